@@ -1,0 +1,38 @@
+# `just` lists the recipes. Tools come from .venv when it is there, else from the PATH.
+
+export PATH := justfile_directory() / ".venv/bin" + ":" + env("PATH")
+export PYTHONPATH := justfile_directory() + ":" + justfile_directory() / "quant" + ":" + justfile_directory() / "calibration" + ":" + justfile_directory() / "cli"
+
+default:
+    @just --list
+
+# Everything that needs no test run: style, types, layers, lengths, generated pages
+check:
+    ruff check
+    ruff format --check
+    mypy
+    lint-imports
+    python3 tests/project/file_lengths.py
+    python3 docs/write_cli_page.py --check
+
+# The default tests: CPU, no network, no downloaded weights
+test *arguments:
+    pytest {{arguments}}
+
+# The tests that build wheels, install them, or take their time
+test-slow *arguments:
+    pytest -m slow {{arguments}}
+
+# Write the generated pages anew
+docs:
+    python3 docs/write_cli_page.py
+
+# Put the code into the form that `check` wants
+format:
+    ruff check --fix
+    ruff format
+
+# Build the native module into the checkout, without an install
+native:
+    cmake -B build/dev
+    cmake --build build/dev
