@@ -1,0 +1,182 @@
+"""config.json as Baidu publishes it (model_type ernie4_5_moe_vl): flat keys, lists per modality.
+
+Owns that layout's keys and their translation. Sizes have no defaults here; a few settings keep those of
+the code that was published with the model, where its files leave them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from ernie_local.config.checks import check_experts, check_vision_heads, read_heads
+from ernie_local.config.keys import LARGEST_COUNT, Keys
+from ernie_local.config.layers import layers_from_range
+from ernie_local.config.model import MediaTokens, ModelConfig, TextConfig, VisionConfig
+from ernie_local.config.rope import read_rope, settle_section
+from ernie_local.strict_json import show
+
+# The published tokenizer's ids, which older files leave to the code.
+_PUBLISHED_IDS = {
+    "im_patch_id": 100295,
+    "image_start_token_id": 101304,
+    "image_end_token_id": 101305,
+    "video_start_token_id": 101306,
+    "video_end_token_id": 101307,
+}
+# Switches of the published code; only these values are implemented here. The router takes the softmax of
+# its scores, picks by score plus bias, divides by the sum of those picked, and no token changes its bank.
+_IMPLEMENTED: dict[str, tuple[object, ...]] = {
+    "model_type": ("ernie4_5_moe_vl",),
+    "hidden_act": ("silu",),
+    "use_bias": (False,),
+    "use_rmsnorm": (True,),
+    "use_temporal_conv": (True,),
+    "temporal_conv_size": (2,),
+    "rope_3d": (True,),
+    "compression_ratio": (1.0, 1),
+    "moe_gate": ("topk",),
+    "moe_gate_act": ("softmax",),
+    "moe_norm_gate_logits": (True,),
+    "moe_use_aux_free": (True,),
+    "moe_use_hard_gate": (True,),
+    "moe_use_token_type_bias": (False,),
+    "moe_group_experts": (False,),
+    "moe_num_attn_experts": (False,),
+    "num_nextn_predict_layers": (0,),
+    "add_tail_layers": (False, 0),
+    "mm_vocab_size": (0,),
+    "sliding_window": (),
+    "use_sliding_window": (False,),
+    "attention_bias": (False,),
+}
+
+
+def parse_hub(raw: Mapping[str, object], where: str) -> ModelConfig:
+    """The hub layout; ModelUnusable naming the key for anything this code does not run."""
+    keys = Keys(raw, where)
+    for key, values in _IMPLEMENTED.items():
+        keys.only(key, *values)
+    text = _text(keys)
+    vision = _vision(keys.section("vision_config"))
+    keys.same_as("pixel_hidden_size", vision.hidden_size, "vision_config.hidden_size")
+    keys.same_as("spatial_conv_size", vision.spatial_merge_size, "vision_config.spatial_merge_size")
+    ids = {key: _media_id(keys, key, published, text.vocab_size) for key, published in _PUBLISHED_IDS.items()}
+    config = ModelConfig(
+        text=text,
+        vision=vision,
+        media=MediaTokens(
+            image=ids["im_patch_id"],
+            image_start=ids["image_start_token_id"],
+            image_end=ids["image_end_token_id"],
+            # Frames of a video stand at the same placeholder; only the tags around them differ.
+            video=ids["im_patch_id"],
+            video_start=ids["video_start_token_id"],
+            video_end=ids["video_end_token_id"],
+        ),
+        bos_token_id=keys.optional_id("bos_token_id"),
+        eos_token_ids=keys.ids("eos_token_id"),
+        source_layout="hub",
+    )
+    keys.finish()
+    return config
+
+
+def _text(keys: Keys) -> TextConfig:
+    hidden_act: Literal["silu"] = "silu"
+    hidden_size = keys.integer("hidden_size")
+    heads = read_heads(keys, hidden_size)
+    rope = read_rope(keys, None, ("default", "ernie_3d"))
+    num_layers = keys.integer("num_hidden_layers", high=LARGEST_COUNT)
+    in_range = layers_from_range(keys, num_layers)
+    num_experts = _experts_per_bank(keys)
+    moe_layers = tuple(has_experts and num_experts > 0 for has_experts in in_range)
+    experts_per_token, expert_sizes = 1, (1, 1)
+    if any(moe_layers):
+        experts_per_token = keys.integer("moe_k")
+        text_size, vision_size = keys.integers("moe_intermediate_size", length=2, low=1)
+        expert_sizes = (text_size, vision_size)
+    else:
+        for key in ("moe_k", "moe_intermediate_size"):
+            keys.value(key)
+    check_experts(keys, num_experts, experts_per_token, any(moe_layers))
+    return TextConfig(
+        vocab_size=keys.integer("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=keys.integer("intermediate_size"),
+        num_hidden_layers=num_layers,
+        num_attention_heads=heads.query,
+        num_key_value_heads=heads.key_value,
+        head_dim=heads.dim,
+        max_position_embeddings=keys.integer("max_position_embeddings"),
+        rms_norm_eps=keys.number("rms_norm_eps"),
+        rope_theta=rope.theta,
+        mrope_section=settle_section(keys, rope, heads.dim, default=None),
+        moe_layers=moe_layers,
+        num_experts=num_experts if any(moe_layers) else 0,
+        experts_per_token=experts_per_token,
+        text_expert_size=expert_sizes[0],
+        vision_expert_size=expert_sizes[1],
+        num_shared_experts=keys.integer("moe_num_shared_experts", 0, low=0),
+        moe_norm_min=keys.number("moe_norm_min", 1e-12),
+        tie_word_embeddings=keys.boolean("tie_word_embeddings"),
+        hidden_act=hidden_act,
+    )
+
+
+def _experts_per_bank(keys: Keys) -> int:
+    value = keys.value("moe_num_experts")
+    if value is None or (value == 0 and not isinstance(value, bool)):
+        return 0
+    if not isinstance(value, list | tuple):
+        raise keys.refuse(
+            "moe_num_experts", f"is {show(value)}, one number each for text and vision is expected"
+        )
+    counts = keys.integers("moe_num_experts")
+    if len(counts) != 2 or counts[0] != counts[1] or counts[0] > LARGEST_COUNT:
+        raise keys.refuse(
+            "moe_num_experts",
+            f"is {list(counts)[:8]}, two equal numbers up to {LARGEST_COUNT} are implemented",
+        )
+    return counts[0]
+
+
+def _media_id(keys: Keys, key: str, published: int, vocab_size: int) -> int:
+    if not keys.has(key) and published >= vocab_size:
+        raise keys.refuse(
+            key, f"is missing, and the published id {published} is beyond vocab_size {vocab_size}"
+        )
+    return keys.integer(key, published, low=0)
+
+
+def _vision(keys: Keys) -> VisionConfig:
+    keys.only("model_type", "DFNRope_vision_transformer")
+    hidden_act: Literal["quick_gelu"] = "quick_gelu"
+    keys.only("hidden_act", hidden_act)
+    temporal_merge_size: Literal[2] = 2
+    keys.only("temporal_merge_size", temporal_merge_size)
+    hidden_size = keys.integer(keys.alias("embed_dim", "hidden_size"))
+    num_heads = keys.integer("num_heads")
+    check_vision_heads(keys, hidden_size, num_heads)
+    in_channels = keys.integer(keys.alias("in_channels", "in_chans"), 3, high=64)
+    patch_size = keys.integer(keys.alias("patch_size", "spatial_patch_size"), high=1024)
+    # The ratio may be a rounded quotient; the little that is added keeps its product whole.
+    inner_size = int(hidden_size * keys.number("mlp_ratio", 4.0) + 1e-6) or None
+    # A vision tower has no words; some files carry what any config may have.
+    for key in ("tie_word_embeddings", "bos_token_id", "eos_token_id"):
+        keys.value(key)
+    vision = VisionConfig(
+        depth=keys.integer("depth", high=LARGEST_COUNT),
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        intermediate_size=keys.integer("intermediate_size", inner_size),
+        in_channels=in_channels,
+        patch_size=patch_size,
+        spatial_merge_size=keys.integer("spatial_merge_size", 2, high=64),
+        temporal_merge_size=temporal_merge_size,
+        layer_norm_eps=keys.number("rms_norm_eps", 1e-6),
+        rope_theta=keys.number("rope_theta", 10000.0),
+        hidden_act=hidden_act,
+    )
+    keys.finish()
+    return vision

@@ -1,0 +1,100 @@
+"""What a model is: the sizes, rules and token ids that the rest of the code reads.
+
+Owns the frozen dataclasses. Knows nothing of config.json, its two layouts or their key names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ConfigLayout = Literal["hub", "native"]
+# 1.75 GiB of KV cache for the 28B model in 16 bits; its own limit of 131072 would be 7 GiB.
+_MOST_CONTEXT_BY_DEFAULT = 32768
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """The decoder. Sizes are counts of elements; no field has a default, all come from the checkpoint."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int  # inner width of the dense layers
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, int, int]  # frequencies for (height, width, temporal); sum = head_dim / 2
+    moe_layers: tuple[bool, ...]  # per layer: two banks of experts, or one dense MLP
+    num_experts: int  # per bank; 0 if no layer has experts
+    experts_per_token: int
+    text_expert_size: int  # inner widths
+    vision_expert_size: int
+    num_shared_experts: int
+    moe_norm_min: float  # lower bound of the sum that the chosen router weights are divided by
+    tie_word_embeddings: bool
+    hidden_act: Literal["silu"]
+
+    @property
+    def shared_expert_size(self) -> int:
+        """Inner width of the one MLP that all shared experts are merged into; 0 if there is none."""
+        return self.num_shared_experts * self.text_expert_size
+
+    @property
+    def default_context_size(self) -> int:
+        """Tokens of a conversation where nobody names a number: what the model was made for, to a bound."""
+        return min(self.max_position_embeddings, _MOST_CONTEXT_BY_DEFAULT)
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """The vision tower, and the merging that the resampler does behind it."""
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    in_channels: int
+    patch_size: int  # pixels along each side
+    spatial_merge_size: int  # patches along each side that become one token
+    temporal_merge_size: Literal[2]
+    layer_norm_eps: float
+    rope_theta: float
+    hidden_act: Literal["quick_gelu"]
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one flattened patch."""
+        return self.in_channels * self.patch_size * self.patch_size
+
+
+@dataclass(frozen=True, slots=True)
+class MediaTokens:
+    """Token ids around and in place of pictures. `video` equals `image` in the hub's own vocabulary."""
+
+    image: int
+    image_start: int
+    image_end: int
+    video: int
+    video_start: int
+    video_end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One ERNIE-4.5-VL model, whichever layout its config.json was written in."""
+
+    text: TextConfig
+    vision: VisionConfig
+    media: MediaTokens
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    source_layout: ConfigLayout
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The first end token, or None where config.json names none."""
+        return self.eos_token_ids[0] if self.eos_token_ids else None

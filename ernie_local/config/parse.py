@@ -1,0 +1,48 @@
+"""From a model directory, or a parsed config.json, to `ModelConfig`: the choice between the two layouts.
+
+Owns the choice by model_type and the messages for directories and models of another kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ernie_local.config.hub import parse_hub
+from ernie_local.config.model import ModelConfig
+from ernie_local.config.native import parse_native
+from ernie_local.errors import ModelUnusable
+from ernie_local.strict_json import read_json_object, show
+
+_LAYOUTS = {"ernie4_5_moe_vl": parse_hub, "ernie4_5_vl_moe": parse_native}
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """config.json of `directory`, read strictly; ModelUnusable naming the file and the key."""
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise ModelUnusable(
+            f"{directory} is not a directory",
+            "a model is a directory with config.json and safetensors files",
+            "name the directory, hf:org/name, or nano for the model that comes with the package",
+        )
+    if not path.exists():
+        raise ModelUnusable(
+            f"{directory} has no config.json",
+            "without it the sizes of the model are not known",
+            "name the directory that holds config.json beside the weights, or download the model again",
+        )
+    return parse_config(read_json_object(path), str(path))
+
+
+def parse_config(raw: Mapping[str, object], where: str) -> ModelConfig:
+    """A parsed config.json in either layout; `where` names it in the ModelUnusable."""
+    model_type = raw.get("model_type")
+    parse = _LAYOUTS.get(model_type) if isinstance(model_type, str) else None
+    if parse is None:
+        raise ModelUnusable(
+            f"{where}: model_type is {show(model_type)}, expected one of {', '.join(_LAYOUTS)}",
+            "only ERNIE-4.5-VL models run here",
+            "name a directory with an ERNIE-4.5-VL checkpoint, or nano",
+        )
+    return parse(raw, where)

@@ -1,0 +1,107 @@
+"""JSON files from strangers: read with a size limit, and without the leniency of the json module.
+
+Owns what is refused (double keys, NaN, absurd size or depth) and how a JSON value, or a name found in
+one, is shown in a message. Knows nothing of what the keys mean.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NoReturn
+
+from ernie_local.errors import ModelUnusable
+
+_SHOWN_CHARACTERS = 120
+
+
+def read_json_object(path: Path, limit_bytes: int = 16 << 20) -> dict[str, object]:
+    """The JSON object in the file `path`; ModelUnusable if it is missing, too large, or no such thing."""
+    try:
+        # A pipe or device would block or never end, so the kind is asked before the file is opened.
+        if not path.is_file():
+            raise _unreadable(path, "it is not there, or is not a plain file")
+        num_bytes = path.stat().st_size
+        if num_bytes > limit_bytes:
+            raise ModelUnusable(
+                f"{path} has {num_bytes} bytes, over the limit of {limit_bytes}",
+                "a file of settings or names is never that large",
+                "download the file again, or name another model directory",
+            )
+        with path.open("rb") as file:
+            raw = file.read(limit_bytes + 1)
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+    return parse_json_object(raw, str(path))
+
+
+def parse_json_object(raw: bytes, where: str) -> dict[str, object]:
+    """The object that the UTF-8 JSON text `raw` holds; `where` names its source in the ModelUnusable."""
+    if raw.startswith(b"version https://git-lfs"):
+        raise git_lfs_pointer(where)
+    try:
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_object_without_doubles, parse_constant=_no_constant
+        )
+    except RecursionError as error:
+        raise _not_json(where, "its values are nested too deeply") from error
+    except ValueError as error:  # also JSONDecodeError, UnicodeDecodeError and over-long integers
+        raise _not_json(where, str(error)) from error
+    if not isinstance(value, dict):
+        raise _not_json(where, f"it holds {show(value)} where an object {{...}} is expected")
+    return value
+
+
+def show(value: object) -> str:
+    """`value` as ASCII text for a message: escaped, and cut to a length that fits a terminal."""
+    if isinstance(value, str):
+        value = value[:_SHOWN_CHARACTERS] + "..." if len(value) > _SHOWN_CHARACTERS else value
+        return ascii(value)
+    if isinstance(value, dict | list):
+        # Only the size: printing a hostile container could take longer than reading it.
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return ascii(value)
+
+
+def git_lfs_pointer(where: str) -> ModelUnusable:
+    """The error for a git-lfs pointer that lies where the file itself should be."""
+    return ModelUnusable(
+        f"{where} is a git-lfs pointer, not the file itself",
+        "the repository was cloned without git-lfs, so the large files were left on the server",
+        "run 'git lfs pull' in that directory, or use hf:org/name to download the model",
+    )
+
+
+def _object_without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {show(key)} stands twice in one object")
+            seen.add(key)
+    return result
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _unreadable(path: Path, reason: str) -> ModelUnusable:
+    return ModelUnusable(
+        f"{path} cannot be read",
+        reason,
+        "check the path and its permissions, or download the model again",
+    )
+
+
+def _not_json(where: str, reason: str) -> ModelUnusable:
+    return ModelUnusable(
+        f"{where} is not valid JSON",
+        reason,
+        "download the file again, or name another model directory",
+    )
