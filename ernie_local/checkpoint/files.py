@@ -1,0 +1,132 @@
+"""Which safetensors files of a directory hold the model, and every tensor in them.
+
+Owns the choice between one file and shards with an index, and that index and files agree. Knows nothing
+of what the tensors are for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ernie_local.checkpoint.header import StoredTensor, read_header
+from ernie_local.errors import ModelUnusable
+from ernie_local.strict_json import read_json_object, show
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_OTHER_FORMATS = {
+    ".bin": "PyTorch pickles",
+    ".pt": "PyTorch pickles",
+    ".pth": "PyTorch pickles",
+    ".gguf": "GGUF files",
+    ".pdparams": "Paddle files",
+    ".npz": "NumPy archives",
+}
+_AGAIN = "download the model again; a download that was stopped can go on with the same command"
+
+
+def read_stored_tensors(directory: Path) -> list[StoredTensor]:
+    """All tensors of the model in `directory`; ModelUnusable if files are missing or contradict.
+
+    One model.safetensors wins over an index beside it, as everywhere: an older index is often left behind.
+    """
+    try:
+        if (directory / SINGLE_FILE).exists():
+            return list(read_header(directory / SINGLE_FILE).values())
+        if (directory / INDEX_FILE).exists():
+            return _read_shards(directory)
+        present = sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise ModelUnusable(
+            f"{directory} cannot be read", error.strerror or str(error), "check the path and its permissions"
+        ) from error
+    raise _nothing_found(directory, present)
+
+
+def _read_shards(directory: Path) -> list[StoredTensor]:
+    index_path = directory / INDEX_FILE
+    weight_map = _read_weight_map(index_path)
+    shards: dict[str, dict[str, StoredTensor]] = {}
+    for file_name in sorted(set(weight_map.values())):
+        path = directory / file_name
+        if not path.exists():
+            count = sum(1 for name in weight_map.values() if name == file_name)
+            raise ModelUnusable(
+                f"{path} is missing, with {count} of the {len(weight_map)} tensors in {INDEX_FILE}",
+                f"the model lies in {len(set(weight_map.values()))} files, and all of them are needed",
+                _AGAIN,
+            )
+        shards[file_name] = read_header(path)
+    _check_agreement(directory, weight_map, shards)
+    return [tensor for shard in shards.values() for tensor in shard.values()]
+
+
+def _read_weight_map(index_path: Path) -> dict[str, str]:
+    weight_map = read_json_object(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelUnusable(
+            f"{index_path} has no weight_map with tensors",
+            "without it nobody knows which file holds which tensor",
+            _AGAIN,
+        )
+    checked: dict[str, str] = {}
+    for name, file_name in weight_map.items():
+        # A path could lead out of the directory, to any file that the user may read.
+        if (
+            not isinstance(file_name, str)
+            or not file_name.endswith(".safetensors")
+            or set(file_name) & set("/\\\0")
+        ):
+            raise ModelUnusable(
+                f"{index_path}: tensor {show(name)} is said to lie in {show(file_name)}",
+                "weights are read only from .safetensors files directly in the model's directory",
+                _AGAIN,
+            )
+        checked[name] = file_name
+    return checked
+
+
+def _check_agreement(
+    directory: Path, weight_map: dict[str, str], shards: dict[str, dict[str, StoredTensor]]
+) -> None:
+    for name, file_name in weight_map.items():
+        if name not in shards[file_name]:
+            raise ModelUnusable(
+                f"{directory / file_name} has no tensor {show(name)} among its {len(shards[file_name])}",
+                f"{INDEX_FILE} says that it lies there",
+                "download this file and the index again, both from the same revision",
+            )
+    for file_name, shard in shards.items():
+        for name in shard:
+            listed = weight_map.get(name)
+            if listed != file_name:
+                raise ModelUnusable(
+                    f"{directory / file_name} holds the tensor {show(name)}, "
+                    + (f"which also lies in {listed}" if listed else f"one of {len(shard)} there"),
+                    f"{INDEX_FILE} lists it in {listed}" if listed else f"{INDEX_FILE} does not list it",
+                    "download this file and the index again, both from the same revision",
+                )
+
+
+def _nothing_found(directory: Path, present: list[str]) -> ModelUnusable:
+    what = f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}"
+    tensor_files = [name for name in present if name.endswith(".safetensors")]
+    if tensor_files:
+        return ModelUnusable(
+            what,
+            f"it has {len(tensor_files)} other safetensors files, the first is {show(tensor_files[0])}",
+            f"download {INDEX_FILE} too if these are shards, or rename the one file to {SINGLE_FILE}",
+        )
+    for suffix, words in _OTHER_FORMATS.items():
+        found = [name for name in present if name.endswith(suffix)]
+        if found:
+            return ModelUnusable(
+                what,
+                f"it has {len(found)} {words} such as {show(found[0])}, and only safetensors files are read",
+                "download the safetensors files of the model, or convert with transformers' save_pretrained",
+            )
+    return ModelUnusable(
+        what,
+        f"it has {len(present)} entries, none of them weights",
+        "name the directory that holds the safetensors files, or download the model",
+    )

@@ -1,0 +1,169 @@
+"""The header of one safetensors file, read as if a stranger had made it to break us.
+
+Owns the file format: 8 bytes of length, a JSON object of tensors, then their bytes without holes. No size
+in it is believed before it was compared with the size of the file. Knows nothing of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+
+from ernie_local.errors import ModelUnusable
+from ernie_local.sizes import MIB, format_bytes
+from ernie_local.strict_json import git_lfs_pointer, parse_json_object, show
+
+# A header takes about 130 bytes a tensor: 1.5 MiB for the 11,106 tensors of the 28B model in one file.
+LARGEST_HEADER = 16 * MIB
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+_LONGEST_SHAPE = 8
+_DOWNLOAD = "download this file again, and compare its size with the one published"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a file: its name there, its type, and where in the file its bytes lie."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int  # of the first byte, from the start of the file
+    num_bytes: int
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of the safetensors file `path` by name; ModelUnusable if anything about it is off.
+
+    Tensors must follow each other without gap or overlap and end where the file ends.
+    """
+    try:
+        status = path.stat()
+        # Opening a pipe would wait for a writer, so the kind is asked first.
+        if not S_ISREG(status.st_mode):
+            raise ModelUnusable(
+                f"{path} is not a plain file",
+                "weights are read from files, and this is a directory, pipe or device",
+                "remove it and download the model again",
+            )
+        with path.open("rb") as file:
+            start = file.read(64)
+            length = _checked_length(path, start, status.st_size)
+            file.seek(8)
+            raw = file.read(length)
+    except OSError as error:
+        raise ModelUnusable(
+            f"{path} cannot be read", error.strerror or str(error), "check the path and its permissions"
+        ) from error
+    if len(raw) != length:
+        raise _broken(
+            path, f"has {len(raw)} bytes of a header of {length}", "the file became shorter meanwhile"
+        )
+    entries = parse_json_object(raw, f"the header of {path}")
+    data_start = 8 + length
+    _check_metadata(path, entries.pop("__metadata__", None))
+    tensors = [_parse_entry(path, name, entry, data_start) for name, entry in entries.items()]
+    _check_coverage(path, tensors, data_start, status.st_size)
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _checked_length(path: Path, start: bytes, file_bytes: int) -> int:
+    if start.startswith(b"version https://git-lfs"):
+        raise git_lfs_pointer(str(path))
+    if len(start) < 8:
+        raise _broken(path, f"has {file_bytes} bytes, a safetensors file has at least 8", "it was cut off")
+    length = int.from_bytes(start[:8], "little")
+    if length > file_bytes - 8:
+        raise _broken(
+            path,
+            f"claims a header of {length} bytes, but has {file_bytes} bytes in all",
+            "it was cut off, or is not a safetensors file",
+        )
+    if length > LARGEST_HEADER:
+        raise _broken(
+            path,
+            f"claims a header of {format_bytes(length)}, the limit is {format_bytes(LARGEST_HEADER)}",
+            "no model has that many tensors",
+        )
+    return length
+
+
+def _check_metadata(path: Path, metadata: object) -> None:
+    if metadata is None:
+        return
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _broken(
+            path, "has __metadata__ that is not an object of texts", "it was damaged or made wrongly"
+        )
+
+
+def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> StoredTensor:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _bad_entry(path, name, "has not exactly the entries dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise _bad_entry(path, name, f"has the dtype {show(dtype)}, known are {', '.join(ITEM_BYTES)}")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _LONGEST_SHAPE
+        or not all(_is_size(size) for size in shape)
+    ):
+        raise _bad_entry(path, name, "has a shape that is not a list of up to 8 sizes from 0 up")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
+        raise _bad_entry(path, name, "has data_offsets that are not two numbers from 0 up")
+    begin, end = offsets
+    # Python's integers do not overflow, so the product of a hostile shape is just a large number.
+    num_bytes = math.prod(shape) * ITEM_BYTES[dtype]
+    if end - begin != num_bytes:
+        raise _bad_entry(
+            path,
+            name,
+            f"takes {show(end - begin)} bytes by its offsets, but {show(num_bytes)} by its shape "
+            f"({', '.join(show(size) for size in shape)}) and dtype {dtype}",
+        )
+    return StoredTensor(path, name, dtype, tuple(shape), data_start + begin, num_bytes)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _check_coverage(path: Path, tensors: list[StoredTensor], data_start: int, file_bytes: int) -> None:
+    for tensor in tensors:
+        if tensor.offset + tensor.num_bytes > file_bytes:
+            raise _broken(
+                path,
+                f"has {file_bytes} bytes, but tensor {show(tensor.name)} would end at byte "
+                f"{show(tensor.offset + tensor.num_bytes)}",
+                "the file was cut off while downloading or copying, or its header was damaged",
+            )
+    position, previous = data_start, "the header"
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.num_bytes)):
+        if tensor.offset != position:
+            problem = "overlaps" if tensor.offset < position else "leaves a gap after"
+            raise _bad_entry(
+                path,
+                tensor.name,
+                f"begins at byte {show(tensor.offset)} of the file and {problem} {previous}, which ends at "
+                f"byte {show(position)}",
+            )
+        position, previous = tensor.offset + tensor.num_bytes, show(tensor.name)
+    if position != file_bytes:
+        raise _broken(
+            path,
+            f"has {file_bytes} bytes, but its tensors end at byte {show(position)} with {previous}",
+            "bytes that belong to no tensor follow",
+        )
+
+
+def _bad_entry(path: Path, name: str, problem: str) -> ModelUnusable:
+    return _broken(path, f"tensor {show(name)} {problem}", "the header was damaged or made wrongly")
+
+
+def _broken(path: Path, problem: str, reason: str) -> ModelUnusable:
+    return ModelUnusable(f"{path}: {problem}", reason, _DOWNLOAD)

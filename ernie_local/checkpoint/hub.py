@@ -1,0 +1,106 @@
+"""From what a user calls a model to a directory: a path, hf:org/name[@revision], or nano.
+
+Owns the spelling of model names and the errors of downloading. Knows nothing of what is in the directory.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ernie_local.errors import ModelUnusable
+from ernie_local.strict_json import show
+
+NANO_DIRECTORY = Path(__file__).parent.parent / "nano"
+_HUB_PREFIX = "hf:"
+_HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+# Weights, settings, tokenizers, templates and licences. No code: nothing that is downloaded is ever run.
+_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
+def resolve_model(name: str) -> Path:
+    """The directory of the model `name`; downloads a hub model that is not in the cache yet.
+
+    ModelUnusable if there is no such directory, or the hub cannot give it.
+    """
+    if name == "nano":
+        return _existing(NANO_DIRECTORY, "this installation comes without nano", "install ernie-local again")
+    if name.startswith(_HUB_PREFIX):
+        return _from_hub(name.removeprefix(_HUB_PREFIX))
+    hint = "name a directory, hf:org/name to download one, or nano for the model that comes with the package"
+    if _HUB_NAME.fullmatch(name):
+        hint = f"write hf:{name} to download it, or check the path"
+    return _existing(Path(name).expanduser(), "no such directory", hint)
+
+
+def _existing(directory: Path, reason: str, hint: str) -> Path:
+    try:
+        if directory.is_dir():
+            return directory
+        is_file = directory.is_file()
+    except (OSError, ValueError) as error:  # a name too long for the system, or with a zero byte in it
+        raise ModelUnusable(f"model {show(str(directory))} cannot be found", str(error), hint) from error
+    if is_file:
+        reason = "it is a file, and a model is the directory with config.json and the weights"
+    raise ModelUnusable(f"model {show(str(directory))} cannot be found", reason, hint)
+
+
+def _from_hub(hub_name: str) -> Path:
+    match = _HUB_NAME.fullmatch(hub_name)
+    if match is None:
+        raise ModelUnusable(
+            f"model {show(_HUB_PREFIX + hub_name)} cannot be found",
+            "a hub model is written hf:org/name or hf:org/name@revision",
+            "for example hf:baidu/ERNIE-4.5-VL-28B-A3B-PT",
+        )
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+    except ImportError as error:
+        raise ModelUnusable(
+            f"model hf:{hub_name} cannot be found",
+            f"the package huggingface_hub cannot be imported: {error}",
+            "pip install huggingface_hub, or name a directory",
+        ) from error
+    # Among its bases is that of whichever HTTP library this huggingface_hub uses, for errors on the way.
+    http_errors = [base for base in HfHubHTTPError.__mro__ if issubclass(base, Exception)]
+    failures: tuple[type[Exception], ...] = (
+        *(base for base in http_errors if base is not Exception),
+        ValueError,
+        RuntimeError,
+    )
+    repo, revision = match["repo"], match["revision"]
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES))
+    except GatedRepoError as error:
+        hint = f"accept its terms at https://huggingface.co/{repo}, then log in with 'hf auth login'"
+        raise _not_given(
+            hub_name, "the model is given out only after its terms were accepted", hint
+        ) from error
+    except RepositoryNotFoundError as error:
+        hint = "check the spelling; for a private model log in with 'hf auth login'"
+        raise _not_given(hub_name, f"the hub has no model {repo}, or hides it from you", hint) from error
+    except RevisionNotFoundError as error:
+        hint = f"leave out @{revision}, or look at https://huggingface.co/{repo}/tree/main for the others"
+        raise _not_given(hub_name, f"the hub has {repo}, but no revision {revision}", hint) from error
+    except LocalEntryNotFoundError as error:
+        hint = "connect to the network and unset HF_HUB_OFFLINE, or name a directory or nano"
+        reason = f"the hub cannot be reached, and the cache has no complete copy ({_first_line(error)})"
+        raise _not_given(hub_name, reason, hint) from error
+    except failures as error:
+        hint = "try again, a download goes on where it stopped; or name a directory or nano"
+        raise _not_given(hub_name, f"{type(error).__name__}: {_first_line(error)}", hint) from error
+
+
+def _not_given(hub_name: str, reason: str, hint: str) -> ModelUnusable:
+    return ModelUnusable(f"model hf:{hub_name} could not be had from the Hugging Face hub", reason, hint)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "no message")

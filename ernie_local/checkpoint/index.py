@@ -1,0 +1,157 @@
+"""Accounts for every tensor: each one of the model has one source, each one in the files has one use.
+
+Owns the comparison of what the files hold with what the config demands: names, shapes, types, doubles.
+Knows nothing of reading values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ernie_local.checkpoint.header import ITEM_BYTES, StoredTensor
+from ernie_local.checkpoint.names import Part, WeightLayout, is_ignored, layout_of, map_name, name_in_file
+from ernie_local.checkpoint.shapes import ExpectedShapes, Shape
+from ernie_local.config import ModelConfig
+from ernie_local.errors import ModelUnusable
+from ernie_local.strict_json import show
+
+WEIGHT_DTYPES = ("F32", "F16", "BF16")
+_HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+_COMPARE = "check that config.json and the weights come from the same model and revision"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the bytes of one of our tensors lie: one unbroken range of a file."""
+
+    stored: StoredTensor
+    shape: Shape  # ours; the file's is the reverse if `transposed`
+    offset: int
+    num_bytes: int
+    transposed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """The result: a source for each tensor of the model, and what was left aside, by its name in the file."""
+
+    sources: dict[str, Source]
+    ignored: tuple[str, ...]
+    tied_head: StoredTensor | None  # a second copy of the embedding, to be compared when that is read
+    layout: WeightLayout
+
+
+def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig) -> Accounts:
+    """Match the tensors of the files with those of `config`; ModelUnusable naming the first that fails."""
+    expected = ExpectedShapes(config)
+    num_experts = config.text.num_experts
+    sources: dict[str, Source] = {}
+    ignored: list[str] = []
+    heads: list[StoredTensor] = []
+    layouts: set[WeightLayout | None] = set()
+    for tensor in stored:
+        if is_ignored(tensor.name):
+            ignored.append(tensor.name)
+            continue
+        layouts.add(layout_of(tensor.name))
+        parts = map_name(tensor.name, num_experts)
+        if config.text.tie_word_embeddings and [part.name for part in parts] == [_HEAD]:
+            _check_tensor(tensor, (Part(_EMBEDDING),), expected)
+            heads.append(tensor)
+            continue
+        _check_tensor(tensor, parts, expected)
+        for part in parts:
+            if part.name in sources:
+                raise _double(tensor, sources[part.name].stored)
+            sources[part.name] = _source(tensor, part, expected)
+    if len(heads) > 1:
+        raise _double(heads[1], heads[0])
+    if heads and _EMBEDDING not in sources:
+        # A writer that stores shared tensors once may have kept either name.
+        sources[_EMBEDDING] = _source(heads.pop(), Part(_EMBEDDING), expected)
+    layout: WeightLayout = "native" if "native" in layouts else "hub"
+    _check_nothing_missing(directory, sources, expected, layout, num_experts)
+    return Accounts(sources, tuple(ignored), heads[0] if heads else None, layout)
+
+
+def _check_tensor(tensor: StoredTensor, parts: tuple[Part, ...], expected: ExpectedShapes) -> None:
+    shapes = [expected.shape(part.name) for part in parts]
+    if not shapes or shapes[0] is None:
+        raise ModelUnusable(
+            f"{tensor.path}: tensor {show(tensor.name)} of shape {_shape_text(tensor.shape)} is one too many",
+            f"by config.json the model has {expected.describe()}, and no such tensor",
+            _COMPARE,
+        )
+    wanted = _stored_shape(parts, shapes[0])
+    if tensor.shape != wanted:
+        raise ModelUnusable(
+            f"{tensor.path}: tensor {show(tensor.name)} has the shape {_shape_text(tensor.shape)}, "
+            f"expected {_shape_text(wanted)}",
+            "the expected shape follows from the sizes in config.json",
+            _COMPARE,
+        )
+    if tensor.dtype not in WEIGHT_DTYPES:
+        raise ModelUnusable(
+            f"{tensor.path}: tensor {show(tensor.name)} has the dtype {tensor.dtype}, "
+            f"expected one of {', '.join(WEIGHT_DTYPES)}",
+            "weights are floating-point numbers; other types belong to quantized or damaged files",
+            "use a checkpoint in bfloat16, float16 or float32",
+        )
+
+
+def _stored_shape(parts: tuple[Part, ...], ours: Shape) -> Shape:
+    """The shape that a tensor of exactly these parts has in the file; all parts have the shape `ours`."""
+    part = parts[0]
+    shape = ours[::-1] if part.transposed else ours
+    if part.half is not None:
+        shape = (2 * shape[0], *shape[1:])
+    if part.row is not None:
+        num_rows = len({part.row for part in parts})
+        shape = (num_rows, *shape)
+    return shape
+
+
+def _source(tensor: StoredTensor, part: Part, expected: ExpectedShapes) -> Source:
+    shape = expected.shape(part.name)
+    assert shape is not None, part.name  # _check_tensor saw to it
+    num_bytes = math.prod(shape) * ITEM_BYTES[tensor.dtype]
+    halves_per_row = 2 if part.half is not None else 1
+    skipped = (part.row or 0) * halves_per_row + (part.half or 0)
+    return Source(tensor, shape, tensor.offset + skipped * num_bytes, num_bytes, part.transposed)
+
+
+def _check_nothing_missing(
+    directory: Path,
+    sources: dict[str, Source],
+    expected: ExpectedShapes,
+    layout: WeightLayout,
+    num_experts: int,
+) -> None:
+    missing = next((name for name in expected.names() if name not in sources), None)
+    if missing is None:
+        return
+    shape = expected.shape(missing)
+    assert shape is not None, missing  # both come from the same table
+    in_file = name_in_file(missing, layout, num_experts)
+    raise ModelUnusable(
+        f"{directory}: tensor {show(in_file)} of shape {_shape_text(shape)} is missing; "
+        f"{len(sources)} of {expected.count()} tensors were found",
+        f"by config.json the model has it (here as {missing})",
+        f"{_COMPARE}, and that the download is complete",
+    )
+
+
+def _double(tensor: StoredTensor, other: StoredTensor) -> ModelUnusable:
+    return ModelUnusable(
+        f"{tensor.path}: tensor {show(tensor.name)} at byte {tensor.offset} is there twice, "
+        f"also as {show(other.name)} at byte {other.offset} of {other.path.name}",
+        "both stand for the same weights of the model, and only one can be right",
+        _COMPARE,
+    )
+
+
+def _shape_text(shape: Shape) -> str:
+    return "(" + ", ".join(show(size) for size in shape) + ")"

@@ -1,0 +1,188 @@
+"""Tensor names in files (hub layout, native layout, both spellings of the vision prefix) to our names.
+
+Owns the map, its inverse, and which part of a file's tensor each of ours is. Pure and idempotent: our own
+names map to themselves. Knows nothing of files, shapes or torch; numbers in names are read, not believed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Bank = Literal["text", "vision"]
+Projection = Literal["gate_proj", "up_proj", "down_proj"]
+WeightLayout = Literal["hub", "native"]
+BANKS: tuple[Bank, Bank] = ("text", "vision")
+PROJECTIONS: tuple[Projection, Projection, Projection] = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of our tensors, as a part of a tensor in a file.
+
+    First `row` of dimension 0 is taken, and that dimension vanishes; then one `half` (0 or 1) of what is
+    now dimension 0; then both dimensions are swapped if `transposed`. Each step may be absent.
+    """
+
+    name: str
+    row: int | None = None
+    half: int | None = None
+    transposed: bool = False
+
+
+# No leading zeros and few digits: each number has one spelling, so two names never mean one tensor.
+_NUMBER = "(?:0|[1-9][0-9]{0,5})"
+_TEXT = r"(?:model\.)?(?:language_model\.)?"
+_VISION = r"(?:model\.)?(?:vision_model|vision_tower|vision)\."
+_RESAMPLER = r"(?:model\.)?resampler(?:_model)?\."
+_MERGER = rf"{_RESAMPLER}(spatial|temporal)(?:_linear)?\."
+_MLP = rf"{_TEXT}layers\.(?P<layer>{_NUMBER})\.mlp\."
+_LINEAR = r"(?P<projection>gate_proj|up_proj|down_proj)"
+_BANK = r"(?P<bank>text|vision)"
+_WEIGHTS = r"(?:weight|bias)"
+_IN_BLOCK = r"(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)"
+
+# A tensor that is taken as a whole: its names in files, and ours, which each pattern matches too.
+_RENAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), ours)
+    for pattern, ours in (
+        (rf"{_TEXT}((?:embed_tokens|norm|lm_head)\.weight)", r"\1"),
+        (rf"{_TEXT}(layers\.{_NUMBER}\.(?:input_layernorm|post_attention_layernorm)\.weight)", r"\1"),
+        (rf"{_TEXT}(layers\.{_NUMBER}\.self_attn\.[qkvo]_proj\.weight)", r"\1"),
+        (rf"{_TEXT}(layers\.{_NUMBER}\.mlp\.{_LINEAR}\.weight)", r"\1"),
+        (rf"{_TEXT}(layers\.{_NUMBER})\.(?:mlp|moe)\.(shared_experts\.{_LINEAR}\.weight)", r"\1.moe.\2"),
+        (rf"{_MLP}{_BANK}_moe\.gate\.weight", r"layers.\g<layer>.moe.\g<bank>_router.weight"),
+        (rf"(layers\.{_NUMBER}\.moe\.{_BANK}_router\.{_WEIGHTS})", r"\1"),
+        (rf"(experts\.{_NUMBER}\.{_BANK}\.{_NUMBER}\.{_LINEAR})", r"\1"),
+        (rf"{_VISION}patch_embed(?:\.proj)?\.weight", r"vision.patch_embed.weight"),
+        (rf"{_VISION}(?:ln|norm)\.({_WEIGHTS})", r"vision.norm.\1"),
+        (rf"{_VISION}(blocks\.{_NUMBER}\.{_IN_BLOCK}\.{_WEIGHTS})", r"vision.\1"),
+        (rf"{_MERGER}(?:0|fc1)\.({_WEIGHTS})", r"resampler.\1.fc1.\2"),
+        (rf"{_MERGER}(?:2|fc2)\.({_WEIGHTS})", r"resampler.\1.fc2.\2"),
+        (rf"{_MERGER}(?:3|ln|norm)\.({_WEIGHTS})", r"resampler.\1.norm.\2"),
+        (rf"{_RESAMPLER}mlp\.({_WEIGHTS})", r"resampler.mlp.\1"),
+        (rf"{_RESAMPLER}(?:after_norm|norm)\.weight", r"resampler.norm.weight"),
+    )
+)
+_HUB_GATE = re.compile(rf"{_MLP}gate\.weight(?P<second>_1)?")
+_HUB_BIAS = re.compile(rf"{_MLP}moe_statics\.e_score_correction_bias")
+_HUB_EXPERT = re.compile(rf"{_MLP}experts\.(?P<expert>{_NUMBER})\.{_LINEAR}\.weight")
+_NATIVE_BIAS = re.compile(rf"{_MLP}{_BANK}_moe\.gate\.moe_statics\.e_score_correction_bias")
+_NATIVE_EXPERTS = re.compile(rf"{_MLP}{_BANK}_moe\.experts\.(?P<projection>gate_up_proj|down_proj)")
+_IGNORED = re.compile(rf"{_MLP}moe_statics\.expert_usage")
+_NATIVE_ONLY = re.compile(r"language_model\.|vision_tower\.|_moe\.|_linear\.(?:fc1|fc2|ln)\.")
+_HUB_ONLY = re.compile(r"vision_model\.|\.mlp\.(?:gate\.|moe_statics\.|experts\.)|_linear\.[0-9]\.")
+
+# Our vision and resampler names back to those of the files: (pattern, hub, native).
+_BACK = (
+    (r"vision\.patch_embed\.", r"vision_model.patch_embed.proj.", r"model.vision_tower.patch_embed.proj."),
+    (r"vision\.norm\.", r"vision_model.ln.", r"model.vision_tower.ln."),
+    (r"vision\.", r"vision_model.", r"model.vision_tower."),
+    (r"resampler\.(mlp)\.", r"model.resampler_model.\1.", r"model.resampler_model.\1."),
+    (r"resampler\.norm\.", r"model.resampler_model.after_norm.", r"model.resampler_model.after_norm."),
+    (
+        r"resampler\.(\w+)\.fc1\.",
+        r"model.resampler_model.\1_linear.0.",
+        r"model.resampler_model.\1_linear.fc1.",
+    ),
+    (
+        r"resampler\.(\w+)\.fc2\.",
+        r"model.resampler_model.\1_linear.2.",
+        r"model.resampler_model.\1_linear.fc2.",
+    ),
+    (
+        r"resampler\.(\w+)\.norm\.",
+        r"model.resampler_model.\1_linear.3.",
+        r"model.resampler_model.\1_linear.ln.",
+    ),
+)
+_ROUTER = re.compile(rf"layers\.(?P<layer>{_NUMBER})\.moe\.{_BANK}_router\.(?P<kind>weight|bias)")
+
+
+def map_name(name: str, num_experts: int) -> tuple[Part, ...]:
+    """Our tensors that the file's tensor `name` holds; empty for a name that no layout has.
+
+    `num_experts` is per bank: hub experts from there on belong to vision, and a fused native tensor has
+    one part for each expert and matrix.
+    """
+    for pattern, ours in _RENAMED:
+        if match := pattern.fullmatch(name):
+            return (Part(match.expand(ours)),)
+    if match := _HUB_GATE.fullmatch(name):
+        bank = "vision" if match["second"] else "text"
+        # The hub keeps the routers, and only them, as (hidden, experts).
+        return (Part(f"layers.{match['layer']}.moe.{bank}_router.weight", transposed=True),)
+    if match := _HUB_BIAS.fullmatch(name):
+        return tuple(
+            Part(f"layers.{match['layer']}.moe.{bank}_router.bias", row=row) for row, bank in enumerate(BANKS)
+        )
+    if match := _HUB_EXPERT.fullmatch(name):
+        index = int(match["expert"])
+        # An index past both banks stays with the last bank, where it is one expert too many.
+        bank = "text" if index < num_experts else "vision"
+        expert = index if bank == "text" else index - num_experts
+        return (Part(f"experts.{match['layer']}.{bank}.{expert}.{match['projection']}"),)
+    if match := _NATIVE_BIAS.fullmatch(name):
+        return (Part(f"layers.{match['layer']}.moe.{match['bank']}_router.bias", row=0),)
+    if match := _NATIVE_EXPERTS.fullmatch(name):
+        return _fused_parts(match["layer"], match["bank"], match["projection"], num_experts)
+    return ()
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a file's tensor is known but has no part in the model: counters kept while training."""
+    return _IGNORED.fullmatch(name) is not None
+
+
+def layout_of(name: str) -> WeightLayout | None:
+    """The layout that writes `name`; None for a name that both write, or that is ours."""
+    if _NATIVE_ONLY.search(name):
+        return "native"
+    return "hub" if _HUB_ONLY.search(name) else None
+
+
+def name_in_file(ours: str, layout: WeightLayout, num_experts: int) -> str:
+    """The name under which a file of `layout` holds our tensor `ours`: the inverse of `map_name`."""
+    kind, *rest = ours.split(".")
+    if kind == "experts":
+        layer, bank, expert, projection = rest
+        if layout == "hub":
+            index = int(expert) + (num_experts if bank == "vision" else 0)
+            return f"model.layers.{layer}.mlp.experts.{index}.{projection}.weight"
+        fused = "down_proj" if projection == "down_proj" else "gate_up_proj"
+        return f"model.language_model.layers.{layer}.mlp.{bank}_moe.experts.{fused}"
+    if kind == "lm_head":
+        return ours
+    for pattern, hub, native in _BACK:
+        if re.match(pattern, ours):
+            return re.sub(f"^{pattern}", hub if layout == "hub" else native, ours)
+    stem = ours
+    if match := _ROUTER.fullmatch(ours):
+        stem = _router_in_file(match["layer"], match["bank"], match["kind"], layout)
+    stem = stem.replace(".moe.shared_experts.", ".mlp.shared_experts.")
+    return f"model.{stem}" if layout == "hub" else f"model.language_model.{stem}"
+
+
+def _fused_parts(layer: str, bank: str, projection: str, num_experts: int) -> tuple[Part, ...]:
+    """Parts of (experts, 2 * inner, hidden), gate rows before up rows, or of (experts, hidden, inner)."""
+    if projection == "down_proj":
+        halves: tuple[tuple[str, int | None], ...] = (("down_proj", None),)
+    else:
+        halves = (("gate_proj", 0), ("up_proj", 1))
+    return tuple(
+        Part(f"experts.{layer}.{bank}.{expert}.{ours}", row=expert, half=half)
+        for expert in range(num_experts)
+        for ours, half in halves
+    )
+
+
+def _router_in_file(layer: str, bank: str, kind: str, layout: WeightLayout) -> str:
+    stem = f"layers.{layer}.mlp."
+    if layout == "native":
+        return f"{stem}{bank}_moe.gate." + (
+            "weight" if kind == "weight" else "moe_statics.e_score_correction_bias"
+        )
+    if kind == "bias":
+        return f"{stem}moe_statics.e_score_correction_bias"
+    return f"{stem}gate.weight" + ("_1" if bank == "vision" else "")

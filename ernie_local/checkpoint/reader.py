@@ -1,0 +1,181 @@
+"""Values of a checkpoint, streamed into memory that the caller has allocated.
+
+Owns the reads, the conversion of types and the search for NaN and infinity. The files were checked before
+(`header`, `files`, `index`); nothing here allocates by a size that a file claims. Knows nothing of modules.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from ernie_local.checkpoint.files import read_stored_tensors
+from ernie_local.checkpoint.header import StoredTensor
+from ernie_local.checkpoint.index import Accounts, Source, account
+from ernie_local.checkpoint.names import WeightLayout
+from ernie_local.config import ModelConfig
+from ernie_local.errors import ModelUnusable
+from ernie_local.strict_json import show
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Large enough for full speed, small enough that the check for NaN still finds a chunk in the cache.
+_CHUNK_BYTES = 4 << 20
+_AGAIN = "download this file again, and compare its checksum with the one published"
+
+
+def open_checkpoint(directory: Path, config: ModelConfig) -> Checkpoint:
+    """The checkpoint in `directory`, with all headers compared with `config`; no values are read yet.
+
+    ModelUnusable, naming file, tensor and both numbers, for anything missing, extra, doubled or damaged.
+    """
+    return Checkpoint(account(directory, read_stored_tensors(directory), config))
+
+
+class Checkpoint:
+    """The tensors of a model under our names. Threads may read different tensors at the same time."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+        self._files: dict[Path, int] = {}
+        self._opening = threading.Lock()
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors of the model, as stored."""
+        return sum(source.num_bytes for source in self._accounts.sources.values())
+
+    @property
+    def layout(self) -> WeightLayout:
+        """Whose names the files use."""
+        return self._accounts.layout
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Names of tensors in the files that are known to have no part in the model."""
+        return self._accounts.ignored
+
+    def names(self) -> list[str]:
+        """Our names, all that the model of this config has."""
+        return list(self._accounts.sources)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of our tensor `name`; linear weights are (out, in)."""
+        return self._accounts.sources[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type as stored: float32, float16 or bfloat16."""
+        return _DTYPES[self._accounts.sources[name].stored.dtype]
+
+    def read(self, name: str, out: torch.Tensor) -> None:
+        """Fill `out`, a floating-point CPU tensor of `shape(name)`, converting to its dtype.
+
+        Needs at most 4 MiB beside `out`. ModelUnusable if the file is cut short or holds NaN or infinity.
+        """
+        source = self._accounts.sources[name]
+        assert out.device.type == "cpu", (name, out.device)
+        assert out.is_floating_point(), (name, out.dtype)
+        assert tuple(out.shape) == source.shape, (name, tuple(out.shape), source.shape)
+        target = out.detach()
+        target = target.t() if source.transposed else target
+        for piece, start in _pieces(target):
+            self._fill(source, start, piece)
+        head = self._accounts.tied_head
+        if name == "embed_tokens.weight" and head is not None:
+            self._compare_head(head, target)
+
+    def close(self) -> None:
+        """Close the files; reading again opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _fill(self, source: Source, start: int, piece: torch.Tensor) -> None:
+        """Read elements from `start` of the range of `source` into `piece`, in the file's order."""
+        stored_dtype = _DTYPES[source.stored.dtype]
+        offset = source.offset + start * stored_dtype.itemsize
+        if piece.dtype == stored_dtype and piece.is_contiguous():
+            self._read_bytes(source.stored, offset, piece)
+        else:
+            staging = torch.empty(piece.shape, dtype=stored_dtype)
+            self._read_bytes(source.stored, offset, staging)
+            piece.copy_(staging)
+        _check_finite(source.stored, start, piece)
+
+    def _compare_head(self, head: StoredTensor, embedding: torch.Tensor) -> None:
+        source = Source(head, tuple(embedding.shape), head.offset, head.num_bytes, transposed=False)
+        for piece, start in _pieces(embedding):
+            again = torch.empty_like(piece)
+            self._fill(source, start, again)
+            if not torch.equal(piece, again):
+                raise ModelUnusable(
+                    f"{head.path}: tensor {show(head.name)} differs from the embedding within elements "
+                    f"{start} to {start + piece.numel()}",
+                    "config.json has tie_word_embeddings true, which says that both are the same",
+                    "set tie_word_embeddings to false in config.json if the head was trained on its own",
+                )
+
+    def _descriptor(self, path: Path) -> int:
+        with self._opening:
+            if path not in self._files:
+                self._files[path] = os.open(path, os.O_RDONLY)
+            return self._files[path]
+
+    def _read_bytes(self, stored: StoredTensor, offset: int, into: torch.Tensor) -> None:
+        # (bytes,): numpy knows no bfloat16, but bytes it can lend to the kernel without a copy.
+        view = into.view(-1).view(torch.uint8).numpy().data
+        try:
+            descriptor = self._descriptor(stored.path)
+            while view:
+                count = os.preadv(descriptor, [view], offset)
+                if count == 0:
+                    raise ModelUnusable(
+                        f"{stored.path}: tensor {show(stored.name)} should reach byte "
+                        f"{stored.offset + stored.num_bytes}, the file ends at byte {offset}",
+                        "the file became shorter while it was read",
+                        _AGAIN,
+                    )
+                view, offset = view[count:], offset + count
+        except OSError as error:
+            raise ModelUnusable(
+                f"{stored.path}: tensor {show(stored.name)} cannot be read at byte {offset}",
+                error.strerror or str(error),
+                "check the disk and its cable or network",
+            ) from error
+
+
+def _pieces(target: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
+    """Parts of `target` of at most about 4 MiB, each with the number of elements before it."""
+    if target.is_contiguous():
+        target = target.view(-1)
+    row_size = max(target[0].numel(), 1) if target.dim() > 1 else 1
+    rows = max(_CHUNK_BYTES // (row_size * 4), 1)
+    for row in range(0, len(target), rows):
+        yield target[row : row + rows], row * row_size
+
+
+def _check_finite(stored: StoredTensor, start: int, piece: torch.Tensor) -> None:
+    # Smallest and largest carry a NaN along; twenty times faster than asking each element.
+    smallest, largest = torch.aminmax(piece)
+    if torch.isfinite(smallest) and torch.isfinite(largest):
+        return
+    bad = (~torch.isfinite(piece)).flatten().nonzero().flatten()  # (bad elements,)
+    position = int(bad[0])
+    raise ModelUnusable(
+        f"{stored.path}: tensor {show(stored.name)} holds {float(piece.flatten()[position])} at element "
+        f"{start + position} of its part of the model, the first of {len(bad)} there",
+        "a weight that is not a finite number makes every answer useless",
+        _AGAIN,
+    )

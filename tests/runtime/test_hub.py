@@ -1,0 +1,171 @@
+"""From a model's name to its directory: paths, the hub's cache with and without a network, nano."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ernie_local.checkpoint import hub
+from ernie_local.checkpoint.hub import resolve_model
+from ernie_local.errors import ModelUnusable
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def refused(name: str) -> str:
+    with pytest.raises(ModelUnusable) as caught:
+        resolve_model(name)
+    assert caught.value.exit_code == 4
+    assert len(str(caught.value).splitlines()) == 3
+    return str(caught.value)
+
+
+def test_a_directory_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_model(str(tmp_path)) == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    assert resolve_model("~/models") == tmp_path / "models"
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("models") == Path("models")
+
+
+def test_a_missing_directory_is_named() -> None:
+    assert "'/nowhere/at/all' cannot be found" in refused("/nowhere/at/all")
+    assert "try: write hf:baidu/ERNIE-4.5-VL-28B-A3B-PT to download it" in refused(
+        "baidu/ERNIE-4.5-VL-28B-A3B-PT"
+    )
+    assert "cannot be found" in refused("x" * 5000)
+    assert "cannot be found" in refused("a\0b")
+    assert "cannot be found" in refused("/etc/hostname/model")
+
+
+def test_a_file_is_not_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"")
+    assert "it is a file, and a model is the directory" in refused(str(path))
+
+
+def test_nano_is_the_directory_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Path(hub.__file__).parents[1] / "nano" == hub.NANO_DIRECTORY
+    monkeypatch.setattr(hub, "NANO_DIRECTORY", tmp_path)
+    assert resolve_model("nano") == tmp_path
+    monkeypatch.setattr(hub, "NANO_DIRECTORY", tmp_path / "gone")
+    assert "comes without nano" in refused("nano")
+
+
+@pytest.mark.parametrize("name", ["hf:", "hf:ernie", "hf:a/b/c", "hf:a/b@", "hf:a b/c", "hf:../../etc"])
+def test_a_misspelt_hub_name_is_refused_without_asking_the_hub(name: str) -> None:
+    message = refused(name)
+    assert "hf:org/name@revision" in message or "could not be had" in message
+
+
+def make_cache(root: Path) -> Path:
+    """A hub cache with one downloaded model, as huggingface_hub lays it out."""
+    repo = root / "models--org--tiny-ernie"
+    snapshot = repo / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    (repo / "blobs").mkdir()
+    (repo / "blobs" / "1").write_text(json.dumps({"model_type": "ernie4_5_vl_moe"}))
+    (snapshot / "config.json").symlink_to("../../blobs/1")
+    return snapshot
+
+
+RESOLVE = """
+import sys
+from ernie_local.checkpoint.hub import resolve_model
+from ernie_local.errors import ErnieLocalError
+try:
+    print(resolve_model(sys.argv[1]))
+except ErrorType as error:
+    sys.stderr.write(str(error))
+    sys.exit(error.exit_code)
+""".replace("ErrorType", "ErnieLocalError")
+
+
+def resolve_offline(name: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    # A process of its own: huggingface_hub reads its environment when it is imported.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
+    return subprocess.run(
+        [sys.executable, "-c", RESOLVE, name], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["hf:org/tiny-ernie", "hf:org/tiny-ernie@main", f"hf:org/tiny-ernie@{COMMIT}"]
+)
+def test_a_cached_model_is_found_without_a_network(name: str, tmp_path: Path) -> None:
+    snapshot = make_cache(tmp_path)
+    result = resolve_offline(name, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert Path(result.stdout.strip()) == snapshot
+
+
+@pytest.mark.parametrize("name", ["hf:org/other", "hf:org/tiny-ernie@v2"])
+def test_without_a_network_what_is_not_cached_is_refused(name: str, tmp_path: Path) -> None:
+    make_cache(tmp_path)
+    result = resolve_offline(name, tmp_path)
+    assert result.returncode == 4
+    assert len(result.stderr.splitlines()) == 3
+    assert result.stderr.startswith(f"model {name} could not be had from the Hugging Face hub\n")
+    assert "the cache has no complete copy" in result.stderr
+    assert "HF_HUB_OFFLINE" in result.stderr.splitlines()[2]
+
+
+def http_error(kind: str) -> Exception:
+    from huggingface_hub import errors
+
+    # Made without a response of the server, which is all that these classes want at birth.
+    error_class: Any = getattr(errors, kind)
+    error: Exception = error_class.__new__(error_class)
+    error.args = ("first line\nsecond line",)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("GatedRepoError", "only after its terms were accepted"),
+        ("RepositoryNotFoundError", "the hub has no model org/name"),
+        ("RevisionNotFoundError", "has org/name, but no revision v2"),
+        ("LocalEntryNotFoundError", "the hub cannot be reached"),
+        ("HfHubHTTPError", "HfHubHTTPError: "),
+        ("OfflineModeIsEnabled", "OfflineModeIsEnabled: first line"),
+        ("HFValidationError", "HFValidationError: first line"),
+        ("HTTPError", "HTTPError: first line"),
+    ],
+)
+def test_errors_of_the_hub_are_put_into_words(
+    kind: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = http_error(kind)
+
+    def fail(*arguments: object, **options: object) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    text = refused("hf:org/name@v2")
+    assert message in text
+    assert "second line" not in text
+
+
+def test_only_weights_and_settings_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+
+    def download(repo: str, **options: object) -> str:
+        asked.update(repo=repo, **options)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert resolve_model("hf:org/name@v2") == tmp_path
+    patterns = asked.pop("allow_patterns")
+    assert asked == {"repo": "org/name", "revision": "v2"}
+    assert isinstance(patterns, list)
+    assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in patterns)
