@@ -1,0 +1,208 @@
+"""Bytes of a picture file to upright RGB pictures on white, by Pillow's decoder for the format found.
+
+Owns the limit on pixels, and what is done about rotation, transparency, bit depth and colour.
+Knows nothing of paths; PDF has a module of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+    features,
+)
+
+from ernie_local.errors import InputUnreadable
+from ernie_local.media.pages import Page, PageRequest, choose_pages
+from ernie_local.media.processor import check_aspect_ratio
+
+# Decoding takes 4 bytes a pixel and a copy; the model looks at 5 million pixels at most.
+MAX_PIXELS = 100_000_000
+MAX_DOCUMENT_PIXELS = 3 * MAX_PIXELS
+
+# The classes are called one by one, and not through Image.open: its own limit knows no width and height to
+# report, and warns in between. (JPEG: the first picture of a multi-picture file is a plain JPEG.)
+_DECODERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+}
+# Pillow's plugins let these through when the bytes are wrong; anything else is a defect and stays visible.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WHITE = (255, 255, 255, 255)
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+
+
+def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None) -> list[Page]:
+    """Decode a file of format `kind` ("PNG", "JPEG", "WebP", "GIF", "TIFF" or "BMP").
+
+    Only TIFF has pages; of a moving picture the first frame is read, with a note. Damaged files and pages
+    that are not there raise InputUnreadable, and so do more than MAX_PIXELS pixels in a page or
+    MAX_DOCUMENT_PIXELS in all pages, known from the headers before anything of that size is decoded.
+    """
+    if kind == "WebP" and not features.check("webp"):
+        raise InputUnreadable(
+            f"{name}: holds WebP data, which this Pillow cannot read",
+            "Pillow was built without libwebp",
+            "pip install --force-reinstall pillow, or convert the picture: dwebp in.webp -o out.png",
+        )
+    pages: list[Page] = []
+    with _reported(name, kind, len(data)):
+        image = _DECODERS[kind](io.BytesIO(data))
+        num_pages = getattr(image, "n_frames", 1) if kind == "TIFF" else 1
+        moves = kind != "TIFF" and getattr(image, "is_animated", False)
+    notes = ("a moving picture, of which the first frame is read",) if moves else ()
+    total_pixels = 0
+    for page in choose_pages(request, num_pages, name):
+        with _reported(name, kind, len(data)):
+            if page > 1:
+                image.seek(page - 1)
+            check_size(image.width, image.height, name)
+            total_pixels += image.width * image.height
+            if total_pixels > MAX_DOCUMENT_PIXELS:
+                raise _too_many_in_all(name, pages, total_pixels)
+            image.load()
+        flat, flat_notes = to_upright_rgb(image, name)
+        pages.append(Page(page, num_pages, flat, notes + flat_notes))
+    return pages
+
+
+def to_upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...]]:
+    """A new RGB picture: turned as its EXIF data says, transparency on white, 16-bit gray scaled to 8 bits.
+
+    Gray of more bits, and colours that have no way to RGB, raise InputUnreadable. Returns the picture and
+    notes for the user.
+    """
+    check_size(image.width, image.height, name)
+    with _reported(name, image.format or image.mode, None):
+        image.load()
+        orientation, notes = _orientation(image)
+        flat = _flatten(image, name)
+    turn = _TURNS.get(orientation)
+    return (flat if turn is None else flat.transpose(turn)), notes
+
+
+def check_size(width: int, height: int, name: str) -> None:
+    """Refuse (InputUnreadable) a picture without pixels, of too many pixels, or too long and thin."""
+    if width < 1 or height < 1:
+        raise InputUnreadable(
+            f"{name}: {width} x {height} pixels", "a picture without pixels shows nothing", "save it again"
+        )
+    if width * height > MAX_PIXELS:
+        raise _too_large(f"{name}: {width} x {height} = {width * height:,} pixels")
+    check_aspect_ratio(width, height, name)
+
+
+def _orientation(image: Image.Image) -> tuple[int, tuple[str, ...]]:
+    """The EXIF orientation, 1 for upright. A TIFF is: Pillow turned it at loading and took the mark away."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return (orientation if isinstance(orientation, int) else 1), ()
+    except _DECODER_ERRORS:
+        return 1, ("its EXIF data is damaged, so it was not turned",)
+
+
+def _flatten(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return _gray_16_to_8(image).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise InputUnreadable(
+            f"{name}: gray of 32 bits, at most 16 are read",
+            "such files carry measurements, and which value is white is not said",
+            "save it with 8 bits: magick in.tif -auto-level -depth 8 out.png",
+        )
+    if image.has_transparency_data:
+        colour = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), colour).convert("RGB")
+    return image.convert("RGB")
+
+
+def _gray_16_to_8(image: Image.Image) -> Image.Image:
+    """Scale by the white of the file's depth (TIFF may hold 12 bits); Pillow's own convert would clip."""
+    bits, photometric = 16, None
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        depths = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))
+        bits = depths[0] if isinstance(depths, tuple) else depths
+        photometric = image.tag_v2.get(_PHOTOMETRIC)
+    white = (1 << bits) - 1
+    table = [min(255, round(value * 255 / white)) for value in range(1 << 16)]
+    if photometric == _WHITE_IS_ZERO:
+        table = [255 - value for value in table]
+    return image.convert("I").point(table, "L")
+
+
+def _too_large(what: str) -> InputUnreadable:
+    return InputUnreadable(
+        f"{what}, at most {MAX_PIXELS:,} are read",
+        "decoding it would fill the memory, and the model looks at 5 million pixels at most",
+        "shrink it (magick in.png -resize 4000x4000 out.png), or crop it to the part that matters",
+    )
+
+
+def _too_many_in_all(name: str, pages: list[Page], total_pixels: int) -> InputUnreadable:
+    first, last = pages[0].number, pages[-1].number
+    return InputUnreadable(
+        f"{name}: {total_pixels:,} pixels up to page {last + 1}, at most {MAX_DOCUMENT_PIXELS:,} at once",
+        "all pages asked for are held in memory together",
+        f"choose fewer pages ({name}:{first}-{last} would do), or scan with fewer dots an inch",
+    )
+
+
+@contextmanager
+def _reported(name: str, kind: str, num_bytes: int | None) -> Iterator[None]:
+    """Turn what Pillow raises into InputUnreadable, and keep its warnings off the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except Image.DecompressionBombError as error:
+            # Only WebP and tiles of TIFF come here; their size is told in the text alone.
+            stated = re.search(r"[0-9]+", str(error))
+            pixels = f"{int(stated[0]):,}" if stated else "too many"
+            raise _too_large(f"{name}: {pixels} pixels") from error
+        except _DECODER_ERRORS as error:
+            size = "" if num_bytes is None else f"; {num_bytes:,} bytes were read"
+            raise InputUnreadable(
+                f"{name}: this {kind} picture cannot be decoded{size}",
+                f"it may be cut off or damaged; the decoder says: {error}",
+                "download or copy it again, or open it in an image viewer and save it anew",
+            ) from error

@@ -1,0 +1,104 @@
+"""Which format a file holds, told by its first bytes; file names are never trusted.
+
+Owns the signatures, and what to try for formats that are not read here. Decodes nothing.
+"""
+
+from __future__ import annotations
+
+from ernie_local.errors import InputUnreadable
+
+# (offset, bytes, format)
+_SIGNATURES = (
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"GIF87a", "GIF"),
+    (0, b"GIF89a", "GIF"),
+    (8, b"WEBP", "WebP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"II+\0", "TIFF"),
+    (0, b"MM\0+", "TIFF"),
+    (0, b"BM", "BMP"),
+)
+READABLE = "PNG, JPEG, WebP, GIF, TIFF, BMP and PDF"
+# A PDF may start with junk; readers look for its mark in the first kilobyte.
+_PDF_MARK, _PDF_SEARCH_BYTES = b"%PDF-", 1024
+
+_KNOWN_ELSEWHERE = (
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftyphev", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypmsf1", "HEIC"),
+    (4, b"ftypavi", "AVIF"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"JXL \r\n\x87\n", "JPEG XL"),
+    (4, b"jP  \r\n\x87\n", "JPEG 2000"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"%!PS", "PostScript"),
+    (0, b"PK\x03\x04", "ZIP (or an office document)"),
+    (0, b"\0\0\x01\0", "icon"),
+    (4, b"ftyp", "video"),
+    (0, b"\x1a\x45\xdf\xa3", "video"),
+)
+_CONVERSIONS = {
+    "HEIC": "convert it: heif-convert in.heic out.jpg (package libheif-examples), "
+    "on a Mac: sips -s format jpeg in.heic --out out.jpg",
+    "AVIF": "convert it: avifdec in.avif out.png (package libavif-bin)",
+    "JPEG XL": "convert it: djxl in.jxl out.png (package libjxl-tools)",
+    "SVG": "convert it: rsvg-convert in.svg -o out.png (package librsvg2-bin)",
+    "PostScript": "convert it: ps2pdf in.ps out.pdf (package ghostscript)",
+    "ZIP (or an office document)": "for an office document: soffice --convert-to pdf FILE",
+    "video": "videos are not read yet; take single frames: ffmpeg -i in.mp4 -vf fps=1 frame%03d.png",
+}
+_SHOWN_BYTES = 24
+
+
+def sniff_format(data: bytes, name: str) -> str:
+    """One of "PNG", "JPEG", "WebP", "GIF", "TIFF", "BMP" and "PDF".
+
+    Empty, foreign and text files raise InputUnreadable.
+    """
+    if not data:
+        raise InputUnreadable(
+            f"{name}: holds 0 bytes",
+            "an empty file shows nothing; a download or a copy may have been cut off",
+            "download or copy it again",
+        )
+    found = _match(data, _SIGNATURES)
+    if found is not None:
+        return found
+    if _PDF_MARK in data[:_PDF_SEARCH_BYTES]:
+        return "PDF"
+    raise _foreign(data, name)
+
+
+def _match(data: bytes, signatures: tuple[tuple[int, bytes, str], ...]) -> str | None:
+    for offset, mark, kind in signatures:
+        if data.startswith(mark, offset):
+            return kind
+    return None
+
+
+def _foreign(data: bytes, name: str) -> InputUnreadable:
+    start = data[:_PDF_SEARCH_BYTES].decode("latin-1").lower()
+    kind = "SVG" if "<svg" in start else _match(data, _KNOWN_ELSEWHERE)
+    if kind is not None:
+        return InputUnreadable(
+            f"{name}: holds {kind} data, which is not read here",
+            f"{READABLE} are read",
+            _CONVERSIONS.get(kind, "convert it to PNG with the program it was made in"),
+        )
+    return InputUnreadable(
+        f"{name}: is not a picture",
+        f"{READABLE} are read; this file has {len(data):,} bytes and starts with {_show(data)}",
+        "give the picture itself; text belongs into the question",
+    )
+
+
+def _show(data: bytes) -> str:
+    """The first bytes as quoted text when they are printable, in hexadecimal when not."""
+    head = data[:_SHOWN_BYTES]
+    text = head.decode("utf-8", errors="ignore")
+    if text and all(character.isprintable() or character in "\t\r\n" for character in text):
+        return f'the text "{" ".join(text.split())}"'
+    return f"the bytes {head.hex(' ')}"

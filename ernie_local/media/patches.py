@@ -1,0 +1,42 @@
+"""One picture as the vision tower wants it: rows of patches, their grid, and the sizes to tell a user.
+
+Knows nothing of files, resizing or token ids. Imports no torch: the tensor is only carried here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Patches:
+    """The patches of one picture.
+
+    pixel_values: (t * h * w, channels * patch_size * patch_size) float32, on the CPU, normalized.
+        Rows run over (h / merge, w / merge, merge, merge), so that the patches of one merge window are
+        neighbours; columns over (channel, patch row, patch column).
+    grid: (t, h, w) counted in patches, before merging; t is 1 for a picture.
+    original_size, resized_size: (width, height) in pixels, before and after the resize.
+    num_tokens: placeholder tokens that this picture fills, h * w / merge^2 for a picture.
+    """
+
+    pixel_values: torch.Tensor
+    grid: tuple[int, int, int]
+    original_size: tuple[int, int]
+    resized_size: tuple[int, int]
+    num_tokens: int
+
+    def __post_init__(self) -> None:
+        frames, rows, columns = self.grid
+        num_patches = frames * rows * columns
+        if min(self.grid) < 1 or self.pixel_values.ndim != 2 or self.pixel_values.shape[0] != num_patches:
+            raise ValueError(
+                f"pixel_values of shape {tuple(self.pixel_values.shape)} do not fit the grid {self.grid}, "
+                f"which needs {num_patches} rows"
+            )
+        if self.num_tokens < 1 or num_patches % self.num_tokens:
+            raise ValueError(f"{num_patches} patches cannot be shared out over {self.num_tokens} tokens")

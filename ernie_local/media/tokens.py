@@ -1,0 +1,175 @@
+"""Which tokens stand for pictures, and the three positions (time, row, column) of every token.
+
+Owns the rules of expanding placeholders, typing tokens and numbering positions. Works on ids and grids alone:
+it has seen neither pixels nor the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Literal
+
+from ernie_local.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ernie_local.config import MediaTokens
+
+VisionRule = Literal["tags", "placeholder"]
+Grid = tuple[int, int, int]
+
+TEXT, IMAGE, VIDEO = 0, 1, 2
+
+_PLACEHOLDER_HINT = (
+    "write one image placeholder for each picture, or exactly as many in a row as the picture has tokens"
+)
+
+
+def token_types(ids: Sequence[int], media: MediaTokens, rule: VisionRule = "tags") -> torch.Tensor:
+    """The type of every token: (tokens,) uint8 of TEXT, IMAGE or VIDEO; all but TEXT are vision tokens.
+
+    Rule "tags" (the checkpoint's own) counts the start and end tags of a picture as vision too, rule
+    "placeholder" only the placeholders. Where images and videos share one placeholder id, as in the hub's
+    layout, it is IMAGE.
+    """
+    import torch
+
+    if rule not in ("tags", "placeholder"):
+        raise UsageError(
+            f"vision rule {rule!r} is unknown",
+            "the rule says which tokens the vision experts serve; there are two",
+            'use "tags" (start and end tags count as vision) or "placeholder" (they do not)',
+        )
+    tensor = torch.as_tensor(ids, dtype=torch.int64)
+    types = torch.full(tensor.shape, TEXT, dtype=torch.uint8)
+    video_ids, image_ids = [media.video], [media.image]
+    if rule == "tags":
+        video_ids += [media.video_start, media.video_end]
+        image_ids += [media.image_start, media.image_end]
+    for kind, kind_ids in ((VIDEO, video_ids), (IMAGE, image_ids)):
+        types[torch.isin(tensor, torch.tensor(kind_ids))] = kind
+    return types
+
+
+def expand_placeholders(ids: Sequence[int], counts: Sequence[int], media: MediaTokens) -> list[int]:
+    """Repeat each image placeholder as often as its picture has tokens.
+
+    counts: the tokens of each picture, in order. Ids that hold sum(counts) placeholders already are
+    returned as they are; ids with one placeholder for each picture are expanded; anything else raises
+    UsageError.
+    """
+    found = sum(1 for token_id in ids if token_id == media.image)
+    if found == sum(counts):
+        return list(ids)
+    if found != len(counts):
+        raise UsageError(
+            f"{found} image placeholder tokens for {len(counts)} pictures of {sum(counts)} tokens",
+            "a prompt holds one placeholder for each picture, or one for each token of each picture",
+            _PLACEHOLDER_HINT,
+        )
+    remaining = iter(counts)
+    expanded: list[int] = []
+    for token_id in ids:
+        expanded.extend([token_id] * next(remaining) if token_id == media.image else [token_id])
+    return expanded
+
+
+def positions_3d(
+    ids: Sequence[int],
+    grids: Sequence[Grid],
+    media: MediaTokens,
+    merge: int,
+    start: int = 0,
+    *,
+    temporal_merge: int = 2,
+) -> tuple[torch.Tensor, int]:
+    """Number the tokens of a prompt on the axes time, row and column.
+
+    ids: the tokens, placeholders expanded. grids: (t, h, w) in patches of every picture, in order; t = 1 is
+    an image, t > 1 a video of t frames. merge, temporal_merge: patches and frames that one token joins.
+    start: the position of the first token. Returns ((3, tokens) int64, the position of the token after the
+    last).
+
+    A text token counts one step on all three axes. A picture starts at the current position p, token (t,
+    row, column) lies at (p + t, p + row, p + column), and the text after it goes on at p + max(t, rows,
+    columns): the rule of the original code. transformers leaves t out of that maximum, so its long videos
+    collide with the text behind them. Placeholders that do not fit the grids raise UsageError with both
+    numbers.
+    """
+    import torch
+
+    shapes = [_merged_shape(grid, index, merge, temporal_merge) for index, grid in enumerate(grids)]
+    pieces: list[torch.Tensor] = []
+    position = start
+    for kind, shape, length in _segments(ids, grids, shapes, media):
+        if kind == TEXT:
+            pieces.append(torch.arange(position, position + length).expand(3, -1))
+            position += length
+        else:
+            axes = [torch.arange(size) for size in shape]
+            # (3, t, rows, columns) -> (3, t * rows * columns)
+            pieces.append(torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(3, -1) + position)
+            position += max(shape)
+    positions = torch.cat(pieces, dim=1) if pieces else torch.zeros(3, 0, dtype=torch.int64)
+    return positions, position
+
+
+def _merged_shape(grid: Grid, index: int, merge: int, temporal_merge: int) -> Grid:
+    frames, rows, columns = grid
+    temporal = 1 if frames == 1 else temporal_merge
+    if min(grid) < 1 or frames % temporal or rows % merge or columns % merge:
+        raise UsageError(
+            f"picture {index + 1} has {frames} x {rows} x {columns} patches, not mergeable by "
+            f"{temporal} x {merge} x {merge}",
+            "one token joins a window of patches, so every side of the grid is a multiple of the window",
+            "make the patches with this model's image processor",
+        )
+    return frames // temporal, rows // merge, columns // merge
+
+
+def _segments(
+    ids: Sequence[int], grids: Sequence[Grid], shapes: Sequence[Grid], media: MediaTokens
+) -> Iterator[tuple[int, Grid, int]]:
+    """Cut the ids into pieces (TEXT, unused, length) and (IMAGE or VIDEO, merged shape, length).
+
+    A picture is one piece. Pictures that touch, with no tag between, are told apart by their grids alone.
+    """
+    lengths = [frames * rows * columns for frames, rows, columns in shapes]
+    kinds = {media.video: VIDEO, media.image: IMAGE}
+    found = sum(1 for token_id in ids if token_id in kinds)
+    if found != sum(lengths):
+        raise UsageError(
+            f"{found} placeholder tokens for {len(shapes)} pictures of {sum(lengths)} tokens",
+            "every token of a picture fills one placeholder",
+            _PLACEHOLDER_HINT,
+        )
+    index = 0
+    for kind, group in groupby(ids, key=lambda token_id: kinds.get(token_id, TEXT)):
+        left = sum(1 for _ in group)
+        if kind == TEXT:
+            yield TEXT, (0, 0, 0), left
+            continue
+        while left:
+            if media.image != media.video:
+                _check_kind(kind, grids[index][0], index)
+            if lengths[index] > left:
+                raise UsageError(
+                    f"picture {index + 1} has {lengths[index]} tokens, but {left} placeholders in a row",
+                    "the placeholders of one picture stand side by side, in the order of the pictures",
+                    _PLACEHOLDER_HINT,
+                )
+            yield kind, shapes[index], lengths[index]
+            left -= lengths[index]
+            index += 1
+
+
+def _check_kind(kind: int, num_frames: int, index: int) -> None:
+    if (kind == VIDEO) != (num_frames > 1):
+        name = {IMAGE: "image", VIDEO: "video"}[kind]
+        raise UsageError(
+            f"picture {index + 1} has {num_frames} frames, but stands at {name} placeholders",
+            "an image has 1 frame and image placeholders, a video has more and video placeholders",
+            "give the pictures in the order of their placeholders",
+        )
