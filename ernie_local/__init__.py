@@ -1,0 +1,31 @@
+"""The public names of the runtime: `load`, `Chat` and the version.
+
+Importing this package imports neither torch nor transformers: each public name is looked up when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ernie_local.loading import LoadedModel, load
+    from ernie_local.session import Chat
+
+__version__ = "0.1.0"
+__all__ = ["Chat", "LoadedModel", "__version__", "load"]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("load", "LoadedModel"):
+        from ernie_local import loading
+
+        return getattr(loading, name)
+    if name == "Chat":
+        from ernie_local.session import Chat
+
+        return Chat
+    raise AttributeError(f"module 'ernie_local' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,296 @@
+"""One running sequence: prefill in chunks, decode token by token, mark and rewind. Works on ids and patches.
+
+Owns the KV cache, the next position and the rule which tokens are vision. Knows nothing of text, templates or
+files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from ernie_local.errors import DoesNotFit, Interrupted, UsageError
+from ernie_local.media.patches import Patches
+from ernie_local.media.tokens import TEXT, VisionRule, positions_3d, token_types
+from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.moe import RouteHook
+
+# Big enough that an expert's weights are read for many tokens at once, small enough that one layer's
+# activations of the 28B model (2048 x 12288 in the dense layer) stay near 100 MiB.
+DEFAULT_CHUNK_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point to rewind to: tokens in the cache, and the position of the token after them."""
+
+    length: int
+    next_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """New tokens with all that the model needs to know of them, checked, nothing computed yet."""
+
+    token_ids: torch.Tensor  # (tokens,) int64
+    positions: torch.Tensor  # (3, tokens) int64, rows T, H, W
+    is_vision: torch.Tensor  # (tokens,) bool
+    is_placeholder: torch.Tensor  # (tokens,) bool: the embedding is replaced by a picture's feature
+    next_position: int
+
+    @property
+    def num_tokens(self) -> int:
+        """How many there are."""
+        return int(self.token_ids.shape[0])
+
+
+class Engine:
+    """Runs one sequence over a model. Not for use from several threads at once."""
+
+    def __init__(
+        self,
+        model: ErnieModel,
+        context_size: int,
+        kv_dtype: torch.dtype | None = None,
+        chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
+        vision_rule: VisionRule = "tags",
+    ) -> None:
+        """context_size: most tokens the sequence can have; the cache for them is allocated here, once.
+
+        kv_dtype: None for the model's dtype. chunk_tokens: most tokens computed at a time in prefill.
+        vision_rule: whether a picture's start and end tags count as vision ("tags") or not ("placeholder").
+        """
+        check_sizes(context_size, chunk_tokens)
+        self.model = model
+        self.context_size = context_size
+        self.chunk_tokens = chunk_tokens
+        self.vision_rule: VisionRule = vision_rule
+        self.on_route: RouteHook | None = None
+        self._next_position = 0
+        self._cache = KVCache(model.config.text, context_size, kv_dtype or model.dtype, model.device)
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._cache.length
+
+    @property
+    def next_position(self) -> int:
+        """The position, on all three axes, of the next text token."""
+        return self._next_position
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Bytes allocated for keys and values."""
+        return self._cache.num_bytes
+
+    def mark(self) -> Mark:
+        """Remember this point of the sequence."""
+        return Mark(self._cache.length, self._next_position)
+
+    def rewind(self, mark: Mark) -> None:
+        """Forget every token after `mark`, which must come from this sequence and not lie ahead of it."""
+        self._cache.truncate(mark.length)
+        self._next_position = mark.next_position
+
+    def prefill(
+        self,
+        token_ids: Sequence[int],
+        images: Sequence[Patches] = (),
+        should_stop: Callable[[], bool] | None = None,
+    ) -> torch.Tensor:
+        """Append tokens; give back the logits after the last, (vocab_size,) float32, on the model's device.
+
+        token_ids: at least one; placeholders are expanded already, one for each token of each picture, in the
+        order of `images`. Raises DoesNotFit before any computing if they exceed the context, UsageError if
+        placeholders and pictures disagree, and Interrupted, with the sequence as it was, if `should_stop`
+        says so between chunks.
+        """
+        hidden = self._append(token_ids, images, should_stop, lambda _start, chunk: chunk[-1:])
+        with torch.inference_mode():
+            logits = self.model.logits(hidden)[0]
+        # A copy made outside of inference mode, so that samplers may write to it.
+        return logits.clone()
+
+    def prefill_all(
+        self, token_ids: Sequence[int], images: Sequence[Patches] = (), *, out: torch.Tensor
+    ) -> None:
+        """As `prefill`, with the logits of every position written to `out`, (tokens, vocab_size) float32."""
+
+        def keep_logits(start: int, chunk: torch.Tensor) -> torch.Tensor:
+            out[start : start + chunk.shape[0]] = self.model.logits(chunk)
+            return chunk[-1:]
+
+        self._append(token_ids, images, None, keep_logits)
+
+    def decode(self, token_id: int) -> torch.Tensor:
+        """Append one token and give back the logits after it, as `prefill` does.
+
+        A vision token is served by the vision bank like any other and takes an ordinary position; its
+        embedding is its own, as no picture comes with it. Raises DoesNotFit at the end of the context.
+        """
+        self._check_room(1)
+        self._check_position(self._next_position)
+        self._check_ids([token_id])
+        config, device = self.model.config, self.model.device
+        with self._all_or_nothing(), torch.inference_mode():
+            is_vision = token_types([token_id], config.media, self.vision_rule) != TEXT
+            hidden = self.model(
+                self.model.embed(torch.tensor([token_id], device=device)),
+                torch.full((3, 1), self._next_position, device=device),
+                is_vision.to(device),
+                self._cache,
+                self.on_route,
+            )
+            logits = self.model.logits(hidden)[0]
+            self._next_position += 1
+        return logits.clone()
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Whatever goes wrong inside, Ctrl-C included, the sequence is as it was before."""
+        before = self.mark()
+        try:
+            yield
+        except BaseException:
+            self.rewind(before)
+            raise
+
+    def _append(
+        self,
+        token_ids: Sequence[int],
+        images: Sequence[Patches],
+        should_stop: Callable[[], bool] | None,
+        keep: Callable[[int, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """Run all chunks; `keep(start, hidden)` takes from each what is wanted. Returns the last of these."""
+        prompt = self._prepare(token_ids, images)
+        with self._all_or_nothing(), torch.inference_mode():
+            features = self._encode(images, should_stop)
+            kept = self._run_chunks(prompt, features, should_stop, keep)
+            self._next_position = prompt.next_position
+        return kept
+
+    def _run_chunks(
+        self,
+        prompt: Prompt,
+        features: torch.Tensor,
+        should_stop: Callable[[], bool] | None,
+        keep: Callable[[int, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """features: (placeholders, hidden_size), which a chunk boundary may cut anywhere."""
+        features_used = 0
+        for start in range(0, prompt.num_tokens, self.chunk_tokens):
+            _raise_if_stopped(should_stop, start, prompt.num_tokens)
+            stop = min(start + self.chunk_tokens, prompt.num_tokens)
+            hidden = self.model.embed(prompt.token_ids[start:stop])  # (chunk, hidden_size)
+            placeholders = prompt.is_placeholder[start:stop]
+            num_features = int(placeholders.sum())
+            if num_features:
+                hidden[placeholders] = features[features_used : features_used + num_features]
+                features_used += num_features
+            hidden = self.model(
+                hidden,
+                prompt.positions[:, start:stop],
+                prompt.is_vision[start:stop],
+                self._cache,
+                self.on_route,
+            )
+            kept = keep(start, hidden)
+        return kept
+
+    def _prepare(self, token_ids: Sequence[int], images: Sequence[Patches]) -> Prompt:
+        ids = list(token_ids)
+        if not ids:
+            raise UsageError(
+                "a prompt of 0 tokens, at least 1 is needed",
+                "the model predicts what follows a token",
+                "give a prompt that is not empty",
+            )
+        self._check_room(len(ids))
+        self._check_ids(ids)
+        config, device = self.model.config, self.model.device
+        positions, next_position = positions_3d(
+            ids,
+            [image.grid for image in images],
+            config.media,
+            config.vision.spatial_merge_size,
+            self._next_position,
+            temporal_merge=config.vision.temporal_merge_size,
+        )
+        self._check_position(next_position - 1)
+        tensor = torch.tensor(ids, dtype=torch.int64)
+        placeholder_ids = torch.tensor([config.media.image, config.media.video])
+        return Prompt(
+            token_ids=tensor.to(device),
+            positions=positions.to(device),
+            is_vision=(token_types(ids, config.media, self.vision_rule) != TEXT).to(device),
+            is_placeholder=torch.isin(tensor, placeholder_ids).to(device),
+            next_position=next_position,
+        )
+
+    def _encode(self, images: Sequence[Patches], should_stop: Callable[[], bool] | None) -> torch.Tensor:
+        """Features of all pictures, (placeholders, hidden_size)."""
+        if not images:
+            return torch.empty(0, self.model.config.text.hidden_size)
+        if should_stop is None:
+            return torch.cat(self.model.encode_images(images))
+        features = []
+        for index, image in enumerate(images):
+            _raise_if_stopped(should_stop, index, len(images), "pictures")
+            features.extend(self.model.encode_images([image]))
+        return torch.cat(features)
+
+    def _check_room(self, num_new: int) -> None:
+        if self._cache.length + num_new > self.context_size:
+            raise DoesNotFit(
+                f"{self._cache.length + num_new} tokens do not fit into a context of {self.context_size}",
+                f"{self._cache.length} are in use and {num_new} more are asked for",
+                "shorten the text, give fewer or smaller pictures, or raise the context size",
+            )
+
+    def _check_position(self, largest: int) -> None:
+        # Not the number of tokens: a picture of 6000 tokens moves the position by its longer side only.
+        num_positions = self.model.config.text.max_position_embeddings
+        if largest >= num_positions:
+            raise DoesNotFit(
+                f"the text reaches position {largest}, the model knows 0 to {num_positions - 1}",
+                "the model was not trained on positions beyond (max_position_embeddings in config.json)",
+                "shorten the text, or start a new conversation",
+            )
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        vocab_size = self.model.config.text.vocab_size
+        lowest, highest = min(ids), max(ids)
+        if lowest < 0 or highest >= vocab_size:
+            raise UsageError(
+                f"token id {lowest if lowest < 0 else highest} is outside of 0 to {vocab_size - 1}",
+                f"the model's vocabulary has {vocab_size} tokens",
+                "make the ids with this model's own tokenizer",
+            )
+
+
+def check_sizes(context_size: int, chunk_tokens: int) -> None:
+    """Raise UsageError for a size that no engine can have."""
+    for name, value in (("context size", context_size), ("chunk size", chunk_tokens)):
+        if value < 1:
+            raise UsageError(
+                f"{name} of {value} tokens, at least 1 is needed",
+                "every token needs a place",
+                f"give a {name} of 1 or more",
+            )
+
+
+def _raise_if_stopped(
+    should_stop: Callable[[], bool] | None, num_done: int, num_all: int, unit: str = "tokens"
+) -> None:
+    if should_stop is not None and should_stop():
+        raise Interrupted(
+            f"stopped after {num_done} of {num_all} {unit} of the prompt",
+            "a stop was asked for",
+            "ask again; the conversation is as it was before this prompt",
+        )

@@ -1,0 +1,107 @@
+"""Routed experts whose weights all lie in memory, one pair of tensors per (layer, bank).
+
+Knows nothing of routing or of files: `loading` fills the tensors, the MoE block brings tokens with their
+choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from ernie_local.config import TextConfig
+from ernie_local.model.moe import BANKS, Bank
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertBank:
+    """gate_up: (experts, 2 * inner, hidden_size), gate rows first; down: (experts, hidden_size, inner)."""
+
+    gate_up: torch.Tensor
+    down: torch.Tensor
+
+    def projection(self, expert_id: int, name: str) -> torch.Tensor:
+        """The view that one tensor of the checkpoint fills; name: gate_proj, up_proj or down_proj."""
+        inner_size = self.down.shape[-1]
+        views: dict[str, Callable[[], torch.Tensor]] = {
+            "gate_proj": lambda: self.gate_up[expert_id, :inner_size],
+            "up_proj": lambda: self.gate_up[expert_id, inner_size:],
+            "down_proj": lambda: self.down[expert_id],
+        }
+        return views[name]()
+
+    def run(self, expert_id: int, hidden: torch.Tensor) -> torch.Tensor:
+        """down(silu(gate(x)) * up(x)) of one expert. hidden: (tokens, hidden_size) -> the same shape."""
+        gate, up = functional.linear(hidden, self.gate_up[expert_id]).chunk(2, dim=-1)  # (tokens, inner) each
+        return functional.linear(functional.silu(gate) * up, self.down[expert_id])
+
+
+class ResidentExperts:
+    """An ExpertProvider over plain tensors."""
+
+    def __init__(self, config: TextConfig, dtype: torch.dtype, device: torch.device) -> None:
+        """Allocates every bank of every MoE layer, uninitialised."""
+        inner_sizes = {"text": config.text_expert_size, "vision": config.vision_expert_size}
+        self.banks: dict[tuple[int, Bank], ExpertBank] = {}
+        for layer_id, is_moe in enumerate(config.moe_layers):
+            for bank in BANKS if is_moe else ():
+                gate_up = (config.num_experts, 2 * inner_sizes[bank], config.hidden_size)
+                down = (config.num_experts, config.hidden_size, inner_sizes[bank])
+                self.banks[layer_id, bank] = ExpertBank(
+                    torch.empty(gate_up, dtype=dtype, device=device),
+                    torch.empty(down, dtype=dtype, device=device),
+                )
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all expert weights."""
+        return sum(bank.gate_up.nbytes + bank.down.nbytes for bank in self.banks.values())
+
+    def compute(
+        self,
+        layer_id: int,
+        bank: Bank,
+        hidden: torch.Tensor,
+        expert_ids: torch.Tensor,
+        expert_weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """See ExpertProvider.compute; expert ids are trusted to lie within the bank."""
+        weights = self.banks[layer_id, bank]
+        if hidden.shape[0] == 1:
+            return _one_token(weights, hidden, expert_ids, expert_weights)
+        return _grouped(weights, hidden, expert_ids, expert_weights)
+
+
+def _one_token(
+    weights: ExpertBank, hidden: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor
+) -> torch.Tensor:
+    """Decode: a token's experts differ, so there is nothing to group. hidden: (1, hidden_size)."""
+    output = torch.zeros_like(hidden)
+    # Ascending ids, as in `_grouped`: a token's sum is the same whether it came alone or in a chunk.
+    for expert_id, choice in sorted(zip(expert_ids[0].tolist(), range(expert_ids.shape[1]), strict=True)):
+        output += weights.run(expert_id, hidden) * expert_weights[:, choice]
+    return output
+
+
+def _grouped(
+    weights: ExpertBank, hidden: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor
+) -> torch.Tensor:
+    """Prefill: one matrix product per expert that occurs, over all of its tokens."""
+    num_experts, top_k = weights.down.shape[0], expert_ids.shape[1]
+    flat_ids = expert_ids.flatten()  # (tokens * top_k,)
+    order = flat_ids.argsort(stable=True)
+    tokens = order // top_k  # (tokens * top_k,) rows of hidden, grouped by expert
+    flat_weights = expert_weights.flatten()[order, None]  # (tokens * top_k, 1)
+    output = torch.zeros_like(hidden)
+    start = 0
+    for expert_id, count in enumerate(torch.bincount(flat_ids, minlength=num_experts).tolist()):
+        if count == 0:
+            continue
+        group = slice(start, start + count)
+        start += count
+        result = weights.run(expert_id, hidden[tokens[group]]) * flat_weights[group]
+        output.index_add_(0, tokens[group], result)
+    return output

@@ -1,0 +1,12 @@
+"""From a directory of weights to a model that answers: the one place that joins files, memory and network.
+
+`options` reads what a caller may say, `memory` refuses what does not fit, `build` fills the network, `model`
+is what callers hold. Knows nothing of chat.
+"""
+
+from __future__ import annotations
+
+from ernie_local.loading.loader import load
+from ernie_local.loading.model import LoadedModel
+
+__all__ = ["LoadedModel", "load"]

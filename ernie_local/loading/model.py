@@ -1,0 +1,174 @@
+"""A model in memory with its directory: logits and router choices of whole prompts, and engines for chats.
+
+Knows nothing of turns or templates. Tokenizer and image processor are read when first asked for, so a
+directory of config and weights alone is enough for logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ernie_local.config import ModelConfig
+from ernie_local.engine import DEFAULT_CHUNK_TOKENS, Engine
+from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local.loading.options import find_kv_dtype
+from ernie_local.loading.pictures import ImageSource, to_patches
+from ernie_local.media.patches import Patches
+from ernie_local.media.processor import ImageProcessorConfig, read_processor_config
+from ernie_local.media.tokens import VisionRule, expand_placeholders
+from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.moe import Bank
+
+if TYPE_CHECKING:
+    from ernie_local.text.tokenizer import ErnieTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What engines of a model get unless asked otherwise."""
+
+    context_size: int
+    kv_dtype: torch.dtype
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS
+    vision_rule: VisionRule = "tags"
+
+
+class LoadedModel:
+    """What `ernie_local.load` returns."""
+
+    def __init__(
+        self,
+        network: ErnieModel,
+        directory: Path,
+        settings: EngineSettings,
+        weight_bytes: int,
+        load_seconds: float,
+        context_limit: int | None = None,
+    ) -> None:
+        """context_limit: most tokens as set by the caller; None if `settings` holds a default of ours."""
+        self.network = network
+        self.config: ModelConfig = network.config
+        self.directory = directory
+        self.settings = settings
+        self.weight_bytes = weight_bytes
+        self.load_seconds = load_seconds
+        self._context_limit = context_limit
+
+    def __repr__(self) -> str:
+        return (
+            f"LoadedModel({str(self.directory)!r}, device={str(self.network.device)!r}, {self.network.dtype})"
+        )
+
+    @cached_property
+    def tokenizer(self) -> ErnieTokenizer:
+        """The directory's tokenizer; ModelUnusable names the file that is missing."""
+        from ernie_local.text.tokenizer import ErnieTokenizer
+
+        return ErnieTokenizer.from_directory(self.directory)
+
+    @cached_property
+    def image_processor(self) -> ImageProcessorConfig:
+        """The directory's image settings, or the published defaults where it has no file for them."""
+        return read_processor_config(self.directory, self.config.vision)
+
+    def engine(
+        self,
+        *,
+        context_size: int | None = None,
+        kv_dtype: str | torch.dtype | None = None,
+        chunk_tokens: int | None = None,
+        vision_rule: VisionRule | None = None,
+    ) -> Engine:
+        """A new, empty sequence over this model. Arguments left out are as given to `load`."""
+        settings = self.settings
+        return Engine(
+            self.network,
+            context_size if context_size is not None else settings.context_size,
+            settings.kv_dtype if kv_dtype is None else find_kv_dtype(kv_dtype, self.network.dtype),
+            chunk_tokens if chunk_tokens is not None else settings.chunk_tokens,
+            vision_rule if vision_rule is not None else settings.vision_rule,
+        )
+
+    def logits(
+        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource] = ()
+    ) -> torch.Tensor:
+        """Teacher-forced logits of every position, (tokens, vocab_size) float32, on the CPU.
+
+        input_ids: token ids, a sequence or a tensor of shape (tokens,) or (1, tokens). images: paths, bytes,
+        PIL images, uint8 arrays or Patches, in the order of their placeholders. Each has either one
+        placeholder, which is expanded, or one for each of its tokens: the rows of the result are those of the
+        expanded ids.
+        """
+        token_ids, patches = self._prepare(input_ids, images)
+        logits = torch.empty(len(token_ids), self.config.text.vocab_size, dtype=torch.float32)
+        self._whole_prompt_engine(len(token_ids)).prefill_all(token_ids, patches, out=logits)
+        return logits
+
+    def router_choices(
+        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource] = ()
+    ) -> list[torch.Tensor]:
+        """Experts chosen for each token: one (tokens, top_k) int64 tensor per layer, (tokens, 0) if dense.
+
+        Ids count within the token's own bank, best first; arguments as for `logits`.
+        """
+        token_ids, patches = self._prepare(input_ids, images)
+        text = self.config.text
+        choices = [
+            torch.empty(len(token_ids), text.experts_per_token if is_moe else 0, dtype=torch.int64)
+            for is_moe in text.moe_layers
+        ]
+        engine = self._whole_prompt_engine(len(token_ids))
+
+        def record(
+            layer_id: int,
+            bank: Bank,  # noqa: ARG001  RouteHook names it
+            expert_ids: torch.Tensor,
+            expert_weights: torch.Tensor,  # noqa: ARG001
+            token_indices: torch.Tensor,
+        ) -> None:
+            choices[layer_id][engine.length + token_indices.cpu()] = expert_ids.cpu()
+
+        engine.on_route = record
+        engine.prefill(token_ids, patches)
+        return choices
+
+    def patches(self, images: Sequence[ImageSource]) -> list[Patches]:
+        """What the model sees of each picture; a document gives one entry for each page."""
+        return to_patches(images, self.image_processor)
+
+    def _prepare(
+        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource]
+    ) -> tuple[list[int], list[Patches]]:
+        patches = self.patches(images) if images else []
+        ids = _to_ids(input_ids)
+        counts = [picture.num_tokens for picture in patches]
+        return expand_placeholders(ids, counts, self.config.media), patches
+
+    def _whole_prompt_engine(self, num_tokens: int) -> Engine:
+        if self._context_limit is not None and num_tokens > self._context_limit:
+            raise DoesNotFit(
+                f"{num_tokens} tokens do not fit into a context of {self._context_limit}",
+                "the model was loaded with this context size",
+                "shorten the input, or load the model with a larger context_size",
+            )
+        return self.engine(context_size=max(1, num_tokens))
+
+
+def _to_ids(input_ids: Sequence[int] | torch.Tensor) -> list[int]:
+    if not isinstance(input_ids, torch.Tensor):
+        return [int(token_id) for token_id in input_ids]
+    flat = input_ids[0] if input_ids.ndim == 2 and input_ids.shape[0] == 1 else input_ids
+    if flat.ndim != 1 or flat.is_floating_point() or flat.is_complex():
+        raise UsageError(
+            f"input_ids of shape {tuple(input_ids.shape)} and dtype {input_ids.dtype}",
+            "one sequence of whole numbers is expected, shape (tokens,) or (1, tokens)",
+            "call once for each sequence",
+        )
+    ids: list[int] = flat.tolist()
+    return ids

@@ -1,0 +1,61 @@
+"""One decoder layer, and what all layers of one forward share.
+
+Knows nothing of embeddings, pictures or logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ernie_local.config import TextConfig
+from ernie_local.model.attention import CausalBlock, SelfAttention
+from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.mlp import GatedMLP
+from ernie_local.model.moe import ExpertProvider, MoEBlock, RouteHook, TokenRows
+from ernie_local.model.norms import RMSNorm
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Worked out once per forward: angles (tokens, head_dim / 2), masks, banks, and where states are kept."""
+
+    cosines: torch.Tensor
+    sines: torch.Tensor
+    blocks: Sequence[CausalBlock]
+    rows: TokenRows
+    cache: KVCache
+    experts: ExpertProvider
+    on_route: RouteHook | None
+
+
+class DecoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), where the MLP is dense or a mixture of experts."""
+
+    def __init__(self, config: TextConfig, layer_id: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = SelfAttention(config, layer_id)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.moe: MoEBlock | None = None
+        self.mlp: GatedMLP | None = None
+        if config.moe_layers[layer_id]:
+            self.moe = MoEBlock(config, layer_id)
+        else:
+            self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
+
+    def forward(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
+        """hidden: (tokens, hidden_size) -> (tokens, hidden_size)."""
+        hidden = hidden + self.self_attn(
+            self.input_layernorm(hidden), step.cosines, step.sines, step.cache, step.blocks
+        )
+        normed = self.post_attention_layernorm(hidden)
+        if self.moe is not None:
+            output: torch.Tensor = hidden + self.moe(normed, step.rows, step.experts, step.on_route)
+        else:
+            assert self.mlp is not None
+            output = hidden + self.mlp(normed)
+        return output

@@ -1,0 +1,125 @@
+"""The whole network: token embedding, vision tower and resampler, decoder layers, logits.
+
+Knows no files, no paging and no prompts: it takes ids, patches and positions. Parameters carry the
+checkpoint's names (checkpoint/names.py); routed experts are not parameters but come from the ExpertProvider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ernie_local.config import ModelConfig
+from ernie_local.media.patches import Patches
+from ernie_local.model.attention import causal_blocks
+from ernie_local.model.decoder import DecoderLayer, Step
+from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.moe import ExpertProvider, RouteHook, TokenRows
+from ernie_local.model.norms import RMSNorm
+from ernie_local.model.resampler import Resampler
+from ernie_local.model.rope import TextRope
+from ernie_local.model.unfilled import Embedding, Linear
+from ernie_local.model.vision import VisionTower
+
+# Small pictures share one pass through the tower; a large one goes alone, so that the tower's memory has a
+# bound that does not grow with the number of pictures.
+_PATCHES_PER_PASS = 8192
+
+
+class ErnieModel(nn.Module):
+    """ERNIE-4.5-VL for one sequence; the state of the sequence is the KVCache that the caller keeps."""
+
+    def __init__(self, config: ModelConfig, experts: ExpertProvider) -> None:
+        super().__init__()
+        self.config = config
+        self.experts = experts
+        text = config.text
+        self.embed_tokens = Embedding(text.vocab_size, text.hidden_size)
+        self.vision = VisionTower(config.vision)
+        self.resampler = Resampler(config)
+        self.layers = nn.ModuleList(
+            DecoderLayer(text, layer_id) for layer_id in range(text.num_hidden_layers)
+        )
+        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.lm_head: Linear | None = None
+        if not text.tie_word_embeddings:
+            self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
+        self._rope: TextRope | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are, and where inputs are expected."""
+        return self.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of hidden states; routers and angles are float32 whatever it is."""
+        return self.embed_tokens.weight.dtype
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """token_ids: (tokens,) integers -> (tokens, hidden_size)."""
+        embedded: torch.Tensor = self.embed_tokens(token_ids)
+        return embedded
+
+    def encode_images(self, images: Sequence[Patches]) -> list[torch.Tensor]:
+        """Features of each picture, (num_tokens, hidden_size), that replace its placeholders' embeddings."""
+        features: list[torch.Tensor] = []
+        for group in _groups(images):
+            pixel_values = torch.cat([image.pixel_values for image in group])  # (patches, channels * patch^2)
+            grids = [image.grid for image in group]
+            tokens = self.resampler(self.vision(pixel_values, grids), grids)
+            features.extend(tokens.split([image.num_tokens for image in group]))
+        return features
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        is_vision: torch.Tensor,
+        cache: KVCache,
+        on_route: RouteHook | None = None,
+    ) -> torch.Tensor:
+        """Run new tokens behind those in the cache, append them to it, give back their normed last states.
+
+        hidden: (tokens, hidden_size) embeddings or picture features; positions: (3, tokens) int64, rows T, H,
+        W; is_vision: (tokens,) bool, the bank of each token. Returns (tokens, hidden_size).
+        """
+        num_tokens = hidden.shape[0]
+        if self._rope is None or self._rope.frequencies.device != hidden.device:
+            self._rope = TextRope(self.config.text, hidden.device)
+        cosines, sines = self._rope.angles(positions)
+        step = Step(
+            cosines=cosines,
+            sines=sines,
+            blocks=causal_blocks(num_tokens, cache.length, hidden.device),
+            rows=TokenRows.from_mask(is_vision),
+            cache=cache,
+            experts=self.experts,
+            on_route=on_route,
+        )
+        for layer in self.layers:
+            hidden = layer(hidden, step)
+        cache.advance(num_tokens)
+        normed: torch.Tensor = self.norm(hidden)
+        return normed
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden: (tokens, hidden_size) from `forward` -> (tokens, vocab_size) float32."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        return functional.linear(hidden, head.weight).float()
+
+
+def _groups(images: Sequence[Patches]) -> list[list[Patches]]:
+    groups: list[list[Patches]] = []
+    room = 0
+    for image in images:
+        num_patches = image.pixel_values.shape[0]
+        if not groups or num_patches > room:
+            groups.append([])
+            room = _PATCHES_PER_PASS
+        groups[-1].append(image)
+        room -= num_patches
+    return groups

@@ -1,0 +1,128 @@
+"""The mixture-of-experts block: two routers, shared experts, and the protocol to ask for routed ones.
+
+Knows no weights of routed experts and no paging: an ExpertProvider computes them wherever they lie.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import nn
+
+from ernie_local.config import TextConfig
+from ernie_local.model.mlp import GatedMLP
+from ernie_local.model.router import Router
+
+Bank = Literal["text", "vision"]
+BANKS: tuple[Bank, Bank] = ("text", "vision")
+
+
+class ExpertProvider(Protocol):
+    """Computes routed experts; the model knows nothing else about them."""
+
+    def compute(
+        self,
+        layer_id: int,
+        bank: Bank,
+        hidden: torch.Tensor,
+        expert_ids: torch.Tensor,
+        expert_weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """Weighted sum of each token's experts.
+
+        hidden: (tokens, hidden_size); expert_ids: (tokens, top_k) int64, within the bank; expert_weights:
+        (tokens, top_k) in hidden's dtype. Returns a new (tokens, hidden_size) tensor.
+        """
+        ...
+
+
+class RouteHook(Protocol):
+    """Sees every routing decision: for capture, traces and tests."""
+
+    def __call__(
+        self,
+        layer_id: int,
+        bank: Bank,
+        expert_ids: torch.Tensor,
+        expert_weights: torch.Tensor,
+        token_indices: torch.Tensor,
+    ) -> None:
+        """expert_ids, expert_weights: (tokens, top_k); token_indices: (tokens,) rows of the forward."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Which rows of a forward belong to which bank, worked out once for all layers.
+
+    A side without tokens is None, so that the other side needs no gathering.
+    """
+
+    num_tokens: int
+    text: torch.Tensor | None
+    vision: torch.Tensor | None
+
+    @staticmethod
+    def from_mask(is_vision: torch.Tensor) -> TokenRows:
+        """is_vision: (tokens,) bool."""
+        vision = is_vision.nonzero()[:, 0]  # (vision tokens,)
+        text = (~is_vision).nonzero()[:, 0]  # (text tokens,)
+        return TokenRows(
+            num_tokens=is_vision.shape[0],
+            text=text if len(text) else None,
+            vision=vision if len(vision) else None,
+        )
+
+
+class MoEBlock(nn.Module):
+    """Routed experts of the token's own bank plus the shared experts, which see every token."""
+
+    def __init__(self, config: TextConfig, layer_id: int) -> None:
+        super().__init__()
+        self.layer_id = layer_id
+        self.text_router = _router(config)
+        self.vision_router = _router(config)
+        self.shared_experts: GatedMLP | None = None
+        if config.num_shared_experts:
+            self.shared_experts = GatedMLP(config.hidden_size, config.shared_expert_size)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        rows: TokenRows,
+        experts: ExpertProvider,
+        on_route: RouteHook | None = None,
+    ) -> torch.Tensor:
+        """hidden: (tokens, hidden_size) -> (tokens, hidden_size)."""
+        if rows.vision is None:
+            routed = self._route("text", hidden, rows.text, experts, on_route)
+        elif rows.text is None:
+            routed = self._route("vision", hidden, rows.vision, experts, on_route)
+        else:
+            routed = torch.empty_like(hidden)
+            routed[rows.text] = self._route("text", hidden[rows.text], rows.text, experts, on_route)
+            routed[rows.vision] = self._route("vision", hidden[rows.vision], rows.vision, experts, on_route)
+        if self.shared_experts is not None:
+            routed += self.shared_experts(hidden)
+        return routed
+
+    def _route(
+        self,
+        bank: Bank,
+        hidden: torch.Tensor,
+        token_indices: torch.Tensor | None,
+        experts: ExpertProvider,
+        on_route: RouteHook | None,
+    ) -> torch.Tensor:
+        assert token_indices is not None
+        router = self.text_router if bank == "text" else self.vision_router
+        expert_ids, expert_weights = router(hidden)
+        if on_route is not None:
+            on_route(self.layer_id, bank, expert_ids, expert_weights, token_indices)
+        return experts.compute(self.layer_id, bank, hidden, expert_ids, expert_weights)
+
+
+def _router(config: TextConfig) -> Router:
+    return Router(config.hidden_size, config.num_experts, config.experts_per_token, config.moe_norm_min)

@@ -1,0 +1,28 @@
+"""RMSNorm as the language model and the resampler use it; knows nothing of where it stands in a layer.
+
+The vision tower uses torch's own LayerNorm.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension.
+
+    The mean is taken in float32 and the result is cast back before the weight is applied: the order in
+    which the model was trained, and the one that decides router near-ties in 16-bit runs.
+    """
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden: (..., size) in any float dtype -> the same shape and dtype."""
+        exact = hidden.float()
+        mean_square = exact.pow(2).mean(-1, keepdim=True)
+        return self.weight * (exact * torch.rsqrt(mean_square + self.eps)).to(hidden.dtype)

@@ -1,0 +1,76 @@
+"""Rotary position embedding: interleaved pairs over three axes for text, halves over two for the tower.
+
+Knows positions and head sizes; how positions come from token ids and picture grids is media/tokens.py's.
+Angles are always float32: in bfloat16 a position of 257 already equals 256.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ernie_local.config import TextConfig, VisionConfig
+
+# Row order of a positions tensor.
+TIME_AXIS, HEIGHT_AXIS, WIDTH_AXIS = 0, 1, 2
+
+
+class TextRope:
+    """Frequency i of a head turns the pair (2i, 2i + 1) by the position on the axis that owns i.
+
+    The first height + width frequencies belong to height (even i) and width (odd i) in turn, the slow
+    rest to time. With equal positions on all axes (text) this is plain interleaved RoPE.
+    """
+
+    def __init__(self, config: TextConfig, device: torch.device) -> None:
+        height, width, time = config.mrope_section
+        num_frequencies = config.head_dim // 2
+        assert height == width, config.mrope_section
+        assert height + width + time == num_frequencies, (config.mrope_section, config.head_dim)
+        axes = [HEIGHT_AXIS, WIDTH_AXIS] * height + [TIME_AXIS] * time
+        self.axis_of_frequency = torch.tensor(axes, device=device)
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
+        self.frequencies = 1.0 / (config.rope_theta**exponents)  # (frequencies,)
+
+    def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """positions: (3, tokens) int64, rows T, H, W -> cosines and sines, (tokens, frequencies) float32."""
+        per_frequency = positions.float().T[:, self.axis_of_frequency]  # (tokens, frequencies)
+        turns = per_frequency * self.frequencies
+        return turns.cos(), turns.sin()
+
+
+def rotate_pairs(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """Turn neighbouring pairs. states: (tokens, heads, head_dim); angles: (tokens, head_dim / 2) float32."""
+    even, odd = states.float().unflatten(-1, (-1, 2)).unbind(-1)  # (tokens, heads, head_dim / 2) each
+    cosines, sines = cosines[:, None], sines[:, None]  # (tokens, 1, head_dim / 2)
+    turned = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1)
+    return turned.flatten(-2).to(states.dtype)  # (tokens, heads, head_dim)
+
+
+def patch_positions(rows: int, columns: int, merge: int) -> torch.Tensor:
+    """Row and column of each patch of one frame, in merge-window order -> (2, rows * columns) int64."""
+    grid = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"))
+    windows = grid.view(2, rows // merge, merge, columns // merge, merge)
+    return windows.transpose(2, 3).reshape(2, rows * columns)
+
+
+class VisionRope:
+    """Half of a head's frequencies turn by the patch row, half by its column; pairs lie half a head apart."""
+
+    def __init__(self, config: VisionConfig, device: torch.device) -> None:
+        half = config.hidden_size // config.num_heads // 2
+        exponents = torch.arange(0, half, 2, dtype=torch.float32, device=device) / half
+        self.frequencies = 1.0 / (config.rope_theta**exponents)  # (head_dim / 4,)
+
+    def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """positions: (2, patches), row and column -> cosines and sines, (patches, head_dim / 2) float32."""
+        turns = positions.float()[..., None] * self.frequencies  # (2, patches, head_dim / 4)
+        turns = torch.cat((turns[0], turns[1]), dim=-1)
+        return turns.cos(), turns.sin()
+
+
+def rotate_halves(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """Turn pairs half a head apart. states: (patches, heads, head_dim); angles: (patches, head_dim / 2)."""
+    first, second = states.float().chunk(2, dim=-1)  # (patches, heads, head_dim / 2) each
+    cosines, sines = cosines[:, None], sines[:, None]  # (patches, 1, head_dim / 2)
+    turned = torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)
+    return turned.to(states.dtype)

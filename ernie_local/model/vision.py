@@ -1,0 +1,125 @@
+"""The vision tower: flattened patches to patch features, each frame attending within itself.
+
+Knows nothing of tokens; the resampler merges windows of patches into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ernie_local.config import VisionConfig
+from ernie_local.model.rope import VisionRope, patch_positions, rotate_halves
+from ernie_local.model.unfilled import Linear
+
+Grid = tuple[int, int, int]  # frames, rows, columns, counted in patches
+
+
+def quick_gelu(inner: torch.Tensor) -> torch.Tensor:
+    """x * sigmoid(1.702 x), the approximation that the tower was trained with."""
+    return inner * torch.sigmoid(1.702 * inner)
+
+
+class VisionAttention(nn.Module):
+    """Full attention within each frame, fused query-key-value projection, with biases."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        frame_sizes: Sequence[int],
+    ) -> torch.Tensor:
+        """hidden: (patches, hidden_size), frames one after another -> the same shape."""
+        num_patches = hidden.shape[0]
+        fused = self.qkv(hidden).view(num_patches, 3, self.num_heads, -1)  # (patches, 3, heads, head_dim)
+        queries, keys, values = fused.unbind(1)
+        queries = rotate_halves(queries, cosines, sines)
+        keys = rotate_halves(keys, cosines, sines)
+        by_frame = zip(
+            *(
+                states.transpose(0, 1)[None].split(list(frame_sizes), dim=2)
+                for states in (queries, keys, values)
+            ),
+            strict=True,
+        )  # (1, heads, patches of the frame, head_dim) each
+        frames = [functional.scaled_dot_product_attention(*one_frame) for one_frame in by_frame]
+        attended = frames[0] if len(frames) == 1 else torch.cat(frames, dim=2)
+        output: torch.Tensor = self.proj(attended[0].transpose(0, 1).reshape(num_patches, -1))
+        return output
+
+
+class VisionMLP(nn.Module):
+    """fc2(quick_gelu(fc1(x))), with biases."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden: (patches, hidden_size) -> the same shape."""
+        output: torch.Tensor = self.fc2(quick_gelu(self.fc1(hidden)))
+        return output
+
+
+class VisionBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attn = VisionAttention(config)
+        self.mlp = VisionMLP(config)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        frame_sizes: Sequence[int],
+    ) -> torch.Tensor:
+        """hidden: (patches, hidden_size) -> the same shape."""
+        hidden = hidden + self.attn(self.norm1(hidden), cosines, sines, frame_sizes)
+        output: torch.Tensor = hidden + self.mlp(self.norm2(hidden))
+        return output
+
+
+class VisionTower(nn.Module):
+    """Patch embedding, blocks and a closing LayerNorm; positions by rope only."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = Linear(config.patch_values, config.hidden_size, bias=False)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, pixel_values: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
+        """pixel_values: (patches of all grids, channels * patch * patch) -> (patches, hidden_size).
+
+        Patches lie in merge-window order within each frame, frames and grids one after another.
+        """
+        weight = self.patch_embed.weight
+        merge = self.config.spatial_merge_size
+        positions = torch.cat(
+            [patch_positions(rows, columns, merge).repeat(1, frames) for frames, rows, columns in grids],
+            dim=1,
+        )  # (2, patches)
+        frame_sizes = [rows * columns for frames, rows, columns in grids for _ in range(frames)]
+        cosines, sines = VisionRope(self.config, weight.device).angles(positions.to(weight.device))
+        hidden = self.patch_embed(pixel_values.to(weight.device, weight.dtype))
+        for block in self.blocks:
+            hidden = block(hidden, cosines, sines, frame_sizes)
+        normed: torch.Tensor = self.norm(hidden)
+        return normed

@@ -1,0 +1,343 @@
+"""Shared fixtures: tiny random models made by transformers, saved in every layout, and run as oracle.
+
+Test files take what they need as fixtures; they may import the classes below for annotations only.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+import torch
+
+from ernie_local.config import ModelConfig, parse_config
+from ernie_local.media.patches import Patches
+
+if TYPE_CHECKING:
+    from ernie_local.engine import Engine
+    from ernie_local.loading import LoadedModel
+
+Layout = Literal["native", "saved", "hub"]
+IMAGE_TOKEN, IMAGE_START, IMAGE_END = 5, 6, 7
+FIRST_TEXT_TOKEN = 11  # above all media tokens
+
+TINY_TEXT: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "moe_intermediate_size": [48, 16],
+    "moe_k": 2,
+    "moe_num_experts": 8,
+    "moe_num_shared_experts": 1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "mrope_section": [3, 3, 2]},
+}
+TINY_VISION: dict[str, Any] = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64}
+
+
+@dataclass(frozen=True)
+class OracleOutput:
+    """logits: (tokens, vocab) float32; choices: per layer (tokens, top_k) ids, (tokens, 0) if dense."""
+
+    logits: torch.Tensor
+    choices: list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A tiny random model of transformers, with ways to write prompts for it, run it and save it."""
+
+    model: Any
+    seed: int
+    config: ModelConfig = field(init=False)
+
+    def __post_init__(self) -> None:
+        raw = json.loads(self.model.config.to_json_string())
+        object.__setattr__(self, "config", parse_config(raw, "config.json"))
+
+    def picture(self, rows: int, columns: int, seed: int = 0) -> Patches:
+        """Random patches of a picture of rows x columns patches."""
+        generator = torch.Generator().manual_seed(1000 * self.seed + seed)
+        values = torch.randn(rows * columns, self.config.vision.patch_values, generator=generator)
+        side, window = self.config.vision.patch_size, self.config.vision.spatial_merge_size**2
+        size = (columns * side, rows * side)
+        return Patches(values, (1, rows, columns), size, size, rows * columns // window)
+
+    def prompt(
+        self, parts: Sequence[int | Patches], seed: int = 0, tags: bool = True
+    ) -> tuple[list[int], list[Patches]]:
+        """Ids and pictures; an int in `parts` stands for so many random text tokens."""
+        draw = random.Random(1000 * self.seed + seed)
+        ids: list[int] = []
+        for part in parts:
+            if isinstance(part, int):
+                ids += [draw.randrange(FIRST_TEXT_TOKEN, self.config.text.vocab_size) for _ in range(part)]
+            else:
+                placeholders = [IMAGE_TOKEN] * part.num_tokens
+                ids += [IMAGE_START, *placeholders, IMAGE_END] if tags else placeholders
+        return ids, [part for part in parts if isinstance(part, Patches)]
+
+    def run(
+        self, ids: Sequence[int], images: Sequence[Patches] = (), positions: torch.Tensor | None = None
+    ) -> OracleOutput:
+        """Teacher-forced. positions: (3, tokens) in place of those that transformers works out itself."""
+        tensor = torch.tensor([list(ids)])
+        is_vision = torch.isin(tensor, torch.tensor([IMAGE_TOKEN, IMAGE_START, IMAGE_END]))
+        inputs: dict[str, Any] = {"moe_mm_token_type_ids": is_vision.long()}
+        if images:
+            inputs["mm_token_type_ids"] = (tensor == IMAGE_TOKEN).long()
+            inputs["pixel_values"] = torch.cat([image.pixel_values for image in images])
+            inputs["image_grid_thw"] = torch.tensor([image.grid for image in images])
+        if positions is not None:
+            inputs["position_ids"] = positions[:, None]
+        choices = [
+            torch.full((len(ids), self.config.text.experts_per_token if is_moe else 0), -1)
+            for is_moe in self.config.text.moe_layers
+        ]
+        hooks = [
+            module.register_forward_hook(_note_choice(choices, name, is_vision[0]))
+            for name, module in self.model.named_modules()
+            if name.endswith("_moe.gate")
+        ]
+        try:
+            with torch.no_grad():
+                logits = self.model(input_ids=tensor, **inputs).logits[0].float()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return OracleOutput(logits, choices)
+
+    def save(self, directory: Path, layout: Layout = "hub", max_shard_size: str = "1GB") -> Path:
+        """Write config and weights. "native" and "saved" are what save_pretrained writes, in transformers'
+        tensor names and in the original ones; "hub" is what Baidu publishes: flat config and
+        `vision_model.` without prefix."""
+        directory.mkdir(parents=True, exist_ok=True)
+        if layout == "native":
+            self.model.save_pretrained(directory, save_original_format=False, max_shard_size=max_shard_size)
+        else:
+            self.model.save_pretrained(directory, max_shard_size=max_shard_size)
+        if layout == "hub":
+            _rename_vision(directory)
+            (directory / "config.json").write_text(json.dumps(hub_config(self.config)))
+        return directory
+
+    def load(self, directory: Path, layout: Layout = "hub", **options: Any) -> LoadedModel:
+        """Save and load again with ernie_local."""
+        from ernie_local.loading import load
+
+        return load(self.save(directory, layout), **options)
+
+
+def _note_choice(
+    choices: list[torch.Tensor], name: str, is_vision: torch.Tensor
+) -> Callable[[Any, Any, tuple[torch.Tensor, ...]], None]:
+    layer_id = int(name.split(".layers.", 1)[1].split(".", 1)[0])
+    rows = is_vision if "vision_moe" in name else ~is_vision
+
+    def note(_module: Any, _inputs: Any, outputs: tuple[torch.Tensor, ...]) -> None:
+        # Without any vision token transformers sends all through the text bank; `rows` says the same then.
+        choices[layer_id][rows] = outputs[2]
+
+    return note
+
+
+def _rename_vision(directory: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    def plain(name: str) -> str:
+        return name.removeprefix("model.") if name.startswith("model.vision_model.") else name
+
+    for path in directory.glob("*.safetensors"):
+        save_file({plain(name): tensor for name, tensor in load_file(path).items()}, path)
+    for index in directory.glob("*.index.json"):
+        raw = json.loads(index.read_text())
+        raw["weight_map"] = {plain(name): shard for name, shard in raw["weight_map"].items()}
+        index.write_text(json.dumps(raw))
+
+
+def hub_config(config: ModelConfig) -> dict[str, Any]:
+    """The flat config.json that Baidu would publish for this model."""
+    text, vision, media = config.text, config.vision, config.media
+    first = text.moe_layers.index(True) if any(text.moe_layers) else len(text.moe_layers)
+    assert text.moe_layers == tuple(layer >= first for layer in range(len(text.moe_layers))), (
+        "not expressible"
+    )
+    assert text.head_dim == text.hidden_size // text.num_attention_heads, "not expressible"
+    return {
+        "architectures": ["Ernie4_5_VLMoeForConditionalGeneration"],
+        "model_type": "ernie4_5_moe_vl",
+        "vocab_size": text.vocab_size,
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "num_hidden_layers": text.num_hidden_layers,
+        "num_attention_heads": text.num_attention_heads,
+        "num_key_value_heads": text.num_key_value_heads,
+        "max_position_embeddings": text.max_position_embeddings,
+        "rms_norm_eps": text.rms_norm_eps,
+        "rope_theta": text.rope_theta,
+        "rope_3d": True,
+        "freq_allocation": text.mrope_section[2],
+        "moe_num_experts": [text.num_experts] * 2,
+        "moe_intermediate_size": [text.text_expert_size, text.vision_expert_size],
+        "moe_k": text.experts_per_token,
+        "moe_layer_start_index": [first, first],
+        "moe_layer_end_index": [text.num_hidden_layers + 1, text.num_hidden_layers],
+        "moe_layer_interval": 1,
+        "moe_num_shared_experts": text.num_shared_experts,
+        "moe_gate": "topk",
+        "moe_gate_act": "softmax",
+        "moe_use_aux_free": True,
+        "hidden_act": "silu",
+        "use_bias": False,
+        "tie_word_embeddings": text.tie_word_embeddings,
+        "im_patch_id": media.image,
+        "image_start_token_id": media.image_start,
+        "image_end_token_id": media.image_end,
+        "video_start_token_id": media.video_start,
+        "video_end_token_id": media.video_end,
+        "spatial_conv_size": vision.spatial_merge_size,
+        "temporal_conv_size": 2,
+        "pixel_hidden_size": vision.hidden_size,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "vision_config": {
+            "model_type": "DFNRope_vision_transformer",
+            "depth": vision.depth,
+            "embed_dim": vision.hidden_size,
+            "hidden_size": vision.hidden_size,
+            "hidden_act": "quick_gelu",
+            "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+            "num_heads": vision.num_heads,
+            "in_channels": vision.in_channels,
+            "patch_size": vision.patch_size,
+            "spatial_merge_size": vision.spatial_merge_size,
+        },
+    }
+
+
+def build_oracle(
+    seed: int = 0, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, tied: bool = True
+) -> Oracle:
+    """`text` and `vision` override TINY_TEXT and TINY_VISION. Weights are larger than at the start of
+    training, no norm is 1 and no bias 0, so that every parameter shows in the logits."""
+    from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGeneration
+
+    config: Any = Ernie4_5_VLMoeConfig(
+        text_config={**TINY_TEXT, **(text or {})},
+        vision_config={**TINY_VISION, **(vision or {})},
+        image_token_id=IMAGE_TOKEN,
+        image_start_token_id=IMAGE_START,
+        image_end_token_id=IMAGE_END,
+        video_token_id=8,
+        video_start_token_id=9,
+        video_end_token_id=10,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(seed)
+    # transformers' default, a grouped product, wants rows of 16 bytes.
+    text_config = config.text_config
+    sizes = (text_config.hidden_size, *text_config.moe_intermediate_size)
+    config._experts_implementation = "eager" if any(size % 4 for size in sizes) else "grouped_mm"
+    model: Any = Ernie4_5_VLMoeForConditionalGeneration(config)
+    model.eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if name.endswith("e_score_correction_bias"):
+            parameter.normal_(0.0, 0.05)
+        elif parameter.ndim == 1:
+            parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.1)
+        else:
+            parameter.normal_(0.0, 1.2 * parameter.shape[-1] ** -0.5)
+    return Oracle(model, seed)
+
+
+def build_random_oracle(seed: int) -> Oracle:
+    """A model with shapes drawn from `seed`: heads, banks, layers, tower, tied or not."""
+    draw = random.Random(seed)
+    heads = draw.choice([1, 2, 3, 4, 6, 8])
+    head_dim = draw.choice([8, 12, 16, 20, 32])
+    each_side = draw.randint(1, head_dim // 4 - (head_dim % 4 == 0))
+    num_experts = draw.choice([1, 3, 5, 7, 8, 11, 16])
+    num_layers = draw.randint(1, 4)
+    hidden_size = heads * head_dim if draw.random() < 0.6 else draw.choice([40, 56, 72])
+    vision_heads = draw.choice([1, 2, 3])
+    text = {
+        "vocab_size": draw.choice([64, 101, 160]),
+        "hidden_size": hidden_size,
+        "intermediate_size": draw.choice([48, 96, 130]),
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": draw.choice([count for count in range(1, heads + 1) if heads % count == 0]),
+        "moe_intermediate_size": [draw.choice([24, 33, 48]), draw.choice([8, 11, 16])],
+        "moe_k": draw.randint(1, min(num_experts, 6)),
+        "moe_num_experts": num_experts,
+        "moe_num_shared_experts": draw.randint(0, 3),
+        "rms_norm_eps": draw.choice([1e-5, 1e-6, 1e-3]),
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": draw.choice([1e4, 5e5]),
+            "mrope_section": [each_side, each_side, head_dim // 2 - 2 * each_side],
+        },
+        "mlp_layer_types": ["dense"] + ["sparse"] * (num_layers - 1)
+        if draw.random() < 0.6
+        else [draw.choice(["dense", "sparse", "sparse"]) for _ in range(num_layers)],
+    }
+    if hidden_size != heads * head_dim:
+        text["head_dim"] = head_dim
+    vision = {
+        "depth": draw.randint(1, 4),
+        "hidden_size": vision_heads * draw.choice([8, 12, 16]),
+        "num_heads": vision_heads,
+        "intermediate_size": draw.choice([32, 50]),
+        "patch_size": draw.choice([14, 14, 4]),
+        "spatial_merge_size": draw.choice([2, 2, 2, 1, 3]),
+    }
+    return build_oracle(seed, text, vision, tied=draw.random() < 0.5)
+
+
+@pytest.fixture(scope="session")
+def make_oracle() -> Callable[..., Oracle]:
+    """`build_oracle`, for a model of one's own."""
+    return build_oracle
+
+
+@pytest.fixture(scope="session")
+def make_random_oracle() -> Callable[[int], Oracle]:
+    """`build_random_oracle`: shapes drawn from a seed."""
+    return build_random_oracle
+
+
+@pytest.fixture(scope="session")
+def tiny_oracle() -> Oracle:
+    """The tiny model of all tests that need just one."""
+    return build_oracle()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_oracle` in the hub's layout: config and weights, no tokenizer. Not to be written to."""
+    return tiny_oracle.save(tmp_path_factory.mktemp("tiny_checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint: Path) -> LoadedModel:
+    """`tiny_oracle` loaded by ernie_local in float32."""
+    from ernie_local.loading import load
+
+    return load(tiny_checkpoint)
+
+
+@pytest.fixture
+def tiny_engine(tiny_model: LoadedModel) -> Engine:
+    """An empty sequence over `tiny_model`."""
+    return tiny_model.engine(context_size=512)

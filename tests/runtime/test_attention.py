@@ -1,0 +1,89 @@
+"""Causal grouped-query attention against the textbook formula in float64, whole and in chunks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ernie_local.config import TextConfig, parse_config
+from ernie_local.model.attention import SelfAttention, causal_blocks
+from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.rope import TextRope, rotate_pairs
+
+CPU = torch.device("cpu")
+
+
+def make_config(heads: int, kv_heads: int) -> TextConfig:
+    text = {
+        "hidden_size": 40,
+        "head_dim": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+    }
+    return parse_config({"model_type": "ernie4_5_vl_moe", "text_config": text}, "config.json").text
+
+
+def textbook(
+    attention: SelfAttention, hidden: torch.Tensor, rope: TextRope, positions: torch.Tensor
+) -> torch.Tensor:
+    num_tokens, head_dim = hidden.shape[0], attention.head_dim
+    group = attention.num_heads // attention.num_kv_heads
+    cosines, sines = rope.angles(positions)
+    queries = rotate_pairs(attention.q_proj(hidden).view(num_tokens, -1, head_dim), cosines, sines).double()
+    keys = rotate_pairs(attention.k_proj(hidden).view(num_tokens, -1, head_dim), cosines, sines).double()
+    values = attention.v_proj(hidden).view(num_tokens, -1, head_dim).double()
+    attended = torch.empty(num_tokens, attention.num_heads, head_dim, dtype=torch.float64)
+    for head in range(attention.num_heads):
+        for token in range(num_tokens):
+            seen = slice(0, token + 1)
+            scores = keys[seen, head // group] @ queries[token, head] / head_dim**0.5
+            attended[token, head] = scores.softmax(0) @ values[seen, head // group]
+    output: torch.Tensor = attention.o_proj(attended.flatten(1).float())
+    return output
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (5, 1), (1, 1)])
+@pytest.mark.parametrize("chunk", [11, 4, 1])
+@torch.inference_mode()
+def test_attention_matches_the_textbook(heads: int, kv_heads: int, chunk: int) -> None:
+    torch.manual_seed(heads)
+    config = make_config(heads, kv_heads)
+    attention, rope = SelfAttention(config, 0), TextRope(config, CPU)
+    hidden = torch.randn(11, 40)
+    positions = torch.randint(0, 30, (3, 11))
+    cache = KVCache(config, 11, torch.float32, CPU)
+    parts = []
+    for start in range(0, 11, chunk):
+        part = hidden[start : start + chunk]
+        cosines, sines = rope.angles(positions[:, start : start + chunk])
+        blocks = causal_blocks(len(part), start, CPU, max_entries=24)  # several blocks of rows
+        parts.append(attention(part, cosines, sines, cache, blocks))
+        cache.advance(len(part))
+    torch.testing.assert_close(
+        torch.cat(parts), textbook(attention, hidden, rope, positions), atol=2e-6, rtol=1e-5
+    )
+
+
+def test_blocks_cover_all_rows_and_hide_exactly_the_later_tokens() -> None:
+    blocks = causal_blocks(num_new=10, num_past=7, device=CPU, max_entries=60)
+    assert len(blocks) > 1
+    assert [block.start for block in blocks] == [0, *(block.stop for block in blocks[:-1])]
+    assert blocks[-1].stop == 10
+    for block in blocks:
+        assert block.visible == 7 + block.stop
+        for row in range(block.start, block.stop):
+            expected = [column <= 7 + row for column in range(block.visible)]
+            assert block.mask[row - block.start].tolist() == expected
+
+
+def test_masks_stay_small_at_any_context() -> None:
+    blocks = causal_blocks(num_new=64, num_past=100_000, device=CPU)
+    assert max(block.mask.numel() for block in blocks) <= 4 << 20
+    assert len(causal_blocks(num_new=64, num_past=1_000, device=CPU)) == 1
+
+
+def test_no_mask_where_none_is_needed() -> None:
+    assert causal_blocks(num_new=1, num_past=5, device=CPU) == []
+    assert causal_blocks(num_new=500, num_past=0, device=CPU) == []
