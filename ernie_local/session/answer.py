@@ -1,0 +1,93 @@
+"""What is known of an answer when it has ended: text, tokens, seconds, memory, pictures.
+
+Owns these values and nothing else; imports no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ernie_local.text.reasoning import ToolCall
+
+# stop: the model ended it; length: max_tokens or the context ended it; interrupted: someone stopped it.
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReport:
+    """What the model saw of one picture. Sizes are (width, height) in pixels.
+
+    tokens: places that it fills in the prompt. notes: what was left out or changed when it was opened.
+    """
+
+    name: str
+    original_size: tuple[int, int]
+    resized_size: tuple[int, int]
+    tokens: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counts of tokens.
+
+    prompt_tokens: the whole conversation up to the answer; image_tokens of them stand for pictures (of all
+    turns), cached_tokens of them were there from the turns before and not computed again.
+    completion_tokens: those that the model chose, without the end token; reasoning_tokens are the part of
+    the reasoning.
+    """
+
+    prompt_tokens: int
+    image_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds. image: opening and preparing pictures; prefill: the prompt, vision tower included; decode:
+    the tokens of the answer; total: from the question to the end, as a clock on the wall shows it.
+    """
+
+    image: float
+    prefill: float
+    decode: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer that has ended. `images` are the pictures of this turn; `seed` is the one that was used.
+
+    peak_memory_bytes: the most that this process has had resident; None where the system does not tell.
+    """
+
+    text: str
+    reasoning: str
+    tool_calls: tuple[ToolCall, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    images: tuple[ImageReport, ...]
+    seed: int
+    peak_memory_bytes: int | None
+
+
+def peak_memory_bytes() -> int | None:
+    """The most bytes that this process has had resident so far; None where the system does not tell."""
+    # Linux hands ru_maxrss of a parent down through exec, so the mark of this program alone comes first.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,97 @@
+"""The turns of a chat and how they are written down as token ids for one model.
+
+Owns the model's template, tokenizer and end tokens, and the check that a prompt fits. Computes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ernie_local.errors import DoesNotFit, ModelUnusable
+from ernie_local.session.picture import Picture
+from ernie_local.session.transcript import Turn
+from ernie_local.text.template import (
+    END_TOKENS,
+    IMAGE_START,
+    ChatTemplate,
+    Message,
+    Prompt,
+    Segment,
+    check_variant,
+    detect_variant,
+    encode_segments,
+)
+
+if TYPE_CHECKING:
+    from ernie_local.loading import LoadedModel
+
+
+class Conversation:
+    """What was said so far. `turns` may be changed; everything else is settled at the start.
+
+    stop_ids: tokens that end an answer. close_ids: tokens that close a thought from outside.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        system: str | None,
+        tools: Sequence[Mapping[str, object]],
+        variant: str | None,
+    ) -> None:
+        """ModelUnusable where the tokenizer is missing or another model's, UsageError for tools with PT."""
+        self.turns: list[Turn] = []
+        self.system = system
+        self.tools = tuple(tools)
+        self.tokenizer = model.tokenizer
+        self._media = model.config.media
+        self._template = ChatTemplate(check_variant(variant) if variant else detect_variant(model.directory))
+        self._check_same_model()
+        # Training ends an answer with </s> and history with <|end_of_sentence|>: either may come.
+        ends = [self.tokenizer.id_of(token) for token in END_TOKENS] + list(model.config.eos_token_ids)
+        self.stop_ids = frozenset(token_id for token_id in ends if token_id is not None)
+        self.close_ids = self._encode(self._template.forced_close()).token_ids
+        # An opening that cannot be written down is an error now, not at the first question.
+        self.prompt(None)
+
+    @property
+    def thinks_by_default(self) -> bool:
+        """Whether this model was made to reason before it answers."""
+        return self._template.thinks_by_default
+
+    def prompt(self, question: Message | None, thinking: bool | None = None) -> Prompt:
+        """All turns, then `question` and the opening of its answer, which `thinking` None leaves out."""
+        messages = [message for turn in self.turns for message in turn.messages()]
+        if question is not None:
+            messages.append(question)
+        return self._encode(self._template.segments(messages, self.system, self.tools, thinking))
+
+    def pictures(self) -> list[Picture]:
+        """The pictures of all turns, in the order of their places in the prompt."""
+        return [picture for turn in self.turns for picture in turn.pictures]
+
+    def _encode(self, segments: Sequence[Segment]) -> Prompt:
+        return encode_segments(self.tokenizer, segments, self._media)
+
+    def _check_same_model(self) -> None:
+        start_id = self.tokenizer.id_of(IMAGE_START)
+        if start_id is not None and start_id != self._media.image_start:
+            raise ModelUnusable(
+                f"the tokenizer writes {IMAGE_START} as {start_id}, config.json as {self._media.image_start}",
+                "tokenizer.model belongs to another model",
+                "use config.json and tokenizer.model of the same repository",
+            )
+
+
+def check_fits(prompt: Prompt, context_size: int) -> None:
+    """DoesNotFit, with both numbers, unless the context holds the prompt and one more token."""
+    num_tokens = len(prompt.token_ids)
+    if num_tokens < context_size:
+        return
+    image_tokens = sum(span.end - span.start for span in prompt.images)
+    raise DoesNotFit(
+        f"the prompt of {num_tokens} tokens leaves no room in the context of {context_size} tokens",
+        f"{image_tokens} of them are for {len(prompt.images)} pictures, and the answer needs at least 1 more",
+        "a larger context size, a shorter text, fewer or smaller pictures, or undo earlier turns",
+    )

@@ -1,0 +1,203 @@
+"""One answer under way: token by token from the first logits to the end, as pieces of reasoning and answer.
+
+Owns the loop and its limits: the end tokens, max_tokens, the budget of the reasoning, a stop from outside.
+Knows nothing of history, of templates beyond how a thought is closed, or of what becomes of the answer.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from ernie_local.errors import Interrupted
+from ernie_local.sampling import Sampler
+from ernie_local.session.answer import FinishReason
+from ernie_local.session.sequence import CachedSequence
+from ernie_local.text.reasoning import OUTPUT_TAGS, THINK_OPEN, Piece, ReasoningParser, ToolCall
+from ernie_local.text.tokenizer import ErnieTokenizer, StreamDecoder
+
+# A quarter of the tokens is kept for the answer, so that a thought never eats all of it; what is kept is
+# capped, since answers are short beside thoughts.
+_ANSWER_SHARE = 4
+_LARGEST_ANSWER_RESERVE = 1024
+_LOCATION_START = "<|LOC_"
+_Argument = TypeVar("_Argument")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """max_tokens: that the model may choose; thinking_tokens: of them, before a thought is closed.
+
+    room: places in the context behind the prompt, for the chosen tokens and those that close a thought.
+    """
+
+    max_tokens: int
+    thinking_tokens: int
+    room: int
+
+
+def find_limits(room: int, max_tokens: int | None, thinking_budget: int | None, close_length: int) -> Limits:
+    """Limits from what was asked for and the `room` that the context has.
+
+    Whatever the budget, a thought leaves places for closing it (`close_length`) and a share for the answer.
+    """
+    most = room if max_tokens is None else min(room, max_tokens)
+    reserve = max(1, min(most // _ANSWER_SHARE, _LARGEST_ANSWER_RESERVE))
+    thinking = max(0, min(most, room - close_length) - reserve)
+    return Limits(most, thinking if thinking_budget is None else min(thinking, thinking_budget), room)
+
+
+def hidden_ids(tokenizer: ErnieTokenizer) -> frozenset[int]:
+    """Special tokens that are no text of an answer: all but the tags of the output and the locations."""
+    return frozenset(
+        token_id
+        for token_id in tokenizer.special_ids
+        if (text := tokenizer.token_bytes(token_id).decode("utf-8")) not in OUTPUT_TAGS
+        and not text.startswith(_LOCATION_START)
+    )
+
+
+class Generation:
+    """The answer to one prompt. Until it has ended otherwise, it counts as interrupted.
+
+    The attributes are right at any time: after an exception they say how far it came.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ErnieTokenizer,
+        sampler: Sampler,
+        parser: ReasoningParser,
+        limits: Limits,
+        stop_ids: Collection[int],
+        close_ids: Sequence[int],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """close_ids: what closes a thought from outside. should_stop: asked before every token and chunk."""
+        self.finish_reason: FinishReason = "interrupted"
+        self.num_tokens = 0
+        self.num_reasoning_tokens = 0
+        self._num_places = 0
+        self.prefill_seconds = 0.0
+        self.decode_seconds = 0.0
+        self._tokenizer = tokenizer
+        self._sampler = sampler
+        self._parser = parser
+        self._decoder = StreamDecoder(tokenizer, hidden_ids(tokenizer))
+        self._limits = limits
+        self._stop_ids = stop_ids
+        self._close_ids = close_ids
+        self._should_stop = should_stop
+        # A thought that is not wanted, or was closed from outside, is not to be opened again.
+        self._may_think = parser.in_reasoning
+        self._thought_has_ended = False
+        self._texts: dict[str, list[str]] = {"reasoning": [], "answer": []}
+        self._has_ended = False
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self._texts["answer"])
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning so far."""
+        return "".join(self._texts["reasoning"])
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls of tools so far."""
+        return tuple(self._parser.tool_calls)
+
+    def pieces(
+        self, sequence: CachedSequence, prefill: Callable[[], torch.Tensor], prompt_ids: Collection[int]
+    ) -> Iterator[Piece]:
+        """Run to the end: `prefill` fills `sequence` with the prompt and gives the logits (vocab,) after it.
+
+        prompt_ids: the ids that a repetition penalty counts as seen.
+        """
+        started = time.perf_counter()
+        try:
+            logits = prefill()
+        except Interrupted:
+            return
+        finally:
+            self.prefill_seconds = time.perf_counter() - started
+        seen = set(prompt_ids)
+        while not self._should_stop():
+            must_close = self._must_close_thought()
+            if self._is_full(len(self._close_ids) if must_close else 0):
+                self.finish_reason = "length"
+                break
+            if must_close:
+                yield from self._recorded(self._parser.push(self._decoder.finish()))
+                self._may_think = False
+                self._num_places += len(self._close_ids)
+                logits = self._timed(sequence.append, self._close_ids)
+                yield from self._recorded(self._parser.push(self._tokenizer.decode(self._close_ids)))
+                seen.update(self._close_ids)
+                continue
+            token_id = self._pick(logits, seen)
+            if token_id in self._stop_ids:
+                if self._parser.in_reasoning:
+                    # A model that ends its turn inside its thought has an answer all the same.
+                    self._thought_has_ended = True
+                    continue
+                self.finish_reason = "stop"
+                break
+            seen.add(token_id)
+            self._count_token()
+            yield from self._recorded(self._parser.push(self._decoder.push(token_id)))
+            # The logits after the last token would be nobody's.
+            if not self._is_full(0):
+                logits = self._timed(sequence.decode, token_id)
+        yield from self.end()
+
+    def end(self) -> list[Piece]:
+        """The text still held back, recorded; after this nothing more comes."""
+        if self._has_ended:
+            return []
+        self._has_ended = True
+        return self._recorded(self._parser.push(self._decoder.finish()) + self._parser.finish())
+
+    def _must_close_thought(self) -> bool:
+        is_spent = self.num_reasoning_tokens >= self._limits.thinking_tokens
+        return self._parser.in_reasoning and (is_spent or self._thought_has_ended)
+
+    def _is_full(self, num_coming: int) -> bool:
+        """Whether no token may be chosen any more once `num_coming` others are there."""
+        limits = self._limits
+        return self.num_tokens >= limits.max_tokens or self._num_places + num_coming >= limits.room
+
+    def _pick(self, logits: torch.Tensor, seen: Collection[int]) -> int:
+        started = time.perf_counter()
+        # Rows behind the tokenizer's last id stand for no text.
+        logits = logits[: self._tokenizer.vocab_size]
+        think_id = self._tokenizer.id_of(THINK_OPEN)
+        if not self._may_think and think_id is not None:
+            logits = logits.index_fill(0, torch.tensor([think_id], device=logits.device), -math.inf)
+        token_id = self._sampler.pick(logits, seen)
+        self.decode_seconds += time.perf_counter() - started
+        return token_id
+
+    def _timed(self, compute: Callable[[_Argument], torch.Tensor], argument: _Argument) -> torch.Tensor:
+        started = time.perf_counter()
+        logits = compute(argument)
+        self.decode_seconds += time.perf_counter() - started
+        return logits
+
+    def _count_token(self) -> None:
+        self.num_tokens += 1
+        self._num_places += 1
+        if self._parser.in_reasoning:
+            self.num_reasoning_tokens += 1
+
+    def _recorded(self, pieces: list[Piece]) -> list[Piece]:
+        for piece in pieces:
+            self._texts[piece.kind].append(piece.text)
+        return pieces

@@ -1,0 +1,158 @@
+"""The sampler against transformers' processors on random logits, and against counting."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ernie_local.errors import ErnieLocalError, UsageError
+from ernie_local.sampling import Sampler, SamplingOptions
+
+VOCAB_SIZE = 200
+
+
+def random_logits(seed: int, scale: float = 3.0) -> torch.Tensor:
+    return torch.randn(VOCAB_SIZE, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def transformers_probabilities(
+    logits: torch.Tensor, options: SamplingOptions, seen_ids: list[int]
+) -> torch.Tensor:
+    """What transformers would draw from: its processors, in the order of its `generate`."""
+    from transformers.generation import logits_process as hf
+
+    processors: list[Any] = []
+    if options.repetition_penalty != 1 and seen_ids:
+        processors.append(hf.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+    processors.append(hf.TemperatureLogitsWarper(options.temperature))
+    if options.top_k:
+        processors.append(hf.TopKLogitsWarper(options.top_k))
+    if options.top_p < 1:
+        processors.append(hf.TopPLogitsWarper(options.top_p))
+    if options.min_p:
+        processors.append(hf.MinPLogitsWarper(options.min_p))
+    ids, scores = torch.tensor([seen_ids], dtype=torch.int64), logits[None].clone()
+    for processor in processors:
+        scores = processor(ids, scores)
+    return torch.softmax(scores[0], dim=-1)
+
+
+options_in_use = st.builds(
+    SamplingOptions,
+    temperature=st.sampled_from([0.1, 0.7, 1.0, 1.5, 5.0]),
+    top_p=st.sampled_from([1.0, 0.95, 0.8, 0.3, 0.01]),
+    top_k=st.sampled_from([0, 1, 2, 40, VOCAB_SIZE, 10**6]),
+    min_p=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 1.1, 2.0, 0.8]),
+    seed=st.just(0),
+)
+
+
+@given(
+    options=options_in_use,
+    seed=st.integers(0, 10**6),
+    seen=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=30),
+)
+def test_equals_transformers(options: SamplingOptions, seed: int, seen: list[int]) -> None:
+    logits = random_logits(seed)
+    ours = Sampler(options).probabilities(logits, seen)
+    torch.testing.assert_close(ours, transformers_probabilities(logits, options, seen), rtol=1e-4, atol=1e-7)
+
+
+@given(options=options_in_use, seed=st.integers(0, 10**6))
+def test_picks_only_what_is_left(options: SamplingOptions, seed: int) -> None:
+    sampler, logits = Sampler(options), random_logits(seed)
+    probabilities = sampler.probabilities(logits)
+    assert all(probabilities[sampler.pick(logits)] > 0 for _ in range(5))
+
+
+def test_picks_as_often_as_it_should() -> None:
+    logits = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
+    sampler = Sampler(SamplingOptions(temperature=1.0, seed=3))
+    counts = torch.bincount(torch.tensor([sampler.pick(logits) for _ in range(4000)]), minlength=4)
+    torch.testing.assert_close(counts / 4000, torch.tensor([0.5, 0.25, 0.125, 0.125]), atol=0.03, rtol=0)
+
+
+def test_temperature_0_is_greedy_whatever_the_filters() -> None:
+    logits = random_logits(1)
+    sampler = Sampler(SamplingOptions(top_k=5, top_p=0.5, min_p=0.2))
+    assert {sampler.pick(logits) for _ in range(20)} == {int(logits.argmax())}
+    assert sampler.probabilities(logits).tolist() == [float(index == logits.argmax()) for index in range(200)]
+
+
+def test_the_repetition_penalty_counts_when_greedy() -> None:
+    logits = torch.tensor([2.0, 1.9, -1.0])
+    assert Sampler(SamplingOptions(repetition_penalty=1.2)).pick(logits, {0}) == 1
+    # Negative scores fall too, and ids beyond the scores are no matter.
+    assert Sampler(SamplingOptions(repetition_penalty=3.0)).pick(torch.tensor([-1.0, -2.0]), {0, 99}) == 1
+    assert logits.tolist() == [2.0, 1.899999976158142, -1.0]
+
+
+def test_a_tiny_temperature_is_nearly_greedy() -> None:
+    logits = random_logits(2, scale=1e4)
+    assert Sampler(SamplingOptions(temperature=1e-38)).pick(logits) == int(logits.argmax())
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    logits = random_logits(4, scale=0.5)
+
+    def draws(seed: int | None) -> list[int]:
+        sampler = Sampler(SamplingOptions(temperature=1.0, seed=seed))
+        torch.rand(7)  # torch's own generator is nobody's business
+        return [sampler.pick(logits) for _ in range(30)]
+
+    assert draws(5) == draws(5)
+    assert draws(5) != draws(6)
+    assert draws(None) != draws(None)
+
+
+def test_a_drawn_seed_can_be_used_again() -> None:
+    logits = random_logits(4, scale=0.5)
+    sampler = Sampler(SamplingOptions(temperature=1.0))
+    again = Sampler(SamplingOptions(temperature=1.0, seed=sampler.seed))
+    assert [sampler.pick(logits) for _ in range(30)] == [again.pick(logits) for _ in range(30)]
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_no_numbers_are_refused(broken: float) -> None:
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ErnieLocalError, match=r"of 4 is (nan|inf|-inf)"):
+            Sampler(SamplingOptions(temperature=temperature)).pick(torch.full((4,), broken))
+
+
+def test_a_single_broken_logit_is_refused() -> None:
+    with pytest.raises(ErnieLocalError, match="score for token 2 of 3 is nan"):
+        Sampler(SamplingOptions()).pick(torch.tensor([1.0, 2.0, math.nan]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("top_p", math.nan),
+        ("top_k", -1),
+        ("min_p", -0.1),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", -1.0),
+        ("repetition_penalty", math.nan),
+        ("seed", -1),
+        ("seed", 2**63),
+    ],
+)
+def test_a_value_without_a_meaning_is_named(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=rf"{name} {value} cannot be used\n.*\n.*{name}="):
+        SamplingOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def test_the_largest_seed_works() -> None:
+    assert Sampler(SamplingOptions(temperature=1.0, seed=2**63 - 1)).pick(random_logits(0)) >= 0

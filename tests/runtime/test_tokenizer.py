@@ -1,0 +1,243 @@
+"""The tokenizer against sentencepiece and transformers, and what must hold for any text."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ernie_local.errors import ModelUnusable, UsageError
+from ernie_local.text.sentencepiece_file import PieceKind, keep_spaces_exactly, read_pieces
+from ernie_local.text.tokenizer import ErnieTokenizer, StreamDecoder
+
+FRAGMENTS = (
+    "The total is", " ", "  ", "\n", "\t", "1,234.50", "ﬁ", "größer", "中文", "😀", "e\u0301", "\x00", "\x7f",
+    "<", "<think>", "</think>", "<|IMAGE_START|>", "<|IMAGE_END|>", "<|end_of_sentence|>", "</s>", "<unk>",
+    "<0x0A>", "think>", "User:", "Assistant: ", "\u00a0", "\u200b",
+)  # fmt: skip
+# The format itself writes a space as U+2581, so that one character does not come back.
+any_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"))
+any_mixture = st.lists(st.one_of(st.sampled_from(FRAGMENTS), any_text), max_size=8).map("".join)
+
+
+@given(text=any_mixture)
+def test_any_text_comes_back(either_tokenizer: ErnieTokenizer, text: str) -> None:
+    for allow_special in (True, False):
+        assert either_tokenizer.decode(either_tokenizer.encode(text, allow_special)) == text
+
+
+@given(text=any_mixture)
+def test_no_text_makes_a_special_token_unless_allowed(either_tokenizer: ErnieTokenizer, text: str) -> None:
+    assert either_tokenizer.special_ids.isdisjoint(either_tokenizer.encode(text, allow_special=False))
+
+
+@given(text=any_mixture)
+def test_equals_sentencepiece(tokenizer: ErnieTokenizer, tokenizer_directory: Path, text: str) -> None:
+    """Tags and digits are inside the model here, so that the library alone splits as we do."""
+    path = str(tokenizer_directory / "tokenizer.model")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=path)
+    if "</s>" in text or "<unk>" in text or "<0x0A>" in text:
+        return  # the library never reads control pieces out of a text
+    ids = pieces.encode(text)
+    assert tokenizer.encode(text) == ids
+    assert tokenizer.decode(ids) == pieces.decode(ids)
+
+
+@pytest.fixture(scope="module")
+def llama_tokenizer(tokenizer_directory: Path) -> Any:
+    """transformers' LlamaTokenizer over the same vocabulary, without begin token and prefix space."""
+    from tokenizers import AddedToken
+    from transformers import LlamaTokenizer
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    proto = (tokenizer_directory / "tokenizer.model").read_bytes()
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=proto)
+    vocab = {piece.text: token_id for token_id, piece in enumerate(read_pieces(proto))}
+    normal = [piece.text for piece in read_pieces(proto) if piece.kind is PieceKind.NORMAL]
+    scores = {text: pieces.get_score(vocab[text]) for text in normal}
+    llama = LlamaTokenizer(
+        vocab=vocab, merges=generate_merges(vocab, scores), add_prefix_space=False, add_bos_token=False
+    )
+    for piece in read_pieces(proto):
+        if piece.kind is PieceKind.USER_DEFINED:
+            llama.add_tokens([AddedToken(piece.text, normalized=False, special=len(piece.text) > 1)])
+    return llama
+
+
+@settings(max_examples=60)
+@given(text=any_mixture)
+def test_equals_transformers(tokenizer: ErnieTokenizer, llama_tokenizer: Any, text: str) -> None:
+    if "<0x" in text or "\x00" in text:
+        return  # transformers reads a byte piece out of a text that spells it
+    ids = llama_tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.encode(text) == ids
+    assert tokenizer.decode(ids) == llama_tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@given(text=any_mixture, data=st.data())
+def test_stream_gives_the_same_text_and_only_whole_characters(
+    either_tokenizer: ErnieTokenizer, text: str, data: st.DataObject
+) -> None:
+    ids = either_tokenizer.encode(text)
+    if ids:
+        ids = ids[: data.draw(st.integers(1, len(ids)))]  # it may end inside a character
+    decoder = StreamDecoder(either_tokenizer)
+    pieces = [decoder.push(token_id) for token_id in ids]
+    assert "\ufffd" not in "".join(pieces)
+    assert "".join(pieces) + decoder.finish() == either_tokenizer.decode(ids)
+
+
+def test_stream_holds_the_bytes_of_an_unfinished_character_back(tokenizer: ErnieTokenizer) -> None:
+    decoder = StreamDecoder(tokenizer)
+    ids = tokenizer.encode("😀")
+    assert [decoder.push(token_id) for token_id in ids] == ["", "", "", "😀"]
+
+
+def test_stream_replaces_a_character_that_never_ends(tokenizer: ErnieTokenizer) -> None:
+    broken = tokenizer.encode("😀")[:2]
+    decoder = StreamDecoder(tokenizer)
+    pieces = [decoder.push(token_id) for token_id in [*broken, *tokenizer.encode("a")]]
+    assert "".join(pieces) == tokenizer.decode([*broken, *tokenizer.encode("a")]) == "\ufffda"
+
+
+def test_stream_leaves_hidden_tokens_out(tokenizer: ErnieTokenizer) -> None:
+    emoji = tokenizer.encode("😀")
+    end = tokenizer.id_of("<|end_of_sentence|>")
+    assert end is not None
+    decoder = StreamDecoder(tokenizer, hidden_ids={end})
+    # Not even between the bytes of a character does a hidden token show.
+    assert "".join(decoder.push(token_id) for token_id in [emoji[0], end, *emoji[1:], end]) == "😀"
+
+
+def test_spaces_newlines_and_digits(either_tokenizer: ErnieTokenizer) -> None:
+    assert either_tokenizer.encode("  a") != either_tokenizer.encode(" a") != either_tokenizer.encode("a")
+    assert either_tokenizer.encode("\n") == [either_tokenizer.id_of("<0x0A>")]
+    assert len(either_tokenizer.encode("2024")) == 4
+    assert either_tokenizer.encode("") == []
+
+
+def test_a_prefix_space_of_the_model_file_is_not_invented(tokenizer_directory: Path) -> None:
+    proto = (tokenizer_directory / "tokenizer.model").read_bytes()
+    # The same switches as in keep_spaces_exactly, set the other way.
+    with_prefix = proto + keep_spaces_exactly(b"")[:2] + bytes([3 << 3, 1, 4 << 3, 1])
+    library = sentencepiece.SentencePieceProcessor(model_proto=with_prefix)
+    assert library.decode(library.encode("a  b")) == "a b"
+    ours = ErnieTokenizer(with_prefix)
+    assert ours.encode("a  b") == ErnieTokenizer(proto).encode("a  b")
+
+
+def test_special_tokens_in_text(either_tokenizer: ErnieTokenizer) -> None:
+    end_id = either_tokenizer.id_of("<|IMAGE_END|>")
+    assert end_id in either_tokenizer.special_ids
+    assert either_tokenizer.encode("a<|IMAGE_END|>b").count(end_id or -1) == 1
+    spelled = either_tokenizer.encode("a<|IMAGE_END|>b", allow_special=False)
+    assert end_id not in spelled
+    assert either_tokenizer.decode(spelled) == "a<|IMAGE_END|>b"
+
+
+def test_a_tag_that_normalization_makes_is_spelled_out() -> None:
+    """Fullwidth brackets become plain ones under NFKC, so that the tag is there only after normalization."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a plain text of some words"] * 20),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=290,
+        hard_vocab_limit=False,
+        user_defined_symbols=["<think>"],
+        byte_fallback=True,
+        normalization_rule_name="nfkc",
+        minloglevel=2,
+    )
+    tokenizer = ErnieTokenizer(model.getvalue())
+    disguised = "\uff1cthink\uff1e"
+    assert tokenizer.id_of("<think>") not in tokenizer.encode(disguised, allow_special=False)
+    assert tokenizer.decode(tokenizer.encode(disguised, allow_special=False)) == "<think>"
+
+
+def test_declared_tokens(declared_tokenizer: ErnieTokenizer, declared_directory: Path) -> None:
+    think_id = declared_tokenizer.id_of("<think>")
+    # Declared as not special, and still a tag that no user may write; a digit is text whatever is declared.
+    assert think_id in declared_tokenizer.special_ids
+    assert declared_tokenizer.id_of("1") not in declared_tokenizer.special_ids
+    assert declared_tokenizer.vocab_size == (think_id or 0) + 3
+    assert declared_tokenizer.decode([think_id or 0]) == "<think>"
+
+
+def test_added_tokens_json_is_read_and_the_config_wins(declared_directory: Path, tmp_path: Path) -> None:
+    model = (declared_directory / "tokenizer.model").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    added = {"<|A|>": 600, "plain words": 601, "<|B|>": 602, "plain": 603}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    declared = {"added_tokens_decoder": {"602": {"content": "<|C|>", "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(declared))
+    tokenizer = ErnieTokenizer.from_directory(tmp_path)
+    assert tokenizer.encode("<|A|>plain words<|C|>") == [600, 601, 602]
+    # A declared token that is no tag is text, and so stays one token in a user's words.
+    assert tokenizer.encode("plain words", allow_special=False) == [601]
+    assert {600, 602} <= tokenizer.special_ids
+    assert 601 not in tokenizer.special_ids
+    assert tokenizer.id_of("<|B|>") is None
+    # Of two tokens with the same beginning the longer one is meant.
+    assert tokenizer.encode("plainplain words") == [603, 601]
+    assert tokenizer.vocab_size == 604
+
+
+def test_ids_of_no_piece_are_replaced(tokenizer: ErnieTokenizer) -> None:
+    assert tokenizer.decode([10**6]) == "\ufffd"
+
+
+def test_half_a_surrogate_pair_is_refused_by_name(tokenizer: ErnieTokenizer) -> None:
+    with pytest.raises(UsageError, match=r"position 2 of 3(.|\n)*U\+DC80"):
+        tokenizer.encode("ab\udc80")
+
+
+def test_a_missing_model_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnusable, match=r"tokenizer\.model is missing"):
+        ErnieTokenizer.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00" * 64, b"version https://git-lfs.github.com/spec/v1\n", b"\x0a\xff"]
+)
+def test_a_broken_model_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(ModelUnusable, match=r"tokenizer\.model"):
+        ErnieTokenizer.from_directory(tmp_path)
+
+
+def test_every_cut_of_a_model_file_is_refused_or_read(tokenizer_directory: Path) -> None:
+    proto = (tokenizer_directory / "tokenizer.model").read_bytes()
+    for length in range(0, len(proto), 97):
+        try:
+            ErnieTokenizer(proto[:length])
+        except ValueError:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", "{"),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": []}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "<a>"}}}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"5": {"content": 3}}}'),
+        ("added_tokens.json", '{"<a>": "5"}'),
+        ("added_tokens.json", '{"<a>": -1}'),
+        ("added_tokens.json", '{"<a>": true}'),
+    ],
+)
+def test_a_broken_side_file_is_named(
+    tokenizer_directory: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes((tokenizer_directory / "tokenizer.model").read_bytes())
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ModelUnusable, match=name):
+        ErnieTokenizer.from_directory(tmp_path)
