@@ -1,0 +1,118 @@
+"""One question and its answer as a person sees them: pieces as they come, Ctrl-C, and the figures after.
+
+Owns the line of figures and what Ctrl-C does while an answer is under way. Knows nothing of where the
+question came from.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from ernie_cli.console import Console
+from ernie_local.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from ernie_local.media.open_image import OpenedImage
+    from ernie_local.session import Answer, Chat
+
+
+@dataclass(frozen=True, slots=True)
+class AskSettings:
+    """How to ask and how to show the answer; in a chat they can change between questions."""
+
+    thinking: bool | None
+    think_budget: int | None
+    max_tokens: int | None
+    hide_thinking: bool
+    stream: bool
+    print_answer: bool = True
+
+
+def ask(
+    chat: Chat, question: str, pictures: Sequence[OpenedImage], settings: AskSettings, console: Console
+) -> Answer:
+    """Ask, show the answer, and return it. Ctrl-C ends the answer early (`finish_reason` "interrupted").
+
+    Raises what `Chat.ask` raises, NoAnswer included, with all that was said shown.
+    """
+    held_back: list[str] = []
+    try:
+        with stop_on_interrupt(chat):
+            for piece in chat.ask(
+                question,
+                images=pictures,
+                thinking=settings.thinking,
+                thinking_budget=settings.think_budget,
+                max_tokens=settings.max_tokens,
+            ):
+                if not settings.print_answer:
+                    continue
+                if piece.kind == "reasoning":
+                    if not settings.hide_thinking:
+                        console.thought(piece.text)
+                elif settings.stream:
+                    console.answer(piece.text)
+                else:
+                    held_back.append(piece.text)
+    finally:
+        console.answer("".join(held_back))
+        console.end_line()
+    assert chat.last is not None
+    return chat.last
+
+
+@contextmanager
+def stop_on_interrupt(chat: Chat) -> Iterator[None]:
+    """Inside, the first Ctrl-C asks the chat to stop after the token at hand; a second one does not wait."""
+    presses = 0
+
+    def on_interrupt(_signal_number: int, _frame: FrameType | None) -> None:
+        nonlocal presses
+        presses += 1
+        if presses > 1:
+            raise KeyboardInterrupt
+        chat.stop()
+
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is signal.SIG_IGN:  # started in the background: Ctrl-C is for somebody else
+        yield
+        return
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def stats_line(answer: Answer, load_seconds: float) -> str:
+    """Tokens, seconds and memory of an answer in one line."""
+    usage, timings = answer.usage, answer.timings
+    pictures = f" ({usage.image_tokens} of pictures)" if usage.image_tokens else ""
+    thoughts = f" ({usage.reasoning_tokens} of thoughts)" if usage.reasoning_tokens else ""
+    new_tokens, seconds = usage.prompt_tokens - usage.cached_tokens, timings.image + timings.prefill
+    cached = f", {usage.cached_tokens} cached" if usage.cached_tokens else ""
+    parts = [
+        f"prompt {usage.prompt_tokens} tokens{pictures}{cached} in {seconds:.2f} s"
+        + _rate(new_tokens, seconds),
+        f"answer {usage.completion_tokens} tokens{thoughts} in {timings.decode:.2f} s"
+        + _rate(usage.completion_tokens, timings.decode),
+        f"load {load_seconds:.2f} s",
+    ]
+    if answer.peak_memory_bytes is not None:
+        parts.append(f"peak memory {format_bytes(answer.peak_memory_bytes)}")
+    return "; ".join(parts)
+
+
+def cut_off_line(answer: Answer) -> str:
+    """What to say of an answer that a limit has ended."""
+    num_tokens = answer.usage.completion_tokens
+    return f"the answer was cut off after {num_tokens} tokens: --max-tokens or --ctx-size is the limit"
+
+
+def _rate(num_tokens: int, seconds: float) -> str:
+    return f" ({num_tokens / seconds:.1f}/s)" if seconds > 0 else ""

@@ -1,0 +1,82 @@
+"""The options of `ernie-local chat` as one value, and what they mean for the runtime.
+
+Owns their units and the meaning of "auto". `--help` needs this module, so it imports nothing of the runtime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Think = Literal["on", "off", "auto"]
+DType = Literal["auto", "float32", "bfloat16"]
+KVDType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+
+# float32 doubles what a 16-bit checkpoint takes; past this, most machines would rather have the memory.
+_LARGEST_FLOAT32_CHECKPOINT = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """What was said on the command line; None means that the model or the runtime decides."""
+
+    model: str = "nano"
+    prompt: str | None = None
+    images: tuple[str, ...] = ()
+    interactive: bool = False
+    system: str | None = None
+    max_tokens: str | None = None
+    context_size: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    think: Think = "auto"
+    think_budget: str | None = None
+    hide_thinking: bool = False
+    device: str = "cpu"
+    dtype: DType = "auto"
+    kv_dtype: KVDType = "auto"
+    threads: int | None = None
+    as_json: bool = False
+    stream: bool = True
+    stats: bool = False
+    save: Path | None = None
+    load: Path | None = None
+
+    def thinking(self) -> bool | None:
+        """Whether to think; None is what the model was made for."""
+        return {"on": True, "off": False, "auto": None}[self.think]
+
+    def max_tokens_count(self) -> int | None:
+        """Tokens that an answer with its thoughts may have."""
+        return _count(self.max_tokens, "--max-tokens")
+
+    def context_tokens(self) -> int | None:
+        """Tokens that the whole chat may have."""
+        return _count(self.context_size, "--ctx-size")
+
+    def think_budget_count(self) -> int | None:
+        """Tokens that the thoughts may have before they are closed; 0 closes them at once."""
+        return 0 if self.think_budget == "0" else _count(self.think_budget, "--think-budget")
+
+    def kv_dtype_name(self) -> str | None:
+        """The number type of the KV cache for the runtime."""
+        return None if self.kv_dtype == "auto" else self.kv_dtype
+
+    def dtype_name(self, checkpoint_bytes: int) -> str:
+        """The number type to compute in; `checkpoint_bytes` decides where that was left open."""
+        if self.dtype != "auto":
+            return self.dtype
+        if self.device == "cpu" and checkpoint_bytes <= _LARGEST_FLOAT32_CHECKPOINT:
+            return "float32"
+        return "bfloat16"
+
+
+def _count(text: str | None, option: str) -> int | None:
+    from ernie_local.sizes import parse_count
+
+    return None if text is None else parse_count(text, option)

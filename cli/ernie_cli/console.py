@@ -1,0 +1,118 @@
+"""What a person sees: the answer on stdout, everything else on stderr.
+
+Owns the two streams, the dimming of thoughts, colour, and the line that is still open. Knows nothing of
+models or of what is said. The environment this command line reads is all read here, see `ENVIRONMENT`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Mapping
+from typing import TextIO
+
+# The one table of environment variables that ernie-local's commands look at.
+ENVIRONMENT: Mapping[str, str] = {
+    "NO_COLOR": "set to anything: no colour and no dimmed text",
+    "TERM": "'dumb': no colour, no dimmed text, and no line editing",
+}
+
+_STYLES = {"plain": "", "dim": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[1;31m"}
+_RESET = "\x1b[0m"
+
+# A model repeats what it reads in a picture: escape sequences must not reach a terminal as commands.
+_CONTROL_CHARACTERS = {
+    code: None for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if code not in (0x09, 0x0A)
+}
+
+
+def terminal_is_plain(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether the terminal was declared unable to do more than print lines."""
+    return (os.environ if environment is None else environment).get("TERM") == "dumb"
+
+
+class Console:
+    """The streams of one command run; keeps notes off the line on which an answer is still being written."""
+
+    def __init__(
+        self,
+        stdout: TextIO | None = None,
+        stderr: TextIO | None = None,
+        *,
+        quiet: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`quiet` drops notes but neither warnings nor errors; the streams default to the process's own."""
+        self._stdout = sys.stdout if stdout is None else stdout
+        self._stderr = sys.stderr if stderr is None else stderr
+        self._quiet = quiet
+        variables = os.environ if environment is None else environment
+        no_color = bool(variables.get("NO_COLOR")) or terminal_is_plain(variables)
+        self._colored = self._stderr.isatty() and not no_color
+        self._open_line: TextIO | None = None
+
+    def answer(self, text: str) -> None:
+        """A piece of the answer on stdout, shown at once."""
+        self._write(self._stdout, text)
+
+    def thought(self, text: str) -> None:
+        """A piece of the reasoning on stderr, dimmed where the terminal can."""
+        self._write(self._stderr, text, "dim")
+
+    def note(self, line: str) -> None:
+        """A line of information on stderr."""
+        if not self._quiet:
+            self._line(line, "plain")
+
+    def say(self, line: str) -> None:
+        """A line on stderr that was asked for: shown also when quiet."""
+        self._line(line, "plain")
+
+    def warn(self, line: str) -> None:
+        """A line on stderr that should not be missed."""
+        self._line(f"warning: {line}", "warning")
+
+    def error(self, text: str) -> None:
+        """An error on stderr; `text` may have several lines, the first one stands out."""
+        first, _, rest = text.partition("\n")
+        self._line(f"error: {first}", "error")
+        if rest:
+            self._line(rest, "plain")
+
+    def end_line(self) -> None:
+        """Close the line that pieces left open, so that what follows starts on its own."""
+        if self._open_line is not None:
+            self._open_line.write("\n")
+            self._open_line.flush()
+            self._open_line = None
+
+    def _line(self, line: str, style: str) -> None:
+        self.end_line()
+        self._write(self._stderr, line + "\n", style)
+
+    def _write(self, stream: TextIO, text: str, style: str = "plain") -> None:
+        if not text:
+            return
+        if self._open_line is not None and self._open_line is not stream:
+            self.end_line()
+        shown = text.translate(_CONTROL_CHARACTERS) if stream.isatty() else text
+        if self._colored and stream is self._stderr and _STYLES[style]:
+            shown = f"{_STYLES[style]}{shown}{_RESET}"
+        stream.write(shown)
+        stream.flush()
+        self._open_line = None if text.endswith("\n") else stream
+
+
+def forgive_encodings() -> None:
+    """Let a terminal that cannot show a character show `?` for it instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def silence_stdout() -> None:
+    """After the reader went away (`| head`): let the interpreter's last flush go nowhere."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)

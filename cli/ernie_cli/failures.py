@@ -1,0 +1,99 @@
+"""Any exception to what a user is told about it: a code name, an exit code, and three lines.
+
+Owns the meaning of exit codes on the command line. Knows nothing of the streams and of any command.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import typer
+
+from ernie_local.errors import ErnieLocalError, Interrupted, OutOfMemory, UsageError
+
+_CODE_NAMES = {
+    1: "failed",
+    2: "usage",
+    3: "does_not_fit",
+    4: "model_unusable",
+    5: "input_unreadable",
+    6: "out_of_memory",
+    7: "no_answer",
+    130: "interrupted",
+}
+# torch reports exhausted memory as RuntimeError; only its words tell it from a defect.
+_OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a command ended when it did not end well."""
+
+    code: str
+    exit_code: int
+    what: str
+    why: str
+    hint: str
+
+    def text(self) -> str:
+        """The message for people: three lines, or one for a defect of ours."""
+        if self.code == "internal":
+            return f"{self.what}; {self.hint}"
+        return f"{self.what}\n{self.why}\ntry: {self.hint}"
+
+
+def describe(error: BaseException) -> Failure:
+    """The failure that `error` stands for; an exception nobody planned for is an internal error (1)."""
+    known = _as_user_error(error)
+    if known is None:
+        first_line = (str(error).splitlines() or [""])[0]
+        return Failure(
+            code="internal",
+            exit_code=1,
+            what=f"internal error: {type(error).__name__}: {first_line}".rstrip(": "),
+            why="this is a defect of ernie-local, not of the input",
+            hint="run again with --debug for the traceback",
+        )
+    code = _CODE_NAMES.get(known.exit_code, "failed")
+    return Failure(code, known.exit_code, known.what, known.why, known.hint)
+
+
+def _as_user_error(error: BaseException) -> ErnieLocalError | None:
+    if isinstance(error, ErnieLocalError):
+        return error
+    if isinstance(error, typer.TyperException):
+        return _as_usage_error(error)
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted(
+            "interrupted",
+            "Ctrl-C was pressed before an answer was there",
+            "run the command again",
+        )
+    if isinstance(error, OSError):
+        return ErnieLocalError(
+            f"{error.filename or 'a file'}: {error.strerror or error}",
+            "the operating system refused it",
+            "check the path, the rights to it, and the space on the disk",
+        )
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _speaks_of_memory(error)):
+        return OutOfMemory(
+            f"memory ran out: {(str(error).splitlines() or ['no more could be had'])[0]}",
+            "the model, its context and the pictures need more than this machine has free",
+            "a smaller --ctx-size, --dtype bfloat16, fewer pictures, or a machine with more memory",
+        )
+    return None
+
+
+def _as_usage_error(error: typer.TyperException) -> UsageError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "ernie-local"
+    return UsageError(
+        error.format_message(),
+        f"the command line does not fit what {command} takes",
+        f"{command} --help",
+    )
+
+
+def _speaks_of_memory(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return any(words in text for words in _OUT_OF_MEMORY_WORDS)

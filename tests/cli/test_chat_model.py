@@ -1,0 +1,232 @@
+"""`chat` with a real, tiny model of random weights: bad input told before the weights, and answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+Command = Callable[..., Any]
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has hardly a pixel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 9))
+        + chunk(b"IEND", b"")
+    )
+
+
+def bad_pictures(directory: Path) -> dict[str, Path]:
+    """Every way in which a picture is none."""
+    (directory / "text.png").write_text("Total: 42\n")
+    (directory / "empty.png").touch()
+    Image.effect_noise((200, 200), 90).save(directory / "whole.png")
+    (directory / "truncated.png").write_bytes((directory / "whole.png").read_bytes()[:9000])
+    (directory / "huge.png").write_bytes(png_header(30000, 30000))
+    (directory / "folder.png").mkdir()
+    names = ("missing.png", "text.png", "empty.png", "truncated.png", "huge.png", "folder.png")
+    return {name: directory / name for name in names}
+
+
+def assert_three_lines(result: Any, exit_code: int) -> None:
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    lines = result.stderr.splitlines()
+    assert len(lines) == 3, result.stderr
+    assert lines[0].startswith("error: ")
+    assert lines[2].startswith("try: ")
+
+
+@pytest.mark.parametrize(
+    "name", ["missing.png", "text.png", "empty.png", "truncated.png", "huge.png", "folder.png"]
+)
+def test_bad_pictures_are_told_before_the_model_is_looked_for(
+    command: Command, no_weights: None, tmp_path: Path, name: str
+) -> None:
+    path = bad_pictures(tmp_path)[name]
+    result = command("chat", "no/such/model", "-p", "hi", "--image", str(path))
+    assert_three_lines(result, 5)
+    assert name in result.stderr
+
+
+def test_a_directory_without_config_is_told_before_the_weights(
+    command: Command, no_weights: None, tmp_path: Path
+) -> None:
+    for model in (tmp_path, tmp_path / "nothing", tmp_path / "nothing.safetensors"):
+        result = command("chat", str(model), "-p", "hi")
+        assert_three_lines(result, 4)
+        assert model.name in result.stderr
+
+
+def test_a_prompt_longer_than_the_context_is_told_before_the_weights(
+    command: Command, no_weights: None, small_model: Path, invoice: Path
+) -> None:
+    result = command("chat", str(small_model), "-p", "total " * 3000)
+    assert_three_lines(result, 3)
+    assert "4096" in result.stderr
+    result = command("chat", str(small_model), "-p", "hi", "--image", str(invoice), "--ctx-size", "40")
+    # Of a picture the report stands first.
+    assert result.exit_code == 3
+    assert "the context has 40" in result.stderr.splitlines()[0]
+
+
+def test_a_context_beyond_the_model_is_refused(command: Command, no_weights: None, small_model: Path) -> None:
+    result = command("chat", str(small_model), "-p", "hi", "--ctx-size", "8k")
+    assert_three_lines(result, 3)
+    assert "8192" in result.stderr
+    assert "4096" in result.stderr
+
+
+def test_a_short_question_is_answered_with_figures(
+    command: Command, small_model: Path, invoice: Path
+) -> None:
+    arguments = (
+        "chat",
+        str(small_model),
+        "-p",
+        "What is the total?",
+        "--max-tokens",
+        "6",
+        "--image",
+        str(invoice),
+    )
+    result = command(*arguments, "--json", "--temp", "1", "--seed", "5")
+    value = result.json()
+    assert value["error"] is None or value["error"]["code"] == "no_answer"
+    assert value["images"][0]["size"] == [2480, 3508]
+    assert value["usage"]["image_tokens"] == value["images"][0]["tokens"] <= 40
+    assert 0 < value["usage"]["completion_tokens"] <= 6
+    assert value["timings"]["total"] >= value["timings"]["decode"] > 0
+    assert value["memory"]["peak_rss_bytes"] > 50 << 20
+    again = command(*arguments, "--temp", "1", "--seed", "5")
+    assert again.stdout.rstrip("\n") == value["text"].rstrip("\n")
+
+
+def test_the_report_before_the_model_is_what_the_model_sees(
+    command: Command, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ernie_local.session import Chat
+
+    chats: list[Chat] = []
+    original = Chat.__init__
+
+    def remember(self: Chat, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
+        chats.append(self)
+
+    monkeypatch.setattr(Chat, "__init__", remember)
+    for width, height in ((1000, 700), (20, 30), (28, 1000), (333, 77)):
+        Image.new("RGB", (width, height), "red").save(tmp_path / "a.png")
+        value = command(
+            "chat",
+            str(small_model),
+            "-p",
+            "hi",
+            "--max-tokens",
+            "1",
+            "--image",
+            str(tmp_path / "a.png"),
+            "--json",
+        ).json()
+        last = chats[-1].last
+        assert last is not None
+        seen = last.images[0]
+        assert value["images"][0]["resized"] == list(seen.resized_size)
+        assert value["images"][0]["tokens"] == seen.tokens
+
+
+def test_a_chat_goes_on_where_it_was_saved(
+    command: Command, small_model: Path, invoice: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "chat.json"
+    flags = ("--max-tokens", "4", "--temp", "2")
+
+    def ask_until_answered(*arguments: str) -> Any:
+        for seed in range(20):
+            result = command("chat", str(small_model), *flags, "--seed", str(seed), *arguments)
+            if result.exit_code == 0:
+                return result
+        raise AssertionError(result.stderr)
+
+    ask_until_answered("-p", "What?", "--image", str(invoice), "--save", str(saved))
+    assert len(json.loads(saved.read_text())["turns"]) == 1
+    ask_until_answered("-p", "And now?", "--load", str(saved), "--save", str(saved))
+    assert len(json.loads(saved.read_text())["turns"]) == 2
+
+
+def test_a_saved_chat_whose_picture_is_gone_is_told_before_the_weights(
+    command: Command, no_weights: None, small_model: Path, invoice: Path, tmp_path: Path
+) -> None:
+    turn: dict[str, Any] = {
+        "role": "user",
+        "text": "a",
+        "images": [{"path": str(tmp_path / "gone.png"), "size": [9, 9]}],
+    }
+    turn |= {"thinking": False, "reasoning": "", "answer": "b", "tool_calls": [], "finish_reason": "stop"}
+    chat = {
+        "format": "ernie-local chat",
+        "version": 1,
+        "model": "m",
+        "system": None,
+        "tools": [],
+        "turns": [turn],
+    }
+    (tmp_path / "chat.json").write_text(json.dumps(chat))
+    result = command("chat", str(small_model), "-p", "hi", "--load", str(tmp_path / "chat.json"))
+    assert_three_lines(result, 5)
+    assert "gone.png" in result.stderr
+    (tmp_path / "chat.json").write_text("{}")
+    assert_three_lines(
+        command("chat", str(small_model), "-p", "hi", "--load", str(tmp_path / "chat.json")), 5
+    )
+
+
+def test_a_model_without_a_tokenizer_says_which_file_is_missing(
+    command: Command, small_model: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(small_model, directory)
+    (directory / "tokenizer.model").unlink()
+    result = command("chat", str(directory), "-p", "hi")
+    assert_three_lines(result, 4)
+    assert "tokenizer.model" in result.stderr
+
+
+def test_interactive_with_a_real_model(
+    command: Command, small_model: Path, invoice: Path, tmp_path: Path
+) -> None:
+    lines = (f"/image {invoice}", "What?", "/stats", "/undo", "And?", f"/save {tmp_path / 'c.json'}", "/exit")
+    result = command(
+        "chat",
+        str(small_model),
+        "-i",
+        "--max-tokens",
+        "3",
+        stdin="".join(f"{line}\n" for line in lines).encode(),
+    )
+    assert result.exit_code == 0
+    assert "internal error" not in result.stderr
+    assert (tmp_path / "c.json").is_file()
+
+
+def test_device_that_is_not_there(command: Command, small_model: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a card")
+    assert_three_lines(command("chat", str(small_model), "-p", "hi", "--device", "cuda"), 3)
+    assert_three_lines(command("chat", str(small_model), "-p", "hi", "--device", "abacus"), 2)

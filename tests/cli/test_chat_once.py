@@ -1,0 +1,116 @@
+"""`chat` with one question: what goes to stdout, what to stderr, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ernie_local.text.reasoning import Piece
+
+THOUGHTFUL = (Piece("reasoning", "six "), Piece("reasoning", "sevens"), Piece("answer", "42"))
+
+
+def test_stdout_carries_only_the_answer(command: Callable[..., Any], fake_chat: Any, invoice: Path) -> None:
+    result = command("chat", "-p", "How much?", "--image", str(invoice), "--stats")
+    assert (result.exit_code, result.stdout) == (0, "forty-two\n")
+    assert f"{invoice} 2480x3508 -> 1848x2604, 6138 tokens (0.74x)" in result.stderr
+    assert "prompt 20 tokens (9 of pictures) in 0.30 s" in result.stderr
+    assert "peak memory 3.00 GiB" in result.stderr
+    assert fake_chat.questions[0]["images"] == [str(invoice)]
+
+
+def test_no_figures_unless_asked_for(command: Callable[..., Any], fake_chat: Any) -> None:
+    assert command("chat", "-p", "hi").stderr == ""
+
+
+def test_flags_reach_the_chat(command: Callable[..., Any], fake_chat: Any) -> None:
+    assert (
+        command("chat", "-p", "hi", "--think", "on", "--think-budget", "2k", "--max-tokens", "4k").exit_code
+        == 0
+    )
+    expected = {"thinking": True, "thinking_budget": 2048, "max_tokens": 4096}
+    assert fake_chat.questions == [{"text": "hi", "images": [], **expected}]
+    command("chat", "-p", "hi", "--think", "off")
+    command("chat", "-p", "hi", "--think-budget", "0")
+    assert [question["thinking"] for question in fake_chat.questions] == [True, False, None]
+    assert fake_chat.questions[2]["thinking_budget"] == 0
+
+
+def test_thoughts_go_to_stderr_and_can_be_hidden(command: Callable[..., Any], fake_chat: Any) -> None:
+    fake_chat.pieces = THOUGHTFUL
+    result = command("chat", "-p", "hi")
+    assert (result.stdout, result.stderr) == ("42\n", "six sevens\n")
+    result = command("chat", "-p", "hi", "--hide-thinking")
+    assert (result.stdout, result.stderr) == ("42\n", "")
+
+
+def test_no_stream_prints_the_same(command: Callable[..., Any], fake_chat: Any) -> None:
+    assert command("chat", "-p", "hi", "--no-stream").stdout == "forty-two\n"
+
+
+def test_question_and_picture_from_stdin(command: Callable[..., Any], fake_chat: Any, invoice: Path) -> None:
+    assert command("chat", stdin=b"How much?\n").exit_code == 0
+    assert command("chat", "-p", "-", stdin=b"How many?\n").exit_code == 0
+    result = command("chat", "-p", "What?", "--image", "-", stdin=invoice.read_bytes())
+    assert result.exit_code == 0
+    assert "2480x3508 -> 1848x2604" in result.stderr
+    assert [question["text"] for question in fake_chat.questions] == ["How much?", "How many?", "What?"]
+
+
+def test_a_picture_that_loses_most_of_itself_is_warned_about(
+    command: Callable[..., Any], fake_chat: Any, tmp_path: Path
+) -> None:
+    Image.new("1", (6000, 6000)).save(tmp_path / "plan.png")
+    stderr = command("chat", "-p", "hi", "--image", str(tmp_path / "plan.png")).stderr
+    assert "(0.36x)" in stderr
+    assert "keeps 36% of its side length" in stderr
+
+
+def test_no_answer_is_seven(command: Callable[..., Any], fake_chat: Any) -> None:
+    fake_chat.pieces, fake_chat.finish_reason = THOUGHTFUL[:2], "length"
+    result = command("chat", "-p", "hi")
+    assert (result.exit_code, result.stdout) == (7, "")
+    assert "--think-budget" in result.stderr
+    value = command("chat", "-p", "hi", "--json").json()
+    assert (value["ok"], value["text"], value["reasoning"]) == (False, "", "six sevens")
+    assert value["finish_reason"] == "length"
+    assert value["error"]["code"] == "no_answer"
+
+
+def test_an_answer_that_was_cut_off_says_so(command: Callable[..., Any], fake_chat: Any) -> None:
+    fake_chat.finish_reason = "length"
+    result = command("chat", "-p", "hi")
+    assert (result.exit_code, result.stdout) == (0, "forty-two\n")
+    assert "cut off after 2 tokens" in result.stderr
+
+
+def test_ctrl_c_ends_the_answer_with_130_and_keeps_what_was_said(
+    command: Callable[..., Any], fake_chat: Any
+) -> None:
+    fake_chat.between = lambda: os.kill(os.getpid(), signal.SIGINT)
+    result = command("chat", "-p", "hi")
+    assert (result.exit_code, result.stdout) == (130, "forty\n")
+    value = command("chat", "-p", "hi", "--json").json()
+    assert (value["text"], value["error"]["code"]) == ("forty", "interrupted")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait(command: Callable[..., Any], fake_chat: Any) -> None:
+    def press_twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("went on")
+
+    fake_chat.between = press_twice
+    assert command("chat", "-p", "hi").exit_code == 130
+
+
+def test_the_chat_is_saved_at_the_end(command: Callable[..., Any], fake_chat: Any, tmp_path: Path) -> None:
+    target = tmp_path / "chat.json"
+    assert command("chat", "-p", "hi", "--save", str(target)).exit_code == 0
+    assert fake_chat.calls == [f"save {target}"]

@@ -1,0 +1,98 @@
+"""What the options mean: sizes, the model's own sampling, and options that contradict each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ernie_cli.chat_checks import check_options
+from ernie_cli.chat_options import ChatOptions
+from ernie_cli.chat_sampling import read_generation_config, sampling_options
+from ernie_local.errors import InputUnreadable, ModelUnusable, UsageError
+from ernie_local.sampling import SamplingOptions
+
+
+def test_greedy_without_a_word_from_flags_or_model() -> None:
+    assert sampling_options(ChatOptions(), {}) == SamplingOptions(temperature=0.0)
+
+
+def test_the_model_says_how_it_samples_and_flags_win() -> None:
+    of_model = {"do_sample": True, "temperature": 0.2, "top_p": 0.8, "top_k": 40, "eos_token_id": [2, 9]}
+    assert sampling_options(ChatOptions(), of_model) == SamplingOptions(temperature=0.2, top_p=0.8, top_k=40)
+    chosen = sampling_options(ChatOptions(temperature=0.0, top_p=0.5, seed=7), of_model)
+    assert chosen == SamplingOptions(temperature=0.0, top_p=0.5, top_k=40, seed=7)
+    assert sampling_options(ChatOptions(), {**of_model, "do_sample": False}).temperature == 0.0
+
+
+def test_generation_config_is_read_from_the_model_directory(tmp_path: Path) -> None:
+    assert read_generation_config(tmp_path) == {}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0.2}))
+    assert read_generation_config(tmp_path) == {"temperature": 0.2}
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(ModelUnusable, match="generation_config"):
+        read_generation_config(tmp_path)
+
+
+def test_sizes_accept_32k() -> None:
+    options = ChatOptions(context_size="32k", max_tokens="1k", think_budget="512")
+    assert (options.context_tokens(), options.max_tokens_count(), options.think_budget_count()) == (
+        32768,
+        1024,
+        512,
+    )
+    assert ChatOptions(think_budget="0").think_budget_count() == 0
+
+
+def test_auto_dtype_doubles_only_small_checkpoints() -> None:
+    assert ChatOptions().dtype_name(40 << 20) == "float32"
+    assert ChatOptions().dtype_name(55 << 30) == "bfloat16"
+    assert ChatOptions(device="cuda").dtype_name(40 << 20) == "bfloat16"
+    assert ChatOptions(dtype="float32").dtype_name(55 << 30) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (ChatOptions(context_size="many"), "--ctx-size 'many'"),
+        (ChatOptions(max_tokens="-5"), "--max-tokens '-5'"),
+        (ChatOptions(think_budget="x"), "--think-budget 'x'"),
+        (ChatOptions(max_tokens="4k", context_size="2k"), "4096 does not fit into --ctx-size 2048"),
+        (ChatOptions(think="off", think_budget="5"), "--think off"),
+        (ChatOptions(load=Path("x.json"), system="s"), "--system and --load"),
+        (ChatOptions(save=Path("/")), "directory"),
+        (
+            ChatOptions(save=Path("chat.json"), images=("a.png", "-:2")),
+            "--save was given together with --image -",
+        ),
+        (ChatOptions(save=Path("no/where/chat.json")), "not a directory"),
+    ],
+)
+def test_contradictions_are_usage_errors(options: ChatOptions, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_options(options)
+    assert told in str(caught.value)
+
+
+def test_a_chat_to_load_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(InputUnreadable, match="no saved chat"):
+        check_options(ChatOptions(load=tmp_path / "chat.json"))
+
+
+def test_a_chat_is_not_saved_over_a_picture(tmp_path: Path) -> None:
+    target = tmp_path / "invoice.png"
+    target.write_bytes(b"\x89PNG")
+    with pytest.raises(UsageError, match="will not write a chat over"):
+        check_options(ChatOptions(save=target))
+    target.write_bytes(b' {"version": 1}')
+    check_options(ChatOptions(save=target))
+
+
+def test_wrong_sampling_values_end_with_2_before_the_weights(
+    command: Callable[..., Any], no_weights: None, small_model: Path
+) -> None:
+    for flags in (("--temp", "nan"), ("--top-p", "0"), ("--seed", str(2**64))):
+        assert command("chat", str(small_model), "-p", "hi", *flags).exit_code == 2

@@ -1,0 +1,66 @@
+"""Two streams on one terminal: what is written where, and in which colour."""
+
+from __future__ import annotations
+
+import io
+
+from ernie_cli.console import ENVIRONMENT, Console
+
+
+class Terminal(io.StringIO):
+    """A stream that claims to be a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_pieces_of_both_streams_never_share_a_line() -> None:
+    both = io.StringIO()
+
+    class Shared(io.StringIO):
+        def write(self, text: str) -> int:
+            return both.write(text)
+
+    console = Console(Shared(), Shared(), environment={})
+    console.thought("hm")
+    console.thought("m")
+    console.answer("4")
+    console.answer("2")
+    console.note("done")
+    console.answer("ends\n")
+    console.end_line()
+    assert both.getvalue() == "hmm\n42\ndone\nends\n"
+
+
+def test_colour_only_at_a_terminal_that_wants_it() -> None:
+    def written(stderr: io.StringIO, environment: dict[str, str]) -> str:
+        console = Console(io.StringIO(), stderr, environment=environment)
+        console.thought("hm")
+        console.error("what\nwhy")
+        return stderr.getvalue()
+
+    plain = "hm\nerror: what\nwhy\n"
+    assert written(Terminal(), {}) == "\x1b[2mhm\x1b[0m\n\x1b[1;31merror: what\n\x1b[0mwhy\n"
+    assert written(io.StringIO(), {}) == plain
+    assert written(Terminal(), {"NO_COLOR": "1"}) == plain
+    assert written(Terminal(), {"TERM": "dumb"}) == plain
+    assert set(ENVIRONMENT) == {"NO_COLOR", "TERM"}
+
+
+def test_escape_sequences_do_not_reach_a_terminal_but_stay_in_a_file() -> None:
+    text = "a\x1b]0;title\x07b\tc\x9b\n"
+    terminal, file = Terminal(), io.StringIO()
+    Console(terminal, io.StringIO(), environment={}).answer(text)
+    Console(file, io.StringIO(), environment={}).answer(text)
+    assert terminal.getvalue() == "a]0;titleb\tc\n"
+    assert file.getvalue() == text
+
+
+def test_quiet_drops_notes_alone() -> None:
+    stderr = io.StringIO()
+    console = Console(io.StringIO(), stderr, quiet=True, environment={})
+    console.note("a")
+    console.say("b")
+    console.warn("c")
+    console.error("d")
+    assert stderr.getvalue() == "b\nwarning: c\nerror: d\n"

@@ -1,0 +1,215 @@
+"""The entry point: help without torch, the version, and an exit code for every end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import ernie_local
+from ernie_cli.main import app
+from ernie_local.errors import (
+    DoesNotFit,
+    ErnieLocalError,
+    InputUnreadable,
+    Interrupted,
+    ModelUnusable,
+    NoAnswer,
+    OutOfMemory,
+    UsageError,
+)
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def test_help_lists_the_options_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from ernie_cli.main import run; code = run(['chat', '--help']);"
+        "heavy = {'torch', 'transformers', 'numpy', 'rich', 'prompt_toolkit', 'PIL', 'pydantic'};"
+        "print('heavy:', sorted(heavy & set(sys.modules)), code)"
+    )
+    result = run_python(code)
+    assert result.stdout.splitlines()[-1] == "heavy: [] 0", result.stderr
+    assert "--image" in result.stdout
+    assert "--think-budget" in result.stdout
+
+
+def test_help_takes_less_than_300_ms_of_processor_time() -> None:
+    def seconds() -> float:
+        before = os.times()
+        assert run_python("from ernie_cli.main import main; main()", "chat", "--help").returncode == 0
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    # Processor time, and the best of some: the machine may be busy with something else.
+    assert min(seconds() for _ in range(5)) < 0.3
+
+
+def test_importing_ernie_local_imports_neither_torch_nor_transformers() -> None:
+    code = "import ernie_local, sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    assert run_python(code).stdout == "False False\n"
+
+
+def test_version(command: Callable[..., Any]) -> None:
+    result = command("--version")
+    assert (result.exit_code, result.stdout) == (0, f"ernie-local {ernie_local.__version__}\n")
+
+
+def test_no_command_shows_help_and_is_a_usage_error(command: Callable[..., Any]) -> None:
+    result = command()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "chat" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "code"),
+    [
+        (ErnieLocalError("w", "y", "h"), 1, "failed"),
+        (UsageError("w", "y", "h"), 2, "usage"),
+        (DoesNotFit("w", "y", "h"), 3, "does_not_fit"),
+        (ModelUnusable("w", "y", "h"), 4, "model_unusable"),
+        (InputUnreadable("w", "y", "h"), 5, "input_unreadable"),
+        (OutOfMemory("w", "y", "h"), 6, "out_of_memory"),
+        (NoAnswer("w", "y", "h"), 7, "no_answer"),
+        (Interrupted("w", "y", "h"), 130, "interrupted"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 6, "out_of_memory"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+            6,
+            "out_of_memory",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 6, "out_of_memory"),
+        (ValueError("surprise\nsecond line"), 1, "internal"),
+        (OSError(28, "No space left on device", "chat.json"), 1, "failed"),
+    ],
+)
+def test_every_error_ends_with_its_exit_code(
+    command: Callable[..., Any], fake_chat: Any, error: BaseException, exit_code: int, code: str
+) -> None:
+    fake_chat.error = error
+    result = command("chat", "-p", "hi")
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == (1 if code == "internal" else 3)
+
+    result = command("chat", "-p", "hi", "--json")
+    assert result.exit_code == exit_code
+    assert result.json()["error"]["code"] == code
+    assert result.json()["error"]["exit_code"] == exit_code
+    assert result.json()["ok"] is False
+
+
+def test_every_class_of_error_has_a_code_name(error_kinds: list[type[ErnieLocalError]]) -> None:
+    from ernie_cli.failures import describe
+
+    described = [describe(kind("w", "y", "h")) for kind in error_kinds]
+    assert len({failure.code for failure in described}) == len(error_kinds) == 8
+
+
+def test_internal_error_is_one_line_and_debug_shows_the_traceback(
+    command: Callable[..., Any], fake_chat: Any
+) -> None:
+    fake_chat.error = ValueError("surprise")
+    assert command("chat", "-p", "hi").stderr == (
+        "error: internal error: ValueError: surprise; run again with --debug for the traceback\n"
+    )
+    assert "Traceback" in command("chat", "-p", "hi", "--debug").stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("chat", "--nonsense"),
+        ("chat", "--think", "maybe", "-p", "hi"),
+        ("chat", "--temp", "-1", "-p", "hi"),
+        ("chat", "--top-p", "x", "-p", "hi"),
+        ("chat", "--dtype", "float8", "-p", "hi"),
+        ("chat", "a", "b", "-p", "hi"),
+        ("chat", "-p"),
+        ("talk",),
+        ("--nonsense",),
+    ],
+)
+def test_wrong_options_are_usage_errors_of_three_lines(
+    command: Callable[..., Any], arguments: tuple[str, ...]
+) -> None:
+    result = command(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 3
+    assert result.stderr.splitlines()[2].endswith("--help")
+
+
+def test_wrong_option_with_json_prints_one_object(command: Callable[..., Any]) -> None:
+    result = command("chat", "--json", "--nonsense")
+    assert result.exit_code == 2
+    assert result.json()["error"]["code"] == "usage"
+    assert result.json()["model"] is None
+
+
+def test_what_a_command_returns_is_not_its_exit_code() -> None:
+    """typer drops return values, so every code must come from an exception."""
+    assert [
+        command.callback.__annotations__["return"] for command in app.registered_commands if command.callback
+    ] == ["None"]
+
+
+def run_with_a_reader_that_goes_away(code: str, *arguments: str) -> tuple[int, bytes]:
+    """The exit code and the stderr of `code` when nobody reads its stdout."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with os.fdopen(writer, "wb") as stdout:
+        process = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env=environment,
+            check=False,
+        )
+    return process.returncode, process.stderr
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
+    code = (
+        "from ernie_cli import chat, main\n"
+        "from ernie_cli.console import Console\n"
+        "chat._run = lambda options, invocation: Console().answer('x')\n"
+        "main.main()\n"
+    )
+    assert run_with_a_reader_that_goes_away(code, "chat", "-p", "hi") == (1, b"")
+
+
+def test_a_reader_of_json_that_goes_away_sees_the_error_alone() -> None:
+    code = "from ernie_cli import main; main.main()"
+    exit_code, stderr = run_with_a_reader_that_goes_away(code, "chat", "--json", "--nonsense")
+    assert exit_code == 1
+    assert len(stderr.splitlines()) == 3
+
+
+def test_ctrl_c_before_there_is_a_chat_is_130(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ernie_cli import opening
+
+    monkeypatch.setattr(opening, "find_model", lambda name: os.kill(os.getpid(), signal.SIGINT))
+    result = command("chat", "-p", "hi", "--json")
+    assert result.exit_code == 130
+    assert json.loads(result.stdout)["error"]["code"] == "interrupted"
