@@ -1,0 +1,96 @@
+"""A page to draw on: text and shapes in page units, rendered at any scale, every glyph's place recorded.
+
+Knows fonts and pixels; knows nothing of invoices or charts.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+from ernie_calibration.pictures.picture import Glyph
+
+FONT_FILES = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf", "built-in")
+Color = tuple[int, int, int]
+
+
+@lru_cache(maxsize=512)
+def load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font of matplotlib's data folder, or Pillow's own scalable one, at `size` pixels."""
+    if name == "built-in":
+        font = ImageFont.load_default(size)
+        assert isinstance(font, ImageFont.FreeTypeFont)
+        return font
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(str(folder / name), size)
+
+
+class Page:
+    """A white or tinted sheet of `width` x `height` page units, drawn `scale` times larger."""
+
+    def __init__(self, width: int, height: int, scale: float, background: Color) -> None:
+        self.width = width
+        self.height = height
+        self.scale = scale
+        self.image = Image.new("RGB", (round(width * scale), round(height * scale)), background)
+        self.draw = ImageDraw.Draw(self.image)
+        self.lines: list[str] = []
+        self._glyphs: list[Glyph] = []
+
+    @property
+    def glyphs(self) -> tuple[Glyph, ...]:
+        """All glyphs drawn so far; spaces are left out."""
+        return tuple(self._glyphs)
+
+    def text_width(self, text: str, font_name: str, size: float) -> float:
+        """Width of `text` in page units."""
+        return load_font(font_name, round(size * self.scale)).getlength(text) / self.scale
+
+    def text(
+        self, x: float, y: float, text: str, font_name: str, size: float, color: Color, align: str = "left"
+    ) -> None:
+        """Draw one line whose vertical middle is `y`; `x` is its left, middle or right end by `align`."""
+        font = load_font(font_name, round(size * self.scale))
+        width = font.getlength(text)
+        left = x * self.scale - {"left": 0.0, "middle": width / 2, "right": width}[align]
+        self.draw.text((left, y * self.scale), text, font=font, fill=color, anchor="lm")
+        end = 0.0
+        for index, character in enumerate(text):
+            start, end = end, font.getlength(text[: index + 1])
+            if character != " ":
+                self._glyphs.append(Glyph(character, (left + (start + end) / 2) / self.scale, y))
+
+    def rectangle(
+        self, box: tuple[float, float, float, float], fill: Color | None, outline: Color | None = None
+    ) -> None:
+        """A box given as left, top, right, bottom in page units."""
+        self.draw.rectangle([value * self.scale for value in box], fill=fill, outline=outline)
+
+    def line(self, points: list[tuple[float, float]], color: Color, width: float) -> None:
+        """A polyline in page units."""
+        scaled = [(x * self.scale, y * self.scale) for x, y in points]
+        self.draw.line(scaled, fill=color, width=max(1, round(width * self.scale)))
+
+    def dot(self, x: float, y: float, radius: float, color: Color) -> None:
+        """A filled circle."""
+        left, top = (x - radius) * self.scale, (y - radius) * self.scale
+        right, bottom = (x + radius) * self.scale, (y + radius) * self.scale
+        self.draw.ellipse((left, top, right, bottom), fill=color)
+
+
+def random_background(random: Random) -> Color:
+    """White, or a light paper tint."""
+    if random.random() < 0.5:
+        return (255, 255, 255)
+    return (random.randint(232, 255), random.randint(232, 255), random.randint(228, 255))
+
+
+def random_ink(random: Random) -> Color:
+    """Black, or a dark colour with enough contrast on any background of ours."""
+    if random.random() < 0.5:
+        return (0, 0, 0)
+    return (random.randint(0, 80), random.randint(0, 70), random.randint(0, 90))

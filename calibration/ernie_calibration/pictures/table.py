@@ -1,0 +1,89 @@
+"""Tables: named rows, named columns, one number or word in each cell."""
+
+from __future__ import annotations
+
+from random import Random
+
+from ernie_calibration.pictures.names import NameSource
+from ernie_calibration.pictures.picture import Picture, Question
+from ernie_calibration.pictures.style import count_lines, fit_size, new_page, random_style
+
+COLUMNS = (
+    "Price",
+    "Stock",
+    "Sold",
+    "Size",
+    "Year",
+    "Weight",
+    "Rank",
+    "Cost",
+    "Units",
+    "Score",
+    "Age",
+    "Points",
+    "Code",
+)
+CELL_QUESTIONS = (
+    "What is the {column} of {row}?",
+    "What {column} has {row}?",
+    "Which {column} is listed for {row}?",
+    "What is the {column} for {row}?",
+)
+
+
+def _cell(random: Random, column: str) -> str:
+    if column == "Year":
+        return str(random.randint(1950, 2029))
+    if column in ("Price", "Cost"):
+        return f"{random.randint(1, 99)}.{random.randint(0, 99):02d}"
+    return str(random.randint(1, random.choice((99, 999))))
+
+
+def make_table(random: Random, names: NameSource, width: int, height: int, scale: float) -> Picture:
+    """A table of 2 to 3 value columns and up to 7 rows on a page of `width` x `height` units."""
+    page = new_page(random, width, height, scale)
+    num_columns = random.randint(2, 3) if width >= 340 else 2
+    num_rows = random.randint(3, max(3, min(7, count_lines(height) - 1)))
+    style = random_style(random, height)
+    columns = random.sample(COLUMNS, num_columns)
+    people = random.random() < 0.4
+    rows: list[str] = []
+    while len(rows) < num_rows:
+        name = names.first_name() if people else names.item()
+        if name not in rows:
+            rows.append(name)
+    cells = [[_cell(random, column) for column in columns] for _ in rows]
+    first_header = (
+        random.choice(("Name", "Item", "")) if not people else random.choice(("Name", "Person", ""))
+    )
+    first_width = width * (0.40 if num_columns == 2 else 0.34)
+    column_width = (width - 2 * style.left - first_width) / num_columns
+    align, ruled = random.choice(("left", "right")), random.random() < 0.6
+    lines: list[str] = []
+    for row_index, texts in enumerate(
+        [[first_header, *columns], *([n, *c] for n, c in zip(rows, cells, strict=True))]
+    ):
+        y = style.pitch * (row_index + 0.5)
+        font = style.bold if row_index == 0 else style.font
+        for column_index, text in enumerate(texts):
+            room = (first_width if column_index == 0 else column_width) - 8
+            size = fit_size(page, text, font, style.size, room)
+            start = style.left + (0 if column_index == 0 else first_width + (column_index - 1) * column_width)
+            if column_index and align == "right":
+                page.text(start + column_width - 4, y, text, font, size, style.ink, "right")
+            else:
+                page.text(start + (4 if column_index else 0), y, text, font, size, style.ink)
+        if ruled or row_index == 0:
+            rule_y = style.pitch * (row_index + 1) - 1
+            page.line([(style.left, rule_y), (width - style.left, rule_y)], (140, 140, 140), 1.0)
+        lines.append(" ".join(text for text in texts if text))
+    wanted = random.sample([(r, c) for r in range(num_rows) for c in range(num_columns)], 4)
+    questions = tuple(
+        Question(
+            "table cell",
+            random.choice(CELL_QUESTIONS).format(column=columns[c].lower(), row=rows[r]),
+            cells[r][c],
+        )
+        for r, c in wanted
+    )
+    return Picture("table", page.image, width, height, tuple(lines), page.glyphs, questions)

@@ -1,0 +1,76 @@
+"""Generated pictures: equal seeds draw the same, answers are printed, the two worlds share no name."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy
+import pytest
+
+from ernie_calibration.pictures import KINDS, Picture, make_picture
+from ernie_calibration.pictures.names import NameSource, is_held_out
+
+SIZES = ((364, 252), (252, 364), (280, 168))
+
+
+def pictures(kind: str, held_out: bool = False) -> list[Picture]:
+    return [
+        make_picture(kind, seed, width=SIZES[seed % 3][0], height=SIZES[seed % 3][1], held_out=held_out)
+        for seed in range(12)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_seeds_draw_equal_pictures_and_others_do_not(kind: str) -> None:
+    first, again = pictures(kind), pictures(kind)
+    for left, right in zip(first, again, strict=True):
+        assert numpy.array_equal(numpy.asarray(left.image), numpy.asarray(right.image))
+        assert left.questions == right.questions
+    assert len({picture.image.tobytes() for picture in first}) == len(first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_answer_is_printed_on_the_page(kind: str) -> None:
+    for picture in pictures(kind):
+        printed = "\n".join(picture.lines)
+        assert picture.questions
+        for question in picture.questions:
+            assert question.answer in printed, question
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_glyphs_spell_the_transcript_and_lie_on_the_page(kind: str) -> None:
+    for picture in pictures(kind):
+        spelled = sorted(glyph.character for glyph in picture.glyphs)
+        assert spelled == sorted("".join(picture.lines).replace(" ", ""))
+        for glyph in picture.glyphs:
+            assert 0 <= glyph.x < picture.width
+            assert 0 <= glyph.y < picture.height
+
+
+def test_scale_makes_the_image_larger_and_nothing_else() -> None:
+    small, large = (make_picture("invoice", 3, width=364, height=252, scale=scale) for scale in (1.0, 2.75))
+    assert small.image.size == (364, 252)
+    assert large.image.size == (1001, 693)
+    assert [glyph.character for glyph in small.glyphs] == [glyph.character for glyph in large.glyphs]
+    for left, right in zip(small.glyphs, large.glyphs, strict=True):
+        assert abs(left.x - right.x) < 12
+
+
+def test_a_total_is_the_sum_of_its_items() -> None:
+    for picture in pictures("receipt"):
+        rows = [line.rsplit(" ", 1) for line in picture.lines if " " in line]
+        total = next(q.answer for q in picture.questions if q.kind == "total").lstrip("$£")
+        prices = [value for _, value in rows if "." in value and value.replace(".", "", 1).isdigit()]
+        items = [price for price in prices if price != total]
+        assert round(sum(float(price) for price in items), 2) == float(total)
+
+
+def test_the_two_worlds_share_no_name() -> None:
+    training, held_out = NameSource(Random(1), held_out=False), NameSource(Random(1), held_out=True)
+    for draw in ("item", "surname", "first_name", "city"):
+        seen = {getattr(training, draw)() for _ in range(300)}
+        unseen = {getattr(held_out, draw)() for _ in range(300)}
+        assert not {name.lower() for name in seen} & {name.lower() for name in unseen}
+        assert all(is_held_out(name) for name in unseen)
+        assert len(unseen) > 5
