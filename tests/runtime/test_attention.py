@@ -51,6 +51,8 @@ def test_attention_matches_the_textbook(heads: int, kv_heads: int, chunk: int) -
     torch.manual_seed(heads)
     config = make_config(heads, kv_heads)
     attention, rope = SelfAttention(config, 0), TextRope(config, CPU)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     hidden = torch.randn(11, 40)
     positions = torch.randint(0, 30, (3, 11))
     cache = KVCache(config, 11, torch.float32, CPU)
