@@ -1,0 +1,170 @@
+"""Batches of rendered conversations, made in a worker process: one grid of image tokens per batch.
+
+A `Stream` says which kinds of pictures at which grid; a stage mixes streams by weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+import numpy
+import sentencepiece
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from ernie_calibration.pictures import Picture, make_picture
+from ernie_calibration.pictures.names import NameSource
+from nano.conversation import IGNORED, Conversation, picture_turns
+from nano.network import Batch
+from nano.shape import NanoShape
+from nano.text_turns import text_turns
+
+CHARACTERS = "".join(chr(code) for code in range(33, 127)) + "£"
+NUM_CHARACTER_CLASSES = len(CHARACTERS) + 1  # 0: nothing printed
+SLOTS = 4  # characters told apart in one image token's cell
+THINKING_BATCHES = 0.12
+LENGTH_STEP = 32  # tokens; few different shapes, see network.CAPACITY_STEP
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Pictures of `kinds` on a `grid` of (rows, columns) image tokens; no kinds: text only."""
+
+    kinds: tuple[str, ...]
+    grid: tuple[int, int]
+    batch: int
+    weight: float
+    questions: int = 3
+
+
+def character_classes(picture: Picture, grid: tuple[int, int], token_pixels: int) -> NDArray[numpy.int64]:
+    """(rows * columns, SLOTS) classes of the first characters centred in each cell, in reading order."""
+    rows, columns = grid
+    x_scale, y_scale = columns * token_pixels / picture.width, rows * token_pixels / picture.height
+    classes = numpy.zeros((rows * columns, SLOTS), dtype=numpy.int64)
+    filled = numpy.zeros(rows * columns, dtype=numpy.int64)
+    for glyph in sorted(picture.glyphs, key=lambda glyph: (glyph.y, glyph.x)):
+        row, column = int(glyph.y * y_scale // token_pixels), int(glyph.x * x_scale // token_pixels)
+        if not (0 <= row < rows and 0 <= column < columns):
+            continue
+        cell = row * columns + column
+        if filled[cell] < SLOTS:
+            classes[cell, filled[cell]] = CHARACTERS.find(glyph.character) + 1
+            filled[cell] += 1
+    return classes
+
+
+def worn(random: Random, image: Image.Image, size: tuple[int, int]) -> NDArray[numpy.uint8]:
+    """The image at `size` as (height, width, 3), sometimes with sensor noise or another contrast."""
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    pixels = numpy.asarray(image, dtype=numpy.uint8)
+    if random.random() < 0.3:
+        generator = numpy.random.default_rng(random.getrandbits(32))
+        noise = generator.normal(0.0, random.uniform(2.0, 10.0), pixels.shape[:2]).astype(numpy.float32)
+        pixels = numpy.clip(pixels + noise[..., None], 0, 255).astype(numpy.uint8)
+    return pixels
+
+
+def page_size(random: Random, grid: tuple[int, int], token_pixels: int) -> dict[str, int]:
+    """A page that the image processor brings to `grid`; mostly it squeezes a side a little.
+
+    The height stays under half a line more, so that each line of text still gets one row of image tokens.
+    """
+    rows, columns = grid
+    if random.random() < 0.4:
+        return {"width": columns * token_pixels, "height": rows * token_pixels}
+    width = columns * random.uniform(0.97, 1.06)
+    height = rows * random.uniform(0.97, 1.0) if random.random() < 0.3 else rows + random.uniform(0.0, 0.45)
+    return {"width": round(width * token_pixels), "height": round(height * token_pixels)}
+
+
+def to_patches(pixels: torch.Tensor, shape: NanoShape) -> torch.Tensor:
+    """(batch, height, width, 3) uint8 -> (batch, patches, 588) normalised, in the published patch order."""
+    batch, height, width, _ = pixels.shape
+    merge, patch = shape.merge_size, shape.patch_size
+    values = (pixels.float() / 255.0 - torch.tensor(MEAN)) / torch.tensor(DEVIATION)
+    side = merge * patch
+    values = values.view(batch, height // side, merge, patch, width // side, merge, patch, 3)
+    values = values.permute(0, 1, 4, 2, 5, 7, 3, 6)  # (batch, rows, columns, merge, merge, 3, patch, patch)
+    return values.reshape(batch, -1, 3 * patch * patch)
+
+
+class BatchMaker(IterableDataset[Batch]):
+    """An endless stream of batches, decided by `seed` alone."""
+
+    def __init__(
+        self,
+        streams: tuple[Stream, ...],
+        tokenizer_path: str,
+        shape: NanoShape,
+        seed: int,
+        held_out: bool = False,
+    ) -> None:
+        self.held_out = held_out
+        self.streams = streams
+        self.tokenizer_path = tokenizer_path
+        self.shape = shape
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches for ever."""
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=self.tokenizer_path)
+        random = Random(self.seed)
+        weights = [stream.weight for stream in self.streams]
+        while True:
+            yield self.make(random.choices(self.streams, weights)[0], random, tokenizer)
+
+    def make(self, stream: Stream, random: Random, tokenizer: sentencepiece.SentencePieceProcessor) -> Batch:
+        """One batch of `stream`."""
+        rows, columns = stream.grid
+        side = self.shape.token_pixels
+        image_tokens = rows * columns if stream.kinds else 0
+        conversations, images, characters, kinds = [], [], [], []
+        # All thoughts of a stage lie in few batches, or each batch would be as long as its one thinking turn.
+        thinks = not self.held_out and random.random() < THINKING_BATCHES
+        for _ in range(stream.batch):
+            conversation = Conversation(tokenizer)
+            if stream.kinds:
+                scale = random.uniform(1.2, 2.8) if random.random() < 0.35 else 1.0
+                kind = random.choice(stream.kinds)
+                seed = random.getrandbits(60)
+                size = page_size(random, stream.grid, side)
+                picture = make_picture(kind, seed, **size, scale=scale, held_out=self.held_out)
+                turns = picture_turns(
+                    random, picture, stream.questions, thinking_share=0.7 if thinks else 0.0
+                )
+                images.append(worn(random, picture.image, (columns * side, rows * side)))
+                characters.append(character_classes(picture, stream.grid, side))
+            else:
+                turns = text_turns(random, NameSource(random, self.held_out), stream.questions)
+            conversation.add_turns(turns, image_tokens)
+            conversations.append(conversation)
+            kinds.append(turns[0].kind)
+        longest = max(len(conversation.ids) for conversation in conversations)
+        longest = -(-longest // LENGTH_STEP) * LENGTH_STEP
+        ids = torch.zeros(stream.batch, longest, dtype=torch.long)
+        labels = torch.full((stream.batch, longest), IGNORED, dtype=torch.long)
+        valid = torch.zeros(stream.batch, longest, dtype=torch.bool)
+        for index, conversation in enumerate(conversations):
+            length = len(conversation.ids)
+            ids[index, :length] = torch.tensor(conversation.ids)
+            labels[index, :length] = torch.tensor(conversation.labels)
+            valid[index, :length] = True
+        pixels = to_patches(torch.from_numpy(numpy.stack(images)), self.shape).bfloat16() if images else None
+        return Batch(
+            ids=ids,
+            labels=labels,
+            valid=valid,
+            pixels=pixels,
+            grid=stream.grid if images else (0, 0),
+            image_start=conversations[0].image_start,
+            characters=torch.from_numpy(numpy.stack(characters)) if characters else None,
+            kinds=tuple(kinds),
+        )
