@@ -146,15 +146,3 @@ def test_bfloat16_agrees_with_float32_on_nearly_every_first_choice(
     assert rounded.isfinite().all()
     agreement = (exact.argmax(-1) == rounded.argmax(-1)).float().mean().item()
     assert agreement >= 0.9
-
-
-def test_nano_if_it_is_there() -> None:
-    directory = Path(ernie_local.__file__).parent / "nano"
-    if not (directory / "config.json").is_file():
-        pytest.skip("nano is not in this tree")
-    model = ernie_local.load("nano")
-    config = model.config
-    assert config.text.num_experts >= 16
-    logits = model.logits(list(range(3, 60)))
-    assert logits.shape == (57, config.text.vocab_size)
-    assert logits.isfinite().all()
