@@ -8,6 +8,7 @@ import numpy
 import pytest
 
 from ernie_calibration.pictures import KINDS, Picture, make_picture
+from ernie_calibration.pictures.bar_chart import random_values
 from ernie_calibration.pictures.names import NameSource, is_held_out
 
 SIZES = ((364, 252), (252, 364), (280, 168))
@@ -32,17 +33,49 @@ def test_equal_seeds_draw_equal_pictures_and_others_do_not(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_answer_is_printed_on_the_page(kind: str) -> None:
     for picture in pictures(kind):
-        printed = "\n".join(picture.lines)
+        printed = picture.transcript
         assert picture.questions
         for question in picture.questions:
             assert question.answer in printed, question
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_answers_and_mentions_are_spelled_by_glyphs_of_the_page(kind: str) -> None:
+    for picture in pictures(kind):
+        on_page = set(picture.glyphs)
+        for question in picture.questions:
+            for run in (question.printed, *question.mentions):
+                for character, glyph in zip(run.text, run.glyphs, strict=True):
+                    if character not in " \n":
+                        assert glyph is not None
+                        assert glyph.character == character
+                        assert glyph in on_page
+            for mention in question.mentions:
+                assert mention.text.lower() in question.text.lower()
+
+
+def test_the_price_of_an_item_stands_in_the_line_of_the_item() -> None:
+    for picture in pictures("receipt"):
+        for question in picture.questions:
+            if question.kind == "line item":
+                price, item = question.printed.glyphs[0], question.mentions[0].glyphs[0]
+                assert price is not None
+                assert item is not None
+                assert price.y == item.y
+                assert price.x > item.x
+
+
+def test_extreme_bars_stand_out() -> None:
+    for seed in range(50):
+        values = sorted(random_values(Random(seed), 4))
+        assert min(values[1] - values[0], values[-1] - values[-2]) >= values[-1] / 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_glyphs_spell_the_transcript_and_lie_on_the_page(kind: str) -> None:
     for picture in pictures(kind):
         spelled = sorted(glyph.character for glyph in picture.glyphs)
-        assert spelled == sorted("".join(picture.lines).replace(" ", ""))
+        assert spelled == sorted(picture.transcript.replace(" ", "").replace("\n", ""))
         for glyph in picture.glyphs:
             assert 0 <= glyph.x < picture.width
             assert 0 <= glyph.y < picture.height
@@ -59,7 +92,7 @@ def test_scale_makes_the_image_larger_and_nothing_else() -> None:
 
 def test_a_total_is_the_sum_of_its_items() -> None:
     for picture in pictures("receipt"):
-        rows = [line.rsplit(" ", 1) for line in picture.lines if " " in line]
+        rows = [line.rsplit(" ", 1) for line in picture.transcript.split("\n") if " " in line]
         total = next(q.answer for q in picture.questions if q.kind == "total").lstrip("$£")
         prices = [value for _, value in rows if "." in value and value.replace(".", "", 1).isdigit()]
         items = [price for price in prices if price != total]

@@ -13,12 +13,12 @@ from ernie_calibration.pictures.form import make_form
 from ernie_calibration.pictures.invoice import make_invoice
 from ernie_calibration.pictures.line_chart import make_line_chart
 from ernie_calibration.pictures.names import NameSource
-from ernie_calibration.pictures.picture import Glyph, Picture, Question
+from ernie_calibration.pictures.picture import Glyph, Picture, Question, Run
 from ernie_calibration.pictures.receipt import make_receipt
 from ernie_calibration.pictures.table import make_table
 from ernie_calibration.pictures.text_card import make_text_card
 
-__all__ = ["KINDS", "Glyph", "Picture", "Question", "make_picture"]
+__all__ = ["KINDS", "Glyph", "Picture", "Question", "Run", "make_picture"]
 
 Maker = Callable[[Random, NameSource, int, int, float], Picture]
 KINDS: dict[str, Maker] = {

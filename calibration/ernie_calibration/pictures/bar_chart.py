@@ -8,7 +8,7 @@ from random import Random
 
 from ernie_calibration.pictures.names import NameSource
 from ernie_calibration.pictures.page import Color, Page
-from ernie_calibration.pictures.picture import Picture, Question
+from ernie_calibration.pictures.picture import Picture, Question, Run, join
 from ernie_calibration.pictures.style import Style, count_lines, fit_size, new_page, random_style
 
 TITLES = (
@@ -44,12 +44,13 @@ VALUE_QUESTIONS = (
 
 
 def random_values(random: Random, count: int) -> list[int]:
-    """Different whole numbers, far enough apart to be seen: at least a twentieth of the largest."""
+    """Different whole numbers; the highest and the lowest stand out by a sixth of the largest."""
     top = random.choice((20, 50, 100, 500, 900))
     while True:
         values = [random.randint(max(1, top // 12), top) for _ in range(count)]
         ordered = sorted(values)
-        if all(high - low >= max(1, top // 20) for low, high in pairwise(ordered)):
+        gaps = [high - low for low, high in pairwise(ordered)]
+        if min(gaps) >= max(1, top // 20) and min(gaps[0], gaps[-1]) >= ordered[-1] / 6:
             return values
 
 
@@ -65,7 +66,9 @@ def label_line(style: Style, y: float) -> float:
 
 def _draw_upright(
     page: Page, style: Style, labels: list[str], values: list[int], colors: list[Color]
-) -> None:
+) -> list[tuple[Run, Run]]:
+    """Draw; the label and the value of each bar."""
+    drawn = []
     top = 2.1 * style.pitch
     bottom = page.height - 1.05 * style.pitch
     slot = (page.width - 2 * style.left) / len(values)
@@ -73,32 +76,34 @@ def _draw_upright(
         middle = style.left + (index + 0.5) * slot
         bar_top = bottom - (bottom - top) * value / max(values)
         page.rectangle((middle - slot * 0.3, bar_top, middle + slot * 0.3, bottom), colors[index])
-        page.text(
-            middle,
-            label_line(style, bar_top),
-            str(value),
-            style.font,
-            min(style.size, 19),
-            style.ink,
-            "middle",
-        )
+        value_size = min(style.size, 19)
+        y = label_line(style, bar_top)
+        value_run = page.text(middle, y, str(value), style.font, value_size, style.ink, "middle")
         size = fit_size(page, label, style.font, style.size, slot - 5)
-        page.text(middle, page.height - style.pitch / 2, label, style.font, size, style.ink, "middle")
+        y = page.height - style.pitch / 2
+        drawn.append((page.text(middle, y, label, style.font, size, style.ink, "middle"), value_run))
     page.line([(style.left, bottom), (page.width - style.left, bottom)], style.ink, 1.0)
+    return drawn
 
 
-def _draw_lying(page: Page, style: Style, labels: list[str], values: list[int], colors: list[Color]) -> None:
+def _draw_lying(
+    page: Page, style: Style, labels: list[str], values: list[int], colors: list[Color]
+) -> list[tuple[Run, Run]]:
+    """Draw; the label and the value of each bar."""
+    drawn = []
     top, pitch = style.pitch, style.pitch
     label_width = page.width * 0.30
     longest = page.width - label_width - style.left - 52
     for index, (label, value) in enumerate(zip(labels, values, strict=True)):
         y = top + (index + 0.5) * pitch
         size = fit_size(page, label, style.font, style.size, label_width - style.left - 4)
-        page.text(label_width - 4, y, label, style.font, size, style.ink, "right")
+        label_run = page.text(label_width - 4, y, label, style.font, size, style.ink, "right")
         end = label_width + longest * value / max(values)
         page.rectangle((label_width, y - pitch * 0.3, end, y + pitch * 0.3), colors[index])
-        page.text(end + 5, y, str(value), style.font, min(style.size, 19), style.ink)
+        value_run = page.text(end + 5, y, str(value), style.font, min(style.size, 19), style.ink)
+        drawn.append((label_run, value_run))
     page.line([(label_width, top), (label_width, top + len(values) * pitch)], style.ink, 1.0)
+    return drawn
 
 
 def make_bar_chart(random: Random, names: NameSource, width: int, height: int, scale: float) -> Picture:
@@ -117,16 +122,21 @@ def make_bar_chart(random: Random, names: NameSource, width: int, height: int, s
     base = random_bar_color(random)
     colors = [base if one_color else random_bar_color(random) for _ in values]
     title = random.choice(TITLES)
-    page.text(width / 2, style.pitch / 2, title, style.bold, style.size, style.ink, "middle")
-    (_draw_lying if lying else _draw_upright)(page, style, labels, values, colors)
+    title_run = page.text(width / 2, style.pitch / 2, title, style.bold, style.size, style.ink, "middle")
+    drawn = (_draw_lying if lying else _draw_upright)(page, style, labels, values, colors)
     chosen = random.sample(range(count), 2)
     questions = (
-        Question("bar highest", random.choice(HIGHEST_QUESTIONS), labels[values.index(max(values))]),
-        Question("bar lowest", random.choice(LOWEST_QUESTIONS), labels[values.index(min(values))]),
+        Question("bar highest", random.choice(HIGHEST_QUESTIONS), drawn[values.index(max(values))][0]),
+        Question("bar lowest", random.choice(LOWEST_QUESTIONS), drawn[values.index(min(values))][0]),
         *(
-            Question("bar value", random.choice(VALUE_QUESTIONS).format(labels[index]), str(values[index]))
+            Question(
+                "bar value",
+                random.choice(VALUE_QUESTIONS).format(labels[index]),
+                drawn[index][1],
+                drawn[index][:1],
+            )
             for index in chosen
         ),
     )
-    lines = (title, *(f"{label} {value}" for label, value in zip(labels, values, strict=True)))
-    return Picture("bar chart", page.image, width, height, lines, page.glyphs, questions)
+    lines = (title_run, *(join(pair, " ") for pair in drawn))
+    return Picture("bar chart", page.image, width, height, lines, questions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from ernie_calibration.pictures.names import NameSource
-from ernie_calibration.pictures.picture import Picture, Question
+from ernie_calibration.pictures.picture import Picture, Question, Run, join
 from ernie_calibration.pictures.style import count_lines, fit_size, new_page, random_style
 
 JOBS = (
@@ -53,8 +53,8 @@ def make_form(random: Random, names: NameSource, width: int, height: int, scale:
     style = random_style(random, height)
     fields = random.sample(_values(random, names), num_fields)
     title, y = random.choice(TITLES), style.pitch / 2
-    page.text(style.left, y, title, style.bold, style.size, style.ink)
-    lines = [title]
+    lines = [page.text(style.left, y, title, style.bold, style.size, style.ink)]
+    drawn: list[tuple[Run, Run]] = []
     separator, underline = random.choice((":", "", ":")), random.random() < 0.4
     column = random.choice((0.0, 0.0, width * 0.42))
     for label, value in fields:
@@ -63,21 +63,22 @@ def make_form(random: Random, names: NameSource, width: int, height: int, scale:
         size = fit_size(
             page, f"{label}{separator} {value}", style.font, style.size, room - (8 if column else 0)
         )
-        page.text(style.left, y, label + separator, style.font, size, style.ink)
+        label_run = page.text(style.left, y, label + separator, style.font, size, style.ink)
         after_label = style.left + page.text_width(label + separator + " ", style.font, size)
         x = max(column, after_label)
         size = fit_size(page, value, style.font, size, width - 4 - x)
-        page.text(x, y, value, style.font, size, style.ink)
+        value_run = page.text(x, y, value, style.font, size, style.ink)
         if underline:
             page.line(
                 [(x, y + style.pitch * 0.42), (width - style.left, y + style.pitch * 0.42)],
                 (150, 150, 150),
                 1.0,
             )
-        lines.append(f"{label}{separator} {value}")
-    asked = random.sample(fields, min(4, num_fields))
+        lines.append(join((label_run, value_run), " "))
+        drawn.append((label_run.part(label), value_run))
+    asked = random.sample(drawn, min(4, num_fields))
     questions = tuple(
-        Question("form field", random.choice(FIELD_QUESTIONS).format(label.lower()), value)
+        Question("form field", random.choice(FIELD_QUESTIONS).format(label.text.lower()), value, (label,))
         for label, value in asked
     )
-    return Picture("form", page.image, width, height, tuple(lines), page.glyphs, questions)
+    return Picture("form", page.image, width, height, tuple(lines), questions)

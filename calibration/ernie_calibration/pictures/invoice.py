@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from ernie_calibration.pictures.names import NameSource, format_cents
-from ernie_calibration.pictures.picture import Picture, Question
+from ernie_calibration.pictures.picture import Picture, Question, Run, join
 from ernie_calibration.pictures.style import count_lines, fit_size, new_page, random_style
 
 NUMBER_LABELS = ("Invoice No", "Invoice", "No", "Number", "Inv. No")
@@ -51,40 +51,56 @@ def make_invoice(random: Random, names: NameSource, width: int, height: int, sca
     cents = [names.cents() for _ in items]
     total = format_cents(sum(cents), currency)
     right, y = width - style.left, style.pitch / 2
-    lines: list[str] = []
+    lines: list[Run] = []
 
-    def put(left: str, right_text: str = "", font: str = style.font) -> None:
+    def put(left: str, right_text: str = "", font: str = style.font) -> Run:
+        """Print one line; the line as it stands in the transcript."""
         nonlocal y
         size = fit_size(page, f"{left}  {right_text}", font, style.size, right - style.left)
-        page.text(style.left, y, left, font, size, style.ink)
+        runs = [page.text(style.left, y, left, font, size, style.ink)]
         if right_text:
-            page.text(right, y, right_text, font, size, style.ink, "right")
-        lines.append(f"{left} {right_text}".strip())
+            runs.append(page.text(right, y, right_text, font, size, style.ink, "right"))
+        lines.append(join(runs, " "))
         y += style.pitch
+        return lines[-1]
 
-    put(vendor, font=style.bold)
+    vendor_run = put(vendor, font=style.bold)
     details = [(random.choice(NUMBER_LABELS), number), (random.choice(DATE_LABELS), date)]
     random.shuffle(details)
     separator, spread = random.choice((":", "", ":")), random.random() < 0.5
+    found: dict[str, Run] = {}
     for label, value in details:
-        put(f"{label}{separator}", value) if spread else put(f"{label}{separator} {value}")
+        line = put(f"{label}{separator}", value) if spread else put(f"{label}{separator} {value}")
+        found[value] = line.part(value)
     page.line([(style.left, y - style.pitch * 0.5), (right, y - style.pitch * 0.5)], style.ink, 1.0)
     amount_currency = currency if random.random() < 0.5 else ""
     prices = [format_cents(value, amount_currency) for value in cents]
     quantity_form = random.choice(("{} x {}", "{} {}"))
+    rows: list[tuple[Run, Run, Run]] = []  # item, quantity, price
     for item, quantity, price in zip(items, quantities, prices, strict=True):
-        put(quantity_form.format(quantity, item), price)
+        line = put(quantity_form.format(quantity, item), price)
+        start = len(str(quantity))
+        rows.append((line.part(item), Run(str(quantity), line.glyphs[:start]), line.part(price)))
     page.line([(style.left, y - style.pitch * 0.5), (right, y - style.pitch * 0.5)], style.ink, 1.0)
-    put(random.choice(TOTAL_LABELS) + separator, total, style.bold)
+    total_run = put(random.choice(TOTAL_LABELS) + separator, total, style.bold).part(total)
 
-    chosen = random.randrange(num_items)
-    other = random.randrange(num_items)
+    chosen, other = random.randrange(num_items), random.randrange(num_items)
     questions = (
-        Question("total", random.choice(TOTAL_QUESTIONS), total),
-        Question("date", random.choice(DATE_QUESTIONS), date),
-        Question("number", random.choice(NUMBER_QUESTIONS), number),
-        Question("line item", random.choice(PRICE_QUESTIONS).format(items[chosen]), prices[chosen]),
-        Question("line item", random.choice(QUANTITY_QUESTIONS).format(items[other]), str(quantities[other])),
-        Question("vendor", random.choice(VENDOR_QUESTIONS), vendor),
+        Question("total", random.choice(TOTAL_QUESTIONS), total_run),
+        Question("date", random.choice(DATE_QUESTIONS), found[date]),
+        Question("number", random.choice(NUMBER_QUESTIONS), found[number]),
+        Question(
+            "line item",
+            random.choice(PRICE_QUESTIONS).format(items[chosen]),
+            rows[chosen][2],
+            rows[chosen][:1],
+        ),
+        Question(
+            "line item",
+            random.choice(QUANTITY_QUESTIONS).format(items[other]),
+            rows[other][1],
+            rows[other][:1],
+        ),
+        Question("vendor", random.choice(VENDOR_QUESTIONS), vendor_run),
     )
-    return Picture("invoice", page.image, width, height, tuple(lines), page.glyphs, questions)
+    return Picture("invoice", page.image, width, height, tuple(lines), questions)

@@ -6,7 +6,7 @@ from random import Random
 
 from ernie_calibration.pictures.bar_chart import TITLES, label_line, random_bar_color, random_values
 from ernie_calibration.pictures.names import SHORT_MONTHS, NameSource
-from ernie_calibration.pictures.picture import Picture, Question
+from ernie_calibration.pictures.picture import Picture, Question, Run, join
 from ernie_calibration.pictures.style import new_page, random_style
 
 POINT_QUESTIONS = (
@@ -46,7 +46,7 @@ def make_line_chart(
         labels = [str(start + index) for index in range(count)]
     values = random_values(random, count)
     title = random.choice(TITLES)
-    page.text(width / 2, style.pitch / 2, title, style.bold, style.size, style.ink, "middle")
+    title_run = page.text(width / 2, style.pitch / 2, title, style.bold, style.size, style.ink, "middle")
     top, bottom = style.pitch * 2.1, height - style.pitch * 1.4
     slot = (width - 2 * style.left) / count
     points = [
@@ -55,25 +55,29 @@ def make_line_chart(
     ]
     color = random_bar_color(random)
     page.line(points, color, random.uniform(1.5, 3.0))
+    drawn: list[tuple[Run, Run]] = []
     for (x, y), label, value in zip(points, labels, values, strict=True):
         page.dot(x, y, random.uniform(3.0, 4.5), color)
-        page.text(
-            x, label_line(style, y - 6), str(value), style.font, min(style.size, 19), style.ink, "middle"
-        )
-        page.text(
-            x, height - style.pitch / 2, label, style.font, min(style.size, slot / 2.6), style.ink, "middle"
-        )
+        above, below = label_line(style, y - 6), height - style.pitch / 2
+        value_run = page.text(x, above, str(value), style.font, min(style.size, 19), style.ink, "middle")
+        label_run = page.text(x, below, label, style.font, min(style.size, slot / 2.6), style.ink, "middle")
+        drawn.append((label_run, value_run))
     page.line(
         [(style.left, height - style.pitch), (width - style.left, height - style.pitch)], style.ink, 1.0
     )
     chosen = random.sample(range(count), 3)
     questions = (
         *(
-            Question("line point", random.choice(POINT_QUESTIONS).format(labels[index]), str(values[index]))
+            Question(
+                "line point",
+                random.choice(POINT_QUESTIONS).format(labels[index]),
+                drawn[index][1],
+                drawn[index][:1],
+            )
             for index in chosen
         ),
-        Question("line extreme", random.choice(PEAK_QUESTIONS), labels[values.index(max(values))]),
-        Question("line extreme", random.choice(LOW_QUESTIONS), labels[values.index(min(values))]),
+        Question("line extreme", random.choice(PEAK_QUESTIONS), drawn[values.index(max(values))][0]),
+        Question("line extreme", random.choice(LOW_QUESTIONS), drawn[values.index(min(values))][0]),
     )
-    lines = (title, *(f"{label} {value}" for label, value in zip(labels, values, strict=True)))
-    return Picture("line chart", page.image, width, height, lines, page.glyphs, questions)
+    lines = (title_run, *(join(pair, " ") for pair in drawn))
+    return Picture("line chart", page.image, width, height, lines, questions)

@@ -12,7 +12,7 @@ from random import Random
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from ernie_calibration.pictures.picture import Glyph
+from ernie_calibration.pictures.picture import Glyph, Run
 
 FONT_FILES = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf", "built-in")
 Color = tuple[int, int, int]
@@ -38,13 +38,6 @@ class Page:
         self.scale = scale
         self.image = Image.new("RGB", (round(width * scale), round(height * scale)), background)
         self.draw = ImageDraw.Draw(self.image)
-        self.lines: list[str] = []
-        self._glyphs: list[Glyph] = []
-
-    @property
-    def glyphs(self) -> tuple[Glyph, ...]:
-        """All glyphs drawn so far; spaces are left out."""
-        return tuple(self._glyphs)
 
     def text_width(self, text: str, font_name: str, size: float) -> float:
         """Width of `text` in page units."""
@@ -52,17 +45,19 @@ class Page:
 
     def text(
         self, x: float, y: float, text: str, font_name: str, size: float, color: Color, align: str = "left"
-    ) -> None:
+    ) -> Run:
         """Draw one line whose vertical middle is `y`; `x` is its left, middle or right end by `align`."""
         font = load_font(font_name, round(size * self.scale))
         width = font.getlength(text)
         left = x * self.scale - {"left": 0.0, "middle": width / 2, "right": width}[align]
         self.draw.text((left, y * self.scale), text, font=font, fill=color, anchor="lm")
         end = 0.0
+        glyphs: list[Glyph | None] = []
         for index, character in enumerate(text):
             start, end = end, font.getlength(text[: index + 1])
-            if character != " ":
-                self._glyphs.append(Glyph(character, (left + (start + end) / 2) / self.scale, y))
+            middle = (left + (start + end) / 2) / self.scale
+            glyphs.append(None if character == " " else Glyph(character, middle, y))
+        return Run(text, tuple(glyphs))
 
     def rectangle(
         self, box: tuple[float, float, float, float], fill: Color | None, outline: Color | None = None

@@ -5,6 +5,7 @@ Knows nothing of kinds of documents, of models or of tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -20,12 +21,48 @@ class Glyph:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """Text with the glyph of each of its characters; None where a character is nowhere printed."""
+
+    text: str
+    glyphs: tuple[Glyph | None, ...]
+
+    @classmethod
+    def unprinted(cls, text: str) -> Run:
+        """Text that no page shows."""
+        return cls(text, (None,) * len(text))
+
+    def part(self, text: str) -> Run:
+        """The last place where `text` stands. Raises ValueError if there is none."""
+        start = self.text.rindex(text)
+        return Run(text, self.glyphs[start : start + len(text)])
+
+
+def join(runs: Sequence[Run], separator: str) -> Run:
+    """All runs in a row; the separators are not printed."""
+    glyphs: list[Glyph | None] = []
+    for index, run in enumerate(runs):
+        glyphs += [None] * len(separator) * (index > 0)
+        glyphs += run.glyphs
+    return Run(separator.join(run.text for run in runs), tuple(glyphs))
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
-    """A question in plain words, its one exact answer, and the kind under which it is scored."""
+    """A question in plain words, its one exact answer where it is printed, and the kind it is scored under.
+
+    `mentions`: what the question's words name, as printed (in other case perhaps).
+    """
 
     kind: str
     text: str
-    answer: str
+    printed: Run
+    mentions: tuple[Run, ...] = ()
+
+    @property
+    def answer(self) -> str:
+        """The exact answer."""
+        return self.printed.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +77,15 @@ class Picture:
     image: Image.Image
     width: int
     height: int
-    lines: tuple[str, ...]
-    glyphs: tuple[Glyph, ...]
+    lines: tuple[Run, ...]
     questions: tuple[Question, ...]
+
+    @property
+    def transcript(self) -> str:
+        """All lines, top to bottom."""
+        return "\n".join(line.text for line in self.lines)
+
+    @property
+    def glyphs(self) -> tuple[Glyph, ...]:
+        """All printed glyphs, in the order of the transcript."""
+        return tuple(glyph for line in self.lines for glyph in line.glyphs if glyph is not None)

@@ -6,7 +6,7 @@ from random import Random
 
 from ernie_calibration.pictures.invoice import DATE_QUESTIONS, PRICE_QUESTIONS, TOTAL_QUESTIONS
 from ernie_calibration.pictures.names import NameSource, format_cents
-from ernie_calibration.pictures.picture import Picture, Question
+from ernie_calibration.pictures.picture import Picture, Question, Run, join
 from ernie_calibration.pictures.style import count_lines, fit_size, new_page, random_style
 
 TOTAL_LABELS = ("TOTAL", "Total", "SUM", "To pay")
@@ -28,35 +28,43 @@ def make_receipt(random: Random, names: NameSource, width: int, height: int, sca
     rows.append((random.choice(TOTAL_LABELS), total))
     room, y = width - 2 * style.left, style.pitch / 2
     size = fit_size(page, shop, style.bold, style.size, room)
-    page.text(width / 2, y, shop, style.bold, size, style.ink, "middle")
-    lines = [shop]
+    lines = [page.text(width / 2, y, shop, style.bold, size, style.ink, "middle")]
     date_on_top = random.random() < 0.5
     shown_date = random.choice(("{}", "Date {}", "Date: {}")).format(date)
 
-    def put_date() -> None:
+    def put_date() -> Run:
         fitted = fit_size(page, shown_date, style.font, style.size, room)
-        page.text(width / 2, y, shown_date, style.font, fitted, style.ink, "middle")
-        lines.append(shown_date)
+        lines.append(page.text(width / 2, y, shown_date, style.font, fitted, style.ink, "middle"))
+        return lines[-1].part(date)
 
     y += style.pitch
     if date_on_top:
-        put_date()
+        date_run = put_date()
         y += style.pitch
+    drawn: list[tuple[Run, Run]] = []
     for label, value in rows:
         size = fit_size(page, f"{label}  {value}", style.font, style.size, room)
-        page.text(style.left, y, label, style.font, size, style.ink)
-        page.text(width - style.left, y, value, style.font, size, style.ink, "right")
-        lines.append(f"{label} {value}")
+        label_run = page.text(style.left, y, label, style.font, size, style.ink)
+        value_run = page.text(width - style.left, y, value, style.font, size, style.ink, "right")
+        drawn.append((label_run, value_run))
+        lines.append(join(drawn[-1], " "))
         y += style.pitch
     if not date_on_top:
-        put_date()
+        date_run = put_date()
 
     first, second = random.sample(range(num_items), 2)
     questions = (
-        Question("total", random.choice(TOTAL_QUESTIONS), total),
-        Question("date", random.choice(DATE_QUESTIONS), date),
-        Question("line item", random.choice(PRICE_QUESTIONS).format(items[first]), prices[first]),
-        Question("line item", random.choice(PRICE_QUESTIONS).format(items[second]), prices[second]),
-        Question("vendor", random.choice(SHOP_QUESTIONS), shop),
+        Question("total", random.choice(TOTAL_QUESTIONS), drawn[-1][1]),
+        Question("date", random.choice(DATE_QUESTIONS), date_run),
+        *(
+            Question(
+                "line item",
+                random.choice(PRICE_QUESTIONS).format(items[index]),
+                drawn[index][1],
+                drawn[index][:1],
+            )
+            for index in (first, second)
+        ),
+        Question("vendor", random.choice(SHOP_QUESTIONS), lines[0]),
     )
-    return Picture("receipt", page.image, width, height, tuple(lines), page.glyphs, questions)
+    return Picture("receipt", page.image, width, height, tuple(lines), questions)

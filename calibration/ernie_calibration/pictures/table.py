@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from ernie_calibration.pictures.names import NameSource
-from ernie_calibration.pictures.picture import Picture, Question
+from ernie_calibration.pictures.picture import Picture, Question, Run, join
 from ernie_calibration.pictures.style import count_lines, fit_size, new_page, random_style
 
 COLUMNS = (
@@ -59,31 +59,34 @@ def make_table(random: Random, names: NameSource, width: int, height: int, scale
     first_width = width * (0.40 if num_columns == 2 else 0.34)
     column_width = (width - 2 * style.left - first_width) / num_columns
     align, ruled = random.choice(("left", "right")), random.random() < 0.6
-    lines: list[str] = []
+    grid: list[list[Run]] = []
     for row_index, texts in enumerate(
         [[first_header, *columns], *([n, *c] for n, c in zip(rows, cells, strict=True))]
     ):
         y = style.pitch * (row_index + 0.5)
         font = style.bold if row_index == 0 else style.font
+        grid.append([])
         for column_index, text in enumerate(texts):
             room = (first_width if column_index == 0 else column_width) - 8
             size = fit_size(page, text, font, style.size, room)
             start = style.left + (0 if column_index == 0 else first_width + (column_index - 1) * column_width)
             if column_index and align == "right":
-                page.text(start + column_width - 4, y, text, font, size, style.ink, "right")
+                run = page.text(start + column_width - 4, y, text, font, size, style.ink, "right")
             else:
-                page.text(start + (4 if column_index else 0), y, text, font, size, style.ink)
+                run = page.text(start + (4 if column_index else 0), y, text, font, size, style.ink)
+            grid[-1].append(run)
         if ruled or row_index == 0:
             rule_y = style.pitch * (row_index + 1) - 1
             page.line([(style.left, rule_y), (width - style.left, rule_y)], (140, 140, 140), 1.0)
-        lines.append(" ".join(text for text in texts if text))
     wanted = random.sample([(r, c) for r in range(num_rows) for c in range(num_columns)], 4)
     questions = tuple(
         Question(
             "table cell",
             random.choice(CELL_QUESTIONS).format(column=columns[c].lower(), row=rows[r]),
-            cells[r][c],
+            grid[r + 1][c + 1],
+            (grid[0][c + 1], grid[r + 1][0]),
         )
         for r, c in wanted
     )
-    return Picture("table", page.image, width, height, tuple(lines), page.glyphs, questions)
+    lines = tuple(join([run for run in row if run.text], " ") for row in grid)
+    return Picture("table", page.image, width, height, lines, questions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from ernie_calibration.pictures.names import NameSource, format_cents
-from ernie_calibration.pictures.picture import Picture, Question
+from ernie_calibration.pictures.picture import Picture, Question, Run, join
 from ernie_calibration.pictures.style import count_lines, new_page, random_style
 
 READ_QUESTIONS = ("Read the text.", "What is written here?", "Read all lines.")
@@ -32,7 +32,7 @@ def make_text_card(random: Random, names: NameSource, width: int, height: int, s
     page = new_page(random, width, height, scale)
     rows = count_lines(height)
     style = random_style(random, height)
-    lines: list[str] = []
+    lines: list[Run] = []
     for row in range(rows):
         line = random_snippet(random, names)
         while True:
@@ -46,7 +46,6 @@ def make_text_card(random: Random, names: NameSource, width: int, height: int, s
         while page.text_width(line, style.font, style.size) > width - style.left and len(line) > 1:
             line = line[:-1].rstrip()
         x = random.uniform(2.0, max(2.0, width - page.text_width(line, style.font, style.size) - 2))
-        page.text(x, style.pitch * (row + 0.5), line, style.font, style.size, style.ink)
-        lines.append(line)
-    questions = (Question("transcript", random.choice(READ_QUESTIONS), "\n".join(lines)),)
-    return Picture("text card", page.image, width, height, tuple(lines), page.glyphs, questions)
+        lines.append(page.text(x, style.pitch * (row + 0.5), line, style.font, style.size, style.ink))
+    questions = (Question("transcript", random.choice(READ_QUESTIONS), join(lines, "\n")),)
+    return Picture("text card", page.image, width, height, tuple(lines), questions)
