@@ -282,6 +282,7 @@ def test_hub_and_native_describe_the_same_model() -> None:
     [
         ({}, (False, True, True)),
         ({"moe_layer_end_index": [1, 1]}, (False, True, False)),
+        ({"moe_layer_end_index": [1, 2]}, (False, True, True)),
         ({"moe_layer_start_index": [2, 1]}, (False, True, True)),
         ({"moe_layer_start_index": 0, "moe_layer_end_index": -1}, (True, True, True)),
         ({"moe_layer_start_index": 0, "moe_layer_interval": 2}, (False, True, False)),
