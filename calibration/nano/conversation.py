@@ -12,9 +12,12 @@ from random import Random
 
 import sentencepiece
 
-from ernie_calibration.pictures import Picture, Question
+from ernie_calibration.pictures import Glyph, Picture, Question, Run
+from ernie_calibration.pictures.picture import join
+from ernie_calibration.pictures.text_card import READ_QUESTIONS
 
 IGNORED = -100
+NOTHING = Run("", ())
 HISTORY_SHARE = 0.25
 
 
@@ -27,21 +30,34 @@ class Turn:
     """
 
     question: str
-    answer: str
-    thought: str = ""
+    answer: Run
+    thought: Run = NOTHING
+    mentions: tuple[Run, ...] = ()
     kind: str = "text only"
     is_history: bool = False
 
 
-def evidence(picture: Picture, question: Question) -> str:
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """The token at `position` has to do with `glyph`: it writes it next, or names what it spells."""
+
+    position: int
+    glyph: Glyph
+
+
+def evidence(picture: Picture, question: Question) -> Run:
     """The printed line that holds the answer; of several the one with most of the question's words."""
     words = set(question.text.strip("?.").split())
-    holding = [line for line in picture.lines if question.answer in line]
-    return max(holding, key=lambda line: len(words & set(line.split())), default="")
+    holding = [line for line in picture.lines if question.answer in line.text]
+    return max(holding, key=lambda line: len(words & set(line.text.split())), default=NOTHING)
 
 
 class Conversation:
-    """Grows ids and labels turn by turn; labels cover what the model itself has to write."""
+    """Grows ids and labels turn by turn; labels cover what the model itself has to write.
+
+    `answer_pointers`: for each token before a written glyph, that glyph. `mention_pointers`: for each token
+    of a question that names something printed, the glyph it names.
+    """
 
     def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
         self.tokenizer = tokenizer
@@ -50,10 +66,39 @@ class Conversation:
         self.ids: list[int] = [tokenizer.piece_to_id("<|begin_of_sentence|>")]
         self.labels: list[int] = [IGNORED]
         self.image_start = 0
+        self.answer_pointers: list[Pointer] = []
+        self.mention_pointers: list[Pointer] = []
 
     def _append(self, ids: Sequence[int], scored: bool) -> None:
         self.ids += ids
         self.labels += ids if scored else [IGNORED] * len(ids)
+
+    def _first_glyphs(self, run: Run) -> list[Glyph | None]:
+        """For each token of `run` the glyph of its first character. A piece is as long as its text."""
+        starts = [0]
+        for piece in self.tokenizer.encode(run.text, out_type=str):
+            starts.append(starts[-1] + len(piece))
+        if starts.pop() != len(run.text):
+            raise ValueError(f"{run.text!r} holds characters that the tokenizer writes as bytes")
+        return [run.glyphs[start] for start in starts]
+
+    def _append_written(self, run: Run) -> None:
+        """Tokens that the model has to write."""
+        for offset, glyph in enumerate(self._first_glyphs(run)):
+            if glyph is not None:
+                self.answer_pointers.append(Pointer(len(self.ids) + offset - 1, glyph))
+        self._append(self.tokenizer.encode(run.text), scored=True)
+
+    def _append_question(self, opening: str, turn: Turn) -> None:
+        text = f"{opening}{turn.question}\nAssistant: "
+        glyphs: list[Glyph | None] = [None] * len(text)
+        for mention in turn.mentions:
+            start = text.lower().rindex(mention.text.lower())
+            glyphs[start : start + len(mention.text)] = mention.glyphs
+        for offset, glyph in enumerate(self._first_glyphs(Run(text, tuple(glyphs)))):
+            if glyph is not None:
+                self.mention_pointers.append(Pointer(len(self.ids) + offset, glyph))
+        self._append(self.tokenizer.encode(text), scored=False)
 
     def add_turns(self, turns: Sequence[Turn], image_tokens: int) -> None:
         """Append all turns; the picture, if `image_tokens` is not 0, stands before the first question."""
@@ -67,16 +112,17 @@ class Conversation:
                     [self.tokenizer.piece_to_id("<|IMAGE_PLACEHOLDER|>")] * image_tokens, scored=False
                 )
                 opening = "<|IMAGE_END|>"
-            self._append(encode(opening + turn.question + "\nAssistant: "), scored=False)
+            self._append_question(opening, turn)
             if turn.is_history:
-                self._append([*encode(turn.answer), self.end], scored=False)
+                self._append([*encode(turn.answer.text), self.end], scored=False)
                 continue
-            if turn.thought:
+            if turn.thought.text:
                 self._append(encode("<think>"), scored=False)
-                self._append(encode(f"\n{turn.thought}\n</think>\n\n"), scored=True)
+                self._append_written(join((NOTHING, turn.thought, NOTHING), "\n"))
+                self._append(encode("</think>\n\n"), scored=True)
             else:
                 self._append(encode("<think>\n\n</think>\n\n"), scored=False)
-            self._append(encode(turn.answer), scored=True)
+            self._append_written(turn.answer)
             # The context holds the end tag of a history turn, but what is learnt is </s>: as ERNIE was
             # trained.
             self.ids.append(self.end)
@@ -89,9 +135,14 @@ def picture_turns(random: Random, picture: Picture, most: int, thinking_share: f
     random.shuffle(questions)
     turns = []
     for question in questions[:most]:
-        thought = evidence(picture, question) if random.random() < thinking_share else ""
-        turns.append(Turn(question.text, question.answer, thought, question.kind))
+        thought = evidence(picture, question) if random.random() < thinking_share else NOTHING
+        turns.append(Turn(question.text, question.printed, thought, question.mentions, question.kind))
     return some_as_history(random, turns)
+
+
+def transcript_turn(random: Random, picture: Picture) -> Turn:
+    """Everything that is printed, line by line."""
+    return Turn(random.choice(READ_QUESTIONS), join(picture.lines, "\n"), kind="transcript")
 
 
 def some_as_history(random: Random, turns: list[Turn]) -> list[Turn]:

@@ -38,14 +38,19 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).bfloat16()
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Plain attention, (batch, heads, tokens, head_dim); backward faster than the fused CPU kernel."""
+def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Plain causal attention; backward faster than the fused CPU kernel.
+
+    All inputs (batch, heads, tokens, head_dim); returns the mix in the same shape, and the scores before the
+    softmax, (batch, heads, tokens, tokens).
+    """
     batch, heads, tokens, head_dim = query.shape
     scores = torch.bmm(
         query.flatten(0, 1) * head_dim**-0.5, key.flatten(0, 1).mT
     )  # (batch * heads, tokens, tokens)
     scores = scores + torch.full((tokens, tokens), -1e4, dtype=scores.dtype).triu(1)
-    return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(batch, heads, tokens, head_dim)
+    mixed = torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(batch, heads, tokens, head_dim)
+    return mixed, scores.view(batch, heads, tokens, tokens)
 
 
 class Layer(nn.Module):
@@ -65,8 +70,11 @@ class Layer(nn.Module):
             self.banks["text"] = Bank(shape, shape.text_expert_size)
             self.banks["vision"] = Bank(shape, shape.vision_expert_size)
 
-    def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Causal attention over (batch, tokens, width); padding lies at the end, where nothing looks."""
+    def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Causal attention over (batch, tokens, width), and its scores (batch, heads, tokens, tokens).
+
+        Padding lies at the end, where nothing looks.
+        """
         batch, tokens, width = x.shape
         shape = self.shape
         kv_width = shape.num_key_value_heads * shape.head_dim
@@ -77,20 +85,33 @@ class Layer(nn.Module):
         query, key = rotate_pairs(query, cos, sin), rotate_pairs(key, cos, sin)
         groups = shape.num_heads // shape.num_key_value_heads
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        mixed = causal_attention(query, key, value)
-        return product(mixed.transpose(1, 2).reshape(batch, tokens, width), self.out)
+        mixed, scores = causal_attention(query, key, value)
+        return product(mixed.transpose(1, 2).reshape(batch, tokens, width), self.out), scores
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, text_rows: Tensor, vision_rows: Tensor) -> Tensor:
-        """(batch, tokens, width) float32 -> the same."""
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        text_rows: Tensor,
+        vision_rows: Tensor,
+        shared_scale: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """(batch, tokens, width) float32 -> the same, and the attention's scores.
+
+        `shared_scale` (batch, tokens, 1) multiplies what the shared expert says, in training only.
+        """
         width = x.shape[-1]
-        x = x + self.attention(functional.rms_norm(x, (width,), self.norm1, 1e-5), cos, sin)
+        mixed, scores = self.attention(functional.rms_norm(x, (width,), self.norm1, 1e-5), cos, sin)
+        x = x + mixed
         normed = functional.rms_norm(x, (width,), self.norm2, 1e-5)
-        x = x + self.mlp(normed)
         if not self.banks:
-            return x
+            return x + self.mlp(normed), scores
+        shared = self.mlp(normed)
+        x = x + (shared if shared_scale is None else shared * shared_scale)
         flat = normed.reshape(-1, width)  # (batch * tokens, width)
         routed = torch.zeros_like(flat)
         for name, rows in (("text", text_rows), ("vision", vision_rows)):
             if rows.numel():
                 routed = routed.index_copy(0, rows, self.banks[name](flat[rows]))
-        return x + routed.view_as(x)
+        return x + routed.view_as(x), scores

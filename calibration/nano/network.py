@@ -24,6 +24,8 @@ class Batch:
 
     `pixels`: (batch, patches, 588) in the published patch order; `grid`: image tokens (rows, columns).
     `characters`: (batch, image tokens, 4) character classes printed in each token's cell, 0 for none.
+    `answer_pointers`, `mention_pointers`: (pointers, 3), each a row of the batch, the position of a text
+    token, and the image token whose cell shows what is written next, or what a word of the question names.
     `kinds`: the kind of each conversation's first question.
     """
 
@@ -34,17 +36,38 @@ class Batch:
     grid: tuple[int, int]
     image_start: int
     characters: Tensor | None
+    answer_pointers: Tensor
+    mention_pointers: Tensor
     kinds: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Scalars of one batch. `pointing`: attention that misses its cell; `characters` etc.: shares right."""
+
+    answer: Tensor
+    reading: Tensor
+    pointing: Tensor
+    tokens_right: Tensor
+    characters_right: Tensor
+    pointers_right: Tensor
+
+
+SLOTS = 4  # characters told apart in one image token's cell
+MOST_ROWS = 16  # rows and columns of image tokens that the place head tells apart
+READING_LAYERS = (1, 3)
+MENTION_LAYERS, MENTION_HEAD = (2, 3), 2
+ANSWER_LAYERS, ANSWER_HEAD = (4, 5), 0
+SHARED_DROP = 0.5
+
+
 class NanoNetwork(nn.Module):
-    """Everything, with an auxiliary head that names the characters of each image token's cell.
+    """Everything, with auxiliary teaching that is not exported and costs the runtime nothing.
 
-    The head reads the residual stream behind layer `reading_layer`; it teaches the first banks to read within
-    minutes instead of hours and is not exported.
+    Heads behind the first banks name the characters of each image token's cell, and its row and column:
+    without them reading takes hours to start instead of minutes. One attention head of the middle layers is
+    shown where the words of a question are printed, one of the last layers where the answer is.
     """
-
-    reading_layer = 3
 
     def __init__(self, shape: NanoShape, num_characters: int) -> None:
         super().__init__()
@@ -53,7 +76,9 @@ class NanoNetwork(nn.Module):
         self.layers = nn.ModuleList(Layer(shape, dense=index == 0) for index in range(shape.num_layers))
         self.norm = nn.Parameter(torch.ones(shape.hidden_size))
         self.vision = VisionTower(shape)
-        self.character_head = nn.Parameter(torch.empty(4 * num_characters, shape.hidden_size))
+        self.num_characters = num_characters
+        num_classes = SLOTS * num_characters + 2 * MOST_ROWS
+        self.reading_heads = nn.Parameter(torch.empty(len(READING_LAYERS), num_classes, shape.hidden_size))
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
                 fan_in = (
@@ -79,41 +104,83 @@ class NanoNetwork(nn.Module):
         angles = positions[axis].T * frequencies  # (tokens, head_dim / 2)
         return angles.cos(), angles.sin()
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Hidden states before the scored positions, their labels, and image-cell logits or None."""
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[int, Tensor], dict[int, Tensor]]:
+        """Hidden states before the scored positions, their labels, and by layer: the residual at the image
+        tokens behind it, its attention scores."""
         x = functional.embedding(batch.ids, self.embed)  # (batch, tokens, hidden)
         is_vision = torch.zeros_like(batch.valid)
-        count = batch.grid[0] * batch.grid[1]
+        start, count = batch.image_start, batch.grid[0] * batch.grid[1]
         if batch.pixels is not None:
-            start = batch.image_start
             x = torch.cat((x[:, :start], self.vision(batch.pixels, batch.grid), x[:, start + count :]), dim=1)
             is_vision[:, start - 1 : start + count + 1] = True
         flat_vision = is_vision.reshape(-1)
         vision_rows = flat_vision.nonzero().squeeze(1)
         text_rows = (batch.valid.reshape(-1) & ~flat_vision).nonzero().squeeze(1)
         cos, sin = self._rope(batch)
-        characters = None
+        seen: dict[int, Tensor] = {}
+        scores: dict[int, Tensor] = {}
         for index, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, text_rows, vision_rows)
-            if index == self.reading_layer and batch.pixels is not None:
-                seen = functional.rms_norm(x[:, batch.image_start : batch.image_start + count], x.shape[-1:])
-                logits = product(seen, self.character_head)
-                characters = logits.view(*seen.shape[:2], 4, -1)  # (batch, image tokens, 4, classes)
+            shared_scale = (
+                self._shared_scale(is_vision) if self.training and batch.pixels is not None else None
+            )
+            x, scores[index] = layer(x, cos, sin, text_rows, vision_rows, shared_scale)
+            seen[index] = x[:, start : start + count]
         x = functional.rms_norm(x, x.shape[-1:], self.norm, 1e-5)
         labels = batch.labels[:, 1:].reshape(-1)
         scored = (labels >= 0).nonzero().squeeze(1)
-        return x[:, :-1].reshape(-1, x.shape[-1])[scored], labels[scored], characters
+        return x[:, :-1].reshape(-1, x.shape[-1])[scored], labels[scored], seen, scores
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Answer loss, reading loss, token accuracy, character accuracy (scalars)."""
-        hidden, labels, characters = self(batch)
+    def _shared_scale(self, is_vision: Tensor) -> Tensor:
+        """(batch, tokens, 1): 0 at the image tokens of some pictures, or the shared expert would do the work
+        of the vision bank."""
+        dropped = torch.rand(is_vision.shape[0], 1) < SHARED_DROP
+        return (~(is_vision & dropped)).bfloat16().unsqueeze(-1)
+
+    def _reading(self, batch: Batch, seen: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss of the reading heads, and the share of characters that the last one names rightly."""
+        assert batch.characters is not None
+        rows, columns = batch.grid
+        row = torch.arange(rows).repeat_interleave(columns)
+        column = torch.arange(columns).repeat(rows)
+        losses = []
+        for head, index in zip(self.reading_heads, READING_LAYERS, strict=True):
+            hidden = functional.rms_norm(seen[index], seen[index].shape[-1:])
+            logits = product(hidden, head).float()  # (batch, image tokens, classes)
+            characters, row_logits, column_logits = logits.split(
+                (SLOTS * self.num_characters, MOST_ROWS, MOST_ROWS), dim=-1
+            )
+            flat = characters.reshape(-1, self.num_characters)
+            wanted = batch.characters.flatten().long()
+            printed = wanted > 0
+            weight = torch.where(printed, 1.0, 0.1)
+            named = (functional.cross_entropy(flat, wanted, reduction="none") * weight).sum() / weight.sum()
+            pictures = len(logits)
+            placed = functional.cross_entropy(row_logits.flatten(0, 1), row.repeat(pictures))
+            placed = placed + functional.cross_entropy(column_logits.flatten(0, 1), column.repeat(pictures))
+            losses.append(named + 0.3 * placed)
+        right = (flat.argmax(-1) == wanted)[printed].float().mean()
+        return torch.stack(losses).mean(), right
+
+    def losses(self, batch: Batch) -> Losses:
+        """All losses and shares of one batch."""
+        hidden, labels, seen, scores = self(batch)
         logits = product(hidden, self.embed).float()
         answer = functional.cross_entropy(logits, labels)
-        accuracy = (logits.argmax(-1) == labels).float().mean()
-        if characters is None or batch.characters is None:
-            return answer, torch.zeros(()), accuracy, torch.full((), math.nan)
-        flat, wanted = characters.flatten(0, 2).float(), batch.characters.flatten().long()
-        weight = torch.where(wanted > 0, 1.0, 0.1)
-        reading = (functional.cross_entropy(flat, wanted, reduction="none") * weight).sum() / weight.sum()
-        printed = wanted > 0
-        return answer, reading, accuracy, (flat.argmax(-1) == wanted)[printed].float().mean()
+        tokens_right = (logits.argmax(-1) == labels).float().mean()
+        if batch.characters is None or not len(batch.answer_pointers):
+            none = torch.full((), math.nan)
+            return Losses(answer, torch.zeros(()), torch.zeros(()), tokens_right, none, none)
+        reading, characters_right = self._reading(batch, seen)
+        pointing = torch.zeros(())
+        for layers, head, pointers in (
+            (MENTION_LAYERS, MENTION_HEAD, batch.mention_pointers),
+            (ANSWER_LAYERS, ANSWER_HEAD, batch.answer_pointers),
+        ):
+            if not len(pointers):
+                continue
+            row, position, cell = pointers.unbind(1)
+            for index in layers:
+                attention = scores[index][row, head, position].float()  # (pointers, tokens)
+                pointing = pointing + functional.cross_entropy(attention, batch.image_start + cell)
+        right = attention.argmax(-1) == batch.image_start + cell
+        return Losses(answer, reading, pointing, tokens_right, characters_right, right.float().mean())

@@ -8,6 +8,7 @@ torch's own Muon takes two-dimensional parameters only; ours are mostly stacks o
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,11 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised; decoupled weight decay. Gate and up halves are orthogonalised apart."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 

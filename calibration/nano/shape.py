@@ -14,7 +14,7 @@ class NanoShape:
     num_layers: int = 6
     num_heads: int = 4
     num_key_value_heads: int = 2
-    dense_size: int = 512
+    dense_size: int = 256
     num_experts: int = 16
     experts_per_token: int = 4
     text_expert_size: int = 192
@@ -23,9 +23,9 @@ class NanoShape:
     mrope_section: tuple[int, int, int] = (8, 8, 8)
     max_positions: int = 4096
     vision_depth: int = 1
-    vision_size: int = 128
+    vision_size: int = 64
     vision_heads: int = 4
-    vision_mlp_ratio: int = 4
+    vision_mlp_ratio: int = 1
     patch_size: int = 14
     merge_size: int = 2
     max_image_tokens: int = 90

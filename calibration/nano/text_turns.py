@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+from ernie_calibration.pictures import Run
 from ernie_calibration.pictures.names import MONTHS, NameSource
 from nano.conversation import Turn, some_as_history
 
@@ -21,22 +22,26 @@ GREETINGS = {
 DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
+def _turn(question: str, answer: str) -> Turn:
+    return Turn(question, Run.unprinted(answer))
+
+
 def _sum(random: Random) -> Turn:
     first, second = random.randint(0, 20), random.randint(0, 20)
     if random.random() < 0.5:
-        return Turn(f"What is {first} plus {second}?", str(first + second))
+        return _turn(f"What is {first} plus {second}?", str(first + second))
     first, second = max(first, second), min(first, second)
-    return Turn(f"What is {first} minus {second}?", str(first - second))
+    return _turn(f"What is {first} minus {second}?", str(first - second))
 
 
 def _month(random: Random) -> Turn:
     index = random.randrange(12)
     form = random.randrange(3)
     if form == 0:
-        return Turn(f"Which month comes after {MONTHS[index]}?", MONTHS[(index + 1) % 12])
+        return _turn(f"Which month comes after {MONTHS[index]}?", MONTHS[(index + 1) % 12])
     if form == 1:
-        return Turn(f"Which month comes before {MONTHS[index]}?", MONTHS[index - 1])
-    return Turn(f"How many days has {MONTHS[index]}?", str(DAYS[index]))
+        return _turn(f"Which month comes before {MONTHS[index]}?", MONTHS[index - 1])
+    return _turn(f"How many days has {MONTHS[index]}?", str(DAYS[index]))
 
 
 def _lookup(random: Random, names: NameSource) -> Turn:
@@ -46,14 +51,14 @@ def _lookup(random: Random, names: NameSource) -> Turn:
     index = random.randrange(3)
     form = random.randrange(3)
     if form == 0:
-        return Turn(f"{listing}. What is the price of {items[index]}?", str(prices[index]))
+        return _turn(f"{listing}. What is the price of {items[index]}?", str(prices[index]))
     wanted, word = (max(prices), "highest") if form == 1 else (min(prices), "lowest")
-    return Turn(f"{listing}. Which has the {word} price?", items[prices.index(wanted)])
+    return _turn(f"{listing}. Which has the {word} price?", items[prices.index(wanted)])
 
 
 def _greeting(random: Random) -> Turn:
     question = random.choice(list(GREETINGS))
-    return Turn(question, GREETINGS[question])
+    return _turn(question, GREETINGS[question])
 
 
 def text_turns(random: Random, names: NameSource, count: int) -> list[Turn]:

@@ -15,6 +15,7 @@ import argparse
 import sys
 import time
 from collections import defaultdict
+from dataclasses import fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -36,30 +37,38 @@ CHECKPOINT_EVERY = 100
 EVALUATE_EVERY = 200
 WARM_UP_STEPS = 60
 BALANCE_SPEED = 2e-3
-ADAM_SHARE = 0.5  # AdamW's learning rate as a share of Muon's
+ADAM_SHARE = 0.5
+BANK_SHARE = 2.5  # an expert's word counts a quarter; at the shared expert's rate the banks stay idle
 
 
 def make_optimizers(network: NanoNetwork) -> list[torch.optim.Optimizer]:
-    """Muon for weight matrices, AdamW for embedding, heads, routers, norms and biases."""
+    """Muon for weight matrices, AdamW for embedding, heads, routers, norms and biases.
+
+    A group's `share` is its learning rate as a share of the stage's.
+    """
+    banks: list[torch.nn.Parameter] = []
     matrices: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        is_matrix = parameter.dim() >= 2 and "router" not in name and name not in ("embed", "character_head")
-        (matrices if is_matrix else rest).append(parameter)
+        is_matrix = parameter.dim() >= 2 and "router" not in name and name not in ("embed", "reading_heads")
+        (rest if not is_matrix else banks if "banks" in name else matrices).append(parameter)
+    muon_groups = [{"params": matrices, "share": 1.0}, {"params": banks, "share": BANK_SHARE}]
     return [
-        Muon(matrices, lr=0.0, weight_decay=0.03),
-        torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        Muon(muon_groups, lr=0.0, weight_decay=0.03),
+        torch.optim.AdamW(
+            [{"params": rest, "share": ADAM_SHARE}], lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        ),
     ]
 
 
 def set_rate(optimizers: list[torch.optim.Optimizer], stage: Stage, step_in_stage: int, step: int) -> float:
     """Linear inside the stage, warm-up over the whole run's first steps."""
-    share = step_in_stage / max(1, stage.steps)
-    rate = stage.first_rate + (stage.last_rate - stage.first_rate) * share
+    progress = step_in_stage / max(1, stage.steps)
+    rate = stage.first_rate + (stage.last_rate - stage.first_rate) * progress
     rate *= min(1.0, (step + 1) / WARM_UP_STEPS)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate if isinstance(optimizer, Muon) else rate * ADAM_SHARE
+            group["lr"] = rate * group["share"]
     return rate
 
 
@@ -77,7 +86,7 @@ def evaluate(
     maker = iter(BatchMaker(HELD_OUT, str(tokenizer_path), network.shape, seed, held_out=True))
     for _ in range(num_batches):
         batch = next(maker)
-        hidden, labels, _ = network(batch)
+        hidden, labels, _, _ = network(batch)
         wrong = product(hidden, network.embed).argmax(-1) != labels
         rows = (batch.labels[:, 1:] >= 0).nonzero()[:, 0]
         wrong_per_row = torch.zeros(len(batch.kinds), dtype=torch.long).index_add_(0, rows, wrong.long())
@@ -91,9 +100,11 @@ def evaluate(
 def train_step(
     network: NanoNetwork, optimizers: list[torch.optim.Optimizer], batch: Batch, stage: Stage
 ) -> list[float]:
-    """One update; answer loss, reading loss, token accuracy, character accuracy."""
-    answer, reading, accuracy, characters = network.losses(batch)
-    (answer + stage.reading_weight * reading).backward()
+    """One update; the values of `Losses` in their order."""
+    losses = network.losses(batch)
+    (
+        losses.answer + stage.reading_weight * losses.reading + stage.pointing_weight * losses.pointing
+    ).backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
@@ -101,7 +112,7 @@ def train_step(
     for module in network.modules():
         if isinstance(module, Bank):
             module.balance(BALANCE_SPEED)
-    return [value.item() for value in (answer.detach(), reading.detach(), accuracy, characters)]
+    return [getattr(losses, field.name).item() for field in fields(losses)]
 
 
 def save(path: Path, network: NanoNetwork, optimizers: list[torch.optim.Optimizer], step: int) -> None:
@@ -173,7 +184,8 @@ def run(work: Path, seed: int) -> None:
                 report(
                     work / "log.txt",
                     f"{stage.name} {step} rate {rate:.1e} answer {means[0]:.3f} reading {means[1]:.3f} "
-                    f"tokens {means[2]:.3f} characters {means[3]:.3f} seconds {seconds:.2f}",
+                    f"pointing {means[2]:.3f} tokens {means[3]:.3f} characters {means[4]:.3f} "
+                    f"pointers {means[5]:.3f} seconds {seconds:.2f}",
                 )
                 recent, started = [], time.perf_counter()
             if step % CHECKPOINT_EVERY == 0 or step == total:

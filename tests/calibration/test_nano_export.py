@@ -13,7 +13,7 @@ import torch
 import ernie_local
 from ernie_local.media.patches import Patches
 from nano import export
-from nano.batches import NUM_CHARACTER_CLASSES, BatchMaker, Stream
+from nano.batches import CHARACTERS, NUM_CHARACTER_CLASSES, BatchMaker, Stream
 from nano.layers import product
 from nano.network import Batch, NanoNetwork
 from nano.optimizer import orthogonalize
@@ -83,7 +83,7 @@ def test_exported_network_gives_the_runtime_the_same_logits(
 
     batch = make_batch(tokenizer_path, kinds)
     with torch.no_grad():
-        hidden, _, _ = network(batch)
+        hidden, *_ = network(batch)
         expected = product(hidden, network.embed).float()
     actual = []
     for row in range(2):
@@ -124,3 +124,34 @@ def test_labels_cover_what_the_model_writes_and_nothing_else(tokenizer_path: Pat
         for position, label in enumerate(labels):
             if label >= 0 and label != tokenizer.eos_id():
                 assert label == ids[position]
+
+
+def spelled(tokenizer: sentencepiece.SentencePieceProcessor, token: int) -> str:
+    return str(tokenizer.id_to_piece(token))[0].lower()
+
+
+@pytest.mark.parametrize("kind", ["invoice", "table", "bar chart", "form", "text card"])
+def test_pointers_lead_to_the_cell_that_shows_what_the_token_spells(tokenizer_path: Path, kind: str) -> None:
+    """The character heads' labels and the pointers are made apart; they must agree about every glyph."""
+    grid = (7, 11)
+    stream = Stream((kind,), grid, batch=6, weight=1.0)
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path))
+    batch = BatchMaker((stream,), str(tokenizer_path), SHAPE, seed=0).make(stream, Random(3), tokenizer)
+    assert batch.characters is not None
+    assert len(batch.answer_pointers) > 10
+    assert len(batch.mention_pointers) > 10 or kind == "text card"
+    full_cells = 0
+    for pointers, ahead in ((batch.answer_pointers, 1), (batch.mention_pointers, 0)):
+        for row, position, cell in pointers.tolist():
+            classes = batch.characters[row, cell].tolist()
+            printed = {CHARACTERS[value - 1].lower() for value in classes if value}
+            token = int(batch.ids[row, position + ahead])
+            # A cell with more glyphs than slots keeps the first ones only.
+            if 0 not in classes and spelled(tokenizer, token) not in printed:
+                full_cells += 1
+            else:
+                assert spelled(tokenizer, token) in printed
+    assert full_cells <= 3
+    if batch.answer_pointers.numel():
+        row, position, _ = batch.answer_pointers.unbind(1)
+        assert (batch.labels[row, position + 1] >= 0).all()
