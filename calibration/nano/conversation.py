@@ -32,7 +32,7 @@ class Turn:
     question: str
     answer: Run
     thought: Run = NOTHING
-    mentions: tuple[Run, ...] = ()
+    mentions: tuple[tuple[str, Run], ...] = ()
     kind: str = "text only"
     is_history: bool = False
 
@@ -92,9 +92,10 @@ class Conversation:
     def _append_question(self, opening: str, turn: Turn) -> None:
         text = f"{opening}{turn.question}\nAssistant: "
         glyphs: list[Glyph | None] = [None] * len(text)
-        for mention in turn.mentions:
-            start = text.lower().rindex(mention.text.lower())
-            glyphs[start : start + len(mention.text)] = mention.glyphs
+        for words, run in turn.mentions:
+            start = text.lower().rindex(words.lower())
+            named = run.glyphs[: len(words)]
+            glyphs[start : start + len(named)] = named
         for offset, glyph in enumerate(self._first_glyphs(Run(text, tuple(glyphs)))):
             if glyph is not None:
                 self.mention_pointers.append(Pointer(len(self.ids) + offset, glyph))

@@ -23,9 +23,9 @@ class NanoShape:
     mrope_section: tuple[int, int, int] = (8, 8, 8)
     max_positions: int = 4096
     vision_depth: int = 1
-    vision_size: int = 64
-    vision_heads: int = 4
-    vision_mlp_ratio: int = 1
+    vision_size: int = 128
+    vision_heads: int = 8
+    vision_mlp_ratio: int = 2
     patch_size: int = 14
     merge_size: int = 2
     max_image_tokens: int = 90

@@ -39,11 +39,22 @@ PAGES = (
     Stream(("receipt", "form", "invoice"), PORTRAIT, batch=48, weight=0.24, transcripts=0.15),
     TEXT_ONLY,
 )
+PRACTICE = (
+    Stream(
+        ("invoice", "form", "table", "table", *CHARTS, *CHARTS),
+        LANDSCAPE,
+        batch=48,
+        weight=0.72,
+        transcripts=0.12,
+    ),
+    Stream(("receipt", "form", "invoice"), PORTRAIT, batch=48, weight=0.22, transcripts=0.12),
+    TEXT_ONLY,
+)
 STAGES = (
     Stage("lines", 200, LINES, 3e-3, 3e-3, 1.0, 0.3),
     Stage("small pages", 300, SMALL_PAGES, 3e-3, 3e-3, 0.7, 0.3),
-    Stage("pages", 1500, PAGES, 3e-3, 2e-3, 0.5, 0.2),
-    Stage("anneal", 1200, PAGES, 2e-3, 3e-5, 0.3, 0.1),
+    Stage("pages", 500, PAGES, 3e-3, 2.7e-3, 0.5, 0.2),
+    Stage("practice", 1450, PRACTICE, 2.5e-3, 3e-5, 0.5, 0.15),
 )
 HELD_OUT = (
     Stream(

@@ -11,6 +11,7 @@ import sentencepiece
 import torch
 
 import ernie_local
+from ernie_calibration.pictures.bar_chart import SUPERLATIVES
 from ernie_local.media.patches import Patches
 from nano import export
 from nano.batches import CHARACTERS, NUM_CHARACTER_CLASSES, BatchMaker, Stream
@@ -146,6 +147,9 @@ def test_pointers_lead_to_the_cell_that_shows_what_the_token_spells(tokenizer_pa
             classes = batch.characters[row, cell].tolist()
             printed = {CHARACTERS[value - 1].lower() for value in classes if value}
             token = int(batch.ids[row, position + ahead])
+            if tokenizer.id_to_piece(token) in SUPERLATIVES:
+                assert printed & set("0123456789")  # the value that the superlative means
+                continue
             # A cell with more glyphs than slots keeps the first ones only.
             if 0 not in classes and spelled(tokenizer, token) not in printed:
                 full_cells += 1

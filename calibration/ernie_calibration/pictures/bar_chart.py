@@ -8,7 +8,7 @@ from random import Random
 
 from ernie_calibration.pictures.names import NameSource
 from ernie_calibration.pictures.page import Color, Page
-from ernie_calibration.pictures.picture import Picture, Question, Run, join
+from ernie_calibration.pictures.picture import Picture, Question, Run, join, spelled_out
 from ernie_calibration.pictures.style import Style, count_lines, fit_size, new_page, random_style
 
 TITLES = (
@@ -35,6 +35,7 @@ LOWEST_QUESTIONS = (
     "Which has the lowest value?",
     "What is the lowest bar?",
 )
+SUPERLATIVES = ("highest", "largest", "lowest", "smallest")
 VALUE_QUESTIONS = (
     "What is the value of {}?",
     "How high is {}?",
@@ -106,6 +107,13 @@ def _draw_lying(
     return drawn
 
 
+def extreme_question(kind: str, text: str, drawn: tuple[Run, Run]) -> Question:
+    """A question for the label of an extreme; its superlative names the value. drawn: label and value."""
+    label, value = drawn
+    superlative = next(word for word in SUPERLATIVES if word in text)
+    return Question(kind, text, label, ((superlative, value),))
+
+
 def make_bar_chart(random: Random, names: NameSource, width: int, height: int, scale: float) -> Picture:
     """A chart of 3 to 5 bars on a page of `width` x `height` units."""
     page = new_page(random, width, height, scale)
@@ -126,14 +134,14 @@ def make_bar_chart(random: Random, names: NameSource, width: int, height: int, s
     drawn = (_draw_lying if lying else _draw_upright)(page, style, labels, values, colors)
     chosen = random.sample(range(count), 2)
     questions = (
-        Question("bar highest", random.choice(HIGHEST_QUESTIONS), drawn[values.index(max(values))][0]),
-        Question("bar lowest", random.choice(LOWEST_QUESTIONS), drawn[values.index(min(values))][0]),
+        extreme_question("bar highest", random.choice(HIGHEST_QUESTIONS), drawn[values.index(max(values))]),
+        extreme_question("bar lowest", random.choice(LOWEST_QUESTIONS), drawn[values.index(min(values))]),
         *(
             Question(
                 "bar value",
                 random.choice(VALUE_QUESTIONS).format(labels[index]),
                 drawn[index][1],
-                drawn[index][:1],
+                spelled_out(drawn[index][0]),
             )
             for index in chosen
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from ernie_calibration.pictures.names import NameSource
-from ernie_calibration.pictures.picture import Picture, Question, Run, join
+from ernie_calibration.pictures.picture import Picture, Question, Run, join, spelled_out
 from ernie_calibration.pictures.style import count_lines, fit_size, new_page, random_style
 
 JOBS = (
@@ -78,7 +78,9 @@ def make_form(random: Random, names: NameSource, width: int, height: int, scale:
         drawn.append((label_run.part(label), value_run))
     asked = random.sample(drawn, min(4, num_fields))
     questions = tuple(
-        Question("form field", random.choice(FIELD_QUESTIONS).format(label.text.lower()), value, (label,))
+        Question(
+            "form field", random.choice(FIELD_QUESTIONS).format(label.text.lower()), value, spelled_out(label)
+        )
         for label, value in asked
     )
     return Picture("form", page.image, width, height, tuple(lines), questions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from ernie_calibration.pictures.names import NameSource, format_cents
-from ernie_calibration.pictures.picture import Picture, Question, Run, join
+from ernie_calibration.pictures.picture import Picture, Question, Run, join, spelled_out
 from ernie_calibration.pictures.style import count_lines, fit_size, new_page, random_style
 
 NUMBER_LABELS = ("Invoice No", "Invoice", "No", "Number", "Inv. No")
@@ -93,13 +93,13 @@ def make_invoice(random: Random, names: NameSource, width: int, height: int, sca
             "line item",
             random.choice(PRICE_QUESTIONS).format(items[chosen]),
             rows[chosen][2],
-            rows[chosen][:1],
+            spelled_out(rows[chosen][0]),
         ),
         Question(
             "line item",
             random.choice(QUANTITY_QUESTIONS).format(items[other]),
             rows[other][1],
-            rows[other][:1],
+            spelled_out(rows[other][0]),
         ),
         Question("vendor", random.choice(VENDOR_QUESTIONS), vendor_run),
     )

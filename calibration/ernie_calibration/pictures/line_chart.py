@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from random import Random
 
-from ernie_calibration.pictures.bar_chart import TITLES, label_line, random_bar_color, random_values
+from ernie_calibration.pictures.bar_chart import (
+    TITLES,
+    extreme_question,
+    label_line,
+    random_bar_color,
+    random_values,
+)
 from ernie_calibration.pictures.names import SHORT_MONTHS, NameSource
-from ernie_calibration.pictures.picture import Picture, Question, Run, join
+from ernie_calibration.pictures.picture import Picture, Question, Run, join, spelled_out
 from ernie_calibration.pictures.style import new_page, random_style
 
 POINT_QUESTIONS = (
@@ -72,12 +78,12 @@ def make_line_chart(
                 "line point",
                 random.choice(POINT_QUESTIONS).format(labels[index]),
                 drawn[index][1],
-                drawn[index][:1],
+                spelled_out(drawn[index][0]),
             )
             for index in chosen
         ),
-        Question("line extreme", random.choice(PEAK_QUESTIONS), drawn[values.index(max(values))][0]),
-        Question("line extreme", random.choice(LOW_QUESTIONS), drawn[values.index(min(values))][0]),
+        extreme_question("line extreme", random.choice(PEAK_QUESTIONS), drawn[values.index(max(values))]),
+        extreme_question("line extreme", random.choice(LOW_QUESTIONS), drawn[values.index(min(values))]),
     )
     lines = (title_run, *(join(pair, " ") for pair in drawn))
     return Picture("line chart", page.image, width, height, lines, questions)

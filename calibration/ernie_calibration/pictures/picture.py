@@ -38,6 +38,11 @@ class Run:
         return Run(text, self.glyphs[start : start + len(text)])
 
 
+def spelled_out(*runs: Run) -> tuple[tuple[str, Run], ...]:
+    """Mentions of runs whose own words stand in the question, in whatever case."""
+    return tuple((run.text, run) for run in runs)
+
+
 def join(runs: Sequence[Run], separator: str) -> Run:
     """All runs in a row; the separators are not printed."""
     glyphs: list[Glyph | None] = []
@@ -51,13 +56,14 @@ def join(runs: Sequence[Run], separator: str) -> Run:
 class Question:
     """A question in plain words, its one exact answer where it is printed, and the kind it is scored under.
 
-    `mentions`: what the question's words name, as printed (in other case perhaps).
+    `mentions`: words of the question, and what they name on the page: "age" the printed "Age", "highest" the
+    value of the highest bar.
     """
 
     kind: str
     text: str
     printed: Run
-    mentions: tuple[Run, ...] = ()
+    mentions: tuple[tuple[str, Run], ...] = ()
 
     @property
     def answer(self) -> str:

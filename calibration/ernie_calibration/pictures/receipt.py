@@ -6,7 +6,7 @@ from random import Random
 
 from ernie_calibration.pictures.invoice import DATE_QUESTIONS, PRICE_QUESTIONS, TOTAL_QUESTIONS
 from ernie_calibration.pictures.names import NameSource, format_cents
-from ernie_calibration.pictures.picture import Picture, Question, Run, join
+from ernie_calibration.pictures.picture import Picture, Question, Run, join, spelled_out
 from ernie_calibration.pictures.style import count_lines, fit_size, new_page, random_style
 
 TOTAL_LABELS = ("TOTAL", "Total", "SUM", "To pay")
@@ -61,7 +61,7 @@ def make_receipt(random: Random, names: NameSource, width: int, height: int, sca
                 "line item",
                 random.choice(PRICE_QUESTIONS).format(items[index]),
                 drawn[index][1],
-                drawn[index][:1],
+                spelled_out(drawn[index][0]),
             )
             for index in (first, second)
         ),

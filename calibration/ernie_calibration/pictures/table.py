@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from ernie_calibration.pictures.names import NameSource
-from ernie_calibration.pictures.picture import Picture, Question, Run, join
+from ernie_calibration.pictures.picture import Picture, Question, Run, join, spelled_out
 from ernie_calibration.pictures.style import count_lines, fit_size, new_page, random_style
 
 COLUMNS = (
@@ -84,7 +84,7 @@ def make_table(random: Random, names: NameSource, width: int, height: int, scale
             "table cell",
             random.choice(CELL_QUESTIONS).format(column=columns[c].lower(), row=rows[r]),
             grid[r + 1][c + 1],
-            (grid[0][c + 1], grid[r + 1][0]),
+            spelled_out(grid[0][c + 1], grid[r + 1][0]),
         )
         for r, c in wanted
     )
