@@ -1,0 +1,146 @@
+"""One expert as one page: header, gate and up tiles in turn, down tiles, padded to 4096 bytes.
+
+Owns the layout; knows nothing of files or of kernels, which both take their offsets from here.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import torch
+
+from ernie_local.errors import ModelUnusable, UsageError
+from ernie_local.packing.formats import TILE_ROWS, LowBitFormat, format_of_id
+from ernie_local.packing.matrix import QuantizedMatrix, pack_matrix, unpack_matrix
+
+Tensor = torch.Tensor
+PAGE_ALIGNMENT = 4096
+PAGE_VERSION = 1
+_MAGIC = b"ERNX"
+_HEADER = struct.Struct("<4sHBBII")  # magic, version, gate_up format, down format, hidden_size, inner_size
+_HEADER_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PageLayout:
+    """Where the parts of a page lie. All pages of one (layer, bank, formats) have the same layout."""
+
+    gate_up: LowBitFormat
+    down: LowBitFormat
+    hidden_size: int
+    inner_size: int
+
+    @property
+    def gate_up_offset(self) -> int:
+        """Byte of the first gate tile; gate tile i is followed by up tile i."""
+        return _HEADER_BYTES
+
+    @property
+    def gate_up_bytes(self) -> int:
+        """Bytes of all gate and up tiles."""
+        return 2 * self.gate_up.matrix_bytes(self.inner_size, self.hidden_size)
+
+    @property
+    def down_offset(self) -> int:
+        """Byte of the first down tile."""
+        return self.gate_up_offset + self.gate_up_bytes
+
+    @property
+    def down_bytes(self) -> int:
+        """Bytes of all down tiles."""
+        return self.down.matrix_bytes(self.hidden_size, self.inner_size)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of the page, a multiple of PAGE_ALIGNMENT."""
+        exact = self.down_offset + self.down_bytes
+        return -(-exact // PAGE_ALIGNMENT) * PAGE_ALIGNMENT
+
+    @property
+    def header(self) -> bytes:
+        """The first 64 bytes of every page of this layout."""
+        fields = (self.gate_up.format_id, self.down.format_id, self.hidden_size, self.inner_size)
+        return _HEADER.pack(_MAGIC, PAGE_VERSION, *fields).ljust(_HEADER_BYTES, b"\0")
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPage:
+    """The three matrices of one expert: gate and up (inner, hidden), down (hidden, inner)."""
+
+    gate: QuantizedMatrix
+    up: QuantizedMatrix
+    down: QuantizedMatrix
+
+    @property
+    def layout(self) -> PageLayout:
+        """Where they lie in a page. Raises UsageError if they do not belong together."""
+        inner_size, hidden_size = self.gate.shape
+        shapes = (self.gate.shape, self.up.shape, self.down.shape)
+        if shapes != ((inner_size, hidden_size), (inner_size, hidden_size), (hidden_size, inner_size)):
+            raise UsageError(
+                f"gate {shapes[0]}, up {shapes[1]} and down {shapes[2]} are not one expert",
+                "up has the shape of gate, down the transposed one",
+                "pack the matrices of one expert together",
+            )
+        if self.gate.low_bit != self.up.low_bit:
+            raise UsageError(
+                f"gate is {self.gate.low_bit.name}, up is {self.up.low_bit.name}",
+                "the tiles of gate and up lie in turn and have one size",
+                "quantize gate and up to one format",
+            )
+        return PageLayout(self.gate.low_bit, self.down.low_bit, hidden_size, inner_size)
+
+
+def pack_page(page: ExpertPage) -> Tensor:
+    """(page_bytes,) uint8."""
+    layout = page.layout
+    packed = torch.zeros(layout.page_bytes, dtype=torch.uint8)
+    packed[:_HEADER_BYTES] = torch.frombuffer(bytearray(layout.header), dtype=torch.uint8)
+    num_tiles = layout.gate_up.num_tiles(layout.inner_size)
+    halves = [pack_matrix(matrix).view(num_tiles, -1) for matrix in (page.gate, page.up)]
+    in_turn = torch.stack(halves, dim=1)  # (tiles, gate and up, tile bytes)
+    packed[layout.gate_up_offset : layout.down_offset] = in_turn.flatten()
+    packed[layout.down_offset : layout.down_offset + layout.down_bytes] = pack_matrix(page.down)
+    return packed
+
+
+def read_layout(packed: Tensor, where: str = "the page", allow_padding: bool = False) -> PageLayout:
+    """The layout that a page's header names. Raises ModelUnusable unless the page is of that layout.
+
+    allow_padding: the page may lie in a larger slot.
+    """
+    if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() < _HEADER_BYTES:
+        raise _damaged(f"{where} is {packed.dtype} of shape {tuple(packed.shape)}, wanted bytes")
+    header = packed[:_HEADER_BYTES].numpy().tobytes()
+    magic, version, gate_up, down, hidden_size, inner_size = _HEADER.unpack(header[: _HEADER.size])
+    if magic != _MAGIC or version != PAGE_VERSION:
+        raise _damaged(
+            f"{where} begins with {magic!r} version {version}, wanted {_MAGIC!r} version {PAGE_VERSION}"
+        )
+    layout = PageLayout(format_of_id(gate_up, where), format_of_id(down, where), hidden_size, inner_size)
+    columns = (hidden_size, inner_size)
+    if min(columns) < TILE_ROWS or any(size % TILE_ROWS for size in columns):
+        raise _damaged(f"{where} names hidden size {hidden_size} and inner size {inner_size}")
+    spare = packed.numel() - layout.page_bytes
+    if spare < 0 or (spare and not allow_padding):
+        raise _damaged(f"{where} has {packed.numel()} bytes, its header means {layout.page_bytes}")
+    return layout
+
+
+def unpack_page(packed: Tensor, where: str = "the page") -> ExpertPage:
+    """The inverse of `pack_page`. Raises ModelUnusable for a page that is damaged or cut."""
+    layout = read_layout(packed, where)
+    num_tiles = layout.gate_up.num_tiles(layout.inner_size)
+    in_turn = packed[layout.gate_up_offset : layout.down_offset].view(num_tiles, 2, -1)
+    gate, up = (
+        unpack_matrix(in_turn[:, half].flatten(), layout.gate_up, layout.inner_size, layout.hidden_size)
+        for half in (0, 1)
+    )
+    down_bytes = packed[layout.down_offset : layout.down_offset + layout.down_bytes]
+    down = unpack_matrix(down_bytes, layout.down, layout.hidden_size, layout.inner_size)
+    return ExpertPage(gate, up, down)
+
+
+def _damaged(what: str) -> ModelUnusable:
+    return ModelUnusable(what, "the page is damaged or of another version", "verify the checkpoint")
