@@ -20,7 +20,11 @@ LINUX_NAMES = {
     "x86_64": {
         "avx2": "avx2",
         "fma": "fma",
+        "f16c": "f16c",
         "avx512f": "avx512f",
+        "avx512dq": "avx512dq",
+        "avx512bw": "avx512bw",
+        "avx512vl": "avx512vl",
         "avx512vnni": "avx512_vnni",
         "avx512bf16": "avx512_bf16",
         "amx_bf16": "amx_bf16",

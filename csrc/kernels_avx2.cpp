@@ -1,0 +1,124 @@
+// AVX2 with FMA and half floats: two 32-byte registers stand for one of 64.
+#include <immintrin.h>
+
+#include "tile_kernel.hpp"
+
+namespace ernie_local {
+namespace {
+
+struct Avx2 {
+    struct Ints {
+        __m256i half[2];
+    };
+    struct Floats {
+        __m256 half[2];
+    };
+    using Codes = Ints;
+    static constexpr int kNumWidths = 3;
+    static constexpr bool kSignedW8 = true;
+
+    template <class Function>
+    static ERNIE_LOCAL_INLINE Ints ints(Function function) {
+        return {{function(0), function(1)}};
+    }
+    template <class Function>
+    static ERNIE_LOCAL_INLINE Floats floats(Function function) {
+        return {{function(0), function(1)}};
+    }
+    static ERNIE_LOCAL_INLINE __m256i word(const int8_t* four) {
+        int32_t value;
+        std::memcpy(&value, four, 4);
+        return _mm256_set1_epi32(value);
+    }
+    static ERNIE_LOCAL_INLINE Codes load_codes(const uint8_t* from) {
+        return ints([=](int i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32 * i)); });
+    }
+    template <int kShift, int kMask>
+    static ERNIE_LOCAL_INLINE Codes field(const Codes& codes) {
+        return ints([&](int i) {
+            const __m256i moved = kShift ? _mm256_srli_epi16(codes.half[i], kShift) : codes.half[i];
+            return _mm256_and_si256(moved, _mm256_set1_epi8(kMask));
+        });
+    }
+    static ERNIE_LOCAL_INLINE Codes add_four_where(const Codes& codes, const uint8_t* bits) {
+        const __m256i byte_of_lane = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2,
+                                                      2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+        const __m256i bit_of_lane = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ull));
+        return ints([&](int i) {
+            const __m256i spread = _mm256_shuffle_epi8(word(reinterpret_cast<const int8_t*>(bits + 4 * i)), byte_of_lane);
+            const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit_of_lane), bit_of_lane);
+            return _mm256_or_si256(codes.half[i], _mm256_and_si256(set, _mm256_set1_epi8(4)));
+        });
+    }
+    static ERNIE_LOCAL_INLINE Ints zero_ints() { return {{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
+    // Codes up to 15: pairs of products stay far from the 16-bit limit.
+    static ERNIE_LOCAL_INLINE Ints dot(const Ints& sum, const Codes& codes, const int8_t* four) {
+        const __m256i columns = word(four), ones = _mm256_set1_epi16(1);
+        return ints([&](int i) {
+            const __m256i pairs = _mm256_maddubs_epi16(codes.half[i], columns);
+            return _mm256_add_epi32(sum.half[i], _mm256_madd_epi16(pairs, ones));
+        });
+    }
+    // Around 128: the sign goes to the columns, so that a pair of products is at most 2 * 128 * 127.
+    static ERNIE_LOCAL_INLINE Ints dot_w8(const Ints& sum, const Codes& codes, const int8_t* four) {
+        const __m256i columns = word(four), ones = _mm256_set1_epi16(1), middle = _mm256_set1_epi8(-128);
+        return ints([&](int i) {
+            const __m256i weights = _mm256_xor_si256(codes.half[i], middle);
+            const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(columns, weights));
+            return _mm256_add_epi32(sum.half[i], _mm256_madd_epi16(pairs, ones));
+        });
+    }
+    static ERNIE_LOCAL_INLINE Ints add(const Ints& a, const Ints& b) {
+        return ints([&](int i) { return _mm256_add_epi32(a.half[i], b.half[i]); });
+    }
+    static ERNIE_LOCAL_INLINE Ints widen(__m128i bytes) {
+        return {{_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))}};
+    }
+    static ERNIE_LOCAL_INLINE Ints load_bytes(const uint8_t* from) {
+        return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+    static ERNIE_LOCAL_INLINE Ints load_nibbles(const uint8_t* from) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+        const __m128i mask = _mm_set1_epi8(15);
+        const __m128i low = _mm_and_si128(bytes, mask), high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
+        return widen(_mm_unpacklo_epi8(low, high));
+    }
+    template <int kShift, int kMask>
+    static ERNIE_LOCAL_INLINE Ints int_field(const Ints& values) {
+        return ints([&](int i) {
+            return _mm256_and_si256(_mm256_srli_epi32(values.half[i], kShift), _mm256_set1_epi32(kMask));
+        });
+    }
+    static ERNIE_LOCAL_INLINE Floats load_halves(const uint8_t* from) {
+        return floats([=](int i) {
+            return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * i)));
+        });
+    }
+    static ERNIE_LOCAL_INLINE Floats to_floats(const Ints& values) {
+        return floats([&](int i) { return _mm256_cvtepi32_ps(values.half[i]); });
+    }
+    static ERNIE_LOCAL_INLINE Floats splat(float value) { return {{_mm256_set1_ps(value), _mm256_set1_ps(value)}}; }
+    static ERNIE_LOCAL_INLINE Floats multiply(const Floats& a, const Floats& b) {
+        return floats([&](int i) { return _mm256_mul_ps(a.half[i], b.half[i]); });
+    }
+    static ERNIE_LOCAL_INLINE Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) {
+        return floats([&](int i) { return _mm256_fmadd_ps(a.half[i], b.half[i], c.half[i]); });
+    }
+    // c - a * b
+    static ERNIE_LOCAL_INLINE Floats multiply_subtract_from(const Floats& a, const Floats& b, const Floats& c) {
+        return floats([&](int i) { return _mm256_fnmadd_ps(a.half[i], b.half[i], c.half[i]); });
+    }
+    static ERNIE_LOCAL_INLINE void store(float* to, const Floats& values) {
+        _mm256_storeu_ps(to, values.half[0]);
+        _mm256_storeu_ps(to + 8, values.half[1]);
+    }
+};
+
+}  // namespace
+
+const KernelTable& avx2_kernels() {
+    static const KernelTable table = make_table<Avx2>("avx2");
+    return table;
+}
+
+}  // namespace ernie_local

@@ -1,0 +1,70 @@
+// AVX-512 with VNNI: a 64-byte register of codes times four columns in one instruction.
+#include <immintrin.h>
+
+#include "tile_kernel.hpp"
+
+namespace ernie_local {
+namespace {
+
+struct Avx512 {
+    using Ints = __m512i;
+    using Floats = __m512;
+    using Codes = __m512i;
+    static constexpr int kNumWidths = 5;
+    static constexpr bool kSignedW8 = false;
+
+    static ERNIE_LOCAL_INLINE Codes load_codes(const uint8_t* from) { return _mm512_loadu_si512(from); }
+    template <int kShift, int kMask>
+    static ERNIE_LOCAL_INLINE Codes field(Codes codes) {
+        if constexpr (kShift != 0) codes = _mm512_srli_epi16(codes, kShift);
+        return _mm512_and_si512(codes, _mm512_set1_epi8(kMask));
+    }
+    static ERNIE_LOCAL_INLINE Codes add_four_where(Codes codes, const uint8_t* bits) {
+        uint64_t mask;
+        std::memcpy(&mask, bits, 8);
+        return _mm512_mask_add_epi8(codes, mask, codes, _mm512_set1_epi8(4));
+    }
+    static ERNIE_LOCAL_INLINE Ints zero_ints() { return _mm512_setzero_si512(); }
+    static ERNIE_LOCAL_INLINE Ints dot(Ints sum, Codes codes, const int8_t* four) {
+        int32_t word;
+        std::memcpy(&word, four, 4);
+        return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(word));
+    }
+    static ERNIE_LOCAL_INLINE Ints dot_w8(Ints sum, Codes codes, const int8_t* four) { return dot(sum, codes, four); }
+    static ERNIE_LOCAL_INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+    static ERNIE_LOCAL_INLINE Ints load_bytes(const uint8_t* from) {
+        return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+    static ERNIE_LOCAL_INLINE Ints load_nibbles(const uint8_t* from) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+        const __m128i mask = _mm_set1_epi8(15);
+        const __m128i low = _mm_and_si128(bytes, mask), high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
+        return _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(low, high));
+    }
+    template <int kShift, int kMask>
+    static ERNIE_LOCAL_INLINE Ints int_field(Ints ints) {
+        if constexpr (kShift != 0) ints = _mm512_srli_epi32(ints, kShift);
+        return _mm512_and_si512(ints, _mm512_set1_epi32(kMask));
+    }
+    static ERNIE_LOCAL_INLINE Floats load_halves(const uint8_t* from) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    }
+    static ERNIE_LOCAL_INLINE Floats to_floats(Ints ints) { return _mm512_cvtepi32_ps(ints); }
+    static ERNIE_LOCAL_INLINE Floats splat(float value) { return _mm512_set1_ps(value); }
+    static ERNIE_LOCAL_INLINE Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+    static ERNIE_LOCAL_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+    // c - a * b
+    static ERNIE_LOCAL_INLINE Floats multiply_subtract_from(Floats a, Floats b, Floats c) {
+        return _mm512_fnmadd_ps(a, b, c);
+    }
+    static ERNIE_LOCAL_INLINE void store(float* to, Floats floats) { _mm512_storeu_ps(to, floats); }
+};
+
+}  // namespace
+
+const KernelTable& avx512_kernels() {
+    static const KernelTable table = make_table<Avx512>("avx512vnni");
+    return table;
+}
+
+}  // namespace ernie_local

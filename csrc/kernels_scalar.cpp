@@ -1,0 +1,102 @@
+// Plain C++: the meaning of every kernel, and what runs where nothing better is known.
+#include "tile_kernel.hpp"
+
+namespace ernie_local {
+namespace {
+
+struct Scalar {
+    struct Ints {
+        int32_t lane[16];
+    };
+    struct Floats {
+        float lane[16];
+    };
+    struct Codes {
+        uint8_t byte[64];
+    };
+    static constexpr int kNumWidths = 3;
+    static constexpr bool kSignedW8 = false;
+
+    template <class Function>
+    static ERNIE_LOCAL_INLINE Floats each(Function function) {
+        Floats out;
+        for (int i = 0; i < 16; ++i) out.lane[i] = function(i);
+        return out;
+    }
+    static Codes load_codes(const uint8_t* from) {
+        Codes out;
+        std::memcpy(out.byte, from, 64);
+        return out;
+    }
+    template <int kShift, int kMask>
+    static Codes field(Codes codes) {
+        for (auto& byte : codes.byte) byte = (byte >> kShift) & kMask;
+        return codes;
+    }
+    static Codes add_four_where(Codes codes, const uint8_t* bits) {
+        for (int i = 0; i < 64; ++i) codes.byte[i] += 4 * ((bits[i / 8] >> (i % 8)) & 1);
+        return codes;
+    }
+    static Ints zero_ints() { return {}; }
+    static Ints dot(Ints sum, const Codes& codes, const int8_t* four) {
+        for (int i = 0; i < 16; ++i)
+            for (int j = 0; j < 4; ++j) sum.lane[i] += codes.byte[4 * i + j] * four[j];
+        return sum;
+    }
+    static Ints dot_w8(Ints sum, const Codes& codes, const int8_t* four) { return dot(sum, codes, four); }
+    static Ints add(Ints a, const Ints& b) {
+        for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
+        return a;
+    }
+    static Ints load_bytes(const uint8_t* from) {
+        Ints out;
+        for (int i = 0; i < 16; ++i) out.lane[i] = from[i];
+        return out;
+    }
+    static Ints load_nibbles(const uint8_t* from) {
+        Ints out;
+        for (int i = 0; i < 16; ++i) out.lane[i] = (from[i / 2] >> (i % 2 * 4)) & 15;
+        return out;
+    }
+    template <int kShift, int kMask>
+    static Ints int_field(Ints ints) {
+        for (auto& lane : ints.lane) lane = (lane >> kShift) & kMask;
+        return ints;
+    }
+    static float half(const uint8_t* from) {
+        const uint32_t bits = from[0] | from[1] << 8;
+        const uint32_t exponent = bits >> 10 & 31, fraction = bits & 1023;
+        const float magnitude = exponent ? std::ldexp(1.0f + static_cast<float>(fraction) / 1024.0f, static_cast<int>(exponent) - 15)
+                                         : std::ldexp(static_cast<float>(fraction), -24);
+        return bits >> 15 ? -magnitude : magnitude;
+    }
+    static Floats load_halves(const uint8_t* from) {
+        return each([=](int i) { return half(from + 2 * i); });
+    }
+    static Floats to_floats(const Ints& ints) {
+        return each([&](int i) { return static_cast<float>(ints.lane[i]); });
+    }
+    static Floats splat(float value) {
+        return each([=](int) { return value; });
+    }
+    static Floats multiply(const Floats& a, const Floats& b) {
+        return each([&](int i) { return a.lane[i] * b.lane[i]; });
+    }
+    static Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) {
+        return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+    }
+    // c - a * b
+    static Floats multiply_subtract_from(const Floats& a, const Floats& b, const Floats& c) {
+        return each([&](int i) { return c.lane[i] - a.lane[i] * b.lane[i]; });
+    }
+    static void store(float* to, const Floats& floats) { std::memcpy(to, floats.lane, sizeof floats.lane); }
+};
+
+}  // namespace
+
+const KernelTable& scalar_kernels() {
+    static const KernelTable table = make_table<Scalar>("scalar");
+    return table;
+}
+
+}  // namespace ernie_local

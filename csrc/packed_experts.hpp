@@ -1,0 +1,28 @@
+// The routed experts of a few or many tokens, from packed pages, in one call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ernie_local {
+
+struct ExpertsCall {
+    const float* input;        // [num_tokens][hidden_size]
+    int num_tokens, hidden_size;
+    const uint8_t* slots;      // [num_slots][slot_bytes], a page each
+    size_t slot_bytes;
+    const int64_t* slot_ids;   // [num_tokens][top_k], each below num_slots: checked by the caller
+    const float* weights;      // [num_tokens][top_k]
+    int top_k;
+    float* out;                // [num_tokens][hidden_size]
+};
+
+struct ExpertsResult {
+    enum Kind { kDone, kBrokenToken, kBrokenPage } kind;
+    int64_t index;  // the first token with a NaN or an infinity, or the first slot whose page cannot be used
+};
+
+// out = sum over the token's experts of weight * down(silu(gate(x)) * up(x)), experts in the order of their slots.
+ExpertsResult packed_experts(const ExpertsCall& call);
+
+}  // namespace ernie_local

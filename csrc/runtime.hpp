@@ -1,0 +1,29 @@
+// The one set of threads and the one instruction set that all kernels of a process use.
+#pragma once
+
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "kernel_table.hpp"
+#include "thread_pool.hpp"
+
+namespace ernie_local {
+
+struct Runtime {
+    std::mutex mutex;  // held while an operator runs: the threads serve one caller at a time
+    ThreadPool pool;
+    const KernelTable* kernels;
+};
+
+// Made at the first call, with the best instruction set of this processor and one thread; made anew in a forked
+// child, which has none of its parent's threads. Never destroyed: threads may still compute while the process ends.
+Runtime& runtime();
+
+// Instruction sets whose kernels were built and can run here, best first.
+std::vector<std::string> available_instruction_sets();
+
+// Throws std::invalid_argument for one that is not available.
+void use_instruction_set(const std::string& name);
+
+}  // namespace ernie_local

@@ -1,0 +1,224 @@
+// One packed tile of 16 rows times a few tokens, written once over a small vocabulary of vector operations.
+//
+// `Isa` supplies: Ints (16 x int32), Floats (16 x float), Codes (64 bytes), and the operations used below. Each
+// instruction set's file defines its own, in an unnamed namespace: so every template here exists once for each file
+// and never under another's flags. Knows nothing of threads, pages or experts.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "formats.hpp"
+#include "kernel_table.hpp"
+
+namespace ernie_local {
+
+// Splits the codes of 16 columns into four registers of 64 bytes, one for each four columns.
+template <class Isa, int kBits>
+struct Unpack;
+
+template <class Isa>
+struct Unpack<Isa, 8> {
+    static ERNIE_LOCAL_INLINE void quads(const uint8_t* codes, const uint8_t*, typename Isa::Codes out[4]) {
+        for (int quad = 0; quad < 4; ++quad) out[quad] = Isa::load_codes(codes + 64 * quad);
+    }
+};
+
+template <class Isa>
+struct Unpack<Isa, 4> {
+    static ERNIE_LOCAL_INLINE void quads(const uint8_t* codes, const uint8_t*, typename Isa::Codes out[4]) {
+        for (int block = 0; block < 2; ++block) {
+            const auto both = Isa::load_codes(codes + 64 * block);
+            out[2 * block] = Isa::template field<0, 15>(both);
+            out[2 * block + 1] = Isa::template field<4, 15>(both);
+        }
+    }
+};
+
+template <class Isa>
+struct Unpack<Isa, 2> {
+    static ERNIE_LOCAL_INLINE void quads(const uint8_t* codes, const uint8_t*, typename Isa::Codes out[4]) {
+        const auto all = Isa::load_codes(codes);
+        out[0] = Isa::template field<0, 3>(all);
+        out[1] = Isa::template field<2, 3>(all);
+        out[2] = Isa::template field<4, 3>(all);
+        out[3] = Isa::template field<6, 3>(all);
+    }
+};
+
+template <class Isa>
+struct Unpack<Isa, 3> {
+    static ERNIE_LOCAL_INLINE void quads(const uint8_t* codes, const uint8_t* high, typename Isa::Codes out[4]) {
+        Unpack<Isa, 2>::quads(codes, nullptr, out);
+        for (int quad = 0; quad < 4; ++quad) out[quad] = Isa::add_four_where(out[quad], high + 8 * quad);
+    }
+};
+
+// Scales of one group's 16 rows, and their zeros in units of 1 / zero_divisor.
+template <class Isa, class Format>
+ERNIE_LOCAL_INLINE void load_group(const uint8_t* metadata, typename Isa::Floats& scales, typename Isa::Floats& zeros) {
+    if constexpr (Format::bits == 8) {
+        scales = Isa::load_halves(metadata);
+        zeros = Isa::splat(Isa::kSignedW8 ? 0.0f : static_cast<float>(kW8Zero));
+    } else if constexpr (Format::bits == 4) {
+        scales = Isa::to_floats(Isa::load_bytes(metadata));
+        zeros = Isa::to_floats(Isa::load_bytes(metadata + 16));
+    } else if constexpr (Format::bits == 2) {
+        const auto bytes = Isa::load_bytes(metadata);
+        scales = Isa::to_floats(Isa::template int_field<0, 15>(bytes));
+        zeros = Isa::to_floats(Isa::template int_field<4, 15>(bytes));
+    } else {
+        const auto bytes = Isa::load_bytes(metadata);
+        scales = Isa::to_floats(Isa::template int_field<0, 63>(bytes));
+        const auto high = Isa::to_floats(Isa::load_nibbles(metadata + 16));
+        zeros = Isa::multiply_add(high, Isa::splat(4.0f), Isa::to_floats(Isa::template int_field<6, 3>(bytes)));
+    }
+}
+
+template <class Isa, class Format, int kWidth>
+void tile_kernel(const uint8_t* tile, int columns, const TokenTile& tokens, float* out) {
+    using Floats = typename Isa::Floats;
+    constexpr FormatInfo info = make_info<Format>();
+    // With one token a single chain of dot products would wait for itself.
+    constexpr int kChains = kWidth == 1 ? 4 : kWidth == 2 ? 2 : 1;
+    constexpr int kStepBytes = kTileRows * kColumnStep * (Format::bits == 3 ? 2 : Format::bits) / 8;
+
+    const uint8_t* metadata = tile + info.row_scale_bytes();
+    const uint8_t* codes = tile + info.metadata_bytes(columns);
+    const uint8_t* high = codes + 4 * columns;  // w3 only
+    const int8_t* values = tokens.values;
+    const float* scales = tokens.scales;
+    const float* offsets = tokens.offsets;
+
+    Floats sums[kWidth];
+    for (int token = 0; token < kWidth; ++token) sums[token] = Isa::splat(0.0f);
+    for (int start = 0; start < columns; start += Format::group) {
+        typename Isa::Ints dots[kWidth][kChains];
+        for (int token = 0; token < kWidth; ++token)
+            for (int chain = 0; chain < kChains; ++chain) dots[token][chain] = Isa::zero_ints();
+        const auto step = [&] {
+            typename Isa::Codes quads[4];
+            Unpack<Isa, Format::bits>::quads(codes, high, quads);
+            for (int quad = 0; quad < 4; ++quad)
+                for (int token = 0; token < kWidth; ++token) {
+                    auto& dot = dots[token][quad % kChains];
+                    const int8_t* four = values + (quad * kWidth + token) * 4;
+                    if constexpr (Format::bits == 8)
+                        dot = Isa::dot_w8(dot, quads[quad], four);
+                    else
+                        dot = Isa::dot(dot, quads[quad], four);
+                }
+            codes += kStepBytes;
+            high += 32;
+            values += 16 * kWidth;
+        };
+        if (columns - start >= Format::group) {
+            for (int column = 0; column < Format::group; column += kColumnStep) step();
+        } else {
+            for (int column = start; column < columns; column += kColumnStep) step();
+        }
+        Floats row_scales, zeros;
+        load_group<Isa, Format>(metadata, row_scales, zeros);
+        for (int token = 0; token < kWidth; ++token) {
+            auto total = dots[token][0];
+            for (int chain = 1; chain < kChains; ++chain) total = Isa::add(total, dots[token][chain]);
+            const Floats dot = Isa::multiply(Isa::to_floats(total), Isa::splat(scales[token]));
+            const Floats shifted = Isa::multiply_subtract_from(zeros, Isa::splat(offsets[token]), dot);
+            sums[token] = Isa::multiply_add(row_scales, shifted, sums[token]);
+        }
+        metadata += Format::group_metadata;
+        scales += kWidth;
+        offsets += kWidth;
+    }
+    for (int token = 0; token < kWidth; ++token) {
+        Floats result = sums[token];
+        if constexpr (Format::bits != 8) result = Isa::multiply(result, Isa::load_halves(tile));
+        Isa::store(out + 16 * token, result);
+    }
+}
+
+// Symmetric int8, a scale for each group. Written for the compiler to vectorize.
+template <class Isa>
+bool quantize_row(const float* row, int columns, int group, int8_t* values, float* scales, float* sums) {
+    constexpr uint32_t kInfinity = 0x7f800000u;
+    for (int start = 0, index = 0; start < columns; start += group, ++index) {
+        const int count = columns - start < group ? columns - start : group;
+        const float* x = row + start;
+        uint32_t largest_bits = 0;  // of the absolute values: integers compare like them, and see NaN
+        for (int i = 0; i < count; ++i) {
+            uint32_t bits;
+            std::memcpy(&bits, x + i, 4);
+            bits &= 0x7fffffffu;
+            largest_bits = bits > largest_bits ? bits : largest_bits;
+        }
+        if (largest_bits >= kInfinity) return false;
+        float largest;
+        std::memcpy(&largest, &largest_bits, 4);
+        // Below this the reciprocal would overflow; such a group is zero in any sum that matters.
+        const bool empty = largest < 1e-30f;
+        const float inverse = empty ? 0.0f : 127.0f / largest;
+        const float scale = empty ? 0.0f : largest / 127.0f;
+        int32_t total = 0;
+        int8_t* v = values + start;
+        for (int i = 0; i < count; ++i) {
+            const int32_t rounded = static_cast<int32_t>(std::nearbyint(x[i] * inverse));
+            v[i] = static_cast<int8_t>(rounded);
+            total += rounded;
+        }
+        scales[index] = scale;
+        sums[index] = scale * static_cast<float>(total);
+    }
+    return true;
+}
+
+// exp of -87 to 87 to about 2e-7: 2 to a whole power, times a polynomial (minimax, Cephes) of what is left.
+ERNIE_LOCAL_INLINE float exp_bounded(float x) {
+    x = x < -87.0f ? -87.0f : x > 87.0f ? 87.0f : x;
+    const float power = std::nearbyint(x * 1.44269504f);
+    const float rest = (x - power * 0.693359375f) + power * 2.12194440e-4f;
+    float y = 1.9875691500e-4f;
+    y = y * rest + 1.3981999507e-3f;
+    y = y * rest + 8.3334519073e-3f;
+    y = y * rest + 4.1665795894e-2f;
+    y = y * rest + 1.6666665459e-1f;
+    y = y * rest + 5.0000001201e-1f;
+    y = y * rest * rest + rest + 1.0f;
+    const int32_t exponent = (static_cast<int32_t>(power) + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &exponent, 4);
+    return y * scale;
+}
+
+template <class Isa>
+void swiglu(const float* gate, const float* up, int count, float* out) {
+    for (int i = 0; i < count; ++i) out[i] = gate[i] / (1.0f + exp_bounded(-gate[i])) * up[i];
+}
+
+template <class Isa, class Format>
+void fill_format(KernelTable& table) {
+    auto& row = table.tile[Format::id - 1];
+    row[0] = &tile_kernel<Isa, Format, 1>;
+    row[1] = &tile_kernel<Isa, Format, 2>;
+    row[2] = &tile_kernel<Isa, Format, 4>;
+    if constexpr (Isa::kNumWidths >= 4) row[3] = &tile_kernel<Isa, Format, 8>;
+    if constexpr (Isa::kNumWidths >= 5) row[4] = &tile_kernel<Isa, Format, 12>;
+}
+
+template <class Isa>
+KernelTable make_table(const char* name) {
+    KernelTable table{};
+    table.name = name;
+    table.num_widths = Isa::kNumWidths;
+    table.signed_w8 = Isa::kSignedW8;
+    table.quantize = &quantize_row<Isa>;
+    table.swiglu = &swiglu<Isa>;
+    fill_format<Isa, W4>(table);
+    fill_format<Isa, W3>(table);
+    fill_format<Isa, W2L>(table);
+    fill_format<Isa, W2>(table);
+    fill_format<Isa, W2S>(table);
+    fill_format<Isa, W8>(table);
+    return table;
+}
+
+}  // namespace ernie_local

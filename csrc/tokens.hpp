@@ -1,0 +1,55 @@
+// Tokens as the tile kernels take them: int8 by group, interleaved in widths that there are kernels for.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "formats.hpp"
+#include "kernel_table.hpp"
+
+namespace ernie_local {
+
+// Rows made int8, one after the other.
+class QuantizedRows {
+public:
+    void resize(int rows, int columns, int group);
+    // Fills row `index`; false if it holds a NaN or an infinity. Rows may be filled from different threads.
+    bool fill(const KernelTable& kernels, int index, const float* row);
+
+    int columns() const { return columns_; }
+    int groups() const { return groups_; }
+    int group() const { return group_; }
+    const int8_t* values(int row) const { return &values_[static_cast<size_t>(row) * columns_]; }
+    const float* scales(int row) const { return &scales_[static_cast<size_t>(row) * groups_]; }
+    const float* sums(int row) const { return &sums_[static_cast<size_t>(row) * groups_]; }
+
+private:
+    int columns_ = 0, group_ = 0, groups_ = 0;
+    std::vector<int8_t> values_;
+    std::vector<float> scales_, sums_;
+};
+
+// Some rows of QuantizedRows, in any order, cut into tiles: as many of the largest width as fit, then one that holds
+// the rest with rows of zeros behind it.
+class TokenTiles {
+public:
+    struct Tile {
+        int first, count, width_index;
+        size_t values_at, groups_at;
+    };
+
+    void build(const KernelTable& kernels, const FormatInfo& format, const QuantizedRows& rows, const int* indices,
+               int count);
+
+    const std::vector<Tile>& tiles() const { return tiles_; }
+    TokenTile tokens(const Tile& tile) const {
+        return {&values_[tile.values_at], &scales_[tile.groups_at], &offsets_[tile.groups_at]};
+    }
+
+private:
+    std::vector<Tile> tiles_;
+    std::vector<int8_t> values_;
+    std::vector<float> scales_, offsets_;
+};
+
+}  // namespace ernie_local

@@ -1,0 +1,301 @@
+"""The packed operators against plain torch: every format, every instruction set that this processor has."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+from torch.nn.functional import silu
+
+from ernie_local.errors import ErnieLocalError
+from ernie_local.kernels import native, reference
+from ernie_local.kernels.ops import packed_experts, packed_linear
+from ernie_local.packing import FORMATS, dequantize, find_format, pack_matrix, pack_page, unpack_page
+from ernie_local.packing.expert_page import read_layout
+from tests.runtime.random_matrices import random_matrix, random_page
+
+LARGEST_ERROR = 1e-2  # of the output's size: activations are rounded to int8
+LARGEST_EXPERTS_ERROR = 2e-2  # three such products in a row, the last one of heavy-tailed activations
+MODULE = native.native_module()
+SETS = [] if MODULE is None else MODULE.instruction_sets()
+
+
+@pytest.fixture(params=SETS)
+def kernels(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The native module, set to one instruction set."""
+    assert MODULE is not None
+    before = MODULE.instruction_set()
+    MODULE.use_instruction_set(request.param)
+    yield MODULE
+    MODULE.use_instruction_set(before)
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+def rounded(tokens: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Tokens as the kernels see them: int8 by group. After this rounding little may differ."""
+    padding = -tokens.shape[1] % group_size
+    groups = torch.nn.functional.pad(tokens, (0, padding)).unflatten(1, (-1, group_size))
+    scales = groups.abs().amax(-1, keepdim=True) / 127
+    whole = (groups / scales.clamp(min=1e-30)).round()
+    values: torch.Tensor = (whole * scales).flatten(1)[:, : tokens.shape[1]]
+    return values
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("num_tokens", "rows", "columns"),
+    [(1, 16, 16), (1, 40, 144), (2, 16, 128), (3, 33, 272), (5, 64, 64), (13, 48, 528), (25, 16, 320)],
+)
+def test_linear_is_the_product_with_the_dequantized_matrix(
+    kernels: ModuleType, name: str, num_tokens: int, rows: int, columns: int
+) -> None:
+    matrix = random_matrix(name, rows, columns, seed=rows)
+    packed = pack_matrix(matrix)
+    tokens = torch.randn(num_tokens, columns, generator=torch.Generator().manual_seed(1))
+    tokens[:, ::7] *= 5
+    actual = packed_linear(tokens, packed, name, rows)
+    assert actual.shape == (num_tokens, rows)
+    # Beyond the rounding of the tokens nothing is lost.
+    expected = reference.packed_linear(
+        rounded(tokens, matrix.low_bit.group_size), packed, find_format(name), rows
+    )
+    assert relative_error(actual, expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rounding_tokens_to_int8_costs_less_than_a_hundredth(kernels: ModuleType, name: str) -> None:
+    packed = pack_matrix(random_matrix(name, 128, 512))
+    tokens = torch.randn(64, 512, generator=torch.Generator().manual_seed(1))
+    exact = reference.packed_linear(tokens, packed, find_format(name), 128)
+    assert relative_error(packed_linear(tokens, packed, name, 128), exact) < LARGEST_ERROR
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("num_tokens", [1, 4, 29])
+@pytest.mark.parametrize("formats", [("w4", "w4"), ("w3", "w2s"), ("w2l", "w2"), ("w8", "w8")], ids="-".join)
+def test_experts_are_the_weighted_sum_of_gated_products(
+    kernels: ModuleType, formats: tuple[str, str], num_tokens: int, num_threads: int
+) -> None:
+    slots = torch.stack([pack_page(random_page(*formats, 80, 48, seed)) for seed in range(7)])
+    hidden, slot_ids, weights = random_choices(num_tokens, 80, num_experts=7, top_k=3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        actual = packed_experts(hidden, slots, slot_ids, weights)
+        assert kernels.num_threads() == num_threads
+        again = packed_experts(hidden, slots, slot_ids, weights)
+    finally:
+        torch.set_num_threads(before)
+    exact = reference.packed_experts(hidden, slots, slot_ids, weights)
+    assert relative_error(actual, exact) < LARGEST_EXPERTS_ERROR
+    expected = rounded_experts(hidden, slots, slot_ids, weights)
+    assert relative_error(actual, expected) < 1e-3
+    assert torch.equal(actual, again)
+
+
+def rounded_experts(
+    hidden: torch.Tensor, slots: torch.Tensor, slot_ids: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """The reference with tokens and inner activations rounded where the kernels round them."""
+    output = torch.zeros_like(hidden)
+    for slot in slot_ids.unique().tolist():
+        page = unpack_page(slots[slot][: read_layout(slots[slot], allow_padding=True).page_bytes])
+        gate, up, down = (dequantize(matrix) for matrix in (page.gate, page.up, page.down))
+        token_ids, choices = (slot_ids == slot).nonzero(as_tuple=True)
+        chosen = rounded(hidden[token_ids], page.gate.low_bit.group_size)
+        inner = rounded(silu(chosen @ gate.T) * (chosen @ up.T), page.down.low_bit.group_size)
+        output.index_add_(0, token_ids, inner @ down.T * weights[token_ids, choices, None])
+    return output
+
+
+def random_choices(
+    num_tokens: int, hidden_size: int, num_experts: int, top_k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(num_tokens)
+    hidden = torch.randn(num_tokens, hidden_size, generator=generator)
+    slot_ids = torch.rand(num_tokens, num_experts, generator=generator).topk(top_k).indices
+    weights = torch.rand(num_tokens, top_k, generator=generator)
+    return hidden, slot_ids, weights / weights.sum(-1, keepdim=True)
+
+
+def test_pages_of_different_formats_lie_side_by_side(kernels: ModuleType) -> None:
+    pages = [
+        pack_page(random_page(*pair, 128, 64, 1)) for pair in (("w4", "w8"), ("w2", "w3"), ("w2l", "w4"))
+    ]
+    slots = torch.zeros(3, max(len(page) for page in pages) + 4096, dtype=torch.uint8)
+    for slot, page in zip(slots, pages, strict=True):
+        slot[: len(page)] = page
+    hidden, slot_ids, weights = random_choices(6, 128, num_experts=3, top_k=2)
+    expected = rounded_experts(hidden, slots, slot_ids, weights)
+    assert relative_error(packed_experts(hidden, slots, slot_ids, weights), expected) < 1e-3
+
+
+def test_a_token_gets_the_same_alone_and_in_a_batch(kernels: ModuleType) -> None:
+    slots = torch.stack([pack_page(random_page("w4", "w2", 64, 64, seed)) for seed in range(5)])
+    hidden, slot_ids, weights = random_choices(30, 64, num_experts=5, top_k=2)
+    together = packed_experts(hidden, slots, slot_ids, weights)
+    for token in (0, 13, 29):
+        row = slice(token, token + 1)
+        alone = packed_experts(hidden[row], slots, slot_ids[row], weights[row])
+        assert relative_error(alone, together[row]) < 1e-6
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-38, 1e30, -1e35])
+def test_extreme_activations(kernels: ModuleType, value: float) -> None:
+    packed = pack_matrix(random_matrix("w4", 16, 128))
+    tokens = torch.zeros(2, 128)
+    tokens[0, 3] = value
+    actual = packed_linear(tokens, packed, "w4", 16)
+    expected = reference.packed_linear(tokens, packed, find_format("w4"), 16)
+    assert torch.allclose(actual, expected, rtol=1e-4, atol=1e-30)
+    assert not actual[1].any()
+
+
+def test_codes_and_activations_at_their_ends_do_not_overflow(kernels: ModuleType) -> None:
+    """Every code, scale and column at its highest: pairs of 16-bit sums would saturate if they could."""
+    for name, low_bit in FORMATS.items():
+        matrix = random_matrix(name, 16, 256)
+        matrix.codes.fill_(low_bit.highest_code)
+        if matrix.zeros is not None:
+            matrix.zeros.zero_()
+        packed = pack_matrix(matrix)
+        for sign in (1.0, -1.0):
+            tokens = torch.full((1, 256), sign * 3.0)
+            expected = reference.packed_linear(tokens, packed, low_bit, 16)
+            assert relative_error(packed_linear(tokens, packed, name, 16), expected) < 1e-4, name
+    matrix.codes.zero_()  # w8: -128
+    packed = pack_matrix(matrix)
+    expected = reference.packed_linear(tokens, packed, low_bit, 16)
+    assert relative_error(packed_linear(tokens, packed, name, 16), expected) < 1e-4
+
+
+def test_bfloat16_goes_in_and_comes_out(kernels: ModuleType) -> None:
+    packed = pack_matrix(random_matrix("w4", 32, 64))
+    tokens = torch.randn(3, 64).bfloat16()
+    actual = packed_linear(tokens, packed, "w4", 32)
+    expected = reference.packed_linear(tokens.float(), packed, find_format("w4"), 32)
+    assert actual.dtype == torch.bfloat16
+    assert relative_error(actual.float(), expected) < 2 * LARGEST_ERROR
+
+
+def test_operators_keep_the_rules_of_torch() -> None:
+    packed = pack_matrix(random_matrix("w4", 32, 64))
+    torch.library.opcheck(torch.ops.ernie_local.packed_linear, (torch.randn(3, 64), packed, "w4", 32))
+    slots = torch.stack([pack_page(random_page("w4", "w2", 64, 64, seed)) for seed in range(4)])
+    hidden, slot_ids, weights = random_choices(3, 64, num_experts=4, top_k=2)
+    torch.library.opcheck(torch.ops.ernie_local.packed_experts, (hidden, slots, slot_ids, weights))
+
+
+PACKED = pack_matrix(random_matrix("w4", 32, 64))
+SLOTS = torch.stack([pack_page(random_page("w4", "w4", 64, 64, seed)) for seed in range(4)])
+
+
+@pytest.mark.parametrize("with_native", [True, False])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(0, 64), PACKED, "w4", 32), r"packed_linear: tokens is .*\(0, 64\).* at least 1 token"),
+        ((torch.zeros(64), PACKED, "w4", 32), r"tokens is torch.float32 \(64,\)"),
+        ((torch.zeros(1, 64).int(), PACKED, "w4", 32), "tokens is torch.int32"),
+        ((torch.zeros(1, 64), PACKED, "w5", 32), "'w5' is not one of the formats w4"),
+        (
+            (torch.zeros(1, 72), PACKED, "w4", 32),
+            "32 x 72 cannot be packed: columns must be a multiple of 16",
+        ),
+        ((torch.zeros(1, 64), PACKED, "w4", 48), r"\(1152,\), a w4 matrix of 48 x 64 takes 1728 bytes"),
+        ((torch.zeros(1, 64), PACKED[:-1], "w4", 32), r"\(1151,\), a w4 matrix of 32 x 64 takes 1152 bytes"),
+        (
+            (torch.tensor([[torch.nan] * 64]), PACKED, "w4", 32),
+            "tokens holds a NaN or an infinity in token 0",
+        ),
+        ((torch.eye(5, 64) * torch.inf, PACKED, "w4", 32), "tokens holds a NaN or an infinity in token 0"),
+    ],
+)
+def test_linear_refuses(
+    monkeypatch: pytest.MonkeyPatch, with_native: bool, arguments: tuple[object, ...], message: str
+) -> None:
+    choose_code(monkeypatch, with_native)
+    with pytest.raises(ErnieLocalError, match=message):
+        packed_linear(*arguments)  # type: ignore[arg-type]
+
+
+def broken(slots: torch.Tensor, position: int, value: int) -> torch.Tensor:
+    copy = slots.clone()
+    copy[2, position] = value
+    return copy
+
+
+def experts_arguments(**changes: object) -> dict[str, object]:
+    hidden = torch.ones(2, 64)
+    slot_ids = torch.tensor([[0, 1], [2, 3]])
+    return {"hidden": hidden, "slots": SLOTS, "slot_ids": slot_ids, "weights": torch.ones(2, 2)} | changes
+
+
+@pytest.mark.parametrize("with_native", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": torch.ones(2, 80)}, "slot 0 holds no page of hidden size 80"),
+        ({"slots": SLOTS[0]}, r"slots is torch.uint8 \(\d+,\), wanted uint8 \(slots, bytes\)"),
+        ({"slots": SLOTS[:, :-4096]}, "slot 0 holds no page of hidden size 64 in full"),
+        ({"slots": broken(SLOTS, 0, 0)}, "slot 2 holds no page"),
+        ({"slots": broken(SLOTS, 4, 2)}, "slot 2 holds no page"),
+        ({"slots": broken(SLOTS, 6, 99)}, "slot 2 holds no page"),
+        ({"slots": broken(SLOTS, 13, 99)}, "slot 2 holds no page"),
+        ({"slot_ids": torch.tensor([[0, 1], [2, 4]])}, "slot_ids holds 4, slots are 0 to 3"),
+        ({"slot_ids": torch.tensor([[0, -1], [2, 3]])}, "slot_ids holds -1, slots are 0 to 3"),
+        (
+            {"slot_ids": torch.tensor([[0, 1]])},
+            r"slot_ids is torch.int64 \(1, 2\), wanted torch.int64 \(2, 2\)",
+        ),
+        ({"weights": torch.ones(2, 3)}, r"weights is torch.float32 \(2, 3\), wanted torch.float32 \(2, 2\)"),
+        ({"hidden": torch.full((2, 64), torch.inf)}, "hidden holds a NaN or an infinity in token 0"),
+        ({"hidden": torch.full((2, 64), 1e30)}, "hidden holds a NaN or an infinity in token 0"),
+    ],
+)
+def test_experts_refuse(
+    monkeypatch: pytest.MonkeyPatch, with_native: bool, changes: dict[str, object], message: str
+) -> None:
+    choose_code(monkeypatch, with_native)
+    with pytest.raises(ErnieLocalError, match=message):
+        packed_experts(**experts_arguments(**changes))  # type: ignore[arg-type]
+
+
+def choose_code(monkeypatch: pytest.MonkeyPatch, with_native: bool) -> None:
+    if with_native:
+        if MODULE is None:
+            pytest.skip("the native module was not built here")
+    else:
+        monkeypatch.setattr("ernie_local.kernels.ops.native_module", lambda: None)
+        monkeypatch.setattr("ernie_local.kernels.ops.warn_without_native", lambda: None)
+
+
+def test_an_instruction_set_that_is_not_there_is_refused() -> None:
+    if MODULE is None:
+        pytest.skip("the native module was not built here")
+    with pytest.raises(ValueError, match="no kernels for instruction set 'mmx' can run here"):
+        MODULE.use_instruction_set("mmx")
+    with pytest.raises(ValueError, match="at least 1 thread is needed"):
+        MODULE.set_num_threads(0)
+
+
+def _compute_in_child() -> None:
+    packed_linear(torch.ones(4, 64), PACKED, "w4", 32)
+
+
+def test_a_forked_child_computes_with_threads_of_its_own() -> None:
+    torch.set_num_threads(2)
+    packed_linear(torch.ones(4, 64), PACKED, "w4", 32)
+    child = multiprocessing.get_context("fork").Process(target=_compute_in_child)
+    child.start()
+    child.join(timeout=60)
+    alive = child.is_alive()
+    child.kill()
+    assert not alive
+    assert child.exitcode == 0
