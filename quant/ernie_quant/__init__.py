@@ -1,1 +1,1 @@
-"""The quantizer: what turns a float checkpoint into a 4-bit or 2-bit one. Holds no code in this version."""
+"""The quantizer: from a float checkpoint to a compact one. So far: rounding of one matrix (rtn.py)."""

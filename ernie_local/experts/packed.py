@@ -1,0 +1,35 @@
+"""Routed experts whose packed pages all lie in memory, one tensor of slots per (layer, bank).
+
+Knows nothing of routing, of files or of paging; the operators know the formats.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ernie_local.kernels.ops import packed_experts
+from ernie_local.model.moe import Bank
+
+
+class PackedExperts:
+    """An ExpertProvider over packed pages: expert i of a bank lies in slot i."""
+
+    def __init__(self, banks: dict[tuple[int, Bank], torch.Tensor]) -> None:
+        """banks: (experts, slot bytes) uint8 for every (layer, bank); pages may be of different formats."""
+        self.banks = banks
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all pages."""
+        return sum(slots.nbytes for slots in self.banks.values())
+
+    def compute(
+        self,
+        layer_id: int,
+        bank: Bank,
+        hidden: torch.Tensor,
+        expert_ids: torch.Tensor,
+        expert_weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """See ExpertProvider.compute."""
+        return packed_experts(hidden, self.banks[layer_id, bank], expert_ids, expert_weights)
