@@ -23,6 +23,10 @@ test *arguments:
 test-slow *arguments:
     pytest -m slow {{arguments}}
 
+# The C++ kernels without Python: under sanitizers, and for 64-bit ARM where a cross compiler and an emulator are there
+test-native:
+    csrc/tests/run.sh
+
 # Write the generated pages anew
 docs:
     python3 docs/write_cli_page.py

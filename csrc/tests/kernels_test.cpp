@@ -1,0 +1,173 @@
+// Every instruction set against the scalar kernels, on random tiles and pages, without Python: so that sanitizers and
+// an emulator can run it. Exits with 1 and says what differed.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../expert_page.hpp"
+#include "../packed_experts.hpp"
+#include "../packed_linear.hpp"
+#include "../runtime.hpp"
+
+using namespace ernie_local;
+
+namespace {
+
+std::mt19937 generator(7);
+int failures = 0;
+
+void expect(bool condition, const std::string& what) {
+    if (condition) return;
+    std::printf("FAILED: %s\n", what.c_str());
+    ++failures;
+}
+
+uint16_t half_of(float value) {  // of a positive normal number
+    int exponent;
+    const float fraction = std::frexp(value, &exponent);
+    return static_cast<uint16_t>((exponent + 14) << 10 | (static_cast<int>(fraction * 2048) & 1023));
+}
+
+// Random bytes are valid codes, scales and zeros; only the fp16 numbers must be sensible.
+std::vector<uint8_t> random_matrix(const FormatInfo& format, int rows, int columns) {
+    std::vector<uint8_t> packed(format.matrix_bytes(rows, columns));
+    for (auto& byte : packed) byte = static_cast<uint8_t>(generator());
+    const size_t tile_bytes = format.tile_bytes(columns);
+    std::uniform_real_distribution<float> scale(0.001f, 0.01f);
+    for (size_t tile = 0; tile < packed.size(); tile += tile_bytes) {
+        const int halves = format.symmetric() ? kTileRows * format.num_groups(columns) : kTileRows;
+        for (int i = 0; i < halves; ++i) {
+            const uint16_t half = half_of(scale(generator));
+            std::memcpy(&packed[tile + 2 * i], &half, 2);
+        }
+    }
+    return packed;
+}
+
+std::vector<float> random_floats(size_t count) {
+    std::normal_distribution<float> normal;
+    std::vector<float> out(count);
+    for (auto& value : out) value = normal(generator);
+    return out;
+}
+
+std::vector<uint8_t> random_page(const FormatInfo& gate_up, const FormatInfo& down, int hidden_size, int inner_size) {
+    std::vector<uint8_t> page(64, 0);
+    std::memcpy(page.data(), "ERNX", 4);
+    page[4] = 1;
+    page[6] = static_cast<uint8_t>(gate_up.id);
+    page[7] = static_cast<uint8_t>(down.id);
+    const uint32_t sizes[] = {static_cast<uint32_t>(hidden_size), static_cast<uint32_t>(inner_size)};
+    std::memcpy(&page[8], sizes, 8);
+    for (int half = 0; half < 2; ++half) {
+        const auto matrix = random_matrix(gate_up, inner_size, hidden_size);
+        page.insert(page.end(), matrix.begin(), matrix.end());
+    }
+    const auto matrix = random_matrix(down, hidden_size, inner_size);
+    page.insert(page.end(), matrix.begin(), matrix.end());
+    return page;
+}
+
+float relative_error(const std::vector<float>& actual, const std::vector<float>& expected) {
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < actual.size(); ++i) {
+        difference += std::pow(actual[i] - expected[i], 2.0);
+        size += std::pow(expected[i], 2.0);
+    }
+    return static_cast<float>(std::sqrt(difference / size));
+}
+
+// Computes with the scalar kernels, then with every other set, and compares.
+template <class Compute>
+void compare_all(const std::string& what, const Compute& compute) {
+    use_instruction_set("scalar");
+    const std::vector<float> expected = compute();
+    for (const auto& name : available_instruction_sets()) {
+        use_instruction_set(name);
+        const float error = relative_error(compute(), expected);
+        expect(error < 1e-4f, what + " on " + name + ": relative error " + std::to_string(error));
+    }
+}
+
+void test_linear() {
+    for (const FormatInfo& format : kFormats)
+        for (const int columns : {16, 144, 272, 512})
+            for (const int num_tokens : {1, 2, 3, 7, 12, 31}) {
+                const int rows = 40;
+                const auto packed = random_matrix(format, rows, columns);
+                const auto input = random_floats(static_cast<size_t>(num_tokens) * columns);
+                compare_all("linear, format " + std::to_string(format.id) + ", columns " + std::to_string(columns), [&] {
+                    std::vector<float> out(static_cast<size_t>(num_tokens) * rows);
+                    expect(packed_linear(input.data(), num_tokens, columns, packed.data(), format, rows, out.data()) == -1,
+                           "finite tokens are taken");
+                    return out;
+                });
+            }
+}
+
+void test_experts() {
+    const int hidden_size = 80, inner_size = 48, top_k = 2;
+    for (const int num_tokens : {1, 5, 40}) {
+        std::vector<std::vector<uint8_t>> pages;
+        size_t slot_bytes = 0;
+        for (int i = 0; i < kNumFormats; ++i) {
+            pages.push_back(random_page(kFormats[i], kFormats[kNumFormats - 1 - i], hidden_size, inner_size));
+            slot_bytes = std::max(slot_bytes, pages.back().size());
+        }
+        std::vector<uint8_t> slots(slot_bytes * pages.size());
+        for (size_t i = 0; i < pages.size(); ++i) std::copy(pages[i].begin(), pages[i].end(), &slots[i * slot_bytes]);
+        const auto input = random_floats(static_cast<size_t>(num_tokens) * hidden_size);
+        std::vector<int64_t> slot_ids;
+        for (int token = 0; token < num_tokens; ++token)
+            for (int choice = 0; choice < top_k; ++choice) slot_ids.push_back((token + 3 * choice) % kNumFormats);
+        const std::vector<float> weights(slot_ids.size(), 0.5f);
+        std::vector<float> out(input.size());
+        ExpertsCall call{input.data(), num_tokens, hidden_size, slots.data(), slot_bytes, slot_ids.data(), weights.data(),
+                         top_k, out.data()};
+        for (const int num_threads : {1, 3}) {
+            runtime().pool.resize(num_threads);
+            compare_all("experts of " + std::to_string(num_tokens) + " tokens", [&] {
+                expect(packed_experts(call).kind == ExpertsResult::kDone, "good pages are taken");
+                return out;
+            });
+        }
+        slots[slot_ids[0] * slot_bytes + 6] = 200;
+        const auto refused = packed_experts(call);
+        expect(refused.kind == ExpertsResult::kBrokenPage && refused.index == slot_ids[0], "a broken page is named");
+        slots[slot_ids[0] * slot_bytes + 6] = static_cast<uint8_t>(kFormats[slot_ids[0]].id);
+        auto bad = input;
+        bad.back() = std::numeric_limits<float>::quiet_NaN();
+        call.input = bad.data();
+        const auto not_finite = packed_experts(call);
+        expect(not_finite.kind == ExpertsResult::kBrokenToken && not_finite.index == num_tokens - 1, "a NaN is named");
+    }
+}
+
+// A page cut anywhere is refused and never read past its end: the sanitizer watches.
+void test_cut_pages() {
+    const auto page = random_page(kFormats[0], kFormats[3], 80, 48);
+    ExpertPage parsed;
+    for (size_t length = 0; length <= page.size(); ++length) {
+        const std::vector<uint8_t> cut(page.begin(), page.begin() + static_cast<long>(length));
+        expect(read_page(cut.data(), cut.size(), 80, parsed) == (length == page.size()),
+               "a page of " + std::to_string(length) + " bytes");
+    }
+}
+
+}  // namespace
+
+int main() {
+    test_linear();
+    test_experts();
+    test_cut_pages();
+    std::string names;
+    for (const auto& name : available_instruction_sets()) names += " " + name;
+    std::printf("%s:%s\n", failures ? "kernels differ" : "kernels agree", names.c_str());
+    return failures ? 1 : 0;
+}

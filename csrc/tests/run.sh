@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Builds kernels_test.cpp and runs it: with the address and undefined behaviour sanitizers here, and, where a cross
+# compiler is there, for 64-bit ARM under qemu-user. What is not there is named, not skipped in silence.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+out="$(mktemp -d)"
+trap 'rm -rf "$out"' EXIT
+
+common=(cpu_features expert_page kernels_scalar packed_experts packed_linear runtime thread_pool tokens)
+
+# build COMPILER DEFINITION FLAGS... ; kernel files are given as NAME:FLAGS
+build() {
+    local compiler="$1" definition="$2" flags="$3" objects=() part
+    shift 3
+    for part in "${common[@]/%/:}" "$@"; do
+        # shellcheck disable=SC2086  # flags are words
+        "$compiler" -std=c++17 $flags -D"$definition" ${part#*:} -c "../${part%%:*}.cpp" -o "$out/${part%%:*}.o" &
+        objects+=("$out/${part%%:*}.o")
+    done
+    wait
+    # shellcheck disable=SC2086
+    "$compiler" -std=c++17 $flags -D"$definition" kernels_test.cpp "${objects[@]}" -o "$out/kernels_test" -pthread
+}
+
+if [ "$(uname -m)" = x86_64 ]; then
+    build c++ ERNIE_LOCAL_KERNELS_X86 "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
+        "kernels_avx2:-mavx2 -mfma -mf16c" \
+        "kernels_avx512:-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
+    echo "with sanitizers:"
+    "$out/kernels_test"
+fi
+
+if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null; then
+    rm -f "$out"/*
+    build aarch64-linux-gnu-g++ ERNIE_LOCAL_KERNELS_ARM "-O2 -static" "kernels_neon:-march=armv8.2-a+dotprod"
+    echo "64-bit ARM, emulated:"
+    qemu-aarch64 -cpu max "$out/kernels_test"
+else
+    echo "64-bit ARM: not tried, aarch64-linux-gnu-g++ or qemu-aarch64 is missing (Debian: g++-aarch64-linux-gnu qemu-user)"
+fi
