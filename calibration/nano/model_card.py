@@ -48,7 +48,8 @@ One question about each held-out picture.
 {note}English questions in the words of the training templates; printed text of about 14 to 21 px after
 shrinking to at most 90 image tokens (about 308 x 196 px); DejaVu Sans, Serif and Mono and Pillow's
 own font. The values of bars and of points of lines are printed beside them, as a reader of axes
-would need a larger model. Made with `calibration/nano` in the repository of ernie-local.
+would need a larger model; the highest and the lowest stand a sixth of the largest value apart from
+the others. Made with `calibration/nano` in the repository of ernie-local.
 """
 
 

@@ -1,0 +1,130 @@
+"""The packed operators at real shapes, beside a plain read of memory and a large bfloat16 product.
+
+    python benchmarks/kernels.py            # a table; the last line is one JSON object
+
+Decode figures are bytes of packed weights over seconds, prefill figures multiply-adds over seconds. Each is
+the median of some calls on weights that no cache holds; rounds of all lines are interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from ernie_local.kernels.ops import packed_experts, packed_linear
+from ernie_local.packing import PageLayout, find_format
+
+HIDDEN, TEXT_INNER, VISION_INNER, TOP_K, NUM_EXPERTS = 2560, 1536, 512, 6, 64
+PREFILL_TOKENS = 512
+# Codes and whole scales may be any bytes; the fp16 scales must be finite and small.
+FP16_SCALE = torch.tensor([1e-4], dtype=torch.float16).view(torch.uint8)
+
+
+def random_bytes(count: int) -> torch.Tensor:
+    return torch.randint(0, 1 << 62, (count // 8 + 1,)).view(torch.uint8)[:count].clone()
+
+
+def random_matrix(format_name: str, rows: int, columns: int) -> torch.Tensor:
+    low_bit = find_format(format_name)
+    packed = random_bytes(low_bit.matrix_bytes(rows, columns))
+    tiles = packed.view(low_bit.num_tiles(rows), -1)
+    num_halves = 16 * (low_bit.num_groups(columns) if low_bit.is_symmetric else 1)
+    tiles[:, : 2 * num_halves] = FP16_SCALE.repeat(num_halves)
+    return packed
+
+
+def random_slots(format_name: str, inner_size: int) -> torch.Tensor:
+    low_bit = find_format(format_name)
+    layout = PageLayout(low_bit, low_bit, HIDDEN, inner_size)
+    slots = torch.zeros(NUM_EXPERTS, layout.page_bytes, dtype=torch.uint8)
+    slots[:, :64] = torch.frombuffer(bytearray(layout.header), dtype=torch.uint8)
+    for slot in slots:
+        slot[64 : layout.down_offset] = random_matrix(format_name, 2 * inner_size, HIDDEN)
+        slot[layout.down_offset : layout.down_offset + layout.down_bytes] = random_matrix(
+            format_name, HIDDEN, inner_size
+        )
+    return slots
+
+
+def choices(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.rand(num_tokens, NUM_EXPERTS).topk(TOP_K).indices
+    return ids, torch.full((num_tokens, TOP_K), 1 / TOP_K)
+
+
+def decode_experts(format_name: str) -> tuple[Callable[[], object], float]:
+    slots = random_slots(format_name, TEXT_INNER)
+    hidden = torch.randn(1, HIDDEN)
+    return lambda: packed_experts(hidden, slots, *choices(1)), TOP_K * slots.shape[1]
+
+
+def decode_linear(format_name: str) -> tuple[Callable[[], object], float]:
+    # Several matrices in turn, so that none stays in a cache.
+    matrices = [random_matrix(format_name, 12288, HIDDEN) for _ in range(6)]
+    hidden = torch.randn(1, HIDDEN)
+    turn = iter(range(1 << 30))
+    return lambda: packed_linear(hidden, matrices[next(turn) % 6], format_name, 12288), len(matrices[0])
+
+
+def prefill_experts(format_name: str, inner_size: int) -> tuple[Callable[[], object], float]:
+    slots = random_slots(format_name, inner_size)
+    hidden = torch.randn(PREFILL_TOKENS, HIDDEN)
+    ids, weights = choices(PREFILL_TOKENS)
+    work = PREFILL_TOKENS * TOP_K * 3 * HIDDEN * inner_size
+    return lambda: packed_experts(hidden, slots, ids, weights), work
+
+
+def prefill_linear(format_name: str) -> tuple[Callable[[], object], float]:
+    packed = random_matrix(format_name, 12288, HIDDEN)
+    hidden = torch.randn(PREFILL_TOKENS, HIDDEN)
+    return lambda: packed_linear(hidden, packed, format_name, 12288), PREFILL_TOKENS * 12288 * HIDDEN
+
+
+def plain_read() -> tuple[Callable[[], object], float]:
+    memory = torch.ones(1 << 27)
+    return memory.sum, memory.nbytes
+
+
+def large_product() -> tuple[Callable[[], object], float]:
+    left, right = torch.randn(2048, 4096).bfloat16(), torch.randn(4096, 4096).bfloat16()
+    return lambda: left @ right, 2048 * 4096 * 4096
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    lines = {
+        "plain read of memory, GB/s": plain_read(),
+        "one token's experts, w4, GB/s": decode_experts("w4"),
+        "one token's experts, w2, GB/s": decode_experts("w2"),
+        "dense layer, one token, w8, GB/s": decode_linear("w8"),
+        "dense layer, one token, w4, GB/s": decode_linear("w4"),
+        "bfloat16 product in torch, G mac/s": large_product(),
+        "512 tokens' text experts, w4, G mac/s": prefill_experts("w4", TEXT_INNER),
+        "512 tokens' vision experts, w4, G mac/s": prefill_experts("w4", VISION_INNER),
+        "dense layer, 512 tokens, w4, G mac/s": prefill_linear("w4"),
+        "dense layer, 512 tokens, w8, G mac/s": prefill_linear("w8"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in lines}
+    for round_index in range(arguments.rounds + 1):
+        for name, (call, _) in lines.items():
+            start = time.perf_counter()
+            call()
+            if round_index:  # the first one warms up
+                seconds[name].append(time.perf_counter() - start)
+    results = {name: work / statistics.median(seconds[name]) / 1e9 for name, (_, work) in lines.items()}
+    print("| | |\n|---|---:|")
+    for name, value in results.items():
+        print(f"| {name} | {value:.1f} |")
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
