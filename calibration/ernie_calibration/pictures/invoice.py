@@ -39,6 +39,11 @@ PRICE_QUESTIONS = (
 QUANTITY_QUESTIONS = ("How many {} are listed?", "What is the quantity of {}?", "How many {}?")
 
 
+def item_question(text: str, item: Run, answer: Run) -> Question:
+    """A question about a line item; `text` has a place for the item's name."""
+    return Question("line item", text.format(item.text), answer, spelled_out(item))
+
+
 def make_invoice(random: Random, names: NameSource, width: int, height: int, scale: float) -> Picture:
     """An invoice of 2 to 4 items on a page of `width` x `height` units."""
     page = new_page(random, width, height, scale)
@@ -89,18 +94,8 @@ def make_invoice(random: Random, names: NameSource, width: int, height: int, sca
         Question("total", random.choice(TOTAL_QUESTIONS), total_run),
         Question("date", random.choice(DATE_QUESTIONS), found[date]),
         Question("number", random.choice(NUMBER_QUESTIONS), found[number]),
-        Question(
-            "line item",
-            random.choice(PRICE_QUESTIONS).format(items[chosen]),
-            rows[chosen][2],
-            spelled_out(rows[chosen][0]),
-        ),
-        Question(
-            "line item",
-            random.choice(QUANTITY_QUESTIONS).format(items[other]),
-            rows[other][1],
-            spelled_out(rows[other][0]),
-        ),
+        item_question(random.choice(PRICE_QUESTIONS), rows[chosen][0], rows[chosen][2]),
+        item_question(random.choice(QUANTITY_QUESTIONS), rows[other][0], rows[other][1]),
         Question("vendor", random.choice(VENDOR_QUESTIONS), vendor_run),
     )
     return Picture("invoice", page.image, width, height, tuple(lines), questions)

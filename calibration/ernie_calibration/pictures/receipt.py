@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from random import Random
 
-from ernie_calibration.pictures.invoice import DATE_QUESTIONS, PRICE_QUESTIONS, TOTAL_QUESTIONS
+from ernie_calibration.pictures.invoice import (
+    DATE_QUESTIONS,
+    PRICE_QUESTIONS,
+    TOTAL_QUESTIONS,
+    item_question,
+)
 from ernie_calibration.pictures.names import NameSource, format_cents
-from ernie_calibration.pictures.picture import Picture, Question, Run, join, spelled_out
+from ernie_calibration.pictures.picture import Picture, Question, Run, join
 from ernie_calibration.pictures.style import count_lines, fit_size, new_page, random_style
 
 TOTAL_LABELS = ("TOTAL", "Total", "SUM", "To pay")
@@ -56,15 +61,7 @@ def make_receipt(random: Random, names: NameSource, width: int, height: int, sca
     questions = (
         Question("total", random.choice(TOTAL_QUESTIONS), drawn[-1][1]),
         Question("date", random.choice(DATE_QUESTIONS), date_run),
-        *(
-            Question(
-                "line item",
-                random.choice(PRICE_QUESTIONS).format(items[index]),
-                drawn[index][1],
-                spelled_out(drawn[index][0]),
-            )
-            for index in (first, second)
-        ),
+        *(item_question(random.choice(PRICE_QUESTIONS), *drawn[index]) for index in (first, second)),
         Question("vendor", random.choice(SHOP_QUESTIONS), lines[0]),
     )
     return Picture("receipt", page.image, width, height, tuple(lines), questions)
