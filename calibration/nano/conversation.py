@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from random import Random
 
 import sentencepiece
@@ -73,21 +74,22 @@ class Conversation:
         self.ids += ids
         self.labels += ids if scored else [IGNORED] * len(ids)
 
-    def _first_glyphs(self, run: Run) -> list[Glyph | None]:
-        """For each token of `run` the glyph of its first character. A piece is as long as its text."""
-        starts = [0]
-        for piece in self.tokenizer.encode(run.text, out_type=str):
-            starts.append(starts[-1] + len(piece))
+    def _encode(self, run: Run) -> tuple[list[int], list[Glyph | None]]:
+        """Token ids of `run`, and the glyph of each one's first character; a piece is as long as its text."""
+        pieces = self.tokenizer.encode(run.text, out_type=str)
+        starts = [0, *accumulate(len(piece) for piece in pieces)]
         if starts.pop() != len(run.text):
             raise ValueError(f"{run.text!r} holds characters that the tokenizer writes as bytes")
-        return [run.glyphs[start] for start in starts]
+        ids = [self.tokenizer.piece_to_id(piece) for piece in pieces]
+        return ids, [run.glyphs[start] for start in starts]
 
     def _append_written(self, run: Run) -> None:
         """Tokens that the model has to write."""
-        for offset, glyph in enumerate(self._first_glyphs(run)):
+        ids, glyphs = self._encode(run)
+        for offset, glyph in enumerate(glyphs):
             if glyph is not None:
                 self.answer_pointers.append(Pointer(len(self.ids) + offset - 1, glyph))
-        self._append(self.tokenizer.encode(run.text), scored=True)
+        self._append(ids, scored=True)
 
     def _append_question(self, opening: str, turn: Turn) -> None:
         text = f"{opening}{turn.question}\nAssistant: "
@@ -96,10 +98,11 @@ class Conversation:
             start = text.lower().rindex(words.lower())
             named = run.glyphs[: len(words)]
             glyphs[start : start + len(named)] = named
-        for offset, glyph in enumerate(self._first_glyphs(Run(text, tuple(glyphs)))):
+        ids, first_glyphs = self._encode(Run(text, tuple(glyphs)))
+        for offset, glyph in enumerate(first_glyphs):
             if glyph is not None:
                 self.mention_pointers.append(Pointer(len(self.ids) + offset, glyph))
-        self._append(self.tokenizer.encode(text), scored=False)
+        self._append(ids, scored=False)
 
     def add_turns(self, turns: Sequence[Turn], image_tokens: int) -> None:
         """Append all turns; the picture, if `image_tokens` is not 0, stands before the first question."""

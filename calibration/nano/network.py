@@ -142,6 +142,9 @@ class NanoNetwork(nn.Module):
         rows, columns = batch.grid
         row = torch.arange(rows).repeat_interleave(columns)
         column = torch.arange(columns).repeat(rows)
+        wanted = batch.characters.flatten().long()
+        printed = wanted > 0
+        weight = torch.where(printed, 1.0, 0.1)
         losses = []
         for head, index in zip(self.reading_heads, READING_LAYERS, strict=True):
             hidden = functional.rms_norm(seen[index], seen[index].shape[-1:])
@@ -150,9 +153,6 @@ class NanoNetwork(nn.Module):
                 (SLOTS * self.num_characters, MOST_ROWS, MOST_ROWS), dim=-1
             )
             flat = characters.reshape(-1, self.num_characters)
-            wanted = batch.characters.flatten().long()
-            printed = wanted > 0
-            weight = torch.where(printed, 1.0, 0.1)
             named = (functional.cross_entropy(flat, wanted, reduction="none") * weight).sum() / weight.sum()
             pictures = len(logits)
             placed = functional.cross_entropy(row_logits.flatten(0, 1), row.repeat(pictures))
