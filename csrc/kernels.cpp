@@ -12,6 +12,7 @@
 #include "cpu_features.hpp"
 #include "packed_experts.hpp"
 #include "packed_linear.hpp"
+#include "packed_rows.hpp"
 #include "runtime.hpp"
 
 namespace nb = nanobind;
@@ -68,6 +69,21 @@ std::pair<int, int64_t> packed_experts(const Array<const float, 2>& input, const
     return {static_cast<int>(result.kind), result.index};
 }
 
+void packed_rows(const Array<const uint8_t, 1>& packed, int format_id, int rows, const Array<const int64_t, 1>& row_ids,
+                 const Array<float, 2>& out) {
+    const auto* format = ernie_local::format_info(format_id);
+    if (format == nullptr) refuse("format id " + std::to_string(format_id) + " is unknown");
+    const int columns = static_cast<int>(out.shape(1));
+    if (columns % ernie_local::kColumnStep || rows < 1) refuse("columns must be a multiple of 16, rows at least 1");
+    if (packed.size() != format->matrix_bytes(rows, columns)) refuse("packed bytes do not fit rows and columns");
+    if (out.shape(0) != row_ids.size()) refuse("out has the wrong shape");
+    for (size_t i = 0; i < row_ids.size(); ++i)
+        if (row_ids.data()[i] < 0 || row_ids.data()[i] >= rows)
+            refuse("row id " + std::to_string(row_ids.data()[i]) + " is outside of 0 to " + std::to_string(rows - 1));
+    const nb::gil_scoped_release released;
+    ernie_local::packed_rows(packed.data(), *format, columns, row_ids.data(), static_cast<int>(row_ids.size()), out.data());
+}
+
 }  // namespace
 
 NB_MODULE(_kernels, module) {
@@ -91,6 +107,8 @@ NB_MODULE(_kernels, module) {
     module.def("num_threads", [] { return ernie_local::runtime().pool.num_threads(); }, "Threads that the kernels use.");
     module.def("packed_linear", &packed_linear, nb::arg("tokens"), nb::arg("packed"), nb::arg("format_id"),
                nb::arg("rows"), nb::arg("out"), "Fills out; the first token that is not finite, or -1.");
+    module.def("packed_rows", &packed_rows, nb::arg("packed"), nb::arg("format_id"), nb::arg("rows"), nb::arg("row_ids"),
+               nb::arg("out"), "Fills out with the rows that are asked for, dequantized.");
     module.def("packed_experts", &packed_experts, nb::arg("hidden"), nb::arg("slots"), nb::arg("slot_ids"),
                nb::arg("weights"), nb::arg("out"),
                "Fills out; (0, 0), or (1, first token that is not finite), or (2, first slot with a broken page).");

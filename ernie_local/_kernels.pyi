@@ -12,6 +12,9 @@ def num_threads() -> int: ...
 def packed_linear(
     tokens: torch.Tensor, packed: torch.Tensor, format_id: int, rows: int, out: torch.Tensor
 ) -> int: ...
+def packed_rows(
+    packed: torch.Tensor, format_id: int, rows: int, row_ids: torch.Tensor, out: torch.Tensor
+) -> None: ...
 def packed_experts(
     hidden: torch.Tensor,
     slots: torch.Tensor,

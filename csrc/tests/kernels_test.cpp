@@ -13,6 +13,7 @@
 #include "../expert_page.hpp"
 #include "../packed_experts.hpp"
 #include "../packed_linear.hpp"
+#include "../packed_rows.hpp"
 #include "../runtime.hpp"
 
 using namespace ernie_local;
@@ -111,6 +112,25 @@ void test_linear() {
             }
 }
 
+// Multiplied with one column of ones and zeros, a matrix gives that column.
+void test_rows() {
+    const int rows = 40, columns = 144;
+    for (const FormatInfo& format : kFormats) {
+        const auto packed = random_matrix(format, rows, columns);
+        std::vector<int64_t> row_ids(rows);
+        for (int row = 0; row < rows; ++row) row_ids[row] = row;
+        std::vector<float> all(static_cast<size_t>(rows) * columns);
+        packed_rows(packed.data(), format, columns, row_ids.data(), rows, all.data());
+        for (const int column : {0, 17, 143}) {
+            std::vector<float> one(columns, 0.0f), product(rows), expected(rows);
+            one[column] = 1.0f;
+            packed_linear(one.data(), 1, columns, packed.data(), format, rows, product.data());
+            for (int row = 0; row < rows; ++row) expected[row] = all[static_cast<size_t>(row) * columns + column];
+            expect(relative_error(product, expected) < 1e-4f, "rows, format " + std::to_string(format.id));
+        }
+    }
+}
+
 void test_experts() {
     const int hidden_size = 80, inner_size = 48, top_k = 2;
     for (const int num_tokens : {1, 5, 40}) {
@@ -164,6 +184,7 @@ void test_cut_pages() {
 
 int main() {
     test_linear();
+    test_rows();
     test_experts();
     test_cut_pages();
     std::string names;

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ernie_local.checkpoint.header import ITEM_BYTES, StoredTensor
 from ernie_local.checkpoint.names import Part, WeightLayout, is_ignored, layout_of, map_name, name_in_file
+from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.shapes import ExpectedShapes, Shape
 from ernie_local.config import ModelConfig
 from ernie_local.errors import ModelUnusable
@@ -42,11 +43,14 @@ class Accounts:
     ignored: tuple[str, ...]
     tied_head: StoredTensor | None  # a second copy of the embedding, to be compared when that is read
     layout: WeightLayout
+    packed: dict[str, StoredTensor]  # uint8 tensors, whose names are the same in the file and here
 
 
 def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig) -> Accounts:
     """Match the tensors of the files with those of `config`; ModelUnusable naming the first that fails."""
     expected = ExpectedShapes(config)
+    packed_tensors = PackedTensors(config)
+    packed: dict[str, StoredTensor] = {}
     num_experts = config.text.num_experts
     sources: dict[str, Source] = {}
     ignored: list[str] = []
@@ -56,6 +60,12 @@ def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig
         if is_ignored(tensor.name):
             ignored.append(tensor.name)
             continue
+        if tensor.name in packed_tensors.shapes:
+            if tensor.name in packed:
+                raise _double(tensor, packed[tensor.name])
+            _check_packed(tensor, packed_tensors.shapes[tensor.name])
+            packed[tensor.name] = tensor
+            continue
         layouts.add(layout_of(tensor.name))
         parts = map_name(tensor.name, num_experts)
         if config.text.tie_word_embeddings and [part.name for part in parts] == [_HEAD]:
@@ -64,17 +74,22 @@ def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig
             continue
         _check_tensor(tensor, parts, expected)
         for part in parts:
+            if packed_tensors.replaces(part.name):
+                raise _packed_too(tensor)
             if part.name in sources:
                 raise _double(tensor, sources[part.name].stored)
             sources[part.name] = _source(tensor, part, expected)
     if len(heads) > 1:
         raise _double(heads[1], heads[0])
+    if heads and packed_tensors.replaces(_EMBEDDING):
+        raise _packed_too(heads[0])
     if heads and _EMBEDDING not in sources:
         # A writer that stores shared tensors once may have kept either name.
         sources[_EMBEDDING] = _source(heads.pop(), Part(_EMBEDDING), expected)
     layout: WeightLayout = "native" if "native" in layouts else "hub"
-    _check_nothing_missing(directory, sources, expected, layout, num_experts)
-    return Accounts(sources, tuple(ignored), heads[0] if heads else None, layout)
+    _check_nothing_missing(directory, sources, expected, packed_tensors, layout)
+    _check_no_page_missing(directory, packed, packed_tensors)
+    return Accounts(sources, tuple(ignored), heads[0] if heads else None, layout, packed)
 
 
 def _check_tensor(tensor: StoredTensor, parts: tuple[Part, ...], expected: ExpectedShapes) -> None:
@@ -123,24 +138,60 @@ def _source(tensor: StoredTensor, part: Part, expected: ExpectedShapes) -> Sourc
     return Source(tensor, shape, tensor.offset + skipped * num_bytes, num_bytes, part.transposed)
 
 
+def _check_packed(tensor: StoredTensor, wanted: Shape) -> None:
+    if tensor.shape != wanted or tensor.dtype != "U8":
+        raise ModelUnusable(
+            f"{tensor.path}: tensor {show(tensor.name)} is {tensor.dtype} of shape "
+            f"{_shape_text(tensor.shape)}, expected U8 of shape {_shape_text(wanted)}",
+            "the expected shape follows from the sizes and formats in config.json",
+            _COMPARE,
+        )
+
+
 def _check_nothing_missing(
     directory: Path,
     sources: dict[str, Source],
     expected: ExpectedShapes,
+    packed_tensors: PackedTensors,
     layout: WeightLayout,
-    num_experts: int,
 ) -> None:
-    missing = next((name for name in expected.names() if name not in sources), None)
+    names = (name for name in expected.names() if not packed_tensors.replaces(name))
+    missing = next((name for name in names if name not in sources), None)
     if missing is None:
         return
     shape = expected.shape(missing)
     assert shape is not None, missing  # both come from the same table
-    in_file = name_in_file(missing, layout, num_experts)
+    if packed_tensors.shapes:
+        in_file, counted = missing, f"{len(sources)} others that are not packed"
+    else:
+        in_file = name_in_file(missing, layout, expected.num_experts)
+        counted = f"{len(sources)} of {expected.count()} tensors"
     raise ModelUnusable(
-        f"{directory}: tensor {show(in_file)} of shape {_shape_text(shape)} is missing; "
-        f"{len(sources)} of {expected.count()} tensors were found",
+        f"{directory}: tensor {show(in_file)} of shape {_shape_text(shape)} is missing; {counted} were found",
         f"by config.json the model has it (here as {missing})",
         f"{_COMPARE}, and that the download is complete",
+    )
+
+
+def _check_no_page_missing(
+    directory: Path, packed: dict[str, StoredTensor], packed_tensors: PackedTensors
+) -> None:
+    missing = next((name for name in packed_tensors.shapes if name not in packed), None)
+    if missing is not None:
+        raise ModelUnusable(
+            f"{directory}: packed tensor {show(missing)} of shape "
+            f"{_shape_text(packed_tensors.shapes[missing])} is missing; "
+            f"{len(packed)} of {len(packed_tensors.shapes)} packed tensors were found",
+            "quantization_config in config.json names it",
+            f"{_COMPARE}, and that the download is complete",
+        )
+
+
+def _packed_too(tensor: StoredTensor) -> ModelUnusable:
+    return ModelUnusable(
+        f"{tensor.path}: tensor {show(tensor.name)} is there, and quantization_config says that it is packed",
+        "the same weights must not be there twice",
+        _COMPARE,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -48,7 +48,8 @@ class Checkpoint:
     @property
     def total_bytes(self) -> int:
         """Bytes of all tensors of the model, as stored."""
-        return sum(source.num_bytes for source in self._accounts.sources.values())
+        plain = sum(source.num_bytes for source in self._accounts.sources.values())
+        return plain + sum(tensor.num_bytes for tensor in self._accounts.packed.values())
 
     @property
     def layout(self) -> WeightLayout:
@@ -60,9 +61,18 @@ class Checkpoint:
         """Names of tensors in the files that are known to have no part in the model."""
         return self._accounts.ignored
 
+    @property
+    def packed(self) -> Mapping[str, StoredTensor]:
+        """The packed tensors by name, with the place of their bytes."""
+        return self._accounts.packed
+
     def names(self) -> list[str]:
-        """Our names, all that the model of this config has."""
+        """Our names, all that the model of this config has and that are not packed."""
         return list(self._accounts.sources)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether `name`, ours, is a tensor that is not packed."""
+        return name in self._accounts.sources
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of our tensor `name`; linear weights are (out, in)."""
@@ -88,6 +98,17 @@ class Checkpoint:
         head = self._accounts.tied_head
         if name == "embed_tokens.weight" and head is not None:
             self._compare_head(head, target)
+
+    def read_packed(self, name: str, out: torch.Tensor, row: int | None = None) -> None:
+        """Fill `out`, contiguous uint8 on the CPU, with the packed tensor `name`, or one row of it.
+
+        What the bytes mean is not checked. ModelUnusable if the file is cut short.
+        """
+        stored = self._accounts.packed[name]
+        row_bytes = stored.num_bytes if row is None else stored.num_bytes // stored.shape[0]
+        assert out.dtype == torch.uint8, (name, out.dtype)
+        assert out.numel() == row_bytes, (name, out.numel(), row_bytes)
+        self._read_bytes(stored, stored.offset + (row or 0) * row_bytes, out)
 
     def close(self) -> None:
         """Close the files; reading again opens them again."""

@@ -51,6 +51,11 @@ class ExpectedShapes:
             f"{text.num_experts} experts, and {self._vision.depth} vision blocks"
         )
 
+    @property
+    def num_experts(self) -> int:
+        """Experts of each bank."""
+        return self._text.num_experts
+
     def count(self) -> int:
         """How many names there are, without making them."""
         per_moe_layer = len(self._moe) + len(BANKS) * self._text.num_experts * len(PROJECTIONS)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from ernie_local.config.model import ConfigLayout, MediaTokens, ModelConfig, TextConfig, VisionConfig
 from ernie_local.config.parse import parse_config, read_config
+from ernie_local.config.quantization import QuantizationConfig
 
 __all__ = [
     "ConfigLayout",
     "MediaTokens",
     "ModelConfig",
+    "QuantizationConfig",
     "TextConfig",
     "VisionConfig",
     "parse_config",

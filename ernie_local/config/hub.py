@@ -13,6 +13,7 @@ from ernie_local.config.checks import check_experts, check_vision_heads, read_he
 from ernie_local.config.keys import LARGEST_COUNT, Keys
 from ernie_local.config.layers import layers_from_range
 from ernie_local.config.model import MediaTokens, ModelConfig, TextConfig, VisionConfig
+from ernie_local.config.quantization import read_quantization
 from ernie_local.config.rope import read_rope, settle_section
 from ernie_local.strict_json import show
 
@@ -77,6 +78,7 @@ def parse_hub(raw: Mapping[str, object], where: str) -> ModelConfig:
         bos_token_id=keys.optional_id("bos_token_id"),
         eos_token_ids=keys.ids("eos_token_id"),
         source_layout="hub",
+        quantization=read_quantization(keys, text.num_experts, text.moe_layers),
     )
     keys.finish()
     return config

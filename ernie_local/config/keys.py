@@ -32,6 +32,11 @@ class Keys:
         self._prefix = prefix
         self._read: set[str] = set()
 
+    @property
+    def where(self) -> str:
+        """The file, for messages."""
+        return self._where
+
     def has(self, key: str) -> bool:
         """Whether `key` is there and not null. Does not count as reading it."""
         return self._raw.get(key) is not None
@@ -101,6 +106,13 @@ class Keys:
         if not isinstance(value, Mapping):
             raise self.refuse(key, f"is {show(value)}, an object is expected")
         return Keys(value, self._where, f"{self._prefix}{key}.")
+
+    def mapping(self, key: str) -> Mapping[str, object]:
+        """A JSON object whose keys are data, not settings; empty if absent."""
+        value = self._value_or(key, {})
+        if not isinstance(value, Mapping):
+            raise self.refuse(key, f"is {show(value)}, an object is expected")
+        return value
 
     def alias(self, key: str, other: str) -> str:
         """The name under which the value stands; both with different values are refused."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ernie_local.config.quantization import QuantizationConfig
+
 ConfigLayout = Literal["hub", "native"]
 # 1.75 GiB of KV cache for the 28B model in 16 bits; its own limit of 131072 would be 7 GiB.
 _MOST_CONTEXT_BY_DEFAULT = 32768
@@ -93,6 +95,7 @@ class ModelConfig:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     source_layout: ConfigLayout
+    quantization: QuantizationConfig | None = None
 
     @property
     def eos_token_id(self) -> int | None:

@@ -13,6 +13,7 @@ from ernie_local.config.checks import check_experts, check_vision_heads, read_he
 from ernie_local.config.keys import LARGEST_COUNT, Keys
 from ernie_local.config.layers import layers_from_types
 from ernie_local.config.model import MediaTokens, ModelConfig, TextConfig, VisionConfig
+from ernie_local.config.quantization import read_quantization
 from ernie_local.config.rope import read_rope, settle_section
 
 
@@ -42,6 +43,7 @@ def parse_native(raw: Mapping[str, object], where: str) -> ModelConfig:
         bos_token_id=outer_bos if bos is None else bos,
         eos_token_ids=text_keys.ids("eos_token_id") or outer_eos,
         source_layout="native",
+        quantization=read_quantization(keys, text.num_experts, text.moe_layers),
     )
     text_keys.finish()
     keys.finish()

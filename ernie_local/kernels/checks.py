@@ -38,6 +38,23 @@ def check_packed_matrix(
         )
 
 
+def check_row_ids(op: str, row_ids: torch.Tensor, rows: int) -> None:
+    """row_ids: (at least 1,) int64 within the matrix."""
+    if row_ids.ndim != 1 or row_ids.dtype != torch.int64 or not len(row_ids):
+        raise UsageError(
+            f"{op}: row_ids is {row_ids.dtype} {tuple(row_ids.shape)}, wanted int64 (count,), at least 1",
+            "rows are chosen by their numbers",
+            "pass token ids as one row of int64",
+        )
+    lowest, highest = int(row_ids.min()), int(row_ids.max())
+    if lowest < 0 or highest >= rows:
+        raise UsageError(
+            f"{op}: row_ids holds {lowest if lowest < 0 else highest}, rows are 0 to {rows - 1}",
+            "there is no such row",
+            "pass ids within the vocabulary",
+        )
+
+
 def check_experts(
     op: str, tokens: torch.Tensor, slots: torch.Tensor, slot_ids: torch.Tensor, weights: torch.Tensor
 ) -> None:

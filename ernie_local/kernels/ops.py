@@ -13,6 +13,7 @@ from ernie_local.packing import find_format
 
 LIBRARY = torch.library.Library("ernie_local", "DEF")
 LIBRARY.define("packed_linear(Tensor tokens, Tensor packed, str format_name, int rows) -> Tensor")
+LIBRARY.define("packed_rows(Tensor row_ids, Tensor packed, str format_name, int rows, int columns) -> Tensor")
 LIBRARY.define("packed_experts(Tensor hidden, Tensor slots, Tensor slot_ids, Tensor weights) -> Tensor")
 
 
@@ -24,6 +25,17 @@ def packed_linear(tokens: torch.Tensor, packed: torch.Tensor, format_name: str, 
     argument's name.
     """
     output: torch.Tensor = torch.ops.ernie_local.packed_linear(tokens, packed, format_name, rows)
+    return output
+
+
+def packed_rows(
+    row_ids: torch.Tensor, packed: torch.Tensor, format_name: str, rows: int, columns: int
+) -> torch.Tensor:
+    """Rows of a packed matrix of `rows` x `columns`, dequantized exactly.
+
+    row_ids: (count,) int64; packed: (matrix_bytes,) uint8 -> (count, columns) float32.
+    """
+    output: torch.Tensor = torch.ops.ernie_local.packed_rows(row_ids, packed, format_name, rows, columns)
     return output
 
 
@@ -57,6 +69,23 @@ def _packed_linear_cpu(
     if broken >= 0:
         raise checks.broken_token(op, "tokens", broken)
     return output.to(tokens.dtype)
+
+
+def _packed_rows_cpu(
+    row_ids: torch.Tensor, packed: torch.Tensor, format_name: str, rows: int, columns: int
+) -> torch.Tensor:
+    op = "packed_rows"
+    low_bit = find_format(format_name)
+    checks.check_packed_matrix(op, packed, low_bit, rows, columns)
+    checks.check_row_ids(op, row_ids, rows)
+    native = native_module()
+    if native is None:
+        warn_without_native()
+        return reference.packed_rows(row_ids, packed, low_bit, columns)
+    output = torch.empty(len(row_ids), columns)
+    follow_torch_threads()
+    native.packed_rows(packed.contiguous(), low_bit.format_id, rows, row_ids.contiguous(), output)
+    return output
 
 
 def _packed_experts_cpu(
@@ -97,11 +126,23 @@ def _packed_linear_fake(
     return tokens.new_empty(tokens.shape[0], rows)
 
 
+def _packed_rows_fake(
+    row_ids: torch.Tensor,
+    packed: torch.Tensor,
+    format_name: str,  # noqa: ARG001
+    rows: int,  # noqa: ARG001
+    columns: int,
+) -> torch.Tensor:
+    return packed.new_empty(row_ids.shape[0], columns, dtype=torch.float32)
+
+
 def _packed_experts_fake(hidden: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(hidden)
 
 
 LIBRARY.impl("packed_linear", _packed_linear_cpu, "CPU")
+LIBRARY.impl("packed_rows", _packed_rows_cpu, "CPU")
 LIBRARY.impl("packed_experts", _packed_experts_cpu, "CPU")
 torch.library.register_fake("ernie_local::packed_linear", _packed_linear_fake, lib=LIBRARY)
+torch.library.register_fake("ernie_local::packed_rows", _packed_rows_fake, lib=LIBRARY)
 torch.library.register_fake("ernie_local::packed_experts", _packed_experts_fake, lib=LIBRARY)

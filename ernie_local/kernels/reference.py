@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ernie_local.errors import ModelUnusable
 from ernie_local.kernels.checks import broken_page, broken_token
-from ernie_local.packing import LowBitFormat, dequantize, unpack_matrix, unpack_page
+from ernie_local.packing import TILE_ROWS, LowBitFormat, dequantize, unpack_matrix, unpack_page
 from ernie_local.packing.expert_page import read_layout
 
 
@@ -21,6 +21,18 @@ def packed_linear(
     _check_finite("packed_linear", "tokens", tokens)
     weights = dequantize(unpack_matrix(packed, low_bit, rows, tokens.shape[1]))
     return functional.linear(tokens, weights)
+
+
+def packed_rows(
+    row_ids: torch.Tensor, packed: torch.Tensor, low_bit: LowBitFormat, columns: int
+) -> torch.Tensor:
+    """row_ids: (count,) int64 -> (count, columns) float32. Unpacks the tiles of one row after the other."""
+    tiles = packed.view(-1, low_bit.tile_bytes(columns))
+    rows = []
+    for row_id in row_ids.tolist():
+        tile, row = divmod(row_id, TILE_ROWS)
+        rows.append(dequantize(unpack_matrix(tiles[tile], low_bit, TILE_ROWS, columns))[row])
+    return torch.stack(rows)
 
 
 def packed_experts(

@@ -1,43 +1,70 @@
 """The network built empty, then filled tensor by tensor from a checkpoint.
 
-Knows names and dtypes; how bytes are read, checked and converted is the checkpoint's.
+Knows names and dtypes; how bytes are read, checked and converted is the checkpoint's. Packed weights stay
+packed: their layers take the places of the plain ones.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 
+from ernie_local.checkpoint.packed import QKV, PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
+from ernie_local.errors import DoesNotFit, ModelUnusable
+from ernie_local.experts.packed import PackedExperts
 from ernie_local.experts.resident import ResidentExperts
+from ernie_local.kernels.huge_pages import empty_bytes
+from ernie_local.model.attention import SelfAttention
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model.moe import BANKS
+from ernie_local.model.moe import BANKS, Bank, ExpertProvider
+from ernie_local.model.packed_linear import PackedEmbedding, PackedGatedMLP, PackedLinear
 from ernie_local.model.router import Router
+from ernie_local.packing.expert_page import read_layout
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
-def count_weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    """Bytes of all weights in memory: routers in float32, everything else in `dtype`. Exact."""
+def count_weight_bytes(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of all weights in memory: packed as they are, routers in float32, the rest in `dtype`. Exact."""
     total = 0
     for name in checkpoint.names():
         item_bytes = torch.float32.itemsize if "_router." in name else dtype.itemsize
-        num_elements = 1
-        for size in checkpoint.shape(name):
-            num_elements *= size
-        total += num_elements * item_bytes
-    return total
+        total += math.prod(checkpoint.shape(name)) * item_bytes
+    packed = PackedTensors(config)
+    total += sum(math.prod(shape) for name, shape in packed.shapes.items() if not name.startswith("experts."))
+    return total + sum(
+        config.text.num_experts * slot_bytes for slot_bytes in _slot_bytes(config, packed).values()
+    )
 
 
 def build_model(
     checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> ErnieModel:
-    """A filled model, for inference only. Each tensor goes straight to where it stays."""
-    experts = ResidentExperts(config.text, dtype, device)
+    """A filled model, for inference only. Each tensor goes straight to where it stays.
+
+    DoesNotFit for packed weights on a device that has no kernels for them.
+    """
+    packed = PackedTensors(config)
+    if packed.shapes and device.type != "cpu":
+        raise DoesNotFit(
+            f"packed weights on {device}, only cpu computes from them",
+            "the kernels for packed weights on a GPU are not written yet",
+            'load with device="cpu"',
+        )
+    is_packed = config.quantization is not None and bool(config.quantization.experts)
+    experts: ExpertProvider
+    if is_packed:
+        experts = PackedExperts(_read_banks(checkpoint, config, packed))
+    else:
+        experts = ResidentExperts(config.text, dtype, device)
     with init_empty_weights(include_buffers=True):
         model = ErnieModel(config, experts)
+    _place_packed_layers(model, checkpoint, config, packed, dtype)
     for module_name, module in model.named_modules():
         for own_name, empty in list(module.named_parameters(recurse=False)):
             # The router was declared in float32 and stays so, whatever the rest is.
@@ -45,13 +72,86 @@ def build_model(
             filled = torch.empty(empty.shape, dtype=kept_dtype, device=device)
             _read_into(checkpoint, f"{module_name}.{own_name}", filled)
             setattr(module, own_name, nn.Parameter(filled, requires_grad=False))
+    if isinstance(experts, ResidentExperts):
+        _fill_experts(checkpoint, config, experts)
+    return model.eval()
+
+
+def _fill_experts(checkpoint: Checkpoint, config: ModelConfig, experts: ResidentExperts) -> None:
     for (layer_id, bank), weights in experts.banks.items():
         assert bank in BANKS
         for expert_id in range(config.text.num_experts):
             for projection in _PROJECTIONS:
                 name = f"experts.{layer_id}.{bank}.{expert_id}.{projection}"
                 _read_into(checkpoint, name, weights.projection(expert_id, projection))
-    return model.eval()
+
+
+def _slot_bytes(config: ModelConfig, packed: PackedTensors) -> dict[tuple[int, Bank], int]:
+    """Bytes of a slot for each bank with packed experts: those of its largest page."""
+    experts = config.quantization.experts if config.quantization is not None else {}
+    return {key: max(layout.page_bytes for layout in packed.page_layouts(*key).values()) for key in experts}
+
+
+def _read_banks(
+    checkpoint: Checkpoint, config: ModelConfig, packed: PackedTensors
+) -> dict[tuple[int, Bank], torch.Tensor]:
+    banks: dict[tuple[int, Bank], torch.Tensor] = {}
+    for (layer_id, bank), slot_bytes in _slot_bytes(config, packed).items():
+        slots = empty_bytes(config.text.num_experts * slot_bytes).view(-1, slot_bytes)
+        for expert_id, (name, row) in enumerate(packed.locate_experts(layer_id, bank)):
+            page = slots[expert_id, : packed.shapes[name][1]]
+            checkpoint.read_packed(name, page, row)
+            _check_page(page, packed, layer_id, bank, name, row)
+        banks[layer_id, bank] = slots
+    return banks
+
+
+def _check_page(
+    page: torch.Tensor, packed: PackedTensors, layer_id: int, bank: Bank, name: str, row: int
+) -> None:
+    wanted = packed.page_layouts(layer_id, bank)[name.rpartition(".")[2]]
+    found = read_layout(page, f"page {row} of {name}")
+    if found != wanted:
+        raise ModelUnusable(
+            f"page {row} of {name} holds {found}, wanted {wanted}",
+            "page and config.json do not belong together",
+            "verify the checkpoint",
+        )
+
+
+def _place_packed_layers(
+    model: ErnieModel, checkpoint: Checkpoint, config: ModelConfig, packed: PackedTensors, dtype: torch.dtype
+) -> None:
+    if config.quantization is None:
+        return
+    for name, page_format in config.quantization.gated_mlps.items():
+        page = _read_packed(checkpoint, f"{name}.{page_format}")
+        read_layout(page[0], f"the page of {name}")
+        model.set_submodule(name, PackedGatedMLP(page))
+    for name, format_name in config.quantization.matrices.items():
+        matrix = _read_packed(checkpoint, f"{name}.{format_name}")
+        rows, columns = packed.matrix_shape(name)
+        parent, _, own = name.rpartition(".")
+        if name == "embed_tokens":
+            model.embed_tokens = PackedEmbedding(matrix, format_name, rows, columns, dtype)
+        elif own == QKV:
+            attention = model.get_submodule(parent)
+            assert isinstance(attention, SelfAttention), name
+            attention.pack_qkv(PackedLinear(matrix, format_name, rows))
+        else:
+            bias = None
+            if f"{name}.bias" in checkpoint:
+                bias = torch.empty(rows, dtype=dtype)
+                checkpoint.read(f"{name}.bias", bias)
+            # The head of a tied model has no place until now, so set_submodule would not find it.
+            setattr(model.get_submodule(parent), own, PackedLinear(matrix, format_name, rows, bias))
+
+
+def _read_packed(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    stored = checkpoint.packed[name]
+    into = empty_bytes(stored.num_bytes)
+    checkpoint.read_packed(name, into)
+    return into.view(stored.shape)
 
 
 def _read_into(checkpoint: Checkpoint, name: str, target: torch.Tensor) -> None:

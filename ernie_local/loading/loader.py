@@ -60,7 +60,7 @@ def load(
         chunk_tokens=chunk_tokens,
     )
     with open_checkpoint(directory, config) as checkpoint:
-        weight_bytes = count_weight_bytes(checkpoint, weight_dtype)
+        weight_bytes = count_weight_bytes(checkpoint, config, weight_dtype)
         kv_cache_bytes = settings.context_size * kv_bytes_per_token(config.text, cache_dtype)
         check_memory(MemoryNeed(weight_bytes, kv_cache_bytes), torch_device, ram_limit, vram_limit)
         network = build_model(checkpoint, config, weight_dtype, torch_device)

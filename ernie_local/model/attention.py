@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ernie_local.config import TextConfig
 from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.packed_linear import PackedLinear
 from ernie_local.model.rope import rotate_pairs
 from ernie_local.model.unfilled import Linear
 
@@ -66,7 +67,9 @@ class SelfAttention(nn.Module):
         self.q_proj = Linear(config.hidden_size, query_size, bias=False)
         self.k_proj = Linear(config.hidden_size, kv_size, bias=False)
         self.v_proj = Linear(config.hidden_size, kv_size, bias=False)
-        self.o_proj = Linear(query_size, config.hidden_size, bias=False)
+        self.o_proj: nn.Module = Linear(query_size, config.hidden_size, bias=False)
+        # In a packed checkpoint one matrix in place of the three.
+        self.qkv_proj: PackedLinear | None = None
 
     def forward(
         self,
@@ -81,15 +84,30 @@ class SelfAttention(nn.Module):
         Appends this layer's keys and values to the cache; `blocks` come from `causal_blocks`.
         """
         num_tokens = hidden.shape[0]
-        queries = self.q_proj(hidden).view(num_tokens, self.num_heads, self.head_dim)
-        keys = self.k_proj(hidden).view(num_tokens, self.num_kv_heads, self.head_dim)
-        values = self.v_proj(hidden).view(num_tokens, self.num_kv_heads, self.head_dim)
+        queries, keys, values = self._project(hidden)
         queries = rotate_pairs(queries, cosines, sines)
         keys = rotate_pairs(keys, cosines, sines)
         all_keys, all_values = cache.append(self.layer_id, keys, values)  # (kv_heads, visible, head_dim)
         attended = self._attend(queries, all_keys[None], all_values[None], blocks)
         output: torch.Tensor = self.o_proj(attended.reshape(num_tokens, -1))  # (tokens, heads * head_dim)
         return output
+
+    def _project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """hidden: (tokens, hidden_size) -> queries, keys and values, (tokens, their heads, head_dim) each."""
+        if self.qkv_proj is not None:
+            heads = self.qkv_proj(hidden).unflatten(-1, (-1, self.head_dim))
+            queries, keys, values = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+            return queries, keys, values
+        queries, keys, values = (
+            project(hidden).unflatten(-1, (-1, self.head_dim))
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return queries, keys, values
+
+    def pack_qkv(self, qkv_proj: PackedLinear) -> None:
+        """Let one packed matrix, rows of queries before keys before values, stand for the three."""
+        self.qkv_proj = qkv_proj
+        del self.q_proj, self.k_proj, self.v_proj
 
     def _attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, blocks: Sequence[CausalBlock]

@@ -17,6 +17,7 @@ from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.mlp import GatedMLP
 from ernie_local.model.moe import ExpertProvider, MoEBlock, RouteHook, TokenRows
 from ernie_local.model.norms import RMSNorm
+from ernie_local.model.packed_linear import PackedGatedMLP
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class DecoderLayer(nn.Module):
         self.self_attn = SelfAttention(config, layer_id)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.moe: MoEBlock | None = None
-        self.mlp: GatedMLP | None = None
+        self.mlp: GatedMLP | PackedGatedMLP | None = None
         if config.moe_layers[layer_id]:
             self.moe = MoEBlock(config, layer_id)
         else:

@@ -19,6 +19,7 @@ from ernie_local.model.decoder import DecoderLayer, Step
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.moe import ExpertProvider, RouteHook, TokenRows
 from ernie_local.model.norms import RMSNorm
+from ernie_local.model.packed_linear import PackedEmbedding, PackedLinear
 from ernie_local.model.resampler import Resampler
 from ernie_local.model.rope import TextRope
 from ernie_local.model.unfilled import Embedding, Linear
@@ -37,14 +38,15 @@ class ErnieModel(nn.Module):
         self.config = config
         self.experts = experts
         text = config.text
-        self.embed_tokens = Embedding(text.vocab_size, text.hidden_size)
+        self.embed_tokens: Embedding | PackedEmbedding = Embedding(text.vocab_size, text.hidden_size)
         self.vision = VisionTower(config.vision)
         self.resampler = Resampler(config)
         self.layers = nn.ModuleList(
             DecoderLayer(text, layer_id) for layer_id in range(text.num_hidden_layers)
         )
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
-        self.lm_head: Linear | None = None
+        # None where the embedding is the head as well.
+        self.lm_head: Linear | PackedLinear | None = None
         if not text.tie_word_embeddings:
             self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self._rope: TextRope | None = None
@@ -52,12 +54,12 @@ class ErnieModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are, and where inputs are expected."""
-        return self.embed_tokens.weight.device
+        return self.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of hidden states; routers and angles are float32 whatever it is."""
-        return self.embed_tokens.weight.dtype
+        return self.norm.weight.dtype
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """token_ids: (tokens,) integers -> (tokens, hidden_size)."""
@@ -108,8 +110,13 @@ class ErnieModel(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: (tokens, hidden_size) from `forward` -> (tokens, vocab_size) float32."""
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return functional.linear(hidden, head.weight).float()
+        if self.lm_head is not None:
+            scores: torch.Tensor = self.lm_head(hidden)
+        elif isinstance(self.embed_tokens, PackedEmbedding):
+            scores = self.embed_tokens.score(hidden)
+        else:
+            scores = functional.linear(hidden, self.embed_tokens.weight)
+        return scores.float()
 
 
 def _groups(images: Sequence[Patches]) -> list[list[Patches]]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ernie_local.config import TextConfig
 from ernie_local.model.mlp import GatedMLP
+from ernie_local.model.packed_linear import PackedGatedMLP
 from ernie_local.model.router import Router
 
 Bank = Literal["text", "vision"]
@@ -84,7 +85,7 @@ class MoEBlock(nn.Module):
         self.layer_id = layer_id
         self.text_router = _router(config)
         self.vision_router = _router(config)
-        self.shared_experts: GatedMLP | None = None
+        self.shared_experts: GatedMLP | PackedGatedMLP | None = None
         if config.num_shared_experts:
             self.shared_experts = GatedMLP(config.hidden_size, config.shared_expert_size)
 

@@ -29,8 +29,8 @@ class VisionAttention(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = Linear(config.hidden_size, config.hidden_size)
+        self.qkv: nn.Module = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj: nn.Module = Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -63,8 +63,8 @@ class VisionMLP(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
+        self.fc1: nn.Module = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2: nn.Module = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: (patches, hidden_size) -> the same shape."""

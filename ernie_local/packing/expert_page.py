@@ -1,67 +1,20 @@
 """One expert as one page: header, gate and up tiles in turn, down tiles, padded to 4096 bytes.
 
-Owns the layout; knows nothing of files or of kernels, which both take their offsets from here.
+The bytes of a page; where they lie is page_layout.py's. Knows nothing of files or of kernels.
 """
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 
 import torch
 
 from ernie_local.errors import ModelUnusable, UsageError
-from ernie_local.packing.formats import TILE_ROWS, LowBitFormat, format_of_id
+from ernie_local.packing.formats import TILE_ROWS, format_of_id
 from ernie_local.packing.matrix import QuantizedMatrix, pack_matrix, unpack_matrix
+from ernie_local.packing.page_layout import HEADER, HEADER_BYTES, PAGE_MAGIC, PAGE_VERSION, PageLayout
 
 Tensor = torch.Tensor
-PAGE_ALIGNMENT = 4096
-PAGE_VERSION = 1
-_MAGIC = b"ERNX"
-_HEADER = struct.Struct("<4sHBBII")  # magic, version, gate_up format, down format, hidden_size, inner_size
-_HEADER_BYTES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class PageLayout:
-    """Where the parts of a page lie. All pages of one (layer, bank, formats) have the same layout."""
-
-    gate_up: LowBitFormat
-    down: LowBitFormat
-    hidden_size: int
-    inner_size: int
-
-    @property
-    def gate_up_offset(self) -> int:
-        """Byte of the first gate tile; gate tile i is followed by up tile i."""
-        return _HEADER_BYTES
-
-    @property
-    def gate_up_bytes(self) -> int:
-        """Bytes of all gate and up tiles."""
-        return 2 * self.gate_up.matrix_bytes(self.inner_size, self.hidden_size)
-
-    @property
-    def down_offset(self) -> int:
-        """Byte of the first down tile."""
-        return self.gate_up_offset + self.gate_up_bytes
-
-    @property
-    def down_bytes(self) -> int:
-        """Bytes of all down tiles."""
-        return self.down.matrix_bytes(self.hidden_size, self.inner_size)
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of the page, a multiple of PAGE_ALIGNMENT."""
-        exact = self.down_offset + self.down_bytes
-        return -(-exact // PAGE_ALIGNMENT) * PAGE_ALIGNMENT
-
-    @property
-    def header(self) -> bytes:
-        """The first 64 bytes of every page of this layout."""
-        fields = (self.gate_up.format_id, self.down.format_id, self.hidden_size, self.inner_size)
-        return _HEADER.pack(_MAGIC, PAGE_VERSION, *fields).ljust(_HEADER_BYTES, b"\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +49,7 @@ def pack_page(page: ExpertPage) -> Tensor:
     """(page_bytes,) uint8."""
     layout = page.layout
     packed = torch.zeros(layout.page_bytes, dtype=torch.uint8)
-    packed[:_HEADER_BYTES] = torch.frombuffer(bytearray(layout.header), dtype=torch.uint8)
+    packed[:HEADER_BYTES] = torch.frombuffer(bytearray(layout.header), dtype=torch.uint8)
     num_tiles = layout.gate_up.num_tiles(layout.inner_size)
     halves = [pack_matrix(matrix).view(num_tiles, -1) for matrix in (page.gate, page.up)]
     in_turn = torch.stack(halves, dim=1)  # (tiles, gate and up, tile bytes)
@@ -110,13 +63,13 @@ def read_layout(packed: Tensor, where: str = "the page", allow_padding: bool = F
 
     allow_padding: the page may lie in a larger slot.
     """
-    if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() < _HEADER_BYTES:
+    if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() < HEADER_BYTES:
         raise _damaged(f"{where} is {packed.dtype} of shape {tuple(packed.shape)}, wanted bytes")
-    header = packed[:_HEADER_BYTES].numpy().tobytes()
-    magic, version, gate_up, down, hidden_size, inner_size = _HEADER.unpack(header[: _HEADER.size])
-    if magic != _MAGIC or version != PAGE_VERSION:
+    header = packed[:HEADER_BYTES].numpy().tobytes()
+    magic, version, gate_up, down, hidden_size, inner_size = HEADER.unpack(header[: HEADER.size])
+    if magic != PAGE_MAGIC or version != PAGE_VERSION:
         raise _damaged(
-            f"{where} begins with {magic!r} version {version}, wanted {_MAGIC!r} version {PAGE_VERSION}"
+            f"{where} begins with {magic!r} version {version}, wanted {PAGE_MAGIC!r} version {PAGE_VERSION}"
         )
     layout = PageLayout(format_of_id(gate_up, where), format_of_id(down, where), hidden_size, inner_size)
     columns = (hidden_size, inner_size)

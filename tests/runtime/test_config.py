@@ -363,7 +363,7 @@ HUB_REFUSED: list[tuple[Raw, str]] = [
     ({"expert_capacity_factor": 2}, "unknown key 'expert_capacity_factor'"),
     (
         {"quantization_config": {"bits": 4}},
-        "unknown key 'quantization_config' with value an object of 1 entries",
+        "quantization_config has quant_method null version null, expected ernie_local version 1",
     ),
     ({"pruned_heads": {"0": [1]}}, "unknown key 'pruned_heads' with value an object of 1 entries"),
     ({"surprise": "x"}, "unknown key 'surprise' with value 'x'"),

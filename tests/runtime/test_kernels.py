@@ -12,7 +12,7 @@ from torch.nn.functional import silu
 
 from ernie_local.errors import ErnieLocalError
 from ernie_local.kernels import native, reference
-from ernie_local.kernels.ops import packed_experts, packed_linear
+from ernie_local.kernels.ops import packed_experts, packed_linear, packed_rows
 from ernie_local.packing import FORMATS, dequantize, find_format, pack_matrix, pack_page, unpack_page
 from ernie_local.packing.expert_page import read_layout
 from tests.runtime.random_matrices import random_matrix, random_page
@@ -184,9 +184,47 @@ def test_bfloat16_goes_in_and_comes_out(kernels: ModuleType) -> None:
     assert relative_error(actual.float(), expected) < 2 * LARGEST_ERROR
 
 
+@pytest.mark.parametrize("with_native", [True, False])
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("columns", [16, 144, 336])
+def test_rows_are_the_dequantized_matrix(
+    monkeypatch: pytest.MonkeyPatch, with_native: bool, name: str, columns: int
+) -> None:
+    choose_code(monkeypatch, with_native)
+    matrix = random_matrix(name, 40, columns)
+    scales = matrix.scales if matrix.row_scales is None else matrix.row_scales
+    scales.view(-1)[::5] = 3e-6  # fp16 without its hidden bit
+    scales.view(-1)[::7] = -0.0
+    row_ids = torch.tensor([39, 0, 17, 0, 16, 15])
+    actual = packed_rows(row_ids, pack_matrix(matrix), name, 40, columns)
+    torch.testing.assert_close(actual, dequantize(matrix)[row_ids], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("with_native", [True, False])
+@pytest.mark.parametrize(
+    ("row_ids", "message"),
+    [
+        (torch.tensor([3, 32]), "packed_rows: row_ids holds 32, rows are 0 to 31"),
+        (torch.tensor([-1]), "row_ids holds -1, rows are 0 to 31"),
+        (torch.tensor([[1]]), r"row_ids is torch.int64 \(1, 1\)"),
+        (torch.tensor([1.0]), "row_ids is torch.float32"),
+        (torch.tensor([], dtype=torch.int64), r"row_ids is torch.int64 \(0,\)"),
+    ],
+)
+def test_rows_refuse(
+    monkeypatch: pytest.MonkeyPatch, with_native: bool, row_ids: torch.Tensor, message: str
+) -> None:
+    choose_code(monkeypatch, with_native)
+    with pytest.raises(ErnieLocalError, match=message):
+        packed_rows(row_ids, PACKED, "w4", 32, 64)
+    with pytest.raises(ErnieLocalError, match="takes 1728 bytes"):
+        packed_rows(torch.tensor([1]), PACKED, "w4", 48, 64)
+
+
 def test_operators_keep_the_rules_of_torch() -> None:
     packed = pack_matrix(random_matrix("w4", 32, 64))
     torch.library.opcheck(torch.ops.ernie_local.packed_linear, (torch.randn(3, 64), packed, "w4", 32))
+    torch.library.opcheck(torch.ops.ernie_local.packed_rows, (torch.tensor([3, 30]), packed, "w4", 32, 64))
     slots = torch.stack([pack_page(random_page("w4", "w2", 64, 64, seed)) for seed in range(4)])
     hidden, slot_ids, weights = random_choices(3, 64, num_experts=4, top_k=2)
     torch.library.opcheck(torch.ops.ernie_local.packed_experts, (hidden, slots, slot_ids, weights))

@@ -158,7 +158,9 @@ def test_each_token_goes_to_its_own_bank(is_vision: list[bool], asked: list[tupl
 def test_shared_experts_see_every_token_once() -> None:
     block, provider = make_block(make_config(moe_num_shared_experts=3)), DictProvider()
     assert block.shared_experts is not None
-    assert block.shared_experts.gate_proj.out_features == 3 * 18
+    gate_proj = block.shared_experts.gate_proj
+    assert isinstance(gate_proj, torch.nn.Linear)
+    assert gate_proj.out_features == 3 * 18
     hidden = torch.randn(4, 24)
     mask = torch.tensor([False, True, False, True])
     output = block(hidden, TokenRows.from_mask(mask), provider)

@@ -1,0 +1,171 @@
+"""Prefill and decode of a full-size checkpoint with random weights (see synthesize.py), held in RAM.
+
+    python benchmarks/full_size.py MODEL --prompt 512 --decode 40      # the last line is one JSON object
+
+Tokens per second, bytes of weights read per second beside a plain read of memory, the share of the busiest
+experts, and, with --profile, where a decoded token's time goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from ernie_local import load
+from ernie_local.engine import Engine
+from ernie_local.loading import LoadedModel
+from ernie_local.media.patches import Patches
+from ernie_local.model.moe import Bank
+
+WARM_TOKENS = 4
+
+
+def random_ids(count: int, vocab_size: int) -> list[int]:
+    # Below the media tokens of the published vocabulary.
+    return torch.randint(3, min(vocab_size, 100_000), (count,)).tolist()
+
+
+def bytes_per_token(model: LoadedModel) -> int:
+    """Packed bytes that one decoded text token reads: everything dense, and top_k experts of each layer."""
+    text, tables = model.config.text, model.config.quantization
+    assert tables is not None
+    total = 0
+    for name, module in model.network.named_modules():
+        if name.startswith("vision") or (not hasattr(module, "packed") and not hasattr(module, "page")):
+            continue
+        if name == "embed_tokens" and model.network.lm_head is not None:
+            continue
+        total += sum(buffer.nbytes for buffer in module.buffers(recurse=False))
+    banks = model.network.experts.banks  # type: ignore[attr-defined]
+    return total + sum(
+        text.experts_per_token * slots.shape[1] for (_, bank), slots in banks.items() if bank == "text"
+    )
+
+
+def plain_read(rounds: int = 7) -> float:
+    """GB/s of torch.sum over 1 GiB."""
+    memory = torch.ones(1 << 28)
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        memory.sum()
+        seconds.append(time.perf_counter() - start)
+    return memory.nbytes / statistics.median(seconds) / 1e9
+
+
+def decode(engine: Engine, count: int, vocab_size: int) -> tuple[float, list[float]]:
+    """Median seconds of a token, the first few left out; all of them."""
+    seconds = []
+    for token_id in random_ids(count, vocab_size):
+        start = time.perf_counter()
+        engine.decode(token_id)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[WARM_TOKENS:]), seconds
+
+
+def prefill_text(model: LoadedModel, num_tokens: int) -> float:
+    engine = model.engine(context_size=num_tokens + 8)
+    ids = random_ids(num_tokens, model.config.text.vocab_size)
+    start = time.perf_counter()
+    engine.prefill(ids)
+    return time.perf_counter() - start
+
+
+def random_picture(model: LoadedModel, width: int, height: int) -> Patches:
+    from PIL import Image
+
+    pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).numpy()
+    return model.patches([Image.fromarray(pixels)])[0]
+
+
+def prefill_image(model: LoadedModel, picture: Patches) -> tuple[float, float]:
+    """Seconds of the vision tower with resampler, and of the language model over the picture's tokens."""
+    start = time.perf_counter()
+    with torch.inference_mode():
+        model.network.encode_images([picture])
+    tower = time.perf_counter() - start
+    media = model.config.media
+    ids = [media.image_start, *[media.image] * picture.num_tokens, media.image_end]
+    start = time.perf_counter()
+    model.engine(context_size=len(ids) + 8).prefill(ids, [picture])
+    return tower, time.perf_counter() - start - tower
+
+
+def busiest_share(model: LoadedModel, num_tokens: int = 512) -> float:
+    """Share of choices that go to a layer's eight busiest text experts, mean over layers; 0.125 if even."""
+    engine = model.engine(context_size=num_tokens + 8)
+    counts: dict[int, Counter[int]] = {}
+
+    def note(
+        layer_id: int,
+        bank: Bank,
+        expert_ids: torch.Tensor,
+        expert_weights: torch.Tensor,
+        token_indices: torch.Tensor,
+    ) -> None:
+        counts.setdefault(layer_id, Counter()).update(expert_ids.flatten().tolist())
+
+    engine.on_route = note
+    engine.prefill(random_ids(num_tokens, model.config.text.vocab_size))
+    shares = [sum(n for _, n in each.most_common(8)) / each.total() for each in counts.values()]
+    return statistics.mean(shares)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--decode", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--image", default="1000x700", help="WIDTHxHEIGHT, or none")
+    parser.add_argument("--profile", action="store_true", help="print where a decoded token's time goes")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model = load(arguments.model)
+    print(f"loaded {model.weight_bytes / 1e9:.2f} GB in {model.load_seconds:.0f} s")
+    vocab_size = model.config.text.vocab_size
+    results: dict[str, object] = {"model": str(arguments.model)}
+    results["busiest_8_of_64"] = busiest_share(model)
+    if arguments.prompt:
+        seconds = [prefill_text(model, arguments.prompt) for _ in range(2)]
+        results["prefill_tok_s"] = [arguments.prompt / each for each in seconds]
+    if arguments.image != "none":
+        width, height = (int(size) for size in arguments.image.split("x"))
+        picture = random_picture(model, width, height)
+        timed = [prefill_image(model, picture) for _ in range(2)]
+        results["image_tokens"] = picture.num_tokens
+        results["tower_s"] = [tower for tower, _ in timed]
+        results["image_tok_s"] = [picture.num_tokens / rest for _, rest in timed]
+    engine = model.engine(context_size=arguments.decode + WARM_TOKENS + 520)
+    engine.prefill(random_ids(256, vocab_size))
+    read_before = plain_read()
+    median, _ = decode(engine, arguments.decode + WARM_TOKENS, vocab_size)
+    results["decode_tok_s"] = 1 / median
+    results["decode_gb_s"] = bytes_per_token(model) / median / 1e9
+    results["bytes_per_token"] = bytes_per_token(model)
+    results["plain_read_gb_s"] = (read_before + plain_read()) / 2
+    if arguments.profile:
+        profile(engine, vocab_size)
+    print(json.dumps(results))
+
+
+def profile(engine: Engine, vocab_size: int, count: int = 20) -> None:
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as torch_profile
+
+    with torch_profile(activities=[ProfilerActivity.CPU]) as recorded:
+        for token_id in random_ids(count, vocab_size):
+            engine.decode(token_id)
+    print(
+        recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=40)
+    )
+
+
+if __name__ == "__main__":
+    main()

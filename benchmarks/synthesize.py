@@ -1,0 +1,120 @@
+"""Write a checkpoint of ERNIE-4.5-VL-28B-A3B's sizes with random packed weights, to run and time them.
+
+    python benchmarks/synthesize.py OUT                                   # 16.8 GB: experts w4, the rest w8
+    python benchmarks/synthesize.py OUT --experts w2 --dense w4           # about 9.7 GB
+
+Its answers mean nothing. Router weights are random with a mean of zero, so that tokens spread over experts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from random_weights import WEIGHT_DEVIATION, RandomWeights
+
+from ernie_local.checkpoint.packed import PackedTensors, known_format, page_layout
+from ernie_local.checkpoint.shapes import ExpectedShapes
+from ernie_local.checkpoint.writer import TensorEntry, write_checkpoint
+from ernie_local.config import ModelConfig, parse_config
+from ernie_quant.format_tables import FormatChoice, format_tables
+
+
+def full_size_config(num_layers: int) -> dict[str, object]:
+    """config.json as transformers writes it; sizes that it leaves out are those of the published model."""
+    return {
+        "model_type": "ernie4_5_vl_moe",
+        "tie_word_embeddings": True,
+        "text_config": {
+            "model_type": "ernie4_5_vl_moe_text",
+            "vocab_size": 103424,
+            "hidden_size": 2560,
+            "num_hidden_layers": num_layers,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        "vision_config": {"model_type": "ernie4_5_vl_moe_vision", "depth": 32, "hidden_size": 1280},
+    }
+
+
+class Synthesizer:
+    """Random values for each tensor of a checkpoint, one piece at a time."""
+
+    def __init__(self, config: ModelConfig, seed: int) -> None:
+        self._packed = PackedTensors(config)
+        self._text = config.text
+        self._vision = config.vision
+        self._random = RandomWeights(seed)
+
+    def produce(self, entry: TensorEntry) -> Iterator[torch.Tensor]:
+        name, _, format_name = entry.name.rpartition(".")
+        if entry.dtype != torch.uint8:
+            yield self._plain(entry)
+        elif len(entry.shape) == 2:
+            hidden_size, inner_size = self._page_sizes(name)
+            layout = page_layout(format_name, hidden_size, inner_size)
+            for _ in range(entry.shape[0]):
+                yield self._random.page(layout)
+        else:
+            rows, columns = self._packed.matrix_shape(name)
+            # Embeddings as large as what the layers add: else the mean over all tokens, which attention adds,
+            # outweighs them, and all tokens go to the same experts.
+            deviation = 1.0 if name == "embed_tokens" else WEIGHT_DEVIATION
+            yield from self._random.matrix(known_format(format_name), rows, columns, deviation)
+
+    def _plain(self, entry: TensorEntry) -> torch.Tensor:
+        if "norm" in entry.name and entry.name.endswith(".weight"):
+            return torch.ones(entry.shape, dtype=entry.dtype)
+        if entry.name.endswith(".bias"):
+            return torch.zeros(entry.shape, dtype=entry.dtype)
+        return self._random.normal(*entry.shape).to(entry.dtype)
+
+    def _page_sizes(self, name: str) -> tuple[int, int]:
+        text = self._text
+        if name.startswith("experts."):
+            return text.hidden_size, text.text_expert_size if name.endswith(
+                "text"
+            ) else text.vision_expert_size
+        return text.hidden_size, text.shared_expert_size if "shared" in name else text.intermediate_size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--experts", default="w4", help="format of the experts' pages, such as w4 or w2-w2l")
+    parser.add_argument("--dense", default="w8", help="attention, shared experts, dense layer, head")
+    parser.add_argument("--embedding", default="w8")
+    parser.add_argument("--vision", default="w8", help="a format, or none for bfloat16")
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    raw = full_size_config(arguments.layers)
+    config = parse_config(raw, "config.json")
+    vision = None if arguments.vision == "none" else arguments.vision
+    tables = format_tables(
+        config, FormatChoice(arguments.experts, arguments.dense, arguments.embedding, vision)
+    )
+    config = dataclasses.replace(config, quantization=tables)
+    packed, expected = PackedTensors(config), ExpectedShapes(config)
+    entries = [TensorEntry(name, torch.uint8, shape) for name, shape in packed.shapes.items()]
+    for name in expected.names():
+        if not packed.replaces(name):
+            shape = expected.shape(name)
+            assert shape is not None
+            entries.append(TensorEntry(name, torch.float32 if "router" in name else torch.bfloat16, shape))
+    arguments.out.mkdir(parents=True)
+    start = time.perf_counter()
+    write_checkpoint(arguments.out, entries, Synthesizer(config, arguments.seed).produce)
+    raw["quantization_config"] = tables.to_json()
+    (arguments.out / "config.json").write_text(json.dumps(raw, indent=1))
+    num_bytes = sum(path.stat().st_size for path in arguments.out.iterdir())
+    print(f"{arguments.out}: {num_bytes / 1e9:.2f} GB in {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The packed tensors of a checkpoint in our own format: their names and shapes, and what they stand for.
+
+Owns the map between the tables of `quantization_config` and uint8 tensors. Knows nothing of files, nor of
+what the bytes mean; sizes come from `packing`. See docs/format.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from ernie_local.checkpoint.names import BANKS, PROJECTIONS
+from ernie_local.checkpoint.shapes import ExpectedShapes, Shape
+from ernie_local.config import ModelConfig, QuantizationConfig
+from ernie_local.errors import ModelUnusable
+from ernie_local.packing import FORMATS, LowBitFormat, PageLayout
+from ernie_local.packing.formats import COLUMN_STEP
+
+QKV = "qkv_proj"
+_EMBEDDING, _HEAD = "embed_tokens", "lm_head"
+_QKV_PARTS = ("q_proj", "k_proj", "v_proj")
+_NUMBER = "(?:0|[1-9][0-9]{0,5})"
+# What may be packed. Query, key and value weights are one matrix: they are always read together.
+_MATRIX = re.compile(
+    rf"layers\.{_NUMBER}\.self_attn\.(?:{QKV}|o_proj)|{_EMBEDDING}|{_HEAD}"
+    rf"|vision\.blocks\.{_NUMBER}\.(?:attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)"
+)
+_GATED_MLP = re.compile(rf"layers\.{_NUMBER}\.(?:mlp|moe\.shared_experts)")
+
+
+def page_layout(page_format: str, hidden_size: int, inner_size: int) -> PageLayout:
+    """The layout that `w4` or `w2-w2l` names; ModelUnusable for a format or size that cannot be."""
+    gate_up, _, down = page_format.partition("-")
+    if hidden_size % COLUMN_STEP or inner_size % COLUMN_STEP:
+        raise ModelUnusable(
+            f"experts of {inner_size} x {hidden_size} are said to be packed as {page_format}",
+            f"packed matrices have a multiple of {COLUMN_STEP} columns",
+            "check that config.json and the weights belong together",
+        )
+    return PageLayout(known_format(gate_up), known_format(down or gate_up), hidden_size, inner_size)
+
+
+def known_format(name: str) -> LowBitFormat:
+    """The format that a checkpoint names; ModelUnusable if there is none."""
+    if name not in FORMATS:
+        raise ModelUnusable(
+            f"quantization_config names the format {name}, known are {', '.join(FORMATS)}",
+            "the checkpoint was written by a newer version, or config.json was changed",
+            "update ernie-local",
+        )
+    return FORMATS[name]
+
+
+class PackedTensors:
+    """All packed tensors of the model that `config` describes; none where it is not quantized."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """ModelUnusable if a table names what the model has not got, or a shape that cannot be packed."""
+        self._text = config.text
+        self._tables = config.quantization or QuantizationConfig({}, {}, {})
+        self._expected = ExpectedShapes(config)
+        self.shapes: dict[str, Shape] = dict(self._all_shapes())  # by the tensor's name, here and in the file
+
+    def replaces(self, name: str) -> bool:
+        """Whether the plain tensor `name` (ours) is stored packed, and so has no tensor of its own."""
+        if name.startswith("experts."):
+            return bool(self._tables.experts)
+        stem, _, suffix = name.rpartition(".")
+        parent, _, own = stem.rpartition(".")
+        if suffix != "weight":
+            return False
+        if own in _QKV_PARTS and f"{parent}.{QKV}" in self._tables.matrices:
+            return True
+        return stem in self._tables.matrices or (own in PROJECTIONS and parent in self._tables.gated_mlps)
+
+    def page_layouts(self, layer_id: int, bank: str) -> dict[str, PageLayout]:
+        """Layout by page format of the experts of one bank."""
+        formats = self._tables.experts[layer_id, "text" if bank == "text" else "vision"]
+        inner_size = self._text.text_expert_size if bank == "text" else self._text.vision_expert_size
+        return {
+            name: page_layout(name, self._text.hidden_size, inner_size) for name in dict.fromkeys(formats)
+        }
+
+    def locate_experts(self, layer_id: int, bank: str) -> list[tuple[str, int]]:
+        """For each expert of a bank: its tensor, and the row of it that is the expert's page."""
+        counts: dict[str, int] = {}
+        places: list[tuple[str, int]] = []
+        for page_format in self._tables.experts[layer_id, "text" if bank == "text" else "vision"]:
+            row = counts.get(page_format, 0)
+            counts[page_format] = row + 1
+            places.append((f"experts.{layer_id}.{bank}.{page_format}", row))
+        return places
+
+    def _all_shapes(self) -> Iterator[tuple[str, Shape]]:
+        for layer_id, has_experts in enumerate(self._text.moe_layers if self._tables.experts else ()):
+            for bank in BANKS if has_experts else ():
+                for name, layout in self.page_layouts(layer_id, bank).items():
+                    count = self._tables.experts[layer_id, bank].count(name)
+                    yield f"experts.{layer_id}.{bank}.{name}", (count, layout.page_bytes)
+        for name, page_format in self._tables.gated_mlps.items():
+            known = _GATED_MLP.fullmatch(name) is not None
+            shape = self._expected.shape(f"{name}.gate_proj.weight") if known else None
+            if shape is None:
+                raise self._unknown("gated_mlps", name)
+            inner_size, hidden_size = shape
+            yield f"{name}.{page_format}", (1, page_layout(page_format, hidden_size, inner_size).page_bytes)
+        for name, format_name in self._tables.matrices.items():
+            rows, columns = self.matrix_shape(name)
+            if columns % COLUMN_STEP:
+                raise ModelUnusable(
+                    f"{name} of {rows} x {columns} is said to be packed as {format_name}",
+                    f"packed matrices have a multiple of {COLUMN_STEP} columns",
+                    "check that config.json and the weights belong together",
+                )
+            yield f"{name}.{format_name}", (known_format(format_name).matrix_bytes(rows, columns),)
+
+    def matrix_shape(self, name: str) -> tuple[int, int]:
+        """Rows and columns of the packed matrix `name`, as in the table."""
+        if _MATRIX.fullmatch(name) is None:
+            raise self._unknown("matrices", name)
+        parent, _, own = name.rpartition(".")
+        # A tied head may have a packed copy of its own, in fewer bits than the embedding.
+        plain = _EMBEDDING if name == _HEAD and self._text.tie_word_embeddings else name
+        parts = [f"{parent}.{part}" for part in _QKV_PARTS] if own == QKV else [plain]
+        rows = columns = 0
+        for part in parts:
+            shape = self._expected.shape(f"{part}.weight")
+            if shape is None:
+                raise self._unknown("matrices", name)
+            rows, columns = rows + shape[0], shape[1]
+        return rows, columns
+
+    @staticmethod
+    def _unknown(table: str, name: str) -> ModelUnusable:
+        return ModelUnusable(
+            f"quantization_config: {table} names {name}, which this model cannot have packed",
+            "config.json describes a model without it",
+            "check that config.json and the weights come from the same checkpoint",
+        )

@@ -1,0 +1,120 @@
+"""`quantization_config` of a checkpoint in our own format: which weights are packed, and in what.
+
+Owns the keys and the tables. Format names are only spelled here (`w4`, or `w2-w2l` where the gate and up
+matrices of a page have another format than down); what they mean is `packing`'s.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ernie_local.config.keys import Keys
+from ernie_local.errors import ModelUnusable
+from ernie_local.strict_json import show
+
+METHOD = "ernie_local"
+VERSION = 1
+_KEY = "quantization_config"
+_FORMAT = re.compile(r"w[0-9]{1,2}[a-z]?", re.ASCII)
+_PAGE_FORMAT = re.compile(rf"{_FORMAT.pattern}(?:-{_FORMAT.pattern})?", re.ASCII)
+_BANK = re.compile(r"(0|[1-9][0-9]{0,5})\.(text|vision)", re.ASCII)
+
+BankKey = tuple[int, Literal["text", "vision"]]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationConfig:
+    """The tables of a packed checkpoint. Weights that no table names are stored as they were.
+
+    experts: for each (layer, bank) the page format of each expert; all banks of the model, or none.
+    matrices: format by the name of a linear layer or embedding. gated_mlps: page format by the name of a
+    gated MLP, the dense layers' and the merged shared experts', which are stored as one page each.
+    """
+
+    experts: Mapping[BankKey, tuple[str, ...]]
+    matrices: Mapping[str, str]
+    gated_mlps: Mapping[str, str]
+    source: Mapping[str, str] = field(default_factory=dict)  # what it was made from
+    calibration: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """The value of `quantization_config`; banks whose experts all have one format name it once."""
+        experts: dict[str, object] = {}
+        for (layer, bank), formats in self.experts.items():
+            experts[f"{layer}.{bank}"] = formats[0] if len(set(formats)) == 1 else list(formats)
+        return {
+            "quant_method": METHOD,
+            "version": VERSION,
+            "experts": experts,
+            "matrices": dict(self.matrices),
+            "gated_mlps": dict(self.gated_mlps),
+            "source": dict(self.source),
+            "calibration": dict(self.calibration),
+        }
+
+
+def read_quantization(
+    outer: Keys, num_experts: int, moe_layers: tuple[bool, ...]
+) -> QuantizationConfig | None:
+    """The tables, None where nothing is quantized. ModelUnusable for another method or version."""
+    if not outer.has(_KEY):
+        outer.value(_KEY)
+        return None
+    keys = outer.section(_KEY)
+    method, version = keys.value("quant_method"), keys.value("version")
+    if method != METHOD or version != VERSION:
+        raise ModelUnusable(
+            f"{outer.where}: {_KEY} has quant_method {show(method)} version {show(version)}, "
+            f"expected {METHOD} version {VERSION}",
+            "other packages' quantized weights, or those of another version, are not read here",
+            "use the bfloat16 checkpoint, or one that this version of ernie-local wrote",
+        )
+    quantization = QuantizationConfig(
+        experts=_experts(keys, num_experts, moe_layers),
+        matrices=_texts(keys, "matrices", _FORMAT),
+        gated_mlps=_texts(keys, "gated_mlps", _PAGE_FORMAT),
+        source=_texts(keys, "source", None),
+        calibration=_texts(keys, "calibration", None),
+    )
+    keys.finish()
+    return quantization
+
+
+def _experts(keys: Keys, num_experts: int, moe_layers: tuple[bool, ...]) -> dict[BankKey, tuple[str, ...]]:
+    table: dict[BankKey, tuple[str, ...]] = {}
+    for name, value in keys.mapping("experts").items():
+        match = _BANK.fullmatch(name)
+        layer = int(match[1]) if match else -1
+        if match is None or layer >= len(moe_layers) or not moe_layers[layer]:
+            raise keys.refuse("experts", f"names {show(name)}, which is no bank of experts of this model")
+        formats = [value] * num_experts if isinstance(value, str) else value
+        if not isinstance(formats, list) or len(formats) != num_experts:
+            raise keys.refuse(
+                "experts", f"has for {name} {show(value)}, expected one format or {num_experts} of them"
+            )
+        for page_format in formats:
+            _check_format(keys, f"experts.{name}", page_format, _PAGE_FORMAT)
+        table[layer, "text" if match[2] == "text" else "vision"] = tuple(formats)
+    num_banks = 2 * sum(moe_layers)
+    if table and len(table) != num_banks:
+        raise keys.refuse("experts", f"names {len(table)} banks of experts, the model has {num_banks}")
+    return table
+
+
+def _texts(keys: Keys, key: str, pattern: re.Pattern[str] | None) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for name, value in keys.mapping(key).items():
+        if pattern is not None:
+            _check_format(keys, f"{key}.{name}", value, pattern)
+        elif not isinstance(value, str):
+            raise keys.refuse(f"{key}.{name}", f"is {show(value)}, a text is expected")
+        texts[name] = str(value)
+    return texts
+
+
+def _check_format(keys: Keys, key: str, value: object, pattern: re.Pattern[str]) -> None:
+    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+        raise keys.refuse(key, f"is {show(value)}, the name of a format such as w4 is expected")

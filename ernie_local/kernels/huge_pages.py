@@ -1,0 +1,29 @@
+"""Memory for weights that are streamed: in huge pages where the system gives them.
+
+With 4 KiB pages a stream asks for a new translation, and the hardware's prefetchers stop, every 4 KiB.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+
+from ernie_local.sizes import MIB
+
+_HUGE_PAGE = 2 * MIB
+
+
+def empty_bytes(num_bytes: int) -> torch.Tensor:
+    """(num_bytes,) uint8, zeros, not yet backed by memory; starts at a multiple of 2 MiB where that helps.
+
+    A wish, not a demand: without huge pages the system gives small ones.
+    """
+    if num_bytes < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(num_bytes, dtype=torch.uint8)
+    # The tensor keeps the mapping alive, and the mapping ends with it.
+    mapping = mmap.mmap(-1, num_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapping.madvise(mmap.MADV_HUGEPAGE)
+    everything = torch.frombuffer(mapping, dtype=torch.uint8)
+    start = -everything.data_ptr() % _HUGE_PAGE
+    return everything[start : start + num_bytes]

@@ -1,0 +1,80 @@
+"""Which format each weight of a model gets: the tables of `quantization_config` from a few choices.
+
+Owns what can be packed and what a choice covers. Knows nothing of weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ernie_local.config import ModelConfig, QuantizationConfig
+from ernie_local.config.quantization import BankKey
+from ernie_local.errors import UsageError
+from ernie_local.packing import find_format
+from ernie_local.packing.formats import COLUMN_STEP
+
+
+@dataclass(frozen=True, slots=True)
+class FormatChoice:
+    """One format for each kind of weight; None leaves that kind as it is."""
+
+    experts: str | None = "w4"  # `w2-w2l` for gate and up in w2, down in w2l
+    dense: str | None = "w8"  # attention, shared experts, dense layers, head
+    embedding: str | None = "w8"  # also the head of a tied model, unless `dense` is another format
+    vision: str | None = "w8"
+
+
+def format_tables(config: ModelConfig, choice: FormatChoice) -> QuantizationConfig:
+    """Tables that name every weight that `choice` covers. UsageError for a format or width that is none."""
+    text, vision = config.text, config.vision
+    experts: dict[BankKey, tuple[str, ...]] = {}
+    matrices: dict[str, str] = {}
+    gated_mlps: dict[str, str] = {}
+    _check(choice, config)
+    for layer_id, has_experts in enumerate(text.moe_layers):
+        if has_experts and choice.experts is not None:
+            experts[layer_id, "text"] = (choice.experts,) * text.num_experts
+            experts[layer_id, "vision"] = (choice.experts,) * text.num_experts
+        if choice.dense is None:
+            continue
+        matrices[f"layers.{layer_id}.self_attn.qkv_proj"] = choice.dense
+        matrices[f"layers.{layer_id}.self_attn.o_proj"] = choice.dense
+        if not has_experts:
+            gated_mlps[f"layers.{layer_id}.mlp"] = choice.dense
+        elif text.num_shared_experts:
+            gated_mlps[f"layers.{layer_id}.moe.shared_experts"] = choice.dense
+    if choice.embedding is not None:
+        matrices["embed_tokens"] = choice.embedding
+    if choice.dense is not None and not (text.tie_word_embeddings and choice.dense == choice.embedding):
+        matrices["lm_head"] = choice.dense
+    if choice.vision is not None:
+        for block in range(vision.depth):
+            for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+                matrices[f"vision.blocks.{block}.{name}"] = choice.vision
+    return QuantizationConfig(experts, matrices, gated_mlps)
+
+
+def _check(choice: FormatChoice, config: ModelConfig) -> None:
+    for page_format in (choice.experts, choice.dense, choice.embedding, choice.vision):
+        for name in page_format.split("-") if page_format is not None else ():
+            find_format(name)
+    text, vision = config.text, config.vision
+    widths = {
+        "hidden_size": text.hidden_size if {choice.experts, choice.dense, choice.embedding} - {None} else 0,
+        "moe_intermediate_size of text": text.text_expert_size if choice.experts and text.num_experts else 0,
+        "moe_intermediate_size of vision": text.vision_expert_size
+        if choice.experts and text.num_experts
+        else 0,
+        "intermediate_size": text.intermediate_size if choice.dense and not all(text.moe_layers) else 0,
+        "inner size of the shared experts": text.shared_expert_size if choice.dense else 0,
+        "heads times head_dim": text.num_attention_heads * text.head_dim if choice.dense else 0,
+        "hidden_size of the vision tower": vision.hidden_size if choice.vision else 0,
+        "intermediate_size of the vision tower": vision.intermediate_size if choice.vision else 0,
+    }
+    for name, width in widths.items():
+        if width % COLUMN_STEP:
+            raise UsageError(
+                f"{name} is {width}, packed matrices have a multiple of {COLUMN_STEP} columns",
+                "a register holds the codes of that many columns",
+                "leave this kind of weight unquantized",
+            )
