@@ -16,6 +16,14 @@ struct Avx2 {
     using Codes = Ints;
     static constexpr int kNumWidths = 3;
     static constexpr bool kSignedW8 = true;
+    static constexpr bool kWholeByteDots = false;
+
+    static ERNIE_LOCAL_INLINE void prefetch_far(const uint8_t* from) {
+        _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1);
+    }
+    static ERNIE_LOCAL_INLINE void prefetch_near(const uint8_t* from) {
+        _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
+    }
 
     template <class Function>
     static ERNIE_LOCAL_INLINE Ints ints(Function function) {
@@ -93,6 +101,10 @@ struct Avx2 {
         return floats([=](int i) {
             return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * i)));
         });
+    }
+    template <int kShift>
+    static ERNIE_LOCAL_INLINE Floats nibble_to_float(const Ints& bytes) {
+        return to_floats(int_field<kShift, 15>(bytes));
     }
     static ERNIE_LOCAL_INLINE Floats to_floats(const Ints& values) {
         return floats([&](int i) { return _mm256_cvtepi32_ps(values.half[i]); });

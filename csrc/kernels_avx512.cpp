@@ -12,12 +12,20 @@ struct Avx512 {
     using Codes = __m512i;
     static constexpr int kNumWidths = 5;
     static constexpr bool kSignedW8 = false;
+    static constexpr bool kWholeByteDots = true;
+
+    static ERNIE_LOCAL_INLINE void prefetch_far(const uint8_t* from) {
+        _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1);
+    }
+    static ERNIE_LOCAL_INLINE void prefetch_near(const uint8_t* from) {
+        _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
+    }
 
     static ERNIE_LOCAL_INLINE Codes load_codes(const uint8_t* from) { return _mm512_loadu_si512(from); }
     template <int kShift, int kMask>
     static ERNIE_LOCAL_INLINE Codes field(Codes codes) {
         if constexpr (kShift != 0) codes = _mm512_srli_epi16(codes, kShift);
-        return _mm512_and_si512(codes, _mm512_set1_epi8(kMask));
+        return kMask == 0xff ? codes : _mm512_and_si512(codes, _mm512_set1_epi8(static_cast<char>(kMask)));
     }
     static ERNIE_LOCAL_INLINE Codes add_four_where(Codes codes, const uint8_t* bits) {
         uint64_t mask;
@@ -45,6 +53,14 @@ struct Avx512 {
     static ERNIE_LOCAL_INLINE Ints int_field(Ints ints) {
         if constexpr (kShift != 0) ints = _mm512_srli_epi32(ints, kShift);
         return _mm512_and_si512(ints, _mm512_set1_epi32(kMask));
+    }
+    static ERNIE_LOCAL_INLINE Ints sixteenth(Ints ints) { return _mm512_srai_epi32(ints, 4); }
+    // Four bits at kShift of ints that are bytes: a permutation looks at the lowest four of its index only.
+    template <int kShift>
+    static ERNIE_LOCAL_INLINE Floats nibble_to_float(Ints bytes) {
+        const Floats table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        if constexpr (kShift != 0) bytes = _mm512_srli_epi32(bytes, kShift);
+        return _mm512_permutexvar_ps(bytes, table);
     }
     static ERNIE_LOCAL_INLINE Floats load_halves(const uint8_t* from) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));

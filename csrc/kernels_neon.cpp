@@ -18,6 +18,10 @@ struct Neon {
     };
     static constexpr int kNumWidths = 3;
     static constexpr bool kSignedW8 = true;
+    static constexpr bool kWholeByteDots = false;
+
+    static ERNIE_LOCAL_INLINE void prefetch_far(const uint8_t* from) { __builtin_prefetch(from, 0, 2); }
+    static ERNIE_LOCAL_INLINE void prefetch_near(const uint8_t* from) { __builtin_prefetch(from, 0, 3); }
 
     template <class Out, class Function>
     static ERNIE_LOCAL_INLINE Out each(Function function) {
@@ -90,6 +94,10 @@ struct Neon {
     static ERNIE_LOCAL_INLINE Floats load_halves(const uint8_t* from) {
         const auto* halves = reinterpret_cast<const __fp16*>(from);
         return each<Floats>([=](int i) { return vcvt_f32_f16(vld1_f16(halves + 4 * i)); });
+    }
+    template <int kShift>
+    static ERNIE_LOCAL_INLINE Floats nibble_to_float(const Ints& bytes) {
+        return to_floats(int_field<kShift, 15>(bytes));
     }
     static ERNIE_LOCAL_INLINE Floats to_floats(const Ints& values) {
         return each<Floats>([&](int i) { return vcvtq_f32_s32(values.quarter[i]); });

@@ -16,6 +16,10 @@ struct Scalar {
     };
     static constexpr int kNumWidths = 3;
     static constexpr bool kSignedW8 = false;
+    static constexpr bool kWholeByteDots = false;
+
+    static void prefetch_far(const uint8_t*) {}
+    static void prefetch_near(const uint8_t*) {}
 
     template <class Function>
     static ERNIE_LOCAL_INLINE Floats each(Function function) {
@@ -72,6 +76,10 @@ struct Scalar {
     }
     static Floats load_halves(const uint8_t* from) {
         return each([=](int i) { return half(from + 2 * i); });
+    }
+    template <int kShift>
+    static Floats nibble_to_float(Ints bytes) {
+        return to_floats(int_field<kShift, 15>(bytes));
     }
     static Floats to_floats(const Ints& ints) {
         return each([&](int i) { return static_cast<float>(ints.lane[i]); });

@@ -46,6 +46,36 @@ struct Unpack<Isa, 2> {
     }
 };
 
+// The same where dot products take all of a byte, 0 to 255: the upper half of a byte stays in its place, so that its
+// codes count sixteenfold, and a shift is saved. The first two registers hold codes, the last two sixteen times them.
+template <class Isa, int kBits>
+struct UnpackInPlace;
+
+template <class Isa>
+struct UnpackInPlace<Isa, 4> {
+    static ERNIE_LOCAL_INLINE void quads(const uint8_t* codes, typename Isa::Codes out[4]) {
+        for (int block = 0; block < 2; ++block) {
+            const auto both = Isa::load_codes(codes + 64 * block);
+            out[block] = Isa::template field<0, 0x0f>(both);
+            out[2 + block] = Isa::template field<0, 0xf0>(both);
+        }
+    }
+    static constexpr int place[4] = {0, 2, 1, 3};  // which four columns each register holds
+};
+
+template <class Isa>
+struct UnpackInPlace<Isa, 2> {
+    static ERNIE_LOCAL_INLINE void quads(const uint8_t* codes, typename Isa::Codes out[4]) {
+        const auto all = Isa::load_codes(codes);
+        const auto shifted = Isa::template field<2, 0xff>(all);
+        out[0] = Isa::template field<0, 0x03>(all);
+        out[1] = Isa::template field<0, 0x03>(shifted);
+        out[2] = Isa::template field<0, 0x30>(all);
+        out[3] = Isa::template field<0, 0x30>(shifted);
+    }
+    static constexpr int place[4] = {0, 1, 2, 3};
+};
+
 template <class Isa>
 struct Unpack<Isa, 3> {
     static ERNIE_LOCAL_INLINE void quads(const uint8_t* codes, const uint8_t* high, typename Isa::Codes out[4]) {
@@ -65,8 +95,8 @@ ERNIE_LOCAL_INLINE void load_group(const uint8_t* metadata, typename Isa::Floats
         zeros = Isa::to_floats(Isa::load_bytes(metadata + 16));
     } else if constexpr (Format::bits == 2) {
         const auto bytes = Isa::load_bytes(metadata);
-        scales = Isa::to_floats(Isa::template int_field<0, 15>(bytes));
-        zeros = Isa::to_floats(Isa::template int_field<4, 15>(bytes));
+        scales = Isa::template nibble_to_float<0>(bytes);
+        zeros = Isa::template nibble_to_float<4>(bytes);
     } else {
         const auto bytes = Isa::load_bytes(metadata);
         scales = Isa::to_floats(Isa::template int_field<0, 63>(bytes));
@@ -75,12 +105,23 @@ ERNIE_LOCAL_INLINE void load_group(const uint8_t* metadata, typename Isa::Floats
     }
 }
 
+// Memory is asked for twice: far ahead into the second cache, as hardware prefetchers stop at the end of a page and
+// the first cache can wait for few lines at a time, then near into the first. Measured in docs/decisions.md.
+constexpr int kFarBytes = 16384, kNearBytes = 1024;
+template <class Isa>
+ERNIE_LOCAL_INLINE void ask_ahead(const uint8_t* from) {
+    Isa::prefetch_far(from + kFarBytes);
+    Isa::prefetch_near(from + kNearBytes);
+}
+
 template <class Isa, class Format, int kWidth>
 void tile_kernel(const uint8_t* tile, int columns, const TokenTile& tokens, float* out) {
     using Floats = typename Isa::Floats;
     constexpr FormatInfo info = make_info<Format>();
+    // With few tokens unpacking is most of the work.
+    constexpr bool kInPlace = Isa::kWholeByteDots && kWidth <= 2 && (Format::bits == 2 || Format::bits == 4);
     // With one token a single chain of dot products would wait for itself.
-    constexpr int kChains = kWidth == 1 ? 4 : kWidth == 2 ? 2 : 1;
+    constexpr int kChains = kInPlace ? 2 : kWidth == 1 ? 4 : kWidth == 2 ? 2 : 1;
     constexpr int kStepBytes = kTileRows * kColumnStep * (Format::bits == 3 ? 2 : Format::bits) / 8;
 
     const uint8_t* metadata = tile + info.row_scale_bytes();
@@ -98,15 +139,22 @@ void tile_kernel(const uint8_t* tile, int columns, const TokenTile& tokens, floa
             for (int chain = 0; chain < kChains; ++chain) dots[token][chain] = Isa::zero_ints();
         const auto step = [&] {
             typename Isa::Codes quads[4];
-            Unpack<Isa, Format::bits>::quads(codes, high, quads);
+            for (int line = 0; line < kStepBytes; line += 64) ask_ahead<Isa>(codes + line);
+            if constexpr (kInPlace)
+                UnpackInPlace<Isa, Format::bits>::quads(codes, quads);
+            else
+                Unpack<Isa, Format::bits>::quads(codes, high, quads);
             for (int quad = 0; quad < 4; ++quad)
                 for (int token = 0; token < kWidth; ++token) {
-                    auto& dot = dots[token][quad % kChains];
-                    const int8_t* four = values + (quad * kWidth + token) * 4;
-                    if constexpr (Format::bits == 8)
-                        dot = Isa::dot_w8(dot, quads[quad], four);
-                    else
-                        dot = Isa::dot(dot, quads[quad], four);
+                    if constexpr (kInPlace) {
+                        auto& dot = dots[token][quad / 2];
+                        const int place = UnpackInPlace<Isa, Format::bits>::place[quad];
+                        dot = Isa::dot(dot, quads[quad], values + (place * kWidth + token) * 4);
+                    } else {
+                        auto& dot = dots[token][quad % kChains];
+                        const int8_t* four = values + (quad * kWidth + token) * 4;
+                        dot = Format::bits == 8 ? Isa::dot_w8(dot, quads[quad], four) : Isa::dot(dot, quads[quad], four);
+                    }
                 }
             codes += kStepBytes;
             high += 32;
@@ -118,10 +166,14 @@ void tile_kernel(const uint8_t* tile, int columns, const TokenTile& tokens, floa
             for (int column = start; column < columns; column += kColumnStep) step();
         }
         Floats row_scales, zeros;
+        ask_ahead<Isa>(metadata);
         load_group<Isa, Format>(metadata, row_scales, zeros);
         for (int token = 0; token < kWidth; ++token) {
             auto total = dots[token][0];
-            for (int chain = 1; chain < kChains; ++chain) total = Isa::add(total, dots[token][chain]);
+            if constexpr (kInPlace)
+                total = Isa::add(total, Isa::sixteenth(dots[token][1]));
+            else
+                for (int chain = 1; chain < kChains; ++chain) total = Isa::add(total, dots[token][chain]);
             const Floats dot = Isa::multiply(Isa::to_floats(total), Isa::splat(scales[token]));
             const Floats shifted = Isa::multiply_subtract_from(zeros, Isa::splat(offsets[token]), dot);
             sums[token] = Isa::multiply_add(row_scales, shifted, sums[token]);
