@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import ernie_local
-from ernie_cli import chat, chat_json
+from ernie_cli import chat, chat_json, doctor, doctor_json
+from ernie_cli.computing import ComputingCommand
 from ernie_cli.console import Console, forgive_encodings, silence_stdout
 from ernie_cli.invocation import Invocation
 
@@ -29,10 +30,14 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(chat.chat)
+app.command(cls=ComputingCommand)(chat.chat)
+app.command(cls=ComputingCommand)(doctor.doctor)
 
 # Command to what `--json` prints of a run of it that did not begin.
-EMPTY_OBJECTS: Mapping[str, Callable[[], dict[str, object]]] = {"chat": chat_json.empty_object}
+EMPTY_OBJECTS: Mapping[str, Callable[[], dict[str, object]]] = {
+    "chat": chat_json.empty_object,
+    "doctor": doctor_json.empty_object,
+}
 
 
 def _print_version(is_wanted: bool) -> None:
