@@ -4,10 +4,13 @@
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <map>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "cpu_features.hpp"
 #include "packed_experts.hpp"
@@ -28,6 +31,13 @@ std::map<std::string, std::string> build_info() {
                          std::to_string(NB_VERSION_PATCH)},
         {"python", PY_VERSION},
     };
+}
+
+std::vector<std::tuple<std::string, std::vector<std::string>, bool>> known_instruction_sets() {
+    std::vector<std::tuple<std::string, std::vector<std::string>, bool>> known;
+    for (const auto& set : ernie_local::known_instruction_sets())
+        known.emplace_back(set.name, set.features, set.kernels != nullptr);
+    return known;
 }
 
 template <class Scalar, int kDimensions>
@@ -91,6 +101,8 @@ NB_MODULE(_kernels, module) {
     module.def("cpu_features", &ernie_local::cpu_features,
                "Instruction sets that processor and operating system both offer, by name.");
     module.def("build_info", &build_info, "How this module was built: version, build_type, compiler, nanobind, python.");
+    module.def("known_instruction_sets", &known_instruction_sets,
+               "(name, features it needs, whether it was built) of every instruction set with kernels, best first.");
     module.def("instruction_sets", &ernie_local::available_instruction_sets,
                "Instruction sets whose kernels can run here, best first.");
     module.def("instruction_set", [] { return std::string(ernie_local::runtime().kernels->name); },

@@ -21,21 +21,14 @@ long process_id() {
 }
 
 std::vector<const KernelTable*> available() {
-    const auto features = cpu_features();
-    const auto has = [&features](const char* name) {
-        return std::find(features.begin(), features.end(), name) != features.end();
+    const auto present = cpu_features();
+    const auto has = [&present](const std::string& feature) {
+        return std::find(present.begin(), present.end(), feature) != present.end();
     };
     std::vector<const KernelTable*> tables;
-#if defined(ERNIE_LOCAL_KERNELS_X86)
-    if (has("avx512f") && has("avx512dq") && has("avx512bw") && has("avx512vl") && has("avx512vnni"))
-        tables.push_back(&avx512_kernels());
-    if (has("avx2") && has("fma") && has("f16c")) tables.push_back(&avx2_kernels());
-#endif
-#if defined(ERNIE_LOCAL_KERNELS_ARM)
-    if (has("dotprod")) tables.push_back(&neon_kernels());
-#endif
-    (void)has;
-    tables.push_back(&scalar_kernels());
+    for (const auto& set : known_instruction_sets())
+        if (set.kernels != nullptr && std::all_of(set.features.begin(), set.features.end(), has))
+            tables.push_back(&set.kernels());
     return tables;
 }
 
@@ -54,6 +47,23 @@ Runtime& runtime() {
         owner = process;
     }
     return *instance;
+}
+
+std::vector<InstructionSet> known_instruction_sets() {
+    const KernelTable& (*avx512)() = nullptr;
+    const KernelTable& (*avx2)() = nullptr;
+    const KernelTable& (*neon)() = nullptr;
+#if defined(ERNIE_LOCAL_KERNELS_X86)
+    avx512 = avx512_kernels;
+    avx2 = avx2_kernels;
+#endif
+#if defined(ERNIE_LOCAL_KERNELS_ARM)
+    neon = neon_kernels;
+#endif
+    return {{"avx512vnni", {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni"}, avx512},
+            {"avx2", {"avx2", "fma", "f16c"}, avx2},
+            {"neon", {"dotprod"}, neon},
+            {"scalar", {}, scalar_kernels}};
 }
 
 std::vector<std::string> available_instruction_sets() {

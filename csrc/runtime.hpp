@@ -20,6 +20,16 @@ struct Runtime {
 // child, which has none of its parent's threads. Never destroyed: threads may still compute while the process ends.
 Runtime& runtime();
 
+// An instruction set that kernels are written for, on whatever processor.
+struct InstructionSet {
+    std::string name;
+    std::vector<std::string> features;  // of cpu_features(): it needs all of them
+    const KernelTable& (*kernels)();    // null where this build lacks them; called only where the features are there
+};
+
+// All of them, best first; the last one needs no feature.
+std::vector<InstructionSet> known_instruction_sets();
+
 // Instruction sets whose kernels were built and can run here, best first.
 std::vector<std::string> available_instruction_sets();
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -341,3 +342,24 @@ def tiny_model(tiny_checkpoint: Path) -> LoadedModel:
 def tiny_engine(tiny_model: LoadedModel) -> Engine:
     """An empty sequence over `tiny_model`."""
     return tiny_model.engine(context_size=512)
+
+
+@pytest.fixture
+def native_kernels() -> Iterator[ModuleType]:
+    """The native module; whatever instruction set a test chose, the one before is in use again after it."""
+    from ernie_local.kernels.native import native_module
+
+    module = native_module()
+    if module is None:
+        pytest.skip("the native module was not built here")
+    before = module.instruction_set()
+    yield module
+    module.use_instruction_set(before)
+
+
+@pytest.fixture
+def no_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where the C++ build failed."""
+    from ernie_local.kernels import native
+
+    monkeypatch.setattr(native, "_find", lambda: (None, "the C++ build failed"))

@@ -6,10 +6,8 @@ Knows nothing of how an answer is made or printed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-from ernie_cli.failures import Failure
 
 if TYPE_CHECKING:
     from ernie_cli.pictures import PictureReport
@@ -66,17 +64,3 @@ def image_list(reports: Sequence[PictureReport]) -> list[dict[str, object]]:
         }
         for report in reports
     ]
-
-
-def finished(fields: Mapping[str, object], failure: Failure | None) -> dict[str, object]:
-    """`fields` with the end of the run written in: success when `failure` is None."""
-    error = None
-    if failure is not None:
-        error = {
-            "code": failure.code,
-            "exit_code": failure.exit_code,
-            "what": failure.what,
-            "why": failure.why,
-            "hint": failure.hint,
-        }
-    return {**fields, "ok": failure is None, "error": error}

@@ -12,8 +12,11 @@ import sys
 from collections.abc import Mapping
 from typing import TextIO
 
+ISA_VARIABLE = "ERNIE_LOCAL_ISA"
+
 # The one table of environment variables that ernie-local's commands look at.
 ENVIRONMENT: Mapping[str, str] = {
+    ISA_VARIABLE: "instruction set of the CPU kernels, such as 'avx2'; 'ernie-local doctor' lists them",
     "NO_COLOR": "set to anything: no colour and no dimmed text",
     "TERM": "'dumb': no colour, no dimmed text, and no line editing",
 }
@@ -30,6 +33,11 @@ _CONTROL_CHARACTERS = {
 def terminal_is_plain(environment: Mapping[str, str] | None = None) -> bool:
     """Whether the terminal was declared unable to do more than print lines."""
     return (os.environ if environment is None else environment).get("TERM") == "dumb"
+
+
+def forced_instruction_set(environment: Mapping[str, str] | None = None) -> str | None:
+    """The instruction set that the CPU kernels must use; None leaves the choice to them."""
+    return (os.environ if environment is None else environment).get(ISA_VARIABLE) or None
 
 
 class Console:

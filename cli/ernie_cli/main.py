@@ -7,13 +7,14 @@ Imports typer and the declarations of the commands only: `--help` must not wait 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import ernie_local
-from ernie_cli import chat
+from ernie_cli import chat, chat_json, doctor, doctor_json
+from ernie_cli.computing import ComputingCommand
 from ernie_cli.console import Console, forgive_encodings, silence_stdout
 from ernie_cli.invocation import Invocation
 
@@ -29,7 +30,14 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(chat.chat)
+app.command(cls=ComputingCommand)(chat.chat)
+app.command(cls=ComputingCommand)(doctor.doctor)
+
+# Command to what `--json` prints of a run of it that did not begin.
+EMPTY_OBJECTS: Mapping[str, Callable[[], dict[str, object]]] = {
+    "chat": chat_json.empty_object,
+    "doctor": doctor_json.empty_object,
+}
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -94,14 +102,16 @@ def _tell(error: BaseException, invocation: Invocation) -> Failure:
 def _print_json(invocation: Invocation, failure: Failure | None) -> None:
     """Print the object of this run: the command's own, or an empty one where the command did not begin."""
     fields = invocation.json_object
-    is_missing = fields is None and invocation.wants_json and failure is not None
-    if fields is None and not (is_missing and invocation.command == "chat"):
+    if fields is None and invocation.wants_json and failure is not None:
+        empty_object = EMPTY_OBJECTS.get(invocation.command or "")
+        fields = None if empty_object is None else empty_object()
+    if fields is None:
         return
     import json
 
-    from ernie_cli.chat_json import empty_object, finished
+    from ernie_cli.json_object import finished
 
-    value = finished(empty_object() if fields is None else fields, failure)
+    value = finished(fields, failure)
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
+from dataclasses import dataclass
 from types import ModuleType
 
 MODULE_NAME = "ernie_local._kernels"
@@ -36,16 +37,31 @@ def native_module() -> ModuleType | None:
     return _find()[0]
 
 
-def native_notice() -> str | None:
-    """Three lines for people (what, why, what to try) where the module is missing; None where it is there."""
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """What it means that the module is missing, why it is, and what to try."""
+
+    what: str
+    why: str
+    hint: str
+
+
+def native_absence() -> Absence | None:
+    """Why there is no module; None where it is there."""
     module, reason = _find()
     if module is not None:
         return None
-    return (
-        "ernie-local runs without its compiled CPU kernels: slower PyTorch code computes instead\n"
-        f"{reason}\n"
-        "try: install a C++ compiler and the Python headers, then `pip install --force-reinstall --no-deps .`"
+    return Absence(
+        "ernie-local runs without its compiled CPU kernels: slower PyTorch code computes instead",
+        reason,
+        "install a C++ compiler and the Python headers, then `pip install --force-reinstall --no-deps .`",
     )
+
+
+def native_notice() -> str | None:
+    """Three lines for people (what, why, what to try) where the module is missing; None where it is there."""
+    absence = native_absence()
+    return None if absence is None else f"{absence.what}\n{absence.why}\ntry: {absence.hint}"
 
 
 @functools.cache

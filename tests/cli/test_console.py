@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
-from ernie_cli.console import ENVIRONMENT, Console
+from ernie_cli.console import ENVIRONMENT, Console, forced_instruction_set
+
+README = Path(__file__).parents[2] / "cli" / "README.md"
 
 
 class Terminal(io.StringIO):
@@ -44,7 +48,6 @@ def test_colour_only_at_a_terminal_that_wants_it() -> None:
     assert written(io.StringIO(), {}) == plain
     assert written(Terminal(), {"NO_COLOR": "1"}) == plain
     assert written(Terminal(), {"TERM": "dumb"}) == plain
-    assert set(ENVIRONMENT) == {"NO_COLOR", "TERM"}
 
 
 def test_escape_sequences_do_not_reach_a_terminal_but_stay_in_a_file() -> None:
@@ -64,3 +67,14 @@ def test_quiet_drops_notes_alone() -> None:
     console.warn("c")
     console.error("d")
     assert stderr.getvalue() == "b\nwarning: c\nerror: d\n"
+
+
+def test_the_readme_has_the_table_of_environment_variables() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*) \|$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name: effect.replace("`", "'") for name, effect in rows} == dict(ENVIRONMENT)
+
+
+def test_an_empty_instruction_set_is_none() -> None:
+    assert forced_instruction_set({}) is None
+    assert forced_instruction_set({"ERNIE_LOCAL_ISA": ""}) is None
+    assert forced_instruction_set({"ERNIE_LOCAL_ISA": "avx2"}) == "avx2"

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import ernie_local
-from ernie_cli.main import app
+from ernie_cli.computing import ComputingCommand
+from ernie_cli.main import EMPTY_OBJECTS, app
 from ernie_local.errors import (
     DoesNotFit,
     ErnieLocalError,
@@ -163,11 +164,17 @@ def test_wrong_option_with_json_prints_one_object(command: Callable[..., Any]) -
     assert result.json()["model"] is None
 
 
+def test_every_command_obeys_the_instruction_set_and_has_a_json_object() -> None:
+    commands = app.registered_commands
+    assert {command.cls for command in commands} == {ComputingCommand}
+    assert [command.callback.__name__ for command in commands if command.callback] == list(EMPTY_OBJECTS)
+
+
 def test_what_a_command_returns_is_not_its_exit_code() -> None:
     """typer drops return values, so every code must come from an exception."""
     assert [
         command.callback.__annotations__["return"] for command in app.registered_commands if command.callback
-    ] == ["None"]
+    ] == ["None"] * len(EMPTY_OBJECTS)
 
 
 def run_with_a_reader_that_goes_away(code: str, *arguments: str) -> tuple[int, bytes]:

@@ -1,0 +1,213 @@
+"""`ernie-local doctor`: its lines, its exit codes, and the object of docs/doctor-json.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import ernie_local.doctor
+from ernie_cli.doctor_json import SCHEMA
+from ernie_local.doctor import Finding
+from ernie_local.kernels import native
+
+PAGE = Path(__file__).parents[2] / "docs" / "doctor-json.md"
+MODULE = native.native_module()
+SETS = [] if MODULE is None else MODULE.instruction_sets()
+OK = Finding("one", "ok", "all is well", None, {"number": 1})
+SLOW = Finding("two", "slow", "half is well", "do more", {"number": 2})
+FAILS = Finding("three", "fails", "nothing is well", "start anew", {"number": 3})
+
+
+@pytest.fixture(autouse=True)
+def without_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ERNIE_LOCAL_ISA", raising=False)
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[Finding | Exception]:
+    """What the checks find, or raise, in place of the real ones."""
+    findings: list[Finding | Exception] = []
+
+    def examine(isa_setting: str, *, isa_is_forced: bool) -> Iterator[Finding]:
+        assert isa_setting == "ERNIE_LOCAL_ISA"
+        for finding in findings:
+            if isinstance(finding, Exception):
+                raise finding
+            yield finding
+
+    monkeypatch.setattr(ernie_local.doctor, "examine", examine)
+    return findings
+
+
+def example() -> dict[str, Any]:
+    match = re.search(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert match is not None
+    value = json.loads(match.group(1))
+    assert isinstance(value, dict)
+    return value
+
+
+def test_each_finding_is_a_line_and_its_fix_another(command: Callable[..., Any], found: list[Any]) -> None:
+    found += [OK, SLOW]
+    result = command("doctor")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == (
+        "one        ok     all is well\n"
+        "two        slow   half is well\n"
+        "           fix    do more\n"
+    )  # fmt: skip
+
+
+def test_a_failing_check_is_exit_code_3_after_all_lines(
+    command: Callable[..., Any], found: list[Any]
+) -> None:
+    found += [FAILS, OK]
+    result = command("doctor")
+    assert result.exit_code == 3
+    assert result.stdout.splitlines()[1:] == [
+        "           fix    start anew",
+        "one        ok     all is well",
+    ]
+    assert result.stderr.splitlines() == [
+        "error: ernie-local cannot run here: 1 of 2 checks failed (three)",
+        "nothing is well",
+        "try: start anew",
+    ]
+
+
+def test_json_has_the_findings_and_the_lines_go_to_stderr(
+    command: Callable[..., Any], found: list[Any]
+) -> None:
+    found += [OK, SLOW]
+    result = command("doctor", "--json")
+    assert result.exit_code == 0
+    assert result.stdout.count("\n") == 1
+    assert result.stderr.splitlines()[0] == "one        ok     all is well"
+    assert result.json() == {
+        "schema": SCHEMA,
+        "ok": True,
+        "verdict": "slow",
+        "checks": [
+            {"name": "one", "verdict": "ok", "text": "all is well", "fix": None, "facts": {"number": 1}},
+            {
+                "name": "two",
+                "verdict": "slow",
+                "text": "half is well",
+                "fix": "do more",
+                "facts": {"number": 2},
+            },
+        ],
+        "error": None,
+    }
+
+
+def test_json_of_a_failing_check_has_the_error(command: Callable[..., Any], found: list[Any]) -> None:
+    found += [SLOW, FAILS]
+    result = command("doctor", "--json")
+    value = result.json()
+    assert result.exit_code == value["error"]["exit_code"] == 3
+    assert (value["ok"], value["verdict"], len(value["checks"])) == (False, "fails", 2)
+    assert value["error"]["hint"] == "start anew"
+
+
+def test_an_unexpected_error_is_1_and_keeps_what_was_found(
+    command: Callable[..., Any], found: list[Any]
+) -> None:
+    found += [OK, ValueError("surprise"), SLOW]
+    result = command("doctor", "--json")
+    value = result.json()
+    assert result.exit_code == 1
+    assert value["error"]["code"] == "internal"
+    assert [check["name"] for check in value["checks"]] == ["one"]
+    assert value["ok"] is False
+
+
+def test_a_wrong_option_prints_the_empty_object(command: Callable[..., Any]) -> None:
+    result = command("doctor", "--json", "--nonsense")
+    value = result.json()
+    assert result.exit_code == 2
+    assert list(value) == list(example())
+    assert (value["schema"], value["ok"], value["verdict"], value["checks"]) == (SCHEMA, False, None, [])
+    assert value["error"]["code"] == "usage"
+    assert len(result.stderr.splitlines()) == 3
+
+
+@pytest.mark.parametrize("arguments", [("--nonsense",), ("nano",), ("--json", "nano")], ids=" ".join)
+def test_wrong_arguments_are_usage_errors(command: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+    result = command("doctor", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[2] == "try: ernie-local doctor --help"
+
+
+def facts_shape(value: Any) -> Any:
+    """Keys in order, down to the entries of lists; null and numbers fit what the page shows."""
+    if isinstance(value, dict):
+        return {key: facts_shape(inner) for key, inner in value.items()}
+    return None
+
+
+@pytest.mark.parametrize("with_native", [True, False])
+def test_this_machine_has_the_documented_shape(
+    command: Callable[..., Any], request: pytest.FixtureRequest, with_native: bool
+) -> None:
+    request.getfixturevalue("native_kernels" if with_native else "no_native_kernels")
+    value = command("doctor", "--json").json()
+    documented = example()
+    assert list(value) == list(documented)
+    assert value["schema"] == SCHEMA == documented["schema"]
+    assert [check["name"] for check in value["checks"]] == [check["name"] for check in documented["checks"]]
+    for check, shown in zip(value["checks"], documented["checks"], strict=True):
+        assert list(check) == list(shown)
+        assert facts_shape(check["facts"]) == facts_shape(shown["facts"])
+        for key, entries in check["facts"].items():
+            if isinstance(entries, list) and entries and isinstance(entries[0], dict) and shown["facts"][key]:
+                assert list(entries[0]) == list(shown["facts"][key][0])
+
+
+def test_the_page_explains_every_key_and_every_check() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for key in example():
+        assert re.search(rf"^\| `{key}[`\[]", page, re.MULTILINE), key
+    for check in example()["checks"]:
+        row = re.search(rf"^\| `{check['name']}` \| (.*)$", page, re.MULTILINE)
+        assert row is not None, check["name"]
+        assert all(f"`{key}" in row.group(1) for key in check["facts"]), check["name"]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_forced_set_is_in_use_and_named(
+    command: Callable[..., Any], native_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("ERNIE_LOCAL_ISA", name)
+    result = command("doctor", "--json")
+    cpu = next(check for check in result.json()["checks"] if check["name"] == "cpu")
+    assert (cpu["facts"]["in_use"], cpu["facts"]["is_forced"]) == (name, True)
+    assert cpu["text"].startswith(f"{name}, forced by ERNIE_LOCAL_ISA")
+    assert native_kernels.instruction_set() == name, "the self-test must leave it in use"
+    assert result.exit_code == 0
+
+
+def test_a_wrong_kernel_is_exit_code_3(
+    command: Callable[..., Any], native_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = native_kernels.packed_linear
+
+    def compute_wrongly(*arguments: Any) -> Any:
+        broken = compute(*arguments)
+        if native_kernels.instruction_set() == "scalar":
+            arguments[-1].mul_(1.1)
+        return broken
+
+    monkeypatch.setattr(native_kernels, "packed_linear", compute_wrongly)
+    result = command("doctor", "--json")
+    test = next(check for check in result.json()["checks"] if check["name"] == "self-test")
+    assert result.exit_code == 3
+    assert test["verdict"] == "fails"
+    assert "scalar 0.1" in test["text"]
+    assert "(self-test)" in result.stderr
