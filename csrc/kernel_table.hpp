@@ -14,8 +14,9 @@ struct TokenTile {
     const float* offsets;
 };
 
-// out[width][16]: the tile's 16 rows for each token.
-using TileKernel = void (*)(const uint8_t* tile, int columns, const TokenTile& tokens, float* out);
+// out[width][16]: the tile's 16 rows for each token. `next` is the tile of equal or smaller size that is computed after
+// this one, and is brought near meanwhile; any address will do where there is none.
+using TileKernel = void (*)(const uint8_t* tile, const uint8_t* next, int columns, const TokenTile& tokens, float* out);
 
 // One token, one group size: values[columns], scales[groups], sums[groups] (of value * scale).
 // Returns false, having written nothing of use, if a column is NaN or infinite.
@@ -27,6 +28,7 @@ using SwigluKernel = void (*)(const float* gate, const float* up, int count, flo
 
 constexpr int kWidths[] = {1, 2, 4, 8, 12};
 constexpr int kNumWidths = 5;
+constexpr int kWidest = 12;
 
 struct KernelTable {
     const char* name;

@@ -3,23 +3,28 @@
 #include <algorithm>
 #include <atomic>
 #include <deque>
-#include <map>
 #include <vector>
 
 #include "expert_page.hpp"
+#include "pieces.hpp"
 #include "runtime.hpp"
 #include "tokens.hpp"
 
 namespace ernie_local {
 namespace {
 
+struct Choice {
+    int64_t slot;
+    int token;
+    float weight;
+};
+
 // One expert with the tokens that chose it.
 struct Group {
     ExpertPage page;
-    std::vector<int> tokens;
-    std::vector<float> weights;
-    size_t inner_at = 0;  // of its [tokens][inner_size] activations
-    const TokenTiles* input = nullptr;
+    int first, count;  // of its choices
+    size_t inner_at;   // of its [count][inner_size] activations
+    const TokenTiles* input;
     TokenTiles own_input, inner;
     QuantizedRows inner_rows;
 };
@@ -28,15 +33,22 @@ struct Piece {
     int group, first_tile, last_tile;
 };
 
-// Everything that one call needs, kept for the next one.
+struct Place {
+    int group, index;  // of a token, or of a tile of tokens, within the group
+};
+
+// Everything that one call needs, kept for the next one. All of it is taken before the pool begins.
 struct Scratch {
-    std::map<int64_t, int> group_of_slot;
-    std::deque<Group> groups;
-    std::map<int, QuantizedRows> input_by_group_size;
-    std::map<int, TokenTiles> shared_input;  // by format id, where there is one token
+    std::vector<Choice> choices;  // by slot, then by token
+    std::vector<int> tokens;      // of the choices
+    std::deque<Group> groups;     // more than are in use, so that their memory stays
+    int num_groups;
+    QuantizedRows input[kNumFormats];      // by format id - 1; of those in use
+    TokenTiles shared_input[kNumFormats];  // the same, where there is one token
+    bool has_input[kNumFormats];
     std::vector<float> inner;
     std::vector<Piece> pieces;
-    std::vector<std::pair<int, int>> rows;  // (group, token within it)
+    std::vector<Place> rows, input_tiles, inner_tiles;
 };
 
 void lower_to(std::atomic<int64_t>& lowest, int64_t value) {
@@ -47,87 +59,104 @@ void lower_to(std::atomic<int64_t>& lowest, int64_t value) {
 
 // Groups in the order of their slots; the first unusable page's slot, or -1.
 int64_t collect_groups(const ExpertsCall& call, Scratch& scratch) {
-    scratch.group_of_slot.clear();
-    const int64_t num_choices = static_cast<int64_t>(call.num_tokens) * call.top_k;
-    for (int64_t i = 0; i < num_choices; ++i) scratch.group_of_slot.emplace(call.slot_ids[i], 0);
-    scratch.groups.resize(scratch.group_of_slot.size());
-    int index = 0;
-    for (auto& [slot, group_index] : scratch.group_of_slot) {
-        Group& group = scratch.groups[index];
-        group.tokens.clear();
-        group.weights.clear();
-        if (!read_page(call.slots + slot * call.slot_bytes, call.slot_bytes, call.hidden_size, group.page)) return slot;
-        group_index = index++;
-    }
-    for (int64_t i = 0; i < num_choices; ++i) {
-        Group& group = scratch.groups[scratch.group_of_slot[call.slot_ids[i]]];
-        group.tokens.push_back(static_cast<int>(i / call.top_k));
-        group.weights.push_back(call.weights[i]);
-    }
+    auto& choices = scratch.choices;
+    choices.clear();
+    for (int token = 0; token < call.num_tokens; ++token)
+        for (int i = 0; i < call.top_k; ++i) {
+            const size_t at = static_cast<size_t>(token) * call.top_k + i;
+            choices.push_back({call.slot_ids[at], token, call.weights[at]});
+        }
+    std::stable_sort(choices.begin(), choices.end(), [](const Choice& a, const Choice& b) { return a.slot < b.slot; });
+    scratch.tokens.clear();
+    for (const Choice& choice : choices) scratch.tokens.push_back(choice.token);
+    scratch.num_groups = 0;
     size_t inner_at = 0;
-    scratch.rows.clear();
-    for (size_t i = 0; i < scratch.groups.size(); ++i) {
-        Group& group = scratch.groups[i];
-        const int count = static_cast<int>(group.tokens.size());
+    const int num_choices = static_cast<int>(choices.size());
+    for (int first = 0; first < num_choices;) {
+        const int64_t slot = choices[first].slot;
+        int last = first + 1;
+        while (last < num_choices && choices[last].slot == slot) ++last;
+        if (scratch.groups.size() == static_cast<size_t>(scratch.num_groups)) scratch.groups.emplace_back();
+        Group& group = scratch.groups[scratch.num_groups++];
+        if (!read_page(call.slots + slot * call.slot_bytes, call.slot_bytes, call.hidden_size, group.page)) return slot;
+        group.first = first;
+        group.count = last - first;
         group.inner_at = inner_at;
-        inner_at += static_cast<size_t>(count) * group.page.inner_size;
-        for (int token = 0; token < count; ++token) scratch.rows.emplace_back(static_cast<int>(i), token);
+        inner_at += static_cast<size_t>(group.count) * group.page.inner_size;
+        first = last;
     }
     scratch.inner.resize(inner_at);
     return -1;
 }
 
+void take_memory(const ExpertsCall& call, const Runtime& state, Scratch& scratch) {
+    const KernelTable& kernels = *state.kernels;
+    std::fill_n(scratch.has_input, kNumFormats, false);
+    scratch.rows.clear();
+    scratch.input_tiles.clear();
+    scratch.inner_tiles.clear();
+    for (int index = 0; index < scratch.num_groups; ++index) {
+        Group& group = scratch.groups[index];
+        const int format = group.page.gate_up->id - 1;
+        QuantizedRows& rows = scratch.input[format];
+        if (!scratch.has_input[format]) {
+            scratch.has_input[format] = true;
+            rows.resize(call.num_tokens, call.hidden_size, group.page.gate_up->group);
+            scratch.shared_input[format].shape(kernels, rows, 1);
+        }
+        group.input = call.num_tokens > 1 ? &group.own_input : &scratch.shared_input[format];
+        if (call.num_tokens > 1) {
+            group.own_input.shape(kernels, rows, group.count);
+            for (int tile = 0; tile < group.own_input.num_tiles(); ++tile) scratch.input_tiles.push_back({index, tile});
+        }
+        group.inner_rows.resize(group.count, group.page.inner_size, group.page.down->group);
+        group.inner.shape(kernels, group.inner_rows, group.count);
+        for (int token = 0; token < group.count; ++token) scratch.rows.push_back({index, token});
+        for (int tile = 0; tile < group.inner.num_tiles(); ++tile) scratch.inner_tiles.push_back({index, tile});
+    }
+}
+
+// Even loads need a few pieces for each thread, long streams need few of them.
+void cut_gate_and_up(const Runtime& state, Scratch& scratch) {
+    scratch.pieces.clear();
+    const int num_threads = state.pool.num_threads();
+    for (int index = 0; index < scratch.num_groups; ++index) {
+        const ExpertPage& page = scratch.groups[index].page;
+        const int num_tiles = page.gate_up->num_tiles(page.inner_size);
+        const size_t pair_bytes = 2 * page.gate_up->tile_bytes(page.hidden_size);
+        const int all = num_pieces(num_tiles * scratch.num_groups, pair_bytes, num_threads);
+        const int count = std::clamp(all / scratch.num_groups, 1, num_tiles);
+        for (int piece = 0; piece < count; ++piece)
+            scratch.pieces.push_back({index, piece_start(num_tiles, piece, count), piece_start(num_tiles, piece + 1, count)});
+    }
+}
+
 // The first token with a NaN or an infinity, or -1.
 int64_t quantize_input(const ExpertsCall& call, Runtime& state, Scratch& scratch) {
     const KernelTable& kernels = *state.kernels;
-    scratch.input_by_group_size.clear();
-    for (const Group& group : scratch.groups) scratch.input_by_group_size[group.page.gate_up->group];
     std::atomic<int64_t> broken{call.num_tokens};
-    for (auto& [group_size, rows] : scratch.input_by_group_size) {
-        rows.resize(call.num_tokens, call.hidden_size, group_size);
-        state.pool.run(call.num_tokens, [&, quantized = &rows](int token) {
+    for (int format = 0; format < kNumFormats; ++format) {
+        if (!scratch.has_input[format]) continue;
+        state.pool.run(call.num_tokens, [&](int token) {
             const float* row = call.input + static_cast<size_t>(token) * call.hidden_size;
-            if (!quantized->fill(kernels, token, row)) lower_to(broken, token);
+            if (!scratch.input[format].fill(kernels, token, row)) lower_to(broken, token);
         });
+        if (broken.load() < call.num_tokens) return broken.load();
+        if (call.num_tokens == 1) scratch.shared_input[format].fill(0, kFormats[format], scratch.input[format], nullptr);
     }
-    if (broken.load() < call.num_tokens) return broken.load();
-    scratch.shared_input.clear();
-    const int only = 0;
-    for (Group& group : scratch.groups) {
-        if (call.num_tokens > 1) {
-            group.input = &group.own_input;
-            continue;
-        }
+    state.pool.run(static_cast<int>(scratch.input_tiles.size()), [&](int index) {
+        const Place place = scratch.input_tiles[index];
+        Group& group = scratch.groups[place.group];
         const FormatInfo& format = *group.page.gate_up;
-        auto [found, is_new] = scratch.shared_input.try_emplace(format.id);
-        if (is_new) found->second.build(kernels, format, scratch.input_by_group_size[format.group], &only, 1);
-        group.input = &found->second;
-    }
-    if (call.num_tokens > 1) {
-        state.pool.run(static_cast<int>(scratch.groups.size()), [&](int index) {
-            Group& group = scratch.groups[index];
-            const FormatInfo& format = *group.page.gate_up;
-            group.own_input.build(kernels, format, scratch.input_by_group_size[format.group], group.tokens.data(),
-                                  static_cast<int>(group.tokens.size()));
-        });
-    }
+        group.own_input.fill(place.index, format, scratch.input[format.id - 1], &scratch.tokens[group.first]);
+    });
     return -1;
 }
 
 void gate_and_up(Runtime& state, Scratch& scratch) {
     const KernelTable& kernels = *state.kernels;
-    const int num_groups = static_cast<int>(scratch.groups.size());
-    // Even loads need a few pieces for each thread, streams that the prefetchers follow need long ones.
-    const int pieces_each = std::max(1, (4 * state.pool.num_threads() + num_groups - 1) / num_groups);
-    scratch.pieces.clear();
-    for (int index = 0; index < num_groups; ++index) {
-        const int num_tiles = scratch.groups[index].page.gate_up->num_tiles(scratch.groups[index].page.inner_size);
-        const int count = std::min(num_tiles, pieces_each);
-        for (int piece = 0; piece < count; ++piece)
-            scratch.pieces.push_back({index, num_tiles * piece / count, num_tiles * (piece + 1) / count});
-    }
     state.pool.run(static_cast<int>(scratch.pieces.size()), [&](int index) {
-        float gate[12 * kTileRows], up[12 * kTileRows];
+        float gate[kWidest * kTileRows], up[kWidest * kTileRows];
         const Piece& piece = scratch.pieces[index];
         const Group& group = scratch.groups[piece.group];
         const ExpertPage& page = group.page;
@@ -135,10 +164,12 @@ void gate_and_up(Runtime& state, Scratch& scratch) {
         const size_t tile_bytes = page.gate_up->tile_bytes(page.hidden_size);
         for (int tile = piece.first_tile; tile < piece.last_tile; ++tile) {
             const uint8_t* gate_tile = page.gate_up_tiles + 2 * tile * tile_bytes;
+            const uint8_t* up_tile = gate_tile + tile_bytes;
+            const uint8_t* next = tile + 1 < piece.last_tile ? up_tile + tile_bytes : up_tile;
             for (const auto& part : group.input->tiles()) {
                 const TokenTile tokens = group.input->tokens(part);
-                kernel[part.width_index](gate_tile, page.hidden_size, tokens, gate);
-                kernel[part.width_index](gate_tile + tile_bytes, page.hidden_size, tokens, up);
+                kernel[part.width_index](gate_tile, up_tile, page.hidden_size, tokens, gate);
+                kernel[part.width_index](up_tile, next, page.hidden_size, tokens, up);
                 kernels.swiglu(gate, up, kTileRows * part.count, gate);
                 for (int token = 0; token < part.count; ++token)
                     std::copy_n(gate + kTileRows * token, kTileRows,
@@ -152,50 +183,66 @@ void gate_and_up(Runtime& state, Scratch& scratch) {
 // The first token whose activations overflowed, or -1.
 int64_t quantize_inner(const ExpertsCall& call, Runtime& state, Scratch& scratch) {
     const KernelTable& kernels = *state.kernels;
-    for (Group& group : scratch.groups)
-        group.inner_rows.resize(static_cast<int>(group.tokens.size()), group.page.inner_size, group.page.down->group);
     std::atomic<int64_t> broken{call.num_tokens};
+    const auto fill_tile = [&](const Place& place) {
+        Group& group = scratch.groups[place.group];
+        group.inner.fill(place.index, *group.page.down, group.inner_rows, nullptr);
+    };
     state.pool.run(static_cast<int>(scratch.rows.size()), [&](int index) {
-        const auto [group_index, token] = scratch.rows[index];
-        Group& group = scratch.groups[group_index];
-        const float* row = &scratch.inner[group.inner_at + static_cast<size_t>(token) * group.page.inner_size];
-        if (!group.inner_rows.fill(kernels, token, row)) lower_to(broken, group.tokens[token]);
+        const Place place = scratch.rows[index];
+        Group& group = scratch.groups[place.group];
+        const float* row = &scratch.inner[group.inner_at + static_cast<size_t>(place.index) * group.page.inner_size];
+        if (!group.inner_rows.fill(kernels, place.index, row))
+            lower_to(broken, scratch.tokens[group.first + place.index]);
+        else if (group.count == 1)
+            fill_tile({place.group, 0});
     });
     if (broken.load() < call.num_tokens) return broken.load();
-    state.pool.run(static_cast<int>(scratch.groups.size()), [&](int index) {
-        Group& group = scratch.groups[index];
-        std::vector<int> all(group.tokens.size());
-        for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int>(i);
-        group.inner.build(kernels, *group.page.down, group.inner_rows, all.data(), static_cast<int>(all.size()));
-    });
+    if (call.num_tokens > 1)
+        state.pool.run(static_cast<int>(scratch.inner_tiles.size()), [&](int index) {
+            const Place place = scratch.inner_tiles[index];
+            if (scratch.groups[place.group].count > 1) fill_tile(place);
+        });
     return -1;
 }
 
 void down(const ExpertsCall& call, Runtime& state, Scratch& scratch) {
     const KernelTable& kernels = *state.kernels;
     const int num_tiles = (call.hidden_size + kTileRows - 1) / kTileRows;
-    const int num_pieces = std::min(num_tiles, 4 * state.pool.num_threads());
-    state.pool.run(num_pieces, [&](int piece) {
-        float result[12 * kTileRows];
-        const int first_tile = num_tiles * piece / num_pieces, last_tile = num_tiles * (piece + 1) / num_pieces;
+    size_t bytes_a_tile = 0;
+    for (int index = 0; index < scratch.num_groups; ++index)
+        bytes_a_tile += scratch.groups[index].page.down->tile_bytes(scratch.groups[index].page.inner_size);
+    const int count = num_pieces(num_tiles, bytes_a_tile, state.pool.num_threads());
+    state.pool.run(count, [&](int piece) {
+        float result[kWidest * kTileRows];
+        const int first_tile = piece_start(num_tiles, piece, count), last_tile = piece_start(num_tiles, piece + 1, count);
         const int first_row = first_tile * kTileRows, last_row = std::min(call.hidden_size, last_tile * kTileRows);
         for (int token = 0; token < call.num_tokens; ++token) {
             float* row = call.out + static_cast<size_t>(token) * call.hidden_size;
             std::fill(row + first_row, row + last_row, 0.0f);
         }
         // Experts outside, tiles inside: each expert's tiles are one stream.
-        for (const Group& group : scratch.groups) {
+        for (int index = 0; index < scratch.num_groups; ++index) {
+            const Group& group = scratch.groups[index];
             const ExpertPage& page = group.page;
             const size_t tile_bytes = page.down->tile_bytes(page.inner_size);
             for (int tile = first_tile; tile < last_tile; ++tile) {
                 const int at = tile * kTileRows, num_rows = std::min(kTileRows, call.hidden_size - at);
+                const uint8_t* here = page.down_tiles + tile * tile_bytes;
+                const uint8_t* next = here;
+                if (tile + 1 < last_tile) {
+                    next = here + tile_bytes;
+                } else if (index + 1 < scratch.num_groups) {
+                    const ExpertPage& other = scratch.groups[index + 1].page;
+                    next = other.down_tiles + first_tile * other.down->tile_bytes(other.inner_size);
+                }
                 for (const auto& part : group.inner.tiles()) {
-                    kernels.tile[page.down->id - 1][part.width_index](page.down_tiles + tile * tile_bytes, page.inner_size,
+                    kernels.tile[page.down->id - 1][part.width_index](here, next, page.inner_size,
                                                                       group.inner.tokens(part), result);
                     for (int token = 0; token < part.count; ++token) {
-                        const float weight = group.weights[part.first + token];
-                        float* row = call.out + static_cast<size_t>(group.tokens[part.first + token]) * call.hidden_size + at;
-                        for (int i = 0; i < num_rows; ++i) row[i] += weight * result[kTileRows * token + i];
+                        const Choice& choice = scratch.choices[group.first + part.first + token];
+                        float* row = call.out + static_cast<size_t>(choice.token) * call.hidden_size + at;
+                        for (int i = 0; i < num_rows; ++i) row[i] += choice.weight * result[kTileRows * token + i];
                     }
                 }
             }
@@ -210,6 +257,8 @@ ExpertsResult packed_experts(const ExpertsCall& call) {
     const std::lock_guard<std::mutex> lock(state.mutex);
     static Scratch scratch;  // of whoever holds the runtime's mutex
     if (const int64_t slot = collect_groups(call, scratch); slot >= 0) return {ExpertsResult::kBrokenPage, slot};
+    take_memory(call, state, scratch);
+    cut_gate_and_up(state, scratch);
     if (const int64_t token = quantize_input(call, state, scratch); token >= 0)
         return {ExpertsResult::kBrokenToken, token};
     gate_and_up(state, scratch);

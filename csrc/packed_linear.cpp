@@ -2,9 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <numeric>
-#include <vector>
 
+#include "pieces.hpp"
 #include "runtime.hpp"
 #include "tokens.hpp"
 
@@ -18,9 +17,9 @@ int packed_linear(const float* input, int num_tokens, int columns, const uint8_t
     // Kept from call to call, of whoever holds the runtime's mutex.
     static QuantizedRows quantized;
     static TokenTiles tiled;
-    static std::vector<int> indices;
 
     quantized.resize(num_tokens, columns, format.group);
+    tiled.shape(kernels, quantized, num_tokens);
     std::atomic<int> broken{num_tokens};
     state.pool.run(num_tokens, [&](int token) {
         if (quantized.fill(kernels, token, input + static_cast<size_t>(token) * columns)) return;
@@ -29,22 +28,20 @@ int packed_linear(const float* input, int num_tokens, int columns, const uint8_t
         }
     });
     if (broken.load() < num_tokens) return broken.load();
-    indices.resize(num_tokens);
-    std::iota(indices.begin(), indices.end(), 0);
-    tiled.build(kernels, format, quantized, indices.data(), num_tokens);
+    state.pool.run(tiled.num_tiles(), [&](int tile) { tiled.fill(tile, format, quantized, nullptr); });
 
-    // A few pieces for each thread: even loads, and each piece one stream long enough for the prefetchers.
     const int num_tiles = format.num_tiles(rows);
-    const int num_pieces = std::min(num_tiles, 4 * state.pool.num_threads());
     const size_t tile_bytes = format.tile_bytes(columns);
-    state.pool.run(num_pieces, [&](int piece) {
-        float result[12 * kTileRows];
-        const int stop = static_cast<int>(static_cast<int64_t>(num_tiles) * (piece + 1) / num_pieces);
-        for (int tile = static_cast<int>(static_cast<int64_t>(num_tiles) * piece / num_pieces); tile < stop; ++tile) {
+    const int count = num_pieces(num_tiles, tile_bytes, state.pool.num_threads());
+    state.pool.run(count, [&](int piece) {
+        float result[kWidest * kTileRows];
+        const int stop = piece_start(num_tiles, piece + 1, count);
+        for (int tile = piece_start(num_tiles, piece, count); tile < stop; ++tile) {
             const int first_row = tile * kTileRows, num_rows = std::min(kTileRows, rows - first_row);
+            const uint8_t* here = packed + tile * tile_bytes;
+            const uint8_t* next = tile + 1 < stop ? here + tile_bytes : here;
             for (const auto& part : tiled.tiles()) {
-                kernels.tile[format.id - 1][part.width_index](packed + tile * tile_bytes, columns, tiled.tokens(part),
-                                                              result);
+                kernels.tile[format.id - 1][part.width_index](here, next, columns, tiled.tokens(part), result);
                 for (int token = 0; token < part.count; ++token)
                     std::copy_n(result + kTileRows * token, num_rows,
                                 out + static_cast<size_t>(part.first + token) * rows + first_row);

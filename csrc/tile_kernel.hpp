@@ -105,17 +105,18 @@ ERNIE_LOCAL_INLINE void load_group(const uint8_t* metadata, typename Isa::Floats
     }
 }
 
-// Memory is asked for twice: far ahead into the second cache, as hardware prefetchers stop at the end of a page and
-// the first cache can wait for few lines at a time, then near into the first. Measured in docs/decisions.md.
-constexpr int kFarBytes = 16384, kNearBytes = 1024;
+// Memory is asked for twice: the same place of the next tile into the second cache, as hardware prefetchers stop at the
+// end of a page and the first cache can wait for few lines at a time; then what follows soon into the first.
+// Measured in docs/decisions.md.
+constexpr int kNearBytes = 1024;
 template <class Isa>
-ERNIE_LOCAL_INLINE void ask_ahead(const uint8_t* from) {
-    Isa::prefetch_far(from + kFarBytes);
+ERNIE_LOCAL_INLINE void ask_ahead(const uint8_t* from, ptrdiff_t to_next) {
+    Isa::prefetch_far(from + to_next);
     Isa::prefetch_near(from + kNearBytes);
 }
 
 template <class Isa, class Format, int kWidth>
-void tile_kernel(const uint8_t* tile, int columns, const TokenTile& tokens, float* out) {
+void tile_kernel(const uint8_t* tile, const uint8_t* next, int columns, const TokenTile& tokens, float* out) {
     using Floats = typename Isa::Floats;
     constexpr FormatInfo info = make_info<Format>();
     // With few tokens unpacking is most of the work.
@@ -124,6 +125,7 @@ void tile_kernel(const uint8_t* tile, int columns, const TokenTile& tokens, floa
     constexpr int kChains = kInPlace ? 2 : kWidth == 1 ? 4 : kWidth == 2 ? 2 : 1;
     constexpr int kStepBytes = kTileRows * kColumnStep * (Format::bits == 3 ? 2 : Format::bits) / 8;
 
+    const ptrdiff_t to_next = next - tile;
     const uint8_t* metadata = tile + info.row_scale_bytes();
     const uint8_t* codes = tile + info.metadata_bytes(columns);
     const uint8_t* high = codes + 4 * columns;  // w3 only
@@ -139,7 +141,7 @@ void tile_kernel(const uint8_t* tile, int columns, const TokenTile& tokens, floa
             for (int chain = 0; chain < kChains; ++chain) dots[token][chain] = Isa::zero_ints();
         const auto step = [&] {
             typename Isa::Codes quads[4];
-            for (int line = 0; line < kStepBytes; line += 64) ask_ahead<Isa>(codes + line);
+            for (int line = 0; line < kStepBytes; line += 64) ask_ahead<Isa>(codes + line, to_next);
             if constexpr (kInPlace)
                 UnpackInPlace<Isa, Format::bits>::quads(codes, quads);
             else
@@ -166,7 +168,7 @@ void tile_kernel(const uint8_t* tile, int columns, const TokenTile& tokens, floa
             for (int column = start; column < columns; column += kColumnStep) step();
         }
         Floats row_scales, zeros;
-        ask_ahead<Isa>(metadata);
+        ask_ahead<Isa>(metadata, to_next);
         load_group<Isa, Format>(metadata, row_scales, zeros);
         for (int token = 0; token < kWidth; ++token) {
             auto total = dots[token][0];

@@ -20,8 +20,7 @@ bool QuantizedRows::fill(const KernelTable& kernels, int index, const float* row
                             &sums_[at]);
 }
 
-void TokenTiles::build(const KernelTable& kernels, const FormatInfo& format, const QuantizedRows& rows,
-                       const int* indices, int count) {
+void TokenTiles::shape(const KernelTable& kernels, const QuantizedRows& rows, int count) {
     tiles_.clear();
     const int columns = rows.columns(), groups = rows.groups();
     size_t width_total = 0;
@@ -36,22 +35,34 @@ void TokenTiles::build(const KernelTable& kernels, const FormatInfo& format, con
         width_total += kWidths[width_index];
         first += taken;
     }
-    values_.assign(width_total * columns, 0);
-    scales_.assign(width_total * groups, 0.0f);
-    offsets_.assign(width_total * groups, 0.0f);
+    values_.resize(width_total * columns);
+    scales_.resize(width_total * groups);
+    offsets_.resize(width_total * groups);
+}
+
+void TokenTiles::fill(int index, const FormatInfo& format, const QuantizedRows& rows, const int* indices) {
+    const Tile& tile = tiles_[index];
+    const int width = kWidths[tile.width_index], columns = rows.columns(), groups = rows.groups();
     const float zero_unit = 1.0f / static_cast<float>(format.zero_divisor);
-    for (const Tile& tile : tiles_) {
-        const int width = kWidths[tile.width_index];
-        for (int token = 0; token < tile.count; ++token) {
-            const int row = indices[tile.first + token];
-            const int8_t* source = rows.values(row);
-            int8_t* target = &values_[tile.values_at] + 4 * token;
-            for (int quad = 0; quad < columns / 4; ++quad) std::memcpy(target + 4 * width * quad, source + 4 * quad, 4);
-            for (int group = 0; group < groups; ++group) {
-                const size_t at = tile.groups_at + static_cast<size_t>(group) * width + token;
-                scales_[at] = rows.scales(row)[group];
-                offsets_[at] = rows.sums(row)[group] * zero_unit;
-            }
+    int8_t* values = &values_[tile.values_at];
+    float* scales = &scales_[tile.groups_at];
+    float* offsets = &offsets_[tile.groups_at];
+    if (tile.count < width) {
+        std::memset(values, 0, static_cast<size_t>(width) * columns);
+        std::fill_n(scales, static_cast<size_t>(width) * groups, 0.0f);
+        std::fill_n(offsets, static_cast<size_t>(width) * groups, 0.0f);
+    }
+    for (int token = 0; token < tile.count; ++token) {
+        const int row = indices == nullptr ? tile.first + token : indices[tile.first + token];
+        const int8_t* source = rows.values(row);
+        if (width == 1)
+            std::memcpy(values, source, columns);
+        else
+            for (int quad = 0; quad < columns / 4; ++quad)
+                std::memcpy(values + 4 * (width * quad + token), source + 4 * quad, 4);
+        for (int group = 0; group < groups; ++group) {
+            scales[group * width + token] = rows.scales(row)[group];
+            offsets[group * width + token] = rows.sums(row)[group] * zero_unit;
         }
     }
 }

@@ -1,4 +1,6 @@
 // Tokens as the tile kernels take them: int8 by group, interleaved in widths that there are kernels for.
+//
+// Memory is taken by `resize` and `shape`, on the thread that calls; `fill` takes none, and so may run in the pool.
 #pragma once
 
 #include <cstdint>
@@ -18,19 +20,19 @@ public:
 
     int columns() const { return columns_; }
     int groups() const { return groups_; }
-    int group() const { return group_; }
     const int8_t* values(int row) const { return &values_[static_cast<size_t>(row) * columns_]; }
     const float* scales(int row) const { return &scales_[static_cast<size_t>(row) * groups_]; }
     const float* sums(int row) const { return &sums_[static_cast<size_t>(row) * groups_]; }
 
 private:
-    int columns_ = 0, group_ = 0, groups_ = 0;
+    int columns_ = 0, groups_ = 0;
+    int group_ = 0;
     std::vector<int8_t> values_;
     std::vector<float> scales_, sums_;
 };
 
-// Some rows of QuantizedRows, in any order, cut into tiles: as many of the largest width as fit, then one that holds
-// the rest with rows of zeros behind it.
+// Some rows of QuantizedRows, cut into tiles: as many of the largest width as fit, then one that holds the rest with
+// rows of zeros behind it.
 class TokenTiles {
 public:
     struct Tile {
@@ -38,10 +40,12 @@ public:
         size_t values_at, groups_at;
     };
 
-    void build(const KernelTable& kernels, const FormatInfo& format, const QuantizedRows& rows, const int* indices,
-               int count);
+    void shape(const KernelTable& kernels, const QuantizedRows& rows, int count);
+    // Fills tile `index` with the rows `indices[tile.first]` and on; null for the rows tile.first and on.
+    void fill(int index, const FormatInfo& format, const QuantizedRows& rows, const int* indices);
 
     const std::vector<Tile>& tiles() const { return tiles_; }
+    int num_tiles() const { return static_cast<int>(tiles_.size()); }
     TokenTile tokens(const Tile& tile) const {
         return {&values_[tile.values_at], &scales_[tile.groups_at], &offsets_[tile.groups_at]};
     }
