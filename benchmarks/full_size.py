@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -86,15 +87,22 @@ def random_picture(model: LoadedModel, width: int, height: int) -> Patches:
 
 def prefill_image(model: LoadedModel, picture: Patches) -> tuple[float, float]:
     """Seconds of the vision tower with resampler, and of the language model over the picture's tokens."""
-    start = time.perf_counter()
-    with torch.inference_mode():
-        model.network.encode_images([picture])
-    tower = time.perf_counter() - start
-    media = model.config.media
+    media, network = model.config.media, model.network
     ids = [media.image_start, *[media.image] * picture.num_tokens, media.image_end]
+    encode, seconds = network.encode_images, []
+
+    def timed(images: Sequence[Patches]) -> list[torch.Tensor]:
+        start = time.perf_counter()
+        features = encode(images)
+        seconds.append(time.perf_counter() - start)
+        return features
+
+    network.encode_images = timed  # type: ignore[method-assign]
     start = time.perf_counter()
     model.engine(context_size=len(ids) + 8).prefill(ids, [picture])
-    return tower, time.perf_counter() - start - tower
+    total = time.perf_counter() - start
+    network.encode_images = encode  # type: ignore[method-assign]
+    return seconds[0], total - seconds[0]
 
 
 def busiest_share(model: LoadedModel, num_tokens: int = 512) -> float:
@@ -131,19 +139,21 @@ def main() -> None:
     print(f"loaded {model.weight_bytes / 1e9:.2f} GB in {model.load_seconds:.0f} s")
     vocab_size = model.config.text.vocab_size
     results: dict[str, object] = {"model": str(arguments.model)}
-    results["busiest_8_of_64"] = busiest_share(model)
     if arguments.prompt:
-        seconds = [prefill_text(model, arguments.prompt) for _ in range(2)]
-        results["prefill_tok_s"] = [arguments.prompt / each for each in seconds]
+        results["busiest_8_of_64"] = busiest_share(model)
+    if arguments.prompt:
+        # The first one pays for memory that the next ones find ready.
+        seconds = [prefill_text(model, arguments.prompt) for _ in range(3)]
+        results["prefill_tok_s"] = arguments.prompt / min(seconds[1:])
     if arguments.image != "none":
         width, height = (int(size) for size in arguments.image.split("x"))
         picture = random_picture(model, width, height)
         timed = [prefill_image(model, picture) for _ in range(2)]
         results["image_tokens"] = picture.num_tokens
-        results["tower_s"] = [tower for tower, _ in timed]
-        results["image_tok_s"] = [picture.num_tokens / rest for _, rest in timed]
-    engine = model.engine(context_size=arguments.decode + WARM_TOKENS + 520)
-    engine.prefill(random_ids(256, vocab_size))
+        results["tower_s"] = min(tower for tower, _ in timed)
+        results["image_tok_s"] = picture.num_tokens / min(rest for _, rest in timed)
+    engine = model.engine(context_size=arguments.prompt + arguments.decode + WARM_TOKENS + 32)
+    engine.prefill(random_ids(max(arguments.prompt, 1), vocab_size))
     read_before = plain_read()
     median, _ = decode(engine, arguments.decode + WARM_TOKENS, vocab_size)
     results["decode_tok_s"] = 1 / median
