@@ -20,6 +20,17 @@ bool QuantizedRows::fill(const KernelTable& kernels, int index, const float* row
                             &sums_[at]);
 }
 
+bool QuantizedRows::fill_twice(const KernelTable& kernels, int index, float* row) {
+    if (!fill(kernels, index, row)) return false;
+    const int8_t* whole = values(index);
+    for (int start = 0, group = 0; start < columns_; start += group_, ++group) {
+        const float scale = scales(index)[group];
+        const int stop = std::min(columns_, start + group_);
+        for (int column = start; column < stop; ++column) row[column] -= scale * static_cast<float>(whole[column]);
+    }
+    return fill(kernels, index + 1, row);
+}
+
 void TokenTiles::shape(const KernelTable& kernels, const QuantizedRows& rows, int count) {
     tiles_.clear();
     const int columns = rows.columns(), groups = rows.groups();

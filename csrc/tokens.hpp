@@ -17,6 +17,8 @@ public:
     void resize(int rows, int columns, int group);
     // Fills row `index`; false if it holds a NaN or an infinity. Rows may be filled from different threads.
     bool fill(const KernelTable& kernels, int index, const float* row);
+    // Fills row `index`, and the row after it with what rounding left over; `row` is lost.
+    bool fill_twice(const KernelTable& kernels, int index, float* row);
 
     int columns() const { return columns_; }
     int groups() const { return groups_; }
