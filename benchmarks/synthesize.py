@@ -24,6 +24,8 @@ from ernie_local.checkpoint.writer import TensorEntry, write_checkpoint
 from ernie_local.config import ModelConfig, parse_config
 from ernie_quant.format_tables import FormatChoice, format_tables
 
+ROWS_A_PIECE = 1024
+
 
 def full_size_config(num_layers: int) -> dict[str, object]:
     """config.json as transformers writes it; sizes that it leaves out are those of the published model."""
@@ -54,7 +56,7 @@ class Synthesizer:
     def produce(self, entry: TensorEntry) -> Iterator[torch.Tensor]:
         name, _, format_name = entry.name.rpartition(".")
         if entry.dtype != torch.uint8:
-            yield self._plain(entry)
+            yield from self._plain(entry)
         elif len(entry.shape) == 2:
             hidden_size, inner_size = self._page_sizes(name)
             layout = page_layout(format_name, hidden_size, inner_size)
@@ -67,12 +69,15 @@ class Synthesizer:
             deviation = 1.0 if name == "embed_tokens" else WEIGHT_DEVIATION
             yield from self._random.matrix(known_format(format_name), rows, columns, deviation)
 
-    def _plain(self, entry: TensorEntry) -> torch.Tensor:
+    def _plain(self, entry: TensorEntry) -> Iterator[torch.Tensor]:
         if "norm" in entry.name and entry.name.endswith(".weight"):
-            return torch.ones(entry.shape, dtype=entry.dtype)
-        if entry.name.endswith(".bias"):
-            return torch.zeros(entry.shape, dtype=entry.dtype)
-        return self._random.normal(*entry.shape).to(entry.dtype)
+            yield torch.ones(entry.shape, dtype=entry.dtype)
+        elif entry.name.endswith(".bias"):
+            yield torch.zeros(entry.shape, dtype=entry.dtype)
+        else:
+            for start in range(0, entry.shape[0], ROWS_A_PIECE):
+                rows = min(ROWS_A_PIECE, entry.shape[0] - start)
+                yield self._random.normal(rows, *entry.shape[1:]).to(entry.dtype)
 
     def _page_sizes(self, name: str) -> tuple[int, int]:
         text = self._text
@@ -81,6 +86,12 @@ class Synthesizer:
                 "text"
             ) else text.vision_expert_size
         return text.hidden_size, text.shared_expert_size if "shared" in name else text.intermediate_size
+
+
+def peak_mib() -> int:
+    """Of this process since it became this program (getrusage would count its parent's)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) >> 10
 
 
 def main() -> None:
@@ -113,7 +124,8 @@ def main() -> None:
     raw["quantization_config"] = tables.to_json()
     (arguments.out / "config.json").write_text(json.dumps(raw, indent=1))
     num_bytes = sum(path.stat().st_size for path in arguments.out.iterdir())
-    print(f"{arguments.out}: {num_bytes / 1e9:.2f} GB in {time.perf_counter() - start:.0f} s")
+    seconds = time.perf_counter() - start
+    print(f"{arguments.out}: {num_bytes / 1e9:.2f} GB in {seconds:.0f} s, peak memory {peak_mib()} MiB")
 
 
 if __name__ == "__main__":
