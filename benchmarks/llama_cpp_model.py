@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType as QuantType
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 2560, 28, 20, 4, 128
 DENSE_INNER, EXPERT_INNER, EXPERTS, TOP_K, SHARED, VOCAB = 12288, 1536, 64, 6, 2, 103424
 
-# Weights and bytes of a block, and the fp16 scales in it by offset, such that weights have a mean of about zero.
+# Weights and bytes of a block, and its fp16 scales by offset, such that weights have a mean of about zero.
 BLOCKS = {
     QuantType.Q8_0: (32, 34, {0: 0.00027}),
     QuantType.Q4_K: (256, 144, {0: 0.0001, 2: 0.00075}),
