@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "synthesize.py"
 @pytest.mark.parametrize("options", [["--dense", "w4"], ["--experts", "w2-w2l", "--vision", "none"]], ids=str)
 def test_synthetic_checkpoint_runs(tmp_path: Path, options: list[str]) -> None:
     out = tmp_path / "model"
-    command = [sys.executable, SCRIPT, out, "--layers", "2", *options]
+    command = [sys.executable, str(SCRIPT), str(out), "--layers", "2", *options]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert int(told.split("peak memory")[1].split()[0]) < 1024
     model = ernie_local.load(out, dtype="bfloat16")
