@@ -10,6 +10,7 @@
 #include <string>
 
 #include "cpu_features.hpp"
+#include "decode_bindings.hpp"
 #include "packed_experts.hpp"
 #include "packed_linear.hpp"
 #include "runtime.hpp"
@@ -94,4 +95,5 @@ NB_MODULE(_kernels, module) {
     module.def("packed_experts", &packed_experts, nb::arg("hidden"), nb::arg("slots"), nb::arg("slot_ids"),
                nb::arg("weights"), nb::arg("out"),
                "Fills out; (0, 0), or (1, first token that is not finite), or (2, first slot with a broken page).");
+    ernie_local::bind_decode_ops(module);
 }
