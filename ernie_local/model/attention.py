@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from ernie_local.config import TextConfig
+from ernie_local.kernels.decode_ops import decode_attention, suits_decode_ops
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.rope import rotate_pairs
 from ernie_local.model.unfilled import Linear
@@ -81,6 +82,8 @@ class SelfAttention(nn.Module):
         Appends this layer's keys and values to the cache; `blocks` come from `causal_blocks`.
         """
         num_tokens = hidden.shape[0]
+        if num_tokens == 1 and suits_decode_ops(hidden):
+            return self._decode(hidden, cosines, sines, cache)
         queries = self.q_proj(hidden).view(num_tokens, self.num_heads, self.head_dim)
         keys = self.k_proj(hidden).view(num_tokens, self.num_kv_heads, self.head_dim)
         values = self.v_proj(hidden).view(num_tokens, self.num_kv_heads, self.head_dim)
@@ -89,6 +92,22 @@ class SelfAttention(nn.Module):
         all_keys, all_values = cache.append(self.layer_id, keys, values)  # (kv_heads, visible, head_dim)
         attended = self._attend(queries, all_keys[None], all_values[None], blocks)
         output: torch.Tensor = self.o_proj(attended.reshape(num_tokens, -1))  # (tokens, heads * head_dim)
+        return output
+
+    def _decode(
+        self, hidden: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, cache: KVCache
+    ) -> torch.Tensor:
+        """`forward` of one token, with all between the projections in one operator."""
+        attended = decode_attention(
+            self.q_proj(hidden).view(self.num_heads, self.head_dim),
+            self.k_proj(hidden).view(self.num_kv_heads, self.head_dim),
+            self.v_proj(hidden).view(self.num_kv_heads, self.head_dim),
+            cosines[0],
+            sines[0],
+            *cache.storage(self.layer_id),
+            cache.length,
+        )
+        output: torch.Tensor = self.o_proj(attended.view(1, -1))  # (1, heads * head_dim)
         return output
 
     def _attend(
