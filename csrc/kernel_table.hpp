@@ -1,6 +1,8 @@
-// What one instruction set offers: a product of one packed tile with a few tokens, and activations made int8.
+// What one instruction set offers: a product of one packed tile with a few tokens, activations made int8, and what a
+// decoded token needs besides: norm, products with float rows, softmax, attention over a piece of the context.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace ernie_local {
@@ -26,6 +28,49 @@ using QuantizeKernel = bool (*)(const float* row, int columns, int group, int8_t
 // out[i] = silu(gate[i]) * up[i]; may write over an input.
 using SwigluKernel = void (*)(const float* gate, const float* up, int count, float* out);
 
+// out[i] = weight[i] * (row[i] / sqrt(mean(square(row)) + eps)).
+using RmsNormKernel = void (*)(const float* row, const float* weight, int size, float eps, float* out);
+
+// out[vector * out_stride + row] = rows[row] . vectors[vector]; both have `columns` numbers each.
+using DotKernel = void (*)(const float* rows, int count, int columns, const float* vectors, int num_vectors, float* out,
+                           size_t out_stride);
+
+// In place. A NaN or an infinity makes all of them NaN.
+using SoftmaxKernel = void (*)(float* values, int count);
+
+enum class CacheFormat { kFloat32, kBFloat16, kFloat16, kInt8 };
+constexpr int kNumCacheFormats = 4;
+
+constexpr int kAttendBlock = 256;  // tokens whose scores are held at a time
+constexpr int attend_stride(int head_dim) { return (head_dim + 15) / 16 * 16; }
+
+// What a piece of the context gave: each query's sum of weighted values, not yet divided by `total`, the sum of the
+// weights exp(score - largest).
+struct AttendPart {
+    float* sums;     // [group][attend_stride(head_dim)]
+    float* largest;  // [group]
+    float* total;    // [group]
+};
+
+// Tokens [first, last) of one key-value head. Where `new_key` is given, the last of them is new: it is turned and
+// written before it is attended to.
+struct AttendTask {
+    const float* queries;                // [group][head_dim], not yet turned
+    const float *new_key, *new_value;    // [head_dim]
+    const float *cosines, *sines;        // [head_dim / 2]
+    uint8_t *keys, *values;              // [capacity][head_dim] in the cache's format
+    float *key_scales, *value_scales;    // [capacity], int8 only
+    int64_t first, last;
+    int group, head_dim;
+    float* scratch;                      // [attend_scratch(group, head_dim)]
+    AttendPart part;
+};
+constexpr size_t attend_scratch(size_t group, size_t head_dim) { return (group + 1) * head_dim + group * kAttendBlock; }
+
+using AttendKernel = void (*)(const AttendTask& task);
+// out[head_dim]: the attention of the `query`-th of a group, from all pieces of the context.
+using MergeKernel = void (*)(const AttendPart* parts, int num_parts, int query, int head_dim, float* out);
+
 constexpr int kWidths[] = {1, 2, 4, 8, 12};
 constexpr int kNumWidths = 5;
 constexpr int kWidest = 12;
@@ -37,6 +82,11 @@ struct KernelTable {
     QuantizeKernel quantize;
     SwigluKernel swiglu;
     TileKernel tile[6][kNumWidths];  // [format id - 1][index in kWidths]
+    RmsNormKernel rms_norm;
+    DotKernel dot;
+    SoftmaxKernel softmax;
+    AttendKernel attend[kNumCacheFormats];
+    MergeKernel merge;
 };
 
 const KernelTable& scalar_kernels();

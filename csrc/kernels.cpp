@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu_features.hpp"
+#include "decode_bindings.hpp"
 #include "packed_experts.hpp"
 #include "packed_linear.hpp"
 #include "packed_rows.hpp"
@@ -124,4 +125,5 @@ NB_MODULE(_kernels, module) {
     module.def("packed_experts", &packed_experts, nb::arg("hidden"), nb::arg("slots"), nb::arg("slot_ids"),
                nb::arg("weights"), nb::arg("out"),
                "Fills out; (0, 0), or (1, first token that is not finite), or (2, first slot with a broken page).");
+    ernie_local::bind_decode_ops(module);
 }

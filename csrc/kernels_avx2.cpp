@@ -1,7 +1,7 @@
 // AVX2 with FMA and half floats: two 32-byte registers stand for one of 64.
 #include <immintrin.h>
 
-#include "tile_kernel.hpp"
+#include "make_table.hpp"
 
 namespace ernie_local {
 namespace {
@@ -17,6 +17,7 @@ struct Avx2 {
     static constexpr int kNumWidths = 3;
     static constexpr bool kSignedW8 = true;
     static constexpr bool kWholeByteDots = false;
+    static constexpr int kDotVectors = 1;  // two would not fit into 16 registers
 
     static ERNIE_LOCAL_INLINE void prefetch_far(const uint8_t* from) {
         _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1);
@@ -123,6 +124,36 @@ struct Avx2 {
     static ERNIE_LOCAL_INLINE void store(float* to, const Floats& values) {
         _mm256_storeu_ps(to, values.half[0]);
         _mm256_storeu_ps(to + 8, values.half[1]);
+    }
+    static ERNIE_LOCAL_INLINE Floats load(const float* from) {
+        return {{_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}};
+    }
+    static ERNIE_LOCAL_INLINE Floats load_bfloats(const uint8_t* from) {
+        return floats([=](int i) {
+            const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * i));
+            return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
+        });
+    }
+    static ERNIE_LOCAL_INLINE Ints load_signed_bytes(const uint8_t* from) {
+        return ints([=](int i) {
+            return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * i)));
+        });
+    }
+    static ERNIE_LOCAL_INLINE void store_halves(uint8_t* to, const Floats& values) {
+        for (int i = 0; i < 2; ++i)
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 16 * i),
+                             _mm256_cvtps_ph(values.half[i], _MM_FROUND_TO_NEAREST_INT));
+    }
+    // Where a is NaN, b.
+    static ERNIE_LOCAL_INLINE Floats maximum(const Floats& a, const Floats& b) {
+        return floats([&](int i) { return _mm256_max_ps(a.half[i], b.half[i]); });
+    }
+    // The sum of each one's lanes.
+    static ERNIE_LOCAL_INLINE void sums(const Floats four[4], float out[4]) {
+        const auto folded = [&](int i) { return _mm256_add_ps(four[i].half[0], four[i].half[1]); };
+        const __m256 pairs = _mm256_hadd_ps(folded(0), folded(1)), others = _mm256_hadd_ps(folded(2), folded(3));
+        const __m256 quads = _mm256_hadd_ps(pairs, others);
+        _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1)));
     }
 };
 

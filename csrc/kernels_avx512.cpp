@@ -1,7 +1,7 @@
 // AVX-512 with VNNI: a 64-byte register of codes times four columns in one instruction.
 #include <immintrin.h>
 
-#include "tile_kernel.hpp"
+#include "make_table.hpp"
 
 namespace ernie_local {
 namespace {
@@ -13,6 +13,7 @@ struct Avx512 {
     static constexpr int kNumWidths = 5;
     static constexpr bool kSignedW8 = false;
     static constexpr bool kWholeByteDots = true;
+    static constexpr int kDotVectors = 5;  // with four rows: 20 sums, 4 rows and a vector in 32 registers
 
     static ERNIE_LOCAL_INLINE void prefetch_far(const uint8_t* from) {
         _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1);
@@ -74,6 +75,29 @@ struct Avx512 {
         return _mm512_fnmadd_ps(a, b, c);
     }
     static ERNIE_LOCAL_INLINE void store(float* to, Floats floats) { _mm512_storeu_ps(to, floats); }
+    static ERNIE_LOCAL_INLINE Floats load(const float* from) { return _mm512_loadu_ps(from); }
+    static ERNIE_LOCAL_INLINE Floats load_bfloats(const uint8_t* from) {
+        const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+    }
+    static ERNIE_LOCAL_INLINE Ints load_signed_bytes(const uint8_t* from) {
+        return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+    static ERNIE_LOCAL_INLINE void store_halves(uint8_t* to, Floats floats) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(floats, _MM_FROUND_TO_NEAREST_INT));
+    }
+    // Where a is NaN, b.
+    static ERNIE_LOCAL_INLINE Floats maximum(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+    static ERNIE_LOCAL_INLINE __m256 fold(Floats floats) {
+        return _mm256_add_ps(_mm512_castps512_ps256(floats), _mm512_extractf32x8_ps(floats, 1));
+    }
+    // The sum of each one's lanes.
+    static ERNIE_LOCAL_INLINE void sums(const Floats four[4], float out[4]) {
+        const __m256 pairs = _mm256_hadd_ps(fold(four[0]), fold(four[1]));
+        const __m256 others = _mm256_hadd_ps(fold(four[2]), fold(four[3]));
+        const __m256 quads = _mm256_hadd_ps(pairs, others);
+        _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1)));
+    }
 };
 
 }  // namespace

@@ -1,7 +1,7 @@
 // 64-bit ARM with the dot product extension: four 16-byte registers stand for one of 64.
 #include <arm_neon.h>
 
-#include "tile_kernel.hpp"
+#include "make_table.hpp"
 
 namespace ernie_local {
 namespace {
@@ -19,6 +19,7 @@ struct Neon {
     static constexpr int kNumWidths = 3;
     static constexpr bool kSignedW8 = true;
     static constexpr bool kWholeByteDots = false;
+    static constexpr int kDotVectors = 1;
 
     static ERNIE_LOCAL_INLINE void prefetch_far(const uint8_t* from) { __builtin_prefetch(from, 0, 2); }
     static ERNIE_LOCAL_INLINE void prefetch_near(const uint8_t* from) { __builtin_prefetch(from, 0, 3); }
@@ -117,6 +118,36 @@ struct Neon {
     }
     static ERNIE_LOCAL_INLINE void store(float* to, const Floats& values) {
         for (int i = 0; i < 4; ++i) vst1q_f32(to + 4 * i, values.quarter[i]);
+    }
+    static ERNIE_LOCAL_INLINE Floats load(const float* from) {
+        return each<Floats>([=](int i) { return vld1q_f32(from + 4 * i); });
+    }
+    static ERNIE_LOCAL_INLINE Floats load_bfloats(const uint8_t* from) {
+        return each<Floats>([=](int i) {
+            const uint16x4_t four = vreinterpret_u16_u8(vld1_u8(from + 8 * i));
+            return vreinterpretq_f32_u32(vshll_n_u16(four, 16));
+        });
+    }
+    static ERNIE_LOCAL_INLINE Ints load_signed_bytes(const uint8_t* from) {
+        const int8x16_t bytes = vreinterpretq_s8_u8(vld1q_u8(from));
+        const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_s8(vget_high_s8(bytes));
+        return {{vmovl_s16(vget_low_s16(low)), vmovl_s16(vget_high_s16(low)), vmovl_s16(vget_low_s16(high)),
+                 vmovl_s16(vget_high_s16(high))}};
+    }
+    static ERNIE_LOCAL_INLINE void store_halves(uint8_t* to, const Floats& values) {
+        for (int i = 0; i < 4; ++i) vst1_u8(to + 8 * i, vreinterpret_u8_f16(vcvt_f16_f32(values.quarter[i])));
+    }
+    // Where one is NaN, the other.
+    static ERNIE_LOCAL_INLINE Floats maximum(const Floats& a, const Floats& b) {
+        return each<Floats>([&](int i) { return vmaxnmq_f32(a.quarter[i], b.quarter[i]); });
+    }
+    // The sum of each one's lanes.
+    static ERNIE_LOCAL_INLINE void sums(const Floats four[4], float out[4]) {
+        const auto folded = [&](int i) {
+            return vaddq_f32(vaddq_f32(four[i].quarter[0], four[i].quarter[1]),
+                             vaddq_f32(four[i].quarter[2], four[i].quarter[3]));
+        };
+        vst1q_f32(out, vpaddq_f32(vpaddq_f32(folded(0), folded(1)), vpaddq_f32(folded(2), folded(3))));
     }
 };
 

@@ -1,5 +1,5 @@
 // Plain C++: the meaning of every kernel, and what runs where nothing better is known.
-#include "tile_kernel.hpp"
+#include "make_table.hpp"
 
 namespace ernie_local {
 namespace {
@@ -17,6 +17,7 @@ struct Scalar {
     static constexpr int kNumWidths = 3;
     static constexpr bool kSignedW8 = false;
     static constexpr bool kWholeByteDots = false;
+    static constexpr int kDotVectors = 1;
 
     static void prefetch_far(const uint8_t*) {}
     static void prefetch_near(const uint8_t*) {}
@@ -70,6 +71,7 @@ struct Scalar {
     static float half(const uint8_t* from) {
         const uint32_t bits = from[0] | from[1] << 8;
         const uint32_t exponent = bits >> 10 & 31, fraction = bits & 1023;
+        if (exponent == 31) return fraction ? NAN : bits >> 15 ? -INFINITY : INFINITY;
         const float magnitude = exponent ? std::ldexp(1.0f + static_cast<float>(fraction) / 1024.0f, static_cast<int>(exponent) - 15)
                                          : std::ldexp(static_cast<float>(fraction), -24);
         return bits >> 15 ? -magnitude : magnitude;
@@ -98,6 +100,59 @@ struct Scalar {
         return each([&](int i) { return c.lane[i] - a.lane[i] * b.lane[i]; });
     }
     static void store(float* to, const Floats& floats) { std::memcpy(to, floats.lane, sizeof floats.lane); }
+    static Floats load(const float* from) {
+        Floats out;
+        std::memcpy(out.lane, from, sizeof out.lane);
+        return out;
+    }
+    static Floats load_bfloats(const uint8_t* from) {
+        Floats out;
+        for (int i = 0; i < 16; ++i) {
+            const uint32_t bits = static_cast<uint32_t>(from[2 * i]) << 16 | static_cast<uint32_t>(from[2 * i + 1]) << 24;
+            std::memcpy(&out.lane[i], &bits, 4);
+        }
+        return out;
+    }
+    static Ints load_signed_bytes(const uint8_t* from) {
+        Ints out;
+        for (int i = 0; i < 16; ++i) out.lane[i] = static_cast<int8_t>(from[i]);
+        return out;
+    }
+    // To the nearest half float, to the even one of two that are as near.
+    static uint16_t half_of(float value) {
+        uint32_t bits;
+        std::memcpy(&bits, &value, 4);
+        const uint32_t sign = bits >> 16 & 0x8000u;
+        bits &= 0x7fffffffu;
+        if (bits > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+        if (bits >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and more
+        if (bits < 0x38800000u) {  // below 2^-14: a number near 0.5 has the step of the least half floats
+            float magnitude;
+            std::memcpy(&magnitude, &bits, 4);
+            magnitude += 0.5f;
+            std::memcpy(&bits, &magnitude, 4);
+            return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
+        }
+        return static_cast<uint16_t>(sign | ((bits - 0x38000000u + 0xfffu + (bits >> 13 & 1u)) >> 13));
+    }
+    static void store_halves(uint8_t* to, const Floats& values) {
+        for (int i = 0; i < 16; ++i) {
+            const uint16_t half = half_of(values.lane[i]);
+            std::memcpy(to + 2 * i, &half, 2);
+        }
+    }
+    // Where a is NaN, b.
+    static Floats maximum(const Floats& a, const Floats& b) {
+        return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+    }
+    // The sum of each one's lanes.
+    static void sums(const Floats four[4], float out[4]) {
+        for (int i = 0; i < 4; ++i) {
+            float pairs[8];
+            for (int j = 0; j < 8; ++j) pairs[j] = four[i].lane[j] + four[i].lane[j + 8];
+            out[i] = ((pairs[0] + pairs[4]) + (pairs[1] + pairs[5])) + ((pairs[2] + pairs[6]) + (pairs[3] + pairs[7]));
+        }
+    }
 };
 
 }  // namespace

@@ -10,6 +10,7 @@
 
 #include "formats.hpp"
 #include "kernel_table.hpp"
+#include "vector_math.hpp"
 
 namespace ernie_local {
 
@@ -225,24 +226,6 @@ bool quantize_row(const float* row, int columns, int group, int8_t* values, floa
     return true;
 }
 
-// exp of -87 to 87 to about 2e-7: 2 to a whole power, times a polynomial (minimax, Cephes) of what is left.
-ERNIE_LOCAL_INLINE float exp_bounded(float x) {
-    x = x < -87.0f ? -87.0f : x > 87.0f ? 87.0f : x;
-    const float power = std::nearbyint(x * 1.44269504f);
-    const float rest = (x - power * 0.693359375f) + power * 2.12194440e-4f;
-    float y = 1.9875691500e-4f;
-    y = y * rest + 1.3981999507e-3f;
-    y = y * rest + 8.3334519073e-3f;
-    y = y * rest + 4.1665795894e-2f;
-    y = y * rest + 1.6666665459e-1f;
-    y = y * rest + 5.0000001201e-1f;
-    y = y * rest * rest + rest + 1.0f;
-    const int32_t exponent = (static_cast<int32_t>(power) + 127) << 23;
-    float scale;
-    std::memcpy(&scale, &exponent, 4);
-    return y * scale;
-}
-
 template <class Isa>
 void swiglu(const float* gate, const float* up, int count, float* out) {
     for (int i = 0; i < count; ++i) out[i] = gate[i] / (1.0f + exp_bounded(-gate[i])) * up[i];
@@ -256,23 +239,6 @@ void fill_format(KernelTable& table) {
     row[2] = &tile_kernel<Isa, Format, 4>;
     if constexpr (Isa::kNumWidths >= 4) row[3] = &tile_kernel<Isa, Format, 8>;
     if constexpr (Isa::kNumWidths >= 5) row[4] = &tile_kernel<Isa, Format, 12>;
-}
-
-template <class Isa>
-KernelTable make_table(const char* name) {
-    KernelTable table{};
-    table.name = name;
-    table.num_widths = Isa::kNumWidths;
-    table.signed_w8 = Isa::kSignedW8;
-    table.quantize = &quantize_row<Isa>;
-    table.swiglu = &swiglu<Isa>;
-    fill_format<Isa, W4>(table);
-    fill_format<Isa, W3>(table);
-    fill_format<Isa, W2L>(table);
-    fill_format<Isa, W2>(table);
-    fill_format<Isa, W2S>(table);
-    fill_format<Isa, W8>(table);
-    return table;
 }
 
 }  // namespace ernie_local

@@ -23,3 +23,26 @@ def packed_experts(
     weights: torch.Tensor,
     out: torch.Tensor,
 ) -> tuple[int, int]: ...
+def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> bool: ...
+def route(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    top_k: int,
+    norm_min: float,
+    expert_ids: torch.Tensor,
+    expert_weights: torch.Tensor,
+) -> bool: ...
+def decode_attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    cached_keys: torch.Tensor,
+    cached_values: torch.Tensor,
+    key_scales: torch.Tensor | None,
+    value_scales: torch.Tensor | None,
+    length: int,
+    out: torch.Tensor,
+) -> bool: ...

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "../decode_ops.hpp"
 #include "../expert_page.hpp"
 #include "../packed_experts.hpp"
 #include "../packed_linear.hpp"
@@ -180,9 +181,113 @@ void test_cut_pages() {
     }
 }
 
+void test_rms_norm() {
+    for (const int size : {1, 15, 16, 17, 80, 129})
+        for (const int num_tokens : {0, 1, 3}) {
+            const auto hidden = random_floats(static_cast<size_t>(num_tokens) * size), weight = random_floats(size);
+            compare_all("norm of " + std::to_string(size), [&] {
+                std::vector<float> out(hidden.size(), 1.0f);
+                rms_norm(hidden.data(), num_tokens, weight.data(), size, 1e-5f, out.data());
+                out.push_back(1.0f);  // a norm to divide by where there are no tokens
+                return out;
+            });
+        }
+}
+
+void test_route() {
+    for (const int hidden_size : {3, 16, 40})
+        for (const int num_experts : {1, 7, 64})
+            for (const int num_tokens : {0, 1, 6}) {
+                auto hidden = random_floats(static_cast<size_t>(num_tokens) * hidden_size);
+                const auto weight = random_floats(static_cast<size_t>(num_experts) * hidden_size);
+                const auto bias = random_floats(num_experts);
+                const int top_k = std::min(num_experts, 6);
+                std::vector<int64_t> ids(static_cast<size_t>(num_tokens) * top_k);
+                std::vector<float> weights(ids.size());
+                const RouteCall call{hidden.data(), num_tokens, hidden_size, weight.data(), bias.data(), num_experts,
+                                     top_k, 1e-12f, ids.data(), weights.data()};
+                compare_all("route among " + std::to_string(num_experts), [&] {
+                    route(call);
+                    std::vector<float> both(weights);
+                    for (const int64_t id : ids) both.push_back(static_cast<float>(id) + 1.0f);
+                    both.push_back(1.0f);
+                    return both;
+                });
+                if (hidden.empty()) continue;
+                hidden[0] = std::numeric_limits<float>::quiet_NaN();
+                route(call);
+                for (const int64_t id : ids) expect(id >= 0 && id < num_experts, "ids stay within the bank");
+                expect(std::isnan(weights[0]), "a NaN stays one");
+            }
+}
+
+// A cache of random numbers, cut to its size to the byte; scales for int8 alone.
+struct Cache {
+    CacheFormat format;
+    std::vector<uint8_t> keys, values;
+    std::vector<float> key_scales, value_scales;
+};
+
+std::vector<uint8_t> random_numbers(CacheFormat format, size_t count) {
+    const size_t number_bytes = format == CacheFormat::kFloat32 ? 4 : format == CacheFormat::kInt8 ? 1 : 2;
+    std::vector<uint8_t> out(count * number_bytes);
+    const auto floats = random_floats(count);
+    for (size_t i = 0; i < count; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, &floats[i], 4);
+        if (format == CacheFormat::kBFloat16) bits >>= 16;
+        if (format == CacheFormat::kFloat16) bits = half_of(std::abs(floats[i]) + 0.01f) | (bits >> 16 & 0x8000u);
+        std::memcpy(&out[i * number_bytes], &bits, number_bytes);
+    }
+    return out;
+}
+
+void test_attention() {
+    struct Shape {
+        int heads, kv_heads, head_dim;
+        int64_t capacity, length;
+    };
+    for (int format = 0; format < kNumCacheFormats; ++format)
+        for (const Shape& shape : {Shape{1, 1, 2, 1, 0}, {6, 2, 22, 5, 4}, {10, 1, 48, 400, 300}, {20, 4, 128, 70, 69}})
+            for (const int num_threads : {1, 3}) {
+                runtime().pool.resize(num_threads);
+                const size_t rows = shape.kv_heads * shape.capacity, numbers = rows * shape.head_dim;
+                const auto queries = random_floats(shape.heads * shape.head_dim);
+                const auto keys = random_floats(shape.kv_heads * shape.head_dim);
+                const auto values = random_floats(shape.kv_heads * shape.head_dim);
+                const auto cosines = random_floats(shape.head_dim / 2), sines = random_floats(shape.head_dim / 2);
+                Cache before{static_cast<CacheFormat>(format), {}, {}, {}, {}}, first;
+                before.keys = random_numbers(before.format, numbers);
+                before.values = random_numbers(before.format, numbers);
+                if (before.format == CacheFormat::kInt8) {
+                    before.key_scales.assign(rows, 0.01f);
+                    before.value_scales.assign(rows, 0.02f);
+                }
+                compare_all("attention, cache format " + std::to_string(format), [&] {
+                    Cache cache = before;
+                    std::vector<float> out(queries.size());
+                    const bool scaled = !cache.key_scales.empty();
+                    decode_attention({queries.data(), keys.data(), values.data(), cosines.data(), sines.data(),
+                                      cache.format, cache.keys.data(), cache.values.data(),
+                                      scaled ? cache.key_scales.data() : nullptr,
+                                      scaled ? cache.value_scales.data() : nullptr, shape.heads, shape.kv_heads,
+                                      shape.head_dim, shape.capacity, shape.length, out.data()});
+                    if (first.keys.empty()) first = cache;
+                    expect(cache.keys == first.keys && cache.values == first.values &&
+                               cache.key_scales == first.key_scales && cache.value_scales == first.value_scales,
+                           "all write the same into the cache");
+                    expect(cache.keys != before.keys && cache.values != before.values, "the new token is written");
+                    return out;
+                });
+            }
+}
+
 }  // namespace
 
 int main() {
+    test_rms_norm();
+    test_route();
+    test_attention();
     test_linear();
     test_rows();
     test_experts();

@@ -6,7 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 out="$(mktemp -d)"
 trap 'rm -rf "$out"' EXIT
 
-common=(cpu_features expert_page kernels_scalar packed_experts packed_linear packed_rows runtime thread_pool tokens)
+common=(cpu_features decode_ops expert_page kernels_scalar packed_experts packed_linear packed_rows runtime thread_pool
+        tokens)
 
 # build COMPILER DEFINITION FLAGS... ; kernel files are given as NAME:FLAGS
 build() {
@@ -14,12 +15,12 @@ build() {
     shift 3
     for part in "${common[@]/%/:}" "$@"; do
         # shellcheck disable=SC2086  # flags are words
-        "$compiler" -std=c++17 $flags -D"$definition" ${part#*:} -c "../${part%%:*}.cpp" -o "$out/${part%%:*}.o" &
+        "$compiler" -std=c++17 -ffp-contract=off -fno-trapping-math $flags -D"$definition" ${part#*:} -c "../${part%%:*}.cpp" -o "$out/${part%%:*}.o" &
         objects+=("$out/${part%%:*}.o")
     done
     wait
     # shellcheck disable=SC2086
-    "$compiler" -std=c++17 $flags -D"$definition" kernels_test.cpp "${objects[@]}" -o "$out/kernels_test" -pthread
+    "$compiler" -std=c++17 -ffp-contract=off -fno-trapping-math $flags -D"$definition" kernels_test.cpp "${objects[@]}" -o "$out/kernels_test" -pthread
 }
 
 if [ "$(uname -m)" = x86_64 ]; then

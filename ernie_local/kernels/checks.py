@@ -1,4 +1,4 @@
-"""What the packed operators demand of their arguments, whichever code computes.
+"""What the operators demand of their arguments, whichever code computes.
 
 Every refusal names the operator, the argument and both numbers. Knows shapes and dtypes; of values only ids.
 """
@@ -11,6 +11,7 @@ from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.packing import LowBitFormat
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
+CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 
 def check_tokens(op: str, name: str, tokens: torch.Tensor) -> None:
@@ -80,6 +81,116 @@ def check_experts(
             f"{op}: slot_ids holds {lowest if lowest < 0 else highest}, slots are 0 to {slots.shape[0] - 1}",
             "there is no such expert",
             "pass ids within the bank",
+        )
+
+
+def check_rms_norm(hidden: torch.Tensor, weight: torch.Tensor) -> None:
+    """hidden: (tokens, size) float32; weight: (size,) float32."""
+    _check_float_rows("rms_norm", "hidden", hidden, "(tokens, size)")
+    _check_tensor("rms_norm", "weight", weight, (hidden.shape[1],))
+
+
+def check_route(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, top_k: int) -> None:
+    """hidden: (tokens, hidden_size); weight: (experts, hidden_size); bias: (experts,); all float32."""
+    op = "route"
+    _check_float_rows(op, "hidden", hidden, "(tokens, hidden_size)")
+    _check_float_rows(op, "weight", weight, "(experts, hidden_size)")
+    _check_tensor(op, "weight", weight, (weight.shape[0], hidden.shape[1]))
+    _check_tensor(op, "bias", bias, (weight.shape[0],))
+    if not 1 <= top_k <= weight.shape[0]:
+        raise UsageError(
+            f"{op}: top_k is {top_k}, there are {weight.shape[0]} experts",
+            "each token goes to at least one expert and to none twice",
+            "take top_k from the model's configuration",
+        )
+
+
+def check_decode_attention(
+    new_token: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    cache: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None],
+    length: int,
+) -> None:
+    """new_token: queries, keys, values, cosines, sines; cache: keys, values and their scales, or None."""
+    op = "decode_attention"
+    queries, keys, values, cosines, sines = new_token
+    cached_keys, cached_values, key_scales, value_scales = cache
+    _check_float_rows(op, "queries", queries, "(heads, head_dim)")
+    heads, head_dim = queries.shape
+    if cached_keys.ndim != 3 or not cached_keys.shape[0] or cached_keys.dtype not in CACHE_DTYPES:
+        raise UsageError(
+            f"{op}: cached_keys is {_describe(cached_keys)}, wanted float32, bfloat16, float16 or int8 "
+            "(kv_heads, capacity, head_dim)",
+            "a layer's cache holds a row for each token of each head",
+            "pass what KVCache.storage gives",
+        )
+    kv_heads, capacity = cached_keys.shape[:2]
+    if not heads or heads % kv_heads or head_dim < 2 or head_dim % 2:
+        raise UsageError(
+            f"{op}: queries is {_describe(queries)} for {kv_heads} heads of keys",
+            "each head of keys serves as many heads of queries, and a head is made of pairs",
+            "take the numbers of heads and their size from the model's configuration",
+        )
+    for name, tensor in (("keys", keys), ("values", values)):
+        _check_tensor(op, name, tensor, (kv_heads, head_dim))
+    for name, tensor in (("cosines", cosines), ("sines", sines)):
+        _check_tensor(op, name, tensor, (head_dim // 2,))
+    for name, tensor in (("cached_keys", cached_keys), ("cached_values", cached_values)):
+        _check_tensor(op, name, tensor, (kv_heads, capacity, head_dim), cached_keys.dtype)
+        _check_rows_lie_together(op, name, tensor)
+    for name, scales in (("key_scales", key_scales), ("value_scales", value_scales)):
+        if (scales is not None) != (cached_keys.dtype == torch.int8):
+            raise UsageError(
+                f"{op}: {name} is {'missing' if scales is None else _describe(scales)} for a cache in "
+                f"{cached_keys.dtype}",
+                "an int8 cache has scales, the others have none",
+                "pass what KVCache.storage gives",
+            )
+        if scales is not None:
+            _check_tensor(op, name, scales, (kv_heads, capacity, 1))
+            _check_rows_lie_together(op, name, scales)
+    if not 0 <= length < capacity:
+        raise UsageError(
+            f"{op}: length is {length}, the capacity {capacity}",
+            "the new token needs a row behind those that are cached",
+            "pass a length of 0 to capacity - 1",
+        )
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    device = "" if tensor.device.type == "cpu" else f" on {tensor.device}"
+    return f"{tensor.dtype} {tuple(tensor.shape)}{device}"
+
+
+def _check_float_rows(op: str, name: str, tensor: torch.Tensor, shape: str) -> None:
+    if tensor.ndim != 2 or tensor.dtype != torch.float32:
+        raise UsageError(
+            f"{op}: {name} is {_describe(tensor)}, wanted torch.float32 {shape}",
+            "the operator takes rows of float32",
+            "reshape to two dimensions; other dtypes are torch's own to compute",
+        )
+
+
+def _check_tensor(
+    op: str,
+    name: str,
+    tensor: torch.Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
+        raise UsageError(
+            f"{op}: {name} is {_describe(tensor)}, wanted {dtype} {shape}",
+            "its shape follows from the other arguments",
+            "pass tensors of one layer of one model, on the CPU",
+        )
+
+
+def _check_rows_lie_together(op: str, name: str, tensor: torch.Tensor) -> None:
+    if not tensor.is_contiguous():
+        raise UsageError(
+            f"{op}: {name} {tuple(tensor.shape)} has strides {tensor.stride()}, wanted a tensor without gaps",
+            "it is written in place, and a copy would be lost",
+            "pass what KVCache.storage gives",
         )
 
 

@@ -1,6 +1,7 @@
-"""What the packed operators mean, in plain torch: unpack, dequantize, multiply in float32.
+"""What the operators mean, in plain torch; of the packed ones: unpack, dequantize, multiply in float32.
 
 The oracle of every kernel, and what runs where the native module is missing. Activations are not rounded.
+Arguments were checked before.
 """
 
 from __future__ import annotations
@@ -53,6 +54,67 @@ def packed_experts(
         result = functional.linear(inner, down) * weights[token_ids, choices, None]
         output.index_add_(0, token_ids, result)
     return output
+
+
+def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """hidden: (tokens, size) float32 -> the same shape."""
+    mean_square = hidden.pow(2).mean(-1, keepdim=True)
+    return weight * (hidden * torch.rsqrt(mean_square + eps))
+
+
+def route(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, top_k: int, norm_min: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """hidden: (tokens, hidden_size) float32 -> expert ids and weights, (tokens, top_k) each."""
+    scores = functional.softmax(functional.linear(hidden, weight), dim=-1)
+    # A stable sort, for topk promises no order among equals.
+    expert_ids = (scores + bias).sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    chosen = scores.gather(-1, expert_ids)
+    return expert_ids.clone(), chosen / chosen.sum(dim=-1, keepdim=True).clamp(min=norm_min)
+
+
+def decode_attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    cached_keys: torch.Tensor,
+    cached_values: torch.Tensor,
+    key_scales: torch.Tensor | None,
+    value_scales: torch.Tensor | None,
+    length: int,
+) -> torch.Tensor:
+    """queries: (heads, head_dim) float32 -> the same shape. Writes row `length` of the cache."""
+    queries, keys = _turned(queries, cosines, sines), _turned(keys, cosines, sines)
+    all_keys = _stored(keys, cached_keys, key_scales, length)  # (kv_heads, length + 1, head_dim)
+    all_values = _stored(values, cached_values, value_scales, length)
+    grouped = queries.view(len(keys), -1, queries.shape[-1])  # (kv_heads, group, head_dim)
+    scores = grouped @ all_keys.mT / queries.shape[-1] ** 0.5  # (kv_heads, group, length + 1)
+    attended: torch.Tensor = scores.softmax(-1) @ all_values  # (kv_heads, group, head_dim)
+    return attended.reshape(queries.shape)
+
+
+def _turned(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """Neighbouring pairs turned. states: (heads, head_dim); angles: (head_dim / 2,)."""
+    even, odd = states[:, 0::2], states[:, 1::2]  # (heads, head_dim / 2) each
+    turned = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1)
+    return turned.flatten(-2)  # (heads, head_dim)
+
+
+def _stored(
+    states: torch.Tensor, cached: torch.Tensor, scales: torch.Tensor | None, length: int
+) -> torch.Tensor:
+    """Write states, (kv_heads, head_dim), at `length`; all of the cache up to there, float32."""
+    if scales is None:
+        cached[:, length] = states.to(cached.dtype)
+        return cached[:, : length + 1].float()
+    largest = states.abs().amax(-1, keepdim=True)
+    scales[:, length] = (largest / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    # A state with a NaN or an infinity is lost by its scale already; as int8 these are undefined.
+    rounded = torch.round(states / scales[:, length]).nan_to_num(0)
+    cached[:, length] = rounded.to(torch.int8)
+    return cached[:, : length + 1].float() * scales[:, : length + 1]
 
 
 def _expert_weights(

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from ernie_local.config import TextConfig
+from ernie_local.kernels.decode_ops import decode_attention, suits_decode_ops
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.packed_linear import PackedLinear
 from ernie_local.model.rope import rotate_pairs
@@ -84,6 +85,8 @@ class SelfAttention(nn.Module):
         Appends this layer's keys and values to the cache; `blocks` come from `causal_blocks`.
         """
         num_tokens = hidden.shape[0]
+        if num_tokens == 1 and suits_decode_ops(hidden):
+            return self._decode(hidden, cosines, sines, cache)
         queries, keys, values = self._project(hidden)
         queries = rotate_pairs(queries, cosines, sines)
         keys = rotate_pairs(keys, cosines, sines)
@@ -108,6 +111,17 @@ class SelfAttention(nn.Module):
         """Let one packed matrix, rows of queries before keys before values, stand for the three."""
         self.qkv_proj = qkv_proj
         del self.q_proj, self.k_proj, self.v_proj
+
+    def _decode(
+        self, hidden: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, cache: KVCache
+    ) -> torch.Tensor:
+        """`forward` of one token, with all between the projections in one operator."""
+        queries, keys, values = self._project(hidden)
+        attended = decode_attention(
+            queries[0], keys[0], values[0], cosines[0], sines[0], *cache.storage(self.layer_id), cache.length
+        )
+        output: torch.Tensor = self.o_proj(attended.view(1, -1))  # (1, heads * head_dim)
+        return output
 
     def _attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, blocks: Sequence[CausalBlock]

@@ -6,6 +6,8 @@ keys pass through the stored format too, so cutting a prompt into other chunks d
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from ernie_local.config import TextConfig
@@ -18,6 +20,18 @@ KV_DTYPES: dict[str, torch.dtype] = {
 }
 _INT8_LARGEST = 127
 _SCALE_BYTES = 4
+
+
+class LayerStorage(NamedTuple):
+    """One layer's rows, lent to be read and written in place: (kv_heads, capacity, head_dim) each.
+
+    Scales, (kv_heads, capacity, 1), only with int8.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    key_scales: torch.Tensor | None
+    value_scales: torch.Tensor | None
 
 
 class KVCache:
@@ -35,6 +49,8 @@ class KVCache:
         self._scales: torch.Tensor | None = None
         if dtype == torch.int8:
             self._scales = torch.empty((*shape[:-1], 1), dtype=torch.float32, device=device)
+        # Made once: a view costs as much as any small operation, and decode asks for every layer's each time.
+        self._layers = [self._layer_storage(layer_id) for layer_id in range(config.num_hidden_layers)]
 
     @property
     def num_bytes(self) -> int:
@@ -67,6 +83,16 @@ class KVCache:
             exact = self._states[layer_id, :, :, :end].float() * self._scales[layer_id, :, :, :end]
             stored = exact.to(keys.dtype)
         return stored[0], stored[1]
+
+    def storage(self, layer_id: int) -> LayerStorage:
+        """This layer's rows, for an operator that stores and attends at once; it writes at `length`."""
+        return self._layers[layer_id]
+
+    def _layer_storage(self, layer_id: int) -> LayerStorage:
+        keys, values = self._states[layer_id]
+        if self._scales is None:
+            return LayerStorage(keys, values, None, None)
+        return LayerStorage(keys, values, *self._scales[layer_id])
 
     def advance(self, num_tokens: int) -> None:
         """Make the tokens that every layer has appended visible."""

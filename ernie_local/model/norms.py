@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ernie_local.kernels.decode_ops import rms_norm, suits_decode_ops
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension.
@@ -23,6 +25,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: (..., size) in any float dtype -> the same shape and dtype."""
+        if suits_decode_ops(hidden):
+            return rms_norm(hidden, self.weight, self.eps)
         exact = hidden.float()
         mean_square = exact.pow(2).mean(-1, keepdim=True)
         return self.weight * (exact * torch.rsqrt(mean_square + self.eps)).to(hidden.dtype)

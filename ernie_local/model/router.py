@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ernie_local.kernels.decode_ops import route, suits_decode_ops
+
 
 class Router(nn.Module):
     """softmax scores; the bias takes part in the choice only, the weights come from the plain scores."""
@@ -26,6 +28,8 @@ class Router(nn.Module):
 
         The order of operations is the published one, so that near-ties fall the same way.
         """
+        if suits_decode_ops(hidden):
+            return route(hidden, self.weight, self.bias, self.experts_per_token, self.norm_min)
         scores = functional.softmax(functional.linear(hidden.float(), self.weight), dim=-1)
         expert_ids = torch.topk(scores + self.bias, self.experts_per_token, dim=-1).indices
         chosen = scores.gather(-1, expert_ids)

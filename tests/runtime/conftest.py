@@ -1,4 +1,5 @@
 """Fixtures around text and chats: two tiny tokenizers, trained here, and a model that says what it is told.
+And the native module, once with each instruction set.
 
 One tokenizer has its special tokens inside tokenizer.model, as nano does; the other in tokenizer_config.json.
 """
@@ -9,7 +10,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -21,6 +22,7 @@ from PIL import Image
 from ernie_local.config import MediaTokens
 from ernie_local.engine import Mark
 from ernie_local.errors import Interrupted
+from ernie_local.kernels.native import native_module
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.tokens import positions_3d
@@ -30,6 +32,19 @@ from ernie_local.text.tokenizer import ErnieTokenizer
 # How long an example takes says more about the machine's load than about the code.
 settings.register_profile("ernie-local", deadline=None)
 settings.load_profile("ernie-local")
+
+MODULE = native_module()
+
+
+@pytest.fixture(params=[] if MODULE is None else MODULE.instruction_sets())
+def kernels(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The native module, set to one instruction set."""
+    assert MODULE is not None
+    before = MODULE.instruction_set()
+    MODULE.use_instruction_set(request.param)
+    yield MODULE
+    MODULE.use_instruction_set(before)
+
 
 # After <unk>, <s> and </s> these get the ids 3, 4, 5, ...: those of the tiny models' config.
 TAGS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -19,17 +18,6 @@ from tests.runtime.random_matrices import random_matrix, random_page
 
 LARGEST_ERROR = 1e-2  # of the output's size: activations are rounded to int8
 MODULE = native.native_module()
-SETS = [] if MODULE is None else MODULE.instruction_sets()
-
-
-@pytest.fixture(params=SETS)
-def kernels(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    """The native module, set to one instruction set."""
-    assert MODULE is not None
-    before = MODULE.instruction_set()
-    MODULE.use_instruction_set(request.param)
-    yield MODULE
-    MODULE.use_instruction_set(before)
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -1,0 +1,34 @@
+// All kernels of one instruction set; each of the kernels_*.cpp fills a table with its own Isa.
+#pragma once
+
+#include "attention_kernel.hpp"
+#include "tile_kernel.hpp"
+
+namespace ernie_local {
+
+template <class Isa>
+KernelTable make_table(const char* name) {
+    KernelTable table{};
+    table.name = name;
+    table.num_widths = Isa::kNumWidths;
+    table.signed_w8 = Isa::kSignedW8;
+    table.quantize = &quantize_row<Isa>;
+    table.swiglu = &swiglu<Isa>;
+    fill_format<Isa, W4>(table);
+    fill_format<Isa, W3>(table);
+    fill_format<Isa, W2L>(table);
+    fill_format<Isa, W2>(table);
+    fill_format<Isa, W2S>(table);
+    fill_format<Isa, W8>(table);
+    table.rms_norm = &rms_norm_row<Isa>;
+    table.dot = &dot_floats<Isa>;
+    table.softmax = &softmax_row<Isa>;
+    table.attend[static_cast<int>(CacheFormat::kFloat32)] = &attend<Isa, CacheFormat::kFloat32>;
+    table.attend[static_cast<int>(CacheFormat::kBFloat16)] = &attend<Isa, CacheFormat::kBFloat16>;
+    table.attend[static_cast<int>(CacheFormat::kFloat16)] = &attend<Isa, CacheFormat::kFloat16>;
+    table.attend[static_cast<int>(CacheFormat::kInt8)] = &attend<Isa, CacheFormat::kInt8>;
+    table.merge = &merge_parts<Isa>;
+    return table;
+}
+
+}  // namespace ernie_local
