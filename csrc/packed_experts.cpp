@@ -13,9 +13,9 @@
 namespace ernie_local {
 namespace {
 
-// The products of gate and up have long tails: rounded to int8 once they cost the result 1 to 1.7 %. So they go in as two
-// rows, the second one of what the first left over.
-constexpr int kInnerRows = 2;
+// The products of gate and up have long tails: rounded to int8 once they cost the result 1 to 1.7 %. Of few tokens, where
+// reading the weights takes the time, they go in as two rows, the second one of what the first left over.
+int rows_each(const ExpertsCall& call) { return call.num_tokens <= 16 ? 2 : 1; }
 
 struct Choice {
     int64_t slot;
@@ -33,10 +33,6 @@ struct Group {
     QuantizedRows inner_rows;
 };
 
-struct Piece {
-    int group, first_tile, last_tile;
-};
-
 struct Place {
     int group, index;  // of a token, or of a tile of tokens, within the group
 };
@@ -51,7 +47,7 @@ struct Scratch {
     TokenTiles shared_input[kNumFormats];  // the same, where there is one token
     bool has_input[kNumFormats];
     std::vector<float> inner;
-    std::vector<Piece> pieces;
+    std::vector<Piece> gate_up_pieces, down_pieces;
     std::vector<Place> rows, input_tiles, inner_tiles;
 };
 
@@ -95,6 +91,7 @@ int64_t collect_groups(const ExpertsCall& call, Scratch& scratch) {
 
 void take_memory(const ExpertsCall& call, const Runtime& state, Scratch& scratch) {
     const KernelTable& kernels = *state.kernels;
+    const int inner_rows = rows_each(call);
     std::fill_n(scratch.has_input, kNumFormats, false);
     scratch.rows.clear();
     scratch.input_tiles.clear();
@@ -113,26 +110,34 @@ void take_memory(const ExpertsCall& call, const Runtime& state, Scratch& scratch
             group.own_input.shape(kernels, rows, group.count);
             for (int tile = 0; tile < group.own_input.num_tiles(); ++tile) scratch.input_tiles.push_back({index, tile});
         }
-        group.inner_rows.resize(kInnerRows * group.count, group.page.inner_size, group.page.down->group);
-        group.inner.shape(kernels, group.inner_rows, kInnerRows * group.count);
+        group.inner_rows.resize(inner_rows * group.count, group.page.inner_size, group.page.down->group);
+        group.inner.shape(kernels, group.inner_rows, inner_rows * group.count);
         for (int token = 0; token < group.count; ++token) scratch.rows.push_back({index, token});
         for (int tile = 0; tile < group.inner.num_tiles(); ++tile) scratch.inner_tiles.push_back({index, tile});
     }
 }
 
-// Even loads need a few pieces for each thread, long streams need few of them.
-void cut_gate_and_up(const Runtime& state, Scratch& scratch) {
-    scratch.pieces.clear();
+void cut_pieces(const ExpertsCall& call, const Runtime& state, Scratch& scratch) {
+    int gate_up_tiles = 0, token_tiles = 0;
+    size_t gate_up_bytes = 0, down_bytes = 0;
+    for (int index = 0; index < scratch.num_groups; ++index) {
+        const Group& group = scratch.groups[index];
+        gate_up_tiles += group.page.gate_up->num_tiles(group.page.inner_size);
+        gate_up_bytes += 2 * group.page.gate_up->matrix_bytes(group.page.inner_size, call.hidden_size);
+        down_bytes += group.page.down->tile_bytes(group.page.inner_size);
+        token_tiles += group.input->num_tiles();
+    }
     const int num_threads = state.pool.num_threads();
+    scratch.gate_up_pieces.clear();
+    PieceCutter gate_up(gate_up_tiles, gate_up_bytes / gate_up_tiles, token_tiles / scratch.num_groups, num_threads);
     for (int index = 0; index < scratch.num_groups; ++index) {
         const ExpertPage& page = scratch.groups[index].page;
-        const int num_tiles = page.gate_up->num_tiles(page.inner_size);
-        const size_t pair_bytes = 2 * page.gate_up->tile_bytes(page.hidden_size);
-        const int all = num_pieces(num_tiles * scratch.num_groups, pair_bytes, num_threads);
-        const int count = std::clamp(all / scratch.num_groups, 1, num_tiles);
-        for (int piece = 0; piece < count; ++piece)
-            scratch.pieces.push_back({index, piece_start(num_tiles, piece, count), piece_start(num_tiles, piece + 1, count)});
+        gate_up.cut(index, page.gate_up->num_tiles(page.inner_size), scratch.gate_up_pieces);
     }
+    // A piece of down is some rows of the output, and so of all experts.
+    const int down_tiles = (call.hidden_size + kTileRows - 1) / kTileRows;
+    scratch.down_pieces.clear();
+    PieceCutter(down_tiles, down_bytes, token_tiles / scratch.num_groups, num_threads).cut(0, down_tiles, scratch.down_pieces);
 }
 
 // The first token with a NaN or an infinity, or -1.
@@ -159,9 +164,9 @@ int64_t quantize_input(const ExpertsCall& call, Runtime& state, Scratch& scratch
 
 void gate_and_up(Runtime& state, Scratch& scratch) {
     const KernelTable& kernels = *state.kernels;
-    state.pool.run(static_cast<int>(scratch.pieces.size()), [&](int index) {
+    state.pool.run(static_cast<int>(scratch.gate_up_pieces.size()), [&](int index) {
         float gate[kWidest * kTileRows], up[kWidest * kTileRows];
-        const Piece& piece = scratch.pieces[index];
+        const Piece& piece = scratch.gate_up_pieces[index];
         const Group& group = scratch.groups[piece.group];
         const ExpertPage& page = group.page;
         const auto* kernel = kernels.tile[page.gate_up->id - 1];
@@ -187,6 +192,7 @@ void gate_and_up(Runtime& state, Scratch& scratch) {
 // The first token whose activations overflowed, or -1.
 int64_t quantize_inner(const ExpertsCall& call, Runtime& state, Scratch& scratch) {
     const KernelTable& kernels = *state.kernels;
+    const int inner_rows = rows_each(call);
     std::atomic<int64_t> broken{call.num_tokens};
     const auto fill_tile = [&](const Place& place) {
         Group& group = scratch.groups[place.group];
@@ -196,7 +202,9 @@ int64_t quantize_inner(const ExpertsCall& call, Runtime& state, Scratch& scratch
         const Place place = scratch.rows[index];
         Group& group = scratch.groups[place.group];
         float* row = &scratch.inner[group.inner_at + static_cast<size_t>(place.index) * group.page.inner_size];
-        if (!group.inner_rows.fill_twice(kernels, kInnerRows * place.index, row))
+        const bool is_finite = inner_rows == 2 ? group.inner_rows.fill_twice(kernels, 2 * place.index, row)
+                                               : group.inner_rows.fill(kernels, place.index, row);
+        if (!is_finite)
             lower_to(broken, scratch.tokens[group.first + place.index]);
         else if (group.count == 1)
             fill_tile({place.group, 0});
@@ -212,14 +220,10 @@ int64_t quantize_inner(const ExpertsCall& call, Runtime& state, Scratch& scratch
 
 void down(const ExpertsCall& call, Runtime& state, Scratch& scratch) {
     const KernelTable& kernels = *state.kernels;
-    const int num_tiles = (call.hidden_size + kTileRows - 1) / kTileRows;
-    size_t bytes_a_tile = 0;
-    for (int index = 0; index < scratch.num_groups; ++index)
-        bytes_a_tile += scratch.groups[index].page.down->tile_bytes(scratch.groups[index].page.inner_size);
-    const int count = num_pieces(num_tiles, bytes_a_tile, state.pool.num_threads());
-    state.pool.run(count, [&](int piece) {
+    const int inner_rows = rows_each(call);
+    state.pool.run(static_cast<int>(scratch.down_pieces.size()), [&](int piece) {
         float result[kWidest * kTileRows];
-        const int first_tile = piece_start(num_tiles, piece, count), last_tile = piece_start(num_tiles, piece + 1, count);
+        const int first_tile = scratch.down_pieces[piece].first_tile, last_tile = scratch.down_pieces[piece].last_tile;
         const int first_row = first_tile * kTileRows, last_row = std::min(call.hidden_size, last_tile * kTileRows);
         for (int token = 0; token < call.num_tokens; ++token) {
             float* row = call.out + static_cast<size_t>(token) * call.hidden_size;
@@ -244,7 +248,7 @@ void down(const ExpertsCall& call, Runtime& state, Scratch& scratch) {
                     kernels.tile[page.down->id - 1][part.width_index](here, next, page.inner_size,
                                                                       group.inner.tokens(part), result);
                     for (int index = 0; index < part.count; ++index) {
-                        const Choice& choice = scratch.choices[group.first + (part.first + index) / kInnerRows];
+                        const Choice& choice = scratch.choices[group.first + (part.first + index) / inner_rows];
                         float* row = call.out + static_cast<size_t>(choice.token) * call.hidden_size + at;
                         for (int i = 0; i < num_rows; ++i) row[i] += choice.weight * result[kTileRows * index + i];
                     }
@@ -262,7 +266,7 @@ ExpertsResult packed_experts(const ExpertsCall& call) {
     static Scratch scratch;  // of whoever holds the runtime's mutex
     if (const int64_t slot = collect_groups(call, scratch); slot >= 0) return {ExpertsResult::kBrokenPage, slot};
     take_memory(call, state, scratch);
-    cut_gate_and_up(state, scratch);
+    cut_pieces(call, state, scratch);
     if (const int64_t token = quantize_input(call, state, scratch); token >= 0)
         return {ExpertsResult::kBrokenToken, token};
     gate_and_up(state, scratch);

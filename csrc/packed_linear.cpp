@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <vector>
 
 #include "pieces.hpp"
 #include "runtime.hpp"
@@ -17,9 +18,14 @@ int packed_linear(const float* input, int num_tokens, int columns, const uint8_t
     // Kept from call to call, of whoever holds the runtime's mutex.
     static QuantizedRows quantized;
     static TokenTiles tiled;
+    static std::vector<Piece> pieces;
 
     quantized.resize(num_tokens, columns, format.group);
     tiled.shape(kernels, quantized, num_tokens);
+    const int num_tiles = format.num_tiles(rows);
+    const size_t tile_bytes = format.tile_bytes(columns);
+    pieces.clear();
+    PieceCutter(num_tiles, tile_bytes, tiled.num_tiles(), state.pool.num_threads()).cut(0, num_tiles, pieces);
     std::atomic<int> broken{num_tokens};
     state.pool.run(num_tokens, [&](int token) {
         if (quantized.fill(kernels, token, input + static_cast<size_t>(token) * columns)) return;
@@ -30,13 +36,10 @@ int packed_linear(const float* input, int num_tokens, int columns, const uint8_t
     if (broken.load() < num_tokens) return broken.load();
     state.pool.run(tiled.num_tiles(), [&](int tile) { tiled.fill(tile, format, quantized, nullptr); });
 
-    const int num_tiles = format.num_tiles(rows);
-    const size_t tile_bytes = format.tile_bytes(columns);
-    const int count = num_pieces(num_tiles, tile_bytes, state.pool.num_threads());
-    state.pool.run(count, [&](int piece) {
+    state.pool.run(static_cast<int>(pieces.size()), [&](int piece) {
         float result[kWidest * kTileRows];
-        const int stop = piece_start(num_tiles, piece + 1, count);
-        for (int tile = piece_start(num_tiles, piece, count); tile < stop; ++tile) {
+        const int stop = pieces[piece].last_tile;
+        for (int tile = pieces[piece].first_tile; tile < stop; ++tile) {
             const int first_row = tile * kTileRows, num_rows = std::min(kTileRows, rows - first_row);
             const uint8_t* here = packed + tile * tile_bytes;
             const uint8_t* next = tile + 1 < stop ? here + tile_bytes : here;
