@@ -70,14 +70,16 @@ void attend(const AttendTask& task) {
     for (int64_t token = task.first; token < task.last; token += kAttendBlock) {
         const int count = static_cast<int>(task.last - token < kAttendBlock ? task.last - token : kAttendBlock);
         const size_t at = Numbers::kBytes * head_dim * token;
-        dot_rows<Isa, Numbers>(task.keys + at, count, head_dim, queries, group, scores, kAttendBlock);
+        const uint8_t* values = task.values + at;
+        dot_rows<Isa, Numbers>(task.keys + at, count, head_dim, queries, group, scores, kAttendBlock, values);
         for (int query = 0; query < group; ++query) {
             float* of_query = scores + query * kAttendBlock;
             if constexpr (Numbers::kHasScales) multiply_by(of_query, task.key_scales + token, count);
             weigh<Isa>(of_query, count, part.sums + query * stride, head_dim, part.largest[query], part.total[query]);
             if constexpr (Numbers::kHasScales) multiply_by(of_query, task.value_scales + token, count);
         }
-        add_rows<Isa, Numbers>(task.values + at, count, head_dim, scores, kAttendBlock, group, part.sums, stride);
+        const uint8_t* next_keys = task.keys + at + Numbers::kBytes * head_dim * count;
+        add_rows<Isa, Numbers>(values, count, head_dim, scores, kAttendBlock, group, part.sums, stride, next_keys);
     }
 }
 

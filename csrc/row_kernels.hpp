@@ -46,14 +46,26 @@ ERNIE_LOCAL_INLINE void dot_four(const uint8_t* const rows[4], int columns, cons
     }
 }
 
+// Asks for `count` bytes of these rows a page ahead, where hardware prefetchers stop, and of the rows that come after.
+template <class Isa>
+ERNIE_LOCAL_INLINE void ask_for_rows(const uint8_t* rows, const uint8_t* after, size_t count) {
+    constexpr size_t kPage = 4096;
+    for (size_t line = 0; line < count; line += 64) {
+        Isa::prefetch_far(rows + kPage + line);
+        Isa::prefetch_far(after + line);
+    }
+}
+
 // out[vector * out_stride + row] = rows[row] . vectors[vector], with rows [count][columns], vectors [..][columns].
+// Meanwhile as many rows from `after` on are brought near.
 template <class Isa, class Numbers>
 ERNIE_LOCAL_INLINE void dot_rows(const uint8_t* rows, int count, int columns, const float* vectors, int num_vectors,
-                                 float* out, size_t out_stride) {
+                                 float* out, size_t out_stride, const uint8_t* after) {
     constexpr int kMost = Isa::kDotVectors;
     const size_t row_bytes = Numbers::kBytes * columns;
     for (int row = 0; row < count; row += 4) {
         const int num_rows = count - row < 4 ? count - row : 4;
+        ask_for_rows<Isa>(rows + row_bytes * row, after + row_bytes * row, row_bytes * num_rows);
         const uint8_t* four[4];
         for (int i = 0; i < 4; ++i) four[i] = rows + row_bytes * (row + (i < num_rows ? i : 0));
         float products[kMost][4];
@@ -74,10 +86,10 @@ ERNIE_LOCAL_INLINE void dot_rows(const uint8_t* rows, int count, int columns, co
 }
 
 // out[vector][column] += sum over rows of factors[vector * factor_stride + row] * rows[row][column]. Columns are
-// counted up to the next multiple of 16, for which out has room.
+// counted up to the next multiple of 16, for which out has room. Meanwhile as many rows from `after` on are brought near.
 template <class Isa, class Numbers>
-ERNIE_LOCAL_INLINE void add_rows(const uint8_t* rows, int count, int columns, const float* factors,
-                                 size_t factor_stride, int num_vectors, float* out, size_t out_stride) {
+ERNIE_LOCAL_INLINE void add_rows(const uint8_t* rows, int count, int columns, const float* factors, size_t factor_stride,
+                                 int num_vectors, float* out, size_t out_stride, const uint8_t* after) {
     using Floats = typename Isa::Floats;
     const size_t row_bytes = Numbers::kBytes * columns;
     const auto add = [&](const Floats numbers[4], const float weights[4], int num_rows, float* at) {
@@ -88,6 +100,7 @@ ERNIE_LOCAL_INLINE void add_rows(const uint8_t* rows, int count, int columns, co
     int row = 0;
     for (; row + 4 <= count; row += 4) {
         const uint8_t* first = rows + row_bytes * row;
+        ask_for_rows<Isa>(first, after + row_bytes * row, 4 * row_bytes);
         for (int column = 0; column < columns; column += kLanes) {
             const int rest = columns - column;
             Floats numbers[4];
@@ -113,8 +126,8 @@ ERNIE_LOCAL_INLINE void add_rows(const uint8_t* rows, int count, int columns, co
 template <class Isa>
 void dot_floats(const float* rows, int count, int columns, const float* vectors, int num_vectors, float* out,
                 size_t out_stride) {
-    dot_rows<Isa, Stored<Isa, CacheFormat::kFloat32>>(reinterpret_cast<const uint8_t*>(rows), count, columns, vectors,
-                                                      num_vectors, out, out_stride);
+    const auto* bytes = reinterpret_cast<const uint8_t*>(rows);
+    dot_rows<Isa, Stored<Isa, CacheFormat::kFloat32>>(bytes, count, columns, vectors, num_vectors, out, out_stride, bytes);
 }
 
 template <class Isa>

@@ -34,7 +34,7 @@ struct DLPackExchangeAPI {
     void* current_work_stream;
 };
 constexpr int32_t kCpu = 1;
-enum Code : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4 };
+enum Code : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4 };
 
 NumberType type_of(int code, int bits, int lanes) {
     if (lanes != 1) return NumberType::kOther;
@@ -42,6 +42,7 @@ NumberType type_of(int code, int bits, int lanes) {
     if (code == kBfloat && bits == 16) return NumberType::kBFloat16;
     if (code == kFloat && bits == 16) return NumberType::kFloat16;
     if (code == kInt && bits == 8) return NumberType::kInt8;
+    if (code == kUInt && bits == 8) return NumberType::kUInt8;
     if (code == kInt && bits == 64) return NumberType::kInt64;
     return NumberType::kOther;
 }

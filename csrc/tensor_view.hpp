@@ -1,4 +1,4 @@
-// A torch tensor as the operators of a decoded token see it: where its numbers lie, their type, its shape.
+// A torch tensor as the operators see it: where its numbers lie, their type, its shape.
 //
 // nanobind's own ndarray asks for a DLPack capsule, some 3 microseconds a tensor; torch's table of C functions
 // (DLPack 1.3, there in torch 2.13) answers in some 0.1. Without it ndarray is asked.
@@ -12,7 +12,7 @@
 
 namespace ernie_local {
 
-enum class NumberType { kFloat32, kBFloat16, kFloat16, kInt8, kInt64, kOther };
+enum class NumberType { kFloat32, kBFloat16, kFloat16, kInt8, kUInt8, kInt64, kOther };
 
 class TensorView {
 public:

@@ -111,10 +111,9 @@ class Engine:
         says so between chunks.
         """
         hidden = self._append(token_ids, images, should_stop, lambda _start, chunk: chunk[-1:])
-        with torch.inference_mode():
-            logits = self.model.logits(hidden)[0]
-        # A copy made outside of inference mode, so that samplers may write to it.
-        return logits.clone()
+        # Not in inference mode, so that samplers may write to it.
+        with torch.no_grad():
+            return self.model.logits(hidden)[0]
 
     def prefill_all(
         self, token_ids: Sequence[int], images: Sequence[Patches] = (), *, out: torch.Tensor
@@ -146,9 +145,11 @@ class Engine:
                 self._cache,
                 self.on_route,
             )
-            logits = self.model.logits(hidden)[0]
+            # Not in inference mode, so that samplers may write to it.
+            with torch.inference_mode(False), torch.no_grad():
+                logits = self.model.logits(hidden)[0]
             self._next_position += 1
-        return logits.clone()
+        return logits
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:

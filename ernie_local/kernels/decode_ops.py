@@ -11,7 +11,7 @@ import torch
 
 from ernie_local.kernels import checks, reference
 from ernie_local.kernels.native import native_module, warn_without_native
-from ernie_local.kernels.ops import LIBRARY, follow_torch_threads
+from ernie_local.kernels.ops import LIBRARY, follow_torch_threads, needs_no_dispatch
 
 # More tokens than these are better served by torch's matrix products.
 MOST_TOKENS = 16
@@ -43,6 +43,8 @@ def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
 
     hidden: (tokens, size) float32; weight: (size,) float32 -> (tokens, size).
     """
+    if needs_no_dispatch(hidden):
+        return _rms_norm_cpu(hidden, weight, eps)
     output: torch.Tensor = torch.ops.ernie_local.rms_norm(hidden, weight, eps)
     return output
 
@@ -57,6 +59,8 @@ def route(
     topk promises no order there. A token with a NaN or an infinity still gets ids within the bank; its
     weights are NaN, as in torch.
     """
+    if needs_no_dispatch(hidden):
+        return _route_cpu(hidden, weight, bias, top_k, norm_min)
     chosen: tuple[torch.Tensor, torch.Tensor] = torch.ops.ernie_local.route(
         hidden, weight, bias, top_k, norm_min
     )
@@ -82,7 +86,8 @@ def decode_attention(
     int8, with scales (kv_heads, capacity, 1) float32 for int8 alone. What is attended to is what the cache
     holds after rounding. A NaN makes every head that sees it NaN, as in torch. -> (heads, head_dim) float32.
     """
-    output: torch.Tensor = torch.ops.ernie_local.decode_attention(
+    compute = _decode_attention_cpu if needs_no_dispatch(queries) else torch.ops.ernie_local.decode_attention
+    output: torch.Tensor = compute(
         queries, keys, values, cosines, sines, cached_keys, cached_values, key_scales, value_scales, length
     )
     return output

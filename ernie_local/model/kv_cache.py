@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import math
+
 import torch
 
 from ernie_local.config import TextConfig
+from ernie_local.kernels.huge_pages import empty_bytes
 
 KV_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -45,7 +48,7 @@ class KVCache:
         self.capacity = capacity
         self.dtype = dtype
         self.length = 0
-        self._states = torch.empty(shape, dtype=dtype, device=device)
+        self._states = _empty(shape, dtype, device)
         self._scales: torch.Tensor | None = None
         if dtype == torch.int8:
             self._scales = torch.empty((*shape[:-1], 1), dtype=torch.float32, device=device)
@@ -103,6 +106,13 @@ class KVCache:
         """Forget all tokens from `length` on."""
         assert 0 <= length <= self.length, (length, self.length)
         self.length = length
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    # Attention streams it like weights. Memory is taken in steps of 2 MiB for each head's keys and values.
+    return empty_bytes(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
 
 def kv_bytes_per_token(config: TextConfig, dtype: torch.dtype) -> int:

@@ -245,7 +245,7 @@ def test_a_wrong_number_shows(
 def test_a_kernel_that_refuses_good_numbers_is_wrong(
     native_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_kernels, "packed_linear", lambda *arguments: 0)  # "token 0 is not finite"
+    monkeypatch.setattr(native_kernels, "packed_linear", lambda *arguments: (1, 0))  # "token 0 is not finite"
     assert set(self_test.measure_differences().values()) == {math.inf}
 
 

@@ -1,0 +1,107 @@
+#include "packed_bindings.hpp"
+
+#include <nanobind/stl/pair.h>
+
+#include <limits>
+#include <utility>
+
+#include "packed_experts.hpp"
+#include "packed_linear.hpp"
+#include "packed_rows.hpp"
+#include "tensor_view.hpp"
+
+namespace nb = nanobind;
+
+namespace ernie_local {
+namespace {
+
+// As in decode_bindings.cpp: arguments that do not fit each other are refused without a word and without harm, and
+// Python says which of them it is (ernie_local/kernels/checks.py).
+constexpr int kDone = 0, kBrokenToken = 1, kBrokenPage = 2, kRefused = 3;
+constexpr auto kFloat = NumberType::kFloat32;
+using Outcome = std::pair<int, int64_t>;
+
+bool fits_int(int64_t size) { return size >= 1 && size <= std::numeric_limits<int>::max(); }
+
+bool can_be_packed(int64_t rows, int64_t columns) { return fits_int(rows) && fits_int(columns) && columns % kColumnStep == 0; }
+
+Outcome bound_packed_linear(nb::handle tokens_tensor, nb::handle packed_tensor, int format_id, int64_t rows,
+                            nb::handle out_tensor) {
+    const TensorView tokens(tokens_tensor), packed(packed_tensor), out(out_tensor);
+    const FormatInfo* format = format_info(format_id);
+    if (format == nullptr || !tokens.has_dimensions(2)) return {kRefused, 0};
+    const int64_t num_tokens = tokens.size(0), columns = tokens.size(1);
+    if (!fits_int(num_tokens) || !can_be_packed(rows, columns)) return {kRefused, 0};
+    const size_t bytes = format->matrix_bytes(static_cast<int>(rows), static_cast<int>(columns));
+    if (!tokens.is(kFloat, {num_tokens, columns}) || !out.is(kFloat, {num_tokens, rows}) ||
+        !packed.is(NumberType::kUInt8, {static_cast<int64_t>(bytes)}))
+        return {kRefused, 0};
+    const nb::gil_scoped_release released;
+    const int broken = packed_linear(tokens.data<const float>(), static_cast<int>(num_tokens), static_cast<int>(columns),
+                                     packed.data<const uint8_t>(), *format, static_cast<int>(rows), out.data<float>());
+    return {broken < 0 ? kDone : kBrokenToken, broken};
+}
+
+Outcome bound_packed_experts(nb::handle hidden_tensor, nb::handle slots_tensor, nb::handle slot_ids_tensor,
+                             nb::handle weights_tensor, nb::handle out_tensor) {
+    const TensorView hidden(hidden_tensor), slots(slots_tensor), slot_ids(slot_ids_tensor), weights(weights_tensor),
+        out(out_tensor);
+    if (!hidden.has_dimensions(2) || !slots.has_dimensions(2) || !slot_ids.has_dimensions(2)) return {kRefused, 0};
+    const int64_t num_tokens = hidden.size(0), hidden_size = hidden.size(1), top_k = slot_ids.size(1);
+    const int64_t num_slots = slots.size(0);
+    if (!fits_int(num_tokens) || !fits_int(top_k) || !fits_int(num_tokens * top_k) || !can_be_packed(1, hidden_size))
+        return {kRefused, 0};
+    if (!hidden.is(kFloat, {num_tokens, hidden_size}) || !slots.is(NumberType::kUInt8, {num_slots, slots.size(1)}) ||
+        !slot_ids.is(NumberType::kInt64, {num_tokens, top_k}) || !weights.is(kFloat, {num_tokens, top_k}) ||
+        !out.is(kFloat, {num_tokens, hidden_size}))
+        return {kRefused, 0};
+    const auto* ids = slot_ids.data<const int64_t>();
+    for (int64_t i = 0; i < num_tokens * top_k; ++i)
+        if (ids[i] < 0 || ids[i] >= num_slots) return {kRefused, 0};
+    const nb::gil_scoped_release released;
+    const auto result = packed_experts({hidden.data<const float>(), static_cast<int>(num_tokens),
+                                        static_cast<int>(hidden_size), slots.data<const uint8_t>(),
+                                        static_cast<size_t>(slots.size(1)), ids, weights.data<const float>(),
+                                        static_cast<int>(top_k), out.data<float>()});
+    switch (result.kind) {
+        case ExpertsResult::kBrokenToken: return {kBrokenToken, result.index};
+        case ExpertsResult::kBrokenPage: return {kBrokenPage, result.index};
+        default: return {kDone, 0};
+    }
+}
+
+bool bound_packed_rows(nb::handle packed_tensor, int format_id, int64_t rows, nb::handle row_ids_tensor,
+                       nb::handle out_tensor) {
+    const TensorView packed(packed_tensor), row_ids(row_ids_tensor), out(out_tensor);
+    const FormatInfo* format = format_info(format_id);
+    if (format == nullptr || !row_ids.has_dimensions(1) || !out.has_dimensions(2)) return false;
+    const int64_t count = row_ids.size(0), columns = out.size(1);
+    if (!fits_int(count) || !can_be_packed(rows, columns)) return false;
+    const size_t bytes = format->matrix_bytes(static_cast<int>(rows), static_cast<int>(columns));
+    if (!row_ids.is(NumberType::kInt64, {count}) || !out.is(kFloat, {count, columns}) ||
+        !packed.is(NumberType::kUInt8, {static_cast<int64_t>(bytes)}))
+        return false;
+    const auto* ids = row_ids.data<const int64_t>();
+    for (int64_t i = 0; i < count; ++i)
+        if (ids[i] < 0 || ids[i] >= rows) return false;
+    const nb::gil_scoped_release released;
+    packed_rows(packed.data<const uint8_t>(), *format, static_cast<int>(columns), ids, static_cast<int>(count),
+                out.data<float>());
+    return true;
+}
+
+}  // namespace
+
+void bind_packed_ops(nb::module_& module) {
+    module.def("packed_linear", &bound_packed_linear, nb::arg("tokens"), nb::arg("packed"), nb::arg("format_id"),
+               nb::arg("rows"), nb::arg("out"),
+               "Fills out: (0, _); or (1, first token that is not finite); or (3, _), having done nothing, if the arguments "
+               "do not fit each other.");
+    module.def("packed_experts", &bound_packed_experts, nb::arg("hidden"), nb::arg("slots"), nb::arg("slot_ids"),
+               nb::arg("weights"), nb::arg("out"), "As packed_linear; or (2, first slot with a broken page).");
+    module.def("packed_rows", &bound_packed_rows, nb::arg("packed"), nb::arg("format_id"), nb::arg("rows"),
+               nb::arg("row_ids"), nb::arg("out"),
+               "Fills out with the rows that are asked for, dequantized; False if the arguments do not fit each other.");
+}
+
+}  // namespace ernie_local
