@@ -62,16 +62,19 @@ def compare(work: Path, pair: str, arguments: argparse.Namespace) -> dict[str, o
             run(arguments.peer_python, "llama_cpp_speed.py", theirs, *sizes, *layout)
             for layout in ((), ("--no-repack",))
         ]
-        mine = run(sys.executable, "full_size.py", ours, *sizes)
+        mine = run(sys.executable, "full_size.py", ours, *sizes, "--image", arguments.image)
         figures = {
             "llama.cpp prefill": max(peer["prefill_tok_s"] for peer in peers),
             "llama.cpp decode": max(peer["decode_tok_s"] for peer in peers),
             "prefill": mine["prefill_tok_s"],
-            "image tokens": mine["image_tok_s"],
             "decode": mine["decode_tok_s"],
             "decode GB/s": mine["decode_gb_s"],
             "plain read GB/s": mine["plain_read_gb_s"],
+            "eight busiest of 64 experts": mine["busiest_8_of_64"],
         }
+        if "tower_s" in mine:
+            figures |= {"image tokens": mine["image_tok_s"], "vision tower, s": mine["tower_s"]}
+            figures["bfloat16 product, G mac/s"] = mine["bf16_gmac_s"]
         print(pair, json.dumps({name: round(value, 2) for name, value in figures.items()}), flush=True)
         for name, value in figures.items():
             measured.setdefault(name, []).append(value)
@@ -82,6 +85,8 @@ def compare(work: Path, pair: str, arguments: argparse.Namespace) -> dict[str, o
         ("image tokens", ("image tokens", "llama.cpp prefill")),
         ("share of the read", ("decode GB/s", "plain read GB/s")),
     ):
+        if ratio[0] not in measured:
+            continue
         pairs = zip(measured[ratio[0]], measured[ratio[1]], strict=True)
         result[f"ratio: {name}"] = statistics.median(mine / other for mine, other in pairs)
     if not arguments.keep:
@@ -99,6 +104,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--decode", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--image", default="1000x700", help="WIDTHxHEIGHT of the picture, or none")
     parser.add_argument("--keep", action="store_true", help="leave the models in DIR")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

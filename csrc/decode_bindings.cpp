@@ -66,38 +66,67 @@ bool bound_decode_attention(nb::handle queries_tensor, nb::handle keys_tensor, n
                             nb::handle cosines_tensor, nb::handle sines_tensor, nb::handle cached_keys_tensor,
                             nb::handle cached_values_tensor, std::optional<nb::handle> key_scales_tensor,
                             std::optional<nb::handle> value_scales_tensor, int64_t length, nb::handle out_tensor) {
-    const TensorView queries(queries_tensor), keys(keys_tensor), values(values_tensor), cosines(cosines_tensor),
-        sines(sines_tensor), cached_keys(cached_keys_tensor), cached_values(cached_values_tensor), out(out_tensor);
-    if (!queries.has_dimensions(2) || !cached_keys.has_dimensions(3)) return false;
-    const auto format = cache_format(cached_keys.type());
-    const int64_t heads = queries.size(0), head_dim = queries.size(1);
-    const int64_t kv_heads = cached_keys.size(0), capacity = cached_keys.size(1);
-    if (!format || heads < 1 || kv_heads < 1 || head_dim < 2 || head_dim % 2 || heads % kv_heads) return false;
-    if (length < 0 || length >= capacity || !is_int(heads) || !is_int(head_dim)) return false;
-    if (!queries.is(kFloat, {heads, head_dim}) || !keys.is(kFloat, {kv_heads, head_dim}) ||
-        !values.is(kFloat, {kv_heads, head_dim}) || !cosines.is(kFloat, {head_dim / 2}) ||
-        !sines.is(kFloat, {head_dim / 2}) || !cached_keys.is(cached_keys.type(), {kv_heads, capacity, head_dim}) ||
-        !cached_values.is(cached_keys.type(), {kv_heads, capacity, head_dim}) || !out.is(kFloat, {heads, head_dim}))
+    const TensorView queries(queries_tensor), keys(keys_tensor), values(values_tensor), out(out_tensor);
+    if (!queries.has_dimensions(2)) return false;
+    const int64_t heads = queries.size(0);
+    AttentionCall call{};
+    if (!read_cache({cached_keys_tensor, cached_values_tensor, key_scales_tensor, value_scales_tensor}, length, heads, call) ||
+        !read_angles(cosines_tensor, sines_tensor, false, call))
         return false;
-    float *key_scales = nullptr, *value_scales = nullptr;
-    const bool with_scales = *format == CacheFormat::kInt8;
-    if (key_scales_tensor.has_value() != with_scales || value_scales_tensor.has_value() != with_scales) return false;
-    if (with_scales) {
-        const TensorView for_keys(*key_scales_tensor), for_values(*value_scales_tensor);
-        if (!for_keys.is(kFloat, {kv_heads, capacity, 1}) || !for_values.is(kFloat, {kv_heads, capacity, 1}))
-            return false;
-        key_scales = for_keys.data<float>();
-        value_scales = for_values.data<float>();
-    }
+    if (!queries.is(kFloat, {heads, call.head_dim}) || !keys.is(kFloat, {call.kv_heads, call.head_dim}) ||
+        !values.is(kFloat, {call.kv_heads, call.head_dim}) || !out.is(kFloat, {heads, call.head_dim}))
+        return false;
+    call.queries = queries.data<const float>();
+    call.keys = keys.data<const float>();
+    call.values = values.data<const float>();
+    call.out = out.data<float>();
     const nb::gil_scoped_release released;
-    decode_attention({queries.data<const float>(), keys.data<const float>(), values.data<const float>(),
-                      cosines.data<const float>(), sines.data<const float>(), *format, cached_keys.data<uint8_t>(),
-                      cached_values.data<uint8_t>(), key_scales, value_scales, static_cast<int>(heads),
-                      static_cast<int>(kv_heads), static_cast<int>(head_dim), capacity, length, out.data<float>()});
+    decode_attention(call);
     return true;
 }
 
 }  // namespace
+
+bool read_cache(const CacheTensors& cache, int64_t length, int64_t heads, AttentionCall& call) {
+    const TensorView keys(cache.keys), values(cache.values);
+    if (!keys.has_dimensions(3)) return false;
+    const auto format = cache_format(keys.type());
+    const int64_t kv_heads = keys.size(0), capacity = keys.size(1), head_dim = keys.size(2);
+    if (!format || heads < 1 || kv_heads < 1 || head_dim < 2 || head_dim % 2 || heads % kv_heads) return false;
+    if (length < 0 || length >= capacity || !is_int(heads) || !is_int(head_dim) || !is_int(heads * head_dim)) return false;
+    if (!keys.is(keys.type(), {kv_heads, capacity, head_dim}) || !values.is(keys.type(), {kv_heads, capacity, head_dim}))
+        return false;
+    const bool with_scales = *format == CacheFormat::kInt8;
+    if (cache.key_scales.has_value() != with_scales || cache.value_scales.has_value() != with_scales) return false;
+    if (with_scales) {
+        const TensorView for_keys(*cache.key_scales), for_values(*cache.value_scales);
+        if (!for_keys.is(kFloat, {kv_heads, capacity, 1}) || !for_values.is(kFloat, {kv_heads, capacity, 1}))
+            return false;
+        call.key_scales = for_keys.data<float>();
+        call.value_scales = for_values.data<float>();
+    }
+    call.format = *format;
+    call.cached_keys = keys.data<uint8_t>();
+    call.cached_values = values.data<uint8_t>();
+    call.heads = static_cast<int>(heads);
+    call.kv_heads = static_cast<int>(kv_heads);
+    call.head_dim = static_cast<int>(head_dim);
+    call.capacity = capacity;
+    call.length = length;
+    return true;
+}
+
+bool read_angles(nb::handle cosines_tensor, nb::handle sines_tensor, bool as_row, AttentionCall& call) {
+    const TensorView cosines(cosines_tensor), sines(sines_tensor);
+    const int64_t count = call.head_dim / 2;
+    const auto fits = [&](const TensorView& view) {
+        return as_row ? view.is(kFloat, {1, count}) : view.is(kFloat, {count});
+    };
+    if (!fits(cosines) || !fits(sines)) return false;
+    call.cosines = cosines.data<const float>();
+    call.sines = sines.data<const float>();
+    return true;
+}
 
 void bind_decode_ops(nb::module_& module) {
     module.def("rms_norm", &bound_rms_norm, nb::arg("hidden"), nb::arg("weight"), nb::arg("eps"), nb::arg("out"),

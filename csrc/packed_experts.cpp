@@ -57,7 +57,14 @@ void lower_to(std::atomic<int64_t>& lowest, int64_t value) {
     }
 }
 
-// Groups in the order of their slots; the first unusable page's slot, or -1.
+constexpr int64_t kSharedSlot = -1, kAllUsable = -2;
+
+bool read_slot(const ExpertsCall& call, int64_t slot, ExpertPage& page) {
+    if (slot == kSharedSlot) return read_page(call.shared_page, call.shared_bytes, call.hidden_size, page);
+    return read_page(call.slots + slot * call.slot_bytes, call.slot_bytes, call.hidden_size, page);
+}
+
+// Groups in the order of their slots; the first unusable page's slot, or kAllUsable.
 int64_t collect_groups(const ExpertsCall& call, Scratch& scratch) {
     auto& choices = scratch.choices;
     choices.clear();
@@ -67,6 +74,8 @@ int64_t collect_groups(const ExpertsCall& call, Scratch& scratch) {
             choices.push_back({call.slot_ids[at], token, call.weights[at]});
         }
     std::stable_sort(choices.begin(), choices.end(), [](const Choice& a, const Choice& b) { return a.slot < b.slot; });
+    for (int token = 0; token < call.num_tokens && call.shared_page != nullptr; ++token)
+        choices.push_back({kSharedSlot, token, 1.0f});
     scratch.tokens.clear();
     for (const Choice& choice : choices) scratch.tokens.push_back(choice.token);
     scratch.num_groups = 0;
@@ -78,7 +87,7 @@ int64_t collect_groups(const ExpertsCall& call, Scratch& scratch) {
         while (last < num_choices && choices[last].slot == slot) ++last;
         if (scratch.groups.size() == static_cast<size_t>(scratch.num_groups)) scratch.groups.emplace_back();
         Group& group = scratch.groups[scratch.num_groups++];
-        if (!read_page(call.slots + slot * call.slot_bytes, call.slot_bytes, call.hidden_size, group.page)) return slot;
+        if (!read_slot(call, slot, group.page)) return slot;
         group.first = first;
         group.count = last - first;
         group.inner_at = inner_at;
@@ -86,7 +95,7 @@ int64_t collect_groups(const ExpertsCall& call, Scratch& scratch) {
         first = last;
     }
     scratch.inner.resize(inner_at);
-    return -1;
+    return kAllUsable;
 }
 
 void take_memory(const ExpertsCall& call, const Runtime& state, Scratch& scratch) {
@@ -264,7 +273,7 @@ ExpertsResult packed_experts(const ExpertsCall& call) {
     Runtime& state = runtime();
     const std::lock_guard<std::mutex> lock(state.mutex);
     static Scratch scratch;  // of whoever holds the runtime's mutex
-    if (const int64_t slot = collect_groups(call, scratch); slot >= 0) return {ExpertsResult::kBrokenPage, slot};
+    if (const int64_t slot = collect_groups(call, scratch); slot != kAllUsable) return {ExpertsResult::kBrokenPage, slot};
     take_memory(call, state, scratch);
     cut_pieces(call, state, scratch);
     if (const int64_t token = quantize_input(call, state, scratch); token >= 0)

@@ -14,15 +14,18 @@ struct ExpertsCall {
     const int64_t* slot_ids;   // [num_tokens][top_k], each below num_slots: checked by the caller
     const float* weights;      // [num_tokens][top_k]
     int top_k;
+    const uint8_t* shared_page;  // of an expert that every token visits with weight 1, or null
+    size_t shared_bytes;
     float* out;                // [num_tokens][hidden_size]
 };
 
 struct ExpertsResult {
     enum Kind { kDone, kBrokenToken, kBrokenPage } kind;
-    int64_t index;  // the first token with a NaN or an infinity, or the first slot whose page cannot be used
+    int64_t index;  // the first token with a NaN or an infinity, or the first slot (-1: the shared page) of no use
 };
 
-// out = sum over the token's experts of weight * down(silu(gate(x)) * up(x)), experts in the order of their slots.
+// out = sum over the token's experts of weight * down(silu(gate(x)) * up(x)), experts in the order of their slots, the
+// shared one last.
 ExpertsResult packed_experts(const ExpertsCall& call);
 
 }  // namespace ernie_local

@@ -21,8 +21,27 @@ def packed_experts(
     slots: torch.Tensor,
     slot_ids: torch.Tensor,
     weights: torch.Tensor,
+    shared_page: torch.Tensor | None,
     out: torch.Tensor,
 ) -> tuple[int, int]: ...
+def packed_attention(
+    hidden: torch.Tensor,
+    norm: torch.Tensor,
+    eps: float,
+    qkv: torch.Tensor,
+    qkv_format: int,
+    o: torch.Tensor,
+    o_format: int,
+    heads: int,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    cached_keys: torch.Tensor,
+    cached_values: torch.Tensor,
+    key_scales: torch.Tensor | None,
+    value_scales: torch.Tensor | None,
+    length: int,
+    out: torch.Tensor,
+) -> bool: ...
 def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> bool: ...
 def route(
     hidden: torch.Tensor,

@@ -14,6 +14,8 @@ from ernie_local.model.moe import Bank
 class PackedExperts:
     """An ExpertProvider over packed pages: expert i of a bank lies in slot i."""
 
+    takes_shared_page = True
+
     def __init__(self, banks: dict[tuple[int, Bank], torch.Tensor]) -> None:
         """banks: (experts, slot bytes) uint8 for every (layer, bank); pages may be of different formats."""
         self.banks = banks
@@ -30,6 +32,7 @@ class PackedExperts:
         hidden: torch.Tensor,
         expert_ids: torch.Tensor,
         expert_weights: torch.Tensor,
+        shared_page: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ExpertProvider.compute."""
-        return packed_experts(hidden, self.banks[layer_id, bank], expert_ids, expert_weights)
+        return packed_experts(hidden, self.banks[layer_id, bank], expert_ids, expert_weights, shared_page)

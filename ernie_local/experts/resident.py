@@ -42,6 +42,8 @@ class ExpertBank:
 class ResidentExperts:
     """An ExpertProvider over plain tensors."""
 
+    takes_shared_page = False
+
     def __init__(self, config: TextConfig, dtype: torch.dtype, device: torch.device) -> None:
         """Allocates every bank of every MoE layer, uninitialised."""
         inner_sizes = {"text": config.text_expert_size, "vision": config.vision_expert_size}
@@ -67,8 +69,10 @@ class ResidentExperts:
         hidden: torch.Tensor,
         expert_ids: torch.Tensor,
         expert_weights: torch.Tensor,
+        shared_page: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ExpertProvider.compute; expert ids are trusted to lie within the bank."""
+        assert shared_page is None
         weights = self.banks[layer_id, bank]
         if hidden.shape[0] == 1:
             return _one_token(weights, hidden, expert_ids, expert_weights)

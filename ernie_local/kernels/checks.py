@@ -10,6 +10,7 @@ import torch
 from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.packing import LowBitFormat
 
+SHARED_SLOT = -1  # stands for the page that every token visits
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
 CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
@@ -57,10 +58,23 @@ def check_row_ids(op: str, row_ids: torch.Tensor, rows: int) -> None:
 
 
 def check_experts(
-    op: str, tokens: torch.Tensor, slots: torch.Tensor, slot_ids: torch.Tensor, weights: torch.Tensor
+    op: str,
+    tokens: torch.Tensor,
+    slots: torch.Tensor,
+    slot_ids: torch.Tensor,
+    weights: torch.Tensor,
+    shared_page: torch.Tensor | None,
 ) -> None:
     """slots: (slots, bytes) uint8; slot_ids: (tokens, top_k) int64 within them; weights: (tokens, top_k)."""
     check_tokens(op, "hidden", tokens)
+    if shared_page is not None and (
+        shared_page.dtype != torch.uint8 or shared_page.ndim != 2 or len(shared_page) != 1
+    ):
+        raise UsageError(
+            f"{op}: shared_page is {shared_page.dtype} {tuple(shared_page.shape)}, wanted uint8 (1, bytes)",
+            "it is the page of one expert",
+            "pass the page as a row of bytes",
+        )
     if slots.dtype != torch.uint8 or slots.ndim != 2:
         raise UsageError(
             f"{op}: slots is {slots.dtype} {tuple(slots.shape)}, wanted uint8 (slots, bytes)",
@@ -205,8 +219,9 @@ def broken_token(op: str, name: str, index: int) -> UsageError:
 
 def broken_page(op: str, slot: int, hidden_size: int) -> ModelUnusable:
     """The error for a page that the kernels cannot read."""
+    where = "shared_page" if slot == SHARED_SLOT else f"slot {slot}"
     return ModelUnusable(
-        f"{op}: slot {slot} holds no page of hidden size {hidden_size} in full",
+        f"{op}: {where} holds no page of hidden size {hidden_size} in full",
         "the page is damaged, cut, of another version or of another model",
         "verify the checkpoint",
     )

@@ -14,7 +14,10 @@ from ernie_local.packing import find_format
 LIBRARY = torch.library.Library("ernie_local", "DEF")
 LIBRARY.define("packed_linear(Tensor tokens, Tensor packed, str format_name, int rows) -> Tensor")
 LIBRARY.define("packed_rows(Tensor row_ids, Tensor packed, str format_name, int rows, int columns) -> Tensor")
-LIBRARY.define("packed_experts(Tensor hidden, Tensor slots, Tensor slot_ids, Tensor weights) -> Tensor")
+LIBRARY.define(
+    "packed_experts(Tensor hidden, Tensor slots, Tensor slot_ids, Tensor weights, "
+    "Tensor? shared_page=None) -> Tensor"
+)
 
 
 def packed_linear(tokens: torch.Tensor, packed: torch.Tensor, format_name: str, rows: int) -> torch.Tensor:
@@ -42,28 +45,33 @@ def packed_rows(
 
 
 def packed_experts(
-    hidden: torch.Tensor, slots: torch.Tensor, slot_ids: torch.Tensor, weights: torch.Tensor
+    hidden: torch.Tensor,
+    slots: torch.Tensor,
+    slot_ids: torch.Tensor,
+    weights: torch.Tensor,
+    shared_page: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The weighted sum of each token's experts, whose pages lie in `slots`; their formats may differ.
 
     hidden: (tokens, hidden_size) float32 or bfloat16; slots: (slots, bytes) uint8; slot_ids: (tokens, top_k)
-    int64; weights: (tokens, top_k) in hidden's dtype -> (tokens, hidden_size) in hidden's dtype.
+    int64; weights: (tokens, top_k) in hidden's dtype; shared_page: (1, bytes) uint8, an expert that every
+    token visits with weight 1 -> (tokens, hidden_size) in hidden's dtype.
     """
     if needs_no_dispatch(hidden):
-        return _packed_experts_cpu(hidden, slots, slot_ids, weights)
-    output: torch.Tensor = torch.ops.ernie_local.packed_experts(hidden, slots, slot_ids, weights)
+        return _packed_experts_cpu(hidden, slots, slot_ids, weights, shared_page)
+    output: torch.Tensor = torch.ops.ernie_local.packed_experts(hidden, slots, slot_ids, weights, shared_page)
     return output
 
 
-# What the native operators answer, see csrc/packed_bindings.cpp. They check all that they are given, so that here
-# checks are due only when they refuse: in decode, a few microseconds in each of two hundred calls a token.
+# What the native operators answer, see csrc/packed_bindings.cpp. They check all that they are given, so that
+# here checks are due only when they refuse: a few microseconds in each of a hundred calls a token.
 _DONE, _BROKEN_TOKEN, _BROKEN_PAGE = 0, 1, 2
 
 
 def needs_no_dispatch(tensor: torch.Tensor) -> bool:
     """Whether torch would come to the CPU code anyway.
 
-    Its way there costs 5 microseconds a call, two hundred times a token. What looks on while torch dispatches
+    Its way there costs 5 microseconds a call, a hundred times a token. What looks on while torch dispatches
     (a profiler, say) does not see these calls.
     """
     return type(tensor) is torch.Tensor and tensor.is_cpu and not torch.compiler.is_compiling()
@@ -113,24 +121,29 @@ def _packed_rows_cpu(
 
 
 def _packed_experts_cpu(
-    hidden: torch.Tensor, slots: torch.Tensor, slot_ids: torch.Tensor, weights: torch.Tensor
+    hidden: torch.Tensor,
+    slots: torch.Tensor,
+    slot_ids: torch.Tensor,
+    weights: torch.Tensor,
+    shared_page: torch.Tensor | None = None,
 ) -> torch.Tensor:
     op = "packed_experts"
     native = native_module()
     if native is not None and hidden.dtype == torch.float32:
         follow_torch_threads()
         output = torch.empty_like(hidden)
-        if native.packed_experts(hidden, slots, slot_ids, weights, output)[0] == _DONE:
+        if native.packed_experts(hidden, slots, slot_ids, weights, shared_page, output)[0] == _DONE:
             return output
-    checks.check_experts(op, hidden, slots, slot_ids, weights)
+    checks.check_experts(op, hidden, slots, slot_ids, weights, shared_page)
     exact, exact_weights = hidden.float().contiguous(), weights.float().contiguous()
     if native is None:
         warn_without_native()
-        return reference.packed_experts(exact, slots, slot_ids, exact_weights).to(hidden.dtype)
+        return reference.packed_experts(exact, slots, slot_ids, exact_weights, shared_page).to(hidden.dtype)
     follow_torch_threads()
     output = torch.empty_like(exact)
+    shared = None if shared_page is None else shared_page.contiguous()
     outcome, index = native.packed_experts(
-        exact, slots.contiguous(), slot_ids.contiguous(), exact_weights, output
+        exact, slots.contiguous(), slot_ids.contiguous(), exact_weights, shared, output
     )
     if outcome == _BROKEN_TOKEN:
         raise checks.broken_token(op, "hidden", index)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from ernie_local.errors import ModelUnusable
-from ernie_local.kernels.checks import broken_page, broken_token
+from ernie_local.kernels.checks import SHARED_SLOT, broken_page, broken_token
 from ernie_local.packing import TILE_ROWS, LowBitFormat, dequantize, unpack_matrix, unpack_page
 from ernie_local.packing.expert_page import read_layout
 
@@ -37,22 +37,31 @@ def packed_rows(
 
 
 def packed_experts(
-    hidden: torch.Tensor, slots: torch.Tensor, slot_ids: torch.Tensor, weights: torch.Tensor
+    hidden: torch.Tensor,
+    slots: torch.Tensor,
+    slot_ids: torch.Tensor,
+    weights: torch.Tensor,
+    shared_page: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """hidden: (tokens, hidden_size) float32 -> the weighted sums of each token's experts, the same shape."""
     op = "packed_experts"
     _check_finite(op, "hidden", hidden)
     output = torch.zeros_like(hidden)
-    for slot in slot_ids.unique().tolist():
-        gate, up, down = _expert_weights(op, slots[slot], slot, hidden.shape[1])
-        token_ids, choices = (slot_ids == slot).nonzero(as_tuple=True)
+    experts = [
+        (slot, slots[slot], *(slot_ids == slot).nonzero(as_tuple=True)) for slot in slot_ids.unique().tolist()
+    ]
+    parts = [(slot, page, rows, weights[rows, choices]) for slot, page, rows, choices in experts]
+    if shared_page is not None:
+        everyone = torch.arange(hidden.shape[0])
+        parts.append((SHARED_SLOT, shared_page[0], everyone, torch.ones(hidden.shape[0])))
+    for slot, page, token_ids, factors in parts:
+        gate, up, down = _expert_weights(op, page, slot, hidden.shape[1])
         chosen = hidden[token_ids]
         inner = functional.silu(functional.linear(chosen, gate)) * functional.linear(chosen, up)
         finite = inner.isfinite().all(dim=1)
         if not bool(finite.all()):
             raise broken_token(op, "hidden", int(token_ids[~finite][0]))
-        result = functional.linear(inner, down) * weights[token_ids, choices, None]
-        output.index_add_(0, token_ids, result)
+        output.index_add_(0, token_ids, functional.linear(inner, down) * factors[:, None])
     return output
 
 

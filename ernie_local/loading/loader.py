@@ -35,7 +35,8 @@ def load(
     model: a directory, `hf:org/name[@revision]`, or `nano`. device: cpu, cuda or cuda:N. dtype: float32 or
     bfloat16. ram, vram: limits such as "6GiB" or a number of bytes. context_size: most tokens of a
     conversation, by default the model's own limit but at most 32768. kv_dtype: float32, float16, bfloat16 or
-    int8, by default dtype, or bfloat16 where weights are packed. chunk_tokens: most tokens computed at a time in a prompt.
+    int8, by default dtype, or bfloat16 where weights are packed. chunk_tokens: most tokens computed at a time
+    in a prompt.
 
     Raises UsageError for an argument that means nothing, ModelUnusable for a missing or corrupt model, and
     DoesNotFit, before any weight is read, for a device that is not there or memory that does not suffice.

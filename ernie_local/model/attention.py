@@ -14,7 +14,9 @@ from torch.nn import functional
 
 from ernie_local.config import TextConfig
 from ernie_local.kernels.decode_ops import decode_attention, suits_decode_ops
+from ernie_local.kernels.packed_attention import packed_attention
 from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedLinear
 from ernie_local.model.rope import rotate_pairs
 from ernie_local.model.unfilled import Linear
@@ -94,6 +96,37 @@ class SelfAttention(nn.Module):
         attended = self._attend(queries, all_keys[None], all_values[None], blocks)
         output: torch.Tensor = self.o_proj(attended.reshape(num_tokens, -1))  # (tokens, heads * head_dim)
         return output
+
+    def can_step(self, hidden: torch.Tensor) -> bool:
+        """Whether `step` serves `hidden`, (tokens, hidden_size)."""
+        return (
+            self.qkv_proj is not None
+            and isinstance(self.o_proj, PackedLinear)
+            and hidden.shape[0] == 1
+            and suits_decode_ops(hidden)
+        )
+
+    def step(
+        self, hidden: torch.Tensor, norm: RMSNorm, cosines: torch.Tensor, sines: torch.Tensor, cache: KVCache
+    ) -> torch.Tensor:
+        """hidden + forward(norm(hidden)) of one token over packed weights, in one operator."""
+        qkv, o = self.qkv_proj, self.o_proj
+        assert qkv is not None
+        assert isinstance(o, PackedLinear)
+        return packed_attention(
+            hidden,
+            norm.weight,
+            norm.eps,
+            qkv.packed,
+            qkv.format_name,
+            o.packed,
+            o.format_name,
+            self.num_heads,
+            cosines,
+            sines,
+            *cache.storage(self.layer_id),
+            cache.length,
+        )
 
     def _project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """hidden: (tokens, hidden_size) -> queries, keys and values, (tokens, their heads, head_dim) each."""

@@ -50,9 +50,11 @@ class DecoderLayer(nn.Module):
 
     def forward(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
         """hidden: (tokens, hidden_size) -> (tokens, hidden_size)."""
-        hidden = hidden + self.self_attn(
-            self.input_layernorm(hidden), step.cosines, step.sines, step.cache, step.blocks
-        )
+        if self.self_attn.can_step(hidden):
+            hidden = self.self_attn.step(hidden, self.input_layernorm, step.cosines, step.sines, step.cache)
+        else:
+            normed = self.input_layernorm(hidden)
+            hidden = hidden + self.self_attn(normed, step.cosines, step.sines, step.cache, step.blocks)
         normed = self.post_attention_layernorm(hidden)
         if self.moe is not None:
             output: torch.Tensor = hidden + self.moe(normed, step.rows, step.experts, step.on_route)

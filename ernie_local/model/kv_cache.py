@@ -6,9 +6,8 @@ keys pass through the stored format too, so cutting a prompt into other chunks d
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import math
+from typing import NamedTuple
 
 import torch
 

@@ -23,6 +23,8 @@ BANKS: tuple[Bank, Bank] = ("text", "vision")
 class ExpertProvider(Protocol):
     """Computes routed experts; the model knows nothing else about them."""
 
+    takes_shared_page: bool  # whether `compute` adds the shared experts, where they are one packed page
+
     def compute(
         self,
         layer_id: int,
@@ -30,11 +32,13 @@ class ExpertProvider(Protocol):
         hidden: torch.Tensor,
         expert_ids: torch.Tensor,
         expert_weights: torch.Tensor,
+        shared_page: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Weighted sum of each token's experts.
 
         hidden: (tokens, hidden_size); expert_ids: (tokens, top_k) int64, within the bank; expert_weights:
-        (tokens, top_k) in hidden's dtype. Returns a new (tokens, hidden_size) tensor.
+        (tokens, top_k) in hidden's dtype; shared_page: (1, page_bytes) uint8, an expert that every token
+        visits with weight 1, given only if `takes_shared_page`. Returns a new (tokens, hidden_size) tensor.
         """
         ...
 
@@ -97,16 +101,19 @@ class MoEBlock(nn.Module):
         on_route: RouteHook | None = None,
     ) -> torch.Tensor:
         """hidden: (tokens, hidden_size) -> (tokens, hidden_size)."""
+        shared = self.shared_experts
+        page = shared.page if isinstance(shared, PackedGatedMLP) and experts.takes_shared_page else None
         if rows.vision is None:
-            routed = self._route("text", hidden, rows.text, experts, on_route)
+            routed = self._route("text", hidden, rows.text, experts, on_route, page)
         elif rows.text is None:
-            routed = self._route("vision", hidden, rows.vision, experts, on_route)
+            routed = self._route("vision", hidden, rows.vision, experts, on_route, page)
         else:
+            page = None  # once for all tokens, not once for each bank
             routed = torch.empty_like(hidden)
             routed[rows.text] = self._route("text", hidden[rows.text], rows.text, experts, on_route)
             routed[rows.vision] = self._route("vision", hidden[rows.vision], rows.vision, experts, on_route)
-        if self.shared_experts is not None:
-            routed += self.shared_experts(hidden)
+        if shared is not None and page is None:
+            routed += shared(hidden)
         return routed
 
     def _route(
@@ -116,13 +123,16 @@ class MoEBlock(nn.Module):
         token_indices: torch.Tensor | None,
         experts: ExpertProvider,
         on_route: RouteHook | None,
+        shared_page: torch.Tensor | None = None,
     ) -> torch.Tensor:
         assert token_indices is not None
         router = self.text_router if bank == "text" else self.vision_router
         expert_ids, expert_weights = router(hidden)
         if on_route is not None:
             on_route(self.layer_id, bank, expert_ids, expert_weights, token_indices)
-        return experts.compute(self.layer_id, bank, hidden, expert_ids, expert_weights)
+        if shared_page is None:
+            return experts.compute(self.layer_id, bank, hidden, expert_ids, expert_weights)
+        return experts.compute(self.layer_id, bank, hidden, expert_ids, expert_weights, shared_page)
 
 
 def _router(config: TextConfig) -> Router:

@@ -105,7 +105,10 @@ def test_logits_are_those_of_the_rounded_weights(
     ids = [50, 60, media.image_start, *[media.image] * picture.num_tokens, media.image_end, 70, 80]
     before = plain.logits(ids, [picture])
     round_in_place(plain, TABLES[name])
-    wanted, found = plain.logits(ids, [picture]), ernie_local.load(out, kv_dtype="float32").logits(ids, [picture])
+    wanted, found = (
+        plain.logits(ids, [picture]),
+        ernie_local.load(out, kv_dtype="float32").logits(ids, [picture]),
+    )
     assert (wanted - before).abs().max() > 1e-2  # rounding does something
     torch.testing.assert_close(found, wanted, rtol=0, atol=2e-4 * float(wanted.abs().max()))
 

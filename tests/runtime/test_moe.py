@@ -116,6 +116,8 @@ def test_dense_layers_have_no_banks() -> None:
 class DictProvider:
     """An ExpertProvider that notes what it was asked and answers with a constant for each bank."""
 
+    takes_shared_page = False
+
     asked: list[tuple[int, Bank, int]] = field(default_factory=list)
 
     def compute(
