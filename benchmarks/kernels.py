@@ -15,40 +15,28 @@ import time
 from collections.abc import Callable
 
 import torch
+from random_weights import RandomWeights
 
+from ernie_local.kernels.huge_pages import empty_bytes
 from ernie_local.kernels.ops import packed_experts, packed_linear
 from ernie_local.packing import PageLayout, find_format
 
 HIDDEN, TEXT_INNER, VISION_INNER, TOP_K, NUM_EXPERTS = 2560, 1536, 512, 6, 64
 PREFILL_TOKENS = 512
 CALLS_IN_A_ROW = 20
-# Codes and whole scales may be any bytes; the fp16 scales must be finite and small.
-FP16_SCALE = torch.tensor([1e-4], dtype=torch.float16).view(torch.uint8)
-
-
-def random_bytes(count: int) -> torch.Tensor:
-    return torch.randint(0, 1 << 62, (count // 8 + 1,)).view(torch.uint8)[:count].clone()
+RANDOM = RandomWeights()
 
 
 def random_matrix(format_name: str, rows: int, columns: int) -> torch.Tensor:
-    low_bit = find_format(format_name)
-    packed = random_bytes(low_bit.matrix_bytes(rows, columns))
-    tiles = packed.view(low_bit.num_tiles(rows), -1)
-    num_halves = 16 * (low_bit.num_groups(columns) if low_bit.is_symmetric else 1)
-    tiles[:, : 2 * num_halves] = FP16_SCALE.repeat(num_halves)
-    return packed
+    return torch.cat(list(RANDOM.matrix(find_format(format_name), rows, columns)))
 
 
 def random_slots(format_name: str, inner_size: int) -> torch.Tensor:
     low_bit = find_format(format_name)
     layout = PageLayout(low_bit, low_bit, HIDDEN, inner_size)
-    slots = torch.zeros(NUM_EXPERTS, layout.page_bytes, dtype=torch.uint8)
-    slots[:, :64] = torch.frombuffer(bytearray(layout.header), dtype=torch.uint8)
+    slots = empty_bytes(NUM_EXPERTS * layout.page_bytes).view(NUM_EXPERTS, -1)
     for slot in slots:
-        slot[64 : layout.down_offset] = random_matrix(format_name, 2 * inner_size, HIDDEN)
-        slot[layout.down_offset : layout.down_offset + layout.down_bytes] = random_matrix(
-            format_name, HIDDEN, inner_size
-        )
+        slot.copy_(RANDOM.page(layout))
     return slots
 
 

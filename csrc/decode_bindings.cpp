@@ -94,6 +94,9 @@ bool read_cache(const CacheTensors& cache, int64_t length, int64_t heads, Attent
     const int64_t kv_heads = keys.size(0), capacity = keys.size(1), head_dim = keys.size(2);
     if (!format || heads < 1 || kv_heads < 1 || head_dim < 2 || head_dim % 2 || heads % kv_heads) return false;
     if (length < 0 || length >= capacity || !is_int(heads) || !is_int(head_dim) || !is_int(heads * head_dim)) return false;
+    // What the kernel counts in int: a group's scores, and its sums with their padding.
+    const int64_t group = heads / kv_heads;
+    if (!is_int(group * kAttendBlock) || !is_int(group * (head_dim + 16))) return false;
     if (!keys.is(keys.type(), {kv_heads, capacity, head_dim}) || !values.is(keys.type(), {kv_heads, capacity, head_dim}))
         return false;
     const bool with_scales = *format == CacheFormat::kInt8;

@@ -12,6 +12,15 @@ namespace {
 // A piece of the context worth a thread's while.
 constexpr int64_t kLeastPiece = 64;
 
+struct RouteScratch {
+    std::vector<float> scores, biased;
+};
+
+struct AttentionScratch {
+    std::vector<float> numbers;
+    std::vector<AttendPart> parts;
+};
+
 // Where the parts of one thread's work start: no two threads write to one cache line.
 size_t padded(size_t floats) { return (floats + 15) / 16 * 16; }
 
@@ -53,8 +62,8 @@ void route(const RouteCall& call) {
     Runtime& state = runtime();
     const std::lock_guard<std::mutex> lock(state.mutex);
     const KernelTable& kernels = *state.kernels;
-    // Of whoever holds the runtime's mutex, as all scratch here.
-    static std::vector<float> scores, biased;
+    RouteScratch& scratch = scratch_of<RouteScratch>(state);
+    std::vector<float>&scores = scratch.scores, &biased = scratch.biased;
     const size_t num_experts = call.num_experts;
     scores.resize(call.num_tokens * num_experts);
     biased.resize(scores.size());
@@ -83,8 +92,9 @@ void decode_attention(const AttentionCall& call) {
     const int pieces = static_cast<int>(std::min(wanted, (visible + kLeastPiece - 1) / kLeastPiece));
     const int num_tasks = call.kv_heads * pieces;
 
-    static std::vector<float> scratch;
-    static std::vector<AttendPart> parts;
+    AttentionScratch& kept = scratch_of<AttentionScratch>(state);
+    std::vector<float>& scratch = kept.numbers;
+    std::vector<AttendPart>& parts = kept.parts;
     const size_t sums = padded(static_cast<size_t>(group) * attend_stride(head_dim)), numbers = padded(2 * group);
     const size_t own = sums + numbers + padded(attend_scratch(group, head_dim));
     scratch.resize(own * num_tasks);

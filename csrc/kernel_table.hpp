@@ -16,8 +16,8 @@ struct TokenTile {
     const float* offsets;
 };
 
-// out[width][16]: the tile's 16 rows for each token. `next` is the tile of equal or smaller size that is computed after
-// this one, and is brought near meanwhile; any address will do where there is none.
+// out[width][16]: the tile's 16 rows for each token. `next` is the tile that is computed after this
+// one: as many bytes of it are brought near meanwhile; any address will do where there is none.
 using TileKernel = void (*)(const uint8_t* tile, const uint8_t* next, int columns, const TokenTile& tokens, float* out);
 
 // One token, one group size: values[columns], scales[groups], sums[groups] (of value * scale).
@@ -35,7 +35,7 @@ using RmsNormKernel = void (*)(const float* row, const float* weight, int size, 
 using DotKernel = void (*)(const float* rows, int count, int columns, const float* vectors, int num_vectors, float* out,
                            size_t out_stride);
 
-// In place. A NaN or an infinity makes all of them NaN.
+// In place. A NaN or a positive infinity makes all of them NaN.
 using SoftmaxKernel = void (*)(float* values, int count);
 
 enum class CacheFormat { kFloat32, kBFloat16, kFloat16, kInt8 };
@@ -78,7 +78,6 @@ constexpr int kWidest = 12;
 struct KernelTable {
     const char* name;
     int num_widths;      // how many of kWidths there are kernels for
-    bool signed_w8;      // whether w8 tiles are computed around 128 already, so that no offset is due
     QuantizeKernel quantize;
     SwigluKernel swiglu;
     TileKernel tile[6][kNumWidths];  // [format id - 1][index in kWidths]

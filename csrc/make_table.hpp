@@ -11,7 +11,6 @@ KernelTable make_table(const char* name) {
     KernelTable table{};
     table.name = name;
     table.num_widths = Isa::kNumWidths;
-    table.signed_w8 = Isa::kSignedW8;
     table.quantize = &quantize_row<Isa>;
     table.swiglu = &swiglu<Isa>;
     fill_format<Isa, W4>(table);

@@ -25,7 +25,8 @@ constexpr int kDone = 0, kBrokenToken = 1, kBrokenPage = 2, kRefused = 3;
 constexpr auto kFloat = NumberType::kFloat32;
 using Outcome = std::pair<int, int64_t>;
 
-bool fits_int(int64_t size) { return size >= 1 && size <= std::numeric_limits<int>::max(); }
+// With room for what rounds it up to whole tiles and groups.
+bool fits_int(int64_t size) { return size >= 1 && size <= std::numeric_limits<int>::max() - 128; }
 
 bool can_be_packed(int64_t rows, int64_t columns) { return fits_int(rows) && fits_int(columns) && columns % kColumnStep == 0; }
 
@@ -54,7 +55,7 @@ Outcome bound_packed_experts(nb::handle hidden_tensor, nb::handle slots_tensor, 
     if (!hidden.has_dimensions(2) || !slots.has_dimensions(2) || !slot_ids.has_dimensions(2)) return {kRefused, 0};
     const int64_t num_tokens = hidden.size(0), hidden_size = hidden.size(1), top_k = slot_ids.size(1);
     const int64_t num_slots = slots.size(0);
-    if (!fits_int(num_tokens) || !fits_int(top_k) || !fits_int(num_tokens * top_k) || !can_be_packed(1, hidden_size))
+    if (!fits_int(num_tokens) || !fits_int(top_k) || !fits_int(num_tokens * (top_k + 1)) || !can_be_packed(1, hidden_size))
         return {kRefused, 0};
     if (!hidden.is(kFloat, {num_tokens, hidden_size}) || !slots.is(NumberType::kUInt8, {num_slots, slots.size(1)}) ||
         !slot_ids.is(NumberType::kInt64, {num_tokens, top_k}) || !weights.is(kFloat, {num_tokens, top_k}) ||

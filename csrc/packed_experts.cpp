@@ -114,15 +114,19 @@ void take_memory(const ExpertsCall& call, const Runtime& state, Scratch& scratch
             rows.resize(call.num_tokens, call.hidden_size, group.page.gate_up->group);
             scratch.shared_input[format].shape(kernels, rows, 1);
         }
-        group.input = call.num_tokens > 1 ? &group.own_input : &scratch.shared_input[format];
-        if (call.num_tokens > 1) {
+        // A lone token may name an expert twice.
+        const bool has_own = call.num_tokens > 1 || group.count > 1;
+        group.input = has_own ? &group.own_input : &scratch.shared_input[format];
+        if (has_own) {
             group.own_input.shape(kernels, rows, group.count);
             for (int tile = 0; tile < group.own_input.num_tiles(); ++tile) scratch.input_tiles.push_back({index, tile});
         }
         group.inner_rows.resize(inner_rows * group.count, group.page.inner_size, group.page.down->group);
         group.inner.shape(kernels, group.inner_rows, inner_rows * group.count);
         for (int token = 0; token < group.count; ++token) scratch.rows.push_back({index, token});
-        for (int tile = 0; tile < group.inner.num_tiles(); ++tile) scratch.inner_tiles.push_back({index, tile});
+        // Those of a single token are filled as soon as its row is.
+        for (int tile = 0; tile < group.inner.num_tiles() && group.count > 1; ++tile)
+            scratch.inner_tiles.push_back({index, tile});
     }
 }
 
@@ -219,11 +223,9 @@ int64_t quantize_inner(const ExpertsCall& call, Runtime& state, Scratch& scratch
             fill_tile({place.group, 0});
     });
     if (broken.load() < call.num_tokens) return broken.load();
-    if (call.num_tokens > 1)
-        state.pool.run(static_cast<int>(scratch.inner_tiles.size()), [&](int index) {
-            const Place place = scratch.inner_tiles[index];
-            if (scratch.groups[place.group].count > 1) fill_tile(place);
-        });
+    state.pool.run(static_cast<int>(scratch.inner_tiles.size()), [&](int index) {
+        fill_tile(scratch.inner_tiles[index]);
+    });
     return -1;
 }
 
@@ -272,7 +274,7 @@ void down(const ExpertsCall& call, Runtime& state, Scratch& scratch) {
 ExpertsResult packed_experts(const ExpertsCall& call) {
     Runtime& state = runtime();
     const std::lock_guard<std::mutex> lock(state.mutex);
-    static Scratch scratch;  // of whoever holds the runtime's mutex
+    Scratch& scratch = scratch_of<Scratch>(state);
     if (const int64_t slot = collect_groups(call, scratch); slot != kAllUsable) return {ExpertsResult::kBrokenPage, slot};
     take_memory(call, state, scratch);
     cut_pieces(call, state, scratch);

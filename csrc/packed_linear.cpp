@@ -9,16 +9,25 @@
 #include "tokens.hpp"
 
 namespace ernie_local {
+namespace {
+
+struct LinearScratch {
+    QuantizedRows quantized;
+    TokenTiles tiled;
+    std::vector<Piece> pieces;
+};
+
+}  // namespace
 
 int packed_linear(const float* input, int num_tokens, int columns, const uint8_t* packed, const FormatInfo& format,
                   int rows, float* out) {
     Runtime& state = runtime();
     const std::lock_guard<std::mutex> lock(state.mutex);
     const KernelTable& kernels = *state.kernels;
-    // Kept from call to call, of whoever holds the runtime's mutex.
-    static QuantizedRows quantized;
-    static TokenTiles tiled;
-    static std::vector<Piece> pieces;
+    LinearScratch& scratch = scratch_of<LinearScratch>(state);
+    QuantizedRows& quantized = scratch.quantized;
+    TokenTiles& tiled = scratch.tiled;
+    std::vector<Piece>& pieces = scratch.pieces;
 
     quantized.resize(num_tokens, columns, format.group);
     tiled.shape(kernels, quantized, num_tokens);

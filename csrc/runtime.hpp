@@ -30,6 +30,19 @@ struct InstructionSet {
 // All of them, best first; the last one needs no feature.
 std::vector<InstructionSet> known_instruction_sets();
 
+// What an operator keeps from call to call, of whoever holds the runtime's mutex. Made anew with the runtime: a forked
+// child may have inherited it half changed; and never destroyed, like the runtime.
+template <class Scratch>
+Scratch& scratch_of(const Runtime& state) {
+    static const Runtime* owner = nullptr;
+    static Scratch* scratch = nullptr;
+    if (owner != &state) {
+        scratch = new Scratch;
+        owner = &state;
+    }
+    return *scratch;
+}
+
 // Instruction sets whose kernels were built and can run here, best first.
 std::vector<std::string> available_instruction_sets();
 

@@ -13,6 +13,7 @@
 #include "../decode_ops.hpp"
 #include "../expert_page.hpp"
 #include "../packed_experts.hpp"
+#include "../packed_attention.hpp"
 #include "../packed_linear.hpp"
 #include "../packed_rows.hpp"
 #include "../runtime.hpp"
@@ -282,12 +283,48 @@ void test_attention() {
             }
 }
 
+void test_packed_attention() {
+    const int hidden_size = 80, heads = 4, kv_heads = 2, head_dim = 24, capacity = 9, length = 5;
+    const int query_size = heads * head_dim, qkv_rows = query_size + 2 * kv_heads * head_dim;
+    const FormatInfo &qkv_format = kFormats[5], &o_format = kFormats[0];
+    const auto qkv = random_matrix(qkv_format, qkv_rows, hidden_size), o = random_matrix(o_format, hidden_size, query_size);
+    auto hidden = random_floats(hidden_size);
+    const auto norm = random_floats(hidden_size), cosines = random_floats(head_dim / 2), sines = random_floats(head_dim / 2);
+    const size_t numbers = static_cast<size_t>(kv_heads) * capacity * head_dim;
+    const auto keys = random_numbers(CacheFormat::kBFloat16, numbers), values = random_numbers(CacheFormat::kBFloat16, numbers);
+    const auto compute = [&](std::vector<float>& out) {
+        auto own_keys = keys, own_values = values;
+        PackedAttentionCall call{hidden.data(), hidden_size, norm.data(), 1e-5f, qkv.data(), &qkv_format,
+                                 o.data(), &o_format, {}, out.data()};
+        call.attention.cosines = cosines.data();
+        call.attention.sines = sines.data();
+        call.attention.format = CacheFormat::kBFloat16;
+        call.attention.cached_keys = own_keys.data();
+        call.attention.cached_values = own_values.data();
+        call.attention.heads = heads;
+        call.attention.kv_heads = kv_heads;
+        call.attention.head_dim = head_dim;
+        call.attention.capacity = capacity;
+        call.attention.length = length;
+        return packed_attention(call);
+    };
+    compare_all("packed attention", [&] {
+        std::vector<float> out(hidden_size);
+        expect(compute(out), "finite numbers are taken");
+        return out;
+    });
+    hidden[3] = std::numeric_limits<float>::infinity();
+    std::vector<float> out(hidden_size);
+    expect(!compute(out), "an infinity is refused");
+}
+
 }  // namespace
 
 int main() {
     test_rms_norm();
     test_route();
     test_attention();
+    test_packed_attention();
     test_linear();
     test_rows();
     test_experts();

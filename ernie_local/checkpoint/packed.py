@@ -73,6 +73,15 @@ class PackedTensors:
             return True
         return stem in self._tables.matrices or (own in PROJECTIONS and parent in self._tables.gated_mlps)
 
+    def gated_mlp_layout(self, name: str) -> PageLayout:
+        """Layout of the page of the gated MLP `name`, as in the table."""
+        known = _GATED_MLP.fullmatch(name) is not None
+        shape = self._expected.shape(f"{name}.gate_proj.weight") if known else None
+        if shape is None:
+            raise self._unknown("gated_mlps", name)
+        inner_size, hidden_size = shape
+        return page_layout(self._tables.gated_mlps[name], hidden_size, inner_size)
+
     def page_layouts(self, layer_id: int, bank: str) -> dict[str, PageLayout]:
         """Layout by page format of the experts of one bank."""
         formats = self._tables.experts[layer_id, "text" if bank == "text" else "vision"]
@@ -98,12 +107,7 @@ class PackedTensors:
                     count = self._tables.experts[layer_id, bank].count(name)
                     yield f"experts.{layer_id}.{bank}.{name}", (count, layout.page_bytes)
         for name, page_format in self._tables.gated_mlps.items():
-            known = _GATED_MLP.fullmatch(name) is not None
-            shape = self._expected.shape(f"{name}.gate_proj.weight") if known else None
-            if shape is None:
-                raise self._unknown("gated_mlps", name)
-            inner_size, hidden_size = shape
-            yield f"{name}.{page_format}", (1, page_layout(page_format, hidden_size, inner_size).page_bytes)
+            yield f"{name}.{page_format}", (1, self.gated_mlp_layout(name).page_bytes)
         for name, format_name in self._tables.matrices.items():
             rows, columns = self.matrix_shape(name)
             if columns % COLUMN_STEP:

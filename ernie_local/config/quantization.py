@@ -65,7 +65,8 @@ def read_quantization(
         return None
     keys = outer.section(_KEY)
     method, version = keys.value("quant_method"), keys.value("version")
-    if method != METHOD or version != VERSION:
+    # The type too, or true would pass for 1.
+    if method != METHOD or type(version) is not int or version != VERSION:
         raise ModelUnusable(
             f"{outer.where}: {_KEY} has quant_method {show(method)} version {show(version)}, "
             f"expected {METHOD} version {VERSION}",

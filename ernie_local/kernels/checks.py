@@ -9,6 +9,7 @@ import torch
 
 from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.packing import LowBitFormat
+from ernie_local.packing.formats import COLUMN_STEP
 
 SHARED_SLOT = -1  # stands for the page that every token visits
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
@@ -31,12 +32,23 @@ def check_packed_matrix(
 ) -> None:
     """packed: (matrix_bytes,) uint8."""
     expected = low_bit.matrix_bytes(rows, columns)
-    if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() != expected:
+    if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() != expected or not packed.is_cpu:
         raise ModelUnusable(
-            f"{op}: packed is {packed.dtype} {tuple(packed.shape)}, "
+            f"{op}: packed is {packed.dtype} {tuple(packed.shape)} on {packed.device}, "
             f"a {low_bit.name} matrix of {rows} x {columns} takes {expected} bytes",
             "packed bytes, format and shape do not belong together",
             "verify the checkpoint",
+        )
+
+
+def check_one_token(op: str, hidden: torch.Tensor, cached_keys: torch.Tensor) -> None:
+    """hidden: (1, hidden_size); cached_keys: (kv_heads, capacity, head_dim)."""
+    if hidden.ndim != 2 or hidden.shape[0] != 1 or cached_keys.ndim != 3:
+        raise UsageError(
+            f"{op}: hidden is {tuple(hidden.shape)} and cached_keys {tuple(cached_keys.shape)}, "
+            "wanted (1, hidden_size) and (kv_heads, capacity, head_dim)",
+            "it serves one new token of one layer",
+            "call it for each token",
         )
 
 
@@ -75,13 +87,20 @@ def check_experts(
             "it is the page of one expert",
             "pass the page as a row of bytes",
         )
-    if slots.dtype != torch.uint8 or slots.ndim != 2:
+    if tokens.shape[1] < COLUMN_STEP or tokens.shape[1] % COLUMN_STEP:
         raise UsageError(
-            f"{op}: slots is {slots.dtype} {tuple(slots.shape)}, wanted uint8 (slots, bytes)",
+            f"{op}: hidden is {tokens.shape[1]} wide, wanted a multiple of {COLUMN_STEP}",
+            "no page is of such a width",
+            "pass the hidden states of the model that the pages are from",
+        )
+    if slots.dtype != torch.uint8 or slots.ndim != 2 or not slots.is_cpu:
+        raise UsageError(
+            f"{op}: slots is {slots.dtype} {tuple(slots.shape)} on {slots.device}, "
+            "wanted uint8 (slots, bytes) on cpu",
             "each slot holds one expert's page",
             "pass the pages of one bank as one tensor",
         )
-    wanted = (tokens.shape[0], slot_ids.shape[-1])
+    wanted = (tokens.shape[0], slot_ids.shape[-1] if slot_ids.ndim else 0)
     for name, tensor, dtype in (("slot_ids", slot_ids, torch.int64), ("weights", weights, tokens.dtype)):
         if tensor.dtype != dtype or tuple(tensor.shape) != wanted or not tensor.numel():
             raise UsageError(

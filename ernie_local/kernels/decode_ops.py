@@ -27,13 +27,13 @@ LIBRARY.define(
 )
 
 
-def suits_decode_ops(hidden: torch.Tensor) -> bool:
+def suits_decode_ops(hidden: torch.Tensor, most_tokens: int = MOST_TOKENS) -> bool:
     """Whether these operators serve `hidden`, (tokens, size): few tokens, on the CPU, without gradients."""
     return (
         hidden.dtype == torch.float32
         and hidden.is_cpu
         and hidden.ndim == 2
-        and 1 <= hidden.shape[0] <= MOST_TOKENS
+        and 1 <= hidden.shape[0] <= most_tokens
         and not torch.is_grad_enabled()
     )
 
@@ -104,7 +104,7 @@ def _rms_norm_cpu(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> tor
     if native is None:
         warn_without_native()
         return reference.rms_norm(hidden, weight, eps)
-    output = torch.empty(hidden.shape)
+    output = torch.empty(hidden.shape, dtype=torch.float32, device="cpu")
     is_done = native.rms_norm(hidden.contiguous(), weight.contiguous(), eps, output)
     assert is_done
     return output
@@ -119,8 +119,8 @@ def _route_cpu(
         warn_without_native()
         return reference.route(hidden, weight, bias, top_k, norm_min)
     follow_torch_threads()
-    expert_ids = torch.empty(hidden.shape[0], top_k, dtype=torch.int64)
-    expert_weights = torch.empty(hidden.shape[0], top_k)
+    expert_ids = torch.empty(hidden.shape[0], top_k, dtype=torch.int64, device="cpu")
+    expert_weights = torch.empty(hidden.shape[0], top_k, dtype=torch.float32, device="cpu")
     if not native.route(hidden, weight, bias, top_k, norm_min, expert_ids, expert_weights):
         checks.check_route(hidden, weight, bias, top_k)
         whole = (hidden.contiguous(), weight.contiguous(), bias.contiguous())
@@ -153,7 +153,7 @@ def _decode_attention_cpu(
     if native is None:
         warn_without_native()
         return reference.decode_attention(*new_token, *cache, length)
-    output = torch.empty(queries.shape)
+    output = torch.empty(queries.shape, dtype=torch.float32, device="cpu")
     whole = [tensor.contiguous() for tensor in new_token]
     is_done = native.decode_attention(*whole, *cache, length, output)
     assert is_done

@@ -68,6 +68,11 @@ def packed_experts(
 _DONE, _BROKEN_TOKEN, _BROKEN_PAGE = 0, 1, 2
 
 
+def _empty(rows: int, columns: int) -> torch.Tensor:
+    """Room for results, whatever torch's default dtype and device have been set to."""
+    return torch.empty(rows, columns, dtype=torch.float32, device="cpu")
+
+
 def needs_no_dispatch(tensor: torch.Tensor) -> bool:
     """Whether torch would come to the CPU code anyway.
 
@@ -84,7 +89,7 @@ def _packed_linear_cpu(
     native, low_bit = native_module(), find_format(format_name)
     if native is not None and tokens.dtype == torch.float32 and tokens.ndim == 2 and rows > 0:
         follow_torch_threads()
-        output = torch.empty(tokens.shape[0], rows)
+        output = _empty(tokens.shape[0], rows)
         if native.packed_linear(tokens, packed, low_bit.format_id, rows, output)[0] == _DONE:
             return output
     checks.check_tokens(op, "tokens", tokens)
@@ -94,7 +99,7 @@ def _packed_linear_cpu(
         warn_without_native()
         return reference.packed_linear(exact, packed, low_bit, rows).to(tokens.dtype)
     follow_torch_threads()
-    output = torch.empty(tokens.shape[0], rows)
+    output = _empty(tokens.shape[0], rows)
     outcome, index = native.packed_linear(exact, packed.contiguous(), low_bit.format_id, rows, output)
     if outcome == _BROKEN_TOKEN:
         raise checks.broken_token(op, "tokens", index)
@@ -113,7 +118,7 @@ def _packed_rows_cpu(
     if native is None:
         warn_without_native()
         return reference.packed_rows(row_ids, packed, low_bit, columns)
-    output = torch.empty(len(row_ids), columns)
+    output = _empty(len(row_ids), columns)
     follow_torch_threads()
     is_done = native.packed_rows(packed.contiguous(), low_bit.format_id, rows, row_ids.contiguous(), output)
     assert is_done

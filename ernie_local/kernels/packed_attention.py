@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from ernie_local.kernels.checks import check_one_token
 from ernie_local.kernels.decode_ops import decode_attention, rms_norm
 from ernie_local.kernels.native import native_module
 from ernie_local.kernels.ops import LIBRARY, follow_torch_threads, needs_no_dispatch, packed_linear
@@ -17,7 +18,8 @@ Tensor = torch.Tensor
 
 LIBRARY.define(
     "packed_attention(Tensor hidden, Tensor norm, float eps, Tensor qkv, str qkv_format, "
-    "Tensor o, str o_format, int heads, Tensor cosines, Tensor sines, Tensor(a!) cached_keys, Tensor(b!) cached_values, "
+    "Tensor o, str o_format, int heads, Tensor cosines, Tensor sines, "
+    "Tensor(a!) cached_keys, Tensor(b!) cached_values, "
     "Tensor(c!)? key_scales, Tensor(d!)? value_scales, int length) -> Tensor"
 )
 
@@ -98,6 +100,7 @@ def _composed(
     length: int,
 ) -> Tensor:
     """What it means, and, where the native code refuses, the operator that says why."""
+    check_one_token("packed_attention", hidden, cache[0])
     kv_heads, _, head_dim = cache[0].shape
     states = packed_linear(rms_norm(hidden, norm, eps), qkv, qkv_format, (heads + 2 * kv_heads) * head_dim)
     by_head = states.view(heads + 2 * kv_heads, head_dim)

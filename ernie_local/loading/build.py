@@ -7,12 +7,13 @@ packed: their layers take the places of the plain ones.
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from ernie_local.checkpoint.packed import QKV, PackedTensors
+from ernie_local.checkpoint.packed import QKV, PackedTensors, known_format
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.errors import DoesNotFit, ModelUnusable
@@ -22,9 +23,12 @@ from ernie_local.kernels.huge_pages import empty_bytes
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.moe import BANKS, Bank, ExpertProvider
+from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedEmbedding, PackedGatedMLP, PackedLinear
 from ernie_local.model.router import Router
+from ernie_local.packing import PageLayout
 from ernie_local.packing.expert_page import read_layout
+from ernie_local.packing.matrix import check_scales
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -98,25 +102,30 @@ def _read_banks(
     banks: dict[tuple[int, Bank], torch.Tensor] = {}
     for (layer_id, bank), slot_bytes in _slot_bytes(config, packed).items():
         slots = empty_bytes(config.text.num_experts * slot_bytes).view(-1, slot_bytes)
+        layouts = packed.page_layouts(layer_id, bank)
         for expert_id, (name, row) in enumerate(packed.locate_experts(layer_id, bank)):
             page = slots[expert_id, : packed.shapes[name][1]]
             checkpoint.read_packed(name, page, row)
-            _check_page(page, packed, layer_id, bank, name, row)
+            _check_page(page, layouts[name.rpartition(".")[2]], f"page {row} of {name}")
         banks[layer_id, bank] = slots
     return banks
 
 
-def _check_page(
-    page: torch.Tensor, packed: PackedTensors, layer_id: int, bank: Bank, name: str, row: int
-) -> None:
-    wanted = packed.page_layouts(layer_id, bank)[name.rpartition(".")[2]]
-    found = read_layout(page, f"page {row} of {name}")
+def _check_page(page: torch.Tensor, wanted: PageLayout, where: str) -> None:
+    found = read_layout(page, where)
     if found != wanted:
         raise ModelUnusable(
-            f"page {row} of {name} holds {found}, wanted {wanted}",
+            f"{where} holds {found}, wanted {wanted}",
             "page and config.json do not belong together",
             "verify the checkpoint",
         )
+    gate_up = page[wanted.gate_up_offset : wanted.down_offset]
+    down = page[wanted.down_offset : wanted.down_offset + wanted.down_bytes]
+    for tiles, low_bit, columns in (
+        (gate_up, wanted.gate_up, wanted.hidden_size),
+        (down, wanted.down, wanted.inner_size),
+    ):
+        check_scales(tiles.view(-1, low_bit.tile_bytes(columns)), low_bit, columns, where)
 
 
 def _place_packed_layers(
@@ -124,13 +133,18 @@ def _place_packed_layers(
 ) -> None:
     if config.quantization is None:
         return
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            module.most_native_tokens = sys.maxsize
     for name, page_format in config.quantization.gated_mlps.items():
         page = _read_packed(checkpoint, f"{name}.{page_format}")
-        read_layout(page[0], f"the page of {name}")
+        _check_page(page[0], packed.gated_mlp_layout(name), f"the page of {name}")
         model.set_submodule(name, PackedGatedMLP(page))
     for name, format_name in config.quantization.matrices.items():
         matrix = _read_packed(checkpoint, f"{name}.{format_name}")
         rows, columns = packed.matrix_shape(name)
+        low_bit = known_format(format_name)
+        check_scales(matrix.view(-1, low_bit.tile_bytes(columns)), low_bit, columns, name)
         parent, _, own = name.rpartition(".")
         if name == "embed_tokens":
             model.embed_tokens = PackedEmbedding(matrix, format_name, rows, columns, dtype)

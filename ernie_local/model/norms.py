@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ernie_local.kernels.decode_ops import rms_norm, suits_decode_ops
+from ernie_local.kernels.decode_ops import MOST_TOKENS, rms_norm, suits_decode_ops
 
 
 class RMSNorm(nn.Module):
@@ -22,10 +22,13 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
+        # For many tokens the operator saves three of four passes over memory, but sums in another order than
+        # torch, so that near-ties of routers fall otherwise. Where weights are packed that does not matter.
+        self.most_native_tokens = MOST_TOKENS
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: (..., size) in any float dtype -> the same shape and dtype."""
-        if suits_decode_ops(hidden):
+        if suits_decode_ops(hidden, self.most_native_tokens):
             return rms_norm(hidden, self.weight, self.eps)
         exact = hidden.float()
         mean_square = exact.pow(2).mean(-1, keepdim=True)

@@ -1,1 +1,1 @@
-"""The quantizer: from a float checkpoint to a compact one. So far: rounding of one matrix (rtn.py)."""
+"""The quantizer: a float checkpoint in, one in our own format out. So far by rounding to nearest."""

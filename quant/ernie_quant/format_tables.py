@@ -55,9 +55,12 @@ def format_tables(config: ModelConfig, choice: FormatChoice) -> QuantizationConf
 
 
 def _check(choice: FormatChoice, config: ModelConfig) -> None:
-    for page_format in (choice.experts, choice.dense, choice.embedding, choice.vision):
-        for name in page_format.split("-") if page_format is not None else ():
+    if choice.experts is not None:
+        for name in choice.experts.split("-", maxsplit=1):  # gate and up, and down
             find_format(name)
+    for format_name in (choice.dense, choice.embedding, choice.vision):
+        if format_name is not None:
+            find_format(format_name)
     text, vision = config.text, config.vision
     widths = {
         "hidden_size": text.hidden_size if {choice.experts, choice.dense, choice.embedding} - {None} else 0,

@@ -44,8 +44,8 @@ def export_plainly(source: Path, out: Path, tables: QuantizationConfig) -> None:
             "nothing is overwritten",
             "name a new directory",
         )
-    out.mkdir(parents=True, exist_ok=True)
     packed = PackedTensors(dataclasses.replace(config, quantization=tables))
+    out.mkdir(parents=True, exist_ok=True)
     with open_checkpoint(source, config) as checkpoint:
         plain = [
             TensorEntry(name, checkpoint.dtype(name), checkpoint.shape(name))

@@ -17,6 +17,7 @@ from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.errors import UsageError
 from ernie_local.experts.packed import PackedExperts
 from ernie_local.experts.resident import ResidentExperts
+from ernie_local.kernels import native
 from ernie_local.loading import LoadedModel
 from ernie_local.packing import FORMATS, dequantize, unpack_page
 from ernie_quant.format_tables import FormatChoice, format_tables
@@ -92,13 +93,13 @@ def round_in_place(model: LoadedModel, tables: QuantizationConfig) -> None:
                 weight.copy_(rounded(weight, format_name))
 
 
+@pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
 def test_logits_are_those_of_the_rounded_weights(
     exported: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the plain torch operators, which do not round activations."""
     out, name = exported
-    monkeypatch.setattr("ernie_local.kernels.ops.native_module", lambda: None)
-    monkeypatch.setattr("ernie_local.kernels.ops.warn_without_native", lambda: None)
+    monkeypatch.setattr(native, "_find", lambda: (None, "to compute with exact activations"))
     plain = ernie_local.load("nano")
     picture = plain.patches([torch.randint(0, 256, (56, 84, 3), dtype=torch.uint8).numpy()])[0]
     media = CONFIG.media
@@ -165,6 +166,8 @@ def test_nothing_is_overwritten_and_nothing_rounded_twice(exported: tuple[Path, 
         (FormatChoice(experts="w5"), "'w5' is not one of the formats"),
         (FormatChoice(experts="w4-w9"), "'w9' is not one of the formats"),
         (FormatChoice(vision="int8"), "'int8' is not one of the formats"),
+        (FormatChoice(dense="w2-w2l"), "'w2-w2l' is not one of the formats"),
+        (FormatChoice(experts="w4-w2-w3"), "'w2-w3' is not one of the formats"),
     ],
 )
 def test_unknown_formats_are_refused(choice: FormatChoice, message: str) -> None:

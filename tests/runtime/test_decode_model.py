@@ -21,7 +21,7 @@ USERS = ("norms", "router", "attention")
 
 def use_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in USERS:
-        monkeypatch.setattr(f"ernie_local.model.{module}.suits_decode_ops", lambda hidden: False)
+        monkeypatch.setattr(f"ernie_local.model.{module}.suits_decode_ops", lambda *given: False)
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:

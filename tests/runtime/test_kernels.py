@@ -97,6 +97,19 @@ def test_experts_of_many_columns_are_within_a_hundredth(kernels: ModuleType, nam
         assert relative_error(packed_experts(hidden, slots, slot_ids, weights), exact) < limit
 
 
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_a_token_may_name_an_expert_twice(kernels: ModuleType, num_tokens: int) -> None:
+    slots = torch.stack([pack_page(random_page("w4", "w4", 80, 48, seed)) for seed in range(3)])
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(num_tokens, 80, generator=generator)
+    weights = torch.rand(num_tokens, 3, generator=generator)
+    slot_ids = torch.tensor([[2, 0, 2]]).repeat(num_tokens, 1)
+    # What an earlier call left must not be read.
+    packed_experts(torch.randn(5, 80), slots, torch.tensor([[1, 2]]).repeat(5, 1), torch.ones(5, 2))
+    exact = reference.packed_experts(hidden, slots, slot_ids, weights)
+    assert relative_error(packed_experts(hidden, slots, slot_ids, weights), exact) < 2 * LARGEST_ERROR
+
+
 def rounded_experts(
     hidden: torch.Tensor, slots: torch.Tensor, slot_ids: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
@@ -249,8 +262,14 @@ SLOTS = torch.stack([pack_page(random_page("w4", "w4", 64, 64, seed)) for seed i
             (torch.zeros(1, 72), PACKED, "w4", 32),
             "32 x 72 cannot be packed: columns must be a multiple of 16",
         ),
-        ((torch.zeros(1, 64), PACKED, "w4", 48), r"\(1152,\), a w4 matrix of 48 x 64 takes 1728 bytes"),
-        ((torch.zeros(1, 64), PACKED[:-1], "w4", 32), r"\(1151,\), a w4 matrix of 32 x 64 takes 1152 bytes"),
+        (
+            (torch.zeros(1, 64), PACKED, "w4", 48),
+            r"\(1152,\) on cpu, a w4 matrix of 48 x 64 takes 1728 bytes",
+        ),
+        (
+            (torch.zeros(1, 64), PACKED[:-1], "w4", 32),
+            r"\(1151,\) on cpu, a w4 matrix of 32 x 64 takes 1152 bytes",
+        ),
         (
             (torch.tensor([[torch.nan] * 64]), PACKED, "w4", 32),
             "tokens holds a NaN or an infinity in token 0",
@@ -283,7 +302,9 @@ def experts_arguments(**changes: object) -> dict[str, object]:
     ("changes", "message"),
     [
         ({"hidden": torch.ones(2, 80)}, "slot 0 holds no page of hidden size 80"),
-        ({"slots": SLOTS[0]}, r"slots is torch.uint8 \(\d+,\), wanted uint8 \(slots, bytes\)"),
+        ({"hidden": torch.ones(2, 40)}, "hidden is 40 wide, wanted a multiple of 16"),
+        ({"slot_ids": torch.tensor(0)}, r"slot_ids is torch.int64 \(\), wanted torch.int64 \(2, 0\)"),
+        ({"slots": SLOTS[0]}, r"slots is torch.uint8 \(\d+,\) on cpu, wanted uint8 \(slots, bytes\)"),
         ({"slots": SLOTS[:, :-4096]}, "slot 0 holds no page of hidden size 64 in full"),
         ({"slots": broken(SLOTS, 0, 0)}, "slot 2 holds no page"),
         ({"slots": broken(SLOTS, 4, 2)}, "slot 2 holds no page"),

@@ -48,6 +48,20 @@ def swap_formats(tensors: Tensors) -> None:
     tensors["experts.2.vision.w4"][3, 6] = 4  # gate and up said to be w2: shorter than its room
 
 
+def spoil_scale(tensors: Tensors) -> None:
+    tensors["layers.1.self_attn.o_proj.w8"].view(-1)[:2] = torch.tensor(
+        [0, 0x7C], dtype=torch.uint8
+    )  # infinity
+
+
+def spoil_page(tensors: Tensors) -> None:
+    tensors["experts.2.vision.w4"][3, 64:66] = torch.tensor([1, 0x7E], dtype=torch.uint8)  # NaN
+
+
+def swap_gated_formats(tensors: Tensors) -> None:
+    tensors["layers.0.mlp.w8"][0, 7] = 1  # down said to be w4, which takes less room
+
+
 BROKEN: dict[str, tuple[Callable[[Raw, Tensors], object], str]] = {
     "another method": (
         quantization(lambda q: q.update(quant_method="gptq")),
@@ -122,6 +136,13 @@ BROKEN: dict[str, tuple[Callable[[Raw, Tensors], object], str]] = {
         "'lm_head.weight' is there, and quantization_config says that it is packed",
     ),
     "a page without its header": (weights(cut_header), "page 3 of experts.2.vision.w4 begins with"),
+    "a scale that is no number": (weights(spoil_scale), "layers.1.self_attn.o_proj: 1 of "),
+    "a page with such a scale": (weights(spoil_page), "page 3 of experts.2.vision.w4: 1 of "),
+    "a gated MLP of another format": (weights(swap_gated_formats), "the page of layers.0.mlp "),
+    "a version that is no number": (
+        quantization(lambda q: q.update(version=True)),
+        "quant_method 'ernie_local' version true, expected",
+    ),
     "a page of another format": (weights(swap_formats), "page 3 of experts.2.vision.w4 "),
 }
 

@@ -2,63 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-import torch
 
 import ernie_local
 from ernie_calibration.pictures import make_picture
-from ernie_local.experts.packed import PackedExperts
-from ernie_local.experts.resident import ResidentExperts
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.config import read_config
 from ernie_local.kernels import native
 from ernie_local.loading import LoadedModel
-from ernie_local.model.attention import SelfAttention
-from ernie_local.model.mlp import GatedMLP
-from ernie_local.model.packed_linear import PackedLinear
-from ernie_local.packing import ExpertPage, find_format, pack_matrix, pack_page
-from ernie_quant.rtn import round_to_nearest
+from ernie_quant.format_tables import FormatChoice, format_tables
+from ernie_quant.plain_export import export_plainly
+
+pytestmark = pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
 
 
-def pack_model(experts_format: str, dense_format: str) -> LoadedModel:
-    """nano with its routed experts, attention, shared experts and dense layer rounded and packed."""
-    model = ernie_local.load("nano")
-    resident = model.network.experts
-    assert isinstance(resident, ResidentExperts)
-    low_bit = find_format(experts_format)
-    banks = {
-        key: torch.stack(
-            [
-                pack_page(
-                    ExpertPage(
-                        *(
-                            round_to_nearest(bank.projection(expert_id, name), low_bit)
-                            for name in ("gate_proj", "up_proj", "down_proj")
-                        )
-                    )
-                )
-                for expert_id in range(len(bank.down))
-            ]
-        )
-        for key, bank in resident.banks.items()
-    }
-    model.network.experts = PackedExperts(banks)
-    for module in list(model.network.layers.modules()):
-        if isinstance(module, SelfAttention | GatedMLP):
-            for name, linear in list(module.named_children()):
-                assert isinstance(linear, torch.nn.Linear)
-                matrix = round_to_nearest(linear.weight, find_format(dense_format))
-                packed = PackedLinear(pack_matrix(matrix), dense_format, linear.out_features)
-                setattr(module, name, packed)
-    return model
+def pack_model(out: Path, experts_format: str, dense_format: str) -> LoadedModel:
+    """nano rounded to nearest, but for its embedding and its vision tower."""
+    choice = FormatChoice(experts_format, dense_format, embedding=None, vision=None)
+    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), choice))
+    return ernie_local.load(out, kv_dtype="float32")
 
 
 @pytest.fixture(scope="module", params=[("w4", "w8"), ("w2l", "w4")], ids="-".join)
-def packed(request: pytest.FixtureRequest) -> LoadedModel:
-    return pack_model(*request.param)
+def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return pack_model(tmp_path_factory.mktemp("packed"), *request.param)
 
 
-def test_answers_are_those_of_exact_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_those_of_exact_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In 4 bits. Plain rounding to 2 bits leaves letters so near a tie that int8 decides some."""
-    packed = pack_model("w4", "w8")
+    packed = pack_model(tmp_path, "w4", "w8")
     if native.native_module() is None:
         pytest.skip("the native module was not built here")
     kinds = ("invoice", "receipt", "form", "table", "bar chart", "line chart")
@@ -69,8 +43,7 @@ def test_answers_are_those_of_exact_activations(monkeypatch: pytest.MonkeyPatch)
         for question in picture.questions[:2]
     ]
     fast = [answer(packed, *each) for each in asked]
-    monkeypatch.setattr("ernie_local.kernels.ops.native_module", lambda: None)
-    monkeypatch.setattr("ernie_local.kernels.ops.warn_without_native", lambda: None)
+    monkeypatch.setattr(native, "_find", lambda: (None, "to compute with exact activations"))
     assert [answer(packed, *each) for each in asked] == fast
 
 
@@ -85,7 +58,6 @@ def test_logits_are_close_to_those_of_exact_activations(
 ) -> None:
     ids = packed.tokenizer.encode("<|begin_of_sentence|>User: What is 3 plus 4?\nAssistant: ")
     fast = packed.logits(ids)
-    monkeypatch.setattr("ernie_local.kernels.ops.native_module", lambda: None)
-    monkeypatch.setattr("ernie_local.kernels.ops.warn_without_native", lambda: None)
+    monkeypatch.setattr(native, "_find", lambda: (None, "to compute with exact activations"))
     exact = packed.logits(ids)
     assert (fast - exact).norm() <= 0.05 * exact.norm()

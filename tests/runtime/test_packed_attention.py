@@ -1,0 +1,190 @@
+"""The attention half of a decoded token's layer in one call, and shared experts beside the routed ones."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.config import read_config
+from ernie_local.errors import ErnieLocalError
+from ernie_local.kernels import native, reference
+from ernie_local.kernels.ops import packed_experts
+from ernie_local.kernels.packed_attention import _composed, packed_attention
+from ernie_local.loading import load
+from ernie_local.model.attention import SelfAttention
+from ernie_local.packing import pack_matrix, pack_page
+from ernie_quant.format_tables import FormatChoice, format_tables
+from ernie_quant.plain_export import export_plainly
+from tests.runtime.random_matrices import random_matrix, random_page
+
+HIDDEN_SIZE, CAPACITY = 80, 12
+CACHES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def arguments(
+    heads: int = 4, kv_heads: int = 2, head_dim: int = 16, cache: str = "bfloat16"
+) -> dict[str, Any]:
+    query_size, key_size = heads * head_dim, kv_heads * head_dim
+    states = [randn(kv_heads, CAPACITY, head_dim, seed=seed) for seed in (3, 4)]
+    scales: list[torch.Tensor | None] = [None, None]
+    if cache == "int8":
+        states = [torch.round(30 * state) for state in states]
+        scales = [torch.rand(kv_heads, CAPACITY, 1), torch.rand(kv_heads, CAPACITY, 1)]
+    return {
+        "hidden": randn(1, HIDDEN_SIZE),
+        "norm": randn(HIDDEN_SIZE, seed=1),
+        "eps": 1e-5,
+        "qkv": pack_matrix(random_matrix("w8", query_size + 2 * key_size, HIDDEN_SIZE)),
+        "qkv_format": "w8",
+        "o": pack_matrix(random_matrix("w4", HIDDEN_SIZE, query_size)),
+        "o_format": "w4",
+        "heads": heads,
+        "cosines": randn(1, head_dim // 2, seed=5).cos(),
+        "sines": randn(1, head_dim // 2, seed=5).sin(),
+        "cached_keys": states[0].to(CACHES[cache]),
+        "cached_values": states[1].to(CACHES[cache]),
+        "key_scales": scales[0],
+        "value_scales": scales[1],
+        "length": 7,
+    }
+
+
+def copied(call: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in call.items()}
+
+
+def composed(call: dict[str, Any]) -> torch.Tensor:
+    names = ("cached_keys", "cached_values", "key_scales", "value_scales")
+    cache = tuple(call[name] for name in names)
+    others = [value for name, value in call.items() if name not in (*names, "length")]
+    return _composed(*[*others, cache, call["length"]])
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 16), (1, 1, 16), (5, 1, 32), (8, 4, 48)])
+def test_one_call_is_its_five_parts(
+    kernels: ModuleType, heads: int, kv_heads: int, head_dim: int, cache: str
+) -> None:
+    call = arguments(heads, kv_heads, head_dim, cache)
+    for length in (0, 7, CAPACITY - 1):
+        apart = copied(call | {"length": length})
+        together = copied(apart)
+        torch.testing.assert_close(packed_attention(**together), composed(apart), rtol=1e-5, atol=1e-5)
+        assert torch.equal(together["cached_keys"], apart["cached_keys"])
+        assert torch.equal(together["cached_values"], apart["cached_values"])
+        assert not torch.equal(together["cached_keys"], call["cached_keys"])
+
+
+@pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
+def test_it_means_what_torch_computes(monkeypatch: pytest.MonkeyPatch, native_kernels: ModuleType) -> None:
+    call = arguments()
+    fast = packed_attention(**copied(call))
+    monkeypatch.setattr(native, "_find", lambda: (None, "to compute with exact activations"))
+    exact = packed_attention(**copied(call))
+    assert (fast - exact).norm() < 2e-2 * (exact - call["hidden"]).norm()
+
+
+def test_it_keeps_the_rules_of_torch() -> None:
+    torch.library.opcheck(torch.ops.ernie_local.packed_attention, tuple(arguments().values()))
+    slots = torch.stack([pack_page(random_page("w4", "w4", 64, 64, seed)) for seed in range(3)])
+    chosen = (randn(2, 64), slots[:2], torch.tensor([[0], [1]]), torch.ones(2, 1), slots[2:])
+    torch.library.opcheck(torch.ops.ernie_local.packed_experts, chosen)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": torch.full((1, HIDDEN_SIZE), torch.nan)}, "tokens holds a NaN or an infinity in token 0"),
+        ({"hidden": torch.ones(1, 64)}, "norm|weight"),
+        ({"hidden": torch.ones(2, HIDDEN_SIZE)}, r"hidden is \(2, 80\) .* wanted \(1, hidden_size\)"),
+        ({"cached_keys": torch.ones(CAPACITY, 16)}, r"cached_keys \(12, 16\)"),
+        ({"qkv": torch.zeros(64, dtype=torch.uint8)}, "a w8 matrix of 128 x 80 takes"),
+        ({"o": torch.zeros(64, dtype=torch.uint8)}, "a w4 matrix of 80 x 64 takes"),
+        ({"qkv_format": "w5"}, "'w5' is not one of the formats"),
+        ({"cosines": torch.ones(1, 4)}, r"cosines is torch.float32 \(4,\), wanted torch.float32 \(8,\)"),
+        ({"length": CAPACITY}, "length"),
+        ({"length": -1}, "length"),
+        ({"heads": 3}, "takes"),
+        ({"key_scales": torch.ones(2, CAPACITY, 1)}, "scales"),
+    ],
+)
+def test_it_refuses_what_its_parts_refuse(changes: dict[str, Any], message: str) -> None:
+    call = arguments() | changes
+    before = copied(call)
+    with pytest.raises(ErnieLocalError, match=message):
+        packed_attention(**call)
+    visible = slice(0, before["length"])
+    assert torch.equal(call["cached_values"][:, visible], before["cached_values"][:, visible])
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 20])
+def test_a_shared_page_is_one_more_expert(kernels: ModuleType, num_tokens: int) -> None:
+    slots = torch.stack([pack_page(random_page("w4", "w2", 64, 48, seed)) for seed in range(4)])
+    shared = pack_page(random_page("w8", "w8", 64, 96, 9))[None]
+    hidden, weights = randn(num_tokens, 64), torch.rand(num_tokens, 2)
+    ids = torch.rand(num_tokens, 4).topk(2).indices
+    everyone = torch.zeros(num_tokens, 1, dtype=torch.int64)
+    apart = packed_experts(hidden, slots, ids, weights)
+    apart += packed_experts(hidden, shared, everyone, torch.ones(num_tokens, 1))
+    together = packed_experts(hidden, slots, ids, weights, shared)
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+    exact = reference.packed_experts(hidden, slots, ids, weights, shared)
+    assert (together - exact).norm() < 2e-2 * exact.norm()
+
+
+@pytest.mark.parametrize("with_native", [True, False])
+@pytest.mark.parametrize(
+    ("shared", "message"),
+    [
+        (torch.zeros(1, 4096, dtype=torch.uint8), "shared_page holds no page of hidden size 64 in full"),
+        (torch.zeros(2, 4096, dtype=torch.uint8), r"shared_page is torch.uint8 \(2, 4096\)"),
+        (torch.zeros(1, 4096), r"shared_page is torch.float32 \(1, 4096\)"),
+        (torch.zeros(4096, dtype=torch.uint8), r"shared_page is torch.uint8 \(4096,\)"),
+    ],
+)
+def test_a_shared_page_of_no_use_is_refused(
+    monkeypatch: pytest.MonkeyPatch, with_native: bool, shared: torch.Tensor, message: str
+) -> None:
+    if with_native and native.native_module() is None:
+        pytest.skip("the native module was not built here")
+    if not with_native:
+        monkeypatch.setattr("ernie_local.kernels.ops.native_module", lambda: None)
+        monkeypatch.setattr("ernie_local.kernels.ops.warn_without_native", lambda: None)
+    slots = pack_page(random_page("w4", "w4", 64, 64))[None]
+    with pytest.raises(ErnieLocalError, match=message):
+        packed_experts(torch.ones(1, 64), slots, torch.zeros(1, 1).long(), torch.ones(1, 1), shared)
+
+
+def test_a_model_decodes_the_same_in_one_call_and_in_parts(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, native_kernels: ModuleType
+) -> None:
+    out = tmp_path_factory.mktemp("packed") / "model"
+    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), FormatChoice()))
+    model = load(out)
+
+    def decode() -> torch.Tensor:
+        engine = model.engine(context_size=40)
+        engine.prefill([20, 21, 22, 23])
+        return torch.stack([engine.decode(token_id) for token_id in range(30, 38)])
+
+    calls: list[int] = []
+
+    def counted(*given: Any) -> torch.Tensor:
+        calls.append(1)
+        return packed_attention(*given)
+
+    monkeypatch.setattr("ernie_local.model.attention.packed_attention", counted)
+    together = decode()
+    assert len(calls) == 8 * model.config.text.num_hidden_layers
+    monkeypatch.setattr(SelfAttention, "can_step", lambda self, hidden: False)
+    apart = decode()
+    assert len(calls) == 8 * model.config.text.num_hidden_layers
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4 * float(apart.abs().max()))
