@@ -32,12 +32,12 @@ class Part:
 
 
 # No leading zeros and few digits: each number has one spelling, so two names never mean one tensor.
-_NUMBER = "(?:0|[1-9][0-9]{0,5})"
+NUMBER = "(?:0|[1-9][0-9]{0,5})"
 _TEXT = r"(?:model\.)?(?:language_model\.)?"
 _VISION = r"(?:model\.)?(?:vision_model|vision_tower|vision)\."
 _RESAMPLER = r"(?:model\.)?resampler(?:_model)?\."
 _MERGER = rf"{_RESAMPLER}(spatial|temporal)(?:_linear)?\."
-_MLP = rf"{_TEXT}layers\.(?P<layer>{_NUMBER})\.mlp\."
+_MLP = rf"{_TEXT}layers\.(?P<layer>{NUMBER})\.mlp\."
 _LINEAR = r"(?P<projection>gate_proj|up_proj|down_proj)"
 _BANK = r"(?P<bank>text|vision)"
 _WEIGHTS = r"(?:weight|bias)"
@@ -48,16 +48,16 @@ _RENAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), ours)
     for pattern, ours in (
         (rf"{_TEXT}((?:embed_tokens|norm|lm_head)\.weight)", r"\1"),
-        (rf"{_TEXT}(layers\.{_NUMBER}\.(?:input_layernorm|post_attention_layernorm)\.weight)", r"\1"),
-        (rf"{_TEXT}(layers\.{_NUMBER}\.self_attn\.[qkvo]_proj\.weight)", r"\1"),
-        (rf"{_TEXT}(layers\.{_NUMBER}\.mlp\.{_LINEAR}\.weight)", r"\1"),
-        (rf"{_TEXT}(layers\.{_NUMBER})\.(?:mlp|moe)\.(shared_experts\.{_LINEAR}\.weight)", r"\1.moe.\2"),
+        (rf"{_TEXT}(layers\.{NUMBER}\.(?:input_layernorm|post_attention_layernorm)\.weight)", r"\1"),
+        (rf"{_TEXT}(layers\.{NUMBER}\.self_attn\.[qkvo]_proj\.weight)", r"\1"),
+        (rf"{_TEXT}(layers\.{NUMBER}\.mlp\.{_LINEAR}\.weight)", r"\1"),
+        (rf"{_TEXT}(layers\.{NUMBER})\.(?:mlp|moe)\.(shared_experts\.{_LINEAR}\.weight)", r"\1.moe.\2"),
         (rf"{_MLP}{_BANK}_moe\.gate\.weight", r"layers.\g<layer>.moe.\g<bank>_router.weight"),
-        (rf"(layers\.{_NUMBER}\.moe\.{_BANK}_router\.{_WEIGHTS})", r"\1"),
-        (rf"(experts\.{_NUMBER}\.{_BANK}\.{_NUMBER}\.{_LINEAR})", r"\1"),
+        (rf"(layers\.{NUMBER}\.moe\.{_BANK}_router\.{_WEIGHTS})", r"\1"),
+        (rf"(experts\.{NUMBER}\.{_BANK}\.{NUMBER}\.{_LINEAR})", r"\1"),
         (rf"{_VISION}patch_embed(?:\.proj)?\.weight", r"vision.patch_embed.weight"),
         (rf"{_VISION}(?:ln|norm)\.({_WEIGHTS})", r"vision.norm.\1"),
-        (rf"{_VISION}(blocks\.{_NUMBER}\.{_IN_BLOCK}\.{_WEIGHTS})", r"vision.\1"),
+        (rf"{_VISION}(blocks\.{NUMBER}\.{_IN_BLOCK}\.{_WEIGHTS})", r"vision.\1"),
         (rf"{_MERGER}(?:0|fc1)\.({_WEIGHTS})", r"resampler.\1.fc1.\2"),
         (rf"{_MERGER}(?:2|fc2)\.({_WEIGHTS})", r"resampler.\1.fc2.\2"),
         (rf"{_MERGER}(?:3|ln|norm)\.({_WEIGHTS})", r"resampler.\1.norm.\2"),
@@ -67,7 +67,7 @@ _RENAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 _HUB_GATE = re.compile(rf"{_MLP}gate\.weight(?P<second>_1)?")
 _HUB_BIAS = re.compile(rf"{_MLP}moe_statics\.e_score_correction_bias")
-_HUB_EXPERT = re.compile(rf"{_MLP}experts\.(?P<expert>{_NUMBER})\.{_LINEAR}\.weight")
+_HUB_EXPERT = re.compile(rf"{_MLP}experts\.(?P<expert>{NUMBER})\.{_LINEAR}\.weight")
 _NATIVE_BIAS = re.compile(rf"{_MLP}{_BANK}_moe\.gate\.moe_statics\.e_score_correction_bias")
 _NATIVE_EXPERTS = re.compile(rf"{_MLP}{_BANK}_moe\.experts\.(?P<projection>gate_up_proj|down_proj)")
 _IGNORED = re.compile(rf"{_MLP}moe_statics\.expert_usage")
@@ -97,7 +97,7 @@ _BACK = (
         r"model.resampler_model.\1_linear.ln.",
     ),
 )
-_ROUTER = re.compile(rf"layers\.(?P<layer>{_NUMBER})\.moe\.{_BANK}_router\.(?P<kind>weight|bias)")
+_ROUTER = re.compile(rf"layers\.(?P<layer>{NUMBER})\.moe\.{_BANK}_router\.(?P<kind>weight|bias)")
 
 
 def map_name(name: str, num_experts: int) -> tuple[Part, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ernie_local.checkpoint.names import BANKS, PROJECTIONS
+from ernie_local.checkpoint.names import BANKS, NUMBER, PROJECTIONS, Bank
 from ernie_local.checkpoint.shapes import ExpectedShapes, Shape
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import ModelUnusable
@@ -19,13 +19,12 @@ from ernie_local.packing.formats import COLUMN_STEP
 QKV = "qkv_proj"
 _EMBEDDING, _HEAD = "embed_tokens", "lm_head"
 _QKV_PARTS = ("q_proj", "k_proj", "v_proj")
-_NUMBER = "(?:0|[1-9][0-9]{0,5})"
 # What may be packed. Query, key and value weights are one matrix: they are always read together.
 _MATRIX = re.compile(
-    rf"layers\.{_NUMBER}\.self_attn\.(?:{QKV}|o_proj)|{_EMBEDDING}|{_HEAD}"
-    rf"|vision\.blocks\.{_NUMBER}\.(?:attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)"
+    rf"layers\.{NUMBER}\.self_attn\.(?:{QKV}|o_proj)|{_EMBEDDING}|{_HEAD}"
+    rf"|vision\.blocks\.{NUMBER}\.(?:attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)"
 )
-_GATED_MLP = re.compile(rf"layers\.{_NUMBER}\.(?:mlp|moe\.shared_experts)")
+_GATED_MLP = re.compile(rf"layers\.{NUMBER}\.(?:mlp|moe\.shared_experts)")
 
 
 def page_layout(page_format: str, hidden_size: int, inner_size: int) -> PageLayout:
@@ -82,19 +81,19 @@ class PackedTensors:
         inner_size, hidden_size = shape
         return page_layout(self._tables.gated_mlps[name], hidden_size, inner_size)
 
-    def page_layouts(self, layer_id: int, bank: str) -> dict[str, PageLayout]:
+    def page_layouts(self, layer_id: int, bank: Bank) -> dict[str, PageLayout]:
         """Layout by page format of the experts of one bank."""
-        formats = self._tables.experts[layer_id, "text" if bank == "text" else "vision"]
+        formats = self._tables.experts[layer_id, bank]
         inner_size = self._text.text_expert_size if bank == "text" else self._text.vision_expert_size
         return {
             name: page_layout(name, self._text.hidden_size, inner_size) for name in dict.fromkeys(formats)
         }
 
-    def locate_experts(self, layer_id: int, bank: str) -> list[tuple[str, int]]:
+    def locate_experts(self, layer_id: int, bank: Bank) -> list[tuple[str, int]]:
         """For each expert of a bank: its tensor, and the row of it that is the expert's page."""
         counts: dict[str, int] = {}
         places: list[tuple[str, int]] = []
-        for page_format in self._tables.experts[layer_id, "text" if bank == "text" else "vision"]:
+        for page_format in self._tables.experts[layer_id, bank]:
             row = counts.get(page_format, 0)
             counts[page_format] = row + 1
             places.append((f"experts.{layer_id}.{bank}.{page_format}", row))

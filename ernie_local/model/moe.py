@@ -130,8 +130,6 @@ class MoEBlock(nn.Module):
         expert_ids, expert_weights = router(hidden)
         if on_route is not None:
             on_route(self.layer_id, bank, expert_ids, expert_weights, token_indices)
-        if shared_page is None:
-            return experts.compute(self.layer_id, bank, hidden, expert_ids, expert_weights)
         return experts.compute(self.layer_id, bank, hidden, expert_ids, expert_weights, shared_page)
 
 

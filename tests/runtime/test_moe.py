@@ -127,7 +127,9 @@ class DictProvider:
         hidden: torch.Tensor,
         expert_ids: torch.Tensor,
         expert_weights: torch.Tensor,
+        shared_page: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        assert shared_page is None
         self.asked.append((layer_id, bank, hidden.shape[0]))
         return torch.full_like(hidden, 1.0 if bank == "text" else 2.0)
 

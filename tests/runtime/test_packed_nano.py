@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -54,7 +55,7 @@ def answer(model: LoadedModel, question: str, image: object) -> str:
 
 
 def test_logits_are_close_to_those_of_exact_activations(
-    packed: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    packed: LoadedModel, monkeypatch: pytest.MonkeyPatch, native_kernels: ModuleType
 ) -> None:
     ids = packed.tokenizer.encode("<|begin_of_sentence|>User: What is 3 plus 4?\nAssistant: ")
     fast = packed.logits(ids)
