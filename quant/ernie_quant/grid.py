@@ -1,0 +1,122 @@
+"""Scales and zeros of a matrix before its codes are known, and the search for good ones.
+
+Clipping a group's range costs its largest weights and makes every step smaller; how far is found by trying.
+Knows one matrix and how much each of its columns matters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ernie_local.packing import LowBitFormat, QuantizedMatrix
+from ernie_quant.rtn import LEAST_SCALE
+
+Tensor = torch.Tensor
+_FACTORS = tuple(1.0 - 0.05 * step for step in range(13))  # shares of the range, 1 to 0.4
+_ROWS_AT_A_TIME = 128  # so that what is tried stays in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The places that codes can mean: scales, zeros (rows, groups) uint8, row_scales (rows,) fp16."""
+
+    low_bit: LowBitFormat
+    scales: Tensor
+    zeros: Tensor
+    row_scales: Tensor
+
+    @property
+    def steps(self) -> Tensor:
+        """Distance of two codes, (rows, groups) float32."""
+        return self.scales.float() * self.row_scales.float()[:, None]
+
+    @property
+    def shifts(self) -> Tensor:
+        """The code, not always a whole one, that means zero, (rows, groups) float32."""
+        return self.zeros.float() / self.low_bit.zero_divisor
+
+    def with_codes(self, codes: Tensor) -> QuantizedMatrix:
+        """The matrix of these codes, (rows, columns)."""
+        return QuantizedMatrix(self.low_bit, codes.byte(), self.scales, self.zeros, self.row_scales)
+
+
+def grid_of(matrix: QuantizedMatrix) -> Grid:
+    """The grid that a matrix of an asymmetric format lies on."""
+    assert matrix.zeros is not None and matrix.row_scales is not None, matrix.low_bit.name  # noqa: PT018
+    return Grid(matrix.low_bit, matrix.scales, matrix.zeros, matrix.row_scales)
+
+
+def round_to_grid(weights: Tensor, grid: Grid) -> QuantizedMatrix:
+    """Each weight, (rows, columns), to the code nearest to it."""
+    size, columns = grid.low_bit.group_size, weights.shape[1]
+    steps = grid.steps.repeat_interleave(size, dim=1)[:, :columns]
+    shifts = grid.shifts.repeat_interleave(size, dim=1)[:, :columns]
+    codes = (weights.float() / steps + shifts).round_().clamp_(0, grid.low_bit.highest_code)
+    return grid.with_codes(codes)
+
+
+def search_grid(weights: Tensor, low_bit: LowBitFormat, importance: Tensor | None = None) -> Grid:
+    """The clipped ranges with the least squared error, each column's weighted by `importance`.
+
+    weights: (rows, columns) finite floats; low_bit: an asymmetric format; importance: (columns,), the
+    diagonal of the second moments, by default all equal.
+    """
+    assert not low_bit.is_symmetric, low_bit.name
+    columns = weights.shape[1]
+    padding = -columns % low_bit.group_size
+    matters = torch.ones(columns) if importance is None else importance.float()
+    matters = torch.nn.functional.pad(matters, (0, padding)).view(-1, low_bit.group_size)
+    parts = [
+        _search_rows(
+            torch.nn.functional.pad(rows.float(), (0, padding)).unflatten(1, (-1, low_bit.group_size)),
+            low_bit,
+            matters,
+        )
+        for rows in weights.split(_ROWS_AT_A_TIME)
+    ]
+    scales, zeros, row_scales = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Grid(low_bit, scales, zeros, row_scales)
+
+
+def _search_rows(groups: Tensor, low_bit: LowBitFormat, matters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """groups: (rows, groups, group_size), filled up with zeros that matter nothing."""
+    low = groups.amin(-1).clamp(max=0.0)  # (rows, groups)
+    high = groups.amax(-1).clamp(min=0.0)
+    least = torch.full_like(low, torch.inf)
+    best_step, best_shift = torch.empty_like(low), torch.empty_like(low)
+    for factor in _FACTORS:
+        step = ((high - low) * (factor / low_bit.highest_code)).clamp_(min=LEAST_SCALE)
+        shift = -low * factor / step
+        error = _error(groups, low_bit, matters, step, shift)
+        better = error < least
+        least = torch.where(better, error, least)
+        best_step = torch.where(better, step, best_step)
+        best_shift = torch.where(better, shift, best_shift)
+    row_scales = (best_step.amax(-1) / low_bit.highest_scale).half()
+    row_scales = torch.where(row_scales > 0, row_scales, torch.finfo(torch.float16).smallest_normal)
+    row_steps = row_scales.float()[:, None]
+    # Whole numbers on both sides of the best: the nearest alone is often not the better one.
+    least.fill_(torch.inf)
+    best_scale, best_zero = torch.empty_like(low), torch.empty_like(low)
+    wanted_scale = best_step / row_steps
+    wanted_zero = best_shift * low_bit.zero_divisor
+    for scale in (wanted_scale.floor(), wanted_scale.ceil()):
+        scale.clamp_(1, low_bit.highest_scale)
+        for zero in (wanted_zero.floor(), wanted_zero.ceil()):
+            zero.clamp_(0, low_bit.highest_zero)
+            error = _error(groups, low_bit, matters, scale * row_steps, zero / low_bit.zero_divisor)
+            better = error < least
+            least = torch.where(better, error, least)
+            best_scale = torch.where(better, scale, best_scale)
+            best_zero = torch.where(better, zero, best_zero)
+    return best_scale.byte(), best_zero.byte(), row_scales
+
+
+def _error(groups: Tensor, low_bit: LowBitFormat, matters: Tensor, step: Tensor, shift: Tensor) -> Tensor:
+    """Weighted squared error of each group, (rows, groups), if its weights went to the nearest code."""
+    in_steps = (groups / step[..., None]).add_(shift[..., None])
+    codes = in_steps.round().clamp_(0, low_bit.highest_code)
+    away = in_steps.sub_(codes).square_().mul_(matters)
+    return away.sum(-1).mul_(step.square())

@@ -1,0 +1,104 @@
+"""Second moments of a matrix's inputs: from routed tokens, drawn toward a prior, made safe to invert.
+
+The error of a quantized matrix over its inputs x is trace(E H E^T) with H the mean of x x^T (Frantar et al.,
+"GPTQ", 2022). Knows nothing of experts, files or codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ernie_local.errors import ErnieLocalError
+
+Tensor = torch.Tensor
+DAMPING = 0.01  # of the mean of the diagonal
+_MOST_DAMPING = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """`matrix`: (columns, columns) float32, weights of mean 1; `effective_tokens`: (sum w)^2 / sum w^2."""
+
+    matrix: Tensor
+    effective_tokens: float
+
+
+def second_moments(tokens: Tensor, weights: Tensor | None = None) -> Moments:
+    """tokens: (tokens, columns); weights: (tokens,) not negative, by default all equal.
+
+    No tokens, or none with a weight, give zeros and 0 effective tokens.
+    """
+    rows = tokens.float()
+    columns = rows.shape[1]
+    if weights is None:
+        weights = rows.new_ones(rows.shape[0])
+    total = float(weights.double().sum())
+    if total == 0.0:
+        return Moments(rows.new_zeros(columns, columns), 0.0)
+    scaled = rows * (weights.float() / total).sqrt()[:, None]
+    return Moments(_gram(scaled), total**2 / float(weights.double().square().sum()))
+
+
+def shrink(own: Moments, prior: Tensor, strength: float) -> Tensor:
+    """`own` and `prior` mixed as if the prior stood for `strength` tokens.
+
+    An expert with few tokens gets mostly the prior, one with many mostly its own: no threshold, no fallback.
+    """
+    share = own.effective_tokens / (own.effective_tokens + strength)
+    return prior.lerp(own.matrix, share)
+
+
+def damped(moments: Tensor, share: float = DAMPING) -> Tensor:
+    """A copy with `share` of the diagonal's mean added to it; columns that were never seen get that mean."""
+    diagonal = moments.diagonal()
+    mean = diagonal.mean()
+    if not bool(torch.isfinite(mean)):
+        raise ErnieLocalError(
+            f"second moments of {moments.shape[0]} columns are not finite",
+            "an activation overflowed, or a weight before them is damaged",
+            "verify the source checkpoint",
+        )
+    if float(mean) == 0.0:
+        return torch.eye(moments.shape[0])
+    result = moments.clone()
+    added = torch.where(diagonal > 0, share * mean, mean)
+    result.diagonal().add_(added)
+    return result
+
+
+def inverse_factor(hessian: Tensor) -> Tensor:
+    """Upper triangular U with inverse(hessian) = U^T U; damped further, tenfold, if it is not definite.
+
+    From the Cholesky factor of the matrix in reversed order: half the work of inverting, then factoring.
+    """
+    share = DAMPING
+    flipped = hessian.flip(0, 1)
+    while True:
+        lower, failed = torch.linalg.cholesky_ex(flipped)
+        if int(failed) == 0:
+            break
+        if share > _MOST_DAMPING:
+            raise ErnieLocalError(
+                f"second moments of {hessian.shape[0]} columns stay indefinite with a damping of {share:g}",
+                "inputs of the matrix are not finite, or hugely different in size",
+                "verify the source checkpoint, or calibrate on more samples",
+            )
+        flipped = damped(hessian, share).flip(0, 1)
+        share *= 10
+    upper = lower.flip(0, 1)  # hessian = upper upper^T
+    identity = torch.eye(hessian.shape[0])
+    return torch.linalg.solve_triangular(upper, identity, upper=True)
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """rows^T rows, of which the lower left is copied from the upper right: it is symmetric."""
+    columns = rows.shape[1]
+    quarter = -(-columns // 4)
+    gram = rows.new_empty(columns, columns)
+    for start in range(0, columns, quarter):
+        stop = min(start + quarter, columns)
+        torch.mm(rows[:, start:stop].t(), rows[:, start:], out=gram[start:stop, start:])
+        gram[stop:, start:stop] = gram[start:stop, stop:].t()
+    return gram

@@ -1,0 +1,152 @@
+"""A quantized matrix made better in small exact steps: codes one by one, then each group's scale and zero.
+
+Coordinate descent on trace(E H E^T): every step takes the best of what one column's codes, or one group's
+whole scale and zero, can be while all else stays, so the error never grows. Knows one matrix and its second
+moments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ernie_local.packing import LowBitFormat, QuantizedMatrix, dequantize
+from ernie_quant.grid import Grid, grid_of
+
+Tensor = torch.Tensor
+
+
+def refine(
+    weights: Tensor,
+    hessian: Tensor,
+    matrix: QuantizedMatrix,
+    sweeps: int = 2,
+    *,
+    with_codes: bool = True,
+    with_scales: bool = True,
+) -> QuantizedMatrix:
+    """`matrix`, of an asymmetric format, after `sweeps` over all of its columns.
+
+    weights: (rows, columns), what it stands for; hessian: (columns, columns) float32. `with_codes` off
+    leaves codes as they are, `with_scales` off scales and zeros.
+    """
+    state = _State.start(weights, hessian, matrix)
+    size = matrix.low_bit.group_size
+    for _ in range(sweeps):
+        for group, start in enumerate(range(0, weights.shape[1], size)):
+            columns = slice(start, min(start + size, weights.shape[1]))
+            before = state.values(group, columns)
+            pull = state.pull[columns].clone()  # (group's columns, rows)
+            own = hessian[columns, columns]
+            if with_codes:
+                _descend(state, group, columns, own, pull)
+            if with_scales:
+                _refit(state, group, columns, own, pull)
+            change = state.values(group, columns).sub_(before)
+            state.pull.addmm_(hessian[:, columns], change, alpha=-1)
+    grid = Grid(
+        matrix.low_bit,
+        state.scales.t().contiguous().byte(),
+        state.zeros.t().contiguous().byte(),
+        state.row_scales.half(),
+    )
+    return grid.with_codes(state.codes.t().contiguous())
+
+
+def output_error(weights: Tensor, hessian: Tensor, matrix: QuantizedMatrix) -> float:
+    """trace(E H E^T) / trace(W H W^T): the share of the output's power that quantizing changed."""
+    exact = weights.float()
+    error = exact - dequantize(matrix)
+    power = float(((exact @ hessian) * exact).sum(dtype=torch.float64))
+    lost = float(((error @ hessian) * error).sum(dtype=torch.float64))
+    return lost / power if power > 0 else 0.0
+
+
+@dataclass(slots=True)
+class _State:
+    """Everything transposed, so that a column is a row of memory; numbers are whole, held as floats."""
+
+    low_bit: LowBitFormat
+    codes: Tensor  # (columns, rows)
+    scales: Tensor  # (groups, rows)
+    zeros: Tensor  # (groups, rows)
+    row_scales: Tensor  # (rows,)
+    pull: Tensor  # (columns, rows): H (W - Q), where the error would have each value go
+
+    @classmethod
+    def start(cls, weights: Tensor, hessian: Tensor, matrix: QuantizedMatrix) -> _State:
+        grid = grid_of(matrix)
+        error = (weights.float() - dequantize(matrix)).t()
+        return cls(
+            low_bit=matrix.low_bit,
+            codes=matrix.codes.t().float().contiguous(),
+            scales=grid.scales.t().float().contiguous(),
+            zeros=grid.zeros.t().float().contiguous(),
+            row_scales=grid.row_scales.float(),
+            pull=hessian @ error,
+        )
+
+    def step_and_shift(self, group: int) -> tuple[Tensor, Tensor]:
+        return self.scales[group] * self.row_scales, self.zeros[group] / self.low_bit.zero_divisor
+
+    def values(self, group: int, columns: slice) -> Tensor:
+        """What the group's codes mean, (group's columns, rows)."""
+        step, shift = self.step_and_shift(group)
+        return (self.codes[columns] - shift).mul_(step)
+
+
+def _descend(state: _State, group: int, columns: slice, own: Tensor, pull: Tensor) -> None:
+    """Each column's codes in turn; `pull` is kept up for the columns of the group."""
+    step, _ = state.step_and_shift(group)
+    for index, codes in enumerate(state.codes[columns]):
+        # The least of the parabola in this value lies at value + pull / H_jj.
+        code = (pull[index] / own[index, index]).div_(step).add_(codes).round_()
+        code.clamp_(0, state.low_bit.highest_code)
+        change = (code - codes).mul_(step)
+        codes.copy_(code)
+        pull.addr_(own[index], change, alpha=-1)
+
+
+def _refit(state: _State, group: int, columns: slice, own: Tensor, pull: Tensor) -> None:
+    """The best of four pairs of whole scale and zero around the least-squares ones, or those that are there.
+
+    A value is s c + b with b = -s z; the error is a parabola in (s, b) whose coefficients follow.
+    """
+    low_bit, codes = state.low_bit, state.codes[columns]
+    moved = own @ codes  # H c
+    target = pull + own @ state.values(group, columns)  # H (value + what it would go by)
+    code_code = (codes * moved).sum(0)  # (rows,)
+    code_one = moved.sum(0)
+    one_one = own.sum()
+    code_target, one_target = (codes * target).sum(0), target.sum(0)
+
+    def cost(scale: Tensor, zero: Tensor) -> Tensor:
+        step = scale * state.row_scales
+        offset = -step * zero / low_bit.zero_divisor
+        return (
+            step.square() * code_code
+            + 2 * step * offset * code_one
+            + offset.square() * one_one
+            - 2 * (step * code_target + offset * one_target)
+        )
+
+    determinant = code_code * one_one - code_one.square()
+    step = (code_target * one_one - one_target * code_one) / determinant
+    wanted = (step / state.row_scales).nan_to_num(nan=1.0)
+    best_scale, best_zero = state.scales[group], state.zeros[group]
+    least = cost(best_scale, best_zero)
+    for scale in (wanted.floor(), wanted.ceil()):
+        scale.clamp_(1, low_bit.highest_scale)
+        step = scale * state.row_scales
+        offset = (one_target - step * code_one) / one_one
+        wanted_zero = -offset / step * low_bit.zero_divisor
+        for zero in (wanted_zero.floor(), wanted_zero.ceil()):
+            zero.clamp_(0, low_bit.highest_zero)
+            error = cost(scale, zero)
+            better = error < least
+            least = torch.where(better, error, least)
+            best_scale = torch.where(better, scale, best_scale)
+            best_zero = torch.where(better, zero, best_zero)
+    state.scales[group] = best_scale
+    state.zeros[group] = best_zero
