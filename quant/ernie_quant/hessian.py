@@ -89,7 +89,8 @@ def inverse_factor(hessian: Tensor) -> Tensor:
         share *= 10
     upper = lower.flip(0, 1)  # hessian = upper upper^T
     identity = torch.eye(hessian.shape[0])
-    return torch.linalg.solve_triangular(upper, identity, upper=True)
+    factor: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
+    return factor
 
 
 def _gram(rows: Tensor) -> Tensor:

@@ -57,10 +57,12 @@ def test_importance_moves_the_error_to_columns_that_matter_little() -> None:
     assert (weighted.square() * importance).sum() < (plain.square() * importance).sum()
 
 
-def test_the_grid_of_a_group_is_the_best_of_all_that_were_tried() -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_the_grid_of_a_group_is_the_best_of_all_that_were_tried(seed: int) -> None:
     """One row, one group: every factor and whole number by hand."""
     low_bit = find_format("w2s")
-    weights = torch.randn(1, 64, generator=torch.Generator().manual_seed(3)).double()
+    weights = torch.randn(1, 64, generator=torch.Generator().manual_seed(seed)).double()
+    weights[0, 7] = 0.9 + seed  # an outlier to clip
     low, high = min(0.0, float(weights.min())), max(0.0, float(weights.max()))
     best = min(
         (step_error(weights, low_bit, (high - low) * factor / 3, -low * 3 / (high - low)), factor)
@@ -85,32 +87,32 @@ def step_error(weights: torch.Tensor, low_bit: LowBitFormat, step: float, shift:
 
 
 def textbook_gptq(weights: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Optimal brain quantization, one row at a time, the inverse worked out anew after every column."""
+    """Optimal brain quantization: the inverse worked out anew after every column, each row on its own."""
     low_bit, exact = grid.low_bit, hessian.double()
     order = hessian.diagonal().argsort(descending=True, stable=True).tolist()
     codes = torch.zeros(weights.shape, dtype=torch.uint8)
-    for row in range(weights.shape[0]):
-        left = weights[row].double().clone()
-        for done, column in enumerate(order):
-            rest = torch.tensor(order[done:])
-            inverse = torch.linalg.inv(exact[rest][:, rest])
-            group = column // low_bit.group_size
+    left = weights.double().clone()
+    for done, column in enumerate(order):
+        rest = torch.tensor(order[done:])
+        inverse = torch.linalg.inv(exact[rest][:, rest])
+        group = column // low_bit.group_size
+        for row in range(weights.shape[0]):
             step, shift = float(grid.steps[row, group]), float(grid.shifts[row, group])
-            code = min(max(round(float(left[column]) / step + shift), 0), low_bit.highest_code)
+            code = min(max(round(float(left[row, column]) / step + shift), 0), low_bit.highest_code)
             codes[row, column] = code
-            error = (float(left[column]) - (code - shift) * step) / float(inverse[0, 0])
-            left[rest] -= error * inverse[0]
+            error = (float(left[row, column]) - (code - shift) * step) / float(inverse[0, 0])
+            left[row, rest] -= error * inverse[0]
     return codes
 
 
 @pytest.mark.parametrize("name", ["w4", "w2", "w2l"])
 def test_gptq_chooses_the_textbooks_codes(name: str) -> None:
-    weights, hessian, _ = draw(144, 5, 600, seed=4)  # more than one block, groups cut by it
+    weights, hessian, _ = draw(208, 12, 900, seed=4)  # more than one block, groups cut by it
     grid = search_grid(weights, find_format(name), hessian.diagonal())
     codes = gptq(weights, hessian, grid).codes
     expected = textbook_gptq(weights, hessian, grid)
     # A near tie may fall the other way in float32, and then moves what comes after it in the same row.
-    assert (codes == expected).float().mean() > 0.97
+    assert (codes == expected).all(dim=1).sum() >= 11
 
 
 def test_gptq_without_correlation_is_rounding() -> None:
