@@ -64,6 +64,12 @@ class NoAnswer(ErnieLocalError):
     exit_code = 7
 
 
+class Stopped(ErnieLocalError):
+    """Long work was stopped safely and can be gone on with (75)."""
+
+    exit_code = 75
+
+
 class Interrupted(ErnieLocalError):
     """The user stopped a piece of work that leaves nothing to go on from (130)."""
 

@@ -19,6 +19,7 @@ _CODE_NAMES = {
     5: "input_unreadable",
     6: "out_of_memory",
     7: "no_answer",
+    75: "stopped",
     130: "interrupted",
 }
 # torch reports exhausted memory as RuntimeError; only its words tell it from a defect.

@@ -1,8 +1,9 @@
-"""Writes a checkpoint in our own format, tensor by tensor, in memory for one piece of one tensor.
+"""Writes a checkpoint in our own format, in memory for one piece of one tensor.
 
-Owns the order in the files, the shards and their index. Pages come first in a shard, behind a header padded
-to their alignment: each lies at a multiple of 4096, and any safetensors reader can still read the file. Knows
-nothing of what the tensors are for.
+Owns the order in the files, the shards and their index. All places are known before any value is, so values
+may come in any order, and a file that was cut off can be gone on with. Pages come first in a shard, behind a
+header padded to their alignment: each lies at a multiple of 4096, and any safetensors reader can still read
+the file. Knows nothing of what the tensors are for.
 """
 
 from __future__ import annotations
@@ -42,28 +43,96 @@ class TensorEntry:
 Producer = Callable[[TensorEntry], Iterable[torch.Tensor]]
 
 
+class CheckpointFiles:
+    """The files of a checkpoint in `directory`: one, or shards of at most `largest_shard` and an index.
+
+    A tensor larger than a shard gets one of its own. The same entries give the same files.
+    """
+
+    def __init__(
+        self, directory: Path, entries: Sequence[TensorEntry], largest_shard: int = LARGEST_SHARD
+    ) -> None:
+        self.directory = directory
+        self._shards = _shards(entries, largest_shard)
+        count = len(self._shards)
+        names = [f"model-{index + 1:05}-of-{count:05}.safetensors" for index in range(count)]
+        self._names = [SINGLE_FILE] if count == 1 else names
+        self._headers = [_header(shard) for shard in self._shards]
+        self._places: dict[str, tuple[Path, int, TensorEntry]] = {}
+        for name, header, shard in zip(self._names, self._headers, self._shards, strict=True):
+            offset = len(header)
+            for entry in shard:
+                self._places[entry.name] = (directory / name, offset, entry)
+                offset += entry.num_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all weight files, exactly; the index of several is not counted."""
+        return sum(map(len, self._headers)) + sum(place[2].num_bytes for place in self._places.values())
+
+    def in_file_order(self) -> list[TensorEntry]:
+        """The entries as they lie in the files."""
+        return [entry for shard in self._shards for entry in shard]
+
+    def create(self) -> None:
+        """Write headers and index; every file has its full length at once, so a full disk shows early."""
+        for name, header, shard in zip(self._names, self._headers, self._shards, strict=True):
+            with (self.directory / name).open("wb") as file:
+                file.write(header)
+                file.flush()
+                num_bytes = len(header) + sum(entry.num_bytes for entry in shard)
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+        if len(self._names) > 1:
+            index = {
+                "metadata": {"total_size": sum(place[2].num_bytes for place in self._places.values())},
+                "weight_map": {name: place[0].name for name, place in self._places.items()},
+            }
+            (self.directory / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+    def write(self, name: str, pieces: Iterable[torch.Tensor], row: int | None = None) -> None:
+        """The values of a tensor, or of one row of it, in pieces of its dtype, one after the other."""
+        path, offset, entry = self._places[name]
+        expected = entry.num_bytes if row is None else entry.num_bytes // entry.shape[0]
+        with path.open("r+b") as file:
+            file.seek(offset + (row or 0) * expected)
+            written = 0
+            for piece in pieces:
+                assert piece.dtype == entry.dtype, (entry, piece.dtype)
+                written += file.write(piece.contiguous().view(-1).view(torch.uint8).numpy().data)
+        assert written == expected, (entry, written)
+
+    def read(self, name: str, row: int | None = None) -> torch.Tensor:
+        """A uint8 tensor that was written before, or one row of it, (bytes,)."""
+        path, offset, entry = self._places[name]
+        assert entry.dtype == torch.uint8, entry
+        row_bytes = entry.num_bytes if row is None else entry.num_bytes // entry.shape[0]
+        with path.open("rb") as file:
+            file.seek(offset + (row or 0) * row_bytes)
+            return torch.frombuffer(bytearray(file.read(row_bytes)), dtype=torch.uint8)
+
+    def sync(self) -> None:
+        """Have everything that was written on the disk."""
+        for name in self._names:
+            descriptor = os.open(self.directory / name, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
 def write_checkpoint(
     directory: Path, entries: Sequence[TensorEntry], produce: Producer, largest_shard: int = LARGEST_SHARD
 ) -> None:
-    """Write all of `entries` into `directory`: one file, or shards of at most `largest_shard` and an index.
+    """Write all of `entries` into `directory`.
 
     `produce` is asked for each tensor once, in the order of the files, and yields its values in pieces of its
-    dtype, one after the other. A tensor larger than a shard gets one of its own.
+    dtype, one after the other.
     """
-    shards = _shards(entries, largest_shard)
-    count = len(shards)
-    names = [f"model-{index + 1:05}-of-{count:05}.safetensors" for index in range(count)]
-    names = [SINGLE_FILE] if count == 1 else names
-    for name, shard in zip(names, shards, strict=True):
-        _write_shard(directory / name, shard, produce)
-    if count > 1:
-        index = {
-            "metadata": {"total_size": sum(entry.num_bytes for entry in entries)},
-            "weight_map": {
-                entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard
-            },
-        }
-        (directory / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    files = CheckpointFiles(directory, entries, largest_shard)
+    files.create()
+    for entry in files.in_file_order():
+        files.write(entry.name, produce(entry))
+    files.sync()
 
 
 def _shards(entries: Sequence[TensorEntry], largest: int) -> list[list[TensorEntry]]:
@@ -86,7 +155,8 @@ def _kept_alignment(entry: TensorEntry) -> int:
     return entry.dtype.itemsize
 
 
-def _write_shard(path: Path, entries: Sequence[TensorEntry], produce: Producer) -> None:
+def _header(entries: Sequence[TensorEntry]) -> bytes:
+    """Length and JSON of a file's header, filled up so that the first tensor is aligned."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for entry in entries:
@@ -98,13 +168,4 @@ def _write_shard(path: Path, entries: Sequence[TensorEntry], produce: Producer) 
         offset += entry.num_bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text = text.ljust(-(-(8 + len(text)) // PAGE_ALIGNMENT) * PAGE_ALIGNMENT - 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for entry in entries:
-            written = 0
-            for piece in produce(entry):
-                assert piece.dtype == entry.dtype, (entry, piece.dtype)
-                written += file.write(piece.contiguous().view(-1).view(torch.uint8).numpy().data)
-            assert written == entry.num_bytes, (entry, written)
-        file.flush()
-        os.fsync(file.fileno())
+    return len(text).to_bytes(8, "little") + text

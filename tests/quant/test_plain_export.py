@@ -146,7 +146,11 @@ def test_pages_are_aligned_and_any_reader_finds_them(exported: tuple[Path, str])
 
 def test_config_keeps_the_tables(exported: tuple[Path, str]) -> None:
     out, name = exported
-    assert read_config(out).quantization == TABLES[name]
+    written = read_config(out).quantization
+    assert written is not None
+    assert dataclasses.replace(written, source={}, calibration={}) == TABLES[name]
+    assert written.source["name"] == "nano"
+    assert written.calibration["method"] == "rtn"
     other_keys = json.loads((out / "config.json").read_text())
     del other_keys["quantization_config"]
     assert other_keys == json.loads((NANO_DIRECTORY / "config.json").read_text())
@@ -156,7 +160,7 @@ def test_nothing_is_overwritten_and_nothing_rounded_twice(exported: tuple[Path, 
     out, name = exported
     with pytest.raises(UsageError, match="quantized already"):
         export_plainly(out, tmp_path / "again", TABLES[name])
-    with pytest.raises(UsageError, match="holds"):
+    with pytest.raises(UsageError, match="holds entries"):
         export_plainly(NANO_DIRECTORY, out, TABLES[name])
 
 

@@ -1,0 +1,105 @@
+"""One expert quantized from the tokens that the router sends to it.
+
+Gate and up see the tokens, down sees what the quantized gate and up make of them. Each matrix's second
+moments are drawn toward a prior: gate and up toward all tokens of the bank; down, whose inputs no other
+expert shares, toward the tokens that the router would have sent next. Knows nothing of files, layers or
+other experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from ernie_local.kernels.ops import packed_linear
+from ernie_local.packing import ExpertPage, LowBitFormat, QuantizedMatrix, pack_matrix
+from ernie_quant.hessian import second_moments, shrink
+from ernie_quant.recipe import Recipe, quantize_matrix
+from ernie_quant.refine import output_error
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """gate, up: (inner, hidden); down: (hidden, inner); float32."""
+
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertInputs:
+    """tokens: (tokens, hidden) that the router sends here, with their weights, (tokens,).
+
+    neighbours: (others, hidden), tokens of the bank that it sends elsewhere but would send here next.
+    bank_moments: (hidden, hidden) of all tokens of the bank.
+    """
+
+    tokens: Tensor
+    weights: Tensor
+    neighbours: Tensor
+    bank_moments: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertReport:
+    """What an expert was quantized from, and the share of its outputs' power that was lost.
+
+    Errors are those over the second moments that were used; 0 effective tokens mean the prior alone.
+    """
+
+    tokens: int
+    effective_tokens: float
+    gate_up_error: float
+    down_error: float
+
+
+def quantize_expert(
+    weights: ExpertWeights, inputs: ExpertInputs, gate_up: LowBitFormat, down: LowBitFormat, recipe: Recipe
+) -> tuple[ExpertPage, ExpertReport]:
+    """The expert's page in these formats. The recipe's method must be `gptq`: others need no inputs."""
+    token_weights = inputs.weights.square() if recipe.square_weights else torch.ones_like(inputs.weights)
+    own = second_moments(inputs.tokens, token_weights)
+    hidden_size, inner_size = weights.down.shape
+    moments = shrink(own, inputs.bank_moments, recipe.shrinkage * hidden_size)
+    # One matrix of both: they share their inputs, so the costly factor is made once.
+    both = torch.cat((weights.gate, weights.up))
+    quantized = quantize_matrix(both, gate_up, recipe, moments)
+    gate, up = _rows(quantized, 0, inner_size), _rows(quantized, inner_size, 2 * inner_size)
+    gate_up_error = output_error(both, moments, quantized)
+
+    own_inner = second_moments(inner_values(gate, up, inputs.tokens), token_weights)
+    prior = second_moments(inner_values(gate, up, inputs.neighbours)).matrix
+    inner_moments = shrink(own_inner, prior, recipe.shrinkage * inner_size)
+    quantized_down = quantize_matrix(weights.down, down, recipe, inner_moments)
+    report = ExpertReport(
+        tokens=inputs.tokens.shape[0],
+        effective_tokens=own.effective_tokens,
+        gate_up_error=gate_up_error,
+        down_error=output_error(weights.down, inner_moments, quantized_down),
+    )
+    return ExpertPage(gate, up, quantized_down), report
+
+
+def inner_values(gate: QuantizedMatrix, up: QuantizedMatrix, tokens: Tensor) -> Tensor:
+    """silu(gate x) * (up x) as the runtime computes it, (tokens, inner)."""
+    if not tokens.shape[0]:
+        return tokens.new_zeros(0, gate.shape[0])
+    rows, name = gate.shape[0], gate.low_bit.name
+    gated = packed_linear(tokens, pack_matrix(gate), name, rows)
+    return functional.silu(gated) * packed_linear(tokens, pack_matrix(up), name, rows)
+
+
+def _rows(matrix: QuantizedMatrix, start: int, stop: int) -> QuantizedMatrix:
+    zeros, row_scales = matrix.zeros, matrix.row_scales
+    return QuantizedMatrix(
+        matrix.low_bit,
+        matrix.codes[start:stop],
+        matrix.scales[start:stop],
+        None if zeros is None else zeros[start:stop],
+        None if row_scales is None else row_scales[start:stop],
+    )

@@ -1,0 +1,164 @@
+"""The directory in which a checkpoint is being made, and what of it is done: survives being killed anywhere.
+
+Owns the lock against a second writer, the identity of the work, the journal of finished units and the
+snapshot of hidden states. A unit enters the journal after its bytes are on the disk. Knows nothing of what
+units are.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal, Self, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ernie_local.errors import UsageError
+
+Resume = Literal["auto", "required", "never"]
+RESUMES: tuple[Resume, ...] = get_args(Resume)
+_FOLDER = "work"  # inside the directory; gone before it gets its final name
+
+
+class Work:
+    """`OUT.partial`, locked for this process until `close`."""
+
+    def __init__(self, directory: Path, identity: Mapping[str, str], resume: Resume = "auto") -> None:
+        """Go on with the work in `directory` if it is the same, or begin anew.
+
+        UsageError if another process works there, if the work there is another one (`auto`, `required`), or
+        if there is none (`required`). `never` throws away what is there.
+        """
+        self.directory = directory
+        self._folder = directory / _FOLDER
+        is_there = self._folder.is_dir()
+        if resume == "required" and not is_there:
+            raise UsageError(
+                f"{directory} holds no work to go on with",
+                "--resume required was given",
+                "leave it out to begin anew",
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = self._take_lock()
+        if is_there and resume == "never":
+            self._clear()
+        self._journal_path = self._folder / "journal.jsonl"
+        self._check_identity(dict(identity))
+        self.done: dict[str, dict[str, float]] = self._read_journal()
+        self._journal = self._journal_path.open("a", encoding="utf-8")
+
+    def record(self, unit: str, report: Mapping[str, float] | None = None) -> None:
+        """Enter a unit whose bytes are on the disk."""
+        self.done[unit] = dict(report or {})
+        self._journal.write(json.dumps({"unit": unit, "report": self.done[unit]}) + "\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+
+    def save_states(self, num_layers_done: int, hidden: torch.Tensor) -> None:
+        """Keep the hidden states behind so many layers in place of those before."""
+        path = self._folder / "states.safetensors"
+        temporary = path.with_suffix(".new")
+        save_file({"hidden": hidden}, temporary, {"layers": str(num_layers_done)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    def load_states(self) -> tuple[int, torch.Tensor] | None:
+        """Layers done and hidden states behind them, or None where nothing was kept."""
+        from safetensors import safe_open
+
+        path = self._folder / "states.safetensors"
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                layers = int(file.metadata()["layers"])
+            return layers, load_file(path)["hidden"]
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise UsageError(
+                f"{path} cannot be read: {error}",
+                "it was damaged after it had been written",
+                "begin anew with --resume never",
+            ) from error
+
+    def finish(self, out: Path) -> None:
+        """Drop what only the work needed, and give the directory its final name."""
+        self._journal.close()
+        shutil.rmtree(self._folder)
+        self._lock.close()
+        if out.is_dir():  # an empty one, which was checked before
+            out.rmdir()
+        self.directory.rename(out)
+
+    def close(self) -> None:
+        """Release the lock; everything recorded stays."""
+        self._journal.close()
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _take_lock(self) -> IO[str]:
+        lock = (self._folder / "lock").open("a", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise UsageError(
+                f"another process is writing to {self.directory}",
+                "two writers would mix their bytes",
+                "wait for it, stop it, or name another directory",
+            ) from error
+        return lock
+
+    def _clear(self) -> None:
+        for path in self.directory.iterdir():
+            if path.is_file():
+                path.unlink()
+        for path in self._folder.iterdir():
+            if path.name != "lock":
+                path.unlink()
+
+    def _check_identity(self, identity: dict[str, str]) -> None:
+        path = self._folder / "identity.json"
+        if not path.exists():
+            temporary = path.with_suffix(".new")
+            temporary.write_text(json.dumps(identity, indent=1), encoding="utf-8")
+            temporary.replace(path)
+            return
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differing = sorted(name for name in {*before, *identity} if before.get(name) != identity.get(name))
+        if differing:
+            raise UsageError(
+                f"{self.directory} holds other work: {', '.join(differing)} differ",
+                "going on would mix two checkpoints",
+                "give the settings of before, or begin anew with --resume never",
+            )
+
+    def _read_journal(self) -> dict[str, dict[str, float]]:
+        done: dict[str, dict[str, float]] = {}
+        if not self._journal_path.exists():
+            return done
+        kept = 0
+        with self._journal_path.open("rb") as file:
+            for line in file:
+                # A kill may leave half a line at the end: that unit is done again.
+                if not line.endswith(b"\n"):
+                    break
+                entry = json.loads(line)
+                done[entry["unit"]] = entry["report"]
+                kept += len(line)
+        os.truncate(self._journal_path, kept)
+        return done

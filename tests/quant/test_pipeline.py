@@ -1,0 +1,208 @@
+"""Calibrated checkpoints of nano: better than rounding, resumed to the same bytes, picky about bad work."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import ernie_local
+from ernie_calibration.pictures import make_picture
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.config import read_config
+from ernie_local.errors import Stopped, UsageError
+from ernie_local.loading import LoadedModel
+from ernie_local.media.patches import Patches
+from ernie_quant.format_tables import FormatChoice, format_tables
+from ernie_quant.pipeline import Job, quantize_checkpoint
+from ernie_quant.recipe import Recipe
+
+CONFIG = read_config(NANO_DIRECTORY)
+# One dense layer and one bank's worth of experts are enough to see every kind of unit.
+TABLES = format_tables(CONFIG, FormatChoice(experts="w2"))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A calibration sequence."""
+
+    token_ids: tuple[int, ...]
+    patches: tuple[Patches, ...]
+
+
+@pytest.fixture(scope="module")
+def nano() -> LoadedModel:
+    return ernie_local.load("nano")
+
+
+def draw(nano: LoadedModel, seed: int) -> Tokens:
+    """A picture with everything that is printed on it."""
+    picture = make_picture("receipt", seed, width=224, height=280)
+    patches = nano.patches([picture.image])
+    media = CONFIG.media
+    ids = [1, media.image_start, *[media.image] * patches[0].num_tokens, media.image_end]
+    return Tokens((*ids, *nano.tokenizer.encode(picture.transcript)), tuple(patches))
+
+
+@pytest.fixture(scope="module")
+def sequences(nano: LoadedModel) -> list[Tokens]:
+    return [draw(nano, seed) for seed in range(7_000_000, 7_000_024)]
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    """Of every file."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(sequences: list[Tokens], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("calibrated") / "model"
+    quantize_checkpoint(Job(NANO_DIRECTORY, out, TABLES, Recipe(), sequences))
+    return out
+
+
+def divergence(nano: LoadedModel, directory: Path, held_out: list[Tokens]) -> float:
+    """Mean KL to nano behind the picture, in nats."""
+    other, total = ernie_local.load(directory), []
+    for tokens in held_out:
+        exact, rounded = (
+            model.logits(tokens.token_ids, tokens.patches)[-30:].double().log_softmax(-1)
+            for model in (nano, other)
+        )
+        total.append((exact.exp() * (exact - rounded)).sum(-1).mean())
+    return float(torch.stack(total).mean())
+
+
+def test_calibration_beats_clipping_beats_rounding(
+    nano: LoadedModel, sequences: list[Tokens], whole: Path, tmp_path: Path
+) -> None:
+    held_out = [draw(nano, seed) for seed in range(7_100_000, 7_100_012)]
+    for method in ("rtn", "clip"):
+        quantize_checkpoint(Job(NANO_DIRECTORY, tmp_path / method, TABLES, Recipe(method)))
+    calibrated = divergence(nano, whole, held_out)
+    assert calibrated < 0.6 * divergence(nano, tmp_path / "clip", held_out)
+    assert calibrated < 0.6 * divergence(nano, tmp_path / "rtn", held_out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["layers.0.mlp.w8", "expert 1.text.3", "layer 2", "expert 5.vision.15"])
+def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
+    where: str, sequences: list[Tokens], whole: Path, tmp_path: Path
+) -> None:
+    stops: list[str] = []
+    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe(), sequences)
+    stopped = dataclasses.replace(
+        job,
+        on_unit=lambda unit, _done, _all: stops.append(unit),
+        should_stop=lambda: stops[-1] == where,
+    )
+    with pytest.raises(Stopped, match="units"):
+        quantize_checkpoint(stopped)
+    assert not job.out.exists()
+    again: list[str] = []
+    quantize_checkpoint(
+        dataclasses.replace(job, resume="required", on_unit=lambda unit, _done, _all: again.append(unit))
+    )
+    assert not set(stops) & set(again)
+    assert hashes(job.out) == hashes(whole)
+    assert not job.partial.exists()
+
+
+def test_half_a_line_and_half_an_expert_are_done_again(
+    sequences: list[Tokens], whole: Path, tmp_path: Path
+) -> None:
+    """As after kill -9: the journal's last line was cut off, the page after it half written."""
+    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe(), sequences)
+    seen: list[str] = []
+    with pytest.raises(Stopped):
+        quantize_checkpoint(
+            dataclasses.replace(
+                job,
+                on_unit=lambda unit, _done, _all: seen.append(unit),
+                should_stop=lambda: seen[-1] == "expert 3.text.7",
+            )
+        )
+    journal = job.partial / "work" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-9])
+    quantize_checkpoint(job)
+    assert hashes(job.out) == hashes(whole)
+
+
+def test_every_unit_is_told_once(sequences: list[Tokens], tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    tables = format_tables(CONFIG, FormatChoice(experts="w2s", vision=None))
+    reports = quantize_checkpoint(
+        Job(
+            NANO_DIRECTORY,
+            tmp_path / "model",
+            tables,
+            Recipe(sweeps=0),
+            sequences,
+            on_unit=lambda *unit: told.append(unit),
+        )
+    )
+    assert [done for _, done, _ in told] == list(range(1, len(told) + 1))
+    assert {count for _, _, count in told} == {len(told)}
+    assert len(reports) == sum(map(len, tables.experts.values()))
+    assert all(0 < report.down_error < 0.3 for report in reports.values())
+
+
+def change_settings(job: Job) -> Job:
+    return dataclasses.replace(job, recipe=Recipe(sweeps=1))
+
+
+def change_calibration(job: Job) -> Job:
+    return dataclasses.replace(job, sequences=job.sequences[:-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "differing"), [(change_settings, "settings"), (change_calibration, "calibration")]
+)
+def test_other_work_is_not_gone_on_with(
+    change: Callable[[Job], Job], differing: str, sequences: list[Tokens], tmp_path: Path
+) -> None:
+    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe(), sequences[:2], should_stop=lambda: True)
+    with pytest.raises(Stopped):
+        quantize_checkpoint(job)
+    with pytest.raises(UsageError, match=f"other work: {differing} differ"):
+        quantize_checkpoint(change(job))
+    with pytest.raises(Stopped, match="stopped after 1 of"):
+        quantize_checkpoint(dataclasses.replace(change(job), resume="never"))
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no work to go on with"):
+        quantize_checkpoint(Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn"), resume="required"))
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn"))
+    refused: list[str] = []
+
+    def write_too(_unit: str, done: int, _all: int) -> None:
+        if done == 1:
+            with pytest.raises(UsageError) as caught:
+                quantize_checkpoint(dataclasses.replace(job, on_unit=None))
+            refused.append(str(caught.value))
+
+    quantize_checkpoint(dataclasses.replace(job, on_unit=write_too))
+    assert "another process is writing" in refused[0]
+
+
+def test_calibration_without_tokens_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="0 calibration sequences"):
+        quantize_checkpoint(Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe()))
+
+
+def test_a_bank_that_no_token_reaches_is_quantized_all_the_same(nano: LoadedModel, tmp_path: Path) -> None:
+    """Text alone: every vision expert has 0 effective tokens, and says so."""
+    text = Tokens((1, *nano.tokenizer.encode("What is 7 plus 5?")), ())
+    reports = quantize_checkpoint(Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe(), [text]))
+    assert {reports[key].effective_tokens for key in reports if key[1] == "vision"} == {0.0}
+    assert sum(reports[key].tokens for key in reports if key[1] == "text") > 0
+    assert bool(ernie_local.load(tmp_path / "model").logits([1, 20, 30]).isfinite().all())
