@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import ernie_local
-from ernie_cli import chat, chat_json, doctor, doctor_json
+from ernie_cli import chat, chat_json, doctor, doctor_json, quantize, quantize_json
 from ernie_cli.computing import ComputingCommand
 from ernie_cli.console import Console, forgive_encodings, silence_stdout
 from ernie_cli.invocation import Invocation
@@ -31,12 +31,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=ComputingCommand)(chat.chat)
+app.command(cls=ComputingCommand)(quantize.quantize)
 app.command(cls=ComputingCommand)(doctor.doctor)
 
 # Command to what `--json` prints of a run of it that did not begin.
 EMPTY_OBJECTS: Mapping[str, Callable[[], dict[str, object]]] = {
     "chat": chat_json.empty_object,
     "doctor": doctor_json.empty_object,
+    "quantize": quantize_json.empty_object,
 }
 
 
@@ -57,7 +59,8 @@ def ernie_local_command(
     """Run ERNIE-4.5-VL on this machine and ask it about pictures and text.
 
     Exit codes: 0 ok, 1 failure, 2 usage, 3 does not fit or cannot run here, 4 model missing or corrupt,
-    5 input unreadable, 6 out of memory, 7 stopped with no answer, 130 interrupted.
+    5 input unreadable, 6 out of memory, 7 stopped with no answer,
+    75 stopped safely and resumable, 130 interrupted.
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)

@@ -74,7 +74,7 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
     ModelUnusable for a damaged source; Stopped, with everything done kept, if `should_stop` says so.
     """
     config = read_config(job.source)
-    _check(job, config)
+    check_job(job, config)
     tables = dataclasses.replace(
         job.tables,
         source={"identity": source_identity(job.source), "name": job.source.name},
@@ -111,7 +111,8 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
     return reports
 
 
-def _check(job: Job, config: ModelConfig) -> None:
+def check_job(job: Job, config: ModelConfig) -> None:
+    """Raise UsageError for a source or a place that cannot be; costs nothing."""
     if config.quantization is not None:
         raise UsageError(
             f"{job.source} is quantized already",

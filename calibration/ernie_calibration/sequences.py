@@ -1,0 +1,98 @@
+"""Samples as the token sequences that a model sees: its own chat template, answers written out.
+
+Owns the form of a conversation whose answers are given. Knows nothing of how samples are made or what the
+sequences are for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ernie_calibration.sample import Sample
+from ernie_local.config import MediaTokens, read_config
+from ernie_local.errors import InputUnreadable
+from ernie_local.loading.pictures import to_patches
+from ernie_local.media.patches import Patches
+from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
+from ernie_local.text.template import (
+    END,
+    ChatTemplate,
+    Message,
+    Segment,
+    Tag,
+    detect_variant,
+    encode_segments,
+)
+from ernie_local.text.tokenizer import ErnieTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSample:
+    """One conversation as ids, placeholders expanded, with its pictures.
+
+    answers: for each turn the ids [start, end) that the model would have to write, the end token among them.
+    """
+
+    name: str
+    token_ids: tuple[int, ...]
+    patches: tuple[Patches, ...]
+    answers: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleEncoder:
+    """What turns samples into ids: all of it comes with the model's files."""
+
+    tokenizer: ErnieTokenizer
+    processor: ImageProcessorConfig
+    media: MediaTokens
+    template: ChatTemplate
+
+    @classmethod
+    def of_model(cls, directory: Path) -> SampleEncoder:
+        """From the files of the model in `directory`."""
+        config = read_config(directory)
+        return cls(
+            ErnieTokenizer.from_directory(directory),
+            read_processor_config(directory, config.vision),
+            config.media,
+            ChatTemplate(detect_variant(directory)),
+        )
+
+    def encode(self, sample: Sample) -> EncodedSample:
+        """Every turn in one sequence, each answer opened as the model's answer without thoughts is.
+
+        A chat leaves that opening out of finished turns; here it stays, so that one sequence shows the model
+        each answer as it would begin to write it. InputUnreadable for a sample of neither text nor pictures.
+        """
+        patches = to_patches(sample.images, self.processor)
+        image_tokens = tuple(picture.num_tokens for picture in patches)
+        turns = sample.turns
+        if not turns and not patches:
+            raise InputUnreadable(
+                f"sample {sample.name} has 0 pictures and 0 turns",
+                "there is nothing in it that a model could read",
+                "take it out",
+            )
+        ids: list[int] = []
+        answers: list[tuple[int, int]] = []
+        segments: list[Segment] = []
+        for index, turn in enumerate(turns):
+            if index == 0:
+                message = Message("user", turn.question, image_tokens)
+                segments = self.template.segments([message], thinking=False)
+            else:
+                # Without what only the beginning of a sequence has.
+                message = Message("user", turn.question)
+                segments += self.template.segments([message], system="", thinking=False)[1:]
+            start = len(self._ids(segments))
+            segments += [turn.answer, Tag(END, required=True)]
+            ids = self._ids(segments)
+            answers.append((start, len(ids)))
+        if not turns:
+            ids = self._ids(self.template.segments([Message("user", "", image_tokens)]))
+        return EncodedSample(sample.name, tuple(ids), tuple(patches), tuple(answers))
+
+    def _ids(self, segments: list[Segment]) -> list[int]:
+        return list(encode_segments(self.tokenizer, segments, self.media).token_ids)

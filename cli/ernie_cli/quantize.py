@@ -1,0 +1,143 @@
+"""The command `ernie-local quantize`: its options and the order of its steps.
+
+Everything that can be wrong is looked at before samples are drawn. Imports typer and nothing heavy.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ernie_cli.invocation import Invocation
+
+if TYPE_CHECKING:
+    from ernie_cli.console import Console
+    from ernie_quant.pipeline import Job
+    from ernie_quant.token_table import TokenSequence
+
+Bits = Literal["4", "2"]
+_DEFAULT_SAMPLES = 300
+
+
+def quantize(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A bfloat16 model: a directory, hf:org/name, or nano.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
+    bits: Annotated[Bits, typer.Option(help="Bits of the experts: w4 (4.25 a weight) or w2 (2.25).")] = "4",
+    dense: Annotated[
+        Literal["w8", "w4"],
+        typer.Option(help="Attention, shared experts, dense layers and head, read for every token."),
+    ] = "w8",
+    method: Annotated[
+        Literal["gptq", "clip", "rtn"],
+        typer.Option(help="gptq calibrates each expert; clip and rtn look at weights alone."),
+    ] = "gptq",
+    samples: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Pictures with conversations to calibrate on.")
+    ] = _DEFAULT_SAMPLES,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Draw other samples.")] = 0,
+    resume: Annotated[
+        Literal["auto", "required", "never"],
+        typer.Option(help="Go on with OUT.partial if it is there; only if; or begin anew."),
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="CPU threads to compute with.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object (docs/quantize-json.md).")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+) -> None:
+    """Make a compact checkpoint whose experts have 4 or 2 bits a weight.
+
+    OUT appears when it is whole; until then the work lies in OUT.partial. Stopped with Ctrl-C or SIGTERM
+    (exit code 75), or killed, it goes on where it was when the same command is given again.
+    """
+    del debug  # Acted on by main, which is where errors arrive.
+    invocation = context.ensure_object(Invocation)
+    from ernie_cli import quantize_json
+    from ernie_cli.console import Console
+
+    if as_json:
+        invocation.json_object = quantize_json.empty_object()
+    console = Console(quiet=as_json)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    job = _plan(source, out, f"w{bits}", dense, method)
+    sequences = _draw(job.source, samples, seed, console) if method == "gptq" else []
+    started = time.perf_counter()
+    _run(job, sequences, resume, console, invocation)
+    seconds = time.perf_counter() - started
+    weight_bytes = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    console.note(f"{out}: {weight_bytes / 2**20:,.1f} MiB of weights, made in {seconds:,.0f} s")
+    if invocation.json_object is not None:
+        invocation.json_object |= {"out": str(out), "weight_bytes": weight_bytes, "seconds": seconds}
+
+
+def _plan(source: str, out: Path, experts: str, dense: str, method: Literal["gptq", "clip", "rtn"]) -> Job:
+    from ernie_local.checkpoint.hub import resolve_model
+    from ernie_local.config import read_config
+    from ernie_quant.format_tables import FormatChoice, format_tables
+    from ernie_quant.pipeline import Job, check_job
+    from ernie_quant.recipe import Recipe
+
+    directory = resolve_model(source)
+    config = read_config(directory)
+    tables = format_tables(config, FormatChoice(experts, dense, "w8", "w8"))
+    job = Job(directory, out, tables, Recipe(method))
+    check_job(job, config)
+    return job
+
+
+def _draw(source: Path, samples: int, seed: int, console: Console) -> list[TokenSequence]:
+    from ernie_calibration.generated import generated_samples
+    from ernie_calibration.sequences import SampleEncoder
+
+    encoder = SampleEncoder.of_model(source)
+    sequences: list[TokenSequence] = [encoder.encode(sample) for sample in generated_samples(samples, seed)]
+    num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
+    console.note(f"calibrating on {samples} pictures, {num_tokens:,} tokens")
+    return sequences
+
+
+def _run(
+    job: Job,
+    sequences: list[TokenSequence],
+    resume: Literal["auto", "required", "never"],
+    console: Console,
+    invocation: Invocation,
+) -> None:
+    from dataclasses import replace
+
+    from ernie_cli import quantize_json
+    from ernie_cli.progress import UnitProgress
+    from ernie_cli.stop_signals import StopSignals
+    from ernie_quant.pipeline import quantize_checkpoint
+
+    with (
+        UnitProgress(is_shown=invocation.json_object is None) as progress,
+        StopSignals(
+            lambda: console.note("stopping after the current unit; again to stop at once")
+        ) as signals,
+    ):
+        reports = quantize_checkpoint(
+            replace(
+                job,
+                sequences=sequences,
+                resume=resume,
+                on_unit=progress.show,
+                should_stop=signals.was_asked,
+            )
+        )
+    if invocation.json_object is not None:
+        invocation.json_object |= {
+            "experts": quantize_json.expert_list(reports),
+            "calibration_tokens": sum(len(sequence.token_ids) for sequence in sequences),
+        }

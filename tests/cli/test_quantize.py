@@ -1,0 +1,86 @@
+"""`ernie-local quantize` as a user runs it: a checkpoint that answers, stops that lose nothing, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ernie_cli.main import run
+
+COMMAND = [sys.executable, "-m", "ernie_cli.main"]
+
+
+def quantize(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, object], str]:
+    code = run(["quantize", *arguments, "--json"])
+    captured = capsys.readouterr()
+    return code, json.loads(captured.out), captured.err
+
+
+def test_a_calibrated_checkpoint_answers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    code, said, _ = quantize(capsys, "nano", str(out), "--bits", "2", "--samples", "20")
+    assert (code, said["ok"], said["out"]) == (0, True, str(out))
+    assert said["weight_bytes"] == sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    experts = said["experts"]
+    assert isinstance(experts, list)
+    assert len(experts) == 5 * 2 * 16
+    assert all(0 < expert["gate_up_error"] < 0.2 for expert in experts)
+    quantization = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert set(quantization["experts"].values()) == {"w2"}
+    assert run(["chat", str(out), "-p", "What is the total?", "--image", "examples/invoice.png"]) == 0
+    assert capsys.readouterr().out.strip().startswith("£")
+
+
+def test_without_calibration_nothing_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, said, _ = quantize(capsys, "nano", str(tmp_path / "out"), "--method", "rtn", "--dense", "w4")
+    assert code == 0
+    assert (said["calibration_tokens"], said["experts"]) == (0, [])
+
+
+@pytest.mark.slow
+def test_sigterm_stops_safely_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "four"
+    command = [*COMMAND, "quantize", "nano", str(out), "--samples", "20"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "four.partial" / "work" / "journal.jsonl"
+    while process.poll() is None and not (journal.exists() and "expert 1" in journal.read_text()):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "stopped after" in errors
+    assert "go on" in errors
+    assert not out.exists()
+    again = subprocess.run([*command, "--resume", "required"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert out.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("nano", "{tmp}/full"), 2, "holds entries"),
+        (("nano", "{tmp}/new", "--bits", "3"), 2, "'3' is not one of"),
+        (("{tmp}/missing", "{tmp}/new"), 4, "missing"),
+        (("nano", "{tmp}/new", "--resume", "required"), 2, "no work to go on with"),
+        (("nano", "{tmp}/new", "--samples", "0"), 2, "--samples"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(
+    arguments: tuple[str, ...], code: int, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note").write_text("mine")
+    words = [word.replace("{tmp}", str(tmp_path)) for word in arguments]
+    found, said, errors = quantize(capsys, *words, *(() if "--samples" in words else ("--samples", "2")))
+    assert (found, said["ok"]) == (code, False)
+    assert message in errors
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "full" / "note").read_text() == "mine"
