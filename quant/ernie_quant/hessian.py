@@ -46,6 +46,8 @@ def shrink(own: Moments, prior: Tensor, strength: float) -> Tensor:
 
     An expert with few tokens gets mostly the prior, one with many mostly its own: no threshold, no fallback.
     """
+    if own.effective_tokens == 0.0:
+        return prior
     share = own.effective_tokens / (own.effective_tokens + strength)
     return prior.lerp(own.matrix, share)
 

@@ -20,7 +20,7 @@ from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles, TensorEntry
 from ernie_local.config import ModelConfig, QuantizationConfig, read_config
-from ernie_local.errors import ErnieLocalError, ModelUnusable, Stopped, UsageError
+from ernie_local.errors import DoesNotFit, ModelUnusable, Stopped, UsageError
 from ernie_local.kernels.ops import packed_experts
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.moe import BANKS, Bank
@@ -155,8 +155,9 @@ class _Maker:
             try:
                 self._files.create()
             except OSError as error:
-                raise ErnieLocalError(
-                    f"{self._files.total_bytes} bytes for the weights cannot be had in {self._job.partial}",
+                raise DoesNotFit(
+                    f"{self._files.total_bytes} bytes for the weights cannot be had in {self._job.partial}, "
+                    f"{shutil.disk_usage(self._job.partial).free} are free",
                     error.strerror or str(error),
                     "free that much on the disk, or name a directory on another one",
                 ) from error

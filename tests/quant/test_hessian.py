@@ -37,6 +37,7 @@ def test_equal_weights_count_every_token_and_none_counts_none() -> None:
 def test_shrinking_goes_from_the_prior_to_the_own_moments() -> None:
     own, prior = torch.eye(4), torch.full((4, 4), 2.0)
     assert torch.equal(shrink(Moments(own, 0.0), prior, 16), prior)
+    assert torch.equal(shrink(Moments(own, 0.0), prior, 0), prior)
     assert torch.allclose(shrink(Moments(own, 1e9), prior, 16), own, atol=1e-6)
     assert torch.allclose(shrink(Moments(own, 16.0), prior, 16), (own + prior) / 2)
 

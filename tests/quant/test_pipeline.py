@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import ernie_local
 from ernie_calibration.pictures import make_picture
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
-from ernie_local.errors import Stopped, UsageError
+from ernie_local.errors import DoesNotFit, ModelUnusable, Stopped, UsageError
 from ernie_local.loading import LoadedModel
 from ernie_local.media.patches import Patches
 from ernie_quant.format_tables import FormatChoice, format_tables
@@ -197,6 +201,43 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
 def test_calibration_without_tokens_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="0 calibration sequences"):
         quantize_checkpoint(Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe()))
+
+
+def test_a_full_disk_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn"))
+    with monkeypatch.context() as context:
+        context.setattr(os, "posix_fallocate", refuse)
+        with pytest.raises(DoesNotFit, match=r"[0-9]+ bytes for the weights .* [0-9]+ are free"):
+            quantize_checkpoint(job)
+    quantize_checkpoint(job)  # with room again it goes on
+    assert job.out.is_dir()
+
+
+def spoil_expert(tensors: dict[str, torch.Tensor]) -> None:
+    name = next(name for name in tensors if ".experts." in name and "down_proj" in name)
+    tensors[name].view(-1)[5] = torch.nan
+
+
+def drop_expert(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors[next(name for name in tensors if ".experts." in name and "up_proj" in name)]
+
+
+@pytest.mark.parametrize(("damage", "message"), [(spoil_expert, "holds nan"), (drop_expert, "up_proj")])
+def test_a_damaged_source_is_refused_and_nothing_appears(
+    damage: Callable[[dict[str, torch.Tensor]], None], message: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(NANO_DIRECTORY, source)
+    path = source / "model-00001-of-00002.safetensors"
+    tensors = load_file(path)
+    damage(tensors)
+    save_file(tensors, path)
+    with pytest.raises(ModelUnusable, match=message):
+        quantize_checkpoint(Job(source, tmp_path / "model", TABLES, Recipe("rtn")))
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_bank_that_no_token_reaches_is_quantized_all_the_same(nano: LoadedModel, tmp_path: Path) -> None:
