@@ -1,0 +1,103 @@
+"""What a checkpoint is made of: its parts with weights, formats and bytes, from headers alone.
+
+Owns which tensor belongs to which part. Reads no values and needs no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ernie_local.checkpoint.index import Accounts
+from ernie_local.checkpoint.packed import PackedTensors
+from ernie_local.config import ModelConfig
+
+TEXT_EXPERTS, VISION_EXPERTS = "text experts", "vision experts"
+# In this order in every table. A tensor belongs to the first part whose mark stands in its name.
+_MARKS = (
+    (TEXT_EXPERTS, ".text."),
+    (VISION_EXPERTS, ".vision."),
+    ("routers", "_router."),
+    ("shared experts", "shared_experts"),
+    ("vision tower", "vision."),
+    ("resampler", "resampler."),
+    ("attention", "self_attn"),
+    ("dense layers", ".mlp."),
+    ("embedding", "embed_tokens"),
+    ("head", "lm_head"),
+    ("norms", "norm"),
+)
+PARTS = tuple(part for part, _ in _MARKS)
+
+
+@dataclass(slots=True)
+class ModelPart:
+    """`weights` are numbers of the model, `num_bytes` what they take with scales and padding.
+
+    formats: how many weights lie in each type or low-bit format. pages: of routed experts, how many have
+    which page format.
+    """
+
+    name: str
+    weights: int = 0
+    num_bytes: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    pages: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """All bytes over all weights."""
+        return 8 * self.num_bytes / self.weights if self.weights else 0.0
+
+
+def model_parts(accounts: Accounts, config: ModelConfig) -> list[ModelPart]:
+    """Parts that the model has, in the order of PARTS; together they hold every tensor once."""
+    parts = {name: ModelPart(name) for name in PARTS}
+    for tensor in _tensors(accounts, config):
+        part = parts[part_of(tensor.name)]
+        part.weights += tensor.weights
+        part.num_bytes += tensor.num_bytes
+        part.formats[tensor.format_name] += tensor.weights
+        if tensor.pages:
+            part.pages[tensor.format_name] += tensor.pages
+    return [part for part in parts.values() if part.weights]
+
+
+def part_of(name: str) -> str:
+    """The part that our tensor `name`, plain or packed, belongs to."""
+    if name.startswith("experts."):
+        return TEXT_EXPERTS if ".text." in name else VISION_EXPERTS
+    return next(part for part, mark in _MARKS[2:] if mark in name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    name: str
+    weights: int
+    num_bytes: int
+    format_name: str
+    pages: int = 0
+
+
+def _tensors(accounts: Accounts, config: ModelConfig) -> Iterator[_Tensor]:
+    for name, source in accounts.sources.items():
+        yield _Tensor(name, math.prod(source.shape), source.num_bytes, source.stored.dtype.lower())
+    packed = PackedTensors(config)
+    tables = config.quantization
+    if tables is None:
+        return
+    for name, stored in accounts.packed.items():
+        stem, _, format_name = name.rpartition(".")
+        if stem.startswith("experts."):
+            inner_size = config.text.text_expert_size if ".text." in name else config.text.vision_expert_size
+            pages = stored.shape[0]
+            weights = pages * 3 * inner_size * config.text.hidden_size
+            yield _Tensor(name, weights, stored.num_bytes, format_name, pages)
+        elif stem in tables.gated_mlps:
+            layout = packed.gated_mlp_layout(stem)
+            weights = 3 * layout.inner_size * layout.hidden_size
+            yield _Tensor(name, weights, stored.num_bytes, format_name)
+        else:
+            yield _Tensor(name, math.prod(packed.matrix_shape(stem)), stored.num_bytes, format_name)

@@ -1,0 +1,89 @@
+"""`ernie-local inspect`: parts that add up to the files, for plain and packed checkpoints, without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from ernie_cli.main import run
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.config import read_config
+from ernie_quant.format_tables import FormatChoice, format_tables
+from ernie_quant.plain_export import export_plainly
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("packed") / "model"
+    export_plainly(
+        NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), FormatChoice(experts="w2-w2l"))
+    )
+    return out
+
+
+def stored(directory: Path) -> dict[str, tuple[int, int]]:
+    """Numbers and bytes of every tensor in the files, as safetensors sees them."""
+    return {
+        name: (tensor.numel(), tensor.nbytes)
+        for path in directory.glob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
+
+
+def inspected(capsys: pytest.CaptureFixture[str], model: str) -> dict[str, dict[str, Any]]:
+    assert run(["inspect", model, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["bytes"] == sum(part["bytes"] for part in value["parts"])
+    return {part["name"]: part for part in value["parts"]}
+
+
+def test_parts_of_a_plain_model_are_its_tensors(capsys: pytest.CaptureFixture[str]) -> None:
+    parts, tensors = inspected(capsys, "nano"), stored(NANO_DIRECTORY)
+    assert sum(part["weights"] for part in parts.values()) == sum(count for count, _ in tensors.values())
+    assert sum(part["bytes"] for part in parts.values()) == sum(size for _, size in tensors.values())
+    routed = sum(parts[name]["weights"] for name in ("text experts", "vision experts"))
+    assert routed == sum(count for name, (count, _) in tensors.items() if ".experts." in name)
+    assert parts["embedding"]["weights"] == 432 * 192
+
+
+def test_a_packed_model_has_the_same_weights_in_fewer_bytes(
+    capsys: pytest.CaptureFixture[str], packed: Path
+) -> None:
+    plain, parts = inspected(capsys, "nano"), inspected(capsys, str(packed))
+    assert {name: part["weights"] for name, part in parts.items()} == {
+        name: part["weights"] for name, part in plain.items()
+    }
+    assert sum(part["bytes"] for part in parts.values()) == sum(size for _, size in stored(packed).values())
+    text = parts["text experts"]
+    assert text["pages"] == {"w2-w2l": 80}
+    assert math.isclose(text["bits_per_weight"], 8 * text["bytes"] / text["weights"])
+    assert 2.25 < text["bits_per_weight"] < 2.7
+
+
+def test_the_table_names_formats_and_origin(capsys: pytest.CaptureFixture[str], packed: Path) -> None:
+    assert run(["inspect", str(packed)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("text experts") and line.endswith("w2-w2l x 80") for line in lines)
+    assert any(line.startswith("routed experts") for line in lines)
+    assert "source name: nano" in lines
+    assert "calibration method: rtn" in lines
+
+
+def test_it_needs_no_torch() -> None:
+    code = "import sys; from ernie_cli.main import run; code = run(['inspect', 'nano']); "
+    result = subprocess.run(
+        [sys.executable, "-c", code + "sys.exit(code or 'torch' in sys.modules)"], check=False
+    )
+    assert result.returncode == 0
+
+
+def test_a_missing_model_ends_with_4(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(["inspect", str(tmp_path / "no"), "--json"]) == 4
+    assert json.loads(capsys.readouterr().out)["ok"] is False
