@@ -32,15 +32,15 @@ app = typer.Typer(
 )
 app.command(cls=ComputingCommand)(chat.chat)
 app.command(cls=ComputingCommand)(quantize.quantize)
-app.command()(inspect.inspect)
+app.command(cls=ComputingCommand)(inspect.inspect)
 app.command(cls=ComputingCommand)(doctor.doctor)
 
 # Command to what `--json` prints of a run of it that did not begin.
 EMPTY_OBJECTS: Mapping[str, Callable[[], dict[str, object]]] = {
     "chat": chat_json.empty_object,
-    "doctor": doctor_json.empty_object,
     "quantize": quantize_json.empty_object,
     "inspect": inspect_json.empty_object,
+    "doctor": doctor_json.empty_object,
 }
 
 

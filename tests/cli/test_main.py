@@ -121,7 +121,7 @@ def test_every_class_of_error_has_a_code_name(error_kinds: list[type[ErnieLocalE
     from ernie_cli.failures import describe
 
     described = [describe(kind("w", "y", "h")) for kind in error_kinds]
-    assert len({failure.code for failure in described}) == len(error_kinds) == 8
+    assert len({failure.code for failure in described}) == len(error_kinds) == 9
 
 
 def test_internal_error_is_one_line_and_debug_shows_the_traceback(

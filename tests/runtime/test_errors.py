@@ -21,6 +21,7 @@ EXIT_CODES = {
     "InputUnreadable": 5,
     "OutOfMemory": 6,
     "NoAnswer": 7,
+    "Stopped": 75,
     "Interrupted": 130,
 }
 
