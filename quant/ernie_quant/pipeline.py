@@ -37,7 +37,7 @@ from ernie_quant.layer import Routing, add_mlp, attend, build_layer, normed_rows
 from ernie_quant.recipe import Recipe, quantize_matrix
 from ernie_quant.source import Source, page_formats
 from ernie_quant.token_table import TokenSequence, TokenTable, embed
-from ernie_quant.work import Resume, Work
+from ernie_quant.work import Resume, Work, check_empty
 
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
 _NEIGHBOURS_PER_COLUMN = 2  # of down: tokens that its prior is made from
@@ -119,12 +119,7 @@ def check_job(job: Job, config: ModelConfig) -> None:
             "quantizing it again would add the errors of both",
             "start from the bfloat16 checkpoint",
         )
-    if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
-        raise UsageError(
-            f"{job.out} is a file or holds entries, a new or empty directory is needed",
-            "nothing is overwritten",
-            "name a new directory",
-        )
+    check_empty(job.out)
 
 
 class _Maker:

@@ -33,8 +33,8 @@ class Work:
     def __init__(self, directory: Path, identity: Mapping[str, str], resume: Resume = "auto") -> None:
         """Go on with the work in `directory` if it is the same, or begin anew.
 
-        UsageError if another process works there, if the work there is another one (`auto`, `required`), or
-        if there is none (`required`). `never` throws away what is there.
+        UsageError if another process works there, if the work there is another one (`auto`, `required`), if
+        there is none (`required`), or if something else lies there. `never` throws away the work there.
         """
         self.directory = directory
         self._folder = directory / _FOLDER
@@ -45,6 +45,8 @@ class Work:
                 "--resume required was given",
                 "leave it out to begin anew",
             )
+        if not is_there:
+            check_empty(directory)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
         if is_there and resume == "never":
@@ -89,13 +91,14 @@ class Work:
             ) from error
 
     def finish(self, out: Path) -> None:
-        """Drop what only the work needed, and give the directory its final name."""
+        """Give the directory its final name, and drop what only the work needed."""
         self._journal.close()
-        shutil.rmtree(self._folder)
-        self._lock.close()
         if out.is_dir():  # an empty one, which was checked before
             out.rmdir()
+        # In this order: killed between the two, the checkpoint is there, with a folder too many.
         self.directory.rename(out)
+        shutil.rmtree(out / _FOLDER)
+        self._lock.close()
 
     def close(self) -> None:
         """Release the lock; everything recorded stays."""
@@ -162,3 +165,16 @@ class Work:
                 kept += len(line)
         os.truncate(self._journal_path, kept)
         return done
+
+
+def check_empty(directory: Path) -> None:
+    """Raise UsageError unless `directory` is empty or not there."""
+    if not directory.exists():
+        return
+    entries = len(list(directory.iterdir())) if directory.is_dir() else None
+    if entries != 0:
+        raise UsageError(
+            f"{directory} is there and {'is a file' if entries is None else f'holds {entries} entries'}",
+            "nothing is overwritten",
+            "name a new directory, or move away what is there",
+        )

@@ -66,7 +66,7 @@ def test_sigterm_stops_safely_and_the_same_command_goes_on(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("nano", "{tmp}/full"), 2, "holds entries"),
+        (("nano", "{tmp}/full"), 2, "holds 1 entries"),
         (("nano", "{tmp}/new", "--bits", "3"), 2, "'3' is not one of"),
         (("{tmp}/missing", "{tmp}/new"), 4, "missing"),
         (("nano", "{tmp}/new", "--resume", "required"), 2, "no work to go on with"),

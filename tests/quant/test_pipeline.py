@@ -184,6 +184,27 @@ def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
         quantize_checkpoint(Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn"), resume="required"))
 
 
+def test_what_is_not_ours_in_the_place_of_the_work_is_kept(tmp_path: Path) -> None:
+    partial = tmp_path / "model.partial"
+    partial.mkdir()
+    (partial / "note").write_text("mine")
+    with pytest.raises(UsageError, match=r"model\.partial is there and holds 1 entries"):
+        quantize_checkpoint(Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn")))
+    assert [path.name for path in partial.iterdir()] == ["note"]
+
+
+def test_killed_at_the_very_end_the_checkpoint_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ernie_quant.work.shutil.rmtree", die)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_checkpoint(Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn")))
+    assert bool(ernie_local.load(tmp_path / "model").logits([1, 20, 30]).isfinite().all())
+
+
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn"))
     refused: list[str] = []

@@ -160,7 +160,7 @@ def test_nothing_is_overwritten_and_nothing_rounded_twice(exported: tuple[Path, 
     out, name = exported
     with pytest.raises(UsageError, match="quantized already"):
         export_plainly(out, tmp_path / "again", TABLES[name])
-    with pytest.raises(UsageError, match="holds entries"):
+    with pytest.raises(UsageError, match=r"holds [0-9]+ entries"):
         export_plainly(NANO_DIRECTORY, out, TABLES[name])
 
 
