@@ -14,7 +14,8 @@ import torch
 
 from ernie_local.errors import DoesNotFit, Interrupted, UsageError
 from ernie_local.media.patches import Patches
-from ernie_local.media.tokens import TEXT, VisionRule, positions_3d, token_types
+from ernie_local.media.prompt import Prompt
+from ernie_local.media.tokens import TEXT, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.moe import RouteHook
@@ -30,22 +31,6 @@ class Mark:
 
     length: int
     next_position: int
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """New tokens with all that the model needs to know of them, checked, nothing computed yet."""
-
-    token_ids: torch.Tensor  # (tokens,) int64
-    positions: torch.Tensor  # (3, tokens) int64, rows T, H, W
-    is_vision: torch.Tensor  # (tokens,) bool
-    is_placeholder: torch.Tensor  # (tokens,) bool: the embedding is replaced by a picture's feature
-    next_position: int
-
-    @property
-    def num_tokens(self) -> int:
-        """How many there are."""
-        return int(self.token_ids.shape[0])
 
 
 class Engine:
@@ -214,25 +199,11 @@ class Engine:
             )
         self._check_room(len(ids))
         self._check_ids(ids)
-        config, device = self.model.config, self.model.device
-        positions, next_position = positions_3d(
-            ids,
-            [image.grid for image in images],
-            config.media,
-            config.vision.spatial_merge_size,
-            self._next_position,
-            temporal_merge=config.vision.temporal_merge_size,
+        prompt = Prompt.of(
+            ids, images, self.model.config, self.vision_rule, self._next_position, self.model.device
         )
-        self._check_position(next_position - 1)
-        tensor = torch.tensor(ids, dtype=torch.int64)
-        placeholder_ids = torch.tensor([config.media.image, config.media.video])
-        return Prompt(
-            token_ids=tensor.to(device),
-            positions=positions.to(device),
-            is_vision=(token_types(ids, config.media, self.vision_rule) != TEXT).to(device),
-            is_placeholder=torch.isin(tensor, placeholder_ids).to(device),
-            next_position=next_position,
-        )
+        self._check_position(prompt.next_position - 1)
+        return prompt
 
     def _encode(self, images: Sequence[Patches], should_stop: Callable[[], bool] | None) -> torch.Tensor:
         """Features of all pictures, (placeholders, hidden_size)."""

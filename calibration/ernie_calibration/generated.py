@@ -1,4 +1,4 @@
-"""Samples from the picture generators, for calibration and, with other seeds and names, for judging.
+"""Samples from the picture generators for calibration, and the page sizes that pictures are judged at too.
 
 Owns page sizes, proportions and seeds. Knows nothing of models; what a picture shows is its generator's.
 """
@@ -12,6 +12,7 @@ from ernie_calibration.pictures import Picture, make_picture
 from ernie_calibration.pictures.text_card import READ_QUESTIONS
 from ernie_calibration.sample import Sample, Turn
 
+# Page sizes (width, height) in page units that each kind is drawn at, and how much larger it is drawn.
 LANDSCAPE, PORTRAIT = (308, 200), (224, 280)
 PAGES = {
     "invoice": (LANDSCAPE, PORTRAIT),
@@ -34,14 +35,18 @@ def generated_samples(count: int, seed: int = 0) -> Iterator[Sample]:
     The same seed gives the same samples, and more of them begin with the same ones.
     """
     random = Random(f"calibration/{seed}")
-    kinds = list(PAGES)
     for index in range(count):
-        kind = kinds[index % len(kinds)]
-        width, height = random.choice(PAGES[kind])
-        scale = random.choice(SCALES)
-        picture = make_picture(kind, f"{_FIRST_SEED + index}/{seed}", width=width, height=height, scale=scale)
+        picture = draw_in_turn(random, index, f"{_FIRST_SEED + index}/{seed}")
         turns = _transcript(random, picture) if index % _TRANSCRIPT_EVERY == 0 else _answers(random, picture)
-        yield Sample(f"{kind}/{seed}/{index}", (picture.image,), turns)
+        yield Sample(f"{picture.kind}/{seed}/{index}", (picture.image,), turns)
+
+
+def draw_in_turn(random: Random, index: int, seed: int | str, *, held_out: bool = False) -> Picture:
+    """The kinds in turn by `index`, page and scale by `random`, all that is printed by `seed`."""
+    kind = list(PAGES)[index % len(PAGES)]
+    width, height = random.choice(PAGES[kind])
+    scale = random.choice(SCALES)
+    return make_picture(kind, seed, width=width, height=height, scale=scale, held_out=held_out)
 
 
 def _transcript(random: Random, picture: Picture) -> tuple[Turn, ...]:

@@ -23,34 +23,20 @@ import torch
 from torch import Tensor
 
 import ernie_local
-from ernie_calibration.pictures import Picture, make_picture
+from ernie_calibration.generated import draw_in_turn
+from ernie_calibration.pictures import Picture
 from ernie_local.errors import NoAnswer
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.loading import LoadedModel
 
-# Page sizes (width, height) in page units that each kind is judged at, and how much larger it is drawn.
-LANDSCAPE, PORTRAIT = (308, 200), (224, 280)
-PAGES = {
-    "invoice": (LANDSCAPE, PORTRAIT),
-    "receipt": (PORTRAIT,),
-    "form": (LANDSCAPE, PORTRAIT),
-    "table": (LANDSCAPE,),
-    "bar chart": (LANDSCAPE,),
-    "line chart": (LANDSCAPE,),
-}
-SCALES = (1.0, 1.5, 2.0, 3.25)
 FIRST_SEED = 5_000_000
 
 
 def held_out_pictures(count: int) -> Iterator[Picture]:
     """`count` pictures whose seeds and names no training picture had, the kinds in turn."""
     random = Random(f"held out/{FIRST_SEED}")
-    kinds = list(PAGES)
     for index in range(count):
-        kind = kinds[index % len(kinds)]
-        width, height = random.choice(PAGES[kind])
-        scale = random.choice(SCALES)
-        yield make_picture(kind, FIRST_SEED + index, width=width, height=height, scale=scale, held_out=True)
+        yield draw_in_turn(random, index, FIRST_SEED + index, held_out=True)
 
 
 def count_right(model: LoadedModel, count: int, questions_each: int) -> dict[str, list[int]]:

@@ -15,10 +15,12 @@ from ernie_cli.invocation import Invocation
 
 if TYPE_CHECKING:
     from ernie_cli.console import Console
-    from ernie_quant.pipeline import Job
+    from ernie_quant.job import Job
     from ernie_quant.token_table import TokenSequence
 
 Bits = Literal["4", "2"]
+Method = Literal["gptq", "clip", "rtn"]
+Resume = Literal["auto", "required", "never"]
 _DEFAULT_SAMPLES = 300
 
 
@@ -34,7 +36,7 @@ def quantize(
         typer.Option(help="Attention, shared experts, dense layers and head, read for every token."),
     ] = "w8",
     method: Annotated[
-        Literal["gptq", "clip", "rtn"],
+        Method,
         typer.Option(help="gptq calibrates each expert; clip and rtn look at weights alone."),
     ] = "gptq",
     samples: Annotated[
@@ -42,7 +44,7 @@ def quantize(
     ] = _DEFAULT_SAMPLES,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Draw other samples.")] = 0,
     resume: Annotated[
-        Literal["auto", "required", "never"],
+        Resume,
         typer.Option(help="Go on with OUT.partial if it is there; only if; or begin anew."),
     ] = "auto",
     threads: Annotated[
@@ -81,11 +83,11 @@ def quantize(
         invocation.json_object |= {"out": str(out), "weight_bytes": weight_bytes, "seconds": seconds}
 
 
-def _plan(source: str, out: Path, experts: str, dense: str, method: Literal["gptq", "clip", "rtn"]) -> Job:
+def _plan(source: str, out: Path, experts: str, dense: str, method: Method) -> Job:
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.config import read_config
     from ernie_quant.format_tables import FormatChoice, format_tables
-    from ernie_quant.pipeline import Job, check_job
+    from ernie_quant.job import Job, check_job
     from ernie_quant.recipe import Recipe
 
     directory = resolve_model(source)
@@ -110,7 +112,7 @@ def _draw(source: Path, samples: int, seed: int, console: Console) -> list[Token
 def _run(
     job: Job,
     sequences: list[TokenSequence],
-    resume: Literal["auto", "required", "never"],
+    resume: Resume,
     console: Console,
     invocation: Invocation,
 ) -> None:

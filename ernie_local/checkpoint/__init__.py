@@ -2,7 +2,8 @@
 
 `names` maps tensor names, `shapes` says which tensors must be there, `header` distrusts one safetensors
 file, `files` finds the files, `index` accounts for every tensor, `reader` streams their values, `hub` finds
-the directory. Only `reader` needs torch, so it is imported when asked for.
+the directory; `packed` names the tensors of our own format, `writer` writes it, `parts` tells what a model
+is made of. Only `reader` and `writer` need torch, so it is imported when asked for.
 """
 
 from __future__ import annotations

@@ -29,14 +29,19 @@ _GATED_MLP = re.compile(rf"layers\.{NUMBER}\.(?:mlp|moe\.shared_experts)")
 
 def page_layout(page_format: str, hidden_size: int, inner_size: int) -> PageLayout:
     """The layout that `w4` or `w2-w2l` names; ModelUnusable for a format or size that cannot be."""
-    gate_up, _, down = page_format.partition("-")
     if hidden_size % COLUMN_STEP or inner_size % COLUMN_STEP:
         raise ModelUnusable(
             f"experts of {inner_size} x {hidden_size} are said to be packed as {page_format}",
             f"packed matrices have a multiple of {COLUMN_STEP} columns",
             "check that config.json and the weights belong together",
         )
-    return PageLayout(known_format(gate_up), known_format(down or gate_up), hidden_size, inner_size)
+    return PageLayout(*page_formats(page_format), hidden_size, inner_size)
+
+
+def page_formats(page_format: str) -> tuple[LowBitFormat, LowBitFormat]:
+    """Of gate and up, and of down: `w2-w2l`, or one name for both."""
+    gate_up, _, down = page_format.partition("-")
+    return known_format(gate_up), known_format(down or gate_up)
 
 
 def known_format(name: str) -> LowBitFormat:

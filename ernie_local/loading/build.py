@@ -69,16 +69,23 @@ def build_model(
     with init_empty_weights(include_buffers=True):
         model = ErnieModel(config, experts)
     _place_packed_layers(model, checkpoint, config, packed, dtype)
+    fill_parameters(model, checkpoint, "", dtype, device)
+    if isinstance(experts, ResidentExperts):
+        _fill_experts(checkpoint, config, experts)
+    return model.eval()
+
+
+def fill_parameters(
+    model: nn.Module, checkpoint: Checkpoint, prefix: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Give every parameter the values of the tensor named `prefix` and its own name."""
     for module_name, module in model.named_modules():
         for own_name, empty in list(module.named_parameters(recurse=False)):
             # The router was declared in float32 and stays so, whatever the rest is.
             kept_dtype = empty.dtype if isinstance(module, Router) else dtype
             filled = torch.empty(empty.shape, dtype=kept_dtype, device=device)
-            _read_into(checkpoint, f"{module_name}.{own_name}", filled)
+            _read_into(checkpoint, f"{prefix}{module_name}.{own_name}", filled)
             setattr(module, own_name, nn.Parameter(filled, requires_grad=False))
-    if isinstance(experts, ResidentExperts):
-        _fill_experts(checkpoint, config, experts)
-    return model.eval()
 
 
 def _fill_experts(checkpoint: Checkpoint, config: ModelConfig, experts: ResidentExperts) -> None:

@@ -86,14 +86,15 @@ def dequantize(matrix: QuantizedMatrix, dtype: torch.dtype = torch.float32) -> T
     """The weights, (rows, columns), computed in float32, then cast; formats.py has the formula."""
     low_bit, (_, columns) = matrix.low_bit, matrix.shape
     codes = matrix.codes.float()
-    scales = _per_column(matrix.scales.float(), low_bit, columns)
+    scales = per_column(matrix.scales.float(), low_bit, columns)
     if matrix.zeros is None or matrix.row_scales is None:
         return ((codes - SYMMETRIC_ZERO) * scales).to(dtype)
-    zeros = _per_column(matrix.zeros.float(), low_bit, columns) / low_bit.zero_divisor
+    zeros = per_column(matrix.zeros.float(), low_bit, columns) / low_bit.zero_divisor
     return ((codes - zeros) * (scales * matrix.row_scales.float()[:, None])).to(dtype)
 
 
-def _per_column(values: Tensor, low_bit: LowBitFormat, columns: int) -> Tensor:
+def per_column(values: Tensor, low_bit: LowBitFormat, columns: int) -> Tensor:
+    """One number a group, (rows, groups), to one a column, (rows, columns)."""
     return values.repeat_interleave(low_bit.group_size, dim=1)[:, :columns]
 
 

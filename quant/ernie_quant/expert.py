@@ -72,8 +72,17 @@ def quantize_expert(
     gate, up = _rows(quantized, 0, inner_size), _rows(quantized, inner_size, 2 * inner_size)
     gate_up_error = output_error(both, moments, quantized)
 
-    own_inner = second_moments(inner_values(gate, up, inputs.tokens), token_weights)
-    prior = second_moments(inner_values(gate, up, inputs.neighbours)).matrix
+    packed = pack_matrix(gate), pack_matrix(up)
+
+    def inner_values(tokens: Tensor) -> Tensor:
+        """silu(gate x) * (up x) as the runtime computes it, (tokens, inner)."""
+        if not tokens.shape[0]:
+            return tokens.new_zeros(0, inner_size)
+        gated, raised = (packed_linear(tokens, matrix, gate_up.name, inner_size) for matrix in packed)
+        return functional.silu(gated) * raised
+
+    own_inner = second_moments(inner_values(inputs.tokens), token_weights)
+    prior = second_moments(inner_values(inputs.neighbours)).matrix
     inner_moments = shrink(own_inner, prior, recipe.shrinkage * inner_size)
     quantized_down = quantize_matrix(weights.down, down, recipe, inner_moments)
     report = ExpertReport(
@@ -83,15 +92,6 @@ def quantize_expert(
         down_error=output_error(weights.down, inner_moments, quantized_down),
     )
     return ExpertPage(gate, up, quantized_down), report
-
-
-def inner_values(gate: QuantizedMatrix, up: QuantizedMatrix, tokens: Tensor) -> Tensor:
-    """silu(gate x) * (up x) as the runtime computes it, (tokens, inner)."""
-    if not tokens.shape[0]:
-        return tokens.new_zeros(0, gate.shape[0])
-    rows, name = gate.shape[0], gate.low_bit.name
-    gated = packed_linear(tokens, pack_matrix(gate), name, rows)
-    return functional.silu(gated) * packed_linear(tokens, pack_matrix(up), name, rows)
 
 
 def _rows(matrix: QuantizedMatrix, start: int, stop: int) -> QuantizedMatrix:

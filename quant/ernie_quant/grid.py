@@ -6,12 +6,14 @@ Knows one matrix and how much each of its columns matters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from ernie_local.packing import LowBitFormat, QuantizedMatrix
-from ernie_quant.rtn import LEAST_SCALE
+from ernie_local.packing.matrix import per_column
+from ernie_quant.rtn import LEAST_SCALE, to_scales
 
 Tensor = torch.Tensor
 _FACTORS = tuple(1.0 - 0.05 * step for step in range(13))  # shares of the range, 1 to 0.4
@@ -50,9 +52,9 @@ def grid_of(matrix: QuantizedMatrix) -> Grid:
 
 def round_to_grid(weights: Tensor, grid: Grid) -> QuantizedMatrix:
     """Each weight, (rows, columns), to the code nearest to it."""
-    size, columns = grid.low_bit.group_size, weights.shape[1]
-    steps = grid.steps.repeat_interleave(size, dim=1)[:, :columns]
-    shifts = grid.shifts.repeat_interleave(size, dim=1)[:, :columns]
+    columns = weights.shape[1]
+    steps = per_column(grid.steps, grid.low_bit, columns)
+    shifts = per_column(grid.shifts, grid.low_bit, columns)
     codes = (weights.float() / steps + shifts).round_().clamp_(0, grid.low_bit.highest_code)
     return grid.with_codes(codes)
 
@@ -94,24 +96,42 @@ def _search_rows(groups: Tensor, low_bit: LowBitFormat, matters: Tensor) -> tupl
         least = torch.where(better, error, least)
         best_step = torch.where(better, step, best_step)
         best_shift = torch.where(better, shift, best_shift)
-    row_scales = (best_step.amax(-1) / low_bit.highest_scale).half()
-    row_scales = torch.where(row_scales > 0, row_scales, torch.finfo(torch.float16).smallest_normal)
+    row_scales = to_scales(best_step.amax(-1) / low_bit.highest_scale)
     row_steps = row_scales.float()[:, None]
-    # Whole numbers on both sides of the best: the nearest alone is often not the better one.
-    least.fill_(torch.inf)
-    best_scale, best_zero = torch.empty_like(low), torch.empty_like(low)
-    wanted_scale = best_step / row_steps
-    wanted_zero = best_shift * low_bit.zero_divisor
+    best_scale, best_zero = best_whole_pair(
+        low_bit,
+        best_step / row_steps,
+        lambda _: best_shift * low_bit.zero_divisor,
+        lambda scale, zero: _error(groups, low_bit, matters, scale * row_steps, zero / low_bit.zero_divisor),
+        start=(torch.empty_like(low), torch.empty_like(low), torch.full_like(low, torch.inf)),
+    )
+    return best_scale.byte(), best_zero.byte(), row_scales
+
+
+def best_whole_pair(
+    low_bit: LowBitFormat,
+    wanted_scale: Tensor,
+    wanted_zero: Callable[[Tensor], Tensor],
+    cost: Callable[[Tensor, Tensor], Tensor],
+    start: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Whole scale and zero on both sides of the wanted ones: the nearest alone is often not the better one.
+
+    wanted_zero: of a whole scale. cost: of a pair, place by place. start: a pair and its cost, which others
+    have to beat.
+    """
+    best_scale, best_zero, least = start
     for scale in (wanted_scale.floor(), wanted_scale.ceil()):
         scale.clamp_(1, low_bit.highest_scale)
-        for zero in (wanted_zero.floor(), wanted_zero.ceil()):
+        exact_zero = wanted_zero(scale)
+        for zero in (exact_zero.floor(), exact_zero.ceil()):
             zero.clamp_(0, low_bit.highest_zero)
-            error = _error(groups, low_bit, matters, scale * row_steps, zero / low_bit.zero_divisor)
+            error = cost(scale, zero)
             better = error < least
             least = torch.where(better, error, least)
             best_scale = torch.where(better, scale, best_scale)
             best_zero = torch.where(better, zero, best_zero)
-    return best_scale.byte(), best_zero.byte(), row_scales
+    return best_scale, best_zero
 
 
 def _error(groups: Tensor, low_bit: LowBitFormat, matters: Tensor, step: Tensor, shift: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import init_empty_weights
-from torch import nn
 
-from ernie_local.checkpoint.packed import QKV
+from ernie_local.checkpoint.packed import QKV, PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig
+from ernie_local.loading.build import fill_parameters
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.kv_cache import KVCache
@@ -60,9 +60,11 @@ def build_layer(
     config: ModelConfig,
     layer_id: int,
     tables: QuantizationConfig,
+    tensors: PackedTensors,
     packed: Mapping[str, Tensor],
 ) -> DecoderLayer:
-    """The layer without its routed experts. packed: bytes by the name of matrix or gated MLP in `tables`.
+    """The layer without its routed experts. packed: bytes by the name of matrix or gated MLP in `tables`,
+    whose shapes `tensors` knows.
 
     What `tables` leaves unquantized is read in float32.
     """
@@ -74,26 +76,16 @@ def build_layer(
         if name in tables.gated_mlps:
             layer.set_submodule(own, PackedGatedMLP(matrix))
             continue
-        rows = _rows_of(checkpoint, name)
+        rows, _ = tensors.matrix_shape(name)
         linear = PackedLinear(matrix, tables.matrices[name], rows)
         if own.endswith(QKV):
             layer.self_attn.pack_qkv(linear)
         else:
             layer.set_submodule(own, linear)
-    for module_name, module in layer.named_modules():
-        for own_name, empty in list(module.named_parameters(recurse=False)):
-            filled = torch.empty(empty.shape)
-            checkpoint.read(f"{prefix}{module_name}.{own_name}", filled)
-            setattr(module, own_name, nn.Parameter(filled, requires_grad=False))
+    fill_parameters(layer, checkpoint, prefix, torch.float32, torch.device("cpu"))
     # The cache below has this one layer.
     layer.self_attn.layer_id = 0
     return layer.eval()
-
-
-def _rows_of(checkpoint: Checkpoint, name: str) -> int:
-    parent, _, own = name.rpartition(".")
-    parts = [f"{parent}.{part}_proj" for part in "qkv"] if own == QKV else [name]
-    return sum(checkpoint.shape(f"{part}.weight")[0] for part in parts)
 
 
 @torch.inference_mode()

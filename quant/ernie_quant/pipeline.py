@@ -10,17 +10,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import closing
 
 import torch
 
-from ernie_local.checkpoint.packed import PackedTensors
+from ernie_local.checkpoint.packed import PackedTensors, known_format, page_formats
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles, TensorEntry
 from ernie_local.config import ModelConfig, QuantizationConfig, read_config
-from ernie_local.errors import DoesNotFit, ModelUnusable, Stopped, UsageError
+from ernie_local.errors import DoesNotFit, ModelUnusable, Stopped
 from ernie_local.kernels.ops import packed_experts
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.moe import BANKS, Bank
@@ -33,38 +31,16 @@ from ernie_quant.identity import (
     source_identity,
     version_identity,
 )
+from ernie_quant.job import Job, check_job
 from ernie_quant.layer import Routing, add_mlp, attend, build_layer, normed_rows, route
 from ernie_quant.recipe import Recipe, quantize_matrix
-from ernie_quant.source import Source, page_formats
-from ernie_quant.token_table import TokenSequence, TokenTable, embed
-from ernie_quant.work import Resume, Work, check_empty
+from ernie_quant.source import Source
+from ernie_quant.token_table import TokenTable, embed
+from ernie_quant.work import Work
 
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
 _NEIGHBOURS_PER_COLUMN = 2  # of down: tokens that its prior is made from
 ExpertReports = dict[tuple[int, Bank, int], ExpertReport]
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What to make of what. `sequences`: calibration tokens, needed by the method `gptq` alone.
-
-    on_unit: told the unit that was done, and how many of how many are. should_stop: asked after every unit.
-    """
-
-    source: Path
-    out: Path
-    tables: QuantizationConfig
-    recipe: Recipe
-    sequences: Sequence[TokenSequence] = ()
-    resume: Resume = "auto"
-    tower_dtype: torch.dtype = torch.float32
-    on_unit: Callable[[str, int, int], None] | None = None
-    should_stop: Callable[[], bool] | None = None
-
-    @property
-    def partial(self) -> Path:
-        """Where the work goes on until it is whole."""
-        return self.out.with_name(self.out.name + ".partial")
 
 
 def quantize_checkpoint(job: Job) -> ExpertReports:
@@ -87,7 +63,7 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         "version": version_identity(),
     }
     with (
-        Work(job.partial, identity, job.resume) as work,
+        closing(Work(job.partial, identity, job.resume)) as work,
         open_checkpoint(job.source, config) as checkpoint,
     ):
         packed = PackedTensors(dataclasses.replace(config, quantization=tables))
@@ -109,17 +85,6 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         reports = maker.reports
         work.finish(job.out)
     return reports
-
-
-def check_job(job: Job, config: ModelConfig) -> None:
-    """Raise UsageError for a source or a place that cannot be; costs nothing."""
-    if config.quantization is not None:
-        raise UsageError(
-            f"{job.source} is quantized already",
-            "quantizing it again would add the errors of both",
-            "start from the bfloat16 checkpoint",
-        )
-    check_empty(job.out)
 
 
 class _Maker:
@@ -168,7 +133,7 @@ class _Maker:
 
     def make_layers(self) -> None:
         """Calibrated experts, layer by layer, on what the layers before make of the tokens."""
-        table = embed(self._source.checkpoint, self._config, self._job.sequences, self._job.tower_dtype)
+        table = embed(self._source.checkpoint, self._config, self._job.sequences)
         first = 0
         states = self._work.load_states()
         if states is not None:
@@ -213,8 +178,9 @@ class _Maker:
         elif name in self._tables.gated_mlps:
             self._files.write(entry.name, [self._plain_page(self._source.gated_mlp(name), format_name)])
         else:
-            low_bit, _ = page_formats(format_name)
-            matrix = quantize_matrix(self._source.matrix(name), low_bit, self._without_data())
+            matrix = quantize_matrix(
+                self._source.matrix(name), known_format(format_name), self._without_data()
+            )
             self._files.write(entry.name, [pack_matrix(matrix)])
 
     def _plain_page(self, weights: ExpertWeights, page_format: str) -> torch.Tensor:
@@ -240,7 +206,9 @@ class _Maker:
             for name, format_name in names.items()
             if name.startswith(prefix)
         }
-        return build_layer(self._source.checkpoint, self._config, layer_id, self._tables, packed)
+        return build_layer(
+            self._source.checkpoint, self._config, layer_id, self._tables, self._packed, packed
+        )
 
     def _read_whole(self, name: str) -> torch.Tensor:
         shape = self._packed.shapes[name]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ernie_local.config import QuantizationConfig
-from ernie_quant.pipeline import Job, quantize_checkpoint
+from ernie_quant.job import Job
+from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import Recipe
 
 

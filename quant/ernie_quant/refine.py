@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ernie_local.packing import LowBitFormat, QuantizedMatrix, dequantize
-from ernie_quant.grid import Grid, grid_of
+from ernie_quant.grid import Grid, best_whole_pair, grid_of
 
 Tensor = torch.Tensor
 
@@ -133,20 +133,17 @@ def _refit(state: _State, group: int, columns: slice, own: Tensor, pull: Tensor)
 
     determinant = code_code * one_one - code_one.square()
     step = (code_target * one_one - one_target * code_one) / determinant
-    wanted = (step / state.row_scales).nan_to_num(nan=1.0)
-    best_scale, best_zero = state.scales[group], state.zeros[group]
-    least = cost(best_scale, best_zero)
-    for scale in (wanted.floor(), wanted.ceil()):
-        scale.clamp_(1, low_bit.highest_scale)
+
+    def wanted_zero(scale: Tensor) -> Tensor:
         step = scale * state.row_scales
         offset = (one_target - step * code_one) / one_one
-        wanted_zero = -offset / step * low_bit.zero_divisor
-        for zero in (wanted_zero.floor(), wanted_zero.ceil()):
-            zero.clamp_(0, low_bit.highest_zero)
-            error = cost(scale, zero)
-            better = error < least
-            least = torch.where(better, error, least)
-            best_scale = torch.where(better, scale, best_scale)
-            best_zero = torch.where(better, zero, best_zero)
-    state.scales[group] = best_scale
-    state.zeros[group] = best_zero
+        return -offset / step * low_bit.zero_divisor
+
+    before = state.scales[group], state.zeros[group]
+    state.scales[group], state.zeros[group] = best_whole_pair(
+        low_bit,
+        (step / state.row_scales).nan_to_num(nan=1.0),
+        wanted_zero,
+        cost,
+        start=(*before, cost(*before)),
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from ernie_local.packing import LowBitFormat, QuantizedMatrix
+from ernie_local.packing.matrix import per_column
 
 Tensor = torch.Tensor
 LEAST_SCALE = 1e-12  # of a group of equal weights
@@ -23,23 +24,27 @@ def round_to_nearest(weights: Tensor, low_bit: LowBitFormat) -> QuantizedMatrix:
     low = groups.nan_to_num(nan=torch.inf).amin(-1).clamp(max=0.0)  # (rows, groups)
     high = groups.nan_to_num(nan=-torch.inf).amax(-1).clamp(min=0.0)
     wanted = ((high - low) / low_bit.highest_code).clamp(min=LEAST_SCALE)
-    row_scales = (wanted.amax(-1) / low_bit.highest_scale).half()
-    row_scales = torch.where(row_scales > 0, row_scales, torch.finfo(torch.float16).smallest_normal)
+    row_scales = to_scales(wanted.amax(-1) / low_bit.highest_scale)
     # Rounded up, so that the ends of the range stay inside.
     whole = (wanted / row_scales.float()[:, None]).ceil().clamp(1, low_bit.highest_scale)
     scales = whole * row_scales.float()[:, None]
     zeros = (-low / scales * low_bit.zero_divisor).round().clamp(0, low_bit.highest_zero)
-    per_column = _spread(scales, low_bit, exact.shape[1])
-    shifts = _spread(zeros / low_bit.zero_divisor, low_bit, exact.shape[1])
-    codes = (exact / per_column + shifts).round().clamp(0, low_bit.highest_code)
+    steps = per_column(scales, low_bit, exact.shape[1])
+    shifts = per_column(zeros / low_bit.zero_divisor, low_bit, exact.shape[1])
+    codes = (exact / steps + shifts).round().clamp(0, low_bit.highest_code)
     return QuantizedMatrix(low_bit, codes.byte(), whole.byte(), zeros.byte(), row_scales)
 
 
+def to_scales(values: Tensor) -> Tensor:
+    """As fp16 and never zero: codes are divided by them."""
+    scales = values.half()
+    return torch.where(scales > 0, scales, torch.finfo(torch.float16).smallest_normal)
+
+
 def _symmetric(exact: Tensor, groups: Tensor, low_bit: LowBitFormat) -> QuantizedMatrix:
-    scales = (groups.nan_to_num(nan=0.0).abs().amax(-1) / 127).half()
-    scales = torch.where(scales > 0, scales, torch.finfo(torch.float16).smallest_normal)
-    per_column = _spread(scales.float(), low_bit, exact.shape[1])
-    codes = (exact / per_column).round().clamp(-127, 127) + 128
+    scales = to_scales(groups.nan_to_num(nan=0.0).abs().amax(-1) / 127)
+    steps = per_column(scales.float(), low_bit, exact.shape[1])
+    codes = (exact / steps).round().clamp(-127, 127) + 128
     return QuantizedMatrix(low_bit, codes.byte(), scales, None, None)
 
 
@@ -48,7 +53,3 @@ def _grouped(exact: Tensor, group_size: int) -> Tensor:
     padded = torch.nn.functional.pad(exact, (0, padding), value=torch.nan)
     groups: Tensor = padded.unflatten(1, (-1, group_size))
     return groups
-
-
-def _spread(values: Tensor, low_bit: LowBitFormat, columns: int) -> Tensor:
-    return values.repeat_interleave(low_bit.group_size, dim=1)[:, :columns]

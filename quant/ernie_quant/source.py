@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 
 from ernie_local.checkpoint.names import PROJECTIONS
-from ernie_local.checkpoint.packed import QKV, known_format
+from ernie_local.checkpoint.packed import QKV
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.packing import LowBitFormat
 from ernie_quant.expert import ExpertWeights
 
 
@@ -46,9 +45,3 @@ class Source:
         values = torch.empty(self.checkpoint.shape(name), dtype=dtype)
         self.checkpoint.read(name, values)
         return values
-
-
-def page_formats(page_format: str) -> tuple[LowBitFormat, LowBitFormat]:
-    """Of gate and up, and of down: `w2-w2l`, or one name for both."""
-    gate_up, _, down = page_format.partition("-")
-    return known_format(gate_up), known_format(down or gate_up)

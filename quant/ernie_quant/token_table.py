@@ -13,14 +13,14 @@ from typing import Protocol
 
 import torch
 from accelerate import init_empty_weights
-from torch import nn
 
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError
 from ernie_local.experts.packed import PackedExperts
+from ernie_local.loading.build import fill_parameters
 from ernie_local.media.patches import Patches
-from ernie_local.media.tokens import TEXT, positions_3d, token_types
+from ernie_local.media.prompt import Prompt
 from ernie_local.model.ernie import ErnieModel
 
 
@@ -58,12 +58,10 @@ class TokenTable:
         return (slice(start, stop) for start, stop in pairwise(self.bounds))
 
 
-def embed(
-    checkpoint: Checkpoint, config: ModelConfig, sequences: Sequence[TokenSequence], dtype: torch.dtype
-) -> TokenTable:
+def embed(checkpoint: Checkpoint, config: ModelConfig, sequences: Sequence[TokenSequence]) -> TokenTable:
     """Tokens and pictures as the first layer gets them, from the unquantized embedding and vision tower.
 
-    dtype: of the tower's arithmetic. UsageError for no sequences at all.
+    UsageError for no sequences at all.
     """
     if not sequences:
         raise UsageError(
@@ -78,35 +76,23 @@ def embed(
     hidden = torch.empty(num_tokens, config.text.hidden_size)
     positions = torch.empty(3, num_tokens, dtype=torch.int64)
     is_vision = torch.empty(num_tokens, dtype=torch.bool)
-    model = _outer_model(checkpoint, config, dtype)
-    placeholders = torch.tensor([config.media.image, config.media.video])
+    model = _outer_model(checkpoint, config)
     with torch.inference_mode():
         for sequence, (start, stop) in zip(sequences, pairwise(bounds), strict=True):
-            ids = list(sequence.token_ids)
-            embedded = model.embed(torch.tensor(ids)).float()
+            prompt = Prompt.of(sequence.token_ids, sequence.patches, config)
+            embedded = model.embed(prompt.token_ids)
             if sequence.patches:
-                features = torch.cat(model.encode_images(sequence.patches))
-                embedded[torch.isin(torch.tensor(ids), placeholders)] = features.float()
+                embedded[prompt.is_placeholder] = torch.cat(model.encode_images(sequence.patches))
             hidden[start:stop] = embedded
-            positions[:, start:stop], _ = positions_3d(
-                ids,
-                [patches.grid for patches in sequence.patches],
-                config.media,
-                config.vision.spatial_merge_size,
-                temporal_merge=config.vision.temporal_merge_size,
-            )
-            is_vision[start:stop] = token_types(ids, config.media) != TEXT
+            positions[:, start:stop] = prompt.positions
+            is_vision[start:stop] = prompt.is_vision
     return TokenTable(hidden, positions, is_vision, tuple(bounds))
 
 
-def _outer_model(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> ErnieModel:
-    """Embedding, vision tower and resampler, without any decoder layer and without a head."""
+def _outer_model(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
+    """Embedding, vision tower and resampler in float32, without any decoder layer and without a head."""
     text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=(), tie_word_embeddings=True)
     with init_empty_weights(include_buffers=True):
         model = ErnieModel(dataclasses.replace(config, text=text, quantization=None), PackedExperts({}))
-    for module_name, module in model.named_modules():
-        for own_name, empty in list(module.named_parameters(recurse=False)):
-            filled = torch.empty(empty.shape, dtype=dtype)
-            checkpoint.read(f"{module_name}.{own_name}", filled)
-            setattr(module, own_name, nn.Parameter(filled, requires_grad=False))
+    fill_parameters(model, checkpoint, "", torch.float32, torch.device("cpu"))
     return model.eval()

@@ -13,17 +13,15 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Literal, Self, get_args
+from typing import IO, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ernie_local.errors import UsageError
 
 Resume = Literal["auto", "required", "never"]
-RESUMES: tuple[Resume, ...] = get_args(Resume)
 _FOLDER = "work"  # inside the directory; gone before it gets its final name
 
 
@@ -74,8 +72,6 @@ class Work:
 
     def load_states(self) -> tuple[int, torch.Tensor] | None:
         """Layers done and hidden states behind them, or None where nothing was kept."""
-        from safetensors import safe_open
-
         path = self._folder / "states.safetensors"
         if not path.exists():
             return None
@@ -104,14 +100,6 @@ class Work:
         """Release the lock; everything recorded stays."""
         self._journal.close()
         self._lock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _take_lock(self) -> IO[str]:
         lock = (self._folder / "lock").open("a", encoding="utf-8")

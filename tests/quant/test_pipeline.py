@@ -23,7 +23,8 @@ from ernie_local.errors import DoesNotFit, ModelUnusable, Stopped, UsageError
 from ernie_local.loading import LoadedModel
 from ernie_local.media.patches import Patches
 from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.pipeline import Job, quantize_checkpoint
+from ernie_quant.job import Job
+from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import Recipe
 
 CONFIG = read_config(NANO_DIRECTORY)

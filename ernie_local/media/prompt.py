@@ -1,0 +1,63 @@
+"""The tokens of a prompt with all that the model needs to know of them: positions, banks, placeholders.
+
+Knows ids and the grids of pictures. Computes nothing with the model, and knows no cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ernie_local.config import ModelConfig
+from ernie_local.media.patches import Patches
+from ernie_local.media.tokens import TEXT, VisionRule, positions_3d, token_types
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """New tokens with all that the model needs to know of them, checked, nothing computed yet."""
+
+    token_ids: torch.Tensor  # (tokens,) int64
+    positions: torch.Tensor  # (3, tokens) int64, rows T, H, W
+    is_vision: torch.Tensor  # (tokens,) bool
+    is_placeholder: torch.Tensor  # (tokens,) bool: the embedding is replaced by a picture's feature
+    next_position: int
+
+    @property
+    def num_tokens(self) -> int:
+        """How many there are."""
+        return int(self.token_ids.shape[0])
+
+    @classmethod
+    def of(
+        cls,
+        token_ids: Sequence[int],
+        images: Sequence[Patches],
+        config: ModelConfig,
+        vision_rule: VisionRule = "tags",
+        start: int = 0,
+        device: torch.device | None = None,
+    ) -> Prompt:
+        """Placeholders are expanded already; start: the position of the first token.
+
+        UsageError if placeholders and pictures disagree.
+        """
+        positions, next_position = positions_3d(
+            token_ids,
+            [image.grid for image in images],
+            config.media,
+            config.vision.spatial_merge_size,
+            start,
+            temporal_merge=config.vision.temporal_merge_size,
+        )
+        tensor = torch.tensor(token_ids, dtype=torch.int64)
+        placeholder_ids = torch.tensor([config.media.image, config.media.video])
+        return cls(
+            token_ids=tensor.to(device),
+            positions=positions.to(device),
+            is_vision=(token_types(token_ids, config.media, vision_rule) != TEXT).to(device),
+            is_placeholder=torch.isin(tensor, placeholder_ids).to(device),
+            next_position=next_position,
+        )

@@ -1,0 +1,49 @@
+"""What is to be quantized, into what, how, and who is told: everything a caller decides.
+
+Runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ernie_local.config import ModelConfig, QuantizationConfig
+from ernie_local.errors import UsageError
+from ernie_quant.recipe import Recipe
+from ernie_quant.token_table import TokenSequence
+from ernie_quant.work import Resume, check_empty
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to make of what. `sequences`: calibration tokens, needed by the method `gptq` alone.
+
+    on_unit: told the unit that was done, and how many of how many are. should_stop: asked after every unit.
+    """
+
+    source: Path
+    out: Path
+    tables: QuantizationConfig
+    recipe: Recipe
+    sequences: Sequence[TokenSequence] = ()
+    resume: Resume = "auto"
+    on_unit: Callable[[str, int, int], None] | None = None
+    should_stop: Callable[[], bool] | None = None
+
+    @property
+    def partial(self) -> Path:
+        """Where the work goes on until it is whole."""
+        return self.out.with_name(self.out.name + ".partial")
+
+
+def check_job(job: Job, config: ModelConfig) -> None:
+    """Raise UsageError for a source or a place that cannot be; costs nothing."""
+    if config.quantization is not None:
+        raise UsageError(
+            f"{job.source} is quantized already",
+            "quantizing it again would add the errors of both",
+            "start from the bfloat16 checkpoint",
+        )
+    check_empty(job.out)
