@@ -1,5 +1,6 @@
-// What one instruction set offers: a product of one packed tile with a few tokens, activations made int8, and what a
-// decoded token needs besides: norm, products with float rows, softmax, attention over a piece of the context.
+// What one instruction set offers: a product of one packed tile with a few tokens, activations made int8, what a
+// decoded token needs besides (norm, products with float rows, softmax, attention over a piece of the context), and the
+// inner loops of choosing codes.
 #pragma once
 
 #include <cstddef>
@@ -71,6 +72,54 @@ using AttendKernel = void (*)(const AttendTask& task);
 // out[head_dim]: the attention of the `query`-th of a group, from all pieces of the context.
 using MergeKernel = void (*)(const AttendPart* parts, int num_parts, int query, int head_dim, float* out);
 
+// What codes, scales and zeros of a format can be; whole numbers, held as floats where they are computed with.
+struct CodeRange {
+    int group_size;
+    float highest_code, highest_scale, highest_zero, zero_divisor;
+};
+constexpr int kLargestGroup = 64;
+constexpr int kQuantizeBlock = 128;  // columns that are gone over before their changes are carried to all others
+
+// All matrices of these tasks are transposed, [columns][rows] or [groups][rows]; `matters` has one number a column.
+struct SearchTask {
+    CodeRange range;
+    size_t rows;
+    int columns;
+    float least_scale;
+    const float *weights, *matters;
+    float *steps, *shifts;
+};
+struct WholeTask {
+    CodeRange range;
+    size_t rows;
+    int columns;
+    const float *weights, *matters;
+    const float *steps, *shifts, *row_steps;
+    uint8_t *scales, *zeros;
+};
+struct GptqTask {
+    float highest_code;
+    size_t rows, columns;
+    int start, stop;  // columns, in the order in which they are gone over
+    const float *left, *factor;
+    const int64_t* group_ids;
+    const float *steps, *shifts;
+    uint8_t* codes;
+    float* errors;  // [stop - start][rows]
+};
+struct RefineTask {
+    CodeRange range;
+    size_t rows, columns;
+    int start, stop;  // start is the first column of a group
+    bool with_codes, with_scales;
+    const float *hessian, *pull, *row_scales;
+    uint8_t *codes, *scales, *zeros;
+    float* change;  // [stop - start][rows]
+};
+// Rows [first_row, first_row + count), at most 16 of them.
+template <class Task>
+using StripKernel = void (*)(const Task& task, int first_row, int count);
+
 constexpr int kWidths[] = {1, 2, 4, 8, 12};
 constexpr int kNumWidths = 5;
 constexpr int kWidest = 12;
@@ -86,6 +135,10 @@ struct KernelTable {
     SoftmaxKernel softmax;
     AttendKernel attend[kNumCacheFormats];
     MergeKernel merge;
+    StripKernel<SearchTask> search_ranges;
+    StripKernel<WholeTask> choose_whole;
+    StripKernel<GptqTask> gptq_block;
+    StripKernel<RefineTask> refine_block;
 };
 
 const KernelTable& scalar_kernels();

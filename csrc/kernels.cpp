@@ -13,6 +13,7 @@
 #include "cpu_features.hpp"
 #include "decode_bindings.hpp"
 #include "packed_bindings.hpp"
+#include "quantize_bindings.hpp"
 #include "runtime.hpp"
 
 namespace nb = nanobind;
@@ -64,4 +65,5 @@ NB_MODULE(_kernels, module) {
     module.def("num_threads", [] { return ernie_local::runtime().pool.num_threads(); }, "Threads that the kernels use.");
     ernie_local::bind_packed_ops(module);
     ernie_local::bind_decode_ops(module);
+    ernie_local::bind_quantize_ops(module);
 }

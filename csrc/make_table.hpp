@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_kernel.hpp"
+#include "quantize_kernel.hpp"
 #include "tile_kernel.hpp"
 
 namespace ernie_local {
@@ -27,6 +28,10 @@ KernelTable make_table(const char* name) {
     table.attend[static_cast<int>(CacheFormat::kFloat16)] = &attend<Isa, CacheFormat::kFloat16>;
     table.attend[static_cast<int>(CacheFormat::kInt8)] = &attend<Isa, CacheFormat::kInt8>;
     table.merge = &merge_parts<Isa>;
+    table.search_ranges = &quantizing::search_ranges<Isa>;
+    table.choose_whole = &quantizing::choose_whole<Isa>;
+    table.gptq_block = &quantizing::gptq_block<Isa>;
+    table.refine_block = &quantizing::refine_block<Isa>;
     return table;
 }
 

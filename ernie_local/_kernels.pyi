@@ -65,3 +65,47 @@ def decode_attention(
     length: int,
     out: torch.Tensor,
 ) -> bool: ...
+def search_ranges(
+    weights: torch.Tensor,
+    format_id: int,
+    matters: torch.Tensor,
+    least_scale: float,
+    steps: torch.Tensor,
+    shifts: torch.Tensor,
+) -> bool: ...
+def choose_whole(
+    weights: torch.Tensor,
+    format_id: int,
+    matters: torch.Tensor,
+    steps: torch.Tensor,
+    shifts: torch.Tensor,
+    row_steps: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+) -> bool: ...
+def gptq_block(
+    left: torch.Tensor,
+    factor: torch.Tensor,
+    group_ids: torch.Tensor,
+    steps: torch.Tensor,
+    shifts: torch.Tensor,
+    format_id: int,
+    start: int,
+    stop: int,
+    codes: torch.Tensor,
+    errors: torch.Tensor,
+) -> bool: ...
+def refine_block(
+    hessian: torch.Tensor,
+    pull: torch.Tensor,
+    row_scales: torch.Tensor,
+    format_id: int,
+    start: int,
+    stop: int,
+    with_codes: bool,
+    with_scales: bool,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    change: torch.Tensor,
+) -> bool: ...

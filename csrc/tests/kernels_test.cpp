@@ -16,6 +16,7 @@
 #include "../packed_attention.hpp"
 #include "../packed_linear.hpp"
 #include "../packed_rows.hpp"
+#include "../quantize_ops.hpp"
 #include "../runtime.hpp"
 
 using namespace ernie_local;
@@ -318,6 +319,53 @@ void test_packed_attention() {
     expect(!compute(out), "an infinity is refused");
 }
 
+// The steps of choosing codes one after the other; rows and columns fill neither a strip nor a block.
+void test_quantizing() {
+    const size_t rows = 21, columns = 208;
+    for (const FormatInfo& format : kFormats) {
+        if (format.symmetric()) continue;
+        const auto highest = [](int bits) { return static_cast<float>((1 << bits) - 1); };
+        const int metadata_bits = format.group_metadata / 4;
+        const CodeRange range{format.group, highest(format.bits), highest(metadata_bits), highest(metadata_bits),
+                              static_cast<float>(format.zero_divisor)};
+        const size_t groups = format.num_groups(columns);
+        const auto weights = random_floats(columns * rows);
+        std::vector<float> matters(columns, 1.0f), row_steps(rows, 0.05f), hessian(columns * columns), factor = hessian;
+        for (size_t i = 0; i < columns; ++i)
+            for (size_t j = 0; j < columns; ++j) {
+                hessian[i * columns + j] = i == j ? 2.0f : 1.0f / static_cast<float>(1 + (i > j ? i - j : j - i));
+                factor[i * columns + j] = j < i ? 0.0f : hessian[i * columns + j];
+            }
+        std::vector<int64_t> group_ids(columns);
+        for (size_t column = 0; column < columns; ++column) group_ids[column] = column / format.group;
+        compare_all("quantizing, format " + std::to_string(format.id), [&] {
+            std::vector<float> steps(groups * rows), shifts(groups * rows), errors(kQuantizeBlock * rows), out;
+            std::vector<uint8_t> scales(groups * rows), zeros(groups * rows), codes(columns * rows);
+            search_ranges({range, rows, static_cast<int>(columns), 1e-12f, weights.data(), matters.data(), steps.data(),
+                           shifts.data()});
+            choose_whole({range, rows, static_cast<int>(columns), weights.data(), matters.data(), steps.data(),
+                          shifts.data(), row_steps.data(), scales.data(), zeros.data()});
+            const auto blocks = [&](const auto& compute) {
+                for (int start = 0; start < static_cast<int>(columns); start += kQuantizeBlock)
+                    compute(start, std::min<int>(start + kQuantizeBlock, columns));
+            };
+            blocks([&](int start, int stop) {
+                gptq_block({range.highest_code, rows, columns, start, stop, weights.data(), factor.data(),
+                            group_ids.data(), steps.data(), shifts.data(), codes.data(), errors.data()});
+            });
+            blocks([&](int start, int stop) {
+                refine_block({range, rows, columns, start, stop, true, true, hessian.data(), weights.data(),
+                              row_steps.data(), codes.data(), scales.data(), zeros.data(), errors.data()});
+            });
+            out.insert(out.end(), steps.begin(), steps.end());
+            out.insert(out.end(), codes.begin(), codes.end());
+            out.insert(out.end(), scales.begin(), scales.end());
+            out.insert(out.end(), zeros.begin(), zeros.end());
+            return out;
+        });
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -329,6 +377,7 @@ int main() {
     test_rows();
     test_experts();
     test_cut_pages();
+    test_quantizing();
     std::string names;
     for (const auto& name : available_instruction_sets()) names += " " + name;
     std::printf("%s:%s\n", failures ? "kernels differ" : "kernels agree", names.c_str());

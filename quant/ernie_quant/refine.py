@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ernie_local.packing import LowBitFormat, QuantizedMatrix, dequantize
+from ernie_quant import native_steps
 from ernie_quant.grid import Grid, best_whole_pair, grid_of
 
 Tensor = torch.Tensor
@@ -32,24 +33,27 @@ def refine(
     leaves codes as they are, `with_scales` off scales and zeros.
     """
     state = _State.start(weights, hessian, matrix)
-    size = matrix.low_bit.group_size
+    is_native = native_steps.has_native_steps()
+    columns = weights.shape[1]
     for _ in range(sweeps):
-        for group, start in enumerate(range(0, weights.shape[1], size)):
-            columns = slice(start, min(start + size, weights.shape[1]))
-            before = state.values(group, columns)
-            pull = state.pull[columns].clone()  # (group's columns, rows)
-            own = hessian[columns, columns]
-            if with_codes:
-                _descend(state, group, columns, own, pull)
-            if with_scales:
-                _refit(state, group, columns, own, pull)
-            change = state.values(group, columns).sub_(before)
-            state.pull.addmm_(hessian[:, columns], change, alpha=-1)
+        for start in range(0, columns, native_steps.BLOCK):
+            block = slice(start, min(start + native_steps.BLOCK, columns))
+            if is_native:
+                change = native_steps.refine_block(
+                    hessian,
+                    state.pull,
+                    state.row_scales,
+                    state.low_bit,
+                    block,
+                    (state.codes, state.scales, state.zeros),
+                    with_codes=with_codes,
+                    with_scales=with_scales,
+                )
+            else:
+                change = _refine_block(state, hessian, block, with_codes=with_codes, with_scales=with_scales)
+            state.pull.addmm_(hessian[:, block], change, alpha=-1)
     grid = Grid(
-        matrix.low_bit,
-        state.scales.t().contiguous().byte(),
-        state.zeros.t().contiguous().byte(),
-        state.row_scales.half(),
+        matrix.low_bit, state.scales.t().contiguous(), state.zeros.t().contiguous(), state.row_scales.half()
     )
     return grid.with_codes(state.codes.t().contiguous())
 
@@ -65,13 +69,13 @@ def output_error(weights: Tensor, hessian: Tensor, matrix: QuantizedMatrix) -> f
 
 @dataclass(slots=True)
 class _State:
-    """Everything transposed, so that a column is a row of memory; numbers are whole, held as floats."""
+    """Everything transposed, so that a column is a row of memory."""
 
     low_bit: LowBitFormat
-    codes: Tensor  # (columns, rows)
-    scales: Tensor  # (groups, rows)
-    zeros: Tensor  # (groups, rows)
-    row_scales: Tensor  # (rows,)
+    codes: Tensor  # (columns, rows) uint8
+    scales: Tensor  # (groups, rows) uint8
+    zeros: Tensor  # (groups, rows) uint8
+    row_scales: Tensor  # (rows,) float32
     pull: Tensor  # (columns, rows): H (W - Q), where the error would have each value go
 
     @classmethod
@@ -80,9 +84,9 @@ class _State:
         error = (weights.float() - dequantize(matrix)).t()
         return cls(
             low_bit=matrix.low_bit,
-            codes=matrix.codes.t().float().contiguous(),
-            scales=grid.scales.t().float().contiguous(),
-            zeros=grid.zeros.t().float().contiguous(),
+            codes=matrix.codes.t().contiguous(),
+            scales=grid.scales.t().contiguous(),
+            zeros=grid.zeros.t().contiguous(),
             row_scales=grid.row_scales.float(),
             pull=hessian @ error,
         )
@@ -96,6 +100,29 @@ class _State:
         return (self.codes[columns] - shift).mul_(step)
 
 
+def _refine_block(
+    state: _State, hessian: Tensor, block: slice, *, with_codes: bool, with_scales: bool
+) -> Tensor:
+    """As native_steps.refine_block; `state.pull` stays as it is."""
+    size = state.low_bit.group_size
+    block_pull = state.pull[block].clone()
+    changes = torch.empty_like(block_pull)
+    for start in range(block.start, block.stop, size):
+        columns = slice(start, min(start + size, block.stop))
+        inside = slice(columns.start - block.start, columns.stop - block.start)
+        group = start // size
+        before = state.values(group, columns)
+        pull = block_pull[inside].clone()  # (group's columns, rows)
+        own = hessian[columns, columns]
+        if with_codes:
+            _descend(state, group, columns, own, pull)
+        if with_scales:
+            _refit(state, group, columns, own, pull)
+        changes[inside] = state.values(group, columns).sub_(before)
+        block_pull.addmm_(hessian[block, columns], changes[inside], alpha=-1)
+    return changes
+
+
 def _descend(state: _State, group: int, columns: slice, own: Tensor, pull: Tensor) -> None:
     """Each column's codes in turn; `pull` is kept up for the columns of the group."""
     step, _ = state.step_and_shift(group)
@@ -103,7 +130,7 @@ def _descend(state: _State, group: int, columns: slice, own: Tensor, pull: Tenso
         # The least of the parabola in this value lies at value + pull / H_jj.
         code = (pull[index] / own[index, index]).div_(step).add_(codes).round_()
         code.clamp_(0, state.low_bit.highest_code)
-        change = (code - codes).mul_(step)
+        change = (code - codes.float()).mul_(step)
         codes.copy_(code)
         pull.addr_(own[index], change, alpha=-1)
 
@@ -113,7 +140,7 @@ def _refit(state: _State, group: int, columns: slice, own: Tensor, pull: Tensor)
 
     A value is s c + b with b = -s z; the error is a parabola in (s, b) whose coefficients follow.
     """
-    low_bit, codes = state.low_bit, state.codes[columns]
+    low_bit, codes = state.low_bit, state.codes[columns].float()
     moved = own @ codes  # H c
     target = pull + own @ state.values(group, columns)  # H (value + what it would go by)
     code_code = (codes * moved).sum(0)  # (rows,)
@@ -139,11 +166,12 @@ def _refit(state: _State, group: int, columns: slice, own: Tensor, pull: Tensor)
         offset = (one_target - step * code_one) / one_one
         return -offset / step * low_bit.zero_divisor
 
-    before = state.scales[group], state.zeros[group]
-    state.scales[group], state.zeros[group] = best_whole_pair(
+    before = state.scales[group].float(), state.zeros[group].float()
+    scale, zero = best_whole_pair(
         low_bit,
         (step / state.row_scales).nan_to_num(nan=1.0),
         wanted_zero,
         cost,
         start=(*before, cost(*before)),
     )
+    state.scales[group], state.zeros[group] = scale.byte(), zero.byte()

@@ -8,7 +8,9 @@ import itertools
 import pytest
 import torch
 
+from ernie_local.kernels import native
 from ernie_local.packing import LowBitFormat, QuantizedMatrix, dequantize, find_format
+from ernie_quant import native_steps
 from ernie_quant.gptq import gptq
 from ernie_quant.grid import Grid, grid_of, round_to_grid, search_grid
 from ernie_quant.hessian import damped, second_moments
@@ -16,6 +18,17 @@ from ernie_quant.refine import output_error, refine
 from ernie_quant.rtn import round_to_nearest
 
 ASYMMETRIC = ("w4", "w3", "w2l", "w2", "w2s")
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything here holds for the compiled inner loops and for the plain torch code."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "_find", lambda: (None, "to compute with torch"))
+        monkeypatch.setattr(native_steps, "warn_without_native", lambda: None)
+    else:
+        assert native.native_module() is not None
+    return str(request.param)
 
 
 def draw(
