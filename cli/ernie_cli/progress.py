@@ -1,6 +1,6 @@
 """How far long work is: a bar with the time left on a terminal, a line now and then elsewhere.
 
-Knows units as names and numbers only.
+Knows units as names, and how much of all work is done.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_LINES = 60.0
 
@@ -24,22 +24,29 @@ class UnitProgress:
         self._bar = Progress(
             TextColumn("{task.description:<24}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            # From the recent pace: units differ in size, and resumed ones were never waited for.
+            TaskProgressColumn(),
+            # From the recent pace of the work itself, not of units, which differ in size.
             TimeRemainingColumn(elapsed_when_finished=True),
             console=Console(stderr=True),
             disable=not (is_shown and sys.stderr.isatty()),
         )
         self._task = self._bar.add_task("", total=None)
-        self._last_line = time.monotonic()
+        self._last_line = self._began = time.monotonic()
+        self._done_before: float | None = None
 
-    def show(self, unit: str, num_done: int, num_units: int) -> None:
-        """One more is done."""
-        self._bar.update(self._task, description=unit, completed=num_done, total=num_units)
+    def show(self, unit: str, work_done: float, work_of_all: float) -> None:
+        """`unit` is done. The first call tells what was done before this run: nobody waited for that here."""
         now = time.monotonic()
+        if self._done_before is None:
+            self._done_before, self._began = work_done, now
+            self._bar.reset(self._task, total=work_of_all, completed=int(work_done))
+        self._bar.update(self._task, description=unit, completed=work_done)
         if self._is_shown and self._bar.disable and now - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            print(f"{num_done} of {num_units}: {unit}", file=sys.stderr, flush=True)
+            done_here = work_done - self._done_before
+            left = (now - self._began) * (work_of_all - work_done) / done_here if done_here > 0 else None
+            told = "" if left is None else f", about {_duration(left)} left"
+            print(f"{work_done / work_of_all:.0%}: {unit}{told}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -49,3 +56,8 @@ class UnitProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

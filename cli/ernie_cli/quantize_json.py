@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ernie_quant.pipeline import ExpertReports
+    from ernie_quant.calibration import ExpertReports
 
 SCHEMA = "ernie-local.quantize/1"
 

@@ -6,6 +6,7 @@ Owns the reads, the conversion of types and the search for NaN and infinity. The
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -99,6 +100,20 @@ class Checkpoint:
         if name == "embed_tokens.weight" and head is not None:
             self._compare_head(head, target)
 
+    def read_rows(self, name: str, first_row: int, out: torch.Tensor) -> None:
+        """As `read`, of as many rows from `first_row` on as `out`, contiguous, has; not of routed experts."""
+        source = self._accounts.sources[name]
+        assert not source.transposed, name
+        assert out.is_contiguous(), name
+        assert tuple(out.shape[1:]) == source.shape[1:], (name, tuple(out.shape), source.shape)
+        assert first_row + out.shape[0] <= source.shape[0], (name, first_row, tuple(out.shape))
+        first = first_row * math.prod(source.shape[1:])
+        for piece, start in _pieces(out):
+            self._fill(source, first + start, piece)
+        head = self._accounts.tied_head
+        if name == "embed_tokens.weight" and head is not None:
+            self._compare_head(head, out, first)
+
     def read_packed(self, name: str, out: torch.Tensor, row: int | None = None) -> None:
         """Fill `out`, contiguous uint8 on the CPU, with the packed tensor `name`, or one row of it.
 
@@ -135,9 +150,11 @@ class Checkpoint:
             piece.copy_(staging)
         _check_finite(source.stored, start, piece)
 
-    def _compare_head(self, head: StoredTensor, embedding: torch.Tensor) -> None:
+    def _compare_head(self, head: StoredTensor, embedding: torch.Tensor, first: int = 0) -> None:
+        """`embedding` is a part of it, from its element `first` on."""
         source = Source(head, tuple(embedding.shape), head.offset, head.num_bytes, transposed=False)
-        for piece, start in _pieces(embedding):
+        for piece, piece_start in _pieces(embedding):
+            start = first + piece_start
             again = torch.empty_like(piece)
             self._fill(source, start, again)
             if not torch.equal(piece, again):

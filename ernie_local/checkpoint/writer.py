@@ -57,6 +57,7 @@ class CheckpointFiles:
         count = len(self._shards)
         names = [f"model-{index + 1:05}-of-{count:05}.safetensors" for index in range(count)]
         self._names = [SINGLE_FILE] if count == 1 else names
+        self._changed: set[Path] = set()
         self._headers = [_header(shard) for shard in self._shards]
         self._places: dict[str, tuple[Path, int, TensorEntry]] = {}
         for name, header, shard in zip(self._names, self._headers, self._shards, strict=True):
@@ -82,6 +83,7 @@ class CheckpointFiles:
                 file.flush()
                 num_bytes = len(header) + sum(entry.num_bytes for entry in shard)
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
+            self._changed.add(self.directory / name)
         if len(self._names) > 1:
             index = {
                 "metadata": {"total_size": sum(place[2].num_bytes for place in self._places.values())},
@@ -94,6 +96,7 @@ class CheckpointFiles:
         path, offset, entry = self._places[name]
         expected = entry.num_bytes if row is None else entry.num_bytes // entry.shape[0]
         with path.open("r+b") as file:
+            self._changed.add(path)
             file.seek(offset + (row or 0) * expected)
             written = 0
             for piece in pieces:
@@ -112,8 +115,9 @@ class CheckpointFiles:
 
     def sync(self) -> None:
         """Have everything that was written on the disk."""
-        for name in self._names:
-            descriptor = os.open(self.directory / name, os.O_RDONLY)
+        while self._changed:
+            path = self._changed.pop()
+            descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:

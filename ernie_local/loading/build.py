@@ -6,6 +6,7 @@ packed: their layers take the places of the plain ones.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 
@@ -15,12 +16,13 @@ from torch import nn
 
 from ernie_local.checkpoint.packed import QKV, PackedTensors, known_format
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import ModelConfig
+from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit, ModelUnusable
 from ernie_local.experts.packed import PackedExperts
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.kernels.huge_pages import empty_bytes
 from ernie_local.model.attention import SelfAttention
+from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.moe import BANKS, Bank, ExpertProvider
 from ernie_local.model.norms import RMSNorm
@@ -68,14 +70,42 @@ def build_model(
         experts = ResidentExperts(config.text, dtype, device)
     with init_empty_weights(include_buffers=True):
         model = ErnieModel(config, experts)
-    _place_packed_layers(model, checkpoint, config, packed, dtype)
-    fill_parameters(model, checkpoint, "", dtype, device)
+    _place_packed_layers(model, checkpoint, packed, config.quantization, dtype)
+    _fill_parameters(model, checkpoint, "", dtype, device)
     if isinstance(experts, ResidentExperts):
         _fill_experts(checkpoint, config, experts)
     return model.eval()
 
 
-def fill_parameters(
+def build_embedder(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
+    """Embedding, vision tower and resampler, what comes before layers: on the CPU, in float32 or packed."""
+    text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=(), tie_word_embeddings=True)
+    with init_empty_weights(include_buffers=True):
+        model = ErnieModel(dataclasses.replace(config, text=text, quantization=None), PackedExperts({}))
+    if config.quantization is not None:
+        matrices = {
+            name: format_name
+            for name, format_name in config.quantization.matrices.items()
+            if not name.startswith(("layers.", "lm_head"))
+        }
+        tables = dataclasses.replace(config.quantization, matrices=matrices, gated_mlps={})
+        _place_packed_layers(model, checkpoint, PackedTensors(config), tables, torch.float32)
+    _fill_parameters(model, checkpoint, "", torch.float32, torch.device("cpu"))
+    return model.eval()
+
+
+def build_layer(checkpoint: Checkpoint, config: ModelConfig, layer_id: int) -> DecoderLayer:
+    """One layer without its routed experts, on the CPU in float32 or packed. Its cache has no other layer."""
+    prefix = f"layers.{layer_id}."
+    with init_empty_weights(include_buffers=True):
+        layer = DecoderLayer(config.text, layer_id)
+    _place_packed_layers(layer, checkpoint, PackedTensors(config), config.quantization, torch.float32, prefix)
+    _fill_parameters(layer, checkpoint, prefix, torch.float32, torch.device("cpu"))
+    layer.self_attn.layer_id = 0
+    return layer.eval()
+
+
+def _fill_parameters(
     model: nn.Module, checkpoint: Checkpoint, prefix: str, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Give every parameter the values of the tensor named `prefix` and its own name."""
@@ -136,36 +166,45 @@ def _check_page(page: torch.Tensor, wanted: PageLayout, where: str) -> None:
 
 
 def _place_packed_layers(
-    model: ErnieModel, checkpoint: Checkpoint, config: ModelConfig, packed: PackedTensors, dtype: torch.dtype
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    packed: PackedTensors,
+    tables: QuantizationConfig | None,
+    dtype: torch.dtype,
+    prefix: str = "",
 ) -> None:
-    if config.quantization is None:
+    """Of what `tables` names, all that begins with `prefix`, which `model` itself is called."""
+    if tables is None:
         return
     for module in model.modules():
         if isinstance(module, RMSNorm):
             module.most_native_tokens = sys.maxsize
-    for name, page_format in config.quantization.gated_mlps.items():
-        page = _read_packed(checkpoint, f"{name}.{page_format}")
-        _check_page(page[0], packed.gated_mlp_layout(name), f"the page of {name}")
-        model.set_submodule(name, PackedGatedMLP(page))
-    for name, format_name in config.quantization.matrices.items():
-        matrix = _read_packed(checkpoint, f"{name}.{format_name}")
-        rows, columns = packed.matrix_shape(name)
-        low_bit = known_format(format_name)
-        check_scales(matrix.view(-1, low_bit.tile_bytes(columns)), low_bit, columns, name)
-        parent, _, own = name.rpartition(".")
-        if name == "embed_tokens":
-            model.embed_tokens = PackedEmbedding(matrix, format_name, rows, columns, dtype)
-        elif own == QKV:
-            attention = model.get_submodule(parent)
-            assert isinstance(attention, SelfAttention), name
-            attention.pack_qkv(PackedLinear(matrix, format_name, rows))
-        else:
-            bias = None
-            if f"{name}.bias" in checkpoint:
-                bias = torch.empty(rows, dtype=dtype)
-                checkpoint.read(f"{name}.bias", bias)
-            # The head of a tied model has no place until now, so set_submodule would not find it.
-            setattr(model.get_submodule(parent), own, PackedLinear(matrix, format_name, rows, bias))
+    for name, page_format in tables.gated_mlps.items():
+        if name.startswith(prefix):
+            page = _read_packed(checkpoint, f"{name}.{page_format}")
+            _check_page(page[0], packed.gated_mlp_layout(name), f"the page of {name}")
+            model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(page))
+    for name, format_name in tables.matrices.items():
+        if name.startswith(prefix):
+            matrix = _read_packed(checkpoint, f"{name}.{format_name}")
+            rows, columns = packed.matrix_shape(name)
+            low_bit = known_format(format_name)
+            check_scales(matrix.view(-1, low_bit.tile_bytes(columns)), low_bit, columns, name)
+            parent, _, own = name.removeprefix(prefix).rpartition(".")
+            if name == "embed_tokens":
+                embedding = PackedEmbedding(matrix, format_name, rows, columns, dtype)
+                model.set_submodule(own, embedding)
+            elif own == QKV:
+                attention = model.get_submodule(parent)
+                assert isinstance(attention, SelfAttention), name
+                attention.pack_qkv(PackedLinear(matrix, format_name, rows))
+            else:
+                bias = None
+                if f"{name}.bias" in checkpoint:
+                    bias = torch.empty(rows, dtype=dtype)
+                    checkpoint.read(f"{name}.bias", bias)
+                # The head of a tied model has no place until now, so set_submodule would not find it.
+                setattr(model.get_submodule(parent), own, PackedLinear(matrix, format_name, rows, bias))
 
 
 def _read_packed(checkpoint: Checkpoint, name: str) -> torch.Tensor:

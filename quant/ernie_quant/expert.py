@@ -8,7 +8,9 @@ other experts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import functional
@@ -22,6 +24,14 @@ from ernie_quant.refine import output_error
 Tensor = torch.Tensor
 
 
+class Tokens(Protocol):
+    """Parts of (tokens, hidden) as often as they are asked for; the length is that of all parts together."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
     """gate, up: (inner, hidden); down: (hidden, inner); float32."""
@@ -33,15 +43,15 @@ class ExpertWeights:
 
 @dataclass(frozen=True, slots=True)
 class ExpertInputs:
-    """tokens: (tokens, hidden) that the router sends here, with their weights, (tokens,).
+    """tokens: (tokens, hidden) that the router sends here, in parts, with the weights of all, (tokens,).
 
-    neighbours: (others, hidden), tokens of the bank that it sends elsewhere but would send here next.
-    bank_moments: (hidden, hidden) of all tokens of the bank.
+    neighbours: (others, hidden), tokens of the bank that it sends elsewhere but would send here next, in
+    parts. bank_moments: (hidden, hidden) of all tokens of the bank.
     """
 
-    tokens: Tensor
+    tokens: Tokens
     weights: Tensor
-    neighbours: Tensor
+    neighbours: Tokens
     bank_moments: Tensor
 
 
@@ -63,8 +73,8 @@ def quantize_expert(
 ) -> tuple[ExpertPage, ExpertReport]:
     """The expert's page in these formats. The recipe's method must be `gptq`: others need no inputs."""
     token_weights = inputs.weights.square() if recipe.square_weights else torch.ones_like(inputs.weights)
-    own = second_moments(inputs.tokens, token_weights)
     hidden_size, inner_size = weights.down.shape
+    own = second_moments(inputs.tokens, token_weights, hidden_size)
     moments = shrink(own, inputs.bank_moments, recipe.shrinkage * hidden_size)
     # One matrix of both: they share their inputs, so the costly factor is made once.
     both = torch.cat((weights.gate, weights.up))
@@ -74,19 +84,19 @@ def quantize_expert(
 
     packed = pack_matrix(gate), pack_matrix(up)
 
-    def inner_values(tokens: Tensor) -> Tensor:
-        """silu(gate x) * (up x) as the runtime computes it, (tokens, inner)."""
-        if not tokens.shape[0]:
-            return tokens.new_zeros(0, inner_size)
-        gated, raised = (packed_linear(tokens, matrix, gate_up.name, inner_size) for matrix in packed)
-        return functional.silu(gated) * raised
+    def inner_values(tokens: Tokens) -> Iterator[Tensor]:
+        """silu(gate x) * (up x) as the runtime computes it, (tokens, inner) in parts."""
+        for part in tokens:
+            gated, raised = (packed_linear(part, matrix, gate_up.name, inner_size) for matrix in packed)
+            yield functional.silu(gated) * raised
 
-    own_inner = second_moments(inner_values(inputs.tokens), token_weights)
-    prior = second_moments(inner_values(inputs.neighbours)).matrix
+    own_inner = second_moments(inner_values(inputs.tokens), token_weights, inner_size)
+    alike = torch.ones(len(inputs.neighbours))
+    prior = second_moments(inner_values(inputs.neighbours), alike, inner_size).matrix
     inner_moments = shrink(own_inner, prior, recipe.shrinkage * inner_size)
     quantized_down = quantize_matrix(weights.down, down, recipe, inner_moments)
     report = ExpertReport(
-        tokens=inputs.tokens.shape[0],
+        tokens=len(inputs.tokens),
         effective_tokens=own.effective_tokens,
         gate_up_error=gate_up_error,
         down_error=output_error(weights.down, inner_moments, quantized_down),

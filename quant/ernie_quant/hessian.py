@@ -6,6 +6,7 @@ The error of a quantized matrix over its inputs x is trace(E H E^T) with H the m
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,20 +26,23 @@ class Moments:
     effective_tokens: float
 
 
-def second_moments(tokens: Tensor, weights: Tensor | None = None) -> Moments:
-    """tokens: (tokens, columns); weights: (tokens,) not negative, by default all equal.
+def second_moments(tokens: Iterable[Tensor], weights: Tensor, columns: int) -> Moments:
+    """tokens: (tokens, columns) in parts of any length; weights: of all of them, (tokens,), not negative.
 
     No tokens, or none with a weight, give zeros and 0 effective tokens.
     """
-    rows = tokens.float()
-    columns = rows.shape[1]
-    if weights is None:
-        weights = rows.new_ones(rows.shape[0])
+    moments = torch.zeros(columns, columns)
     total = float(weights.double().sum())
     if total == 0.0:
-        return Moments(rows.new_zeros(columns, columns), 0.0)
-    scaled = rows * (weights.float() / total).sqrt()[:, None]
-    return Moments(_gram(scaled), total**2 / float(weights.double().square().sum()))
+        return Moments(moments, 0.0)
+    factors = (weights.float() / total).sqrt()
+    start = 0
+    for part in tokens:
+        rows = part.float() * factors[start : start + part.shape[0], None]
+        _add_gram(rows, moments)
+        start += part.shape[0]
+    assert start == weights.numel(), (start, weights.shape)
+    return Moments(_mirrored(moments), total**2 / float(weights.double().square().sum()))
 
 
 def shrink(own: Moments, prior: Tensor, strength: float) -> Tensor:
@@ -95,13 +99,20 @@ def inverse_factor(hessian: Tensor) -> Tensor:
     return factor
 
 
-def _gram(rows: Tensor) -> Tensor:
-    """rows^T rows, of which the lower left is copied from the upper right: it is symmetric."""
-    columns = rows.shape[1]
-    quarter = -(-columns // 4)
-    gram = rows.new_empty(columns, columns)
-    for start in range(0, columns, quarter):
-        stop = min(start + quarter, columns)
-        torch.mm(rows[:, start:stop].t(), rows[:, start:], out=gram[start:stop, start:])
+def _add_gram(rows: Tensor, gram: Tensor) -> None:
+    """Add rows^T rows to `gram`, but for blocks below its diagonal: it is symmetric."""
+    for start, stop in _quarters(gram):
+        gram[start:stop, start:].addmm_(rows[:, start:stop].t(), rows[:, start:])
+
+
+def _mirrored(gram: Tensor) -> Tensor:
+    """`gram` with what `_add_gram` left out copied from above the diagonal."""
+    for start, stop in _quarters(gram):
         gram[stop:, start:stop] = gram[start:stop, stop:].t()
     return gram
+
+
+def _quarters(gram: Tensor) -> Iterator[tuple[int, int]]:
+    columns = gram.shape[0]
+    quarter = -(-columns // 4)
+    return ((start, min(start + quarter, columns)) for start in range(0, columns, quarter))

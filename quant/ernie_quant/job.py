@@ -13,6 +13,7 @@ from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import UsageError
 from ernie_quant.recipe import Recipe
 from ernie_quant.token_table import TokenSequence
+from ernie_quant.units import OnUnit
 from ernie_quant.work import Resume, check_empty
 
 
@@ -20,7 +21,8 @@ from ernie_quant.work import Resume, check_empty
 class Job:
     """What to make of what. `sequences`: calibration tokens, needed by the method `gptq` alone.
 
-    on_unit: told the unit that was done, and how many of how many are. should_stop: asked after every unit.
+    on_unit: told the unit that was done, and how much of how much work is; first of all an empty name with
+    what was done before. should_stop: asked after every unit.
     """
 
     source: Path
@@ -29,7 +31,7 @@ class Job:
     recipe: Recipe
     sequences: Sequence[TokenSequence] = ()
     resume: Resume = "auto"
-    on_unit: Callable[[str, int, int], None] | None = None
+    on_unit: OnUnit | None = None
     should_stop: Callable[[], bool] | None = None
 
     @property

@@ -1,34 +1,51 @@
 """One decoder layer over all calibration tokens: its attention, the routers' choices, the experts' outputs.
 
 The weights of attention and of shared experts are those of the new checkpoint, so that what experts are
-quantized from is what they will meet. Knows nothing of how experts are quantized, nor of files.
+quantized from is what they will meet. Hidden states lie in files, and pass through memory a chunk at a time.
+Knows nothing of how experts are quantized.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from accelerate import init_empty_weights
 
-from ernie_local.checkpoint.packed import QKV, PackedTensors
-from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import ModelConfig, QuantizationConfig
-from ernie_local.loading.build import fill_parameters
+from ernie_local.config import ModelConfig
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.moe import Bank
-from ernie_local.model.packed_linear import PackedGatedMLP, PackedLinear
 from ernie_local.model.rope import TextRope
 from ernie_local.model.router import Router
+from ernie_quant.row_file import RowFile
 from ernie_quant.token_table import TokenTable
 
 Tensor = torch.Tensor
 _CHUNK_TOKENS = 4096
 NEIGHBOUR_RANKS = 4  # times top_k: how far down the router's list a neighbour may stand
+
+
+@dataclass(frozen=True, slots=True)
+class NormedTokens:
+    """What routers and experts see of some tokens, in chunks of (tokens, hidden_size).
+
+    states: hidden states with the layer's attention added; rows: (tokens,) of them.
+    """
+
+    layer: DecoderLayer
+    states: RowFile
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return self.rows.numel()
+
+    @torch.inference_mode()
+    def __iter__(self) -> Iterator[Tensor]:
+        for rows in self.rows.split(_CHUNK_TOKENS) if len(self) else ():
+            yield self.layer.post_attention_layernorm(self.states.read(rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,50 +64,19 @@ class Routing:
         return self.rows[tokens], self.weights[tokens, choices]
 
     def neighbours(self, expert_id: int, most: int) -> Tensor:
-        """Rows that do not go to the expert though the router ranks it next, best rank first."""
+        """Rows that do not go to the expert though the router ranks it next: those of the best ranks."""
         top_k = self.ids.shape[1]
         tokens, ranks = (self.ranked[:, top_k:] == expert_id).nonzero(as_tuple=True)
         others = ~(self.ids[tokens] == expert_id).any(1)
         tokens, ranks = tokens[others], ranks[others]
-        return self.rows[tokens[ranks.argsort(stable=True)[:most]]]
-
-
-def build_layer(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    layer_id: int,
-    tables: QuantizationConfig,
-    tensors: PackedTensors,
-    packed: Mapping[str, Tensor],
-) -> DecoderLayer:
-    """The layer without its routed experts. packed: bytes by the name of matrix or gated MLP in `tables`,
-    whose shapes `tensors` knows.
-
-    What `tables` leaves unquantized is read in float32.
-    """
-    with init_empty_weights(include_buffers=True):
-        layer = DecoderLayer(config.text, layer_id)
-    prefix = f"layers.{layer_id}."
-    for name, matrix in packed.items():
-        own = name.removeprefix(prefix)
-        if name in tables.gated_mlps:
-            layer.set_submodule(own, PackedGatedMLP(matrix))
-            continue
-        rows, _ = tensors.matrix_shape(name)
-        linear = PackedLinear(matrix, tables.matrices[name], rows)
-        if own.endswith(QKV):
-            layer.self_attn.pack_qkv(linear)
-        else:
-            layer.set_submodule(own, linear)
-    fill_parameters(layer, checkpoint, prefix, torch.float32, torch.device("cpu"))
-    # The cache below has this one layer.
-    layer.self_attn.layer_id = 0
-    return layer.eval()
+        return self.rows[tokens[ranks.argsort(stable=True)[:most]].sort().values]
 
 
 @torch.inference_mode()
-def attend(layer: DecoderLayer, config: ModelConfig, table: TokenTable) -> None:
-    """Add the attention half of the layer to every token's hidden state."""
+def attend(
+    layer: DecoderLayer, config: ModelConfig, table: TokenTable, states: RowFile, attended: RowFile
+) -> None:
+    """Every token's hidden state with the attention half of the layer added."""
     one_layer = dataclasses.replace(config.text, num_hidden_layers=1)
     longest = max(tokens.stop - tokens.start for tokens in table.sequences())
     cache = KVCache(one_layer, longest, torch.float32, torch.device("cpu"))
@@ -98,43 +84,49 @@ def attend(layer: DecoderLayer, config: ModelConfig, table: TokenTable) -> None:
     attention: SelfAttention = layer.self_attn
     for tokens in table.sequences():
         cosines, sines = rope.angles(table.positions[:, tokens])
-        normed = layer.input_layernorm(table.hidden[tokens])
-        table.hidden[tokens] += attention(normed, cosines, sines, cache, ())
+        hidden = states.read(tokens)
+        hidden += attention(layer.input_layernorm(hidden), cosines, sines, cache, ())
+        attended.write(tokens, hidden)
         cache.truncate(0)
 
 
 @torch.inference_mode()
-def add_mlp(layer: DecoderLayer, table: TokenTable, routed: Tensor | None = None) -> None:
-    """Add what every token passes: the dense MLP, or the shared experts and `routed`, (tokens, hidden)."""
+def finish_layer(layer: DecoderLayer, attended: RowFile, routed: RowFile) -> bool:
+    """Put what the next layer gets into `routed`, which holds the sums of routed experts: their sum with the
+    hidden states and what every token passes, the dense MLP or the shared experts.
+
+    Whether all of it is finite.
+    """
     mlp = layer.mlp if layer.moe is None else layer.moe.shared_experts
-    for start in range(0, table.num_tokens, _CHUNK_TOKENS):
+    is_finite = True
+    for start in range(0, attended.num_rows, _CHUNK_TOKENS):
         tokens = slice(start, start + _CHUNK_TOKENS)
+        hidden = attended.read(tokens)
         if mlp is not None:
-            table.hidden[tokens] += mlp(normed_rows(layer, table, tokens))
-    if routed is not None:
-        table.hidden += routed
+            hidden += mlp(layer.post_attention_layernorm(hidden))
+        if layer.moe is not None:
+            hidden += routed.read(tokens)
+        is_finite = is_finite and bool(hidden.isfinite().all())
+        routed.write(tokens, hidden)
+    return is_finite
 
 
 @torch.inference_mode()
-def normed_rows(layer: DecoderLayer, table: TokenTable, rows: Tensor | slice) -> Tensor:
-    """What routers and experts see of these tokens, (rows, hidden); the attention half must be added."""
-    normed: Tensor = layer.post_attention_layernorm(table.hidden[rows])
-    return normed
-
-
-@torch.inference_mode()
-def route(layer: DecoderLayer, table: TokenTable, bank: Bank) -> Routing:
+def route(layer: DecoderLayer, table: TokenTable, attended: RowFile, bank: Bank) -> Routing:
     """Where the layer's router sends the bank's tokens."""
     assert layer.moe is not None
     router: Router = layer.moe.text_router if bank == "text" else layer.moe.vision_router
     rows = (table.is_vision == (bank == "vision")).nonzero()[:, 0]
-    num_ranks = min(NEIGHBOUR_RANKS * router.experts_per_token, router.weight.shape[0])
-    ids, weights, ranked = [], [], []
-    for part in rows.split(_CHUNK_TOKENS):
-        normed = normed_rows(layer, table, part)
-        part_ids, part_weights = router(normed)
+    num_experts, top_k = router.weight.shape[0], router.experts_per_token
+    num_ranks = min(NEIGHBOUR_RANKS * top_k, num_experts)
+    ids = torch.empty(len(rows), top_k, dtype=torch.int64)
+    weights = torch.empty(len(rows), top_k)
+    ranked = torch.empty(len(rows), num_ranks, dtype=torch.int64)
+    start = 0
+    for normed in NormedTokens(layer, attended, rows):
+        part = slice(start, start + len(normed))
+        ids[part], weights[part] = router(normed)
         scores = (normed.float() @ router.weight.t()).softmax(-1) + router.bias
-        ids.append(part_ids)
-        weights.append(part_weights)
-        ranked.append(scores.topk(num_ranks, dim=-1).indices)
-    return Routing(rows, torch.cat(ids), torch.cat(weights), torch.cat(ranked))
+        ranked[part] = scores.topk(num_ranks, dim=-1).indices
+        start = part.stop
+    return Routing(rows, ids, weights, ranked)

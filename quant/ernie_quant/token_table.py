@@ -1,27 +1,25 @@
-"""All calibration tokens of all sequences as they enter a layer, and how they get there at first.
+"""All calibration tokens of all sequences: where they stand, and how they get their first hidden states.
 
-Owns hidden states, positions and the bounds of the sequences. Knows nothing of layers or of quantizing.
+Owns positions and the bounds of the sequences; hidden states lie in files. Knows nothing of layers or of
+quantizing.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
 import torch
-from accelerate import init_empty_weights
 
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError
-from ernie_local.experts.packed import PackedExperts
-from ernie_local.loading.build import fill_parameters
+from ernie_local.loading.build import build_embedder
 from ernie_local.media.patches import Patches
 from ernie_local.media.prompt import Prompt
-from ernie_local.model.ernie import ErnieModel
+from ernie_quant.row_file import RowFile
 
 
 class TokenSequence(Protocol):
@@ -38,15 +36,33 @@ class TokenSequence(Protocol):
         ...
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class TokenTable:
-    """hidden: (tokens, hidden_size) float32, changed from layer to layer; positions: (3, tokens) int64;
-    is_vision: (tokens,) bool; bounds: first token of each sequence, and the number of all."""
+    """positions: (3, tokens) int64; is_vision: (tokens,) bool; bounds: first token of each sequence, and the
+    number of all."""
 
-    hidden: torch.Tensor
     positions: torch.Tensor
     is_vision: torch.Tensor
     bounds: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sequences: Sequence[TokenSequence], config: ModelConfig) -> TokenTable:
+        """UsageError for no sequences at all."""
+        if not sequences:
+            raise UsageError(
+                "0 calibration sequences, at least 1 is needed",
+                "second moments come from the tokens that run through the model",
+                "give more samples, or use --method rtn, which needs none",
+            )
+        prompts = [Prompt.of(sequence.token_ids, sequence.patches, config) for sequence in sequences]
+        bounds = [0]
+        for sequence in sequences:
+            bounds.append(bounds[-1] + len(sequence.token_ids))
+        return cls(
+            torch.cat([prompt.positions for prompt in prompts], dim=1),
+            torch.cat([prompt.is_vision for prompt in prompts]),
+            tuple(bounds),
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -58,41 +74,24 @@ class TokenTable:
         return (slice(start, stop) for start, stop in pairwise(self.bounds))
 
 
-def embed(checkpoint: Checkpoint, config: ModelConfig, sequences: Sequence[TokenSequence]) -> TokenTable:
-    """Tokens and pictures as the first layer gets them, from the unquantized embedding and vision tower.
+@torch.inference_mode()
+def embed(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    sequences: Sequence[TokenSequence],
+    table: TokenTable,
+    states: RowFile,
+    first: int = 0,
+) -> Iterator[int]:
+    """Write what the first layer gets into `states`, by the embedding and tower of `checkpoint`.
 
-    UsageError for no sequences at all.
+    Begins with the `first` sequence. Yields the number of tokens done after each.
     """
-    if not sequences:
-        raise UsageError(
-            "0 calibration sequences, at least 1 is needed",
-            "second moments come from the tokens that run through the model",
-            "give more samples, or use --method rtn, which needs none",
-        )
-    bounds = [0]
-    for sequence in sequences:
-        bounds.append(bounds[-1] + len(sequence.token_ids))
-    num_tokens = bounds[-1]
-    hidden = torch.empty(num_tokens, config.text.hidden_size)
-    positions = torch.empty(3, num_tokens, dtype=torch.int64)
-    is_vision = torch.empty(num_tokens, dtype=torch.bool)
-    model = _outer_model(checkpoint, config)
-    with torch.inference_mode():
-        for sequence, (start, stop) in zip(sequences, pairwise(bounds), strict=True):
-            prompt = Prompt.of(sequence.token_ids, sequence.patches, config)
-            embedded = model.embed(prompt.token_ids)
-            if sequence.patches:
-                embedded[prompt.is_placeholder] = torch.cat(model.encode_images(sequence.patches))
-            hidden[start:stop] = embedded
-            positions[:, start:stop] = prompt.positions
-            is_vision[start:stop] = prompt.is_vision
-    return TokenTable(hidden, positions, is_vision, tuple(bounds))
-
-
-def _outer_model(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
-    """Embedding, vision tower and resampler in float32, without any decoder layer and without a head."""
-    text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=(), tie_word_embeddings=True)
-    with init_empty_weights(include_buffers=True):
-        model = ErnieModel(dataclasses.replace(config, text=text, quantization=None), PackedExperts({}))
-    fill_parameters(model, checkpoint, "", torch.float32, torch.device("cpu"))
-    return model.eval()
+    model = build_embedder(checkpoint, config)
+    for sequence, tokens in list(zip(sequences, table.sequences(), strict=True))[first:]:
+        prompt = Prompt.of(sequence.token_ids, sequence.patches, config)
+        embedded = model.embed(prompt.token_ids)
+        if sequence.patches:
+            embedded[prompt.is_placeholder] = torch.cat(model.encode_images(sequence.patches))
+        states.write(tokens, embedded)
+        yield tokens.stop

@@ -1,7 +1,7 @@
 """The directory in which a checkpoint is being made, and what of it is done: survives being killed anywhere.
 
-Owns the lock against a second writer, the identity of the work, the journal of finished units and the
-snapshot of hidden states. A unit enters the journal after its bytes are on the disk. Knows nothing of what
+Owns the lock against a second writer, the identity of the work, the journal of finished units and the folder
+of what only the work needs. A unit enters the journal after its bytes are on the disk. Knows nothing of what
 units are.
 """
 
@@ -14,10 +14,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Literal
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from ernie_local.errors import UsageError
 
@@ -61,30 +57,9 @@ class Work:
         self._journal.flush()
         os.fsync(self._journal.fileno())
 
-    def save_states(self, num_layers_done: int, hidden: torch.Tensor) -> None:
-        """Keep the hidden states behind so many layers in place of those before."""
-        path = self._folder / "states.safetensors"
-        temporary = path.with_suffix(".new")
-        save_file({"hidden": hidden}, temporary, {"layers": str(num_layers_done)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-
-    def load_states(self) -> tuple[int, torch.Tensor] | None:
-        """Layers done and hidden states behind them, or None where nothing was kept."""
-        path = self._folder / "states.safetensors"
-        if not path.exists():
-            return None
-        try:
-            with safe_open(path, "pt") as file:
-                layers = int(file.metadata()["layers"])
-            return layers, load_file(path)["hidden"]
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise UsageError(
-                f"{path} cannot be read: {error}",
-                "it was damaged after it had been written",
-                "begin anew with --resume never",
-            ) from error
+    def file(self, name: str) -> Path:
+        """Where a file that only the work needs lies."""
+        return self._folder / name
 
     def finish(self, out: Path) -> None:
         """Give the directory its final name, and drop what only the work needed."""

@@ -17,7 +17,7 @@ def test_moments_are_the_weighted_mean_of_outer_products() -> None:
     for token, weight in zip(tokens.double(), weights.double(), strict=True):
         expected += weight * torch.outer(token, token)
     expected /= weights.double().sum()
-    moments = second_moments(tokens, weights)
+    moments = second_moments(tokens.split(10), weights, 50)
     assert torch.allclose(moments.matrix.double(), expected, atol=1e-6)
     assert torch.equal(moments.matrix, moments.matrix.t())
     assert moments.effective_tokens == pytest.approx(
@@ -27,11 +27,11 @@ def test_moments_are_the_weighted_mean_of_outer_products() -> None:
 
 def test_equal_weights_count_every_token_and_none_counts_none() -> None:
     tokens = torch.randn(12, 16)
-    assert second_moments(tokens).effective_tokens == pytest.approx(12)
-    nothing = second_moments(tokens, torch.zeros(12))
+    assert second_moments([tokens], torch.ones(12), 16).effective_tokens == pytest.approx(12)
+    nothing = second_moments([tokens], torch.zeros(12), 16)
     assert nothing.effective_tokens == 0
     assert not nothing.matrix.any()
-    assert second_moments(tokens[:0]).effective_tokens == 0
+    assert second_moments([], torch.ones(0), 16).effective_tokens == 0
 
 
 def test_shrinking_goes_from_the_prior_to_the_own_moments() -> None:
@@ -52,7 +52,7 @@ def test_damping_gives_columns_that_were_never_seen_the_mean() -> None:
 
 def test_the_factor_is_that_of_the_inverse() -> None:
     tokens = torch.randn(200, 60, generator=torch.Generator().manual_seed(1))
-    hessian = damped(second_moments(tokens).matrix)
+    hessian = damped(second_moments([tokens], torch.ones(200), 60).matrix)
     factor = inverse_factor(hessian)
     assert torch.equal(factor, factor.triu())
     assert torch.allclose(factor.t() @ factor, torch.linalg.inv(hessian), atol=1e-4)

@@ -24,7 +24,7 @@ def test_compiled_steps_choose_as_torch_does(
     weights = torch.randn(rows, columns, generator=generator)
     common = torch.randn(900, 1, generator=generator)
     tokens = torch.randn(900, columns, generator=generator) + common
-    hessian = damped(second_moments(tokens).matrix)
+    hessian = damped(second_moments([tokens], torch.ones(900), columns).matrix)
 
     def quantize() -> list[QuantizedMatrix]:
         grid = search_grid(weights, low_bit, hessian.diagonal())

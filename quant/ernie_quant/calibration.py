@@ -1,0 +1,177 @@
+"""Calibrated experts, layer by layer, on what the layers before make of the tokens.
+
+Owns the order: pictures and tokens embedded, then for each layer attention over all tokens, routing, each
+expert from its own tokens, and its output on to the next layer. Only one expert's weights are in memory, and
+hidden states lie in files. See quantizing and a layer's arithmetic in expert.py and layer.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from ernie_local.checkpoint.packed import PackedTensors, page_formats
+from ernie_local.checkpoint.reader import Checkpoint
+from ernie_local.checkpoint.writer import CheckpointFiles
+from ernie_local.config import ModelConfig
+from ernie_local.errors import ModelUnusable
+from ernie_local.kernels.ops import packed_experts
+from ernie_local.loading.build import build_layer
+from ernie_local.model.decoder import DecoderLayer
+from ernie_local.model.moe import BANKS, Bank
+from ernie_local.packing import pack_page
+from ernie_quant.expert import ExpertInputs, ExpertReport, quantize_expert
+from ernie_quant.hessian import second_moments
+from ernie_quant.job import Job
+from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route
+from ernie_quant.row_file import RowFile
+from ernie_quant.source import Source
+from ernie_quant.token_table import TokenTable, embed
+from ernie_quant.units import Units
+from ernie_quant.work import Work
+
+_NEIGHBOURS_PER_COLUMN = 2  # of down: tokens that its prior is made from
+ExpertReports = dict[tuple[int, Bank, int], ExpertReport]
+
+
+def expert_unit(layer_id: int, bank: Bank, expert_id: int) -> str:
+    """Its name in the journal."""
+    return f"expert {layer_id}.{bank}.{expert_id}"
+
+
+class Calibration:
+    """The tokens' way through the new checkpoint, whose experts are made on the way."""
+
+    def __init__(
+        self,
+        job: Job,
+        config: ModelConfig,
+        table: TokenTable,
+        source: Source,
+        made: Checkpoint,
+        files: CheckpointFiles,
+        work: Work,
+        units: Units,
+    ) -> None:
+        """config: with the new tables; table: of the job's sequences; made: what `files` writes, all but
+        experts there already."""
+        assert config.quantization is not None
+        self._job, self._config, self._tables = job, config, config.quantization
+        self._source, self._made, self._files, self._units = source, made, files, units
+        self._work = work
+        self._packed = PackedTensors(config)
+        self._table = table
+        self.reports: ExpertReports = {}
+
+    def run(self) -> None:
+        """Make what is not made yet, and collect all reports."""
+        first = 0
+        while self._units.is_done(f"layer {first}"):
+            self._collect_reports(first)
+            first += 1
+        if first == 0:
+            self._embed()
+        for layer_id in range(first, self._config.text.num_hidden_layers):
+            self._make_layer(layer_id)
+
+    def _states(self, layer_id: int) -> Path:
+        """Where hidden states lie as the layer gets them."""
+        return self._work.file(f"states.{layer_id}")
+
+    def _open(self, path: Path, *, is_new: bool = False) -> RowFile:
+        return RowFile(path, self._table.num_tokens, self._config.text.hidden_size, is_new=is_new)
+
+    def _embed(self) -> None:
+        unit_names = [f"sequence {number}" for number in range(len(self._job.sequences))]
+        done = 0
+        while done < len(unit_names) and self._units.is_done(unit_names[done]):
+            done += 1
+        if done == len(unit_names):
+            return
+        with self._open(self._states(0), is_new=done == 0) as states:
+            ends = embed(self._made, self._config, self._job.sequences, self._table, states, done)
+            for unit, _ in zip(unit_names[done:], ends, strict=True):
+                states.sync()
+                self._units.finish(unit)
+
+    def _make_layer(self, layer_id: int) -> None:
+        layer = build_layer(self._made, self._config, layer_id)
+        attended_path, routed_path = self._work.file("attended"), self._work.file("routed")
+        with (
+            self._open(self._states(layer_id)) as states,
+            self._open(attended_path, is_new=True) as attended,
+            self._open(routed_path, is_new=True) as routed,
+        ):
+            attend(layer, self._config, self._table, states, attended)
+            if layer.moe is not None:
+                for bank in BANKS:
+                    self._make_bank(layer, layer_id, bank, attended, routed)
+            if not finish_layer(layer, attended, routed):
+                raise ModelUnusable(
+                    f"layer {layer_id} turns calibration tokens into numbers that are not finite",
+                    "a weight of it is damaged, or overflows",
+                    "verify the source checkpoint",
+                )
+            routed.sync()
+        routed_path.replace(self._states(layer_id + 1))
+        self._units.finish(f"layer {layer_id}")
+        self._states(layer_id).unlink()
+
+    def _make_bank(
+        self, layer: DecoderLayer, layer_id: int, bank: Bank, attended: RowFile, routed: RowFile
+    ) -> None:
+        routing = route(layer, self._table, attended, bank)
+        moments: torch.Tensor | None = None
+        for expert_id, (name, row) in enumerate(self._packed.locate_experts(layer_id, bank)):
+            unit = expert_unit(layer_id, bank, expert_id)
+            rows, weights = routing.visitors(expert_id)
+            tokens = NormedTokens(layer, attended, rows)
+            if not self._units.is_done(unit):
+                if moments is None:
+                    everything = NormedTokens(layer, attended, routing.rows)
+                    alike = torch.ones(len(everything))
+                    moments = second_moments(everything, alike, self._config.text.hidden_size).matrix
+                neighbours = NormedTokens(layer, attended, self._neighbours(routing, expert_id, bank))
+                page, report = quantize_expert(
+                    self._source.expert(layer_id, bank, expert_id),
+                    ExpertInputs(tokens, weights, neighbours, moments),
+                    *page_formats(self._tables.experts[layer_id, bank][expert_id]),
+                    self._job.recipe,
+                )
+                self._files.write(name, [pack_page(page)], row)
+                self._units.finish(unit, dataclasses.asdict(report))
+            self.reports[layer_id, bank, expert_id] = self._report(unit)
+            # From the file, so that a resumed run computes with the very same bytes.
+            self._add_outputs(tokens, weights, self._files.read(name, row)[None], routed)
+
+    @staticmethod
+    @torch.inference_mode()
+    def _add_outputs(
+        tokens: NormedTokens, weights: torch.Tensor, page: torch.Tensor, routed: RowFile
+    ) -> None:
+        start = 0
+        for part in tokens:
+            stop = start + len(part)
+            only = torch.zeros(len(part), 1, dtype=torch.int64)
+            outputs = packed_experts(part, page, only, weights[start:stop, None])
+            routed.add(tokens.rows[start:stop], outputs)
+            start = stop
+
+    def _neighbours(self, routing: Routing, expert_id: int, bank: Bank) -> torch.Tensor:
+        text = self._config.text
+        inner_size = text.text_expert_size if bank == "text" else text.vision_expert_size
+        return routing.neighbours(expert_id, _NEIGHBOURS_PER_COLUMN * inner_size)
+
+    def _collect_reports(self, layer_id: int) -> None:
+        for bank in BANKS if self._config.text.moe_layers[layer_id] else ():
+            for expert_id in range(self._config.text.num_experts):
+                unit = expert_unit(layer_id, bank, expert_id)
+                self.reports[layer_id, bank, expert_id] = self._report(unit)
+
+    def _report(self, unit: str) -> ExpertReport:
+        values = self._units.report(unit)
+        return ExpertReport(
+            int(values["tokens"]), values["effective_tokens"], values["gate_up_error"], values["down_error"]
+        )

@@ -1,0 +1,81 @@
+"""What each unit of a quantizing run costs, in billions of multiply-adds as the slowest part counts them.
+
+Only the proportions matter: time left is reckoned from them and from the pace so far. They were fitted to
+measurements at the model's real shapes (docs/performance.md). Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ernie_local.checkpoint.writer import TensorEntry
+from ernie_local.config import ModelConfig
+from ernie_local.model.moe import BANKS
+from ernie_quant.calibration import expert_unit
+from ernie_quant.recipe import Recipe
+from ernie_quant.token_table import TokenSequence
+
+_GIGA = 1e9
+_FIXED_PER_WEIGHT = 0.5  # read, converted, rounded, packed and written
+_ATTENTION_SLOWNESS = 2.5  # attention itself, beside products with packed weights
+
+
+def unit_costs(
+    config: ModelConfig, fixed: Sequence[TensorEntry], sequences: Sequence[TokenSequence], recipe: Recipe
+) -> dict[str, float]:
+    """By unit, in the order of the work; `fixed` are the tensors that need no calibration tokens."""
+    costs = {entry.name: _fixed_cost(entry) for entry in fixed}
+    if recipe.method != "gptq":
+        return costs
+    for number, sequence in enumerate(sequences):
+        costs[f"sequence {number}"] = _picture_cost(config, sequence)
+    num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
+    num_vision = sum(patches.num_tokens for sequence in sequences for patches in sequence.patches)
+    bank_tokens = {"text": num_tokens - num_vision, "vision": num_vision}
+    for layer_id, has_experts in enumerate(config.text.moe_layers):
+        for bank in BANKS if has_experts else ():
+            cost = _expert_cost(config, bank, bank_tokens, recipe)
+            for expert_id in range(config.text.num_experts):
+                costs[expert_unit(layer_id, bank, expert_id)] = cost
+        costs[f"layer {layer_id}"] = _layer_cost(config, sequences)
+    return costs
+
+
+def _fixed_cost(entry: TensorEntry) -> float:
+    return entry.num_bytes * _FIXED_PER_WEIGHT * (4 if entry.dtype == torch.uint8 else 1) / _GIGA
+
+
+def _picture_cost(config: ModelConfig, sequence: TokenSequence) -> float:
+    vision = config.vision
+    weights = vision.depth * vision.hidden_size * (4 * vision.hidden_size + 2 * vision.intermediate_size)
+    total = 1e6
+    for patches in sequence.patches:
+        count = patches.pixel_values.shape[0]
+        attention = vision.depth * 2 * count * count * vision.hidden_size
+        total += count * weights + _ATTENTION_SLOWNESS * attention
+    return total / _GIGA
+
+
+def _layer_cost(config: ModelConfig, sequences: Sequence[TokenSequence]) -> float:
+    text = config.text
+    lengths = [len(sequence.token_ids) for sequence in sequences]
+    heads = text.num_attention_heads * text.head_dim
+    weights = 3 * text.hidden_size * heads + 3 * text.hidden_size * text.shared_expert_size
+    attention = sum(length * length * heads for length in lengths)
+    return (sum(lengths) * weights + _ATTENTION_SLOWNESS * attention) / _GIGA
+
+
+def _expert_cost(config: ModelConfig, bank: str, bank_tokens: Mapping[str, int], recipe: Recipe) -> float:
+    text = config.text
+    hidden, inner = (
+        text.hidden_size,
+        text.text_expert_size if bank == "text" else text.vision_expert_size,
+    )
+    tokens = bank_tokens[bank] * text.experts_per_token / text.num_experts
+    passes = 4 + recipe.sweeps  # GPTQ's own half, the first pull, the error's two products, what is small
+    chosen = passes * (2 * inner * hidden**2 + hidden * inner**2) + hidden**3 + inner**3
+    moments = tokens * (hidden**2 + inner**2)
+    return math.fsum((chosen, moments, 5 * tokens * inner * hidden)) / _GIGA
