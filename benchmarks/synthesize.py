@@ -2,6 +2,7 @@
 
     python benchmarks/synthesize.py OUT                                   # 16.8 GB: experts w4, the rest w8
     python benchmarks/synthesize.py OUT --experts w2 --dense w4           # about 9.7 GB
+    python benchmarks/synthesize.py OUT --plain --layers 3 --vision-depth 2   # 5 GB of bfloat16
 
 Its answers mean nothing. Router weights are random with a mean of zero, so that tokens spread over experts.
 """
@@ -21,13 +22,16 @@ from random_weights import WEIGHT_DEVIATION, RandomWeights
 from ernie_local.checkpoint.packed import PackedTensors, known_format, page_layout
 from ernie_local.checkpoint.shapes import ExpectedShapes
 from ernie_local.checkpoint.writer import TensorEntry, write_checkpoint
-from ernie_local.config import ModelConfig, parse_config
+from ernie_local.config import ModelConfig, QuantizationConfig, parse_config
 from ernie_quant.format_tables import FormatChoice, format_tables
 
 ROWS_A_PIECE = 1024
+# As large as what the layers add: else the mean over all tokens, which attention adds, outweighs embeddings,
+# and all tokens go to the same experts.
+EMBEDDING_DEVIATION = 1.0
 
 
-def full_size_config(num_layers: int) -> dict[str, object]:
+def full_size_config(num_layers: int, vision_depth: int = 32) -> dict[str, object]:
     """config.json as transformers writes it; sizes that it leaves out are those of the published model."""
     return {
         "model_type": "ernie4_5_vl_moe",
@@ -40,7 +44,7 @@ def full_size_config(num_layers: int) -> dict[str, object]:
             "bos_token_id": 1,
             "eos_token_id": 2,
         },
-        "vision_config": {"model_type": "ernie4_5_vl_moe_vision", "depth": 32, "hidden_size": 1280},
+        "vision_config": {"model_type": "ernie4_5_vl_moe_vision", "depth": vision_depth, "hidden_size": 1280},
     }
 
 
@@ -56,7 +60,7 @@ class Synthesizer:
     def produce(self, entry: TensorEntry) -> Iterator[torch.Tensor]:
         name, _, format_name = entry.name.rpartition(".")
         if entry.dtype != torch.uint8:
-            yield from self._plain(entry)
+            yield from self._plain(entry, EMBEDDING_DEVIATION if name == "embed_tokens" else WEIGHT_DEVIATION)
         elif len(entry.shape) == 2:
             hidden_size, inner_size = self._page_sizes(name)
             layout = page_layout(format_name, hidden_size, inner_size)
@@ -64,12 +68,10 @@ class Synthesizer:
                 yield self._random.page(layout)
         else:
             rows, columns = self._packed.matrix_shape(name)
-            # Embeddings as large as what the layers add: else the mean over all tokens, which attention adds,
-            # outweighs them, and all tokens go to the same experts.
-            deviation = 1.0 if name == "embed_tokens" else WEIGHT_DEVIATION
+            deviation = EMBEDDING_DEVIATION if name == "embed_tokens" else WEIGHT_DEVIATION
             yield from self._random.matrix(known_format(format_name), rows, columns, deviation)
 
-    def _plain(self, entry: TensorEntry) -> Iterator[torch.Tensor]:
+    def _plain(self, entry: TensorEntry, deviation: float) -> Iterator[torch.Tensor]:
         if "norm" in entry.name and entry.name.endswith(".weight"):
             yield torch.ones(entry.shape, dtype=entry.dtype)
         elif entry.name.endswith(".bias"):
@@ -77,7 +79,8 @@ class Synthesizer:
         else:
             for start in range(0, entry.shape[0], ROWS_A_PIECE):
                 rows = min(ROWS_A_PIECE, entry.shape[0] - start)
-                yield self._random.normal(rows, *entry.shape[1:]).to(entry.dtype)
+                values = self._random.normal(rows, *entry.shape[1:])
+                yield values.mul_(deviation / WEIGHT_DEVIATION).to(entry.dtype)
 
     def _page_sizes(self, name: str) -> tuple[int, int]:
         text = self._text
@@ -86,6 +89,25 @@ class Synthesizer:
                 "text"
             ) else text.vision_expert_size
         return text.hidden_size, text.shared_expert_size if "shared" in name else text.intermediate_size
+
+
+def write_random(
+    directory: Path, raw: dict[str, object], tables: QuantizationConfig | None, seed: int
+) -> None:
+    """The checkpoint that `raw`, a config.json, describes, in the formats of `tables`, into a new place."""
+    config = dataclasses.replace(parse_config(raw, "config.json"), quantization=tables)
+    packed, expected = PackedTensors(config), ExpectedShapes(config)
+    entries = [TensorEntry(name, torch.uint8, shape) for name, shape in packed.shapes.items()]
+    for name in expected.names():
+        if not packed.replaces(name):
+            shape = expected.shape(name)
+            assert shape is not None
+            entries.append(TensorEntry(name, torch.float32 if "router" in name else torch.bfloat16, shape))
+    directory.mkdir(parents=True)
+    write_checkpoint(directory, entries, Synthesizer(config, seed).produce)
+    if tables is not None:
+        raw = {**raw, "quantization_config": tables.to_json()}
+    (directory / "config.json").write_text(json.dumps(raw, indent=1))
 
 
 def peak_mib() -> int:
@@ -101,28 +123,19 @@ def main() -> None:
     parser.add_argument("--dense", default="w8", help="attention, shared experts, dense layer, head")
     parser.add_argument("--embedding", default="w8")
     parser.add_argument("--vision", default="w8", help="a format, or none for bfloat16")
+    parser.add_argument("--plain", action="store_true", help="everything in bfloat16, as it is published")
     parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--vision-depth", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    raw = full_size_config(arguments.layers)
+    raw = full_size_config(arguments.layers, arguments.vision_depth)
     config = parse_config(raw, "config.json")
     vision = None if arguments.vision == "none" else arguments.vision
-    tables = format_tables(
-        config, FormatChoice(arguments.experts, arguments.dense, arguments.embedding, vision)
-    )
-    config = dataclasses.replace(config, quantization=tables)
-    packed, expected = PackedTensors(config), ExpectedShapes(config)
-    entries = [TensorEntry(name, torch.uint8, shape) for name, shape in packed.shapes.items()]
-    for name in expected.names():
-        if not packed.replaces(name):
-            shape = expected.shape(name)
-            assert shape is not None
-            entries.append(TensorEntry(name, torch.float32 if "router" in name else torch.bfloat16, shape))
-    arguments.out.mkdir(parents=True)
+    choice = FormatChoice(arguments.experts, arguments.dense, arguments.embedding, vision)
     start = time.perf_counter()
-    write_checkpoint(arguments.out, entries, Synthesizer(config, arguments.seed).produce)
-    raw["quantization_config"] = tables.to_json()
-    (arguments.out / "config.json").write_text(json.dumps(raw, indent=1))
+    write_random(
+        arguments.out, raw, None if arguments.plain else format_tables(config, choice), arguments.seed
+    )
     num_bytes = sum(path.stat().st_size for path in arguments.out.iterdir())
     seconds = time.perf_counter() - start
     print(f"{arguments.out}: {num_bytes / 1e9:.2f} GB in {seconds:.0f} s, peak memory {peak_mib()} MiB")

@@ -1,0 +1,135 @@
+"""Time and memory of quantizing at ERNIE-4.5-VL-28B-A3B's sizes, from a few of its layers to all of them.
+
+    python benchmarks/quantize.py --work DIR                    # gptq w2, 100,000 tokens, 13 GB of disk
+    python benchmarks/quantize.py --work DIR --method rtn
+
+The source is random bfloat16 with one dense and two expert layers and two blocks of the tower; what belongs
+to a layer or block counts as often as the model has them. Tokens are random, pictures are noise of 1000 x 700
+pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from synthesize import full_size_config, peak_mib, write_random
+
+from ernie_local.config import read_config
+from ernie_local.media.patches import Patches
+from ernie_quant.format_tables import FormatChoice, format_tables
+from ernie_quant.job import Job
+from ernie_quant.pipeline import quantize_checkpoint
+from ernie_quant.recipe import Recipe
+
+LAYERS, BLOCKS = 28, 32  # of the model
+GRID = (1, 50, 72)  # patches of a picture of 1000 x 700
+IMAGE_TOKENS, TEXT_TOKENS = 900, 770  # of a sequence
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Tokens with their pictures."""
+
+    token_ids: tuple[int, ...]
+    patches: tuple[Patches, ...]
+
+
+def random_sequences(num_tokens: int, media_ids: tuple[int, int, int]) -> list[Sequence]:
+    start, image, end = media_ids
+    generator = torch.Generator().manual_seed(0)
+    sequences = []
+    while num_tokens > 0:
+        pixels = torch.randn(GRID[1] * GRID[2], 588, generator=generator)
+        picture = Patches(pixels, GRID, (1000, 700), (1008, 700), IMAGE_TOKENS)
+        text = torch.randint(10, 90_000, (TEXT_TOKENS,), generator=generator).tolist()
+        sequences.append(Sequence((1, start, *[image] * IMAGE_TOKENS, end, *text), (picture,)))
+        num_tokens -= len(sequences[-1].token_ids)
+    return sequences
+
+
+class Clock:
+    """Seconds by kind of unit, each kind with how often the model has what was measured once."""
+
+    def __init__(self, partial: Path, layers: int, blocks: int) -> None:
+        self._partial, self._layers, self._blocks = partial, layers, blocks
+        self._last = time.perf_counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.most_bytes = 0
+
+    def tick(self, unit: str, _done: float, _all: float) -> None:
+        now = time.perf_counter()
+        self.seconds[self.kind(unit)] += now - self._last
+        self._last = now
+        if unit.startswith(("layer ", "sequence ")):
+            on_disk = sum(path.stat().st_blocks * 512 for path in self._partial.rglob("*") if path.is_file())
+            self.most_bytes = max(self.most_bytes, on_disk)
+
+    @staticmethod
+    def kind(unit: str) -> str:
+        if unit == "layer 0":
+            return "dense layer"
+        for name in ("expert", "layer", "sequence"):
+            if unit.startswith(f"{name} "):
+                return {"layer": "attention and shared experts", "sequence": "vision tower"}.get(
+                    name, "experts"
+                )
+        if re.match(r"experts\.", unit):
+            return "experts"
+        if re.match(r"layers\.[1-9]", unit):
+            return "attention and shared experts"
+        return "tower's weights" if unit.startswith("vision.") else "the rest"
+
+    def times(self, kind: str) -> float:
+        if kind in ("experts", "attention and shared experts"):
+            return (LAYERS - 1) / (self._layers - 1)
+        return BLOCKS / self._blocks if kind in ("vision tower", "tower's weights") else 1.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument(
+        "--work", type=Path, required=True, help="where source and checkpoint go; removed at the end"
+    )
+    parser.add_argument("--method", default="gptq")
+    parser.add_argument("--experts", default="w2")
+    parser.add_argument("--dense", default="w8")
+    parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--vision-depth", type=int, default=2)
+    arguments = parser.parse_args()
+    source, out = arguments.work / "source", arguments.work / "out"
+    if not source.exists():
+        write_random(source, full_size_config(arguments.layers, arguments.vision_depth), None, 0)
+    config = read_config(source)
+    media = config.media
+    sequences = []
+    if arguments.method == "gptq":
+        sequences = random_sequences(arguments.tokens, (media.image_start, media.image, media.image_end))
+    clock = Clock(out.with_name("out.partial"), arguments.layers, arguments.vision_depth)
+    tables = format_tables(config, FormatChoice(arguments.experts, arguments.dense, "w8", "w8"))
+    quantize_checkpoint(
+        Job(source, out, tables, Recipe(arguments.method), sequences, resume="never", on_unit=clock.tick)
+    )
+    weight_bytes = sum(path.stat().st_size for path in out.iterdir())
+    print("| | measured, s | times | whole model, min |\n|---|---:|---:|---:|")
+    whole = 0.0
+    for kind, seconds in clock.seconds.items():
+        whole += seconds * clock.times(kind)
+        print(f"| {kind} | {seconds:.1f} | {clock.times(kind):g} | {seconds * clock.times(kind) / 60:.1f} |")
+    print(f"| all | {sum(clock.seconds.values()):.1f} | | {whole / 60:.0f} |")
+    tokens = sum(len(sequence.token_ids) for sequence in sequences)
+    print(f"{tokens} tokens, {torch.get_num_threads()} threads, peak memory {peak_mib()} MiB")
+    if clock.most_bytes:
+        print(f"disk beside the checkpoint: {(clock.most_bytes - weight_bytes) / 2**30:.2f} GiB")
+    shutil.rmtree(out)
+
+
+if __name__ == "__main__":
+    main()
