@@ -74,9 +74,14 @@ class Routing:
 
 @torch.inference_mode()
 def attend(
-    layer: DecoderLayer, config: ModelConfig, table: TokenTable, states: RowFile, attended: RowFile
+    layer: DecoderLayer,
+    config: ModelConfig,
+    table: TokenTable,
+    states: RowFile,
+    attended: RowFile,
+    first_row: int = 0,
 ) -> None:
-    """Every token's hidden state with the attention half of the layer added."""
+    """Every token's hidden state with the attention half of the layer added, at `first_row` of `attended`."""
     one_layer = dataclasses.replace(config.text, num_hidden_layers=1)
     longest = max(tokens.stop - tokens.start for tokens in table.sequences())
     cache = KVCache(one_layer, longest, torch.float32, torch.device("cpu"))
@@ -86,21 +91,22 @@ def attend(
         cosines, sines = rope.angles(table.positions[:, tokens])
         hidden = states.read(tokens)
         hidden += attention(layer.input_layernorm(hidden), cosines, sines, cache, ())
-        attended.write(tokens, hidden)
+        attended.write(slice(first_row + tokens.start, first_row + tokens.stop), hidden)
         cache.truncate(0)
 
 
 @torch.inference_mode()
-def finish_layer(layer: DecoderLayer, attended: RowFile, routed: RowFile) -> bool:
+def finish_layer(layer: DecoderLayer, attended: RowFile, routed: RowFile, rows: slice | None = None) -> bool:
     """Put what the next layer gets into `routed`, which holds the sums of routed experts: their sum with the
     hidden states and what every token passes, the dense MLP or the shared experts.
 
-    Whether all of it is finite.
+    rows: of both, by default all. Whether all of it is finite.
     """
     mlp = layer.mlp if layer.moe is None else layer.moe.shared_experts
     is_finite = True
-    for start in range(0, attended.num_rows, _CHUNK_TOKENS):
-        tokens = slice(start, start + _CHUNK_TOKENS)
+    first, last, _ = (rows or slice(None)).indices(attended.num_rows)
+    for start in range(first, last, _CHUNK_TOKENS):
+        tokens = slice(start, min(start + _CHUNK_TOKENS, last))
         hidden = attended.read(tokens)
         if mlp is not None:
             hidden += mlp(layer.post_attention_layernorm(hidden))

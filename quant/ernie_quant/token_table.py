@@ -64,6 +64,13 @@ class TokenTable:
             tuple(bounds),
         )
 
+    def repeated(self, times: int) -> TokenTable:
+        """The same sequences so many times, one after the other."""
+        bounds = [0]
+        for number in range(times):
+            bounds.extend(number * self.num_tokens + bound for bound in self.bounds[1:])
+        return TokenTable(self.positions.repeat(1, times), self.is_vision.repeat(times), tuple(bounds))
+
     @property
     def num_tokens(self) -> int:
         """Of all sequences."""

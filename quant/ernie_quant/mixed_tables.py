@@ -1,0 +1,219 @@
+"""The tables of a checkpoint with mixed bits: measurements and a size turned into a format for every weight.
+
+Owns what an option costs in bytes, and how much of the divergence at the answers it is held to cause. Knows
+nothing of how either was measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from ernie_local.checkpoint.packed import PackedTensors, page_formats, page_layout
+from ernie_local.config import ModelConfig, QuantizationConfig
+from ernie_local.config.quantization import BankKey
+from ernie_local.model.moe import BANKS
+from ernie_local.packing import LowBitFormat
+from ernie_quant.allocate import Option, allocate
+from ernie_quant.format_tables import FormatChoice, format_tables
+from ernie_quant.measurements import Measurements
+
+# Of an expert's loss this share is that of the mean of its bank: what calibration seldom showed is not
+# sacrificed to what it showed often.
+FLOOR = 0.2
+# A layer's factor is at least this share of the median's: a few positions measure small ones badly.
+_LEAST_FACTOR = 0.1
+_DENSE = ("w4", "w8")
+Item = tuple[str, int, str, int]  # kind, layer, bank or "", expert
+
+
+def tables_of_bits(
+    config: ModelConfig, measured: Measurements, bits: float, dense: str
+) -> QuantizationConfig:
+    """Formats that lose least with `bits` a weight of the routed experts, scales and zeros counted.
+
+    The fill of pages to whole 4096 bytes does not count: it is nothing at real widths, and much at tiny ones.
+    Where `dense` is `auto`, dense matrices share what experts and dense matrices in w8 would take.
+    """
+    start = _smallest(config, dense)
+    experts = expert_items(config, measured, _nominal_bytes)
+    dense_items = _dense_items(config, measured, start, dense)
+    weights = sum(_expert_weights(config, bank) for _, _, bank, _ in experts)
+    budget = int(weights * bits / 8) + sum(options[-1].num_bytes for options in dense_items.values())
+    chosen = allocate(experts | dense_items, budget)
+    return _tables_of(config, start, {key: option.name for key, option in chosen.items()})
+
+
+def tables_of_size(
+    config: ModelConfig, measured: Measurements, budget: int, dense: str
+) -> QuantizationConfig:
+    """Formats that lose least within so many bytes of what is quantized, pages whole.
+
+    Tensors that stay as they are do not count. DoesNotFit if the smallest formats already take more.
+    """
+    start = _smallest(config, dense)
+    items = expert_items(config, measured) | _dense_items(config, measured, start, dense)
+    fixed = quantized_bytes(config, start) - _least_bytes(items)
+    chosen = allocate(items, budget - fixed)
+    return _tables_of(config, start, {key: option.name for key, option in chosen.items()})
+
+
+def tables_for_card(
+    config: ModelConfig, measured: Measurements, budget: int, dense: str
+) -> QuantizationConfig:
+    """As `tables_of_size` where only what decoding a token needs has to fit: no vision experts, no tower.
+
+    Vision experts get as many bits a weight as text experts do.
+    """
+    start = _smallest(config, dense)
+    experts = expert_items(config, measured)
+    text = {key: options for key, options in experts.items() if key[2] == "text"}
+    vision = {key: options for key, options in experts.items() if key[2] == "vision"}
+    items = text | _dense_items(config, measured, start, dense)
+    resident = {name: found for name, found in start.matrices.items() if not name.startswith("vision.")}
+    needed = dataclasses.replace(start, experts={}, matrices=resident)
+    # What stays in this format whatever is chosen: `needed` without the items.
+    fixed = quantized_bytes(config, needed) + _least_bytes(text) - _least_bytes(items)
+    chosen = allocate(items, budget - fixed)
+    text_bytes = sum(chosen[key].num_bytes for key in text)
+    ratio = config.text.vision_expert_size / config.text.text_expert_size
+    chosen |= allocate(vision, max(_least_bytes(vision), int(text_bytes * ratio)))
+    return _tables_of(config, start, {key: option.name for key, option in chosen.items()})
+
+
+def _smallest(config: ModelConfig, dense: str) -> QuantizationConfig:
+    return format_tables(config, FormatChoice("w2s", "w4" if dense == "auto" else dense, "w8", "w8"))
+
+
+def _least_bytes(items: Mapping[Item, list[Option]]) -> int:
+    return sum(min(option.num_bytes for option in options) for options in items.values())
+
+
+def quantized_bytes(config: ModelConfig, tables: QuantizationConfig) -> int:
+    """Bytes of all packed tensors of these tables."""
+    packed = PackedTensors(dataclasses.replace(config, quantization=tables))
+    total = 0
+    for shape in packed.shapes.values():
+        count = 1
+        for size in shape:
+            count *= size
+        total += count
+    return total
+
+
+def _page_bytes(config: ModelConfig, bank: str, page_format: str) -> int:
+    return page_layout(page_format, config.text.hidden_size, _inner_size(config, bank)).page_bytes
+
+
+def _nominal_bytes(config: ModelConfig, bank: str, page_format: str) -> int:
+    """Codes, scales and zeros alone: what a page comes to at widths that fill it."""
+    gate_up, down = page_formats(page_format)
+    a_third = _expert_weights(config, bank) // 3
+    return int(a_third * (2 * _nominal_bits(gate_up) + _nominal_bits(down)) / 8)
+
+
+def _nominal_bits(low_bit: LowBitFormat) -> float:
+    return low_bit.bits + (low_bit.scale_bits + low_bit.zero_bits) / low_bit.group_size
+
+
+def _inner_size(config: ModelConfig, bank: str) -> int:
+    return config.text.text_expert_size if bank == "text" else config.text.vision_expert_size
+
+
+def _expert_weights(config: ModelConfig, bank: str) -> int:
+    return 3 * config.text.hidden_size * _inner_size(config, bank)
+
+
+def expert_items(
+    config: ModelConfig,
+    measured: Measurements,
+    bytes_of: Callable[[ModelConfig, str, str], int] = _page_bytes,
+) -> dict[Item, list[Option]]:
+    """Every routed expert with its page formats, losses in nats of divergence at the answers."""
+    factors = layer_factors(measured)
+    text = config.text
+    items: dict[Item, list[Option]] = {}
+    for layer_id, has_experts in enumerate(text.moe_layers):
+        for bank in BANKS if has_experts else ():
+            keys = [(layer_id, bank, expert_id) for expert_id in range(text.num_experts)]
+            mean_power = sum(measured.experts[key].power for key in keys) / len(keys)
+            for key in keys:
+                losses = measured.experts[key]
+                power = (1 - FLOOR) * losses.power + FLOOR * mean_power
+                items["expert", layer_id, bank, key[2]] = [
+                    Option(
+                        gate_up if gate_up == down else f"{gate_up}-{down}",
+                        bytes_of(config, bank, f"{gate_up}-{down}"),
+                        factors[layer_id] * power * (gate_up_lost + down_lost),
+                    )
+                    for gate_up, gate_up_lost in losses.lost["gate_up"].items()
+                    for down, down_lost in losses.lost["down"].items()
+                ]
+    return items
+
+
+def layer_factors(measured: Measurements) -> dict[int, float]:
+    """By layer, nats of divergence at the answers for one unit of its experts' lost power."""
+    lost: dict[int, float] = {}
+    for (layer_id, _, _), losses in measured.experts.items():
+        shares = sum(losses.lost[part][measured.probe_format] for part in losses.lost)
+        lost[layer_id] = lost.get(layer_id, 0.0) + losses.power * shares
+    factors = {
+        layer_id: measured.expert_divergence[layer_id] / power if power > 0 else 0.0
+        for layer_id, power in lost.items()
+    }
+    median = sorted(factors.values())[len(factors) // 2] if factors else 0.0
+    return {layer_id: max(factor, _LEAST_FACTOR * median) for layer_id, factor in factors.items()}
+
+
+def _dense_items(
+    config: ModelConfig, measured: Measurements, tables: QuantizationConfig, dense: str
+) -> dict[Item, list[Option]]:
+    items: dict[Item, list[Option]] = {}
+    if dense != "auto":
+        return items
+    for layer_id in range(config.text.num_hidden_layers):
+        items["dense", layer_id, "", 0] = _dense_options(
+            config, tables, f"layers.{layer_id}.", measured.dense_divergence[layer_id]
+        )
+    if "lm_head" in tables.matrices:
+        items["dense", -1, "", 0] = _dense_options(config, tables, "lm_head", measured.head_divergence)
+    return items
+
+
+def _dense_options(
+    config: ModelConfig, tables: QuantizationConfig, prefix: str, divergence: float
+) -> list[Option]:
+    options = []
+    for name, loss in zip(_DENSE, (divergence, 0.0), strict=True):
+        only = dataclasses.replace(
+            tables,
+            experts={},
+            matrices={key: name for key in tables.matrices if key.startswith(prefix)},
+            gated_mlps={key: name for key in tables.gated_mlps if key.startswith(prefix)},
+        )
+        options.append(Option(name, quantized_bytes(config, only), loss))
+    return options
+
+
+def _tables_of(
+    config: ModelConfig, start: QuantizationConfig, chosen: Mapping[Item, str]
+) -> QuantizationConfig:
+    experts: dict[BankKey, tuple[str, ...]] = {
+        (layer_id, bank): tuple(
+            chosen["expert", layer_id, bank, expert_id] for expert_id in range(config.text.num_experts)
+        )
+        for layer_id, bank in start.experts
+    }
+
+    def dense_format(name: str, before: str) -> str:
+        layer_id = int(name.split(".")[1]) if name.startswith("layers.") else -1
+        is_dense = name.startswith("layers.") or name == "lm_head"
+        return chosen.get(("dense", layer_id, "", 0), before) if is_dense else before
+
+    return dataclasses.replace(
+        start,
+        experts=experts,
+        matrices={name: dense_format(name, before) for name, before in start.matrices.items()},
+        gated_mlps={name: dense_format(name, before) for name, before in start.gated_mlps.items()},
+    )

@@ -1,0 +1,270 @@
+"""What bits are worth where, measured: the unquantized model runs once over some samples, in many copies.
+
+Beside the exact copy of all tokens there is one for each layer whose experts were rounded, and one for each
+whose other matrices were: it branches off at that layer and then goes through the exact ones. So every weight
+is read once, and at the end each copy's distance at the answers is what its layer costs. Owns this pass; what
+formats lose within one expert is option_losses.py's. Only one expert's weights are in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from ernie_local.checkpoint.reader import Checkpoint
+from ernie_local.config import ModelConfig
+from ernie_local.loading.build import build_layer
+from ernie_local.model.decoder import DecoderLayer
+from ernie_local.model.mlp import GatedMLP
+from ernie_local.model.moe import BANKS, Bank
+from ernie_local.model.unfilled import Linear
+from ernie_local.packing import dequantize, find_format
+from ernie_quant.answer_divergence import AnswerDivergence
+from ernie_quant.expert import ExpertWeights
+from ernie_quant.grid import round_to_grid, search_grid
+from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route
+from ernie_quant.measurements import ExpertKey, Measurements
+from ernie_quant.option_losses import OptionLosses, expert_outputs, option_losses, rounded_expert
+from ernie_quant.row_file import RowFile
+from ernie_quant.source import Source
+from ernie_quant.token_table import TokenSequence, TokenTable, embed
+
+Tensor = torch.Tensor
+EXPERT_FORMATS = ("w2s", "w2", "w2l", "w3", "w4")
+PROBE_FORMAT = "w2"
+DENSE_FORMAT = "w4"
+_MOST_TOKENS = 256  # of an expert that stand for all of them
+_LEAST_TOKENS = 32  # below these the tokens that the router ranks next stand beside them
+_RANKS_TOKENS = 64
+
+
+class AnsweredSequence(TokenSequence, Protocol):
+    """A sequence that knows which of its ids are answers."""
+
+    @property
+    def answers(self) -> tuple[tuple[int, int], ...]:
+        """[start, end) of each answer among the ids."""
+        ...
+
+
+@dataclasses.dataclass(slots=True)
+class _Copies:
+    """How many copies of all tokens there are, and which layer each but the first was changed in."""
+
+    table: TokenTable  # of one copy
+    experts: dict[int, int] = dataclasses.field(default_factory=dict)  # layer -> copy
+    dense: dict[int, int] = dataclasses.field(default_factory=dict)
+    count: int = 1
+
+    def rows(self, copy_id: int) -> slice:
+        return slice(copy_id * self.table.num_tokens, (copy_id + 1) * self.table.num_tokens)
+
+    def add(self, changed: dict[int, int], layer_id: int) -> int:
+        changed[layer_id] = self.count
+        self.count += 1
+        return changed[layer_id]
+
+
+class Probe:
+    """One pass over `sequences`, in `directory` for files that are gone afterwards."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        sequences: Sequence[AnsweredSequence],
+        directory: Path,
+        on_layer: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """checkpoint: unquantized; on_layer: told how many layers of how many are done."""
+        assert config.quantization is None
+        self._checkpoint, self._config, self._sequences = checkpoint, config, sequences
+        self._source, self._directory, self._on_layer = Source(checkpoint), directory, on_layer
+        self._copies = _Copies(TokenTable.of(sequences, config))
+        self._losses: dict[ExpertKey, OptionLosses] = {}
+        self._visits: dict[ExpertKey, int] = {}
+
+    def run(self, identity: dict[str, str]) -> Measurements:
+        """Measure everything; `identity` is kept with it."""
+        table = self._copies.table
+        states = self._new_rows("states.0", 1)
+        for _ in embed(self._checkpoint, self._config, self._sequences, table, states):
+            pass
+        for layer_id, has_experts in enumerate(self._config.text.moe_layers):
+            states = self._run_layer(layer_id, has_experts, states)
+            if self._on_layer is not None:
+                self._on_layer(layer_id + 1, self._config.text.num_hidden_layers)
+        positions = _answer_positions(self._sequences, table)
+        distance = AnswerDivergence(self._checkpoint, self._config, states.read(positions))
+        result = Measurements(
+            identity=identity,
+            tokens={"text": int((~table.is_vision).sum()), "vision": int(table.is_vision.sum())},
+            positions=positions.numel(),
+            probe_format=PROBE_FORMAT,
+            experts=self._losses,
+            visits=self._visits,
+            expert_divergence=self._distances(self._copies.experts, states, positions, distance),
+            dense_divergence=self._distances(self._copies.dense, states, positions, distance),
+            head_divergence=distance.of_rounded_head(DENSE_FORMAT),
+        )
+        self._drop(states)
+        return result
+
+    def _distances(
+        self, changed: dict[int, int], states: RowFile, positions: Tensor, distance: AnswerDivergence
+    ) -> dict[int, float]:
+        num_tokens = self._copies.table.num_tokens
+        return {
+            layer_id: distance.of(states.read(positions + copy_id * num_tokens))
+            for layer_id, copy_id in changed.items()
+        }
+
+    def _new_rows(self, name: str, copies: int) -> RowFile:
+        num_rows = copies * self._copies.table.num_tokens
+        return RowFile(self._directory / name, num_rows, self._config.text.hidden_size, is_new=True)
+
+    @staticmethod
+    def _drop(rows: RowFile) -> None:
+        rows.close()
+        rows.path.unlink()
+
+    def _run_layer(self, layer_id: int, has_experts: bool, states: RowFile) -> RowFile:
+        """All copies through the layer, and one or two more that begin here; their states behind it."""
+        copies = self._copies
+        before = copies.count
+        layer = build_layer(self._checkpoint, self._config, layer_id)
+        coarse = _with_rounded_matrices(layer)
+        dense_copy = copies.add(copies.dense, layer_id)
+        expert_copy = copies.add(copies.experts, layer_id) if has_experts else None
+        attended = self._new_rows("attended", copies.count)
+        routed = self._new_rows(f"states.{layer_id + 1}", copies.count)
+        attend(layer, self._config, copies.table.repeated(before), states, attended)
+        # The copy that begins here sees the exact states of before.
+        attend(coarse, self._config, copies.table, states, attended, copies.rows(dense_copy).start)
+        if expert_copy is not None:
+            attended.write(copies.rows(expert_copy), attended.read(copies.rows(0)))
+            for bank in BANKS:
+                self._run_bank(layer, layer_id, bank, attended, routed)
+        finish_layer(layer, attended, routed, slice(0, copies.rows(before).start))
+        finish_layer(coarse, attended, routed, copies.rows(dense_copy))
+        if expert_copy is not None:
+            finish_layer(layer, attended, routed, copies.rows(expert_copy))
+        self._drop(attended)
+        self._drop(states)
+        return routed
+
+    def _run_bank(
+        self, layer: DecoderLayer, layer_id: int, bank: Bank, attended: RowFile, routed: RowFile
+    ) -> None:
+        copies = self._copies
+        num_tokens = copies.table.num_tokens
+        expert_copy = copies.experts[layer_id]
+        # Every copy is routed by what it became; the one with rounded experts is where the exact one goes.
+        routing = route(layer, copies.table.repeated(expert_copy), attended, bank)
+        own = _of_exact_copy(routing, num_tokens)
+        importance = _mean_squares(NormedTokens(layer, attended, own.rows), self._config.text.hidden_size)
+        for expert_id in range(self._config.text.num_experts):
+            weights = self._source.expert(layer_id, bank, expert_id)
+            rows, token_weights = routing.visitors(expert_id)
+            start = 0
+            for part in NormedTokens(layer, attended, rows):
+                stop = start + len(part)
+                outputs = expert_outputs(weights, part).mul_(token_weights[start:stop, None])
+                routed.add(rows[start:stop], outputs)
+                start = stop
+            own_rows, own_weights = own.visitors(expert_id)
+            self._visits[layer_id, bank, expert_id] = own_rows.numel()
+            self._losses[layer_id, bank, expert_id] = self._measure(
+                weights, importance, NormedTokens(layer, attended, own_rows), own_weights, own, expert_id
+            )
+            if own_rows.numel():
+                tokens = torch.cat(list(NormedTokens(layer, attended, own_rows)))
+                coarse = rounded_expert(weights, importance, tokens, (PROBE_FORMAT, PROBE_FORMAT))
+                outputs = expert_outputs(coarse, tokens).mul_(own_weights[:, None])
+                routed.add(own_rows + expert_copy * num_tokens, outputs)
+
+    def _measure(
+        self,
+        weights: ExpertWeights,
+        importance: Tensor,
+        visitors: NormedTokens,
+        visitor_weights: Tensor,
+        own: Routing,
+        expert_id: int,
+    ) -> OptionLosses:
+        step = -(-max(len(visitors), 1) // _MOST_TOKENS)
+        rows, token_weights = visitors.rows[::step], visitor_weights[::step]
+        if len(visitors) < _LEAST_TOKENS:
+            # Shares are measured beside tokens that the router would send here next; power is not.
+            nearest = own.neighbours(expert_id, _RANKS_TOKENS)
+            if not len(visitors) and not len(nearest):
+                nearest = own.rows[:_RANKS_TOKENS]
+            typical = visitor_weights.mean() if len(visitors) else torch.tensor(1.0)
+            rows = torch.cat((rows, nearest))
+            token_weights = torch.cat((token_weights, typical.expand(len(nearest))))
+        if not len(rows):  # a bank without any token
+            return OptionLosses(
+                0.0, {part: dict.fromkeys(EXPERT_FORMATS, 0.0) for part in ("gate_up", "down")}
+            )
+        tokens = torch.cat(list(NormedTokens(visitors.layer, visitors.states, rows)))
+        losses = option_losses(weights, importance, tokens, token_weights, EXPERT_FORMATS)
+        power = 0.0
+        start = 0
+        for part in visitors:
+            squares = visitor_weights[start : start + len(part), None].square()
+            power += float((expert_outputs(weights, part).square() * squares).sum(dtype=torch.float64))
+            start += len(part)
+        return dataclasses.replace(losses, power=power)
+
+
+def probe_sequences(sequences: Sequence[AnsweredSequence], most_tokens: int) -> list[AnsweredSequence]:
+    """The first ones with an answer, of at most so many tokens together, but at least one."""
+    chosen: list[AnsweredSequence] = []
+    room = most_tokens
+    for sequence in sequences:
+        if sequence.answers and (not chosen or len(sequence.token_ids) <= room):
+            chosen.append(sequence)
+            room -= len(sequence.token_ids)
+    return chosen
+
+
+def _answer_positions(sequences: Sequence[AnsweredSequence], table: TokenTable) -> Tensor:
+    """Rows whose next id belongs to an answer."""
+    positions = [
+        tokens.start + index - 1
+        for sequence, tokens in zip(sequences, table.sequences(), strict=True)
+        for start, end in sequence.answers
+        for index in range(start, end)
+    ]
+    return torch.tensor(positions, dtype=torch.int64)
+
+
+def _with_rounded_matrices(layer: DecoderLayer) -> DecoderLayer:
+    """A copy of the layer whose attention and shared experts, or dense MLP, are rounded to DENSE_FORMAT."""
+    coarse = copy.deepcopy(layer)
+    low_bit = find_format(DENSE_FORMAT)
+    for module in coarse.modules():
+        # Routers stay exact.
+        if isinstance(module, (GatedMLP, type(coarse.self_attn))):
+            for linear in module.children():
+                if isinstance(linear, Linear):
+                    weights = linear.weight.data
+                    linear.weight.data = dequantize(round_to_grid(weights, search_grid(weights, low_bit)))
+    return coarse
+
+
+def _of_exact_copy(routing: Routing, num_tokens: int) -> Routing:
+    count = int((routing.rows < num_tokens).sum())  # rows ascend
+    return Routing(routing.rows[:count], routing.ids[:count], routing.weights[:count], routing.ranked[:count])
+
+
+def _mean_squares(tokens: NormedTokens, hidden_size: int) -> Tensor:
+    total = torch.zeros(hidden_size)
+    for part in tokens:
+        total += part.square().sum(0)
+    return total.div_(max(len(tokens), 1)).clamp_(min=1e-12)
