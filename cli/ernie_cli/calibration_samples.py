@@ -74,9 +74,13 @@ def draw_sequences(model: Path, choice: SampleChoice, console: Console) -> list[
 
 
 def _samples(choice: SampleChoice, console: Console) -> Iterator[Sample]:
+    from ernie_calibration.documents import missing_languages
     from ernie_calibration.folder import folder_samples
     from ernie_calibration.generated import generated_samples
 
     if choice.folder is not None:
         yield from folder_samples(choice.folder, console.warn)
+    if choice.num_generated:
+        for line in missing_languages():
+            console.note(line)
     yield from generated_samples(choice.num_generated, choice.seed)

@@ -97,7 +97,9 @@ def test_answers_on_points_follow_from_the_transcript() -> None:
             line.split(":")[0]: [(int(x), int(y)) for x, y in re.findall(r"\((\d+), (\d+)\)", line)]
             for line in picture.transcript.split("\n")[2:]
         }
-        everything: list[tuple[int, int, str]] = [(y, x, name) for name, group in points.items() for x, y in group]
+        everything: list[tuple[int, int, str]] = [
+            (y, x, name) for name, group in points.items() for x, y in group
+        ]
         answers = {question.text: question.answer for question in picture.questions[1:]}
         for text, answer in answers.items():
             (name, *_) = [*mentioned(list(points), text), ""]
