@@ -1,16 +1,22 @@
-"""Samples from the picture generators for calibration, and the page sizes that pictures are judged at too.
+"""Samples from all generators, mixed: what a model is calibrated on, and held-out ones to judge it on.
 
-Owns page sizes, proportions and seeds. Knows nothing of models; what a picture shows is its generator's.
+Owns the mix, its proportions, page sizes of the small pictures, and seeds. Knows nothing of models; what a
+picture shows or a text says is its generator's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count as count_up
 from random import Random
 
+from ernie_calibration import charts, documents
 from ernie_calibration.pictures import Picture, make_picture
+from ernie_calibration.pictures.picture import Question
 from ernie_calibration.pictures.text_card import READ_QUESTIONS
 from ernie_calibration.sample import Sample, Turn
+from ernie_calibration.scan import worn
+from ernie_calibration.texts import make_texts
 
 # Page sizes (width, height) in page units that each kind is drawn at, and how much larger it is drawn.
 LANDSCAPE, PORTRAIT = (308, 200), (224, 280)
@@ -23,22 +29,43 @@ PAGES = {
     "line chart": (LANDSCAPE,),
 }
 SCALES = (1.0, 1.5, 2.0, 3.25)
-# One picture in so many is read out whole: long answers are what text experts see most of.
+# The families in turn. Of twelve samples: three small pictures, all that nano reads; three pages of documents
+# and two charts, what the original is for; four texts, so that text experts see a third of all tokens or so.
+MIX = (
+    "pictures",
+    "texts",
+    "documents",
+    "charts",
+    "texts",
+    "pictures",
+    "documents",
+    "texts",
+    "charts",
+    "pictures",
+    "texts",
+    "documents",
+)
+# One small picture in so many is read out whole: long answers are what text experts see most of.
 _TRANSCRIPT_EVERY = 3
 _QUESTIONS_EACH = 3
 _FIRST_SEED = 9_000_000  # training draws 60 random bits, evaluation begins at 5,000,000
+# Of pages: how many are read out whole before questions are asked, and how many are worn.
+_PAGE_TRANSCRIPTS = 0.75
+_WORN = {"documents": 0.5, "charts": 0.2}
 
 
-def generated_samples(count: int, seed: int = 0) -> Iterator[Sample]:
-    """`count` documents and charts, the kinds in turn, with questions or a transcript each.
+def generated_samples(
+    count: int, seed: int = 0, *, families: Sequence[str] = MIX, held_out: bool = False
+) -> Iterator[Sample]:
+    """`count` samples, the `families` in turn (see FAMILIES; one may stand there more than once).
 
-    The same seed gives the same samples, and more of them begin with the same ones.
+    The same seed gives the same samples, and more of them begin with the same ones. A family's samples do not
+    depend on the families beside it. held_out: names, sentences, layouts and looks that no other sample has.
+    Kinds of turns are those of scoring.METRIC_OF_KIND. Raises KeyError for an unknown family.
     """
-    random = Random(f"calibration/{seed}")
+    sources = {family: FAMILIES[family](seed, held_out) for family in families}
     for index in range(count):
-        picture = draw_in_turn(random, index, f"{_FIRST_SEED + index}/{seed}")
-        turns = _transcript(random, picture) if index % _TRANSCRIPT_EVERY == 0 else _answers(random, picture)
-        yield Sample(f"{picture.kind}/{seed}/{index}", (picture.image,), turns)
+        yield next(sources[families[index % len(families)]])
 
 
 def draw_in_turn(random: Random, index: int, seed: int | str, *, held_out: bool = False) -> Picture:
@@ -49,10 +76,50 @@ def draw_in_turn(random: Random, index: int, seed: int | str, *, held_out: bool 
     return make_picture(kind, seed, width=width, height=height, scale=scale, held_out=held_out)
 
 
-def _transcript(random: Random, picture: Picture) -> tuple[Turn, ...]:
-    return (Turn(random.choice(READ_QUESTIONS), picture.transcript, "transcript"),)
+def _pictures(seed: int, held_out: bool) -> Iterator[Sample]:
+    """Small pictures, a third of them with a transcript, the others with questions."""
+    random = Random(f"calibration/{seed}")
+    for index in count_up():
+        picture = draw_in_turn(random, index, f"{_FIRST_SEED + index}/{seed}", held_out=held_out)
+        if index % _TRANSCRIPT_EVERY == 0:
+            turns = [Turn(random.choice(READ_QUESTIONS), picture.transcript, "transcript")]
+        else:
+            asked = random.sample(picture.questions, min(_QUESTIONS_EACH, len(picture.questions)))
+            turns = _turns(asked)
+        yield Sample(_name(picture.kind, seed, index, held_out), (picture.image,), tuple(turns))
 
 
-def _answers(random: Random, picture: Picture) -> tuple[Turn, ...]:
-    questions = random.sample(picture.questions, min(_QUESTIONS_EACH, len(picture.questions)))
-    return tuple(Turn(question.text, question.answer, question.kind) for question in questions)
+def _pages(family: str, seed: int, held_out: bool) -> Iterator[Sample]:
+    """Page-sized pictures, many worn, most with their transcript first and all with questions."""
+    random = Random(f"{family}/{seed}/{held_out}")
+    kinds = list(documents.KINDS if family == "documents" else charts.KINDS)
+    make = documents.make_document if family == "documents" else charts.make_chart
+    for index in count_up():
+        picture = make(kinds[index % len(kinds)], f"{seed}/{index}", held_out=held_out)
+        image = worn(random, picture.image) if random.random() < _WORN[family] else picture.image
+        whole, *others = picture.questions
+        asked = random.sample(others, min(_QUESTIONS_EACH, len(others)))
+        turns = _turns([whole, *asked] if random.random() < _PAGE_TRANSCRIPTS else asked)
+        yield Sample(_name(picture.kind, seed, index, held_out), (image,), tuple(turns))
+
+
+def _texts(seed: int, held_out: bool) -> Iterator[Sample]:
+    for index in count_up():
+        turns = make_texts(f"{seed}/{index}", held_out=held_out)
+        yield Sample(_name("text", seed, index, held_out), (), turns)
+
+
+FAMILIES: dict[str, Callable[[int, bool], Iterator[Sample]]] = {
+    "pictures": _pictures,
+    "documents": lambda seed, held_out: _pages("documents", seed, held_out),
+    "charts": lambda seed, held_out: _pages("charts", seed, held_out),
+    "texts": _texts,
+}
+
+
+def _turns(questions: Sequence[Question]) -> list[Turn]:
+    return [Turn(question.text, question.answer, question.kind) for question in questions]
+
+
+def _name(kind: str, seed: int, index: int, held_out: bool) -> str:
+    return f"{'held out/' * held_out}{kind}/{seed}/{index}"

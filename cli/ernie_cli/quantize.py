@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 Bits = Literal["4", "2"]
 Method = Literal["gptq", "clip", "rtn"]
 Resume = Literal["auto", "required", "never"]
-_DEFAULT_SAMPLES = 300
+# What is calibrated on.
+NumSamples = Annotated[
+    int, typer.Option(metavar="N", min=0, help="Generated documents, charts and texts to calibrate on.")
+]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Draw other samples.")]
+CalibrationFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Calibrate on the pictures of DIR too, with .txt or .json beside them."),
+]
 
 
 def quantize(
@@ -39,10 +47,9 @@ def quantize(
         Method,
         typer.Option(help="gptq calibrates each expert; clip and rtn look at weights alone."),
     ] = "gptq",
-    samples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Pictures with conversations to calibrate on.")
-    ] = _DEFAULT_SAMPLES,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Draw other samples.")] = 0,
+    samples: NumSamples = 300,
+    seed: Seed = 0,
+    calib: CalibrationFolder = None,
     resume: Annotated[
         Resume,
         typer.Option(help="Go on with OUT.partial if it is there; only if; or begin anew."),
@@ -63,6 +70,7 @@ def quantize(
     del debug  # Acted on by main, which is where errors arrive.
     invocation = context.ensure_object(Invocation)
     from ernie_cli import quantize_json
+    from ernie_cli.calibration_samples import SampleChoice, check_choice, draw_sequences
     from ernie_cli.console import Console
 
     if as_json:
@@ -72,8 +80,10 @@ def quantize(
         import torch
 
         torch.set_num_threads(threads)
+    choice = SampleChoice(samples, seed, calib)
+    check_choice(choice, method)
     job = _plan(source, out, f"w{bits}", dense, method)
-    sequences = _draw(job.source, samples, seed, console) if method == "gptq" else []
+    sequences = draw_sequences(job.source, choice, console) if method == "gptq" else []
     started = time.perf_counter()
     _run(job, sequences, resume, console, invocation)
     seconds = time.perf_counter() - started
@@ -96,17 +106,6 @@ def _plan(source: str, out: Path, experts: str, dense: str, method: Method) -> J
     job = Job(directory, out, tables, Recipe(method))
     check_job(job, config)
     return job
-
-
-def _draw(source: Path, samples: int, seed: int, console: Console) -> list[TokenSequence]:
-    from ernie_calibration.generated import generated_samples
-    from ernie_calibration.sequences import SampleEncoder
-
-    encoder = SampleEncoder.of_model(source)
-    sequences: list[TokenSequence] = [encoder.encode(sample) for sample in generated_samples(samples, seed)]
-    num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
-    console.note(f"calibrating on {samples} pictures, {num_tokens:,} tokens")
-    return sequences
 
 
 def _run(

@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 import ernie_local
-from ernie_calibration.generated import generated_samples
 from ernie_calibration.sample import Sample, Turn
 from ernie_calibration.sequences import SampleEncoder
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
@@ -56,19 +55,3 @@ def test_a_picture_alone_and_text_alone_are_sequences_too(encoder: SampleEncoder
     assert encoder.media.image not in text.token_ids
     with pytest.raises(InputUnreadable, match="sample nothing has 0 pictures and 0 turns"):
         encoder.encode(Sample("nothing", (), ()))
-
-
-def test_generated_samples_are_the_same_every_time_and_begin_alike() -> None:
-    few, more = list(generated_samples(7, seed=3)), list(generated_samples(13, seed=3))
-    assert [sample.name for sample in more[:7]] == [sample.name for sample in few]
-    for sample, again in zip(few, more, strict=False):
-        assert sample.turns == again.turns
-        assert sample.images[0].tobytes() == again.images[0].tobytes()
-    other = list(generated_samples(7, seed=4))
-    assert all(a.images[0].tobytes() != b.images[0].tobytes() for a, b in zip(few, other, strict=True))
-
-
-def test_a_third_of_the_samples_is_read_out_whole() -> None:
-    kinds = [[turn.kind for turn in sample.turns] for sample in generated_samples(30)]
-    assert sum(kind == ["transcript"] for kind in kinds) == 10
-    assert all(1 <= len(kind) <= 3 for kind in kinds)

@@ -1,0 +1,219 @@
+"""Running text: letters, translations of set sentences, explanations, lists, summaries of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from ernie_calibration.charts.series import Series, draw_series, transcript
+from ernie_calibration.documents.language import CODES, Language, load_language
+from ernie_calibration.documents.names import DocumentNames
+from ernie_calibration.pictures.names import NameSource
+from ernie_calibration.sample import Turn
+from ernie_calibration.worlds import of_world
+
+Maker = Callable[[Random, DocumentNames], Turn]
+TRANSLATE = ("Translate into {}: {}", "What is this in {}? {}", "Write in {}: {}", "Say this in {}: {}")
+LETTER = (
+    "Write a letter to {}, subject: {}.",
+    "Draft a message to {} about: {}.",
+    "{} is to hear of this: {}. Write it.",
+)
+SAME_EVERYWHERE = ("person", "item", "number", "city", "phone", "company")
+SUMMARY = (
+    "Sum this table up in a few sentences.",
+    "What does this table say?",
+    "Describe these figures in words.",
+)
+MATERIALS = (
+    "wood",
+    "steel",
+    "glass",
+    "wool",
+    "paper",
+    "clay",
+    "copper",
+    "linen",
+    "rubber",
+    "stone",
+    "silk",
+    "tin",
+)
+PLACES = (
+    "kitchens",
+    "workshops",
+    "offices",
+    "gardens",
+    "ships",
+    "schools",
+    "hospitals",
+    "theatres",
+    "stations",
+    "museums",
+    "barns",
+    "libraries",
+)
+USES = (
+    "keep things dry",
+    "hold several parts together",
+    "measure how much is left",
+    "carry small goods",
+    "let light in and keep the wind out",
+    "cut along a straight line",
+    "store warmth through the night",
+    "mark where a path begins",
+    "lift what is too heavy for one person",
+    "show who has come and gone",
+    "divide a room without a wall",
+    "clean what water alone does not",
+)
+TRAITS = (
+    "light",
+    "cheap",
+    "sturdy",
+    "quiet",
+    "easy to repair",
+    "slow to wear",
+    "simple",
+    "safe",
+    "old-fashioned",
+    "rare",
+)
+FLAWS = (
+    "rust",
+    "bend in the heat",
+    "break when dropped",
+    "lose colour",
+    "take up much room",
+    "need oil",
+    "attract dust",
+    "leak",
+)
+CARE = (
+    "wiped once a week",
+    "kept out of the sun",
+    "checked each spring",
+    "stored upright",
+    "aired now and then",
+    "sharpened by hand",
+)
+
+
+def make_prose(random: Random, names: DocumentNames) -> Turn:
+    """One of the kinds; both worlds have all kinds, with names, sentences and words of their own."""
+    return random.choice(MAKERS)(random, names)
+
+
+def fill(sentence: str, names: DocumentNames, values: dict[str, str] | None = None) -> str:
+    """A set sentence with drawn names; `values` in place of some."""
+    drawn = {
+        "person": names.person(),
+        "item": names.item(),
+        "date": names.date(),
+        "number": names.number(),
+        "city": names.city(),
+        "phone": names.phone(),
+        "company": names.company(),
+        "money": names.money(names.cents()),
+    }
+    return sentence.format(**drawn | (values or {}))
+
+
+def _letter(random: Random, names: DocumentNames) -> Turn:
+    language, person = names.language, names.person()
+    subject = names.choose(language.subjects)
+    sentences = of_world(language.sentences, names.held_out)
+    random.shuffle(sentences)
+    body = [fill(sentence, names, {"person": person}) for sentence in sentences[: random.randint(3, 7)]]
+    greeting = names.choose(language.greetings).format(person=person, surname=names.surname())
+    separator = _blank(language)
+    paragraphs = [separator.join(body[:3]), separator.join(body[3:])]
+    lines = [
+        greeting,
+        *(text for text in paragraphs if text),
+        f"{names.choose(language.closings)}\n{names.person()}",
+    ]
+    return Turn(names.choose(LETTER).format(person, subject), "\n\n".join(lines), "text")
+
+
+def _translation(random: Random, names: DocumentNames) -> Turn:
+    """Line `n` of `sentences` says the same in every language."""
+    other = load_language(
+        random.choice([code for code in CODES if load_language(code) is not names.language])
+    )
+    number = len(names.language.sentences)
+    places = random.sample(of_world(range(number), names.held_out), random.randint(1, 3))
+    asked, answered = [], []
+    for place in places:
+        values = {
+            "date": f"{random.randint(2008, 2031)}-{random.randint(1, 12):02d}-{random.randint(1, 28):02d}",
+            "money": f"{random.randint(20, 9999)} EUR",
+            **{
+                key: fill(f"{{{key}}}", names)
+                for key in ("person", "item", "number", "city", "phone", "company")
+            },
+        }
+        asked.append(fill(names.language.sentences[place], names, values))
+        answered.append(fill(other.sentences[place], names, values))
+    question = names.choose(TRANSLATE).format(other.name, _blank(names.language).join(asked))
+    return Turn(question, _blank(other).join(answered), "text")
+
+
+def _blank(language: Language) -> str:
+    """What parts sentences."""
+    return " " if language.spaced else ""
+
+
+def _explanation(random: Random, names: DocumentNames) -> Turn:
+    """About a thing that may not exist; the words vary, the grammar is set."""
+    thing, other = names.item().lower(), names.item().lower()
+    material, second = random.sample(of_world(MATERIALS, names.held_out), 2)
+    place, elsewhere = random.sample(of_world(PLACES, names.held_out), 2)
+    use, also = random.sample(of_world(USES, names.held_out), 2)
+    good, better = random.sample(TRAITS, 2)
+    sentences = [
+        f"A {thing} is made of {material} and is found in {place}, where it is used to {use}.",
+        f"Its parts are often joined with {second}, so that it is {good} but may {random.choice(FLAWS)}.",
+        f"In {elsewhere} people also use it to {also}.",
+        f"Compared with a {other} it is {better}, yet a {other} does not {random.choice(FLAWS)}.",
+        f"It lasts longest if it is {random.choice(CARE)} and {random.choice(CARE)}.",
+        f"The first one in {names.city()} is said to have been built by {names.person()}.",
+    ]
+    kept = [sentences[0], *random.sample(sentences[1:], random.randint(2, 5))]
+    question = random.choice(
+        ("What is a {}, and what is it for?", "Explain what a {} is.", "Tell me about the {}.")
+    )
+    return Turn(question.format(thing), " ".join(kept), "text")
+
+
+def _list(random: Random, names: DocumentNames) -> Turn:
+    items = names.items(random.randint(4, 12))
+    orders = {
+        "alphabetically": sorted(items),
+        "in reverse order": items[::-1],
+        "the shortest first": sorted(items, key=lambda item: (len(item), item)),
+    }
+    order, done = random.choice(list(orders.items()))
+    lines = [f"{number}. {item}" for number, item in enumerate(done, 1)]
+    return Turn(f"Write these as a numbered list, {order}: {', '.join(items)}", "\n".join(lines), "text")
+
+
+def _summary(random: Random, names: DocumentNames) -> Turn:
+    source = NameSource(random, names.held_out)
+    series = draw_series(random, source, random.randint(1, 3), random.randint(3, 8))
+    question = f"{random.choice(SUMMARY)}\n\n{transcript(random, series)}"
+    return Turn(question, " ".join(_told(series)), "text")
+
+
+def _told(series: Series) -> list[str]:
+    lines = [f"{series.title}: the table goes by {series.axis}, {len(series.categories)} in all."]
+    for name, unit, values in zip(series.names, series.units, series.values, strict=True):
+        high, low = (series.categories[values.index(extreme(values))] for extreme in (max, min))
+        lines.append(
+            f"{name} is highest for {high} with {series.show(max(values))} {unit} and lowest for {low} with "
+            f"{series.show(min(values))}; all together come to {series.show(sum(values))}."
+        )
+    return lines
+
+
+MAKERS: tuple[Maker, ...] = (_letter, _letter, _translation, _translation, _explanation, _list, _summary)
