@@ -85,19 +85,13 @@ def _tensors(accounts: Accounts, config: ModelConfig) -> Iterator[_Tensor]:
     for name, source in accounts.sources.items():
         yield _Tensor(name, math.prod(source.shape), source.num_bytes, source.stored.dtype.lower())
     packed = PackedTensors(config)
-    tables = config.quantization
-    if tables is None:
-        return
     for name, stored in accounts.packed.items():
         stem, _, format_name = name.rpartition(".")
-        if stem.startswith("experts."):
-            inner_size = config.text.text_expert_size if ".text." in name else config.text.vision_expert_size
-            pages = stored.shape[0]
-            weights = pages * 3 * inner_size * config.text.hidden_size
-            yield _Tensor(name, weights, stored.num_bytes, format_name, pages)
-        elif stem in tables.gated_mlps:
-            layout = packed.gated_mlp_layout(stem)
-            weights = 3 * layout.inner_size * layout.hidden_size
-            yield _Tensor(name, weights, stored.num_bytes, format_name)
-        else:
+        layout = packed.layout_of(name)
+        if layout is None:
             yield _Tensor(name, math.prod(packed.matrix_shape(stem)), stored.num_bytes, format_name)
+            continue
+        pages = stored.shape[0]
+        weights = pages * 3 * layout.inner_size * layout.hidden_size
+        routed_pages = pages if name.startswith("experts.") else 0
+        yield _Tensor(name, weights, stored.num_bytes, format_name, routed_pages)
