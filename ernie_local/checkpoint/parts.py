@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ernie_local.checkpoint.index import Accounts
@@ -63,6 +63,23 @@ def model_parts(accounts: Accounts, config: ModelConfig) -> list[ModelPart]:
         if tensor.pages:
             part.pages[tensor.format_name] += tensor.pages
     return [part for part in parts.values() if part.weights]
+
+
+def sum_of_parts(name: str, parts: Iterable[ModelPart]) -> ModelPart:
+    """All of them as one part."""
+    whole = ModelPart(name)
+    for part in parts:
+        whole.weights += part.weights
+        whole.num_bytes += part.num_bytes
+        whole.formats += part.formats
+        whole.pages += part.pages
+    return whole
+
+
+def routed_experts(parts: Iterable[ModelPart]) -> ModelPart | None:
+    """The experts of both banks as one part; None for a model without."""
+    experts = [part for part in parts if part.name in (TEXT_EXPERTS, VISION_EXPERTS)]
+    return sum_of_parts("routed experts", experts) if experts else None
 
 
 def part_of(name: str) -> str:
