@@ -68,24 +68,25 @@ def inspect(
 
 def lines(parts: Sequence[ModelPart]) -> Iterator[str]:
     """The table: a line a part, their sum, and what the routed experts alone come to."""
-    from ernie_local.checkpoint.parts import TEXT_EXPERTS, VISION_EXPERTS, ModelPart
+    from ernie_local.checkpoint.parts import routed_experts, sum_of_parts
     from ernie_local.sizes import format_bytes
 
-    whole = ModelPart("all", sum(p.weights for p in parts), sum(p.num_bytes for p in parts))
-    experts = [part for part in parts if part.name in (TEXT_EXPERTS, VISION_EXPERTS)]
-    routed = ModelPart("routed experts", sum(p.weights for p in experts), sum(p.num_bytes for p in experts))
+    whole, routed = sum_of_parts("all", parts), routed_experts(parts)
     yield _COLUMNS.format("part", "weights", "bits", "size", "share", "formats").rstrip()
-    for part in [*parts, whole, *([routed] if experts else [])]:
-        # Of experts the number of pages, of everything else the share of the weights.
-        told = [f"{name} x {count}" for name, count in part.pages.items()] or [
-            name if count == part.weights else f"{name} {count / part.weights:.1%}"
-            for name, count in part.formats.most_common()
-        ]
+    for part in [*parts, whole, *([] if routed is None else [routed])]:
         yield _COLUMNS.format(
             part.name,
             f"{part.weights:,}",
             f"{part.bits_per_weight:.2f}",
             format_bytes(part.num_bytes),
             f"{part.num_bytes / whole.num_bytes:.1%}",
-            ", ".join(told),
+            "" if part is whole else ", ".join(_formats(part)),
         ).rstrip()
+
+
+def _formats(part: ModelPart) -> list[str]:
+    """Of experts the number of pages, of everything else the share of the weights."""
+    return [f"{name} x {count}" for name, count in part.pages.items()] or [
+        name if count == part.weights else f"{name} {count / part.weights:.1%}"
+        for name, count in part.formats.most_common()
+    ]

@@ -21,6 +21,7 @@ def empty_object() -> dict[str, object]:
         "weights": None,
         "bytes": None,
         "parts": [],
+        "routed_experts": None,
         "ignored": [],
         "source": {},
         "calibration": {},
@@ -30,18 +31,24 @@ def empty_object() -> dict[str, object]:
 
 def part_fields(parts: Sequence[ModelPart]) -> dict[str, object]:
     """The keys that the parts fill."""
+    from ernie_local.checkpoint.parts import routed_experts, sum_of_parts
+
+    whole, routed = sum_of_parts("all", parts), routed_experts(parts)
     return {
-        "weights": sum(part.weights for part in parts),
-        "bytes": sum(part.num_bytes for part in parts),
-        "parts": [
-            {
-                "name": part.name,
-                "weights": part.weights,
-                "bytes": part.num_bytes,
-                "bits_per_weight": part.bits_per_weight,
-                "formats": dict(part.formats),
-                "pages": dict(part.pages),
-            }
-            for part in parts
-        ],
+        "weights": whole.weights,
+        "bytes": whole.num_bytes,
+        "parts": [_fields(part, whole) for part in parts],
+        "routed_experts": None if routed is None else _fields(routed, whole),
+    }
+
+
+def _fields(part: ModelPart, whole: ModelPart) -> dict[str, object]:
+    return {
+        "name": part.name,
+        "weights": part.weights,
+        "bytes": part.num_bytes,
+        "share": part.num_bytes / whole.num_bytes,
+        "bits_per_weight": part.bits_per_weight,
+        "formats": dict(part.formats),
+        "pages": dict(part.pages),
     }

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import ernie_local
-from ernie_cli import chat, chat_json, doctor, doctor_json, inspect, inspect_json, quantize, quantize_json
+from ernie_cli import (
+    chat,
+    chat_json,
+    doctor,
+    doctor_json,
+    inspect,
+    inspect_json,
+    quantize,
+    quantize_json,
+    verify,
+    verify_json,
+)
 from ernie_cli.computing import ComputingCommand
 from ernie_cli.console import Console, forgive_encodings, silence_stdout
 from ernie_cli.invocation import Invocation
@@ -33,6 +44,7 @@ app = typer.Typer(
 app.command(cls=ComputingCommand)(chat.chat)
 app.command(cls=ComputingCommand)(quantize.quantize)
 app.command(cls=ComputingCommand)(inspect.inspect)
+app.command(cls=ComputingCommand)(verify.verify)
 app.command(cls=ComputingCommand)(doctor.doctor)
 
 # Command to what `--json` prints of a run of it that did not begin.
@@ -40,6 +52,7 @@ EMPTY_OBJECTS: Mapping[str, Callable[[], dict[str, object]]] = {
     "chat": chat_json.empty_object,
     "quantize": quantize_json.empty_object,
     "inspect": inspect_json.empty_object,
+    "verify": verify_json.empty_object,
     "doctor": doctor_json.empty_object,
 }
 

@@ -135,6 +135,7 @@ def _run(
                 resume=resume,
                 on_unit=progress.show,
                 should_stop=signals.was_asked,
+                on_note=console.note,
             )
         )
     if invocation.json_object is not None:

@@ -14,8 +14,9 @@ from ernie_local.strict_json import show
 NANO_DIRECTORY = Path(__file__).parent.parent / "nano"
 _HUB_PREFIX = "hf:"
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
-# Weights, settings, tokenizers, templates and licences. No code: nothing that is downloaded is ever run.
-_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+# What a model consists of: weights, settings, tokenizers, templates and licences. No code: nothing that is
+# downloaded is ever run.
+MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 def resolve_model(name: str) -> Path:
@@ -77,7 +78,7 @@ def _from_hub(hub_name: str) -> Path:
     )
     repo, revision = match["repo"], match["revision"]
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(MODEL_FILES)))
     except GatedRepoError as error:
         hint = f"accept its terms at https://huggingface.co/{repo}, then log in with 'hf auth login'"
         raise _not_given(

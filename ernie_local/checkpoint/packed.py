@@ -94,6 +94,16 @@ class PackedTensors:
             name: page_layout(name, self._text.hidden_size, inner_size) for name in dict.fromkeys(formats)
         }
 
+    def layout_of(self, name: str) -> PageLayout | None:
+        """Layout of the pages in the packed tensor `name`; None if it is a matrix."""
+        stem, _, format_name = name.rpartition(".")
+        if stem in self._tables.gated_mlps:
+            return self.gated_mlp_layout(stem)
+        if not stem.startswith("experts."):
+            return None
+        _, layer_text, bank = stem.split(".")
+        return self.page_layouts(int(layer_text), "text" if bank == "text" else "vision")[format_name]
+
     def locate_experts(self, layer_id: int, bank: Bank) -> list[tuple[str, int]]:
         """For each expert of a bank: its tensor, and the row of it that is the expert's page."""
         counts: dict[str, int] = {}

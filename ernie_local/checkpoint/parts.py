@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ernie_local.checkpoint.index import Accounts
@@ -65,6 +65,23 @@ def model_parts(accounts: Accounts, config: ModelConfig) -> list[ModelPart]:
     return [part for part in parts.values() if part.weights]
 
 
+def sum_of_parts(name: str, parts: Iterable[ModelPart]) -> ModelPart:
+    """All of them as one part."""
+    whole = ModelPart(name)
+    for part in parts:
+        whole.weights += part.weights
+        whole.num_bytes += part.num_bytes
+        whole.formats += part.formats
+        whole.pages += part.pages
+    return whole
+
+
+def routed_experts(parts: Iterable[ModelPart]) -> ModelPart | None:
+    """The experts of both banks as one part; None for a model without."""
+    experts = [part for part in parts if part.name in (TEXT_EXPERTS, VISION_EXPERTS)]
+    return sum_of_parts("routed experts", experts) if experts else None
+
+
 def part_of(name: str) -> str:
     """The part that our tensor `name`, plain or packed, belongs to."""
     if name.startswith("experts."):
@@ -85,19 +102,13 @@ def _tensors(accounts: Accounts, config: ModelConfig) -> Iterator[_Tensor]:
     for name, source in accounts.sources.items():
         yield _Tensor(name, math.prod(source.shape), source.num_bytes, source.stored.dtype.lower())
     packed = PackedTensors(config)
-    tables = config.quantization
-    if tables is None:
-        return
     for name, stored in accounts.packed.items():
         stem, _, format_name = name.rpartition(".")
-        if stem.startswith("experts."):
-            inner_size = config.text.text_expert_size if ".text." in name else config.text.vision_expert_size
-            pages = stored.shape[0]
-            weights = pages * 3 * inner_size * config.text.hidden_size
-            yield _Tensor(name, weights, stored.num_bytes, format_name, pages)
-        elif stem in tables.gated_mlps:
-            layout = packed.gated_mlp_layout(stem)
-            weights = 3 * layout.inner_size * layout.hidden_size
-            yield _Tensor(name, weights, stored.num_bytes, format_name)
-        else:
+        layout = packed.layout_of(name)
+        if layout is None:
             yield _Tensor(name, math.prod(packed.matrix_shape(stem)), stored.num_bytes, format_name)
+            continue
+        pages = stored.shape[0]
+        weights = pages * 3 * layout.inner_size * layout.hidden_size
+        routed_pages = pages if name.startswith("experts.") else 0
+        yield _Tensor(name, weights, stored.num_bytes, format_name, routed_pages)

@@ -24,7 +24,7 @@ from ernie_local.config import ModelConfig
 from ernie_local.errors import ModelUnusable
 from ernie_local.strict_json import show
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Large enough for full speed, small enough that the check for NaN still finds a chunk in the cache.
 _CHUNK_BYTES = 4 << 20
 _AGAIN = "download this file again, and compare its checksum with the one published"
@@ -81,7 +81,7 @@ class Checkpoint:
 
     def dtype(self, name: str) -> torch.dtype:
         """Type as stored: float32, float16 or bfloat16."""
-        return _DTYPES[self._accounts.sources[name].stored.dtype]
+        return DTYPES[self._accounts.sources[name].stored.dtype]
 
     def read(self, name: str, out: torch.Tensor) -> None:
         """Fill `out`, a floating-point CPU tensor of `shape(name)`, converting to its dtype.
@@ -140,7 +140,7 @@ class Checkpoint:
 
     def _fill(self, source: Source, start: int, piece: torch.Tensor) -> None:
         """Read elements from `start` of the range of `source` into `piece`, in the file's order."""
-        stored_dtype = _DTYPES[source.stored.dtype]
+        stored_dtype = DTYPES[source.stored.dtype]
         offset = source.offset + start * stored_dtype.itemsize
         if piece.dtype == stored_dtype and piece.is_contiguous():
             self._read_bytes(source.stored, offset, piece)
@@ -148,7 +148,7 @@ class Checkpoint:
             staging = torch.empty(piece.shape, dtype=stored_dtype)
             self._read_bytes(source.stored, offset, staging)
             piece.copy_(staging)
-        _check_finite(source.stored, start, piece)
+        check_finite(source.stored, start, piece)
 
     def _compare_head(self, head: StoredTensor, embedding: torch.Tensor, first: int = 0) -> None:
         """`embedding` is a part of it, from its element `first` on."""
@@ -204,7 +204,8 @@ def _pieces(target: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
         yield target[row : row + rows], row * row_size
 
 
-def _check_finite(stored: StoredTensor, start: int, piece: torch.Tensor) -> None:
+def check_finite(stored: StoredTensor, start: int, piece: torch.Tensor) -> None:
+    """Raise ModelUnusable if `piece`, elements from `start` on of a tensor, holds NaN or infinity."""
     # Smallest and largest carry a NaN along; twenty times faster than asking each element.
     smallest, largest = torch.aminmax(piece)
     if torch.isfinite(smallest) and torch.isfinite(largest):

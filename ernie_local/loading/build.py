@@ -17,7 +17,7 @@ from torch import nn
 from ernie_local.checkpoint.packed import QKV, PackedTensors, known_format
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig
-from ernie_local.errors import DoesNotFit, ModelUnusable
+from ernie_local.errors import DoesNotFit
 from ernie_local.experts.packed import PackedExperts
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.kernels.huge_pages import empty_bytes
@@ -28,9 +28,7 @@ from ernie_local.model.moe import BANKS, Bank, ExpertProvider
 from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedEmbedding, PackedGatedMLP, PackedLinear
 from ernie_local.model.router import Router
-from ernie_local.packing import PageLayout
-from ernie_local.packing.expert_page import read_layout
-from ernie_local.packing.matrix import check_scales
+from ernie_local.packing.checks import check_page, check_scales
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -143,26 +141,9 @@ def _read_banks(
         for expert_id, (name, row) in enumerate(packed.locate_experts(layer_id, bank)):
             page = slots[expert_id, : packed.shapes[name][1]]
             checkpoint.read_packed(name, page, row)
-            _check_page(page, layouts[name.rpartition(".")[2]], f"page {row} of {name}")
+            check_page(page, layouts[name.rpartition(".")[2]], f"page {row} of {name}")
         banks[layer_id, bank] = slots
     return banks
-
-
-def _check_page(page: torch.Tensor, wanted: PageLayout, where: str) -> None:
-    found = read_layout(page, where)
-    if found != wanted:
-        raise ModelUnusable(
-            f"{where} holds {found}, wanted {wanted}",
-            "page and config.json do not belong together",
-            "verify the checkpoint",
-        )
-    gate_up = page[wanted.gate_up_offset : wanted.down_offset]
-    down = page[wanted.down_offset : wanted.down_offset + wanted.down_bytes]
-    for tiles, low_bit, columns in (
-        (gate_up, wanted.gate_up, wanted.hidden_size),
-        (down, wanted.down, wanted.inner_size),
-    ):
-        check_scales(tiles.view(-1, low_bit.tile_bytes(columns)), low_bit, columns, where)
 
 
 def _place_packed_layers(
@@ -182,14 +163,14 @@ def _place_packed_layers(
     for name, page_format in tables.gated_mlps.items():
         if name.startswith(prefix):
             page = _read_packed(checkpoint, f"{name}.{page_format}")
-            _check_page(page[0], packed.gated_mlp_layout(name), f"the page of {name}")
+            check_page(page[0], packed.gated_mlp_layout(name), f"the page of {name}")
             model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(page))
     for name, format_name in tables.matrices.items():
         if name.startswith(prefix):
             matrix = _read_packed(checkpoint, f"{name}.{format_name}")
             rows, columns = packed.matrix_shape(name)
             low_bit = known_format(format_name)
-            check_scales(matrix.view(-1, low_bit.tile_bytes(columns)), low_bit, columns, name)
+            check_scales(matrix, low_bit, columns, name)
             parent, _, own = name.removeprefix(prefix).rpartition(".")
             if name == "embed_tokens":
                 embedding = PackedEmbedding(matrix, format_name, rows, columns, dtype)

@@ -65,20 +65,24 @@ def read_layout(packed: Tensor, where: str = "the page", allow_padding: bool = F
     """
     if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() < HEADER_BYTES:
         raise _damaged(f"{where} is {packed.dtype} of shape {tuple(packed.shape)}, wanted bytes")
-    header = packed[:HEADER_BYTES].numpy().tobytes()
+    layout = read_header(packed[:HEADER_BYTES].numpy().tobytes(), where)
+    spare = packed.numel() - layout.page_bytes
+    if spare < 0 or (spare and not allow_padding):
+        raise _damaged(f"{where} has {packed.numel()} bytes, its header means {layout.page_bytes}")
+    return layout
+
+
+def read_header(header: bytes, where: str = "the page") -> PageLayout:
+    """The layout that the first 64 bytes of a page name; ModelUnusable if they name none."""
     magic, version, gate_up, down, hidden_size, inner_size = HEADER.unpack(header[: HEADER.size])
     if magic != PAGE_MAGIC or version != PAGE_VERSION:
         raise _damaged(
             f"{where} begins with {magic!r} version {version}, wanted {PAGE_MAGIC!r} version {PAGE_VERSION}"
         )
-    layout = PageLayout(format_of_id(gate_up, where), format_of_id(down, where), hidden_size, inner_size)
     columns = (hidden_size, inner_size)
     if min(columns) < TILE_ROWS or any(size % TILE_ROWS for size in columns):
         raise _damaged(f"{where} names hidden size {hidden_size} and inner size {inner_size}")
-    spare = packed.numel() - layout.page_bytes
-    if spare < 0 or (spare and not allow_padding):
-        raise _damaged(f"{where} has {packed.numel()} bytes, its header means {layout.page_bytes}")
-    return layout
+    return PageLayout(format_of_id(gate_up, where), format_of_id(down, where), hidden_size, inner_size)
 
 
 def unpack_page(packed: Tensor, where: str = "the page") -> ExpertPage:

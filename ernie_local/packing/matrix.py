@@ -119,19 +119,6 @@ def pack_matrix(matrix: QuantizedMatrix) -> Tensor:
     return packed.flatten()
 
 
-def check_scales(tiles: Tensor, low_bit: LowBitFormat, columns: int, where: str) -> None:
-    """Raise ModelUnusable if an fp16 scale of these tiles, (tiles, tile_bytes) uint8, is no finite number."""
-    groups = low_bit.num_groups(columns) if low_bit.is_symmetric else 1
-    halves = tiles[:, : 2 * TILE_ROWS * groups].contiguous().view(torch.float16)
-    finite = halves.isfinite()
-    if not bool(finite.all()):
-        raise ModelUnusable(
-            f"{where}: {int((~finite).sum())} of {halves.numel()} scales are not finite numbers",
-            "each makes every output of its row NaN",
-            "verify the checkpoint",
-        )
-
-
 def unpack_matrix(packed: Tensor, low_bit: LowBitFormat, rows: int, columns: int) -> QuantizedMatrix:
     """The inverse of `pack_matrix`. Raises ModelUnusable if the bytes are not as many as the shape needs."""
     expected = low_bit.matrix_bytes(rows, columns)

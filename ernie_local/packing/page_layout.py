@@ -44,6 +44,14 @@ class PageLayout:
         return self.down.matrix_bytes(self.hidden_size, self.inner_size)
 
     @property
+    def tile_ranges(self) -> tuple[tuple[int, int, LowBitFormat, int], ...]:
+        """Where tiles of one kind lie: first byte, bytes, format and columns of gate and up, then of down."""
+        return (
+            (self.gate_up_offset, self.gate_up_bytes, self.gate_up, self.hidden_size),
+            (self.down_offset, self.down_bytes, self.down, self.inner_size),
+        )
+
+    @property
     def page_bytes(self) -> int:
         """Bytes of the page, a multiple of PAGE_ALIGNMENT."""
         exact = self.down_offset + self.down_bytes

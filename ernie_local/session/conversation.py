@@ -24,7 +24,9 @@ from ernie_local.text.template import (
 )
 
 if TYPE_CHECKING:
+    from ernie_local.config import MediaTokens
     from ernie_local.loading import LoadedModel
+    from ernie_local.text.tokenizer import ErnieTokenizer
 
 
 class Conversation:
@@ -47,7 +49,7 @@ class Conversation:
         self.tokenizer = model.tokenizer
         self._media = model.config.media
         self._template = ChatTemplate(check_variant(variant) if variant else detect_variant(model.directory))
-        self._check_same_model()
+        check_same_model(self.tokenizer, self._media)
         # Training ends an answer with </s> and history with <|end_of_sentence|>: either may come.
         ends = [self.tokenizer.id_of(token) for token in END_TOKENS] + list(model.config.eos_token_ids)
         self.stop_ids = frozenset(token_id for token_id in ends if token_id is not None)
@@ -74,14 +76,16 @@ class Conversation:
     def _encode(self, segments: Sequence[Segment]) -> Prompt:
         return encode_segments(self.tokenizer, segments, self._media)
 
-    def _check_same_model(self) -> None:
-        start_id = self.tokenizer.id_of(IMAGE_START)
-        if start_id is not None and start_id != self._media.image_start:
-            raise ModelUnusable(
-                f"the tokenizer writes {IMAGE_START} as {start_id}, config.json as {self._media.image_start}",
-                "tokenizer.model belongs to another model",
-                "use config.json and tokenizer.model of the same repository",
-            )
+
+def check_same_model(tokenizer: ErnieTokenizer, media: MediaTokens) -> None:
+    """ModelUnusable where tokenizer and config.json are not of the same model."""
+    start_id = tokenizer.id_of(IMAGE_START)
+    if start_id is not None and start_id != media.image_start:
+        raise ModelUnusable(
+            f"the tokenizer writes {IMAGE_START} as {start_id}, config.json as {media.image_start}",
+            "tokenizer.model belongs to another model",
+            "use config.json and tokenizer.model of the same repository",
+        )
 
 
 def check_fits(prompt: Prompt, context_size: int) -> None:

@@ -22,7 +22,7 @@ class Job:
     """What to make of what. `sequences`: calibration tokens, needed by the method `gptq` alone.
 
     on_unit: told the unit that was done, and how much of how much work is; first of all an empty name with
-    what was done before. should_stop: asked after every unit.
+    what was done before. should_stop: asked after every unit. on_note: told in a line what could not be done.
     """
 
     source: Path
@@ -33,6 +33,7 @@ class Job:
     resume: Resume = "auto"
     on_unit: OnUnit | None = None
     should_stop: Callable[[], bool] | None = None
+    on_note: Callable[[str], None] | None = None
 
     @property
     def partial(self) -> Path:

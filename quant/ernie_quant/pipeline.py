@@ -18,6 +18,7 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles, TensorEntry
 from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.errors import DoesNotFit
+from ernie_quant.audit import audit
 from ernie_quant.calibration import Calibration, ExpertReports
 from ernie_quant.costs import unit_costs
 from ernie_quant.fixed_tensors import fixed_tensor
@@ -92,6 +93,7 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
                 calibration = Calibration(job, new_config, table, source, made, files, work, units)
                 calibration.run()
                 reports = calibration.reports
+        audit(job.partial, job.source, files.total_bytes, job.on_note)
         work.finish(job.out)
     return reports
 

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,13 @@ def inspected(capsys: pytest.CaptureFixture[str], model: str) -> dict[str, dict[
     assert run(["inspect", model, "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["bytes"] == sum(part["bytes"] for part in value["parts"])
+    assert math.isclose(sum(part["share"] for part in value["parts"]), 1)
+    experts = [part for part in value["parts"] if part["name"] in ("text experts", "vision experts")]
+    for key in ("weights", "bytes", "share"):
+        assert math.isclose(value["routed_experts"][key], sum(part[key] for part in experts))
+    assert value["routed_experts"]["bits_per_weight"] == (
+        8 * value["routed_experts"]["bytes"] / value["routed_experts"]["weights"]
+    )
     return {part["name"]: part for part in value["parts"]}
 
 
@@ -51,6 +59,28 @@ def test_parts_of_a_plain_model_are_its_tensors(capsys: pytest.CaptureFixture[st
     routed = sum(parts[name]["weights"] for name in ("text experts", "vision experts"))
     assert routed == sum(count for name, (count, _) in tensors.items() if ".experts." in name)
     assert parts["embedding"]["weights"] == 432 * 192
+
+
+def test_parts_of_a_published_model_are_those_of_its_layout(
+    capsys: pytest.CaptureFixture[str], make_oracle: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A head of its own, dense layers before the experts, two shared experts merged into one."""
+    sizes = {"moe_num_shared_experts": 2, "num_hidden_layers": 2, "moe_num_experts": 4}
+    directory = make_oracle(3, sizes, tied=False).save(tmp_path / "hub", "hub", max_shard_size="200KB")
+    parts, tensors = inspected(capsys, str(directory)), stored(directory)
+    assert len(list(directory.glob("*.safetensors"))) > 1
+    assert sum(part["bytes"] for part in parts.values()) == sum(size for _, size in tensors.values())
+    hidden, inner = 64, {"text": 48, "vision": 16}
+    for bank, width in inner.items():
+        assert parts[f"{bank} experts"]["weights"] == 4 * 3 * hidden * width
+        assert parts[f"{bank} experts"]["formats"] == {"f32": 4 * 3 * hidden * width}
+        assert parts[f"{bank} experts"]["pages"] == {}
+    assert parts["shared experts"]["weights"] == 3 * hidden * 2 * inner["text"]
+    assert parts["dense layers"]["weights"] == 3 * hidden * 128
+    assert parts["routers"]["weights"] == 2 * (4 * hidden + 4)
+    assert parts["head"]["weights"] == parts["embedding"]["weights"] == 96 * hidden
+    assert run(["inspect", str(directory), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layout"] == "hub"
 
 
 def test_a_packed_model_has_the_same_weights_in_fewer_bytes(

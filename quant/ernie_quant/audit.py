@@ -1,0 +1,124 @@
+"""The last look at a new checkpoint before it gets its name: whole, as large as planned, and it answers.
+
+Owns what is asked of every checkpoint that is written, and its hashes.json: what was looked at is what the
+hashes stand for. Knows nothing of how it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from ernie_calibration.pictures import make_picture
+from ernie_local.checkpoint.hashes import HASHES_FILE, write_hashes
+from ernie_local.checkpoint.reader import open_checkpoint
+from ernie_local.config import read_config
+from ernie_local.errors import ModelUnusable, NoAnswer, UsageError
+from ernie_local.loading import LoadedModel, load
+from ernie_local.loading.build import count_weight_bytes
+from ernie_local.media.patches import Patches
+from ernie_local.session import Chat
+from ernie_local.sizes import format_bytes
+from ernie_local.text.template import ChatTemplate, Message, detect_variant, encode_segments
+from ernie_local.verify import verify
+from ernie_local.verify.companions import check_companions
+from ernie_local.verify.finding import Findings
+
+_SIZE_SHARE = 0.01  # by which weights may be larger or smaller than planned
+_MEMORY_SHARE = 0.5  # of what is free: the model is loaded for one answer only if it takes less
+_MOST_TOKENS = 4096  # of picture, question and answer
+_ANSWER_TOKENS = 24
+OnNote = Callable[[str], None]
+
+
+def audit(directory: Path, source: Path, planned_bytes: int, on_note: OnNote | None = None) -> None:
+    """Look at the new checkpoint in `directory` and write its hashes.json; what was not looked at is a note.
+
+    ModelUnusable naming the first fault: a tensor missing or twice, a number that is not finite, a damaged
+    page, weights that differ by more than 1 % from `planned_bytes`, a file beside them that cannot be read
+    though that of `source` can, scores of the next token that are not finite.
+    """
+    note = on_note or _say_nothing
+    # Left there by a run that was killed behind this point.
+    (directory / HASHES_FILE).unlink(missing_ok=True)
+    found_in_source = Findings()
+    check_companions(source, read_config(source), found_in_source)
+    for finding in found_in_source.all:
+        note(f"not audited, the source has it too: {finding.error.what}")
+    result = verify(directory, companions=not found_in_source.all)
+    if result.findings:
+        raise result.findings[0].error
+    _check_size(
+        directory,
+        sum(file.num_bytes for name, file in result.hashes.items() if name.endswith(".safetensors")),
+        planned_bytes,
+    )
+    if not found_in_source.all:
+        _try_answer(directory, note)
+    write_hashes(directory, result.hashes)
+
+
+def _try_answer(directory: Path, note: OnNote) -> None:
+    """Ask about one drawn invoice; what is answered is a note, whatever it is."""
+    config = read_config(directory)
+    with open_checkpoint(directory, config) as checkpoint:
+        weight_bytes = count_weight_bytes(checkpoint, config, torch.float32)
+    free = psutil.virtual_memory().available
+    if weight_bytes > _MEMORY_SHARE * free:
+        note(
+            f"not audited: no picture was asked about, the weights take {format_bytes(weight_bytes)} "
+            f"and {format_bytes(free)} are free"
+        )
+        return
+    picture = make_picture("invoice", "audit", width=308, height=200)
+    question = picture.questions[0]
+    context_size = min(_MOST_TOKENS, config.text.max_position_embeddings)
+    model = load(directory, context_size=context_size)
+    patches = model.patches([picture.image])
+    _check_scores(model, question.text, patches)
+    answer = ""
+    try:
+        pieces = Chat(model).ask(
+            question.text, images=[picture.image], thinking=False, max_tokens=_ANSWER_TOKENS
+        )
+        answer = "".join(piece.text for piece in pieces if piece.kind == "answer")
+    except NoAnswer:
+        pass  # told below: a model that was never trained may say nothing
+    note(f"asked about an invoice: {question.text} It answers {answer!r}, right is {question.answer!r}")
+
+
+def _check_scores(model: LoadedModel, question: str, patches: list[Patches]) -> None:
+    template = ChatTemplate(detect_variant(model.directory))
+    message = Message("user", question, tuple(picture.num_tokens for picture in patches))
+    segments = template.segments([message], thinking=False)
+    token_ids = encode_segments(model.tokenizer, segments, model.config.media).token_ids
+    scores: torch.Tensor | None = None
+    problem = ""
+    try:
+        scores = model.logits(token_ids, patches)
+    except UsageError as error:  # the kernels refuse what an earlier layer made
+        problem = error.what
+    if scores is not None and not bool(scores.isfinite().all()):
+        problem = f"scores of {int((~scores.isfinite().all(1)).sum())} of {len(scores)} tokens are not finite"
+    if problem:
+        raise ModelUnusable(
+            f"{model.directory} cannot answer a question about an invoice: {problem}",
+            "a weight is too large for the numbers that are computed with, though finite itself",
+            "ask the source the same question: if it answers, report this as a defect",
+        )
+
+
+def _check_size(directory: Path, found_bytes: int, planned_bytes: int) -> None:
+    if abs(found_bytes - planned_bytes) > _SIZE_SHARE * planned_bytes:
+        raise ModelUnusable(
+            f"{directory} has {found_bytes} bytes of weights, {planned_bytes} were planned",
+            f"they differ by more than {_SIZE_SHARE:.0%}",
+            "report this as a defect; --resume never makes the checkpoint anew",
+        )
+
+
+def _say_nothing(_note: str) -> None:
+    pass

@@ -1,0 +1,142 @@
+"""The audit of a new checkpoint: what is damaged gets no hashes, what could not be looked at is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ernie_local.checkpoint.hashes import HASHES_FILE
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.config import read_config
+from ernie_local.errors import ModelUnusable
+from ernie_quant.audit import audit
+from ernie_quant.format_tables import FormatChoice, format_tables
+from ernie_quant.job import Job
+from ernie_quant.pipeline import quantize_checkpoint
+from ernie_quant.recipe import Recipe
+
+TABLES = format_tables(read_config(NANO_DIRECTORY), FormatChoice())
+WEIGHTS = "model.safetensors"
+
+
+def job(out: Path, source: Path = NANO_DIRECTORY) -> Job:
+    return Job(source, out, TABLES, Recipe("rtn"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("made") / "model"
+    quantize_checkpoint(job(out))
+    return out
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    """As it is just before the audit."""
+    copy = Path(shutil.copytree(made, tmp_path / "model"))
+    (copy / HASHES_FILE).unlink()
+    return copy
+
+
+def weight_bytes(directory: Path) -> int:
+    return (directory / WEIGHTS).stat().st_size
+
+
+def spoil(directory: Path, name: str, value: float) -> None:
+    tensors = load_file(directory / WEIGHTS)
+    tensors[name].fill_(value)
+    save_file(tensors, directory / WEIGHTS)
+
+
+def test_a_whole_checkpoint_answers_and_gets_the_same_hashes_again(made: Path, copied: Path) -> None:
+    notes: list[str] = []
+    audit(copied, NANO_DIRECTORY, weight_bytes(copied), notes.append)
+    assert (copied / HASHES_FILE).read_bytes() == (made / HASHES_FILE).read_bytes()
+    [note] = notes
+    said, right = note.split("It answers ")[1].split(", right is ")
+    assert said == right
+
+
+def test_numbers_that_are_none_are_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ernie_quant.audit.load", None)  # which would find them too
+    spoil(copied, "norm.weight", torch.nan)
+    with pytest.raises(ModelUnusable, match=r"'norm\.weight' holds nan"):
+        audit(copied, NANO_DIRECTORY, weight_bytes(copied))
+    assert not (copied / HASHES_FILE).exists()
+
+
+def test_activations_that_overflow_are_refused(copied: Path) -> None:
+    spoil(copied, "norm.weight", 3e38)
+    with pytest.raises(ModelUnusable, match="packed_linear: tokens holds a NaN or an infinity"):
+        audit(copied, NANO_DIRECTORY, weight_bytes(copied))
+    assert not (copied / HASHES_FILE).exists()
+
+
+def test_scores_that_overflow_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"  # with a plain head, which computes with anything
+    tables = format_tables(read_config(NANO_DIRECTORY), FormatChoice(dense=None, embedding=None))
+    quantize_checkpoint(dataclasses.replace(job(out), tables=tables))
+    spoil(out, "norm.weight", 3e38)
+    with pytest.raises(ModelUnusable, match=r"scores of \d+ of \d+ tokens are not finite"):
+        audit(out, NANO_DIRECTORY, weight_bytes(out))
+    assert not (out / HASHES_FILE).exists()
+
+
+def test_garbage_is_no_failure(copied: Path) -> None:
+    spoil(copied, "norm.weight", 0.0)
+    notes: list[str] = []
+    audit(copied, NANO_DIRECTORY, weight_bytes(copied), notes.append)
+    assert "It answers" in notes[0]
+
+
+@pytest.mark.parametrize("share", [0.98, 1.02])
+def test_another_size_than_planned_is_refused(copied: Path, share: float) -> None:
+    planned = int(weight_bytes(copied) / share)
+    with pytest.raises(ModelUnusable, match=f" {weight_bytes(copied)} bytes of weights, {planned} were"):
+        audit(copied, NANO_DIRECTORY, planned)
+    audit(copied, NANO_DIRECTORY, int(weight_bytes(copied) / 1.005))
+
+
+def test_without_memory_nothing_is_loaded_and_that_is_said(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10 << 20))
+    monkeypatch.setattr("ernie_quant.audit.load", None)
+    notes: list[str] = []
+    audit(copied, NANO_DIRECTORY, weight_bytes(copied), notes.append)
+    assert "no picture was asked about" in notes[0]
+    assert "10.0 MiB are free" in notes[0]
+
+
+def test_a_file_that_only_the_source_can_read_is_refused(copied: Path) -> None:
+    (copied / "tokenizer.model").unlink()
+    with pytest.raises(ModelUnusable, match=r"tokenizer\.model is missing"):
+        audit(copied, NANO_DIRECTORY, weight_bytes(copied))
+
+
+def test_a_source_without_a_tokenizer_is_quantized_and_that_is_said(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(NANO_DIRECTORY, tmp_path / "source"))
+    (source / "tokenizer.model").unlink()
+    notes: list[str] = []
+    quantize_checkpoint(dataclasses.replace(job(tmp_path / "out", source), on_note=notes.append))
+    assert ["the source has it too" in note for note in notes] == [True]
+    assert (tmp_path / "out" / HASHES_FILE).exists()
+
+
+def test_what_fails_the_audit_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise ModelUnusable("w", "y", "h")
+
+    with monkeypatch.context() as context:
+        context.setattr("ernie_quant.pipeline.audit", refuse)
+        with pytest.raises(ModelUnusable):
+            quantize_checkpoint(job(tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
+    quantize_checkpoint(dataclasses.replace(job(tmp_path / "out"), resume="required"))
+    assert (tmp_path / "out" / HASHES_FILE).exists()

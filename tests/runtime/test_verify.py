@@ -1,0 +1,279 @@
+"""`verify`: every kind of damage is found and named, what is whole passes, and nothing stops at the first."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ernie_local.checkpoint.hashes import HASHES_FILE, FileHash, read_hashes, write_hashes
+from ernie_local.checkpoint.header import StoredTensor, read_header
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.checkpoint.packed import PackedTensors
+from ernie_local.config import read_config
+from ernie_local.errors import ModelUnusable
+from ernie_local.verify import Finding, Verification, verify
+from ernie_local.verify.finding import Findings
+from ernie_local.verify.stream import FileStream
+from ernie_local.verify.weights import check_values
+from ernie_quant.format_tables import FormatChoice, format_tables
+from ernie_quant.plain_export import export_plainly
+
+WEIGHTS = "model.safetensors"
+NORM = "layers.1.input_layernorm.weight"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nano with packed weights and hashes. Not to be written to."""
+    out = tmp_path_factory.mktemp("packed") / "model"
+    tables = format_tables(read_config(NANO_DIRECTORY), FormatChoice(experts="w2-w2l"))
+    export_plainly(NANO_DIRECTORY, out, tables)
+    return out
+
+
+@pytest.fixture
+def packed(made: Path, tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return Path(shutil.copytree(made, tmp_path / "model"))
+
+
+def change_bytes(directory: Path, tensor: str, offset: int, change: Callable[[bytearray], None]) -> None:
+    """Let `change` have the bytes of a tensor from `offset` on."""
+    place = read_header(directory / WEIGHTS)[tensor]
+    with (directory / WEIGHTS).open("r+b") as file:
+        file.seek(place.offset + offset)
+        content = bytearray(file.read(place.num_bytes - offset))
+        change(content)
+        file.seek(place.offset + offset)
+        file.write(content)
+
+
+def flip(content: bytearray) -> None:
+    content[0] ^= 1
+
+
+def first(result: Verification) -> Finding:
+    assert result.findings
+    return result.findings[0]
+
+
+def without_hashes(directory: Path) -> Path:
+    (directory / HASHES_FILE).unlink()
+    return directory
+
+
+def test_nano_is_whole_and_has_no_hashes() -> None:
+    result = verify(NANO_DIRECTORY)
+    assert result.findings == ()
+    assert (result.num_tensors, result.num_pages, result.num_compared) == (586, 0, 0)
+    assert "has no hashes.json" in result.notes[0]
+
+
+def test_a_quantized_nano_is_whole(made: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    result = verify(made, lambda *progress: told.append(progress))
+    assert (result.findings, result.notes) == ((), ())
+    assert result.num_pages == 5 * 2 * 16 + 6  # routed experts; shared experts and the dense layer
+    assert result.num_compared == len(result.hashes) == 6
+    assert {done <= total == result.num_bytes for _, done, total in told} == {True}
+    assert told[-1][1] == result.num_bytes
+
+
+def test_the_same_files_have_the_same_hashes_as_sha256sum(made: Path) -> None:
+    import hashlib
+
+    known = read_hashes(made)
+    assert known is not None
+    for name, found in known.items():
+        content = (made / name).read_bytes()
+        assert found == FileHash(len(content), hashlib.sha256(content).hexdigest())
+
+
+def page_bytes(directory: Path, tensor: str) -> int:
+    return read_header(directory / WEIGHTS)[tensor].shape[1]
+
+
+def test_a_flipped_bit_in_the_codes_of_a_page_is_found_by_the_hash(packed: Path) -> None:
+    name = "experts.2.vision.w2-w2l"
+    change_bytes(packed, name, 3 * page_bytes(packed, name) + 4000, flip)
+    finding = first(verify(packed))
+    assert (finding.file, finding.tensor) == (WEIGHTS, None)
+    assert "hashes.json says" in finding.error.why
+    assert verify(without_hashes(packed)).findings == ()
+
+
+@pytest.mark.parametrize(("byte", "words"), [(0, "begins with"), (9, "wanted"), (20, "1 bytes other than 0")])
+def test_a_flipped_bit_in_the_header_of_a_page_is_found_without_hashes(
+    packed: Path, byte: int, words: str
+) -> None:
+    name = "experts.2.vision.w2-w2l"
+    change_bytes(without_hashes(packed), name, 3 * page_bytes(packed, name) + byte, flip)
+    result = verify(packed)
+    assert [(finding.file, finding.tensor, finding.page) for finding in result.findings] == [
+        (WEIGHTS, name, 3)
+    ]
+    assert f"page 3 of {name}" in first(result).error.what
+    assert words in first(result).error.what
+
+
+def test_a_flipped_bit_in_the_header_of_the_file_is_found(packed: Path) -> None:
+    content = bytearray((packed / WEIGHTS).read_bytes())
+    position = content.index(b"experts.2.vision") + 8
+    content[position] ^= 1
+    (packed / WEIGHTS).write_bytes(content)
+    assert f"header of {packed / WEIGHTS}" in first(verify(packed)).error.what
+
+
+def test_swapped_pages_are_found_by_the_hash(packed: Path) -> None:
+    name = "experts.1.text.w2-w2l"
+    size = page_bytes(packed, name)
+
+    def swap(content: bytearray) -> None:
+        content[:size], content[size : 2 * size] = content[size : 2 * size], content[:size]
+
+    change_bytes(packed, name, 0, swap)
+    assert first(verify(packed)).file == WEIGHTS
+
+
+def test_a_page_of_another_bank_is_found_without_hashes(packed: Path) -> None:
+    vision = "experts.1.vision.w2-w2l"
+    header = bytearray((packed / WEIGHTS).read_bytes()[read_header(packed / WEIGHTS)[vision].offset :][:64])
+
+    def put(content: bytearray) -> None:
+        content[:64] = header
+
+    change_bytes(without_hashes(packed), "experts.1.text.w2-w2l", 0, put)
+    assert first(verify(packed)).page == 0
+
+
+@pytest.mark.parametrize(
+    ("tensor", "offset", "page"),
+    [("experts.2.text.w2-w2l", 64, 0), ("layers.0.mlp.w8", 64, 0), ("layers.1.self_attn.o_proj.w8", 0, None)],
+)
+def test_a_scale_that_is_no_number_is_found_without_hashes(
+    packed: Path, tensor: str, offset: int, page: int | None
+) -> None:
+    def spoil(content: bytearray) -> None:
+        content[:2] = b"\x00\x7c"  # infinity
+
+    change_bytes(without_hashes(packed), tensor, offset, spoil)
+    finding = first(verify(packed))
+    assert (finding.tensor, finding.page) == (tensor, page)
+    assert "scales are not finite" in finding.error.what
+
+
+def test_a_nan_in_a_norm_is_found_without_hashes(packed: Path) -> None:
+    def spoil(content: bytearray) -> None:
+        content[8:12] = b"\xff\xff\xff\xff"
+
+    change_bytes(without_hashes(packed), NORM, 0, spoil)
+    finding = first(verify(packed))
+    assert (finding.file, finding.tensor) == (WEIGHTS, NORM)
+    assert "holds nan" in finding.error.what
+
+
+def test_all_damage_is_listed_not_the_first_alone(packed: Path) -> None:
+    name = "experts.2.vision.w2-w2l"
+    size = page_bytes(packed, name)
+    for page in (3, 7):
+        change_bytes(packed, name, page * size, flip)
+    (packed / "tokenizer.model").unlink()
+    result = verify(packed)
+    assert [finding.page for finding in result.findings if finding.page is not None] == [3, 7]
+    assert {finding.file for finding in result.findings} == {WEIGHTS, "tokenizer.model"}
+    assert result.num_pages == 166
+
+
+def test_a_cut_file_is_found(packed: Path) -> None:
+    content = (packed / WEIGHTS).read_bytes()
+    (packed / WEIGHTS).write_bytes(content[:-100])
+    assert f"has {len(content) - 100} bytes, but tensor" in first(verify(packed)).error.what
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.model", "preprocessor_config.json"])
+def test_a_missing_file_is_found(packed: Path, name: str) -> None:
+    (packed / name).unlink()
+    findings = verify(packed).findings
+    assert any(name in finding.error.what for finding in findings)
+
+
+def test_a_missing_shard_is_found(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(NANO_DIRECTORY, tmp_path / "nano"))
+    (copy / "model-00002-of-00002.safetensors").unlink()
+    assert "model-00002-of-00002.safetensors is missing" in first(verify(copy)).error.what
+
+
+def test_an_old_weight_file_beside_the_shards_is_found_and_other_files_are_notes(packed: Path) -> None:
+    known = read_hashes(packed)
+    assert known is not None
+    write_hashes(packed, {name: known[name] for name in known if name != WEIGHTS})
+    (packed / "notes.txt").write_text("mine")
+    (packed / "README.md").write_text("changed by hand")
+    result = verify(packed)
+    assert [finding.file for finding in result.findings] == [WEIGHTS]
+    assert "is not in hashes.json" in first(result).error.what
+    assert ["notes.txt" in note for note in result.notes] == [True]
+
+
+def test_a_tied_head_that_differs_is_found(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(NANO_DIRECTORY, tmp_path / "nano"))
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    shard = copy / index["weight_map"]["model.embed_tokens.weight"]
+    tensors = load_file(shard)
+    head = tensors["model.embed_tokens.weight"].clone()
+    index["weight_map"]["lm_head.weight"] = shard.name
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({**tensors, "lm_head.weight": head}, shard)
+    assert verify(copy).findings == ()
+    head[-1, -1] += 1
+    save_file({**tensors, "lm_head.weight": head}, shard)
+    assert "differs from the embedding" in first(verify(copy)).error.what
+
+
+def test_a_tokenizer_of_another_model_is_found(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(NANO_DIRECTORY, tmp_path / "nano"))
+    raw = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**raw, "image_start_token_id": 300}))
+    assert first(verify(copy)).file == "tokenizer.model"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"version": 2, "files": {}}',
+        '{"version": 1, "files": []}',
+        '{"version": 1, "files": {"../config.json": {"num_bytes": 1, "sha256": "%s"}}}' % ("0" * 64),
+        '{"version": 1, "files": {"config.json": {"num_bytes": -1, "sha256": "%s"}}}' % ("0" * 64),
+        '{"version": 1, "files": {"config.json": {"num_bytes": 1, "sha256": "%s"}}}' % ("G" * 64),
+        '{"version": 1, "files": {"config.json": "%s"}}' % ("0" * 64),
+        '{"version": 1',
+    ],
+)
+def test_hashes_of_a_stranger_are_refused(content: str, packed: Path) -> None:
+    (packed / HASHES_FILE).write_text(content)
+    with pytest.raises(ModelUnusable, match=r"hashes\.json"):
+        read_hashes(packed)
+    assert first(verify(packed)).file == HASHES_FILE
+
+
+def test_a_large_tensor_is_read_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / WEIGHTS
+    save_file({"large": torch.ones(32 << 18)}, path)  # 32 MiB
+    stored: list[StoredTensor] = list(read_header(path).values())
+    findings, tensors = Findings(), PackedTensors(read_config(NANO_DIRECTORY))
+    tracemalloc.start()
+    with FileStream(path, None) as stream:
+        check_values(stream, stored, tensors, findings)
+        whole = stream.finish()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6 << 20
+    assert whole.num_bytes == path.stat().st_size
+    assert findings.all == []
