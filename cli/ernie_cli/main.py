@@ -13,9 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import ernie_local
-from ernie_cli import chat, chat_json, doctor, doctor_json, inspect, inspect_json, quantize, quantize_json
+from ernie_cli import (
+    chat,
+    chat_json,
+    doctor,
+    doctor_json,
+    eval_json,
+    inspect,
+    inspect_json,
+    quantize,
+    quantize_json,
+)
 from ernie_cli.computing import ComputingCommand
 from ernie_cli.console import Console, forgive_encodings, silence_stdout
+from ernie_cli.eval import evaluate
 from ernie_cli.invocation import Invocation
 
 if TYPE_CHECKING:
@@ -32,6 +43,7 @@ app = typer.Typer(
 )
 app.command(cls=ComputingCommand)(chat.chat)
 app.command(cls=ComputingCommand)(quantize.quantize)
+app.command("eval", cls=ComputingCommand)(evaluate)
 app.command(cls=ComputingCommand)(inspect.inspect)
 app.command(cls=ComputingCommand)(doctor.doctor)
 
@@ -39,6 +51,7 @@ app.command(cls=ComputingCommand)(doctor.doctor)
 EMPTY_OBJECTS: Mapping[str, Callable[[], dict[str, object]]] = {
     "chat": chat_json.empty_object,
     "quantize": quantize_json.empty_object,
+    "eval": eval_json.empty_object,
     "inspect": inspect_json.empty_object,
     "doctor": doctor_json.empty_object,
 }
