@@ -104,12 +104,13 @@ class Engine:
         self, token_ids: Sequence[int], images: Sequence[Patches] = (), *, out: torch.Tensor
     ) -> None:
         """As `prefill`, with the logits of every position written to `out`, (tokens, vocab_size) float32."""
+        self._append_to(out, token_ids, images, self.model.logits)
 
-        def keep_logits(start: int, chunk: torch.Tensor) -> torch.Tensor:
-            out[start : start + chunk.shape[0]] = self.model.logits(chunk)
-            return chunk[-1:]
-
-        self._append(token_ids, images, None, keep_logits)
+    def prefill_states(
+        self, token_ids: Sequence[int], images: Sequence[Patches] = (), *, out: torch.Tensor
+    ) -> None:
+        """As `prefill_all`, with what the head would make logits of: (tokens, hidden_size) normed states."""
+        self._append_to(out, token_ids, images, lambda chunk: chunk)
 
     def decode(self, token_id: int) -> torch.Tensor:
         """Append one token and give back the logits after it, as `prefill` does.
@@ -145,6 +146,21 @@ class Engine:
         except BaseException:
             self.rewind(before)
             raise
+
+    def _append_to(
+        self,
+        out: torch.Tensor,
+        token_ids: Sequence[int],
+        images: Sequence[Patches],
+        convert: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """Run all chunks; what `convert` makes of each one's states goes to its rows of `out`."""
+
+        def keep_rows(start: int, chunk: torch.Tensor) -> torch.Tensor:
+            out[start : start + chunk.shape[0]] = convert(chunk)
+            return chunk[-1:]
+
+        self._append(token_ids, images, None, keep_rows)
 
     def _append(
         self,

@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from random import Random
 
 for folder in (".", ".."):
     sys.path.insert(0, str((Path(__file__).resolve().parents[1] / folder).resolve()))
@@ -23,37 +22,26 @@ import torch
 from torch import Tensor
 
 import ernie_local
-from ernie_calibration.generated import draw_in_turn
-from ernie_calibration.pictures import Picture
+from ernie_calibration.held_out import held_out_samples
 from ernie_local.errors import NoAnswer
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.loading import LoadedModel
-
-FIRST_SEED = 5_000_000
-
-
-def held_out_pictures(count: int) -> Iterator[Picture]:
-    """`count` pictures whose seeds and names no training picture had, the kinds in turn."""
-    random = Random(f"held out/{FIRST_SEED}")
-    for index in range(count):
-        yield draw_in_turn(random, index, FIRST_SEED + index, held_out=True)
 
 
 def count_right(model: LoadedModel, count: int, questions_each: int) -> dict[str, list[int]]:
     """Right and asked per question kind."""
     counts: dict[str, list[int]] = {}
-    for index, picture in enumerate(held_out_pictures(count)):
-        questions = Random(index).sample(picture.questions, min(questions_each, len(picture.questions)))
-        for question in questions:
+    for sample in held_out_samples(count, questions_each=questions_each, transcript_every=0):
+        for turn in sample.turns:
             chat = ernie_local.Chat(model)
             try:
-                for _ in chat.ask(question.text, images=[picture.image], thinking=False, max_tokens=40):
+                for _ in chat.ask(turn.question, images=sample.images, thinking=False, max_tokens=40):
                     pass
             except NoAnswer:
                 pass
             answer = "" if chat.last is None else chat.last.text
-            right, asked = counts.get(question.kind, [0, 0])
-            counts[question.kind] = [right + (answer == question.answer), asked + 1]
+            right, asked = counts.get(turn.kind, [0, 0])
+            counts[turn.kind] = [right + (answer == turn.answer), asked + 1]
     return dict(sorted(counts.items()))
 
 

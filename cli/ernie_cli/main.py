@@ -18,6 +18,7 @@ from ernie_cli import (
     chat_json,
     doctor,
     doctor_json,
+    eval_json,
     inspect,
     inspect_json,
     quantize,
@@ -27,6 +28,7 @@ from ernie_cli import (
 )
 from ernie_cli.computing import ComputingCommand
 from ernie_cli.console import Console, forgive_encodings, silence_stdout
+from ernie_cli.eval import evaluate
 from ernie_cli.invocation import Invocation
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ app = typer.Typer(
 )
 app.command(cls=ComputingCommand)(chat.chat)
 app.command(cls=ComputingCommand)(quantize.quantize)
+app.command("eval", cls=ComputingCommand)(evaluate)
 app.command(cls=ComputingCommand)(inspect.inspect)
 app.command(cls=ComputingCommand)(verify.verify)
 app.command(cls=ComputingCommand)(doctor.doctor)
@@ -51,6 +54,7 @@ app.command(cls=ComputingCommand)(doctor.doctor)
 EMPTY_OBJECTS: Mapping[str, Callable[[], dict[str, object]]] = {
     "chat": chat_json.empty_object,
     "quantize": quantize_json.empty_object,
+    "eval": eval_json.empty_object,
     "inspect": inspect_json.empty_object,
     "verify": verify_json.empty_object,
     "doctor": doctor_json.empty_object,

@@ -54,12 +54,7 @@ def build_model(
     DoesNotFit for packed weights on a device that has no kernels for them.
     """
     packed = PackedTensors(config)
-    if packed.shapes and device.type != "cpu":
-        raise DoesNotFit(
-            f"packed weights on {device}, only cpu computes from them",
-            "the kernels for packed weights on a GPU are not written yet",
-            'load with device="cpu"',
-        )
+    _check_device(packed, device)
     is_packed = config.quantization is not None and bool(config.quantization.experts)
     experts: ExpertProvider
     if is_packed:
@@ -103,6 +98,30 @@ def build_layer(checkpoint: Checkpoint, config: ModelConfig, layer_id: int) -> D
     return layer.eval()
 
 
+def build_head(
+    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> ErnieModel:
+    """A model of which `logits` works and nothing before it: it takes the memory of the head alone.
+
+    DoesNotFit as from `build_model`.
+    """
+    names = ("lm_head", "embed_tokens") if config.text.tie_word_embeddings else ("lm_head",)
+    text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=())
+    with init_empty_weights(include_buffers=True):
+        model = ErnieModel(dataclasses.replace(config, text=text, quantization=None), PackedExperts({}))
+    if config.quantization is not None:
+        packed = PackedTensors(config)
+        _check_device(packed, device)
+        formats = config.quantization.matrices
+        matrices = {name: formats[name] for name in names if name in formats}
+        tables = dataclasses.replace(config.quantization, matrices=matrices, gated_mlps={})
+        _place_packed_layers(model, checkpoint, packed, tables, dtype)
+    # The norm too: by its weight the model knows its device and dtype.
+    for name in ("norm", "embed_tokens" if model.lm_head is None else "lm_head"):
+        _fill_parameters(model.get_submodule(name), checkpoint, name, dtype, device)
+    return model.eval()
+
+
 def _fill_parameters(
     model: nn.Module, checkpoint: Checkpoint, prefix: str, dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -114,6 +133,15 @@ def _fill_parameters(
             filled = torch.empty(empty.shape, dtype=kept_dtype, device=device)
             _read_into(checkpoint, f"{prefix}{module_name}.{own_name}", filled)
             setattr(module, own_name, nn.Parameter(filled, requires_grad=False))
+
+
+def _check_device(packed: PackedTensors, device: torch.device) -> None:
+    if packed.shapes and device.type != "cpu":
+        raise DoesNotFit(
+            f"packed weights on {device}, only cpu computes from them",
+            "the kernels for packed weights on a GPU are not written yet",
+            'load with device="cpu"',
+        )
 
 
 def _fill_experts(checkpoint: Checkpoint, config: ModelConfig, experts: ResidentExperts) -> None:

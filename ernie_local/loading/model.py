@@ -19,11 +19,11 @@ from ernie_local.engine import DEFAULT_CHUNK_TOKENS, Engine
 from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.loading.options import find_kv_dtype
 from ernie_local.loading.pictures import ImageSource, to_patches
+from ernie_local.loading.routes import RouteRecord
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor import ImageProcessorConfig, read_processor_config
 from ernie_local.media.tokens import VisionRule, expand_placeholders
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model.moe import Bank
 
 if TYPE_CHECKING:
     from ernie_local.text.tokenizer import ErnieTokenizer
@@ -118,25 +118,12 @@ class LoadedModel:
         Ids count within the token's own bank, best first; arguments as for `logits`.
         """
         token_ids, patches = self._prepare(input_ids, images)
-        text = self.config.text
-        choices = [
-            torch.empty(len(token_ids), text.experts_per_token if is_moe else 0, dtype=torch.int64)
-            for is_moe in text.moe_layers
-        ]
         engine = self._whole_prompt_engine(len(token_ids))
-
-        def record(
-            layer_id: int,
-            bank: Bank,  # noqa: ARG001  RouteHook names it
-            expert_ids: torch.Tensor,
-            expert_weights: torch.Tensor,  # noqa: ARG001
-            token_indices: torch.Tensor,
-        ) -> None:
-            choices[layer_id][engine.length + token_indices.cpu()] = expert_ids.cpu()
-
+        record = RouteRecord(engine, len(token_ids))
         engine.on_route = record
         engine.prefill(token_ids, patches)
-        return choices
+        engine.on_route = None
+        return record.choices
 
     def patches(self, images: Sequence[ImageSource]) -> list[Patches]:
         """What the model sees of each picture; a document gives one entry for each page."""

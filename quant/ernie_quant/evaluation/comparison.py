@@ -1,0 +1,130 @@
+"""One turn as two models did it: divergence where the answer is written, experts chosen, both answers.
+
+Owns what is compared with what. Knows nothing of files, and adds nothing up over turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy
+import torch
+from numpy.typing import NDArray
+
+from ernie_calibration.held_out import TRANSCRIPT
+from ernie_calibration.sample import Turn
+from ernie_calibration.scoring import exact_match, score
+from ernie_local.config import MediaTokens
+from ernie_local.errors import ErnieLocalError, ModelUnusable
+from ernie_local.media.tokens import TEXT, VisionRule, token_types
+from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.moe import BANKS
+from ernie_quant.evaluation.observation import Observation
+from ernie_quant.evaluation.statistics import divergence
+
+# Logits of the original's vocabulary take 0.8 MB a row in float64.
+_ROWS_AT_A_TIME = 32
+
+Head = Callable[[torch.Tensor], torch.Tensor]  # states (rows, hidden_size) -> logits (rows, vocab)
+
+
+def head_of(model: ErnieModel) -> Head:
+    """The head of a model, wherever that computes."""
+    return lambda states: model.logits(states.to(model.device))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """divergence: (positions,) nats; agrees: (positions,), whether the likeliest token is the same.
+
+    same_experts: (MoE layers, banks) sums over tokens of the share of chosen experts that are the same;
+    bank_tokens: (banks,), the tokens of each.
+    """
+
+    document: str
+    turn: Turn
+    divergence: NDArray[numpy.float64]
+    agrees: NDArray[numpy.bool_]
+    same_experts: NDArray[numpy.float64]
+    bank_tokens: NDArray[numpy.int64]
+    reference_answer: str
+    answer: str
+
+    @property
+    def is_question(self) -> bool:
+        """Whether one short answer is right; a transcript is never the same to the letter."""
+        return self.turn.kind != TRANSCRIPT
+
+    @property
+    def exact(self) -> tuple[bool, bool]:
+        """Whether the reference's answer, and the other's, is the right one letter for letter."""
+        return (
+            bool(exact_match(self.reference_answer, self.turn.answer)),
+            bool(exact_match(self.answer, self.turn.answer)),
+        )
+
+    @property
+    def scores(self) -> tuple[float, float]:
+        """The reference's and the other's, by the measure of the turn's kind."""
+        kind, expected = self.turn.kind, self.turn.answer
+        return score(kind, self.reference_answer, expected), score(kind, self.answer, expected)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparer:
+    """Holds observations of one model against the reference's of the same turns."""
+
+    reference_head: Head
+    head: Head
+    media: MediaTokens
+    vision_rule: VisionRule
+
+    def compare(self, reference: Observation, other: Observation) -> Comparison:
+        """ModelUnusable where the two did not read the same; ErnieLocalError for logits that are NaN."""
+        if (reference.document, reference.turn, reference.prompt_identity) != (
+            other.document,
+            other.turn,
+            other.prompt_identity,
+        ):
+            raise ModelUnusable(
+                f"{other.document}: the checkpoint reads {len(other.token_ids)} tokens that are not the "
+                f"{len(reference.token_ids)} of the reference",
+                "its tokenizer, chat template or settings for pictures are others",
+                "use the reference's files beside config.json and the weights",
+            )
+        differences, agreements = [], []
+        for start in range(0, len(reference.states), _ROWS_AT_A_TIME):
+            rows = slice(start, start + _ROWS_AT_A_TIME)
+            with torch.no_grad():
+                expected = self.reference_head(reference.states[rows]).cpu()
+                found = self.head(other.states[rows]).cpu()
+            differences.append(divergence(expected, found))
+            agreements.append(expected.argmax(dim=-1) == found.argmax(dim=-1))
+        different = torch.cat(differences)
+        if not bool(different.isfinite().all()):
+            raise ErnieLocalError(
+                f"{other.document}: the divergence is {float(different.sum())}, not a number",
+                "weights or activations overflowed in one of the two models",
+                "run `ernie-local verify` on both, or use --dtype float32",
+            )
+        is_vision = token_types(reference.token_ids, self.media, self.vision_rule) != TEXT
+        same = same_experts(reference.choices, other.choices)  # (MoE layers, tokens)
+        in_bank = torch.stack([is_vision if bank == "vision" else ~is_vision for bank in BANKS], dim=1)
+        return Comparison(
+            document=reference.document,
+            turn=reference.turn,
+            divergence=different.numpy(),
+            agrees=torch.cat(agreements).numpy(),
+            same_experts=(same @ in_bank.double()).numpy(),
+            bank_tokens=in_bank.sum(dim=0).numpy(),
+            reference_answer=reference.answer,
+            answer=other.answer,
+        )
+
+
+def same_experts(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The share of each token's experts that both chose, whatever their order: (..., tokens, top_k) of each,
+    -> (..., tokens) float64.
+    """
+    return (first[..., :, None] == second[..., None, :]).any(dim=-1).double().mean(dim=-1)

@@ -1,0 +1,151 @@
+"""All comparisons of a checkpoint as figures: divergence, answers, flips, experts.
+
+As a whole and per kind of turn. Owns which turns count for what. Intervals come from `statistics`.
+Knows nothing of how figures are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+
+from ernie_calibration.scoring import METRIC_OF_KIND, Metric
+from ernie_local.model.moe import BANKS, Bank
+from ernie_quant.evaluation.comparison import Comparison
+from ernie_quant.evaluation.statistics import Estimate, bootstrap_ratio, mcnemar, quantiles
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """KL(reference || checkpoint) in nats, and whether both find the same token likeliest, over positions."""
+
+    positions: int
+    mean: Estimate
+    median: float
+    percent_90: float
+    percent_99: float
+    top1: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Questions, transcripts left out, and how many each answers to the letter.
+
+    p_value: of McNemar's exact test on the flips.
+    """
+
+    questions: int
+    reference_exact: int
+    exact: int
+    exact_share: Estimate
+    right_to_wrong: int
+    wrong_to_right: int
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One kind of turn. The scores are means of `metric`, from 0 to 1."""
+
+    kind: str
+    metric: Metric
+    turns: int
+    positions: int
+    divergence: float
+    top1: float
+    reference_score: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The share of chosen experts that the reference chose as well, of one bank in one layer."""
+
+    layer: int
+    bank: Bank
+    tokens: int
+    agreement: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything about one checkpoint. routing_agreement: of all layers and banks; None without any."""
+
+    divergence: Divergence
+    answers: Answers
+    tasks: tuple[Task, ...]
+    routing: tuple[Routing, ...]
+    routing_agreement: float | None
+
+
+def summarize(comparisons: Sequence[Comparison], moe_layers: Sequence[int], seed: int = 0) -> Summary:
+    """Figures of at least one comparison. moe_layers: numbers of the layers with experts.
+
+    seed: of the resampling.
+    """
+    documents = list(dict.fromkeys(each.document for each in comparisons))
+    places = {document: place for place, document in enumerate(documents)}
+
+    def by_document(chosen: Sequence[Comparison], sums: Sequence[float], counts: Sequence[int]) -> Estimate:
+        rows = numpy.array([places[each.document] for each in chosen])
+        size = len(documents)
+        return bootstrap_ratio(
+            numpy.bincount(rows, sums, minlength=size), numpy.bincount(rows, counts, minlength=size), seed
+        )
+
+    positions = [len(each.divergence) for each in comparisons]
+    pooled = numpy.concatenate([each.divergence for each in comparisons])
+    median, percent_90, percent_99 = quantiles(pooled, (0.5, 0.9, 0.99))
+    divergence = Divergence(
+        positions=len(pooled),
+        mean=by_document(comparisons, [float(each.divergence.sum()) for each in comparisons], positions),
+        median=median,
+        percent_90=percent_90,
+        percent_99=percent_99,
+        top1=by_document(comparisons, [int(each.agrees.sum()) for each in comparisons], positions),
+    )
+    questions = [each for each in comparisons if each.is_question]
+    right = [each.exact for each in questions]
+    lost, won = right.count((True, False)), right.count((False, True))
+    answers = Answers(
+        questions=len(questions),
+        reference_exact=sum(before for before, _ in right),
+        exact=sum(after for _, after in right),
+        exact_share=by_document(questions, [after for _, after in right], [1] * len(right)),
+        right_to_wrong=lost,
+        wrong_to_right=won,
+        p_value=mcnemar(lost, won),
+    )
+    same = numpy.sum([each.same_experts for each in comparisons], axis=0)  # (MoE layers, banks)
+    tokens = numpy.sum([each.bank_tokens for each in comparisons], axis=0)  # (banks,)
+    routing = tuple(
+        Routing(layer_id, bank, int(tokens[column]), float(same[row, column] / tokens[column]))
+        for row, layer_id in enumerate(moe_layers)
+        for column, bank in enumerate(BANKS)
+        if tokens[column]
+    )
+    agreement = float(same.sum() / (tokens.sum() * len(moe_layers))) if moe_layers else None
+    return Summary(divergence, answers, _tasks(comparisons), routing, agreement)
+
+
+def _tasks(comparisons: Sequence[Comparison]) -> tuple[Task, ...]:
+    tasks = []
+    for kind in sorted({each.turn.kind for each in comparisons}):
+        chosen = [each for each in comparisons if each.turn.kind == kind]
+        scores = [each.scores for each in chosen]
+        pooled = numpy.concatenate([each.divergence for each in chosen])
+        tasks.append(
+            Task(
+                kind=kind,
+                metric=METRIC_OF_KIND[kind],
+                turns=len(chosen),
+                positions=len(pooled),
+                divergence=float(pooled.mean()),
+                top1=float(numpy.concatenate([each.agrees for each in chosen]).mean()),
+                reference_score=sum(before for before, _ in scores) / len(scores),
+                score=sum(after for _, after in scores) / len(scores),
+            )
+        )
+    return tuple(tasks)

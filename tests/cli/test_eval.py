@@ -1,0 +1,112 @@
+"""`ernie-local eval` as a user runs it: one table, one object, and refusals before any weights are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ernie_local
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.config import read_config
+from ernie_quant.format_tables import FormatChoice, format_tables
+from ernie_quant.plain_export import export_plainly
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("a_directory_with_a_rather_long_name") / "w2"
+    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), FormatChoice("w2")))
+    return out
+
+
+def test_a_line_a_model_and_then_each_in_detail(command: Callable[..., Any], rounded: Path) -> None:
+    result = command("eval", "nano", "nano", str(rounded), "--samples", "2")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert max(len(line) for line in lines if not line.startswith(str(rounded))) <= 80
+    assert lines[0].split() == ["model", "size", "bits", "KL", "top-1", "exact", "flips", "experts"]
+    reference, same, other = (line.split() for line in lines[1:4])
+    assert reference[:1] + reference[3:4] == ["nano", "16.00"]
+    assert same[4:] == ["0.0000", "100.0%", reference[-1], "-0", "+0", "100.0%"]
+    assert other[0].startswith("...")
+    assert other[0].endswith("/w2")
+    assert float(other[4]) > 0
+    details = [line for line in lines if line.startswith(("nano:", f"{rounded}:"))]
+    assert len(details) == 2
+    assert sum(line.split()[0] == "transcript" for line in lines[4:] if line) == 2
+    assert result.stderr == ""
+
+
+def test_the_object_has_every_figure_of_the_table(
+    command: Callable[..., Any], rounded: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    arguments = ("eval", "nano", str(rounded), "--samples", "2", "--reference-cache", str(cache), "--json")
+    said = command(*arguments).json()
+    assert (said["ok"], said["samples"], said["dtype"]) == (True, 2, "float32")
+    assert said["reference"]["routed_bits"] == 16.0
+    (found,) = said["checkpoints"]
+    assert found["directory"] == str(rounded)
+    assert 2.25 < found["routed_bits"] < 2.6
+    assert found["divergence"]["mean"]["low"] <= found["divergence"]["mean"]["value"]
+    assert found["answers"]["questions"] == 2
+    assert {task["kind"] for task in found["tasks"]} >= {"transcript"}
+    assert {(each["layer"], each["bank"]) for each in found["routing"]} == {
+        (layer, bank) for layer in range(1, 6) for bank in ("text", "vision")
+    }
+    assert len(found["flips"]) == found["answers"]["right_to_wrong"] + found["answers"]["wrong_to_right"]
+    assert cache.is_file()
+    assert command(*arguments).json() == said
+
+
+def test_keys_are_those_of_the_page(command: Callable[..., Any], rounded: Path) -> None:
+    said = command("eval", "nano", str(rounded), "--samples", "1", "--json").json()
+    page = (Path(__file__).parents[2] / "docs" / "eval-json.md").read_text(encoding="utf-8")
+    keys = {*said, *said["reference"], *said["checkpoints"][0]}
+    for part in ("divergence", "answers"):
+        keys |= set(said["checkpoints"][0][part])
+    for part in ("tasks", "routing"):
+        keys |= set(said["checkpoints"][0][part][0])
+    assert {key for key in keys if f"`{key}`" not in page} == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("nano",), 2, "CHECKPOINT"),
+        (("nano", "{tmp}/missing"), 4, "cannot be found"),
+        (("{tmp}/missing", "nano"), 4, "cannot be found"),
+        (("nano", "{tiny}"), 4, "has vocab_size 96, the reference 432"),
+        (("nano", "nano", "--reference-cache", "{tmp}/missing/file"), 2, "cannot be written"),
+        (("nano", "nano", "--reference-cache", "{tiny}/config.json"), 2, "no file of a reference's results"),
+        (("nano", "nano", "--samples", "0"), 2, "--samples"),
+        (("nano", "nano", "--device", "cuda:99"), 3, "CUDA cards"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_any_weights(
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+    command: Callable[..., Any],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ernie_local.loading import loader
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(loader, "build_model", refuse)
+    assert ernie_local.load is loader.load
+    words = [
+        word.replace("{tmp}", str(tmp_path)).replace("{tiny}", str(tiny_checkpoint)) for word in arguments
+    ]
+    result = command("eval", *words, "--json")
+    assert (result.exit_code, result.json()["ok"]) == (code, False)
+    assert message in result.stderr
+    assert json.loads(result.stdout)["error"]["exit_code"] == code
