@@ -30,6 +30,8 @@ from ernie_local.model.packed_linear import PackedEmbedding, PackedGatedMLP, Pac
 from ernie_local.model.router import Router
 from ernie_local.packing import PageLayout
 from ernie_local.packing.expert_page import read_layout
+from ernie_local.packing.foreign_formats import ForeignLayout
+from ernie_local.packing.foreign_page import check_foreign_page
 from ernie_local.packing.matrix import check_scales
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -148,7 +150,10 @@ def _read_banks(
     return banks
 
 
-def _check_page(page: torch.Tensor, wanted: PageLayout, where: str) -> None:
+def _check_page(page: torch.Tensor, wanted: PageLayout | ForeignLayout, where: str) -> None:
+    if isinstance(wanted, ForeignLayout):
+        check_foreign_page(page, wanted, where)
+        return
     found = read_layout(page, where)
     if found != wanted:
         raise ModelUnusable(
