@@ -120,9 +120,8 @@ def _quanto(weights: Tensor, foreign: ForeignFormat, use_hqq: bool) -> ForeignMa
     optimizer = library.HqqOptimizer() if use_hqq else library.MaxOptimizer()
     with torch.no_grad():
         scales, shifts = optimizer(groups, kind, 0)  # (groups, 1) each
-        # A group of equal weights has scale 0, by which HQQ divides 0: its shift alone means them.
-        shifts = torch.where(scales > 0, shifts, -groups[:, :1]).half()
-        scales = to_scales(scales)
+        # A group of equal weights has scale 0, by which nothing can be divided: its shift alone means them.
+        scales, shifts = to_scales(scales), shifts.half()
         matrix = library.quantize_weight(groups, kind, 0, scales, shifts, optimized=False)
     codes = matrix._data._data.flatten()
     return ForeignMatrix(
