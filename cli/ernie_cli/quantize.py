@@ -19,7 +19,23 @@ if TYPE_CHECKING:
     from ernie_quant.token_table import TokenSequence
 
 Bits = Literal["4", "2"]
-Method = Literal["gptq", "clip", "rtn"]
+Method = Literal["gptq", "clip", "rtn", "nf4", "quanto", "quanto-hqq"]
+# How experts are quantized.
+ExpertBits = Annotated[
+    Bits,
+    typer.Option(help="Bits of the experts: w4 (4.25 a weight) or w2 (2.25); by quanto qint4 or qint2."),
+]
+ExpertMethod = Annotated[
+    Method,
+    typer.Option(
+        help="gptq calibrates each expert; the others look at weights alone. nf4 is bitsandbytes', quanto "
+        "optimum-quanto's, which have to be installed; what they leave is quantized as by clip."
+    ),
+]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Weights that share a scale, by nf4 (64) and quanto (128)."),
+]
 Resume = Literal["auto", "required", "never"]
 # What is calibrated on.
 NumSamples = Annotated[
@@ -38,15 +54,13 @@ def quantize(
         str, typer.Argument(metavar="SRC", help="A bfloat16 model: a directory, hf:org/name, or nano.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
-    bits: Annotated[Bits, typer.Option(help="Bits of the experts: w4 (4.25 a weight) or w2 (2.25).")] = "4",
+    bits: ExpertBits = "4",
     dense: Annotated[
         Literal["w8", "w4"],
         typer.Option(help="Attention, shared experts, dense layers and head, read for every token."),
     ] = "w8",
-    method: Annotated[
-        Method,
-        typer.Option(help="gptq calibrates each expert; clip and rtn look at weights alone."),
-    ] = "gptq",
+    method: ExpertMethod = "gptq",
+    group_size: GroupSize = None,
     samples: NumSamples = 300,
     seed: Seed = 0,
     calib: CalibrationFolder = None,
@@ -82,7 +96,7 @@ def quantize(
         torch.set_num_threads(threads)
     choice = SampleChoice(samples, seed, calib)
     check_choice(choice, method)
-    job = _plan(source, out, f"w{bits}", dense, method)
+    job = _plan(source, out, bits, dense, method, group_size)
     sequences = draw_sequences(job.source, choice, console) if method == "gptq" else []
     started = time.perf_counter()
     _run(job, sequences, resume, console, invocation)
@@ -93,15 +107,17 @@ def quantize(
         invocation.json_object |= {"out": str(out), "weight_bytes": weight_bytes, "seconds": seconds}
 
 
-def _plan(source: str, out: Path, experts: str, dense: str, method: Method) -> Job:
+def _plan(source: str, out: Path, bits: Bits, dense: str, method: Method, group_size: int | None) -> Job:
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.config import read_config
+    from ernie_quant.foreign import choose_expert_format
     from ernie_quant.format_tables import FormatChoice, format_tables
     from ernie_quant.job import Job, check_job
     from ernie_quant.recipe import Recipe
 
     directory = resolve_model(source)
     config = read_config(directory)
+    experts = choose_expert_format(method, int(bits), group_size)
     tables = format_tables(config, FormatChoice(experts, dense, "w8", "w8"))
     job = Job(directory, out, tables, Recipe(method))
     check_job(job, config)

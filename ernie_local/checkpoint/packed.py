@@ -14,6 +14,7 @@ from ernie_local.checkpoint.shapes import ExpectedShapes, Shape
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import ModelUnusable
 from ernie_local.packing import FORMATS, LowBitFormat, PageLayout
+from ernie_local.packing.foreign_formats import ForeignLayout, find_foreign
 from ernie_local.packing.formats import COLUMN_STEP
 
 QKV = "qkv_proj"
@@ -27,15 +28,28 @@ _MATRIX = re.compile(
 _GATED_MLP = re.compile(rf"layers\.{NUMBER}\.(?:mlp|moe\.shared_experts)")
 
 
+def expert_layout(page_format: str, hidden_size: int, inner_size: int) -> PageLayout | ForeignLayout:
+    """The layout of a routed expert's page, which may also be in another library's format, `nf4g64` say."""
+    foreign = find_foreign(page_format)
+    if foreign is None:
+        return page_layout(page_format, hidden_size, inner_size)
+    _check_columns(page_format, hidden_size, inner_size)
+    return ForeignLayout(foreign, hidden_size, inner_size)
+
+
 def page_layout(page_format: str, hidden_size: int, inner_size: int) -> PageLayout:
     """The layout that `w4` or `w2-w2l` names; ModelUnusable for a format or size that cannot be."""
+    _check_columns(page_format, hidden_size, inner_size)
+    return PageLayout(*page_formats(page_format), hidden_size, inner_size)
+
+
+def _check_columns(page_format: str, hidden_size: int, inner_size: int) -> None:
     if hidden_size % COLUMN_STEP or inner_size % COLUMN_STEP:
         raise ModelUnusable(
             f"experts of {inner_size} x {hidden_size} are said to be packed as {page_format}",
             f"packed matrices have a multiple of {COLUMN_STEP} columns",
             "check that config.json and the weights belong together",
         )
-    return PageLayout(*page_formats(page_format), hidden_size, inner_size)
 
 
 def page_formats(page_format: str) -> tuple[LowBitFormat, LowBitFormat]:
@@ -86,15 +100,15 @@ class PackedTensors:
         inner_size, hidden_size = shape
         return page_layout(self._tables.gated_mlps[name], hidden_size, inner_size)
 
-    def page_layouts(self, layer_id: int, bank: Bank) -> dict[str, PageLayout]:
+    def page_layouts(self, layer_id: int, bank: Bank) -> dict[str, PageLayout | ForeignLayout]:
         """Layout by page format of the experts of one bank."""
         formats = self._tables.experts[layer_id, bank]
         inner_size = self._text.text_expert_size if bank == "text" else self._text.vision_expert_size
         return {
-            name: page_layout(name, self._text.hidden_size, inner_size) for name in dict.fromkeys(formats)
+            name: expert_layout(name, self._text.hidden_size, inner_size) for name in dict.fromkeys(formats)
         }
 
-    def layout_of(self, name: str) -> PageLayout | None:
+    def layout_of(self, name: str) -> PageLayout | ForeignLayout | None:
         """Layout of the pages in the packed tensor `name`; None if it is a matrix."""
         stem, _, format_name = name.rpartition(".")
         if stem in self._tables.gated_mlps:

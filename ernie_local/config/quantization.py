@@ -1,7 +1,8 @@
 """`quantization_config` of a checkpoint in our own format: which weights are packed, and in what.
 
 Owns the keys and the tables. Format names are only spelled here (`w4`, or `w2-w2l` where the gate and up
-matrices of a page have another format than down); what they mean is `packing`'s.
+matrices of a page have another format than down; `nf4g64` where experts are in another library's format);
+what they mean is `packing`'s.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ VERSION = 1
 _KEY = "quantization_config"
 _FORMAT = re.compile(r"w[0-9]{1,2}[a-z]?", re.ASCII)
 _PAGE_FORMAT = re.compile(rf"{_FORMAT.pattern}(?:-{_FORMAT.pattern})?", re.ASCII)
+_EXPERT_FORMAT = re.compile(rf"{_PAGE_FORMAT.pattern}|[a-z]{{1,8}}[0-9]g[0-9]{{1,5}}", re.ASCII)
 _BANK = re.compile(r"(0|[1-9][0-9]{0,5})\.(text|vision)", re.ASCII)
 
 BankKey = tuple[int, Literal["text", "vision"]]
@@ -97,7 +99,7 @@ def _experts(keys: Keys, num_experts: int, moe_layers: tuple[bool, ...]) -> dict
                 "experts", f"has for {name} {show(value)}, expected one format or {num_experts} of them"
             )
         for page_format in formats:
-            _check_format(keys, f"experts.{name}", page_format, _PAGE_FORMAT)
+            _check_format(keys, f"experts.{name}", page_format, _EXPERT_FORMAT)
         table[layer, "text" if match[2] == "text" else "vision"] = tuple(formats)
     num_banks = 2 * sum(moe_layers)
     if table and len(table) != num_banks:

@@ -10,6 +10,7 @@ import torch
 from ernie_local.kernels import checks, reference
 from ernie_local.kernels.native import native_module, warn_without_native
 from ernie_local.packing import find_format
+from ernie_local.packing.foreign_page import is_foreign_page
 
 LIBRARY = torch.library.Library("ernie_local", "DEF")
 LIBRARY.define("packed_linear(Tensor tokens, Tensor packed, str format_name, int rows) -> Tensor")
@@ -52,6 +53,8 @@ def packed_experts(
     shared_page: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The weighted sum of each token's experts, whose pages lie in `slots`; their formats may differ.
+
+    Pages in other libraries' formats are computed by plain torch, one expert after the other.
 
     hidden: (tokens, hidden_size) float32 or bfloat16; slots: (slots, bytes) uint8; slot_ids: (tokens, top_k)
     int64; weights: (tokens, top_k) in hidden's dtype; shared_page: (1, bytes) uint8, an expert that every
@@ -152,10 +155,27 @@ def _packed_experts_cpu(
     )
     if outcome == _BROKEN_TOKEN:
         raise checks.broken_token(op, "hidden", index)
+    if outcome == _BROKEN_PAGE and index != checks.SHARED_SLOT and is_foreign_page(slots[index]):
+        return _foreign_experts(exact, slots, slot_ids, exact_weights, shared_page).to(hidden.dtype)
     if outcome == _BROKEN_PAGE:
         raise checks.broken_page(op, index, hidden.shape[1])
     assert outcome == _DONE, outcome
     return output.to(hidden.dtype)
+
+
+def _foreign_experts(
+    hidden: torch.Tensor,
+    slots: torch.Tensor,
+    slot_ids: torch.Tensor,
+    weights: torch.Tensor,
+    shared_page: torch.Tensor | None,
+) -> torch.Tensor:
+    """hidden, weights: float32. Routed experts in plain torch, the shared page as fast as ever."""
+    output = reference.packed_experts(hidden, slots, slot_ids, weights)
+    if shared_page is not None:
+        only, ones = torch.zeros_like(slot_ids[:, :1]), torch.ones_like(weights[:, :1])
+        output += _packed_experts_cpu(hidden, shared_page, only, ones)
+    return output
 
 
 def follow_torch_threads() -> None:

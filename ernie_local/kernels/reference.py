@@ -1,7 +1,7 @@
 """What the operators mean, in plain torch; of the packed ones: unpack, dequantize, multiply in float32.
 
-The oracle of every kernel, and what runs where the native module is missing. Activations are not rounded.
-Arguments were checked before.
+The oracle of every kernel, what runs where the native module is missing, and what computes experts in other
+libraries' formats. Activations are not rounded. Arguments were checked before.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from ernie_local.errors import ModelUnusable
 from ernie_local.kernels.checks import SHARED_SLOT, broken_page, broken_token
 from ernie_local.packing import TILE_ROWS, LowBitFormat, dequantize, unpack_matrix, unpack_page
 from ernie_local.packing.expert_page import read_layout
+from ernie_local.packing.foreign_formats import ForeignLayout
+from ernie_local.packing.foreign_page import foreign_weights, is_foreign_page, read_foreign_page
 
 
 def packed_linear(
@@ -129,12 +131,15 @@ def _stored(
 def _expert_weights(
     op: str, slot_bytes: torch.Tensor, slot: int, hidden_size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    is_foreign = is_foreign_page(slot_bytes)
     try:
-        layout = read_layout(slot_bytes, allow_padding=True)
+        layout = (read_foreign_page if is_foreign else read_layout)(slot_bytes, allow_padding=True)
     except ModelUnusable as error:
         raise broken_page(op, slot, hidden_size) from error
     if layout.hidden_size != hidden_size:
         raise broken_page(op, slot, hidden_size)
+    if isinstance(layout, ForeignLayout):
+        return foreign_weights(slot_bytes, layout)
     page = unpack_page(slot_bytes[: layout.page_bytes])
     return dequantize(page.gate), dequantize(page.up), dequantize(page.down)
 

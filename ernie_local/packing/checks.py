@@ -10,14 +10,19 @@ import torch
 
 from ernie_local.errors import ModelUnusable
 from ernie_local.packing.expert_page import read_header, read_layout
+from ernie_local.packing.foreign_formats import ForeignLayout
+from ernie_local.packing.foreign_page import check_foreign_page
 from ernie_local.packing.formats import TILE_ROWS, LowBitFormat
 from ernie_local.packing.page_layout import HEADER_BYTES, PageLayout
 
 Tensor = torch.Tensor
 
 
-def check_page(page: Tensor, wanted: PageLayout, where: str) -> None:
+def check_page(page: Tensor, wanted: PageLayout | ForeignLayout, where: str) -> None:
     """Raise ModelUnusable unless `page`, (page_bytes,) uint8, is of this layout and its scales are finite."""
+    if isinstance(wanted, ForeignLayout):
+        check_foreign_page(page, wanted, where)
+        return
     read_layout(page, where)
     check_header(page[:HEADER_BYTES].numpy().tobytes(), wanted, where)
     for start, num_bytes, low_bit, columns in wanted.tile_ranges:

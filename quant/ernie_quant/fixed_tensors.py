@@ -14,7 +14,9 @@ from ernie_local.checkpoint.packed import known_format, page_formats
 from ernie_local.checkpoint.writer import TensorEntry
 from ernie_local.config import QuantizationConfig
 from ernie_local.packing import ExpertPage, pack_matrix, pack_page
+from ernie_local.packing.foreign_formats import find_foreign
 from ernie_quant.expert import ExpertWeights
+from ernie_quant.foreign import foreign_page
 from ernie_quant.recipe import Recipe, quantize_matrix
 from ernie_quant.source import Source
 
@@ -46,6 +48,9 @@ def bank_of(name: str) -> Bank:
 
 
 def _page(weights: ExpertWeights, page_format: str, recipe: Recipe) -> torch.Tensor:
+    foreign = find_foreign(page_format)
+    if foreign is not None:
+        return foreign_page(weights.gate, weights.up, weights.down, foreign, recipe.method)
     gate_up, down = page_formats(page_format)
     return pack_page(
         ExpertPage(

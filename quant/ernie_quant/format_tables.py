@@ -11,6 +11,7 @@ from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.config.quantization import BankKey
 from ernie_local.errors import UsageError
 from ernie_local.packing import find_format
+from ernie_local.packing.foreign_formats import find_foreign
 from ernie_local.packing.formats import COLUMN_STEP
 
 
@@ -18,7 +19,7 @@ from ernie_local.packing.formats import COLUMN_STEP
 class FormatChoice:
     """One format for each kind of weight; None leaves that kind as it is."""
 
-    experts: str | None = "w4"  # `w2-w2l` for gate and up in w2, down in w2l
+    experts: str | None = "w4"  # `w2-w2l` for gate and up in w2, down in w2l; `nf4g64` and the like
     dense: str | None = "w8"  # attention, shared experts, dense layers, head
     embedding: str | None = "w8"  # also the head of a tied model, unless `dense` is another format
     vision: str | None = "w8"
@@ -55,7 +56,7 @@ def format_tables(config: ModelConfig, choice: FormatChoice) -> QuantizationConf
 
 
 def _check(choice: FormatChoice, config: ModelConfig) -> None:
-    if choice.experts is not None:
+    if choice.experts is not None and find_foreign(choice.experts) is None:
         for name in choice.experts.split("-", maxsplit=1):  # gate and up, and down
             find_format(name)
     for format_name in (choice.dense, choice.embedding, choice.vision):

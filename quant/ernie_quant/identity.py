@@ -6,6 +6,7 @@ Knows files and tensors as bytes.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 import ernie_local
 from ernie_local.config import QuantizationConfig
+from ernie_quant.foreign import FOREIGN_PACKAGES
 from ernie_quant.recipe import Recipe
 from ernie_quant.token_table import TokenSequence
 
@@ -52,6 +54,8 @@ def settings_identity(tables: QuantizationConfig, recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps([tables.to_json(), repr(recipe)], sort_keys=True).encode()).hexdigest()
 
 
-def version_identity() -> str:
-    """Versions whose arithmetic the bytes depend on."""
-    return f"ernie-local {ernie_local.__version__}, torch {torch.__version__}"
+def version_identity(recipe: Recipe | None = None) -> str:
+    """Versions whose arithmetic the bytes depend on, those of the library that a recipe uses among them."""
+    versions = f"ernie-local {ernie_local.__version__}, torch {torch.__version__}"
+    package = None if recipe is None else FOREIGN_PACKAGES.get(recipe.method)
+    return versions if package is None else f"{versions}, {package} {importlib.metadata.version(package)}"

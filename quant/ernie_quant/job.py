@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import UsageError
+from ernie_local.packing.foreign_formats import find_foreign
+from ernie_quant.foreign import FOREIGN_METHODS, check_library
 from ernie_quant.recipe import Recipe
 from ernie_quant.token_table import TokenSequence
 from ernie_quant.units import OnUnit
@@ -42,11 +44,25 @@ class Job:
 
 
 def check_job(job: Job, config: ModelConfig) -> None:
-    """Raise UsageError for a source or a place that cannot be; costs nothing."""
+    """Raise UsageError for a source, method or place that cannot be; costs nothing.
+
+    DoesNotFit where another library is needed and not installed.
+    """
     if config.quantization is not None:
         raise UsageError(
             f"{job.source} is quantized already",
             "quantizing it again would add the errors of both",
             "start from the bfloat16 checkpoint",
         )
+    method = job.recipe.method
+    experts = {name for formats in job.tables.experts.values() for name in formats}
+    own = {name for name in experts if find_foreign(name) is None}
+    if own if method in FOREIGN_METHODS else experts - own:
+        raise UsageError(
+            f"experts in {', '.join(sorted(experts))} by the method {method}",
+            f"{', '.join(FOREIGN_METHODS)} make formats of their own, the others ours",
+            "let choose_expert_format name the format that belongs to the method",
+        )
+    if method in FOREIGN_METHODS:
+        check_library(method)
     check_empty(job.out)

@@ -56,7 +56,7 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         "source": tables.source["identity"],
         "settings": settings_identity(job.tables, job.recipe),
         "calibration": calibration_identity(job.sequences),
-        "version": version_identity(),
+        "version": version_identity(job.recipe),
     }
     calibrates = job.recipe.method == "gptq" and bool(tables.experts)
     table = TokenTable.of(job.sequences, config) if calibrates else None

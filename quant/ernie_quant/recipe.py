@@ -18,13 +18,13 @@ from ernie_quant.hessian import damped
 from ernie_quant.refine import refine
 from ernie_quant.rtn import round_to_nearest
 
-Method = Literal["rtn", "clip", "gptq"]
+Method = Literal["rtn", "clip", "gptq", "nf4", "quanto", "quanto-hqq"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`gptq` needs second moments; `clip` and `rtn` look at weights alone.
+    """`gptq` needs second moments; `clip`, `rtn` and other libraries' methods look at weights alone.
 
     shrinkage: for how many tokens, in multiples of a matrix's columns, the bank's moments count beside an
     expert's own. sweeps: of refinement after GPTQ. square_weights: count a token by its squared router
@@ -58,10 +58,11 @@ def quantize_matrix(
     """weights: (rows, columns) finite; moments: (columns, columns) of its inputs, needed by `gptq` alone.
 
     Symmetric formats (w8) are rounded to nearest whatever the method: their error is far below the others'.
+    Other libraries' methods have formats of their own (foreign.py); in ours they mean `clip`.
     """
     if recipe.method == "rtn" or low_bit.is_symmetric:
         return round_to_nearest(weights, low_bit)
-    if recipe.method == "clip":
+    if recipe.method != "gptq":
         return round_to_grid(weights, search_grid(weights, low_bit))
     assert moments is not None, recipe.method
     hessian = damped(moments)

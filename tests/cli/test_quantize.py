@@ -44,6 +44,37 @@ def test_without_calibration_nothing_is_drawn(capsys: pytest.CaptureFixture[str]
     assert (said["calibration_tokens"], said["experts"]) == (0, [])
 
 
+@pytest.mark.parametrize(
+    ("options", "page_format", "bits"),
+    [
+        (("--method", "nf4"), "nf4g64", 4.13),
+        (("--method", "quanto", "--bits", "2", "--group-size", "64"), "qint2g64", 2.5),
+        (("--method", "quanto-hqq", "--dense", "w4"), "qint4g128", 4 + 32 / 96),  # 96 divides a row of 192
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_libraries_checkpoints_answer(
+    options: tuple[str, ...],
+    page_format: str,
+    bits: float,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "foreign"
+    code, said, _ = quantize(capsys, "nano", str(out), *options)
+    assert (code, said["calibration_tokens"], said["experts"]) == (0, 0, [])
+    assert run(["inspect", str(out), "--json"]) == 0
+    parts = {part["name"]: part for part in json.loads(capsys.readouterr().out)["parts"]}
+    text = parts["text experts"]
+    assert text["pages"] == {page_format: 80}
+    # And a header and the filling up to 4096 bytes, of which a page of nano has 9 to 14.
+    assert bits < text["bits_per_weight"] < bits + 8 * 4096 / (3 * 192 * 192)
+    question = ["-p", "What is the total?", "--image", "examples/invoice.png", "--max-tokens", "12"]
+    assert run(["chat", str(out), *question]) == 0
+    # Two bits without calibration leave nano stammering behind the right beginning.
+    assert capsys.readouterr().out.strip().startswith("£84.84")
+
+
 @pytest.mark.slow
 def test_sigterm_stops_safely_and_the_same_command_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "four"
@@ -71,6 +102,9 @@ def test_sigterm_stops_safely_and_the_same_command_goes_on(tmp_path: Path) -> No
         (("{tmp}/missing", "{tmp}/new"), 4, "missing"),
         (("nano", "{tmp}/new", "--resume", "required"), 2, "no work to go on with"),
         (("nano", "{tmp}/new", "--samples", "0"), 2, "--samples"),
+        (("nano", "{tmp}/new", "--method", "nf4", "--bits", "2"), 2, "nf4 with 2 bits"),
+        (("nano", "{tmp}/new", "--method", "nf4", "--group-size", "1024"), 2, "groups of 1024"),
+        (("nano", "{tmp}/new", "--group-size", "64"), 2, "groups of 64 with the method gptq"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(

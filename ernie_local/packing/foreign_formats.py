@@ -1,0 +1,155 @@
+"""The formats of other libraries in which experts may be stored: their names, and the sizes that follow.
+
+bitsandbytes' `nf4` and optimum-quanto's `qint4` and `qint2`, each with the most weights that share a scale in
+its name: `nf4g64`, `qint2g128`. Pure numbers, no tensors; formats.py has our own formats.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+
+from ernie_local.errors import ModelUnusable
+from ernie_local.packing.page_layout import HEADER_BYTES, PAGE_ALIGNMENT
+
+FOREIGN_MAGIC = b"ERNF"
+FOREIGN_VERSION = 1
+FOREIGN_HEADER = struct.Struct("<4sHBxIII")  # magic, version, kind, hidden_size, inner_size, group_size
+KINDS = {1: "nf4", 2: "qint4", 3: "qint2"}  # by the number in page headers, which is never given again
+_NAME = re.compile(rf"({'|'.join(KINDS.values())})g([1-9][0-9]{{0,4}})", re.ASCII)
+# bitsandbytes takes larger blocks too, and dequantizes them wrongly on processors with AVX-512.
+NF4_BLOCK_SIZES = (32, 64, 128, 256, 512)
+LARGEST_GROUP = 65536
+ABSMAX_BLOCK = 256  # nf4 scales that share a scale of their own
+_MATRIX_ALIGNMENT = 4  # bytes; each matrix begins with numbers of 2 or 4 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignFormat:
+    """`kind` is one of KINDS; `group_size` the most weights that share a scale.
+
+    nf4 cuts the whole matrix, row behind row, into blocks of exactly so many; the others each row into equal
+    groups.
+    """
+
+    kind: str
+    group_size: int
+
+    @property
+    def name(self) -> str:
+        """As in the tables of a checkpoint."""
+        return f"{self.kind}g{self.group_size}"
+
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return 2 if self.kind == "qint2" else 4
+
+    def group_columns(self, columns: int) -> int:
+        """Columns of a group of qint4 or qint2: groups of a row have one size, as optimum-quanto demands."""
+        return max(size for size in range(1, min(columns, self.group_size) + 1) if columns % size == 0)
+
+    def num_groups(self, rows: int, columns: int) -> int:
+        """Groups, or blocks, of a matrix."""
+        if self.kind == "nf4":
+            return -(-rows * columns // self.group_size)
+        return rows * (columns // self.group_columns(columns))
+
+    def float_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of the floats that a matrix begins with.
+
+        nf4: the offset of the scales and a scale for every ABSMAX_BLOCK of them, float32. The others: scales
+        and shifts of the groups, float16.
+        """
+        num_groups = self.num_groups(rows, columns)
+        return 4 * (1 + -(-num_groups // ABSMAX_BLOCK)) if self.kind == "nf4" else 4 * num_groups
+
+    def scale_code_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of the scales behind the floats: those of nf4, one byte each."""
+        return self.num_groups(rows, columns) if self.kind == "nf4" else 0
+
+    def code_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of the codes, which come last."""
+        if self.kind == "nf4":
+            return -(-rows * columns // 2)
+        # A byte holds codes of groups that lie a half or a quarter of the matrix apart.
+        return -(-self.num_groups(rows, columns) * self.bits // 8) * self.group_columns(columns)
+
+    def matrix_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a packed matrix."""
+        exact = self.float_bytes(rows, columns) + self.scale_code_bytes(rows, columns)
+        exact += self.code_bytes(rows, columns)
+        return -(-exact // _MATRIX_ALIGNMENT) * _MATRIX_ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignLayout:
+    """Where gate, up and down of an expert lie in a page: one behind the other."""
+
+    foreign: ForeignFormat
+    hidden_size: int
+    inner_size: int
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Rows and columns of gate, up and down."""
+        inner = (self.inner_size, self.hidden_size)
+        return inner, inner, (self.hidden_size, self.inner_size)
+
+    @property
+    def offsets(self) -> tuple[int, int, int, int]:
+        """First bytes of gate, up and down, and the byte behind them."""
+        gate_up = self.foreign.matrix_bytes(self.inner_size, self.hidden_size)
+        down = HEADER_BYTES + 2 * gate_up
+        end = down + self.foreign.matrix_bytes(self.hidden_size, self.inner_size)
+        return HEADER_BYTES, HEADER_BYTES + gate_up, down, end
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of the page, a multiple of PAGE_ALIGNMENT."""
+        return -(-self.offsets[-1] // PAGE_ALIGNMENT) * PAGE_ALIGNMENT
+
+    @property
+    def header(self) -> bytes:
+        """The first 64 bytes of every page of this layout."""
+        kind_id = next(number for number, kind in KINDS.items() if kind == self.foreign.kind)
+        fields = (kind_id, self.hidden_size, self.inner_size, self.foreign.group_size)
+        return FOREIGN_HEADER.pack(FOREIGN_MAGIC, FOREIGN_VERSION, *fields).ljust(HEADER_BYTES, b"\0")
+
+
+def find_foreign(name: str) -> ForeignFormat | None:
+    """The format called `name`, None if there is none."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else make_foreign(match[1], int(match[2]))
+
+
+def make_foreign(kind: str, group_size: int) -> ForeignFormat | None:
+    """The format of this kind and group size, None if there is none."""
+    if kind == "nf4":
+        is_known = group_size in NF4_BLOCK_SIZES
+    else:
+        is_known = kind in KINDS.values() and 0 < group_size <= LARGEST_GROUP
+    return ForeignFormat(kind, group_size) if is_known else None
+
+
+def read_foreign_layout(header: bytes, where: str) -> ForeignLayout:
+    """The layout that the first bytes of a page name. Raises ModelUnusable if they name none."""
+    magic, version, kind_id, hidden_size, inner_size, group_size = FOREIGN_HEADER.unpack(
+        header[: FOREIGN_HEADER.size]
+    )
+    foreign = make_foreign(KINDS.get(kind_id, ""), group_size)
+    if (
+        magic != FOREIGN_MAGIC
+        or version != FOREIGN_VERSION
+        or foreign is None
+        or not hidden_size * inner_size
+    ):
+        raise ModelUnusable(
+            f"{where} begins with {magic!r} version {version}, kind {kind_id}, groups of {group_size}, "
+            f"hidden size {hidden_size} and inner size {inner_size}",
+            f"wanted {FOREIGN_MAGIC!r} version {FOREIGN_VERSION} and a known kind: the page is damaged or of "
+            "another version",
+            "verify the checkpoint",
+        )
+    return ForeignLayout(foreign, hidden_size, inner_size)

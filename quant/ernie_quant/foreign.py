@@ -1,0 +1,151 @@
+"""Experts quantized by other libraries: bitsandbytes' nf4, and optimum-quanto with and without its HQQ.
+
+Needs no calibration. Only here are these libraries imported, when a matrix is quantized; what they made is
+stored in their own terms (docs/format.md) and read without them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from collections.abc import Mapping
+from types import SimpleNamespace
+
+import torch
+
+from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local.packing.foreign_formats import (
+    ABSMAX_BLOCK,
+    LARGEST_GROUP,
+    NF4_BLOCK_SIZES,
+    ForeignFormat,
+    make_foreign,
+)
+from ernie_local.packing.foreign_matrix import ForeignMatrix, unpack_quanto
+from ernie_local.packing.foreign_page import pack_foreign_page
+from ernie_quant.rtn import to_scales
+
+Tensor = torch.Tensor
+FOREIGN_PACKAGES: Mapping[str, str] = {
+    "nf4": "bitsandbytes",
+    "quanto": "optimum-quanto",
+    "quanto-hqq": "optimum-quanto",
+}
+FOREIGN_METHODS = tuple(FOREIGN_PACKAGES)
+_MODULES = {"bitsandbytes": ("bitsandbytes",), "optimum-quanto": ("optimum", "optimum.quanto")}
+# 64 and nested scales are what bitsandbytes takes by itself: 4.13 bits. 128 is what quanto takes: 2.25 and
+# 4.25 bits, as many as w2 and w4.
+_GROUP_SIZES = {"nf4": 64, "quanto": 128, "quanto-hqq": 128}
+
+
+def choose_expert_format(method: str, bits: int, group_size: int | None = None) -> str:
+    """The format that a method makes of experts in so many bits. UsageError if there is none."""
+    if method not in FOREIGN_METHODS:
+        if group_size is not None:
+            raise UsageError(
+                f"groups of {group_size} with the method {method}",
+                "our formats have groups of their own: 64 in w4, 32 in w2",
+                f"leave --group-size out, or use one of {', '.join(FOREIGN_METHODS)}",
+            )
+        return f"w{bits}"
+    wanted = _GROUP_SIZES[method] if group_size is None else group_size
+    if method == "nf4" and bits != 4:
+        raise UsageError(
+            f"nf4 with {bits} bits",
+            "the format has 4 bits and no other number",
+            "leave --bits out, or use --method quanto for 2 bits",
+        )
+    foreign = make_foreign("nf4" if method == "nf4" else f"qint{bits}", wanted)
+    if foreign is None:
+        allowed = ", ".join(map(str, NF4_BLOCK_SIZES)) if method == "nf4" else f"1 to {LARGEST_GROUP}"
+        raise UsageError(
+            f"{method} with groups of {wanted}, allowed are {allowed}",
+            "bitsandbytes has fixed sizes, of which it dequantizes larger ones wrongly with AVX-512"
+            if method == "nf4"
+            else "no row is as long",
+            f"leave it out: {_GROUP_SIZES[method]} is what the library takes by itself",
+        )
+    return foreign.name
+
+
+def check_library(method: str) -> None:
+    """Raise DoesNotFit unless the library behind `method` is installed; imports nothing of it."""
+    package = FOREIGN_PACKAGES[method]
+    # A parent without the module makes find_spec raise, so each name is asked for in turn.
+    if not all(importlib.util.find_spec(name) for name in _MODULES[package]):
+        raise DoesNotFit(
+            f"the method {method} needs {package}, which is not installed",
+            "other libraries' methods are their own code; running what they made needs none of it",
+            f"pip install {package}",
+        )
+
+
+def foreign_page(gate: Tensor, up: Tensor, down: Tensor, foreign: ForeignFormat, method: str) -> Tensor:
+    """An expert's page, (page_bytes,) uint8. gate, up: (inner, hidden), down: (hidden, inner), float32."""
+    return pack_foreign_page(*(quantize_foreign(matrix, foreign, method) for matrix in (gate, up, down)))
+
+
+def quantize_foreign(weights: Tensor, foreign: ForeignFormat, method: str) -> ForeignMatrix:
+    """weights: (rows, columns) finite float32; method: the one that the format belongs to."""
+    if method == "nf4":
+        return _nf4(weights, foreign)
+    return _quanto(weights, foreign, use_hqq=method == "quanto-hqq")
+
+
+def _nf4(weights: Tensor, foreign: ForeignFormat) -> ForeignMatrix:
+    # It warns of a kernel for products, of which nothing here makes use.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from bitsandbytes.functional import quantize_4bit
+
+    codes, state = quantize_4bit(
+        weights.contiguous(), blocksize=foreign.group_size, quant_type="nf4", compress_statistics=True
+    )
+    nested = state.state2
+    assert nested.blocksize == ABSMAX_BLOCK, nested.blocksize
+    floats = torch.cat((state.offset.float().view(1), nested.absmax.float()))
+    return ForeignMatrix(foreign, _shape(weights), floats, state.absmax, codes.flatten())
+
+
+def _quanto(weights: Tensor, foreign: ForeignFormat, use_hqq: bool) -> ForeignMatrix:
+    """Scales and shifts searched in float32, then rounded to float16, and codes to what these can mean.
+
+    In bfloat16 throughout, as quanto does for such a model, most of HQQ's gain is rounded away: this is the
+    better of the two at the same bytes.
+    """
+    library = _quanto_library()
+    rows, columns = weights.shape
+    groups = weights.float().reshape(-1, foreign.group_columns(columns))
+    kind = getattr(library, foreign.kind)
+    optimizer = library.HqqOptimizer() if use_hqq else library.MaxOptimizer()
+    with torch.no_grad():
+        scales, shifts = optimizer(groups, kind, 0)  # (groups, 1) each
+        # A group of equal weights has scale 0, by which nothing can be divided: its shift alone means them.
+        scales, shifts = to_scales(scales), shifts.half()
+        matrix = library.quantize_weight(groups, kind, 0, scales, shifts, optimized=False)
+    codes = matrix._data._data.flatten()
+    return ForeignMatrix(
+        foreign, (rows, columns), torch.stack((scales, shifts)).flatten(1), codes.new_empty(0), codes
+    )
+
+
+@functools.cache
+def _quanto_library() -> SimpleNamespace:
+    """What is used of optimum.quanto."""
+    from optimum.quanto import HqqOptimizer, MaxOptimizer, qint2, qint4, quantize_weight
+    from optimum.quanto.library.extensions import get_extension
+
+    # HQQ unpacks codes, for which the library would compile C++ for a minute, at this place.
+    get_extension("quanto_cpp")._lib = SimpleNamespace(unpack=unpack_quanto)
+    return SimpleNamespace(
+        HqqOptimizer=HqqOptimizer,
+        MaxOptimizer=MaxOptimizer,
+        qint2=qint2,
+        qint4=qint4,
+        quantize_weight=quantize_weight,
+    )
+
+
+def _shape(weights: Tensor) -> tuple[int, int]:
+    rows, columns = weights.shape
+    return rows, columns
