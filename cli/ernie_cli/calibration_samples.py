@@ -15,7 +15,7 @@ from ernie_local.errors import DoesNotFit, UsageError
 
 if TYPE_CHECKING:
     from ernie_calibration.sample import Sample
-    from ernie_quant.token_table import TokenSequence
+    from ernie_quant.probe import AnsweredSequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def check_choice(choice: SampleChoice, method: str) -> None:
         )
 
 
-def draw_sequences(model: Path, choice: SampleChoice, console: Console) -> list[TokenSequence]:
+def draw_sequences(model: Path, choice: SampleChoice, console: Console) -> list[AnsweredSequence]:
     """Every sample as the tokens that `model` sees. InputUnreadable for a file that cannot be read.
 
     A sample longer than the model's context is left out, with a line that says so; DoesNotFit if all are.
@@ -53,7 +53,7 @@ def draw_sequences(model: Path, choice: SampleChoice, console: Console) -> list[
 
     encoder = SampleEncoder.of_model(model)
     context = read_config(model).text.max_position_embeddings
-    sequences: list[TokenSequence] = []
+    sequences: list[AnsweredSequence] = []
     num_tokens = 0
     for sample in _samples(choice, console):
         encoded = encoder.encode(sample)

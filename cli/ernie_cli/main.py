@@ -14,6 +14,8 @@ import typer
 
 import ernie_local
 from ernie_cli import (
+    calibrate,
+    calibrate_json,
     chat,
     chat_json,
     doctor,
@@ -45,6 +47,7 @@ app = typer.Typer(
 )
 app.command(cls=ComputingCommand)(chat.chat)
 app.command(cls=ComputingCommand)(quantize.quantize)
+app.command(cls=ComputingCommand)(calibrate.calibrate)
 app.command("eval", cls=ComputingCommand)(evaluate)
 app.command(cls=ComputingCommand)(inspect.inspect)
 app.command(cls=ComputingCommand)(verify.verify)
@@ -54,6 +57,7 @@ app.command(cls=ComputingCommand)(doctor.doctor)
 EMPTY_OBJECTS: Mapping[str, Callable[[], dict[str, object]]] = {
     "chat": chat_json.empty_object,
     "quantize": quantize_json.empty_object,
+    "calibrate": calibrate_json.empty_object,
     "eval": eval_json.empty_object,
     "inspect": inspect_json.empty_object,
     "verify": verify_json.empty_object,

@@ -6,6 +6,7 @@ Everything that can be wrong is looked at before samples are drawn. Imports type
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,15 +16,19 @@ from ernie_cli.invocation import Invocation
 
 if TYPE_CHECKING:
     from ernie_cli.console import Console
+    from ernie_cli.mixed_bits import SizeChoice
     from ernie_quant.job import Job
-    from ernie_quant.token_table import TokenSequence
+    from ernie_quant.probe import AnsweredSequence
 
-Bits = Literal["4", "2"]
+Bits = Literal["4", "2", "mixed"]
 Method = Literal["gptq", "clip", "rtn", "nf4", "quanto", "quanto-hqq"]
 # How experts are quantized.
 ExpertBits = Annotated[
     Bits,
-    typer.Option(help="Bits of the experts: w4 (4.25 a weight) or w2 (2.25); by quanto qint4 or qint2."),
+    typer.Option(
+        help="Bits of the experts: w4 (4.25 a weight), w2 (2.25; by quanto qint4 or qint2), or mixed: 2.5 on "
+        "average, given to each expert and matrix by what it is worth."
+    ),
 ]
 ExpertMethod = Annotated[
     Method,
@@ -56,9 +61,27 @@ def quantize(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
     bits: ExpertBits = "4",
     dense: Annotated[
-        Literal["w8", "w4"],
-        typer.Option(help="Attention, shared experts, dense layers and head, read for every token."),
+        Literal["w8", "w4", "auto"],
+        typer.Option(
+            help="Attention, shared experts, dense layers and head, read for every token; auto: by what bits "
+            "are worth in each layer."
+        ),
     ] = "w8",
+    target_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Mixed bits for weights of at most this size, such as 10GiB."),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Mixed bits for a card of this size: what decoding needs, all but vision experts and tower.",
+        ),
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What bits are worth, from `ernie-local calibrate`."),
+    ] = None,
     method: ExpertMethod = "gptq",
     group_size: GroupSize = None,
     samples: NumSamples = 300,
@@ -86,6 +109,7 @@ def quantize(
     from ernie_cli import quantize_json
     from ernie_cli.calibration_samples import SampleChoice, check_choice, draw_sequences
     from ernie_cli.console import Console
+    from ernie_cli.mixed_bits import SizeChoice, check_sizes, mixed_job_tables
 
     if as_json:
         invocation.json_object = quantize_json.empty_object()
@@ -96,10 +120,18 @@ def quantize(
         torch.set_num_threads(threads)
     choice = SampleChoice(samples, seed, calib)
     check_choice(choice, method)
-    job = _plan(source, out, bits, dense, method, group_size)
+    sizes = SizeChoice(bits, dense, target_size, fit, statistics)
+    check_sizes(sizes, method)
+    job = _plan(source, out, sizes, method, group_size)
     sequences = draw_sequences(job.source, choice, console) if method == "gptq" else []
     started = time.perf_counter()
+    if sizes.is_mixed:
+        beside = out.with_name(out.name + ".statistics.json")
+        tables, kept = mixed_job_tables(job.source, sizes, beside, sequences, console)
+        job = replace(job, tables=tables, statistics=kept)
     _run(job, sequences, resume, console, invocation)
+    if job.statistics is not None and job.statistics != statistics:
+        job.statistics.unlink()  # the checkpoint has it
     seconds = time.perf_counter() - started
     weight_bytes = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     console.note(f"{out}: {weight_bytes / 2**20:,.1f} MiB of weights, made in {seconds:,.0f} s")
@@ -107,7 +139,7 @@ def quantize(
         invocation.json_object |= {"out": str(out), "weight_bytes": weight_bytes, "seconds": seconds}
 
 
-def _plan(source: str, out: Path, bits: Bits, dense: str, method: Method, group_size: int | None) -> Job:
+def _plan(source: str, out: Path, sizes: SizeChoice, method: Method, group_size: int | None) -> Job:
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.config import read_config
     from ernie_quant.foreign import choose_expert_format
@@ -117,7 +149,9 @@ def _plan(source: str, out: Path, bits: Bits, dense: str, method: Method, group_
 
     directory = resolve_model(source)
     config = read_config(directory)
-    experts = choose_expert_format(method, int(bits), group_size)
+    experts = choose_expert_format(method, 2 if sizes.is_mixed else int(sizes.bits), group_size)
+    # Of mixed bits the smallest ones for now: what fits is known when all is measured.
+    dense = "w4" if sizes.dense == "auto" else sizes.dense
     tables = format_tables(config, FormatChoice(experts, dense, "w8", "w8"))
     job = Job(directory, out, tables, Recipe(method))
     check_job(job, config)
@@ -126,13 +160,11 @@ def _plan(source: str, out: Path, bits: Bits, dense: str, method: Method, group_
 
 def _run(
     job: Job,
-    sequences: list[TokenSequence],
+    sequences: list[AnsweredSequence],
     resume: Resume,
     console: Console,
     invocation: Invocation,
 ) -> None:
-    from dataclasses import replace
-
     from ernie_cli import quantize_json
     from ernie_cli.progress import UnitProgress
     from ernie_cli.stop_signals import StopSignals

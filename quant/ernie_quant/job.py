@@ -25,6 +25,7 @@ class Job:
 
     on_unit: told the unit that was done, and how much of how much work is; first of all an empty name with
     what was done before. should_stop: asked after every unit. on_note: told in a line what could not be done.
+    statistics: the measurements that `tables` come from, kept in the checkpoint as statistics.json.
     """
 
     source: Path
@@ -36,6 +37,7 @@ class Job:
     on_unit: OnUnit | None = None
     should_stop: Callable[[], bool] | None = None
     on_note: Callable[[str], None] | None = None
+    statistics: Path | None = None
 
     @property
     def partial(self) -> Path:

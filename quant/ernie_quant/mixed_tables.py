@@ -7,9 +7,12 @@ nothing of how either was measured.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 
 from ernie_local.checkpoint.packed import PackedTensors, page_formats, page_layout
+from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.config.quantization import BankKey
 from ernie_local.model.moe import BANKS
@@ -92,13 +95,29 @@ def _least_bytes(items: Mapping[Item, list[Option]]) -> int:
 def quantized_bytes(config: ModelConfig, tables: QuantizationConfig) -> int:
     """Bytes of all packed tensors of these tables."""
     packed = PackedTensors(dataclasses.replace(config, quantization=tables))
-    total = 0
-    for shape in packed.shapes.values():
-        count = 1
-        for size in shape:
-            count *= size
-        total += count
-    return total
+    return sum(math.prod(shape) for shape in packed.shapes.values())
+
+
+def unquantized_bytes(checkpoint: Checkpoint, config: ModelConfig) -> int:
+    """Bytes of what stays as it is: norms, routers, resampler, patch embedding, biases."""
+    packed = PackedTensors(dataclasses.replace(config, quantization=_smallest(config, "w8")))
+    return sum(
+        math.prod(checkpoint.shape(name)) * checkpoint.dtype(name).itemsize
+        for name in checkpoint.names()
+        if not packed.replaces(name)
+    )
+
+
+def describe(tables: QuantizationConfig, measured: Measurements) -> Iterator[str]:
+    """What was given out, in lines for people."""
+    for bank in BANKS:
+        counts = Counter(
+            name for (_, own), formats in tables.experts.items() if own == bank for name in formats
+        )
+        told = ", ".join(f"{name} x {count}" for name, count in counts.most_common())
+        yield f"{bank} experts, measured on {measured.tokens[bank]:,} tokens: {told}"
+    dense = Counter([*tables.matrices.values(), *tables.gated_mlps.values()])
+    yield "other matrices: " + ", ".join(f"{name} x {count}" for name, count in dense.most_common())
 
 
 def _page_bytes(config: ModelConfig, bank: str, page_format: str) -> int:

@@ -120,6 +120,8 @@ def _write_rest(job: Job, tables: QuantizationConfig) -> None:
     raw = json.loads((job.source / "config.json").read_text(encoding="utf-8"))
     raw["quantization_config"] = tables.to_json()
     (job.partial / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
+    if job.statistics is not None:
+        shutil.copy(job.statistics, job.partial / "statistics.json")
     for path in job.source.iterdir():
         if path.is_file() and path.name != "config.json" and not path.name.endswith(_WEIGHT_SUFFIXES):
             shutil.copy(path, job.partial / path.name)
