@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -76,7 +77,8 @@ def blur(random: Random, image: Image.Image) -> Image.Image:
 def noise(random: Random, image: Image.Image) -> Image.Image:
     """A sensor's grain, and now and then specks of dirt."""
     generator = numpy.random.default_rng(random.getrandbits(64))
-    pixels = numpy.asarray(image) + generator.normal(0.0, random.uniform(2.0, 11.0), (*image.size[::-1], 1))
+    grain = generator.standard_normal((*image.size[::-1], 1), dtype=numpy.float32)
+    pixels = numpy.asarray(image) + grain * numpy.float32(random.uniform(2.0, 11.0))
     if random.random() < 0.4:
         specks = generator.random(image.size[::-1]) < random.uniform(0.0002, 0.002)
         pixels[specks] = generator.integers(0, 256, (int(specks.sum()), 1))
@@ -101,5 +103,5 @@ WEARS: dict[str, Callable[[Random, Image.Image], Image.Image]] = {
 }
 
 
-def _to_image(pixels: NDArray[numpy.float64]) -> Image.Image:
+def _to_image(pixels: NDArray[numpy.floating[Any]]) -> Image.Image:
     return Image.fromarray(numpy.clip(pixels, 0, 255).round().astype(numpy.uint8))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from itertools import combinations, product
+from pathlib import Path
 
+import matplotlib
 import numpy
 import pytest
+from matplotlib import font_manager
 
-from ernie_calibration.documents import CODES, KINDS, draft, make_document
+from ernie_calibration.documents import CODES, KINDS, draft, fonts, make_document
 from ernie_calibration.documents.fonts import TYPEFACES, has_characters, missing_languages, typefaces_for
 from ernie_calibration.documents.language import load_language
 from ernie_calibration.documents.sheet import Sheet
@@ -163,7 +166,7 @@ def test_cells_are_those_of_their_row_and_sums_those_of_their_columns() -> None:
 
 def test_held_out_pages_share_no_name_with_others() -> None:
     for kind in ("invoice page", "letter page"):
-        for seed in range(15):
+        for seed in range(6):
             for held_out in (False, True):
                 picture = make_document(kind, seed, code="de", held_out=held_out)
                 recipient = picture.questions[2]
@@ -179,6 +182,20 @@ def test_what_no_font_prints_is_left_out_by_name() -> None:
     assert (lines == []) == ("zh" in PRINTED)
     if lines:
         assert make_document("invoice page", 1, code="zh").transcript.isascii()
+
+
+def test_a_font_of_the_system_is_taken_where_none_of_ours_will_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    latin_only, greek = (
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name)
+        for name in ("cmb10.ttf", "DejaVuSans.ttf")
+    )
+    found = [greek, str(tmp_path / "broken.ttf"), latin_only]
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: found)
+    assert fonts._system_typefaces(frozenset("Ωψ")) == (fonts.Typeface(greek, greek),)
+    assert fonts._system_typefaces(frozenset("发票")) == ()
 
 
 def test_all_languages_have_the_same_labels_and_questions() -> None:
