@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ernie_quant.evaluation.candidate import Candidate
     from ernie_quant.evaluation.run import EvaluationJob
 
+Family = Literal["pictures", "documents", "charts", "texts", "all"]
 _DEFAULT_SAMPLES = 200
 
 
@@ -32,11 +33,15 @@ def evaluate(  # long: each option of the command is a parameter
         list[str], typer.Argument(metavar="CHECKPOINT...", help="What was made from it, any number.")
     ],
     samples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Pictures that no calibration has seen.")
+        int, typer.Option(metavar="N", min=1, help="Held-out samples, unknown to calibration.")
     ] = _DEFAULT_SAMPLES,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Draw other samples.")] = 0,
+    family: Annotated[
+        Family,
+        typer.Option(help="What they are: small pictures, all that nano reads; pages of documents; charts."),
+    ] = "pictures",
     questions_each: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Most questions about a picture.")
+        int, typer.Option(metavar="N", min=1, help="Most questions a sample, long answers not counted.")
     ] = 1,
     answers: Annotated[
         Literal["known", "reference"],
@@ -62,7 +67,7 @@ def evaluate(  # long: each option of the command is a parameter
     """Measure how far checkpoints are from their reference, on documents and charts.
 
     Divergence and likeliest tokens where an answer is written, answers of their own, and experts chosen.
-    Every third picture is also read out whole. One model at a time is in memory.
+    Every third small picture is also read out whole. One model at a time is in memory.
     """
     del debug  # Acted on by main, which is where errors arrive.
     invocation = context.ensure_object(Invocation)
@@ -82,6 +87,7 @@ def evaluate(  # long: each option of the command is a parameter
         reference=first,
         samples=samples,
         seed=seed,
+        families=("pictures", "documents", "charts", "texts") if family == "all" else (family,),
         questions_each=questions_each,
         answers=answers,
         device=device,

@@ -20,6 +20,7 @@ def empty_object() -> dict[str, object]:
         "ok": False,
         "samples": None,
         "seed": None,
+        "families": None,
         "questions_each": None,
         "answers": None,
         "device": None,
@@ -35,6 +36,7 @@ def result_fields(job: EvaluationJob, results: Sequence[Result]) -> dict[str, ob
     return {
         "samples": job.samples,
         "seed": job.seed,
+        "families": list(job.families),
         "questions_each": job.questions_each,
         "answers": job.answers,
         "device": job.device,

@@ -63,7 +63,8 @@ def _details(name: str, summary: Summary) -> Iterator[str]:
         f"90 % {divergence.percent_90:.4f}, 99 % {divergence.percent_99:.4f}"
     )
     yield f"  same likeliest token {_estimate(divergence.top1, '.1%')}"
-    yield f"  exact answers {_estimate(answers.exact_share, '.1%')} of {answers.questions} questions"
+    if answers.exact_share is not None:
+        yield f"  exact answers {_estimate(answers.exact_share, '.1%')} of {answers.questions} questions"
     yield (
         f"  flips: {answers.right_to_wrong} right to wrong, {answers.wrong_to_right} wrong to right, "
         f"p = {answers.p_value:.3f} (McNemar)"

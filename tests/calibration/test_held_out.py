@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ernie_calibration.generated import PAGES, generated_samples
-from ernie_calibration.held_out import TRANSCRIPT, held_out_samples
+from ernie_calibration.held_out import LONG_KINDS, TRANSCRIPT, held_out_samples
 from ernie_calibration.pictures import make_picture
 from ernie_calibration.sample import Sample
 
@@ -56,3 +56,12 @@ def test_no_answer_long_enough_to_be_a_name_comes_from_calibration() -> None:
     assert known
     assert new
     assert not known & new
+
+
+def test_families_come_in_turn_with_all_long_turns_and_few_questions() -> None:
+    mixed = list(held_out_samples(4, families=("documents", "texts"), questions_each=1))
+    pages, texts = mixed[::2], mixed[1::2]
+    assert all("page" in sample.name or "strip" in sample.name for sample in pages)
+    assert all(sum(turn.kind not in LONG_KINDS for turn in sample.turns) == 1 for sample in pages)
+    assert any(turn.kind == TRANSCRIPT for sample in pages for turn in sample.turns)
+    assert all({turn.kind for turn in sample.turns} == {"text"} and not sample.images for sample in texts)

@@ -35,7 +35,9 @@ SAMPLES = 4
 
 
 def job(cache: Path | None = None, **changes: Any) -> EvaluationJob:
-    plain = EvaluationJob(find_candidate("nano"), SAMPLES, 0, 1, "known", "cpu", "float32", cache)
+    plain = EvaluationJob(
+        find_candidate("nano"), SAMPLES, 0, ("pictures",), 1, "known", "cpu", "float32", cache
+    )
     return dataclasses.replace(plain, **changes)
 
 
@@ -207,6 +209,7 @@ def test_kept_results_are_used_again_and_say_the_same(
         ({"samples": SAMPLES + 1}, "samples"),
         ({"seed": 3}, "samples"),
         ({"answers": "reference"}, "samples"),
+        ({"families": ("texts",)}, "samples"),
         ({"dtype": "bfloat16"}, "computing"),
     ],
 )
@@ -304,3 +307,12 @@ def test_progress_is_told_after_each_sample(rounded: Path) -> None:
     evaluation = Evaluation(job(samples=2, on_sample=lambda *each: told.append(each)))
     evaluation.evaluate(find_candidate(str(rounded)))
     assert told == [("nano", 1, 2), ("nano", 2, 2), (str(rounded), 1, 2), (str(rounded), 2, 2)]
+
+
+def test_texts_have_no_exact_answers_and_no_vision_tokens(rounded: Path) -> None:
+    texts = job(families=("texts",), samples=1)
+    summary = Evaluation(texts).evaluate(find_candidate(str(rounded))).summary
+    assert (summary.answers.questions, summary.answers.exact_share, summary.answers.p_value) == (0, None, 1.0)
+    assert [task.kind for task in summary.tasks] == ["text"]
+    assert {each.bank for each in summary.routing} == {"text"}
+    assert summary.divergence.mean.value > 0

@@ -12,7 +12,7 @@ import numpy
 import torch
 from numpy.typing import NDArray
 
-from ernie_calibration.held_out import TRANSCRIPT
+from ernie_calibration.held_out import LONG_KINDS
 from ernie_calibration.sample import Turn
 from ernie_calibration.scoring import exact_match, score
 from ernie_local.config import MediaTokens
@@ -53,8 +53,8 @@ class Comparison:
 
     @property
     def is_question(self) -> bool:
-        """Whether one short answer is right; a transcript is never the same to the letter."""
-        return self.turn.kind != TRANSCRIPT
+        """Whether one short answer is right; long ones are never the same to the letter."""
+        return self.turn.kind not in LONG_KINDS
 
     @property
     def exact(self) -> tuple[bool, bool]:

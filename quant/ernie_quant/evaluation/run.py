@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import ernie_local
-from ernie_calibration.held_out import held_out_samples
+from ernie_calibration.held_out import Family, held_out_samples
 from ernie_calibration.sample import Sample, Turn
 from ernie_local.loading import LoadedModel
 from ernie_quant.evaluation.candidate import Candidate
@@ -38,6 +38,7 @@ class EvaluationJob:
     reference: Candidate
     samples: int
     seed: int
+    families: tuple[Family, ...]
     questions_each: int
     answers: AnswerSource
     device: str
@@ -47,7 +48,9 @@ class EvaluationJob:
 
     def draw(self) -> Iterator[Sample]:
         """The samples; drawn anew for each model, since their pictures would fill the memory."""
-        return held_out_samples(self.samples, self.seed, questions_each=self.questions_each)
+        return held_out_samples(
+            self.samples, self.seed, families=self.families, questions_each=self.questions_each
+        )
 
     def load(self, candidate: Candidate) -> LoadedModel:
         """Its weights into memory."""
@@ -116,7 +119,7 @@ class Evaluation:
 
     def _identity(self) -> dict[str, str]:
         job = self._job
-        settings = [job.samples, job.seed, job.questions_each, job.answers]
+        settings = [job.samples, job.seed, job.families, job.questions_each, job.answers]
         return {
             "source": source_identity(job.reference.directory),
             "samples": hashlib.sha256(json.dumps(settings).encode()).hexdigest(),

@@ -31,7 +31,7 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Questions, transcripts left out, and how many each answers to the letter.
+    """Questions, long turns left out, and how many each answers to the letter; no share of 0 questions.
 
     p_value: of McNemar's exact test on the flips.
     """
@@ -39,7 +39,7 @@ class Answers:
     questions: int
     reference_exact: int
     exact: int
-    exact_share: Estimate
+    exact_share: Estimate | None
     right_to_wrong: int
     wrong_to_right: int
     p_value: float
@@ -113,7 +113,9 @@ def summarize(comparisons: Sequence[Comparison], moe_layers: Sequence[int], seed
         questions=len(questions),
         reference_exact=sum(before for before, _ in right),
         exact=sum(after for _, after in right),
-        exact_share=by_document(questions, [after for _, after in right], [1] * len(right)),
+        exact_share=by_document(questions, [after for _, after in right], [1] * len(right))
+        if right
+        else None,
         right_to_wrong=lost,
         wrong_to_right=won,
         p_value=mcnemar(lost, won),
