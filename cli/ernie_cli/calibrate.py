@@ -11,14 +11,12 @@ from typing import Annotated
 import typer
 
 from ernie_cli.invocation import Invocation
-from ernie_cli.quantize import CalibrationFolder, NumSamples, Seed
+from ernie_cli.quantize_options import CalibrationFolder, NumSamples, Seed, Source
 
 
 def calibrate(
     context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A bfloat16 model: a directory, hf:org/name, or nano.")
-    ],
+    source: Source,
     out: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, such as statistics.json.")],
     samples: NumSamples = 300,
     seed: Seed = 0,

@@ -1,12 +1,12 @@
 """The options that let measurements choose formats: what belongs together, and the tables that come of it.
 
-Knows no model before `mixed_job_tables` is called. Imports nothing heavy.
+Knows no model before `mixed_job` is called. Imports nothing heavy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from ernie_local.sizes import MIB, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from ernie_cli.console import Console
-    from ernie_local.config import QuantizationConfig
+    from ernie_quant.job import Job
     from ernie_quant.probe import AnsweredSequence
 
 _MIXED_BITS = 2.5  # a weight of the routed experts, where nothing else is asked for
@@ -70,32 +70,26 @@ def check_sizes(choice: SizeChoice, method: str) -> None:
             parse_bytes(text, name)
 
 
-def mixed_job_tables(
-    source: Path,
-    choice: SizeChoice,
-    default_statistics: Path,
-    sequences: Sequence[AnsweredSequence],
-    console: Console,
-) -> tuple[QuantizationConfig, Path]:
-    """Formats by measurement, and the file that holds the measurements; told in a few lines."""
+def mixed_job(job: Job, choice: SizeChoice, sequences: Sequence[AnsweredSequence], console: Console) -> Job:
+    """The job with formats by measurement, told in a few lines, and the file that holds the measurements."""
     from ernie_cli.progress import UnitProgress
     from ernie_local.checkpoint.reader import open_checkpoint
     from ernie_local.config import read_config
     from ernie_quant import mixed_tables
     from ernie_quant.measure import measurements_in
 
-    config = read_config(source)
-    path = choice.statistics or default_statistics
+    config = read_config(job.source)
+    path = choice.statistics or job.out.with_name(job.out.name + ".statistics.json")
     if path.exists():
         console.note(f"what bits are worth is known from {path}")
     else:
         console.note(f"measuring what bits are worth, kept in {path}")
     with UnitProgress() as progress:
         measured = measurements_in(
-            path, source, sequences, lambda done, layers: progress.show(f"layer {done - 1}", done, layers)
+            path, job.source, sequences, lambda done, layers: progress.show(f"layer {done - 1}", done, layers)
         )
     if choice.target_size is not None:
-        with open_checkpoint(source, config) as checkpoint:
+        with open_checkpoint(job.source, config) as checkpoint:
             kept_bytes = mixed_tables.unquantized_bytes(checkpoint, config) + _HEADER_BYTES
         budget = parse_bytes(choice.target_size, "--target-size") - kept_bytes
         tables = mixed_tables.tables_of_size(config, measured, budget, choice.dense)
@@ -112,4 +106,4 @@ def mixed_job_tables(
         tables = mixed_tables.tables_of_bits(config, measured, _MIXED_BITS, choice.dense)
     for line in mixed_tables.describe(tables, measured):
         console.note(line)
-    return tables, path
+    return replace(job, tables=tables, statistics=path)

@@ -45,7 +45,7 @@ class UnitProgress:
             self._last_line = now
             done_here = work_done - self._done_before
             left = (now - self._began) * (work_of_all - work_done) / done_here if done_here > 0 else None
-            told = "" if left is None else f", about {_duration(left)} left"
+            told = "" if left is None else f", about {duration(left)} left"
             print(f"{work_done / work_of_all:.0%}: {unit}{told}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
@@ -58,6 +58,9 @@ class UnitProgress:
         self._bar.stop()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours and minutes, or minutes, or seconds."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

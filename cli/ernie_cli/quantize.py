@@ -8,98 +8,61 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ernie_cli.invocation import Invocation
+from ernie_cli.quantize_options import (
+    CalibrationFolder,
+    Dense,
+    DryRun,
+    ExpertBits,
+    ExpertMethod,
+    Fit,
+    GroupSize,
+    MaxRam,
+    Method,
+    NumSamples,
+    Out,
+    ResumeChoice,
+    Seed,
+    Source,
+    Statistics,
+    TargetSize,
+    Threads,
+)
 
 if TYPE_CHECKING:
     from ernie_cli.console import Console
     from ernie_cli.mixed_bits import SizeChoice
     from ernie_quant.job import Job
-    from ernie_quant.probe import AnsweredSequence
-
-Bits = Literal["4", "2", "mixed"]
-Method = Literal["gptq", "clip", "rtn", "nf4", "quanto", "quanto-hqq"]
-# How experts are quantized.
-ExpertBits = Annotated[
-    Bits,
-    typer.Option(
-        help="Bits of the experts: w4 (4.25 a weight), w2 (2.25; by quanto qint4 or qint2), or mixed: 2.5 on "
-        "average, given to each expert and matrix by what it is worth."
-    ),
-]
-ExpertMethod = Annotated[
-    Method,
-    typer.Option(
-        help="gptq calibrates each expert; the others look at weights alone. nf4 is bitsandbytes', quanto "
-        "optimum-quanto's, which have to be installed; what they leave is quantized as by clip."
-    ),
-]
-GroupSize = Annotated[
-    int | None,
-    typer.Option(metavar="N", min=1, help="Weights that share a scale, by nf4 (64) and quanto (128)."),
-]
-Resume = Literal["auto", "required", "never"]
-# What is calibrated on.
-NumSamples = Annotated[
-    int, typer.Option(metavar="N", min=0, help="Generated documents, charts and texts to calibrate on.")
-]
-Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Draw other samples.")]
-CalibrationFolder = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Calibrate on the pictures of DIR too, with .txt or .json beside them."),
-]
 
 
 def quantize(
     context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A bfloat16 model: a directory, hf:org/name, or nano.")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
+    source: Source,
+    out: Out,
     bits: ExpertBits = "4",
-    dense: Annotated[
-        Literal["w8", "w4", "auto"],
-        typer.Option(
-            help="Attention, shared experts, dense layers and head, read for every token; auto: by what bits "
-            "are worth in each layer."
-        ),
-    ] = "w8",
-    target_size: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Mixed bits for weights of at most this size, such as 10GiB."),
-    ] = None,
-    fit: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Mixed bits for a card of this size: what decoding needs, all but vision experts and tower.",
-        ),
-    ] = None,
-    statistics: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="What bits are worth, from `ernie-local calibrate`."),
-    ] = None,
+    dense: Dense = "w8",
+    target_size: TargetSize = None,
+    fit: Fit = None,
+    statistics: Statistics = None,
     method: ExpertMethod = "gptq",
     group_size: GroupSize = None,
     samples: NumSamples = 300,
     seed: Seed = 0,
     calib: CalibrationFolder = None,
-    resume: Annotated[
-        Resume,
-        typer.Option(help="Go on with OUT.partial if it is there; only if; or begin anew."),
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="CPU threads to compute with.")
-    ] = None,
+    resume: ResumeChoice = "auto",
+    max_ram: MaxRam = None,
+    threads: Threads = None,
+    dry_run: DryRun = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object (docs/quantize-json.md).")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
 ) -> None:
-    """Make a compact checkpoint whose experts have 4 or 2 bits a weight.
+    """Make a compact checkpoint whose experts have 4 or 2 bits a weight, or each what it is worth.
 
     OUT appears when it is whole; until then the work lies in OUT.partial. Stopped with Ctrl-C or SIGTERM
     (exit code 75), or killed, it goes on where it was when the same command is given again.
@@ -109,7 +72,9 @@ def quantize(
     from ernie_cli import quantize_json
     from ernie_cli.calibration_samples import SampleChoice, check_choice, draw_sequences
     from ernie_cli.console import Console
-    from ernie_cli.mixed_bits import SizeChoice, check_sizes, mixed_job_tables
+    from ernie_cli.mixed_bits import SizeChoice, check_sizes, mixed_job
+    from ernie_cli.quantize_plan import tell_plan
+    from ernie_local.sizes import parse_bytes
 
     if as_json:
         invocation.json_object = quantize_json.empty_object()
@@ -123,20 +88,17 @@ def quantize(
     sizes = SizeChoice(bits, dense, target_size, fit, statistics)
     check_sizes(sizes, method)
     job = _plan(source, out, sizes, method, group_size)
+    most_memory = None if max_ram is None else parse_bytes(max_ram, "--max-ram")
     sequences = draw_sequences(job.source, choice, console) if method == "gptq" else []
-    started = time.perf_counter()
+    job = replace(job, sequences=sequences, resume=resume, most_memory=most_memory)
     if sizes.is_mixed:
-        beside = out.with_name(out.name + ".statistics.json")
-        tables, kept = mixed_job_tables(job.source, sizes, beside, sequences, console)
-        job = replace(job, tables=tables, statistics=kept)
-    _run(job, sequences, resume, console, invocation)
+        job = mixed_job(job, sizes, sequences, console)
+    if dry_run:
+        tell_plan(job, console, invocation.json_object)
+        return
+    _run(job, console, invocation)
     if job.statistics is not None and job.statistics != statistics:
         job.statistics.unlink()  # the checkpoint has it
-    seconds = time.perf_counter() - started
-    weight_bytes = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    console.note(f"{out}: {weight_bytes / 2**20:,.1f} MiB of weights, made in {seconds:,.0f} s")
-    if invocation.json_object is not None:
-        invocation.json_object |= {"out": str(out), "weight_bytes": weight_bytes, "seconds": seconds}
 
 
 def _plan(source: str, out: Path, sizes: SizeChoice, method: Method, group_size: int | None) -> Job:
@@ -158,18 +120,13 @@ def _plan(source: str, out: Path, sizes: SizeChoice, method: Method, group_size:
     return job
 
 
-def _run(
-    job: Job,
-    sequences: list[AnsweredSequence],
-    resume: Resume,
-    console: Console,
-    invocation: Invocation,
-) -> None:
+def _run(job: Job, console: Console, invocation: Invocation) -> None:
     from ernie_cli import quantize_json
     from ernie_cli.progress import UnitProgress
     from ernie_cli.stop_signals import StopSignals
     from ernie_quant.pipeline import quantize_checkpoint
 
+    started = time.perf_counter()
     with (
         UnitProgress(is_shown=invocation.json_object is None) as progress,
         StopSignals(
@@ -177,17 +134,16 @@ def _run(
         ) as signals,
     ):
         reports = quantize_checkpoint(
-            replace(
-                job,
-                sequences=sequences,
-                resume=resume,
-                on_unit=progress.show,
-                should_stop=signals.was_asked,
-                on_note=console.note,
-            )
+            replace(job, on_unit=progress.show, should_stop=signals.was_asked, on_note=console.note)
         )
+    seconds = time.perf_counter() - started
+    weight_bytes = sum(path.stat().st_size for path in job.out.glob("*.safetensors"))
+    console.note(f"{job.out}: {weight_bytes / 2**20:,.1f} MiB of weights, made in {seconds:,.0f} s")
     if invocation.json_object is not None:
         invocation.json_object |= {
+            "out": str(job.out),
+            "weight_bytes": weight_bytes,
+            "seconds": seconds,
             "experts": quantize_json.expert_list(reports),
-            "calibration_tokens": sum(len(sequence.token_ids) for sequence in sequences),
+            "calibration_tokens": sum(len(sequence.token_ids) for sequence in job.sequences),
         }

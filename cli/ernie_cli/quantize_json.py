@@ -19,6 +19,7 @@ def empty_object() -> dict[str, object]:
         "weight_bytes": None,
         "calibration_tokens": None,
         "seconds": None,
+        "plan": None,
         "experts": [],
         "error": None,
     }

@@ -6,14 +6,13 @@ measurements at the model's real shapes (docs/performance.md). Knows nothing of 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from ernie_local.checkpoint.writer import TensorEntry
 from ernie_local.config import ModelConfig
-from ernie_local.model.moe import BANKS
+from ernie_local.model.moe import BANKS, Bank
 from ernie_quant.calibration import expert_unit
 from ernie_quant.recipe import Recipe
 from ernie_quant.token_table import TokenSequence
@@ -37,7 +36,8 @@ def unit_costs(
     bank_tokens = {"text": num_tokens - num_vision, "vision": num_vision}
     for layer_id, has_experts in enumerate(config.text.moe_layers):
         for bank in BANKS if has_experts else ():
-            cost = _expert_cost(config, bank, bank_tokens, recipe)
+            tokens = bank_tokens[bank] * config.text.experts_per_token / config.text.num_experts
+            cost = expert_cost(config, bank, tokens, recipe)
             for expert_id in range(config.text.num_experts):
                 costs[expert_unit(layer_id, bank, expert_id)] = cost
         costs[f"layer {layer_id}"] = _layer_cost(config, sequences)
@@ -68,14 +68,11 @@ def _layer_cost(config: ModelConfig, sequences: Sequence[TokenSequence]) -> floa
     return (sum(lengths) * weights + _ATTENTION_SLOWNESS * attention) / _GIGA
 
 
-def _expert_cost(config: ModelConfig, bank: str, bank_tokens: Mapping[str, int], recipe: Recipe) -> float:
+def expert_cost(config: ModelConfig, bank: Bank, tokens: float, recipe: Recipe) -> float:
+    """Of one expert that so many tokens visit."""
     text = config.text
-    hidden, inner = (
-        text.hidden_size,
-        text.text_expert_size if bank == "text" else text.vision_expert_size,
-    )
-    tokens = bank_tokens[bank] * text.experts_per_token / text.num_experts
+    hidden, inner = text.hidden_size, text.text_expert_size if bank == "text" else text.vision_expert_size
     passes = 4 + recipe.sweeps  # GPTQ's own half, the first pull, the error's two products, what is small
     chosen = passes * (2 * inner * hidden**2 + hidden * inner**2) + hidden**3 + inner**3
     moments = tokens * (hidden**2 + inner**2)
-    return math.fsum((chosen, moments, 5 * tokens * inner * hidden)) / _GIGA
+    return (chosen + moments + 5 * tokens * inner * hidden) / _GIGA

@@ -26,6 +26,7 @@ class Job:
     on_unit: told the unit that was done, and how much of how much work is; first of all an empty name with
     what was done before. should_stop: asked after every unit. on_note: told in a line what could not be done.
     statistics: the measurements that `tables` come from, kept in the checkpoint as statistics.json.
+    most_memory: bytes that the work may take; what needs more is refused before it begins.
     """
 
     source: Path
@@ -38,6 +39,7 @@ class Job:
     should_stop: Callable[[], bool] | None = None
     on_note: Callable[[str], None] | None = None
     statistics: Path | None = None
+    most_memory: int | None = None
 
     @property
     def partial(self) -> Path:

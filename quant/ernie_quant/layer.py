@@ -24,7 +24,7 @@ from ernie_quant.row_file import RowFile
 from ernie_quant.token_table import TokenTable
 
 Tensor = torch.Tensor
-_CHUNK_TOKENS = 4096
+CHUNK_TOKENS = 4096
 NEIGHBOUR_RANKS = 4  # times top_k: how far down the router's list a neighbour may stand
 
 
@@ -44,7 +44,7 @@ class NormedTokens:
 
     @torch.inference_mode()
     def __iter__(self) -> Iterator[Tensor]:
-        for rows in self.rows.split(_CHUNK_TOKENS) if len(self) else ():
+        for rows in self.rows.split(CHUNK_TOKENS) if len(self) else ():
             yield self.layer.post_attention_layernorm(self.states.read(rows))
 
 
@@ -105,8 +105,8 @@ def finish_layer(layer: DecoderLayer, attended: RowFile, routed: RowFile, rows: 
     mlp = layer.mlp if layer.moe is None else layer.moe.shared_experts
     is_finite = True
     first, last, _ = (rows or slice(None)).indices(attended.num_rows)
-    for start in range(first, last, _CHUNK_TOKENS):
-        tokens = slice(start, min(start + _CHUNK_TOKENS, last))
+    for start in range(first, last, CHUNK_TOKENS):
+        tokens = slice(start, min(start + CHUNK_TOKENS, last))
         hidden = attended.read(tokens)
         if mlp is not None:
             hidden += mlp(layer.post_attention_layernorm(hidden))

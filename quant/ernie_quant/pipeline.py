@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tempfile
 from contextlib import closing
+from pathlib import Path
 
 import torch
 
 from ernie_local.checkpoint.packed import PackedTensors
-from ernie_local.checkpoint.reader import open_checkpoint
+from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles, TensorEntry
-from ernie_local.config import QuantizationConfig, read_config
+from ernie_local.config import ModelConfig, QuantizationConfig, read_config
 from ernie_local.errors import DoesNotFit
 from ernie_quant.audit import audit
 from ernie_quant.calibration import Calibration, ExpertReports
@@ -29,7 +31,9 @@ from ernie_quant.identity import (
     version_identity,
 )
 from ernie_quant.job import Job, check_job
+from ernie_quant.plan import Plan, check_memory, memory_bytes, scratch_bytes
 from ernie_quant.recipe import Recipe
+from ernie_quant.rehearsal import rehearse
 from ernie_quant.source import Source
 from ernie_quant.token_table import TokenTable
 from ernie_quant.units import Units
@@ -65,22 +69,22 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         closing(Work(job.partial, identity, job.resume)) as work,
         open_checkpoint(job.source, config) as checkpoint,
     ):
-        packed = PackedTensors(new_config)
-        entries = [
-            TensorEntry(name, checkpoint.dtype(name), checkpoint.shape(name))
-            for name in checkpoint.names()
-            if not packed.replaces(name)
-        ]
-        entries += [TensorEntry(name, torch.uint8, shape) for name, shape in packed.shapes.items()]
-        files = CheckpointFiles(job.partial, entries)
-        fixed = [
-            entry for entry in files.in_file_order() if not (calibrates and entry.name.startswith("experts."))
-        ]
-        _make_files(job, files, work)
+        files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
+        plan = _plan(job, config, files)
+        if job.most_memory is not None:
+            check_memory(plan, job.most_memory)
+        _make_files(job, files, plan, work)
         _write_rest(job, tables)
+        fixed = _fixed(files, calibrates=calibrates)
         costs = unit_costs(new_config, fixed, job.sequences, job.recipe)
-        units = Units(work, files, costs, job.on_unit, job.should_stop)
         source = Source(checkpoint)
+        if calibrates and not work.done.keys() & costs.keys():
+            pace = rehearse(source, new_config, tables, job.recipe, job.partial)
+            _tell(
+                job,
+                f"the largest expert was rehearsed: about {pace * sum(costs.values()) / 60:.0f} min for all",
+            )
+        units = Units(work, files, costs, job.on_unit, job.should_stop)
         # How weights are quantized for which no second moments are taken.
         without_data = Recipe("clip") if job.recipe.method == "gptq" else job.recipe
         for entry in fixed:
@@ -98,8 +102,58 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
     return reports
 
 
-def _make_files(job: Job, files: CheckpointFiles, work: Work) -> None:
-    """Headers and room for everything, once."""
+def plan_checkpoint(job: Job) -> Plan:
+    """What the job will take; nothing is made but a page beside `job.out`, to time it, gone afterwards.
+
+    Raises what `quantize_checkpoint` would raise for arguments that cannot be.
+    """
+    config = read_config(job.source)
+    check_job(job, config)
+    new_config = dataclasses.replace(config, quantization=job.tables)
+    calibrates = job.recipe.method == "gptq" and bool(job.tables.experts)
+    with open_checkpoint(job.source, config) as checkpoint:
+        files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
+        plan = _plan(job, config, files)
+        if job.most_memory is not None:
+            check_memory(plan, job.most_memory)
+        if not calibrates:
+            return plan
+        costs = unit_costs(new_config, _fixed(files, calibrates=True), job.sequences, job.recipe)
+        job.out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=f".{job.out.name}.") as scratch:
+            pace = rehearse(Source(checkpoint), new_config, job.tables, job.recipe, Path(scratch))
+    return dataclasses.replace(plan, seconds=pace * sum(costs.values()))
+
+
+def _entries(checkpoint: Checkpoint, new_config: ModelConfig) -> list[TensorEntry]:
+    packed = PackedTensors(new_config)
+    entries = [
+        TensorEntry(name, checkpoint.dtype(name), checkpoint.shape(name))
+        for name in checkpoint.names()
+        if not packed.replaces(name)
+    ]
+    return entries + [TensorEntry(name, torch.uint8, shape) for name, shape in packed.shapes.items()]
+
+
+def _fixed(files: CheckpointFiles, *, calibrates: bool) -> list[TensorEntry]:
+    """What needs no calibration tokens, in the order of the files."""
+    return [
+        entry for entry in files.in_file_order() if not (calibrates and entry.name.startswith("experts."))
+    ]
+
+
+def _plan(job: Job, config: ModelConfig, files: CheckpointFiles) -> Plan:
+    num_tokens = sum(len(sequence.token_ids) for sequence in job.sequences)
+    return Plan(files.total_bytes, scratch_bytes(config, num_tokens), memory_bytes(config, job.sequences))
+
+
+def _tell(job: Job, line: str) -> None:
+    if job.on_note is not None:
+        job.on_note(line)
+
+
+def _make_files(job: Job, files: CheckpointFiles, plan: Plan, work: Work) -> None:
+    """Headers and room for everything, once; and room for hidden states has to be left."""
     if "files" in work.done:
         return
     try:
@@ -111,6 +165,13 @@ def _make_files(job: Job, files: CheckpointFiles, work: Work) -> None:
             error.strerror or str(error),
             "free that much on the disk, or name a directory on another one",
         ) from error
+    free = shutil.disk_usage(job.partial).free
+    if free < plan.scratch_bytes:
+        raise DoesNotFit(
+            f"{plan.scratch_bytes} bytes are needed beside the weights in {job.partial}, {free} are free",
+            "hidden states of the calibration tokens lie there until the end",
+            "free that much on the disk, name a directory on another one, or give fewer --samples",
+        )
     files.sync()
     work.record("files")
 

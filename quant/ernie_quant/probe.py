@@ -223,13 +223,21 @@ class Probe:
 
 
 def probe_sequences(sequences: Sequence[AnsweredSequence], most_tokens: int) -> list[AnsweredSequence]:
-    """The first ones with an answer, of at most so many tokens together, but at least one."""
+    """The first ones with an answer, of at most so many tokens together, but at least one.
+
+    Those with pictures come first, as long as they leave a third for those without, if there are any.
+    """
+    answered = [sequence for sequence in sequences if sequence.answers]
+    pictured = [sequence for sequence in answered if sequence.patches]
+    texts = [sequence for sequence in answered if not sequence.patches]
     chosen: list[AnsweredSequence] = []
     room = most_tokens
-    for sequence in sequences:
-        if sequence.answers and (not chosen or len(sequence.token_ids) <= room):
-            chosen.append(sequence)
-            room -= len(sequence.token_ids)
+    for candidates, kept in ((pictured, most_tokens // 3 if texts else 0), (texts, 0)):
+        for sequence in candidates:
+            length = len(sequence.token_ids)
+            if not chosen or length <= room - kept:
+                chosen.append(sequence)
+                room -= length
     return chosen
 
 

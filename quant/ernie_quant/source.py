@@ -15,7 +15,7 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.packing.formats import TILE_ROWS
 from ernie_quant.expert import ExpertWeights
 
-_BLOCK_ROWS = 256 * TILE_ROWS  # 42 MB of the embedding, whose 103,424 rows would be 1 GB
+BLOCK_ROWS = 256 * TILE_ROWS  # 42 MB of the embedding, whose 103,424 rows would be 1 GB
 
 
 class Source:
@@ -36,8 +36,8 @@ class Source:
         is_tied = name == "lm_head" and "lm_head.weight" not in self.checkpoint
         plain = "embed_tokens.weight" if is_tied else f"{name}.weight"
         rows, columns = self.checkpoint.shape(plain)
-        for start in range(0, rows, _BLOCK_ROWS):
-            block = torch.empty(min(_BLOCK_ROWS, rows - start), columns)
+        for start in range(0, rows, BLOCK_ROWS):
+            block = torch.empty(min(BLOCK_ROWS, rows - start), columns)
             self.checkpoint.read_rows(plain, start, block)
             yield block
 

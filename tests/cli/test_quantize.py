@@ -38,6 +38,67 @@ def test_a_calibrated_checkpoint_answers(capsys: pytest.CaptureFixture[str], tmp
     assert capsys.readouterr().out.strip().startswith("£")
 
 
+def test_mixed_bits_come_from_measurements_that_stay_with_the_checkpoint(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, kept = tmp_path / "mixed", tmp_path / "kept.json"
+    assert run(["calibrate", "nano", str(kept), "--samples", "6", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert [layer["layer"] for layer in measured["layers"]] == list(range(6))
+    arguments = ("nano", str(out), "--target-size", "8MiB", "--dense", "auto", "--samples", "6")
+    code, plan, _ = quantize(capsys, *arguments, "--statistics", str(kept), "--dry-run")
+    assert code == 0
+    assert not out.exists()
+    code, said, _ = quantize(capsys, *arguments)
+    assert code == 0
+    size = said["weight_bytes"]
+    assert isinstance(size, int)
+    assert isinstance(plan["plan"], dict)
+    assert size == plan["plan"]["weight_bytes"]
+    assert 6.9 * 2**20 < size <= 8 << 20  # a MiB of headers, which nano does not need, is kept free
+    assert json.loads((out / "statistics.json").read_text()) == json.loads(kept.read_text())
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.json", "mixed"]
+    assert run(["verify", str(out)]) == 0
+    code, said, _ = quantize(
+        capsys,
+        "nano",
+        str(tmp_path / "other"),
+        "--bits",
+        "mixed",
+        "--samples",
+        "7",
+        "--seed",
+        "3",
+        "--statistics",
+        str(kept),
+    )
+    assert code == 2
+    assert isinstance(said["error"], dict)
+    assert "statistics of something else" in said["error"]["what"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--target-size", "9GiB", "--fit", "8GiB"), 2, "--target-size 9GiB and --fit 8GiB"),
+        (("--bits", "mixed", "--method", "rtn"), 2, "mixed bits with --method rtn"),
+        (("--dense", "auto"), 2, "--dense auto with --bits 4"),
+        (("--statistics", "s.json"), 2, "--statistics with --bits 4"),
+        (("--target-size", "large"), 2, "not a size"),
+        (("--target-size", "1MiB", "--samples", "2"), 3, "at least for what is to be quantized"),
+        (("--max-ram", "100MiB", "--samples", "2"), 3, "--max-ram allows 100.0 MiB"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(
+    options: tuple[str, ...], code: int, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found, said, _ = quantize(capsys, "nano", str(tmp_path / "out"), *options)
+    assert found == code
+    assert isinstance(said["error"], dict)
+    assert message in said["error"]["what"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_calibration_nothing_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, said, _ = quantize(capsys, "nano", str(tmp_path / "out"), "--method", "rtn", "--dense", "w4")
     assert code == 0

@@ -180,3 +180,18 @@ def test_seldom_seen_experts_keep_a_floor(measured: Measurements) -> None:
     loss = {option.name: option.loss for option in items["expert", 2, "text", 3]}["w2"]
     lost = unseen.lost["gate_up"]["w2"] + unseen.lost["down"]["w2"]
     assert loss == pytest.approx(factor * mixed_tables.FLOOR * mean * lost)
+
+
+def test_pictures_leave_a_third_of_the_room_to_texts() -> None:
+    def sequence(length: int, pictures: int, answers: int = 1) -> EncodedSample:
+        patches = (object(),) * pictures
+        return EncodedSample("s", (5,) * length, patches, ((1, 2),) * answers)  # type: ignore[arg-type]
+
+    texts, pictures = [sequence(100, 0) for _ in range(9)], [sequence(150, 1) for _ in range(9)]
+    mixed = [sequence(50, 0, answers=0), *texts, sequence(2000, 1), *pictures]
+    chosen = probe_sequences(mixed, 900)
+    assert chosen[0] is mixed[10]  # at least one, whatever its size
+    assert len(chosen) == 1
+    chosen = probe_sequences([*texts, *pictures], 900)
+    assert [len(one.token_ids) for one in chosen] == [150] * 4 + [100] * 3
+    assert [len(one.token_ids) for one in probe_sequences(pictures, 900)] == [150] * 6
