@@ -91,17 +91,17 @@ def mixed_job(job: Job, choice: SizeChoice, sequences: Sequence[AnsweredSequence
     if choice.target_size is not None:
         with open_checkpoint(job.source, config) as checkpoint:
             kept_bytes = mixed_tables.unquantized_bytes(checkpoint, config) + _HEADER_BYTES
-        budget = parse_bytes(choice.target_size, "--target-size") - kept_bytes
-        tables = mixed_tables.tables_of_size(config, measured, budget, choice.dense)
+        size = parse_bytes(choice.target_size, "--target-size")
+        tables = mixed_tables.tables_of_size(config, measured, size, kept_bytes, choice.dense)
     elif choice.fit is not None:
         text = config.text
         cache = 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * _CACHED_TOKENS
-        budget = parse_bytes(choice.fit, "--fit") - cache - _WORKSPACE_BYTES
+        size = parse_bytes(choice.fit, "--fit")
         console.note(
             f"beside weights: {format_bytes(cache)} for {_CACHED_TOKENS} cached tokens, "
             f"{format_bytes(_WORKSPACE_BYTES)} to compute in"
         )
-        tables = mixed_tables.tables_for_card(config, measured, budget, choice.dense)
+        tables = mixed_tables.tables_for_card(config, measured, size, cache + _WORKSPACE_BYTES, choice.dense)
     else:
         tables = mixed_tables.tables_of_bits(config, measured, _MIXED_BITS, choice.dense)
     for line in mixed_tables.describe(tables, measured):

@@ -89,7 +89,7 @@ def read_measurements(path: Path, identity: dict[str, str]) -> Measurements:
         raise UsageError(
             f"{path} holds statistics of something else: {', '.join(differing)} differ",
             "bits given out by them would go to the wrong experts",
-            "name the statistics of this model, or make them with `ernie-local calibrate`",
+            "name the statistics of this model and these samples, or remove the file to measure anew",
         )
     return measured
 

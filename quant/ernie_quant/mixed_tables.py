@@ -15,8 +15,10 @@ from ernie_local.checkpoint.packed import PackedTensors, page_formats, page_layo
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.config.quantization import BankKey
+from ernie_local.errors import DoesNotFit
 from ernie_local.model.moe import BANKS
 from ernie_local.packing import LowBitFormat
+from ernie_local.sizes import format_bytes
 from ernie_quant.allocate import Option, allocate
 from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.measurements import Measurements
@@ -48,23 +50,25 @@ def tables_of_bits(
 
 
 def tables_of_size(
-    config: ModelConfig, measured: Measurements, budget: int, dense: str
+    config: ModelConfig, measured: Measurements, size: int, kept: int, dense: str
 ) -> QuantizationConfig:
-    """Formats that lose least within so many bytes of what is quantized, pages whole.
+    """Formats that lose least within `size` bytes, pages whole, of which `kept` stay as they are.
 
-    Tensors that stay as they are do not count. DoesNotFit if the smallest formats already take more.
+    DoesNotFit if the smallest formats already take more.
     """
     start = _smallest(config, dense)
     items = expert_items(config, measured) | _dense_items(config, measured, start, dense)
-    fixed = quantized_bytes(config, start) - _least_bytes(items)
-    chosen = allocate(items, budget - fixed)
+    least = quantized_bytes(config, start)
+    _check_size(least + kept, size)
+    chosen = allocate(items, size - kept - least + _least_bytes(items))
     return _tables_of(config, start, {key: option.name for key, option in chosen.items()})
 
 
 def tables_for_card(
-    config: ModelConfig, measured: Measurements, budget: int, dense: str
+    config: ModelConfig, measured: Measurements, size: int, beside: int, dense: str
 ) -> QuantizationConfig:
-    """As `tables_of_size` where only what decoding a token needs has to fit: no vision experts, no tower.
+    """As `tables_of_size` with `beside` bytes for other things than weights, where only
+    what decoding a token needs has to fit: no vision experts, no tower.
 
     Vision experts get as many bits a weight as text experts do.
     """
@@ -75,13 +79,22 @@ def tables_for_card(
     items = text | _dense_items(config, measured, start, dense)
     resident = {name: found for name, found in start.matrices.items() if not name.startswith("vision.")}
     needed = dataclasses.replace(start, experts={}, matrices=resident)
-    # What stays in this format whatever is chosen: `needed` without the items.
-    fixed = quantized_bytes(config, needed) + _least_bytes(text) - _least_bytes(items)
-    chosen = allocate(items, budget - fixed)
+    least = quantized_bytes(config, needed) + _least_bytes(text)
+    _check_size(least + beside, size)
+    chosen = allocate(items, size - beside - least + _least_bytes(items))
     text_bytes = sum(chosen[key].num_bytes for key in text)
     ratio = config.text.vision_expert_size / config.text.text_expert_size
     chosen |= allocate(vision, max(_least_bytes(vision), int(text_bytes * ratio)))
     return _tables_of(config, start, {key: option.name for key, option in chosen.items()})
+
+
+def _check_size(least: int, size: int) -> None:
+    if least > size:
+        raise DoesNotFit(
+            f"{format_bytes(least)} at least, {format_bytes(size)} are wanted",
+            "every matrix in its smallest format already takes more",
+            f"ask for {format_bytes(least)} or more, or let dense matrices shrink too: --dense auto",
+        )
 
 
 def _smallest(config: ModelConfig, dense: str) -> QuantizationConfig:

@@ -45,7 +45,7 @@ def test_mixed_bits_come_from_measurements_that_stay_with_the_checkpoint(
     assert run(["calibrate", "nano", str(kept), "--samples", "6", "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)
     assert [layer["layer"] for layer in measured["layers"]] == list(range(6))
-    arguments = ("nano", str(out), "--target-size", "8MiB", "--dense", "auto", "--samples", "6")
+    arguments = ("nano", str(out), "--target-size", "9MiB", "--dense", "auto", "--samples", "6")
     code, plan, _ = quantize(capsys, *arguments, "--statistics", str(kept), "--dry-run")
     assert code == 0
     assert not out.exists()
@@ -55,9 +55,9 @@ def test_mixed_bits_come_from_measurements_that_stay_with_the_checkpoint(
     assert isinstance(size, int)
     assert isinstance(plan["plan"], dict)
     assert size == plan["plan"]["weight_bytes"]
-    assert 6.9 * 2**20 < size <= 8 << 20  # a MiB of headers, which nano does not need, is kept free
+    assert 7.7 * 2**20 < size <= 9 << 20  # a MiB of headers, which nano does not need, is kept free
     assert json.loads((out / "statistics.json").read_text()) == json.loads(kept.read_text())
-    assert [path.name for path in tmp_path.iterdir()] == ["kept.json", "mixed"]
+    assert {path.name for path in tmp_path.iterdir()} == {"kept.json", "mixed"}
     assert run(["verify", str(out)]) == 0
     code, said, _ = quantize(
         capsys,
@@ -85,7 +85,7 @@ def test_mixed_bits_come_from_measurements_that_stay_with_the_checkpoint(
         (("--dense", "auto"), 2, "--dense auto with --bits 4"),
         (("--statistics", "s.json"), 2, "--statistics with --bits 4"),
         (("--target-size", "large"), 2, "not a size"),
-        (("--target-size", "1MiB", "--samples", "2"), 3, "at least for what is to be quantized"),
+        (("--target-size", "1MiB", "--samples", "2"), 3, "MiB at least, 1.0 MiB are wanted"),
         (("--max-ram", "100MiB", "--samples", "2"), 3, "--max-ram allows 100.0 MiB"),
     ],
 )

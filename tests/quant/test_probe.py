@@ -13,9 +13,10 @@ import ernie_local
 from ernie_calibration.generated import generated_samples
 from ernie_calibration.sequences import EncodedSample, SampleEncoder
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.checkpoint.packed import page_layout
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
-from ernie_local.errors import InputUnreadable, UsageError
+from ernie_local.errors import DoesNotFit, InputUnreadable, UsageError
 from ernie_local.packing import dequantize, find_format
 from ernie_quant import mixed_tables
 from ernie_quant.expert import ExpertWeights
@@ -160,9 +161,28 @@ def test_experts_get_the_bits_that_were_asked_for(measured: Measurements, bits: 
 
 def test_a_size_is_kept_and_used(measured: Measurements) -> None:
     for budget in (6 << 20, 7 << 20):
-        tables = mixed_tables.tables_of_size(CONFIG, measured, budget, "auto")
+        tables = mixed_tables.tables_of_size(CONFIG, measured, budget + 1000, 1000, "auto")
         assert 0.98 * budget < mixed_tables.quantized_bytes(CONFIG, tables) <= budget
         assert set(tables.matrices.values()) <= {"w4", "w8"}
+
+
+def test_a_card_holds_what_decoding_needs(measured: Measurements) -> None:
+    small, large = (
+        mixed_tables.tables_for_card(CONFIG, measured, size << 20, 1 << 20, "auto") for size in (5, 6)
+    )
+    for tables, size in ((small, 5 << 20), (large, 6 << 20)):
+        matrices = {name: found for name, found in tables.matrices.items() if not name.startswith("vision.")}
+        text = {key: formats for key, formats in tables.experts.items() if key[1] == "text"}
+        resident = dataclasses.replace(tables, matrices=matrices, experts={})
+        pages = sum(
+            page_layout(name, CONFIG.text.hidden_size, CONFIG.text.text_expert_size).page_bytes
+            for formats in text.values()
+            for name in formats
+        )
+        needed = mixed_tables.quantized_bytes(CONFIG, resident) + pages + (1 << 20)
+        assert 0.95 * size < needed <= size
+    with pytest.raises(DoesNotFit, match=r"MiB at least, 2\.0 MiB are wanted"):
+        mixed_tables.tables_for_card(CONFIG, measured, 2 << 20, 1 << 20, "auto")
 
 
 def test_seldom_seen_experts_keep_a_floor(measured: Measurements) -> None:
