@@ -59,6 +59,7 @@ def test_mixed_bits_come_from_measurements_that_stay_with_the_checkpoint(
     assert json.loads((out / "statistics.json").read_text()) == json.loads(kept.read_text())
     assert {path.name for path in tmp_path.iterdir()} == {"kept.json", "mixed"}
     assert run(["verify", str(out)]) == 0
+    capsys.readouterr()
     code, said, _ = quantize(
         capsys,
         "nano",
