@@ -36,6 +36,7 @@ from ernie_cli.quantize_options import (
 if TYPE_CHECKING:
     from ernie_cli.console import Console
     from ernie_cli.mixed_bits import SizeChoice
+    from ernie_quant.calibration import ExpertReports
     from ernie_quant.job import Job
 
 
@@ -139,6 +140,7 @@ def _run(job: Job, console: Console, invocation: Invocation) -> None:
     seconds = time.perf_counter() - started
     weight_bytes = sum(path.stat().st_size for path in job.out.glob("*.safetensors"))
     console.note(f"{job.out}: {weight_bytes / 2**20:,.1f} MiB of weights, made in {seconds:,.0f} s")
+    _tell_coverage(job, reports, console)
     if invocation.json_object is not None:
         invocation.json_object |= {
             "out": str(job.out),
@@ -147,3 +149,14 @@ def _run(job: Job, console: Console, invocation: Invocation) -> None:
             "experts": quantize_json.expert_list(reports),
             "calibration_tokens": sum(len(sequence.token_ids) for sequence in job.sequences),
         }
+
+
+def _tell_coverage(job: Job, reports: ExpertReports, console: Console) -> None:
+    """A line a bank; quant_report.html has each layer."""
+    from ernie_local.config import read_config
+    from ernie_quant.report.coverage import measure_coverage, table_lines
+
+    text = read_config(job.source).text
+    rows = measure_coverage(reports, text.hidden_size, text.experts_per_token)
+    for line in table_lines([row for row in rows if row.layer is None]):
+        console.note(line)

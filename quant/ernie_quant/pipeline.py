@@ -34,6 +34,7 @@ from ernie_quant.job import Job, check_job
 from ernie_quant.plan import Plan, check_memory, memory_bytes, scratch_bytes
 from ernie_quant.recipe import Recipe
 from ernie_quant.rehearsal import rehearse
+from ernie_quant.report import gather, write_report
 from ernie_quant.source import Source
 from ernie_quant.token_table import TokenTable
 from ernie_quant.units import Units
@@ -97,6 +98,7 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
                 calibration = Calibration(job, new_config, table, source, made, files, work, units)
                 calibration.run()
                 reports = calibration.reports
+        write_report(job.partial, gather(job, config, tables, reports), job.source)
         audit(job.partial, job.source, files.total_bytes, job.on_note)
         work.finish(job.out)
     return reports

@@ -57,6 +57,9 @@ def test_mixed_bits_come_from_measurements_that_stay_with_the_checkpoint(
     assert size == plan["plan"]["weight_bytes"]
     assert 7.7 * 2**20 < size <= 9 << 20  # a MiB of headers, which nano does not need, is kept free
     assert json.loads((out / "statistics.json").read_text()) == json.loads(kept.read_text())
+    told = json.loads((out / "quant_report.json").read_text())
+    assert told["sensitivity"] == json.loads(kept.read_text())["expert_divergence"]
+    assert len({expert["format"] for expert in told["experts"]}) > 1
     assert {path.name for path in tmp_path.iterdir()} == {"kept.json", "mixed"}
     assert run(["verify", str(out)]) == 0
     capsys.readouterr()

@@ -81,7 +81,7 @@ def test_a_quantized_nano_is_whole(made: Path) -> None:
     result = verify(made, lambda *progress: told.append(progress))
     assert (result.findings, result.notes) == ((), ())
     assert result.num_pages == 5 * 2 * 16 + 6  # routed experts; shared experts and the dense layer
-    assert result.num_compared == len(result.hashes) == 6
+    assert result.num_compared == len(result.hashes) == 7
     assert {done <= total == result.num_bytes for _, done, total in told} == {True}
     assert told[-1][1] == result.num_bytes
 

@@ -1,0 +1,91 @@
+"""README.md of a quantized checkpoint: what it is, how large, how to run it and how it was made."""
+
+from __future__ import annotations
+
+import re
+
+from ernie_local.checkpoint.parts import ModelPart, routed_experts, sum_of_parts
+from ernie_local.sizes import format_bytes
+from ernie_quant.report.contents import ReportContents
+
+SOURCE_CARD = "SOURCE_README.md"
+_LICENSE = re.compile(r"^license(?:_name|_link)?:.*$", re.MULTILINE)
+
+
+_CARD = """---
+{front}library_name: ernie-local
+pipeline_tag: image-text-to-text
+---
+
+# {name}, quantized
+
+{name} in {size} instead of {source_size}: {bits:.2f} bits a weight in all{experts}.
+Made by `ernie-local quantize`; it runs with ernie-local, whose docs/format.md tells the meaning of every bit.
+
+```
+ernie-local verify DIRECTORY
+ernie-local chat DIRECTORY --image page.png -p "What is the total?"
+```
+
+| part | weights | bits a weight | size |
+|---|---:|---:|---:|
+{parts}
+
+{calibration}
+
+quant_report.html shows every expert, quant_report.json has the numbers, hashes.json what the files must be.
+"""
+_SOURCE = f"""
+What the model can do, and what it is for, is told by its source: {SOURCE_CARD}.
+"""
+_CALIBRATED = """Each expert was quantized from the calibration tokens that its router sends to it,
+and from its bank's where they are few:
+"""
+_BANK = """
+- {bank} experts: {tokens:,} tokens; {unreached:,} of {experts:,} experts were visited by none,
+  the median has {median:,.0f} visits."""
+
+
+def model_card(contents: ReportContents, source_card: str | None) -> str:
+    """source_card: the README.md of the source, whose licence holds here too; None where it has none."""
+    whole, before = sum_of_parts("all", contents.parts), sum_of_parts("all", contents.source_parts)
+    routed = routed_experts(contents.parts)
+    card = _CARD.format(
+        front="".join(f"{line}\n" for line in _licence_lines(source_card)),
+        name=contents.source.get("name", "a model"),
+        size=format_bytes(whole.num_bytes),
+        source_size=format_bytes(before.num_bytes),
+        bits=whole.bits_per_weight,
+        experts="" if routed is None else f", {routed.bits_per_weight:.2f} in its routed experts",
+        parts="\n".join(map(_size_row, (*contents.parts, whole))),
+        calibration=_calibration(contents),
+    )
+    return card if source_card is None else card + _SOURCE
+
+
+def _licence_lines(source_card: str | None) -> list[str]:
+    if source_card is None or not source_card.startswith("---\n"):
+        return []
+    front_matter, found, _ = source_card[4:].partition("\n---")
+    return [match.group().rstrip() for match in _LICENSE.finditer(front_matter)] if found else []
+
+
+def _size_row(part: ModelPart) -> str:
+    size = format_bytes(part.num_bytes)
+    return f"| {part.name} | {part.weights:,} | {part.bits_per_weight:.2f} | {size} |"
+
+
+def _calibration(contents: ReportContents) -> str:
+    if not contents.experts:
+        return f"Made without calibration (method {contents.settings.get('method')})."
+    return _CALIBRATED + "".join(
+        _BANK.format(
+            bank=row.bank,
+            tokens=row.tokens,
+            unreached=row.unreached,
+            experts=row.num_experts,
+            median=row.quantiles[2],
+        )
+        for row in contents.coverage
+        if row.layer is None
+    )

@@ -1,0 +1,93 @@
+"""The plots of the report as PNG, each once for light and once for dark pages.
+
+Heat maps of layer x expert for both banks side by side, and one number a layer. Knows nothing of HTML.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ernie_local.model.moe import BANKS
+from ernie_quant.measurements import ExpertKey
+
+_DOTS_PER_INCH = 130
+_WIDTH = 9.0  # inches
+_INK = {"light": "#222222", "dark": "#dddddd"}
+_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+_NOTHING = "#d9534f"  # experts that no token visits, in logarithmic maps
+_LINE = {"light": "#1f5fa8", "dark": "#7ab8f5"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """One plot: PNG files, and what it shows in words."""
+
+    title: str
+    caption: str
+    light: bytes
+    dark: bytes
+
+
+def heat_maps(
+    values: Mapping[ExpertKey, float], title: str, caption: str, *, logarithmic: bool = False
+) -> Plot:
+    """One map for each bank, in one scale of colours. logarithmic: zeros get a colour of their own."""
+    banks = [bank for bank in BANKS if any(key[1] == bank for key in values)]
+    layers = sorted({layer for layer, _, _ in values})
+    num_experts = 1 + max(expert for _, _, expert in values)
+    rows = {layer: row for row, layer in enumerate(layers)}
+    maps = {bank: np.full((len(layers), num_experts), np.nan) for bank in banks}
+    for (layer, bank, expert), value in values.items():
+        maps[bank][rows[layer], expert] = np.nan if logarithmic and value <= 0 else value
+    known = np.concatenate([found[np.isfinite(found)] for found in maps.values()])
+    lowest, highest = (float(known.min()), float(known.max())) if known.size else (1.0, 1.0)
+    colors = matplotlib.colormaps["viridis"].with_extremes(bad=_NOTHING)
+
+    def draw(figure: Figure, _theme: str) -> None:
+        axes = figure.subplots(1, len(banks), squeeze=False, sharey=True)[0]
+        for axis, bank in zip(axes, banks, strict=True):
+            norm = LogNorm(max(lowest, 1e-12), highest) if logarithmic else Normalize(lowest, highest)
+            image = axis.imshow(maps[bank], cmap=colors, norm=norm, aspect="auto", interpolation="nearest")
+            axis.set_title(f"{bank} experts")
+            axis.set_xlabel("expert")
+        axes[0].set_ylabel("layer")
+        step = -(-len(layers) // 14)
+        axes[0].set_yticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
+        figure.colorbar(image, ax=list(axes), fraction=0.05, pad=0.02)
+
+    return _render(draw, 1.6 + 0.13 * max(len(layers), 8), title, caption)
+
+
+def layer_bars(values: Mapping[int, float], title: str, caption: str) -> Plot:
+    """One number a layer, the axis from 0."""
+
+    def draw(figure: Figure, theme: str) -> None:
+        axis = figure.subplots()
+        axis.bar(list(values), list(values.values()), color=_LINE[theme], width=0.8)
+        axis.set_xlabel("layer")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.spines[["top", "right"]].set_visible(False)
+
+    return _render(draw, 2.6, title, caption)
+
+
+def _render(draw: Callable[[Figure, str], None], height: float, title: str, caption: str) -> Plot:
+    pictures: dict[str, bytes] = {}
+    for theme, ink in _INK.items():
+        # Defaults first: a user's own matplotlibrc must not change a checkpoint's bytes.
+        with matplotlib.style.context(["default", {**dict.fromkeys(_INKED, ink), "font.size": 9.0}]):
+            figure = Figure(figsize=(_WIDTH, height), dpi=_DOTS_PER_INCH, layout="constrained")
+            draw(figure, theme)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
+        pictures[theme] = buffer.getvalue()
+    return Plot(title, caption, pictures["light"], pictures["dark"])

@@ -1,0 +1,201 @@
+"""The report: numbers in JSON, one page without network in both themes, a model card; the same bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.checkpoint.parts import ModelPart
+from ernie_local.config import read_config
+from ernie_local.model.moe import BANKS
+from ernie_quant.expert import ExpertReport
+from ernie_quant.format_tables import FormatChoice, format_tables
+from ernie_quant.measurements import ExpertKey
+from ernie_quant.plain_export import export_plainly
+from ernie_quant.report import ReportContents
+from ernie_quant.report.coverage import measure_coverage, table_lines
+from ernie_quant.report.model_card import model_card
+from ernie_quant.report.page import html_page
+from ernie_quant.report.plots import heat_maps, layer_bars
+
+KEYS: list[ExpertKey] = [(layer, bank, expert) for layer in (1, 2) for bank in BANKS for expert in range(4)]
+
+
+def report(tokens: int) -> ExpertReport:
+    return ExpertReport(tokens, tokens / 2, 0.01 * (1 + tokens), 0.02)
+
+
+def contents() -> ReportContents:
+    """Two layers; text expert e of a layer has 10 e tokens."""
+    reports = {key: report(10 * key[2]) for key in KEYS}
+    return ReportContents(
+        source={"name": "<nano>", "identity": "abc"},
+        calibration={"sequences": "5"},
+        settings={"method": "gptq"},
+        versions="ernie-local 0",
+        parts=[ModelPart("text experts", 800, 250, Counter(w2=800), Counter(w2=8))],
+        source_parts=[ModelPart("text experts", 800, 1600, Counter(bf16=800))],
+        formats={key: "w2" if key[2] else "w4" for key in KEYS},
+        bits={key: 2.5 if key[2] else 4.5 for key in KEYS},
+        experts=reports,
+        coverage=measure_coverage(reports, columns=15, experts_per_token=2),
+    )
+
+
+def test_coverage_counts_tokens_unreached_and_scarce_experts() -> None:
+    rows = contents().coverage
+    assert [(row.bank, row.layer) for row in rows] == [
+        (bank, layer) for bank in BANKS for layer in (None, 1, 2)
+    ]
+    for row in rows:
+        layers = 2 if row.layer is None else 1
+        assert row.tokens == (0 + 10 + 20 + 30) // 2
+        assert (row.num_experts, row.unreached, row.scarce) == (4 * layers, layers, 2 * layers)
+        assert row.quantiles[::2] == (0, 15, 30)
+    lines = list(table_lines(rows))
+    assert lines[1].split() == ["text", "all", "8", "30", "2", "4", "0", "0", "15", "30", "30"]
+    assert len({len(line) for line in lines}) == 1
+    assert list(table_lines(measure_coverage({}, 15, 2))) == []
+
+
+def test_the_json_has_every_expert() -> None:
+    value = json.loads(replace(contents(), sensitivity={1: 0.5, 2: 0.25}).to_json())
+    assert len(value["experts"]) == len(KEYS)
+    assert value["experts"][1] == {
+        "layer": 1, "bank": "text", "expert": 1, "format": "w2", "bits_per_weight": 2.5,
+        "tokens": 10, "effective_tokens": 5.0, "gate_up_error": 0.11, "down_error": 0.02,
+    }  # fmt: skip
+    assert value["sensitivity"] == {"1": 0.5, "2": 0.25}
+    assert value["routing_agreement"] is None
+    assert value["coverage"][0]["unreached"] == 2
+
+
+class Page(HTMLParser):
+    """Tags that are open, links to anything, and pictures."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.cells: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img", "source"):
+            self.open.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "srcset", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "td":
+            self.cells.append(data)
+
+
+def test_the_page_needs_no_network_and_has_each_plot_for_both_themes() -> None:
+    text = html_page(replace(contents(), sensitivity={1: 0.5, 2: 0.25}, routing_agreement={1: 1.0, 2: 0.9}))
+    page = Page(text)
+    assert page.open == []
+    assert "&lt;nano&gt;, quantized" in text
+    assert "<nano>" not in text
+    assert len(page.sources) == 2 * 7
+    for source in page.sources:
+        kind, _, content = source.partition(",")
+        assert kind == "data:image/png;base64"
+        Image.open(io.BytesIO(base64.b64decode(content))).verify()
+    assert len(set(page.sources)) == 2 * 7
+    assert re.findall(r"https?://", text) == []
+
+
+def test_the_page_names_the_largest_errors_first() -> None:
+    cells = Page(html_page(contents())).cells
+    start = cells.index("0.3100")  # 30 tokens
+    assert cells[start - 5 : start + 2] == ["1", "text", "3", "w2", "30", "0.3100", "0.0200"]
+
+
+def test_without_calibration_the_page_says_so() -> None:
+    plain = replace(contents(), experts={}, coverage=[], formats=dict.fromkeys(KEYS, "w4"))
+    text = html_page(plain)
+    assert "Made without calibration" in text
+    assert "All 16 experts have the format w4." in text
+    assert Page(text).sources == []
+    assert "Made without calibration (method gptq)." in model_card(plain, None)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+
+
+def test_plots_have_transparent_ground_and_ink_for_their_theme() -> None:
+    plot = heat_maps({key: float(1 + key[2]) for key in KEYS}, "t", "c")
+    for png, ink in ((plot.light, 0x22), (plot.dark, 0xDD)):
+        values = pixels(png)
+        assert values[0, 0, 3] == 0
+        assert (values == [ink, ink, ink, 255]).all(-1).sum() > 100
+
+
+def test_a_logarithmic_map_shows_zeros_in_a_colour_of_their_own() -> None:
+    red = [0xD9, 0x53, 0x4F, 255]
+    some = {key: float(10 * key[2]) for key in KEYS}
+    values = pixels(heat_maps(some, "t", "c", logarithmic=True).light)
+    share = (values == red).all(-1).sum() / values[..., 0].size
+    assert 0.1 < share < 0.25  # one column of four
+    nothing = pixels(heat_maps(dict.fromkeys(KEYS, 0.0), "t", "c", logarithmic=True).light)
+    assert (nothing == red).all(-1).sum() / nothing[..., 0].size > 0.5
+
+
+def test_a_users_matplotlib_settings_change_nothing() -> None:
+    import matplotlib
+
+    before = layer_bars({1: 0.5, 2: 1.0}, "t", "c")
+    with matplotlib.rc_context({"font.size": 30.0, "axes.facecolor": "red"}):
+        assert layer_bars({1: 0.5, 2: 1.0}, "t", "c") == before
+
+
+@pytest.mark.parametrize(
+    ("source_card", "front"),
+    [
+        (None, "---\nlibrary_name: "),
+        (
+            "---\nlicense: apache-2.0\ntags: [a]\n---\ntext\nlicense: no\n",
+            "---\nlicense: apache-2.0\nlibrary_name: ",
+        ),
+        ("license: mit\n", "---\nlibrary_name: "),
+    ],
+)
+def test_the_card_takes_the_licence_of_the_source(source_card: str | None, front: str) -> None:
+    card = model_card(contents(), source_card)
+    assert card.startswith(front)
+    assert ("SOURCE_README.md" in card) == (source_card is not None)
+    assert "| text experts | 800 | 2.50 | 250 bytes |" in card
+    assert "- text experts: 30 tokens; 2 of 8 experts were visited by none" in card
+
+
+def test_a_checkpoint_carries_its_report_and_the_card_of_its_source(tmp_path: Path) -> None:
+    tables = format_tables(read_config(NANO_DIRECTORY), FormatChoice(experts="w2-w2l"))
+    for name in ("one", "two"):
+        export_plainly(NANO_DIRECTORY, tmp_path / name, tables)
+    one, two = tmp_path / "one", tmp_path / "two"
+    value = json.loads((one / "quant_report.json").read_text())
+    assert {expert["format"] for expert in value["experts"]} == {"w2-w2l"}
+    assert len(value["experts"]) == 5 * 2 * 16
+    assert sum(part["weights"] for part in value["parts"]) == sum(
+        part["weights"] for part in value["source_parts"]
+    )
+    assert (one / "SOURCE_README.md").read_bytes() == (NANO_DIRECTORY / "README.md").read_bytes()
+    assert "nano, quantized" in (one / "README.md").read_text()
+    for path in one.iterdir():
+        assert path.read_bytes() == (two / path.name).read_bytes()
