@@ -22,6 +22,7 @@ from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing import pack_page
+from ernie_quant.drift import Drift
 from ernie_quant.expert import ExpertInputs, ExpertReport, quantize_expert
 from ernie_quant.hessian import second_moments
 from ernie_quant.job import Job
@@ -54,16 +55,18 @@ class Calibration:
         files: CheckpointFiles,
         work: Work,
         units: Units,
+        drift: Drift,
     ) -> None:
         """config: with the new tables; table: of the job's sequences; made: what `files` writes, all but
-        experts there already."""
+        experts there already; drift: of the same sequences through the source."""
         assert config.quantization is not None
         self._job, self._config, self._tables = job, config, config.quantization
         self._source, self._made, self._files, self._units = source, made, files, units
-        self._work = work
+        self._work, self._drift = work, drift
         self._packed = PackedTensors(config)
         self._table = table
         self.reports: ExpertReports = {}
+        self.routing_agreement: dict[int, float] = {}
 
     def run(self) -> None:
         """Make what is not made yet, and collect all reports."""
@@ -88,13 +91,12 @@ class Calibration:
         done = 0
         while done < len(unit_names) and self._units.is_done(unit_names[done]):
             done += 1
-        if done == len(unit_names):
-            return
         with self._open(self._states(0), is_new=done == 0) as states:
             ends = embed(self._made, self._config, self._job.sequences, self._table, states, done)
             for unit, _ in zip(unit_names[done:], ends, strict=True):
                 states.sync()
                 self._units.finish(unit)
+            self._drift.begin(states)
 
     def _make_layer(self, layer_id: int) -> None:
         layer = build_layer(self._made, self._config, layer_id)
@@ -105,9 +107,11 @@ class Calibration:
             self._open(routed_path, is_new=True) as routed,
         ):
             attend(layer, self._config, self._table, states, attended)
-            if layer.moe is not None:
-                for bank in BANKS:
-                    self._make_bank(layer, layer_id, bank, attended, routed)
+            routings = {
+                bank: self._make_bank(layer, layer_id, bank, attended, routed)
+                for bank in (BANKS if layer.moe is not None else ())
+            }
+            agreement = self._drift.run_layer(layer_id, routings)
             if not finish_layer(layer, attended, routed):
                 raise ModelUnusable(
                     f"layer {layer_id} turns calibration tokens into numbers that are not finite",
@@ -116,12 +120,15 @@ class Calibration:
                 )
             routed.sync()
         routed_path.replace(self._states(layer_id + 1))
-        self._units.finish(f"layer {layer_id}")
+        self._units.finish(f"layer {layer_id}", {} if agreement is None else {"routing_agreement": agreement})
         self._states(layer_id).unlink()
+        self._drift.leave_layer(layer_id)
+        self._collect_agreement(layer_id)
 
     def _make_bank(
         self, layer: DecoderLayer, layer_id: int, bank: Bank, attended: RowFile, routed: RowFile
-    ) -> None:
+    ) -> Routing:
+        """Make the bank's experts and add their outputs to `routed`; where its tokens went."""
         routing = route(layer, self._table, attended, bank)
         moments: torch.Tensor | None = None
         for expert_id, (name, row) in enumerate(self._packed.locate_experts(layer_id, bank)):
@@ -145,6 +152,7 @@ class Calibration:
             self.reports[layer_id, bank, expert_id] = self._report(unit)
             # From the file, so that a resumed run computes with the very same bytes.
             self._add_outputs(tokens, weights, self._files.read(name, row)[None], routed)
+        return routing
 
     @staticmethod
     @torch.inference_mode()
@@ -164,7 +172,13 @@ class Calibration:
         inner_size = text.text_expert_size if bank == "text" else text.vision_expert_size
         return routing.neighbours(expert_id, _NEIGHBOURS_PER_COLUMN * inner_size)
 
+    def _collect_agreement(self, layer_id: int) -> None:
+        agreement = self._units.report(f"layer {layer_id}").get("routing_agreement")
+        if agreement is not None:
+            self.routing_agreement[layer_id] = agreement
+
     def _collect_reports(self, layer_id: int) -> None:
+        self._collect_agreement(layer_id)
         for bank in BANKS if self._config.text.moe_layers[layer_id] else ():
             for expert_id in range(self._config.text.num_experts):
                 unit = expert_unit(layer_id, bank, expert_id)

@@ -23,6 +23,7 @@ from ernie_local.errors import DoesNotFit
 from ernie_quant.audit import audit
 from ernie_quant.calibration import Calibration, ExpertReports
 from ernie_quant.costs import unit_costs
+from ernie_quant.drift import Drift
 from ernie_quant.fixed_tensors import fixed_tensor
 from ernie_quant.identity import (
     calibration_identity,
@@ -57,17 +58,12 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         calibration={"method": job.recipe.method, "sequences": str(len(job.sequences))},
     )
     new_config = dataclasses.replace(config, quantization=tables)
-    identity = {
-        "source": tables.source["identity"],
-        "settings": settings_identity(job.tables, job.recipe),
-        "calibration": calibration_identity(job.sequences),
-        "version": version_identity(job.recipe),
-    }
     calibrates = job.recipe.method == "gptq" and bool(tables.experts)
     table = TokenTable.of(job.sequences, config) if calibrates else None
     reports: ExpertReports = {}
+    agreement: dict[int, float] | None = None
     with (
-        closing(Work(job.partial, identity, job.resume)) as work,
+        closing(Work(job.partial, _identity(job, tables), job.resume)) as work,
         open_checkpoint(job.source, config) as checkpoint,
     ):
         files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
@@ -95,13 +91,23 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         # Every tensor of the model is there once, in its shape.
         with open_checkpoint(job.partial, read_config(job.partial)) as made:
             if table is not None:
-                calibration = Calibration(job, new_config, table, source, made, files, work, units)
+                drift = Drift(checkpoint, config, job.sequences, work)
+                calibration = Calibration(job, new_config, table, source, made, files, work, units, drift)
                 calibration.run()
-                reports = calibration.reports
-        write_report(job.partial, gather(job, config, tables, reports), job.source)
+                reports, agreement = calibration.reports, calibration.routing_agreement
+        write_report(job.partial, gather(job, config, tables, reports, agreement), job.source)
         audit(job.partial, job.source, files.total_bytes, job.on_note)
         work.finish(job.out)
     return reports
+
+
+def _identity(job: Job, tables: QuantizationConfig) -> dict[str, str]:
+    return {
+        "source": tables.source["identity"],
+        "settings": settings_identity(job.tables, job.recipe),
+        "calibration": calibration_identity(job.sequences),
+        "version": version_identity(job.recipe),
+    }
 
 
 def plan_checkpoint(job: Job) -> Plan:

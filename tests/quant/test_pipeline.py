@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -92,6 +93,20 @@ def test_calibration_beats_clipping_beats_rounding(
     calibrated = divergence(nano, whole, held_out)
     assert calibrated < 0.6 * divergence(nano, tmp_path / "clip", held_out)
     assert calibrated < 0.6 * divergence(nano, tmp_path / "rtn", held_out)
+
+
+def test_routing_drifts_more_with_fewer_bits(sequences: list[Tokens], whole: Path, tmp_path: Path) -> None:
+    """By layer, beside the source's own choices: nearly all stay in four bits."""
+    tables = format_tables(CONFIG, FormatChoice("w4"))
+    job = Job(NANO_DIRECTORY, tmp_path / "four", tables, Recipe(), sequences)
+    quantize_checkpoint(job)
+    two, four = (
+        json.loads((made / "quant_report.json").read_text())["routing_agreement"] for made in (whole, job.out)
+    )
+    assert list(two) == list(four) == ["1", "2", "3", "4", "5"]
+    # The first routers see what attention in eight bits makes of the same states, behind the same dense layer.
+    assert min(two["1"], four["1"]) > 0.97
+    assert all(0.6 < two[layer] < four[layer] < 1 for layer in ("3", "4", "5"))
 
 
 @pytest.mark.slow

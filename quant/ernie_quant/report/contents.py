@@ -80,7 +80,11 @@ class ReportContents:
 
 
 def gather(
-    job: Job, config: ModelConfig, tables: QuantizationConfig, reports: Mapping[ExpertKey, ExpertReport]
+    job: Job,
+    config: ModelConfig,
+    tables: QuantizationConfig,
+    reports: Mapping[ExpertKey, ExpertReport],
+    routing_agreement: Mapping[int, float] | None = None,
 ) -> ReportContents:
     """Of the checkpoint in `job.partial`, in the formats of `tables`, from a source that is `config`."""
     packed_config = replace(config, quantization=tables)
@@ -107,6 +111,7 @@ def gather(
         sensitivity=None
         if job.statistics is None
         else read_measurements(job.statistics, {}).expert_divergence,
+        routing_agreement=routing_agreement,
     )
 
 

@@ -1,0 +1,92 @@
+"""How far routing drifts: the first tokens go through the source's exact layers too, beside the new ones.
+
+Both begin with the same states, those of the new checkpoint's embedding and tower. Owns the exact states,
+which lie in files of the work, and the share of choices that stay. Knows nothing of quantizing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ernie_local.checkpoint.reader import Checkpoint
+from ernie_local.config import ModelConfig
+from ernie_local.loading.build import build_layer
+from ernie_local.model.decoder import DecoderLayer
+from ernie_local.model.moe import BANKS, Bank
+from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route
+from ernie_quant.option_losses import expert_outputs
+from ernie_quant.row_file import RowFile
+from ernie_quant.source import Source
+from ernie_quant.token_table import TokenSequence, TokenTable
+from ernie_quant.work import Work
+
+_MOST_TOKENS = 2048
+
+
+class Drift:
+    """The exact path of the first sequences, one layer after the other."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: ModelConfig, sequences: Sequence[TokenSequence], work: Work
+    ) -> None:
+        """checkpoint, config: of the unquantized source."""
+        assert config.quantization is None
+        self._checkpoint, self._config, self._work = checkpoint, config, work
+        self._source = Source(checkpoint)
+        count, num_tokens = 1, len(sequences[0].token_ids)
+        while count < len(sequences) and num_tokens + len(sequences[count].token_ids) <= _MOST_TOKENS:
+            num_tokens += len(sequences[count].token_ids)
+            count += 1
+        self._table = TokenTable.of(sequences[:count], config)
+
+    def begin(self, states: RowFile) -> None:
+        """Take the first layer's states from the new checkpoint's."""
+        with self._open("exact.0", is_new=True) as exact:
+            exact.write(slice(None), states.read(slice(0, self._table.num_tokens)))
+            exact.sync()
+
+    def run_layer(self, layer_id: int, found: dict[Bank, Routing]) -> float | None:
+        """One layer further; the share of choices that the new checkpoint, `found`, makes too, None without.
+
+        May be called again for the same layer until `leave_layer` is.
+        """
+        layer = build_layer(self._checkpoint, self._config, layer_id)
+        agreed = total = 0
+        with (
+            self._open(f"exact.{layer_id}") as states,
+            self._open("exact.attended", is_new=True) as attended,
+            self._open("exact.routed", is_new=True) as routed,
+        ):
+            attend(layer, self._config, self._table, states, attended)
+            for bank in BANKS if layer.moe is not None else ():
+                routing = self._run_bank(layer, layer_id, bank, attended, routed)
+                others = found[bank].ids[: len(routing.ids)]  # rows ascend, and these are the first
+                agreed += int((routing.ids[:, :, None] == others[:, None, :]).any(-1).sum())
+                total += routing.ids.numel()
+            finish_layer(layer, attended, routed)
+            routed.sync()
+        self._work.file("exact.routed").replace(self._work.file(f"exact.{layer_id + 1}"))
+        return agreed / total if total else None
+
+    def leave_layer(self, layer_id: int) -> None:
+        """Drop the states that the layer began with: it is recorded as done."""
+        self._work.file(f"exact.{layer_id}").unlink()
+
+    def _open(self, name: str, *, is_new: bool = False) -> RowFile:
+        hidden_size = self._config.text.hidden_size
+        return RowFile(self._work.file(name), self._table.num_tokens, hidden_size, is_new=is_new)
+
+    @torch.inference_mode()
+    def _run_bank(
+        self, layer: DecoderLayer, layer_id: int, bank: Bank, attended: RowFile, routed: RowFile
+    ) -> Routing:
+        routing = route(layer, self._table, attended, bank)
+        for expert_id in range(self._config.text.num_experts):
+            rows, weights = routing.visitors(expert_id)
+            if rows.numel():
+                expert = self._source.expert(layer_id, bank, expert_id)
+                tokens = torch.cat(list(NormedTokens(layer, attended, rows)))
+                routed.add(rows, expert_outputs(expert, tokens).mul_(weights[:, None]))
+        return routing
