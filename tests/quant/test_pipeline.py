@@ -104,7 +104,7 @@ def test_routing_drifts_more_with_fewer_bits(sequences: list[Tokens], whole: Pat
         json.loads((made / "quant_report.json").read_text())["routing_agreement"] for made in (whole, job.out)
     )
     assert list(two) == list(four) == ["1", "2", "3", "4", "5"]
-    # The first routers see what attention in eight bits makes of the same states, behind the same dense layer.
+    # The first routers see the same states, behind attention and a dense layer in eight bits.
     assert min(two["1"], four["1"]) > 0.97
     assert all(0.6 < two[layer] < four[layer] < 1 for layer in ("3", "4", "5"))
 
