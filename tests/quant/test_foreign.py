@@ -163,7 +163,7 @@ def foreign_job(out: Path, method: Any, name: str) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("method", "name"), [("nf4", "nf4g64"), ("quanto", "qint2g128"), ("quanto-hqq", "qint4g64")]
+    ("method", "name"), [("nf4", "nf4g64"), ("quanto", "qint2g128"), ("quanto", "qint4g64")]
 )
 @pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
 def test_a_checkpoint_is_what_its_pages_mean(
