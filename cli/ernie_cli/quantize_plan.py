@@ -30,7 +30,9 @@ def tell_plan(job: Job, console: Console, json_object: dict[str, object] | None)
     console.answer(f"weights:  {format_bytes(plan.weight_bytes)}, {plan.weight_bytes:,} bytes\n")
     console.answer(f"disk:     {format_bytes(disk)} while it is made, {format_bytes(free)} are free\n")
     console.answer(f"memory:   at most about {format_bytes(plan.memory_bytes)}\n")
-    told = (
-        "a few minutes for 30 billion weights" if plan.seconds is None else f"about {duration(plan.seconds)}"
-    )
+    if plan.seconds is not None:
+        told = f"about {duration(plan.seconds)}"
+    else:
+        searches = job.recipe.method == "quanto-hqq"
+        told = f"{'some 9 hours' if searches else 'a few minutes'} for 30 billion weights"
     console.answer(f"time:     {told}\n")

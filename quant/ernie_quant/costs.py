@@ -19,6 +19,7 @@ from ernie_quant.token_table import TokenSequence
 
 _GIGA = 1e9
 _FIXED_PER_WEIGHT = 0.5  # read, converted, rounded, packed and written
+_HQQ_SLOWNESS = 40  # of quanto's search, beside rounding
 _ATTENTION_SLOWNESS = 2.5  # attention itself, beside products with packed weights
 
 
@@ -26,7 +27,7 @@ def unit_costs(
     config: ModelConfig, fixed: Sequence[TensorEntry], sequences: Sequence[TokenSequence], recipe: Recipe
 ) -> dict[str, float]:
     """By unit, in the order of the work; `fixed` are the tensors that need no calibration tokens."""
-    costs = {entry.name: _fixed_cost(entry) for entry in fixed}
+    costs = {entry.name: _fixed_cost(entry, recipe) for entry in fixed}
     if recipe.method != "gptq":
         return costs
     for number, sequence in enumerate(sequences):
@@ -44,8 +45,10 @@ def unit_costs(
     return costs
 
 
-def _fixed_cost(entry: TensorEntry) -> float:
-    return entry.num_bytes * _FIXED_PER_WEIGHT * (4 if entry.dtype == torch.uint8 else 1) / _GIGA
+def _fixed_cost(entry: TensorEntry, recipe: Recipe) -> float:
+    searches = recipe.method == "quanto-hqq" and entry.name.startswith("experts.")
+    per_byte = _FIXED_PER_WEIGHT * (_HQQ_SLOWNESS if searches else 1)
+    return entry.num_bytes * per_byte * (4 if entry.dtype == torch.uint8 else 1) / _GIGA
 
 
 def _picture_cost(config: ModelConfig, sequence: TokenSequence) -> float:

@@ -114,7 +114,7 @@ def test_without_calibration_nothing_is_drawn(capsys: pytest.CaptureFixture[str]
     [
         (("--method", "nf4"), "nf4g64", 4.13),
         (("--method", "quanto", "--bits", "2", "--group-size", "64"), "qint2g64", 2.5),
-        (("--method", "quanto-hqq", "--dense", "w4"), "qint4g128", 4 + 32 / 96),  # 96 divides a row of 192
+        (("--method", "quanto", "--dense", "w4"), "qint4g128", 4 + 32 / 96),  # 96 divides a row of 192
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -17,6 +17,7 @@ from optimum.quanto.tensor.packed import PackedTensor, pack_weights
 
 import ernie_local
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.checkpoint.writer import TensorEntry
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.experts.resident import ResidentExperts
@@ -29,6 +30,7 @@ from ernie_local.packing.foreign_matrix import (
     pack_foreign,
     unpack_quanto,
 )
+from ernie_quant.costs import unit_costs
 from ernie_quant.foreign import choose_expert_format, quantize_foreign
 from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.identity import version_identity
@@ -163,7 +165,7 @@ def foreign_job(out: Path, method: Any, name: str) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("method", "name"), [("nf4", "nf4g64"), ("quanto", "qint2g128"), ("quanto-hqq", "qint4g64")]
+    ("method", "name"), [("nf4", "nf4g64"), ("quanto", "qint2g128"), ("quanto", "qint4g64")]
 )
 @pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
 def test_a_checkpoint_is_what_its_pages_mean(
@@ -265,3 +267,14 @@ def test_work_knows_the_library_that_it_was_begun_with() -> None:
     assert "bitsandbytes 0" in named["nf4"]
     assert "optimum-quanto 0" in named["quanto-hqq"]
     assert named["gptq"] == named["rtn"] == named["nf4"].partition(", bitsandbytes")[0]
+
+
+def test_the_slow_search_is_reckoned_with() -> None:
+    """Or the time left would be told forty times too short while dense matrices are made, which come last."""
+    entries = [
+        TensorEntry("experts.1.text.qint2g128", torch.uint8, (16, 4096)),
+        TensorEntry("layers.1.self_attn.o_proj.w8", torch.uint8, (4096,)),
+    ]
+    plain, searched = (unit_costs(CONFIG, entries, (), Recipe(method)) for method in ("quanto", "quanto-hqq"))
+    assert searched["experts.1.text.qint2g128"] > 20 * plain["experts.1.text.qint2g128"]
+    assert searched["layers.1.self_attn.o_proj.w8"] == plain["layers.1.self_attn.o_proj.w8"]
