@@ -122,7 +122,7 @@ def main() -> None:
         Job(source, out, tables, Recipe(arguments.method), sequences, resume="never", on_unit=clock.tick)
     )
     weight_bytes = sum(path.stat().st_size for path in out.iterdir())
-    # How long the bar thinks that each kind takes, from the pace of all: an honest one says what was measured.
+    # How long the bar thinks that each kind takes, from the pace of all: an honest one says the same.
     pace = sum(clock.seconds.values()) / sum(clock.work.values())
     print("| | measured, s | reckoned, s | times | whole model, min |\n|---|---:|---:|---:|---:|")
     whole = 0.0
