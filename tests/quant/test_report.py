@@ -147,6 +147,14 @@ def test_plots_have_transparent_ground_and_ink_for_their_theme() -> None:
         assert (values == [ink, ink, ink, 255]).all(-1).sum() > 100
 
 
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_equal_values_have_equal_colours_in_both_banks(logarithmic: bool) -> None:
+    values = pixels(heat_maps(dict.fromkeys(KEYS, 0.25), "t", "c", logarithmic=logarithmic).light)
+    row = values[values.shape[0] // 2]
+    inks, counts = np.unique(row[row[:, 3] == 255], axis=0, return_counts=True)
+    assert counts.max() > 0.7 * row.shape[0], inks
+
+
 def test_a_logarithmic_map_shows_zeros_in_a_colour_of_their_own() -> None:
     red = [0xD9, 0x53, 0x4F, 255]
     some = {key: float(10 * key[2]) for key in KEYS}

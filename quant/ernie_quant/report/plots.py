@@ -54,11 +54,13 @@ def heat_maps(
 
     def draw(figure: Figure, _theme: str) -> None:
         axes = figure.subplots(1, len(banks), squeeze=False, sharey=True)[0]
+        # One for all: where all values are equal the bar of colours widens it, which must reach every map.
+        norm = LogNorm(lowest, highest) if logarithmic else Normalize(lowest, highest)
         for axis, bank in zip(axes, banks, strict=True):
-            norm = LogNorm(max(lowest, 1e-12), highest) if logarithmic else Normalize(lowest, highest)
             image = axis.imshow(maps[bank], cmap=colors, norm=norm, aspect="auto", interpolation="nearest")
             axis.set_title(f"{bank} experts")
             axis.set_xlabel("expert")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].set_ylabel("layer")
         step = -(-len(layers) // 14)
         axes[0].set_yticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
