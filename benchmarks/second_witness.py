@@ -76,6 +76,12 @@ VARIANTS = [
 ]
 
 
+def moments_of(parts: list[Tensor]) -> Tensor:
+    """Second moments of all tokens, (columns, columns)."""
+    num_tokens = sum(part.shape[0] for part in parts)
+    return second_moments(parts, torch.ones(num_tokens), parts[0].shape[1]).matrix
+
+
 def quantize_encoder(encoder: SentenceEncoder, variant: Variant, calibration: list[list[int]]) -> Matrices:
     """Layer by layer; the tokens go on through what was quantized."""
     uses_data = variant.method == "gptq"
@@ -87,9 +93,9 @@ def quantize_encoder(encoder: SentenceEncoder, variant: Variant, calibration: li
             matrices.append((variant.quantize(up, None), variant.quantize(down, None)))
             continue
         attended = [encoder.attend(layer, hidden) for hidden in states]
-        new_up = variant.quantize(up, second_moments(torch.cat(attended)).matrix)
+        new_up = variant.quantize(up, moments_of(attended))
         inner = [encoder.inner(layer, hidden, new_up) for hidden in attended]
-        new_down = variant.quantize(down, second_moments(torch.cat(inner)).matrix)
+        new_down = variant.quantize(down, moments_of(inner))
         matrices.append((new_up, new_down))
         states = [
             encoder.leave(layer, hidden, encoder.feed_forward_output(layer, values, new_down))

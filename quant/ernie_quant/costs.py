@@ -18,7 +18,8 @@ from ernie_quant.recipe import Recipe
 from ernie_quant.token_table import TokenSequence
 
 _GIGA = 1e9
-_FIXED_PER_WEIGHT = 0.5  # read, converted, rounded, packed and written
+_FIXED_PER_BYTE = 1000.0  # read, converted, rounded, packed and written: more than one multiply-add
+_PACKED_SHARE = 0.3  # products with packed weights, beside those of floats
 _HQQ_SLOWNESS = 40  # of quanto's search, beside rounding
 _ATTENTION_SLOWNESS = 2.5  # attention itself, beside products with packed weights
 
@@ -47,8 +48,9 @@ def unit_costs(
 
 def _fixed_cost(entry: TensorEntry, recipe: Recipe) -> float:
     searches = recipe.method == "quanto-hqq" and entry.name.startswith("experts.")
-    per_byte = _FIXED_PER_WEIGHT * (_HQQ_SLOWNESS if searches else 1)
-    return entry.num_bytes * per_byte * (4 if entry.dtype == torch.uint8 else 1) / _GIGA
+    per_byte = _FIXED_PER_BYTE * (_HQQ_SLOWNESS if searches else 1)
+    # A byte of packed codes stands for several weights.
+    return entry.num_bytes * per_byte * (2 if entry.dtype == torch.uint8 else 1) / _GIGA
 
 
 def _picture_cost(config: ModelConfig, sequence: TokenSequence) -> float:
@@ -68,7 +70,7 @@ def _layer_cost(config: ModelConfig, sequences: Sequence[TokenSequence]) -> floa
     heads = text.num_attention_heads * text.head_dim
     weights = 3 * text.hidden_size * heads + 3 * text.hidden_size * text.shared_expert_size
     attention = sum(length * length * heads for length in lengths)
-    return (sum(lengths) * weights + _ATTENTION_SLOWNESS * attention) / _GIGA
+    return (_PACKED_SHARE * sum(lengths) * weights + attention) / _GIGA
 
 
 def expert_cost(config: ModelConfig, bank: Bank, tokens: float, recipe: Recipe) -> float:

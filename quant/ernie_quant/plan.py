@@ -17,7 +17,7 @@ from ernie_quant.source import BLOCK_ROWS
 from ernie_quant.token_table import TokenSequence
 
 _FLOAT = 4
-_PROGRAM_BYTES = 640 * MIB  # Python, torch with its libraries and threads' stacks
+_PROGRAM_BYTES = 900 * MIB  # Python, torch with its libraries and threads' stacks
 _STATE_FILES = 3  # hidden states: as a layer gets them, with its attention, with its experts
 
 
@@ -74,8 +74,8 @@ def _expert_bytes(config: ModelConfig) -> int:
     """Moments of the bank and the expert, their factor; weights, codes and errors; a chunk of tokens."""
     text = config.text
     inner = max(text.text_expert_size, text.vision_expert_size)
-    moments = 9 * text.hidden_size**2
-    matrices = 10 * 2 * inner * text.hidden_size
+    moments = 14 * text.hidden_size**2
+    matrices = 16 * 2 * inner * text.hidden_size
     return (moments + matrices + 4 * CHUNK_TOKENS * text.hidden_size) * _FLOAT
 
 
