@@ -34,12 +34,19 @@ _ANSWER_TOKENS = 24
 OnNote = Callable[[str], None]
 
 
-def audit(directory: Path, source: Path, planned_bytes: int, on_note: OnNote | None = None) -> None:
+def audit(
+    directory: Path,
+    source: Path,
+    planned_bytes: int,
+    on_note: OnNote | None = None,
+    most_memory: int | None = None,
+) -> None:
     """Look at the new checkpoint in `directory` and write its hashes.json; what was not looked at is a note.
 
     ModelUnusable naming the first fault: a tensor missing or twice, a number that is not finite, a damaged
     page, weights that differ by more than 1 % from `planned_bytes`, a file beside them that cannot be read
-    though that of `source` can, scores of the next token that are not finite.
+    though that of `source` can, scores of the next token that are not finite. most_memory: that the model may
+    take to be asked about a picture, beside half of what is free.
     """
     note = on_note or _say_nothing
     # Left there by a run that was killed behind this point.
@@ -57,20 +64,22 @@ def audit(directory: Path, source: Path, planned_bytes: int, on_note: OnNote | N
         planned_bytes,
     )
     if not found_in_source.all:
-        _try_answer(directory, note)
+        _try_answer(directory, note, most_memory)
     write_hashes(directory, result.hashes)
 
 
-def _try_answer(directory: Path, note: OnNote) -> None:
+def _try_answer(directory: Path, note: OnNote, most_memory: int | None) -> None:
     """Ask about one drawn invoice; what is answered is a note, whatever it is."""
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
         weight_bytes = count_weight_bytes(checkpoint, config, torch.float32)
-    free = psutil.virtual_memory().available
-    if weight_bytes > _MEMORY_SHARE * free:
+    room = int(_MEMORY_SHARE * psutil.virtual_memory().available)
+    if most_memory is not None:
+        room = min(room, most_memory)
+    if weight_bytes > room:
         note(
-            f"not audited: no picture was asked about, the weights take {format_bytes(weight_bytes)} "
-            f"and {format_bytes(free)} are free"
+            f"not audited: no picture was asked about, the weights take {format_bytes(weight_bytes)} and "
+            f"{format_bytes(room)} are to be used; try it with `ernie-local chat`"
         )
         return
     picture = make_picture("invoice", "audit", width=308, height=200)

@@ -96,7 +96,7 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
                 calibration.run()
                 reports, agreement = calibration.reports, calibration.routing_agreement
         write_report(job.partial, gather(job, config, tables, reports, agreement), job.source)
-        audit(job.partial, job.source, files.total_bytes, job.on_note)
+        audit(job.partial, job.source, files.total_bytes, job.on_note, plan.memory_bytes)
         work.finish(job.out)
     return reports
 
