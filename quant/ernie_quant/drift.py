@@ -22,7 +22,7 @@ from ernie_quant.source import Source
 from ernie_quant.token_table import TokenSequence, TokenTable
 from ernie_quant.work import Work
 
-_MOST_TOKENS = 2048
+MOST_TOKENS = 2048  # but one whole sequence at least
 
 
 class Drift:
@@ -36,7 +36,7 @@ class Drift:
         self._checkpoint, self._config, self._work = checkpoint, config, work
         self._source = Source(checkpoint)
         count, num_tokens = 1, len(sequences[0].token_ids)
-        while count < len(sequences) and num_tokens + len(sequences[count].token_ids) <= _MOST_TOKENS:
+        while count < len(sequences) and num_tokens + len(sequences[count].token_ids) <= MOST_TOKENS:
             num_tokens += len(sequences[count].token_ids)
             count += 1
         self._table = TokenTable.of(sequences[:count], config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import tempfile
 from contextlib import closing
@@ -77,10 +78,8 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         source = Source(checkpoint)
         if calibrates and not work.done.keys() & costs.keys():
             pace = rehearse(source, new_config, tables, job.recipe, job.partial)
-            _tell(
-                job,
-                f"the largest expert was rehearsed: about {pace * sum(costs.values()) / 60:.0f} min for all",
-            )
+            minutes = math.ceil(pace * sum(costs.values()) / 60)
+            _tell(job, f"the largest expert was rehearsed: about {minutes} min for all")
         units = Units(work, files, costs, job.on_unit, job.should_stop)
         # How weights are quantized for which no second moments are taken.
         without_data = Recipe("clip") if job.recipe.method == "gptq" else job.recipe
@@ -151,8 +150,7 @@ def _fixed(files: CheckpointFiles, *, calibrates: bool) -> list[TensorEntry]:
 
 
 def _plan(job: Job, config: ModelConfig, files: CheckpointFiles) -> Plan:
-    num_tokens = sum(len(sequence.token_ids) for sequence in job.sequences)
-    return Plan(files.total_bytes, scratch_bytes(config, num_tokens), memory_bytes(config, job.sequences))
+    return Plan(files.total_bytes, scratch_bytes(config, job.sequences), memory_bytes(config, job.sequences))
 
 
 def _tell(job: Job, line: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ernie_local.config import ModelConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.sizes import MIB, format_bytes
+from ernie_quant.drift import MOST_TOKENS
 from ernie_quant.layer import CHUNK_TOKENS
 from ernie_quant.source import BLOCK_ROWS
 from ernie_quant.token_table import TokenSequence
@@ -32,9 +33,13 @@ class Plan:
     seconds: float | None = None
 
 
-def scratch_bytes(config: ModelConfig, num_tokens: int) -> int:
-    """Disk for hidden states of so many calibration tokens."""
-    return _STATE_FILES * num_tokens * config.text.hidden_size * _FLOAT
+def scratch_bytes(config: ModelConfig, sequences: Sequence[TokenSequence]) -> int:
+    """Disk for hidden states of all calibration tokens, and once more of those that go the exact way too."""
+    lengths = [len(sequence.token_ids) for sequence in sequences]
+    if not lengths:
+        return 0
+    exact = min(sum(lengths), max(MOST_TOKENS, lengths[0]))
+    return _STATE_FILES * (sum(lengths) + exact) * config.text.hidden_size * _FLOAT
 
 
 def memory_bytes(config: ModelConfig, sequences: Sequence[TokenSequence]) -> int:
