@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ernie_cli.invocation import Invocation
-from ernie_cli.quantize_options import CalibrationFolder, NumSamples, Seed, Source
+from ernie_cli.quantize_options import CalibrationFolder, Family, NumSamples, Seed, Source
 
 
 def calibrate(
@@ -20,6 +20,7 @@ def calibrate(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, such as statistics.json.")],
     samples: NumSamples = 300,
     seed: Seed = 0,
+    family: Family = "all",
     calib: CalibrationFolder = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object (docs/calibrate-json.md).")
@@ -45,7 +46,7 @@ def calibrate(
     if as_json:
         invocation.json_object = calibrate_json.empty_object()
     console = Console(quiet=as_json)
-    choice = SampleChoice(samples, seed, calib)
+    choice = SampleChoice(samples, seed, calib, family)
     check_choice(choice, "gptq")
     if out.exists():
         raise UsageError(

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SampleChoice:
-    """`num_generated` samples drawn by `seed`, and those of `folder` before them."""
+    """`num_generated` samples of `family`, or of all in their mix, drawn by `seed`; those of `folder` before."""
 
     num_generated: int
     seed: int
     folder: Path | None
+    family: str = "all"
 
 
 def check_choice(choice: SampleChoice, method: str) -> None:
@@ -76,11 +77,12 @@ def draw_sequences(model: Path, choice: SampleChoice, console: Console) -> list[
 def _samples(choice: SampleChoice, console: Console) -> Iterator[Sample]:
     from ernie_calibration.documents import missing_languages
     from ernie_calibration.folder import folder_samples
-    from ernie_calibration.generated import generated_samples
+    from ernie_calibration.generated import MIX, generated_samples
 
     if choice.folder is not None:
         yield from folder_samples(choice.folder, console.warn)
-    if choice.num_generated:
+    if choice.num_generated and choice.family in ("all", "documents"):
         for line in missing_languages():
             console.note(line)
-    yield from generated_samples(choice.num_generated, choice.seed)
+    families = MIX if choice.family == "all" else (choice.family,)
+    yield from generated_samples(choice.num_generated, choice.seed, families=families)

@@ -19,6 +19,7 @@ from ernie_cli.quantize_options import (
     DryRun,
     ExpertBits,
     ExpertMethod,
+    Family,
     Fit,
     GroupSize,
     MaxRam,
@@ -53,6 +54,7 @@ def quantize(
     group_size: GroupSize = None,
     samples: NumSamples = 300,
     seed: Seed = 0,
+    family: Family = "all",
     calib: CalibrationFolder = None,
     resume: ResumeChoice = "auto",
     max_ram: MaxRam = None,
@@ -84,7 +86,7 @@ def quantize(
         import torch
 
         torch.set_num_threads(threads)
-    choice = SampleChoice(samples, seed, calib)
+    choice = SampleChoice(samples, seed, calib, family)
     check_choice(choice, method)
     sizes = SizeChoice(bits, dense, target_size, fit, statistics)
     check_sizes(sizes, method)

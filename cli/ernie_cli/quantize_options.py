@@ -41,6 +41,12 @@ NumSamples = Annotated[
     int, typer.Option(metavar="N", min=0, help="Generated documents, charts and texts to calibrate on.")
 ]
 Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Draw other samples.")]
+Family = Annotated[
+    Literal["all", "pictures", "documents", "charts", "texts"],
+    typer.Option(
+        help="What the generated samples are: the mix, or one kind; nano reads small pictures only."
+    ),
+]
 CalibrationFolder = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Calibrate on the pictures of DIR too, with .txt or .json beside them."),
