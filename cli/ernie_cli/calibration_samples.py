@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SampleChoice:
-    """`num_generated` samples of `family`, or of all in their mix, drawn by `seed`; those of `folder` before."""
+    """`num_generated` samples of `family`, or of all mixed, drawn by `seed`; those of `folder` before."""
 
     num_generated: int
     seed: int
