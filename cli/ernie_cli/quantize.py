@@ -8,13 +8,15 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from ernie_cli.invocation import Invocation
 from ernie_cli.quantize_options import (
+    AsJson,
     CalibrationFolder,
+    Debug,
     Dense,
     DryRun,
     ExpertBits,
@@ -60,10 +62,8 @@ def quantize(
     max_ram: MaxRam = None,
     threads: Threads = None,
     dry_run: DryRun = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object (docs/quantize-json.md).")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Make a compact checkpoint whose experts have 4 or 2 bits a weight, or each what it is worth.
 

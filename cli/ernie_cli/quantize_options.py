@@ -80,3 +80,5 @@ Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threa
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Tell size, disk, memory and time, and make nothing.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object (docs/quantize-json.md).")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
