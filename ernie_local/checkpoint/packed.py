@@ -103,7 +103,7 @@ class PackedTensors:
     def page_layouts(self, layer_id: int, bank: Bank) -> dict[str, PageLayout | ForeignLayout]:
         """Layout by page format of the experts of one bank."""
         formats = self._tables.experts[layer_id, bank]
-        inner_size = self._text.text_expert_size if bank == "text" else self._text.vision_expert_size
+        inner_size = self._text.expert_size(bank)
         return {
             name: expert_layout(name, self._text.hidden_size, inner_size) for name in dict.fromkeys(formats)
         }

@@ -40,6 +40,10 @@ class TextConfig:
     tie_word_embeddings: bool
     hidden_act: Literal["silu"]
 
+    def expert_size(self, bank: str) -> int:
+        """Inner width of the routed experts of a bank, `text` or `vision`."""
+        return self.text_expert_size if bank == "text" else self.vision_expert_size
+
     @property
     def shared_expert_size(self) -> int:
         """Inner width of the one MLP that all shared experts are merged into; 0 if there is none."""

@@ -16,7 +16,6 @@ from ernie_local.checkpoint.packed import PackedTensors, page_formats
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles
 from ernie_local.config import ModelConfig
-from ernie_local.errors import ModelUnusable
 from ernie_local.kernels.ops import packed_experts
 from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
@@ -30,16 +29,11 @@ from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route
 from ernie_quant.row_file import RowFile
 from ernie_quant.source import Source
 from ernie_quant.token_table import TokenTable, embed
-from ernie_quant.units import Units
+from ernie_quant.units import Units, expert_unit
 from ernie_quant.work import Work
 
 _NEIGHBOURS_PER_COLUMN = 2  # of down: tokens that its prior is made from
 ExpertReports = dict[tuple[int, Bank, int], ExpertReport]
-
-
-def expert_unit(layer_id: int, bank: Bank, expert_id: int) -> str:
-    """Its name in the journal."""
-    return f"expert {layer_id}.{bank}.{expert_id}"
 
 
 class Calibration:
@@ -92,10 +86,11 @@ class Calibration:
         while done < len(unit_names) and self._units.is_done(unit_names[done]):
             done += 1
         with self._open(self._states(0), is_new=done == 0) as states:
-            ends = embed(self._made, self._config, self._job.sequences, self._table, states, done)
-            for unit, _ in zip(unit_names[done:], ends, strict=True):
-                states.sync()
-                self._units.finish(unit)
+            if done < len(unit_names):
+                ends = embed(self._made, self._config, self._job.sequences, self._table, states, done)
+                for unit, _ in zip(unit_names[done:], ends, strict=True):
+                    states.sync()
+                    self._units.finish(unit)
             self._drift.begin(states)
 
     def _make_layer(self, layer_id: int) -> None:
@@ -112,12 +107,7 @@ class Calibration:
                 for bank in (BANKS if layer.moe is not None else ())
             }
             agreement = self._drift.run_layer(layer_id, routings)
-            if not finish_layer(layer, attended, routed):
-                raise ModelUnusable(
-                    f"layer {layer_id} turns calibration tokens into numbers that are not finite",
-                    "a weight of it is damaged, or overflows",
-                    "verify the source checkpoint",
-                )
+            finish_layer(layer, layer_id, attended, routed)
             routed.sync()
         routed_path.replace(self._states(layer_id + 1))
         self._units.finish(f"layer {layer_id}", {} if agreement is None else {"routing_agreement": agreement})
@@ -140,7 +130,9 @@ class Calibration:
                     everything = NormedTokens(layer, attended, routing.rows)
                     alike = torch.ones(len(everything))
                     moments = second_moments(everything, alike, self._config.text.hidden_size).matrix
-                neighbours = NormedTokens(layer, attended, self._neighbours(routing, expert_id, bank))
+                inner_size = self._config.text.expert_size(bank)
+                nearest = routing.neighbours(expert_id, _NEIGHBOURS_PER_COLUMN * inner_size)
+                neighbours = NormedTokens(layer, attended, nearest)
                 page, report = quantize_expert(
                     self._source.expert(layer_id, bank, expert_id),
                     ExpertInputs(tokens, weights, neighbours, moments),
@@ -159,18 +151,9 @@ class Calibration:
     def _add_outputs(
         tokens: NormedTokens, weights: torch.Tensor, page: torch.Tensor, routed: RowFile
     ) -> None:
-        start = 0
-        for part in tokens:
-            stop = start + len(part)
+        for rows, part, part_weights in tokens.weighted(weights):
             only = torch.zeros(len(part), 1, dtype=torch.int64)
-            outputs = packed_experts(part, page, only, weights[start:stop, None])
-            routed.add(tokens.rows[start:stop], outputs)
-            start = stop
-
-    def _neighbours(self, routing: Routing, expert_id: int, bank: Bank) -> torch.Tensor:
-        text = self._config.text
-        inner_size = text.text_expert_size if bank == "text" else text.vision_expert_size
-        return routing.neighbours(expert_id, _NEIGHBOURS_PER_COLUMN * inner_size)
+            routed.add(rows, packed_experts(part, page, only, part_weights))
 
     def _collect_agreement(self, layer_id: int) -> None:
         agreement = self._units.report(f"layer {layer_id}").get("routing_agreement")

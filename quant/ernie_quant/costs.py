@@ -13,9 +13,9 @@ import torch
 from ernie_local.checkpoint.writer import TensorEntry
 from ernie_local.config import ModelConfig
 from ernie_local.model.moe import BANKS, Bank
-from ernie_quant.calibration import expert_unit
 from ernie_quant.recipe import Recipe
 from ernie_quant.token_table import TokenSequence
+from ernie_quant.units import expert_unit
 
 _GIGA = 1e9
 _FIXED_PER_BYTE = 1000.0  # read, converted, rounded, packed and written: more than one multiply-add
@@ -76,7 +76,7 @@ def _layer_cost(config: ModelConfig, sequences: Sequence[TokenSequence]) -> floa
 def expert_cost(config: ModelConfig, bank: Bank, tokens: float, recipe: Recipe) -> float:
     """Of one expert that so many tokens visit."""
     text = config.text
-    hidden, inner = text.hidden_size, text.text_expert_size if bank == "text" else text.vision_expert_size
+    hidden, inner = text.hidden_size, text.expert_size(bank)
     passes = 4 + recipe.sweeps  # GPTQ's own half, the first pull, the error's two products, what is small
     chosen = passes * (2 * inner * hidden**2 + hidden * inner**2) + hidden**3 + inner**3
     moments = tokens * (hidden**2 + inner**2)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 
-from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
@@ -29,12 +28,11 @@ class Drift:
     """The exact path of the first sequences, one layer after the other."""
 
     def __init__(
-        self, checkpoint: Checkpoint, config: ModelConfig, sequences: Sequence[TokenSequence], work: Work
+        self, source: Source, config: ModelConfig, sequences: Sequence[TokenSequence], work: Work
     ) -> None:
-        """checkpoint, config: of the unquantized source."""
+        """config: of the source, which is unquantized."""
         assert config.quantization is None
-        self._checkpoint, self._config, self._work = checkpoint, config, work
-        self._source = Source(checkpoint)
+        self._source, self._config, self._work = source, config, work
         count, num_tokens = 1, len(sequences[0].token_ids)
         while count < len(sequences) and num_tokens + len(sequences[count].token_ids) <= MOST_TOKENS:
             num_tokens += len(sequences[count].token_ids)
@@ -52,7 +50,7 @@ class Drift:
 
         May be called again for the same layer until `leave_layer` is.
         """
-        layer = build_layer(self._checkpoint, self._config, layer_id)
+        layer = build_layer(self._source.checkpoint, self._config, layer_id)
         agreed = total = 0
         with (
             self._open(f"exact.{layer_id}") as states,
@@ -65,7 +63,7 @@ class Drift:
                 others = found[bank].ids[: len(routing.ids)]  # rows ascend, and these are the first
                 agreed += int((routing.ids[:, :, None] == others[:, None, :]).any(-1).sum())
                 total += routing.ids.numel()
-            finish_layer(layer, attended, routed)
+            finish_layer(layer, layer_id, attended, routed)
             routed.sync()
         self._work.file("exact.routed").replace(self._work.file(f"exact.{layer_id + 1}"))
         return agreed / total if total else None
@@ -87,6 +85,6 @@ class Drift:
             rows, weights = routing.visitors(expert_id)
             if rows.numel():
                 expert = self._source.expert(layer_id, bank, expert_id)
-                tokens = torch.cat(list(NormedTokens(layer, attended, rows)))
-                routed.add(rows, expert_outputs(expert, tokens).mul_(weights[:, None]))
+                for part_rows, part, part_weights in NormedTokens(layer, attended, rows).weighted(weights):
+                    routed.add(part_rows, expert_outputs(expert, part).mul_(part_weights))
         return routing

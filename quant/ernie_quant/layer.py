@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ernie_local.config import ModelConfig
+from ernie_local.errors import ModelUnusable
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.kv_cache import KVCache
@@ -46,6 +47,13 @@ class NormedTokens:
     def __iter__(self) -> Iterator[Tensor]:
         for rows in self.rows.split(CHUNK_TOKENS) if len(self) else ():
             yield self.layer.post_attention_layernorm(self.states.read(rows))
+
+    def weighted(self, weights: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Each chunk between its rows, (tokens,), and its part of `weights`, as (tokens, 1)."""
+        if len(self):
+            yield from zip(
+                self.rows.split(CHUNK_TOKENS), self, weights[:, None].split(CHUNK_TOKENS), strict=True
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +104,15 @@ def attend(
 
 
 @torch.inference_mode()
-def finish_layer(layer: DecoderLayer, attended: RowFile, routed: RowFile, rows: slice | None = None) -> bool:
+def finish_layer(
+    layer: DecoderLayer, layer_id: int, attended: RowFile, routed: RowFile, rows: slice | None = None
+) -> None:
     """Put what the next layer gets into `routed`, which holds the sums of routed experts: their sum with the
     hidden states and what every token passes, the dense MLP or the shared experts.
 
-    rows: of both, by default all. Whether all of it is finite.
+    rows: of both, by default all. ModelUnusable if not all of it is finite.
     """
     mlp = layer.mlp if layer.moe is None else layer.moe.shared_experts
-    is_finite = True
     first, last, _ = (rows or slice(None)).indices(attended.num_rows)
     for start in range(first, last, CHUNK_TOKENS):
         tokens = slice(start, min(start + CHUNK_TOKENS, last))
@@ -112,9 +121,13 @@ def finish_layer(layer: DecoderLayer, attended: RowFile, routed: RowFile, rows: 
             hidden += mlp(layer.post_attention_layernorm(hidden))
         if layer.moe is not None:
             hidden += routed.read(tokens)
-        is_finite = is_finite and bool(hidden.isfinite().all())
+        if not bool(hidden.isfinite().all()):
+            raise ModelUnusable(
+                f"layer {layer_id} turns calibration tokens into numbers that are not finite",
+                "a weight of it is damaged, or overflows",
+                "verify the source checkpoint",
+            )
         routed.write(tokens, hidden)
-    return is_finite
 
 
 @torch.inference_mode()

@@ -134,7 +134,7 @@ def describe(tables: QuantizationConfig, measured: Measurements) -> Iterator[str
 
 
 def _page_bytes(config: ModelConfig, bank: str, page_format: str) -> int:
-    return page_layout(page_format, config.text.hidden_size, _inner_size(config, bank)).page_bytes
+    return page_layout(page_format, config.text.hidden_size, config.text.expert_size(bank)).page_bytes
 
 
 def _nominal_bytes(config: ModelConfig, bank: str, page_format: str) -> int:
@@ -148,12 +148,8 @@ def _nominal_bits(low_bit: LowBitFormat) -> float:
     return low_bit.bits + (low_bit.scale_bits + low_bit.zero_bits) / low_bit.group_size
 
 
-def _inner_size(config: ModelConfig, bank: str) -> int:
-    return config.text.text_expert_size if bank == "text" else config.text.vision_expert_size
-
-
 def _expert_weights(config: ModelConfig, bank: str) -> int:
-    return 3 * config.text.hidden_size * _inner_size(config, bank)
+    return 3 * config.text.hidden_size * config.text.expert_size(bank)
 
 
 def expert_items(

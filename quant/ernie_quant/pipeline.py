@@ -90,7 +90,7 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         # Every tensor of the model is there once, in its shape.
         with open_checkpoint(job.partial, read_config(job.partial)) as made:
             if table is not None:
-                drift = Drift(checkpoint, config, job.sequences, work)
+                drift = Drift(source, config, job.sequences, work)
                 calibration = Calibration(job, new_config, table, source, made, files, work, units, drift)
                 calibration.run()
                 reports, agreement = calibration.reports, calibration.routing_agreement

@@ -29,7 +29,7 @@ from ernie_quant.expert import ExpertWeights
 from ernie_quant.grid import round_to_grid, search_grid
 from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route
 from ernie_quant.measurements import ExpertKey, Measurements
-from ernie_quant.option_losses import OptionLosses, expert_outputs, option_losses, rounded_expert
+from ernie_quant.option_losses import PARTS, OptionLosses, expert_outputs, option_losses, rounded_expert
 from ernie_quant.row_file import RowFile
 from ernie_quant.source import Source
 from ernie_quant.token_table import TokenSequence, TokenTable, embed
@@ -150,10 +150,10 @@ class Probe:
             attended.write(copies.rows(expert_copy), attended.read(copies.rows(0)))
             for bank in BANKS:
                 self._run_bank(layer, layer_id, bank, attended, routed)
-        finish_layer(layer, attended, routed, slice(0, copies.rows(before).start))
-        finish_layer(coarse, attended, routed, copies.rows(dense_copy))
+        finish_layer(layer, layer_id, attended, routed, slice(0, copies.rows(before).start))
+        finish_layer(coarse, layer_id, attended, routed, copies.rows(dense_copy))
         if expert_copy is not None:
-            finish_layer(layer, attended, routed, copies.rows(expert_copy))
+            finish_layer(layer, layer_id, attended, routed, copies.rows(expert_copy))
         self._drop(attended)
         self._drop(states)
         return routed
@@ -171,19 +171,18 @@ class Probe:
         for expert_id in range(self._config.text.num_experts):
             weights = self._source.expert(layer_id, bank, expert_id)
             rows, token_weights = routing.visitors(expert_id)
-            start = 0
-            for part in NormedTokens(layer, attended, rows):
-                stop = start + len(part)
-                outputs = expert_outputs(weights, part).mul_(token_weights[start:stop, None])
-                routed.add(rows[start:stop], outputs)
-                start = stop
+            power = 0.0  # of the exact copy's outputs
+            for part_rows, part, part_weights in NormedTokens(layer, attended, rows).weighted(token_weights):
+                outputs = expert_outputs(weights, part).mul_(part_weights)
+                routed.add(part_rows, outputs)
+                power += float(outputs[part_rows < num_tokens].square().sum(dtype=torch.float64))
             own_rows, own_weights = own.visitors(expert_id)
+            visitors = NormedTokens(layer, attended, own_rows)
+            losses = self._measure(weights, importance, visitors, own_weights, own, expert_id)
             self._visits[layer_id, bank, expert_id] = own_rows.numel()
-            self._losses[layer_id, bank, expert_id] = self._measure(
-                weights, importance, NormedTokens(layer, attended, own_rows), own_weights, own, expert_id
-            )
+            self._losses[layer_id, bank, expert_id] = dataclasses.replace(losses, power=power)
             if own_rows.numel():
-                tokens = torch.cat(list(NormedTokens(layer, attended, own_rows)))
+                tokens = torch.cat(list(visitors))
                 coarse = rounded_expert(weights, importance, tokens, (PROBE_FORMAT, PROBE_FORMAT))
                 outputs = expert_outputs(coarse, tokens).mul_(own_weights[:, None])
                 routed.add(own_rows + expert_copy * num_tokens, outputs)
@@ -197,10 +196,11 @@ class Probe:
         own: Routing,
         expert_id: int,
     ) -> OptionLosses:
+        """Shares that formats lose, measured on some tokens, whose power this is."""
         step = -(-max(len(visitors), 1) // _MOST_TOKENS)
         rows, token_weights = visitors.rows[::step], visitor_weights[::step]
         if len(visitors) < _LEAST_TOKENS:
-            # Shares are measured beside tokens that the router would send here next; power is not.
+            # Few: beside them stand tokens that the router would send here next.
             nearest = own.neighbours(expert_id, _RANKS_TOKENS)
             if not len(visitors) and not len(nearest):
                 nearest = own.rows[:_RANKS_TOKENS]
@@ -208,18 +208,9 @@ class Probe:
             rows = torch.cat((rows, nearest))
             token_weights = torch.cat((token_weights, typical.expand(len(nearest))))
         if not len(rows):  # a bank without any token
-            return OptionLosses(
-                0.0, {part: dict.fromkeys(EXPERT_FORMATS, 0.0) for part in ("gate_up", "down")}
-            )
+            return OptionLosses(0.0, {part: dict.fromkeys(EXPERT_FORMATS, 0.0) for part in PARTS})
         tokens = torch.cat(list(NormedTokens(visitors.layer, visitors.states, rows)))
-        losses = option_losses(weights, importance, tokens, token_weights, EXPERT_FORMATS)
-        power = 0.0
-        start = 0
-        for part in visitors:
-            squares = visitor_weights[start : start + len(part), None].square()
-            power += float((expert_outputs(weights, part).square() * squares).sum(dtype=torch.float64))
-            start += len(part)
-        return dataclasses.replace(losses, power=power)
+        return option_losses(weights, importance, tokens, token_weights, EXPERT_FORMATS)
 
 
 def probe_sequences(sequences: Sequence[AnsweredSequence], most_tokens: int) -> list[AnsweredSequence]:

@@ -13,7 +13,6 @@ import torch
 from ernie_local.checkpoint.packed import page_formats
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit
-from ernie_local.model.moe import Bank
 from ernie_local.packing import pack_page
 from ernie_local.packing.expert_page import read_layout
 from ernie_quant.costs import expert_cost
@@ -44,7 +43,7 @@ def rehearse(
     packed = pack_page(page)
     _save_and_read(packed, directory / "rehearsal")
     seconds = time.perf_counter() - began
-    return seconds / expert_cost(config, _bank(bank), _TOKENS, recipe)
+    return seconds / expert_cost(config, bank, _TOKENS, recipe)
 
 
 class _Listed(list[torch.Tensor]):
@@ -52,10 +51,6 @@ class _Listed(list[torch.Tensor]):
 
     def __len__(self) -> int:
         return sum(part.shape[0] for part in self)
-
-
-def _bank(bank: str) -> Bank:
-    return "text" if bank == "text" else "vision"
 
 
 def _save_and_read(packed: torch.Tensor, path: Path) -> None:

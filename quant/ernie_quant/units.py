@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ernie_local.checkpoint.names import Bank
 from ernie_local.checkpoint.writer import CheckpointFiles
 from ernie_local.errors import Stopped
 from ernie_quant.work import Work
 
 OnUnit = Callable[[str, float, float], None]
+
+
+def expert_unit(layer_id: int, bank: Bank, expert_id: int) -> str:
+    """The name of an expert."""
+    return f"expert {layer_id}.{bank}.{expert_id}"
 
 
 class Units:
