@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import tempfile
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -63,14 +63,12 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
     table = TokenTable.of(job.sequences, config) if calibrates else None
     reports: ExpertReports = {}
     agreement: dict[int, float] | None = None
-    with (
-        closing(Work(job.partial, _identity(job, tables), job.resume)) as work,
-        open_checkpoint(job.source, config) as checkpoint,
-    ):
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(job.source, config))
         files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
         plan = _plan(job, config, files)
-        if job.most_memory is not None:
-            check_memory(plan, job.most_memory)
+        # Only now: a job that is refused leaves nothing behind.
+        work = stack.enter_context(closing(Work(job.partial, _identity(job, tables), job.resume)))
         _make_files(job, files, plan, work)
         _write_rest(job, tables)
         fixed = _fixed(files, calibrates=calibrates)
@@ -121,8 +119,6 @@ def plan_checkpoint(job: Job) -> Plan:
     with open_checkpoint(job.source, config) as checkpoint:
         files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
         plan = _plan(job, config, files)
-        if job.most_memory is not None:
-            check_memory(plan, job.most_memory)
         if not calibrates:
             return plan
         costs = unit_costs(new_config, _fixed(files, calibrates=True), job.sequences, job.recipe)
@@ -150,7 +146,11 @@ def _fixed(files: CheckpointFiles, *, calibrates: bool) -> list[TensorEntry]:
 
 
 def _plan(job: Job, config: ModelConfig, files: CheckpointFiles) -> Plan:
-    return Plan(files.total_bytes, scratch_bytes(config, job.sequences), memory_bytes(config, job.sequences))
+    """DoesNotFit where the job may not have the memory that it takes."""
+    plan = Plan(files.total_bytes, scratch_bytes(config, job.sequences), memory_bytes(config, job.sequences))
+    if job.most_memory is not None:
+        check_memory(plan, job.most_memory)
+    return plan
 
 
 def _tell(job: Job, line: str) -> None:
