@@ -70,7 +70,14 @@ def check_sizes(choice: SizeChoice, method: str) -> None:
             parse_bytes(text, name)
 
 
-def mixed_job(job: Job, choice: SizeChoice, sequences: Sequence[AnsweredSequence], console: Console) -> Job:
+def mixed_job(
+    job: Job,
+    choice: SizeChoice,
+    sequences: Sequence[AnsweredSequence],
+    console: Console,
+    *,
+    shows_progress: bool,
+) -> Job:
     """The job with formats by measurement, told in a few lines, and the file that holds the measurements."""
     from ernie_cli.progress import UnitProgress
     from ernie_local.checkpoint.reader import open_checkpoint
@@ -84,7 +91,7 @@ def mixed_job(job: Job, choice: SizeChoice, sequences: Sequence[AnsweredSequence
         console.note(f"what bits are worth is known from {path}")
     else:
         console.note(f"measuring what bits are worth, kept in {path}")
-    with UnitProgress() as progress:
+    with UnitProgress(shows_progress) as progress:
         measured = measurements_in(
             path, job.source, sequences, lambda done, layers: progress.show(f"layer {done - 1}", done, layers)
         )

@@ -95,7 +95,7 @@ def quantize(
     sequences = draw_sequences(job.source, choice, console) if method == "gptq" else []
     job = replace(job, sequences=sequences, resume=resume, most_memory=most_memory)
     if sizes.is_mixed:
-        job = mixed_job(job, sizes, sequences, console)
+        job = mixed_job(job, sizes, sequences, console, shows_progress=not as_json)
     if dry_run:
         tell_plan(job, console, invocation.json_object)
         return

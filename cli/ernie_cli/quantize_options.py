@@ -78,7 +78,11 @@ MaxRam = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads to compute with.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Tell size, disk, memory and time, and make nothing.")
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Tell size, disk, memory and time; make nothing but OUT.statistics.json, for mixed bits.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object (docs/quantize-json.md).")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
