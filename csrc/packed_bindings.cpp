@@ -63,7 +63,7 @@ Outcome bound_packed_experts(nb::handle hidden_tensor, nb::handle slots_tensor, 
         return {kRefused, 0};
     const auto* ids = slot_ids.data<const int64_t>();
     for (int64_t i = 0; i < num_tokens * top_k; ++i)
-        if (ids[i] < 0 || ids[i] >= num_slots) return {kRefused, 0};
+        if ((ids[i] < 0 && ids[i] != kAbsentSlot) || ids[i] >= num_slots) return {kRefused, 0};
     const uint8_t* shared_page = nullptr;
     size_t shared_bytes = 0;
     if (shared_tensor.has_value()) {
@@ -75,7 +75,7 @@ Outcome bound_packed_experts(nb::handle hidden_tensor, nb::handle slots_tensor, 
     const nb::gil_scoped_release released;
     const auto result = packed_experts({hidden.data<const float>(), static_cast<int>(num_tokens),
                                         static_cast<int>(hidden_size), slots.data<const uint8_t>(),
-                                        static_cast<size_t>(slots.size(1)), ids, weights.data<const float>(),
+                                        num_slots, static_cast<size_t>(slots.size(1)), ids, weights.data<const float>(),
                                         static_cast<int>(top_k), shared_page, shared_bytes, out.data<float>()});
     switch (result.kind) {
         case ExpertsResult::kBrokenToken: return {kBrokenToken, result.index};

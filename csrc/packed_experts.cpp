@@ -61,7 +61,8 @@ constexpr int64_t kSharedSlot = -1, kAllUsable = -2;
 
 bool read_slot(const ExpertsCall& call, int64_t slot, ExpertPage& page) {
     if (slot == kSharedSlot) return read_page(call.shared_page, call.shared_bytes, call.hidden_size, page);
-    return read_page(call.slots + slot * call.slot_bytes, call.slot_bytes, call.hidden_size, page);
+    const size_t available_bytes = (call.num_slots - slot) * call.slot_bytes;
+    return read_page(call.slots + slot * call.slot_bytes, available_bytes, call.hidden_size, page);
 }
 
 // Groups in the order of their slots; the first unusable page's slot, or kAllUsable.
@@ -71,7 +72,7 @@ int64_t collect_groups(const ExpertsCall& call, Scratch& scratch) {
     for (int token = 0; token < call.num_tokens; ++token)
         for (int i = 0; i < call.top_k; ++i) {
             const size_t at = static_cast<size_t>(token) * call.top_k + i;
-            choices.push_back({call.slot_ids[at], token, call.weights[at]});
+            if (call.slot_ids[at] != kAbsentSlot) choices.push_back({call.slot_ids[at], token, call.weights[at]});
         }
     std::stable_sort(choices.begin(), choices.end(), [](const Choice& a, const Choice& b) { return a.slot < b.slot; });
     for (int token = 0; token < call.num_tokens && call.shared_page != nullptr; ++token)
@@ -276,6 +277,10 @@ ExpertsResult packed_experts(const ExpertsCall& call) {
     const std::lock_guard<std::mutex> lock(state.mutex);
     Scratch& scratch = scratch_of<Scratch>(state);
     if (const int64_t slot = collect_groups(call, scratch); slot != kAllUsable) return {ExpertsResult::kBrokenPage, slot};
+    if (scratch.num_groups == 0) {
+        std::fill_n(call.out, static_cast<size_t>(call.num_tokens) * call.hidden_size, 0.0f);
+        return {ExpertsResult::kDone, 0};
+    }
     take_memory(call, state, scratch);
     cut_pieces(call, state, scratch);
     if (const int64_t token = quantize_input(call, state, scratch); token >= 0)

@@ -6,12 +6,15 @@
 
 namespace ernie_local {
 
+constexpr int64_t kAbsentSlot = -1;  // of a choice that somebody else computes
+
 struct ExpertsCall {
     const float* input;        // [num_tokens][hidden_size]
     int num_tokens, hidden_size;
-    const uint8_t* slots;      // [num_slots][slot_bytes], a page each
+    const uint8_t* slots;      // [num_slots][slot_bytes]; a page begins at a slot and may take several
+    int64_t num_slots;
     size_t slot_bytes;
-    const int64_t* slot_ids;   // [num_tokens][top_k], each below num_slots: checked by the caller
+    const int64_t* slot_ids;   // [num_tokens][top_k], each below num_slots: checked by the caller; or kAbsentSlot
     const float* weights;      // [num_tokens][top_k]
     int top_k;
     const uint8_t* shared_page;  // of an expert that every token visits with weight 1, or null

@@ -11,7 +11,8 @@ from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.packing import LowBitFormat
 from ernie_local.packing.formats import COLUMN_STEP
 
-SHARED_SLOT = -1  # stands for the page that every token visits
+SHARED_SLOT = -1  # in refusals: the page that every token visits
+ABSENT_SLOT = -1  # among slot ids: a choice that somebody else computes
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
 CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
@@ -77,7 +78,10 @@ def check_experts(
     weights: torch.Tensor,
     shared_page: torch.Tensor | None,
 ) -> None:
-    """slots: (slots, bytes) uint8; slot_ids: (tokens, top_k) int64 within them; weights: (tokens, top_k)."""
+    """slots: (slots, bytes) uint8; slot_ids: (tokens, top_k) int64 within them, or ABSENT_SLOT.
+
+    weights: (tokens, top_k).
+    """
     check_tokens(op, "hidden", tokens)
     if shared_page is not None and (
         shared_page.dtype != torch.uint8 or shared_page.ndim != 2 or len(shared_page) != 1
@@ -97,8 +101,8 @@ def check_experts(
         raise UsageError(
             f"{op}: slots is {slots.dtype} {tuple(slots.shape)} on {slots.device}, "
             "wanted uint8 (slots, bytes) on cpu",
-            "each slot holds one expert's page",
-            "pass the pages of one bank as one tensor",
+            "an expert's page begins at a slot",
+            "pass the memory that holds the pages as one tensor",
         )
     wanted = (tokens.shape[0], slot_ids.shape[-1] if slot_ids.ndim else 0)
     for name, tensor, dtype in (("slot_ids", slot_ids, torch.int64), ("weights", weights, tokens.dtype)):
@@ -109,9 +113,10 @@ def check_experts(
                 "pass the router's choices as they are",
             )
     lowest, highest = int(slot_ids.min()), int(slot_ids.max())
-    if lowest < 0 or highest >= slots.shape[0]:
+    if lowest < ABSENT_SLOT or highest >= slots.shape[0]:
         raise UsageError(
-            f"{op}: slot_ids holds {lowest if lowest < 0 else highest}, slots are 0 to {slots.shape[0] - 1}",
+            f"{op}: slot_ids holds {lowest if lowest < ABSENT_SLOT else highest}, "
+            f"slots are 0 to {slots.shape[0] - 1}",
             "there is no such expert",
             "pass ids within the bank",
         )

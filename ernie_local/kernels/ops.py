@@ -52,7 +52,9 @@ def packed_experts(
     weights: torch.Tensor,
     shared_page: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The weighted sum of each token's experts, whose pages lie in `slots`; their formats may differ.
+    """The weighted sum of each token's experts, whose pages begin at `slots`; their formats may differ.
+
+    A page may take several slots. Choices of `checks.ABSENT_SLOT` are left out of the sum.
 
     Pages in other libraries' formats are computed by plain torch, one expert after the other.
 

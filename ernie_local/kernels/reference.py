@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from ernie_local.errors import ModelUnusable
-from ernie_local.kernels.checks import SHARED_SLOT, broken_page, broken_token
+from ernie_local.kernels.checks import ABSENT_SLOT, SHARED_SLOT, broken_page, broken_token
 from ernie_local.packing import TILE_ROWS, LowBitFormat, dequantize, unpack_matrix, unpack_page
 from ernie_local.packing.expert_page import read_layout
 from ernie_local.packing.foreign_formats import ForeignLayout
@@ -49,8 +49,11 @@ def packed_experts(
     op = "packed_experts"
     _check_finite(op, "hidden", hidden)
     output = torch.zeros_like(hidden)
+    # A page begins at a slot, and may take several.
     experts = [
-        (slot, slots[slot], *(slot_ids == slot).nonzero(as_tuple=True)) for slot in slot_ids.unique().tolist()
+        (slot, slots[slot:].flatten(), *(slot_ids == slot).nonzero(as_tuple=True))
+        for slot in slot_ids.unique().tolist()
+        if slot != ABSENT_SLOT
     ]
     parts = [(slot, page, rows, weights[rows, choices]) for slot, page, rows, choices in experts]
     if shared_page is not None:

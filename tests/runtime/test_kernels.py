@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from ernie_local.errors import ErnieLocalError
+from ernie_local.errors import ErnieLocalError, ModelUnusable
 from ernie_local.kernels import native, reference
+from ernie_local.kernels.checks import ABSENT_SLOT
 from ernie_local.kernels.ops import packed_experts, packed_linear, packed_rows
 from ernie_local.packing import FORMATS, dequantize, find_format, pack_matrix, pack_page, unpack_page
 from ernie_local.packing.expert_page import read_layout
@@ -148,6 +149,32 @@ def test_pages_of_different_formats_lie_side_by_side(kernels: ModuleType) -> Non
     hidden, slot_ids, weights = random_choices(6, 128, num_experts=3, top_k=2)
     expected = rounded_experts(hidden, slots, slot_ids, weights)
     assert relative_error(packed_experts(hidden, slots, slot_ids, weights), expected) < 1e-3
+
+
+@pytest.mark.parametrize("with_native", [True, False])
+@pytest.mark.parametrize("num_tokens", [1, 20])
+def test_a_page_may_take_several_slots_and_a_choice_may_be_absent(
+    monkeypatch: pytest.MonkeyPatch, with_native: bool, num_tokens: int
+) -> None:
+    choose_code(monkeypatch, with_native)
+    pages = torch.stack([pack_page(random_page("w4", "w2", 80, 48, seed)) for seed in range(4)])
+    units = torch.cat((torch.zeros(1, 64, dtype=torch.uint8), pages.view(-1, 64)))  # the first page at 1
+    hidden, slot_ids, weights = random_choices(num_tokens, 80, num_experts=4, top_k=3)
+    whole = packed_experts(hidden, pages, slot_ids, weights)
+    unit_ids = 1 + slot_ids * (pages.shape[1] // 64)
+    is_even = slot_ids % 2 == 0
+    halves = [
+        packed_experts(hidden, units, unit_ids.where(chosen, ABSENT_SLOT), weights)
+        for chosen in (is_even, ~is_even)
+    ]
+    torch.testing.assert_close(halves[0] + halves[1], whole)
+    nothing = packed_experts(hidden, units, torch.full_like(unit_ids, ABSENT_SLOT), weights)
+    assert torch.equal(nothing, torch.zeros_like(hidden))
+    shared = packed_experts(hidden, units, torch.full_like(unit_ids, ABSENT_SLOT), weights, pages[:1])
+    ones, first = torch.ones(num_tokens, 1), torch.zeros(num_tokens, 1, dtype=torch.int64)
+    torch.testing.assert_close(shared, packed_experts(hidden, pages, first, ones))
+    with pytest.raises(ModelUnusable, match="slot"):  # it would end behind the memory
+        packed_experts(hidden, units[: -pages.shape[1] // 128], unit_ids, weights)
 
 
 @pytest.mark.parametrize(("few", "many"), [(1, FEW_TOKENS), (FEW_TOKENS + 1, 30)])
@@ -305,13 +332,16 @@ def experts_arguments(**changes: object) -> dict[str, object]:
         ({"hidden": torch.ones(2, 40)}, "hidden is 40 wide, wanted a multiple of 16"),
         ({"slot_ids": torch.tensor(0)}, r"slot_ids is torch.int64 \(\), wanted torch.int64 \(2, 0\)"),
         ({"slots": SLOTS[0]}, r"slots is torch.uint8 \(\d+,\) on cpu, wanted uint8 \(slots, bytes\)"),
-        ({"slots": SLOTS[:, :-4096]}, "slot 0 holds no page of hidden size 64 in full"),
+        (
+            {"slots": SLOTS[:, :-4096], "slot_ids": torch.full((2, 2), 3)},
+            "slot 3 holds no page of hidden size 64 in full",
+        ),
         ({"slots": broken(SLOTS, 0, 0)}, "slot 2 holds no page"),
         ({"slots": broken(SLOTS, 4, 2)}, "slot 2 holds no page"),
         ({"slots": broken(SLOTS, 6, 99)}, "slot 2 holds no page"),
         ({"slots": broken(SLOTS, 13, 99)}, "slot 2 holds no page"),
         ({"slot_ids": torch.tensor([[0, 1], [2, 4]])}, "slot_ids holds 4, slots are 0 to 3"),
-        ({"slot_ids": torch.tensor([[0, -1], [2, 3]])}, "slot_ids holds -1, slots are 0 to 3"),
+        ({"slot_ids": torch.tensor([[0, -2], [2, 3]])}, "slot_ids holds -2, slots are 0 to 3"),
         (
             {"slot_ids": torch.tensor([[0, 1]])},
             r"slot_ids is torch.int64 \(1, 2\), wanted torch.int64 \(2, 2\)",
