@@ -47,23 +47,33 @@ Outcome bound_packed_linear(nb::handle tokens_tensor, nb::handle packed_tensor, 
     return {broken < 0 ? kDone : kBrokenToken, broken};
 }
 
-Outcome bound_packed_experts(nb::handle hidden_tensor, nb::handle slots_tensor, nb::handle slot_ids_tensor,
+Outcome bound_packed_experts(nb::handle hidden_tensor, nb::handle slots_tensor, nb::handle expert_ids_tensor,
                              nb::handle weights_tensor, std::optional<nb::handle> shared_tensor,
-                             nb::handle out_tensor) {
-    const TensorView hidden(hidden_tensor), slots(slots_tensor), slot_ids(slot_ids_tensor), weights(weights_tensor),
+                             std::optional<nb::handle> places_tensor, nb::handle out_tensor, bool adds) {
+    const TensorView hidden(hidden_tensor), slots(slots_tensor), expert_ids(expert_ids_tensor), weights(weights_tensor),
         out(out_tensor);
-    if (!hidden.has_dimensions(2) || !slots.has_dimensions(2) || !slot_ids.has_dimensions(2)) return {kRefused, 0};
-    const int64_t num_tokens = hidden.size(0), hidden_size = hidden.size(1), top_k = slot_ids.size(1);
+    if (!hidden.has_dimensions(2) || !slots.has_dimensions(2) || !expert_ids.has_dimensions(2)) return {kRefused, 0};
+    const int64_t num_tokens = hidden.size(0), hidden_size = hidden.size(1), top_k = expert_ids.size(1);
     const int64_t num_slots = slots.size(0);
     if (!fits_int(num_tokens) || !fits_int(top_k) || !fits_int(num_tokens * (top_k + 1)) || !can_be_packed(1, hidden_size))
         return {kRefused, 0};
     if (!hidden.is(kFloat, {num_tokens, hidden_size}) || !slots.is(NumberType::kUInt8, {num_slots, slots.size(1)}) ||
-        !slot_ids.is(NumberType::kInt64, {num_tokens, top_k}) || !weights.is(kFloat, {num_tokens, top_k}) ||
+        !expert_ids.is(NumberType::kInt64, {num_tokens, top_k}) || !weights.is(kFloat, {num_tokens, top_k}) ||
         !out.is(kFloat, {num_tokens, hidden_size}))
         return {kRefused, 0};
-    const auto* ids = slot_ids.data<const int64_t>();
+    const int64_t* places = nullptr;
+    int64_t num_experts = num_slots;
+    if (places_tensor.has_value()) {
+        const TensorView table(*places_tensor);
+        if (!table.has_dimensions(1) || !table.is(NumberType::kInt64, {table.size(0)})) return {kRefused, 0};
+        places = table.data<const int64_t>();
+        num_experts = table.size(0);
+        for (int64_t i = 0; i < num_experts; ++i)
+            if ((places[i] < 0 && places[i] != kAbsentSlot) || places[i] >= num_slots) return {kRefused, 0};
+    }
+    const auto* ids = expert_ids.data<const int64_t>();
     for (int64_t i = 0; i < num_tokens * top_k; ++i)
-        if ((ids[i] < 0 && ids[i] != kAbsentSlot) || ids[i] >= num_slots) return {kRefused, 0};
+        if (ids[i] < 0 || ids[i] >= num_experts) return {kRefused, 0};
     const uint8_t* shared_page = nullptr;
     size_t shared_bytes = 0;
     if (shared_tensor.has_value()) {
@@ -75,8 +85,8 @@ Outcome bound_packed_experts(nb::handle hidden_tensor, nb::handle slots_tensor, 
     const nb::gil_scoped_release released;
     const auto result = packed_experts({hidden.data<const float>(), static_cast<int>(num_tokens),
                                         static_cast<int>(hidden_size), slots.data<const uint8_t>(),
-                                        num_slots, static_cast<size_t>(slots.size(1)), ids, weights.data<const float>(),
-                                        static_cast<int>(top_k), shared_page, shared_bytes, out.data<float>()});
+                                        num_slots, static_cast<size_t>(slots.size(1)), ids, places, weights.data<const float>(),
+                                        static_cast<int>(top_k), shared_page, shared_bytes, out.data<float>(), adds});
     switch (result.kind) {
         case ExpertsResult::kBrokenToken: return {kBrokenToken, result.index};
         case ExpertsResult::kBrokenPage: return {kBrokenPage, result.index};
@@ -149,9 +159,9 @@ void bind_packed_ops(nb::module_& module) {
                nb::arg("rows"), nb::arg("out"),
                "Fills out: (0, _); or (1, first token that is not finite); or (3, _), having done nothing, if the arguments "
                "do not fit each other.");
-    module.def("packed_experts", &bound_packed_experts, nb::arg("hidden"), nb::arg("slots"), nb::arg("slot_ids"),
-               nb::arg("weights"), nb::arg("shared_page").none(), nb::arg("out"),
-               "As packed_linear; or (2, first slot with a broken page, -1 for the shared page).");
+    module.def("packed_experts", &bound_packed_experts, nb::arg("hidden"), nb::arg("slots"), nb::arg("expert_ids"),
+               nb::arg("weights"), nb::arg("shared_page").none(), nb::arg("places").none(), nb::arg("out"), nb::arg("adds"),
+               "As packed_linear; or (2, first expert with a broken page, -1 for the shared one). Adds to out if asked.");
     module.def("packed_attention", &bound_packed_attention, nb::arg("hidden"), nb::arg("norm"), nb::arg("eps"),
                nb::arg("qkv"), nb::arg("qkv_format"), nb::arg("o"), nb::arg("o_format"), nb::arg("heads"),
                nb::arg("cosines"), nb::arg("sines"), nb::arg("cached_keys"), nb::arg("cached_values"),

@@ -18,7 +18,7 @@ namespace {
 int rows_each(const ExpertsCall& call) { return call.num_tokens <= 16 ? 2 : 1; }
 
 struct Choice {
-    int64_t slot;
+    int64_t expert;
     int token;
     float weight;
 };
@@ -39,7 +39,7 @@ struct Place {
 
 // Everything that one call needs, kept for the next one. All of it is taken before the pool begins.
 struct Scratch {
-    std::vector<Choice> choices;  // by slot, then by token
+    std::vector<Choice> choices;  // by expert, then by token
     std::vector<int> tokens;      // of the choices
     std::deque<Group> groups;     // more than are in use, so that their memory stays
     int num_groups;
@@ -57,38 +57,42 @@ void lower_to(std::atomic<int64_t>& lowest, int64_t value) {
     }
 }
 
-constexpr int64_t kSharedSlot = -1, kAllUsable = -2;
+constexpr int64_t kSharedExpert = -1, kAllUsable = -2;
 
-bool read_slot(const ExpertsCall& call, int64_t slot, ExpertPage& page) {
-    if (slot == kSharedSlot) return read_page(call.shared_page, call.shared_bytes, call.hidden_size, page);
+int64_t slot_of(const ExpertsCall& call, int64_t expert) { return call.places == nullptr ? expert : call.places[expert]; }
+
+bool read_expert(const ExpertsCall& call, int64_t expert, ExpertPage& page) {
+    if (expert == kSharedExpert) return read_page(call.shared_page, call.shared_bytes, call.hidden_size, page);
+    const int64_t slot = slot_of(call, expert);
     const size_t available_bytes = (call.num_slots - slot) * call.slot_bytes;
     return read_page(call.slots + slot * call.slot_bytes, available_bytes, call.hidden_size, page);
 }
 
-// Groups in the order of their slots; the first unusable page's slot, or kAllUsable.
+// Groups in the order of their experts; the first whose page is unusable, or kAllUsable.
 int64_t collect_groups(const ExpertsCall& call, Scratch& scratch) {
     auto& choices = scratch.choices;
     choices.clear();
     for (int token = 0; token < call.num_tokens; ++token)
         for (int i = 0; i < call.top_k; ++i) {
             const size_t at = static_cast<size_t>(token) * call.top_k + i;
-            if (call.slot_ids[at] != kAbsentSlot) choices.push_back({call.slot_ids[at], token, call.weights[at]});
+            const int64_t expert = call.expert_ids[at];
+            if (slot_of(call, expert) != kAbsentSlot) choices.push_back({expert, token, call.weights[at]});
         }
-    std::stable_sort(choices.begin(), choices.end(), [](const Choice& a, const Choice& b) { return a.slot < b.slot; });
+    std::stable_sort(choices.begin(), choices.end(), [](const Choice& a, const Choice& b) { return a.expert < b.expert; });
     for (int token = 0; token < call.num_tokens && call.shared_page != nullptr; ++token)
-        choices.push_back({kSharedSlot, token, 1.0f});
+        choices.push_back({kSharedExpert, token, 1.0f});
     scratch.tokens.clear();
     for (const Choice& choice : choices) scratch.tokens.push_back(choice.token);
     scratch.num_groups = 0;
     size_t inner_at = 0;
     const int num_choices = static_cast<int>(choices.size());
     for (int first = 0; first < num_choices;) {
-        const int64_t slot = choices[first].slot;
+        const int64_t expert = choices[first].expert;
         int last = first + 1;
-        while (last < num_choices && choices[last].slot == slot) ++last;
+        while (last < num_choices && choices[last].expert == expert) ++last;
         if (scratch.groups.size() == static_cast<size_t>(scratch.num_groups)) scratch.groups.emplace_back();
         Group& group = scratch.groups[scratch.num_groups++];
-        if (!read_slot(call, slot, group.page)) return slot;
+        if (!read_expert(call, expert, group.page)) return expert;
         group.first = first;
         group.count = last - first;
         group.inner_at = inner_at;
@@ -237,7 +241,7 @@ void down(const ExpertsCall& call, Runtime& state, Scratch& scratch) {
         float result[kWidest * kTileRows];
         const int first_tile = scratch.down_pieces[piece].first_tile, last_tile = scratch.down_pieces[piece].last_tile;
         const int first_row = first_tile * kTileRows, last_row = std::min(call.hidden_size, last_tile * kTileRows);
-        for (int token = 0; token < call.num_tokens; ++token) {
+        for (int token = 0; token < call.num_tokens && !call.adds; ++token) {
             float* row = call.out + static_cast<size_t>(token) * call.hidden_size;
             std::fill(row + first_row, row + last_row, 0.0f);
         }
@@ -259,10 +263,14 @@ void down(const ExpertsCall& call, Runtime& state, Scratch& scratch) {
                 for (const auto& part : group.inner.tiles()) {
                     kernels.tile[page.down->id - 1][part.width_index](here, next, page.inner_size,
                                                                       group.inner.tokens(part), result);
-                    for (int index = 0; index < part.count; ++index) {
+                    // Two rows of a choice lie side by side, in one part: widths are even. They are one number before they
+                    // are added, so that a sum over choices is the same whoever makes it.
+                    for (int index = 0; index < part.count; index += inner_rows) {
                         const Choice& choice = scratch.choices[group.first + (part.first + index) / inner_rows];
                         float* row = call.out + static_cast<size_t>(choice.token) * call.hidden_size + at;
-                        for (int i = 0; i < num_rows; ++i) row[i] += choice.weight * result[kTileRows * index + i];
+                        float* own = result + kTileRows * index;
+                        for (int i = 0; i < num_rows && inner_rows == 2; ++i) own[i] += own[kTileRows + i];
+                        for (int i = 0; i < num_rows; ++i) row[i] += choice.weight * own[i];
                     }
                 }
             }
@@ -276,9 +284,10 @@ ExpertsResult packed_experts(const ExpertsCall& call) {
     Runtime& state = runtime();
     const std::lock_guard<std::mutex> lock(state.mutex);
     Scratch& scratch = scratch_of<Scratch>(state);
-    if (const int64_t slot = collect_groups(call, scratch); slot != kAllUsable) return {ExpertsResult::kBrokenPage, slot};
+    if (const int64_t expert = collect_groups(call, scratch); expert != kAllUsable)
+        return {ExpertsResult::kBrokenPage, expert};
     if (scratch.num_groups == 0) {
-        std::fill_n(call.out, static_cast<size_t>(call.num_tokens) * call.hidden_size, 0.0f);
+        if (!call.adds) std::fill_n(call.out, static_cast<size_t>(call.num_tokens) * call.hidden_size, 0.0f);
         return {ExpertsResult::kDone, 0};
     }
     take_memory(call, state, scratch);

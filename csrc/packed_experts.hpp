@@ -6,7 +6,7 @@
 
 namespace ernie_local {
 
-constexpr int64_t kAbsentSlot = -1;  // of a choice that somebody else computes
+constexpr int64_t kAbsentSlot = -1;  // of an expert that somebody else computes
 
 struct ExpertsCall {
     const float* input;        // [num_tokens][hidden_size]
@@ -14,21 +14,24 @@ struct ExpertsCall {
     const uint8_t* slots;      // [num_slots][slot_bytes]; a page begins at a slot and may take several
     int64_t num_slots;
     size_t slot_bytes;
-    const int64_t* slot_ids;   // [num_tokens][top_k], each below num_slots: checked by the caller; or kAbsentSlot
+    const int64_t* expert_ids;  // [num_tokens][top_k]
+    const int64_t* places;     // the slot of each expert, or kAbsentSlot; null where expert i lies in slot i. All ids and
+                               // slots are within their bounds: checked by the caller
     const float* weights;      // [num_tokens][top_k]
     int top_k;
     const uint8_t* shared_page;  // of an expert that every token visits with weight 1, or null
     size_t shared_bytes;
     float* out;                // [num_tokens][hidden_size]
+    bool adds = false;         // to what is in out
 };
 
 struct ExpertsResult {
     enum Kind { kDone, kBrokenToken, kBrokenPage } kind;
-    int64_t index;  // the first token with a NaN or an infinity, or the first slot (-1: the shared page) of no use
+    int64_t index;  // the first token with a NaN or an infinity, or the first expert (-1: shared) whose page is of no use
 };
 
-// out = sum over the token's experts of weight * down(silu(gate(x)) * up(x)), experts in the order of their slots, the
-// shared one last.
+// out = (adds: out +) sum over the token's experts of weight * down(silu(gate(x)) * up(x)), experts in the order of their ids, the
+// shared one last, one addition after the other: so calls that add are the same as one call. Out changes only with kDone.
 ExpertsResult packed_experts(const ExpertsCall& call);
 
 }  // namespace ernie_local

@@ -19,10 +19,12 @@ def packed_rows(
 def packed_experts(
     hidden: torch.Tensor,
     slots: torch.Tensor,
-    slot_ids: torch.Tensor,
+    expert_ids: torch.Tensor,
     weights: torch.Tensor,
     shared_page: torch.Tensor | None,
+    places: torch.Tensor | None,
     out: torch.Tensor,
+    adds: bool,
 ) -> tuple[int, int]: ...
 def packed_attention(
     hidden: torch.Tensor,

@@ -152,7 +152,7 @@ void test_experts() {
         const std::vector<float> weights(slot_ids.size(), 0.5f);
         std::vector<float> out(input.size());
         ExpertsCall call{input.data(), num_tokens, hidden_size, slots.data(), static_cast<int64_t>(pages.size()), slot_bytes,
-                         slot_ids.data(), weights.data(), top_k, pages[0].data(), pages[0].size(), out.data()};
+                         slot_ids.data(), nullptr, weights.data(), top_k, pages[0].data(), pages[0].size(), out.data()};
         for (const int num_threads : {1, 3}) {
             runtime().pool.resize(num_threads);
             compare_all("experts of " + std::to_string(num_tokens) + " tokens", [&] {
@@ -160,12 +160,12 @@ void test_experts() {
                 return out;
             });
         }
-        const std::vector<int64_t> absent(slot_ids.size(), kAbsentSlot);
-        call.slot_ids = absent.data();
+        const std::vector<int64_t> absent(kNumFormats, kAbsentSlot);
+        call.places = absent.data();
         call.shared_page = nullptr;
         expect(packed_experts(call).kind == ExpertsResult::kDone && out == std::vector<float>(out.size()),
                "without experts the sum is 0");
-        call.slot_ids = slot_ids.data();
+        call.places = nullptr;
         call.shared_page = pages[0].data();
         slots[slot_ids[0] * slot_bytes + 6] = 200;
         const auto refused = packed_experts(call);

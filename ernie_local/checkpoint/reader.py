@@ -83,6 +83,17 @@ class Checkpoint:
         """Type as stored: float32, float16 or bfloat16."""
         return DTYPES[self._accounts.sources[name].stored.dtype]
 
+    def place(self, name: str) -> tuple[Path, int, int]:
+        """File, first byte and number of bytes of our tensor `name`, one unbroken range; not transposed."""
+        source = self._accounts.sources[name]
+        assert not source.transposed, name
+        return source.stored.path, source.offset, source.num_bytes
+
+    def check_values(self, name: str, stored: torch.Tensor) -> None:
+        """Raise ModelUnusable if `stored`, the bytes of our tensor `name`, hold NaN or infinity."""
+        source = self._accounts.sources[name]
+        check_finite(source.stored, 0, stored.view(DTYPES[source.stored.dtype]))
+
     def read(self, name: str, out: torch.Tensor) -> None:
         """Fill `out`, a floating-point CPU tensor of `shape(name)`, converting to its dtype.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from ernie_local.kernels.ops import packed_experts
-from ernie_local.model.moe import Bank
+from ernie_local.model.moe import Bank, TokenRows
 
 
 class PackedExperts:
@@ -24,6 +24,9 @@ class PackedExperts:
     def num_bytes(self) -> int:
         """Bytes of all pages."""
         return sum(slots.nbytes for slots in self.banks.values())
+
+    def begin(self, rows: TokenRows) -> None:
+        """See ExpertProvider.begin; everything is there."""
 
     def compute(
         self,

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from ernie_local.config import TextConfig
-from ernie_local.model.moe import BANKS, Bank
+from ernie_local.model.moe import BANKS, Bank, TokenRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,9 @@ class ResidentExperts:
     def num_bytes(self) -> int:
         """Bytes of all expert weights."""
         return sum(bank.gate_up.nbytes + bank.down.nbytes for bank in self.banks.values())
+
+    def begin(self, rows: TokenRows) -> None:
+        """See ExpertProvider.begin; everything is there."""
 
     def compute(
         self,

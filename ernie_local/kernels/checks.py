@@ -11,8 +11,8 @@ from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.packing import LowBitFormat
 from ernie_local.packing.formats import COLUMN_STEP
 
-SHARED_SLOT = -1  # in refusals: the page that every token visits
-ABSENT_SLOT = -1  # among slot ids: a choice that somebody else computes
+SHARED_EXPERT = -1  # in refusals: the one that every token visits
+ABSENT_SLOT = -1  # among places: of an expert that somebody else computes
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
 CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
@@ -74,13 +74,14 @@ def check_experts(
     op: str,
     tokens: torch.Tensor,
     slots: torch.Tensor,
-    slot_ids: torch.Tensor,
+    expert_ids: torch.Tensor,
     weights: torch.Tensor,
     shared_page: torch.Tensor | None,
+    places: torch.Tensor | None,
 ) -> None:
-    """slots: (slots, bytes) uint8; slot_ids: (tokens, top_k) int64 within them, or ABSENT_SLOT.
+    """slots: (slots, bytes) uint8; expert_ids: (tokens, top_k) int64; weights: (tokens, top_k).
 
-    weights: (tokens, top_k).
+    places: (experts,) int64, within the slots or ABSENT_SLOT; without it ids are within the slots.
     """
     check_tokens(op, "hidden", tokens)
     if shared_page is not None and (
@@ -104,21 +105,45 @@ def check_experts(
             "an expert's page begins at a slot",
             "pass the memory that holds the pages as one tensor",
         )
-    wanted = (tokens.shape[0], slot_ids.shape[-1] if slot_ids.ndim else 0)
-    for name, tensor, dtype in (("slot_ids", slot_ids, torch.int64), ("weights", weights, tokens.dtype)):
+    wanted = (tokens.shape[0], expert_ids.shape[-1] if expert_ids.ndim else 0)
+    for name, tensor, dtype in (("expert_ids", expert_ids, torch.int64), ("weights", weights, tokens.dtype)):
         if tensor.dtype != dtype or tuple(tensor.shape) != wanted or not tensor.numel():
             raise UsageError(
                 f"{op}: {name} is {tensor.dtype} {tuple(tensor.shape)}, wanted {dtype} {wanted}",
                 "every token names its experts, and a weight for each",
                 "pass the router's choices as they are",
             )
-    lowest, highest = int(slot_ids.min()), int(slot_ids.max())
-    if lowest < ABSENT_SLOT or highest >= slots.shape[0]:
+    num_experts = slots.shape[0]
+    if places is not None:
+        if places.dtype != torch.int64 or places.ndim != 1 or not len(places):
+            raise UsageError(
+                f"{op}: places is {_describe(places)}, wanted int64 (experts,), at least 1",
+                "it says where each expert's page begins",
+                "pass one place for each expert of the bank",
+            )
+        num_experts = len(places)
+        _check_ids(op, "places", places, ABSENT_SLOT, slots.shape[0])
+    _check_ids(op, "expert_ids", expert_ids, 0, num_experts)
+
+
+def _check_ids(op: str, name: str, ids: torch.Tensor, lowest: int, end: int) -> None:
+    found = (int(ids.min()), int(ids.max()))
+    if found[0] < lowest or found[1] >= end:
         raise UsageError(
-            f"{op}: slot_ids holds {lowest if lowest < ABSENT_SLOT else highest}, "
-            f"slots are 0 to {slots.shape[0] - 1}",
-            "there is no such expert",
+            f"{op}: {name} holds {found[0] if found[0] < lowest else found[1]}, "
+            f"there are {lowest} to {end - 1}",
+            "there is no such expert, or no such place",
             "pass ids within the bank",
+        )
+
+
+def check_sum(op: str, output: torch.Tensor, tokens: torch.Tensor) -> None:
+    """output: float32 of the shape of tokens, row after row."""
+    if output.dtype != torch.float32 or output.shape != tokens.shape or not output.is_contiguous():
+        raise UsageError(
+            f"{op}: output is {_describe(output)}, wanted torch.float32 {tuple(tokens.shape)}",
+            "experts are added in float32, whatever the tokens are",
+            "begin with zeros, and convert the sum at the end",
         )
 
 
@@ -241,9 +266,9 @@ def broken_token(op: str, name: str, index: int) -> UsageError:
     )
 
 
-def broken_page(op: str, slot: int, hidden_size: int) -> ModelUnusable:
+def broken_page(op: str, expert_id: int, hidden_size: int) -> ModelUnusable:
     """The error for a page that the kernels cannot read."""
-    where = "shared_page" if slot == SHARED_SLOT else f"slot {slot}"
+    where = "shared_page" if expert_id == SHARED_EXPERT else f"the slot of expert {expert_id}"
     return ModelUnusable(
         f"{op}: {where} holds no page of hidden size {hidden_size} in full",
         "the page is damaged, cut, of another version or of another model",

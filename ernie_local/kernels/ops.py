@@ -16,8 +16,12 @@ LIBRARY = torch.library.Library("ernie_local", "DEF")
 LIBRARY.define("packed_linear(Tensor tokens, Tensor packed, str format_name, int rows) -> Tensor")
 LIBRARY.define("packed_rows(Tensor row_ids, Tensor packed, str format_name, int rows, int columns) -> Tensor")
 LIBRARY.define(
-    "packed_experts(Tensor hidden, Tensor slots, Tensor slot_ids, Tensor weights, "
+    "packed_experts(Tensor hidden, Tensor slots, Tensor expert_ids, Tensor weights, "
     "Tensor? shared_page=None) -> Tensor"
+)
+LIBRARY.define(
+    "add_packed_experts(Tensor(a!) output, Tensor hidden, Tensor slots, Tensor expert_ids, Tensor weights, "
+    "Tensor? shared_page, Tensor? places) -> ()"
 )
 
 
@@ -48,24 +52,48 @@ def packed_rows(
 def packed_experts(
     hidden: torch.Tensor,
     slots: torch.Tensor,
-    slot_ids: torch.Tensor,
+    expert_ids: torch.Tensor,
     weights: torch.Tensor,
     shared_page: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The weighted sum of each token's experts, whose pages begin at `slots`; their formats may differ.
+    """The weighted sum of each token's experts, whose pages lie in `slots`; their formats may differ.
 
-    A page may take several slots. Choices of `checks.ABSENT_SLOT` are left out of the sum.
 
     Pages in other libraries' formats are computed by plain torch, one expert after the other.
 
-    hidden: (tokens, hidden_size) float32 or bfloat16; slots: (slots, bytes) uint8; slot_ids: (tokens, top_k)
-    int64; weights: (tokens, top_k) in hidden's dtype; shared_page: (1, bytes) uint8, an expert that every
-    token visits with weight 1 -> (tokens, hidden_size) in hidden's dtype.
+    hidden: (tokens, hidden_size) float32 or bfloat16; slots: (slots, bytes) uint8; expert_ids: (tokens,
+    top_k) int64; weights: (tokens, top_k) in hidden's dtype; shared_page: (1, bytes) uint8, an expert that
+    every token visits with weight 1 -> (tokens, hidden_size) in hidden's dtype.
     """
     if needs_no_dispatch(hidden):
-        return _packed_experts_cpu(hidden, slots, slot_ids, weights, shared_page)
-    output: torch.Tensor = torch.ops.ernie_local.packed_experts(hidden, slots, slot_ids, weights, shared_page)
+        return _packed_experts_cpu(hidden, slots, expert_ids, weights, shared_page)
+    output: torch.Tensor = torch.ops.ernie_local.packed_experts(
+        hidden, slots, expert_ids, weights, shared_page
+    )
     return output
+
+
+def add_packed_experts(
+    output: torch.Tensor,
+    hidden: torch.Tensor,
+    slots: torch.Tensor,
+    expert_ids: torch.Tensor,
+    weights: torch.Tensor,
+    shared_page: torch.Tensor | None,
+    places: torch.Tensor | None,
+) -> None:
+    """Add to `output`, (tokens, hidden_size) float32, what `packed_experts` would give.
+
+    places: (experts,) int64, the slot where each expert's page begins, which may take several slots; or
+    `checks.ABSENT_SLOT`, and the expert is left out. Experts are added one after the other, by their ids, the
+    shared one last: a sum made in several calls is the same as that of one, to the bit.
+    """
+    if needs_no_dispatch(hidden):
+        _add_packed_experts_cpu(output, hidden, slots, expert_ids, weights, shared_page, places)
+    else:
+        torch.ops.ernie_local.add_packed_experts(
+            output, hidden, slots, expert_ids, weights, shared_page, places
+        )
 
 
 # What the native operators answer, see csrc/packed_bindings.cpp. They check all that they are given, so that
@@ -133,7 +161,7 @@ def _packed_rows_cpu(
 def _packed_experts_cpu(
     hidden: torch.Tensor,
     slots: torch.Tensor,
-    slot_ids: torch.Tensor,
+    expert_ids: torch.Tensor,
     weights: torch.Tensor,
     shared_page: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -142,42 +170,61 @@ def _packed_experts_cpu(
     if native is not None and hidden.dtype == torch.float32:
         follow_torch_threads()
         output = torch.empty_like(hidden)
-        if native.packed_experts(hidden, slots, slot_ids, weights, shared_page, output)[0] == _DONE:
+        arguments = (hidden, slots, expert_ids, weights, shared_page, None)
+        if native.packed_experts(*arguments, output, False)[0] == _DONE:
             return output
-    checks.check_experts(op, hidden, slots, slot_ids, weights, shared_page)
-    exact, exact_weights = hidden.float().contiguous(), weights.float().contiguous()
-    if native is None:
-        warn_without_native()
-        return reference.packed_experts(exact, slots, slot_ids, exact_weights, shared_page).to(hidden.dtype)
-    follow_torch_threads()
-    output = torch.empty_like(exact)
-    shared = None if shared_page is None else shared_page.contiguous()
-    outcome, index = native.packed_experts(
-        exact, slots.contiguous(), slot_ids.contiguous(), exact_weights, shared, output
-    )
-    if outcome == _BROKEN_TOKEN:
-        raise checks.broken_token(op, "hidden", index)
-    if outcome == _BROKEN_PAGE and index != checks.SHARED_SLOT and is_foreign_page(slots[index]):
-        return _foreign_experts(exact, slots, slot_ids, exact_weights, shared_page).to(hidden.dtype)
-    if outcome == _BROKEN_PAGE:
-        raise checks.broken_page(op, index, hidden.shape[1])
-    assert outcome == _DONE, outcome
+    checks.check_experts(op, hidden, slots, expert_ids, weights, shared_page, None)
+    output = torch.zeros_like(hidden, dtype=torch.float32)
+    _add_packed_experts_cpu(output, hidden, slots, expert_ids, weights, shared_page, None)
     return output.to(hidden.dtype)
 
 
-def _foreign_experts(
+def _add_packed_experts_cpu(
+    output: torch.Tensor,
     hidden: torch.Tensor,
     slots: torch.Tensor,
-    slot_ids: torch.Tensor,
+    expert_ids: torch.Tensor,
     weights: torch.Tensor,
     shared_page: torch.Tensor | None,
-) -> torch.Tensor:
-    """hidden, weights: float32. Routed experts in plain torch, the shared page as fast as ever."""
-    output = reference.packed_experts(hidden, slots, slot_ids, weights)
-    if shared_page is not None:
-        only, ones = torch.zeros_like(slot_ids[:, :1]), torch.ones_like(weights[:, :1])
-        output += _packed_experts_cpu(hidden, shared_page, only, ones)
-    return output
+    places: torch.Tensor | None,
+) -> None:
+    op = "packed_experts"
+    native = native_module()
+    arguments = (hidden, slots, expert_ids, weights, shared_page, places)
+    if native is not None and hidden.dtype == torch.float32:
+        follow_torch_threads()
+        if native.packed_experts(*arguments, output, True)[0] == _DONE:
+            return
+    checks.check_experts(op, *arguments)
+    checks.check_sum(op, output, hidden)
+    exact, exact_weights = hidden.float().contiguous(), weights.float().contiguous()
+    if native is None:
+        warn_without_native()
+        reference.add_packed_experts(output, exact, slots, expert_ids, exact_weights, shared_page, places)
+        return
+    follow_torch_threads()
+    shared = None if shared_page is None else shared_page.contiguous()
+    outcome, index = native.packed_experts(
+        exact, slots.contiguous(), expert_ids.contiguous(), exact_weights, shared, places, output, True
+    )
+    if outcome == _BROKEN_TOKEN:
+        raise checks.broken_token(op, "hidden", index)
+    if outcome == _BROKEN_PAGE and _is_foreign(slots, index, places):
+        # Routed experts in plain torch, the shared page as fast as ever.
+        reference.add_packed_experts(output, exact, slots, expert_ids, exact_weights, None, places)
+        if shared_page is not None:
+            only, ones = torch.zeros_like(expert_ids[:, :1]), torch.ones_like(exact_weights[:, :1])
+            _add_packed_experts_cpu(output, exact, shared_page, only, ones, None, None)
+        return
+    if outcome == _BROKEN_PAGE:
+        raise checks.broken_page(op, index, hidden.shape[1])
+    assert outcome == _DONE, outcome
+
+
+def _is_foreign(slots: torch.Tensor, expert_id: int, places: torch.Tensor | None) -> bool:
+    if expert_id == checks.SHARED_EXPERT:
+        return False
+    return is_foreign_page(slots[expert_id if places is None else int(places[expert_id])])
 
 
 def follow_torch_threads() -> None:
@@ -210,9 +257,15 @@ def _packed_experts_fake(hidden: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(hidden)
 
 
+def _add_packed_experts_fake(*_: object) -> None:
+    return None
+
+
 LIBRARY.impl("packed_linear", _packed_linear_cpu, "CPU")
 LIBRARY.impl("packed_rows", _packed_rows_cpu, "CPU")
 LIBRARY.impl("packed_experts", _packed_experts_cpu, "CPU")
+LIBRARY.impl("add_packed_experts", _add_packed_experts_cpu, "CPU")
 torch.library.register_fake("ernie_local::packed_linear", _packed_linear_fake, lib=LIBRARY)
 torch.library.register_fake("ernie_local::packed_rows", _packed_rows_fake, lib=LIBRARY)
 torch.library.register_fake("ernie_local::packed_experts", _packed_experts_fake, lib=LIBRARY)
+torch.library.register_fake("ernie_local::add_packed_experts", _add_packed_experts_fake, lib=LIBRARY)

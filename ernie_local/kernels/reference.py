@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from ernie_local.errors import ModelUnusable
-from ernie_local.kernels.checks import ABSENT_SLOT, SHARED_SLOT, broken_page, broken_token
+from ernie_local.kernels.checks import ABSENT_SLOT, SHARED_EXPERT, broken_page, broken_token
 from ernie_local.packing import TILE_ROWS, LowBitFormat, dequantize, unpack_matrix, unpack_page
 from ernie_local.packing.expert_page import read_layout
 from ernie_local.packing.foreign_formats import ForeignLayout
@@ -41,33 +41,46 @@ def packed_rows(
 def packed_experts(
     hidden: torch.Tensor,
     slots: torch.Tensor,
-    slot_ids: torch.Tensor,
+    expert_ids: torch.Tensor,
     weights: torch.Tensor,
     shared_page: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """hidden: (tokens, hidden_size) float32 -> the weighted sums of each token's experts, the same shape."""
+    output = torch.zeros_like(hidden)
+    add_packed_experts(output, hidden, slots, expert_ids, weights, shared_page)
+    return output
+
+
+def add_packed_experts(
+    output: torch.Tensor,
+    hidden: torch.Tensor,
+    slots: torch.Tensor,
+    expert_ids: torch.Tensor,
+    weights: torch.Tensor,
+    shared_page: torch.Tensor | None = None,
+    places: torch.Tensor | None = None,
+) -> None:
+    """As `packed_experts`, added to `output`."""
     op = "packed_experts"
     _check_finite(op, "hidden", hidden)
-    output = torch.zeros_like(hidden)
-    # A page begins at a slot, and may take several.
-    experts = [
-        (slot, slots[slot:].flatten(), *(slot_ids == slot).nonzero(as_tuple=True))
-        for slot in slot_ids.unique().tolist()
-        if slot != ABSENT_SLOT
-    ]
-    parts = [(slot, page, rows, weights[rows, choices]) for slot, page, rows, choices in experts]
+    parts = []
+    for expert_id in expert_ids.unique().tolist():
+        slot = expert_id if places is None else int(places[expert_id])
+        if slot != ABSENT_SLOT:
+            rows, choices = (expert_ids == expert_id).nonzero(as_tuple=True)
+            # A page begins at a slot, and may take several.
+            parts.append((expert_id, slots[slot:].flatten(), rows, weights[rows, choices]))
     if shared_page is not None:
         everyone = torch.arange(hidden.shape[0])
-        parts.append((SHARED_SLOT, shared_page[0], everyone, torch.ones(hidden.shape[0])))
-    for slot, page, token_ids, factors in parts:
-        gate, up, down = _expert_weights(op, page, slot, hidden.shape[1])
+        parts.append((SHARED_EXPERT, shared_page[0], everyone, torch.ones(hidden.shape[0])))
+    for expert_id, page, token_ids, factors in parts:
+        gate, up, down = _expert_weights(op, page, expert_id, hidden.shape[1])
         chosen = hidden[token_ids]
         inner = functional.silu(functional.linear(chosen, gate)) * functional.linear(chosen, up)
         finite = inner.isfinite().all(dim=1)
         if not bool(finite.all()):
             raise broken_token(op, "hidden", int(token_ids[~finite][0]))
         output.index_add_(0, token_ids, functional.linear(inner, down) * factors[:, None])
-    return output
 
 
 def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -132,15 +145,15 @@ def _stored(
 
 
 def _expert_weights(
-    op: str, slot_bytes: torch.Tensor, slot: int, hidden_size: int
+    op: str, slot_bytes: torch.Tensor, expert_id: int, hidden_size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     is_foreign = is_foreign_page(slot_bytes)
     try:
         layout = (read_foreign_page if is_foreign else read_layout)(slot_bytes, allow_padding=True)
     except ModelUnusable as error:
-        raise broken_page(op, slot, hidden_size) from error
+        raise broken_page(op, expert_id, hidden_size) from error
     if layout.hidden_size != hidden_size:
-        raise broken_page(op, slot, hidden_size)
+        raise broken_page(op, expert_id, hidden_size)
     if isinstance(layout, ForeignLayout):
         return foreign_weights(slot_bytes, layout)
     page = unpack_page(slot_bytes[: layout.page_bytes])

@@ -21,6 +21,7 @@ from ernie_local.errors import DoesNotFit
 from ernie_local.experts.packed import PackedExperts
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.kernels.huge_pages import empty_bytes
+from ernie_local.loading.paging import page_experts
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
@@ -47,17 +48,24 @@ def count_weight_bytes(checkpoint: Checkpoint, config: ModelConfig, dtype: torch
 
 
 def build_model(
-    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    expert_bytes: int | None = None,
 ) -> ErnieModel:
     """A filled model, for inference only. Each tensor goes straight to where it stays.
 
-    DoesNotFit for packed weights on a device that has no kernels for them.
+    expert_bytes: memory for routed experts, which are paged then; None for all of them. DoesNotFit for packed
+    weights on a device that has no kernels for them.
     """
     packed = PackedTensors(config)
     _check_device(packed, device)
     is_packed = config.quantization is not None and bool(config.quantization.experts)
     experts: ExpertProvider
-    if is_packed:
+    if expert_bytes is not None:
+        experts = page_experts(checkpoint, config, expert_bytes)
+    elif is_packed:
         experts = PackedExperts(_read_banks(checkpoint, config, packed))
     else:
         experts = ResidentExperts(config.text, dtype, device)

@@ -93,11 +93,13 @@ class ErnieModel(nn.Module):
         if self._rope is None or self._rope.frequencies.device != hidden.device:
             self._rope = TextRope(self.config.text, hidden.device)
         cosines, sines = self._rope.angles(positions)
+        rows = TokenRows.from_mask(is_vision)
+        self.experts.begin(rows)
         step = Step(
             cosines=cosines,
             sines=sines,
             blocks=causal_blocks(num_tokens, cache.length, hidden.device),
-            rows=TokenRows.from_mask(is_vision),
+            rows=rows,
             cache=cache,
             experts=self.experts,
             on_route=on_route,

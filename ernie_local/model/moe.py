@@ -25,6 +25,10 @@ class ExpertProvider(Protocol):
 
     takes_shared_page: bool  # whether `compute` adds the shared experts, where they are one packed page
 
+    def begin(self, rows: TokenRows) -> None:
+        """A forward begins: each layer will ask for the experts of the banks that have rows, text first."""
+        ...
+
     def compute(
         self,
         layer_id: int,

@@ -229,7 +229,7 @@ def test_a_token_that_is_no_number_and_a_page_of_another_model_are_refused() -> 
     hidden[1, 3] = torch.nan
     with pytest.raises(UsageError, match="a NaN or an infinity in token 1"):
         packed_experts(hidden, slots, only, torch.ones(2, 1))
-    with pytest.raises(ModelUnusable, match="slot 0 holds no page of hidden size 96"):
+    with pytest.raises(ModelUnusable, match="the slot of expert 0 holds no page of hidden size 96"):
         packed_experts(torch.ones(2, 96), slots, only, torch.ones(2, 1))
 
 

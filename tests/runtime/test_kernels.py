@@ -12,7 +12,7 @@ from torch.nn.functional import silu
 from ernie_local.errors import ErnieLocalError, ModelUnusable
 from ernie_local.kernels import native, reference
 from ernie_local.kernels.checks import ABSENT_SLOT
-from ernie_local.kernels.ops import packed_experts, packed_linear, packed_rows
+from ernie_local.kernels.ops import add_packed_experts, packed_experts, packed_linear, packed_rows
 from ernie_local.packing import FORMATS, dequantize, find_format, pack_matrix, pack_page, unpack_page
 from ernie_local.packing.expert_page import read_layout
 from tests.runtime.random_matrices import random_matrix, random_page
@@ -72,18 +72,18 @@ def test_experts_are_the_weighted_sum_of_gated_products(
     kernels: ModuleType, formats: tuple[str, str], num_tokens: int, num_threads: int
 ) -> None:
     slots = torch.stack([pack_page(random_page(*formats, 80, 48, seed)) for seed in range(7)])
-    hidden, slot_ids, weights = random_choices(num_tokens, 80, num_experts=7, top_k=3)
+    hidden, expert_ids, weights = random_choices(num_tokens, 80, num_experts=7, top_k=3)
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        actual = packed_experts(hidden, slots, slot_ids, weights)
+        actual = packed_experts(hidden, slots, expert_ids, weights)
         assert kernels.num_threads() == num_threads
-        again = packed_experts(hidden, slots, slot_ids, weights)
+        again = packed_experts(hidden, slots, expert_ids, weights)
     finally:
         torch.set_num_threads(before)
-    exact = reference.packed_experts(hidden, slots, slot_ids, weights)
+    exact = reference.packed_experts(hidden, slots, expert_ids, weights)
     assert relative_error(actual, exact) < 2 * LARGEST_ERROR  # few columns, so little evens out
-    expected = rounded_experts(hidden, slots, slot_ids, weights)
+    expected = rounded_experts(hidden, slots, expert_ids, weights)
     assert relative_error(actual, expected) < 1e-3
     assert torch.equal(actual, again)
 
@@ -93,9 +93,9 @@ def test_experts_of_many_columns_are_within_a_hundredth(kernels: ModuleType, nam
     """Over some tokens; a single one may be off by a fifth more. Many tokens are rounded once less."""
     slots = torch.stack([pack_page(random_page(name, name, 512, 256, seed)) for seed in range(3)])
     for num_tokens, limit in ((FEW_TOKENS, LARGEST_ERROR), (FEW_TOKENS + 1, 2 * LARGEST_ERROR)):
-        hidden, slot_ids, weights = random_choices(num_tokens, 512, num_experts=3, top_k=2)
-        exact = reference.packed_experts(hidden, slots, slot_ids, weights)
-        assert relative_error(packed_experts(hidden, slots, slot_ids, weights), exact) < limit
+        hidden, expert_ids, weights = random_choices(num_tokens, 512, num_experts=3, top_k=2)
+        exact = reference.packed_experts(hidden, slots, expert_ids, weights)
+        assert relative_error(packed_experts(hidden, slots, expert_ids, weights), exact) < limit
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3])
@@ -104,22 +104,22 @@ def test_a_token_may_name_an_expert_twice(kernels: ModuleType, num_tokens: int) 
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(num_tokens, 80, generator=generator)
     weights = torch.rand(num_tokens, 3, generator=generator)
-    slot_ids = torch.tensor([[2, 0, 2]]).repeat(num_tokens, 1)
+    expert_ids = torch.tensor([[2, 0, 2]]).repeat(num_tokens, 1)
     # What an earlier call left must not be read.
     packed_experts(torch.randn(5, 80), slots, torch.tensor([[1, 2]]).repeat(5, 1), torch.ones(5, 2))
-    exact = reference.packed_experts(hidden, slots, slot_ids, weights)
-    assert relative_error(packed_experts(hidden, slots, slot_ids, weights), exact) < 2 * LARGEST_ERROR
+    exact = reference.packed_experts(hidden, slots, expert_ids, weights)
+    assert relative_error(packed_experts(hidden, slots, expert_ids, weights), exact) < 2 * LARGEST_ERROR
 
 
 def rounded_experts(
-    hidden: torch.Tensor, slots: torch.Tensor, slot_ids: torch.Tensor, weights: torch.Tensor
+    hidden: torch.Tensor, slots: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     """The reference with tokens and inner activations rounded where the kernels round them."""
     output = torch.zeros_like(hidden)
-    for slot in slot_ids.unique().tolist():
+    for slot in expert_ids.unique().tolist():
         page = unpack_page(slots[slot][: read_layout(slots[slot], allow_padding=True).page_bytes])
         gate, up, down = (dequantize(matrix) for matrix in (page.gate, page.up, page.down))
-        token_ids, choices = (slot_ids == slot).nonzero(as_tuple=True)
+        token_ids, choices = (expert_ids == slot).nonzero(as_tuple=True)
         chosen = rounded(hidden[token_ids], page.gate.low_bit.group_size)
         exact = silu(chosen @ gate.T) * (chosen @ up.T)
         inner = rounded(exact, page.down.low_bit.group_size)
@@ -134,9 +134,9 @@ def random_choices(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(num_tokens)
     hidden = torch.randn(num_tokens, hidden_size, generator=generator)
-    slot_ids = torch.rand(num_tokens, num_experts, generator=generator).topk(top_k).indices
+    expert_ids = torch.rand(num_tokens, num_experts, generator=generator).topk(top_k).indices
     weights = torch.rand(num_tokens, top_k, generator=generator)
-    return hidden, slot_ids, weights / weights.sum(-1, keepdim=True)
+    return hidden, expert_ids, weights / weights.sum(-1, keepdim=True)
 
 
 def test_pages_of_different_formats_lie_side_by_side(kernels: ModuleType) -> None:
@@ -146,46 +146,59 @@ def test_pages_of_different_formats_lie_side_by_side(kernels: ModuleType) -> Non
     slots = torch.zeros(3, max(len(page) for page in pages) + 4096, dtype=torch.uint8)
     for slot, page in zip(slots, pages, strict=True):
         slot[: len(page)] = page
-    hidden, slot_ids, weights = random_choices(6, 128, num_experts=3, top_k=2)
-    expected = rounded_experts(hidden, slots, slot_ids, weights)
-    assert relative_error(packed_experts(hidden, slots, slot_ids, weights), expected) < 1e-3
+    hidden, expert_ids, weights = random_choices(6, 128, num_experts=3, top_k=2)
+    expected = rounded_experts(hidden, slots, expert_ids, weights)
+    assert relative_error(packed_experts(hidden, slots, expert_ids, weights), expected) < 1e-3
 
 
 @pytest.mark.parametrize("with_native", [True, False])
-@pytest.mark.parametrize("num_tokens", [1, 20])
-def test_a_page_may_take_several_slots_and_a_choice_may_be_absent(
+@pytest.mark.parametrize("num_tokens", [1, 3, 20])
+def test_a_sum_made_in_parts_is_that_of_one_call(
     monkeypatch: pytest.MonkeyPatch, with_native: bool, num_tokens: int
 ) -> None:
+    """Pages begin anywhere, and take several slots; experts without a place are left out."""
     choose_code(monkeypatch, with_native)
     pages = torch.stack([pack_page(random_page("w4", "w2", 80, 48, seed)) for seed in range(4)])
-    units = torch.cat((torch.zeros(1, 64, dtype=torch.uint8), pages.view(-1, 64)))  # the first page at 1
-    hidden, slot_ids, weights = random_choices(num_tokens, 80, num_experts=4, top_k=3)
-    whole = packed_experts(hidden, pages, slot_ids, weights)
-    unit_ids = 1 + slot_ids * (pages.shape[1] // 64)
-    is_even = slot_ids % 2 == 0
-    halves = [
-        packed_experts(hidden, units, unit_ids.where(chosen, ABSENT_SLOT), weights)
-        for chosen in (is_even, ~is_even)
-    ]
-    torch.testing.assert_close(halves[0] + halves[1], whole)
-    nothing = packed_experts(hidden, units, torch.full_like(unit_ids, ABSENT_SLOT), weights)
-    assert torch.equal(nothing, torch.zeros_like(hidden))
-    shared = packed_experts(hidden, units, torch.full_like(unit_ids, ABSENT_SLOT), weights, pages[:1])
-    ones, first = torch.ones(num_tokens, 1), torch.zeros(num_tokens, 1, dtype=torch.int64)
-    torch.testing.assert_close(shared, packed_experts(hidden, pages, first, ones))
-    with pytest.raises(ModelUnusable, match="slot"):  # it would end behind the memory
-        packed_experts(hidden, units[: -pages.shape[1] // 128], unit_ids, weights)
+    units = torch.cat((torch.zeros(1, 64, dtype=torch.uint8), pages.flip(0).view(-1, 64)))
+    places = 1 + torch.arange(3, -1, -1) * (pages.shape[1] // 64)
+    hidden, expert_ids, weights = random_choices(num_tokens, 80, num_experts=4, top_k=3)
+    whole = packed_experts(hidden, pages, expert_ids, weights, pages[:1])
+    output = torch.zeros_like(hidden)
+    for present in (torch.tensor([True, True, False, False]), torch.tensor([False, False, True, True])):
+        some = places.where(present, ABSENT_SLOT)
+        shared = pages[:1] if present[3] else None
+        add_packed_experts(output, hidden, units, expert_ids, weights, shared, some)
+    assert torch.equal(output, whole)
+    nowhere = torch.full((4,), ABSENT_SLOT)
+    add_packed_experts(output, hidden, units, expert_ids, weights, None, nowhere)
+    assert torch.equal(output, whole)
+    with pytest.raises(ModelUnusable, match="the slot of expert 0 holds no page"):  # it ends too early
+        add_packed_experts(output, hidden, units[: -pages.shape[1] // 128], expert_ids, weights, None, places)
+
+
+@pytest.mark.parametrize("with_native", [True, False])
+def test_choices_of_a_token_may_be_added_up_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, with_native: bool
+) -> None:
+    choose_code(monkeypatch, with_native)
+    pages = torch.stack([pack_page(random_page("w2", "w4", 80, 48, seed)) for seed in range(4)])
+    hidden, expert_ids, weights = random_choices(1, 80, num_experts=4, top_k=3)
+    rows = packed_experts(hidden.repeat(3, 1), pages, expert_ids.view(3, 1), weights.view(3, 1))
+    output = torch.zeros(1, 80)
+    for choice in expert_ids[0].argsort():
+        output += rows[choice]
+    assert torch.equal(output, packed_experts(hidden, pages, expert_ids, weights))
 
 
 @pytest.mark.parametrize(("few", "many"), [(1, FEW_TOKENS), (FEW_TOKENS + 1, 30)])
 def test_a_token_gets_the_same_among_few_and_among_more(kernels: ModuleType, few: int, many: int) -> None:
     """On either side of the number of tokens from which on inner activations are rounded once only."""
     slots = torch.stack([pack_page(random_page("w4", "w2", 64, 64, seed)) for seed in range(5)])
-    hidden, slot_ids, weights = random_choices(many, 64, num_experts=5, top_k=2)
-    together = packed_experts(hidden, slots, slot_ids, weights)
+    hidden, expert_ids, weights = random_choices(many, 64, num_experts=5, top_k=2)
+    together = packed_experts(hidden, slots, expert_ids, weights)
     for first in (0, 3, many - few):
         rows = slice(first, first + few)
-        apart = packed_experts(hidden[rows], slots, slot_ids[rows], weights[rows])
+        apart = packed_experts(hidden[rows], slots, expert_ids[rows], weights[rows])
         assert relative_error(apart, together[rows]) < 1e-6
 
 
@@ -269,8 +282,10 @@ def test_operators_keep_the_rules_of_torch() -> None:
     torch.library.opcheck(torch.ops.ernie_local.packed_linear, (torch.randn(3, 64), packed, "w4", 32))
     torch.library.opcheck(torch.ops.ernie_local.packed_rows, (torch.tensor([3, 30]), packed, "w4", 32, 64))
     slots = torch.stack([pack_page(random_page("w4", "w2", 64, 64, seed)) for seed in range(4)])
-    hidden, slot_ids, weights = random_choices(3, 64, num_experts=4, top_k=2)
-    torch.library.opcheck(torch.ops.ernie_local.packed_experts, (hidden, slots, slot_ids, weights))
+    hidden, expert_ids, weights = random_choices(3, 64, num_experts=4, top_k=2)
+    torch.library.opcheck(torch.ops.ernie_local.packed_experts, (hidden, slots, expert_ids, weights))
+    sum_and_all = (torch.zeros(3, 64), hidden, slots, expert_ids, weights, slots[:1], torch.arange(4))
+    torch.library.opcheck(torch.ops.ernie_local.add_packed_experts, sum_and_all)
 
 
 PACKED = pack_matrix(random_matrix("w4", 32, 64))
@@ -320,31 +335,31 @@ def broken(slots: torch.Tensor, position: int, value: int) -> torch.Tensor:
 
 def experts_arguments(**changes: object) -> dict[str, object]:
     hidden = torch.ones(2, 64)
-    slot_ids = torch.tensor([[0, 1], [2, 3]])
-    return {"hidden": hidden, "slots": SLOTS, "slot_ids": slot_ids, "weights": torch.ones(2, 2)} | changes
+    expert_ids = torch.tensor([[0, 1], [2, 3]])
+    return {"hidden": hidden, "slots": SLOTS, "expert_ids": expert_ids, "weights": torch.ones(2, 2)} | changes
 
 
 @pytest.mark.parametrize("with_native", [True, False])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden": torch.ones(2, 80)}, "slot 0 holds no page of hidden size 80"),
+        ({"hidden": torch.ones(2, 80)}, "the slot of expert 0 holds no page of hidden size 80"),
         ({"hidden": torch.ones(2, 40)}, "hidden is 40 wide, wanted a multiple of 16"),
-        ({"slot_ids": torch.tensor(0)}, r"slot_ids is torch.int64 \(\), wanted torch.int64 \(2, 0\)"),
+        ({"expert_ids": torch.tensor(0)}, r"expert_ids is torch.int64 \(\), wanted torch.int64 \(2, 0\)"),
         ({"slots": SLOTS[0]}, r"slots is torch.uint8 \(\d+,\) on cpu, wanted uint8 \(slots, bytes\)"),
         (
-            {"slots": SLOTS[:, :-4096], "slot_ids": torch.full((2, 2), 3)},
-            "slot 3 holds no page of hidden size 64 in full",
+            {"slots": SLOTS[:, :-4096], "expert_ids": torch.full((2, 2), 3)},
+            "the slot of expert 3 holds no page of hidden size 64 in full",
         ),
-        ({"slots": broken(SLOTS, 0, 0)}, "slot 2 holds no page"),
-        ({"slots": broken(SLOTS, 4, 2)}, "slot 2 holds no page"),
-        ({"slots": broken(SLOTS, 6, 99)}, "slot 2 holds no page"),
-        ({"slots": broken(SLOTS, 13, 99)}, "slot 2 holds no page"),
-        ({"slot_ids": torch.tensor([[0, 1], [2, 4]])}, "slot_ids holds 4, slots are 0 to 3"),
-        ({"slot_ids": torch.tensor([[0, -2], [2, 3]])}, "slot_ids holds -2, slots are 0 to 3"),
+        ({"slots": broken(SLOTS, 0, 0)}, "the slot of expert 2 holds no page"),
+        ({"slots": broken(SLOTS, 4, 2)}, "the slot of expert 2 holds no page"),
+        ({"slots": broken(SLOTS, 6, 99)}, "the slot of expert 2 holds no page"),
+        ({"slots": broken(SLOTS, 13, 99)}, "the slot of expert 2 holds no page"),
+        ({"expert_ids": torch.tensor([[0, 1], [2, 4]])}, "expert_ids holds 4, there are 0 to 3"),
+        ({"expert_ids": torch.tensor([[0, -1], [2, 3]])}, "expert_ids holds -1, there are 0 to 3"),
         (
-            {"slot_ids": torch.tensor([[0, 1]])},
-            r"slot_ids is torch.int64 \(1, 2\), wanted torch.int64 \(2, 2\)",
+            {"expert_ids": torch.tensor([[0, 1]])},
+            r"expert_ids is torch.int64 \(1, 2\), wanted torch.int64 \(2, 2\)",
         ),
         ({"weights": torch.ones(2, 3)}, r"weights is torch.float32 \(2, 3\), wanted torch.float32 \(2, 2\)"),
         ({"hidden": torch.full((2, 64), torch.inf)}, "hidden holds a NaN or an infinity in token 0"),

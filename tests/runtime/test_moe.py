@@ -120,6 +120,9 @@ class DictProvider:
 
     asked: list[tuple[int, Bank, int]] = field(default_factory=list)
 
+    def begin(self, rows: TokenRows) -> None:
+        pass
+
     def compute(
         self,
         layer_id: int,

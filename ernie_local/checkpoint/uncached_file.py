@@ -1,0 +1,104 @@
+"""A file read past the system's page cache: into memory that is paid for already, and nowhere else.
+
+Owns the choice between direct reads and reads whose cached copy is dropped at once. Knows no tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+from pathlib import Path
+
+from ernie_local.errors import ModelUnusable
+
+# What direct reads demand of offsets, sizes and addresses; no common file system asks for more.
+ALIGNMENT = 4096
+_DAMAGED = "download this file again, and compare its checksum with the one published"
+
+
+class UncachedFile:
+    """Open until `close`. Threads may read at the same time."""
+
+    def __init__(self, path: Path) -> None:
+        """ModelUnusable for a file that cannot be opened."""
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise _unreadable(path, 0, error) from error
+        self._direct = _open_direct(path, os.fstat(self._descriptor).st_size)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the system reads aligned ranges without a copy in its cache."""
+        return self._direct is not None
+
+    def read(self, offset: int, into: memoryview) -> None:
+        """Fill `into`, writable bytes, from `offset` on.
+
+        Direct where offset, size and address are multiples of ALIGNMENT. ModelUnusable for a file that ends
+        too early or a disk that fails.
+        """
+        start, wanted = offset, len(into)
+        direct = self._direct if offset % ALIGNMENT == wanted % ALIGNMENT == 0 else None
+        descriptor = self._descriptor if direct is None else direct
+        try:
+            while into:
+                count = os.preadv(descriptor, [into], offset)
+                if count == 0:
+                    raise ModelUnusable(
+                        f"{self.path}: {wanted} bytes at {start} were asked for, the file ends at {offset}",
+                        "the file became shorter while it was read",
+                        _DAMAGED,
+                    )
+                into, offset = into[count:], offset + count
+                # A direct read that was cut short goes on where the system may not read directly.
+                if offset % ALIGNMENT:
+                    descriptor = self._descriptor
+        except OSError as error:
+            raise _unreadable(self.path, offset, error) from error
+        if direct is None:
+            drop_cached(self._descriptor, start, wanted)
+
+    def close(self) -> None:
+        """Reading is over. May be called again."""
+        with self._lock:
+            descriptors = (self._descriptor, self._direct)
+            self._descriptor, self._direct = -1, None
+        for descriptor in descriptors:
+            if descriptor is not None and descriptor >= 0:
+                os.close(descriptor)
+
+
+def drop_cached(descriptor: int, offset: int, num_bytes: int) -> None:
+    """Let the system forget what it keeps of these bytes of a file; 0 bytes are all that follow."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # a wish: file systems without a page cache refuse it
+            os.posix_fadvise(descriptor, offset, num_bytes, os.POSIX_FADV_DONTNEED)
+
+
+def _open_direct(path: Path, file_bytes: int) -> int | None:
+    """A descriptor for direct reads, which was tried; None where the system or the file system has none."""
+    if not hasattr(os, "O_DIRECT") or file_bytes < ALIGNMENT:
+        return None
+    descriptor = None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        with mmap.mmap(-1, ALIGNMENT) as page:
+            os.preadv(descriptor, [page], 0)
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unreadable(path: Path, offset: int, error: OSError) -> ModelUnusable:
+    return ModelUnusable(
+        f"{path} cannot be read at byte {offset}",
+        error.strerror or str(error),
+        "check the disk and its cable or network",
+    )

@@ -1,0 +1,233 @@
+"""Which experts' pages are in a memory of slots, and which of them goes when another one comes.
+
+The policy, pure Python over ids: a page comes into a free slot, is used, and stays only where room is left
+or a colder one can go; so what is seldom used never drives out what is hot, and nothing is lost before what
+takes its place has arrived. Knows no bytes; who reads them, and when, is the scheduler's.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+
+from ernie_local.checkpoint.names import Bank
+from ernie_local.experts.heat import ExpertKey, Heat
+from ernie_local.experts.slots import Slot, SlotMap
+
+
+class PageCache:
+    """Pages by expert. A page in use, or on its way, is never evicted."""
+
+    def __init__(
+        self,
+        slots: SlotMap,
+        class_of: Callable[[ExpertKey], int],
+        heat: Heat,
+        spare_slots: int,
+        layer_floor: int,
+    ) -> None:
+        """class_of: of a page. spare_slots: of each class, kept free for pages on their way.
+
+        layer_floor: pages of a layer's text bank that pages of other layers may not drive out.
+        """
+        self.slots = slots
+        self.heat = heat
+        self._class_of = class_of
+        self._spare_slots = spare_slots
+        self._layer_floor = layer_floor
+        self._places: dict[ExpertKey, Slot] = {}
+        self._coming: set[ExpertKey] = set()
+        self._in_use: Counter[ExpertKey] = Counter()
+        self._pages_of: defaultdict[tuple[int, Bank], set[ExpertKey]] = defaultdict(set)  # that are there
+        # Of each class: (level when it was put there, page). Levels only grow, so what lies on top is looked
+        # up again before it is believed.
+        self._coldest: list[list[tuple[float, ExpertKey]]] = [[] for _ in slots.classes]
+        self._queued: set[ExpertKey] = set()  # those in a heap
+
+    def __contains__(self, key: ExpertKey) -> bool:
+        """Whether the page is there and can be used."""
+        return key in self._places and key not in self._coming
+
+    def __len__(self) -> int:
+        """Pages that are there."""
+        return len(self._places) - len(self._coming)
+
+    def keys(self) -> list[ExpertKey]:
+        """Experts whose pages are there."""
+        return [key for key in self._places if key not in self._coming]
+
+    def offset(self, key: ExpertKey) -> int:
+        """First byte of the page, there or on its way."""
+        return self.slots.offset(self._class_of(key), self._places[key])
+
+    def use(self, keys: Iterable[ExpertKey]) -> None:
+        """Keep these pages where they are until `release`."""
+        self._in_use.update(keys)
+
+    def release(self, keys: Iterable[ExpertKey]) -> None:
+        """Undo `use`."""
+        for key in keys:
+            self._in_use[key] -= 1
+            if not self._in_use[key]:
+                del self._in_use[key]
+
+    def expect(self, key: ExpertKey) -> bool:
+        """Take a slot for a page that is to be read, and hold it. False if all slots are in use."""
+        assert key not in self._places, key
+        size_class = self._class_of(key)
+        slot = self.slots.take(size_class)
+        if slot is None and self._make_room(size_class, key):
+            slot = self.slots.take(size_class)
+        if slot is None:
+            return False
+        self._places[key] = slot
+        self._coming.add(key)
+        return True
+
+    def arrived(self, key: ExpertKey) -> None:
+        """The page has been read; it is there, and held until `settle`."""
+        self._coming.remove(key)
+        self.use([key])
+        self._pages_of[key.layer_id, key.bank].add(key)
+
+    def let_go(self) -> None:
+        """Nobody uses a page any more; those on their way have not come, and their slots are free.
+
+        After an error or an interruption, wherever it struck.
+        """
+        for key in self._coming:
+            self._free(key)
+        self._coming.clear()
+        self._in_use.clear()
+        for key in self._places:
+            self._pages_of[key.layer_id, key.bank].add(key)
+            self._queue(self._class_of(key), key)
+
+    def settle(self, key: ExpertKey) -> bool:
+        """The page that arrived has been used; whether it stays.
+
+        It does where a slot is left over, or where the coldest page that may go is not hotter.
+        """
+        self.release([key])
+        size_class = self._class_of(key)
+        self._queue(size_class, key)
+        if self.slots.num_available(size_class) >= self._spare_slots or self._reclaim(size_class):
+            return True
+        victim = self._coldest_page(size_class, key)
+        if victim is None:
+            return True  # all others are in use
+        self.evict(victim)
+        return victim != key
+
+    def settle_in_layer(self, key: ExpertKey, most_pages: int) -> bool:
+        """As `settle`, for a prompt, which comes by every layer: no other layer loses a page to this one.
+
+        It stays where a slot is left over and the layer's bank has fewer than `most_pages`, or in place of
+        a colder page of its own layer and size.
+        """
+        self.release([key])
+        size_class = self._class_of(key)
+        mates = self._pages_of[key.layer_id, key.bank]
+        # Without `_reclaim`: what another class has borrowed may be needed in this prompt again.
+        has_room = self.slots.num_available(size_class) >= self._spare_slots
+        if not has_room or len(mates) > most_pages:
+            idle = (mate for mate in mates if mate not in self._in_use and self._class_of(mate) == size_class)
+            victim = min(idle, key=self.heat.level)
+            self.evict(victim)
+            if victim == key:
+                return False
+        self._queue(size_class, key)
+        return True
+
+    def evict(self, key: ExpertKey) -> None:
+        """Forget a page that nobody uses."""
+        assert key not in self._in_use, key
+        assert key not in self._coming, key
+        self._pages_of[key.layer_id, key.bank].remove(key)
+        self._free(key)
+
+    def shrink(self) -> int | None:
+        """Give up the frame whose hottest page is the coldest; its number, None if every frame is in use."""
+        if not self.slots.num_free_frames:
+            best: tuple[float, list[ExpertKey]] | None = None
+            for size_class in range(len(self.slots.classes)):
+                for keys in self._idle_frames(size_class):
+                    # Vision pages serve pictures that may never come.
+                    hottest = max(
+                        self.heat.level(key) if key.bank == "text" else float("-inf") for key in keys
+                    )
+                    if best is None or hottest < best[0]:
+                        best = (hottest, keys)
+            if best is None:
+                return None
+            for key in best[1]:
+                self.evict(key)
+        return self.slots.retire()
+
+    def _free(self, key: ExpertKey) -> None:
+        self.slots.give_back(self._class_of(key), self._places.pop(key))
+
+    def _make_room(self, size_class: int, coming: ExpertKey) -> bool:
+        """Free a slot of a class that has none."""
+        if self._reclaim(size_class):
+            return True
+        victim = self._coldest_page(size_class, coming)
+        if victim is None:
+            return False
+        self.evict(victim)
+        return True
+
+    def _reclaim(self, size_class: int) -> bool:
+        """Empty a frame of a class that holds more than its own, for one that holds less."""
+        if self.slots.num_over(size_class) >= 0:
+            return False
+        for other in range(len(self.slots.classes)):
+            if self.slots.num_over(other) <= 0:
+                continue
+            keys = next(iter(self._idle_frames(other)), None)
+            if keys is not None:
+                for key in keys:
+                    self.evict(key)
+                return True
+        return False
+
+    def _idle_frames(self, size_class: int) -> Iterable[list[ExpertKey]]:
+        """The pages of each frame of which none is in use or on its way."""
+        by_frame: dict[int, list[ExpertKey]] = {}
+        for key, slot in self._places.items():
+            if self._class_of(key) == size_class:
+                by_frame.setdefault(slot.frame, []).append(key)
+        for keys in by_frame.values():
+            if not any(key in self._in_use or key in self._coming for key in keys):
+                yield keys
+
+    def _coldest_page(self, size_class: int, coming: ExpertKey) -> ExpertKey | None:
+        """The coldest page of the class that may go when `coming`, perhaps itself, comes."""
+        heap = self._coldest[size_class]
+        kept: list[ExpertKey] = []
+        found: ExpertKey | None = None
+        while heap and found is None:
+            level, key = heapq.heappop(heap)
+            self._queued.discard(key)
+            if key not in self:
+                continue  # evicted since
+            if self.heat.level(key) > level:
+                self._queue(size_class, key)
+            elif key not in self._in_use and self._may_go(key, coming):
+                found = key
+            else:
+                kept.append(key)
+        for key in kept:
+            self._queue(size_class, key)
+        return found
+
+    def _queue(self, size_class: int, key: ExpertKey) -> None:
+        if key not in self._queued:
+            self._queued.add(key)
+            heapq.heappush(self._coldest[size_class], (self.heat.level(key), key))
+
+    def _may_go(self, key: ExpertKey, coming: ExpertKey) -> bool:
+        if key.layer_id == coming.layer_id or key.bank != "text":
+            return True
+        return len(self._pages_of[key.layer_id, "text"]) > self._layer_floor

@@ -1,0 +1,102 @@
+"""What experts compute from pages that lie somewhere in one memory, packed or plain.
+
+Knows where pages begin, by the caller; not which experts they are, nor how they came there.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+from ernie_local.experts.page_memory import UNIT_BYTES
+from ernie_local.kernels.checks import ABSENT_SLOT
+from ernie_local.kernels.ops import add_packed_experts
+
+
+class PageMath(Protocol):
+    """Computes routed experts from a memory of pages."""
+
+    takes_shared_page: bool  # as of an ExpertProvider
+
+    def add(
+        self,
+        output: torch.Tensor,
+        memory: torch.Tensor,
+        hidden: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+        places: torch.Tensor,
+        shared_page: torch.Tensor | None,
+    ) -> None:
+        """Add to each token's row the weighted sum of those of its experts that have a place.
+
+        output: (tokens, hidden_size) float32; memory: (units, UNIT_BYTES) uint8; hidden: (tokens,
+        hidden_size); expert_ids: (tokens, top_k) int64; weights: (tokens, top_k); places: (experts,) int64,
+        the unit where an expert's page begins, or ABSENT_SLOT; shared_page: as for an ExpertProvider.
+        """
+        ...
+
+
+class PackedPageMath:
+    """From packed pages, by the operators."""
+
+    takes_shared_page = True
+
+    def add(
+        self,
+        output: torch.Tensor,
+        memory: torch.Tensor,
+        hidden: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+        places: torch.Tensor,
+        shared_page: torch.Tensor | None,
+    ) -> None:
+        """See PageMath.add."""
+        add_packed_experts(output, hidden, memory, expert_ids, weights, shared_page, places)
+
+
+class PlainPageMath:
+    """From pages of plain numbers: gate, up and down, row after row."""
+
+    takes_shared_page = False
+
+    def __init__(self, dtype: torch.dtype, hidden_size: int, inner_size: int) -> None:
+        """dtype: of the numbers in the pages."""
+        self._dtype = dtype
+        self._hidden_size = hidden_size
+        self._inner_size = inner_size
+
+    def add(
+        self,
+        output: torch.Tensor,
+        memory: torch.Tensor,
+        hidden: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+        places: torch.Tensor,
+        shared_page: torch.Tensor | None,
+    ) -> None:
+        """See PageMath.add."""
+        assert shared_page is None
+        for expert_id in expert_ids.unique().tolist():
+            place = int(places[expert_id])
+            if place == ABSENT_SLOT:
+                continue
+            tokens, choices = (expert_ids == expert_id).nonzero(as_tuple=True)
+            gate_up, down = self._matrices(memory, place, hidden.dtype)
+            gate, up = functional.linear(hidden[tokens], gate_up).chunk(2, dim=-1)  # (chosen, inner) each
+            result = functional.linear(functional.silu(gate) * up, down)
+            output.index_add_(0, tokens, (result * weights[tokens, choices, None]).float())
+
+    def _matrices(
+        self, memory: torch.Tensor, place: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """gate_up, (2 * inner, hidden), and down, (hidden, inner), as the computation wants them."""
+        numbers = memory.view(-1)[place * UNIT_BYTES :]
+        count = self._inner_size * self._hidden_size
+        plain = numbers[: 3 * count * self._dtype.itemsize].view(self._dtype).to(dtype)
+        gate_up = plain[: 2 * count].view(2 * self._inner_size, self._hidden_size)
+        return gate_up, plain[2 * count :].view(self._hidden_size, self._inner_size)

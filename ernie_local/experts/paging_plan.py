@@ -1,0 +1,157 @@
+"""From the sizes of all pages and a number of bytes to a cache of slots: how the memory is cut and shared.
+
+Pure Python; what the runtime pages with, and what replays a trace. Knows no files and no other memory.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ernie_local.checkpoint.names import BANKS, Bank
+from ernie_local.experts.heat import DEFAULT_DECAY, ExpertKey, Heat
+from ernie_local.experts.page_cache import PageCache
+from ernie_local.experts.page_sizes import class_sizes, frame_bytes
+from ernie_local.experts.slots import SizeClass, SlotMap
+
+SLOT_ALIGNMENT = 4096  # page_memory.py's UNIT_BYTES, which imports torch
+# Pages read ahead in a prompt: what the disk reads while a layer's attention is computed.
+MOST_AHEAD = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _BankClasses:
+    """Sizes of slots of one bank, and how many of its pages are of each."""
+
+    sizes: list[int]
+    pages: list[int]
+
+    @staticmethod
+    def of(page_bytes: Sequence[int]) -> _BankClasses:
+        sizes = class_sizes(page_bytes)
+        counts = Counter(bisect_left(sizes, size) for size in page_bytes)
+        return _BankClasses(sizes, [counts[index] for index in range(len(sizes))])
+
+
+class PagingPlan:
+    """How pages of these sizes share a memory."""
+
+    def __init__(self, page_bytes: Mapping[ExpertKey, int], top_k: int) -> None:
+        """page_bytes: of every page of the model; top_k: experts of a token."""
+        self.top_k = top_k
+        self._aligned = {key: -(-size // SLOT_ALIGNMENT) * SLOT_ALIGNMENT for key, size in page_bytes.items()}
+        by_bank: dict[Bank, list[int]] = {bank: [] for bank in BANKS}
+        for key, size in self._aligned.items():
+            by_bank[key.bank].append(size)
+        self._banks = {bank: _BankClasses.of(sizes) for bank, sizes in by_bank.items() if sizes}
+        self._num_layers = len({key.layer_id for key in page_bytes})
+        text = self._banks["text"]
+        self.frame_bytes = frame_bytes(
+            [size for size, count in zip(text.sizes, text.pages, strict=True) for _ in range(count)]
+        )
+        largest = max(size for bank in self._banks.values() for size in bank.sizes)
+        self.frame_bytes = max(self.frame_bytes, largest)
+        self._class_of = self._number_classes()
+
+    @property
+    def least_bytes(self) -> int:
+        """Below this the experts of one token have no slots."""
+        return self.frame_bytes * sum(self._least_frames(bank) for bank in self._banks)
+
+    @property
+    def most_bytes(self) -> int:
+        """With this every page is in memory."""
+        frames = sum(self._frames_for(size, count) for _, size, count in self._all_classes())
+        return self.frame_bytes * (frames + self._least_frames("text"))
+
+    def build(self, memory_bytes: int, decay: float = DEFAULT_DECAY) -> PageCache:
+        """A cache that takes at most `memory_bytes`, which are at least `least_bytes`."""
+        num_frames = min(memory_bytes, self.most_bytes) // self.frame_bytes
+        classes = self._share_frames(num_frames)
+        slots = SlotMap(self.frame_bytes, num_frames, classes)
+        text_slots = sum(
+            size.frames * per_frame
+            for (bank, _, _), size, per_frame in zip(
+                self._all_classes(), classes, slots.per_frame, strict=True
+            )
+            if bank == "text"
+        )
+        layer_floor = min(self.top_k, max(0, text_slots - self.top_k) // self._num_layers)
+        return PageCache(slots, self._class_of.__getitem__, Heat(decay), self.top_k, layer_floor)
+
+    def ahead(self, cache: PageCache) -> int:
+        """Pages to read ahead in a prompt, where there are so few slots that not all can be."""
+        num_slots = cache.slots.num_frames * min(cache.slots.per_frame)
+        return max(min(MOST_AHEAD, num_slots // 4), self.top_k)
+
+    def prompt_shares(self, cache: PageCache) -> dict[Bank, int]:
+        """Most pages that a layer of each bank keeps from a prompt: text evenly, vision of what is left.
+
+        All pages are asked for once in a prompt, so it does not matter whose stay for the next chunk; but
+        only those of text are asked for afterwards.
+        """
+        room = cache.slots.num_frames * self.frame_bytes
+        text = self._banks["text"]
+        text_bytes = sum(
+            self._frames_for(size, count) * self.frame_bytes
+            for size, count in zip(text.sizes, text.pages, strict=True)
+        )
+        text_pages = sum(text.pages)
+        shares: dict[Bank, int] = {"text": -(-min(room, text_bytes) * text_pages // text_bytes)}
+        if "vision" in self._banks:
+            vision = self._banks["vision"]
+            vision_bytes = sum(
+                self._frames_for(size, count) * self.frame_bytes
+                for size, count in zip(vision.sizes, vision.pages, strict=True)
+            )
+            left = max(0, room - text_bytes)
+            shares["vision"] = min(left, vision_bytes) * sum(vision.pages) // vision_bytes
+        return {bank: -(-pages // self._num_layers) for bank, pages in shares.items()}
+
+    def _all_classes(self) -> list[tuple[Bank, int, int]]:
+        """Bank, size of a slot and number of pages of every class."""
+        return [
+            (bank, size, count)
+            for bank, classes in self._banks.items()
+            for size, count in zip(classes.sizes, classes.pages, strict=True)
+        ]
+
+    def _number_classes(self) -> dict[ExpertKey, int]:
+        first: dict[Bank, int] = {}
+        for index, (bank, _, _) in enumerate(self._all_classes()):
+            first.setdefault(bank, index)
+        return {
+            key: first[key.bank] + bisect_left(self._banks[key.bank].sizes, size)
+            for key, size in self._aligned.items()
+        }
+
+    def _frames_for(self, size: int, count: int) -> int:
+        return -(-count // (self.frame_bytes // size))
+
+    def _least_frames(self, bank: Bank) -> int:
+        """Room for the experts of a token, whichever they are."""
+        return sum(self._frames_for(size, self.top_k) for size in self._banks[bank].sizes)
+
+    def _share_frames(self, num_frames: int) -> list[SizeClass]:
+        """Vision gets what its stream needs, the rest goes to the sizes of text pages by their bytes."""
+        classes = self._all_classes()
+        own = [self._frames_for(size, self.top_k) for _, size, _ in classes]
+        left = num_frames - sum(own)
+        assert left >= 0, (num_frames, own)
+        for index, (bank, size, _) in enumerate(classes):
+            if bank == "vision":
+                wanted = self._frames_for(size, MOST_AHEAD) - own[index]
+                more = max(0, min(wanted, left // 8))
+                own[index] += more
+                left -= more
+        text_bytes = sum(size * count for bank, size, count in classes if bank == "text")
+        shared = left
+        for index, (bank, size, count) in enumerate(classes):
+            if bank == "text":
+                more = shared * size * count // text_bytes
+                own[index] += more
+                left -= more
+        own[0] += left  # of the smallest text pages
+        return [SizeClass(size, frames) for (_, size, _), frames in zip(classes, own, strict=True)]

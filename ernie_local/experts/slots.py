@@ -1,0 +1,111 @@
+"""Who may lie where in the memory for pages: frames of one size, each cut into slots for pages of one class.
+
+Pure Python over numbers; knows nothing of experts, of bytes that lie there, or who should go. A class is a
+size of page: three vision pages fit where one text page lies. Each class has a number of frames that is its
+own; what is free, any class may borrow, and must give back when the owner asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Slot(NamedTuple):
+    """Room for one page of a class: a place in a frame, counted in pages of the class."""
+
+    frame: int
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class SizeClass:
+    """Pages of this many bytes; `frames` are this class's own."""
+
+    page_bytes: int
+    frames: int
+
+
+class SlotMap:
+    """Which slots are free, which frames belong to which class now."""
+
+    def __init__(self, frame_bytes: int, num_frames: int, classes: Sequence[SizeClass]) -> None:
+        """The classes' own frames may not be more than there are."""
+        assert sum(size.frames for size in classes) <= num_frames, (num_frames, classes)
+        assert all(size.page_bytes <= frame_bytes for size in classes), (frame_bytes, classes)
+        self.frame_bytes = frame_bytes
+        self.classes = list(classes)
+        self.per_frame = [frame_bytes // size.page_bytes for size in classes]
+        self._owned = [size.frames for size in classes]
+        self._free_frames = list(reversed(range(num_frames)))
+        self._retired: list[int] = []
+        # Of each class: its frames, each with the places that are free in it.
+        self._frames: list[dict[int, list[int]]] = [{} for _ in classes]
+        self._open: list[dict[int, None]] = [{} for _ in classes]  # frames with a free place, in order
+
+    @property
+    def num_free_frames(self) -> int:
+        """Frames that no class holds."""
+        return len(self._free_frames)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in use or free, without the retired ones."""
+        return len(self._free_frames) + sum(len(frames) for frames in self._frames)
+
+    def offset(self, size_class: int, slot: Slot) -> int:
+        """First byte of the slot."""
+        return slot.frame * self.frame_bytes + slot.place * self.classes[size_class].page_bytes
+
+    def num_over(self, size_class: int) -> int:
+        """Frames that the class holds beyond its own; below 0 where it may ask others for theirs."""
+        return len(self._frames[size_class]) - self._owned[size_class]
+
+    def num_available(self, size_class: int) -> int:
+        """Slots that `take` would give one after the other."""
+        places = sum(len(self._frames[size_class][frame]) for frame in self._open[size_class])
+        return places + len(self._free_frames) * self.per_frame[size_class]
+
+    def take(self, size_class: int) -> Slot | None:
+        """A free slot, in a frame of the class or in one that nobody holds; None if there is none."""
+        frame = next(iter(self._open[size_class]), None)
+        if frame is None:
+            if not self._free_frames:
+                return None
+            frame = self._free_frames.pop()
+            self._frames[size_class][frame] = list(reversed(range(self.per_frame[size_class])))
+            self._open[size_class][frame] = None
+        places = self._frames[size_class][frame]
+        place = places.pop()
+        if not places:
+            del self._open[size_class][frame]
+        return Slot(frame, place)
+
+    def give_back(self, size_class: int, slot: Slot) -> None:
+        """The slot is free again; a frame without pages is nobody's."""
+        places = self._frames[size_class][slot.frame]
+        assert slot.place not in places, slot
+        places.append(slot.place)
+        if len(places) == self.per_frame[size_class]:
+            del self._frames[size_class][slot.frame]
+            self._open[size_class].pop(slot.frame, None)
+            self._free_frames.append(slot.frame)
+        else:
+            self._open[size_class][slot.frame] = None
+
+    def retire(self) -> int | None:
+        """Put a free frame out of use; None if no frame is free."""
+        if not self._free_frames:
+            return None
+        frame = self._free_frames.pop()
+        self._retired.append(frame)
+        return frame
+
+    def restore(self) -> int | None:
+        """Take a retired frame into use again; None if there is none."""
+        if not self._retired:
+            return None
+        frame = self._retired.pop()
+        self._free_frames.append(frame)
+        return frame

@@ -1,0 +1,111 @@
+"""Experts of a checkpoint that are paged: their places in the files, how each is checked, and the memory.
+
+Joins checkpoint and experts; how much memory there is, is said by the caller.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ernie_local.checkpoint.packed import PackedTensors
+from ernie_local.checkpoint.reader import Checkpoint
+from ernie_local.config import ModelConfig
+from ernie_local.experts.heat import ExpertKey
+from ernie_local.experts.page_math import PackedPageMath, PageMath, PlainPageMath
+from ernie_local.experts.page_memory import PageMemory
+from ernie_local.experts.page_store import PageCheck, PageRange, PageStore
+from ernie_local.experts.paged import PagedExperts
+from ernie_local.experts.paging_plan import PagingPlan
+from ernie_local.model.moe import BANKS, Bank
+from ernie_local.packing.checks import check_page
+
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+def paging_plan(checkpoint: Checkpoint, config: ModelConfig) -> PagingPlan:
+    """How this checkpoint's pages would share a memory; reads nothing."""
+    ranges = page_ranges(checkpoint, config)
+    page_bytes = {key: sum(part.num_bytes for part in parts) for key, parts in ranges.items()}
+    return PagingPlan(page_bytes, config.text.experts_per_token)
+
+
+def page_experts(checkpoint: Checkpoint, config: ModelConfig, memory_bytes: int) -> PagedExperts:
+    """Experts that take at most `memory_bytes`, which are at least the plan's `least_bytes`."""
+    plan = paging_plan(checkpoint, config)
+    cache = plan.build(memory_bytes)
+    memory = PageMemory(cache.slots.num_frames * plan.frame_bytes)
+    ranges = page_ranges(checkpoint, config)
+    is_packed = _is_packed(config)
+    store = PageStore(ranges, _packed_check(config) if is_packed else _plain_check(checkpoint))
+    page_math: dict[Bank, PageMath] = {}
+    for bank in BANKS:
+        page_math[bank] = PackedPageMath() if is_packed else _plain_math(checkpoint, config, bank)
+    return PagedExperts(store, cache, memory, page_math, plan)
+
+
+def page_ranges(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, tuple[PageRange, ...]]:
+    """Where the page of every expert lies."""
+    ranges: dict[ExpertKey, tuple[PageRange, ...]] = {}
+    packed = PackedTensors(config) if _is_packed(config) else None
+    for layer_id, is_moe in enumerate(config.text.moe_layers):
+        for bank in BANKS if is_moe else ():
+            places = packed.locate_experts(layer_id, bank) if packed is not None else None
+            for expert_id in range(config.text.num_experts):
+                key = ExpertKey(layer_id, bank, expert_id)
+                if places is None:
+                    ranges[key] = _plain_ranges(checkpoint, key)
+                else:
+                    name, row = places[expert_id]
+                    stored = checkpoint.packed[name]
+                    num_bytes = stored.shape[1]
+                    offset = stored.offset + row * num_bytes
+                    ranges[key] = (PageRange(stored.path, offset, 0, num_bytes),)
+    return ranges
+
+
+def _is_packed(config: ModelConfig) -> bool:
+    return config.quantization is not None and bool(config.quantization.experts)
+
+
+def _plain_ranges(checkpoint: Checkpoint, key: ExpertKey) -> tuple[PageRange, ...]:
+    parts: list[PageRange] = []
+    page_offset = 0
+    for name in _plain_names(key):
+        path, offset, num_bytes = checkpoint.place(name)
+        parts.append(PageRange(path, offset, page_offset, num_bytes))
+        page_offset += num_bytes
+    return tuple(parts)
+
+
+def _plain_names(key: ExpertKey) -> list[str]:
+    return [f"experts.{key.layer_id}.{key.bank}.{key.expert_id}.{part}" for part in _PROJECTIONS]
+
+
+def _packed_check(config: ModelConfig) -> PageCheck:
+    packed = PackedTensors(config)
+
+    def check(key: ExpertKey, page: torch.Tensor) -> None:
+        name, row = packed.locate_experts(key.layer_id, key.bank)[key.expert_id]
+        layout = packed.page_layouts(key.layer_id, key.bank)[name.rpartition(".")[2]]
+        check_page(page, layout, f"page {row} of {name}")
+
+    return check
+
+
+def _plain_check(checkpoint: Checkpoint) -> PageCheck:
+    def check(key: ExpertKey, page: torch.Tensor) -> None:
+        start = 0
+        for name in _plain_names(key):
+            num_bytes = math.prod(checkpoint.shape(name)) * checkpoint.dtype(name).itemsize
+            checkpoint.check_values(name, page[start : start + num_bytes])
+            start += num_bytes
+
+    return check
+
+
+def _plain_math(checkpoint: Checkpoint, config: ModelConfig, bank: Bank) -> PlainPageMath:
+    layer_id = config.text.moe_layers.index(True)
+    name = _plain_names(ExpertKey(layer_id, bank, 0))[0]
+    return PlainPageMath(checkpoint.dtype(name), config.text.hidden_size, config.text.expert_size(bank))
