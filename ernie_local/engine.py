@@ -56,6 +56,7 @@ class Engine:
         self.vision_rule: VisionRule = vision_rule
         self.on_route: RouteHook | None = None
         self._next_position = 0
+        self._touched_bytes = 0  # of the cache, which never gives memory back before it is gone
         self._cache = KVCache(model.config.text, context_size, kv_dtype or model.dtype, model.device)
 
     @property
@@ -122,6 +123,7 @@ class Engine:
         self._check_position(self._next_position)
         self._check_ids([token_id])
         config, device = self.model.config, self.model.device
+        self._make_room(1)
         with self._all_or_nothing(), torch.inference_mode():
             is_vision = token_types([token_id], config.media, self.vision_rule) != TEXT
             hidden = self.model(
@@ -189,6 +191,7 @@ class Engine:
         for start in range(0, prompt.num_tokens, self.chunk_tokens):
             _raise_if_stopped(should_stop, start, prompt.num_tokens)
             stop = min(start + self.chunk_tokens, prompt.num_tokens)
+            self._make_room(stop - start)
             hidden = self.model.embed(prompt.token_ids[start:stop])  # (chunk, hidden_size)
             placeholders = prompt.is_placeholder[start:stop]
             num_features = int(placeholders.sum())
@@ -204,6 +207,13 @@ class Engine:
             )
             kept = keep(start, hidden)
         return kept
+
+    def _make_room(self, num_new: int) -> None:
+        """Memory for the states of tokens that come now, of that which experts may take."""
+        touched = self._cache.touched_bytes(self._cache.length + num_new)
+        if touched > self._touched_bytes:
+            self.model.experts.make_room(self._cache, touched)
+            self._touched_bytes = touched
 
     def _prepare(self, token_ids: Sequence[int], images: Sequence[Patches]) -> Prompt:
         ids = list(token_ids)
@@ -225,13 +235,23 @@ class Engine:
         """Features of all pictures, (placeholders, hidden_size)."""
         if not images:
             return torch.empty(0, self.model.config.text.hidden_size)
+        experts = self.model.experts
+        experts.make_room(self, self.model.encoding_bytes(images))
+        try:
+            return torch.cat(self._encode_each(images, should_stop))
+        finally:
+            experts.make_room(self, 0)
+
+    def _encode_each(
+        self, images: Sequence[Patches], should_stop: Callable[[], bool] | None
+    ) -> list[torch.Tensor]:
         if should_stop is None:
-            return torch.cat(self.model.encode_images(images))
+            return self.model.encode_images(images)
         features = []
         for index, image in enumerate(images):
             _raise_if_stopped(should_stop, index, len(images), "pictures")
             features.extend(self.model.encode_images([image]))
-        return torch.cat(features)
+        return features
 
     def _check_room(self, num_new: int) -> None:
         if self._cache.length + num_new > self.context_size:

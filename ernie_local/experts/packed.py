@@ -28,6 +28,9 @@ class PackedExperts:
     def begin(self, rows: TokenRows) -> None:
         """See ExpertProvider.begin; everything is there."""
 
+    def make_room(self, owner: object, num_bytes: int) -> None:
+        """See ExpertProvider.make_room; all experts stay."""
+
     def compute(
         self,
         layer_id: int,

@@ -204,6 +204,11 @@ class PageCache:
 
     def _coldest_page(self, size_class: int, coming: ExpertKey) -> ExpertKey | None:
         """The coldest page of the class that may go when `coming`, perhaps itself, comes."""
+        found = self._coldest_idle(size_class, lambda key: self._may_go(key, coming))
+        # Memory may have shrunk below what the floors of all layers take.
+        return found if found is not None else self._coldest_idle(size_class, lambda _key: True)
+
+    def _coldest_idle(self, size_class: int, may_go: Callable[[ExpertKey], bool]) -> ExpertKey | None:
         heap = self._coldest[size_class]
         kept: list[ExpertKey] = []
         found: ExpertKey | None = None
@@ -214,7 +219,7 @@ class PageCache:
                 continue  # evicted since
             if self.heat.level(key) > level:
                 self._queue(size_class, key)
-            elif key not in self._in_use and self._may_go(key, coming):
+            elif key not in self._in_use and may_go(key):
                 found = key
             else:
                 kept.append(key)

@@ -6,13 +6,14 @@ Knows nothing of what lies where.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
+import sys
 
 import torch
 
-from ernie_local.sizes import MIB
+from ernie_local.kernels.huge_pages import HUGE_PAGE
 
-_HUGE_PAGE = 2 * MIB
 UNIT_BYTES = 4096  # pages begin at multiples of it
 
 
@@ -23,17 +24,24 @@ class PageMemory:
         """num_bytes: a multiple of UNIT_BYTES. MemoryError if the system gives none."""
         assert num_bytes % UNIT_BYTES == 0, num_bytes
         try:
-            self._mapping = mmap.mmap(-1, num_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._mapping = mmap.mmap(-1, num_bytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             raise MemoryError(f"{num_bytes} bytes of memory for experts: {error.strerror}") from error
-        if hasattr(mmap, "MADV_HUGEPAGE") and num_bytes >= _HUGE_PAGE:
+        if hasattr(mmap, "MADV_HUGEPAGE") and num_bytes >= HUGE_PAGE:
             with contextlib.suppress(OSError):  # a kernel built without them
                 self._mapping.madvise(mmap.MADV_HUGEPAGE)
         everything = torch.frombuffer(self._mapping, dtype=torch.uint8)
-        self._start = -everything.data_ptr() % _HUGE_PAGE
+        self._start = -everything.data_ptr() % HUGE_PAGE
         self.bytes = everything[self._start : self._start + num_bytes]
         self.units = self.bytes.view(-1, UNIT_BYTES)
 
     def hand_back(self, offset: int, num_bytes: int) -> None:
         """Let the system have this range, multiples of UNIT_BYTES; it reads as zeros until it is written."""
         self._mapping.madvise(mmap.MADV_DONTNEED, self._start + offset, num_bytes)
+
+
+def trim_heap() -> None:
+    """Let the system have what the allocator keeps of freed memory, where there is a call for it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)

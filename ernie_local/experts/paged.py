@@ -12,19 +12,22 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 
 from ernie_local.checkpoint.names import Bank
+from ernie_local.errors import DoesNotFit
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.page_cache import PageCache
 from ernie_local.experts.page_math import PageMath
-from ernie_local.experts.page_memory import UNIT_BYTES, PageMemory
+from ernie_local.experts.page_memory import UNIT_BYTES, PageMemory, trim_heap
 from ernie_local.experts.page_store import PageStore
 from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.experts.paging_stats import PagingStats
 from ernie_local.kernels.checks import ABSENT_SLOT
 from ernie_local.model.moe import TokenRows
+from ernie_local.sizes import format_bytes
 
 # Reads under way at a time: one keeps a solid-state disk busy at pages of megabytes, a few hide its pauses.
 _READERS = 4
@@ -77,6 +80,7 @@ class PagedExperts:
         self._tokens: dict[Bank, int] = {}
         self._calls: list[tuple[int, Bank]] = []
         self._most_pages: dict[Bank, int] = {}
+        self._needed: WeakKeyDictionary[object, int] = WeakKeyDictionary()  # bytes that others have
 
     def begin(self, rows: TokenRows) -> None:
         """A forward begins; every layer will ask for the banks that have rows."""
@@ -91,6 +95,18 @@ class PagedExperts:
         else:
             self.stats.prompt_tokens += rows.num_tokens
             self._most_pages = self._plan.prompt_shares(self.cache)
+
+    def make_room(self, owner: object, num_bytes: int) -> None:
+        """See ExpertProvider.make_room."""
+        self._needed[owner] = num_bytes
+        needed = sum(self._needed.values())
+        num_frames = (self.memory.bytes.nbytes - needed) // self._plan.frame_bytes
+        if num_frames < self._plan.least_frames:
+            self._needed[owner] = 0
+            raise self._no_room(needed)
+        if num_bytes == 0:
+            trim_heap()
+        self._use_frames(num_frames)
 
     def compute(
         self,
@@ -261,6 +277,24 @@ class PagedExperts:
     def _keep_some(self, keys: Sequence[ExpertKey]) -> None:
         for key in keys:
             self.cache.settle_in_layer(key, self._most_pages[key.bank])
+
+    def _use_frames(self, num_frames: int) -> None:
+        slots = self.cache.slots
+        while slots.num_frames > num_frames:
+            frame = self.cache.shrink()
+            assert frame is not None, "between forwards no page is in use"
+            self.memory.hand_back(frame * slots.frame_bytes, slots.frame_bytes)
+        while slots.num_frames < num_frames and slots.restore() is not None:
+            pass
+
+    def _no_room(self, needed: int) -> DoesNotFit:
+        least = self._plan.least_bytes
+        return DoesNotFit(
+            f"{format_bytes(needed)} are needed beside experts, which need {format_bytes(least)} themselves, "
+            f"there are {format_bytes(self.memory.bytes.nbytes)} for both",
+            "conversation, pictures and experts share one memory, limited when the model was loaded",
+            "raise the limit (--ram), shorten the conversation, or give fewer or smaller pictures",
+        )
 
     def _give_up_readings(self) -> None:
         """Wait for every page that is on its way, for it would land in a slot, and forget it."""

@@ -56,9 +56,14 @@ class PagingPlan:
         self._class_of = self._number_classes()
 
     @property
+    def least_frames(self) -> int:
+        """With fewer the experts of one token have no slots."""
+        return sum(self._least_frames(bank) for bank in self._banks)
+
+    @property
     def least_bytes(self) -> int:
-        """Below this the experts of one token have no slots."""
-        return self.frame_bytes * sum(self._least_frames(bank) for bank in self._banks)
+        """Of `least_frames`."""
+        return self.frame_bytes * self.least_frames
 
     @property
     def most_bytes(self) -> int:
@@ -137,7 +142,8 @@ class PagingPlan:
     def _share_frames(self, num_frames: int) -> list[SizeClass]:
         """Vision gets what its stream needs, the rest goes to the sizes of text pages by their bytes."""
         classes = self._all_classes()
-        own = [self._frames_for(size, self.top_k) for _, size, _ in classes]
+        least = [self._frames_for(size, self.top_k) for _, size, _ in classes]
+        own = list(least)
         left = num_frames - sum(own)
         assert left >= 0, (num_frames, own)
         for index, (bank, size, _) in enumerate(classes):
@@ -154,4 +160,5 @@ class PagingPlan:
                 own[index] += more
                 left -= more
         own[0] += left  # of the smallest text pages
-        return [SizeClass(size, frames) for (_, size, _), frames in zip(classes, own, strict=True)]
+        sizes = [size for _, size, _ in classes]
+        return [SizeClass(*each) for each in zip(sizes, own, least, strict=True)]

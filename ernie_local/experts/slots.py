@@ -21,10 +21,11 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SizeClass:
-    """Pages of this many bytes; `frames` are this class's own."""
+    """Pages of this many bytes; `frames` are this class's own, of which it keeps `least_frames`."""
 
     page_bytes: int
     frames: int
+    least_frames: int = 0
 
 
 class SlotMap:
@@ -39,7 +40,7 @@ class SlotMap:
         self.per_frame = [frame_bytes // size.page_bytes for size in classes]
         self._owned = [size.frames for size in classes]
         self._free_frames = list(reversed(range(num_frames)))
-        self._retired: list[int] = []
+        self._retired: list[tuple[int, int]] = []  # frame, and the class that lost it
         # Of each class: its frames, each with the places that are free in it.
         self._frames: list[dict[int, list[int]]] = [{} for _ in classes]
         self._open: list[dict[int, None]] = [{} for _ in classes]  # frames with a free place, in order
@@ -99,13 +100,17 @@ class SlotMap:
         if not self._free_frames:
             return None
         frame = self._free_frames.pop()
-        self._retired.append(frame)
+        spare = [owned - size.least_frames for owned, size in zip(self._owned, self.classes, strict=True)]
+        loser = spare.index(max(spare))
+        self._owned[loser] -= 1
+        self._retired.append((frame, loser))
         return frame
 
     def restore(self) -> int | None:
         """Take a retired frame into use again; None if there is none."""
         if not self._retired:
             return None
-        frame = self._retired.pop()
+        frame, owner = self._retired.pop()
+        self._owned[owner] += 1
         self._free_frames.append(frame)
         return frame

@@ -12,7 +12,7 @@ import torch
 
 from ernie_local.sizes import MIB
 
-_HUGE_PAGE = 2 * MIB
+HUGE_PAGE = 2 * MIB
 
 
 def empty_bytes(num_bytes: int) -> torch.Tensor:
@@ -20,15 +20,15 @@ def empty_bytes(num_bytes: int) -> torch.Tensor:
 
     A wish, not a demand: without huge pages the system gives small ones. MemoryError if it gives none.
     """
-    if num_bytes < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if num_bytes < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(num_bytes, dtype=torch.uint8, device="cpu")
     # The tensor keeps the mapping alive, and the mapping ends with it.
     try:
-        mapping = mmap.mmap(-1, num_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        mapping = mmap.mmap(-1, num_bytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryError(f"{num_bytes} bytes of memory: {error.strerror}") from error
     with contextlib.suppress(OSError):  # a kernel built without them
         mapping.madvise(mmap.MADV_HUGEPAGE)
     everything = torch.frombuffer(mapping, dtype=torch.uint8)
-    start = -everything.data_ptr() % _HUGE_PAGE
+    start = -everything.data_ptr() % HUGE_PAGE
     return everything[start : start + num_bytes]

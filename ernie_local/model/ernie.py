@@ -28,6 +28,9 @@ from ernie_local.model.vision import VisionTower
 # Small pictures share one pass through the tower; a large one goes alone, so that the tower's memory has a
 # bound that does not grow with the number of pictures.
 _PATCHES_PER_PASS = 8192
+# Of memory for each patch and column of the tower, while a block is computed: 110 KB a patch of 1280 columns
+# were measured with 5184 patches.
+_BYTES_A_PATCH = 96
 
 
 class ErnieModel(nn.Module):
@@ -75,6 +78,13 @@ class ErnieModel(nn.Module):
             tokens = self.resampler(self.vision(pixel_values, grids), grids)
             features.extend(tokens.split([image.num_tokens for image in group]))
         return features
+
+    def encoding_bytes(self, images: Sequence[Patches]) -> int:
+        """About as much memory as `encode_images` takes beside its results (measured, within a tenth)."""
+        most = max(
+            (sum(image.pixel_values.shape[0] for image in group) for group in _groups(images)), default=0
+        )
+        return most * self.config.vision.hidden_size * _BYTES_A_PATCH
 
     def forward(
         self,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ernie_local.config import TextConfig
-from ernie_local.kernels.huge_pages import empty_bytes
+from ernie_local.kernels.huge_pages import HUGE_PAGE, empty_bytes
 
 KV_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -22,6 +22,7 @@ KV_DTYPES: dict[str, torch.dtype] = {
 }
 _INT8_LARGEST = 127
 _SCALE_BYTES = 4
+_SMALL_PAGE = 4096
 
 
 class LayerStorage(NamedTuple):
@@ -58,6 +59,15 @@ class KVCache:
     def num_bytes(self) -> int:
         """Bytes of the whole allocation."""
         return self._states.nbytes + (0 if self._scales is None else self._scales.nbytes)
+
+    def touched_bytes(self, num_tokens: int) -> int:
+        """Memory that is really taken once so many tokens have been stored: it comes in whole pages."""
+        rows = self._states.shape[0] * 2 * self._states.shape[2]  # a head's keys or values in a layer
+        row_bytes = self._states[0, 0, 0].nbytes
+        page_bytes = HUGE_PAGE if self._states.nbytes >= HUGE_PAGE else _SMALL_PAGE
+        used_bytes = -(-num_tokens * self._states[0, 0, 0, 0].nbytes // page_bytes) * page_bytes
+        states = min(self._states.nbytes, rows * min(row_bytes + page_bytes, used_bytes + page_bytes))
+        return states + (0 if self._scales is None else self._scales.nbytes)
 
     def append(
         self, layer_id: int, keys: torch.Tensor, values: torch.Tensor

@@ -29,6 +29,13 @@ class ExpertProvider(Protocol):
         """A forward begins: each layer will ask for the experts of the banks that have rows, text first."""
         ...
 
+    def make_room(self, owner: object, num_bytes: int) -> None:
+        """`owner`, a cache or a picture being encoded, needs so much of the memory that experts may take.
+
+        Until it says another number, or is gone. DoesNotFit where experts cannot do with less.
+        """
+        ...
+
     def compute(
         self,
         layer_id: int,

@@ -123,6 +123,9 @@ class DictProvider:
     def begin(self, rows: TokenRows) -> None:
         pass
 
+    def make_room(self, owner: object, num_bytes: int) -> None:
+        pass
+
     def compute(
         self,
         layer_id: int,
