@@ -20,6 +20,7 @@ from ernie_local.checkpoint.files import read_stored_tensors
 from ernie_local.checkpoint.header import StoredTensor
 from ernie_local.checkpoint.index import Accounts, Source, account
 from ernie_local.checkpoint.names import WeightLayout
+from ernie_local.checkpoint.uncached_file import drop_cached
 from ernie_local.config import ModelConfig
 from ernie_local.errors import ModelUnusable
 from ernie_local.strict_json import show
@@ -140,6 +141,11 @@ class Checkpoint:
         """Close the files; reading again opens them again."""
         while self._files:
             os.close(self._files.popitem()[1])
+
+    def drop_cached(self) -> None:
+        """Let the system forget what it keeps of the files that were read."""
+        for descriptor in self._files.values():
+            drop_cached(descriptor, 0, 0)
 
     def __enter__(self) -> Self:
         return self

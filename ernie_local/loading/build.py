@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Iterable
 
 import torch
 from accelerate import init_empty_weights
@@ -31,19 +32,35 @@ from ernie_local.model.packed_linear import PackedEmbedding, PackedGatedMLP, Pac
 from ernie_local.model.router import Router
 from ernie_local.packing.checks import check_page, check_scales
 
+_ALIGNMENT = 64  # where matrices begin: a line of the processor's cache
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 def count_weight_bytes(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes of all weights in memory: packed as they are, routers in float32, the rest in `dtype`. Exact."""
+    experts = (name for name in checkpoint.names() if name.startswith("experts."))
+    slots = _slot_bytes(config, PackedTensors(config)).values()
+    return (
+        count_dense_bytes(checkpoint, config, dtype)
+        + _plain_bytes(checkpoint, experts, dtype)
+        + sum(config.text.num_experts * slot_bytes for slot_bytes in slots)
+    )
+
+
+def _plain_bytes(checkpoint: Checkpoint, names: Iterable[str], dtype: torch.dtype) -> int:
     total = 0
-    for name in checkpoint.names():
+    for name in names:
         item_bytes = torch.float32.itemsize if "_router." in name else dtype.itemsize
         total += math.prod(checkpoint.shape(name)) * item_bytes
+    return total
+
+
+def count_dense_bytes(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> int:
+    """As `count_weight_bytes`, without routed experts."""
+    total = _plain_bytes(checkpoint, (n for n in checkpoint.names() if not n.startswith("experts.")), dtype)
     packed = PackedTensors(config)
-    total += sum(math.prod(shape) for name, shape in packed.shapes.items() if not name.startswith("experts."))
     return total + sum(
-        config.text.num_experts * slot_bytes for slot_bytes in _slot_bytes(config, packed).values()
+        math.prod(shape) for name, shape in packed.shapes.items() if not name.startswith("experts.")
     )
 
 
@@ -196,39 +213,46 @@ def _place_packed_layers(
     for module in model.modules():
         if isinstance(module, RMSNorm):
             module.most_native_tokens = sys.maxsize
-    for name, page_format in tables.gated_mlps.items():
-        if name.startswith(prefix):
-            page = _read_packed(checkpoint, f"{name}.{page_format}")
-            check_page(page[0], packed.gated_mlp_layout(name), f"the page of {name}")
-            model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(page))
-    for name, format_name in tables.matrices.items():
-        if name.startswith(prefix):
-            matrix = _read_packed(checkpoint, f"{name}.{format_name}")
-            rows, columns = packed.matrix_shape(name)
-            low_bit = known_format(format_name)
-            check_scales(matrix, low_bit, columns, name)
-            parent, _, own = name.removeprefix(prefix).rpartition(".")
-            if name == "embed_tokens":
-                embedding = PackedEmbedding(matrix, format_name, rows, columns, dtype)
-                model.set_submodule(own, embedding)
-            elif own == QKV:
-                attention = model.get_submodule(parent)
-                assert isinstance(attention, SelfAttention), name
-                attention.pack_qkv(PackedLinear(matrix, format_name, rows))
-            else:
-                bias = None
-                if f"{name}.bias" in checkpoint:
-                    bias = torch.empty(rows, dtype=dtype)
-                    checkpoint.read(f"{name}.bias", bias)
-                # The head of a tied model has no place until now, so set_submodule would not find it.
-                setattr(model.get_submodule(parent), own, PackedLinear(matrix, format_name, rows, bias))
+    gated_mlps = {name: value for name, value in tables.gated_mlps.items() if name.startswith(prefix)}
+    matrices = {name: value for name, value in tables.matrices.items() if name.startswith(prefix)}
+    tensors = _read_packed(checkpoint, [f"{n}.{value}" for n, value in (gated_mlps | matrices).items()])
+    for name, page_format in gated_mlps.items():
+        page = tensors[f"{name}.{page_format}"]
+        check_page(page[0], packed.gated_mlp_layout(name), f"the page of {name}")
+        model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(page))
+    for name, format_name in matrices.items():
+        matrix = tensors[f"{name}.{format_name}"]
+        rows, columns = packed.matrix_shape(name)
+        low_bit = known_format(format_name)
+        check_scales(matrix, low_bit, columns, name)
+        parent, _, own = name.removeprefix(prefix).rpartition(".")
+        if name == "embed_tokens":
+            model.set_submodule(own, PackedEmbedding(matrix, format_name, rows, columns, dtype))
+        elif own == QKV:
+            attention = model.get_submodule(parent)
+            assert isinstance(attention, SelfAttention), name
+            attention.pack_qkv(PackedLinear(matrix, format_name, rows))
+        else:
+            bias = None
+            if f"{name}.bias" in checkpoint:
+                bias = torch.empty(rows, dtype=dtype)
+                checkpoint.read(f"{name}.bias", bias)
+            # The head of a tied model has no place until now, so set_submodule would not find it.
+            setattr(model.get_submodule(parent), own, PackedLinear(matrix, format_name, rows, bias))
 
 
-def _read_packed(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    stored = checkpoint.packed[name]
-    into = empty_bytes(stored.num_bytes)
-    checkpoint.read_packed(name, into)
-    return into.view(stored.shape)
+def _read_packed(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """All in one memory: huge pages of their own would cost each half a huge page."""
+    stored = {name: checkpoint.packed[name] for name in names}
+    memory = empty_bytes(sum(-(-one.num_bytes // _ALIGNMENT) * _ALIGNMENT for one in stored.values()))
+    tensors: dict[str, torch.Tensor] = {}
+    start = 0
+    for name, one in stored.items():
+        into = memory[start : start + one.num_bytes]
+        checkpoint.read_packed(name, into)
+        tensors[name] = into.view(one.shape)
+        start += -(-one.num_bytes // _ALIGNMENT) * _ALIGNMENT
+    return tensors
 
 
 def _read_into(checkpoint: Checkpoint, name: str, target: torch.Tensor) -> None:

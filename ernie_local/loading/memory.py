@@ -1,56 +1,149 @@
-"""What a model will take in memory, and the refusal of what does not fit, before anything is read.
+"""What a model takes in memory, whether its experts are paged, and the refusal of what does not fit.
 
-Counts weights and KV cache exactly. Activations and the interpreter are not counted here.
+Decided before anything is read. Weights and KV cache are counted exactly, the memory to compute in by a
+rule that was measured, the process as it is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 
+from ernie_local.config import TextConfig
+from ernie_local.engine import DEFAULT_CHUNK_TOKENS
 from ernie_local.errors import DoesNotFit
-from ernie_local.sizes import format_bytes
+from ernie_local.loading.free_memory import free_memory, process_memory
+from ernie_local.sizes import GIB, MIB, format_bytes
+
+DEFAULT_RESERVE = GIB  # left to other programs where nobody said how much
+# Of an allocator's leftovers, threads' stacks and modules imported late.
+_SLACK_BYTES = 64 * MIB
+_SMALLEST_CHUNK = 128
+_WORKING_SHARE = 10  # a prompt's chunk may take one in so many of the bytes that experts could have
+# Where no limit was named a conversation is taken to grow to this before experts have to make room.
+_TOKENS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Bytes of the weights as they will lie in memory, and of the KV cache."""
+    """Bytes: of all weights but routed experts, of these, of the KV cache at its full length.
 
-    weight_bytes: int
+    least_expert_bytes: with which experts can be paged; None where they cannot.
+    """
+
+    dense_bytes: int
+    expert_bytes: int
     kv_cache_bytes: int
+    least_expert_bytes: int | None
 
     @property
-    def total_bytes(self) -> int:
-        """Both together."""
-        return self.weight_bytes + self.kv_cache_bytes
-
-    def __str__(self) -> str:
-        return (
-            f"{format_bytes(self.total_bytes)} ({format_bytes(self.weight_bytes)} weights, "
-            f"{format_bytes(self.kv_cache_bytes)} KV cache)"
-        )
+    def weight_bytes(self) -> int:
+        """All weights."""
+        return self.dense_bytes + self.expert_bytes
 
 
-def check_memory(
-    need: MemoryNeed, device: torch.device, ram_limit: int | None, vram_limit: int | None
-) -> None:
-    """Raise DoesNotFit, with both numbers, if `need` exceeds the caller's limit or what is free now."""
-    limit, option = (ram_limit, "ram") if device.type == "cpu" else (vram_limit, "vram")
-    hint = "use dtype bfloat16, a smaller context or kv_dtype int8"
-    if limit is not None and need.total_bytes > limit:
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """paged_bytes: memory that experts share with conversations and pictures; None where all are resident."""
+
+    paged_bytes: int | None
+    chunk_tokens: int
+
+
+def working_bytes(config: TextConfig, chunk_tokens: int) -> int:
+    """About what a chunk of a prompt takes while a layer is computed.
+
+    Hidden states and what attention makes of them, and the widest layer's inner activations with their int8
+    copies. Measured with the 28B model's sizes: 0.25 MiB a token, which this is within a tenth.
+    """
+    routed = config.experts_per_token * config.text_expert_size + config.shared_expert_size
+    inner = max(config.intermediate_size, routed)
+    return chunk_tokens * (48 * config.hidden_size + 10 * inner)
+
+
+def place_in_ram(
+    need: MemoryNeed,
+    config: TextConfig,
+    limit: int | None,
+    reserve: int = DEFAULT_RESERVE,
+    chunk_tokens: int | None = None,
+) -> Placement:
+    """Where experts go, and the size of chunks, so that the process stays below `limit` for good.
+
+    limit: of the whole process; None for what is free now, less `reserve`. chunk_tokens: None for as many as
+    suit the memory. DoesNotFit, with the numbers, where even paging does not help.
+    """
+    process, free = process_memory(), free_memory()
+    allowed = process + max(0, free - reserve) if limit is None else limit
+    cache_bytes = need.kv_cache_bytes
+    if limit is None:
+        cache_bytes = min(cache_bytes, cache_bytes * _TOKENS_AT_ONCE // config.default_context_size)
+    chunk = DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
+    fixed = process + need.dense_bytes + _SLACK_BYTES
+    if fixed + working_bytes(config, chunk) + need.expert_bytes + cache_bytes <= allowed:
+        return Placement(None, chunk)
+    floor = need.expert_bytes if need.least_expert_bytes is None else need.least_expert_bytes
+    left = allowed - fixed
+
+    def is_large(chunk: int) -> bool:
+        working = working_bytes(config, chunk)
+        return working * _WORKING_SHARE > left or working + floor + cache_bytes > left
+
+    while chunk_tokens is None and chunk > _SMALLEST_CHUNK and is_large(chunk):
+        chunk //= 2
+    left -= working_bytes(config, chunk)
+    if left < floor + cache_bytes:
+        raise _refused(need, allowed, limit, allowed - left + floor + cache_bytes)
+    if left >= need.expert_bytes + cache_bytes:
+        return Placement(None, chunk)
+    if limit is not None and limit - process > free:
         raise DoesNotFit(
-            f"the model needs {need}, the {option} limit is {format_bytes(limit)}",
-            "all weights are held in memory, and a limit is never exceeded",
-            f"raise {option}, or {hint}",
+            f"the ram limit is {format_bytes(limit)}, but the process has {format_bytes(process)} and "
+            f"{format_bytes(free)} are free",
+            "experts would fill the limit, and swapping makes every token take minutes",
+            "ram auto, or a limit of what is free",
         )
-    free = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    # The cache is touched only as the conversation grows, so the weights alone decide whether loading can
-    # work.
+    return Placement(left, chunk)
+
+
+def _refused(need: MemoryNeed, allowed: int, limit: int | None, least: int) -> DoesNotFit:
+    rounded = -(-least // (64 * MIB)) * 64 * MIB
+    there = (
+        f"the ram limit is {format_bytes(allowed)}"
+        if limit is not None
+        else f"{format_bytes(allowed)} can be had"
+    )
+    return DoesNotFit(
+        f"the model needs {format_bytes(least)} of memory at least, {there}",
+        f"of it {format_bytes(need.dense_bytes)} are weights that every token reads, "
+        f"{format_bytes(need.kv_cache_bytes)} the KV cache of the whole context, the rest is experts of one "
+        "token, room to compute in and the process itself",
+        f"ram {rounded // MIB}MiB, a smaller context, or kv_dtype int8"
+        if limit is not None
+        else "close other programs, or take a smaller context, kv_dtype int8 or a smaller checkpoint",
+    )
+
+
+def check_card(need: MemoryNeed, device: torch.device, vram_limit: int | None) -> None:
+    """Raise DoesNotFit, with both numbers, if the model exceeds the limit or what is free on the card."""
+    total = need.weight_bytes + need.kv_cache_bytes
+    text = (
+        f"the model needs {format_bytes(total)} ({format_bytes(need.weight_bytes)} weights, "
+        f"{format_bytes(need.kv_cache_bytes)} KV cache)"
+    )
+    hint = "use dtype bfloat16, a smaller context or kv_dtype int8"
+    if vram_limit is not None and total > vram_limit:
+        raise DoesNotFit(
+            f"{text}, the vram limit is {format_bytes(vram_limit)}",
+            "all weights are held in memory, and a limit is never exceeded",
+            f"raise vram, or {hint}",
+        )
+    free = torch.cuda.mem_get_info(device)[0]
+    # The cache is touched only as the conversation grows, so the weights alone decide whether loading works.
     if need.weight_bytes > free:
         raise DoesNotFit(
-            f"the model needs {need}, {format_bytes(free)} are free on {device}",
-            "all weights are held in memory, and swapping would make every token take minutes",
+            f"{text}, {format_bytes(free)} are free on {device}",
+            "all weights are held in memory of the card",
             f"close other programs, or {hint}",
         )

@@ -5,6 +5,8 @@ Knows nothing of models.
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 
 from ernie_local.errors import DoesNotFit, UsageError
@@ -55,6 +57,12 @@ def find_kv_dtype(name: str | torch.dtype | None, weight_dtype: torch.dtype) -> 
     return weight_dtype if name is None else find_dtype(name, "kv_dtype", KV_DTYPES)
 
 
+@overload
+def find_bytes(size: None, option: str) -> None: ...
+@overload
+def find_bytes(size: str | int, option: str) -> int: ...
+@overload
+def find_bytes(size: str | int | None, option: str) -> int | None: ...
 def find_bytes(size: str | int | None, option: str) -> int | None:
     """A memory limit in bytes, from "6GiB" or a number; None is no limit."""
     if isinstance(size, str):

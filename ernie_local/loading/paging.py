@@ -24,16 +24,17 @@ from ernie_local.packing.checks import check_page
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
-def paging_plan(checkpoint: Checkpoint, config: ModelConfig) -> PagingPlan:
-    """How this checkpoint's pages would share a memory; reads nothing."""
+def paging_plan(checkpoint: Checkpoint, config: ModelConfig) -> PagingPlan | None:
+    """How this checkpoint's pages would share a memory, None if there are none. Reads nothing."""
     ranges = page_ranges(checkpoint, config)
     page_bytes = {key: sum(part.num_bytes for part in parts) for key, parts in ranges.items()}
-    return PagingPlan(page_bytes, config.text.experts_per_token)
+    return PagingPlan(page_bytes, config.text.experts_per_token) if page_bytes else None
 
 
 def page_experts(checkpoint: Checkpoint, config: ModelConfig, memory_bytes: int) -> PagedExperts:
     """Experts that take at most `memory_bytes`, which are at least the plan's `least_bytes`."""
     plan = paging_plan(checkpoint, config)
+    assert plan is not None, "only a model with experts is paged"
     cache = plan.build(memory_bytes)
     memory = PageMemory(cache.slots.num_frames * plan.frame_bytes)
     ranges = page_ranges(checkpoint, config)

@@ -90,6 +90,8 @@ def test_a_card_that_is_not_there(tiny_checkpoint: Path) -> None:
         ({"kv_dtype": "int4"}, r"kv_dtype 'int4' is not one of float32, bfloat16, float16, int8"),
         ({"ram": "lots"}, r"ram 'lots' is not a size"),
         ({"ram": 0}, r"ram is 0 bytes, at least 1"),
+        ({"ram": "6GiB", "reserve": "1GiB"}, r"reserve 1GiB with ram 6GiB"),
+        ({"reserve": "some"}, r"reserve 'some' is not a size"),
         ({"vram": "6GiB"}, r"a vram limit of 6GiB with device 'cpu'"),
         ({"context_size": 0}, r"context size of 0 tokens, at least 1"),
         ({"chunk_tokens": 0}, r"chunk size of 0 tokens, at least 1"),
@@ -102,9 +104,9 @@ def test_options_that_mean_nothing(tiny_checkpoint: Path, options: dict[str, Any
 
 @pytest.mark.usefixtures("no_reads")
 @pytest.mark.parametrize("ram", ["300KiB", 300 * 1024])
-def test_a_ram_limit_below_the_weights(tiny_checkpoint: Path, ram: str | int) -> None:
+def test_a_ram_limit_below_what_paging_needs(tiny_checkpoint: Path, ram: str | int) -> None:
     with pytest.raises(
-        DoesNotFit, match=r"the model needs .* MiB weights, .*the ram limit is 300\.0 KiB"
+        DoesNotFit, match=r"the model needs .* MiB of memory at least, the ram limit is 300\.0 KiB"
     ) as caught:
         ernie_local.load(tiny_checkpoint, ram=ram, context_size=16)
     assert caught.value.exit_code == 3
@@ -116,13 +118,11 @@ def test_more_than_the_machine_has(tiny_checkpoint: Path, monkeypatch: pytest.Mo
         available = 1000
 
     monkeypatch.setattr("psutil.virtual_memory", Small)
-    with pytest.raises(DoesNotFit, match=r"the model needs .*, 1000 bytes are free on cpu"):
+    with pytest.raises(DoesNotFit, match=r"the model needs .* of memory at least, .* can be had"):
         ernie_local.load(tiny_checkpoint)
 
 
-def test_weight_bytes_are_exact_and_a_limit_just_above_them_passes(
-    tiny_oracle: Oracle, tiny_checkpoint: Path
-) -> None:
+def test_weight_bytes_are_exact(tiny_oracle: Oracle, tiny_checkpoint: Path) -> None:
     num_router = sum(p.numel() for name, p in tiny_oracle.model.named_parameters() if "_moe.gate." in name)
     num_other = sum(p.numel() for p in tiny_oracle.model.parameters()) - num_router
     for dtype, item_bytes in (("float32", 4), ("bfloat16", 2)):
@@ -130,12 +130,6 @@ def test_weight_bytes_are_exact_and_a_limit_just_above_them_passes(
         assert model.weight_bytes == 4 * num_router + item_bytes * num_other
         held = sum(tensor.nbytes for tensor in model.network.parameters())
         assert held + model.network.experts.num_bytes == model.weight_bytes  # type: ignore[attr-defined]
-    kv_bytes = 16 * 3 * 2 * 2 * 16 * 2
-    ernie_local.load(tiny_checkpoint, dtype="bfloat16", context_size=16, ram=model.weight_bytes + kv_bytes)
-    with pytest.raises(DoesNotFit):
-        ernie_local.load(
-            tiny_checkpoint, dtype="bfloat16", context_size=16, ram=model.weight_bytes + kv_bytes - 1
-        )
     assert model.load_seconds > 0
 
 
