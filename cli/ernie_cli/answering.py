@@ -17,6 +17,7 @@ from ernie_cli.console import Console
 from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
+    from ernie_local.experts.paging_stats import PagingStats
     from ernie_local.media.open_image import OpenedImage
     from ernie_local.session import Answer, Chat
 
@@ -105,7 +106,23 @@ def stats_line(answer: Answer, load_seconds: float) -> str:
     ]
     if answer.peak_memory_bytes is not None:
         parts.append(f"peak memory {format_bytes(answer.peak_memory_bytes)}")
-    return "; ".join(parts)
+    line = "; ".join(parts)
+    return line if answer.paging is None else f"{line}\n{paging_line(answer.paging)}"
+
+
+def paging_line(paging: PagingStats) -> str:
+    """Where an answer's experts came from: hit rates, bytes read a token, seconds waited."""
+    text = paging.banks["text"]
+    rate = "" if text.decode_hit_rate is None else f", {text.decode_hit_rate:.0%} of the answer's in memory"
+    each = paging.decode_bytes_read / paging.decoded_tokens if paging.decoded_tokens else 0
+    read = sum(bank.bytes_read for bank in paging.banks.values())
+    prompt = sum(bank.prompt_hits for bank in paging.banks.values())
+    wanted = prompt + sum(bank.prompt_misses for bank in paging.banks.values())
+    return (
+        f"experts: {prompt} of the prompt's {wanted} pages in memory{rate}; {format_bytes(read)} read, "
+        f"{format_bytes(round(each))} a token of the answer; waited {paging.prompt_wait_seconds:.2f} s in "
+        f"the prompt, {paging.decode_wait_seconds:.2f} s in the answer"
+    )
 
 
 def cut_off_line(answer: Answer) -> str:

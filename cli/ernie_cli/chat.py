@@ -84,11 +84,24 @@ def chat(  # long: each option of the command is a parameter
     device: Annotated[str, typer.Option(metavar="NAME", help="Where to compute.")] = "cpu",
     dtype: Annotated[
         DType,
-        typer.Option(help="Compute in; auto is float32 on a CPU for checkpoints up to 4 GiB, else bfloat16."),
+        typer.Option(
+            help="Compute in; auto is float32 on a CPU for quantized models and up to 4 GiB, else bfloat16."
+        ),
     ] = "auto",
     kv_dtype: Annotated[KVDType, typer.Option(help="Number type of the KV cache.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="CPU threads to compute with.")
+    ] = None,
+    ram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory that the whole process may have, such as 6GiB; experts that do not fit are read "
+            "from disk when they are needed. Default: auto, what is free less --reserve.",
+        ),
+    ] = None,
+    reserve: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Leave so much memory to others (auto: 1GiB).")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object (docs/chat-json.md).")
@@ -133,6 +146,8 @@ def chat(  # long: each option of the command is a parameter
         dtype=dtype,
         kv_dtype=kv_dtype,
         threads=threads,
+        ram=ram,
+        reserve=reserve,
         as_json=as_json,
         stream=not no_stream,
         stats=stats,

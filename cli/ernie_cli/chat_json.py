@@ -7,6 +7,7 @@ Knows nothing of how an answer is made or printed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def empty_object(model: str | None = None) -> dict[str, object]:
         "usage": dict.fromkeys(_USAGE_KEYS),
         "timings": dict.fromkeys(_TIMING_KEYS),
         "memory": {"peak_rss_bytes": None},
+        "paging": None,
         "images": [],
         "error": None,
     }
@@ -49,6 +51,7 @@ def answer_fields(answer: Answer, load_seconds: float) -> dict[str, object]:
             **{key: round(getattr(timings, key), 4) for key in _TIMING_KEYS if key != "load"},
         },
         "memory": {"peak_rss_bytes": answer.peak_memory_bytes},
+        "paging": None if answer.paging is None else asdict(answer.paging),
     }
 
 

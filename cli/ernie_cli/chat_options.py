@@ -41,6 +41,8 @@ class ChatOptions:
     dtype: DType = "auto"
     kv_dtype: KVDType = "auto"
     threads: int | None = None
+    ram: str | None = None
+    reserve: str | None = None
     as_json: bool = False
     stream: bool = True
     stats: bool = False
@@ -67,10 +69,15 @@ class ChatOptions:
         """The number type of the KV cache for the runtime."""
         return None if self.kv_dtype == "auto" else self.kv_dtype
 
-    def dtype_name(self, checkpoint_bytes: int) -> str:
-        """The number type to compute in; `checkpoint_bytes` decides where that was left open."""
+    def dtype_name(self, checkpoint_bytes: int, is_packed: bool = False) -> str:
+        """The number type to compute in; `checkpoint_bytes` decides where that was left open.
+
+        is_packed: weights stay as they are, and only what is computed from them takes memory.
+        """
         if self.dtype != "auto":
             return self.dtype
+        if self.device == "cpu" and is_packed:
+            return "float32"
         if self.device == "cpu" and checkpoint_bytes <= _LARGEST_FLOAT32_CHECKPOINT:
             return "float32"
         return "bfloat16"

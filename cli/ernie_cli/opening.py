@@ -125,7 +125,9 @@ def load_model(options: ChatOptions, files: ModelFiles) -> LoadedModel:
     return ernie_local.load(
         files.directory,
         device=options.device,
-        dtype=options.dtype_name(files.checkpoint_bytes),
+        dtype=options.dtype_name(files.checkpoint_bytes, files.config.quantization is not None),
+        ram=options.ram,
+        reserve=options.reserve,
         context_size=context_size(options, files),
         kv_dtype=options.kv_dtype_name(),
     )

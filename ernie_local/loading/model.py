@@ -17,6 +17,8 @@ import torch
 from ernie_local.config import ModelConfig
 from ernie_local.engine import DEFAULT_CHUNK_TOKENS, Engine
 from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local.experts.paged import PagedExperts
+from ernie_local.experts.paging_stats import PagingStats
 from ernie_local.loading.options import find_kv_dtype
 from ernie_local.loading.pictures import ImageSource, to_patches
 from ernie_local.loading.routes import RouteRecord
@@ -64,6 +66,12 @@ class LoadedModel:
         return (
             f"LoadedModel({str(self.directory)!r}, device={str(self.network.device)!r}, {self.network.dtype})"
         )
+
+    @property
+    def paging(self) -> PagingStats | None:
+        """What paging has done so far; None where all experts are in memory."""
+        experts = self.network.experts
+        return experts.stats.copy() if isinstance(experts, PagedExperts) else None
 
     @cached_property
     def tokenizer(self) -> ErnieTokenizer:

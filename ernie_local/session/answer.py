@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ernie_local.experts.paging_stats import PagingStats
 from ernie_local.text.reasoning import ToolCall
 
 # stop: the model ended it; length: max_tokens or the context ended it; interrupted: someone stopped it.
@@ -64,6 +65,7 @@ class Answer:
     """One answer that has ended. `images` are the pictures of this turn; `seed` is the one that was used.
 
     peak_memory_bytes: the most that this process has had resident; None where the system does not tell.
+    paging: what this answer cost where experts are paged; None where all are in memory.
     """
 
     text: str
@@ -75,6 +77,7 @@ class Answer:
     images: tuple[ImageReport, ...]
     seed: int
     peak_memory_bytes: int | None
+    paging: PagingStats | None = None
 
 
 def peak_memory_bytes() -> int | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast, get_args
 from PIL import Image
 
 from ernie_local.errors import NoAnswer, UsageError
+from ernie_local.experts.paging_stats import PagingStats
 from ernie_local.media.open_image import OpenedImage
 from ernie_local.sampling import Sampler, SamplingOptions
 from ernie_local.session.answer import Answer, Timings, Usage, peak_memory_bytes
@@ -45,6 +46,7 @@ class _Question:
     started: float
     image_seconds: float
     cached_tokens: int
+    paging_before: PagingStats | None
 
 
 class Chat:
@@ -139,6 +141,7 @@ class Chat:
             started=started,
             image_seconds=image_seconds,
             cached_tokens=self._sequence.kept_length(prompt, all_pictures),
+            paging_before=self.model.paging,
         )
         self._running = self._stream(question, self._generation(question, max_tokens, thinking_budget))
         return self._running
@@ -216,7 +219,7 @@ class Chat:
 
     def _settle(self, question: _Question, generation: Generation) -> None:
         """Take the answer that has ended into `last`, and into the history where it says anything."""
-        self._last = _to_answer(question, generation)
+        self._last = _to_answer(question, generation, self.model.paging)
         is_interrupted = generation.finish_reason == "interrupted"
         if _has_answer(generation) or (is_interrupted and generation.reasoning):
             turn = Turn(
@@ -270,7 +273,8 @@ def _check_question(text: str, role: str, max_tokens: int | None, thinking_budge
             )
 
 
-def _to_answer(question: _Question, generation: Generation) -> Answer:
+def _to_answer(question: _Question, generation: Generation, paging: PagingStats | None) -> Answer:
+    before = question.paging_before
     return Answer(
         text=generation.text,
         reasoning=generation.reasoning,
@@ -292,6 +296,7 @@ def _to_answer(question: _Question, generation: Generation) -> Answer:
         images=tuple(picture.report for picture in question.pictures),
         seed=question.sampler.seed,
         peak_memory_bytes=peak_memory_bytes(),
+        paging=None if paging is None or before is None else paging.since(before),
     )
 
 
