@@ -1,0 +1,76 @@
+"""nano with paged experts beside nano with all of them in memory, and what both are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ernie_local.checkpoint.reader import open_checkpoint
+from ernie_local.config import read_config
+from ernie_local.engine import Engine
+from ernie_local.experts.paged import PagedExperts
+from ernie_local.experts.paging_plan import PagingPlan
+from ernie_local.loading.build import build_model
+from ernie_local.loading.paging import paging_plan
+from ernie_local.media.patches import Patches
+from ernie_local.model.ernie import ErnieModel
+
+CONTEXT_SIZE = 512
+
+
+def room(model: ErnieModel) -> int:
+    """What a conversation of CONTEXT_SIZE tokens with small pictures takes of the experts' memory."""
+    return Engine(model, CONTEXT_SIZE).kv_cache_bytes + (2 << 20)
+
+
+def plan_of(directory: Path) -> PagingPlan:
+    config = read_config(directory)
+    with open_checkpoint(directory, config) as checkpoint:
+        plan = paging_plan(checkpoint, config)
+    assert plan is not None
+    return plan
+
+
+def build(directory: Path, expert_bytes: int | None) -> ErnieModel:
+    config = read_config(directory)
+    with open_checkpoint(directory, config) as checkpoint:
+        return build_model(checkpoint, config, torch.float32, torch.device("cpu"), expert_bytes)
+
+
+def paged_experts(model: ErnieModel) -> PagedExperts:
+    assert isinstance(model.experts, PagedExperts)
+    return model.experts
+
+
+def picture(model: ErnieModel, rows: int, columns: int, seed: int = 0) -> Patches:
+    """Random patches that become rows x columns tokens."""
+    vision = model.config.vision
+    merge = vision.spatial_merge_size
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(rows * columns * merge**2, vision.patch_values, generator=generator)
+    size = (columns * merge * vision.patch_size, rows * merge * vision.patch_size)
+    return Patches(values, (1, rows * merge, columns * merge), size, size, rows * columns)
+
+
+def picture_ids(model: ErnieModel, patches: Patches) -> list[int]:
+    media = model.config.media
+    return [media.image_start, *[media.image] * patches.num_tokens, media.image_end]
+
+
+def answer_logits(
+    model: ErnieModel,
+    turns: Sequence[tuple[Sequence[int], Sequence[Patches], Sequence[int]]],
+    chunk_tokens: int = 2048,
+) -> torch.Tensor:
+    """Logits behind every prompt and every decoded token of a conversation, a row each.
+
+    turns: ids of the prompt with placeholders expanded, its pictures, and the tokens that are decoded.
+    """
+    engine = Engine(model, CONTEXT_SIZE, chunk_tokens=chunk_tokens)
+    rows = []
+    for prompt, pictures, answer in turns:
+        rows.append(engine.prefill(prompt, pictures))
+        rows.extend(engine.decode(token) for token in answer)
+    return torch.stack(rows)
