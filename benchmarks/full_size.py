@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from ernie_local import load
+from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.engine import Engine
 from ernie_local.loading import LoadedModel
 from ernie_local.media.patches import Patches
@@ -43,10 +44,12 @@ def bytes_per_token(model: LoadedModel) -> int:
         if name == "embed_tokens" and model.network.lm_head is not None:
             continue
         total += sum(buffer.nbytes for buffer in module.buffers(recurse=False))
-    banks = model.network.experts.banks  # type: ignore[attr-defined]
-    return total + sum(
-        text.experts_per_token * slots.shape[1] for (_, bank), slots in banks.items() if bank == "text"
-    )
+    packed = PackedTensors(model.config)
+    for layer_id, bank in tables.experts:
+        if bank == "text":
+            largest = max(layout.page_bytes for layout in packed.page_layouts(layer_id, bank).values())
+            total += text.experts_per_token * largest
+    return total
 
 
 def plain_read(rounds: int = 7) -> float:

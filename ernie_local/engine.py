@@ -16,6 +16,7 @@ from ernie_local.errors import DoesNotFit, Interrupted, UsageError
 from ernie_local.media.patches import Patches
 from ernie_local.media.prompt import Prompt
 from ernie_local.media.tokens import TEXT, VisionRule, token_types
+from ernie_local.model.attention import attention_bytes
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.moe import RouteHook
@@ -56,7 +57,7 @@ class Engine:
         self.vision_rule: VisionRule = vision_rule
         self.on_route: RouteHook | None = None
         self._next_position = 0
-        self._touched_bytes = 0  # of the cache, which never gives memory back before it is gone
+        self._needed_bytes = 0  # the most so far: the cache gives no memory back before it is gone
         self._cache = KVCache(model.config.text, context_size, kv_dtype or model.dtype, model.device)
 
     @property
@@ -209,11 +210,14 @@ class Engine:
         return kept
 
     def _make_room(self, num_new: int) -> None:
-        """Memory for the states of tokens that come now, of that which experts may take."""
-        touched = self._cache.touched_bytes(self._cache.length + num_new)
-        if touched > self._touched_bytes:
-            self.model.experts.make_room(self._cache, touched)
-            self._touched_bytes = touched
+        """Memory for the states of tokens that come now and to attend in, of that which experts may take."""
+        num_all = self._cache.length + num_new
+        needed = self._cache.touched_bytes(num_all) + attention_bytes(
+            self.model.config.text, num_new, num_all
+        )
+        if needed > self._needed_bytes:
+            self.model.experts.make_room(self._cache, needed)
+            self._needed_bytes = needed
 
     def _prepare(self, token_ids: Sequence[int], images: Sequence[Patches]) -> Prompt:
         ids = list(token_ids)

@@ -18,7 +18,7 @@ from ernie_local.sizes import GIB, MIB, format_bytes
 
 DEFAULT_RESERVE = GIB  # left to other programs where nobody said how much
 # Of an allocator's leftovers, threads' stacks and modules imported late.
-_SLACK_BYTES = 64 * MIB
+_SLACK_BYTES = 128 * MIB
 _SMALLEST_CHUNK = 128
 _WORKING_SHARE = 10  # a prompt's chunk may take one in so many of the bytes that experts could have
 # Where no limit was named a conversation is taken to grow to this before experts have to make room.

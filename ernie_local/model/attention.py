@@ -56,6 +56,19 @@ def causal_blocks(
     return blocks
 
 
+def attention_bytes(config: TextConfig, num_new: int, num_all: int) -> int:
+    """About what `forward` of `num_new` tokens takes beside the cache for looking at `num_all` tokens.
+
+    Masks, and the cached keys and values as numbers to compute with, twice for a moment. With one new token
+    nothing: it reads the cache where it lies.
+    """
+    if num_new == 1:
+        return 0
+    floats = torch.float32.itemsize
+    states = 2 * config.num_key_value_heads * config.head_dim * floats  # of one token
+    return num_all * (2 * states + num_new) + floats * min(_MAX_MASK_ENTRIES, num_new * num_all)
+
+
 class SelfAttention(nn.Module):
     """Query, key, value and output projections without biases; rotary positions on the whole head."""
 

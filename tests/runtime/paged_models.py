@@ -15,6 +15,7 @@ from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.loading.build import build_model
 from ernie_local.loading.paging import paging_plan
 from ernie_local.media.patches import Patches
+from ernie_local.model.attention import attention_bytes
 from ernie_local.model.ernie import ErnieModel
 
 CONTEXT_SIZE = 512
@@ -22,7 +23,8 @@ CONTEXT_SIZE = 512
 
 def room(model: ErnieModel) -> int:
     """What a conversation of CONTEXT_SIZE tokens with small pictures takes of the experts' memory."""
-    return Engine(model, CONTEXT_SIZE).kv_cache_bytes + (2 << 20)
+    text = model.config.text
+    return Engine(model, CONTEXT_SIZE).kv_cache_bytes + attention_bytes(text, 256, 256) + (2 << 20)
 
 
 def plan_of(directory: Path) -> PagingPlan:

@@ -14,6 +14,7 @@ from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit
 from ernie_local.media.patches import Patches
+from ernie_local.model.attention import attention_bytes
 from ernie_local.model.ernie import ErnieModel
 from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.plain_export import export_plainly
@@ -112,7 +113,7 @@ def test_any_prompt_in_any_memory(data: st.DataObject, directory: Path, resident
 
 
 def test_hits_and_misses_are_counted(directory: Path, resident: ErnieModel) -> None:
-    beside = Engine(resident, 200).kv_cache_bytes
+    beside = room(resident)
     model = build(directory, plan_of(directory).least_bytes + beside)
     experts = paged_experts(model)
     top_k, num_layers = CONFIG.text.experts_per_token, sum(CONFIG.text.moe_layers)
@@ -140,7 +141,8 @@ def test_a_conversation_takes_memory_from_experts_and_gives_it_back(directory: P
     engine = Engine(model, 512)
     engine.prefill(ids(30, 1))
     left = experts.cache.slots.num_frames
-    assert everything - left == -(-engine.kv_cache_bytes // plan.frame_bytes)
+    beside = engine.kv_cache_bytes + attention_bytes(CONFIG.text, 30, 30)
+    assert everything - left == -(-beside // plan.frame_bytes)
     del engine
     Engine(model, 16).prefill(ids(5, 3))
     assert experts.cache.slots.num_frames > left
@@ -167,7 +169,7 @@ def test_a_picture_is_encoded_in_memory_of_experts(directory: Path, resident: Er
 
 def test_what_has_no_room_is_refused_and_nothing_is_lost(directory: Path, resident: ErnieModel) -> None:
     plan = plan_of(directory)
-    beside = Engine(resident, 64).kv_cache_bytes
+    beside = Engine(resident, 64).kv_cache_bytes + attention_bytes(CONFIG.text, 20, 20)
     model = build(directory, plan.least_bytes + beside)
     engine, other = Engine(model, 64), Engine(resident, 64)
     prompt = ids(20, 1)

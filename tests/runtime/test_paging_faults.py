@@ -20,6 +20,7 @@ from ernie_local.engine import Engine
 from ernie_local.errors import ModelUnusable
 from ernie_local.experts.page_store import PageRange, PageStore
 from ernie_local.experts.paged import PagedExperts
+from ernie_local.model.attention import attention_bytes
 from ernie_local.model.ernie import ErnieModel
 from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.plain_export import export_plainly
@@ -58,7 +59,9 @@ def _deadline() -> Iterator[None]:
 
 def small(directory: Path) -> ErnieModel:
     """Almost every page is read whenever it is wanted."""
-    beside = 3 * Engine(build(directory, None), CONTEXT).kv_cache_bytes
+    resident = build(directory, None)
+    beside = Engine(resident, CONTEXT).kv_cache_bytes
+    beside = 3 * (beside + attention_bytes(resident.config.text, len(PROMPT), CONTEXT))
     return build(directory, plan_of(directory).least_bytes + beside)
 
 
