@@ -62,8 +62,8 @@ class PagingPlan:
 
     @property
     def least_bytes(self) -> int:
-        """Of `least_frames`."""
-        return self.frame_bytes * self.least_frames
+        """Of `least_frames`, and one more: memory that is shared with others is cut into whole frames."""
+        return self.frame_bytes * (self.least_frames + 1)
 
     @property
     def most_bytes(self) -> int:

@@ -24,7 +24,7 @@ CONTEXT_SIZE = 512
 def room(model: ErnieModel) -> int:
     """What a conversation of CONTEXT_SIZE tokens with small pictures takes of the experts' memory."""
     text = model.config.text
-    return Engine(model, CONTEXT_SIZE).kv_cache_bytes + attention_bytes(text, 256, 256) + (2 << 20)
+    return Engine(model, CONTEXT_SIZE).kv_cache_bytes + attention_bytes(text, 256, 256) + (4 << 20)
 
 
 def plan_of(directory: Path) -> PagingPlan:

@@ -113,7 +113,7 @@ def test_any_prompt_in_any_memory(data: st.DataObject, directory: Path, resident
 
 
 def test_hits_and_misses_are_counted(directory: Path, resident: ErnieModel) -> None:
-    beside = room(resident)
+    beside = Engine(resident, 200).kv_cache_bytes + attention_bytes(CONFIG.text, 40, 40)
     model = build(directory, plan_of(directory).least_bytes + beside)
     experts = paged_experts(model)
     top_k, num_layers = CONFIG.text.experts_per_token, sum(CONFIG.text.moe_layers)
@@ -174,11 +174,11 @@ def test_what_has_no_room_is_refused_and_nothing_is_lost(directory: Path, reside
     engine, other = Engine(model, 64), Engine(resident, 64)
     prompt = ids(20, 1)
     check_same(resident, other.prefill(prompt), engine.prefill(prompt))
-    large = paged_models.picture(model, 4, 4)
+    large = paged_models.picture(model, 6, 6)
     with pytest.raises(DoesNotFit, match="are needed beside experts"):
         engine.prefill(picture_ids(model, large), [large])
     with pytest.raises(DoesNotFit, match="are needed beside experts"):
-        Engine(model, 64).prefill(ids(5, 2))
+        Engine(model, 512).prefill(ids(5, 2))
     assert engine.length == 20
     check_same(resident, other.decode(50), engine.decode(50))
 

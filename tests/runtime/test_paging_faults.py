@@ -18,6 +18,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import ModelUnusable
+from ernie_local.experts.page_memory import PageMemory
 from ernie_local.experts.page_store import PageRange, PageStore
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.model.attention import attention_bytes
@@ -207,7 +208,7 @@ def test_a_page_of_other_bytes_is_refused_the_first_time(directory: Path) -> Non
         file.write(b"XXXX")
     store = paged_experts(build(directory, plan_of(directory).most_bytes)).store
     with pytest.raises(ModelUnusable, match="begins with b'XXXX'"):
-        store.read(key, torch.empty(store.page_bytes(key), dtype=torch.uint8))
+        store.read(key, PageMemory(1 << 20).bytes[: store.page_bytes(key)])
 
 
 def test_two_models_on_one_checkpoint_do_not_disturb_each_other(directory: Path) -> None:
