@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ernie_local.packing import TILE_ROWS, LowBitFormat, PageLayout
+from ernie_local.packing.page_checksum import seal
 
 WEIGHT_DEVIATION = 0.02
 TILES_A_PIECE = 256
@@ -68,7 +69,7 @@ class RandomWeights:
             yield self.tiles(low_bit, min(TILES_A_PIECE, num_tiles - start), columns, deviation).flatten()
 
     def page(self, layout: PageLayout) -> torch.Tensor:
-        """(page_bytes,) uint8."""
+        """(page_bytes,) uint8, with its checksum."""
         page = torch.zeros(layout.page_bytes, dtype=torch.uint8)
         page[:64] = torch.frombuffer(bytearray(layout.header), dtype=torch.uint8)
         num_tiles = 2 * layout.gate_up.num_tiles(layout.inner_size)
@@ -76,4 +77,5 @@ class RandomWeights:
         page[layout.gate_up_offset : layout.down_offset] = gate_up.flatten()
         down = self.tiles(layout.down, layout.down.num_tiles(layout.hidden_size), layout.inner_size)
         page[layout.down_offset : layout.down_offset + layout.down_bytes] = down.flatten()
+        seal(page)
         return page

@@ -6,7 +6,7 @@ namespace ernie_local {
 namespace {
 
 constexpr size_t kHeaderBytes = 64;
-constexpr uint16_t kVersion = 1;
+constexpr uint16_t kVersion = 2;
 
 struct Header {
     char magic[4];

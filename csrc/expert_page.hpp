@@ -17,7 +17,7 @@ struct ExpertPage {
 };
 
 // Reads the header at `page` and checks it against `hidden_size` and the bytes that are there. False if the page is
-// damaged, of another version, or larger than `available_bytes`.
+// damaged, of another version, or larger than `available_bytes`. Whoever read the page checked its checksum.
 bool read_page(const uint8_t* page, size_t available_bytes, int hidden_size, ExpertPage& out);
 
 }  // namespace ernie_local

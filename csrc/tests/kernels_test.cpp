@@ -64,7 +64,7 @@ std::vector<float> random_floats(size_t count) {
 std::vector<uint8_t> random_page(const FormatInfo& gate_up, const FormatInfo& down, int hidden_size, int inner_size) {
     std::vector<uint8_t> page(64, 0);
     std::memcpy(page.data(), "ERNX", 4);
-    page[4] = 1;
+    page[4] = 2;
     page[6] = static_cast<uint8_t>(gate_up.id);
     page[7] = static_cast<uint8_t>(down.id);
     const uint32_t sizes[] = {static_cast<uint32_t>(hidden_size), static_cast<uint32_t>(inner_size)};

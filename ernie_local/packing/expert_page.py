@@ -12,6 +12,7 @@ import torch
 from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.packing.formats import TILE_ROWS, format_of_id
 from ernie_local.packing.matrix import QuantizedMatrix, pack_matrix, unpack_matrix
+from ernie_local.packing.page_checksum import seal
 from ernie_local.packing.page_layout import HEADER, HEADER_BYTES, PAGE_MAGIC, PAGE_VERSION, PageLayout
 
 Tensor = torch.Tensor
@@ -46,7 +47,7 @@ class ExpertPage:
 
 
 def pack_page(page: ExpertPage) -> Tensor:
-    """(page_bytes,) uint8."""
+    """(page_bytes,) uint8, with its checksum."""
     layout = page.layout
     packed = torch.zeros(layout.page_bytes, dtype=torch.uint8)
     packed[:HEADER_BYTES] = torch.frombuffer(bytearray(layout.header), dtype=torch.uint8)
@@ -55,6 +56,7 @@ def pack_page(page: ExpertPage) -> Tensor:
     in_turn = torch.stack(halves, dim=1)  # (tiles, gate and up, tile bytes)
     packed[layout.gate_up_offset : layout.down_offset] = in_turn.flatten()
     packed[layout.down_offset : layout.down_offset + layout.down_bytes] = pack_matrix(page.down)
+    seal(packed)
     return packed
 
 

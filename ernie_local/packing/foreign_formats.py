@@ -14,8 +14,9 @@ from ernie_local.errors import ModelUnusable
 from ernie_local.packing.page_layout import HEADER_BYTES, PAGE_ALIGNMENT
 
 FOREIGN_MAGIC = b"ERNF"
-FOREIGN_VERSION = 1
-FOREIGN_HEADER = struct.Struct("<4sHBxIII")  # magic, version, kind, hidden_size, inner_size, group_size
+FOREIGN_VERSION = 2
+# Magic, version, kind, hidden_size, inner_size, then the checksum, group_size.
+FOREIGN_HEADER = struct.Struct("<4sHBxII8xI")
 KINDS = {1: "nf4", 2: "qint4", 3: "qint2"}  # by the number in page headers, which is never given again
 _NAME = re.compile(rf"({'|'.join(KINDS.values())})g([1-9][0-9]{{0,4}})", re.ASCII)
 # bitsandbytes takes larger blocks too, and dequantizes them wrongly on processors with AVX-512.
@@ -112,7 +113,7 @@ class ForeignLayout:
 
     @property
     def header(self) -> bytes:
-        """The first 64 bytes of every page of this layout."""
+        """The first 64 bytes of every page of this layout, without the checksum."""
         kind_id = next(number for number, kind in KINDS.items() if kind == self.foreign.kind)
         fields = (kind_id, self.hidden_size, self.inner_size, self.foreign.group_size)
         return FOREIGN_HEADER.pack(FOREIGN_MAGIC, FOREIGN_VERSION, *fields).ljust(HEADER_BYTES, b"\0")

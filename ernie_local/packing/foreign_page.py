@@ -10,6 +10,7 @@ import torch
 from ernie_local.errors import ModelUnusable
 from ernie_local.packing.foreign_formats import FOREIGN_MAGIC, ForeignLayout, read_foreign_layout
 from ernie_local.packing.foreign_matrix import ForeignMatrix, dequantize_foreign, pack_foreign, read_floats
+from ernie_local.packing.page_checksum import check_checksum, seal
 from ernie_local.packing.page_layout import HEADER_BYTES
 
 Tensor = torch.Tensor
@@ -21,7 +22,10 @@ def is_foreign_page(packed: Tensor) -> bool:
 
 
 def pack_foreign_page(gate: ForeignMatrix, up: ForeignMatrix, down: ForeignMatrix) -> Tensor:
-    """(page_bytes,) uint8. gate, up: (inner, hidden); down: (hidden, inner); all of one format."""
+    """(page_bytes,) uint8, with its checksum.
+
+    gate, up: (inner, hidden); down: (hidden, inner); all of one format.
+    """
     inner_size, hidden_size = gate.shape
     layout = ForeignLayout(gate.foreign, hidden_size, inner_size)
     matrices = (gate, up, down)
@@ -31,6 +35,7 @@ def pack_foreign_page(gate: ForeignMatrix, up: ForeignMatrix, down: ForeignMatri
     packed[:HEADER_BYTES] = torch.frombuffer(bytearray(layout.header), dtype=torch.uint8)
     for matrix, start, stop in zip(matrices, layout.offsets, layout.offsets[1:], strict=False):
         packed[start:stop] = pack_foreign(matrix)
+    seal(packed)
     return packed
 
 
@@ -47,12 +52,11 @@ def read_foreign_page(packed: Tensor, where: str = "the page", allow_padding: bo
 
 
 def check_foreign_page(packed: Tensor, wanted: ForeignLayout, where: str) -> None:
-    """Raise ModelUnusable unless the page is of the layout `wanted` and its scales are finite."""
+    """Raise ModelUnusable unless the page is whole, of the layout `wanted`, and its scales are finite."""
     found = read_foreign_page(packed, where)
+    check_checksum(packed, where)
     if found != wanted:
         raise _damaged(f"{where} holds {found}, wanted {wanted}")
-    if packed[:HEADER_BYTES].numpy().tobytes() != wanted.header:
-        raise _damaged(f"{where} has other bytes than 0 behind the fields of its header")
     for start, shape in zip(wanted.offsets, wanted.shapes, strict=False):
         finite = read_floats(packed[start:], wanted.foreign, *shape).isfinite()
         if not bool(finite.all()):

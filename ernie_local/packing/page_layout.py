@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from ernie_local.packing.formats import LowBitFormat
 
 PAGE_ALIGNMENT = 4096
-PAGE_VERSION = 1
+PAGE_VERSION = 2
 PAGE_MAGIC = b"ERNX"
 HEADER_BYTES = 64
-HEADER = struct.Struct("<4sHBBII")  # magic, version, gate_up format, down format, hidden_size, inner_size
+# Magic, version, gate_up format, down format, hidden_size, inner_size; the checksum follows.
+HEADER = struct.Struct("<4sHBBII")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,6 @@ class PageLayout:
 
     @property
     def header(self) -> bytes:
-        """The first 64 bytes of every page of this layout."""
+        """The first 64 bytes of every page of this layout, without the checksum."""
         fields = (self.gate_up.format_id, self.down.format_id, self.hidden_size, self.inner_size)
         return HEADER.pack(PAGE_MAGIC, PAGE_VERSION, *fields).ljust(HEADER_BYTES, b"\0")

@@ -1,6 +1,6 @@
 """The order in which a model is looked at: its settings, headers, then every file from end to end.
 
-Nothing stops at the first fault. At most a few MiB of a file are in memory.
+Nothing stops at the first fault. At most one page, or a few MiB, of a file are in memory.
 """
 
 from __future__ import annotations

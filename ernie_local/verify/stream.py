@@ -26,7 +26,7 @@ class FileStream:
     def __init__(self, path: Path, on_bytes: OnBytes | None) -> None:
         self._path, self._on_bytes = path, on_bytes
         self._digest = hashlib.sha256()
-        self._buffer = bytearray(PIECE_BYTES)  # grows where one tile is larger
+        self._buffer = bytearray(PIECE_BYTES)  # grows where one tile or page is larger
         self.position = 0
 
     def pieces(self, num_bytes: int, multiple: int = 1) -> Iterator[torch.Tensor]:
@@ -38,10 +38,6 @@ class FileStream:
         end = self.position + num_bytes
         while self.position < end:
             yield self._read(min(most, end - self.position))
-
-    def take(self, num_bytes: int) -> bytes:
-        """The next few bytes."""
-        return self._read(num_bytes).numpy().tobytes()
 
     def skip_to(self, position: int) -> None:
         """Read up to there for the hash alone."""

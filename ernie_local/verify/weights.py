@@ -1,20 +1,17 @@
-"""The values in one weight file: finite numbers, pages with the right header, scales that are numbers.
+"""The values in one weight file: finite numbers, pages as they were written, scales that are numbers.
 
 Whether the tensors are those of the model is checkpoint/index.py's.
 """
 
 from __future__ import annotations
 
-import torch
-
 from ernie_local.checkpoint.header import StoredTensor
 from ernie_local.checkpoint.names import is_ignored
 from ernie_local.checkpoint.packed import PackedTensors, known_format
 from ernie_local.checkpoint.reader import DTYPES, check_finite
 from ernie_local.packing import PageLayout
-from ernie_local.packing.checks import check_header, check_page, check_scales
+from ernie_local.packing.checks import check_page, check_scales
 from ernie_local.packing.foreign_formats import ForeignLayout
-from ernie_local.packing.page_layout import HEADER_BYTES
 from ernie_local.verify.finding import Findings
 from ernie_local.verify.stream import FileStream
 
@@ -72,15 +69,6 @@ def _check_page(
     layout: PageLayout | ForeignLayout,
     findings: Findings,
 ) -> None:
-    begin = stream.position
-    where = f"{tensor.path}: page {page} of {tensor.name}"
+    (whole,) = stream.pieces(layout.page_bytes, layout.page_bytes)
     with findings.catch(tensor.path.name, tensor.name, page):
-        if isinstance(layout, ForeignLayout):
-            whole = torch.frombuffer(bytearray(stream.take(layout.page_bytes)), dtype=torch.uint8)
-            check_page(whole, layout, where)
-            return
-        check_header(stream.take(HEADER_BYTES), layout, where)
-        for _, num_bytes, low_bit, columns in layout.tile_ranges:
-            for piece in stream.pieces(num_bytes, low_bit.tile_bytes(columns)):
-                check_scales(piece, low_bit, columns, where)
-    stream.skip_to(begin + layout.page_bytes)
+        check_page(whole, layout, f"{tensor.path}: page {page} of {tensor.name}")

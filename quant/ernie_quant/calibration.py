@@ -21,6 +21,7 @@ from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing import pack_page
+from ernie_local.packing.page_checksum import check_checksum
 from ernie_quant.drift import Drift
 from ernie_quant.expert import ExpertInputs, ExpertReport, quantize_expert
 from ernie_quant.hessian import second_moments
@@ -143,7 +144,9 @@ class Calibration:
                 self._units.finish(unit, dataclasses.asdict(report))
             self.reports[layer_id, bank, expert_id] = self._report(unit)
             # From the file, so that a resumed run computes with the very same bytes.
-            self._add_outputs(tokens, weights, self._files.read(name, row)[None], routed)
+            made = self._files.read(name, row)
+            check_checksum(made, f"{self._files.directory}: page {row} of {name}")
+            self._add_outputs(tokens, weights, made[None], routed)
         return routing
 
     @staticmethod

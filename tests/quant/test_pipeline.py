@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import ernie_local
 from ernie_calibration.pictures import make_picture
+from ernie_local.checkpoint.header import read_header
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, ModelUnusable, Stopped, UsageError
@@ -292,3 +293,22 @@ def test_a_bank_that_no_token_reaches_is_quantized_all_the_same(nano: LoadedMode
     assert {reports[key].effective_tokens for key in reports if key[1] == "vision"} == {0.0}
     assert sum(reports[key].tokens for key in reports if key[1] == "text") > 0
     assert bool(ernie_local.load(tmp_path / "model").logits([1, 20, 30]).isfinite().all())
+
+
+def test_a_page_that_changes_behind_the_quantizer_is_found_before_anything_is_computed_from_it(
+    sequences: list[Tokens], tmp_path: Path
+) -> None:
+    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe(), sequences[:2])
+
+    def damage(unit: str, _done: float, _all: float) -> None:
+        if unit == "expert 1.text.3":
+            path = job.partial / "model.safetensors"
+            place = read_header(path)["experts.1.text.w2"]
+            with path.open("r+b") as file:
+                file.seek(place.offset + 3 * place.shape[1] + 5000)
+                [byte] = file.read(1)
+                file.seek(-1, os.SEEK_CUR)
+                file.write(bytes([byte ^ 1]))
+
+    with pytest.raises(ModelUnusable, match=r"\.partial: page 3 of experts\.1\.text\.w2 has the checksum"):
+        quantize_checkpoint(dataclasses.replace(job, on_unit=damage))

@@ -32,6 +32,7 @@ from ernie_local.packing.foreign_page import (
     pack_foreign_page,
     read_foreign_page,
 )
+from ernie_local.packing.page_checksum import seal
 from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
@@ -142,24 +143,32 @@ def changed(page: torch.Tensor, position: int, value: int) -> torch.Tensor:
     return copy
 
 
+def sealed(page: torch.Tensor) -> torch.Tensor:
+    seal(page)
+    return page
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda page: page[:-4096], "has 4096 bytes, its header means 8192"),
         (lambda page: page[:10], "wanted bytes"),
         (lambda page: page.int(), "wanted bytes"),
-        (lambda page: changed(page, 4, 2), "version 2"),
+        (lambda page: changed(page, 4, 1), "version 1"),
         (lambda page: changed(page, 6, 9), "kind 9"),
         (lambda page: changed(page, 8, 0), "hidden size 0"),
-        (lambda page: changed(page, 16, 65), "groups of 65"),
-        (lambda page: changed(page, 12, 64), "its header means|holds .* wanted"),
-        (lambda page: changed(page, 40, 1), "other bytes than 0"),
-        (lambda page: changed(page, 67, 127), "1 of .* scales are not finite"),
+        (lambda page: changed(page, 24, 65), "groups of 65"),
+        (lambda page: sealed(changed(page, 12, 64)), "holds .*inner_size=64.* wanted .*inner_size=48"),
+        (lambda page: changed(page, 40, 1), "has the checksum"),
+        (lambda page: changed(page, 24, 128), "has the checksum"),
+        (lambda page: sealed(changed(page, 24, 128)), "holds .* wanted"),
+        (lambda page: sealed(changed(page, 67, 127)), "1 of .* scales are not finite"),
     ],
 )
 def test_damaged_pages_are_refused(damage: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
     page = pattern_page("nf4g64")
     page[66] = 0x80  # with a 127 behind it, the first float is an infinity
+    seal(page)
     wanted = read_foreign_page(page)
     with pytest.raises(ModelUnusable, match=message):
         check_foreign_page(damage(page), wanted, "the page")
@@ -168,7 +177,7 @@ def test_damaged_pages_are_refused(damage: Callable[[torch.Tensor], torch.Tensor
 def test_a_page_of_ours_is_none_of_theirs() -> None:
     page = pack_page(random_page("w4", "w4", 80, 48))
     assert not is_foreign_page(page)
-    with pytest.raises(ModelUnusable, match=r"ERNX.*version 1, kind 1, groups of 0"):
+    with pytest.raises(ModelUnusable, match=r"ERNX.*version 2, kind 1, groups of 0"):
         read_foreign_layout(page[:64].numpy().tobytes(), "the page")
 
 
@@ -239,10 +248,16 @@ def spoil_name(raw: dict[str, dict[str, str]], tensors: dict[str, torch.Tensor])
 
 def spoil_scale(raw: dict[str, dict[str, str]], tensors: dict[str, torch.Tensor]) -> None:
     tensors["experts.2.text.qint2g128"][3, 64:66] = torch.tensor([0, 0x7C], dtype=torch.uint8)
+    seal(tensors["experts.2.text.qint2g128"][3])
+
+
+def flip_code(raw: dict[str, dict[str, str]], tensors: dict[str, torch.Tensor]) -> None:
+    tensors["experts.2.text.qint2g128"][3, 5000] ^= 1
 
 
 def spoil_kind(raw: dict[str, dict[str, str]], tensors: dict[str, torch.Tensor]) -> None:
-    tensors["experts.2.text.qint2g128"][3, 16] = 64
+    tensors["experts.2.text.qint2g128"][3, 24] = 64
+    seal(tensors["experts.2.text.qint2g128"][3])
 
 
 def use_for_dense(raw: dict[str, dict[str, str]], tensors: dict[str, torch.Tensor]) -> None:
@@ -262,7 +277,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (spoil_name, "names the format nf4g1024"),
         (spoil_scale, "page 3 of experts.2.text.qint2g128: 1 of 768 scales are not finite"),
-        (spoil_kind, "page 3 of experts.2.text.qint2g128 "),
+        (flip_code, "page 3 of experts.2.text.qint2g128 has the checksum"),
+        (spoil_kind, "page 3 of experts.2.text.qint2g128 (holds|has .* its header means)"),
         (use_for_dense, "gated_mlps.layers.0.mlp is 'nf4g64'"),
     ],
 )

@@ -352,7 +352,7 @@ def experts_arguments(**changes: object) -> dict[str, object]:
             "the slot of expert 3 holds no page of hidden size 64 in full",
         ),
         ({"slots": broken(SLOTS, 0, 0)}, "the slot of expert 2 holds no page"),
-        ({"slots": broken(SLOTS, 4, 2)}, "the slot of expert 2 holds no page"),
+        ({"slots": broken(SLOTS, 4, 3)}, "the slot of expert 2 holds no page"),
         ({"slots": broken(SLOTS, 6, 99)}, "the slot of expert 2 holds no page"),
         ({"slots": broken(SLOTS, 13, 99)}, "the slot of expert 2 holds no page"),
         ({"expert_ids": torch.tensor([[0, 1], [2, 4]])}, "expert_ids holds 4, there are 0 to 3"),

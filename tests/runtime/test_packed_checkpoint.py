@@ -18,6 +18,7 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.checkpoint.writer import TensorEntry, write_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, ModelUnusable
+from ernie_local.packing.page_checksum import seal
 from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.plain_export import export_plainly
 
@@ -56,6 +57,19 @@ def spoil_scale(tensors: Tensors) -> None:
 
 def spoil_page(tensors: Tensors) -> None:
     tensors["experts.2.vision.w4"][3, 64:66] = torch.tensor([1, 0x7E], dtype=torch.uint8)  # NaN
+    seal(tensors["experts.2.vision.w4"][3])
+
+
+def flip_code(tensors: Tensors) -> None:
+    tensors["experts.2.vision.w4"][3, 5000] ^= 1
+
+
+def flip_padding(tensors: Tensors) -> None:
+    tensors["experts.2.vision.w4"][3, -1] ^= 1
+
+
+def flip_gated_code(tensors: Tensors) -> None:
+    tensors["layers.1.moe.shared_experts.w8"][0, 9000] ^= 1
 
 
 def swap_gated_formats(tensors: Tensors) -> None:
@@ -138,6 +152,15 @@ BROKEN: dict[str, tuple[Callable[[Raw, Tensors], object], str]] = {
     "a page without its header": (weights(cut_header), "page 3 of experts.2.vision.w4 begins with"),
     "a scale that is no number": (weights(spoil_scale), "layers.1.self_attn.o_proj: 1 of "),
     "a page with such a scale": (weights(spoil_page), "page 3 of experts.2.vision.w4: 1 of "),
+    "a flipped bit in the codes": (weights(flip_code), "page 3 of experts.2.vision.w4 has the checksum "),
+    "a flipped bit in the padding": (
+        weights(flip_padding),
+        "page 3 of experts.2.vision.w4 has the checksum ",
+    ),
+    "a flipped bit in a gated MLP": (
+        weights(flip_gated_code),
+        "the page of layers.1.moe.shared_experts has the checksum ",
+    ),
     "a gated MLP of another format": (weights(swap_gated_formats), "the page of layers.0.mlp "),
     "a version that is no number": (
         quantization(lambda q: q.update(version=True)),

@@ -18,6 +18,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable
+from ernie_local.packing.page_checksum import seal
 from ernie_local.verify import Finding, Verification, verify
 from ernie_local.verify.finding import Findings
 from ernie_local.verify.stream import FileStream
@@ -100,27 +101,37 @@ def page_bytes(directory: Path, tensor: str) -> int:
     return read_header(directory / WEIGHTS)[tensor].shape[1]
 
 
-def test_a_flipped_bit_in_the_codes_of_a_page_is_found_by_the_hash(packed: Path) -> None:
-    name = "experts.2.vision.w2-w2l"
-    change_bytes(packed, name, 3 * page_bytes(packed, name) + 4000, flip)
+def test_a_flipped_bit_in_the_codes_of_a_matrix_is_found_by_the_hash_alone(packed: Path) -> None:
+    change_bytes(packed, "layers.1.self_attn.o_proj.w8", 4000, flip)
     finding = first(verify(packed))
     assert (finding.file, finding.tensor) == (WEIGHTS, None)
     assert "hashes.json says" in finding.error.why
     assert verify(without_hashes(packed)).findings == ()
 
 
-@pytest.mark.parametrize(("byte", "words"), [(0, "begins with"), (9, "wanted"), (20, "1 bytes other than 0")])
-def test_a_flipped_bit_in_the_header_of_a_page_is_found_without_hashes(
-    packed: Path, byte: int, words: str
-) -> None:
+@pytest.mark.parametrize(
+    ("byte", "words"),
+    [
+        (0, "begins with"),
+        (9, "its header means"),
+        (16, "has the checksum"),
+        (40, "has the checksum"),
+        (4000, "has the checksum"),
+        (-1, "has the checksum"),
+    ],
+)
+def test_a_flipped_bit_in_a_page_is_found_without_hashes(packed: Path, byte: int, words: str) -> None:
+    """In the header, in its zeros, in the codes, in the padding; the pages behind it are looked at too."""
     name = "experts.2.vision.w2-w2l"
-    change_bytes(without_hashes(packed), name, 3 * page_bytes(packed, name) + byte, flip)
+    size = page_bytes(packed, name)
+    change_bytes(without_hashes(packed), name, 3 * size + byte % size, flip)
     result = verify(packed)
     assert [(finding.file, finding.tensor, finding.page) for finding in result.findings] == [
         (WEIGHTS, name, 3)
     ]
     assert f"page 3 of {name}" in first(result).error.what
     assert words in first(result).error.what
+    assert result.num_pages == 166
 
 
 def test_a_flipped_bit_in_the_header_of_the_file_is_found(packed: Path) -> None:
@@ -140,6 +151,7 @@ def test_swapped_pages_are_found_by_the_hash(packed: Path) -> None:
 
     change_bytes(packed, name, 0, swap)
     assert first(verify(packed)).file == WEIGHTS
+    assert verify(without_hashes(packed)).findings == ()  # each is whole, its place is in no checksum
 
 
 def test_a_page_of_another_bank_is_found_without_hashes(packed: Path) -> None:
@@ -160,10 +172,14 @@ def test_a_page_of_another_bank_is_found_without_hashes(packed: Path) -> None:
 def test_a_scale_that_is_no_number_is_found_without_hashes(
     packed: Path, tensor: str, offset: int, page: int | None
 ) -> None:
-    def spoil(content: bytearray) -> None:
-        content[:2] = b"\x00\x7c"  # infinity
+    """Written so, by a quantizer at fault: with the right checksum."""
 
-    change_bytes(without_hashes(packed), tensor, offset, spoil)
+    def spoil(content: bytearray) -> None:
+        content[offset : offset + 2] = b"\x00\x7c"  # infinity
+        if page is not None:
+            seal(torch.frombuffer(content, dtype=torch.uint8, count=page_bytes(packed, tensor)))
+
+    change_bytes(without_hashes(packed), tensor, 0, spoil)
     finding = first(verify(packed))
     assert (finding.tensor, finding.page) == (tensor, page)
     assert "scales are not finite" in finding.error.what
