@@ -2,6 +2,7 @@
 
     python benchmarks/synthesize.py OUT                                   # 16.8 GB: experts w4, the rest w8
     python benchmarks/synthesize.py OUT --experts w2 --dense w4           # about 9.7 GB
+    python benchmarks/synthesize.py OUT --dual w2                         # 24.6 GB: small pages too
     python benchmarks/synthesize.py OUT --plain --layers 3 --vision-depth 2   # 5 GB of bfloat16
 
 Its answers mean nothing. Router weights are random with a mean of zero, so that tokens spread over experts.
@@ -19,10 +20,11 @@ from pathlib import Path
 import torch
 from random_weights import WEIGHT_DEVIATION, RandomWeights
 
-from ernie_local.checkpoint.packed import PackedTensors, known_format, page_layout
+from ernie_local.checkpoint.packed import PackedTensors, known_format
 from ernie_local.checkpoint.shapes import ExpectedShapes
 from ernie_local.checkpoint.writer import TensorEntry, write_checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig, parse_config
+from ernie_local.packing import PageLayout
 from ernie_quant.format_tables import FormatChoice, format_tables
 
 ROWS_A_PIECE = 1024
@@ -53,8 +55,6 @@ class Synthesizer:
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
         self._packed = PackedTensors(config)
-        self._text = config.text
-        self._vision = config.vision
         self._random = RandomWeights(seed)
 
     def produce(self, entry: TensorEntry) -> Iterator[torch.Tensor]:
@@ -62,8 +62,8 @@ class Synthesizer:
         if entry.dtype != torch.uint8:
             yield from self._plain(entry, EMBEDDING_DEVIATION if name == "embed_tokens" else WEIGHT_DEVIATION)
         elif len(entry.shape) == 2:
-            hidden_size, inner_size = self._page_sizes(name)
-            layout = page_layout(format_name, hidden_size, inner_size)
+            layout = self._packed.layout_of(entry.name)
+            assert isinstance(layout, PageLayout), entry.name
             for _ in range(entry.shape[0]):
                 yield self._random.page(layout)
         else:
@@ -81,14 +81,6 @@ class Synthesizer:
                 rows = min(ROWS_A_PIECE, entry.shape[0] - start)
                 values = self._random.normal(rows, *entry.shape[1:])
                 yield values.mul_(deviation / WEIGHT_DEVIATION).to(entry.dtype)
-
-    def _page_sizes(self, name: str) -> tuple[int, int]:
-        text = self._text
-        if name.startswith("experts."):
-            return text.hidden_size, text.text_expert_size if name.endswith(
-                "text"
-            ) else text.vision_expert_size
-        return text.hidden_size, text.shared_expert_size if "shared" in name else text.intermediate_size
 
 
 def write_random(
@@ -120,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--experts", default="w4", help="format of the experts' pages, such as w4 or w2-w2l")
+    parser.add_argument("--dual", metavar="FORMAT", help="give each expert a second, small page, in w2 say")
     parser.add_argument("--dense", default="w8", help="attention, shared experts, dense layer, head")
     parser.add_argument("--embedding", default="w8")
     parser.add_argument("--vision", default="w8", help="a format, or none for bfloat16")
@@ -131,7 +124,9 @@ def main() -> None:
     raw = full_size_config(arguments.layers, arguments.vision_depth)
     config = parse_config(raw, "config.json")
     vision = None if arguments.vision == "none" else arguments.vision
-    choice = FormatChoice(arguments.experts, arguments.dense, arguments.embedding, vision)
+    choice = FormatChoice(
+        arguments.experts, arguments.dense, arguments.embedding, vision, small_experts=arguments.dual
+    )
     start = time.perf_counter()
     write_random(
         arguments.out, raw, None if arguments.plain else format_tables(config, choice), arguments.seed

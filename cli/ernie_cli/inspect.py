@@ -15,7 +15,7 @@ from ernie_cli.invocation import Invocation
 if TYPE_CHECKING:
     from ernie_local.checkpoint.parts import ModelPart
 
-_COLUMNS = "{:<15}  {:>14}  {:>6}  {:>11}  {:>6}  {}"
+_COLUMNS = "{:<18}  {:>14}  {:>6}  {:>11}  {:>6}  {}"
 
 
 def inspect(

@@ -27,13 +27,14 @@ _HEADER_BYTES = MIB  # names and places of all tensors, at the beginning of the 
 
 @dataclass(frozen=True, slots=True)
 class SizeChoice:
-    """--bits, --dense, --target-size, --fit and --statistics as they were given."""
+    """--bits, --dense, --target-size, --fit, --statistics and --dual as they were given."""
 
     bits: str
     dense: str
     target_size: str | None
     fit: str | None
     statistics: Path | None
+    dual: bool
 
     @property
     def is_mixed(self) -> bool:
@@ -54,6 +55,13 @@ def check_sizes(choice: SizeChoice, method: str) -> None:
             f"mixed bits with --method {method}",
             "what bits are worth is measured on calibration samples, which only gptq has",
             "use --method gptq, or --bits 4 or 2",
+        )
+    if choice.dual and choice.is_mixed:
+        raise UsageError(
+            "--dual with mixed bits",
+            "they give each expert one page of what it is worth, within a size that counts no second pages, "
+            "and what is worth little is small already",
+            "use --bits 4 with --dual, or leave --dual out",
         )
     for option, given in (
         ("--dense auto", choice.dense == "auto"),

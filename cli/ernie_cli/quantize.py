@@ -19,6 +19,7 @@ from ernie_cli.quantize_options import (
     Debug,
     Dense,
     DryRun,
+    Dual,
     ExpertBits,
     ExpertMethod,
     Family,
@@ -48,6 +49,7 @@ def quantize(
     source: Source,
     out: Out,
     bits: ExpertBits = "4",
+    dual: Dual = False,
     dense: Dense = "w8",
     target_size: TargetSize = None,
     fit: Fit = None,
@@ -88,7 +90,7 @@ def quantize(
         torch.set_num_threads(threads)
     choice = SampleChoice(samples, seed, calib, family)
     check_choice(choice, method)
-    sizes = SizeChoice(bits, dense, target_size, fit, statistics)
+    sizes = SizeChoice(bits, dense, target_size, fit, statistics, dual)
     check_sizes(sizes, method)
     job = _plan(source, out, sizes, method, group_size)
     most_memory = None if max_ram is None else parse_bytes(max_ram, "--max-ram")
@@ -117,7 +119,9 @@ def _plan(source: str, out: Path, sizes: SizeChoice, method: Method, group_size:
     experts = choose_expert_format(method, 2 if sizes.is_mixed else int(sizes.bits), group_size)
     # Of mixed bits the smallest ones for now: what fits is known when all is measured.
     dense = "w4" if sizes.dense == "auto" else sizes.dense
-    tables = format_tables(config, FormatChoice(experts, dense, "w8", "w8"))
+    tables = format_tables(
+        config, FormatChoice(experts, dense, "w8", "w8", small_experts="w2" if sizes.dual else None)
+    )
     job = Job(directory, out, tables, Recipe(method))
     check_job(job, config)
     return job

@@ -32,10 +32,7 @@ def expert_list(reports: ExpertReports) -> list[dict[str, object]]:
             "layer": layer_id,
             "bank": bank,
             "expert": expert_id,
-            "tokens": report.tokens,
-            "effective_tokens": report.effective_tokens,
-            "gate_up_error": report.gate_up_error,
-            "down_error": report.down_error,
+            **report.values(),
         }
         for (layer_id, bank, expert_id), report in reports.items()
     ]

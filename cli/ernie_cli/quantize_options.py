@@ -21,6 +21,14 @@ ExpertBits = Annotated[
         "average, given to each expert and matrix by what it is worth."
     ),
 ]
+Dual = Annotated[
+    bool,
+    typer.Option(
+        "--dual",
+        help="Give each expert of --bits 4 a second page in w2, for a paging runtime to read instead where "
+        "the expert counts little.",
+    ),
+]
 ExpertMethod = Annotated[
     Method,
     typer.Option(

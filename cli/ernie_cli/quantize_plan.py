@@ -20,6 +20,7 @@ def tell_plan(job: Job, console: Console, json_object: dict[str, object] | None)
     if json_object is not None:
         json_object["plan"] = {
             "weight_bytes": plan.weight_bytes,
+            "small_page_bytes": plan.small_page_bytes,
             "scratch_bytes": plan.scratch_bytes,
             "memory_bytes": plan.memory_bytes,
             "seconds": plan.seconds,
@@ -27,7 +28,8 @@ def tell_plan(job: Job, console: Console, json_object: dict[str, object] | None)
         return
     free = shutil.disk_usage(job.out.resolve().parent).free
     disk = plan.weight_bytes + plan.scratch_bytes
-    console.answer(f"weights:  {format_bytes(plan.weight_bytes)}, {plan.weight_bytes:,} bytes\n")
+    small = f", {format_bytes(plan.small_page_bytes)} of them small pages" if plan.small_page_bytes else ""
+    console.answer(f"weights:  {format_bytes(plan.weight_bytes)}, {plan.weight_bytes:,} bytes{small}\n")
     console.answer(f"disk:     {format_bytes(disk)} while it is made, {format_bytes(free)} are free\n")
     console.answer(f"memory:   at most about {format_bytes(plan.memory_bytes)}\n")
     if plan.seconds is not None:

@@ -7,11 +7,13 @@ what the bytes mean; sizes come from `packing`. See docs/format.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from ernie_local.checkpoint.names import BANKS, NUMBER, PROJECTIONS, Bank
 from ernie_local.checkpoint.shapes import ExpectedShapes, Shape
 from ernie_local.config import ModelConfig, QuantizationConfig
+from ernie_local.config.quantization import BankKey
 from ernie_local.errors import ModelUnusable
 from ernie_local.packing import FORMATS, LowBitFormat, PageLayout
 from ernie_local.packing.foreign_formats import ForeignLayout, find_foreign
@@ -26,6 +28,33 @@ _MATRIX = re.compile(
     rf"|vision\.blocks\.{NUMBER}\.(?:attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)"
 )
 _GATED_MLP = re.compile(rf"layers\.{NUMBER}\.(?:mlp|moe\.shared_experts)")
+_EXPERTS = re.compile(rf"(small_)?experts\.({NUMBER})\.(text|vision)\.([^.]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPages:
+    """What the name of a packed tensor of routed experts says. small: it holds their second, small pages."""
+
+    small: bool
+    layer_id: int
+    bank: Bank
+    page_format: str
+
+    @property
+    def name(self) -> str:
+        """Of the tensor."""
+        table = "small_experts" if self.small else "experts"
+        return f"{table}.{self.layer_id}.{self.bank}.{self.page_format}"
+
+
+def expert_pages(name: str) -> ExpertPages | None:
+    """What the packed tensor `name` holds; None if it is no tensor of routed experts."""
+    match = _EXPERTS.fullmatch(name)
+    if match is None:
+        return None
+    return ExpertPages(
+        match[1] is not None, int(match[2]), "text" if match[3] == "text" else "vision", match[4]
+    )
 
 
 def expert_layout(page_format: str, hidden_size: int, inner_size: int) -> PageLayout | ForeignLayout:
@@ -100,9 +129,14 @@ class PackedTensors:
         inner_size, hidden_size = shape
         return page_layout(self._tables.gated_mlps[name], hidden_size, inner_size)
 
-    def page_layouts(self, layer_id: int, bank: Bank) -> dict[str, PageLayout | ForeignLayout]:
-        """Layout by page format of the experts of one bank."""
-        formats = self._tables.experts[layer_id, bank]
+    def page_layouts(
+        self, layer_id: int, bank: Bank, *, small: bool = False
+    ) -> dict[str, PageLayout | ForeignLayout]:
+        """Layout by page format of the experts of one bank.
+
+        small: of their small pages; KeyError where there are none.
+        """
+        formats = self._formats(small=small)[layer_id, bank]
         inner_size = self._text.expert_size(bank)
         return {
             name: expert_layout(name, self._text.hidden_size, inner_size) for name in dict.fromkeys(formats)
@@ -113,27 +147,54 @@ class PackedTensors:
         stem, _, format_name = name.rpartition(".")
         if stem in self._tables.gated_mlps:
             return self.gated_mlp_layout(stem)
-        if not stem.startswith("experts."):
+        pages = expert_pages(name)
+        if pages is None:
             return None
-        _, layer_text, bank = stem.split(".")
-        return self.page_layouts(int(layer_text), "text" if bank == "text" else "vision")[format_name]
+        return self.page_layouts(pages.layer_id, pages.bank, small=pages.small)[format_name]
 
-    def locate_experts(self, layer_id: int, bank: Bank) -> list[tuple[str, int]]:
-        """For each expert of a bank: its tensor, and the row of it that is the expert's page."""
+    def locate_experts(self, layer_id: int, bank: Bank, *, small: bool = False) -> list[tuple[str, int]]:
+        """For each expert of a bank: its tensor, and the row of it that is the expert's page.
+
+        small: of its small page, which is never larger; KeyError where there are none.
+        """
         counts: dict[str, int] = {}
         places: list[tuple[str, int]] = []
-        for page_format in self._tables.experts[layer_id, bank]:
+        for page_format in self._formats(small=small)[layer_id, bank]:
             row = counts.get(page_format, 0)
             counts[page_format] = row + 1
-            places.append((f"experts.{layer_id}.{bank}.{page_format}", row))
+            places.append((ExpertPages(small, layer_id, bank, page_format).name, row))
         return places
 
-    def _all_shapes(self) -> Iterator[tuple[str, Shape]]:
-        for layer_id, has_experts in enumerate(self._text.moe_layers if self._tables.experts else ()):
+    def _formats(self, *, small: bool) -> Mapping[BankKey, tuple[str, ...]]:
+        return self._tables.small_experts if small else self._tables.experts
+
+    def _expert_shapes(self, *, small: bool) -> Iterator[tuple[str, Shape]]:
+        for layer_id, has_experts in enumerate(self._text.moe_layers if self._formats(small=small) else ()):
             for bank in BANKS if has_experts else ():
-                for name, layout in self.page_layouts(layer_id, bank).items():
-                    count = self._tables.experts[layer_id, bank].count(name)
-                    yield f"experts.{layer_id}.{bank}.{name}", (count, layout.page_bytes)
+                for name, layout in self.page_layouts(layer_id, bank, small=small).items():
+                    count = self._formats(small=small)[layer_id, bank].count(name)
+                    yield ExpertPages(small, layer_id, bank, name).name, (count, layout.page_bytes)
+
+    def _check_small_pages(self) -> None:
+        """ModelUnusable for a small page that is larger than the expert's other one."""
+        for (layer_id, bank), formats in self._tables.small_experts.items():
+            small, large = (self.page_layouts(layer_id, bank, small=small) for small in (True, False))
+            pairs = list(zip(formats, self._tables.experts[layer_id, bank], strict=True))
+            for one, other in dict.fromkeys(pairs):
+                num_bytes, of_other = small[one].page_bytes, large[other].page_bytes
+                if num_bytes > of_other:
+                    expert_id = pairs.index((one, other))
+                    raise ModelUnusable(
+                        f"quantization_config: {bank} expert {expert_id} of layer {layer_id} has a small "
+                        f"page of {num_bytes} bytes ({one}) beside one of {of_other} ({other})",
+                        "a small page is read in place of the other because it takes less",
+                        "check that config.json is the one that was written with the weights",
+                    )
+
+    def _all_shapes(self) -> Iterator[tuple[str, Shape]]:
+        self._check_small_pages()
+        yield from self._expert_shapes(small=False)
+        yield from self._expert_shapes(small=True)
         for name, page_format in self._tables.gated_mlps.items():
             yield f"{name}.{page_format}", (1, self.gated_mlp_layout(name).page_bytes)
         for name, format_name in self._tables.matrices.items():

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ernie_local.checkpoint.index import Accounts
-from ernie_local.checkpoint.packed import PackedTensors
+from ernie_local.checkpoint.packed import PackedTensors, expert_pages
 from ernie_local.config import ModelConfig
 
 TEXT_EXPERTS, VISION_EXPERTS = "text experts", "vision experts"
+SMALL_PAGES = ("small text pages", "small vision pages")
 # In this order in every table. A tensor belongs to the first part whose mark stands in its name.
 _MARKS = (
     (TEXT_EXPERTS, ".text."),
@@ -29,7 +30,7 @@ _MARKS = (
     ("head", "lm_head"),
     ("norms", "norm"),
 )
-PARTS = tuple(part for part, _ in _MARKS)
+PARTS = (TEXT_EXPERTS, VISION_EXPERTS, *SMALL_PAGES, *(part for part, _ in _MARKS[2:]))
 
 
 @dataclass(slots=True)
@@ -37,7 +38,7 @@ class ModelPart:
     """`weights` are numbers of the model, `num_bytes` what they take with scales and padding.
 
     formats: how many weights lie in each type or low-bit format. pages: of routed experts, how many have
-    which page format.
+    which page format. Small pages hold their experts' weights once more.
     """
 
     name: str
@@ -66,26 +67,32 @@ def model_parts(accounts: Accounts, config: ModelConfig) -> list[ModelPart]:
 
 
 def sum_of_parts(name: str, parts: Iterable[ModelPart]) -> ModelPart:
-    """All of them as one part."""
+    """All of them as one part; the weights of small pages are counted with their experts alone."""
     whole = ModelPart(name)
     for part in parts:
-        whole.weights += part.weights
         whole.num_bytes += part.num_bytes
+        if part.name in SMALL_PAGES:
+            continue
+        whole.weights += part.weights
         whole.formats += part.formats
         whole.pages += part.pages
     return whole
 
 
 def routed_experts(parts: Iterable[ModelPart]) -> ModelPart | None:
-    """The experts of both banks as one part; None for a model without."""
+    """The experts of both banks as one part, without small pages; None for a model without."""
     experts = [part for part in parts if part.name in (TEXT_EXPERTS, VISION_EXPERTS)]
     return sum_of_parts("routed experts", experts) if experts else None
 
 
 def part_of(name: str) -> str:
     """The part that our tensor `name`, plain or packed, belongs to."""
-    if name.startswith("experts."):
-        return TEXT_EXPERTS if ".text." in name else VISION_EXPERTS
+    for prefix, of_text, of_vision in (
+        ("experts.", TEXT_EXPERTS, VISION_EXPERTS),
+        ("small_experts.", *SMALL_PAGES),
+    ):
+        if name.startswith(prefix):
+            return of_text if ".text." in name else of_vision
     return next(part for part, mark in _MARKS[2:] if mark in name)
 
 
@@ -110,5 +117,5 @@ def _tensors(accounts: Accounts, config: ModelConfig) -> Iterator[_Tensor]:
             continue
         pages = stored.shape[0]
         weights = pages * 3 * layout.inner_size * layout.hidden_size
-        routed_pages = pages if name.startswith("experts.") else 0
+        routed_pages = 0 if expert_pages(name) is None else pages
         yield _Tensor(name, weights, stored.num_bytes, format_name, routed_pages)

@@ -34,6 +34,8 @@ class QuantizationConfig:
     experts: for each (layer, bank) the page format of each expert; all banks of the model, or none.
     matrices: format by the name of a linear layer or embedding. gated_mlps: page format by the name of a
     gated MLP, the dense layers' and the merged shared experts', which are stored as one page each.
+    small_experts: as `experts`, the format of a second, smaller page that each expert has; of all banks, or
+    none.
     """
 
     experts: Mapping[BankKey, tuple[str, ...]]
@@ -41,16 +43,16 @@ class QuantizationConfig:
     gated_mlps: Mapping[str, str]
     source: Mapping[str, str] = field(default_factory=dict)  # what it was made from
     calibration: Mapping[str, str] = field(default_factory=dict)
+    small_experts: Mapping[BankKey, tuple[str, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """The value of `quantization_config`; banks whose experts all have one format name it once."""
-        experts: dict[str, object] = {}
-        for (layer, bank), formats in self.experts.items():
-            experts[f"{layer}.{bank}"] = formats[0] if len(set(formats)) == 1 else list(formats)
+        small = {"small_experts": _banks_to_json(self.small_experts)} if self.small_experts else {}
         return {
             "quant_method": METHOD,
             "version": VERSION,
-            "experts": experts,
+            "experts": _banks_to_json(self.experts),
+            **small,
             "matrices": dict(self.matrices),
             "gated_mlps": dict(self.gated_mlps),
             "source": dict(self.source),
@@ -76,34 +78,47 @@ def read_quantization(
             "use the bfloat16 checkpoint, or one that this version of ernie-local wrote",
         )
     quantization = QuantizationConfig(
-        experts=_experts(keys, num_experts, moe_layers),
+        experts=_experts(keys, "experts", _EXPERT_FORMAT, num_experts, moe_layers),
+        # Ours alone: whoever computes with them takes either page of an expert in one call.
+        small_experts=_experts(keys, "small_experts", _PAGE_FORMAT, num_experts, moe_layers),
         matrices=_texts(keys, "matrices", _FORMAT),
         gated_mlps=_texts(keys, "gated_mlps", _PAGE_FORMAT),
         source=_texts(keys, "source", None),
         calibration=_texts(keys, "calibration", None),
     )
     keys.finish()
+    if quantization.small_experts and not quantization.experts:
+        raise keys.refuse("small_experts", "names small pages of experts that have no others")
     return quantization
 
 
-def _experts(keys: Keys, num_experts: int, moe_layers: tuple[bool, ...]) -> dict[BankKey, tuple[str, ...]]:
+def _banks_to_json(table: Mapping[BankKey, tuple[str, ...]]) -> dict[str, object]:
+    return {
+        f"{layer}.{bank}": formats[0] if len(set(formats)) == 1 else list(formats)
+        for (layer, bank), formats in table.items()
+    }
+
+
+def _experts(
+    keys: Keys, key: str, pattern: re.Pattern[str], num_experts: int, moe_layers: tuple[bool, ...]
+) -> dict[BankKey, tuple[str, ...]]:
     table: dict[BankKey, tuple[str, ...]] = {}
-    for name, value in keys.mapping("experts").items():
+    for name, value in keys.mapping(key).items():
         match = _BANK.fullmatch(name)
         layer = int(match[1]) if match else -1
         if match is None or layer >= len(moe_layers) or not moe_layers[layer]:
-            raise keys.refuse("experts", f"names {show(name)}, which is no bank of experts of this model")
+            raise keys.refuse(key, f"names {show(name)}, which is no bank of experts of this model")
         formats = [value] * num_experts if isinstance(value, str) else value
         if not isinstance(formats, list) or len(formats) != num_experts:
             raise keys.refuse(
-                "experts", f"has for {name} {show(value)}, expected one format or {num_experts} of them"
+                key, f"has for {name} {show(value)}, expected one format or {num_experts} of them"
             )
         for page_format in formats:
-            _check_format(keys, f"experts.{name}", page_format, _EXPERT_FORMAT)
+            _check_format(keys, f"{key}.{name}", page_format, pattern)
         table[layer, "text" if match[2] == "text" else "vision"] = tuple(formats)
     num_banks = 2 * sum(moe_layers)
     if table and len(table) != num_banks:
-        raise keys.refuse("experts", f"names {len(table)} banks of experts, the model has {num_banks}")
+        raise keys.refuse(key, f"names {len(table)} banks of experts, the model has {num_banks}")
     return table
 
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from ernie_local.checkpoint.packed import QKV, PackedTensors, known_format
+from ernie_local.checkpoint.packed import QKV, PackedTensors, expert_pages, known_format
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit
@@ -37,7 +37,10 @@ _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 def count_weight_bytes(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes of all weights in memory: packed as they are, routers in float32, the rest in `dtype`. Exact."""
+    """Bytes of all weights in memory: packed as they are, routers in float32, the rest in `dtype`. Exact.
+
+    Small pages of experts stay in the files: with every expert in memory nobody asks for them.
+    """
     experts = (name for name in checkpoint.names() if name.startswith("experts."))
     slots = _slot_bytes(config, PackedTensors(config)).values()
     return (
@@ -60,7 +63,7 @@ def count_dense_bytes(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.
     total = _plain_bytes(checkpoint, (n for n in checkpoint.names() if not n.startswith("experts.")), dtype)
     packed = PackedTensors(config)
     return total + sum(
-        math.prod(shape) for name, shape in packed.shapes.items() if not name.startswith("experts.")
+        math.prod(shape) for name, shape in packed.shapes.items() if expert_pages(name) is None
     )
 
 
@@ -71,7 +74,8 @@ def build_model(
     device: torch.device,
     expert_bytes: int | None = None,
 ) -> ErnieModel:
-    """A filled model, for inference only. Each tensor goes straight to where it stays.
+    """A filled model, for inference only. Each tensor goes straight to where it stays; small pages of experts
+    are not read.
 
     expert_bytes: memory for routed experts, which are paged then; None for all of them. DoesNotFit for packed
     weights on a device that has no kernels for them.

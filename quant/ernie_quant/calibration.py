@@ -1,13 +1,13 @@
 """Calibrated experts, layer by layer, on what the layers before make of the tokens.
 
 Owns the order: pictures and tokens embedded, then for each layer attention over all tokens, routing, each
-expert from its own tokens, and its output on to the next layer. Only one expert's weights are in memory, and
+expert from its own tokens, and its output on to the next layer. Small pages are made beside the others, and
+what the next layer gets is nothing of theirs. Only one expert's weights are in memory, and
 hidden states lie in files. See quantizing and a layer's arithmetic in expert.py and layer.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -122,7 +122,7 @@ class Calibration:
         """Make the bank's experts and add their outputs to `routed`; where its tokens went."""
         routing = route(layer, self._table, attended, bank)
         moments: torch.Tensor | None = None
-        for expert_id, (name, row) in enumerate(self._packed.locate_experts(layer_id, bank)):
+        for expert_id, places in enumerate(self._places(layer_id, bank)):
             unit = expert_unit(layer_id, bank, expert_id)
             rows, weights = routing.visitors(expert_id)
             tokens = NormedTokens(layer, attended, rows)
@@ -134,20 +134,28 @@ class Calibration:
                 inner_size = self._config.text.expert_size(bank)
                 nearest = routing.neighbours(expert_id, _NEIGHBOURS_PER_COLUMN * inner_size)
                 neighbours = NormedTokens(layer, attended, nearest)
-                page, report = quantize_expert(
+                pages, report = quantize_expert(
                     self._source.expert(layer_id, bank, expert_id),
                     ExpertInputs(tokens, weights, neighbours, moments),
-                    *page_formats(self._tables.experts[layer_id, bank][expert_id]),
                     self._job.recipe,
+                    *(page_formats(name.rpartition(".")[2]) for name, _ in places),
                 )
-                self._files.write(name, [pack_page(page)], row)
-                self._units.finish(unit, dataclasses.asdict(report))
-            self.reports[layer_id, bank, expert_id] = self._report(unit)
+                for (name, row), page in zip(places, pages, strict=True):
+                    self._files.write(name, [pack_page(page)], row)
+                self._units.finish(unit, report.values())
+            self.reports[layer_id, bank, expert_id] = ExpertReport.of_values(self._units.report(unit))
             # From the file, so that a resumed run computes with the very same bytes.
+            name, row = places[0]
             made = self._files.read(name, row)
             check_checksum(made, f"{self._files.directory}: page {row} of {name}")
             self._add_outputs(tokens, weights, made[None], routed)
         return routing
+
+    def _places(self, layer_id: int, bank: Bank) -> list[tuple[tuple[str, int], ...]]:
+        """For each expert of the bank, tensor and row of its page, and of its small one where it has one."""
+        kinds = (False, True) if self._tables.small_experts else (False,)
+        located = (self._packed.locate_experts(layer_id, bank, small=small) for small in kinds)
+        return list(zip(*located, strict=True))
 
     @staticmethod
     @torch.inference_mode()
@@ -168,10 +176,4 @@ class Calibration:
         for bank in BANKS if self._config.text.moe_layers[layer_id] else ():
             for expert_id in range(self._config.text.num_experts):
                 unit = expert_unit(layer_id, bank, expert_id)
-                self.reports[layer_id, bank, expert_id] = self._report(unit)
-
-    def _report(self, unit: str) -> ExpertReport:
-        values = self._units.report(unit)
-        return ExpertReport(
-            int(values["tokens"]), values["effective_tokens"], values["gate_up_error"], values["down_error"]
-        )
+                self.reports[layer_id, bank, expert_id] = ExpertReport.of_values(self._units.report(unit))

@@ -74,10 +74,13 @@ def _layer_cost(config: ModelConfig, sequences: Sequence[TokenSequence]) -> floa
 
 
 def expert_cost(config: ModelConfig, bank: Bank, tokens: float, recipe: Recipe) -> float:
-    """Of one expert that so many tokens visit."""
-    text = config.text
+    """Of one expert that so many tokens visit, with its small page if it gets one."""
+    text, tables = config.text, config.quantization
     hidden, inner = text.hidden_size, text.expert_size(bank)
+    pages = 2 if tables is not None and tables.small_experts else 1
     passes = 4 + recipe.sweeps  # GPTQ's own half, the first pull, the error's two products, what is small
     chosen = passes * (2 * inner * hidden**2 + hidden * inner**2) + hidden**3 + inner**3
-    moments = tokens * (hidden**2 + inner**2)
-    return (chosen + moments + 5 * tokens * inner * hidden) / _GIGA
+    moments = tokens * (hidden**2 + pages * inner**2)
+    # Gate and up of each page, to see what down gets; all three of the first for the next layer.
+    products = (3 + 2 * pages) * tokens * inner * hidden
+    return (pages * chosen + moments + products) / _GIGA

@@ -2,14 +2,14 @@
 
 Gate and up see the tokens, down sees what the quantized gate and up make of them. Each matrix's second
 moments are drawn toward a prior: gate and up toward all tokens of the bank; down, whose inputs no other
-expert shares, toward the tokens that the router would have sent next. Knows nothing of files, layers or
-other experts.
+expert shares, toward the tokens that the router would have sent next. A second page in other formats comes
+from the same tokens and moments. Knows nothing of files, layers or other experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import torch
@@ -22,6 +22,7 @@ from ernie_quant.recipe import Recipe, quantize_matrix
 from ernie_quant.refine import output_error
 
 Tensor = torch.Tensor
+PageFormats = tuple[LowBitFormat, LowBitFormat]  # of gate and up, and of down
 
 
 class Tokens(Protocol):
@@ -59,23 +60,60 @@ class ExpertInputs:
 class ExpertReport:
     """What an expert was quantized from, and the share of its outputs' power that was lost.
 
-    Errors are those over the second moments that were used; 0 effective tokens mean the prior alone.
+    Errors are those over the second moments that were used; 0 effective tokens mean the prior alone. Those
+    of a small page are None where there is none.
     """
 
     tokens: int
     effective_tokens: float
     gate_up_error: float
     down_error: float
+    small_gate_up_error: float | None = None
+    small_down_error: float | None = None
+
+    def values(self) -> dict[str, float]:
+        """What there is, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def of_values(cls, values: Mapping[str, float]) -> ExpertReport:
+        """The inverse of `values`."""
+        return cls(int(values["tokens"]), **{name: values[name] for name in values.keys() - {"tokens"}})
 
 
 def quantize_expert(
-    weights: ExpertWeights, inputs: ExpertInputs, gate_up: LowBitFormat, down: LowBitFormat, recipe: Recipe
-) -> tuple[ExpertPage, ExpertReport]:
-    """The expert's page in these formats. The recipe's method must be `gptq`: others need no inputs."""
+    weights: ExpertWeights,
+    inputs: ExpertInputs,
+    recipe: Recipe,
+    page: PageFormats,
+    small_page: PageFormats | None = None,
+) -> tuple[list[ExpertPage], ExpertReport]:
+    """The expert's page in these formats, and its small one. The recipe's method must be `gptq`: others need
+    no inputs."""
     token_weights = inputs.weights.square() if recipe.square_weights else torch.ones_like(inputs.weights)
-    hidden_size, inner_size = weights.down.shape
+    hidden_size = weights.down.shape[0]
     own = second_moments(inputs.tokens, token_weights, hidden_size)
     moments = shrink(own, inputs.bank_moments, recipe.shrinkage * hidden_size)
+    pages: list[ExpertPage] = []
+    errors: list[float] = []
+    for formats in (page,) if small_page is None else (page, small_page):
+        made, lost = _quantize_page(weights, inputs, token_weights, moments, formats, recipe)
+        pages.append(made)
+        errors += lost
+    return pages, ExpertReport(len(inputs.tokens), own.effective_tokens, *errors)
+
+
+def _quantize_page(
+    weights: ExpertWeights,
+    inputs: ExpertInputs,
+    token_weights: Tensor,
+    moments: Tensor,
+    formats: PageFormats,
+    recipe: Recipe,
+) -> tuple[ExpertPage, tuple[float, float]]:
+    """One page, and what gate and up, and down, lost. moments: of the expert's inputs, (hidden, hidden)."""
+    gate_up, down = formats
+    inner_size = weights.down.shape[1]
     # One matrix of both: they share their inputs, so the costly factor is made once.
     both = torch.cat((weights.gate, weights.up))
     quantized = quantize_matrix(both, gate_up, recipe, moments)
@@ -95,13 +133,8 @@ def quantize_expert(
     prior = second_moments(inner_values(inputs.neighbours), alike, inner_size).matrix
     inner_moments = shrink(own_inner, prior, recipe.shrinkage * inner_size)
     quantized_down = quantize_matrix(weights.down, down, recipe, inner_moments)
-    report = ExpertReport(
-        tokens=len(inputs.tokens),
-        effective_tokens=own.effective_tokens,
-        gate_up_error=gate_up_error,
-        down_error=output_error(weights.down, inner_moments, quantized_down),
-    )
-    return ExpertPage(gate, up, quantized_down), report
+    down_error = output_error(weights.down, inner_moments, quantized_down)
+    return ExpertPage(gate, up, quantized_down), (gate_up_error, down_error)
 
 
 def _rows(matrix: QuantizedMatrix, start: int, stop: int) -> QuantizedMatrix:

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ernie_local.checkpoint.names import Bank
-from ernie_local.checkpoint.packed import known_format, page_formats
+from ernie_local.checkpoint.packed import expert_pages, known_format, page_formats
 from ernie_local.checkpoint.writer import TensorEntry
 from ernie_local.config import QuantizationConfig
 from ernie_local.packing import ExpertPage, pack_matrix, pack_page
@@ -26,12 +25,13 @@ def fixed_tensor(
 ) -> Iterator[torch.Tensor]:
     """The values of the tensor in pieces, one after the other. The recipe must be one without data."""
     name, _, format_name = entry.name.rpartition(".")
+    pages = expert_pages(entry.name)
     if entry.dtype != torch.uint8:
         yield source.plain(entry.name)
-    elif name.startswith("experts."):
-        _, layer_text, bank_name = name.split(".")
-        key = int(layer_text), bank_of(bank_name)
-        for expert_id, expert_format in enumerate(tables.experts[key]):
+    elif pages is not None:
+        key = pages.layer_id, pages.bank
+        table = tables.small_experts if pages.small else tables.experts
+        for expert_id, expert_format in enumerate(table[key]):
             if expert_format == format_name:
                 yield _page(source.expert(*key, expert_id), format_name, recipe)
     elif name in tables.gated_mlps:
@@ -40,11 +40,6 @@ def fixed_tensor(
         low_bit = known_format(format_name)
         for block in source.matrix(name):
             yield pack_matrix(quantize_matrix(block, low_bit, recipe))
-
-
-def bank_of(name: str) -> Bank:
-    """The bank of that name, which must be one."""
-    return "text" if name == "text" else "vision"
 
 
 def _page(weights: ExpertWeights, page_format: str, recipe: Recipe) -> torch.Tensor:

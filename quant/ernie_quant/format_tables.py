@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ernie_local.checkpoint.names import BANKS
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.config.quantization import BankKey
 from ernie_local.errors import UsageError
@@ -23,19 +24,22 @@ class FormatChoice:
     dense: str | None = "w8"  # attention, shared experts, dense layers, head
     embedding: str | None = "w8"  # also the head of a tied model, unless `dense` is another format
     vision: str | None = "w8"
+    small_experts: str | None = None  # of a second page of each expert, in fewer bits; None: there is none
 
 
 def format_tables(config: ModelConfig, choice: FormatChoice) -> QuantizationConfig:
     """Tables that name every weight that `choice` covers. UsageError for a format or width that is none."""
     text, vision = config.text, config.vision
     experts: dict[BankKey, tuple[str, ...]] = {}
+    small_experts: dict[BankKey, tuple[str, ...]] = {}
     matrices: dict[str, str] = {}
     gated_mlps: dict[str, str] = {}
     _check(choice, config)
     for layer_id, has_experts in enumerate(text.moe_layers):
         if has_experts and choice.experts is not None:
-            experts[layer_id, "text"] = (choice.experts,) * text.num_experts
-            experts[layer_id, "vision"] = (choice.experts,) * text.num_experts
+            experts |= dict.fromkeys(_banks(layer_id), (choice.experts,) * text.num_experts)
+        if has_experts and choice.small_experts is not None:
+            small_experts |= dict.fromkeys(_banks(layer_id), (choice.small_experts,) * text.num_experts)
         if choice.dense is None:
             continue
         matrices[f"layers.{layer_id}.self_attn.qkv_proj"] = choice.dense
@@ -52,10 +56,15 @@ def format_tables(config: ModelConfig, choice: FormatChoice) -> QuantizationConf
         for block in range(vision.depth):
             for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
                 matrices[f"vision.blocks.{block}.{name}"] = choice.vision
-    return QuantizationConfig(experts, matrices, gated_mlps)
+    return QuantizationConfig(experts, matrices, gated_mlps, small_experts=small_experts)
+
+
+def _banks(layer_id: int) -> list[BankKey]:
+    return [(layer_id, bank) for bank in BANKS]
 
 
 def _check(choice: FormatChoice, config: ModelConfig) -> None:
+    _check_small_pages(choice)
     if choice.experts is not None and find_foreign(choice.experts) is None:
         for name in choice.experts.split("-", maxsplit=1):  # gate and up, and down
             find_format(name)
@@ -82,3 +91,18 @@ def _check(choice: FormatChoice, config: ModelConfig) -> None:
                 "a register holds the codes of that many columns",
                 "leave this kind of weight unquantized",
             )
+
+
+def _check_small_pages(choice: FormatChoice) -> None:
+    """UsageError unless a second page is in one of our formats, as the first is, and takes fewer bits."""
+    if choice.small_experts is None:
+        return
+    small = [find_format(name) for name in choice.small_experts.split("-", maxsplit=1)]
+    foreign = choice.experts is None or find_foreign(choice.experts) is not None
+    large = [] if foreign else [find_format(name) for name in str(choice.experts).split("-", maxsplit=1)]
+    if max(low_bit.bits for low_bit in small) >= min((low_bit.bits for low_bit in large), default=0):
+        raise UsageError(
+            f"small pages in {choice.small_experts} beside experts in {choice.experts}",
+            "both are in formats of ours, and the small one is read because it has fewer bits",
+            "use w2 beside w4 (--bits 4 --dual, by gptq, clip or rtn), or leave small pages out",
+        )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ernie_local.checkpoint.packed import PackedTensors
+from ernie_local.checkpoint.packed import PackedTensors, expert_pages
 from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles, TensorEntry
 from ernie_local.config import ModelConfig, QuantizationConfig, read_config
@@ -140,14 +140,19 @@ def _entries(checkpoint: Checkpoint, new_config: ModelConfig) -> list[TensorEntr
 
 def _fixed(files: CheckpointFiles, *, calibrates: bool) -> list[TensorEntry]:
     """What needs no calibration tokens, in the order of the files."""
-    return [
-        entry for entry in files.in_file_order() if not (calibrates and entry.name.startswith("experts."))
-    ]
+    entries = files.in_file_order()
+    return [entry for entry in entries if not (calibrates and expert_pages(entry.name))]
 
 
 def _plan(job: Job, config: ModelConfig, files: CheckpointFiles) -> Plan:
     """DoesNotFit where the job may not have the memory that it takes."""
-    plan = Plan(files.total_bytes, scratch_bytes(config, job.sequences), memory_bytes(config, job.sequences))
+    pages = ((entry, expert_pages(entry.name)) for entry in files.in_file_order())
+    plan = Plan(
+        files.total_bytes,
+        scratch_bytes(config, job.sequences),
+        memory_bytes(config, job.sequences),
+        small_page_bytes=sum(entry.num_bytes for entry, kind in pages if kind is not None and kind.small),
+    )
     if job.most_memory is not None:
         check_memory(plan, job.most_memory)
     return plan

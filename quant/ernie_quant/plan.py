@@ -25,12 +25,14 @@ _STATE_FILES = 3  # hidden states: as a layer gets them, with its attention, wit
 @dataclass(frozen=True, slots=True)
 class Plan:
     """weight_bytes: of all weight files; scratch_bytes: of disk beside them while it is made; memory_bytes:
-    the most at any time; seconds: None where nothing was timed."""
+    the most at any time; seconds: None where nothing was timed; small_page_bytes: of the weight files, those
+    of the experts' second pages."""
 
     weight_bytes: int
     scratch_bytes: int
     memory_bytes: int
     seconds: float | None = None
+    small_page_bytes: int = 0
 
 
 def scratch_bytes(config: ModelConfig, sequences: Sequence[TokenSequence]) -> int:

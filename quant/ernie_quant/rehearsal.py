@@ -26,22 +26,22 @@ _TOKENS = 512
 def rehearse(
     source: Source, config: ModelConfig, tables: QuantizationConfig, recipe: Recipe, directory: Path
 ) -> float:
-    """Quantize the largest expert, write its page into `directory`, read it back. Seconds for a unit of cost.
+    """Seconds for a unit of cost: the largest expert quantized, its pages in `directory` and read back.
 
     recipe: with the method `gptq`. DoesNotFit if the page cannot be written.
     """
-    (layer_id, bank), formats = max(
-        tables.experts.items(), key=lambda item: config.text.text_expert_size * (item[0][1] == "text")
-    )
+    layer_id, bank = max(tables.experts, key=lambda key: config.text.text_expert_size * (key[1] == "text"))
+    formats = [table[layer_id, bank][0] for table in (tables.experts, tables.small_experts) if table]
     hidden_size = config.text.hidden_size
     generator = torch.Generator().manual_seed(0)
     tokens = [torch.randn(_TOKENS, hidden_size, generator=generator)]
     weights = torch.rand(_TOKENS, generator=generator)
     inputs = ExpertInputs(_Listed(tokens), weights, _Listed(tokens), torch.eye(hidden_size))
     began = time.perf_counter()
-    page, _ = quantize_expert(source.expert(layer_id, bank, 0), inputs, *page_formats(formats[0]), recipe)
-    packed = pack_page(page)
-    _save_and_read(packed, directory / "rehearsal")
+    expert = source.expert(layer_id, bank, 0)
+    pages, _ = quantize_expert(expert, inputs, recipe, *map(page_formats, formats))
+    for page in pages:
+        _save_and_read(pack_page(page), directory / "rehearsal")
     seconds = time.perf_counter() - began
     return seconds / expert_cost(config, bank, _TOKENS, recipe)
 

@@ -89,6 +89,10 @@ def test_mixed_bits_come_from_measurements_that_stay_with_the_checkpoint(
         (("--dense", "auto"), 2, "--dense auto with --bits 4"),
         (("--statistics", "s.json"), 2, "--statistics with --bits 4"),
         (("--target-size", "large"), 2, "not a size"),
+        (("--dual", "--bits", "2"), 2, "small pages in w2 beside experts in w2"),
+        (("--dual", "--bits", "mixed"), 2, "--dual with mixed bits"),
+        (("--dual", "--fit", "8GiB"), 2, "--dual with mixed bits"),
+        (("--dual", "--method", "nf4"), 2, "small pages in w2 beside experts in nf4g64"),
         (("--target-size", "1MiB", "--samples", "2"), 3, "MiB at least, 1.0 MiB are wanted"),
         (("--max-ram", "100MiB", "--samples", "2"), 3, "--max-ram allows 100.0 MiB"),
     ],
@@ -107,6 +111,28 @@ def test_without_calibration_nothing_is_drawn(capsys: pytest.CaptureFixture[str]
     code, said, _ = quantize(capsys, "nano", str(tmp_path / "out"), "--method", "rtn", "--dense", "w4")
     assert code == 0
     assert (said["calibration_tokens"], said["experts"]) == (0, [])
+
+
+def test_small_pages_are_planned_made_and_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ("nano", str(tmp_path / "dual"), "--dual", "--method", "clip")
+    _, said, _ = quantize(capsys, *arguments, "--dry-run")
+    plan = said["plan"]
+    assert isinstance(plan, dict)
+    code, said, _ = quantize(capsys, *arguments)
+    assert (code, said["weight_bytes"]) == (0, plan["weight_bytes"])
+    assert run(["inspect", str(tmp_path / "dual"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    parts = {part["name"]: part for part in told["parts"]}
+    small = [parts["small text pages"], parts["small vision pages"]]
+    assert sum(part["bytes"] for part in small) == plan["small_page_bytes"] > 0
+    assert small[0]["pages"] == {"w2": 80}
+    assert 2.25 < small[0]["bits_per_weight"] < 2.7
+    assert small[0]["weights"] == parts["text experts"]["weights"]
+    assert told["weights"] == sum(part["weights"] for part in told["parts"] if part not in small)
+    assert told["bytes"] == sum(part["bytes"] for part in told["parts"])
+    assert told["routed_experts"]["bits_per_weight"] > 4.25
+    assert run(["quantize", *arguments[:1], str(tmp_path / "new"), *arguments[2:], "--dry-run"]) == 0
+    assert "MiB of them small pages" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

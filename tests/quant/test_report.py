@@ -126,6 +126,28 @@ def test_the_page_names_the_largest_errors_first() -> None:
     assert cells[start - 5 : start + 2] == ["1", "text", "3", "w2", "30", "0.3100", "0.0200"]
 
 
+def test_small_pages_have_errors_of_their_own() -> None:
+    plain = contents()
+    dual = replace(
+        plain,
+        experts={
+            key: replace(one, small_gate_up_error=0.4321, small_down_error=0.1234)
+            for key, one in plain.experts.items()
+        },
+        small_formats=dict.fromkeys(KEYS, "w2s"),
+    )
+    cells = Page(html_page(dual)).cells
+    start = cells.index("0.3100")
+    assert cells[start : start + 4] == ["0.3100", "0.0200", "0.4321", "0.1234"]
+    assert "second, small page beside that, in w2s" in html_page(dual)
+    assert "small" not in html_page(plain)
+    expert = json.loads(dual.to_json())["experts"][1]
+    assert (expert["small_format"], expert["small_down_error"]) == ("w2s", 0.1234)
+    assert "small" not in plain.to_json()
+    assert "second, small page in w2s" in model_card(dual, None)
+    assert "small page" not in model_card(plain, None)
+
+
 def test_without_calibration_the_page_says_so() -> None:
     plain = replace(contents(), experts={}, coverage=[], formats=dict.fromkeys(KEYS, "w4"))
     text = html_page(plain)

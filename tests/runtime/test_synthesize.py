@@ -15,7 +15,9 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "synthesize.py"
 
 
-@pytest.mark.parametrize("options", [["--dense", "w4"], ["--experts", "w2-w2l", "--vision", "none"]], ids=str)
+@pytest.mark.parametrize(
+    "options", [["--dense", "w4", "--dual", "w2"], ["--experts", "w2-w2l", "--vision", "none"]], ids=str
+)
 def test_synthetic_checkpoint_runs(tmp_path: Path, options: list[str]) -> None:
     out = tmp_path / "model"
     command = [sys.executable, str(SCRIPT), str(out), "--layers", "2", *options]

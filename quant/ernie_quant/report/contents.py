@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ernie_local.checkpoint.files import read_stored_tensors
@@ -28,7 +28,8 @@ SCHEMA = "ernie-local.quant-report/1"
 class ReportContents:
     """Of one new checkpoint. parts, source_parts: what it and its source consist of.
 
-    formats, bits: page format and bits a weight of every packed expert. experts: how the calibrated ones
+    formats, bits: page format and bits a weight of every packed expert; small_formats: of their small pages,
+    empty where they have none. experts: how the calibrated ones
     came out, empty where nothing was calibrated. sensitivity: by layer, the KL divergence at the answers when
     its experts alone are rounded; routing_agreement: by layer, the share of choices that are those of the
     source; None if not measured.
@@ -44,6 +45,7 @@ class ReportContents:
     bits: Mapping[ExpertKey, float]
     experts: Mapping[ExpertKey, ExpertReport]
     coverage: Sequence[Coverage]
+    small_formats: Mapping[ExpertKey, str] = field(default_factory=dict)
     sensitivity: Mapping[int, float] | None = None
     routing_agreement: Mapping[int, float] | None = None
 
@@ -75,7 +77,8 @@ class ReportContents:
             "expert": expert,
             "format": self.formats[key],
             "bits_per_weight": self.bits[key],
-            **({} if report is None else asdict(report)),
+            **({"small_format": self.small_formats[key]} if self.small_formats else {}),
+            **({} if report is None else report.values()),
         }
 
 
@@ -107,6 +110,11 @@ def gather(
         formats=formats,
         bits=bits,
         experts=reports,
+        small_formats={
+            (layer, bank, expert): name
+            for (layer, bank), names in tables.small_experts.items()
+            for expert, name in enumerate(names)
+        },
         coverage=measure_coverage(reports, config.text.hidden_size, config.text.experts_per_token),
         sensitivity=None
         if job.statistics is None

@@ -31,12 +31,16 @@ ernie-local chat DIRECTORY --image page.png -p "What is the total?"
 |---|---:|---:|---:|
 {parts}
 
-{calibration}
+{small}{calibration}
 
 quant_report.html shows every expert, quant_report.json has the numbers, hashes.json what the files must be.
 """
 _SOURCE = f"""
 What the model can do, and what it is for, is told by its source: {SOURCE_CARD}.
+"""
+_SMALL = """Each routed expert has a second, small page in {formats}, which a paging runtime can read in place
+of the other; its weights are counted once.
+
 """
 _CALIBRATED = """Each expert was quantized from the calibration tokens that its router sends to it,
 and from its bank's where they are few:
@@ -58,6 +62,9 @@ def model_card(contents: ReportContents, source_card: str | None) -> str:
         bits=whole.bits_per_weight,
         experts="" if routed is None else f", {routed.bits_per_weight:.2f} in its routed experts",
         parts="\n".join(map(_size_row, (*contents.parts, whole))),
+        small=_SMALL.format(formats=", ".join(sorted(set(contents.small_formats.values()))))
+        if contents.small_formats
+        else "",
         calibration=_calibration(contents),
     )
     return card if source_card is None else card + _SOURCE

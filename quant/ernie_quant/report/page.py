@@ -58,6 +58,9 @@ def _body(contents: ReportContents) -> Iterator[str]:
     kinds = sorted(set(contents.formats.values()))
     if len(kinds) == 1:
         yield f'<p class="note">All {len(contents.formats):,} experts have the format {escape(kinds[0])}.</p>'
+    if contents.small_formats:
+        names = ", ".join(sorted(set(contents.small_formats.values())))
+        yield f'<p class="note">Each has a second, small page beside that, in {escape(names)}.</p>'
     if not contents.experts:
         yield '<p class="note">Made without calibration, so nothing was measured for single experts.</p>'
     yield from map(_figure, _plots(contents))
@@ -70,7 +73,9 @@ def _body(contents: ReportContents) -> Iterator[str]:
         yield _table(header(), [cells(row) for row in contents.coverage])
     if contents.experts:
         yield f"<h2>The {min(_WORST, len(contents.experts))} experts with the largest errors</h2>"
-        yield _table(("layer", "bank", "expert", "format", "tokens", "gate, up", "down"), _worst(contents))
+        small = ("small: gate, up", "small: down") if contents.small_formats else ()
+        head = ("layer", "bank", "expert", "format", "tokens", "gate, up", "down", *small)
+        yield _table(head, _worst(contents))
 
 
 def _plots(contents: ReportContents) -> Iterator[Plot]:
@@ -134,6 +139,11 @@ def _worst(contents: ReportContents) -> list[tuple[str, ...]]:
             f"{report.tokens:,}",
             f"{report.gate_up_error:.4f}",
             f"{report.down_error:.4f}",
+            *(
+                f"{error:.4f}"
+                for error in (report.small_gate_up_error, report.small_down_error)
+                if error is not None
+            ),
         )
         for (layer, bank, expert), report in ranked[:_WORST]
     ]
