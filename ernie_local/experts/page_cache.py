@@ -37,9 +37,10 @@ class PageCache:
         self._spare_slots = spare_slots
         self._layer_floor = layer_floor
         self._places: dict[ExpertKey, Slot] = {}
-        self._coming: set[ExpertKey] = set()
+        # Never sets: their order differs from run to run, and with it which of two equals goes.
+        self._coming: dict[ExpertKey, None] = {}
         self._in_use: Counter[ExpertKey] = Counter()
-        self._pages_of: defaultdict[tuple[int, Bank], set[ExpertKey]] = defaultdict(set)  # that are there
+        self._pages_of: defaultdict[tuple[int, Bank], dict[ExpertKey, None]] = defaultdict(dict)  # there now
         # Of each class: (level when it was put there, page). Levels only grow, so what lies on top is looked
         # up again before it is believed.
         self._coldest: list[list[tuple[float, ExpertKey]]] = [[] for _ in slots.classes]
@@ -82,14 +83,14 @@ class PageCache:
         if slot is None:
             return False
         self._places[key] = slot
-        self._coming.add(key)
+        self._coming[key] = None
         return True
 
     def arrived(self, key: ExpertKey) -> None:
         """The page has been read; it is there, and held until `settle`."""
-        self._coming.remove(key)
+        del self._coming[key]
         self.use([key])
-        self._pages_of[key.layer_id, key.bank].add(key)
+        self._pages_of[key.layer_id, key.bank][key] = None
 
     def let_go(self) -> None:
         """Nobody uses a page any more; those on their way have not come, and their slots are free.
@@ -101,7 +102,7 @@ class PageCache:
         self._coming.clear()
         self._in_use.clear()
         for key in self._places:
-            self._pages_of[key.layer_id, key.bank].add(key)
+            self._pages_of[key.layer_id, key.bank][key] = None
             self._queue(self._class_of(key), key)
 
     def settle(self, key: ExpertKey) -> bool:
@@ -144,7 +145,7 @@ class PageCache:
         """Forget a page that nobody uses."""
         assert key not in self._in_use, key
         assert key not in self._coming, key
-        self._pages_of[key.layer_id, key.bank].remove(key)
+        del self._pages_of[key.layer_id, key.bank][key]
         self._free(key)
 
     def shrink(self) -> int | None:
