@@ -1,8 +1,8 @@
 """Which experts' pages are in a memory of slots, and which of them goes when another one comes.
 
-The policy, pure Python over ids: a page comes into a free slot, is used, and stays only where room is left
-or a colder one can go; so what is seldom used never drives out what is hot, and nothing is lost before what
-takes its place has arrived. Knows no bytes; who reads them, and when, is the scheduler's.
+The policy, pure Python over ids: every page stays until another one comes and finds no slot, and then the
+coldest goes. What is seldom used comes and goes in the last few slots and never drives out what is hot, as it
+is the coldest itself by then. Knows no bytes; who reads them, and when, is the scheduler's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PageCache:
         spare_slots: int,
         layer_floor: int,
     ) -> None:
-        """class_of: of a page. spare_slots: of each class, kept free for pages on their way.
+        """class_of: of a page. spare_slots: of each class, kept free in a prompt for pages on their way.
 
         layer_floor: pages of a layer's text bank that pages of other layers may not drive out.
         """
@@ -73,12 +73,15 @@ class PageCache:
             if not self._in_use[key]:
                 del self._in_use[key]
 
-    def expect(self, key: ExpertKey) -> bool:
-        """Take a slot for a page that is to be read, and hold it. False if all slots are in use."""
+    def expect(self, key: ExpertKey, *, is_urgent: bool = False) -> bool:
+        """Take a slot for a page that is to be read, and hold it. False if all slots are in use.
+
+        is_urgent: then no layer's floor counts where nothing else can go.
+        """
         assert key not in self._places, key
         size_class = self._class_of(key)
         slot = self.slots.take(size_class)
-        if slot is None and self._make_room(size_class, key):
+        if slot is None and self._make_room(size_class, key, is_urgent):
             slot = self.slots.take(size_class)
         if slot is None:
             return False
@@ -105,21 +108,10 @@ class PageCache:
             self._pages_of[key.layer_id, key.bank][key] = None
             self._queue(self._class_of(key), key)
 
-    def settle(self, key: ExpertKey) -> bool:
-        """The page that arrived has been used; whether it stays.
-
-        It does where a slot is left over, or where the coldest page that may go is not hotter.
-        """
+    def settle(self, key: ExpertKey) -> None:
+        """The page that arrived has been used. It stays, and is the first to go if it is the coldest."""
         self.release([key])
-        size_class = self._class_of(key)
-        self._queue(size_class, key)
-        if self.slots.num_available(size_class) >= self._spare_slots or self._reclaim(size_class):
-            return True
-        victim = self._coldest_page(size_class, key)
-        if victim is None:
-            return True  # all others are in use
-        self.evict(victim)
-        return victim != key
+        self._queue(self._class_of(key), key)
 
     def settle_in_layer(self, key: ExpertKey, most_pages: int) -> bool:
         """As `settle`, for a prompt, which comes by every layer: no other layer loses a page to this one.
@@ -169,11 +161,11 @@ class PageCache:
     def _free(self, key: ExpertKey) -> None:
         self.slots.give_back(self._class_of(key), self._places.pop(key))
 
-    def _make_room(self, size_class: int, coming: ExpertKey) -> bool:
+    def _make_room(self, size_class: int, coming: ExpertKey, is_urgent: bool) -> bool:
         """Free a slot of a class that has none."""
         if self._reclaim(size_class):
             return True
-        victim = self._coldest_page(size_class, coming)
+        victim = self._coldest_page(size_class, coming, is_urgent)
         if victim is None:
             return False
         self.evict(victim)
@@ -203,16 +195,13 @@ class PageCache:
             if not any(key in self._in_use or key in self._coming for key in keys):
                 yield keys
 
-    def _coldest_page(self, size_class: int, coming: ExpertKey) -> ExpertKey | None:
-        """The coldest page of the class that may go when `coming`, perhaps itself, comes."""
-        found = self._coldest_idle(size_class, lambda key: self._may_go(key, coming))
-        # Memory may have shrunk below what the floors of all layers take.
-        return found if found is not None else self._coldest_idle(size_class, lambda _key: True)
-
-    def _coldest_idle(self, size_class: int, may_go: Callable[[ExpertKey], bool]) -> ExpertKey | None:
+    def _coldest_page(self, size_class: int, coming: ExpertKey, is_urgent: bool) -> ExpertKey | None:
+        """The coldest page of the class that may go when `coming` comes."""
         heap = self._coldest[size_class]
         kept: list[ExpertKey] = []
         found: ExpertKey | None = None
+        # Where slots of one size are few, all of them may hold pages that a floor protects.
+        protected: ExpertKey | None = None
         while heap and found is None:
             level, key = heapq.heappop(heap)
             self._queued.discard(key)
@@ -220,13 +209,15 @@ class PageCache:
                 continue  # evicted since
             if self.heat.level(key) > level:
                 self._queue(size_class, key)
-            elif key not in self._in_use and may_go(key):
+            elif key not in self._in_use and self._may_go(key, coming):
                 found = key
             else:
                 kept.append(key)
+                if protected is None and key not in self._in_use:
+                    protected = key
         for key in kept:
             self._queue(size_class, key)
-        return found
+        return protected if found is None and is_urgent else found
 
     def _queue(self, size_class: int, key: ExpertKey) -> None:
         if key not in self._queued:

@@ -97,7 +97,7 @@ class PageTraffic:
         stats.decode_misses += len(missing)
         cache.use(present)
         for key in missing:
-            has_slot = self._start(key)
+            has_slot = self._start(key, is_urgent=True)
             assert has_slot, "there are slots for the experts of a token"
         self.stats.decode_bytes_read += sum(self._page_bytes[key] for key in missing)
         return present, missing
@@ -156,9 +156,12 @@ class PageTraffic:
     ) -> None:
         """Begin to read what is missing now, then, as far as the window reaches, what comes after it."""
         for key in missing:
-            while key not in self._coming and not self._start(key):
-                # All slots are taken by pages that were begun earlier and are needed later.
-                self._receive_to_keep([next(other for other in self._coming if other not in missing)])
+            while key not in self._coming:
+                # Where all slots are taken, some are by pages that were begun earlier and are needed later.
+                early = next((other for other in self._coming if other not in missing), None)
+                if not self._start(key, is_urgent=early is None):
+                    assert early is not None, "there are slots for the experts of a token"
+                    self._receive_to_keep([early])
         self._start_some(key for key in pending if key not in self.cache)
         following = self._calls[self._calls.index(call) + 1 :]
         if following and self._tokens[following[0][1]] >= _TOKENS_TO_READ_AHEAD:
@@ -172,9 +175,9 @@ class PageTraffic:
             if len(self._coming) >= self._window or (key not in self._coming and not self._start(key)):
                 return
 
-    def _start(self, key: ExpertKey) -> bool:
+    def _start(self, key: ExpertKey, *, is_urgent: bool = False) -> bool:
         """Begin to read a page; False where it has no slot."""
-        if not self.cache.expect(key):
+        if not self.cache.expect(key, is_urgent=is_urgent):
             return False
         self._coming[key] = None
         self._reader.start(key)
