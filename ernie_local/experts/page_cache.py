@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
 from ernie_local.checkpoint.names import Bank
+from ernie_local.experts.adaptive_heat import AdaptiveHeat
 from ernie_local.experts.heat import ExpertKey, Heat
 from ernie_local.experts.slots import Slot, SlotMap
 
@@ -23,7 +24,7 @@ class PageCache:
         self,
         slots: SlotMap,
         class_of: Callable[[ExpertKey], int],
-        heat: Heat,
+        heat: Heat | AdaptiveHeat,
         spare_slots: int,
         layer_floor: int,
     ) -> None:
@@ -41,6 +42,7 @@ class PageCache:
         self._coming: dict[ExpertKey, None] = {}
         self._in_use: Counter[ExpertKey] = Counter()
         self._pages_of: defaultdict[tuple[int, Bank], dict[ExpertKey, None]] = defaultdict(dict)  # there now
+        self._num_vision_pages = 0
         # Of each class: (level when it was put there, page). Levels only grow, so what lies on top is looked
         # up again before it is believed.
         self._coldest: list[list[tuple[float, ExpertKey]]] = [[] for _ in slots.classes]
@@ -62,6 +64,16 @@ class PageCache:
         """First byte of the page, there or on its way."""
         return self.slots.offset(self._class_of(key), self._places[key])
 
+    def advance(self) -> None:
+        """A forward begins."""
+        self.heat.advance()
+        if self.heat.reconsider():
+            for heap in self._coldest:
+                heap.clear()
+            self._queued.clear()
+            for key in self._places:
+                self._queue(self._class_of(key), key)
+
     def use(self, keys: Iterable[ExpertKey]) -> None:
         """Keep these pages where they are until `release`."""
         self._in_use.update(keys)
@@ -76,7 +88,8 @@ class PageCache:
     def expect(self, key: ExpertKey, *, is_urgent: bool = False) -> bool:
         """Take a slot for a page that is to be read, and hold it. False if all slots are in use.
 
-        is_urgent: then no layer's floor counts where nothing else can go.
+        is_urgent: a token waits for it. Then pages of vision go first, which decode does not need, and no
+        layer's floor counts where nothing else can go.
         """
         assert key not in self._places, key
         size_class = self._class_of(key)
@@ -93,7 +106,7 @@ class PageCache:
         """The page has been read; it is there, and held until `settle`."""
         del self._coming[key]
         self.use([key])
-        self._pages_of[key.layer_id, key.bank][key] = None
+        self._note(key)
 
     def let_go(self) -> None:
         """Nobody uses a page any more; those on their way have not come, and their slots are free.
@@ -105,7 +118,7 @@ class PageCache:
         self._coming.clear()
         self._in_use.clear()
         for key in self._places:
-            self._pages_of[key.layer_id, key.bank][key] = None
+            self._note(key)
             self._queue(self._class_of(key), key)
 
     def settle(self, key: ExpertKey) -> None:
@@ -138,6 +151,7 @@ class PageCache:
         assert key not in self._in_use, key
         assert key not in self._coming, key
         del self._pages_of[key.layer_id, key.bank][key]
+        self._num_vision_pages -= key.bank == "vision"
         self._free(key)
 
     def shrink(self) -> int | None:
@@ -158,12 +172,17 @@ class PageCache:
                 self.evict(key)
         return self.slots.retire()
 
+    def _note(self, key: ExpertKey) -> None:
+        mates = self._pages_of[key.layer_id, key.bank]
+        self._num_vision_pages += key.bank == "vision" and key not in mates
+        mates[key] = None
+
     def _free(self, key: ExpertKey) -> None:
         self.slots.give_back(self._class_of(key), self._places.pop(key))
 
     def _make_room(self, size_class: int, coming: ExpertKey, is_urgent: bool) -> bool:
         """Free a slot of a class that has none."""
-        if self._reclaim(size_class):
+        if self._reclaim(size_class) or (is_urgent and self._empty_vision_frame(coming)):
             return True
         victim = self._coldest_page(size_class, coming, is_urgent)
         if victim is None:
@@ -183,6 +202,18 @@ class PageCache:
                 for key in keys:
                     self.evict(key)
                 return True
+        return False
+
+    def _empty_vision_frame(self, coming: ExpertKey) -> bool:
+        """Empty a frame of vision pages for one of text; its owner asks for it again in the next prompt."""
+        if coming.bank == "vision" or not self._num_vision_pages:
+            return False
+        for size_class in range(len(self.slots.classes)):
+            for keys in self._idle_frames(size_class):
+                if keys[0].bank == "vision":
+                    for key in keys:
+                        self.evict(key)
+                    return True
         return False
 
     def _idle_frames(self, size_class: int) -> Iterable[list[ExpertKey]]:

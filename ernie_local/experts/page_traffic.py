@@ -71,7 +71,7 @@ class PageTraffic:
         self._tokens = tokens
         self._calls = [(layer_id, bank) for layer_id in self._layer_ids for bank in tokens]
         num_tokens = sum(tokens.values())
-        self.cache.heat.advance(num_tokens)
+        self.cache.advance()
         if num_tokens == 1:
             self.stats.decoded_tokens += 1
             return True
@@ -87,8 +87,7 @@ class PageTraffic:
         Where there are any of the second, the first are held until `end_decode`, which follows `receive`.
         """
         cache, stats = self.cache, self.stats.banks[bank]
-        for key in chosen:
-            cache.heat.touch(key)
+        cache.heat.touch(chosen)
         present = [key for key in chosen if key in cache]
         stats.decode_hits += len(present)
         if len(present) == len(chosen):
@@ -120,7 +119,7 @@ class PageTraffic:
         counts = Counter(chosen)
         pending = sorted(counts)
         for key in pending:
-            cache.heat.touch(key, counts[key], num_tokens)
+            cache.heat.touch_in_prompt(key, counts[key] / num_tokens)
         hits = sum(key in cache for key in pending)
         stats.prompt_hits += hits
         stats.prompt_misses += len(pending) - hits

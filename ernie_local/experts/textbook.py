@@ -1,7 +1,8 @@
 """The policies of textbooks on a trace: LRU, LFU and Belady's optimum, as a measure of our own.
 
 Each has the same bytes and no other rule: any page may lie anywhere, a page of any size pushes out as many as
-it must. Only decode is scored; prompts pass through the memory as through ours, page by page. Knows no torch.
+it must, and what a layer wants for a token lies there together. Only decode is scored; prompts pass through
+the memory as through ours, page by page. Knows no torch.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ class Visit:
 
 
 def visits(trace: Trace) -> Iterator[Visit]:
-    """All of a trace in order; of a prompt each page once."""
+    """All of a trace in order; of a prompt each page once for each layer, and alone."""
     for forward in trace.forwards:
         is_decode = len(forward.is_vision) == 1
         for call in trace.calls(forward):
             ids = dict.fromkeys(call.expert_ids.ravel().tolist())
             keys = tuple(ExpertKey(call.layer_id, call.bank, expert_id) for expert_id in ids)
-            yield Visit(keys if is_decode else tuple(sorted(keys)), is_decode)
+            if is_decode:
+                yield Visit(keys, is_decode)
+            else:
+                yield from (Visit((key,), is_decode) for key in sorted(keys))
 
 
 def lru(trace: Trace, memory_bytes: int) -> PagingStats:
@@ -56,11 +60,11 @@ def lfu(trace: Trace, memory_bytes: int) -> PagingStats:
 
 
 def belady(trace: Trace, memory_bytes: int) -> PagingStats:
-    """What a decoded token wants latest goes, perhaps the very page that came.
+    """What a decoded token wants latest goes.
 
-    No policy finds more where pages are of one size: an interval between two uses is the less in the way the
-    sooner it ends. A prompt's uses end none: they are not scored, and the page is read there anyway. With
-    pages of several sizes it is a good bound, not an optimum.
+    No policy finds more where pages are of one size: the sooner a page is wanted, the shorter it is in the
+    way. Wanted by a prompt does not count: that is not scored, and the page is read there anyway. With pages
+    of several sizes it is a good bound, not an optimum.
     """
     following: dict[tuple[int, ExpertKey], float] = {}
     last: dict[ExpertKey, float] = {}
@@ -85,16 +89,24 @@ def _run(
     queue: list[tuple[float, ExpertKey]] = []
     room = memory_bytes
     for index, visit in enumerate(visits(trace) if everything is None else everything):
-        _count(stats, visit, [key for key in visit.keys if key not in worths], trace)
-        for key in visit.keys:
-            room -= 0 if key in worths else trace.page_bytes[key]
-            worths[key] = worth(key, index)
-            heapq.heappush(queue, (worths[key], key))
-        while room < 0:
+        missing = [key for key in visit.keys if key not in worths]
+        _count(stats, visit, missing, trace)
+        room -= sum(trace.page_bytes[key] for key in missing)
+        held: list[tuple[float, ExpertKey]] = []
+        while room < 0 and queue:
             least, key = heapq.heappop(queue)
-            if worths.get(key) == least:  # else it was used since, or has gone
+            if worths.get(key) != least:
+                continue  # it was used since, or has gone
+            if key in visit.keys:
+                held.append((least, key))
+            else:
                 del worths[key]
                 room += trace.page_bytes[key]
+        for entry in held:
+            heapq.heappush(queue, entry)
+        for key in visit.keys:
+            worths[key] = worth(key, index)
+            heapq.heappush(queue, (worths[key], key))
     return stats
 
 

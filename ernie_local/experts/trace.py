@@ -61,6 +61,11 @@ class Trace:
         return sorted({key.layer_id for key in self.page_bytes})
 
     @property
+    def banks(self) -> list[Bank]:
+        """Banks that have experts."""
+        return [bank for bank in BANKS if any(key.bank == bank for key in self.page_bytes)]
+
+    @property
     def decoded_tokens(self) -> int:
         """Forwards of one token."""
         return sum(len(forward.is_vision) == 1 for forward in self.forwards)

@@ -64,7 +64,7 @@ class LoadedModel:
         self.weight_bytes = weight_bytes
         self.load_seconds = load_seconds
         self._context_limit = context_limit
-        self._recorder: TraceRecorder | None = None
+        self.recorder: TraceRecorder | None = None  # see `record_trace`
 
     def __repr__(self) -> str:
         return (
@@ -106,7 +106,7 @@ class LoadedModel:
             chunk_tokens if chunk_tokens is not None else settings.chunk_tokens,
             vision_rule if vision_rule is not None else settings.vision_rule,
         )
-        engine.on_route = self._recorder
+        engine.on_route = self.recorder
         return engine
 
     def record_trace(self) -> TraceRecorder:
@@ -117,8 +117,8 @@ class LoadedModel:
         """
         with open_checkpoint(self.directory, self.config) as checkpoint:
             sizes = page_sizes(checkpoint, self.config)
-        self._recorder = TraceRecorder(self.directory.name, self.config.text.experts_per_token, sizes)
-        return self._recorder
+        self.recorder = TraceRecorder(self.directory.name, self.config.text.experts_per_token, sizes)
+        return self.recorder
 
     def logits(
         self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource] = ()
