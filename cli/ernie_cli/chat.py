@@ -118,6 +118,10 @@ def chat(  # long: each option of the command is a parameter
     load: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Go on with a chat written by --save.")
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write which experts tokens chose to FILE, for bench."),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
 ) -> None:
     """Ask about pictures and text: once with -p or a pipe, otherwise in a chat.
@@ -153,6 +157,7 @@ def chat(  # long: each option of the command is a parameter
         stats=stats,
         save=save,
         load=load,
+        trace=trace,
     )
     _run(options, context.ensure_object(Invocation))
 
@@ -180,6 +185,6 @@ def _run(options: ChatOptions, invocation: Invocation) -> None:
     pictures.show_reports(reports, opened, console)
     if invocation.json_object is not None:
         invocation.json_object["images"] = chat_json.image_list(reports)
-    one_shot.run(
-        opening.open_chat(options, files, console), options, console, request.prompt, opened, invocation
-    )
+    chat = opening.open_chat(options, files, console)
+    with opening.trace_written(options, chat, console):
+        one_shot.run(chat, options, console, request.prompt, opened, invocation)

@@ -30,6 +30,8 @@ def check_options(options: ChatOptions) -> None:
         )
     if options.load is not None:
         _check_chat_file(options.load, options.system)
+    if options.trace is not None:
+        _check_output(options.trace, "a trace", b"PK", "chat.trace")
     if options.save is not None:
         check_save_path(options.save)
         if any(reads_stdin(image) for image in options.images):
@@ -57,18 +59,23 @@ def _check_chat_file(path: Path, system: str | None) -> None:
 
 def check_save_path(path: Path) -> None:
     """Raise UsageError where a chat cannot be written, or would replace a file that holds no chat."""
+    _check_output(path, "a chat", b"{", "chat.json")
+
+
+def _check_output(path: Path, what: str, beginning: bytes, example: str) -> None:
+    """beginning: of a file that holds such a thing, and may be replaced."""
     directory = path.parent
     if path.is_dir() or not directory.is_dir():
         reason = "it is a directory" if path.is_dir() else f"{directory} is not a directory"
         raise UsageError(
-            f"cannot save a chat as {path}", reason, "give the path of a file, such as chat.json"
+            f"cannot save {what} as {path}", reason, f"give the path of a file, such as {example}"
         )
     if path.exists():
         with path.open("rb") as file:
             start = file.read(64).lstrip()
-        if start and not start.startswith(b"{"):
+        if start and not start.startswith(beginning):
             raise UsageError(
-                f"will not write a chat over {path}",
+                f"will not write {what} over {path}",
                 "that file holds something else",
-                "give another path, such as chat.json",
+                f"give another path, such as {example}",
             )

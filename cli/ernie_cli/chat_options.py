@@ -48,6 +48,7 @@ class ChatOptions:
     stats: bool = False
     save: Path | None = None
     load: Path | None = None
+    trace: Path | None = None
 
     def thinking(self) -> bool | None:
         """Whether to think; None is what the model was made for."""

@@ -128,7 +128,8 @@ def run(
     console.note(
         f"{options.model} is ready. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
     )
-    loop.run(reader, first_prompt)
+    with opening.trace_written(options, loop.chat, console):
+        loop.run(reader, first_prompt)
     if options.save is not None:
         loop.chat.save(options.save)
         console.note(f"chat saved as {options.save}")

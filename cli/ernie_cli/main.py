@@ -14,6 +14,8 @@ import typer
 
 import ernie_local
 from ernie_cli import (
+    bench,
+    bench_json,
     calibrate,
     calibrate_json,
     chat,
@@ -49,6 +51,7 @@ app.command(cls=ComputingCommand)(chat.chat)
 app.command(cls=ComputingCommand)(quantize.quantize)
 app.command(cls=ComputingCommand)(calibrate.calibrate)
 app.command("eval", cls=ComputingCommand)(evaluate)
+app.command(cls=ComputingCommand)(bench.bench)
 app.command(cls=ComputingCommand)(inspect.inspect)
 app.command(cls=ComputingCommand)(verify.verify)
 app.command(cls=ComputingCommand)(doctor.doctor)
@@ -59,6 +62,7 @@ EMPTY_OBJECTS: Mapping[str, Callable[[], dict[str, object]]] = {
     "quantize": quantize_json.empty_object,
     "calibrate": calibrate_json.empty_object,
     "eval": eval_json.empty_object,
+    "bench": bench_json.empty_object,
     "inspect": inspect_json.empty_object,
     "verify": verify_json.empty_object,
     "doctor": doctor_json.empty_object,

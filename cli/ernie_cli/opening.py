@@ -5,7 +5,8 @@ Owns the order of the checks that come before the weights. Knows nothing of how 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,9 +142,28 @@ def open_chat(options: ChatOptions, files: ModelFiles, console: Console) -> Chat
         check_saved_chat(options.load, files)
     model = load_model(options, files)
     _tell_of_slow_kernels(console)
+    if options.trace is not None:
+        model.record_trace()
     if options.load is not None:
         return load_chat(options.load, model, sampling)
     return new_chat(model, sampling, options.system)
+
+
+@contextmanager
+def trace_written(options: ChatOptions, chat: Chat, console: Console) -> Iterator[None]:
+    """When the block ends, however it does, the trace is written where --trace says so."""
+    try:
+        yield
+    finally:
+        if options.trace is not None:
+            from ernie_local.experts.trace_file import write_trace
+
+            recorder = chat.model.recorder
+            assert recorder is not None
+            trace = recorder.trace()
+            write_trace(options.trace, trace)
+            tokens = f"{trace.prompt_tokens} prompt tokens and {trace.decoded_tokens} decoded ones"
+            console.note(f"trace of {tokens} saved as {options.trace}")
 
 
 def _tell_of_slow_kernels(console: Console) -> None:

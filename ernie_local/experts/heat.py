@@ -7,13 +7,16 @@ counts (LFU), with decay 0 that of the last use (LRU).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ernie_local.checkpoint.names import Bank
 
 # Two to this power: so much more a use counts than one a token earlier, where only the last one counts.
 _FORGETFUL = 64.0
-DEFAULT_DECAY = 0.98
+# A prompt counts as so many decoded tokens, however long it is: answers choose other experts than what is
+# asked, and pictures none of those that answers choose.
+_PROMPT_TOKENS = 4.0
 
 
 class ExpertKey(NamedTuple):
@@ -31,32 +34,37 @@ class Heat:
     order needs no look at the clock.
     """
 
-    def __init__(self, decay: float = DEFAULT_DECAY) -> None:
+    def __init__(self, decay: float) -> None:
         """decay: 0 to 1, what is left of a use one token later."""
         assert 0 <= decay <= 1, decay
-        self._decay = decay
+        self.decay = decay
         self._fading = min(-math.log2(decay), _FORGETFUL) if decay > 0 else _FORGETFUL
-        self._now = 0
+        self._faded = 0.0
         self._levels: dict[ExpertKey, float] = {}
 
-    def advance(self, num_tokens: int) -> None:
-        """So many tokens begin; what `touch` says is about them."""
-        self._now += num_tokens
+    def advance(self) -> None:
+        """A decoded token begins, or a prompt; what `touch` says is about it."""
+        self._faded += self._fading
 
-    def touch(self, key: ExpertKey, num_uses: int = 1, num_tokens: int = 1) -> float:
-        """`num_uses` of the last `num_tokens` tokens chose the expert, evenly spread. The new level."""
-        amount = float(num_uses)
-        if num_tokens > 1 and self._decay < 1:
-            spread = (1 - self._decay**num_tokens) / (1 - self._decay)
-            amount = num_uses / num_tokens * spread
-        faded = self._fading * self._now
-        before = self._levels.get(key)
-        if before is not None:
-            amount += 2.0 ** (before - faded)
-        level = math.log2(amount) + faded
-        self._levels[key] = level
-        return level
+    def touch(self, keys: Sequence[ExpertKey]) -> None:
+        """The token chose these experts of a layer."""
+        for key in keys:
+            self._add(key, 1.0)
+
+    def touch_in_prompt(self, key: ExpertKey, share: float) -> None:
+        """This share of the prompt's tokens of the bank chose the expert."""
+        self._add(key, share * _PROMPT_TOKENS)
 
     def level(self, key: ExpertKey) -> float:
         """Greater for a hotter expert; minus infinity for one that was never chosen."""
         return self._levels.get(key, -math.inf)
+
+    def reconsider(self) -> bool:
+        """Whether from now on another order counts: never."""
+        return False
+
+    def _add(self, key: ExpertKey, amount: float) -> None:
+        before = self._levels.get(key)
+        if before is not None:
+            amount += 2.0 ** (before - self._faded)
+        self._levels[key] = math.log2(amount) + self._faded

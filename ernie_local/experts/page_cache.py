@@ -1,8 +1,8 @@
 """Which experts' pages are in a memory of slots, and which of them goes when another one comes.
 
-The policy, pure Python over ids: a page comes into a free slot, is used, and stays only where room is left
-or a colder one can go; so what is seldom used never drives out what is hot, and nothing is lost before what
-takes its place has arrived. Knows no bytes; who reads them, and when, is the scheduler's.
+The policy, pure Python over ids: every page stays until another one comes and finds no slot, and then the
+coldest goes. What is seldom used comes and goes in the last few slots and never drives out what is hot, as it
+is the coldest itself by then. Knows no bytes; who reads them, and when, is the scheduler's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
 from ernie_local.checkpoint.names import Bank
+from ernie_local.experts.adaptive_heat import AdaptiveHeat
 from ernie_local.experts.heat import ExpertKey, Heat
 from ernie_local.experts.slots import Slot, SlotMap
 
@@ -23,11 +24,11 @@ class PageCache:
         self,
         slots: SlotMap,
         class_of: Callable[[ExpertKey], int],
-        heat: Heat,
+        heat: Heat | AdaptiveHeat,
         spare_slots: int,
         layer_floor: int,
     ) -> None:
-        """class_of: of a page. spare_slots: of each class, kept free for pages on their way.
+        """class_of: of a page. spare_slots: of each class, kept free in a prompt for pages on their way.
 
         layer_floor: pages of a layer's text bank that pages of other layers may not drive out.
         """
@@ -37,9 +38,11 @@ class PageCache:
         self._spare_slots = spare_slots
         self._layer_floor = layer_floor
         self._places: dict[ExpertKey, Slot] = {}
-        self._coming: set[ExpertKey] = set()
+        # Never sets: their order differs from run to run, and with it which of two equals goes.
+        self._coming: dict[ExpertKey, None] = {}
         self._in_use: Counter[ExpertKey] = Counter()
-        self._pages_of: defaultdict[tuple[int, Bank], set[ExpertKey]] = defaultdict(set)  # that are there
+        self._pages_of: defaultdict[tuple[int, Bank], dict[ExpertKey, None]] = defaultdict(dict)  # there now
+        self._num_vision_pages = 0
         # Of each class: (level when it was put there, page). Levels only grow, so what lies on top is looked
         # up again before it is believed.
         self._coldest: list[list[tuple[float, ExpertKey]]] = [[] for _ in slots.classes]
@@ -61,6 +64,16 @@ class PageCache:
         """First byte of the page, there or on its way."""
         return self.slots.offset(self._class_of(key), self._places[key])
 
+    def advance(self) -> None:
+        """A forward begins."""
+        self.heat.advance()
+        if self.heat.reconsider():
+            for heap in self._coldest:
+                heap.clear()
+            self._queued.clear()
+            for key in self._places:
+                self._queue(self._class_of(key), key)
+
     def use(self, keys: Iterable[ExpertKey]) -> None:
         """Keep these pages where they are until `release`."""
         self._in_use.update(keys)
@@ -72,24 +85,28 @@ class PageCache:
             if not self._in_use[key]:
                 del self._in_use[key]
 
-    def expect(self, key: ExpertKey) -> bool:
-        """Take a slot for a page that is to be read, and hold it. False if all slots are in use."""
+    def expect(self, key: ExpertKey, *, is_urgent: bool = False) -> bool:
+        """Take a slot for a page that is to be read, and hold it. False if all slots are in use.
+
+        is_urgent: a token waits for it. Then pages of vision go first, which decode does not need, and no
+        layer's floor counts where nothing else can go.
+        """
         assert key not in self._places, key
         size_class = self._class_of(key)
         slot = self.slots.take(size_class)
-        if slot is None and self._make_room(size_class, key):
+        if slot is None and self._make_room(size_class, key, is_urgent):
             slot = self.slots.take(size_class)
         if slot is None:
             return False
         self._places[key] = slot
-        self._coming.add(key)
+        self._coming[key] = None
         return True
 
     def arrived(self, key: ExpertKey) -> None:
         """The page has been read; it is there, and held until `settle`."""
-        self._coming.remove(key)
+        del self._coming[key]
         self.use([key])
-        self._pages_of[key.layer_id, key.bank].add(key)
+        self._note(key)
 
     def let_go(self) -> None:
         """Nobody uses a page any more; those on their way have not come, and their slots are free.
@@ -101,24 +118,13 @@ class PageCache:
         self._coming.clear()
         self._in_use.clear()
         for key in self._places:
-            self._pages_of[key.layer_id, key.bank].add(key)
+            self._note(key)
             self._queue(self._class_of(key), key)
 
-    def settle(self, key: ExpertKey) -> bool:
-        """The page that arrived has been used; whether it stays.
-
-        It does where a slot is left over, or where the coldest page that may go is not hotter.
-        """
+    def settle(self, key: ExpertKey) -> None:
+        """The page that arrived has been used. It stays, and is the first to go if it is the coldest."""
         self.release([key])
-        size_class = self._class_of(key)
-        self._queue(size_class, key)
-        if self.slots.num_available(size_class) >= self._spare_slots or self._reclaim(size_class):
-            return True
-        victim = self._coldest_page(size_class, key)
-        if victim is None:
-            return True  # all others are in use
-        self.evict(victim)
-        return victim != key
+        self._queue(self._class_of(key), key)
 
     def settle_in_layer(self, key: ExpertKey, most_pages: int) -> bool:
         """As `settle`, for a prompt, which comes by every layer: no other layer loses a page to this one.
@@ -144,7 +150,8 @@ class PageCache:
         """Forget a page that nobody uses."""
         assert key not in self._in_use, key
         assert key not in self._coming, key
-        self._pages_of[key.layer_id, key.bank].remove(key)
+        del self._pages_of[key.layer_id, key.bank][key]
+        self._num_vision_pages -= key.bank == "vision"
         self._free(key)
 
     def shrink(self) -> int | None:
@@ -165,14 +172,19 @@ class PageCache:
                 self.evict(key)
         return self.slots.retire()
 
+    def _note(self, key: ExpertKey) -> None:
+        mates = self._pages_of[key.layer_id, key.bank]
+        self._num_vision_pages += key.bank == "vision" and key not in mates
+        mates[key] = None
+
     def _free(self, key: ExpertKey) -> None:
         self.slots.give_back(self._class_of(key), self._places.pop(key))
 
-    def _make_room(self, size_class: int, coming: ExpertKey) -> bool:
+    def _make_room(self, size_class: int, coming: ExpertKey, is_urgent: bool) -> bool:
         """Free a slot of a class that has none."""
-        if self._reclaim(size_class):
+        if self._reclaim(size_class) or (is_urgent and self._empty_vision_frame(coming)):
             return True
-        victim = self._coldest_page(size_class, coming)
+        victim = self._coldest_page(size_class, coming, is_urgent)
         if victim is None:
             return False
         self.evict(victim)
@@ -192,6 +204,18 @@ class PageCache:
                 return True
         return False
 
+    def _empty_vision_frame(self, coming: ExpertKey) -> bool:
+        """Empty a frame of vision pages for one of text; its owner asks for it again in the next prompt."""
+        if coming.bank == "vision" or not self._num_vision_pages:
+            return False
+        for size_class in range(len(self.slots.classes)):
+            for keys in self._idle_frames(size_class):
+                if keys[0].bank == "vision":
+                    for key in keys:
+                        self.evict(key)
+                    return True
+        return False
+
     def _idle_frames(self, size_class: int) -> Iterable[list[ExpertKey]]:
         """The pages of each frame of which none is in use or on its way."""
         by_frame: dict[int, list[ExpertKey]] = {}
@@ -202,16 +226,13 @@ class PageCache:
             if not any(key in self._in_use or key in self._coming for key in keys):
                 yield keys
 
-    def _coldest_page(self, size_class: int, coming: ExpertKey) -> ExpertKey | None:
-        """The coldest page of the class that may go when `coming`, perhaps itself, comes."""
-        found = self._coldest_idle(size_class, lambda key: self._may_go(key, coming))
-        # Memory may have shrunk below what the floors of all layers take.
-        return found if found is not None else self._coldest_idle(size_class, lambda _key: True)
-
-    def _coldest_idle(self, size_class: int, may_go: Callable[[ExpertKey], bool]) -> ExpertKey | None:
+    def _coldest_page(self, size_class: int, coming: ExpertKey, is_urgent: bool) -> ExpertKey | None:
+        """The coldest page of the class that may go when `coming` comes."""
         heap = self._coldest[size_class]
         kept: list[ExpertKey] = []
         found: ExpertKey | None = None
+        # Where slots of one size are few, all of them may hold pages that a floor protects.
+        protected: ExpertKey | None = None
         while heap and found is None:
             level, key = heapq.heappop(heap)
             self._queued.discard(key)
@@ -219,13 +240,15 @@ class PageCache:
                 continue  # evicted since
             if self.heat.level(key) > level:
                 self._queue(size_class, key)
-            elif key not in self._in_use and may_go(key):
+            elif key not in self._in_use and self._may_go(key, coming):
                 found = key
             else:
                 kept.append(key)
+                if protected is None and key not in self._in_use:
+                    protected = key
         for key in kept:
             self._queue(size_class, key)
-        return found
+        return protected if found is None and is_urgent else found
 
     def _queue(self, size_class: int, key: ExpertKey) -> None:
         if key not in self._queued:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ernie_local.checkpoint.names import BANKS, Bank
-from ernie_local.experts.heat import DEFAULT_DECAY, ExpertKey, Heat
+from ernie_local.experts.adaptive_heat import AdaptiveHeat
+from ernie_local.experts.heat import ExpertKey, Heat
 from ernie_local.experts.page_cache import PageCache
 from ernie_local.experts.page_sizes import class_sizes, frame_bytes
 from ernie_local.experts.slots import SizeClass, SlotMap
@@ -46,7 +47,8 @@ class PagingPlan:
         for key, size in self._aligned.items():
             by_bank[key.bank].append(size)
         self._banks = {bank: _BankClasses.of(sizes) for bank, sizes in by_bank.items() if sizes}
-        self._num_layers = len({key.layer_id for key in page_bytes})
+        self._layer_ids = sorted({key.layer_id for key in page_bytes})
+        self._num_layers = len(self._layer_ids)
         text = self._banks["text"]
         self.frame_bytes = frame_bytes(
             [size for size, count in zip(text.sizes, text.pages, strict=True) for _ in range(count)]
@@ -71,8 +73,11 @@ class PagingPlan:
         frames = sum(self._frames_for(size, count) for _, size, count in self._all_classes())
         return self.frame_bytes * (frames + self._least_frames("text"))
 
-    def build(self, memory_bytes: int, decay: float = DEFAULT_DECAY) -> PageCache:
-        """A cache that takes at most `memory_bytes`, which are at least `least_bytes`."""
+    def build(self, memory_bytes: int, decay: float | None = None) -> PageCache:
+        """A cache that takes at most `memory_bytes`, which are at least `least_bytes`.
+
+        decay: see Heat; None lets the tokens decide.
+        """
         num_frames = min(memory_bytes, self.most_bytes) // self.frame_bytes
         classes = self._share_frames(num_frames)
         slots = SlotMap(self.frame_bytes, num_frames, classes)
@@ -84,7 +89,20 @@ class PagingPlan:
             if bank == "text"
         )
         layer_floor = min(self.top_k, max(0, text_slots - self.top_k) // self._num_layers)
-        return PageCache(slots, self._class_of.__getitem__, Heat(decay), self.top_k, layer_floor)
+        heat: Heat | AdaptiveHeat
+        if decay is None:
+            # In decode the frames of vision hold pages of text too.
+            text_bytes = sum(
+                size.frames * self.frame_bytes
+                for (bank, _, _), size in zip(self._all_classes(), classes, strict=True)
+                if bank == "text"
+            )
+            heat = AdaptiveHeat(
+                self._layer_ids, text_slots * num_frames * self.frame_bytes // max(1, text_bytes)
+            )
+        else:
+            heat = Heat(decay)
+        return PageCache(slots, self._class_of.__getitem__, heat, self.top_k, layer_floor)
 
     def ahead(self, cache: PageCache) -> int:
         """Pages to read ahead in a prompt, where there are so few slots that not all can be."""

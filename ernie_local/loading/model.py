@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.engine import DEFAULT_CHUNK_TOKENS, Engine
 from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.paging_stats import PagingStats
+from ernie_local.experts.trace_recorder import TraceRecorder
 from ernie_local.loading.options import find_kv_dtype
+from ernie_local.loading.paging import page_sizes
 from ernie_local.loading.pictures import ImageSource, to_patches
 from ernie_local.loading.routes import RouteRecord
 from ernie_local.media.patches import Patches
@@ -61,6 +64,7 @@ class LoadedModel:
         self.weight_bytes = weight_bytes
         self.load_seconds = load_seconds
         self._context_limit = context_limit
+        self.recorder: TraceRecorder | None = None  # see `record_trace`
 
     def __repr__(self) -> str:
         return (
@@ -95,13 +99,26 @@ class LoadedModel:
     ) -> Engine:
         """A new, empty sequence over this model. Arguments left out are as given to `load`."""
         settings = self.settings
-        return Engine(
+        engine = Engine(
             self.network,
             context_size if context_size is not None else settings.context_size,
             settings.kv_dtype if kv_dtype is None else find_kv_dtype(kv_dtype, self.network.dtype),
             chunk_tokens if chunk_tokens is not None else settings.chunk_tokens,
             vision_rule if vision_rule is not None else settings.vision_rule,
         )
+        engine.on_route = self.recorder
+        return engine
+
+    def record_trace(self) -> TraceRecorder:
+        """Note the experts that tokens choose in engines and chats made from now on.
+
+        Afterwards `trace()` of what this returns has them. A replay equals the paging of this model where
+        nothing was computed before, and `router_choices` not asked for meanwhile.
+        """
+        with open_checkpoint(self.directory, self.config) as checkpoint:
+            sizes = page_sizes(checkpoint, self.config)
+        self.recorder = TraceRecorder(self.directory.name, self.config.text.experts_per_token, sizes)
+        return self.recorder
 
     def logits(
         self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource] = ()

@@ -26,9 +26,14 @@ _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 def paging_plan(checkpoint: Checkpoint, config: ModelConfig) -> PagingPlan | None:
     """How this checkpoint's pages would share a memory, None if there are none. Reads nothing."""
-    ranges = page_ranges(checkpoint, config)
-    page_bytes = {key: sum(part.num_bytes for part in parts) for key, parts in ranges.items()}
+    page_bytes = page_sizes(checkpoint, config)
     return PagingPlan(page_bytes, config.text.experts_per_token) if page_bytes else None
+
+
+def page_sizes(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, int]:
+    """Bytes of every expert's page."""
+    ranges = page_ranges(checkpoint, config)
+    return {key: sum(part.num_bytes for part in parts) for key, parts in ranges.items()}
 
 
 def page_experts(checkpoint: Checkpoint, config: ModelConfig, memory_bytes: int) -> PagedExperts:

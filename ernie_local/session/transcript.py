@@ -6,17 +6,17 @@ Owns the format of that file and the check of what is read from it. Runs no mode
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
-from ernie_local.errors import ErnieLocalError, InputUnreadable, UsageError
+from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.session.answer import FinishReason
 from ernie_local.session.picture import Picture
 from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import Message
+from ernie_local.whole_file import written_whole
 
 FORMAT_NAME = "ernie-local chat"
 FORMAT_VERSION = 1
@@ -78,24 +78,8 @@ def write_chat(
         "turns": [_turn_to_json(number, turn) for number, turn in enumerate(turns, start=1)],
     }
     text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-    temporary: str | None = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = file.name
-            file.write(text)
-        Path(temporary).replace(path)
-        temporary = None
-    except OSError as error:
-        raise ErnieLocalError(
-            f"cannot write the chat of {len(text)} characters to {path}",
-            error.strerror or str(error),
-            "give the path of a file in a folder that can be written to",
-        ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    with written_whole(path, f"the chat of {len(text)} characters") as file:
+        file.write(text.encode())
 
 
 def read_chat(path: Path, open_again: Callable[[str, tuple[int, int]], Picture]) -> SavedChat:

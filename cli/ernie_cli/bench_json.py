@@ -1,0 +1,67 @@
+"""The object that `ernie-local bench --json` prints: its shape, described in docs/bench-json.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ernie_local.experts.replay import Replayed
+    from ernie_local.experts.trace import Trace
+
+SCHEMA = "ernie-local.bench/1"
+
+
+def empty_object() -> dict[str, object]:
+    """The object of a run that has replayed nothing."""
+    return {
+        "schema": SCHEMA,
+        "ok": False,
+        "trace": None,
+        "model": None,
+        "prompt_tokens": None,
+        "decoded_tokens": None,
+        "expert_bytes": {"text": None, "vision": None},
+        "budgets": [],
+        "error": None,
+    }
+
+
+def trace_fields(path: Path, trace: Trace) -> dict[str, object]:
+    """The keys that the trace itself fills."""
+    return {
+        "trace": str(path),
+        "model": trace.model,
+        "prompt_tokens": trace.prompt_tokens,
+        "decoded_tokens": trace.decoded_tokens,
+        "expert_bytes": {bank: trace.bank_bytes(bank) for bank in ("text", "vision")},
+    }
+
+
+def budget_fields(trace: Trace, budget: int, results: Sequence[Replayed]) -> dict[str, object]:
+    """One entry of `budgets`."""
+    return {
+        "bytes": budget,
+        "share": budget / trace.bank_bytes("text"),
+        "policies": [_policy(result) for result in results],
+    }
+
+
+def _policy(result: Replayed) -> dict[str, object]:
+    return {
+        "policy": result.policy,
+        "decay": result.decay,
+        "bytes_per_token": result.bytes_per_token,
+        "prompt_bytes": result.prompt_bytes,
+        "banks": {
+            bank: {
+                "decode_hits": one.decode_hits,
+                "decode_misses": one.decode_misses,
+                "decode_hit_rate": one.decode_hit_rate,
+                "prompt_hits": one.prompt_hits,
+                "prompt_misses": one.prompt_misses,
+            }
+            for bank, one in result.stats.banks.items()
+        },
+    }
