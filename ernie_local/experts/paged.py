@@ -53,8 +53,9 @@ class PagedExperts:
         memory: PageMemory,
         math: dict[Bank, PageMath],
         plan: PagingPlan,
+        shared_bytes: int,
     ) -> None:
-        """memory: what `cache`, built by `plan`, gives out."""
+        """memory: what `cache`, built by `plan`, gives out; shared_bytes: what it and others have."""
         self.store = store
         self.cache = cache
         self.memory = memory
@@ -64,6 +65,7 @@ class PagedExperts:
         self._traffic = PageTraffic(cache, plan, self._page_bytes, self)
         self._is_decode = False
         self._plan = plan
+        self._shared_bytes = shared_bytes
         self._needed: WeakKeyDictionary[object, int] = WeakKeyDictionary()  # bytes that others have
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="ernie-page")
         self._readings: dict[ExpertKey, Future[None]] = {}  # pages on their way
@@ -83,7 +85,7 @@ class PagedExperts:
         """See ExpertProvider.make_room."""
         self._needed[owner] = num_bytes
         needed = sum(self._needed.values())
-        num_frames = (self.memory.bytes.nbytes - needed) // self._plan.frame_bytes
+        num_frames = (self._shared_bytes - needed) // self._plan.frame_bytes
         if num_frames < self._plan.least_frames:
             self._needed[owner] = 0
             raise self._no_room(needed)
@@ -130,7 +132,7 @@ class PagedExperts:
         least = self._plan.least_bytes
         return DoesNotFit(
             f"{format_bytes(needed)} are needed beside experts, which need {format_bytes(least)} themselves, "
-            f"there are {format_bytes(self.memory.bytes.nbytes)} for both",
+            f"there are {format_bytes(self._shared_bytes)} for both",
             "conversation, pictures and experts share one memory, limited when the model was loaded",
             "raise the limit (--ram), shorten the conversation, or give fewer or smaller pictures",
         )

@@ -37,7 +37,7 @@ def page_sizes(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, i
 
 
 def page_experts(checkpoint: Checkpoint, config: ModelConfig, memory_bytes: int) -> PagedExperts:
-    """Experts that take at most `memory_bytes`, which are at least the plan's `least_bytes`."""
+    """Experts that share `memory_bytes`, at least the `least_bytes` of their plan, with conversations."""
     plan = paging_plan(checkpoint, config)
     assert plan is not None, "only a model with experts is paged"
     cache = plan.build(memory_bytes)
@@ -48,7 +48,7 @@ def page_experts(checkpoint: Checkpoint, config: ModelConfig, memory_bytes: int)
     page_math: dict[Bank, PageMath] = {}
     for bank in BANKS:
         page_math[bank] = PackedPageMath() if is_packed else _plain_math(checkpoint, config, bank)
-    return PagedExperts(store, cache, memory, page_math, plan)
+    return PagedExperts(store, cache, memory, page_math, plan, memory_bytes)
 
 
 def page_ranges(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, tuple[PageRange, ...]]:
