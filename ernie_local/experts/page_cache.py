@@ -108,6 +108,11 @@ class PageCache:
         self.use([key])
         self._note(key)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a page is in use or on its way."""
+        return bool(self._coming or self._in_use)
+
     def let_go(self) -> None:
         """Nobody uses a page any more; those on their way have not come, and their slots are free.
 

@@ -67,7 +67,8 @@ class PageTraffic:
 
         tokens: of each bank that has any, text first; every layer will ask for these banks.
         """
-        self.give_up()
+        if self._coming or self.cache.is_busy:
+            self.give_up()
         self._tokens = tokens
         self._calls = [(layer_id, bank) for layer_id in self._layer_ids for bank in tokens]
         num_tokens = sum(tokens.values())
