@@ -1,7 +1,8 @@
 """A trace run again through the cache of pages, without weights: what would have been found, what read.
 
 The very calls, in the very order, that the runtime makes (page_traffic.py), so that its counters are those of
-the runtime. Textbook policies on the same trace are in textbook.py. Knows no torch.
+the runtime as long as its memory stays the same: what a conversation takes of it is not in a trace. Textbook
+policies on the same trace are in textbook.py. Knows no torch.
 """
 
 from __future__ import annotations

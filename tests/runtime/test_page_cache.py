@@ -30,6 +30,14 @@ def class_of(key: ExpertKey) -> int:
     return 2 if key.bank == "vision" else int(key.expert_id % 3 == 0)
 
 
+def make_slots(num_frames: int) -> SlotMap:
+    """Each class needs a frame at least, the first has what the others leave."""
+    own = (num_frames - 4, 2, 2)
+    return SlotMap(
+        FRAME_BYTES, num_frames, [SizeClass(*each, 1) for each in zip(PAGE_BYTES, own, strict=True)]
+    )
+
+
 def bytes_of(slots: SlotMap, size_class: int, slot: Slot) -> set[int]:
     first = slots.offset(size_class, slot)
     return set(range(first, first + PAGE_BYTES[size_class]))
@@ -41,7 +49,7 @@ class SlotMachine(RuleBasedStateMachine):
     @initialize(num_frames=st.integers(6, 12))
     def start(self, num_frames: int) -> None:
         self.num_frames, self.retired = num_frames, 0
-        self.slots = SlotMap(FRAME_BYTES, num_frames, [SizeClass(size, 2) for size in PAGE_BYTES])
+        self.slots = make_slots(num_frames)
         self.taken: list[tuple[int, Slot]] = []
 
     @rule(size_class=st.integers(0, 2))
@@ -84,7 +92,9 @@ class SlotMachine(RuleBasedStateMachine):
         used = {slot.frame for _, slot in self.taken}
         assert self.slots.num_free_frames == self.slots.num_frames - len(used)
         held = [len({slot.frame for which, slot in self.taken if which == number}) for number in range(3)]
-        assert [self.slots.num_over(number) + 2 for number in range(3)] == held
+        own = [frames - self.slots.num_over(number) for number, frames in enumerate(held)]
+        assert sum(own) == self.slots.num_frames  # every frame is somebody's own, the retired ones nobody's
+        assert min(own) >= 1 or self.slots.num_frames < 3
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -93,7 +103,7 @@ class CacheMachine(RuleBasedStateMachine):
     @initialize(num_frames=st.integers(6, 8), decay=st.sampled_from([0.0, 0.9, 1.0]))
     def start(self, num_frames: int, decay: float) -> None:
         self.num_frames = num_frames
-        self.slots = SlotMap(FRAME_BYTES, num_frames, [SizeClass(size, 2) for size in PAGE_BYTES])
+        self.slots = make_slots(num_frames)
         self.cache = PageCache(self.slots, class_of, Heat(decay), TOP_K, FLOOR)
         self.coming: list[ExpertKey] = []
         self.arrived: list[ExpertKey] = []

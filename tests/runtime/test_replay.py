@@ -12,7 +12,6 @@ import torch
 import ernie_local
 from ernie_calibration.pictures import make_picture
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.paging_stats import PagingStats
@@ -20,11 +19,10 @@ from ernie_local.experts.replay import replay
 from ernie_local.experts.trace import Trace
 from ernie_local.experts.trace_file import read_trace, write_trace
 from ernie_local.loading import LoadedModel
-from ernie_local.loading.build import build_model
 from ernie_local.loading.model import EngineSettings
-from ernie_local.loading.paging import paging_plan
 from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.plain_export import export_plainly
+from tests.runtime.paged_models import build, plan_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
 
@@ -51,13 +49,16 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 def paged_model(directory: Path, share: float) -> tuple[LoadedModel, int]:
     """The model with experts in this share of what holds all, and that in bytes."""
-    config = read_config(directory)
-    with open_checkpoint(directory, config) as checkpoint:
-        plan = paging_plan(checkpoint, config)
-        memory_bytes = max(plan.least_bytes, int(share * plan.most_bytes))
-        network = build_model(checkpoint, config, torch.float32, torch.device("cpu"), memory_bytes)
+    plan = plan_of(directory)
+    memory_bytes = max(plan.least_bytes, int(share * plan.most_bytes))
     settings = EngineSettings(1500, torch.float32, chunk_tokens=100)
-    return LoadedModel(network, directory, settings, 0, 0.0), memory_bytes
+    return LoadedModel(build(directory, memory_bytes), directory, settings, 0, 0.0), memory_bytes
+
+
+@pytest.fixture
+def fixed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversation and pictures take memory of their own, not that of experts."""
+    monkeypatch.setattr(PagedExperts, "make_room", lambda *_: None)
 
 
 def counted(stats: PagingStats) -> PagingStats:
@@ -78,6 +79,7 @@ def run_chat(model: LoadedModel) -> None:
     engine.decode(30)
 
 
+@pytest.mark.usefixtures("fixed_memory")
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_a_replay_counts_what_the_engine_counted(directory: Path, tmp_path: Path, share: float) -> None:
     model, memory_bytes = paged_model(directory, share)
@@ -96,6 +98,7 @@ def test_a_replay_counts_what_the_engine_counted(directory: Path, tmp_path: Path
     experts.close()
 
 
+@pytest.mark.usefixtures("fixed_memory")
 def test_an_interrupted_forward_is_replayed_as_far_as_it_came(tmp_path: Path) -> None:
     model, memory_bytes = paged_model(NANO_DIRECTORY, 0.4)
     recorder = model.record_trace()
