@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +18,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import ModelUnusable
+from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.page_memory import PageMemory
 from ernie_local.experts.page_store import PageRange, PageStore
 from ernie_local.experts.paged import PagedExperts
@@ -183,15 +184,15 @@ def test_without_direct_reads_pages_come_through_the_cache(
 def test_ctrl_c_in_the_middle_of_a_read(directory: Path, monkeypatch: pytest.MonkeyPatch, when: int) -> None:
     model = small(directory)
     expected = logits(model)
-    receive, calls = PagedExperts._receive, [0]
+    wait, calls = PagedExperts.wait, [0]
 
-    def interrupted(self: PagedExperts, keys: list[object]) -> None:
+    def interrupted(self: PagedExperts, keys: Sequence[ExpertKey]) -> None:
         calls[0] += 1
         if calls[0] == when + 1:
             raise KeyboardInterrupt
-        receive(self, keys)  # type: ignore[arg-type]
+        wait(self, keys)
 
-    monkeypatch.setattr(PagedExperts, "_receive", interrupted)
+    monkeypatch.setattr(PagedExperts, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         logits(model)
     experts = paged_experts(model)
@@ -219,8 +220,6 @@ def test_two_models_on_one_checkpoint_do_not_disturb_each_other(directory: Path)
 
 
 def test_a_store_without_its_file_says_so(tmp_path: Path) -> None:
-    from ernie_local.experts.heat import ExpertKey
-
     ranges = {ExpertKey(1, "text", 0): (PageRange(tmp_path / "gone", 0, 0, 4096),)}
     with pytest.raises(ModelUnusable, match="gone cannot be read at byte 0"):
         PageStore(ranges, lambda _key, _page: None)
