@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from ernie_local.checkpoint.hub import resolve_model
-from ernie_local.checkpoint.reader import open_checkpoint
-from ernie_local.config import read_config
+from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
+from ernie_local.config import ModelConfig, read_config
 from ernie_local.engine import DEFAULT_CHUNK_TOKENS, check_sizes
 from ernie_local.errors import UsageError
 from ernie_local.loading.build import build_model, count_dense_bytes, count_weight_bytes
@@ -49,15 +49,8 @@ def load(
     torch_device = find_device(device)
     weight_dtype = find_dtype(dtype, "dtype", WEIGHT_DTYPES)
     cache_dtype = find_kv_dtype(kv_dtype, weight_dtype)
-    ram_limit = None if ram == "auto" else find_bytes(ram, "ram")
+    ram_limit, reserve_bytes = _read_limits(ram, reserve)
     vram_limit = find_bytes(vram, "vram")
-    reserve_bytes = DEFAULT_RESERVE if reserve is None else find_bytes(reserve, "reserve")
-    if reserve is not None and ram_limit is not None:
-        raise UsageError(
-            f"reserve {reserve} with ram {ram}",
-            "the reserve is what is left of the free memory, and ram says how much to take of it",
-            "give one of them",
-        )
     if vram_limit is not None and torch_device.type == "cpu":
         raise UsageError(
             f"a vram limit of {vram} with device {str(device)!r}",
@@ -71,14 +64,8 @@ def load(
         cache_dtype = torch.bfloat16  # what the model was trained in; its weights have fewer bits
     tokens = config.text.default_context_size if context_size is None else context_size
     with open_checkpoint(directory, config) as checkpoint:
-        weight_bytes = count_weight_bytes(checkpoint, config, weight_dtype)
-        dense_bytes = count_dense_bytes(checkpoint, config, weight_dtype)
-        plan = paging_plan(checkpoint, config)
-        need = MemoryNeed(
-            dense_bytes,
-            weight_bytes - dense_bytes,
-            tokens * kv_bytes_per_token(config.text, cache_dtype),
-            None if plan is None else plan.least_bytes,
+        need = _count_need(
+            checkpoint, config, weight_dtype, tokens * kv_bytes_per_token(config.text, cache_dtype)
         )
         if torch_device.type == "cpu":
             placement = place_in_ram(need, config.text, ram_limit, reserve_bytes, chunk_tokens)
@@ -90,4 +77,29 @@ def load(
             checkpoint.drop_cached()
     settings = EngineSettings(tokens, cache_dtype, placement.chunk_tokens)
     seconds = time.perf_counter() - started
-    return LoadedModel(network, directory, settings, weight_bytes, seconds, context_limit=context_size)
+    return LoadedModel(network, directory, settings, need.weight_bytes, seconds, context_limit=context_size)
+
+
+def _count_need(
+    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, kv_cache_bytes: int
+) -> MemoryNeed:
+    dense_bytes = count_dense_bytes(checkpoint, config, dtype)
+    plan = paging_plan(checkpoint, config)
+    return MemoryNeed(
+        dense_bytes,
+        count_weight_bytes(checkpoint, config, dtype) - dense_bytes,
+        kv_cache_bytes,
+        None if plan is None else plan.least_bytes,
+    )
+
+
+def _read_limits(ram: str | int | None, reserve: str | int | None) -> tuple[int | None, int]:
+    """The limit, None for what is free, and what of that is left to others."""
+    limit = None if ram == "auto" else find_bytes(ram, "ram")
+    if reserve is not None and limit is not None:
+        raise UsageError(
+            f"reserve {reserve} with ram {ram}",
+            "the reserve is what is left of the free memory, and ram says how much to take of it",
+            "give one of them",
+        )
+    return limit, DEFAULT_RESERVE if reserve is None else find_bytes(reserve, "reserve")
