@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from ernie_local.sizes import format_bytes
+
 Command = Callable[..., Any]
 
 
@@ -67,7 +69,11 @@ def test_an_interactive_chat_is_recorded_also_after_slash_system(command: Comman
 def test_too_little_memory_is_refused_with_both_numbers(command: Command, trace: Path) -> None:
     result = command("bench", "--replay", str(trace), "--ram", "1MiB", "--json")
     assert result.exit_code == 3
-    assert result.json()["error"]["what"] == "1.0 MiB for experts of nano, 1.3 MiB are needed"
+    error = result.json()["error"]
+    least = int(error["hint"].split()[1])
+    assert error["what"] == f"1.0 MiB for experts of nano, {format_bytes(least)} are needed"
+    assert command("bench", "--replay", str(trace), "--ram", str(least - 1)).exit_code == 3
+    assert command("bench", "--replay", str(trace), "--ram", str(least)).exit_code == 0
     assert result.json()["budgets"] == []
 
 
