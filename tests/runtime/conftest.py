@@ -201,6 +201,8 @@ class ScriptedEngine:
 class ScriptedModel:
     """What a chat needs of a LoadedModel."""
 
+    paging = None
+
     def __init__(self, tokenizer: ErnieTokenizer, directory: Path, context_size: int = 2000) -> None:
         self.tokenizer = tokenizer
         self.directory = directory
