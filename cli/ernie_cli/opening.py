@@ -142,6 +142,8 @@ def open_chat(options: ChatOptions, files: ModelFiles, console: Console) -> Chat
         check_saved_chat(options.load, files)
     model = load_model(options, files)
     _tell_of_slow_kernels(console)
+    for note in model.paging_notes():
+        console.note(note)
     if options.trace is not None:
         model.record_trace()
     if options.load is not None:

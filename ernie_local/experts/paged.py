@@ -71,6 +71,11 @@ class PagedExperts:
         self._readings: dict[ExpertKey, Future[None]] = {}  # pages on their way
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of all pages, in memory or not."""
+        return sum(self._page_bytes.values())
+
+    @property
     def stats(self) -> PagingStats:
         """What was read and found since the model was loaded."""
         return self._traffic.stats

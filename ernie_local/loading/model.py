@@ -29,6 +29,7 @@ from ernie_local.media.patches import Patches
 from ernie_local.media.processor import ImageProcessorConfig, read_processor_config
 from ernie_local.media.tokens import VisionRule, expand_placeholders
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
     from ernie_local.text.tokenizer import ErnieTokenizer
@@ -76,6 +77,17 @@ class LoadedModel:
         """What paging has done so far; None where all experts are in memory."""
         experts = self.network.experts
         return experts.stats.copy() if isinstance(experts, PagedExperts) else None
+
+    def paging_notes(self) -> list[str]:
+        """What somebody who waits should know of paging, a line each; none if all experts are in memory."""
+        experts = self.network.experts
+        if not isinstance(experts, PagedExperts):
+            return []
+        held, everything = (format_bytes(size) for size in (experts.memory.bytes.nbytes, experts.num_bytes))
+        notes = [f"experts: {held} of memory for {everything}; missing ones are read when a token wants them"]
+        if not experts.store.is_direct:
+            notes.append("the file system has no direct reads: experts pass through the system's cache")
+        return notes
 
     @cached_property
     def tokenizer(self) -> ErnieTokenizer:
