@@ -73,16 +73,25 @@ class PageStore:
                 end = part.page_offset + part.num_bytes
                 self._files[part.path].read(part.offset, view[part.page_offset : end])
             found = xxhash.xxh3_64_intdigest(view)
-            known = self._known.get(key)
-            if known is None:
-                self._check(key, into)
-                self._known[key] = found
-                return
+            known = self._known.setdefault(key, found) if self._is_page(key, into, attempt) else None
             if found == known:
                 return
             # A bit may have turned on its way from the disk: once more, before the file is blamed.
             if attempt:
+                assert known is not None, "what is no page has been refused"
                 raise self._changed(key, known, found)
+
+    def _is_page(self, key: ExpertKey, page: torch.Tensor, attempt: int) -> bool:
+        """Whether a page that was never read before can be right; refused at the second attempt."""
+        if key in self._known:
+            return True
+        try:
+            self._check(key, page)
+        except ModelUnusable:
+            if attempt:
+                raise
+            return False
+        return True
 
     def close(self) -> None:
         """Close the files."""

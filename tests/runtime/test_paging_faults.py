@@ -120,6 +120,28 @@ def test_a_bit_that_turns_on_its_way_once_is_read_again(
     assert not flips
 
 
+def test_a_bit_that_turns_at_the_first_reading_is_read_again(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = paged_experts(small(directory)).store
+    key, read, flips = store.experts[0], uncached_file.UncachedFile.read, [1]
+    into = PageMemory(1 << 20).bytes[: store.page_bytes(key)]
+    store.read(key, into)
+    expected = into.clone()
+    store._known.clear()
+
+    def flaky(self: uncached_file.UncachedFile, offset: int, into: memoryview) -> None:
+        read(self, offset, into)
+        if flips:
+            flips.pop()
+            into[500] ^= 1
+
+    monkeypatch.setattr(uncached_file.UncachedFile, "read", flaky)
+    store.read(key, into)
+    assert torch.equal(into, expected)
+    assert not flips
+
+
 def test_a_file_that_is_cut_while_the_model_runs(directory: Path) -> None:
     model = small(directory)
     logits(model)
