@@ -70,8 +70,8 @@ class PagingPlan:
     @property
     def most_bytes(self) -> int:
         """With this every page is in memory."""
-        frames = sum(self._frames_for(size, count) for _, size, count in self._all_classes())
-        return self.frame_bytes * (frames + self._least_frames("text"))
+        pages = sum(self._bytes_of(bank) for bank in self._banks)
+        return pages + self.frame_bytes * self._least_frames("text")
 
     def build(self, memory_bytes: int, decay: float | None = None) -> PageCache:
         """A cache that takes at most `memory_bytes`, which are at least `least_bytes`.
@@ -116,21 +116,12 @@ class PagingPlan:
         only those of text are asked for afterwards.
         """
         room = cache.slots.num_frames * self.frame_bytes
-        text = self._banks["text"]
-        text_bytes = sum(
-            self._frames_for(size, count) * self.frame_bytes
-            for size, count in zip(text.sizes, text.pages, strict=True)
-        )
-        text_pages = sum(text.pages)
+        text_bytes, text_pages = self._bytes_of("text"), sum(self._banks["text"].pages)
         shares: dict[Bank, int] = {"text": -(-min(room, text_bytes) * text_pages // text_bytes)}
         if "vision" in self._banks:
-            vision = self._banks["vision"]
-            vision_bytes = sum(
-                self._frames_for(size, count) * self.frame_bytes
-                for size, count in zip(vision.sizes, vision.pages, strict=True)
-            )
+            vision_bytes, vision_pages = self._bytes_of("vision"), sum(self._banks["vision"].pages)
             left = max(0, room - text_bytes)
-            shares["vision"] = min(left, vision_bytes) * sum(vision.pages) // vision_bytes
+            shares["vision"] = min(left, vision_bytes) * vision_pages // vision_bytes
         return {bank: -(-pages // self._num_layers) for bank, pages in shares.items()}
 
     def _all_classes(self) -> list[tuple[Bank, int, int]]:
@@ -152,6 +143,12 @@ class PagingPlan:
 
     def _frames_for(self, size: int, count: int) -> int:
         return -(-count // (self.frame_bytes // size))
+
+    def _bytes_of(self, bank: Bank) -> int:
+        """Of the frames that hold all pages of a bank."""
+        classes = self._banks[bank]
+        each = zip(classes.sizes, classes.pages, strict=True)
+        return self.frame_bytes * sum(self._frames_for(size, count) for size, count in each)
 
     def _least_frames(self, bank: Bank) -> int:
         """Room for the experts of a token, whichever they are."""
