@@ -1,0 +1,35 @@
+"""How fast a machine moves and computes, in the terms that a model's speed is predicted from.
+
+Numbers alone: who measured or assumed them is said by whoever made them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class CardRates:
+    """Of a graphics card: its own memory as kernels read it, the link to it, and a prompt's arithmetic."""
+
+    memory_bytes_per_second: float
+    link_bytes_per_second: float
+    operations_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Of a machine as decode and prefill meet it.
+
+    disk_bytes_per_second: reads of one expert's size, several at a time. memory_bytes_per_second: packed
+    weights as the CPU's kernels pass over them for one token. operations_per_second: multiplications and
+    additions, each counted, of the CPU in a prompt. token_seconds: of a decoded token beside its layers;
+    layer_seconds: of each of its layers beside reading weights, attention to few tokens included.
+    """
+
+    disk_bytes_per_second: float
+    memory_bytes_per_second: float
+    operations_per_second: float
+    token_seconds: float
+    layer_seconds: float
+    card: CardRates | None = None
