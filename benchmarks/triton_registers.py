@@ -36,8 +36,7 @@ from ernie_local.packing import PageLayout, find_format
 HIDDEN, TEXT_INNER, SHARED_INNER, HEADS, KV_HEADS, HEAD_DIM, TOP_K = 2560, 1536, 3072, 20, 4, 128, 6
 QKV_ROWS = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 NUM_EXPERTS, UNITS, UNIT_BYTES, PROMPT_TOKENS, CAPACITY = 64, 1 << 20, 4096, 512, 8192
-# Compute capability, and the bytes of shared memory that one program may have there.
-SHARED_LIMITS = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
+ARCHITECTURES = (75, 80, 86, 89, 90, 120)  # Turing, Ampere, Ada, Hopper, Blackwell
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
     torch.uint8: "*u8", torch.int8: "*i8", torch.int64: "*i64",
@@ -162,16 +161,12 @@ def compile_for(launch: Launch, arch: int) -> Any:
 def measure(launch: Launch, arch: int) -> Need:
     compiled = compile_for(launch, arch)
     ptx = compiled.asm["ptx"]
-    assembler = get_ptxas(arch)
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        said = subprocess.run(
-            [assembler.path, "-v", f"--gpu-name={sm_arch_from_capability(arch)}", source, "-o", binary],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stderr
+        target = f"--gpu-name={sm_arch_from_capability(arch)}"
+        said = tool(get_ptxas(arch).path, "-v", target, str(source), "-o", str(binary)).stderr
+        instructions = tool(triton.knobs.nvidia.nvdisasm.path, str(binary)).stdout
     registers = re.search(r"Used (\d+) registers", said)
     assert registers is not None, said
     return Need(
@@ -181,15 +176,19 @@ def measure(launch: Launch, arch: int) -> Need:
         registers=int(registers[1]),
         shared_bytes=compiled.metadata.shared,
         spill_bytes=sum(int(number) for number in re.findall(r"(\d+) bytes spill", said)),
-        wide_loads=len(re.findall(r"ld\.global[.\w:]*\.v4\.b32", ptx))
-        + len(re.findall(r"ld\.global[.\w:]*\.v2\.b64", ptx)),
-        tensor_products=ptx.count("mma"),
+        wide_loads=len(re.findall(r"\b(?:LDG|LDGSTS)\.E\S*\.128\b", instructions)),
+        tensor_products=len(re.findall(r"\bHG?MMA\.", instructions)),
     )
+
+
+def tool(*command: str) -> subprocess.CompletedProcess[str]:
+    """One of the tools that come with the triton wheel."""
+    return subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--arch", type=int, nargs="+", default=list(SHARED_LIMITS), choices=SHARED_LIMITS)
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
     parser.add_argument("--formats", nargs="+", default=["w4", "w2", "w8"])
     parser.add_argument("--only", nargs="+", help="kernels; without it all")
     arguments = parser.parse_args()
