@@ -40,7 +40,7 @@ def disk_speed(experts: PagedExperts, num_pages: int = 160) -> float:
         if len(waiting) == len(aligned):
             waiting.pop(0).result()
         into = aligned[index % len(aligned)][:num_bytes]
-        waiting.append(experts._readers.submit(experts.store.read, key, into))
+        waiting.append(experts.disk.submit(experts.store.read, key, into))
         total += num_bytes
     for reading in waiting:
         reading.result()
@@ -90,7 +90,7 @@ def measure(model: LoadedModel, prompt: int, decode: int, memory: float) -> dict
         "memory_gb_s": memory,
         "allowed_tok_s": allowed,
         "share_of_allowed": 1 / mean / allowed,
-        "frames": experts.cache.slots.num_frames,
+        "frames": experts.top.cache.slots.num_frames,
         "peak_rss_bytes": peak_memory_bytes(),
     }
     return results

@@ -35,6 +35,11 @@ class PageMemory:
         self.bytes = everything[self._start : self._start + num_bytes]
         self.units = self.bytes.view(-1, UNIT_BYTES)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole allocation, handed back or not."""
+        return self.bytes.nbytes
+
     def hand_back(self, offset: int, num_bytes: int) -> None:
         """Let the system have this range, multiples of UNIT_BYTES; it reads as zeros until it is written."""
         self._mapping.madvise(mmap.MADV_DONTNEED, self._start + offset, num_bytes)

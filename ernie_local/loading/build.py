@@ -22,7 +22,7 @@ from ernie_local.errors import DoesNotFit
 from ernie_local.experts.packed import PackedExperts
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.kernels.huge_pages import empty_bytes
-from ernie_local.loading.paging import page_experts
+from ernie_local.loading.paging import CardMemory, page_experts
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
@@ -73,11 +73,13 @@ def build_model(
     dtype: torch.dtype,
     device: torch.device,
     expert_bytes: int | None = None,
+    card: CardMemory | None = None,
 ) -> ErnieModel:
     """A filled model, for inference only. Each tensor goes straight to where it stays; small pages of experts
     are not read.
 
-    expert_bytes: memory for routed experts, which are paged then; None for all of them. DoesNotFit for packed
+    expert_bytes: memory for routed experts, which are paged then; None for all of them. card: a second memory
+    above it. DoesNotFit for packed
     weights on a device that has no kernels for them.
     """
     packed = PackedTensors(config)
@@ -85,7 +87,7 @@ def build_model(
     is_packed = config.quantization is not None and bool(config.quantization.experts)
     experts: ExpertProvider
     if expert_bytes is not None:
-        experts = page_experts(checkpoint, config, expert_bytes)
+        experts = page_experts(checkpoint, config, expert_bytes, card)
     elif is_packed:
         experts = PackedExperts(_read_banks(checkpoint, config, packed))
     else:

@@ -83,7 +83,7 @@ class LoadedModel:
         experts = self.network.experts
         if not isinstance(experts, PagedExperts):
             return []
-        held, everything = (format_bytes(size) for size in (experts.memory.bytes.nbytes, experts.num_bytes))
+        held, everything = format_bytes(experts.level.memory.num_bytes), format_bytes(experts.num_bytes)
         notes = [f"experts: {held} of memory for {everything}; missing ones are read when a token wants them"]
         if not experts.store.is_direct:
             notes.append("the file system has no direct reads: experts pass through the system's cache")
