@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -35,15 +36,16 @@ def disk_speed(experts: PagedExperts, num_pages: int = 160) -> float:
     aligned = [buffer[-buffer.data_ptr() % 4096 :] for buffer in buffers]
     start = time.perf_counter()
     waiting, total = [], 0
-    for index, key in enumerate(keys[:num_pages]):
-        num_bytes = experts.store.page_bytes(key)
-        if len(waiting) == len(aligned):
-            waiting.pop(0).result()
-        into = aligned[index % len(aligned)][:num_bytes]
-        waiting.append(experts.disk.submit(experts.store.read, key, into))
-        total += num_bytes
-    for reading in waiting:
-        reading.result()
+    with ThreadPoolExecutor(len(aligned)) as threads:
+        for index, key in enumerate(keys[:num_pages]):
+            num_bytes = experts.store.page_bytes(key)
+            if len(waiting) == len(aligned):
+                waiting.pop(0).result()
+            into = aligned[index % len(aligned)][:num_bytes]
+            waiting.append(threads.submit(experts.store.read, key, into))
+            total += num_bytes
+        for reading in waiting:
+            reading.result()
     return total / (time.perf_counter() - start) / 1e9
 
 

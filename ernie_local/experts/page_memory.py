@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from ernie_local.kernels.huge_pages import HUGE_PAGE
+from ernie_local.sizes import HUGE_PAGE
 
 UNIT_BYTES = 4096  # pages begin at multiples of it
 

@@ -10,14 +10,16 @@ import torch
 from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.config import ModelConfig, read_config
-from ernie_local.engine import DEFAULT_CHUNK_TOKENS, check_sizes
+from ernie_local.engine import check_sizes
 from ernie_local.errors import UsageError
-from ernie_local.loading.build import build_model, count_dense_bytes, count_weight_bytes
-from ernie_local.loading.memory import DEFAULT_RESERVE, MemoryNeed, Placement, check_card, place_in_ram
+from ernie_local.loading.build import build_model, count_weights
+from ernie_local.loading.card import check_card
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import WEIGHT_DTYPES, find_bytes, find_device, find_dtype, find_kv_dtype
 from ernie_local.loading.paging import paging_plan
 from ernie_local.model.kv_cache import kv_bytes_per_token
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
+from ernie_local.planner.placement import DEFAULT_RESERVE, MemoryNeed, Placement, place_in_ram
 
 
 def load(
@@ -83,11 +85,11 @@ def load(
 def _count_need(
     checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, kv_cache_bytes: int
 ) -> MemoryNeed:
-    dense_bytes = count_dense_bytes(checkpoint, config, dtype)
+    weights = count_weights(checkpoint, config, dtype)
     plan = paging_plan(checkpoint, config)
     return MemoryNeed(
-        dense_bytes,
-        count_weight_bytes(checkpoint, config, dtype) - dense_bytes,
+        weights.dense,
+        weights.experts,
         kv_cache_bytes,
         None if plan is None else plan.least_bytes,
     )

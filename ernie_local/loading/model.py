@@ -16,7 +16,7 @@ import torch
 
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import ModelConfig
-from ernie_local.engine import DEFAULT_CHUNK_TOKENS, Engine
+from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.paging_stats import PagingStats
@@ -29,6 +29,7 @@ from ernie_local.media.patches import Patches
 from ernie_local.media.processor import ImageProcessorConfig, read_processor_config
 from ernie_local.media.tokens import VisionRule, expand_placeholders
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:

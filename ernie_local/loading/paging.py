@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ernie_local.checkpoint.packed import PackedTensors
+from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.experts.heat import ExpertKey
@@ -23,6 +24,7 @@ from ernie_local.experts.paged import PagedExperts, UpperLevel
 from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing.checks import check_page
+from ernie_local.planner import weights
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -35,8 +37,7 @@ def paging_plan(checkpoint: Checkpoint, config: ModelConfig) -> PagingPlan | Non
 
 def page_sizes(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, int]:
     """Bytes of every expert's page."""
-    ranges = page_ranges(checkpoint, config)
-    return {key: sum(part.num_bytes for part in parts) for key, parts in ranges.items()}
+    return weights.page_sizes(stored_tensors(checkpoint.accounts, config), config)
 
 
 @dataclass(frozen=True, slots=True)

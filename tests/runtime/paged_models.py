@@ -15,8 +15,8 @@ from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.loading.build import build_model
 from ernie_local.loading.paging import CardMemory, paging_plan
 from ernie_local.media.patches import Patches
-from ernie_local.model.attention import attention_bytes
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.memory_use import attention_bytes
 
 CONTEXT_SIZE = 512
 

@@ -10,8 +10,9 @@ import pytest
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
-from ernie_local.loading import free_memory, memory
-from ernie_local.loading.memory import MemoryNeed, Placement, place_in_ram, working_bytes
+from ernie_local.planner import free_memory
+from ernie_local.planner import placement as memory
+from ernie_local.planner.placement import MemoryNeed, Placement, place_in_ram, working_bytes
 from ernie_local.sizes import GIB, MIB
 
 CONFIG = dataclasses.replace(

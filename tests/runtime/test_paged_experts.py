@@ -14,8 +14,8 @@ from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit
 from ernie_local.media.patches import Patches
-from ernie_local.model.attention import attention_bytes
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.memory_use import attention_bytes
 from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.plain_export import export_plainly
 from tests.runtime import paged_models

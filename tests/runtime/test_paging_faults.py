@@ -22,8 +22,8 @@ from ernie_local.experts.disk_reader import DiskReader
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.page_memory import PageMemory
 from ernie_local.experts.page_store import PageRange, PageStore
-from ernie_local.model.attention import attention_bytes
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.memory_use import attention_bytes
 from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.plain_export import export_plainly
 from tests.runtime.paged_models import build, paged_experts, plan_of

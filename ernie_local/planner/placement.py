@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from ernie_local.config import TextConfig
-from ernie_local.engine import DEFAULT_CHUNK_TOKENS
 from ernie_local.errors import DoesNotFit
-from ernie_local.loading.free_memory import free_memory, process_memory
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
+from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.sizes import GIB, MIB, format_bytes
 
 DEFAULT_RESERVE = GIB  # left to other programs where nobody said how much
@@ -68,13 +66,18 @@ def place_in_ram(
     limit: int | None,
     reserve: int = DEFAULT_RESERVE,
     chunk_tokens: int | None = None,
+    *,
+    process: int | None = None,
+    free: int | None = None,
 ) -> Placement:
     """Where experts go, and the size of chunks, so that the process stays below `limit` for good.
 
     limit: of the whole process; None for what is free now, less `reserve`. chunk_tokens: None for as many as
-    suit the memory. DoesNotFit, with the numbers, where even paging does not help.
+    suit the memory. process, free: bytes that the process has and that are free beside it; None for those of
+    this process now. DoesNotFit, with the numbers, where even paging does not help.
     """
-    process, free = process_memory(), free_memory()
+    process = process_memory() if process is None else process
+    free = free_memory() if free is None else free
     allowed = process + max(0, free - reserve) if limit is None else limit
     cache_bytes = need.kv_cache_bytes
     if limit is None:
@@ -123,27 +126,3 @@ def _refused(need: MemoryNeed, allowed: int, limit: int | None, least: int) -> D
         if limit is not None
         else "close other programs, or take a smaller context, kv_dtype int8 or a smaller checkpoint",
     )
-
-
-def check_card(need: MemoryNeed, device: torch.device, vram_limit: int | None) -> None:
-    """Raise DoesNotFit, with both numbers, if the model exceeds the limit or what is free on the card."""
-    total = need.weight_bytes + need.kv_cache_bytes
-    text = (
-        f"the model needs {format_bytes(total)} ({format_bytes(need.weight_bytes)} weights, "
-        f"{format_bytes(need.kv_cache_bytes)} KV cache)"
-    )
-    hint = "use dtype bfloat16, a smaller context or kv_dtype int8"
-    if vram_limit is not None and total > vram_limit:
-        raise DoesNotFit(
-            f"{text}, the vram limit is {format_bytes(vram_limit)}",
-            "all weights are held in memory, and a limit is never exceeded",
-            f"raise vram, or {hint}",
-        )
-    free = torch.cuda.mem_get_info(device)[0]
-    # The cache is touched only as the conversation grows, so the weights alone decide whether loading works.
-    if need.weight_bytes > free:
-        raise DoesNotFit(
-            f"{text}, {format_bytes(free)} are free on {device}",
-            "all weights are held in memory of the card",
-            f"close other programs, or {hint}",
-        )
