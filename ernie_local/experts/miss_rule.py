@@ -19,6 +19,18 @@ class MissRule:
     fetch_seconds: float
     compute_seconds: float
 
+    def describe(self) -> str:
+        """What happens to pages that the card lacks, for people."""
+        if math.isinf(self.compute_seconds):
+            return "what it lacks is copied to it"
+        if math.isinf(self.fetch_seconds):
+            return "what it lacks is computed by the processor"
+        fetch, compute = 1e3 * self.fetch_seconds, 1e3 * self.compute_seconds
+        return (
+            f"of what it lacks a page is copied in {fetch:.2f} ms, or computed by the processor in "
+            f"{compute:.2f} ms, as was measured"
+        )
+
     def num_to_fetch(self, num_missing: int) -> int:
         """Of so many missing pages of a token's layer; as few as it is worth."""
         if math.isinf(self.fetch_seconds):

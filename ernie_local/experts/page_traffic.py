@@ -111,6 +111,13 @@ class PageTraffic:
 
         Where there are any of the second, the first are held until `settle`.
         """
+        present, missing = self.count(bank, chosen)
+        if missing:
+            self.cache.use(present)
+        return present, missing
+
+    def count(self, bank: Bank, chosen: Sequence[ExpertKey]) -> tuple[list[ExpertKey], list[ExpertKey]]:
+        """As `find`, but nothing is held."""
         cache, stats = self.cache, self.stats.banks[bank]
         cache.heat.touch(chosen)
         present = [key for key in chosen if key in cache]
@@ -119,7 +126,6 @@ class PageTraffic:
             return present, []
         missing = [key for key in dict.fromkeys(chosen) if key not in cache]
         stats.decode_misses += len(missing)
-        cache.use(present)
         return present, missing
 
     def fetch(self, keys: Sequence[ExpertKey]) -> None:
@@ -181,19 +187,14 @@ class PageTraffic:
 
         `take_back` follows, after the page has been read where it was not there.
         """
-        cache, stats = self.cache, self.stats.banks[key.bank]
-        is_there = key in cache
+        is_there = key in self.cache
         if not is_there and key not in self._coming and not self._start(key, is_urgent=self._is_decode):
             return False
         if is_there:
-            cache.use([key])
-        if self._is_decode:
-            cache.heat.touch([key])
-            stats.decode_hits += is_there
-            stats.decode_misses += not is_there
-        else:
-            stats.prompt_hits += is_there
-            stats.prompt_misses += not is_there
+            self.cache.use([key])
+        if not self._is_decode:
+            self.stats.banks[key.bank].prompt_hits += is_there
+            self.stats.banks[key.bank].prompt_misses += not is_there
         return True
 
     def take_back(self, key: ExpertKey) -> None:

@@ -53,6 +53,7 @@ class PagedExperts:
     ) -> None:
         """level, upper: caches built by `plan`. shared_bytes: what the uppermost and others have."""
         self.store = store
+        self.rule = None if upper is None else upper.rule
         self.level = level
         self.top = level if upper is None else upper.level
         self.takes_shared_page = level.takes_shared_page
@@ -66,7 +67,8 @@ class PagedExperts:
             lending = LendingReader(self._below, copier)
             above = PageTraffic(upper.level.cache, plan, self._page_bytes, lending)
             self._traffic = TwoLevels(above, self._below, upper.rule)
-            self._readers.insert(0, (above.stats, copier))
+            self._readers.append((above.stats, copier))
+            self._below.stats.card = above.stats
         self._is_decode = False
         self._plan = plan
         self._shared_bytes = shared_bytes
@@ -81,11 +83,6 @@ class PagedExperts:
     def stats(self) -> PagingStats:
         """What was found in memory and read from disk since the model was loaded."""
         return self._below.stats
-
-    @property
-    def upper_stats(self) -> PagingStats | None:
-        """What was found in the upper memory and copied to it; None where there is one level."""
-        return self._traffic.upper.stats if isinstance(self._traffic, TwoLevels) else None
 
     def begin(self, rows: TokenRows) -> None:
         """A forward begins; every layer will ask for the banks that have rows."""

@@ -81,6 +81,8 @@ class TwoLevels:
         by_heat = sorted(missing, key=lambda key: (-level(key), key))
         num_fetched = self.rule.num_to_fetch(len(missing))
         fetched, left = by_heat[:num_fetched], by_heat[num_fetched:]
+        if fetched:
+            self.lower.count(bank, fetched)
         self.upper.fetch(fetched)
         below, read = self.lower.find(bank, left) if left else ([], [])
         self.lower.fetch(read)
