@@ -34,6 +34,8 @@ class PageCache:
         """
         self.slots = slots
         self.heat = heat
+        # Told of each page that can be used from now on, with its offset, or no more, with None.
+        self.on_move: Callable[[ExpertKey, int | None], None] | None = None
         self._class_of = class_of
         self._spare_slots = spare_slots
         self._layer_floor = layer_floor
@@ -41,7 +43,8 @@ class PageCache:
         # Never sets: their order differs from run to run, and with it which of two equals goes.
         self._coming: dict[ExpertKey, None] = {}
         self._in_use: Counter[ExpertKey] = Counter()
-        self._pages_of: defaultdict[tuple[int, Bank], dict[ExpertKey, None]] = defaultdict(dict)  # there now
+        # Those that are there, by layer, bank and whether they are small.
+        self._pages_of: defaultdict[tuple[int, Bank, bool], dict[ExpertKey, None]] = defaultdict(dict)
         self._num_vision_pages = 0
         # Of each class: (level when it was put there, page). Levels only grow, so what lies on top is looked
         # up again before it is believed.
@@ -102,16 +105,29 @@ class PageCache:
         self._coming[key] = None
         return True
 
+    def gains(self, key: ExpertKey) -> bool:
+        """Whether a page that is not there is hotter than what would go for it, or has a slot free."""
+        size_class = self._class_of(key)
+        if self.slots.num_available(size_class):
+            return True
+        coldest = self._coldest_page(size_class, key, is_urgent=False)
+        if coldest is None:
+            return False
+        self._queue(size_class, coldest)
+        return self.heat.level(coldest) < self.heat.level(key)
+
     def arrived(self, key: ExpertKey) -> None:
         """The page has been read; it is there, and held until `settle`."""
         del self._coming[key]
         self.use([key])
         self._note(key)
+        if self.on_move is not None:
+            self.on_move(key, self.offset(key))
 
     @property
-    def is_busy(self) -> bool:
-        """Whether a page is in use or on its way."""
-        return bool(self._coming or self._in_use)
+    def is_in_use(self) -> bool:
+        """Whether any page is."""
+        return bool(self._in_use)
 
     def let_go(self) -> None:
         """Nobody uses a page any more; those on their way have not come, and their slots are free.
@@ -139,7 +155,7 @@ class PageCache:
         """
         self.release([key])
         size_class = self._class_of(key)
-        mates = self._pages_of[key.layer_id, key.bank]
+        mates = self._mates(key)
         # Without `_reclaim`: what another class has borrowed may be needed in this prompt again.
         has_room = self.slots.num_available(size_class) >= self._spare_slots
         if not has_room or len(mates) > most_pages:
@@ -155,9 +171,11 @@ class PageCache:
         """Forget a page that nobody uses."""
         assert key not in self._in_use, key
         assert key not in self._coming, key
-        del self._pages_of[key.layer_id, key.bank][key]
+        del self._mates(key)[key]
         self._num_vision_pages -= key.bank == "vision"
         self._free(key)
+        if self.on_move is not None:
+            self.on_move(key, None)
 
     def shrink(self) -> int | None:
         """Give up the frame whose hottest page is the coldest; its number, None if every frame is in use."""
@@ -178,9 +196,13 @@ class PageCache:
         return self.slots.retire()
 
     def _note(self, key: ExpertKey) -> None:
-        mates = self._pages_of[key.layer_id, key.bank]
+        mates = self._mates(key)
         self._num_vision_pages += key.bank == "vision" and key not in mates
         mates[key] = None
+
+    def _mates(self, key: ExpertKey) -> dict[ExpertKey, None]:
+        """Pages of its layer and kind."""
+        return self._pages_of[key.layer_id, key.bank, key.is_small]
 
     def _free(self, key: ExpertKey) -> None:
         self.slots.give_back(self._class_of(key), self._places.pop(key))
@@ -261,6 +283,6 @@ class PageCache:
             heapq.heappush(self._coldest[size_class], (self.heat.level(key), key))
 
     def _may_go(self, key: ExpertKey, coming: ExpertKey) -> bool:
-        if key.layer_id == coming.layer_id or key.bank != "text":
+        if key.layer_id == coming.layer_id or key.bank != "text" or key.is_small:
             return True
-        return len(self._pages_of[key.layer_id, "text"]) > self._layer_floor
+        return len(self._mates(key)) > self._layer_floor

@@ -7,7 +7,6 @@ packed: their layers take the places of the plain ones.
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from collections.abc import Iterable
 
@@ -15,11 +14,14 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from ernie_local.checkpoint.packed import QKV, PackedTensors, expert_pages, known_format
+from ernie_local.checkpoint.packed import QKV, PackedTensors, known_format
+from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.packed import PackedExperts
+from ernie_local.experts.paged import PagedExperts
+from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.kernels.huge_pages import empty_bytes
 from ernie_local.loading.paging import page_experts
@@ -31,40 +33,20 @@ from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedEmbedding, PackedGatedMLP, PackedLinear
 from ernie_local.model.router import Router
 from ernie_local.packing.checks import check_page, check_scales
+from ernie_local.planner.placement import Placement
+from ernie_local.planner.weights import WeightBytes, weights_in_memory
 
 _ALIGNMENT = 64  # where matrices begin: a line of the processor's cache
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
-def count_weight_bytes(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> int:
+def count_weights(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> WeightBytes:
     """Bytes of all weights in memory: packed as they are, routers in float32, the rest in `dtype`. Exact.
 
     Small pages of experts stay in the files: with every expert in memory nobody asks for them.
     """
-    experts = (name for name in checkpoint.names() if name.startswith("experts."))
-    slots = _slot_bytes(config, PackedTensors(config)).values()
-    return (
-        count_dense_bytes(checkpoint, config, dtype)
-        + _plain_bytes(checkpoint, experts, dtype)
-        + sum(config.text.num_experts * slot_bytes for slot_bytes in slots)
-    )
-
-
-def _plain_bytes(checkpoint: Checkpoint, names: Iterable[str], dtype: torch.dtype) -> int:
-    total = 0
-    for name in names:
-        item_bytes = torch.float32.itemsize if "_router." in name else dtype.itemsize
-        total += math.prod(checkpoint.shape(name)) * item_bytes
-    return total
-
-
-def count_dense_bytes(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> int:
-    """As `count_weight_bytes`, without routed experts."""
-    total = _plain_bytes(checkpoint, (n for n in checkpoint.names() if not n.startswith("experts.")), dtype)
-    packed = PackedTensors(config)
-    return total + sum(
-        math.prod(shape) for name, shape in packed.shapes.items() if expert_pages(name) is None
-    )
+    tensors = stored_tensors(checkpoint.accounts, config)
+    return weights_in_memory(tensors, config.text.num_experts, dtype.itemsize)
 
 
 def build_model(
@@ -72,20 +54,21 @@ def build_model(
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
-    expert_bytes: int | None = None,
+    placement: Placement | None = None,
+    paging: PagingOptions | None = None,
 ) -> ErnieModel:
     """A filled model, for inference only. Each tensor goes straight to where it stays; small pages of experts
     are not read.
 
-    expert_bytes: memory for routed experts, which are paged then; None for all of them. DoesNotFit for packed
-    weights on a device that has no kernels for them.
+    placement: where routed experts are paged, and how much memory they have; None for all in memory.
+    DoesNotFit for packed weights on a device that has no kernels for them.
     """
     packed = PackedTensors(config)
     _check_device(packed, device)
     is_packed = config.quantization is not None and bool(config.quantization.experts)
     experts: ExpertProvider
-    if expert_bytes is not None:
-        experts = page_experts(checkpoint, config, expert_bytes)
+    if placement is not None and placement.paged_bytes is not None:
+        experts = page_experts(checkpoint, config, placement.paged_bytes, placement.card_bytes, paging)
     elif is_packed:
         experts = PackedExperts(_read_banks(checkpoint, config, packed))
     else:
@@ -96,6 +79,8 @@ def build_model(
     _fill_parameters(model, checkpoint, "", dtype, device)
     if isinstance(experts, ResidentExperts):
         _fill_experts(checkpoint, config, experts)
+    if isinstance(experts, PagedExperts) and experts.options.looks_ahead:
+        experts.look_ahead_by(model.text_routers())
     return model.eval()
 
 
