@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -35,15 +36,16 @@ def disk_speed(experts: PagedExperts, num_pages: int = 160) -> float:
     aligned = [buffer[-buffer.data_ptr() % 4096 :] for buffer in buffers]
     start = time.perf_counter()
     waiting, total = [], 0
-    for index, key in enumerate(keys[:num_pages]):
-        num_bytes = experts.store.page_bytes(key)
-        if len(waiting) == len(aligned):
-            waiting.pop(0).result()
-        into = aligned[index % len(aligned)][:num_bytes]
-        waiting.append(experts._readers.submit(experts.store.read, key, into))
-        total += num_bytes
-    for reading in waiting:
-        reading.result()
+    with ThreadPoolExecutor(len(aligned)) as threads:
+        for index, key in enumerate(keys[:num_pages]):
+            num_bytes = experts.store.page_bytes(key)
+            if len(waiting) == len(aligned):
+                waiting.pop(0).result()
+            into = aligned[index % len(aligned)][:num_bytes]
+            waiting.append(threads.submit(experts.store.read, key, into))
+            total += num_bytes
+        for reading in waiting:
+            reading.result()
     return total / (time.perf_counter() - start) / 1e9
 
 
@@ -90,7 +92,7 @@ def measure(model: LoadedModel, prompt: int, decode: int, memory: float) -> dict
         "memory_gb_s": memory,
         "allowed_tok_s": allowed,
         "share_of_allowed": 1 / mean / allowed,
-        "frames": experts.cache.slots.num_frames,
+        "frames": experts.top.cache.slots.num_frames,
         "peak_rss_bytes": peak_memory_bytes(),
     }
     return results

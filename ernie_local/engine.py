@@ -16,14 +16,10 @@ from ernie_local.errors import DoesNotFit, Interrupted, UsageError
 from ernie_local.media.patches import Patches
 from ernie_local.media.prompt import Prompt
 from ernie_local.media.tokens import TEXT, VisionRule, token_types
-from ernie_local.model.attention import attention_bytes
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes
 from ernie_local.model.moe import RouteHook
-
-# Big enough that an expert's weights are read for many tokens at once, small enough that one layer's
-# activations of the 28B model (2048 x 12288 in the dense layer) stay near 100 MiB.
-DEFAULT_CHUNK_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)

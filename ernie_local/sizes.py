@@ -14,6 +14,7 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 TIB = 1 << 40
+HUGE_PAGE = 2 * MIB  # what the system gives memory in where weights or states are streamed
 
 # A bare letter or a decimal-looking "GB" means the binary unit too: memory is sold and reported that
 # way, and two meanings five percent apart would make a hard limit a guess.

@@ -118,10 +118,23 @@ def paging_line(paging: PagingStats) -> str:
     read = sum(bank.bytes_read for bank in paging.banks.values())
     prompt = sum(bank.prompt_hits for bank in paging.banks.values())
     wanted = prompt + sum(bank.prompt_misses for bank in paging.banks.values())
-    return (
+    line = (
         f"experts: {prompt} of the prompt's {wanted} pages in memory{rate}; {format_bytes(read)} read, "
         f"{format_bytes(round(each))} a token of the answer; waited {paging.prompt_wait_seconds:.2f} s in "
         f"the prompt, {paging.decode_wait_seconds:.2f} s in the answer"
+    )
+    return line if paging.card is None else f"{line}\n{_card_line(paging.card)}"
+
+
+def _card_line(card: PagingStats) -> str:
+    text = card.banks["text"]
+    rate = "" if text.decode_hit_rate is None else f"{text.decode_hit_rate:.0%} of the answer's there; "
+    copied = sum(bank.bytes_read for bank in card.banks.values())
+    each = card.decode_bytes_read / card.decoded_tokens if card.decoded_tokens else 0
+    return (
+        f"card: {rate}{format_bytes(copied)} copied to it, {format_bytes(round(each))} a token of the "
+        f"answer; waited {card.prompt_wait_seconds:.2f} s in the prompt, {card.decode_wait_seconds:.2f} s "
+        "in the answer"
     )
 
 

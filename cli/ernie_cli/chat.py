@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ernie_cli.chat_options import ChatOptions, DType, KVDType, Think
+from ernie_cli.chat_options import ChatOptions, DType, KVDType, Misses, Think
 from ernie_cli.invocation import Invocation
 
 
@@ -103,6 +103,17 @@ def chat(  # long: each option of the command is a parameter
     reserve: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Leave so much memory to others (auto: 1GiB).")
     ] = None,
+    vram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of the card. With --device cpu: of a memory beside --ram that stands for a card's.",
+        ),
+    ] = None,
+    misses: Annotated[
+        Misses,
+        typer.Option(help="Experts that the card lacks: copy them there, or compute where they are."),
+    ] = "fetch",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object (docs/chat-json.md).")
     ] = False,
@@ -152,6 +163,8 @@ def chat(  # long: each option of the command is a parameter
         threads=threads,
         ram=ram,
         reserve=reserve,
+        vram=vram,
+        misses=misses,
         as_json=as_json,
         stream=not no_stream,
         stats=stats,

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ernie_local.experts.miss_rule import MissRule
 
 Think = Literal["on", "off", "auto"]
 DType = Literal["auto", "float32", "bfloat16"]
 KVDType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+Misses = Literal["fetch", "compute"]
 
 # float32 doubles what a 16-bit checkpoint takes; past this, most machines would rather have the memory.
 _LARGEST_FLOAT32_CHECKPOINT = 4 << 30
@@ -43,6 +47,8 @@ class ChatOptions:
     threads: int | None = None
     ram: str | None = None
     reserve: str | None = None
+    vram: str | None = None
+    misses: Misses = "fetch"
     as_json: bool = False
     stream: bool = True
     stats: bool = False
@@ -69,6 +75,12 @@ class ChatOptions:
     def kv_dtype_name(self) -> str | None:
         """The number type of the KV cache for the runtime."""
         return None if self.kv_dtype == "auto" else self.kv_dtype
+
+    def miss_rule(self) -> MissRule:
+        """What happens to experts that the card lacks."""
+        from ernie_local.experts.miss_rule import ALWAYS_COMPUTE, ALWAYS_FETCH
+
+        return ALWAYS_FETCH if self.misses == "fetch" else ALWAYS_COMPUTE
 
     def dtype_name(self, checkpoint_bytes: int, is_packed: bool = False) -> str:
         """The number type to compute in; `checkpoint_bytes` decides where that was left open.

@@ -34,7 +34,7 @@ def inspect(
     from ernie_local.checkpoint.files import read_stored_tensors
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.checkpoint.index import account
-    from ernie_local.checkpoint.parts import model_parts
+    from ernie_local.checkpoint.parts import model_parts, stored_tensors
     from ernie_local.config import read_config
 
     if as_json:
@@ -42,7 +42,7 @@ def inspect(
     directory = resolve_model(model)
     config = read_config(directory)
     accounts = account(directory, read_stored_tensors(directory), config)
-    parts = model_parts(accounts, config)
+    parts = model_parts(stored_tensors(accounts, config))
     tables = config.quantization
     origin = (
         {} if tables is None else {"source": dict(tables.source), "calibration": dict(tables.calibration)}

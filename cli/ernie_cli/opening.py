@@ -129,6 +129,8 @@ def load_model(options: ChatOptions, files: ModelFiles) -> LoadedModel:
         dtype=options.dtype_name(files.checkpoint_bytes, files.config.quantization is not None),
         ram=options.ram,
         reserve=options.reserve,
+        vram=options.vram,
+        miss_rule=options.miss_rule(),
         context_size=context_size(options, files),
         kv_dtype=options.kv_dtype_name(),
     )

@@ -15,9 +15,9 @@ from ernie_local.checkpoint.shapes import ExpectedShapes, Shape
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.config.quantization import BankKey
 from ernie_local.errors import ModelUnusable
-from ernie_local.packing import FORMATS, LowBitFormat, PageLayout
 from ernie_local.packing.foreign_formats import ForeignLayout, find_foreign
-from ernie_local.packing.formats import COLUMN_STEP
+from ernie_local.packing.formats import COLUMN_STEP, FORMATS, LowBitFormat
+from ernie_local.packing.page_layout import PageLayout
 
 QKV = "qkv_proj"
 _EMBEDDING, _HEAD = "embed_tokens", "lm_head"

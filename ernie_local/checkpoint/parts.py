@@ -1,4 +1,4 @@
-"""What a checkpoint is made of: its parts with weights, formats and bytes, from headers alone.
+"""What a model is made of: tensors and parts with weights, formats and bytes, from headers or sizes alone.
 
 Owns which tensor belongs to which part. Reads no values and needs no torch.
 """
@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from ernie_local.checkpoint.header import ITEM_BYTES
 from ernie_local.checkpoint.index import Accounts
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
+from ernie_local.checkpoint.shapes import ExpectedShapes, Shape
 from ernie_local.config import ModelConfig
 
 TEXT_EXPERTS, VISION_EXPERTS = "text experts", "vision experts"
@@ -53,15 +55,62 @@ class ModelPart:
         return 8 * self.num_bytes / self.weights if self.weights else 0.0
 
 
-def model_parts(accounts: Accounts, config: ModelConfig) -> list[ModelPart]:
+@dataclass(frozen=True, slots=True)
+class ModelTensor:
+    """One tensor as it lies in a file. shape: ours; format_name: its type, or the low-bit format if packed.
+
+    pages: of routed experts, or of one gated MLP; 0 for a matrix.
+    """
+
+    name: str
+    shape: Shape
+    weights: int
+    num_bytes: int
+    format_name: str
+    is_packed: bool = False
+    pages: int = 0
+
+    @property
+    def part(self) -> str:
+        """The part that it belongs to."""
+        return part_of(self.name)
+
+
+def stored_tensors(accounts: Accounts, config: ModelConfig) -> Iterator[ModelTensor]:
+    """Every tensor of a checkpoint's model once."""
+    for name, source in accounts.sources.items():
+        weights, dtype = math.prod(source.shape), source.stored.dtype.lower()
+        yield ModelTensor(name, source.shape, weights, source.num_bytes, dtype)
+    packed = PackedTensors(config)
+    for name in accounts.packed:
+        yield _packed_tensor(name, packed)
+
+
+def expected_tensors(config: ModelConfig) -> Iterator[ModelTensor]:
+    """Every tensor of the model that `config` describes, as it is written: routers in float32, what is not
+    packed in bfloat16."""
+    expected, packed = ExpectedShapes(config), PackedTensors(config)
+    for name in expected.names():
+        if packed.replaces(name):
+            continue
+        shape = expected.shape(name)
+        assert shape is not None, name
+        dtype = "f32" if part_of(name) == "routers" else "bf16"
+        weights = math.prod(shape)
+        yield ModelTensor(name, shape, weights, weights * ITEM_BYTES[dtype.upper()], dtype)
+    for name in packed.shapes:
+        yield _packed_tensor(name, packed)
+
+
+def model_parts(tensors: Iterable[ModelTensor]) -> list[ModelPart]:
     """Parts that the model has, in the order of PARTS; together they hold every tensor once."""
     parts = {name: ModelPart(name) for name in PARTS}
-    for tensor in _tensors(accounts, config):
-        part = parts[part_of(tensor.name)]
+    for tensor in tensors:
+        part = parts[tensor.part]
         part.weights += tensor.weights
         part.num_bytes += tensor.num_bytes
         part.formats[tensor.format_name] += tensor.weights
-        if tensor.pages:
+        if expert_pages(tensor.name) is not None:
             part.pages[tensor.format_name] += tensor.pages
     return [part for part in parts.values() if part.weights]
 
@@ -96,26 +145,12 @@ def part_of(name: str) -> str:
     return next(part for part, mark in _MARKS[2:] if mark in name)
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    name: str
-    weights: int
-    num_bytes: int
-    format_name: str
-    pages: int = 0
-
-
-def _tensors(accounts: Accounts, config: ModelConfig) -> Iterator[_Tensor]:
-    for name, source in accounts.sources.items():
-        yield _Tensor(name, math.prod(source.shape), source.num_bytes, source.stored.dtype.lower())
-    packed = PackedTensors(config)
-    for name, stored in accounts.packed.items():
-        stem, _, format_name = name.rpartition(".")
-        layout = packed.layout_of(name)
-        if layout is None:
-            yield _Tensor(name, math.prod(packed.matrix_shape(stem)), stored.num_bytes, format_name)
-            continue
-        pages = stored.shape[0]
-        weights = pages * 3 * layout.inner_size * layout.hidden_size
-        routed_pages = 0 if expert_pages(name) is None else pages
-        yield _Tensor(name, weights, stored.num_bytes, format_name, routed_pages)
+def _packed_tensor(name: str, packed: PackedTensors) -> ModelTensor:
+    shape = packed.shapes[name]
+    stem, _, format_name = name.rpartition(".")
+    layout = packed.layout_of(name)
+    if layout is None:
+        weights = math.prod(packed.matrix_shape(stem))
+        return ModelTensor(name, shape, weights, math.prod(shape), format_name, is_packed=True)
+    weights = shape[0] * 3 * layout.inner_size * layout.hidden_size
+    return ModelTensor(name, shape, weights, math.prod(shape), format_name, is_packed=True, pages=shape[0])

@@ -48,6 +48,11 @@ class Checkpoint:
         self._opening = threading.Lock()
 
     @property
+    def accounts(self) -> Accounts:
+        """Where every tensor lies."""
+        return self._accounts
+
+    @property
     def total_bytes(self) -> int:
         """Bytes of all tensors of the model, as stored."""
         plain = sum(source.num_bytes for source in self._accounts.sources.values())

@@ -34,6 +34,8 @@ class PageCache:
         """
         self.slots = slots
         self.heat = heat
+        # Told of each page that can be used from now on, with its offset, or no more, with None.
+        self.on_move: Callable[[ExpertKey, int | None], None] | None = None
         self._class_of = class_of
         self._spare_slots = spare_slots
         self._layer_floor = layer_floor
@@ -102,16 +104,29 @@ class PageCache:
         self._coming[key] = None
         return True
 
+    def gains(self, key: ExpertKey) -> bool:
+        """Whether a page that is not there is hotter than what would go for it, or has a slot free."""
+        size_class = self._class_of(key)
+        if self.slots.num_available(size_class):
+            return True
+        coldest = self._coldest_page(size_class, key, is_urgent=False)
+        if coldest is None:
+            return False
+        self._queue(size_class, coldest)
+        return self.heat.level(coldest) < self.heat.level(key)
+
     def arrived(self, key: ExpertKey) -> None:
         """The page has been read; it is there, and held until `settle`."""
         del self._coming[key]
         self.use([key])
         self._note(key)
+        if self.on_move is not None:
+            self.on_move(key, self.offset(key))
 
     @property
-    def is_busy(self) -> bool:
-        """Whether a page is in use or on its way."""
-        return bool(self._coming or self._in_use)
+    def is_in_use(self) -> bool:
+        """Whether any page is."""
+        return bool(self._in_use)
 
     def let_go(self) -> None:
         """Nobody uses a page any more; those on their way have not come, and their slots are free.
@@ -158,6 +173,8 @@ class PageCache:
         del self._pages_of[key.layer_id, key.bank][key]
         self._num_vision_pages -= key.bank == "vision"
         self._free(key)
+        if self.on_move is not None:
+            self.on_move(key, None)
 
     def shrink(self) -> int | None:
         """Give up the frame whose hottest page is the coldest; its number, None if every frame is in use."""

@@ -1,18 +1,46 @@
 """What experts compute from pages that lie somewhere in one memory, packed or plain.
 
-Knows where pages begin, by the caller; not which experts they are, nor how they came there.
+Knows where pages begin, by the caller; not how they came there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch.nn import functional
 
+from ernie_local.checkpoint.names import Bank
 from ernie_local.experts.page_memory import UNIT_BYTES
 from ernie_local.kernels.checks import ABSENT_SLOT
 from ernie_local.kernels.ops import add_packed_experts
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedTokens:
+    """What one layer asks of a bank.
+
+    hidden: (tokens, hidden_size); expert_ids: (tokens, top_k) int64; weights: (tokens, top_k).
+    """
+
+    layer_id: int
+    bank: Bank
+    hidden: torch.Tensor
+    expert_ids: torch.Tensor
+    weights: torch.Tensor
+
+    def choices(self, positions: Sequence[int]) -> RoutedTokens:
+        """Of one token: a row for each of these of its choices, so that each gives a result of its own."""
+        chosen = list(positions)
+        return RoutedTokens(
+            self.layer_id,
+            self.bank,
+            self.hidden.expand(len(chosen), -1).contiguous(),
+            self.expert_ids.view(-1, 1)[chosen],  # (chosen, 1)
+            self.weights.view(-1, 1)[chosen],
+        )
 
 
 class PageMath(Protocol):
@@ -24,16 +52,13 @@ class PageMath(Protocol):
         self,
         output: torch.Tensor,
         memory: torch.Tensor,
-        hidden: torch.Tensor,
-        expert_ids: torch.Tensor,
-        weights: torch.Tensor,
+        tokens: RoutedTokens,
         places: torch.Tensor,
         shared_page: torch.Tensor | None,
     ) -> None:
         """Add to each token's row the weighted sum of those of its experts that have a place.
 
-        output: (tokens, hidden_size) float32; memory: (units, UNIT_BYTES) uint8; hidden: (tokens,
-        hidden_size); expert_ids: (tokens, top_k) int64; weights: (tokens, top_k); places: (experts,) int64,
+        output: (tokens, hidden_size) float32; memory: (units, UNIT_BYTES) uint8; places: (experts,) int64,
         the unit where an expert's page begins, or ABSENT_SLOT; shared_page: as for an ExpertProvider.
         """
         ...
@@ -48,14 +73,14 @@ class PackedPageMath:
         self,
         output: torch.Tensor,
         memory: torch.Tensor,
-        hidden: torch.Tensor,
-        expert_ids: torch.Tensor,
-        weights: torch.Tensor,
+        tokens: RoutedTokens,
         places: torch.Tensor,
         shared_page: torch.Tensor | None,
     ) -> None:
         """See PageMath.add."""
-        add_packed_experts(output, hidden, memory, expert_ids, weights, shared_page, places)
+        add_packed_experts(
+            output, tokens.hidden, memory, tokens.expert_ids, tokens.weights, shared_page, places
+        )
 
 
 class PlainPageMath:
@@ -73,23 +98,22 @@ class PlainPageMath:
         self,
         output: torch.Tensor,
         memory: torch.Tensor,
-        hidden: torch.Tensor,
-        expert_ids: torch.Tensor,
-        weights: torch.Tensor,
+        tokens: RoutedTokens,
         places: torch.Tensor,
         shared_page: torch.Tensor | None,
     ) -> None:
         """See PageMath.add."""
         assert shared_page is None
-        for expert_id in expert_ids.unique().tolist():
+        hidden = tokens.hidden
+        for expert_id in tokens.expert_ids.unique().tolist():
             place = int(places[expert_id])
             if place == ABSENT_SLOT:
                 continue
-            tokens, choices = (expert_ids == expert_id).nonzero(as_tuple=True)
+            rows, choices = (tokens.expert_ids == expert_id).nonzero(as_tuple=True)
             gate_up, down = self._matrices(memory, place, hidden.dtype)
-            gate, up = functional.linear(hidden[tokens], gate_up).chunk(2, dim=-1)  # (chosen, inner) each
+            gate, up = functional.linear(hidden[rows], gate_up).chunk(2, dim=-1)  # (chosen, inner) each
             result = functional.linear(functional.silu(gate) * up, down)
-            output.index_add_(0, tokens, (result * weights[tokens, choices, None]).float())
+            output.index_add_(0, rows, (result * tokens.weights[rows, choices, None]).float())
 
     def _matrices(
         self, memory: torch.Tensor, place: int, dtype: torch.dtype

@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from ernie_local.kernels.huge_pages import HUGE_PAGE
+from ernie_local.sizes import HUGE_PAGE
 
 UNIT_BYTES = 4096  # pages begin at multiples of it
 
@@ -34,6 +34,11 @@ class PageMemory:
         self._start = -everything.data_ptr() % HUGE_PAGE
         self.bytes = everything[self._start : self._start + num_bytes]
         self.units = self.bytes.view(-1, UNIT_BYTES)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole allocation, handed back or not."""
+        return self.bytes.nbytes
 
     def hand_back(self, offset: int, num_bytes: int) -> None:
         """Let the system have this range, multiples of UNIT_BYTES; it reads as zeros until it is written."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ernie_local.checkpoint.names import Bank
 from ernie_local.experts.heat import ExpertKey
@@ -38,6 +38,17 @@ class PageReader(Protocol):
         ...
 
 
+class PageGroup(NamedTuple):
+    """Pages that are there, to compute with before the next group is asked for.
+
+    level: 0, or 1 for the slower one of two memories. is_last: of a layer.
+    """
+
+    keys: list[ExpertKey]
+    is_last: bool
+    level: int = 0
+
+
 class PageTraffic:
     """Pages of one model through one cache. One forward at a time."""
 
@@ -61,32 +72,52 @@ class PageTraffic:
         self._tokens: Mapping[Bank, int] = {}
         self._calls: list[tuple[int, Bank]] = []
         self._most_pages: dict[Bank, int] = {}
+        self._is_decode = False
 
     def begin(self, tokens: Mapping[Bank, int]) -> bool:
         """A forward of so many tokens begins; whether it is decode, of one token, and not a prompt.
 
         tokens: of each bank that has any, text first; every layer will ask for these banks.
         """
-        if self._coming or self.cache.is_busy:
+        if self.cache.is_in_use:  # a forward was interrupted
             self.give_up()
+        self._receive_to_keep(list(self._coming))
         self._tokens = tokens
         self._calls = [(layer_id, bank) for layer_id in self._layer_ids for bank in tokens]
         num_tokens = sum(tokens.values())
         self.cache.advance()
-        if num_tokens == 1:
+        self._is_decode = num_tokens == 1
+        if self._is_decode:
             self.stats.decoded_tokens += 1
-            return True
-        self.stats.prompt_tokens += num_tokens
-        self._most_pages = self._plan.prompt_shares(self.cache)
-        return False
+        else:
+            self.stats.prompt_tokens += num_tokens
+            self._most_pages = self._plan.prompt_shares(self.cache)
+        return self._is_decode
 
-    def start_decode(
-        self, bank: Bank, chosen: Sequence[ExpertKey]
-    ) -> tuple[list[ExpertKey], list[ExpertKey]]:
-        """A token chose these pages: those that are there, and the missing ones, which begin to be read.
+    def decode(self, bank: Bank, chosen: Sequence[ExpertKey]) -> Iterator[PageGroup]:
+        """A token chose these pages of a layer: gives first those that are there, even if there are none."""
+        present, missing = self.find(bank, chosen)
+        if missing:
+            self.fetch(missing)
+            yield PageGroup(present, is_last=False)
+            self.receive(missing)
+            yield PageGroup(missing, is_last=True)
+            self.settle(present, missing)
+        else:
+            yield PageGroup(present, is_last=True)
 
-        Where there are any of the second, the first are held until `end_decode`, which follows `receive`.
+    def find(self, bank: Bank, chosen: Sequence[ExpertKey]) -> tuple[list[ExpertKey], list[ExpertKey]]:
+        """A token chose these pages of a layer: those that are there, and those that are not.
+
+        Where there are any of the second, the first are held until `settle`.
         """
+        present, missing = self.count(bank, chosen)
+        if missing:
+            self.cache.use(present)
+        return present, missing
+
+    def count(self, bank: Bank, chosen: Sequence[ExpertKey]) -> tuple[list[ExpertKey], list[ExpertKey]]:
+        """As `find`, but nothing is held."""
         cache, stats = self.cache, self.stats.banks[bank]
         cache.heat.touch(chosen)
         present = [key for key in chosen if key in cache]
@@ -95,32 +126,30 @@ class PageTraffic:
             return present, []
         missing = [key for key in dict.fromkeys(chosen) if key not in cache]
         stats.decode_misses += len(missing)
-        cache.use(present)
-        for key in missing:
-            has_slot = self._start(key, is_urgent=True)
-            assert has_slot, "there are slots for the experts of a token"
-        self.stats.decode_bytes_read += sum(self._page_bytes[key] for key in missing)
         return present, missing
 
-    def end_decode(self, present: Sequence[ExpertKey], missing: Sequence[ExpertKey]) -> None:
-        """What `start_decode` gave has been computed with."""
-        self.cache.release(present)
-        for key in missing:
+    def fetch(self, keys: Sequence[ExpertKey]) -> None:
+        """Begin to read pages that a token waits for, which `receive` follows."""
+        for key in keys:
+            self._start_surely(key, keys)
+
+    def settle(self, held: Sequence[ExpertKey], received: Sequence[ExpertKey]) -> None:
+        """Pages that `find` held have been computed with, and those that were received."""
+        self.cache.release(held)
+        for key in received:
             self.cache.settle(key)
 
     def stream(
         self, layer_id: int, bank: Bank, chosen: Sequence[ExpertKey], num_tokens: int
-    ) -> Iterator[tuple[list[ExpertKey], bool]]:
+    ) -> Iterator[PageGroup]:
         """A prompt's tokens chose these pages of a layer: gives them some at a time, in the order of experts.
 
-        Each group lies where it is until the next one is asked for; with it comes whether it is the last.
         chosen: of all tokens one after the other.
         """
         cache, stats = self.cache, self.stats.banks[bank]
         counts = Counter(chosen)
         pending = sorted(counts)
-        for key in pending:
-            cache.heat.touch_in_prompt(key, counts[key] / num_tokens)
+        self.note_prompt(chosen, num_tokens)
         hits = sum(key in cache for key in pending)
         stats.prompt_hits += hits
         stats.prompt_misses += len(pending) - hits
@@ -134,9 +163,46 @@ class PageTraffic:
             cache.use(present)
             self._read_ahead(missing, pending, (layer_id, bank))
             self.receive(missing)
-            yield group, not pending
+            yield PageGroup(group, is_last=not pending)
             self._keep_some(missing)
             cache.release(present)
+
+    def note_prompt(self, chosen: Sequence[ExpertKey], num_tokens: int) -> None:
+        """A prompt's tokens chose these pages of a layer, all tokens' one after the other."""
+        counts = Counter(chosen)
+        for key in sorted(counts):
+            self.cache.heat.touch_in_prompt(key, counts[key] / num_tokens)
+
+    def promote(self, keys: Sequence[ExpertKey], most_pages: int) -> None:
+        """Begin to read those of these pages that are hotter than what they would drive out, at most so many.
+
+        Nobody waits for them.
+        """
+        for key in keys[:most_pages]:
+            if key not in self._coming and key not in self.cache and self.cache.gains(key):
+                self._start(key)
+
+    def lend(self, key: ExpertKey) -> bool:
+        """Hold a page for a faster memory to copy, or begin to read it; False where it has no slot now.
+
+        `take_back` follows, after the page has been read where it was not there.
+        """
+        is_there = key in self.cache
+        if not is_there and key not in self._coming and not self._start(key, is_urgent=self._is_decode):
+            return False
+        if is_there:
+            self.cache.use([key])
+        if not self._is_decode:
+            self.stats.banks[key.bank].prompt_hits += is_there
+            self.stats.banks[key.bank].prompt_misses += not is_there
+        return True
+
+    def take_back(self, key: ExpertKey) -> None:
+        """The page that was lent has been copied."""
+        if key in self._coming:
+            self._receive_to_keep([key])
+        else:
+            self.cache.release([key])
 
     def receive(self, keys: Sequence[ExpertKey]) -> None:
         """Wait for these pages; they are there and held."""
@@ -156,12 +222,7 @@ class PageTraffic:
     ) -> None:
         """Begin to read what is missing now, then, as far as the window reaches, what comes after it."""
         for key in missing:
-            while key not in self._coming:
-                # Where all slots are taken, some are by pages that were begun earlier and are needed later.
-                early = next((other for other in self._coming if other not in missing), None)
-                if not self._start(key, is_urgent=early is None):
-                    assert early is not None, "there are slots for the experts of a token"
-                    self._receive_to_keep([early])
+            self._start_surely(key, missing)
         self._start_some(key for key in pending if key not in self.cache)
         following = self._calls[self._calls.index(call) + 1 :]
         if following and self._tokens[following[0][1]] >= _TOKENS_TO_READ_AHEAD:
@@ -169,6 +230,15 @@ class PageTraffic:
             self.cache.use(kept)
             self._start_some(key for key in self.keys[following[0]] if key not in self.cache)
             self.cache.release(kept)
+
+    def _start_surely(self, key: ExpertKey, wanted: Sequence[ExpertKey]) -> None:
+        """Begin to read one of the pages that are `wanted` now, unless it was begun already."""
+        while key not in self._coming:
+            # Where all slots are taken, some are by pages that were begun earlier and are needed later.
+            early = next((other for other in self._coming if other not in wanted), None)
+            if not self._start(key, is_urgent=early is None):
+                assert early is not None, "there are slots for the experts of a token"
+                self._receive_to_keep([early])
 
     def _start_some(self, keys: Iterable[ExpertKey]) -> None:
         for key in keys:
@@ -181,7 +251,9 @@ class PageTraffic:
             return False
         self._coming[key] = None
         self._reader.start(key)
-        self.stats.banks[key.bank].bytes_read += self._page_bytes[key]
+        num_bytes = self._page_bytes[key]
+        self.stats.banks[key.bank].bytes_read += num_bytes
+        self.stats.decode_bytes_read += num_bytes * self._is_decode
         return True
 
     def _receive_to_keep(self, keys: Sequence[ExpertKey]) -> None:
@@ -191,4 +263,7 @@ class PageTraffic:
 
     def _keep_some(self, keys: Sequence[ExpertKey]) -> None:
         for key in keys:
-            self.cache.settle_in_layer(key, self._most_pages[key.bank])
+            if self._is_decode:
+                self.cache.settle(key)
+            else:
+                self.cache.settle_in_layer(key, self._most_pages[key.bank])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Self
 
 from ernie_local.checkpoint.names import BANKS, Bank
 
@@ -27,7 +26,11 @@ class BankStats:
 
 @dataclass(slots=True)
 class PagingStats:
-    """Sums since the model was loaded."""
+    """Sums since the model was loaded.
+
+    card: of the faster memory above, where there is one: its bytes read are copied from the other memory,
+    whose pages are those that it lacked.
+    """
 
     decoded_tokens: int = 0
     decode_bytes_read: int = 0
@@ -36,23 +39,29 @@ class PagingStats:
     prompt_wait_seconds: float = 0.0
     unused_pages_read: int = 0  # ahead of a layer that then did not want them
     banks: dict[Bank, BankStats] = field(default_factory=lambda: {bank: BankStats() for bank in BANKS})
+    card: PagingStats | None = None
 
     def copy(self) -> PagingStats:
         """As they are now."""
-        sums = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "banks"}
-        return PagingStats(**sums, banks={bank: _copy(one) for bank, one in self.banks.items()})
+        sums = {name: getattr(self, name) for name in _SUMS}
+        banks = {bank: _copy(one) for bank, one in self.banks.items()}
+        return PagingStats(**sums, banks=banks, card=None if self.card is None else self.card.copy())
 
-    def since(self, before: Self) -> PagingStats:
+    def since(self, before: PagingStats) -> PagingStats:
         """What came after `before`, an earlier copy."""
         later = self.copy()
-        for part in fields(self):
-            if part.name != "banks":
-                setattr(later, part.name, getattr(self, part.name) - getattr(before, part.name))
+        for name in _SUMS:
+            setattr(later, name, getattr(self, name) - getattr(before, name))
         for bank, one in later.banks.items():
             for part in fields(one):
                 value = getattr(one, part.name) - getattr(before.banks[bank], part.name)
                 setattr(one, part.name, value)
+        if later.card is not None and before.card is not None:
+            later.card = later.card.since(before.card)
         return later
+
+
+_SUMS = [part.name for part in fields(PagingStats) if part.name not in ("banks", "card")]
 
 
 def _copy(one: BankStats) -> BankStats:

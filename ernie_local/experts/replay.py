@@ -66,13 +66,11 @@ def replay(trace: Trace, memory_bytes: int, decay: float | None = None) -> Pagin
             keys = traffic.keys[call.layer_id, call.bank]
             chosen = [keys[expert_id] for expert_id in call.expert_ids.ravel().tolist()]
             if is_decode:
-                present, missing = traffic.start_decode(call.bank, chosen)
-                if missing:
-                    traffic.receive(missing)
-                    traffic.end_decode(present, missing)
+                groups = traffic.decode(call.bank, chosen)
             else:
-                for _ in traffic.stream(call.layer_id, call.bank, chosen, len(call.expert_ids)):
-                    pass
+                groups = traffic.stream(call.layer_id, call.bank, chosen, len(call.expert_ids))
+            for _ in groups:
+                pass
     return traffic.stats
 
 

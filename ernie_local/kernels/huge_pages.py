@@ -10,9 +10,7 @@ import mmap
 
 import torch
 
-from ernie_local.sizes import MIB
-
-HUGE_PAGE = 2 * MIB
+from ernie_local.sizes import HUGE_PAGE
 
 
 def empty_bytes(num_bytes: int) -> torch.Tensor:

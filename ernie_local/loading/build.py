@@ -7,7 +7,6 @@ packed: their layers take the places of the plain ones.
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from collections.abc import Iterable
 
@@ -15,14 +14,15 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from ernie_local.checkpoint.packed import QKV, PackedTensors, expert_pages, known_format
+from ernie_local.checkpoint.packed import QKV, PackedTensors, known_format
+from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.packed import PackedExperts
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.kernels.huge_pages import empty_bytes
-from ernie_local.loading.paging import page_experts
+from ernie_local.loading.paging import CardMemory, page_experts
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
@@ -31,40 +31,19 @@ from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedEmbedding, PackedGatedMLP, PackedLinear
 from ernie_local.model.router import Router
 from ernie_local.packing.checks import check_page, check_scales
+from ernie_local.planner.weights import WeightBytes, weights_in_memory
 
 _ALIGNMENT = 64  # where matrices begin: a line of the processor's cache
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
-def count_weight_bytes(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> int:
+def count_weights(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> WeightBytes:
     """Bytes of all weights in memory: packed as they are, routers in float32, the rest in `dtype`. Exact.
 
     Small pages of experts stay in the files: with every expert in memory nobody asks for them.
     """
-    experts = (name for name in checkpoint.names() if name.startswith("experts."))
-    slots = _slot_bytes(config, PackedTensors(config)).values()
-    return (
-        count_dense_bytes(checkpoint, config, dtype)
-        + _plain_bytes(checkpoint, experts, dtype)
-        + sum(config.text.num_experts * slot_bytes for slot_bytes in slots)
-    )
-
-
-def _plain_bytes(checkpoint: Checkpoint, names: Iterable[str], dtype: torch.dtype) -> int:
-    total = 0
-    for name in names:
-        item_bytes = torch.float32.itemsize if "_router." in name else dtype.itemsize
-        total += math.prod(checkpoint.shape(name)) * item_bytes
-    return total
-
-
-def count_dense_bytes(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> int:
-    """As `count_weight_bytes`, without routed experts."""
-    total = _plain_bytes(checkpoint, (n for n in checkpoint.names() if not n.startswith("experts.")), dtype)
-    packed = PackedTensors(config)
-    return total + sum(
-        math.prod(shape) for name, shape in packed.shapes.items() if expert_pages(name) is None
-    )
+    tensors = stored_tensors(checkpoint.accounts, config)
+    return weights_in_memory(tensors, config.text.num_experts, dtype.itemsize)
 
 
 def build_model(
@@ -73,11 +52,13 @@ def build_model(
     dtype: torch.dtype,
     device: torch.device,
     expert_bytes: int | None = None,
+    card: CardMemory | None = None,
 ) -> ErnieModel:
     """A filled model, for inference only. Each tensor goes straight to where it stays; small pages of experts
     are not read.
 
-    expert_bytes: memory for routed experts, which are paged then; None for all of them. DoesNotFit for packed
+    expert_bytes: memory for routed experts, which are paged then; None for all of them. card: a second memory
+    above it. DoesNotFit for packed
     weights on a device that has no kernels for them.
     """
     packed = PackedTensors(config)
@@ -85,7 +66,7 @@ def build_model(
     is_packed = config.quantization is not None and bool(config.quantization.experts)
     experts: ExpertProvider
     if expert_bytes is not None:
-        experts = page_experts(checkpoint, config, expert_bytes)
+        experts = page_experts(checkpoint, config, expert_bytes, card)
     elif is_packed:
         experts = PackedExperts(_read_banks(checkpoint, config, packed))
     else:

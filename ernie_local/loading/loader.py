@@ -9,15 +9,18 @@ import torch
 
 from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
-from ernie_local.config import ModelConfig, read_config
-from ernie_local.engine import DEFAULT_CHUNK_TOKENS, check_sizes
+from ernie_local.config import ModelConfig, TextConfig, read_config
+from ernie_local.engine import check_sizes
 from ernie_local.errors import UsageError
-from ernie_local.loading.build import build_model, count_dense_bytes, count_weight_bytes
-from ernie_local.loading.memory import DEFAULT_RESERVE, MemoryNeed, Placement, check_card, place_in_ram
+from ernie_local.experts.miss_rule import ALWAYS_FETCH, MissRule
+from ernie_local.loading.build import build_model, count_weights
+from ernie_local.loading.card import check_card
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import WEIGHT_DTYPES, find_bytes, find_device, find_dtype, find_kv_dtype
-from ernie_local.loading.paging import paging_plan
+from ernie_local.loading.paging import CardMemory, paging_plan
 from ernie_local.model.kv_cache import kv_bytes_per_token
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
+from ernie_local.planner.placement import DEFAULT_RESERVE, MemoryNeed, Placement, place_in_ram, place_on_card
 
 
 def load(
@@ -28,6 +31,7 @@ def load(
     ram: str | int | None = None,
     reserve: str | int | None = None,
     vram: str | int | None = None,
+    miss_rule: MissRule = ALWAYS_FETCH,
     context_size: int | None = None,
     kv_dtype: str | torch.dtype | None = None,
     chunk_tokens: int | None = None,
@@ -37,7 +41,9 @@ def load(
     model: a directory, `hf:org/name[@revision]`, or `nano`. device: cpu, cuda or cuda:N. dtype: float32 or
     bfloat16. ram: what the whole process may have, such as "6GiB" or a number of bytes, or "auto": what is
     free, less `reserve` (1 GiB). Where not all routed experts fit, they are paged from disk. vram: the same
-    of a card, where nothing is paged yet. context_size: most tokens of a conversation, by default the model's
+    of a card, where nothing is paged yet; with device cpu, of a memory beside `ram` that stands for a card's,
+    through which experts are paged then. miss_rule: which of the experts that it lacks are copied there, and
+    which are computed where they are. context_size: most tokens of a conversation, by default the model's
     own limit but at most 32768. kv_dtype: float32, float16, bfloat16 or int8, by default dtype, or bfloat16
     where weights are packed. chunk_tokens: most tokens computed at a time in a prompt, by default 2048 or
     what the memory allows.
@@ -51,12 +57,6 @@ def load(
     cache_dtype = find_kv_dtype(kv_dtype, weight_dtype)
     ram_limit, reserve_bytes = _read_limits(ram, reserve)
     vram_limit = find_bytes(vram, "vram")
-    if vram_limit is not None and torch_device.type == "cpu":
-        raise UsageError(
-            f"a vram limit of {vram} with device {str(device)!r}",
-            "the processor has no memory of a card to limit",
-            'use ram to limit memory, or device="cuda"',
-        )
     check_sizes(1 if context_size is None else context_size, 1 if chunk_tokens is None else chunk_tokens)
     directory = resolve_model(str(model))
     config = read_config(directory)
@@ -68,11 +68,12 @@ def load(
             checkpoint, config, weight_dtype, tokens * kv_bytes_per_token(config.text, cache_dtype)
         )
         if torch_device.type == "cpu":
-            placement = place_in_ram(need, config.text, ram_limit, reserve_bytes, chunk_tokens)
+            placement = _place(need, config.text, ram_limit, reserve_bytes, vram_limit, chunk_tokens)
         else:
             check_card(need, torch_device, vram_limit)
             placement = Placement(None, DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens)
-        network = build_model(checkpoint, config, weight_dtype, torch_device, placement.paged_bytes)
+        card = None if placement.card_bytes is None else CardMemory(placement.card_bytes, miss_rule)
+        network = build_model(checkpoint, config, weight_dtype, torch_device, placement.paged_bytes, card)
         if placement.paged_bytes is not None:
             checkpoint.drop_cached()
     settings = EngineSettings(tokens, cache_dtype, placement.chunk_tokens)
@@ -80,14 +81,28 @@ def load(
     return LoadedModel(network, directory, settings, need.weight_bytes, seconds, context_limit=context_size)
 
 
+def _place(
+    need: MemoryNeed,
+    config: TextConfig,
+    ram_limit: int | None,
+    reserve: int,
+    vram_limit: int | None,
+    chunk_tokens: int | None,
+) -> Placement:
+    if vram_limit is None:
+        return place_in_ram(need, config, ram_limit, reserve, chunk_tokens)
+    # What stands for the card's memory is memory too.
+    return place_on_card(need, config, vram_limit, ram_limit, reserve + vram_limit, chunk_tokens)
+
+
 def _count_need(
     checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, kv_cache_bytes: int
 ) -> MemoryNeed:
-    dense_bytes = count_dense_bytes(checkpoint, config, dtype)
+    weights = count_weights(checkpoint, config, dtype)
     plan = paging_plan(checkpoint, config)
     return MemoryNeed(
-        dense_bytes,
-        count_weight_bytes(checkpoint, config, dtype) - dense_bytes,
+        weights.dense,
+        weights.experts,
         kv_cache_bytes,
         None if plan is None else plan.least_bytes,
     )

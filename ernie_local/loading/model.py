@@ -16,7 +16,7 @@ import torch
 
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import ModelConfig
-from ernie_local.engine import DEFAULT_CHUNK_TOKENS, Engine
+from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.paging_stats import PagingStats
@@ -29,6 +29,7 @@ from ernie_local.media.patches import Patches
 from ernie_local.media.processor import ImageProcessorConfig, read_processor_config
 from ernie_local.media.tokens import VisionRule, expand_placeholders
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -83,8 +84,12 @@ class LoadedModel:
         experts = self.network.experts
         if not isinstance(experts, PagedExperts):
             return []
-        held, everything = (format_bytes(size) for size in (experts.memory.bytes.nbytes, experts.num_bytes))
+        held, everything = format_bytes(experts.level.memory.num_bytes), format_bytes(experts.num_bytes)
         notes = [f"experts: {held} of memory for {everything}; missing ones are read when a token wants them"]
+        if experts.rule is not None:
+            notes.append(
+                f"card: {format_bytes(experts.top.memory.num_bytes)} above that; {experts.rule.describe()}"
+            )
         if not experts.store.is_direct:
             notes.append("the file system has no direct reads: experts pass through the system's cache")
         return notes

@@ -6,20 +6,25 @@ Joins checkpoint and experts; how much memory there is, is said by the caller.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
 from ernie_local.checkpoint.packed import PackedTensors
+from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.experts.heat import ExpertKey
+from ernie_local.experts.miss_rule import MissRule
+from ernie_local.experts.page_level import PageLevel
 from ernie_local.experts.page_math import PackedPageMath, PageMath, PlainPageMath
 from ernie_local.experts.page_memory import PageMemory
 from ernie_local.experts.page_store import PageCheck, PageRange, PageStore
-from ernie_local.experts.paged import PagedExperts
+from ernie_local.experts.paged import PagedExperts, UpperLevel
 from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing.checks import check_page
+from ernie_local.planner import weights
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -32,23 +37,42 @@ def paging_plan(checkpoint: Checkpoint, config: ModelConfig) -> PagingPlan | Non
 
 def page_sizes(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, int]:
     """Bytes of every expert's page."""
-    ranges = page_ranges(checkpoint, config)
-    return {key: sum(part.num_bytes for part in parts) for key, parts in ranges.items()}
+    return weights.page_sizes(stored_tensors(checkpoint.accounts, config), config)
 
 
-def page_experts(checkpoint: Checkpoint, config: ModelConfig, memory_bytes: int) -> PagedExperts:
-    """Experts that share `memory_bytes`, at least the `least_bytes` of their plan, with conversations."""
+@dataclass(frozen=True, slots=True)
+class CardMemory:
+    """Bytes of a card, or what stands for one, that experts and conversations share; how misses are met."""
+
+    num_bytes: int
+    rule: MissRule
+
+
+def page_experts(
+    checkpoint: Checkpoint, config: ModelConfig, memory_bytes: int, card: CardMemory | None = None
+) -> PagedExperts:
+    """Experts that share `memory_bytes`, at least the `least_bytes` of their plan, with conversations.
+
+    card: a second, faster memory above that one; then conversations share this.
+    """
     plan = paging_plan(checkpoint, config)
     assert plan is not None, "only a model with experts is paged"
-    cache = plan.build(memory_bytes)
-    memory = PageMemory(cache.slots.num_frames * plan.frame_bytes)
     ranges = page_ranges(checkpoint, config)
     is_packed = _is_packed(config)
     store = PageStore(ranges, _packed_check(config) if is_packed else _plain_check(checkpoint))
     page_math: dict[Bank, PageMath] = {}
     for bank in BANKS:
         page_math[bank] = PackedPageMath() if is_packed else _plain_math(checkpoint, config, bank)
-    return PagedExperts(store, cache, memory, page_math, plan, memory_bytes)
+
+    def build_level(num_bytes: int) -> PageLevel:
+        cache = plan.build(num_bytes)
+        memory = PageMemory(cache.slots.num_frames * plan.frame_bytes)
+        return PageLevel(cache, memory, page_math, store.experts)
+
+    if card is None:
+        return PagedExperts(store, build_level(memory_bytes), plan, memory_bytes)
+    upper = UpperLevel(build_level(card.num_bytes), card.rule)
+    return PagedExperts(store, build_level(memory_bytes), plan, card.num_bytes, upper)
 
 
 def page_ranges(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, tuple[PageRange, ...]]:

@@ -16,14 +16,11 @@ from ernie_local.config import TextConfig
 from ernie_local.kernels.decode_ops import decode_attention, suits_decode_ops
 from ernie_local.kernels.packed_attention import packed_attention
 from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.memory_use import MOST_MASK_ENTRIES
 from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedLinear
 from ernie_local.model.rope import rotate_pairs
 from ernie_local.model.unfilled import Linear
-
-# Entries of one mask: 4 Mi are 4 MiB as bool and 16 MiB as the float that SDPA makes of it, at any context
-# size.
-_MAX_MASK_ENTRIES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +34,7 @@ class CausalBlock:
 
 
 def causal_blocks(
-    num_new: int, num_past: int, device: torch.device, max_entries: int = _MAX_MASK_ENTRIES
+    num_new: int, num_past: int, device: torch.device, max_entries: int = MOST_MASK_ENTRIES
 ) -> list[CausalBlock]:
     """Masks for `num_new` tokens behind `num_past`, in blocks of rows so that no mask exceeds `max_entries`.
 
@@ -54,19 +51,6 @@ def causal_blocks(
         everything = torch.ones(stop - start, visible, dtype=torch.bool, device=device)
         blocks.append(CausalBlock(start, stop, visible, everything.tril(num_past + start)))
     return blocks
-
-
-def attention_bytes(config: TextConfig, num_new: int, num_all: int) -> int:
-    """About what `forward` of `num_new` tokens takes beside the cache for looking at `num_all` tokens.
-
-    Masks, and the cached keys and values as numbers to compute with, twice for a moment. With one new token
-    nothing: it reads the cache where it lies.
-    """
-    if num_new == 1:
-        return 0
-    floats = torch.float32.itemsize
-    states = 2 * config.num_key_value_heads * config.head_dim * floats  # of one token
-    return num_all * (2 * states + num_new) + floats * min(_MAX_MASK_ENTRIES, num_new * num_all)
 
 
 class SelfAttention(nn.Module):

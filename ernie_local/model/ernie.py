@@ -7,6 +7,7 @@ checkpoint's names (checkpoint/names.py); routed experts are not parameters but 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from ernie_local.media.patches import Patches
 from ernie_local.model.attention import causal_blocks
 from ernie_local.model.decoder import DecoderLayer, Step
 from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.memory_use import encoding_bytes, tower_passes
 from ernie_local.model.moe import ExpertProvider, RouteHook, TokenRows
 from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedEmbedding, PackedLinear
@@ -24,13 +26,6 @@ from ernie_local.model.resampler import Resampler
 from ernie_local.model.rope import TextRope
 from ernie_local.model.unfilled import Embedding, Linear
 from ernie_local.model.vision import VisionTower
-
-# Small pictures share one pass through the tower; a large one goes alone, so that the tower's memory has a
-# bound that does not grow with the number of pictures.
-_PATCHES_PER_PASS = 8192
-# Of memory for each patch and column of the tower, while a block is computed: 110 KB a patch of 1280 columns
-# were measured with 5184 patches.
-_BYTES_A_PATCH = 96
 
 
 class ErnieModel(nn.Module):
@@ -81,10 +76,7 @@ class ErnieModel(nn.Module):
 
     def encoding_bytes(self, images: Sequence[Patches]) -> int:
         """About as much memory as `encode_images` takes beside its results (measured, within a tenth)."""
-        most = max(
-            (sum(image.pixel_values.shape[0] for image in group) for group in _groups(images)), default=0
-        )
-        return most * self.config.vision.hidden_size * _BYTES_A_PATCH
+        return encoding_bytes(self.config.vision, _patch_counts(images))
 
     def forward(
         self,
@@ -132,13 +124,10 @@ class ErnieModel(nn.Module):
 
 
 def _groups(images: Sequence[Patches]) -> list[list[Patches]]:
-    groups: list[list[Patches]] = []
-    room = 0
-    for image in images:
-        num_patches = image.pixel_values.shape[0]
-        if not groups or num_patches > room:
-            groups.append([])
-            room = _PATCHES_PER_PASS
-        groups[-1].append(image)
-        room -= num_patches
-    return groups
+    """Pictures that go through the tower together."""
+    left = iter(images)
+    return [list(islice(left, count)) for count in tower_passes(_patch_counts(images))]
+
+
+def _patch_counts(images: Sequence[Patches]) -> list[int]:
+    return [image.pixel_values.shape[0] for image in images]

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 
 from ernie_local.config import TextConfig
-from ernie_local.kernels.huge_pages import HUGE_PAGE, empty_bytes
+from ernie_local.kernels.huge_pages import empty_bytes
+from ernie_local.model.memory_use import KVSize
 
 KV_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -21,8 +22,6 @@ KV_DTYPES: dict[str, torch.dtype] = {
     "int8": torch.int8,
 }
 _INT8_LARGEST = 127
-_SCALE_BYTES = 4
-_SMALL_PAGE = 4096
 
 
 class LayerStorage(NamedTuple):
@@ -48,6 +47,7 @@ class KVCache:
         self.capacity = capacity
         self.dtype = dtype
         self.length = 0
+        self._size = KVSize.of(config, capacity, dtype.itemsize)
         self._states = _empty(shape, dtype, device)
         self._scales: torch.Tensor | None = None
         if dtype == torch.int8:
@@ -61,13 +61,8 @@ class KVCache:
         return self._states.nbytes + (0 if self._scales is None else self._scales.nbytes)
 
     def touched_bytes(self, num_tokens: int) -> int:
-        """Memory that is really taken once so many tokens have been stored: it comes in whole pages."""
-        rows = self._states.shape[0] * 2 * self._states.shape[2]  # a head's keys or values in a layer
-        row_bytes = self._states[0, 0, 0].nbytes
-        page_bytes = HUGE_PAGE if self._states.nbytes >= HUGE_PAGE else _SMALL_PAGE
-        used_bytes = -(-num_tokens * self._states[0, 0, 0, 0].nbytes // page_bytes) * page_bytes
-        states = min(self._states.nbytes, rows * min(row_bytes + page_bytes, used_bytes + page_bytes))
-        return states + (0 if self._scales is None else self._scales.nbytes)
+        """Memory that is really taken once so many tokens have been stored."""
+        return self._size.touched_bytes(num_tokens)
 
     def append(
         self, layer_id: int, keys: torch.Tensor, values: torch.Tensor
@@ -126,6 +121,4 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 def kv_bytes_per_token(config: TextConfig, dtype: torch.dtype) -> int:
     """Bytes that one token takes over all layers: computed, exact."""
-    num_heads = config.num_hidden_layers * 2 * config.num_key_value_heads
-    scale_bytes = _SCALE_BYTES if dtype == torch.int8 else 0
-    return num_heads * (config.head_dim * dtype.itemsize + scale_bytes)
+    return KVSize.of(config, 1, dtype.itemsize).bytes_per_token

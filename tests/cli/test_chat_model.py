@@ -230,3 +230,17 @@ def test_device_that_is_not_there(command: Command, small_model: Path) -> None:
         pytest.skip("this machine has a card")
     assert_three_lines(command("chat", str(small_model), "-p", "hi", "--device", "cuda"), 3)
     assert_three_lines(command("chat", str(small_model), "-p", "hi", "--device", "abacus"), 2)
+
+
+@pytest.mark.parametrize("misses", ["fetch", "compute"])
+def test_a_memory_that_stands_for_a_card(command: Command, misses: str) -> None:
+    """nano's experts take 22.5 MiB; of 165, experts and a chat of 1000 tokens have some 22."""
+    limits = ("--vram", "165MiB", "--ctx-size", "1k", "--misses", misses)
+    whole = command("chat", "-p", "What is the total?", "--max-tokens", "8")
+    result = command("chat", "-p", "What is the total?", "--max-tokens", "8", *limits, "--stats")
+    assert (result.exit_code, result.stdout) == (whole.exit_code, whole.stdout)
+    assert ("computed by the processor" in result.stderr) == (misses == "compute")
+    assert "copied to it" in result.stderr
+    refused = command("chat", "-p", "hi", "--vram", "30MiB", "--json")
+    assert refused.exit_code == 3
+    assert "the vram limit is 30.0 MiB" in json.loads(refused.stdout)["error"]["what"]

@@ -13,10 +13,10 @@ from ernie_local.engine import Engine
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.loading.build import build_model
-from ernie_local.loading.paging import paging_plan
+from ernie_local.loading.paging import CardMemory, paging_plan
 from ernie_local.media.patches import Patches
-from ernie_local.model.attention import attention_bytes
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.memory_use import attention_bytes
 
 CONTEXT_SIZE = 512
 
@@ -35,10 +35,10 @@ def plan_of(directory: Path) -> PagingPlan:
     return plan
 
 
-def build(directory: Path, expert_bytes: int | None) -> ErnieModel:
+def build(directory: Path, expert_bytes: int | None, card: CardMemory | None = None) -> ErnieModel:
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
-        return build_model(checkpoint, config, torch.float32, torch.device("cpu"), expert_bytes)
+        return build_model(checkpoint, config, torch.float32, torch.device("cpu"), expert_bytes, card)
 
 
 def paged_experts(model: ErnieModel) -> PagedExperts:

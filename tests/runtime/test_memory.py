@@ -10,8 +10,9 @@ import pytest
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
-from ernie_local.loading import free_memory, memory
-from ernie_local.loading.memory import MemoryNeed, Placement, place_in_ram, working_bytes
+from ernie_local.planner import free_memory
+from ernie_local.planner import placement as memory
+from ernie_local.planner.placement import MemoryNeed, Placement, place_in_ram, place_on_card, working_bytes
 from ernie_local.sizes import GIB, MIB
 
 CONFIG = dataclasses.replace(
@@ -82,6 +83,27 @@ def test_a_limit_above_what_is_free_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(memory, "free_memory", lambda: 2 * GIB)
     with pytest.raises(DoesNotFit, match=r"the ram limit is 4\.00 GiB, .* 2\.00 GiB are free"):
         place_in_ram(NEED, CONFIG, 4 * GIB)
+
+
+def test_a_card_has_what_every_token_reads_and_experts_what_is_left() -> None:
+    placed = place_on_card(NEED, CONFIG, 6 * GIB, 5 * GIB)
+    beside = NEED.dense_bytes + working_bytes(CONFIG, 1024) + 128 * MIB
+    assert placed == Placement(5 * GIB - PROCESS - 128 * MIB, 1024, 6 * GIB - beside)
+    free = place_on_card(NEED, CONFIG, 6 * GIB, None, reserve=GIB)
+    assert free.paged_bytes == 15 * GIB - 128 * MIB
+    everything = all_bytes() - PROCESS
+    assert place_on_card(NEED, CONFIG, everything, 1) == Placement(None, 2048)
+    assert place_on_card(NEED, CONFIG, everything - 1, 5 * GIB).card_bytes is not None
+
+
+def test_a_card_or_a_memory_below_it_that_is_too_small_is_refused() -> None:
+    with pytest.raises(DoesNotFit, match=r"the vram limit is 3\.00 GiB") as refused:
+        place_on_card(NEED, CONFIG, 3 * GIB, 5 * GIB)
+    assert "vram 3" in refused.value.hint
+    least = PROCESS + 128 * MIB + 100 * MIB
+    assert place_on_card(NEED, CONFIG, 6 * GIB, least).paged_bytes == 100 * MIB
+    with pytest.raises(DoesNotFit, match=r"99\.0 MiB of memory are left for experts beside the card"):
+        place_on_card(NEED, CONFIG, 6 * GIB, least - MIB)
 
 
 def test_a_model_without_pages_gets_smaller_chunks_and_is_never_paged() -> None:

@@ -14,8 +14,8 @@ from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit
 from ernie_local.media.patches import Patches
-from ernie_local.model.attention import attention_bytes
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.memory_use import attention_bytes
 from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.plain_export import export_plainly
 from tests.runtime import paged_models
@@ -89,7 +89,7 @@ def test_a_conversation_is_that_of_the_resident_model(
     for expert_bytes in (plan.least_bytes, 2 * plan.least_bytes, plan.most_bytes // 2, plan.most_bytes):
         model = build(directory, expert_bytes + beside)
         check_same(resident, expected, answer_logits(model, turns, chunk_tokens))
-        cache = paged_experts(model).cache
+        cache = paged_experts(model).top.cache
         assert cache.slots.num_frames * plan.frame_bytes <= expert_bytes + beside
 
 
@@ -137,16 +137,16 @@ def test_a_conversation_takes_memory_from_experts_and_gives_it_back(directory: P
     plan = plan_of(directory)
     model = build(directory, plan.most_bytes)
     experts = paged_experts(model)
-    everything = experts.cache.slots.num_frames
+    everything = experts.top.cache.slots.num_frames
     engine = Engine(model, 512)
     engine.prefill(ids(30, 1))
-    left = experts.cache.slots.num_frames
+    left = experts.top.cache.slots.num_frames
     beside = engine.kv_cache_bytes + attention_bytes(CONFIG.text, 30, 30)
     assert left == min(everything, (plan.most_bytes - beside) // plan.frame_bytes)
     assert left < everything
     del engine
     Engine(model, 16).prefill(ids(5, 3))
-    assert experts.cache.slots.num_frames > left
+    assert experts.top.cache.slots.num_frames > left
 
 
 def test_a_picture_is_encoded_in_memory_of_experts(directory: Path, resident: ErnieModel) -> None:
@@ -158,13 +158,13 @@ def test_a_picture_is_encoded_in_memory_of_experts(directory: Path, resident: Er
     encode = model.encode_images
 
     def watched(images: list[Patches]) -> list[torch.Tensor]:
-        during.append(experts.cache.slots.num_frames)
+        during.append(experts.top.cache.slots.num_frames)
         return encode(images)
 
     model.encode_images = watched  # type: ignore[method-assign, assignment]
     prompt = [*picture_ids(model, patches), *ids(5, 1)]
     logits = Engine(model, 200).prefill(prompt, [patches])
-    assert during[0] < experts.cache.slots.num_frames
+    assert during[0] < experts.top.cache.slots.num_frames
     check_same(resident, Engine(resident, 200).prefill(prompt, [patches]), logits)
 
 
@@ -186,7 +186,7 @@ def test_what_has_no_room_is_refused_and_nothing_is_lost(directory: Path, reside
 
 def test_handed_back_memory_is_not_the_process_any_more(directory: Path) -> None:
     experts = paged_experts(build(directory, plan_of(directory).most_bytes))
-    memory = experts.memory
+    memory = experts.top.memory
     memory.bytes.fill_(7)
     memory.hand_back(8192, 4096)
     assert memory.bytes[8191] == 7

@@ -18,12 +18,12 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import ModelUnusable
+from ernie_local.experts.disk_reader import DiskReader
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.page_memory import PageMemory
 from ernie_local.experts.page_store import PageRange, PageStore
-from ernie_local.experts.paged import PagedExperts
-from ernie_local.model.attention import attention_bytes
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.memory_use import attention_bytes
 from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.plain_export import export_plainly
 from tests.runtime.paged_models import build, paged_experts, plan_of
@@ -206,19 +206,19 @@ def test_without_direct_reads_pages_come_through_the_cache(
 def test_ctrl_c_in_the_middle_of_a_read(directory: Path, monkeypatch: pytest.MonkeyPatch, when: int) -> None:
     model = small(directory)
     expected = logits(model)
-    wait, calls = PagedExperts.wait, [0]
+    wait, calls = DiskReader.wait, [0]
 
-    def interrupted(self: PagedExperts, keys: Sequence[ExpertKey]) -> None:
+    def interrupted(self: DiskReader, keys: Sequence[ExpertKey]) -> None:
         calls[0] += 1
         if calls[0] == when + 1:
             raise KeyboardInterrupt
         wait(self, keys)
 
-    monkeypatch.setattr(PagedExperts, "wait", interrupted)
+    monkeypatch.setattr(DiskReader, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         logits(model)
     experts = paged_experts(model)
-    assert not experts._readings
+    assert not any(reader._readings for _, reader in experts._readers if isinstance(reader, DiskReader))
     assert torch.equal(logits(model), expected)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from ernie_local.model import ernie
+from ernie_local.model import memory_use
 
 if TYPE_CHECKING:
     from ernie_local.loading import LoadedModel
@@ -69,7 +69,7 @@ def test_one_pass_of_the_tower_is_bounded(
     hook = tiny_model.network.vision.register_forward_pre_hook(
         lambda _module, inputs: passes.append(len(inputs[0]))
     )
-    monkeypatch.setattr(ernie, "_PATCHES_PER_PASS", 24)
+    monkeypatch.setattr(memory_use, "PATCHES_PER_PASS", 24)
     limited = tiny_model.network.encode_images(pictures)
     hook.remove()
     assert passes == [24, 40, 16]  # a picture over the bound goes alone

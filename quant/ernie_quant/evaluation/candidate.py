@@ -12,7 +12,7 @@ from pathlib import Path
 from ernie_local.checkpoint.files import read_stored_tensors
 from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.checkpoint.index import account
-from ernie_local.checkpoint.parts import TEXT_EXPERTS, VISION_EXPERTS, model_parts
+from ernie_local.checkpoint.parts import TEXT_EXPERTS, VISION_EXPERTS, model_parts, stored_tensors
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.errors import ModelUnusable
 
@@ -32,7 +32,7 @@ def find_candidate(name: str) -> Candidate:
     """ModelUnusable where it is missing or not whole."""
     directory = resolve_model(name)
     config = read_config(directory)
-    parts = model_parts(account(directory, read_stored_tensors(directory), config), config)
+    parts = model_parts(stored_tensors(account(directory, read_stored_tensors(directory), config), config))
     routed = [part for part in parts if part.name in (TEXT_EXPERTS, VISION_EXPERTS)]
     weights = sum(part.weights for part in routed)
     return Candidate(

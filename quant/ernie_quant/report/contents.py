@@ -13,7 +13,7 @@ from pathlib import Path
 from ernie_local.checkpoint.files import read_stored_tensors
 from ernie_local.checkpoint.index import account
 from ernie_local.checkpoint.packed import PackedTensors
-from ernie_local.checkpoint.parts import ModelPart, model_parts
+from ernie_local.checkpoint.parts import ModelPart, model_parts, stored_tensors
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_quant.expert import ExpertReport
 from ernie_quant.identity import version_identity
@@ -124,7 +124,7 @@ def gather(
 
 
 def _parts_of(directory: Path, config: ModelConfig) -> list[ModelPart]:
-    return model_parts(account(directory, read_stored_tensors(directory), config), config)
+    return model_parts(stored_tensors(account(directory, read_stored_tensors(directory), config), config))
 
 
 def _part(part: ModelPart) -> dict[str, object]:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from ernie_local.config import TextConfig
-from ernie_local.engine import DEFAULT_CHUNK_TOKENS
 from ernie_local.errors import DoesNotFit
-from ernie_local.loading.free_memory import free_memory, process_memory
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
+from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.sizes import GIB, MIB, format_bytes
 
 DEFAULT_RESERVE = GIB  # left to other programs where nobody said how much
@@ -45,10 +43,14 @@ class MemoryNeed:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """paged_bytes: memory that experts share with conversations and pictures; None where all are resident."""
+    """paged_bytes: memory that experts share with conversations and pictures; None where all are resident.
+
+    card_bytes: of a card, where experts are paged through two memories; then conversations share this one.
+    """
 
     paged_bytes: int | None
     chunk_tokens: int
+    card_bytes: int | None = None
 
 
 def working_bytes(config: TextConfig, chunk_tokens: int) -> int:
@@ -68,13 +70,20 @@ def place_in_ram(
     limit: int | None,
     reserve: int = DEFAULT_RESERVE,
     chunk_tokens: int | None = None,
+    *,
+    process: int | None = None,
+    free: int | None = None,
+    option: str = "ram",
 ) -> Placement:
     """Where experts go, and the size of chunks, so that the process stays below `limit` for good.
 
     limit: of the whole process; None for what is free now, less `reserve`. chunk_tokens: None for as many as
-    suit the memory. DoesNotFit, with the numbers, where even paging does not help.
+    suit the memory. process, free: bytes that the process has and that are free beside it; None for those of
+    this process now. option: what the limit is called. DoesNotFit, with the numbers, where even paging does
+    not help.
     """
-    process, free = process_memory(), free_memory()
+    process = process_memory() if process is None else process
+    free = free_memory() if free is None else free
     allowed = process + max(0, free - reserve) if limit is None else limit
     cache_bytes = need.kv_cache_bytes
     if limit is None:
@@ -94,7 +103,7 @@ def place_in_ram(
         chunk //= 2
     left -= working_bytes(config, chunk)
     if left < floor + cache_bytes:
-        raise _refused(need, allowed, limit, allowed - left + floor + cache_bytes)
+        raise _refused(need, allowed, None if limit is None else option, allowed - left + floor + cache_bytes)
     if left >= need.expert_bytes + cache_bytes:
         return Placement(None, chunk)
     if limit is not None and limit - process > free:
@@ -107,11 +116,46 @@ def place_in_ram(
     return Placement(left, chunk)
 
 
-def _refused(need: MemoryNeed, allowed: int, limit: int | None, least: int) -> DoesNotFit:
+def place_on_card(
+    need: MemoryNeed,
+    config: TextConfig,
+    card_limit: int,
+    limit: int | None,
+    reserve: int = DEFAULT_RESERVE,
+    chunk_tokens: int | None = None,
+    *,
+    process: int | None = None,
+    free: int | None = None,
+) -> Placement:
+    """As `place_in_ram` where all but experts, and as many of these as fit, lie in `card_limit` bytes.
+
+    The others lie in what the process may have beside that, or on disk.
+    """
+    process = process_memory() if process is None else process
+    free = free_memory() if free is None else free
+    on_card = place_in_ram(
+        need, config, card_limit, 0, chunk_tokens, process=0, free=card_limit, option="vram"
+    )
+    if on_card.paged_bytes is None:
+        return on_card
+    assert need.least_expert_bytes is not None, "what cannot be paged is resident, or was refused"
+    allowed = process + max(0, free - reserve) if limit is None else limit
+    left = allowed - process - _SLACK_BYTES
+    if left < need.least_expert_bytes:
+        raise DoesNotFit(
+            f"{format_bytes(max(0, left))} of memory are left for experts beside the card, "
+            f"{format_bytes(need.least_expert_bytes)} are needed",
+            "what the card does not hold passes through memory, the experts of one token at least",
+            f"ram {-(-(process + _SLACK_BYTES + need.least_expert_bytes) // MIB)}MiB or more",
+        )
+    return Placement(left, on_card.chunk_tokens, on_card.paged_bytes)
+
+
+def _refused(need: MemoryNeed, allowed: int, option: str | None, least: int) -> DoesNotFit:
     rounded = -(-least // (64 * MIB)) * 64 * MIB
     there = (
-        f"the ram limit is {format_bytes(allowed)}"
-        if limit is not None
+        f"the {option} limit is {format_bytes(allowed)}"
+        if option is not None
         else f"{format_bytes(allowed)} can be had"
     )
     return DoesNotFit(
@@ -119,31 +163,7 @@ def _refused(need: MemoryNeed, allowed: int, limit: int | None, least: int) -> D
         f"of it {format_bytes(need.dense_bytes)} are weights that every token reads, "
         f"{format_bytes(need.kv_cache_bytes)} the KV cache of the whole context, the rest is experts of one "
         "token, room to compute in and the process itself",
-        f"ram {rounded // MIB}MiB, a smaller context, or kv_dtype int8"
-        if limit is not None
+        f"{option} {rounded // MIB}MiB, a smaller context, or kv_dtype int8"
+        if option is not None
         else "close other programs, or take a smaller context, kv_dtype int8 or a smaller checkpoint",
     )
-
-
-def check_card(need: MemoryNeed, device: torch.device, vram_limit: int | None) -> None:
-    """Raise DoesNotFit, with both numbers, if the model exceeds the limit or what is free on the card."""
-    total = need.weight_bytes + need.kv_cache_bytes
-    text = (
-        f"the model needs {format_bytes(total)} ({format_bytes(need.weight_bytes)} weights, "
-        f"{format_bytes(need.kv_cache_bytes)} KV cache)"
-    )
-    hint = "use dtype bfloat16, a smaller context or kv_dtype int8"
-    if vram_limit is not None and total > vram_limit:
-        raise DoesNotFit(
-            f"{text}, the vram limit is {format_bytes(vram_limit)}",
-            "all weights are held in memory, and a limit is never exceeded",
-            f"raise vram, or {hint}",
-        )
-    free = torch.cuda.mem_get_info(device)[0]
-    # The cache is touched only as the conversation grows, so the weights alone decide whether loading works.
-    if need.weight_bytes > free:
-        raise DoesNotFit(
-            f"{text}, {format_bytes(free)} are free on {device}",
-            "all weights are held in memory of the card",
-            f"close other programs, or {hint}",
-        )
