@@ -26,9 +26,9 @@ from ernie_local.machine.decode_work import decode_work
 from ernie_local.machine.random_checkpoint import write_random
 from ernie_local.machine.text_ids import text_ids
 from ernie_local.machine.timing import Clock, summarize
-from ernie_local.model.attention import attention_bytes
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import kv_bytes_per_token
+from ernie_local.model.memory_use import attention_bytes
 from ernie_local.planner.decode_time import DecodeWork, decode_seconds
 from ernie_local.planner.profile import Measurement
 from ernie_local.planner.rates import PagingCosts, Rates

@@ -90,7 +90,7 @@ def measure_model(
         decode=decode,
         predicted_decode=1 / decode_seconds(decode_work(model.network), rates, hit_rate, context_bytes),
         hit_rate=hit_rate,
-        expert_memory_bytes=experts.memory.bytes.nbytes if isinstance(experts, PagedExperts) else None,
+        expert_memory_bytes=experts.level.memory.num_bytes if isinstance(experts, PagedExperts) else None,
         picture=None if picture is None else _measure_picture(model, picture, clock),
     )
 

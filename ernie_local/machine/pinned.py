@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from ernie_local.loading.free_memory import free_memory
+from ernie_local.planner.free_memory import free_memory
 from ernie_local.sizes import GIB
 
 # More than this is never asked for at a time: a driver that gives it will give more.
