@@ -23,8 +23,10 @@ from ernie_local.whole_file import written_whole
 if TYPE_CHECKING:
     from ernie_local.doctor import Finding, Subject
 
+# Where a path ends: with a blank in it, it has to be known by name.
+_REST = r"[^\s,;:()'\"`]"
 # Behind a letter or a digit it is no path: "GB/s", "tokens/s".
-_PATH = re.compile(r"(?<![\w.>])(?:[A-Za-z]:[\\/]|[\\/~])[^\s,;:()'\"`]+")
+_PATH = re.compile(rf"(?<![\w.])(?:[A-Za-z]:[\\/]|[\\/~]){_REST}+")
 _PRIVATE = "<private>"
 # A name of two letters would be found in half of all words.
 _SHORTEST_NAME = 3
@@ -75,7 +77,7 @@ def without(value: object, private: Iterable[str]) -> object:
     if not isinstance(value, str):
         return value
     for name in sorted(private, key=len, reverse=True):
-        value = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", _PRIVATE, value)
+        value = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)(?:[\\/]{_REST}*)?", _PRIVATE, value)
     return _PATH.sub(_PRIVATE, value)
 
 

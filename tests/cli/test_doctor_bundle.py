@@ -101,6 +101,7 @@ def test_a_path_with_a_blank_takes_the_name_of_it(private: Path) -> None:
         ("'/a/b' and \"C:\\x\\y\"", "'<private>' and \"<private>\""),
         ("25 GB/s, 1/2 of it, and/or", "25 GB/s, 1/2 of it, and/or"),
         ("bobby met bob", "bobby met <private>"),
+        ("bob/projects/x and ~", "<private> and ~"),
     ],
 )
 def test_paths_and_whole_names_go(text: str, expected: str) -> None:
