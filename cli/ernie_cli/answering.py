@@ -123,6 +123,10 @@ def paging_line(paging: PagingStats) -> str:
         f"{format_bytes(round(each))} a token of the answer; waited {paging.prompt_wait_seconds:.2f} s in "
         f"the prompt, {paging.decode_wait_seconds:.2f} s in the answer"
     )
+    if paging.small_pages_used:
+        line += f"; {paging.small_pages_used} small pages used"
+    if paging.foreseen_pages:
+        line += f"; {paging.foreseen_wanted} of {paging.foreseen_pages} pages read ahead were wanted"
     return line if paging.card is None else f"{line}\n{_card_line(paging.card)}"
 
 

@@ -114,6 +114,20 @@ def chat(  # long: each option of the command is a parameter
         Misses,
         typer.Option(help="Experts that the card lacks: copy them there, or compute where they are."),
     ] = "fetch",
+    small_below: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            min=0.0,
+            max=1.0,
+            help="Serve experts of less router weight than X that are not in memory by the small pages that "
+            "a checkpoint made with --dual has. Answers change a little.",
+        ),
+    ] = None,
+    look_ahead: Annotated[
+        bool,
+        typer.Option("--look-ahead", help="Read what the next layer may choose before it does."),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object (docs/chat-json.md).")
     ] = False,
@@ -165,6 +179,8 @@ def chat(  # long: each option of the command is a parameter
         reserve=reserve,
         vram=vram,
         misses=misses,
+        small_below=small_below,
+        look_ahead=look_ahead,
         as_json=as_json,
         stream=not no_stream,
         stats=stats,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from ernie_local.experts.miss_rule import MissRule
+    from ernie_local.experts.paging_options import PagingOptions
 
 Think = Literal["on", "off", "auto"]
 DType = Literal["auto", "float32", "bfloat16"]
@@ -49,6 +49,8 @@ class ChatOptions:
     reserve: str | None = None
     vram: str | None = None
     misses: Misses = "fetch"
+    small_below: float | None = None
+    look_ahead: bool = False
     as_json: bool = False
     stream: bool = True
     stats: bool = False
@@ -76,11 +78,13 @@ class ChatOptions:
         """The number type of the KV cache for the runtime."""
         return None if self.kv_dtype == "auto" else self.kv_dtype
 
-    def miss_rule(self) -> MissRule:
-        """What happens to experts that the card lacks."""
+    def paging(self) -> PagingOptions:
+        """How experts are paged, where they are."""
         from ernie_local.experts.miss_rule import ALWAYS_COMPUTE, ALWAYS_FETCH
+        from ernie_local.experts.paging_options import PagingOptions
 
-        return ALWAYS_FETCH if self.misses == "fetch" else ALWAYS_COMPUTE
+        rule = ALWAYS_FETCH if self.misses == "fetch" else ALWAYS_COMPUTE
+        return PagingOptions(rule, self.small_below, self.look_ahead)
 
     def dtype_name(self, checkpoint_bytes: int, is_packed: bool = False) -> str:
         """The number type to compute in; `checkpoint_bytes` decides where that was left open.

@@ -130,7 +130,7 @@ def load_model(options: ChatOptions, files: ModelFiles) -> LoadedModel:
         ram=options.ram,
         reserve=options.reserve,
         vram=options.vram,
-        miss_rule=options.miss_rule(),
+        paging=options.paging(),
         context_size=context_size(options, files),
         kv_dtype=options.kv_dtype_name(),
     )

@@ -20,11 +20,12 @@ _PROMPT_TOKENS = 4.0
 
 
 class ExpertKey(NamedTuple):
-    """One routed expert of the model."""
+    """One routed expert of the model; is_small: its second, small page, where a checkpoint has them."""
 
     layer_id: int
     bank: Bank
     expert_id: int
+    is_small: bool = False
 
 
 class Heat:

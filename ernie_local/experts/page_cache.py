@@ -43,7 +43,8 @@ class PageCache:
         # Never sets: their order differs from run to run, and with it which of two equals goes.
         self._coming: dict[ExpertKey, None] = {}
         self._in_use: Counter[ExpertKey] = Counter()
-        self._pages_of: defaultdict[tuple[int, Bank], dict[ExpertKey, None]] = defaultdict(dict)  # there now
+        # Those that are there, by layer, bank and whether they are small.
+        self._pages_of: defaultdict[tuple[int, Bank, bool], dict[ExpertKey, None]] = defaultdict(dict)
         self._num_vision_pages = 0
         # Of each class: (level when it was put there, page). Levels only grow, so what lies on top is looked
         # up again before it is believed.
@@ -154,7 +155,7 @@ class PageCache:
         """
         self.release([key])
         size_class = self._class_of(key)
-        mates = self._pages_of[key.layer_id, key.bank]
+        mates = self._mates(key)
         # Without `_reclaim`: what another class has borrowed may be needed in this prompt again.
         has_room = self.slots.num_available(size_class) >= self._spare_slots
         if not has_room or len(mates) > most_pages:
@@ -170,7 +171,7 @@ class PageCache:
         """Forget a page that nobody uses."""
         assert key not in self._in_use, key
         assert key not in self._coming, key
-        del self._pages_of[key.layer_id, key.bank][key]
+        del self._mates(key)[key]
         self._num_vision_pages -= key.bank == "vision"
         self._free(key)
         if self.on_move is not None:
@@ -195,9 +196,13 @@ class PageCache:
         return self.slots.retire()
 
     def _note(self, key: ExpertKey) -> None:
-        mates = self._pages_of[key.layer_id, key.bank]
+        mates = self._mates(key)
         self._num_vision_pages += key.bank == "vision" and key not in mates
         mates[key] = None
+
+    def _mates(self, key: ExpertKey) -> dict[ExpertKey, None]:
+        """Pages of its layer and kind."""
+        return self._pages_of[key.layer_id, key.bank, key.is_small]
 
     def _free(self, key: ExpertKey) -> None:
         self.slots.give_back(self._class_of(key), self._places.pop(key))
@@ -278,6 +283,6 @@ class PageCache:
             heapq.heappush(self._coldest[size_class], (self.heat.level(key), key))
 
     def _may_go(self, key: ExpertKey, coming: ExpertKey) -> bool:
-        if key.layer_id == coming.layer_id or key.bank != "text":
+        if key.layer_id == coming.layer_id or key.bank != "text" or key.is_small:
             return True
-        return len(self._pages_of[key.layer_id, "text"]) > self._layer_floor
+        return len(self._mates(key)) > self._layer_floor

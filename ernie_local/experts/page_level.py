@@ -41,7 +41,7 @@ class PageLevel:
         return self.memory.bytes[start : start + page_bytes]
 
     def add(self, output: torch.Tensor, tokens: RoutedTokens, shared_page: torch.Tensor | None) -> None:
-        """Add to each token's row its experts, all of which are there. See PageMath.add."""
+        """Add to each token's row its experts, all of whose pages are there, none small. See PageMath.add."""
         places = self._places.all(tokens.layer_id, tokens.bank)
         self._math[tokens.bank].add(output, self.memory.units, tokens, places, shared_page)
 
@@ -52,9 +52,8 @@ class PageLevel:
         among: Collection[ExpertKey],
         shared_page: torch.Tensor | None,
     ) -> None:
-        """As `add`, those of each token's experts that are among these, which are there."""
-        expert_ids = [key.expert_id for key in among]
-        places = self._places.some(tokens.layer_id, tokens.bank, expert_ids)
+        """As `add`, those of each token's experts that are among these, by these pages, which are there."""
+        places = self._places.some(tokens.layer_id, tokens.bank, among)
         self._math[tokens.bank].add(output, self.memory.units, tokens, places, shared_page)
 
     def use_frames(self, num_frames: int) -> None:

@@ -60,7 +60,8 @@ class PageTraffic:
         self.stats = PagingStats()
         self.keys: dict[tuple[int, Bank], list[ExpertKey]] = {}
         for key in sorted(page_bytes):
-            self.keys.setdefault((key.layer_id, key.bank), []).append(key)
+            if not key.is_small:
+                self.keys.setdefault((key.layer_id, key.bank), []).append(key)
         self._plan = plan
         self._page_bytes = page_bytes
         self._reader = reader
@@ -73,6 +74,7 @@ class PageTraffic:
         self._calls: list[tuple[int, Bank]] = []
         self._most_pages: dict[Bank, int] = {}
         self._is_decode = False
+        self._foreseen: set[ExpertKey] = set()  # of this token, begun before they were wanted
 
     def begin(self, tokens: Mapping[Bank, int]) -> bool:
         """A forward of so many tokens begins; whether it is decode, of one token, and not a prompt.
@@ -82,6 +84,7 @@ class PageTraffic:
         if self.cache.is_in_use:  # a forward was interrupted
             self.give_up()
         self._receive_to_keep(list(self._coming))
+        self._foreseen.clear()
         self._tokens = tokens
         self._calls = [(layer_id, bank) for layer_id in self._layer_ids for bank in tokens]
         num_tokens = sum(tokens.values())
@@ -131,6 +134,7 @@ class PageTraffic:
     def fetch(self, keys: Sequence[ExpertKey]) -> None:
         """Begin to read pages that a token waits for, which `receive` follows."""
         for key in keys:
+            self.stats.foreseen_wanted += key in self._foreseen
             self._start_surely(key, keys)
 
     def settle(self, held: Sequence[ExpertKey], received: Sequence[ExpertKey]) -> None:
@@ -167,6 +171,13 @@ class PageTraffic:
             self._keep_some(missing)
             cache.release(present)
 
+    def look_ahead(self, keys: Sequence[ExpertKey]) -> None:
+        """Begin to read what is missing of pages that the next layer may choose. Nobody waits for them."""
+        for key in keys:
+            if key not in self._coming and key not in self.cache and self._start(key):
+                self._foreseen.add(key)
+                self.stats.foreseen_pages += 1
+
     def note_prompt(self, chosen: Sequence[ExpertKey], num_tokens: int) -> None:
         """A prompt's tokens chose these pages of a layer, all tokens' one after the other."""
         counts = Counter(chosen)
@@ -192,6 +203,7 @@ class PageTraffic:
             return False
         if is_there:
             self.cache.use([key])
+        self.stats.foreseen_wanted += key in self._foreseen
         if not self._is_decode:
             self.stats.banks[key.bank].prompt_hits += is_there
             self.stats.banks[key.bank].prompt_misses += not is_there

@@ -7,8 +7,7 @@ computing. Their order is page_traffic.py's, who stays page_cache.py's, how a pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from itertools import chain
 from weakref import WeakKeyDictionary
 
@@ -18,26 +17,21 @@ from ernie_local.checkpoint.names import Bank
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.disk_reader import DiskReader
 from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.miss_rule import MissRule
 from ernie_local.experts.page_copier import PageCopier
 from ernie_local.experts.page_level import PageLevel
 from ernie_local.experts.page_math import RoutedTokens
 from ernie_local.experts.page_memory import trim_heap
 from ernie_local.experts.page_store import PageStore
 from ernie_local.experts.page_traffic import PageTraffic
+from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.experts.paging_stats import PagingStats
 from ernie_local.experts.two_levels import LendingReader, TwoLevels
 from ernie_local.model.moe import TokenRows
 from ernie_local.sizes import format_bytes
 
-
-@dataclass(frozen=True, slots=True)
-class UpperLevel:
-    """A faster memory above the one that is read from disk into."""
-
-    level: PageLevel
-    rule: MissRule
+# Of (tokens, hidden_size) states the (tokens, top_k) experts, and their weights.
+TextRouter = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class PagedExperts:
@@ -49,13 +43,18 @@ class PagedExperts:
         level: PageLevel,
         plan: PagingPlan,
         shared_bytes: int,
-        upper: UpperLevel | None = None,
+        upper: PageLevel | None = None,
+        options: PagingOptions | None = None,
     ) -> None:
-        """level, upper: caches built by `plan`. shared_bytes: what the uppermost and others have."""
+        """level: filled from disk; upper: a faster one above it. Their caches were built by `plan`.
+
+        shared_bytes: what the uppermost and others have.
+        """
         self.store = store
-        self.rule = None if upper is None else upper.rule
+        self.options = PagingOptions() if options is None else options
+        self._routers: Mapping[int, TextRouter] = {}
         self.level = level
-        self.top = level if upper is None else upper.level
+        self.top = level if upper is None else upper
         self.takes_shared_page = level.takes_shared_page
         self._page_bytes = {key: store.page_bytes(key) for key in store.experts}
         disk = DiskReader(store, level)
@@ -63,10 +62,10 @@ class PagedExperts:
         self._traffic: PageTraffic | TwoLevels = self._below
         self._readers: list[tuple[PagingStats, DiskReader | PageCopier]] = [(self._below.stats, disk)]
         if upper is not None:
-            copier = PageCopier(upper.level, level, disk, self._page_bytes)
+            copier = PageCopier(upper, level, disk, self._page_bytes)
             lending = LendingReader(self._below, copier)
-            above = PageTraffic(upper.level.cache, plan, self._page_bytes, lending)
-            self._traffic = TwoLevels(above, self._below, upper.rule)
+            above = PageTraffic(upper.cache, plan, self._page_bytes, lending)
+            self._traffic = TwoLevels(above, self._below, self.options.miss_rule)
             self._readers.append((above.stats, copier))
             self._below.stats.card = above.stats
         self._is_decode = False
@@ -76,13 +75,17 @@ class PagedExperts:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all pages, in memory or not."""
-        return sum(self._page_bytes.values())
+        """Bytes of all pages but small ones, in memory or not."""
+        return sum(size for key, size in self._page_bytes.items() if not key.is_small)
 
     @property
     def stats(self) -> PagingStats:
         """What was found in memory and read from disk since the model was loaded."""
         return self._below.stats
+
+    def look_ahead_by(self, routers: Mapping[int, TextRouter]) -> None:
+        """From now on, ask the next layer's router of text what it would choose for a token as it is."""
+        self._routers = routers
 
     def begin(self, rows: TokenRows) -> None:
         """A forward begins; every layer will ask for the banks that have rows."""
@@ -148,12 +151,16 @@ class PagedExperts:
             reader.waited_seconds = 0.0
 
     def _decode(
-        self, tokens: RoutedTokens, chosen: Sequence[ExpertKey], shared_page: torch.Tensor | None
+        self, tokens: RoutedTokens, chosen: list[ExpertKey], shared_page: torch.Tensor | None
     ) -> torch.Tensor:
+        chosen = self._with_small_pages(chosen, tokens.weights)
         groups = self._traffic.decode(tokens.bank, chosen)
         first = next(groups)
+        if self._routers:
+            self._look_ahead(tokens)
         output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
-        if len(first.keys) == len(chosen):
+        has_small = any(key.is_small for key in chosen)
+        if len(first.keys) == len(chosen) and not has_small:
             self.top.add(output, tokens, shared_page)
             return output.to(tokens.hidden.dtype)
         shared = torch.zeros_like(output)
@@ -168,15 +175,38 @@ class PagedExperts:
                 level = self.level if group.level else self.top
                 rows = [positions[key] for key in group.keys]
                 results = torch.zeros(len(rows), output.shape[1])
-                level.add(results, tokens.choices(rows), None)
+                level.add_some(results, tokens.choices(rows), group.keys, None)
                 parts[rows] = results
         for key in sorted(positions):
             output += parts[positions[key]]
         output += shared
         return output.to(tokens.hidden.dtype)
 
+    def _with_small_pages(self, chosen: list[ExpertKey], weights: torch.Tensor) -> list[ExpertKey]:
+        """The pages to use for a token's choices: small ones for those of little weight that are missing."""
+        below = self.options.small_below
+        if below is None or chosen[0].bank != "text":
+            return chosen
+        top, level = self.top.cache, self.level.cache
+        pages = [
+            key._replace(is_small=weight < below and key not in top and key not in level)
+            for key, weight in zip(chosen, weights.flatten().tolist(), strict=True)
+        ]
+        self.stats.small_pages_used += sum(key.is_small for key in pages)
+        return pages
+
+    def _look_ahead(self, tokens: RoutedTokens) -> None:
+        """Begin to read what the next layer would choose for the same token as it is now."""
+        layer_id = tokens.layer_id + 1
+        router = self._routers.get(layer_id)
+        if router is not None and tokens.bank == "text":
+            keys = self._below.keys[layer_id, "text"]
+            self._below.look_ahead(
+                [keys[expert_id] for expert_id in router(tokens.hidden)[0].flatten().tolist()]
+            )
+
     def _stream(
-        self, tokens: RoutedTokens, chosen: Sequence[ExpertKey], shared_page: torch.Tensor | None
+        self, tokens: RoutedTokens, chosen: list[ExpertKey], shared_page: torch.Tensor | None
     ) -> torch.Tensor:
         output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
         num_tokens = tokens.hidden.shape[0]

@@ -9,13 +9,18 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from ernie_local.checkpoint.names import BANKS, Bank
+from ernie_local.checkpoint.names import Bank
 from ernie_local.experts.adaptive_heat import AdaptiveHeat
 from ernie_local.experts.heat import ExpertKey, Heat
 from ernie_local.experts.page_cache import PageCache
 from ernie_local.experts.page_sizes import class_sizes, frame_bytes
 from ernie_local.experts.slots import SizeClass, SlotMap
+
+# Small pages come for a token and go, and have slots for no more than that: a byte of memory saves more
+# reading where it holds part of a page that serves every use of its expert.
+_Kind = Literal["text", "vision", "small"]
 
 SLOT_ALIGNMENT = 4096  # page_memory.py's UNIT_BYTES, which imports torch
 # Pages read ahead in a prompt: what the disk reads while a layer's attention is computed.
@@ -23,17 +28,21 @@ MOST_AHEAD = 16
 
 
 @dataclass(frozen=True, slots=True)
-class _BankClasses:
-    """Sizes of slots of one bank, and how many of its pages are of each."""
+class _SizeClasses:
+    """Sizes of slots of one kind of page, and how many of its pages are of each."""
 
     sizes: list[int]
     pages: list[int]
 
     @staticmethod
-    def of(page_bytes: Sequence[int]) -> _BankClasses:
+    def of(page_bytes: Sequence[int]) -> _SizeClasses:
         sizes = class_sizes(page_bytes)
         counts = Counter(bisect_left(sizes, size) for size in page_bytes)
-        return _BankClasses(sizes, [counts[index] for index in range(len(sizes))])
+        return _SizeClasses(sizes, [counts[index] for index in range(len(sizes))])
+
+
+def _kind(key: ExpertKey) -> _Kind:
+    return "small" if key.is_small else key.bank
 
 
 class PagingPlan:
@@ -43,24 +52,24 @@ class PagingPlan:
         """page_bytes: of every page of the model; top_k: experts of a token."""
         self.top_k = top_k
         self._aligned = {key: -(-size // SLOT_ALIGNMENT) * SLOT_ALIGNMENT for key, size in page_bytes.items()}
-        by_bank: dict[Bank, list[int]] = {bank: [] for bank in BANKS}
+        by_kind: dict[_Kind, list[int]] = {"text": [], "vision": [], "small": []}
         for key, size in self._aligned.items():
-            by_bank[key.bank].append(size)
-        self._banks = {bank: _BankClasses.of(sizes) for bank, sizes in by_bank.items() if sizes}
+            by_kind[_kind(key)].append(size)
+        self._kinds = {kind: _SizeClasses.of(sizes) for kind, sizes in by_kind.items() if sizes}
         self._layer_ids = sorted({key.layer_id for key in page_bytes})
         self._num_layers = len(self._layer_ids)
-        text = self._banks["text"]
+        text = self._kinds["text"]
         self.frame_bytes = frame_bytes(
             [size for size, count in zip(text.sizes, text.pages, strict=True) for _ in range(count)]
         )
-        largest = max(size for bank in self._banks.values() for size in bank.sizes)
+        largest = max(size for kind in self._kinds.values() for size in kind.sizes)
         self.frame_bytes = max(self.frame_bytes, largest)
         self._class_of = self._number_classes()
 
     @property
     def least_frames(self) -> int:
         """With fewer the experts of one token have no slots."""
-        return sum(self._least_frames(bank) for bank in self._banks)
+        return sum(self._least_frames(kind) for kind in self._kinds)
 
     @property
     def least_bytes(self) -> int:
@@ -70,7 +79,7 @@ class PagingPlan:
     @property
     def most_bytes(self) -> int:
         """With this every page is in memory."""
-        pages = sum(self._bytes_of(bank) for bank in self._banks)
+        pages = sum(self._bytes_of(kind) for kind in self._kinds if kind != "small")
         return pages + self.frame_bytes * self._least_frames("text")
 
     def build(self, memory_bytes: int, decay: float | None = None) -> PageCache:
@@ -116,43 +125,43 @@ class PagingPlan:
         only those of text are asked for afterwards.
         """
         room = cache.slots.num_frames * self.frame_bytes
-        text_bytes, text_pages = self._bytes_of("text"), sum(self._banks["text"].pages)
+        text_bytes, text_pages = self._bytes_of("text"), sum(self._kinds["text"].pages)
         shares: dict[Bank, int] = {"text": -(-min(room, text_bytes) * text_pages // text_bytes)}
-        if "vision" in self._banks:
-            vision_bytes, vision_pages = self._bytes_of("vision"), sum(self._banks["vision"].pages)
+        if "vision" in self._kinds:
+            vision_bytes, vision_pages = self._bytes_of("vision"), sum(self._kinds["vision"].pages)
             left = max(0, room - text_bytes)
             shares["vision"] = min(left, vision_bytes) * vision_pages // vision_bytes
         return {bank: -(-pages // self._num_layers) for bank, pages in shares.items()}
 
-    def _all_classes(self) -> list[tuple[Bank, int, int]]:
-        """Bank, size of a slot and number of pages of every class."""
+    def _all_classes(self) -> list[tuple[_Kind, int, int]]:
+        """Kind, size of a slot and number of pages of every class."""
         return [
-            (bank, size, count)
-            for bank, classes in self._banks.items()
+            (kind, size, count)
+            for kind, classes in self._kinds.items()
             for size, count in zip(classes.sizes, classes.pages, strict=True)
         ]
 
     def _number_classes(self) -> dict[ExpertKey, int]:
-        first: dict[Bank, int] = {}
-        for index, (bank, _, _) in enumerate(self._all_classes()):
-            first.setdefault(bank, index)
+        first: dict[_Kind, int] = {}
+        for index, (kind, _, _) in enumerate(self._all_classes()):
+            first.setdefault(kind, index)
         return {
-            key: first[key.bank] + bisect_left(self._banks[key.bank].sizes, size)
+            key: first[_kind(key)] + bisect_left(self._kinds[_kind(key)].sizes, size)
             for key, size in self._aligned.items()
         }
 
     def _frames_for(self, size: int, count: int) -> int:
         return -(-count // (self.frame_bytes // size))
 
-    def _bytes_of(self, bank: Bank) -> int:
-        """Of the frames that hold all pages of a bank."""
-        classes = self._banks[bank]
+    def _bytes_of(self, kind: _Kind) -> int:
+        """Of the frames that hold all pages of a kind."""
+        classes = self._kinds[kind]
         each = zip(classes.sizes, classes.pages, strict=True)
         return self.frame_bytes * sum(self._frames_for(size, count) for size, count in each)
 
-    def _least_frames(self, bank: Bank) -> int:
+    def _least_frames(self, kind: _Kind) -> int:
         """Room for the experts of a token, whichever they are."""
-        return sum(self._frames_for(size, self.top_k) for size in self._banks[bank].sizes)
+        return sum(self._frames_for(size, self.top_k) for size in self._kinds[kind].sizes)
 
     def _share_frames(self, num_frames: int) -> list[SizeClass]:
         """Vision gets what its stream needs, the rest goes to the sizes of text pages by their bytes."""

@@ -37,7 +37,10 @@ class PagingStats:
     decode_wait_seconds: float = 0.0
     prompt_tokens: int = 0
     prompt_wait_seconds: float = 0.0
-    unused_pages_read: int = 0  # ahead of a layer that then did not want them
+    unused_pages_read: int = 0  # ahead of a prompt's layer that then did not want them
+    foreseen_pages: int = 0  # begun before a token's next layer chose, and those of them that it did
+    foreseen_wanted: int = 0
+    small_pages_used: int = 0  # in place of a decoded token's missing pages
     banks: dict[Bank, BankStats] = field(default_factory=lambda: {bank: BankStats() for bank in BANKS})
     card: PagingStats | None = None
 

@@ -15,32 +15,38 @@ from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.page_memory import UNIT_BYTES
 from ernie_local.kernels.checks import ABSENT_SLOT
 
+_Table = tuple[int, Bank, bool]
+
 
 class PlaceTables:
     """The units of a memory at which pages begin, ABSENT_SLOT for experts without one."""
 
     def __init__(self, experts: Iterable[ExpertKey]) -> None:
         """experts: all that have pages."""
-        sizes: dict[tuple[int, Bank], int] = {}
+        sizes: dict[_Table, int] = {}
         for key in experts:
-            call = (key.layer_id, key.bank)
-            sizes[call] = max(sizes.get(call, 0), key.expert_id + 1)
+            table = _table(key)
+            sizes[table] = max(sizes.get(table, 0), key.expert_id + 1)
         # Numbers are set one by one, which numpy does at a tenth of torch's price; both see one memory.
-        self._numbers = {call: np.full(size, ABSENT_SLOT, dtype=np.int64) for call, size in sizes.items()}
-        self._tables = {call: torch.from_numpy(numbers) for call, numbers in self._numbers.items()}
+        self._numbers = {table: np.full(size, ABSENT_SLOT, dtype=np.int64) for table, size in sizes.items()}
+        self._tables = {table: torch.from_numpy(numbers) for table, numbers in self._numbers.items()}
 
     def move(self, key: ExpertKey, offset: int | None) -> None:
         """The page can be used at this byte from now on; None: not any more."""
         place = ABSENT_SLOT if offset is None else offset // UNIT_BYTES
-        self._numbers[key.layer_id, key.bank][key.expert_id] = place
+        self._numbers[_table(key)][key.expert_id] = place
 
     def all(self, layer_id: int, bank: Bank) -> torch.Tensor:
-        """(experts,) int64, of every page that is there; changes with the next page that comes or goes."""
-        return self._tables[layer_id, bank]
+        """(experts,) int64, of every page but small ones; changes with the next page that comes or goes."""
+        return self._tables[layer_id, bank, False]
 
-    def some(self, layer_id: int, bank: Bank, expert_ids: list[int]) -> torch.Tensor:
-        """(experts,) int64, of these alone."""
-        everything = self._numbers[layer_id, bank]
-        table = np.full_like(everything, ABSENT_SLOT)
-        table[expert_ids] = everything[expert_ids]
+    def some(self, layer_id: int, bank: Bank, keys: Iterable[ExpertKey]) -> torch.Tensor:
+        """(experts,) int64, of these pages alone, of which each is another expert's."""
+        table = np.full_like(self._numbers[layer_id, bank, False], ABSENT_SLOT)
+        for key in keys:
+            table[key.expert_id] = self._numbers[_table(key)][key.expert_id]
         return torch.from_numpy(table)
+
+
+def _table(key: ExpertKey) -> _Table:
+    return key.layer_id, key.bank, key.is_small

@@ -20,9 +20,11 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.packed import PackedExperts
+from ernie_local.experts.paged import PagedExperts
+from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.kernels.huge_pages import empty_bytes
-from ernie_local.loading.paging import CardMemory, page_experts
+from ernie_local.loading.paging import page_experts
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
@@ -31,6 +33,7 @@ from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedEmbedding, PackedGatedMLP, PackedLinear
 from ernie_local.model.router import Router
 from ernie_local.packing.checks import check_page, check_scales
+from ernie_local.planner.placement import Placement
 from ernie_local.planner.weights import WeightBytes, weights_in_memory
 
 _ALIGNMENT = 64  # where matrices begin: a line of the processor's cache
@@ -51,22 +54,21 @@ def build_model(
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
-    expert_bytes: int | None = None,
-    card: CardMemory | None = None,
+    placement: Placement | None = None,
+    paging: PagingOptions | None = None,
 ) -> ErnieModel:
     """A filled model, for inference only. Each tensor goes straight to where it stays; small pages of experts
     are not read.
 
-    expert_bytes: memory for routed experts, which are paged then; None for all of them. card: a second memory
-    above it. DoesNotFit for packed
-    weights on a device that has no kernels for them.
+    placement: where routed experts are paged, and how much memory they have; None for all in memory.
+    DoesNotFit for packed weights on a device that has no kernels for them.
     """
     packed = PackedTensors(config)
     _check_device(packed, device)
     is_packed = config.quantization is not None and bool(config.quantization.experts)
     experts: ExpertProvider
-    if expert_bytes is not None:
-        experts = page_experts(checkpoint, config, expert_bytes, card)
+    if placement is not None and placement.paged_bytes is not None:
+        experts = page_experts(checkpoint, config, placement.paged_bytes, placement.card_bytes, paging)
     elif is_packed:
         experts = PackedExperts(_read_banks(checkpoint, config, packed))
     else:
@@ -77,6 +79,8 @@ def build_model(
     _fill_parameters(model, checkpoint, "", dtype, device)
     if isinstance(experts, ResidentExperts):
         _fill_experts(checkpoint, config, experts)
+    if isinstance(experts, PagedExperts) and experts.options.looks_ahead:
+        experts.look_ahead_by(model.text_routers())
     return model.eval()
 
 

@@ -12,12 +12,12 @@ from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.config import ModelConfig, TextConfig, read_config
 from ernie_local.engine import check_sizes
 from ernie_local.errors import UsageError
-from ernie_local.experts.miss_rule import ALWAYS_FETCH, MissRule
+from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.loading.build import build_model, count_weights
 from ernie_local.loading.card import check_card
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import WEIGHT_DTYPES, find_bytes, find_device, find_dtype, find_kv_dtype
-from ernie_local.loading.paging import CardMemory, paging_plan
+from ernie_local.loading.paging import paging_plan
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.planner.placement import DEFAULT_RESERVE, MemoryNeed, Placement, place_in_ram, place_on_card
@@ -31,7 +31,7 @@ def load(
     ram: str | int | None = None,
     reserve: str | int | None = None,
     vram: str | int | None = None,
-    miss_rule: MissRule = ALWAYS_FETCH,
+    paging: PagingOptions | None = None,
     context_size: int | None = None,
     kv_dtype: str | torch.dtype | None = None,
     chunk_tokens: int | None = None,
@@ -42,11 +42,10 @@ def load(
     bfloat16. ram: what the whole process may have, such as "6GiB" or a number of bytes, or "auto": what is
     free, less `reserve` (1 GiB). Where not all routed experts fit, they are paged from disk. vram: the same
     of a card, where nothing is paged yet; with device cpu, of a memory beside `ram` that stands for a card's,
-    through which experts are paged then. miss_rule: which of the experts that it lacks are copied there, and
-    which are computed where they are. context_size: most tokens of a conversation, by default the model's
-    own limit but at most 32768. kv_dtype: float32, float16, bfloat16 or int8, by default dtype, or bfloat16
-    where weights are packed. chunk_tokens: most tokens computed at a time in a prompt, by default 2048 or
-    what the memory allows.
+    through which experts are paged then. paging: what else can be chosen about it. context_size: most tokens
+    of a conversation, by default the model's own limit but at most 32768. kv_dtype: float32, float16,
+    bfloat16 or int8, by default dtype, or bfloat16 where weights are packed. chunk_tokens: most tokens
+    computed at a time in a prompt, by default 2048 or what the memory allows.
 
     Raises UsageError for an argument that means nothing, ModelUnusable for a missing or corrupt model, and
     DoesNotFit, before any weight is read, for a device that is not there or memory that does not suffice.
@@ -64,16 +63,14 @@ def load(
         cache_dtype = torch.bfloat16  # what the model was trained in; its weights have fewer bits
     tokens = config.text.default_context_size if context_size is None else context_size
     with open_checkpoint(directory, config) as checkpoint:
-        need = _count_need(
-            checkpoint, config, weight_dtype, tokens * kv_bytes_per_token(config.text, cache_dtype)
-        )
+        cache_bytes = tokens * kv_bytes_per_token(config.text, cache_dtype)
+        need = _count_need(checkpoint, config, weight_dtype, cache_bytes, paging)
         if torch_device.type == "cpu":
             placement = _place(need, config.text, ram_limit, reserve_bytes, vram_limit, chunk_tokens)
         else:
             check_card(need, torch_device, vram_limit)
             placement = Placement(None, DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens)
-        card = None if placement.card_bytes is None else CardMemory(placement.card_bytes, miss_rule)
-        network = build_model(checkpoint, config, weight_dtype, torch_device, placement.paged_bytes, card)
+        network = build_model(checkpoint, config, weight_dtype, torch_device, placement, paging)
         if placement.paged_bytes is not None:
             checkpoint.drop_cached()
     settings = EngineSettings(tokens, cache_dtype, placement.chunk_tokens)
@@ -96,10 +93,14 @@ def _place(
 
 
 def _count_need(
-    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, kv_cache_bytes: int
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    kv_cache_bytes: int,
+    paging: PagingOptions | None,
 ) -> MemoryNeed:
     weights = count_weights(checkpoint, config, dtype)
-    plan = paging_plan(checkpoint, config)
+    plan = paging_plan(checkpoint, config, paging)
     return MemoryNeed(
         weights.dense,
         weights.experts,

@@ -6,7 +6,6 @@ Joins checkpoint and experts; how much memory there is, is said by the caller.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
@@ -14,13 +13,14 @@ from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
+from ernie_local.errors import UsageError
 from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.miss_rule import MissRule
 from ernie_local.experts.page_level import PageLevel
 from ernie_local.experts.page_math import PackedPageMath, PageMath, PlainPageMath
 from ernie_local.experts.page_memory import PageMemory
 from ernie_local.experts.page_store import PageCheck, PageRange, PageStore
-from ernie_local.experts.paged import PagedExperts, UpperLevel
+from ernie_local.experts.paged import PagedExperts
+from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing.checks import check_page
@@ -29,9 +29,16 @@ from ernie_local.planner import weights
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
-def paging_plan(checkpoint: Checkpoint, config: ModelConfig) -> PagingPlan | None:
-    """How this checkpoint's pages would share a memory, None if there are none. Reads nothing."""
+def paging_plan(
+    checkpoint: Checkpoint, config: ModelConfig, options: PagingOptions | None = None
+) -> PagingPlan | None:
+    """How this checkpoint's pages would share a memory, None if there are none. Reads nothing.
+
+    UsageError for options that want small pages of a checkpoint without.
+    """
     page_bytes = page_sizes(checkpoint, config)
+    if options is not None and options.small_below is not None:
+        page_bytes |= _small_page_sizes(config)
     return PagingPlan(page_bytes, config.text.experts_per_token) if page_bytes else None
 
 
@@ -40,24 +47,42 @@ def page_sizes(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, i
     return weights.page_sizes(stored_tensors(checkpoint.accounts, config), config)
 
 
-@dataclass(frozen=True, slots=True)
-class CardMemory:
-    """Bytes of a card, or what stands for one, that experts and conversations share; how misses are met."""
-
-    num_bytes: int
-    rule: MissRule
+def _small_page_sizes(config: ModelConfig) -> dict[ExpertKey, int]:
+    """Bytes of the small page of every text expert. Prompts use none, and pictures come in prompts."""
+    tables = config.quantization
+    if tables is None or not tables.small_experts:
+        raise UsageError(
+            "small pages are wanted for experts of little weight, this checkpoint has 0 of them",
+            "each expert has one page, unless the checkpoint was made with two",
+            "make one with `ernie-local quantize --dual`, or leave this choice away",
+        )
+    packed = PackedTensors(config)
+    return {
+        ExpertKey(layer_id, bank, expert_id, is_small=True): packed.shapes[name][1]
+        for layer_id, bank in tables.small_experts
+        if bank == "text"
+        for expert_id, (name, _) in enumerate(packed.locate_experts(layer_id, bank, small=True))
+    }
 
 
 def page_experts(
-    checkpoint: Checkpoint, config: ModelConfig, memory_bytes: int, card: CardMemory | None = None
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    memory_bytes: int,
+    card_bytes: int | None = None,
+    options: PagingOptions | None = None,
 ) -> PagedExperts:
     """Experts that share `memory_bytes`, at least the `least_bytes` of their plan, with conversations.
 
-    card: a second, faster memory above that one; then conversations share this.
+    card_bytes: of a second, faster memory above that one; then conversations share this.
     """
-    plan = paging_plan(checkpoint, config)
+    plan = paging_plan(checkpoint, config, options)
     assert plan is not None, "only a model with experts is paged"
     ranges = page_ranges(checkpoint, config)
+    if options is not None and options.small_below is not None:
+        packed = PackedTensors(config)
+        for key in _small_page_sizes(config):
+            ranges[key] = _packed_ranges(checkpoint, packed, key)
     is_packed = _is_packed(config)
     store = PageStore(ranges, _packed_check(config) if is_packed else _plain_check(checkpoint))
     page_math: dict[Bank, PageMath] = {}
@@ -69,10 +94,9 @@ def page_experts(
         memory = PageMemory(cache.slots.num_frames * plan.frame_bytes)
         return PageLevel(cache, memory, page_math, store.experts)
 
-    if card is None:
-        return PagedExperts(store, build_level(memory_bytes), plan, memory_bytes)
-    upper = UpperLevel(build_level(card.num_bytes), card.rule)
-    return PagedExperts(store, build_level(memory_bytes), plan, card.num_bytes, upper)
+    upper = None if card_bytes is None else build_level(card_bytes)
+    shared_bytes = memory_bytes if card_bytes is None else card_bytes
+    return PagedExperts(store, build_level(memory_bytes), plan, shared_bytes, upper, options)
 
 
 def page_ranges(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, tuple[PageRange, ...]]:
@@ -81,18 +105,20 @@ def page_ranges(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, 
     packed = PackedTensors(config) if _is_packed(config) else None
     for layer_id, is_moe in enumerate(config.text.moe_layers):
         for bank in BANKS if is_moe else ():
-            places = packed.locate_experts(layer_id, bank) if packed is not None else None
             for expert_id in range(config.text.num_experts):
                 key = ExpertKey(layer_id, bank, expert_id)
-                if places is None:
+                if packed is None:
                     ranges[key] = _plain_ranges(checkpoint, key)
                 else:
-                    name, row = places[expert_id]
-                    stored = checkpoint.packed[name]
-                    num_bytes = stored.shape[1]
-                    offset = stored.offset + row * num_bytes
-                    ranges[key] = (PageRange(stored.path, offset, 0, num_bytes),)
+                    ranges[key] = _packed_ranges(checkpoint, packed, key)
     return ranges
+
+
+def _packed_ranges(checkpoint: Checkpoint, packed: PackedTensors, key: ExpertKey) -> tuple[PageRange]:
+    name, row = packed.locate_experts(key.layer_id, key.bank, small=key.is_small)[key.expert_id]
+    stored = checkpoint.packed[name]
+    num_bytes = stored.shape[1]
+    return (PageRange(stored.path, stored.offset + row * num_bytes, 0, num_bytes),)
 
 
 def _is_packed(config: ModelConfig) -> bool:
@@ -117,8 +143,8 @@ def _packed_check(config: ModelConfig) -> PageCheck:
     packed = PackedTensors(config)
 
     def check(key: ExpertKey, page: torch.Tensor) -> None:
-        name, row = packed.locate_experts(key.layer_id, key.bank)[key.expert_id]
-        layout = packed.page_layouts(key.layer_id, key.bank)[name.rpartition(".")[2]]
+        name, row = packed.locate_experts(key.layer_id, key.bank, small=key.is_small)[key.expert_id]
+        layout = packed.page_layouts(key.layer_id, key.bank, small=key.is_small)[name.rpartition(".")[2]]
         check_page(page, layout, f"page {row} of {name}")
 
     return check

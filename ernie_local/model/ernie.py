@@ -19,11 +19,12 @@ from ernie_local.model.attention import causal_blocks
 from ernie_local.model.decoder import DecoderLayer, Step
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.memory_use import encoding_bytes, tower_passes
-from ernie_local.model.moe import ExpertProvider, RouteHook, TokenRows
+from ernie_local.model.moe import ExpertProvider, MoEBlock, RouteHook, TokenRows
 from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedEmbedding, PackedLinear
 from ernie_local.model.resampler import Resampler
 from ernie_local.model.rope import TextRope
+from ernie_local.model.router import Router
 from ernie_local.model.unfilled import Embedding, Linear
 from ernie_local.model.vision import VisionTower
 
@@ -77,6 +78,11 @@ class ErnieModel(nn.Module):
     def encoding_bytes(self, images: Sequence[Patches]) -> int:
         """About as much memory as `encode_images` takes beside its results (measured, within a tenth)."""
         return encoding_bytes(self.config.vision, _patch_counts(images))
+
+    def text_routers(self) -> dict[int, Router]:
+        """The router of text tokens of each layer that has one."""
+        moes = {layer_id: layer.moe for layer_id, layer in enumerate(self.layers)}
+        return {layer_id: moe.text_router for layer_id, moe in moes.items() if isinstance(moe, MoEBlock)}
 
     def forward(
         self,

@@ -11,12 +11,14 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.experts.paged import PagedExperts
+from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.loading.build import build_model
-from ernie_local.loading.paging import CardMemory, paging_plan
+from ernie_local.loading.paging import paging_plan
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import attention_bytes
+from ernie_local.planner.placement import Placement
 
 CONTEXT_SIZE = 512
 
@@ -35,10 +37,16 @@ def plan_of(directory: Path) -> PagingPlan:
     return plan
 
 
-def build(directory: Path, expert_bytes: int | None, card: CardMemory | None = None) -> ErnieModel:
+def build(
+    directory: Path,
+    expert_bytes: int | None,
+    card_bytes: int | None = None,
+    paging: PagingOptions | None = None,
+) -> ErnieModel:
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
-        return build_model(checkpoint, config, torch.float32, torch.device("cpu"), expert_bytes, card)
+        placement = Placement(expert_bytes, 2048, card_bytes)
+        return build_model(checkpoint, config, torch.float32, torch.device("cpu"), placement, paging)
 
 
 def paged_experts(model: ErnieModel) -> PagedExperts:

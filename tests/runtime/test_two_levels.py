@@ -21,9 +21,9 @@ from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.miss_rule import ALWAYS_COMPUTE, ALWAYS_FETCH, MissRule
 from ernie_local.experts.page_copier import PageCopier
 from ernie_local.experts.page_traffic import PageTraffic
+from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.experts.two_levels import LendingReader, TwoLevels
-from ernie_local.loading.paging import CardMemory
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_quant.format_tables import FormatChoice, format_tables
@@ -70,7 +70,7 @@ def two_levels(directory: Path, upper: float, lower: float, rule: MissRule, besi
     def share(of: float) -> int:
         return plan.least_bytes + int(of * (plan.most_bytes - plan.least_bytes))
 
-    return build(directory, share(lower), CardMemory(share(upper) + beside, rule))
+    return build(directory, share(lower), share(upper) + beside, PagingOptions(rule))
 
 
 def ids(count: int, seed: int) -> list[int]:
