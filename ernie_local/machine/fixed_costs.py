@@ -28,8 +28,8 @@ from ernie_local.machine.text_ids import text_ids
 from ernie_local.machine.timing import Clock, summarize
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import kv_bytes_per_token
-from ernie_local.model.memory_use import attention_bytes
 from ernie_local.planner.decode_time import DecodeWork, decode_seconds
+from ernie_local.planner.placement import Placement
 from ernie_local.planner.profile import Measurement
 from ernie_local.planner.rates import PagingCosts, Rates
 from ernie_local.sizes import MIB
@@ -109,11 +109,12 @@ def _decode(
 
     expert_bytes: for paged experts, the conversation's memory comes on top; None for all in memory.
     """
+    placement = None
     if expert_bytes is not None:
-        expert_bytes += _CONTEXT * kv_bytes_per_token(config.text, torch.float32)
-        expert_bytes += attention_bytes(config.text, 1, _CONTEXT) + MIB
+        beside = _CONTEXT * kv_bytes_per_token(config.text, torch.float32) + MIB
+        placement = Placement(expert_bytes + beside, chunk_tokens=1)
     with open_checkpoint(directory, config) as checkpoint:
-        network = build_model(checkpoint, config, torch.float32, torch.device("cpu"), expert_bytes)
+        network = build_model(checkpoint, config, torch.float32, torch.device("cpu"), placement)
     marks: list[float] = []
     network.layers[0].register_forward_pre_hook(lambda *_: marks.append(clock()))
     network.layers[-1].register_forward_hook(lambda *_: marks.append(clock()))
