@@ -242,8 +242,9 @@ def test_a_driver_that_locks_whatever_is_asked_for_is_not_asked_for_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch, "empty", lambda size, **options: None)
-    monkeypatch.setattr(pinned_memory, "free_memory", lambda: 1 << 40)
-    assert pinned_memory.pinned_quota() == 4 << 30
+    for free, quota in ((1 << 40, 4 << 30), (3 << 30, 3 << 28), (0, 0)):
+        monkeypatch.setattr(pinned_memory, "free_memory", lambda free=free: free)
+        assert pinned_memory.pinned_quota() == quota
 
 
 def test_without_a_card_nothing_is_locked(monkeypatch: pytest.MonkeyPatch) -> None:
