@@ -19,7 +19,9 @@ import torch
 from full_size import busiest_share, bytes_per_token, plain_read, random_ids
 
 from ernie_local import load
+from ernie_local.experts.miss_rule import ALWAYS_COMPUTE, ALWAYS_FETCH
 from ernie_local.experts.paged import PagedExperts
+from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.loading import LoadedModel
 from ernie_local.session.answer import peak_memory_bytes
 
@@ -80,7 +82,8 @@ def measure(model: LoadedModel, prompt: int, decode: int, memory: float) -> dict
     tables = model.config.quantization
     assert tables is not None
     all_read = bytes_per_token(model)
-    allowed = 1 / (read / gb_s / 1e9 + all_read / memory / 1e9)
+    # What is read from disk can come while what is there is computed, so the slower of the two decides.
+    allowed = 1 / max(read / gb_s / 1e9, all_read / memory / 1e9)
     results |= {
         "prompt_read_once_s": results["prompt_pages"] * page_bytes / gb_s / 1e9,  # type: ignore[operator]
         "decode_tok_s": 1 / mean,
@@ -92,6 +95,10 @@ def measure(model: LoadedModel, prompt: int, decode: int, memory: float) -> dict
         "memory_gb_s": memory,
         "allowed_tok_s": allowed,
         "share_of_allowed": 1 / mean / allowed,
+        "small_pages_used": spent.small_pages_used,
+        "foreseen": [spent.foreseen_pages, spent.foreseen_wanted],
+        "card_hit_rate": None if spent.card is None else spent.card.banks["text"].decode_hit_rate,
+        "copied_mb_a_token": None if spent.card is None else spent.card.decode_bytes_read / decode / 1e6,
         "frames": experts.top.cache.slots.num_frames,
         "peak_rss_bytes": peak_memory_bytes(),
     }
@@ -106,13 +113,25 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--decode", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--vram", help="of a memory that stands for a card's")
+    parser.add_argument("--misses", choices=["fetch", "compute"], default="fetch")
+    parser.add_argument("--small-below", type=float)
+    parser.add_argument("--look-ahead", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     memory = plain_read(3)
-    model = load(arguments.model, ram=arguments.ram, context_size=arguments.ctx_size)
+    rule = ALWAYS_FETCH if arguments.misses == "fetch" else ALWAYS_COMPUTE
+    paging = PagingOptions(rule, arguments.small_below, arguments.look_ahead)
+    model = load(
+        arguments.model,
+        ram=arguments.ram,
+        vram=arguments.vram,
+        context_size=arguments.ctx_size,
+        paging=paging,
+    )
     print(f"loaded in {model.load_seconds:.0f} s")
     results = measure(model, arguments.prompt, arguments.decode, memory)
-    print(json.dumps({"model": str(arguments.model), "ram": arguments.ram, **results}))
+    print(json.dumps({**vars(arguments), "model": arguments.model.name, **results}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""What small pages cost: how far answers move when missing experts of little weight are served by them.
+
+    ernie-local quantize nano OUT --dual --samples 120 --family pictures
+    python benchmarks/small_pages.py OUT [--documents 60] [--share 0.5]
+
+For each threshold of router weight: KL from the same checkpoint with all of its large pages in memory, over
+the answers to held-out pictures, which are decoded token by token; and bytes read. The experts' memory is a
+share of all pages. Prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from ernie_calibration.generated import generated_samples
+from ernie_calibration.sample import Sample
+from ernie_local import load
+from ernie_local.checkpoint.reader import open_checkpoint
+from ernie_local.config import read_config
+from ernie_local.experts.paged import PagedExperts
+from ernie_local.experts.paging_options import PagingOptions
+from ernie_local.loading import LoadedModel
+from ernie_local.loading.build import build_model
+from ernie_local.loading.paging import paging_plan
+from ernie_local.media.patches import Patches
+from ernie_local.model.ernie import ErnieModel
+from ernie_local.planner.placement import Placement
+from ernie_local.session.conversation import Conversation
+from ernie_local.text.template import Message
+from ernie_quant.evaluation.statistics import bootstrap_ratio, divergence
+
+THRESHOLDS = (None, 0.05, 0.1, 0.15, 0.2, 1.1)
+CONTEXT = 2048
+CONVERSATION_BYTES = 64 << 20
+
+
+def paged(directory: Path, share: float, small_below: float | None) -> ErnieModel:
+    config = read_config(directory)
+    with open_checkpoint(directory, config) as checkpoint:
+        plan = paging_plan(checkpoint, config)
+        assert plan is not None
+        memory = max(plan.least_bytes, int(share * plan.most_bytes)) + CONVERSATION_BYTES
+        options = PagingOptions(small_below=small_below)
+        return build_model(
+            checkpoint, config, torch.float32, torch.device("cpu"), Placement(memory, 2048), options
+        )
+
+
+def questions(
+    model: LoadedModel, samples: Sequence[Sample]
+) -> Iterator[tuple[list[int], list[Patches], list[int]]]:
+    """Prompt, pictures and right answer of each turn."""
+    conversation = Conversation(model, None, (), None)
+    for sample in samples:
+        patches = model.patches(sample.images)
+        for turn in sample.turns:
+            message = Message("user", turn.question, tuple(picture.num_tokens for picture in patches))
+            prompt = conversation.prompt(message, thinking=False).token_ids
+            yield list(prompt), patches, conversation.tokenizer.encode(turn.answer, allow_special=False)
+
+
+def answers(
+    model: LoadedModel, asked: Sequence[tuple[list[int], list[Patches], list[int]]]
+) -> list[torch.Tensor]:
+    """Of each question, logits behind the prompt and every token of the right answer."""
+    logits = []
+    for prompt, patches, answer in asked:
+        engine = model.engine(context_size=len(prompt) + len(answer))
+        rows = [engine.prefill(prompt, patches), *(engine.decode(token) for token in answer)]
+        logits.append(torch.stack(rows))
+    return logits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--documents", type=int, default=60)
+    parser.add_argument("--share", type=float, default=0.5)
+    arguments = parser.parse_args()
+    model = load(arguments.model, context_size=CONTEXT)
+    samples = list(generated_samples(arguments.documents, seed=7, families=["pictures"], held_out=True))
+    asked = list(questions(model, samples))
+    expected = answers(model, asked)
+    num_tokens = sum(len(answer) for _, _, answer in asked)
+    print(f"{len(asked)} questions, {num_tokens} decoded tokens, {arguments.share:.0%} of experts in memory")
+    print("weight below   KL [95 %]                      read a token   small pages a token")
+    for threshold in THRESHOLDS:
+        model.network = paged(arguments.model, arguments.share, threshold)
+        experts = model.network.experts
+        assert isinstance(experts, PagedExperts)
+        found = answers(model, asked)
+        moved = [divergence(one, other) for one, other in zip(expected, found, strict=True)]
+        kl = bootstrap_ratio([float(one.sum()) for one in moved], [len(one) for one in moved])
+        read = experts.stats.decode_bytes_read / num_tokens
+        small = experts.stats.small_pages_used / num_tokens
+        name = "never" if threshold is None else "always" if threshold > 1 else f"{threshold:g}"
+        print(
+            f"{name:>12}   {kl.value:.5f} [{kl.low:.5f}, {kl.high:.5f}]   {read / 1e3:9.0f} kB   {small:6.2f}"
+        )
+        experts.close()
+
+
+if __name__ == "__main__":
+    main()
