@@ -28,7 +28,7 @@ CARDS = (
 PROCESSES = (
     "GPU-77aa, C:\\Program Files\\Game, the\\game.exe, [N/A]\n"
     "GPU-5f1c, /usr/bin/python3, 1200\n"
-    "GPU-77aa, /opt/chrome, 310\n"
+    "GPU-77aa, /usr/lib/chrome, 310\n"
 )
 ONE = CardReport(0, "Card 9000", "550.1", (8, 6), 12 << 30, 11 << 30, 4, 16, 16, None, ())
 
