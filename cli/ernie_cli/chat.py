@@ -107,7 +107,8 @@ def chat(  # long: each option of the command is a parameter
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Memory of the card. With --device cpu: of a memory beside --ram that stands for a card's.",
+            help="What may be taken of the card; experts that do not fit there are paged. Default: what is "
+            "free, less a headroom. With --device cpu: of a memory beside --ram that stands for a card's.",
         ),
     ] = None,
     misses: Annotated[

@@ -10,6 +10,9 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+import torch
+
+from ernie_local.experts.device import Event
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.page_level import PageLevel
 from ernie_local.experts.page_store import PageStore
@@ -30,8 +33,8 @@ class DiskReader:
 
     def start(self, key: ExpertKey) -> None:
         """See PageReader.start."""
-        into = self._level.page(key, self.store.page_bytes(key))
-        self._readings[key] = self._threads.submit(self.store.read, key, into)
+        last_use = self._level.last_uses.find(*self._level.range(key))
+        self._readings[key] = self._threads.submit(self._read, key, self._level.page(key), last_use)
 
     def wait(self, keys: Sequence[ExpertKey]) -> None:
         """See PageReader.wait. ModelUnusable for a page that cannot be read."""
@@ -55,3 +58,9 @@ class DiskReader:
         """End the threads, close the files. Nothing is on its way any more."""
         self._threads.shutdown()
         self.store.close()
+
+    def _read(self, key: ExpertKey, into: torch.Tensor, last_use: Event | None) -> None:
+        if last_use is not None:
+            # What lay there may still be on its way to a card.
+            last_use.synchronize()
+        self.store.read(key, into)

@@ -19,6 +19,11 @@ class MissRule:
     fetch_seconds: float
     compute_seconds: float
 
+    @property
+    def computes(self) -> bool:
+        """Whether the processor may compute some."""
+        return not math.isinf(self.compute_seconds)
+
     def describe(self) -> str:
         """What happens to pages that the card lacks, for people."""
         if math.isinf(self.compute_seconds):

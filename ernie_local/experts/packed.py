@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from ernie_local.experts.page_math import PageMath, RoutedTokens
 from ernie_local.kernels.ops import packed_experts
 from ernie_local.model.moe import Bank, TokenRows
 
@@ -16,9 +17,15 @@ class PackedExperts:
 
     takes_shared_page = True
 
-    def __init__(self, banks: dict[tuple[int, Bank], torch.Tensor]) -> None:
-        """banks: (experts, slot bytes) uint8 for every (layer, bank); pages may be of different formats."""
+    def __init__(
+        self, banks: dict[tuple[int, Bank], torch.Tensor], card_math: PageMath | None = None
+    ) -> None:
+        """banks: (experts, slot bytes) uint8 for every (layer, bank); pages may be of different formats.
+
+        card_math: what computes where they lie on a card; None on the processor.
+        """
         self.banks = banks
+        self._card_math = card_math
 
     @property
     def num_bytes(self) -> int:
@@ -41,4 +48,10 @@ class PackedExperts:
         shared_page: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ExpertProvider.compute."""
-        return packed_experts(hidden, self.banks[layer_id, bank], expert_ids, expert_weights, shared_page)
+        slots = self.banks[layer_id, bank]
+        if self._card_math is None:
+            return packed_experts(hidden, slots, expert_ids, expert_weights, shared_page)
+        output = torch.zeros_like(hidden, dtype=torch.float32)
+        tokens = RoutedTokens(layer_id, bank, hidden, expert_ids, expert_weights)
+        self._card_math.add(output, slots, tokens, None, shared_page)
+        return output.to(hidden.dtype)

@@ -6,7 +6,7 @@ The memory that is copied into stands for that of a card. Owns the thread and th
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
@@ -19,22 +19,18 @@ from ernie_local.experts.page_level import PageLevel
 class PageCopier:
     """A PageReader between two levels, of pages that the lower one holds."""
 
-    def __init__(
-        self, upper: PageLevel, lower: PageLevel, disk: DiskReader, page_bytes: Mapping[ExpertKey, int]
-    ) -> None:
+    def __init__(self, upper: PageLevel, lower: PageLevel, disk: DiskReader) -> None:
         """disk: what fills the lower level."""
         self.waited_seconds = 0.0
         self._upper = upper
         self._lower = lower
         self._disk = disk
-        self._page_bytes = page_bytes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ernie-copy")
         self._copies: dict[ExpertKey, Future[None]] = {}
 
     def start(self, key: ExpertKey) -> None:
         """See PageReader.start."""
-        num_bytes = self._page_bytes[key]
-        source, into = self._lower.page(key, num_bytes), self._upper.page(key, num_bytes)
+        source, into = self._lower.page(key), self._upper.page(key)
         self._copies[key] = self._thread.submit(_copy, self._disk.reading(key), source, into)
 
     def wait(self, keys: Sequence[ExpertKey]) -> None:

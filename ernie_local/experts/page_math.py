@@ -5,7 +5,6 @@ Knows where pages begin, by the caller; not how they came there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,15 +30,14 @@ class RoutedTokens:
     expert_ids: torch.Tensor
     weights: torch.Tensor
 
-    def choices(self, positions: Sequence[int]) -> RoutedTokens:
-        """Of one token: a row for each of these of its choices, so that each gives a result of its own."""
-        chosen = list(positions)
+    def apart(self) -> RoutedTokens:
+        """Of one token: a row for each of its choices, so that each gives a result of its own."""
         return RoutedTokens(
             self.layer_id,
             self.bank,
-            self.hidden.expand(len(chosen), -1).contiguous(),
-            self.expert_ids.view(-1, 1)[chosen],  # (chosen, 1)
-            self.weights.view(-1, 1)[chosen],
+            self.hidden.expand(self.expert_ids.shape[1], -1).contiguous(),
+            self.expert_ids.view(-1, 1),  # (top_k, 1)
+            self.weights.view(-1, 1),
         )
 
 
@@ -53,13 +51,14 @@ class PageMath(Protocol):
         output: torch.Tensor,
         memory: torch.Tensor,
         tokens: RoutedTokens,
-        places: torch.Tensor,
+        places: torch.Tensor | None,
         shared_page: torch.Tensor | None,
     ) -> None:
         """Add to each token's row the weighted sum of those of its experts that have a place.
 
         output: (tokens, hidden_size) float32; memory: (units, UNIT_BYTES) uint8; places: (experts,) int64,
-        the unit where an expert's page begins, or ABSENT_SLOT; shared_page: as for an ExpertProvider.
+        the unit where an expert's page begins, or ABSENT_SLOT, None where it is the expert's number;
+        shared_page: as for an ExpertProvider.
         """
         ...
 
@@ -74,7 +73,7 @@ class PackedPageMath:
         output: torch.Tensor,
         memory: torch.Tensor,
         tokens: RoutedTokens,
-        places: torch.Tensor,
+        places: torch.Tensor | None,
         shared_page: torch.Tensor | None,
     ) -> None:
         """See PageMath.add."""
@@ -99,11 +98,12 @@ class PlainPageMath:
         output: torch.Tensor,
         memory: torch.Tensor,
         tokens: RoutedTokens,
-        places: torch.Tensor,
+        places: torch.Tensor | None,
         shared_page: torch.Tensor | None,
     ) -> None:
         """See PageMath.add."""
         assert shared_page is None
+        assert places is not None
         hidden = tokens.hidden
         for expert_id in tokens.expert_ids.unique().tolist():
             place = int(places[expert_id])

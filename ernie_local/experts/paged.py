@@ -7,28 +7,28 @@ computing. Their order is page_traffic.py's, who stays page_cache.py's, how a pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from weakref import WeakKeyDictionary
 
 import torch
 
 from ernie_local.checkpoint.names import Bank
-from ernie_local.errors import DoesNotFit
+from ernie_local.experts.card_copier import CardCopier
+from ernie_local.experts.device import HOST, Card, Device
 from ernie_local.experts.disk_reader import DiskReader
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.page_copier import PageCopier
 from ernie_local.experts.page_level import PageLevel
+from ernie_local.experts.page_lock import PageLock
 from ernie_local.experts.page_math import RoutedTokens
-from ernie_local.experts.page_memory import trim_heap
 from ernie_local.experts.page_store import PageStore
-from ernie_local.experts.page_traffic import PageTraffic
+from ernie_local.experts.page_traffic import PageGroup, PageTraffic
 from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.experts.paging_stats import PagingStats
+from ernie_local.experts.room import Room
 from ernie_local.experts.two_levels import LendingReader, TwoLevels
 from ernie_local.model.moe import TokenRows
-from ernie_local.sizes import format_bytes
 
 # Of (tokens, hidden_size) states the (tokens, top_k) experts, and their weights.
 TextRouter = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -42,15 +42,22 @@ class PagedExperts:
         store: PageStore,
         level: PageLevel,
         plan: PagingPlan,
-        shared_bytes: int,
+        room: Room,
         upper: PageLevel | None = None,
         options: PagingOptions | None = None,
+        card: Card | None = None,
+        page_lock: PageLock | None = None,
     ) -> None:
         """level: filled from disk; upper: a faster one above it. Their caches were built by `plan`.
 
-        shared_bytes: what the uppermost and others have.
+        room: for conversations and pictures. card: what the upper level is on, and computes from there; None
+        where it is memory of the processor too. page_lock: what the card reads the lower level by.
         """
+        assert card is None or upper is not None
         self.store = store
+        self.room = room
+        self.page_lock = page_lock
+        self._device: Device = HOST if card is None else card
         self.options = PagingOptions() if options is None else options
         self._routers: Mapping[int, TextRouter] = {}
         self.level = level
@@ -60,18 +67,17 @@ class PagedExperts:
         disk = DiskReader(store, level)
         self._below = PageTraffic(level.cache, plan, self._page_bytes, disk)
         self._traffic: PageTraffic | TwoLevels = self._below
-        self._readers: list[tuple[PagingStats, DiskReader | PageCopier]] = [(self._below.stats, disk)]
+        self._readers: list[tuple[PagingStats, DiskReader | PageCopier | CardCopier]] = [
+            (self._below.stats, disk)
+        ]
         if upper is not None:
-            copier = PageCopier(upper, level, disk, self._page_bytes)
+            copier = PageCopier(upper, level, disk) if card is None else CardCopier(upper, level, disk, card)
             lending = LendingReader(self._below, copier)
             above = PageTraffic(upper.cache, plan, self._page_bytes, lending)
             self._traffic = TwoLevels(above, self._below, self.options.miss_rule)
             self._readers.append((above.stats, copier))
             self._below.stats.card = above.stats
         self._is_decode = False
-        self._plan = plan
-        self._shared_bytes = shared_bytes
-        self._needed: WeakKeyDictionary[object, int] = WeakKeyDictionary()  # bytes that others have
 
     @property
     def num_bytes(self) -> int:
@@ -95,15 +101,7 @@ class PagedExperts:
 
     def make_room(self, owner: object, num_bytes: int) -> None:
         """See ExpertProvider.make_room."""
-        self._needed[owner] = num_bytes
-        needed = sum(self._needed.values())
-        num_frames = (self._shared_bytes - needed) // self._plan.frame_bytes
-        if num_frames < self._plan.least_frames:
-            self._needed[owner] = 0
-            raise self._no_room(needed)
-        if num_bytes == 0:
-            trim_heap()
-        self.top.use_frames(num_frames)
+        self.room.make(owner, num_bytes)
 
     def compute(
         self,
@@ -115,12 +113,10 @@ class PagedExperts:
         shared_page: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ExpertProvider.compute. ModelUnusable for a page that cannot be read, with nothing lost."""
-        keys = self._below.keys[layer_id, bank]
-        chosen = [keys[expert_id] for expert_id in expert_ids.flatten().tolist()]
         tokens = RoutedTokens(layer_id, bank, hidden, expert_ids, expert_weights)
         compute = self._decode if self._is_decode else self._stream
         try:
-            return compute(tokens, chosen, shared_page)
+            return compute(tokens, shared_page)
         except BaseException:
             self._traffic.give_up()
             raise
@@ -132,15 +128,7 @@ class PagedExperts:
         self._traffic.give_up()
         for _, reader in self._readers:
             reader.close()
-
-    def _no_room(self, needed: int) -> DoesNotFit:
-        least = self._plan.least_bytes
-        return DoesNotFit(
-            f"{format_bytes(needed)} are needed beside experts, which need {format_bytes(least)} themselves, "
-            f"there are {format_bytes(self._shared_bytes)} for both",
-            "conversation, pictures and experts share one memory, limited when the model was loaded",
-            "raise the limit (--ram), shorten the conversation, or give fewer or smaller pictures",
-        )
+        self._device.finish()
 
     def _note_waits(self) -> None:
         for stats, reader in self._readers:
@@ -150,37 +138,64 @@ class PagedExperts:
                 stats.prompt_wait_seconds += reader.waited_seconds
             reader.waited_seconds = 0.0
 
-    def _decode(
-        self, tokens: RoutedTokens, chosen: list[ExpertKey], shared_page: torch.Tensor | None
-    ) -> torch.Tensor:
-        chosen = self._with_small_pages(chosen, tokens.weights)
+    def _decode(self, tokens: RoutedTokens, shared_page: torch.Tensor | None) -> torch.Tensor:
+        on_host = self._read_back(tokens)
+        chosen = self._with_small_pages(self._keys(tokens, on_host.expert_ids), on_host.weights)
         groups = self._traffic.decode(tokens.bank, chosen)
         first = next(groups)
         if self._routers:
-            self._look_ahead(tokens)
+            self._look_ahead(on_host)
         output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
         has_small = any(key.is_small for key in chosen)
         if len(first.keys) == len(chosen) and not has_small:
-            self.top.add(output, tokens, shared_page)
+            self.top.add(output, tokens, chosen, shared_page)
             return output.to(tokens.hidden.dtype)
         shared = torch.zeros_like(output)
         if shared_page is not None:
             self.top.add_some(shared, tokens, (), shared_page)
-        # A row for each choice: what came first may be added last, so that the
-        # sum is the same to the bit wherever the pages were.
-        parts = torch.zeros(len(chosen), output.shape[1])
+        parts = self._compute_apart(chain([first], groups), tokens, on_host)
         positions = {key: position for position, key in enumerate(chosen)}
-        for group in chain([first], groups):
-            if group.keys:
-                level = self.level if group.level else self.top
-                rows = [positions[key] for key in group.keys]
-                results = torch.zeros(len(rows), output.shape[1])
-                level.add_some(results, tokens.choices(rows), group.keys, None)
-                parts[rows] = results
         for key in sorted(positions):
             output += parts[positions[key]]
         output += shared
         return output.to(tokens.hidden.dtype)
+
+    def _compute_apart(
+        self, groups: Iterable[PageGroup], tokens: RoutedTokens, on_host: RoutedTokens
+    ) -> torch.Tensor:
+        """What each choice of a token gives, (top_k, hidden_size) float32.
+
+        A row for each: what came first may be added last, so that the sum is the same to the bit wherever the
+        pages were.
+        """
+        rows = tokens.apart()
+        parts = torch.zeros_like(rows.hidden, dtype=torch.float32)
+        # What the processor computes beside a card stays there until all is done.
+        below = parts if self._device is HOST else torch.zeros(parts.shape, device="cpu")
+        is_below = False
+        for group in groups:
+            if group.keys and group.level == 0:
+                self.top.add_some(parts, rows, group.keys, None)
+            elif group.keys:
+                self.level.add_some(below, on_host.apart(), group.keys, None)
+                is_below = True
+        if is_below and below is not parts:
+            parts += self._device.send(below)
+        return parts
+
+    def _read_back(self, tokens: RoutedTokens) -> RoutedTokens:
+        """Of one token what the host needs to know, in one transfer; all else stays where it is."""
+        wanted = [tokens.expert_ids]
+        if self.options.small_below is not None or self.options.miss_rule.computes:
+            wanted += [tokens.weights, tokens.hidden]
+        ids, *others = self._device.read_back(wanted)
+        weights, hidden = others or (tokens.weights, tokens.hidden)
+        return RoutedTokens(tokens.layer_id, tokens.bank, hidden, ids, weights)
+
+    def _keys(self, tokens: RoutedTokens, ids: torch.Tensor) -> list[ExpertKey]:
+        """Pages of all choices, a token's after the other's. ids: the tokens', on the host."""
+        keys = self._below.keys[tokens.layer_id, tokens.bank]
+        return [keys[expert_id] for expert_id in ids.flatten().tolist()]
 
     def _with_small_pages(self, chosen: list[ExpertKey], weights: torch.Tensor) -> list[ExpertKey]:
         """The pages to use for a token's choices: small ones for those of little weight that are missing."""
@@ -205,9 +220,9 @@ class PagedExperts:
                 [keys[expert_id] for expert_id in router(tokens.hidden)[0].flatten().tolist()]
             )
 
-    def _stream(
-        self, tokens: RoutedTokens, chosen: list[ExpertKey], shared_page: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _stream(self, tokens: RoutedTokens, shared_page: torch.Tensor | None) -> torch.Tensor:
+        (ids,) = self._device.read_back([tokens.expert_ids])
+        chosen = self._keys(tokens, ids)
         output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
         num_tokens = tokens.hidden.shape[0]
         for group in self._traffic.stream(tokens.layer_id, tokens.bank, chosen, num_tokens):

@@ -1,5 +1,6 @@
-"""The operators on NVIDIA cards, by the Triton kernels: importing it adds them to `torch.ops.ernie_local.*`.
+"""The operators on cards: importing it adds them to `torch.ops.ernie_local.*`.
 
+By the Triton kernels, or by plain torch (reference.py) where these cannot run: slower, and the host waits.
 Through the operators a call on experts reads the headers of their pages back from the card, once; who knows
 the layouts beforehand calls ernie_local/kernels/triton/experts.py, and nothing is read. Values of ids and
 places are not looked at. Triton is imported when a kernel is wanted.
@@ -14,7 +15,8 @@ import torch
 
 import ernie_local.kernels.decode_ops  # noqa: F401  the schema of decode_attention
 from ernie_local.errors import DoesNotFit
-from ernie_local.kernels import checks
+from ernie_local.kernels import checks, reference
+from ernie_local.kernels.native import Absence
 from ernie_local.kernels.ops import LIBRARY
 from ernie_local.kernels.triton_path import triton_absence
 from ernie_local.packing import PageLayout, find_format
@@ -28,26 +30,44 @@ Tensor = torch.Tensor
 
 
 @functools.cache
-def card_of(device: torch.device) -> Card:
-    """The Card that kernels are chosen for (ernie_local/kernels/triton/card.py).
+def triton_missing(device: torch.device) -> Absence | None:
+    """Why plain torch computes on this device; None where the Triton kernels do."""
+    capability = _capability(device)
+    return triton_absence(capability)
 
-    Raises DoesNotFit, with the reason, where the Triton kernels cannot run.
-    """
-    is_nvidia = device.type == "cuda" and torch.version.cuda is not None
-    capability = torch.cuda.get_device_capability(device) if is_nvidia else None
-    absence = triton_absence(capability)
-    if absence is not None:
-        raise DoesNotFit(f"{absence.what} on {device}", absence.why, absence.hint)
-    assert capability is not None
+
+@functools.cache
+def find_card(device: torch.device) -> Card | None:
+    """The Card that kernels are chosen for (ernie_local/kernels/triton/card.py); None without them."""
+    capability = _capability(device)
+    if capability is None or triton_missing(device) is not None:
+        return None
     from ernie_local.kernels.triton.card import Card
 
     return Card.of_capability(capability)
 
 
+def card_of(device: torch.device) -> Card:
+    """As `find_card`; raises DoesNotFit, with the reason, where the Triton kernels cannot run."""
+    card = find_card(device)
+    if card is None:
+        absence = triton_missing(device)
+        assert absence is not None
+        raise DoesNotFit(f"{absence.what} on {device}", absence.why, absence.hint)
+    return card
+
+
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    is_nvidia = device.type == "cuda" and torch.version.cuda is not None
+    return torch.cuda.get_device_capability(device) if is_nvidia else None
+
+
 def _packed_linear(tokens: Tensor, packed: Tensor, format_name: str, rows: int) -> Tensor:
-    low_bit, card = find_format(format_name), card_of(tokens.device)
+    low_bit, card = find_format(format_name), find_card(tokens.device)
     checks.check_tokens("packed_linear", "tokens", tokens)
     checks.check_packed_matrix("packed_linear", packed, low_bit, rows, tokens.shape[1], tokens.device)
+    if card is None:
+        return reference.packed_linear(tokens.float(), packed, low_bit, rows).to(tokens.dtype)
     from ernie_local.kernels.triton import linear
 
     return linear.packed_linear(tokens, packed, low_bit, rows, card)
@@ -55,8 +75,9 @@ def _packed_linear(tokens: Tensor, packed: Tensor, format_name: str, rows: int) 
 
 def _packed_rows(row_ids: Tensor, packed: Tensor, format_name: str, rows: int, columns: int) -> Tensor:
     low_bit = find_format(format_name)
-    card_of(row_ids.device)
     checks.check_packed_matrix("packed_rows", packed, low_bit, rows, columns, row_ids.device)
+    if find_card(row_ids.device) is None:
+        return reference.packed_rows(row_ids, packed, low_bit, columns)
     from ernie_local.kernels.triton.rows import packed_rows
 
     return packed_rows(row_ids.contiguous(), packed, low_bit, columns)
@@ -79,9 +100,13 @@ def _add_packed_experts(
     shared_page: Tensor | None,
     places: Tensor | None,
 ) -> None:
-    op, card = "packed_experts", card_of(hidden.device)
+    op, card = "packed_experts", find_card(hidden.device)
     checks.check_experts(op, hidden, slots, expert_ids, weights, shared_page, places)
     checks.check_sum(op, output, hidden)
+    if card is None:
+        exact = (hidden.float(), slots, expert_ids, weights.float())
+        reference.add_packed_experts(output, *exact, shared_page, places)
+        return
     shared = [] if shared_page is None else _read_layouts(shared_page, torch.zeros_like(expert_ids[0, :1]))
     ids = expert_ids.flatten()
     starts = ids if places is None else places[ids]
@@ -118,9 +143,11 @@ def _decode_attention(
     value_scales: Tensor | None,
     length: int,
 ) -> Tensor:
-    card, cache = card_of(queries.device), (cached_keys, cached_values, key_scales, value_scales)
+    card, cache = find_card(queries.device), (cached_keys, cached_values, key_scales, value_scales)
     new_token = (queries, keys, values, cosines, sines)
     checks.check_decode_attention(new_token, cache, length)
+    if card is None:
+        return reference.decode_attention(*new_token, *cache, length)
     from ernie_local.kernels.triton.attention import decode_attention
 
     # Filled on the card: a copy from the host would wait.

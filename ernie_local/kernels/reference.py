@@ -1,7 +1,7 @@
 """What the operators mean, in plain torch; of the packed ones: unpack, dequantize, multiply in float32.
 
-The oracle of every kernel, what runs where the native module is missing, and what computes experts in other
-libraries' formats. Activations are not rounded. Arguments were checked before.
+The oracle of every kernel, what runs where the native module or, on a card, Triton is missing, and what
+computes experts in other libraries' formats. Activations are not rounded. Arguments were checked before.
 """
 
 from __future__ import annotations
@@ -16,14 +16,26 @@ from ernie_local.packing.expert_page import read_layout
 from ernie_local.packing.foreign_formats import ForeignLayout
 from ernie_local.packing.foreign_page import foreign_weights, is_foreign_page, read_foreign_page
 
+# Numbers of a matrix that are unpacked at a time; codes, scales and float32 take some 30 bytes of each.
+_MOST_UNPACKED = 4 << 20
+
 
 def packed_linear(
     tokens: torch.Tensor, packed: torch.Tensor, low_bit: LowBitFormat, rows: int
 ) -> torch.Tensor:
-    """tokens: (tokens, columns) float32 -> (tokens, rows) float32."""
+    """tokens: (tokens, columns) float32 -> (tokens, rows) float32.
+
+    Some rows of the matrix at a time: a head unpacked as a whole takes a gigabyte.
+    """
     _check_finite("packed_linear", "tokens", tokens)
-    weights = dequantize(unpack_matrix(packed, low_bit, rows, tokens.shape[1]))
-    return functional.linear(tokens, weights)
+    columns = tokens.shape[1]
+    tiles = packed.view(-1, low_bit.tile_bytes(columns))
+    tiles_at_once = max(1, _MOST_UNPACKED // (TILE_ROWS * columns))
+    parts = []
+    for some in tiles.split(tiles_at_once):
+        unpacked = unpack_matrix(some.flatten(), low_bit, TILE_ROWS * len(some), columns)
+        parts.append(functional.linear(tokens, dequantize(unpacked)))
+    return torch.cat(parts, dim=1)[:, :rows]
 
 
 def packed_rows(
@@ -71,8 +83,8 @@ def add_packed_experts(
             # A page begins at a slot, and may take several.
             parts.append((expert_id, slots[slot:].flatten(), rows, weights[rows, choices]))
     if shared_page is not None:
-        everyone = torch.arange(hidden.shape[0])
-        parts.append((SHARED_EXPERT, shared_page[0], everyone, torch.ones(hidden.shape[0])))
+        everyone = torch.arange(hidden.shape[0], device=hidden.device)
+        parts.append((SHARED_EXPERT, shared_page[0], everyone, hidden.new_ones(hidden.shape[0])))
     for expert_id, page, token_ids, factors in parts:
         gate, up, down = _expert_weights(op, page, expert_id, hidden.shape[1])
         chosen = hidden[token_ids]

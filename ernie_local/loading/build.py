@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable
 
 import torch
 from accelerate import init_empty_weights
@@ -19,16 +18,18 @@ from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit
+from ernie_local.experts.device import Card
 from ernie_local.experts.packed import PackedExperts
-from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.kernels.huge_pages import empty_bytes
+from ernie_local.loading.expert_math import card_math
+from ernie_local.loading.packed_memory import PackedMemory
 from ernie_local.loading.paging import page_experts
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model.moe import BANKS, Bank, ExpertProvider
+from ernie_local.model.moe import BANKS, Bank
 from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedEmbedding, PackedGatedMLP, PackedLinear
 from ernie_local.model.router import Router
@@ -36,7 +37,7 @@ from ernie_local.packing.checks import check_page, check_scales
 from ernie_local.planner.placement import Placement
 from ernie_local.planner.weights import WeightBytes, weights_in_memory
 
-_ALIGNMENT = 64  # where matrices begin: a line of the processor's cache
+_HOST = torch.device("cpu")
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -56,31 +57,34 @@ def build_model(
     device: torch.device,
     placement: Placement | None = None,
     paging: PagingOptions | None = None,
+    card: Card | None = None,
 ) -> ErnieModel:
     """A filled model, for inference only. Each tensor goes straight to where it stays; small pages of experts
     are not read.
 
-    placement: where routed experts are paged, and how much memory they have; None for all in memory.
-    DoesNotFit for packed weights on a device that has no kernels for them.
+    placement: where routed experts are paged, and how much memory they have; None for all in memory. card:
+    `device` for paging; None for the processor. DoesNotFit for packed weights on a device that has no code
+    for them, or a card that has less memory than it said.
     """
     packed = PackedTensors(config)
-    _check_device(packed, device)
-    is_packed = config.quantization is not None and bool(config.quantization.experts)
-    experts: ExpertProvider
-    if placement is not None and placement.paged_bytes is not None:
-        experts = page_experts(checkpoint, config, placement.paged_bytes, placement.card_bytes, paging)
-    elif is_packed:
-        experts = PackedExperts(_read_banks(checkpoint, config, packed))
-    else:
-        experts = ResidentExperts(config.text, dtype, device)
+    _prepare_device(packed, device)
     with init_empty_weights(include_buffers=True):
-        model = ErnieModel(config, experts)
-    _place_packed_layers(model, checkpoint, packed, config.quantization, dtype)
+        model = ErnieModel(config, PackedExperts({}))
+    _place_packed_layers(model, checkpoint, packed, config.quantization, dtype, device)
     _fill_parameters(model, checkpoint, "", dtype, device)
-    if isinstance(experts, ResidentExperts):
-        _fill_experts(checkpoint, config, experts)
-    if isinstance(experts, PagedExperts) and experts.options.looks_ahead:
-        experts.look_ahead_by(model.text_routers())
+    # Behind all else: experts can do with less, if a card turns out to be smaller than it said.
+    if placement is not None and placement.paged_bytes is not None:
+        paged = page_experts(checkpoint, config, placement, paging, card)
+        model.experts = paged
+        if paged.options.looks_ahead:
+            paged.look_ahead_by(model.text_routers())
+    elif config.quantization is not None and config.quantization.experts:
+        on_card = None if device.type == "cpu" else card_math(config, device)
+        model.experts = PackedExperts(_read_banks(checkpoint, config, packed, device), on_card)
+    else:
+        resident = ResidentExperts(config.text, dtype, device)
+        _fill_experts(checkpoint, config, resident)
+        model.experts = resident
     return model.eval()
 
 
@@ -96,7 +100,7 @@ def build_embedder(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
             if not name.startswith(("layers.", "lm_head"))
         }
         tables = dataclasses.replace(config.quantization, matrices=matrices, gated_mlps={})
-        _place_packed_layers(model, checkpoint, PackedTensors(config), tables, torch.float32)
+        _place_packed_layers(model, checkpoint, PackedTensors(config), tables, torch.float32, _HOST)
     _fill_parameters(model, checkpoint, "", torch.float32, torch.device("cpu"))
     return model.eval()
 
@@ -106,7 +110,8 @@ def build_layer(checkpoint: Checkpoint, config: ModelConfig, layer_id: int) -> D
     prefix = f"layers.{layer_id}."
     with init_empty_weights(include_buffers=True):
         layer = DecoderLayer(config.text, layer_id)
-    _place_packed_layers(layer, checkpoint, PackedTensors(config), config.quantization, torch.float32, prefix)
+    packed = PackedTensors(config)
+    _place_packed_layers(layer, checkpoint, packed, config.quantization, torch.float32, _HOST, prefix)
     _fill_parameters(layer, checkpoint, prefix, torch.float32, torch.device("cpu"))
     layer.self_attn.layer_id = 0
     return layer.eval()
@@ -125,11 +130,11 @@ def build_head(
         model = ErnieModel(dataclasses.replace(config, text=text, quantization=None), PackedExperts({}))
     if config.quantization is not None:
         packed = PackedTensors(config)
-        _check_device(packed, device)
+        _prepare_device(packed, device)
         formats = config.quantization.matrices
         matrices = {name: formats[name] for name in names if name in formats}
         tables = dataclasses.replace(config.quantization, matrices=matrices, gated_mlps={})
-        _place_packed_layers(model, checkpoint, packed, tables, dtype)
+        _place_packed_layers(model, checkpoint, packed, tables, dtype, device)
     # The norm too: by its weight the model knows its device and dtype.
     for name in ("norm", "embed_tokens" if model.lm_head is None else "lm_head"):
         _fill_parameters(model.get_submodule(name), checkpoint, name, dtype, device)
@@ -149,13 +154,17 @@ def _fill_parameters(
             setattr(module, own_name, nn.Parameter(filled, requires_grad=False))
 
 
-def _check_device(packed: PackedTensors, device: torch.device) -> None:
-    if packed.shapes and device.type != "cpu":
+def _prepare_device(packed: PackedTensors, device: torch.device) -> None:
+    if not packed.shapes or device.type == "cpu":
+        return
+    if device.type != "cuda":
         raise DoesNotFit(
-            f"packed weights on {device}, only cpu computes from them",
-            "the kernels for packed weights on a GPU are not written yet",
+            f"packed weights on {device}, only cpu and cuda compute from them",
+            "there is no code for packed weights on another device",
             'load with device="cpu"',
         )
+    # The operators of packed weights on a card.
+    import ernie_local.kernels.cuda_ops  # noqa: F401
 
 
 def _fill_experts(checkpoint: Checkpoint, config: ModelConfig, experts: ResidentExperts) -> None:
@@ -174,7 +183,7 @@ def _slot_bytes(config: ModelConfig, packed: PackedTensors) -> dict[tuple[int, B
 
 
 def _read_banks(
-    checkpoint: Checkpoint, config: ModelConfig, packed: PackedTensors
+    checkpoint: Checkpoint, config: ModelConfig, packed: PackedTensors, device: torch.device
 ) -> dict[tuple[int, Bank], torch.Tensor]:
     banks: dict[tuple[int, Bank], torch.Tensor] = {}
     for (layer_id, bank), slot_bytes in _slot_bytes(config, packed).items():
@@ -184,7 +193,7 @@ def _read_banks(
             page = slots[expert_id, : packed.shapes[name][1]]
             checkpoint.read_packed(name, page, row)
             check_page(page, layouts[name.rpartition(".")[2]], f"page {row} of {name}")
-        banks[layer_id, bank] = slots
+        banks[layer_id, bank] = slots.to(device)
     return banks
 
 
@@ -194,6 +203,7 @@ def _place_packed_layers(
     packed: PackedTensors,
     tables: QuantizationConfig | None,
     dtype: torch.dtype,
+    device: torch.device,
     prefix: str = "",
 ) -> None:
     """Of what `tables` names, all that begins with `prefix`, which `model` itself is called."""
@@ -204,16 +214,18 @@ def _place_packed_layers(
             module.most_native_tokens = sys.maxsize
     gated_mlps = {name: value for name, value in tables.gated_mlps.items() if name.startswith(prefix)}
     matrices = {name: value for name, value in tables.matrices.items() if name.startswith(prefix)}
-    tensors = _read_packed(checkpoint, [f"{n}.{value}" for n, value in (gated_mlps | matrices).items()])
+    names = [f"{name}.{value}" for name, value in (gated_mlps | matrices).items()]
+    memory = PackedMemory(checkpoint, names, device)
     for name, page_format in gated_mlps.items():
-        page = tensors[f"{name}.{page_format}"]
+        page = memory.read(f"{name}.{page_format}")
         check_page(page[0], packed.gated_mlp_layout(name), f"the page of {name}")
-        model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(page))
+        model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(memory.keep(page)))
     for name, format_name in matrices.items():
-        matrix = tensors[f"{name}.{format_name}"]
         rows, columns = packed.matrix_shape(name)
         low_bit = known_format(format_name)
-        check_scales(matrix, low_bit, columns, name)
+        read = memory.read(f"{name}.{format_name}")
+        check_scales(read, low_bit, columns, name)
+        matrix = memory.keep(read)
         parent, _, own = name.removeprefix(prefix).rpartition(".")
         if name == "embed_tokens":
             model.set_submodule(own, PackedEmbedding(matrix, format_name, rows, columns, dtype))
@@ -224,24 +236,10 @@ def _place_packed_layers(
         else:
             bias = None
             if f"{name}.bias" in checkpoint:
-                bias = torch.empty(rows, dtype=dtype)
-                checkpoint.read(f"{name}.bias", bias)
+                bias = torch.empty(rows, dtype=dtype, device=device)
+                _read_into(checkpoint, f"{name}.bias", bias)
             # The head of a tied model has no place until now, so set_submodule would not find it.
             setattr(model.get_submodule(parent), own, PackedLinear(matrix, format_name, rows, bias))
-
-
-def _read_packed(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """All in one memory: huge pages of their own would cost each half a huge page."""
-    stored = {name: checkpoint.packed[name] for name in names}
-    memory = empty_bytes(sum(-(-one.num_bytes // _ALIGNMENT) * _ALIGNMENT for one in stored.values()))
-    tensors: dict[str, torch.Tensor] = {}
-    start = 0
-    for name, one in stored.items():
-        into = memory[start : start + one.num_bytes]
-        checkpoint.read_packed(name, into)
-        tensors[name] = into.view(one.shape)
-        start += -(-one.num_bytes // _ALIGNMENT) * _ALIGNMENT
-    return tensors
 
 
 def _read_into(checkpoint: Checkpoint, name: str, target: torch.Tensor) -> None:

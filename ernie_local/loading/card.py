@@ -1,33 +1,90 @@
-"""The refusal of what exceeds a graphics card, before any weight is read. On a card nothing is paged yet."""
+"""What goes on a CUDA card and what stays beside it, decided before any weight is read.
+
+The arithmetic of placing is the planner's. Here is what a card adds: memory that is left to other programs,
+and room for conversations that is never experts', because their memory there is one piece that stays.
+"""
 
 from __future__ import annotations
 
-import torch
+import dataclasses
+import platform
+import sys
 
+from ernie_local.config import ModelConfig
 from ernie_local.errors import DoesNotFit
-from ernie_local.planner.placement import MemoryNeed
-from ernie_local.sizes import format_bytes
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes, encoding_bytes
+from ernie_local.planner.placement import MemoryNeed, Placement, place_on_card
+from ernie_local.sizes import GIB, MIB, format_bytes
+
+# Of a picture of 1280 tokens, four patches each: a page that is read at its usual size.
+_PATCHES = 5120
 
 
-def check_card(need: MemoryNeed, device: torch.device, vram_limit: int | None) -> None:
-    """Raise DoesNotFit, with both numbers, if the model exceeds the limit or what is free on the card."""
-    total = need.weight_bytes + need.kv_cache_bytes
-    text = (
-        f"the model needs {format_bytes(total)} ({format_bytes(need.weight_bytes)} weights, "
-        f"{format_bytes(need.kv_cache_bytes)} KV cache)"
+@dataclasses.dataclass(frozen=True, slots=True)
+class CardLimits:
+    """card_free: bytes of the card that are free; vram: what may be taken, None for all but the headroom.
+
+    ram, reserve: of the process, as for `place_in_ram`.
+    """
+
+    card_free: int
+    vram: int | None
+    ram: int | None
+    reserve: int
+
+
+def headroom_bytes(system: str = sys.platform, release: str | None = None) -> int:
+    """What is left of a card's free memory where nobody said how much to take.
+
+    Windows, and Linux inside it, move what is too much to RAM without a word, and answers take eight times
+    as long; there a desktop changes its mind about some hundred MiB.
+    """
+    release = platform.release() if release is None else release
+    return GIB if system == "win32" or "microsoft" in release.lower() else 512 * MIB
+
+
+def card_room(need: MemoryNeed, config: ModelConfig, context_size: int, chunk_tokens: int | None) -> int:
+    """Bytes of the card for conversations: the whole KV cache, attending to it, and a picture on its way."""
+    chunk = min(DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens, context_size)
+    at_work = max(
+        attention_bytes(config.text, chunk, context_size), encoding_bytes(config.vision, [_PATCHES])
     )
-    hint = "use dtype bfloat16, a smaller context or kv_dtype int8"
-    if vram_limit is not None and total > vram_limit:
+    return need.kv_cache_bytes + at_work
+
+
+def place_beside_card(
+    need: MemoryNeed,
+    config: ModelConfig,
+    room_bytes: int,
+    limits: CardLimits,
+    chunk_tokens: int | None = None,
+    headroom: int | None = None,
+) -> Placement:
+    """Everything on the card if it fits, else experts by pages. DoesNotFit, with the numbers, if neither.
+
+    room_bytes: see `card_room`. chunk_tokens: as for `place_in_ram`. headroom: None for `headroom_bytes`.
+    """
+    card_free, vram_limit = limits.card_free, limits.vram
+    left_to_others = headroom_bytes() if headroom is None else headroom
+    limit = max(0, card_free - left_to_others) if vram_limit is None else vram_limit
+    if card_free < min(limit, need.weight_bytes + room_bytes):
         raise DoesNotFit(
-            f"{text}, the vram limit is {format_bytes(vram_limit)}",
-            "all weights are held in memory, and a limit is never exceeded",
-            f"raise vram, or {hint}",
+            f"the vram limit is {format_bytes(limit)}, {format_bytes(card_free)} are free on the card",
+            "a limit says what may be taken, and the model would take more than there is",
+            f"vram of {format_bytes(card_free)} or less, or close other programs that use the card",
         )
-    free = torch.cuda.mem_get_info(device)[0]
-    # The cache is touched only as the conversation grows, so the weights alone decide whether loading works.
-    if need.weight_bytes > free:
-        raise DoesNotFit(
-            f"{text}, {format_bytes(free)} are free on {device}",
-            "all weights are held in memory of the card",
-            f"close other programs, or {hint}",
-        )
+    with_room = dataclasses.replace(need, kv_cache_bytes=room_bytes)
+    placement = place_on_card(
+        with_room,
+        config.text,
+        limit,
+        limits.ram,
+        limits.reserve,
+        chunk_tokens,
+        option=None if vram_limit is None else "vram",
+    )
+    if placement.card_bytes is None:
+        return placement
+    return dataclasses.replace(
+        placement, card_bytes=placement.card_bytes - room_bytes, card_room_bytes=room_bytes
+    )

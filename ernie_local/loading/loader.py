@@ -12,14 +12,14 @@ from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.config import ModelConfig, TextConfig, read_config
 from ernie_local.engine import check_sizes
 from ernie_local.errors import UsageError
+from ernie_local.experts.cuda_device import CudaDevice
 from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.loading.build import build_model, count_weights
-from ernie_local.loading.card import check_card
+from ernie_local.loading.card import CardLimits, card_room, place_beside_card
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import WEIGHT_DTYPES, find_bytes, find_device, find_dtype, find_kv_dtype
 from ernie_local.loading.paging import paging_plan
 from ernie_local.model.kv_cache import kv_bytes_per_token
-from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.planner.placement import DEFAULT_RESERVE, MemoryNeed, Placement, place_in_ram, place_on_card
 
 
@@ -40,12 +40,13 @@ def load(
 
     model: a directory, `hf:org/name[@revision]`, or `nano`. device: cpu, cuda or cuda:N. dtype: float32 or
     bfloat16. ram: what the whole process may have, such as "6GiB" or a number of bytes, or "auto": what is
-    free, less `reserve` (1 GiB). Where not all routed experts fit, they are paged from disk. vram: the same
-    of a card, where nothing is paged yet; with device cpu, of a memory beside `ram` that stands for a card's,
-    through which experts are paged then. paging: what else can be chosen about it. context_size: most tokens
-    of a conversation, by default the model's own limit but at most 32768. kv_dtype: float32, float16,
-    bfloat16 or int8, by default dtype, or bfloat16 where weights are packed. chunk_tokens: most tokens
-    computed at a time in a prompt, by default 2048 or what the memory allows.
+    free, less `reserve` (1 GiB). Where not all routed experts fit, they are paged from disk. vram: what may
+    be taken of a card, by default what is free there less a headroom; experts that do not fit there are paged
+    through `ram`. With device cpu: of a memory beside `ram` that stands for a card's. paging: what else can
+    be chosen about it. context_size: most tokens of a conversation, by default the model's own limit but at
+    most 32768. kv_dtype: float32, float16, bfloat16 or int8, by default dtype, or bfloat16 where weights are
+    packed. chunk_tokens: most tokens computed at a time in a prompt, by default 2048 or what the memory
+    allows.
 
     Raises UsageError for an argument that means nothing, ModelUnusable for a missing or corrupt model, and
     DoesNotFit, before any weight is read, for a device that is not there or memory that does not suffice.
@@ -68,14 +69,28 @@ def load(
         if torch_device.type == "cpu":
             placement = _place(need, config.text, ram_limit, reserve_bytes, vram_limit, chunk_tokens)
         else:
-            check_card(need, torch_device, vram_limit)
-            placement = Placement(None, DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens)
-        network = build_model(checkpoint, config, weight_dtype, torch_device, placement, paging)
+            _refuse_on_card(paging)
+            room_bytes = card_room(need, config, tokens, chunk_tokens)
+            limits = CardLimits(
+                torch.cuda.mem_get_info(torch_device)[0], vram_limit, ram_limit, reserve_bytes
+            )
+            placement = place_beside_card(need, config, room_bytes, limits, chunk_tokens)
+        card = None if torch_device.type == "cpu" else CudaDevice(torch_device)
+        network = build_model(checkpoint, config, weight_dtype, torch_device, placement, paging, card)
         if placement.paged_bytes is not None:
             checkpoint.drop_cached()
     settings = EngineSettings(tokens, cache_dtype, placement.chunk_tokens)
     seconds = time.perf_counter() - started
     return LoadedModel(network, directory, settings, need.weight_bytes, seconds, context_limit=context_size)
+
+
+def _refuse_on_card(paging: PagingOptions | None) -> None:
+    if paging is not None and paging.looks_ahead:
+        raise UsageError(
+            "looking ahead asked for on a card, which does 0 layers ahead",
+            "each layer would wait for the card twice: for its own experts, and for those of the next",
+            "leave it away, or run on the processor",
+        )
 
 
 def _place(

@@ -18,6 +18,7 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local.experts.card_memory import CardMemory
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.paging_stats import PagingStats
 from ernie_local.experts.trace_recorder import TraceRecorder
@@ -89,6 +90,7 @@ class LoadedModel:
         if experts.top is not experts.level:
             above, rule = format_bytes(experts.top.memory.num_bytes), experts.options.miss_rule
             notes.append(f"card: {above} above that; {rule.describe()}")
+        notes += _card_notes(experts)
         if not experts.store.is_direct:
             notes.append("the file system has no direct reads: experts pass through the system's cache")
         return notes
@@ -186,6 +188,18 @@ class LoadedModel:
                 "shorten the input, or load the model with a larger context_size",
             )
         return self.engine(context_size=max(1, num_tokens))
+
+
+def _card_notes(experts: PagedExperts) -> list[str]:
+    """Of a card: memory that it had not got after all, and how it reads the other memory."""
+    notes = []
+    memory = experts.top.memory
+    if isinstance(memory, CardMemory) and memory.num_bytes < memory.planned_bytes:
+        had, planned = format_bytes(memory.num_bytes), format_bytes(memory.planned_bytes)
+        notes.append(f"card: {had} for experts, {planned} were planned: it had not got more")
+    if experts.page_lock is not None:
+        notes.append(f"memory of experts: {experts.page_lock.describe()}")
+    return notes
 
 
 def _to_ids(input_ids: Sequence[int] | torch.Tensor) -> list[int]:

@@ -22,6 +22,12 @@ def find_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
+    if device is not None and device.type == "mps":
+        raise DoesNotFit(
+            "device 'mps' asked for, the model runs on cpu and cuda",
+            "there is no code for weights on Apple's GPU that was ever seen to work",
+            'use device="cpu": on an Apple computer both share one memory',
+        )
     if device is None or device.type not in ("cpu", "cuda"):
         raise UsageError(
             f"device {str(name)!r} is not one of cpu, cuda and cuda:N",

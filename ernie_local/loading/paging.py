@@ -6,6 +6,7 @@ Joins checkpoint and experts; how much memory there is, is said by the caller.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -14,17 +15,22 @@ from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError
+from ernie_local.experts.card_memory import allocate_pages
+from ernie_local.experts.device import Card
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.page_level import PageLevel
-from ernie_local.experts.page_math import PackedPageMath, PageMath, PlainPageMath
+from ernie_local.experts.page_math import PageMath
 from ernie_local.experts.page_memory import PageMemory
 from ernie_local.experts.page_store import PageCheck, PageRange, PageStore
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.paging_plan import PagingPlan
+from ernie_local.experts.room import FixedRoom, Room, SharedRoom
+from ernie_local.loading.expert_math import expert_math
 from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing.checks import check_page
 from ernie_local.planner import weights
+from ernie_local.planner.placement import Placement
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -68,35 +74,52 @@ def _small_page_sizes(config: ModelConfig) -> dict[ExpertKey, int]:
 def page_experts(
     checkpoint: Checkpoint,
     config: ModelConfig,
-    memory_bytes: int,
-    card_bytes: int | None = None,
+    placement: Placement,
     options: PagingOptions | None = None,
+    card: Card | None = None,
 ) -> PagedExperts:
-    """Experts that share `memory_bytes`, at least the `least_bytes` of their plan, with conversations.
+    """Experts in memory of `placement`, which is at least the `least_bytes` of their plan.
 
-    card_bytes: of a second, faster memory above that one; then conversations share this.
+    card: what the upper of two memories is on; None where it is the processor's too. DoesNotFit where the
+    card has not got what one token needs, although it was said to.
     """
     plan = paging_plan(checkpoint, config, options)
     assert plan is not None, "only a model with experts is paged"
+    assert placement.paged_bytes is not None
     ranges = page_ranges(checkpoint, config)
     if options is not None and options.small_below is not None:
         packed = PackedTensors(config)
         for key in _small_page_sizes(config):
             ranges[key] = _packed_ranges(checkpoint, packed, key)
-    is_packed = _is_packed(config)
-    store = PageStore(ranges, _packed_check(config) if is_packed else _plain_check(checkpoint))
-    page_math: dict[Bank, PageMath] = {}
-    for bank in BANKS:
-        page_math[bank] = PackedPageMath() if is_packed else _plain_math(checkpoint, config, bank)
+    store = PageStore(ranges, _packed_check(config) if _is_packed(config) else _plain_check(checkpoint))
+    sizes = {key: store.page_bytes(key) for key in store.experts}
+    computing = expert_math(checkpoint, config, torch.device("cpu"))
+    level = _build_level(plan, placement.paged_bytes, computing, sizes)
+    if placement.card_bytes is None:
+        room: Room = SharedRoom(level, plan, placement.paged_bytes)
+        return PagedExperts(store, level, plan, room, options=options)
+    if card is None:
+        upper = _build_level(plan, placement.card_bytes, computing, sizes)
+        room = SharedRoom(upper, plan, placement.card_bytes)
+        return PagedExperts(store, level, plan, room, upper, options)
+    assert placement.card_room_bytes is not None
+    wanted = min(placement.card_bytes, plan.most_bytes)
+    memory = allocate_pages(card, wanted, plan.least_bytes, placement.card_room_bytes, plan.frame_bytes)
+    computing_there = expert_math(checkpoint, config, memory.bytes.device)
+    upper = PageLevel(plan.build(memory.num_bytes), memory, computing_there, sizes, card)
+    assert isinstance(level.memory, PageMemory)
+    page_lock = card.lock(level.memory)
+    room = FixedRoom(placement.card_room_bytes)
+    return PagedExperts(store, level, plan, room, upper, options, card, page_lock)
 
-    def build_level(num_bytes: int) -> PageLevel:
-        cache = plan.build(num_bytes)
-        memory = PageMemory(cache.slots.num_frames * plan.frame_bytes)
-        return PageLevel(cache, memory, page_math, store.experts)
 
-    upper = None if card_bytes is None else build_level(card_bytes)
-    shared_bytes = memory_bytes if card_bytes is None else card_bytes
-    return PagedExperts(store, build_level(memory_bytes), plan, shared_bytes, upper, options)
+def _build_level(
+    plan: PagingPlan, num_bytes: int, computing: Mapping[Bank, PageMath], page_bytes: Mapping[ExpertKey, int]
+) -> PageLevel:
+    """In memory of the processor."""
+    cache = plan.build(num_bytes)
+    memory = PageMemory(cache.slots.num_frames * plan.frame_bytes)
+    return PageLevel(cache, memory, computing, page_bytes)
 
 
 def page_ranges(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, tuple[PageRange, ...]]:
@@ -159,9 +182,3 @@ def _plain_check(checkpoint: Checkpoint) -> PageCheck:
             start += num_bytes
 
     return check
-
-
-def _plain_math(checkpoint: Checkpoint, config: ModelConfig, bank: Bank) -> PlainPageMath:
-    layer_id = config.text.moe_layers.index(True)
-    name = _plain_names(ExpertKey(layer_id, bank, 0))[0]
-    return PlainPageMath(checkpoint.dtype(name), config.text.hidden_size, config.text.expert_size(bank))

@@ -34,7 +34,7 @@ def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
         low = unpack_codes(packed[:, :split], 2, columns)
         return low | (_unpack_bit_plane(packed[:, split:], columns) << 2)
     blocks = packed.unflatten(1, (-1, 1, 4 * TILE_ROWS))  # (tiles, blocks, 1, 64)
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)[:, None]
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)[:, None]
     planes = (blocks >> shifts) & ((1 << bits) - 1)  # (tiles, blocks, codes a byte, 64)
     return _from_quads(planes.flatten(1, 2))
 
@@ -48,7 +48,7 @@ def _pack_bit_plane(codes: Tensor) -> Tensor:
 
 def _unpack_bit_plane(packed: Tensor, columns: int) -> Tensor:
     words = packed.view(-1, columns // 4, 8, 1)  # (tiles, columns / 4, bytes of a word, 1)
-    bits = (words >> torch.arange(8, dtype=torch.uint8)) & 1
+    bits = (words >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
     return _from_quads(bits.flatten(2))
 
 

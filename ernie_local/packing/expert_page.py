@@ -67,7 +67,7 @@ def read_layout(packed: Tensor, where: str = "the page", allow_padding: bool = F
     """
     if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() < HEADER_BYTES:
         raise _damaged(f"{where} is {packed.dtype} of shape {tuple(packed.shape)}, wanted bytes")
-    layout = read_header(packed[:HEADER_BYTES].numpy().tobytes(), where)
+    layout = read_header(packed[:HEADER_BYTES].cpu().numpy().tobytes(), where)
     spare = packed.numel() - layout.page_bytes
     if spare < 0 or (spare and not allow_padding):
         raise _damaged(f"{where} has {packed.numel()} bytes, its header means {layout.page_bytes}")

@@ -46,11 +46,13 @@ class Placement:
     """paged_bytes: memory that experts share with conversations and pictures; None where all are resident.
 
     card_bytes: of a card, where experts are paged through two memories; then conversations share this one.
+    card_room_bytes: unless it is said what they have there, beside experts that keep `card_bytes`.
     """
 
     paged_bytes: int | None
     chunk_tokens: int
     card_bytes: int | None = None
+    card_room_bytes: int | None = None
 
 
 def working_bytes(config: TextConfig, chunk_tokens: int) -> int:
@@ -73,14 +75,14 @@ def place_in_ram(
     *,
     process: int | None = None,
     free: int | None = None,
-    option: str = "ram",
+    option: str | None = "ram",
 ) -> Placement:
     """Where experts go, and the size of chunks, so that the process stays below `limit` for good.
 
     limit: of the whole process; None for what is free now, less `reserve`. chunk_tokens: None for as many as
     suit the memory. process, free: bytes that the process has and that are free beside it; None for those of
-    this process now. option: what the limit is called. DoesNotFit, with the numbers, where even paging does
-    not help.
+    this process now. option: what the limit is called, None for one that nobody set. DoesNotFit, with the
+    numbers, where even paging does not help.
     """
     process = process_memory() if process is None else process
     free = free_memory() if free is None else free
@@ -126,15 +128,16 @@ def place_on_card(
     *,
     process: int | None = None,
     free: int | None = None,
+    option: str | None = "vram",
 ) -> Placement:
     """As `place_in_ram` where all but experts, and as many of these as fit, lie in `card_limit` bytes.
 
-    The others lie in what the process may have beside that, or on disk.
+    The others lie in what the process may have beside that, or on disk. option: what card_limit is called.
     """
     process = process_memory() if process is None else process
     free = free_memory() if free is None else free
     on_card = place_in_ram(
-        need, config, card_limit, 0, chunk_tokens, process=0, free=card_limit, option="vram"
+        need, config, card_limit, 0, chunk_tokens, process=0, free=card_limit, option=option
     )
     if on_card.paged_bytes is None:
         return on_card

@@ -10,6 +10,7 @@ import torch
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
+from ernie_local.experts.device import Card
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.paging_plan import PagingPlan
@@ -21,6 +22,7 @@ from ernie_local.model.memory_use import attention_bytes
 from ernie_local.planner.placement import Placement
 
 CONTEXT_SIZE = 512
+CARD_ROOM = 64 << 20
 
 
 def room(model: ErnieModel) -> int:
@@ -42,11 +44,13 @@ def build(
     expert_bytes: int | None,
     card_bytes: int | None = None,
     paging: PagingOptions | None = None,
+    card: Card | None = None,
 ) -> ErnieModel:
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
-        placement = Placement(expert_bytes, 2048, card_bytes)
-        return build_model(checkpoint, config, torch.float32, torch.device("cpu"), placement, paging)
+        room_bytes = None if card is None else CARD_ROOM
+        placement = Placement(expert_bytes, 2048, card_bytes, room_bytes)
+        return build_model(checkpoint, config, torch.float32, torch.device("cpu"), placement, paging, card)
 
 
 def paged_experts(model: ErnieModel) -> PagedExperts:

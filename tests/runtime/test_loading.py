@@ -84,7 +84,6 @@ def test_a_card_that_is_not_there(tiny_checkpoint: Path) -> None:
     ("options", "what"),
     [
         ({"device": "tpu"}, r"device 'tpu' is not one of cpu, cuda"),
-        ({"device": "mps"}, r"device 'mps' is not one of cpu, cuda"),
         ({"dtype": "float16"}, r"dtype 'float16' is not one of float32, bfloat16"),
         ({"dtype": "int4"}, r"dtype 'int4' is not one of float32, bfloat16"),
         ({"kv_dtype": "int4"}, r"kv_dtype 'int4' is not one of float32, bfloat16, float16, int8"),

@@ -13,6 +13,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit
+from ernie_local.experts.page_memory import PageMemory
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import attention_bytes
@@ -187,6 +188,7 @@ def test_what_has_no_room_is_refused_and_nothing_is_lost(directory: Path, reside
 def test_handed_back_memory_is_not_the_process_any_more(directory: Path) -> None:
     experts = paged_experts(build(directory, plan_of(directory).most_bytes))
     memory = experts.top.memory
+    assert isinstance(memory, PageMemory)
     memory.bytes.fill_(7)
     memory.hand_back(8192, 4096)
     assert memory.bytes[8191] == 7

@@ -20,7 +20,7 @@ HIDDEN, INNER = 64, 32
 
 @pytest.fixture(autouse=True)
 def any_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_ops, "card_of", lambda device: Card())
+    monkeypatch.setattr(cuda_ops, "find_card", lambda device: Card())
 
 
 def pages(*formats: str) -> torch.Tensor:

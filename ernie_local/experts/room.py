@@ -1,0 +1,74 @@
+"""How conversations and pictures come by memory beside experts: experts give way, or it was kept for them.
+
+Owns who has how much of it now, and the refusal of more than there is.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from ernie_local.errors import DoesNotFit
+from ernie_local.experts.page_level import PageLevel
+from ernie_local.experts.page_memory import trim_heap
+from ernie_local.experts.paging_plan import PagingPlan
+from ernie_local.sizes import format_bytes
+
+
+class Room(Protocol):
+    """What `ExpertProvider.make_room` asks."""
+
+    def make(self, owner: object, num_bytes: int) -> None:
+        """See ExpertProvider.make_room."""
+        ...
+
+
+class SharedRoom:
+    """Memory of a level that experts share with others: frames go back to the system and come again."""
+
+    def __init__(self, level: PageLevel, plan: PagingPlan, num_bytes: int) -> None:
+        """num_bytes: what experts and others have together."""
+        self._level = level
+        self._plan = plan
+        self._num_bytes = num_bytes
+        self._needed: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+
+    def make(self, owner: object, num_bytes: int) -> None:
+        """See Room.make."""
+        self._needed[owner] = num_bytes
+        needed = sum(self._needed.values())
+        num_frames = (self._num_bytes - needed) // self._plan.frame_bytes
+        if num_frames < self._plan.least_frames:
+            self._needed[owner] = 0
+            least = self._plan.least_bytes
+            raise DoesNotFit(
+                f"{format_bytes(needed)} are needed beside experts, which need {format_bytes(least)} "
+                f"themselves, there are {format_bytes(self._num_bytes)} for both",
+                "conversation, pictures and experts share one memory, limited when the model was loaded",
+                "raise the limit (--ram), shorten the conversation, or give fewer or smaller pictures",
+            )
+        if num_bytes == 0:
+            trim_heap()
+        self._level.use_frames(num_frames)
+
+
+class FixedRoom:
+    """Memory of a card that was left beside experts when the model was loaded; these keep theirs."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes = num_bytes
+        self._needed: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+
+    def make(self, owner: object, num_bytes: int) -> None:
+        """See Room.make."""
+        self._needed[owner] = num_bytes
+        needed = sum(self._needed.values())
+        if needed > self._num_bytes:
+            self._needed[owner] = 0
+            raise DoesNotFit(
+                f"{format_bytes(needed)} of the card are needed beside experts, "
+                f"{format_bytes(self._num_bytes)} were kept for that",
+                "the card's memory is shared out when a model is loaded, for one conversation of its context "
+                "and pictures of the usual size",
+                "give fewer or smaller pictures, shorten the prompt, or load with a larger context",
+            )

@@ -1,0 +1,73 @@
+"""What computes a checkpoint's routed experts from their pages, on the device where these lie.
+
+Knows formats and devices; how pages come there is paging.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ernie_local.checkpoint.names import PROJECTIONS
+from ernie_local.checkpoint.packed import PackedTensors
+from ernie_local.checkpoint.reader import Checkpoint
+from ernie_local.config import ModelConfig
+from ernie_local.experts.page_math import PackedPageMath, PageMath, PlainPageMath
+from ernie_local.model.moe import BANKS, Bank
+from ernie_local.packing import PageLayout
+
+
+def expert_math(checkpoint: Checkpoint, config: ModelConfig, device: torch.device) -> dict[Bank, PageMath]:
+    """For both banks."""
+    if config.quantization is None or not config.quantization.experts:
+        return {bank: _plain_math(checkpoint, config, bank) for bank in BANKS}
+    packed = PackedPageMath() if device.type == "cpu" else card_math(config, device)
+    return dict.fromkeys(BANKS, packed)
+
+
+def card_math(config: ModelConfig, device: torch.device) -> PageMath:
+    """For packed experts on a card: Triton's kernels; plain torch without them, or for foreign formats."""
+    from ernie_local.experts.card_math import TorchPageMath, TritonPageMath
+    from ernie_local.kernels.cuda_ops import triton_missing
+
+    layouts = _expert_layouts(config)
+    if layouts is None or triton_missing(device) is not None:
+        return TorchPageMath()
+    return TritonPageMath(layouts, _shared_layouts(config))
+
+
+def _expert_layouts(config: ModelConfig) -> dict[tuple[int, Bank], Sequence[PageLayout]] | None:
+    """All that a layer's experts of a bank may have, of small pages too; None if one is a foreign format."""
+    tables = config.quantization
+    assert tables is not None
+    packed = PackedTensors(config)
+    layouts: dict[tuple[int, Bank], Sequence[PageLayout]] = {}
+    for layer_id, bank in tables.experts:
+        found = list(packed.page_layouts(layer_id, bank).values())
+        if (layer_id, bank) in tables.small_experts:
+            found += packed.page_layouts(layer_id, bank, small=True).values()
+        ours = [layout for layout in dict.fromkeys(found) if isinstance(layout, PageLayout)]
+        if len(ours) < len(dict.fromkeys(found)):
+            return None
+        layouts[layer_id, bank] = ours
+    return layouts
+
+
+def _shared_layouts(config: ModelConfig) -> dict[int, PageLayout]:
+    """Of the packed shared experts of each layer."""
+    tables = config.quantization
+    assert tables is not None
+    packed = PackedTensors(config)
+    names = {f"layers.{layer_id}.moe.shared_experts": layer_id for layer_id, _ in tables.experts}
+    return {
+        layer_id: packed.gated_mlp_layout(name)
+        for name, layer_id in names.items()
+        if name in tables.gated_mlps
+    }
+
+
+def _plain_math(checkpoint: Checkpoint, config: ModelConfig, bank: Bank) -> PlainPageMath:
+    layer_id = config.text.moe_layers.index(True)
+    name = f"experts.{layer_id}.{bank}.0.{PROJECTIONS[0]}"
+    return PlainPageMath(checkpoint.dtype(name), config.text.hidden_size, config.text.expert_size(bank))
