@@ -77,6 +77,7 @@ def bench(  # long: each option of the command is a parameter
     del debug  # Acted on by main, which is where errors arrive.
     invocation = context.ensure_object(Invocation)
     from ernie_cli import bench_json, bench_replay
+    from ernie_cli.chat_checks import check_is_number
     from ernie_local.sizes import parse_bytes, parse_count
 
     if as_json:
@@ -86,6 +87,8 @@ def bench(  # long: each option of the command is a parameter
         parse_count(ctx_size, "--ctx-size")
     if vram is not None:
         parse_bytes(vram, "--vram")
+    for one in decay or ():
+        check_is_number("--decay", one)
     of_model = {
         "--image": image is not None,
         "--ctx-size": ctx_size is not None,

@@ -156,13 +156,25 @@ def open_chat(options: ChatOptions, files: ModelFiles, console: Console) -> Chat
         check_saved_chat(options.load, files)
     model = load_model(options, files)
     _tell_of_slow_kernels(console)
-    for note in model.paging_notes():
+    for note in [*model.paging_notes(), *_idle_options(options, model)]:
         console.note(note)
     if options.trace is not None:
         model.record_trace()
     if options.load is not None:
         return load_chat(options.load, model, sampling)
     return new_chat(model, sampling, options.system)
+
+
+def _idle_options(options: ChatOptions, model: LoadedModel) -> Iterator[str]:
+    """Options that change nothing, as all experts are in memory."""
+    given = {
+        "--small-below": options.small_below is not None,
+        "--look-ahead": options.look_ahead,
+        "--misses": options.misses != "auto",
+    }
+    idle = [name for name, is_given in given.items() if is_given]
+    if idle and model.paging is None:
+        yield f"{', '.join(idle)}: without effect, every expert is in memory"
 
 
 @contextmanager
