@@ -108,7 +108,15 @@ def test_the_table_has_the_cards_that_people_have() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["rtx3060-12gb", "RTX3060-12GB", "GeForce RTX 3060", "NVIDIA GeForce RTX 3060", "rtx 3060 12gb"]
+    "name",
+    [
+        "rtx3060-12gb",
+        "RTX3060-12GB",
+        "GeForce RTX 3060",
+        "NVIDIA GeForce RTX 3060",
+        "RTX 3060",
+        "rtx 3060 12gb",
+    ],
 )
 def test_a_card_is_found_however_it_is_written(name: str) -> None:
     assert find_card(name).card_id == "rtx3060-12gb"
