@@ -11,26 +11,12 @@ Its answers mean nothing. Router weights are random with a mean of zero, so that
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from random_weights import WEIGHT_DEVIATION, RandomWeights
-
-from ernie_local.checkpoint.packed import PackedTensors, known_format
-from ernie_local.checkpoint.shapes import ExpectedShapes
-from ernie_local.checkpoint.writer import TensorEntry, write_checkpoint
-from ernie_local.config import ModelConfig, QuantizationConfig, parse_config
-from ernie_local.packing import PageLayout
+from ernie_local.config import parse_config
+from ernie_local.machine.random_checkpoint import write_random
 from ernie_quant.format_tables import FormatChoice, format_tables
-
-ROWS_A_PIECE = 1024
-# As large as what the layers add: else the mean over all tokens, which attention adds, outweighs embeddings,
-# and all tokens go to the same experts.
-EMBEDDING_DEVIATION = 1.0
 
 
 def full_size_config(num_layers: int, vision_depth: int = 32) -> dict[str, object]:
@@ -48,58 +34,6 @@ def full_size_config(num_layers: int, vision_depth: int = 32) -> dict[str, objec
         },
         "vision_config": {"model_type": "ernie4_5_vl_moe_vision", "depth": vision_depth, "hidden_size": 1280},
     }
-
-
-class Synthesizer:
-    """Random values for each tensor of a checkpoint, one piece at a time."""
-
-    def __init__(self, config: ModelConfig, seed: int) -> None:
-        self._packed = PackedTensors(config)
-        self._random = RandomWeights(seed)
-
-    def produce(self, entry: TensorEntry) -> Iterator[torch.Tensor]:
-        name, _, format_name = entry.name.rpartition(".")
-        if entry.dtype != torch.uint8:
-            yield from self._plain(entry, EMBEDDING_DEVIATION if name == "embed_tokens" else WEIGHT_DEVIATION)
-        elif len(entry.shape) == 2:
-            layout = self._packed.layout_of(entry.name)
-            assert isinstance(layout, PageLayout), entry.name
-            for _ in range(entry.shape[0]):
-                yield self._random.page(layout)
-        else:
-            rows, columns = self._packed.matrix_shape(name)
-            deviation = EMBEDDING_DEVIATION if name == "embed_tokens" else WEIGHT_DEVIATION
-            yield from self._random.matrix(known_format(format_name), rows, columns, deviation)
-
-    def _plain(self, entry: TensorEntry, deviation: float) -> Iterator[torch.Tensor]:
-        if "norm" in entry.name and entry.name.endswith(".weight"):
-            yield torch.ones(entry.shape, dtype=entry.dtype)
-        elif entry.name.endswith(".bias"):
-            yield torch.zeros(entry.shape, dtype=entry.dtype)
-        else:
-            for start in range(0, entry.shape[0], ROWS_A_PIECE):
-                rows = min(ROWS_A_PIECE, entry.shape[0] - start)
-                values = self._random.normal(rows, *entry.shape[1:])
-                yield values.mul_(deviation / WEIGHT_DEVIATION).to(entry.dtype)
-
-
-def write_random(
-    directory: Path, raw: dict[str, object], tables: QuantizationConfig | None, seed: int
-) -> None:
-    """The checkpoint that `raw`, a config.json, describes, in the formats of `tables`, into a new place."""
-    config = dataclasses.replace(parse_config(raw, "config.json"), quantization=tables)
-    packed, expected = PackedTensors(config), ExpectedShapes(config)
-    entries = [TensorEntry(name, torch.uint8, shape) for name, shape in packed.shapes.items()]
-    for name in expected.names():
-        if not packed.replaces(name):
-            shape = expected.shape(name)
-            assert shape is not None
-            entries.append(TensorEntry(name, torch.float32 if "router" in name else torch.bfloat16, shape))
-    directory.mkdir(parents=True)
-    write_checkpoint(directory, entries, Synthesizer(config, seed).produce)
-    if tables is not None:
-        raw = {**raw, "quantization_config": tables.to_json()}
-    (directory / "config.json").write_text(json.dumps(raw, indent=1))
 
 
 def peak_mib() -> int:
@@ -128,9 +62,8 @@ def main() -> None:
         arguments.experts, arguments.dense, arguments.embedding, vision, small_experts=arguments.dual
     )
     start = time.perf_counter()
-    write_random(
-        arguments.out, raw, None if arguments.plain else format_tables(config, choice), arguments.seed
-    )
+    tables = None if arguments.plain else format_tables(config, choice)
+    write_random(arguments.out, raw, tables, arguments.seed)
     num_bytes = sum(path.stat().st_size for path in arguments.out.iterdir())
     seconds = time.perf_counter() - start
     print(f"{arguments.out}: {num_bytes / 1e9:.2f} GB in {seconds:.0f} s, peak memory {peak_mib()} MiB")

@@ -1,37 +1,49 @@
-"""The command `ernie-local bench`: what paging would do with the choices of a recorded chat, as a table.
+"""The command `ernie-local bench`: its options, and which of its two works they ask for.
 
-Owns the budgets that are tried. Imports typer and nothing heavy, and no torch even when it runs.
+Imports typer and nothing heavy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ernie_cli.invocation import Invocation
 
-if TYPE_CHECKING:
-    from ernie_local.experts.replay import Replayed
-    from ernie_local.experts.trace import Trace
 
-_SHARES = (0.25, 0.5, 0.75, 1.0)
-_COLUMNS = "{:>11}  {:<9}  {:>9}  {:>11}  {:>14}"
-
-
-def bench(
+def bench(  # long: each option of the command is a parameter
     context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(show_default=False, help="Measure this model too: a directory, hf:org/name, or nano."),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Measure how long MODEL takes for this picture.")
+    ] = None,
+    ctx_size: Annotated[
+        str | None, typer.Option(metavar="N", help="Tokens that MODEL is loaded for, such as 32k.")
+    ] = None,
+    no_save: Annotated[
+        bool, typer.Option("--no-save", help="Leave the stored profile of this machine as it is.")
+    ] = False,
     trace_path: Annotated[
-        Path,
-        typer.Option("--replay", metavar="TRACE", help="What `ernie-local chat --trace TRACE` has written."),
-    ],
+        Path | None,
+        typer.Option(
+            "--replay",
+            metavar="TRACE",
+            help="Measure nothing: replay what `ernie-local chat --trace TRACE` has written, which share of "
+            "experts would be found in how much memory.",
+        ),
+    ] = None,
     ram: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SIZE",
-            help="Memory for experts, such as 6GiB. Repeatable. Default: 25 to 100 % of text experts.",
+            help="With MODEL: memory that the process may have, as for chat. With --replay: memory for "
+            "experts, repeatable, by default 25 to 100 % of text experts.",
         ),
     ] = None,
     decay: Annotated[
@@ -40,7 +52,8 @@ def bench(
             metavar="X",
             min=0.0,
             max=1.0,
-            help="A fixed decay in place of the one that paging finds itself: 0 is LRU, 1 LFU. Repeatable.",
+            help="With --replay: a fixed decay in place of the one that paging finds itself: 0 is LRU, 1 is "
+            "LFU. Repeatable.",
         ),
     ] = None,
     as_json: Annotated[
@@ -48,82 +61,71 @@ def bench(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
 ) -> None:
-    """Replay a recorded chat without its model: which share of experts would be found in how much memory.
+    """Measure this machine, and MODEL on it: disk, memory, kernels, prompts and answers; half a minute.
 
-    Our paging as it would run, beside LRU, LFU and Belady's optimum with the same bytes.
+    What was measured is stored as the machine's profile, from which speed is predicted. With --replay a
+    recorded chat is gone through instead, without its model: our paging as it would run, beside LRU, LFU
+    and Belady's optimum with the same bytes.
     """
     del debug  # Acted on by main, which is where errors arrive.
     invocation = context.ensure_object(Invocation)
-    from ernie_cli import bench_json
-    from ernie_local.experts.replay import check_budget
-    from ernie_local.experts.trace_file import read_trace
-    from ernie_local.sizes import parse_bytes
+    from ernie_cli import bench_json, bench_replay
+    from ernie_local.sizes import parse_bytes, parse_count
 
     if as_json:
         invocation.json_object = bench_json.empty_object()
     budgets = [parse_bytes(size, "--ram") for size in ram or ()]
-    trace = read_trace(trace_path)
-    for budget in budgets:
-        check_budget(trace, budget)
-    _run(trace_path, trace, budgets or default_budgets(trace), decay or (None,), invocation)
-
-
-def _run(
-    path: Path, trace: Trace, budgets: Sequence[int], decays: Sequence[float | None], invocation: Invocation
-) -> None:
-    from ernie_cli import bench_json
-    from ernie_cli.console import Console
-    from ernie_local.experts.replay import compare
-
-    entries: list[dict[str, object]] = []
-    if invocation.json_object is not None:
-        invocation.json_object |= {**bench_json.trace_fields(path, trace), "budgets": entries}
-        # One by one, so that those before an interruption are in the object.
-        entries.extend(
-            bench_json.budget_fields(trace, budget, compare(trace, budget, decays)) for budget in budgets
-        )
+    if ctx_size is not None:
+        parse_count(ctx_size, "--ctx-size")
+    of_model = {"--image": image is not None, "--ctx-size": ctx_size is not None, "--ram": bool(ram)}
+    if trace_path is not None:
+        _refuse_beside_replay({"MODEL": model is not None, **of_model, "--no-save": no_save})
+    else:
+        _refuse_beside_measuring(of_model, model, num_limits=len(budgets), has_decay=bool(decay))
+    if trace_path is not None:
+        bench_replay.run(trace_path, budgets, decay or (None,), invocation)
         return
-    console = Console()
-    for line in head(trace):
-        console.answer(line + "\n")
-    for budget in budgets:
-        for line in lines(budget, compare(trace, budget, decays)):
-            console.answer(line + "\n")
+    from ernie_cli import bench_measure
+
+    options = bench_measure.MeasureOptions(model, image, ctx_size, ram[0] if ram else None, not no_save)
+    bench_measure.run(options, invocation)
 
 
-def default_budgets(trace: Trace) -> list[int]:
-    """Shares of the bytes of all text pages, but never less than paging needs."""
-    from ernie_local.experts.replay import least_bytes
+def _refuse_beside_replay(given: Mapping[str, bool]) -> None:
+    """given: by the name of an option, whether it was."""
+    from ernie_local.errors import UsageError
 
-    whole, least = trace.bank_bytes("text"), least_bytes(trace)
-    return sorted({max(least, int(share * whole)) for share in _SHARES})
-
-
-def head(trace: Trace) -> Iterator[str]:
-    """What was recorded, and the names of the columns."""
-    from ernie_local.sizes import format_bytes
-
-    banks = [f"{format_bytes(trace.bank_bytes(bank))} of {bank} experts" for bank in trace.banks]
-    yield (
-        f"{trace.model}: {trace.prompt_tokens} prompt tokens, {trace.decoded_tokens} decoded; "
-        + ", ".join(banks)
-    )
-    yield _COLUMNS.format("memory", "policy", "text hits", "vision hits", "read per token")
+    wrong = [name for name, is_given in given.items() if is_given and name != "--ram"]
+    if wrong:
+        raise UsageError(
+            f"{', '.join(wrong)} given with --replay",
+            "a replay measures nothing and loads no model",
+            "leave one of them out",
+        )
 
 
-def lines(budget: int, results: Sequence[Replayed]) -> Iterator[str]:
-    """A line a policy."""
-    from ernie_local.sizes import format_bytes
+def _refuse_beside_measuring(
+    of_model: Mapping[str, bool], model: str | None, *, num_limits: int, has_decay: bool
+) -> None:
+    """of_model: by the name of an option that only a model gives a meaning, whether it was given."""
+    from ernie_local.errors import UsageError
 
-    for index, result in enumerate(results):
-        read = result.bytes_per_token
-        yield _COLUMNS.format(
-            "" if index else format_bytes(budget),
-            result.policy if result.decay is None else f"{result.policy} {result.decay:g}",
-            *(_percent(result.stats.banks[bank].decode_hit_rate) for bank in ("text", "vision")),
-            "-" if read is None else format_bytes(round(read)),
-        ).rstrip()
-
-
-def _percent(rate: float | None) -> str:
-    return "-" if rate is None else f"{rate:.1%}"
+    wrong = [name for name, is_given in of_model.items() if is_given]
+    if has_decay:
+        raise UsageError(
+            "--decay given without --replay",
+            "only a replay has a choice of decays",
+            "add --replay TRACE, or leave it out",
+        )
+    if model is None and wrong:
+        raise UsageError(
+            f"{', '.join(wrong)} given without MODEL",
+            "it says how a model is loaded and measured",
+            "name a model, such as nano, or leave it out",
+        )
+    if num_limits > 1:
+        raise UsageError(
+            f"{num_limits} limits by --ram for one model",
+            "it is loaded once",
+            "run bench once for each limit",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,22 +10,60 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ernie_local.experts.replay import Replayed
     from ernie_local.experts.trace import Trace
+    from ernie_local.loading import LoadedModel
+    from ernie_local.machine.model_speed import ModelRun
+    from ernie_local.planner.profile import MachineProfile
 
 SCHEMA = "ernie-local.bench/1"
 
 
 def empty_object() -> dict[str, object]:
-    """The object of a run that has replayed nothing."""
+    """The object of a run that has measured and replayed nothing."""
     return {
         "schema": SCHEMA,
         "ok": False,
-        "trace": None,
+        "machine": None,
         "model": None,
+        "speed": None,
+        "saved": None,
+        "trace": None,
         "prompt_tokens": None,
         "decoded_tokens": None,
         "expert_bytes": {"text": None, "vision": None},
         "budgets": [],
         "error": None,
+    }
+
+
+def machine_fields(profile: MachineProfile) -> dict[str, object]:
+    """The key that measuring the machine fills: the profile without its model."""
+    machine = dataclasses.asdict(profile)
+    del machine["model"]
+    return {"machine": machine}
+
+
+def model_fields(model: LoadedModel, measured: ModelRun) -> dict[str, object]:
+    """The keys that measuring a model fills."""
+    picture = measured.picture
+    return {
+        "model": model.directory.name,
+        "speed": {
+            "weight_bytes": model.weight_bytes,
+            "expert_memory_bytes": measured.expert_memory_bytes,
+            "hit_rate": measured.hit_rate,
+            "prompt_tokens": measured.prompt_tokens,
+            "first_token_seconds": dataclasses.asdict(measured.first_token_seconds),
+            "prefill_tokens_per_second": dataclasses.asdict(measured.prefill),
+            "decode_tokens_per_second": dataclasses.asdict(measured.decode),
+            "predicted_decode_tokens_per_second": measured.predicted_decode,
+            "picture": None
+            if picture is None
+            else {
+                "tokens": picture.tokens,
+                "encode_seconds": dataclasses.asdict(picture.encode_seconds),
+                "prefill_tokens_per_second": dataclasses.asdict(picture.prefill),
+            },
+        },
     }
 
 

@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TextIO
 
 ISA_VARIABLE = "ERNIE_LOCAL_ISA"
@@ -19,6 +20,8 @@ ENVIRONMENT: Mapping[str, str] = {
     ISA_VARIABLE: "instruction set of the CPU kernels, such as 'avx2'; 'ernie-local doctor' lists them",
     "NO_COLOR": "set to anything: no colour and no dimmed text",
     "TERM": "'dumb': no colour, no dimmed text, and no line editing",
+    "XDG_CONFIG_HOME": "the folder in which `bench` stores the machine's profile, in place of ~/.config",
+    "APPDATA": "the same on Windows",
 }
 
 _STYLES = {"plain": "", "dim": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[1;31m"}
@@ -38,6 +41,18 @@ def terminal_is_plain(environment: Mapping[str, str] | None = None) -> bool:
 def forced_instruction_set(environment: Mapping[str, str] | None = None) -> str | None:
     """The instruction set that the CPU kernels must use; None leaves the choice to them."""
     return (os.environ if environment is None else environment).get(ISA_VARIABLE) or None
+
+
+def profile_path(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
+    """Where the profile of this machine lies, in the user's own folder for settings."""
+    variables = os.environ if environment is None else environment
+    if platform == "win32":
+        folder = Path(variables.get("APPDATA") or Path.home() / "AppData" / "Roaming")
+    else:
+        named = Path(variables.get("XDG_CONFIG_HOME") or "")
+        # Relative ones mean nothing, says the XDG Base Directory Specification.
+        folder = named if named.is_absolute() else Path.home() / ".config"
+    return folder / "ernie-local" / "machine.json"
 
 
 class Console:

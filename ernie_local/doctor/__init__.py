@@ -7,14 +7,46 @@ changes nothing for good, and imports torch when it runs. Knows nothing of how f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from ernie_local.doctor import cuda, instruction_set, kernels, memory, python, self_test
+from ernie_local.doctor import (
+    battery,
+    card,
+    checkpoint,
+    cuda,
+    disk,
+    instruction_set,
+    kernels,
+    link,
+    memory,
+    pinned,
+    profile,
+    python,
+    self_test,
+    system,
+    triton,
+)
 from ernie_local.doctor.finding import Finding, Verdict, worst_verdict
+from ernie_local.machine.nvidia_smi import read_cards
 
-__all__ = ["Finding", "Verdict", "examine", "worst_verdict"]
+__all__ = ["Finding", "Subject", "Verdict", "examine", "worst_verdict"]
 
 
-def examine(isa_setting: str, *, isa_is_forced: bool) -> Iterator[Finding]:
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is examined beside the machine.
+
+    model: whose files are checked, None for none. temporary_folder: on the disk that is timed without one.
+    profile_path: where `bench` stores what it measured.
+    """
+
+    model: str | None
+    temporary_folder: Path
+    profile_path: Path
+
+
+def examine(isa_setting: str, *, isa_is_forced: bool, subject: Subject) -> Iterator[Finding]:
     """Run every check, and give each finding as soon as it is there.
 
     isa_setting: what a user sets to force an instruction set; isa_is_forced: whether it was set.
@@ -27,4 +59,17 @@ def examine(isa_setting: str, *, isa_is_forced: bool) -> Iterator[Finding]:
         return
     yield instruction_set.check(isa_setting, is_forced=isa_is_forced)
     yield self_test.check(isa_setting)
-    yield cuda.check()
+    cards = read_cards()
+    yield cuda.check(cards)
+    yield card.check(cards)
+    yield triton.check(has_card=bool(cards))
+    stored, finding = profile.check(subject.profile_path)
+    yield link.check(cards, stored)
+    yield pinned.check()
+    yield system.check(cards)
+    yield battery.check()
+    found, files = checkpoint.check(subject.model)
+    if found is not None:
+        yield found
+    yield disk.check(files, subject.temporary_folder)
+    yield finding

@@ -1,30 +1,45 @@
-"""The check of CUDA, as PyTorch tells it. Nothing is computed on a device here."""
+"""The check of CUDA: whether PyTorch, its CUDA and the driver belong together. Nothing is computed there.
+
+Owns which driver a CUDA needs at least. What the card itself can do is card.py's.
+"""
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Sequence
 
 from ernie_local.doctor.finding import Finding
+from ernie_local.machine.nvidia_smi import CardReport
 
 NAME = "cuda"
+# By CUDA's major version, on Linux: within one, newer minor versions run on older drivers ("CUDA
+# Compatibility", table "Minor Version Compatibility").
+_LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
 
 
-def check() -> Finding:
-    """Ok without a device, which nothing needs; slow where PyTorch complains of the one that is there."""
+def check(cards: Sequence[CardReport] | None) -> Finding:
+    """Ok without a device, which nothing needs; slow where a card is there that PyTorch cannot use.
+
+    cards: what the driver's own tool tells; None where there is none.
+    """
     import torch
 
     built_for = torch.version.cuda
+    driver = next((card.driver_version for card in cards or () if card.driver_version), None)
     devices: list[dict[str, object]] = []
-    facts: dict[str, object] = {"built_for": built_for, "is_available": False, "devices": devices}
+    facts: dict[str, object] = {
+        "built_for": built_for,
+        "driver": driver,
+        "is_available": False,
+        "devices": devices,
+    }
     # PyTorch tells of a driver that is too old, or of a device that does not start, in a warning.
     with warnings.catch_warnings(record=True) as complaints:
         warnings.simplefilter("always")
         is_available = torch.cuda.is_available()
-    if not is_available and complaints:
-        return _unusable(str(complaints[0].message), facts)
     if not is_available:
-        reason = "this PyTorch is built without CUDA" if built_for is None else "no CUDA device"
-        return Finding(NAME, "ok", f"not used: {reason}", None, facts)
+        return _not_available(built_for, driver, [str(each.message) for each in complaints], facts, cards)
     try:
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
@@ -33,7 +48,50 @@ def check() -> Finding:
         return _unusable(str(error), facts)
     facts["is_available"] = True
     names = ", ".join(str(device["name"]) for device in devices)
-    return Finding(NAME, "ok", f"CUDA {built_for}: {names}; used only with --device cuda", None, facts)
+    shown = f"CUDA {built_for}" + (f", driver {driver}" if driver else "")
+    return Finding(NAME, "ok", f"{shown}: {names}; used only with --device cuda", None, facts)
+
+
+def _not_available(
+    built_for: str | None,
+    driver: str | None,
+    complaints: Sequence[str],
+    facts: dict[str, object],
+    cards: Sequence[CardReport] | None,
+) -> Finding:
+    if cards and built_for is None:
+        return Finding(
+            NAME,
+            "slow",
+            f"not used: {cards[0].name} is there, this PyTorch is built without CUDA",
+            "install a PyTorch with CUDA: https://pytorch.org/get-started/locally",
+            facts,
+        )
+    least = least_driver(built_for)
+    if driver is not None and least is not None and _major(driver) < least:
+        return Finding(
+            NAME,
+            "slow",
+            f"not used: driver {driver}, CUDA {built_for} needs {least} or newer",
+            f"update the driver to {least} or newer, or install a PyTorch built for an older CUDA",
+            facts,
+        )
+    if complaints:
+        return _unusable(complaints[0], facts)
+    if cards:
+        return _unusable(f"{cards[0].name} is there, PyTorch for CUDA {built_for} does not see it", facts)
+    reason = "this PyTorch is built without CUDA" if built_for is None else "no CUDA device"
+    return Finding(NAME, "ok", f"not used: {reason}", None, facts)
+
+
+def least_driver(built_for: str | None) -> int | None:
+    """Major version of the oldest driver for this CUDA, None where that is not known."""
+    return None if built_for is None else _LEAST_DRIVERS.get(_major(built_for))
+
+
+def _major(version: str) -> int:
+    match = re.match(r"[0-9]{1,6}", version, re.ASCII)
+    return int(match[0]) if match else 0
 
 
 def _unusable(reason: str, facts: dict[str, object]) -> Finding:

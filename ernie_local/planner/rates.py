@@ -5,7 +5,8 @@ Numbers alone: who measured or assumed them is said by whoever made them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,14 @@ class CardRates:
 
 
 @dataclass(frozen=True, slots=True)
+class PagingCosts:
+    """What paging costs a decoded token beside the disk: in each layer, and for each page that is missing."""
+
+    layer_seconds: float
+    page_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Rates:
     """Of a machine as decode and prefill meet it.
 
@@ -25,6 +34,7 @@ class Rates:
     weights as the CPU's kernels pass over them for one token. operations_per_second: multiplications and
     additions, each counted, of the CPU in a prompt. token_seconds: of a decoded token beside its layers;
     layer_seconds: of each of its layers beside reading weights, attention to few tokens included.
+    format_rates: as memory_bytes_per_second, by the name of a format, where it differs.
     """
 
     disk_bytes_per_second: float
@@ -33,3 +43,9 @@ class Rates:
     token_seconds: float
     layer_seconds: float
     card: CardRates | None = None
+    paging: PagingCosts | None = None
+    format_rates: Mapping[str, float] = field(default_factory=dict)
+
+    def bytes_per_second(self, format_name: str) -> float:
+        """Of weights in this format, such as `w4` or `bfloat16`, for one token on the CPU."""
+        return self.format_rates.get(format_name, self.memory_bytes_per_second)

@@ -83,10 +83,22 @@ def test_a_file_that_is_no_trace_ends_with_5(command: Command, invoice: Path) ->
     assert len(result.stderr.splitlines()) == 3
 
 
-@pytest.mark.parametrize("arguments", [(), ("--decay", "1.5"), ("--ram", "much")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--decay", "1.5"),
+        ("--ram", "much"),
+        ("nano",),
+        ("--image", "x.png"),
+        ("--ctx-size", "1k"),
+        ("--no-save",),
+    ],
+    ids=" ".join,
+)
 def test_wrong_options_are_usage_errors(command: Command, trace: Path, arguments: tuple[str, ...]) -> None:
-    replay = ("--replay", str(trace)) if arguments else ()
-    assert command("bench", *replay, *arguments).exit_code == 2
+    result = command("bench", "--replay", str(trace), *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 3
 
 
 @pytest.mark.usefixtures("no_weights")

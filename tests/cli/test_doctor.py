@@ -13,7 +13,7 @@ import pytest
 
 import ernie_local.doctor
 from ernie_cli.doctor_json import SCHEMA
-from ernie_local.doctor import Finding
+from ernie_local.doctor import Finding, Subject
 from ernie_local.kernels import native
 
 PAGE = Path(__file__).parents[2] / "docs" / "doctor-json.md"
@@ -29,12 +29,19 @@ def without_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ERNIE_LOCAL_ISA", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder of settings without a profile."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    return tmp_path / "settings"
+
+
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[Finding | Exception]:
     """What the checks find, or raise, in place of the real ones."""
     findings: list[Finding | Exception] = []
 
-    def examine(isa_setting: str, *, isa_is_forced: bool) -> Iterator[Finding]:
+    def examine(isa_setting: str, *, isa_is_forced: bool, subject: Subject) -> Iterator[Finding]:
         assert isa_setting == "ERNIE_LOCAL_ISA"
         for finding in findings:
             if isinstance(finding, Exception):
@@ -56,12 +63,29 @@ def example() -> dict[str, Any]:
 def test_each_finding_is_a_line_and_its_fix_another(command: Callable[..., Any], found: list[Any]) -> None:
     found += [OK, SLOW]
     result = command("doctor")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr) == (1, "")
     assert result.stdout == (
-        "one        ok     all is well\n"
-        "two        slow   half is well\n"
-        "           fix    do more\n"
+        "one         ok     all is well\n"
+        "two         slow   half is well\n"
+        "            fix    do more\n"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)], ids=["lines", "json"])
+@pytest.mark.parametrize(
+    ("findings", "exit_code"),
+    [([OK], 0), ([OK, SLOW], 1), ([SLOW, OK, FAILS], 3), ([FAILS], 3), ([], 0)],
+    ids=["ok", "slow", "slow and fails", "fails", "nothing"],
+)
+def test_the_exit_code_is_that_of_the_worst(
+    command: Callable[..., Any],
+    found: list[Any],
+    findings: list[Finding],
+    exit_code: int,
+    as_json: tuple[str, ...],
+) -> None:
+    found += findings
+    assert command("doctor", *as_json).exit_code == exit_code
 
 
 def test_a_failing_check_is_exit_code_3_after_all_lines(
@@ -71,8 +95,8 @@ def test_a_failing_check_is_exit_code_3_after_all_lines(
     result = command("doctor")
     assert result.exit_code == 3
     assert result.stdout.splitlines()[1:] == [
-        "           fix    start anew",
-        "one        ok     all is well",
+        "            fix    start anew",
+        "one         ok     all is well",
     ]
     assert result.stderr.splitlines() == [
         "error: ernie-local cannot run here: 1 of 2 checks failed (three)",
@@ -86,9 +110,9 @@ def test_json_has_the_findings_and_the_lines_go_to_stderr(
 ) -> None:
     found += [OK, SLOW]
     result = command("doctor", "--json")
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     assert result.stdout.count("\n") == 1
-    assert result.stderr.splitlines()[0] == "one        ok     all is well"
+    assert result.stderr.splitlines()[0] == "one         ok     all is well"
     assert result.json() == {
         "schema": SCHEMA,
         "ok": True,
@@ -138,7 +162,7 @@ def test_a_wrong_option_prints_the_empty_object(command: Callable[..., Any]) -> 
     assert len(result.stderr.splitlines()) == 3
 
 
-@pytest.mark.parametrize("arguments", [("--nonsense",), ("nano",), ("--json", "nano")], ids=" ".join)
+@pytest.mark.parametrize("arguments", [("--nonsense",), ("nano", "nano"), ("--json", "-x")], ids=" ".join)
 def test_wrong_arguments_are_usage_errors(command: Callable[..., Any], arguments: tuple[str, ...]) -> None:
     result = command("doctor", *arguments)
     assert result.exit_code == 2
@@ -157,7 +181,7 @@ def test_this_machine_has_the_documented_shape(
     command: Callable[..., Any], request: pytest.FixtureRequest, with_native: bool
 ) -> None:
     request.getfixturevalue("native_kernels" if with_native else "no_native_kernels")
-    value = command("doctor", "--json").json()
+    value = command("doctor", "nano", "--json").json()
     documented = example()
     assert list(value) == list(documented)
     assert value["schema"] == SCHEMA == documented["schema"]
@@ -190,7 +214,7 @@ def test_a_forced_set_is_in_use_and_named(
     assert (cpu["facts"]["in_use"], cpu["facts"]["is_forced"]) == (name, True)
     assert cpu["text"].startswith(f"{name}, forced by ERNIE_LOCAL_ISA")
     assert native_kernels.instruction_set() == name, "the self-test must leave it in use"
-    assert result.exit_code == 0
+    assert result.exit_code == (0 if result.json()["verdict"] == "ok" else 1)
 
 
 def test_a_wrong_kernel_is_exit_code_3(

@@ -6,6 +6,7 @@ import math
 import re
 import sys
 import warnings
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from ernie_local.doctor import (
     Finding,
+    Subject,
     cuda,
     examine,
     instruction_set,
@@ -52,9 +54,17 @@ def test_a_fix_goes_with_what_is_not_ok_alone(verdict: Any) -> None:
         Finding("name", verdict, "text", "fix" if verdict == "ok" else None, {})
 
 
-def test_every_check_of_this_machine_gives_a_finding(native_kernels: ModuleType) -> None:
-    names = [found.name for found in examine(SETTING, isa_is_forced=False)]
-    assert names == ["python", "memory", "kernels", "cpu", "self-test", "cuda"]
+@pytest.fixture
+def subject(tmp_path: Path) -> Subject:
+    return Subject(None, tmp_path, tmp_path / "machine.json")
+
+
+def test_every_check_of_this_machine_gives_a_finding(native_kernels: ModuleType, subject: Subject) -> None:
+    names = [found.name for found in examine(SETTING, isa_is_forced=False, subject=subject)]
+    assert names == [
+        *("python", "memory", "kernels", "cpu", "self-test", "cuda", "card", "triton", "link", "pinned"),
+        *("system", "battery", "disk", "profile"),
+    ]
 
 
 # python
@@ -86,9 +96,11 @@ def test_usable_cpus_are_those_of_the_process() -> None:
     assert 1 <= python.usable_cpus() <= (psutil.cpu_count() or 1)
 
 
-def test_without_torch_it_fails_and_what_needs_torch_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_it_fails_and_what_needs_torch_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, subject: Subject
+) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    found = list(examine(SETTING, isa_is_forced=False))
+    found = list(examine(SETTING, isa_is_forced=False, subject=subject))
     assert [each.name for each in found] == ["python", "memory", "kernels"]
     assert found[0].verdict == "fails"
     assert "PyTorch cannot be imported" in found[0].text
@@ -99,12 +111,27 @@ def test_without_torch_it_fails_and_what_needs_torch_is_left_out(monkeypatch: py
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(1 << 30, "ok"), ((1 << 30) - 1, "slow")])
-def test_little_memory_is_slow(monkeypatch: pytest.MonkeyPatch, free: int, verdict: str) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free, total=8 << 30))
+@pytest.mark.parametrize("available", [2 << 30, 0])
+def test_little_memory_is_slow_whatever_leaves_so_little(
+    monkeypatch: pytest.MonkeyPatch, free: int, verdict: str, available: int
+) -> None:
+    available = available or free
+    system = SimpleNamespace(available=available, total=8 << 30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: system)
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(total=4 << 30, used=1 << 30))
+    monkeypatch.setattr(memory, "free_memory", lambda: free)
     found = memory.check()
     assert found.verdict == verdict
     assert "free of 8.00 GiB" in found.text
-    assert found.facts == {"free_bytes": free, "total_bytes": 8 << 30}
+    assert ("container's limit (2.00 GiB without it)" in found.text) == (available > free)
+    assert found.text.endswith("1.00 GiB of 4.00 GiB swap in use")
+    assert found.facts == {
+        "free_bytes": free,
+        "total_bytes": 8 << 30,
+        "is_limited": available > free,
+        "swap_total_bytes": 4 << 30,
+        "swap_used_bytes": 1 << 30,
+    }
 
 
 # kernels
@@ -130,8 +157,8 @@ def test_how_the_module_was_built(monkeypatch: pytest.MonkeyPatch, build_type: s
     assert found.facts == {"present": True, "reason": None, "build": build}
 
 
-def test_a_module_that_is_missing_is_slow_once(no_native_kernels: None) -> None:
-    found = {each.name: each for each in examine(SETTING, isa_is_forced=False)}
+def test_a_module_that_is_missing_is_slow_once(no_native_kernels: None, subject: Subject) -> None:
+    found = {each.name: each for each in examine(SETTING, isa_is_forced=False, subject=subject)}
     assert found["kernels"].verdict == "slow"
     assert "not there, PyTorch computes: the C++ build failed" in found["kernels"].text
     assert "install a C++ compiler" in (found["kernels"].fix or "")
@@ -287,16 +314,16 @@ def test_no_cuda_is_ok_and_says_why(
     monkeypatch: pytest.MonkeyPatch, built_for: str | None, text: str
 ) -> None:
     fake_cuda(monkeypatch, built_for, lambda: False)
-    found = cuda.check()
+    found = cuda.check(None)
     assert (found.verdict, found.text) == ("ok", text)
-    assert found.facts == {"built_for": built_for, "is_available": False, "devices": []}
+    assert found.facts == {"built_for": built_for, "driver": None, "is_available": False, "devices": []}
 
 
 def test_a_cuda_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cuda(monkeypatch, "12.8", lambda: True)
     card = SimpleNamespace(name="Card 9000", total_memory=8 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
-    found = cuda.check()
+    found = cuda.check(None)
     assert (found.verdict, found.text) == ("ok", "CUDA 12.8: Card 9000; used only with --device cuda")
     assert found.facts["is_available"] is True
     assert found.facts["devices"] == [{"name": "Card 9000", "total_bytes": 8 << 30}]
@@ -312,7 +339,7 @@ def test_a_driver_that_torch_complains_of_is_slow_and_no_warning_escapes(
     fake_cuda(monkeypatch, "12.8", complain)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = cuda.check()
+        found = cuda.check(None)
     assert (found.verdict, found.text) == ("slow", "not used: The NVIDIA driver on your system is too old")
 
 
@@ -322,6 +349,6 @@ def test_a_device_that_does_not_start_is_slow(monkeypatch: pytest.MonkeyPatch) -
 
     fake_cuda(monkeypatch, "12.8", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", fail)
-    found = cuda.check()
+    found = cuda.check(None)
     assert (found.verdict, found.text) == ("slow", "not used: CUDA error: out of sorts more")
     assert found.facts["is_available"] is False

@@ -1,7 +1,7 @@
-"""Random packed matrices and pages whose weights have a mean of zero and a standard deviation of 0.02.
+"""Random packed matrices and pages, to compute with where only time counts.
 
-A mean beside zero drowns each token in a constant: every token then picks the same experts, and any cache
-looks perfect.
+Their weights have a mean of zero and a standard deviation of 0.02. A mean beside zero drowns each token in
+a constant: every token then picks the same experts, and any cache looks perfect.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ class RandomWeights:
         self._generator = np.random.Generator(np.random.SFC64(seed))
 
     def bytes(self, *shape: int) -> torch.Tensor:
+        """Uniform uint8 of this shape."""
         count = int(np.prod(shape))
         words = self._generator.integers(0, 1 << 64, count // 8 + 1, dtype=np.uint64)
         return torch.from_numpy(words.view(np.uint8)[:count]).view(shape)
 
     def normal(self, *shape: int) -> torch.Tensor:
+        """Normal float32 of this shape and of WEIGHT_DEVIATION."""
         return torch.from_numpy(self._generator.standard_normal(shape, dtype=np.float32)) * WEIGHT_DEVIATION
 
     def tiles(
@@ -57,7 +59,7 @@ class RandomWeights:
         elif low_bit.bits == 2:
             random.copy_((random % 8 + 8) | ((random // 16 % 2 + middle) << 4))
         else:
-            raise ValueError(low_bit.name)  # no benchmark takes w3 yet
+            raise ValueError(low_bit.name)  # nothing asks for w3 yet
         return tiles
 
     def matrix(

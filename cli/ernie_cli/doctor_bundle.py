@@ -1,0 +1,153 @@
+"""What `doctor --bundle` writes: a zip of what was found, for somebody who helps.
+
+Owns what is private and goes out: paths, names of people, machines and their programs, names of models. The
+environment is never looked at for what goes in.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import platform
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ernie_cli import doctor_json
+from ernie_local.errors import InputUnreadable, UsageError
+from ernie_local.whole_file import written_whole
+
+if TYPE_CHECKING:
+    from ernie_local.doctor import Finding, Subject
+
+# Where a path ends: with a blank in it, it has to be known by name.
+_REST = r"[^\s,;:()'\"`]"
+# Behind a letter or a digit it is no path: "GB/s", "tokens/s".
+_PATH = re.compile(rf"(?<![\w.])(?:[A-Za-z]:[\\/]|[\\/~]){_REST}+")
+_PRIVATE = "<private>"
+# A name of two letters would be found in half of all words.
+_SHORTEST_NAME = 3
+
+
+def check_path(path: Path) -> None:
+    """Raise UsageError where no file can be written, or another kind of file would be lost."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(
+            f"cannot write a bundle to {path}",
+            "it is a directory" if path.is_dir() else f"{path.parent} is not a directory",
+            "give the path of a file, such as report.zip",
+        )
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise UsageError(
+            f"will not write a bundle over {path}",
+            "that file holds something else",
+            "give another path, such as report.zip",
+        )
+
+
+def write_bundle(path: Path, findings: Sequence[Finding], subject: Subject) -> None:
+    """Write the zip, whole or not at all: doctor.json, packages.json, platform.json and machine.json."""
+    private = list(_private_names(findings, subject))
+    fields = {**doctor_json.empty_object(), **doctor_json.finding_fields(findings)}
+    fields["ok"] = fields["verdict"] != "fails"
+    members: dict[str, object] = {
+        "doctor.json": fields,
+        "packages.json": _packages(),
+        "platform.json": _platform(),
+        "machine.json": _profile(subject),
+    }
+    with (
+        written_whole(path, "the bundle") as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as zipped,
+    ):
+        for name, value in members.items():
+            zipped.writestr(name, json.dumps(without(value, private), indent=1, allow_nan=False) + "\n")
+
+
+def without(value: object, private: Iterable[str]) -> object:
+    """`value`, of JSON, with all paths and all these names taken out of its texts."""
+    private = list(private)
+    if isinstance(value, Mapping):
+        return {name: without(one, private) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without(one, private) for one in value]
+    if not isinstance(value, str):
+        return value
+    for name in sorted(private, key=len, reverse=True):
+        value = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)(?:[\\/]{_REST}*)?", _PRIVATE, value)
+    return _PATH.sub(_PRIVATE, value)
+
+
+def _private_names(findings: Sequence[Finding], subject: Subject) -> Iterator[str]:
+    names = [str(Path.home()), str(Path.cwd()), str(subject.temporary_folder), str(subject.profile_path)]
+    names += [platform.node(), platform.node().partition(".")[0], Path.home().name, _user()]
+    if subject.model is not None and subject.model != "nano":
+        path = Path(subject.model).expanduser()
+        names += [subject.model, str(path), str(path.resolve()), path.name]
+    for finding in findings:
+        if finding.name == "card":
+            names += _program_names(finding.facts)
+    for name in names:
+        if len(name) >= _SHORTEST_NAME:
+            yield name
+
+
+def _program_names(facts: Mapping[str, object]) -> list[str]:
+    cards = facts.get("cards")
+    assert isinstance(cards, list)
+    return [process["name"] for card in cards for process in card["processes"]]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user without a name
+        return ""
+
+
+def _packages() -> dict[str, str | None]:
+    """Versions of what ernie-local depends on; others are none of anybody's business."""
+    required = metadata.requires("ernie-local") or []
+    names = {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required} | {
+        "ernie-local",
+        "triton",
+        "torch",
+    }
+    versions: dict[str, str | None] = {}
+    for name in sorted(names):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _platform() -> dict[str, str]:
+    return {
+        "system": platform.system(),
+        "release": platform.release(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "libc": " ".join(platform.libc_ver()).strip(),
+    }
+
+
+def _profile(subject: Subject) -> dict[str, object] | None:
+    """Without the name of the model that was measured; None where there is no profile that can be read."""
+    from ernie_local.planner.profile_file import profile_to_json, read_profile
+
+    try:
+        profile = read_profile(subject.profile_path)
+    except InputUnreadable:
+        return None  # the findings say so
+    if profile is None:
+        return None
+    fields = profile_to_json(profile)
+    model = fields["model"]
+    if isinstance(model, dict):
+        model["name"] = "a model"
+    return fields

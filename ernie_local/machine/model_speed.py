@@ -1,0 +1,144 @@
+"""How fast a loaded model reads a prompt, answers, and encodes a picture.
+
+Tokens are random, so that experts are chosen evenly: a real text finds more of them in memory. Knows nothing
+of options or of how it is shown.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ernie_local.engine import Engine
+from ernie_local.errors import DoesNotFit
+from ernie_local.experts.paged import PagedExperts
+from ernie_local.loading import LoadedModel
+from ernie_local.machine.decode_work import decode_work
+from ernie_local.machine.text_ids import text_ids
+from ernie_local.machine.timing import Clock, summarize
+from ernie_local.media.patches import Patches
+from ernie_local.model.kv_cache import kv_bytes_per_token
+from ernie_local.planner.decode_time import decode_seconds
+from ernie_local.planner.profile import Measurement
+from ernie_local.planner.rates import Rates
+
+_PROMPT_TOKENS = 512
+_ROUNDS = 3  # of prompts and pictures
+_WARM_TOKENS = 32
+_DECODE_ROUNDS = 7
+_DECODE_TOKENS = 12  # in a round
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSpeed:
+    """One picture: its tokens, seconds of tower and resampler, and tokens a second of the language model."""
+
+    tokens: int
+    encode_seconds: Measurement
+    prefill: Measurement
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRun:
+    """What was measured. prefill, decode: tokens a second, decode by the median token of each round.
+
+    first_token_seconds: from a prompt of `prompt_tokens` of text to the logits of the first token behind it.
+    hit_rate: share of experts that decode found in memory, and expert_memory_bytes that memory; None where
+    all are resident. predicted_decode: what the rates say, for the same share.
+    """
+
+    prompt_tokens: int
+    first_token_seconds: Measurement
+    prefill: Measurement
+    decode: Measurement
+    predicted_decode: float
+    hit_rate: float | None
+    expert_memory_bytes: int | None
+    picture: PictureSpeed | None
+
+
+def measure_model(
+    model: LoadedModel, rates: Rates, picture: Patches | None = None, clock: Clock = time.perf_counter
+) -> ModelRun:
+    """rates: of the model's kind of weights. DoesNotFit where the context has no room for all of it."""
+    decoded = _WARM_TOKENS + _DECODE_ROUNDS * _DECODE_TOKENS
+    context = model.settings.context_size
+    prompt_tokens = min(_PROMPT_TOKENS, context - decoded)
+    if prompt_tokens < 1:
+        raise DoesNotFit(
+            f"{decoded + 1} tokens are measured, the context has {context}",
+            "a prompt and the decoding behind it have to fit",
+            f"--ctx-size {decoded + _PROMPT_TOKENS} or more",
+        )
+    ids = text_ids(model.config, prompt_tokens + decoded)
+
+    def read_prompt() -> Engine:
+        engine = model.engine(context_size=len(ids))
+        engine.prefill(ids[:prompt_tokens])
+        return engine
+
+    prompt = _seconds(read_prompt, clock)
+    decode, hit_rate = _decode(read_prompt(), model, ids[prompt_tokens:], clock)
+    mean_tokens = len(ids) - _DECODE_ROUNDS * _DECODE_TOKENS // 2
+    context_bytes = mean_tokens * kv_bytes_per_token(model.config.text, model.settings.kv_dtype)
+    experts = model.network.experts
+    return ModelRun(
+        prompt_tokens=prompt_tokens,
+        first_token_seconds=summarize(prompt),
+        prefill=summarize([prompt_tokens / one for one in prompt]),
+        decode=decode,
+        predicted_decode=1 / decode_seconds(decode_work(model.network), rates, hit_rate, context_bytes),
+        hit_rate=hit_rate,
+        expert_memory_bytes=experts.level.memory.num_bytes if isinstance(experts, PagedExperts) else None,
+        picture=None if picture is None else _measure_picture(model, picture, clock),
+    )
+
+
+def _decode(
+    engine: Engine, model: LoadedModel, ids: list[int], clock: Clock
+) -> tuple[Measurement, float | None]:
+    """Tokens a second behind the first few ids, by rounds' medians, and the share of experts they found."""
+    for token_id in ids[:_WARM_TOKENS]:
+        engine.decode(token_id)
+    before, rates = model.paging, []
+    for first in range(_WARM_TOKENS, len(ids), _DECODE_TOKENS):
+        seconds = []
+        for token_id in ids[first : first + _DECODE_TOKENS]:
+            start = clock()
+            engine.decode(token_id)
+            seconds.append(clock() - start)
+        rates.append(1 / statistics.median(seconds))  # what other programs delay is not the model's
+    after = model.paging
+    if before is None or after is None:
+        return summarize(rates), None
+    return summarize(rates), after.since(before).banks["text"].decode_hit_rate
+
+
+def _measure_picture(model: LoadedModel, picture: Patches, clock: Clock) -> PictureSpeed:
+    media, network = model.config.media, model.network
+    ids = [media.image_start, *[media.image] * picture.num_tokens, media.image_end]
+    marks: list[float] = []
+    hooks = [
+        network.vision.register_forward_pre_hook(lambda *_: marks.append(clock())),
+        network.resampler.register_forward_hook(lambda *_: marks.append(clock())),
+    ]
+    try:
+        whole = _seconds(lambda: model.engine(context_size=len(ids)).prefill(ids, [picture]), clock)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    encode = [end - start for start, end in zip(marks[::2], marks[1::2], strict=True)][-len(whole) :]
+    rates = [len(ids) / (one - encoding) for one, encoding in zip(whole, encode, strict=True)]
+    return PictureSpeed(picture.num_tokens, summarize(encode), summarize(rates))
+
+
+def _seconds(run: Callable[[], object], clock: Clock) -> list[float]:
+    """Of some calls behind a first one, which has paid for memory that the others find ready."""
+    seconds = []
+    for _ in range(1 + _ROUNDS):
+        start = clock()
+        run()
+        seconds.append(clock() - start)
+    return seconds[1:]

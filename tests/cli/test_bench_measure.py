@@ -1,0 +1,208 @@
+"""`ernie-local bench [MODEL]`: lines, the object of docs/bench-json.md, the stored profile, and refusals.
+
+The machine itself is not measured here, its numbers are made up; nano is, for the shape of what comes out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ernie_cli.console import profile_path
+from ernie_local.machine import model_speed
+from ernie_local.machine.survey import Survey
+from ernie_local.planner.profile import Measurement
+from ernie_local.planner.profile_file import read_profile
+from ernie_local.planner.rates import PagingCosts, Rates
+
+Command = Callable[..., Any]
+PAGE = Path(__file__).parents[2] / "docs" / "bench-json.md"
+FORMATS = ("w4", "w2", "w8", "float32", "bfloat16")
+NAMES = (
+    *("disk_bytes_per_second", "disk_4096_bytes_per_second"),
+    *(f"{name}_bytes_per_second" for name in FORMATS),
+    *("prompt_operations_per_second", "plain_prompt_operations_per_second"),
+    *(
+        f"{prefix}{name}_seconds"
+        for prefix in ("", "plain_")
+        for name in ("token", "layer", "paged_layer", "page")
+    ),
+)
+RATES = Rates(2.5e9, 2e10, 6e11, 1e-3, 1e-4, paging=PagingCosts(1e-5, 2e-4), format_rates={"w2": 1.5e10})
+PLAIN = Rates(2.5e9, 1e10, 8e10, 2e-3, 1e-3, paging=PagingCosts(1e-5, 2e-4))
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Where the profile is stored, and a machine that takes no time."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(model_speed, "_ROUNDS", 1)
+    yield tmp_path / "settings" / "ernie-local" / "machine.json"
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def surveyed(monkeypatch: pytest.MonkeyPatch, native_kernels: object) -> list[tuple[Any, ...]]:
+    """What was measured of the machine: nothing, but each call of it is noted."""
+    calls: list[tuple[Any, ...]] = []
+
+    def survey(tell: Callable[[str], None], shard: Path | None, page_bytes: int) -> Survey:
+        calls.append((shard, page_bytes))
+        tell("disk")
+        return Survey(RATES, PLAIN, {name: Measurement(2.5, 1.5, 3.5, 7) for name in NAMES})
+
+    monkeypatch.setattr("ernie_local.machine.survey.survey_machine", survey)
+    return calls
+
+
+def test_the_machine_alone(command: Command, surveyed: list[Any], settings: Path) -> None:
+    result = command("bench")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == ["measuring: disk", f"profile stored as {settings}"]
+    assert surveyed == [(None, 6 << 20)]
+    assert len(result.stdout.splitlines()) == 13
+    assert "one token, w2 weights" in result.stdout
+    profile = read_profile(settings)
+    assert profile is not None
+    assert (profile.rates, profile.plain_rates, profile.model) == (RATES, PLAIN, None)
+    assert set(profile.measurements) == set(NAMES)
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", profile.date)
+
+
+def test_nano_is_measured_beside_its_prediction(
+    command: Command, surveyed: list[Any], settings: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (112, 56), "white").save(tmp_path / "page.png")
+    result = command("bench", "nano", "--image", str(tmp_path / "page.png"))
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()[13:]
+    assert lines[0] == "nano: 56.8 MiB of weights, all in memory"
+    kinds = [line.split("  ")[0] for line in lines[1:]]
+    assert kinds == [
+        *("first token, prompt of 512", "prefill", "decode", "decode, predicted"),
+        *("picture of 8 tokens, encoder", "its prefill"),
+    ]
+    assert re.search(r" tokens/s  [+-]\d+%$", lines[4])
+    profile = read_profile(settings)
+    assert profile is not None
+    assert profile.model is not None
+    assert (profile.model.name, profile.model.hit_rate) == ("nano", None)
+    assert profile.model.decode_tokens_per_second > 0
+
+
+def documented(row: str) -> set[str]:
+    """The names in backquotes of the first column."""
+    return set(re.findall(r"`([a-z0-9_]+)`", row.split("|")[1]))
+
+
+def test_the_object_has_the_documented_keys(command: Command, surveyed: list[Any], settings: Path) -> None:
+    value = command("bench", "nano", "--json").json()
+    page = PAGE.read_text(encoding="utf-8")
+    parts = page.split("| key of `machine` | meaning |")
+    tables = [parts[0], *parts[1].split("| name in `measurements` | what was done |")]
+    tables = [*tables[:2], *tables[2].split("| key of `speed` | meaning |")]
+    first, machine, measurements, speed = (
+        set().union(*(documented(row) for row in table.splitlines() if row.startswith("| `")))
+        for table in [*tables[:3], tables[3].split("Each of `policies`")[0]]
+    )
+    assert set(value) == first
+    assert set(value["machine"]) == machine
+    assert set(value["machine"]["measurements"]) == {
+        name for name in measurements if not name.startswith("card_")
+    }
+    assert set(value["speed"]) == speed
+    assert value["ok"] is True
+    assert (value["model"], value["saved"]) == ("nano", str(settings))
+    assert set(value["speed"]["decode_tokens_per_second"]) == {"median", "low", "high", "rounds"}
+    for name in dataclasses.asdict(RATES):
+        assert f"`{name}`" in page, name
+
+
+def test_what_was_measured_before_an_error_is_in_the_object(
+    command: Command, surveyed: list[Any], settings: Path
+) -> None:
+    result = command("bench", "nano", "--ram", "64MiB", "--json")
+    value = result.json()
+    assert result.exit_code == value["error"]["exit_code"] == 3
+    assert (value["ok"], value["speed"], value["saved"]) == (False, None, None)
+    assert value["machine"]["rates"]["layer_seconds"] == 1e-4
+    assert not settings.exists()
+
+
+def test_no_save_stores_nothing(command: Command, surveyed: list[Any], settings: Path) -> None:
+    assert command("bench", "--no-save").exit_code == 0
+    assert not settings.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "what"),
+    [
+        (("--ram", "6GiB"), 2, "--ram given without MODEL"),
+        (("--image", "x.png", "--ctx-size", "1k"), 2, "--image, --ctx-size given without MODEL"),
+        (("nano", "--decay", "0.5"), 2, "--decay given without --replay"),
+        (("nano", "--ram", "6GiB", "--ram", "7GiB"), 2, "2 limits by --ram for one model"),
+        (("nano", "--ctx-size", "200k"), 3, "--ctx-size 204800 is more than the 4096 tokens"),
+        (("nano", "--ctx-size", "many"), 2, "--ctx-size 'many' is not a size"),
+        (("nano", "--image", "missing.png"), 5, "missing.png"),
+        (("missing-model",), 4, "missing-model"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_is_refused_before_anything_is_measured(
+    command: Command, surveyed: list[Any], arguments: tuple[str, ...], exit_code: int, what: str
+) -> None:
+    result = command("bench", *arguments)
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    assert what in result.stderr.splitlines()[0]
+    assert len(result.stderr.splitlines()) == 3
+    assert surveyed == []
+
+
+def test_without_the_kernels_nothing_is_measured(command: Command, no_native_kernels: None) -> None:
+    result = command("bench")
+    assert result.exit_code == 3
+    assert "bench measures the compiled kernels" in result.stderr
+
+
+def test_the_model_s_own_disk_is_read_where_its_files_are_large(
+    command: Command, surveyed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ernie_local.machine.disk.holds_pages", lambda path, page_bytes: True)
+    assert command("bench", "nano").exit_code == 0
+    ((shard, page_bytes),) = surveyed
+    assert shard.name.startswith("model-0000")
+    assert page_bytes == 1 << 20  # nano's own are smaller than any that matter
+
+
+def test_a_folder_in_memory_is_no_disk(
+    command: Command, surveyed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ernie_local.machine.storage import Storage
+
+    monkeypatch.setattr("ernie_local.machine.storage.find_storage", lambda path: Storage("memory", "tmpfs"))
+    assert "that is no disk's speed; set TMPDIR" in command("bench").stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "platform", "expected"),
+    [
+        ({"XDG_CONFIG_HOME": "/x/y", "APPDATA": "/z"}, "linux", "/x/y/ernie-local/machine.json"),
+        ({"XDG_CONFIG_HOME": "relative"}, "linux", "~/.config/ernie-local/machine.json"),
+        ({"XDG_CONFIG_HOME": ""}, "darwin", "~/.config/ernie-local/machine.json"),
+        ({}, "linux", "~/.config/ernie-local/machine.json"),
+        ({"XDG_CONFIG_HOME": "/x", "APPDATA": "/z"}, "win32", "/z/ernie-local/machine.json"),
+        ({}, "win32", "~/AppData/Roaming/ernie-local/machine.json"),
+    ],
+)
+def test_where_the_profile_lies(environment: dict[str, str], platform: str, expected: str) -> None:
+    assert profile_path(environment, platform) == Path(expected).expanduser()
