@@ -26,6 +26,13 @@ def bench(  # long: each option of the command is a parameter
     ctx_size: Annotated[
         str | None, typer.Option(metavar="N", help="Tokens that MODEL is loaded for, such as 32k.")
     ] = None,
+    vram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="With MODEL: memory of the card, as for chat; tries what to do with experts that it lacks.",
+        ),
+    ] = None,
     no_save: Annotated[
         bool, typer.Option("--no-save", help="Leave the stored profile of this machine as it is.")
     ] = False,
@@ -70,6 +77,7 @@ def bench(  # long: each option of the command is a parameter
     del debug  # Acted on by main, which is where errors arrive.
     invocation = context.ensure_object(Invocation)
     from ernie_cli import bench_json, bench_replay
+    from ernie_cli.chat_checks import check_is_number
     from ernie_local.sizes import parse_bytes, parse_count
 
     if as_json:
@@ -77,7 +85,16 @@ def bench(  # long: each option of the command is a parameter
     budgets = [parse_bytes(size, "--ram") for size in ram or ()]
     if ctx_size is not None:
         parse_count(ctx_size, "--ctx-size")
-    of_model = {"--image": image is not None, "--ctx-size": ctx_size is not None, "--ram": bool(ram)}
+    if vram is not None:
+        parse_bytes(vram, "--vram")
+    for one in decay or ():
+        check_is_number("--decay", one)
+    of_model = {
+        "--image": image is not None,
+        "--ctx-size": ctx_size is not None,
+        "--ram": bool(ram),
+        "--vram": vram is not None,
+    }
     if trace_path is not None:
         _refuse_beside_replay({"MODEL": model is not None, **of_model, "--no-save": no_save})
     else:
@@ -87,7 +104,7 @@ def bench(  # long: each option of the command is a parameter
         return
     from ernie_cli import bench_measure
 
-    options = bench_measure.MeasureOptions(model, image, ctx_size, ram[0] if ram else None, not no_save)
+    options = bench_measure.MeasureOptions(model, image, ctx_size, ram[0] if ram else None, vram, not no_save)
     bench_measure.run(options, invocation)
 
 

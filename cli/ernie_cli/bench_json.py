@@ -25,6 +25,7 @@ def empty_object() -> dict[str, object]:
         "machine": None,
         "model": None,
         "speed": None,
+        "miss_rules": {},
         "saved": None,
         "trace": None,
         "prompt_tokens": None,
@@ -38,7 +39,7 @@ def empty_object() -> dict[str, object]:
 def machine_fields(profile: MachineProfile) -> dict[str, object]:
     """The key that measuring the machine fills: the profile without its model."""
     machine = dataclasses.asdict(profile)
-    del machine["model"]
+    del machine["model"], machine["miss_rules"]
     return {"machine": machine}
 
 

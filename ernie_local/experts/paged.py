@@ -17,6 +17,7 @@ from ernie_local.checkpoint.names import Bank
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.disk_reader import DiskReader
 from ernie_local.experts.heat import ExpertKey
+from ernie_local.experts.miss_rule import MissRule
 from ernie_local.experts.page_copier import PageCopier
 from ernie_local.experts.page_level import PageLevel
 from ernie_local.experts.page_math import RoutedTokens
@@ -82,6 +83,16 @@ class PagedExperts:
     def stats(self) -> PagingStats:
         """What was found in memory and read from disk since the model was loaded."""
         return self._below.stats
+
+    @property
+    def miss_rule(self) -> MissRule:
+        """What happens to pages that the upper memory lacks, where there is one; may change at any time."""
+        return self._traffic.rule if isinstance(self._traffic, TwoLevels) else self.options.miss_rule
+
+    @miss_rule.setter
+    def miss_rule(self, rule: MissRule) -> None:
+        assert isinstance(self._traffic, TwoLevels), "there is one memory"
+        self._traffic.rule = rule
 
     def look_ahead_by(self, routers: Mapping[int, TextRouter]) -> None:
         """From now on, ask the next layer's router of text what it would choose for a token as it is."""

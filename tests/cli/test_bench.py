@@ -87,6 +87,8 @@ def test_a_file_that_is_no_trace_ends_with_5(command: Command, invoice: Path) ->
     "arguments",
     [
         ("--decay", "1.5"),
+        ("--decay", "nan"),
+        ("--vram", "1GiB"),
         ("--ram", "much"),
         ("nano",),
         ("--image", "x.png"),
