@@ -29,14 +29,15 @@ def check_tokens(op: str, name: str, tokens: torch.Tensor) -> None:
 
 
 def check_packed_matrix(
-    op: str, packed: torch.Tensor, low_bit: LowBitFormat, rows: int, columns: int
+    op: str, packed: torch.Tensor, low_bit: LowBitFormat, rows: int, columns: int, device: torch.device
 ) -> None:
-    """packed: (matrix_bytes,) uint8."""
+    """packed: (matrix_bytes,) uint8 on this device."""
     expected = low_bit.matrix_bytes(rows, columns)
-    if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() != expected or not packed.is_cpu:
+    is_bytes = packed.dtype == torch.uint8 and packed.ndim == 1 and packed.numel() == expected
+    if not is_bytes or packed.device != device:
         raise ModelUnusable(
             f"{op}: packed is {packed.dtype} {tuple(packed.shape)} on {packed.device}, "
-            f"a {low_bit.name} matrix of {rows} x {columns} takes {expected} bytes",
+            f"a {low_bit.name} matrix of {rows} x {columns} takes {expected} bytes on {device}",
             "packed bytes, format and shape do not belong together",
             "verify the checkpoint",
         )
@@ -81,7 +82,8 @@ def check_experts(
 ) -> None:
     """slots: (slots, bytes) uint8; expert_ids: (tokens, top_k) int64; weights: (tokens, top_k).
 
-    places: (experts,) int64, within the slots or ABSENT_SLOT; without it ids are within the slots.
+    places: (experts,) int64, within the slots or ABSENT_SLOT; without it ids are within the slots. All on one
+    device; ids and places are looked at on the CPU alone, for the host would have to wait for a card.
     """
     check_tokens(op, "hidden", tokens)
     if shared_page is not None and (
@@ -98,10 +100,10 @@ def check_experts(
             "no page is of such a width",
             "pass the hidden states of the model that the pages are from",
         )
-    if slots.dtype != torch.uint8 or slots.ndim != 2 or not slots.is_cpu:
+    if slots.dtype != torch.uint8 or slots.ndim != 2 or slots.device != tokens.device:
         raise UsageError(
             f"{op}: slots is {slots.dtype} {tuple(slots.shape)} on {slots.device}, "
-            "wanted uint8 (slots, bytes) on cpu",
+            f"wanted uint8 (slots, bytes) on {tokens.device}",
             "an expert's page begins at a slot",
             "pass the memory that holds the pages as one tensor",
         )
@@ -122,8 +124,10 @@ def check_experts(
                 "pass one place for each expert of the bank",
             )
         num_experts = len(places)
-        _check_ids(op, "places", places, ABSENT_SLOT, slots.shape[0])
-    _check_ids(op, "expert_ids", expert_ids, 0, num_experts)
+    if tokens.is_cpu:
+        if places is not None:
+            _check_ids(op, "places", places, ABSENT_SLOT, slots.shape[0])
+        _check_ids(op, "expert_ids", expert_ids, 0, num_experts)
 
 
 def _check_ids(op: str, name: str, ids: torch.Tensor, lowest: int, end: int) -> None:
@@ -150,7 +154,7 @@ def check_sum(op: str, output: torch.Tensor, tokens: torch.Tensor) -> None:
 def check_rms_norm(hidden: torch.Tensor, weight: torch.Tensor) -> None:
     """hidden: (tokens, size) float32; weight: (size,) float32."""
     _check_float_rows("rms_norm", "hidden", hidden, "(tokens, size)")
-    _check_tensor("rms_norm", "weight", weight, (hidden.shape[1],))
+    _check_tensor("rms_norm", "weight", weight, (hidden.shape[1],), hidden.device)
 
 
 def check_route(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, top_k: int) -> None:
@@ -158,8 +162,8 @@ def check_route(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, 
     op = "route"
     _check_float_rows(op, "hidden", hidden, "(tokens, hidden_size)")
     _check_float_rows(op, "weight", weight, "(experts, hidden_size)")
-    _check_tensor(op, "weight", weight, (weight.shape[0], hidden.shape[1]))
-    _check_tensor(op, "bias", bias, (weight.shape[0],))
+    _check_tensor(op, "weight", weight, (weight.shape[0], hidden.shape[1]), hidden.device)
+    _check_tensor(op, "bias", bias, (weight.shape[0],), hidden.device)
     if not 1 <= top_k <= weight.shape[0]:
         raise UsageError(
             f"{op}: top_k is {top_k}, there are {weight.shape[0]} experts",
@@ -179,6 +183,7 @@ def check_decode_attention(
     cached_keys, cached_values, key_scales, value_scales = cache
     _check_float_rows(op, "queries", queries, "(heads, head_dim)")
     heads, head_dim = queries.shape
+    device = queries.device
     if cached_keys.ndim != 3 or not cached_keys.shape[0] or cached_keys.dtype not in CACHE_DTYPES:
         raise UsageError(
             f"{op}: cached_keys is {_describe(cached_keys)}, wanted float32, bfloat16, float16 or int8 "
@@ -194,11 +199,11 @@ def check_decode_attention(
             "take the numbers of heads and their size from the model's configuration",
         )
     for name, tensor in (("keys", keys), ("values", values)):
-        _check_tensor(op, name, tensor, (kv_heads, head_dim))
+        _check_tensor(op, name, tensor, (kv_heads, head_dim), device)
     for name, tensor in (("cosines", cosines), ("sines", sines)):
-        _check_tensor(op, name, tensor, (head_dim // 2,))
+        _check_tensor(op, name, tensor, (head_dim // 2,), device)
     for name, tensor in (("cached_keys", cached_keys), ("cached_values", cached_values)):
-        _check_tensor(op, name, tensor, (kv_heads, capacity, head_dim), cached_keys.dtype)
+        _check_tensor(op, name, tensor, (kv_heads, capacity, head_dim), device, cached_keys.dtype)
         _check_rows_lie_together(op, name, tensor)
     for name, scales in (("key_scales", key_scales), ("value_scales", value_scales)):
         if (scales is not None) != (cached_keys.dtype == torch.int8):
@@ -209,7 +214,7 @@ def check_decode_attention(
                 "pass what KVCache.storage gives",
             )
         if scales is not None:
-            _check_tensor(op, name, scales, (kv_heads, capacity, 1))
+            _check_tensor(op, name, scales, (kv_heads, capacity, 1), device)
             _check_rows_lie_together(op, name, scales)
     if not 0 <= length < capacity:
         raise UsageError(
@@ -238,13 +243,14 @@ def _check_tensor(
     name: str,
     tensor: torch.Tensor,
     shape: tuple[int, ...],
+    device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != device:
         raise UsageError(
             f"{op}: {name} is {_describe(tensor)}, wanted {dtype} {shape}",
             "its shape follows from the other arguments",
-            "pass tensors of one layer of one model, on the CPU",
+            "pass tensors of one layer of one model, on one device",
         )
 
 

@@ -126,7 +126,7 @@ def _packed_linear_cpu(
         if native.packed_linear(tokens, packed, low_bit.format_id, rows, output)[0] == _DONE:
             return output
     checks.check_tokens(op, "tokens", tokens)
-    checks.check_packed_matrix(op, packed, low_bit, rows, tokens.shape[1])
+    checks.check_packed_matrix(op, packed, low_bit, rows, tokens.shape[1], tokens.device)
     exact = tokens.float().contiguous()
     if native is None:
         warn_without_native()
@@ -145,7 +145,7 @@ def _packed_rows_cpu(
 ) -> torch.Tensor:
     op = "packed_rows"
     low_bit = find_format(format_name)
-    checks.check_packed_matrix(op, packed, low_bit, rows, columns)
+    checks.check_packed_matrix(op, packed, low_bit, rows, columns, row_ids.device)
     checks.check_row_ids(op, row_ids, rows)
     native = native_module()
     if native is None:

@@ -1,0 +1,135 @@
+"""The operators on NVIDIA cards, by the Triton kernels: importing it adds them to `torch.ops.ernie_local.*`.
+
+Through the operators a call on experts reads the headers of their pages back from the card, once; who knows
+the layouts beforehand calls ernie_local/kernels/triton/experts.py, and nothing is read. Values of ids and
+places are not looked at. Triton is imported when a kernel is wanted.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+
+import ernie_local.kernels.decode_ops  # noqa: F401  the schema of decode_attention
+from ernie_local.errors import DoesNotFit
+from ernie_local.kernels import checks
+from ernie_local.kernels.ops import LIBRARY
+from ernie_local.kernels.triton_path import triton_absence
+from ernie_local.packing import PageLayout, find_format
+from ernie_local.packing.expert_page import read_header
+from ernie_local.packing.page_layout import HEADER, HEADER_BYTES
+
+if TYPE_CHECKING:
+    from ernie_local.kernels.triton.card import Card
+
+Tensor = torch.Tensor
+
+
+@functools.cache
+def card_of(device: torch.device) -> Card:
+    """The Card that kernels are chosen for (ernie_local/kernels/triton/card.py).
+
+    Raises DoesNotFit, with the reason, where the Triton kernels cannot run.
+    """
+    is_nvidia = device.type == "cuda" and torch.version.cuda is not None
+    capability = torch.cuda.get_device_capability(device) if is_nvidia else None
+    absence = triton_absence(capability)
+    if absence is not None:
+        raise DoesNotFit(f"{absence.what} on {device}", absence.why, absence.hint)
+    assert capability is not None
+    from ernie_local.kernels.triton.card import Card
+
+    return Card.of_capability(capability)
+
+
+def _packed_linear(tokens: Tensor, packed: Tensor, format_name: str, rows: int) -> Tensor:
+    low_bit, card = find_format(format_name), card_of(tokens.device)
+    checks.check_tokens("packed_linear", "tokens", tokens)
+    checks.check_packed_matrix("packed_linear", packed, low_bit, rows, tokens.shape[1], tokens.device)
+    from ernie_local.kernels.triton import linear
+
+    return linear.packed_linear(tokens, packed, low_bit, rows, card)
+
+
+def _packed_rows(row_ids: Tensor, packed: Tensor, format_name: str, rows: int, columns: int) -> Tensor:
+    low_bit = find_format(format_name)
+    card_of(row_ids.device)
+    checks.check_packed_matrix("packed_rows", packed, low_bit, rows, columns, row_ids.device)
+    from ernie_local.kernels.triton.rows import packed_rows
+
+    return packed_rows(row_ids.contiguous(), packed, low_bit, columns)
+
+
+def _packed_experts(
+    hidden: Tensor, slots: Tensor, expert_ids: Tensor, weights: Tensor, shared_page: Tensor | None = None
+) -> Tensor:
+    output = torch.zeros_like(hidden, dtype=torch.float32, memory_format=torch.contiguous_format)
+    _add_packed_experts(output, hidden, slots, expert_ids, weights, shared_page, None)
+    return output.to(hidden.dtype)
+
+
+def _add_packed_experts(
+    output: Tensor,
+    hidden: Tensor,
+    slots: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    shared_page: Tensor | None,
+    places: Tensor | None,
+) -> None:
+    op, card = "packed_experts", card_of(hidden.device)
+    checks.check_experts(op, hidden, slots, expert_ids, weights, shared_page, places)
+    checks.check_sum(op, output, hidden)
+    shared = [] if shared_page is None else _read_layouts(shared_page, torch.zeros_like(expert_ids[0, :1]))
+    ids = expert_ids.flatten()
+    starts = ids if places is None else places[ids]
+    # Where no expert is present the shared page's layout serves: nothing of theirs is computed.
+    layouts = _read_layouts(slots, starts) or shared
+    if not layouts:
+        return
+    from ernie_local.kernels.triton.experts import add_packed_experts
+
+    shared_layout = shared[0] if shared else None
+    add_packed_experts(
+        output, hidden, slots, expert_ids, weights, shared_page, places, layouts, shared_layout, card
+    )
+
+
+def _read_layouts(slots: Tensor, starts: Tensor) -> list[PageLayout]:
+    """Of the pages that begin at these slots, each layout once; absent ones have none."""
+    first_bytes = starts.clamp(min=0)[:, None] * slots.shape[1]  # (pages, 1)
+    headers = slots.flatten()[first_bytes + torch.arange(HEADER_BYTES, device=slots.device)]
+    present = headers[starts != checks.ABSENT_SLOT].cpu()  # (pages, HEADER_BYTES)
+    different = dict.fromkeys(header.numpy().tobytes()[: HEADER.size] for header in present)
+    return [read_header(header.ljust(HEADER_BYTES, b"\0"), "a page on the card") for header in different]
+
+
+def _decode_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    cached_keys: Tensor,
+    cached_values: Tensor,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
+    length: int,
+) -> Tensor:
+    card, cache = card_of(queries.device), (cached_keys, cached_values, key_scales, value_scales)
+    new_token = (queries, keys, values, cosines, sines)
+    checks.check_decode_attention(new_token, cache, length)
+    from ernie_local.kernels.triton.attention import decode_attention
+
+    # Filled on the card: a copy from the host would wait.
+    on_card = torch.full((1,), length, dtype=torch.int64, device=queries.device)
+    return decode_attention(*new_token, *cache, on_card, card)
+
+
+LIBRARY.impl("packed_linear", _packed_linear, "CUDA")
+LIBRARY.impl("packed_rows", _packed_rows, "CUDA")
+LIBRARY.impl("packed_experts", _packed_experts, "CUDA")
+LIBRARY.impl("add_packed_experts", _add_packed_experts, "CUDA")
+LIBRARY.impl("decode_attention", _decode_attention, "CUDA")
