@@ -19,7 +19,7 @@ import torch
 from full_size import busiest_share, bytes_per_token, plain_read, random_ids
 
 from ernie_local import load
-from ernie_local.experts.miss_rule import ALWAYS_COMPUTE, ALWAYS_FETCH
+from ernie_local.experts.miss_rule import MISS_RULES
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.loading import LoadedModel
@@ -114,14 +114,13 @@ def main() -> None:
     parser.add_argument("--decode", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vram", help="of a memory that stands for a card's")
-    parser.add_argument("--misses", choices=["fetch", "compute"], default="fetch")
+    parser.add_argument("--misses", choices=list(MISS_RULES), default="fetch")
     parser.add_argument("--small-below", type=float)
     parser.add_argument("--look-ahead", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     memory = plain_read(3)
-    rule = ALWAYS_FETCH if arguments.misses == "fetch" else ALWAYS_COMPUTE
-    paging = PagingOptions(rule, arguments.small_below, arguments.look_ahead)
+    paging = PagingOptions(MISS_RULES[arguments.misses], arguments.small_below, arguments.look_ahead)
     model = load(
         arguments.model,
         ram=arguments.ram,

@@ -40,7 +40,7 @@ def decode_ms(directory: Path, *, is_paged: bool, num_tokens: int) -> float:
         experts, cache = model.experts, model.experts.top.cache
         for key in experts.store.experts:
             assert cache.expect(key), key
-            experts.store.read(key, experts.top.page(key, experts.store.page_bytes(key)))
+            experts.store.read(key, experts.top.page(key))
             cache.arrived(key)
             cache.settle(key)
     engine = Engine(model, 1024, torch.bfloat16)

@@ -1,7 +1,8 @@
-"""Compiles every Triton kernel for each generation of cards, on any machine, and prints what it needs there.
+"""Compiles every Triton kernel for each generation of cards, on any machine, and prints what it needs there:
+registers of a thread, KiB of shared memory of a program; the JSON object has spills and wide loads, too.
 
     python benchmarks/triton_registers.py                        # a table; the last line is one JSON object
-    python benchmarks/triton_registers.py --arch 75 86 --only gate_and_up down
+    python benchmarks/triton_registers.py --arch 75 86 --formats w4
 
 Kernels, sizes and constants are those of real calls at the shapes of ERNIE-4.5-VL-28B-A3B: the calls are made
 on tensors without memory, and what they would start is compiled instead. Needs the triton wheel, no card.
@@ -14,7 +15,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,23 +25,19 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
-from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from ernie_local.kernels.triton.attention import decode_attention
 from ernie_local.kernels.triton.card import Card
 from ernie_local.kernels.triton.experts import add_packed_experts
 from ernie_local.kernels.triton.linear import packed_linear
+from ernie_local.kernels.triton.rows import packed_rows
 from ernie_local.packing import PageLayout, find_format
 
 HIDDEN, TEXT_INNER, SHARED_INNER, HEADS, KV_HEADS, HEAD_DIM, TOP_K = 2560, 1536, 3072, 20, 4, 128, 6
 QKV_ROWS = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 NUM_EXPERTS, UNITS, UNIT_BYTES, PROMPT_TOKENS, CAPACITY = 64, 1 << 20, 4096, 512, 8192
 ARCHITECTURES = (75, 80, 86, 89, 90, 120)  # Turing, Ampere, Ada, Hopper, Blackwell
-POINTERS = {
-    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
-    torch.uint8: "*u8", torch.int8: "*i8", torch.int64: "*i64",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,13 +54,20 @@ class Need:
     tensor_products: int
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A start of a kernel that was asked for."""
+class NoCard:
+    """What Triton asks of a driver before it starts a kernel: for what to compile."""
 
-    kernel: Any
-    what: str
-    arguments: dict[str, Any]
+    def __init__(self, arch: int) -> None:
+        self._arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._arch, 32)
+
+    def get_current_device(self) -> int:
+        return self._arch  # Triton keeps what it compiled by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -76,19 +80,26 @@ def linear(tokens: int, format_name: str, card: Card) -> None:
     packed_linear(empty(tokens, HIDDEN), packed, low_bit, QKV_ROWS, card)
 
 
+def rows(format_name: str) -> None:
+    low_bit = find_format(format_name)
+    packed = empty(low_bit.matrix_bytes(QKV_ROWS, HIDDEN), dtype=torch.uint8)
+    packed_rows(empty(PROMPT_TOKENS, dtype=torch.int64), packed, low_bit, HIDDEN)
+
+
 def experts(tokens: int, format_name: str, card: Card) -> None:
     low_bit = find_format(format_name)
     layout = PageLayout(low_bit, low_bit, HIDDEN, TEXT_INNER)
+    shared = PageLayout(find_format("w8"), find_format("w8"), HIDDEN, SHARED_INNER)
     add_packed_experts(
         empty(tokens, HIDDEN),
         empty(tokens, HIDDEN),
         empty(UNITS, UNIT_BYTES, dtype=torch.uint8),
         empty(tokens, TOP_K, dtype=torch.int64),
         empty(tokens, TOP_K),
-        None,
+        empty(1, shared.page_bytes, dtype=torch.uint8),
         empty(NUM_EXPERTS, dtype=torch.int64),
         [layout],
-        None,
+        shared,
         card,
     )
 
@@ -102,76 +113,61 @@ def attention(cache_dtype: torch.dtype, card: Card) -> None:
     decode_attention(*new, *angles, *cache, *scales, empty(1, dtype=torch.int64), card)
 
 
-def record(call: Callable[[], None], what: str) -> list[Launch]:
-    """What `call` would start."""
-    launches: list[Launch] = []
-
-    def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        launches.append(Launch(kernel, what, dict(zip(kernel.arg_names, args, strict=False)) | kwargs))
-
+def compile_calls(call: Callable[[], None], what: str) -> Iterator[tuple[str, str, Any]]:
+    """Name, description and compiled form of each kernel that `call` would start."""
+    compiled: list[tuple[str, str, Any]] = []
     run = JITFunction.run
-    JITFunction.run = note
+
+    def only_compile(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        named = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+        is_shared = "places" in named and named["places"] is None
+        form = run(kernel, *args, grid=grid, warmup=True, **kwargs)
+        compiled.append((kernel.__name__, what + (", shared w8" if is_shared else ""), form))
+
+    JITFunction.run = only_compile
     try:
         call()
     finally:
         JITFunction.run = run
-    return launches
+    yield from compiled
 
 
-def all_launches(formats: Sequence[str], arch: int) -> list[Launch]:
-    """Of every kernel, once for each format or dtype that makes it another one."""
+def all_kernels(formats: Sequence[str], arch: int, is_decode: bool) -> list[tuple[str, str, Any]]:
+    """Every kernel, once for each format or dtype that makes it another one."""
+    triton.runtime.driver.set_active(NoCard(arch))
     card = Card.of_capability(divmod(arch, 10))
-    launches: list[Launch] = []
+    calls = []
     for name in formats:
-        for tokens in (1, PROMPT_TOKENS):
-            launches += record(partial(experts, tokens, name, card), name)
-            launches += record(partial(linear, tokens, name, card), name)
-    launches += record(partial(attention, torch.float16, card), "float16")
-    launches += record(partial(attention, torch.int8, card), "int8")
-    if card.uses_tensor_cores:
+        for tokens in (1,) if is_decode else (1, PROMPT_TOKENS):
+            calls += [
+                (partial(experts, tokens, name, card), name),
+                (partial(linear, tokens, name, card), name),
+            ]
+        calls.append((partial(rows, name), name))
+    calls += [(partial(attention, dtype, card), str(dtype)[6:]) for dtype in (torch.float16, torch.int8)]
+    if card.uses_tensor_cores and not is_decode:
         brain = Card.of_capability(divmod(arch, 10), torch.bfloat16)
-        launches += record(partial(experts, PROMPT_TOKENS, "w4", brain), "w4, bfloat16")
-        launches += record(partial(attention, torch.bfloat16, brain), "bfloat16")
-    unique: dict[tuple[str, str], Launch] = {}
-    for launch in launches:
-        name = launch.kernel.__name__
-        same = "any" if name in ("add_choices", "join_stretches") else launch.what
-        unique.setdefault((name, same), launch)
-    return list(unique.values())
+        calls.append((partial(experts, PROMPT_TOKENS, "w4", brain), "w4, bfloat16"))
+        calls.append((partial(attention, torch.bfloat16, brain), "bfloat16"))
+    found: dict[str, tuple[str, str, Any]] = {}
+    for call, what in calls:
+        for name, description, form in compile_calls(call, what):
+            found.setdefault(form.hash, (name, description, form))
+    return list(found.values())
 
 
-def compile_for(launch: Launch, arch: int) -> Any:
-    """The kernel as Triton compiles it for a card of this compute capability."""
-    signature, constants, attributes = {}, {}, {}
-    for index, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments.get(parameter.name)
-        if parameter.is_constexpr or value is None:
-            signature[parameter.name], constants[(index,)] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-            attributes[(index,)] = [["tt.divisibility", 16]]
-        else:
-            signature[parameter.name] = "i32"
-    names = launch.kernel.arg_names
-    options = {name: value for name, value in launch.arguments.items() if name not in names}
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-
-
-def measure(launch: Launch, arch: int) -> Need:
-    compiled = compile_for(launch, arch)
-    ptx = compiled.asm["ptx"]
+def measure(name: str, what: str, compiled: Any, arch: int) -> Need:
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-        source.write_text(ptx)
+        source.write_text(compiled.asm["ptx"])
         target = f"--gpu-name={sm_arch_from_capability(arch)}"
         said = tool(get_ptxas(arch).path, "-v", target, str(source), "-o", str(binary)).stderr
         instructions = tool(triton.knobs.nvidia.nvdisasm.path, str(binary)).stdout
     registers = re.search(r"Used (\d+) registers", said)
     assert registers is not None, said
     return Need(
-        kernel=launch.kernel.__name__,
-        what=launch.what,
+        kernel=name,
+        what=what,
         arch=arch,
         registers=int(registers[1]),
         shared_bytes=compiled.metadata.shared,
@@ -190,27 +186,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
     parser.add_argument("--formats", nargs="+", default=["w4", "w2", "w8"])
-    parser.add_argument("--only", nargs="+", help="kernels; without it all")
+    parser.add_argument("--decode", action="store_true", help="only what a decoded token starts")
     arguments = parser.parse_args()
     needs = [
-        measure(launch, arch)
+        measure(name, what, compiled, arch)
         for arch in arguments.arch
-        for launch in all_launches(arguments.formats, arch)
-        if not arguments.only or launch.kernel.__name__ in arguments.only
+        for name, what, compiled in all_kernels(arguments.formats, arch, arguments.decode)
     ]
-    print(
-        "| kernel | | registers, shared KiB on " + ", ".join(f"sm_{arch}" for arch in arguments.arch) + " |"
-    )
-    print("|---|---|---|")
-    rows: dict[tuple[str, str], list[Need]] = {}
-    for need in needs:
-        rows.setdefault((need.kernel, need.what), []).append(need)
-    for (kernel, what), found in rows.items():
-        shown = ", ".join(
-            f"{need.registers}/{need.shared_bytes / 1024:.1f}" + ("!" if need.spill_bytes else "")
-            for need in found
-        )
-        print(f"| `{kernel}` | {what} | {shown} |")
+    print("| kernel | | " + " | ".join(f"sm_{arch}" for arch in arguments.arch) + " |")
+    print("|---|---|" + "---:|" * len(arguments.arch))
+    for kernel, what in dict.fromkeys((need.kernel, need.what) for need in needs):
+        cells = []
+        for arch in arguments.arch:
+            # Where one call starts a kernel for several sizes, the largest counts.
+            same = [need for need in needs if (need.kernel, need.what, need.arch) == (kernel, what, arch)]
+            registers = max((need.registers for need in same), default=0)
+            shared = max((need.shared_bytes for need in same), default=0)
+            cells.append(f"{registers}, {shared / 1024:.1f}" if same else "")
+        print(f"| `{kernel}` | {what} | " + " | ".join(cells) + " |")
     print(json.dumps({"triton": triton.__version__, "needs": [asdict(need) for need in needs]}))
 
 

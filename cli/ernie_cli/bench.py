@@ -26,6 +26,14 @@ def bench(  # long: each option of the command is a parameter
     ctx_size: Annotated[
         str | None, typer.Option(metavar="N", help="Tokens that MODEL is loaded for, such as 32k.")
     ] = None,
+    vram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="With MODEL: memory of the card, as for chat; tries what to do with experts that it lacks. "
+            "With --card: its memory for experts.",
+        ),
+    ] = None,
     no_save: Annotated[
         bool, typer.Option("--no-save", help="Leave the stored profile of this machine as it is.")
     ] = False,
@@ -44,6 +52,14 @@ def bench(  # long: each option of the command is a parameter
             metavar="SIZE",
             help="With MODEL: memory that the process may have, as for chat. With --replay: memory for "
             "experts, repeatable, by default 25 to 100 % of text experts.",
+        ),
+    ] = None,
+    card: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --replay and --vram: predict what experts would take on this card, such as "
+            "rtx3060-12gb.",
         ),
     ] = None,
     decay: Annotated[
@@ -69,7 +85,8 @@ def bench(  # long: each option of the command is a parameter
     """
     del debug  # Acted on by main, which is where errors arrive.
     invocation = context.ensure_object(Invocation)
-    from ernie_cli import bench_json, bench_replay
+    from ernie_cli import bench_card, bench_json, bench_replay
+    from ernie_cli.chat_checks import check_is_number
     from ernie_local.sizes import parse_bytes, parse_count
 
     if as_json:
@@ -77,25 +94,61 @@ def bench(  # long: each option of the command is a parameter
     budgets = [parse_bytes(size, "--ram") for size in ram or ()]
     if ctx_size is not None:
         parse_count(ctx_size, "--ctx-size")
-    of_model = {"--image": image is not None, "--ctx-size": ctx_size is not None, "--ram": bool(ram)}
+    card_bytes = None if vram is None else parse_bytes(vram, "--vram")
+    for one in decay or ():
+        check_is_number("--decay", one)
+    of_model = {
+        "--image": image is not None,
+        "--ctx-size": ctx_size is not None,
+        "--ram": bool(ram),
+        "--vram": vram is not None,
+    }
+    if card is not None or (trace_path is not None and card_bytes is not None):
+        _refuse_half_a_card(trace_path, card, card_bytes, has_decay=bool(decay))
     if trace_path is not None:
+        del of_model["--vram"], of_model["--ram"]
         _refuse_beside_replay({"MODEL": model is not None, **of_model, "--no-save": no_save})
     else:
         _refuse_beside_measuring(of_model, model, num_limits=len(budgets), has_decay=bool(decay))
+    if trace_path is not None and card is not None and card_bytes is not None:
+        bench_card.run(trace_path, card, card_bytes, budgets, invocation)
+        return
     if trace_path is not None:
         bench_replay.run(trace_path, budgets, decay or (None,), invocation)
         return
     from ernie_cli import bench_measure
 
-    options = bench_measure.MeasureOptions(model, image, ctx_size, ram[0] if ram else None, not no_save)
+    options = bench_measure.MeasureOptions(model, image, ctx_size, ram[0] if ram else None, vram, not no_save)
     bench_measure.run(options, invocation)
+
+
+def _refuse_half_a_card(
+    trace_path: Path | None, card: str | None, card_bytes: int | None, *, has_decay: bool
+) -> None:
+    from ernie_local.errors import UsageError
+
+    options = {"--replay": trace_path, "--card": card, "--vram": card_bytes}
+    lacking = [name for name, value in options.items() if value is None]
+    if lacking:
+        given = [name for name in options if name not in lacking]
+        raise UsageError(
+            f"{', '.join(given)} given without {', '.join(lacking)}",
+            "a card is predicted from a recorded chat, its name, and its memory for experts",
+            "give --replay TRACE --card NAME --vram SIZE, or leave the card out",
+        )
+    if has_decay:
+        raise UsageError(
+            "--decay given with --card",
+            "only our own paging is predicted, which finds its decay itself",
+            "leave one of them out",
+        )
 
 
 def _refuse_beside_replay(given: Mapping[str, bool]) -> None:
     """given: by the name of an option, whether it was."""
     from ernie_local.errors import UsageError
 
-    wrong = [name for name, is_given in given.items() if is_given and name != "--ram"]
+    wrong = [name for name, is_given in given.items() if is_given]
     if wrong:
         raise UsageError(
             f"{', '.join(wrong)} given with --replay",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ernie_local.experts.replay import Replayed
+    from ernie_local.experts.simulated_card import Simulated
     from ernie_local.experts.trace import Trace
     from ernie_local.loading import LoadedModel
     from ernie_local.machine.model_speed import ModelRun
@@ -25,12 +26,14 @@ def empty_object() -> dict[str, object]:
         "machine": None,
         "model": None,
         "speed": None,
+        "miss_rules": {},
         "saved": None,
         "trace": None,
         "prompt_tokens": None,
         "decoded_tokens": None,
         "expert_bytes": {"text": None, "vision": None},
         "budgets": [],
+        "predictions": [],
         "error": None,
     }
 
@@ -38,7 +41,7 @@ def empty_object() -> dict[str, object]:
 def machine_fields(profile: MachineProfile) -> dict[str, object]:
     """The key that measuring the machine fills: the profile without its model."""
     machine = dataclasses.asdict(profile)
-    del machine["model"]
+    del machine["model"], machine["miss_rules"]
     return {"machine": machine}
 
 
@@ -84,6 +87,29 @@ def budget_fields(trace: Trace, budget: int, results: Sequence[Replayed]) -> dic
         "bytes": budget,
         "share": budget / trace.bank_bytes("text"),
         "policies": [_policy(result) for result in results],
+    }
+
+
+def prediction_fields(
+    card_id: str, card_bytes: int, ram_bytes: int, misses: str, found: Simulated
+) -> dict[str, object]:
+    """One entry of `predictions`."""
+    stats, above = found.stats, found.stats.card
+    assert above is not None
+    tokens = stats.decoded_tokens
+    seconds = {
+        "predicted_seconds_per_token": found.decode_seconds,
+        "predicted_link_wait_seconds_per_token": above.decode_wait_seconds,
+        "predicted_disk_wait_seconds_per_token": stats.decode_wait_seconds,
+    }
+    return {
+        "card": card_id,
+        "card_bytes": card_bytes,
+        "ram_bytes": ram_bytes,
+        "misses": misses,
+        "card_hit_rate": above.banks["text"].decode_hit_rate,
+        "ram_hit_rate": stats.banks["text"].decode_hit_rate,
+        **{name: value / tokens if tokens else None for name, value in seconds.items()},
     }
 
 

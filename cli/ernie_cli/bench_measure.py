@@ -37,12 +37,13 @@ class MeasureOptions:
     image: str | None
     context_size: str | None
     ram: str | None
+    vram: str | None
     saves: bool
 
     def chat_options(self) -> ChatOptions:
         """For a model loaded as a chat would load it."""
         assert self.model is not None
-        return ChatOptions(model=self.model, context_size=self.context_size, ram=self.ram)
+        return ChatOptions(model=self.model, context_size=self.context_size, ram=self.ram, vram=self.vram)
 
 
 def run(options: MeasureOptions, invocation: Invocation) -> None:
@@ -65,12 +66,21 @@ def run(options: MeasureOptions, invocation: Invocation) -> None:
     if files is not None:
         model, measured = _measure_model(options, files, profile, picture, console)
         profile = _with_model(profile, model, measured)
+        if options.vram is not None:
+            from ernie_local.machine.miss_rules import measure_miss_rules
+
+            console.note("measuring: rules for experts that the card lacks")
+            profile = dataclasses.replace(profile, miss_rules=measure_miss_rules(model))
         if invocation.json_object is None:
             _answer(console, model_lines(model, measured))
+            _answer(console, rule_lines(profile))
         else:
             invocation.json_object |= bench_json.model_fields(model, measured)
+            invocation.json_object["miss_rules"] = dict(profile.miss_rules)
     if options.saves:
         path = profile_path()
+        if not profile.miss_rules:
+            profile = _with_stored_rules(profile, path)
         write_profile(path, profile)
         console.note(f"profile stored as {path}")
         if invocation.json_object is not None:
@@ -94,6 +104,13 @@ def machine_lines(survey: Survey) -> Iterator[str]:
     yield _line("decode, a layer beside bytes", measured["layer_seconds"], 1e-3, "ms")
     yield _line("the same, more if paged", measured["paged_layer_seconds"], 1e-3, "ms")
     yield _line("the same, a missing page", measured["page_seconds"], 1e-3, "ms")
+
+
+def rule_lines(profile: MachineProfile) -> Iterator[str]:
+    """How fast each rule for misses is, if they were tried."""
+    for name, tokens_per_second in profile.miss_rules.items():
+        best = "  fastest" if name == profile.best_miss_rule else ""
+        yield f"{f'decode, misses {name}':<32}  {tokens_per_second:10.2f} tokens/s{best}"
 
 
 def model_lines(model: LoadedModel, measured: ModelRun) -> Iterator[str]:
@@ -210,6 +227,16 @@ def _measure_model(
     patches = None if picture is None else model.patches([picture.image])[0]
     rates = profile.rates_for(is_packed=is_packed(files.config))
     return model, measure_model(model, rates, patches)
+
+
+def _with_stored_rules(profile: MachineProfile, path: Path) -> MachineProfile:
+    """What an earlier run on the same hardware found of rules for misses stays."""
+    from ernie_local.planner.profile_file import read_profile
+
+    stored = read_profile(path)
+    if stored is None or stored.hardware.difference(profile.hardware) is not None:
+        return profile
+    return dataclasses.replace(profile, miss_rules=stored.miss_rules)
 
 
 def _with_model(profile: MachineProfile, model: LoadedModel, measured: ModelRun) -> MachineProfile:

@@ -113,8 +113,11 @@ def chat(  # long: each option of the command is a parameter
     ] = None,
     misses: Annotated[
         Misses,
-        typer.Option(help="Experts that the card lacks: copy them there, or compute where they are."),
-    ] = "fetch",
+        typer.Option(
+            help="Experts that the card lacks: copy them there, compute where they are, or half of each; "
+            "auto is what bench found fastest here, else fetch."
+        ),
+    ] = "auto",
     small_below: Annotated[
         float | None,
         typer.Option(

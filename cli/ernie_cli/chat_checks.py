@@ -5,6 +5,7 @@ Owns how options contradict each other, and where a chat may be written. Imports
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from ernie_cli.chat_options import ChatOptions
@@ -28,6 +29,8 @@ def check_options(options: ChatOptions) -> None:
             "there are no thoughts to limit",
             "leave one of them out",
         )
+    if options.small_below is not None:
+        check_is_number("--small-below", options.small_below)
     if options.load is not None:
         _check_chat_file(options.load, options.system)
     if options.trace is not None:
@@ -40,6 +43,14 @@ def check_options(options: ChatOptions) -> None:
                 "a saved chat names its pictures by their files, and a pipe has none",
                 "give the picture as a file",
             )
+
+
+def check_is_number(option: str, value: float) -> None:
+    """Raise UsageError for nan, which no bound keeps out."""
+    if math.isnan(value):
+        raise UsageError(
+            f"{option} nan is no number", "nan is neither less nor more than anything", f"{option} 0.1"
+        )
 
 
 def _check_chat_file(path: Path, system: str | None) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Think = Literal["on", "off", "auto"]
 DType = Literal["auto", "float32", "bfloat16"]
 KVDType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
-Misses = Literal["fetch", "compute"]
+Misses = Literal["auto", "fetch", "compute", "split"]
 
 # float32 doubles what a 16-bit checkpoint takes; past this, most machines would rather have the memory.
 _LARGEST_FLOAT32_CHECKPOINT = 4 << 30
@@ -48,7 +48,7 @@ class ChatOptions:
     ram: str | None = None
     reserve: str | None = None
     vram: str | None = None
-    misses: Misses = "fetch"
+    misses: Misses = "auto"
     small_below: float | None = None
     look_ahead: bool = False
     as_json: bool = False
@@ -78,12 +78,13 @@ class ChatOptions:
         """The number type of the KV cache for the runtime."""
         return None if self.kv_dtype == "auto" else self.kv_dtype
 
-    def paging(self) -> PagingOptions:
-        """How experts are paged, where they are."""
-        from ernie_local.experts.miss_rule import ALWAYS_COMPUTE, ALWAYS_FETCH
+    def paging(self, best_rule: str | None) -> PagingOptions:
+        """How experts are paged, where they are. best_rule: for misses, as measured; None if it was not."""
+        from ernie_local.experts.miss_rule import FETCH, MISS_RULES
         from ernie_local.experts.paging_options import PagingOptions
 
-        rule = ALWAYS_FETCH if self.misses == "fetch" else ALWAYS_COMPUTE
+        name = best_rule if self.misses == "auto" else self.misses
+        rule = FETCH if name is None else MISS_RULES[name]
         return PagingOptions(rule, self.small_below, self.look_ahead)
 
     def dtype_name(self, checkpoint_bytes: int, is_packed: bool = False) -> str:

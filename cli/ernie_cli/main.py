@@ -29,6 +29,8 @@ from ernie_cli import (
     quantize_json,
     verify,
     verify_json,
+    vram,
+    vram_json,
 )
 from ernie_cli.computing import ComputingCommand
 from ernie_cli.console import Console, forgive_encodings, silence_stdout
@@ -53,6 +55,7 @@ app.command(cls=ComputingCommand)(calibrate.calibrate)
 app.command("eval", cls=ComputingCommand)(evaluate)
 app.command(cls=ComputingCommand)(bench.bench)
 app.command(cls=ComputingCommand)(inspect.inspect)
+app.command()(vram.vram)
 app.command(cls=ComputingCommand)(verify.verify)
 app.command(cls=ComputingCommand)(doctor.doctor)
 
@@ -64,6 +67,7 @@ EMPTY_OBJECTS: Mapping[str, Callable[[], dict[str, object]]] = {
     "eval": eval_json.empty_object,
     "bench": bench_json.empty_object,
     "inspect": inspect_json.empty_object,
+    "vram": vram_json.empty_object,
     "verify": verify_json.empty_object,
     "doctor": doctor_json.empty_object,
 }

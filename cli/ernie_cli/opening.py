@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ernie_cli.chat_options import ChatOptions
 from ernie_cli.chat_sampling import read_generation_config, sampling_options
-from ernie_cli.console import Console
+from ernie_cli.console import Console, profile_path
 from ernie_cli.pictures import PictureReport, measure
 from ernie_local.errors import DoesNotFit
 
@@ -130,10 +130,22 @@ def load_model(options: ChatOptions, files: ModelFiles) -> LoadedModel:
         ram=options.ram,
         reserve=options.reserve,
         vram=options.vram,
-        paging=options.paging(),
+        paging=options.paging(_best_miss_rule(options)),
         context_size=context_size(options, files),
         kv_dtype=options.kv_dtype_name(),
     )
+
+
+def _best_miss_rule(options: ChatOptions) -> str | None:
+    """As the profile of this machine has it; None without --vram, which alone makes a rule matter."""
+    if options.vram is None or options.misses != "auto":
+        return None
+    from ernie_local.machine.hardware import find_hardware
+    from ernie_local.planner.profile_file import read_profile
+
+    profile = read_profile(profile_path())
+    is_this_machine = profile is not None and profile.hardware.difference(find_hardware()) is None
+    return profile.best_miss_rule if profile is not None and is_this_machine else None
 
 
 def open_chat(options: ChatOptions, files: ModelFiles, console: Console) -> Chat:
@@ -144,13 +156,25 @@ def open_chat(options: ChatOptions, files: ModelFiles, console: Console) -> Chat
         check_saved_chat(options.load, files)
     model = load_model(options, files)
     _tell_of_slow_kernels(console)
-    for note in model.paging_notes():
+    for note in [*model.paging_notes(), *_idle_options(options, model)]:
         console.note(note)
     if options.trace is not None:
         model.record_trace()
     if options.load is not None:
         return load_chat(options.load, model, sampling)
     return new_chat(model, sampling, options.system)
+
+
+def _idle_options(options: ChatOptions, model: LoadedModel) -> Iterator[str]:
+    """Options that change nothing, as all experts are in memory."""
+    given = {
+        "--small-below": options.small_below is not None,
+        "--look-ahead": options.look_ahead,
+        "--misses": options.misses != "auto",
+    }
+    idle = [name for name, is_given in given.items() if is_given]
+    if idle and model.paging is None:
+        yield f"{', '.join(idle)}: without effect, every expert is in memory"
 
 
 @contextmanager

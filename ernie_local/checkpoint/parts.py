@@ -9,12 +9,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ernie_local.checkpoint.header import ITEM_BYTES
-from ernie_local.checkpoint.index import Accounts
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
 from ernie_local.checkpoint.shapes import ExpectedShapes, Shape
 from ernie_local.config import ModelConfig
+
+if TYPE_CHECKING:
+    from ernie_local.checkpoint.index import Accounts
 
 TEXT_EXPERTS, VISION_EXPERTS = "text experts", "vision experts"
 SMALL_PAGES = ("small text pages", "small vision pages")
@@ -75,6 +78,11 @@ class ModelTensor:
         """The part that it belongs to."""
         return part_of(self.name)
 
+    @property
+    def code(self) -> str:
+        """Its type as safetensors files call it."""
+        return "U8" if self.is_packed else self.format_name.upper()
+
 
 def stored_tensors(accounts: Accounts, config: ModelConfig) -> Iterator[ModelTensor]:
     """Every tensor of a checkpoint's model once."""
@@ -90,7 +98,8 @@ def expected_tensors(config: ModelConfig) -> Iterator[ModelTensor]:
     """Every tensor of the model that `config` describes, as it is written: routers in float32, what is not
     packed in bfloat16."""
     expected, packed = ExpectedShapes(config), PackedTensors(config)
-    for name in expected.names():
+    has_pages = config.quantization is not None and bool(config.quantization.experts)
+    for name in expected.names(with_experts=not has_pages):
         if packed.replaces(name):
             continue
         shape = expected.shape(name)

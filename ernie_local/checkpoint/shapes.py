@@ -27,13 +27,13 @@ class ExpectedShapes:
         self._experts = _expert_shapes(config.text)
         self._block = _block_shapes(config.vision)
 
-    def names(self) -> Iterator[str]:
-        """All names, in the order in which a model uses them."""
+    def names(self, *, with_experts: bool = True) -> Iterator[str]:
+        """All names, in the order in which a model uses them; with or without those of routed experts."""
         yield "embed_tokens.weight"
         for layer, has_experts in enumerate(self._text.moe_layers):
             for suffix in (*self._attention, *(self._moe if has_experts else self._dense)):
                 yield f"layers.{layer}.{suffix}"
-            if has_experts:
+            if has_experts and with_experts:
                 for bank in BANKS:
                     for expert in range(self._text.num_experts):
                         for projection in PROJECTIONS:

@@ -1,9 +1,8 @@
 """Writes a checkpoint in our own format, in memory for one piece of one tensor.
 
-Owns the order in the files, the shards and their index. All places are known before any value is, so values
-may come in any order, and a file that was cut off can be gone on with. Pages come first in a shard, behind a
-header padded to their alignment: each lies at a multiple of 4096, and any safetensors reader can still read
-the file. Knows nothing of what the tensors are for.
+Owns the files and their index; what lies where in them is file_layout.py's. All places are known before any
+value is, so values may come in any order, and a file that was cut off can be gone on with. Knows nothing of
+what the tensors are for.
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ from pathlib import Path
 
 import torch
 
+from ernie_local.checkpoint.file_layout import LARGEST_SHARD, cut_into_shards, file_header
 from ernie_local.checkpoint.files import INDEX_FILE, SINGLE_FILE
 from ernie_local.checkpoint.header import ITEM_BYTES
-from ernie_local.packing import PAGE_ALIGNMENT
-from ernie_local.sizes import GIB
 
-LARGEST_SHARD = 4 * GIB
 _CODES = {torch.uint8: "U8", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -35,9 +32,14 @@ class TensorEntry:
     shape: tuple[int, ...]
 
     @property
+    def code(self) -> str:
+        """Its type as safetensors files call it."""
+        return _CODES[self.dtype]
+
+    @property
     def num_bytes(self) -> int:
         """Bytes in the file."""
-        return math.prod(self.shape) * ITEM_BYTES[_CODES[self.dtype]]
+        return math.prod(self.shape) * ITEM_BYTES[self.code]
 
 
 Producer = Callable[[TensorEntry], Iterable[torch.Tensor]]
@@ -53,12 +55,12 @@ class CheckpointFiles:
         self, directory: Path, entries: Sequence[TensorEntry], largest_shard: int = LARGEST_SHARD
     ) -> None:
         self.directory = directory
-        self._shards = _shards(entries, largest_shard)
+        self._shards = cut_into_shards(entries, largest_shard)
         count = len(self._shards)
         names = [f"model-{index + 1:05}-of-{count:05}.safetensors" for index in range(count)]
         self._names = [SINGLE_FILE] if count == 1 else names
         self._changed: set[Path] = set()
-        self._headers = [_header(shard) for shard in self._shards]
+        self._headers = [file_header(shard) for shard in self._shards]
         self._places: dict[str, tuple[Path, int, TensorEntry]] = {}
         for name, header, shard in zip(self._names, self._headers, self._shards, strict=True):
             offset = len(header)
@@ -137,39 +139,3 @@ def write_checkpoint(
     for entry in files.in_file_order():
         files.write(entry.name, produce(entry))
     files.sync()
-
-
-def _shards(entries: Sequence[TensorEntry], largest: int) -> list[list[TensorEntry]]:
-    # By the alignment that their sizes keep: pages, packed matrices (64 bytes), wide numbers, narrow ones.
-    order = sorted(entries, key=lambda entry: -_kept_alignment(entry))
-    shards: list[list[TensorEntry]] = [[]]
-    room = largest
-    for entry in order:
-        if entry.num_bytes > room and shards[-1]:
-            shards.append([])
-            room = largest
-        shards[-1].append(entry)
-        room -= entry.num_bytes
-    return shards
-
-
-def _kept_alignment(entry: TensorEntry) -> int:
-    if entry.dtype == torch.uint8:
-        return PAGE_ALIGNMENT if entry.num_bytes % PAGE_ALIGNMENT == 0 else 64
-    return entry.dtype.itemsize
-
-
-def _header(entries: Sequence[TensorEntry]) -> bytes:
-    """Length and JSON of a file's header, filled up so that the first tensor is aligned."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for entry in entries:
-        header[entry.name] = {
-            "dtype": _CODES[entry.dtype],
-            "shape": list(entry.shape),
-            "data_offsets": [offset, offset + entry.num_bytes],
-        }
-        offset += entry.num_bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text = text.ljust(-(-(8 + len(text)) // PAGE_ALIGNMENT) * PAGE_ALIGNMENT - 8)
-    return len(text).to_bytes(8, "little") + text

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ernie_local.doctor.finding import Finding
+from ernie_local.kernels.triton_path import LEAST_CAPABILITY
 from ernie_local.machine.nvidia_smi import CardReport
 from ernie_local.sizes import format_bytes
 
 NAME = "card"
-# Below this there is no Triton, below the second no arithmetic in bfloat16.
-_TRITON_CAPABILITY, _BFLOAT16_CAPABILITY = (7, 0), (8, 0)
+_BFLOAT16_CAPABILITY = (8, 0)  # below it there is no arithmetic in bfloat16
 # A card that shows a desktop has some of its memory in use, and that is no reason to worry.
 _HELD_SHARE = 0.25
 
@@ -46,7 +46,7 @@ def _describe(card: CardReport) -> str:
     text = card.name
     if card.compute_capability is not None:
         text += f", compute capability {'.'.join(map(str, card.compute_capability))}"
-        if card.compute_capability < _TRITON_CAPABILITY:
+        if card.compute_capability < LEAST_CAPABILITY:
             text += " (no Triton, no bfloat16)"
         elif card.compute_capability < _BFLOAT16_CAPABILITY:
             text += " (no bfloat16: float16 in its place)"
@@ -59,7 +59,7 @@ def _describe(card: CardReport) -> str:
 
 
 def _fix(card: CardReport) -> str | None:
-    if card.compute_capability is not None and card.compute_capability < _TRITON_CAPABILITY:
+    if card.compute_capability is not None and card.compute_capability < LEAST_CAPABILITY:
         return "compute on the processor (--device cpu), or use a card of capability 7.0 or more"
     if card.total_bytes is not None and card.free_bytes is not None:
         held = card.total_bytes - card.free_bytes

@@ -1,53 +1,35 @@
 """Which pages that a card lacks are copied to it, and which are computed by the processor where they lie.
 
-Pure arithmetic over two times that were measured on the machine; knows no hardware.
+Pure arithmetic; which rule suits a machine is measured (machine/miss_rules.py).
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class MissRule:
-    """Seconds that a page more takes: copied and computed on the card, or computed by the processor.
+    """What happens to a token's missing pages of a layer, for people, and how many of them are copied.
 
-    Copies and the processor work at the same time, so both should end together. Infinity rules a way out.
+    copied_share: of them, rounded down. Copies and the processor work at the same time.
     """
 
-    fetch_seconds: float
-    compute_seconds: float
+    description: str
+    copied_share: float
 
     @property
     def computes(self) -> bool:
         """Whether the processor may compute some."""
-        return not math.isinf(self.compute_seconds)
+        return self.copied_share < 1
 
-    def describe(self) -> str:
-        """What happens to pages that the card lacks, for people."""
-        if math.isinf(self.compute_seconds):
-            return "what it lacks is copied to it"
-        if math.isinf(self.fetch_seconds):
-            return "what it lacks is computed by the processor"
-        fetch, compute = 1e3 * self.fetch_seconds, 1e3 * self.compute_seconds
-        return (
-            f"of what it lacks a page is copied in {fetch:.2f} ms, or computed by the processor in "
-            f"{compute:.2f} ms, as was measured"
-        )
-
-    def num_to_fetch(self, num_missing: int) -> int:
-        """Of so many missing pages of a token's layer; as few as it is worth."""
-        if math.isinf(self.fetch_seconds):
-            return 0
-        if math.isinf(self.compute_seconds):
-            return num_missing
-
-        def seconds(num_fetched: int) -> float:
-            return max(num_fetched * self.fetch_seconds, (num_missing - num_fetched) * self.compute_seconds)
-
-        return min(range(num_missing + 1), key=seconds)
+    def num_to_copy(self, num_missing: int) -> int:
+        """Of so many missing pages."""
+        return int(num_missing * self.copied_share)
 
 
-ALWAYS_FETCH = MissRule(0.0, math.inf)
-ALWAYS_COMPUTE = MissRule(math.inf, 0.0)
+FETCH = MissRule("what it lacks is copied to it", 1.0)
+COMPUTE = MissRule("what it lacks is computed by the processor", 0.0)
+SPLIT = MissRule("half of what it lacks is copied to it, the rest computed by the processor", 0.5)
+MISS_RULES: Mapping[str, MissRule] = {"fetch": FETCH, "compute": COMPUTE, "split": SPLIT}

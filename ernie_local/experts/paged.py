@@ -17,6 +17,7 @@ from ernie_local.experts.card_copier import CardCopier
 from ernie_local.experts.device import HOST, Card, Device
 from ernie_local.experts.disk_reader import DiskReader
 from ernie_local.experts.heat import ExpertKey
+from ernie_local.experts.miss_rule import MissRule
 from ernie_local.experts.page_copier import PageCopier
 from ernie_local.experts.page_level import PageLevel
 from ernie_local.experts.page_lock import PageLock
@@ -88,6 +89,16 @@ class PagedExperts:
     def stats(self) -> PagingStats:
         """What was found in memory and read from disk since the model was loaded."""
         return self._below.stats
+
+    @property
+    def miss_rule(self) -> MissRule:
+        """What happens to pages that the upper memory lacks, where there is one; may change at any time."""
+        return self._traffic.rule if isinstance(self._traffic, TwoLevels) else self.options.miss_rule
+
+    @miss_rule.setter
+    def miss_rule(self, rule: MissRule) -> None:
+        assert isinstance(self._traffic, TwoLevels), "there is one memory"
+        self._traffic.rule = rule
 
     def look_ahead_by(self, routers: Mapping[int, TextRouter]) -> None:
         """From now on, ask the next layer's router of text what it would choose for a token as it is."""
@@ -186,7 +197,7 @@ class PagedExperts:
     def _read_back(self, tokens: RoutedTokens) -> RoutedTokens:
         """Of one token what the host needs to know, in one transfer; all else stays where it is."""
         wanted = [tokens.expert_ids]
-        if self.options.small_below is not None or self.options.miss_rule.computes:
+        if self.options.small_below is not None or self.miss_rule.computes:
             wanted += [tokens.weights, tokens.hidden]
         ids, *others = self._device.read_back(wanted)
         weights, hidden = others or (tokens.weights, tokens.hidden)

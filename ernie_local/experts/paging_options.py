@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ernie_local.experts.miss_rule import ALWAYS_FETCH, MissRule
+from ernie_local.experts.miss_rule import FETCH, MissRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,6 @@ class PagingOptions:
     what the next layer's router would choose now, before it does.
     """
 
-    miss_rule: MissRule = ALWAYS_FETCH
+    miss_rule: MissRule = FETCH
     small_below: float | None = None
     looks_ahead: bool = False

@@ -79,7 +79,7 @@ class PagingPlan:
     @property
     def most_bytes(self) -> int:
         """With this every page is in memory."""
-        pages = sum(self._bytes_of(kind) for kind in self._kinds if kind != "small")
+        pages = sum(self.bytes_of(kind) for kind in self._kinds if kind != "small")
         return pages + self.frame_bytes * self._least_frames("text")
 
     def build(self, memory_bytes: int, decay: float | None = None) -> PageCache:
@@ -125,10 +125,10 @@ class PagingPlan:
         only those of text are asked for afterwards.
         """
         room = cache.slots.num_frames * self.frame_bytes
-        text_bytes, text_pages = self._bytes_of("text"), sum(self._kinds["text"].pages)
+        text_bytes, text_pages = self.bytes_of("text"), sum(self._kinds["text"].pages)
         shares: dict[Bank, int] = {"text": -(-min(room, text_bytes) * text_pages // text_bytes)}
         if "vision" in self._kinds:
-            vision_bytes, vision_pages = self._bytes_of("vision"), sum(self._kinds["vision"].pages)
+            vision_bytes, vision_pages = self.bytes_of("vision"), sum(self._kinds["vision"].pages)
             left = max(0, room - text_bytes)
             shares["vision"] = min(left, vision_bytes) * vision_pages // vision_bytes
         return {bank: -(-pages // self._num_layers) for bank, pages in shares.items()}
@@ -153,7 +153,7 @@ class PagingPlan:
     def _frames_for(self, size: int, count: int) -> int:
         return -(-count // (self.frame_bytes // size))
 
-    def _bytes_of(self, kind: _Kind) -> int:
+    def bytes_of(self, kind: _Kind) -> int:
         """Of the frames that hold all pages of a kind."""
         classes = self._kinds[kind]
         each = zip(classes.sizes, classes.pages, strict=True)

@@ -7,16 +7,19 @@ policies on the same trace are in textbook.py. Knows no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from ernie_local.checkpoint.names import Bank
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts import textbook
 from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.page_traffic import PageTraffic
+from ernie_local.experts.page_traffic import PageGroup, PageTraffic
 from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.experts.paging_stats import PagingStats
 from ernie_local.experts.trace import Trace
+from ernie_local.experts.two_levels import TwoLevels
 from ernie_local.sizes import format_bytes
 
 
@@ -40,6 +43,14 @@ class Replayed:
         return sum(bank.bytes_read for bank in self.stats.banks.values()) - self.stats.decode_bytes_read
 
 
+class Step(NamedTuple):
+    """What one layer asks of one bank. is_first: of its forward."""
+
+    is_decode: bool
+    is_first: bool
+    groups: Iterator[PageGroup]
+
+
 class _NoReader:
     """A PageReader whose pages are there at once."""
 
@@ -60,23 +71,41 @@ def replay(trace: Trace, memory_bytes: int, decay: float | None = None) -> Pagin
     """
     plan = PagingPlan(trace.page_bytes, trace.top_k)
     traffic = PageTraffic(plan.build(memory_bytes, decay), plan, trace.page_bytes, _NoReader())
+    for step in walk(trace, traffic, traffic.keys):
+        for _ in step.groups:
+            pass
+    return traffic.stats
+
+
+def walk(
+    trace: Trace,
+    traffic: PageTraffic | TwoLevels,
+    keys: Mapping[tuple[int, Bank], Sequence[ExpertKey]],
+) -> Iterator[Step]:
+    """Every call of a trace in order, as the runtime makes it; each one's groups are gone through before the
+    next is asked for. keys: as a PageTraffic has them."""
     for forward in trace.forwards:
         is_decode = traffic.begin(forward.tokens)
+        is_first = True
         for call in trace.calls(forward):
-            keys = traffic.keys[call.layer_id, call.bank]
-            chosen = [keys[expert_id] for expert_id in call.expert_ids.ravel().tolist()]
+            of_bank = keys[call.layer_id, call.bank]
+            chosen = [of_bank[expert_id] for expert_id in call.expert_ids.ravel().tolist()]
             if is_decode:
                 groups = traffic.decode(call.bank, chosen)
             else:
                 groups = traffic.stream(call.layer_id, call.bank, chosen, len(call.expert_ids))
-            for _ in groups:
-                pass
-    return traffic.stats
+            yield Step(is_decode, is_first, groups)
+            is_first = False
 
 
 def least_bytes(trace: Trace) -> int:
     """The least memory in which this model's experts can be paged."""
     return PagingPlan(trace.page_bytes, trace.top_k).least_bytes
+
+
+def most_bytes(trace: Trace) -> int:
+    """The memory in which every page of this model has room."""
+    return PagingPlan(trace.page_bytes, trace.top_k).most_bytes
 
 
 def check_budget(trace: Trace, memory_bytes: int) -> None:

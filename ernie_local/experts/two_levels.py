@@ -79,7 +79,7 @@ class TwoLevels:
         # The hottest come up: they are the likeliest to be wanted again.
         level = self.upper.cache.heat.level
         by_heat = sorted(missing, key=lambda key: (-level(key), key))
-        num_fetched = self.rule.num_to_fetch(len(missing))
+        num_fetched = self.rule.num_to_copy(len(missing))
         fetched, left = by_heat[:num_fetched], by_heat[num_fetched:]
         if fetched:
             self.lower.count(bank, fetched)

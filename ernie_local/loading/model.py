@@ -88,8 +88,8 @@ class LoadedModel:
         held, everything = format_bytes(experts.level.memory.num_bytes), format_bytes(experts.num_bytes)
         notes = [f"experts: {held} of memory for {everything}; missing ones are read when a token wants them"]
         if experts.top is not experts.level:
-            above, rule = format_bytes(experts.top.memory.num_bytes), experts.options.miss_rule
-            notes.append(f"card: {above} above that; {rule.describe()}")
+            above, rule = format_bytes(experts.top.memory.num_bytes), experts.miss_rule
+            notes.append(f"card: {above} above that; {rule.description}")
         notes += _card_notes(experts)
         if not experts.store.is_direct:
             notes.append("the file system has no direct reads: experts pass through the system's cache")

@@ -16,11 +16,14 @@ from ernie_local.config import TextConfig
 from ernie_local.kernels.decode_ops import decode_attention, suits_decode_ops
 from ernie_local.kernels.packed_attention import packed_attention
 from ernie_local.model.kv_cache import KVCache
-from ernie_local.model.memory_use import MOST_MASK_ENTRIES
 from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedLinear
 from ernie_local.model.rope import rotate_pairs
 from ernie_local.model.unfilled import Linear
+
+# Entries of one mask: 4 Mi are 4 MiB as bool and 16 MiB as the float that SDPA makes of it, at any context
+# size.
+_MAX_MASK_ENTRIES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class CausalBlock:
 
 
 def causal_blocks(
-    num_new: int, num_past: int, device: torch.device, max_entries: int = MOST_MASK_ENTRIES
+    num_new: int, num_past: int, device: torch.device, max_entries: int = _MAX_MASK_ENTRIES
 ) -> list[CausalBlock]:
     """Masks for `num_new` tokens behind `num_past`, in blocks of rows so that no mask exceeds `max_entries`.
 

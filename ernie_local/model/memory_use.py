@@ -15,15 +15,13 @@ from ernie_local.sizes import HUGE_PAGE
 # Big enough that an expert's weights are read for many tokens at once, small enough that one layer's
 # activations of the 28B model (2048 x 12288 in the dense layer) stay near 100 MiB.
 DEFAULT_CHUNK_TOKENS = 2048
-# Entries of one mask: 4 Mi are 4 MiB as bool and 16 MiB as the float that SDPA makes of it, at any context
-# size.
-MOST_MASK_ENTRIES = 4 << 20
 # Small pictures share one pass through the tower; a large one goes alone, so that the tower's memory has a
 # bound that does not grow with the number of pictures.
 PATCHES_PER_PASS = 8192
-# Of memory for each patch and column of the tower, while a block is computed: 110 KB a patch of 1280 columns
-# were measured with 5184 patches.
-_BYTES_A_PATCH = 96
+# Of memory for each patch and column of the tower while it is encoded, and beside that for each two columns,
+# whose products want their weights in another order. Measured with 1280 columns: 600, 1100 and 2050 MiB for
+# 3600, 11088 and 24552 patches.
+_BYTES_A_PATCH, _BYTES_A_WEIGHT = 64, 211
 _FLOAT_BYTES = 4
 # Bytes of a number in the KV cache; int8 has a float32 scale for each head's vector beside it.
 KV_ITEM_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
@@ -68,13 +66,15 @@ class KVSize:
 def attention_bytes(config: TextConfig, num_new: int, num_all: int) -> int:
     """About what attention of `num_new` tokens takes beside the cache for looking at `num_all` tokens.
 
-    Masks, and the cached keys and values as numbers to compute with, twice for a moment. With one new token
-    nothing: it reads the cache where it lies.
+    Masks, as bool and as the numbers that SDPA makes of them, and the cached keys and values as numbers to
+    compute with, twice for a moment. With one new token nothing: it reads the cache where it lies.
     """
     if num_new == 1:
         return 0
     states = 2 * config.num_key_value_heads * config.head_dim * _FLOAT_BYTES  # of one token
-    return num_all * (2 * states + num_new) + _FLOAT_BYTES * min(MOST_MASK_ENTRIES, num_new * num_all)
+    # SDPA makes one block of a mask at a time, but each is a little wider than the one before, so that the
+    # allocator finds no hole for it: all of them stay.
+    return num_all * (2 * states + (1 + _FLOAT_BYTES) * num_new)
 
 
 def tower_passes(patch_counts: Sequence[int]) -> list[int]:
@@ -96,4 +96,5 @@ def encoding_bytes(config: VisionConfig, patch_counts: Sequence[int]) -> int:
     for num_pictures in tower_passes(patch_counts):
         most = max(most, sum(patch_counts[start : start + num_pictures]))
         start += num_pictures
-    return most * config.hidden_size * _BYTES_A_PATCH
+    weights = _BYTES_A_WEIGHT * config.hidden_size**2 if most else 0
+    return most * config.hidden_size * _BYTES_A_PATCH + weights

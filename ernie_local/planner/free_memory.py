@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
-
 _ROOT = Path("/sys/fs/cgroup")
 # Files of limit and use, of the unified hierarchy and of the old one, below the group's own directory.
 _UNIFIED = ("memory.max", "memory.current", "memory.stat", "inactive_file")
@@ -17,6 +15,8 @@ _OLD = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_
 
 def free_memory() -> int:
     """Bytes that can be had without swapping."""
+    import psutil
+
     free: int = psutil.virtual_memory().available
     for group, names in _memory_groups():
         left = _left_in(group, names)
@@ -27,6 +27,8 @@ def free_memory() -> int:
 
 def process_memory() -> int:
     """Bytes that this process has now."""
+    import psutil
+
     resident: int = psutil.Process().memory_info().rss
     return resident
 

@@ -91,10 +91,10 @@ def place_in_ram(
     if limit is None:
         cache_bytes = min(cache_bytes, cache_bytes * _TOKENS_AT_ONCE // config.default_context_size)
     chunk = DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
-    fixed = process + need.dense_bytes + _SLACK_BYTES
+    fixed = _fixed_bytes(need, process)
     if fixed + working_bytes(config, chunk) + need.expert_bytes + cache_bytes <= allowed:
         return Placement(None, chunk)
-    floor = need.expert_bytes if need.least_expert_bytes is None else need.least_expert_bytes
+    floor = _floor_bytes(need)
     left = allowed - fixed
 
     def is_large(chunk: int) -> bool:
@@ -116,6 +116,18 @@ def place_in_ram(
             "ram auto, or a limit of what is free",
         )
     return Placement(left, chunk)
+
+
+def least_limit(need: MemoryNeed, config: TextConfig, process: int) -> int:
+    """The smallest limit that `place_in_ram` takes for a process that has so many bytes."""
+    working = working_bytes(config, _SMALLEST_CHUNK)
+    return _fixed_bytes(need, process) + working + _floor_bytes(need) + need.kv_cache_bytes
+
+
+def resident_limit(need: MemoryNeed, config: TextConfig, process: int) -> int:
+    """A limit with which every expert is in memory, and chunks are as large as they get."""
+    working = working_bytes(config, DEFAULT_CHUNK_TOKENS)
+    return _fixed_bytes(need, process) + working + need.expert_bytes + need.kv_cache_bytes
 
 
 def place_on_card(
@@ -152,6 +164,16 @@ def place_on_card(
             f"ram {-(-(process + _SLACK_BYTES + need.least_expert_bytes) // MIB)}MiB or more",
         )
     return Placement(left, on_card.chunk_tokens, on_card.paged_bytes)
+
+
+def _fixed_bytes(need: MemoryNeed, process: int) -> int:
+    """What is there wherever experts go."""
+    return process + need.dense_bytes + _SLACK_BYTES
+
+
+def _floor_bytes(need: MemoryNeed) -> int:
+    """The least memory for experts."""
+    return need.expert_bytes if need.least_expert_bytes is None else need.least_expert_bytes
 
 
 def _refused(need: MemoryNeed, allowed: int, option: str | None, least: int) -> DoesNotFit:

@@ -6,7 +6,7 @@ Knows neither who measures nor how a profile is stored (profile_file.py). No tor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ernie_local.planner.rates import Rates
 from ernie_local.sizes import GIB
@@ -66,6 +66,7 @@ class MachineProfile:
 
     rates: of packed weights; plain_rates: of float32 and bfloat16 ones, which PyTorch computes, and whose
     experts cost a few calls each. measurements: by name, with what the rates were taken from and more.
+    miss_rules: tokens a second by the rule for experts that a card lacks, empty if not tried.
     """
 
     hardware: HardwareKey
@@ -74,6 +75,12 @@ class MachineProfile:
     plain_rates: Rates
     measurements: Mapping[str, Measurement]
     model: ModelSpeed | None = None
+    miss_rules: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def best_miss_rule(self) -> str | None:
+        """The rule under which most tokens were decoded; None where none was tried."""
+        return max(self.miss_rules, key=self.miss_rules.__getitem__, default=None)
 
     @property
     def summary(self) -> str:

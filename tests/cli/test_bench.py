@@ -87,6 +87,8 @@ def test_a_file_that_is_no_trace_ends_with_5(command: Command, invoice: Path) ->
     "arguments",
     [
         ("--decay", "1.5"),
+        ("--decay", "nan"),
+        ("--vram", "1GiB"),
         ("--ram", "much"),
         ("nano",),
         ("--image", "x.png"),
@@ -119,3 +121,39 @@ def test_a_replay_needs_no_torch(trace: Path) -> None:
         "sys.exit(code or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(trace)], check=False).returncode == 0
+
+
+def test_a_card_is_predicted_and_says_so(command: Command, trace: Path) -> None:
+    of_card = ("bench", "--replay", str(trace), "--card", "rtx3060-12gb", "--vram", "6MiB")
+    value = command(*of_card, "--ram", "9MiB", "--ram", "12MiB", "--json").json()
+    found = value["predictions"]
+    assert [(one["ram_bytes"] >> 20, one["misses"]) for one in found] == [
+        (ram, misses) for ram in (9, 12) for misses in ("fetch", "compute", "split")
+    ]
+    for one in found:
+        assert one["card"] == "rtx3060-12gb"
+        assert one["card_bytes"] == 6 << 20
+        assert 0 < one["card_hit_rate"] < 1
+        for wait in ("link", "disk"):
+            seconds = one[f"predicted_{wait}_wait_seconds_per_token"]
+            assert 0 <= seconds < one["predicted_seconds_per_token"] < 1
+        assert (one["predicted_link_wait_seconds_per_token"] > 0) == (one["misses"] != "compute")
+    assert value["budgets"] == []
+    result = command(*of_card)
+    assert result.exit_code == 0
+    head, _, *lines = result.stdout.splitlines()
+    assert head.startswith("predicted, not measured: 6.0 MiB of GeForce RTX 3060")
+    assert [line.split()[2] for line in lines] == ["fetch", "compute", "split"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--card", "rtx3060-12gb"),
+        ("--replay", "t", "--card", "rtx3060-12gb"),
+        ("--replay", "t", "--vram", "6GiB"),
+        ("--replay", "t", "--vram", "6GiB", "--card", "rtx3060-12gb", "--decay", "0.5"),
+    ],
+)
+def test_half_a_card_is_refused(command: Command, arguments: tuple[str, ...]) -> None:
+    assert command("bench", *arguments).exit_code == 2

@@ -206,3 +206,29 @@ def test_a_folder_in_memory_is_no_disk(
 )
 def test_where_the_profile_lies(environment: dict[str, str], platform: str, expected: str) -> None:
     assert profile_path(environment, platform) == Path(expected).expanduser()
+
+
+def test_the_fastest_rule_for_misses_is_what_auto_is(
+    command: Command, surveyed: list[Any], settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nano's experts take 22.5 MiB; of 165, experts and a chat of 1000 tokens have some 22."""
+    speeds = {"fetch": 3.0, "compute": 5.0, "split": 4.0}
+    monkeypatch.setattr("ernie_local.machine.miss_rules.measure_miss_rules", lambda model: speeds)
+    limits = ("--vram", "165MiB", "--ctx-size", "1k")
+    chat = ("chat", "nano", "-p", "hi", "--max-tokens", "1", *limits)
+    assert "what it lacks is copied to it" in command(*chat).stderr
+    result = command("bench", "nano", *limits)
+    assert re.search(r"decode, misses compute +5\.00 tokens/s  fastest\n", result.stdout)
+    profile = read_profile(settings)
+    assert profile is not None
+    assert profile.best_miss_rule == "compute"
+    assert "what it lacks is computed by the processor" in command(*chat).stderr
+    assert "what it lacks is copied to it" in command(*chat, "--misses", "fetch").stderr
+    command("bench")  # measures the machine again, and no rule
+    assert "what it lacks is computed by the processor" in command(*chat).stderr
+
+
+def test_a_rule_is_tried_with_two_memories(command: Command, surveyed: list[Any]) -> None:
+    result = command("bench", "nano", "--vram", "2GiB", "--ctx-size", "1k", "--json", "--no-save")
+    assert result.exit_code == 2
+    assert "the model has 1 memory of experts" in result.stdout

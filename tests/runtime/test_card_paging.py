@@ -16,7 +16,7 @@ from ernie_local.errors import DoesNotFit, ModelUnusable
 from ernie_local.experts.card_copier import CardCopier
 from ernie_local.experts.card_memory import CardMemory
 from ernie_local.experts.disk_reader import DiskReader
-from ernie_local.experts.miss_rule import ALWAYS_COMPUTE, ALWAYS_FETCH, MissRule
+from ernie_local.experts.miss_rule import FETCH, MISS_RULES, MissRule
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.loading.model import EngineSettings, LoadedModel
@@ -28,7 +28,7 @@ from tests.runtime import paged_models
 from tests.runtime.fake_card import FakeCard, RaceError, watch
 from tests.runtime.paged_models import answer_logits, build, paged_experts, picture_ids, plan_of
 
-RULES = {"fetch": ALWAYS_FETCH, "compute": ALWAYS_COMPUTE, "split": MissRule(1.0, 1.0)}
+RULES = MISS_RULES
 Turn = tuple[list[int], list[Patches], list[int]]
 
 
@@ -54,7 +54,7 @@ def on_card(
     directory: Path,
     card: FakeCard,
     monkeypatch: pytest.MonkeyPatch,
-    rule: MissRule = ALWAYS_FETCH,
+    rule: MissRule = FETCH,
     upper: float = 0.2,
     lower: float = 0.5,
 ) -> ErnieModel:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,18 @@ pytest.importorskip("triton")
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "triton_registers.py"
 # Bytes of shared memory that one program may have, from the CUDA C++ Programming Guide.
 SHARED_LIMITS = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 120: 101376}
-# Half of an older card's threads at least are in use, which is what hides the time of a read.
-MOST_DECODE_REGISTERS = 64
+# With 64 a multiprocessor has room for 1024 threads, with 128 for 512: enough reads under way for the memory.
+MOST_DECODE_REGISTERS, MOST_OF_W3 = 64, 128
 PRODUCTS_OF_ONE = ("gate_and_up", "down", "linear_of_one")
 PRODUCTS_OF_MANY = ("gate_and_up_of_many", "down_of_many", "linear_of_many")
-DECODE = (*PRODUCTS_OF_ONE, "add_choices", "turn_and_store", "attend_stretch", "join_stretches")
+DECODE = (
+    *PRODUCTS_OF_ONE,
+    "unpack_rows",
+    "add_choices",
+    "turn_and_store",
+    "attend_stretch",
+    "join_stretches",
+)
 ALL = {*DECODE, *PRODUCTS_OF_MANY, "order_by_plane"}
 
 
@@ -45,7 +53,7 @@ def check(needs: list[dict[str, Any]]) -> None:
         assert need["shared_bytes"] <= SHARED_LIMITS[need["arch"]], need
         assert need["spill_bytes"] == 0, need
         if need["kernel"] in PRODUCTS_OF_ONE:
-            assert need["registers"] <= MOST_DECODE_REGISTERS, need
+            assert need["registers"] <= (MOST_OF_W3 if need["what"] == "w3" else MOST_DECODE_REGISTERS), need
             assert need["wide_loads"] >= 2, need  # 32 bytes of codes for each thread
         if need["kernel"] == "attend_stretch":
             assert need["wide_loads"] >= 2, need  # keys and values
@@ -54,10 +62,8 @@ def check(needs: list[dict[str, Any]]) -> None:
 
 
 def test_decode_kernels_fit_old_and_new_cards(tmp_path: Path) -> None:
-    needs = compiled(tmp_path, "--arch", "75", "86", "--formats", "w4", "--only", *DECODE)
-    assert {(need["kernel"], need["arch"]) for need in needs} == {
-        (kernel, arch) for kernel in DECODE for arch in (75, 86)
-    }
+    needs = compiled(tmp_path, "--arch", "75", "86", "--formats", "w4", "--decode")
+    assert {(need["kernel"], need["arch"]) for need in needs} == set(product(DECODE, (75, 86)))
     check(needs)
 
 

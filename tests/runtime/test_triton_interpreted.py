@@ -98,10 +98,10 @@ MUTATIONS = [
         "unknown",
     ),
     Mutation(
-        "tokens of the next expert",
+        "the last token of a tile left out",
         "experts_of_many.py",
         "is_token = positions < tl.load(tile_ends + tile)\n    first",
-        "is_token = positions < tl.load(tile_ends + tile) + 8\n    first",
+        "is_token = positions < tl.load(tile_ends + tile) - 1\n    first",
         "test_experts.py",
         "many_tokens",
     ),

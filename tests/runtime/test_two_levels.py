@@ -18,7 +18,7 @@ from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import ModelUnusable
 from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.miss_rule import ALWAYS_COMPUTE, ALWAYS_FETCH, MissRule
+from ernie_local.experts.miss_rule import COMPUTE, FETCH, MISS_RULES, SPLIT, MissRule
 from ernie_local.experts.page_copier import PageCopier
 from ernie_local.experts.page_traffic import PageTraffic
 from ernie_local.experts.paging_options import PagingOptions
@@ -31,9 +31,7 @@ from ernie_quant.plain_export import export_plainly
 from tests.runtime import paged_models
 from tests.runtime.paged_models import answer_logits, build, paged_experts, picture_ids, plan_of, room
 
-EVEN = MissRule(1.0, 1.0)
 Turn = tuple[list[int], list[Patches], list[int]]
-RULES = {"fetch": ALWAYS_FETCH, "compute": ALWAYS_COMPUTE, "split": EVEN}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +75,7 @@ def ids(count: int, seed: int) -> list[int]:
     return torch.randint(10, 400, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", MISS_RULES)
 @pytest.mark.parametrize(("upper", "lower"), [(0.0, 0.0), (0.2, 0.5), (0.0, 1.0), (0.5, 0.0)])
 def test_a_conversation_is_that_of_the_resident_model(
     directory: Path, resident: ErnieModel, rule: str, upper: float, lower: float
@@ -88,7 +86,7 @@ def test_a_conversation_is_that_of_the_resident_model(
         ([*ids(4, 3), *picture_ids(resident, picture), *ids(9, 4)], [picture], ids(9, 5)),
     ]
     expected = answer_logits(resident, turns, 25)
-    model = two_levels(directory, upper, lower, RULES[rule], room(resident))
+    model = two_levels(directory, upper, lower, MISS_RULES[rule], room(resident))
     assert torch.equal(answer_logits(model, turns, 25), expected)
     experts = paged_experts(model)
     above = experts.stats.card
@@ -107,7 +105,7 @@ def top_k_of_all_layers(model: ErnieModel) -> int:
 
 
 def test_computed_below_pages_come_up_when_they_are_hot(directory: Path, resident: ErnieModel) -> None:
-    model = two_levels(directory, 0.3, 1.0, ALWAYS_COMPUTE, room(resident))
+    model = two_levels(directory, 0.3, 1.0, COMPUTE, room(resident))
     experts = paged_experts(model)
     engine = Engine(model, 200)
     engine.prefill(ids(5, 1))
@@ -127,7 +125,7 @@ def test_a_disk_that_fails_at_one_page_loses_nothing(
     directory: Path, resident: ErnieModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside = room(resident)
-    for rule in RULES.values():
+    for rule in MISS_RULES.values():
         model = two_levels(directory, 0.0, 0.0, rule, beside)
         engine, other = Engine(model, 64), Engine(resident, 64)
         assert torch.equal(engine.prefill(ids(20, 1)), other.prefill(ids(20, 1)))
@@ -149,11 +147,11 @@ def decode_all(engine: Engine, tokens: range) -> None:
 
 
 @pytest.mark.parametrize("when", [0, 3, 11])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", MISS_RULES)
 def test_ctrl_c_while_pages_are_copied(
     directory: Path, resident: ErnieModel, monkeypatch: pytest.MonkeyPatch, rule: str, when: int
 ) -> None:
-    model = two_levels(directory, 0.0, 0.2, RULES[rule], room(resident))
+    model = two_levels(directory, 0.0, 0.2, MISS_RULES[rule], room(resident))
     wait, calls = PageCopier.wait, [0]
 
     def interrupted(self: PageCopier, keys: Sequence[ExpertKey]) -> None:
@@ -222,7 +220,7 @@ def test_every_page_is_where_it_is_computed(data: st.DataObject) -> None:
     copier, disk = books(plan, page_bytes, upper, lower)
     assert copier.traffic is not None
     assert disk.traffic is not None
-    rule = data.draw(st.sampled_from(list(RULES.values())))
+    rule = data.draw(st.sampled_from(list(MISS_RULES.values())))
     levels = TwoLevels(copier.traffic, disk.traffic, rule)
     memories = [copier, disk]
     for _ in range(data.draw(st.integers(1, 12))):
@@ -263,14 +261,7 @@ def test_every_page_is_where_it_is_computed(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "counts"),
-    [
-        (ALWAYS_FETCH, [0, 1, 2, 3, 4]),
-        (ALWAYS_COMPUTE, [0, 0, 0, 0, 0]),
-        (EVEN, [0, 0, 1, 1, 2]),
-        (MissRule(1.0, 3.0), [0, 1, 2, 2, 3]),
-        (MissRule(3.0, 1.0), [0, 0, 0, 0, 1]),
-    ],
+    ("rule", "counts"), [(FETCH, [0, 1, 2, 3]), (COMPUTE, [0, 0, 0, 0]), (SPLIT, [0, 0, 1, 1])]
 )
-def test_copies_and_the_processor_end_together(rule: MissRule, counts: list[int]) -> None:
-    assert [rule.num_to_fetch(missing) for missing in range(5)] == counts
+def test_a_rule_says_how_many_pages_are_copied(rule: MissRule, counts: list[int]) -> None:
+    assert [rule.num_to_copy(missing) for missing in range(4)] == counts

@@ -39,15 +39,15 @@ def add_choices(
     SHARED_HEADERS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Program (columns, token). A page that no kernel of this call computes makes its tokens NaN.
+    """Program (token, COLUMNS columns). A page that no kernel of this call computes makes its tokens NaN.
 
     output: (tokens, HIDDEN_SIZE) float32; parts: rows of it; positions: (tokens * TOP_K,) the row of each
     choice, or None where it is the choice itself; shared_parts: (tokens, HIDDEN_SIZE) or None, computed from
     shared_page. CHOICES: TOP_K rounded up to a power of two.
     """
     NO_EXPERT: tl.constexpr = 1 << 62
-    token = tl.program_id(1)
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    token = tl.program_id(0)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < HIDDEN_SIZE
     sums = tl.load(output + token * HIDDEN_SIZE + columns, mask=inside, other=0.0)
     index = tl.arange(0, CHOICES)

@@ -57,7 +57,7 @@ def add_packed_experts(
         # One choice a token: sorted by expert, they are in order of tokens as before.
         shared_parts, _ = _compute(hidden, shared_page, only, None, shared_shapes, card)
     hidden_size = hidden.shape[1]
-    add_choices[(triton.cdiv(hidden_size, _COLUMNS_OF_SUM), num_tokens)](
+    add_choices[(num_tokens, triton.cdiv(hidden_size, _COLUMNS_OF_SUM))](
         output,
         parts,
         positions,

@@ -14,8 +14,10 @@ import triton.language as tl
 def find_place(expert_id: tl.tensor, places: tl.tensor):
     """Slot of the expert's page, int64; without a table it is the expert's number."""
     if places is None:
-        return expert_id.to(tl.int64)
-    return tl.load(places + expert_id).to(tl.int64)
+        place = expert_id.to(tl.int64)
+    else:
+        place = tl.load(places + expert_id).to(tl.int64)
+    return place
 
 
 @triton.jit

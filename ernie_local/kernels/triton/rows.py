@@ -26,7 +26,7 @@ def packed_rows(
     shape = TileShape.of(low_bit, columns)
     output = torch.empty(len(row_ids), columns, dtype=torch.float32, device=row_ids.device)
     if len(row_ids):
-        grid = (triton.cdiv(shape.num_blocks, _BLOCKS), len(row_ids))
+        grid = (len(row_ids), triton.cdiv(shape.num_blocks, _BLOCKS))
         unpack_rows[grid](row_ids, packed, output, SHAPE=shape, BLOCKS=_BLOCKS)
     return output
 
@@ -39,14 +39,14 @@ def unpack_rows(
     SHAPE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """Program (BLOCKS blocks, index of a row)."""
+    """Program (index of a row, BLOCKS blocks)."""
     STEP: tl.constexpr = 1 << SHAPE.code_bits
     PLANES: tl.constexpr = SHAPE.planes
-    index = tl.program_id(1)
+    index = tl.program_id(0)
     row_id = tl.load(row_ids + index)
     tiles = packed + row_id // 16 * SHAPE.tile_bytes
     rows = tl.arange(0, 1) + (row_id % 16).to(tl.int32)
-    blocks = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
+    blocks = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
     inside = (blocks < SHAPE.num_blocks)[:, None]
     words = load_words(tiles, rows, blocks, inside, SHAPE)
     scales, zeros = load_scales_and_zeros(tiles, rows, blocks, inside, SHAPE)

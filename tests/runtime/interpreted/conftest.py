@@ -4,6 +4,10 @@ test_triton_interpreted.py, which starts it. Elsewhere nothing here is collected
 
 from __future__ import annotations
 
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,19 @@ IS_INTERPRETED = triton.knobs.runtime.interpret
 collect_ignore_glob = [] if IS_INTERPRETED else ["test_*.py"]
 
 
+class ChangedKernels(MetaPathFinder):
+    """Finds the kernels' modules in another folder, before any other finder does."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find_spec(self, name: str, *others: object) -> ModuleSpec | None:
+        package, _dot, module = name.rpartition(".")
+        if package != "ernie_local.kernels.triton":
+            return None
+        return spec_from_file_location(name, self._folder / f"{module}.py")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kernels-from", type=Path, help="a changed copy of ernie_local/kernels/triton")
 
@@ -22,9 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     folder = config.getoption("--kernels-from", default=None)
     if folder is not None:
-        import ernie_local.kernels.triton as package
-
-        package.__path__[:] = [str(folder)]
+        sys.meta_path.insert(0, ChangedKernels(folder))
     if IS_INTERPRETED:
         _let_the_interpreter_multiply_bfloat16()
 

@@ -1,0 +1,23 @@
+"""The profile that `bench` has stored of this machine, for commands that predict. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ernie_cli.console import profile_path
+
+if TYPE_CHECKING:
+    from ernie_local.planner.profile import MachineProfile
+
+
+def stored_profile() -> MachineProfile | None:
+    """What `bench` measured on this hardware; None where it was another's, or none."""
+    path = profile_path()
+    if not path.exists():
+        return None
+    from ernie_local.machine.hardware import find_hardware
+    from ernie_local.planner.profile_file import read_profile
+
+    profile = read_profile(path)
+    same = profile is not None and profile.hardware.difference(find_hardware()) is None
+    return profile if same else None

@@ -1,0 +1,222 @@
+"""The command `ernie-local vram`: does a model fit, what goes where, how fast will it be, what makes it fit.
+
+Reads headers or config.json only, and needs no torch. Imports typer and nothing heavy, not even when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ernie_cli.invocation import Invocation
+from ernie_cli.stored_profile import stored_profile
+from ernie_cli.vram_options import (
+    EVERY_CARD,
+    Bits,
+    CardName,
+    ContextSize,
+    Dense,
+    DTypeChoice,
+    Gpus,
+    Image,
+    KVDTypeChoice,
+    Model,
+    Plot,
+    Ram,
+    Reserve,
+    Rule,
+    Sessions,
+    Solve,
+    Vram,
+    VramOptions,
+    check_options,
+)
+
+if TYPE_CHECKING:
+    from ernie_cli.console import Console
+    from ernie_cli.vram_report import Report, Target
+    from ernie_local.planner.cpu_memory import Budget
+
+
+def vram(
+    context: typer.Context,
+    model: Model = "ernie-4.5-vl-28b-a3b",
+    bits: Bits = None,
+    dense: Dense = "w8",
+    image: Image = None,
+    context_size: ContextSize = None,
+    dtype: DTypeChoice = "auto",
+    kv_dtype: KVDTypeChoice = "auto",
+    ram: Ram = None,
+    reserve: Reserve = None,
+    card: CardName = None,
+    vram_size: Vram = None,
+    solve: Solve = None,
+    sessions: Sessions = False,
+    gpus: Gpus = 1,
+    rule: Rule = "rental",
+    plot: Plot = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object (docs/vram-json.md).")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+) -> None:
+    """Reckon what a model takes of memory, and how fast it will be, before anything is loaded.
+
+    For this machine's free RAM and its card, or for what --ram, --card and --vram say; for a chat that fills
+    --ctx-size, pictures first. Exit code 3 where it does not fit, with the options that make it fit.
+    """
+    del debug  # Acted on by main, which is where errors arrive.
+    options = VramOptions(
+        model, bits, dense, tuple(image or ()), context_size, dtype, kv_dtype, ram, reserve, card, vram_size,
+        solve, sessions, gpus, rule, plot,
+    )  # fmt: skip
+    invocation = context.ensure_object(Invocation)
+    if as_json:
+        from ernie_cli import vram_json
+
+        invocation.json_object = vram_json.empty_object()
+    check_options(options)
+    if options.sessions and options.rule == "rental":
+        _tell_published(options, invocation)
+        return
+    _run(options, invocation)
+
+
+def _run(options: VramOptions, invocation: Invocation) -> None:
+    from ernie_cli import vram_json, vram_text
+    from ernie_cli.console import Console
+    from ernie_cli.vram_model import as_quantized, converse, find_model
+
+    console = Console(quiet=invocation.json_object is not None)
+    plain = find_model(options.model)
+    model = as_quantized(plain, options.bits, options.dense)
+    conversation = converse(model, options)
+    if invocation.json_object is not None:
+        invocation.json_object |= vram_json.model_fields(model, conversation)
+    budget = _budget(options)
+    if options.sessions:
+        from ernie_cli.vram_sessions import tell_sessions
+
+        tell_sessions(model, conversation, options, console, invocation.json_object)
+        return
+    if options.card == EVERY_CARD:
+        from ernie_cli.vram_report import report_on_cards
+
+        cards = list(report_on_cards(model, conversation, budget))
+        if invocation.json_object is not None:
+            invocation.json_object["cards"] = vram_json.card_list(cards)
+            return
+        for line in (*vram_text.model_lines(model), *vram_text.card_lines(cards)):
+            console.answer(line + "\n")
+        return
+    from ernie_cli import vram_report
+
+    report = vram_report.report_on(model, conversation, _target(options, budget))
+    if options.solve is not None:
+        report = vram_report.solve(report, options, plain)
+    if not report.fits:
+        report.flags = vram_report.flags_that_fit(report, options, plain)
+    _tell(report, options, console, invocation)
+    if not report.fits:
+        raise _does_not_fit(report)
+
+
+def _budget(options: VramOptions) -> Budget:
+    from ernie_local.planner.cpu_memory import Budget
+    from ernie_local.planner.free_memory import free_memory, process_memory
+    from ernie_local.planner.placement import DEFAULT_RESERVE
+    from ernie_local.sizes import parse_bytes
+
+    if options.ram is not None and options.ram != "auto":
+        return Budget(parse_bytes(options.ram, "--ram"))
+    reserve = DEFAULT_RESERVE if options.reserve is None else parse_bytes(options.reserve, "--reserve")
+    # What this command takes is free again when the model is loaded.
+    return Budget(None, free_memory() + process_memory(), reserve)
+
+
+def _target(options: VramOptions, budget: Budget) -> Target:
+    """The card that was named, else this machine's, else none."""
+    from ernie_cli.vram_report import Target
+    from ernie_local.machine.nvidia_smi import read_cards
+    from ernie_local.planner.cards import UNKNOWN_CARD, find_card, match_name
+    from ernie_local.sizes import parse_bytes
+
+    profile = stored_profile()
+    asked = None if options.vram is None else parse_bytes(options.vram, "--vram")
+    if options.card is not None:
+        card = find_card(options.card)
+        return Target(budget, asked or card.usable_bytes, card.name, card.rates(), profile)
+    if asked is not None:
+        return Target(budget, asked, f"a card with {options.vram}", UNKNOWN_CARD, profile)
+    local = next((card for card in read_cards() or () if card.free_bytes is not None), None)
+    if local is None:
+        return Target(budget, profile=profile)
+    known = match_name(local.name)
+    rates = UNKNOWN_CARD if known is None else known.rates()
+    if profile is not None and profile.rates.card is not None:
+        rates = profile.rates.card
+    return Target(budget, local.free_bytes, local.name, rates, profile)
+
+
+def _tell(report: Report, options: VramOptions, console: Console, invocation: Invocation) -> None:
+    from ernie_cli import vram_json, vram_text
+
+    memory = report.cpu.memory if report.card is None else report.card.vram
+    if options.plot is not None:
+        from ernie_cli.vram_plot import draw
+
+        draw(memory, report.model.name, options.plot)
+        console.note(f"drawn as {options.plot}")
+    if invocation.json_object is not None:
+        invocation.json_object |= vram_json.model_fields(report.model, report.conversation)
+        invocation.json_object |= vram_json.report_fields(report)
+        return
+    kv_bytes = report.conversation.kv_size(report.model.config.text).bytes_per_token
+    lines = list(vram_text.model_lines(report.model))
+    lines += [
+        vram_text.picture_line(picture, report.model, kv_bytes) for picture in report.conversation.pictures
+    ]
+    lines += ["", *vram_text.memory_lines(memory)]
+    if report.card is not None:
+        lines += ["", *vram_text.memory_lines(report.card.ram)]
+    if sys.stdout.isatty():
+        lines += ["", *vram_text.bar_lines(memory)]
+    lines += ["", *vram_text.verdict_lines(report)]
+    if report.solved is not None:
+        lines += [f"solved: {name} {value}" for name, value in report.solved.items()]
+    lines += [f"make it fit: {flag}" for flag in report.flags]
+    for line in lines:
+        console.answer(line + "\n")
+
+
+def _does_not_fit(report: Report) -> Exception:
+    from ernie_local.errors import DoesNotFit
+    from ernie_local.sizes import format_bytes
+
+    card = report.card
+    if card is None:
+        memory, least, place = report.cpu.memory, report.cpu.least_bytes, "of RAM"
+    elif card.tier == "needs ram":
+        memory, least, place = card.ram, card.host_bytes, "of RAM beside the card"
+    else:
+        memory, least, place = card.vram, card.least_bytes, f"on {report.target.card_name}"
+    return DoesNotFit(
+        f"the model needs {format_bytes(least)} {place} at least, "
+        f"{format_bytes(memory.limit_bytes or 0)} may be taken",
+        "dense weights, the KV cache, room to compute in and the experts of one token have to be there",
+        " or ".join(report.flags),
+    )
+
+
+def _tell_published(options: VramOptions, invocation: Invocation) -> None:
+    from ernie_cli.console import Console
+    from ernie_cli.vram_sessions import published_fields
+
+    fields = published_fields(options)
+    if invocation.json_object is not None:
+        invocation.json_object["sessions"] = fields
+        return
+    Console().answer(f"{fields['max_concurrency']:.3f} sessions of {fields['tokens']:,} tokens at once\n")

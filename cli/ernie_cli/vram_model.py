@@ -1,0 +1,93 @@
+"""From what `ernie-local vram` is told to a model's sizes, its conversation and its pictures.
+
+Joins the quantizer's choice of formats with the planner. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ernie_cli.vram_options import BitsName, DenseName, VramOptions
+
+if TYPE_CHECKING:
+    from ernie_local.planner.conversation import Conversation
+    from ernie_local.planner.model_size import ModelSize
+    from ernie_local.planner.pictures import PricedPicture
+
+_SIZE = re.compile(r"([1-9][0-9]{0,5})[xX]([1-9][0-9]{0,5})", re.ASCII)
+# By --bits; mixed bits are 2.5 a weight on average, whatever they are given to.
+_EXPERT_FORMATS: dict[BitsName, str] = {"8": "w8", "4": "w4", "3": "w3", "2": "w2", "mixed": "w2l"}
+
+
+def find_model(name: str) -> ModelSize:
+    """The model that `name` stands for, as it is; ModelUnusable where there is none."""
+    from ernie_local.planner.model_size import PUBLISHED_NAME, published_model, read_model
+
+    if name.lower() == PUBLISHED_NAME:
+        return published_model()
+    from ernie_local.checkpoint.hub import resolve_model
+
+    return read_model(resolve_model(name))
+
+
+def as_quantized(model: ModelSize, bits: BitsName | None, dense: DenseName) -> ModelSize:
+    """The model with its experts in so many bits; None and 16 leave it as it is."""
+    if bits is None or (bits == "16" and model.config.quantization is None):
+        return model
+    from ernie_local.planner.model_size import with_formats
+    from ernie_quant.format_tables import FormatChoice, format_tables
+
+    experts = _EXPERT_FORMATS.get(bits)
+    choice = FormatChoice(experts=experts, dense=dense)
+    return with_formats(model, lambda config: format_tables(config, choice), f"--bits {bits}")
+
+
+def price_pictures(model: ModelSize, sources: tuple[str, ...]) -> tuple[PricedPicture, ...]:
+    """Each picture, given by its size or as a file; InputUnreadable for a file that is none."""
+    from ernie_local.planner.pictures import PricedPicture
+
+    priced: list[PricedPicture] = []
+    for source in sources:
+        match = _SIZE.fullmatch(source)
+        if match is not None:
+            priced.append(PricedPicture.of(source, int(match[1]), int(match[2]), model.processor))
+            continue
+        from ernie_cli.pictures import open_pictures
+
+        priced += [
+            PricedPicture.of(opened.name, *opened.image.size, model.processor)
+            for opened in open_pictures([source])
+        ]
+    return tuple(priced)
+
+
+def converse(model: ModelSize, options: VramOptions) -> Conversation:
+    """The conversation that the options describe, with what a chat would choose where they say nothing.
+
+    DoesNotFit for a context beyond the model's, or that pictures alone fill.
+    """
+    from ernie_local.planner.conversation import (
+        Conversation,
+        check_context,
+        check_pictures,
+        default_dtype,
+        default_kv_dtype,
+    )
+    from ernie_local.sizes import parse_count
+
+    asked = None if options.context_size is None else parse_count(options.context_size, "--ctx-size")
+    context_size = check_context(asked, model.config)
+    is_quantized = model.config.quantization is not None
+    dtype = options.dtype
+    # The size of files is asked for where it decides: it takes longer than all else.
+    checkpoint_bytes = 0 if is_quantized else model.file_bytes
+    chosen = default_dtype(checkpoint_bytes, is_packed=is_quantized) if dtype == "auto" else dtype
+    kv_dtype = options.kv_dtype
+    if kv_dtype == "auto":
+        cache: str = default_kv_dtype(chosen, is_packed=is_quantized)
+    else:
+        cache = kv_dtype
+    pictures = price_pictures(model, options.images)
+    check_pictures(pictures, context_size, model.config.text.max_position_embeddings)
+    return Conversation(context_size, chosen, cache, pictures)

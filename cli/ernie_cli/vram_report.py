@@ -1,0 +1,188 @@
+"""What `ernie-local vram` finds out, before it is printed: plans, speeds, and the flags that make it fit.
+
+Asks the planner; knows no streams and no JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ernie_cli.vram_model import as_quantized
+from ernie_cli.vram_options import BitsName, VramOptions
+
+if TYPE_CHECKING:
+    from ernie_local.planner.card_memory import CardPlan
+    from ernie_local.planner.cards import Card
+    from ernie_local.planner.conversation import Conversation
+    from ernie_local.planner.cpu_memory import Budget, CpuPlan
+    from ernie_local.planner.model_size import ModelSize
+    from ernie_local.planner.profile import MachineProfile
+    from ernie_local.planner.rates import CardRates
+    from ernie_local.planner.speed import Speed
+
+_BEST_FIRST: tuple[BitsName, ...] = ("16", "8", "4", "3", "mixed", "2")
+_STEP = 64 << 20  # limits that are named are whole multiples of it
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where it should run. vram_bytes: of a card that may be taken; None where the CPU computes. profile: of
+    this machine, None if it was not measured."""
+
+    ram: Budget
+    vram_bytes: int | None = None
+    card_name: str | None = None
+    card_rates: CardRates | None = None
+    profile: MachineProfile | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """Of one model on one target. solved: what --solve found; flags: what would make it fit."""
+
+    model: ModelSize
+    conversation: Conversation
+    target: Target
+    cpu: CpuPlan
+    cpu_speed: Speed
+    card: CardPlan | None
+    card_speed: Speed | None
+    solved: dict[str, object] | None = None
+    flags: list[str] = field(default_factory=list)
+
+    @property
+    def fits(self) -> bool:
+        """On the card, where there is one in question, else in RAM."""
+        return self.cpu.fits if self.card is None else self.card.fits
+
+
+def report_on(model: ModelSize, conversation: Conversation, target: Target) -> Report:
+    """Plans and speeds."""
+    from ernie_local.planner.card_memory import plan_card
+    from ernie_local.planner.cpu_memory import plan_cpu
+    from ernie_local.planner.speed import card_speed, cpu_speed
+
+    cpu = plan_cpu(model, conversation, target.ram)
+    share = None if cpu.slots_bytes is None else cpu.resident_share(model)
+    rates = None if target.profile is None else target.profile.rates_for(is_packed=model.is_packed)
+    speed = cpu_speed(model, conversation, share, rates)
+    card = on_card = None
+    if target.vram_bytes is not None:
+        card = plan_card(model, conversation, target.vram_bytes, target.ram)
+        assert target.card_rates is not None
+        on_card = card_speed(model, conversation, card, target.card_rates)
+    return Report(model, conversation, target, cpu, speed, card, on_card)
+
+
+def report_on_cards(
+    model: ModelSize, conversation: Conversation, ram: Budget
+) -> Iterator[tuple[Card, CardPlan, Speed]]:
+    """Every card of the table."""
+    from ernie_local.planner.card_memory import plan_card
+    from ernie_local.planner.cards import read_cards
+    from ernie_local.planner.speed import card_speed
+
+    for card in read_cards():
+        plan = plan_card(model, conversation, card.usable_bytes, ram)
+        yield card, plan, card_speed(model, conversation, plan, card.rates())
+
+
+def solve(report: Report, options: VramOptions, plain: ModelSize) -> Report:
+    """The report on the best setting that fits, with what it is; on the same one where none fits.
+
+    plain: the model as it is named, before --bits.
+    """
+    if options.solve == "ctx":
+        return _solve_context(report)
+    if options.solve == "bits":
+        return _solve_bits(report, options, plain)
+    report.solved = _expert_facts(report)
+    return report
+
+
+def _solve_context(report: Report) -> Report:
+    longest = _longest_context(report)
+    if longest is None:
+        report.solved = {"ctx_size": None}
+        return report
+    conversation = dataclasses.replace(report.conversation, context_size=longest)
+    found = report_on(report.model, conversation, report.target)
+    found.solved = {"ctx_size": longest}
+    return found
+
+
+def _longest_context(report: Report) -> int | None:
+    from ernie_local.planner.solve import longest_context
+
+    def fits(context_size: int) -> bool:
+        conversation = dataclasses.replace(report.conversation, context_size=context_size)
+        found = report_on(report.model, conversation, report.target)
+        return found.fits and _is_within(found)
+
+    least = max(1024, -(-(report.conversation.picture_tokens + 512) // 1024) * 1024)
+    most = report.model.config.text.max_position_embeddings
+    return longest_context(most, fits, least) if least <= most else None
+
+
+def _is_within(report: Report) -> bool:
+    return (report.cpu.memory if report.card is None else report.card.vram).fits
+
+
+def _solve_bits(report: Report, options: VramOptions, plain: ModelSize) -> Report:
+    """The most bits with every text expert in fast memory, else the fewest bits that fit at all."""
+    last: Report | None = None
+    for bits in _BEST_FIRST:
+        found = _with_bits(report, bits, options, plain)
+        if not found.fits:
+            continue
+        found.solved = {"bits": bits}
+        last = found
+        share = found.cpu.resident_share(found.model) if found.card is None else found.card.resident_share
+        if share >= 1 and _is_within(found):
+            return found
+    if last is None:
+        report.solved = {"bits": None}
+        return report
+    return last
+
+
+def _with_bits(report: Report, bits: BitsName, options: VramOptions, plain: ModelSize) -> Report:
+    from ernie_cli.vram_model import converse
+
+    model = as_quantized(plain, bits, options.dense)
+    conversation = dataclasses.replace(converse(model, options), pictures=report.conversation.pictures)
+    return report_on(model, conversation, report.target)
+
+
+def _expert_facts(report: Report) -> dict[str, object]:
+    """How many text experts of each layer are in memory in decode, of how many."""
+    num_experts = report.model.config.text.num_experts
+    share = report.cpu.resident_share(report.model) if report.card is None else report.card.resident_share
+    return {"experts_per_layer": int(share * num_experts) if report.fits else 0, "of": num_experts}
+
+
+def flags_that_fit(report: Report, options: VramOptions, plain: ModelSize) -> list[str]:
+    """Options, each of which alone makes it fit, the mildest first."""
+    flags: list[str] = []
+    longest = _longest_context(report)
+    if longest is not None and longest < report.conversation.context_size:
+        flags.append(f"--ctx-size {longest // 1024}k")
+    if plain.config.quantization is None:
+        tried = _BEST_FIRST[_BEST_FIRST.index(options.bits or "16") + 1 :]
+        enough = next((bits for bits in tried if _with_bits(report, bits, options, plain).fits), None)
+        if enough is not None:
+            flags.append(f"--bits {enough}")
+    if report.card is None:
+        flags.append(f"--ram {_rounded_up(report.cpu.least_bytes)}")
+    elif report.card.tier == "needs ram":
+        flags.append(f"--ram {_rounded_up(report.card.host_bytes)}")
+    else:
+        flags.append(f"a card with {_rounded_up(report.card.least_bytes)} to be used")
+    return flags
+
+
+def _rounded_up(num_bytes: int) -> str:
+    return f"{-(-num_bytes // _STEP) * _STEP >> 20}MiB"

@@ -1,0 +1,95 @@
+"""The table of graphics cards (cards.csv): memory that can be used, and what speed is reckoned from.
+
+Public figures of data sheets; usable memory is what drivers report less what they keep for themselves. None
+of these cards was measured here. Knows no model.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ernie_local.errors import UsageError
+from ernie_local.planner.rates import CardRates
+from ernie_local.sizes import MIB
+
+_TABLE = Path(__file__).with_name("cards.csv")
+# Of what the data sheet says: kernels on memory and on arithmetic, and copies over the link. Assumed.
+_MEMORY_SHARE, _LINK_SHARE, _ARITHMETIC_SHARE = 0.8, 0.8, 0.35
+_NEAR_MATCHES = 5
+# Of a card of which only the memory is known: a middling one of the last years.
+UNKNOWN_CARD = CardRates(0.8 * 300e9, 0.8 * 15.8e9, 0.35 * 50e12)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One line of the table. vram_gb: as it is sold; memory, link and arithmetic as in the data sheet."""
+
+    card_id: str
+    name: str
+    kind: str  # desktop | laptop | server
+    vram_gb: int
+    usable_bytes: int
+    memory_bytes_per_second: float
+    compute_capability: str
+    link_bytes_per_second: float
+    operations_per_second: float  # 16-bit, multiplications and additions each counted
+
+    def rates(self) -> CardRates:
+        """What is likely to come of the data sheet."""
+        return CardRates(
+            _MEMORY_SHARE * self.memory_bytes_per_second,
+            _LINK_SHARE * self.link_bytes_per_second,
+            _ARITHMETIC_SHARE * self.operations_per_second,
+        )
+
+
+def read_cards() -> list[Card]:
+    """All cards, in the order of the table."""
+    with _TABLE.open(encoding="utf-8", newline="") as file:
+        return [
+            Card(
+                row["id"],
+                row["name"],
+                row["kind"],
+                int(row["vram_gb"]),
+                int(row["usable_mib"]) * MIB,
+                float(row["memory_gb_s"]) * 1e9,
+                row["compute_capability"],
+                float(row["pcie_gb_s"]) * 1e9,
+                float(row["fp16_tflops"]) * 1e12,
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def find_card(text: str) -> Card:
+    """The card that is called so, by id or name, in any case, with or without dashes."""
+    cards = read_cards()
+    wanted = _bare(text)
+    for card in cards:
+        if wanted in (_bare(card.card_id), _bare(card.name)):
+            return card
+    names = {_bare(card.card_id): card.card_id for card in cards}
+    near = [names[found] for found in difflib.get_close_matches(wanted, names, _NEAR_MATCHES, cutoff=0.5)]
+    digits = "".join(character for character in text if character.isdigit())
+    alike = [card.card_id for card in cards if len(digits) >= 3 and digits in card.card_id]
+    found = list(dict.fromkeys(alike + near))[:_NEAR_MATCHES]
+    raise UsageError(
+        f"--card {text!r} is not one of {len(cards)} known cards",
+        f"near it are {', '.join(found)}" if found else "no name in the table is near it",
+        "one of these, --card all for the whole table, or --vram SIZE for any other card",
+    )
+
+
+def match_name(name: str) -> Card | None:
+    """The card that a driver calls so; None where the table has none."""
+    wanted = _bare(name)
+    return next((card for card in read_cards() if _bare(card.name) == wanted), None)
+
+
+def _bare(text: str) -> str:
+    kept = "".join(character for character in text.lower() if character.isalnum())
+    return kept.removeprefix("nvidia").removeprefix("geforce")

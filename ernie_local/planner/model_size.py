@@ -1,0 +1,119 @@
+"""A model as the planner sees it: its config, and every tensor with format and bytes. No values.
+
+From the headers of a checkpoint, from a config.json alone, or, before anything is downloaded, from the sizes
+ of ERNIE-4.5-VL-28B-A3B that come with the package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from ernie_local.checkpoint.file_layout import files_bytes
+from ernie_local.checkpoint.parts import ModelPart, ModelTensor, expected_tensors, model_parts, stored_tensors
+from ernie_local.config import ModelConfig, QuantizationConfig, read_config
+from ernie_local.config.parse import parse_config
+from ernie_local.errors import UsageError
+from ernie_local.experts.paging_plan import PagingPlan
+from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
+from ernie_local.planner.weights import WeightBytes, page_sizes, weights_in_memory
+from ernie_local.strict_json import read_json_object
+
+PUBLISHED_NAME = "ernie-4.5-vl-28b-a3b"
+_PUBLISHED_CONFIG = Path(__file__).with_name(f"{PUBLISHED_NAME}.json")
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """stored: the tensors in files, with the bytes of these; None where config.json alone is known."""
+
+    name: str
+    config: ModelConfig
+    processor: ImageProcessorConfig
+    stored: tuple[tuple[ModelTensor, ...], int] | None = None
+
+    @property
+    def origin(self) -> Literal["headers", "config"]:
+        """Where its sizes come from."""
+        return "config" if self.stored is None else "headers"
+
+    @cached_property
+    def tensors(self) -> tuple[ModelTensor, ...]:
+        """All of the model."""
+        return tuple(expected_tensors(self.config)) if self.stored is None else self.stored[0]
+
+    @cached_property
+    def file_bytes(self) -> int:
+        """Of all weight files."""
+        return files_bytes(self.tensors) if self.stored is None else self.stored[1]
+
+    @cached_property
+    def parts(self) -> list[ModelPart]:
+        """Its parts, with weights and bytes in files."""
+        return model_parts(self.tensors)
+
+    @cached_property
+    def paging_plan(self) -> PagingPlan | None:
+        """How its experts' pages share a memory; None for a model without experts."""
+        sizes = page_sizes(self.tensors, self.config)
+        return PagingPlan(sizes, self.config.text.experts_per_token) if sizes else None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its experts are in a low-bit format."""
+        return self.config.quantization is not None and bool(self.config.quantization.experts)
+
+    def weights(self, item_bytes: int) -> WeightBytes:
+        """In memory, what is not packed in numbers of so many bytes."""
+        if item_bytes not in self._weights:
+            num_experts = self.config.text.num_experts
+            self._weights[item_bytes] = weights_in_memory(self.tensors, num_experts, item_bytes)
+        return self._weights[item_bytes]
+
+    @cached_property
+    def _weights(self) -> dict[int, WeightBytes]:
+        return {}
+
+
+def published_model() -> ModelSize:
+    """ERNIE-4.5-VL-28B-A3B in bfloat16 as it is published, by its sizes."""
+    raw = read_json_object(_PUBLISHED_CONFIG)
+    config = parse_config(raw, f"{PUBLISHED_NAME} (sizes that come with the package)")
+    return ModelSize(PUBLISHED_NAME, config, ImageProcessorConfig())
+
+
+def read_model(directory: Path) -> ModelSize:
+    """The model in a directory: by its headers, or by config.json where there are no weights.
+
+    ModelUnusable as from `read_config` and `account`.
+    """
+    # Only here: what reads headers takes as long to import as all else together.
+    from ernie_local.checkpoint.files import INDEX_FILE, SINGLE_FILE, read_stored_tensors
+    from ernie_local.checkpoint.index import account
+
+    config = read_config(directory)
+    processor = read_processor_config(directory, config.vision)
+    if not any((directory / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
+        return ModelSize(str(directory), config, processor)
+    stored = read_stored_tensors(directory)
+    tensors = tuple(stored_tensors(account(directory, stored, config), config))
+    file_bytes = sum(path.stat().st_size for path in {tensor.path for tensor in stored})
+    return ModelSize(str(directory), config, processor, (tensors, file_bytes))
+
+
+def with_formats(
+    model: ModelSize, tables_of: Callable[[ModelConfig], QuantizationConfig], option: str
+) -> ModelSize:
+    """The model as `quantize` would write it. UsageError, naming `option`, if it is packed already."""
+    if model.config.quantization is not None:
+        raise UsageError(
+            f"{option} with {model.name}, which is quantized already",
+            "its formats are what its files say",
+            f"leave {option} out, or name the bfloat16 model",
+        )
+    config = dataclasses.replace(model.config, quantization=tables_of(model.config))
+    return ModelSize(model.name, config, model.processor)

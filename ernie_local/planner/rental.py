@@ -1,0 +1,66 @@
+"""The capacity rule of a published page for rented servers, reproduced, and what it leaves out beside it.
+
+The page says how many sessions with the full context a server holds at once. Its rule is taken as it is, with
+its units: the names of cards' sizes as GiB, and the bfloat16 checkpoint's decimal GB as GiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ernie_local.errors import UsageError
+from ernie_local.planner.terms import Amount, Term
+from ernie_local.sizes import GIB
+
+_USABLE_SHARE = 0.9
+_GIB_A_CARD = 2.5  # taken off for each card
+_PARAMETERS = 29e9
+SESSION_TOKENS = 131_072
+_SESSION_GIB = 7.0  # of keys and values of so many tokens in 16 bits
+_WEIGHT_GIB = {"4": _PARAMETERS / 2 / GIB, "8": _PARAMETERS / GIB, "16": 58.84}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """num_cards equal cards, each sold as having `gib_a_card`."""
+
+    num_cards: int
+    gib_a_card: float
+
+
+def published_sessions(server: Server, bits: str) -> float:
+    """`max_concurrency` as the page prints it, to three decimals; below zero where weights do not fit.
+
+    UsageError for bits that the page has no rule for.
+    """
+    if bits not in _WEIGHT_GIB:
+        raise UsageError(
+            f"--bits {bits} with --sessions",
+            f"the published rule has weights in {', '.join(_WEIGHT_GIB)} bits",
+            "--bits 4, 8 or 16",
+        )
+    room = _USABLE_SHARE * server.num_cards * server.gib_a_card - _GIB_A_CARD * server.num_cards
+    return round((room - _WEIGHT_GIB[bits]) / _SESSION_GIB, 3)
+
+
+def our_sessions(server: Server, terms: Sequence[Term], session_bytes: int) -> Amount:
+    """Sessions times 1000, counted with everything that the rule leaves out.
+
+    terms: of all cards together, but the sessions' own; session_bytes: of the KV cache of one session.
+    """
+    room = int(server.num_cards * server.gib_a_card * GIB)
+    beside = [term.most for term in terms]
+
+    def sessions(taken: int) -> int:
+        return round(1000 * (room - taken) / session_bytes)
+
+    low, best, high = (
+        sessions(sum(amounts))
+        for amounts in (
+            [amount.high for amount in beside],
+            [amount.best for amount in beside],
+            [amount.low for amount in beside],
+        )
+    )
+    return Amount(low, best, high)

@@ -1,0 +1,178 @@
+"""How fast a conversation will be: decode and prefill from bytes to read, arithmetic, and a machine's rates.
+
+On the CPU by decode_time.py's formula; on a card, where nothing was measured, missing experts come over the
+link after what is there was computed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ernie_local.checkpoint.parts import TEXT_EXPERTS
+from ernie_local.planner.card_memory import CardPlan
+from ernie_local.planner.conversation import WEIGHT_ITEM_BYTES, Conversation
+from ernie_local.planner.decode_time import DecodeWork, decode_seconds
+from ernie_local.planner.model_size import ModelSize
+from ernie_local.planner.rates import CardRates, Rates
+
+# Of a machine that nobody measured: two server cores with DDR4, a solid-state disk.
+ASSUMED = Rates(
+    disk_bytes_per_second=1.5e9,
+    memory_bytes_per_second=25e9,
+    operations_per_second=0.6e12,
+    token_seconds=0.001,
+    layer_seconds=0.00022,
+)
+_ASSUMED_BAND = (0.5, 2.0)
+_MEASURED_BAND = (0.85, 1.15)
+# Share of the text experts in memory, and share of a decoded token's experts that is found there: of 64
+# experts, between uniform routing and routing that sticks (docs/performance.md, "Which pages stay").
+_TRACED = ((0.0, 0.0), (0.3, 0.42), (0.5, 0.6), (0.83, 0.88), (1.0, 1.0))
+_STICKY = ((0.0, 0.0), (0.25, 0.54), (0.5, 0.72), (0.75, 0.87), (1.0, 1.0))
+# A card's work between reading weights: a launch and a look at the router in each layer. Assumed.
+_CARD_TOKEN_SECONDS, _CARD_LAYER_SECONDS = 0.004, 0.0001
+# What every token reads, of the parts of a model; the tied embedding is the head.
+_ALWAYS_READ = ("attention", "shared experts", "dense layers", "routers", "norms", "head")
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Tokens a second: the likely number between a low and a high one."""
+
+    low: float
+    best: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class HitRates:
+    """Shares of a decoded token's experts that are in memory: if routing is even, as traced, if it sticks."""
+
+    uniform: float
+    traced: float
+    sticky: float
+
+    @staticmethod
+    def of(share: float) -> HitRates:
+        """share: of the text experts that have room."""
+        bounded = min(1.0, max(0.0, share))
+        return HitRates(bounded, _between(_TRACED, bounded), _between(_STICKY, bounded))
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """decode, prefill: tokens a second, prefill None where nothing tells; is_measured: by this machine."""
+
+    decode: Band
+    prefill: Band | None
+    hits: HitRates
+    is_measured: bool
+
+
+def decode_work(model: ModelSize, dtype: str) -> DecodeWork:
+    """What a decoded text token reads, by format, where plain weights are computed with in `dtype`."""
+    text, item_bytes = model.config.text, WEIGHT_ITEM_BYTES[dtype]
+    has_head = any(part.name == "head" for part in model.parts)
+    always: Counter[str] = Counter()
+    experts: Counter[str] = Counter()
+    for tensor in model.tensors:
+        if tensor.part == TEXT_EXPERTS:
+            experts[tensor.format_name.partition("-")[0] if tensor.is_packed else dtype] += tensor.weights
+        elif tensor.part in _ALWAYS_READ or (tensor.part == "embedding" and not has_head):
+            if "vision_router" in tensor.name:
+                continue
+            if tensor.is_packed:
+                always[tensor.format_name.partition("-")[0]] += tensor.num_bytes
+            elif tensor.part == "routers":
+                always["float32"] += WEIGHT_ITEM_BYTES["float32"] * tensor.weights
+            else:
+                always[dtype] += item_bytes * tensor.weights
+    num_experts = max(1, sum(text.moe_layers) * text.num_experts)
+    return DecodeWork(
+        num_layers=text.num_hidden_layers,
+        moe_layers=sum(text.moe_layers),
+        experts_per_token=text.experts_per_token,
+        always_bytes=dict(always),
+        expert_bytes=model.weights(item_bytes).parts.get(TEXT_EXPERTS, 0) // num_experts,
+        expert_format=experts.most_common(1)[0][0] if experts else dtype,
+        page_bytes=sum(part.num_bytes for part in model.parts if part.name == TEXT_EXPERTS) // num_experts,
+    )
+
+
+def cache_bytes(model: ModelSize, conversation: Conversation) -> int:
+    """Of the KV cache, what a token in the middle of the conversation reads."""
+    return conversation.kv_size(model.config.text).bytes_per_token * conversation.context_size // 2
+
+
+def cpu_speed(
+    model: ModelSize, conversation: Conversation, share: float | None, rates: Rates | None = None
+) -> Speed:
+    """share: of the text experts that have room, None where nothing is paged. rates: None for assumed."""
+    known = ASSUMED if rates is None else rates
+    low, high = _ASSUMED_BAND if rates is None else _MEASURED_BAND
+    work, context_bytes = decode_work(model, conversation.dtype), cache_bytes(model, conversation)
+    hits = HitRates.of(1.0 if share is None else share)
+
+    def tokens_a_second(hit_rate: float) -> float:
+        return 1 / decode_seconds(work, known, None if share is None else hit_rate, context_bytes)
+
+    worst, best = tokens_a_second(hits.uniform), tokens_a_second(hits.sticky)
+    prefill = known.operations_per_second / operations_per_token(model)
+    return Speed(
+        Band(low * worst, tokens_a_second(hits.traced), high * best),
+        Band(low * prefill, prefill, high * prefill),
+        hits,
+        rates is not None,
+    )
+
+
+def card_speed(model: ModelSize, conversation: Conversation, plan: CardPlan, rates: CardRates) -> Speed:
+    """On a card with these rates, missing experts being fetched over the link from RAM."""
+    work, context_bytes = decode_work(model, "bfloat16"), cache_bytes(model, conversation)
+    always = sum(work.always_bytes.values()) + context_bytes
+    routed = work.moe_layers * work.experts_per_token * work.expert_bytes
+    hits = HitRates.of(1.0 if plan.tier == "resident" else plan.resident_share)
+    num_layers = model.config.text.num_hidden_layers
+    fixed = _CARD_TOKEN_SECONDS + num_layers * _CARD_LAYER_SECONDS
+
+    def tokens_a_second(hit_rate: float) -> float:
+        on_card = (always + hit_rate * routed) / rates.memory_bytes_per_second
+        return 1 / (fixed + on_card + (1 - hit_rate) * routed / rates.link_bytes_per_second)
+
+    low, high = _ASSUMED_BAND
+    worst, best = tokens_a_second(hits.uniform), tokens_a_second(hits.sticky)
+    decode = Band(low * worst, tokens_a_second(hits.traced), min(high, 1.3) * best)
+    return Speed(decode, _card_prefill(model, conversation, plan, rates), hits, is_measured=False)
+
+
+def _card_prefill(model: ModelSize, conversation: Conversation, plan: CardPlan, rates: CardRates) -> Band:
+    """A chunk takes its arithmetic or, where experts have no room, the stream of them over the link."""
+    chunk = min(2048, conversation.context_size)
+    seconds = chunk * operations_per_token(model) / rates.operations_per_second
+    if plan.tier != "resident":
+        streamed = plan.text_bytes * (1 - plan.resident_share)
+        seconds = max(seconds, streamed / rates.link_bytes_per_second)
+    speed = chunk / seconds
+    low, high = _ASSUMED_BAND
+    return Band(low * speed, speed, high * speed)
+
+
+def operations_per_token(model: ModelSize) -> float:
+    """Multiplications and additions, each counted, of a text token in a prompt, without attention's own."""
+    weights = {part.name: part.weights for part in model.parts}
+    text = model.config.text
+    active = sum(weights.get(part, 0) for part in ("attention", "shared experts", "dense layers", "routers"))
+    if text.num_experts:
+        active += weights["text experts"] * text.experts_per_token // text.num_experts
+    return 2.0 * active
+
+
+def _between(curve: Sequence[tuple[float, float]], share: float) -> float:
+    """Linear between the points of the curve."""
+    for (left, low), (right, high) in pairwise(curve):
+        if share <= right:
+            return low + (high - low) * (share - left) / (right - left)
+    return curve[-1][1]

@@ -1,0 +1,94 @@
+"""What takes memory, term by term and phase by phase, and the peak that follows.
+
+Owns the arithmetic of sums and peaks. Knows no model and no machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["load", "vision", "prefill", "decode"]
+PHASES: tuple[Phase, ...] = ("load", "vision", "prefill", "decode")
+# exact: from headers or sizes; computed: by the rule that the runtime itself keeps; measured: a rule or a
+# number from measurements (docs/performance.md); assumed: nobody has measured it.
+Provenance = Literal["exact", "computed", "measured", "assumed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """Bytes: the likely number between a low and a high one."""
+
+    low: int
+    best: int
+    high: int
+
+    @staticmethod
+    def exactly(num_bytes: int) -> Amount:
+        """A number without doubt."""
+        return Amount(num_bytes, num_bytes, num_bytes)
+
+    @staticmethod
+    def about(num_bytes: int, low: float, high: float) -> Amount:
+        """A number with its band as factors."""
+        return Amount(int(num_bytes * low), num_bytes, int(num_bytes * high))
+
+    def __add__(self, other: Amount) -> Amount:
+        """Sums of low with low and high with high."""
+        return Amount(self.low + other.low, self.best + other.best, self.high + other.high)
+
+
+NOTHING = Amount(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One thing that takes memory. phases: what it takes in each phase in which it is there."""
+
+    name: str
+    provenance: Provenance
+    phases: Mapping[Phase, Amount]
+
+    @staticmethod
+    def always(name: str, provenance: Provenance, amount: Amount) -> Term:
+        """In all phases the same."""
+        return Term(name, provenance, dict.fromkeys(PHASES, amount))
+
+    @property
+    def most(self) -> Amount:
+        """In the phase in which it takes most."""
+        return max(self.phases.values(), key=lambda amount: amount.best, default=NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """All terms of one memory, RAM or a card's. limit_bytes: what of it may be taken; None: not known."""
+
+    place: Literal["ram", "vram"]
+    terms: tuple[Term, ...]
+    limit_bytes: int | None
+
+    def phase(self, phase: Phase) -> Amount:
+        """What everything takes together in a phase."""
+        return total(term.phases.get(phase, NOTHING) for term in self.terms)
+
+    @property
+    def peak_phase(self) -> Phase:
+        """The phase that takes most."""
+        return max(PHASES, key=lambda phase: self.phase(phase).best)
+
+    @property
+    def peak(self) -> Amount:
+        """The most at any time: phases follow each other, so it is no sum over them."""
+        return self.phase(self.peak_phase)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the likely peak is within the limit."""
+        return self.limit_bytes is None or self.peak.best <= self.limit_bytes
+
+
+def total(amounts: Iterable[Amount]) -> Amount:
+    """The sum of all."""
+    return sum(amounts, NOTHING)

@@ -1,0 +1,346 @@
+"""`ernie-local vram`: lines, exit codes, the object of docs/vram-json.md, and that it needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ernie_cli.console import profile_path
+from ernie_cli.main import run
+from ernie_cli.vram_json import SCHEMA
+from ernie_cli.vram_text import bar_lines
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.config import read_config
+from ernie_local.machine import nvidia_smi
+from ernie_local.machine.hardware import find_hardware
+from ernie_local.planner.profile import HardwareKey, MachineProfile
+from ernie_local.planner.profile_file import write_profile
+from ernie_local.planner.rates import Rates
+from ernie_local.planner.terms import Amount, MemoryPlan, Term
+from ernie_local.sizes import GIB, MIB
+from ernie_quant.format_tables import FormatChoice, format_tables
+
+PAGE = Path(__file__).parents[2] / "docs" / "vram-json.md"
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No profile and no card of the machine that runs the tests."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    monkeypatch.setattr(nvidia_smi, "read_cards", lambda: None)
+
+
+@pytest.fixture
+def reckon(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """`vram ... --json`: the object, whose error has the exit code."""
+
+    def call(*arguments: str) -> dict[str, Any]:
+        code = run(["vram", *arguments, "--json"])
+        value = json.loads(capsys.readouterr().out)
+        assert isinstance(value, dict)
+        assert code == (0 if value["error"] is None else value["error"]["exit_code"])
+        assert value["ok"] == (code == 0)
+        return value
+
+    return call
+
+
+def text_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    run(["vram", *arguments])
+    return capsys.readouterr().out
+
+
+def example() -> dict[str, Any]:
+    match = re.search(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert match is not None
+    value = json.loads(match.group(1))
+    assert isinstance(value, dict)
+    return value
+
+
+def shape_of(value: Any) -> Any:
+    """Keys, down to the first entries of lists; numbers, texts and null are alike."""
+    if isinstance(value, dict):
+        return {key: shape_of(inner) for key, inner in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [shape_of(value[0])]
+    return None
+
+
+def test_the_object_has_the_documented_shape(reckon: Callable[..., dict[str, Any]]) -> None:
+    documented = example()
+    value = reckon(
+        "--bits", "4", "--card", "rtx3060-12gb", "--ram", "32GiB", "--ctx-size", "8k", "--image", "1240x1754"
+    )
+    assert value["schema"] == SCHEMA == documented["schema"]
+    assert list(value) == list(documented)
+    for key in ("conversation", "pictures", "cpu"):
+        assert shape_of(value[key]) == shape_of(documented[key]), key
+    # Which phases a term has, and formats, differ.
+    for inner in (value["model"], documented["model"]):
+        for part in inner["parts"]:
+            part["formats"] = None
+    assert shape_of(value["model"]) == shape_of(documented["model"])
+    assert list(value["card"]) == list(documented["card"])
+    cards = reckon("--bits", "4", "--card", "all", "--ram", "64GiB")["cards"]
+    assert list(cards[0]) == list(documented["cards"][0])
+    sessions = reckon("--sessions", "--gpus", "2", "--vram", "16GiB", "--bits", "4", "--rule", "ours")[
+        "sessions"
+    ]
+    assert shape_of(sessions) == shape_of(documented["sessions"])
+
+
+def test_the_page_explains_every_key() -> None:
+    page, documented = PAGE.read_text(encoding="utf-8"), example()
+    for key in documented:
+        assert re.search(rf"^\| `{key}`", page, re.MULTILINE), key
+    for key in ("model", "conversation", "cpu", "card", "sessions"):
+        for inner in documented[key]:
+            assert f"`{inner}`" in page or f".{inner}`" in page, (key, inner)
+
+
+def test_terms_add_up_to_the_peak(reckon: Callable[..., dict[str, Any]]) -> None:
+    memory = reckon("--bits", "4", "--ram", "8GiB", "--ctx-size", "4k", "--image", "640x480")["cpu"]["memory"]
+    phase = memory["peak_phase"]
+    for key in ("low", "best", "high"):
+        taken = [term["phases"][phase][key] for term in memory["terms"] if phase in term["phases"]]
+        assert sum(taken) == memory["peak"][key]
+    assert memory["limit_bytes"] == 8 * GIB
+
+
+def test_the_size_of_files_is_what_quantize_plans(
+    reckon: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What it writes is held to that plan by its own audit, and to the planner in test_planner_model.py."""
+    assert run(["quantize", "nano", str(tmp_path / "out"), "--method", "rtn", "--dry-run", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["plan"]["weight_bytes"]
+    assert reckon("nano", "--bits", "4")["model"]["file_bytes"] == planned
+
+
+def test_pictures_are_priced_by_size_and_by_file(
+    reckon: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.png"
+    Image.new("L", (2480, 3508), 255).save(page)
+    value = reckon("--bits", "4", "--ram", "32GiB", "--image", str(page), "--image", "2480x3508")
+    by_file, by_size = value["pictures"]
+    assert by_file.pop("name") == str(page)
+    assert by_size.pop("name") == "2480x3508"
+    assert by_file == by_size
+    assert (by_size["tokens"], by_size["resized_size"]) == (6138, [1848, 2604])
+    assert by_size["kv_bytes"] == 6138 * 57_344
+    assert by_size["encoder_bytes"] == 4 * 6138 * 1280 * 64 + 211 * 1280**2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--card", "rtx3061"], 2, "rtx3060-12gb"),
+        (["--ctx-size", "200k"], 3, "204800 is more than the 131072"),
+        (["--image", "0x5"], 5, "0x5"),
+        (["--image", "2480x3508", "--ctx-size", "4k"], 3, "pictures take 6140 tokens"),
+        (["no-such-model"], 4, "no-such-model"),
+        (["--ram", "8GiB", "--reserve", "1GiB"], 2, "--reserve"),
+        (["--plot", "memory.pdf"], 2, "--plot"),
+        (["--bits", "4", "--solve", "bits"], 2, "--solve bits"),
+        (["--sessions"], 2, "without --vram"),
+        (["--sessions", "--vram", "16GiB", "--bits", "mixed"], 2, "--bits mixed"),
+        (["--card", "all", "--vram", "8GiB"], 2, "--vram with --card all"),
+        (["--bits", "5"], 2, "5"),
+        (["--ram", "lots"], 2, "lots"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input_is_one_clear_error(
+    reckon: Callable[..., dict[str, Any]], arguments: list[str], code: int, words: str
+) -> None:
+    error = reckon(*arguments)["error"]
+    assert error["exit_code"] == code
+    assert words in error["what"] + error["why"]
+    assert error["hint"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("model_type", "qwen3_moe"), ("num_hot_experts", 8)])
+def test_a_config_of_another_kind_is_refused(
+    reckon: Callable[..., dict[str, Any]], tmp_path: Path, key: str, value: object
+) -> None:
+    raw = json.loads((NANO_DIRECTORY / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**raw, key: value}))
+    error = reckon(str(tmp_path))["error"]
+    assert error["exit_code"] == 4
+    assert key in error["what"]
+
+
+def test_what_does_not_fit_is_3_with_options_that_make_it_fit(
+    reckon: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = reckon("--bits", "4", "--ram", "3GiB")
+    assert value["error"]["code"] == "does_not_fit"
+    assert value["cpu"]["fits"] is False
+    assert value["make_it_fit"]
+    for flag in value["make_it_fit"]:
+        option, given = flag.split()
+        arguments = {"--bits": "4", "--ram": "3GiB"} | {option: given}
+        assert reckon(*(word for pair in arguments.items() for word in pair))["ok"], flag
+    out = text_of(capsys, "--bits", "4", "--ram", "3GiB")
+    assert "does not fit" in out
+    assert f"make it fit: {value['make_it_fit'][0]}" in out
+
+
+def test_a_card_that_needs_ram_says_how_much(reckon: Callable[..., dict[str, Any]]) -> None:
+    value = reckon("--bits", "4", "--card", "rtx4060", "--ctx-size", "8k", "--ram", "8GiB")
+    assert value["card"]["verdict"] == "needs ram"
+    assert value["error"]["exit_code"] == 3
+    (ram,) = [flag for flag in value["make_it_fit"] if flag.startswith("--ram")]
+    assert (
+        reckon("--bits", "4", "--card", "rtx4060", "--ctx-size", "8k", *ram.split())["card"]["verdict"]
+        == "paged"
+    )
+
+
+def test_every_card_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = text_of(capsys, "--bits", "4", "--card", "all", "--ram", "32GiB", "--ctx-size", "8k").splitlines()
+    assert re.search(r"^rtx3060-12gb .*GiB  fits paged .*%", "\n".join(lines), re.MULTILINE)
+    assert re.search(r"^rtx3090 .*fits resident ", "\n".join(lines), re.MULTILINE)
+    assert lines[-1] == (
+        "this version computes on the CPU: figures for cards are predictions, none was run on a GPU yet"
+    )
+    short = text_of(capsys, "--bits", "16", "--card", "all", "--ram", "16GiB")
+    assert "needs --ram" in short
+    assert "does not fit" in short
+
+
+@pytest.mark.parametrize("memory", [["--ram", "8GiB"], ["--card", "rtx4060", "--ram", "64GiB"]], ids=" ".join)
+def test_solve_finds_the_longest_context(reckon: Callable[..., dict[str, Any]], memory: list[str]) -> None:
+    value = reckon("--bits", "4", *memory, "--solve", "ctx")
+    longest = value["solved"]["ctx_size"]
+    assert value["conversation"]["ctx_size"] == longest
+    assert longest % 1024 == 0
+    assert reckon("--bits", "4", *memory, "--ctx-size", str(longest))["ok"]
+    if longest < 131072:
+        longer = reckon("--bits", "4", *memory, "--ctx-size", str(longest + 1024))
+        plan = longer["card"]["vram"] if longer["card"] else longer["cpu"]["memory"]
+        assert not longer["ok"] or plan["peak"]["best"] > plan["limit_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("ram", "bits"), [("80GiB", "16"), ("19GiB", "4"), ("11GiB", "mixed"), ("6GiB", "2")]
+)
+def test_solve_finds_the_most_bits_with_all_text_experts_in_memory(
+    reckon: Callable[..., dict[str, Any]], ram: str, bits: str
+) -> None:
+    value = reckon("--ram", ram, "--ctx-size", "4k", "--solve", "bits")
+    assert value["solved"] == {"bits": bits}
+    assert (value["cpu"]["resident_share"] == 1) == (ram != "6GiB")
+
+
+def test_solve_tells_how_many_experts_stay(reckon: Callable[..., dict[str, Any]]) -> None:
+    value = reckon("--bits", "4", "--ram", "8GiB", "--ctx-size", "4k", "--solve", "experts")
+    assert value["solved"] == {"experts_per_layer": int(value["cpu"]["resident_share"] * 64), "of": 64}
+
+
+def test_sessions_print_three_decimals(
+    reckon: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--sessions", "--gpus", "2", "--vram", "16GiB", "--bits", "4", "--rule", "rental"]
+    assert reckon(*arguments)["sessions"]["max_concurrency"] == 1.471
+    assert text_of(capsys, *arguments) == "1.471 sessions of 131,072 tokens at once\n"
+    assert "ours: " in text_of(capsys, *arguments[:-1], "ours")
+
+
+def test_the_machine_s_own_card_is_asked_for(
+    reckon: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = nvidia_smi.CardReport(
+        0, "NVIDIA GeForce RTX 3090", None, None, 24576 * MIB, 20000 * MIB, None, None, None, None, ()
+    )
+    monkeypatch.setattr(nvidia_smi, "read_cards", lambda: (report,))
+    value = reckon("--bits", "4", "--ram", "32GiB", "--ctx-size", "4k")
+    assert value["card"]["name"] == "NVIDIA GeForce RTX 3090"
+    assert value["card"]["vram"]["limit_bytes"] == 20000 * MIB
+
+
+def test_measured_rates_are_used_on_the_hardware_that_they_are_of(
+    reckon: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    arguments = ("--bits", "4", "--ram", "32GiB", "--ctx-size", "4k")
+    assumed = reckon(*arguments)["cpu"]["speed"]
+    rates = Rates(1e9, 50e9, 2e12, 0.001, 0.0001)
+    profile = MachineProfile(find_hardware(), "2026-11-27", rates, rates, {})
+    write_profile(profile_path(), profile)
+    measured = reckon(*arguments)["cpu"]["speed"]
+    assert (assumed["is_measured"], measured["is_measured"]) == (False, True)
+    assert measured["decode_tok_s"]["best"] > assumed["decode_tok_s"]["best"]
+    assert profile.summary in text_of(capsys, *arguments)
+    other = dataclasses.replace(profile, hardware=HardwareKey("another", 1, 1, None))
+    write_profile(profile_path(), other)
+    assert reckon(*arguments)["cpu"]["speed"] == assumed
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png"])
+def test_plots_show_every_term(tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
+    path = tmp_path / f"memory{suffix}"
+    assert run(["vram", "--bits", "4", "--ram", "8GiB", "--ctx-size", "4k", "--plot", str(path)]) == 0
+    assert f"drawn as {path}" in capsys.readouterr().err
+    if suffix == ".png":
+        with Image.open(path) as picture:
+            assert picture.size[0] > 600
+    else:
+        drawn = path.read_text()
+        for words in ("slots of paged experts", "KV cache", "may be taken", "prefill"):
+            assert words in drawn, words
+
+
+def test_bars_have_the_limit_as_a_mark() -> None:
+    plan = MemoryPlan("ram", (Term("all", "exact", {"load": Amount.exactly(GIB)}),), 2 * GIB)
+    lines = list(bar_lines(plan))
+    assert lines[0].count("█") == 30
+    assert [line.index("│") for line in lines[:4]] == [68] * 4
+    assert lines[-1].endswith("2.00 GiB may be taken")
+    over = list(bar_lines(MemoryPlan("ram", plan.terms, GIB // 2)))
+    assert over[0].index("│") == 38
+
+
+def test_bars_are_drawn_on_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "█" not in text_of(capsys, "nano", "--ram", "2GiB")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert "█" in text_of(capsys, "nano", "--ram", "2GiB")
+
+
+@pytest.mark.parametrize("arguments", [["--card", "all"], ["--ram", "8GiB", "--image", "640x480"], ["nano"]])
+def test_it_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from ernie_cli.main import run\n"
+        f"code = run(['vram', '--bits', '4', *{arguments!r}])\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'rich', 'PIL', 'transformers', 'huggingface_hub'}\n"
+        "print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "0 []"
+
+
+def test_flags_are_not_offered_for_a_quantized_model(
+    reckon: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    raw = json.loads((NANO_DIRECTORY / "config.json").read_text())
+    tables = format_tables(read_config(NANO_DIRECTORY), FormatChoice())
+    (tmp_path / "config.json").write_text(json.dumps({**raw, "quantization_config": tables.to_json()}))
+    value = reckon(str(tmp_path), "--ram", "100MiB")
+    assert [flag.split()[0] for flag in value["make_it_fit"]] == ["--ram"]
+    assert reckon(str(tmp_path), "--bits", "2")["error"]["exit_code"] == 2
