@@ -40,16 +40,11 @@ class CudaDevice:
 
     def read_back(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """See Device.read_back. The bytes of all lie in one buffer on the way."""
-        parts = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
-        buffer = parts[0] if len(parts) == 1 else torch.cat(parts)
+        buffer = to_bytes(tensors)
         host = torch.empty(buffer.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
         host.copy_(buffer, non_blocking=True)
         self._computing.synchronize()
-        results = []
-        for part, tensor in zip(host.split([len(part) for part in parts]), tensors, strict=True):
-            # A copy: a part may begin where its dtype cannot, and torch reuses page-locked memory.
-            results.append(part.clone().view(tensor.dtype).view(tensor.shape))
-        return results
+        return from_bytes(host, tensors)
 
     def mark(self) -> Event | None:
         """See Device.mark."""
@@ -78,3 +73,16 @@ class CudaDevice:
         """See Device.finish."""
         self._copying.synchronize()
         self._computing.synchronize()
+
+
+def to_bytes(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(bytes,) uint8 of all of them, one after the other, on their device."""
+    parts = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def from_bytes(buffer: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The inverse; of `like` only shapes and dtypes count. Copies, so that the buffer may be used again."""
+    parts = buffer.split([tensor.nbytes for tensor in like])
+    # A clone begins where its dtype can, which a part need not.
+    return [part.clone().view(one.dtype).view(one.shape) for part, one in zip(parts, like, strict=True)]

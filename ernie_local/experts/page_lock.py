@@ -6,6 +6,7 @@ last two copies to a card pass through a buffer of the driver, and whoever start
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -52,8 +53,13 @@ def lock_pages(memory: torch.Tensor, pin: Register, lock: Register) -> PageLock:
 
 def pin_by_cuda(address: int, num_bytes: int) -> str | None:
     """Register memory with CUDA. Under WSL and Windows a driver gives half of RAM, or less than 1 GiB."""
-    code = torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0)
-    return None if int(code) == 0 else f"error {int(code)}"
+    code = int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0))
+    if code == 0:
+        return None
+    # CUDA tells its last error to whoever looks next, which shall not be somebody's kernel.
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
+    return f"error {code}"
 
 
 def unpin_by_cuda(address: int) -> None:

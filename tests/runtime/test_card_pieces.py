@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
+from ernie_local.experts.cuda_device import from_bytes, to_bytes
 from ernie_local.experts.last_uses import LastUses
 from ernie_local.experts.page_lock import PageLock, lock_by_system, lock_pages
 from ernie_local.experts.page_memory import PageMemory
@@ -61,6 +62,24 @@ def test_the_event_that_is_found_is_the_last_of_the_range_or_behind_it(
             assert found.number == touching[-1]
         else:
             assert touching[-1] + 100 < found.number < num_all
+
+
+def test_what_is_read_back_together_comes_apart_as_it_was() -> None:
+    tensors = [
+        torch.tensor([[7, 60, 2]]),
+        torch.rand(3, 1).bfloat16()[::2],
+        torch.randn(1, 5),
+        torch.tensor([float("nan"), -0.0]),
+    ]
+    buffer = to_bytes(tensors)
+    assert len(buffer) == 24 + 4 + 20 + 8
+    found = from_bytes(buffer, tensors)
+    buffer.fill_(0)
+    for one, other in zip(found, tensors, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    (alone,) = from_bytes(to_bytes(tensors[:1]), tensors[:1])
+    assert torch.equal(alone, tensors[0])
 
 
 def refuses(reason: str) -> Callable[[int, int], str | None]:
