@@ -79,7 +79,7 @@ def verdict_lines(report: Report) -> Iterator[str]:
     if report.target.profile is not None:
         yield report.target.profile.summary
     if not report.cpu.memory.fits:
-        yield "a conversation that fills its context would take more than is free: name a smaller --ctx-size"
+        yield "a conversation that fills its context would take more than there is: name a smaller --ctx-size"
 
 
 def speed_text(speed: Speed) -> str:
