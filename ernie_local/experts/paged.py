@@ -106,13 +106,14 @@ class PagedExperts:
 
     def make_room(self, owner: object, num_bytes: int) -> None:
         """See ExpertProvider.make_room."""
+        is_less = num_bytes < self._needed.get(owner, 0)
         self._needed[owner] = num_bytes
         needed = sum(self._needed.values())
         num_frames = (self._shared_bytes - needed) // self._plan.frame_bytes
         if num_frames < self._plan.least_frames:
             self._needed[owner] = 0
             raise self._no_room(needed)
-        if num_bytes == 0:
+        if is_less:
             trim_heap()
         self.top.use_frames(num_frames)
 
