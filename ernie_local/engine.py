@@ -170,10 +170,14 @@ class Engine:
     ) -> torch.Tensor:
         """Run all chunks; `keep(start, hidden)` takes from each what is wanted. Returns the last of these."""
         prompt = self._prepare(token_ids, images)
-        with self._all_or_nothing(), torch.inference_mode():
-            features = self._encode(images, should_stop)
-            kept = self._run_chunks(prompt, features, should_stop, keep)
-            self._next_position = prompt.next_position
+        try:
+            with self._all_or_nothing(), torch.inference_mode():
+                features = self._encode(images, should_stop)
+                kept = self._run_chunks(prompt, features, should_stop, keep)
+                self._next_position = prompt.next_position
+        finally:
+            if images:
+                self.model.experts.make_room(self, 0)
         return kept
 
     def _run_chunks(
@@ -235,12 +239,17 @@ class Engine:
         """Features of all pictures, (placeholders, hidden_size)."""
         if not images:
             return torch.empty(0, self.model.config.text.hidden_size)
-        experts = self.model.experts
-        experts.make_room(self, self.model.encoding_bytes(images))
-        try:
-            return torch.cat(self._encode_each(images, should_stop))
-        finally:
-            experts.make_room(self, 0)
+        experts, row_bytes = (
+            self.model.experts,
+            self.model.config.text.hidden_size * self.model.dtype.itemsize,
+        )
+        # Each picture's features, and all of them in one piece; what they came from is held by the caller.
+        held = 2 * row_bytes * sum(image.num_tokens for image in images)
+        held += sum(image.pixel_values.nbytes for image in images)
+        experts.make_room(self, self.model.encoding_bytes(images) + held)
+        features = torch.cat(self._encode_each(images, should_stop))
+        experts.make_room(self, held)
+        return features
 
     def _encode_each(
         self, images: Sequence[Patches], should_stop: Callable[[], bool] | None

@@ -79,7 +79,10 @@ def verdict_lines(report: Report) -> Iterator[str]:
     if report.target.profile is not None:
         yield report.target.profile.summary
     if not report.cpu.memory.fits:
-        yield "a conversation that fills its context would take more than is free: name a smaller --ctx-size"
+        yield (
+            "it can be loaded, but its peak goes over what may be taken: "
+            "a smaller --ctx-size, smaller pictures, or more memory"
+        )
 
 
 def speed_text(speed: Speed) -> str:

@@ -35,6 +35,7 @@ class SharedRoom:
 
     def make(self, owner: object, num_bytes: int) -> None:
         """See Room.make."""
+        is_less = num_bytes < self._needed.get(owner, 0)
         self._needed[owner] = num_bytes
         needed = sum(self._needed.values())
         num_frames = (self._num_bytes - needed) // self._plan.frame_bytes
@@ -47,7 +48,7 @@ class SharedRoom:
                 "conversation, pictures and experts share one memory, limited when the model was loaded",
                 "raise the limit (--ram), shorten the conversation, or give fewer or smaller pictures",
             )
-        if num_bytes == 0:
+        if is_less:
             trim_heap()
         self._level.use_frames(num_frames)
 

@@ -18,6 +18,7 @@ from ernie_local.sizes import GIB, MIB, format_bytes
 
 # Of a picture of 1280 tokens, four patches each: a page that is read at its usual size.
 _PATCHES = 5120
+_FLOAT_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,7 +50,10 @@ def card_room(need: MemoryNeed, config: ModelConfig, context_size: int, chunk_to
     at_work = max(
         attention_bytes(config.text, chunk, context_size), encoding_bytes(config.vision, [_PATCHES])
     )
-    return need.kv_cache_bytes + at_work
+    # What of a picture stays until its prompt has been read: pixels, and features twice for a moment.
+    vision, tokens = config.vision, _PATCHES // config.vision.spatial_merge_size**2
+    held = _FLOAT_BYTES * (_PATCHES * vision.patch_values + 2 * tokens * config.text.hidden_size)
+    return need.kv_cache_bytes + at_work + held
 
 
 def place_beside_card(

@@ -18,7 +18,7 @@ from ernie_local.loading.build import build_model
 from ernie_local.loading.paging import paging_plan
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model.memory_use import attention_bytes
+from ernie_local.model.memory_use import attention_bytes, encoding_bytes
 from ernie_local.planner.placement import Placement
 
 CONTEXT_SIZE = 512
@@ -27,8 +27,9 @@ CARD_ROOM = 64 << 20
 
 def room(model: ErnieModel) -> int:
     """What a conversation of CONTEXT_SIZE tokens with small pictures takes of the experts' memory."""
-    text = model.config.text
-    return Engine(model, CONTEXT_SIZE).kv_cache_bytes + attention_bytes(text, 256, 256) + (4 << 20)
+    text, small = model.config.text, [256, 256]  # patches of two pictures of 64 tokens
+    pictures = encoding_bytes(model.config.vision, small) + (1 << 20)
+    return Engine(model, CONTEXT_SIZE).kv_cache_bytes + attention_bytes(text, 256, 256) + pictures
 
 
 def plan_of(directory: Path) -> PagingPlan:

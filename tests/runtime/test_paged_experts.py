@@ -152,7 +152,7 @@ def test_a_conversation_takes_memory_from_experts_and_gives_it_back(directory: P
 
 def test_a_picture_is_encoded_in_memory_of_experts(directory: Path, resident: ErnieModel) -> None:
     plan = plan_of(directory)
-    model = build(directory, plan.most_bytes)
+    model = build(directory, plan.most_bytes + (3 << 20))
     experts = paged_experts(model)
     patches = paged_models.picture(model, 8, 8)
     during: list[int] = []

@@ -69,8 +69,10 @@ def test_decode_kernels_fit_old_and_new_cards(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", SHARED_LIMITS)
-def test_all_kernels_and_formats_fit_every_card(tmp_path: Path, arch: int) -> None:
-    formats = ("w4", "w3", "w2l", "w2", "w2s", "w8")
+def test_all_kernels_fit_every_card(tmp_path: Path, arch: int) -> None:
+    formats: tuple[str, ...] = ("w4", "w2", "w8")
+    if arch in (min(SHARED_LIMITS), max(SHARED_LIMITS)):  # each takes its time
+        formats += ("w3", "w2l", "w2s")
     needs = compiled(tmp_path, "--arch", str(arch), "--formats", *formats)
     assert {need["kernel"] for need in needs} == ALL
     assert {need["what"] for need in needs} >= {*formats, "float16", "int8"}
