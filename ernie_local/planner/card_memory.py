@@ -1,6 +1,6 @@
 """What a conversation would take of a graphics card and of RAM beside it: the terms, and where experts go.
 
-Nothing in this version computes on a card, so these are predictions: weights are exact, what the kernels of a
+Nothing of this has run on a card yet, so these are predictions: weights are exact, what the kernels of a
 card take is assumed. Knows nothing of speed.
 """
 
