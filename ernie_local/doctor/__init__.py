@@ -62,7 +62,7 @@ def examine(isa_setting: str, *, isa_is_forced: bool, subject: Subject) -> Itera
     cards = read_cards()
     yield cuda.check(cards)
     yield card.check(cards)
-    yield triton.check(has_card=bool(cards))
+    yield triton.check(cards)
     stored, finding = profile.check(subject.profile_path)
     yield link.check(cards, stored)
     yield pinned.check()

@@ -1,33 +1,34 @@
-"""The check of Triton, which compiles kernels for cards: whether it is installed. It is not imported."""
+"""The check of Triton, which compiles kernels for cards: whether they can run here. It is not imported."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import metadata
 
 from ernie_local.doctor.finding import Finding
+from ernie_local.kernels.triton_path import LEAST_CAPABILITY, triton_absence
+from ernie_local.machine.nvidia_smi import CardReport
 
 NAME = "triton"
 _PACKAGES = ("triton", "triton-windows")
-_FALLBACK_PACKAGE = "bitsandbytes"
 
 
-def check(*, has_card: bool) -> Finding:
-    """Slow where there is a card and no Triton; what stands in for it is named."""
+def check(cards: Sequence[CardReport] | None) -> Finding:
+    """Slow where there is a card on which the kernels cannot run; what stands in for them is named."""
     version = next(filter(None, map(_version, _PACKAGES)), None)
-    fallback = None
-    if version is None:
-        fallback = _FALLBACK_PACKAGE if _version(_FALLBACK_PACKAGE) is not None else "torch"
-    facts = {"version": version, "fallback": fallback}
-    if version is not None:
-        return Finding(
-            NAME, "ok", f"Triton {version}" + ("" if has_card else ", without a card"), None, facts
+    if not cards:
+        text = (
+            "absent, and only a card would use it" if version is None else f"Triton {version}, without a card"
         )
-    if not has_card:
-        return Finding(NAME, "ok", "absent, and only a card would use it", None, facts)
-    stands_in = "bitsandbytes (nf4 alone) and plain PyTorch" if fallback != "torch" else "plain PyTorch"
-    return Finding(
-        NAME, "slow", f"absent: {stands_in} would compute on the card", "pip install triton", facts
-    )
+        return Finding(NAME, "ok", text, None, {"version": version, "fallback": None})
+    # The newest decides; a driver that does not tell is asked no more.
+    capability = max(card.compute_capability or LEAST_CAPABILITY for card in cards)
+    absence = triton_absence(capability)
+    facts = {"version": version, "fallback": None if absence is None else "torch"}
+    if absence is None:
+        return Finding(NAME, "ok", f"Triton {version}", None, facts)
+    text = f"not used, plain PyTorch would compute on the card: {absence.why}"
+    return Finding(NAME, "slow", text, absence.hint, facts)
 
 
 def _version(package: str) -> str | None:

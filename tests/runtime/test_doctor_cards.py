@@ -7,7 +7,6 @@ header and units); no card was there to record them from.
 from __future__ import annotations
 
 import dataclasses
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from ernie_local.doctor import card, cuda, link, pinned, system, triton
+from ernie_local.kernels.native import Absence
 from ernie_local.machine import nvidia_smi
 from ernie_local.machine import pinned as pinned_memory
 from ernie_local.machine.nvidia_smi import CardProcess, CardReport, parse_cards
@@ -187,32 +187,56 @@ def test_a_rate_of_a_card_that_is_gone_is_not_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("installed", "has_card", "verdict", "fallback", "text"),
+    ("version", "absence", "verdict", "fallback", "text"),
     [
-        ({"triton": "3.7"}, True, "ok", None, "Triton 3.7"),
-        ({"triton-windows": "3.6"}, True, "ok", None, "Triton 3.6"),
-        ({}, False, "ok", "torch", "absent"),
-        ({"bitsandbytes": "1"}, True, "slow", "bitsandbytes", "bitsandbytes (nf4 alone)"),
-        ({}, True, "slow", "torch", "absent: plain PyTorch"),
+        ("3.7", None, "ok", None, "Triton 3.7"),
+        (
+            None,
+            Absence("a", "the module is not installed", "pip install it"),
+            "slow",
+            "torch",
+            "not installed",
+        ),
+        (
+            "3.7",
+            Absence("a", "neither gcc nor clang", "install gcc"),
+            "slow",
+            "torch",
+            "neither gcc nor clang",
+        ),
     ],
 )
-def test_triton_is_missed_only_with_a_card(
+def test_triton_is_missed_with_a_card(
     monkeypatch: pytest.MonkeyPatch,
-    installed: dict[str, str],
-    has_card: bool,
+    version: str | None,
+    absence: Absence | None,
     verdict: str,
     fallback: str | None,
     text: str,
 ) -> None:
-    def version(name: str) -> str:
-        if name not in installed:
-            raise metadata.PackageNotFoundError(name)
-        return installed[name]
+    asked: list[tuple[int, int] | None] = []
 
-    monkeypatch.setattr(metadata, "version", version)
-    found = triton.check(has_card=has_card)
+    def triton_absence(capability: tuple[int, int] | None) -> Absence | None:
+        asked.append(capability)
+        return absence
+
+    monkeypatch.setattr(triton, "_version", lambda name: version if name == "triton" else None)
+    monkeypatch.setattr(triton, "triton_absence", triton_absence)
+    cards = [dataclasses.replace(ONE, compute_capability=one) for one in ((6, 1), (8, 6), None)]
+    found = triton.check(cards)
+    assert asked == [(8, 6)]
     assert (found.verdict, found.facts["fallback"]) == (verdict, fallback)
     assert text in found.text
+    assert found.fix == (None if absence is None else absence.hint)
+
+
+@pytest.mark.parametrize("cards", [None, ()])
+def test_triton_is_not_missed_without_a_card(
+    monkeypatch: pytest.MonkeyPatch, cards: tuple[()] | None
+) -> None:
+    monkeypatch.setattr(triton, "_version", lambda name: None)
+    found = triton.check(cards)
+    assert (found.verdict, found.text) == ("ok", "absent, and only a card would use it")
 
 
 # pinned
