@@ -18,7 +18,7 @@ from ernie_local.media.prompt import Prompt
 from ernie_local.media.tokens import TEXT, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import KVCache
-from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes, mixed_chunk_bytes
 from ernie_local.model.moe import RouteHook
 
 
@@ -172,7 +172,7 @@ class Engine:
         prompt = self._prepare(token_ids, images)
         try:
             with self._all_or_nothing(), torch.inference_mode():
-                features = self._encode(images, should_stop)
+                features = self._encode(images, prompt.num_tokens, should_stop)
                 kept = self._run_chunks(prompt, features, should_stop, keep)
                 self._next_position = prompt.next_position
         finally:
@@ -235,8 +235,10 @@ class Engine:
         self._check_position(prompt.next_position - 1)
         return prompt
 
-    def _encode(self, images: Sequence[Patches], should_stop: Callable[[], bool] | None) -> torch.Tensor:
-        """Features of all pictures, (placeholders, hidden_size)."""
+    def _encode(
+        self, images: Sequence[Patches], num_tokens: int, should_stop: Callable[[], bool] | None
+    ) -> torch.Tensor:
+        """Features of all pictures, (placeholders, hidden_size). num_tokens: of their prompt."""
         if not images:
             return torch.empty(0, self.model.config.text.hidden_size)
         experts, row_bytes = (
@@ -246,6 +248,8 @@ class Engine:
         # Each picture's features, and all of them in one piece; what they came from is held by the caller.
         held = 2 * row_bytes * sum(image.num_tokens for image in images)
         held += sum(image.pixel_values.nbytes for image in images)
+        text, item_bytes = self.model.config.text, self.model.dtype.itemsize
+        held += mixed_chunk_bytes(text, min(self.chunk_tokens, num_tokens), item_bytes)
         experts.make_room(self, self.model.encoding_bytes(images) + held)
         features = torch.cat(self._encode_each(images, should_stop))
         experts.make_room(self, held)

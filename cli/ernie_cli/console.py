@@ -20,7 +20,7 @@ ENVIRONMENT: Mapping[str, str] = {
     ISA_VARIABLE: "instruction set of the CPU kernels, such as 'avx2'; 'ernie-local doctor' lists them",
     "NO_COLOR": "set to anything: no colour and no dimmed text",
     "TERM": "'dumb': no colour, no dimmed text, and no line editing",
-    "XDG_CONFIG_HOME": "the folder in which `bench` stores the machine's profile, in place of ~/.config",
+    "XDG_CONFIG_HOME": "the folder in which 'bench' stores the machine's profile, in place of ~/.config",
     "APPDATA": "the same on Windows",
 }
 

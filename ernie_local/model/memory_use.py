@@ -90,6 +90,14 @@ def tower_passes(patch_counts: Sequence[int]) -> list[int]:
     return passes
 
 
+def mixed_chunk_bytes(config: TextConfig, num_tokens: int, item_bytes: int) -> int:
+    """What a chunk of text and pictures takes more than one of text while a layer is computed.
+
+    States and results of each bank on their own, and shared experts apart (counted in model/moe.py).
+    """
+    return num_tokens * item_bytes * (4 * config.hidden_size + 2 * config.shared_expert_size)
+
+
 def encoding_bytes(config: VisionConfig, patch_counts: Sequence[int]) -> int:
     """About as much memory as encoding pictures takes beside the results (measured, within a tenth)."""
     most = start = 0
