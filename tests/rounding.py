@@ -1,4 +1,4 @@
-"""Figures compared to six digits: products may differ in their last bits from call to call on some machines."""
+"""Figures compared to six digits: on some machines products differ in their last bits from call to call."""
 
 from __future__ import annotations
 
