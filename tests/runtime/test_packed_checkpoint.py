@@ -17,7 +17,7 @@ from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.checkpoint.writer import TensorEntry, write_checkpoint
 from ernie_local.config import read_config
-from ernie_local.errors import DoesNotFit, ModelUnusable
+from ernie_local.errors import ModelUnusable
 from ernie_local.packing.page_checksum import seal
 from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.plain_export import export_plainly
@@ -207,14 +207,3 @@ def test_shards_are_found_again(packed: Path, tmp_path: Path) -> None:
             assert again.total_bytes == checkpoint.total_bytes
     ids = list(range(20, 40))
     assert torch.equal(ernie_local.load(tmp_path).logits(ids), ernie_local.load(packed).logits(ids))
-
-
-def test_only_the_cpu_computes_from_packed_weights(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ernie_local.loading.build import build_model
-
-    config = read_config(packed)
-    with (
-        open_checkpoint(packed, config) as checkpoint,
-        pytest.raises(DoesNotFit, match="packed weights on cuda"),
-    ):
-        build_model(checkpoint, config, torch.float32, torch.device("cuda"))
