@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from ernie_local import load
+from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
 
 
@@ -73,13 +74,14 @@ def main() -> None:
         chunk_tokens=arguments.chunk,
     )
     marks = converse(model, arguments.image, arguments.decode)
-    frames = getattr(getattr(model.network.experts, "cache", None), "slots", None)
+    experts = model.network.experts
+    frames = experts.top.cache.slots.num_frames if isinstance(experts, PagedExperts) else None
     results: dict[str, object] = {
         "peak_bytes": status_bytes("VmHWM"),
         "marks": marks,
         "weight_bytes": model.weight_bytes,
         "chunk_tokens": model.settings.chunk_tokens,
-        "frames": None if frames is None else frames.num_frames,
+        "frames": frames,
     }
     print(json.dumps(results))
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ernie_local.planner.pictures import PricedPicture
     from ernie_local.planner.speed import Band, Speed
 
-CARD_NOTICE = "this version computes on the CPU: figures for cards are predictions, none was run on a GPU yet"
+CARD_NOTICE = "figures for cards are predictions: nothing of this version has run on a GPU yet"
 _PLACES = {"ram": "RAM", "vram": "card"}
 _ROW = "{:<26}" + "{:>11}" * len(PHASES) + "  {}"
 _CARD_ROW = "{:<22}{:>10}  {:<14}{:>11}  {:>16}"

@@ -211,9 +211,7 @@ def test_every_card_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     lines = text_of(capsys, "--bits", "4", "--card", "all", "--ram", "32GiB", "--ctx-size", "8k").splitlines()
     assert re.search(r"^rtx3060-12gb .*GiB  fits paged .*%", "\n".join(lines), re.MULTILINE)
     assert re.search(r"^rtx3090 .*fits resident ", "\n".join(lines), re.MULTILINE)
-    assert lines[-1] == (
-        "this version computes on the CPU: figures for cards are predictions, none was run on a GPU yet"
-    )
+    assert lines[-1] == ("figures for cards are predictions: nothing of this version has run on a GPU yet")
     short = text_of(capsys, "--bits", "16", "--card", "all", "--ram", "16GiB")
     assert "needs --ram" in short
     assert "does not fit" in short

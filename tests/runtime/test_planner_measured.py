@@ -64,7 +64,6 @@ def measured(setting: Setting) -> dict[str, int]:
     [
         Setting(256),
         Setting(4096),
-        Setting(4096, dtype="bfloat16", kv_dtype="int8"),
         Setting(1024, images=("300x200", "1000x700")),
         Setting(1024, ram="440MiB", kv_dtype="bfloat16"),
         Setting(2048, ram="420MiB", kv_dtype="bfloat16", images=("640x480",)),
