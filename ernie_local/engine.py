@@ -18,7 +18,7 @@ from ernie_local.media.prompt import Prompt
 from ernie_local.media.tokens import TEXT, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import KVCache
-from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes, mixed_chunk_bytes
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes, picture_prompt_bytes
 from ernie_local.model.moe import RouteHook
 
 
@@ -241,15 +241,14 @@ class Engine:
         """Features of all pictures, (placeholders, hidden_size). num_tokens: of their prompt."""
         if not images:
             return torch.empty(0, self.model.config.text.hidden_size)
-        experts, row_bytes = (
-            self.model.experts,
-            self.model.config.text.hidden_size * self.model.dtype.itemsize,
+        experts = self.model.experts
+        held = picture_prompt_bytes(
+            self.model.config,
+            sum(image.pixel_values.shape[0] for image in images),
+            sum(image.num_tokens for image in images),
+            min(self.chunk_tokens, num_tokens),
+            self.model.dtype.itemsize,
         )
-        # Each picture's features, and all of them in one piece; what they came from is held by the caller.
-        held = 2 * row_bytes * sum(image.num_tokens for image in images)
-        held += sum(image.pixel_values.nbytes for image in images)
-        text, item_bytes = self.model.config.text, self.model.dtype.itemsize
-        held += mixed_chunk_bytes(text, min(self.chunk_tokens, num_tokens), item_bytes)
         experts.make_room(self, self.model.encoding_bytes(images) + held)
         features = torch.cat(self._encode_each(images, should_stop))
         experts.make_room(self, held)

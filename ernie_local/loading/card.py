@@ -12,7 +12,12 @@ import sys
 
 from ernie_local.config import ModelConfig
 from ernie_local.errors import DoesNotFit
-from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes, encoding_bytes
+from ernie_local.model.memory_use import (
+    DEFAULT_CHUNK_TOKENS,
+    attention_bytes,
+    encoding_bytes,
+    picture_prompt_bytes,
+)
 from ernie_local.planner.placement import MemoryNeed, Placement, place_on_card
 from ernie_local.sizes import GIB, MIB, format_bytes
 
@@ -50,9 +55,8 @@ def card_room(need: MemoryNeed, config: ModelConfig, context_size: int, chunk_to
     at_work = max(
         attention_bytes(config.text, chunk, context_size), encoding_bytes(config.vision, [_PATCHES])
     )
-    # What of a picture stays until its prompt has been read: pixels, and features twice for a moment.
-    vision, tokens = config.vision, _PATCHES // config.vision.spatial_merge_size**2
-    held = _FLOAT_BYTES * (_PATCHES * vision.patch_values + 2 * tokens * config.text.hidden_size)
+    num_image_tokens = _PATCHES // config.vision.spatial_merge_size**2
+    held = picture_prompt_bytes(config, _PATCHES, num_image_tokens, chunk, _FLOAT_BYTES)
     return need.kv_cache_bytes + at_work + held
 
 

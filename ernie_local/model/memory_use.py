@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ernie_local.config import TextConfig, VisionConfig
+from ernie_local.config import ModelConfig, TextConfig, VisionConfig
 from ernie_local.sizes import HUGE_PAGE
 
 # Big enough that an expert's weights are read for many tokens at once, small enough that one layer's
@@ -90,12 +90,19 @@ def tower_passes(patch_counts: Sequence[int]) -> list[int]:
     return passes
 
 
-def mixed_chunk_bytes(config: TextConfig, num_tokens: int, item_bytes: int) -> int:
-    """What a chunk of text and pictures takes more than one of text while a layer is computed.
+def picture_prompt_bytes(
+    config: ModelConfig, num_patches: int, num_image_tokens: int, chunk_tokens: int, item_bytes: int
+) -> int:
+    """What a prompt with pictures takes from their encoding until it has been read, beside one of text.
 
-    States and results of each bank on their own, and shared experts apart (counted in model/moe.py).
+    Patches in float32; each picture's features, and all of them in one piece; and of a chunk of both banks,
+    states and results of each on their own and shared experts apart (counted in model/moe.py).
     """
-    return num_tokens * item_bytes * (4 * config.hidden_size + 2 * config.shared_expert_size)
+    text = config.text
+    patches = num_patches * config.vision.patch_values * _FLOAT_BYTES
+    features = 2 * num_image_tokens * text.hidden_size * item_bytes
+    mixed = chunk_tokens * item_bytes * (4 * text.hidden_size + 2 * text.shared_expert_size)
+    return patches + features + mixed
 
 
 def encoding_bytes(config: VisionConfig, patch_counts: Sequence[int]) -> int:

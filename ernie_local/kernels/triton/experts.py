@@ -16,7 +16,7 @@ from ernie_local.kernels.triton.card import Card
 from ernie_local.kernels.triton.experts_of_many import experts_of_many
 from ernie_local.kernels.triton.experts_of_one import experts_of_one
 from ernie_local.kernels.triton.tile_shape import PageShape, shapes_of_bank
-from ernie_local.packing import TILE_ROWS, PageLayout
+from ernie_local.packing import PageLayout
 
 # More tokens than these share what is read of an expert.
 MOST_ONE_BY_ONE = 8
@@ -89,21 +89,6 @@ def _compute(
     if len(hidden) <= MOST_ONE_BY_ONE:
         return experts_of_one(hidden, slots, expert_ids, places, shapes), None
     return experts_of_many(hidden, slots, expert_ids, places, shapes, card)
-
-
-def scratch_bytes(num_tokens: int, top_k: int, layout: PageLayout) -> int:
-    """Bytes that `add_packed_experts` takes for the routed experts of so many tokens, beside its arguments.
-
-    With top_k 1 and its layout, those of the shared page; both are there at the same time.
-    """
-    choices, floats = num_tokens * top_k, torch.float32.itemsize
-    inner, parts = choices * layout.inner_size * floats, choices * layout.hidden_size * floats
-    if num_tokens <= MOST_ONE_BY_ONE:
-        return inner + parts
-    halves = torch.float16.itemsize
-    rounded = num_tokens * layout.hidden_size * halves + choices * layout.inner_size * halves
-    tables = 8 * (4 * choices + 3 * (choices // TILE_ROWS + choices))
-    return inner + parts + rounded + tables
 
 
 def _headers(shapes: Sequence[PageShape]) -> tuple[tuple[int, int], ...]:
