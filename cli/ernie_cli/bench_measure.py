@@ -216,7 +216,6 @@ def _measure_model(
     console: Console,
 ) -> tuple[LoadedModel, ModelRun]:
     from ernie_cli.opening import load_model
-    from ernie_local.machine.decode_work import is_packed
     from ernie_local.machine.model_speed import measure_model
 
     console.note(f"loading {options.model}")
@@ -225,7 +224,7 @@ def _measure_model(
         console.note(note)
     console.note("measuring: prompts and answers")
     patches = None if picture is None else model.patches([picture.image])[0]
-    rates = profile.rates_for(is_packed=is_packed(files.config))
+    rates = profile.rates_for(is_packed=files.config.has_packed_experts)
     return model, measure_model(model, rates, patches)
 
 

@@ -98,7 +98,7 @@ def expected_tensors(config: ModelConfig) -> Iterator[ModelTensor]:
     """Every tensor of the model that `config` describes, as it is written: routers in float32, what is not
     packed in bfloat16."""
     expected, packed = ExpectedShapes(config), PackedTensors(config)
-    has_pages = config.quantization is not None and bool(config.quantization.experts)
+    has_pages = config.has_packed_experts
     for name in expected.names(with_experts=not has_pages):
         if packed.replaces(name):
             continue

@@ -105,3 +105,8 @@ class ModelConfig:
     def eos_token_id(self) -> int | None:
         """The first end token, or None where config.json names none."""
         return self.eos_token_ids[0] if self.eos_token_ids else None
+
+    @property
+    def has_packed_experts(self) -> bool:
+        """Whether routed experts are stored as pages, ready for the kernels."""
+        return self.quantization is not None and bool(self.quantization.experts)

@@ -20,7 +20,7 @@ from ernie_local.packing import PageLayout
 
 def expert_math(checkpoint: Checkpoint, config: ModelConfig, device: torch.device) -> dict[Bank, PageMath]:
     """For both banks."""
-    if config.quantization is None or not config.quantization.experts:
+    if not config.has_packed_experts:
         return {bank: _plain_math(checkpoint, config, bank) for bank in BANKS}
     packed = PackedPageMath() if device.type == "cpu" else card_math(config, device)
     return dict.fromkeys(BANKS, packed)

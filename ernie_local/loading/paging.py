@@ -91,7 +91,9 @@ def page_experts(
         packed = PackedTensors(config)
         for key in _small_page_sizes(config):
             ranges[key] = _packed_ranges(checkpoint, packed, key)
-    store = PageStore(ranges, _packed_check(config) if _is_packed(config) else _plain_check(checkpoint))
+    store = PageStore(
+        ranges, _packed_check(config) if config.has_packed_experts else _plain_check(checkpoint)
+    )
     sizes = {key: store.page_bytes(key) for key in store.experts}
     computing = expert_math(checkpoint, config, torch.device("cpu"))
     level = _build_level(plan, placement.paged_bytes, computing, sizes)
@@ -125,7 +127,7 @@ def _build_level(
 def page_ranges(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, tuple[PageRange, ...]]:
     """Where the page of every expert lies."""
     ranges: dict[ExpertKey, tuple[PageRange, ...]] = {}
-    packed = PackedTensors(config) if _is_packed(config) else None
+    packed = PackedTensors(config) if config.has_packed_experts else None
     for layer_id, is_moe in enumerate(config.text.moe_layers):
         for bank in BANKS if is_moe else ():
             for expert_id in range(config.text.num_experts):
@@ -142,10 +144,6 @@ def _packed_ranges(checkpoint: Checkpoint, packed: PackedTensors, key: ExpertKey
     stored = checkpoint.packed[name]
     num_bytes = stored.shape[1]
     return (PageRange(stored.path, stored.offset + row * num_bytes, 0, num_bytes),)
-
-
-def _is_packed(config: ModelConfig) -> bool:
-    return config.quantization is not None and bool(config.quantization.experts)
 
 
 def _plain_ranges(checkpoint: Checkpoint, key: ExpertKey) -> tuple[PageRange, ...]:

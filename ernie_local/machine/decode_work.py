@@ -44,11 +44,6 @@ def decode_work(network: ErnieModel) -> DecodeWork:
     )
 
 
-def is_packed(config: ModelConfig) -> bool:
-    """Whether the kernels for packed weights compute the experts."""
-    return config.quantization is not None and bool(config.quantization.experts)
-
-
 def head_bytes(network: ErnieModel) -> tuple[str, int]:
     """Format and bytes of the matrix that logits come from."""
     name = "embed_tokens" if network.lm_head is None else "lm_head"
@@ -75,7 +70,7 @@ def _expert(network: ErnieModel) -> tuple[int, str, int]:
     if isinstance(experts, PagedExperts):
         sizes = [experts.store.page_bytes(key) for key in experts.store.experts if key.bank == "text"]
         page_bytes = sum(sizes) // len(sizes)
-        if is_packed(config):
+        if config.has_packed_experts:
             return page_bytes, _expert_format(config), page_bytes
         # A page in bfloat16 is converted first, and computed with as what it was converted to.
         inner, hidden = config.text.text_expert_size, config.text.hidden_size

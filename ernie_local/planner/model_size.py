@@ -65,7 +65,7 @@ class ModelSize:
     @property
     def is_packed(self) -> bool:
         """Whether its experts are in a low-bit format."""
-        return self.config.quantization is not None and bool(self.config.quantization.experts)
+        return self.config.has_packed_experts
 
     def weights(self, item_bytes: int) -> WeightBytes:
         """In memory, what is not packed in numbers of so many bytes."""

@@ -65,7 +65,7 @@ def weights_in_memory(tensors: Iterable[ModelTensor], num_experts: int, item_byt
 def page_sizes(tensors: Iterable[ModelTensor], config: ModelConfig) -> dict[ExpertKey, int]:
     """Bytes of the page of every routed expert, in order; empty for a model without."""
     experts = {tensor.name: tensor for tensor in tensors if tensor.name.startswith("experts.")}
-    is_packed = config.quantization is not None and bool(config.quantization.experts)
+    is_packed = config.has_packed_experts
     packed = PackedTensors(config) if is_packed else None
     sizes: dict[ExpertKey, int] = {}
     for layer_id, is_moe in enumerate(config.text.moe_layers):

@@ -20,7 +20,7 @@ from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
 from ernie_local.loading import LoadedModel
 from ernie_local.machine import fixed_costs, model_speed
-from ernie_local.machine.decode_work import decode_work, is_packed
+from ernie_local.machine.decode_work import decode_work
 from ernie_local.machine.fixed_costs import measure_fixed_costs, write_small_packed
 from ernie_local.machine.text_ids import text_ids
 from ernie_local.planner.decode_time import DecodeWork, decode_seconds
@@ -152,7 +152,7 @@ def plain_bytes(directory: Path, item_bytes: int) -> int:
 def test_work_of_a_plain_model() -> None:
     model = ernie_local.load("nano", context_size=64)
     work = decode_work(model.network)
-    assert not is_packed(model.config)
+    assert not model.config.has_packed_experts
     expert = 3 * 192 * 192 * 4
     assert work == DecodeWork(
         num_layers=6,
@@ -168,7 +168,7 @@ def test_work_of_a_plain_model() -> None:
 def test_work_of_a_packed_model(packed: Path) -> None:
     model = ernie_local.load(packed, context_size=64)
     work = decode_work(model.network)
-    assert is_packed(model.config)
+    assert model.config.has_packed_experts
     with open_checkpoint(packed, model.config) as checkpoint:
         sizes = {name: one.num_bytes for name, one in checkpoint.packed.items()}
         page_bytes = checkpoint.packed["experts.1.text.w4"].shape[1]
