@@ -1,9 +1,9 @@
 """What paging costs where nothing is ever read: decode with every page in the cache, beside resident experts.
 
-    python benchmarks/paging_overhead.py MODEL [--rounds 5]
+    python benchmarks/paging_overhead.py MODEL [--rounds 20] [--first paged]
 
-Two models of full size do not fit, so each round loads one after the other in a process of its own;
-the last line is one JSON object with the medians over rounds.
+Both models are in memory and take turns, a few tokens each, so that what else the machine does hits both;
+the last line is one JSON object: medians over all tokens, and the median over rounds of their ratio.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,17 +23,21 @@ from ernie_local.engine import Engine
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading.build import build_model
 from ernie_local.loading.paging import paging_plan
+from ernie_local.model.ernie import ErnieModel
 from ernie_local.planner.placement import Placement
 
+PROMPT_TOKENS = 64
 
-def decode_ms(directory: Path, *, is_paged: bool, num_tokens: int) -> float:
-    """Median milliseconds of a decoded token behind 64 others, every expert in memory."""
+
+def build(directory: Path, *, is_paged: bool) -> ErnieModel:
+    """A model with every expert in memory: as pages of a cache, or as nothing but memory."""
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
         plan = paging_plan(checkpoint, config)
         assert plan is not None
         placement = Placement(plan.most_bytes + (1 << 29), 2048) if is_paged else None
         model = build_model(checkpoint, config, torch.float32, torch.device("cpu"), placement)
+        checkpoint.drop_cached()
     if isinstance(model.experts, PagedExperts):
         experts, cache = model.experts, model.experts.top.cache
         for key in experts.store.experts:
@@ -43,41 +45,54 @@ def decode_ms(directory: Path, *, is_paged: bool, num_tokens: int) -> float:
             experts.store.read(key, experts.top.page(key))
             cache.arrived(key)
             cache.settle(key)
-    engine = Engine(model, 1024, torch.bfloat16)
-    ids = random_ids(64 + num_tokens, config.text.vocab_size)
-    engine.prefill(ids[:64])
-    seconds = []
-    for token in ids[64:]:
+    return model
+
+
+def decode_ms(engine: Engine, ids: list[int]) -> list[float]:
+    """Milliseconds of each decoded token."""
+    times = []
+    for token in ids:
         start = time.perf_counter()
         engine.decode(token)
-        seconds.append(time.perf_counter() - start)
-    if isinstance(model.experts, PagedExperts):
-        assert model.experts.stats.decode_bytes_read == 0
-    return 1e3 * statistics.median(seconds)
+        times.append(1e3 * (time.perf_counter() - start))
+    return times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=16, help="of each model in a round")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=["paged", "resident"])
+    parser.add_argument("--first", choices=["resident", "paged"], default="resident", help="loaded first")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.only is not None:
-        print(decode_ms(arguments.model, is_paged=arguments.only == "paged", num_tokens=arguments.tokens))
-        return
-    seconds: dict[str, list[float]] = {"resident": [], "paged": []}
-    for _ in range(arguments.rounds):
-        for kind, measured in seconds.items():
-            command = [sys.executable, __file__, str(arguments.model), "--only", kind]
-            command += ["--tokens", str(arguments.tokens), "--threads", str(arguments.threads)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            measured.append(float(output.split()[-1]))
-            print(kind, f"{measured[-1]:.2f} ms", flush=True)
-    medians = {kind: statistics.median(measured) for kind, measured in seconds.items()}
-    print(json.dumps({**medians, "slower": medians["paged"] / medians["resident"] - 1}))
+    engines = {}
+    # Who is loaded second gets what memory is left, in smaller pieces perhaps: try both orders.
+    for kind in sorted(("resident", "paged"), key=lambda kind: kind != arguments.first):
+        model = build(arguments.model, is_paged=kind == "paged")
+        engines[kind] = Engine(model, PROMPT_TOKENS + arguments.rounds * arguments.tokens, torch.bfloat16)
+    paged = engines["paged"].model.experts
+    assert isinstance(paged, PagedExperts)
+    ids = random_ids(engines["paged"].context_size, model.config.text.vocab_size)
+    for engine in engines.values():
+        engine.prefill(ids[:PROMPT_TOKENS])
+    times: dict[str, list[float]] = {kind: [] for kind in engines}
+    ratios = []
+    for round_id in range(arguments.rounds):
+        first = PROMPT_TOKENS + round_id * arguments.tokens
+        medians = {}
+        # Whoever comes second finds the other's weights in the caches, so they take turns at that too.
+        for kind in sorted(engines, reverse=bool(round_id % 2)):
+            measured = decode_ms(engines[kind], ids[first : first + arguments.tokens])
+            times[kind] += measured
+            medians[kind] = statistics.median(measured)
+        ratios.append(medians["paged"] / medians["resident"] - 1)
+        print(*(f"{kind} {milliseconds:.2f} ms," for kind, milliseconds in sorted(medians.items())), end=" ")
+        print(f"{100 * ratios[-1]:+.1f} %")
+    assert paged.stats.decode_bytes_read == 0
+    whole = {f"{kind}_ms": statistics.median(measured) for kind, measured in times.items()}
+    print(json.dumps({**whole, "slower": statistics.median(ratios)}))
 
 
 if __name__ == "__main__":
