@@ -19,6 +19,7 @@ from ernie_local.experts.page_math import RoutedTokens
 from ernie_local.kernels import nf4_kernels, reference
 from ernie_local.kernels.nf4_kernels import Nf4KernelsMissing, dequantize_by_bitsandbytes, nf4_absence
 from ernie_local.loading.expert_math import card_math
+from ernie_local.packing.foreign_formats import ForeignFormat
 from ernie_local.packing.foreign_matrix import _nf4_pairs, absmax_levels, dequantize_foreign, pack_foreign
 from ernie_local.packing.foreign_page import Dequantize
 from ernie_quant.format_tables import FormatChoice, format_tables
@@ -76,6 +77,19 @@ def test_experts_are_those_of_the_reference(name: str, num_tokens: int, dequanti
     with torch.device("meta"):
         TorchPageMath(dequantize).add(actual, memory, tokens, places, None)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_was_chosen_unpacks_each_matrix() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def noted(packed: torch.Tensor, foreign: ForeignFormat, rows: int, columns: int) -> torch.Tensor:
+        asked.append((rows, columns))
+        return dequantize_foreign(packed, foreign, rows, columns)
+
+    only, memory = torch.zeros(1, 1, dtype=torch.int64), pattern_page("nf4g64", HIDDEN, INNER).view(-1, 4096)
+    tokens = RoutedTokens(0, "text", torch.randn(1, HIDDEN), only, torch.ones(1, 1))
+    TorchPageMath(noted).add(torch.zeros(1, HIDDEN), memory, tokens, only[0], None)
+    assert asked == [(INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)]
 
 
 def test_bitsandbytes_runs_here() -> None:
