@@ -20,6 +20,7 @@ from ernie_local.doctor import (
     kernels,
     link,
     memory,
+    nf4,
     pinned,
     profile,
     python,
@@ -63,6 +64,7 @@ def examine(isa_setting: str, *, isa_is_forced: bool, subject: Subject) -> Itera
     yield cuda.check(cards)
     yield card.check(cards)
     yield triton.check(cards)
+    yield nf4.check(cards)
     stored, finding = profile.check(subject.profile_path)
     yield link.check(cards, stored)
     yield pinned.check()

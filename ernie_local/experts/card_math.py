@@ -14,6 +14,8 @@ from ernie_local.experts.page_math import RoutedTokens
 from ernie_local.kernels import reference
 from ernie_local.kernels.cuda_ops import card_of
 from ernie_local.packing import PageLayout
+from ernie_local.packing.foreign_matrix import dequantize_foreign
+from ernie_local.packing.foreign_page import Dequantize
 
 
 class TritonPageMath:
@@ -60,6 +62,10 @@ class TorchPageMath:
 
     takes_shared_page = True
 
+    def __init__(self, foreign: Dequantize = dequantize_foreign) -> None:
+        """foreign: what unpacks matrices in other libraries' formats, plain torch too by default."""
+        self._foreign = foreign
+
     def add(
         self,
         output: torch.Tensor,
@@ -77,4 +83,5 @@ class TorchPageMath:
             tokens.weights.float(),
             shared_page,
             places,
+            self._foreign,
         )

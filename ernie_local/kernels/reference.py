@@ -14,7 +14,8 @@ from ernie_local.kernels.checks import ABSENT_SLOT, SHARED_EXPERT, broken_page, 
 from ernie_local.packing import TILE_ROWS, LowBitFormat, dequantize, unpack_matrix, unpack_page
 from ernie_local.packing.expert_page import read_layout
 from ernie_local.packing.foreign_formats import ForeignLayout
-from ernie_local.packing.foreign_page import foreign_weights, is_foreign_page, read_foreign_page
+from ernie_local.packing.foreign_matrix import dequantize_foreign
+from ernie_local.packing.foreign_page import Dequantize, foreign_weights, is_foreign_page, read_foreign_page
 
 # Numbers of a matrix that are unpacked at a time; codes, scales and float32 take some 30 bytes of each.
 _MOST_UNPACKED = 4 << 20
@@ -71,8 +72,9 @@ def add_packed_experts(
     weights: torch.Tensor,
     shared_page: torch.Tensor | None = None,
     places: torch.Tensor | None = None,
+    foreign: Dequantize = dequantize_foreign,
 ) -> None:
-    """As `packed_experts`, added to `output`."""
+    """As `packed_experts`, added to `output`. foreign: what unpacks matrices in other libraries' formats."""
     op = "packed_experts"
     _check_finite(op, "hidden", hidden)
     parts = []
@@ -86,7 +88,7 @@ def add_packed_experts(
         everyone = torch.arange(hidden.shape[0], device=hidden.device)
         parts.append((SHARED_EXPERT, shared_page[0], everyone, hidden.new_ones(hidden.shape[0])))
     for expert_id, page, token_ids, factors in parts:
-        gate, up, down = _expert_weights(op, page, expert_id, hidden.shape[1])
+        gate, up, down = _expert_weights(op, page, expert_id, hidden.shape[1], foreign)
         chosen = hidden[token_ids]
         inner = functional.silu(functional.linear(chosen, gate)) * functional.linear(chosen, up)
         finite = inner.isfinite().all(dim=1)
@@ -157,7 +159,7 @@ def _stored(
 
 
 def _expert_weights(
-    op: str, slot_bytes: torch.Tensor, expert_id: int, hidden_size: int
+    op: str, slot_bytes: torch.Tensor, expert_id: int, hidden_size: int, foreign: Dequantize
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     is_foreign = is_foreign_page(slot_bytes)
     try:
@@ -167,7 +169,7 @@ def _expert_weights(
     if layout.hidden_size != hidden_size:
         raise broken_page(op, expert_id, hidden_size)
     if isinstance(layout, ForeignLayout):
-        return foreign_weights(slot_bytes, layout)
+        return foreign_weights(slot_bytes, layout, foreign)
     page = unpack_page(slot_bytes[: layout.page_bytes])
     return dequantize(page.gate), dequantize(page.up), dequantize(page.down)
 

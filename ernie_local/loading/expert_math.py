@@ -14,8 +14,16 @@ from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.experts.page_math import PackedPageMath, PageMath, PlainPageMath
+from ernie_local.kernels.nf4_kernels import (
+    dequantize_by_bitsandbytes,
+    nf4_absence,
+    warn_without_nf4_kernels,
+)
 from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing import PageLayout
+from ernie_local.packing.foreign_formats import ForeignLayout
+from ernie_local.packing.foreign_matrix import dequantize_foreign
+from ernie_local.packing.foreign_page import Dequantize
 
 
 def expert_math(checkpoint: Checkpoint, config: ModelConfig, device: torch.device) -> dict[Bank, PageMath]:
@@ -27,14 +35,34 @@ def expert_math(checkpoint: Checkpoint, config: ModelConfig, device: torch.devic
 
 
 def card_math(config: ModelConfig, device: torch.device) -> PageMath:
-    """For packed experts on a card: Triton's kernels; plain torch without them, or for foreign formats."""
+    """For packed experts on a card: Triton's kernels; plain torch without them, or for foreign formats.
+
+    nf4 is unpacked by bitsandbytes' kernels; a warning says, once, where these cannot run.
+    """
     from ernie_local.experts.card_math import TorchPageMath, TritonPageMath
     from ernie_local.kernels.cuda_ops import triton_missing
 
+    if _has_nf4(config):
+        return TorchPageMath(_nf4_dequantize(device))
     layouts = _expert_layouts(config)
     if layouts is None or triton_missing(device) is not None:
         return TorchPageMath()
     return TritonPageMath(layouts, _shared_layouts(config))
+
+
+def _has_nf4(config: ModelConfig) -> bool:
+    tables = config.quantization
+    assert tables is not None
+    packed = PackedTensors(config)
+    layouts = [layout for key in tables.experts for layout in packed.page_layouts(*key).values()]
+    return any(isinstance(layout, ForeignLayout) and layout.foreign.kind == "nf4" for layout in layouts)
+
+
+def _nf4_dequantize(device: torch.device) -> Dequantize:
+    if nf4_absence(device) is None:
+        return dequantize_by_bitsandbytes
+    warn_without_nf4_kernels(device)
+    return dequantize_foreign
 
 
 def _expert_layouts(config: ModelConfig) -> dict[tuple[int, Bank], Sequence[PageLayout]] | None:

@@ -16,6 +16,7 @@ from ernie_local.errors import UsageError
 from ernie_local.packing.foreign_formats import ABSMAX_BLOCK, ForeignFormat
 
 Tensor = torch.Tensor
+_HOST = torch.device("cpu")
 # Quantiles of a normal distribution (QLoRA, appendix E), in the digits of bitsandbytes.
 _NF4_LEVELS = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -88,8 +89,8 @@ def dequantize_foreign(packed: Tensor, foreign: ForeignFormat, rows: int, column
 def _dequantize_nf4(codes: Tensor, scale_codes: Tensor, floats: Tensor, block_size: int) -> Tensor:
     """A weight is level times scale; a scale is offset plus level times the scale of its block."""
     offset, scale_scales = floats[0], floats[1:].repeat_interleave(ABSMAX_BLOCK)[: len(scale_codes)]
-    scales = absmax_levels()[scale_codes.int()] * scale_scales + offset  # (blocks,)
-    weights: Tensor = _nf4_pairs()[codes.int()].flatten()  # two of each byte
+    scales = absmax_levels(codes.device)[scale_codes.int()] * scale_scales + offset  # (blocks,)
+    weights: Tensor = _nf4_pairs(codes.device)[codes.int()].flatten()  # two of each byte
     whole = len(weights) // block_size * block_size
     weights[:whole].view(-1, block_size).mul_(scales[: whole // block_size, None])
     weights[whole:].mul_(scales[-1])
@@ -110,22 +111,23 @@ def unpack_quanto(packed: Tensor, bits: int) -> Tensor:
 
 
 @functools.cache
-def _nf4_pairs() -> Tensor:
+def _nf4_pairs(device: torch.device = _HOST) -> Tensor:
     """(256, 2) float32: the levels that a byte of two codes means, high nibble first."""
-    levels = torch.tensor(_NF4_LEVELS)
-    byte = torch.arange(256)
+    levels = torch.tensor(_NF4_LEVELS, device=device)
+    byte = torch.arange(256, device=device)
     return torch.stack((levels[byte >> 4], levels[byte & 15]), dim=-1)
 
 
 @functools.cache
-def absmax_levels() -> Tensor:
+def absmax_levels(device: torch.device = _HOST) -> Tensor:
     """(256,) float32: the signed dynamic map (Dettmers, 2015, arXiv 1511.04561), in which scales are coded.
 
     Seven decades, each with twice the levels of the one below, at the middles of equal parts of 0.1 to 1.
     """
     positive: list[Tensor] = []
     for decade in range(7):
-        ends = torch.linspace(0.1, 1, 2**decade + 1, dtype=torch.float32)
+        ends = torch.linspace(0.1, 1, 2**decade + 1, dtype=torch.float32, device=_HOST)
         positive.append(10.0 ** (decade - 6) * ((ends[:-1] + ends[1:]) / 2))
     middles = torch.cat(positive)
-    return torch.cat((-middles, middles, torch.tensor([0.0, 1.0]))).sort().values
+    ends = torch.tensor([0.0, 1.0], device=_HOST)
+    return torch.cat((-middles, middles, ends)).sort().values.to(device)

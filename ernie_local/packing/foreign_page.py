@@ -5,15 +5,24 @@ The sibling of expert_page.py; where the parts lie is foreign_formats.py's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ernie_local.errors import ModelUnusable
-from ernie_local.packing.foreign_formats import FOREIGN_MAGIC, ForeignLayout, read_foreign_layout
+from ernie_local.packing.foreign_formats import (
+    FOREIGN_MAGIC,
+    ForeignFormat,
+    ForeignLayout,
+    read_foreign_layout,
+)
 from ernie_local.packing.foreign_matrix import ForeignMatrix, dequantize_foreign, pack_foreign, read_floats
 from ernie_local.packing.page_checksum import check_checksum, seal
 from ernie_local.packing.page_layout import HEADER_BYTES
 
 Tensor = torch.Tensor
+# Of a matrix: its bytes, format, rows and columns, to (rows, columns) float32.
+Dequantize = Callable[[Tensor, ForeignFormat, int, int], Tensor]
 
 
 def is_foreign_page(packed: Tensor) -> bool:
@@ -41,7 +50,7 @@ def pack_foreign_page(gate: ForeignMatrix, up: ForeignMatrix, down: ForeignMatri
 
 def read_foreign_page(packed: Tensor, where: str = "the page", allow_padding: bool = False) -> ForeignLayout:
     """The layout that a page's header names. Raises ModelUnusable for a page that is damaged or cut."""
-    header = packed[:HEADER_BYTES].numpy().tobytes()
+    header = packed[:HEADER_BYTES].cpu().numpy().tobytes()
     if packed.dtype != torch.uint8 or packed.ndim != 1 or len(header) < HEADER_BYTES:
         raise _damaged(f"{where} is {packed.dtype} of shape {tuple(packed.shape)}, wanted bytes")
     layout = read_foreign_layout(header, where)
@@ -65,11 +74,16 @@ def check_foreign_page(packed: Tensor, wanted: ForeignLayout, where: str) -> Non
             )
 
 
-def foreign_weights(packed: Tensor, layout: ForeignLayout) -> tuple[Tensor, Tensor, Tensor]:
-    """gate, up and down of a page, or of a slot that begins with one, float32."""
+def foreign_weights(
+    packed: Tensor, layout: ForeignLayout, dequantize: Dequantize = dequantize_foreign
+) -> tuple[Tensor, Tensor, Tensor]:
+    """gate, up and down of a page, or of a slot that begins with one, float32.
+
+    dequantize: what unpacks each of them, plain torch by default.
+    """
     offsets = layout.offsets
     gate, up, down = (
-        dequantize_foreign(packed[start:stop], layout.foreign, *shape)
+        dequantize(packed[start:stop], layout.foreign, *shape)
         for start, stop, shape in zip(offsets, offsets[1:], layout.shapes, strict=False)
     )
     return gate, up, down

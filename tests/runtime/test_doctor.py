@@ -62,8 +62,8 @@ def subject(tmp_path: Path) -> Subject:
 def test_every_check_of_this_machine_gives_a_finding(native_kernels: ModuleType, subject: Subject) -> None:
     names = [found.name for found in examine(SETTING, isa_is_forced=False, subject=subject)]
     assert names == [
-        *("python", "memory", "kernels", "cpu", "self-test", "cuda", "card", "triton", "link", "pinned"),
-        *("system", "battery", "disk", "profile"),
+        *("python", "memory", "kernels", "cpu", "self-test", "cuda", "card", "triton", "nf4", "link"),
+        *("pinned", "system", "battery", "disk", "profile"),
     ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from ernie_local.doctor import card, cuda, link, pinned, system, triton
+from ernie_local.doctor import card, cuda, link, nf4, pinned, system, triton
 from ernie_local.kernels.native import Absence
 from ernie_local.machine import nvidia_smi
 from ernie_local.machine import pinned as pinned_memory
@@ -237,6 +237,24 @@ def test_triton_is_not_missed_without_a_card(
     monkeypatch.setattr(triton, "_version", lambda name: None)
     found = triton.check(cards)
     assert (found.verdict, found.text) == ("ok", "absent, and only a card would use it")
+
+
+# nf4
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("cards", [None, one()])
+def test_who_unpacks_nf4_on_a_card_is_named(
+    monkeypatch: pytest.MonkeyPatch, cards: tuple[CardReport, ...] | None, is_there: bool
+) -> None:
+    absence = None if is_there else Absence("a", "it is not installed", "install it")
+    monkeypatch.setattr(nf4, "nf4_package_absence", lambda: absence)
+    found = nf4.check(cards)
+    is_missed = cards is not None and not is_there
+    assert (found.verdict, found.facts["fallback"]) == (("slow", "torch") if is_missed else ("ok", None))
+    assert found.fix == ("install it" if is_missed else None)
+    assert ("plain PyTorch" in found.text) == is_missed
+    assert (found.facts["bitsandbytes"] is not None) == is_there
 
 
 # pinned
