@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ernie_local.errors import DoesNotFit, Interrupted, UsageError
+from ernie_local.kernels.send import send
 from ernie_local.media.patches import Patches
 from ernie_local.media.prompt import Prompt
 from ernie_local.media.tokens import TEXT, VisionRule, token_types
@@ -119,14 +120,14 @@ class Engine:
         self._check_room(1)
         self._check_position(self._next_position)
         self._check_ids([token_id])
-        config, device = self.model.config, self.model.device
+        media, device = self.model.config.media, self.model.device
         self._make_room(1)
         with self._all_or_nothing(), torch.inference_mode():
-            is_vision = token_types([token_id], config.media, self.vision_rule) != TEXT
+            # Filled on the device: for a copy from the host a card's host would wait.
             hidden = self.model(
-                self.model.embed(torch.tensor([token_id], device=device)),
+                self.model.embed(torch.full((1,), token_id, device=device)),
                 torch.full((3, 1), self._next_position, device=device),
-                is_vision.to(device),
+                token_types([token_id], media, self.vision_rule) != TEXT,
                 self._cache,
                 self.on_route,
             )
@@ -188,20 +189,22 @@ class Engine:
         keep: Callable[[int, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """features: (placeholders, hidden_size), which a chunk boundary may cut anywhere."""
+        device = self.model.device
         features_used = 0
         for start in range(0, prompt.num_tokens, self.chunk_tokens):
             _raise_if_stopped(should_stop, start, prompt.num_tokens)
             stop = min(start + self.chunk_tokens, prompt.num_tokens)
             self._make_room(stop - start)
-            hidden = self.model.embed(prompt.token_ids[start:stop])  # (chunk, hidden_size)
-            placeholders = prompt.is_placeholder[start:stop]
-            num_features = int(placeholders.sum())
+            hidden = self.model.embed(send(prompt.token_ids[start:stop], device))  # (chunk, hidden_size)
+            placeholders = prompt.is_placeholder[start:stop].nonzero()[:, 0]  # (placeholders of the chunk,)
+            num_features = len(placeholders)
             if num_features:
-                hidden[placeholders] = features[features_used : features_used + num_features]
+                own = features[features_used : features_used + num_features]
+                hidden.index_copy_(0, send(placeholders, device), own)
                 features_used += num_features
             hidden = self.model(
                 hidden,
-                prompt.positions[:, start:stop],
+                send(prompt.positions[:, start:stop], device),
                 prompt.is_vision[start:stop],
                 self._cache,
                 self.on_route,
@@ -229,9 +232,7 @@ class Engine:
             )
         self._check_room(len(ids))
         self._check_ids(ids)
-        prompt = Prompt.of(
-            ids, images, self.model.config, self.vision_rule, self._next_position, self.model.device
-        )
+        prompt = Prompt.of(ids, images, self.model.config, self.vision_rule, self._next_position)
         self._check_position(prompt.next_position - 1)
         return prompt
 

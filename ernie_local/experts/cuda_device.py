@@ -13,6 +13,7 @@ import torch
 from ernie_local.experts.device import Event
 from ernie_local.experts.page_lock import PageLock, lock_by_system, lock_pages, pin_by_cuda, unpin_by_cuda
 from ernie_local.experts.page_memory import PageMemory
+from ernie_local.kernels.send import send
 
 
 class CudaDevice:
@@ -35,8 +36,8 @@ class CudaDevice:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See Device.send. Through page-locked memory that torch keeps until it has been copied."""
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        """See Device.send."""
+        return send(tensor, self.device)
 
     def read_back(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """See Device.read_back. The bytes of all lie in one buffer on the way."""

@@ -2,8 +2,8 @@
 
 By the Triton kernels, or by plain torch (reference.py) where these cannot run: slower, and the host waits.
 Through the operators a call on experts reads the headers of their pages back from the card, once; who knows
-the layouts beforehand calls ernie_local/kernels/triton/experts.py, and nothing is read. Values of ids and
-places are not looked at. Triton is imported when a kernel is wanted.
+the layouts beforehand calls `packed_gated_mlp` or ernie_local/kernels/triton/experts.py, and nothing is read.
+Values of ids and places are not looked at. Triton is imported when a kernel is wanted.
 """
 
 from __future__ import annotations
@@ -120,6 +120,22 @@ def _add_packed_experts(
     add_packed_experts(
         output, hidden, slots, expert_ids, weights, shared_page, places, layouts, shared_layout, card
     )
+
+
+def packed_gated_mlp(hidden: Tensor, page: Tensor, layout: PageLayout) -> Tensor:
+    """`packed_experts` of the one page (1, page_bytes) for every token with weight 1.
+
+    layout: of the page, so that nothing is read back where the Triton kernels compute.
+    """
+    only = torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device)
+    weights, card = hidden.new_ones(len(hidden), 1), find_card(hidden.device)
+    if card is None:
+        return _packed_experts(hidden, page, only, weights)
+    from ernie_local.kernels.triton.experts import add_packed_experts
+
+    output = torch.zeros_like(hidden, dtype=torch.float32, memory_format=torch.contiguous_format)
+    add_packed_experts(output, hidden, page, only, weights, None, None, [layout], None, card)
+    return output.to(hidden.dtype)
 
 
 def _read_layouts(slots: Tensor, starts: Tensor) -> list[PageLayout]:

@@ -218,8 +218,9 @@ def _place_packed_layers(
     memory = PackedMemory(checkpoint, names, device)
     for name, page_format in gated_mlps.items():
         page = memory.read(f"{name}.{page_format}")
-        check_page(page[0], packed.gated_mlp_layout(name), f"the page of {name}")
-        model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(memory.keep(page)))
+        layout = packed.gated_mlp_layout(name)
+        check_page(page[0], layout, f"the page of {name}")
+        model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(memory.keep(page), layout))
     for name, format_name in matrices.items():
         rows, columns = packed.matrix_shape(name)
         low_bit = known_format(format_name)

@@ -17,7 +17,7 @@ from ernie_local.media.tokens import TEXT, VisionRule, positions_3d, token_types
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """New tokens with all that the model needs to know of them, checked, nothing computed yet."""
+    """New tokens with all that the model needs to know of them, checked, on the host, nothing computed."""
 
     token_ids: torch.Tensor  # (tokens,) int64
     positions: torch.Tensor  # (3, tokens) int64, rows T, H, W
@@ -38,7 +38,6 @@ class Prompt:
         config: ModelConfig,
         vision_rule: VisionRule = "tags",
         start: int = 0,
-        device: torch.device | None = None,
     ) -> Prompt:
         """Placeholders are expanded already; start: the position of the first token.
 
@@ -55,9 +54,9 @@ class Prompt:
         tensor = torch.tensor(token_ids, dtype=torch.int64)
         placeholder_ids = torch.tensor([config.media.image, config.media.video])
         return cls(
-            token_ids=tensor.to(device),
-            positions=positions.to(device),
-            is_vision=(token_types(token_ids, config.media, vision_rule) != TEXT).to(device),
-            is_placeholder=torch.isin(tensor, placeholder_ids).to(device),
+            token_ids=tensor,
+            positions=positions,
+            is_vision=token_types(token_ids, config.media, vision_rule) != TEXT,
+            is_placeholder=torch.isin(tensor, placeholder_ids),
             next_position=next_position,
         )

@@ -95,13 +95,13 @@ class ErnieModel(nn.Module):
         """Run new tokens behind those in the cache, append them to it, give back their normed last states.
 
         hidden: (tokens, hidden_size) embeddings or picture features; positions: (3, tokens) int64, rows T, H,
-        W; is_vision: (tokens,) bool, the bank of each token. Returns (tokens, hidden_size).
+        W; is_vision: (tokens,) bool, the bank of each token, on the host. Returns (tokens, hidden_size).
         """
         num_tokens = hidden.shape[0]
         if self._rope is None or self._rope.frequencies.device != hidden.device:
             self._rope = TextRope(self.config.text, hidden.device)
         cosines, sines = self._rope.angles(positions)
-        rows = TokenRows.from_mask(is_vision)
+        rows = TokenRows.from_mask(is_vision, hidden.device)
         self.experts.begin(rows)
         step = Step(
             cosines=cosines,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ernie_local.config import TextConfig
+from ernie_local.kernels.send import send
 from ernie_local.model.mlp import GatedMLP
 from ernie_local.model.packed_linear import PackedGatedMLP
 from ernie_local.model.router import Router
@@ -81,15 +82,15 @@ class TokenRows:
     vision: torch.Tensor | None
 
     @staticmethod
-    def from_mask(is_vision: torch.Tensor) -> TokenRows:
-        """is_vision: (tokens,) bool."""
+    def from_mask(is_vision: torch.Tensor, device: torch.device) -> TokenRows:
+        """is_vision: (tokens,) bool, on the host, which nothing has to tell it then; rows are on `device`."""
+        num_tokens = is_vision.shape[0]
         vision = is_vision.nonzero()[:, 0]  # (vision tokens,)
-        text = (~is_vision).nonzero()[:, 0]  # (text tokens,)
-        return TokenRows(
-            num_tokens=is_vision.shape[0],
-            text=text if len(text) else None,
-            vision=vision if len(vision) else None,
-        )
+        if 0 < len(vision) < num_tokens:
+            text = (~is_vision).nonzero()[:, 0]  # (text tokens,)
+            return TokenRows(num_tokens, send(text, device), send(vision, device))
+        every = torch.arange(num_tokens, device=device)
+        return TokenRows(num_tokens, None, every) if len(vision) else TokenRows(num_tokens, every, None)
 
 
 class MoEBlock(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ernie_local.kernels.ops import packed_experts, packed_linear, packed_rows
+from ernie_local.packing import PageLayout
 
 
 class PackedLinear(nn.Module):
@@ -63,13 +64,18 @@ class PackedGatedMLP(nn.Module):
 
     page: torch.Tensor
 
-    def __init__(self, page: torch.Tensor) -> None:
-        """page: (1, page_bytes) uint8."""
+    def __init__(self, page: torch.Tensor, layout: PageLayout) -> None:
+        """page: (1, page_bytes) uint8, of this layout."""
         super().__init__()
         self.register_buffer("page", page)
+        self.layout = layout
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: (tokens, hidden_size) -> the same shape."""
+        if not hidden.is_cpu:
+            from ernie_local.kernels.cuda_ops import packed_gated_mlp
+
+            return packed_gated_mlp(hidden, self.page, self.layout)
         num_tokens = hidden.shape[0]
         only = torch.zeros(num_tokens, 1, dtype=torch.int64, device=hidden.device)
         return packed_experts(hidden, self.page, only, hidden.new_ones(num_tokens, 1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from ernie_local.config import TextConfig, VisionConfig
+from ernie_local.kernels.send import send
 
 # Row order of a positions tensor.
 TIME_AXIS, HEIGHT_AXIS, WIDTH_AXIS = 0, 1, 2
@@ -27,7 +28,7 @@ class TextRope:
         assert height == width, config.mrope_section
         assert height + width + time == num_frequencies, (config.mrope_section, config.head_dim)
         axes = [HEIGHT_AXIS, WIDTH_AXIS] * height + [TIME_AXIS] * time
-        self.axis_of_frequency = torch.tensor(axes, device=device)
+        self.axis_of_frequency = send(torch.tensor(axes), device)
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
         self.frequencies = 1.0 / (config.rope_theta**exponents)  # (frequencies,)
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from ernie_local.config import VisionConfig
+from ernie_local.kernels.send import send
 from ernie_local.model.rope import VisionRope, patch_positions, rotate_halves
 from ernie_local.model.unfilled import Linear
 
@@ -117,8 +118,8 @@ class VisionTower(nn.Module):
             dim=1,
         )  # (2, patches)
         frame_sizes = [rows * columns for frames, rows, columns in grids for _ in range(frames)]
-        cosines, sines = VisionRope(self.config, weight.device).angles(positions.to(weight.device))
-        hidden = self.patch_embed(pixel_values.to(weight.device, weight.dtype))
+        cosines, sines = VisionRope(self.config, weight.device).angles(send(positions, weight.device))
+        hidden = self.patch_embed(send(pixel_values.to(weight.dtype), weight.device))
         for block in self.blocks:
             hidden = block(hidden, cosines, sines, frame_sizes)
         normed: torch.Tensor = self.norm(hidden)

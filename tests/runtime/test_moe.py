@@ -160,7 +160,7 @@ def make_block(config: TextConfig) -> MoEBlock:
 def test_each_token_goes_to_its_own_bank(is_vision: list[bool], asked: list[tuple[int, Bank, int]]) -> None:
     block, provider = make_block(make_config(moe_num_shared_experts=0)), DictProvider()
     mask = torch.tensor(is_vision)
-    output = block(torch.randn(5, 24), TokenRows.from_mask(mask), provider)
+    output = block(torch.randn(5, 24), TokenRows.from_mask(mask, CPU), provider)
     assert provider.asked == asked
     assert torch.equal(output, torch.where(mask, 2.0, 1.0)[:, None].expand(5, 24))
 
@@ -173,7 +173,7 @@ def test_shared_experts_see_every_token_once() -> None:
     assert gate_proj.out_features == 3 * 18
     hidden = torch.randn(4, 24)
     mask = torch.tensor([False, True, False, True])
-    output = block(hidden, TokenRows.from_mask(mask), provider)
+    output = block(hidden, TokenRows.from_mask(mask, CPU), provider)
     expected = block.shared_experts(hidden) + torch.where(mask, 2.0, 1.0)[:, None]
     torch.testing.assert_close(output, expected)
 
@@ -192,7 +192,7 @@ def test_hook_sees_each_choice_with_its_row() -> None:
             seen[row] = (layer_id, bank, chosen)
 
     hidden = torch.randn(4, 24)
-    block(hidden, TokenRows.from_mask(torch.tensor([True, False, False, True])), DictProvider(), record)
+    block(hidden, TokenRows.from_mask(torch.tensor([True, False, False, True]), CPU), DictProvider(), record)
     assert sorted(seen) == [0, 1, 2, 3]
     assert seen[3] == (1, "vision", block.vision_router(hidden[3:])[0][0].tolist())
     assert seen[1] == (1, "text", block.text_router(hidden[1:2])[0][0].tolist())

@@ -11,7 +11,7 @@ from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.kernels import cuda_ops, reference
 from ernie_local.kernels.checks import ABSENT_SLOT
 from ernie_local.kernels.triton.card import Card
-from ernie_local.packing import find_format, pack_matrix, pack_page
+from ernie_local.packing import PageLayout, find_format, pack_matrix, pack_page
 from tests.runtime.kernel_tolerances import EXACT, FLOAT16, relative_error
 from tests.runtime.random_matrices import random_matrix, random_page
 
@@ -53,6 +53,15 @@ def test_a_broken_page_is_refused() -> None:
     hidden, ids, weights = torch.randn(1, HIDDEN), torch.tensor([[1, 0]]), torch.rand(1, 2)
     with pytest.raises(ModelUnusable, match="a page on the card begins with"):
         cuda_ops._packed_experts(hidden, slots, ids, weights)
+
+
+def test_a_gated_mlp_reads_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(cuda_ops, "_read_layouts")
+    w8 = find_format("w8")
+    hidden, page = torch.randn(3, HIDDEN), pages("w8")
+    actual = cuda_ops.packed_gated_mlp(hidden, page, PageLayout(w8, w8, HIDDEN, INNER))
+    only = torch.zeros(3, 1, dtype=torch.int64)
+    assert relative_error(actual, reference.packed_experts(hidden, page, only, torch.ones(3, 1))) < EXACT
 
 
 def test_linear_and_rows() -> None:

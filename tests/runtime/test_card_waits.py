@@ -1,0 +1,102 @@
+"""Nothing in a forward on a card makes the host wait, but for what experts read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.config import read_config
+from ernie_local.engine import Engine
+from ernie_local.model.ernie import ErnieModel
+from ernie_quant.format_tables import FormatChoice, format_tables
+from ernie_quant.plain_export import export_plainly
+from tests.runtime import paged_models
+from tests.runtime.shape_card import DEVICE, ShapeCard, WaitError, on_shape_card
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("packed")
+    choice = FormatChoice("w4", "w8", "w8", "w8")
+    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), choice))
+    return out
+
+
+@pytest.fixture
+def model(directory: Path) -> ErnieModel:
+    return paged_models.build(directory, None)
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, torch.int8], ids=str)
+def test_prompts_pictures_and_decode_wait_for_nothing(
+    model: ErnieModel, monkeypatch: pytest.MonkeyPatch, kv_dtype: torch.dtype
+) -> None:
+    picture = paged_models.picture(model, 6, 4)
+    with on_shape_card(model, monkeypatch) as card:
+        engine = Engine(model, 256, kv_dtype, chunk_tokens=16)
+        logits = engine.prefill(
+            [20, 21, *paged_models.picture_ids(model, picture), *range(30, 50)], [picture]
+        )
+        assert logits.device == DEVICE
+        sent = card.num_sent
+        for token in (60, 61, model.config.media.image_start, 62):
+            logits = engine.decode(token)
+        assert logits.shape == (model.config.text.vocab_size,)
+        assert card.num_sent == sent, "a decoded token is filled in on the card"
+    assert card.num_page_sums > 0
+
+
+def value(states: torch.Tensor) -> object:
+    return int(states.sum())
+
+
+def rows(states: torch.Tensor) -> object:
+    return (states > 0).nonzero()
+
+
+def mask(states: torch.Tensor) -> object:
+    return states[states > 0]
+
+
+def mask_of_the_host(states: torch.Tensor) -> object:
+    return states[torch.tensor([True, False])]
+
+
+def read_back(states: torch.Tensor) -> object:
+    return states.cpu()
+
+
+def blocking_copy(states: torch.Tensor) -> object:
+    return torch.ones(2, 3).to(states.device)
+
+
+def list_on_the_card(states: torch.Tensor) -> object:
+    return torch.tensor([1, 2], device=states.device)
+
+
+def tensor_of_the_host(states: torch.Tensor) -> object:
+    return states + torch.ones(2, 3)
+
+
+WAITS = [
+    value,
+    rows,
+    mask,
+    mask_of_the_host,
+    read_back,
+    blocking_copy,
+    list_on_the_card,
+    tensor_of_the_host,
+]
+
+
+@pytest.mark.parametrize("wait", WAITS)
+@torch.inference_mode()
+def test_each_kind_of_wait_is_seen(wait: Callable[[torch.Tensor], object]) -> None:
+    states = torch.ones(2, 3, device=DEVICE)
+    with ShapeCard(), pytest.raises((WaitError, RuntimeError, NotImplementedError)):
+        wait(states)
