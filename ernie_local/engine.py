@@ -44,6 +44,8 @@ class Engine:
     ) -> None:
         """context_size: most tokens the sequence can have; the cache for them is allocated here, once.
 
+        Unless it shares memory with experts: then it grows with the sequence, and experts give way.
+
         kv_dtype: None for the model's dtype. chunk_tokens: most tokens computed at a time in prefill.
         vision_rule: whether a picture's start and end tags count as vision ("tags") or not ("placeholder").
         """
@@ -55,7 +57,13 @@ class Engine:
         self.on_route: RouteHook | None = None
         self._next_position = 0
         self._needed_bytes = 0  # the most so far: the cache gives no memory back before it is gone
-        self._cache = KVCache(model.config.text, context_size, kv_dtype or model.dtype, model.device)
+        self._cache = KVCache(
+            model.config.text,
+            context_size,
+            kv_dtype or model.dtype,
+            model.device,
+            model.experts.cache_memory(),
+        )
 
     @property
     def length(self) -> int:
@@ -69,7 +77,7 @@ class Engine:
 
     @property
     def kv_cache_bytes(self) -> int:
-        """Bytes allocated for keys and values."""
+        """Bytes allocated for keys and values now."""
         return self._cache.num_bytes
 
     def mark(self) -> Mark:
@@ -121,6 +129,7 @@ class Engine:
         self._check_position(self._next_position)
         self._check_ids([token_id])
         media, device = self.model.config.media, self.model.device
+        self._cache.reserve(self._cache.length + 1)
         self._make_room(1)
         with self._all_or_nothing(), torch.inference_mode():
             # Filled on the device: for a copy from the host a card's host would wait.
@@ -171,6 +180,8 @@ class Engine:
     ) -> torch.Tensor:
         """Run all chunks; `keep(start, hidden)` takes from each what is wanted. Returns the last of these."""
         prompt = self._prepare(token_ids, images)
+        # At once for all chunks: what there is no memory for is refused before anything is computed.
+        self._cache.reserve(self._cache.length + prompt.num_tokens)
         try:
             with self._all_or_nothing(), torch.inference_mode():
                 features = self._encode(images, prompt.num_tokens, should_stop)

@@ -1,7 +1,7 @@
-"""The memory of a card that pages lie in: one allocation, as large as the card allows, kept until the end.
+"""The memory of a card that pages and a KV cache lie in: one allocation, as large as the card allows.
 
 Unlike RAM no part of it goes back: an allocator of the card needs what it gets in one piece, so whoever else
-wants memory there has had it counted beforehand. Knows nothing of what lies where.
+wants memory there has had it counted beforehand. Knows nothing of what lies where (card_room.py does).
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def allocate_pages(
             smaller = max(least_bytes, attempt - step) if attempt > least_bytes else 0
             attempt = smaller // frame_bytes * frame_bytes
     raise DoesNotFit(
-        f"{format_bytes(wanted_bytes)} of the card were to hold experts, not even the "
-        f"{format_bytes(least_bytes)} that one token needs could be had beside {format_bytes(room_bytes)} "
-        "for conversations",
+        f"{format_bytes(wanted_bytes)} of the card were to hold experts and a conversation, not even the "
+        f"{format_bytes(least_bytes)} that it needs with one token's experts could be had beside "
+        f"{format_bytes(room_bytes)} to compute in",
         "other programs took memory of the card meanwhile, or its driver keeps more than it says",
         "close other programs, take a smaller context or kv_dtype int8, or lower vram",
     )

@@ -38,6 +38,9 @@ class PackedExperts:
     def make_room(self, owner: object, num_bytes: int) -> None:
         """See ExpertProvider.make_room; all experts stay."""
 
+    def cache_memory(self) -> None:
+        """See ExpertProvider.cache_memory; experts share theirs with nobody."""
+
     def compute(
         self,
         layer_id: int,

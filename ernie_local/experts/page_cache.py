@@ -195,6 +195,17 @@ class PageCache:
                 self.evict(key)
         return self.slots.retire()
 
+    def keep_first(self, num_frames: int) -> None:
+        """Give up all frames but the first so many, whatever lies there. No page is in use or on its way.
+
+        Not for a cache of which `shrink` has taken frames.
+        """
+        for key, slot in list(self._places.items()):
+            if slot.frame >= num_frames:
+                self.evict(key)
+        for frame in reversed(range(num_frames, self.slots.num_frames)):
+            self.slots.retire(frame)
+
     def _note(self, key: ExpertKey) -> None:
         mates = self._mates(key)
         self._num_vision_pages += key.bank == "vision" and key not in mates

@@ -93,7 +93,7 @@ class PageLevel:
 
     def use_frames(self, num_frames: int) -> None:
         """Let the system have the memory of what is more, or take it again. No page is in use."""
-        assert isinstance(self.memory, PageMemory), "a card's memory stays as it is"
+        assert isinstance(self.memory, PageMemory), "of a card's memory nothing goes back"
         slots = self.cache.slots
         while slots.num_frames > num_frames:
             frame = self.cache.shrink()
@@ -101,6 +101,19 @@ class PageLevel:
             self.memory.hand_back(frame * slots.frame_bytes, slots.frame_bytes)
         while slots.num_frames < num_frames and slots.restore() is not None:
             pass
+
+    def keep_first_frames(self, num_frames: int) -> None:
+        """Have pages in the first so many frames, as far as there are any, and no others. No page is in use.
+
+        Whoever has the memory behind them uses it by what the device is given after this call, and before the
+        next one: then pages come back there, each after that work is done.
+        """
+        slots = self.cache.slots
+        self.cache.keep_first(num_frames)
+        event = self._device.mark() if slots.num_frames < num_frames else None
+        while slots.num_frames < num_frames and (frame := slots.restore()) is not None:
+            if event is not None:
+                self.last_uses.note([(frame * slots.frame_bytes, slots.frame_bytes)], event)
 
     def _note_use(self, keys: Collection[ExpertKey]) -> None:
         event = self._device.mark()

@@ -81,9 +81,7 @@ class PageTraffic:
 
         tokens: of each bank that has any, text first; every layer will ask for these banks.
         """
-        if self.cache.is_in_use:  # a forward was interrupted
-            self.give_up()
-        self._receive_to_keep(list(self._coming))
+        self.rest()
         self._foreseen.clear()
         self._tokens = tokens
         self._calls = [(layer_id, bank) for layer_id in self._layer_ids for bank in tokens]
@@ -222,6 +220,12 @@ class PageTraffic:
         for key in keys:
             del self._coming[key]
             self.cache.arrived(key)
+
+    def rest(self) -> None:
+        """Between forwards: wait for pages that are on their way. None is held, none comes any more."""
+        if self.cache.is_in_use:  # a forward was interrupted
+            self.give_up()
+        self._receive_to_keep(list(self._coming))
 
     def give_up(self) -> None:
         """Wait for every page that is on its way, for it would land in a slot, and forget it."""

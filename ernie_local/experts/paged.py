@@ -29,6 +29,7 @@ from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.experts.paging_stats import PagingStats
 from ernie_local.experts.room import Room
 from ernie_local.experts.two_levels import LendingReader, TwoLevels
+from ernie_local.model.kv_cache import CacheMemory
 from ernie_local.model.moe import TokenRows
 
 # Of (tokens, hidden_size) states the (tokens, top_k) experts, and their weights.
@@ -114,6 +115,10 @@ class PagedExperts:
         """See ExpertProvider.make_room."""
         self.room.make(owner, num_bytes)
 
+    def cache_memory(self) -> CacheMemory | None:
+        """See ExpertProvider.cache_memory."""
+        return self.room.cache_memory(self._rest)
+
     def compute(
         self,
         layer_id: int,
@@ -140,6 +145,14 @@ class PagedExperts:
         for _, reader in self._readers:
             reader.close()
         self._device.finish()
+
+    def _rest(self) -> None:
+        """Nobody computes: have all pages come that are on their way. ModelUnusable for one that cannot."""
+        try:
+            self._traffic.rest()
+        except BaseException:
+            self._traffic.give_up()
+            raise
 
     def _note_waits(self) -> None:
         for stats, reader in self._readers:

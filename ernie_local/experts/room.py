@@ -1,10 +1,11 @@
-"""How conversations and pictures come by memory beside experts: experts give way, or it was kept for them.
+"""How conversations and pictures come by memory beside experts in RAM: experts give way.
 
-Owns who has how much of it now, and the refusal of more than there is.
+Owns who has how much of it now, and the refusal of more than there is. Of a card that is card_room.py's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -12,14 +13,19 @@ from ernie_local.errors import DoesNotFit
 from ernie_local.experts.page_level import PageLevel
 from ernie_local.experts.page_memory import trim_heap
 from ernie_local.experts.paging_plan import PagingPlan
+from ernie_local.model.kv_cache import CacheMemory
 from ernie_local.sizes import format_bytes
 
 
 class Room(Protocol):
-    """What `ExpertProvider.make_room` asks."""
+    """What `ExpertProvider.make_room` and `cache_memory` ask."""
 
     def make(self, owner: object, num_bytes: int) -> None:
         """See ExpertProvider.make_room."""
+        ...
+
+    def cache_memory(self, rest: Callable[[], None]) -> CacheMemory | None:
+        """See ExpertProvider.cache_memory. rest: has all pages come that are on their way, and holds none."""
         ...
 
 
@@ -52,24 +58,5 @@ class SharedRoom:
             trim_heap()
         self._level.use_frames(num_frames)
 
-
-class FixedRoom:
-    """Memory of a card that was left beside experts when the model was loaded; these keep theirs."""
-
-    def __init__(self, num_bytes: int) -> None:
-        self._num_bytes = num_bytes
-        self._needed: WeakKeyDictionary[object, int] = WeakKeyDictionary()
-
-    def make(self, owner: object, num_bytes: int) -> None:
-        """See Room.make."""
-        self._needed[owner] = num_bytes
-        needed = sum(self._needed.values())
-        if needed > self._num_bytes:
-            self._needed[owner] = 0
-            raise DoesNotFit(
-                f"{format_bytes(needed)} of the card are needed beside experts, "
-                f"{format_bytes(self._num_bytes)} were kept for that",
-                "the card's memory is shared out when a model is loaded, for one conversation of its context "
-                "and pictures of the usual size",
-                "give fewer or smaller pictures, shorten the prompt, or load with a larger context",
-            )
+    def cache_memory(self, rest: Callable[[], None]) -> None:
+        """See Room.cache_memory. None: of memory that is reserved and not touched the system has the use."""

@@ -95,11 +95,14 @@ class SlotMap:
         else:
             self._open[size_class][slot.frame] = None
 
-    def retire(self) -> int | None:
-        """Put a free frame out of use; None if no frame is free."""
+    def retire(self, frame: int | None = None) -> int | None:
+        """Put a free frame out of use, this one if it is named; None if no frame is free."""
         if not self._free_frames:
             return None
-        frame = self._free_frames.pop()
+        if frame is None:
+            frame = self._free_frames.pop()
+        else:
+            self._free_frames.remove(frame)
         spare = [owned - size.least_frames for owned, size in zip(self._owned, self.classes, strict=True)]
         loser = spare.index(max(spare))
         self._owned[loser] -= 1
@@ -107,7 +110,7 @@ class SlotMap:
         return frame
 
     def restore(self) -> int | None:
-        """Take a retired frame into use again; None if there is none."""
+        """Take the frame that was retired last into use again; None if there is none."""
         if not self._retired:
             return None
         frame, owner = self._retired.pop()

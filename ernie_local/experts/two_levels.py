@@ -108,6 +108,10 @@ class TwoLevels:
         self.lower.note_prompt(chosen, num_tokens)
         return self.upper.stream(layer_id, bank, chosen, num_tokens)
 
+    def rest(self) -> None:
+        """See PageTraffic.rest; of the upper memory, for whose pages the lower one holds none then."""
+        self.upper.rest()
+
     def give_up(self) -> None:
         """See PageTraffic.give_up."""
         self.upper.give_up()

@@ -15,11 +15,12 @@ from ernie_local.errors import UsageError
 from ernie_local.experts.cuda_device import CudaDevice
 from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.loading.build import build_model, count_weights
-from ernie_local.loading.card import CardLimits, card_room, place_beside_card
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import WEIGHT_DTYPES, find_bytes, find_device, find_dtype, find_kv_dtype
 from ernie_local.loading.paging import paging_plan
 from ernie_local.model.kv_cache import kv_bytes_per_token
+from ernie_local.model.memory_use import grown_tokens
+from ernie_local.planner.card_placement import CardLimits, card_room, place_beside_card
 from ernie_local.planner.placement import DEFAULT_RESERVE, MemoryNeed, Placement, place_in_ram, place_on_card
 
 
@@ -64,13 +65,14 @@ def load(
         cache_dtype = torch.bfloat16  # what the model was trained in; its weights have fewer bits
     tokens = config.text.default_context_size if context_size is None else context_size
     with open_checkpoint(directory, config) as checkpoint:
-        cache_bytes = tokens * kv_bytes_per_token(config.text, cache_dtype)
+        cached = tokens if torch_device.type == "cpu" else grown_tokens(tokens, tokens)
+        cache_bytes = cached * kv_bytes_per_token(config.text, cache_dtype)
         need = _count_need(checkpoint, config, weight_dtype, cache_bytes, paging)
         if torch_device.type == "cpu":
             placement = _place(need, config.text, ram_limit, reserve_bytes, vram_limit, chunk_tokens)
         else:
             _refuse_on_card(paging)
-            room_bytes = card_room(need, config, tokens, chunk_tokens)
+            room_bytes = card_room(config, tokens, chunk_tokens)
             limits = CardLimits(
                 torch.cuda.mem_get_info(torch_device)[0], vram_limit, ram_limit, reserve_bytes
             )

@@ -88,8 +88,9 @@ class LoadedModel:
         held, everything = format_bytes(experts.level.memory.num_bytes), format_bytes(experts.num_bytes)
         notes = [f"experts: {held} of memory for {everything}; missing ones are read when a token wants them"]
         if experts.top is not experts.level:
+            shared = ", shared with the KV cache" if isinstance(experts.top.memory, CardMemory) else ""
             above, rule = format_bytes(experts.top.memory.num_bytes), experts.miss_rule
-            notes.append(f"card: {above} above that; {rule.description}")
+            notes.append(f"card: {above} above that{shared}; {rule.description}")
         notes += _card_notes(experts)
         if not experts.store.is_direct:
             notes.append("the file system has no direct reads: experts pass through the system's cache")
@@ -196,7 +197,7 @@ def _card_notes(experts: PagedExperts) -> list[str]:
     memory = experts.top.memory
     if isinstance(memory, CardMemory) and memory.num_bytes < memory.planned_bytes:
         had, planned = format_bytes(memory.num_bytes), format_bytes(memory.planned_bytes)
-        notes.append(f"card: {had} for experts, {planned} were planned: it had not got more")
+        notes.append(f"card: {had} for experts and the KV cache, {planned} were planned: it had not got more")
     if experts.page_lock is not None:
         notes.append(f"memory of experts: {experts.page_lock.describe()}")
     return notes

@@ -16,6 +16,7 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError
 from ernie_local.experts.card_memory import allocate_pages
+from ernie_local.experts.card_room import CardRoom
 from ernie_local.experts.device import Card
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.page_level import PageLevel
@@ -25,7 +26,7 @@ from ernie_local.experts.page_store import PageCheck, PageRange, PageStore
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.paging_plan import PagingPlan
-from ernie_local.experts.room import FixedRoom, Room, SharedRoom
+from ernie_local.experts.room import Room, SharedRoom
 from ernie_local.loading.expert_math import expert_math
 from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing.checks import check_page
@@ -105,13 +106,17 @@ def page_experts(
         room = SharedRoom(upper, plan, placement.card_bytes)
         return PagedExperts(store, level, plan, room, upper, options)
     assert placement.card_room_bytes is not None
-    wanted = min(placement.card_bytes, plan.most_bytes)
-    memory = allocate_pages(card, wanted, plan.least_bytes, placement.card_room_bytes, plan.frame_bytes)
+    assert placement.card_cache_bytes is not None
+    cache_bytes = placement.card_cache_bytes
+    wanted = min(placement.card_bytes, plan.most_bytes + cache_bytes)
+    # The allocation is of whole frames, the cache is not.
+    least = plan.frame_bytes * (plan.least_frames + -(-cache_bytes // plan.frame_bytes))
+    memory = allocate_pages(card, wanted, least, placement.card_room_bytes, plan.frame_bytes)
     computing_there = expert_math(checkpoint, config, memory.bytes.device)
     upper = PageLevel(plan.build(memory.num_bytes), memory, computing_there, sizes, card)
     assert isinstance(level.memory, PageMemory)
     page_lock = card.lock(level.memory)
-    room = FixedRoom(placement.card_room_bytes)
+    room = CardRoom(upper, plan, placement.card_room_bytes)
     return PagedExperts(store, level, plan, room, upper, options, card, page_lock)
 
 

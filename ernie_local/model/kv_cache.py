@@ -1,4 +1,4 @@
-"""Keys and values of the tokens seen so far, preallocated: 32-bit, 16-bit, or int8 with scales.
+"""Keys and values of the tokens seen so far: 32-bit, 16-bit, or int8 with scales. Whole, or growing.
 
 Knows nothing of attention or of what the tokens were. What is written is what is attended to: a token's own
 keys pass through the stored format too, so cutting a prompt into other chunks does not change the result.
@@ -6,14 +6,13 @@ keys pass through the stored format too, so cutting a prompt into other chunks d
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from typing import Protocol
 
 import torch
 
 from ernie_local.config import TextConfig
-from ernie_local.kernels.huge_pages import empty_bytes
-from ernie_local.model.memory_use import KVSize
+from ernie_local.model.cache_layout import CacheLayout, LayerStorage, RowMove
+from ernie_local.model.memory_use import KVSize, grown_tokens
 
 KV_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -24,45 +23,76 @@ KV_DTYPES: dict[str, torch.dtype] = {
 _INT8_LARGEST = 127
 
 
-class LayerStorage(NamedTuple):
-    """One layer's rows, lent to be read and written in place: (kv_heads, capacity, head_dim) each.
+class CacheMemory(Protocol):
+    """Memory that one cache is lent, as much as it needs for the time being."""
 
-    Scales, (kv_heads, capacity, 1), only with int8.
-    """
+    def resize(self, num_bytes: int) -> torch.Tensor:
+        """(num_bytes,) uint8 for the cache from now on.
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    key_scales: torch.Tensor | None
-    value_scales: torch.Tensor | None
+        DoesNotFit, with nothing changed, if there is not so much. What was lent before keeps its bytes until
+        the next call or the first write to the new one. Where both overlap they end at the same byte.
+        """
+        ...
 
 
 class KVCache:
     """Room for `capacity` tokens in every layer. `length` counts the tokens that later tokens may see."""
 
-    def __init__(self, config: TextConfig, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TextConfig,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        memory: CacheMemory | None = None,
+    ) -> None:
+        """memory: where the cache lies, and grows by `reserve`; None for its own, allocated whole."""
         assert dtype in KV_DTYPES.values(), dtype
-        # (layers, key | value, kv_heads, tokens, head_dim): one head's tokens lie together, as attention
-        # reads them.
-        shape = (config.num_hidden_layers, 2, config.num_key_value_heads, capacity, config.head_dim)
         self.capacity = capacity
         self.dtype = dtype
         self.length = 0
+        self._config = config
+        self._memory = memory
         self._size = KVSize.of(config, capacity, dtype.itemsize)
-        self._states = _empty(shape, dtype, device)
-        self._scales: torch.Tensor | None = None
-        if dtype == torch.int8:
-            self._scales = torch.empty((*shape[:-1], 1), dtype=torch.float32, device=device)
-        # Made once: a view costs as much as any small operation, and decode asks for every layer's each time.
-        self._layers = [self._layer_storage(layer_id) for layer_id in range(config.num_hidden_layers)]
+        self._layout = CacheLayout.allocate(config, capacity if memory is None else 0, dtype, device)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the whole allocation."""
-        return self._states.nbytes + (0 if self._scales is None else self._scales.nbytes)
+        """Bytes of the whole allocation, as large as it is now."""
+        return self._layout.num_bytes
 
     def touched_bytes(self, num_tokens: int) -> int:
-        """Memory that is really taken once so many tokens have been stored."""
-        return self._size.touched_bytes(num_tokens)
+        """Memory of its own that is really taken once so many tokens have been stored.
+
+        None where memory was lent: who lends it counts it.
+        """
+        return self._size.touched_bytes(num_tokens) if self._memory is None else 0
+
+    def reserve(self, num_tokens: int) -> None:
+        """Have memory for so many tokens in all, the visible ones among them; to be called between forwards.
+
+        A cache in lent memory grows in steps, and an empty one shrinks too; what `storage` gave is then not
+        the cache's any more. DoesNotFit, with the cache as it was, if there is no memory; Ctrl-C waits.
+        """
+        assert self.length <= num_tokens <= self.capacity, (self.length, num_tokens, self.capacity)
+        wanted, now = grown_tokens(num_tokens, self.capacity), self._layout.capacity
+        if self._memory is None or wanted == now or (wanted < now and self.length):
+            return
+        size = KVSize.of(self._config, wanted, self.dtype.itemsize)
+        memory = self._memory.resize(size.num_bytes)
+        self._move_to(CacheLayout.inside(memory, self._config, wanted, self.dtype))
+
+    def _move_to(self, layout: CacheLayout) -> None:
+        move = RowMove(self._layout, layout, self.length)
+        interruption: KeyboardInterrupt | None = None
+        while self._layout is not layout:
+            try:
+                move.finish()
+                self._layout = layout
+            except KeyboardInterrupt as error:  # half moved it would be neither here nor there
+                interruption = error
+        if interruption is not None:
+            raise interruption
 
     def append(
         self, layer_id: int, keys: torch.Tensor, values: torch.Tensor
@@ -74,49 +104,40 @@ class KVCache:
         written.
         """
         end = self.length + keys.shape[0]
-        assert end <= self.capacity, (end, self.capacity)
+        assert end <= self._layout.capacity, (end, self._layout.capacity)
+        all_states, all_scales = self._layout.states, self._layout.scales
         states = torch.stack((keys, values)).transpose(1, 2)  # (2, kv_heads, tokens, head_dim)
-        if self._scales is None:
-            self._states[layer_id, :, :, self.length : end] = states.to(self.dtype)
-            stored = self._states[layer_id, :, :, :end].to(keys.dtype)
+        if all_scales is None:
+            all_states[layer_id, :, :, self.length : end] = states.to(self.dtype)
+            stored = all_states[layer_id, :, :, :end].to(keys.dtype)
         else:
             # Without a least scale a state of zeros would be 0 / 0, and NaN as int8 is undefined.
             largest = states.abs().amax(-1, keepdim=True).float()
             scales = (largest / _INT8_LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
-            self._scales[layer_id, :, :, self.length : end] = scales
-            self._states[layer_id, :, :, self.length : end] = torch.round(states.float() / scales).to(
+            all_scales[layer_id, :, :, self.length : end] = scales
+            all_states[layer_id, :, :, self.length : end] = torch.round(states.float() / scales).to(
                 torch.int8
             )
-            exact = self._states[layer_id, :, :, :end].float() * self._scales[layer_id, :, :, :end]
+            exact = all_states[layer_id, :, :, :end].float() * all_scales[layer_id, :, :, :end]
             stored = exact.to(keys.dtype)
         return stored[0], stored[1]
 
     def storage(self, layer_id: int) -> LayerStorage:
-        """This layer's rows, for an operator that stores and attends at once; it writes at `length`."""
-        return self._layers[layer_id]
+        """This layer's rows, for an operator that stores and attends at once; it writes at `length`.
 
-    def _layer_storage(self, layer_id: int) -> LayerStorage:
-        keys, values = self._states[layer_id]
-        if self._scales is None:
-            return LayerStorage(keys, values, None, None)
-        return LayerStorage(keys, values, *self._scales[layer_id])
+        Until the next `reserve`, which may move them: ask anew in every forward.
+        """
+        return self._layout.layers[layer_id]
 
     def advance(self, num_tokens: int) -> None:
         """Make the tokens that every layer has appended visible."""
-        assert self.length + num_tokens <= self.capacity
+        assert self.length + num_tokens <= self._layout.capacity
         self.length += num_tokens
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""
         assert 0 <= length <= self.length, (length, self.length)
         self.length = length
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    if device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
-    # Attention streams it like weights. Memory is taken in steps of 2 MiB for each head's keys and values.
-    return empty_bytes(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
 
 def kv_bytes_per_token(config: TextConfig, dtype: torch.dtype) -> int:

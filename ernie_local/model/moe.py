@@ -13,6 +13,7 @@ from torch import nn
 
 from ernie_local.config import TextConfig
 from ernie_local.kernels.send import send
+from ernie_local.model.kv_cache import CacheMemory
 from ernie_local.model.mlp import GatedMLP
 from ernie_local.model.packed_linear import PackedGatedMLP
 from ernie_local.model.router import Router
@@ -35,6 +36,10 @@ class ExpertProvider(Protocol):
 
         Until it says another number, or is gone. DoesNotFit where experts cannot do with less.
         """
+        ...
+
+    def cache_memory(self) -> CacheMemory | None:
+        """Memory for one new KV cache, of which experts have what it does not need; None: it has its own."""
         ...
 
     def compute(

@@ -1,28 +1,31 @@
 """What a conversation would take of a graphics card and of RAM beside it: the terms, and where experts go.
 
-Nothing of this has run on a card yet, so these are predictions: weights are exact, what the kernels of a
-card take is assumed. Knows nothing of speed.
+The placement is the one that `load` makes (card_placement.py). Nothing of this has run on a card yet, so
+these are predictions: weights are exact, what CUDA takes is assumed. Knows nothing of speed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes, encoding_bytes
+from ernie_local.errors import DoesNotFit
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, grown_tokens
+from ernie_local.planner.card_placement import CardLimits, card_room, headroom_bytes, place_beside_card
 from ernie_local.planner.conversation import Conversation
 from ernie_local.planner.cpu_memory import PROCESS, Budget
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.placement import working_bytes
-from ernie_local.planner.terms import PHASES, Amount, MemoryPlan, Phase, Term
+from ernie_local.planner.placement import SLACK_BYTES, MemoryNeed, Placement, least_limit, working_bytes
+from ernie_local.planner.terms import Amount, MemoryPlan, Phase, Term
 from ernie_local.sizes import MIB
 
 Tier = Literal["resident", "paged", "needs ram", "does not fit"]
 ITEM_BYTES = 2  # of a number on a card: bfloat16 or float16
 _CONTEXT = Amount(250 * MIB, 450 * MIB, 800 * MIB)  # of CUDA, its libraries and kernels
 _HOST = Amount(300 * MIB, 700 * MIB, 2000 * MIB)  # what CUDA's libraries take of RAM
-_STAGED_PAGES = 2  # one on its way while another is computed with
-_VISION_PARTS = ("vision tower", "resampler")
+_ENOUGH_RAM = 1 << 60
+SLOTS = "slots of experts"
 _EXPERT_PARTS = ("text experts", "vision experts")
 _COMPUTING: tuple[Phase, ...] = ("vision", "prefill", "decode")
 
@@ -54,45 +57,38 @@ class CardPlan:
 
 
 def plan_card(model: ModelSize, conversation: Conversation, vram_bytes: int, ram: Budget) -> CardPlan:
-    """Everything on the card if it fits, else text experts in slots and all experts in RAM.
+    """Everything on the card if it fits, else experts in slots and all of them in RAM, as `load` places them.
 
-    vram_bytes: of the card's memory that may be taken.
+    vram_bytes: of the card, what is free before the process begins. Where it does not fit, the terms are
+    those of the smallest way to run it.
     """
-    weights, plan = model.weights(ITEM_BYTES), model.paging_plan
-    fixed = _fixed_terms(model, conversation)
-    experts = [
-        Term.always(part, "exact", Amount.exactly(weights.parts[part]))
-        for part in _EXPERT_PARTS
-        if weights.parts.get(part)
-    ]
-    tower = [Term.always(part, "exact", Amount.exactly(weights.parts[part])) for part in _VISION_PARTS]
-    whole = MemoryPlan("vram", (*fixed, *tower, *experts), vram_bytes)
+    weights = model.weights(ITEM_BYTES)
     text_bytes = weights.parts.get("text experts", 0)
-    if plan is None or whole.fits:
-        tier: Tier = "resident" if whole.fits else "does not fit"
-        host = MemoryPlan("ram", _host_terms(0), ram.allowed_bytes)
-        return CardPlan(tier, whole, host, text_bytes, text_bytes, 0, whole.peak.best)
-    # The tower is there for pictures alone.
-    visiting = [Term(term.name, term.provenance, {"vision": term.phases["vision"]}) for term in tower]
-    staging = Term.always("staging", "assumed", Amount.exactly(_STAGED_PAGES * plan.frame_bytes))
-    beside = MemoryPlan("vram", (*fixed, *visiting, staging), vram_bytes)
-    least = beside.peak.best + plan.least_bytes
-    left = {phase: max(0, vram_bytes - beside.phase(phase).best) for phase in PHASES}
-    slots = {
-        phase: Amount.exactly(min(left[phase], weights.experts) // plan.frame_bytes * plan.frame_bytes)
-        for phase in PHASES
-    }
-    vram = MemoryPlan("vram", (*beside.terms, Term("slots of experts", "computed", slots)), vram_bytes)
-    host = MemoryPlan("ram", _host_terms(weights.experts), ram.allowed_bytes)
-    tier = "does not fit" if least > vram_bytes else "paged" if host.fits else "needs ram"
-    return CardPlan(tier, vram, host, slots["decode"].best, text_bytes, host.peak.best, least)
+    need, room = _need(model, conversation), card_room(model.config, conversation.context_size, None)
+    with_room = dataclasses.replace(need, kv_cache_bytes=need.kv_cache_bytes + room)
+    beside = _CONTEXT.best + headroom_bytes()
+    least = beside + least_limit(with_room, model.config.text, 0)
+    try:
+        placement, fits = _place(model, need, room, vram_bytes), True
+    except DoesNotFit:
+        placement, fits = _place(model, need, room, least), False
+    terms = _terms(model, conversation, placement, room)
+    vram = MemoryPlan("vram", terms, vram_bytes)
+    slots = next((term.phases["decode"].best for term in terms if term.name == SLOTS), None)
+    host = MemoryPlan("ram", _host_terms(0 if slots is None else weights.experts), ram.allowed_bytes)
+    if slots is None:
+        tier: Tier = "resident" if fits else "does not fit"
+        return CardPlan(tier, vram, host, text_bytes, text_bytes, 0, least)
+    tier = "does not fit" if not fits else "paged" if host.fits else "needs ram"
+    return CardPlan(tier, vram, host, slots, text_bytes, host.peak.best, least)
 
 
 def session_terms(model: ModelSize, session: Conversation, num_cards: int) -> list[Term]:
     """What a server holds beside the caches of its sessions, over all cards: every weight once, and on each
     card a context and room to compute in."""
     weights = model.weights(ITEM_BYTES)
-    shared = [term for term in _fixed_terms(model, session) if term.name != "KV cache"]
+    room = card_room(model.config, session.context_size, None)
+    shared = _fixed_terms(model, room, DEFAULT_CHUNK_TOKENS)
     terms = [
         Term(
             term.name,
@@ -103,7 +99,7 @@ def session_terms(model: ModelSize, session: Conversation, num_cards: int) -> li
         else term
         for term in shared
     ]
-    for part in (*_VISION_PARTS, *_EXPERT_PARTS):
+    for part in _EXPERT_PARTS:
         num_bytes = weights.parts.get(part, 0)
         terms += [Term.always(part, "exact", Amount.exactly(num_bytes))] if num_bytes else []
     return terms
@@ -113,23 +109,59 @@ def _times(amount: Amount, count: int) -> Amount:
     return Amount(amount.low * count, amount.best * count, amount.high * count)
 
 
-def _fixed_terms(model: ModelSize, conversation: Conversation) -> list[Term]:
-    """All but experts and tower."""
-    config, text = model.config, model.config.text
-    weights = model.weights(ITEM_BYTES)
+def _need(model: ModelSize, conversation: Conversation) -> MemoryNeed:
+    weights, plan = model.weights(ITEM_BYTES), model.paging_plan
+    cache_bytes = _cache_bytes(model, conversation, conversation.context_size)
+    return MemoryNeed(weights.dense, weights.experts, cache_bytes, None if plan is None else plan.least_bytes)
+
+
+def _place(model: ModelSize, need: MemoryNeed, room_bytes: int, vram_bytes: int) -> Placement:
+    # What RAM has to hold is looked at apart.
+    limits = CardLimits(max(0, vram_bytes - _CONTEXT.best), vram=None, ram=_ENOUGH_RAM, reserve=0)
+    return place_beside_card(need, model.config, room_bytes, limits)
+
+
+def _cache_bytes(model: ModelSize, conversation: Conversation, num_tokens: int) -> int:
+    """Of a cache that holds so many tokens and grows."""
+    held = grown_tokens(num_tokens, conversation.context_size)
+    return held * conversation.kv_size(model.config.text).bytes_per_token
+
+
+def _terms(
+    model: ModelSize, conversation: Conversation, placement: Placement, room_bytes: int
+) -> tuple[Term, ...]:
+    """All of a card."""
+    terms = _fixed_terms(model, room_bytes, placement.chunk_tokens)
+    full = Amount.exactly(_cache_bytes(model, conversation, conversation.context_size))
+    if placement.card_bytes is None:
+        experts = ((part, model.weights(ITEM_BYTES).parts.get(part, 0)) for part in _EXPERT_PARTS)
+        terms += [Term.always(part, "exact", Amount.exactly(size)) for part, size in experts]
+        terms.append(Term("KV cache", "computed", dict.fromkeys(_COMPUTING, full)))
+    else:
+        plan = model.paging_plan
+        assert plan is not None
+        # Experts give way as it grows; a later picture would find it full: that is the high end.
+        first = Amount.exactly(_cache_bytes(model, conversation, 1))
+        early = Amount(first.best, first.best, full.best)
+        cache: dict[Phase, Amount] = {"load": first, "vision": early, "prefill": full, "decode": full}
+        slots: dict[Phase, Amount] = {}
+        for phase, amount in cache.items():
+            shared = min(plan.most_bytes, placement.card_bytes - amount.best)
+            slots[phase] = Amount.exactly(shared // plan.frame_bytes * plan.frame_bytes)
+        terms += [Term("KV cache", "computed", cache), Term(SLOTS, "computed", slots)]
+    return tuple(term for term in terms if term.most.best)
+
+
+def _fixed_terms(model: ModelSize, room_bytes: int, chunk_tokens: int) -> list[Term]:
+    """All but experts and cache, as `load` keeps memory for it; what is really used is not known yet."""
     terms = [Term.always("CUDA context and kernels", "assumed", _CONTEXT)]
-    for part, num_bytes in weights.parts.items():
-        if part not in (*_VISION_PARTS, *_EXPERT_PARTS):
+    for part, num_bytes in model.weights(ITEM_BYTES).parts.items():
+        if part not in _EXPERT_PARTS:
             terms.append(Term.always(part, "exact", Amount.exactly(num_bytes)))
-    cache = Amount.exactly(conversation.kv_size(text).num_bytes)
-    chunk = min(DEFAULT_CHUNK_TOKENS, conversation.context_size)
-    # Half of what float32 on the CPU takes; what a card's attention keeps is not known yet.
-    working = (working_bytes(text, chunk) + attention_bytes(text, chunk, conversation.context_size)) // 2
-    encoding = encoding_bytes(config.vision, [picture.patches for picture in conversation.pictures]) // 2
-    terms.append(Term("KV cache", "computed", dict.fromkeys(_COMPUTING, cache)))
-    terms.append(Term("vision tower at work", "assumed", {"vision": Amount.about(encoding, 0.4, 1.5)}))
-    terms.append(Term("a chunk at work", "assumed", {"prefill": Amount.about(working, 0.5, 2.0)}))
-    return [term for term in terms if term.most.best]
+    working = working_bytes(model.config.text, chunk_tokens) + SLACK_BYTES
+    terms.append(Term.always("kept for attention, pictures", "computed", Amount(0, room_bytes, room_bytes)))
+    terms.append(Term.always("kept for a chunk", "computed", Amount(0, working, working)))
+    return terms
 
 
 def _host_terms(expert_bytes: int) -> tuple[Term, ...]:

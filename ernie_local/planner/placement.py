@@ -16,7 +16,7 @@ from ernie_local.sizes import GIB, MIB, format_bytes
 
 DEFAULT_RESERVE = GIB  # left to other programs where nobody said how much
 # Of an allocator's leftovers, threads' stacks and modules imported late.
-_SLACK_BYTES = 128 * MIB
+SLACK_BYTES = 128 * MIB
 _SMALLEST_CHUNK = 128
 _WORKING_SHARE = 10  # a prompt's chunk may take one in so many of the bytes that experts could have
 # Where no limit was named a conversation is taken to grow to this before experts have to make room.
@@ -45,14 +45,16 @@ class MemoryNeed:
 class Placement:
     """paged_bytes: memory that experts share with conversations and pictures; None where all are resident.
 
-    card_bytes: of a card, where experts are paged through two memories; then conversations share this one.
-    card_room_bytes: unless it is said what they have there, beside experts that keep `card_bytes`.
+    card_bytes: of a second memory, a card's or one that stands for it, where experts are paged through two;
+    then conversations share that one. On a card it is only their KV cache that does, which takes up to
+    card_cache_bytes of it, and all else has card_room_bytes beside it; None where there is no card.
     """
 
     paged_bytes: int | None
     chunk_tokens: int
     card_bytes: int | None = None
     card_room_bytes: int | None = None
+    card_cache_bytes: int | None = None
 
 
 def working_bytes(config: TextConfig, chunk_tokens: int) -> int:
@@ -155,20 +157,20 @@ def place_on_card(
         return on_card
     assert need.least_expert_bytes is not None, "what cannot be paged is resident, or was refused"
     allowed = process + max(0, free - reserve) if limit is None else limit
-    left = allowed - process - _SLACK_BYTES
+    left = allowed - process - SLACK_BYTES
     if left < need.least_expert_bytes:
         raise DoesNotFit(
             f"{format_bytes(max(0, left))} of memory are left for experts beside the card, "
             f"{format_bytes(need.least_expert_bytes)} are needed",
             "what the card does not hold passes through memory, the experts of one token at least",
-            f"ram {-(-(process + _SLACK_BYTES + need.least_expert_bytes) // MIB)}MiB or more",
+            f"ram {-(-(process + SLACK_BYTES + need.least_expert_bytes) // MIB)}MiB or more",
         )
     return Placement(left, on_card.chunk_tokens, on_card.paged_bytes)
 
 
 def _fixed_bytes(need: MemoryNeed, process: int) -> int:
     """What is there wherever experts go."""
-    return process + need.dense_bytes + _SLACK_BYTES
+    return process + need.dense_bytes + SLACK_BYTES
 
 
 def _floor_bytes(need: MemoryNeed) -> int:

@@ -16,6 +16,7 @@ from typing import Literal
 import pytest
 import torch
 
+from ernie_local.experts.card_room import CardRoom, _LentMemory
 from ernie_local.experts.device import Event
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.page_lock import PageLock
@@ -24,6 +25,8 @@ from ernie_local.experts.page_memory import UNIT_BYTES, PageMemory
 from ernie_local.experts.page_store import PageStore
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.kernels.checks import ABSENT_SLOT
+from ernie_local.model.cache_layout import LayerStorage
+from ernie_local.model.kv_cache import KVCache
 
 Stream = Literal["computing", "copying"]
 Range = tuple[int, int]  # first byte, and the one behind the last
@@ -148,6 +151,17 @@ class FakeCard:
             self._read = [one for one in self._read if not _overlap(one[0], page)]
             self._read.append((page, number))
 
+    def work_in(self, memory: Range) -> None:
+        """Kernels read and write memory that is not, or no longer, of pages."""
+        with self.lock_of_all:
+            number = self._next("computing")
+            clock = self._clocks["computing"]
+            _expect_done(self._written, memory, clock, "copying", "written to while a page is copied there")
+            self._read = [
+                one for one in self._read if not (memory[0] <= one[0][0] and one[0][1] <= memory[1])
+            ]
+            self._read.append((memory, number))
+
     def fill(self, page: Range) -> None:
         """The host begins to read from disk into its own memory."""
         with self.lock_of_all:
@@ -213,6 +227,7 @@ def watch(experts: PagedExperts, card: FakeCard, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         top, "_math", {bank: WatchedMath(math, card, experts) for bank, math in top._math.items()}
     )
+    _watch_caches(card, monkeypatch)
     read = PageStore.read
 
     def watched(self: PageStore, key: ExpertKey, into: torch.Tensor) -> None:
@@ -220,6 +235,35 @@ def watch(experts: PagedExperts, card: FakeCard, monkeypatch: pytest.MonkeyPatch
             read(self, key, into)
 
     monkeypatch.setattr(PageStore, "read", watched)
+
+
+def _watch_caches(card: FakeCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rows are moved to, and where each layer attends."""
+    lend, append, storage = CardRoom.lend, KVCache.append, KVCache.storage
+
+    def watched_lend(self: CardRoom, borrower: _LentMemory, num_bytes: int) -> torch.Tensor:
+        memory = lend(self, borrower, num_bytes)
+        card.work_in(_range(memory))
+        return memory
+
+    def work_in_layer(cache: KVCache, layer_id: int) -> None:
+        for rows in cache._layout.layers[layer_id]:
+            if rows is not None:
+                card.work_in(_range(rows))
+
+    def watched_append(
+        self: KVCache, layer_id: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        work_in_layer(self, layer_id)
+        return append(self, layer_id, keys, values)
+
+    def watched_storage(self: KVCache, layer_id: int) -> LayerStorage:
+        work_in_layer(self, layer_id)
+        return storage(self, layer_id)
+
+    monkeypatch.setattr(CardRoom, "lend", watched_lend)
+    monkeypatch.setattr(KVCache, "append", watched_append)
+    monkeypatch.setattr(KVCache, "storage", watched_storage)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ernie_local.checkpoint.reader import open_checkpoint
-from ernie_local.config import read_config
+from ernie_local.config import ModelConfig, read_config
 from ernie_local.engine import Engine
 from ernie_local.experts.device import Card
 from ernie_local.experts.paged import PagedExperts
@@ -18,7 +18,7 @@ from ernie_local.loading.build import build_model
 from ernie_local.loading.paging import paging_plan
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model.memory_use import attention_bytes, encoding_bytes
+from ernie_local.model.memory_use import KVSize, attention_bytes, encoding_bytes, grown_tokens
 from ernie_local.planner.placement import Placement
 
 CONTEXT_SIZE = 512
@@ -40,6 +40,11 @@ def plan_of(directory: Path) -> PagingPlan:
     return plan
 
 
+def card_cache_bytes(config: ModelConfig, num_tokens: int, item_bytes: int = 4) -> int:
+    """What a cache that grows takes of a card when it holds so many tokens of CONTEXT_SIZE."""
+    return KVSize.of(config.text, grown_tokens(num_tokens, CONTEXT_SIZE), item_bytes).num_bytes
+
+
 def build(
     directory: Path,
     expert_bytes: int | None,
@@ -49,8 +54,10 @@ def build(
 ) -> ErnieModel:
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
-        room_bytes = None if card is None else CARD_ROOM
-        placement = Placement(expert_bytes, 2048, card_bytes, room_bytes)
+        placement = Placement(expert_bytes, 2048, card_bytes)
+        if card is not None and card_bytes is not None:
+            cache_bytes = card_cache_bytes(config, CONTEXT_SIZE)
+            placement = Placement(expert_bytes, 2048, card_bytes + cache_bytes, CARD_ROOM, cache_bytes)
         return build_model(checkpoint, config, torch.float32, torch.device("cpu"), placement, paging, card)
 
 

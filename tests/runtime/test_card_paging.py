@@ -212,7 +212,8 @@ def test_ctrl_c_while_pages_are_copied(
 def test_a_card_that_has_less_than_it_said_holds_fewer_experts(
     directory: Path, resident: ErnieModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned, had = share(directory, 0.6), share(directory, 0.3)
+    cache_bytes = paged_models.card_cache_bytes(read_config(directory), paged_models.CONTEXT_SIZE)
+    planned, had = share(directory, 0.6) + cache_bytes, share(directory, 0.3) + cache_bytes
     card = FakeCard(had + paged_models.CARD_ROOM)
     model = on_card(directory, card, monkeypatch, upper=0.6)
     memory = paged_experts(model).top.memory
@@ -220,7 +221,7 @@ def test_a_card_that_has_less_than_it_said_holds_fewer_experts(
     assert had - planned / 8 < memory.num_bytes <= had < memory.planned_bytes <= planned
     loaded = LoadedModel(model, directory, EngineSettings(64, torch.float32), 0, 0.0)
     notes = "\n".join(loaded.paging_notes())
-    assert "MiB for experts, " in notes
+    assert "MiB for experts and the KV cache, " in notes
     assert "were planned: it had not got more" in notes
     assert "memory of experts: neither page-locked nor locked" in notes
     assert torch.equal(talk(model), talk(resident))
@@ -229,10 +230,13 @@ def test_a_card_that_has_less_than_it_said_holds_fewer_experts(
 def test_a_card_without_room_for_one_token_is_refused(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = FakeCard(plan_of(directory).least_bytes - 1 + paged_models.CARD_ROOM)
-    with pytest.raises(DoesNotFit, match=r"were to hold experts, not even the .* that one token needs"):
+    cache_bytes = paged_models.card_cache_bytes(read_config(directory), paged_models.CONTEXT_SIZE)
+    plan = plan_of(directory)
+    least = plan.frame_bytes * (plan.least_frames + -(-cache_bytes // plan.frame_bytes))
+    card = FakeCard(least - 1 + paged_models.CARD_ROOM)
+    with pytest.raises(DoesNotFit, match=r"not even the .* that it needs with one token's experts"):
         on_card(directory, card, monkeypatch)
-    with pytest.raises(DoesNotFit, match="for conversations"):
+    with pytest.raises(DoesNotFit, match="to compute in"):
         on_card(directory, FakeCard(paged_models.CARD_ROOM - 1), monkeypatch)
 
 

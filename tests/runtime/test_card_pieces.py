@@ -18,8 +18,8 @@ from ernie_local.experts.cuda_device import from_bytes, to_bytes
 from ernie_local.experts.last_uses import LastUses
 from ernie_local.experts.page_lock import PageLock, lock_by_system, lock_pages
 from ernie_local.experts.page_memory import PageMemory
-from ernie_local.loading.card import CardLimits, card_room, headroom_bytes, place_beside_card
 from ernie_local.model.memory_use import encoding_bytes
+from ernie_local.planner.card_placement import CardLimits, card_room, headroom_bytes, place_beside_card
 from ernie_local.planner.placement import MemoryNeed, Placement
 from ernie_local.sizes import GIB, MIB
 
@@ -129,7 +129,7 @@ def test_on_a_card_experts_get_what_is_left_by_all_else(much_ram: None) -> None:
     placement = place(8 * GIB)
     assert placement.card_bytes is not None
     assert placement.paged_bytes is not None
-    assert placement.card_room_bytes == ROOM
+    assert (placement.card_room_bytes, placement.card_cache_bytes) == (ROOM, NEED.kv_cache_bytes)
     assert placement.paged_bytes > 14 * GIB
     taken = NEED.dense_bytes + ROOM + placement.card_bytes
     assert 8 * GIB - 512 * MIB - 256 * MIB < taken <= 8 * GIB - 512 * MIB
@@ -167,7 +167,7 @@ def test_windows_gets_more_headroom(system: str, release: str, headroom: int) ->
     assert headroom_bytes(system, release) == headroom
 
 
-def test_room_is_kept_for_the_whole_cache_and_a_picture() -> None:
-    room = card_room(NEED, CONFIG, 4096, None)
-    assert room > NEED.kv_cache_bytes + encoding_bytes(CONFIG.vision, [5000])
-    assert card_room(NEED, CONFIG, 1 << 17, 2048) > room
+def test_room_is_kept_for_a_picture_and_for_attention() -> None:
+    room = card_room(CONFIG, 4096, None)
+    assert room > encoding_bytes(CONFIG.vision, [5000])
+    assert card_room(CONFIG, 1 << 17, 2048) > room

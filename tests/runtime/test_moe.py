@@ -126,6 +126,9 @@ class DictProvider:
     def make_room(self, owner: object, num_bytes: int) -> None:
         pass
 
+    def cache_memory(self) -> None:
+        pass
+
     def compute(
         self,
         layer_id: int,

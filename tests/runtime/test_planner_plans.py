@@ -9,6 +9,7 @@ import pytest
 from ernie_local.errors import DoesNotFit
 from ernie_local.planner import placement
 from ernie_local.planner.card_memory import plan_card
+from ernie_local.planner.card_placement import CardLimits, card_room, headroom_bytes, place_beside_card
 from ernie_local.planner.conversation import Conversation, default_dtype, default_kv_dtype
 from ernie_local.planner.cpu_memory import PROCESS, Budget, CpuPlan, plan_cpu
 from ernie_local.planner.model_size import ModelSize, published_model, with_formats
@@ -128,7 +129,7 @@ def test_numbers_are_chosen_as_chat_chooses_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gib", "tier"), [(1.5, "does not fit"), (4, "paged"), (12, "paged"), (24, "resident")]
+    ("gib", "tier"), [(4, "does not fit"), (6, "paged"), (12, "paged"), (24, "resident")]
 )
 def test_a_card_holds_everything_or_slots_or_nothing(gib: float, tier: str) -> None:
     plan = plan_card(W4, SHORT, int(gib * GIB), Budget(64 * GIB))
@@ -143,17 +144,41 @@ def test_a_card_holds_everything_or_slots_or_nothing(gib: float, tier: str) -> N
         assert plan_card(W4, SHORT, plan.least_bytes - 1, Budget(64 * GIB)).tier == "does not fit"
 
 
-def test_the_tower_leaves_the_card_before_decode() -> None:
-    plan = plan_card(W4, with_picture(Conversation(4096, "float32", "bfloat16")), 8 * GIB, Budget(64 * GIB))
-    tower = next(term for term in plan.vram.terms if term.name == "vision tower")
-    assert set(tower.phases) == {"vision"}
-    slots = next(term for term in plan.vram.terms if term.name == "slots of experts")
-    assert slots.phases["vision"].best < slots.phases["decode"].best
+def test_experts_on_a_card_give_way_to_the_cache_as_it_grows() -> None:
+    plan = plan_card(W4, Conversation(32768, "float32", "bfloat16"), 8 * GIB, Budget(64 * GIB))
+    terms = {term.name: term.phases for term in plan.vram.terms}
+    cache, slots = terms["KV cache"], terms["slots of experts"]
+    assert (cache["load"].best, cache["decode"].best) == (1024 * 57344, 32768 * 57344)
+    paging = W4.paging_plan
+    assert paging is not None
+    given = slots["load"].best - slots["decode"].best
+    assert abs(given - 31 * 1024 * 57344) <= paging.frame_bytes
+    assert plan.slots_bytes == slots["decode"].best
+
+
+@pytest.mark.parametrize("context_size", [1000, 32768])
+def test_a_card_is_shared_out_as_load_does_it(context_size: int) -> None:
+    conversation, weights, paging = (
+        Conversation(context_size, "float32", "int8"),
+        W4.weights(2),
+        W4.paging_plan,
+    )
+    assert paging is not None
+    cache_bytes = 28 * 2 * 4 * (128 + 4) * -(-context_size // 64) * 64
+    need = MemoryNeed(weights.dense, weights.experts, cache_bytes, paging.least_bytes)
+    room = card_room(W4.config, context_size, None)
+    limits = CardLimits(8 * GIB - 450 * MIB, None, 1 << 60, 0)
+    expected = place_beside_card(need, W4.config, room, limits)
+    assert expected.card_bytes is not None
+    plan = plan_card(W4, conversation, 8 * GIB, Budget(64 * GIB))
+    shared = (expected.card_bytes - cache_bytes) // paging.frame_bytes * paging.frame_bytes
+    assert plan.slots_bytes == shared
+    assert plan.vram.peak.best <= 8 * GIB - headroom_bytes()
 
 
 def test_fewer_bits_leave_more_experts_on_a_card() -> None:
     shares = [
-        plan_card(model, SHORT, 6 * GIB, Budget(64 * GIB)).resident_share
+        plan_card(model, SHORT, 8 * GIB, Budget(64 * GIB)).resident_share
         for model in (published_model(), W4, W2)
     ]
     assert shares == sorted(shares)

@@ -1,7 +1,8 @@
 """What goes on a CUDA card and what stays beside it, decided before any weight is read.
 
-The arithmetic of placing is the planner's. Here is what a card adds: memory that is left to other programs,
-and room for conversations that is never experts', because their memory there is one piece that stays.
+The arithmetic of placing is placement.py's. Here is what a card adds: memory that is left to other programs,
+and room for work that is never experts', because it is torch's allocator that gives it out there. `load`
+places by this, and `vram` tells it.
 """
 
 from __future__ import annotations
@@ -49,15 +50,18 @@ def headroom_bytes(system: str = sys.platform, release: str | None = None) -> in
     return GIB if system == "win32" or "microsoft" in release.lower() else 512 * MIB
 
 
-def card_room(need: MemoryNeed, config: ModelConfig, context_size: int, chunk_tokens: int | None) -> int:
-    """Bytes of the card for conversations: the whole KV cache, attending to it, and a picture on its way."""
+def card_room(config: ModelConfig, context_size: int, chunk_tokens: int | None) -> int:
+    """Bytes of the card for work: attending to a full context or encoding, and a picture on its way.
+
+    The KV cache is not in it: it shares memory with experts, or lies beside them where all are on the card.
+    """
     chunk = min(DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens, context_size)
     at_work = max(
         attention_bytes(config.text, chunk, context_size), encoding_bytes(config.vision, [_PATCHES])
     )
     num_image_tokens = _PATCHES // config.vision.spatial_merge_size**2
     held = picture_prompt_bytes(config, _PATCHES, num_image_tokens, chunk, _FLOAT_BYTES)
-    return need.kv_cache_bytes + at_work + held
+    return at_work + held
 
 
 def place_beside_card(
@@ -70,18 +74,20 @@ def place_beside_card(
 ) -> Placement:
     """Everything on the card if it fits, else experts by pages. DoesNotFit, with the numbers, if neither.
 
-    room_bytes: see `card_room`. chunk_tokens: as for `place_in_ram`. headroom: None for `headroom_bytes`.
+    Fitting means with the KV cache of the whole context: a conversation that was begun shall not end early.
+    Until then experts have what the cache does not need yet. room_bytes: see `card_room`. chunk_tokens: as
+    for `place_in_ram`. headroom: None for `headroom_bytes`.
     """
     card_free, vram_limit = limits.card_free, limits.vram
     left_to_others = headroom_bytes() if headroom is None else headroom
     limit = max(0, card_free - left_to_others) if vram_limit is None else vram_limit
-    if card_free < min(limit, need.weight_bytes + room_bytes):
+    with_room = dataclasses.replace(need, kv_cache_bytes=need.kv_cache_bytes + room_bytes)
+    if card_free < min(limit, need.weight_bytes + with_room.kv_cache_bytes):
         raise DoesNotFit(
             f"the vram limit is {format_bytes(limit)}, {format_bytes(card_free)} are free on the card",
             "a limit says what may be taken, and the model would take more than there is",
             f"vram of {format_bytes(card_free)} or less, or close other programs that use the card",
         )
-    with_room = dataclasses.replace(need, kv_cache_bytes=room_bytes)
     placement = place_on_card(
         with_room,
         config.text,
@@ -94,5 +100,8 @@ def place_beside_card(
     if placement.card_bytes is None:
         return placement
     return dataclasses.replace(
-        placement, card_bytes=placement.card_bytes - room_bytes, card_room_bytes=room_bytes
+        placement,
+        card_bytes=placement.card_bytes - room_bytes,
+        card_room_bytes=room_bytes,
+        card_cache_bytes=need.kv_cache_bytes,
     )
