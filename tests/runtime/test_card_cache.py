@@ -22,8 +22,6 @@ from ernie_local.model.cache_layout import CacheLayout, RowMove
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.memory_use import KVSize
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.plain_export import export_plainly
 from tests.runtime import paged_models
 from tests.runtime.fake_card import FakeCard, RaceError, watch
 from tests.runtime.paged_models import build, card_cache_bytes, paged_experts, picture_ids, plan_of
@@ -40,10 +38,7 @@ def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed")
-    choice = FormatChoice("w4", "w8", "w8", "w8")
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), choice))
-    return out
+    return paged_models.packed_nano(tmp_path_factory.mktemp("packed"))
 
 
 @pytest.fixture(scope="module")

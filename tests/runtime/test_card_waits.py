@@ -8,22 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.model.ernie import ErnieModel
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.plain_export import export_plainly
 from tests.runtime import paged_models
 from tests.runtime.shape_card import DEVICE, ShapeCard, WaitError, on_shape_card
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed")
-    choice = FormatChoice("w4", "w8", "w8", "w8")
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), choice))
-    return out
+    return paged_models.packed_nano(tmp_path_factory.mktemp("packed"))
 
 
 @pytest.fixture

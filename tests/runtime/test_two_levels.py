@@ -13,8 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ernie_local.checkpoint import uncached_file
-from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import ModelUnusable
 from ernie_local.experts.heat import ExpertKey
@@ -26,8 +24,6 @@ from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.experts.two_levels import LendingReader, TwoLevels
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.plain_export import export_plainly
 from tests.runtime import paged_models
 from tests.runtime.paged_models import answer_logits, build, paged_experts, picture_ids, plan_of, room
 
@@ -36,10 +32,7 @@ Turn = tuple[list[int], list[Patches], list[int]]
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed")
-    choice = FormatChoice("w4", "w8", "w8", "w8")
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), choice))
-    return out
+    return paged_models.packed_nano(tmp_path_factory.mktemp("packed"))
 
 
 @pytest.fixture(scope="module")
