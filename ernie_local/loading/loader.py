@@ -18,10 +18,19 @@ from ernie_local.loading.build import build_model, count_weights
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import WEIGHT_DTYPES, find_bytes, find_device, find_dtype, find_kv_dtype
 from ernie_local.loading.paging import paging_plan
+from ernie_local.media.processor_config import read_processor_config
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.memory_use import grown_tokens
 from ernie_local.planner.card_placement import CardLimits, card_room, place_beside_card
-from ernie_local.planner.placement import DEFAULT_RESERVE, MemoryNeed, Placement, place_in_ram, place_on_card
+from ernie_local.planner.pictures import largest_prompt_bytes
+from ernie_local.planner.placement import (
+    DEFAULT_RESERVE,
+    MemoryNeed,
+    Placement,
+    expected_tokens,
+    place_in_ram,
+    place_on_card,
+)
 
 
 def load(
@@ -67,7 +76,10 @@ def load(
     with open_checkpoint(directory, config) as checkpoint:
         cached = tokens if torch_device.type == "cpu" else grown_tokens(tokens, tokens)
         cache_bytes = cached * kv_bytes_per_token(config.text, cache_dtype)
-        need = _count_need(checkpoint, config, weight_dtype, cache_bytes, paging)
+        at_once = expected_tokens(ram_limit if vram_limit is None else vram_limit, tokens)
+        processor = read_processor_config(directory, config.vision)
+        prompt_bytes = largest_prompt_bytes(config, processor, at_once, weight_dtype.itemsize)
+        need = _count_need(checkpoint, config, weight_dtype, cache_bytes, prompt_bytes, paging)
         if torch_device.type == "cpu":
             placement = _place(need, config.text, ram_limit, reserve_bytes, vram_limit, chunk_tokens)
         else:
@@ -114,6 +126,7 @@ def _count_need(
     config: ModelConfig,
     dtype: torch.dtype,
     kv_cache_bytes: int,
+    prompt_bytes: int,
     paging: PagingOptions | None,
 ) -> MemoryNeed:
     weights = count_weights(checkpoint, config, dtype)
@@ -123,6 +136,7 @@ def _count_need(
         weights.experts,
         kv_cache_bytes,
         None if plan is None else plan.least_bytes,
+        prompt_bytes,
     )
 
 

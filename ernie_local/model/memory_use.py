@@ -123,3 +123,23 @@ def encoding_bytes(config: VisionConfig, patch_counts: Sequence[int]) -> int:
         start += num_pictures
     weights = _BYTES_A_WEIGHT * config.hidden_size**2 if most else 0
     return most * config.hidden_size * _BYTES_A_PATCH + weights
+
+
+def prompt_room(
+    config: ModelConfig,
+    num_tokens: int,
+    chunk_tokens: int,
+    picture_patches: int,
+    prompt_patches: int,
+    item_bytes: int,
+) -> int:
+    """What the largest prompt takes for a while beside weights, KV cache and a chunk at work.
+
+    num_tokens: of the context. picture_patches, prompt_patches: of the largest picture, and of all that one
+    prompt brings. item_bytes: of a number that is computed with.
+    """
+    chunk = min(chunk_tokens, num_tokens)
+    encoding = encoding_bytes(config.vision, [picture_patches])
+    at_work = max(attention_bytes(config.text, chunk, num_tokens), encoding)
+    num_image_tokens = prompt_patches // config.vision.spatial_merge_size**2
+    return at_work + picture_prompt_bytes(config, prompt_patches, num_image_tokens, chunk, item_bytes)

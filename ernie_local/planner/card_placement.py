@@ -13,12 +13,7 @@ import sys
 
 from ernie_local.config import ModelConfig
 from ernie_local.errors import DoesNotFit
-from ernie_local.model.memory_use import (
-    DEFAULT_CHUNK_TOKENS,
-    attention_bytes,
-    encoding_bytes,
-    picture_prompt_bytes,
-)
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, prompt_room
 from ernie_local.planner.placement import MemoryNeed, Placement, place_on_card
 from ernie_local.sizes import GIB, MIB, format_bytes
 
@@ -55,13 +50,8 @@ def card_room(config: ModelConfig, context_size: int, chunk_tokens: int | None) 
 
     The KV cache is not in it: it shares memory with experts, or lies beside them where all are on the card.
     """
-    chunk = min(DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens, context_size)
-    at_work = max(
-        attention_bytes(config.text, chunk, context_size), encoding_bytes(config.vision, [_PATCHES])
-    )
-    num_image_tokens = _PATCHES // config.vision.spatial_merge_size**2
-    held = picture_prompt_bytes(config, _PATCHES, num_image_tokens, chunk, _FLOAT_BYTES)
-    return at_work + held
+    chunk = DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
+    return prompt_room(config, context_size, chunk, _PATCHES, _PATCHES, _FLOAT_BYTES)
 
 
 def place_beside_card(
@@ -81,7 +71,7 @@ def place_beside_card(
     card_free, vram_limit = limits.card_free, limits.vram
     left_to_others = headroom_bytes() if headroom is None else headroom
     limit = max(0, card_free - left_to_others) if vram_limit is None else vram_limit
-    with_room = dataclasses.replace(need, kv_cache_bytes=need.kv_cache_bytes + room_bytes)
+    with_room = dataclasses.replace(need, kv_cache_bytes=need.kv_cache_bytes + room_bytes, prompt_bytes=0)
     if card_free < min(limit, need.weight_bytes + with_room.kv_cache_bytes):
         raise DoesNotFit(
             f"the vram limit is {format_bytes(limit)}, {format_bytes(card_free)} are free on the card",

@@ -11,10 +11,12 @@ from ernie_local.errors import DoesNotFit
 from ernie_local.model.memory_use import attention_bytes, encoding_bytes
 from ernie_local.planner.conversation import Conversation
 from ernie_local.planner.model_size import ModelSize
+from ernie_local.planner.pictures import largest_prompt_bytes
 from ernie_local.planner.placement import (
     DEFAULT_RESERVE,
     MemoryNeed,
     Placement,
+    expected_tokens,
     least_limit,
     place_in_ram,
     resident_limit,
@@ -85,7 +87,7 @@ def plan_cpu(model: ModelSize, conversation: Conversation, budget: Budget) -> Cp
 
     Where it does not fit, the terms are those of the smallest way to run it.
     """
-    need, text = _need(model, conversation), model.config.text
+    need, text = _need(model, conversation, budget), model.config.text
     least = least_limit(need, text, PROCESS.best)
     free = _free_beside(budget)
     placement: Placement | None
@@ -108,13 +110,15 @@ def _free_beside(budget: Budget) -> int:
     return budget.limit_bytes or (1 << 60)
 
 
-def _need(model: ModelSize, conversation: Conversation) -> MemoryNeed:
+def _need(model: ModelSize, conversation: Conversation, budget: Budget) -> MemoryNeed:
     weights, plan = model.weights(conversation.item_bytes), model.paging_plan
+    num_tokens = expected_tokens(budget.limit_bytes, conversation.context_size)
     return MemoryNeed(
         weights.dense,
         weights.experts,
         conversation.kv_size(model.config.text).num_bytes,
         None if plan is None else plan.least_bytes,
+        largest_prompt_bytes(model.config, model.processor, num_tokens, conversation.item_bytes),
     )
 
 

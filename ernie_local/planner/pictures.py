@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ernie_local.config import ModelConfig
 from ernie_local.media.picture_size import check_aspect_ratio, smart_resize
 from ernie_local.media.processor_config import ImageProcessorConfig
-from ernie_local.model.memory_use import encoding_bytes
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, encoding_bytes, prompt_room
 
 _FLOAT_BYTES = 4
 _TAGS = 2  # before and behind the placeholders of each picture
@@ -53,3 +53,12 @@ class PricedPicture:
 def prompt_tokens(pictures: Sequence[PricedPicture]) -> int:
     """Tokens of all pictures in a prompt, with their tags."""
     return sum(picture.tokens + _TAGS for picture in pictures)
+
+
+def largest_prompt_bytes(
+    config: ModelConfig, processor: ImageProcessorConfig, num_tokens: int, item_bytes: int
+) -> int:
+    """What a prompt takes for a while if pictures fill `num_tokens`, one of them as large as they get."""
+    patches = num_tokens * processor.merge_size**2
+    largest = min(patches, processor.max_pixels // processor.patch_size**2)
+    return prompt_room(config, num_tokens, DEFAULT_CHUNK_TOKENS, largest, patches, item_bytes)

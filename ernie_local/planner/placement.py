@@ -20,20 +20,22 @@ SLACK_BYTES = 128 * MIB
 _SMALLEST_CHUNK = 128
 _WORKING_SHARE = 10  # a prompt's chunk may take one in so many of the bytes that experts could have
 # Where no limit was named a conversation is taken to grow to this before experts have to make room.
-_TOKENS_AT_ONCE = 4096
+_EXPECTED_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
     """Bytes: of all weights but routed experts, of these, of the KV cache at its full length.
 
-    least_expert_bytes: with which experts can be paged; None where they cannot.
+    least_expert_bytes: with which experts can be paged; None where they cannot. prompt_bytes: what the
+    largest prompt takes for a while (`prompt_room`); paged experts make room for it, resident ones cannot.
     """
 
     dense_bytes: int
     expert_bytes: int
     kv_cache_bytes: int
     least_expert_bytes: int | None
+    prompt_bytes: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -55,6 +57,11 @@ class Placement:
     card_bytes: int | None = None
     card_room_bytes: int | None = None
     card_cache_bytes: int | None = None
+
+
+def expected_tokens(limit: int | None, context_size: int) -> int:
+    """How many tokens a conversation is taken to have where memory is shared out: all, or a usual number."""
+    return context_size if limit is not None else min(context_size, _EXPECTED_TOKENS)
 
 
 def working_bytes(config: TextConfig, chunk_tokens: int) -> int:
@@ -91,10 +98,11 @@ def place_in_ram(
     allowed = process + max(0, free - reserve) if limit is None else limit
     cache_bytes = need.kv_cache_bytes
     if limit is None:
-        cache_bytes = min(cache_bytes, cache_bytes * _TOKENS_AT_ONCE // config.default_context_size)
+        cache_bytes = min(cache_bytes, cache_bytes * _EXPECTED_TOKENS // config.default_context_size)
     chunk = DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
     fixed = _fixed_bytes(need, process)
-    if fixed + working_bytes(config, chunk) + need.expert_bytes + cache_bytes <= allowed:
+    resident = need.expert_bytes + cache_bytes + _kept_bytes(need)
+    if fixed + working_bytes(config, chunk) + resident <= allowed:
         return Placement(None, chunk)
     floor = _floor_bytes(need)
     left = allowed - fixed
@@ -108,7 +116,7 @@ def place_in_ram(
     left -= working_bytes(config, chunk)
     if left < floor + cache_bytes:
         raise _refused(need, allowed, None if limit is None else option, allowed - left + floor + cache_bytes)
-    if left >= need.expert_bytes + cache_bytes:
+    if left >= resident:
         return Placement(None, chunk)
     if limit is not None and limit - process > free:
         raise DoesNotFit(
@@ -129,7 +137,7 @@ def least_limit(need: MemoryNeed, config: TextConfig, process: int) -> int:
 def resident_limit(need: MemoryNeed, config: TextConfig, process: int) -> int:
     """A limit with which every expert is in memory, and chunks are as large as they get."""
     working = working_bytes(config, DEFAULT_CHUNK_TOKENS)
-    return _fixed_bytes(need, process) + working + need.expert_bytes + need.kv_cache_bytes
+    return _fixed_bytes(need, process) + working + need.expert_bytes + need.kv_cache_bytes + _kept_bytes(need)
 
 
 def place_on_card(
@@ -171,6 +179,11 @@ def place_on_card(
 def _fixed_bytes(need: MemoryNeed, process: int) -> int:
     """What is there wherever experts go."""
     return process + need.dense_bytes + SLACK_BYTES
+
+
+def _kept_bytes(need: MemoryNeed) -> int:
+    """What is kept free for a prompt where experts are resident, if there is the choice to page them."""
+    return 0 if need.least_expert_bytes is None else need.prompt_bytes
 
 
 def _floor_bytes(need: MemoryNeed) -> int:

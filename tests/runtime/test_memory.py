@@ -12,7 +12,14 @@ from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
 from ernie_local.planner import free_memory
 from ernie_local.planner import placement as memory
-from ernie_local.planner.placement import MemoryNeed, Placement, place_in_ram, place_on_card, working_bytes
+from ernie_local.planner.placement import (
+    MemoryNeed,
+    Placement,
+    place_in_ram,
+    place_on_card,
+    resident_limit,
+    working_bytes,
+)
 from ernie_local.sizes import GIB, MIB
 
 CONFIG = dataclasses.replace(
@@ -48,6 +55,18 @@ def test_all_experts_are_resident_where_they_fit_and_not_a_byte_below() -> None:
     assert place_in_ram(NEED, CONFIG, all_bytes()) == Placement(None, 2048)
     paged = place_in_ram(NEED, CONFIG, all_bytes() - 1)
     assert paged.paged_bytes == NEED.expert_bytes + NEED.kv_cache_bytes - 1
+
+
+def test_experts_stay_resident_where_the_largest_prompt_has_room_beside_them() -> None:
+    """Resident experts cannot give way to a picture, paged ones can: the limit holds with both."""
+    pictured = dataclasses.replace(NEED, prompt_bytes=2 * GIB)
+    assert place_in_ram(pictured, CONFIG, all_bytes() + 2 * GIB) == Placement(None, 2048)
+    assert resident_limit(pictured, CONFIG, PROCESS) == all_bytes() + 2 * GIB
+    paged = place_in_ram(pictured, CONFIG, all_bytes() + 2 * GIB - 1)
+    assert paged.paged_bytes == NEED.expert_bytes + NEED.kv_cache_bytes + 2 * GIB - 1
+    # Nobody can give way in a model without pages.
+    unpaged = dataclasses.replace(pictured, least_expert_bytes=None)
+    assert place_in_ram(unpaged, CONFIG, all_bytes()) == Placement(None, 2048)
 
 
 def test_less_memory_makes_smaller_chunks() -> None:
