@@ -8,29 +8,17 @@ from pathlib import Path
 import torch
 
 from ernie_local.checkpoint.hub import resolve_model
-from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
-from ernie_local.config import ModelConfig, TextConfig, read_config
+from ernie_local.checkpoint.reader import open_checkpoint
+from ernie_local.config import read_config
 from ernie_local.engine import check_sizes
 from ernie_local.errors import UsageError
 from ernie_local.experts.cuda_device import CudaDevice
 from ernie_local.experts.paging_options import PagingOptions
-from ernie_local.loading.build import build_model, count_weights
+from ernie_local.loading.build import build_model
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import WEIGHT_DTYPES, find_bytes, find_device, find_dtype, find_kv_dtype
-from ernie_local.loading.paging import paging_plan
-from ernie_local.media.processor_config import read_processor_config
-from ernie_local.model.kv_cache import kv_bytes_per_token
-from ernie_local.model.memory_use import grown_tokens
-from ernie_local.planner.card_placement import CardLimits, card_room, place_beside_card
-from ernie_local.planner.pictures import largest_prompt_bytes
-from ernie_local.planner.placement import (
-    DEFAULT_RESERVE,
-    MemoryNeed,
-    Placement,
-    expected_tokens,
-    place_in_ram,
-    place_on_card,
-)
+from ernie_local.loading.placing import Demand, Limits, count_need, place
+from ernie_local.planner.placement import DEFAULT_RESERVE
 
 
 def load(
@@ -65,30 +53,17 @@ def load(
     torch_device = find_device(device)
     weight_dtype = find_dtype(dtype, "dtype", WEIGHT_DTYPES)
     cache_dtype = find_kv_dtype(kv_dtype, weight_dtype)
-    ram_limit, reserve_bytes = _read_limits(ram, reserve)
-    vram_limit = find_bytes(vram, "vram")
+    limits = _read_limits(ram, reserve, vram)
     check_sizes(1 if context_size is None else context_size, 1 if chunk_tokens is None else chunk_tokens)
     directory = resolve_model(str(model))
     config = read_config(directory)
     if kv_dtype is None and config.quantization is not None:
         cache_dtype = torch.bfloat16  # what the model was trained in; its weights have fewer bits
     tokens = config.text.default_context_size if context_size is None else context_size
+    demand = Demand(torch_device, weight_dtype, cache_dtype, tokens, chunk_tokens)
     with open_checkpoint(directory, config) as checkpoint:
-        cached = tokens if torch_device.type == "cpu" else grown_tokens(tokens, tokens)
-        cache_bytes = cached * kv_bytes_per_token(config.text, cache_dtype)
-        at_once = expected_tokens(ram_limit if vram_limit is None else vram_limit, tokens)
-        processor = read_processor_config(directory, config.vision)
-        prompt_bytes = largest_prompt_bytes(config, processor, at_once, weight_dtype.itemsize)
-        need = _count_need(checkpoint, config, weight_dtype, cache_bytes, prompt_bytes, paging)
-        if torch_device.type == "cpu":
-            placement = _place(need, config.text, ram_limit, reserve_bytes, vram_limit, chunk_tokens)
-        else:
-            _refuse_on_card(paging)
-            room_bytes = card_room(config, tokens, chunk_tokens)
-            limits = CardLimits(
-                torch.cuda.mem_get_info(torch_device)[0], vram_limit, ram_limit, reserve_bytes
-            )
-            placement = place_beside_card(need, config, room_bytes, limits, chunk_tokens)
+        need = count_need(checkpoint, directory, config, demand, limits, paging)
+        placement = place(need, config, demand, limits, paging)
         card = None if torch_device.type == "cpu" else CudaDevice(torch_device)
         network = build_model(checkpoint, config, weight_dtype, torch_device, placement, paging, card)
         if placement.paged_bytes is not None:
@@ -98,50 +73,7 @@ def load(
     return LoadedModel(network, directory, settings, need.weight_bytes, seconds, context_limit=context_size)
 
 
-def _refuse_on_card(paging: PagingOptions | None) -> None:
-    if paging is not None and paging.looks_ahead:
-        raise UsageError(
-            "looking ahead asked for on a card, which does 0 layers ahead",
-            "each layer would wait for the card twice: for its own experts, and for those of the next",
-            "leave it away, or run on the processor",
-        )
-
-
-def _place(
-    need: MemoryNeed,
-    config: TextConfig,
-    ram_limit: int | None,
-    reserve: int,
-    vram_limit: int | None,
-    chunk_tokens: int | None,
-) -> Placement:
-    if vram_limit is None:
-        return place_in_ram(need, config, ram_limit, reserve, chunk_tokens)
-    # What stands for the card's memory is memory too.
-    return place_on_card(need, config, vram_limit, ram_limit, reserve + vram_limit, chunk_tokens)
-
-
-def _count_need(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    kv_cache_bytes: int,
-    prompt_bytes: int,
-    paging: PagingOptions | None,
-) -> MemoryNeed:
-    weights = count_weights(checkpoint, config, dtype)
-    plan = paging_plan(checkpoint, config, paging)
-    return MemoryNeed(
-        weights.dense,
-        weights.experts,
-        kv_cache_bytes,
-        None if plan is None else plan.least_bytes,
-        prompt_bytes,
-    )
-
-
-def _read_limits(ram: str | int | None, reserve: str | int | None) -> tuple[int | None, int]:
-    """The limit, None for what is free, and what of that is left to others."""
+def _read_limits(ram: str | int | None, reserve: str | int | None, vram: str | int | None) -> Limits:
     limit = None if ram == "auto" else find_bytes(ram, "ram")
     if reserve is not None and limit is not None:
         raise UsageError(
@@ -149,4 +81,5 @@ def _read_limits(ram: str | int | None, reserve: str | int | None) -> tuple[int 
             "the reserve is what is left of the free memory, and ram says how much to take of it",
             "give one of them",
         )
-    return limit, DEFAULT_RESERVE if reserve is None else find_bytes(reserve, "reserve")
+    left_to_others = DEFAULT_RESERVE if reserve is None else find_bytes(reserve, "reserve")
+    return Limits(limit, left_to_others, find_bytes(vram, "vram"))

@@ -188,10 +188,10 @@ def test_paged_experts_are_the_same_work(packed: Path, kind: str, monkeypatch: p
 
 
 def paged_model(directory: Path, monkeypatch: pytest.MonkeyPatch, expert_bytes: int = 9 << 20) -> LoadedModel:
-    from ernie_local.loading import loader
+    from ernie_local.loading import placing
     from ernie_local.planner.placement import Placement
 
-    monkeypatch.setattr(loader, "place_in_ram", lambda *_: Placement(expert_bytes, 2048))
+    monkeypatch.setattr(placing, "place_in_ram", lambda *_: Placement(expert_bytes, 2048))
     return ernie_local.load(directory, context_size=300)
 
 

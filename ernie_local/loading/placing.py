@@ -1,0 +1,101 @@
+"""What a checkpoint needs of memory for a conversation, and where `load` puts it. No weight is read for that.
+
+Owns which limit counts for what. The arithmetic is the planner's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ernie_local.checkpoint.reader import Checkpoint
+from ernie_local.config import ModelConfig
+from ernie_local.errors import UsageError
+from ernie_local.experts.paging_options import PagingOptions
+from ernie_local.loading.build import count_weights
+from ernie_local.loading.paging import paging_plan
+from ernie_local.media.processor_config import read_processor_config
+from ernie_local.model.kv_cache import kv_bytes_per_token
+from ernie_local.model.memory_use import grown_tokens
+from ernie_local.planner.card_placement import CardLimits, card_room, place_beside_card
+from ernie_local.planner.pictures import largest_prompt_bytes
+from ernie_local.planner.placement import MemoryNeed, Placement, expected_tokens, place_in_ram, place_on_card
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes. ram: of the process, None for what is free less `reserve`. vram: of a card, or of what stands
+    for one; None where nobody said."""
+
+    ram: int | None
+    reserve: int
+    vram: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a conversation shall be: where it is computed, dtypes of weights and cache, tokens."""
+
+    device: torch.device
+    dtype: torch.dtype
+    kv_dtype: torch.dtype
+    context_size: int
+    chunk_tokens: int | None
+
+    @property
+    def is_on_card(self) -> bool:
+        """Whether the device has a memory of its own."""
+        return self.device.type != "cpu"
+
+
+def count_need(
+    checkpoint: Checkpoint,
+    directory: Path,
+    config: ModelConfig,
+    demand: Demand,
+    limits: Limits,
+    paging: PagingOptions | None,
+) -> MemoryNeed:
+    """Bytes that the checkpoint in `directory` takes. ModelUnusable for image settings that make no sense."""
+    tokens = demand.context_size
+    cached = grown_tokens(tokens, tokens) if demand.is_on_card else tokens
+    weights = count_weights(checkpoint, config, demand.dtype)
+    plan = paging_plan(checkpoint, config, paging)
+    at_once = expected_tokens(limits.ram if limits.vram is None else limits.vram, tokens)
+    processor = read_processor_config(directory, config.vision)
+    return MemoryNeed(
+        weights.dense,
+        weights.experts,
+        cached * kv_bytes_per_token(config.text, demand.kv_dtype),
+        None if plan is None else plan.least_bytes,
+        largest_prompt_bytes(config, processor, at_once, demand.dtype.itemsize),
+    )
+
+
+def place(
+    need: MemoryNeed, config: ModelConfig, demand: Demand, limits: Limits, paging: PagingOptions | None
+) -> Placement:
+    """Where experts go. DoesNotFit where even paging does not help; UsageError for what a card cannot do."""
+    chunk_tokens = demand.chunk_tokens
+    if demand.is_on_card:
+        _refuse_on_card(paging)
+        room_bytes = card_room(config, demand.context_size, chunk_tokens)
+        card_free = torch.cuda.mem_get_info(demand.device)[0]
+        card_limits = CardLimits(card_free, limits.vram, limits.ram, limits.reserve)
+        return place_beside_card(need, config, room_bytes, card_limits, chunk_tokens)
+    if limits.vram is None:
+        return place_in_ram(need, config.text, limits.ram, limits.reserve, chunk_tokens)
+    # What stands for the card's memory is memory too.
+    reserve = limits.reserve + limits.vram
+    return place_on_card(need, config.text, limits.vram, limits.ram, reserve, chunk_tokens)
+
+
+def _refuse_on_card(paging: PagingOptions | None) -> None:
+    if paging is not None and paging.looks_ahead:
+        raise UsageError(
+            "looking ahead asked for on a card, which does 0 layers ahead",
+            "each layer would wait for the card twice: for its own experts, and for those of the next",
+            "leave it away, or run on the processor",
+        )
