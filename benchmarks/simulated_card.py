@@ -27,9 +27,9 @@ from ernie_local.experts.simulated_card import MachineTimes, simulate
 from ernie_local.loading.build import build_model
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.paging import paging_plan
-from ernie_local.machine.decode_work import decode_work
 from ernie_local.machine.survey import survey_machine
 from ernie_local.planner.decode_time import DecodeWork
+from ernie_local.planner.model_size import read_model
 from ernie_local.planner.placement import Placement
 from ernie_local.planner.rates import PagingCosts, Rates
 
@@ -72,7 +72,8 @@ def measure(directory: Path, share: float, num_tokens: int, rates: Rates) -> dic
         start = time.perf_counter()
         engine.decode(token_id)
         seconds.append(time.perf_counter() - start)
-    found = simulate(recorder.trace(), expert_bytes, machine_times(decode_work(network), rates))
+    work = read_model(directory).decode_work("float32")
+    found = simulate(recorder.trace(), expert_bytes, machine_times(work, rates))
     aside = {"decode_wait_seconds": 0.0, "prompt_wait_seconds": 0.0}
     predicted = 1e3 * found.decode_seconds / num_tokens
     measured = 1e3 * statistics.median(seconds)

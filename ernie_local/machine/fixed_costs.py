@@ -22,13 +22,13 @@ from ernie_local.engine import Engine
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading.build import build_model
 from ernie_local.loading.paging import paging_plan
-from ernie_local.machine.decode_work import decode_work
 from ernie_local.machine.random_checkpoint import write_random
 from ernie_local.machine.text_ids import text_ids
 from ernie_local.machine.timing import Clock, summarize
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import kv_bytes_per_token
-from ernie_local.planner.decode_time import DecodeWork, decode_seconds
+from ernie_local.planner.decode_time import decode_seconds
+from ernie_local.planner.model_size import read_model
 from ernie_local.planner.placement import Placement
 from ernie_local.planner.profile import Measurement
 from ernie_local.planner.rates import PagingCosts, Rates
@@ -74,7 +74,8 @@ def measure_fixed_costs(directory: Path, rates: Rates, clock: Clock = time.perf_
     with open_checkpoint(directory, config) as checkpoint:
         plan = paging_plan(checkpoint, config)
     assert plan is not None, "a model with experts is measured"
-    work, seen = _decode(directory, config, None, clock)
+    work = read_model(directory).decode_work("float32")
+    seen = _decode(directory, config, None, clock)
     token, layer = _split(seen, work.num_layers, decode_seconds(work, rates))
     rates = dataclasses.replace(rates, token_seconds=token.median, layer_seconds=layer.median)
 
@@ -83,11 +84,11 @@ def measure_fixed_costs(directory: Path, rates: Rates, clock: Clock = time.perf_
         hit_rate = 1 - one.misses / (work.moe_layers * work.experts_per_token)
         return max(0.0, one.seconds - decode_seconds(work, rates, hit_rate))
 
-    work, seen = _decode(directory, config, plan.most_bytes, clock)
+    seen = _decode(directory, config, plan.most_bytes, clock)
     paged_layer = _by_rounds(seen, lambda one: beyond(one) / work.moe_layers)
     rates = dataclasses.replace(rates, paging=PagingCosts(paged_layer.median, 0.0))
     scarce = plan.least_bytes + (plan.most_bytes - plan.least_bytes) // 4
-    work, seen = _decode(directory, config, scarce, clock)
+    seen = _decode(directory, config, scarce, clock)
     missing = [[one for one in tokens if one.misses] for tokens in seen]
     page = _by_rounds([tokens for tokens in missing if tokens], lambda one: beyond(one) / one.misses)
     return FixedCosts(token, layer, paged_layer, page)
@@ -104,7 +105,7 @@ class _Token:
 
 def _decode(
     directory: Path, config: ModelConfig, expert_bytes: int | None, clock: Clock
-) -> tuple[DecodeWork, list[list[_Token]]]:
+) -> list[list[_Token]]:
     """Decode random text tokens in rounds.
 
     expert_bytes: for paged experts, the conversation's memory comes on top; None for all in memory.
@@ -131,7 +132,7 @@ def _decode(
     if isinstance(network.experts, PagedExperts):
         network.experts.close()
     del tokens[:_WARM_TOKENS]
-    return decode_work(network), [tokens[start : start + _TOKENS] for start in range(0, len(tokens), _TOKENS)]
+    return [tokens[start : start + _TOKENS] for start in range(0, len(tokens), _TOKENS)]
 
 
 def _misses(network: ErnieModel) -> int:

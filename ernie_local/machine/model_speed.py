@@ -15,12 +15,12 @@ from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
-from ernie_local.machine.decode_work import decode_work
 from ernie_local.machine.text_ids import text_ids
 from ernie_local.machine.timing import Clock, summarize
 from ernie_local.media.patches import Patches
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.planner.decode_time import decode_seconds
+from ernie_local.planner.model_size import read_model
 from ernie_local.planner.profile import Measurement
 from ernie_local.planner.rates import Rates
 
@@ -84,12 +84,13 @@ def measure_model(
     mean_tokens = len(ids) - _DECODE_ROUNDS * _DECODE_TOKENS // 2
     context_bytes = mean_tokens * kv_bytes_per_token(model.config.text, model.settings.kv_dtype)
     experts = model.network.experts
+    work = read_model(model.directory).decode_work(str(model.network.dtype).removeprefix("torch."))
     return ModelRun(
         prompt_tokens=prompt_tokens,
         first_token_seconds=summarize(prompt),
         prefill=summarize([prompt_tokens / one for one in prompt]),
         decode=decode,
-        predicted_decode=1 / decode_seconds(decode_work(model.network), rates, hit_rate, context_bytes),
+        predicted_decode=1 / decode_seconds(work, rates, hit_rate, context_bytes),
         hit_rate=hit_rate,
         expert_memory_bytes=experts.level.memory.num_bytes if isinstance(experts, PagedExperts) else None,
         picture=None if picture is None else _measure_picture(model, picture, clock),

@@ -20,6 +20,9 @@ from ernie_local.config.parse import parse_config
 from ernie_local.errors import UsageError
 from ernie_local.experts.paging_plan import PagingPlan
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
+from ernie_local.planner.conversation import WEIGHT_ITEM_BYTES
+from ernie_local.planner.decode_time import DecodeWork
+from ernie_local.planner.decode_work import decode_work
 from ernie_local.planner.weights import WeightBytes, page_sizes, weights_in_memory
 from ernie_local.strict_json import read_json_object
 
@@ -74,8 +77,19 @@ class ModelSize:
             self._weights[item_bytes] = weights_in_memory(self.tensors, num_experts, item_bytes)
         return self._weights[item_bytes]
 
+    def decode_work(self, dtype: str) -> DecodeWork:
+        """What a decoded text token reads, where plain weights are computed with in `dtype`."""
+        if dtype not in self._work:
+            weights = self.weights(WEIGHT_ITEM_BYTES[dtype])
+            self._work[dtype] = decode_work(self.tensors, self.config, weights, dtype)
+        return self._work[dtype]
+
     @cached_property
     def _weights(self) -> dict[int, WeightBytes]:
+        return {}
+
+    @cached_property
+    def _work(self) -> dict[str, DecodeWork]:
         return {}
 
 

@@ -6,15 +6,13 @@ link after what is there was computed.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ernie_local.checkpoint.parts import TEXT_EXPERTS
 from ernie_local.planner.card_memory import CardPlan
-from ernie_local.planner.conversation import WEIGHT_ITEM_BYTES, Conversation
-from ernie_local.planner.decode_time import DecodeWork, decode_seconds
+from ernie_local.planner.conversation import Conversation
+from ernie_local.planner.decode_time import decode_seconds
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.rates import CardRates, Rates
 
@@ -34,8 +32,6 @@ _TRACED = ((0.0, 0.0), (0.3, 0.42), (0.5, 0.6), (0.83, 0.88), (1.0, 1.0))
 _STICKY = ((0.0, 0.0), (0.25, 0.54), (0.5, 0.72), (0.75, 0.87), (1.0, 1.0))
 # A card's work between reading weights: a launch and a look at the router in each layer. Assumed.
 _CARD_TOKEN_SECONDS, _CARD_LAYER_SECONDS = 0.004, 0.0001
-# What every token reads, of the parts of a model; the tied embedding is the head.
-_ALWAYS_READ = ("attention", "shared experts", "dense layers", "routers", "norms", "head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,36 +68,6 @@ class Speed:
     is_measured: bool
 
 
-def decode_work(model: ModelSize, dtype: str) -> DecodeWork:
-    """What a decoded text token reads, by format, where plain weights are computed with in `dtype`."""
-    text, item_bytes = model.config.text, WEIGHT_ITEM_BYTES[dtype]
-    has_head = any(part.name == "head" for part in model.parts)
-    always: Counter[str] = Counter()
-    experts: Counter[str] = Counter()
-    for tensor in model.tensors:
-        if tensor.part == TEXT_EXPERTS:
-            experts[tensor.format_name.partition("-")[0] if tensor.is_packed else dtype] += tensor.weights
-        elif tensor.part in _ALWAYS_READ or (tensor.part == "embedding" and not has_head):
-            if "vision_router" in tensor.name:
-                continue
-            if tensor.is_packed:
-                always[tensor.format_name.partition("-")[0]] += tensor.num_bytes
-            elif tensor.part == "routers":
-                always["float32"] += WEIGHT_ITEM_BYTES["float32"] * tensor.weights
-            else:
-                always[dtype] += item_bytes * tensor.weights
-    num_experts = max(1, sum(text.moe_layers) * text.num_experts)
-    return DecodeWork(
-        num_layers=text.num_hidden_layers,
-        moe_layers=sum(text.moe_layers),
-        experts_per_token=text.experts_per_token,
-        always_bytes=dict(always),
-        expert_bytes=model.weights(item_bytes).parts.get(TEXT_EXPERTS, 0) // num_experts,
-        expert_format=experts.most_common(1)[0][0] if experts else dtype,
-        page_bytes=sum(part.num_bytes for part in model.parts if part.name == TEXT_EXPERTS) // num_experts,
-    )
-
-
 def cache_bytes(model: ModelSize, conversation: Conversation) -> int:
     """Of the KV cache, what a token in the middle of the conversation reads."""
     return conversation.kv_size(model.config.text).bytes_per_token * conversation.context_size // 2
@@ -113,7 +79,7 @@ def cpu_speed(
     """share: of the text experts that have room, None where nothing is paged. rates: None for assumed."""
     known = ASSUMED if rates is None else rates
     low, high = _ASSUMED_BAND if rates is None else _MEASURED_BAND
-    work, context_bytes = decode_work(model, conversation.dtype), cache_bytes(model, conversation)
+    work, context_bytes = model.decode_work(conversation.dtype), cache_bytes(model, conversation)
     hits = HitRates.of(1.0 if share is None else share)
 
     def tokens_a_second(hit_rate: float) -> float:
@@ -131,7 +97,7 @@ def cpu_speed(
 
 def card_speed(model: ModelSize, conversation: Conversation, plan: CardPlan, rates: CardRates) -> Speed:
     """On a card with these rates, missing experts being fetched over the link from RAM."""
-    work, context_bytes = decode_work(model, "bfloat16"), cache_bytes(model, conversation)
+    work, context_bytes = model.decode_work("bfloat16"), cache_bytes(model, conversation)
     always = sum(work.always_bytes.values()) + context_bytes
     routed = work.moe_layers * work.experts_per_token * work.expert_bytes
     hits = HitRates.of(1.0 if plan.tier == "resident" else plan.resident_share)

@@ -20,10 +20,10 @@ from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
 from ernie_local.loading import LoadedModel
 from ernie_local.machine import fixed_costs, model_speed
-from ernie_local.machine.decode_work import decode_work
 from ernie_local.machine.fixed_costs import measure_fixed_costs, write_small_packed
 from ernie_local.machine.text_ids import text_ids
 from ernie_local.planner.decode_time import DecodeWork, decode_seconds
+from ernie_local.planner.model_size import read_model
 from ernie_local.planner.profile import Measurement
 from ernie_local.planner.rates import PagingCosts, Rates
 
@@ -64,7 +64,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_formula_made_is_found_again(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens as the formula says with known costs, in place of measured ones: these costs come out."""
     rates = dataclasses.replace(RATES, token_seconds=0.3, layer_seconds=0.05, paging=PagingCosts(0.02, 0.4))
-    work = DecodeWork(6, 5, 4, {"w8": 10**7}, 10**6, "w4", 10**6)
+    work = read_model(packed).decode_work("float32")
     resident = decode_seconds(work, rates)
     beside = resident - 0.3 - 6 * 0.05
 
@@ -78,9 +78,9 @@ def test_what_a_formula_made_is_found_again(packed: Path, monkeypatch: pytest.Mo
         runs.append(expert_bytes)
         if expert_bytes is None:
             layers = 6 * 0.05 + beside * 6 * 0.05 / (0.3 + 6 * 0.05)
-            return work, [[fixed_costs._Token(resident, layers, 0)] * 3] * 2
+            return [[fixed_costs._Token(resident, layers, 0)] * 3] * 2
         misses = (0, 0, 1) if len(runs) == 2 else (0, 3, 5)
-        return work, [[token(count) for count in misses]] * 2
+        return [[token(count) for count in misses]] * 2
 
     monkeypatch.setattr(fixed_costs, "_decode", decode)
     found = measure_fixed_costs(packed, rates)
@@ -118,9 +118,9 @@ def test_pages_are_missing_where_memory_is_scarce(packed: Path, monkeypatch: pyt
     real = fixed_costs._decode
 
     def decode(*arguments: Any) -> Any:
-        work, rounds = real(*arguments)
+        rounds = real(*arguments)
         seen.append(rounds)
-        return work, rounds
+        return rounds
 
     monkeypatch.setattr(fixed_costs, "_decode", decode)
     measure_fixed_costs(packed, RATES)
@@ -151,7 +151,7 @@ def plain_bytes(directory: Path, item_bytes: int) -> int:
 
 def test_work_of_a_plain_model() -> None:
     model = ernie_local.load("nano", context_size=64)
-    work = decode_work(model.network)
+    work = read_model(model.directory).decode_work("float32")
     assert not model.config.has_packed_experts
     expert = 3 * 192 * 192 * 4
     assert work == DecodeWork(
@@ -161,13 +161,13 @@ def test_work_of_a_plain_model() -> None:
         always_bytes={"float32": plain_bytes(model.directory, 4)},
         expert_bytes=expert,
         expert_format="float32",
-        page_bytes=expert,
+        page_bytes=expert // 2,  # bfloat16 on the disk
     )
 
 
 def test_work_of_a_packed_model(packed: Path) -> None:
     model = ernie_local.load(packed, context_size=64)
-    work = decode_work(model.network)
+    work = read_model(model.directory).decode_work("float32")
     assert model.config.has_packed_experts
     with open_checkpoint(packed, model.config) as checkpoint:
         sizes = {name: one.num_bytes for name, one in checkpoint.packed.items()}
@@ -175,16 +175,6 @@ def test_work_of_a_packed_model(packed: Path) -> None:
     assert work.always_bytes["w8"] == sum(size for name, size in sizes.items() if name.endswith(".w8"))
     assert work.always_bytes["float32"] == plain_bytes(packed, 4)
     assert (work.expert_bytes, work.expert_format, work.page_bytes) == (page_bytes, "w4", page_bytes)
-
-
-@pytest.mark.parametrize("kind", ["plain", "packed"])
-def test_paged_experts_are_the_same_work(packed: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = packed if kind == "packed" else resolve_model("nano")
-    resident = decode_work(ernie_local.load(directory, context_size=64).network)
-    paged = decode_work(paged_model(directory, monkeypatch).network)
-    assert dataclasses.replace(paged, page_bytes=resident.page_bytes) == resident
-    # nano's experts lie in bfloat16 on the disk, and are computed with in float32.
-    assert paged.page_bytes == (resident.page_bytes if kind == "packed" else resident.page_bytes // 2)
 
 
 def paged_model(directory: Path, monkeypatch: pytest.MonkeyPatch, expert_bytes: int = 9 << 20) -> LoadedModel:
@@ -207,8 +197,9 @@ def test_a_model_is_measured_and_predicted(packed: Path) -> None:
     assert found.prefill.median == found.prompt_tokens
     assert found.decode == Measurement(1.0, 1.0, 1.0, 7)
     assert (found.hit_rate, found.expert_memory_bytes, found.picture) == (None, None, None)
-    context = decode_seconds(decode_work(model.network), RATES, None, (300 - 42) * 2 * 6 * 2 * 48 * 2)
-    assert 1 / found.predicted_decode == pytest.approx(context)
+    work = read_model(model.directory).decode_work("float32")
+    expected = decode_seconds(work, RATES, None, (300 - 42) * 2 * 6 * 2 * 48 * 2)
+    assert 1 / found.predicted_decode == pytest.approx(expected)
 
 
 def test_a_paged_model_is_predicted_by_what_it_found(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +210,8 @@ def test_a_paged_model_is_predicted_by_what_it_found(packed: Path, monkeypatch: 
     assert found.expert_memory_bytes is not None
     assert 0 < found.expert_memory_bytes <= 5 << 20
     context = (300 - 42) * 2 * 6 * 2 * 48 * 2
-    expected = decode_seconds(decode_work(model.network), RATES, found.hit_rate, context)
+    work = read_model(model.directory).decode_work("float32")
+    expected = decode_seconds(work, RATES, found.hit_rate, context)
     assert 1 / found.predicted_decode == pytest.approx(expected)
 
 

@@ -17,7 +17,6 @@ from ernie_local.planner.speed import (
     HitRates,
     card_speed,
     cpu_speed,
-    decode_work,
     operations_per_token,
 )
 from ernie_local.sizes import GIB, MIB
@@ -139,7 +138,7 @@ def test_a_card_is_known_by_its_driver_s_name() -> None:
 
 def test_a_token_reads_what_the_reference_counts() -> None:
     """1.9 B routed and 1.44 B other weights of a text token, 6.7 GFLOP at most."""
-    work = decode_work(published_model(), "bfloat16")
+    work = published_model().decode_work("bfloat16")
     assert work.expert_bytes == work.page_bytes == 2 * 11_796_480
     assert (work.num_layers, work.moe_layers, work.experts_per_token) == (28, 27, 6)
     dense = 440_401_920 + 637_009_920 + 94_371_840 + 264_765_440 + 145_920
@@ -190,7 +189,7 @@ def test_a_card_follows_the_formula_of_the_reference() -> None:
     card = find_card("rtx3060-12gb")
     plan = plan_card(W4, SHORT, card.usable_bytes, Budget(64 * GIB))
     rates = CardRates(288e9, 24e9, 18e12)
-    work, hits = decode_work(W4, "bfloat16"), HitRates.of(plan.resident_share)
+    work, hits = W4.decode_work("bfloat16"), HitRates.of(plan.resident_share)
     always = sum(work.always_bytes.values()) + 57344 * 512
     routed = 27 * 6 * work.expert_bytes
     seconds = 0.004 + 28 * 0.0001 + (always + hits.traced * routed) / 288e9
