@@ -59,6 +59,7 @@ def model_fields(model: LoadedModel, measured: ModelRun) -> dict[str, object]:
             "prefill_tokens_per_second": dataclasses.asdict(measured.prefill),
             "decode_tokens_per_second": dataclasses.asdict(measured.decode),
             "predicted_decode_tokens_per_second": measured.predicted_decode,
+            "disk_bytes_per_second": None if measured.disk is None else dataclasses.asdict(measured.disk),
             "picture": None
             if picture is None
             else {

@@ -53,6 +53,11 @@ class PageStore:
         """Whether pages come without a copy in the system's page cache."""
         return all(file.is_direct for file in self._files.values())
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files that pages lie in."""
+        return list(self._files)
+
     def page_bytes(self, key: ExpertKey) -> int:
         """Bytes of the page."""
         return sum(part.num_bytes for part in self._ranges[key])

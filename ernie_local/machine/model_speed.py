@@ -6,6 +6,7 @@ of options or of how it is shown.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
+from ernie_local.machine.disk import holds_pages, measure_disk
 from ernie_local.machine.text_ids import text_ids
 from ernie_local.machine.timing import Clock, summarize
 from ernie_local.media.patches import Patches
@@ -29,6 +31,7 @@ _ROUNDS = 3  # of prompts and pictures
 _WARM_TOKENS = 32
 _DECODE_ROUNDS = 7
 _DECODE_TOKENS = 12  # in a round
+_DISK_SECONDS = 0.2  # before each
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,9 @@ class ModelRun:
     """What was measured. prefill, decode: tokens a second, decode by the median token of each round.
 
     first_token_seconds: from a prompt of `prompt_tokens` of text to the logits of the first token behind it.
-    hit_rate: share of experts that decode found in memory, and expert_memory_bytes that memory; None where
-    all are resident. predicted_decode: what the rates say, for the same share.
+    hit_rate: share of experts that decode found in memory, expert_memory_bytes that memory, and disk what the
+    pages' disk gave between rounds of decode, bytes a second; None where all are resident. predicted_decode:
+    what the rates say, for the same share and that disk.
     """
 
     prompt_tokens: int
@@ -56,6 +60,7 @@ class ModelRun:
     predicted_decode: float
     hit_rate: float | None
     expert_memory_bytes: int | None
+    disk: Measurement | None
     picture: PictureSpeed | None
 
 
@@ -80,10 +85,12 @@ def measure_model(
         return engine
 
     prompt = _seconds(read_prompt, clock)
-    decode, hit_rate = _decode(read_prompt(), model, ids[prompt_tokens:], clock)
+    decode, hit_rate, disk = _decode(read_prompt(), model, ids[prompt_tokens:], clock)
     mean_tokens = len(ids) - _DECODE_ROUNDS * _DECODE_TOKENS // 2
     context_bytes = mean_tokens * kv_bytes_per_token(model.config.text, model.settings.kv_dtype)
     experts = model.network.experts
+    if disk is not None:
+        rates = dataclasses.replace(rates, disk_bytes_per_second=disk.median)
     work = read_model(model.directory).decode_work(str(model.network.dtype).removeprefix("torch."))
     return ModelRun(
         prompt_tokens=prompt_tokens,
@@ -93,18 +100,23 @@ def measure_model(
         predicted_decode=1 / decode_seconds(work, rates, hit_rate, context_bytes),
         hit_rate=hit_rate,
         expert_memory_bytes=experts.level.memory.num_bytes if isinstance(experts, PagedExperts) else None,
+        disk=disk,
         picture=None if picture is None else _measure_picture(model, picture, clock),
     )
 
 
 def _decode(
     engine: Engine, model: LoadedModel, ids: list[int], clock: Clock
-) -> tuple[Measurement, float | None]:
-    """Tokens a second behind the first few ids, by rounds' medians, and the share of experts they found."""
+) -> tuple[Measurement, float | None, Measurement | None]:
+    """Tokens a second behind the first few ids, by rounds' medians; the share of experts that they found, and
+    the disk's bytes a second before each round."""
     for token_id in ids[:_WARM_TOKENS]:
         engine.decode(token_id)
-    before, rates = model.paging, []
+    before = model.paging
+    rates: list[float] = []
+    disk: list[float] = []
     for first in range(_WARM_TOKENS, len(ids), _DECODE_TOKENS):
+        disk += _disk_rate(model)
         seconds = []
         for token_id in ids[first : first + _DECODE_TOKENS]:
             start = clock()
@@ -113,8 +125,22 @@ def _decode(
         rates.append(1 / statistics.median(seconds))  # what other programs delay is not the model's
     after = model.paging
     if before is None or after is None:
-        return summarize(rates), None
-    return summarize(rates), after.since(before).banks["text"].decode_hit_rate
+        return summarize(rates), None, None
+    hit_rate = after.since(before).banks["text"].decode_hit_rate
+    return summarize(rates), hit_rate, summarize(disk) if disk else None
+
+
+def _disk_rate(model: LoadedModel) -> list[float]:
+    """Bytes a second of the disk now, which other programs use too; nothing where no page is read from it."""
+    experts = model.network.experts
+    if not isinstance(experts, PagedExperts):
+        return []
+    store = experts.store
+    path = max(store.paths, key=lambda path: path.stat().st_size)
+    page_bytes = max(map(store.page_bytes, store.experts))
+    if not holds_pages(path, page_bytes):
+        return []
+    return [measure_disk(path, page_bytes, _DISK_SECONDS).speed.median]
 
 
 def _measure_picture(model: LoadedModel, picture: Patches, clock: Clock) -> PictureSpeed:

@@ -20,6 +20,7 @@ from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
 from ernie_local.loading import LoadedModel
 from ernie_local.machine import fixed_costs, model_speed
+from ernie_local.machine.disk import DiskSpeed
 from ernie_local.machine.fixed_costs import measure_fixed_costs, write_small_packed
 from ernie_local.machine.text_ids import text_ids
 from ernie_local.planner.decode_time import DecodeWork, decode_seconds
@@ -211,7 +212,29 @@ def test_a_paged_model_is_predicted_by_what_it_found(packed: Path, monkeypatch: 
     assert 0 < found.expert_memory_bytes <= 5 << 20
     context = (300 - 42) * 2 * 6 * 2 * 48 * 2
     work = read_model(model.directory).decode_work("float32")
+    assert found.disk is None, "the file is too small to measure a disk by"
     expected = decode_seconds(work, RATES, found.hit_rate, context)
+    assert 1 / found.predicted_decode == pytest.approx(expected)
+
+
+def test_the_disk_of_a_paged_model_is_what_it_gives_beside_decode(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paged, asked = paged_model(packed, monkeypatch, 5 << 20), []
+
+    def measure(path: Path, page_bytes: int, seconds: float) -> DiskSpeed:
+        asked.append((path.parent, page_bytes))
+        rate = 1e6 * len(asked)
+        return DiskSpeed(Measurement(rate, rate, rate, 4), page_bytes, is_direct=True)
+
+    monkeypatch.setattr(model_speed, "holds_pages", lambda *_: True)
+    monkeypatch.setattr(model_speed, "measure_disk", measure)
+    found = model_speed.measure_model(paged, RATES, clock=Ticks())
+    work = read_model(packed).decode_work("float32")
+    assert asked == [(packed, work.page_bytes)] * 7
+    assert found.disk == Measurement(4e6, 1e6, 7e6, 7)
+    rates = dataclasses.replace(RATES, disk_bytes_per_second=4e6)
+    expected = decode_seconds(work, rates, found.hit_rate, (300 - 42) * 2 * 6 * 2 * 48 * 2)
     assert 1 / found.predicted_decode == pytest.approx(expected)
 
 
