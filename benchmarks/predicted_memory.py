@@ -38,6 +38,7 @@ LARGE = [
     ("4096", "float32", None, None),
     ("512", "float32", None, "8GiB"),
     ("3500", "float32", "1240x1754", "8GiB"),
+    ("8192", "float32", None, "5GiB"),
 ]
 
 

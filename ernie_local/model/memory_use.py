@@ -100,19 +100,22 @@ def tower_passes(patch_counts: Sequence[int]) -> list[int]:
     return passes
 
 
+def mixed_chunk_bytes(config: TextConfig, chunk_tokens: int, item_bytes: int) -> int:
+    """What a chunk with tokens of both banks takes beside one of text alone: states and results of each on
+    their own, and shared experts apart (counted in model/moe.py)."""
+    return chunk_tokens * item_bytes * (4 * config.hidden_size + 2 * config.shared_expert_size)
+
+
 def picture_prompt_bytes(
     config: ModelConfig, num_patches: int, num_image_tokens: int, chunk_tokens: int, item_bytes: int
 ) -> int:
     """What a prompt with pictures takes from their encoding until it has been read, beside one of text.
 
-    Patches in float32; each picture's features, and all of them in one piece; and of a chunk of both banks,
-    states and results of each on their own and shared experts apart (counted in model/moe.py).
+    Patches in float32; each picture's features, and all of them in one piece; and a chunk of both banks.
     """
-    text = config.text
     patches = num_patches * config.vision.patch_values * _FLOAT_BYTES
-    features = 2 * num_image_tokens * text.hidden_size * item_bytes
-    mixed = chunk_tokens * item_bytes * (4 * text.hidden_size + 2 * text.shared_expert_size)
-    return patches + features + mixed
+    features = 2 * num_image_tokens * config.text.hidden_size * item_bytes
+    return patches + features + mixed_chunk_bytes(config.text, chunk_tokens, item_bytes)
 
 
 def encoding_bytes(config: VisionConfig, patch_counts: Sequence[int]) -> int:

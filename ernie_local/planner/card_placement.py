@@ -71,7 +71,9 @@ def place_beside_card(
     card_free, vram_limit = limits.card_free, limits.vram
     left_to_others = headroom_bytes() if headroom is None else headroom
     limit = max(0, card_free - left_to_others) if vram_limit is None else vram_limit
-    with_room = dataclasses.replace(need, kv_cache_bytes=need.kv_cache_bytes + room_bytes, prompt_bytes=0)
+    # The room is for what a prompt takes for a while.
+    cache_bytes = need.kv_cache_bytes + room_bytes
+    with_room = dataclasses.replace(need, kv_cache_bytes=cache_bytes, prompt_bytes=0, prompt_tokens=0)
     if card_free < min(limit, need.weight_bytes + with_room.kv_cache_bytes):
         raise DoesNotFit(
             f"the vram limit is {format_bytes(limit)}, {format_bytes(card_free)} are free on the card",

@@ -5,10 +5,16 @@ The placement is the one that `load` makes (placement.py). Knows nothing of spee
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ernie_local.errors import DoesNotFit
-from ernie_local.model.memory_use import attention_bytes, encoding_bytes
+from ernie_local.model.memory_use import (
+    attention_bytes,
+    encoding_bytes,
+    mixed_chunk_bytes,
+    picture_prompt_bytes,
+)
 from ernie_local.planner.conversation import Conversation
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.pictures import largest_prompt_bytes
@@ -88,7 +94,6 @@ def plan_cpu(model: ModelSize, conversation: Conversation, budget: Budget) -> Cp
     Where it does not fit, the terms are those of the smallest way to run it.
     """
     need, text = _need(model, conversation, budget), model.config.text
-    least = least_limit(need, text, PROCESS.best)
     free = _free_beside(budget)
     placement: Placement | None
     try:
@@ -97,10 +102,53 @@ def plan_cpu(model: ModelSize, conversation: Conversation, budget: Budget) -> Cp
         )
     except DoesNotFit:
         placement = None
-    smallest = place_in_ram(need, text, least, process=PROCESS.best, free=least)
+    if placement is not None and _lacking_bytes(model, conversation, placement) > 0:
+        placement = None
+    least, smallest = _smallest(model, conversation, need)
     terms = _terms(model, conversation, placement or smallest)
     memory = MemoryPlan("ram", terms, budget.allowed_bytes)
     return CpuPlan(memory, placement, least, resident_limit(need, text, PROCESS.best))
+
+
+def _smallest(model: ModelSize, conversation: Conversation, need: MemoryNeed) -> tuple[int, Placement]:
+    """The smallest limit that the conversation runs in with all its pictures, and what is placed there."""
+    least = least_limit(need, model.config.text, PROCESS.best)
+    while True:
+        placement = place_in_ram(need, model.config.text, least, process=PROCESS.best, free=least)
+        lacking = _lacking_bytes(model, conversation, placement)
+        if lacking <= 0:
+            return least, placement
+        least += lacking  # which may make chunks larger, and these want more
+
+
+def _lacking_bytes(model: ModelSize, conversation: Conversation, placement: Placement) -> int:
+    """What the experts of one token would lack when others want most of the memory that they share.
+
+    The conversation would come to an end there (experts/room.py)."""
+    if placement.paged_bytes is None:
+        return 0
+    plan = model.paging_plan
+    assert plan is not None
+    most = max(_beside_experts(model, conversation, placement).values())
+    return plan.least_bytes + most - placement.paged_bytes
+
+
+def _beside_experts(model: ModelSize, conversation: Conversation, placement: Placement) -> dict[Phase, int]:
+    """What the runtime keeps for others of the memory that paged experts share, as engine.py asks for it."""
+    text, num_tokens, pictures = model.config.text, conversation.context_size, conversation.pictures
+    chunk = min(placement.chunk_tokens, num_tokens)
+    held = encoding = 0
+    if pictures:
+        num_patches, num_image_tokens = (
+            sum(counts) for counts in zip(*((one.patches, one.tokens) for one in pictures), strict=True)
+        )
+        held = picture_prompt_bytes(
+            model.config, num_patches, num_image_tokens, chunk, conversation.item_bytes
+        )
+        encoding = encoding_bytes(model.config.vision, [picture.patches for picture in pictures])
+    talk = conversation.kv_size(text).touched_bytes(num_tokens) + attention_bytes(text, chunk, num_tokens)
+    # What a prompt needed stays with the cache.
+    return {"vision": encoding + held, "prefill": talk + held, "decode": talk}
 
 
 def _free_beside(budget: Budget) -> int:
@@ -119,6 +167,7 @@ def _need(model: ModelSize, conversation: Conversation, budget: Budget) -> Memor
         conversation.kv_size(model.config.text).num_bytes,
         None if plan is None else plan.least_bytes,
         largest_prompt_bytes(model.config, model.processor, num_tokens, conversation.item_bytes),
+        num_tokens,
     )
 
 
@@ -136,7 +185,8 @@ def _terms(model: ModelSize, conversation: Conversation, placement: Placement) -
     terms.append(Term.always("ends of huge pages", "computed", _huge_page_ends(model, resident=resident)))
     working = _working_terms(conversation, placement, model)
     if placement.paged_bytes is not None:
-        terms.append(_slots(model, placement.paged_bytes, working))
+        beside = _beside_experts(model, conversation, placement)
+        terms.append(_slots(model, placement.paged_bytes, beside))
     return tuple(term for term in (*terms, *working) if term.most.best)
 
 
@@ -160,6 +210,7 @@ def _working_terms(conversation: Conversation, placement: Placement, model: Mode
     features = conversation.picture_tokens * text.hidden_size * _FLOAT_BYTES
     encoding = encoding_bytes(config.vision, [picture.patches for picture in pictures])
     likely = int(_ENCODING_SHARE * encoding)
+    mixed = mixed_chunk_bytes(text, chunk, conversation.item_bytes) if pictures else 0
     programs = _num_programs(model, conversation, chunk) * _PROGRAM_BYTES
     # A later picture would find the cache full: that is the high end.
     early = Amount(0, 0, cache.best)
@@ -177,6 +228,7 @@ def _working_terms(conversation: Conversation, placement: Placement, model: Mode
             "measured",
             {"prefill": Amount.about(int(_CHUNK_SHARE * working_bytes(text, chunk)), 0.8, 1.2)},
         ),
+        Term("a chunk with pictures", "computed", {"prefill": Amount(0, mixed, mixed)}),
         Term("compiled products", "measured", {"prefill": Amount.about(programs, 0.0, 1.5)}),
         Term(
             "attention at work",
@@ -196,18 +248,13 @@ def _num_programs(model: ModelSize, conversation: Conversation, chunk_tokens: in
     return min(_MOST_PROGRAMS, 2 * num_chunks * num_banks * sum(text.moe_layers) * text.num_experts)
 
 
-def _slots(model: ModelSize, shared_bytes: int, working: list[Term]) -> Term:
-    """Slots of paged experts: of the memory that they share with cache, attention and tower, the rest."""
+def _slots(model: ModelSize, shared_bytes: int, beside: Mapping[Phase, int]) -> Term:
+    """Slots of paged experts: what others do not take of the memory that they share."""
     plan = model.paging_plan
     assert plan is not None
     frames = min(shared_bytes, plan.most_bytes) // plan.frame_bytes
     phases: dict[Phase, Amount] = {}
-    by_name = {term.name: term.most for term in working}
-    encoding = by_name["vision tower at work"].high
-    # What a prompt needed stays with the cache.
-    conversation = by_name["KV cache"].best + by_name["attention at work"].best
-    for phase in _AFTER_LOAD:
-        beside = encoding if phase == "vision" else conversation
-        taken = min(frames, max(0, shared_bytes - beside) // plan.frame_bytes) * plan.frame_bytes
+    for phase, num_bytes in beside.items():
+        taken = min(frames, max(0, shared_bytes - num_bytes) // plan.frame_bytes) * plan.frame_bytes
         phases[phase] = Amount.about(taken, 0.95, 1.0)
     return Term(SLOTS, "computed", phases)

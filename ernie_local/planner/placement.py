@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ernie_local.config import TextConfig
 from ernie_local.errors import DoesNotFit
-from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes
 from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.sizes import GIB, MIB, format_bytes
 
@@ -29,6 +29,7 @@ class MemoryNeed:
 
     least_expert_bytes: with which experts can be paged; None where they cannot. prompt_bytes: what the
     largest prompt takes for a while (`prompt_room`); paged experts make room for it, resident ones cannot.
+    prompt_tokens: of the longest text, which is attended to at once. Both 0 where counted elsewhere.
     """
 
     dense_bytes: int
@@ -36,6 +37,7 @@ class MemoryNeed:
     kv_cache_bytes: int
     least_expert_bytes: int | None
     prompt_bytes: int = 0
+    prompt_tokens: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -104,18 +106,22 @@ def place_in_ram(
     resident = need.expert_bytes + cache_bytes + _kept_bytes(need)
     if fixed + working_bytes(config, chunk) + resident <= allowed:
         return Placement(None, chunk)
-    floor = _floor_bytes(need)
     left = allowed - fixed
+
+    def paged_bytes(chunk: int) -> int:
+        """The least that experts and the conversation have together."""
+        return _floor_bytes(need) + cache_bytes + _attention_bytes(need, config, chunk)
 
     def is_large(chunk: int) -> bool:
         working = working_bytes(config, chunk)
-        return working * _WORKING_SHARE > left or working + floor + cache_bytes > left
+        return working * _WORKING_SHARE > left or working + paged_bytes(chunk) > left
 
     while chunk_tokens is None and chunk > _SMALLEST_CHUNK and is_large(chunk):
         chunk //= 2
     left -= working_bytes(config, chunk)
-    if left < floor + cache_bytes:
-        raise _refused(need, allowed, None if limit is None else option, allowed - left + floor + cache_bytes)
+    least = paged_bytes(chunk)
+    if left < least:
+        raise _refused(need, allowed, None if limit is None else option, allowed - left + least)
     if left >= resident:
         return Placement(None, chunk)
     if limit is not None and limit - process > free:
@@ -130,7 +136,7 @@ def place_in_ram(
 
 def least_limit(need: MemoryNeed, config: TextConfig, process: int) -> int:
     """The smallest limit that `place_in_ram` takes for a process that has so many bytes."""
-    working = working_bytes(config, _SMALLEST_CHUNK)
+    working = working_bytes(config, _SMALLEST_CHUNK) + _attention_bytes(need, config, _SMALLEST_CHUNK)
     return _fixed_bytes(need, process) + working + _floor_bytes(need) + need.kv_cache_bytes
 
 
@@ -179,6 +185,11 @@ def place_on_card(
 def _fixed_bytes(need: MemoryNeed, process: int) -> int:
     """What is there wherever experts go."""
     return process + need.dense_bytes + SLACK_BYTES
+
+
+def _attention_bytes(need: MemoryNeed, config: TextConfig, chunk: int) -> int:
+    """For the last chunk of the longest prompt, beside the cache."""
+    return attention_bytes(config, chunk, need.prompt_tokens)
 
 
 def _kept_bytes(need: MemoryNeed) -> int:
