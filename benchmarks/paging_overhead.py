@@ -2,8 +2,8 @@
 
     python benchmarks/paging_overhead.py MODEL [--rounds 20] [--first paged]
 
-Both models are in memory and take turns, a few tokens each, so that what else the machine does hits both;
-the last line is one JSON object: medians over all tokens, and the median over rounds of their ratio.
+Both models are in memory and take turns, a token each, so that what else the machine does hits both; the last
+line is one JSON object: medians over all tokens, and the median and quartiles of the ratio of a pair.
 """
 
 from __future__ import annotations
@@ -48,14 +48,20 @@ def build(directory: Path, *, is_paged: bool) -> ErnieModel:
     return model
 
 
-def decode_ms(engine: Engine, ids: list[int]) -> list[float]:
-    """Milliseconds of each decoded token."""
-    times = []
-    for token in ids:
-        start = time.perf_counter()
-        engine.decode(token)
-        times.append(1e3 * (time.perf_counter() - start))
-    return times
+def decode_ms(engine: Engine, token: int) -> float:
+    """Milliseconds of one decoded token."""
+    start = time.perf_counter()
+    engine.decode(token)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def huge_share() -> float:
+    """Of the process's memory, what lies in huge pages: from small ones weights come more slowly."""
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    anonymous, huge = (
+        int(rollup.partition(f"{key}:")[2].split()[0]) for key in ("\nAnonymous", "\nAnonHugePages")
+    )
+    return huge / anonymous
 
 
 def main() -> None:
@@ -77,22 +83,33 @@ def main() -> None:
     ids = random_ids(engines["paged"].context_size, model.config.text.vocab_size)
     for engine in engines.values():
         engine.prefill(ids[:PROMPT_TOKENS])
+    print(f"{huge_share():.1%} of memory in huge pages")
     times: dict[str, list[float]] = {kind: [] for kind in engines}
     ratios = []
     for round_id in range(arguments.rounds):
         first = PROMPT_TOKENS + round_id * arguments.tokens
-        medians = {}
-        # Whoever comes second finds the other's weights in the caches, so they take turns at that too.
-        for kind in sorted(engines, reverse=bool(round_id % 2)):
-            measured = decode_ms(engines[kind], ids[first : first + arguments.tokens])
-            times[kind] += measured
-            medians[kind] = statistics.median(measured)
-        ratios.append(medians["paged"] / medians["resident"] - 1)
-        print(*(f"{kind} {milliseconds:.2f} ms," for kind, milliseconds in sorted(medians.items())), end=" ")
-        print(f"{100 * ratios[-1]:+.1f} %")
+        measured: dict[str, list[float]] = {kind: [] for kind in engines}
+        # Token by token, so that both meet the same machine; whoever is second finds the caches the other's.
+        for index, token in enumerate(ids[first : first + arguments.tokens]):
+            for kind in sorted(engines, reverse=bool(index % 2)):
+                measured[kind].append(decode_ms(engines[kind], token))
+        ratios += [
+            paged / resident - 1
+            for paged, resident in zip(measured["paged"], measured["resident"], strict=True)
+        ]
+        for kind in engines:
+            times[kind] += measured[kind]
+        medians = {kind: statistics.median(of) for kind, of in sorted(measured.items())}
+        print(*(f"{kind} {milliseconds:.2f} ms," for kind, milliseconds in medians.items()), end=" ")
+        print(f"{100 * statistics.median(ratios[-arguments.tokens :]):+.1f} %", flush=True)
     assert paged.stats.decode_bytes_read == 0
+    quarters = statistics.quantiles(ratios, n=4)
     whole = {f"{kind}_ms": statistics.median(measured) for kind, measured in times.items()}
-    print(json.dumps({**whole, "slower": statistics.median(ratios)}))
+    print(
+        json.dumps(
+            {**whole, "slower": statistics.median(ratios), "slower_quartiles": [quarters[0], quarters[2]]}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Joins the quantizer's choice of formats with the planner. Imports no torch.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ def find_model(name: str) -> ModelSize:
         return published_model()
     from ernie_local.checkpoint.hub import resolve_model
 
-    return read_model(resolve_model(name))
+    # Called what the user calls it: where it lies says less, and where nano lies, nothing.
+    return dataclasses.replace(read_model(resolve_model(name)), name=name)
 
 
 def as_quantized(model: ModelSize, bits: BitsName | None, dense: DenseName) -> ModelSize:
