@@ -10,9 +10,7 @@ import ctypes
 import mmap
 import sys
 
-import torch
-
-from ernie_local.sizes import HUGE_PAGE
+from ernie_local.kernels.huge_pages import map_bytes
 
 UNIT_BYTES = 4096  # pages begin at multiples of it
 
@@ -23,16 +21,7 @@ class PageMemory:
     def __init__(self, num_bytes: int) -> None:
         """num_bytes: a multiple of UNIT_BYTES. MemoryError if the system gives none."""
         assert num_bytes % UNIT_BYTES == 0, num_bytes
-        try:
-            self._mapping = mmap.mmap(-1, num_bytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError as error:
-            raise MemoryError(f"{num_bytes} bytes of memory for experts: {error.strerror}") from error
-        if hasattr(mmap, "MADV_HUGEPAGE") and num_bytes >= HUGE_PAGE:
-            with contextlib.suppress(OSError):  # a kernel built without them
-                self._mapping.madvise(mmap.MADV_HUGEPAGE)
-        everything = torch.frombuffer(self._mapping, dtype=torch.uint8)
-        self._start = -everything.data_ptr() % HUGE_PAGE
-        self.bytes = everything[self._start : self._start + num_bytes]
+        self._mapping, self.bytes = map_bytes(num_bytes)
         self.units = self.bytes.view(-1, UNIT_BYTES)
 
     @property
@@ -42,7 +31,7 @@ class PageMemory:
 
     def hand_back(self, offset: int, num_bytes: int) -> None:
         """Let the system have this range, multiples of UNIT_BYTES; it reads as zeros until it is written."""
-        self._mapping.madvise(mmap.MADV_DONTNEED, self._start + offset, num_bytes)
+        self._mapping.madvise(mmap.MADV_DONTNEED, int(self.bytes.storage_offset()) + offset, num_bytes)
 
 
 def trim_heap() -> None:
