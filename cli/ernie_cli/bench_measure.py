@@ -221,7 +221,7 @@ def _measure_model(
     from ernie_local.machine.model_speed import measure_model
 
     console.note(f"loading {options.model}")
-    model = load_model(options.chat_options(), files)
+    model = load_model(options.chat_options(), files, console)
     for note in model.paging_notes():
         console.note(note)
     console.note("measuring: prompts and answers")

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ernie_cli.chat_options import ChatOptions, DType, KVDType, Misses, Think
+from ernie_cli.chat_options import CardKernelsOption, ChatOptions, DType, KVDType, Misses, Think
 from ernie_cli.invocation import Invocation
 
 
@@ -118,6 +118,7 @@ def chat(  # long: each option of the command is a parameter
             "auto is what bench found fastest here, else fetch."
         ),
     ] = "auto",
+    card_kernels: CardKernelsOption = "auto",
     small_below: Annotated[
         float | None,
         typer.Option(
@@ -183,6 +184,7 @@ def chat(  # long: each option of the command is a parameter
         reserve=reserve,
         vram=vram,
         misses=misses,
+        card_kernels=card_kernels,
         small_below=small_below,
         look_ahead=look_ahead,
         as_json=as_json,

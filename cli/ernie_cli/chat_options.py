@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
 
 if TYPE_CHECKING:
     from ernie_local.experts.paging_options import PagingOptions
@@ -16,6 +18,14 @@ Think = Literal["on", "off", "auto"]
 DType = Literal["auto", "float32", "bfloat16"]
 KVDType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 Misses = Literal["auto", "fetch", "compute", "split"]
+CardKernels = Literal["auto", "triton", "torch"]
+CardKernelsOption = Annotated[
+    CardKernels,
+    typer.Option(
+        help="What computes packed weights on a card: Triton's kernels, or plain PyTorch, which is slower; "
+        "auto is Triton where it runs, and a warning where it does not."
+    ),
+]
 
 # float32 doubles what a 16-bit checkpoint takes; past this, most machines would rather have the memory.
 _LARGEST_FLOAT32_CHECKPOINT = 4 << 30
@@ -49,6 +59,7 @@ class ChatOptions:
     reserve: str | None = None
     vram: str | None = None
     misses: Misses = "auto"
+    card_kernels: CardKernels = "auto"
     small_below: float | None = None
     look_ahead: bool = False
     as_json: bool = False

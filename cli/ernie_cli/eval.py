@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ernie_cli.chat_options import DType
+from ernie_cli.chat_options import CardKernelsOption, DType
 from ernie_cli.invocation import Invocation
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def evaluate(  # long: each option of the command is a parameter
         DType,
         typer.Option(help="Compute in; auto is float32 on a CPU for references up to 4 GiB, else bfloat16."),
     ] = "auto",
+    card_kernels: CardKernelsOption = "auto",
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="CPU threads to compute with.")
     ] = None,
@@ -92,6 +93,7 @@ def evaluate(  # long: each option of the command is a parameter
         answers=answers,
         device=device,
         dtype=ChatOptions(device=device, dtype=dtype).dtype_name(first.num_bytes),
+        card_kernels=card_kernels,
         cache=reference_cache,
     )
     _run(job, others, Console(quiet=as_json), invocation)

@@ -5,6 +5,7 @@ Owns the order of the checks that come before the weights. Knows nothing of how 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,25 +116,28 @@ def check_saved_chat(path: Path, files: ModelFiles) -> None:
     read_chat(path, lambda name, size: open_same_picture(name, size, files.processor))
 
 
-def load_model(options: ChatOptions, files: ModelFiles) -> LoadedModel:
-    """Load the weights as the options say."""
+def load_model(options: ChatOptions, files: ModelFiles, console: Console) -> LoadedModel:
+    """Load the weights as the options say; what the runtime warns of is told on the console."""
     import ernie_local
 
     if options.threads is not None:
         import torch
 
         torch.set_num_threads(options.threads)
-    return ernie_local.load(
-        files.directory,
-        device=options.device,
-        dtype=options.dtype_name(files.checkpoint_bytes, files.config.quantization is not None),
-        ram=options.ram,
-        reserve=options.reserve,
-        vram=options.vram,
-        paging=options.paging(_best_miss_rule(options)),
-        context_size=context_size(options, files),
-        kv_dtype=options.kv_dtype_name(),
-    )
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: console.warn(str(message))
+        return ernie_local.load(
+            files.directory,
+            device=options.device,
+            dtype=options.dtype_name(files.checkpoint_bytes, files.config.quantization is not None),
+            ram=options.ram,
+            reserve=options.reserve,
+            vram=options.vram,
+            paging=options.paging(_best_miss_rule(options)),
+            context_size=context_size(options, files),
+            kv_dtype=options.kv_dtype_name(),
+            card_kernels=options.card_kernels,
+        )
 
 
 def _best_miss_rule(options: ChatOptions) -> str | None:
@@ -154,7 +158,7 @@ def open_chat(options: ChatOptions, files: ModelFiles, console: Console) -> Chat
     sampling = sampling_options(options, files.generation_config)
     if options.load is not None:
         check_saved_chat(options.load, files)
-    model = load_model(options, files)
+    model = load_model(options, files, console)
     _tell_of_slow_kernels(console)
     for note in [*model.paging_notes(), *_idle_options(options, model)]:
         console.note(note)

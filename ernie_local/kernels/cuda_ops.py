@@ -9,6 +9,7 @@ Values of ids and places are not looked at. Triton is imported when a kernel is 
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ import torch
 import ernie_local.kernels.decode_ops  # noqa: F401  the schema of decode_attention
 from ernie_local.errors import DoesNotFit
 from ernie_local.kernels import checks, reference
+from ernie_local.kernels.card_kernels import CHOICE
 from ernie_local.kernels.native import Absence
 from ernie_local.kernels.ops import LIBRARY
 from ernie_local.kernels.triton_path import triton_absence
@@ -29,18 +31,48 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 
 
-@functools.cache
+class TritonMissing(UserWarning):
+    """The Triton kernels cannot run on this card; slower PyTorch code does."""
+
+
 def triton_missing(device: torch.device) -> Absence | None:
     """Why plain torch computes on this device; None where the Triton kernels do."""
-    capability = _capability(device)
-    return triton_absence(capability)
+    return CHOICE.absence or _triton_absence(device)
+
+
+def find_card(device: torch.device) -> Card | None:
+    """The Card that kernels are chosen for (ernie_local/kernels/triton/card.py); None without them."""
+    return None if CHOICE.absence is not None else _find_card(device)
+
+
+def check_card_kernels(device: torch.device) -> None:
+    """Warn, once for each device, where kernels are missing that nobody turned off.
+
+    DoesNotFit where they were asked for.
+    """
+    if CHOICE.is_triton_forced:
+        card_of(device)
+    elif CHOICE.absence is None:
+        _warn_without_triton(device)
 
 
 @functools.cache
-def find_card(device: torch.device) -> Card | None:
-    """The Card that kernels are chosen for (ernie_local/kernels/triton/card.py); None without them."""
+def _warn_without_triton(device: torch.device) -> None:
+    absence = _triton_absence(device)
+    if absence is not None:
+        notice = f"{absence.what}, plain PyTorch computes on {device}\n{absence.why}\ntry: {absence.hint}"
+        warnings.warn(notice, TritonMissing, stacklevel=2)
+
+
+@functools.cache
+def _triton_absence(device: torch.device) -> Absence | None:
+    return triton_absence(_capability(device))
+
+
+@functools.cache
+def _find_card(device: torch.device) -> Card | None:
     capability = _capability(device)
-    if capability is None or triton_missing(device) is not None:
+    if capability is None or _triton_absence(device) is not None:
         return None
     from ernie_local.kernels.triton.card import Card
 

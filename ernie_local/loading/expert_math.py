@@ -13,7 +13,9 @@ from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
+from ernie_local.errors import DoesNotFit
 from ernie_local.experts.page_math import PackedPageMath, PageMath, PlainPageMath
+from ernie_local.kernels.card_kernels import CHOICE
 from ernie_local.kernels.nf4_kernels import (
     dequantize_by_bitsandbytes,
     nf4_absence,
@@ -42,12 +44,22 @@ def card_math(config: ModelConfig, device: torch.device) -> PageMath:
     from ernie_local.experts.card_math import TorchPageMath, TritonPageMath
     from ernie_local.kernels.cuda_ops import triton_missing
 
-    if _has_nf4(config):
+    if _has_nf4(config) and CHOICE.absence is None:
         return TorchPageMath(_nf4_dequantize(device))
     layouts = _expert_layouts(config)
     if layouts is None or triton_missing(device) is not None:
         return TorchPageMath()
     return TritonPageMath(layouts, _shared_layouts(config))
+
+
+def check_triton_formats(config: ModelConfig) -> None:
+    """DoesNotFit for packed experts that Triton's kernels do not know."""
+    if config.has_packed_experts and _expert_layouts(config) is None:
+        raise DoesNotFit(
+            "experts are in another library's format, for which there are 0 Triton kernels",
+            "these are for the formats that `ernie-local quantize` makes",
+            "leave card_kernels triton away, or quantize the original with --method gptq or rtn",
+        )
 
 
 def _has_nf4(config: ModelConfig) -> bool:

@@ -14,11 +14,13 @@ import torch
 
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
+from ernie_local.errors import DoesNotFit
 from ernie_local.experts.card_math import TorchPageMath
 from ernie_local.experts.page_math import RoutedTokens
 from ernie_local.kernels import nf4_kernels, reference
+from ernie_local.kernels.card_kernels import CHOICE
 from ernie_local.kernels.nf4_kernels import Nf4KernelsMissing, dequantize_by_bitsandbytes, nf4_absence
-from ernie_local.loading.expert_math import card_math
+from ernie_local.loading.expert_math import card_math, check_triton_formats
 from ernie_local.packing.foreign_formats import ForeignFormat
 from ernie_local.packing.foreign_matrix import _nf4_pairs, absmax_levels, dequantize_foreign, pack_foreign
 from ernie_local.packing.foreign_page import Dequantize
@@ -79,6 +81,26 @@ def test_experts_are_those_of_the_reference(name: str, num_tokens: int, dequanti
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_nothing_is_unpacked_for_no_token() -> None:
+    """A chunk of a prompt may have no token for a bank, or for the experts that are here."""
+    memory = pattern_page("nf4g64", HIDDEN, INNER).view(-1, 4096)
+
+    def never(*_: object) -> torch.Tensor:
+        raise AssertionError("no expert was asked for")
+
+    none = torch.empty(0, 2, dtype=torch.int64)
+    tokens = RoutedTokens(0, "vision", torch.empty(0, HIDDEN), none, torch.empty(0, 2))
+    output = torch.empty(0, HIDDEN)
+    TorchPageMath(never).add(output, memory, tokens, torch.zeros(1, dtype=torch.int64), None)
+    assert output.shape == (0, HIDDEN)
+    absent = RoutedTokens(
+        0, "vision", torch.randn(1, HIDDEN), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1)
+    )
+    output = torch.zeros(1, HIDDEN)
+    TorchPageMath(never).add(output, memory, absent, torch.tensor([-1]), None)
+    assert not output.any()
+
+
 def test_what_was_chosen_unpacks_each_matrix() -> None:
     asked: list[tuple[int, int]] = []
 
@@ -136,3 +158,19 @@ def test_without_bitsandbytes_plain_torch_computes_and_is_named(
         math = card_math(read_config(model), HOST)
     assert isinstance(math, TorchPageMath)
     assert math._foreign is dequantize_foreign
+
+
+def test_plain_torch_that_was_asked_for_is_not_warned_of(
+    model: Path, without_bitsandbytes: None, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(CHOICE, "_name", "torch")
+    math = card_math(read_config(model), HOST)
+    assert isinstance(math, TorchPageMath)
+    assert math._foreign is dequantize_foreign
+    assert not recwarn.list
+
+
+def test_there_are_no_triton_kernels_for_nf4(model: Path) -> None:
+    check_triton_formats(read_config(NANO_DIRECTORY))
+    with pytest.raises(DoesNotFit, match=r"0 Triton kernels.*\n.*\n.*quantize the original"):
+        check_triton_formats(read_config(model))

@@ -45,6 +45,7 @@ class EvaluationJob:
     dtype: str
     cache: Path | None = None
     on_sample: Callable[[str, int, int], None] | None = None
+    card_kernels: str = "auto"
 
     def draw(self) -> Iterator[Sample]:
         """The samples; drawn anew for each model, since their pictures would fill the memory."""
@@ -54,7 +55,9 @@ class EvaluationJob:
 
     def load(self, candidate: Candidate) -> LoadedModel:
         """Its weights into memory."""
-        return ernie_local.load(candidate.directory, device=self.device, dtype=self.dtype)
+        return ernie_local.load(
+            candidate.directory, device=self.device, dtype=self.dtype, card_kernels=self.card_kernels
+        )
 
     def told(self, name: str, observed: Iterator[list[Observation]]) -> Iterator[Observation]:
         """The observations one by one; each sample's end is told."""

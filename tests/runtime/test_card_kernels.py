@@ -1,0 +1,116 @@
+"""The choice between Triton's kernels and plain torch on a card, of which only the capability is made up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import ernie_local
+from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local.kernels import cuda_ops
+from ernie_local.kernels.card_kernels import CHOICE
+from ernie_local.kernels.cuda_ops import TritonMissing, check_card_kernels, find_card, triton_missing
+from ernie_local.loading import loader
+
+PASCAL, AMPERE = (6, 1), (8, 6)
+DEVICE = torch.device("meta")
+
+
+class Model:
+    """Something that can be held weakly."""
+
+
+class PlacedError(Exception):
+    """Loading got as far as to ask for memory."""
+
+
+@pytest.fixture(autouse=True)
+def afresh() -> Iterator[None]:
+    caches = (cuda_ops._find_card, cuda_ops._triton_absence, cuda_ops._warn_without_triton)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    CHOICE._users.clear()
+    CHOICE.choose("auto")
+    for cached in caches:
+        cached.cache_clear()
+
+
+@pytest.fixture
+def capability(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    monkeypatch.setattr(cuda_ops, "_capability", lambda device: request.param)
+    monkeypatch.setattr(loader, "find_device", lambda name: DEVICE)
+
+    def place(*_: object) -> None:
+        raise PlacedError
+
+    monkeypatch.setattr(loader, "place", place)
+
+
+@pytest.mark.parametrize("capability", [AMPERE], indirect=True)
+@pytest.mark.usefixtures("capability")
+def test_triton_is_turned_off_and_on() -> None:
+    assert find_card(DEVICE) is not None
+    CHOICE.choose("torch")
+    assert find_card(DEVICE) is None
+    missing = triton_missing(DEVICE)
+    assert missing is not None
+    assert "plain PyTorch was asked for" in missing.why
+    CHOICE.choose("triton")
+    assert find_card(DEVICE) is not None
+    assert triton_missing(DEVICE) is None
+
+
+def test_the_choice_stays_while_a_model_lives() -> None:
+    model = Model()
+    CHOICE.choose("auto")
+    CHOICE.hold(model)
+    CHOICE.choose("triton")
+    with pytest.raises(UsageError, match="card_kernels torch asked for, 1 model on a card uses triton"):
+        CHOICE.choose("torch")
+    assert CHOICE.is_triton_forced
+    del model
+    CHOICE.choose("torch")
+    assert CHOICE.absence is not None
+
+
+@pytest.mark.parametrize("capability", [AMPERE], indirect=True)
+@pytest.mark.usefixtures("capability")
+@pytest.mark.parametrize("name", ["auto", "triton", "torch"])
+def test_load_chooses(name: str, recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.raises(PlacedError):
+        ernie_local.load("nano", device="cuda", card_kernels=name)
+    assert (find_card(DEVICE) is None) == (name == "torch")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("capability", [PASCAL], indirect=True)
+@pytest.mark.usefixtures("capability")
+def test_load_refuses_triton_where_it_cannot_run() -> None:
+    with pytest.raises(DoesNotFit, match=r"without its Triton kernels on meta\n.*6\.1.*\ntry: use a card"):
+        ernie_local.load("nano", device="cuda", card_kernels="triton")
+
+
+@pytest.mark.parametrize("capability", [PASCAL], indirect=True)
+@pytest.mark.usefixtures("capability")
+def test_kernels_that_are_missing_are_told_once(recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.warns(TritonMissing, match=r"plain PyTorch computes on meta\n.*6\.1, .* 7\.0\ntry: "):
+        check_card_kernels(DEVICE)
+    check_card_kernels(DEVICE)
+    cuda_ops._warn_without_triton.cache_clear()
+    CHOICE.choose("torch")
+    check_card_kernels(DEVICE)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["triton", "torch"])
+def test_the_processor_has_no_such_choice(name: str) -> None:
+    with pytest.raises(UsageError, match=f"card_kernels {name} with device cpu"):
+        ernie_local.load("nano", card_kernels=name)
+
+
+def test_a_choice_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="card_kernels 'cuda' is not one of auto, triton, torch"):
+        ernie_local.load("nano", card_kernels="cuda")
