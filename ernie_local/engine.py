@@ -64,6 +64,7 @@ class Engine:
             model.device,
             model.experts.cache_memory(),
         )
+        self._graphs = model.decode_graphs(self._cache.dtype)
 
     @property
     def length(self) -> int:
@@ -139,6 +140,7 @@ class Engine:
                 token_types([token_id], media, self.vision_rule) != TEXT,
                 self._cache,
                 self.on_route,
+                self._graphs,
             )
             # Not in inference mode, so that samplers may write to it.
             with torch.inference_mode(False), torch.no_grad():

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ernie_cli.chat_options import CardKernelsOption, ChatOptions, DType, KVDType, Misses, Think
+from ernie_cli.chat_options import CardKernelsOption, ChatOptions, CudaGraphs, DType, KVDType, Misses, Think
 from ernie_cli.invocation import Invocation
 
 
@@ -119,6 +119,12 @@ def chat(  # long: each option of the command is a parameter
         ),
     ] = "auto",
     card_kernels: CardKernelsOption = "auto",
+    cuda_graphs: Annotated[
+        CudaGraphs,
+        typer.Option(
+            help="Record what a token computes on a card beside experts, and replay it; auto is off."
+        ),
+    ] = "auto",
     small_below: Annotated[
         float | None,
         typer.Option(
@@ -185,6 +191,7 @@ def chat(  # long: each option of the command is a parameter
         vram=vram,
         misses=misses,
         card_kernels=card_kernels,
+        cuda_graphs=cuda_graphs,
         small_below=small_below,
         look_ahead=look_ahead,
         as_json=as_json,

@@ -19,6 +19,7 @@ DType = Literal["auto", "float32", "bfloat16"]
 KVDType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 Misses = Literal["auto", "fetch", "compute", "split"]
 CardKernels = Literal["auto", "triton", "torch"]
+CudaGraphs = Literal["auto", "on", "off"]
 CardKernelsOption = Annotated[
     CardKernels,
     typer.Option(
@@ -60,6 +61,7 @@ class ChatOptions:
     vram: str | None = None
     misses: Misses = "auto"
     card_kernels: CardKernels = "auto"
+    cuda_graphs: CudaGraphs = "auto"
     small_below: float | None = None
     look_ahead: bool = False
     as_json: bool = False

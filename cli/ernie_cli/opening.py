@@ -137,6 +137,7 @@ def load_model(options: ChatOptions, files: ModelFiles, console: Console) -> Loa
             context_size=context_size(options, files),
             kv_dtype=options.kv_dtype_name(),
             card_kernels=options.card_kernels,
+            cuda_graphs=options.cuda_graphs,
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Hashable
-from typing import Literal, get_args
+from typing import Literal
 from weakref import WeakSet
 
 from ernie_local.errors import UsageError
@@ -54,15 +54,3 @@ class CardKernelsChoice:
 
 
 CHOICE = CardKernelsChoice()
-
-
-def find_card_kernels(name: str) -> CardKernels:
-    """The choice of this name; UsageError for any other."""
-    for known in get_args(CardKernels):
-        if name == known:
-            return known  # type: ignore[no-any-return]
-    raise UsageError(
-        f"card_kernels {name!r} is not one of {', '.join(get_args(CardKernels))}",
-        "a card computes by Triton's kernels or by plain PyTorch",
-        "use auto",
-    )

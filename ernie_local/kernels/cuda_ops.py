@@ -196,11 +196,39 @@ def _decode_attention(
     checks.check_decode_attention(new_token, cache, length)
     if card is None:
         return reference.decode_attention(*new_token, *cache, length)
-    from ernie_local.kernels.triton.attention import decode_attention
-
     # Filled on the card: a copy from the host would wait.
     on_card = torch.full((1,), length, dtype=torch.int64, device=queries.device)
-    return decode_attention(*new_token, *cache, on_card, card)
+    return attend_token(*new_token, *cache, on_card)
+
+
+def card_attends(device: torch.device, cache_dtype: torch.dtype) -> bool:
+    """Whether `attend_token` serves there: Triton runs, and multiplies what such a cache holds."""
+    card = find_card(device)
+    if card is None:
+        return False
+    return cache_dtype in (torch.int8, torch.float16) or (
+        cache_dtype == torch.bfloat16 and card.uses_tensor_cores
+    )
+
+
+def attend_token(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    cached_keys: Tensor,
+    cached_values: Tensor,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
+    length: Tensor,
+) -> Tensor:
+    """As the operator decode_attention, with the length on the card: (1,) int64, which nobody waits for."""
+    from ernie_local.kernels.triton.attention import decode_attention
+
+    new_token = (queries, keys, values, cosines, sines)
+    cache = (cached_keys, cached_values, key_scales, value_scales)
+    return decode_attention(*new_token, *cache, length, card_of(queries.device))
 
 
 LIBRARY.impl("packed_linear", _packed_linear, "CUDA")

@@ -9,14 +9,13 @@ import torch
 
 from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.checkpoint.reader import open_checkpoint
-from ernie_local.config import ModelConfig, read_config
+from ernie_local.config import read_config
 from ernie_local.engine import check_sizes
 from ernie_local.errors import UsageError
 from ernie_local.experts.cuda_device import CudaDevice
 from ernie_local.experts.paging_options import PagingOptions
-from ernie_local.kernels.card_kernels import CHOICE, CardKernels, find_card_kernels
 from ernie_local.loading.build import build_model
-from ernie_local.loading.expert_math import check_triton_formats
+from ernie_local.loading.card_choices import CardChoices
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import WEIGHT_DTYPES, find_bytes, find_device, find_dtype, find_kv_dtype
 from ernie_local.loading.placing import Demand, Limits, count_need, place
@@ -36,6 +35,7 @@ def load(
     kv_dtype: str | torch.dtype | None = None,
     chunk_tokens: int | None = None,
     card_kernels: str = "auto",
+    cuda_graphs: str = "auto",
 ) -> LoadedModel:
     """Load a model into memory.
 
@@ -48,7 +48,8 @@ def load(
     most 32768. kv_dtype: float32, float16, bfloat16 or int8, by default dtype, or bfloat16 where weights are
     packed. chunk_tokens: most tokens computed at a time in a prompt, by default 2048 or what the memory
     allows. card_kernels: what computes packed weights on a card: triton, torch (slower; for comparing), or
-    auto, which is triton where that runs and says so where it does not.
+    auto, which is triton where that runs and says so where it does not. cuda_graphs: on records what a
+    decoded token computes on a card beside routed experts, and replays it; auto is off.
 
     Raises UsageError for an argument that means nothing, ModelUnusable for a missing or corrupt model, and
     DoesNotFit, before any weight is read, for a device or kernels that are not there or memory that does not
@@ -60,7 +61,7 @@ def load(
     cache_dtype = find_kv_dtype(kv_dtype, weight_dtype)
     limits = _read_limits(ram, reserve, vram)
     check_sizes(1 if context_size is None else context_size, 1 if chunk_tokens is None else chunk_tokens)
-    kernels = _find_card_kernels(card_kernels, torch_device)
+    choices = CardChoices.of(card_kernels, cuda_graphs, torch_device)
     directory = resolve_model(str(model))
     config = read_config(directory)
     if kv_dtype is None and config.quantization is not None:
@@ -68,40 +69,19 @@ def load(
     tokens = config.text.default_context_size if context_size is None else context_size
     demand = Demand(torch_device, weight_dtype, cache_dtype, tokens, chunk_tokens)
     if demand.is_on_card:
-        _choose_card_kernels(kernels, torch_device, config)
+        choices.apply(config, torch_device, cache_dtype)
     with open_checkpoint(directory, config) as checkpoint:
         need = count_need(checkpoint, directory, config, demand, limits, paging)
         placement = place(need, config, demand, limits, paging)
         card = None if torch_device.type == "cpu" else CudaDevice(torch_device)
         network = build_model(checkpoint, config, weight_dtype, torch_device, placement, paging, card)
         if demand.is_on_card:
-            CHOICE.hold(network)
+            choices.keep(network)
         if placement.paged_bytes is not None:
             checkpoint.drop_cached()
     settings = EngineSettings(tokens, cache_dtype, placement.chunk_tokens)
     seconds = time.perf_counter() - started
     return LoadedModel(network, directory, settings, need.weight_bytes, seconds, context_limit=context_size)
-
-
-def _find_card_kernels(name: str, device: torch.device) -> CardKernels:
-    kernels = find_card_kernels(name)
-    if kernels != "auto" and device.type == "cpu":
-        raise UsageError(
-            f"card_kernels {kernels} with device cpu",
-            "the processor has kernels of its own; this chooses between a card's",
-            'use device="cuda", or leave card_kernels away',
-        )
-    return kernels
-
-
-def _choose_card_kernels(kernels: CardKernels, device: torch.device, config: ModelConfig) -> None:
-    from ernie_local.kernels.cuda_ops import check_card_kernels
-
-    CHOICE.choose(kernels)
-    if CHOICE.is_triton_forced:
-        check_triton_formats(config)
-    if CHOICE.is_triton_forced or config.quantization is not None:
-        check_card_kernels(device)
 
 
 def _read_limits(ram: str | int | None, reserve: str | int | None, vram: str | int | None) -> Limits:

@@ -128,6 +128,23 @@ class SelfAttention(nn.Module):
             cache.length,
         )
 
+    def on_card(
+        self,
+        hidden: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        cache: KVCache,
+        length: torch.Tensor,
+    ) -> torch.Tensor:
+        """`forward` of one token by the card's kernel, where `card_attends`. length: (1,) int64."""
+        from ernie_local.kernels.cuda_ops import attend_token
+
+        queries, keys, values = self._project(hidden)
+        new_token = (queries[0], keys[0], values[0], cosines[0], sines[0])
+        attended = attend_token(*new_token, *cache.storage(self.layer_id), length)  # (heads, head_dim)
+        output: torch.Tensor = self.o_proj(attended.view(1, -1).to(hidden.dtype))  # (1, heads * head_dim)
+        return output
+
     def _project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """hidden: (tokens, hidden_size) -> queries, keys and values, (tokens, their heads, head_dim) each."""
         if self.qkv_proj is not None:

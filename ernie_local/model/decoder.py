@@ -22,7 +22,10 @@ from ernie_local.model.packed_linear import PackedGatedMLP
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Worked out once per forward: angles (tokens, head_dim / 2), masks, banks, and where states are kept."""
+    """Worked out once per forward: angles (tokens, head_dim / 2), masks, banks, and where states are kept.
+
+    length: (1,) int64 on a card, of the cache, where one token attends by its kernel; None elsewhere.
+    """
 
     cosines: torch.Tensor
     sines: torch.Tensor
@@ -31,6 +34,7 @@ class Step:
     cache: KVCache
     experts: ExpertProvider
     on_route: RouteHook | None
+    length: torch.Tensor | None = None
 
 
 class DecoderLayer(nn.Module):
@@ -50,15 +54,22 @@ class DecoderLayer(nn.Module):
 
     def forward(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
         """hidden: (tokens, hidden_size) -> (tokens, hidden_size)."""
-        if self.self_attn.can_step(hidden):
-            hidden = self.self_attn.step(hidden, self.input_layernorm, step.cosines, step.sines, step.cache)
-        else:
-            normed = self.input_layernorm(hidden)
-            hidden = hidden + self.self_attn(normed, step.cosines, step.sines, step.cache, step.blocks)
-        normed = self.post_attention_layernorm(hidden)
+        hidden, normed = self.attend(hidden, step)
         if self.moe is not None:
             output: torch.Tensor = hidden + self.moe(normed, step.rows, step.experts, step.on_route)
         else:
             assert self.mlp is not None
             output = hidden + self.mlp(normed)
         return output
+
+    def attend(self, hidden: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first half: hidden (tokens, hidden_size) -> with attention added, and normed for the second."""
+        attention, norm = self.self_attn, self.input_layernorm
+        if step.length is not None:
+            normed = norm(hidden)
+            hidden = hidden + attention.on_card(normed, step.cosines, step.sines, step.cache, step.length)
+        elif attention.can_step(hidden):
+            hidden = attention.step(hidden, norm, step.cosines, step.sines, step.cache)
+        else:
+            hidden = hidden + attention(norm(hidden), step.cosines, step.sines, step.cache, step.blocks)
+        return hidden, self.post_attention_layernorm(hidden)

@@ -14,8 +14,11 @@ from torch import nn
 from torch.nn import functional
 
 from ernie_local.config import ModelConfig
+from ernie_local.errors import UsageError
+from ernie_local.kernels.graph_recorder import Recorder
 from ernie_local.media.patches import Patches
 from ernie_local.model.attention import causal_blocks
+from ernie_local.model.decode_graphs import DecodeGraphs
 from ernie_local.model.decoder import DecoderLayer, Step
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.memory_use import encoding_bytes, tower_passes
@@ -49,6 +52,7 @@ class ErnieModel(nn.Module):
         if not text.tie_word_embeddings:
             self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self._rope: TextRope | None = None
+        self.recorder: Recorder | None = None  # of decode on a card; None where it is not recorded
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +83,21 @@ class ErnieModel(nn.Module):
         """About as much memory as `encode_images` takes beside its results (measured, within a tenth)."""
         return encoding_bytes(self.config.vision, _patch_counts(images))
 
+    def decode_graphs(self, kv_dtype: torch.dtype) -> DecodeGraphs | None:
+        """For one new cache of this dtype; None where decode is not recorded.
+
+        UsageError where a token's attention over it is not at fixed places.
+        """
+        if self.recorder is None:
+            return None
+        if not _attends_by_kernel(self.device, kv_dtype):
+            raise UsageError(
+                f"a KV cache in {kv_dtype} with cuda_graphs on",
+                f"there is no attention kernel for it on {self.device}, and without one nothing is recorded",
+                "keep the cache in int8 or float16, or load the model without cuda_graphs",
+            )
+        return DecodeGraphs([*self.layers], self.norm, self.recorder)
+
     def text_routers(self) -> dict[int, Router]:
         """The router of text tokens of each layer that has one."""
         moes = {layer_id: layer.moe for layer_id, layer in enumerate(self.layers)}
@@ -91,11 +110,13 @@ class ErnieModel(nn.Module):
         is_vision: torch.Tensor,
         cache: KVCache,
         on_route: RouteHook | None = None,
+        graphs: DecodeGraphs | None = None,
     ) -> torch.Tensor:
         """Run new tokens behind those in the cache, append them to it, give back their normed last states.
 
         hidden: (tokens, hidden_size) embeddings or picture features; positions: (3, tokens) int64, rows T, H,
-        W; is_vision: (tokens,) bool, the bank of each token, on the host. Returns (tokens, hidden_size).
+        W; is_vision: (tokens,) bool, the bank of each token, on the host. graphs: of this cache, by which one
+        text token is run. Returns (tokens, hidden_size), with graphs until the next call.
         """
         num_tokens = hidden.shape[0]
         if self._rope is None or self._rope.frequencies.device != hidden.device:
@@ -111,11 +132,16 @@ class ErnieModel(nn.Module):
             cache=cache,
             experts=self.experts,
             on_route=on_route,
+            length=_length_on_card(cache, num_tokens, hidden.device),
         )
-        for layer in self.layers:
-            hidden = layer(hidden, step)
+        normed: torch.Tensor
+        if graphs is not None and num_tokens == 1 and rows.vision is None:
+            normed = graphs.run(hidden, step)
+        else:
+            for layer in self.layers:
+                hidden = layer(hidden, step)
+            normed = self.norm(hidden)
         cache.advance(num_tokens)
-        normed: torch.Tensor = self.norm(hidden)
         return normed
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -127,6 +153,21 @@ class ErnieModel(nn.Module):
         else:
             scores = functional.linear(hidden, self.embed_tokens.weight)
         return scores.float()
+
+
+def _length_on_card(cache: KVCache, num_tokens: int, device: torch.device) -> torch.Tensor | None:
+    """See Step.length."""
+    if num_tokens > 1 or not _attends_by_kernel(device, cache.dtype):
+        return None
+    return torch.full((1,), cache.length, device=device)  # a copy from the host would wait
+
+
+def _attends_by_kernel(device: torch.device, kv_dtype: torch.dtype) -> bool:
+    if device.type == "cpu":
+        return False
+    from ernie_local.kernels.cuda_ops import card_attends
+
+    return card_attends(device, kv_dtype)
 
 
 def _groups(images: Sequence[Patches]) -> list[list[Patches]]:

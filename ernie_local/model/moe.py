@@ -118,33 +118,52 @@ class MoEBlock(nn.Module):
         on_route: RouteHook | None = None,
     ) -> torch.Tensor:
         """hidden: (tokens, hidden_size) -> (tokens, hidden_size)."""
+        if rows.vision is None:
+            return self.serve("text", hidden, self.text_router(hidden), rows, experts, on_route)
+        if rows.text is None:
+            return self.serve("vision", hidden, self.vision_router(hidden), rows, experts, on_route)
+        routed = torch.empty_like(hidden)
+        for bank, router, indices in (
+            (BANKS[0], self.text_router, rows.text),
+            (BANKS[1], self.vision_router, rows.vision),
+        ):
+            own = hidden[indices]
+            routed[indices] = self._compute(bank, own, router(own), indices, experts, on_route)
+        # Once for all tokens, not once for each bank.
+        if self.shared_experts is not None:
+            routed += self.shared_experts(hidden)
+        return routed
+
+    def serve(
+        self,
+        bank: Bank,
+        hidden: torch.Tensor,
+        chosen: tuple[torch.Tensor, torch.Tensor],
+        rows: TokenRows,
+        experts: ExpertProvider,
+        on_route: RouteHook | None,
+    ) -> torch.Tensor:
+        """As `forward`, where all tokens are of one bank, whose router has `chosen` ids and weights."""
+        indices = rows.text if bank == "text" else rows.vision
+        assert indices is not None
         shared = self.shared_experts
         page = shared.page if isinstance(shared, PackedGatedMLP) and experts.takes_shared_page else None
-        if rows.vision is None:
-            routed = self._route("text", hidden, rows.text, experts, on_route, page)
-        elif rows.text is None:
-            routed = self._route("vision", hidden, rows.vision, experts, on_route, page)
-        else:
-            page = None  # once for all tokens, not once for each bank
-            routed = torch.empty_like(hidden)
-            routed[rows.text] = self._route("text", hidden[rows.text], rows.text, experts, on_route)
-            routed[rows.vision] = self._route("vision", hidden[rows.vision], rows.vision, experts, on_route)
+        routed = self._compute(bank, hidden, chosen, indices, experts, on_route, page)
         if shared is not None and page is None:
             routed += shared(hidden)
         return routed
 
-    def _route(
+    def _compute(
         self,
         bank: Bank,
         hidden: torch.Tensor,
-        token_indices: torch.Tensor | None,
+        chosen: tuple[torch.Tensor, torch.Tensor],
+        token_indices: torch.Tensor,
         experts: ExpertProvider,
         on_route: RouteHook | None,
         shared_page: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        assert token_indices is not None
-        router = self.text_router if bank == "text" else self.vision_router
-        expert_ids, expert_weights = router(hidden)
+        expert_ids, expert_weights = chosen
         if on_route is not None:
             on_route(self.layer_id, bank, expert_ids, expert_weights, token_indices)
         return experts.compute(self.layer_id, bank, hidden, expert_ids, expert_weights, shared_page)

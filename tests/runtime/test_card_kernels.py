@@ -11,7 +11,13 @@ import ernie_local
 from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.kernels import cuda_ops
 from ernie_local.kernels.card_kernels import CHOICE
-from ernie_local.kernels.cuda_ops import TritonMissing, check_card_kernels, find_card, triton_missing
+from ernie_local.kernels.cuda_ops import (
+    TritonMissing,
+    card_attends,
+    check_card_kernels,
+    find_card,
+    triton_missing,
+)
 from ernie_local.loading import loader
 
 PASCAL, AMPERE = (6, 1), (8, 6)
@@ -105,12 +111,39 @@ def test_kernels_that_are_missing_are_told_once(recwarn: pytest.WarningsRecorder
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("capability", [AMPERE], indirect=True)
+@pytest.mark.usefixtures("capability")
+def test_graphs_want_an_attention_kernel() -> None:
+    with pytest.raises(
+        DoesNotFit, match=r"no attention kernel on meta for a cache in torch\.float32\n.*\ntry: kv"
+    ):
+        ernie_local.load("nano", device="cuda", cuda_graphs="on")
+    with pytest.raises(DoesNotFit, match="no attention kernel"):
+        ernie_local.load("nano", device="cuda", kv_dtype="int8", cuda_graphs="on", card_kernels="torch")
+    with pytest.raises(PlacedError):
+        ernie_local.load("nano", device="cuda", kv_dtype="bfloat16", cuda_graphs="on")
+
+
+@pytest.mark.parametrize("capability", [(7, 5)], indirect=True)
+@pytest.mark.usefixtures("capability")
+def test_turing_attends_to_no_bfloat16() -> None:
+    assert [card_attends(DEVICE, dtype) for dtype in (torch.bfloat16, torch.float16, torch.int8)] == [
+        False,
+        True,
+        True,
+    ]
+
+
 @pytest.mark.parametrize("name", ["triton", "torch"])
 def test_the_processor_has_no_such_choice(name: str) -> None:
-    with pytest.raises(UsageError, match=f"card_kernels {name} with device cpu"):
+    with pytest.raises(UsageError, match=f"card_kernels {name} and cuda_graphs auto with device cpu"):
         ernie_local.load("nano", card_kernels=name)
 
 
 def test_a_choice_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="cuda_graphs 'yes' is not one of auto, on, off"):
+        ernie_local.load("nano", cuda_graphs="yes")
+    with pytest.raises(UsageError, match="card_kernels auto and cuda_graphs on with device cpu"):
+        ernie_local.load("nano", cuda_graphs="on")
     with pytest.raises(UsageError, match="card_kernels 'cuda' is not one of auto, triton, torch"):
         ernie_local.load("nano", card_kernels="cuda")

@@ -1,0 +1,124 @@
+"""Decode of text tokens over one cache, all between routed experts recorded once and replayed.
+
+A piece begins behind one layer's routed experts and ends with the next router's choice; experts themselves
+are computed in between, wherever they lie. Knows neither CUDA nor paging.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ernie_local.kernels.graph_recorder import Recorded, Recorder
+from ernie_local.model.decoder import DecoderLayer, Step
+from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.norms import RMSNorm
+
+
+@dataclass(frozen=True, slots=True)
+class Junction:
+    """Where a piece ends. hidden: (1, hidden_size) before experts are added; normed: what these are given;
+    chosen: their ids and weights, (1, top_k) each. Of the last piece `normed` is the result of all."""
+
+    hidden: torch.Tensor
+    normed: torch.Tensor
+    chosen: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What pieces read, always at the same place: of a token its embedding, angles and the cache's length;
+    and what the experts before a piece gave."""
+
+    hidden: torch.Tensor
+    cosines: torch.Tensor
+    sines: torch.Tensor
+    length: torch.Tensor
+    routed: torch.Tensor
+
+
+class DecodeGraphs:
+    """Of one cache. When it lies elsewhere, or is larger, pieces are recorded anew."""
+
+    def __init__(self, layers: Sequence[DecoderLayer], norm: RMSNorm, recorder: Recorder) -> None:
+        self._norm = norm
+        self._recorder = recorder
+        self._pieces = _cut(layers)
+        self._recorded: list[Recorded[Junction]] = []
+        self._inputs: _Inputs | None = None
+        self._places: list[tuple[int, int]] = []
+
+    def run(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
+        """As all layers and the last norm, of one text token: hidden (1, hidden_size) -> the same shape.
+
+        The result is good until the next call.
+        """
+        inputs = self._fill(hidden, step)
+        for index, layers in enumerate(self._pieces):
+            if index == len(self._recorded):
+                self._recorded.append(self._record(index, step))
+            recorded = self._recorded[index]
+            recorded.replay()
+            end = recorded.outputs
+            if end.chosen is not None:
+                moe = layers[-1].moe
+                assert moe is not None
+                routed = moe.serve("text", end.normed, end.chosen, step.rows, step.experts, step.on_route)
+                inputs.routed.copy_(routed)
+        return end.normed
+
+    def _fill(self, hidden: torch.Tensor, step: Step) -> _Inputs:
+        """Put what is new of a token where pieces read it; forget them if the cache is not where it was."""
+        places = _places(step.cache, sum(map(len, self._pieces)))
+        assert step.length is not None
+        if self._inputs is None or places != self._places:
+            self._recorded.clear()
+            self._places = places
+            given = (hidden, step.cosines, step.sines, step.length, hidden)
+            self._inputs = _Inputs(*map(torch.empty_like, given))
+        inputs = self._inputs
+        inputs.hidden.copy_(hidden)
+        inputs.cosines.copy_(step.cosines)
+        inputs.sines.copy_(step.sines)
+        inputs.length.copy_(step.length)
+        return inputs
+
+    def _record(self, index: int, step: Step) -> Recorded[Junction]:
+        inputs, layers = self._inputs, self._pieces[index]
+        assert inputs is not None
+        fixed = dataclasses.replace(
+            step, cosines=inputs.cosines, sines=inputs.sines, length=inputs.length, on_route=None
+        )
+
+        def run() -> Junction:
+            hidden = inputs.hidden if index == 0 else self._recorded[index - 1].outputs.hidden + inputs.routed
+            is_last = index + 1 == len(self._pieces)
+            for layer in layers if is_last else layers[:-1]:
+                hidden = layer(hidden, fixed)
+            if is_last:
+                return Junction(hidden, self._norm(hidden))
+            hidden, normed = layers[-1].attend(hidden, fixed)
+            moe = layers[-1].moe
+            assert moe is not None
+            return Junction(hidden, normed, moe.text_router(normed))
+
+        return self._recorder.record(run)
+
+
+def _cut(layers: Sequence[DecoderLayer]) -> list[list[DecoderLayer]]:
+    """Layers of each piece: those up to the next with experts; the last has what is left, or nothing."""
+    pieces: list[list[DecoderLayer]] = [[]]
+    for layer in layers:
+        pieces[-1].append(layer)
+        if layer.moe is not None:
+            pieces.append([])
+    return pieces
+
+
+def _places(cache: KVCache, num_layers: int) -> list[tuple[int, int]]:
+    """Where each layer's rows lie, and how far they reach."""
+    storages = [cache.storage(layer_id) for layer_id in range(num_layers)]
+    return [(rows.data_ptr(), rows.nbytes) for storage in storages for rows in storage if rows is not None]
