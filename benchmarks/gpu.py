@@ -1,7 +1,9 @@
 """On an NVIDIA card: every Triton kernel against float32, and what of its memory's speed decode reaches.
 
     python benchmarks/gpu.py                # two tables; the last line is one JSON object
-    python benchmarks/gpu.py --rounds 50
+    python benchmarks/gpu.py --model DIR --vram 4GiB --vram 8GiB   # and a checkpoint at these budgets
+
+DIR is one of synthesize.py's, or any other. Graphs of decode are tried off and on.
 
 Decode figures are bytes of packed weights (or of cache) over seconds, medians on weights that no cache holds,
 beside a copy on the card in the same rounds, which counts what it reads and what it writes. Without a card it
@@ -11,21 +13,26 @@ says so and leaves with 3.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
-from random_weights import RandomWeights
+from card_model import Run, runs, table
 
 import ernie_local.kernels.cuda_ops  # noqa: F401  the operators on the card
 from ernie_local.errors import DoesNotFit, ErnieLocalError
 from ernie_local.kernels import reference
 from ernie_local.kernels.cuda_ops import card_of
+from ernie_local.machine.card import CARD_LINK, CARD_MEMORY, CARD_OPERATIONS, measure_card
+from ernie_local.machine.random_weights import RandomWeights
 from ernie_local.packing import LowBitFormat, PageLayout, find_format
+from ernie_local.planner.rates import CardRates
 
 HIDDEN, TEXT_INNER, VISION_INNER, TOP_K, HEADS, KV_HEADS, HEAD_DIM = 2560, 1536, 512, 6, 20, 4, 128
 QKV_ROWS = (HEADS + 2 * KV_HEADS) * HEAD_DIM
@@ -230,7 +237,7 @@ def find_device() -> torch.device:
     return device
 
 
-def run(rounds: int) -> int:
+def run(rounds: int, model: Path | None, budgets: Sequence[str]) -> int:
     device = find_device()
     torch.manual_seed(0)
     checks = [*check_linear(device), *check_experts(device), *check_attention(device)]
@@ -244,6 +251,12 @@ def run(rounds: int) -> int:
     print("\n| decode | GB/s | of the copy |\n|---|---:|---:|")
     for name, speed in speeds.items():
         print(f"| {name} | {speed:.0f} | {100 * speed / speeds[copy.name]:.0f} % |")
+    measured: list[Run] = []
+    if model is not None:
+        copies = measure_card(device)
+        rates = CardRates(*(copies[name].median for name in (CARD_MEMORY, CARD_LINK, CARD_OPERATIONS)))
+        measured = list(runs(model, device, budgets, rates))
+        print("\n" + "\n".join(table(measured)))
     properties = torch.cuda.get_device_properties(device)
     told = {
         "card": properties.name,
@@ -251,6 +264,7 @@ def run(rounds: int) -> int:
         "torch": torch.__version__,
         "errors": {check.name: check.error for check in checks},
         "gigabytes_a_second": speeds,
+        "model": [dataclasses.asdict(one) | {"share_of_limit": one.share} for one in measured],
     }
     print(json.dumps(told))
     return 0 if all(check.error <= check.limit for check in checks) else 1
@@ -259,9 +273,11 @@ def run(rounds: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--model", type=Path, help="a checkpoint to run at each --vram")
+    parser.add_argument("--vram", action="append", help="of the card, such as 6GiB; by default 4, 8 and 16")
     arguments = parser.parse_args()
     try:
-        sys.exit(run(arguments.rounds))
+        sys.exit(run(arguments.rounds, arguments.model, arguments.vram or ("4GiB", "8GiB", "16GiB")))
     except ErnieLocalError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -1,0 +1,46 @@
+"""Programs under benchmarks/, which nobody may start for months: they can be imported, and a card's runs."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from ernie_local.planner.model_size import read_model
+from ernie_local.planner.rates import CardRates
+from tests.runtime import paged_models
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+# Of other people's programs, that are measured against.
+PEERS = {"llama_cpp_model": "gguf", "llama_cpp_speed": "llama_cpp"}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+def test_it_can_be_imported(name: str) -> None:
+    if name in PEERS:
+        pytest.importorskip(PEERS[name])
+    code = f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import {name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_model_is_measured_at_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory of the processor stands for the card's."""
+    monkeypatch.syspath_prepend(FOLDER)
+    card_model: ModuleType = importlib.import_module("card_model")
+    directory = paged_models.packed_nano(tmp_path / "packed")
+    rates = CardRates(1e9, 1e8, 1e12)
+    (run,) = card_model.runs(directory, torch.device("cpu"), ["137MiB"], rates, 20, 16)
+    assert 0.2 < run.hit_rate < 1
+    assert run.link_bytes > 0
+    assert run.decode > 0
+    assert run.prefill > 0
+    work = read_model(directory).decode_work("bfloat16")
+    missed = (1 - run.hit_rate) * work.moe_layers * work.experts_per_token
+    assert run.link_bytes == pytest.approx(missed * work.page_bytes, rel=0.1), "what was not found was copied"
+    assert len(list(card_model.table([run]))) == 3
