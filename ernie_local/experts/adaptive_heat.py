@@ -13,6 +13,7 @@ from ernie_local.experts.heat import ExpertKey, Heat
 # The last use alone, some tens of tokens, some hundreds.
 DECAYS = (0.0, 0.95, 0.995)
 _FIRST = 1  # until there is something to compare
+FIRST_DECAY = DECAYS[_FIRST]
 # What is left of a token's finds one token later: some hundred tokens decide.
 _FADING = 0.99
 # Another decay must find so many more of a hundred experts; each change has all pages sorted anew.

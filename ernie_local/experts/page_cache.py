@@ -40,7 +40,8 @@ class PageCache:
         self._spare_slots = spare_slots
         self._layer_floor = layer_floor
         self._places: dict[ExpertKey, Slot] = {}
-        # Never sets: their order differs from run to run, and with it which of two equals goes.
+        self._there: set[ExpertKey] = set()  # only ever asked: a set's order differs from run to run,
+        # and with it which of two equals would go.
         self._coming: dict[ExpertKey, None] = {}
         self._in_use: Counter[ExpertKey] = Counter()
         # Those that are there, by layer, bank and whether they are small.
@@ -53,15 +54,19 @@ class PageCache:
 
     def __contains__(self, key: ExpertKey) -> bool:
         """Whether the page is there and can be used."""
-        return key in self._places and key not in self._coming
+        return key in self._there
+
+    def holds(self, keys: Iterable[ExpertKey]) -> bool:
+        """Whether all of these pages are there and can be used."""
+        return self._there.issuperset(keys)
 
     def __len__(self) -> int:
         """Pages that are there."""
-        return len(self._places) - len(self._coming)
+        return len(self._there)
 
     def keys(self) -> list[ExpertKey]:
         """Experts whose pages are there."""
-        return [key for key in self._places if key not in self._coming]
+        return [key for key in self._places if key in self._there]
 
     def offset(self, key: ExpertKey) -> int:
         """First byte of the page, there or on its way."""
@@ -119,6 +124,7 @@ class PageCache:
     def arrived(self, key: ExpertKey) -> None:
         """The page has been read; it is there, and held until `settle`."""
         del self._coming[key]
+        self._there.add(key)
         self.use([key])
         self._note(key)
         if self.on_move is not None:
@@ -172,6 +178,7 @@ class PageCache:
         assert key not in self._in_use, key
         assert key not in self._coming, key
         del self._mates(key)[key]
+        self._there.remove(key)
         self._num_vision_pages -= key.bank == "vision"
         self._free(key)
         if self.on_move is not None:

@@ -121,10 +121,11 @@ class PageTraffic:
         """As `find`, but nothing is held."""
         cache, stats = self.cache, self.stats.banks[bank]
         cache.heat.touch(chosen)
+        if cache.holds(chosen):
+            stats.decode_hits += len(chosen)
+            return [*chosen], []
         present = [key for key in chosen if key in cache]
         stats.decode_hits += len(present)
-        if len(present) == len(chosen):
-            return present, []
         missing = [key for key in dict.fromkeys(chosen) if key not in cache]
         stats.decode_misses += len(missing)
         return present, missing

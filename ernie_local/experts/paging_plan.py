@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ernie_local.checkpoint.names import Bank
-from ernie_local.experts.adaptive_heat import AdaptiveHeat
+from ernie_local.experts.adaptive_heat import FIRST_DECAY, AdaptiveHeat
 from ernie_local.experts.heat import ExpertKey, Heat
 from ernie_local.experts.page_cache import PageCache
 from ernie_local.experts.page_sizes import class_sizes, frame_bytes
@@ -106,9 +106,10 @@ class PagingPlan:
                 for (bank, _, _), size in zip(self._all_classes(), classes, strict=True)
                 if bank == "text"
             )
-            heat = AdaptiveHeat(
-                self._layer_ids, text_slots * num_frames * self.frame_bytes // max(1, text_bytes)
-            )
+            decode_slots = text_slots * num_frames * self.frame_bytes // max(1, text_bytes)
+            # With a slot for every page all decays find the same: nothing to compare.
+            has_all = decode_slots >= sum(self._kinds["text"].pages)
+            heat = Heat(FIRST_DECAY) if has_all else AdaptiveHeat(self._layer_ids, decode_slots)
         else:
             heat = Heat(decay)
         return PageCache(slots, self._class_of.__getitem__, heat, self.top_k, layer_floor)

@@ -35,13 +35,19 @@ def answer(model: LoadedModel, with_picture: bool = False) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("with_picture", [False, True], ids=["text", "picture"])
-@pytest.mark.parametrize("options", [{}, {"cuda_graphs": "on"}, {"card_kernels": "torch"}], ids=str)
+@pytest.mark.parametrize(("kernels", "graphs"), [("auto", "off"), ("auto", "on"), ("torch", "off")], ids=str)
 @pytest.mark.parametrize("is_paged", [False, True], ids=["resident", "paged"])
-def test_logits(packed: Path, is_paged: bool, options: dict[str, str], with_picture: bool) -> None:
+def test_logits(packed: Path, is_paged: bool, kernels: str, graphs: str, with_picture: bool) -> None:
     expected = answer(ernie_local.load(packed, context_size=256, kv_dtype="float16"), with_picture)
     vram = least_vram(packed) if is_paged else None
     model = ernie_local.load(
-        packed, device="cuda", dtype="float32", kv_dtype="float16", context_size=256, vram=vram, **options
+        packed,
+        device="cuda",
+        kv_dtype="float16",
+        context_size=256,
+        vram=vram,
+        card_kernels=kernels,
+        cuda_graphs=graphs,
     )
     assert (model.paging is not None) == is_paged
     assert relative_error(answer(model, with_picture), expected) < LARGEST_ERROR
