@@ -6,19 +6,28 @@ computes experts in other libraries' formats. Activations are not rounded. Argum
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch.nn import functional
 
 from ernie_local.errors import ModelUnusable
 from ernie_local.kernels.checks import ABSENT_SLOT, SHARED_EXPERT, broken_page, broken_token
-from ernie_local.packing import TILE_ROWS, LowBitFormat, dequantize, unpack_matrix, unpack_page
+from ernie_local.packing import TILE_ROWS, LowBitFormat, dequantize, unpack_matrix
 from ernie_local.packing.expert_page import read_layout
 from ernie_local.packing.foreign_formats import ForeignLayout
 from ernie_local.packing.foreign_matrix import dequantize_foreign
-from ernie_local.packing.foreign_page import Dequantize, foreign_weights, is_foreign_page, read_foreign_page
+from ernie_local.packing.foreign_page import Dequantize, is_foreign_page, read_foreign_page
 
-# Numbers of a matrix that are unpacked at a time; codes, scales and float32 take some 30 bytes of each.
-_MOST_UNPACKED = 4 << 20
+# Of tokens, (tokens, columns), to (tokens, rows).
+Product = Callable[[torch.Tensor], torch.Tensor]
+# Numbers of a matrix that are unpacked at a time, in our own formats.
+_MOST_UNPACKED = 1 << 20
+# What codes, scales and float32 of these take for a while, at 30 bytes each.
+UNPACKING_BYTES = 30 * _MOST_UNPACKED
+# For each number of a matrix in another library's format, which is unpacked as a whole.
+FOREIGN_NUMBER_BYTES = 10
 
 
 def packed_linear(
@@ -29,14 +38,8 @@ def packed_linear(
     Some rows of the matrix at a time: a head unpacked as a whole takes a gigabyte.
     """
     _check_finite("packed_linear", "tokens", tokens)
-    columns = tokens.shape[1]
-    tiles = packed.view(-1, low_bit.tile_bytes(columns))
-    tiles_at_once = max(1, _MOST_UNPACKED // (TILE_ROWS * columns))
-    parts = []
-    for some in tiles.split(tiles_at_once):
-        unpacked = unpack_matrix(some.flatten(), low_bit, TILE_ROWS * len(some), columns)
-        parts.append(functional.linear(tokens, dequantize(unpacked)))
-    return torch.cat(parts, dim=1)[:, :rows]
+    tiles = packed.view(-1, low_bit.tile_bytes(tokens.shape[1]))
+    return _multiply_tiles(tokens, tiles, low_bit)[:, :rows]
 
 
 def packed_rows(
@@ -88,13 +91,13 @@ def add_packed_experts(
         everyone = torch.arange(hidden.shape[0], device=hidden.device)
         parts.append((SHARED_EXPERT, shared_page[0], everyone, hidden.new_ones(hidden.shape[0])))
     for expert_id, page, token_ids, factors in parts:
-        gate, up, down = _expert_weights(op, page, expert_id, hidden.shape[1], foreign)
+        gate, up, down = _expert_products(op, page, expert_id, hidden.shape[1], foreign)
         chosen = hidden[token_ids]
-        inner = functional.silu(functional.linear(chosen, gate)) * functional.linear(chosen, up)
+        inner = functional.silu(gate(chosen)) * up(chosen)
         finite = inner.isfinite().all(dim=1)
         if not bool(finite.all()):
             raise broken_token(op, "hidden", int(token_ids[~finite][0]))
-        output.index_add_(0, token_ids, functional.linear(inner, down) * factors[:, None])
+        output.index_add_(0, token_ids, down(inner) * factors[:, None])
 
 
 def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -158,9 +161,10 @@ def _stored(
     return cached[:, : length + 1].float() * scales[:, : length + 1]
 
 
-def _expert_weights(
+def _expert_products(
     op: str, slot_bytes: torch.Tensor, expert_id: int, hidden_size: int, foreign: Dequantize
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Product, Product, Product]:
+    """With gate, up and down. Each unpacks when it is called, so that no two are there unpacked."""
     is_foreign = is_foreign_page(slot_bytes)
     try:
         layout = (read_foreign_page if is_foreign else read_layout)(slot_bytes, allow_padding=True)
@@ -169,9 +173,38 @@ def _expert_weights(
     if layout.hidden_size != hidden_size:
         raise broken_page(op, expert_id, hidden_size)
     if isinstance(layout, ForeignLayout):
-        return foreign_weights(slot_bytes, layout, foreign)
-    page = unpack_page(slot_bytes[: layout.page_bytes])
-    return dequantize(page.gate), dequantize(page.up), dequantize(page.down)
+        return _foreign_products(slot_bytes, layout, foreign)
+    num_tiles = layout.gate_up.num_tiles(layout.inner_size)
+    in_turn = slot_bytes[layout.gate_up_offset : layout.down_offset].view(num_tiles, 2, -1)
+    down = slot_bytes[layout.down_offset : layout.down_offset + layout.down_bytes]
+    down_tiles = down.view(layout.down.num_tiles(hidden_size), -1)
+    return (
+        partial(_multiply_tiles, tiles=in_turn[:, 0], low_bit=layout.gate_up),
+        partial(_multiply_tiles, tiles=in_turn[:, 1], low_bit=layout.gate_up),
+        partial(_multiply_tiles, tiles=down_tiles, low_bit=layout.down),
+    )
+
+
+def _foreign_products(
+    slot_bytes: torch.Tensor, layout: ForeignLayout, dequantize: Dequantize
+) -> tuple[Product, Product, Product]:
+    def multiply(tokens: torch.Tensor, index: int) -> torch.Tensor:
+        start, stop = layout.offsets[index : index + 2]
+        weights = dequantize(slot_bytes[start:stop], layout.foreign, *layout.shapes[index])
+        return functional.linear(tokens, weights)
+
+    return partial(multiply, index=0), partial(multiply, index=1), partial(multiply, index=2)
+
+
+def _multiply_tiles(tokens: torch.Tensor, tiles: torch.Tensor, low_bit: LowBitFormat) -> torch.Tensor:
+    """tokens: (tokens, columns); tiles: (tiles, tile_bytes) uint8 -> (tokens, tiles * 16)."""
+    columns = tokens.shape[1]
+    tiles_at_once = max(1, _MOST_UNPACKED // (TILE_ROWS * columns))
+    parts = []
+    for some in tiles.split(tiles_at_once):
+        unpacked = unpack_matrix(some.flatten(), low_bit, TILE_ROWS * len(some), columns)
+        parts.append(functional.linear(tokens, dequantize(unpacked)))
+    return torch.cat(parts, dim=1)
 
 
 def _check_finite(op: str, name: str, tokens: torch.Tensor) -> None:

@@ -21,6 +21,7 @@ from ernie_local.kernels.nf4_kernels import (
     nf4_absence,
     warn_without_nf4_kernels,
 )
+from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES
 from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing import PageLayout
 from ernie_local.packing.foreign_formats import ForeignLayout
@@ -60,6 +61,23 @@ def check_triton_formats(config: ModelConfig) -> None:
             "these are for the formats that `ernie-local quantize` makes",
             "leave card_kernels triton away, or quantize the original with --method gptq or rtn",
         )
+
+
+def unpacking_room(config: ModelConfig, device: torch.device) -> int:
+    """Bytes of a card for weights that plain torch unpacks there; 0 where Triton's kernels do all."""
+    from ernie_local.kernels.cuda_ops import triton_missing
+
+    tables = config.quantization
+    if tables is None:
+        return 0
+    packed = PackedTensors(config)
+    layouts = {layout for key in tables.experts for layout in packed.page_layouts(*key).values()}
+    foreign = [layout for layout in layouts if isinstance(layout, ForeignLayout)]
+    sizes = [FOREIGN_NUMBER_BYTES * layout.hidden_size * layout.inner_size for layout in foreign]
+    is_own = len(foreign) < len(layouts) or bool(tables.matrices or tables.gated_mlps)
+    if is_own and triton_missing(device) is not None:
+        sizes.append(UNPACKING_BYTES)
+    return max(sizes, default=0)
 
 
 def _has_nf4(config: ModelConfig) -> bool:

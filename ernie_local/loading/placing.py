@@ -5,6 +5,7 @@ Owns which limit counts for what. The arithmetic is the planner's.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError
 from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.loading.build import count_weights
+from ernie_local.loading.expert_math import unpacking_room
 from ernie_local.loading.paging import paging_plan
 from ernie_local.media.processor_config import read_processor_config
 from ernie_local.model.kv_cache import kv_bytes_per_token
@@ -85,6 +87,9 @@ def place(
         room_bytes = card_room(config, demand.context_size, chunk_tokens)
         card_free = torch.cuda.mem_get_info(demand.device)[0]
         card_limits = CardLimits(card_free, limits.vram, limits.ram, limits.reserve)
+        # Needed as long as weights are, and nobody else may have it.
+        unpacking = unpacking_room(config, demand.device)
+        need = dataclasses.replace(need, dense_bytes=need.dense_bytes + unpacking)
         return place_beside_card(need, config, room_bytes, card_limits, chunk_tokens)
     if limits.vram is None:
         return place_in_ram(need, config.text, limits.ram, limits.reserve, chunk_tokens)

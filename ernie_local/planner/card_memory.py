@@ -1,7 +1,8 @@
 """What a conversation would take of a graphics card and of RAM beside it: the terms, and where experts go.
 
 The placement is the one that `load` makes (card_placement.py). Nothing of this has run on a card yet, so
-these are predictions: weights are exact, what CUDA takes is assumed. Knows nothing of speed.
+these are predictions: weights are exact, what CUDA takes is assumed. They are for the Triton kernels; where
+plain torch computes, `load` keeps some 30 MiB more. Knows nothing of speed.
 """
 
 from __future__ import annotations
