@@ -126,6 +126,6 @@ class Evaluation:
         return {
             "source": source_identity(job.reference.directory),
             "samples": hashlib.sha256(json.dumps(settings).encode()).hexdigest(),
-            "computing": f"{job.device} {job.dtype}",
+            "computing": f"{job.device} {job.dtype} {job.card_kernels}",
             "version": version_identity(),
         }
