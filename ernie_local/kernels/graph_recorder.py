@@ -32,7 +32,7 @@ class Recorder(Protocol):
         """Have `run` done some times and recorded; its outputs are valid after the first replay.
 
         All that it reads has to stay where it is, and numbers of Python's stay what they are now. It may be
-        done again with the same effect.
+        done again with the same effect. The host waits for the device.
         """
         ...
 
