@@ -6,7 +6,8 @@ Owns how torch records (CUDA graphs). Knows nothing of what is recorded. Not run
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+from weakref import WeakSet
 
 import torch
 
@@ -31,18 +32,18 @@ class Recorder(Protocol):
         """Have `run` done some times and recorded; its outputs are valid after the first replay.
 
         All that it reads has to stay where it is, and numbers of Python's stay what they are now. It may be
-        done again with the same effect.
+        done again with the same effect. The host waits for the device.
         """
         ...
 
 
 class _CudaGraph(Generic[Outputs]):
     def __init__(self, graph: torch.cuda.CUDAGraph, outputs: Outputs) -> None:
-        self._graph = graph
+        self.graph = graph
         self.outputs = outputs
 
     def replay(self) -> None:
-        self._graph.replay()
+        self.graph.replay()
 
 
 class CudaGraphs:
@@ -50,18 +51,23 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        # One for all: memory that a stream freed, in a pool or of cuBLAS, serves no other stream.
+        self._stream = torch.cuda.Stream(device)
+        self._alive: WeakSet[_CudaGraph[Any]] = WeakSet()
 
     def record(self, run: Callable[[], Outputs]) -> Recorded[Outputs]:
         """See Recorder.record."""
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UP_RUNS):
                 run()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        # Torch gives a pool up with its last graph: none left, as when a cache grew, is a new pool.
+        pool = next((one.graph.pool() for one in self._alive), None)
         graph = torch.cuda.CUDAGraph()
         # Other threads read pages and copy them meanwhile: only this one's calls are recorded.
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
             outputs = run()
-        return _CudaGraph(graph, outputs)
+        recorded = _CudaGraph(graph, outputs)
+        self._alive.add(recorded)
+        return recorded

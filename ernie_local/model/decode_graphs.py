@@ -1,7 +1,8 @@
 """Decode of text tokens over one cache, all between routed experts recorded once and replayed.
 
-A piece begins behind one layer's routed experts and ends with the next router's choice; experts themselves
-are computed in between, wherever they lie. Knows neither CUDA nor paging.
+A piece begins behind one layer's routed experts and ends with the next router's choice, and with shared
+experts where they are computed apart. Routed ones are computed in between, wherever they lie. Knows neither
+CUDA nor paging.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from ernie_local.model.norms import RMSNorm
 @dataclass(frozen=True, slots=True)
 class Junction:
     """Where a piece ends. hidden: (1, hidden_size) before experts are added; normed: what these are given;
-    chosen: their ids and weights, (1, top_k) each. Of the last piece `normed` is the result of all."""
+    chosen: their ids and weights, (1, top_k) each; shared: (1, hidden_size) of experts that are not computed
+    with them. Of the last piece `normed` is the result of all."""
 
     hidden: torch.Tensor
     normed: torch.Tensor
     chosen: tuple[torch.Tensor, torch.Tensor] | None = None
+    shared: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,11 @@ class DecodeGraphs:
         )
 
         def run() -> Junction:
-            hidden = inputs.hidden if index == 0 else self._recorded[index - 1].outputs.hidden + inputs.routed
+            hidden = inputs.hidden
+            if index:
+                before = self._recorded[index - 1].outputs
+                added = inputs.routed if before.shared is None else inputs.routed + before.shared
+                hidden = before.hidden + added
             is_last = index + 1 == len(self._pieces)
             for layer in layers if is_last else layers[:-1]:
                 hidden = layer(hidden, fixed)
@@ -103,7 +110,8 @@ class DecodeGraphs:
             hidden, normed = layers[-1].attend(hidden, fixed)
             moe = layers[-1].moe
             assert moe is not None
-            return Junction(hidden, normed, moe.text_router(normed))
+            shared = moe.shared_apart(normed, step.experts)
+            return Junction(hidden, normed, moe.text_router(normed), shared)
 
         return self._recorder.record(run)
 

@@ -118,10 +118,12 @@ class MoEBlock(nn.Module):
         on_route: RouteHook | None = None,
     ) -> torch.Tensor:
         """hidden: (tokens, hidden_size) -> (tokens, hidden_size)."""
-        if rows.vision is None:
-            return self.serve("text", hidden, self.text_router(hidden), rows, experts, on_route)
-        if rows.text is None:
-            return self.serve("vision", hidden, self.vision_router(hidden), rows, experts, on_route)
+        if rows.text is None or rows.vision is None:
+            is_text = rows.vision is None
+            chosen = (self.text_router if is_text else self.vision_router)(hidden)
+            routed = self.serve("text" if is_text else "vision", hidden, chosen, rows, experts, on_route)
+            shared = self.shared_apart(hidden, experts)
+            return routed if shared is None else routed.add_(shared)
         routed = torch.empty_like(hidden)
         for bank, router, indices in (
             (BANKS[0], self.text_router, rows.text),
@@ -143,15 +145,22 @@ class MoEBlock(nn.Module):
         experts: ExpertProvider,
         on_route: RouteHook | None,
     ) -> torch.Tensor:
-        """As `forward`, where all tokens are of one bank, whose router has `chosen` ids and weights."""
+        """As `forward` without `shared_apart`, for tokens of one bank; chosen: ids and weights."""
         indices = rows.text if bank == "text" else rows.vision
         assert indices is not None
+        page = self._shared_page(experts)
+        return self._compute(bank, hidden, chosen, indices, experts, on_route, page)
+
+    def shared_apart(self, hidden: torch.Tensor, experts: ExpertProvider) -> torch.Tensor | None:
+        """What `serve` leaves to be added: shared experts that are not computed with routed ones."""
+        if self.shared_experts is None or self._shared_page(experts) is not None:
+            return None
+        output: torch.Tensor = self.shared_experts(hidden)  # (tokens, hidden_size)
+        return output
+
+    def _shared_page(self, experts: ExpertProvider) -> torch.Tensor | None:
         shared = self.shared_experts
-        page = shared.page if isinstance(shared, PackedGatedMLP) and experts.takes_shared_page else None
-        routed = self._compute(bank, hidden, chosen, indices, experts, on_route, page)
-        if shared is not None and page is None:
-            routed += shared(hidden)
-        return routed
+        return shared.page if isinstance(shared, PackedGatedMLP) and experts.takes_shared_page else None
 
     def _compute(
         self,

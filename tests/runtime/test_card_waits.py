@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic
 
 import pytest
 import torch
 
 from ernie_local.engine import Engine
+from ernie_local.kernels import cuda_ops
+from ernie_local.kernels.graph_recorder import Outputs, Recorded, Recorder
+from ernie_local.model import ernie
 from ernie_local.model.ernie import ErnieModel
 from tests.runtime import paged_models
 from tests.runtime.shape_card import DEVICE, ShapeCard, WaitError, on_shape_card
@@ -41,6 +46,44 @@ def test_prompts_pictures_and_decode_wait_for_nothing(
         assert logits.shape == (model.config.text.vocab_size,)
         assert card.num_sent == sent, "a decoded token is filled in on the card"
     assert card.num_page_sums > 0
+
+
+class ShapeRecorder:
+    """A Recorder of what has no values: to run it again gives the same."""
+
+    def record(self, run: Callable[[], Outputs]) -> Recorded[Outputs]:
+        return ShapesRecorded(run())
+
+
+@dataclass
+class ShapesRecorded(Generic[Outputs]):
+    outputs: Outputs
+
+    def replay(self) -> None:
+        pass
+
+
+def attend_shapes(queries: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
+    """In place of the card's kernel."""
+    assert {one.device for one in (queries, *rest) if one is not None} == {DEVICE}, "the length is there too"
+    return torch.empty_like(queries, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("recorder", [None, ShapeRecorder()], ids=["kernel", "graphs"])
+def test_decode_by_the_kernel_waits_for_nothing(
+    model: ErnieModel, monkeypatch: pytest.MonkeyPatch, recorder: Recorder | None
+) -> None:
+    monkeypatch.setattr(ernie, "_attends_by_kernel", lambda device, kv_dtype: True)
+    monkeypatch.setattr(cuda_ops, "attend_token", attend_shapes)
+    model.recorder = recorder
+    with on_shape_card(model, monkeypatch) as card:
+        engine = Engine(model, 256, torch.int8)
+        engine.prefill([20, 21, 22])
+        sent, summed = card.num_sent, card.num_page_sums
+        for token in (60, 61, model.config.media.image_start, 62):
+            engine.decode(token)
+        assert card.num_sent == sent
+        assert card.num_page_sums == summed + 4 * sum(model.config.text.moe_layers)
 
 
 def value(states: torch.Tensor) -> object:
