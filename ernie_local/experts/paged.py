@@ -170,7 +170,7 @@ class PagedExperts:
         if self._routers:
             self._look_ahead(on_host)
         output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
-        has_small = any(key.is_small for key in chosen)
+        has_small = self.options.small_below is not None and any(key.is_small for key in chosen)
         if len(first.keys) == len(chosen) and not has_small:
             self.top.add(output, tokens, chosen, shared_page)
             return output.to(tokens.hidden.dtype)
@@ -209,6 +209,8 @@ class PagedExperts:
 
     def _read_back(self, tokens: RoutedTokens) -> RoutedTokens:
         """Of one token what the host needs to know, in one transfer; all else stays where it is."""
+        if self._device is HOST:
+            return tokens
         wanted = [tokens.expert_ids]
         if self.options.small_below is not None or self.miss_rule.computes:
             wanted += [tokens.weights, tokens.hidden]
