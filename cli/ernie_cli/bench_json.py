@@ -60,6 +60,9 @@ def model_fields(model: LoadedModel, measured: ModelRun) -> dict[str, object]:
             "decode_tokens_per_second": dataclasses.asdict(measured.decode),
             "predicted_decode_tokens_per_second": measured.predicted_decode,
             "disk_bytes_per_second": None if measured.disk is None else dataclasses.asdict(measured.disk),
+            "memory_share": None
+            if measured.memory_share is None
+            else dataclasses.asdict(measured.memory_share),
             "picture": None
             if picture is None
             else {

@@ -126,6 +126,8 @@ def model_lines(model: LoadedModel, measured: ModelRun) -> Iterator[str]:
     yield _line("decode", measured.decode, 1.0, "tokens/s")
     if measured.disk is not None:
         yield _line("disk, beside decode", measured.disk, 1e9, "GB/s")
+    if measured.memory_share is not None:
+        yield _line("weights, beside decode, of rates", measured.memory_share, 0.01, "%")
     off = measured.predicted_decode / measured.decode.median - 1
     found = "" if measured.hit_rate is None else f", with {measured.hit_rate:.0%} of experts found in memory"
     yield f"{'decode, predicted':<32}  {measured.predicted_decode:10.2f} tokens/s  {off:+.0%}{found}"

@@ -51,12 +51,12 @@ class FixedCosts:
     page: Measurement
 
     def added_to(self, rates: Rates) -> Rates:
-        """Rates with these costs."""
+        """Rates with these costs: the least that was seen, as whatever disturbs them only adds."""
         return dataclasses.replace(
             rates,
-            token_seconds=self.token.median,
-            layer_seconds=self.layer.median,
-            paging=PagingCosts(self.paged_layer.median, self.page.median),
+            token_seconds=self.token.low,
+            layer_seconds=self.layer.low,
+            paging=PagingCosts(self.paged_layer.low, self.page.low),
         )
 
 
@@ -77,7 +77,7 @@ def measure_fixed_costs(directory: Path, rates: Rates, clock: Clock = time.perf_
     work = read_model(directory).decode_work("float32")
     seen = _decode(directory, config, None, clock)
     token, layer = _split(seen, work.num_layers, decode_seconds(work, rates))
-    rates = dataclasses.replace(rates, token_seconds=token.median, layer_seconds=layer.median)
+    rates = dataclasses.replace(rates, token_seconds=token.low, layer_seconds=layer.low)
 
     def beyond(one: _Token) -> float:
         """Seconds that the rates so far do not explain."""
@@ -86,7 +86,7 @@ def measure_fixed_costs(directory: Path, rates: Rates, clock: Clock = time.perf_
 
     seen = _decode(directory, config, plan.most_bytes, clock)
     paged_layer = _by_rounds(seen, lambda one: beyond(one) / work.moe_layers)
-    rates = dataclasses.replace(rates, paging=PagingCosts(paged_layer.median, 0.0))
+    rates = dataclasses.replace(rates, paging=PagingCosts(paged_layer.low, 0.0))
     scarce = plan.least_bytes + (plan.most_bytes - plan.least_bytes) // 4
     seen = _decode(directory, config, scarce, clock)
     missing = [[one for one in tokens if one.misses] for tokens in seen]

@@ -10,7 +10,10 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
 
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit
@@ -20,7 +23,9 @@ from ernie_local.machine.disk import holds_pages, measure_disk
 from ernie_local.machine.text_ids import text_ids
 from ernie_local.machine.timing import Clock, summarize
 from ernie_local.media.patches import Patches
+from ernie_local.model.attention import SelfAttention
 from ernie_local.model.kv_cache import kv_bytes_per_token
+from ernie_local.model.packed_linear import PackedLinear
 from ernie_local.planner.decode_time import decode_seconds
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.profile import Measurement
@@ -32,6 +37,8 @@ _WARM_TOKENS = 32
 _DECODE_ROUNDS = 7
 _DECODE_TOKENS = 12  # in a round
 _DISK_SECONDS = 0.2  # before each
+_MEMORY_ROUNDS = 3
+_LARGE_BYTES = 64 << 20  # more than caches hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +56,9 @@ class ModelRun:
 
     first_token_seconds: from a prompt of `prompt_tokens` of text to the logits of the first token behind it.
     hit_rate: share of experts that decode found in memory, expert_memory_bytes that memory, and disk what the
-    pages' disk gave between rounds of decode, bytes a second; None where all are resident. predicted_decode:
-    what the rates say, for the same share and that disk.
+    pages' disk gave between rounds of decode, bytes a second; None where all are resident. memory_share: of
+    the rates of weights in memory, what they come at between these rounds. predicted_decode: what the rates
+    say, for the same share of experts, that disk and that memory.
     """
 
     prompt_tokens: int
@@ -61,6 +69,7 @@ class ModelRun:
     hit_rate: float | None
     expert_memory_bytes: int | None
     disk: Measurement | None
+    memory_share: Measurement | None
     picture: PictureSpeed | None
 
 
@@ -85,10 +94,13 @@ def measure_model(
         return engine
 
     prompt = _seconds(read_prompt, clock)
-    decode, hit_rate, disk = _decode(read_prompt(), model, ids[prompt_tokens:], clock)
+    decode, hit_rate, beside = _decode(read_prompt(), model, ids[prompt_tokens:], rates, clock)
     mean_tokens = len(ids) - _DECODE_ROUNDS * _DECODE_TOKENS // 2
     context_bytes = mean_tokens * kv_bytes_per_token(model.config.text, model.settings.kv_dtype)
     experts = model.network.experts
+    disk, memory_share = beside.disk_rate, beside.memory_share
+    if memory_share is not None:
+        rates = rates.slowed(memory_share.median)
     if disk is not None:
         rates = dataclasses.replace(rates, disk_bytes_per_second=disk.median)
     work = read_model(model.directory).decode_work(str(model.network.dtype).removeprefix("torch."))
@@ -101,22 +113,44 @@ def measure_model(
         hit_rate=hit_rate,
         expert_memory_bytes=experts.level.memory.num_bytes if isinstance(experts, PagedExperts) else None,
         disk=disk,
+        memory_share=memory_share,
         picture=None if picture is None else _measure_picture(model, picture, clock),
     )
 
 
+@dataclass(slots=True)
+class _Beside:
+    """What the machine gives between rounds of decode; other programs use it too.
+
+    disk: bytes a second; memory_shares: of the rates of weights in memory.
+    """
+
+    disk: list[float] = field(default_factory=list)
+    memory_shares: list[float] = field(default_factory=list)
+
+    @property
+    def disk_rate(self) -> Measurement | None:
+        """Over all rounds; None where no page is read."""
+        return summarize(self.disk) if self.disk else None
+
+    @property
+    def memory_share(self) -> Measurement | None:
+        """Over all rounds; None where weights are so few that caches hold them."""
+        return summarize(self.memory_shares) if self.memory_shares else None
+
+
 def _decode(
-    engine: Engine, model: LoadedModel, ids: list[int], clock: Clock
-) -> tuple[Measurement, float | None, Measurement | None]:
-    """Tokens a second behind the first few ids, by rounds' medians; the share of experts that they found, and
-    the disk's bytes a second before each round."""
+    engine: Engine, model: LoadedModel, ids: list[int], known: Rates, clock: Clock
+) -> tuple[Measurement, float | None, _Beside]:
+    """Tokens a second behind the first few ids, by rounds' medians; the share of experts that they found."""
     for token_id in ids[:_WARM_TOKENS]:
         engine.decode(token_id)
     before = model.paging
     rates: list[float] = []
-    disk: list[float] = []
+    beside = _Beside()
     for first in range(_WARM_TOKENS, len(ids), _DECODE_TOKENS):
-        disk += _disk_rate(model)
+        beside.disk += _disk_rate(model)
+        beside.memory_shares += _memory_share(model, known)
         seconds = []
         for token_id in ids[first : first + _DECODE_TOKENS]:
             start = clock()
@@ -125,9 +159,36 @@ def _decode(
         rates.append(1 / statistics.median(seconds))  # what other programs delay is not the model's
     after = model.paging
     if before is None or after is None:
-        return summarize(rates), None, None
-    hit_rate = after.since(before).banks["text"].decode_hit_rate
-    return summarize(rates), hit_rate, summarize(disk) if disk else None
+        return summarize(rates), None, beside
+    return summarize(rates), after.since(before).banks["text"].decode_hit_rate, beside
+
+
+def _memory_share(model: LoadedModel, rates: Rates) -> list[float]:
+    """How fast weights come for one token now, by the known rate: those that attention begins with."""
+    network = model.network
+    attentions = [module for module in network.modules() if isinstance(module, SelfAttention)]
+    projections = [attention.qkv_proj or attention.q_proj for attention in attentions]
+    weights = [_weights(projection) for projection in projections]
+    if sum(num_bytes for _, num_bytes in weights) < _LARGE_BYTES:
+        return []
+    hidden = torch.zeros(1, model.config.text.hidden_size, dtype=network.dtype)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(_MEMORY_ROUNDS):
+            start = time.perf_counter()
+            for projection in projections:
+                projection(hidden)
+            seconds.append(time.perf_counter() - start)
+    expected = sum(num_bytes / rates.bytes_per_second(name) for name, num_bytes in weights)
+    return [expected / statistics.median(seconds)]
+
+
+def _weights(projection: nn.Module) -> tuple[str, int]:
+    """Format and bytes."""
+    if isinstance(projection, PackedLinear):
+        return projection.format_name, projection.packed.nbytes
+    weight = projection.get_parameter("weight")
+    return str(weight.dtype).removeprefix("torch."), weight.nbytes
 
 
 def _disk_rate(model: LoadedModel) -> list[float]:

@@ -5,6 +5,7 @@ Numbers alone: who measured or assumed them is said by whoever made them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -45,6 +46,12 @@ class Rates:
     card: CardRates | None = None
     paging: PagingCosts | None = None
     format_rates: Mapping[str, float] = field(default_factory=dict)
+
+    def slowed(self, share: float) -> Rates:
+        """Where weights come at this share of the rates."""
+        formats = {name: share * rate for name, rate in self.format_rates.items()}
+        memory = share * self.memory_bytes_per_second
+        return dataclasses.replace(self, memory_bytes_per_second=memory, format_rates=formats)
 
     def bytes_per_second(self, format_name: str) -> float:
         """Of weights in this format, such as `w4` or `bfloat16`, for one token on the CPU."""

@@ -198,6 +198,7 @@ def test_a_model_is_measured_and_predicted(packed: Path) -> None:
     assert found.prefill.median == found.prompt_tokens
     assert found.decode == Measurement(1.0, 1.0, 1.0, 7)
     assert (found.hit_rate, found.expert_memory_bytes, found.picture) == (None, None, None)
+    assert found.memory_share is None, "caches hold all of nano"
     work = read_model(model.directory).decode_work("float32")
     expected = decode_seconds(work, RATES, None, (300 - 42) * 2 * 6 * 2 * 48 * 2)
     assert 1 / found.predicted_decode == pytest.approx(expected)
@@ -235,6 +236,20 @@ def test_the_disk_of_a_paged_model_is_what_it_gives_beside_decode(
     assert found.disk == Measurement(4e6, 1e6, 7e6, 7)
     rates = dataclasses.replace(RATES, disk_bytes_per_second=4e6)
     expected = decode_seconds(work, rates, found.hit_rate, (300 - 42) * 2 * 6 * 2 * 48 * 2)
+    assert 1 / found.predicted_decode == pytest.approx(expected)
+
+
+def test_memory_that_others_use_too_is_reckoned_with(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_speed, "_LARGE_BYTES", 1)
+    model = ernie_local.load(packed, context_size=300)
+    found = model_speed.measure_model(model, RATES, clock=Ticks())
+    share = found.memory_share
+    assert share is not None
+    assert share.rounds == 7
+    slow = RATES.slowed(share.median)
+    assert slow.bytes_per_second("w4") == pytest.approx(share.median * RATES.bytes_per_second("w4"))
+    work = read_model(packed).decode_work("float32")
+    expected = decode_seconds(work, slow, None, (300 - 42) * 2 * 6 * 2 * 48 * 2)
     assert 1 / found.predicted_decode == pytest.approx(expected)
 
 
