@@ -1,7 +1,7 @@
 """The table of graphics cards (cards.csv): memory that can be used, and what speed is reckoned from.
 
-Public figures of data sheets; usable memory is what drivers report less what they keep for themselves. None
-of these cards was measured here. Knows no model.
+Public figures of data sheets, checked as docs/decisions.md says; usable memory is what drivers report less
+what they keep for themselves. None of these cards was measured here. Knows no model.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Card:
     memory_bytes_per_second: float
     compute_capability: str
     link_bytes_per_second: float
-    operations_per_second: float  # 16-bit, multiplications and additions each counted
+    # 16-bit, multiplications and additions each counted; sums in float16 (GeForce: float32 at half of it).
+    operations_per_second: float
 
     def rates(self) -> CardRates:
         """What is likely to come of the data sheet."""

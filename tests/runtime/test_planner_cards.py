@@ -106,6 +106,37 @@ def test_the_table_has_the_cards_that_people_have() -> None:
         assert 1e12 < card.operations_per_second < 2e15
 
 
+# What torch named as total capacity in public error messages, GiB.
+@pytest.mark.parametrize(
+    ("name", "reported"),
+    [
+        ("gtx1660super", 5.61),
+        ("rtx2080ti", 10.57),
+        ("rtx3050-laptop", 3.68),
+        ("rtx3060-12gb", 11.62),
+        ("rtx3080", 9.62),
+        ("rtx3090", 23.56),
+        ("rtx4050-laptop", 5.65),
+        ("rtx4060", 7.59),
+        ("rtx4060ti-16gb", 15.57),
+        ("rtx4070", 11.56),
+        ("rtx4090", 23.49),
+        ("rtx5050-laptop", 7.53),
+        ("rtx5060ti-16gb", 15.48),
+        ("rtx5080", 15.47),
+        ("rtx5090", 31.34),
+        ("teslat4", 14.56),
+        ("teslav100", 31.73),
+        ("teslaa10", 22.06),
+        ("l40s", 44.39),
+        ("h100nvl", 93.09),
+        ("h200", 139.8),
+    ],
+)
+def test_no_more_memory_is_usable_than_drivers_reported(name: str, reported: float) -> None:
+    assert 0.98 * reported < find_card(name).usable_bytes / GIB <= reported
+
+
 @pytest.mark.parametrize(
     "name",
     [
