@@ -154,7 +154,7 @@ def _target(options: VramOptions, budget: Budget) -> Target:
     local = next((card for card in read_cards() or () if card.free_bytes is not None), None)
     if local is None:
         return Target(budget, profile=profile)
-    known = match_name(local.name)
+    known = match_name(local.name, local.total_bytes)
     rates = UNKNOWN_CARD if known is None else known.rates()
     if profile is not None and profile.rates.card is not None:
         rates = profile.rates.card

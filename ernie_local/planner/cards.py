@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ernie_local.errors import UsageError
 from ernie_local.planner.rates import CardRates
-from ernie_local.sizes import MIB
+from ernie_local.sizes import GIB, MIB
 
 _TABLE = Path(__file__).with_name("cards.csv")
 # Of what the data sheet says: kernels on memory and on arithmetic, and copies over the link. Assumed.
@@ -66,6 +67,26 @@ def read_cards() -> list[Card]:
         ]
 
 
+# Of a driver's name what does not tell the model.
+_BUILD_WORDS = frozenset(
+    (
+        "nvidia",
+        "geforce",
+        "tesla",
+        "generation",
+        "pcie",
+        "sxm",
+        "sxm2",
+        "sxm4",
+        "sxm5",
+        "hbm2",
+        "hbm2e",
+        "hbm3",
+    )
+)
+_MEMORY_TOLERANCE = 0.12  # a driver keeps some for itself
+
+
 def find_card(text: str) -> Card:
     """The card that is called so, by id or name, in any case, with or without dashes."""
     cards = read_cards()
@@ -85,10 +106,28 @@ def find_card(text: str) -> Card:
     )
 
 
-def match_name(name: str) -> Card | None:
-    """The card that a driver calls so; None where the table has none."""
-    wanted = _bare(name)
-    return next((card for card in read_cards() if _bare(card.name) == wanted), None)
+def match_name(name: str, total_bytes: int | None = None) -> Card | None:
+    """The card that a driver calls so, with so much memory in all; None where the table has none.
+
+    Drivers add how it is built in ("NVIDIA A100-SXM4-80GB"), and leave out how much memory it has where the
+    table tells two of one name apart by that.
+    """
+    wanted, gigabytes = _model_words(name)
+    alike = [card for card in read_cards() if _model_words(card.name)[0] == wanted]
+    if gigabytes is None and total_bytes is not None:
+        gigabytes = round(total_bytes / GIB)
+    if gigabytes is None:
+        exact = (card for card in alike if _bare(card.name) == _bare(name))
+        return alike[0] if len(alike) == 1 else next(exact, None)
+    near = [card for card in alike if abs(card.vram_gb - gigabytes) <= _MEMORY_TOLERANCE * card.vram_gb]
+    return min(near, key=lambda card: abs(card.vram_gb - gigabytes), default=None)
+
+
+def _model_words(name: str) -> tuple[list[str], int | None]:
+    """What tells the model, and the gigabytes that the name tells."""
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word and word not in _BUILD_WORDS]
+    memory = next((word for word in words if re.fullmatch(r"[0-9]+gb", word)), None)
+    return [word for word in words if word != memory], None if memory is None else int(memory[:-2])
 
 
 def _bare(text: str) -> str:

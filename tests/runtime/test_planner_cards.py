@@ -159,6 +159,28 @@ def test_an_unknown_card_is_told_the_near_ones() -> None:
         find_card("!")
 
 
+@pytest.mark.parametrize(
+    ("name", "total", "card_id"),
+    [
+        ("NVIDIA H100 80GB HBM3", None, "h100"),
+        ("NVIDIA A100-SXM4-80GB", None, "teslaa100"),
+        ("NVIDIA A100-PCIE-40GB", 40 << 30, "teslaa100-40gb"),
+        ("NVIDIA GeForce RTX 4060 Ti", 16380 << 20, "rtx4060ti-16gb"),
+        ("NVIDIA GeForce RTX 4060 Ti", 8188 << 20, "rtx4060ti"),
+        ("NVIDIA GeForce RTX 3080", 12288 << 20, "rtx3080-12gb"),
+        ("NVIDIA GeForce RTX 3080", None, "rtx3080"),
+        ("NVIDIA GeForce RTX 3060", 12288 << 20, "rtx3060-12gb"),
+        ("NVIDIA GeForce RTX 3060 Laptop GPU", 6144 << 20, "rtx3060-laptop"),
+        ("Tesla T4", 15360 << 20, "teslat4"),
+        ("Tesla V100-SXM2-16GB", None, None),  # the table has the one of 32
+        ("NVIDIA GeForce RTX 4060 Ti", None, None),
+    ],
+)
+def test_a_driver_names_a_card_in_its_own_way(name: str, total: int | None, card_id: str | None) -> None:
+    found = match_name(name, total)
+    assert (None if found is None else found.card_id) == card_id
+
+
 def test_a_card_is_known_by_its_driver_s_name() -> None:
     found = match_name("NVIDIA GeForce RTX 4060 Laptop GPU")
     assert found is not None
