@@ -72,11 +72,11 @@ class ModelTensor:
     format_name: str
     is_packed: bool = False
     pages: int = 0
+    part: str = field(init=False)  # that it belongs to
 
-    @property
-    def part(self) -> str:
-        """The part that it belongs to."""
-        return part_of(self.name)
+    def __post_init__(self) -> None:
+        # Asked for again and again, and the published model has 23,000 tensors.
+        object.__setattr__(self, "part", part_of(self.name))
 
     @property
     def code(self) -> str:
