@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,8 +61,8 @@ def check_card_kernels(device: torch.device) -> None:
 def _warn_without_triton(device: torch.device) -> None:
     absence = _triton_absence(device)
     if absence is not None:
-        notice = f"{absence.what}, plain PyTorch computes on {device}\n{absence.why}\ntry: {absence.hint}"
-        warnings.warn(notice, TritonMissing, stacklevel=2)
+        what = f"{absence.what}, plain PyTorch computes on {device}"
+        warnings.warn(replace(absence, what=what).notice, TritonMissing, stacklevel=2)
 
 
 @functools.cache

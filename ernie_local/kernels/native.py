@@ -45,6 +45,11 @@ class Absence:
     why: str
     hint: str
 
+    @property
+    def notice(self) -> str:
+        """Three lines for people."""
+        return f"{self.what}\n{self.why}\ntry: {self.hint}"
+
 
 def native_absence() -> Absence | None:
     """Why there is no module; None where it is there."""
@@ -61,7 +66,7 @@ def native_absence() -> Absence | None:
 def native_notice() -> str | None:
     """Three lines for people (what, why, what to try) where the module is missing; None where it is there."""
     absence = native_absence()
-    return None if absence is None else f"{absence.what}\n{absence.why}\ntry: {absence.hint}"
+    return None if absence is None else absence.notice
 
 
 @functools.cache

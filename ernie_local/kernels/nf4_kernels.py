@@ -62,8 +62,7 @@ def warn_without_nf4_kernels(device: torch.device) -> None:
     """Give the absence as an Nf4KernelsMissing warning, at most once in a process for each device."""
     absence = nf4_absence(device)
     if absence is not None:
-        notice = f"{absence.what}\n{absence.why}\ntry: {absence.hint}"
-        warnings.warn(notice, Nf4KernelsMissing, stacklevel=2)
+        warnings.warn(absence.notice, Nf4KernelsMissing, stacklevel=2)
 
 
 def dequantize_by_bitsandbytes(packed: Tensor, foreign: ForeignFormat, rows: int, columns: int) -> Tensor:
