@@ -139,13 +139,10 @@ def _beside_experts(model: ModelSize, conversation: Conversation, placement: Pla
     chunk = min(placement.chunk_tokens, num_tokens)
     held = encoding = 0
     if pictures:
-        num_patches, num_image_tokens = (
-            sum(counts) for counts in zip(*((one.patches, one.tokens) for one in pictures), strict=True)
-        )
-        held = picture_prompt_bytes(
-            model.config, num_patches, num_image_tokens, chunk, conversation.item_bytes
-        )
-        encoding = encoding_bytes(model.config.vision, [picture.patches for picture in pictures])
+        patches = [picture.patches for picture in pictures]
+        tokens = sum(picture.tokens for picture in pictures)
+        held = picture_prompt_bytes(model.config, sum(patches), tokens, chunk, conversation.item_bytes)
+        encoding = encoding_bytes(model.config.vision, patches)
     talk = conversation.kv_size(text).touched_bytes(num_tokens) + attention_bytes(text, chunk, num_tokens)
     # What a prompt needed stays with the cache.
     return {"vision": encoding + held, "prefill": talk + held, "decode": talk}
