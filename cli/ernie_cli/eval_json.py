@@ -25,6 +25,7 @@ def empty_object() -> dict[str, object]:
         "answers": None,
         "device": None,
         "dtype": None,
+        "card_kernels": None,
         "reference": None,
         "checkpoints": [],
         "error": None,
@@ -41,6 +42,7 @@ def result_fields(job: EvaluationJob, results: Sequence[Result]) -> dict[str, ob
         "answers": job.answers,
         "device": job.device,
         "dtype": job.dtype,
+        "card_kernels": job.card_kernels,
         "reference": _model(job.reference),
         "checkpoints": [_checkpoint(result) for result in results],
     }

@@ -73,7 +73,7 @@ def count_need(
         cached * kv_bytes_per_token(config.text, demand.kv_dtype),
         None if plan is None else plan.least_bytes,
         largest_prompt_bytes(config, processor, at_once, demand.dtype.itemsize),
-        at_once,
+        tokens,
     )
 
 

@@ -73,7 +73,7 @@ def place_beside_card(
     limit = max(0, card_free - left_to_others) if vram_limit is None else vram_limit
     # The room is for what a prompt takes for a while.
     cache_bytes = need.kv_cache_bytes + room_bytes
-    with_room = dataclasses.replace(need, kv_cache_bytes=cache_bytes, prompt_bytes=0, prompt_tokens=0)
+    with_room = dataclasses.replace(need, kv_cache_bytes=cache_bytes, prompt_bytes=0, context_size=0)
     if card_free < min(limit, need.weight_bytes + with_room.kv_cache_bytes):
         raise DoesNotFit(
             f"the vram limit is {format_bytes(limit)}, {format_bytes(card_free)} are free on the card",

@@ -164,7 +164,7 @@ def _need(model: ModelSize, conversation: Conversation, budget: Budget) -> Memor
         conversation.kv_size(model.config.text).num_bytes,
         None if plan is None else plan.least_bytes,
         largest_prompt_bytes(model.config, model.processor, num_tokens, conversation.item_bytes),
-        num_tokens,
+        conversation.context_size,
     )
 
 

@@ -29,7 +29,8 @@ class MemoryNeed:
 
     least_expert_bytes: with which experts can be paged; None where they cannot. prompt_bytes: what the
     largest prompt takes for a while (`prompt_room`); paged experts make room for it, resident ones cannot.
-    prompt_tokens: of the longest text, which is attended to at once. Both 0 where counted elsewhere.
+    context_size: tokens of the cache, which the longest text is attended to at once. Both 0 where what a
+    prompt takes is counted elsewhere.
     """
 
     dense_bytes: int
@@ -37,7 +38,7 @@ class MemoryNeed:
     kv_cache_bytes: int
     least_expert_bytes: int | None
     prompt_bytes: int = 0
-    prompt_tokens: int = 0
+    context_size: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -98,9 +99,10 @@ def place_in_ram(
     process = process_memory() if process is None else process
     free = free_memory() if free is None else free
     allowed = process + max(0, free - reserve) if limit is None else limit
+    num_tokens = expected_tokens(limit, need.context_size)
     cache_bytes = need.kv_cache_bytes
-    if limit is None:
-        cache_bytes = min(cache_bytes, cache_bytes * _EXPECTED_TOKENS // config.default_context_size)
+    if need.context_size:
+        cache_bytes = cache_bytes * num_tokens // need.context_size
     chunk = DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
     fixed = _fixed_bytes(need, process)
     resident = need.expert_bytes + cache_bytes + _kept_bytes(need)
@@ -110,7 +112,7 @@ def place_in_ram(
 
     def paged_bytes(chunk: int) -> int:
         """The least that experts and the conversation have together."""
-        return _floor_bytes(need) + cache_bytes + _attention_bytes(need, config, chunk)
+        return _floor_bytes(need) + cache_bytes + attention_bytes(config, chunk, num_tokens)
 
     def is_large(chunk: int) -> bool:
         working = working_bytes(config, chunk)
@@ -136,7 +138,8 @@ def place_in_ram(
 
 def least_limit(need: MemoryNeed, config: TextConfig, process: int) -> int:
     """The smallest limit that `place_in_ram` takes for a process that has so many bytes."""
-    working = working_bytes(config, _SMALLEST_CHUNK) + _attention_bytes(need, config, _SMALLEST_CHUNK)
+    attention = attention_bytes(config, _SMALLEST_CHUNK, need.context_size)
+    working = working_bytes(config, _SMALLEST_CHUNK) + attention
     return _fixed_bytes(need, process) + working + _floor_bytes(need) + need.kv_cache_bytes
 
 
@@ -185,11 +188,6 @@ def place_on_card(
 def _fixed_bytes(need: MemoryNeed, process: int) -> int:
     """What is there wherever experts go."""
     return process + need.dense_bytes + SLACK_BYTES
-
-
-def _attention_bytes(need: MemoryNeed, config: TextConfig, chunk: int) -> int:
-    """For the last chunk of the longest prompt, beside the cache."""
-    return attention_bytes(config, chunk, need.prompt_tokens)
 
 
 def _kept_bytes(need: MemoryNeed) -> int:

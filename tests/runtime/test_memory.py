@@ -10,6 +10,7 @@ import pytest
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
+from ernie_local.model.memory_use import attention_bytes
 from ernie_local.planner import free_memory
 from ernie_local.planner import placement as memory
 from ernie_local.planner.placement import (
@@ -67,6 +68,23 @@ def test_experts_stay_resident_where_the_largest_prompt_has_room_beside_them() -
     # Nobody can give way in a model without pages.
     unpaged = dataclasses.replace(pictured, least_expert_bytes=None)
     assert place_in_ram(unpaged, CONFIG, all_bytes()) == Placement(None, 2048)
+
+
+def test_where_nobody_named_a_limit_a_conversation_is_taken_to_have_a_usual_length() -> None:
+    """Half of a cache for 8192 tokens, all of one for 1024."""
+    free = all_bytes() - PROCESS + GIB  # the reserve is a GiB
+    long = dataclasses.replace(NEED, context_size=8192)
+    assert place_in_ram(long, CONFIG, None, free=free - GIB // 2).paged_bytes is None
+    assert place_in_ram(long, CONFIG, None, free=free - GIB // 2 - 1).paged_bytes is not None
+    short = dataclasses.replace(NEED, context_size=1024)
+    assert place_in_ram(short, CONFIG, None, free=free).paged_bytes is None
+    assert place_in_ram(short, CONFIG, None, free=free - 1).paged_bytes is not None
+    # Paged experts make room for attention as well: below that the limit is refused.
+    unpaged = PROCESS + NEED.dense_bytes + 128 * MIB + 100 * MIB + GIB // 2 + working_bytes(CONFIG, 128)
+    least = unpaged + attention_bytes(CONFIG, 128, 4096) - PROCESS + GIB
+    assert place_in_ram(long, CONFIG, None, free=least).chunk_tokens == 128
+    with pytest.raises(DoesNotFit):
+        place_in_ram(long, CONFIG, None, free=least - 1)
 
 
 def test_less_memory_makes_smaller_chunks() -> None:
