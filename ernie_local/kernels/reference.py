@@ -18,7 +18,7 @@ from ernie_local.packing import TILE_ROWS, LowBitFormat, dequantize, unpack_matr
 from ernie_local.packing.expert_page import read_layout
 from ernie_local.packing.foreign_formats import ForeignLayout
 from ernie_local.packing.foreign_matrix import dequantize_foreign
-from ernie_local.packing.foreign_page import Dequantize, is_foreign_page, read_foreign_page
+from ernie_local.packing.foreign_page import Dequantize, foreign_weight, is_foreign_page, read_foreign_page
 
 # Of tokens, (tokens, columns), to (tokens, rows).
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -189,9 +189,7 @@ def _foreign_products(
     slot_bytes: torch.Tensor, layout: ForeignLayout, dequantize: Dequantize
 ) -> tuple[Product, Product, Product]:
     def multiply(tokens: torch.Tensor, index: int) -> torch.Tensor:
-        start, stop = layout.offsets[index : index + 2]
-        weights = dequantize(slot_bytes[start:stop], layout.foreign, *layout.shapes[index])
-        return functional.linear(tokens, weights)
+        return functional.linear(tokens, foreign_weight(slot_bytes, layout, index, dequantize))
 
     return partial(multiply, index=0), partial(multiply, index=1), partial(multiply, index=2)
 

@@ -74,19 +74,15 @@ def check_foreign_page(packed: Tensor, wanted: ForeignLayout, where: str) -> Non
             )
 
 
-def foreign_weights(
-    packed: Tensor, layout: ForeignLayout, dequantize: Dequantize = dequantize_foreign
-) -> tuple[Tensor, Tensor, Tensor]:
-    """gate, up and down of a page, or of a slot that begins with one, float32.
+def foreign_weight(
+    packed: Tensor, layout: ForeignLayout, index: int, dequantize: Dequantize = dequantize_foreign
+) -> Tensor:
+    """gate, up or down (0, 1, 2) of a page, or of a slot that begins with one, (rows, columns) float32.
 
-    dequantize: what unpacks each of them, plain torch by default.
+    dequantize: what unpacks it, plain torch by default.
     """
-    offsets = layout.offsets
-    gate, up, down = (
-        dequantize(packed[start:stop], layout.foreign, *shape)
-        for start, stop, shape in zip(offsets, offsets[1:], layout.shapes, strict=False)
-    )
-    return gate, up, down
+    start, stop = layout.offsets[index : index + 2]
+    return dequantize(packed[start:stop], layout.foreign, *layout.shapes[index])
 
 
 def _damaged(what: str) -> ModelUnusable:

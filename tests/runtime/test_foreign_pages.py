@@ -27,7 +27,7 @@ from ernie_local.packing.foreign_formats import ForeignFormat, find_foreign, rea
 from ernie_local.packing.foreign_matrix import ForeignMatrix, dequantize_foreign, pack_foreign
 from ernie_local.packing.foreign_page import (
     check_foreign_page,
-    foreign_weights,
+    foreign_weight,
     is_foreign_page,
     pack_foreign_page,
     read_foreign_page,
@@ -91,7 +91,8 @@ def test_a_page_comes_back(name: str, sizes: tuple[int, int], salt: int) -> None
     assert page.numel() % 4096 == 0
     check_foreign_page(page, layout, "the page")
     in_a_slot = torch.cat((page, torch.full((4096,), 7, dtype=torch.uint8)))
-    for number, weights in enumerate(foreign_weights(in_a_slot, layout)):
+    for number in range(3):
+        weights = foreign_weight(in_a_slot, layout, number)
         matrix = pattern_matrix(name, *layout.shapes[number], salt + number)
         wanted = dequantize_foreign(pack_foreign(matrix), layout.foreign, *matrix.shape)
         assert torch.equal(weights, wanted)
@@ -213,7 +214,8 @@ def test_the_operator_computes_them(names: tuple[str, str], dtype: torch.dtype) 
             only = torch.zeros(5, 1, dtype=torch.int64)
             alone = packed_experts(hidden, page[None], only, torch.ones(5, 1, dtype=dtype)).float()
         else:
-            gate, up, down = foreign_weights(page, read_foreign_page(page))
+            layout = read_foreign_page(page)
+            gate, up, down = (foreign_weight(page, layout, index) for index in range(3))
             inner = functional.silu(hidden.float() @ gate.t()) * (hidden.float() @ up.t())
             alone = inner @ down.t()
         factors = weights.gather(1, (ids == slot).int().argmax(1, keepdim=True))
