@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from ernie_local.kernels.graph_recorder import Recorded, Recorder
+from ernie_local.model.cache_layout import LayerStorage
 from ernie_local.model.decoder import DecoderLayer, Step
-from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.norms import RMSNorm
 
 
@@ -52,7 +52,7 @@ class DecodeGraphs:
         self._pieces = _cut(layers)
         self._recorded: list[Recorded[Junction]] = []
         self._inputs: _Inputs | None = None
-        self._places: list[tuple[int, int]] = []
+        self._rows: LayerStorage | None = None  # of the first layer; all move together
 
     def run(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
         """As all layers and the last norm, of one text token: hidden (1, hidden_size) -> the same shape.
@@ -75,11 +75,11 @@ class DecodeGraphs:
 
     def _fill(self, hidden: torch.Tensor, step: Step) -> _Inputs:
         """Put what is new of a token where pieces read it; forget them if the cache is not where it was."""
-        places = _places(step.cache, sum(map(len, self._pieces)))
+        rows = step.cache.storage(0)
         assert step.length is not None
-        if self._inputs is None or places != self._places:
+        if self._inputs is None or rows is not self._rows:
             self._recorded.clear()
-            self._places = places
+            self._rows = rows
             given = (hidden, step.cosines, step.sines, step.length, hidden)
             self._inputs = _Inputs(*map(torch.empty_like, given))
         inputs = self._inputs
@@ -124,9 +124,3 @@ def _cut(layers: Sequence[DecoderLayer]) -> list[list[DecoderLayer]]:
         if layer.moe is not None:
             pieces.append([])
     return pieces
-
-
-def _places(cache: KVCache, num_layers: int) -> list[tuple[int, int]]:
-    """Where each layer's rows lie, and how far they reach."""
-    storages = [cache.storage(layer_id) for layer_id in range(num_layers)]
-    return [(rows.data_ptr(), rows.nbytes) for storage in storages for rows in storage if rows is not None]

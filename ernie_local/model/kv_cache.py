@@ -125,7 +125,8 @@ class KVCache:
     def storage(self, layer_id: int) -> LayerStorage:
         """This layer's rows, for an operator that stores and attends at once; it writes at `length`.
 
-        Until the next `reserve`, which may move them: ask anew in every forward.
+        Until the next `reserve`, which may move them: ask anew in every forward. The same object as long as
+        they did not move.
         """
         return self._layout.layers[layer_id]
 
