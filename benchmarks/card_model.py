@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,7 +86,7 @@ def measure(
     for token in behind[:WARM_TOKENS]:
         engine.decode(token)
     before = model.paging
-    decoded = [timed(lambda token=token: decode(engine, token)) for token in behind[WARM_TOKENS:]]  # type: ignore[misc]
+    decoded = [timed(partial(decode, engine, token)) for token in behind[WARM_TOKENS:]]
     hit_rate, link_bytes = found(before, model.paging, num_decoded)
     decode_seconds = statistics.median(decoded)
     work = read_model(model.directory).decode_work("bfloat16")
@@ -109,8 +110,7 @@ def decode(engine: Engine, token: int) -> float:
     return float(engine.decode(token)[0])
 
 
-def timed(run: object) -> float:
-    assert callable(run)
+def timed(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
     if torch.cuda.is_available():

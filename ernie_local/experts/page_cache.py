@@ -40,8 +40,8 @@ class PageCache:
         self._spare_slots = spare_slots
         self._layer_floor = layer_floor
         self._places: dict[ExpertKey, Slot] = {}
-        self._there: set[ExpertKey] = set()  # only ever asked: a set's order differs from run to run,
-        # and with it which of two equals would go.
+        # A set may only be asked: its order differs from run to run, and with it which of two equals goes.
+        self._there: set[ExpertKey] = set()
         self._coming: dict[ExpertKey, None] = {}
         self._in_use: Counter[ExpertKey] = Counter()
         # Those that are there, by layer, bank and whether they are small.

@@ -45,7 +45,8 @@ def card_math(config: ModelConfig, device: torch.device) -> PageMath:
     from ernie_local.experts.card_math import TorchPageMath, TritonPageMath
     from ernie_local.kernels.cuda_ops import triton_missing
 
-    if _has_nf4(config) and CHOICE.absence is None:
+    has_nf4 = any(layout.foreign.kind == "nf4" for layout in _foreign_layouts(config))
+    if has_nf4 and CHOICE.absence is None:
         return TorchPageMath(_nf4_dequantize(device))
     layouts = _expert_layouts(config)
     if layouts is None or triton_missing(device) is not None:
@@ -70,9 +71,7 @@ def unpacking_room(config: ModelConfig, device: torch.device) -> int:
     tables = config.quantization
     if tables is None:
         return 0
-    packed = PackedTensors(config)
-    layouts = {layout for key in tables.experts for layout in packed.page_layouts(*key).values()}
-    foreign = [layout for layout in layouts if isinstance(layout, ForeignLayout)]
+    layouts, foreign = _page_layouts(config), _foreign_layouts(config)
     sizes = [FOREIGN_NUMBER_BYTES * layout.hidden_size * layout.inner_size for layout in foreign]
     is_own = len(foreign) < len(layouts) or bool(tables.matrices or tables.gated_mlps)
     if is_own and triton_missing(device) is not None:
@@ -80,12 +79,16 @@ def unpacking_room(config: ModelConfig, device: torch.device) -> int:
     return max(sizes, default=0)
 
 
-def _has_nf4(config: ModelConfig) -> bool:
+def _page_layouts(config: ModelConfig) -> set[PageLayout | ForeignLayout]:
+    """All that pages of experts have, but for small ones."""
     tables = config.quantization
     assert tables is not None
     packed = PackedTensors(config)
-    layouts = [layout for key in tables.experts for layout in packed.page_layouts(*key).values()]
-    return any(isinstance(layout, ForeignLayout) and layout.foreign.kind == "nf4" for layout in layouts)
+    return {layout for key in tables.experts for layout in packed.page_layouts(*key).values()}
+
+
+def _foreign_layouts(config: ModelConfig) -> list[ForeignLayout]:
+    return [layout for layout in _page_layouts(config) if isinstance(layout, ForeignLayout)]
 
 
 def _nf4_dequantize(device: torch.device) -> Dequantize:
