@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -95,6 +97,13 @@ class Console:
     def warn(self, line: str) -> None:
         """A line on stderr that should not be missed."""
         self._line(f"warning: {line}", "warning")
+
+    @contextmanager
+    def telling_warnings(self) -> Iterator[None]:
+        """Meanwhile, what the runtime warns of is told as by `warn`."""
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: self.warn(str(message))
+            yield
 
     def error(self, text: str) -> None:
         """An error on stderr; `text` may have several lines, the first one stands out."""

@@ -115,7 +115,7 @@ def _run(job: EvaluationJob, others: Sequence[Candidate], console: Console, invo
     from ernie_cli.progress import UnitProgress
     from ernie_quant.evaluation.run import Evaluation
 
-    with UnitProgress(is_shown=invocation.json_object is None) as progress:
+    with console.telling_warnings(), UnitProgress(is_shown=invocation.json_object is None) as progress:
         evaluation = Evaluation(replace(job, on_sample=progress.show))
         results = []
         for other in others:

@@ -5,7 +5,6 @@ Owns the order of the checks that come before the weights. Knows nothing of how 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,8 +123,7 @@ def load_model(options: ChatOptions, files: ModelFiles, console: Console) -> Loa
         import torch
 
         torch.set_num_threads(options.threads)
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: console.warn(str(message))
+    with console.telling_warnings():
         return ernie_local.load(
             files.directory,
             device=options.device,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from pathlib import Path
+
+import pytest
 
 from ernie_cli.console import ENVIRONMENT, Console, forced_instruction_set
 
@@ -34,6 +37,17 @@ def test_pieces_of_both_streams_never_share_a_line() -> None:
     console.answer("ends\n")
     console.end_line()
     assert both.getvalue() == "hmm\n42\ndone\nends\n"
+
+
+def test_what_the_runtime_warns_of_is_a_line_like_all_others() -> None:
+    told = io.StringIO()
+    console = Console(io.StringIO(), told, quiet=True, environment={})
+    with console.telling_warnings():
+        warnings.warn("no kernels\nno compiler\ntry: one", UserWarning, stacklevel=1)
+    assert told.getvalue() == "warning: no kernels\nno compiler\ntry: one\n"
+    with pytest.warns(UserWarning, match="afterwards"):
+        warnings.warn("afterwards", UserWarning, stacklevel=1)
+    assert "afterwards" not in told.getvalue()
 
 
 def test_colour_only_at_a_terminal_that_wants_it() -> None:
