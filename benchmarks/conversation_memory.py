@@ -1,4 +1,4 @@
-"""The memory of one conversation that fills its context, in a process of its own: pictures, text, an answer.
+"""The memory of one conversation that fills its context, in a process of its own: images, text, an answer.
 
     python benchmarks/conversation_memory.py MODEL --ctx-size 4096 --image 1240x1754
 
@@ -27,16 +27,16 @@ def status_bytes(key: str) -> int:
     return int(status.partition(f"{key}:")[2].split()[0]) << 10
 
 
-def picture(size: str) -> Image.Image:
+def image(size: str) -> Image.Image:
     width, height = (int(side) for side in size.split("x"))
     return Image.frombytes("RGB", (width, height), os.urandom(3 * width * height))
 
 
 def converse(model: LoadedModel, sizes: list[str], num_decoded: int) -> dict[str, int]:
-    """A prompt of pictures and random text that fills the context, and so many tokens behind it."""
+    """A prompt of images and random text that fills the context, and so many tokens behind it."""
     marks = {"load": status_bytes("VmHWM")}
     media = model.config.media
-    patches = model.patches([picture(size) for size in sizes])
+    patches = model.patches([image(size) for size in sizes])
     ids: list[int] = []
     for one in patches:
         ids += [media.image_start, *[media.image] * one.num_tokens, media.image_end]

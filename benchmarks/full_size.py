@@ -81,17 +81,17 @@ def prefill_text(model: LoadedModel, num_tokens: int) -> float:
     return time.perf_counter() - start
 
 
-def random_picture(model: LoadedModel, width: int, height: int) -> Patches:
+def random_image(model: LoadedModel, width: int, height: int) -> Patches:
     from PIL import Image
 
     pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).numpy()
     return model.patches([Image.fromarray(pixels)])[0]
 
 
-def prefill_image(model: LoadedModel, picture: Patches) -> tuple[float, float]:
-    """Seconds of the vision tower with resampler, and of the language model over the picture's tokens."""
+def prefill_image(model: LoadedModel, image: Patches) -> tuple[float, float]:
+    """Seconds of the vision tower with resampler, and of the language model over the image's tokens."""
     media, network = model.config.media, model.network
-    ids = [media.image_start, *[media.image] * picture.num_tokens, media.image_end]
+    ids = [media.image_start, *[media.image] * image.num_tokens, media.image_end]
     encode, seconds = network.encode_images, []
 
     def timed(images: Sequence[Patches]) -> list[torch.Tensor]:
@@ -102,7 +102,7 @@ def prefill_image(model: LoadedModel, picture: Patches) -> tuple[float, float]:
 
     network.encode_images = timed  # type: ignore[method-assign]
     start = time.perf_counter()
-    model.engine(context_size=len(ids) + 8).prefill(ids, [picture])
+    model.engine(context_size=len(ids) + 8).prefill(ids, [image])
     total = time.perf_counter() - start
     network.encode_images = encode  # type: ignore[method-assign]
     return seconds[0], total - seconds[0]
@@ -119,13 +119,13 @@ def large_product(size: int = 4096) -> float:
     return size**3 / min(seconds) / 1e9
 
 
-def tower_multiply_adds(model: LoadedModel, picture: Patches) -> int:
+def tower_multiply_adds(model: LoadedModel, image: Patches) -> int:
     """Of the vision tower and the resampler: linear layers, and attention of each patch to all others."""
     vision, text = model.config.vision, model.config.text
-    patches, width = picture.pixel_values.shape[0], vision.hidden_size
+    patches, width = image.pixel_values.shape[0], vision.hidden_size
     block = 4 * width**2 + 2 * width * vision.intermediate_size + 2 * patches * width
     merged = width * vision.spatial_merge_size**2
-    resampler = picture.num_tokens * (merged**2 * (1 + 1 + 2 + 1) + merged * text.hidden_size)
+    resampler = image.num_tokens * (merged**2 * (1 + 1 + 2 + 1) + merged * text.hidden_size)
     return int(patches * (vision.depth * block + vision.patch_values * width) + resampler)
 
 
@@ -171,13 +171,13 @@ def main() -> None:
         results["prefill_tok_s"] = arguments.prompt / min(seconds)
     if arguments.image != "none":
         width, height = (int(size) for size in arguments.image.split("x"))
-        picture = random_picture(model, width, height)
-        timed = [prefill_image(model, picture) for _ in range(2)]
-        results["image_tokens"] = picture.num_tokens
+        image = random_image(model, width, height)
+        timed = [prefill_image(model, image) for _ in range(2)]
+        results["image_tokens"] = image.num_tokens
         results["tower_s"] = min(tower for tower, _ in timed)
-        results["image_tok_s"] = picture.num_tokens / min(rest for _, rest in timed)
+        results["image_tok_s"] = image.num_tokens / min(rest for _, rest in timed)
         results["bf16_gmac_s"] = large_product()
-        results["tower_mac"] = tower_multiply_adds(model, picture)
+        results["tower_mac"] = tower_multiply_adds(model, image)
     engine = model.engine(context_size=arguments.prompt + arguments.decode + WARM_TOKENS + 64)
     engine.prefill(random_ids(max(arguments.prompt, 1), vocab_size))
     read_before = plain_read()

@@ -1,4 +1,4 @@
-"""On an NVIDIA card: every Triton kernel against float32, and what of its memory's speed decode reaches.
+"""On an NVIDIA GPU: every Triton kernel against float32, and what of its memory's speed decode reaches.
 
     python benchmarks/gpu.py                # two tables; the last line is one JSON object
     python benchmarks/gpu.py --model DIR --vram 4GiB --vram 8GiB   # and a checkpoint at these budgets
@@ -6,7 +6,7 @@
 DIR is one of synthesize.py's, or any other. Graphs of decode are tried off and on.
 
 Decode figures are bytes of packed weights (or of cache) over seconds, medians on weights that no cache holds,
-beside a copy on the card in the same rounds, which counts what it reads and what it writes. Without a card it
+beside a copy on the GPU in the same rounds, which counts what it reads and what it writes. Without a GPU it
 says so and leaves with 3.
 """
 
@@ -23,16 +23,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from card_model import Run, runs, table
+from gpu_model import Run, runs, table
 
-import ernie_local.kernels.cuda_ops  # noqa: F401  the operators on the card
+import ernie_local.kernels.cuda_ops  # noqa: F401  the operators on the GPU
 from ernie_local.errors import DoesNotFit, ErnieLocalError
 from ernie_local.kernels import reference
-from ernie_local.kernels.cuda_ops import card_of
-from ernie_local.machine.card import CARD_LINK, CARD_MEMORY, CARD_OPERATIONS, measure_card
+from ernie_local.kernels.cuda_ops import gpu_of
+from ernie_local.machine.gpu import GPU_LINK, GPU_MEMORY, GPU_OPERATIONS, measure_gpu
 from ernie_local.machine.random_weights import RandomWeights
 from ernie_local.packing import LowBitFormat, PageLayout, find_format
-from ernie_local.planner.rates import CardRates
+from ernie_local.planner.rates import GpuRates
 
 HIDDEN, TEXT_INNER, VISION_INNER, TOP_K, HEADS, KV_HEADS, HEAD_DIM = 2560, 1536, 512, 6, 20, 4, 128
 QKV_ROWS = (HEADS + 2 * KV_HEADS) * HEAD_DIM
@@ -76,10 +76,10 @@ def check_linear(device: torch.device) -> list[Check]:
     for name in FORMATS:
         low_bit = find_format(name)
         packed = random_matrix(low_bit, QKV_ROWS, HIDDEN)
-        on_card = packed.to(device)
+        on_gpu = packed.to(device)
         for num_tokens, limit in ((1, LARGEST_ERROR_ONE), (MANY, LARGEST_ERROR_MANY)):
             tokens = torch.randn(num_tokens, HIDDEN)
-            actual = torch.ops.ernie_local.packed_linear(tokens.to(device), on_card, name, QKV_ROWS)
+            actual = torch.ops.ernie_local.packed_linear(tokens.to(device), on_gpu, name, QKV_ROWS)
             expected = reference.packed_linear(tokens, packed, low_bit, QKV_ROWS)
             found.append(
                 Check(f"linear, {name}, tokens: {num_tokens}", relative_error(actual, expected), limit)
@@ -108,8 +108,8 @@ def check_attention(device: torch.device) -> list[Check]:
     for dtype in (torch.float16, torch.int8):
         new, cache = attention_arguments(dtype, CONTEXT)
         length = CONTEXT - 100
-        on_card = [None if part is None else part.to(device) for part in (*new, *cache)]
-        actual = torch.ops.ernie_local.decode_attention(*on_card, length)
+        on_gpu = [None if part is None else part.to(device) for part in (*new, *cache)]
+        actual = torch.ops.ernie_local.decode_attention(*on_gpu, length)
         expected = reference.decode_attention(*new, *cache, length)
         kind = str(dtype).removeprefix("torch.")
         found.append(Check(f"attention, {kind}", relative_error(actual, expected), LARGEST_ERROR_MANY))
@@ -142,11 +142,11 @@ def expert_readings(device: torch.device) -> list[Reading]:
         # Six of 64 for each call, so that each finds pages that the last ones did not touch.
         slots = RANDOM.page(layout)[None].repeat(64, 1).to(device)
         hidden, weights = torch.randn(1, HIDDEN, device=device), torch.rand(1, TOP_K, device=device)
-        output, card = torch.zeros(1, HIDDEN, device=device), card_of(device)
+        output, gpu = torch.zeros(1, HIDDEN, device=device), gpu_of(device)
         calls: list[Callable[[], object]] = []
         for start in range(0, 60, TOP_K):
             ids = torch.arange(start, start + TOP_K, device=device)[None]
-            arguments = (output, hidden, slots, ids, weights, None, None, [layout], None, card)
+            arguments = (output, hidden, slots, ids, weights, None, None, [layout], None, gpu)
             calls.append(partial(add_packed_experts, *arguments))
         num_bytes = TOP_K * (layout.gate_up_bytes + layout.down_bytes)
         readings.append(Reading(f"one token's experts, {name}", calls, num_bytes))
@@ -158,12 +158,12 @@ def linear_readings(device: torch.device) -> list[Reading]:
 
     readings = []
     for name, rows in (("w8", QKV_ROWS), ("w8", 12288), ("w4", 12288)):
-        low_bit, tokens, card = find_format(name), torch.randn(1, HIDDEN, device=device), card_of(device)
+        low_bit, tokens, gpu = find_format(name), torch.randn(1, HIDDEN, device=device), gpu_of(device)
         num_bytes = low_bit.matrix_bytes(rows, HIDDEN)
         packed = random_matrix(low_bit, rows, HIDDEN).to(device)
         copies = [packed.clone() for _ in range(max(2, COPY_BYTES // num_bytes))]
         calls: list[Callable[[], object]] = [
-            partial(packed_linear, tokens, copy, low_bit, rows, card) for copy in copies
+            partial(packed_linear, tokens, copy, low_bit, rows, gpu) for copy in copies
         ]
         readings.append(Reading(f"dense {rows} x {HIDDEN}, one token, {name}", calls, num_bytes))
     return readings
@@ -175,14 +175,14 @@ def attention_readings(device: torch.device) -> list[Reading]:
     readings = []
     for dtype in (torch.float16, torch.int8):
         new, _ = attention_arguments(dtype, 1)
-        on_card = [part.to(device) for part in new]
+        on_gpu = [part.to(device) for part in new]
         length = torch.full((1,), CONTEXT - 1, dtype=torch.int64, device=device)
         caches = []
         for _ in range(16):
             _, cache = attention_arguments(dtype, CONTEXT)
             caches.append([None if part is None else part.to(device) for part in cache])
         calls: list[Callable[[], object]] = [
-            partial(decode_attention, *on_card, *cache, length, card_of(device)) for cache in caches
+            partial(decode_attention, *on_gpu, *cache, length, gpu_of(device)) for cache in caches
         ]
         num_bytes = sum(part.nbytes for part in caches[0] if part is not None)
         kind = str(dtype).removeprefix("torch.")
@@ -193,7 +193,7 @@ def attention_readings(device: torch.device) -> list[Reading]:
 def copy_reading(device: torch.device) -> Reading:
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return Reading("copy on the card", [lambda: target.copy_(source)], 2 * COPY_BYTES)
+    return Reading("copy on the GPU", [lambda: target.copy_(source)], 2 * COPY_BYTES)
 
 
 def measure(readings: list[Reading], rounds: int) -> dict[str, float]:
@@ -224,16 +224,16 @@ def measure(readings: list[Reading], rounds: int) -> dict[str, float]:
 
 
 def find_device() -> torch.device:
-    """DoesNotFit where there is no card that kernels can run on."""
+    """DoesNotFit where there is no GPU that kernels can run on."""
     if not torch.cuda.is_available():
         raise DoesNotFit(
-            "benchmarks/gpu.py measures an NVIDIA card, this machine has 0 that PyTorch can use",
+            "benchmarks/gpu.py measures an NVIDIA GPU, this machine has 0 that PyTorch can use",
             f"PyTorch {torch.__version__} sees no CUDA device",
-            "run it where `nvidia-smi` works, with a PyTorch built for CUDA; without a card: "
+            "run it where `nvidia-smi` works, with a PyTorch built for CUDA; without a GPU: "
             "python benchmarks/triton_registers.py",
         )
     device = torch.device("cuda", torch.cuda.current_device())
-    card_of(device)
+    gpu_of(device)
     return device
 
 
@@ -253,13 +253,13 @@ def run(rounds: int, model: Path | None, budgets: Sequence[str]) -> int:
         print(f"| {name} | {speed:.0f} | {100 * speed / speeds[copy.name]:.0f} % |")
     measured: list[Run] = []
     if model is not None:
-        copies = measure_card(device)
-        rates = CardRates(*(copies[name].median for name in (CARD_MEMORY, CARD_LINK, CARD_OPERATIONS)))
+        copies = measure_gpu(device)
+        rates = GpuRates(*(copies[name].median for name in (GPU_MEMORY, GPU_LINK, GPU_OPERATIONS)))
         measured = list(runs(model, device, budgets, rates))
         print("\n" + "\n".join(table(measured)))
     properties = torch.cuda.get_device_properties(device)
     told = {
-        "card": properties.name,
+        "gpu": properties.name,
         "capability": [properties.major, properties.minor],
         "torch": torch.__version__,
         "errors": {check.name: check.error for check in checks},
@@ -274,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--model", type=Path, help="a checkpoint to run at each --vram")
-    parser.add_argument("--vram", action="append", help="of the card, such as 6GiB; by default 4, 8 and 16")
+    parser.add_argument("--vram", action="append", help="of the GPU, such as 6GiB; by default 4, 8 and 16")
     arguments = parser.parse_args()
     try:
         sys.exit(run(arguments.rounds, arguments.model, arguments.vram or ("4GiB", "8GiB", "16GiB")))

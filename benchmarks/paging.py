@@ -97,8 +97,8 @@ def measure(model: LoadedModel, prompt: int, decode: int, memory: float) -> dict
         "share_of_allowed": 1 / mean / allowed,
         "small_pages_used": spent.small_pages_used,
         "foreseen": [spent.foreseen_pages, spent.foreseen_wanted],
-        "card_hit_rate": None if spent.card is None else spent.card.banks["text"].decode_hit_rate,
-        "copied_mb_a_token": None if spent.card is None else spent.card.decode_bytes_read / decode / 1e6,
+        "gpu_hit_rate": None if spent.gpu is None else spent.gpu.banks["text"].decode_hit_rate,
+        "copied_mb_a_token": None if spent.gpu is None else spent.gpu.decode_bytes_read / decode / 1e6,
         "frames": experts.top.cache.slots.num_frames,
         "peak_rss_bytes": peak_memory_bytes(),
     }
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--decode", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--vram", help="of a memory that stands for a card's")
+    parser.add_argument("--vram", help="of a memory that stands for a GPU's")
     parser.add_argument("--misses", choices=list(MISS_RULES), default="fetch")
     parser.add_argument("--small-below", type=float)
     parser.add_argument("--look-ahead", action="store_true")

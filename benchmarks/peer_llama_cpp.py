@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--decode", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--image", default="1000x700", help="WIDTHxHEIGHT of the picture, or none")
+    parser.add_argument("--image", default="1000x700", help="WIDTHxHEIGHT of the image, or none")
     parser.add_argument("--keep", action="store_true", help="leave the models in DIR")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@
     python benchmarks/policies.py --trace chat.trace     # and what `ernie-local chat --trace` recorded
 
 Share of experts that a decoded token finds in memory, with so much memory as 25, 50 and 75 % of all text
-experts take. nano's rows are chats about generated pictures, each read out whole and asked two questions.
+experts take. nano's rows are chats about generated images, each read out whole and asked two questions.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ DECAYS = (0.0, 0.9, 0.95, 0.98, 0.995, 1.0)  # ours with a fixed one
 BEHIND, OF_BELADY = 0.02, 0.8  # goals: at most so far behind LRU and LFU; at half, so much of Belady's hits
 
 
-def nano_trace(num_pictures: int, family: str) -> Trace:
-    """One chat for each picture; all turns are asked, the answers are the model's own."""
+def nano_trace(num_images: int, family: str) -> Trace:
+    """One chat for each image; all turns are asked, the answers are the model's own."""
     model = ernie_local.load("nano", context_size=4096)
     recorder = model.record_trace()
     for sample in held_out_samples(
-        num_pictures,
+        num_images,
         families=(family,),
         questions_each=2,
         transcript_every=1,  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def hit_rate(result: Replayed) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--tokens", type=int, default=1000, help="of each made-up routing")
-    parser.add_argument("--pictures", type=int, default=8, help="of nano's chats")
+    parser.add_argument("--images", type=int, default=8, help="of nano's chats")
     parser.add_argument("--trace", type=Path, action="append", default=[])
     arguments = parser.parse_args()
     make = partial(make_trace, num_tokens=arguments.tokens)
@@ -65,8 +65,8 @@ def main() -> None:
         "phases of 32": make(partial(phases, length=32)),
         "phases of 128": make(partial(phases, length=128)),
         "phases of 400": make(partial(phases, length=400)),
-        "nano, pictures": nano_trace(arguments.pictures, "pictures"),
-        "nano, texts": nano_trace(arguments.pictures, "texts"),
+        "nano, images": nano_trace(arguments.images, "pictures"),
+        "nano, texts": nano_trace(arguments.images, "texts"),
         **{path.name: read_trace(path) for path in arguments.trace},
     }
     names = ["ours", *(f"{decay:g}" for decay in DECAYS)]

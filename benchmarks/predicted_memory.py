@@ -1,6 +1,6 @@
 """The peak of memory that `ernie-local vram` predicts, beside the one that a conversation really has.
 
-    python benchmarks/predicted_memory.py nano                 # settings of bits x context x picture x budget
+    python benchmarks/predicted_memory.py nano                 # settings of bits x context x image x budget
     python benchmarks/predicted_memory.py DIRECTORY            # a full-size checkpoint of synthesize.py
 
 Each setting runs in a process of its own (conversation_memory.py). Prints a table, and one JSON object last.
@@ -17,12 +17,12 @@ from pathlib import Path
 from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.planner.conversation import Conversation, default_kv_dtype
 from ernie_local.planner.cpu_memory import Budget, plan_cpu
+from ernie_local.planner.images import PricedImage
 from ernie_local.planner.model_size import read_model
-from ernie_local.planner.pictures import PricedPicture
 from ernie_local.sizes import MIB, parse_bytes
 
 PROGRAM = Path(__file__).with_name("conversation_memory.py")
-# context, dtype, picture, budget: for nano, and for checkpoints of the real size.
+# context, dtype, image, budget: for nano, and for checkpoints of the real size.
 SMALL = [
     ("256", "float32", None, None),
     ("1024", "float32", "1000x700", None),
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, action="append", help="numbers of settings, from 0")
     arguments = parser.parse_args()
     rows = []
-    print("| model | context | dtype | picture | budget | predicted, MiB | measured, MiB | error |")
+    print("| model | context | dtype | image | budget | predicted, MiB | measured, MiB | error |")
     print("|---|---:|---|---|---|---:|---:|---:|")
     for name in arguments.model:
         settings = SMALL if name == "nano" else LARGE
@@ -67,13 +67,13 @@ def main() -> None:
 
 def predict(name: str, context: int, dtype: str, image: str | None, ram: str | None) -> int:
     model = read_model(resolve_model(name))
-    pictures = ()
+    images = ()
     if image is not None:
         width, height = map(int, image.split("x"))
-        pictures = (PricedPicture.of(image, width, height, model.processor),)
+        images = (PricedImage.of(image, width, height, model.processor),)
     kv_dtype = default_kv_dtype(dtype, is_packed=model.config.quantization is not None)
     budget = Budget(None if ram is None else parse_bytes(ram))
-    return plan_cpu(model, Conversation(context, dtype, kv_dtype, pictures), budget).memory.peak.best
+    return plan_cpu(model, Conversation(context, dtype, kv_dtype, images), budget).memory.peak.best
 
 
 def measure(name: str, context: str, dtype: str, image: str | None, ram: str | None) -> int:

@@ -4,7 +4,7 @@
     python benchmarks/quantize.py --work DIR --method rtn
 
 The source is random bfloat16 with one dense and two expert layers and two blocks of the tower; what belongs
-to a layer or block counts as often as the model has them. Tokens are random, pictures are noise of 1000 x 700
+to a layer or block counts as often as the model has them. Tokens are random, images are noise of 1000 x 700
 pixels.
 """
 
@@ -29,13 +29,13 @@ from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import Recipe
 
 LAYERS, BLOCKS = 28, 32  # of the model
-GRID = (1, 50, 72)  # patches of a picture of 1000 x 700
+GRID = (1, 50, 72)  # patches of an image of 1000 x 700
 IMAGE_TOKENS, TEXT_TOKENS = 900, 770  # of a sequence
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """Tokens with their pictures."""
+    """Tokens with their images."""
 
     token_ids: tuple[int, ...]
     patches: tuple[Patches, ...]
@@ -47,9 +47,9 @@ def random_sequences(num_tokens: int, media_ids: tuple[int, int, int]) -> list[S
     sequences = []
     while num_tokens > 0:
         pixels = torch.randn(GRID[1] * GRID[2], 588, generator=generator)
-        picture = Patches(pixels, GRID, (1000, 700), (1008, 700), IMAGE_TOKENS)
+        patches = Patches(pixels, GRID, (1000, 700), (1008, 700), IMAGE_TOKENS)
         text = torch.randint(10, 90_000, (TEXT_TOKENS,), generator=generator).tolist()
-        sequences.append(Sequence((1, start, *[image] * IMAGE_TOKENS, end, *text), (picture,)))
+        sequences.append(Sequence((1, start, *[image] * IMAGE_TOKENS, end, *text), (patches,)))
         num_tokens -= len(sequences[-1].token_ids)
     return sequences
 

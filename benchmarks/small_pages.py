@@ -4,7 +4,7 @@
     python benchmarks/small_pages.py OUT [--documents 60] [--share 0.5]
 
 For each threshold of router weight: KL from the same checkpoint with all of its large pages in memory, over
-the answers to held-out pictures, which are decoded token by token; and bytes read. The experts' memory is a
+the answers to held-out images, which are decoded token by token; and bytes read. The experts' memory is a
 share of all pages. Prints a table.
 """
 
@@ -52,12 +52,12 @@ def paged(directory: Path, share: float, small_below: float | None) -> ErnieMode
 def questions(
     model: LoadedModel, samples: Sequence[Sample]
 ) -> Iterator[tuple[list[int], list[Patches], list[int]]]:
-    """Prompt, pictures and right answer of each turn."""
+    """Prompt, images and right answer of each turn."""
     conversation = Conversation(model, None, (), None)
     for sample in samples:
         patches = model.patches(sample.images)
         for turn in sample.turns:
-            message = Message("user", turn.question, tuple(picture.num_tokens for picture in patches))
+            message = Message("user", turn.question, tuple(image.num_tokens for image in patches))
             prompt = conversation.prompt(message, thinking=False).token_ids
             yield list(prompt), patches, conversation.tokenizer.encode(turn.answer, allow_special=False)
 

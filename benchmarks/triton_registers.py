@@ -1,11 +1,11 @@
-"""Compiles every Triton kernel for each generation of cards, on any machine, and prints what it needs there:
+"""Compiles every Triton kernel for each generation of GPUs, on any machine, and prints what it needs there:
 registers of a thread, KiB of shared memory of a program; the JSON object has spills and wide loads, too.
 
     python benchmarks/triton_registers.py                        # a table; the last line is one JSON object
     python benchmarks/triton_registers.py --arch 75 86 --formats w4
 
 Kernels, sizes and constants are those of real calls at the shapes of ERNIE-4.5-VL-28B-A3B: the calls are made
-on tensors without memory, and what they would start is compiled instead. Needs the triton wheel, no card.
+on tensors without memory, and what they would start is compiled instead. Needs the triton wheel, no GPU.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.runtime.jit import JITFunction
 
 from ernie_local.kernels.triton.attention import decode_attention
-from ernie_local.kernels.triton.card import Card
 from ernie_local.kernels.triton.experts import add_packed_experts
+from ernie_local.kernels.triton.gpu import Gpu
 from ernie_local.kernels.triton.linear import packed_linear
 from ernie_local.kernels.triton.rows import packed_rows
 from ernie_local.packing import PageLayout, find_format
@@ -42,7 +42,7 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 120)  # Turing, Ampere, Ada, Hopper, Blackw
 
 @dataclass(frozen=True)
 class Need:
-    """What one kernel, compiled for one card, takes of it."""
+    """What one kernel, compiled for one GPU, takes of it."""
 
     kernel: str
     what: str  # format or dtype
@@ -54,7 +54,7 @@ class Need:
     tensor_products: int
 
 
-class NoCard:
+class NoGpu:
     """What Triton asks of a driver before it starts a kernel: for what to compile."""
 
     def __init__(self, arch: int) -> None:
@@ -74,10 +74,10 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def linear(tokens: int, format_name: str, card: Card) -> None:
+def linear(tokens: int, format_name: str, gpu: Gpu) -> None:
     low_bit = find_format(format_name)
     packed = empty(low_bit.matrix_bytes(QKV_ROWS, HIDDEN), dtype=torch.uint8)
-    packed_linear(empty(tokens, HIDDEN), packed, low_bit, QKV_ROWS, card)
+    packed_linear(empty(tokens, HIDDEN), packed, low_bit, QKV_ROWS, gpu)
 
 
 def rows(format_name: str) -> None:
@@ -86,7 +86,7 @@ def rows(format_name: str) -> None:
     packed_rows(empty(PROMPT_TOKENS, dtype=torch.int64), packed, low_bit, HIDDEN)
 
 
-def experts(tokens: int, format_name: str, card: Card) -> None:
+def experts(tokens: int, format_name: str, gpu: Gpu) -> None:
     low_bit = find_format(format_name)
     layout = PageLayout(low_bit, low_bit, HIDDEN, TEXT_INNER)
     shared = PageLayout(find_format("w8"), find_format("w8"), HIDDEN, SHARED_INNER)
@@ -100,17 +100,17 @@ def experts(tokens: int, format_name: str, card: Card) -> None:
         empty(NUM_EXPERTS, dtype=torch.int64),
         [layout],
         shared,
-        card,
+        gpu,
     )
 
 
-def attention(cache_dtype: torch.dtype, card: Card) -> None:
+def attention(cache_dtype: torch.dtype, gpu: Gpu) -> None:
     cache = [empty(KV_HEADS, CAPACITY, HEAD_DIM, dtype=cache_dtype) for _ in range(2)]
     has_scales = cache_dtype == torch.int8
     scales = [empty(KV_HEADS, CAPACITY, 1) if has_scales else None for _ in range(2)]
     new = [empty(heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     angles = [empty(HEAD_DIM // 2) for _ in range(2)]
-    decode_attention(*new, *angles, *cache, *scales, empty(1, dtype=torch.int64), card)
+    decode_attention(*new, *angles, *cache, *scales, empty(1, dtype=torch.int64), gpu)
 
 
 def compile_calls(call: Callable[[], None], what: str) -> Iterator[tuple[str, str, Any]]:
@@ -134,19 +134,19 @@ def compile_calls(call: Callable[[], None], what: str) -> Iterator[tuple[str, st
 
 def all_kernels(formats: Sequence[str], arch: int, is_decode: bool) -> list[tuple[str, str, Any]]:
     """Every kernel, once for each format or dtype that makes it another one."""
-    triton.runtime.driver.set_active(NoCard(arch))
-    card = Card.of_capability(divmod(arch, 10))
+    triton.runtime.driver.set_active(NoGpu(arch))
+    gpu = Gpu.of_capability(divmod(arch, 10))
     calls = []
     for name in formats:
         for tokens in (1,) if is_decode else (1, PROMPT_TOKENS):
             calls += [
-                (partial(experts, tokens, name, card), name),
-                (partial(linear, tokens, name, card), name),
+                (partial(experts, tokens, name, gpu), name),
+                (partial(linear, tokens, name, gpu), name),
             ]
         calls.append((partial(rows, name), name))
-    calls += [(partial(attention, dtype, card), str(dtype)[6:]) for dtype in (torch.float16, torch.int8)]
-    if card.uses_tensor_cores and not is_decode:
-        brain = Card.of_capability(divmod(arch, 10), torch.bfloat16)
+    calls += [(partial(attention, dtype, gpu), str(dtype)[6:]) for dtype in (torch.float16, torch.int8)]
+    if gpu.uses_tensor_cores and not is_decode:
+        brain = Gpu.of_capability(divmod(arch, 10), torch.bfloat16)
         calls.append((partial(experts, PROMPT_TOKENS, "w4", brain), "w4, bfloat16"))
         calls.append((partial(attention, torch.bfloat16, brain), "bfloat16"))
     found: dict[str, tuple[str, str, Any]] = {}

@@ -19,7 +19,7 @@ from ernie_local.media.prompt import Prompt
 from ernie_local.media.tokens import TEXT, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import KVCache
-from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes, picture_prompt_bytes
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes, image_prompt_bytes
 from ernie_local.model.moe import RouteHook
 
 
@@ -47,7 +47,7 @@ class Engine:
         Unless it shares memory with experts: then it grows with the sequence, and experts give way.
 
         kv_dtype: None for the model's dtype. chunk_tokens: most tokens computed at a time in prefill.
-        vision_rule: whether a picture's start and end tags count as vision ("tags") or not ("placeholder").
+        vision_rule: whether an image's start and end tags count as vision ("tags") or not ("placeholder").
         """
         check_sizes(context_size, chunk_tokens)
         self.model = model
@@ -98,9 +98,9 @@ class Engine:
     ) -> torch.Tensor:
         """Append tokens; give back the logits after the last, (vocab_size,) float32, on the model's device.
 
-        token_ids: at least one; placeholders are expanded already, one for each token of each picture, in the
+        token_ids: at least one; placeholders are expanded already, one for each token of each image, in the
         order of `images`. Raises DoesNotFit before any computing if they exceed the context, UsageError if
-        placeholders and pictures disagree, and Interrupted, with the sequence as it was, if `should_stop`
+        placeholders and images disagree, and Interrupted, with the sequence as it was, if `should_stop`
         says so between chunks.
         """
         hidden = self._append(token_ids, images, should_stop, lambda _start, chunk: chunk[-1:])
@@ -124,7 +124,7 @@ class Engine:
         """Append one token and give back the logits after it, as `prefill` does.
 
         A vision token is served by the vision bank like any other and takes an ordinary position; its
-        embedding is its own, as no picture comes with it. Raises DoesNotFit at the end of the context.
+        embedding is its own, as no image comes with it. Raises DoesNotFit at the end of the context.
         """
         self._check_room(1)
         self._check_position(self._next_position)
@@ -133,7 +133,7 @@ class Engine:
         self._cache.reserve(self._cache.length + 1)
         self._make_room(1)
         with self._all_or_nothing(), torch.inference_mode():
-            # Filled on the device: for a copy from the host a card's host would wait.
+            # Filled on the device: for a copy from the host a GPU's host would wait.
             hidden = self.model(
                 self.model.embed(torch.full((1,), token_id, device=device)),
                 torch.full((3, 1), self._next_position, device=device),
@@ -252,11 +252,11 @@ class Engine:
     def _encode(
         self, images: Sequence[Patches], num_tokens: int, should_stop: Callable[[], bool] | None
     ) -> torch.Tensor:
-        """Features of all pictures, (placeholders, hidden_size). num_tokens: of their prompt."""
+        """Features of all images, (placeholders, hidden_size). num_tokens: of their prompt."""
         if not images:
             return torch.empty(0, self.model.config.text.hidden_size)
         experts = self.model.experts
-        held = picture_prompt_bytes(
+        held = image_prompt_bytes(
             self.model.config,
             sum(image.pixel_values.shape[0] for image in images),
             sum(image.num_tokens for image in images),
@@ -275,7 +275,7 @@ class Engine:
             return self.model.encode_images(images)
         features = []
         for index, image in enumerate(images):
-            _raise_if_stopped(should_stop, index, len(images), "pictures")
+            _raise_if_stopped(should_stop, index, len(images), "images")
             features.extend(self.model.encode_images([image]))
         return features
 
@@ -284,11 +284,11 @@ class Engine:
             raise DoesNotFit(
                 f"{self._cache.length + num_new} tokens do not fit into a context of {self.context_size}",
                 f"{self._cache.length} are in use and {num_new} more are asked for",
-                "shorten the text, give fewer or smaller pictures, or raise the context size",
+                "shorten the text, give fewer or smaller images, or raise the context size",
             )
 
     def _check_position(self, largest: int) -> None:
-        # Not the number of tokens: a picture of 6000 tokens moves the position by its longer side only.
+        # Not the number of tokens: an image of 6000 tokens moves the position by its longer side only.
         num_positions = self.model.config.text.max_position_embeddings
         if largest >= num_positions:
             raise DoesNotFit(

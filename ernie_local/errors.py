@@ -47,7 +47,7 @@ class ModelUnusable(ErnieLocalError):
 
 
 class InputUnreadable(ErnieLocalError):
-    """A picture, document or text of the user that cannot be read (5)."""
+    """An image, document or text of the user that cannot be read (5)."""
 
     exit_code = 5
 

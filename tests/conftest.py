@@ -67,8 +67,8 @@ class Oracle:
         raw = json.loads(self.model.config.to_json_string())
         object.__setattr__(self, "config", parse_config(raw, "config.json"))
 
-    def picture(self, rows: int, columns: int, seed: int = 0) -> Patches:
-        """Random patches of a picture of rows x columns patches."""
+    def image(self, rows: int, columns: int, seed: int = 0) -> Patches:
+        """Random patches of an image of rows x columns patches."""
         generator = torch.Generator().manual_seed(1000 * self.seed + seed)
         values = torch.randn(rows * columns, self.config.vision.patch_values, generator=generator)
         side, window = self.config.vision.patch_size, self.config.vision.spatial_merge_size**2
@@ -78,7 +78,7 @@ class Oracle:
     def prompt(
         self, parts: Sequence[int | Patches], seed: int = 0, tags: bool = True
     ) -> tuple[list[int], list[Patches]]:
-        """Ids and pictures; an int in `parts` stands for so many random text tokens."""
+        """Ids and images; an int in `parts` stands for so many random text tokens."""
         draw = random.Random(1000 * self.seed + seed)
         ids: list[int] = []
         for part in parts:

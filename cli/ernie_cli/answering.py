@@ -35,7 +35,7 @@ class AskSettings:
 
 
 def ask(
-    chat: Chat, question: str, pictures: Sequence[OpenedImage], settings: AskSettings, console: Console
+    chat: Chat, question: str, images: Sequence[OpenedImage], settings: AskSettings, console: Console
 ) -> Answer:
     """Ask, show the answer, and return it. Ctrl-C ends the answer early (`finish_reason` "interrupted").
 
@@ -46,7 +46,7 @@ def ask(
         with stop_on_interrupt(chat):
             for piece in chat.ask(
                 question,
-                images=pictures,
+                images=images,
                 thinking=settings.thinking,
                 thinking_budget=settings.think_budget,
                 max_tokens=settings.max_tokens,
@@ -93,12 +93,12 @@ def stop_on_interrupt(chat: Chat) -> Iterator[None]:
 def stats_line(answer: Answer, load_seconds: float) -> str:
     """Tokens, seconds and memory of an answer in one line."""
     usage, timings = answer.usage, answer.timings
-    pictures = f" ({usage.image_tokens} of pictures)" if usage.image_tokens else ""
+    images = f" ({usage.image_tokens} of images)" if usage.image_tokens else ""
     thoughts = f" ({usage.reasoning_tokens} of thoughts)" if usage.reasoning_tokens else ""
     new_tokens, seconds = usage.prompt_tokens - usage.cached_tokens, timings.image + timings.prefill
     cached = f", {usage.cached_tokens} cached" if usage.cached_tokens else ""
     parts = [
-        f"prompt {usage.prompt_tokens} tokens{pictures}{cached} in {seconds:.2f} s"
+        f"prompt {usage.prompt_tokens} tokens{images}{cached} in {seconds:.2f} s"
         + _rate(new_tokens, seconds),
         f"answer {usage.completion_tokens} tokens{thoughts} in {timings.decode:.2f} s"
         + _rate(usage.completion_tokens, timings.decode),
@@ -127,17 +127,17 @@ def paging_line(paging: PagingStats) -> str:
         line += f"; {paging.small_pages_used} small pages used"
     if paging.foreseen_pages:
         line += f"; {paging.foreseen_wanted} of {paging.foreseen_pages} pages read ahead were wanted"
-    return line if paging.card is None else f"{line}\n{_card_line(paging.card)}"
+    return line if paging.gpu is None else f"{line}\n{_gpu_line(paging.gpu)}"
 
 
-def _card_line(card: PagingStats) -> str:
-    text = card.banks["text"]
+def _gpu_line(gpu: PagingStats) -> str:
+    text = gpu.banks["text"]
     rate = "" if text.decode_hit_rate is None else f"{text.decode_hit_rate:.0%} of the answer's there; "
-    copied = sum(bank.bytes_read for bank in card.banks.values())
-    each = card.decode_bytes_read / card.decoded_tokens if card.decoded_tokens else 0
+    copied = sum(bank.bytes_read for bank in gpu.banks.values())
+    each = gpu.decode_bytes_read / gpu.decoded_tokens if gpu.decoded_tokens else 0
     return (
-        f"card: {rate}{format_bytes(copied)} copied to it, {format_bytes(round(each))} a token of the "
-        f"answer; waited {card.prompt_wait_seconds:.2f} s in the prompt, {card.decode_wait_seconds:.2f} s "
+        f"GPU: {rate}{format_bytes(copied)} copied to it, {format_bytes(round(each))} a token of the "
+        f"answer; waited {gpu.prompt_wait_seconds:.2f} s in the prompt, {gpu.decode_wait_seconds:.2f} s "
         "in the answer"
     )
 

@@ -21,7 +21,7 @@ def bench(  # long: each option of the command is a parameter
         typer.Argument(show_default=False, help="Measure this model too: a directory, hf:org/name, or nano."),
     ] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Measure how long MODEL takes for this picture.")
+        str | None, typer.Option(metavar="FILE", help="Measure how long MODEL takes for this image.")
     ] = None,
     ctx_size: Annotated[
         str | None, typer.Option(metavar="N", help="Tokens that MODEL is loaded for, such as 32k.")
@@ -30,8 +30,8 @@ def bench(  # long: each option of the command is a parameter
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="With MODEL: memory of the card, as for chat; tries what to do with experts that it lacks. "
-            "With --card: its memory for experts.",
+            help="With MODEL: memory of the GPU, as for chat; tries what to do with experts that it lacks. "
+            "With --gpu: its memory for experts.",
         ),
     ] = None,
     no_save: Annotated[
@@ -54,11 +54,11 @@ def bench(  # long: each option of the command is a parameter
             "experts, repeatable, by default 25 to 100 % of text experts.",
         ),
     ] = None,
-    card: Annotated[
+    gpu: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="With --replay and --vram: predict what experts would take on this card, such as "
+            help="With --replay and --vram: predict what experts would take on this GPU, such as "
             "rtx3060-12gb.",
         ),
     ] = None,
@@ -85,7 +85,7 @@ def bench(  # long: each option of the command is a parameter
     """
     del debug  # Acted on by main, which is where errors arrive.
     invocation = context.ensure_object(Invocation)
-    from ernie_cli import bench_card, bench_json, bench_replay
+    from ernie_cli import bench_gpu, bench_json, bench_replay
     from ernie_cli.chat_checks import check_is_number
     from ernie_local.sizes import parse_bytes, parse_count
 
@@ -94,7 +94,7 @@ def bench(  # long: each option of the command is a parameter
     budgets = [parse_bytes(size, "--ram") for size in ram or ()]
     if ctx_size is not None:
         parse_count(ctx_size, "--ctx-size")
-    card_bytes = None if vram is None else parse_bytes(vram, "--vram")
+    gpu_bytes = None if vram is None else parse_bytes(vram, "--vram")
     for one in decay or ():
         check_is_number("--decay", one)
     of_model = {
@@ -103,15 +103,15 @@ def bench(  # long: each option of the command is a parameter
         "--ram": bool(ram),
         "--vram": vram is not None,
     }
-    if card is not None or (trace_path is not None and card_bytes is not None):
-        _refuse_half_a_card(trace_path, card, card_bytes, has_decay=bool(decay))
+    if gpu is not None or (trace_path is not None and gpu_bytes is not None):
+        _refuse_half_a_gpu(trace_path, gpu, gpu_bytes, has_decay=bool(decay))
     if trace_path is not None:
         del of_model["--vram"], of_model["--ram"]
         _refuse_beside_replay({"MODEL": model is not None, **of_model, "--no-save": no_save})
     else:
         _refuse_beside_measuring(of_model, model, num_limits=len(budgets), has_decay=bool(decay))
-    if trace_path is not None and card is not None and card_bytes is not None:
-        bench_card.run(trace_path, card, card_bytes, budgets, invocation)
+    if trace_path is not None and gpu is not None and gpu_bytes is not None:
+        bench_gpu.run(trace_path, gpu, gpu_bytes, budgets, invocation)
         return
     if trace_path is not None:
         bench_replay.run(trace_path, budgets, decay or (None,), invocation)
@@ -122,23 +122,23 @@ def bench(  # long: each option of the command is a parameter
     bench_measure.run(options, invocation)
 
 
-def _refuse_half_a_card(
-    trace_path: Path | None, card: str | None, card_bytes: int | None, *, has_decay: bool
+def _refuse_half_a_gpu(
+    trace_path: Path | None, gpu: str | None, gpu_bytes: int | None, *, has_decay: bool
 ) -> None:
     from ernie_local.errors import UsageError
 
-    options = {"--replay": trace_path, "--card": card, "--vram": card_bytes}
+    options = {"--replay": trace_path, "--gpu": gpu, "--vram": gpu_bytes}
     lacking = [name for name, value in options.items() if value is None]
     if lacking:
         given = [name for name in options if name not in lacking]
         raise UsageError(
             f"{', '.join(given)} given without {', '.join(lacking)}",
-            "a card is predicted from a recorded chat, its name, and its memory for experts",
-            "give --replay TRACE --card NAME --vram SIZE, or leave the card out",
+            "a GPU is predicted from a recorded chat, its name, and its memory for experts",
+            "give --replay TRACE --gpu NAME --vram SIZE, or leave the GPU out",
         )
     if has_decay:
         raise UsageError(
-            "--decay given with --card",
+            "--decay given with --gpu",
             "only our own paging is predicted, which finds its decay itself",
             "leave one of them out",
         )

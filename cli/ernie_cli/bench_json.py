@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ernie_local.experts.replay import Replayed
-    from ernie_local.experts.simulated_card import Simulated
+    from ernie_local.experts.simulated_gpu import Simulated
     from ernie_local.experts.trace import Trace
     from ernie_local.loading import LoadedModel
     from ernie_local.machine.model_speed import ModelRun
@@ -47,7 +47,7 @@ def machine_fields(profile: MachineProfile) -> dict[str, object]:
 
 def model_fields(model: LoadedModel, measured: ModelRun) -> dict[str, object]:
     """The keys that measuring a model fills."""
-    picture = measured.picture
+    image = measured.image
     return {
         "model": model.directory.name,
         "speed": {
@@ -63,12 +63,12 @@ def model_fields(model: LoadedModel, measured: ModelRun) -> dict[str, object]:
             "memory_share": None
             if measured.memory_share is None
             else dataclasses.asdict(measured.memory_share),
-            "picture": None
-            if picture is None
+            "image": None
+            if image is None
             else {
-                "tokens": picture.tokens,
-                "encode_seconds": dataclasses.asdict(picture.encode_seconds),
-                "prefill_tokens_per_second": dataclasses.asdict(picture.prefill),
+                "tokens": image.tokens,
+                "encode_seconds": dataclasses.asdict(image.encode_seconds),
+                "prefill_tokens_per_second": dataclasses.asdict(image.prefill),
             },
         },
     }
@@ -95,10 +95,10 @@ def budget_fields(trace: Trace, budget: int, results: Sequence[Replayed]) -> dic
 
 
 def prediction_fields(
-    card_id: str, card_bytes: int, ram_bytes: int, misses: str, found: Simulated
+    gpu_id: str, gpu_bytes: int, ram_bytes: int, misses: str, found: Simulated
 ) -> dict[str, object]:
     """One entry of `predictions`."""
-    stats, above = found.stats, found.stats.card
+    stats, above = found.stats, found.stats.gpu
     assert above is not None
     tokens = stats.decoded_tokens
     seconds = {
@@ -107,11 +107,11 @@ def prediction_fields(
         "predicted_disk_wait_seconds_per_token": stats.decode_wait_seconds,
     }
     return {
-        "card": card_id,
-        "card_bytes": card_bytes,
+        "gpu": gpu_id,
+        "gpu_bytes": gpu_bytes,
         "ram_bytes": ram_bytes,
         "misses": misses,
-        "card_hit_rate": above.banks["text"].decode_hit_rate,
+        "gpu_hit_rate": above.banks["text"].decode_hit_rate,
         "ram_hit_rate": stats.banks["text"].decode_hit_rate,
         **{name: value / tokens if tokens else None for name, value in seconds.items()},
     }

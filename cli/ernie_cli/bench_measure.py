@@ -51,7 +51,7 @@ def run(options: MeasureOptions, invocation: Invocation) -> None:
     from ernie_cli import opening
     from ernie_local.planner.profile_file import write_profile
 
-    picture = None if options.image is None else _open_picture(options.image)
+    image = None if options.image is None else _open_image(options.image)
     files = None if options.model is None else opening.find_model(options.model)
     if files is not None:
         opening.context_size(options.chat_options(), files)
@@ -64,12 +64,12 @@ def run(options: MeasureOptions, invocation: Invocation) -> None:
     else:
         invocation.json_object |= bench_json.machine_fields(profile)
     if files is not None:
-        model, measured = _measure_model(options, files, profile, picture, console)
+        model, measured = _measure_model(options, files, profile, image, console)
         profile = _with_model(profile, model, measured)
         if options.vram is not None:
             from ernie_local.machine.miss_rules import measure_miss_rules
 
-            console.note("measuring: rules for experts that the card lacks")
+            console.note("measuring: rules for experts that the GPU lacks")
             profile = dataclasses.replace(profile, miss_rules=measure_miss_rules(model))
         if invocation.json_object is None:
             _answer(console, model_lines(model, measured))
@@ -96,10 +96,10 @@ def machine_lines(survey: Survey) -> Iterator[str]:
         yield _line(f"one token, {name} weights", measured[f"{name}_bytes_per_second"], 1e9, "GB/s")
     yield _line("prompt, w4 experts", measured["prompt_operations_per_second"], 1e9, "G operations/s")
     yield _line("prompt, float32", measured["plain_prompt_operations_per_second"], 1e9, "G operations/s")
-    if survey.rates.card is not None:
-        yield _line("card, its memory", measured["card_memory_bytes_per_second"], 1e9, "GB/s")
-        yield _line("card, link to it", measured["card_link_bytes_per_second"], 1e9, "GB/s")
-        yield _line("card, float16 products", measured["card_operations_per_second"], 1e9, "G operations/s")
+    if survey.rates.gpu is not None:
+        yield _line("GPU, its memory", measured["gpu_memory_bytes_per_second"], 1e9, "GB/s")
+        yield _line("GPU, link to it", measured["gpu_link_bytes_per_second"], 1e9, "GB/s")
+        yield _line("GPU, float16 products", measured["gpu_operations_per_second"], 1e9, "G operations/s")
     yield _line("decode, beside layers", measured["token_seconds"], 1e-3, "ms")
     yield _line("decode, a layer beside bytes", measured["layer_seconds"], 1e-3, "ms")
     yield _line("the same, more if paged", measured["paged_layer_seconds"], 1e-3, "ms")
@@ -131,10 +131,10 @@ def model_lines(model: LoadedModel, measured: ModelRun) -> Iterator[str]:
     off = measured.predicted_decode / measured.decode.median - 1
     found = "" if measured.hit_rate is None else f", with {measured.hit_rate:.0%} of experts found in memory"
     yield f"{'decode, predicted':<32}  {measured.predicted_decode:10.2f} tokens/s  {off:+.0%}{found}"
-    if measured.picture is not None:
-        picture = measured.picture
-        yield _line(f"picture of {picture.tokens} tokens, encoder", picture.encode_seconds, 1.0, "s")
-        yield _line("its prefill", picture.prefill, 1.0, "tokens/s")
+    if measured.image is not None:
+        image = measured.image
+        yield _line(f"image of {image.tokens} tokens, encoder", image.encode_seconds, 1.0, "s")
+        yield _line("its prefill", image.prefill, 1.0, "tokens/s")
 
 
 def _answer(console: Console, lines: Iterator[str]) -> None:
@@ -157,15 +157,15 @@ def _check_kernels() -> None:
         raise DoesNotFit("bench measures the compiled kernels, 0 are there", absence.why, absence.hint)
 
 
-def _open_picture(name: str) -> OpenedImage:
-    from ernie_cli.pictures import open_pictures
+def _open_image(name: str) -> OpenedImage:
+    from ernie_cli.images import open_given_images
     from ernie_local.errors import UsageError
 
-    opened = open_pictures([name])
+    opened = open_given_images([name])
     if len(opened) > 1:
         raise UsageError(
             f"--image {name} has {len(opened)} pages, 1 is measured",
-            "each page is a picture of its own",
+            "each page is an image of its own",
             f"name one of them: --image {name}:1",
         )
     return opened[0]
@@ -216,7 +216,7 @@ def _measure_model(
     options: MeasureOptions,
     files: ModelFiles,
     profile: MachineProfile,
-    picture: OpenedImage | None,
+    image: OpenedImage | None,
     console: Console,
 ) -> tuple[LoadedModel, ModelRun]:
     from ernie_cli.opening import load_model
@@ -227,7 +227,7 @@ def _measure_model(
     for note in model.paging_notes():
         console.note(note)
     console.note("measuring: prompts and answers")
-    patches = None if picture is None else model.patches([picture.image])[0]
+    patches = None if image is None else model.patches([image.image])[0]
     rates = profile.rates_for(is_packed=files.config.has_packed_experts)
     return model, measure_model(model, rates, patches)
 

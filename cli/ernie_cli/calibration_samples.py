@@ -68,7 +68,7 @@ def draw_sequences(model: Path, choice: SampleChoice, console: Console) -> list[
         raise DoesNotFit(
             f"0 samples fit the model's context of {context:,} tokens, at least 1 is needed",
             "second moments come from the tokens that run through the model",
-            "give smaller pictures or shorter texts, or more --samples",
+            "give smaller images or shorter texts, or more --samples",
         )
     console.note(f"calibrating on {len(sequences)} samples, {num_tokens:,} tokens")
     return sequences

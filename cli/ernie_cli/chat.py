@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ernie_cli.chat_options import CardKernelsOption, ChatOptions, CudaGraphs, DType, KVDType, Misses, Think
+from ernie_cli.chat_options import ChatOptions, CudaGraphs, DType, GpuKernelsOption, KVDType, Misses, Think
 from ernie_cli.invocation import Invocation
 
 
@@ -31,7 +31,7 @@ def chat(  # long: each option of the command is a parameter
     image: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILE", help="A picture, or pages of a PDF (invoice.pdf:1-3); - is stdin. Repeatable."
+            metavar="FILE", help="An image, or pages of a PDF (invoice.pdf:1-3); - is stdin. Repeatable."
         ),
     ] = None,
     interactive: Annotated[
@@ -107,22 +107,22 @@ def chat(  # long: each option of the command is a parameter
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="What may be taken of the card; experts that do not fit there are paged. Default: what is "
-            "free, less a headroom. With --device cpu: of a memory beside --ram that stands for a card's.",
+            help="What may be taken of the GPU; experts that do not fit there are paged. Default: what is "
+            "free, less a headroom. With --device cpu: of a memory beside --ram that stands for a GPU's.",
         ),
     ] = None,
     misses: Annotated[
         Misses,
         typer.Option(
-            help="Experts that the card lacks: copy them there, compute where they are, or half of each; "
+            help="Experts that the GPU lacks: copy them there, compute where they are, or half of each; "
             "auto is what bench found fastest here, else fetch."
         ),
     ] = "auto",
-    card_kernels: CardKernelsOption = "auto",
+    gpu_kernels: GpuKernelsOption = "auto",
     cuda_graphs: Annotated[
         CudaGraphs,
         typer.Option(
-            help="Record what a token computes on a card beside experts, and replay it; auto is off."
+            help="Record what a token computes on a GPU beside experts, and replay it; auto is off."
         ),
     ] = "auto",
     small_below: Annotated[
@@ -160,7 +160,7 @@ def chat(  # long: each option of the command is a parameter
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
 ) -> None:
-    """Ask about pictures and text: once with -p or a pipe, otherwise in a chat.
+    """Ask about images and text: once with -p or a pipe, otherwise in a chat.
 
     The answer goes to stdout, everything else to stderr.
     """
@@ -190,7 +190,7 @@ def chat(  # long: each option of the command is a parameter
         reserve=reserve,
         vram=vram,
         misses=misses,
-        card_kernels=card_kernels,
+        gpu_kernels=gpu_kernels,
         cuda_graphs=cuda_graphs,
         small_below=small_below,
         look_ahead=look_ahead,
@@ -206,7 +206,7 @@ def chat(  # long: each option of the command is a parameter
 
 def _run(options: ChatOptions, invocation: Invocation) -> None:
     """The steps of the command, cheapest check first: the weights come last."""
-    from ernie_cli import chat_json, interactive, one_shot, opening, pictures
+    from ernie_cli import chat_json, images, interactive, one_shot, opening
     from ernie_cli.chat_checks import check_options
     from ernie_cli.chat_request import read_request
     from ernie_cli.console import Console
@@ -218,13 +218,13 @@ def _run(options: ChatOptions, invocation: Invocation) -> None:
         options.prompt, options.images, interactive=options.interactive, as_json=options.as_json
     )
     console = Console(quiet=options.as_json)
-    opened = pictures.open_pictures(request.images, sys.stdin.buffer if sys.stdin is not None else None)
+    opened = images.open_given_images(request.images, sys.stdin.buffer if sys.stdin is not None else None)
     files = opening.find_model(options.model)
     reports = opening.check_prompt(options, files, request.prompt or "", opened)
     if request.prompt is None or options.interactive:
         interactive.run(options, files, console, opened, request.prompt)
         return
-    pictures.show_reports(reports, opened, console)
+    images.show_reports(reports, opened, console)
     if invocation.json_object is not None:
         invocation.json_object["images"] = chat_json.image_list(reports)
     chat = opening.open_chat(options, files, console)

@@ -40,8 +40,8 @@ def check_options(options: ChatOptions) -> None:
         if any(reads_stdin(image) for image in options.images):
             raise UsageError(
                 "--save was given together with --image -",
-                "a saved chat names its pictures by their files, and a pipe has none",
-                "give the picture as a file",
+                "a saved chat names its images by their files, and a pipe has none",
+                "give the image as a file",
             )
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ernie_cli.pictures import PictureReport
+    from ernie_cli.images import ImageMeasure
     from ernie_local.session import Answer
 
 SCHEMA = "ernie-local.chat/1"
@@ -55,8 +55,8 @@ def answer_fields(answer: Answer, load_seconds: float) -> dict[str, object]:
     }
 
 
-def image_list(reports: Sequence[PictureReport]) -> list[dict[str, object]]:
-    """One entry a picture; sizes are [width, height] in pixels."""
+def image_list(reports: Sequence[ImageMeasure]) -> list[dict[str, object]]:
+    """One entry an image; sizes are [width, height] in pixels."""
     return [
         {
             "name": report.name,

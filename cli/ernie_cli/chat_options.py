@@ -18,12 +18,12 @@ Think = Literal["on", "off", "auto"]
 DType = Literal["auto", "float32", "bfloat16"]
 KVDType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 Misses = Literal["auto", "fetch", "compute", "split"]
-CardKernels = Literal["auto", "triton", "torch"]
+GpuKernels = Literal["auto", "triton", "torch"]
 CudaGraphs = Literal["auto", "on", "off"]
-CardKernelsOption = Annotated[
-    CardKernels,
+GpuKernelsOption = Annotated[
+    GpuKernels,
     typer.Option(
-        help="What computes packed weights on a card: Triton's kernels, or plain PyTorch, which is slower; "
+        help="What computes packed weights on a GPU: Triton's kernels, or plain PyTorch, which is slower; "
         "auto is Triton where it runs, and a warning where it does not."
     ),
 ]
@@ -60,7 +60,7 @@ class ChatOptions:
     reserve: str | None = None
     vram: str | None = None
     misses: Misses = "auto"
-    card_kernels: CardKernels = "auto"
+    gpu_kernels: GpuKernels = "auto"
     cuda_graphs: CudaGraphs = "auto"
     small_below: float | None = None
     look_ahead: bool = False

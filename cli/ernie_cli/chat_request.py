@@ -33,9 +33,9 @@ def read_request(
     as_json: bool,
     stdin: TextIO | None = None,
 ) -> Request:
-    """The question and the pictures of this run; the question comes from stdin where a flag or pipe says so.
+    """The question and the images of this run; the question comes from stdin where a flag or pipe says so.
 
-    A picture that comes from stdin is left there for whoever opens the pictures.
+    An image that comes from stdin is left there for whoever opens the images.
 
     Raises UsageError where nothing could be asked or stdin is wanted twice, InputUnreadable where
     the text is not UTF-8.
@@ -59,18 +59,18 @@ def read_request(
 
 
 def reads_stdin(image: str) -> bool:
-    """Whether --image with this value takes a picture from stdin."""
+    """Whether --image with this value takes an image from stdin."""
     return split_page_request(image)[0] == STDIN_MARK
 
 
 def _check_readers(prompt: str | None, num_image_readers: int, interactive: bool, is_terminal: bool) -> None:
-    """One reader of stdin at most, and a pipe for a picture."""
+    """One reader of stdin at most, and a pipe for an image."""
     if num_image_readers and prompt is None and not interactive:
-        raise UsageError("no question was given", "stdin carries the picture of --image -", _ASK_WITH_PROMPT)
+        raise UsageError("no question was given", "stdin carries the image of --image -", _ASK_WITH_PROMPT)
     if num_image_readers and is_terminal:
         raise UsageError(
-            "--image - reads a picture from stdin, which is a terminal",
-            "a picture cannot be typed",
+            "--image - reads an image from stdin, which is a terminal",
+            "an image cannot be typed",
             "pipe it in: ernie-local chat -p TEXT --image - < invoice.png",
         )
     readers = (
@@ -98,7 +98,7 @@ def _decode(data: bytes) -> str:
         raise InputUnreadable(
             f"stdin is not text: byte {error.start + 1} of {len(data)} is 0x{data[error.start]:02x}",
             "a piped stdin is read as the question, in UTF-8",
-            "for a picture: --image - together with -p; for text in another encoding: iconv -t utf-8",
+            "for an image: --image - together with -p; for text in another encoding: iconv -t utf-8",
         ) from error
 
 

@@ -29,7 +29,7 @@ ENVIRONMENT: Mapping[str, str] = {
 _STYLES = {"plain": "", "dim": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[1;31m"}
 _RESET = "\x1b[0m"
 
-# A model repeats what it reads in a picture: escape sequences must not reach a terminal as commands.
+# A model repeats what it reads in an image: escape sequences must not reach a terminal as commands.
 _CONTROL_CHARACTERS = {
     code: None for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if code not in (0x09, 0x0A)
 }

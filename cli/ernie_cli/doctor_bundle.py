@@ -88,7 +88,7 @@ def _private_names(findings: Sequence[Finding], subject: Subject) -> Iterator[st
         path = Path(subject.model).expanduser()
         names += [subject.model, str(path), str(path.resolve()), path.name]
     for finding in findings:
-        if finding.name == "card":
+        if finding.name == "gpu":
             names += _program_names(finding.facts)
     for name in names:
         if len(name) >= _SHORTEST_NAME:
@@ -96,9 +96,9 @@ def _private_names(findings: Sequence[Finding], subject: Subject) -> Iterator[st
 
 
 def _program_names(facts: Mapping[str, object]) -> list[str]:
-    cards = facts.get("cards")
-    assert isinstance(cards, list)
-    return [process["name"] for card in cards for process in card["processes"]]
+    gpus = facts.get("gpus")
+    assert isinstance(gpus, list)
+    return [process["name"] for gpu in gpus for process in gpu["processes"]]
 
 
 def _user() -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ernie_cli.chat_options import CardKernelsOption, DType
+from ernie_cli.chat_options import DType, GpuKernelsOption
 from ernie_cli.invocation import Invocation
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def evaluate(  # long: each option of the command is a parameter
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Draw other samples.")] = 0,
     family: Annotated[
         Family,
-        typer.Option(help="What they are: small pictures, all that nano reads; pages of documents; charts."),
+        typer.Option(help="What they are: small images, all that nano reads; pages of documents; charts."),
     ] = "pictures",
     questions_each: Annotated[
         int, typer.Option(metavar="N", min=1, help="Most questions a sample, long answers not counted.")
@@ -56,7 +56,7 @@ def evaluate(  # long: each option of the command is a parameter
         DType,
         typer.Option(help="Compute in; auto is float32 on a CPU for references up to 4 GiB, else bfloat16."),
     ] = "auto",
-    card_kernels: CardKernelsOption = "auto",
+    gpu_kernels: GpuKernelsOption = "auto",
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="CPU threads to compute with.")
     ] = None,
@@ -68,7 +68,7 @@ def evaluate(  # long: each option of the command is a parameter
     """Measure how far checkpoints are from their reference, on documents and charts.
 
     Divergence and likeliest tokens where an answer is written, answers of their own, and experts chosen.
-    Every third small picture is also read out whole. One model at a time is in memory.
+    Every third small image is also read out whole. One model at a time is in memory.
     """
     del debug  # Acted on by main, which is where errors arrive.
     invocation = context.ensure_object(Invocation)
@@ -93,7 +93,7 @@ def evaluate(  # long: each option of the command is a parameter
         answers=answers,
         device=device,
         dtype=ChatOptions(device=device, dtype=dtype).dtype_name(first.num_bytes),
-        card_kernels=card_kernels,
+        gpu_kernels=gpu_kernels,
         cache=reference_cache,
     )
     _run(job, others, Console(quiet=as_json), invocation)

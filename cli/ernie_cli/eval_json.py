@@ -25,7 +25,7 @@ def empty_object() -> dict[str, object]:
         "answers": None,
         "device": None,
         "dtype": None,
-        "card_kernels": None,
+        "gpu_kernels": None,
         "reference": None,
         "checkpoints": [],
         "error": None,
@@ -42,7 +42,7 @@ def result_fields(job: EvaluationJob, results: Sequence[Result]) -> dict[str, ob
         "answers": job.answers,
         "device": job.device,
         "dtype": job.dtype,
-        "card_kernels": job.card_kernels,
+        "gpu_kernels": job.gpu_kernels,
         "reference": _model(job.reference),
         "checkpoints": [_checkpoint(result) for result in results],
     }

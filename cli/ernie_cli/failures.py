@@ -79,8 +79,8 @@ def _as_user_error(error: BaseException) -> ErnieLocalError | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _speaks_of_memory(error)):
         return OutOfMemory(
             f"memory ran out: {(str(error).splitlines() or ['no more could be had'])[0]}",
-            "the model, its context and the pictures need more than this machine has free",
-            "a smaller --ctx-size, --dtype bfloat16, fewer pictures, or a machine with more memory",
+            "the model, its context and the images need more than this machine has free",
+            "a smaller --ctx-size, --dtype bfloat16, fewer images, or a machine with more memory",
         )
     return None
 

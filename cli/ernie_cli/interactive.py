@@ -1,6 +1,6 @@
 """The chat at a terminal, or line by line from a pipe: what is typed becomes a question or a command.
 
-Owns what stays between questions: pictures that wait, how to think, whether to show figures. The commands
+Owns what stays between questions: images that wait, how to think, whether to show figures. The commands
 themselves are in slash_commands. Knows nothing of how lines are read.
 """
 
@@ -17,9 +17,9 @@ from ernie_cli.chat_options import ChatOptions
 from ernie_cli.chat_sampling import sampling_options
 from ernie_cli.console import Console
 from ernie_cli.failures import describe
+from ernie_cli.images import measure, show_reports
 from ernie_cli.line_reader import LineReader, make_reader, read_message
 from ernie_cli.opening import ModelFiles
-from ernie_cli.pictures import measure, show_reports
 from ernie_local.errors import ErnieLocalError
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ class InteractiveChat:
             if line.strip() and not self._guarded(line):
                 return
 
-    def attach(self, pictures: Sequence[OpenedImage]) -> None:
-        """Let pictures wait for the next question, and say what the model will see of them."""
-        show_reports(measure(pictures, self._files.processor), pictures, self.console)
-        self.waiting.extend(pictures)
+    def attach(self, images: Sequence[OpenedImage]) -> None:
+        """Let images wait for the next question, and say what the model will see of them."""
+        show_reports(measure(images, self._files.processor), images, self.console)
+        self.waiting.extend(images)
 
     def restart(self, system: str) -> None:
         """Begin a new chat with this system text."""
@@ -118,12 +118,12 @@ def run(
     options: ChatOptions,
     files: ModelFiles,
     console: Console,
-    pictures: Sequence[OpenedImage],
+    images: Sequence[OpenedImage],
     first_prompt: str | None,
 ) -> None:
     """Load the model and chat until the person leaves, then save where --save says so."""
     loop = InteractiveChat(opening.open_chat(options, files, console), options, files, console)
-    loop.attach(pictures)
+    loop.attach(images)
     reader = make_reader(slash_commands.names(), slash_commands.PATH_COMMANDS)
     console.note(
         f"{options.model} is ready. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."

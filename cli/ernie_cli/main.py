@@ -87,7 +87,7 @@ def ernie_local_command(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Run ERNIE-4.5-VL on this machine and ask it about pictures and text.
+    """Run ERNIE-4.5-VL on this machine and ask it about images and text.
 
     Exit codes: 0 ok, 1 failure, 2 usage, 3 does not fit or cannot run here, 4 model missing or corrupt,
     5 input unreadable, 6 out of memory, 7 stopped with no answer,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ernie_quant.probe import AnsweredSequence
 
 _MIXED_BITS = 2.5  # a weight of the routed experts, where nothing else is asked for
-# Beside the weights on a card: 8192 tokens of cache, and room to compute in.
+# Beside the weights on a GPU: 8192 tokens of cache, and room to compute in.
 _CACHED_TOKENS = 8192
 _WORKSPACE_BYTES = 512 * MIB
 _HEADER_BYTES = MIB  # names and places of all tensors, at the beginning of the files
@@ -47,7 +47,7 @@ def check_sizes(choice: SizeChoice, method: str) -> None:
     if choice.target_size is not None and choice.fit is not None:
         raise UsageError(
             f"--target-size {choice.target_size} and --fit {choice.fit}",
-            "one is the size of the checkpoint, the other the memory of a card: only one can lead",
+            "one is the size of the checkpoint, the other the memory of a GPU: only one can lead",
             "give one of them",
         )
     if choice.is_mixed and method != "gptq":
@@ -116,7 +116,7 @@ def mixed_job(
             f"beside weights: {format_bytes(cache)} for {_CACHED_TOKENS} cached tokens, "
             f"{format_bytes(_WORKSPACE_BYTES)} to compute in"
         )
-        tables = mixed_tables.tables_for_card(config, measured, size, cache + _WORKSPACE_BYTES, choice.dense)
+        tables = mixed_tables.tables_for_gpu(config, measured, size, cache + _WORKSPACE_BYTES, choice.dense)
     else:
         tables = mixed_tables.tables_of_bits(config, measured, _MIXED_BITS, choice.dense)
     for line in mixed_tables.describe(tables, measured):

@@ -25,7 +25,7 @@ def run(
     options: ChatOptions,
     console: Console,
     prompt: str,
-    pictures: Sequence[OpenedImage],
+    images: Sequence[OpenedImage],
     invocation: Invocation,
 ) -> None:
     """Answer `prompt`; raises Interrupted or NoAnswer where that is how it ended."""
@@ -38,7 +38,7 @@ def run(
         print_answer=not options.as_json,
     )
     try:
-        answer = ask(chat, prompt, pictures, settings, console)
+        answer = ask(chat, prompt, images, settings, console)
     finally:
         # Also after NoAnswer or Ctrl-C: the figures say where the tokens and the time went.
         if chat.last is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ernie_cli.chat_options import ChatOptions
 from ernie_cli.chat_sampling import read_generation_config, sampling_options
 from ernie_cli.console import Console, profile_path
-from ernie_cli.pictures import PictureReport, measure
+from ernie_cli.images import ImageMeasure, measure
 from ernie_local.errors import DoesNotFit
 
 if TYPE_CHECKING:
@@ -71,16 +71,16 @@ def context_size(options: ChatOptions, files: ModelFiles) -> int:
 
 
 def check_prompt(
-    options: ChatOptions, files: ModelFiles, prompt: str, pictures: Sequence[OpenedImage]
-) -> list[PictureReport]:
-    """What the model will see of the pictures, and a try of the tokenizer on the first question.
+    options: ChatOptions, files: ModelFiles, prompt: str, images: Sequence[OpenedImage]
+) -> list[ImageMeasure]:
+    """What the model will see of the images, and a try of the tokenizer on the first question.
 
     Raises DoesNotFit where the question alone fills the context, ModelUnusable without a tokenizer.
     """
     from ernie_local.text.template import ChatTemplate, Message, detect_variant, encode_segments
     from ernie_local.text.tokenizer import ErnieTokenizer
 
-    reports = measure(pictures, files.processor)
+    reports = measure(images, files.processor)
     image_tokens = tuple(report.tokens for report in reports)
     template = ChatTemplate(detect_variant(files.directory))
     thinking = options.thinking()
@@ -95,24 +95,24 @@ def check_prompt(
     if num_tokens >= limit:
         raise DoesNotFit(
             f"the question takes {num_tokens} tokens, the context has {limit}",
-            f"{sum(image_tokens)} of them are for {len(reports)} pictures, and the answer needs 1 or more",
+            f"{sum(image_tokens)} of them are for {len(reports)} images, and the answer needs 1 or more",
             _advice(num_tokens, files.config.text.max_position_embeddings, len(reports)),
         )
     return reports
 
 
-def _advice(num_tokens: int, most: int, num_pictures: int) -> str:
-    shorter = "a shorter question" + (", or fewer or smaller pictures" if num_pictures else "")
+def _advice(num_tokens: int, most: int, num_images: int) -> str:
+    shorter = "a shorter question" + (", or fewer or smaller images" if num_images else "")
     roomy = -(-(num_tokens + 512) // 1024)
     return f"--ctx-size {roomy}k, or {shorter}" if roomy * 1024 <= most else shorter
 
 
 def check_saved_chat(path: Path, files: ModelFiles) -> None:
-    """Read a saved chat and its pictures once before the weights; InputUnreadable as from `load_chat`."""
-    from ernie_local.session.picture import open_same_picture
+    """Read a saved chat and its images once before the weights; InputUnreadable as from `load_chat`."""
+    from ernie_local.session.image import open_same_image
     from ernie_local.session.transcript import read_chat
 
-    read_chat(path, lambda name, size: open_same_picture(name, size, files.processor))
+    read_chat(path, lambda name, size: open_same_image(name, size, files.processor))
 
 
 def load_model(options: ChatOptions, files: ModelFiles, console: Console) -> LoadedModel:
@@ -134,7 +134,7 @@ def load_model(options: ChatOptions, files: ModelFiles, console: Console) -> Loa
             paging=options.paging(_best_miss_rule(options)),
             context_size=context_size(options, files),
             kv_dtype=options.kv_dtype_name(),
-            card_kernels=options.card_kernels,
+            gpu_kernels=options.gpu_kernels,
             cuda_graphs=options.cuda_graphs,
         )
 

@@ -51,13 +51,11 @@ NumSamples = Annotated[
 Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Draw other samples.")]
 Family = Annotated[
     Literal["all", "pictures", "documents", "charts", "texts"],
-    typer.Option(
-        help="What the generated samples are: the mix, or one kind; nano reads small pictures only."
-    ),
+    typer.Option(help="What the generated samples are: the mix, or one kind; nano reads small images only."),
 ]
 CalibrationFolder = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Calibrate on the pictures of DIR too, with .txt or .json beside them."),
+    typer.Option(metavar="DIR", help="Calibrate on the images of DIR too, with .txt or .json beside them."),
 ]
 Dense = Annotated[
     Literal["w8", "w4", "auto"],
@@ -74,7 +72,7 @@ Fit = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Mixed bits for a card of this size: what decoding needs, all but vision experts and tower.",
+        help="Mixed bits for a GPU of this size: what decoding needs, all but vision experts and tower.",
     ),
 ]
 Statistics = Annotated[

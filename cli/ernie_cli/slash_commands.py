@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ernie_cli.chat_checks import check_save_path
-from ernie_cli.pictures import open_pictures, split_paths
+from ernie_cli.images import open_given_images, split_paths
 from ernie_local.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ def _image(chat: InteractiveChat, argument: str) -> bool:
     if argument == "clear":
         chat.waiting.clear()
     elif argument:
-        chat.attach(open_pictures(split_paths(argument)))
+        chat.attach(open_given_images(split_paths(argument)))
         return True
-    waiting = ", ".join(picture.name for picture in chat.waiting) or "none"
-    chat.console.say(f"pictures waiting for the next question: {waiting}")
+    waiting = ", ".join(image.name for image in chat.waiting) or "none"
+    chat.console.say(f"images waiting for the next question: {waiting}")
     return True
 
 
@@ -133,7 +133,7 @@ def _one_path(command: str, argument: str) -> Path:
 
 COMMANDS: Mapping[str, SlashCommand] = {
     "/image": SlashCommand(
-        "FILE...", "attach pictures to the next question; clear: drop them; alone: list", _image
+        "FILE...", "attach images to the next question; clear: drop them; alone: list", _image
     ),
     "/think": SlashCommand("on|off|auto", "think before the answers from now on", _think),
     "/system": SlashCommand("[TEXT]", "start anew with this system text; alone: show it", _system),

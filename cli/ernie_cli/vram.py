@@ -13,12 +13,12 @@ import typer
 from ernie_cli.invocation import Invocation
 from ernie_cli.stored_profile import stored_profile
 from ernie_cli.vram_options import (
-    EVERY_CARD,
+    EVERY_GPU,
     Bits,
-    CardName,
     ContextSize,
     Dense,
     DTypeChoice,
+    GpuName,
     Gpus,
     Image,
     KVDTypeChoice,
@@ -51,7 +51,7 @@ def vram(
     kv_dtype: KVDTypeChoice = "auto",
     ram: Ram = None,
     reserve: Reserve = None,
-    card: CardName = None,
+    gpu: GpuName = None,
     vram_size: Vram = None,
     solve: Solve = None,
     sessions: Sessions = False,
@@ -65,12 +65,12 @@ def vram(
 ) -> None:
     """Reckon what a model takes of memory, and how fast it will be, before anything is loaded.
 
-    For this machine's free RAM and its card, or for what --ram, --card and --vram say; for a chat that fills
-    --ctx-size, pictures first. Exit code 3 where it does not fit, with the options that make it fit.
+    For this machine's free RAM and its GPU, or for what --ram, --gpu and --vram say; for a chat that fills
+    --ctx-size, images first. Exit code 3 where it does not fit, with the options that make it fit.
     """
     del debug  # Acted on by main, which is where errors arrive.
     options = VramOptions(
-        model, bits, dense, tuple(image or ()), context_size, dtype, kv_dtype, ram, reserve, card, vram_size,
+        model, bits, dense, tuple(image or ()), context_size, dtype, kv_dtype, ram, reserve, gpu, vram_size,
         solve, sessions, gpus, rule, plot,
     )  # fmt: skip
     invocation = context.ensure_object(Invocation)
@@ -102,14 +102,14 @@ def _run(options: VramOptions, invocation: Invocation) -> None:
 
         tell_sessions(model, conversation, options, console, invocation.json_object)
         return
-    if options.card == EVERY_CARD:
-        from ernie_cli.vram_report import report_on_cards
+    if options.gpu == EVERY_GPU:
+        from ernie_cli.vram_report import report_on_gpus
 
-        cards = list(report_on_cards(model, conversation, budget))
+        gpus = list(report_on_gpus(model, conversation, budget))
         if invocation.json_object is not None:
-            invocation.json_object["cards"] = vram_json.card_list(cards)
+            invocation.json_object["gpus"] = vram_json.gpu_list(gpus)
             return
-        for line in (*vram_text.model_lines(model), *vram_text.card_lines(cards)):
+        for line in (*vram_text.model_lines(model), *vram_text.gpu_lines(gpus)):
             console.answer(line + "\n")
         return
     from ernie_cli import vram_report
@@ -138,33 +138,33 @@ def _budget(options: VramOptions) -> Budget:
 
 
 def _target(options: VramOptions, budget: Budget) -> Target:
-    """The card that was named, else this machine's, else none."""
+    """The GPU that was named, else this machine's, else none."""
     from ernie_cli.vram_report import Target
-    from ernie_local.machine.nvidia_smi import read_cards
-    from ernie_local.planner.cards import UNKNOWN_CARD, find_card, match_name
+    from ernie_local.machine.nvidia_smi import read_gpus
+    from ernie_local.planner.gpus import UNKNOWN_GPU, find_gpu, match_name
     from ernie_local.sizes import parse_bytes
 
     profile = stored_profile()
     asked = None if options.vram is None else parse_bytes(options.vram, "--vram")
-    if options.card is not None:
-        card = find_card(options.card)
-        return Target(budget, asked or card.usable_bytes, card.name, card.rates(), profile)
+    if options.gpu is not None:
+        gpu = find_gpu(options.gpu)
+        return Target(budget, asked or gpu.usable_bytes, gpu.name, gpu.rates(), profile)
     if asked is not None:
-        return Target(budget, asked, f"a card with {options.vram}", UNKNOWN_CARD, profile)
-    local = next((card for card in read_cards() or () if card.free_bytes is not None), None)
+        return Target(budget, asked, f"a GPU with {options.vram}", UNKNOWN_GPU, profile)
+    local = next((gpu for gpu in read_gpus() or () if gpu.free_bytes is not None), None)
     if local is None:
         return Target(budget, profile=profile)
     known = match_name(local.name, local.total_bytes)
-    rates = UNKNOWN_CARD if known is None else known.rates()
-    if profile is not None and profile.rates.card is not None:
-        rates = profile.rates.card
+    rates = UNKNOWN_GPU if known is None else known.rates()
+    if profile is not None and profile.rates.gpu is not None:
+        rates = profile.rates.gpu
     return Target(budget, local.free_bytes, local.name, rates, profile)
 
 
 def _tell(report: Report, options: VramOptions, console: Console, invocation: Invocation) -> None:
     from ernie_cli import vram_json, vram_text
 
-    memory = report.cpu.memory if report.card is None else report.card.vram
+    memory = report.cpu.memory if report.gpu is None else report.gpu.vram
     if options.plot is not None:
         from ernie_cli.vram_plot import draw
 
@@ -176,12 +176,10 @@ def _tell(report: Report, options: VramOptions, console: Console, invocation: In
         return
     kv_bytes = report.conversation.kv_size(report.model.config.text).bytes_per_token
     lines = list(vram_text.model_lines(report.model))
-    lines += [
-        vram_text.picture_line(picture, report.model, kv_bytes) for picture in report.conversation.pictures
-    ]
+    lines += [vram_text.image_line(image, report.model, kv_bytes) for image in report.conversation.images]
     lines += ["", *vram_text.memory_lines(memory)]
-    if report.card is not None:
-        lines += ["", *vram_text.memory_lines(report.card.ram)]
+    if report.gpu is not None:
+        lines += ["", *vram_text.memory_lines(report.gpu.ram)]
     if sys.stdout.isatty():
         lines += ["", *vram_text.bar_lines(memory)]
     lines += ["", *vram_text.verdict_lines(report)]
@@ -196,13 +194,13 @@ def _does_not_fit(report: Report) -> Exception:
     from ernie_local.errors import DoesNotFit
     from ernie_local.sizes import format_bytes
 
-    card = report.card
-    if card is None:
+    gpu = report.gpu
+    if gpu is None:
         memory, least, place = report.cpu.memory, report.cpu.least_bytes, "of RAM"
-    elif card.tier == "needs ram":
-        memory, least, place = card.ram, card.host_bytes, "of RAM beside the card"
+    elif gpu.tier == "needs ram":
+        memory, least, place = gpu.ram, gpu.host_bytes, "of RAM beside the GPU"
     else:
-        memory, least, place = card.vram, card.least_bytes, f"on {report.target.card_name}"
+        memory, least, place = gpu.vram, gpu.least_bytes, f"on {report.target.gpu_name}"
     return DoesNotFit(
         f"the model needs {format_bytes(least)} {place} at least, "
         f"{format_bytes(memory.limit_bytes or 0)} may be taken",

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ernie_cli.vram_report import Report
-    from ernie_local.planner.card_memory import CardPlan
-    from ernie_local.planner.cards import Card
     from ernie_local.planner.conversation import Conversation
+    from ernie_local.planner.gpu_memory import GpuPlan
+    from ernie_local.planner.gpus import Gpu
     from ernie_local.planner.model_size import ModelSize
     from ernie_local.planner.speed import Band, Speed
     from ernie_local.planner.terms import Amount, MemoryPlan
@@ -24,10 +24,10 @@ def empty_object() -> dict[str, object]:
         "ok": False,
         "model": None,
         "conversation": None,
-        "pictures": [],
+        "images": [],
         "cpu": None,
-        "card": None,
-        "cards": [],
+        "gpu": None,
+        "gpus": [],
         "solved": None,
         "sessions": None,
         "make_it_fit": [],
@@ -36,7 +36,7 @@ def empty_object() -> dict[str, object]:
 
 
 def model_fields(model: ModelSize, conversation: Conversation) -> dict[str, object]:
-    """The keys of the model, its conversation and its pictures."""
+    """The keys of the model, its conversation and its images."""
     size = conversation.kv_size(model.config.text)
     return {
         "model": {
@@ -61,17 +61,17 @@ def model_fields(model: ModelSize, conversation: Conversation) -> dict[str, obje
             "kv_dtype": conversation.kv_dtype,
             "kv_bytes_per_token": size.bytes_per_token,
         },
-        "pictures": [
+        "images": [
             {
-                "name": picture.name,
-                "original_size": list(picture.original_size),
-                "resized_size": list(picture.resized_size),
-                "patches": picture.patches,
-                "tokens": picture.tokens,
-                "kv_bytes": picture.tokens * size.bytes_per_token,
-                "encoder_bytes": picture.encoder_bytes(model.config),
+                "name": image.name,
+                "original_size": list(image.original_size),
+                "resized_size": list(image.resized_size),
+                "patches": image.patches,
+                "tokens": image.tokens,
+                "kv_bytes": image.tokens * size.bytes_per_token,
+                "encoder_bytes": image.encoder_bytes(model.config),
             }
-            for picture in conversation.pictures
+            for image in conversation.images
         ],
     }
 
@@ -96,31 +96,31 @@ def report_fields(report: Report) -> dict[str, object]:
         "solved": report.solved,
         "make_it_fit": list(report.flags),
     }
-    if report.card is not None:
-        assert report.card_speed is not None
-        fields["card"] = {"name": report.target.card_name, **_card(report.card, report.card_speed)} | {
-            "vram": _memory(report.card.vram),
-            "ram": _memory(report.card.ram),
+    if report.gpu is not None:
+        assert report.gpu_speed is not None
+        fields["gpu"] = {"name": report.target.gpu_name, **_gpu(report.gpu, report.gpu_speed)} | {
+            "vram": _memory(report.gpu.vram),
+            "ram": _memory(report.gpu.ram),
         }
     return fields
 
 
-def card_list(cards: Iterable[tuple[Card, CardPlan, Speed]]) -> list[dict[str, object]]:
-    """One entry a card, without terms."""
+def gpu_list(gpus: Iterable[tuple[Gpu, GpuPlan, Speed]]) -> list[dict[str, object]]:
+    """One entry a GPU, without terms."""
     return [
         {
-            "id": card.card_id,
-            "name": card.name,
-            "kind": card.kind,
-            "compute_capability": card.compute_capability,
-            "usable_bytes": card.usable_bytes,
-            **_card(plan, speed),
+            "id": gpu.gpu_id,
+            "name": gpu.name,
+            "kind": gpu.kind,
+            "compute_capability": gpu.compute_capability,
+            "usable_bytes": gpu.usable_bytes,
+            **_gpu(plan, speed),
         }
-        for card, plan, speed in cards
+        for gpu, plan, speed in gpus
     ]
 
 
-def _card(plan: CardPlan, speed: Speed) -> dict[str, object]:
+def _gpu(plan: GpuPlan, speed: Speed) -> dict[str, object]:
     return {
         "verdict": plan.tier,
         "slots_bytes": plan.slots_bytes,

@@ -1,4 +1,4 @@
-"""From what `ernie-local vram` is told to a model's sizes, its conversation and its pictures.
+"""From what `ernie-local vram` is told to a model's sizes, its conversation and its images.
 
 Joins the quantizer's choice of formats with the planner. Imports no torch.
 """
@@ -13,8 +13,8 @@ from ernie_cli.vram_options import BitsName, DenseName, VramOptions
 
 if TYPE_CHECKING:
     from ernie_local.planner.conversation import Conversation
+    from ernie_local.planner.images import PricedImage
     from ernie_local.planner.model_size import ModelSize
-    from ernie_local.planner.pictures import PricedPicture
 
 _SIZE = re.compile(r"([1-9][0-9]{0,5})[xX]([1-9][0-9]{0,5})", re.ASCII)
 # By --bits; mixed bits are 2.5 a weight on average, whatever they are given to.
@@ -45,21 +45,21 @@ def as_quantized(model: ModelSize, bits: BitsName | None, dense: DenseName) -> M
     return with_formats(model, lambda config: format_tables(config, choice), f"--bits {bits}")
 
 
-def price_pictures(model: ModelSize, sources: tuple[str, ...]) -> tuple[PricedPicture, ...]:
-    """Each picture, given by its size or as a file; InputUnreadable for a file that is none."""
-    from ernie_local.planner.pictures import PricedPicture
+def price_images(model: ModelSize, sources: tuple[str, ...]) -> tuple[PricedImage, ...]:
+    """Each image, given by its size or as a file; InputUnreadable for a file that is none."""
+    from ernie_local.planner.images import PricedImage
 
-    priced: list[PricedPicture] = []
+    priced: list[PricedImage] = []
     for source in sources:
         match = _SIZE.fullmatch(source)
         if match is not None:
-            priced.append(PricedPicture.of(source, int(match[1]), int(match[2]), model.processor))
+            priced.append(PricedImage.of(source, int(match[1]), int(match[2]), model.processor))
             continue
-        from ernie_cli.pictures import open_pictures
+        from ernie_cli.images import open_given_images
 
         priced += [
-            PricedPicture.of(opened.name, *opened.image.size, model.processor)
-            for opened in open_pictures([source])
+            PricedImage.of(opened.name, *opened.image.size, model.processor)
+            for opened in open_given_images([source])
         ]
     return tuple(priced)
 
@@ -67,12 +67,12 @@ def price_pictures(model: ModelSize, sources: tuple[str, ...]) -> tuple[PricedPi
 def converse(model: ModelSize, options: VramOptions) -> Conversation:
     """The conversation that the options describe, with what a chat would choose where they say nothing.
 
-    DoesNotFit for a context beyond the model's, or that pictures alone fill.
+    DoesNotFit for a context beyond the model's, or that images alone fill.
     """
     from ernie_local.planner.conversation import (
         Conversation,
         check_context,
-        check_pictures,
+        check_images,
         default_dtype,
         default_kv_dtype,
     )
@@ -90,6 +90,6 @@ def converse(model: ModelSize, options: VramOptions) -> Conversation:
         cache: str = default_kv_dtype(chosen, is_packed=is_quantized)
     else:
         cache = kv_dtype
-    pictures = price_pictures(model, options.images)
-    check_pictures(pictures, context_size, model.config.text.max_position_embeddings)
-    return Conversation(context_size, chosen, cache, pictures)
+    images = price_images(model, options.images)
+    check_images(images, context_size, model.config.text.max_position_embeddings)
+    return Conversation(context_size, chosen, cache, images)

@@ -15,7 +15,7 @@ BitsName = Literal["16", "8", "4", "3", "2", "mixed"]
 DenseName = Literal["w8", "w4"]
 SolveName = Literal["bits", "ctx", "experts"]
 RuleName = Literal["rental", "ours"]
-EVERY_CARD = "all"
+EVERY_GPU = "all"
 _PLOT_SUFFIXES = (".svg", ".png")
 
 Model = Annotated[
@@ -34,7 +34,7 @@ Dense = Annotated[
 ]
 Image = Annotated[
     list[str] | None,
-    typer.Option(metavar="FILE|WxH", help="A picture, or its size such as 2480x3508. Repeatable."),
+    typer.Option(metavar="FILE|WxH", help="An image, or its size such as 2480x3508. Repeatable."),
 ]
 ContextSize = Annotated[
     str | None, typer.Option("--ctx-size", metavar="N", help="Tokens of the whole chat, such as 32k.")
@@ -50,22 +50,22 @@ Ram = Annotated[
 Reserve = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Of the free RAM, what is left to others. Default: 1GiB.")
 ]
-CardName = Annotated[
+GpuName = Annotated[
     str | None,
-    typer.Option("--card", metavar="NAME", help="A graphics card, such as rtx3060-12gb; all: a line a card."),
+    typer.Option("--gpu", metavar="NAME", help="A graphics GPU, such as rtx3060-12gb; all: a line a GPU."),
 ]
 Vram = Annotated[
     str | None,
-    typer.Option("--vram", metavar="SIZE", help="Memory of a card, in place of what --card has."),
+    typer.Option("--vram", metavar="SIZE", help="Memory of a GPU, in place of what --gpu has."),
 ]
 Solve = Annotated[
     SolveName | None,
     typer.Option(help="Find the most bits, the longest context, or the experts in memory that fit."),
 ]
 Sessions = Annotated[
-    bool, typer.Option("--sessions", help="Full-context sessions that --gpus cards of --vram hold at once.")
+    bool, typer.Option("--sessions", help="Full-context sessions that --gpus GPUs of --vram hold at once.")
 ]
-Gpus = Annotated[int, typer.Option(metavar="N", min=1, help="With --sessions: cards of the server.")]
+Gpus = Annotated[int, typer.Option(metavar="N", min=1, help="With --sessions: GPUs of the server.")]
 Rule = Annotated[
     RuleName,
     typer.Option(help="With --sessions: a rental page's published rule, or beside it what that leaves out."),
@@ -88,7 +88,7 @@ class VramOptions:
     kv_dtype: KVDType
     ram: str | None
     reserve: str | None
-    card: str | None
+    gpu: str | None
     vram: str | None
     solve: SolveName | None
     sessions: bool
@@ -119,11 +119,11 @@ def check_options(options: VramOptions) -> None:
         )
     if options.sessions:
         _check_sessions(options)
-    if options.card == EVERY_CARD:
+    if options.gpu == EVERY_GPU:
         for option, given in (("--vram", options.vram), ("--solve", options.solve), ("--plot", options.plot)):
             if given is not None:
                 raise UsageError(
-                    f"{option} with --card {EVERY_CARD}", "it is about one card", "name one, or leave it out"
+                    f"{option} with --gpu {EVERY_GPU}", "it is about one GPU", "name one, or leave it out"
                 )
 
 
@@ -131,11 +131,11 @@ def _check_sessions(options: VramOptions) -> None:
     if options.vram is None:
         raise UsageError(
             "--sessions without --vram",
-            "how many sessions fit follows from the memory of the cards",
+            "how many sessions fit follows from the memory of the GPUs",
             "--sessions --gpus 2 --vram 16GiB --bits 4",
         )
-    for option, given in (("--card", options.card), ("--solve", options.solve), ("--plot", options.plot)):
+    for option, given in (("--gpu", options.gpu), ("--solve", options.solve), ("--plot", options.plot)):
         if given is not None:
             raise UsageError(
-                f"{option} with --sessions", "the rule is about a server of cards", "leave one of them out"
+                f"{option} with --sessions", "the rule is about a server of GPUs", "leave one of them out"
             )

@@ -1,4 +1,4 @@
-"""The picture of `ernie-local vram --plot`: phases as stacked bars, what may be taken as a line."""
+"""The image of `ernie-local vram --plot`: phases as stacked bars, what may be taken as a line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INCHES = (9.0, 5.0)
 
 
 def draw(memory: MemoryPlan, title: str, path: Path) -> None:
-    """Write the picture; its kind is the path's suffix, .svg or .png."""
+    """Write the image; its kind is the path's suffix, .svg or .png."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

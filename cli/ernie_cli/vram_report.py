@@ -14,13 +14,13 @@ from ernie_cli.vram_model import as_quantized
 from ernie_cli.vram_options import BitsName, VramOptions
 
 if TYPE_CHECKING:
-    from ernie_local.planner.card_memory import CardPlan
-    from ernie_local.planner.cards import Card
     from ernie_local.planner.conversation import Conversation
     from ernie_local.planner.cpu_memory import Budget, CpuPlan
+    from ernie_local.planner.gpu_memory import GpuPlan
+    from ernie_local.planner.gpus import Gpu
     from ernie_local.planner.model_size import ModelSize
     from ernie_local.planner.profile import MachineProfile
-    from ernie_local.planner.rates import CardRates
+    from ernie_local.planner.rates import GpuRates
     from ernie_local.planner.speed import Speed
 
 _BEST_FIRST: tuple[BitsName, ...] = ("16", "8", "4", "3", "mixed", "2")
@@ -29,13 +29,13 @@ _STEP = 64 << 20  # limits that are named are whole multiples of it
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where it should run. vram_bytes: of a card that may be taken; None where the CPU computes. profile: of
+    """Where it should run. vram_bytes: of a GPU that may be taken; None where the CPU computes. profile: of
     this machine, None if it was not measured."""
 
     ram: Budget
     vram_bytes: int | None = None
-    card_name: str | None = None
-    card_rates: CardRates | None = None
+    gpu_name: str | None = None
+    gpu_rates: GpuRates | None = None
     profile: MachineProfile | None = None
 
 
@@ -48,46 +48,46 @@ class Report:
     target: Target
     cpu: CpuPlan
     cpu_speed: Speed
-    card: CardPlan | None
-    card_speed: Speed | None
+    gpu: GpuPlan | None
+    gpu_speed: Speed | None
     solved: dict[str, object] | None = None
     flags: list[str] = field(default_factory=list)
 
     @property
     def fits(self) -> bool:
-        """On the card, where there is one in question, else in RAM."""
-        return self.cpu.fits if self.card is None else self.card.fits
+        """On the GPU, where there is one in question, else in RAM."""
+        return self.cpu.fits if self.gpu is None else self.gpu.fits
 
 
 def report_on(model: ModelSize, conversation: Conversation, target: Target) -> Report:
     """Plans and speeds."""
-    from ernie_local.planner.card_memory import plan_card
     from ernie_local.planner.cpu_memory import plan_cpu
-    from ernie_local.planner.speed import card_speed, cpu_speed
+    from ernie_local.planner.gpu_memory import plan_gpu
+    from ernie_local.planner.speed import cpu_speed, gpu_speed
 
     cpu = plan_cpu(model, conversation, target.ram)
     share = None if cpu.slots_bytes is None else cpu.resident_share(model)
     rates = None if target.profile is None else target.profile.rates_for(is_packed=model.is_packed)
     speed = cpu_speed(model, conversation, share, rates)
-    card = on_card = None
+    gpu = on_gpu = None
     if target.vram_bytes is not None:
-        card = plan_card(model, conversation, target.vram_bytes, target.ram)
-        assert target.card_rates is not None
-        on_card = card_speed(model, conversation, card, target.card_rates)
-    return Report(model, conversation, target, cpu, speed, card, on_card)
+        gpu = plan_gpu(model, conversation, target.vram_bytes, target.ram)
+        assert target.gpu_rates is not None
+        on_gpu = gpu_speed(model, conversation, gpu, target.gpu_rates)
+    return Report(model, conversation, target, cpu, speed, gpu, on_gpu)
 
 
-def report_on_cards(
+def report_on_gpus(
     model: ModelSize, conversation: Conversation, ram: Budget
-) -> Iterator[tuple[Card, CardPlan, Speed]]:
-    """Every card of the table."""
-    from ernie_local.planner.card_memory import plan_card
-    from ernie_local.planner.cards import read_cards
-    from ernie_local.planner.speed import card_speed
+) -> Iterator[tuple[Gpu, GpuPlan, Speed]]:
+    """Every GPU of the table."""
+    from ernie_local.planner.gpu_memory import plan_gpu
+    from ernie_local.planner.gpus import read_gpus
+    from ernie_local.planner.speed import gpu_speed
 
-    for card in read_cards():
-        plan = plan_card(model, conversation, card.usable_bytes, ram)
-        yield card, plan, card_speed(model, conversation, plan, card.rates())
+    for gpu in read_gpus():
+        plan = plan_gpu(model, conversation, gpu.usable_bytes, ram)
+        yield gpu, plan, gpu_speed(model, conversation, plan, gpu.rates())
 
 
 def solve(report: Report, options: VramOptions, plain: ModelSize) -> Report:
@@ -122,13 +122,13 @@ def _longest_context(report: Report) -> int | None:
         found = report_on(report.model, conversation, report.target)
         return found.fits and _is_within(found)
 
-    least = max(1024, -(-(report.conversation.picture_tokens + 512) // 1024) * 1024)
+    least = max(1024, -(-(report.conversation.image_tokens + 512) // 1024) * 1024)
     most = report.model.config.text.max_position_embeddings
     return longest_context(most, fits, least) if least <= most else None
 
 
 def _is_within(report: Report) -> bool:
-    return (report.cpu.memory if report.card is None else report.card.vram).fits
+    return (report.cpu.memory if report.gpu is None else report.gpu.vram).fits
 
 
 def _solve_bits(report: Report, options: VramOptions, plain: ModelSize) -> Report:
@@ -140,7 +140,7 @@ def _solve_bits(report: Report, options: VramOptions, plain: ModelSize) -> Repor
             continue
         found.solved = {"bits": bits}
         last = found
-        share = found.cpu.resident_share(found.model) if found.card is None else found.card.resident_share
+        share = found.cpu.resident_share(found.model) if found.gpu is None else found.gpu.resident_share
         if share >= 1 and _is_within(found):
             return found
     if last is None:
@@ -153,14 +153,14 @@ def _with_bits(report: Report, bits: BitsName, options: VramOptions, plain: Mode
     from ernie_cli.vram_model import converse
 
     model = as_quantized(plain, bits, options.dense)
-    conversation = dataclasses.replace(converse(model, options), pictures=report.conversation.pictures)
+    conversation = dataclasses.replace(converse(model, options), images=report.conversation.images)
     return report_on(model, conversation, report.target)
 
 
 def _expert_facts(report: Report) -> dict[str, object]:
     """How many text experts of each layer are in memory in decode, of how many."""
     num_experts = report.model.config.text.num_experts
-    share = report.cpu.resident_share(report.model) if report.card is None else report.card.resident_share
+    share = report.cpu.resident_share(report.model) if report.gpu is None else report.gpu.resident_share
     return {"experts_per_layer": int(share * num_experts) if report.fits else 0, "of": num_experts}
 
 
@@ -175,12 +175,12 @@ def flags_that_fit(report: Report, options: VramOptions, plain: ModelSize) -> li
         enough = next((bits for bits in tried if _with_bits(report, bits, options, plain).fits), None)
         if enough is not None:
             flags.append(f"--bits {enough}")
-    if report.card is None:
+    if report.gpu is None:
         flags.append(f"--ram {_rounded_up(report.cpu.least_bytes)}")
-    elif report.card.tier == "needs ram":
-        flags.append(f"--ram {_rounded_up(report.card.host_bytes)}")
+    elif report.gpu.tier == "needs ram":
+        flags.append(f"--ram {_rounded_up(report.gpu.host_bytes)}")
     else:
-        flags.append(f"a card with {_rounded_up(report.card.least_bytes)} to be used")
+        flags.append(f"a GPU with {_rounded_up(report.gpu.least_bytes)} to be used")
     return flags
 
 

@@ -25,7 +25,7 @@ def published_fields(options: VramOptions) -> dict[str, object]:
     return {
         "rule": "rental",
         "gpus": options.gpus,
-        "vram_gib": _server(options).gib_a_card,
+        "vram_gib": _server(options).gib_a_gpu,
         "bits": options.bits or _PUBLISHED_BITS,
         "tokens": SESSION_TOKENS,
         "max_concurrency": published_sessions(_server(options), options.bits or _PUBLISHED_BITS),
@@ -41,7 +41,7 @@ def tell_sessions(
     json_object: dict[str, object] | None,
 ) -> None:
     """Both numbers, and what the page leaves out, term by term."""
-    from ernie_local.planner.card_memory import session_terms
+    from ernie_local.planner.gpu_memory import session_terms
     from ernie_local.planner.rental import SESSION_TOKENS, our_sessions
 
     fields = published_fields(options)

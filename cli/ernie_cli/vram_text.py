@@ -1,4 +1,4 @@
-"""What `ernie-local vram` prints for people: tables of terms and phases, cards a line each, bars."""
+"""What `ernie-local vram` prints for people: tables of terms and phases, GPUs a line each, bars."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
     from ernie_cli.vram_report import Report
-    from ernie_local.planner.card_memory import CardPlan
-    from ernie_local.planner.cards import Card
+    from ernie_local.planner.gpu_memory import GpuPlan
+    from ernie_local.planner.gpus import Gpu
+    from ernie_local.planner.images import PricedImage
     from ernie_local.planner.model_size import ModelSize
-    from ernie_local.planner.pictures import PricedPicture
     from ernie_local.planner.speed import Band, Speed
 
-CARD_NOTICE = "figures for cards are predictions: nothing of this version has run on a GPU yet"
-_PLACES = {"ram": "RAM", "vram": "card"}
+GPU_NOTICE = "figures for GPUs are predictions: nothing of this version has run on a GPU yet"
+_PLACES = {"ram": "RAM", "vram": "gpu"}
 _ROW = "{:<26}" + "{:>11}" * len(PHASES) + "  {}"
-_CARD_ROW = "{:<22}{:>10}  {:<14}{:>11}  {:>16}"
+_GPU_ROW = "{:<22}{:>10}  {:<14}{:>11}  {:>16}"
 _BAR_WIDTH = 60
 _TIERS = {
     "resident": "fits resident",
@@ -36,13 +36,13 @@ def model_lines(model: ModelSize) -> Iterator[str]:
     yield f"{model.name}: {weights:,} weights, {format_bytes(model.file_bytes)} of files, by {origin}"
 
 
-def picture_line(picture: PricedPicture, model: ModelSize, kv_bytes: int) -> str:
-    """What a picture costs; kv_bytes: of a token."""
-    (width, height), (new_width, new_height) = picture.original_size, picture.resized_size
+def image_line(image: PricedImage, model: ModelSize, kv_bytes: int) -> str:
+    """What an image costs; kv_bytes: of a token."""
+    (width, height), (new_width, new_height) = image.original_size, image.resized_size
     return (
-        f"{picture.name}: {width}x{height} -> {new_width}x{new_height} ({picture.scale:.2f}x), "
-        f"{picture.tokens} tokens, {format_bytes(picture.tokens * kv_bytes)} of KV cache, "
-        f"{format_bytes(picture.encoder_bytes(model.config))} while it is encoded"
+        f"{image.name}: {width}x{height} -> {new_width}x{new_height} ({image.scale:.2f}x), "
+        f"{image.tokens} tokens, {format_bytes(image.tokens * kv_bytes)} of KV cache, "
+        f"{format_bytes(image.encoder_bytes(model.config))} while it is encoded"
     )
 
 
@@ -65,12 +65,12 @@ def memory_lines(memory: MemoryPlan) -> Iterator[str]:
 
 def verdict_lines(report: Report) -> Iterator[str]:
     """Whether it fits, where experts go, and how fast it will be."""
-    if report.card is not None:
-        assert report.card_speed is not None
-        yield f"on {report.target.card_name}: {_card_verdict(report.card)}"
-        if report.card.fits:
-            yield speed_text(report.card_speed)
-        yield CARD_NOTICE
+    if report.gpu is not None:
+        assert report.gpu_speed is not None
+        yield f"on {report.target.gpu_name}: {_gpu_verdict(report.gpu)}"
+        if report.gpu.fits:
+            yield speed_text(report.gpu_speed)
+        yield GPU_NOTICE
         return
     yield f"on the CPU: {_cpu_verdict(report)}"
     if not report.cpu.fits:
@@ -81,7 +81,7 @@ def verdict_lines(report: Report) -> Iterator[str]:
     if not report.cpu.memory.fits:
         yield (
             "it can be loaded, but its peak goes over what may be taken: "
-            "a smaller --ctx-size, smaller pictures, or more memory"
+            "a smaller --ctx-size, smaller images, or more memory"
         )
 
 
@@ -92,20 +92,20 @@ def speed_text(speed: Speed) -> str:
     return f"decode {_band(speed.decode)} tokens/s{prefill} ({source})"
 
 
-def card_lines(cards: Iterable[tuple[Card, CardPlan, Speed]]) -> Iterator[str]:
-    """A line a card."""
-    yield _CARD_ROW.format("card", "to be used", "verdict", "experts", "decode, tokens/s")
-    for card, plan, speed in cards:
+def gpu_lines(gpus: Iterable[tuple[Gpu, GpuPlan, Speed]]) -> Iterator[str]:
+    """A line a GPU."""
+    yield _GPU_ROW.format("gpu", "to be used", "verdict", "experts", "decode, tokens/s")
+    for gpu, plan, speed in gpus:
         fits = plan.tier != "does not fit"
         verdict = _TIERS[plan.tier]
-        yield _CARD_ROW.format(
-            card.card_id,
-            format_bytes(card.usable_bytes),
+        yield _GPU_ROW.format(
+            gpu.gpu_id,
+            format_bytes(gpu.usable_bytes),
             verdict,
             f"{plan.resident_share:.0%}" if fits else "",
             _band(speed.decode) if plan.fits else "",
         ).rstrip() + (f"  --ram {format_bytes(plan.host_bytes)}" if plan.tier == "needs ram" else "")
-    yield CARD_NOTICE
+    yield GPU_NOTICE
 
 
 def bar_lines(memory: MemoryPlan) -> Iterator[str]:
@@ -140,7 +140,7 @@ def _cpu_verdict(report: Report) -> str:
     )
 
 
-def _card_verdict(plan: CardPlan) -> str:
+def _gpu_verdict(plan: GpuPlan) -> str:
     if plan.tier == "resident":
         return "fits resident"
     if plan.tier == "does not fit":
@@ -149,7 +149,7 @@ def _card_verdict(plan: CardPlan) -> str:
     room = f"{format_bytes(plan.slots_bytes)} for experts in decode, {share}"
     if plan.tier == "paged":
         return f"fits paged: {room}, all of them in RAM ({format_bytes(plan.host_bytes)})"
-    return f"needs --ram {format_bytes(plan.host_bytes)} for all experts in RAM; on the card {room}"
+    return f"needs --ram {format_bytes(plan.host_bytes)} for all experts in RAM; on the GPU {room}"
 
 
 def _cell(num_bytes: int) -> str:

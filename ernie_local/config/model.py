@@ -79,7 +79,7 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True)
 class MediaTokens:
-    """Token ids around and in place of pictures. `video` equals `image` in the hub's own vocabulary."""
+    """Token ids around and in place of images. `video` equals `image` in the hub's own vocabulary."""
 
     image: int
     image_start: int

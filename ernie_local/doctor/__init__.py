@@ -12,10 +12,10 @@ from pathlib import Path
 
 from ernie_local.doctor import (
     battery,
-    card,
     checkpoint,
     cuda,
     disk,
+    gpu,
     instruction_set,
     kernels,
     link,
@@ -29,7 +29,7 @@ from ernie_local.doctor import (
     triton,
 )
 from ernie_local.doctor.finding import Finding, Verdict, worst_verdict
-from ernie_local.machine.nvidia_smi import read_cards
+from ernie_local.machine.nvidia_smi import read_gpus
 
 __all__ = ["Finding", "Subject", "Verdict", "examine", "worst_verdict"]
 
@@ -60,15 +60,15 @@ def examine(isa_setting: str, *, isa_is_forced: bool, subject: Subject) -> Itera
         return
     yield instruction_set.check(isa_setting, is_forced=isa_is_forced)
     yield self_test.check(isa_setting)
-    cards = read_cards()
-    yield cuda.check(cards)
-    yield card.check(cards)
-    yield triton.check(cards)
-    yield nf4.check(cards)
+    gpus = read_gpus()
+    yield cuda.check(gpus)
+    yield gpu.check(gpus)
+    yield triton.check(gpus)
+    yield nf4.check(gpus)
     stored, finding = profile.check(subject.profile_path)
-    yield link.check(cards, stored)
+    yield link.check(gpus, stored)
     yield pinned.check()
-    yield system.check(cards)
+    yield system.check(gpus)
     yield battery.check()
     found, files = checkpoint.check(subject.model)
     if found is not None:

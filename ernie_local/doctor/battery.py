@@ -1,4 +1,4 @@
-"""The check of the battery: on it, processors and cards run slower."""
+"""The check of the battery: on it, processors and GPUs run slower."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The check of CUDA: whether PyTorch, its CUDA and the driver belong together. Nothing is computed there.
 
-Owns which driver a CUDA needs at least. What the card itself can do is card.py's.
+Owns which driver a CUDA needs at least. What the GPU itself can do is gpu.py's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 
 from ernie_local.doctor.finding import Finding
-from ernie_local.machine.nvidia_smi import CardReport
+from ernie_local.machine.nvidia_smi import GpuReport
 
 NAME = "cuda"
 # By CUDA's major version, on Linux: within one, newer minor versions run on older drivers ("CUDA
@@ -18,15 +18,15 @@ NAME = "cuda"
 _LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
 
 
-def check(cards: Sequence[CardReport] | None) -> Finding:
-    """Ok without a device, which nothing needs; slow where a card is there that PyTorch cannot use.
+def check(gpus: Sequence[GpuReport] | None) -> Finding:
+    """Ok without a device, which nothing needs; slow where a GPU is there that PyTorch cannot use.
 
-    cards: what the driver's own tool tells; None where there is none.
+    GPUs: what the driver's own tool tells; None where there is none.
     """
     import torch
 
     built_for = torch.version.cuda
-    driver = next((card.driver_version for card in cards or () if card.driver_version), None)
+    driver = next((gpu.driver_version for gpu in gpus or () if gpu.driver_version), None)
     devices: list[dict[str, object]] = []
     facts: dict[str, object] = {
         "built_for": built_for,
@@ -39,7 +39,7 @@ def check(cards: Sequence[CardReport] | None) -> Finding:
         warnings.simplefilter("always")
         is_available = torch.cuda.is_available()
     if not is_available:
-        return _not_available(built_for, driver, [str(each.message) for each in complaints], facts, cards)
+        return _not_available(built_for, driver, [str(each.message) for each in complaints], facts, gpus)
     try:
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
@@ -57,13 +57,13 @@ def _not_available(
     driver: str | None,
     complaints: Sequence[str],
     facts: dict[str, object],
-    cards: Sequence[CardReport] | None,
+    gpus: Sequence[GpuReport] | None,
 ) -> Finding:
-    if cards and built_for is None:
+    if gpus and built_for is None:
         return Finding(
             NAME,
             "slow",
-            f"not used: {cards[0].name} is there, this PyTorch is built without CUDA",
+            f"not used: {gpus[0].name} is there, this PyTorch is built without CUDA",
             "install a PyTorch with CUDA: https://pytorch.org/get-started/locally",
             facts,
         )
@@ -78,8 +78,8 @@ def _not_available(
         )
     if complaints:
         return _unusable(complaints[0], facts)
-    if cards:
-        return _unusable(f"{cards[0].name} is there, PyTorch for CUDA {built_for} does not see it", facts)
+    if gpus:
+        return _unusable(f"{gpus[0].name} is there, PyTorch for CUDA {built_for} does not see it", facts)
     reason = "this PyTorch is built without CUDA" if built_for is None else "no CUDA device"
     return Finding(NAME, "ok", f"not used: {reason}", None, facts)
 

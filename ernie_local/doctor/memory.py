@@ -9,7 +9,7 @@ from ernie_local.planner.free_memory import free_memory
 from ernie_local.sizes import GIB, format_bytes
 
 NAME = "memory"
-# PyTorch, the smallest model and a page of pictures take about this much.
+# PyTorch, the smallest model and a page of images take about this much.
 _LITTLE = GIB
 
 

@@ -1,4 +1,4 @@
-"""The check of page-locked memory, from which a card reads on its own."""
+"""The check of page-locked memory, from which a GPU reads on its own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from ernie_local.machine.pinned import locked_limit, pinned_quota
 from ernie_local.sizes import GIB, format_bytes
 
 NAME = "pinned"
-# Below this a card's experts come through memory that is copied twice.
+# Below this a GPU's experts come through memory that is copied twice.
 _LITTLE = GIB
 
 
 def check() -> Finding:
-    """Slow where a card is there and its driver locks little; without one nothing needs it."""
+    """Slow where a GPU is there and its driver locks little; without one nothing needs it."""
     import torch
 
     limit = locked_limit()
@@ -20,7 +20,7 @@ def check() -> Finding:
     facts = {"limit_bytes": limit, "quota_bytes": quota}
     shown = "no limit" if limit is None else f"limit {format_bytes(limit)}"
     if quota is None:
-        return Finding(NAME, "ok", f"not needed without a card ({shown})", None, facts)
+        return Finding(NAME, "ok", f"not needed without a GPU ({shown})", None, facts)
     text = f"the driver locks {format_bytes(quota)} at least ({shown})"
     if quota < _LITTLE:
         fix = "raise the limit of locked memory (ulimit -l unlimited); under WSL, memory= in .wslconfig"

@@ -1,4 +1,4 @@
-"""The check of Triton, which compiles kernels for cards: whether they can run here. It is not imported."""
+"""The check of Triton, which compiles kernels for GPUs: whether they can run here. It is not imported."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from importlib import metadata
 
 from ernie_local.doctor.finding import Finding
 from ernie_local.kernels.triton_path import LEAST_CAPABILITY, triton_absence
-from ernie_local.machine.nvidia_smi import CardReport
+from ernie_local.machine.nvidia_smi import GpuReport
 
 NAME = "triton"
 _PACKAGES = ("triton", "triton-windows")
 
 
-def check(cards: Sequence[CardReport] | None) -> Finding:
-    """Slow where there is a card on which the kernels cannot run; what stands in for them is named."""
+def check(gpus: Sequence[GpuReport] | None) -> Finding:
+    """Slow where there is a GPU on which the kernels cannot run; what stands in for them is named."""
     version = next(filter(None, map(_version, _PACKAGES)), None)
-    if not cards:
+    if not gpus:
         text = (
-            "absent, and only a card would use it" if version is None else f"Triton {version}, without a card"
+            "absent, and only a GPU would use it" if version is None else f"Triton {version}, without a GPU"
         )
         return Finding(NAME, "ok", text, None, {"version": version, "fallback": None})
     # The newest decides; a driver that does not tell is asked no more.
-    capability = max(card.compute_capability or LEAST_CAPABILITY for card in cards)
+    capability = max(gpu.compute_capability or LEAST_CAPABILITY for gpu in gpus)
     absence = triton_absence(capability)
     facts = {"version": version, "fallback": None if absence is None else "torch"}
     if absence is None:
         return Finding(NAME, "ok", f"Triton {version}", None, facts)
-    text = f"not used, plain PyTorch would compute on the card: {absence.why}"
+    text = f"not used, plain PyTorch would compute on the GPU: {absence.why}"
     return Finding(NAME, "slow", text, absence.hint, facts)
 
 

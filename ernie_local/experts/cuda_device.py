@@ -1,4 +1,4 @@
-"""A CUDA card as paging uses it: torch's streams and events, and nothing of our own.
+"""A CUDA GPU as paging uses it: torch's streams and events, and nothing of our own.
 
 Thin on purpose: what must hold between these calls is proven with another device (see device.py).
 """
@@ -17,7 +17,7 @@ from ernie_local.kernels.send import send
 
 
 class CudaDevice:
-    """A Card. What is computed goes through the stream that is current when it is made."""
+    """A GPU. What is computed goes through the stream that is current when it is made."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -25,14 +25,14 @@ class CudaDevice:
         self._copying = torch.cuda.Stream(device)
 
     def lock(self, memory: PageMemory) -> PageLock:
-        """See Card.lock."""
+        """See GPU.lock."""
         found = lock_pages(memory.bytes, pin_by_cuda, lock_by_system)
         if found.step == "pinned":
             weakref.finalize(memory, unpin_by_cuda, memory.bytes.data_ptr())
         return found
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
-        """See Card.allocate."""
+        """See GPU.allocate."""
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ class CudaDevice:
         return event
 
     def copy(self, source: torch.Tensor, into: torch.Tensor, after: Event | None) -> Event:
-        """See Card.copy."""
+        """See GPU.copy."""
         if after is not None:
             assert isinstance(after, torch.cuda.Event)
             self._copying.wait_event(after)
@@ -66,7 +66,7 @@ class CudaDevice:
         return event
 
     def compute_after(self, event: Event) -> None:
-        """See Card.compute_after."""
+        """See GPU.compute_after."""
         assert isinstance(event, torch.cuda.Event)
         self._computing.wait_event(event)
 

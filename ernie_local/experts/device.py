@@ -1,6 +1,6 @@
-"""What paging asks of whoever computes: copies and their order. Nothing else of paging touches a card.
+"""What paging asks of whoever computes: copies and their order. Nothing else of paging touches a GPU.
 
-Owns the protocols, and the processor, for which there is nothing to do. A card is cuda_device.py; tests have
+Owns the protocols, and the processor, for which there is nothing to do. A GPU is cuda_device.py; tests have
 one that finds what is not in order. Knows neither pages nor experts.
 """
 
@@ -46,7 +46,7 @@ class Device(Protocol):
         ...
 
 
-class Card(Device, Protocol):
+class Gpu(Device, Protocol):
     """A device with a memory of its own, and a second stream in which pages are copied there, in order."""
 
     def lock(self, memory: PageMemory) -> PageLock:

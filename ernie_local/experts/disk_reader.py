@@ -61,6 +61,6 @@ class DiskReader:
 
     def _read(self, key: ExpertKey, into: torch.Tensor, last_use: Event | None) -> None:
         if last_use is not None:
-            # What lay there may still be on its way to a card.
+            # What lay there may still be on its way to a GPU.
             last_use.synchronize()
         self.store.read(key, into)

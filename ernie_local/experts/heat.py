@@ -15,7 +15,7 @@ from ernie_local.checkpoint.names import Bank
 # Two to this power: so much more a use counts than one a token earlier, where only the last one counts.
 _FORGETFUL = 64.0
 # A prompt counts as so many decoded tokens, however long it is: answers choose other experts than what is
-# asked, and pictures none of those that answers choose.
+# asked, and images none of those that answers choose.
 _PROMPT_TOKENS = 4.0
 
 

@@ -1,4 +1,4 @@
-"""Which pages that a card lacks are copied to it, and which are computed by the processor where they lie.
+"""Which pages that a GPU lacks are copied to it, and which are computed by the processor where they lie.
 
 Pure arithmetic; which rule suits a machine is measured (machine/miss_rules.py).
 """

@@ -17,15 +17,13 @@ class PackedExperts:
 
     takes_shared_page = True
 
-    def __init__(
-        self, banks: dict[tuple[int, Bank], torch.Tensor], card_math: PageMath | None = None
-    ) -> None:
+    def __init__(self, banks: dict[tuple[int, Bank], torch.Tensor], gpu_math: PageMath | None = None) -> None:
         """banks: (experts, slot bytes) uint8 for every (layer, bank); pages may be of different formats.
 
-        card_math: what computes where they lie on a card; None on the processor.
+        gpu_math: what computes where they lie on a GPU; None on the processor.
         """
         self.banks = banks
-        self._card_math = card_math
+        self._gpu_math = gpu_math
 
     @property
     def num_bytes(self) -> int:
@@ -52,9 +50,9 @@ class PackedExperts:
     ) -> torch.Tensor:
         """See ExpertProvider.compute."""
         slots = self.banks[layer_id, bank]
-        if self._card_math is None:
+        if self._gpu_math is None:
             return packed_experts(hidden, slots, expert_ids, expert_weights, shared_page)
         output = torch.zeros_like(hidden, dtype=torch.float32)
         tokens = RoutedTokens(layer_id, bank, hidden, expert_ids, expert_weights)
-        self._card_math.add(output, slots, tokens, None, shared_page)
+        self._gpu_math.add(output, slots, tokens, None, shared_page)
         return output.to(hidden.dtype)

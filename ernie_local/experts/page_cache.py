@@ -190,7 +190,7 @@ class PageCache:
             best: tuple[float, list[ExpertKey]] | None = None
             for size_class in range(len(self.slots.classes)):
                 for keys in self._idle_frames(size_class):
-                    # Vision pages serve pictures that may never come.
+                    # Vision pages serve images that may never come.
                     hottest = max(
                         self.heat.level(key) if key.bank == "text" else float("-inf") for key in keys
                     )

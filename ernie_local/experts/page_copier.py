@@ -1,6 +1,6 @@
 """Pages copied from a memory of the processor into another one, on a thread, after their reading has ended.
 
-The memory that is copied into stands for that of a card. Owns the thread and the seconds that were waited.
+The memory that is copied into stands for that of a GPU. Owns the thread and the seconds that were waited.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One memory of pages: what lies in it, where, and the computing from there. RAM is one, a card's another.
+"""One memory of pages: what lies in it, where, and the computing from there. RAM is one, a GPU's another.
 
 Knows nothing of where pages come from.
 """
@@ -93,7 +93,7 @@ class PageLevel:
 
     def use_frames(self, num_frames: int) -> None:
         """Let the system have the memory of what is more, or take it again. No page is in use."""
-        assert isinstance(self.memory, PageMemory), "of a card's memory nothing goes back"
+        assert isinstance(self.memory, PageMemory), "of a GPU's memory nothing goes back"
         slots = self.cache.slots
         while slots.num_frames > num_frames:
             frame = self.cache.shrink()

@@ -1,7 +1,7 @@
-"""Memory that a card reads on its own, or at least one that is never swapped: as much of that as can be had.
+"""Memory that a GPU reads on its own, or at least one that is never swapped: as much of that as can be had.
 
 Three steps down, each of which says its name: page-locked by CUDA, locked by the system, neither. From the
-last two copies to a card pass through a buffer of the driver, and whoever starts one waits for it.
+last two copies to a GPU pass through a buffer of the driver, and whoever starts one waits for it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class PageLock:
     def describe(self) -> str:
         """For people."""
         names = {
-            "pinned": "page-locked for the card",
-            "locked": "locked, not page-locked for the card: copies are slower",
+            "pinned": "page-locked for the GPU",
+            "locked": "locked, not page-locked for the GPU: copies are slower",
             "pageable": "neither page-locked nor locked: copies are slower, and the system may swap it",
         }
         return "; ".join((names[self.step], *self.reasons))

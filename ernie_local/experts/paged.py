@@ -13,9 +13,9 @@ from itertools import chain
 import torch
 
 from ernie_local.checkpoint.names import Bank
-from ernie_local.experts.card_copier import CardCopier
-from ernie_local.experts.device import HOST, Card, Device
+from ernie_local.experts.device import HOST, Device, Gpu
 from ernie_local.experts.disk_reader import DiskReader
+from ernie_local.experts.gpu_copier import GpuCopier
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.miss_rule import MissRule
 from ernie_local.experts.page_copier import PageCopier
@@ -47,19 +47,19 @@ class PagedExperts:
         room: Room,
         upper: PageLevel | None = None,
         options: PagingOptions | None = None,
-        card: Card | None = None,
+        gpu: Gpu | None = None,
         page_lock: PageLock | None = None,
     ) -> None:
         """level: filled from disk; upper: a faster one above it. Their caches were built by `plan`.
 
-        room: for conversations and pictures. card: what the upper level is on, and computes from there; None
-        where it is memory of the processor too. page_lock: what the card reads the lower level by.
+        room: for conversations and images. GPU: what the upper level is on, and computes from there; None
+        where it is memory of the processor too. page_lock: what the GPU reads the lower level by.
         """
-        assert card is None or upper is not None
+        assert gpu is None or upper is not None
         self.store = store
         self.room = room
         self.page_lock = page_lock
-        self._device: Device = HOST if card is None else card
+        self._device: Device = HOST if gpu is None else gpu
         self.options = PagingOptions() if options is None else options
         self._routers: Mapping[int, TextRouter] = {}
         self.level = level
@@ -69,16 +69,16 @@ class PagedExperts:
         disk = DiskReader(store, level)
         self._below = PageTraffic(level.cache, plan, self._page_bytes, disk)
         self._traffic: PageTraffic | TwoLevels = self._below
-        self._readers: list[tuple[PagingStats, DiskReader | PageCopier | CardCopier]] = [
+        self._readers: list[tuple[PagingStats, DiskReader | PageCopier | GpuCopier]] = [
             (self._below.stats, disk)
         ]
         if upper is not None:
-            copier = PageCopier(upper, level, disk) if card is None else CardCopier(upper, level, disk, card)
+            copier = PageCopier(upper, level, disk) if gpu is None else GpuCopier(upper, level, disk, gpu)
             lending = LendingReader(self._below, copier)
             above = PageTraffic(upper.cache, plan, self._page_bytes, lending)
             self._traffic = TwoLevels(above, self._below, self.options.miss_rule)
             self._readers.append((above.stats, copier))
-            self._below.stats.card = above.stats
+            self._below.stats.gpu = above.stats
         self._is_decode = False
 
     @property
@@ -194,7 +194,7 @@ class PagedExperts:
         """
         rows = tokens.apart()
         parts = torch.zeros_like(rows.hidden, dtype=torch.float32)
-        # What the processor computes beside a card stays there until all is done.
+        # What the processor computes beside a GPU stays there until all is done.
         below = parts if self._device is HOST else torch.zeros(parts.shape, device="cpu")
         is_below = False
         for group in groups:

@@ -28,7 +28,7 @@ class BankStats:
 class PagingStats:
     """Sums since the model was loaded.
 
-    card: of the faster memory above, where there is one: its bytes read are copied from the other memory,
+    GPU: of the faster memory above, where there is one: its bytes read are copied from the other memory,
     whose pages are those that it lacked.
     """
 
@@ -42,13 +42,13 @@ class PagingStats:
     foreseen_wanted: int = 0
     small_pages_used: int = 0  # in place of a decoded token's missing pages
     banks: dict[Bank, BankStats] = field(default_factory=lambda: {bank: BankStats() for bank in BANKS})
-    card: PagingStats | None = None
+    gpu: PagingStats | None = None
 
     def copy(self) -> PagingStats:
         """As they are now."""
         sums = {name: getattr(self, name) for name in _SUMS}
         banks = {bank: _copy(one) for bank, one in self.banks.items()}
-        return PagingStats(**sums, banks=banks, card=None if self.card is None else self.card.copy())
+        return PagingStats(**sums, banks=banks, gpu=None if self.gpu is None else self.gpu.copy())
 
     def since(self, before: PagingStats) -> PagingStats:
         """What came after `before`, an earlier copy."""
@@ -59,12 +59,12 @@ class PagingStats:
             for part in fields(one):
                 value = getattr(one, part.name) - getattr(before.banks[bank], part.name)
                 setattr(one, part.name, value)
-        if later.card is not None and before.card is not None:
-            later.card = later.card.since(before.card)
+        if later.gpu is not None and before.gpu is not None:
+            later.gpu = later.gpu.since(before.gpu)
         return later
 
 
-_SUMS = [part.name for part in fields(PagingStats) if part.name not in ("banks", "card")]
+_SUMS = [part.name for part in fields(PagingStats) if part.name not in ("banks", "gpu")]
 
 
 def _copy(one: BankStats) -> BankStats:

@@ -110,7 +110,7 @@ def _grouped(
     flat_weights = expert_weights.flatten()[order, None]  # (tokens * top_k, 1)
     output = torch.zeros_like(hidden)
     start = 0
-    # A card's bincount would wait for the least and the largest id first.
+    # A GPU's bincount would wait for the least and the largest id first.
     counts = flat_ids.new_zeros(num_experts).scatter_add_(0, flat_ids, torch.ones_like(flat_ids))
     for expert_id, count in enumerate(counts.tolist()):
         if count == 0:

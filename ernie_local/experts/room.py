@@ -1,6 +1,6 @@
-"""How conversations and pictures come by memory beside experts in RAM: experts give way.
+"""How conversations and images come by memory beside experts in RAM: experts give way.
 
-Owns who has how much of it now, and the refusal of more than there is. Of a card that is card_room.py's.
+Owns who has how much of it now, and the refusal of more than there is. Of a GPU that is gpu_room.py's.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class SharedRoom:
             raise DoesNotFit(
                 f"{format_bytes(needed)} are needed beside experts, which need {format_bytes(least)} "
                 f"themselves, there are {format_bytes(self._num_bytes)} for both",
-                "conversation, pictures and experts share one memory, limited when the model was loaded",
-                "raise the limit (--ram), shorten the conversation, or give fewer or smaller pictures",
+                "conversation, images and experts share one memory, limited when the model was loaded",
+                "raise the limit (--ram), shorten the conversation, or give fewer or smaller images",
             )
         if is_less:
             trim_heap()

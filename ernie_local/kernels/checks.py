@@ -83,7 +83,7 @@ def check_experts(
     """slots: (slots, bytes) uint8; expert_ids: (tokens, top_k) int64; weights: (tokens, top_k).
 
     places: (experts,) int64, within the slots or ABSENT_SLOT; without it ids are within the slots. All on one
-    device; ids and places are looked at on the CPU alone, for the host would have to wait for a card.
+    device; ids and places are looked at on the CPU alone, for the host would have to wait for a GPU.
     """
     check_tokens(op, "hidden", tokens)
     if shared_page is not None and (

@@ -1,4 +1,4 @@
-"""Work on a card that is recorded once and replayed: one call of the host in place of a hundred.
+"""Work on a GPU that is recorded once and replayed: one call of the host in place of a hundred.
 
 Owns how torch records (CUDA graphs). Knows nothing of what is recorded. Not run on a GPU yet.
 """
@@ -47,7 +47,7 @@ class _CudaGraph(Generic[Outputs]):
 
 
 class CudaGraphs:
-    """A Recorder on a CUDA card. Its graphs share one pool of memory, so they have to be replayed in turn."""
+    """A Recorder on a CUDA GPU. Its graphs share one pool of memory, so they have to be replayed in turn."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

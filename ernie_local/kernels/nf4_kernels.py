@@ -20,7 +20,7 @@ from ernie_local.packing.foreign_formats import ABSMAX_BLOCK, ForeignFormat
 from ernie_local.packing.foreign_matrix import absmax_levels, dequantize_foreign, read_floats
 
 Tensor = torch.Tensor
-_WHAT = "nf4 experts are unpacked on the card by plain PyTorch, not by the kernels of bitsandbytes"
+_WHAT = "nf4 experts are unpacked on the GPU by plain PyTorch, not by the kernels of bitsandbytes"
 _BLOCK_SIZE = 64
 
 

@@ -1,6 +1,6 @@
 """What the operators mean, in plain torch; of the packed ones: unpack, dequantize, multiply in float32.
 
-The oracle of every kernel, what runs where the native module or, on a card, Triton is missing, and what
+The oracle of every kernel, what runs where the native module or, on a GPU, Triton is missing, and what
 computes experts in other libraries' formats. Activations are not rounded. Arguments were checked before.
 """
 

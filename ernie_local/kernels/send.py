@@ -8,7 +8,7 @@ import torch
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`tensor`, on the host, as `device` sees it; the very tensor where that is the host.
 
-    To a card through page-locked memory, which torch keeps until it has been copied: of any other memory the
+    To a GPU through page-locked memory, which torch keeps until it has been copied: of any other memory the
     host waits until all work before the copy is done.
     """
     if device.type == "cpu":

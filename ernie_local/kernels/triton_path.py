@@ -13,25 +13,25 @@ from pathlib import Path
 
 from ernie_local.kernels.native import Absence
 
-# Older cards (Pascal, 6.x) have no Triton; for this one and newer ones every kernel has been compiled.
+# Older GPUs (Pascal, 6.x) have no Triton; for this one and newer ones every kernel has been compiled.
 LEAST_CAPABILITY = (7, 0)
 _WHAT = "ernie-local runs without its Triton kernels"
 
 
 def triton_absence(capability: tuple[int, int] | None, c_compiler: str | None = None) -> Absence | None:
-    """Why the kernels cannot run on a card of this compute capability; None where they can.
+    """Why the kernels cannot run on a GPU of this compute capability; None where they can.
 
-    capability: None where there is no NVIDIA card. c_compiler: what the user sets for Triton to compile its
+    capability: None where there is no NVIDIA GPU. c_compiler: what the user sets for Triton to compile its
     starters with; without it Triton looks for gcc and clang.
     """
     if capability is None:
-        return Absence(_WHAT, "there is no NVIDIA card that PyTorch can use", "run on the CPU: --device cpu")
+        return Absence(_WHAT, "there is no NVIDIA GPU that PyTorch can use", "run on the CPU: --device cpu")
     if capability < LEAST_CAPABILITY:
         shown, least = (".".join(map(str, numbers)) for numbers in (capability, LEAST_CAPABILITY))
         return Absence(
             _WHAT,
-            f"the card has compute capability {shown}, Triton needs {least}",
-            "use a card from 2018 on (GeForce RTX, Tesla T4), or run on the CPU: --device cpu",
+            f"the GPU has compute capability {shown}, Triton needs {least}",
+            "use a GPU from 2018 on (GeForce RTX, Tesla T4), or run on the CPU: --device cpu",
         )
     if importlib.util.find_spec("triton") is None:
         wheel = "triton-windows" if sys.platform == "win32" else "triton"

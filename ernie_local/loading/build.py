@@ -18,12 +18,12 @@ from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.device import Card
+from ernie_local.experts.device import Gpu
 from ernie_local.experts.packed import PackedExperts
 from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.kernels.huge_pages import empty_bytes
-from ernie_local.loading.expert_math import card_math
+from ernie_local.loading.expert_math import gpu_math
 from ernie_local.loading.packed_memory import PackedMemory
 from ernie_local.loading.paging import page_experts
 from ernie_local.model.attention import SelfAttention
@@ -57,14 +57,14 @@ def build_model(
     device: torch.device,
     placement: Placement | None = None,
     paging: PagingOptions | None = None,
-    card: Card | None = None,
+    gpu: Gpu | None = None,
 ) -> ErnieModel:
     """A filled model, for inference only. Each tensor goes straight to where it stays; small pages of experts
     are not read.
 
-    placement: where routed experts are paged, and how much memory they have; None for all in memory. card:
+    placement: where routed experts are paged, and how much memory they have; None for all in memory. GPU:
     `device` for paging; None for the processor. DoesNotFit for packed weights on a device that has no code
-    for them, or a card that has less memory than it said.
+    for them, or a GPU that has less memory than it said.
     """
     packed = PackedTensors(config)
     _prepare_device(packed, device)
@@ -72,15 +72,15 @@ def build_model(
         model = ErnieModel(config, PackedExperts({}))
     _place_packed_layers(model, checkpoint, packed, config.quantization, dtype, device)
     _fill_parameters(model, checkpoint, "", dtype, device)
-    # Behind all else: experts can do with less, if a card turns out to be smaller than it said.
+    # Behind all else: experts can do with less, if a GPU turns out to be smaller than it said.
     if placement is not None and placement.paged_bytes is not None:
-        paged = page_experts(checkpoint, config, placement, paging, card)
+        paged = page_experts(checkpoint, config, placement, paging, gpu)
         model.experts = paged
         if paged.options.looks_ahead:
             paged.look_ahead_by(model.text_routers())
     elif config.quantization is not None and config.quantization.experts:
-        on_card = None if device.type == "cpu" else card_math(config, device)
-        model.experts = PackedExperts(_read_banks(checkpoint, config, packed, device), on_card)
+        on_gpu = None if device.type == "cpu" else gpu_math(config, device)
+        model.experts = PackedExperts(_read_banks(checkpoint, config, packed, device), on_gpu)
     else:
         resident = ResidentExperts(config.text, dtype, device)
         _fill_experts(checkpoint, config, resident)
@@ -163,7 +163,7 @@ def _prepare_device(packed: PackedTensors, device: torch.device) -> None:
             "there is no code for packed weights on another device",
             'load with device="cpu"',
         )
-    # The operators of packed weights on a card.
+    # The operators of packed weights on a GPU.
     import ernie_local.kernels.cuda_ops  # noqa: F401
 
 

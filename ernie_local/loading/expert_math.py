@@ -15,7 +15,7 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.page_math import PackedPageMath, PageMath, PlainPageMath
-from ernie_local.kernels.card_kernels import CHOICE
+from ernie_local.kernels.gpu_kernels import CHOICE
 from ernie_local.kernels.nf4_kernels import (
     dequantize_by_bitsandbytes,
     nf4_absence,
@@ -33,16 +33,16 @@ def expert_math(checkpoint: Checkpoint, config: ModelConfig, device: torch.devic
     """For both banks."""
     if not config.has_packed_experts:
         return {bank: _plain_math(checkpoint, config, bank) for bank in BANKS}
-    packed = PackedPageMath() if device.type == "cpu" else card_math(config, device)
+    packed = PackedPageMath() if device.type == "cpu" else gpu_math(config, device)
     return dict.fromkeys(BANKS, packed)
 
 
-def card_math(config: ModelConfig, device: torch.device) -> PageMath:
-    """For packed experts on a card: Triton's kernels; plain torch without them, or for foreign formats.
+def gpu_math(config: ModelConfig, device: torch.device) -> PageMath:
+    """For packed experts on a GPU: Triton's kernels; plain torch without them, or for foreign formats.
 
     nf4 is unpacked by bitsandbytes' kernels; a warning says, once, where these cannot run.
     """
-    from ernie_local.experts.card_math import TorchPageMath, TritonPageMath
+    from ernie_local.experts.gpu_math import TorchPageMath, TritonPageMath
     from ernie_local.kernels.cuda_ops import triton_missing
 
     has_nf4 = any(layout.foreign.kind == "nf4" for layout in _foreign_layouts(config))
@@ -60,12 +60,12 @@ def check_triton_formats(config: ModelConfig) -> None:
         raise DoesNotFit(
             "experts are in another library's format, for which there are 0 Triton kernels",
             "these are for the formats that `ernie-local quantize` makes",
-            "leave card_kernels triton away, or quantize the original with --method gptq or rtn",
+            "leave gpu_kernels triton away, or quantize the original with --method gptq or rtn",
         )
 
 
 def unpacking_room(config: ModelConfig, device: torch.device) -> int:
-    """Bytes of a card for weights that plain torch unpacks there; 0 where Triton's kernels do all."""
+    """Bytes of a GPU for weights that plain torch unpacks there; 0 where Triton's kernels do all."""
     from ernie_local.kernels.cuda_ops import triton_missing
 
     tables = config.quantization

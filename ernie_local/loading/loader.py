@@ -15,7 +15,7 @@ from ernie_local.errors import UsageError
 from ernie_local.experts.cuda_device import CudaDevice
 from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.loading.build import build_model
-from ernie_local.loading.card_choices import CardChoices
+from ernie_local.loading.gpu_choices import GpuChoices
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import WEIGHT_DTYPES, find_bytes, find_device, find_dtype, find_kv_dtype
 from ernie_local.loading.placing import Demand, Limits, count_need, place
@@ -34,7 +34,7 @@ def load(
     context_size: int | None = None,
     kv_dtype: str | torch.dtype | None = None,
     chunk_tokens: int | None = None,
-    card_kernels: str = "auto",
+    gpu_kernels: str = "auto",
     cuda_graphs: str = "auto",
 ) -> LoadedModel:
     """Load a model into memory.
@@ -42,14 +42,14 @@ def load(
     model: a directory, `hf:org/name[@revision]`, or `nano`. device: cpu, cuda or cuda:N. dtype: float32 or
     bfloat16. ram: what the whole process may have, such as "6GiB" or a number of bytes, or "auto": what is
     free, less `reserve` (1 GiB). Where not all routed experts fit, they are paged from disk. vram: what may
-    be taken of a card, by default what is free there less a headroom; experts that do not fit there are paged
-    through `ram`. With device cpu: of a memory beside `ram` that stands for a card's. paging: what else can
+    be taken of a GPU, by default what is free there less a headroom; experts that do not fit there are paged
+    through `ram`. With device cpu: of a memory beside `ram` that stands for a GPU's. paging: what else can
     be chosen about it. context_size: most tokens of a conversation, by default the model's own limit but at
     most 32768. kv_dtype: float32, float16, bfloat16 or int8, by default dtype, or bfloat16 where weights are
     packed. chunk_tokens: most tokens computed at a time in a prompt, by default 2048 or what the memory
-    allows. card_kernels: what computes packed weights on a card: triton, torch (slower; for comparing), or
+    allows. gpu_kernels: what computes packed weights on a GPU: triton, torch (slower; for comparing), or
     auto, which is triton where that runs and says so where it does not. cuda_graphs: on records what a
-    decoded token computes on a card beside routed experts, and replays it; auto is off.
+    decoded token computes on a GPU beside routed experts, and replays it; auto is off.
 
     Raises UsageError for an argument that means nothing, ModelUnusable for a missing or corrupt model, and
     DoesNotFit, before any weight is read, for a device or kernels that are not there or memory that does not
@@ -61,21 +61,21 @@ def load(
     cache_dtype = find_kv_dtype(kv_dtype, weight_dtype)
     limits = _read_limits(ram, reserve, vram)
     check_sizes(1 if context_size is None else context_size, 1 if chunk_tokens is None else chunk_tokens)
-    choices = CardChoices.of(card_kernels, cuda_graphs, torch_device)
+    choices = GpuChoices.of(gpu_kernels, cuda_graphs, torch_device)
     directory = resolve_model(str(model))
     config = read_config(directory)
     if kv_dtype is None and config.quantization is not None:
         cache_dtype = torch.bfloat16  # what the model was trained in; its weights have fewer bits
     tokens = config.text.default_context_size if context_size is None else context_size
     demand = Demand(torch_device, weight_dtype, cache_dtype, tokens, chunk_tokens)
-    if demand.is_on_card:
+    if demand.is_on_gpu:
         choices.apply(config, torch_device, cache_dtype)
     with open_checkpoint(directory, config) as checkpoint:
         need = count_need(checkpoint, directory, config, demand, limits, paging)
         placement = place(need, config, demand, limits, paging)
-        card = None if torch_device.type == "cpu" else CudaDevice(torch_device)
-        network = build_model(checkpoint, config, weight_dtype, torch_device, placement, paging, card)
-        if demand.is_on_card:
+        gpu = None if torch_device.type == "cpu" else CudaDevice(torch_device)
+        network = build_model(checkpoint, config, weight_dtype, torch_device, placement, paging, gpu)
+        if demand.is_on_gpu:
             choices.keep(network)
         if placement.paged_bytes is not None:
             checkpoint.drop_cached()

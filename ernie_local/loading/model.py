@@ -18,13 +18,13 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit, UsageError
-from ernie_local.experts.card_memory import CardMemory
+from ernie_local.experts.gpu_memory import GpuMemory
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.paging_stats import PagingStats
 from ernie_local.experts.trace_recorder import TraceRecorder
+from ernie_local.loading.images import ImageSource, to_patches
 from ernie_local.loading.options import find_kv_dtype
 from ernie_local.loading.paging import page_sizes
-from ernie_local.loading.pictures import ImageSource, to_patches
 from ernie_local.loading.routes import RouteRecord
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor import ImageProcessorConfig, read_processor_config
@@ -88,10 +88,10 @@ class LoadedModel:
         held, everything = format_bytes(experts.level.memory.num_bytes), format_bytes(experts.num_bytes)
         notes = [f"experts: {held} of memory for {everything}; missing ones are read when a token wants them"]
         if experts.top is not experts.level:
-            shared = ", shared with the KV cache" if isinstance(experts.top.memory, CardMemory) else ""
+            shared = ", shared with the KV cache" if isinstance(experts.top.memory, GpuMemory) else ""
             above, rule = format_bytes(experts.top.memory.num_bytes), experts.miss_rule
-            notes.append(f"card: {above} above that{shared}; {rule.description}")
-        notes += _card_notes(experts)
+            notes.append(f"GPU: {above} above that{shared}; {rule.description}")
+        notes += _gpu_notes(experts)
         if not experts.store.is_direct:
             notes.append("the file system has no direct reads: experts pass through the system's cache")
         return notes
@@ -170,7 +170,7 @@ class LoadedModel:
         return record.choices
 
     def patches(self, images: Sequence[ImageSource]) -> list[Patches]:
-        """What the model sees of each picture; a document gives one entry for each page."""
+        """What the model sees of each image; a document gives one entry for each page."""
         return to_patches(images, self.image_processor)
 
     def _prepare(
@@ -178,7 +178,7 @@ class LoadedModel:
     ) -> tuple[list[int], list[Patches]]:
         patches = self.patches(images) if images else []
         ids = _to_ids(input_ids)
-        counts = [picture.num_tokens for picture in patches]
+        counts = [image.num_tokens for image in patches]
         return expand_placeholders(ids, counts, self.config.media), patches
 
     def _whole_prompt_engine(self, num_tokens: int) -> Engine:
@@ -191,13 +191,13 @@ class LoadedModel:
         return self.engine(context_size=max(1, num_tokens))
 
 
-def _card_notes(experts: PagedExperts) -> list[str]:
-    """Of a card: memory that it had not got after all, and how it reads the other memory."""
+def _gpu_notes(experts: PagedExperts) -> list[str]:
+    """Of a GPU: memory that it had not got after all, and how it reads the other memory."""
     notes = []
     memory = experts.top.memory
-    if isinstance(memory, CardMemory) and memory.num_bytes < memory.planned_bytes:
+    if isinstance(memory, GpuMemory) and memory.num_bytes < memory.planned_bytes:
         had, planned = format_bytes(memory.num_bytes), format_bytes(memory.planned_bytes)
-        notes.append(f"card: {had} for experts and the KV cache, {planned} were planned: it had not got more")
+        notes.append(f"GPU: {had} for experts and the KV cache, {planned} were planned: it had not got more")
     if experts.page_lock is not None:
         notes.append(f"memory of experts: {experts.page_lock.describe()}")
     return notes

@@ -31,16 +31,16 @@ def find_device(name: str | torch.device) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise UsageError(
             f"device {str(name)!r} is not one of cpu, cuda and cuda:N",
-            "the model runs on the processor or on a CUDA card",
+            "the model runs on the processor or on a CUDA GPU",
             'use device="cpu"',
         )
     if device.type == "cuda":
         # Only here: the question starts the CUDA driver, which takes time and memory.
-        num_cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if num_cards <= (device.index or 0):
+        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if num_gpus <= (device.index or 0):
             raise DoesNotFit(
-                f"device {str(name)!r} asked for, but torch sees {num_cards} CUDA cards",
-                "there is no such card, no driver for it, or this torch was built without CUDA",
+                f"device {str(name)!r} asked for, but torch sees {num_gpus} CUDA GPUs",
+                "there is no such GPU, no driver for it, or this torch was built without CUDA",
                 'use device="cpu", or install a torch build with CUDA',
             )
     return device

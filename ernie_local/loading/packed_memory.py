@@ -29,7 +29,7 @@ class PackedMemory:
     def read(self, name: str) -> torch.Tensor:
         """The tensor on the host, to be looked at before `keep`."""
         stored = self._checkpoint.packed[name]
-        # A card is filled by way of the host, one tensor at a time.
+        # A GPU is filled by way of the host, one tensor at a time.
         host = self._left if self._left.is_cpu else torch.empty(stored.num_bytes, dtype=torch.uint8)
         host = host[: stored.num_bytes]
         self._checkpoint.read_packed(name, host)

@@ -15,9 +15,9 @@ from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError
-from ernie_local.experts.card_memory import allocate_pages
-from ernie_local.experts.card_room import CardRoom
-from ernie_local.experts.device import Card
+from ernie_local.experts.device import Gpu
+from ernie_local.experts.gpu_memory import allocate_pages
+from ernie_local.experts.gpu_room import GpuRoom
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.page_level import PageLevel
 from ernie_local.experts.page_math import PageMath
@@ -55,7 +55,7 @@ def page_sizes(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, i
 
 
 def _small_page_sizes(config: ModelConfig) -> dict[ExpertKey, int]:
-    """Bytes of the small page of every text expert. Prompts use none, and pictures come in prompts."""
+    """Bytes of the small page of every text expert. Prompts use none, and images come in prompts."""
     tables = config.quantization
     if tables is None or not tables.small_experts:
         raise UsageError(
@@ -77,12 +77,12 @@ def page_experts(
     config: ModelConfig,
     placement: Placement,
     options: PagingOptions | None = None,
-    card: Card | None = None,
+    gpu: Gpu | None = None,
 ) -> PagedExperts:
     """Experts in memory of `placement`, which is at least the `least_bytes` of their plan.
 
-    card: what the upper of two memories is on; None where it is the processor's too. DoesNotFit where the
-    card has not got what one token needs, although it was said to.
+    GPU: what the upper of two memories is on; None where it is the processor's too. DoesNotFit where the
+    GPU has not got what one token needs, although it was said to.
     """
     plan = paging_plan(checkpoint, config, options)
     assert plan is not None, "only a model with experts is paged"
@@ -98,26 +98,26 @@ def page_experts(
     sizes = {key: store.page_bytes(key) for key in store.experts}
     computing = expert_math(checkpoint, config, torch.device("cpu"))
     level = _build_level(plan, placement.paged_bytes, computing, sizes)
-    if placement.card_bytes is None:
+    if placement.gpu_bytes is None:
         room: Room = SharedRoom(level, plan, placement.paged_bytes)
         return PagedExperts(store, level, plan, room, options=options)
-    if card is None:
-        upper = _build_level(plan, placement.card_bytes, computing, sizes)
-        room = SharedRoom(upper, plan, placement.card_bytes)
+    if gpu is None:
+        upper = _build_level(plan, placement.gpu_bytes, computing, sizes)
+        room = SharedRoom(upper, plan, placement.gpu_bytes)
         return PagedExperts(store, level, plan, room, upper, options)
-    assert placement.card_room_bytes is not None
-    assert placement.card_cache_bytes is not None
-    cache_bytes = placement.card_cache_bytes
-    wanted = min(placement.card_bytes, plan.most_bytes + cache_bytes)
+    assert placement.gpu_room_bytes is not None
+    assert placement.gpu_cache_bytes is not None
+    cache_bytes = placement.gpu_cache_bytes
+    wanted = min(placement.gpu_bytes, plan.most_bytes + cache_bytes)
     # The allocation is of whole frames, the cache is not.
     least = plan.frame_bytes * (plan.least_frames + -(-cache_bytes // plan.frame_bytes))
-    memory = allocate_pages(card, wanted, least, placement.card_room_bytes, plan.frame_bytes)
+    memory = allocate_pages(gpu, wanted, least, placement.gpu_room_bytes, plan.frame_bytes)
     computing_there = expert_math(checkpoint, config, memory.bytes.device)
-    upper = PageLevel(plan.build(memory.num_bytes), memory, computing_there, sizes, card)
+    upper = PageLevel(plan.build(memory.num_bytes), memory, computing_there, sizes, gpu)
     assert isinstance(level.memory, PageMemory)
-    page_lock = card.lock(level.memory)
-    room = CardRoom(upper, plan, placement.card_room_bytes)
-    return PagedExperts(store, level, plan, room, upper, options, card, page_lock)
+    page_lock = gpu.lock(level.memory)
+    room = GpuRoom(upper, plan, placement.gpu_room_bytes)
+    return PagedExperts(store, level, plan, room, upper, options, gpu, page_lock)
 
 
 def _build_level(

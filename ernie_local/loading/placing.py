@@ -21,14 +21,14 @@ from ernie_local.loading.paging import paging_plan
 from ernie_local.media.processor_config import read_processor_config
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.memory_use import grown_tokens
-from ernie_local.planner.card_placement import CardLimits, card_room, place_beside_card
-from ernie_local.planner.pictures import largest_prompt_bytes
-from ernie_local.planner.placement import MemoryNeed, Placement, expected_tokens, place_in_ram, place_on_card
+from ernie_local.planner.gpu_placement import GpuLimits, gpu_room, place_beside_gpu
+from ernie_local.planner.images import largest_prompt_bytes
+from ernie_local.planner.placement import MemoryNeed, Placement, expected_tokens, place_in_ram, place_on_gpu
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bytes. ram: of the process, None for what is free less `reserve`. vram: of a card, or of what stands
+    """Bytes. ram: of the process, None for what is free less `reserve`. vram: of a GPU, or of what stands
     for one; None where nobody said."""
 
     ram: int | None
@@ -47,7 +47,7 @@ class Demand:
     chunk_tokens: int | None
 
     @property
-    def is_on_card(self) -> bool:
+    def is_on_gpu(self) -> bool:
         """Whether the device has a memory of its own."""
         return self.device.type != "cpu"
 
@@ -62,7 +62,7 @@ def count_need(
 ) -> MemoryNeed:
     """Bytes that the checkpoint in `directory` takes. ModelUnusable for image settings that make no sense."""
     tokens = demand.context_size
-    cached = grown_tokens(tokens, tokens) if demand.is_on_card else tokens
+    cached = grown_tokens(tokens, tokens) if demand.is_on_gpu else tokens
     weights = count_weights(checkpoint, config, demand.dtype)
     plan = paging_plan(checkpoint, config, paging)
     at_once = expected_tokens(limits.ram if limits.vram is None else limits.vram, tokens)
@@ -80,28 +80,28 @@ def count_need(
 def place(
     need: MemoryNeed, config: ModelConfig, demand: Demand, limits: Limits, paging: PagingOptions | None
 ) -> Placement:
-    """Where experts go. DoesNotFit where even paging does not help; UsageError for what a card cannot do."""
+    """Where experts go. DoesNotFit where even paging does not help; UsageError for what a GPU cannot do."""
     chunk_tokens = demand.chunk_tokens
-    if demand.is_on_card:
-        _refuse_on_card(paging)
-        room_bytes = card_room(config, demand.context_size, chunk_tokens)
-        card_free = torch.cuda.mem_get_info(demand.device)[0]
-        card_limits = CardLimits(card_free, limits.vram, limits.ram, limits.reserve)
+    if demand.is_on_gpu:
+        _refuse_on_gpu(paging)
+        room_bytes = gpu_room(config, demand.context_size, chunk_tokens)
+        gpu_free = torch.cuda.mem_get_info(demand.device)[0]
+        gpu_limits = GpuLimits(gpu_free, limits.vram, limits.ram, limits.reserve)
         # Needed as long as weights are, and nobody else may have it.
         unpacking = unpacking_room(config, demand.device)
         need = dataclasses.replace(need, dense_bytes=need.dense_bytes + unpacking)
-        return place_beside_card(need, config, room_bytes, card_limits, chunk_tokens)
+        return place_beside_gpu(need, config, room_bytes, gpu_limits, chunk_tokens)
     if limits.vram is None:
         return place_in_ram(need, config.text, limits.ram, limits.reserve, chunk_tokens)
-    # What stands for the card's memory is memory too.
+    # What stands for the GPU's memory is memory too.
     reserve = limits.reserve + limits.vram
-    return place_on_card(need, config.text, limits.vram, limits.ram, reserve, chunk_tokens)
+    return place_on_gpu(need, config.text, limits.vram, limits.ram, reserve, chunk_tokens)
 
 
-def _refuse_on_card(paging: PagingOptions | None) -> None:
+def _refuse_on_gpu(paging: PagingOptions | None) -> None:
     if paging is not None and paging.looks_ahead:
         raise UsageError(
-            "looking ahead asked for on a card, which does 0 layers ahead",
-            "each layer would wait for the card twice: for its own experts, and for those of the next",
+            "looking ahead asked for on a GPU, which does 0 layers ahead",
+            "each layer would wait for the GPU twice: for its own experts, and for those of the next",
             "leave it away, or run on the processor",
         )

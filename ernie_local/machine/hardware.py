@@ -7,20 +7,20 @@ from pathlib import Path
 
 import psutil
 
-from ernie_local.machine.nvidia_smi import read_cards
+from ernie_local.machine.nvidia_smi import read_gpus
 from ernie_local.planner.profile import HardwareKey
 
 _LONGEST_NAME = 120
 
 
 def find_hardware() -> HardwareKey:
-    """Of this machine; cards by the first one's name."""
-    cards = read_cards()
+    """Of this machine; GPUs by the first one's name."""
+    gpus = read_gpus()
     return HardwareKey(
         cpu=processor_name(),
         cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
         ram_bytes=psutil.virtual_memory().total,
-        card=_line(cards[0].name) if cards else None,
+        gpu=_line(gpus[0].name) if gpus else None,
     )
 
 

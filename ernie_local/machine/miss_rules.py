@@ -1,4 +1,4 @@
-"""How fast a model decodes under each rule for experts that its card lacks: tried from end to end, in turn.
+"""How fast a model decodes under each rule for experts that its GPU lacks: tried from end to end, in turn.
 
 No bandwidth is reckoned with: a rule that should win by the link's and the memory's speeds may lose by what
 waits for what (FreeToken issues 232 and 436).
@@ -18,7 +18,7 @@ from ernie_local.machine.timing import Clock
 
 _PROMPT_TOKENS = 32
 _ROUNDS = 5
-_TOKENS = 8  # of each rule in a round, behind as many that let the card's pages follow the rule
+_TOKENS = 8  # of each rule in a round, behind as many that let the GPU's pages follow the rule
 
 
 def measure_miss_rules(model: LoadedModel, clock: Clock = time.perf_counter) -> dict[str, float]:
@@ -27,7 +27,7 @@ def measure_miss_rules(model: LoadedModel, clock: Clock = time.perf_counter) -> 
     if not isinstance(experts, PagedExperts) or experts.top is experts.level:
         raise UsageError(
             "the model has 1 memory of experts, rules are for 2",
-            "all experts fit the card, or none was asked for",
+            "all experts fit the GPU, or none was asked for",
             "give less memory by --vram",
         )
     num_decoded = _ROUNDS * len(MISS_RULES) * 2 * _TOKENS

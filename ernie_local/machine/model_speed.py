@@ -1,4 +1,4 @@
-"""How fast a loaded model reads a prompt, answers, and encodes a picture.
+"""How fast a loaded model reads a prompt, answers, and encodes an image.
 
 Tokens are random, so that experts are chosen evenly: a real text finds more of them in memory. Knows nothing
 of options or of how it is shown.
@@ -32,7 +32,7 @@ from ernie_local.planner.profile import Measurement
 from ernie_local.planner.rates import Rates
 
 _PROMPT_TOKENS = 512
-_ROUNDS = 3  # of prompts and pictures
+_ROUNDS = 3  # of prompts and images
 _WARM_TOKENS = 32
 _DECODE_ROUNDS = 7
 _DECODE_TOKENS = 12  # in a round
@@ -42,8 +42,8 @@ _LARGE_BYTES = 64 << 20  # more than caches hold
 
 
 @dataclass(frozen=True, slots=True)
-class PictureSpeed:
-    """One picture: its tokens, seconds of tower and resampler, and tokens a second of the language model."""
+class ImageSpeed:
+    """One image: its tokens, seconds of tower and resampler, and tokens a second of the language model."""
 
     tokens: int
     encode_seconds: Measurement
@@ -70,11 +70,11 @@ class ModelRun:
     expert_memory_bytes: int | None
     disk: Measurement | None
     memory_share: Measurement | None
-    picture: PictureSpeed | None
+    image: ImageSpeed | None
 
 
 def measure_model(
-    model: LoadedModel, rates: Rates, picture: Patches | None = None, clock: Clock = time.perf_counter
+    model: LoadedModel, rates: Rates, image: Patches | None = None, clock: Clock = time.perf_counter
 ) -> ModelRun:
     """rates: of the model's kind of weights. DoesNotFit where the context has no room for all of it."""
     decoded = _WARM_TOKENS + _DECODE_ROUNDS * _DECODE_TOKENS
@@ -114,7 +114,7 @@ def measure_model(
         expert_memory_bytes=experts.level.memory.num_bytes if isinstance(experts, PagedExperts) else None,
         disk=disk,
         memory_share=memory_share,
-        picture=None if picture is None else _measure_picture(model, picture, clock),
+        image=None if image is None else _measure_image(model, image, clock),
     )
 
 
@@ -204,22 +204,22 @@ def _disk_rate(model: LoadedModel) -> list[float]:
     return [measure_disk(path, page_bytes, _DISK_SECONDS).speed.median]
 
 
-def _measure_picture(model: LoadedModel, picture: Patches, clock: Clock) -> PictureSpeed:
+def _measure_image(model: LoadedModel, image: Patches, clock: Clock) -> ImageSpeed:
     media, network = model.config.media, model.network
-    ids = [media.image_start, *[media.image] * picture.num_tokens, media.image_end]
+    ids = [media.image_start, *[media.image] * image.num_tokens, media.image_end]
     marks: list[float] = []
     hooks = [
         network.vision.register_forward_pre_hook(lambda *_: marks.append(clock())),
         network.resampler.register_forward_hook(lambda *_: marks.append(clock())),
     ]
     try:
-        whole = _seconds(lambda: model.engine(context_size=len(ids)).prefill(ids, [picture]), clock)
+        whole = _seconds(lambda: model.engine(context_size=len(ids)).prefill(ids, [image]), clock)
     finally:
         for hook in hooks:
             hook.remove()
     encode = [end - start for start, end in zip(marks[::2], marks[1::2], strict=True)][-len(whole) :]
     rates = [len(ids) / (one - encoding) for one, encoding in zip(whole, encode, strict=True)]
-    return PictureSpeed(picture.num_tokens, summarize(encode), summarize(rates))
+    return ImageSpeed(image.num_tokens, summarize(encode), summarize(rates))
 
 
 def _seconds(run: Callable[[], object], clock: Clock) -> list[float]:

@@ -1,4 +1,4 @@
-"""What the driver's own tool, nvidia-smi, tells of cards, and of who holds their memory. No torch.
+"""What the driver's own tool, nvidia-smi, tells of GPUs, and of who holds their memory. No torch.
 
 Owns the queries and the reading of their answers: every value may be `[N/A]`, `[Not Supported]` or an error
 in brackets, and is None then. Fields are named as `nvidia-smi --help-query-gpu` names them.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ernie_local.sizes import MIB
 
-_CARD_FIELDS = (
+_GPU_FIELDS = (
     "index",
     "uuid",
     "name",
@@ -32,18 +32,18 @@ _SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class CardProcess:
-    """A program with memory of a card; name: without its folder, bytes: None where the driver keeps it."""
+class GpuProcess:
+    """A program with memory of a GPU; name: without its folder, bytes: None where the driver keeps it."""
 
     name: str
     bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class CardReport:
-    """One card. link_generation: the most that card and slot can do; a card at rest runs at less.
+class GpuReport:
+    """One GPU. link_generation: the most that GPU and slot can do; a GPU at rest runs at less.
 
-    link_width: lanes in use now; link_width_most: that card and slot could use. driver_model: WDDM or TCC on
+    link_width: lanes in use now; link_width_most: that GPU and slot could use. driver_model: WDDM or TCC on
     Windows, None elsewhere. Everything but the name may be unknown.
     """
 
@@ -57,27 +57,27 @@ class CardReport:
     link_width: int | None
     link_width_most: int | None
     driver_model: str | None
-    processes: tuple[CardProcess, ...]
+    processes: tuple[GpuProcess, ...]
 
 
-def read_cards() -> tuple[CardReport, ...] | None:
-    """All cards of the driver; None where there is no nvidia-smi, or it does not answer."""
+def read_gpus() -> tuple[GpuReport, ...] | None:
+    """All GPUs of the driver; None where there is no nvidia-smi, or it does not answer."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    cards = _ask(program, "--query-gpu", _CARD_FIELDS)
+    gpus = _ask(program, "--query-gpu", _GPU_FIELDS)
     processes = _ask(program, "--query-compute-apps", _PROCESS_FIELDS)
-    return None if cards is None else parse_cards(cards, processes or "")
+    return None if gpus is None else parse_gpus(gpus, processes or "")
 
 
-def parse_cards(cards: str, processes: str) -> tuple[CardReport, ...]:
+def parse_gpus(gpus: str, processes: str) -> tuple[GpuReport, ...]:
     """The answers to both queries, in CSV without header and units; lines of another form are left out."""
-    by_card: dict[str, list[CardProcess]] = {}
+    by_gpu: dict[str, list[GpuProcess]] = {}
     for row in _rows(processes, len(_PROCESS_FIELDS)):
         name = row[1].replace("\\", "/").rpartition("/")[2]
-        by_card.setdefault(row[0], []).append(CardProcess(name or "unknown", _mib(row[2])))
+        by_gpu.setdefault(row[0], []).append(GpuProcess(name or "unknown", _mib(row[2])))
     return tuple(
-        CardReport(
+        GpuReport(
             index=_whole(row[0]),
             name=row[2],
             driver_version=_text(row[3]),
@@ -88,9 +88,9 @@ def parse_cards(cards: str, processes: str) -> tuple[CardReport, ...]:
             link_width_most=_whole(row[8]),
             link_width=_whole(row[9]),
             driver_model=_text(row[10]),
-            processes=tuple(by_card.get(row[1], ())),
+            processes=tuple(by_gpu.get(row[1], ())),
         )
-        for row in _rows(cards, len(_CARD_FIELDS))
+        for row in _rows(gpus, len(_GPU_FIELDS))
     )
 
 

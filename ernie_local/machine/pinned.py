@@ -1,6 +1,6 @@
-"""How much memory may be page-locked, so that a card reads it on its own and the system never swaps it.
+"""How much memory may be page-locked, so that a GPU reads it on its own and the system never swaps it.
 
-Without a card that is the process's limit; with one, what its driver really gives, tried out.
+Without a GPU that is the process's limit; with one, what its driver really gives, tried out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def locked_limit() -> int | None:
 
 
 def pinned_quota() -> int:
-    """Bytes that the card's driver locks in one piece, at most 4 GiB or a fourth of what is free.
+    """Bytes that the GPU's driver locks in one piece, at most 4 GiB or a fourth of what is free.
 
     Only with CUDA. Found by asking for ever more; everything is given back.
     """

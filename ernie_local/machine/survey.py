@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from ernie_local.checkpoint.hub import resolve_model
-from ernie_local.machine.card import CARD_LINK, CARD_MEMORY, CARD_OPERATIONS, measure_card
 from ernie_local.machine.disk import (
     PAGE_BYTES,
     holds_pages,
@@ -20,9 +19,10 @@ from ernie_local.machine.disk import (
     temporary_file,
 )
 from ernie_local.machine.fixed_costs import FixedCosts, measure_fixed_costs, write_small_packed
+from ernie_local.machine.gpu import GPU_LINK, GPU_MEMORY, GPU_OPERATIONS, measure_gpu
 from ernie_local.machine.kernels import PLAIN_PROMPT, PROMPT, format_measurement, measure_kernels
 from ernie_local.planner.profile import Measurement
-from ernie_local.planner.rates import CardRates, Rates
+from ernie_local.planner.rates import GpuRates, Rates
 
 DISK, SMALL_READS = "disk_bytes_per_second", "disk_4096_bytes_per_second"
 _DISK_SECONDS, _SMALL_READ_SECONDS = 1.5, 0.2
@@ -54,14 +54,14 @@ def survey_machine(tell: Teller, model_file: Path | None = None, page_bytes: int
         measurements |= _measure_disk(model_file, page_bytes, Path(folder))
         tell("CPU kernels")
         measurements |= dict(measure_kernels())
-        card = None
+        gpu = None
         if torch.cuda.is_available():
-            tell("card")
-            found = measure_card(torch.device("cuda"))
+            tell("gpu")
+            found = measure_gpu(torch.device("cuda"))
             measurements |= found
-            card = CardRates(*(found[name].median for name in (CARD_MEMORY, CARD_LINK, CARD_OPERATIONS)))
-        rates = _byte_rates(measurements, _PACKED_FORMATS, PROMPT, card)
-        plain_rates = _byte_rates(measurements, _PLAIN_FORMATS, PLAIN_PROMPT, card)
+            gpu = GpuRates(*(found[name].median for name in (GPU_MEMORY, GPU_LINK, GPU_OPERATIONS)))
+        rates = _byte_rates(measurements, _PACKED_FORMATS, PROMPT, gpu)
+        plain_rates = _byte_rates(measurements, _PLAIN_FORMATS, PLAIN_PROMPT, gpu)
         tell("what a decoded token costs beside reading weights")
         nano, packed = resolve_model("nano"), Path(folder) / "packed"
         write_small_packed(nano, packed)
@@ -83,7 +83,7 @@ def _measure_disk(model_file: Path | None, page_bytes: int, folder: Path) -> dic
 
 
 def _byte_rates(
-    measured: dict[str, Measurement], formats: tuple[str, ...], prompt: str, card: CardRates | None
+    measured: dict[str, Measurement], formats: tuple[str, ...], prompt: str, gpu: GpuRates | None
 ) -> Rates:
     """Without the costs of tokens and layers; the first format stands for those that were not measured."""
     each = {name: measured[format_measurement(name)].median for name in (*_PACKED_FORMATS, *_PLAIN_FORMATS)}
@@ -93,7 +93,7 @@ def _byte_rates(
         operations_per_second=measured[prompt].median,
         token_seconds=0.0,
         layer_seconds=0.0,
-        card=card,
+        gpu=gpu,
         format_rates=each,
     )
 

@@ -1,4 +1,4 @@
-"""Bytes of a picture file to upright RGB pictures on white, by Pillow's decoder for the format found.
+"""Bytes of an image file to upright RGB images on white, by Pillow's decoder for the format found.
 
 Owns the limit on pixels, and what is done about rotation, transparency, bit depth and colour.
 Knows nothing of paths; PDF has a module of its own.
@@ -37,7 +37,7 @@ MAX_PIXELS = 100_000_000
 MAX_DOCUMENT_PIXELS = 3 * MAX_PIXELS
 
 # The classes are called one by one, and not through Image.open: its own limit knows no width and height to
-# report, and warns in between. (JPEG: the first picture of a multi-picture file is a plain JPEG.)
+# report, and warns in between. (JPEG: the first image of a multi-image file is a plain JPEG.)
 _DECODERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
     "PNG": PngImagePlugin.PngImageFile,
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -75,7 +75,7 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None) -> list[Page]:
     """Decode a file of format `kind` ("PNG", "JPEG", "WebP", "GIF", "TIFF" or "BMP").
 
-    Only TIFF has pages; of a moving picture the first frame is read, with a note. Damaged files and pages
+    Only TIFF has pages; of a moving image the first frame is read, with a note. Damaged files and pages
     that are not there raise InputUnreadable, and so do more than MAX_PIXELS pixels in a page or
     MAX_DOCUMENT_PIXELS in all pages, known from the headers before anything of that size is decoded.
     """
@@ -83,14 +83,14 @@ def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None)
         raise InputUnreadable(
             f"{name}: holds WebP data, which this Pillow cannot read",
             "Pillow was built without libwebp",
-            "pip install --force-reinstall pillow, or convert the picture: dwebp in.webp -o out.png",
+            "pip install --force-reinstall pillow, or convert the image: dwebp in.webp -o out.png",
         )
     pages: list[Page] = []
     with _reported(name, kind, len(data)):
         image = _DECODERS[kind](io.BytesIO(data))
         num_pages = getattr(image, "n_frames", 1) if kind == "TIFF" else 1
         moves = kind != "TIFF" and getattr(image, "is_animated", False)
-    notes = ("a moving picture, of which the first frame is read",) if moves else ()
+    notes = ("a moving image, of which the first frame is read",) if moves else ()
     total_pixels = 0
     for page in choose_pages(request, num_pages, name):
         with _reported(name, kind, len(data)):
@@ -107,9 +107,9 @@ def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None)
 
 
 def to_upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...]]:
-    """A new RGB picture: turned as its EXIF data says, transparency on white, 16-bit gray scaled to 8 bits.
+    """A new RGB image: turned as its EXIF data says, transparency on white, 16-bit gray scaled to 8 bits.
 
-    Gray of more bits, and colours that have no way to RGB, raise InputUnreadable. Returns the picture and
+    Gray of more bits, and colours that have no way to RGB, raise InputUnreadable. Returns the image and
     notes for the user.
     """
     check_size(image.width, image.height, name)
@@ -122,10 +122,10 @@ def to_upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, tuple[st
 
 
 def check_size(width: int, height: int, name: str) -> None:
-    """Refuse (InputUnreadable) a picture without pixels, of too many pixels, or too long and thin."""
+    """Refuse (InputUnreadable) an image without pixels, of too many pixels, or too long and thin."""
     if width < 1 or height < 1:
         raise InputUnreadable(
-            f"{name}: {width} x {height} pixels", "a picture without pixels shows nothing", "save it again"
+            f"{name}: {width} x {height} pixels", "an image without pixels shows nothing", "save it again"
         )
     if width * height > MAX_PIXELS:
         raise _too_large(f"{name}: {width} x {height} = {width * height:,} pixels")
@@ -202,7 +202,7 @@ def _reported(name: str, kind: str, num_bytes: int | None) -> Iterator[None]:
         except _DECODER_ERRORS as error:
             size = "" if num_bytes is None else f"; {num_bytes:,} bytes were read"
             raise InputUnreadable(
-                f"{name}: this {kind} picture cannot be decoded{size}",
+                f"{name}: this {kind} image cannot be decoded{size}",
                 f"it may be cut off or damaged; the decoder says: {error}",
                 "download or copy it again, or open it in an image viewer and save it anew",
             ) from error

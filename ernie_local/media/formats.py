@@ -89,9 +89,9 @@ def _foreign(data: bytes, name: str) -> InputUnreadable:
             _CONVERSIONS.get(kind, "convert it to PNG with the program it was made in"),
         )
     return InputUnreadable(
-        f"{name}: is not a picture",
+        f"{name}: is not an image",
         f"{READABLE} are read; this file has {len(data):,} bytes and starts with {_show(data)}",
-        "give the picture itself; text belongs into the question",
+        "give the image itself; text belongs into the question",
     )
 
 

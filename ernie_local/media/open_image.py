@@ -1,7 +1,7 @@
-"""Whatever a user calls a picture (path, pages of a document, bytes, standard input, array) to RGB pictures.
+"""Whatever a user calls an image (path, pages of a document, bytes, standard input, array) to RGB images.
 
-Owns reading the bytes and naming the pictures. Formats, decoding and PDF rendering have modules of their
-own; the model's patches come later. A picture that cannot be read is known here, before any model is
+Owns reading the bytes and naming the images. Formats, decoding and PDF rendering have modules of their
+own; the model's patches come later. An image that cannot be read is known here, before any model is
 loaded.
 """
 
@@ -35,7 +35,7 @@ _CHANNEL_COUNTS = (1, 3, 4)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenedImage:
-    """A picture ready for the image processor.
+    """An image ready for the image processor.
 
     image: mode RGB, upright, without transparency. name: what to call it to the user; for a file, the text
     that opens it again ("invoice.pdf:2"). notes: what was left out or changed, for the user.
@@ -49,12 +49,12 @@ class OpenedImage:
 def open_images(
     source: ImageSource, *, stdin: BinaryIO | None = None, pdf_dpi: float = DEFAULT_DPI
 ) -> list[OpenedImage]:
-    """Open and wholly decode PNG, JPEG, WebP, GIF, TIFF, BMP and PDF pictures, told by their content.
+    """Open and wholly decode PNG, JPEG, WebP, GIF, TIFF, BMP and PDF images, told by their content.
 
     source: a path; a path with pages ("invoice.pdf:2", "scan.tif:1-3"; a file of exactly that name goes
-    before); "-" or "-:1-3" for the bytes of `stdin`; bytes; a PIL picture (as it is, its current frame); or
+    before); "-" or "-:1-3" for the bytes of `stdin`; bytes; a PIL image (as it is, its current frame); or
     a uint8 array or tensor of shape (h, w), (h, w, c) or (c, h, w), c 1, 3 (RGB) or 4 (RGBA). A PDF or TIFF
-    without pages gives every page, one picture each, and is refused above MAX_PAGES, never cut in silence.
+    without pages gives every page, one image each, and is refused above MAX_PAGES, never cut in silence.
     Of a moving GIF, WebP or PNG the first frame is read. PDF pages are drawn at `pdf_dpi`.
 
     Whatever cannot be read raises InputUnreadable; size limits are checked before anything is decoded.
@@ -62,7 +62,7 @@ def open_images(
     if isinstance(source, Image.Image):
         return [_open_object(source)]
     if isinstance(source, bytes | bytearray | memoryview):
-        return _open_bytes(bytes(source), "picture", None, pdf_dpi)
+        return _open_bytes(bytes(source), "image", None, pdf_dpi)
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
         path_text, request = (text, None) if _exists(text) else split_page_request(text)
@@ -72,15 +72,15 @@ def open_images(
     if hasattr(source, "__array__"):
         return [_open_object(_array_to_image(source))]
     raise InputUnreadable(
-        f"a {type(source).__name__} is not a picture",
-        "paths, bytes, PIL pictures, NumPy arrays and torch tensors are",
-        "give a path, or several pictures one by one",
+        f"a {type(source).__name__} is not an image",
+        "paths, bytes, PIL images, NumPy arrays and torch tensors are",
+        "give a path, or several images one by one",
     )
 
 
 def _open_object(source: Image.Image) -> OpenedImage:
-    image, notes = to_upright_rgb(source, "picture")
-    return OpenedImage(image, "picture", notes)
+    image, notes = to_upright_rgb(source, "image")
+    return OpenedImage(image, "image", notes)
 
 
 def _open_bytes(data: bytes, name: str, request: PageRequest | None, pdf_dpi: float) -> list[OpenedImage]:
@@ -106,7 +106,7 @@ def _read_stdin(stdin: BinaryIO | None) -> bytes:
     if stdin is None:
         raise UsageError(
             f"{STDIN_MARK!r} stands for standard input, which is not to be had here",
-            "only the commands have a standard input to read a picture from",
+            "only the commands have a standard input to read an image from",
             "give the path, or the bytes themselves",
         )
     return _read_all(stdin, "standard input")
@@ -119,8 +119,8 @@ def _read_file(path_text: str) -> bytes:
             path = path.expanduser()
         if path.is_dir():
             raise InputUnreadable(
-                f"{path_text}: is a folder, not a picture",
-                "pictures are given one by one, so that their order is clear",
+                f"{path_text}: is a folder, not an image",
+                "images are given one by one, so that their order is clear",
                 "name a file in it",
             )
         with path.open("rb") as stream:
@@ -129,7 +129,7 @@ def _read_file(path_text: str) -> bytes:
         raise InputUnreadable(
             f"{path_text}: no such file",
             f"nothing is at {path.absolute()}",
-            "check the spelling (pages are written invoice.pdf:1-3), and download pictures of the net first",
+            "check the spelling (pages are written invoice.pdf:1-3), and download images of the net first",
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -160,15 +160,15 @@ def _pieces(stream: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def _array_to_image(source: Any) -> Image.Image:
-    """A NumPy array or torch tensor to a PIL picture.
+    """A NumPy array or torch tensor to a PIL image.
 
     A shape that could be both, such as (3, 4, 3), is read as channels first, as transformers does.
     """
     array = source.detach().cpu().numpy() if hasattr(source, "detach") else source.__array__()
     if str(array.dtype) != "uint8":
         raise InputUnreadable(
-            f"an array of {array.dtype} is not a picture",
-            "pictures are uint8 from 0 to 255; how other values map to them is not said",
+            f"an array of {array.dtype} is not an image",
+            "images are uint8 from 0 to 255; how other values map to them is not said",
             "scale it first: (array * 255).round().astype('uint8') for values from 0 to 1",
         )
     if array.ndim == 3 and array.shape[0] in _CHANNEL_COUNTS:
@@ -179,9 +179,9 @@ def _array_to_image(source: Any) -> Image.Image:
         or not array.size
     ):
         raise InputUnreadable(
-            f"an array of shape {tuple(array.shape)} is not a picture",
+            f"an array of shape {tuple(array.shape)} is not an image",
             "(h, w), (h, w, c) and (c, h, w) are, with c 1, 3 or 4",
-            "give the pictures of a batch one by one",
+            "give the images of a batch one by one",
         )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]

@@ -34,7 +34,7 @@ class PageRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Page:
-    """A page read: its number from 1, the pages of its file, an upright RGB picture, notes to show."""
+    """A page read: its number from 1, the pages of its file, an upright RGB image, notes to show."""
 
     number: int
     num_pages: int

@@ -1,4 +1,4 @@
-"""Pages of a PDF to RGB pictures, by pypdfium2 (imported when the first PDF is read).
+"""Pages of a PDF to RGB images, by pypdfium2 (imported when the first PDF is read).
 
 Owns the resolution and the limits of rendering, and what goes wrong in a PDF. Knows nothing of paths or of
 other formats.
@@ -82,7 +82,7 @@ def _render_page(document: Any, number: int, name: str, dpi: float, notes: tuple
             notes = (*notes, f"a large page, read at {scale * _POINTS_PER_INCH:.0f} instead of {dpi:.0f} dpi")
         check_size(math.ceil(width * scale), math.ceil(height * scale), f"{name}:{number}")
         bitmap = page.render(scale=scale, rev_byteorder=True)
-        # Converting copies, so the picture outlives the bitmap's memory.
+        # Converting copies, so the image outlives the bitmap's memory.
         image = bitmap.to_pil().convert("RGB")
         bitmap.close()
         page.close()

@@ -1,6 +1,6 @@
-"""From an RGB picture to the patches of the vision tower, bit for bit as the published processor makes them.
+"""From an RGB image to the patches of the vision tower, bit for bit as the published processor makes them.
 
-Owns the arithmetic on pixels and their order in a patch. Knows nothing of files that hold pictures or
+Owns the arithmetic on pixels and their order in a patch. Knows nothing of files that hold images or
 settings, of token ids or of the model.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ernie_local.media.image_size import MAX_ASPECT_RATIO, check_aspect_ratio, smart_resize
 from ernie_local.media.patches import Patches
-from ernie_local.media.picture_size import MAX_ASPECT_RATIO, check_aspect_ratio, smart_resize
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
 
 __all__ = [
@@ -26,13 +26,13 @@ __all__ = [
 
 
 def image_to_patches(image: Image.Image, config: ImageProcessorConfig) -> Patches:
-    """Resize (bicubic), rescale, normalize and cut an RGB picture into patches.
+    """Resize (bicubic), rescale, normalize and cut an RGB image into patches.
 
-    Every value equals the published processor's bit for bit. The picture must have mode "RGB" (ValueError),
+    Every value equals the published processor's bit for bit. The image must have mode "RGB" (ValueError),
     which `open_images` sees to; a side over 200 times the other raises InputUnreadable.
     """
     if image.mode != "RGB":
-        raise ValueError(f"image_to_patches needs an RGB picture, not mode {image.mode!r}")
+        raise ValueError(f"image_to_patches needs an RGB image, not mode {image.mode!r}")
     height, width = smart_resize(
         image.height, image.width, config.factor, config.min_pixels, config.max_pixels
     )

@@ -22,7 +22,7 @@ _DEFAULT_MIN_PIXELS = 56 * 56
 _DEFAULT_MAX_PIXELS = 28 * 28 * 6177
 _BICUBIC = 3  # Pillow's number for it
 _NUM_CHANNELS = 3
-# Every picture is enlarged to min_pixels, so a file may not ask for more than the largest published
+# Every image is enlarged to min_pixels, so a file may not ask for more than the largest published
 # max_pixels.
 _LARGEST_MIN_PIXELS = 28 * 28 * 16384
 # float32 divides by the deviation, and shows no difference between values far from the bytes it came from.
@@ -34,7 +34,7 @@ _STEPS_NOT_DONE = ("do_center_crop", "do_pad")
 _SIZE_KEYS = ("size", "min_pixels", "max_pixels", "patch_size", "merge_size", "temporal_patch_size")
 _VALUE_KEYS = ("rescale_factor", "image_mean", "image_std", "resample")
 _READ_KEYS = frozenset((*_SIZE_KEYS, *_VALUE_KEYS, *_STEPS_DONE, *_STEPS_NOT_DONE))
-# No effect on patches: of the video side, of steps refused above, or done before a picture comes here.
+# No effect on patches: of the video side, of steps refused above, or done before an image comes here.
 _VIDEO_KEYS = ("video_min_pixels", "video_max_pixels", "temporal_conv_size", "spatial_conv_size")
 _IDLE_KEYS = (
     "do_convert_rgb",
@@ -51,7 +51,7 @@ _TELLING_WORDS = ("do_", "pixel", "size", "patch", "merge", "resample", "mean", 
 
 @dataclass(frozen=True, slots=True)
 class ImageProcessorConfig:
-    """How a picture is made into patches.
+    """How an image is made into patches.
 
     min_pixels, max_pixels: limits on height * width after the resize. patch_size: pixels along each side of
     a patch. merge_size: patches along each side of a token. mean, std: of red, green and blue, after a byte
@@ -122,8 +122,8 @@ def parse_processor_config(
 def _refuse_other_channels(directory: Path, vision: VisionConfig) -> None:
     if vision.in_channels != _NUM_CHANNELS:
         raise ModelUnusable(
-            f"{directory}: in_channels = {vision.in_channels}, but pictures have {_NUM_CHANNELS}",
-            "pictures are made into patches of red, green and blue",
+            f"{directory}: in_channels = {vision.in_channels}, but images have {_NUM_CHANNELS}",
+            "images are made into patches of red, green and blue",
             "such a model runs on patches made elsewhere, through `logits`",
         )
 

@@ -1,6 +1,6 @@
 """The tokens of a prompt with all that the model needs to know of them: positions, banks, placeholders.
 
-Knows ids and the grids of pictures. Computes nothing with the model, and knows no cache.
+Knows ids and the grids of images. Computes nothing with the model, and knows no cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Prompt:
     token_ids: torch.Tensor  # (tokens,) int64
     positions: torch.Tensor  # (3, tokens) int64, rows T, H, W
     is_vision: torch.Tensor  # (tokens,) bool
-    is_placeholder: torch.Tensor  # (tokens,) bool: the embedding is replaced by a picture's feature
+    is_placeholder: torch.Tensor  # (tokens,) bool: the embedding is replaced by an image's feature
     next_position: int
 
     @property
@@ -41,7 +41,7 @@ class Prompt:
     ) -> Prompt:
         """Placeholders are expanded already; start: the position of the first token.
 
-        UsageError if placeholders and pictures disagree.
+        UsageError if placeholders and images disagree.
         """
         positions, next_position = positions_3d(
             token_ids,

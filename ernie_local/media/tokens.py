@@ -1,4 +1,4 @@
-"""Which tokens stand for pictures, and the three positions (time, row, column) of every token.
+"""Which tokens stand for images, and the three positions (time, row, column) of every token.
 
 Owns the rules of expanding placeholders, typing tokens and numbering positions. Works on ids and grids alone:
 it has seen neither pixels nor the tokenizer.
@@ -23,14 +23,14 @@ Grid = tuple[int, int, int]
 TEXT, IMAGE, VIDEO = 0, 1, 2
 
 _PLACEHOLDER_HINT = (
-    "write one image placeholder for each picture, or exactly as many in a row as the picture has tokens"
+    "write one image placeholder for each image, or exactly as many in a row as the image has tokens"
 )
 
 
 def token_types(ids: Sequence[int], media: MediaTokens, rule: VisionRule = "tags") -> torch.Tensor:
     """The type of every token: (tokens,) uint8 of TEXT, IMAGE or VIDEO; all but TEXT are vision tokens.
 
-    Rule "tags" (the checkpoint's own) counts the start and end tags of a picture as vision too, rule
+    Rule "tags" (the checkpoint's own) counts the start and end tags of an image as vision too, rule
     "placeholder" only the placeholders. Where images and videos share one placeholder id, as in the hub's
     layout, it is IMAGE.
     """
@@ -54,10 +54,10 @@ def token_types(ids: Sequence[int], media: MediaTokens, rule: VisionRule = "tags
 
 
 def expand_placeholders(ids: Sequence[int], counts: Sequence[int], media: MediaTokens) -> list[int]:
-    """Repeat each image placeholder as often as its picture has tokens.
+    """Repeat each image placeholder as often as its image has tokens.
 
-    counts: the tokens of each picture, in order. Ids that hold sum(counts) placeholders already are
-    returned as they are; ids with one placeholder for each picture are expanded; anything else raises
+    counts: the tokens of each image, in order. Ids that hold sum(counts) placeholders already are
+    returned as they are; ids with one placeholder for each image are expanded; anything else raises
     UsageError.
     """
     found = sum(1 for token_id in ids if token_id == media.image)
@@ -65,8 +65,8 @@ def expand_placeholders(ids: Sequence[int], counts: Sequence[int], media: MediaT
         return list(ids)
     if found != len(counts):
         raise UsageError(
-            f"{found} image placeholder tokens for {len(counts)} pictures of {sum(counts)} tokens",
-            "a prompt holds one placeholder for each picture, or one for each token of each picture",
+            f"{found} image placeholder tokens for {len(counts)} images of {sum(counts)} tokens",
+            "a prompt holds one placeholder for each image, or one for each token of each image",
             _PLACEHOLDER_HINT,
         )
     remaining = iter(counts)
@@ -87,12 +87,12 @@ def positions_3d(
 ) -> tuple[torch.Tensor, int]:
     """Number the tokens of a prompt on the axes time, row and column.
 
-    ids: the tokens, placeholders expanded. grids: (t, h, w) in patches of every picture, in order; t = 1 is
+    ids: the tokens, placeholders expanded. grids: (t, h, w) in patches of every image, in order; t = 1 is
     an image, t > 1 a video of t frames. merge, temporal_merge: patches and frames that one token joins.
     start: the position of the first token. Returns ((3, tokens) int64, the position of the token after the
     last).
 
-    A text token counts one step on all three axes. A picture starts at the current position p, token (t,
+    A text token counts one step on all three axes. An image starts at the current position p, token (t,
     row, column) lies at (p + t, p + row, p + column), and the text after it goes on at p + max(t, rows,
     columns): the rule of the original code. transformers leaves t out of that maximum, so its long videos
     collide with the text behind them. Placeholders that do not fit the grids raise UsageError with both
@@ -121,7 +121,7 @@ def _merged_shape(grid: Grid, index: int, merge: int, temporal_merge: int) -> Gr
     temporal = 1 if frames == 1 else temporal_merge
     if min(grid) < 1 or frames % temporal or rows % merge or columns % merge:
         raise UsageError(
-            f"picture {index + 1} has {frames} x {rows} x {columns} patches, not mergeable by "
+            f"image {index + 1} has {frames} x {rows} x {columns} patches, not mergeable by "
             f"{temporal} x {merge} x {merge}",
             "one token joins a window of patches, so every side of the grid is a multiple of the window",
             "make the patches with this model's image processor",
@@ -134,15 +134,15 @@ def _segments(
 ) -> Iterator[tuple[int, Grid, int]]:
     """Cut the ids into pieces (TEXT, unused, length) and (IMAGE or VIDEO, merged shape, length).
 
-    A picture is one piece. Pictures that touch, with no tag between, are told apart by their grids alone.
+    An image is one piece. Images that touch, with no tag between, are told apart by their grids alone.
     """
     lengths = [frames * rows * columns for frames, rows, columns in shapes]
     kinds = {media.video: VIDEO, media.image: IMAGE}
     found = sum(1 for token_id in ids if token_id in kinds)
     if found != sum(lengths):
         raise UsageError(
-            f"{found} placeholder tokens for {len(shapes)} pictures of {sum(lengths)} tokens",
-            "every token of a picture fills one placeholder",
+            f"{found} placeholder tokens for {len(shapes)} images of {sum(lengths)} tokens",
+            "every token of an image fills one placeholder",
             _PLACEHOLDER_HINT,
         )
     index = 0
@@ -156,8 +156,8 @@ def _segments(
                 _check_kind(kind, grids[index][0], index)
             if lengths[index] > left:
                 raise UsageError(
-                    f"picture {index + 1} has {lengths[index]} tokens, but {left} placeholders in a row",
-                    "the placeholders of one picture stand side by side, in the order of the pictures",
+                    f"image {index + 1} has {lengths[index]} tokens, but {left} placeholders in a row",
+                    "the placeholders of one image stand side by side, in the order of the images",
                     _PLACEHOLDER_HINT,
                 )
             yield kind, shapes[index], lengths[index]
@@ -169,7 +169,7 @@ def _check_kind(kind: int, num_frames: int, index: int) -> None:
     if (kind == VIDEO) != (num_frames > 1):
         name = {IMAGE: "image", VIDEO: "video"}[kind]
         raise UsageError(
-            f"picture {index + 1} has {num_frames} frames, but stands at {name} placeholders",
+            f"image {index + 1} has {num_frames} frames, but stands at {name} placeholders",
             "an image has 1 frame and image placeholders, a video has more and video placeholders",
-            "give the pictures in the order of their placeholders",
+            "give the images in the order of their placeholders",
         )

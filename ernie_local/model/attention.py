@@ -1,6 +1,6 @@
 """Causal grouped-query self-attention of the decoder over a KV cache.
 
-Knows nothing of pictures: a token sees itself and every token before it, whatever they are.
+Knows nothing of images: a token sees itself and every token before it, whatever they are.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class SelfAttention(nn.Module):
             cache.length,
         )
 
-    def on_card(
+    def on_gpu(
         self,
         hidden: torch.Tensor,
         cosines: torch.Tensor,
@@ -136,7 +136,7 @@ class SelfAttention(nn.Module):
         cache: KVCache,
         length: torch.Tensor,
     ) -> torch.Tensor:
-        """`forward` of one token by the card's kernel, where `card_attends`. length: (1,) int64."""
+        """`forward` of one token by the GPU's kernel, where `gpu_attends`. length: (1,) int64."""
         from ernie_local.kernels.cuda_ops import attend_token
 
         queries, keys, values = self._project(hidden)

@@ -1,6 +1,6 @@
 """One decoder layer, and what all layers of one forward share.
 
-Knows nothing of embeddings, pictures or logits.
+Knows nothing of embeddings, images or logits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ernie_local.model.packed_linear import PackedGatedMLP
 class Step:
     """Worked out once per forward: angles (tokens, head_dim / 2), masks, banks, and where states are kept.
 
-    length: (1,) int64 on a card, of the cache, where one token attends by its kernel; None elsewhere.
+    length: (1,) int64 on a GPU, of the cache, where one token attends by its kernel; None elsewhere.
     """
 
     cosines: torch.Tensor
@@ -67,7 +67,7 @@ class DecoderLayer(nn.Module):
         attention, norm = self.self_attn, self.input_layernorm
         if step.length is not None:
             normed = norm(hidden)
-            hidden = hidden + attention.on_card(normed, step.cosines, step.sines, step.cache, step.length)
+            hidden = hidden + attention.on_gpu(normed, step.cosines, step.sines, step.cache, step.length)
         elif attention.can_step(hidden):
             hidden = attention.step(hidden, norm, step.cosines, step.sines, step.cache)
         else:

@@ -52,7 +52,7 @@ class ErnieModel(nn.Module):
         if not text.tie_word_embeddings:
             self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self._rope: TextRope | None = None
-        self.recorder: Recorder | None = None  # of decode on a card; None where it is not recorded
+        self.recorder: Recorder | None = None  # of decode on a GPU; None where it is not recorded
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +70,7 @@ class ErnieModel(nn.Module):
         return embedded
 
     def encode_images(self, images: Sequence[Patches]) -> list[torch.Tensor]:
-        """Features of each picture, (num_tokens, hidden_size), that replace its placeholders' embeddings."""
+        """Features of each image, (num_tokens, hidden_size), that replace its placeholders' embeddings."""
         features: list[torch.Tensor] = []
         for group in _groups(images):
             pixel_values = torch.cat([image.pixel_values for image in group])  # (patches, channels * patch^2)
@@ -114,7 +114,7 @@ class ErnieModel(nn.Module):
     ) -> torch.Tensor:
         """Run new tokens behind those in the cache, append them to it, give back their normed last states.
 
-        hidden: (tokens, hidden_size) embeddings or picture features; positions: (3, tokens) int64, rows T, H,
+        hidden: (tokens, hidden_size) embeddings or image features; positions: (3, tokens) int64, rows T, H,
         W; is_vision: (tokens,) bool, the bank of each token, on the host. graphs: of this cache, by which one
         text token is run. Returns (tokens, hidden_size), with graphs until the next call.
         """
@@ -132,7 +132,7 @@ class ErnieModel(nn.Module):
             cache=cache,
             experts=self.experts,
             on_route=on_route,
-            length=_length_on_card(cache, num_tokens, hidden.device),
+            length=_length_on_gpu(cache, num_tokens, hidden.device),
         )
         normed: torch.Tensor
         if graphs is not None and num_tokens == 1 and rows.vision is None:
@@ -155,7 +155,7 @@ class ErnieModel(nn.Module):
         return scores.float()
 
 
-def _length_on_card(cache: KVCache, num_tokens: int, device: torch.device) -> torch.Tensor | None:
+def _length_on_gpu(cache: KVCache, num_tokens: int, device: torch.device) -> torch.Tensor | None:
     """See Step.length."""
     if num_tokens > 1 or not _attends_by_kernel(device, cache.dtype):
         return None
@@ -165,13 +165,13 @@ def _length_on_card(cache: KVCache, num_tokens: int, device: torch.device) -> to
 def _attends_by_kernel(device: torch.device, kv_dtype: torch.dtype) -> bool:
     if device.type == "cpu":
         return False
-    from ernie_local.kernels.cuda_ops import card_attends
+    from ernie_local.kernels.cuda_ops import gpu_attends
 
-    return card_attends(device, kv_dtype)
+    return gpu_attends(device, kv_dtype)
 
 
 def _groups(images: Sequence[Patches]) -> list[list[Patches]]:
-    """Pictures that go through the tower together."""
+    """Images that go through the tower together."""
     left = iter(images)
     return [list(islice(left, count)) for count in tower_passes(_patch_counts(images))]
 

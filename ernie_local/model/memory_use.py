@@ -15,8 +15,8 @@ from ernie_local.sizes import HUGE_PAGE
 # Big enough that an expert's weights are read for many tokens at once, small enough that one layer's
 # activations of the 28B model (2048 x 12288 in the dense layer) stay near 100 MiB.
 DEFAULT_CHUNK_TOKENS = 2048
-# Small pictures share one pass through the tower; a large one goes alone, so that the tower's memory has a
-# bound that does not grow with the number of pictures.
+# Small images share one pass through the tower; a large one goes alone, so that the tower's memory has a
+# bound that does not grow with the number of images.
 PATCHES_PER_PASS = 8192
 # Of memory for each patch and column of the tower while it is encoded, and beside that for each two columns,
 # whose products want their weights in another order. Measured with 1280 columns: 600, 1100 and 2050 MiB for
@@ -88,7 +88,7 @@ def attention_bytes(config: TextConfig, num_new: int, num_all: int) -> int:
 
 
 def tower_passes(patch_counts: Sequence[int]) -> list[int]:
-    """How many pictures go through the tower together, pass by pass. patch_counts: of each, in order."""
+    """How many images go through the tower together, pass by pass. patch_counts: of each, in order."""
     passes: list[int] = []
     room = 0
     for num_patches in patch_counts:
@@ -106,12 +106,12 @@ def mixed_chunk_bytes(config: TextConfig, chunk_tokens: int, item_bytes: int) ->
     return chunk_tokens * item_bytes * (4 * config.hidden_size + 2 * config.shared_expert_size)
 
 
-def picture_prompt_bytes(
+def image_prompt_bytes(
     config: ModelConfig, num_patches: int, num_image_tokens: int, chunk_tokens: int, item_bytes: int
 ) -> int:
-    """What a prompt with pictures takes from their encoding until it has been read, beside one of text.
+    """What a prompt with images takes from their encoding until it has been read, beside one of text.
 
-    Patches in float32; each picture's features, and all of them in one piece; and a chunk of both banks.
+    Patches in float32; each image's features, and all of them in one piece; and a chunk of both banks.
     """
     patches = num_patches * config.vision.patch_values * _FLOAT_BYTES
     features = 2 * num_image_tokens * config.text.hidden_size * item_bytes
@@ -119,11 +119,11 @@ def picture_prompt_bytes(
 
 
 def encoding_bytes(config: VisionConfig, patch_counts: Sequence[int]) -> int:
-    """About as much memory as encoding pictures takes beside the results (measured, within a tenth)."""
+    """About as much memory as encoding images takes beside the results (measured, within a tenth)."""
     most = start = 0
-    for num_pictures in tower_passes(patch_counts):
-        most = max(most, sum(patch_counts[start : start + num_pictures]))
-        start += num_pictures
+    for num_images in tower_passes(patch_counts):
+        most = max(most, sum(patch_counts[start : start + num_images]))
+        start += num_images
     weights = _BYTES_A_WEIGHT * config.hidden_size**2 if most else 0
     return most * config.hidden_size * _BYTES_A_PATCH + weights
 
@@ -132,17 +132,17 @@ def prompt_room(
     config: ModelConfig,
     num_tokens: int,
     chunk_tokens: int,
-    picture_patches: int,
+    image_patches: int,
     prompt_patches: int,
     item_bytes: int,
 ) -> int:
     """What the largest prompt takes for a while beside weights, KV cache and a chunk at work.
 
-    num_tokens: of the context. picture_patches, prompt_patches: of the largest picture, and of all that one
+    num_tokens: of the context. image_patches, prompt_patches: of the largest image, and of all that one
     prompt brings. item_bytes: of a number that is computed with.
     """
     chunk = min(chunk_tokens, num_tokens)
-    encoding = encoding_bytes(config.vision, [picture_patches])
+    encoding = encoding_bytes(config.vision, [image_patches])
     at_work = max(attention_bytes(config.text, chunk, num_tokens), encoding)
     num_image_tokens = prompt_patches // config.vision.spatial_merge_size**2
-    return at_work + picture_prompt_bytes(config, prompt_patches, num_image_tokens, chunk, item_bytes)
+    return at_work + image_prompt_bytes(config, prompt_patches, num_image_tokens, chunk, item_bytes)

@@ -32,7 +32,7 @@ class ExpertProvider(Protocol):
         ...
 
     def make_room(self, owner: object, num_bytes: int) -> None:
-        """`owner`, a cache or a picture being encoded, needs so much of the memory that experts may take.
+        """`owner`, a cache or an image being encoded, needs so much of the memory that experts may take.
 
         Until it says another number, or is gone. DoesNotFit where experts cannot do with less.
         """

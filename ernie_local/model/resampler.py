@@ -1,6 +1,6 @@
 """The resampler: windows of patch features to token features of the language model's width.
 
-Knows grids, nothing of token ids. Two frames make one token row; a single picture stands for both.
+Knows grids, nothing of token ids. Two frames make one token row; a single image stands for both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The conversation that memory and speed are reckoned for: a context that is filled, pictures first.
+"""The conversation that memory and speed are reckoned for: a context that is filled, images first.
 
 Owns what the runtime would choose where nothing is said. Knows no machine.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ernie_local.config import ModelConfig, TextConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.model.memory_use import KV_ITEM_BYTES, KVSize
-from ernie_local.planner.pictures import PricedPicture, prompt_tokens
+from ernie_local.planner.images import PricedImage, prompt_tokens
 
 WEIGHT_ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 # float32 doubles what a 16-bit checkpoint takes; past this, most machines would rather have the memory.
@@ -24,12 +24,12 @@ class Conversation:
     context_size: int
     dtype: str
     kv_dtype: str
-    pictures: tuple[PricedPicture, ...] = ()
+    images: tuple[PricedImage, ...] = ()
 
     @property
-    def picture_tokens(self) -> int:
-        """Of all pictures with their tags."""
-        return prompt_tokens(self.pictures)
+    def image_tokens(self) -> int:
+        """Of all images with their tags."""
+        return prompt_tokens(self.images)
 
     @property
     def item_bytes(self) -> int:
@@ -66,14 +66,14 @@ def check_context(asked: int | None, config: ModelConfig) -> int:
     return asked or config.text.default_context_size
 
 
-def check_pictures(pictures: tuple[PricedPicture, ...], context_size: int, most: int) -> None:
-    """DoesNotFit where pictures alone fill the context; `most` is the model's limit."""
-    tokens = prompt_tokens(pictures)
+def check_images(images: tuple[PricedImage, ...], context_size: int, most: int) -> None:
+    """DoesNotFit where images alone fill the context; `most` is the model's limit."""
+    tokens = prompt_tokens(images)
     if tokens >= context_size:
         roomy = -(-(tokens + 512) // 1024)
-        hint = f"--ctx-size {roomy}k" if roomy << 10 <= most else "fewer or smaller pictures"
+        hint = f"--ctx-size {roomy}k" if roomy << 10 <= most else "fewer or smaller images"
         raise DoesNotFit(
-            f"the pictures take {tokens} tokens, the context has {context_size}",
+            f"the images take {tokens} tokens, the context has {context_size}",
             "a question and an answer have to stand there too",
             hint,
         )

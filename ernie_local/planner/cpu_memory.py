@@ -12,12 +12,12 @@ from ernie_local.errors import DoesNotFit
 from ernie_local.model.memory_use import (
     attention_bytes,
     encoding_bytes,
+    image_prompt_bytes,
     mixed_chunk_bytes,
-    picture_prompt_bytes,
 )
 from ernie_local.planner.conversation import Conversation
+from ernie_local.planner.images import largest_prompt_bytes
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.pictures import largest_prompt_bytes
 from ernie_local.planner.placement import (
     DEFAULT_RESERVE,
     MemoryNeed,
@@ -111,7 +111,7 @@ def plan_cpu(model: ModelSize, conversation: Conversation, budget: Budget) -> Cp
 
 
 def _smallest(model: ModelSize, conversation: Conversation, need: MemoryNeed) -> tuple[int, Placement]:
-    """The smallest limit that the conversation runs in with all its pictures, and what is placed there."""
+    """The smallest limit that the conversation runs in with all its images, and what is placed there."""
     least = least_limit(need, model.config.text, PROCESS.best)
     while True:
         placement = place_in_ram(need, model.config.text, least, process=PROCESS.best, free=least)
@@ -135,13 +135,13 @@ def _lacking_bytes(model: ModelSize, conversation: Conversation, placement: Plac
 
 def _beside_experts(model: ModelSize, conversation: Conversation, placement: Placement) -> dict[Phase, int]:
     """What the runtime keeps for others of the memory that paged experts share, as engine.py asks for it."""
-    text, num_tokens, pictures = model.config.text, conversation.context_size, conversation.pictures
+    text, num_tokens, images = model.config.text, conversation.context_size, conversation.images
     chunk = min(placement.chunk_tokens, num_tokens)
     held = encoding = 0
-    if pictures:
-        patches = [picture.patches for picture in pictures]
-        tokens = sum(picture.tokens for picture in pictures)
-        held = picture_prompt_bytes(model.config, sum(patches), tokens, chunk, conversation.item_bytes)
+    if images:
+        patches = [image.patches for image in images]
+        tokens = sum(image.tokens for image in images)
+        held = image_prompt_bytes(model.config, sum(patches), tokens, chunk, conversation.item_bytes)
         encoding = encoding_bytes(model.config.vision, patches)
     talk = conversation.kv_size(text).touched_bytes(num_tokens) + attention_bytes(text, chunk, num_tokens)
     # What a prompt needed stays with the cache.
@@ -202,30 +202,30 @@ def _working_terms(conversation: Conversation, placement: Placement, model: Mode
     num_tokens = conversation.context_size
     cache = Amount.exactly(conversation.kv_size(text).touched_bytes(num_tokens))
     chunk = min(placement.chunk_tokens, num_tokens)
-    pictures = conversation.pictures
-    pixels = Amount.exactly(sum(picture.pixel_bytes(config) for picture in pictures))
-    features = conversation.picture_tokens * text.hidden_size * _FLOAT_BYTES
-    encoding = encoding_bytes(config.vision, [picture.patches for picture in pictures])
+    images = conversation.images
+    pixels = Amount.exactly(sum(image.pixel_bytes(config) for image in images))
+    features = conversation.image_tokens * text.hidden_size * _FLOAT_BYTES
+    encoding = encoding_bytes(config.vision, [image.patches for image in images])
     likely = int(_ENCODING_SHARE * encoding)
-    mixed = mixed_chunk_bytes(text, chunk, conversation.item_bytes) if pictures else 0
+    mixed = mixed_chunk_bytes(text, chunk, conversation.item_bytes) if images else 0
     programs = _num_programs(model, conversation, chunk) * _PROGRAM_BYTES
-    # A later picture would find the cache full: that is the high end.
+    # A later image would find the cache full: that is the high end.
     early = Amount(0, 0, cache.best)
     return [
         Term("KV cache", "computed", {"vision": early, "prefill": cache, "decode": cache}),
-        Term("pixels of pictures", "exact", dict.fromkeys(_AFTER_LOAD, pixels)),
+        Term("pixels of images", "exact", dict.fromkeys(_AFTER_LOAD, pixels)),
         Term(
             "vision tower at work",
             "measured",
             {"vision": Amount(encoding // 2, likely, encoding)},
         ),
-        Term("features of pictures", "exact", dict.fromkeys(("vision", "prefill"), Amount.exactly(features))),
+        Term("features of images", "exact", dict.fromkeys(("vision", "prefill"), Amount.exactly(features))),
         Term(
             "a chunk at work",
             "measured",
             {"prefill": Amount.about(int(_CHUNK_SHARE * working_bytes(text, chunk)), 0.8, 1.2)},
         ),
-        Term("a chunk with pictures", "computed", {"prefill": Amount(0, mixed, mixed)}),
+        Term("a chunk with images", "computed", {"prefill": Amount(0, mixed, mixed)}),
         Term("compiled products", "measured", {"prefill": Amount.about(programs, 0.0, 1.5)}),
         Term(
             "attention at work",
@@ -236,11 +236,11 @@ def _working_terms(conversation: Conversation, placement: Placement, model: Mode
 
 
 def _num_programs(model: ModelSize, conversation: Conversation, chunk_tokens: int) -> int:
-    """Two products for each expert that a chunk visits, of both banks where there are pictures."""
+    """Two products for each expert that a chunk visits, of both banks where there are images."""
     if model.is_packed or conversation.dtype != "bfloat16":
         return 0
     text = model.config.text
-    num_banks = 2 if conversation.pictures else 1
+    num_banks = 2 if conversation.images else 1
     num_chunks = -(-conversation.context_size // chunk_tokens)
     return min(_MOST_PROGRAMS, 2 * num_chunks * num_banks * sum(text.moe_layers) * text.num_experts)
 

@@ -48,18 +48,18 @@ class MemoryNeed:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """paged_bytes: memory that experts share with conversations and pictures; None where all are resident.
+    """paged_bytes: memory that experts share with conversations and images; None where all are resident.
 
-    card_bytes: of a second memory, a card's or one that stands for it, where experts are paged through two;
-    then conversations share that one. On a card it is only their KV cache that does, which takes up to
-    card_cache_bytes of it, and all else has card_room_bytes beside it; None where there is no card.
+    gpu_bytes: of a second memory, a GPU's or one that stands for it, where experts are paged through two;
+    then conversations share that one. On a GPU it is only their KV cache that does, which takes up to
+    gpu_cache_bytes of it, and all else has gpu_room_bytes beside it; None where there is no GPU.
     """
 
     paged_bytes: int | None
     chunk_tokens: int
-    card_bytes: int | None = None
-    card_room_bytes: int | None = None
-    card_cache_bytes: int | None = None
+    gpu_bytes: int | None = None
+    gpu_room_bytes: int | None = None
+    gpu_cache_bytes: int | None = None
 
 
 def expected_tokens(limit: int | None, context_size: int) -> int:
@@ -149,10 +149,10 @@ def resident_limit(need: MemoryNeed, config: TextConfig, process: int) -> int:
     return _fixed_bytes(need, process) + working + need.expert_bytes + need.kv_cache_bytes + _kept_bytes(need)
 
 
-def place_on_card(
+def place_on_gpu(
     need: MemoryNeed,
     config: TextConfig,
-    card_limit: int,
+    gpu_limit: int,
     limit: int | None,
     reserve: int = DEFAULT_RESERVE,
     chunk_tokens: int | None = None,
@@ -161,28 +161,26 @@ def place_on_card(
     free: int | None = None,
     option: str | None = "vram",
 ) -> Placement:
-    """As `place_in_ram` where all but experts, and as many of these as fit, lie in `card_limit` bytes.
+    """As `place_in_ram` where all but experts, and as many of these as fit, lie in `gpu_limit` bytes.
 
-    The others lie in what the process may have beside that, or on disk. option: what card_limit is called.
+    The others lie in what the process may have beside that, or on disk. option: what gpu_limit is called.
     """
     process = process_memory() if process is None else process
     free = free_memory() if free is None else free
-    on_card = place_in_ram(
-        need, config, card_limit, 0, chunk_tokens, process=0, free=card_limit, option=option
-    )
-    if on_card.paged_bytes is None:
-        return on_card
+    on_gpu = place_in_ram(need, config, gpu_limit, 0, chunk_tokens, process=0, free=gpu_limit, option=option)
+    if on_gpu.paged_bytes is None:
+        return on_gpu
     assert need.least_expert_bytes is not None, "what cannot be paged is resident, or was refused"
     allowed = process + max(0, free - reserve) if limit is None else limit
     left = allowed - process - SLACK_BYTES
     if left < need.least_expert_bytes:
         raise DoesNotFit(
-            f"{format_bytes(max(0, left))} of memory are left for experts beside the card, "
+            f"{format_bytes(max(0, left))} of memory are left for experts beside the GPU, "
             f"{format_bytes(need.least_expert_bytes)} are needed",
-            "what the card does not hold passes through memory, the experts of one token at least",
+            "what the GPU does not hold passes through memory, the experts of one token at least",
             f"ram {-(-(process + SLACK_BYTES + need.least_expert_bytes) // MIB)}MiB or more",
         )
-    return Placement(left, on_card.chunk_tokens, on_card.paged_bytes)
+    return Placement(left, on_gpu.chunk_tokens, on_gpu.paged_bytes)
 
 
 def _fixed_bytes(need: MemoryNeed, process: int) -> int:

@@ -14,12 +14,12 @@ from ernie_local.sizes import GIB
 
 @dataclass(frozen=True, slots=True)
 class HardwareKey:
-    """What a measurement is tied to. card: None without one."""
+    """What a measurement is tied to. GPU: None without one."""
 
     cpu: str
     cores: int
     ram_bytes: int
-    card: str | None
+    gpu: str | None
 
     def difference(self, other: HardwareKey) -> str | None:
         """What `other` has differently, for people; None if they are alike. Memory counts in whole GiB."""
@@ -27,7 +27,7 @@ class HardwareKey:
             ("processor", self.cpu, other.cpu),
             ("cores", self.cores, other.cores),
             ("GiB of memory", round(self.ram_bytes / GIB), round(other.ram_bytes / GIB)),
-            ("card", self.card or "none", other.card or "none"),
+            ("gpu", self.gpu or "none", other.gpu or "none"),
         )
         named = [f"{name} {mine}, here {theirs}" for name, mine, theirs in pairs if mine != theirs]
         return "; ".join(named) or None
@@ -66,7 +66,7 @@ class MachineProfile:
 
     rates: of packed weights; plain_rates: of float32 and bfloat16 ones, which PyTorch computes, and whose
     experts cost a few calls each. measurements: by name, with what the rates were taken from and more.
-    miss_rules: tokens a second by the rule for experts that a card lacks, empty if not tried.
+    miss_rules: tokens a second by the rule for experts that a GPU lacks, empty if not tried.
     """
 
     hardware: HardwareKey
@@ -91,11 +91,11 @@ class MachineProfile:
             f"packed weights {rates.memory_bytes_per_second / 1e9:.1f} GB/s, "
             f"prompts {rates.operations_per_second / 1e9:.0f} G operations/s"
         )
-        if rates.card is not None:
-            card = rates.card
+        if rates.gpu is not None:
+            gpu = rates.gpu
             text += (
-                f", {self.hardware.card} {card.memory_bytes_per_second / 1e9:.0f} GB/s "
-                f"behind {card.link_bytes_per_second / 1e9:.1f} GB/s"
+                f", {self.hardware.gpu} {gpu.memory_bytes_per_second / 1e9:.0f} GB/s "
+                f"behind {gpu.link_bytes_per_second / 1e9:.1f} GB/s"
             )
         return text
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class CardRates:
-    """Of a graphics card: its own memory as kernels read it, the link to it, and a prompt's arithmetic."""
+class GpuRates:
+    """Of a graphics GPU: its own memory as kernels read it, the link to it, and a prompt's arithmetic."""
 
     memory_bytes_per_second: float
     link_bytes_per_second: float
@@ -43,7 +43,7 @@ class Rates:
     operations_per_second: float
     token_seconds: float
     layer_seconds: float
-    card: CardRates | None = None
+    gpu: GpuRates | None = None
     paging: PagingCosts | None = None
     format_rates: Mapping[str, float] = field(default_factory=dict)
 

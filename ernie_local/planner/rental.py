@@ -1,7 +1,7 @@
 """The capacity rule of a published page for rented servers, reproduced, and what it leaves out beside it.
 
 The page says how many sessions with the full context a server holds at once. Its rule is taken as it is, with
-its units: the names of cards' sizes as GiB, and the bfloat16 checkpoint's decimal GB as GiB.
+its units: the names of GPUs' sizes as GiB, and the bfloat16 checkpoint's decimal GB as GiB.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ernie_local.planner.terms import Amount, Term
 from ernie_local.sizes import GIB
 
 _USABLE_SHARE = 0.9
-_GIB_A_CARD = 2.5  # taken off for each card
+_GIB_A_GPU = 2.5  # taken off for each GPU
 _PARAMETERS = 29e9
 SESSION_TOKENS = 131_072
 _SESSION_GIB = 7.0  # of keys and values of so many tokens in 16 bits
@@ -23,10 +23,10 @@ _WEIGHT_GIB = {"4": _PARAMETERS / 2 / GIB, "8": _PARAMETERS / GIB, "16": 58.84}
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """num_cards equal cards, each sold as having `gib_a_card`."""
+    """num_gpus equal GPUs, each sold as having `gib_a_gpu`."""
 
-    num_cards: int
-    gib_a_card: float
+    num_gpus: int
+    gib_a_gpu: float
 
 
 def published_sessions(server: Server, bits: str) -> float:
@@ -40,16 +40,16 @@ def published_sessions(server: Server, bits: str) -> float:
             f"the published rule has weights in {', '.join(_WEIGHT_GIB)} bits",
             "--bits 4, 8 or 16",
         )
-    room = _USABLE_SHARE * server.num_cards * server.gib_a_card - _GIB_A_CARD * server.num_cards
+    room = _USABLE_SHARE * server.num_gpus * server.gib_a_gpu - _GIB_A_GPU * server.num_gpus
     return round((room - _WEIGHT_GIB[bits]) / _SESSION_GIB, 3)
 
 
 def our_sessions(server: Server, terms: Sequence[Term], session_bytes: int) -> Amount:
     """Sessions times 1000, counted with everything that the rule leaves out.
 
-    terms: of all cards together, but the sessions' own; session_bytes: of the KV cache of one session.
+    terms: of all GPUs together, but the sessions' own; session_bytes: of the KV cache of one session.
     """
-    room = int(server.num_cards * server.gib_a_card * GIB)
+    room = int(server.num_gpus * server.gib_a_gpu * GIB)
     beside = [term.most for term in terms]
 
     def sessions(taken: int) -> int:

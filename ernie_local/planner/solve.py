@@ -1,4 +1,4 @@
-"""The best setting that fits: fewest bits dropped, longest context, or most experts on the card.
+"""The best setting that fits: fewest bits dropped, longest context, or most experts on the GPU.
 
 Owns the search alone; whether a setting fits is asked of the caller. Knows no machine.
 """

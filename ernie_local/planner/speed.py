@@ -1,6 +1,6 @@
 """How fast a conversation will be: decode and prefill from bytes to read, arithmetic, and a machine's rates.
 
-On the CPU by decode_time.py's formula; on a card, where nothing was measured, missing experts come over the
+On the CPU by decode_time.py's formula; on a GPU, where nothing was measured, missing experts come over the
 link after what is there was computed.
 """
 
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ernie_local.planner.card_memory import CardPlan
 from ernie_local.planner.conversation import Conversation
 from ernie_local.planner.decode_time import decode_seconds
+from ernie_local.planner.gpu_memory import GpuPlan
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.rates import CardRates, Rates
+from ernie_local.planner.rates import GpuRates, Rates
 
 # Of a machine that nobody measured: two server cores with DDR4, a solid-state disk.
 ASSUMED = Rates(
@@ -30,8 +30,8 @@ _MEASURED_BAND = (0.85, 1.15)
 # experts, between uniform routing and routing that sticks (docs/performance.md, "Which pages stay").
 _TRACED = ((0.0, 0.0), (0.3, 0.42), (0.5, 0.6), (0.83, 0.88), (1.0, 1.0))
 _STICKY = ((0.0, 0.0), (0.25, 0.54), (0.5, 0.72), (0.75, 0.87), (1.0, 1.0))
-# A card's work between reading weights: a launch and a look at the router in each layer. Assumed.
-_CARD_TOKEN_SECONDS, _CARD_LAYER_SECONDS = 0.004, 0.0001
+# A GPU's work between reading weights: a launch and a look at the router in each layer. Assumed.
+_GPU_TOKEN_SECONDS, _GPU_LAYER_SECONDS = 0.004, 0.0001
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,26 +95,26 @@ def cpu_speed(
     )
 
 
-def card_speed(model: ModelSize, conversation: Conversation, plan: CardPlan, rates: CardRates) -> Speed:
-    """On a card with these rates, missing experts being fetched over the link from RAM."""
+def gpu_speed(model: ModelSize, conversation: Conversation, plan: GpuPlan, rates: GpuRates) -> Speed:
+    """On a GPU with these rates, missing experts being fetched over the link from RAM."""
     work, context_bytes = model.decode_work("bfloat16"), cache_bytes(model, conversation)
     always = sum(work.always_bytes.values()) + context_bytes
     routed = work.moe_layers * work.experts_per_token * work.expert_bytes
     hits = HitRates.of(1.0 if plan.tier == "resident" else plan.resident_share)
     num_layers = model.config.text.num_hidden_layers
-    fixed = _CARD_TOKEN_SECONDS + num_layers * _CARD_LAYER_SECONDS
+    fixed = _GPU_TOKEN_SECONDS + num_layers * _GPU_LAYER_SECONDS
 
     def tokens_a_second(hit_rate: float) -> float:
-        on_card = (always + hit_rate * routed) / rates.memory_bytes_per_second
-        return 1 / (fixed + on_card + (1 - hit_rate) * routed / rates.link_bytes_per_second)
+        on_gpu = (always + hit_rate * routed) / rates.memory_bytes_per_second
+        return 1 / (fixed + on_gpu + (1 - hit_rate) * routed / rates.link_bytes_per_second)
 
     low, high = _ASSUMED_BAND
     worst, best = tokens_a_second(hits.uniform), tokens_a_second(hits.sticky)
     decode = Band(low * worst, tokens_a_second(hits.traced), min(high, 1.3) * best)
-    return Speed(decode, _card_prefill(model, conversation, plan, rates), hits, is_measured=False)
+    return Speed(decode, _gpu_prefill(model, conversation, plan, rates), hits, is_measured=False)
 
 
-def _card_prefill(model: ModelSize, conversation: Conversation, plan: CardPlan, rates: CardRates) -> Band:
+def _gpu_prefill(model: ModelSize, conversation: Conversation, plan: GpuPlan, rates: GpuRates) -> Band:
     """A chunk takes its arithmetic or, where experts have no room, the stream of them over the link."""
     chunk = min(2048, conversation.context_size)
     seconds = chunk * operations_per_token(model) / rates.operations_per_second

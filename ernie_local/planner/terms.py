@@ -63,7 +63,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """All terms of one memory, RAM or a card's. limit_bytes: what of it may be taken; None: not known."""
+    """All terms of one memory, RAM or a GPU's. limit_bytes: what of it may be taken; None: not known."""
 
     place: Literal["ram", "vram"]
     terms: tuple[Term, ...]

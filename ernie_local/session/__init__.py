@@ -1,4 +1,4 @@
-"""Chat turns on text and pictures: the only place that joins the text, media and engine packages.
+"""Chat turns on text and images: the only place that joins the text, media and engine packages.
 
 Knows nothing of terminals, of JSON for the command line, or of how the model computes.
 """

@@ -1,4 +1,4 @@
-"""What is known of an answer when it has ended: text, tokens, seconds, memory, pictures.
+"""What is known of an answer when it has ended: text, tokens, seconds, memory, images.
 
 Owns these values and nothing else; imports no torch.
 """
@@ -19,7 +19,7 @@ FinishReason = Literal["stop", "length", "interrupted"]
 
 @dataclass(frozen=True, slots=True)
 class ImageReport:
-    """What the model saw of one picture. Sizes are (width, height) in pixels.
+    """What the model saw of one image. Sizes are (width, height) in pixels.
 
     tokens: places that it fills in the prompt. notes: what was left out or changed when it was opened.
     """
@@ -35,7 +35,7 @@ class ImageReport:
 class Usage:
     """Counts of tokens.
 
-    prompt_tokens: the whole conversation up to the answer; image_tokens of them stand for pictures (of all
+    prompt_tokens: the whole conversation up to the answer; image_tokens of them stand for images (of all
     turns), cached_tokens of them were there from the turns before and not computed again.
     completion_tokens: those that the model chose, without the end token; reasoning_tokens are the part of
     the reasoning.
@@ -50,7 +50,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds. image: opening and preparing pictures; prefill: the prompt, vision tower included; decode:
+    """Seconds. image: opening and preparing images; prefill: the prompt, vision tower included; decode:
     the tokens of the answer; total: from the question to the end, as a clock on the wall shows it.
     """
 
@@ -62,7 +62,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer that has ended. `images` are the pictures of this turn; `seed` is the one that was used.
+    """One answer that has ended. `images` are the images of this turn; `seed` is the one that was used.
 
     peak_memory_bytes: the most that this process has had resident; None where the system does not tell.
     paging: what this answer cost where experts are paged; None where all are in memory.

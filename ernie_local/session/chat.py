@@ -22,7 +22,7 @@ from ernie_local.sampling import Sampler, SamplingOptions
 from ernie_local.session.answer import Answer, Timings, Usage, peak_memory_bytes
 from ernie_local.session.conversation import Conversation, check_fits
 from ernie_local.session.generation import Generation, find_limits
-from ernie_local.session.picture import Picture, PictureSource, open_pictures, open_same_picture
+from ernie_local.session.image import ChatImage, ChatImageSource, open_chat_images, open_same_image
 from ernie_local.session.sequence import CachedSequence
 from ernie_local.session.transcript import AskerRole, Turn, read_chat, write_chat
 from ernie_local.text.reasoning import Piece, ReasoningParser
@@ -39,8 +39,8 @@ class _Question:
     role: AskerRole
     text: str
     thinking: bool
-    pictures: tuple[Picture, ...]  # of this turn
-    all_pictures: tuple[Picture, ...]  # of the whole conversation
+    images: tuple[ChatImage, ...]  # of this turn
+    all_images: tuple[ChatImage, ...]  # of the whole conversation
     prompt: Prompt
     sampler: Sampler
     started: float
@@ -100,16 +100,16 @@ class Chat:
     def ask(
         self,
         text: str,
-        images: Iterable[PictureSource] | PictureSource = (),
+        images: Iterable[ChatImageSource] | ChatImageSource = (),
         thinking: bool | None = None,
         thinking_budget: int | None = None,
         max_tokens: int | None = None,
         *,
         role: AskerRole = "user",
     ) -> Generator[Piece, None, None]:
-        """Ask about text and pictures; yields reasoning and answer in pieces, as the model writes them.
+        """Ask about text and images; yields reasoning and answer in pieces, as the model writes them.
 
-        The call itself opens the pictures and checks everything; the model computes while pieces are read.
+        The call itself opens the images and checks everything; the model computes while pieces are read.
         images: what `open_images` takes, or what it gave; they stand before the text. thinking: None is what
         the model was made for. thinking_budget: tokens after which a thought is closed. max_tokens: most
         tokens of thought and answer together; a share of them is kept for the answer. role "tool" hands in
@@ -123,24 +123,24 @@ class Chat:
         self._stop_asked = False
         started = time.perf_counter()
         _check_question(text, role, max_tokens, thinking_budget)
-        pictures = tuple(open_pictures(_as_several(images), self.model.image_processor))
+        new_images = tuple(open_chat_images(_as_several(images), self.model.image_processor))
         image_seconds = time.perf_counter() - started
         thinking = self._conversation.thinks_by_default if thinking is None else thinking
-        message = Message(role, text, tuple(picture.report.tokens for picture in pictures))
+        message = Message(role, text, tuple(image.report.tokens for image in new_images))
         prompt = self._conversation.prompt(message, thinking)
         check_fits(prompt, self._sequence.engine.context_size)
-        all_pictures = (*self._conversation.pictures(), *pictures)
+        all_images = (*self._conversation.images(), *new_images)
         question = _Question(
             role=role,
             text=text,
             thinking=thinking,
-            pictures=pictures,
-            all_pictures=all_pictures,
+            images=new_images,
+            all_images=all_images,
             prompt=prompt,
             sampler=Sampler(self.sampling),
             started=started,
             image_seconds=image_seconds,
-            cached_tokens=self._sequence.kept_length(prompt, all_pictures),
+            cached_tokens=self._sequence.kept_length(prompt, all_images),
             paging_before=self.model.paging,
         )
         self._running = self._stream(question, self._generation(question, max_tokens, thinking_budget))
@@ -156,11 +156,11 @@ class Chat:
         if not self._conversation.turns:
             raise UsageError("there is nothing to undo", "the chat has 0 turns", "ask something first")
         turn = self._conversation.turns.pop()
-        self._sequence.trim(self._conversation.prompt(None), self._conversation.pictures())
+        self._sequence.trim(self._conversation.prompt(None), self._conversation.images())
         return turn
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the chat as JSON, pictures by their paths; UsageError for a picture that has none."""
+        """Write the chat as JSON, images by their paths; UsageError for an image that has none."""
         conversation = self._conversation
         write_chat(
             Path(path), conversation.system, conversation.tools, self.history, str(self.model.directory)
@@ -175,12 +175,12 @@ class Chat:
         *,
         variant: str | None = None,
     ) -> Chat:
-        """Go on with a saved chat; its pictures are opened now, and computed with the next question.
+        """Go on with a saved chat; its images are opened now, and computed with the next question.
 
-        InputUnreadable where the file, or a picture that it names, is missing, broken or another by now.
+        InputUnreadable where the file, or an image that it names, is missing, broken or another by now.
         """
         processor = model.image_processor
-        saved = read_chat(Path(path), lambda name, size: open_same_picture(name, size, processor))
+        saved = read_chat(Path(path), lambda name, size: open_same_image(name, size, processor))
         chat = cls(model, saved.system, sampling, variant=variant, tools=saved.tools)
         chat._conversation.turns.extend(saved.turns)
         return chat
@@ -205,7 +205,7 @@ class Chat:
             yield from generation.pieces(
                 self._sequence,
                 lambda: self._sequence.advance_to(
-                    question.prompt, question.all_pictures, lambda: self._stop_asked
+                    question.prompt, question.all_images, lambda: self._stop_asked
                 ),
                 question.prompt.token_ids,
             )
@@ -225,7 +225,7 @@ class Chat:
             turn = Turn(
                 role=question.role,
                 text=question.text,
-                pictures=question.pictures,
+                images=question.images,
                 thinking=question.thinking,
                 answer=generation.text,
                 reasoning=generation.reasoning,
@@ -251,12 +251,12 @@ class Chat:
         self._running = None
 
 
-def _as_several(images: Iterable[PictureSource] | PictureSource) -> Iterable[PictureSource]:
-    # One picture alone is forgiven: a string is a sequence of strings, and an array one of arrays.
+def _as_several(images: Iterable[ChatImageSource] | ChatImageSource) -> Iterable[ChatImageSource]:
+    # One image alone is forgiven: a string is a sequence of strings, and an array one of arrays.
     is_one = isinstance(images, str | bytes | os.PathLike | OpenedImage | Image.Image)
     if is_one or hasattr(images, "__array__"):
-        return [cast("PictureSource", images)]
-    return cast("Iterable[PictureSource]", images)
+        return [cast("ChatImageSource", images)]
+    return cast("Iterable[ChatImageSource]", images)
 
 
 def _check_question(text: str, role: str, max_tokens: int | None, thinking_budget: int | None) -> None:
@@ -293,7 +293,7 @@ def _to_answer(question: _Question, generation: Generation, paging: PagingStats 
             decode=generation.decode_seconds,
             total=time.perf_counter() - question.started,
         ),
-        images=tuple(picture.report for picture in question.pictures),
+        images=tuple(image.report for image in question.images),
         seed=question.sampler.seed,
         peak_memory_bytes=peak_memory_bytes(),
         paging=None if paging is None or before is None else paging.since(before),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ernie_local.errors import DoesNotFit, ModelUnusable
-from ernie_local.session.picture import Picture
+from ernie_local.session.image import ChatImage
 from ernie_local.session.transcript import Turn
 from ernie_local.text.template import (
     END_TOKENS,
@@ -69,9 +69,9 @@ class Conversation:
             messages.append(question)
         return self._encode(self._template.segments(messages, self.system, self.tools, thinking))
 
-    def pictures(self) -> list[Picture]:
-        """The pictures of all turns, in the order of their places in the prompt."""
-        return [picture for turn in self.turns for picture in turn.pictures]
+    def images(self) -> list[ChatImage]:
+        """The images of all turns, in the order of their places in the prompt."""
+        return [image for turn in self.turns for image in turn.images]
 
     def _encode(self, segments: Sequence[Segment]) -> Prompt:
         return encode_segments(self.tokenizer, segments, self._media)
@@ -96,6 +96,6 @@ def check_fits(prompt: Prompt, context_size: int) -> None:
     image_tokens = sum(span.end - span.start for span in prompt.images)
     raise DoesNotFit(
         f"the prompt of {num_tokens} tokens leaves no room in the context of {context_size} tokens",
-        f"{image_tokens} of them are for {len(prompt.images)} pictures, and the answer needs at least 1 more",
-        "a larger context size, a shorter text, fewer or smaller pictures, or undo earlier turns",
+        f"{image_tokens} of them are for {len(prompt.images)} images, and the answer needs at least 1 more",
+        "a larger context size, a shorter text, fewer or smaller images, or undo earlier turns",
     )

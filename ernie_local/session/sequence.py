@@ -1,6 +1,6 @@
 """Which prompt the engine's cache holds, and the shortest way from there to another one.
 
-Owns the comparison of ids and pictures, and the marks to rewind to. Knows nothing of text or of turns.
+Owns the comparison of ids and images, and the marks to rewind to. Knows nothing of text or of turns.
 """
 
 from __future__ import annotations
@@ -12,57 +12,57 @@ import torch
 from ernie_local.config import ModelConfig
 from ernie_local.engine import Engine, Mark
 from ernie_local.media.tokens import positions_3d
-from ernie_local.session.picture import Picture
+from ernie_local.session.image import ChatImage
 from ernie_local.text.template import Prompt
 
 
 class CachedSequence:
-    """The engine together with the ids and pictures that its cache was filled with."""
+    """The engine together with the ids and images that its cache was filled with."""
 
     def __init__(self, engine: Engine, config: ModelConfig) -> None:
         self.engine = engine
         self._config = config
         self._token_ids: list[int] = []
-        self._pictures: list[tuple[int, Picture]] = []  # (index of the first placeholder, picture)
+        self._images: list[tuple[int, ChatImage]] = []  # (index of the first placeholder, image)
 
-    def kept_length(self, prompt: Prompt, pictures: Sequence[Picture]) -> int:
-        """How many of the prompt's ids need no computing: the cache holds them, and no picture is cut.
+    def kept_length(self, prompt: Prompt, images: Sequence[ChatImage]) -> int:
+        """How many of the prompt's ids need no computing: the cache holds them, and no image is cut.
 
         The last id always needs it, as its logits are what comes next.
         """
         length = min(len(prompt.token_ids) - 1, len(self._token_ids), self.engine.length)
         pairs = zip(prompt.token_ids[:length], self._token_ids, strict=False)
         length = next((index for index, (new, old) in enumerate(pairs) if new != old), length)
-        for index, (span, picture) in enumerate(zip(prompt.images, pictures, strict=True)):
+        for index, (span, image) in enumerate(zip(prompt.images, images, strict=True)):
             if span.start >= length:
                 break
-            # Placeholders of two pictures look alike: only the very same picture may stay.
-            is_same = self._pictures[index : index + 1] == [(span.start, picture)]
+            # Placeholders of two images look alike: only the very same image may stay.
+            is_same = self._images[index : index + 1] == [(span.start, image)]
             if not is_same or span.end > length:
                 return span.start
         return length
 
-    def trim(self, prompt: Prompt, pictures: Sequence[Picture]) -> None:
+    def trim(self, prompt: Prompt, images: Sequence[ChatImage]) -> None:
         """Forget everything behind the part that the cache has in common with `prompt`."""
-        self._rewind(self.kept_length(prompt, pictures))
+        self._rewind(self.kept_length(prompt, images))
 
     def advance_to(
-        self, prompt: Prompt, pictures: Sequence[Picture], should_stop: Callable[[], bool]
+        self, prompt: Prompt, images: Sequence[ChatImage], should_stop: Callable[[], bool]
     ) -> torch.Tensor:
         """Make the cache hold exactly `prompt`, computing only what is new; the logits (vocab,) after it.
 
         Interrupted where `should_stop` says so; the cache then holds the part that was there before.
         """
-        kept = self.kept_length(prompt, pictures)
+        kept = self.kept_length(prompt, images)
         self._rewind(kept)
-        placed = [(span.start, picture) for span, picture in zip(prompt.images, pictures, strict=True)]
-        new_pictures = [(start, picture) for start, picture in placed if start >= kept]
-        patches = [picture.patches() for _, picture in new_pictures]
+        placed = [(span.start, image) for span, image in zip(prompt.images, images, strict=True)]
+        new_images = [(start, image) for start, image in placed if start >= kept]
+        patches = [image.patches() for _, image in new_images]
         logits = self.engine.prefill(prompt.token_ids[kept:], patches, should_stop)
         self._token_ids.extend(prompt.token_ids[kept:])
-        self._pictures.extend(new_pictures)
-        for _, picture in new_pictures:
-            picture.release()
+        self._images.extend(new_images)
+        for _, image in new_images:
+            image.release()
         return logits
 
     def decode(self, token_id: int) -> torch.Tensor:
@@ -79,9 +79,9 @@ class CachedSequence:
 
     def _rewind(self, length: int) -> None:
         del self._token_ids[length:]
-        self._pictures = [(start, picture) for start, picture in self._pictures if start < length]
+        self._images = [(start, image) for start, image in self._images if start < length]
         # Always, even where nothing is cut off: a decode that Ctrl-C hit may have left more in the cache.
-        grids = [picture.grid for _, picture in self._pictures]
+        grids = [image.grid for _, image in self._images]
         next_position = 0
         if length:
             vision = self._config.vision

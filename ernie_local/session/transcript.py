@@ -13,7 +13,7 @@ from typing import Literal, TypeVar, get_args
 
 from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.session.answer import FinishReason
-from ernie_local.session.picture import Picture
+from ernie_local.session.image import ChatImage
 from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import Message
 from ernie_local.whole_file import written_whole
@@ -29,11 +29,11 @@ _FINISH_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question (or the result of a tool) with its pictures, and what the model wrote after it."""
+    """A question (or the result of a tool) with its images, and what the model wrote after it."""
 
     role: AskerRole
     text: str
-    pictures: tuple[Picture, ...]
+    images: tuple[ChatImage, ...]
     thinking: bool
     answer: str
     reasoning: str
@@ -42,7 +42,7 @@ class Turn:
 
     def messages(self) -> list[Message]:
         """The turn as the chat template takes it."""
-        image_tokens = tuple(picture.report.tokens for picture in self.pictures)
+        image_tokens = tuple(image.report.tokens for image in self.images)
         return [
             Message(self.role, self.text, image_tokens),
             Message("assistant", self.answer, (), self.reasoning, self.tool_calls),
@@ -65,9 +65,9 @@ def write_chat(
     turns: Sequence[Turn],
     model_name: str,
 ) -> None:
-    """Write a chat to `path`, whole or not at all; pictures by their paths.
+    """Write a chat to `path`, whole or not at all; images by their paths.
 
-    UsageError for a picture that has no path, ErnieLocalError where the file cannot be written.
+    UsageError for an image that has no path, ErnieLocalError where the file cannot be written.
     """
     content = {
         "format": FORMAT_NAME,
@@ -82,8 +82,8 @@ def write_chat(
         file.write(text.encode())
 
 
-def read_chat(path: Path, open_again: Callable[[str, tuple[int, int]], Picture]) -> SavedChat:
-    """The chat in `path`; `open_again` gets the path of each picture and the (width, height) that it had.
+def read_chat(path: Path, open_again: Callable[[str, tuple[int, int]], ChatImage]) -> SavedChat:
+    """The chat in `path`; `open_again` gets the path of each image and the (width, height) that it had.
 
     InputUnreadable where the file is missing, broken, or of another version.
     """
@@ -112,14 +112,14 @@ def read_chat(path: Path, open_again: Callable[[str, tuple[int, int]], Picture])
 
 def _turn_to_json(number: int, turn: Turn) -> dict[str, object]:
     images = []
-    for picture in turn.pictures:
-        if picture.path is None:
+    for image in turn.images:
+        if image.path is None:
             raise UsageError(
-                f"turn {number} of the chat has a picture without a path ({picture.report.name})",
-                "a saved chat names its pictures by their files, and this one came from memory or a pipe",
-                "save the picture as a file and ask about that file",
+                f"turn {number} of the chat has an image without a path ({image.report.name})",
+                "a saved chat names its images by their files, and this one came from memory or a pipe",
+                "save the image as a file and ask about that file",
             )
-        images.append({"path": picture.path, "size": list(picture.report.original_size)})
+        images.append({"path": image.path, "size": list(image.report.original_size)})
     return {
         "role": turn.role,
         "text": turn.text,
@@ -132,16 +132,16 @@ def _turn_to_json(number: int, turn: Turn) -> dict[str, object]:
     }
 
 
-def _turn_from_json(turn: dict[str, object], open_again: Callable[[str, tuple[int, int]], Picture]) -> Turn:
+def _turn_from_json(turn: dict[str, object], open_again: Callable[[str, tuple[int, int]], ChatImage]) -> Turn:
     calls = [_expect(call, dict) for call in _expect(turn["tool_calls"], list)]
-    pictures = []
+    images = []
     for entry in _expect(turn["images"], list):
         width, height = _expect(_expect(entry, dict)["size"], list)
-        pictures.append(open_again(_expect(entry["path"], str), (_expect(width, int), _expect(height, int))))
+        images.append(open_again(_expect(entry["path"], str), (_expect(width, int), _expect(height, int))))
     return Turn(
         role=_one_of(_ROLES, turn["role"]),
         text=_expect(turn["text"], str),
-        pictures=tuple(pictures),
+        images=tuple(images),
         thinking=_expect(turn["thinking"], bool),
         answer=_expect(turn["answer"], str),
         reasoning=_expect(turn["reasoning"], str),

@@ -1,7 +1,7 @@
 """The chat templates of the PT and the Thinking checkpoints: a conversation to token ids.
 
 Owns the words and tags between the turns, and who may write a tag: the template, never a user. Knows
-pictures only as numbers of tokens. A finished turn is always written the same way, so the ids of a
+images only as numbers of tokens. A finished turn is always written the same way, so the ids of a
 longer conversation begin with those of a shorter one.
 """
 
@@ -43,7 +43,7 @@ _CHAT_TEMPLATE_NAMES = ("chat_template.jinja", "chat_template.json")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. `images`: tokens that each of its pictures fills, in order."""
+    """One turn of a conversation. `images`: tokens that each of its images fills, in order."""
 
     role: Role
     text: str
@@ -62,7 +62,7 @@ class Tag:
 
 @dataclass(frozen=True, slots=True)
 class ImageSlot:
-    """The place of one picture."""
+    """The place of one image."""
 
     num_tokens: int
 
@@ -72,7 +72,7 @@ Segment = str | Tag | ImageSlot
 
 @dataclass(frozen=True, slots=True)
 class ImageSpan:
-    """Where the placeholders of one picture stand among the ids: [start, end)."""
+    """Where the placeholders of one image stand among the ids: [start, end)."""
 
     start: int
     end: int
@@ -80,7 +80,7 @@ class ImageSpan:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids with every placeholder in its place; `images` in the order of the pictures."""
+    """Token ids with every placeholder in its place; `images` in the order of the images."""
 
     token_ids: tuple[int, ...]
     images: tuple[ImageSpan, ...]
@@ -170,7 +170,7 @@ class ChatTemplate:
 def encode_segments(tokenizer: ErnieTokenizer, segments: Iterable[Segment], media: MediaTokens) -> Prompt:
     """Ids of the segments. Neighbouring texts are encoded as one, as if the conversation were one string.
 
-    The ids around and inside a picture are those of the config, as the model goes by them.
+    The ids around and inside an image are those of the config, as the model goes by them.
     ModelUnusable where the vocabulary lacks a token without which no conversation can be written.
     """
     token_ids: list[int] = []
@@ -220,13 +220,13 @@ def check_variant(variant: str) -> Variant:
 
 
 def _user_turn(message: Message, num_images_before: int) -> list[Segment]:
-    pictures: list[Segment] = []
+    images: list[Segment] = []
     for number, num_tokens in enumerate(message.images, start=num_images_before + 1):
-        pictures += [f"Picture {number}:", ImageSlot(num_tokens)]
+        images += [f"Picture {number}:", ImageSlot(num_tokens)]
     if message.role == "tool":
         opening: list[Segment] = ["User: \n", Tag("<tool_output>"), "\n"]
-        return [*opening, *pictures, f"{message.text}\n", Tag("</tool_output>"), "\n"]
-    return ["User: ", *pictures, message.text]
+        return [*opening, *images, f"{message.text}\n", Tag("</tool_output>"), "\n"]
+    return ["User: ", *images, message.text]
 
 
 def _missing_token(tokenizer: ErnieTokenizer, token: str) -> ModelUnusable:

@@ -1,6 +1,6 @@
 """The files beside the weights that a conversation needs: tokenizer, template, image processor.
 
-Each is read as `chat` reads it, and one question with a picture is written down as token ids.
+Each is read as `chat` reads it, and one question with an image is written down as token ids.
 """
 
 from __future__ import annotations

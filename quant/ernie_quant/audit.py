@@ -29,7 +29,7 @@ from ernie_local.verify.finding import Findings
 
 _SIZE_SHARE = 0.01  # by which weights may be larger or smaller than planned
 _MEMORY_SHARE = 0.5  # of what is free: the model is loaded for one answer only if it takes less
-_MOST_TOKENS = 4096  # of picture, question and answer
+_MOST_TOKENS = 4096  # of image, question and answer
 _ANSWER_TOKENS = 24
 OnNote = Callable[[str], None]
 
@@ -46,7 +46,7 @@ def audit(
     ModelUnusable naming the first fault: a tensor missing or twice, a number that is not finite, a damaged
     page, weights that differ by more than 1 % from `planned_bytes`, a file beside them that cannot be read
     though that of `source` can, scores of the next token that are not finite. most_memory: that the model may
-    take to be asked about a picture, beside half of what is free.
+    take to be asked about an image, beside half of what is free.
     """
     note = on_note or _say_nothing
     # Left there by a run that was killed behind this point.
@@ -78,20 +78,20 @@ def _try_answer(directory: Path, note: OnNote, most_memory: int | None) -> None:
         room = min(room, most_memory)
     if weight_bytes > room:
         note(
-            f"not audited: no picture was asked about, the weights take {format_bytes(weight_bytes)} and "
+            f"not audited: no image was asked about, the weights take {format_bytes(weight_bytes)} and "
             f"{format_bytes(room)} are to be used; try it with `ernie-local chat`"
         )
         return
-    picture = make_picture("invoice", "audit", width=308, height=200)
-    question = picture.questions[0]
+    image = make_picture("invoice", "audit", width=308, height=200)
+    question = image.questions[0]
     context_size = min(_MOST_TOKENS, config.text.max_position_embeddings)
     model = load(directory, context_size=context_size)
-    patches = model.patches([picture.image])
+    patches = model.patches([image.image])
     _check_scores(model, question.text, patches)
     answer = ""
     try:
         pieces = Chat(model).ask(
-            question.text, images=[picture.image], thinking=False, max_tokens=_ANSWER_TOKENS
+            question.text, images=[image.image], thinking=False, max_tokens=_ANSWER_TOKENS
         )
         answer = "".join(piece.text for piece in pieces if piece.kind == "answer")
     except NoAnswer:
@@ -101,7 +101,7 @@ def _try_answer(directory: Path, note: OnNote, most_memory: int | None) -> None:
 
 def _check_scores(model: LoadedModel, question: str, patches: list[Patches]) -> None:
     template = ChatTemplate(detect_variant(model.directory))
-    message = Message("user", question, tuple(picture.num_tokens for picture in patches))
+    message = Message("user", question, tuple(image.num_tokens for image in patches))
     segments = template.segments([message], thinking=False)
     token_ids = encode_segments(model.tokenizer, segments, model.config.media).token_ids
     scores: torch.Tensor | None = None

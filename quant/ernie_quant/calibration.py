@@ -1,6 +1,6 @@
 """Calibrated experts, layer by layer, on what the layers before make of the tokens.
 
-Owns the order: pictures and tokens embedded, then for each layer attention over all tokens, routing, each
+Owns the order: images and tokens embedded, then for each layer attention over all tokens, routing, each
 expert from its own tokens, and its output on to the next layer. Small pages are made beside the others, and
 what the next layer gets is nothing of theirs. Only one expert's weights are in memory, and
 hidden states lie in files. See quantizing and a layer's arithmetic in expert.py and layer.py.

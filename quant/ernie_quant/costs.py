@@ -32,7 +32,7 @@ def unit_costs(
     if recipe.method != "gptq":
         return costs
     for number, sequence in enumerate(sequences):
-        costs[f"sequence {number}"] = _picture_cost(config, sequence)
+        costs[f"sequence {number}"] = _image_cost(config, sequence)
     num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
     num_vision = sum(patches.num_tokens for sequence in sequences for patches in sequence.patches)
     bank_tokens = {"text": num_tokens - num_vision, "vision": num_vision}
@@ -53,7 +53,7 @@ def _fixed_cost(entry: TensorEntry, recipe: Recipe) -> float:
     return entry.num_bytes * per_byte * (2 if entry.dtype == torch.uint8 else 1) / _GIGA
 
 
-def _picture_cost(config: ModelConfig, sequence: TokenSequence) -> float:
+def _image_cost(config: ModelConfig, sequence: TokenSequence) -> float:
     vision = config.vision
     weights = vision.depth * vision.hidden_size * (4 * vision.hidden_size + 2 * vision.intermediate_size)
     total = 1e6

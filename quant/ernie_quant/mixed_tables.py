@@ -64,7 +64,7 @@ def tables_of_size(
     return _tables_of(config, start, {key: option.name for key, option in chosen.items()})
 
 
-def tables_for_card(
+def tables_for_gpu(
     config: ModelConfig, measured: Measurements, size: int, beside: int, dense: str
 ) -> QuantizationConfig:
     """As `tables_of_size` with `beside` bytes for other things than weights, where only

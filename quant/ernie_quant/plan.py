@@ -46,11 +46,11 @@ def scratch_bytes(config: ModelConfig, sequences: Sequence[TokenSequence]) -> in
 
 def memory_bytes(config: ModelConfig, sequences: Sequence[TokenSequence]) -> int:
     """The most memory at any time."""
-    pictures = [patches for sequence in sequences for patches in sequence.patches]
-    pixels = sum(patches.pixel_values.nbytes for patches in pictures)
+    images = [patches for sequence in sequences for patches in sequence.patches]
+    pixels = sum(patches.pixel_values.nbytes for patches in images)
     stages = [_blocks_bytes(config), _gated_mlp_bytes(config)]
     if sequences:
-        largest = max((patches.pixel_values.shape[0] for patches in pictures), default=0)
+        largest = max((patches.pixel_values.shape[0] for patches in images), default=0)
         longest = max(len(sequence.token_ids) for sequence in sequences)
         stages += [_expert_bytes(config), _tower_bytes(config, largest), _attention_bytes(config, longest)]
     return _PROGRAM_BYTES + pixels + max(stages)
@@ -62,7 +62,7 @@ def check_memory(plan: Plan, most: int) -> None:
         raise DoesNotFit(
             f"about {format_bytes(plan.memory_bytes)} of memory are needed, --max-ram allows "
             f"{format_bytes(most)}",
-            "an expert with its second moments, a picture in the tower and all samples have to be there",
+            "an expert with its second moments, an image in the tower and all samples have to be there",
             "give more, or fewer --samples",
         )
 
@@ -87,7 +87,7 @@ def _expert_bytes(config: ModelConfig) -> int:
 
 
 def _tower_bytes(config: ModelConfig, num_patches: int) -> int:
-    """Weights in eight bits, embedding too; activations of the largest picture."""
+    """Weights in eight bits, embedding too; activations of the largest image."""
     vision = config.vision
     weights = vision.depth * vision.hidden_size * (4 * vision.hidden_size + 2 * vision.intermediate_size)
     activations = num_patches * (8 * vision.hidden_size + 3 * vision.intermediate_size) * _FLOAT

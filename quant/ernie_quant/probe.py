@@ -216,7 +216,7 @@ class Probe:
 def probe_sequences(sequences: Sequence[AnsweredSequence], most_tokens: int) -> list[AnsweredSequence]:
     """The first ones with an answer, of at most so many tokens together, but at least one.
 
-    Those with pictures come first, as long as they leave a third for those without, if there are any.
+    Those with images come first, as long as they leave a third for those without, if there are any.
     """
     answered = [sequence for sequence in sequences if sequence.answers]
     pictured = [sequence for sequence in answered if sequence.patches]

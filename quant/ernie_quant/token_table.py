@@ -23,7 +23,7 @@ from ernie_quant.row_file import RowFile
 
 
 class TokenSequence(Protocol):
-    """Ids with placeholders expanded, and the pictures that they stand for."""
+    """Ids with placeholders expanded, and the images that they stand for."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from ernie_cli import opening
+from ernie_cli.images import measure
 from ernie_cli.main import run
 from ernie_cli.opening import ModelFiles
-from ernie_cli.pictures import measure
 from ernie_local.errors import ErnieLocalError, NoAnswer
 from ernie_local.media.processor import ImageProcessorConfig
 from ernie_local.session import Answer, Piece, Timings, Usage

@@ -123,23 +123,23 @@ def test_a_replay_needs_no_torch(trace: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, str(trace)], check=False).returncode == 0
 
 
-def test_a_card_is_predicted_and_says_so(command: Command, trace: Path) -> None:
-    of_card = ("bench", "--replay", str(trace), "--card", "rtx3060-12gb", "--vram", "6MiB")
-    value = command(*of_card, "--ram", "9MiB", "--ram", "12MiB", "--json").json()
+def test_a_gpu_is_predicted_and_says_so(command: Command, trace: Path) -> None:
+    of_gpu = ("bench", "--replay", str(trace), "--gpu", "rtx3060-12gb", "--vram", "6MiB")
+    value = command(*of_gpu, "--ram", "9MiB", "--ram", "12MiB", "--json").json()
     found = value["predictions"]
     assert [(one["ram_bytes"] >> 20, one["misses"]) for one in found] == [
         (ram, misses) for ram in (9, 12) for misses in ("fetch", "compute", "split")
     ]
     for one in found:
-        assert one["card"] == "rtx3060-12gb"
-        assert one["card_bytes"] == 6 << 20
-        assert 0 < one["card_hit_rate"] < 1
+        assert one["gpu"] == "rtx3060-12gb"
+        assert one["gpu_bytes"] == 6 << 20
+        assert 0 < one["gpu_hit_rate"] < 1
         for wait in ("link", "disk"):
             seconds = one[f"predicted_{wait}_wait_seconds_per_token"]
             assert 0 <= seconds < one["predicted_seconds_per_token"] < 1
         assert (one["predicted_link_wait_seconds_per_token"] > 0) == (one["misses"] != "compute")
     assert value["budgets"] == []
-    result = command(*of_card)
+    result = command(*of_gpu)
     assert result.exit_code == 0
     head, _, *lines = result.stdout.splitlines()
     assert head.startswith("predicted, not measured: 6.0 MiB of GeForce RTX 3060")
@@ -149,11 +149,11 @@ def test_a_card_is_predicted_and_says_so(command: Command, trace: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--card", "rtx3060-12gb"),
-        ("--replay", "t", "--card", "rtx3060-12gb"),
+        ("--gpu", "rtx3060-12gb"),
+        ("--replay", "t", "--gpu", "rtx3060-12gb"),
         ("--replay", "t", "--vram", "6GiB"),
-        ("--replay", "t", "--vram", "6GiB", "--card", "rtx3060-12gb", "--decay", "0.5"),
+        ("--replay", "t", "--vram", "6GiB", "--gpu", "rtx3060-12gb", "--decay", "0.5"),
     ],
 )
-def test_half_a_card_is_refused(command: Command, arguments: tuple[str, ...]) -> None:
+def test_half_a_gpu_is_refused(command: Command, arguments: tuple[str, ...]) -> None:
     assert command("bench", *arguments).exit_code == 2

@@ -90,7 +90,7 @@ def test_nano_is_measured_beside_its_prediction(
     kinds = [line.split("  ")[0] for line in lines[1:]]
     assert kinds == [
         *("first token, prompt of 512", "prefill", "decode", "decode, predicted"),
-        *("picture of 8 tokens, encoder", "its prefill"),
+        *("image of 8 tokens, encoder", "its prefill"),
     ]
     assert re.search(r" tokens/s  [+-]\d+%$", lines[4])
     profile = read_profile(settings)
@@ -118,7 +118,7 @@ def test_the_object_has_the_documented_keys(command: Command, surveyed: list[Any
     assert set(value) == first
     assert set(value["machine"]) == machine
     assert set(value["machine"]["measurements"]) == {
-        name for name in measurements if not name.startswith("card_")
+        name for name in measurements if not name.startswith("gpu_")
     }
     assert set(value["speed"]) == speed
     assert value["ok"] is True

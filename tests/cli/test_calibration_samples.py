@@ -43,7 +43,7 @@ def test_nano_is_calibrated_on_a_folder(
         len(s.token_ids) for s in draw_sequences(NANO_DIRECTORY, SampleChoice(0, 0, folder), Console())
     )
     assert said["calibration_tokens"] == tokens > 150
-    assert "left out: table.xls (is not a picture)" in errors
+    assert "left out: table.xls (is not an image)" in errors
     assert run(["chat", str(out), "-p", "What is the total?", "--image", "examples/invoice.png"]) == 0
 
 

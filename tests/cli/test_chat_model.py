@@ -31,8 +31,8 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
-def bad_pictures(directory: Path) -> dict[str, Path]:
-    """Every way in which a picture is none."""
+def bad_images(directory: Path) -> dict[str, Path]:
+    """Every way in which an image is none."""
     (directory / "text.png").write_text("Total: 42\n")
     (directory / "empty.png").touch()
     Image.effect_noise((200, 200), 90).save(directory / "whole.png")
@@ -54,10 +54,10 @@ def assert_three_lines(result: Any, exit_code: int) -> None:
 @pytest.mark.parametrize(
     "name", ["missing.png", "text.png", "empty.png", "truncated.png", "huge.png", "folder.png"]
 )
-def test_bad_pictures_are_told_before_the_model_is_looked_for(
+def test_bad_images_are_told_before_the_model_is_looked_for(
     command: Command, no_weights: None, tmp_path: Path, name: str
 ) -> None:
-    path = bad_pictures(tmp_path)[name]
+    path = bad_images(tmp_path)[name]
     result = command("chat", "no/such/model", "-p", "hi", "--image", str(path))
     assert_three_lines(result, 5)
     assert name in result.stderr
@@ -79,7 +79,7 @@ def test_a_prompt_longer_than_the_context_is_told_before_the_weights(
     assert_three_lines(result, 3)
     assert "4096" in result.stderr
     result = command("chat", str(small_model), "-p", "hi", "--image", str(invoice), "--ctx-size", "40")
-    # Of a picture the report stands first.
+    # Of an image the report stands first.
     assert result.exit_code == 3
     assert "the context has 40" in result.stderr.splitlines()[0]
 
@@ -168,7 +168,7 @@ def test_a_chat_goes_on_where_it_was_saved(
     assert len(json.loads(saved.read_text())["turns"]) == 2
 
 
-def test_a_saved_chat_whose_picture_is_gone_is_told_before_the_weights(
+def test_a_saved_chat_whose_image_is_gone_is_told_before_the_weights(
     command: Command, no_weights: None, small_model: Path, invoice: Path, tmp_path: Path
 ) -> None:
     turn: dict[str, Any] = {
@@ -227,13 +227,13 @@ def test_device_that_is_not_there(command: Command, small_model: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
-        pytest.skip("this machine has a card")
+        pytest.skip("this machine has a GPU")
     assert_three_lines(command("chat", str(small_model), "-p", "hi", "--device", "cuda"), 3)
     assert_three_lines(command("chat", str(small_model), "-p", "hi", "--device", "abacus"), 2)
 
 
 @pytest.mark.parametrize("misses", ["fetch", "compute"])
-def test_a_memory_that_stands_for_a_card(command: Command, misses: str) -> None:
+def test_a_memory_that_stands_for_a_gpu(command: Command, misses: str) -> None:
     """nano's experts take 22.5 MiB; of 165, experts and a chat of 1000 tokens have some 22."""
     limits = ("--vram", "165MiB", "--ctx-size", "1k", "--misses", misses)
     whole = command("chat", "-p", "What is the total?", "--max-tokens", "8")

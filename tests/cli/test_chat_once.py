@@ -19,7 +19,7 @@ def test_stdout_carries_only_the_answer(command: Callable[..., Any], fake_chat: 
     result = command("chat", "-p", "How much?", "--image", str(invoice), "--stats")
     assert (result.exit_code, result.stdout) == (0, "forty-two\n")
     assert f"{invoice} 2480x3508 -> 1848x2604, 6138 tokens (0.74x)" in result.stderr
-    assert "prompt 20 tokens (9 of pictures) in 0.30 s" in result.stderr
+    assert "prompt 20 tokens (9 of images) in 0.30 s" in result.stderr
     assert "peak memory 3.00 GiB" in result.stderr
     assert fake_chat.questions[0]["images"] == [str(invoice)]
 
@@ -53,7 +53,7 @@ def test_no_stream_prints_the_same(command: Callable[..., Any], fake_chat: Any) 
     assert command("chat", "-p", "hi", "--no-stream").stdout == "forty-two\n"
 
 
-def test_question_and_picture_from_stdin(command: Callable[..., Any], fake_chat: Any, invoice: Path) -> None:
+def test_question_and_image_from_stdin(command: Callable[..., Any], fake_chat: Any, invoice: Path) -> None:
     assert command("chat", stdin=b"How much?\n").exit_code == 0
     assert command("chat", "-p", "-", stdin=b"How many?\n").exit_code == 0
     result = command("chat", "-p", "What?", "--image", "-", stdin=invoice.read_bytes())
@@ -62,7 +62,7 @@ def test_question_and_picture_from_stdin(command: Callable[..., Any], fake_chat:
     assert [question["text"] for question in fake_chat.questions] == ["How much?", "How many?", "What?"]
 
 
-def test_a_picture_that_loses_most_of_itself_is_warned_about(
+def test_a_image_that_loses_most_of_itself_is_warned_about(
     command: Callable[..., Any], fake_chat: Any, tmp_path: Path
 ) -> None:
     Image.new("1", (6000, 6000)).save(tmp_path / "plan.png")

@@ -82,7 +82,7 @@ def test_a_chat_to_load_must_be_there(tmp_path: Path) -> None:
         check_options(ChatOptions(load=tmp_path / "chat.json"))
 
 
-def test_a_chat_is_not_saved_over_a_picture(tmp_path: Path) -> None:
+def test_a_chat_is_not_saved_over_a_image(tmp_path: Path) -> None:
     target = tmp_path / "invoice.png"
     target.write_bytes(b"\x89PNG")
     with pytest.raises(UsageError, match="will not write a chat over"):

@@ -57,7 +57,7 @@ def test_interactive_leaves_a_pipe_to_the_chat() -> None:
     assert stdin.read() == "first line\n"
 
 
-def test_a_picture_from_stdin_is_left_for_the_opener() -> None:
+def test_a_image_from_stdin_is_left_for_the_opener() -> None:
     stdin = Stdin(b"\x89PNG")
     assert read("What?", ["-"], stdin) == Request("What?", ("-",))
     assert stdin.buffer.read() == b"\x89PNG"
@@ -78,7 +78,7 @@ def test_stdin_is_read_once(prompt: str | None, images: list[str], interactive: 
         read(prompt, images, Stdin(b"x"), interactive=interactive)
 
 
-def test_a_picture_cannot_be_typed() -> None:
+def test_a_image_cannot_be_typed() -> None:
     with pytest.raises(UsageError, match="terminal"):
         read("What?", ["-"], Stdin(b"", terminal=True))
 
@@ -94,7 +94,7 @@ def test_an_empty_prompt_is_no_question() -> None:
         read(" ", [], Stdin(b""))
 
 
-def test_a_picture_piped_as_the_question_is_told_where_to_go() -> None:
+def test_a_image_piped_as_the_question_is_told_where_to_go() -> None:
     with pytest.raises(InputUnreadable, match="0x89") as caught:
         read(None, [], Stdin(b"\x89PNG\r\n"))
     assert "--image -" in caught.value.hint

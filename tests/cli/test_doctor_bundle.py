@@ -43,7 +43,7 @@ def private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     processes = [{"name": "falcon.exe", "bytes": 5}]
     found = [
         Finding("kernels", "slow", f"not there: {home}/lib/x.so: cannot open", "see C:\\Users\\agnes\\x", {}),
-        Finding("card", "ok", "Card (held by falcon.exe 2 GiB)", None, {"cards": [{"processes": processes}]}),
+        Finding("gpu", "ok", "GPU (held by falcon.exe 2 GiB)", None, {"gpus": [{"processes": processes}]}),
         Finding("checkpoint", "ok", f"{model} of agnes on agnes-laptop", None, {"in": [str(model)]}),
         Finding("disk", "ok", "2.5 GB/s at pages, ext4", None, {"bytes_per_second": 2.5e9}),
     ]

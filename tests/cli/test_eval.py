@@ -85,7 +85,7 @@ def test_keys_are_those_of_the_page(command: Callable[..., Any], rounded: Path) 
         (("nano", "nano", "--reference-cache", "{tmp}/missing/file"), 2, "cannot be written"),
         (("nano", "nano", "--reference-cache", "{tiny}/config.json"), 2, "no file of a reference's results"),
         (("nano", "nano", "--samples", "0"), 2, "--samples"),
-        (("nano", "nano", "--device", "cuda:99"), 3, "CUDA cards"),
+        (("nano", "nano", "--device", "cuda:99"), 3, "CUDA GPUs"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_any_weights(

@@ -46,7 +46,7 @@ def test_exit_leaves(talk: Talk, fake_chat: Any) -> None:
     assert fake_chat.questions == []
 
 
-def test_a_picture_waits_for_the_next_question_only(talk: Talk, fake_chat: Any, invoice: Path) -> None:
+def test_a_image_waits_for_the_next_question_only(talk: Talk, fake_chat: Any, invoice: Path) -> None:
     result = talk(f"/image {invoice}", "/image", "what is it?", "and now?")
     assert f"{invoice} 2480x3508 -> 1848x2604, 6138 tokens (0.74x)" in result.stderr
     assert f"waiting for the next question: {invoice}" in result.stderr
@@ -61,19 +61,19 @@ def test_image_paths_may_have_blanks_or_be_several(talk: Talk, fake_chat: Any, i
     assert [Path(name).name for name in fake_chat.questions[0]["images"]][:2] == ["my invoice.png", "b.png"]
 
 
-def test_waiting_pictures_can_be_dropped(talk: Talk, fake_chat: Any, invoice: Path) -> None:
+def test_waiting_images_can_be_dropped(talk: Talk, fake_chat: Any, invoice: Path) -> None:
     assert "next question: none" in talk(f"/image {invoice}", "/image clear", "q").stderr
     assert fake_chat.questions[0]["images"] == []
 
 
-def test_a_bad_picture_is_told_and_the_chat_goes_on(talk: Talk, fake_chat: Any) -> None:
+def test_a_bad_image_is_told_and_the_chat_goes_on(talk: Talk, fake_chat: Any) -> None:
     result = talk("/image missing.png", "q")
     assert result.exit_code == 0
     assert "missing.png: no such file" in result.stderr
     assert result.stdout == "forty-two\n"
 
 
-def test_pictures_keep_waiting_when_the_question_failed(talk: Talk, fake_chat: Any, invoice: Path) -> None:
+def test_images_keep_waiting_when_the_question_failed(talk: Talk, fake_chat: Any, invoice: Path) -> None:
     fake_chat.error = DoesNotFit("9000 tokens, 4096 there", "too long", "/undo")
     result = talk(f"/image {invoice}", "q", "/image")
     assert "error: 9000 tokens, 4096 there\ntoo long\ntry: /undo\n" in result.stderr

@@ -34,9 +34,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "vram-json.md"
 
 @pytest.fixture(autouse=True)
 def unmeasured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No profile and no card of the machine that runs the tests."""
+    """No profile and no GPU of the machine that runs the tests."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
-    monkeypatch.setattr(nvidia_smi, "read_cards", lambda: None)
+    monkeypatch.setattr(nvidia_smi, "read_gpus", lambda: None)
 
 
 @pytest.fixture
@@ -79,20 +79,20 @@ def shape_of(value: Any) -> Any:
 def test_the_object_has_the_documented_shape(reckon: Callable[..., dict[str, Any]]) -> None:
     documented = example()
     value = reckon(
-        "--bits", "4", "--card", "rtx3060-12gb", "--ram", "32GiB", "--ctx-size", "8k", "--image", "1240x1754"
+        "--bits", "4", "--gpu", "rtx3060-12gb", "--ram", "32GiB", "--ctx-size", "8k", "--image", "1240x1754"
     )
     assert value["schema"] == SCHEMA == documented["schema"]
     assert list(value) == list(documented)
-    for key in ("conversation", "pictures", "cpu"):
+    for key in ("conversation", "images", "cpu"):
         assert shape_of(value[key]) == shape_of(documented[key]), key
     # Which phases a term has, and formats, differ.
     for inner in (value["model"], documented["model"]):
         for part in inner["parts"]:
             part["formats"] = None
     assert shape_of(value["model"]) == shape_of(documented["model"])
-    assert list(value["card"]) == list(documented["card"])
-    cards = reckon("--bits", "4", "--card", "all", "--ram", "64GiB")["cards"]
-    assert list(cards[0]) == list(documented["cards"][0])
+    assert list(value["gpu"]) == list(documented["gpu"])
+    gpus = reckon("--bits", "4", "--gpu", "all", "--ram", "64GiB")["gpus"]
+    assert list(gpus[0]) == list(documented["gpus"][0])
     sessions = reckon("--sessions", "--gpus", "2", "--vram", "16GiB", "--bits", "4", "--rule", "ours")[
         "sessions"
     ]
@@ -103,7 +103,7 @@ def test_the_page_explains_every_key() -> None:
     page, documented = PAGE.read_text(encoding="utf-8"), example()
     for key in documented:
         assert re.search(rf"^\| `{key}`", page, re.MULTILINE), key
-    for key in ("model", "conversation", "cpu", "card", "sessions"):
+    for key in ("model", "conversation", "cpu", "gpu", "sessions"):
         for inner in documented[key]:
             assert f"`{inner}`" in page or f".{inner}`" in page, (key, inner)
 
@@ -126,13 +126,11 @@ def test_the_size_of_files_is_what_quantize_plans(
     assert reckon("nano", "--bits", "4")["model"]["file_bytes"] == planned
 
 
-def test_pictures_are_priced_by_size_and_by_file(
-    reckon: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
+def test_images_are_priced_by_size_and_by_file(reckon: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     page = tmp_path / "page.png"
     Image.new("L", (2480, 3508), 255).save(page)
     value = reckon("--bits", "4", "--ram", "32GiB", "--image", str(page), "--image", "2480x3508")
-    by_file, by_size = value["pictures"]
+    by_file, by_size = value["images"]
     assert by_file.pop("name") == str(page)
     assert by_size.pop("name") == "2480x3508"
     assert by_file == by_size
@@ -144,17 +142,17 @@ def test_pictures_are_priced_by_size_and_by_file(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--card", "rtx3061"], 2, "rtx3060-12gb"),
+        (["--gpu", "rtx3061"], 2, "rtx3060-12gb"),
         (["--ctx-size", "200k"], 3, "204800 is more than the 131072"),
         (["--image", "0x5"], 5, "0x5"),
-        (["--image", "2480x3508", "--ctx-size", "4k"], 3, "pictures take 6140 tokens"),
+        (["--image", "2480x3508", "--ctx-size", "4k"], 3, "images take 6140 tokens"),
         (["no-such-model"], 4, "no-such-model"),
         (["--ram", "8GiB", "--reserve", "1GiB"], 2, "--reserve"),
         (["--plot", "memory.pdf"], 2, "--plot"),
         (["--bits", "4", "--solve", "bits"], 2, "--solve bits"),
         (["--sessions"], 2, "without --vram"),
         (["--sessions", "--vram", "16GiB", "--bits", "mixed"], 2, "--bits mixed"),
-        (["--card", "all", "--vram", "8GiB"], 2, "--vram with --card all"),
+        (["--gpu", "all", "--vram", "8GiB"], 2, "--vram with --gpu all"),
         (["--bits", "5"], 2, "5"),
         (["--ram", "lots"], 2, "lots"),
     ],
@@ -196,28 +194,28 @@ def test_what_does_not_fit_is_3_with_options_that_make_it_fit(
     assert f"make it fit: {value['make_it_fit'][0]}" in out
 
 
-def test_a_card_that_needs_ram_says_how_much(reckon: Callable[..., dict[str, Any]]) -> None:
-    value = reckon("--bits", "4", "--card", "rtx4060", "--ctx-size", "8k", "--ram", "8GiB")
-    assert value["card"]["verdict"] == "needs ram"
+def test_a_gpu_that_needs_ram_says_how_much(reckon: Callable[..., dict[str, Any]]) -> None:
+    value = reckon("--bits", "4", "--gpu", "rtx4060", "--ctx-size", "8k", "--ram", "8GiB")
+    assert value["gpu"]["verdict"] == "needs ram"
     assert value["error"]["exit_code"] == 3
     (ram,) = [flag for flag in value["make_it_fit"] if flag.startswith("--ram")]
     assert (
-        reckon("--bits", "4", "--card", "rtx4060", "--ctx-size", "8k", *ram.split())["card"]["verdict"]
+        reckon("--bits", "4", "--gpu", "rtx4060", "--ctx-size", "8k", *ram.split())["gpu"]["verdict"]
         == "paged"
     )
 
 
-def test_every_card_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = text_of(capsys, "--bits", "4", "--card", "all", "--ram", "32GiB", "--ctx-size", "8k").splitlines()
+def test_every_gpu_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = text_of(capsys, "--bits", "4", "--gpu", "all", "--ram", "32GiB", "--ctx-size", "8k").splitlines()
     assert re.search(r"^rtx3060-12gb .*GiB  fits paged .*%", "\n".join(lines), re.MULTILINE)
     assert re.search(r"^rtx3090 .*fits resident ", "\n".join(lines), re.MULTILINE)
-    assert lines[-1] == ("figures for cards are predictions: nothing of this version has run on a GPU yet")
-    short = text_of(capsys, "--bits", "16", "--card", "all", "--ram", "16GiB")
+    assert lines[-1] == ("figures for GPUs are predictions: nothing of this version has run on a GPU yet")
+    short = text_of(capsys, "--bits", "16", "--gpu", "all", "--ram", "16GiB")
     assert "needs --ram" in short
     assert "does not fit" in short
 
 
-@pytest.mark.parametrize("memory", [["--ram", "8GiB"], ["--card", "rtx4060", "--ram", "64GiB"]], ids=" ".join)
+@pytest.mark.parametrize("memory", [["--ram", "8GiB"], ["--gpu", "rtx4060", "--ram", "64GiB"]], ids=" ".join)
 def test_solve_finds_the_longest_context(reckon: Callable[..., dict[str, Any]], memory: list[str]) -> None:
     value = reckon("--bits", "4", *memory, "--solve", "ctx")
     longest = value["solved"]["ctx_size"]
@@ -226,7 +224,7 @@ def test_solve_finds_the_longest_context(reckon: Callable[..., dict[str, Any]], 
     assert reckon("--bits", "4", *memory, "--ctx-size", str(longest))["ok"]
     if longest < 131072:
         longer = reckon("--bits", "4", *memory, "--ctx-size", str(longest + 1024))
-        plan = longer["card"]["vram"] if longer["card"] else longer["cpu"]["memory"]
+        plan = longer["gpu"]["vram"] if longer["gpu"] else longer["cpu"]["memory"]
         assert not longer["ok"] or plan["peak"]["best"] > plan["limit_bytes"]
 
 
@@ -255,16 +253,16 @@ def test_sessions_print_three_decimals(
     assert "ours: " in text_of(capsys, *arguments[:-1], "ours")
 
 
-def test_the_machine_s_own_card_is_asked_for(
+def test_the_machine_s_own_gpu_is_asked_for(
     reckon: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = nvidia_smi.CardReport(
+    report = nvidia_smi.GpuReport(
         0, "NVIDIA GeForce RTX 3090", None, None, 24576 * MIB, 20000 * MIB, None, None, None, None, ()
     )
-    monkeypatch.setattr(nvidia_smi, "read_cards", lambda: (report,))
+    monkeypatch.setattr(nvidia_smi, "read_gpus", lambda: (report,))
     value = reckon("--bits", "4", "--ram", "32GiB", "--ctx-size", "4k")
-    assert value["card"]["name"] == "NVIDIA GeForce RTX 3090"
-    assert value["card"]["vram"]["limit_bytes"] == 20000 * MIB
+    assert value["gpu"]["name"] == "NVIDIA GeForce RTX 3090"
+    assert value["gpu"]["vram"]["limit_bytes"] == 20000 * MIB
 
 
 def test_measured_rates_are_used_on_the_hardware_that_they_are_of(
@@ -294,8 +292,8 @@ def test_plots_show_every_term(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert run(["vram", "--bits", "4", "--ram", "8GiB", "--ctx-size", "4k", "--plot", str(path)]) == 0
     assert f"drawn as {path}" in capsys.readouterr().err
     if suffix == ".png":
-        with Image.open(path) as picture:
-            assert picture.size[0] > 600
+        with Image.open(path) as image:
+            assert image.size[0] > 600
     else:
         drawn = path.read_text()
         for words in ("slots of paged experts", "KV cache", "may be taken", "prefill"):
@@ -320,7 +318,7 @@ def test_bars_are_drawn_on_a_terminal_only(
     assert "█" in text_of(capsys, "nano", "--ram", "2GiB")
 
 
-@pytest.mark.parametrize("arguments", [["--card", "all"], ["--ram", "8GiB", "--image", "640x480"], ["nano"]])
+@pytest.mark.parametrize("arguments", [["--gpu", "all"], ["--ram", "8GiB", "--image", "640x480"], ["nano"]])
 def test_it_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\n"

@@ -1,4 +1,4 @@
-"""Programs under benchmarks/, which nobody may start for months: they can be imported, and a card's runs."""
+"""Programs under benchmarks/, which nobody may start for months: they can be imported, and a GPU's runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ernie_local.planner.model_size import read_model
-from ernie_local.planner.rates import CardRates
+from ernie_local.planner.rates import GpuRates
 from tests.runtime import paged_models
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -30,12 +30,12 @@ def test_it_can_be_imported(name: str) -> None:
 
 
 def test_a_model_is_measured_at_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A memory of the processor stands for the card's."""
+    """A memory of the processor stands for the GPU's."""
     monkeypatch.syspath_prepend(FOLDER)
-    card_model: ModuleType = importlib.import_module("card_model")
+    gpu_model: ModuleType = importlib.import_module("gpu_model")
     directory = paged_models.packed_nano(tmp_path / "packed")
-    rates = CardRates(1e9, 1e8, 1e12)
-    (run,) = card_model.runs(directory, torch.device("cpu"), ["137MiB"], rates, 20, 16)
+    rates = GpuRates(1e9, 1e8, 1e12)
+    (run,) = gpu_model.runs(directory, torch.device("cpu"), ["137MiB"], rates, 20, 16)
     assert 0.2 < run.hit_rate < 1
     assert run.link_bytes > 0
     assert run.decode > 0
@@ -43,4 +43,4 @@ def test_a_model_is_measured_at_a_budget(tmp_path: Path, monkeypatch: pytest.Mon
     work = read_model(directory).decode_work("bfloat16")
     missed = (1 - run.hit_rate) * work.moe_layers * work.experts_per_token
     assert run.link_bytes == pytest.approx(missed * work.page_bytes, rel=0.1), "what was not found was copied"
-    assert len(list(card_model.table([run]))) == 3
+    assert len(list(gpu_model.table([run]))) == 3

@@ -110,7 +110,7 @@ def test_without_memory_nothing_is_loaded_and_that_is_said(
     monkeypatch.setattr("ernie_quant.audit.load", None)
     notes: list[str] = []
     audit(copied, NANO_DIRECTORY, weight_bytes(copied), notes.append)
-    assert "no picture was asked about" in notes[0]
+    assert "no image was asked about" in notes[0]
     assert "5.0 MiB are to be used" in notes[0]
 
 

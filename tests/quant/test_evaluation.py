@@ -287,7 +287,7 @@ def test_another_model_or_other_files_are_told(
     with pytest.raises(ModelUnusable, match="has vocab_size 96, the reference 432"):
         check_comparable(find_candidate("nano"), find_candidate(str(tiny_checkpoint)))
     comparer = Comparer(head_of(nano.network), head_of(nano.network), nano.config.media, "tags")
-    with pytest.raises(ModelUnusable, match="tokenizer, chat template or settings for pictures"):
+    with pytest.raises(ModelUnusable, match="tokenizer, chat template or settings for images"):
         comparer.compare(observed[0], dataclasses.replace(observed[0], prompt_identity="other"))
     shutil.copytree(NANO_DIRECTORY, tmp_path / "nano")
     settings = tmp_path / "nano" / "preprocessor_config.json"

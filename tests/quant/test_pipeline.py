@@ -48,12 +48,12 @@ def nano() -> LoadedModel:
 
 
 def draw(nano: LoadedModel, seed: int) -> Tokens:
-    """A picture with everything that is printed on it."""
-    picture = make_picture("receipt", seed, width=224, height=280)
-    patches = nano.patches([picture.image])
+    """An image with everything that is printed on it."""
+    image = make_picture("receipt", seed, width=224, height=280)
+    patches = nano.patches([image.image])
     media = CONFIG.media
     ids = [1, media.image_start, *[media.image] * patches[0].num_tokens, media.image_end]
-    return Tokens((*ids, *nano.tokenizer.encode(picture.transcript)), tuple(patches))
+    return Tokens((*ids, *nano.tokenizer.encode(image.transcript)), tuple(patches))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def whole(sequences: list[Tokens], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def divergence(nano: LoadedModel, directory: Path, held_out: list[Tokens]) -> float:
-    """Mean KL to nano behind the picture, in nats."""
+    """Mean KL to nano behind the image, in nats."""
     other, total = ernie_local.load(directory), []
     for tokens in held_out:
         exact, rounded = (

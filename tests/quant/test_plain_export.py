@@ -101,14 +101,14 @@ def test_logits_are_those_of_the_rounded_weights(
     out, name = exported
     monkeypatch.setattr(native, "_find", lambda: (None, "to compute with exact activations"))
     plain = ernie_local.load("nano")
-    picture = plain.patches([torch.randint(0, 256, (56, 84, 3), dtype=torch.uint8).numpy()])[0]
+    image = plain.patches([torch.randint(0, 256, (56, 84, 3), dtype=torch.uint8).numpy()])[0]
     media = CONFIG.media
-    ids = [50, 60, media.image_start, *[media.image] * picture.num_tokens, media.image_end, 70, 80]
-    before = plain.logits(ids, [picture])
+    ids = [50, 60, media.image_start, *[media.image] * image.num_tokens, media.image_end, 70, 80]
+    before = plain.logits(ids, [image])
     round_in_place(plain, TABLES[name])
     wanted, found = (
-        plain.logits(ids, [picture]),
-        ernie_local.load(out, kv_dtype="float32").logits(ids, [picture]),
+        plain.logits(ids, [image]),
+        ernie_local.load(out, kv_dtype="float32").logits(ids, [image]),
     )
     assert (wanted - before).abs().max() > 1e-2  # rounding does something
     torch.testing.assert_close(found, wanted, rtol=0, atol=2e-4 * float(wanted.abs().max()))

@@ -166,9 +166,9 @@ def test_a_size_is_kept_and_used(measured: Measurements) -> None:
         assert set(tables.matrices.values()) <= {"w4", "w8"}
 
 
-def test_a_card_holds_what_decoding_needs(measured: Measurements) -> None:
+def test_a_gpu_holds_what_decoding_needs(measured: Measurements) -> None:
     small, large = (
-        mixed_tables.tables_for_card(CONFIG, measured, size << 20, 1 << 20, "auto") for size in (5, 6)
+        mixed_tables.tables_for_gpu(CONFIG, measured, size << 20, 1 << 20, "auto") for size in (5, 6)
     )
     for tables, size in ((small, 5 << 20), (large, 6 << 20)):
         matrices = {name: found for name, found in tables.matrices.items() if not name.startswith("vision.")}
@@ -182,7 +182,7 @@ def test_a_card_holds_what_decoding_needs(measured: Measurements) -> None:
         needed = mixed_tables.quantized_bytes(CONFIG, resident) + pages + (1 << 20)
         assert 0.95 * size < needed <= size
     with pytest.raises(DoesNotFit, match=r"MiB at least, 2\.0 MiB are wanted"):
-        mixed_tables.tables_for_card(CONFIG, measured, 2 << 20, 1 << 20, "auto")
+        mixed_tables.tables_for_gpu(CONFIG, measured, 2 << 20, 1 << 20, "auto")
 
 
 def test_seldom_seen_experts_keep_a_floor(measured: Measurements) -> None:
@@ -202,16 +202,16 @@ def test_seldom_seen_experts_keep_a_floor(measured: Measurements) -> None:
     assert loss == pytest.approx(factor * mixed_tables.FLOOR * mean * lost)
 
 
-def test_pictures_leave_a_third_of_the_room_to_texts() -> None:
-    def sequence(length: int, pictures: int, answers: int = 1) -> EncodedSample:
-        patches = (object(),) * pictures
+def test_images_leave_a_third_of_the_room_to_texts() -> None:
+    def sequence(length: int, images: int, answers: int = 1) -> EncodedSample:
+        patches = (object(),) * images
         return EncodedSample("s", (5,) * length, patches, ((1, 2),) * answers)  # type: ignore[arg-type]
 
-    texts, pictures = [sequence(100, 0) for _ in range(9)], [sequence(150, 1) for _ in range(9)]
-    mixed = [sequence(50, 0, answers=0), *texts, sequence(2000, 1), *pictures]
+    texts, images = [sequence(100, 0) for _ in range(9)], [sequence(150, 1) for _ in range(9)]
+    mixed = [sequence(50, 0, answers=0), *texts, sequence(2000, 1), *images]
     chosen = probe_sequences(mixed, 900)
     assert chosen[0] is mixed[10]  # at least one, whatever its size
     assert len(chosen) == 1
-    chosen = probe_sequences([*texts, *pictures], 900)
+    chosen = probe_sequences([*texts, *images], 900)
     assert [len(one.token_ids) for one in chosen] == [150] * 4 + [100] * 3
-    assert [len(one.token_ids) for one in probe_sequences(pictures, 900)] == [150] * 6
+    assert [len(one.token_ids) for one in probe_sequences(images, 900)] == [150] * 6

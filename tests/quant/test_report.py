@@ -82,7 +82,7 @@ def test_the_json_has_every_expert() -> None:
 
 
 class Page(HTMLParser):
-    """Tags that are open, links to anything, and pictures."""
+    """Tags that are open, links to anything, and images."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -252,7 +252,7 @@ def talk(tokenizer: ErnieTokenizer, tmp_path: Path) -> Talks:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     """A page of 100 x 60 pixels, which becomes 112 x 56: 8 tokens."""
     path = tmp_path / "page.png"
     Image.new("RGB", (100, 60), "white").save(path)

@@ -11,7 +11,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.engine import Engine
-from ernie_local.experts.device import Card
+from ernie_local.experts.device import Gpu
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.paging_plan import PagingPlan
@@ -25,7 +25,7 @@ from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.plain_export import export_plainly
 
 CONTEXT_SIZE = 512
-CARD_ROOM = 64 << 20
+GPU_ROOM = 64 << 20
 
 
 def packed_nano(out: Path) -> Path:
@@ -36,10 +36,10 @@ def packed_nano(out: Path) -> Path:
 
 
 def room(model: ErnieModel) -> int:
-    """What a conversation of CONTEXT_SIZE tokens with small pictures takes of the experts' memory."""
-    text, small = model.config.text, [256, 256]  # patches of two pictures of 64 tokens
-    pictures = encoding_bytes(model.config.vision, small) + (1 << 20)
-    return Engine(model, CONTEXT_SIZE).kv_cache_bytes + attention_bytes(text, 256, 256) + pictures
+    """What a conversation of CONTEXT_SIZE tokens with small images takes of the experts' memory."""
+    text, small = model.config.text, [256, 256]  # patches of two images of 64 tokens
+    images = encoding_bytes(model.config.vision, small) + (1 << 20)
+    return Engine(model, CONTEXT_SIZE).kv_cache_bytes + attention_bytes(text, 256, 256) + images
 
 
 def plan_of(directory: Path) -> PagingPlan:
@@ -50,25 +50,25 @@ def plan_of(directory: Path) -> PagingPlan:
     return plan
 
 
-def card_cache_bytes(config: ModelConfig, num_tokens: int, item_bytes: int = 4) -> int:
-    """What a cache that grows takes of a card when it holds so many tokens of CONTEXT_SIZE."""
+def gpu_cache_bytes(config: ModelConfig, num_tokens: int, item_bytes: int = 4) -> int:
+    """What a cache that grows takes of a GPU when it holds so many tokens of CONTEXT_SIZE."""
     return KVSize.of(config.text, grown_tokens(num_tokens, CONTEXT_SIZE), item_bytes).num_bytes
 
 
 def build(
     directory: Path,
     expert_bytes: int | None,
-    card_bytes: int | None = None,
+    gpu_bytes: int | None = None,
     paging: PagingOptions | None = None,
-    card: Card | None = None,
+    gpu: Gpu | None = None,
 ) -> ErnieModel:
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
-        placement = Placement(expert_bytes, 2048, card_bytes)
-        if card is not None and card_bytes is not None:
-            cache_bytes = card_cache_bytes(config, CONTEXT_SIZE)
-            placement = Placement(expert_bytes, 2048, card_bytes + cache_bytes, CARD_ROOM, cache_bytes)
-        return build_model(checkpoint, config, torch.float32, torch.device("cpu"), placement, paging, card)
+        placement = Placement(expert_bytes, 2048, gpu_bytes)
+        if gpu is not None and gpu_bytes is not None:
+            cache_bytes = gpu_cache_bytes(config, CONTEXT_SIZE)
+            placement = Placement(expert_bytes, 2048, gpu_bytes + cache_bytes, GPU_ROOM, cache_bytes)
+        return build_model(checkpoint, config, torch.float32, torch.device("cpu"), placement, paging, gpu)
 
 
 def paged_experts(model: ErnieModel) -> PagedExperts:
@@ -76,7 +76,7 @@ def paged_experts(model: ErnieModel) -> PagedExperts:
     return model.experts
 
 
-def picture(model: ErnieModel, rows: int, columns: int, seed: int = 0) -> Patches:
+def image(model: ErnieModel, rows: int, columns: int, seed: int = 0) -> Patches:
     """Random patches that become rows x columns tokens."""
     vision = model.config.vision
     merge = vision.spatial_merge_size
@@ -86,7 +86,7 @@ def picture(model: ErnieModel, rows: int, columns: int, seed: int = 0) -> Patche
     return Patches(values, (1, rows * merge, columns * merge), size, size, rows * columns)
 
 
-def picture_ids(model: ErnieModel, patches: Patches) -> list[int]:
+def image_ids(model: ErnieModel, patches: Patches) -> list[int]:
     media = model.config.media
     return [media.image_start, *[media.image] * patches.num_tokens, media.image_end]
 
@@ -98,11 +98,11 @@ def answer_logits(
 ) -> torch.Tensor:
     """Logits behind every prompt and every decoded token of a conversation, a row each.
 
-    turns: ids of the prompt with placeholders expanded, its pictures, and the tokens that are decoded.
+    turns: ids of the prompt with placeholders expanded, its images, and the tokens that are decoded.
     """
     engine = Engine(model, CONTEXT_SIZE, chunk_tokens=chunk_tokens)
     rows = []
-    for prompt, pictures, answer in turns:
-        rows.append(engine.prefill(prompt, pictures))
+    for prompt, images, answer in turns:
+        rows.append(engine.prefill(prompt, images))
         rows.extend(engine.decode(token) for token in answer)
     return torch.stack(rows)

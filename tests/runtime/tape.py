@@ -1,4 +1,4 @@
-"""Recorded work as on a card, on the processor: torch's calls with the very tensors and numbers they had.
+"""Recorded work as on a GPU, on the processor: torch's calls with the very tensors and numbers they had.
 
 A replay runs the same calls on the same memory. So whoever reads what is new of a token from elsewhere, or
 bakes a number of Python's in, gets the results of the token that was recorded, as with a CUDA graph.
@@ -39,7 +39,7 @@ class Taped:
         self._made = made
 
     def replay(self) -> None:
-        for tensor in self._made:  # a card's memory between replays is anybody's
+        for tensor in self._made:  # a GPU's memory between replays is anybody's
             tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
         for func, args, kwargs, output in self._calls:
             for old, new in zip(_tensors(output), _tensors(func(*args, **kwargs)), strict=True):

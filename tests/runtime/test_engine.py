@@ -31,7 +31,7 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
 def test_chunked_prefill_equals_one_pass(
     tiny_oracle: Oracle, tiny_model: LoadedModel, chunk_tokens: int
 ) -> None:
-    ids, images = tiny_oracle.prompt([9, tiny_oracle.picture(8, 6, 1), tiny_oracle.picture(4, 4, 2), 11])
+    ids, images = tiny_oracle.prompt([9, tiny_oracle.image(8, 6, 1), tiny_oracle.image(4, 4, 2), 11])
     engine = tiny_model.engine(context_size=len(ids), chunk_tokens=chunk_tokens)
     close(engine.prefill(ids, images), tiny_model.logits(ids, images)[-1])
     assert engine.length == len(ids)
@@ -41,7 +41,7 @@ def test_chunked_prefill_equals_one_pass(
 def test_chunks_do_not_change_the_result_of_a_rounded_cache(
     tiny_oracle: Oracle, tiny_model: LoadedModel, kv_dtype: str
 ) -> None:
-    ids, images = tiny_oracle.prompt([9, tiny_oracle.picture(4, 4, 1), 11])
+    ids, images = tiny_oracle.prompt([9, tiny_oracle.image(4, 4, 1), 11])
     whole = tiny_model.engine(context_size=64, kv_dtype=kv_dtype).prefill(ids, images)
     # A state next to a rounding edge may fall to the other side, so a rounded cache is equal only in the
     # main.
@@ -51,7 +51,7 @@ def test_chunks_do_not_change_the_result_of_a_rounded_cache(
 
 
 def test_decode_equals_teacher_forcing(tiny_oracle: Oracle, tiny_engine: Engine) -> None:
-    ids, images = tiny_oracle.prompt([5, tiny_oracle.picture(4, 8, 1), 3])
+    ids, images = tiny_oracle.prompt([5, tiny_oracle.image(4, 8, 1), 3])
     answer, _ = tiny_oracle.prompt([12], seed=9)
     expected = tiny_oracle.run(ids + answer, images).logits
     close(tiny_engine.prefill(ids, images), expected[len(ids) - 1])
@@ -59,12 +59,12 @@ def test_decode_equals_teacher_forcing(tiny_oracle: Oracle, tiny_engine: Engine)
         close(tiny_engine.decode(token_id), expected[len(ids) + index])
 
 
-def test_pictures_of_later_turns(tiny_oracle: Oracle, tiny_engine: Engine) -> None:
+def test_images_of_later_turns(tiny_oracle: Oracle, tiny_engine: Engine) -> None:
     """Each turn prefilled and answered in its time equals one pass over the whole conversation."""
     turns: list[list[int | Patches]] = [
         [4],
-        [2, tiny_oracle.picture(2, 8, 1), 3],
-        [tiny_oracle.picture(6, 4, 2), tiny_oracle.picture(2, 2, 3)],
+        [2, tiny_oracle.image(2, 8, 1), 3],
+        [tiny_oracle.image(6, 4, 2), tiny_oracle.image(2, 2, 3)],
         [6],
     ]
     all_ids: list[int] = []
@@ -83,7 +83,7 @@ def test_pictures_of_later_turns(tiny_oracle: Oracle, tiny_engine: Engine) -> No
 
 
 def test_next_position_is_one_past_the_largest(tiny_oracle: Oracle, tiny_engine: Engine) -> None:
-    ids, images = tiny_oracle.prompt([3, tiny_oracle.picture(4, 10, 1), 2])
+    ids, images = tiny_oracle.prompt([3, tiny_oracle.image(4, 10, 1), 2])
     tiny_engine.prefill(ids, images)
     assert tiny_engine.next_position == 3 + 1 + 5 + 1 + 2  # text, tag, the longer side in tokens, tag, text
     tiny_engine.decode(20)
@@ -91,8 +91,8 @@ def test_next_position_is_one_past_the_largest(tiny_oracle: Oracle, tiny_engine:
 
 
 def test_rewind_makes_as_if_it_had_not_been(tiny_oracle: Oracle, tiny_engine: Engine) -> None:
-    first, first_images = tiny_oracle.prompt([4, tiny_oracle.picture(4, 4, 1), 2])
-    second, second_images = tiny_oracle.prompt([tiny_oracle.picture(2, 6, 2), 5], seed=1)
+    first, first_images = tiny_oracle.prompt([4, tiny_oracle.image(4, 4, 1), 2])
+    second, second_images = tiny_oracle.prompt([tiny_oracle.image(2, 6, 2), 5], seed=1)
     tiny_engine.prefill(first, first_images)
     mark = tiny_engine.mark()
     wanted = tiny_engine.prefill(second, second_images)
@@ -119,7 +119,7 @@ def test_a_vision_token_met_in_decode_takes_the_vision_bank(tiny_oracle: Oracle,
 
 
 def test_placeholder_rule_sends_tags_to_the_text_bank(tiny_oracle: Oracle, tiny_model: LoadedModel) -> None:
-    ids, images = tiny_oracle.prompt([2, tiny_oracle.picture(4, 4, 1), 2])
+    ids, images = tiny_oracle.prompt([2, tiny_oracle.image(4, 4, 1), 2])
     counts: dict[str, dict[Bank, int]] = {}
     for rule in ("tags", "placeholder"):
         engine = tiny_model.engine(context_size=64, vision_rule=rule)
@@ -143,7 +143,7 @@ def test_placeholder_rule_sends_tags_to_the_text_bank(tiny_oracle: Oracle, tiny_
 
 
 def test_int8_cache_stays_close(tiny_oracle: Oracle, tiny_model: LoadedModel) -> None:
-    ids, images = tiny_oracle.prompt([100, tiny_oracle.picture(8, 8, 1), 100])
+    ids, images = tiny_oracle.prompt([100, tiny_oracle.image(8, 8, 1), 100])
     exact = tiny_model.logits(ids, images)
     engine = tiny_model.engine(context_size=len(ids), kv_dtype="int8")
     rounded = torch.empty_like(exact)
@@ -163,7 +163,7 @@ def test_prompt_beyond_the_context_is_refused_before_computing(
     engine = tiny_model.engine(context_size=20)
     computed: list[object] = []
     engine.on_route = lambda *route, **named: computed.append(route)
-    ids, images = tiny_oracle.prompt([10, tiny_oracle.picture(8, 8, 1)])
+    ids, images = tiny_oracle.prompt([10, tiny_oracle.image(8, 8, 1)])
     with pytest.raises(DoesNotFit, match=r"28 tokens do not fit into a context of 20"):
         engine.prefill(ids, images)
     assert not computed
@@ -205,11 +205,11 @@ def test_stop_between_chunks_leaves_the_sequence_as_it_was(
     close(engine.decode(20), tiny_oracle.run([*first, 20]).logits[-1])
 
 
-def test_stop_between_pictures(tiny_oracle: Oracle, tiny_model: LoadedModel) -> None:
+def test_stop_between_images(tiny_oracle: Oracle, tiny_model: LoadedModel) -> None:
     engine = tiny_model.engine(context_size=64)
-    ids, images = tiny_oracle.prompt([tiny_oracle.picture(4, 4, 1), tiny_oracle.picture(4, 4, 2)])
+    ids, images = tiny_oracle.prompt([tiny_oracle.image(4, 4, 1), tiny_oracle.image(4, 4, 2)])
     answers = iter([False, True])
-    with pytest.raises(Interrupted, match=r"stopped after 1 of 2 pictures"):
+    with pytest.raises(Interrupted, match=r"stopped after 1 of 2 images"):
         engine.prefill(ids, images, should_stop=lambda: next(answers))
     assert engine.length == 0
     close(engine.prefill(ids, images, should_stop=lambda: False), tiny_oracle.run(ids, images).logits[-1])
@@ -223,7 +223,7 @@ def test_a_failure_half_way_leaves_the_sequence_as_it_was(
 
     def fail(*_route: object, **_named: object) -> None:
         if next(calls) == 3:
-            raise RuntimeError("a card fell off the bus")
+            raise RuntimeError("a GPU fell off the bus")
 
     engine.on_route = fail
     with pytest.raises(RuntimeError, match="fell off"):
@@ -251,7 +251,7 @@ def test_an_interrupted_decode_leaves_the_sequence_as_it_was(
         ([], "a prompt of 0 tokens"),
         ([20, 96], r"token id 96 is outside of 0 to 95"),
         ([-1], r"token id -1 is outside of 0 to 95"),
-        ([20, IMAGE_TOKEN, IMAGE_TOKEN], r"2 placeholder tokens for 0 pictures of 0 tokens"),
+        ([20, IMAGE_TOKEN, IMAGE_TOKEN], r"2 placeholder tokens for 0 images of 0 tokens"),
     ],
 )
 def test_prompts_that_make_no_sense(tiny_engine: Engine, ids: list[int], what: str) -> None:
@@ -260,10 +260,10 @@ def test_prompts_that_make_no_sense(tiny_engine: Engine, ids: list[int], what: s
     assert tiny_engine.length == 0
 
 
-def test_fewer_placeholders_than_picture_tokens(tiny_oracle: Oracle, tiny_engine: Engine) -> None:
-    ids, images = tiny_oracle.prompt([2, tiny_oracle.picture(4, 4, 1)])
+def test_fewer_placeholders_than_image_tokens(tiny_oracle: Oracle, tiny_engine: Engine) -> None:
+    ids, images = tiny_oracle.prompt([2, tiny_oracle.image(4, 4, 1)])
     ids.remove(IMAGE_TOKEN)
-    with pytest.raises(UsageError, match=r"3 placeholder tokens for 1 pictures of 4 tokens"):
+    with pytest.raises(UsageError, match=r"3 placeholder tokens for 1 images of 4 tokens"):
         tiny_engine.prefill(ids, images)
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from ernie_local.errors import UsageError
 from ernie_local.kernels.triton.attend import attend_stretch, join_stretches
-from ernie_local.kernels.triton.card import Card
+from ernie_local.kernels.triton.gpu import Gpu
 from ernie_local.kernels.triton.store_token import turn_and_store
 
 STRETCH = 256  # tokens a program looks at
@@ -31,12 +31,12 @@ def decode_attention(
     key_scales: torch.Tensor | None,
     value_scales: torch.Tensor | None,
     length: torch.Tensor,
-    card: Card,
+    gpu: Gpu,
 ) -> torch.Tensor:
-    """As the operator of this name, on one card, for a cache in float16, bfloat16 or int8.
+    """As the operator of this name, on one GPU, for a cache in float16, bfloat16 or int8.
 
-    length: (1,) int64 on the card, so that one recorded graph serves every token. Multiplied in the dtype of
-    a 16-bit cache, in the card's for int8. -> (heads, head_dim) float32.
+    length: (1,) int64 on the GPU, so that one recorded graph serves every token. Multiplied in the dtype of
+    a 16-bit cache, in the GPU's for int8. -> (heads, head_dim) float32.
     """
     heads, head_dim = queries.shape
     kv_heads, capacity, _ = cached_keys.shape
@@ -57,14 +57,14 @@ def decode_attention(
         HEAD_DIM=head_dim,
         PAIRS=triton.next_power_of_2(head_dim // 2),
     )
-    return _attend(turned, cache, length, card)
+    return _attend(turned, cache, length, gpu)
 
 
 def _attend(
     turned: torch.Tensor,
     cache: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None],
     length: torch.Tensor,
-    card: Card,
+    gpu: Gpu,
 ) -> torch.Tensor:
     """turned: (heads, head_dim) float32, queries -> the same shape."""
     heads, head_dim = turned.shape
@@ -86,8 +86,8 @@ def _attend(
         HEAD_DIM=head_dim,
         COLUMNS=max(_LEAST_ROWS, triton.next_power_of_2(head_dim)),
         STRETCH=STRETCH,
-        DTYPE=_multiplied_in(cache[0].dtype, card),
-        **card.sizes_for_attention(),
+        DTYPE=_multiplied_in(cache[0].dtype, gpu),
+        **gpu.sizes_for_attention(),
     )
     output = torch.empty_like(turned)
     join_stretches[(heads,)](
@@ -103,12 +103,12 @@ def _attend(
     return output
 
 
-def _multiplied_in(cache_dtype: torch.dtype, card: Card) -> tl.dtype:
-    dtype = card.dtype if cache_dtype == torch.int8 else cache_dtype
-    if dtype != torch.float16 and not (dtype == torch.bfloat16 and card.uses_tensor_cores):
+def _multiplied_in(cache_dtype: torch.dtype, gpu: Gpu) -> tl.dtype:
+    dtype = gpu.dtype if cache_dtype == torch.int8 else cache_dtype
+    if dtype != torch.float16 and not (dtype == torch.bfloat16 and gpu.uses_tensor_cores):
         raise UsageError(
-            f"decode_attention: a cache in {cache_dtype}, this card multiplies float16"
-            + (" and bfloat16" if card.uses_tensor_cores else ""),
+            f"decode_attention: a cache in {cache_dtype}, this GPU multiplies float16"
+            + (" and bfloat16" if gpu.uses_tensor_cores else ""),
             "kernels multiply what a 16-bit cache holds as it lies there",
             "keep the cache in float16 or int8",
         )

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ernie_local.kernels.triton.card import Card
+from ernie_local.kernels.triton.gpu import Gpu
 from ernie_local.kernels.triton.multiply_many import multiply_many
 from ernie_local.kernels.triton.ordered import Ordered, ordered
 from ernie_local.kernels.triton.page_table import find_place, has_header
@@ -25,7 +25,7 @@ def experts_of_many(
     expert_ids: torch.Tensor,
     places: torch.Tensor | None,
     shapes: Sequence[PageShape],
-    card: Card,
+    gpu: Gpu,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(choices, hidden_size) float32, unweighted, and (choices,) int64: in which row each choice lies.
 
@@ -35,14 +35,14 @@ def experts_of_many(
     inner_size, hidden_size = shapes[0].inner_size, shapes[0].hidden_size
     num_experts = slots.shape[0] if places is None else places.shape[0]
     per_expert = max(1, choices // num_experts)
-    groups = group_tokens(expert_ids, num_experts, card.sizes_for_many(shapes[0].down, per_expert)["TOKENS"])
+    groups = group_tokens(expert_ids, num_experts, gpu.sizes_for_many(shapes[0].down, per_expert)["TOKENS"])
     tiles = (groups.tile_experts, groups.tile_firsts, groups.tile_ends)
     inner = torch.empty(choices, inner_size, dtype=torch.float32, device=hidden.device)
     parts = torch.empty(choices, hidden_size, dtype=torch.float32, device=hidden.device)
     inputs: dict[int, Ordered] = {}
     for shape in shapes:
-        sizes = card.sizes_for_many(shape.gate_up, per_expert)
-        tokens = _ordered_once(inputs, hidden, shape.gate_up.block_columns, card)
+        sizes = gpu.sizes_for_many(shape.gate_up, per_expert)
+        tokens = _ordered_once(inputs, hidden, shape.gate_up.block_columns, gpu)
         gate_and_up_of_many[(triton.cdiv(2 * inner_size, sizes["ROWS"]), len(tiles[0]))](
             tokens.numbers,
             tokens.row_scales,
@@ -58,8 +58,8 @@ def experts_of_many(
         )
     inputs = {}
     for shape in shapes:
-        sizes = card.sizes_for_many(shape.down, per_expert)
-        rows = _ordered_once(inputs, inner, shape.down.block_columns, card)
+        sizes = gpu.sizes_for_many(shape.down, per_expert)
+        rows = _ordered_once(inputs, inner, shape.down.block_columns, gpu)
         down_of_many[(triton.cdiv(hidden_size, sizes["ROWS"]), len(tiles[0]))](
             rows.numbers,
             rows.row_scales,
@@ -74,9 +74,9 @@ def experts_of_many(
     return parts, groups.positions
 
 
-def _ordered_once(inputs: dict[int, Ordered], rows: torch.Tensor, width: int, card: Card) -> Ordered:
+def _ordered_once(inputs: dict[int, Ordered], rows: torch.Tensor, width: int, gpu: Gpu) -> Ordered:
     if width not in inputs:
-        inputs[width] = ordered(rows, width, card.dtype)
+        inputs[width] = ordered(rows, width, gpu.dtype)
     return inputs[width]
 
 

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ernie_local.kernels.triton.card import Card
+from ernie_local.kernels.triton.gpu import Gpu
 from ernie_local.kernels.triton.multiply_many import multiply_many
 from ernie_local.kernels.triton.multiply_one import blocks_at_a_time, multiply_one
 from ernie_local.kernels.triton.ordered import ordered
@@ -22,12 +22,12 @@ def packed_linear(
     packed: torch.Tensor,
     low_bit: LowBitFormat,
     rows: int,
-    card: Card,
+    gpu: Gpu,
 ) -> torch.Tensor:
-    """As the operator of this name, on one card.
+    """As the operator of this name, on one GPU.
 
     tokens: (tokens, columns) of any float; packed: (matrix_bytes,) uint8 -> (tokens, rows) in tokens' dtype.
-    More tokens than MOST_ONE_BY_ONE are rounded to the card's dtype, fewer are multiplied in float32.
+    More tokens than MOST_ONE_BY_ONE are rounded to the GPU's dtype, fewer are multiplied in float32.
     """
     num_tokens, columns = tokens.shape
     shape = TileShape.of(low_bit, columns)
@@ -41,8 +41,8 @@ def packed_linear(
             tokens, packed, output, num_rows=rows, SHAPE=shape, BLOCKS=blocks
         )
         return output
-    inputs = ordered(tokens, shape.block_columns, card.dtype)
-    sizes = card.sizes_for_many(shape, num_tokens)
+    inputs = ordered(tokens, shape.block_columns, gpu.dtype)
+    sizes = gpu.sizes_for_many(shape, num_tokens)
     linear_of_many[(triton.cdiv(rows, sizes["ROWS"]), triton.cdiv(num_tokens, sizes["TOKENS"]))](
         inputs.numbers,
         inputs.row_scales,

@@ -1,4 +1,4 @@
-"""Where an expert's page lies, found on the card.
+"""Where an expert's page lies, found on the GPU.
 
 `slots` is the memory with the pages, `places` says at which slot an expert's begins; a negative place means
 that somebody else computes it. A page of another layout than the kernel's is left to the kernel for that.

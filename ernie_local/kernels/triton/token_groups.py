@@ -1,6 +1,6 @@
 """Choices sorted by expert, and cut into tiles of one expert each. Plain torch, on any device.
 
-Every shape follows from the shapes that come in, so that a card never has to tell the host a number.
+Every shape follows from the shapes that come in, so that a GPU never has to tell the host a number.
 """
 
 from __future__ import annotations

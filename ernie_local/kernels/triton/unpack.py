@@ -52,7 +52,7 @@ def codes_as_fractions(
     """1 + code / 2^code_bits, (blocks, rows) float32, of block column 4 * PLANE + COLUMN.
 
     The code's bits become the highest of the fraction of a float: three instructions a weight with the
-    multiplication, and no conversion, which runs at a quarter of the speed on older cards.
+    multiplication, and no conversion, which runs at a quarter of the speed on older GPUs.
     """
     BITS: tl.constexpr = SHAPE.code_bits
     MOVE: tl.constexpr = 8 * COLUMN + BITS * PLANE - (23 - BITS)

@@ -90,7 +90,7 @@ class Comparer:
             raise ModelUnusable(
                 f"{other.document}: the checkpoint reads {len(other.token_ids)} tokens that are not the "
                 f"{len(reference.token_ids)} of the reference",
-                "its tokenizer, chat template or settings for pictures are others",
+                "its tokenizer, chat template or settings for images are others",
                 "use the reference's files beside config.json and the weights",
             )
         differences, agreements = [], []

@@ -35,7 +35,7 @@ ForcedIds = Callable[[int, Turn, str], Sequence[int]]
 class Observation:
     """One turn, asked on its own as the first question of a chat, without thoughts.
 
-    prompt_identity: of the prompt's ids and pictures. states: (positions, hidden_size), what the head makes
+    prompt_identity: of the prompt's ids and images. states: (positions, hidden_size), what the head makes
     logits of, where the model chooses the first id of the answer, each next one, and its end: one more than
     `forced_ids`. choices: (MoE layers, tokens, top_k) integers, of all tokens of prompt and forced answer.
     """
@@ -60,7 +60,7 @@ class Observer:
     """Runs turns through one model."""
 
     def __init__(self, model: LoadedModel) -> None:
-        """ModelUnusable where the model's tokenizer or settings for pictures are missing."""
+        """ModelUnusable where the model's tokenizer or settings for images are missing."""
         self._model = model
         self._conversation = Conversation(model, None, (), None)
 
@@ -82,7 +82,7 @@ class Observer:
     def _observe_turn(
         self, document: str, turn: Turn, patches: tuple[Patches, ...], forced_ids: ForcedIds, index: int
     ) -> Observation:
-        message = Message("user", turn.question, tuple(picture.num_tokens for picture in patches))
+        message = Message("user", turn.question, tuple(image.num_tokens for image in patches))
         prompt = _Prompt(self._conversation.prompt(message, thinking=False).token_ids, patches)
         num_prompt = len(prompt.token_ids)
         max_tokens = max(_FEWEST_TOKENS, 2 * len(self.encode(turn.answer)))

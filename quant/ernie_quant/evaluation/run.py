@@ -45,10 +45,10 @@ class EvaluationJob:
     dtype: str
     cache: Path | None = None
     on_sample: Callable[[str, int, int], None] | None = None
-    card_kernels: str = "auto"
+    gpu_kernels: str = "auto"
 
     def draw(self) -> Iterator[Sample]:
-        """The samples; drawn anew for each model, since their pictures would fill the memory."""
+        """The samples; drawn anew for each model, since their images would fill the memory."""
         return held_out_samples(
             self.samples, self.seed, families=self.families, questions_each=self.questions_each
         )
@@ -56,7 +56,7 @@ class EvaluationJob:
     def load(self, candidate: Candidate) -> LoadedModel:
         """Its weights into memory."""
         return ernie_local.load(
-            candidate.directory, device=self.device, dtype=self.dtype, card_kernels=self.card_kernels
+            candidate.directory, device=self.device, dtype=self.dtype, gpu_kernels=self.gpu_kernels
         )
 
     def told(self, name: str, observed: Iterator[list[Observation]]) -> Iterator[Observation]:
@@ -126,6 +126,6 @@ class Evaluation:
         return {
             "source": source_identity(job.reference.directory),
             "samples": hashlib.sha256(json.dumps(settings).encode()).hexdigest(),
-            "computing": f"{job.device} {job.dtype} {job.card_kernels}",
+            "computing": f"{job.device} {job.dtype} {job.gpu_kernels}",
             "version": version_identity(),
         }

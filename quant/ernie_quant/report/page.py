@@ -161,8 +161,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _figure(plot: Plot) -> str:
     light, dark = ("data:image/png;base64," + base64.b64encode(p).decode() for p in (plot.light, plot.dark))
     return (
-        f"<figure>\n<h3>{escape(plot.title)}</h3>\n<picture>"
+        f"<figure>\n<h3>{escape(plot.title)}</h3>\n<image>"
         f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(plot.title)}: {escape(plot.caption)}"></picture>\n'
+        f'<img src="{light}" alt="{escape(plot.title)}: {escape(plot.caption)}"></image>\n'
         f"<figcaption>{escape(plot.caption)}</figcaption>\n</figure>"
     )

@@ -83,7 +83,7 @@ def layer_bars(values: Mapping[int, float], title: str, caption: str) -> Plot:
 
 
 def _render(draw: Callable[[Figure, str], None], height: float, title: str, caption: str) -> Plot:
-    pictures: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
     for theme, ink in _INK.items():
         # Defaults first: a user's own matplotlibrc must not change a checkpoint's bytes.
         with matplotlib.style.context(["default", {**dict.fromkeys(_INKED, ink), "font.size": 9.0}]):
@@ -91,5 +91,5 @@ def _render(draw: Callable[[Figure, str], None], height: float, title: str, capt
             draw(figure, theme)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
-        pictures[theme] = buffer.getvalue()
-    return Plot(title, caption, pictures["light"], pictures["dark"])
+        images[theme] = buffer.getvalue()
+    return Plot(title, caption, images["light"], images["dark"])

@@ -1,0 +1,135 @@
+"""The table of graphics GPUs (gpus.csv): memory that can be used, and what speed is reckoned from.
+
+Public figures of data sheets, checked as docs/decisions.md says; usable memory is what drivers report less
+what they keep for themselves. None of these GPUs was measured here. Knows no model.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ernie_local.errors import UsageError
+from ernie_local.planner.rates import GpuRates
+from ernie_local.sizes import GIB, MIB
+
+_TABLE = Path(__file__).with_name("gpus.csv")
+# Of what the data sheet says: kernels on memory and on arithmetic, and copies over the link. Assumed.
+_MEMORY_SHARE, _LINK_SHARE, _ARITHMETIC_SHARE = 0.8, 0.8, 0.35
+_NEAR_MATCHES = 5
+# Of a GPU of which only the memory is known: a middling one of the last years.
+UNKNOWN_GPU = GpuRates(0.8 * 300e9, 0.8 * 15.8e9, 0.35 * 50e12)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One line of the table. vram_gb: as it is sold; memory, link and arithmetic as in the data sheet."""
+
+    gpu_id: str
+    name: str
+    kind: str  # desktop | laptop | server
+    vram_gb: int
+    usable_bytes: int
+    memory_bytes_per_second: float
+    compute_capability: str
+    link_bytes_per_second: float
+    # 16-bit, multiplications and additions each counted; sums in float16 (GeForce: float32 at half of it).
+    operations_per_second: float
+
+    def rates(self) -> GpuRates:
+        """What is likely to come of the data sheet."""
+        return GpuRates(
+            _MEMORY_SHARE * self.memory_bytes_per_second,
+            _LINK_SHARE * self.link_bytes_per_second,
+            _ARITHMETIC_SHARE * self.operations_per_second,
+        )
+
+
+def read_gpus() -> list[Gpu]:
+    """All GPUs, in the order of the table."""
+    with _TABLE.open(encoding="utf-8", newline="") as file:
+        return [
+            Gpu(
+                row["id"],
+                row["name"],
+                row["kind"],
+                int(row["vram_gb"]),
+                int(row["usable_mib"]) * MIB,
+                float(row["memory_gb_s"]) * 1e9,
+                row["compute_capability"],
+                float(row["pcie_gb_s"]) * 1e9,
+                float(row["fp16_tflops"]) * 1e12,
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+# Of a driver's name what does not tell the model.
+_BUILD_WORDS = frozenset(
+    (
+        "nvidia",
+        "geforce",
+        "tesla",
+        "generation",
+        "pcie",
+        "sxm",
+        "sxm2",
+        "sxm4",
+        "sxm5",
+        "hbm2",
+        "hbm2e",
+        "hbm3",
+    )
+)
+_MEMORY_TOLERANCE = 0.12  # a driver keeps some for itself
+
+
+def find_gpu(text: str) -> Gpu:
+    """The GPU that is called so, by id or name, in any case, with or without dashes."""
+    gpus = read_gpus()
+    wanted = _bare(text)
+    for gpu in gpus:
+        if wanted in (_bare(gpu.gpu_id), _bare(gpu.name)):
+            return gpu
+    names = {_bare(gpu.gpu_id): gpu.gpu_id for gpu in gpus}
+    near = [names[found] for found in difflib.get_close_matches(wanted, names, _NEAR_MATCHES, cutoff=0.5)]
+    digits = "".join(character for character in text if character.isdigit())
+    alike = [gpu.gpu_id for gpu in gpus if len(digits) >= 3 and digits in gpu.gpu_id]
+    found = list(dict.fromkeys(alike + near))[:_NEAR_MATCHES]
+    raise UsageError(
+        f"--gpu {text!r} is not one of {len(gpus)} known GPUs",
+        f"near it are {', '.join(found)}" if found else "no name in the table is near it",
+        "one of these, --gpu all for the whole table, or --vram SIZE for any other GPU",
+    )
+
+
+def match_name(name: str, total_bytes: int | None = None) -> Gpu | None:
+    """The GPU that a driver calls so, with so much memory in all; None where the table has none.
+
+    Drivers add how it is built in ("NVIDIA A100-SXM4-80GB"), and leave out how much memory it has where the
+    table tells two of one name apart by that.
+    """
+    wanted, gigabytes = _model_words(name)
+    alike = [gpu for gpu in read_gpus() if _model_words(gpu.name)[0] == wanted]
+    if gigabytes is None and total_bytes is not None:
+        gigabytes = round(total_bytes / GIB)
+    if gigabytes is None:
+        exact = (gpu for gpu in alike if _bare(gpu.name) == _bare(name))
+        return alike[0] if len(alike) == 1 else next(exact, None)
+    near = [gpu for gpu in alike if abs(gpu.vram_gb - gigabytes) <= _MEMORY_TOLERANCE * gpu.vram_gb]
+    return min(near, key=lambda gpu: abs(gpu.vram_gb - gigabytes), default=None)
+
+
+def _model_words(name: str) -> tuple[list[str], int | None]:
+    """What tells the model, and the gigabytes that the name tells."""
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word and word not in _BUILD_WORDS]
+    memory = next((word for word in words if re.fullmatch(r"[0-9]+gb", word)), None)
+    return [word for word in words if word != memory], None if memory is None else int(memory[:-2])
+
+
+def _bare(text: str) -> str:
+    kept = "".join(character for character in text.lower() if character.isalnum())
+    return kept.removeprefix("nvidia").removeprefix("geforce")

@@ -1,0 +1,141 @@
+"""What can be chosen about paging: small pages for experts of little weight, and looking a layer ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import ernie_local
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.config import read_config
+from ernie_local.engine import Engine
+from ernie_local.errors import UsageError
+from ernie_local.experts.paged import PagedExperts, TextRouter
+from ernie_local.experts.paging_options import PagingOptions
+from ernie_local.media.patches import Patches
+from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.moe import TokenRows
+from ernie_quant.format_tables import FormatChoice, format_tables
+from ernie_quant.plain_export import export_plainly
+from tests.runtime.paged_models import answer_logits, build, paged_experts, plan_of, room
+
+CONFIG = read_config(NANO_DIRECTORY)
+TOP_K = CONFIG.text.experts_per_token
+ONE_TOKEN = TokenRows(1, torch.tensor([0]), None)
+
+
+def export(out: Path, experts: str, small: str | None = None) -> Path:
+    export_plainly(NANO_DIRECTORY, out, format_tables(CONFIG, FormatChoice(experts, small_experts=small)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def dual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tmp_path_factory.mktemp("dual") / "model", "w4", "w2")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small pages of `dual` as a checkpoint of its own."""
+    return export(tmp_path_factory.mktemp("small") / "model", "w2")
+
+
+def least(directory: Path, options: PagingOptions, gpu: bool) -> tuple[ErnieModel, PagedExperts]:
+    """A model with memory for hardly more than a token's experts and a conversation."""
+    resident = build(directory, None)
+    plan, beside = plan_of(directory), room(resident)
+    memory = 2 * plan.least_bytes
+    model = build(directory, memory if gpu else memory + beside, memory + beside if gpu else None, options)
+    return model, paged_experts(model)
+
+
+def tokens(seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """States, choices and weights of ten tokens, the weights of each falling."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(10):
+        hidden = torch.randn(1, CONFIG.text.hidden_size, generator=generator)
+        ids = torch.randperm(CONFIG.text.num_experts, generator=generator)[:TOP_K][None]
+        weights = torch.rand(1, TOP_K, generator=generator).softmax(-1).sort(descending=True).values
+        yield hidden, ids, weights
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("below", [0.0, 0.25, 1.1])
+def test_missing_experts_of_little_weight_are_served_by_small_pages(
+    dual: Path, small: Path, below: float, gpu: bool
+) -> None:
+    four, two = build(dual, None).experts, build(small, None).experts
+    _, experts = least(dual, PagingOptions(small_below=below), gpu)
+    layer_id = CONFIG.text.moe_layers.index(True)
+    num_small = 0
+    for hidden, ids, weights in tokens(1):
+        there = {*experts.top.cache.keys(), *experts.level.cache.keys()}
+        experts.begin(ONE_TOKEN)
+        computed = experts.compute(layer_id, "text", hidden, ids, weights)
+        expected = torch.zeros_like(hidden)
+        for expert_id, weight in sorted(zip(ids[0].tolist(), weights[0].tolist(), strict=True)):
+            is_there = any(key[:3] == (layer_id, "text", expert_id) and not key.is_small for key in there)
+            is_small = weight < below and not is_there
+            num_small += is_small
+            provider = two if is_small else four
+            one = torch.tensor([[expert_id]])
+            expected += provider.compute(layer_id, "text", hidden, one, torch.tensor([[weight]]))
+        assert torch.equal(computed, expected)
+    assert experts.stats.small_pages_used == num_small
+    assert (num_small > 0) == (below > 0)
+
+
+def test_small_pages_save_reading(dual: Path) -> None:
+    read = []
+    for below in (None, 1.1):
+        model, experts = least(dual, PagingOptions(small_below=below), gpu=False)
+        engine = Engine(model, 100)
+        engine.prefill([50, 51, 52])
+        for token in range(60, 80):
+            engine.decode(token)
+        read.append(experts.stats.decode_bytes_read)
+    assert read[1] < 0.8 * read[0]
+
+
+def test_a_checkpoint_without_small_pages_is_refused(small: Path) -> None:
+    with pytest.raises(UsageError, match="this checkpoint has 0 of them"):
+        ernie_local.load(small, paging=PagingOptions(small_below=0.1))
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_looking_ahead_changes_no_bit(dual: Path, gpu: bool) -> None:
+    turns: list[tuple[list[int], list[Patches], list[int]]] = [
+        ([50, 51, 52, 53], [], list(range(60, 75))),
+        ([9], [], [11, 12, 13]),
+    ]
+    expected = answer_logits(build(dual, None), turns)
+    model, experts = least(dual, PagingOptions(looks_ahead=True), gpu)
+    assert torch.equal(answer_logits(model, turns), expected)
+    stats = experts.stats
+    assert stats.foreseen_pages > stats.foreseen_wanted > 0
+    # Each page that a token missed, and each that was foreseen for nothing, was read once.
+    text, vision = stats.banks["text"], stats.banks["vision"]
+    page = experts.store.page_bytes(experts.store.experts[0])
+    unwanted = stats.foreseen_pages - stats.foreseen_wanted
+    assert stats.decode_bytes_read == page * (text.decode_misses + unwanted) + vision.bytes_read
+
+
+def test_what_was_foreseen_is_not_read_again(dual: Path) -> None:
+    """A router that knows what the next layer will choose: nothing is read in vain."""
+    _, experts = least(dual, PagingOptions(looks_ahead=True), gpu=False)
+    layers = [layer_id for layer_id, is_moe in enumerate(CONFIG.text.moe_layers) if is_moe]
+    ids = {layer_id: torch.arange(TOP_K)[None] + layer_id for layer_id in layers}
+    weights = torch.full((1, TOP_K), 1 / TOP_K)
+
+    def choices_of(layer_id: int) -> TextRouter:
+        return lambda hidden: (ids[layer_id], weights)
+
+    experts.look_ahead_by({layer_id: choices_of(layer_id) for layer_id in layers})
+    for _ in range(3):
+        experts.begin(ONE_TOKEN)
+        for layer_id in layers:
+            experts.compute(layer_id, "text", torch.ones(1, CONFIG.text.hidden_size), ids[layer_id], weights)
+    assert experts.stats.foreseen_pages == experts.stats.foreseen_wanted > 0

@@ -1,0 +1,79 @@
+"""Every Triton kernel compiled for every generation of GPUs, without one: registers, shared memory, loads.
+
+In a process of its own that does not interpret, with an empty cache, by benchmarks/triton_registers.py, which
+also makes the table of docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "triton_registers.py"
+# Bytes of shared memory that one program may have, from the CUDA C++ Programming Guide.
+SHARED_LIMITS = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 120: 101376}
+# With 64 a multiprocessor has room for 1024 threads, with 128 for 512: enough reads under way for the memory.
+MOST_DECODE_REGISTERS, MOST_OF_W3 = 64, 128
+PRODUCTS_OF_ONE = ("gate_and_up", "down", "linear_of_one")
+PRODUCTS_OF_MANY = ("gate_and_up_of_many", "down_of_many", "linear_of_many")
+DECODE = (
+    *PRODUCTS_OF_ONE,
+    "unpack_rows",
+    "add_choices",
+    "turn_and_store",
+    "attend_stretch",
+    "join_stretches",
+)
+ALL = {*DECODE, *PRODUCTS_OF_MANY, "order_by_plane"}
+
+
+def compiled(cache: Path, *arguments: str) -> list[dict[str, Any]]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON")}
+    told = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        env=environment | {"TRITON_CACHE_DIR": str(cache)},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    needs: list[dict[str, Any]] = json.loads(told.splitlines()[-1])["needs"]
+    return needs
+
+
+def check(needs: list[dict[str, Any]]) -> None:
+    for need in needs:
+        assert need["shared_bytes"] <= SHARED_LIMITS[need["arch"]], need
+        assert need["spill_bytes"] == 0, need
+        if need["kernel"] in PRODUCTS_OF_ONE:
+            assert need["registers"] <= (MOST_OF_W3 if need["what"] == "w3" else MOST_DECODE_REGISTERS), need
+            assert need["wide_loads"] >= 2, need  # 32 bytes of codes for each thread
+        if need["kernel"] == "attend_stretch":
+            assert need["wide_loads"] >= 2, need  # keys and values
+        if need["kernel"] in PRODUCTS_OF_MANY and need["arch"] >= 80:
+            assert need["tensor_products"] > 0, need
+
+
+def test_decode_kernels_fit_old_and_new_gpus(tmp_path: Path) -> None:
+    needs = compiled(tmp_path, "--arch", "75", "86", "--formats", "w4", "--decode")
+    assert {(need["kernel"], need["arch"]) for need in needs} == set(product(DECODE, (75, 86)))
+    check(needs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", SHARED_LIMITS)
+def test_all_kernels_fit_every_gpu(tmp_path: Path, arch: int) -> None:
+    formats: tuple[str, ...] = ("w4", "w2", "w8")
+    if arch in (min(SHARED_LIMITS), max(SHARED_LIMITS)):  # each takes its time
+        formats += ("w3", "w2l", "w2s")
+    needs = compiled(tmp_path, "--arch", str(arch), "--formats", *formats)
+    assert {need["kernel"] for need in needs} == ALL
+    assert {need["what"] for need in needs} >= {*formats, "float16", "int8"}
+    check(needs)

@@ -1,0 +1,137 @@
+"""Starts the tests of the Triton kernels by Triton's interpreter, and sees that they fail for wrong kernels.
+
+The interpreter is chosen when triton is first imported; so each folder of tests has a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import ernie_local
+
+pytest.importorskip("triton")
+FOLDER = Path(__file__).parent / "interpreted"
+KERNELS = Path(ernie_local.__file__).parent / "kernels" / "triton"
+FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
+ALL_PASSED, SOME_FAILED = 0, 1  # exit codes of pytest
+
+
+def run_interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        check=False,
+        cwd=FOLDER.parents[3],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_kernels_compute_what_plain_torch_does(name: str) -> None:
+    told = run_interpreted(str(FOLDER / name))
+    assert told.returncode == ALL_PASSED, told.stdout + told.stderr
+    assert " passed" in told.stdout
+
+
+class Mutation(NamedTuple):
+    """A defect: in this file `right` becomes `wrong`, and tests in `seen_by` that match `which` must fail."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    seen_by: str
+    which: str = ""
+
+
+MUTATIONS = [
+    Mutation("wrong shift", "unpack.py", "BITS * PLANE -", "BITS * (PLANE ^ 1) -", "test_linear.py"),
+    Mutation(
+        "wrong group",
+        "unpack.py",
+        "blocks // SHAPE.group_blocks",
+        "blocks // (2 * SHAPE.group_blocks)",
+        "test_linear.py",
+    ),
+    Mutation(
+        "missing mask of blocks",
+        "multiply_one.py",
+        "is_block = blocks < SHAPE.num_blocks",
+        "is_block = blocks < SHAPE.num_blocks + 1",
+        "test_linear.py",
+    ),
+    Mutation(
+        "wrong high bit", "unpack.py", "% 8 * 4 + COLUMN", "% 8 * 4 + 3 - COLUMN", "test_linear.py", "w3"
+    ),
+    Mutation("wrong zero", "unpack.py", "whole = both >> 4", "whole = both >> 5", "test_linear.py", "w2"),
+    Mutation("overflow", "halvings.py", "(127 + 14)", "(127 + 24)", "test_linear.py", "beyond"),
+    Mutation(
+        "places not looked at",
+        "page_table.py",
+        "tl.load(places + expert_id)",
+        "(tl.load(places + expert_id) * 0 + expert_id)",
+        "test_experts.py",
+        "one_token",
+    ),
+    Mutation(
+        "equal choices counted once",
+        "add_choices.py",
+        "tl.where(index == choice,",
+        "tl.where(waiting == expert_id,",
+        "test_experts.py",
+        "several_calls",
+    ),
+    Mutation(
+        "unknown pages not marked",
+        "add_choices.py",
+        'tl.where(is_known(slots + place * SLOT_BYTES, HEADERS), part, float("nan"))',
+        "part",
+        "test_experts.py",
+        "unknown",
+    ),
+    Mutation(
+        "the last token of a tile left out",
+        "experts_of_many.py",
+        "is_token = positions < tl.load(tile_ends + tile)\n    first",
+        "is_token = positions < tl.load(tile_ends + tile) - 1\n    first",
+        "test_experts.py",
+        "many_tokens",
+    ),
+    Mutation(
+        "missing mask of tokens",
+        "attend.py",
+        "is_token = token < visible",
+        "is_token = token < visible + 1",
+        "test_attention.py",
+    ),
+    Mutation("weights not faded", "attend.py", "total * fading", "total", "test_attention.py"),
+    Mutation("stretches not joined", "attend.py", "sums * before + own", "sums + own", "test_attention.py"),
+    Mutation(
+        "int8 cut",
+        "store_token.py",
+        "(numbers + 12582912.0) - 12582912.0",
+        "tl.floor(numbers)",
+        "test_attention.py",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=[mutation.name for mutation in MUTATIONS])
+def test_a_wrong_kernel_is_seen(tmp_path: Path, mutation: Mutation) -> None:
+    copy = shutil.copytree(KERNELS, tmp_path / "triton")
+    source = (copy / mutation.file).read_text()
+    assert source.count(mutation.right) == 1
+    (copy / mutation.file).write_text(source.replace(mutation.right, mutation.wrong))
+    told = run_interpreted(
+        "-x", "--kernels-from", str(copy), "-k", mutation.which, str(FOLDER / mutation.seen_by)
+    )
+    assert told.returncode == SOME_FAILED, told.stdout + told.stderr

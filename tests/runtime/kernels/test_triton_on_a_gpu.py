@@ -1,0 +1,78 @@
+"""The operators on an NVIDIA GPU against plain torch on the CPU: what the interpreter cannot show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ernie_local.kernels import cuda_ops, reference
+from ernie_local.kernels.checks import ABSENT_SLOT
+from ernie_local.packing import FORMATS, pack_matrix, pack_page
+from tests.runtime.kernel_tolerances import EXACT, EXPERTS_FLOAT16, FLOAT16, relative_error
+from tests.runtime.random_matrices import random_matrix, random_page
+
+pytestmark = pytest.mark.gpu
+GPU = torch.device("cuda")
+HIDDEN, INNER = 2560, 528  # the model's, and one that is no whole number of steps
+
+
+def test_the_kernels_can_run_here() -> None:
+    cuda_ops.gpu_of(GPU)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 100])
+def test_linear(name: str, num_tokens: int) -> None:
+    packed = pack_matrix(random_matrix(name, 1032, HIDDEN))
+    tokens = torch.randn(num_tokens, HIDDEN)
+    actual = torch.ops.ernie_local.packed_linear(tokens.to(GPU), packed.to(GPU), name, 1032)
+    expected = reference.packed_linear(tokens, packed, FORMATS[name], 1032)
+    assert relative_error(actual.cpu(), expected) < (EXACT if num_tokens <= 2 else FLOAT16)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows(name: str) -> None:
+    packed, row_ids = pack_matrix(random_matrix(name, 40, HIDDEN)), torch.tensor([39, 0, 17])
+    actual = torch.ops.ernie_local.packed_rows(row_ids.to(GPU), packed.to(GPU), name, 40, HIDDEN)
+    expected = reference.packed_rows(row_ids, packed, FORMATS[name], HIDDEN)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("formats", [("w4", "w4"), ("w2", "w2l"), ("w8", "w8"), ("w3", "w2s")], ids="-".join)
+@pytest.mark.parametrize("num_tokens", [1, 8, 9, 200])
+def test_experts(formats: tuple[str, str], num_tokens: int) -> None:
+    pages = [pack_page(random_page(*formats, HIDDEN, INNER, seed)) for seed in range(8)]
+    units = torch.cat(pages).view(-1, 4096)
+    places = torch.arange(8) * (pages[0].numel() // 4096)
+    places[5] = ABSENT_SLOT
+    hidden, weights = torch.randn(num_tokens, HIDDEN), torch.rand(num_tokens, 6)
+    ids = torch.randint(8, (num_tokens, 6))
+    shared = pack_page(random_page("w8", "w8", HIDDEN, 2 * INNER))[None]
+    arguments = (hidden, units, ids, weights, shared, places)
+    expected, on_gpu = torch.zeros(num_tokens, HIDDEN), torch.zeros(num_tokens, HIDDEN, device=GPU)
+    reference.add_packed_experts(expected, *arguments)
+    torch.ops.ernie_local.add_packed_experts(on_gpu, *(part.to(GPU) for part in arguments))
+    assert relative_error(on_gpu.cpu(), expected) < (EXACT if num_tokens <= 8 else EXPERTS_FLOAT16)
+    again = torch.zeros_like(on_gpu)
+    torch.ops.ernie_local.add_packed_experts(again, *(part.to(GPU) for part in arguments))
+    assert torch.equal(again, on_gpu)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8], ids=str)
+@pytest.mark.parametrize("length", [0, 63, 255, 256, 4000])
+def test_attention(dtype: torch.dtype, length: int) -> None:
+    queries, keys, values = torch.randn(20, 128), torch.randn(4, 128), torch.randn(4, 128)
+    angles = torch.rand(64) * 6
+    states, scales = torch.randn(2, 4, 4096, 128), None
+    if dtype == torch.int8:
+        scales = torch.rand(2, 4, 4096, 1) / 64
+        states = torch.randint(-127, 128, states.shape)
+    cached = states.to(dtype)
+    pair = (None, None) if scales is None else tuple(scales)
+    arguments: list[Any] = [queries, keys, values, angles.cos(), angles.sin(), *cached, *pair, length]
+    on_gpu = [part.to(GPU) if isinstance(part, torch.Tensor) else part for part in arguments]
+    expected = reference.decode_attention(*arguments)
+    actual = torch.ops.ernie_local.decode_attention(*on_gpu)
+    assert relative_error(actual.cpu(), expected) < FLOAT16

@@ -1,0 +1,265 @@
+"""What measures a machine: units, shapes and sums, by clocks that tests turn. No real second is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ernie_local.checkpoint.uncached_file import UncachedFile
+from ernie_local.errors import DoesNotFit
+from ernie_local.kernels.ops import add_packed_experts
+from ernie_local.machine import hardware, kernels, survey
+from ernie_local.machine.disk import DiskSpeed, measure_disk, measure_small_reads, temporary_file
+from ernie_local.machine.fixed_costs import FixedCosts
+from ernie_local.machine.gpu import GPU_LINK, GPU_MEMORY, GPU_OPERATIONS, measure_gpu
+from ernie_local.machine.timing import measure_rate, summarize
+from ernie_local.planner.profile import Measurement
+from ernie_local.planner.rates import PagingCosts, Rates
+
+RATES = Rates(1e9, 1e10, 1e12, 0.0, 0.0)
+
+
+class Ticks:
+    """A clock that goes on by one second each time it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+# timing
+
+
+def test_a_rate_is_work_over_seconds_without_the_first_call() -> None:
+    seconds = iter([2.0, 4.0, 1.0])
+    calls: list[int] = []
+    now = 0.0
+
+    def run() -> None:
+        nonlocal now
+        calls.append(1)
+        now += next(seconds) if len(calls) > 1 else 100.0
+
+    assert measure_rate(run, 8.0, rounds=3, clock=lambda: now) == Measurement(4.0, 2.0, 8.0, 3)
+
+
+def test_the_spread_is_kept() -> None:
+    assert summarize([5.0, 1.0, 2.0, 4.0]) == Measurement(3.0, 1.0, 5.0, 4)
+
+
+# disk
+
+
+def test_bursts_of_pages_are_timed(tmp_path: Path) -> None:
+    pauses: list[float] = []
+    with temporary_file(tmp_path, 1 << 20) as path:
+        assert path.stat().st_size == 1 << 20
+        found = measure_disk(path, 5000, 0.0, Ticks(), pauses.append)
+    # Each burst lies between two looks at the clock: three pages, rounded up to whole blocks.
+    assert found.page_bytes == 8192
+    assert found.speed == Measurement(3 * 8192, 3 * 8192, 3 * 8192, 4)
+    assert len(pauses) == 4
+    assert not path.exists()
+
+
+def test_more_seconds_are_more_bursts(tmp_path: Path) -> None:
+    with temporary_file(tmp_path, 1 << 20) as path:
+        assert measure_disk(path, 4096, 30.0, Ticks(), lambda seconds: None).speed.rounds > 8
+
+
+def test_pages_are_spread_over_the_file_and_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, int]] = []
+    real = UncachedFile.read
+
+    def note(self: Any, offset: int, into: memoryview) -> None:
+        read.append((offset, len(into)))
+        real(self, offset, into)
+
+    monkeypatch.setattr(UncachedFile, "read", note)
+    with temporary_file(tmp_path, 1 << 20) as path:
+        measure_disk(path, 4096, 60.0, Ticks(), lambda seconds: None)
+    offsets = [offset for offset, _ in read]
+    assert {size for _, size in read} == {4096}
+    assert all(offset % 4096 == 0 and offset < 1 << 20 for offset in offsets)
+    assert len(set(offsets)) > len(offsets) // 4
+    assert max(offsets) > 3 << 18
+
+
+def test_small_reads(tmp_path: Path) -> None:
+    with temporary_file(tmp_path, 1 << 20) as path:
+        assert measure_small_reads(path, 0.0, Ticks()) == Measurement(4096.0, 4096.0, 4096.0, 4)
+
+
+def test_an_error_inside_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="mine"), temporary_file(tmp_path, 4096):
+        raise OSError("mine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DoesNotFit, match="cannot be written"), temporary_file(tmp_path / "missing"):
+        pass
+
+
+# kernels
+
+
+@pytest.fixture
+def small_kernels(monkeypatch: pytest.MonkeyPatch, native_kernels: object) -> None:
+    for name, value in {"_HIDDEN": 192, "_INNER": 64, "_DENSE_ROWS": 128, "_PROMPT_TOKENS": 40}.items():
+        monkeypatch.setattr(kernels, name, value)
+
+
+def test_each_rate_counts_what_was_passed_over(small_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = dict(kernels.measure_kernels(1 << 16, Ticks()))
+    assert list(found) == [
+        *(f"{name}_bytes_per_second" for name in ("w4", "w2", "w8", "float32", "bfloat16")),
+        kernels.PROMPT,
+        kernels.PLAIN_PROMPT,
+    ]
+    # One second a round by that clock.
+    calls = kernels._CALLS_A_ROUND
+    assert found["float32_bytes_per_second"].median == calls * 4 * 64 * 192 * 4
+    assert found["bfloat16_bytes_per_second"].median == calls * 4 * 64 * 192 * 2
+    assert found["w4_bytes_per_second"].median == calls * 6 * kernels._page_bytes("w4")
+    assert found["w4_bytes_per_second"].median > found["w2_bytes_per_second"].median
+    assert found["w8_bytes_per_second"].median > calls * 128 * 192
+    assert found[kernels.PROMPT].median == 2 * 40 * 6 * 3 * 192 * 64
+    assert found[kernels.PLAIN_PROMPT].median == 2 * 40 * 4 * 64 * 192
+
+
+def test_no_weight_is_passed_over_twice_in_a_row(
+    small_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def note(output: Any, hidden: Any, slots: Any, ids: torch.Tensor, *rest: Any) -> None:
+        if hidden.shape[0] == 1:
+            asked.append(tuple(ids.flatten().tolist()))
+        add_packed_experts(output, hidden, slots, ids, *rest)
+
+    monkeypatch.setattr(kernels, "add_packed_experts", note)
+    calls, _ = kernels._expert_calls("w4", 30 * kernels._page_bytes("w4"))
+    for call in calls:
+        call()
+    assert len(asked) == 5
+    assert sorted(sum(asked, ())) == list(range(30))
+
+
+# GPU
+
+
+def test_a_gpu_is_measured_in_bytes_and_operations() -> None:
+    found = measure_gpu(torch.device("cpu"), num_bytes=1 << 12, product_size=8, clock=Ticks())
+    assert {name: one.median for name, one in found.items()} == {
+        GPU_LINK: 1 << 12,
+        GPU_MEMORY: 1 << 12,
+        GPU_OPERATIONS: 2 * 8**3,
+    }
+
+
+# survey
+
+
+def test_the_survey_names_everything_and_takes_rates_from_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def found(value: float) -> Measurement:
+        return Measurement(value, value / 2, value * 2, 3)
+
+    read: list[Path] = []
+
+    def measure(path: Path, page_bytes: int, seconds: float) -> DiskSpeed:
+        read.append(path)
+        return DiskSpeed(found(1e9), page_bytes, True)
+
+    def measure_kernels() -> Iterator[tuple[str, Measurement]]:
+        for index, name in enumerate(("w4", "w2", "w8", "float32", "bfloat16")):
+            yield f"{name}_bytes_per_second", found(1e10 + index)
+        yield kernels.PROMPT, found(2e11)
+        yield kernels.PLAIN_PROMPT, found(1e11)
+
+    given: list[Rates] = []
+
+    def costs(directory: Path, rates: Rates) -> FixedCosts:
+        given.append(rates)
+        return FixedCosts(*(found(len(given) * value) for value in (1e-3, 1e-4, 1e-5, 1e-6)))
+
+    monkeypatch.setattr(survey, "measure_disk", measure)
+    monkeypatch.setattr(survey, "measure_small_reads", lambda path, seconds: found(1e6))
+    monkeypatch.setattr(survey, "measure_kernels", measure_kernels)
+    monkeypatch.setattr(survey, "temporary_file", lambda folder: temporary_file(folder, 1 << 20))
+    monkeypatch.setattr(survey, "write_small_packed", lambda source, directory: directory.mkdir())
+    monkeypatch.setattr(survey, "measure_fixed_costs", costs)
+    told: list[str] = []
+    surveyed = survey.survey_machine(told.append)
+    assert surveyed.rates.memory_bytes_per_second == 1e10
+    assert surveyed.rates.bytes_per_second("w2") == 1e10 + 1
+    assert surveyed.rates.operations_per_second == 2e11
+    # Of costs the least that was seen, which is half of the median here.
+    assert (surveyed.rates.token_seconds, surveyed.rates.paging) == (5e-4, PagingCosts(5e-6, 5e-7))
+    assert surveyed.plain_rates.memory_bytes_per_second == 1e10 + 3
+    assert surveyed.plain_rates.operations_per_second == 1e11
+    assert surveyed.plain_rates.layer_seconds == 1e-4
+    assert surveyed.rates.gpu is None
+    assert len(told) == 3
+    assert not read[0].exists(), "the file of its own is gone"
+    # A file that is too small for its pages is not read again and again.
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(b"x" * 4096)
+    with large.open("wb") as file:
+        file.truncate(192 << 20)
+    survey.survey_machine(told.append, small)
+    survey.survey_machine(told.append, large)
+    assert read[1] not in (small, large)
+    assert read[2] == large
+
+
+# hardware
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (
+            "processor\t: 0\nmodel name\t: Intel(R)  Core(TM) i5 \nmodel name : other\n",
+            "Intel(R) Core(TM) i5",
+        ),
+        ("model name\t:\nmodel name\t: B\x1b[1m\n", "B [1m"),
+    ],
+)
+def test_a_processor_has_a_name(tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert hardware.processor_name(tmp_path / "cpuinfo") == name
+
+
+def test_a_processor_without_a_name_has_a_kind(tmp_path: Path) -> None:
+    assert hardware.processor_name(tmp_path / "missing")
+
+
+def test_this_machine_is_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = hardware.find_hardware()
+    assert found.difference(hardware.find_hardware()) is None
+    assert found.cores >= 1
+    assert found.ram_bytes > 1 << 20
+    monkeypatch.setattr(hardware, "read_gpus", lambda: None)
+    assert hardware.find_hardware().gpu is None
+
+
+@pytest.mark.slow
+def test_the_real_survey_gives_numbers_above_zero(native_kernels: object) -> None:
+    found = survey.survey_machine(lambda what: None)
+    assert all(one.low <= one.median <= one.high for one in found.measurements.values())
+    costs: Callable[[Rates], float] = lambda rates: rates.token_seconds * rates.layer_seconds  # noqa: E731
+    assert costs(found.rates) > 0
+    assert costs(found.plain_rates) > 0
+    assert found.rates.paging is not None

@@ -1,0 +1,170 @@
+"""Decode that is recorded and replayed gives what decode gives, whatever happens in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.engine import Engine
+from ernie_local.errors import UsageError
+from ernie_local.kernels import cuda_ops, decode_ops, ops
+from ernie_local.model import ernie
+from ernie_local.model.cache_layout import CacheLayout
+from ernie_local.model.ernie import ErnieModel
+from tests.runtime import paged_models
+from tests.runtime.tape import Tape
+
+TOKENS = (60, 61, 30, 62, 45)
+
+
+def attend_token(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    cached_keys: torch.Tensor,
+    cached_values: torch.Tensor,
+    key_scales: torch.Tensor | None,
+    value_scales: torch.Tensor | None,
+    length: torch.Tensor,
+) -> torch.Tensor:
+    """As the GPU's kernel, by torch: how far it looks and where it writes is in a tensor."""
+    assert key_scales is None
+    assert value_scales is None
+    turned = []
+    for states in (queries.float(), keys.float()):
+        even, odd = states[:, 0::2], states[:, 1::2]
+        pairs = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1)
+        turned.append(pairs.flatten(-2))
+    cached_keys.index_copy_(1, length, turned[1].to(cached_keys.dtype)[:, None])
+    cached_values.index_copy_(1, length, values.to(cached_values.dtype)[:, None])
+    grouped = turned[0].view(len(keys), -1, queries.shape[-1])  # (kv_heads, group, head_dim)
+    scores = grouped @ cached_keys.float().mT / queries.shape[-1] ** 0.5  # (kv_heads, group, capacity)
+    is_hidden = torch.arange(cached_keys.shape[1]) > length
+    attended: torch.Tensor = scores.masked_fill(is_hidden, -torch.inf).softmax(-1) @ cached_values.float()
+    return attended.reshape(queries.shape)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token attends by a kernel, and torch sees every call."""
+    monkeypatch.setattr(ernie, "_attends_by_kernel", lambda device, kv_dtype: kv_dtype != torch.float32)
+    monkeypatch.setattr(cuda_ops, "attend_token", attend_token)
+    for module in (ops, decode_ops):
+        monkeypatch.setattr(module, "needs_no_dispatch", lambda tensor: False)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return paged_models.packed_nano(tmp_path_factory.mktemp("packed"))
+
+
+@pytest.fixture(params=["plain", "packed", "paged"])
+def model(request: pytest.FixtureRequest, packed: Path) -> ErnieModel:
+    if request.param == "plain":
+        return paged_models.build(NANO_DIRECTORY, None)
+    needed = paged_models.plan_of(packed).least_bytes * 2 if request.param == "paged" else None
+    return paged_models.build(packed, needed)
+
+
+def engines(model: ErnieModel) -> tuple[Engine, Engine, Tape]:
+    """One without graphs, one with."""
+    tape = Tape()
+    plain = Engine(model, 128, torch.bfloat16)
+    model.recorder = tape
+    graphed = Engine(model, 128, torch.bfloat16)
+    model.recorder = None
+    return plain, graphed, tape
+
+
+def assert_same(plain: Engine, graphed: Engine, tokens: Sequence[int] = TOKENS) -> None:
+    for token in tokens:
+        torch.testing.assert_close(graphed.decode(token), plain.decode(token), rtol=1e-4, atol=1e-4)
+
+
+def num_pieces(model: ErnieModel) -> int:
+    return sum(model.config.text.moe_layers) + 1
+
+
+def test_every_token_is_that_of_decode(model: ErnieModel) -> None:
+    plain, graphed, tape = engines(model)
+    for engine in (plain, graphed):
+        engine.prefill([20, 21, 22])
+    assert_same(plain, graphed)
+    assert tape.num_recorded == num_pieces(model)
+    # Another turn, a token of an image on its own, which no graph runs, and a point to go back to.
+    mark = graphed.mark()
+    for engine in (plain, graphed):
+        engine.prefill([23, 24])
+    assert_same(plain, graphed, [70, model.config.media.image_start, 71])
+    for engine in (plain, graphed):
+        engine.rewind(mark)
+    assert_same(plain, graphed)
+    assert tape.num_recorded == num_pieces(model)
+
+
+def test_engines_do_not_share_graphs(packed: Path) -> None:
+    model = paged_models.build(packed, None)
+    plain, graphed, _ = engines(model)
+    other_plain, other, _ = engines(model)
+    for engine, prompt in ((plain, 20), (graphed, 20), (other_plain, 40), (other, 40)):
+        engine.prefill([prompt, prompt + 1])
+    for token in TOKENS:
+        assert_same(plain, graphed, [token])
+        assert_same(other_plain, other, [token + 1])
+
+
+def test_a_cache_that_moved_is_recorded_anew(packed: Path) -> None:
+    model = paged_models.build(packed, None)
+    plain, graphed, tape = engines(model)
+    for engine in (plain, graphed):
+        engine.prefill([20, 21])
+    assert_same(plain, graphed)
+    cache = graphed._cache
+    cache._move_to(CacheLayout.allocate(model.config.text, 256, torch.bfloat16, torch.device("cpu")))
+    assert_same(plain, graphed)
+    assert tape.num_recorded == 2 * num_pieces(model)
+
+
+def test_an_interrupted_recording_goes_on(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = paged_models.build(packed, None)
+    plain, graphed, tape = engines(model)
+    for engine in (plain, graphed):
+        engine.prefill([20, 21])
+    compute, calls = model.experts.compute, []
+
+    def interrupt(*arguments: object) -> torch.Tensor:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return compute(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model.experts, "compute", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        graphed.decode(60)
+    assert graphed.length == 2
+    assert_same(plain, graphed)
+    assert tape.num_recorded == num_pieces(model)
+
+
+def test_a_cache_without_a_kernel_is_refused(packed: Path) -> None:
+    model = paged_models.build(packed, None)
+    model.recorder = Tape()
+    with pytest.raises(UsageError, match=r"a KV cache in torch\.float32 with cuda_graphs on"):
+        Engine(model, 64, torch.float32)
+
+
+def test_routes_are_told_of_replayed_tokens_too(packed: Path) -> None:
+    model = paged_models.build(packed, None)
+    told: dict[str, list[list[int]]] = {"plain": [], "graphed": []}
+    plain, graphed, _ = engines(model)
+    for name, engine in (("plain", plain), ("graphed", graphed)):
+        engine.on_route = lambda layer, bank, ids, weights, rows, name=name: told[name].append(ids.tolist())
+        for token in TOKENS:
+            engine.decode(token)
+    assert told["plain"] == told["graphed"]
