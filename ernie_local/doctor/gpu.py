@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ernie_local.doctor.finding import Finding
-from ernie_local.kernels.triton_path import LEAST_CAPABILITY
+from ernie_local.kernels.gpu import LEAST_CAPABILITY
 from ernie_local.machine.nvidia_smi import GpuReport
 from ernie_local.sizes import format_bytes
 

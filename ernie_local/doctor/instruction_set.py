@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ernie_local.doctor.finding import Finding
-from ernie_local.kernels.instruction_sets import InstructionSet, known_instruction_sets
-from ernie_local.kernels.native import native_module
+from ernie_local.kernels.native import InstructionSet, known_instruction_sets, native_module
 
 NAME = "cpu"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from ernie_local.doctor.finding import Finding
-from ernie_local.kernels.nf4_kernels import nf4_package_absence
+from ernie_local.kernels.nf4 import nf4_package_absence
 from ernie_local.machine.nvidia_smi import GpuReport
 
 NAME = "nf4"

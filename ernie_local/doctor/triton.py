@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from ernie_local.doctor.finding import Finding
-from ernie_local.kernels.triton_path import LEAST_CAPABILITY, triton_absence
+from ernie_local.kernels.gpu import LEAST_CAPABILITY, triton_absence
 from ernie_local.machine.nvidia_smi import GpuReport
 
 NAME = "triton"

@@ -13,14 +13,16 @@ import torch
 from ernie_local.experts.device import Event
 from ernie_local.experts.page_lock import PageLock, lock_by_system, lock_pages, pin_by_cuda, unpin_by_cuda
 from ernie_local.experts.page_memory import PageMemory
-from ernie_local.kernels.send import send
+from ernie_local.kernels.memory import send
 
 
 class CudaDevice:
     """A GPU. What is computed goes through the stream that is current when it is made."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, kernels: str = "auto") -> None:
+        """kernels: what computes packed weights there, one of kernels.arguments.GpuKernels."""
         self.device = device
+        self.kernels = kernels
         self._computing = torch.cuda.current_stream(device)
         self._copying = torch.cuda.Stream(device)
 

@@ -47,7 +47,12 @@ class Device(Protocol):
 
 
 class Gpu(Device, Protocol):
-    """A device with a memory of its own, and a second stream in which pages are copied there, in order."""
+    """A device with a memory of its own, and a second stream in which pages are copied there, in order.
+
+    kernels: what computes packed weights there, one of kernels.arguments.GpuKernels.
+    """
+
+    kernels: str
 
     def lock(self, memory: PageMemory) -> PageLock:
         """Let it copy from this memory of the host as fast as it can, from now on; what could be had."""

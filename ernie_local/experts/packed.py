@@ -1,14 +1,14 @@
-"""Routed experts whose packed pages all lie in memory, one tensor of slots per (layer, bank).
-
-Knows nothing of routing, of files or of paging; the operators know the formats.
-"""
+"""Keeps routed experts' packed pages in memory, one tensor of slots per (layer, bank), and computes them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
-from ernie_local.experts.page_math import PageMath, RoutedTokens
-from ernie_local.kernels.ops import packed_experts
+from ernie_local.experts.page_math import PageMath
+from ernie_local.kernels.arguments import ExpertsCall
+from ernie_local.kernels.experts import packed_experts
 from ernie_local.model.moe import Bank, TokenRows
 
 
@@ -17,10 +17,14 @@ class PackedExperts:
 
     takes_shared_page = True
 
-    def __init__(self, banks: dict[tuple[int, Bank], torch.Tensor], gpu_math: PageMath | None = None) -> None:
+    def __init__(
+        self,
+        banks: dict[tuple[int, Bank], torch.Tensor],
+        gpu_math: Mapping[tuple[int, Bank], PageMath] | None = None,
+    ) -> None:
         """banks: (experts, slot bytes) uint8 for every (layer, bank); pages may be of different formats.
 
-        gpu_math: what computes where they lie on a GPU; None on the processor.
+        gpu_math: what computes each of them where they lie on a GPU; None on the processor.
         """
         self.banks = banks
         self._gpu_math = gpu_math
@@ -50,9 +54,9 @@ class PackedExperts:
     ) -> torch.Tensor:
         """See ExpertProvider.compute."""
         slots = self.banks[layer_id, bank]
+        call = ExpertsCall(hidden, slots, expert_ids, expert_weights, shared_page)
         if self._gpu_math is None:
-            return packed_experts(hidden, slots, expert_ids, expert_weights, shared_page)
+            return packed_experts(call)
         output = torch.zeros_like(hidden, dtype=torch.float32)
-        tokens = RoutedTokens(layer_id, bank, hidden, expert_ids, expert_weights)
-        self._gpu_math.add(output, slots, tokens, None, shared_page)
+        self._gpu_math[layer_id, bank].add(output, call)
         return output.to(hidden.dtype)

@@ -39,7 +39,7 @@ class PageLevel:
         self,
         cache: PageCache,
         memory: Memory,
-        math: Mapping[Bank, PageMath],
+        math: Mapping[tuple[int, Bank], PageMath],
         page_bytes: Mapping[ExpertKey, int],
         device: Device = HOST,
     ) -> None:
@@ -76,7 +76,8 @@ class PageLevel:
     ) -> None:
         """Add to each token's row its experts: `among`, all there and none small. See PageMath.add."""
         places = self._places.all(tokens.layer_id, tokens.bank)
-        self._math[tokens.bank].add(output, self.memory.units, tokens, places, shared_page)
+        call = tokens.by_pages(self.memory.units, places, shared_page)
+        self._math[tokens.layer_id, tokens.bank].add(output, call)
         self._note_use(among)
 
     def add_some(
@@ -88,7 +89,8 @@ class PageLevel:
     ) -> None:
         """As `add`, those of each token's experts that are among these, by these pages, which are there."""
         places = self._places.some(tokens.layer_id, tokens.bank, among)
-        self._math[tokens.bank].add(output, self.memory.units, tokens, places, shared_page)
+        call = tokens.by_pages(self.memory.units, places, shared_page)
+        self._math[tokens.layer_id, tokens.bank].add(output, call)
         self._note_use(among)
 
     def use_frames(self, num_frames: int) -> None:

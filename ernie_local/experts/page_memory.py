@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import sys
 
-from ernie_local.kernels.huge_pages import map_bytes
+from ernie_local.kernels.memory import map_bytes
 
 UNIT_BYTES = 4096  # pages begin at multiples of it
 

@@ -13,7 +13,7 @@ import torch
 from ernie_local.checkpoint.names import Bank
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.page_memory import UNIT_BYTES
-from ernie_local.kernels.checks import ABSENT_SLOT
+from ernie_local.kernels.arguments import ABSENT_SLOT
 
 _Table = tuple[int, Bank, bool]
 

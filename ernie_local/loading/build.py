@@ -7,7 +7,6 @@ packed: their layers take the places of the plain ones.
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import torch
 from accelerate import init_empty_weights
@@ -22,7 +21,8 @@ from ernie_local.experts.device import Gpu
 from ernie_local.experts.packed import PackedExperts
 from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.resident import ResidentExperts
-from ernie_local.kernels.huge_pages import empty_bytes
+from ernie_local.kernels.arguments import PackedMatrix
+from ernie_local.kernels.memory import empty_bytes
 from ernie_local.loading.expert_math import gpu_math
 from ernie_local.loading.packed_memory import PackedMemory
 from ernie_local.loading.paging import page_experts
@@ -30,7 +30,6 @@ from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.moe import BANKS, Bank
-from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedEmbedding, PackedGatedMLP, PackedLinear
 from ernie_local.model.router import Router
 from ernie_local.packing.checks import check_page, check_scales
@@ -67,10 +66,12 @@ def build_model(
     for them, or a GPU that has less memory than it said.
     """
     packed = PackedTensors(config)
-    _prepare_device(packed, device)
+    _check_device(packed, device)
+    is_packed = config.quantization is not None
+    kernels = "auto" if gpu is None else gpu.kernels
     with init_empty_weights(include_buffers=True):
-        model = ErnieModel(config, PackedExperts({}))
-    _place_packed_layers(model, checkpoint, packed, config.quantization, dtype, device)
+        model = ErnieModel(config, PackedExperts({}), is_packed, kernels)
+    _place_packed_layers(model, checkpoint, packed, config.quantization, dtype, device, kernels=kernels)
     _fill_parameters(model, checkpoint, "", dtype, device)
     # Behind all else: experts can do with less, if a GPU turns out to be smaller than it said.
     if placement is not None and placement.paged_bytes is not None:
@@ -79,7 +80,7 @@ def build_model(
         if paged.options.looks_ahead:
             paged.look_ahead_by(model.text_routers())
     elif config.quantization is not None and config.quantization.experts:
-        on_gpu = None if device.type == "cpu" else gpu_math(config, device)
+        on_gpu = None if device.type == "cpu" else gpu_math(config, device, kernels)
         model.experts = PackedExperts(_read_banks(checkpoint, config, packed, device), on_gpu)
     else:
         resident = ResidentExperts(config.text, dtype, device)
@@ -91,8 +92,11 @@ def build_model(
 def build_embedder(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
     """Embedding, vision tower and resampler, what comes before layers: on the CPU, in float32 or packed."""
     text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=(), tie_word_embeddings=True)
+    is_packed = config.quantization is not None
     with init_empty_weights(include_buffers=True):
-        model = ErnieModel(dataclasses.replace(config, text=text, quantization=None), PackedExperts({}))
+        model = ErnieModel(
+            dataclasses.replace(config, text=text, quantization=None), PackedExperts({}), is_packed
+        )
     if config.quantization is not None:
         matrices = {
             name: format_name
@@ -109,7 +113,7 @@ def build_layer(checkpoint: Checkpoint, config: ModelConfig, layer_id: int) -> D
     """One layer without its routed experts, on the CPU in float32 or packed. Its cache has no other layer."""
     prefix = f"layers.{layer_id}."
     with init_empty_weights(include_buffers=True):
-        layer = DecoderLayer(config.text, layer_id)
+        layer = DecoderLayer(config.text, layer_id, config.quantization is not None)
     packed = PackedTensors(config)
     _place_packed_layers(layer, checkpoint, packed, config.quantization, torch.float32, _HOST, prefix)
     _fill_parameters(layer, checkpoint, prefix, torch.float32, torch.device("cpu"))
@@ -126,11 +130,14 @@ def build_head(
     """
     names = ("lm_head", "embed_tokens") if config.text.tie_word_embeddings else ("lm_head",)
     text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=())
+    is_packed = config.quantization is not None
     with init_empty_weights(include_buffers=True):
-        model = ErnieModel(dataclasses.replace(config, text=text, quantization=None), PackedExperts({}))
+        model = ErnieModel(
+            dataclasses.replace(config, text=text, quantization=None), PackedExperts({}), is_packed
+        )
     if config.quantization is not None:
         packed = PackedTensors(config)
-        _prepare_device(packed, device)
+        _check_device(packed, device)
         formats = config.quantization.matrices
         matrices = {name: formats[name] for name in names if name in formats}
         tables = dataclasses.replace(config.quantization, matrices=matrices, gated_mlps={})
@@ -154,7 +161,7 @@ def _fill_parameters(
             setattr(module, own_name, nn.Parameter(filled, requires_grad=False))
 
 
-def _prepare_device(packed: PackedTensors, device: torch.device) -> None:
+def _check_device(packed: PackedTensors, device: torch.device) -> None:
     if not packed.shapes or device.type == "cpu":
         return
     if device.type != "cuda":
@@ -163,8 +170,6 @@ def _prepare_device(packed: PackedTensors, device: torch.device) -> None:
             "there is no code for packed weights on another device",
             'load with device="cpu"',
         )
-    # The operators of packed weights on a GPU.
-    import ernie_local.kernels.cuda_ops  # noqa: F401
 
 
 def _fill_experts(checkpoint: Checkpoint, config: ModelConfig, experts: ResidentExperts) -> None:
@@ -205,13 +210,11 @@ def _place_packed_layers(
     dtype: torch.dtype,
     device: torch.device,
     prefix: str = "",
+    kernels: str = "auto",
 ) -> None:
     """Of what `tables` names, all that begins with `prefix`, which `model` itself is called."""
     if tables is None:
         return
-    for module in model.modules():
-        if isinstance(module, RMSNorm):
-            module.most_native_tokens = sys.maxsize
     gated_mlps = {name: value for name, value in tables.gated_mlps.items() if name.startswith(prefix)}
     matrices = {name: value for name, value in tables.matrices.items() if name.startswith(prefix)}
     names = [f"{name}.{value}" for name, value in (gated_mlps | matrices).items()]
@@ -220,27 +223,27 @@ def _place_packed_layers(
         page = memory.read(f"{name}.{page_format}")
         layout = packed.gated_mlp_layout(name)
         check_page(page[0], layout, f"the page of {name}")
-        model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(memory.keep(page), layout))
+        model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(memory.keep(page), layout, kernels))
     for name, format_name in matrices.items():
         rows, columns = packed.matrix_shape(name)
         low_bit = known_format(format_name)
         read = memory.read(f"{name}.{format_name}")
         check_scales(read, low_bit, columns, name)
-        matrix = memory.keep(read)
+        matrix = PackedMatrix(memory.keep(read), format_name, rows, kernels)
         parent, _, own = name.removeprefix(prefix).rpartition(".")
         if name == "embed_tokens":
-            model.set_submodule(own, PackedEmbedding(matrix, format_name, rows, columns, dtype))
+            model.set_submodule(own, PackedEmbedding(matrix, columns, dtype))
         elif own == QKV:
             attention = model.get_submodule(parent)
             assert isinstance(attention, SelfAttention), name
-            attention.pack_qkv(PackedLinear(matrix, format_name, rows))
+            attention.pack_qkv(PackedLinear(matrix))
         else:
             bias = None
             if f"{name}.bias" in checkpoint:
                 bias = torch.empty(rows, dtype=dtype, device=device)
                 _read_into(checkpoint, f"{name}.bias", bias)
             # The head of a tied model has no place until now, so set_submodule would not find it.
-            setattr(model.get_submodule(parent), own, PackedLinear(matrix, format_name, rows, bias))
+            setattr(model.get_submodule(parent), own, PackedLinear(matrix, bias))
 
 
 def _read_into(checkpoint: Checkpoint, name: str, target: torch.Tensor) -> None:

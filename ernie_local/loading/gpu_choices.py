@@ -1,7 +1,4 @@
-"""What a caller may choose about computing on a GPU, checked: its kernels, and CUDA graphs.
-
-Owns which choices go together. The processor has none of them.
-"""
+"""Checks what a caller chose about computing on a GPU: its kernels, and CUDA graphs. A CPU has neither."""
 
 from __future__ import annotations
 
@@ -12,8 +9,10 @@ import torch
 
 from ernie_local.config import ModelConfig
 from ernie_local.errors import DoesNotFit, UsageError
-from ernie_local.kernels.gpu_kernels import CHOICE, GpuKernels
-from ernie_local.kernels.graph_recorder import CudaGraphs
+from ernie_local.kernels.arguments import GpuKernels
+from ernie_local.kernels.attention import gpu_attends
+from ernie_local.kernels.gpu import check_gpu_kernels
+from ernie_local.kernels.graphs import CudaGraphRecorder
 from ernie_local.loading.expert_math import check_triton_formats
 from ernie_local.model.ernie import ErnieModel
 
@@ -22,7 +21,7 @@ CudaGraphsChoice = Literal["auto", "on", "off"]
 
 @dataclass(frozen=True, slots=True)
 class GpuChoices:
-    """kernels: see GpuKernelsChoice. graphs: auto is off, as nobody has measured yet where they help."""
+    """The choices. graphs: auto is off, as it has not been measured yet where they help."""
 
     kernels: GpuKernels
     graphs: CudaGraphsChoice
@@ -46,28 +45,24 @@ class GpuChoices:
             raise UsageError(
                 f"gpu_kernels {kernels} and cuda_graphs {graphs} with device cpu",
                 "the processor has kernels of its own and no graphs; these are a GPU's",
-                'use device="cuda", or leave both away',
+                'use device="cuda", or leave both at auto',
             )
         return GpuChoices(kernels, graphs)  # type: ignore[arg-type]
 
-    def apply(self, config: ModelConfig, device: torch.device, kv_dtype: torch.dtype) -> None:
-        """To what is loaded on this GPU from now on. DoesNotFit for what was asked for and cannot be."""
-        from ernie_local.kernels.cuda_ops import check_gpu_kernels, gpu_attends
-
-        CHOICE.choose(self.kernels)
-        if CHOICE.is_triton_forced:
+    def check(self, config: ModelConfig, device: torch.device, kv_dtype: torch.dtype) -> None:
+        """Raise DoesNotFit for what this GPU cannot do; warn where auto finds no kernels."""
+        if self.kernels == "triton":
             check_triton_formats(config)
-        if CHOICE.is_triton_forced or config.quantization is not None:
-            check_gpu_kernels(device)
-        if self.graphs == "on" and not gpu_attends(device, kv_dtype):
+        if self.kernels == "triton" or config.quantization is not None:
+            check_gpu_kernels(device, self.kernels)
+        if self.graphs == "on" and not gpu_attends(device, kv_dtype, self.kernels):
             raise DoesNotFit(
                 f"cuda_graphs on, but there is no attention kernel on {device} for a cache in {kv_dtype}",
                 "a graph has every step at fixed places, and only Triton's kernel has: over int8, float16, "
                 "and bfloat16 from compute capability 8.0 on",
-                "kv_dtype int8 or float16 with Triton's kernels, or leave cuda_graphs away",
+                "kv_dtype int8 or float16 with Triton's kernels, or leave cuda_graphs at auto",
             )
 
     def keep(self, network: ErnieModel) -> None:
-        """For this model, which lies on the GPU, as long as it lives."""
-        CHOICE.hold(network)
-        network.recorder = CudaGraphs(network.device) if self.graphs == "on" else None
+        """Let this model, which lies on the GPU, record its decode if that was asked for."""
+        network.recorder = CudaGraphRecorder(network.device) if self.graphs == "on" else None

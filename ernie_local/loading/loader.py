@@ -67,13 +67,13 @@ def load(
     if kv_dtype is None and config.quantization is not None:
         cache_dtype = torch.bfloat16  # what the model was trained in; its weights have fewer bits
     tokens = config.text.default_context_size if context_size is None else context_size
-    demand = Demand(torch_device, weight_dtype, cache_dtype, tokens, chunk_tokens)
+    demand = Demand(torch_device, weight_dtype, cache_dtype, tokens, chunk_tokens, choices.kernels)
     if demand.is_on_gpu:
-        choices.apply(config, torch_device, cache_dtype)
+        choices.check(config, torch_device, cache_dtype)
     with open_checkpoint(directory, config) as checkpoint:
         need = count_need(checkpoint, directory, config, demand, limits, paging)
         placement = place(need, config, demand, limits, paging)
-        gpu = None if torch_device.type == "cpu" else CudaDevice(torch_device)
+        gpu = None if torch_device.type == "cpu" else CudaDevice(torch_device, choices.kernels)
         network = build_model(checkpoint, config, weight_dtype, torch_device, placement, paging, gpu)
         if demand.is_on_gpu:
             choices.keep(network)

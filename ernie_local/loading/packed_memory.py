@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.kernels.huge_pages import empty_bytes
+from ernie_local.kernels.memory import empty_bytes
 
 _ALIGNMENT = 64  # where tensors begin: a line of the processor's cache
 

@@ -112,7 +112,7 @@ def page_experts(
     # The allocation is of whole frames, the cache is not.
     least = plan.frame_bytes * (plan.least_frames + -(-cache_bytes // plan.frame_bytes))
     memory = allocate_pages(gpu, wanted, least, placement.gpu_room_bytes, plan.frame_bytes)
-    computing_there = expert_math(checkpoint, config, memory.bytes.device)
+    computing_there = expert_math(checkpoint, config, memory.bytes.device, gpu.kernels)
     upper = PageLevel(plan.build(memory.num_bytes), memory, computing_there, sizes, gpu)
     assert isinstance(level.memory, PageMemory)
     page_lock = gpu.lock(level.memory)
@@ -121,7 +121,10 @@ def page_experts(
 
 
 def _build_level(
-    plan: PagingPlan, num_bytes: int, computing: Mapping[Bank, PageMath], page_bytes: Mapping[ExpertKey, int]
+    plan: PagingPlan,
+    num_bytes: int,
+    computing: Mapping[tuple[int, Bank], PageMath],
+    page_bytes: Mapping[ExpertKey, int],
 ) -> PageLevel:
     """In memory of the processor."""
     cache = plan.build(num_bytes)

@@ -45,6 +45,7 @@ class Demand:
     kv_dtype: torch.dtype
     context_size: int
     chunk_tokens: int | None
+    gpu_kernels: str = "auto"
 
     @property
     def is_on_gpu(self) -> bool:
@@ -88,7 +89,7 @@ def place(
         gpu_free = torch.cuda.mem_get_info(demand.device)[0]
         gpu_limits = GpuLimits(gpu_free, limits.vram, limits.ram, limits.reserve)
         # Needed as long as weights are, and nobody else may have it.
-        unpacking = unpacking_room(config, demand.device)
+        unpacking = unpacking_room(config, demand.device, demand.gpu_kernels)
         need = dataclasses.replace(need, dense_bytes=need.dense_bytes + unpacking)
         return place_beside_gpu(need, config, room_bytes, gpu_limits, chunk_tokens)
     if limits.vram is None:

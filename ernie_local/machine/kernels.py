@@ -12,8 +12,10 @@ from itertools import cycle
 import torch
 from torch.nn import functional
 
-from ernie_local.kernels.huge_pages import empty_bytes
-from ernie_local.kernels.ops import add_packed_experts, packed_linear
+from ernie_local.kernels.arguments import ExpertsCall, PackedMatrix
+from ernie_local.kernels.experts import add_packed_experts
+from ernie_local.kernels.linear import packed_linear
+from ernie_local.kernels.memory import empty_bytes
 from ernie_local.machine.random_weights import RandomWeights
 from ernie_local.machine.timing import Clock, measure_rate
 from ernie_local.packing import PageLayout, find_format
@@ -76,7 +78,7 @@ def _expert_calls(format_name: str, memory_bytes: int) -> _Calls:
 
     def call(first: int) -> Callable[[], object]:
         ids = torch.arange(first, first + _TOP_K).view(1, _TOP_K)
-        return lambda: add_packed_experts(output, hidden, slots, ids, weights, None, places)
+        return lambda: add_packed_experts(output, ExpertsCall(hidden, slots, ids, weights, None, places))
 
     return [call(first) for first in range(0, len(slots), _TOP_K)], _TOP_K * slots.shape[1]
 
@@ -90,7 +92,7 @@ def _dense_calls(format_name: str, memory_bytes: int) -> _Calls:
     hidden = torch.randn(1, _HIDDEN)
 
     def call(matrix: torch.Tensor) -> Callable[[], object]:
-        return lambda: packed_linear(hidden, matrix, format_name, _DENSE_ROWS)
+        return lambda: packed_linear(hidden, PackedMatrix(matrix, format_name, _DENSE_ROWS))
 
     return [call(matrix) for matrix in memory], num_bytes
 
@@ -117,7 +119,7 @@ def _prompt_rate(clock: Clock) -> Measurement:
     operations = 2 * _PROMPT_TOKENS * _TOP_K * 3 * _HIDDEN * _INNER
     with torch.inference_mode():
         return measure_rate(
-            lambda: add_packed_experts(output, hidden, slots, ids, weights, None, places),
+            lambda: add_packed_experts(output, ExpertsCall(hidden, slots, ids, weights, None, places)),
             operations,
             clock=clock,
         )

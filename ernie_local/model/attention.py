@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from ernie_local.config import TextConfig
-from ernie_local.kernels.decode_ops import decode_attention, suits_decode_ops
-from ernie_local.kernels.packed_attention import packed_attention
+from ernie_local.kernels.arguments import AttentionStep, NewToken
+from ernie_local.kernels.attention import attend_token, decode_attention, packed_attention
+from ernie_local.kernels.operators import suits_decode_ops
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedLinear
@@ -113,20 +114,9 @@ class SelfAttention(nn.Module):
         qkv, o = self.qkv_proj, self.o_proj
         assert qkv is not None
         assert isinstance(o, PackedLinear)
-        return packed_attention(
-            hidden,
-            norm.weight,
-            norm.eps,
-            qkv.packed,
-            qkv.format_name,
-            o.packed,
-            o.format_name,
-            self.num_heads,
-            cosines,
-            sines,
-            *cache.storage(self.layer_id),
-            cache.length,
-        )
+        weights = (norm.weight, norm.eps, qkv.packed, qkv.format_name, o.packed, o.format_name)
+        one = AttentionStep(hidden, *weights, self.num_heads, cosines, sines)
+        return packed_attention(one, cache.storage(self.layer_id), cache.length)
 
     def on_gpu(
         self,
@@ -137,11 +127,9 @@ class SelfAttention(nn.Module):
         length: torch.Tensor,
     ) -> torch.Tensor:
         """`forward` of one token by the GPU's kernel, where `gpu_attends`. length: (1,) int64."""
-        from ernie_local.kernels.cuda_ops import attend_token
-
         queries, keys, values = self._project(hidden)
-        new_token = (queries[0], keys[0], values[0], cosines[0], sines[0])
-        attended = attend_token(*new_token, *cache.storage(self.layer_id), length)  # (heads, head_dim)
+        new_token = NewToken(queries[0], keys[0], values[0], cosines[0], sines[0])
+        attended = attend_token(new_token, cache.storage(self.layer_id), length)  # (heads, head_dim)
         output: torch.Tensor = self.o_proj(attended.view(1, -1).to(hidden.dtype))  # (1, heads * head_dim)
         return output
 
@@ -167,9 +155,8 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor:
         """`forward` of one token, with all between the projections in one operator."""
         queries, keys, values = self._project(hidden)
-        attended = decode_attention(
-            queries[0], keys[0], values[0], cosines[0], sines[0], *cache.storage(self.layer_id), cache.length
-        )
+        new_token = NewToken(queries[0], keys[0], values[0], cosines[0], sines[0])
+        attended = decode_attention(new_token, cache.storage(self.layer_id), cache.length)
         output: torch.Tensor = self.o_proj(attended.view(1, -1))  # (1, heads * head_dim)
         return output
 

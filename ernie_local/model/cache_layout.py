@@ -7,24 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from ernie_local.config import TextConfig
-from ernie_local.kernels.huge_pages import empty_bytes
-
-
-class LayerStorage(NamedTuple):
-    """One layer's rows, lent to be read and written in place: (kv_heads, capacity, head_dim) each.
-
-    Scales, (kv_heads, capacity, 1), only with int8.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    key_scales: torch.Tensor | None
-    value_scales: torch.Tensor | None
+from ernie_local.kernels.arguments import LayerStorage
+from ernie_local.kernels.memory import empty_bytes
 
 
 @dataclass(frozen=True, slots=True)

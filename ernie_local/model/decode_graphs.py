@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ernie_local.kernels.graph_recorder import Recorded, Recorder
+from ernie_local.kernels.graphs import Recorded, Recorder
 from ernie_local.model.cache_layout import LayerStorage
 from ernie_local.model.decoder import DecoderLayer, Step
 from ernie_local.model.norms import RMSNorm

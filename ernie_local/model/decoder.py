@@ -40,11 +40,12 @@ class Step:
 class DecoderLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), where the MLP is dense or a mixture of experts."""
 
-    def __init__(self, config: TextConfig, layer_id: int) -> None:
+    def __init__(self, config: TextConfig, layer_id: int, is_packed: bool = False) -> None:
+        """is_packed: as for RMSNorm."""
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, is_packed)
         self.self_attn = SelfAttention(config, layer_id)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, is_packed)
         self.moe: MoEBlock | None = None
         self.mlp: GatedMLP | PackedGatedMLP | None = None
         if config.moe_layers[layer_id]:

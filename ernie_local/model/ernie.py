@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError
-from ernie_local.kernels.graph_recorder import Recorder
+from ernie_local.kernels.attention import gpu_attends
+from ernie_local.kernels.graphs import Recorder
 from ernie_local.media.patches import Patches
 from ernie_local.model.attention import causal_blocks
 from ernie_local.model.decode_graphs import DecodeGraphs
@@ -35,18 +36,26 @@ from ernie_local.model.vision import VisionTower
 class ErnieModel(nn.Module):
     """ERNIE-4.5-VL for one sequence; the state of the sequence is the KVCache that the caller keeps."""
 
-    def __init__(self, config: ModelConfig, experts: ExpertProvider) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        experts: ExpertProvider,
+        is_packed: bool = False,
+        gpu_kernels: str = "auto",
+    ) -> None:
+        """is_packed: whether layers will be packed (see RMSNorm); gpu_kernels: what attends on a GPU."""
         super().__init__()
+        self._gpu_kernels = gpu_kernels
         self.config = config
         self.experts = experts
         text = config.text
         self.embed_tokens: Embedding | PackedEmbedding = Embedding(text.vocab_size, text.hidden_size)
         self.vision = VisionTower(config.vision)
-        self.resampler = Resampler(config)
+        self.resampler = Resampler(config, is_packed)
         self.layers = nn.ModuleList(
-            DecoderLayer(text, layer_id) for layer_id in range(text.num_hidden_layers)
+            DecoderLayer(text, layer_id, is_packed) for layer_id in range(text.num_hidden_layers)
         )
-        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps, is_packed)
         # None where the embedding is the head as well.
         self.lm_head: Linear | PackedLinear | None = None
         if not text.tie_word_embeddings:
@@ -90,7 +99,7 @@ class ErnieModel(nn.Module):
         """
         if self.recorder is None:
             return None
-        if not _attends_by_kernel(self.device, kv_dtype):
+        if not gpu_attends(self.device, kv_dtype, self._gpu_kernels):
             raise UsageError(
                 f"a KV cache in {kv_dtype} with cuda_graphs on",
                 f"there is no attention kernel for it on {self.device}, and without one nothing is recorded",
@@ -132,7 +141,7 @@ class ErnieModel(nn.Module):
             cache=cache,
             experts=self.experts,
             on_route=on_route,
-            length=_length_on_gpu(cache, num_tokens, hidden.device),
+            length=self._length_on_gpu(cache, num_tokens, hidden.device),
         )
         normed: torch.Tensor
         if graphs is not None and num_tokens == 1 and rows.vision is None:
@@ -144,6 +153,12 @@ class ErnieModel(nn.Module):
         cache.advance(num_tokens)
         return normed
 
+    def _length_on_gpu(self, cache: KVCache, num_tokens: int, device: torch.device) -> torch.Tensor | None:
+        """See Step.length."""
+        if num_tokens > 1 or not gpu_attends(device, cache.dtype, self._gpu_kernels):
+            return None
+        return torch.full((1,), cache.length, device=device)  # a copy from the host would wait
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: (tokens, hidden_size) from `forward` -> (tokens, vocab_size) float32."""
         if self.lm_head is not None:
@@ -153,21 +168,6 @@ class ErnieModel(nn.Module):
         else:
             scores = functional.linear(hidden, self.embed_tokens.weight)
         return scores.float()
-
-
-def _length_on_gpu(cache: KVCache, num_tokens: int, device: torch.device) -> torch.Tensor | None:
-    """See Step.length."""
-    if num_tokens > 1 or not _attends_by_kernel(device, cache.dtype):
-        return None
-    return torch.full((1,), cache.length, device=device)  # a copy from the host would wait
-
-
-def _attends_by_kernel(device: torch.device, kv_dtype: torch.dtype) -> bool:
-    if device.type == "cpu":
-        return False
-    from ernie_local.kernels.cuda_ops import gpu_attends
-
-    return gpu_attends(device, kv_dtype)
 
 
 def _groups(images: Sequence[Patches]) -> list[list[Patches]]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ernie_local.config import TextConfig
-from ernie_local.kernels.send import send
+from ernie_local.kernels.memory import send
 from ernie_local.model.kv_cache import CacheMemory
 from ernie_local.model.mlp import GatedMLP
 from ernie_local.model.packed_linear import PackedGatedMLP

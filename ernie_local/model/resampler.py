@@ -35,7 +35,8 @@ class MergeLayer(nn.Module):
 class Resampler(nn.Module):
     """Spatial merge, temporal merge, projection and RMSNorm."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, is_packed: bool = False) -> None:
+        """is_packed: as for RMSNorm."""
         super().__init__()
         self.window = config.vision.spatial_merge_size**2
         window_size = config.vision.hidden_size * self.window
@@ -43,7 +44,7 @@ class Resampler(nn.Module):
         self.spatial = MergeLayer(window_size, window_size, eps)
         self.temporal = MergeLayer(window_size * config.vision.temporal_merge_size, window_size, eps)
         self.mlp = Linear(window_size, config.text.hidden_size)
-        self.norm = RMSNorm(config.text.hidden_size, config.text.rms_norm_eps)
+        self.norm = RMSNorm(config.text.hidden_size, config.text.rms_norm_eps, is_packed)
 
     def forward(self, patches: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
         """patches: (patches of all grids, vision hidden_size) -> (tokens of all grids, text hidden_size)."""

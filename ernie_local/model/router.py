@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ernie_local.kernels.decode_ops import route, suits_decode_ops
+from ernie_local.kernels.norm_route import route
+from ernie_local.kernels.operators import suits_decode_ops
 
 
 class Router(nn.Module):

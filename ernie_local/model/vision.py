@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from ernie_local.config import VisionConfig
-from ernie_local.kernels.send import send
+from ernie_local.kernels.memory import send
 from ernie_local.model.rope import VisionRope, patch_positions, rotate_halves
 from ernie_local.model.unfilled import Linear
 

@@ -16,7 +16,8 @@ from ernie_local.checkpoint.packed import PackedTensors, page_formats
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles
 from ernie_local.config import ModelConfig
-from ernie_local.kernels.ops import packed_experts
+from ernie_local.kernels.arguments import ExpertsCall
+from ernie_local.kernels.experts import packed_experts
 from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.moe import BANKS, Bank
@@ -164,7 +165,7 @@ class Calibration:
     ) -> None:
         for rows, part, part_weights in tokens.weighted(weights):
             only = torch.zeros(len(part), 1, dtype=torch.int64)
-            routed.add(rows, packed_experts(part, page, only, part_weights))
+            routed.add(rows, packed_experts(ExpertsCall(part, page, only, part_weights)))
 
     def _collect_agreement(self, layer_id: int) -> None:
         agreement = self._units.report(f"layer {layer_id}").get("routing_agreement")

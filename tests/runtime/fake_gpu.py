@@ -20,11 +20,11 @@ from ernie_local.experts.device import Event
 from ernie_local.experts.gpu_room import GpuRoom, _LentMemory
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.page_lock import PageLock
-from ernie_local.experts.page_math import PageMath, RoutedTokens
+from ernie_local.experts.page_math import PageMath
 from ernie_local.experts.page_memory import UNIT_BYTES, PageMemory
 from ernie_local.experts.page_store import PageStore
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.kernels.checks import ABSENT_SLOT
+from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall
 from ernie_local.model.cache_layout import LayerStorage
 from ernie_local.model.kv_cache import KVCache
 
@@ -69,6 +69,8 @@ class Copy:
 
 class FakeGpu:
     """A GPU with memory of the processor, of which `num_bytes` can be had."""
+
+    kernels = "auto"
 
     def __init__(self, num_bytes: int = 1 << 40) -> None:
         self.num_bytes = num_bytes
@@ -196,36 +198,30 @@ class FakeGpu:
 class WatchedMath:
     """A PageMath that tells the GPU which pages it reads, as the places say that it was given."""
 
-    def __init__(self, math: PageMath, gpu: FakeGpu, experts: PagedExperts) -> None:
+    def __init__(self, math: PageMath, gpu: FakeGpu, experts: PagedExperts, place: tuple[int, str]) -> None:
         self.takes_shared_page = math.takes_shared_page
         self._math = math
         self._gpu = gpu
         self._experts = experts
+        self._place = place
 
-    def add(
-        self,
-        output: torch.Tensor,
-        memory: torch.Tensor,
-        tokens: RoutedTokens,
-        places: torch.Tensor | None,
-        shared_page: torch.Tensor | None,
-    ) -> None:
-        assert places is not None
-        start = memory.data_ptr()
-        for expert_id in tokens.expert_ids.unique().tolist():
-            place = int(places[expert_id])
+    def add(self, output: torch.Tensor, call: ExpertsCall) -> None:
+        assert call.places is not None
+        start = call.slots.data_ptr()
+        for expert_id in call.expert_ids.unique().tolist():
+            place = int(call.places[expert_id])
             if place != ABSENT_SLOT:
                 first = start + place * UNIT_BYTES
-                key = ExpertKey(tokens.layer_id, tokens.bank, expert_id)
+                key = ExpertKey(*self._place, expert_id)  # type: ignore[arg-type]
                 self._gpu.compute_with((first, first + self._experts.store.page_bytes(key)))
-        self._math.add(output, memory, tokens, places, shared_page)
+        self._math.add(output, call)
 
 
 def watch(experts: PagedExperts, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the GPU see what is computed from it, and what is read from disk into the memory below."""
     top = experts.top
     monkeypatch.setattr(
-        top, "_math", {bank: WatchedMath(math, gpu, experts) for bank, math in top._math.items()}
+        top, "_math", {place: WatchedMath(math, gpu, experts, place) for place, math in top._math.items()}
     )
     _watch_caches(gpu, monkeypatch)
     read = PageStore.read

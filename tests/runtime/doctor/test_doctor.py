@@ -26,7 +26,7 @@ from ernie_local.doctor import (
     self_test,
     worst_verdict,
 )
-from ernie_local.kernels.instruction_sets import InstructionSet
+from ernie_local.kernels.native import InstructionSet
 
 SETTING = "FORCED_BY"
 SCALAR = InstructionSet("scalar", True, ())
@@ -139,7 +139,7 @@ def test_little_memory_is_slow_whatever_leaves_so_little(
 
 def fake_module(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
     module = SimpleNamespace(**{name: (lambda value=value: value) for name, value in functions.items()})
-    monkeypatch.setattr("ernie_local.kernels.native._find", lambda: (module, ""))
+    monkeypatch.setattr("ernie_local.kernels.native.find_module", lambda: (module, ""))
 
 
 @pytest.mark.parametrize(("build_type", "verdict"), [("Release", "ok"), ("Debug", "slow")])

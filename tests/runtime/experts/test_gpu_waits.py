@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from ernie_local.engine import Engine
-from ernie_local.kernels import cuda_ops
-from ernie_local.kernels.graph_recorder import Outputs, Recorded, Recorder
-from ernie_local.model import ernie
+from ernie_local.kernels.arguments import LayerStorage, NewToken
+from ernie_local.kernels.graphs import Outputs, Recorded, Recorder
+from ernie_local.model import attention, ernie
 from ernie_local.model.ernie import ErnieModel
 from tests.runtime import paged_models
 from tests.runtime.shape_gpu import DEVICE, ShapeGpu, WaitError, on_shape_gpu
@@ -61,18 +61,19 @@ class ShapesRecorded(Generic[Outputs]):
         pass
 
 
-def attend_shapes(queries: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
+def attend_shapes(new_token: NewToken, cache: LayerStorage, length: torch.Tensor) -> torch.Tensor:
     """In place of the GPU's kernel."""
-    assert {one.device for one in (queries, *rest) if one is not None} == {DEVICE}, "the length is there too"
-    return torch.empty_like(queries, dtype=torch.float32)
+    given = (*new_token, *cache, length)
+    assert {one.device for one in given if one is not None} == {DEVICE}, "the length is there too"
+    return torch.empty_like(new_token.queries, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("recorder", [None, ShapeRecorder()], ids=["kernel", "graphs"])
 def test_decode_by_the_kernel_waits_for_nothing(
     model: ErnieModel, monkeypatch: pytest.MonkeyPatch, recorder: Recorder | None
 ) -> None:
-    monkeypatch.setattr(ernie, "_attends_by_kernel", lambda device, kv_dtype: True)
-    monkeypatch.setattr(cuda_ops, "attend_token", attend_shapes)
+    monkeypatch.setattr(ernie, "gpu_attends", lambda *given: True)
+    monkeypatch.setattr(attention, "attend_token", attend_shapes)
     model.recorder = recorder
     with on_shape_gpu(model, monkeypatch) as gpu:
         engine = Engine(model, 256, torch.int8)

@@ -11,7 +11,8 @@ import torch
 
 from ernie_local.checkpoint.uncached_file import UncachedFile
 from ernie_local.errors import DoesNotFit
-from ernie_local.kernels.ops import add_packed_experts
+from ernie_local.kernels.arguments import ExpertsCall
+from ernie_local.kernels.experts import add_packed_experts
 from ernie_local.machine import hardware, kernels, survey
 from ernie_local.machine.disk import DiskSpeed, measure_disk, measure_small_reads, temporary_file
 from ernie_local.machine.fixed_costs import FixedCosts
@@ -145,7 +146,7 @@ def test_no_weight_is_passed_over_twice_in_a_row(
     def note(output: Any, hidden: Any, slots: Any, ids: torch.Tensor, *rest: Any) -> None:
         if hidden.shape[0] == 1:
             asked.append(tuple(ids.flatten().tolist()))
-        add_packed_experts(output, hidden, slots, ids, *rest)
+        add_packed_experts(output, ExpertsCall(hidden, slots, ids, *rest))
 
     monkeypatch.setattr(kernels, "add_packed_experts", note)
     calls, _ = kernels._expert_calls("w4", 30 * kernels._page_bytes("w4"))

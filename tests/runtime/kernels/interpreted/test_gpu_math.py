@@ -10,15 +10,13 @@ import torch
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
-from ernie_local.experts import gpu_math as gpu_math_module
 from ernie_local.experts.gpu_math import TritonPageMath
 from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.page_math import RoutedTokens
 from ernie_local.experts.page_memory import UNIT_BYTES, PageMemory
 from ernie_local.experts.page_store import PageStore
-from ernie_local.kernels import cuda_ops, reference
-from ernie_local.kernels.checks import ABSENT_SLOT
-from ernie_local.kernels.triton.gpu import Gpu
+from ernie_local.kernels import gpu, reference
+from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall
+from ernie_local.kernels.triton.device import TritonDevice
 from ernie_local.loading.expert_math import gpu_math
 from ernie_local.loading.paging import page_ranges, page_sizes
 from ernie_quant.format_tables import FormatChoice, format_tables
@@ -30,8 +28,8 @@ LAYER = 1
 
 @pytest.fixture(autouse=True)
 def any_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_ops, "triton_missing", lambda device: None)
-    monkeypatch.setattr(gpu_math_module, "gpu_of", lambda device: Gpu())
+    monkeypatch.setattr(gpu, "triton_missing", lambda device, gpu_kernels="auto": None)
+    monkeypatch.setattr(gpu, "find_triton", lambda device, gpu_kernels="auto": TritonDevice())
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +60,13 @@ def test_some_experts_of_nano_and_its_shared_page(directory: Path, bank: str) ->
     places = torch.full((config.text.num_experts,), ABSENT_SLOT)
     places[chosen] = torch.arange(3) * units
     ids = torch.tensor([[3, 0], [7, 5]])  # 5 is computed elsewhere
-    tokens = RoutedTokens(LAYER, keys[0].bank, torch.randn(2, hidden_size), ids, torch.rand(2, 2))
-    math = gpu_math(config, torch.device("cuda"))
+    hidden, weights = torch.randn(2, hidden_size), torch.rand(2, 2)
+    math = gpu_math(config, torch.device("cuda"))[LAYER, keys[0].bank]
     assert isinstance(math, TritonPageMath)
     for page in (None, shared):
         actual, expected = torch.randn(2, hidden_size).repeat(2, 1, 1)
         expected = expected.clone()
-        math.add(actual, memory, tokens, places, page)
-        reference.add_packed_experts(expected, tokens.hidden, memory, ids, tokens.weights, page, places)
+        call = ExpertsCall(hidden, memory, ids, weights, page, places)
+        math.add(actual, call)
+        reference.add_plain_experts(expected, call)
         assert relative_error(actual, expected) < EXACT
