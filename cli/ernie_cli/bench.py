@@ -91,10 +91,10 @@ def bench(  # long: each option of the command is a parameter
 
     if as_json:
         invocation.json_object = bench_json.empty_object()
-    budgets = [parse_bytes(size, "--ram") for size in ram or ()]
+    budgets = [parse_bytes(size, "ram") for size in ram or ()]
     if ctx_size is not None:
-        parse_count(ctx_size, "--ctx-size")
-    gpu_bytes = None if vram is None else parse_bytes(vram, "--vram")
+        parse_count(ctx_size, "context_size")
+    gpu_bytes = None if vram is None else parse_bytes(vram, "vram")
     for one in decay or ():
         check_is_number("--decay", one)
     of_model = {

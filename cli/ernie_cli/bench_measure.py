@@ -18,11 +18,11 @@ from ernie_cli.console import Console, profile_path
 from ernie_cli.invocation import Invocation
 
 if TYPE_CHECKING:
-    from ernie_cli.opening import ModelFiles
     from ernie_local.loading import LoadedModel
     from ernie_local.machine.model_speed import ModelRun
     from ernie_local.machine.survey import Survey
     from ernie_local.media.open_image import OpenedImage
+    from ernie_local.model_files import ModelFiles
     from ernie_local.planner.profile import MachineProfile, Measurement
 
 # Reads of smaller pages are latency more than anything, and no model that needs paging has such pages.
@@ -48,13 +48,15 @@ class MeasureOptions:
 
 def run(options: MeasureOptions, invocation: Invocation) -> None:
     """Measure, tell, store; what can be refused is refused before anything is measured."""
-    from ernie_cli import opening
+    from ernie_local import defaults
+    from ernie_local.model_files import find_model_files
     from ernie_local.planner.profile_file import write_profile
 
     image = None if options.image is None else _open_image(options.image)
-    files = None if options.model is None else opening.find_model(options.model)
+    files = None if options.model is None else find_model_files(options.model)
     if files is not None:
-        opening.context_size(options.chat_options(), files)
+        most = files.config.text.max_position_embeddings
+        defaults.context_tokens(options.chat_options().context_tokens(), most)
     _check_kernels()
     console = Console()
     survey = _survey(files, console)
@@ -224,8 +226,6 @@ def _measure_model(
 
     console.note(f"loading {options.model}")
     model = load_model(options.chat_options(), files, console)
-    for note in model.paging_notes():
-        console.note(note)
     console.note("measuring: prompts and answers")
     patches = None if image is None else model.patches([image.image])[0]
     rates = profile.rates_for(is_packed=files.config.has_packed_experts)

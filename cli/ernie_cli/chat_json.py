@@ -11,8 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ernie_cli.images import ImageMeasure
-    from ernie_local.session import Answer
+    from ernie_local.session import Answer, ChatImage
 
 SCHEMA = "ernie-local.chat/1"
 
@@ -55,7 +54,7 @@ def answer_fields(answer: Answer, load_seconds: float) -> dict[str, object]:
     }
 
 
-def image_list(reports: Sequence[ImageMeasure]) -> list[dict[str, object]]:
+def image_list(images: Sequence[ChatImage]) -> list[dict[str, object]]:
     """One entry an image; sizes are [width, height] in pixels."""
     return [
         {
@@ -65,5 +64,5 @@ def image_list(reports: Sequence[ImageMeasure]) -> list[dict[str, object]]:
             "tokens": report.tokens,
             "scale": round(report.scale, 4),
         }
-        for report in reports
+        for report in (image.report for image in images)
     ]

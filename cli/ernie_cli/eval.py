@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ernie_cli.chat_options import DType, GpuKernelsOption
+from ernie_cli.computing import use_threads
 from ernie_cli.invocation import Invocation
 
 if TYPE_CHECKING:
@@ -73,16 +74,13 @@ def evaluate(  # long: each option of the command is a parameter
     del debug  # Acted on by main, which is where errors arrive.
     invocation = context.ensure_object(Invocation)
     from ernie_cli import eval_json
-    from ernie_cli.chat_options import ChatOptions
     from ernie_cli.console import Console
+    from ernie_local.defaults import compute_dtype
     from ernie_quant.evaluation.run import EvaluationJob
 
     if as_json:
         invocation.json_object = eval_json.empty_object()
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    use_threads(threads)
     first, others = _find(reference, checkpoints)
     job = EvaluationJob(
         reference=first,
@@ -92,7 +90,7 @@ def evaluate(  # long: each option of the command is a parameter
         questions_each=questions_each,
         answers=answers,
         device=device,
-        dtype=ChatOptions(device=device, dtype=dtype).dtype_name(first.num_bytes),
+        dtype=compute_dtype(first.num_bytes, on_gpu=device != "cpu") if dtype == "auto" else dtype,
         gpu_kernels=gpu_kernels,
         cache=reference_cache,
     )

@@ -73,7 +73,7 @@ def check_sizes(choice: SizeChoice, method: str) -> None:
                 "it says how bits are given out, and there is nothing to give out",
                 "add --bits mixed, --target-size or --fit, or leave it out",
             )
-    for name, text in (("--target-size", choice.target_size), ("--fit", choice.fit)):
+    for name, text in (("target_size", choice.target_size), ("fit", choice.fit)):
         if text is not None:
             parse_bytes(text, name)
 
@@ -106,12 +106,12 @@ def mixed_job(
     if choice.target_size is not None:
         with open_checkpoint(job.source, config) as checkpoint:
             kept_bytes = mixed_tables.unquantized_bytes(checkpoint, config) + _HEADER_BYTES
-        size = parse_bytes(choice.target_size, "--target-size")
+        size = parse_bytes(choice.target_size, "target_size")
         tables = mixed_tables.tables_of_size(config, measured, size, kept_bytes, choice.dense)
     elif choice.fit is not None:
         text = config.text
         cache = 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * _CACHED_TOKENS
-        size = parse_bytes(choice.fit, "--fit")
+        size = parse_bytes(choice.fit, "fit")
         console.note(
             f"beside weights: {format_bytes(cache)} for {_CACHED_TOKENS} cached tokens, "
             f"{format_bytes(_WORKSPACE_BYTES)} to compute in"

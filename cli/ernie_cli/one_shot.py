@@ -16,8 +16,7 @@ from ernie_cli.invocation import Invocation
 from ernie_local.errors import Interrupted
 
 if TYPE_CHECKING:
-    from ernie_local.media.open_image import OpenedImage
-    from ernie_local.session import Answer, Chat
+    from ernie_local.session import Answer, Chat, ChatImage
 
 
 def run(
@@ -25,7 +24,7 @@ def run(
     options: ChatOptions,
     console: Console,
     prompt: str,
-    images: Sequence[OpenedImage],
+    images: Sequence[ChatImage],
     invocation: Invocation,
 ) -> None:
     """Answer `prompt`; raises Interrupted or NoAnswer where that is how it ended."""

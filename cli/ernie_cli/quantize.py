@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ernie_cli.computing import use_threads
 from ernie_cli.invocation import Invocation
 from ernie_cli.quantize_options import (
     AsJson,
@@ -84,16 +85,13 @@ def quantize(
     if as_json:
         invocation.json_object = quantize_json.empty_object()
     console = Console(quiet=as_json)
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    use_threads(threads)
     choice = SampleChoice(samples, seed, calib, family)
     check_choice(choice, method)
     sizes = SizeChoice(bits, dense, target_size, fit, statistics, dual)
     check_sizes(sizes, method)
     job = _plan(source, out, sizes, method, group_size)
-    most_memory = None if max_ram is None else parse_bytes(max_ram, "--max-ram")
+    most_memory = None if max_ram is None else parse_bytes(max_ram, "max_ram")
     sequences = draw_sequences(job.source, choice, console) if method == "gptq" else []
     job = replace(job, sequences=sequences, resume=resume, most_memory=most_memory)
     if sizes.is_mixed:

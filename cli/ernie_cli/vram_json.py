@@ -37,6 +37,8 @@ def empty_object() -> dict[str, object]:
 
 def model_fields(model: ModelSize, conversation: Conversation) -> dict[str, object]:
     """The keys of the model, its conversation and its images."""
+    from ernie_local.planner.images import encoder_bytes
+
     size = conversation.kv_size(model.config.text)
     return {
         "model": {
@@ -69,7 +71,7 @@ def model_fields(model: ModelSize, conversation: Conversation) -> dict[str, obje
                 "patches": image.patches,
                 "tokens": image.tokens,
                 "kv_bytes": image.tokens * size.bytes_per_token,
-                "encoder_bytes": image.encoder_bytes(model.config),
+                "encoder_bytes": encoder_bytes(image, model.config),
             }
             for image in conversation.images
         ],

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from ernie_cli.vram_options import BitsName, DenseName, VramOptions
 
 if TYPE_CHECKING:
+    from ernie_local.media.image_size import ImageReport
     from ernie_local.planner.conversation import Conversation
-    from ernie_local.planner.images import PricedImage
     from ernie_local.planner.model_size import ModelSize
 
 _SIZE = re.compile(r"([1-9][0-9]{0,5})[xX]([1-9][0-9]{0,5})", re.ASCII)
@@ -45,20 +45,20 @@ def as_quantized(model: ModelSize, bits: BitsName | None, dense: DenseName) -> M
     return with_formats(model, lambda config: format_tables(config, choice), f"--bits {bits}")
 
 
-def price_images(model: ModelSize, sources: tuple[str, ...]) -> tuple[PricedImage, ...]:
+def measure_images(model: ModelSize, sources: tuple[str, ...]) -> tuple[ImageReport, ...]:
     """Each image, given by its size or as a file; InputUnreadable for a file that is none."""
-    from ernie_local.planner.images import PricedImage
+    from ernie_local.media.image_size import measure_image
 
-    priced: list[PricedImage] = []
+    priced: list[ImageReport] = []
     for source in sources:
         match = _SIZE.fullmatch(source)
         if match is not None:
-            priced.append(PricedImage.of(source, int(match[1]), int(match[2]), model.processor))
+            priced.append(measure_image(source, (int(match[1]), int(match[2])), model.processor))
             continue
         from ernie_cli.images import open_given_images
 
         priced += [
-            PricedImage.of(opened.name, *opened.image.size, model.processor)
+            measure_image(opened.name, opened.image.size, model.processor)
             for opened in open_given_images([source])
         ]
     return tuple(priced)
@@ -69,27 +69,21 @@ def converse(model: ModelSize, options: VramOptions) -> Conversation:
 
     DoesNotFit for a context beyond the model's, or that images alone fill.
     """
-    from ernie_local.planner.conversation import (
-        Conversation,
-        check_context,
-        check_images,
-        default_dtype,
-        default_kv_dtype,
-    )
+    from ernie_local import defaults
+    from ernie_local.planner.conversation import Conversation, check_images
     from ernie_local.sizes import parse_count
 
-    asked = None if options.context_size is None else parse_count(options.context_size, "--ctx-size")
-    context_size = check_context(asked, model.config)
-    is_quantized = model.config.quantization is not None
-    dtype = options.dtype
-    # The size of files is asked for where it decides: it takes longer than all else.
-    checkpoint_bytes = 0 if is_quantized else model.file_bytes
-    chosen = default_dtype(checkpoint_bytes, is_packed=is_quantized) if dtype == "auto" else dtype
-    kv_dtype = options.kv_dtype
-    if kv_dtype == "auto":
-        cache: str = default_kv_dtype(chosen, is_packed=is_quantized)
-    else:
-        cache = kv_dtype
-    images = price_images(model, options.images)
-    check_images(images, context_size, model.config.text.max_position_embeddings)
-    return Conversation(context_size, chosen, cache, images)
+    asked = None if options.context_size is None else parse_count(options.context_size, "context_size")
+    model_limit = model.config.text.max_position_embeddings
+    context_size = defaults.context_tokens(asked, model_limit)
+    is_packed = model.config.quantization is not None
+    dtype: str = options.dtype
+    if dtype == defaults.AUTO:
+        # The size of files is asked for only where it decides: it takes longer than all else.
+        dtype = defaults.compute_dtype(0 if is_packed else model.file_bytes)
+    kv_dtype: str = options.kv_dtype
+    if kv_dtype == defaults.AUTO:
+        kv_dtype = defaults.kv_dtype(dtype, is_packed=is_packed)
+    images = measure_images(model, options.images)
+    check_images(images, context_size, model_limit)
+    return Conversation(context_size, dtype, kv_dtype, images)

@@ -84,4 +84,4 @@ def _server(options: VramOptions) -> Server:
     from ernie_local.planner.rental import Server
 
     assert options.vram is not None, "check_options saw to it"
-    return Server(options.gpus, parse_bytes(options.vram, "--vram") / GIB)
+    return Server(options.gpus, parse_bytes(options.vram, "vram") / GIB)

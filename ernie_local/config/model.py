@@ -11,8 +11,6 @@ from typing import Literal
 from ernie_local.config.quantization import QuantizationConfig
 
 ConfigLayout = Literal["hub", "native"]
-# 1.75 GiB of KV cache for the 28B model in 16 bits; its own limit of 131072 would be 7 GiB.
-_MOST_CONTEXT_BY_DEFAULT = 32768
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +46,6 @@ class TextConfig:
     def shared_expert_size(self) -> int:
         """Inner width of the one MLP that all shared experts are merged into; 0 if there is none."""
         return self.num_shared_experts * self.text_expert_size
-
-    @property
-    def default_context_size(self) -> int:
-        """Tokens of a conversation where nobody names a number: what the model was made for, to a bound."""
-        return min(self.max_position_embeddings, _MOST_CONTEXT_BY_DEFAULT)
 
 
 @dataclass(frozen=True, slots=True)

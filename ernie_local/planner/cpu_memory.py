@@ -16,7 +16,7 @@ from ernie_local.model.memory_use import (
     mixed_chunk_bytes,
 )
 from ernie_local.planner.conversation import Conversation
-from ernie_local.planner.images import largest_prompt_bytes
+from ernie_local.planner.images import largest_prompt_bytes, pixel_bytes
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.placement import (
     DEFAULT_RESERVE,
@@ -203,7 +203,7 @@ def _working_terms(conversation: Conversation, placement: Placement, model: Mode
     cache = Amount.exactly(conversation.kv_size(text).touched_bytes(num_tokens))
     chunk = min(placement.chunk_tokens, num_tokens)
     images = conversation.images
-    pixels = Amount.exactly(sum(image.pixel_bytes(config) for image in images))
+    pixels = Amount.exactly(sum(pixel_bytes(image, config) for image in images))
     features = conversation.image_tokens * text.hidden_size * _FLOAT_BYTES
     encoding = encoding_bytes(config.vision, [image.patches for image in images])
     likely = int(_ENCODING_SHARE * encoding)

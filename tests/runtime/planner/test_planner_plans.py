@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 
 from ernie_local.errors import DoesNotFit
+from ernie_local.media.image_size import measure_image
 from ernie_local.planner import placement
-from ernie_local.planner.conversation import Conversation, default_dtype, default_kv_dtype
+from ernie_local.planner.conversation import Conversation
 from ernie_local.planner.cpu_memory import PROCESS, Budget, CpuPlan, plan_cpu
 from ernie_local.planner.gpu_memory import plan_gpu
 from ernie_local.planner.gpu_placement import GpuLimits, gpu_room, headroom_bytes, place_beside_gpu
-from ernie_local.planner.images import PricedImage
 from ernie_local.planner.model_size import ModelSize, published_model, with_formats
 from ernie_local.planner.placement import MemoryNeed, place_in_ram
 from ernie_local.planner.solve import first_that_fits, longest_context
@@ -28,7 +28,7 @@ SHORT = Conversation(1024, "float32", "bfloat16")
 
 
 def with_image(conversation: Conversation, size: tuple[int, int] = (1240, 1754)) -> Conversation:
-    return dataclasses.replace(conversation, images=(PricedImage.of("page", *size, W4.processor),))
+    return dataclasses.replace(conversation, images=(measure_image("page", size, W4.processor),))
 
 
 def best(plan: CpuPlan, name: str) -> dict[str, int]:
@@ -130,14 +130,6 @@ def test_paged_experts_make_room_for_a_image_and_for_the_cache() -> None:
         "slots of paged experts"
     ))  # fmt: skip
     assert longer["decode"] < slots["decode"]
-
-
-def test_numbers_are_chosen_as_chat_chooses_them() -> None:
-    assert default_dtype(1 << 30, is_packed=False) == "float32"
-    assert default_dtype(50 << 30, is_packed=False) == "bfloat16"
-    assert default_dtype(50 << 30, is_packed=True) == "float32"
-    assert default_kv_dtype("float32", is_packed=True) == "bfloat16"
-    assert default_kv_dtype("float32", is_packed=False) == "float32"
 
 
 @pytest.mark.parametrize(

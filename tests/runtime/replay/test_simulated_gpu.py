@@ -21,6 +21,7 @@ from ernie_local.experts.replay import replay
 from ernie_local.experts.simulated_gpu import GpuTimes, MachineTimes, simulate
 from ernie_local.experts.trace import Forward, Trace
 from ernie_local.loading.model import EngineSettings, LoadedModel
+from ernie_local.model_files import ModelFiles
 from tests.runtime.paged_models import build, paged_experts, plan_of
 
 PAGE = 1 << 20
@@ -100,7 +101,9 @@ def test_it_counts_what_a_real_run_counts(monkeypatch: pytest.MonkeyPatch, rule:
 
     ram_bytes, gpu_bytes = share(0.5), None if rule is None else share(0.2)
     network = build(directory, ram_bytes, gpu_bytes, PagingOptions(FETCH if rule is None else rule))
-    model = LoadedModel(network, directory, EngineSettings(200, torch.float32), 0, 0.0)
+    model = LoadedModel(
+        network, ModelFiles(directory, network.config), EngineSettings(200, torch.float32), 0, 0.0
+    )
     recorder = model.record_trace()
     engine = model.engine()
     engine.prefill(list(range(20, 50)))
