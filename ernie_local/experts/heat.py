@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ernie_local.checkpoint.names import Bank
+from ernie_local.config import Bank
 
 # Two to this power: so much more a use counts than one a token earlier, where only the last one counts.
 _FORGETFUL = 64.0

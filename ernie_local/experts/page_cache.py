@@ -11,7 +11,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
-from ernie_local.checkpoint.names import Bank
+from ernie_local.config import Bank
 from ernie_local.experts.adaptive_heat import AdaptiveHeat
 from ernie_local.experts.heat import ExpertKey, Heat
 from ernie_local.experts.slots import Slot, SlotMap

@@ -10,14 +10,15 @@ from typing import Protocol
 
 import torch
 
-from ernie_local.checkpoint.names import Bank
+from ernie_local.config import Bank
 from ernie_local.experts.device import HOST, Device
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.last_uses import LastUses
 from ernie_local.experts.page_cache import PageCache
-from ernie_local.experts.page_math import PageMath, RoutedTokens
+from ernie_local.experts.page_math import PageMath
 from ernie_local.experts.page_memory import PageMemory
 from ernie_local.experts.place_tables import PlaceTables
+from ernie_local.model.moe import RoutedTokens
 
 
 class Memory(Protocol):
@@ -67,28 +68,16 @@ class PageLevel:
         start, num_bytes = self.range(key)
         return self.memory.bytes[start : start + num_bytes]
 
-    def add(
-        self,
-        output: torch.Tensor,
-        tokens: RoutedTokens,
-        among: Collection[ExpertKey],
-        shared_page: torch.Tensor | None,
-    ) -> None:
+    def add(self, output: torch.Tensor, tokens: RoutedTokens, among: Collection[ExpertKey]) -> None:
         """Add to each token's row its experts: `among`, all there and none small. See PageMath.add."""
         places = self._places.all(tokens.layer_id, tokens.bank)
-        self._math[tokens.bank].add(output, self.memory.units, tokens, places, shared_page)
+        self._math[tokens.bank].add(output, self.memory.units, tokens, places)
         self._note_use(among)
 
-    def add_some(
-        self,
-        output: torch.Tensor,
-        tokens: RoutedTokens,
-        among: Collection[ExpertKey],
-        shared_page: torch.Tensor | None,
-    ) -> None:
+    def add_some(self, output: torch.Tensor, tokens: RoutedTokens, among: Collection[ExpertKey]) -> None:
         """As `add`, those of each token's experts that are among these, by these pages, which are there."""
         places = self._places.some(tokens.layer_id, tokens.bank, among)
-        self._math[tokens.bank].add(output, self.memory.units, tokens, places, shared_page)
+        self._math[tokens.bank].add(output, self.memory.units, tokens, places)
         self._note_use(among)
 
     def use_frames(self, num_frames: int) -> None:

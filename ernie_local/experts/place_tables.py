@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
-from ernie_local.checkpoint.names import Bank
+from ernie_local.config import Bank
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.page_memory import UNIT_BYTES
 from ernie_local.kernels.checks import ABSENT_SLOT

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ernie_local.checkpoint.names import Bank
+from ernie_local.config import Bank
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts import textbook
 from ernie_local.experts.heat import ExpertKey
