@@ -1,4 +1,4 @@
-"""Builds the tables of `quantization_config` from a few choices: a format for each weight that can be packed."""
+"""Chooses a format for each weight: the tables of `quantization_config` from a few choices."""
 
 from __future__ import annotations
 
