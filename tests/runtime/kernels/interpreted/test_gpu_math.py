@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
@@ -21,8 +22,7 @@ from ernie_local.kernels.checks import ABSENT_SLOT
 from ernie_local.kernels.triton.gpu import Gpu
 from ernie_local.loading.expert_math import gpu_math
 from ernie_local.loading.paging import page_ranges, page_sizes
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.plain_export import export_plainly
+from tests.plain_export import export_plainly
 from tests.runtime.kernel_tolerances import EXACT, relative_error
 
 LAYER = 1
