@@ -45,7 +45,7 @@ def chat_lines() -> list[tuple[str, str]]:
 
 def draw(lines: list[tuple[str, str]]) -> str:
     """The lines as an SVG that loads nothing from a network."""
-    from rich.console import CONSOLE_SVG_FORMAT, Console
+    from rich.console import Console
     from rich.text import Text
 
     console = Console(
@@ -53,12 +53,11 @@ def draw(lines: list[tuple[str, str]]) -> str:
     )
     for style, line in lines:
         console.print(Text(line, style=style))
-    code_format = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
-    svg = console.export_svg(title="ernie-local", code_format=code_format, unique_id="chat")
-    return (
-        "\n".join(line.rstrip() for line in svg.replace("Fira Code, monospace", "monospace").splitlines())
-        + "\n"
+    svg = console.export_svg(title="ernie-local", unique_id="chat")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace(
+        "Fira Code, monospace", "monospace"
     )
+    return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
 
 def shown_text(svg: str) -> str:
