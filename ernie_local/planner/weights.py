@@ -13,7 +13,7 @@ from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
 from ernie_local.checkpoint.parts import ModelTensor, experts_part
 from ernie_local.config import ExpertBank, ModelConfig, TextConfig
-from ernie_local.experts.heat import ExpertKey
+from ernie_local.experts.keys import ExpertKey
 
 _ROUTER_ITEM_BYTES = 4  # float32, whatever the rest is
 

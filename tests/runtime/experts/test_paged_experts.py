@@ -14,7 +14,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.page_memory import PageMemory
+from ernie_local.experts.memory import PageMemory
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import attention_bytes

@@ -14,8 +14,8 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import UsageError
+from ernie_local.experts.options import PagingOptions
 from ernie_local.experts.paged import PagedExperts, TextRouter
-from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.moe import RoutedTokens, TokenRows

@@ -12,10 +12,10 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.experts import gpu_math as gpu_math_module
+from ernie_local.experts.disk import PageStore
 from ernie_local.experts.gpu_math import TritonPageMath
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.page_memory import UNIT_BYTES, PageMemory
-from ernie_local.experts.page_store import PageStore
+from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
+from ernie_local.experts.memory import PageMemory
 from ernie_local.kernels import cuda_ops, reference
 from ernie_local.kernels.checks import ABSENT_SLOT
 from ernie_local.kernels.triton.gpu import Gpu
