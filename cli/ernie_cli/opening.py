@@ -66,7 +66,7 @@ def trace_written(path: Path | None, chat: Chat, console: Console) -> Iterator[N
         yield
     finally:
         if path is not None:
-            from ernie_local.experts.trace_file import write_trace
+            from ernie_local.replay.trace_file import write_trace
 
             recorder = chat.model.recorder
             assert recorder is not None

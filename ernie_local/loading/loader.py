@@ -11,7 +11,7 @@ from ernie_local import defaults
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.engine import check_sizes
 from ernie_local.errors import UsageError, parameter
-from ernie_local.experts.cuda_device import CudaDevice
+from ernie_local.experts.device import CudaDevice
 from ernie_local.loading.build import build_model
 from ernie_local.loading.gpu_choices import GpuChoices
 from ernie_local.loading.model import EngineSettings, LoadedModel

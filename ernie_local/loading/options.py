@@ -8,8 +8,7 @@ import torch
 
 from ernie_local import defaults
 from ernie_local.errors import DoesNotFit, UsageError, parameter
-from ernie_local.experts.miss_rule import MISS_RULES
-from ernie_local.experts.paging_options import PagingOptions
+from ernie_local.experts.options import MISS_RULES, PagingOptions
 from ernie_local.model.kv_cache import KV_DTYPES
 from ernie_local.model_files import ModelFiles
 from ernie_local.sizes import parse_bytes

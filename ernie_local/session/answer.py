@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ernie_local.experts.paging_stats import PagingStats
+from ernie_local.experts.options import PagingStats
 from ernie_local.media.image_size import ImageReport
 from ernie_local.text.reasoning import ToolCall
 
