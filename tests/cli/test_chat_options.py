@@ -10,6 +10,7 @@ import pytest
 
 from ernie_cli.chat_checks import check_options
 from ernie_cli.chat_options import ChatOptions
+from ernie_cli.failures import describe
 from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.loading import LoadOptions
 from ernie_local.sampling import SamplingOptions
@@ -58,7 +59,7 @@ def test_sizes_accept_32k() -> None:
 def test_contradictions_are_usage_errors(options: ChatOptions, told: str) -> None:
     with pytest.raises(UsageError) as caught:
         check_options(options)
-    assert told in str(caught.value)
+    assert told in describe(caught.value).text()
 
 
 def test_a_chat_to_load_must_be_there(tmp_path: Path) -> None:
