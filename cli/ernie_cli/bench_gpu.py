@@ -17,7 +17,7 @@ from ernie_cli.stored_profile import stored_profile
 
 if TYPE_CHECKING:
     from ernie_local.experts.simulated_gpu import Simulated
-    from ernie_local.planner.gpus import Gpu
+    from ernie_local.planner.gpus import GpuModel
     from ernie_local.planner.rates import Rates
 
 _COPY_SECONDS = 20e-6  # of a copy beside its bytes: a launch and its way over the bus. Assumed.
@@ -30,9 +30,9 @@ def run(path: Path, gpu_name: str, gpu_bytes: int, budgets: Sequence[int], invoc
     from ernie_local.experts.replay import check_budget, most_bytes
     from ernie_local.experts.simulated_gpu import GpuTimes, MachineTimes, simulate
     from ernie_local.experts.trace_file import read_trace
-    from ernie_local.planner.gpus import find_gpu
+    from ernie_local.planner.gpus import find_gpu_model
 
-    gpu = find_gpu(gpu_name)
+    gpu = find_gpu_model(gpu_name)
     trace = read_trace(path)
     budgets = budgets or [most_bytes(trace)]
     for budget in (gpu_bytes, *budgets):
@@ -71,7 +71,7 @@ def _machine_rates() -> tuple[Rates, str]:
     return profile.rates, f"disk and processor as measured {profile.date}"
 
 
-def _head(gpu: Gpu, gpu_bytes: int, source: str) -> Iterator[str]:
+def _head(gpu: GpuModel, gpu_bytes: int, source: str) -> Iterator[str]:
     from ernie_local.sizes import format_bytes
 
     yield (

@@ -20,7 +20,7 @@ from ernie_local.checkpoint.names import BANKS
 from ernie_local.errors import InputUnreadable
 from ernie_local.experts.heat import ExpertKey
 from ernie_local.experts.trace import Forward, Trace
-from ernie_local.whole_file import written_whole
+from ernie_local.files import written_whole
 
 VERSION = 1
 _MOST_BYTES = 1 << 30  # unpacked: a million tokens of the original
