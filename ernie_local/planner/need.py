@@ -14,7 +14,7 @@ from ernie_local.checkpoint.names import BANKS, PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
 from ernie_local.checkpoint.parts import TEXT_EXPERTS, VISION_EXPERTS, ModelTensor
 from ernie_local.config import ModelConfig, TextConfig
-from ernie_local.experts.heat import ExpertKey
+from ernie_local.experts.keys import ExpertKey
 from ernie_local.model.memory_use import attention_bytes
 
 ROUTER_ITEM_BYTES = 4  # routers stay in float32, whatever the rest is in

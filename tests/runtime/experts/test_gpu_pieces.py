@@ -11,10 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ernie_local.experts.cuda_device import from_bytes, to_bytes
-from ernie_local.experts.last_uses import LastUses
-from ernie_local.experts.page_lock import PageLock, lock_by_system, lock_pages
-from ernie_local.experts.page_memory import PageMemory
+from ernie_local.experts.device import from_bytes, to_bytes
+from ernie_local.experts.level import LastUses
+from ernie_local.experts.memory import PageLock, PageMemory, lock_by_system, lock_pages
 
 
 @dataclasses.dataclass

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.errors import DoesNotFit
 from ernie_local.planner.conversation import ChatPlan, PricedImage, default_dtype, default_kv_dtype
 from ernie_local.planner.fit import DEFAULT_RESERVE, Memory, place
@@ -15,7 +16,6 @@ from ernie_local.planner.need import MemoryNeed
 from ernie_local.planner.ram import PROCESS, Budget, CpuPlan, plan_cpu
 from ernie_local.planner.terms import PHASES, Amount, MemoryPlan, Term
 from ernie_local.sizes import GIB, MIB
-from ernie_quant.format_tables import FormatChoice, format_tables
 
 W4 = with_formats(published_model(), lambda config: format_tables(config, FormatChoice()), "--bits 4")
 W2 = with_formats(
