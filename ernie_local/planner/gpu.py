@@ -17,7 +17,7 @@ from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, FLOAT_BYTES, grow
 from ernie_local.planner.conversation import ChatPlan
 from ernie_local.planner.fit import SLACK_BYTES, Memory, Placement, least_total, place
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.need import EXPERT_PARTS, MemoryNeed, working_bytes
+from ernie_local.planner.need import MemoryNeed, working_bytes
 from ernie_local.planner.ram import PROCESS, Budget
 from ernie_local.planner.terms import Amount, MemoryPlan, Phase, Term
 from ernie_local.sizes import GIB, MIB
@@ -92,7 +92,7 @@ def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> 
     smallest way to run it.
     """
     weights = model.weights(ITEM_BYTES)
-    text_bytes = weights.parts.get("text experts", 0)
+    text_bytes = weights.text_experts
     need = _need(model, chat)
     least = _CONTEXT.best + headroom_bytes() + least_total(need, 0)
     try:
@@ -123,7 +123,7 @@ def session_terms(model: ModelSize, chat: ChatPlan, num_gpus: int) -> list[Term]
         else Term.always(term.name, term.provenance, _times(term.most, num_gpus))
         for term in _fixed_terms(model, room_bytes, DEFAULT_CHUNK_TOKENS)
     ]
-    experts = ((part, weights.parts.get(part, 0)) for part in EXPERT_PARTS)
+    experts = ((part, weights.parts.get(part, 0)) for part in weights.expert_parts)
     return terms + [Term.always(part, "exact", Amount.exactly(size)) for part, size in experts if size]
 
 
@@ -158,7 +158,8 @@ def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryN
     terms = _fixed_terms(model, need.room_bytes or 0, placement.chunk_tokens)
     full = Amount.exactly(need.cache_bytes)
     if placement.gpu_bytes is None:
-        experts = ((part, model.weights(ITEM_BYTES).parts.get(part, 0)) for part in EXPERT_PARTS)
+        weights = model.weights(ITEM_BYTES)
+        experts = ((part, weights.parts.get(part, 0)) for part in weights.expert_parts)
         terms += [Term.always(part, "exact", Amount.exactly(size)) for part, size in experts]
         terms.append(Term("KV cache", "computed", dict.fromkeys(_COMPUTING, full)))
     else:
@@ -179,8 +180,9 @@ def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryN
 def _fixed_terms(model: ModelSize, room_bytes: int, chunk_tokens: int) -> list[Term]:
     """All but experts and cache, as `load` keeps memory for it; what is really used is not known yet."""
     terms = [Term.always("CUDA context and kernels", "assumed", _CONTEXT)]
-    for part, num_bytes in model.weights(ITEM_BYTES).parts.items():
-        if part not in EXPERT_PARTS:
+    weights = model.weights(ITEM_BYTES)
+    for part, num_bytes in weights.parts.items():
+        if part not in weights.expert_parts:
             terms.append(Term.always(part, "exact", Amount.exactly(num_bytes)))
     working = working_bytes(model.config.text, chunk_tokens) + SLACK_BYTES
     terms.append(Term.always("kept for attention, images", "computed", Amount(0, room_bytes, room_bytes)))

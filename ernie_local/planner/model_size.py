@@ -56,7 +56,7 @@ class ModelSize:
     @cached_property
     def parts(self) -> list[ModelPart]:
         """Its parts, with weights and bytes in files."""
-        return model_parts(self.tensors)
+        return model_parts(self.tensors, self.config)
 
     @cached_property
     def paging_plan(self) -> PagingPlan | None:
@@ -72,8 +72,7 @@ class ModelSize:
     def weights(self, item_bytes: int) -> WeightBytes:
         """Weights in memory, with item_bytes for a number that is not packed."""
         if item_bytes not in self._weights:
-            num_experts = self.config.text.num_experts
-            self._weights[item_bytes] = weights_in_memory(self.tensors, num_experts, item_bytes)
+            self._weights[item_bytes] = weights_in_memory(self.tensors, self.config.text, item_bytes)
         return self._weights[item_bytes]
 
     def decode_work(self, dtype: str) -> DecodeWork:

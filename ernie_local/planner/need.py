@@ -10,15 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ernie_local.checkpoint.names import BANKS, PROJECTIONS
+from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
-from ernie_local.checkpoint.parts import TEXT_EXPERTS, VISION_EXPERTS, ModelTensor
-from ernie_local.config import ModelConfig, TextConfig
+from ernie_local.checkpoint.parts import ModelTensor, experts_part
+from ernie_local.config import ExpertBank, ModelConfig, TextConfig
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.model.memory_use import attention_bytes
 
 ROUTER_ITEM_BYTES = 4  # routers stay in float32, whatever the rest is in
-EXPERT_PARTS = (TEXT_EXPERTS, VISION_EXPERTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +89,8 @@ def working_bytes(config: TextConfig, chunk_tokens: int) -> int:
     Hidden states and what attention makes of them, and the widest layer's inner activations with their int8
     copies. Within a tenth of what was measured with the 28B model's sizes, 0.25 MiB a token.
     """
-    routed = config.experts_per_token * config.text_expert_size + config.shared_expert_size
+    widest = max((bank.expert_size for bank in config.banks), default=0)
+    routed = config.experts_per_token * widest + config.shared_expert_size
     inner = max(config.intermediate_size, routed)
     return chunk_tokens * (48 * config.hidden_size + 10 * inner)
 
@@ -100,6 +100,7 @@ class WeightBytes:
     """Bytes in memory by part (checkpoint/parts.py). Small pages of experts stay in the files."""
 
     parts: Mapping[str, int]
+    banks: tuple[ExpertBank, ...]
 
     @property
     def total(self) -> int:
@@ -109,7 +110,17 @@ class WeightBytes:
     @property
     def experts(self) -> int:
         """Of all routed experts."""
-        return sum(self.parts.get(part, 0) for part in EXPERT_PARTS)
+        return sum(self.parts.get(part, 0) for part in self.expert_parts)
+
+    @property
+    def text_experts(self) -> int:
+        """Of the routed experts that serve text tokens, and so decoding."""
+        return sum(self.parts.get(experts_part(bank.name), 0) for bank in self.banks if "text" in bank.serves)
+
+    @property
+    def expert_parts(self) -> tuple[str, ...]:
+        """The names of the parts that are routed experts."""
+        return tuple(experts_part(bank.name) for bank in self.banks)
 
     @property
     def dense(self) -> int:
@@ -117,7 +128,7 @@ class WeightBytes:
         return self.total - self.experts
 
 
-def weights_in_memory(tensors: Iterable[ModelTensor], num_experts: int, item_bytes: int) -> WeightBytes:
+def weights_in_memory(tensors: Iterable[ModelTensor], text: TextConfig, item_bytes: int) -> WeightBytes:
     """Bytes of all weights: packed ones as they are, routers in float32, the rest in `item_bytes` a number.
 
     Each packed expert has a slot of the size of its bank's largest page.
@@ -136,8 +147,8 @@ def weights_in_memory(tensors: Iterable[ModelTensor], num_experts: int, item_byt
             part = tensor.part
             parts[part] += tensor.weights * (ROUTER_ITEM_BYTES if part == "routers" else item_bytes)
     for (_, bank), slot_bytes in slots.items():
-        parts[TEXT_EXPERTS if bank == "text" else VISION_EXPERTS] += num_experts * slot_bytes
-    return WeightBytes(parts)
+        parts[experts_part(bank)] += text.bank(bank).num_experts * slot_bytes
+    return WeightBytes(parts, text.banks)
 
 
 def expert_page_sizes(tensors: Iterable[ModelTensor], config: ModelConfig) -> dict[ExpertKey, int]:
@@ -145,15 +156,14 @@ def expert_page_sizes(tensors: Iterable[ModelTensor], config: ModelConfig) -> di
     experts = {tensor.name: tensor for tensor in tensors if tensor.name.startswith("experts.")}
     packed = PackedTensors(config) if config.has_packed_experts else None
     sizes: dict[ExpertKey, int] = {}
-    for layer_id, is_moe in enumerate(config.text.moe_layers):
-        for bank in BANKS if is_moe else ():
-            if packed is not None:
-                for expert_id, (name, _) in enumerate(packed.locate_experts(layer_id, bank)):
-                    sizes[ExpertKey(layer_id, bank, expert_id)] = experts[name].shape[1]
-                continue
-            for expert_id in range(config.text.num_experts):
-                stem = f"experts.{layer_id}.{bank}.{expert_id}"
-                sizes[ExpertKey(layer_id, bank, expert_id)] = sum(
-                    experts[f"{stem}.{projection}"].num_bytes for projection in PROJECTIONS
-                )
+    for layer_id, bank in config.text.layer_banks():
+        if packed is not None:
+            for expert_id, (name, _) in enumerate(packed.locate_experts(layer_id, bank.name)):
+                sizes[ExpertKey(layer_id, bank.name, expert_id)] = experts[name].shape[1]
+            continue
+        for expert_id in range(bank.num_experts):
+            stem = f"experts.{layer_id}.{bank.name}.{expert_id}"
+            sizes[ExpertKey(layer_id, bank.name, expert_id)] = sum(
+                experts[f"{stem}.{projection}"].num_bytes for projection in PROJECTIONS
+            )
     return sizes

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from ernie_local.checkpoint.parts import TEXT_EXPERTS, ModelTensor
+from ernie_local.checkpoint.parts import ModelTensor, experts_part
 from ernie_local.config import ModelConfig
 from ernie_local.planner.conversation import WEIGHT_ITEM_BYTES
 from ernie_local.planner.need import ROUTER_ITEM_BYTES, WeightBytes
@@ -97,6 +97,8 @@ def count_decode_work(
 ) -> DecodeWork:
     """For a model that computes with plain weights in `dtype`, and takes `weights` in memory."""
     text = config.text
+    decoding = text.text_bank
+    idle_routers = tuple(f"{bank.name}_router" for bank in text.banks if bank is not decoding)
     has_head = any(tensor.part == "head" for tensor in tensors)
     always: Counter[str] = Counter()
     experts: Counter[str] = Counter()
@@ -104,11 +106,11 @@ def count_decode_work(
     for tensor in tensors:
         part = tensor.part
         format_name = tensor.format_name.partition("-")[0] if tensor.is_packed else dtype
-        if part == TEXT_EXPERTS:
+        if decoding is not None and part == experts_part(decoding.name):
             experts[format_name] += tensor.weights
             page_bytes += tensor.num_bytes
         elif part in _ALWAYS_READ or (part == "embedding" and not has_head):
-            if "vision_router" in tensor.name:
+            if any(router in tensor.name for router in idle_routers):
                 continue
             if tensor.is_packed:
                 always[format_name] += tensor.num_bytes
@@ -116,13 +118,13 @@ def count_decode_work(
                 always["float32"] += ROUTER_ITEM_BYTES * tensor.weights
             else:
                 always[dtype] += WEIGHT_ITEM_BYTES[dtype] * tensor.weights
-    num_experts = max(1, sum(text.moe_layers) * text.num_experts)
+    num_experts = sum(text.moe_layers) * decoding.num_experts if decoding is not None else 1
     return DecodeWork(
         num_layers=text.num_hidden_layers,
         moe_layers=sum(text.moe_layers),
         experts_per_token=text.experts_per_token,
         always_bytes=dict(always),
-        expert_bytes=weights.parts.get(TEXT_EXPERTS, 0) // num_experts,
+        expert_bytes=weights.text_experts // num_experts,
         expert_format=experts.most_common(1)[0][0] if experts else dtype,
         page_bytes=page_bytes // num_experts,
     )

@@ -22,7 +22,7 @@ CONFIG = dataclasses.replace(
     NANO.text,
     hidden_size=2560,
     intermediate_size=12288,
-    text_expert_size=1536,
+    banks=(dataclasses.replace(NANO.text.bank("text"), expert_size=1536), NANO.text.bank("vision")),
     experts_per_token=6,
     num_shared_experts=2,
 )
