@@ -75,10 +75,12 @@ def lines(budget: int, results: Sequence[Replayed]) -> Iterator[str]:
         yield _COLUMNS.format(
             "" if index else format_bytes(budget),
             result.policy if result.decay is None else f"{result.policy} {result.decay:g}",
-            *(_percent(result.stats.banks[bank].decode_hit_rate) for bank in ("text", "vision")),
+            *(_hit_rate(result, bank) for bank in ("text", "vision")),
             "-" if read is None else format_bytes(round(read)),
         ).rstrip()
 
 
-def _percent(rate: float | None) -> str:
+def _hit_rate(result: Replayed, bank: str) -> str:
+    stats = result.stats.banks.get(bank)
+    rate = None if stats is None else stats.decode_hit_rate
     return "-" if rate is None else f"{rate:.1%}"
