@@ -13,7 +13,7 @@ from ernie_cli.vram_options import BitsName, DenseName, VramOptions
 
 if TYPE_CHECKING:
     from ernie_local.media.image_size import ImageReport
-    from ernie_local.planner.conversation import Conversation
+    from ernie_local.planner.conversation import ChatPlan
     from ernie_local.planner.model_size import ModelSize
 
 _SIZE = re.compile(r"([1-9][0-9]{0,5})[xX]([1-9][0-9]{0,5})", re.ASCII)
@@ -64,13 +64,13 @@ def measure_images(model: ModelSize, sources: tuple[str, ...]) -> tuple[ImageRep
     return tuple(priced)
 
 
-def converse(model: ModelSize, options: VramOptions) -> Conversation:
+def converse(model: ModelSize, options: VramOptions) -> ChatPlan:
     """The conversation that the options describe, with what a chat would choose where they say nothing.
 
     DoesNotFit for a context beyond the model's, or that images alone fill.
     """
     from ernie_local import defaults
-    from ernie_local.planner.conversation import Conversation, check_images
+    from ernie_local.planner.conversation import ChatPlan, check_images
     from ernie_local.sizes import parse_count
 
     asked = None if options.context_size is None else parse_count(options.context_size, "context_size")
@@ -86,4 +86,4 @@ def converse(model: ModelSize, options: VramOptions) -> Conversation:
         kv_dtype = defaults.kv_dtype(dtype, is_packed=is_packed)
     images = measure_images(model, options.images)
     check_images(images, context_size, model_limit)
-    return Conversation(context_size, dtype, kv_dtype, images)
+    return ChatPlan(context_size, dtype, kv_dtype, images)

@@ -11,8 +11,8 @@ from ernie_local.sizes import format_bytes
 if TYPE_CHECKING:
     from ernie_cli.vram_report import Report
     from ernie_local.media.image_size import ImageReport
-    from ernie_local.planner.gpu_memory import GpuPlan
-    from ernie_local.planner.gpus import Gpu
+    from ernie_local.planner.gpu import GpuPlan
+    from ernie_local.planner.gpus import GpuModel
     from ernie_local.planner.model_size import ModelSize
     from ernie_local.planner.speed import Band, Speed
 
@@ -38,7 +38,7 @@ def model_lines(model: ModelSize) -> Iterator[str]:
 
 def image_line(image: ImageReport, model: ModelSize, kv_bytes: int) -> str:
     """What an image costs; kv_bytes: of a token."""
-    from ernie_local.planner.images import encoder_bytes
+    from ernie_local.planner.conversation import encoder_bytes
 
     (width, height), (new_width, new_height) = image.original_size, image.resized_size
     return (
@@ -94,7 +94,7 @@ def speed_text(speed: Speed) -> str:
     return f"decode {_band(speed.decode)} tokens/s{prefill} ({source})"
 
 
-def gpu_lines(gpus: Iterable[tuple[Gpu, GpuPlan, Speed]]) -> Iterator[str]:
+def gpu_lines(gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]]) -> Iterator[str]:
     """A line a GPU."""
     yield _GPU_ROW.format("gpu", "to be used", "verdict", "experts", "decode, tokens/s")
     for gpu, plan, speed in gpus:

@@ -1,7 +1,4 @@
-"""What a model is: the sizes, rules and token ids that the rest of the code reads.
-
-Owns the frozen dataclasses. Knows nothing of config.json, its two layouts or their key names.
-"""
+"""Describes a model: the sizes, rules and token ids that the rest of the code reads."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ from ernie_local.loading.options import (
     find_limit,
     use_threads,
 )
-from ernie_local.loading.placing import Demand, Limits, count_need, place
+from ernie_local.loading.placing import Demand, Limits, count_need, place_experts
 from ernie_local.model_files import ModelFiles, find_model_files
-from ernie_local.planner.placement import DEFAULT_RESERVE
+from ernie_local.planner.fit import DEFAULT_RESERVE
 
 _P = ParamSpec("_P")
 
@@ -58,7 +58,7 @@ def load_model(files: ModelFiles, options: LoadOptions) -> LoadedModel:
         choices.apply(config, device, kv_dtype)
     with open_checkpoint(files.directory, config) as checkpoint:
         need = count_need(checkpoint, files.image_processor, config, demand, limits, paging)
-        placement = place(need, config, demand, limits, paging)
+        placement = place_experts(need, device, limits, paging)
         gpu = None if device.type == "cpu" else CudaDevice(device)
         network = build_model(checkpoint, config, dtype, device, placement, paging, gpu)
         if demand.is_on_gpu:
