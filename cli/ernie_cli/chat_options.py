@@ -21,7 +21,7 @@ from ernie_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ernie_local.experts.paging_options import PagingOptions
+    from ernie_local.experts.options import PagingOptions
 
 # float32 doubles what a 16-bit checkpoint takes; past this, most machines would rather have the memory.
 _LARGEST_FLOAT32_CHECKPOINT = 4 << 30
@@ -173,8 +173,7 @@ class ChatOptions(ComputeOptions, CommonOptions):
 
     def paging(self, best_rule: str | None) -> PagingOptions:
         """How experts are paged, where they are. best_rule: for misses, as measured; None if it was not."""
-        from ernie_local.experts.miss_rule import FETCH, MISS_RULES
-        from ernie_local.experts.paging_options import PagingOptions
+        from ernie_local.experts.options import FETCH, MISS_RULES, PagingOptions
 
         name = best_rule if self.misses == "auto" else self.misses
         rule = FETCH if name is None else MISS_RULES[name]

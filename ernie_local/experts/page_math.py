@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from ernie_local.checkpoint.names import Bank
-from ernie_local.experts.page_memory import UNIT_BYTES
+from ernie_local.experts.keys import UNIT_BYTES
 from ernie_local.kernels.checks import ABSENT_SLOT
 from ernie_local.kernels.ops import add_packed_experts
 

@@ -13,21 +13,17 @@ from itertools import chain
 import torch
 
 from ernie_local.checkpoint.names import Bank
+from ernie_local.experts.budget import Room
+from ernie_local.experts.copier import GpuCopier, PageCopier
 from ernie_local.experts.device import HOST, Device, Gpu
-from ernie_local.experts.disk_reader import DiskReader
-from ernie_local.experts.gpu_copier import GpuCopier
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.miss_rule import MissRule
-from ernie_local.experts.page_copier import PageCopier
-from ernie_local.experts.page_level import PageLevel
-from ernie_local.experts.page_lock import PageLock
+from ernie_local.experts.disk import DiskReader, PageStore
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.level import PageLevel
+from ernie_local.experts.memory import PageLock
+from ernie_local.experts.options import MissRule, PagingOptions, PagingStats
 from ernie_local.experts.page_math import RoutedTokens
-from ernie_local.experts.page_store import PageStore
-from ernie_local.experts.page_traffic import PageGroup, PageTraffic
-from ernie_local.experts.paging_options import PagingOptions
-from ernie_local.experts.paging_plan import PagingPlan
-from ernie_local.experts.paging_stats import PagingStats
-from ernie_local.experts.room import Room
+from ernie_local.experts.plan import PagingPlan
+from ernie_local.experts.traffic import PageGroup, PageTraffic
 from ernie_local.experts.two_levels import LendingReader, TwoLevels
 from ernie_local.model.kv_cache import CacheMemory
 from ernie_local.model.moe import TokenRows

@@ -19,8 +19,8 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.device import Gpu
+from ernie_local.experts.options import PagingOptions
 from ernie_local.experts.packed import PackedExperts
-from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.kernels.huge_pages import empty_bytes
 from ernie_local.loading.expert_math import gpu_math

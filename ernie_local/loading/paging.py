@@ -15,18 +15,16 @@ from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError
+from ernie_local.experts.budget import GpuRoom, Room, SharedRoom
 from ernie_local.experts.device import Gpu
-from ernie_local.experts.gpu_memory import allocate_pages
-from ernie_local.experts.gpu_room import GpuRoom
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.page_level import PageLevel
+from ernie_local.experts.disk import PageCheck, PageRange, PageStore
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.level import PageLevel
+from ernie_local.experts.memory import PageMemory, allocate_pages
+from ernie_local.experts.options import PagingOptions
 from ernie_local.experts.page_math import PageMath
-from ernie_local.experts.page_memory import PageMemory
-from ernie_local.experts.page_store import PageCheck, PageRange, PageStore
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.experts.paging_options import PagingOptions
-from ernie_local.experts.paging_plan import PagingPlan
-from ernie_local.experts.room import Room, SharedRoom
+from ernie_local.experts.plan import PagingPlan
 from ernie_local.loading.expert_math import expert_math
 from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing.checks import check_page
@@ -111,7 +109,7 @@ def page_experts(
     wanted = min(placement.gpu_bytes, plan.most_bytes + cache_bytes)
     # The allocation is of whole frames, the cache is not.
     least = plan.frame_bytes * (plan.least_frames + -(-cache_bytes // plan.frame_bytes))
-    memory = allocate_pages(gpu, wanted, least, placement.gpu_room_bytes, plan.frame_bytes)
+    memory = allocate_pages(gpu.allocate, wanted, least, placement.gpu_room_bytes, plan.frame_bytes)
     computing_there = expert_math(checkpoint, config, memory.bytes.device)
     upper = PageLevel(plan.build(memory.num_bytes), memory, computing_there, sizes, gpu)
     assert isinstance(level.memory, PageMemory)

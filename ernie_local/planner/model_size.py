@@ -18,7 +18,7 @@ from ernie_local.checkpoint.parts import ModelPart, ModelTensor, expected_tensor
 from ernie_local.config import ModelConfig, QuantizationConfig, read_config
 from ernie_local.config.parse import parse_config
 from ernie_local.errors import UsageError
-from ernie_local.experts.paging_plan import PagingPlan
+from ernie_local.experts.plan import PagingPlan
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
 from ernie_local.planner.conversation import WEIGHT_ITEM_BYTES
 from ernie_local.planner.decode_time import DecodeWork

@@ -13,7 +13,7 @@ from ernie_local.checkpoint.names import BANKS, PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
 from ernie_local.checkpoint.parts import TEXT_EXPERTS, VISION_EXPERTS, ModelTensor
 from ernie_local.config import ModelConfig
-from ernie_local.experts.heat import ExpertKey
+from ernie_local.experts.keys import ExpertKey
 
 _ROUTER_ITEM_BYTES = 4  # float32, whatever the rest is
 _EXPERT_PARTS = (TEXT_EXPERTS, VISION_EXPERTS)

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.packed import PackedTensors, page_formats, page_layout
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig
@@ -20,7 +21,6 @@ from ernie_local.model.moe import BANKS
 from ernie_local.packing import LowBitFormat
 from ernie_local.sizes import format_bytes
 from ernie_quant.allocate import Option, allocate
-from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.measurements import Measurements
 
 # Of an expert's loss this share is that of the mean of its bank: what calibration seldom showed is not

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import ernie_local
 from ernie_calibration.held_out import held_out_samples
 from ernie_calibration.scoring import score
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import ErnieLocalError, ModelUnusable, UsageError
@@ -28,8 +29,7 @@ from ernie_quant.evaluation.comparison import Comparer, head_of, same_experts
 from ernie_quant.evaluation.observation import Observation, Observer
 from ernie_quant.evaluation.reference import load_head
 from ernie_quant.evaluation.run import Evaluation, EvaluationJob, Result
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.plain_export import export_plainly
+from tests.plain_export import export_plainly
 from tests.rounding import rounded_floats
 
 SAMPLES = 4

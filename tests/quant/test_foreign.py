@@ -16,6 +16,7 @@ from optimum.quanto import WeightQBitsTensor, qint2, qint4
 from optimum.quanto.tensor.packed import PackedTensor, pack_weights
 
 import ernie_local
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.writer import TensorEntry
 from ernie_local.config import read_config
@@ -32,7 +33,6 @@ from ernie_local.packing.foreign_matrix import (
 )
 from ernie_quant.costs import unit_costs
 from ernie_quant.foreign import choose_expert_format, quantize_foreign
-from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.identity import version_identity
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint

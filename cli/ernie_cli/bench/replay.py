@@ -13,9 +13,9 @@ from ernie_cli.console import Console
 if TYPE_CHECKING:
     from ernie_cli.bench.command import BenchOptions
     from ernie_cli.bench.result import BenchResult
-    from ernie_local.experts.replay import Replayed
-    from ernie_local.experts.simulated_gpu import Simulated
-    from ernie_local.experts.trace import Trace
+    from ernie_local.replay.replay import Replayed
+    from ernie_local.replay.simulate import Simulated
+    from ernie_local.replay.trace import Trace
     from ernie_local.planner.gpus import Gpu
     from ernie_local.planner.rates import Rates
 
@@ -28,8 +28,8 @@ _GPU_COLUMNS = "{:>11}  {:<7}  {:>9}  {:>9}  {:>10}  {:>9}  {:>9}"
 def replay(options: BenchOptions, budgets: Sequence[int], result: BenchResult) -> None:
     """Replay the trace in each of these budgets, or in default ones; a line or an entry for each policy."""
     from ernie_cli.bench.result import budget_object
-    from ernie_local.experts.replay import check_budget, compare
-    from ernie_local.experts.trace_file import read_trace
+    from ernie_local.replay.replay import check_budget, compare
+    from ernie_local.replay.trace_file import read_trace
 
     assert options.replay is not None
     trace = read_trace(options.replay)
@@ -52,10 +52,10 @@ def replay(options: BenchOptions, budgets: Sequence[int], result: BenchResult) -
 def replay_on_gpu(options: BenchOptions, budgets: Sequence[int], gpu_bytes: int, result: BenchResult) -> None:
     """Replay the trace with experts in `gpu_bytes` of the GPU and in each of these budgets of RAM."""
     from ernie_cli.bench.result import prediction_object
-    from ernie_local.experts.miss_rule import MISS_RULES
-    from ernie_local.experts.replay import check_budget, most_bytes
-    from ernie_local.experts.simulated_gpu import GpuTimes, MachineTimes, simulate
-    from ernie_local.experts.trace_file import read_trace
+    from ernie_local.experts.options import MISS_RULES
+    from ernie_local.replay.replay import check_budget, most_bytes
+    from ernie_local.replay.simulate import GpuTimes, MachineTimes, simulate
+    from ernie_local.replay.trace_file import read_trace
     from ernie_local.planner.gpus import find_gpu
 
     assert options.replay is not None
@@ -87,7 +87,7 @@ def replay_on_gpu(options: BenchOptions, budgets: Sequence[int], gpu_bytes: int,
 
 def default_budgets(trace: Trace) -> list[int]:
     """Shares of the bytes of all text pages, but never less than paging needs."""
-    from ernie_local.experts.replay import least_bytes
+    from ernie_local.replay.replay import least_bytes
 
     whole, least = trace.bank_bytes("text"), least_bytes(trace)
     return sorted({max(least, int(share * whole)) for share in _SHARES})

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 import ernie_local
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import UsageError
+from ernie_local.experts.options import PagingOptions
 from ernie_local.experts.paged import PagedExperts, TextRouter
-from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.moe import TokenRows
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.plain_export import export_plainly
+from tests.plain_export import export_plainly
 from tests.runtime.paged_models import answer_logits, build, paged_experts, plan_of, room
 
 CONFIG = read_config(NANO_DIRECTORY)

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from ernie_local.checkpoint import uncached_file
 from ernie_local.engine import Engine
 from ernie_local.errors import ModelUnusable
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.miss_rule import COMPUTE, FETCH, MISS_RULES, SPLIT, MissRule
-from ernie_local.experts.page_copier import PageCopier
-from ernie_local.experts.page_traffic import PageTraffic
-from ernie_local.experts.paging_options import PagingOptions
-from ernie_local.experts.paging_plan import PagingPlan
+from ernie_local.experts.copier import PageCopier
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.options import COMPUTE, FETCH, MISS_RULES, SPLIT, MissRule, PagingOptions
+from ernie_local.experts.plan import PagingPlan
+from ernie_local.experts.traffic import PageTraffic
 from ernie_local.experts.two_levels import LendingReader, TwoLevels
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel

@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.experts.gpu_math import TorchPageMath
@@ -27,7 +28,6 @@ from ernie_local.packing.foreign_matrix import dequantize_foreign
 from ernie_local.packing.foreign_page import Dequantize
 from ernie_local.planner.placement import MemoryNeed
 from ernie_local.sizes import GIB, MIB
-from ernie_quant.format_tables import FormatChoice, format_tables
 from tests.runtime.packing.test_foreign_pages import pattern_page
 from tests.runtime.random_matrices import random_page
 

@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.experts import gpu_math as gpu_math_module
+from ernie_local.experts.disk import PageStore
 from ernie_local.experts.gpu_math import TritonPageMath
-from ernie_local.experts.heat import ExpertKey
+from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
+from ernie_local.experts.memory import PageMemory
 from ernie_local.experts.page_math import RoutedTokens
-from ernie_local.experts.page_memory import UNIT_BYTES, PageMemory
-from ernie_local.experts.page_store import PageStore
 from ernie_local.kernels import cuda_ops, reference
 from ernie_local.kernels.checks import ABSENT_SLOT
 from ernie_local.kernels.triton.gpu import Gpu
 from ernie_local.loading.expert_math import gpu_math
 from ernie_local.loading.paging import page_ranges, page_sizes
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.plain_export import export_plainly
+from tests.plain_export import export_plainly
 from tests.runtime.kernel_tolerances import EXACT, relative_error
 
 LAYER = 1

@@ -1,7 +1,4 @@
-"""Traces as files: one .npz without pickled objects, small, and doubted in every number when it is read.
-
-Owns the names of the arrays and what is refused. Knows nothing of replays. Knows no torch.
-"""
+"""Writes and reads traces as files: one .npz without pickled objects, checked in every number when read."""
 
 from __future__ import annotations
 
@@ -18,8 +15,8 @@ from numpy.typing import NDArray
 
 from ernie_local.checkpoint.names import BANKS
 from ernie_local.errors import InputUnreadable
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.trace import Forward, Trace
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.replay.trace import Forward, Trace
 from ernie_local.whole_file import written_whole
 
 VERSION = 1

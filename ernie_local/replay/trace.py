@@ -1,8 +1,4 @@
-"""What tokens chose which experts, forward by forward: all that a replay of paging needs, without the model.
-
-Owns the meaning of a trace. Its file is trace_file.py's, and how it is noted while a model runs is
-trace_recorder.py's. Knows no torch.
-"""
+"""Describes which experts tokens chose, forward by forward: all that a replay needs, without the model."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ernie_local.checkpoint.names import BANKS, Bank
-from ernie_local.experts.heat import ExpertKey
+from ernie_local.experts.keys import ExpertKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,4 @@
-"""Which format each weight of a model gets: the tables of `quantization_config` from a few choices.
-
-Owns what can be packed and what a choice covers. Knows nothing of weights.
-"""
+"""Chooses a format for each weight: the tables of `quantization_config` from a few choices."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ class FormatChoice:
 
 
 def format_tables(config: ModelConfig, choice: FormatChoice) -> QuantizationConfig:
-    """Tables that name every weight that `choice` covers. UsageError for a format or width that is none."""
+    """Tables of all weights that `choice` covers. UsageError for an unknown format or an unsuitable width."""
     text, vision = config.text, config.vision
     experts: dict[BankKey, tuple[str, ...]] = {}
     small_experts: dict[BankKey, tuple[str, ...]] = {}
@@ -103,6 +100,6 @@ def _check_small_pages(choice: FormatChoice) -> None:
     if max(low_bit.bits for low_bit in small) >= min((low_bit.bits for low_bit in large), default=0):
         raise UsageError(
             f"small pages in {choice.small_experts} beside experts in {choice.experts}",
-            "both are in formats of ours, and the small one is read because it has fewer bits",
-            "use w2 beside w4 (--bits 4 --dual, by gptq, clip or rtn), or leave small pages out",
+            "small pages exist to save bytes, so they need fewer bits, and both must be in our own formats",
+            "use w2 beside w4 and one of the methods gptq, clip and rtn, or make no small pages",
         )
