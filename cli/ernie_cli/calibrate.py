@@ -86,10 +86,8 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     with UnitProgress(is_shown=not options.as_json) as progress:
         measured = measurements_in(options.out, directory, sequences, progress.show_layer)
     result.out = str(options.out)
-    result.tokens, result.positions = (
-        {**measured.tokens},
-        measured.positions,
-    )
+    result.tokens = {str(bank): count for bank, count in measured.tokens.items()}
+    result.positions = measured.positions
     result.head_divergence = measured.head_divergence
     result.layers = [
         LayerObject(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ernie_local.sizes import format_bytes
-
-Command = Callable[..., Any]
+from tests.cli.running import Command
 
 
 @pytest.fixture

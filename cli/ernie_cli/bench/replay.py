@@ -13,11 +13,11 @@ from ernie_cli.console import Console
 if TYPE_CHECKING:
     from ernie_cli.bench.command import BenchOptions
     from ernie_cli.bench.result import BenchResult
+    from ernie_local.planner.gpus import Gpu
+    from ernie_local.planner.rates import Rates
     from ernie_local.replay.replay import Replayed
     from ernie_local.replay.simulate import Simulated
     from ernie_local.replay.trace import Trace
-    from ernie_local.planner.gpus import Gpu
-    from ernie_local.planner.rates import Rates
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 _COPY_SECONDS = 20e-6  # of a copy besides its bytes: a launch and its way over the bus. Assumed.
@@ -53,10 +53,10 @@ def replay_on_gpu(options: BenchOptions, budgets: Sequence[int], gpu_bytes: int,
     """Replay the trace with experts in `gpu_bytes` of the GPU and in each of these budgets of RAM."""
     from ernie_cli.bench.result import prediction_object
     from ernie_local.experts.options import MISS_RULES
+    from ernie_local.planner.gpus import find_gpu
     from ernie_local.replay.replay import check_budget, most_bytes
     from ernie_local.replay.simulate import GpuTimes, MachineTimes, simulate
     from ernie_local.replay.trace_file import read_trace
-    from ernie_local.planner.gpus import find_gpu
 
     assert options.replay is not None
     assert options.gpu is not None

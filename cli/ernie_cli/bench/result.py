@@ -10,12 +10,12 @@ from ernie_cli.json_object import fill
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ernie_local.replay.replay import Replayed
-    from ernie_local.replay.simulate import Simulated
-    from ernie_local.replay.trace import Trace
     from ernie_local.loading import LoadedModel
     from ernie_local.machine.model_speed import ModelRun
     from ernie_local.planner.profile import MachineProfile
+    from ernie_local.replay.replay import Replayed
+    from ernie_local.replay.simulate import Simulated
+    from ernie_local.replay.trace import Trace
 
 
 @dataclass
