@@ -15,6 +15,7 @@ check:
     python3 tests/project/file_lengths.py
     python3 docs/write_cli_page.py --check
     python3 docs/write_json_page.py --check
+    python3 docs/write_fit_table.py --check
 
 # The default tests: CPU, no network, no downloaded weights
 test *arguments:
@@ -32,6 +33,8 @@ test-native:
 docs:
     python3 docs/write_cli_page.py
     python3 docs/write_json_page.py
+    python3 docs/write_fit_table.py
+    python3 docs/write_chat_svg.py
 
 # Put the code into the form that `check` wants
 format:

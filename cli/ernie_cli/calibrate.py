@@ -107,10 +107,8 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
 def lines(result: CalibrateResult, probe_format: str) -> Iterator[str]:
     """A line for each layer: what rounding it costs at the answers, and how many experts saw no token."""
     tokens = result.tokens or {}
-    yield (
-        f"{tokens['text']:,} text tokens and {tokens['vision']:,} image tokens, "
-        f"{result.positions:,} answer positions"
-    )
+    counts = [f"{count:,} {bank} tokens" for bank, count in tokens.items()]
+    yield f"{' and '.join(counts)}, {result.positions:,} answer positions"
     yield f"{'layer':>5}  {f'experts {probe_format}':>12}  {'others w4':>12}  experts without a token"
     for one in result.layers:
         experts, unvisited = "dense", ""

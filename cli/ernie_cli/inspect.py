@@ -78,7 +78,7 @@ def inspect(options: InspectOptions, result: InspectResult) -> None:
     directory = resolve_model(options.model)
     config = read_config(directory)
     accounts = account(directory, read_stored_tensors(directory), config)
-    parts = model_parts(stored_tensors(accounts, config))
+    parts = model_parts(stored_tensors(accounts, config), config)
     whole, routed = sum_of_parts("all", parts), routed_experts(parts)
     result.directory, result.layout = str(directory), accounts.layout
     result.weights, result.bytes = whole.weights, whole.num_bytes

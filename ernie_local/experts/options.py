@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from ernie_local.checkpoint.names import BANKS, Bank
+from ernie_local.config import Bank
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class PagingStats:
     foreseen_pages: int = 0  # begun before a token's next layer chose, and those of them that it did
     foreseen_wanted: int = 0
     small_pages_used: int = 0  # in place of a decoded token's missing pages
-    banks: dict[Bank, BankStats] = field(default_factory=lambda: {bank: BankStats() for bank in BANKS})
+    banks: dict[Bank, BankStats] = field(default_factory=dict)
     gpu: PagingStats | None = None
 
     def copy(self) -> PagingStats:

@@ -13,7 +13,7 @@ import torch
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import ModelConfig
+from ernie_local.config import Bank, ModelConfig
 from ernie_local.errors import UsageError
 from ernie_local.experts.budget import GpuRoom, Room, SharedRoom
 from ernie_local.experts.device import Gpu
@@ -26,10 +26,9 @@ from ernie_local.experts.page_math import PageMath
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.loading.expert_math import expert_math
-from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing.checks import check_page
-from ernie_local.planner import weights
-from ernie_local.planner.placement import Placement
+from ernie_local.planner.fit import Placement
+from ernie_local.planner.need import expert_page_sizes
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -49,7 +48,7 @@ def paging_plan(
 
 def page_sizes(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, int]:
     """Bytes of every expert's page."""
-    return weights.page_sizes(stored_tensors(checkpoint.accounts, config), config)
+    return expert_page_sizes(stored_tensors(checkpoint.accounts, config), config)
 
 
 def _small_page_sizes(config: ModelConfig) -> dict[ExpertKey, int]:
@@ -131,14 +130,13 @@ def page_ranges(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, 
     """Where the page of every expert lies."""
     ranges: dict[ExpertKey, tuple[PageRange, ...]] = {}
     packed = PackedTensors(config) if config.has_packed_experts else None
-    for layer_id, is_moe in enumerate(config.text.moe_layers):
-        for bank in BANKS if is_moe else ():
-            for expert_id in range(config.text.num_experts):
-                key = ExpertKey(layer_id, bank, expert_id)
-                if packed is None:
-                    ranges[key] = _plain_ranges(checkpoint, key)
-                else:
-                    ranges[key] = _packed_ranges(checkpoint, packed, key)
+    for layer_id, bank in config.text.layer_banks():
+        for expert_id in range(bank.num_experts):
+            key = ExpertKey(layer_id, bank.name, expert_id)
+            if packed is None:
+                ranges[key] = _plain_ranges(checkpoint, key)
+            else:
+                ranges[key] = _packed_ranges(checkpoint, packed, key)
     return ranges
 
 

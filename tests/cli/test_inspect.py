@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_plainly(
         NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), FormatChoice(experts="w2-w2l"))
     )
+    raw = json.loads((out / "config.json").read_text())
+    raw["quantization_config"] |= {"source": {"name": "nano"}, "calibration": {"method": "rtn"}}
+    (out / "config.json").write_text(json.dumps(raw))
     return out
 
 

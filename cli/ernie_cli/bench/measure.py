@@ -31,7 +31,7 @@ _SMALL_PAGE = 1 << 20
 def measure(options: BenchOptions, result: BenchResult) -> None:
     """Measure, tell, store; what can be refused is refused before anything is measured."""
     from ernie_cli import opening
-    from ernie_local.planner.profile_file import write_profile
+    from ernie_local.planner.profile import write_profile
 
     image = None if options.image is None else _open_image(options.image)
     files = None if options.model is None else opening.find_model(options.model)
@@ -222,7 +222,7 @@ def _measure_model(
 
 def _with_stored_rules(profile: MachineProfile, path: Path) -> MachineProfile:
     """Keep what an earlier run on the same hardware measured of rules for misses."""
-    from ernie_local.planner.profile_file import read_profile
+    from ernie_local.planner.profile import read_profile
 
     stored = read_profile(path)
     if stored is None or stored.hardware.difference(profile.hardware) is not None:

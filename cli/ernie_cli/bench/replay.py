@@ -13,7 +13,7 @@ from ernie_cli.console import Console
 if TYPE_CHECKING:
     from ernie_cli.bench.command import BenchOptions
     from ernie_cli.bench.result import BenchResult
-    from ernie_local.planner.gpus import Gpu
+    from ernie_local.planner.gpus import GpuModel
     from ernie_local.planner.rates import Rates
     from ernie_local.replay.replay import Replayed
     from ernie_local.replay.simulate import Simulated
@@ -53,14 +53,14 @@ def replay_on_gpu(options: BenchOptions, budgets: Sequence[int], gpu_bytes: int,
     """Replay the trace with experts in `gpu_bytes` of the GPU and in each of these budgets of RAM."""
     from ernie_cli.bench.result import prediction_object
     from ernie_local.experts.options import MISS_RULES
-    from ernie_local.planner.gpus import find_gpu
+    from ernie_local.planner.gpus import find_gpu_model
     from ernie_local.replay.replay import check_budget, most_bytes
     from ernie_local.replay.simulate import GpuTimes, MachineTimes, simulate
     from ernie_local.replay.trace_file import read_trace
 
     assert options.replay is not None
     assert options.gpu is not None
-    gpu = find_gpu(options.gpu)
+    gpu = find_gpu_model(options.gpu)
     trace = read_trace(options.replay)
     budgets = budgets or [most_bytes(trace)]
     for budget in (gpu_bytes, *budgets):
@@ -112,7 +112,7 @@ def _lines(budget: int, results: Sequence[Replayed]) -> Iterator[str]:
         yield _COLUMNS.format(
             "" if index else format_bytes(budget),
             result.policy if result.decay is None else f"{result.policy} {result.decay:g}",
-            *(_percent(result.stats.banks[bank].decode_hit_rate) for bank in ("text", "vision")),
+            *(_hit_rate(result, bank) for bank in ("text", "vision")),
             "-" if read is None else format_bytes(round(read)),
         ).rstrip()
 
@@ -128,7 +128,7 @@ def _machine_rates() -> tuple[Rates, str]:
     return profile.rates, f"disk and processor as measured {profile.date}"
 
 
-def _gpu_head(gpu: Gpu, gpu_bytes: int, source: str) -> Iterator[str]:
+def _gpu_head(gpu: GpuModel, gpu_bytes: int, source: str) -> Iterator[str]:
     from ernie_local.sizes import format_bytes
 
     yield (
@@ -153,6 +153,11 @@ def _gpu_line(budget: int, rule: str, found: Simulated) -> str:
         *(_percent(one.banks["text"].decode_hit_rate) for one in (above, stats)),
         *(f"{1e3 * seconds / tokens:.2f}" for seconds in waits),
     )
+
+
+def _hit_rate(result: Replayed, bank: str) -> str:
+    stats = result.stats.banks.get(bank)
+    return _percent(None if stats is None else stats.decode_hit_rate)
 
 
 def _percent(rate: float | None) -> str:

@@ -10,9 +10,9 @@ from ernie_cli.json_object import fill
 
 if TYPE_CHECKING:
     from ernie_cli.vram.report import Report
-    from ernie_local.planner.conversation import Conversation
-    from ernie_local.planner.gpu_memory import GpuPlan
-    from ernie_local.planner.gpus import Gpu
+    from ernie_local.planner.conversation import ChatPlan
+    from ernie_local.planner.gpu import GpuPlan
+    from ernie_local.planner.gpus import GpuModel
     from ernie_local.planner.model_size import ModelSize
     from ernie_local.planner.speed import Speed
     from ernie_local.planner.terms import MemoryPlan
@@ -259,7 +259,7 @@ class VramResult:
     make_it_fit: list[str] = field(default_factory=list)
     """Options, each of which alone makes it fit, the mildest first; empty where it fits."""
 
-    def set_model(self, model: ModelSize, conversation: Conversation) -> None:
+    def set_model(self, model: ModelSize, conversation: ChatPlan) -> None:
         """Fill in the model, its conversation and its images."""
         token_bytes = conversation.kv_size(model.config.text).bytes_per_token
         parts = [fill(ModelPartObject, part, bytes=part.num_bytes) for part in model.parts]
@@ -307,7 +307,7 @@ class VramResult:
                 ram=_memory(report.gpu.ram),
             )
 
-    def set_gpus(self, gpus: Iterable[tuple[Gpu, GpuPlan, Speed]]) -> None:
+    def set_gpus(self, gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]]) -> None:
         """Fill in the table of GPUs."""
         self.gpus = [
             fill(

@@ -12,9 +12,9 @@ from ernie_local.sizes import GIB, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from ernie_cli.console import Console
-    from ernie_local.planner.conversation import Conversation
+    from ernie_local.planner.conversation import ChatPlan
     from ernie_local.planner.model_size import ModelSize
-    from ernie_local.planner.rental import Server
+    from ernie_local.planner.rental import RentedServer
 
 _PUBLISHED_BITS = "16"  # of the model as it is published
 
@@ -34,11 +34,9 @@ def published_sessions_object(options: VramOptions) -> SessionsObject:
     )
 
 
-def our_sessions_object(
-    model: ModelSize, conversation: Conversation, options: VramOptions
-) -> OurSessionsObject:
+def our_sessions_object(model: ModelSize, conversation: ChatPlan, options: VramOptions) -> OurSessionsObject:
     """Our figure, with what the page leaves out, term by term."""
-    from ernie_local.planner.gpu_memory import session_terms
+    from ernie_local.planner.gpu import session_terms
     from ernie_local.planner.rental import SESSION_TOKENS, our_sessions
 
     session = dataclasses.replace(conversation, context_size=SESSION_TOKENS)
@@ -69,8 +67,8 @@ def tell_sessions(sessions: SessionsObject, console: Console) -> None:
         console.answer(f"  {term.name:<26}{format_bytes(term.best):>11}  {term.provenance}\n")
 
 
-def _server(options: VramOptions) -> Server:
-    from ernie_local.planner.rental import Server
+def _server(options: VramOptions) -> RentedServer:
+    from ernie_local.planner.rental import RentedServer
 
     assert options.vram is not None, "check_options refuses this"
-    return Server(options.gpus, parse_bytes(options.vram, "--vram") / GIB)
+    return RentedServer(options.gpus, parse_bytes(options.vram, "--vram") / GIB)

@@ -32,7 +32,9 @@ def tables(kind: str) -> QuantizationConfig:
     packed = format_tables(CONFIG, FormatChoice("w4", "w8", "w8", "w8"))
     if kind == "packed":
         return packed
-    formats = tuple(("w4", "w2-w3", "w2s", "w2")[expert % 4] for expert in range(CONFIG.text.num_experts))
+    formats = tuple(
+        ("w4", "w2-w3", "w2s", "w2")[expert % 4] for expert in range(CONFIG.text.banks[0].num_experts)
+    )
     return dataclasses.replace(packed, experts=dict.fromkeys(packed.experts, formats))
 
 
