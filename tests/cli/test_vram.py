@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from ernie_local.planner.profile import HardwareKey, MachineProfile, write_profi
 from ernie_local.planner.rates import Rates
 from ernie_local.planner.terms import Amount, MemoryPlan, Term
 from ernie_local.sizes import GIB, MIB
-from tests.cli.running import Command
+from tests.cli.running import Command, run_python
 
 Reckon = Callable[..., dict[str, Any]]
 
@@ -270,7 +268,7 @@ def test_it_imports_nothing_heavy(arguments: list[str]) -> None:
         "heavy = {'torch', 'numpy', 'matplotlib', 'rich', 'PIL', 'transformers', 'huggingface_hub'}\n"
         "print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_python(code)
     assert done.stderr.splitlines()[-1] == "0 []"
 
 
