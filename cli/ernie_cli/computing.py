@@ -1,6 +1,6 @@
-"""Sets up what every command that computes has in common: ERNIE_LOCAL_ISA and the number of threads.
+"""What every command that computes has in common: ERNIE_LOCAL_ISA is obeyed before it begins.
 
-Without them nothing is imported, and never for `--help`.
+Knows nothing of what is computed. Without the variable nothing is imported, and never for `--help`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,6 @@ class ComputingCommand(TyperCommand):
         """Choose the instruction set that was asked for, then run the command."""
         use_forced_instruction_set()
         return super().invoke(ctx)
-
-
-def use_threads(threads: int | None) -> None:
-    """Compute with this many CPU threads; None leaves the number to torch, and imports nothing."""
-    if threads is not None:
-        from ernie_local import loading
-
-        loading.use_threads(threads)
 
 
 def use_forced_instruction_set() -> None:

@@ -18,7 +18,7 @@ _OPTIONS = {
     "thinking": "think",
     "thinking_budget": "think-budget",
 }
-_CODE_NAMES = {
+CODE_NAMES = {
     1: "failed",
     2: "usage",
     3: "does_not_fit",
@@ -62,7 +62,7 @@ def describe(error: BaseException) -> Failure:
             why="this is a defect of ernie-local, not of the input",
             hint="run again with --debug for the traceback",
         )
-    code = _CODE_NAMES.get(known.exit_code, "failed")
+    code = CODE_NAMES.get(known.exit_code, "failed")
     return Failure(code, known.exit_code, *known.spelled(_option))
 
 
