@@ -1,8 +1,8 @@
 """Checks the shape of the code: lengths, names that two modules define, and what is written more than once.
 
 Prints the size of each package. Fails on a file over 600 lines (over 400 in the product), a function over 60
-or a class over 300; on more product files or lines than agreed; on a public name with two owners; on six names
-in a row that stand in more than two places; and on twelve equal lines.
+or a class over 300; on more product files or lines than agreed; on a public name with two owners; on six
+names in a row that stand in more than two places; and on twelve equal lines.
 A function or class that has a reason to be longer carries `# long: the reason` on its first line.
 """
 

@@ -66,14 +66,14 @@ def three_times(text: str) -> str:
         ("ernie_local/b.py", function_of(61), "ernie_local/b.py:1: f has 61 lines, the limit is 60"),
         ("quant/q.py", "class C:\n" + lines(300, "    c"), "quant/q.py:1: C has 301 lines, the limit is 300"),
         ("quant/q.py", three_times(SIX_PARAMETERS), "a, b, c, d, e, f stand together in quant/q.py:1"),
-        ("cli/c.py", SIX_NAMES, "a, b, c, d, e, f stand together in cli/c.py:1, cli/c.py:2, cli/c.py:9"),
+        ("cli/c.py", SIX_NAMES, "a, b, c, d, e, f stand together in cli/c.py:2, cli/c.py:1, cli/c.py:9"),
         ("cli/c.py", lines(12) + "y = 0\n" + lines(12), "12 equal lines at cli/c.py:1 and cli/c.py:14"),
     ],
 )  # fmt: skip
 def test_more_is_a_fault(tmp_path: Path, name: str, text: str, fault: str) -> None:
     write(tmp_path, name, text)
     (found,) = find_faults(tmp_path)[1]
-    assert found.startswith(fault) or fault in found
+    assert found.startswith(fault)
 
 
 def test_a_public_name_has_one_owner(tmp_path: Path) -> None:
