@@ -107,10 +107,10 @@ def quantize(
 
 
 def _plan(source: str, out: Path, sizes: SizeChoice, method: Method, group_size: int | None) -> Job:
+    from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.config import read_config
     from ernie_quant.foreign import choose_expert_format
-    from ernie_quant.format_tables import FormatChoice, format_tables
     from ernie_quant.job import Job, check_job
     from ernie_quant.recipe import Recipe
 

@@ -37,8 +37,8 @@ def as_quantized(model: ModelSize, bits: BitsName | None, dense: DenseName) -> M
     """The model with its experts in so many bits; None and 16 leave it as it is."""
     if bits is None or (bits == "16" and model.config.quantization is None):
         return model
+    from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
     from ernie_local.planner.model_size import with_formats
-    from ernie_quant.format_tables import FormatChoice, format_tables
 
     experts = _EXPERT_FORMATS.get(bits)
     choice = FormatChoice(experts=experts, dense=dense)

@@ -14,10 +14,10 @@ import pytest
 from safetensors.torch import load_file
 
 from ernie_cli.main import run
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.plain_export import export_plainly
+from tests.plain_export import export_plainly
 
 
 @pytest.fixture(scope="module")

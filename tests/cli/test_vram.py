@@ -18,6 +18,7 @@ from ernie_cli.console import profile_path
 from ernie_cli.main import run
 from ernie_cli.vram_json import SCHEMA
 from ernie_cli.vram_text import bar_lines
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.machine import nvidia_smi
@@ -27,7 +28,6 @@ from ernie_local.planner.profile_file import write_profile
 from ernie_local.planner.rates import Rates
 from ernie_local.planner.terms import Amount, MemoryPlan, Term
 from ernie_local.sizes import GIB, MIB
-from ernie_quant.format_tables import FormatChoice, format_tables
 
 PAGE = Path(__file__).parents[2] / "docs" / "vram-json.md"
 

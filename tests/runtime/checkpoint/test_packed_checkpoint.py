@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ernie_local
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import open_checkpoint
@@ -19,8 +20,7 @@ from ernie_local.checkpoint.writer import TensorEntry, write_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable
 from ernie_local.packing.page_checksum import seal
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.plain_export import export_plainly
+from tests.plain_export import export_plainly
 
 Raw = dict[str, Any]
 Tensors = dict[str, torch.Tensor]

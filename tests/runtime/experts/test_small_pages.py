@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ernie_local
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.header import read_header
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
@@ -21,8 +22,7 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable
 from ernie_local.verify import verify
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.plain_export import export_plainly
+from tests.plain_export import export_plainly
 
 CONFIG = read_config(NANO_DIRECTORY)
 DUAL = format_tables(CONFIG, FormatChoice("w4", small_experts="w2"))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import ErnieLocalError
@@ -17,8 +18,7 @@ from ernie_local.kernels.packed_attention import _composed, packed_attention
 from ernie_local.loading import load
 from ernie_local.model.attention import SelfAttention
 from ernie_local.packing import pack_matrix, pack_page
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.plain_export import export_plainly
+from tests.plain_export import export_plainly
 from tests.runtime.random_matrices import random_matrix, random_page
 
 HIDDEN_SIZE, CAPACITY = 80, 12

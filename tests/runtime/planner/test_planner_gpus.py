@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.errors import UsageError
 from ernie_local.planner.conversation import Conversation
 from ernie_local.planner.cpu_memory import Budget
@@ -20,7 +21,6 @@ from ernie_local.planner.speed import (
     operations_per_token,
 )
 from ernie_local.sizes import GIB, MIB
-from ernie_quant.format_tables import FormatChoice, format_tables
 
 # The published page's table for 4 bits: GPU, GPUs, GB of each, sessions.
 RENTAL_ROWS = """teslat4 2 16 1.471

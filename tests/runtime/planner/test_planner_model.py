@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.parts import model_parts, stored_tensors
 from ernie_local.checkpoint.reader import open_checkpoint
@@ -25,8 +26,7 @@ from ernie_local.planner.conversation import Conversation, check_context, check_
 from ernie_local.planner.images import PricedImage
 from ernie_local.planner.model_size import ModelSize, published_model, read_model, with_formats
 from ernie_local.sizes import MIB
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.plain_export import export_plainly
+from tests.plain_export import export_plainly
 
 # From the reference: parameters of ERNIE-4.5-VL-28B-A3B by part, routers with their biases.
 PUBLISHED = {
@@ -178,7 +178,7 @@ def test_a_quantized_model_is_not_quantized_again() -> None:
 def test_parts_of_a_checkpoint_hold_every_byte_once() -> None:
     config = read_config(NANO_DIRECTORY)
     with open_checkpoint(NANO_DIRECTORY, config) as checkpoint:
-        parts = model_parts(stored_tensors(checkpoint.accounts, config))
+        parts = model_parts(stored_tensors(checkpoint.accounts, config), config)
         assert sum(part.num_bytes for part in parts) == checkpoint.total_bytes
 
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.errors import DoesNotFit
 from ernie_local.planner import placement
 from ernie_local.planner.conversation import Conversation, default_dtype, default_kv_dtype
@@ -18,7 +19,6 @@ from ernie_local.planner.placement import MemoryNeed, place_in_ram
 from ernie_local.planner.solve import first_that_fits, longest_context
 from ernie_local.planner.terms import PHASES, Amount, MemoryPlan, Term
 from ernie_local.sizes import GIB, MIB
-from ernie_quant.format_tables import FormatChoice, format_tables
 
 W4 = with_formats(published_model(), lambda config: format_tables(config, FormatChoice()), "--bits 4")
 W2 = with_formats(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ernie_local.packing import FORMATS, dequantize, find_format
-from ernie_quant.rtn import round_to_nearest
+from ernie_local.packing.rounding import round_to_nearest
 
 
 @pytest.mark.parametrize("name", FORMATS)

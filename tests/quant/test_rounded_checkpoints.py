@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 import ernie_local
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.header import read_header
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import QuantizationConfig, read_config
@@ -20,9 +21,10 @@ from ernie_local.experts.resident import ResidentExperts
 from ernie_local.kernels import native
 from ernie_local.loading import LoadedModel
 from ernie_local.packing import FORMATS, dequantize, unpack_page
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.plain_export import export_plainly
-from ernie_quant.rtn import round_to_nearest
+from ernie_local.packing.rounding import round_to_nearest
+from ernie_quant.job import Job
+from ernie_quant.pipeline import quantize_checkpoint
+from ernie_quant.recipe import Recipe
 
 CONFIG = read_config(NANO_DIRECTORY)
 EVERYTHING = FormatChoice("w4", "w8", "w8", "w8")
@@ -33,7 +35,7 @@ UNLIKE = FormatChoice("w2-w2l", "w4", "w8", None)
 def mixed_tables() -> QuantizationConfig:
     """Experts of one bank in three formats."""
     tables = format_tables(CONFIG, EVERYTHING)
-    formats = tuple(("w4", "w2-w3", "w2s")[expert % 3] for expert in range(CONFIG.text.num_experts))
+    formats = tuple(("w4", "w2-w3", "w2s")[expert % 3] for expert in range(CONFIG.text.banks[0].num_experts))
     return dataclasses.replace(tables, experts=dict.fromkeys(tables.experts, formats))
 
 
@@ -48,7 +50,7 @@ TABLES = {
 @pytest.fixture(scope="module", params=TABLES)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("packed")
-    export_plainly(NANO_DIRECTORY, out, TABLES[request.param])
+    quantize_checkpoint(Job(NANO_DIRECTORY, out, TABLES[request.param], Recipe("rtn")))
     return out, request.param
 
 
@@ -115,7 +117,9 @@ def test_logits_are_those_of_the_rounded_weights(
 
 
 def test_kernels_answer_as_the_plain_model(tmp_path: Path) -> None:
-    export_plainly(NANO_DIRECTORY, tmp_path / "w4", format_tables(CONFIG, EVERYTHING))
+    quantize_checkpoint(
+        Job(NANO_DIRECTORY, tmp_path / "w4", format_tables(CONFIG, EVERYTHING), Recipe("rtn"))
+    )
     model = ernie_local.load(tmp_path / "w4")
     pieces = ernie_local.Chat(model).ask("What is the total?", images=["examples/invoice.png"])
     assert "".join(piece.text for piece in pieces) == "£84.84"
@@ -159,9 +163,9 @@ def test_config_keeps_the_tables(exported: tuple[Path, str]) -> None:
 def test_nothing_is_overwritten_and_nothing_rounded_twice(exported: tuple[Path, str], tmp_path: Path) -> None:
     out, name = exported
     with pytest.raises(UsageError, match="quantized already"):
-        export_plainly(out, tmp_path / "again", TABLES[name])
+        quantize_checkpoint(Job(out, tmp_path / "again", TABLES[name], Recipe("rtn")))
     with pytest.raises(UsageError, match=r"holds [0-9]+ entries"):
-        export_plainly(NANO_DIRECTORY, out, TABLES[name])
+        quantize_checkpoint(Job(NANO_DIRECTORY, out, TABLES[name], Recipe("rtn")))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +184,8 @@ def test_unknown_formats_are_refused(choice: FormatChoice, message: str) -> None
 
 
 def test_widths_that_cannot_be_packed_are_refused() -> None:
-    odd = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, vision_expert_size=40))
+    banks = (CONFIG.text.bank("text"), dataclasses.replace(CONFIG.text.bank("vision"), expert_size=40))
+    odd = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, banks=banks))
     with pytest.raises(UsageError, match="moe_intermediate_size of vision is 40"):
         format_tables(odd, EVERYTHING)
     tables = format_tables(odd, FormatChoice(experts=None))

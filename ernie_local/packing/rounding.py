@@ -1,6 +1,6 @@
-"""Round to nearest: each group's least and largest weight become its ends. No data, no search.
+"""Rounds a matrix to nearest: the least and largest weight of each group become the ends of its range.
 
-The floor that every other method has to beat. Knows one matrix at a time.
+It needs no data and does no search. Every other method has to beat it.
 """
 
 from __future__ import annotations
