@@ -14,19 +14,14 @@ import pytest
 from safetensors.torch import load_file
 
 from ernie_cli.main import run
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
+from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import read_config
-from tests.plain_export import export_plainly
+from tests.conftest import PackNano
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed") / "model"
-    export_plainly(
-        NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), FormatChoice(experts="w2-w2l"))
-    )
-    return out
+def packed(pack_nano: PackNano) -> Path:
+    return pack_nano(FormatChoice(experts="w2-w2l"))
 
 
 def stored(directory: Path) -> dict[str, tuple[int, int]]:
