@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ernie_cli.options import CommonOptions, ContextSize, file_option, model_argument
+from ernie_cli.options import CommonOptions, ContextSize, complete_gpu, file_option, model_argument
 
 if TYPE_CHECKING:
     from ernie_cli.bench.result import BenchResult
@@ -56,6 +56,7 @@ class BenchOptions(CommonOptions):
         typer.Option(
             metavar="NAME",
             help="With --replay and --vram: predict the time of experts on this GPU, such as rtx3060-12gb.",
+            autocompletion=complete_gpu,
         ),
     ] = None
     decay: Annotated[
