@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from synthesize import full_size_config, peak_mib, write_random
 
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.config import read_config
 from ernie_local.media.patches import Patches
-from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import Recipe

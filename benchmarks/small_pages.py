@@ -21,14 +21,14 @@ from ernie_calibration.sample import Sample
 from ernie_local import load
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
+from ernie_local.experts.options import PagingOptions
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.loading import LoadedModel
 from ernie_local.loading.build import build_model
 from ernie_local.loading.paging import paging_plan
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.planner.placement import Placement
+from ernie_local.planner.fit import Placement
 from ernie_local.session.conversation import Conversation
 from ernie_local.text.template import Message
 from ernie_quant.evaluation.statistics import bootstrap_ratio, divergence
@@ -53,7 +53,7 @@ def questions(
     model: LoadedModel, samples: Sequence[Sample]
 ) -> Iterator[tuple[list[int], list[Patches], list[int]]]:
     """Prompt, images and right answer of each turn."""
-    conversation = Conversation(model, None, (), None)
+    conversation = Conversation(model.files, None, (), None)
     for sample in samples:
         patches = model.patches(sample.images)
         for turn in sample.turns:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import torch
 
-from ernie_local.experts.page_math import PageMath
-from ernie_local.kernels.arguments import ExpertsCall
+from ernie_local.config import BankKey
+from ernie_local.experts.page_math import PageMath, page_call
 from ernie_local.kernels.experts import packed_experts
-from ernie_local.model.moe import Bank, TokenRows
+from ernie_local.model.moe import RoutedTokens, TokenRows
 
 
 class PackedExperts:
@@ -18,9 +18,7 @@ class PackedExperts:
     takes_shared_page = True
 
     def __init__(
-        self,
-        banks: dict[tuple[int, Bank], torch.Tensor],
-        gpu_math: Mapping[tuple[int, Bank], PageMath] | None = None,
+        self, banks: dict[BankKey, torch.Tensor], gpu_math: Mapping[BankKey, PageMath] | None = None
     ) -> None:
         """banks: (experts, slot bytes) uint8 for every (layer, bank); pages may be of different formats.
 
@@ -43,20 +41,12 @@ class PackedExperts:
     def cache_memory(self) -> None:
         """See ExpertProvider.cache_memory; experts share theirs with nobody."""
 
-    def compute(
-        self,
-        layer_id: int,
-        bank: Bank,
-        hidden: torch.Tensor,
-        expert_ids: torch.Tensor,
-        expert_weights: torch.Tensor,
-        shared_page: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def compute(self, tokens: RoutedTokens) -> torch.Tensor:
         """See ExpertProvider.compute."""
-        slots = self.banks[layer_id, bank]
-        call = ExpertsCall(hidden, slots, expert_ids, expert_weights, shared_page)
+        key = tokens.layer_id, tokens.bank
+        call = page_call(tokens, self.banks[key], None)
         if self._gpu_math is None:
             return packed_experts(call)
-        output = torch.zeros_like(hidden, dtype=torch.float32)
-        self._gpu_math[layer_id, bank].add(output, call)
-        return output.to(hidden.dtype)
+        output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
+        self._gpu_math[key].add(output, call)
+        return output.to(tokens.hidden.dtype)

@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch.nn import functional
 
-from ernie_local.checkpoint.names import Bank
-from ernie_local.experts.page_memory import UNIT_BYTES
+from ernie_local.experts.keys import UNIT_BYTES
 from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall
 from ernie_local.kernels.experts import add_packed_experts
+from ernie_local.model.moe import RoutedTokens
 
 
-@dataclass(frozen=True, slots=True)
-class RoutedTokens:
-    """What one layer asks of a bank.
+def page_call(tokens: RoutedTokens, memory: torch.Tensor, places: torch.Tensor | None) -> ExpertsCall:
+    """The call that computes these tokens' experts from a memory of pages, (units, UNIT_BYTES) uint8.
 
-    hidden: (tokens, hidden_size); expert_ids: (tokens, top_k) int64; weights: (tokens, top_k).
+    places: (experts,) int64, see ExpertsCall.
     """
-
-    layer_id: int
-    bank: Bank
-    hidden: torch.Tensor
-    expert_ids: torch.Tensor
-    weights: torch.Tensor
-
-    def apart(self) -> RoutedTokens:
-        """Of one token: a row for each of its choices, so that each gives a result of its own."""
-        return RoutedTokens(
-            self.layer_id,
-            self.bank,
-            self.hidden.expand(self.expert_ids.shape[1], -1).contiguous(),
-            self.expert_ids.view(-1, 1),  # (top_k, 1)
-            self.weights.view(-1, 1),
-        )
-
-    def by_pages(
-        self, memory: torch.Tensor, places: torch.Tensor | None, shared_page: torch.Tensor | None
-    ) -> ExpertsCall:
-        """The call that computes them from a memory of pages, (units, UNIT_BYTES) uint8; see ExpertsCall."""
-        return ExpertsCall(self.hidden, memory, self.expert_ids, self.weights, shared_page, places)
+    return ExpertsCall(
+        tokens.hidden, memory, tokens.expert_ids, tokens.expert_weights, tokens.shared_page, places
+    )
 
 
 class PageMath(Protocol):

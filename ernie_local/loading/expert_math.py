@@ -9,7 +9,7 @@ import torch
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import ModelConfig
+from ernie_local.config import BankKey, ExpertBank, ModelConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.gpu_math import TorchPageMath, TritonPageMath
 from ernie_local.experts.page_math import PackedPageMath, PageMath, PlainPageMath
@@ -20,7 +20,6 @@ from ernie_local.kernels.nf4 import (
     warn_without_nf4_kernels,
 )
 from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES
-from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing import PageLayout
 from ernie_local.packing.foreign_formats import ForeignLayout
 from ernie_local.packing.foreign_matrix import dequantize_foreign
@@ -29,19 +28,17 @@ from ernie_local.packing.foreign_page import Dequantize
 
 def expert_math(
     checkpoint: Checkpoint, config: ModelConfig, device: torch.device, gpu_kernels: str = "auto"
-) -> dict[tuple[int, Bank], PageMath]:
+) -> dict[BankKey, PageMath]:
     """What computes the experts of each (layer, bank) on this device."""
     if not config.has_packed_experts:
-        by_bank = {bank: _plain_math(checkpoint, config, bank) for bank in BANKS}
-        return {key: by_bank[key[1]] for key in _bank_keys(config)}
+        by_bank = {bank.name: _plain_math(checkpoint, config, bank) for bank in config.text.banks}
+        return {(layer_id, bank): by_bank[bank] for layer_id, bank in _bank_keys(config)}
     if device.type == "cpu":
         return dict.fromkeys(_bank_keys(config), PackedPageMath())
     return gpu_math(config, device, gpu_kernels)
 
 
-def gpu_math(
-    config: ModelConfig, device: torch.device, gpu_kernels: str = "auto"
-) -> dict[tuple[int, Bank], PageMath]:
+def gpu_math(config: ModelConfig, device: torch.device, gpu_kernels: str = "auto") -> dict[BankKey, PageMath]:
     """What computes packed experts on a GPU: Triton's kernels, or plain torch, as for foreign formats.
 
     nf4 is unpacked by bitsandbytes' kernels; a warning says, once, where these cannot run.
@@ -56,9 +53,9 @@ def gpu_math(
     return {key: TritonPageMath(layouts[key], shared.get(key[0])) for key in layouts}
 
 
-def _bank_keys(config: ModelConfig) -> list[tuple[int, Bank]]:
+def _bank_keys(config: ModelConfig) -> list[BankKey]:
     layers = [layer_id for layer_id, is_moe in enumerate(config.text.moe_layers) if is_moe]
-    return [(layer_id, bank) for layer_id in layers for bank in BANKS]
+    return [(layer_id, bank.name) for layer_id in layers for bank in config.text.banks]
 
 
 def check_triton_formats(config: ModelConfig) -> None:
@@ -103,12 +100,12 @@ def _nf4_dequantize(device: torch.device) -> Dequantize:
     return dequantize_foreign
 
 
-def _expert_layouts(config: ModelConfig) -> dict[tuple[int, Bank], Sequence[PageLayout]] | None:
+def _expert_layouts(config: ModelConfig) -> dict[BankKey, Sequence[PageLayout]] | None:
     """All that a layer's experts of a bank may have, of small pages too; None if one is a foreign format."""
     tables = config.quantization
     assert tables is not None
     packed = PackedTensors(config)
-    layouts: dict[tuple[int, Bank], Sequence[PageLayout]] = {}
+    layouts: dict[BankKey, Sequence[PageLayout]] = {}
     for layer_id, bank in tables.experts:
         found = list(packed.page_layouts(layer_id, bank).values())
         if (layer_id, bank) in tables.small_experts:
@@ -133,7 +130,7 @@ def _shared_layouts(config: ModelConfig) -> dict[int, PageLayout]:
     }
 
 
-def _plain_math(checkpoint: Checkpoint, config: ModelConfig, bank: Bank) -> PlainPageMath:
+def _plain_math(checkpoint: Checkpoint, config: ModelConfig, bank: ExpertBank) -> PlainPageMath:
     layer_id = config.text.moe_layers.index(True)
-    name = f"experts.{layer_id}.{bank}.0.{PROJECTIONS[0]}"
-    return PlainPageMath(checkpoint.dtype(name), config.text.hidden_size, config.text.expert_size(bank))
+    name = f"experts.{layer_id}.{bank.name}.0.{PROJECTIONS[0]}"
+    return PlainPageMath(checkpoint.dtype(name), config.text.hidden_size, bank.expert_size)

@@ -24,7 +24,7 @@ from ernie_local.packing.foreign_formats import (
 )
 from ernie_local.packing.foreign_matrix import ForeignMatrix, unpack_quanto
 from ernie_local.packing.foreign_page import pack_foreign_page
-from ernie_quant.rtn import to_scales
+from ernie_local.packing.rounding import to_scales
 
 Tensor = torch.Tensor
 FOREIGN_PACKAGES: Mapping[str, str] = {

@@ -13,8 +13,8 @@ import torch
 
 from ernie_local.packing import LowBitFormat, QuantizedMatrix
 from ernie_local.packing.matrix import per_column
+from ernie_local.packing.rounding import LEAST_SCALE, to_scales
 from ernie_quant import native_steps
-from ernie_quant.rtn import LEAST_SCALE, to_scales
 
 Tensor = torch.Tensor
 _FACTORS = tuple(1.0 - 0.05 * step for step in range(13))  # shares of the range, 1 to 0.4

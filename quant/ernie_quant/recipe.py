@@ -12,11 +12,11 @@ import torch
 
 from ernie_local.errors import UsageError
 from ernie_local.packing import LowBitFormat, QuantizedMatrix
+from ernie_local.packing.rounding import round_to_nearest
 from ernie_quant.gptq import gptq
 from ernie_quant.grid import round_to_grid, search_grid
 from ernie_quant.hessian import damped
 from ernie_quant.refine import refine
-from ernie_quant.rtn import round_to_nearest
 
 Method = Literal["rtn", "clip", "gptq", "nf4", "quanto", "quanto-hqq"]
 METHODS: tuple[Method, ...] = get_args(Method)

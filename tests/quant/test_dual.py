@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 from ernie_calibration.generated import generated_samples
 from ernie_calibration.sequences import SampleEncoder
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import Stopped, UsageError
 from ernie_local.packing import find_format, pack_page
 from ernie_quant.costs import expert_cost
 from ernie_quant.expert import ExpertInputs, ExpertReport, ExpertWeights, quantize_expert
-from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.job import Job
 from ernie_quant.pipeline import plan_checkpoint, quantize_checkpoint
 from ernie_quant.recipe import Method, Recipe

@@ -16,6 +16,7 @@ from optimum.quanto import WeightQBitsTensor, qint2, qint4
 from optimum.quanto.tensor.packed import PackedTensor, pack_weights
 
 import ernie_local
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.writer import TensorEntry
 from ernie_local.config import read_config
@@ -32,7 +33,6 @@ from ernie_local.packing.foreign_matrix import (
 )
 from ernie_quant.costs import unit_costs
 from ernie_quant.foreign import choose_expert_format, quantize_foreign
-from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.identity import version_identity
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
@@ -185,7 +185,7 @@ def test_a_checkpoint_is_what_its_pages_mean(
     assert isinstance(plain.network.experts, ResidentExperts)
     for bank in plain.network.experts.banks.values():
         inner_size = bank.down.shape[-1]
-        for expert in range(CONFIG.text.num_experts):
+        for expert in range(CONFIG.text.banks[0].num_experts):
             for view in (
                 bank.gate_up[expert, :inner_size],
                 bank.gate_up[expert, inner_size:],

@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 
 import ernie_local
 from ernie_calibration.pictures import make_picture
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.header import read_header
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, ModelUnusable, Stopped, UsageError
 from ernie_local.loading import LoadedModel
 from ernie_local.media.patches import Patches
-from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import Recipe

@@ -10,11 +10,11 @@ import pytest
 
 from ernie_calibration.generated import generated_samples
 from ernie_calibration.sequences import SampleEncoder
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
-from ernie_quant.format_tables import FormatChoice, format_tables
 from ernie_quant.job import Job
 from ernie_quant.pipeline import plan_checkpoint, quantize_checkpoint
 from ernie_quant.recipe import Recipe

@@ -10,12 +10,12 @@ import torch
 
 from ernie_local.kernels import native
 from ernie_local.packing import LowBitFormat, QuantizedMatrix, dequantize, find_format
+from ernie_local.packing.rounding import round_to_nearest
 from ernie_quant import native_steps
 from ernie_quant.gptq import gptq
 from ernie_quant.grid import Grid, grid_of, round_to_grid, search_grid
 from ernie_quant.hessian import damped, second_moments
 from ernie_quant.refine import output_error, refine
-from ernie_quant.rtn import round_to_nearest
 
 ASYMMETRIC = ("w4", "w3", "w2l", "w2", "w2s")
 

@@ -15,21 +15,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.parts import ModelPart
-from ernie_local.config import read_config
-from ernie_local.model.moe import BANKS
+from ernie_local.config import MODALITIES, read_config
 from ernie_quant.expert import ExpertReport
-from ernie_quant.format_tables import FormatChoice, format_tables
+from ernie_quant.job import Job
 from ernie_quant.measurements import ExpertKey
-from ernie_quant.plain_export import export_plainly
+from ernie_quant.pipeline import quantize_checkpoint
+from ernie_quant.recipe import Recipe
 from ernie_quant.report import ReportContents
 from ernie_quant.report.coverage import measure_coverage, table_lines
 from ernie_quant.report.model_card import model_card
 from ernie_quant.report.page import html_page
 from ernie_quant.report.plots import heat_maps, layer_bars
 
-KEYS: list[ExpertKey] = [(layer, bank, expert) for layer in (1, 2) for bank in BANKS for expert in range(4)]
+KEYS: list[ExpertKey] = [
+    (layer, bank, expert) for layer in (1, 2) for bank in MODALITIES for expert in range(4)
+]
 
 
 def report(tokens: int) -> ExpertReport:
@@ -56,7 +59,7 @@ def contents() -> ReportContents:
 def test_coverage_counts_tokens_unreached_and_scarce_experts() -> None:
     rows = contents().coverage
     assert [(row.bank, row.layer) for row in rows] == [
-        (bank, layer) for bank in BANKS for layer in (None, 1, 2)
+        (bank, layer) for bank in MODALITIES for layer in (None, 1, 2)
     ]
     for row in rows:
         layers = 2 if row.layer is None else 1
@@ -217,7 +220,7 @@ def test_the_card_takes_the_licence_of_the_source(source_card: str | None, front
 def test_a_checkpoint_carries_its_report_and_the_card_of_its_source(tmp_path: Path) -> None:
     tables = format_tables(read_config(NANO_DIRECTORY), FormatChoice(experts="w2-w2l"))
     for name in ("one", "two"):
-        export_plainly(NANO_DIRECTORY, tmp_path / name, tables)
+        quantize_checkpoint(Job(NANO_DIRECTORY, tmp_path / name, tables, Recipe("rtn")))
     one, two = tmp_path / "one", tmp_path / "two"
     value = json.loads((one / "quant_report.json").read_text())
     assert {expert["format"] for expert in value["experts"]} == {"w2-w2l"}

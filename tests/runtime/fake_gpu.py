@@ -16,13 +16,12 @@ from typing import Literal
 import pytest
 import torch
 
+from ernie_local.experts.budget import GpuRoom, _LentMemory
 from ernie_local.experts.device import Event
-from ernie_local.experts.gpu_room import GpuRoom, _LentMemory
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.page_lock import PageLock
+from ernie_local.experts.disk import PageStore
+from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
+from ernie_local.experts.memory import PageLock, PageMemory
 from ernie_local.experts.page_math import PageMath
-from ernie_local.experts.page_memory import UNIT_BYTES, PageMemory
-from ernie_local.experts.page_store import PageStore
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall
 from ernie_local.model.cache_layout import LayerStorage

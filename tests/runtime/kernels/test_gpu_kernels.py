@@ -13,6 +13,7 @@ from ernie_local.kernels import gpu
 from ernie_local.kernels.attention import gpu_attends
 from ernie_local.kernels.gpu import TritonMissing, check_gpu_kernels, find_triton, triton_missing
 from ernie_local.loading import loader
+from ernie_local.loading.placing import Demand
 
 PASCAL, AMPERE = (6, 1), (8, 6)
 DEVICE = torch.device("meta")
@@ -34,10 +35,10 @@ def capability(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
     monkeypatch.setattr(gpu, "capability_of", lambda device: request.param)
     monkeypatch.setattr(loader, "find_device", lambda name: DEVICE)
 
-    def place(*_: object) -> None:
+    def count_need(*_: object) -> None:
         raise PlacedError
 
-    monkeypatch.setattr(loader, "place", place)
+    monkeypatch.setattr(loader, "count_need", count_need)
 
 
 @pytest.mark.parametrize("capability", [AMPERE], indirect=True)
@@ -61,11 +62,11 @@ def test_load_chooses_and_leaves_nothing_behind(
 ) -> None:
     asked: list[str] = []
 
-    def note(need: object, config: object, demand: loader.Demand, *_: object) -> None:
+    def note(_checkpoint: object, _processor: object, _config: object, demand: Demand, *_: object) -> None:
         asked.append(demand.gpu_kernels)
         raise PlacedError
 
-    monkeypatch.setattr(loader, "place", note)
+    monkeypatch.setattr(loader, "count_need", note)
     with pytest.raises(PlacedError):
         ernie_local.load("nano", device="cuda", gpu_kernels=name)
     assert asked == [name]
@@ -97,7 +98,7 @@ def test_graphs_want_an_attention_kernel() -> None:
     with pytest.raises(
         DoesNotFit, match=r"no attention kernel on meta for a cache in torch\.float32\n.*\ntry: kv"
     ):
-        ernie_local.load("nano", device="cuda", cuda_graphs="on")
+        ernie_local.load("nano", device="cuda", dtype="float32", cuda_graphs="on")
     with pytest.raises(DoesNotFit, match="no attention kernel"):
         ernie_local.load("nano", device="cuda", kv_dtype="int8", cuda_graphs="on", gpu_kernels="torch")
     with pytest.raises(PlacedError):

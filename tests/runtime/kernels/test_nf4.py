@@ -6,14 +6,15 @@ that is made without naming a device would have no values, and whatever it meets
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import read_config
+from ernie_local.config import ModelConfig, read_config
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.gpu_math import TorchPageMath
 from ernie_local.kernels import nf4, reference
@@ -23,10 +24,6 @@ from ernie_local.loading.expert_math import check_triton_formats, gpu_math
 from ernie_local.packing.foreign_formats import ForeignFormat
 from ernie_local.packing.foreign_matrix import _nf4_pairs, absmax_levels, dequantize_foreign, pack_foreign
 from ernie_local.packing.foreign_page import Dequantize
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.job import Job
-from ernie_quant.pipeline import quantize_checkpoint
-from ernie_quant.recipe import Recipe
 from tests.runtime.packing.test_foreign_pages import found, pattern_matrix, pattern_page
 
 HOST = torch.device("cpu")
@@ -135,42 +132,41 @@ def test_kernels_that_do_not_run_are_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("nf4") / "model"
-    tables = format_tables(read_config(NANO_DIRECTORY), FormatChoice(experts="nf4g64"))
-    quantize_checkpoint(Job(NANO_DIRECTORY, out, tables, Recipe("nf4")))
-    return out
+def nf4_config() -> ModelConfig:
+    config = read_config(NANO_DIRECTORY)
+    tables = format_tables(config, FormatChoice(experts="nf4g64"))
+    return dataclasses.replace(config, quantization=tables)
 
 
-def chosen_math(model: Path, gpu_kernels: str = "auto") -> TorchPageMath:
+def chosen_math(nf4_config: ModelConfig, gpu_kernels: str = "auto") -> TorchPageMath:
     """What computes experts of all banks alike."""
-    (math,) = set(gpu_math(read_config(model), HOST, gpu_kernels).values())
+    (math,) = set(gpu_math(nf4_config, HOST, gpu_kernels).values())
     assert isinstance(math, TorchPageMath)
     return math
 
 
-def test_a_checkpoint_chooses_bitsandbytes(model: Path) -> None:
-    math = chosen_math(model)
+def test_a_checkpoint_chooses_bitsandbytes(nf4_config: ModelConfig) -> None:
+    math = chosen_math(nf4_config)
     assert math.foreign is dequantize_by_bitsandbytes
 
 
 def test_without_bitsandbytes_plain_torch_computes_and_is_named(
-    model: Path, without_bitsandbytes: None
+    nf4_config: ModelConfig, without_bitsandbytes: None
 ) -> None:
     with pytest.warns(Nf4KernelsMissing, match=r"plain PyTorch.*\n.*not installed\ntry: pip install"):
-        math = chosen_math(model)
+        math = chosen_math(nf4_config)
     assert math.foreign is dequantize_foreign
 
 
 def test_plain_torch_that_was_asked_for_is_not_warned_of(
-    model: Path, without_bitsandbytes: None, recwarn: pytest.WarningsRecorder
+    nf4_config: ModelConfig, without_bitsandbytes: None, recwarn: pytest.WarningsRecorder
 ) -> None:
-    math = chosen_math(model, "torch")
+    math = chosen_math(nf4_config, "torch")
     assert math.foreign is dequantize_foreign
     assert not recwarn.list
 
 
-def test_there_are_no_triton_kernels_for_nf4(model: Path) -> None:
+def test_there_are_no_triton_kernels_for_nf4(nf4_config: ModelConfig) -> None:
     check_triton_formats(read_config(NANO_DIRECTORY))
     with pytest.raises(DoesNotFit, match=r"0 Triton kernels.*\n.*\n.*quantize the original"):
-        check_triton_formats(read_config(model))
+        check_triton_formats(nf4_config)

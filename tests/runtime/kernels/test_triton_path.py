@@ -69,7 +69,7 @@ def test_the_headers_are_missing(complete: pytest.MonkeyPatch, tmp_path: Path) -
     (tmp_path / "Python.h").unlink()
     absence = triton_absence(TURING)
     assert absence is not None
-    assert "Python.h is not there" in absence.why
+    assert "Python.h" in absence.why
 
 
 def test_operators_on_a_device_without_kernels_say_why() -> None:

@@ -5,6 +5,7 @@ That the weights are those of the libraries is held in tests/quant/test_foreign.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 import ernie_local
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable, UsageError
@@ -34,10 +36,7 @@ from ernie_local.packing.foreign_page import (
     read_foreign_page,
 )
 from ernie_local.packing.page_checksum import seal
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.job import Job
-from ernie_quant.pipeline import quantize_checkpoint
-from ernie_quant.recipe import Recipe
+from tests.plain_export import export_plainly
 from tests.runtime.random_matrices import random_page
 
 NAMES = ("nf4g64", "nf4g512", "qint4g128", "qint4g32", "qint2g128", "qint2g48")
@@ -273,9 +272,21 @@ def use_for_dense(raw: dict[str, dict[str, str]], tensors: dict[str, torch.Tenso
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nano with experts in a foreign format, whose weights mean nothing."""
     out = tmp_path_factory.mktemp("foreign") / "model"
-    tables = format_tables(read_config(NANO_DIRECTORY), FormatChoice(experts="qint2g128"))
-    quantize_checkpoint(Job(NANO_DIRECTORY, out, tables, Recipe("quanto")))
+    config = read_config(NANO_DIRECTORY)
+    tables = format_tables(config, FormatChoice(experts="qint2g128"))
+    export_plainly(NANO_DIRECTORY, out, dataclasses.replace(tables, experts={}))
+    raw = json.loads((out / "config.json").read_text())
+    raw["quantization_config"] = tables.to_json()
+    (out / "config.json").write_text(json.dumps(raw))
+    tensors = load_file(out / "model.safetensors")
+    for name in [name for name in tensors if name.startswith("experts.")]:
+        del tensors[name]
+    for layer_id, bank in tables.experts:
+        page = pattern_page("qint2g128", config.text.hidden_size, config.text.bank(bank).expert_size)
+        tensors[f"experts.{layer_id}.{bank}.qint2g128"] = page.repeat(config.text.bank(bank).num_experts, 1)
+    save_file(tensors, out / "model.safetensors")
     return out
 
 

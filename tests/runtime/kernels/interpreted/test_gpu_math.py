@@ -7,20 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
+from ernie_local.experts.disk import PageStore
 from ernie_local.experts.gpu_math import TritonPageMath
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.page_memory import UNIT_BYTES, PageMemory
-from ernie_local.experts.page_store import PageStore
+from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
+from ernie_local.experts.memory import PageMemory
 from ernie_local.kernels import gpu, reference
 from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall
 from ernie_local.kernels.triton.device import TritonDevice
 from ernie_local.loading.expert_math import gpu_math
 from ernie_local.loading.paging import page_ranges, page_sizes
-from ernie_quant.format_tables import FormatChoice, format_tables
-from ernie_quant.plain_export import export_plainly
 from tests.runtime.kernel_tolerances import EXACT, relative_error
 
 LAYER = 1
@@ -33,11 +30,8 @@ def any_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed")
-    choice = FormatChoice("w4", "w8", "w8", "w8")
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), choice))
-    return out
+def directory(packed_nano: Path) -> Path:
+    return packed_nano
 
 
 @pytest.mark.parametrize("bank", ["text", "vision"])
@@ -46,7 +40,7 @@ def test_some_experts_of_nano_and_its_shared_page(directory: Path, bank: str) ->
     hidden_size = config.text.hidden_size
     chosen = [3, 0, 7]
     with open_checkpoint(directory, config) as checkpoint:
-        keys = [ExpertKey(LAYER, bank, expert) for expert in chosen]  # type: ignore[arg-type]
+        keys = [ExpertKey(LAYER, bank, expert) for expert in chosen]
         size = page_sizes(checkpoint, config)[keys[0]]
         units = -(-size // UNIT_BYTES)
         memory = PageMemory(3 * units * UNIT_BYTES).units
@@ -57,7 +51,7 @@ def test_some_experts_of_nano_and_its_shared_page(directory: Path, bank: str) ->
         name = f"layers.{LAYER}.moe.shared_experts.w8"
         shared = torch.empty(checkpoint.packed[name].shape, dtype=torch.uint8)
         checkpoint.read_packed(name, shared)
-    places = torch.full((config.text.num_experts,), ABSENT_SLOT)
+    places = torch.full((config.text.banks[0].num_experts,), ABSENT_SLOT)
     places[chosen] = torch.arange(3) * units
     ids = torch.tensor([[3, 0], [7, 5]])  # 5 is computed elsewhere
     hidden, weights = torch.randn(2, hidden_size), torch.rand(2, 2)

@@ -1,0 +1,199 @@
+"""Predicts how fast a machine would decode a trace, with or without a GPU.
+
+The runtime's own policies run over readers that take time instead of reading. Prompts fill the memories and
+take no time: what they compute is not in a trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.options import FETCH, MissRule, PagingStats
+from ernie_local.experts.plan import PagingPlan
+from ernie_local.experts.traffic import PageGroup, PageTraffic
+from ernie_local.experts.two_levels import LendingReader, TwoLevels
+from ernie_local.replay.replay import check_budget, walk
+from ernie_local.replay.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class GpuTimes:
+    """Of a GPU: its memory as kernels read experts, the link to it, a copy's seconds beside its bytes."""
+
+    memory_bytes_per_second: float
+    link_bytes_per_second: float
+    copy_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MachineTimes:
+    """disk_bytes_per_second: of pages; memory_bytes_per_second: of experts as the processor computes them.
+
+    token_seconds: of a token beside its experts, dense weights included; layer_seconds: of each layer with
+    experts beside those; page_seconds: of the host's for each page that comes from disk.
+    """
+
+    disk_bytes_per_second: float
+    memory_bytes_per_second: float
+    token_seconds: float = 0.0
+    layer_seconds: float = 0.0
+    page_seconds: float = 0.0
+    gpu: GpuTimes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """stats: what paging would count, waits predicted; decode_seconds: of all decoded tokens, predicted."""
+
+    stats: PagingStats
+    decode_seconds: float
+
+    @property
+    def predicted_tokens_per_second(self) -> float | None:
+        """None where the trace has no decoded token."""
+        return self.stats.decoded_tokens / self.decode_seconds if self.decode_seconds else None
+
+
+class _Clock:
+    """now: of the host, who waits for the GPU after each layer; GPU: when it has done what it was given."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.gpu = 0.0
+        self.runs = False  # in decode alone
+
+    def meet(self) -> None:
+        self.now = self.gpu = max(self.now, self.gpu)
+
+
+class _Pipe:
+    """A PageReader: a disk, or a link behind it, that brings one page after the other."""
+
+    def __init__(
+        self,
+        clock: _Clock,
+        seconds: Callable[[ExpertKey], float],
+        before: _Pipe | None = None,
+        host_seconds: float = 0.0,
+    ) -> None:
+        """seconds: of a page; before: whose pages it takes on; host_seconds: of the host's for a page."""
+        self.waited_seconds = 0.0
+        self._clock = clock
+        self._seconds = seconds
+        self._before = before
+        self._host_seconds = host_seconds
+        self._is_free = 0.0
+        self._ready: dict[ExpertKey, float] = {}
+
+    def start(self, key: ExpertKey) -> None:
+        """See PageReader.start."""
+        if not self._clock.runs:
+            self._ready[key] = 0.0
+            return
+        begin = max(self._clock.now, self._is_free, 0.0 if self._before is None else self._before.ready(key))
+        self._is_free = self._ready[key] = begin + self._seconds(key)
+
+    def wait(self, keys: Sequence[ExpertKey]) -> None:
+        """See PageReader.wait."""
+        clock = self._clock
+        if self._before is None:
+            self.arrive(keys)
+            clock.now += self._host_seconds * len(keys) * clock.runs
+        else:
+            # The host waits for the disk before it can give the link a page; for the link the GPU waits.
+            self._before.arrive(keys)
+            ready = self._last(keys)
+            self.waited_seconds += max(0.0, ready - max(clock.now, clock.gpu))
+            clock.gpu = max(clock.gpu, ready)
+        for key in keys:
+            del self._ready[key]
+
+    def arrive(self, keys: Sequence[ExpertKey]) -> None:
+        """The host waits for these pages, those that are on their way."""
+        ready = self._last(keys)
+        self.waited_seconds += max(0.0, ready - self._clock.now)
+        self._clock.now = max(self._clock.now, ready)
+
+    def _last(self, keys: Sequence[ExpertKey]) -> float:
+        """When all are there. Of those that a prompt takes over from decode the time is not counted."""
+        return max(map(self.ready, keys), default=0.0) if self._clock.runs else 0.0
+
+    def abandon(self) -> None:
+        """See PageReader.abandon."""
+        self._ready.clear()
+
+    def ready(self, key: ExpertKey) -> float:
+        """When the page is there; 0 for one that has long been."""
+        return self._ready.get(key, 0.0)
+
+
+class _Computer:
+    """Lets groups of pages take the time of who computes them."""
+
+    def __init__(self, clock: _Clock, times: MachineTimes, trace: Trace) -> None:
+        self._clock = clock
+        self._times = times
+        self._page_bytes = trace.page_bytes
+
+    def compute(self, group: PageGroup) -> None:
+        """The processor's pages keep the host; a GPU's are begun, and done when it has come to them."""
+        clock, times = self._clock, self._times
+        num_bytes = sum(self._page_bytes[key] for key in group.keys)
+        if times.gpu is None or group.level > 0:
+            clock.now += num_bytes / times.memory_bytes_per_second
+        else:
+            clock.gpu = max(clock.gpu, clock.now) + num_bytes / times.gpu.memory_bytes_per_second
+
+
+def simulate(
+    trace: Trace,
+    ram_bytes: int,
+    times: MachineTimes,
+    gpu_bytes: int | None = None,
+    rule: MissRule = FETCH,
+) -> Simulated:
+    """Decode a trace with experts in `ram_bytes`, and `gpu_bytes` of a GPU above where `times` has one.
+
+    DoesNotFit for a memory in which a token's experts have no room.
+    """
+    assert (gpu_bytes is None) == (times.gpu is None)
+    for num_bytes in (ram_bytes, gpu_bytes):
+        if num_bytes is not None:
+            check_budget(trace, num_bytes)
+    clock = _Clock()
+    plan, sizes = PagingPlan(trace.page_bytes, trace.top_k), trace.page_bytes
+    disk = _Pipe(clock, lambda key: sizes[key] / times.disk_bytes_per_second, host_seconds=times.page_seconds)
+    below = PageTraffic(plan.build(ram_bytes), plan, sizes, disk)
+    traffic: PageTraffic | TwoLevels = below
+    link: _Pipe | None = None
+    if gpu_bytes is not None and times.gpu is not None:
+        gpu = times.gpu
+        link = _Pipe(clock, lambda key: gpu.copy_seconds + sizes[key] / gpu.link_bytes_per_second, disk)
+        above = PageTraffic(plan.build(gpu_bytes), plan, sizes, LendingReader(below, link))
+        traffic = TwoLevels(above, below, rule)
+        below.stats.gpu = above.stats
+    seconds = _run(trace, traffic, below, clock, times)
+    below.stats.decode_wait_seconds = disk.waited_seconds
+    if below.stats.gpu is not None and link is not None:
+        below.stats.gpu.decode_wait_seconds = link.waited_seconds
+    return Simulated(below.stats, seconds)
+
+
+def _run(
+    trace: Trace, traffic: PageTraffic | TwoLevels, below: PageTraffic, clock: _Clock, times: MachineTimes
+) -> float:
+    """Seconds of all decoded tokens."""
+    computer = _Computer(clock, times, trace)
+    for step in walk(trace, traffic, below.keys):
+        clock.runs = step.is_decode
+        if not step.is_decode:
+            for _ in step.groups:
+                pass
+            continue
+        clock.now += times.layer_seconds + (times.token_seconds if step.is_first else 0.0)
+        for group in step.groups:
+            computer.compute(group)
+        clock.meet()
+    return clock.now
