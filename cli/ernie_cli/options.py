@@ -34,6 +34,13 @@ def complete_model(incomplete: str) -> list[str]:
     return [*(name for name in ("nano", "hf:") if name.startswith(incomplete)), *complete_path(incomplete)]
 
 
+def complete_gpu(incomplete: str) -> list[str]:
+    """The ids of known GPUs."""
+    from ernie_local.planner.gpus import gpu_models
+
+    return [gpu.gpu_id for gpu in gpu_models() if gpu.gpu_id.startswith(incomplete)]
+
+
 def model_argument(help_text: str = "A directory, hf:org/name[@revision], or nano.", **settings: Any) -> Any:
     """The argument that names a model, with completion."""
     return typer.Argument(help=help_text, autocompletion=complete_model, **settings)
@@ -104,9 +111,9 @@ class ComputeOptions:
 def use_threads(threads: int | None) -> None:
     """Let PyTorch and the kernels of this process compute with `threads` threads; None changes nothing."""
     if threads is not None:
-        import torch
+        from ernie_local import loading
 
-        torch.set_num_threads(threads)
+        loading.use_threads(threads)
 
 
 def command_from(

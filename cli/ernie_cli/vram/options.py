@@ -16,6 +16,7 @@ from ernie_cli.options import (
     KVDType,
     Ram,
     Reserve,
+    complete_gpu,
     complete_path,
     file_option,
     model_argument,
@@ -26,6 +27,10 @@ DenseName = Literal["w8", "w4"]
 EVERY_GPU = "all"
 _PUBLISHED_MODEL = "ernie-4.5-vl-28b-a3b"
 _PLOT_SUFFIXES = (".svg", ".png")
+
+
+def _complete_gpu_or_all(incomplete: str) -> list[str]:
+    return [EVERY_GPU, *complete_gpu(incomplete)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,11 @@ class VramOptions(CommonOptions):
     reserve: Reserve = None
     gpu: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="A GPU, such as rtx3060-12gb; all: one line for each known GPU."),
+        typer.Option(
+            metavar="NAME",
+            help="A GPU, such as rtx3060-12gb; all: one line for each known GPU.",
+            autocompletion=_complete_gpu_or_all,
+        ),
     ] = None
     vram: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory of the GPU, instead of what --gpu has.")
@@ -103,7 +112,7 @@ def check_options(options: VramOptions) -> None:
     from ernie_local.sizes import parse_bytes
 
     if options.ram not in (None, "auto"):
-        parse_bytes(options.ram, "--ram")
+        parse_bytes(options.ram, "ram")
     if options.ram is not None and options.reserve is not None:
         raise UsageError(
             f"--reserve {options.reserve} with --ram {options.ram}",
