@@ -1,7 +1,7 @@
 """Computes causal grouped-query self-attention of the decoder over a KV cache, in one of several ways.
 
-A token sees itself and every token before it, whatever they are. `choose_attention` picks the way once for all
-layers of a forward: a chunk by torch, or one token by an operator on the CPU or by a kernel on a GPU.
+A token sees itself and every token before it, whatever they are. `choose_attention` picks the way once for
+all layers of a forward: a chunk by torch, or one token by an operator on the CPU or by a kernel on a GPU.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class AttentionStep(Protocol):
         ...
 
 
-# A GPU's kernel: queries, keys, values, cosines and sines of one token, the layer's rows of the cache, and its
-# length as (1,) int64 -> (heads, head_dim).
+# A GPU's kernel: queries, keys, values, cosines and sines of one token, the layer's rows of the cache, and
+# its length as (1,) int64 -> (heads, head_dim).
 TokenKernel = Callable[..., torch.Tensor]
 
 
