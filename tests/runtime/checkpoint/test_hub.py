@@ -132,7 +132,7 @@ def http_error(kind: str) -> Exception:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("GatedRepoError", "only after its terms were accepted"),
+        ("GatedRepoError", "terms have to be accepted"),
         ("RepositoryNotFoundError", "the hub has no model org/name"),
         ("RevisionNotFoundError", "has org/name, but no revision v2"),
         ("LocalEntryNotFoundError", "the hub cannot be reached"),
