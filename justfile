@@ -12,7 +12,7 @@ check:
     ruff format --check
     mypy
     lint-imports
-    python3 tests/project/file_lengths.py
+    python3 tests/project/house_rules.py
     python3 docs/write_cli_page.py --check
     python3 docs/write_json_page.py --check
     python3 docs/write_fit_table.py --check
