@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from ernie_cli import opening
-from ernie_cli.console import profile_path
+from ernie_cli.chat import opening
+from ernie_cli.settings import profile_path
 from ernie_local.machine import model_speed
 from ernie_local.machine.survey import Survey
 from ernie_local.planner.profile import Measurement, read_profile
@@ -68,7 +68,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     number = Measurement(40.0, 30.0, 50.0, 7)
     found = model_speed.ModelRun(512, number, number, number, 44.0, None, None, None, None, None)
     model = SimpleNamespace(directory=Path("nano"), weight_bytes=1 << 20, paging_notes=list)
-    monkeypatch.setattr(opening, "load_model", lambda *_: model)
+    monkeypatch.setattr(opening, "load_for_chat", lambda *_: model)
     monkeypatch.setattr(model_speed, "measure_model", lambda *_: found)
 
 
