@@ -1,7 +1,4 @@
-"""What a model is: the sizes, rules and token ids that the rest of the code reads.
-
-Owns the frozen dataclasses. Knows nothing of config.json, its two layouts or their key names.
-"""
+"""Describes a model: the sizes, rules and token ids that the rest of the code reads."""
 
 from __future__ import annotations
 
@@ -65,7 +62,7 @@ class TextConfig:
 
     @property
     def default_context_size(self) -> int:
-        """Tokens of a conversation where nobody names a number: what the model was made for, to a bound."""
+        """Tokens of a conversation by default: what the model was made for, up to a bound."""
         return min(self.max_position_embeddings, _MOST_CONTEXT_BY_DEFAULT)
 
 
