@@ -69,3 +69,8 @@ def test_paths_are_recognized() -> None:
     text = "`a/b.py` `csrc/` `just docs` `a/{b,c}.py` `w4` `x/y` `--ram` `python a/b.py --x`"
     assert named_paths(text) == ["a/b.py", "csrc/", "a/{b,c}.py", "a/b.py"]
     assert expand("a/{b,c}.py") == ["a/b.py", "a/c.py"]
+
+
+def test_lines_of_decisions_can_be_read() -> None:
+    lines = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8").splitlines()
+    assert [number for number, line in enumerate(lines, 1) if len(line) > 180] == []
