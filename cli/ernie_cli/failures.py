@@ -11,7 +11,7 @@ import typer
 
 from ernie_local.errors import ErnieLocalError, Interrupted, OutOfMemory, UsageError
 
-_CODE_NAMES = {
+CODE_NAMES = {
     1: "failed",
     2: "usage",
     3: "does_not_fit",
@@ -55,7 +55,7 @@ def describe(error: BaseException) -> Failure:
             why="this is a defect of ernie-local, not of the input",
             hint="run again with --debug for the traceback",
         )
-    code = _CODE_NAMES.get(known.exit_code, "failed")
+    code = CODE_NAMES.get(known.exit_code, "failed")
     return Failure(code, known.exit_code, known.what, known.why, known.hint)
 
 

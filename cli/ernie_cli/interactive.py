@@ -41,7 +41,7 @@ class InteractiveChat:
             think_budget=options.think_budget_count(),
             max_tokens=options.max_tokens_count(),
             hide_thinking=options.hide_thinking,
-            stream=options.stream,
+            stream=not options.no_stream,
         )
         self._files = files
         self._sampling = sampling_options(options, files.generation_config)

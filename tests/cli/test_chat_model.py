@@ -6,14 +6,13 @@ import json
 import shutil
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-Command = Callable[..., Any]
+from tests.cli.running import Command
 
 
 def png_header(width: int, height: int) -> bytes:

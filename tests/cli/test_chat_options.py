@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,6 +12,7 @@ from ernie_cli.chat_options import ChatOptions
 from ernie_cli.chat_sampling import read_generation_config, sampling_options
 from ernie_local.errors import InputUnreadable, ModelUnusable, UsageError
 from ernie_local.sampling import SamplingOptions
+from tests.cli.running import Command
 
 
 def test_greedy_without_a_word_from_flags_or_model() -> None:
@@ -92,7 +91,7 @@ def test_a_chat_is_not_saved_over_a_image(tmp_path: Path) -> None:
 
 
 def test_wrong_sampling_values_end_with_2_before_the_weights(
-    command: Callable[..., Any], no_weights: None, small_model: Path
+    command: Command, no_weights: None, small_model: Path
 ) -> None:
     for flags in (("--temp", "nan"), ("--top-p", "0"), ("--seed", str(2**64))):
         assert command("chat", str(small_model), "-p", "hi", *flags).exit_code == 2

@@ -20,8 +20,8 @@ LARGEST_ERROR = 0.02
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paged_models.packed_nano(tmp_path_factory.mktemp("packed"))
+def packed(packed_nano: Path) -> Path:
+    return packed_nano
 
 
 def answer(model: LoadedModel, with_image: bool = False) -> torch.Tensor:

@@ -25,7 +25,7 @@ from ernie_local.model.memory_use import KV_ITEM_BYTES
 from ernie_local.planner.conversation import ChatPlan, PricedImage, check_context, check_images
 from ernie_local.planner.model_size import ModelSize, published_model, read_model, with_formats
 from ernie_local.sizes import MIB
-from tests.plain_export import export_plainly
+from tests.conftest import PackNano
 
 # From the reference: parameters of ERNIE-4.5-VL-28B-A3B by part, routers with their biases.
 PUBLISHED = {
@@ -71,10 +71,8 @@ def test_the_planner_names_the_types_of_caches_that_there_are() -> None:
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed") / "model"
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), FormatChoice("w2-w4")))
-    return out
+def packed(pack_nano: PackNano) -> Path:
+    return pack_nano(FormatChoice("w2-w4"))
 
 
 def write_headers(directory: Path, model: ModelSize) -> None:
