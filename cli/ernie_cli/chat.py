@@ -23,6 +23,7 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
     from ernie_cli.chat_checks import check_options
     from ernie_cli.chat_request import read_request
     from ernie_cli.console import Console
+    from ernie_local import model_files
 
     result.model = options.model
     check_options(options)
@@ -31,13 +32,23 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
     )
     console = Console(quiet=options.as_json)
     opened = images.open_given_images(request.images, sys.stdin.buffer if sys.stdin is not None else None)
-    files = opening.find_model(options.model)
-    reports = opening.check_prompt(options, files, request.prompt or "", opened)
+    files = model_files.find_model_files(options.model)
+    from ernie_local import session
+
+    measured = session.open_chat_images(opened, files.image_processor)
+    session.check_question(
+        files,
+        request.prompt or "",
+        measured,
+        system=options.system,
+        thinking=options.thinking(),
+        context_size=options.context_tokens(),
+    )
     if request.prompt is None or options.interactive:
-        interactive.run(options, files, console, opened, request.prompt)
+        interactive.run(options, files, console, measured, request.prompt)
         return
-    images.show_reports(reports, opened, console)
-    result.set_images(reports)
+    images.show_reports(measured, console)
+    result.set_images([image.report for image in measured])
     chat = opening.open_chat(options, files, console)
-    with opening.trace_written(options, chat, console):
-        one_shot.run(chat, options, console, request.prompt, opened, result)
+    with opening.trace_written(options.trace, chat, console):
+        one_shot.run(chat, options, console, request.prompt, measured, result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,10 +21,8 @@ from ernie_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ernie_local.experts.options import PagingOptions
-
-# float32 doubles what a 16-bit checkpoint takes; past this, most machines would rather have the memory.
-_LARGEST_FLOAT32_CHECKPOINT = 4 << 30
+    from ernie_local.loading import LoadOptions
+    from ernie_local.sampling import SamplingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,43 +155,31 @@ class ChatOptions(ComputeOptions, CommonOptions):
 
     def max_tokens_count(self) -> int | None:
         """Tokens that an answer with its thoughts may have."""
-        return _count(self.max_tokens, "--max-tokens")
+        return _count(self.max_tokens, "max_tokens")
 
     def context_tokens(self) -> int | None:
         """Tokens that the whole chat may have."""
-        return _count(self.context_size, "--ctx-size")
+        return _count(self.context_size, "context_size")
 
     def think_budget_count(self) -> int | None:
         """Tokens that the thoughts may have before they are closed; 0 closes them at once."""
-        return 0 if self.think_budget == "0" else _count(self.think_budget, "--think-budget")
+        return 0 if self.think_budget == "0" else _count(self.think_budget, "thinking_budget")
 
-    def kv_dtype_name(self) -> str | None:
-        """The number type of the KV cache for the runtime."""
-        return None if self.kv_dtype == "auto" else self.kv_dtype
+    def load_options(self) -> LoadOptions:
+        """How the model is loaded: the options that `load` has too, as far as they were given."""
+        from ernie_local.loading import LoadOptions
 
-    def paging(self, best_rule: str | None) -> PagingOptions:
-        """How experts are paged, where they are. best_rule: for misses, as measured; None if it was not."""
-        from ernie_local.experts.options import FETCH, MISS_RULES, PagingOptions
+        given = {field.name: getattr(self, field.name, None) for field in fields(LoadOptions)}
+        given["context_size"] = self.context_tokens()
+        return LoadOptions(**{name: value for name, value in given.items() if value is not None})
 
-        name = best_rule if self.misses == "auto" else self.misses
-        rule = FETCH if name is None else MISS_RULES[name]
-        return PagingOptions(rule, self.small_below, self.look_ahead)
-
-    def dtype_name(self, checkpoint_bytes: int, is_packed: bool = False) -> str:
-        """The number type to compute in; `checkpoint_bytes` decides where that was left open.
-
-        is_packed: weights stay as they are, and only what is computed from them takes memory.
-        """
-        if self.dtype != "auto":
-            return self.dtype
-        if self.device == "cpu" and is_packed:
-            return "float32"
-        if self.device == "cpu" and checkpoint_bytes <= _LARGEST_FLOAT32_CHECKPOINT:
-            return "float32"
-        return "bfloat16"
+    def sampling(self, of_model: SamplingOptions) -> SamplingOptions:
+        """How tokens are drawn: the options that were given over the model's own."""
+        given = {field.name: getattr(self, field.name) for field in fields(of_model)}
+        return replace(of_model, **{name: value for name, value in given.items() if value is not None})
 
 
-def _count(text: str | None, option: str) -> int | None:
+def _count(text: str | None, name: str) -> int | None:
     from ernie_local.sizes import parse_count
 
-    return None if text is None else parse_count(text, option)
+    return None if text is None else parse_count(text, name)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Literal, Optional
 from ernie_cli.json_object import fill
 
 if TYPE_CHECKING:
-    from ernie_cli.images import ImageMeasure
-    from ernie_local.session import Answer
+    from ernie_local.session import Answer, ImageReport
 
 
 @dataclass
@@ -119,7 +118,7 @@ class ChatResult:
     images: list[ImageObject] = field(default_factory=list)
     """In order; a PDF gives one for each page."""
 
-    def set_images(self, reports: Sequence[ImageMeasure]) -> None:
+    def set_images(self, reports: Sequence[ImageReport]) -> None:
         """Fill in what the model will see of the images."""
         self.images = [
             fill(

@@ -85,12 +85,15 @@ def evaluate(options: EvalOptions, result: EvalResult) -> None:
     and the experts chosen. Every third small image is also read out completely. One model at a time is in
     memory.
     """
-    from ernie_cli.chat_options import ChatOptions
     from ernie_cli.console import Console
+    from ernie_local import defaults
     from ernie_quant.evaluation.run import EvaluationJob
 
     use_threads(options.threads)
     reference, others = _find(options.reference, options.checkpoints)
+    dtype: str = options.dtype
+    if dtype == defaults.AUTO:
+        dtype = defaults.compute_dtype(reference.num_bytes, on_gpu=options.device != "cpu")
     job = EvaluationJob(
         reference=reference,
         samples=options.samples,
@@ -99,7 +102,7 @@ def evaluate(options: EvalOptions, result: EvalResult) -> None:
         questions_each=options.questions_each,
         answers=options.answers,
         device=options.device,
-        dtype=ChatOptions(device=options.device, dtype=options.dtype).dtype_name(reference.num_bytes),
+        dtype=dtype,
         gpu_kernels=options.gpu_kernels,
         cache=options.reference_cache,
     )

@@ -54,12 +54,12 @@ def _choose(
     if options.target_size is not None:
         with open_checkpoint(job.source, config) as checkpoint:
             kept_bytes = mixed_tables.unquantized_bytes(checkpoint, config) + _HEADER_BYTES
-        size = parse_bytes(options.target_size, "--target-size")
+        size = parse_bytes(options.target_size, "target_size")
         return mixed_tables.tables_of_size(config, measured, size, kept_bytes, options.dense)
     if options.fit is not None:
         text = config.text
         cache = 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * _CACHED_TOKENS
-        size = parse_bytes(options.fit, "--fit")
+        size = parse_bytes(options.fit, "fit")
         console.note(
             f"besides the weights: {format_bytes(cache)} for {_CACHED_TOKENS} cached tokens, "
             f"{format_bytes(_WORKSPACE_BYTES)} of workspace"

@@ -15,8 +15,7 @@ from ernie_local.errors import Interrupted
 
 if TYPE_CHECKING:
     from ernie_cli.chat_result import ChatResult
-    from ernie_local.media.open_image import OpenedImage
-    from ernie_local.session import Answer, Chat
+    from ernie_local.session import Answer, Chat, ChatImage
 
 
 def run(
@@ -24,7 +23,7 @@ def run(
     options: ChatOptions,
     console: Console,
     prompt: str,
-    images: Sequence[OpenedImage],
+    images: Sequence[ChatImage],
     result: ChatResult,
 ) -> None:
     """Answer `prompt`; raises Interrupted or NoAnswer where that is how it ended."""

@@ -111,9 +111,9 @@ class ComputeOptions:
 def use_threads(threads: int | None) -> None:
     """Let PyTorch and the kernels of this process compute with `threads` threads; None changes nothing."""
     if threads is not None:
-        import torch
+        from ernie_local import loading
 
-        torch.set_num_threads(threads)
+        loading.use_threads(threads)
 
 
 def command_from(

@@ -90,7 +90,7 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
     check_samples(options, options.method)
     check_sizes(options)
     job = _plan(options)
-    most_memory = None if options.max_ram is None else parse_bytes(options.max_ram, "--max-ram")
+    most_memory = None if options.max_ram is None else parse_bytes(options.max_ram, "max_ram")
     sequences = draw_sequences(job.source, options, console) if options.method == "gptq" else []
     job = replace(job, sequences=sequences, resume=options.resume, most_memory=most_memory)
     if options.is_mixed:

@@ -130,6 +130,6 @@ def check_sizes(options: QuantizeOptions) -> None:
                 "it matters for mixed bits only",
                 f"add --bits mixed, --target-size or --fit, or remove {option}",
             )
-    for name, text in (("--target-size", options.target_size), ("--fit", options.fit)):
+    for name, text in (("target_size", options.target_size), ("fit", options.fit)):
         if text is not None:
             parse_bytes(text, name)

@@ -15,9 +15,8 @@ import pytest
 from PIL import Image
 
 from ernie_cli import opening
-from ernie_cli.images import measure
 from ernie_cli.main import run
-from ernie_cli.opening import ModelFiles
+from ernie_local import model_files, session
 from ernie_local.errors import ErnieLocalError
 from ernie_local.media.processor import ImageProcessorConfig
 from tests.cli.running import Command, FakeChat, Result
@@ -51,17 +50,11 @@ def fake_chat(monkeypatch: pytest.MonkeyPatch) -> FakeChat:
     """A chat that stands where the model's would: nothing is read or loaded."""
     chat = FakeChat()
     config = SimpleNamespace(text=SimpleNamespace(max_position_embeddings=131072))
-    files = ModelFiles(
-        directory=Path("model"),
-        config=cast("Any", config),
-        processor=ImageProcessorConfig(),
-        generation_config={},
-        checkpoint_bytes=1000,
-    )
-    monkeypatch.setattr(opening, "find_model", lambda name: files)
-    monkeypatch.setattr(
-        opening, "check_prompt", lambda options, files, prompt, opened: measure(opened, files.processor)
-    )
+    files = model_files.ModelFiles(Path("model"), cast("Any", config))
+    files.image_processor = ImageProcessorConfig()
+    files.generation_config = {}
+    monkeypatch.setattr(model_files, "find_model_files", lambda name: files)
+    monkeypatch.setattr(session, "check_question", lambda *arguments, **options: None)
     monkeypatch.setattr(opening, "open_chat", lambda *arguments: chat)
     return chat
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from ernie_cli import opening, slash_commands
+from ernie_cli import slash_commands
 from ernie_cli.line_reader import make_completer, read_message
+from ernie_local import session
 from ernie_local.errors import DoesNotFit
 from tests.cli.running import Command, FakeChat
 
@@ -118,10 +119,15 @@ def test_load_and_system_change_the_chat(
         opened.append(arguments)
         return fake_chat
 
-    monkeypatch.setattr(opening, "load_chat", remember)
-    monkeypatch.setattr(opening, "new_chat", remember)
+    class RememberedChat:
+        load = staticmethod(remember)
+
+        def __new__(cls, *arguments: Any) -> Any:
+            return remember(*arguments)
+
+    monkeypatch.setattr(session, "Chat", RememberedChat)
     talk("/load chat.json", "/system Be brief.", "/system")
-    assert (opened[0][0], opened[1][2]) == (Path("chat.json"), "Be brief.")
+    assert (opened[0][0], opened[1][1]) == (Path("chat.json"), "Be brief.")
 
 
 def test_help_names_every_command(talk: Talk) -> None:

@@ -81,10 +81,10 @@ def bench(options: BenchOptions, result: BenchResult) -> None:
     from ernie_cli.chat_checks import check_is_number
     from ernie_local.sizes import parse_bytes, parse_count
 
-    budgets = [parse_bytes(size, "--ram") for size in options.ram]
+    budgets = [parse_bytes(size, "ram") for size in options.ram]
     if options.context_size is not None:
-        parse_count(options.context_size, "--ctx-size")
-    gpu_bytes = None if options.vram is None else parse_bytes(options.vram, "--vram")
+        parse_count(options.context_size, "context_size")
+    gpu_bytes = None if options.vram is None else parse_bytes(options.vram, "vram")
     for decay in options.decay:
         check_is_number("--decay", decay)
     if options.gpu is not None or (options.replay is not None and gpu_bytes is not None):

@@ -17,11 +17,11 @@ from ernie_cli.console import Console, profile_path
 if TYPE_CHECKING:
     from ernie_cli.bench.command import BenchOptions
     from ernie_cli.bench.result import BenchResult
-    from ernie_cli.opening import ModelFiles
     from ernie_local.loading import LoadedModel
     from ernie_local.machine.model_speed import ModelRun
     from ernie_local.machine.survey import Survey
     from ernie_local.media.open_image import OpenedImage
+    from ernie_local.model_files import ModelFiles
     from ernie_local.planner.profile import MachineProfile, Measurement
 
 # Reads of smaller pages are mostly latency, and no model that needs paging has such pages.
@@ -30,13 +30,15 @@ _SMALL_PAGE = 1 << 20
 
 def measure(options: BenchOptions, result: BenchResult) -> None:
     """Measure, tell, store; what can be refused is refused before anything is measured."""
-    from ernie_cli import opening
+    from ernie_local import defaults
+    from ernie_local.model_files import find_model_files
     from ernie_local.planner.profile import write_profile
 
     image = None if options.image is None else _open_image(options.image)
-    files = None if options.model is None else opening.find_model(options.model)
+    files = None if options.model is None else find_model_files(options.model)
     if files is not None:
-        opening.context_size(_chat_options(options), files)
+        model_limit = files.config.text.max_position_embeddings
+        defaults.context_tokens(_chat_options(options).context_tokens(), model_limit)
     _check_kernels()
     console = Console()
     survey = _survey(files, console)
@@ -212,8 +214,6 @@ def _measure_model(
 
     console.note(f"loading {options.model}")
     model = load_model(_chat_options(options), files, console)
-    for note in model.paging_notes():
-        console.note(note)
     console.note("measuring: prompts and answers")
     patches = None if image is None else model.patches([image.image])[0]
     rates = profile.rates_for(is_packed=files.config.has_packed_experts)

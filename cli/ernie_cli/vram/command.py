@@ -78,8 +78,8 @@ def _budget(options: VramOptions) -> Budget:
     from ernie_local.sizes import parse_bytes
 
     if options.ram is not None and options.ram != "auto":
-        return Budget(parse_bytes(options.ram, "--ram"))
-    reserve = DEFAULT_RESERVE if options.reserve is None else parse_bytes(options.reserve, "--reserve")
+        return Budget(parse_bytes(options.ram, "ram"))
+    reserve = DEFAULT_RESERVE if options.reserve is None else parse_bytes(options.reserve, "reserve")
     # What this command uses is free again when the model is loaded.
     return Budget(None, free_memory() + process_memory(), reserve)
 
@@ -93,7 +93,7 @@ def _target(options: VramOptions, budget: Budget) -> Target:
     from ernie_local.sizes import parse_bytes
 
     profile = stored_profile()
-    asked = None if options.vram is None else parse_bytes(options.vram, "--vram")
+    asked = None if options.vram is None else parse_bytes(options.vram, "vram")
     if options.gpu is not None:
         gpu = find_gpu_model(options.gpu)
         return Target(budget, asked or gpu.usable_bytes, gpu.name, gpu.rates(), profile)

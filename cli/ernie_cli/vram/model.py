@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from ernie_cli.vram.options import BitsName, DenseName, VramOptions
 
 if TYPE_CHECKING:
-    from ernie_local.planner.conversation import ChatPlan, PricedImage
+    from ernie_local.media.image_size import ImageReport
+    from ernie_local.planner.conversation import ChatPlan
     from ernie_local.planner.model_size import ModelSize
 
 _SIZE = re.compile(r"([1-9][0-9]{0,5})[xX]([1-9][0-9]{0,5})", re.ASCII)
@@ -44,23 +45,23 @@ def as_quantized(model: ModelSize, bits: BitsName | None, dense: DenseName) -> M
     return with_formats(model, lambda config: format_tables(config, choice), f"--bits {bits}")
 
 
-def price_images(model: ModelSize, sources: tuple[str, ...]) -> tuple[PricedImage, ...]:
+def measure_images(model: ModelSize, sources: tuple[str, ...]) -> tuple[ImageReport, ...]:
     """Each image, given by its size or as a file; InputUnreadable for a file that is none."""
-    from ernie_local.planner.conversation import PricedImage
+    from ernie_local.media.image_size import measure_image
 
-    priced: list[PricedImage] = []
+    measured: list[ImageReport] = []
     for source in sources:
         match = _SIZE.fullmatch(source)
         if match is not None:
-            priced.append(PricedImage.of(source, int(match[1]), int(match[2]), model.processor))
+            measured.append(measure_image(source, (int(match[1]), int(match[2])), model.processor))
             continue
         from ernie_cli.images import open_given_images
 
-        priced += [
-            PricedImage.of(opened.name, *opened.image.size, model.processor)
+        measured += [
+            measure_image(opened.name, opened.image.size, model.processor)
             for opened in open_given_images([source])
         ]
-    return tuple(priced)
+    return tuple(measured)
 
 
 def converse(model: ModelSize, options: VramOptions) -> ChatPlan:
@@ -68,27 +69,21 @@ def converse(model: ModelSize, options: VramOptions) -> ChatPlan:
 
     DoesNotFit for a context beyond the model's, or that images alone fill.
     """
-    from ernie_local.planner.conversation import (
-        ChatPlan,
-        check_context,
-        check_images,
-        default_dtype,
-        default_kv_dtype,
-    )
+    from ernie_local import defaults
+    from ernie_local.planner.conversation import ChatPlan, check_images
     from ernie_local.sizes import parse_count
 
-    asked = None if options.context_size is None else parse_count(options.context_size, "--ctx-size")
-    context_size = check_context(asked, model.config)
-    is_quantized = model.config.quantization is not None
-    dtype = options.dtype
-    # Only where it decides: finding the size of files takes longer than all else.
-    checkpoint_bytes = 0 if is_quantized else model.file_bytes
-    chosen = default_dtype(checkpoint_bytes, is_packed=is_quantized) if dtype == "auto" else dtype
-    kv_dtype = options.kv_dtype
-    if kv_dtype == "auto":
-        cache: str = default_kv_dtype(chosen, is_packed=is_quantized)
-    else:
-        cache = kv_dtype
-    images = price_images(model, options.image)
-    check_images(images, context_size, model.config.text.max_position_embeddings)
-    return ChatPlan(context_size, chosen, cache, images)
+    asked = None if options.context_size is None else parse_count(options.context_size, "context_size")
+    model_limit = model.config.text.max_position_embeddings
+    context_size = defaults.context_tokens(asked, model_limit)
+    is_packed = model.config.quantization is not None
+    dtype: str = options.dtype
+    if dtype == defaults.AUTO:
+        # Only where it decides: finding the size of files takes longer than all else.
+        dtype = defaults.compute_dtype(0 if is_packed else model.file_bytes)
+    kv_dtype: str = options.kv_dtype
+    if kv_dtype == defaults.AUTO:
+        kv_dtype = defaults.kv_dtype(dtype, is_packed=is_packed)
+    images = measure_images(model, options.image)
+    check_images(images, context_size, model_limit)
+    return ChatPlan(context_size, dtype, kv_dtype, images)

@@ -112,7 +112,7 @@ def check_options(options: VramOptions) -> None:
     from ernie_local.sizes import parse_bytes
 
     if options.ram not in (None, "auto"):
-        parse_bytes(options.ram, "--ram")
+        parse_bytes(options.ram, "ram")
     if options.ram is not None and options.reserve is not None:
         raise UsageError(
             f"--reserve {options.reserve} with --ram {options.ram}",

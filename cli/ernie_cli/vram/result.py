@@ -261,6 +261,8 @@ class VramResult:
 
     def set_model(self, model: ModelSize, conversation: ChatPlan) -> None:
         """Fill in the model, its conversation and its images."""
+        from ernie_local.planner.conversation import encoder_bytes
+
         token_bytes = conversation.kv_size(model.config.text).bytes_per_token
         parts = [fill(ModelPartObject, part, bytes=part.num_bytes) for part in model.parts]
         self.model = fill(ModelSizeObject, model, weights=count_weights(model), parts=parts)
@@ -275,7 +277,7 @@ class VramResult:
                 PricedImageObject,
                 image,
                 kv_bytes=image.tokens * token_bytes,
-                encoder_bytes=image.encoder_bytes(model.config),
+                encoder_bytes=encoder_bytes(image, model.config),
             )
             for image in conversation.images
         ]

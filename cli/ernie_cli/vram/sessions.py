@@ -71,4 +71,4 @@ def _server(options: VramOptions) -> RentedServer:
     from ernie_local.planner.rental import RentedServer
 
     assert options.vram is not None, "check_options refuses this"
-    return RentedServer(options.gpus, parse_bytes(options.vram, "--vram") / GIB)
+    return RentedServer(options.gpus, parse_bytes(options.vram, "vram") / GIB)

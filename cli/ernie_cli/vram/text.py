@@ -12,7 +12,7 @@ from ernie_local.sizes import GIB, format_bytes
 
 if TYPE_CHECKING:
     from ernie_cli.vram.report import Report
-    from ernie_local.planner.conversation import PricedImage
+    from ernie_local.media.image_size import ImageReport
     from ernie_local.planner.gpu import GpuPlan
     from ernie_local.planner.gpus import GpuModel
     from ernie_local.planner.model_size import ModelSize
@@ -41,13 +41,15 @@ def model_lines(model: ModelSize) -> Iterator[str]:
     yield f"{model.name}: {weights:,} weights, {format_bytes(model.file_bytes)} of files (from {origin})"
 
 
-def image_line(image: PricedImage, model: ModelSize, kv_bytes: int) -> str:
+def image_line(image: ImageReport, model: ModelSize, kv_bytes: int) -> str:
     """What an image costs. kv_bytes: of one token."""
+    from ernie_local.planner.conversation import encoder_bytes
+
     (width, height), (new_width, new_height) = image.original_size, image.resized_size
     return (
         f"{image.name}: {width}x{height} -> {new_width}x{new_height} ({image.scale:.2f}x), "
         f"{image.tokens} tokens, {format_bytes(image.tokens * kv_bytes)} of KV cache, "
-        f"{format_bytes(image.encoder_bytes(model.config))} while it is encoded"
+        f"{format_bytes(encoder_bytes(image, model.config))} while it is encoded"
     )
 
 

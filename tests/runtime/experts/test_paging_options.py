@@ -98,7 +98,7 @@ def test_small_pages_save_reading(dual: Path) -> None:
 
 def test_a_checkpoint_without_small_pages_is_refused(small: Path) -> None:
     with pytest.raises(UsageError, match="this checkpoint has 0 of them"):
-        ernie_local.load(small, paging=PagingOptions(small_below=0.1))
+        ernie_local.load(small, small_below=0.1)
 
 
 @pytest.mark.parametrize("gpu", [False, True])
