@@ -222,13 +222,13 @@ def profile(engine: Engine, vocab_size: int, token_seconds: float, count: int = 
     from ernie_local.kernels import native
     from ernie_local.model.attention import SelfAttention
 
-    find_module, can_step = native.find_module, SelfAttention.can_step
-    timed = TimedModule(native.native_module())
+    timed, projections = TimedModule(native.native_module()), SelfAttention.packed_projections
+    find_module = native.find_module
     native.find_module = lambda: (timed, "")  # type: ignore[assignment]
-    SelfAttention.can_step = lambda *_: False  # type: ignore[method-assign]
+    SelfAttention.packed_projections = None  # type: ignore[assignment]
     for token_id in random_ids(count, vocab_size):
         engine.decode(token_id)
-    SelfAttention.can_step = can_step  # type: ignore[method-assign]
+    SelfAttention.packed_projections = projections  # type: ignore[method-assign]
     native.find_module = find_module
     milliseconds = {name: 1e3 * seconds / count for name, seconds in timed.seconds.items()}
     token = 1e3 * token_seconds

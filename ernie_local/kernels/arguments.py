@@ -62,7 +62,7 @@ class LayerStorage(NamedTuple):
     value_scales: Tensor | None
 
 
-class AttentionStep(NamedTuple):
+class PackedAttentionCall(NamedTuple):
     """One new token and the attention half of its layer, whose projections are packed."""
 
     hidden: Tensor  # (1, hidden_size) float32

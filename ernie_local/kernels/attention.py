@@ -14,7 +14,7 @@ import torch
 
 from ernie_local.errors import UsageError
 from ernie_local.kernels import gpu
-from ernie_local.kernels.arguments import AttentionStep, LayerStorage, NewToken, PackedMatrix
+from ernie_local.kernels.arguments import LayerStorage, NewToken, PackedAttentionCall, PackedMatrix
 from ernie_local.kernels.checks import check_float_rows, check_tensor, describe_tensor
 from ernie_local.kernels.linear import packed_linear
 from ernie_local.kernels.norm_route import rms_norm
@@ -45,7 +45,7 @@ def decode_attention(new_token: NewToken, cache: LayerStorage, length: int) -> T
     return output
 
 
-def packed_attention(step: AttentionStep, cache: LayerStorage, length: int) -> Tensor:
+def packed_attention(step: PackedAttentionCall, cache: LayerStorage, length: int) -> Tensor:
     """hidden + o(attention(qkv(norm(hidden)))) of one new token, whose key and value go into the cache.
 
     Returns (1, hidden_size) float32. Raises what the operators that it stands for raise.
@@ -73,7 +73,7 @@ def attend_token(new_token: NewToken, cache: LayerStorage, length: Tensor) -> Te
     return attend(new_token, cache, length, gpu.require_triton(new_token.queries.device))
 
 
-def attention_in_parts(step: AttentionStep, cache: LayerStorage, length: int) -> Tensor:
+def attention_in_parts(step: PackedAttentionCall, cache: LayerStorage, length: int) -> Tensor:
     """What `packed_attention` means; where the compiled code refuses, the operator that fails says why."""
     hidden, heads = step.hidden, step.heads
     if hidden.ndim != 2 or hidden.shape[0] != 1 or cache.keys.ndim != 3:
@@ -159,7 +159,7 @@ def _attention_native(
     return output if module.decode_attention(*new_token, *cache, length, output) else None
 
 
-def _packed_attention_cpu(step: AttentionStep, cache: LayerStorage, length: int) -> Tensor:
+def _packed_attention_cpu(step: PackedAttentionCall, cache: LayerStorage, length: int) -> Tensor:
     module = ready_module()
     if module is not None:
         output = torch.empty_like(step.hidden)
@@ -200,7 +200,7 @@ register(
 register(
     "packed_attention(Tensor hidden, Tensor norm, float eps, Tensor qkv, str qkv_format, "
     f"Tensor o, str o_format, int heads, Tensor cosines, Tensor sines, {_CACHE}) -> Tensor",
-    (AttentionStep, LayerStorage, None),
+    (PackedAttentionCall, LayerStorage, None),
     _attention_fake,
     _packed_attention_cpu,
 )

@@ -29,8 +29,8 @@ from ernie_local.loading.paging import page_experts
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model.packed_linear import PackedEmbedding, PackedGatedMLP, PackedLinear
-from ernie_local.model.router import Router
+from ernie_local.model.layers import PackedEmbedding, PackedGatedMLP, PackedLinear
+from ernie_local.model.moe import Router
 from ernie_local.packing.checks import check_page, check_scales
 from ernie_local.planner.fit import Placement
 from ernie_local.planner.need import WeightBytes, weights_in_memory
@@ -66,10 +66,9 @@ def build_model(
     """
     packed = PackedTensors(config)
     _check_device(packed, device)
-    is_packed = config.quantization is not None
     kernels = "auto" if gpu is None else gpu.kernels
     with init_empty_weights(include_buffers=True):
-        model = ErnieModel(config, PackedExperts({}), is_packed, kernels)
+        model = ErnieModel(config, PackedExperts({}), kernels)
     _place_packed_layers(model, checkpoint, packed, config.quantization, dtype, device, kernels=kernels)
     _fill_parameters(model, checkpoint, "", dtype, device)
     # Behind all else: experts can do with less, if a GPU turns out to be smaller than it said.
@@ -91,11 +90,8 @@ def build_model(
 def build_embedder(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
     """Embedding, vision tower and resampler, what comes before layers: on the CPU, in float32 or packed."""
     text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=(), tie_word_embeddings=True)
-    is_packed = config.quantization is not None
     with init_empty_weights(include_buffers=True):
-        model = ErnieModel(
-            dataclasses.replace(config, text=text, quantization=None), PackedExperts({}), is_packed
-        )
+        model = ErnieModel(dataclasses.replace(config, text=text), PackedExperts({}))
     if config.quantization is not None:
         matrices = {
             name: format_name
@@ -112,7 +108,7 @@ def build_layer(checkpoint: Checkpoint, config: ModelConfig, layer_id: int) -> D
     """One layer without its routed experts, on the CPU in float32 or packed. Its cache has no other layer."""
     prefix = f"layers.{layer_id}."
     with init_empty_weights(include_buffers=True):
-        layer = DecoderLayer(config.text, layer_id, config.quantization is not None)
+        layer = DecoderLayer(config.text, layer_id, is_packed=config.quantization is not None)
     packed = PackedTensors(config)
     _place_packed_layers(layer, checkpoint, packed, config.quantization, torch.float32, _HOST, prefix)
     _fill_parameters(layer, checkpoint, prefix, torch.float32, torch.device("cpu"))
@@ -129,11 +125,8 @@ def build_head(
     """
     names = ("lm_head", "embed_tokens") if config.text.tie_word_embeddings else ("lm_head",)
     text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=())
-    is_packed = config.quantization is not None
     with init_empty_weights(include_buffers=True):
-        model = ErnieModel(
-            dataclasses.replace(config, text=text, quantization=None), PackedExperts({}), is_packed
-        )
+        model = ErnieModel(dataclasses.replace(config, text=text), PackedExperts({}))
     if config.quantization is not None:
         packed = PackedTensors(config)
         _check_device(packed, device)

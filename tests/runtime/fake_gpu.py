@@ -23,8 +23,7 @@ from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.memory import PageLock, PageMemory
 from ernie_local.experts.page_math import PageMath
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall
-from ernie_local.model.cache_layout import LayerStorage
+from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall, LayerStorage
 from ernie_local.model.kv_cache import KVCache
 
 Stream = Literal["computing", "copying"]

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from ernie_local.experts.packed import PackedExperts
 from ernie_local.kernels.arguments import ExpertsCall
-from ernie_local.model import packed_linear
+from ernie_local.model import layers
 from ernie_local.model.ernie import ErnieModel
 
 DEVICE = torch.device("meta")
@@ -76,7 +76,7 @@ def on_shape_gpu(model: ErnieModel, monkeypatch: pytest.MonkeyPatch) -> Iterator
     gpu = ShapeGpu()
     for module in ("engine", "model.moe", "model.rope", "model.vision"):
         monkeypatch.setattr(f"ernie_local.{module}.send", gpu.send)
-    monkeypatch.setattr(packed_linear, "packed_gated_mlp", lambda hidden, *others: torch.empty_like(hidden))
+    monkeypatch.setattr(layers, "packed_gated_mlp", lambda hidden, *others: torch.empty_like(hidden))
     experts = model.experts
     assert isinstance(experts, PackedExperts)
     model.to(DEVICE)

@@ -72,8 +72,8 @@ def attend_shapes(new_token: NewToken, cache: LayerStorage, length: torch.Tensor
 def test_decode_by_the_kernel_waits_for_nothing(
     model: ErnieModel, monkeypatch: pytest.MonkeyPatch, recorder: Recorder | None
 ) -> None:
-    monkeypatch.setattr(ernie, "gpu_attends", lambda *given: True)
-    monkeypatch.setattr(attention, "attend_token", attend_shapes)
+    for module in (attention, ernie):
+        monkeypatch.setattr(module, "token_kernel", lambda device, kv_dtype, kernels: attend_shapes)
     model.recorder = recorder
     with on_shape_gpu(model, monkeypatch) as gpu:
         engine = Engine(model, 256, torch.int8)

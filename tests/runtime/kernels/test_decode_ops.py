@@ -17,9 +17,9 @@ from ernie_local.kernels.attention import decode_attention
 from ernie_local.kernels.norm_route import rms_norm, route
 from ernie_local.kernels.operators import suits_decode_ops
 from ernie_local.model.kv_cache import KV_DTYPES, KVCache
-from ernie_local.model.norms import RMSNorm
+from ernie_local.model.layers import RMSNorm
+from ernie_local.model.moe import Router
 from ernie_local.model.rope import rotate_pairs
-from ernie_local.model.router import Router
 from tests.runtime.decode_cases import Case, assert_close, make_case, randn
 
 CPU = torch.device("cpu")
@@ -284,7 +284,7 @@ def test_modules_give_what_torch_gave(dtype: torch.dtype, monkeypatch: pytest.Mo
     router.weight.data, router.bias.data = randn(9, 32, seed=1), randn(9, seed=2) / 9
     with torch.inference_mode():
         normed, (expert_ids, weights) = norm.to(dtype)(hidden), router(hidden)
-        for module in ("norms", "router"):
+        for module in ("layers", "moe"):
             monkeypatch.setattr(f"ernie_local.model.{module}.suits_decode_ops", lambda *given: False)
         expected_ids, expected_weights = router(hidden)
         assert normed.dtype == weights.dtype == dtype

@@ -11,7 +11,7 @@ import torch
 
 from ernie_local.errors import ErnieLocalError
 from ernie_local.kernels import native, reference
-from ernie_local.kernels.arguments import AttentionStep, ExpertsCall, LayerStorage
+from ernie_local.kernels.arguments import ExpertsCall, LayerStorage, PackedAttentionCall
 from ernie_local.kernels.attention import attention_in_parts, packed_attention
 from ernie_local.kernels.experts import packed_experts
 from ernie_local.loading import load
@@ -59,10 +59,10 @@ def copied(call: dict[str, Any]) -> dict[str, Any]:
     return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in call.items()}
 
 
-def grouped(call: dict[str, Any]) -> tuple[AttentionStep, LayerStorage, int]:
+def grouped(call: dict[str, Any]) -> tuple[PackedAttentionCall, LayerStorage, int]:
     """As the operator takes them."""
     flat = list(call.values())
-    return AttentionStep(*flat[:10]), LayerStorage(*flat[10:14]), flat[14]
+    return PackedAttentionCall(*flat[:10]), LayerStorage(*flat[10:14]), flat[14]
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -183,7 +183,7 @@ def test_a_model_decodes_the_same_in_one_call_and_in_parts(
     monkeypatch.setattr("ernie_local.model.attention.packed_attention", counted)
     together = decode()
     assert len(calls) == 8 * model.config.text.num_hidden_layers
-    monkeypatch.setattr(SelfAttention, "can_step", lambda self, hidden: False)
+    monkeypatch.setattr(SelfAttention, "packed_projections", None)
     apart = decode()
     assert len(calls) == 8 * model.config.text.num_hidden_layers
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4 * float(apart.abs().max()))

@@ -15,8 +15,8 @@ from ernie_local.kernels import attention, experts, linear, norm_route
 from ernie_local.kernels.arguments import LayerStorage, NewToken
 from ernie_local.model import attention as model_attention
 from ernie_local.model import ernie
-from ernie_local.model.cache_layout import CacheLayout
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.kv_cache import CacheLayout
 from tests.runtime import paged_models
 from tests.runtime.tape import Tape
 
@@ -45,8 +45,12 @@ def attend_token(new_token: NewToken, cache: LayerStorage, length: torch.Tensor)
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """One token attends by a kernel, and torch sees every call."""
-    monkeypatch.setattr(ernie, "gpu_attends", lambda device, kv_dtype, kernels: kv_dtype != torch.float32)
-    monkeypatch.setattr(model_attention, "attend_token", attend_token)
+    for module in (model_attention, ernie):
+        monkeypatch.setattr(
+            module,
+            "token_kernel",
+            lambda device, kv_dtype, kernels: None if kv_dtype == torch.float32 else attend_token,
+        )
     for module in (attention, experts, linear, norm_route):
         monkeypatch.setattr(module, "needs_no_dispatch", lambda tensor: False)
 
