@@ -86,8 +86,9 @@ def attention_in_parts(step: PackedAttentionCall, cache: LayerStorage, length: i
     kv_heads, _, head_dim = cache.keys.shape
     qkv = PackedMatrix(step.qkv, step.qkv_format, (heads + 2 * kv_heads) * head_dim)
     states = packed_linear(rms_norm(hidden, step.norm, step.eps), qkv)
-    by_head = states.view(heads + 2 * kv_heads, head_dim).split((heads, kv_heads, kv_heads))
-    new_token = NewToken(*by_head, step.cosines.flatten(), step.sines.flatten())
+    by_head = states.view(heads + 2 * kv_heads, head_dim)
+    queries, keys, values = by_head.split((heads, kv_heads, kv_heads))
+    new_token = NewToken(queries, keys, values, step.cosines.flatten(), step.sines.flatten())
     attended = decode_attention(new_token, cache, length).view(1, heads * head_dim)
     return hidden + packed_linear(attended, PackedMatrix(step.o, step.o_format, hidden.shape[1]))
 

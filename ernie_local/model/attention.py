@@ -121,7 +121,11 @@ TokenKernel = Callable[[NewToken, LayerStorage, torch.Tensor], torch.Tensor]
 
 
 def choose_attention(
-    hidden: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, cache: KVCache, gpu_kernels: str
+    hidden: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    cache: KVCache,
+    gpu_kernels: str = "auto",
 ) -> AttentionStep:
     """The way in which these tokens attend. hidden: (tokens, hidden_size); angles: (tokens, head_dim / 2)."""
     num_tokens, device = hidden.shape[0], hidden.device

@@ -210,7 +210,7 @@ class WatchedMath:
             place = int(call.places[expert_id])
             if place != ABSENT_SLOT:
                 first = start + place * UNIT_BYTES
-                key = ExpertKey(*self._place, expert_id)  # type: ignore[arg-type]
+                key = ExpertKey(*self._place, expert_id)
                 self._gpu.compute_with((first, first + self._experts.store.page_bytes(key)))
         self._math.add(output, call)
 

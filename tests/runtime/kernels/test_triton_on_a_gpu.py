@@ -84,7 +84,7 @@ def test_attention(dtype: torch.dtype, length: int) -> None:
     pair = (None, None) if scales is None else tuple(scales)
     new_token = NewToken(queries, keys, values, angles.cos(), angles.sin())
     parts: list[Any] = [*cached, *pair]
-    there = [None if part is None else part.to(GPU) for part in parts]
+    there: list[Any] = [None if part is None else part.to(GPU) for part in parts]
     expected = reference.plain_attention(new_token, LayerStorage(*parts), length)
     on_gpu = NewToken(*(part.to(GPU) for part in new_token))
     actual = decode_attention(on_gpu, LayerStorage(*there), length)

@@ -81,12 +81,17 @@ def test_linear_and_rows() -> None:
     torch.testing.assert_close(rows, reference.plain_rows(row_ids, PackedMatrix(packed, w4.name, 0), HIDDEN))
 
 
+def storage(cache: torch.Tensor) -> LayerStorage:
+    keys, values = cache.clone()
+    return LayerStorage(keys, values, None, None)
+
+
 def test_attention() -> None:
     new: list[Any] = [torch.randn(4, 16), torch.randn(2, 16), torch.randn(2, 16), *torch.rand(2, 8)]
     cache = torch.randn(2, 2, 5, 16).half()
     new_token = NewToken(*new)
-    actual = attention_on_gpu(new_token, LayerStorage(*cache.clone(), None, None), 3)
-    expected = reference.plain_attention(new_token, LayerStorage(*cache.clone(), None, None), 3)
+    actual = attention_on_gpu(new_token, storage(cache), 3)
+    expected = reference.plain_attention(new_token, storage(cache), 3)
     assert relative_error(actual, expected) < FLOAT16
 
 
