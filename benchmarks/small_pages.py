@@ -1,6 +1,6 @@
 """What small pages cost: how far answers move when missing experts of little weight are served by them.
 
-    ernie-local quantize nano OUT --dual --samples 120 --family pictures
+    ernie-local quantize nano OUT --dual --samples 120 --family images
     python benchmarks/small_pages.py OUT [--documents 60] [--share 0.5]
 
 For each threshold of router weight: KL from the same checkpoint with all of its large pages in memory, over
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5)
     arguments = parser.parse_args()
     model = load(arguments.model, context_size=CONTEXT)
-    samples = list(generated_samples(arguments.documents, seed=7, families=["pictures"], held_out=True))
+    samples = list(generated_samples(arguments.documents, seed=7, families=["images"], held_out=True))
     asked = list(questions(model, samples))
     expected = answers(model, asked)
     num_tokens = sum(len(answer) for _, _, answer in asked)

@@ -1,7 +1,6 @@
-"""nano's SentencePiece model: single characters, whole words of the questions, specials, byte fallback.
+"""Trains nano's SentencePiece model: characters, whole words of the questions, specials, byte fallback.
 
-Characters rather than sub-words, because nano copies what it reads glyph by glyph. Writes tokenizer.model
-only.
+Characters rather than sub-words, because nano copies what it reads glyph by glyph.
 """
 
 from __future__ import annotations

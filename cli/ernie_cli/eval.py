@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ernie_quant.evaluation.candidate import Candidate
     from ernie_quant.evaluation.run import EvaluationJob
 
-Family = Literal["pictures", "documents", "charts", "texts", "all"]
+Family = Literal["images", "documents", "charts", "texts", "all"]
 _DEFAULT_SAMPLES = 200
 
 
@@ -39,7 +39,7 @@ def evaluate(  # long: each option of the command is a parameter
     family: Annotated[
         Family,
         typer.Option(help="What they are: small images, all that nano reads; pages of documents; charts."),
-    ] = "pictures",
+    ] = "images",
     questions_each: Annotated[
         int, typer.Option(metavar="N", min=1, help="Most questions a sample, long answers not counted.")
     ] = 1,
@@ -88,7 +88,7 @@ def evaluate(  # long: each option of the command is a parameter
         reference=first,
         samples=samples,
         seed=seed,
-        families=("pictures", "documents", "charts", "texts") if family == "all" else (family,),
+        families=("images", "documents", "charts", "texts") if family == "all" else (family,),
         questions_each=questions_each,
         answers=answers,
         device=device,

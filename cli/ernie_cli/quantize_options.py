@@ -50,7 +50,7 @@ NumSamples = Annotated[
 ]
 Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Draw other samples.")]
 Family = Annotated[
-    Literal["all", "pictures", "documents", "charts", "texts"],
+    Literal["all", "images", "documents", "charts", "texts"],
     typer.Option(help="What the generated samples are: the mix, or one kind; nano reads small images only."),
 ]
 CalibrationFolder = Annotated[

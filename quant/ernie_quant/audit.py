@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ernie_calibration.pictures import make_picture
+from ernie_calibration.images import draw_image
 from ernie_local.checkpoint.hashes import HASHES_FILE, write_hashes
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
@@ -82,7 +82,7 @@ def _try_answer(directory: Path, note: OnNote, most_memory: int | None) -> None:
             f"{format_bytes(room)} are to be used; try it with `ernie-local chat`"
         )
         return
-    image = make_picture("invoice", "audit", width=308, height=200)
+    image = draw_image("invoice", "audit", width=308, height=200)
     question = image.questions[0]
     context_size = min(_MOST_TOKENS, config.text.max_position_embeddings)
     model = load(directory, context_size=context_size)

@@ -35,7 +35,7 @@ def job(out: Path, experts: str, small: str | None = None, method: Method = "gpt
     sequences = []
     if method == "gptq":
         encoder = SampleEncoder.of_model(NANO_DIRECTORY)
-        sequences = [encoder.encode(sample) for sample in generated_samples(4, families=("pictures",))]
+        sequences = [encoder.encode(sample) for sample in generated_samples(4, families=("images",))]
     return Job(NANO_DIRECTORY, out, format_tables(CONFIG, tables(experts, small)), Recipe(method), sequences)
 
 

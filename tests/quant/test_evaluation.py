@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ernie_local
-from ernie_calibration.held_out import held_out_samples
+from ernie_calibration.generated import held_out_samples
 from ernie_calibration.scoring import score
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
@@ -37,7 +37,7 @@ SAMPLES = 4
 
 def job(cache: Path | None = None, **changes: Any) -> EvaluationJob:
     plain = EvaluationJob(
-        find_candidate("nano"), SAMPLES, 0, ("pictures",), 1, "known", "cpu", "float32", cache
+        find_candidate("nano"), SAMPLES, 0, ("images",), 1, "known", "cpu", "float32", cache
     )
     return dataclasses.replace(plain, **changes)
 

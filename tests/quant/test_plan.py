@@ -27,7 +27,7 @@ TABLES = format_tables(CONFIG, FormatChoice("w2"))
 
 def job(tmp_path: Path) -> Job:
     encoder = SampleEncoder.of_model(NANO_DIRECTORY)
-    samples = [encoder.encode(sample) for sample in generated_samples(6, families=("pictures",))]
+    samples = [encoder.encode(sample) for sample in generated_samples(6, families=("images",))]
     return Job(NANO_DIRECTORY, tmp_path / "out", TABLES, Recipe(sweeps=0), samples)
 
 

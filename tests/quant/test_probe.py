@@ -33,7 +33,7 @@ CONFIG = read_config(NANO_DIRECTORY)
 @pytest.fixture(scope="module")
 def samples() -> list[EncodedSample]:
     encoder = SampleEncoder.of_model(NANO_DIRECTORY)
-    return [encoder.encode(sample) for sample in generated_samples(4, families=("pictures",))]
+    return [encoder.encode(sample) for sample in generated_samples(4, families=("images",))]
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,13 @@
-"""Sums told in words and worked out step by step: totals, discounts, averages, rates, remainders."""
+"""Makes sums told in words and solved step by step: totals, discounts, averages, rates, remainders."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 
 from ernie_calibration.documents.names import DocumentNames
+from ernie_calibration.names import of_world
 from ernie_calibration.sample import Turn
-from ernie_calibration.worlds import of_world
 
-Maker = Callable[[Random, DocumentNames], Turn]
 ASK = ("Show each step.", "Work it out step by step.", "Explain how you get there.", "Show your working.")
 
 
@@ -86,4 +84,4 @@ def _boxes(random: Random, names: DocumentNames) -> Turn:
     return Turn(question, answer, "text")
 
 
-MAKERS: tuple[Maker, ...] = (_purchase, _discount, _average, _journey, _boxes)
+MAKERS = (_purchase, _discount, _average, _journey, _boxes)

@@ -1,16 +1,14 @@
-"""Short programs in several languages, and records as JSON: names and details are drawn, the code runs."""
+"""Makes short programs in several languages, and records as JSON, with random names; the code runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from random import Random
 
 from ernie_calibration.documents.names import DocumentNames
+from ernie_calibration.names import of_world
 from ernie_calibration.sample import Turn
-from ernie_calibration.worlds import of_world
 
-Maker = Callable[[Random, DocumentNames], Turn]
 FIELDS = ("price", "weight", "stock", "age", "score", "length", "rating", "volume")
 
 
@@ -97,4 +95,4 @@ def _record(random: Random, names: DocumentNames) -> Turn:
     return Turn(question, json.dumps(record, ensure_ascii=False, indent=2), "text")
 
 
-MAKERS: tuple[Maker, ...] = (_filter, _class, _query, _loop, _record)
+MAKERS = (_filter, _class, _query, _loop, _record)

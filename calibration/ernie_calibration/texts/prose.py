@@ -1,18 +1,15 @@
-"""Running text: letters, translations of set sentences, explanations, lists, summaries of tables."""
+"""Makes running text: letters, translations of set sentences, explanations, lists, summaries of tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 
 from ernie_calibration.charts.series import Series, draw_series, transcript
 from ernie_calibration.documents.language import CODES, Language, load_language
 from ernie_calibration.documents.names import DocumentNames
-from ernie_calibration.pictures.names import NameSource
+from ernie_calibration.names import NameSource, of_world
 from ernie_calibration.sample import Turn
-from ernie_calibration.worlds import of_world
 
-Maker = Callable[[Random, DocumentNames], Turn]
 TRANSLATE = ("Translate into {}: {}", "What is this in {}? {}", "Write in {}: {}", "Say this in {}: {}")
 LETTER = (
     "Write a letter to {}, subject: {}.",
@@ -216,4 +213,4 @@ def _told(series: Series) -> list[str]:
     return lines
 
 
-MAKERS: tuple[Maker, ...] = (_letter, _letter, _translation, _translation, _explanation, _list, _summary)
+MAKERS = (_letter, _letter, _translation, _translation, _explanation, _list, _summary)

@@ -12,7 +12,7 @@ import numpy
 import torch
 from numpy.typing import NDArray
 
-from ernie_calibration.held_out import LONG_KINDS
+from ernie_calibration.generated import LONG_KINDS
 from ernie_calibration.sample import Turn
 from ernie_calibration.scoring import exact_match, score
 from ernie_local.config import MediaTokens

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import ernie_local
-from ernie_calibration.held_out import Family, held_out_samples
+from ernie_calibration.generated import SampleFamily, held_out_samples
 from ernie_calibration.sample import Sample, Turn
 from ernie_local.loading import LoadedModel
 from ernie_quant.evaluation.candidate import Candidate
@@ -38,7 +38,7 @@ class EvaluationJob:
     reference: Candidate
     samples: int
     seed: int
-    families: tuple[Family, ...]
+    families: tuple[SampleFamily, ...]
     questions_each: int
     answers: AnswerSource
     device: str

@@ -1,12 +1,12 @@
-"""Filled-in forms: labels with values, one to a line."""
+"""Draws small filled-in forms: labels with values, one to a line."""
 
 from __future__ import annotations
 
 from random import Random
 
-from ernie_calibration.pictures.names import NameSource
-from ernie_calibration.pictures.picture import Picture, Question, Run, join, spelled_out
-from ernie_calibration.pictures.style import count_lines, fit_size, new_page, random_style
+from ernie_calibration.canvas import count_lines, fit_size, new_page, random_style
+from ernie_calibration.drawn_image import DrawnImage, Question, Run, join, spelled_out
+from ernie_calibration.names import NameSource
 
 JOBS = (
     "Baker",
@@ -46,7 +46,7 @@ def _values(random: Random, names: NameSource) -> list[tuple[str, str]]:
     ]
 
 
-def make_form(random: Random, names: NameSource, width: int, height: int, scale: float) -> Picture:
+def draw_form(random: Random, names: NameSource, width: int, height: int, scale: float) -> DrawnImage:
     """A form of 3 to 8 fields on a page of `width` x `height` units."""
     page = new_page(random, width, height, scale)
     num_fields = random.randint(3, max(3, min(8, count_lines(height) - 1)))
@@ -83,4 +83,4 @@ def make_form(random: Random, names: NameSource, width: int, height: int, scale:
         )
         for label, value in asked
     )
-    return Picture("form", page.image, width, height, tuple(lines), questions)
+    return DrawnImage("form", page.image, width, height, tuple(lines), questions)
