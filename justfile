@@ -14,6 +14,7 @@ check:
     lint-imports
     python3 tests/project/file_lengths.py
     python3 docs/write_cli_page.py --check
+    python3 docs/write_fit_table.py --check
 
 # The default tests: CPU, no network, no downloaded weights
 test *arguments:
@@ -27,9 +28,11 @@ test-slow *arguments:
 test-native:
     csrc/tests/run.sh
 
-# Write the generated pages anew
+# Write what is generated in docs/ and README.md
 docs:
     python3 docs/write_cli_page.py
+    python3 docs/write_fit_table.py
+    python3 docs/write_chat_svg.py
 
 # Put the code into the form that `check` wants
 format:

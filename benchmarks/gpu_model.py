@@ -19,7 +19,7 @@ from full_size import random_ids
 
 import ernie_local
 from ernie_local.engine import Engine
-from ernie_local.experts.paging_stats import PagingStats
+from ernie_local.experts.options import PagingStats
 from ernie_local.loading import LoadedModel
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.rates import GpuRates

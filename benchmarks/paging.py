@@ -19,9 +19,8 @@ import torch
 from full_size import busiest_share, bytes_per_token, plain_read, random_ids
 
 from ernie_local import load
-from ernie_local.experts.miss_rule import MISS_RULES
+from ernie_local.experts.options import MISS_RULES, PagingOptions
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.loading import LoadedModel
 from ernie_local.session.answer import peak_memory_bytes
 

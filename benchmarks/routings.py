@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.trace import Forward, Trace
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.replay.trace import Forward, Trace
 
 LAYERS, EXPERTS, TOP_K = 9, 64, 6
 PAGE_BYTES = 1 << 20

@@ -23,7 +23,6 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.experts.simulated_gpu import MachineTimes, simulate
 from ernie_local.loading.build import build_model
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.paging import paging_plan
@@ -32,6 +31,7 @@ from ernie_local.planner.decode_time import DecodeWork
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.placement import Placement
 from ernie_local.planner.rates import PagingCosts, Rates
+from ernie_local.replay.simulate import MachineTimes, simulate
 
 SHARES = (0.0, 0.25, 0.5, 1.0)
 ROOM = 1 << 26

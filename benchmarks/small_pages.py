@@ -21,8 +21,8 @@ from ernie_calibration.sample import Sample
 from ernie_local import load
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
+from ernie_local.experts.options import PagingOptions
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.loading import LoadedModel
 from ernie_local.loading.build import build_model
 from ernie_local.loading.paging import paging_plan

@@ -17,7 +17,7 @@ from ernie_cli.console import Console
 from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
-    from ernie_local.experts.paging_stats import PagingStats
+    from ernie_local.experts.options import PagingStats
     from ernie_local.media.open_image import OpenedImage
     from ernie_local.session import Answer, Chat
 

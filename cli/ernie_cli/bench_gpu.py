@@ -16,9 +16,9 @@ from ernie_cli.invocation import Invocation
 from ernie_cli.stored_profile import stored_profile
 
 if TYPE_CHECKING:
-    from ernie_local.experts.simulated_gpu import Simulated
     from ernie_local.planner.gpus import Gpu
     from ernie_local.planner.rates import Rates
+    from ernie_local.replay.simulate import Simulated
 
 _COPY_SECONDS = 20e-6  # of a copy beside its bytes: a launch and its way over the bus. Assumed.
 _COLUMNS = "{:>11}  {:<7}  {:>9}  {:>9}  {:>10}  {:>9}  {:>9}"
@@ -26,11 +26,11 @@ _COLUMNS = "{:>11}  {:<7}  {:>9}  {:>9}  {:>10}  {:>9}  {:>9}"
 
 def run(path: Path, gpu_name: str, gpu_bytes: int, budgets: Sequence[int], invocation: Invocation) -> None:
     """Replay the trace with experts in `gpu_bytes` of the GPU and each of these budgets of RAM."""
-    from ernie_local.experts.miss_rule import MISS_RULES
-    from ernie_local.experts.replay import check_budget, most_bytes
-    from ernie_local.experts.simulated_gpu import GpuTimes, MachineTimes, simulate
-    from ernie_local.experts.trace_file import read_trace
+    from ernie_local.experts.options import MISS_RULES
     from ernie_local.planner.gpus import find_gpu
+    from ernie_local.replay.replay import check_budget, most_bytes
+    from ernie_local.replay.simulate import GpuTimes, MachineTimes, simulate
+    from ernie_local.replay.trace_file import read_trace
 
     gpu = find_gpu(gpu_name)
     trace = read_trace(path)

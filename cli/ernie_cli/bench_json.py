@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ernie_local.experts.replay import Replayed
-    from ernie_local.experts.simulated_gpu import Simulated
-    from ernie_local.experts.trace import Trace
     from ernie_local.loading import LoadedModel
     from ernie_local.machine.model_speed import ModelRun
     from ernie_local.planner.profile import MachineProfile
+    from ernie_local.replay.replay import Replayed
+    from ernie_local.replay.simulate import Simulated
+    from ernie_local.replay.trace import Trace
 
 SCHEMA = "ernie-local.bench/1"
 

@@ -14,8 +14,8 @@ from ernie_cli.console import Console
 from ernie_cli.invocation import Invocation
 
 if TYPE_CHECKING:
-    from ernie_local.experts.replay import Replayed
-    from ernie_local.experts.trace import Trace
+    from ernie_local.replay.replay import Replayed
+    from ernie_local.replay.trace import Trace
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 _COLUMNS = "{:>11}  {:<9}  {:>9}  {:>11}  {:>14}"
@@ -23,8 +23,8 @@ _COLUMNS = "{:>11}  {:<9}  {:>9}  {:>11}  {:>14}"
 
 def run(path: Path, budgets: Sequence[int], decays: Sequence[float | None], invocation: Invocation) -> None:
     """Replay the trace in each of these budgets, or in some of our own; a line or an entry for each."""
-    from ernie_local.experts.replay import check_budget, compare
-    from ernie_local.experts.trace_file import read_trace
+    from ernie_local.replay.replay import check_budget, compare
+    from ernie_local.replay.trace_file import read_trace
 
     trace = read_trace(path)
     for budget in budgets:
@@ -48,7 +48,7 @@ def run(path: Path, budgets: Sequence[int], decays: Sequence[float | None], invo
 
 def default_budgets(trace: Trace) -> list[int]:
     """Shares of the bytes of all text pages, but never less than paging needs."""
-    from ernie_local.experts.replay import least_bytes
+    from ernie_local.replay.replay import least_bytes
 
     whole, least = trace.bank_bytes("text"), least_bytes(trace)
     return sorted({max(least, int(share * whole)) for share in _SHARES})
@@ -75,10 +75,12 @@ def lines(budget: int, results: Sequence[Replayed]) -> Iterator[str]:
         yield _COLUMNS.format(
             "" if index else format_bytes(budget),
             result.policy if result.decay is None else f"{result.policy} {result.decay:g}",
-            *(_percent(result.stats.banks[bank].decode_hit_rate) for bank in ("text", "vision")),
+            *(_hit_rate(result, bank) for bank in ("text", "vision")),
             "-" if read is None else format_bytes(round(read)),
         ).rstrip()
 
 
-def _percent(rate: float | None) -> str:
+def _hit_rate(result: Replayed, bank: str) -> str:
+    stats = result.stats.banks.get(bank)
+    rate = None if stats is None else stats.decode_hit_rate
     return "-" if rate is None else f"{rate:.1%}"

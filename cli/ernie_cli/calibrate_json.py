@@ -46,17 +46,15 @@ def measured_fields(measured: Measurements) -> dict[str, object]:
 
 def lines(measured: Measurements) -> Iterator[str]:
     """A line a layer: what rounding it costs at the answers, and which experts no token came to."""
-    yield (
-        f"{measured.tokens['text']:,} text tokens and {measured.tokens['vision']:,} image tokens, "
-        f"{measured.positions:,} answer positions"
-    )
+    counts = [f"{count:,} {bank} tokens" for bank, count in measured.tokens.items()]
+    yield f"{' and '.join(counts)}, {measured.positions:,} answer positions"
     experts = f"experts {measured.probe_format}"
     yield f"{'layer':>5}  {experts:>12}  {'others w4':>12}  experts without a token"
     for layer_id, divergence in measured.dense_divergence.items():
         of_experts = measured.expert_divergence.get(layer_id)
         told = "dense" if of_experts is None else f"{of_experts:.6f}"
-        text, vision = (_unvisited(measured, layer_id, bank) for bank in ("text", "vision"))
-        unvisited = "" if of_experts is None else f"  text {text}, vision {vision}"
+        counts = [f"{bank} {_unvisited(measured, layer_id, bank)}" for bank in measured.tokens]
+        unvisited = "" if of_experts is None else f"  {', '.join(counts)}"
         yield f"{layer_id:>5}  {told:>12}  {divergence:>12.6f}{unvisited}"
     yield f" head  {'':>12}  {measured.head_divergence:>12.6f}"
 

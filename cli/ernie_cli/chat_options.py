@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from ernie_local.experts.paging_options import PagingOptions
+    from ernie_local.experts.options import PagingOptions
 
 Think = Literal["on", "off", "auto"]
 DType = Literal["auto", "float32", "bfloat16"]
@@ -93,8 +93,7 @@ class ChatOptions:
 
     def paging(self, best_rule: str | None) -> PagingOptions:
         """How experts are paged, where they are. best_rule: for misses, as measured; None if it was not."""
-        from ernie_local.experts.miss_rule import FETCH, MISS_RULES
-        from ernie_local.experts.paging_options import PagingOptions
+        from ernie_local.experts.options import FETCH, MISS_RULES, PagingOptions
 
         name = best_rule if self.misses == "auto" else self.misses
         rule = FETCH if name is None else MISS_RULES[name]

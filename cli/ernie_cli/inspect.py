@@ -42,7 +42,7 @@ def inspect(
     directory = resolve_model(model)
     config = read_config(directory)
     accounts = account(directory, read_stored_tensors(directory), config)
-    parts = model_parts(stored_tensors(accounts, config))
+    parts = model_parts(stored_tensors(accounts, config), config)
     tables = config.quantization
     origin = (
         {} if tables is None else {"source": dict(tables.source), "calibration": dict(tables.calibration)}

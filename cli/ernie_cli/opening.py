@@ -187,7 +187,7 @@ def trace_written(options: ChatOptions, chat: Chat, console: Console) -> Iterato
         yield
     finally:
         if options.trace is not None:
-            from ernie_local.experts.trace_file import write_trace
+            from ernie_local.replay.trace_file import write_trace
 
             recorder = chat.model.recorder
             assert recorder is not None

@@ -159,7 +159,8 @@ def _with_bits(report: Report, bits: BitsName, options: VramOptions, plain: Mode
 
 def _expert_facts(report: Report) -> dict[str, object]:
     """How many text experts of each layer are in memory in decode, of how many."""
-    num_experts = report.model.config.text.num_experts
+    bank = report.model.config.text.text_bank
+    num_experts = 0 if bank is None else bank.num_experts
     share = report.cpu.resident_share(report.model) if report.gpu is None else report.gpu.resident_share
     return {"experts_per_layer": int(share * num_experts) if report.fits else 0, "of": num_experts}
 

@@ -6,13 +6,19 @@ are not read, `hub` and `native` the two layouts, `parse` the choice between the
 
 from __future__ import annotations
 
+from ernie_local.config.banks import MODALITIES, Bank, BankKey, ExpertBank, Modality
 from ernie_local.config.model import ConfigLayout, MediaTokens, ModelConfig, TextConfig, VisionConfig
 from ernie_local.config.parse import parse_config, read_config
 from ernie_local.config.quantization import QuantizationConfig
 
 __all__ = [
+    "MODALITIES",
+    "Bank",
+    "BankKey",
     "ConfigLayout",
+    "ExpertBank",
     "MediaTokens",
+    "Modality",
     "ModelConfig",
     "QuantizationConfig",
     "TextConfig",

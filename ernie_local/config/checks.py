@@ -5,8 +5,10 @@ Owns the arithmetic between sizes. Knows nothing of where the keys stand.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ernie_local.config.banks import ExpertBank
 from ernie_local.config.keys import Keys
 
 
@@ -40,10 +42,13 @@ def read_heads(keys: Keys, hidden_size: int, query: int | None = None, key_value
     return Heads(num_query, num_key_value, head_dim)
 
 
-def check_experts(keys: Keys, num_experts: int, experts_per_token: int, has_experts: bool) -> None:
-    """Layers with experts need at least as many experts as one token asks for."""
-    if has_experts and experts_per_token > num_experts:
-        raise keys.refuse("moe_k", f"is {experts_per_token}, but each bank has {num_experts} experts")
+def check_experts(keys: Keys, banks: Iterable[ExpertBank], experts_per_token: int) -> None:
+    """Each bank needs at least as many experts as one token asks for."""
+    for bank in banks:
+        if experts_per_token > bank.num_experts:
+            raise keys.refuse(
+                "moe_k", f"is {experts_per_token}, but each bank has {bank.num_experts} experts"
+            )
 
 
 def check_vision_heads(keys: Keys, hidden_size: int, num_heads: int) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from ernie_local.config.banks import MODALITIES, ExpertBank, bank_per_modality, one_bank
 from ernie_local.config.checks import check_experts, check_vision_heads, read_heads
 from ernie_local.config.keys import LARGEST_COUNT, Keys
 from ernie_local.config.layers import layers_from_range
 from ernie_local.config.model import MediaTokens, ModelConfig, TextConfig, VisionConfig
 from ernie_local.config.quantization import read_quantization
 from ernie_local.config.rope import read_rope, settle_section
-from ernie_local.strict_json import show
 
 # The published tokenizer's ids, which older files leave to the code.
 _PUBLISHED_IDS = {
@@ -78,7 +78,7 @@ def parse_hub(raw: Mapping[str, object], where: str) -> ModelConfig:
         bos_token_id=keys.optional_id("bos_token_id"),
         eos_token_ids=keys.ids("eos_token_id"),
         source_layout="hub",
-        quantization=read_quantization(keys, text.num_experts, text.moe_layers),
+        quantization=read_quantization(keys, text),
     )
     keys.finish()
     return config
@@ -91,17 +91,14 @@ def _text(keys: Keys) -> TextConfig:
     rope = read_rope(keys, None, ("default", "ernie_3d"))
     num_layers = keys.integer("num_hidden_layers", high=LARGEST_COUNT)
     in_range = layers_from_range(keys, num_layers)
-    num_experts = _experts_per_bank(keys)
-    moe_layers = tuple(has_experts and num_experts > 0 for has_experts in in_range)
-    experts_per_token, expert_sizes = 1, (1, 1)
-    if any(moe_layers):
+    banks = _banks(keys) if any(in_range) else ()
+    experts_per_token = 1
+    if banks:
         experts_per_token = keys.integer("moe_k")
-        text_size, vision_size = keys.integers("moe_intermediate_size", length=2, low=1)
-        expert_sizes = (text_size, vision_size)
+        check_experts(keys, banks, experts_per_token)
     else:
-        for key in ("moe_k", "moe_intermediate_size"):
+        for key in ("moe_num_experts", "moe_k", "moe_intermediate_size"):
             keys.value(key)
-    check_experts(keys, num_experts, experts_per_token, any(moe_layers))
     return TextConfig(
         vocab_size=keys.integer("vocab_size"),
         hidden_size=hidden_size,
@@ -114,11 +111,9 @@ def _text(keys: Keys) -> TextConfig:
         rms_norm_eps=keys.number("rms_norm_eps"),
         rope_theta=rope.theta,
         mrope_section=settle_section(keys, rope, heads.dim, default=None),
-        moe_layers=moe_layers,
-        num_experts=num_experts if any(moe_layers) else 0,
+        moe_layers=in_range if banks else (False,) * num_layers,
+        banks=banks,
         experts_per_token=experts_per_token,
-        text_expert_size=expert_sizes[0],
-        vision_expert_size=expert_sizes[1],
         num_shared_experts=keys.integer("moe_num_shared_experts", 0, low=0),
         moe_norm_min=keys.number("moe_norm_min", 1e-12),
         tie_word_embeddings=keys.boolean("tie_word_embeddings"),
@@ -126,21 +121,28 @@ def _text(keys: Keys) -> TextConfig:
     )
 
 
-def _experts_per_bank(keys: Keys) -> int:
+def _banks(keys: Keys) -> tuple[ExpertBank, ...]:
+    """One number of experts is one bank for all tokens, a list has a number for each modality."""
     value = keys.value("moe_num_experts")
     if value is None or (value == 0 and not isinstance(value, bool)):
-        return 0
+        return ()
     if not isinstance(value, list | tuple):
-        raise keys.refuse(
-            "moe_num_experts", f"is {show(value)}, one number each for text and vision is expected"
-        )
+        num_experts = keys.integer("moe_num_experts", high=LARGEST_COUNT)
+        if isinstance(keys.value("moe_intermediate_size"), list | tuple):
+            raise keys.refuse(
+                "moe_num_experts", f"is {num_experts}, but moe_intermediate_size is a list with one per bank"
+            )
+        return one_bank(num_experts, keys.integer("moe_intermediate_size"))
     counts = keys.integers("moe_num_experts")
-    if len(counts) != 2 or counts[0] != counts[1] or counts[0] > LARGEST_COUNT:
+    if len(counts) != len(MODALITIES) or counts[0] > LARGEST_COUNT or len(set(counts)) > 1:
         raise keys.refuse(
             "moe_num_experts",
-            f"is {list(counts)[:8]}, two equal numbers up to {LARGEST_COUNT} are implemented",
+            f"is {list(counts)[:8]}; one number, or two equal ones, up to {LARGEST_COUNT} are implemented",
         )
-    return counts[0]
+    if counts[0] == 0:
+        return ()
+    sizes = keys.integers("moe_intermediate_size", length=len(MODALITIES), low=1)
+    return bank_per_modality(counts[0], sizes)
 
 
 def _media_id(keys: Keys, key: str, published: int, vocab_size: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from ernie_local.config.banks import MODALITIES, bank_per_modality
 from ernie_local.config.checks import check_experts, check_vision_heads, read_heads
 from ernie_local.config.keys import LARGEST_COUNT, Keys
 from ernie_local.config.layers import layers_from_types
@@ -43,7 +44,7 @@ def parse_native(raw: Mapping[str, object], where: str) -> ModelConfig:
         bos_token_id=outer_bos if bos is None else bos,
         eos_token_ids=text_keys.ids("eos_token_id") or outer_eos,
         source_layout="native",
-        quantization=read_quantization(keys, text.num_experts, text.moe_layers),
+        quantization=read_quantization(keys, text),
     )
     text_keys.finish()
     keys.finish()
@@ -68,11 +69,11 @@ def _text(keys: Keys, tied: bool) -> TextConfig:
     moe_layers = layers_from_types(keys, num_layers)
     num_experts = keys.integer(keys.alias("moe_num_experts", "num_experts"), 64, low=0, high=LARGEST_COUNT)
     experts_per_token = keys.integer(keys.alias("moe_k", "num_experts_per_tok"), 6)
-    check_experts(keys, num_experts, experts_per_token, any(moe_layers))
-    sizes = (
-        keys.integers("moe_intermediate_size", length=2, low=1) if keys.has("moe_intermediate_size") else None
-    )
-    text_expert_size, vision_expert_size = sizes or (1536, 512)
+    sizes: tuple[int, ...] = (1536, 512)
+    if keys.has("moe_intermediate_size"):
+        sizes = keys.integers("moe_intermediate_size", length=len(MODALITIES), low=1)
+    banks = bank_per_modality(num_experts, sizes) if any(moe_layers) else ()
+    check_experts(keys, banks, experts_per_token)
     return TextConfig(
         vocab_size=keys.integer("vocab_size", 103424),
         hidden_size=hidden_size,
@@ -86,10 +87,8 @@ def _text(keys: Keys, tied: bool) -> TextConfig:
         rope_theta=rope.theta,
         mrope_section=settle_section(keys, rope, heads.dim, default=(22, 22, 20)),
         moe_layers=moe_layers,
-        num_experts=num_experts if any(moe_layers) else 0,
+        banks=banks,
         experts_per_token=experts_per_token,
-        text_expert_size=text_expert_size,
-        vision_expert_size=vision_expert_size,
         num_shared_experts=keys.integer("moe_num_shared_experts", 2, low=0),
         moe_norm_min=keys.number("moe_norm_min", 1e-12),
         tie_word_embeddings=tied,

@@ -1,31 +1,22 @@
-"""How often and how lately each expert was chosen, as one number: a count that decays with every token.
+"""Scores how often and how recently each expert was chosen, and adapts how fast scores decay.
 
-Owns the numbers, for all experts, in memory or not. Knows nothing of slots. With decay 1 the order is that of
-counts (LFU), with decay 0 that of the last use (LRU).
+A score is a count that decays with every token. With decay 1 the order is that of counts (LFU), with decay 0
+that of the last use (LRU). `AdaptiveHeat` tries several decays and follows the one with the most hits.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
 
-from ernie_local.checkpoint.names import Bank
+from ernie_local.experts.keys import ExpertKey
 
 # Two to this power: so much more a use counts than one a token earlier, where only the last one counts.
 _FORGETFUL = 64.0
 # A prompt counts as so many decoded tokens, however long it is: answers choose other experts than what is
 # asked, and images none of those that answers choose.
 _PROMPT_TOKENS = 4.0
-
-
-class ExpertKey(NamedTuple):
-    """One routed expert of the model; is_small: its second, small page, where a checkpoint has them."""
-
-    layer_id: int
-    bank: Bank
-    expert_id: int
-    is_small: bool = False
 
 
 class Heat:
@@ -69,3 +60,100 @@ class Heat:
         if before is not None:
             amount += 2.0 ** (before - self._faded)
         self._levels[key] = math.log2(amount) + self._faded
+
+
+# The last use alone, some tens of tokens, some hundreds.
+DECAYS = (0.0, 0.95, 0.995)
+_FIRST = 1  # until there is something to compare
+FIRST_DECAY = DECAYS[_FIRST]
+# What is left of a token's finds one token later: some hundred tokens decide.
+_FADING = 0.99
+# Another decay must find so many more of a hundred experts; each change has all pages sorted anew.
+_MARGIN = 0.01
+_MOST_LAYERS = 9  # of which finds are counted
+
+
+class _Rehearsal:
+    """What a memory ordered by one decay would have found: a textbook cache of pages without content."""
+
+    def __init__(self, heat: Heat, num_slots: int) -> None:
+        self.heat = heat
+        self.finds = 0.0
+        self._num_slots = num_slots
+        self._there: set[ExpertKey] = set()
+        self._coldest: list[tuple[float, ExpertKey]] = []  # each page once, with a level that it had
+
+    def use(self, keys: Collection[ExpertKey]) -> int:
+        """How many of these, which are wanted together, are there; afterwards all are."""
+        missing = [key for key in keys if key not in self._there]
+        held: list[tuple[float, ExpertKey]] = []
+        while len(self._there) + len(missing) > self._num_slots and self._coldest:
+            level, key = heapq.heappop(self._coldest)
+            if self.heat.level(key) > level:
+                heapq.heappush(self._coldest, (self.heat.level(key), key))
+            elif key in keys:
+                held.append((level, key))
+            else:
+                self._there.remove(key)
+        for key in missing:
+            held.append((self.heat.level(key), key))
+            self._there.add(key)
+        for entry in held:
+            heapq.heappush(self._coldest, entry)
+        return len(keys) - len(missing)
+
+
+class AdaptiveHeat:
+    """As Heat. A decay is only as good as the routing is steady, and nobody knows that beforehand."""
+
+    def __init__(self, layer_ids: Sequence[int], num_slots: int) -> None:
+        """num_slots: for text pages of all these layers."""
+        watched = layer_ids[:: -(-len(layer_ids) // _MOST_LAYERS)]
+        self._watched = frozenset(watched)
+        num_watched_slots = max(1, num_slots * len(watched) // len(layer_ids))
+        self._rehearsals = [_Rehearsal(Heat(decay), num_watched_slots) for decay in DECAYS]
+        self._chosen = self._rehearsals[_FIRST]
+        self._uses = 0.0
+
+    @property
+    def decay(self) -> float:
+        """The one that counts now."""
+        return self._chosen.heat.decay
+
+    def advance(self) -> None:
+        """See Heat.advance."""
+        self._uses *= _FADING
+        for rehearsal in self._rehearsals:
+            rehearsal.finds *= _FADING
+            rehearsal.heat.advance()
+
+    def touch(self, keys: Sequence[ExpertKey]) -> None:
+        """See Heat.touch."""
+        is_watched = self._is_watched(keys[0])
+        self._uses += is_watched * len(keys)
+        for rehearsal in self._rehearsals:
+            rehearsal.heat.touch(keys)
+            if is_watched:
+                rehearsal.finds += rehearsal.use(keys)
+
+    def touch_in_prompt(self, key: ExpertKey, share: float) -> None:
+        """See Heat.touch_in_prompt."""
+        for rehearsal in self._rehearsals:
+            rehearsal.heat.touch_in_prompt(key, share)
+            if self._is_watched(key):
+                rehearsal.use((key,))
+
+    def _is_watched(self, key: ExpertKey) -> bool:
+        return key.bank == "text" and key.layer_id in self._watched
+
+    def level(self, key: ExpertKey) -> float:
+        """See Heat.level; only as long as `reconsider` has not said that all are others now."""
+        return self._chosen.heat.level(key)
+
+    def reconsider(self) -> bool:
+        """Let the decay count that found most lately; whether it is another one."""
+        best = max(self._rehearsals, key=lambda rehearsal: rehearsal.finds)
+        if best.finds <= self._chosen.finds + _MARGIN * self._uses:
+            return False
+        self._chosen = best
+        return True

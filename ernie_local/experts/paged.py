@@ -12,25 +12,19 @@ from itertools import chain
 
 import torch
 
-from ernie_local.checkpoint.names import Bank
+from ernie_local.experts.budget import Room
+from ernie_local.experts.copier import GpuCopier, PageCopier
 from ernie_local.experts.device import HOST, Device, Gpu
-from ernie_local.experts.disk_reader import DiskReader
-from ernie_local.experts.gpu_copier import GpuCopier
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.miss_rule import MissRule
-from ernie_local.experts.page_copier import PageCopier
-from ernie_local.experts.page_level import PageLevel
-from ernie_local.experts.page_lock import PageLock
-from ernie_local.experts.page_math import RoutedTokens
-from ernie_local.experts.page_store import PageStore
-from ernie_local.experts.page_traffic import PageGroup, PageTraffic
-from ernie_local.experts.paging_options import PagingOptions
-from ernie_local.experts.paging_plan import PagingPlan
-from ernie_local.experts.paging_stats import PagingStats
-from ernie_local.experts.room import Room
+from ernie_local.experts.disk import DiskReader, PageStore
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.level import PageLevel
+from ernie_local.experts.memory import PageLock
+from ernie_local.experts.options import MissRule, PagingOptions, PagingStats
+from ernie_local.experts.plan import PagingPlan
+from ernie_local.experts.traffic import PageGroup, PageTraffic
 from ernie_local.experts.two_levels import LendingReader, TwoLevels
 from ernie_local.model.kv_cache import CacheMemory
-from ernie_local.model.moe import TokenRows
+from ernie_local.model.moe import RoutedTokens, TokenRows
 
 # Of (tokens, hidden_size) states the (tokens, top_k) experts, and their weights.
 TextRouter = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -107,9 +101,7 @@ class PagedExperts:
 
     def begin(self, rows: TokenRows) -> None:
         """A forward begins; every layer will ask for the banks that have rows."""
-        by_bank: dict[Bank, torch.Tensor | None] = {"text": rows.text, "vision": rows.vision}
-        tokens = {bank: len(indices) for bank, indices in by_bank.items() if indices is not None}
-        self._is_decode = self._traffic.begin(tokens)
+        self._is_decode = self._traffic.begin({bank: len(own) for bank, own in rows.by_bank.items()})
 
     def make_room(self, owner: object, num_bytes: int) -> None:
         """See ExpertProvider.make_room."""
@@ -119,20 +111,11 @@ class PagedExperts:
         """See ExpertProvider.cache_memory."""
         return self.room.cache_memory(self._rest)
 
-    def compute(
-        self,
-        layer_id: int,
-        bank: Bank,
-        hidden: torch.Tensor,
-        expert_ids: torch.Tensor,
-        expert_weights: torch.Tensor,
-        shared_page: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def compute(self, tokens: RoutedTokens) -> torch.Tensor:
         """See ExpertProvider.compute. ModelUnusable for a page that cannot be read, with nothing lost."""
-        tokens = RoutedTokens(layer_id, bank, hidden, expert_ids, expert_weights)
         compute = self._decode if self._is_decode else self._stream
         try:
-            return compute(tokens, shared_page)
+            return compute(tokens)
         except BaseException:
             self._traffic.give_up()
             raise
@@ -162,9 +145,9 @@ class PagedExperts:
                 stats.prompt_wait_seconds += reader.waited_seconds
             reader.waited_seconds = 0.0
 
-    def _decode(self, tokens: RoutedTokens, shared_page: torch.Tensor | None) -> torch.Tensor:
+    def _decode(self, tokens: RoutedTokens) -> torch.Tensor:
         on_host = self._read_back(tokens)
-        chosen = self._with_small_pages(self._keys(tokens, on_host.expert_ids), on_host.weights)
+        chosen = self._with_small_pages(self._keys(tokens, on_host.expert_ids), on_host.expert_weights)
         groups = self._traffic.decode(tokens.bank, chosen)
         first = next(groups)
         if self._routers:
@@ -172,11 +155,11 @@ class PagedExperts:
         output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
         has_small = self.options.small_below is not None and any(key.is_small for key in chosen)
         if len(first.keys) == len(chosen) and not has_small:
-            self.top.add(output, tokens, chosen, shared_page)
+            self.top.add(output, tokens, chosen)
             return output.to(tokens.hidden.dtype)
         shared = torch.zeros_like(output)
-        if shared_page is not None:
-            self.top.add_some(shared, tokens, (), shared_page)
+        if tokens.shared_page is not None:
+            self.top.add_some(shared, tokens, ())
         parts = self._compute_apart(chain([first], groups), tokens, on_host)
         positions = {key: position for position, key in enumerate(chosen)}
         for key in sorted(positions):
@@ -199,9 +182,9 @@ class PagedExperts:
         is_below = False
         for group in groups:
             if group.keys and group.level == 0:
-                self.top.add_some(parts, rows, group.keys, None)
+                self.top.add_some(parts, rows, group.keys)
             elif group.keys:
-                self.level.add_some(below, on_host.apart(), group.keys, None)
+                self.level.add_some(below, on_host.apart(), group.keys)
                 is_below = True
         if is_below and below is not parts:
             parts += self._device.send(below)
@@ -213,9 +196,9 @@ class PagedExperts:
             return tokens
         wanted = [tokens.expert_ids]
         if self.options.small_below is not None or self.miss_rule.computes:
-            wanted += [tokens.weights, tokens.hidden]
+            wanted += [tokens.expert_weights, tokens.hidden]
         ids, *others = self._device.read_back(wanted)
-        weights, hidden = others or (tokens.weights, tokens.hidden)
+        weights, hidden = others or (tokens.expert_weights, tokens.hidden)
         return RoutedTokens(tokens.layer_id, tokens.bank, hidden, ids, weights)
 
     def _keys(self, tokens: RoutedTokens, ids: torch.Tensor) -> list[ExpertKey]:
@@ -246,11 +229,12 @@ class PagedExperts:
                 [keys[expert_id] for expert_id in router(tokens.hidden)[0].flatten().tolist()]
             )
 
-    def _stream(self, tokens: RoutedTokens, shared_page: torch.Tensor | None) -> torch.Tensor:
+    def _stream(self, tokens: RoutedTokens) -> torch.Tensor:
         (ids,) = self._device.read_back([tokens.expert_ids])
         chosen = self._keys(tokens, ids)
         output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
         num_tokens = tokens.hidden.shape[0]
+        alone = tokens._replace(shared_page=None)
         for group in self._traffic.stream(tokens.layer_id, tokens.bank, chosen, num_tokens):
-            self.top.add_some(output, tokens, group.keys, shared_page if group.is_last else None)
+            self.top.add_some(output, tokens if group.is_last else alone, group.keys)
         return output.to(tokens.hidden.dtype)

@@ -1,8 +1,7 @@
-"""Who may lie where in the memory for pages: frames of one size, each cut into slots for pages of one class.
+"""Divides a memory into frames of one size, and each frame into slots for pages of one size class.
 
-Pure Python over numbers; knows nothing of experts, of bytes that lie there, or who should go. A class is a
-size of page: three vision pages fit where one text page lies. Each class has a number of frames that is its
-own; what is free, any class may borrow, and must give back when the owner asks.
+Pure Python over numbers. Three vision pages fit where one text page lies. Each class owns a number of frames;
+free frames are lent to any class, and the cache takes them back for their owner.
 """
 
 from __future__ import annotations

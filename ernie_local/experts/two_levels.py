@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ernie_local.checkpoint.names import Bank
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.miss_rule import MissRule
-from ernie_local.experts.page_traffic import PageGroup, PageReader, PageTraffic
+from ernie_local.config import Bank
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.options import MissRule
+from ernie_local.experts.traffic import PageGroup, PageReader, PageTraffic
 
 # Pages of a layer that come up because they have grown hot, while no token waits for them.
 _MOST_PROMOTED = 1

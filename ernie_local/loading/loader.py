@@ -12,8 +12,8 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.engine import check_sizes
 from ernie_local.errors import UsageError
-from ernie_local.experts.cuda_device import CudaDevice
-from ernie_local.experts.paging_options import PagingOptions
+from ernie_local.experts.device import CudaDevice
+from ernie_local.experts.options import PagingOptions
 from ernie_local.loading.build import build_model
 from ernie_local.loading.gpu_choices import GpuChoices
 from ernie_local.loading.model import EngineSettings, LoadedModel

@@ -18,19 +18,19 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit, UsageError
-from ernie_local.experts.gpu_memory import GpuMemory
+from ernie_local.experts.memory import GpuMemory
+from ernie_local.experts.options import PagingStats
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.experts.paging_stats import PagingStats
-from ernie_local.experts.trace_recorder import TraceRecorder
-from ernie_local.loading.images import ImageSource, to_patches
 from ernie_local.loading.options import find_kv_dtype
 from ernie_local.loading.paging import page_sizes
 from ernie_local.loading.routes import RouteRecord
+from ernie_local.media.images import ImageSource, to_patches
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor import ImageProcessorConfig, read_processor_config
 from ernie_local.media.tokens import VisionRule, expand_placeholders
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
+from ernie_local.replay.recorder import TraceRecorder
 from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:

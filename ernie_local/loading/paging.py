@@ -13,22 +13,19 @@ import torch
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import ModelConfig
+from ernie_local.config import Bank, ModelConfig
 from ernie_local.errors import UsageError
+from ernie_local.experts.budget import GpuRoom, Room, SharedRoom
 from ernie_local.experts.device import Gpu
-from ernie_local.experts.gpu_memory import allocate_pages
-from ernie_local.experts.gpu_room import GpuRoom
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.page_level import PageLevel
+from ernie_local.experts.disk import PageCheck, PageRange, PageStore
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.level import PageLevel
+from ernie_local.experts.memory import PageMemory, allocate_pages
+from ernie_local.experts.options import PagingOptions
 from ernie_local.experts.page_math import PageMath
-from ernie_local.experts.page_memory import PageMemory
-from ernie_local.experts.page_store import PageCheck, PageRange, PageStore
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.experts.paging_options import PagingOptions
-from ernie_local.experts.paging_plan import PagingPlan
-from ernie_local.experts.room import Room, SharedRoom
+from ernie_local.experts.plan import PagingPlan
 from ernie_local.loading.expert_math import expert_math
-from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing.checks import check_page
 from ernie_local.planner import weights
 from ernie_local.planner.placement import Placement
@@ -111,7 +108,7 @@ def page_experts(
     wanted = min(placement.gpu_bytes, plan.most_bytes + cache_bytes)
     # The allocation is of whole frames, the cache is not.
     least = plan.frame_bytes * (plan.least_frames + -(-cache_bytes // plan.frame_bytes))
-    memory = allocate_pages(gpu, wanted, least, placement.gpu_room_bytes, plan.frame_bytes)
+    memory = allocate_pages(gpu.allocate, wanted, least, placement.gpu_room_bytes, plan.frame_bytes)
     computing_there = expert_math(checkpoint, config, memory.bytes.device)
     upper = PageLevel(plan.build(memory.num_bytes), memory, computing_there, sizes, gpu)
     assert isinstance(level.memory, PageMemory)
@@ -133,14 +130,13 @@ def page_ranges(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, 
     """Where the page of every expert lies."""
     ranges: dict[ExpertKey, tuple[PageRange, ...]] = {}
     packed = PackedTensors(config) if config.has_packed_experts else None
-    for layer_id, is_moe in enumerate(config.text.moe_layers):
-        for bank in BANKS if is_moe else ():
-            for expert_id in range(config.text.num_experts):
-                key = ExpertKey(layer_id, bank, expert_id)
-                if packed is None:
-                    ranges[key] = _plain_ranges(checkpoint, key)
-                else:
-                    ranges[key] = _packed_ranges(checkpoint, packed, key)
+    for layer_id, bank in config.text.layer_banks():
+        for expert_id in range(bank.num_experts):
+            key = ExpertKey(layer_id, bank.name, expert_id)
+            if packed is None:
+                ranges[key] = _plain_ranges(checkpoint, key)
+            else:
+                ranges[key] = _packed_ranges(checkpoint, packed, key)
     return ranges
 
 

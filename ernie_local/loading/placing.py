@@ -14,7 +14,7 @@ import torch
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError
-from ernie_local.experts.paging_options import PagingOptions
+from ernie_local.experts.options import PagingOptions
 from ernie_local.loading.build import count_weights
 from ernie_local.loading.expert_math import unpacking_room
 from ernie_local.loading.paging import paging_plan

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from ernie_local.config import Bank
 from ernie_local.engine import Engine
-from ernie_local.model.moe import Bank
 
 
 class RouteRecord:

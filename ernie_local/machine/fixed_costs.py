@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from ernie_local.checkpoint.names import BANKS
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig, read_config
 from ernie_local.engine import Engine
@@ -169,10 +168,5 @@ def _all_packed(config: ModelConfig) -> QuantizationConfig:
         for layer in layers
         if not text.moe_layers[layer] or text.num_shared_experts
     }
-    experts = {
-        (layer, bank): ("w4",) * text.num_experts
-        for layer in layers
-        if text.moe_layers[layer]
-        for bank in BANKS
-    }
+    experts = {(layer, bank.name): ("w4",) * bank.num_experts for layer, bank in text.layer_banks()}
     return QuantizationConfig(experts, matrices | {"embed_tokens": "w8"}, mlps)

@@ -10,7 +10,7 @@ import statistics
 import time
 
 from ernie_local.errors import UsageError
-from ernie_local.experts.miss_rule import MISS_RULES
+from ernie_local.experts.options import MISS_RULES
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
 from ernie_local.machine.text_ids import text_ids

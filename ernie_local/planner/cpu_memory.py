@@ -177,7 +177,7 @@ def _terms(model: ModelSize, conversation: Conversation, placement: Placement) -
     resident = placement.paged_bytes is None
     for part in model.parts:
         num_bytes = weights.parts.get(part.name, 0)
-        if num_bytes and (resident or "experts" not in part.name or part.name == "shared experts"):
+        if num_bytes and (resident or not part.is_routed):
             terms.append(Term.always(part.name, "exact", Amount.exactly(num_bytes)))
     terms.append(Term.always("ends of huge pages", "computed", _huge_page_ends(model, resident=resident)))
     working = _working_terms(conversation, placement, model)
@@ -236,13 +236,13 @@ def _working_terms(conversation: Conversation, placement: Placement, model: Mode
 
 
 def _num_programs(model: ModelSize, conversation: Conversation, chunk_tokens: int) -> int:
-    """Two products for each expert that a chunk visits, of both banks where there are images."""
+    """Two products for each expert that a chunk visits; text alone visits only the banks that serve it."""
     if model.is_packed or conversation.dtype != "bfloat16":
         return 0
     text = model.config.text
-    num_banks = 2 if conversation.images else 1
+    num_experts = sum(bank.num_experts for bank in text.banks if conversation.images or "text" in bank.serves)
     num_chunks = -(-conversation.context_size // chunk_tokens)
-    return min(_MOST_PROGRAMS, 2 * num_chunks * num_banks * sum(text.moe_layers) * text.num_experts)
+    return min(_MOST_PROGRAMS, 2 * num_chunks * sum(text.moe_layers) * num_experts)
 
 
 def _slots(model: ModelSize, shared_bytes: int, beside: Mapping[Phase, int]) -> Term:

@@ -27,7 +27,6 @@ _CONTEXT = Amount(250 * MIB, 450 * MIB, 800 * MIB)  # of CUDA, its libraries and
 _HOST = Amount(300 * MIB, 700 * MIB, 2000 * MIB)  # what CUDA's libraries take of RAM
 _ENOUGH_RAM = 1 << 60
 SLOTS = "slots of experts"
-_EXPERT_PARTS = ("text experts", "vision experts")
 _COMPUTING: tuple[Phase, ...] = ("vision", "prefill", "decode")
 
 
@@ -64,7 +63,7 @@ def plan_gpu(model: ModelSize, conversation: Conversation, vram_bytes: int, ram:
     those of the smallest way to run it.
     """
     weights = model.weights(ITEM_BYTES)
-    text_bytes = weights.parts.get("text experts", 0)
+    text_bytes = weights.text_experts
     need, room = _need(model, conversation), gpu_room(model.config, conversation.context_size, None)
     with_room = dataclasses.replace(need, kv_cache_bytes=need.kv_cache_bytes + room)
     beside = _CONTEXT.best + headroom_bytes()
@@ -100,7 +99,7 @@ def session_terms(model: ModelSize, session: Conversation, num_gpus: int) -> lis
         else term
         for term in shared
     ]
-    for part in _EXPERT_PARTS:
+    for part in weights.expert_parts:
         num_bytes = weights.parts.get(part, 0)
         terms += [Term.always(part, "exact", Amount.exactly(num_bytes))] if num_bytes else []
     return terms
@@ -135,7 +134,8 @@ def _terms(
     terms = _fixed_terms(model, room_bytes, placement.chunk_tokens)
     full = Amount.exactly(_cache_bytes(model, conversation, conversation.context_size))
     if placement.gpu_bytes is None:
-        experts = ((part, model.weights(ITEM_BYTES).parts.get(part, 0)) for part in _EXPERT_PARTS)
+        weights = model.weights(ITEM_BYTES)
+        experts = ((part, weights.parts.get(part, 0)) for part in weights.expert_parts)
         terms += [Term.always(part, "exact", Amount.exactly(size)) for part, size in experts]
         terms.append(Term("KV cache", "computed", dict.fromkeys(_COMPUTING, full)))
     else:
@@ -156,8 +156,9 @@ def _terms(
 def _fixed_terms(model: ModelSize, room_bytes: int, chunk_tokens: int) -> list[Term]:
     """All but experts and cache, as `load` keeps memory for it; what is really used is not known yet."""
     terms = [Term.always("CUDA context and kernels", "assumed", _CONTEXT)]
-    for part, num_bytes in model.weights(ITEM_BYTES).parts.items():
-        if part not in _EXPERT_PARTS:
+    weights = model.weights(ITEM_BYTES)
+    for part, num_bytes in weights.parts.items():
+        if part not in weights.expert_parts:
             terms.append(Term.always(part, "exact", Amount.exactly(num_bytes)))
     working = working_bytes(model.config.text, chunk_tokens) + SLACK_BYTES
     terms.append(Term.always("kept for attention, images", "computed", Amount(0, room_bytes, room_bytes)))

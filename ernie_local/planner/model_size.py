@@ -18,7 +18,7 @@ from ernie_local.checkpoint.parts import ModelPart, ModelTensor, expected_tensor
 from ernie_local.config import ModelConfig, QuantizationConfig, read_config
 from ernie_local.config.parse import parse_config
 from ernie_local.errors import UsageError
-from ernie_local.experts.paging_plan import PagingPlan
+from ernie_local.experts.plan import PagingPlan
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
 from ernie_local.planner.conversation import WEIGHT_ITEM_BYTES
 from ernie_local.planner.decode_time import DecodeWork
@@ -57,7 +57,7 @@ class ModelSize:
     @cached_property
     def parts(self) -> list[ModelPart]:
         """Its parts, with weights and bytes in files."""
-        return model_parts(self.tensors)
+        return model_parts(self.tensors, self.config)
 
     @cached_property
     def paging_plan(self) -> PagingPlan | None:
@@ -73,8 +73,7 @@ class ModelSize:
     def weights(self, item_bytes: int) -> WeightBytes:
         """In memory, what is not packed in numbers of so many bytes."""
         if item_bytes not in self._weights:
-            num_experts = self.config.text.num_experts
-            self._weights[item_bytes] = weights_in_memory(self.tensors, num_experts, item_bytes)
+            self._weights[item_bytes] = weights_in_memory(self.tensors, self.config.text, item_bytes)
         return self._weights[item_bytes]
 
     def decode_work(self, dtype: str) -> DecodeWork:

@@ -73,7 +73,8 @@ def working_bytes(config: TextConfig, chunk_tokens: int) -> int:
     Hidden states and what attention makes of them, and the widest layer's inner activations with their int8
     copies. Measured with the 28B model's sizes: 0.25 MiB a token, which this is within a tenth.
     """
-    routed = config.experts_per_token * config.text_expert_size + config.shared_expert_size
+    widest = max((bank.expert_size for bank in config.banks), default=0)
+    routed = config.experts_per_token * widest + config.shared_expert_size
     inner = max(config.intermediate_size, routed)
     return chunk_tokens * (48 * config.hidden_size + 10 * inner)
 

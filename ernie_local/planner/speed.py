@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ernie_local.checkpoint.parts import experts_part
 from ernie_local.planner.conversation import Conversation
 from ernie_local.planner.decode_time import decode_seconds
 from ernie_local.planner.gpu_memory import GpuPlan
@@ -131,8 +132,8 @@ def operations_per_token(model: ModelSize) -> float:
     weights = {part.name: part.weights for part in model.parts}
     text = model.config.text
     active = sum(weights.get(part, 0) for part in ("attention", "shared experts", "dense layers", "routers"))
-    if text.num_experts:
-        active += weights["text experts"] * text.experts_per_token // text.num_experts
+    if (bank := text.text_bank) is not None:
+        active += weights[experts_part(bank.name)] * text.experts_per_token // bank.num_experts
     return 2.0 * active
 
 

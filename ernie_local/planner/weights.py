@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ernie_local.checkpoint.names import BANKS, PROJECTIONS
+from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
-from ernie_local.checkpoint.parts import TEXT_EXPERTS, VISION_EXPERTS, ModelTensor
-from ernie_local.config import ModelConfig
-from ernie_local.experts.heat import ExpertKey
+from ernie_local.checkpoint.parts import ModelTensor, experts_part
+from ernie_local.config import ExpertBank, ModelConfig, TextConfig
+from ernie_local.experts.keys import ExpertKey
 
 _ROUTER_ITEM_BYTES = 4  # float32, whatever the rest is
-_EXPERT_PARTS = (TEXT_EXPERTS, VISION_EXPERTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +23,7 @@ class WeightBytes:
     """Bytes in memory by part (checkpoint/parts.py). Small pages of experts stay in the files."""
 
     parts: Mapping[str, int]
+    banks: tuple[ExpertBank, ...]
 
     @property
     def total(self) -> int:
@@ -33,7 +33,17 @@ class WeightBytes:
     @property
     def experts(self) -> int:
         """Of all routed experts."""
-        return sum(self.parts.get(part, 0) for part in _EXPERT_PARTS)
+        return sum(self.parts.get(part, 0) for part in self.expert_parts)
+
+    @property
+    def text_experts(self) -> int:
+        """Of the routed experts that serve text tokens, and so decoding."""
+        return sum(self.parts.get(experts_part(bank.name), 0) for bank in self.banks if "text" in bank.serves)
+
+    @property
+    def expert_parts(self) -> tuple[str, ...]:
+        """The names of the parts that are routed experts."""
+        return tuple(experts_part(bank.name) for bank in self.banks)
 
     @property
     def dense(self) -> int:
@@ -41,7 +51,7 @@ class WeightBytes:
         return self.total - self.experts
 
 
-def weights_in_memory(tensors: Iterable[ModelTensor], num_experts: int, item_bytes: int) -> WeightBytes:
+def weights_in_memory(tensors: Iterable[ModelTensor], text: TextConfig, item_bytes: int) -> WeightBytes:
     """Packed weights as they are, each expert in a slot of its bank's largest page; routers in float32, the
     rest in numbers of `item_bytes`."""
     parts: Counter[str] = Counter()
@@ -58,8 +68,8 @@ def weights_in_memory(tensors: Iterable[ModelTensor], num_experts: int, item_byt
             part = tensor.part
             parts[part] += tensor.weights * (_ROUTER_ITEM_BYTES if part == "routers" else item_bytes)
     for (_, bank), slot_bytes in slots.items():
-        parts[TEXT_EXPERTS if bank == "text" else VISION_EXPERTS] += num_experts * slot_bytes
-    return WeightBytes(parts)
+        parts[experts_part(bank)] += text.bank(bank).num_experts * slot_bytes
+    return WeightBytes(parts, text.banks)
 
 
 def page_sizes(tensors: Iterable[ModelTensor], config: ModelConfig) -> dict[ExpertKey, int]:
@@ -68,15 +78,14 @@ def page_sizes(tensors: Iterable[ModelTensor], config: ModelConfig) -> dict[Expe
     is_packed = config.has_packed_experts
     packed = PackedTensors(config) if is_packed else None
     sizes: dict[ExpertKey, int] = {}
-    for layer_id, is_moe in enumerate(config.text.moe_layers):
-        for bank in BANKS if is_moe else ():
-            if packed is not None:
-                for expert_id, (name, _) in enumerate(packed.locate_experts(layer_id, bank)):
-                    sizes[ExpertKey(layer_id, bank, expert_id)] = experts[name].shape[1]
-                continue
-            for expert_id in range(config.text.num_experts):
-                stem = f"experts.{layer_id}.{bank}.{expert_id}"
-                sizes[ExpertKey(layer_id, bank, expert_id)] = sum(
-                    experts[f"{stem}.{projection}"].num_bytes for projection in PROJECTIONS
-                )
+    for layer_id, bank in config.text.layer_banks():
+        if packed is not None:
+            for expert_id, (name, _) in enumerate(packed.locate_experts(layer_id, bank.name)):
+                sizes[ExpertKey(layer_id, bank.name, expert_id)] = experts[name].shape[1]
+            continue
+        for expert_id in range(bank.num_experts):
+            stem = f"experts.{layer_id}.{bank.name}.{expert_id}"
+            sizes[ExpertKey(layer_id, bank.name, expert_id)] = sum(
+                experts[f"{stem}.{projection}"].num_bytes for projection in PROJECTIONS
+            )
     return sizes

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ernie_local.experts.paging_stats import PagingStats
+from ernie_local.experts.options import PagingStats
 from ernie_local.text.reasoning import ToolCall
 
 # stop: the model ended it; length: max_tokens or the context ended it; interrupted: someone stopped it.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast, get_args
 from PIL import Image
 
 from ernie_local.errors import NoAnswer, UsageError
-from ernie_local.experts.paging_stats import PagingStats
+from ernie_local.experts.options import PagingStats
 from ernie_local.media.open_image import OpenedImage
 from ernie_local.sampling import Sampler, SamplingOptions
 from ernie_local.session.answer import Answer, Timings, Usage, peak_memory_bytes

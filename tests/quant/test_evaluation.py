@@ -286,7 +286,7 @@ def test_another_model_or_other_files_are_told(
 ) -> None:
     with pytest.raises(ModelUnusable, match="has vocab_size 96, the reference 432"):
         check_comparable(find_candidate("nano"), find_candidate(str(tiny_checkpoint)))
-    comparer = Comparer(head_of(nano.network), head_of(nano.network), nano.config.media, "tags")
+    comparer = Comparer(head_of(nano.network), head_of(nano.network), nano.config, "tags")
     with pytest.raises(ModelUnusable, match="tokenizer, chat template or settings for images"):
         comparer.compare(observed[0], dataclasses.replace(observed[0], prompt_identity="other"))
     shutil.copytree(NANO_DIRECTORY, tmp_path / "nano")
@@ -298,7 +298,7 @@ def test_another_model_or_other_files_are_told(
 
 
 def test_logits_that_are_no_numbers_are_an_error(nano: LoadedModel, observed: list[Observation]) -> None:
-    comparer = Comparer(head_of(nano.network), head_of(nano.network), nano.config.media, "tags")
+    comparer = Comparer(head_of(nano.network), head_of(nano.network), nano.config, "tags")
     broken = observed[0].states.clone()
     broken[0, 0] = float("nan")
     with pytest.raises(ErnieLocalError, match="not a number"):

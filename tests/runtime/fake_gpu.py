@@ -16,17 +16,17 @@ from typing import Literal
 import pytest
 import torch
 
+from ernie_local.experts.budget import GpuRoom, _LentMemory
 from ernie_local.experts.device import Event
-from ernie_local.experts.gpu_room import GpuRoom, _LentMemory
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.page_lock import PageLock
-from ernie_local.experts.page_math import PageMath, RoutedTokens
-from ernie_local.experts.page_memory import UNIT_BYTES, PageMemory
-from ernie_local.experts.page_store import PageStore
+from ernie_local.experts.disk import PageStore
+from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
+from ernie_local.experts.memory import PageLock, PageMemory
+from ernie_local.experts.page_math import PageMath
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.kernels.checks import ABSENT_SLOT
 from ernie_local.model.cache_layout import LayerStorage
 from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.moe import RoutedTokens
 
 Stream = Literal["computing", "copying"]
 Range = tuple[int, int]  # first byte, and the one behind the last
@@ -208,7 +208,6 @@ class WatchedMath:
         memory: torch.Tensor,
         tokens: RoutedTokens,
         places: torch.Tensor | None,
-        shared_page: torch.Tensor | None,
     ) -> None:
         assert places is not None
         start = memory.data_ptr()
@@ -218,7 +217,7 @@ class WatchedMath:
                 first = start + place * UNIT_BYTES
                 key = ExpertKey(tokens.layer_id, tokens.bank, expert_id)
                 self._gpu.compute_with((first, first + self._experts.store.page_bytes(key)))
-        self._math.add(output, memory, tokens, places, shared_page)
+        self._math.add(output, memory, tokens, places)
 
 
 def watch(experts: PagedExperts, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:

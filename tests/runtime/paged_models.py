@@ -13,9 +13,9 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.engine import Engine
 from ernie_local.experts.device import Gpu
+from ernie_local.experts.options import PagingOptions
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.experts.paging_options import PagingOptions
-from ernie_local.experts.paging_plan import PagingPlan
+from ernie_local.experts.plan import PagingPlan
 from ernie_local.loading.build import build_model
 from ernie_local.loading.paging import paging_plan
 from ernie_local.media.patches import Patches

@@ -12,12 +12,11 @@ from ernie_local.checkpoint import uncached_file
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit, ModelUnusable
-from ernie_local.experts.disk_reader import DiskReader
-from ernie_local.experts.gpu_copier import GpuCopier
-from ernie_local.experts.gpu_memory import GpuMemory
-from ernie_local.experts.miss_rule import FETCH, MISS_RULES, MissRule
+from ernie_local.experts.copier import GpuCopier
+from ernie_local.experts.disk import DiskReader
+from ernie_local.experts.memory import GpuMemory
+from ernie_local.experts.options import FETCH, MISS_RULES, MissRule, PagingOptions
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel

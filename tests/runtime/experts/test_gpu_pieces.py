@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.cuda_device import from_bytes, to_bytes
-from ernie_local.experts.last_uses import LastUses
-from ernie_local.experts.page_lock import PageLock, lock_by_system, lock_pages
-from ernie_local.experts.page_memory import PageMemory
+from ernie_local.experts.device import from_bytes, to_bytes
+from ernie_local.experts.level import LastUses
+from ernie_local.experts.memory import PageLock, PageMemory, lock_by_system, lock_pages
 from ernie_local.model.memory_use import encoding_bytes
 from ernie_local.planner.gpu_placement import GpuLimits, gpu_room, headroom_bytes, place_beside_gpu
 from ernie_local.planner.placement import MemoryNeed, Placement

@@ -9,8 +9,8 @@ from random import Random
 
 import pytest
 
-from ernie_local.experts.adaptive_heat import DECAYS, AdaptiveHeat
-from ernie_local.experts.heat import ExpertKey, Heat
+from ernie_local.experts.heat import DECAYS, AdaptiveHeat, Heat
+from ernie_local.experts.keys import ExpertKey
 
 KEYS = [ExpertKey(layer_id, "text", expert_id) for layer_id in (1, 2) for expert_id in range(12)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ernie_local
-from ernie_local.experts.miss_rule import MISS_RULES
+from ernie_local.experts.options import MISS_RULES
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.machine.miss_rules import measure_miss_rules
 

@@ -9,8 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ernie_local.experts.heat import ExpertKey, Heat
-from ernie_local.experts.page_cache import PageCache
+from ernie_local.experts.cache import PageCache
+from ernie_local.experts.heat import Heat
+from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.slots import SizeClass, Slot, SlotMap
 
 FLOOR = 2

@@ -7,7 +7,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ernie_local.experts.page_sizes import class_sizes, frame_bytes
+from ernie_local.experts.plan import class_sizes, frame_bytes
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 

@@ -14,7 +14,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.page_memory import PageMemory
+from ernie_local.experts.memory import PageMemory
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import attention_bytes
@@ -32,7 +32,9 @@ def tables(kind: str) -> QuantizationConfig:
     packed = format_tables(CONFIG, FormatChoice("w4", "w8", "w8", "w8"))
     if kind == "packed":
         return packed
-    formats = tuple(("w4", "w2-w3", "w2s", "w2")[expert % 4] for expert in range(CONFIG.text.num_experts))
+    formats = tuple(
+        ("w4", "w2-w3", "w2s", "w2")[expert % 4] for expert in range(CONFIG.text.banks[0].num_experts)
+    )
     return dataclasses.replace(packed, experts=dict.fromkeys(packed.experts, formats))
 
 

@@ -15,7 +15,7 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
-from ernie_local.experts.page_memory import PageMemory
+from ernie_local.experts.memory import PageMemory
 from tests.plain_export import export_plainly
 from tests.runtime import paged_models
 from tests.runtime.paged_models import build, image_ids, paged_experts, plan_of, room

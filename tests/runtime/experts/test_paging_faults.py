@@ -19,10 +19,9 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import ModelUnusable
-from ernie_local.experts.disk_reader import DiskReader
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.page_memory import PageMemory
-from ernie_local.experts.page_store import PageRange, PageStore
+from ernie_local.experts.disk import DiskReader, PageRange, PageStore
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.memory import PageMemory
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import attention_bytes
 from tests.plain_export import export_plainly

@@ -14,17 +14,17 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import UsageError
+from ernie_local.experts.options import PagingOptions
 from ernie_local.experts.paged import PagedExperts, TextRouter
-from ernie_local.experts.paging_options import PagingOptions
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model.moe import TokenRows
+from ernie_local.model.moe import RoutedTokens, TokenRows
 from tests.plain_export import export_plainly
 from tests.runtime.paged_models import answer_logits, build, paged_experts, plan_of, room
 
 CONFIG = read_config(NANO_DIRECTORY)
 TOP_K = CONFIG.text.experts_per_token
-ONE_TOKEN = TokenRows(1, torch.tensor([0]), None)
+ONE_TOKEN = TokenRows(1, {"text": torch.tensor([0])})
 
 
 def export(out: Path, experts: str, small: str | None = None) -> Path:
@@ -57,7 +57,7 @@ def tokens(seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor
     generator = torch.Generator().manual_seed(seed)
     for _ in range(10):
         hidden = torch.randn(1, CONFIG.text.hidden_size, generator=generator)
-        ids = torch.randperm(CONFIG.text.num_experts, generator=generator)[:TOP_K][None]
+        ids = torch.randperm(CONFIG.text.banks[0].num_experts, generator=generator)[:TOP_K][None]
         weights = torch.rand(1, TOP_K, generator=generator).softmax(-1).sort(descending=True).values
         yield hidden, ids, weights
 
@@ -74,7 +74,7 @@ def test_missing_experts_of_little_weight_are_served_by_small_pages(
     for hidden, ids, weights in tokens(1):
         there = {*experts.top.cache.keys(), *experts.level.cache.keys()}
         experts.begin(ONE_TOKEN)
-        computed = experts.compute(layer_id, "text", hidden, ids, weights)
+        computed = experts.compute(RoutedTokens(layer_id, "text", hidden, ids, weights))
         expected = torch.zeros_like(hidden)
         for expert_id, weight in sorted(zip(ids[0].tolist(), weights[0].tolist(), strict=True)):
             is_there = any(key[:3] == (layer_id, "text", expert_id) and not key.is_small for key in there)
@@ -82,7 +82,8 @@ def test_missing_experts_of_little_weight_are_served_by_small_pages(
             num_small += is_small
             provider = two if is_small else four
             one = torch.tensor([[expert_id]])
-            expected += provider.compute(layer_id, "text", hidden, one, torch.tensor([[weight]]))
+            only = RoutedTokens(layer_id, "text", hidden, one, torch.tensor([[weight]]))
+            expected += provider.compute(only)
         assert torch.equal(computed, expected)
     assert experts.stats.small_pages_used == num_small
     assert (num_small > 0) == (below > 0)
@@ -137,5 +138,6 @@ def test_what_was_foreseen_is_not_read_again(dual: Path) -> None:
     for _ in range(3):
         experts.begin(ONE_TOKEN)
         for layer_id in layers:
-            experts.compute(layer_id, "text", torch.ones(1, CONFIG.text.hidden_size), ids[layer_id], weights)
+            hidden = torch.ones(1, CONFIG.text.hidden_size)
+            experts.compute(RoutedTokens(layer_id, "text", hidden, ids[layer_id], weights))
     assert experts.stats.foreseen_pages == experts.stats.foreseen_wanted > 0

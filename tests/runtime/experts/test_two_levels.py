@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from ernie_local.checkpoint import uncached_file
 from ernie_local.engine import Engine
 from ernie_local.errors import ModelUnusable
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.miss_rule import COMPUTE, FETCH, MISS_RULES, SPLIT, MissRule
-from ernie_local.experts.page_copier import PageCopier
-from ernie_local.experts.page_traffic import PageTraffic
-from ernie_local.experts.paging_options import PagingOptions
-from ernie_local.experts.paging_plan import PagingPlan
+from ernie_local.experts.copier import PageCopier
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.options import COMPUTE, FETCH, MISS_RULES, SPLIT, MissRule, PagingOptions
+from ernie_local.experts.plan import PagingPlan
+from ernie_local.experts.traffic import PageTraffic
 from ernie_local.experts.two_levels import LendingReader, TwoLevels
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
@@ -220,20 +219,16 @@ def test_every_page_is_where_it_is_computed(data: st.DataObject) -> None:
         with_vision = data.draw(st.booleans())
         tokens = data.draw(st.integers(1, 30))
         banks = {"text": tokens, "vision": 40} if with_vision else {"text": tokens}
-        is_decode = levels.begin(banks)  # type: ignore[arg-type]
+        is_decode = levels.begin(banks)
         assert is_decode == (banks == {"text": 1})
         for layer in range(3):
             for bank, count in banks.items():
                 ids = st.lists(st.integers(0, 7), min_size=2, max_size=2, unique=True)
-                chosen = [
-                    ExpertKey(layer, bank, expert)  # type: ignore[arg-type]
-                    for _ in range(count)
-                    for expert in data.draw(ids)
-                ]
+                chosen = [ExpertKey(layer, bank, expert) for _ in range(count) for expert in data.draw(ids)]
                 if is_decode:
-                    groups = levels.decode(bank, chosen)  # type: ignore[arg-type]
+                    groups = levels.decode(bank, chosen)
                 else:
-                    groups = levels.stream(layer, bank, chosen, count)  # type: ignore[arg-type]
+                    groups = levels.stream(layer, bank, chosen, count)
                 computed: list[ExpertKey] = []
                 for group in groups:
                     books_of = memories[group.level]

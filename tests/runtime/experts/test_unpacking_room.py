@@ -16,13 +16,13 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.experts.gpu_math import TorchPageMath
-from ernie_local.experts.page_math import RoutedTokens
 from ernie_local.kernels import cuda_ops, reference
 from ernie_local.kernels.nf4_kernels import dequantize_by_bitsandbytes
 from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES
 from ernie_local.loading import placing
 from ernie_local.loading.expert_math import unpacking_room
 from ernie_local.loading.placing import Demand, Limits, place
+from ernie_local.model.moe import RoutedTokens
 from ernie_local.packing import pack_page
 from ernie_local.packing.foreign_matrix import dequantize_foreign
 from ernie_local.packing.foreign_page import Dequantize
@@ -75,7 +75,7 @@ def peak(page: torch.Tensor, dequantize: Dequantize = dequantize_foreign) -> int
     tokens = RoutedTokens(0, "text", torch.randn(1, HIDDEN) / 100, only, torch.ones(1, 1))
     output = torch.zeros(1, HIDDEN)
     with PeakBytes() as watched:
-        TorchPageMath(dequantize).add(output, page.view(-1, 4096), tokens, only[0], None)
+        TorchPageMath(dequantize).add(output, page.view(-1, 4096), tokens, only[0])
     assert output.abs().max() > 0
     most: int = watched.most
     return most
@@ -105,7 +105,8 @@ def test_room_is_for_what_is_unpacked(
     config = read_config(NANO_DIRECTORY)
     if experts is not None:
         tables = format_tables(config, FormatChoice(experts))
-        text = dataclasses.replace(config.text, hidden_size=HIDDEN, text_expert_size=INNER)
+        banks = tuple(dataclasses.replace(bank, expert_size=INNER) for bank in config.text.banks)
+        text = dataclasses.replace(config.text, hidden_size=HIDDEN, banks=banks)
         config = dataclasses.replace(config, text=text, quantization=tables)
     assert unpacking_room(config, GPU) == wanted
 

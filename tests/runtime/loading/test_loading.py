@@ -22,7 +22,7 @@ from ernie_local.errors import DoesNotFit, InputUnreadable, ModelUnusable, Usage
 
 if TYPE_CHECKING:
     from ernie_local.loading import LoadedModel
-    from ernie_local.loading.images import ImageSource
+    from ernie_local.media.images import ImageSource
     from tests.conftest import Oracle
 
 IMAGE_TOKEN, IMAGE_START, IMAGE_END = 5, 6, 7

@@ -12,10 +12,9 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.miss_rule import MISS_RULES
-from ernie_local.experts.page_level import PageLevel
-from ernie_local.experts.page_traffic import PageTraffic
-from ernie_local.experts.paging_options import PagingOptions
+from ernie_local.experts.level import PageLevel
+from ernie_local.experts.options import MISS_RULES, PagingOptions
+from ernie_local.experts.traffic import PageTraffic
 from ernie_local.experts.two_levels import TwoLevels
 from ernie_local.model import memory_use
 from ernie_local.model.cache_layout import CacheLayout, RowMove

@@ -23,11 +23,12 @@ from ernie_local.planner.placement import (
 )
 from ernie_local.sizes import GIB, MIB
 
+_NANO = read_config(NANO_DIRECTORY).text
 CONFIG = dataclasses.replace(
-    read_config(NANO_DIRECTORY).text,
+    _NANO,
     hidden_size=2560,
     intermediate_size=12288,
-    text_expert_size=1536,
+    banks=(dataclasses.replace(_NANO.bank("text"), expert_size=1536), _NANO.bank("vision")),
     experts_per_token=6,
     num_shared_experts=2,
 )

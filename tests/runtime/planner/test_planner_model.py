@@ -178,7 +178,7 @@ def test_a_quantized_model_is_not_quantized_again() -> None:
 def test_parts_of_a_checkpoint_hold_every_byte_once() -> None:
     config = read_config(NANO_DIRECTORY)
     with open_checkpoint(NANO_DIRECTORY, config) as checkpoint:
-        parts = model_parts(stored_tensors(checkpoint.accounts, config))
+        parts = model_parts(stored_tensors(checkpoint.accounts, config), config)
         assert sum(part.num_bytes for part in parts) == checkpoint.total_bytes
 
 

@@ -14,13 +14,13 @@ from ernie_calibration.images import draw_image
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
+from ernie_local.experts.options import PagingStats
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.experts.paging_stats import PagingStats
-from ernie_local.experts.replay import replay
-from ernie_local.experts.trace import Trace
-from ernie_local.experts.trace_file import read_trace, write_trace
 from ernie_local.loading import LoadedModel
 from ernie_local.loading.model import EngineSettings
+from ernie_local.replay.replay import replay
+from ernie_local.replay.trace import Trace
+from ernie_local.replay.trace_file import read_trace, write_trace
 from tests.plain_export import export_plainly
 from tests.runtime.paged_models import build, plan_of
 

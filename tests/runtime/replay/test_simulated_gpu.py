@@ -11,16 +11,14 @@ import torch
 
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.miss_rule import COMPUTE, FETCH, MISS_RULES, MissRule
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.options import COMPUTE, FETCH, MISS_RULES, MissRule, PagingOptions, PagingStats
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.experts.paging_options import PagingOptions
-from ernie_local.experts.paging_plan import PagingPlan
-from ernie_local.experts.paging_stats import PagingStats
-from ernie_local.experts.replay import replay
-from ernie_local.experts.simulated_gpu import GpuTimes, MachineTimes, simulate
-from ernie_local.experts.trace import Forward, Trace
+from ernie_local.experts.plan import PagingPlan
 from ernie_local.loading.model import EngineSettings, LoadedModel
+from ernie_local.replay.replay import replay
+from ernie_local.replay.simulate import GpuTimes, MachineTimes, simulate
+from ernie_local.replay.trace import Forward, Trace
 from tests.runtime.paged_models import build, paged_experts, plan_of
 
 PAGE = 1 << 20

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.paging_plan import PagingPlan
-from ernie_local.experts.replay import compare
-from ernie_local.experts.textbook import belady, lfu, lru, visits
-from ernie_local.experts.trace import Forward, Trace
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.plan import PagingPlan
+from ernie_local.replay.replay import belady, compare, lfu, lru, visits
+from ernie_local.replay.trace import Forward, Trace
 
 TOP_K, EXPERTS, PAGE = 2, 6, 4096
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from ernie_local.errors import ErnieLocalError, InputUnreadable
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.trace import Forward, Trace
-from ernie_local.experts.trace_file import read_trace, write_trace
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.replay.trace import Forward, Trace
+from ernie_local.replay.trace_file import read_trace, write_trace
 from ernie_local.whole_file import written_whole
 
 PAGES = {

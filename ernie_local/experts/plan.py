@@ -1,28 +1,27 @@
-"""From the sizes of all pages and a number of bytes to a cache of slots: how the memory is cut and shared.
+"""Divides a memory among pages: sizes of slots and frames, and each bank's share.
 
-Pure Python; what the runtime pages with, and what replays a trace. Knows no files and no other memory.
+Pure Python, without torch: the runtime pages by a plan, a replay and the planner compute with the same one.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from ernie_local.checkpoint.names import Bank
-from ernie_local.experts.adaptive_heat import FIRST_DECAY, AdaptiveHeat
-from ernie_local.experts.heat import ExpertKey, Heat
-from ernie_local.experts.page_cache import PageCache
-from ernie_local.experts.page_sizes import class_sizes, frame_bytes
+from ernie_local.config import MODALITIES, Bank
+from ernie_local.experts.cache import PageCache
+from ernie_local.experts.heat import FIRST_DECAY, AdaptiveHeat, Heat
+from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.slots import SizeClass, SlotMap
 
-# Small pages come for a token and go, and have slots for no more than that: a byte of memory saves more
-# reading where it holds part of a page that serves every use of its expert.
-_Kind = Literal["text", "vision", "small"]
+# The bank of a page, or _SMALL. Small pages come for a token and go, and have slots for no more than that: a
+# byte of memory saves more reading where it holds part of a page that serves every use of its expert.
+_Kind = str
+_SMALL = "small"
 
-SLOT_ALIGNMENT = 4096  # page_memory.py's UNIT_BYTES, which imports torch
 # Pages read ahead in a prompt: what the disk reads while a layer's attention is computed.
 MOST_AHEAD = 16
 
@@ -42,7 +41,7 @@ class _SizeClasses:
 
 
 def _kind(key: ExpertKey) -> _Kind:
-    return "small" if key.is_small else key.bank
+    return _SMALL if key.is_small else key.bank
 
 
 class PagingPlan:
@@ -51,8 +50,8 @@ class PagingPlan:
     def __init__(self, page_bytes: Mapping[ExpertKey, int], top_k: int) -> None:
         """page_bytes: of every page of the model; top_k: experts of a token."""
         self.top_k = top_k
-        self._aligned = {key: -(-size // SLOT_ALIGNMENT) * SLOT_ALIGNMENT for key, size in page_bytes.items()}
-        by_kind: dict[_Kind, list[int]] = {"text": [], "vision": [], "small": []}
+        self._aligned = {key: -(-size // UNIT_BYTES) * UNIT_BYTES for key, size in page_bytes.items()}
+        by_kind: dict[_Kind, list[int]] = {kind: [] for kind in (*MODALITIES, _SMALL)}
         for key, size in self._aligned.items():
             by_kind[_kind(key)].append(size)
         self._kinds = {kind: _SizeClasses.of(sizes) for kind, sizes in by_kind.items() if sizes}
@@ -79,7 +78,7 @@ class PagingPlan:
     @property
     def most_bytes(self) -> int:
         """With this every page is in memory."""
-        pages = sum(self.bytes_of(kind) for kind in self._kinds if kind != "small")
+        pages = sum(self.bytes_of(kind) for kind in self._kinds if kind != _SMALL)
         return pages + self.frame_bytes * self._least_frames("text")
 
     def build(self, memory_bytes: int, decay: float | None = None) -> PageCache:
@@ -187,3 +186,44 @@ class PagingPlan:
         own[0] += left  # of the smallest text pages
         sizes = [size for _, size, _ in classes]
         return [SizeClass(*each) for each in zip(sizes, own, least, strict=True)]
+
+
+_MOST_CLASSES = 4
+_MOST_PAGES_A_FRAME = 4  # of the largest; more would waste less, and be harder to empty
+
+
+def class_sizes(page_bytes: Sequence[int]) -> list[int]:
+    """At most four sizes, ascending; a page goes into the first that holds it. Least waste over all pages.
+
+    page_bytes: of every page.
+    """
+    counts = Counter(page_bytes)
+    sizes = sorted(counts)
+
+    def cost(first: int, last: int) -> int:
+        return sum(counts[size] * (sizes[last] - size) for size in sizes[first : last + 1])
+
+    # least[i]: the least waste of the first i sizes in as many classes as allowed yet, and these classes.
+    nothing: tuple[float, tuple[int, ...]] = (0.0, ())
+    least = [nothing, *[(math.inf, nothing[1])] * len(sizes)]
+    for _ in range(_MOST_CLASSES):
+        shorter = list(least)
+        for end in range(1, len(sizes) + 1):
+            for first in range(end):
+                waste = shorter[first][0] + cost(first, end - 1)
+                if waste < least[end][0]:
+                    least[end] = (waste, (*shorter[first][1], sizes[end - 1]))
+    return list(least[-1][1])
+
+
+def frame_bytes(page_bytes: Sequence[int]) -> int:
+    """Bytes of a frame, one to four of the largest page, in which these pages waste least.
+
+    page_bytes: of every page, each as large as its class.
+    """
+    counts = Counter(page_bytes)
+
+    def taken(candidate: int) -> float:
+        return sum(count * candidate / (candidate // size) for size, count in counts.items())
+
+    return min((max(counts) * pages for pages in range(1, _MOST_PAGES_A_FRAME + 1)), key=taken)

@@ -1,8 +1,7 @@
-"""Which experts' pages are in a memory of slots, and which of them goes when another one comes.
+"""Decides which experts' pages stay in a memory of slots, and which page goes when another one comes.
 
-The policy, pure Python over ids: every page stays until another one comes and finds no slot, and then the
-coldest goes. What is seldom used comes and goes in the last few slots and never drives out what is hot, as it
-is the coldest itself by then. Knows no bytes; who reads them, and when, is the scheduler's.
+Pure Python over ids. A page stays until another one needs its slot; then the coldest page goes. Pages that
+are seldom used pass through the last few slots: they are the coldest, so they never evict hot ones.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
-from ernie_local.checkpoint.names import Bank
-from ernie_local.experts.adaptive_heat import AdaptiveHeat
-from ernie_local.experts.heat import ExpertKey, Heat
+from ernie_local.config import Bank
+from ernie_local.experts.heat import AdaptiveHeat, Heat
+from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.slots import Slot, SlotMap
 
 

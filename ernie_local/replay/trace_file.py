@@ -1,7 +1,4 @@
-"""Traces as files: one .npz without pickled objects, small, and doubted in every number when it is read.
-
-Owns the names of the arrays and what is refused. Knows nothing of replays. Knows no torch.
-"""
+"""Writes and reads traces as files: one .npz without pickled objects, checked in every number when read."""
 
 from __future__ import annotations
 
@@ -16,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ernie_local.checkpoint.names import BANKS
+from ernie_local.config import MODALITIES
 from ernie_local.errors import InputUnreadable
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.trace import Forward, Trace
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.replay.trace import Forward, Trace
 from ernie_local.whole_file import written_whole
 
 VERSION = 1
@@ -47,7 +44,7 @@ def write_trace(path: Path, trace: Trace) -> None:
         "numbers": [VERSION, trace.top_k],
         "model": list(trace.model.encode()),
         "pages": [
-            (key.layer_id, BANKS.index(key.bank), key.expert_id, size)
+            (key.layer_id, MODALITIES.index(key.bank), key.expert_id, size)
             for key, size in sorted(trace.page_bytes.items())
         ],
         "forward_tokens": [len(forward.is_vision) for forward in forwards],
@@ -126,10 +123,10 @@ def _to_trace(arrays: Arrays, top_k: int) -> Trace:
 
 def _page_bytes(pages: NDArray[Any], top_k: int) -> dict[ExpertKey, int]:
     _expect(pages.shape[1] == 4 and bool((pages >= 0).all()), "its pages are not four numbers each")
-    _expect(bool((pages[:, 1] < len(BANKS)).all()), "a page is of an unknown bank")
+    _expect(bool((pages[:, 1] < len(MODALITIES)).all()), "a page is of an unknown bank")
     _expect(bool(((pages[:, 3] > 0) & (pages[:, 3] <= _MOST_BYTES)).all()), "a page has an absurd size")
     sizes = {
-        ExpertKey(layer_id, BANKS[bank], expert_id): size
+        ExpertKey(layer_id, MODALITIES[bank], expert_id): size
         for layer_id, bank, expert_id, size in pages.tolist()
     }
     counts: dict[tuple[int, str], int] = {}

@@ -1,10 +1,11 @@
-"""What paging did, in numbers: pages found and read, bytes, seconds waited. Owns the sums alone."""
+"""Declares what a caller may choose about paging, and what paging counts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from ernie_local.checkpoint.names import BANKS, Bank
+from ernie_local.config import Bank
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ class PagingStats:
     foreseen_pages: int = 0  # begun before a token's next layer chose, and those of them that it did
     foreseen_wanted: int = 0
     small_pages_used: int = 0  # in place of a decoded token's missing pages
-    banks: dict[Bank, BankStats] = field(default_factory=lambda: {bank: BankStats() for bank in BANKS})
+    banks: dict[Bank, BankStats] = field(default_factory=dict)
     gpu: PagingStats | None = None
 
     def copy(self) -> PagingStats:
@@ -69,3 +70,43 @@ _SUMS = [part.name for part in fields(PagingStats) if part.name not in ("banks",
 
 def _copy(one: BankStats) -> BankStats:
     return BankStats(**{part.name: getattr(one, part.name) for part in fields(one)})
+
+
+@dataclass(frozen=True, slots=True)
+class MissRule:
+    """What happens to a token's missing pages of a layer, for people, and how many of them are copied.
+
+    copied_share: of them, rounded down. Copies and the processor work at the same time.
+    """
+
+    description: str
+    copied_share: float
+
+    @property
+    def computes(self) -> bool:
+        """Whether the processor may compute some."""
+        return self.copied_share < 1
+
+    def num_to_copy(self, num_missing: int) -> int:
+        """Of so many missing pages."""
+        return int(num_missing * self.copied_share)
+
+
+FETCH = MissRule("what it lacks is copied to it", 1.0)
+COMPUTE = MissRule("what it lacks is computed by the processor", 0.0)
+SPLIT = MissRule("half of what it lacks is copied to it, the rest computed by the processor", 0.5)
+MISS_RULES: Mapping[str, MissRule] = {"fetch": FETCH, "compute": COMPUTE, "split": SPLIT}
+
+
+@dataclass(frozen=True, slots=True)
+class PagingOptions:
+    """miss_rule: for two memories, which pages that the upper one lacks are copied to it.
+
+    small_below: a decoded token's experts of less router weight are served by their small pages where their
+    others are not in memory; None never does. It changes what the model computes. looks_ahead: begin to read
+    what the next layer's router would choose now, before it does.
+    """
+
+    miss_rule: MissRule = FETCH
+    small_below: float | None = None
+    looks_ahead: bool = False

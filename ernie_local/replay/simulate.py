@@ -1,8 +1,7 @@
-"""A trace run through paging by a clock: how fast a machine would decode it, GPU and all, without either.
+"""Predicts how fast a machine would decode a trace, with or without a GPU.
 
-The runtime's own order of pages and its policies (two_levels.py), over readers that take time in place of
-reading. Everything that comes of it is a prediction. Prompts fill the memories and take no time: what they
-compute is not in a trace. Knows no torch, and not where its rates come from.
+The runtime's own policies run over readers that take time instead of reading. Prompts fill the memories and
+take no time: what they compute is not in a trace.
 """
 
 from __future__ import annotations
@@ -10,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.miss_rule import FETCH, MissRule
-from ernie_local.experts.page_traffic import PageGroup, PageTraffic
-from ernie_local.experts.paging_plan import PagingPlan
-from ernie_local.experts.paging_stats import PagingStats
-from ernie_local.experts.replay import check_budget, walk
-from ernie_local.experts.trace import Trace
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.options import FETCH, MissRule, PagingStats
+from ernie_local.experts.plan import PagingPlan
+from ernie_local.experts.traffic import PageGroup, PageTraffic
 from ernie_local.experts.two_levels import LendingReader, TwoLevels
+from ernie_local.replay.replay import check_budget, walk
+from ernie_local.replay.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""The order in which pages come and go: what is begun to be read when, and when who stays is decided.
+"""Decides when each page read starts and when pages are evicted.
 
-Pure Python over ids, the same for experts that compute and for a trace that is replayed; who really reads is
-a PageReader. Owns the counters of pages and bytes. Nothing here depends on how long a read takes.
+Pure Python over ids, the same for experts that compute and for a trace that is replayed. Nothing here depends
+on how long a read takes, so a replay equals the run.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from ernie_local.checkpoint.names import Bank
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.page_cache import PageCache
-from ernie_local.experts.paging_plan import PagingPlan
-from ernie_local.experts.paging_stats import PagingStats
+from ernie_local.config import Bank
+from ernie_local.experts.cache import PageCache
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.options import BankStats, PagingStats
+from ernie_local.experts.plan import PagingPlan
 
 # Pages computed together in a prompt: each call quantizes its tokens anew, and waits for its last page.
 _PAGES_A_CALL = 8
@@ -57,11 +57,11 @@ class PageTraffic:
     ) -> None:
         """cache: built by `plan`. page_bytes: of every page of the model."""
         self.cache = cache
-        self.stats = PagingStats()
         self.keys: dict[tuple[int, Bank], list[ExpertKey]] = {}
         for key in sorted(page_bytes):
             if not key.is_small:
                 self.keys.setdefault((key.layer_id, key.bank), []).append(key)
+        self.stats = PagingStats(banks={bank: BankStats() for _, bank in self.keys})
         self._plan = plan
         self._page_bytes = page_bytes
         self._reader = reader

@@ -1,7 +1,4 @@
-"""Notes a trace while a model runs.
-
-Owns the recognition of where a forward begins. Knows nothing of engines or files.
-"""
+"""Records a trace while a model runs."""
 
 from __future__ import annotations
 
@@ -12,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ernie_local.checkpoint.names import Bank
-from ernie_local.experts.heat import ExpertKey
-from ernie_local.experts.trace import Forward, Trace
+from ernie_local.config import Bank
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.replay.trace import Forward, Trace
 
 if TYPE_CHECKING:
     import torch

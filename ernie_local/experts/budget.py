@@ -1,22 +1,25 @@
-"""A GPU's memory beside weights: one piece that experts and a conversation share, and room for work.
+"""Shares memory between experts, conversations and images: experts give way.
 
-Owns who has what of it, and the refusal of more than there is. The KV cache of one conversation lies at the
-end of the piece that pages lie in, and experts lose their last frames as it grows. Attention and images on
-their way through the tower use torch's own allocator, which could not use a hole in that piece: for them a
-fixed room was left when the model was loaded. A second conversation at the same time has its cache there too.
+In RAM, frames go back to the system and come again. On a GPU, the KV cache of one conversation lies at the
+end of the allocation that holds pages, and experts lose their last frames as it grows. Attention, images in
+the vision tower and a second conversation use torch's own allocator, which cannot use a hole in that
+allocation: a fixed room was left for them when the model was loaded.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.page_level import PageLevel
-from ernie_local.experts.paging_plan import PagingPlan
+from ernie_local.experts.level import PageLevel
+from ernie_local.experts.memory import trim_heap
+from ernie_local.experts.plan import PagingPlan
+from ernie_local.model.kv_cache import CacheMemory
 from ernie_local.sizes import format_bytes
 
 
@@ -92,3 +95,48 @@ class _LentMemory:
     def resize(self, num_bytes: int) -> torch.Tensor:
         """See CacheMemory.resize."""
         return self._room.lend(self, num_bytes)
+
+
+class Room(Protocol):
+    """What `ExpertProvider.make_room` and `cache_memory` ask."""
+
+    def make(self, owner: object, num_bytes: int) -> None:
+        """See ExpertProvider.make_room."""
+        ...
+
+    def cache_memory(self, rest: Callable[[], None]) -> CacheMemory | None:
+        """See ExpertProvider.cache_memory. rest: has all pages come that are on their way, and holds none."""
+        ...
+
+
+class SharedRoom:
+    """Memory of a level that experts share with others: frames go back to the system and come again."""
+
+    def __init__(self, level: PageLevel, plan: PagingPlan, num_bytes: int) -> None:
+        """num_bytes: what experts and others have together."""
+        self._level = level
+        self._plan = plan
+        self._num_bytes = num_bytes
+        self._needed: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+
+    def make(self, owner: object, num_bytes: int) -> None:
+        """See Room.make."""
+        is_less = num_bytes < self._needed.get(owner, 0)
+        self._needed[owner] = num_bytes
+        needed = sum(self._needed.values())
+        num_frames = (self._num_bytes - needed) // self._plan.frame_bytes
+        if num_frames < self._plan.least_frames:
+            self._needed[owner] = 0
+            least = self._plan.least_bytes
+            raise DoesNotFit(
+                f"{format_bytes(needed)} are needed beside experts, which need {format_bytes(least)} "
+                f"themselves, there are {format_bytes(self._num_bytes)} for both",
+                "conversation, images and experts share one memory, limited when the model was loaded",
+                "raise the limit (--ram), shorten the conversation, or give fewer or smaller images",
+            )
+        if is_less:
+            trim_heap()
+        self._level.use_frames(num_frames)
+
+    def cache_memory(self, rest: Callable[[], None]) -> None:
+        """See Room.cache_memory. None: of memory that is reserved and not touched the system has the use."""

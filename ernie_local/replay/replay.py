@@ -1,0 +1,237 @@
+"""Replays a trace through the page cache without weights, and through textbook policies for comparison.
+
+Our policy makes the very calls of the runtime (experts/traffic.py) in the same order, so its counts are those
+of the runtime while the memory for experts stays the same: a trace does not say what a conversation takes.
+
+The textbook policies LRU, LFU and Belady have the same bytes and no other rule: any page may lie anywhere, a
+page evicts as many others as it must, and what a layer wants for a token lies in memory together. Only decode
+is scored; prompts pass through their memory page by page, as through ours.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ernie_local.config import Bank
+from ernie_local.errors import DoesNotFit
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.options import PagingStats
+from ernie_local.experts.plan import PagingPlan
+from ernie_local.experts.traffic import PageGroup, PageTraffic
+from ernie_local.experts.two_levels import TwoLevels
+from ernie_local.replay.trace import Trace
+from ernie_local.sizes import format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What one policy did with a trace; `decay` is that of our own, None where it finds its decay itself."""
+
+    policy: str
+    decay: float | None
+    stats: PagingStats
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Bytes read for each decoded token; None where none was decoded."""
+        tokens = self.stats.decoded_tokens
+        return self.stats.decode_bytes_read / tokens if tokens else None
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Bytes read in prompts."""
+        return sum(bank.bytes_read for bank in self.stats.banks.values()) - self.stats.decode_bytes_read
+
+
+class Step(NamedTuple):
+    """What one layer asks of one bank. is_first: of its forward."""
+
+    is_decode: bool
+    is_first: bool
+    groups: Iterator[PageGroup]
+
+
+class _NoReader:
+    """A PageReader whose pages are there at once."""
+
+    def start(self, key: ExpertKey) -> None:
+        pass
+
+    def wait(self, keys: Sequence[ExpertKey]) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
+
+
+def replay(trace: Trace, memory_bytes: int, decay: float | None = None) -> PagingStats:
+    """What paging counts, seconds left out, with experts in at most `memory_bytes`.
+
+    memory_bytes: at least the plan's `least_bytes`. decay: as for `PagingPlan.build`.
+    """
+    plan = PagingPlan(trace.page_bytes, trace.top_k)
+    traffic = PageTraffic(plan.build(memory_bytes, decay), plan, trace.page_bytes, _NoReader())
+    for step in walk(trace, traffic, traffic.keys):
+        for _ in step.groups:
+            pass
+    return traffic.stats
+
+
+def walk(
+    trace: Trace,
+    traffic: PageTraffic | TwoLevels,
+    keys: Mapping[tuple[int, Bank], Sequence[ExpertKey]],
+) -> Iterator[Step]:
+    """Every call of a trace in order, as the runtime makes it; each one's groups are gone through before the
+    next is asked for. keys: as a PageTraffic has them."""
+    for forward in trace.forwards:
+        is_decode = traffic.begin(forward.tokens)
+        is_first = True
+        for call in trace.calls(forward):
+            of_bank = keys[call.layer_id, call.bank]
+            chosen = [of_bank[expert_id] for expert_id in call.expert_ids.ravel().tolist()]
+            if is_decode:
+                groups = traffic.decode(call.bank, chosen)
+            else:
+                groups = traffic.stream(call.layer_id, call.bank, chosen, len(call.expert_ids))
+            yield Step(is_decode, is_first, groups)
+            is_first = False
+
+
+def least_bytes(trace: Trace) -> int:
+    """The least memory in which this model's experts can be paged."""
+    return PagingPlan(trace.page_bytes, trace.top_k).least_bytes
+
+
+def most_bytes(trace: Trace) -> int:
+    """The memory in which every page of this model has room."""
+    return PagingPlan(trace.page_bytes, trace.top_k).most_bytes
+
+
+def check_budget(trace: Trace, memory_bytes: int) -> None:
+    """Raise DoesNotFit for a memory in which this model's experts cannot be paged."""
+    least = least_bytes(trace)
+    if memory_bytes < least:
+        raise DoesNotFit(
+            f"{format_bytes(memory_bytes)} for experts of {trace.model}, {format_bytes(least)} are needed",
+            f"the {trace.top_k} experts of a token must lie in memory together, of whatever size they are",
+            f"give {least} bytes or more",
+        )
+
+
+def compare(trace: Trace, memory_bytes: int, decays: Sequence[float | None] = (None,)) -> list[Replayed]:
+    """Our policy with each decay, and the textbooks' in the same bytes; DoesNotFit as `check_budget`."""
+    check_budget(trace, memory_bytes)
+    ours = [Replayed("ours", decay, replay(trace, memory_bytes, decay)) for decay in decays]
+    policies = {"lru": lru, "lfu": lfu, "belady": belady}
+    return ours + [Replayed(name, None, run(trace, memory_bytes)) for name, run in policies.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """Pages that one layer wants together."""
+
+    keys: tuple[ExpertKey, ...]
+    is_decode: bool
+
+
+def visits(trace: Trace) -> Iterator[Visit]:
+    """All of a trace in order; of a prompt each page once for each layer, and alone."""
+    for forward in trace.forwards:
+        is_decode = len(forward.is_vision) == 1
+        for call in trace.calls(forward):
+            ids = dict.fromkeys(call.expert_ids.ravel().tolist())
+            keys = tuple(ExpertKey(call.layer_id, call.bank, expert_id) for expert_id in ids)
+            if is_decode:
+                yield Visit(keys, is_decode)
+            else:
+                yield from (Visit((key,), is_decode) for key in sorted(keys))
+
+
+def lru(trace: Trace, memory_bytes: int) -> PagingStats:
+    """What was not used for the longest time goes."""
+    clock = iter(range(1 << 62))
+    return _run(trace, memory_bytes, lambda _key, _visit: next(clock))
+
+
+def lfu(trace: Trace, memory_bytes: int) -> PagingStats:
+    """What was used least often since the beginning goes; of equals, what was not used for longer.
+
+    A layer's use of a page in a prompt counts once, however many tokens chose it.
+    """
+    counts: dict[ExpertKey, int] = {}
+    clock = iter(range(1 << 62))
+
+    def worth(key: ExpertKey, _visit: int) -> float:
+        counts[key] = counts.get(key, 0) + 1
+        return counts[key] + next(clock) / (1 << 32)
+
+    return _run(trace, memory_bytes, worth)
+
+
+def belady(trace: Trace, memory_bytes: int) -> PagingStats:
+    """What a decoded token wants latest goes.
+
+    No policy finds more where pages are of one size: the sooner a page is wanted, the shorter it is in the
+    way. Wanted by a prompt does not count: that is not scored, and the page is read there anyway. With pages
+    of several sizes it is a good bound, not an optimum.
+    """
+    following: dict[tuple[int, ExpertKey], float] = {}
+    last: dict[ExpertKey, float] = {}
+    everything = list(visits(trace))
+    for index in reversed(range(len(everything))):
+        for key in everything[index].keys:
+            following[index, key] = last.get(key, math.inf)
+            last[key] = index if everything[index].is_decode else math.inf
+    return _run(trace, memory_bytes, lambda key, visit: -following[visit, key], everything)
+
+
+def _run(
+    trace: Trace,
+    memory_bytes: int,
+    worth: Callable[[ExpertKey, int], float],
+    everything: Iterable[Visit] | None = None,
+) -> PagingStats:
+    """A memory of which the least worthy page goes; worth(page, number of the visit) as of now."""
+    stats = PagingStats()
+    stats.decoded_tokens, stats.prompt_tokens = trace.decoded_tokens, trace.prompt_tokens
+    worths: dict[ExpertKey, float] = {}  # of the pages that are there
+    queue: list[tuple[float, ExpertKey]] = []
+    room = memory_bytes
+    for index, visit in enumerate(visits(trace) if everything is None else everything):
+        missing = [key for key in visit.keys if key not in worths]
+        _count(stats, visit, missing, trace)
+        room -= sum(trace.page_bytes[key] for key in missing)
+        held: list[tuple[float, ExpertKey]] = []
+        while room < 0 and queue:
+            least, key = heapq.heappop(queue)
+            if worths.get(key) != least:
+                continue  # it was used since, or has gone
+            if key in visit.keys:
+                held.append((least, key))
+            else:
+                del worths[key]
+                room += trace.page_bytes[key]
+        for entry in held:
+            heapq.heappush(queue, entry)
+        for key in visit.keys:
+            worths[key] = worth(key, index)
+            heapq.heappush(queue, (worths[key], key))
+    return stats
+
+
+def _count(stats: PagingStats, visit: Visit, missing: Sequence[ExpertKey], trace: Trace) -> None:
+    bank = stats.banks[visit.keys[0].bank]
+    num_bytes = sum(trace.page_bytes[key] for key in missing)
+    bank.bytes_read += num_bytes
+    if visit.is_decode:
+        bank.decode_misses += len(missing)
+        bank.decode_hits += len(visit.keys) - len(missing)
+        stats.decode_bytes_read += num_bytes
+    else:
+        bank.prompt_misses += len(missing)
+        bank.prompt_hits += len(visit.keys) - len(missing)
