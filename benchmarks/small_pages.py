@@ -31,7 +31,8 @@ from ernie_local.model.ernie import ErnieModel
 from ernie_local.planner.placement import Placement
 from ernie_local.session.conversation import Conversation
 from ernie_local.text.template import Message
-from ernie_quant.evaluation.statistics import bootstrap_ratio, divergence
+from ernie_quant.evaluation.comparison import divergence
+from ernie_quant.evaluation.summary import bootstrap_ratio
 
 THRESHOLDS = (None, 0.05, 0.1, 0.15, 0.2, 1.1)
 CONTEXT = 2048

@@ -41,7 +41,7 @@ def calibrate(
     from ernie_cli.progress import UnitProgress
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.errors import UsageError
-    from ernie_quant.measure import measurements_in
+    from ernie_quant.probe import measurements_in
 
     if as_json:
         invocation.json_object = calibrate_json.empty_object()

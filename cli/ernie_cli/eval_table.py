@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ernie_quant.evaluation.candidate import Candidate
     from ernie_quant.evaluation.run import Result
-    from ernie_quant.evaluation.statistics import Estimate
-    from ernie_quant.evaluation.summary import Summary
+    from ernie_quant.evaluation.summary import Estimate, Summary
 
 _NAME_WIDTH = 18
 _COLUMNS = f"{{:<{_NAME_WIDTH}}} {{:>10}} {{:>6}} {{:>8}} {{:>7}} {{:>9}} {{:>7}} {{:>7}}"

@@ -91,7 +91,7 @@ def mixed_job(
     from ernie_local.checkpoint.reader import open_checkpoint
     from ernie_local.config import read_config
     from ernie_quant import mixed_tables
-    from ernie_quant.measure import measurements_in
+    from ernie_quant.probe import measurements_in
 
     config = read_config(job.source)
     path = choice.statistics or job.out.with_name(job.out.name + ".statistics.json")

@@ -14,9 +14,8 @@ from ernie_local.errors import UsageError
 from ernie_local.packing.foreign_formats import find_foreign
 from ernie_quant.foreign import FOREIGN_METHODS, check_library
 from ernie_quant.recipe import Recipe
-from ernie_quant.token_table import TokenSequence
-from ernie_quant.units import OnUnit
-from ernie_quant.work import Resume, check_empty
+from ernie_quant.tokens import TokenSequence
+from ernie_quant.work import OnUnit, Resume, check_empty
 
 
 @dataclass(frozen=True, slots=True)

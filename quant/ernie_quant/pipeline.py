@@ -23,24 +23,21 @@ from ernie_local.config import ModelConfig, QuantizationConfig, read_config
 from ernie_local.errors import DoesNotFit
 from ernie_quant.audit import audit
 from ernie_quant.calibration import Calibration, ExpertReports
-from ernie_quant.costs import unit_costs
 from ernie_quant.drift import Drift
-from ernie_quant.fixed_tensors import fixed_tensor
-from ernie_quant.identity import (
+from ernie_quant.job import Job, check_job
+from ernie_quant.plan import Plan, check_memory, memory_bytes, rehearse, scratch_bytes, unit_costs
+from ernie_quant.recipe import Recipe
+from ernie_quant.report import gather, write_report
+from ernie_quant.source import Source, fixed_tensor
+from ernie_quant.tokens import TokenTable
+from ernie_quant.work import (
+    Units,
+    Work,
     calibration_identity,
     settings_identity,
     source_identity,
     version_identity,
 )
-from ernie_quant.job import Job, check_job
-from ernie_quant.plan import Plan, check_memory, memory_bytes, scratch_bytes
-from ernie_quant.recipe import Recipe
-from ernie_quant.rehearsal import rehearse
-from ernie_quant.report import gather, write_report
-from ernie_quant.source import Source
-from ernie_quant.token_table import TokenTable
-from ernie_quant.units import Units
-from ernie_quant.work import Work
 
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
 

@@ -1,21 +1,30 @@
-"""The directory in which a checkpoint is being made, and what of it is done: survives being killed anywhere.
+"""Keeps a quantizing run resumable: OUT.partial with its lock, identity and journal of finished units.
 
-Owns the lock against a second writer, the identity of the work, the journal of finished units and the folder
-of what only the work needs. A unit enters the journal after its bytes are on the disk. Knows nothing of what
-units are.
+A unit is a tensor's name, `sequence NUMBER`, `expert LAYER.BANK.ID` or `layer ID`. It enters the journal
+after its bytes are on the disk, so a run may be killed at any time.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Literal
 
-from ernie_local.errors import UsageError
+import torch
+
+import ernie_local
+from ernie_local.checkpoint.writer import CheckpointFiles
+from ernie_local.config import Bank, QuantizationConfig
+from ernie_local.errors import Stopped, UsageError
+from ernie_quant.foreign import FOREIGN_PACKAGES
+from ernie_quant.recipe import Recipe
+from ernie_quant.tokens import TokenSequence
 
 Resume = Literal["auto", "required", "never"]
 _FOLDER = "work"  # inside the directory; gone before it gets its final name
@@ -141,3 +150,102 @@ def check_empty(directory: Path) -> None:
             "nothing is overwritten",
             "name a new directory, or move away what is there",
         )
+
+
+OnUnit = Callable[[str, float, float], None]
+
+
+def expert_unit(layer_id: int, bank: Bank, expert_id: int) -> str:
+    """The name of an expert."""
+    return f"expert {layer_id}.{bank}.{expert_id}"
+
+
+class Units:
+    """Enters units as done, in the journal and with the caller."""
+
+    def __init__(
+        self,
+        work: Work,
+        files: CheckpointFiles,
+        costs: Mapping[str, float],
+        on_unit: OnUnit | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        """costs: of every unit, in whatever measure; on_unit: told a unit, and the cost done and of all."""
+        self._work, self._files, self._costs = work, files, dict(costs)
+        self._on_unit, self._should_stop = on_unit, should_stop
+        self._cost_of_all = sum(costs.values())
+        self._cost_done = sum(self._costs.get(unit, 0.0) for unit in work.done)
+        if on_unit is not None:
+            on_unit("", self._cost_done, self._cost_of_all)
+
+    def is_done(self, unit: str) -> bool:
+        """Whether it was done, in this run or before."""
+        return unit in self._work.done
+
+    def report(self, unit: str) -> dict[str, float]:
+        """What was said of it when it was done."""
+        return self._work.done[unit]
+
+    def finish(self, unit: str, report: Mapping[str, float] | None = None) -> None:
+        """Enter the unit, when its bytes are on the disk. Stopped, all kept, if the caller wants to."""
+        assert unit in self._costs, unit
+        self._files.sync()
+        self._work.record(unit, report)
+        self._cost_done += self._costs[unit]
+        if self._on_unit is not None:
+            self._on_unit(unit, self._cost_done, self._cost_of_all)
+        self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Raise Stopped if the caller wants to; what is recorded stays."""
+        if self._should_stop is not None and self._should_stop():
+            num_done = len(self._work.done.keys() & self._costs.keys())
+            raise Stopped(
+                f"stopped after {num_done} of {len(self._costs)} units, "
+                f"{self._cost_done / self._cost_of_all:.0%} of the work",
+                f"a stop was asked for; what is done lies in {self._work.directory}",
+                "give the same command again to go on",
+            )
+
+
+_SAMPLES = 64
+_SAMPLE_BYTES = 64 << 10
+
+
+def source_identity(directory: Path) -> str:
+    """Of config.json and all weight files: sizes, and evenly spaced samples of their bytes.
+
+    Reading 58 GB to begin would cost minutes; another checkpoint differs in every sample.
+    """
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    for path in sorted(directory.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            for sample in range(_SAMPLES):
+                file.seek(size * sample // _SAMPLES)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def calibration_identity(sequences: Iterable[TokenSequence]) -> str:
+    """Of ids and pixels, in order."""
+    digest = hashlib.sha256()
+    for sequence in sequences:
+        digest.update(json.dumps(sequence.token_ids).encode())
+        for patches in sequence.patches:
+            digest.update(patches.pixel_values.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def settings_identity(tables: QuantizationConfig, recipe: Recipe) -> str:
+    """Of the format of every weight and of how codes are chosen."""
+    return hashlib.sha256(json.dumps([tables.to_json(), repr(recipe)], sort_keys=True).encode()).hexdigest()
+
+
+def version_identity(recipe: Recipe | None = None) -> str:
+    """Versions whose arithmetic the bytes depend on, those of the library that a recipe uses among them."""
+    versions = f"ernie-local {ernie_local.__version__}, torch {torch.__version__}"
+    package = None if recipe is None else FOREIGN_PACKAGES.get(recipe.method)
+    return versions if package is None else f"{versions}, {package} {importlib.metadata.version(package)}"

@@ -17,10 +17,10 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import Stopped, UsageError
 from ernie_local.packing import find_format, pack_page
-from ernie_quant.costs import expert_cost
 from ernie_quant.expert import ExpertInputs, ExpertReport, ExpertWeights, quantize_expert
 from ernie_quant.job import Job
 from ernie_quant.pipeline import plan_checkpoint, quantize_checkpoint
+from ernie_quant.plan import expert_cost
 from ernie_quant.recipe import Method, Recipe
 
 CONFIG = read_config(NANO_DIRECTORY)

@@ -17,8 +17,8 @@ from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
 from ernie_quant.job import Job
 from ernie_quant.pipeline import plan_checkpoint, quantize_checkpoint
+from ernie_quant.plan import rehearse
 from ernie_quant.recipe import Recipe
-from ernie_quant.rehearsal import rehearse
 from ernie_quant.source import Source
 
 CONFIG = read_config(NANO_DIRECTORY)

@@ -19,18 +19,16 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.parts import ModelPart
 from ernie_local.config import MODALITIES, read_config
-from ernie_quant.expert import ExpertReport
+from ernie_quant.expert import ExpertReport, RoutedExpert
 from ernie_quant.job import Job
-from ernie_quant.measurements import ExpertKey
 from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import Recipe
 from ernie_quant.report import ReportContents
-from ernie_quant.report.coverage import measure_coverage, table_lines
+from ernie_quant.report.contents import measure_coverage, table_lines
 from ernie_quant.report.model_card import model_card
-from ernie_quant.report.page import html_page
-from ernie_quant.report.plots import heat_maps, layer_bars
+from ernie_quant.report.page import heat_maps, html_page, layer_bars
 
-KEYS: list[ExpertKey] = [
+KEYS: list[RoutedExpert] = [
     (layer, bank, expert) for layer in (1, 2) for bank in MODALITIES for expert in range(4)
 ]
 

@@ -22,7 +22,7 @@ from ernie_local.session.generation import Generation, find_limits
 from ernie_local.session.sequence import CachedSequence
 from ernie_local.text.reasoning import ReasoningParser
 from ernie_local.text.template import Message
-from ernie_quant.identity import calibration_identity
+from ernie_quant.work import calibration_identity
 
 # A model that goes on and on is stopped at twice the length of the right answer, but never before this.
 _FEWEST_TOKENS = 40

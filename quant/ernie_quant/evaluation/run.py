@@ -21,7 +21,7 @@ from ernie_quant.evaluation.comparison import Comparer, Comparison, head_of
 from ernie_quant.evaluation.observation import Observation, Observer
 from ernie_quant.evaluation.reference import check_place, load_head, load_observations, save_observations
 from ernie_quant.evaluation.summary import Summary, summarize
-from ernie_quant.identity import source_identity, version_identity
+from ernie_quant.work import source_identity, version_identity
 
 AnswerSource = Literal["known", "reference"]
 

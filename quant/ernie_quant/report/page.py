@@ -1,21 +1,100 @@
-"""quant_report.html: the report for people, one file that needs no network, in light and in dark.
-
-Knows how a page is written; plots are plots.py's, numbers contents.py's.
-"""
+"""Writes quant_report.html: one file with plots, in light and in dark, that needs no network."""
 
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ernie_local.checkpoint.parts import ModelPart, routed_experts, sum_of_parts
 from ernie_local.sizes import format_bytes
-from ernie_quant.expert import ExpertReport
-from ernie_quant.measurements import ExpertKey
-from ernie_quant.report.contents import ReportContents
-from ernie_quant.report.coverage import cells, header
-from ernie_quant.report.plots import Plot, heat_maps, layer_bars
+from ernie_quant.expert import ExpertReport, RoutedExpert
+from ernie_quant.report.contents import ReportContents, cells, header
+
+_DOTS_PER_INCH = 130
+_WIDTH = 9.0  # inches
+_INK = {"light": "#222222", "dark": "#dddddd"}
+_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+_NOTHING = "#d9534f"  # experts that no token visits, in logarithmic maps
+_LINE = {"light": "#1f5fa8", "dark": "#7ab8f5"}
+
+
+@dataclass(frozen=True, slots=True)
+class ReportPlot:
+    """One plot: PNG files, and what it shows in words."""
+
+    title: str
+    caption: str
+    light: bytes
+    dark: bytes
+
+
+def heat_maps(
+    values: Mapping[RoutedExpert, float], title: str, caption: str, *, logarithmic: bool = False
+) -> ReportPlot:
+    """One map for each bank, in one scale of colours. logarithmic: zeros get a colour of their own."""
+    banks = list(dict.fromkeys(bank for _, bank, _ in values))
+    layers = sorted({layer for layer, _, _ in values})
+    num_experts = 1 + max(expert for _, _, expert in values)
+    rows = {layer: row for row, layer in enumerate(layers)}
+    maps = {bank: np.full((len(layers), num_experts), np.nan) for bank in banks}
+    for (layer, bank, expert), value in values.items():
+        maps[bank][rows[layer], expert] = np.nan if logarithmic and value <= 0 else value
+    known = np.concatenate([found[np.isfinite(found)] for found in maps.values()])
+    lowest, highest = (float(known.min()), float(known.max())) if known.size else (1.0, 1.0)
+    colors = matplotlib.colormaps["viridis"].with_extremes(bad=_NOTHING)
+
+    def draw(figure: Figure, _theme: str) -> None:
+        axes = figure.subplots(1, len(banks), squeeze=False, sharey=True)[0]
+        # One for all: where all values are equal the bar of colours widens it, which must reach every map.
+        norm = LogNorm(lowest, highest) if logarithmic else Normalize(lowest, highest)
+        for axis, bank in zip(axes, banks, strict=True):
+            image = axis.imshow(maps[bank], cmap=colors, norm=norm, aspect="auto", interpolation="nearest")
+            axis.set_title(f"{bank} experts")
+            axis.set_xlabel("expert")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[0].set_ylabel("layer")
+        step = -(-len(layers) // 14)
+        axes[0].set_yticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
+        figure.colorbar(image, ax=list(axes), fraction=0.05, pad=0.02)
+
+    return _render(draw, 1.6 + 0.13 * max(len(layers), 8), title, caption)
+
+
+def layer_bars(values: Mapping[int, float], title: str, caption: str) -> ReportPlot:
+    """One number a layer, the axis from 0."""
+
+    def draw(figure: Figure, theme: str) -> None:
+        axis = figure.subplots()
+        axis.bar(list(values), list(values.values()), color=_LINE[theme], width=0.8)
+        axis.set_xlabel("layer")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.spines[["top", "right"]].set_visible(False)
+
+    return _render(draw, 2.6, title, caption)
+
+
+def _render(draw: Callable[[Figure, str], None], height: float, title: str, caption: str) -> ReportPlot:
+    images: dict[str, bytes] = {}
+    for theme, ink in _INK.items():
+        # Defaults first: a user's own matplotlibrc must not change a checkpoint's bytes.
+        with matplotlib.style.context(["default", {**dict.fromkeys(_INKED, ink), "font.size": 9.0}]):
+            figure = Figure(figsize=(_WIDTH, height), dpi=_DOTS_PER_INCH, layout="constrained")
+            draw(figure, theme)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
+        images[theme] = buffer.getvalue()
+    return ReportPlot(title, caption, images["light"], images["dark"])
+
 
 _WORST = 20  # experts in the table of the largest errors
 _STYLE = """
@@ -78,7 +157,7 @@ def _body(contents: ReportContents) -> Iterator[str]:
         yield _table(head, _worst(contents))
 
 
-def _plots(contents: ReportContents) -> Iterator[Plot]:
+def _plots(contents: ReportContents) -> Iterator[ReportPlot]:
     if len(set(contents.formats.values())) > 1:
         yield heat_maps(contents.bits, "Bits a weight", "With scales, zeros and padding.")
     yield from _expert_plots(contents.experts)
@@ -90,7 +169,7 @@ def _plots(contents: ReportContents) -> Iterator[Plot]:
         yield layer_bars(drift, "Routing drift", "Share of the routers' choices that are not the source's.")
 
 
-def _expert_plots(reports: Mapping[ExpertKey, ExpertReport]) -> Iterator[Plot]:
+def _expert_plots(reports: Mapping[RoutedExpert, ExpertReport]) -> Iterator[ReportPlot]:
     lost = "Share of the power of the outputs that was lost, over the second moments that were used."
     sent = "How many the router sent to each expert; red: none."
     weighted = "(sum w)^2 / sum w^2 of these tokens' squared router weights w; red: made from the bank alone."
@@ -158,11 +237,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="wide"><table>\n{top}\n<tbody>\n{body}\n</tbody></table></div>'
 
 
-def _figure(plot: Plot) -> str:
+def _figure(plot: ReportPlot) -> str:
     light, dark = ("data:image/png;base64," + base64.b64encode(p).decode() for p in (plot.light, plot.dark))
     return (
-        f"<figure>\n<h3>{escape(plot.title)}</h3>\n<image>"
+        f"<figure>\n<h3>{escape(plot.title)}</h3>\n<picture>"
         f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(plot.title)}: {escape(plot.caption)}"></image>\n'
+        f'<img src="{light}" alt="{escape(plot.title)}: {escape(plot.caption)}"></picture>\n'
         f"<figcaption>{escape(plot.caption)}</figcaption>\n</figure>"
     )
