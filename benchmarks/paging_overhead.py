@@ -24,7 +24,7 @@ from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading.build import build_model
 from ernie_local.loading.paging import paging_plan
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.planner.placement import Placement
+from ernie_local.planner.fit import Placement
 
 PROMPT_TOKENS = 64
 

@@ -27,10 +27,9 @@ from ernie_local.loading.build import build_model
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.paging import paging_plan
 from ernie_local.machine.survey import survey_machine
-from ernie_local.planner.decode_time import DecodeWork
+from ernie_local.planner.fit import Placement
 from ernie_local.planner.model_size import read_model
-from ernie_local.planner.placement import Placement
-from ernie_local.planner.rates import PagingCosts, Rates
+from ernie_local.planner.rates import DecodeWork, PagingCosts, Rates
 from ernie_local.replay.simulate import MachineTimes, simulate
 
 SHARES = (0.0, 0.25, 0.5, 1.0)

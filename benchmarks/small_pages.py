@@ -28,7 +28,7 @@ from ernie_local.loading.build import build_model
 from ernie_local.loading.paging import paging_plan
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.planner.placement import Placement
+from ernie_local.planner.fit import Placement
 from ernie_local.session.conversation import Conversation
 from ernie_local.text.template import Message
 from ernie_quant.evaluation.comparison import divergence

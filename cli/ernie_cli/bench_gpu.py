@@ -16,7 +16,7 @@ from ernie_cli.invocation import Invocation
 from ernie_cli.stored_profile import stored_profile
 
 if TYPE_CHECKING:
-    from ernie_local.planner.gpus import Gpu
+    from ernie_local.planner.gpus import GpuModel
     from ernie_local.planner.rates import Rates
     from ernie_local.replay.simulate import Simulated
 
@@ -27,12 +27,12 @@ _COLUMNS = "{:>11}  {:<7}  {:>9}  {:>9}  {:>10}  {:>9}  {:>9}"
 def run(path: Path, gpu_name: str, gpu_bytes: int, budgets: Sequence[int], invocation: Invocation) -> None:
     """Replay the trace with experts in `gpu_bytes` of the GPU and each of these budgets of RAM."""
     from ernie_local.experts.options import MISS_RULES
-    from ernie_local.planner.gpus import find_gpu
+    from ernie_local.planner.gpus import find_gpu_model
     from ernie_local.replay.replay import check_budget, most_bytes
     from ernie_local.replay.simulate import GpuTimes, MachineTimes, simulate
     from ernie_local.replay.trace_file import read_trace
 
-    gpu = find_gpu(gpu_name)
+    gpu = find_gpu_model(gpu_name)
     trace = read_trace(path)
     budgets = budgets or [most_bytes(trace)]
     for budget in (gpu_bytes, *budgets):
@@ -71,7 +71,7 @@ def _machine_rates() -> tuple[Rates, str]:
     return profile.rates, f"disk and processor as measured {profile.date}"
 
 
-def _head(gpu: Gpu, gpu_bytes: int, source: str) -> Iterator[str]:
+def _head(gpu: GpuModel, gpu_bytes: int, source: str) -> Iterator[str]:
     from ernie_local.sizes import format_bytes
 
     yield (

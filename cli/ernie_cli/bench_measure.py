@@ -49,7 +49,7 @@ class MeasureOptions:
 def run(options: MeasureOptions, invocation: Invocation) -> None:
     """Measure, tell, store; what can be refused is refused before anything is measured."""
     from ernie_cli import opening
-    from ernie_local.planner.profile_file import write_profile
+    from ernie_local.planner.profile import write_profile
 
     image = None if options.image is None else _open_image(options.image)
     files = None if options.model is None else opening.find_model(options.model)
@@ -234,7 +234,7 @@ def _measure_model(
 
 def _with_stored_rules(profile: MachineProfile, path: Path) -> MachineProfile:
     """What an earlier run on the same hardware found of rules for misses stays."""
-    from ernie_local.planner.profile_file import read_profile
+    from ernie_local.planner.profile import read_profile
 
     stored = read_profile(path)
     if stored is None or stored.hardware.difference(profile.hardware) is not None:

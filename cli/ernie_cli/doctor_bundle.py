@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ernie_cli import doctor_json
 from ernie_local.errors import InputUnreadable, UsageError
-from ernie_local.whole_file import written_whole
+from ernie_local.files import written_whole
 
 if TYPE_CHECKING:
     from ernie_local.doctor import Finding, Subject
@@ -138,7 +138,7 @@ def _platform() -> dict[str, str]:
 
 def _profile(subject: Subject) -> dict[str, object] | None:
     """Without the name of the model that was measured; None where there is no profile that can be read."""
-    from ernie_local.planner.profile_file import profile_to_json, read_profile
+    from ernie_local.planner.profile import profile_to_json, read_profile
 
     try:
         profile = read_profile(subject.profile_path)

@@ -144,7 +144,7 @@ def _best_miss_rule(options: ChatOptions) -> str | None:
     if options.vram is None or options.misses != "auto":
         return None
     from ernie_local.machine.hardware import find_hardware
-    from ernie_local.planner.profile_file import read_profile
+    from ernie_local.planner.profile import read_profile
 
     profile = read_profile(profile_path())
     is_this_machine = profile is not None and profile.hardware.difference(find_hardware()) is None

@@ -37,7 +37,7 @@ from ernie_cli.vram_options import (
 if TYPE_CHECKING:
     from ernie_cli.console import Console
     from ernie_cli.vram_report import Report, Target
-    from ernie_local.planner.cpu_memory import Budget
+    from ernie_local.planner.ram import Budget
 
 
 def vram(
@@ -125,9 +125,9 @@ def _run(options: VramOptions, invocation: Invocation) -> None:
 
 
 def _budget(options: VramOptions) -> Budget:
-    from ernie_local.planner.cpu_memory import Budget
+    from ernie_local.planner.fit import DEFAULT_RESERVE
     from ernie_local.planner.free_memory import free_memory, process_memory
-    from ernie_local.planner.placement import DEFAULT_RESERVE
+    from ernie_local.planner.ram import Budget
     from ernie_local.sizes import parse_bytes
 
     if options.ram is not None and options.ram != "auto":
@@ -141,20 +141,20 @@ def _target(options: VramOptions, budget: Budget) -> Target:
     """The GPU that was named, else this machine's, else none."""
     from ernie_cli.vram_report import Target
     from ernie_local.machine.nvidia_smi import read_gpus
-    from ernie_local.planner.gpus import UNKNOWN_GPU, find_gpu, match_name
+    from ernie_local.planner.gpus import UNKNOWN_GPU, find_gpu_model, match_gpu_model
     from ernie_local.sizes import parse_bytes
 
     profile = stored_profile()
     asked = None if options.vram is None else parse_bytes(options.vram, "--vram")
     if options.gpu is not None:
-        gpu = find_gpu(options.gpu)
+        gpu = find_gpu_model(options.gpu)
         return Target(budget, asked or gpu.usable_bytes, gpu.name, gpu.rates(), profile)
     if asked is not None:
         return Target(budget, asked, f"a GPU with {options.vram}", UNKNOWN_GPU, profile)
     local = next((gpu for gpu in read_gpus() or () if gpu.free_bytes is not None), None)
     if local is None:
         return Target(budget, profile=profile)
-    known = match_name(local.name, local.total_bytes)
+    known = match_gpu_model(local.name, local.total_bytes)
     rates = UNKNOWN_GPU if known is None else known.rates()
     if profile is not None and profile.rates.gpu is not None:
         rates = profile.rates.gpu

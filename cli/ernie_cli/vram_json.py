@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ernie_cli.vram_report import Report
-    from ernie_local.planner.conversation import Conversation
-    from ernie_local.planner.gpu_memory import GpuPlan
-    from ernie_local.planner.gpus import Gpu
+    from ernie_local.planner.conversation import ChatPlan
+    from ernie_local.planner.gpu import GpuPlan
+    from ernie_local.planner.gpus import GpuModel
     from ernie_local.planner.model_size import ModelSize
     from ernie_local.planner.speed import Band, Speed
     from ernie_local.planner.terms import Amount, MemoryPlan
@@ -35,7 +35,7 @@ def empty_object() -> dict[str, object]:
     }
 
 
-def model_fields(model: ModelSize, conversation: Conversation) -> dict[str, object]:
+def model_fields(model: ModelSize, conversation: ChatPlan) -> dict[str, object]:
     """The keys of the model, its conversation and its images."""
     size = conversation.kv_size(model.config.text)
     return {
@@ -105,7 +105,7 @@ def report_fields(report: Report) -> dict[str, object]:
     return fields
 
 
-def gpu_list(gpus: Iterable[tuple[Gpu, GpuPlan, Speed]]) -> list[dict[str, object]]:
+def gpu_list(gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]]) -> list[dict[str, object]]:
     """One entry a GPU, without terms."""
     return [
         {

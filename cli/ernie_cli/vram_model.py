@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from ernie_cli.vram_options import BitsName, DenseName, VramOptions
 
 if TYPE_CHECKING:
-    from ernie_local.planner.conversation import Conversation
-    from ernie_local.planner.images import PricedImage
+    from ernie_local.planner.conversation import ChatPlan, PricedImage
     from ernie_local.planner.model_size import ModelSize
 
 _SIZE = re.compile(r"([1-9][0-9]{0,5})[xX]([1-9][0-9]{0,5})", re.ASCII)
@@ -47,7 +46,7 @@ def as_quantized(model: ModelSize, bits: BitsName | None, dense: DenseName) -> M
 
 def price_images(model: ModelSize, sources: tuple[str, ...]) -> tuple[PricedImage, ...]:
     """Each image, given by its size or as a file; InputUnreadable for a file that is none."""
-    from ernie_local.planner.images import PricedImage
+    from ernie_local.planner.conversation import PricedImage
 
     priced: list[PricedImage] = []
     for source in sources:
@@ -64,13 +63,13 @@ def price_images(model: ModelSize, sources: tuple[str, ...]) -> tuple[PricedImag
     return tuple(priced)
 
 
-def converse(model: ModelSize, options: VramOptions) -> Conversation:
+def converse(model: ModelSize, options: VramOptions) -> ChatPlan:
     """The conversation that the options describe, with what a chat would choose where they say nothing.
 
     DoesNotFit for a context beyond the model's, or that images alone fill.
     """
     from ernie_local.planner.conversation import (
-        Conversation,
+        ChatPlan,
         check_context,
         check_images,
         default_dtype,
@@ -92,4 +91,4 @@ def converse(model: ModelSize, options: VramOptions) -> Conversation:
         cache = kv_dtype
     images = price_images(model, options.images)
     check_images(images, context_size, model.config.text.max_position_embeddings)
-    return Conversation(context_size, chosen, cache, images)
+    return ChatPlan(context_size, chosen, cache, images)

@@ -14,12 +14,12 @@ from ernie_cli.vram_model import as_quantized
 from ernie_cli.vram_options import BitsName, VramOptions
 
 if TYPE_CHECKING:
-    from ernie_local.planner.conversation import Conversation
-    from ernie_local.planner.cpu_memory import Budget, CpuPlan
-    from ernie_local.planner.gpu_memory import GpuPlan
-    from ernie_local.planner.gpus import Gpu
+    from ernie_local.planner.conversation import ChatPlan
+    from ernie_local.planner.gpu import GpuPlan
+    from ernie_local.planner.gpus import GpuModel
     from ernie_local.planner.model_size import ModelSize
     from ernie_local.planner.profile import MachineProfile
+    from ernie_local.planner.ram import Budget, CpuPlan
     from ernie_local.planner.rates import GpuRates
     from ernie_local.planner.speed import Speed
 
@@ -44,7 +44,7 @@ class Report:
     """Of one model on one target. solved: what --solve found; flags: what would make it fit."""
 
     model: ModelSize
-    conversation: Conversation
+    conversation: ChatPlan
     target: Target
     cpu: CpuPlan
     cpu_speed: Speed
@@ -59,10 +59,10 @@ class Report:
         return self.cpu.fits if self.gpu is None else self.gpu.fits
 
 
-def report_on(model: ModelSize, conversation: Conversation, target: Target) -> Report:
+def report_on(model: ModelSize, conversation: ChatPlan, target: Target) -> Report:
     """Plans and speeds."""
-    from ernie_local.planner.cpu_memory import plan_cpu
-    from ernie_local.planner.gpu_memory import plan_gpu
+    from ernie_local.planner.gpu import plan_gpu
+    from ernie_local.planner.ram import plan_cpu
     from ernie_local.planner.speed import cpu_speed, gpu_speed
 
     cpu = plan_cpu(model, conversation, target.ram)
@@ -78,14 +78,14 @@ def report_on(model: ModelSize, conversation: Conversation, target: Target) -> R
 
 
 def report_on_gpus(
-    model: ModelSize, conversation: Conversation, ram: Budget
-) -> Iterator[tuple[Gpu, GpuPlan, Speed]]:
+    model: ModelSize, conversation: ChatPlan, ram: Budget
+) -> Iterator[tuple[GpuModel, GpuPlan, Speed]]:
     """Every GPU of the table."""
-    from ernie_local.planner.gpu_memory import plan_gpu
-    from ernie_local.planner.gpus import read_gpus
+    from ernie_local.planner.gpu import plan_gpu
+    from ernie_local.planner.gpus import gpu_models
     from ernie_local.planner.speed import gpu_speed
 
-    for gpu in read_gpus():
+    for gpu in gpu_models():
         plan = plan_gpu(model, conversation, gpu.usable_bytes, ram)
         yield gpu, plan, gpu_speed(model, conversation, plan, gpu.rates())
 
@@ -115,7 +115,7 @@ def _solve_context(report: Report) -> Report:
 
 
 def _longest_context(report: Report) -> int | None:
-    from ernie_local.planner.solve import longest_context
+    from ernie_local.planner.fit import longest_context
 
     def fits(context_size: int) -> bool:
         conversation = dataclasses.replace(report.conversation, context_size=context_size)

@@ -12,9 +12,9 @@ _PUBLISHED_BITS = "16"  # of the model as it is published
 
 if TYPE_CHECKING:
     from ernie_cli.console import Console
-    from ernie_local.planner.conversation import Conversation
+    from ernie_local.planner.conversation import ChatPlan
     from ernie_local.planner.model_size import ModelSize
-    from ernie_local.planner.rental import Server
+    from ernie_local.planner.rental import RentedServer
     from ernie_local.planner.terms import Term
 
 
@@ -35,13 +35,13 @@ def published_fields(options: VramOptions) -> dict[str, object]:
 
 def tell_sessions(
     model: ModelSize,
-    conversation: Conversation,
+    conversation: ChatPlan,
     options: VramOptions,
     console: Console,
     json_object: dict[str, object] | None,
 ) -> None:
     """Both numbers, and what the page leaves out, term by term."""
-    from ernie_local.planner.gpu_memory import session_terms
+    from ernie_local.planner.gpu import session_terms
     from ernie_local.planner.rental import SESSION_TOKENS, our_sessions
 
     fields = published_fields(options)
@@ -80,8 +80,8 @@ def _fields(term: Term) -> dict[str, object]:
     }
 
 
-def _server(options: VramOptions) -> Server:
-    from ernie_local.planner.rental import Server
+def _server(options: VramOptions) -> RentedServer:
+    from ernie_local.planner.rental import RentedServer
 
     assert options.vram is not None, "check_options saw to it"
-    return Server(options.gpus, parse_bytes(options.vram, "--vram") / GIB)
+    return RentedServer(options.gpus, parse_bytes(options.vram, "--vram") / GIB)

@@ -10,9 +10,9 @@ from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
     from ernie_cli.vram_report import Report
-    from ernie_local.planner.gpu_memory import GpuPlan
-    from ernie_local.planner.gpus import Gpu
-    from ernie_local.planner.images import PricedImage
+    from ernie_local.planner.conversation import PricedImage
+    from ernie_local.planner.gpu import GpuPlan
+    from ernie_local.planner.gpus import GpuModel
     from ernie_local.planner.model_size import ModelSize
     from ernie_local.planner.speed import Band, Speed
 
@@ -92,7 +92,7 @@ def speed_text(speed: Speed) -> str:
     return f"decode {_band(speed.decode)} tokens/s{prefill} ({source})"
 
 
-def gpu_lines(gpus: Iterable[tuple[Gpu, GpuPlan, Speed]]) -> Iterator[str]:
+def gpu_lines(gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]]) -> Iterator[str]:
     """A line a GPU."""
     yield _GPU_ROW.format("gpu", "to be used", "verdict", "experts", "decode, tokens/s")
     for gpu, plan, speed in gpus:

@@ -33,8 +33,8 @@ from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedEmbedding, PackedGatedMLP, PackedLinear
 from ernie_local.model.router import Router
 from ernie_local.packing.checks import check_page, check_scales
-from ernie_local.planner.placement import Placement
-from ernie_local.planner.weights import WeightBytes, weights_in_memory
+from ernie_local.planner.fit import Placement
+from ernie_local.planner.need import WeightBytes, weights_in_memory
 
 _HOST = torch.device("cpu")
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")

@@ -18,8 +18,8 @@ from ernie_local.loading.build import build_model
 from ernie_local.loading.gpu_choices import GpuChoices
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import WEIGHT_DTYPES, find_bytes, find_device, find_dtype, find_kv_dtype
-from ernie_local.loading.placing import Demand, Limits, count_need, place
-from ernie_local.planner.placement import DEFAULT_RESERVE
+from ernie_local.loading.placing import Demand, Limits, count_need, place_experts
+from ernie_local.planner.fit import DEFAULT_RESERVE
 
 
 def load(
@@ -72,7 +72,7 @@ def load(
         choices.apply(config, torch_device, cache_dtype)
     with open_checkpoint(directory, config) as checkpoint:
         need = count_need(checkpoint, directory, config, demand, limits, paging)
-        placement = place(need, config, demand, limits, paging)
+        placement = place_experts(need, torch_device, limits, paging)
         gpu = None if torch_device.type == "cpu" else CudaDevice(torch_device)
         network = build_model(checkpoint, config, weight_dtype, torch_device, placement, paging, gpu)
         if demand.is_on_gpu:

@@ -27,8 +27,8 @@ from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.loading.expert_math import expert_math
 from ernie_local.packing.checks import check_page
-from ernie_local.planner import weights
-from ernie_local.planner.placement import Placement
+from ernie_local.planner.fit import Placement
+from ernie_local.planner.need import expert_page_sizes
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -48,7 +48,7 @@ def paging_plan(
 
 def page_sizes(checkpoint: Checkpoint, config: ModelConfig) -> dict[ExpertKey, int]:
     """Bytes of every expert's page."""
-    return weights.page_sizes(stored_tensors(checkpoint.accounts, config), config)
+    return expert_page_sizes(stored_tensors(checkpoint.accounts, config), config)
 
 
 def _small_page_sizes(config: ModelConfig) -> dict[ExpertKey, int]:

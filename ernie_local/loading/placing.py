@@ -5,7 +5,6 @@ Owns which limit counts for what. The arithmetic is the planner's.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +20,11 @@ from ernie_local.loading.paging import paging_plan
 from ernie_local.media.processor_config import read_processor_config
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.memory_use import grown_tokens
-from ernie_local.planner.gpu_placement import GpuLimits, gpu_room, place_beside_gpu
-from ernie_local.planner.images import largest_prompt_bytes
-from ernie_local.planner.placement import MemoryNeed, Placement, expected_tokens, place_in_ram, place_on_gpu
+from ernie_local.planner.conversation import largest_prompt_bytes
+from ernie_local.planner.fit import Memory, Placement, expected_tokens, place
+from ernie_local.planner.free_memory import free_memory, process_memory
+from ernie_local.planner.gpu import gpu_memory, gpu_room
+from ernie_local.planner.need import MemoryNeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,34 +69,33 @@ def count_need(
     at_once = expected_tokens(limits.ram if limits.vram is None else limits.vram, tokens)
     processor = read_processor_config(directory, config.vision)
     return MemoryNeed(
-        weights.dense,
-        weights.experts,
-        cached * kv_bytes_per_token(config.text, demand.kv_dtype),
-        None if plan is None else plan.least_bytes,
-        largest_prompt_bytes(config, processor, at_once, demand.dtype.itemsize),
-        tokens,
+        config=config.text,
+        dense_bytes=weights.dense,
+        expert_bytes=weights.experts,
+        least_expert_bytes=None if plan is None else plan.least_bytes,
+        cache_bytes=cached * kv_bytes_per_token(config.text, demand.kv_dtype),
+        context_size=tokens,
+        prompt_bytes=largest_prompt_bytes(config, processor, at_once, demand.dtype.itemsize),
+        room_bytes=gpu_room(config, tokens, demand.chunk_tokens) if demand.is_on_gpu else None,
+        # Needed as long as weights are, and nothing else may have it.
+        scratch_bytes=unpacking_room(config, demand.device) if demand.is_on_gpu else 0,
+        chunk_tokens=demand.chunk_tokens,
     )
 
 
-def place(
-    need: MemoryNeed, config: ModelConfig, demand: Demand, limits: Limits, paging: PagingOptions | None
+def place_experts(
+    need: MemoryNeed, device: torch.device, limits: Limits, paging: PagingOptions | None
 ) -> Placement:
     """Where experts go. DoesNotFit where even paging does not help; UsageError for what a GPU cannot do."""
-    chunk_tokens = demand.chunk_tokens
-    if demand.is_on_gpu:
+    reserve, gpu = limits.reserve, None
+    if device.type != "cpu":
         _refuse_on_gpu(paging)
-        room_bytes = gpu_room(config, demand.context_size, chunk_tokens)
-        gpu_free = torch.cuda.mem_get_info(demand.device)[0]
-        gpu_limits = GpuLimits(gpu_free, limits.vram, limits.ram, limits.reserve)
-        # Needed as long as weights are, and nobody else may have it.
-        unpacking = unpacking_room(config, demand.device)
-        need = dataclasses.replace(need, dense_bytes=need.dense_bytes + unpacking)
-        return place_beside_gpu(need, config, room_bytes, gpu_limits, chunk_tokens)
-    if limits.vram is None:
-        return place_in_ram(need, config.text, limits.ram, limits.reserve, chunk_tokens)
-    # What stands for the GPU's memory is memory too.
-    reserve = limits.reserve + limits.vram
-    return place_on_gpu(need, config.text, limits.vram, limits.ram, reserve, chunk_tokens)
+        gpu = gpu_memory(torch.cuda.mem_get_info(device)[0], limits.vram)
+    elif limits.vram is not None:
+        # What stands for the GPU's memory is RAM, too.
+        gpu = Memory(limits.vram, limit_name="vram")
+        reserve += limits.vram
+    return place(need, Memory.of_ram(limits.ram, reserve, used=process_memory(), free=free_memory()), gpu)
 
 
 def _refuse_on_gpu(paging: PagingOptions | None) -> None:

@@ -26,11 +26,10 @@ from ernie_local.machine.text_ids import text_ids
 from ernie_local.machine.timing import Clock, summarize
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import kv_bytes_per_token
-from ernie_local.planner.decode_time import decode_seconds
+from ernie_local.planner.fit import Placement
 from ernie_local.planner.model_size import read_model
-from ernie_local.planner.placement import Placement
 from ernie_local.planner.profile import Measurement
-from ernie_local.planner.rates import PagingCosts, Rates
+from ernie_local.planner.rates import PagingCosts, Rates, decode_seconds
 from ernie_local.sizes import MIB
 from ernie_local.strict_json import read_json_object
 

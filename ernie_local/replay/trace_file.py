@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ernie_local.config import MODALITIES
 from ernie_local.errors import InputUnreadable
 from ernie_local.experts.keys import ExpertKey
+from ernie_local.files import written_whole
 from ernie_local.replay.trace import Forward, Trace
-from ernie_local.whole_file import written_whole
 
 VERSION = 1
 _MOST_BYTES = 1 << 30  # unpacked: a million tokens of the original

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from ernie_local.errors import InputUnreadable, UsageError
+from ernie_local.files import written_whole
 from ernie_local.session.answer import FinishReason
 from ernie_local.session.image import ChatImage
 from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import Message
-from ernie_local.whole_file import written_whole
 
 FORMAT_NAME = "ernie-local chat"
 FORMAT_VERSION = 1

@@ -17,8 +17,7 @@ import torch
 from ernie_cli.console import profile_path
 from ernie_local.machine import model_speed
 from ernie_local.machine.survey import Survey
-from ernie_local.planner.profile import Measurement
-from ernie_local.planner.profile_file import read_profile
+from ernie_local.planner.profile import Measurement, read_profile
 from ernie_local.planner.rates import PagingCosts, Rates
 
 Command = Callable[..., Any]

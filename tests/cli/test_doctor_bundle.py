@@ -15,8 +15,7 @@ import pytest
 import ernie_local.doctor
 from ernie_cli.doctor_bundle import without
 from ernie_local.doctor import Finding, Subject
-from ernie_local.planner.profile import HardwareKey, MachineProfile, Measurement, ModelSpeed
-from ernie_local.planner.profile_file import write_profile
+from ernie_local.planner.profile import HardwareKey, MachineProfile, Measurement, ModelSpeed, write_profile
 from ernie_local.planner.rates import Rates
 
 Command = Callable[..., Any]

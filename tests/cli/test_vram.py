@@ -23,8 +23,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.machine import nvidia_smi
 from ernie_local.machine.hardware import find_hardware
-from ernie_local.planner.profile import HardwareKey, MachineProfile
-from ernie_local.planner.profile_file import write_profile
+from ernie_local.planner.profile import HardwareKey, MachineProfile, write_profile
 from ernie_local.planner.rates import Rates
 from ernie_local.planner.terms import Amount, MemoryPlan, Term
 from ernie_local.sizes import GIB, MIB
@@ -120,7 +119,7 @@ def test_terms_add_up_to_the_peak(reckon: Callable[..., dict[str, Any]]) -> None
 def test_the_size_of_files_is_what_quantize_plans(
     reckon: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """What it writes is held to that plan by its own audit, and to the planner in test_planner_model.py."""
+    """What it writes is held to that plan by its own audit, and to the planner in test_model.py."""
     assert run(["quantize", "nano", str(tmp_path / "out"), "--method", "rtn", "--dry-run", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)["plan"]["weight_bytes"]
     assert reckon("nano", "--bits", "4")["model"]["file_bytes"] == planned

@@ -21,7 +21,7 @@ from ernie_local.loading.paging import paging_plan
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import KVSize, attention_bytes, encoding_bytes, grown_tokens
-from ernie_local.planner.placement import Placement
+from ernie_local.planner.fit import Placement
 from tests.plain_export import export_plainly
 
 CONTEXT_SIZE = 512

@@ -22,8 +22,7 @@ from ernie_local.media.processor import smart_resize
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.kv_cache import KV_DTYPES, KVCache
 from ernie_local.model.memory_use import KV_ITEM_BYTES
-from ernie_local.planner.conversation import Conversation, check_context, check_images
-from ernie_local.planner.images import PricedImage
+from ernie_local.planner.conversation import ChatPlan, PricedImage, check_context, check_images
 from ernie_local.planner.model_size import ModelSize, published_model, read_model, with_formats
 from ernie_local.sizes import MIB
 from tests.plain_export import export_plainly
@@ -56,7 +55,7 @@ def test_the_published_model_has_the_published_counts() -> None:
 
 def test_each_token_of_the_published_model_takes_56_kib_of_cache() -> None:
     text = published_model().config.text
-    sizes = {dtype: Conversation(131072, "float32", dtype).kv_size(text) for dtype in KV_ITEM_BYTES}
+    sizes = {dtype: ChatPlan(131072, "float32", dtype).kv_size(text) for dtype in KV_ITEM_BYTES}
     assert sizes["bfloat16"].bytes_per_token == sizes["float16"].bytes_per_token == 57_344
     assert sizes["float32"].bytes_per_token == 2 * 57_344
     assert sizes["int8"].bytes_per_token == 28 * 2 * 4 * (128 + 4)
@@ -68,7 +67,7 @@ def test_the_planner_names_the_types_of_caches_that_there_are() -> None:
     text = read_config(NANO_DIRECTORY).text
     for name, dtype in KV_DTYPES.items():
         cache = KVCache(text, 77, dtype, torch.device("cpu"))
-        assert Conversation(77, "float32", name).kv_size(text).num_bytes == cache.num_bytes
+        assert ChatPlan(77, "float32", name).kv_size(text).num_bytes == cache.num_bytes
 
 
 @pytest.fixture(scope="module")

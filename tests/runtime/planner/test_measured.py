@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.planner.conversation import Conversation, default_kv_dtype
-from ernie_local.planner.cpu_memory import Budget, CpuPlan, plan_cpu
-from ernie_local.planner.images import PricedImage
+from ernie_local.planner.conversation import ChatPlan, PricedImage, default_kv_dtype
 from ernie_local.planner.model_size import read_model
+from ernie_local.planner.ram import Budget, CpuPlan, plan_cpu
 from ernie_local.sizes import MIB, parse_bytes
 
 PROGRAM = Path(__file__).parents[3] / "benchmarks" / "conversation_memory.py"
@@ -42,7 +41,7 @@ def predicted(setting: Setting) -> CpuPlan:
     images = tuple(PricedImage.of("page", width, height, model.processor) for width, height in sizes)
     kv_dtype = setting.kv_dtype or default_kv_dtype(setting.dtype, is_packed=False)
     budget = Budget(None if setting.ram is None else parse_bytes(setting.ram))
-    return plan_cpu(model, Conversation(setting.context_size, setting.dtype, kv_dtype, images), budget)
+    return plan_cpu(model, ChatPlan(setting.context_size, setting.dtype, kv_dtype, images), budget)
 
 
 def measured(setting: Setting) -> dict[str, int]:

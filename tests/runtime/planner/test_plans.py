@@ -8,15 +8,12 @@ import pytest
 
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.errors import DoesNotFit
-from ernie_local.planner import placement
-from ernie_local.planner.conversation import Conversation, default_dtype, default_kv_dtype
-from ernie_local.planner.cpu_memory import PROCESS, Budget, CpuPlan, plan_cpu
-from ernie_local.planner.gpu_memory import plan_gpu
-from ernie_local.planner.gpu_placement import GpuLimits, gpu_room, headroom_bytes, place_beside_gpu
-from ernie_local.planner.images import PricedImage
+from ernie_local.planner.conversation import ChatPlan, PricedImage, default_dtype, default_kv_dtype
+from ernie_local.planner.fit import DEFAULT_RESERVE, Memory, place
+from ernie_local.planner.gpu import gpu_memory, gpu_room, headroom_bytes, plan_gpu
 from ernie_local.planner.model_size import ModelSize, published_model, with_formats
-from ernie_local.planner.placement import MemoryNeed, place_in_ram
-from ernie_local.planner.solve import first_that_fits, longest_context
+from ernie_local.planner.need import MemoryNeed
+from ernie_local.planner.ram import PROCESS, Budget, CpuPlan, plan_cpu
 from ernie_local.planner.terms import PHASES, Amount, MemoryPlan, Term
 from ernie_local.sizes import GIB, MIB
 
@@ -24,11 +21,23 @@ W4 = with_formats(published_model(), lambda config: format_tables(config, Format
 W2 = with_formats(
     published_model(), lambda config: format_tables(config, FormatChoice("w2", "w4")), "--bits 2"
 )
-SHORT = Conversation(1024, "float32", "bfloat16")
+SHORT = ChatPlan(1024, "float32", "bfloat16")
 
 
-def with_image(conversation: Conversation, size: tuple[int, int] = (1240, 1754)) -> Conversation:
+def with_image(conversation: ChatPlan, size: tuple[int, int] = (1240, 1754)) -> ChatPlan:
     return dataclasses.replace(conversation, images=(PricedImage.of("page", *size, W4.processor),))
+
+
+def short_need() -> MemoryNeed:
+    weights, paging = W4.weights(4), W4.paging_plan
+    assert paging is not None
+    return MemoryNeed(
+        config=W4.config.text,
+        dense_bytes=weights.dense,
+        expert_bytes=weights.experts,
+        least_expert_bytes=paging.least_bytes,
+        cache_bytes=1024 * 57344,
+    )
 
 
 def best(plan: CpuPlan, name: str) -> dict[str, int]:
@@ -55,10 +64,8 @@ def test_the_peak_is_the_largest_phase_and_not_the_sum() -> None:
 @pytest.mark.parametrize("limit", [4 * GIB, 8 * GIB, 14 * GIB, 18 * GIB])
 def test_experts_go_where_load_puts_them(limit: int) -> None:
     plan = plan_cpu(W4, SHORT, Budget(limit))
-    weights, paging = W4.weights(4), W4.paging_plan
-    assert paging is not None
-    need = MemoryNeed(weights.dense, weights.experts, 1024 * 57344, paging.least_bytes)
-    expected = place_in_ram(need, W4.config.text, limit, process=PROCESS.best, free=1 << 40)
+    weights, need = W4.weights(4), short_need()
+    expected = place(need, Memory(limit, PROCESS.best, "ram"))
     assert plan.placement == expected
     assert plan.fits
     assert plan.memory.peak.best <= limit
@@ -81,7 +88,7 @@ def test_the_least_limit_is_taken_and_less_is_refused() -> None:
 
 
 def test_a_image_that_the_experts_of_one_token_leave_no_room_for_does_not_fit() -> None:
-    plain = Conversation(4096, "float32", "bfloat16")
+    plain = ChatPlan(4096, "float32", "bfloat16")
     pictured = with_image(plain)
     least = plan_cpu(W4, pictured, Budget(4 * GIB)).least_bytes
     assert plan_cpu(W4, plain, Budget(4 * GIB)).fits
@@ -91,24 +98,20 @@ def test_a_image_that_the_experts_of_one_token_leave_no_room_for_does_not_fit() 
     assert not plan_cpu(W4, pictured, Budget(least - 2 * MIB)).fits
 
 
-def test_without_a_limit_the_free_memory_counts_as_load_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_limit_the_free_memory_counts_as_load_counts_it() -> None:
     """The command is small, and what it measures as free is taken by the process that loads."""
-    plan = plan_cpu(W4, SHORT, Budget(None, free_bytes=9 * GIB))
-    monkeypatch.setattr(placement, "process_memory", lambda: PROCESS.best)
-    monkeypatch.setattr(placement, "free_memory", lambda: 9 * GIB - PROCESS.best)
-    weights, paging = W4.weights(4), W4.paging_plan
-    assert paging is not None
-    need = MemoryNeed(weights.dense, weights.experts, 1024 * 57344, paging.least_bytes)
-    assert plan.placement == place_in_ram(need, W4.config.text, None)
+    plan, need = plan_cpu(W4, SHORT, Budget(None, free_bytes=9 * GIB)), short_need()
+    found = {"used": PROCESS.best, "free": 9 * GIB - PROCESS.best}
+    assert plan.placement == place(need, Memory.of_ram(None, DEFAULT_RESERVE, **found))
     assert plan.memory.limit_bytes == 8 * GIB
     with pytest.raises(DoesNotFit):
-        place_in_ram(need, W4.config.text, None, reserve=8 * GIB)
+        place(need, Memory.of_ram(None, 8 * GIB, **found))
     assert not plan_cpu(W4, SHORT, Budget(None, 9 * GIB, reserve_bytes=8 * GIB)).fits
 
 
 def test_images_take_memory_in_the_phases_in_which_they_are_there() -> None:
-    plain = plan_cpu(W4, Conversation(4096, "float32", "bfloat16"), Budget(None))
-    pictured = plan_cpu(W4, with_image(Conversation(4096, "float32", "bfloat16")), Budget(None))
+    plain = plan_cpu(W4, ChatPlan(4096, "float32", "bfloat16"), Budget(None))
+    pictured = plan_cpu(W4, with_image(ChatPlan(4096, "float32", "bfloat16")), Budget(None))
     assert pictured.memory.peak_phase == "vision"
     assert plain.memory.peak_phase == "prefill"
     assert set(best(pictured, "vision tower at work")) == {"vision"}
@@ -120,13 +123,13 @@ def test_images_take_memory_in_the_phases_in_which_they_are_there() -> None:
 
 
 def test_paged_experts_make_room_for_a_image_and_for_the_cache() -> None:
-    slots = best(plan_cpu(W4, with_image(Conversation(8192, "float32", "bfloat16")), Budget(8 * GIB)), (
+    slots = best(plan_cpu(W4, with_image(ChatPlan(8192, "float32", "bfloat16")), Budget(8 * GIB)), (
         "slots of paged experts"
     ))  # fmt: skip
     # Pixels, features and a chunk of both banks are there until the prompt has been read.
     assert slots["vision"] < slots["prefill"] < slots["decode"]
     assert "load" not in slots
-    longer = best(plan_cpu(W4, Conversation(16384, "float32", "bfloat16"), Budget(8 * GIB)), (
+    longer = best(plan_cpu(W4, ChatPlan(16384, "float32", "bfloat16"), Budget(8 * GIB)), (
         "slots of paged experts"
     ))  # fmt: skip
     assert longer["decode"] < slots["decode"]
@@ -157,7 +160,7 @@ def test_a_gpu_holds_everything_or_slots_or_nothing(gib: float, tier: str) -> No
 
 
 def test_experts_on_a_gpu_give_way_to_the_cache_as_it_grows() -> None:
-    plan = plan_gpu(W4, Conversation(32768, "float32", "bfloat16"), 8 * GIB, Budget(64 * GIB))
+    plan = plan_gpu(W4, ChatPlan(32768, "float32", "bfloat16"), 8 * GIB, Budget(64 * GIB))
     terms = {term.name: term.phases for term in plan.vram.terms}
     cache, slots = terms["KV cache"], terms["slots of experts"]
     assert (cache["load"].best, cache["decode"].best) == (1024 * 57344, 32768 * 57344)
@@ -171,16 +174,22 @@ def test_experts_on_a_gpu_give_way_to_the_cache_as_it_grows() -> None:
 @pytest.mark.parametrize("context_size", [1000, 32768])
 def test_a_gpu_is_shared_out_as_load_does_it(context_size: int) -> None:
     conversation, weights, paging = (
-        Conversation(context_size, "float32", "int8"),
+        ChatPlan(context_size, "float32", "int8"),
         W4.weights(2),
         W4.paging_plan,
     )
     assert paging is not None
     cache_bytes = 28 * 2 * 4 * (128 + 4) * -(-context_size // 64) * 64
-    need = MemoryNeed(weights.dense, weights.experts, cache_bytes, paging.least_bytes)
-    room = gpu_room(W4.config, context_size, None)
-    limits = GpuLimits(8 * GIB - 450 * MIB, None, 1 << 60, 0)
-    expected = place_beside_gpu(need, W4.config, room, limits)
+    need = MemoryNeed(
+        config=W4.config.text,
+        dense_bytes=weights.dense,
+        expert_bytes=weights.experts,
+        least_expert_bytes=paging.least_bytes,
+        cache_bytes=cache_bytes,
+        context_size=context_size,
+        room_bytes=gpu_room(W4.config, context_size, None),
+    )
+    expected = place(need, Memory(1 << 60), gpu_memory(8 * GIB - 450 * MIB))
     assert expected.gpu_bytes is not None
     plan = plan_gpu(W4, conversation, 8 * GIB, Budget(64 * GIB))
     shared = (expected.gpu_bytes - cache_bytes) // paging.frame_bytes * paging.frame_bytes
@@ -209,22 +218,3 @@ def test_every_term_says_where_it_comes_from() -> None:
                 if term.provenance == "exact":
                     assert all(amount.low == amount.high for amount in term.phases.values()), term
                 assert all(amount.low <= amount.best <= amount.high for amount in term.phases.values()), term
-
-
-@pytest.mark.parametrize("most_that_fits", [1024, 5000, 7168, 131072])
-def test_the_longest_context_is_found(most_that_fits: int) -> None:
-    asked: list[int] = []
-
-    def fits(context_size: int) -> bool:
-        asked.append(context_size)
-        return context_size <= most_that_fits
-
-    assert longest_context(131072, fits) == most_that_fits // 1024 * 1024
-    assert len(asked) < 12
-    assert longest_context(131072, lambda context_size: False) is None
-    assert longest_context(3000, lambda context_size: True) == 3000
-
-
-def test_the_first_setting_that_fits_is_taken() -> None:
-    assert first_that_fits([16, 8, 4], lambda bits: bits < 10) == 8
-    assert first_that_fits([16, 8, 4], lambda bits: bits < 2) is None

@@ -11,8 +11,16 @@ from typing import Any
 import pytest
 
 from ernie_local.errors import ErnieLocalError, InputUnreadable
-from ernie_local.planner.profile import HardwareKey, MachineProfile, Measurement, ModelSpeed
-from ernie_local.planner.profile_file import SCHEMA, profile_to_json, read_profile, write_profile
+from ernie_local.planner.profile import (
+    PROFILE_SCHEMA,
+    HardwareKey,
+    MachineProfile,
+    Measurement,
+    ModelSpeed,
+    profile_to_json,
+    read_profile,
+    write_profile,
+)
 from ernie_local.planner.rates import GpuRates, PagingCosts, Rates
 
 RATES = Rates(
@@ -90,31 +98,32 @@ def remove(*keys: str) -> Callable[[dict[str, Any]], None]:
     [
         (
             set_value("schema", value="ernie-local.machine/2"),
-            f"machine/2', not {SCHEMA}",
+            f"machine/2', not {PROFILE_SCHEMA}",
         ),
         (remove("schema"), "schema is null"),
-        (set_value("extra", value=1), "the file has the unknown key 'extra'"),
-        (set_value("rates", "_note", value=1), "the file.rates has the unknown key '_note'"),
-        (set_value("rates", "dtype", value=1), "the file.rates has the unknown key 'dtype'"),
-        (remove("plain_rates"), "the file lacks the key plain_rates"),
-        (remove("rates", "gpu", "link_bytes_per_second"), "the file.rates.GPU lacks the key"),
-        (set_value("rates", value=None), "the file.rates is null, an object is expected"),
-        (set_value("rates", "paging", value=3), "the file.rates.paging is 3, an object is expected"),
-        (
-            set_value("rates", "memory_bytes_per_second", value=0),
-            "second is 0, a rate is above",
-        ),
-        (set_value("rates", "format_rates", "w2", value=0.0), "format_rates.w2 is 0"),
-        (set_value("rates", "layer_seconds", value=-1e-9), "layer_seconds is -1e-09, outside of 0"),
-        (set_value("rates", "layer_seconds", value="1"), "layer_seconds is '1', a number is expected"),
-        (set_value("rates", "layer_seconds", value=True), "layer_seconds is true, a number is expected"),
-        (set_value("rates", "layer_seconds", value=10**400), "an integer of 1329 bits"),
-        (set_value("hardware", "cores", value=2.5), "cores is 2.5, a number is expected"),
-        (set_value("hardware", "cpu", value=""), "cpu is '', a line of text is expected"),
-        (set_value("hardware", "cpu", value="a\x1b[31m"), "a line of text is expected"),
-        (set_value("date", value="x" * 201), "a line of text is expected"),
-        (set_value("measurements", value=[]), "measurements is a list of 0 entries"),
-        (set_value("measurements", "x", value={"median": 1}), "measurements.x lacks the key low"),
+        (set_value("extra", value=1), "unknown key 'extra' - at `$`"),
+        (set_value("rates", "_note", value=1), "unknown key '_note' - at `$.rates`"),
+        (set_value("rates", "dtype", value=1), "unknown key 'dtype' - at `$.rates`"),
+        (remove("plain_rates"), "missing required field `plain_rates`"),
+        (remove("model"), "missing key `model` - at `$`"),
+        (remove("rates", "gpu"), "missing key `gpu` - at `$.rates`"),
+        (remove("rates", "gpu", "link_bytes_per_second"), "`link_bytes_per_second` - at `$.rates.gpu`"),
+        (set_value("rates", value=None), "`null` - at `$.rates`"),
+        (set_value("rates", "paging", value=3), "`int` - at `$.rates.paging`"),
+        (set_value("rates", "memory_bytes_per_second", value=0), "$.rates.memory_bytes_per_second"),
+        (set_value("rates", "format_rates", "w2", value=0.0), "$.rates.format_rates"),
+        (set_value("rates", "layer_seconds", value=-1e-9), "$.rates.layer_seconds"),
+        (set_value("rates", "layer_seconds", value="1"), "`str` - at `$.rates.layer_seconds`"),
+        (set_value("rates", "layer_seconds", value=True), "`bool` - at `$.rates.layer_seconds`"),
+        (set_value("rates", "layer_seconds", value=10**400), "$.rates.layer_seconds"),
+        (set_value("rates", "layer_seconds", value=1e300), "$.rates.layer_seconds"),
+        (set_value("hardware", "cores", value=2.5), "`float` - at `$.hardware.cores`"),
+        (set_value("hardware", "cpu", value=""), "$.hardware.cpu"),
+        (set_value("hardware", "cpu", value="a\x1b[31m"), "$.hardware.cpu"),
+        (set_value("hardware", "cpu", value="a\u202eb"), "$.hardware.cpu"),
+        (set_value("date", value="x" * 201), "$.date"),
+        (set_value("measurements", value=[]), "`array` - at `$.measurements`"),
+        (set_value("measurements", "x", value={"median": 1}), "missing required field `low`"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

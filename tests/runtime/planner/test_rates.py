@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ernie_local.planner.decode_time import DecodeWork, decode_seconds
-from ernie_local.planner.rates import PagingCosts, Rates
+from ernie_local.planner.rates import DecodeWork, PagingCosts, Rates, decode_seconds
 
 # 4 layers of which 3 have experts, 2 to a token: 10 GB/s of w4, 5 of w8, 1 of the disk.
 WORK = DecodeWork(
