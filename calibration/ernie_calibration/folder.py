@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ernie_calibration.sample import Sample, Turn
+from ernie_calibration.sample import Sample, SampleTurn
 from ernie_calibration.turn_files import TEXT_SUFFIXES, read_turns
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.formats import sniff_format
@@ -22,7 +22,7 @@ class _Entry:
     """An image, a text about it, or both. turns: None where there is no text."""
 
     image: Path | None
-    turns: tuple[Turn, ...] | None
+    turns: tuple[SampleTurn, ...] | None
     name: str
 
 

@@ -12,7 +12,7 @@ from ernie_calibration import charts, documents
 from ernie_calibration.drawn_image import DrawnImage, Question
 from ernie_calibration.images import draw_image
 from ernie_calibration.images.text_card import READ_QUESTIONS
-from ernie_calibration.sample import Sample, Turn
+from ernie_calibration.sample import Sample, SampleTurn
 from ernie_calibration.scan import worn
 from ernie_calibration.texts import make_texts
 
@@ -105,7 +105,7 @@ def _images(seed: int, held_out: bool) -> Iterator[Sample]:
     for index in count_up():
         drawn = _next_image(random, index, f"{_CALIBRATION_SEED + index}/{seed}", held_out=held_out)
         if index % _TRANSCRIPT_EVERY == 0:
-            turns = [Turn(random.choice(READ_QUESTIONS), drawn.transcript, TRANSCRIPT)]
+            turns = [SampleTurn(random.choice(READ_QUESTIONS), drawn.transcript, TRANSCRIPT)]
         else:
             turns = _turns(random.sample(drawn.questions, min(_QUESTIONS_EACH, len(drawn.questions))))
         yield Sample(_name(drawn.kind, seed, index, held_out), (drawn.image,), tuple(turns))
@@ -119,7 +119,7 @@ def _held_out_images(seed: int, questions_each: int, transcript_every: int) -> I
         choice = Random(index)
         turns = _turns(choice.sample(drawn.questions, min(questions_each, len(drawn.questions))))
         if transcript_every and index % transcript_every == 0:
-            turns.append(Turn(choice.choice(READ_QUESTIONS), drawn.transcript, TRANSCRIPT))
+            turns.append(SampleTurn(choice.choice(READ_QUESTIONS), drawn.transcript, TRANSCRIPT))
         yield Sample(f"{drawn.kind}/held out/{first + index}", (drawn.image,), tuple(turns))
 
 
@@ -158,8 +158,8 @@ _FAMILIES: dict[str, Callable[[int, bool], Iterator[Sample]]] = {
 }
 
 
-def _turns(questions: Sequence[Question]) -> list[Turn]:
-    return [Turn(question.text, question.answer, question.kind) for question in questions]
+def _turns(questions: Sequence[Question]) -> list[SampleTurn]:
+    return [SampleTurn(question.text, question.answer, question.kind) for question in questions]
 
 
 def _name(kind: str, seed: int, index: int, held_out: bool) -> str:

@@ -8,7 +8,7 @@ from PIL import Image
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class SampleTurn:
     """A question and its right answer; `kind` decides how answers are scored."""
 
     question: str
@@ -25,4 +25,4 @@ class Sample:
 
     name: str
     images: tuple[Image.Image, ...]
-    turns: tuple[Turn, ...]
+    turns: tuple[SampleTurn, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ernie_calibration.images.text_card import READ_QUESTIONS
-from ernie_calibration.sample import Turn
+from ernie_calibration.sample import SampleTurn
 from ernie_local.errors import InputUnreadable, ModelUnusable
 from ernie_local.strict_json import read_json_object, show
 
@@ -17,7 +17,7 @@ _KEYS = {"question", "answer"}
 _HINT = 'write {"turns": [{"question": "...", "answer": "..."}]}'
 
 
-def read_turns(path: Path, *, of_image: bool) -> tuple[Turn, ...]:
+def read_turns(path: Path, *, of_image: bool) -> tuple[SampleTurn, ...]:
     """The turns that `path` holds, at least one; InputUnreadable for a file in any other form.
 
     .txt: one turn, whose answer is the whole text: the transcript of the image, or a text to be written.
@@ -31,7 +31,7 @@ def read_turns(path: Path, *, of_image: bool) -> tuple[Turn, ...]:
             f"{path}: holds 0 characters of text", "an answer cannot be empty", "write it, or delete the file"
         )
     question = READ_QUESTIONS[0] if of_image else WRITE_QUESTION
-    return (Turn(question, text, "transcript" if of_image else "text"),)
+    return (SampleTurn(question, text, "transcript" if of_image else "text"),)
 
 
 def _read_text(path: Path) -> str:
@@ -60,7 +60,7 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def _json_turns(path: Path) -> tuple[Turn, ...]:
+def _json_turns(path: Path) -> tuple[SampleTurn, ...]:
     try:
         given = read_json_object(path, MAX_TEXT_BYTES)
     except ModelUnusable as error:  # the reader is written for files of models
@@ -74,7 +74,7 @@ def _json_turns(path: Path) -> tuple[Turn, ...]:
     return tuple(_turn(path, index + 1, turn) for index, turn in enumerate(turns))
 
 
-def _turn(path: Path, number: int, turn: object) -> Turn:
+def _turn(path: Path, number: int, turn: object) -> SampleTurn:
     if not isinstance(turn, dict) or set(turn) != _KEYS:
         found = ", ".join(sorted(map(show, turn))) if isinstance(turn, dict) else show(turn)
         raise _wrong(
@@ -88,7 +88,7 @@ def _turn(path: Path, number: int, turn: object) -> Turn:
                 f"the {key} of turn {number} is {show(text)}",
                 "question and answer are texts that are not empty",
             )
-    return Turn(question, answer, "given")
+    return SampleTurn(question, answer, "given")
 
 
 def _wrong(path: Path, what: str, why: str) -> InputUnreadable:

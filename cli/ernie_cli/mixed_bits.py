@@ -119,6 +119,6 @@ def mixed_job(
         tables = mixed_tables.tables_for_gpu(config, measured, size, cache + _WORKSPACE_BYTES, choice.dense)
     else:
         tables = mixed_tables.tables_of_bits(config, measured, _MIXED_BITS, choice.dense)
-    for line in mixed_tables.describe(tables, measured):
+    for line in mixed_tables.allocation_lines(tables, measured):
         console.note(line)
     return replace(job, tables=tables, statistics=path)

@@ -25,7 +25,7 @@ from ernie_quant.expert import ExpertInputs, ExpertReport, RoutedExpert, quantiz
 from ernie_quant.hessian import second_moments
 from ernie_quant.job import Job
 from ernie_quant.layer import Expert, NormedTokens, Routing, attend, finish_layer, route_bank
-from ernie_quant.source import Source
+from ernie_quant.source import FloatSource
 from ernie_quant.tokens import RowFile, TokenTable, embed
 from ernie_quant.work import Units, Work, expert_unit
 
@@ -41,7 +41,7 @@ class Calibration:
         job: Job,
         config: ModelConfig,
         table: TokenTable,
-        source: Source,
+        source: FloatSource,
         made: Checkpoint,
         files: CheckpointFiles,
         work: Work,

@@ -14,7 +14,7 @@ from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
 from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route_bank
 from ernie_quant.losses import weighted_expert
-from ernie_quant.source import Source
+from ernie_quant.source import FloatSource
 from ernie_quant.tokens import RowFile, TokenSequence, TokenTable
 from ernie_quant.work import Work
 
@@ -25,7 +25,7 @@ class Drift:
     """The exact path of the first sequences, one layer after the other."""
 
     def __init__(
-        self, source: Source, config: ModelConfig, sequences: Sequence[TokenSequence], work: Work
+        self, source: FloatSource, config: ModelConfig, sequences: Sequence[TokenSequence], work: Work
     ) -> None:
         """config: of the source, which is unquantized."""
         assert config.quantization is None

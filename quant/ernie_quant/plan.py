@@ -25,20 +25,19 @@ from ernie_quant.drift import MOST_TOKENS
 from ernie_quant.expert import ExpertInputs, quantize_expert
 from ernie_quant.layer import CHUNK_TOKENS
 from ernie_quant.recipe import Recipe
-from ernie_quant.source import BLOCK_ROWS, Source
+from ernie_quant.source import BLOCK_ROWS, FloatSource
 from ernie_quant.tokens import TokenSequence
 from ernie_quant.work import expert_unit
 
 _FLOAT = 4
 _PROGRAM_BYTES = 900 * MIB  # Python, torch with its libraries and threads' stacks
-_STATE_FILES = 3  # hidden states: as a layer gets them, with its attention, with its experts
+_STATE_FILES = 3  # hidden states: a layer's input, with its attention, with its experts
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """weight_bytes: of all weight files; scratch_bytes: of disk beside them while it is made; memory_bytes:
-    the most at any time; seconds: None where nothing was timed; small_page_bytes: of the weight files, those
-    of the experts' second pages."""
+    """weight_bytes: of all weight files; small_page_bytes: the part of them that is small pages;
+    scratch_bytes: temporary disk space; memory_bytes: the peak; seconds: None if nothing was timed."""
 
     weight_bytes: int
     scratch_bytes: int
@@ -48,7 +47,7 @@ class Plan:
 
 
 def scratch_bytes(config: ModelConfig, sequences: Sequence[TokenSequence]) -> int:
-    """Disk for hidden states of all calibration tokens, and once more of those that go the exact way too."""
+    """Disk space for hidden states of all tokens, and again for those on the exact path."""
     lengths = [len(sequence.token_ids) for sequence in sequences]
     if not lengths:
         return 0
@@ -57,7 +56,7 @@ def scratch_bytes(config: ModelConfig, sequences: Sequence[TokenSequence]) -> in
 
 
 def memory_bytes(config: ModelConfig, sequences: Sequence[TokenSequence]) -> int:
-    """The most memory at any time."""
+    """The peak of memory."""
     images = [patches for sequence in sequences for patches in sequence.patches]
     pixels = sum(patches.pixel_values.nbytes for patches in images)
     stages = [_blocks_bytes(config), _gated_mlp_bytes(config)]
@@ -74,13 +73,13 @@ def check_memory(plan: Plan, most: int) -> None:
         raise DoesNotFit(
             f"about {format_bytes(plan.memory_bytes)} of memory are needed, --max-ram allows "
             f"{format_bytes(most)}",
-            "an expert with its second moments, an image in the tower and all samples have to be there",
-            "give more, or fewer --samples",
+            "an expert with its second moments, an image in the tower and all samples have to fit",
+            "allow more, or use fewer --samples",
         )
 
 
 def _blocks_bytes(config: ModelConfig) -> int:
-    """Rounding a block of the embedding: itself, its codes, and what is searched over."""
+    """Rounding a block of the embedding: the block, its codes, and the candidates of the search."""
     return 8 * BLOCK_ROWS * config.text.hidden_size * _FLOAT
 
 
@@ -90,7 +89,7 @@ def _gated_mlp_bytes(config: ModelConfig) -> int:
 
 
 def _expert_bytes(config: ModelConfig) -> int:
-    """Moments of the bank and the expert, their factor; weights, codes and errors; a chunk of tokens."""
+    """Moments of the bank and the expert, their factor, weights, codes, errors and a chunk of tokens."""
     text = config.text
     inner = max((bank.expert_size for bank in text.banks), default=0)
     moments = 14 * text.hidden_size**2
@@ -99,7 +98,7 @@ def _expert_bytes(config: ModelConfig) -> int:
 
 
 def _tower_bytes(config: ModelConfig, num_patches: int) -> int:
-    """Weights in eight bits, embedding too; activations of the largest image."""
+    """Weights and embedding in eight bits, and activations of the largest image."""
     vision = config.vision
     weights = vision.depth * vision.hidden_size * (4 * vision.hidden_size + 2 * vision.intermediate_size)
     activations = num_patches * (8 * vision.hidden_size + 3 * vision.intermediate_size) * _FLOAT
@@ -111,16 +110,16 @@ def _attention_bytes(config: ModelConfig, longest: int) -> int:
 
 
 _GIGA = 1e9
-_FIXED_PER_BYTE = 1000.0  # read, converted, rounded, packed and written: more than one multiply-add
-_PACKED_SHARE = 0.3  # products with packed weights, beside those of floats
-_HQQ_SLOWNESS = 40  # of quanto's search, beside rounding
-_ATTENTION_SLOWNESS = 2.5  # attention itself, beside products with packed weights
+_FIXED_PER_BYTE = 1000.0  # multiply-adds to read, convert, round, pack and write a byte
+_PACKED_SHARE = 0.3  # cost of a product with packed weights, relative to floats
+_HQQ_SLOWNESS = 40  # of quanto's search, relative to rounding
+_ATTENTION_SLOWNESS = 2.5  # of attention, relative to products with packed weights
 
 
 def unit_costs(
     config: ModelConfig, fixed: Sequence[TensorEntry], sequences: Sequence[TokenSequence], recipe: Recipe
 ) -> dict[str, float]:
-    """By unit, in the order of the work; `fixed` are the tensors that need no calibration tokens."""
+    """Cost of each unit in billions of multiply-adds. fixed: tensors that need no calibration tokens."""
     costs = {entry.name: _fixed_cost(entry, recipe) for entry in fixed}
     if recipe.method != "gptq":
         return costs
@@ -168,14 +167,14 @@ def _layer_cost(config: ModelConfig, sequences: Sequence[TokenSequence]) -> floa
 
 
 def expert_cost(config: ModelConfig, bank: Bank, tokens: float, recipe: Recipe) -> float:
-    """Of one expert that so many tokens visit, with its small page if it gets one."""
+    """The cost of one expert with this many tokens, with its small page if it gets one."""
     text, tables = config.text, config.quantization
     hidden, inner = text.hidden_size, text.bank(bank).expert_size
     pages = 2 if tables is not None and tables.small_experts else 1
-    passes = 4 + recipe.sweeps  # GPTQ's own half, the first pull, the error's two products, what is small
+    passes = 4 + recipe.sweeps  # half for GPTQ itself, the first pull, two products for the error, the rest
     chosen = passes * (2 * inner * hidden**2 + hidden * inner**2) + hidden**3 + inner**3
     moments = tokens * (hidden**2 + pages * inner**2)
-    # Gate and up of each page, to see what down gets; all three of the first for the next layer.
+    # Gate and up of each page give the inputs of down; all three of the first page feed the next layer.
     products = (3 + 2 * pages) * tokens * inner * hidden
     return (pages * chosen + moments + products) / _GIGA
 
@@ -184,11 +183,12 @@ _TOKENS = 512
 
 
 def rehearse(
-    source: Source, config: ModelConfig, tables: QuantizationConfig, recipe: Recipe, directory: Path
+    source: FloatSource, config: ModelConfig, tables: QuantizationConfig, recipe: Recipe, directory: Path
 ) -> float:
-    """Seconds for a unit of cost: the largest expert quantized, its pages in `directory` and read back.
+    """Quantize the largest expert on random tokens before hours of work; the seconds for a unit of cost.
 
-    recipe: with the method `gptq`. DoesNotFit if the page cannot be written.
+    Its pages are written to `directory` and read back, so a failure shows now and not at the end. recipe:
+    with the method `gptq`. DoesNotFit if a page cannot be written.
     """
     layer_id, bank = max(tables.experts, key=lambda key: config.text.bank(key[1]).expert_size)
     formats = [table[layer_id, bank][0] for table in (tables.experts, tables.small_experts) if table]
@@ -207,7 +207,7 @@ def rehearse(
 
 
 class _Listed(list[torch.Tensor]):
-    """Parts whose tokens are counted together."""
+    """Parts of tokens whose length is that of all parts together."""
 
     def __len__(self) -> int:
         return sum(part.shape[0] for part in self)
@@ -221,7 +221,7 @@ def _save_and_read(packed: torch.Tensor, path: Path) -> None:
         raise DoesNotFit(
             f"a page of {packed.numel()} bytes cannot be written to {path.parent} and read back",
             error.strerror or str(error),
-            "free some room there, or name a directory on another disk",
+            "free some space there, or name a directory on another disk",
         ) from error
     path.unlink()
     assert torch.equal(again, packed), path

@@ -39,7 +39,7 @@ from ernie_quant.losses import (
     weighted_expert,
 )
 from ernie_quant.measurements import Measurements, read_measurements, write_measurements
-from ernie_quant.source import Source
+from ernie_quant.source import FloatSource
 from ernie_quant.tokens import RowFile, TokenSequence, TokenTable, embed
 from ernie_quant.work import calibration_identity, source_identity, version_identity
 
@@ -94,7 +94,7 @@ class Probe:
         """checkpoint: unquantized; on_layer: called with the number of layers done, and of all."""
         assert config.quantization is None
         self._checkpoint, self._config, self._sequences = checkpoint, config, sequences
-        self._source, self._directory, self._on_layer = Source(checkpoint), directory, on_layer
+        self._source, self._directory, self._on_layer = FloatSource(checkpoint), directory, on_layer
         self._copies = _Copies(TokenTable.of(sequences, config))
         self._losses: dict[RoutedExpert, OptionLosses] = {}
         self._visits: dict[RoutedExpert, int] = {}

@@ -21,14 +21,14 @@ from ernie_quant.recipe import Recipe, quantize_matrix
 BLOCK_ROWS = 256 * TILE_ROWS  # 42 MB of the embedding, whose 103,424 rows would be 1 GB
 
 
-class Source:
-    """Reads in float32, one expert or block of a matrix at a time."""
+class FloatSource:
+    """Reads a float checkpoint in float32, one expert or one block of a matrix at a time."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
     def matrix(self, name: str) -> Iterator[torch.Tensor]:
-        """The weights that the packed matrix `name` stands for, in blocks of (rows, columns).
+        """The weights of the packed matrix `name`, in blocks of (rows, columns).
 
         Every block but the last has a multiple of TILE_ROWS rows.
         """
@@ -54,7 +54,7 @@ class Source:
         return ExpertWeights(*(self._read(f"{name}.{projection}.weight") for projection in PROJECTIONS))
 
     def plain(self, name: str) -> torch.Tensor:
-        """A tensor that stays as it is, in its own dtype."""
+        """A tensor that stays unchanged, in its own dtype."""
         return self._read(name, self.checkpoint.dtype(name))
 
     def _read(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -64,9 +64,9 @@ class Source:
 
 
 def fixed_tensor(
-    entry: TensorEntry, source: Source, tables: QuantizationConfig, recipe: Recipe
+    entry: TensorEntry, source: FloatSource, tables: QuantizationConfig, recipe: Recipe
 ) -> Iterator[torch.Tensor]:
-    """The values of the tensor in pieces, one after the other. The recipe must be one without data."""
+    """The values of the tensor in consecutive pieces. The recipe must need no calibration tokens."""
     name, _, format_name = entry.name.rpartition(".")
     pages = expert_pages(entry.name)
     if entry.dtype != torch.uint8:

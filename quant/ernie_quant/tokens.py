@@ -24,7 +24,7 @@ from ernie_local.media.prompt import Prompt
 
 
 class TokenSequence(Protocol):
-    """Ids with placeholders expanded, and the images that they stand for."""
+    """Ids with expanded placeholders, and their images."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -39,8 +39,8 @@ class TokenSequence(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """positions: (3, tokens) int64; is_vision: (tokens,) bool; bounds: first token of each sequence, and the
-    number of all."""
+    """positions: (3, tokens) int64; is_vision: (tokens,) bool; bounds: the first token of each sequence, then
+    the number of all tokens."""
 
     positions: torch.Tensor
     is_vision: torch.Tensor
@@ -48,12 +48,12 @@ class TokenTable:
 
     @classmethod
     def of(cls, sequences: Sequence[TokenSequence], config: ModelConfig) -> TokenTable:
-        """UsageError for no sequences at all."""
+        """UsageError for an empty list."""
         if not sequences:
             raise UsageError(
                 "0 calibration sequences, at least 1 is needed",
-                "second moments come from the tokens that run through the model",
-                "give more samples, or use --method rtn, which needs none",
+                "second moments are taken from tokens that run through the model",
+                "give samples, or use --method rtn, which needs none",
             )
         prompts = [Prompt.of(sequence.token_ids, sequence.patches, config) for sequence in sequences]
         bounds = [0]
@@ -66,7 +66,7 @@ class TokenTable:
         )
 
     def repeated(self, times: int) -> TokenTable:
-        """The same sequences so many times, one after the other."""
+        """The same sequences, repeated `times` times."""
         bounds = [0]
         for number in range(times):
             bounds.extend(number * self.num_tokens + bound for bound in self.bounds[1:])
@@ -74,7 +74,7 @@ class TokenTable:
 
     @property
     def num_tokens(self) -> int:
-        """Of all sequences."""
+        """Tokens of all sequences."""
         return self.bounds[-1]
 
     def sequences(self) -> Iterator[slice]:
@@ -91,9 +91,9 @@ def embed(
     states: RowFile,
     first: int = 0,
 ) -> Iterator[int]:
-    """Write what the first layer gets into `states`, by the embedding and tower of `checkpoint`.
+    """Write the inputs of the first layer into `states`, by the embedding and tower of `checkpoint`.
 
-    Begins with the `first` sequence. Yields the number of tokens done after each.
+    Starts at sequence `first`. Yields the number of tokens done after each sequence.
     """
     model = build_embedder(checkpoint, config)
     for sequence, tokens in list(zip(sequences, table.sequences(), strict=True))[first:]:
@@ -110,10 +110,10 @@ _ITEM_BYTES = torch.float32.itemsize
 
 
 class RowFile:
-    """(num_rows, width) float32 in `path`; what was never written is zero."""
+    """(num_rows, width) float32 in `path`; rows that were never written are zero."""
 
     def __init__(self, path: Path, num_rows: int, width: int, *, is_new: bool = False) -> None:
-        """Open the file, which must be there in that size unless `is_new`: then it is made, all zero."""
+        """Open a file of that size; with `is_new`, create it, all zero."""
         self.path, self.num_rows, self.width = path, num_rows, width
         self._row_bytes = width * _ITEM_BYTES
         flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if is_new else 0)
@@ -124,7 +124,7 @@ class RowFile:
         assert size == num_rows * self._row_bytes, (path, size, num_rows, width)
 
     def read(self, rows: slice | Tensor) -> Tensor:
-        """Those rows, (rows, width); a tensor of ids is read fastest in ascending order."""
+        """These rows, (rows, width); a tensor of ids is read fastest in ascending order."""
         if isinstance(rows, slice):
             start, stop, _ = rows.indices(self.num_rows)
             runs, count = [(start, stop)], stop - start
@@ -140,7 +140,7 @@ class RowFile:
         return values
 
     def write(self, rows: slice | Tensor, values: Tensor) -> None:
-        """Put (rows, width) float32 there."""
+        """Write (rows, width) float32 to these rows."""
         runs = [rows.indices(self.num_rows)[:2]] if isinstance(rows, slice) else list(_runs(rows))
         view = _bytes_of(values.contiguous())
         done = 0
@@ -151,11 +151,11 @@ class RowFile:
         assert done == len(view), (done, len(view))
 
     def add(self, rows: Tensor, values: Tensor) -> None:
-        """Add (rows, width) to rows that differ from each other."""
+        """Add (rows, width) to these rows, all of them different."""
         self.write(rows, self.read(rows).add_(values))
 
     def sync(self) -> None:
-        """Have everything that was written on the disk."""
+        """Sync everything to the disk."""
         os.fsync(self._descriptor)
 
     def close(self) -> None:
@@ -177,7 +177,7 @@ def _bytes_of(values: Tensor) -> memoryview:
 
 
 def _runs(rows: Tensor) -> Iterator[tuple[int, int]]:
-    """Bounds of the stretches of neighbouring ids, in the order of `rows`."""
+    """Bounds of the runs of consecutive ids, in the order of `rows`."""
     if not rows.numel():
         return
     breaks = (rows.diff() != 1).nonzero()[:, 0] + 1
@@ -193,5 +193,5 @@ def _transfer(
     while view:
         count = call(descriptor, [view], offset)
         if count == 0:
-            raise EOFError(f"the file ends at byte {offset}, {len(view)} more were wanted")
+            raise EOFError(f"the file ends at byte {offset}, {len(view)} more are needed")
         view, offset = view[count:], offset + count

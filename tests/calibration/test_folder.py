@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ernie_calibration.folder import folder_samples
-from ernie_calibration.sample import Sample, Turn
+from ernie_calibration.sample import Sample, SampleTurn
 from ernie_calibration.turn_files import MAX_TEXT_BYTES
 from ernie_local.errors import InputUnreadable
 
@@ -45,7 +45,9 @@ def test_texts_belong_to_the_image_of_their_name(tmp_path: Path) -> None:
     (tmp_path / "chart.json").write_text(json.dumps({"turns": turns}))
     (tmp_path / "letter.txt").write_text("Dear Sir,\nall is well.")
     samples, _ = read(tmp_path)
-    assert samples["folder/bill.png"].turns == (Turn("Read the text.", "Café\nTotal 3.50", "transcript"),)
+    assert samples["folder/bill.png"].turns == (
+        SampleTurn("Read the text.", "Café\nTotal 3.50", "transcript"),
+    )
     assert [turn.answer for turn in samples["folder/chart.png"].turns] == ["7", "9"]
     letter = samples["folder/letter.txt"]
     assert (letter.images, letter.turns[0].answer) == ((), "Dear Sir,\nall is well.")

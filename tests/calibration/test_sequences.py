@@ -6,14 +6,17 @@ import pytest
 from PIL import Image
 
 import ernie_local
-from ernie_calibration.sample import Sample, Turn
+from ernie_calibration.sample import Sample, SampleTurn
 from ernie_calibration.sequences import SampleEncoder
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.errors import InputUnreadable
 from ernie_local.text.template import ChatTemplate, Message, encode_segments
 
 IMAGE = Image.new("RGB", (308, 196), "white")
-TURNS = (Turn("What is the total?", "12.50", "total"), Turn("And the date?", "2024-05-01", "date"))
+TURNS = (
+    SampleTurn("What is the total?", "12.50", "total"),
+    SampleTurn("And the date?", "2024-05-01", "date"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ import pytest
 from ernie_calibration.documents.language import CODES, load_language
 from ernie_calibration.documents.names import DocumentNames
 from ernie_calibration.names import of_world
-from ernie_calibration.sample import Turn
+from ernie_calibration.sample import SampleTurn
 from ernie_calibration.texts import arithmetic, make_texts, programs, prose
 
-Maker = Callable[[Random, DocumentNames], Turn]
+Maker = Callable[[Random, DocumentNames], SampleTurn]
 
 
-def drawn(maker: Maker, count: int = 20, held_out: bool = False) -> list[Turn]:
+def drawn(maker: Maker, count: int = 20, held_out: bool = False) -> list[SampleTurn]:
     """Turns with names in all languages."""
     turns = []
     for seed in range(count):

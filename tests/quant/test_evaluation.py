@@ -230,7 +230,7 @@ def test_kept_results_of_another_model_or_damaged_ones_are_refused(
         Evaluation(job(cache, reference=find_candidate(str(permuted))))
     damaged = tmp_path / "damaged"
     damaged.write_bytes(cache.read_bytes()[:-10])
-    with pytest.raises(UsageError, match="no file of a reference's results"):
+    with pytest.raises(UsageError, match="not a file of a reference's results"):
         Evaluation(job(damaged))
     with pytest.raises(UsageError, match="cannot be written"):
         Evaluation(job(tmp_path / "missing" / "file"))

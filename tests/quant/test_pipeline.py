@@ -205,7 +205,7 @@ def test_other_work_is_not_gone_on_with(
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no work to go on with"):
+    with pytest.raises(UsageError, match="no work to resume"):
         quantize_checkpoint(Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn"), resume="required"))
 
 

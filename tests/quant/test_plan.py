@@ -19,7 +19,7 @@ from ernie_quant.job import Job
 from ernie_quant.pipeline import plan_checkpoint, quantize_checkpoint
 from ernie_quant.plan import rehearse
 from ernie_quant.recipe import Recipe
-from ernie_quant.source import Source
+from ernie_quant.source import FloatSource
 
 CONFIG = read_config(NANO_DIRECTORY)
 TABLES = format_tables(CONFIG, FormatChoice("w2"))
@@ -68,7 +68,7 @@ def test_a_rehearsal_that_cannot_save_fails_before_the_work(tmp_path: Path) -> N
         open_checkpoint(NANO_DIRECTORY, CONFIG) as checkpoint,
         pytest.raises(DoesNotFit, match=r"a page of [0-9]+ bytes cannot be written"),
     ):
-        rehearse(Source(checkpoint), CONFIG, TABLES, Recipe(), tmp_path / "not there")
+        rehearse(FloatSource(checkpoint), CONFIG, TABLES, Recipe(), tmp_path / "not there")
 
 
 def test_no_room_for_hidden_states_is_told_before_the_work(

@@ -24,7 +24,7 @@ from ernie_quant.grid import round_to_grid, search_grid
 from ernie_quant.losses import expert_outputs, option_losses
 from ernie_quant.measurements import Measurements
 from ernie_quant.probe import EXPERT_FORMATS, measurements_in, probe_sequences
-from ernie_quant.source import Source
+from ernie_quant.source import FloatSource
 
 CONFIG = read_config(NANO_DIRECTORY)
 
@@ -84,7 +84,7 @@ def test_a_copy_ends_where_the_rounded_model_does(
     ]
     experts = model.network.experts
     with open_checkpoint(NANO_DIRECTORY, CONFIG) as checkpoint:
-        source = Source(checkpoint)
+        source = FloatSource(checkpoint)
         for bank in ("text", "vision"):
             for expert_id in range(CONFIG.text.banks[0].num_experts):
                 weights = source.expert(2, bank, expert_id)

@@ -14,16 +14,16 @@ from ernie_calibration.documents.sheet import Sheet
 from ernie_calibration.drawn_image import DrawnImage, Question, Run, join
 from ernie_calibration.names import Choice, of_world
 
-PageShape = Literal["portrait", "landscape", "strip"]
+SheetShape = Literal["portrait", "landscape", "strip"]
 LONG_SIDES = (700, 1600)
 # Height over width.
-RATIOS: dict[PageShape, tuple[float, ...]] = {
+RATIOS: dict[SheetShape, tuple[float, ...]] = {
     "portrait": (1.414, 1.294),
     "landscape": (0.707, 0.773, 0.62),
     "strip": (1.9, 2.2, 1.6),
 }
 # Widths of a page in sizes of its letters.
-LETTERS_ACROSS: dict[PageShape, tuple[int, int]] = {
+LETTERS_ACROSS: dict[SheetShape, tuple[int, int]] = {
     "portrait": (36, 56),
     "landscape": (48, 72),
     "strip": (22, 30),
@@ -107,7 +107,7 @@ class Draft:
         return DrawnImage(kind, image, image.width, image.height, tuple(lines), asked)
 
 
-def new_draft(random: Random, language: Language, held_out: bool, shape: PageShape) -> Draft:
+def new_draft(random: Random, language: Language, held_out: bool, shape: SheetShape) -> Draft:
     """A page of a random size of `shape`, in a typeface that has the language's letters."""
     long_side = random.randint(*LONG_SIDES)
     ratio = random.choice(RATIOS[shape])

@@ -6,7 +6,7 @@ from random import Random
 
 from ernie_calibration.documents.language import CODES, load_language
 from ernie_calibration.documents.names import DocumentNames
-from ernie_calibration.sample import Turn
+from ernie_calibration.sample import SampleTurn
 from ernie_calibration.texts.arithmetic import make_sum
 from ernie_calibration.texts.programs import make_program
 from ernie_calibration.texts.prose import make_prose
@@ -18,7 +18,7 @@ MOST_TURNS = 6
 ENGLISH_WEIGHT = 4  # against 1 for each of the other languages
 
 
-def make_texts(seed: int | str, *, held_out: bool = False) -> tuple[Turn, ...]:
+def make_texts(seed: int | str, *, held_out: bool = False) -> tuple[SampleTurn, ...]:
     """One to six unrelated turns of kind "text" that `seed` stands for, with names of one language.
 
     Held-out texts have names, sentences, forms of questions, sums and programs that no other text has.

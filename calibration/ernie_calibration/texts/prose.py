@@ -8,7 +8,7 @@ from ernie_calibration.charts.series import Series, draw_series, transcript
 from ernie_calibration.documents.language import CODES, Language, load_language
 from ernie_calibration.documents.names import DocumentNames
 from ernie_calibration.names import NameSource, of_world
-from ernie_calibration.sample import Turn
+from ernie_calibration.sample import SampleTurn
 
 TRANSLATE = ("Translate into {}: {}", "What is this in {}? {}", "Write in {}: {}", "Say this in {}: {}")
 LETTER = (
@@ -96,7 +96,7 @@ CARE = (
 )
 
 
-def make_prose(random: Random, names: DocumentNames) -> Turn:
+def make_prose(random: Random, names: DocumentNames) -> SampleTurn:
     """One of the kinds; both worlds have all kinds, with names, sentences and words of their own."""
     return random.choice(MAKERS)(random, names)
 
@@ -116,7 +116,7 @@ def fill(sentence: str, names: DocumentNames, values: dict[str, str] | None = No
     return sentence.format(**drawn | (values or {}))
 
 
-def _letter(random: Random, names: DocumentNames) -> Turn:
+def _letter(random: Random, names: DocumentNames) -> SampleTurn:
     language, person = names.language, names.person()
     subject = names.choose(language.subjects)
     sentences = of_world(language.sentences, names.held_out)
@@ -130,10 +130,10 @@ def _letter(random: Random, names: DocumentNames) -> Turn:
         *(text for text in paragraphs if text),
         f"{names.choose(language.closings)}\n{names.person()}",
     ]
-    return Turn(names.choose(LETTER).format(person, subject), "\n\n".join(lines), "text")
+    return SampleTurn(names.choose(LETTER).format(person, subject), "\n\n".join(lines), "text")
 
 
-def _translation(random: Random, names: DocumentNames) -> Turn:
+def _translation(random: Random, names: DocumentNames) -> SampleTurn:
     """Line `n` of `sentences` says the same in every language."""
     other = load_language(
         random.choice([code for code in CODES if load_language(code) is not names.language])
@@ -153,7 +153,7 @@ def _translation(random: Random, names: DocumentNames) -> Turn:
         asked.append(fill(names.language.sentences[place], names, values))
         answered.append(fill(other.sentences[place], names, values))
     question = names.choose(TRANSLATE).format(other.name, _blank(names.language).join(asked))
-    return Turn(question, _blank(other).join(answered), "text")
+    return SampleTurn(question, _blank(other).join(answered), "text")
 
 
 def _blank(language: Language) -> str:
@@ -161,7 +161,7 @@ def _blank(language: Language) -> str:
     return " " if language.spaced else ""
 
 
-def _explanation(random: Random, names: DocumentNames) -> Turn:
+def _explanation(random: Random, names: DocumentNames) -> SampleTurn:
     """About a thing that may not exist; the words vary, the grammar is set."""
     thing, other = names.item().lower(), names.item().lower()
     material, second = random.sample(of_world(MATERIALS, names.held_out), 2)
@@ -180,10 +180,10 @@ def _explanation(random: Random, names: DocumentNames) -> Turn:
     question = random.choice(
         ("What is a {}, and what is it for?", "Explain what a {} is.", "Tell me about the {}.")
     )
-    return Turn(question.format(thing), " ".join(kept), "text")
+    return SampleTurn(question.format(thing), " ".join(kept), "text")
 
 
-def _list(random: Random, names: DocumentNames) -> Turn:
+def _list(random: Random, names: DocumentNames) -> SampleTurn:
     items = names.items(random.randint(4, 12))
     orders = {
         "alphabetically": sorted(items),
@@ -192,14 +192,16 @@ def _list(random: Random, names: DocumentNames) -> Turn:
     }
     order, done = random.choice(list(orders.items()))
     lines = [f"{number}. {item}" for number, item in enumerate(done, 1)]
-    return Turn(f"Write these as a numbered list, {order}: {', '.join(items)}", "\n".join(lines), "text")
+    return SampleTurn(
+        f"Write these as a numbered list, {order}: {', '.join(items)}", "\n".join(lines), "text"
+    )
 
 
-def _summary(random: Random, names: DocumentNames) -> Turn:
+def _summary(random: Random, names: DocumentNames) -> SampleTurn:
     source = NameSource(random, names.held_out)
     series = draw_series(random, source, random.randint(1, 3), random.randint(3, 8))
     question = f"{random.choice(SUMMARY)}\n\n{transcript(random, series)}"
-    return Turn(question, " ".join(_told(series)), "text")
+    return SampleTurn(question, " ".join(_told(series)), "text")
 
 
 def _told(series: Series) -> list[str]:

@@ -1,7 +1,4 @@
-"""One turn as two models did it: divergence where the answer is written, experts chosen, both answers.
-
-Owns what is compared with what. Knows nothing of files, and adds nothing up over turns.
-"""
+"""Compares one turn of two models: divergence where the answer is written, experts chosen, both answers."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ernie_calibration.generated import LONG_KINDS
-from ernie_calibration.sample import Turn
+from ernie_calibration.sample import SampleTurn
 from ernie_calibration.scoring import exact_match, score
 from ernie_local.config import ModelConfig
 from ernie_local.errors import ErnieLocalError, ModelUnusable
@@ -29,20 +26,20 @@ Head = Callable[[torch.Tensor], torch.Tensor]  # states (rows, hidden_size) -> l
 
 
 def head_of(model: ErnieModel) -> Head:
-    """The head of a model, wherever that computes."""
+    """The head of a model, on the device of the model."""
     return lambda states: model.logits(states.to(model.device))
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """divergence: (positions,) nats; agrees: (positions,), whether the likeliest token is the same.
+    """divergence: (positions,) nats; agrees: (positions,), whether both have the same most likely token.
 
     same_experts: (MoE layers, banks) sums over tokens of the share of chosen experts that are the same;
     bank_tokens: (banks,), the tokens of each.
     """
 
     document: str
-    turn: Turn
+    turn: SampleTurn
     divergence: NDArray[numpy.float64]
     agrees: NDArray[numpy.bool_]
     same_experts: NDArray[numpy.float64]
@@ -52,12 +49,12 @@ class Comparison:
 
     @property
     def is_question(self) -> bool:
-        """Whether one short answer is right; long ones are never the same to the letter."""
+        """Whether exactly one short answer is right; long answers never match to the letter."""
         return self.turn.kind not in LONG_KINDS
 
     @property
     def exact(self) -> tuple[bool, bool]:
-        """Whether the reference's answer, and the other's, is the right one letter for letter."""
+        """Whether the answers of the reference and of the other model are right to the letter."""
         return (
             bool(exact_match(self.reference_answer, self.turn.answer)),
             bool(exact_match(self.answer, self.turn.answer)),
@@ -65,14 +62,14 @@ class Comparison:
 
     @property
     def scores(self) -> tuple[float, float]:
-        """The reference's and the other's, by the measure of the turn's kind."""
+        """Scores of both answers by the measure of the turn's kind."""
         kind, expected = self.turn.kind, self.turn.answer
         return score(kind, self.reference_answer, expected), score(kind, self.answer, expected)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparer:
-    """Holds observations of one model against the reference's of the same turns."""
+    """Compares observations of one model with the reference's of the same turns."""
 
     reference_head: Head
     head: Head
@@ -80,7 +77,7 @@ class Comparer:
     vision_rule: VisionRule
 
     def compare(self, reference: Observation, other: Observation) -> Comparison:
-        """ModelUnusable where the two did not read the same; ErnieLocalError for logits that are NaN."""
+        """ModelUnusable if their inputs differ; ErnieLocalError if the divergence is not finite."""
         if (reference.document, reference.turn, reference.prompt_identity) != (
             other.document,
             other.turn,
@@ -89,8 +86,8 @@ class Comparer:
             raise ModelUnusable(
                 f"{other.document}: the checkpoint reads {len(other.token_ids)} tokens that are not the "
                 f"{len(reference.token_ids)} of the reference",
-                "its tokenizer, chat template or settings for images are others",
-                "use the reference's files beside config.json and the weights",
+                "its tokenizer, chat template or settings for images differ",
+                "copy these files from the reference",
             )
         differences, agreements = [], []
         for start in range(0, len(reference.states), _ROWS_AT_A_TIME):
@@ -125,7 +122,7 @@ class Comparer:
 
 
 def same_experts(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """The share of each token's experts that both chose, whatever their order: (..., tokens, top_k) of each,
+    """The share of each token's experts that both chose, in any order: (..., tokens, top_k) of each,
     -> (..., tokens) float64.
     """
     return (first[..., :, None] == second[..., None, :]).any(dim=-1).double().mean(dim=-1)
@@ -134,7 +131,7 @@ def same_experts(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 def divergence(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """KL(reference || other) in nats of each row of logits: (rows, vocab) each -> (rows,) float64.
 
-    In float64, as near zero the terms of float32 leave more rounding than divergence.
+    In float64, because near zero float32 gives more rounding error than divergence.
     """
     first = torch.log_softmax(reference.double(), dim=-1)  # (rows, vocab)
     second = torch.log_softmax(other.double(), dim=-1)

@@ -1,7 +1,7 @@
-"""What the reference did, kept in a file, and its head: enough to compare without its other weights.
+"""Stores what the reference did, and loads its head: enough to compare without its other weights.
 
-Final hidden states take 5 KB a position of the original where logits would take 400, and its own head makes
-the very same logits of them. Owns that file and its identity. Knows nothing of checkpoints.
+Final hidden states take 5 KB a position for the original, logits would take 400 KB; its own head makes the
+same logits of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ernie_calibration.sample import Turn
+from ernie_calibration.sample import SampleTurn
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, UsageError
@@ -29,7 +29,7 @@ _IDENTITY, _TURNS = "identity", "turns"
 
 
 def load_head(directory: Path, dtype: str, device: str) -> ErnieModel:
-    """The head of the model in `directory`: its `logits` works, and little else of it is there.
+    """The head of the model in `directory`: little else than its `logits` works.
 
     Errors as those of `ernie_local.load`.
     """
@@ -40,17 +40,17 @@ def load_head(directory: Path, dtype: str, device: str) -> ErnieModel:
 
 
 def check_place(path: Path) -> None:
-    """Raise UsageError unless a file can be written there: known before hours of work, not behind them."""
+    """Raise UsageError unless a file can be written there; checked before hours of work."""
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(
             f"{path} cannot be written",
-            "it is a directory, or its directory is missing or not yours to write to",
-            "name a file in a directory of your own",
+            "it is a directory, or its directory is missing or not writable",
+            "name a file in a writable directory",
         )
 
 
 def save_observations(path: Path, identity: Mapping[str, str], observations: Sequence[Observation]) -> None:
-    """Write the file in one step; DoesNotFit, with nothing left over, where the disk is full."""
+    """Write the file in one step; DoesNotFit, with nothing left behind, if the disk is full."""
     turns = [
         {
             "document": observed.document,
@@ -76,12 +76,12 @@ def save_observations(path: Path, identity: Mapping[str, str], observations: Seq
         raise DoesNotFit(
             f"{num_bytes} bytes of the reference's results cannot be written to {path}",
             str(error),
-            "free that much on the disk, or name a file on another one",
+            "free that much on the disk, or name a file on another disk",
         ) from error
 
 
 def load_observations(path: Path, identity: Mapping[str, str]) -> list[Observation]:
-    """What `save_observations` wrote. UsageError where it is of another identity, or no such file."""
+    """Read what `save_observations` wrote. UsageError for another identity or any other file."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -89,16 +89,16 @@ def load_observations(path: Path, identity: Mapping[str, str]) -> list[Observati
             states, choices = file.get_tensor("states"), file.get_tensor("choices")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UsageError(
-            f"{path} is no file of a reference's results: {error}",
-            "it was damaged, or something else wrote it",
+            f"{path} is not a file of a reference's results: {error}",
+            "it is damaged, or was written by something else",
             "delete it, or name another file",
         ) from error
     differing = sorted(name for name in {*before, *identity} if before.get(name) != identity.get(name))
     if differing:
         raise UsageError(
             f"{path} holds results of another reference: {', '.join(differing)} differ",
-            "comparing with them would mean nothing",
-            "give the model and options of before, or name another file",
+            "a comparison with them would be meaningless",
+            "use the model and options of that file, or name another file",
         )
     observations = []
     first_state = first_token = 0
@@ -108,7 +108,7 @@ def load_observations(path: Path, identity: Mapping[str, str]) -> list[Observati
         observations.append(
             Observation(
                 document=entry["document"],
-                turn=Turn(**entry["turn"]),
+                turn=SampleTurn(**entry["turn"]),
                 prompt_identity=entry["prompt_identity"],
                 token_ids=token_ids,
                 forced_ids=token_ids[num_tokens - num_forced :],

@@ -27,11 +27,11 @@ class Estimate:
 
 
 def bootstrap_ratio(sums: ArrayLike, counts: ArrayLike, seed: int = 0) -> Estimate:
-    """sum(sums) / sum(counts), with an interval from drawing whole documents anew.
+    """sum(sums) / sum(counts), with an interval from resampling whole documents.
 
-    sums, counts: (documents,), what each document adds to either. Positions of one document depend on each
-    other, so that drawing them one by one would promise too much (Efron's percentile bootstrap, of clusters).
-    ValueError where no document counts.
+    sums, counts: (documents,), the contributions of each document. Positions of one document depend on each
+    other, so resampling single positions would give too narrow an interval (Efron's percentile bootstrap, of
+    clusters). ValueError if all counts are 0.
     """
     totals = numpy.asarray(sums, dtype=numpy.float64)
     weights = numpy.asarray(counts, dtype=numpy.float64)
@@ -48,16 +48,16 @@ def bootstrap_ratio(sums: ArrayLike, counts: ArrayLike, seed: int = 0) -> Estima
 
 
 def quantiles(values: ArrayLike, shares: tuple[float, ...]) -> list[float]:
-    """The values below which these shares of all lie."""
+    """The values below which these shares of all values lie."""
     found: NDArray[numpy.float64] = numpy.quantile(numpy.asarray(values, dtype=numpy.float64), shares)
     return [float(value) for value in found]
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p that two answerers of the same questions are equally good, exactly.
+    """Exact two-sided p-value that two models answer the same questions equally well.
 
-    only_first, only_second: questions that one of them alone got right. Under the hypothesis each of them was
-    the toss of a coin (McNemar 1947, with the binomial in place of chi squared).
+    only_first, only_second: questions that only one of them got right. Under the hypothesis each is a coin
+    toss (McNemar 1947, with the binomial in place of chi squared).
     """
     num_tosses = only_first + only_second
     tail = sum(comb(num_tosses, heads) for heads in range(min(only_first, only_second) + 1))
@@ -66,7 +66,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """KL(reference || checkpoint) in nats, and whether both find the same token likeliest, over positions."""
+    """KL(reference || checkpoint) in nats, and whether both have the same most likely token."""
 
     positions: int
     mean: Estimate
@@ -78,7 +78,7 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Questions, long turns left out, and how many each answers to the letter; no share of 0 questions.
+    """Questions without long turns, and how many each model answers to the letter; no share of 0 questions.
 
     p_value: of McNemar's exact test on the flips.
     """
@@ -107,8 +107,8 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Routing:
-    """The share of chosen experts that the reference chose as well, of one bank in one layer."""
+class RoutingAgreement:
+    """The share of chosen experts that the reference also chose, for one bank in one layer."""
 
     layer: int
     bank: Bank
@@ -123,11 +123,11 @@ class Summary:
     divergence: Divergence
     answers: Answers
     tasks: tuple[Task, ...]
-    routing: tuple[Routing, ...]
+    routing: tuple[RoutingAgreement, ...]
     routing_agreement: float | None
 
 
-def summarize(comparisons: Sequence[Comparison], text: TextConfig, seed: int = 0) -> Summary:
+def summarize_comparisons(comparisons: Sequence[Comparison], text: TextConfig, seed: int = 0) -> Summary:
     """Figures of at least one comparison. text: of the model; seed: of the resampling."""
     moe_layers = [layer_id for layer_id, has_experts in enumerate(text.moe_layers) if has_experts]
     documents = list(dict.fromkeys(each.document for each in comparisons))
@@ -168,7 +168,7 @@ def summarize(comparisons: Sequence[Comparison], text: TextConfig, seed: int = 0
     same = numpy.sum([each.same_experts for each in comparisons], axis=0)  # (MoE layers, banks)
     tokens = numpy.sum([each.bank_tokens for each in comparisons], axis=0)  # (banks,)
     routing = tuple(
-        Routing(layer_id, bank.name, int(tokens[column]), float(same[row, column] / tokens[column]))
+        RoutingAgreement(layer_id, bank.name, int(tokens[column]), float(same[row, column] / tokens[column]))
         for row, layer_id in enumerate(moe_layers)
         for column, bank in enumerate(text.banks)
         if tokens[column]
