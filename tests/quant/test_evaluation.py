@@ -107,17 +107,17 @@ def test_states_are_those_of_one_pass_over_prompt_and_right_answer(
     turns = [(sample, turn) for sample in held_out_samples(SAMPLES) for turn in sample.turns]
     assert len(turns) == len(observed) == SAMPLES + 2
     for (sample, turn), seen in zip(turns, observed, strict=True):
-        assert (seen.document, seen.turn) == (sample.name, turn)
-        assert nano.tokenizer.decode(seen.forced_ids) == turn.answer
-        num_prompt = len(seen.token_ids) - len(seen.forced_ids)
-        tail = nano.tokenizer.decode(seen.token_ids[num_prompt - 8 : num_prompt])
+        assert (seen.asked.document, seen.asked.turn) == (sample.name, turn)
+        assert nano.tokenizer.decode(seen.asked.forced_ids) == turn.answer
+        num_prompt = len(seen.asked.token_ids) - len(seen.asked.forced_ids)
+        tail = nano.tokenizer.decode(seen.asked.token_ids[num_prompt - 8 : num_prompt])
         assert tail.endswith("\n\n</think>\n\n")
-        logits = nano.logits(seen.token_ids, sample.images)
+        logits = nano.logits(seen.asked.token_ids, sample.images)
         expected = logits[num_prompt - 1 :]
         found = nano.network.logits(seen.states)
         assert found.shape == expected.shape
         assert torch.allclose(found, expected, atol=1e-3)
-        choices = torch.stack(nano.router_choices(seen.token_ids, sample.images)[1:])
+        choices = torch.stack(nano.router_choices(seen.asked.token_ids, sample.images)[1:])
         assert float(same_experts(seen.choices, choices).mean()) > 0.999
 
 
@@ -125,8 +125,10 @@ def test_own_answers_are_those_of_a_chat(nano: LoadedModel, observed: list[Obser
     images = {sample.name: sample.images for sample in held_out_samples(SAMPLES)}
     for seen in observed:
         chat = ernie_local.Chat(nano)
-        pieces = chat.ask(seen.turn.question, images=images[seen.document], thinking=False, max_tokens=400)
-        assert seen.answer == "".join(piece.text for piece in pieces)
+        pieces = chat.ask(
+            seen.asked.turn.question, images=images[seen.asked.document], thinking=False, max_tokens=400
+        )
+        assert seen.asked.answer == "".join(piece.text for piece in pieces)
 
 
 def test_a_checkpoint_against_itself_differs_in_nothing(evaluation: Evaluation) -> None:
@@ -287,8 +289,11 @@ def test_another_model_or_other_files_are_told(
     with pytest.raises(ModelUnusable, match="has vocab_size 96, the reference 432"):
         check_comparable(find_candidate("nano"), find_candidate(str(tiny_checkpoint)))
     comparer = Comparer(head_of(nano.network), head_of(nano.network), nano.config, "tags")
+    other = dataclasses.replace(
+        observed[0], asked=dataclasses.replace(observed[0].asked, prompt_identity="other")
+    )
     with pytest.raises(ModelUnusable, match="tokenizer, chat template or settings for images"):
-        comparer.compare(observed[0], dataclasses.replace(observed[0], prompt_identity="other"))
+        comparer.compare(observed[0], other)
     shutil.copytree(NANO_DIRECTORY, tmp_path / "nano")
     settings = tmp_path / "nano" / "preprocessor_config.json"
     values = json.loads(settings.read_text())

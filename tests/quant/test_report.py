@@ -140,7 +140,7 @@ def test_small_pages_have_errors_of_their_own() -> None:
     cells = Page(html_page(dual)).cells
     start = cells.index("0.3100")
     assert cells[start : start + 4] == ["0.3100", "0.0200", "0.4321", "0.1234"]
-    assert "second, small page beside that, in w2s" in html_page(dual)
+    assert "second, small page in w2s" in html_page(dual)
     assert "small" not in html_page(plain)
     expert = json.loads(dual.to_json())["experts"][1]
     assert (expert["small_format"], expert["small_down_error"]) == ("w2s", 0.1234)

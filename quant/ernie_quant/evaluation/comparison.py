@@ -78,14 +78,15 @@ class Comparer:
 
     def compare(self, reference: Observation, other: Observation) -> Comparison:
         """ModelUnusable if their inputs differ; ErnieLocalError if the divergence is not finite."""
-        if (reference.document, reference.turn, reference.prompt_identity) != (
-            other.document,
-            other.turn,
-            other.prompt_identity,
+        asked, read = reference.asked, other.asked
+        if (asked.document, asked.turn, asked.prompt_identity) != (
+            read.document,
+            read.turn,
+            read.prompt_identity,
         ):
             raise ModelUnusable(
-                f"{other.document}: the checkpoint reads {len(other.token_ids)} tokens that are not the "
-                f"{len(reference.token_ids)} of the reference",
+                f"{read.document}: the checkpoint reads {len(read.token_ids)} tokens that are not the "
+                f"{len(asked.token_ids)} of the reference",
                 "its tokenizer, chat template or settings for images differ",
                 "copy these files from the reference",
             )
@@ -100,24 +101,24 @@ class Comparer:
         different = torch.cat(differences)
         if not bool(different.isfinite().all()):
             raise ErnieLocalError(
-                f"{other.document}: the divergence is {float(different.sum())}, not a number",
+                f"{asked.document}: the divergence is {float(different.sum())}, not a number",
                 "weights or activations overflowed in one of the two models",
                 "run `ernie-local verify` on both, or use --dtype float32",
             )
-        is_vision = token_types(reference.token_ids, self.config.media, self.vision_rule) != TEXT
+        is_vision = token_types(asked.token_ids, self.config.media, self.vision_rule) != TEXT
         same = same_experts(reference.choices, other.choices)  # (MoE layers, tokens)
         in_bank = is_vision.new_empty(len(is_vision), len(self.config.text.banks))
         for column, bank in enumerate(self.config.text.banks):
             in_bank[:, column] = served_tokens(bank, is_vision)
         return Comparison(
-            document=reference.document,
-            turn=reference.turn,
+            document=asked.document,
+            turn=asked.turn,
             divergence=different.numpy(),
             agrees=torch.cat(agreements).numpy(),
             same_experts=(same @ in_bank.double()).numpy(),
             bank_tokens=in_bank.sum(dim=0).numpy(),
-            reference_answer=reference.answer,
-            answer=other.answer,
+            reference_answer=asked.answer,
+            answer=read.answer,
         )
 
 

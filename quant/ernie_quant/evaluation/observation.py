@@ -32,22 +32,38 @@ ForcedIds = Callable[[int, SampleTurn, str], Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class AskedTurn:
     """One turn, asked as the first question of a chat, without thinking.
 
-    prompt_identity: of the prompt's ids and images. states: (positions, hidden_size), what the head makes
-    logits of, where the model chooses the first id of the answer, each next one, and its end: one more than
-    `forced_ids`. choices: (MoE layers, tokens, top_k) integers, of all tokens of prompt and forced answer.
+    prompt_identity: of the prompt's ids and images. token_ids: of the prompt and the answer that the model is
+    forced to read, which are the last `num_forced`. answer: the model's own.
     """
 
     document: str
     turn: SampleTurn
     prompt_identity: str
     token_ids: tuple[int, ...]
-    forced_ids: tuple[int, ...]
+    num_forced: int
+    answer: str
+
+    @property
+    def forced_ids(self) -> tuple[int, ...]:
+        """Ids of the forced answer."""
+        return self.token_ids[len(self.token_ids) - self.num_forced :]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a model did with a turn.
+
+    states: (positions, hidden_size), from which the head makes logits of the first id of the answer, of each
+    next one, and of its end: one more than forced ids. choices: (MoE layers, tokens, top_k) integers, of all
+    tokens.
+    """
+
+    asked: AskedTurn
     states: torch.Tensor
     choices: torch.Tensor
-    answer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +116,15 @@ class Observer:
         if forced:
             states = torch.cat([states, self._states(engine, forced, ())])
         engine.on_route = None  # breaks a reference cycle, so that the memory is freed at once
-        return Observation(
-            document=document,
-            turn=turn,
+        asked = AskedTurn(
+            document,
+            turn,
             prompt_identity=calibration_identity([prompt]),
             token_ids=(*prompt.token_ids, *forced),
-            forced_ids=forced,
-            states=states,
-            choices=_moe_choices(routes, engine.length),
+            num_forced=len(forced),
             answer=answer,
         )
+        return Observation(asked, states, _moe_choices(routes, engine.length))
 
     def _states(self, engine: Engine, token_ids: Sequence[int], patches: Sequence[Patches]) -> torch.Tensor:
         network = self._model.network

@@ -6,24 +6,23 @@ same logits of them.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ernie_calibration.sample import SampleTurn
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.loading.build import build_head
 from ernie_local.loading.options import WEIGHT_DTYPES, find_device, find_dtype
 from ernie_local.model.ernie import ErnieModel
-from ernie_quant.evaluation.observation import Observation
+from ernie_quant.evaluation.observation import AskedTurn, Observation
 
 _IDENTITY, _TURNS = "identity", "turns"
 
@@ -51,24 +50,14 @@ def check_place(path: Path) -> None:
 
 def save_observations(path: Path, identity: Mapping[str, str], observations: Sequence[Observation]) -> None:
     """Write the file in one step; DoesNotFit, with nothing left behind, if the disk is full."""
-    turns = [
-        {
-            "document": observed.document,
-            "turn": dataclasses.asdict(observed.turn),
-            "prompt_identity": observed.prompt_identity,
-            "token_ids": observed.token_ids,
-            "num_forced": len(observed.forced_ids),
-            "answer": observed.answer,
-        }
-        for observed in observations
-    ]
+    turns = msgspec.json.encode([observed.asked for observed in observations])
     tensors = {
         "states": torch.cat([observed.states for observed in observations]),
         "choices": torch.cat([observed.choices for observed in observations], dim=1).contiguous(),
     }
     new = path.with_name(f"{path.name}.new")
     try:
-        save_file(tensors, new, {_IDENTITY: json.dumps(dict(identity)), _TURNS: json.dumps(turns)})
+        save_file(tensors, new, {_IDENTITY: json.dumps(dict(identity)), _TURNS: turns.decode()})
         new.replace(path)
     except (OSError, SafetensorError) as error:
         new.unlink(missing_ok=True)
@@ -85,9 +74,10 @@ def load_observations(path: Path, identity: Mapping[str, str]) -> list[Observati
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            before, turns = json.loads(metadata[_IDENTITY]), json.loads(metadata[_TURNS])
+            before = msgspec.json.decode(metadata[_IDENTITY], type=dict[str, str])
+            turns = msgspec.json.decode(metadata[_TURNS], type=list[AskedTurn])
             states, choices = file.get_tensor("states"), file.get_tensor("choices")
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, msgspec.MsgspecError) as error:
         raise UsageError(
             f"{path} is not a file of a reference's results: {error}",
             "it is damaged, or was written by something else",
@@ -102,21 +92,10 @@ def load_observations(path: Path, identity: Mapping[str, str]) -> list[Observati
         )
     observations = []
     first_state = first_token = 0
-    for entry in turns:
-        num_tokens, num_forced = len(entry["token_ids"]), entry["num_forced"]
-        token_ids = tuple(entry["token_ids"])
+    for asked in turns:
+        after_states, after_tokens = first_state + asked.num_forced + 1, first_token + len(asked.token_ids)
         observations.append(
-            Observation(
-                document=entry["document"],
-                turn=SampleTurn(**entry["turn"]),
-                prompt_identity=entry["prompt_identity"],
-                token_ids=token_ids,
-                forced_ids=token_ids[num_tokens - num_forced :],
-                states=states[first_state : first_state + num_forced + 1],
-                choices=choices[:, first_token : first_token + num_tokens],
-                answer=entry["answer"],
-            )
+            Observation(asked, states[first_state:after_states], choices[:, first_token:after_tokens])
         )
-        first_state += num_forced + 1
-        first_token += num_tokens
+        first_state, first_token = after_states, after_tokens
     return observations

@@ -102,7 +102,7 @@ class Evaluation:
             head_of(self._head), head_of(model.network), model.config, model.settings.vision_rule
         )
         observed = Observer(model).observe(
-            self._job.draw(), lambda index, _turn, _own: self._observations[index].forced_ids
+            self._job.draw(), lambda index, _turn, _own: self._observations[index].asked.forced_ids
         )
         told = self._job.told(candidate.name, observed)
         return [comparer.compare(*pair) for pair in zip(self._observations, told, strict=True)]

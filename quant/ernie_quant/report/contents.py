@@ -24,16 +24,28 @@ from ernie_quant.work import version_identity
 
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 _COLUMNS = "{:<8}{:>6}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}"
-_HEADER = ("bank", "layer", "experts", "tokens", "none", "scarce", "least", "10 %", "median", "90 %", "most")
+COVERAGE_HEADER = (
+    "bank",
+    "layer",
+    "experts",
+    "tokens",
+    "none",
+    "scarce",
+    "least",
+    "10 %",
+    "median",
+    "90 %",
+    "most",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Of one bank in one layer, or in all of them where `layer` is None.
+    """Coverage of one bank in one layer, or in all layers if `layer` is None.
 
-    tokens: of the bank, each of which visits several experts. unreached: experts that no token visits.
-    scarce: experts with fewer visits than a matrix has columns, those that none visits included.
-    quantiles: least, 10 %, median, 90 % and most visits of an expert.
+    tokens: of the bank; each visits several experts. unreached: experts without a token. scarce: experts with
+    fewer tokens than a matrix has columns, including those without any. quantiles: least, 10 %, median, 90 %
+    and most tokens of an expert.
     """
 
     bank: Bank
@@ -48,7 +60,7 @@ class Coverage:
 def measure_coverage(
     reports: Mapping[tuple[int, Bank, int], ExpertReport], columns: int, experts_per_token: int
 ) -> list[Coverage]:
-    """For each bank all layers together, then each one; empty where nothing was calibrated."""
+    """For each bank, all layers together and then each one; empty without calibration."""
     rows: list[Coverage] = []
     for bank in dict.fromkeys(bank for _, bank, _ in reports):
         visits: dict[int, list[int]] = {}
@@ -75,24 +87,19 @@ def _row(bank: Bank, layer: int | None, counts: list[int], tokens: int, columns:
     )
 
 
-def cells(row: Coverage) -> tuple[str, ...]:
-    """The row as texts, in the order of `header`."""
+def coverage_cells(row: Coverage) -> tuple[str, ...]:
+    """The texts of a row, in the order of COVERAGE_HEADER."""
     layer = "all" if row.layer is None else str(row.layer)
     counts = (row.num_experts, row.tokens, row.unreached, row.scarce, *row.quantiles)
     return (row.bank, layer, *(f"{count:,.0f}" for count in counts))
 
 
-def header() -> tuple[str, ...]:
-    """What the columns of the table are."""
-    return _HEADER
-
-
 def table_lines(rows: Sequence[Coverage]) -> Iterator[str]:
     """For a terminal; nothing for no rows."""
     if rows:
-        yield _COLUMNS.format(*_HEADER)
+        yield _COLUMNS.format(*COVERAGE_HEADER)
     for row in rows:
-        yield _COLUMNS.format(*cells(row))
+        yield _COLUMNS.format(*coverage_cells(row))
 
 
 SCHEMA = "ernie-local.quant-report/1"
@@ -100,13 +107,12 @@ SCHEMA = "ernie-local.quant-report/1"
 
 @dataclass(frozen=True, slots=True)
 class ReportContents:
-    """Of one new checkpoint. parts, source_parts: what it and its source consist of.
+    """Contents for one new checkpoint. parts, source_parts: its parts and those of its source.
 
-    formats, bits: page format and bits a weight of every packed expert; small_formats: of their small pages,
-    empty where they have none. experts: how the calibrated ones
-    came out, empty where nothing was calibrated. sensitivity: by layer, the KL divergence at the answers when
-    its experts alone are rounded; routing_agreement: by layer, the share of choices that are those of the
-    source; None if not measured.
+    formats, bits: page format and bits a weight of every packed expert; small_formats: of small pages, empty
+    without any. experts: reports of calibrated experts, empty without calibration. sensitivity: for each
+    layer the KL divergence at the answers when only its experts are rounded; routing_agreement: for each
+    layer the share of routing choices that equal the source's; None if not measured.
     """
 
     source: Mapping[str, str]
@@ -124,7 +130,7 @@ class ReportContents:
     routing_agreement: Mapping[int, float] | None = None
 
     def to_json(self) -> str:
-        """The text of quant_report.json, an expert a line."""
+        """The text of quant_report.json, with one expert a line."""
         head: dict[str, object] = {
             "schema": SCHEMA,
             "source": dict(self.source),
@@ -163,7 +169,7 @@ def gather(
     reports: Mapping[RoutedExpert, ExpertReport],
     routing_agreement: Mapping[int, float] | None = None,
 ) -> ReportContents:
-    """Of the checkpoint in `job.partial`, in the formats of `tables`, from a source that is `config`."""
+    """Gather the contents for `job.partial`. tables: its formats; config: of the source."""
     packed_config = replace(config, quantization=tables)
     packed = PackedTensors(packed_config)
     formats: dict[RoutedExpert, str] = {}

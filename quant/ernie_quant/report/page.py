@@ -18,19 +18,19 @@ from matplotlib.ticker import MaxNLocator
 from ernie_local.checkpoint.parts import ModelPart, routed_experts, sum_of_parts
 from ernie_local.sizes import format_bytes
 from ernie_quant.expert import ExpertReport, RoutedExpert
-from ernie_quant.report.contents import ReportContents, cells, header
+from ernie_quant.report.contents import COVERAGE_HEADER, ReportContents, coverage_cells
 
 _DOTS_PER_INCH = 130
 _WIDTH = 9.0  # inches
 _INK = {"light": "#222222", "dark": "#dddddd"}
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-_NOTHING = "#d9534f"  # experts that no token visits, in logarithmic maps
+_NOTHING = "#d9534f"  # experts without a token, in logarithmic maps
 _LINE = {"light": "#1f5fa8", "dark": "#7ab8f5"}
 
 
 @dataclass(frozen=True, slots=True)
 class ReportPlot:
-    """One plot: PNG files, and what it shows in words."""
+    """One plot: PNG files for both themes, and its title and caption."""
 
     title: str
     caption: str
@@ -41,7 +41,7 @@ class ReportPlot:
 def heat_maps(
     values: Mapping[RoutedExpert, float], title: str, caption: str, *, logarithmic: bool = False
 ) -> ReportPlot:
-    """One map for each bank, in one scale of colours. logarithmic: zeros get a colour of their own."""
+    """A map for each bank, with one colour scale. logarithmic: zeros have a colour of their own."""
     banks = list(dict.fromkeys(bank for _, bank, _ in values))
     layers = sorted({layer for layer, _, _ in values})
     num_experts = 1 + max(expert for _, _, expert in values)
@@ -55,7 +55,7 @@ def heat_maps(
 
     def draw(figure: Figure, _theme: str) -> None:
         axes = figure.subplots(1, len(banks), squeeze=False, sharey=True)[0]
-        # One for all: where all values are equal the bar of colours widens it, which must reach every map.
+        # One norm for all maps: where all values are equal, the colour bar widens it for every map.
         norm = LogNorm(lowest, highest) if logarithmic else Normalize(lowest, highest)
         for axis, bank in zip(axes, banks, strict=True):
             image = axis.imshow(maps[bank], cmap=colors, norm=norm, aspect="auto", interpolation="nearest")
@@ -71,7 +71,7 @@ def heat_maps(
 
 
 def layer_bars(values: Mapping[int, float], title: str, caption: str) -> ReportPlot:
-    """One number a layer, the axis from 0."""
+    """One bar for each layer; the axis begins at 0."""
 
     def draw(figure: Figure, theme: str) -> None:
         axis = figure.subplots()
@@ -86,7 +86,7 @@ def layer_bars(values: Mapping[int, float], title: str, caption: str) -> ReportP
 def _render(draw: Callable[[Figure, str], None], height: float, title: str, caption: str) -> ReportPlot:
     images: dict[str, bytes] = {}
     for theme, ink in _INK.items():
-        # Defaults first: a user's own matplotlibrc must not change a checkpoint's bytes.
+        # Defaults first: a user's matplotlibrc must not change the bytes of a checkpoint.
         with matplotlib.style.context(["default", {**dict.fromkeys(_INKED, ink), "font.size": 9.0}]):
             figure = Figure(figsize=(_WIDTH, height), dpi=_DOTS_PER_INCH, layout="constrained")
             draw(figure, theme)
@@ -111,7 +111,7 @@ figcaption, .note { opacity: .8; } code { overflow-wrap: anywhere; }
 
 
 def html_page(contents: ReportContents) -> str:
-    """The whole page; the same contents give the same text."""
+    """The page; equal contents give equal text."""
     title = f"{contents.source.get('name', 'a model')}, quantized"
     body = "\n".join(_body(contents))
     return (
@@ -139,17 +139,17 @@ def _body(contents: ReportContents) -> Iterator[str]:
         yield f'<p class="note">All {len(contents.formats):,} experts have the format {escape(kinds[0])}.</p>'
     if contents.small_formats:
         names = ", ".join(sorted(set(contents.small_formats.values())))
-        yield f'<p class="note">Each has a second, small page beside that, in {escape(names)}.</p>'
+        yield f'<p class="note">Each has a second, small page in {escape(names)}.</p>'
     if not contents.experts:
-        yield '<p class="note">Made without calibration, so nothing was measured for single experts.</p>'
+        yield '<p class="note">Made without calibration, so there are no measurements of single experts.</p>'
     yield from map(_figure, _plots(contents))
     if contents.coverage:
         yield "<h2>Coverage by calibration tokens</h2>"
         yield (
-            '<p class="note">none: experts that no token visits; scarce: those with fewer visits than their '
-            "gate and up matrices have columns, quantized mostly from their bank's second moments.</p>"
+            '<p class="note">none: experts without a token; scarce: experts with fewer tokens than their '
+            "gate and up matrices have columns, quantized mostly from the second moments of their bank.</p>"
         )
-        yield _table(header(), [cells(row) for row in contents.coverage])
+        yield _table(COVERAGE_HEADER, [coverage_cells(row) for row in contents.coverage])
     if contents.experts:
         yield f"<h2>The {min(_WORST, len(contents.experts))} experts with the largest errors</h2>"
         small = ("small: gate, up", "small: down") if contents.small_formats else ()
@@ -162,17 +162,21 @@ def _plots(contents: ReportContents) -> Iterator[ReportPlot]:
         yield heat_maps(contents.bits, "Bits a weight", "With scales, zeros and padding.")
     yield from _expert_plots(contents.experts)
     if contents.sensitivity is not None:
-        caption = "KL divergence at the answers, in nats a position, with the layer's experts alone rounded."
+        caption = (
+            "KL divergence at the answers, in nats a position, when only the layer's experts are rounded."
+        )
         yield layer_bars(contents.sensitivity, "Sensitivity of layers", caption)
     if contents.routing_agreement is not None:
         drift = {layer: 1 - share for layer, share in contents.routing_agreement.items()}
-        yield layer_bars(drift, "Routing drift", "Share of the routers' choices that are not the source's.")
+        yield layer_bars(
+            drift, "Routing drift", "Share of routing choices that differ from those of the source."
+        )
 
 
 def _expert_plots(reports: Mapping[RoutedExpert, ExpertReport]) -> Iterator[ReportPlot]:
-    lost = "Share of the power of the outputs that was lost, over the second moments that were used."
-    sent = "How many the router sent to each expert; red: none."
-    weighted = "(sum w)^2 / sum w^2 of these tokens' squared router weights w; red: made from the bank alone."
+    lost = "Share of the outputs' power that was lost, over the second moments that were used."
+    sent = "Tokens routed to each expert; red: none."
+    weighted = "(sum w)^2 / sum w^2 of their squared router weights w; red: quantized from the bank alone."
     kinds: list[tuple[str, str, Callable[[ExpertReport], float], bool]] = [
         ("Calibration tokens", sent, lambda report: report.tokens, True),
         ("Effective tokens", weighted, lambda report: report.effective_tokens, True),
