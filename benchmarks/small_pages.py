@@ -1,11 +1,11 @@
-"""What small pages cost: how far answers move when missing experts of little weight are served by them.
+"""Measures what small pages cost: how far answers move when they replace missing experts of little weight.
 
     ernie-local quantize nano OUT --dual --samples 120 --family images
     python benchmarks/small_pages.py OUT [--documents 60] [--share 0.5]
 
-For each threshold of router weight: KL from the same checkpoint with all of its large pages in memory, over
-the answers to held-out images, which are decoded token by token; and bytes read. The experts' memory is a
-share of all pages. Prints a table.
+For each threshold of router weight it prints the KL divergence from the same checkpoint with all large pages
+in memory, over the answers to held-out images, decoded token by token, and the bytes read. The memory of the
+experts is a share of all pages.
 """
 
 from __future__ import annotations

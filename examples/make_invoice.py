@@ -19,9 +19,9 @@ SCALE = 3.349  # 1001 x 700 pixels: a page of seven lines
 
 
 def main() -> None:
-    picture = draw_image("invoice", SEED, width=299, height=209, scale=SCALE, held_out=True)
-    picture.image.save(HERE / "invoice.png", optimize=True)
-    answers = {question.kind: question.answer for question in picture.questions}
+    drawn = draw_image("invoice", SEED, width=299, height=209, scale=SCALE, held_out=True)
+    drawn.image.save(HERE / "invoice.png", optimize=True)
+    answers = {question.kind: question.answer for question in drawn.questions}
     facts = {
         "What is the total?": answers["total"],
         "What is the date?": answers["date"],

@@ -53,20 +53,7 @@ CITIES = (
     "Zurich"
 ).split()
 COMPANY_ENDINGS = ("Ltd", "Inc", "GmbH", "Co", "& Sons", "Group", "Shop", "Trade", "Supply", "Works")
-MONTHS = (
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-)
+MONTHS = "January February March April May June July August September October November December".split()
 SHORT_MONTHS = tuple(month[:3] for month in MONTHS)
 _ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl cr dr fl gr kr pl pr sh sk sl st th tr".split()
 _VOWELS = "a e i o u a e i o ai ea ee ie oa oo ou".split()

@@ -12,65 +12,15 @@ from pathlib import Path
 import sentencepiece
 
 SPECIAL_TOKENS = (
-    "<|begin_of_sentence|>",
-    "<|end_of_sentence|>",
-    "<think>",
-    "</think>",
-    "<|IMAGE_PLACEHOLDER|>",
-    "<|IMAGE_START|>",
-    "<|IMAGE_END|>",
-    "<|VIDEO_PLACEHOLDER|>",
-    "<|VIDEO_START|>",
-    "<|VIDEO_END|>",
-)
+    "<|begin_of_sentence|> <|end_of_sentence|> <think> </think> <|IMAGE_PLACEHOLDER|> <|IMAGE_START|> "
+    "<|IMAGE_END|> <|VIDEO_PLACEHOLDER|> <|VIDEO_START|> <|VIDEO_END|>"
+).split()
 QUESTION_WORDS = (
-    "User:",
-    "Assistant:",
-    "Picture",
-    "What",
-    "Which",
-    "When",
-    "Where",
-    "total",
-    "amount",
-    "invoice",
-    "number",
-    "price",
-    "much",
-    "many",
-    "does",
-    "cost",
-    "quantity",
-    "value",
-    "highest",
-    "lowest",
-    "largest",
-    "smallest",
-    "line",
-    "written",
-    "read",
-    "Read",
-    "text",
-    "listed",
-    "shown",
-    "given",
-    "vendor",
-    "company",
-    "from",
-    "date",
-    "issued",
-    "printed",
-    "point",
-    "picture",
-    "month",
-    "after",
-    "before",
-    "plus",
-    "minus",
-    "entered",
-    "shop",
-    "name",
-)
+    "User: Assistant: Picture What Which When Where total amount invoice number price much many does "
+    "cost quantity value highest lowest largest smallest line written read Read text listed shown given "
+    "vendor company from date issued printed point picture month after before plus minus entered shop "
+    "name"
+).split()
 EXTRA_CHARACTERS = "£°äöüßÄÖÜéèêáàâíóôúñç"
 
 

@@ -14,7 +14,7 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.packed import PackedTensors, page_formats, page_layout
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig, QuantizationConfig
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.packing import LowBitFormat
 from ernie_local.sizes import format_bytes
 from ernie_quant.allocate import Option, allocate
@@ -95,7 +95,7 @@ def _check_size(least: int, size: int) -> None:
         raise DoesNotFit(
             f"the weights take {format_bytes(least)} at least, {format_bytes(size)} are wanted",
             "the smallest formats already take more",
-            f"ask for {format_bytes(least)} or more, or let dense matrices shrink too with --dense auto",
+            f"allow {format_bytes(least)} or more, or shrink dense weights: {parameter('dense', 'auto')}",
         )
 
 

@@ -177,7 +177,7 @@ def _make_files(job: Job, files: CheckpointFiles, plan: Plan, work: Work) -> Non
         raise DoesNotFit(
             f"{plan.scratch_bytes} bytes are needed beside the weights in {job.partial}, {free} are free",
             "hidden states of the calibration tokens are stored there until the end",
-            "free that much on the disk, name a directory on another disk, or use fewer --samples",
+            "free that much on the disk, name a directory on another disk, or use fewer samples",
         )
     files.sync()
     work.record("files")

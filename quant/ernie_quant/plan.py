@@ -17,7 +17,7 @@ import torch
 from ernie_local.checkpoint.packed import page_formats
 from ernie_local.checkpoint.writer import TensorEntry
 from ernie_local.config import Bank, Modality, ModelConfig, QuantizationConfig
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.packing import pack_page
 from ernie_local.packing.expert_page import read_layout
 from ernie_local.sizes import MIB, format_bytes
@@ -71,10 +71,10 @@ def check_memory(plan: Plan, most: int) -> None:
     """Raise DoesNotFit if the plan takes more memory than `most` bytes."""
     if plan.memory_bytes > most:
         raise DoesNotFit(
-            f"about {format_bytes(plan.memory_bytes)} of memory are needed, --max-ram allows "
-            f"{format_bytes(most)}",
+            f"about {format_bytes(plan.memory_bytes)} of memory are needed, "
+            f"{parameter('most_memory')} allows {format_bytes(most)}",
             "an expert with its second moments, an image in the tower and all samples have to fit",
-            "allow more, or use fewer --samples",
+            "allow more, or use fewer samples",
         )
 
 

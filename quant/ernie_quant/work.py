@@ -21,7 +21,7 @@ import torch
 import ernie_local
 from ernie_local.checkpoint.writer import CheckpointFiles
 from ernie_local.config import Bank, QuantizationConfig
-from ernie_local.errors import Stopped, UsageError
+from ernie_local.errors import Stopped, UsageError, parameter
 from ernie_quant.foreign import FOREIGN_PACKAGES
 from ernie_quant.recipe import Recipe
 from ernie_quant.tokens import TokenSequence
@@ -45,7 +45,7 @@ class Work:
         if resume == "required" and not is_there:
             raise UsageError(
                 f"{directory} holds no work to resume",
-                "--resume required was given",
+                f"{parameter('resume', 'required')} was given",
                 "omit it to start from the beginning",
             )
         if not is_there:
@@ -119,7 +119,7 @@ class Work:
             raise UsageError(
                 f"{self.directory} holds other work: {', '.join(differing)} differ",
                 "resuming would mix two checkpoints",
-                "use the settings of that work, or start again with --resume never",
+                f"use the settings of that work, or start again with {parameter('resume', 'never')}",
             )
 
     def _read_journal(self) -> dict[str, dict[str, float]]:

@@ -58,7 +58,7 @@ def test_nothing_is_timed_without_calibration(tmp_path: Path) -> None:
 
 
 def test_too_much_memory_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(DoesNotFit, match=r"MiB of memory are needed, --max-ram allows 64\.0 MiB"):
+    with pytest.raises(DoesNotFit, match=r"MiB of memory are needed, most_memory allows 64\.0 MiB"):
         quantize_checkpoint(dataclasses.replace(job(tmp_path), most_memory=64 << 20))
     assert list(tmp_path.iterdir()) == []
 

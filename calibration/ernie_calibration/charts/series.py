@@ -8,19 +8,9 @@ from random import Random
 from ernie_calibration.names import MONTHS, SHORT_MONTHS, NameSource, of_world
 
 SUBJECTS = (
-    "Sales",
-    "Visitors",
-    "Output",
-    "Orders",
-    "Exports",
-    "Profit",
-    "Guests",
-    "Members",
-    "Energy use",
-    "Costs",
-    "Deliveries",
-    "Complaints",
-)
+    "Sales, Visitors, Output, Orders, Exports, Profit, Guests, Members, Energy use, Costs, Deliveries, "
+    "Complaints"
+).split(", ")
 UNITS = ("units", "thousand EUR", "tonnes", "percent", "million USD", "hours", "pieces", "MWh")
 PLACES = ("in {}", "of {}", "at {}", "near {}")
 # Values are at most one of these. Up to the second entry they may have a decimal.

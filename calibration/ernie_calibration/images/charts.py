@@ -10,18 +10,7 @@ from ernie_calibration.canvas import Canvas, Color, Style, count_lines, fit_size
 from ernie_calibration.drawn_image import DrawnImage, Question, Run, join, spelled_out
 from ernie_calibration.names import SHORT_MONTHS, NameSource
 
-TITLES = (
-    "Sales",
-    "Visitors",
-    "Output",
-    "Orders",
-    "Votes",
-    "Profit",
-    "Guests",
-    "Units sold",
-    "Members",
-    "Tickets",
-)
+TITLES = "Sales, Visitors, Output, Orders, Votes, Profit, Guests, Units sold, Members, Tickets".split(", ")
 HIGHEST_QUESTIONS = (
     "Which bar is the highest?",
     "Which bar is the largest?",

@@ -8,20 +8,7 @@ from ernie_calibration.canvas import count_lines, fit_size, new_page, random_sty
 from ernie_calibration.drawn_image import DrawnImage, Question, Run, join, spelled_out
 from ernie_calibration.names import NameSource
 
-JOBS = (
-    "Baker",
-    "Driver",
-    "Nurse",
-    "Teacher",
-    "Farmer",
-    "Engineer",
-    "Cook",
-    "Pilot",
-    "Writer",
-    "Painter",
-    "Clerk",
-    "Lawyer",
-)
+JOBS = "Baker Driver Nurse Teacher Farmer Engineer Cook Pilot Writer Painter Clerk Lawyer".split()
 TITLES = ("Application", "Registration", "Form", "Membership", "Visitor", "Order form", "Patient", "Guest")
 FIELD_QUESTIONS = ("What is the {}?", "Which {} is given?", "What {} is written?", "What is entered as {}?")
 

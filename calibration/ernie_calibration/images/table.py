@@ -8,21 +8,7 @@ from ernie_calibration.canvas import count_lines, fit_size, new_page, random_sty
 from ernie_calibration.drawn_image import DrawnImage, Question, Run, join, spelled_out
 from ernie_calibration.names import NameSource
 
-COLUMNS = (
-    "Price",
-    "Stock",
-    "Sold",
-    "Size",
-    "Year",
-    "Weight",
-    "Rank",
-    "Cost",
-    "Units",
-    "Score",
-    "Age",
-    "Points",
-    "Code",
-)
+COLUMNS = "Price Stock Sold Size Year Weight Rank Cost Units Score Age Points Code".split()
 CELL_QUESTIONS = (
     "What is the {column} of {row}?",
     "What {column} has {row}?",

@@ -22,70 +22,22 @@ SUMMARY = (
     "What does this table say?",
     "Describe these figures in words.",
 )
-MATERIALS = (
-    "wood",
-    "steel",
-    "glass",
-    "wool",
-    "paper",
-    "clay",
-    "copper",
-    "linen",
-    "rubber",
-    "stone",
-    "silk",
-    "tin",
-)
+MATERIALS = "wood steel glass wool paper clay copper linen rubber stone silk tin".split()
 PLACES = (
-    "kitchens",
-    "workshops",
-    "offices",
-    "gardens",
-    "ships",
-    "schools",
-    "hospitals",
-    "theatres",
-    "stations",
-    "museums",
-    "barns",
-    "libraries",
-)
+    "kitchens workshops offices gardens ships schools hospitals theatres stations museums barns libraries"
+).split()
 USES = (
-    "keep things dry",
-    "hold several parts together",
-    "measure how much is left",
-    "carry small goods",
-    "let light in and keep the wind out",
-    "cut along a straight line",
-    "store warmth through the night",
-    "mark where a path begins",
-    "lift what is too heavy for one person",
-    "show who has come and gone",
-    "divide a room without a wall",
-    "clean what water alone does not",
-)
+    "keep things dry, hold several parts together, measure how much is left, carry small goods, let "
+    "light in and keep the wind out, cut along a straight line, store warmth through the night, mark "
+    "where a path begins, lift what is too heavy for one person, show who has come and gone, divide a "
+    "room without a wall, clean what water alone does not"
+).split(", ")
 TRAITS = (
-    "light",
-    "cheap",
-    "sturdy",
-    "quiet",
-    "easy to repair",
-    "slow to wear",
-    "simple",
-    "safe",
-    "old-fashioned",
-    "rare",
-)
+    "light, cheap, sturdy, quiet, easy to repair, slow to wear, simple, safe, old-fashioned, rare"
+).split(", ")
 FLAWS = (
-    "rust",
-    "bend in the heat",
-    "break when dropped",
-    "lose colour",
-    "take up much room",
-    "need oil",
-    "attract dust",
-    "leak",
-)
+    "rust, bend in the heat, break when dropped, lose colour, take up much room, need oil, attract dust, leak"
+).split(", ")
 CARE = (
     "wiped once a week",
     "kept out of the sun",
