@@ -22,9 +22,8 @@ from ernie_local.config import ExpertBank, ModelConfig, read_config
 from ernie_local.errors import UsageError
 from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
-from ernie_local.model.mlp import GatedMLP
+from ernie_local.model.layers import GatedMLP, Linear
 from ernie_local.model.moe import served_tokens
-from ernie_local.model.unfilled import Linear
 from ernie_local.packing import dequantize, find_format
 from ernie_quant.expert import ExpertWeights, RoutedExpert
 from ernie_quant.grid import round_to_grid, search_grid
