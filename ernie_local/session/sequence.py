@@ -34,8 +34,7 @@ class CachedSequence:
             if span.start >= length:
                 break
             # Placeholders of two images look alike: only an image of the same pixels may stay.
-            cached = self._images[index : index + 1]
-            is_same = [(start, one.digest) for start, one in cached] == [(span.start, image.digest)]
+            is_same = self._images[index : index + 1] == [(span.start, image)]
             if not is_same or span.end > length:
                 return span.start
         return length

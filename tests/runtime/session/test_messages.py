@@ -97,7 +97,7 @@ def test_results_of_tools_are_messages(talk: Talks, image: Path) -> None:
         ChatMessage("assistant", "", tool_calls=(ToolCall("zoom", {"n": 1}),)),
         ChatMessage("tool", [image]),
     ]
-    send(one, messages, "STOP")
+    send(one, messages, "a sign</think>STOP")
     assert f"<tool_output>\nPicture 1:{EIGHT}\n</tool_output>" in one.cached_text()
 
 
