@@ -50,7 +50,7 @@ def choices(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
 def decode_experts(format_name: str) -> tuple[Callable[[], object], float]:
     slots = random_slots(format_name, TEXT_INNER)
     hidden = torch.randn(1, HIDDEN)
-    return lambda: packed_experts(hidden, slots, *choices(1)), TOP_K * slots.shape[1]
+    return lambda: packed_experts(ExpertsCall(hidden, slots, *choices(1))), TOP_K * slots.shape[1]
 
 
 def decode_linear(format_name: str) -> tuple[Callable[[], object], float]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ernie_local.errors import DoesNotFit, UsageError
-from ernie_local.kernels.installed import load_installed_module
 
 MODULE_NAME = "ernie_local._kernels"
 # What operators on packed pages answer (csrc/packed_bindings.cpp); anything else: refused, nothing was done.
@@ -33,10 +32,7 @@ def find_module() -> tuple[ModuleType | None, str]:
     except ModuleNotFoundError as error:
         if error.name != MODULE_NAME:
             raise
-    except ImportError as error:
-        return None, f"it was built but cannot be loaded: {error}"
-    try:
-        return load_installed_module(MODULE_NAME)
+        return None, "the C++ build failed when it was installed, or nothing was installed from this checkout"
     except ImportError as error:
         return None, f"it was built but cannot be loaded: {error}"
 
