@@ -1,7 +1,6 @@
-"""One running sequence: prefill in chunks, decode token by token, mark and rewind. Works on ids and patches.
+"""Runs one sequence over a model: prefill in chunks, decode token by token, mark and rewind.
 
-Owns the KV cache, the next position and the rule which tokens are vision. Knows nothing of text, templates or
-files.
+Works on token ids and image patches; the state is the KV cache and the next position.
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ class Engine:
         kv_dtype: torch.dtype | None = None,
         chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
         vision_rule: VisionRule = "tags",
+        on_route: RouteHook | None = None,
     ) -> None:
         """context_size: most tokens the sequence can have; the cache for them is allocated here, once.
 
@@ -48,13 +48,14 @@ class Engine:
 
         kv_dtype: None for the model's dtype. chunk_tokens: most tokens computed at a time in prefill.
         vision_rule: whether an image's start and end tags count as vision ("tags") or not ("placeholder").
+        on_route: sees every routing decision.
         """
         check_sizes(context_size, chunk_tokens)
         self.model = model
         self.context_size = context_size
         self.chunk_tokens = chunk_tokens
         self.vision_rule: VisionRule = vision_rule
-        self.on_route: RouteHook | None = None
+        self._on_route = on_route
         self._next_position = 0
         self._needed_bytes = 0  # the most so far: the cache gives no memory back before it is gone
         self._cache = KVCache(
@@ -80,6 +81,15 @@ class Engine:
     def kv_cache_bytes(self) -> int:
         """Bytes allocated for keys and values now."""
         return self._cache.num_bytes
+
+    @contextmanager
+    def reporting_routes(self, hook: RouteHook) -> Iterator[None]:
+        """Inside, `hook` sees every routing decision, and no other hook does."""
+        before, self._on_route = self._on_route, hook
+        try:
+            yield
+        finally:
+            self._on_route = before
 
     def mark(self) -> Mark:
         """Remember this point of the sequence."""
@@ -139,7 +149,7 @@ class Engine:
                 torch.full((3, 1), self._next_position, device=device),
                 token_types([token_id], media, self.vision_rule) != TEXT,
                 self._cache,
-                self.on_route,
+                self._on_route,
                 self._graphs,
             )
             # Not in inference mode, so that samplers may write to it.
@@ -220,7 +230,7 @@ class Engine:
                 send(prompt.positions[:, start:stop], device),
                 prompt.is_vision[start:stop],
                 self._cache,
-                self.on_route,
+                self._on_route,
             )
             kept = keep(start, hidden)
         return kept

@@ -30,7 +30,7 @@ def bench(  # long: each option of the command is a parameter
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="With MODEL: memory of the GPU, as for chat; tries what to do with experts that it lacks. "
+            help="With MODEL: run it on the GPU in this much of its memory, and measure the --misses rules. "
             "With --gpu: its memory for experts.",
         ),
     ] = None,

@@ -41,16 +41,22 @@ class MeasureOptions:
     saves: bool
 
     def chat_options(self) -> ChatOptions:
-        """For a model loaded as a chat would load it."""
+        """For a model loaded as a chat would load it: with a limit of a GPU's memory, on the GPU."""
         assert self.model is not None
-        return ChatOptions(model=self.model, context_size=self.context_size, ram=self.ram, vram=self.vram)
+        device = "cpu" if self.vram is None else "cuda"
+        return ChatOptions(
+            model=self.model, device=device, context_size=self.context_size, ram=self.ram, vram=self.vram
+        )
 
 
 def run(options: MeasureOptions, invocation: Invocation) -> None:
     """Measure, tell, store; what can be refused is refused before anything is measured."""
     from ernie_cli import opening
+    from ernie_local.loading.options import find_device
     from ernie_local.planner.profile_file import write_profile
 
+    if options.vram is not None:
+        find_device("cuda")
     image = None if options.image is None else _open_image(options.image)
     files = None if options.model is None else opening.find_model(options.model)
     if files is not None:
@@ -193,10 +199,10 @@ def _survey(files: ModelFiles | None, console: Console) -> Survey:
 def _page_bytes(files: ModelFiles) -> int:
     """Of the largest page of an expert; 0 for a model without."""
     from ernie_local.checkpoint.reader import open_checkpoint
-    from ernie_local.loading.paging import page_sizes
+    from ernie_local.experts.build import stored_page_bytes
 
     with open_checkpoint(files.directory, files.config) as checkpoint:
-        return max(page_sizes(checkpoint, files.config).values(), default=0)
+        return max(stored_page_bytes(checkpoint, files.config).values(), default=0)
 
 
 def _profile(survey: Survey) -> MachineProfile:

@@ -107,8 +107,8 @@ def chat(  # long: each option of the command is a parameter
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="What may be taken of the GPU; experts that do not fit there are paged. Default: what is "
-            "free, less a headroom. With --device cpu: of a memory beside --ram that stands for a GPU's.",
+            help="With --device cuda: GPU memory to use; experts that do not fit there are paged. "
+            "Default: what is free, less a headroom.",
         ),
     ] = None,
     misses: Annotated[
@@ -135,10 +135,6 @@ def chat(  # long: each option of the command is a parameter
             "a checkpoint made with --dual has. Answers change a little.",
         ),
     ] = None,
-    look_ahead: Annotated[
-        bool,
-        typer.Option("--look-ahead", help="Read what the next layer may choose before it does."),
-    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object (docs/chat-json.md).")
     ] = False,
@@ -193,7 +189,6 @@ def chat(  # long: each option of the command is a parameter
         gpu_kernels=gpu_kernels,
         cuda_graphs=cuda_graphs,
         small_below=small_below,
-        look_ahead=look_ahead,
         as_json=as_json,
         stream=not no_stream,
         stats=stats,

@@ -63,7 +63,6 @@ class ChatOptions:
     gpu_kernels: GpuKernels = "auto"
     cuda_graphs: CudaGraphs = "auto"
     small_below: float | None = None
-    look_ahead: bool = False
     as_json: bool = False
     stream: bool = True
     stats: bool = False
@@ -97,7 +96,7 @@ class ChatOptions:
 
         name = best_rule if self.misses == "auto" else self.misses
         rule = FETCH if name is None else MISS_RULES[name]
-        return PagingOptions(rule, self.small_below, self.look_ahead)
+        return PagingOptions(rule, self.small_below)
 
     def dtype_name(self, checkpoint_bytes: int, is_packed: bool = False) -> str:
         """The number type to compute in; `checkpoint_bytes` decides where that was left open.

@@ -172,7 +172,6 @@ def _idle_options(options: ChatOptions, model: LoadedModel) -> Iterator[str]:
     """Options that change nothing, as all experts are in memory."""
     given = {
         "--small-below": options.small_below is not None,
-        "--look-ahead": options.look_ahead,
         "--misses": options.misses != "auto",
     }
     idle = [name for name, is_given in given.items() if is_given]

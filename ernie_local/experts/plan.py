@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ernie_local.checkpoint.names import Bank
-from ernie_local.experts.cache import PageCache
+from ernie_local.experts.cache import OnMove, PageCache
 from ernie_local.experts.heat import FIRST_DECAY, AdaptiveHeat, Heat
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.slots import SizeClass, SlotMap
@@ -22,8 +22,8 @@ from ernie_local.experts.slots import SizeClass, SlotMap
 # reading where it holds part of a page that serves every use of its expert.
 _Kind = Literal["text", "vision", "small"]
 
-# Pages read ahead in a prompt: what the disk reads while a layer's attention is computed.
-MOST_AHEAD = 16
+# Pages prefetched in a prompt: what the disk reads while a layer's attention is computed.
+MOST_PREFETCHED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,12 @@ class PagingPlan:
         pages = sum(self.bytes_of(kind) for kind in self._kinds if kind != "small")
         return pages + self.frame_bytes * self._least_frames("text")
 
-    def build(self, memory_bytes: int, decay: float | None = None) -> PageCache:
+    def build_cache(
+        self, memory_bytes: int, decay: float | None = None, on_move: OnMove | None = None
+    ) -> PageCache:
         """A cache that takes at most `memory_bytes`, which are at least `least_bytes`.
 
-        decay: see Heat; None lets the tokens decide.
+        decay: see Heat; None lets the tokens decide. on_move: see cache.py.
         """
         num_frames = min(memory_bytes, self.most_bytes) // self.frame_bytes
         classes = self._share_frames(num_frames)
@@ -111,12 +113,12 @@ class PagingPlan:
             heat = Heat(FIRST_DECAY) if has_all else AdaptiveHeat(self._layer_ids, decode_slots)
         else:
             heat = Heat(decay)
-        return PageCache(slots, self._class_of.__getitem__, heat, self.top_k, layer_floor)
+        return PageCache(slots, self._class_of.__getitem__, heat, self.top_k, layer_floor, on_move)
 
-    def ahead(self, cache: PageCache) -> int:
-        """Pages to read ahead in a prompt, where there are so few slots that not all can be."""
+    def prefetch_window(self, cache: PageCache) -> int:
+        """Most pages in flight in a prompt; fewer where the cache has few slots."""
         num_slots = cache.slots.num_frames * min(cache.slots.per_frame)
-        return max(min(MOST_AHEAD, num_slots // 4), self.top_k)
+        return max(min(MOST_PREFETCHED, num_slots // 4), self.top_k)
 
     def prompt_shares(self, cache: PageCache) -> dict[Bank, int]:
         """Most pages that a layer of each bank keeps from a prompt: text evenly, vision of what is left.
@@ -172,7 +174,7 @@ class PagingPlan:
         assert left >= 0, (num_frames, own)
         for index, (bank, size, _) in enumerate(classes):
             if bank == "vision":
-                wanted = self._frames_for(size, MOST_AHEAD) - own[index]
+                wanted = self._frames_for(size, MOST_PREFETCHED) - own[index]
                 more = max(0, min(wanted, left // 8))
                 own[index] += more
                 left -= more

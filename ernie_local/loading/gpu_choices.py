@@ -67,7 +67,10 @@ class GpuChoices:
                 "kv_dtype int8 or float16 with Triton's kernels, or leave cuda_graphs away",
             )
 
+    def recorder(self, device: torch.device) -> CudaGraphs | None:
+        """What records decode on this GPU, if that was asked for."""
+        return CudaGraphs(device) if self.graphs == "on" else None
+
     def keep(self, network: ErnieModel) -> None:
-        """For this model, which lies on the GPU, as long as it lives."""
+        """Keep to these kernels as long as this model lives, which lies on the GPU."""
         CHOICE.hold(network)
-        network.recorder = CudaGraphs(network.device) if self.graphs == "on" else None

@@ -1,6 +1,6 @@
-"""What a checkpoint needs of memory for a conversation, and where `load` puts it. No weight is read for that.
+"""Counts what a checkpoint needs of memory for a conversation, and decides where `load` puts it.
 
-Owns which limit counts for what. The arithmetic is the planner's.
+No weight is read for that. The arithmetic is the planner's.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ import torch
 
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
-from ernie_local.errors import UsageError
+from ernie_local.experts.build import GpuShare, PagingSetup, paging_plan
+from ernie_local.experts.device import CudaDevice
 from ernie_local.experts.options import PagingOptions
 from ernie_local.loading.build import count_weights
 from ernie_local.loading.expert_math import unpacking_room
-from ernie_local.loading.paging import paging_plan
 from ernie_local.media.processor_config import read_processor_config
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.memory_use import grown_tokens
 from ernie_local.planner.gpu_placement import GpuLimits, gpu_room, place_beside_gpu
 from ernie_local.planner.images import largest_prompt_bytes
-from ernie_local.planner.placement import MemoryNeed, Placement, expected_tokens, place_in_ram, place_on_gpu
+from ernie_local.planner.placement import MemoryNeed, Placement, expected_tokens, place_in_ram
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Bytes. ram: of the process, None for what is free less `reserve`. vram: of a GPU, or of what stands
-    for one; None where nobody said."""
+class MemoryLimits:
+    """Bytes. ram: of the process, None for what is free
+    less `reserve`. vram: of a GPU;
+    None for what is free there."""
 
     ram: int | None
     reserve: int
@@ -37,8 +38,8 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """What a conversation shall be: where it is computed, dtypes of weights and cache, tokens."""
+class ComputeDemand:
+    """What is asked for: where to compute, dtypes of weights and KV cache, numbers of tokens."""
 
     device: torch.device
     dtype: torch.dtype
@@ -56,8 +57,8 @@ def count_need(
     checkpoint: Checkpoint,
     directory: Path,
     config: ModelConfig,
-    demand: Demand,
-    limits: Limits,
+    demand: ComputeDemand,
+    limits: MemoryLimits,
     paging: PagingOptions | None,
 ) -> MemoryNeed:
     """Bytes that the checkpoint in `directory` takes. ModelUnusable for image settings that make no sense."""
@@ -77,31 +78,30 @@ def count_need(
     )
 
 
-def place(
-    need: MemoryNeed, config: ModelConfig, demand: Demand, limits: Limits, paging: PagingOptions | None
-) -> Placement:
-    """Where experts go. DoesNotFit where even paging does not help; UsageError for what a GPU cannot do."""
-    chunk_tokens = demand.chunk_tokens
-    if demand.is_on_gpu:
-        _refuse_on_gpu(paging)
-        room_bytes = gpu_room(config, demand.context_size, chunk_tokens)
-        gpu_free = torch.cuda.mem_get_info(demand.device)[0]
-        gpu_limits = GpuLimits(gpu_free, limits.vram, limits.ram, limits.reserve)
-        # Needed as long as weights are, and nobody else may have it.
-        unpacking = unpacking_room(config, demand.device)
-        need = dataclasses.replace(need, dense_bytes=need.dense_bytes + unpacking)
-        return place_beside_gpu(need, config, room_bytes, gpu_limits, chunk_tokens)
-    if limits.vram is None:
-        return place_in_ram(need, config.text, limits.ram, limits.reserve, chunk_tokens)
-    # What stands for the GPU's memory is memory too.
-    reserve = limits.reserve + limits.vram
-    return place_on_gpu(need, config.text, limits.vram, limits.ram, reserve, chunk_tokens)
+def place(need: MemoryNeed, config: ModelConfig, demand: ComputeDemand, limits: MemoryLimits) -> Placement:
+    """Where experts go. DoesNotFit if even paging does not help."""
+    if not demand.is_on_gpu:
+        return place_in_ram(need, config.text, limits.ram, limits.reserve, demand.chunk_tokens)
+    room_bytes = gpu_room(config, demand.context_size, demand.chunk_tokens)
+    gpu_free = torch.cuda.mem_get_info(demand.device)[0]
+    gpu_limits = GpuLimits(gpu_free, limits.vram, limits.ram, limits.reserve)
+    # Needed as long as weights are, so nothing else may have it.
+    unpacking = unpacking_room(config, demand.device)
+    need = dataclasses.replace(need, dense_bytes=need.dense_bytes + unpacking)
+    return place_beside_gpu(need, config, room_bytes, gpu_limits, demand.chunk_tokens)
 
 
-def _refuse_on_gpu(paging: PagingOptions | None) -> None:
-    if paging is not None and paging.looks_ahead:
-        raise UsageError(
-            "looking ahead asked for on a GPU, which does 0 layers ahead",
-            "each layer would wait for the GPU twice: for its own experts, and for those of the next",
-            "leave it away, or run on the processor",
+def find_paging(
+    placement: Placement, device: torch.device, options: PagingOptions | None
+) -> PagingSetup | None:
+    """How experts are paged where they have been placed; None if all of them are in memory."""
+    if placement.paged_bytes is None:
+        return None
+    gpu: GpuShare | None = None
+    if placement.gpu_bytes is not None:
+        assert placement.gpu_cache_bytes is not None
+        assert placement.gpu_room_bytes is not None
+        gpu = GpuShare(
+            CudaDevice(device), placement.gpu_bytes, placement.gpu_cache_bytes, placement.gpu_room_bytes
         )
+    return PagingSetup(placement.paged_bytes, PagingOptions() if options is None else options, gpu)

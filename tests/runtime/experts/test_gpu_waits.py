@@ -73,7 +73,7 @@ def test_decode_by_the_kernel_waits_for_nothing(
 ) -> None:
     monkeypatch.setattr(ernie, "_attends_by_kernel", lambda device, kv_dtype: True)
     monkeypatch.setattr(cuda_ops, "attend_token", attend_shapes)
-    model.recorder = recorder
+    model.attach(model.experts, recorder)
     with on_shape_gpu(model, monkeypatch) as gpu:
         engine = Engine(model, 256, torch.int8)
         engine.prefill([20, 21, 22])

@@ -22,7 +22,7 @@ from ernie_local.kernels.nf4_kernels import dequantize_by_bitsandbytes
 from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES
 from ernie_local.loading import placing
 from ernie_local.loading.expert_math import unpacking_room
-from ernie_local.loading.placing import Demand, Limits, place
+from ernie_local.loading.placing import ComputeDemand, MemoryLimits, place
 from ernie_local.packing import pack_page
 from ernie_local.packing.foreign_matrix import dequantize_foreign
 from ernie_local.packing.foreign_page import Dequantize
@@ -122,5 +122,5 @@ def test_experts_get_less_of_a_gpu_by_what_is_kept_for_unpacking(monkeypatch: py
 
 def gpu_bytes(config: ModelConfig, need: MemoryNeed) -> int | None:
     """Of a GPU for experts and the cache; None where all are there."""
-    demand = Demand(GPU, torch.bfloat16, torch.bfloat16, 4096, 2048)
-    return place(need, config, demand, Limits(None, 0, None), None).gpu_bytes
+    demand = ComputeDemand(GPU, torch.bfloat16, torch.bfloat16, 4096, 2048)
+    return place(need, config, demand, MemoryLimits(None, 0, None)).gpu_bytes

@@ -16,8 +16,8 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles, TensorEntry
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, InputUnreadable, ModelUnusable, UsageError
+from ernie_local.experts.build import page_ranges, stored_page_bytes
 from ernie_local.loading.build import build_model, count_weights
-from ernie_local.loading.paging import page_ranges, page_sizes
 from ernie_local.media.processor import smart_resize
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.kv_cache import KV_DTYPES, KVCache
@@ -142,7 +142,7 @@ def test_pages_are_those_in_the_files(packed: Path, is_packed: bool) -> None:
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
         ranges = page_ranges(checkpoint, config)
-        sizes = page_sizes(checkpoint, config)
+        sizes = stored_page_bytes(checkpoint, config)
     assert sizes == {key: sum(part.num_bytes for part in parts) for key, parts in ranges.items()}
     assert list(sizes) == list(ranges)
 
