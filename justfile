@@ -12,8 +12,10 @@ check:
     ruff format --check
     mypy
     lint-imports
-    python3 tests/project/file_lengths.py
+    python3 tests/project/house_rules.py
     python3 docs/write_cli_page.py --check
+    python3 docs/write_json_page.py --check
+    python3 docs/write_fit_table.py --check
 
 # The default tests: CPU, no network, no downloaded weights
 test *arguments:
@@ -27,9 +29,12 @@ test-slow *arguments:
 test-native:
     csrc/tests/run.sh
 
-# Write the generated pages anew
+# Write the generated pages
 docs:
     python3 docs/write_cli_page.py
+    python3 docs/write_json_page.py
+    python3 docs/write_fit_table.py
+    python3 docs/write_chat_svg.py
 
 # Put the code into the form that `check` wants
 format:

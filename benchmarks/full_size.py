@@ -20,10 +20,10 @@ import torch
 
 from ernie_local import load
 from ernie_local.checkpoint.packed import PackedTensors
+from ernie_local.config import Bank
 from ernie_local.engine import Engine
 from ernie_local.loading import LoadedModel
 from ernie_local.media.patches import Patches
-from ernie_local.model.moe import Bank
 
 WARM_TOKENS = 4
 

@@ -16,7 +16,7 @@ def stored_profile() -> MachineProfile | None:
     if not path.exists():
         return None
     from ernie_local.machine.hardware import find_hardware
-    from ernie_local.planner.profile_file import read_profile
+    from ernie_local.planner.profile import read_profile
 
     profile = read_profile(path)
     same = profile is not None and profile.hardware.difference(find_hardware()) is None

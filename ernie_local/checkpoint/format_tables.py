@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ernie_local.checkpoint.names import BANKS
-from ernie_local.config import ModelConfig, QuantizationConfig
-from ernie_local.config.quantization import BankKey
+from ernie_local.config import BankKey, ModelConfig, QuantizationConfig
 from ernie_local.errors import UsageError
 from ernie_local.packing import find_format
 from ernie_local.packing.foreign_formats import find_foreign
@@ -34,9 +32,11 @@ def format_tables(config: ModelConfig, choice: FormatChoice) -> QuantizationConf
     _check(choice, config)
     for layer_id, has_experts in enumerate(text.moe_layers):
         if has_experts and choice.experts is not None:
-            experts |= dict.fromkeys(_banks(layer_id), (choice.experts,) * text.num_experts)
+            experts |= {(layer_id, bank.name): (choice.experts,) * bank.num_experts for bank in text.banks}
         if has_experts and choice.small_experts is not None:
-            small_experts |= dict.fromkeys(_banks(layer_id), (choice.small_experts,) * text.num_experts)
+            small_experts |= {
+                (layer_id, bank.name): (choice.small_experts,) * bank.num_experts for bank in text.banks
+            }
         if choice.dense is None:
             continue
         matrices[f"layers.{layer_id}.self_attn.qkv_proj"] = choice.dense
@@ -56,10 +56,6 @@ def format_tables(config: ModelConfig, choice: FormatChoice) -> QuantizationConf
     return QuantizationConfig(experts, matrices, gated_mlps, small_experts=small_experts)
 
 
-def _banks(layer_id: int) -> list[BankKey]:
-    return [(layer_id, bank) for bank in BANKS]
-
-
 def _check(choice: FormatChoice, config: ModelConfig) -> None:
     _check_small_pages(choice)
     if choice.experts is not None and find_foreign(choice.experts) is None:
@@ -71,10 +67,10 @@ def _check(choice: FormatChoice, config: ModelConfig) -> None:
     text, vision = config.text, config.vision
     widths = {
         "hidden_size": text.hidden_size if {choice.experts, choice.dense, choice.embedding} - {None} else 0,
-        "moe_intermediate_size of text": text.text_expert_size if choice.experts and text.num_experts else 0,
-        "moe_intermediate_size of vision": text.vision_expert_size
-        if choice.experts and text.num_experts
-        else 0,
+        **{
+            f"moe_intermediate_size of {bank.name}": bank.expert_size if choice.experts else 0
+            for bank in text.banks
+        },
         "intermediate_size": text.intermediate_size if choice.dense and not all(text.moe_layers) else 0,
         "inner size of the shared experts": text.shared_expert_size if choice.dense else 0,
         "heads times head_dim": text.num_attention_heads * text.head_dim if choice.dense else 0,

@@ -51,7 +51,6 @@ def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig
     expected = ExpectedShapes(config)
     packed_tensors = PackedTensors(config)
     packed: dict[str, StoredTensor] = {}
-    num_experts = config.text.num_experts
     sources: dict[str, Source] = {}
     ignored: list[str] = []
     heads: list[StoredTensor] = []
@@ -67,7 +66,7 @@ def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig
             packed[tensor.name] = tensor
             continue
         layouts.add(layout_of(tensor.name))
-        parts = map_name(tensor.name, num_experts)
+        parts = map_name(tensor.name, config.text.banks)
         if config.text.tie_word_embeddings and [part.name for part in parts] == [_HEAD]:
             _check_tensor(tensor, (Part(_EMBEDDING),), expected)
             heads.append(tensor)
@@ -164,7 +163,7 @@ def _check_nothing_missing(
     if packed_tensors.shapes:
         in_file, counted = missing, f"{len(sources)} others that are not packed"
     else:
-        in_file = name_in_file(missing, layout, expected.num_experts)
+        in_file = name_in_file(missing, layout, expected.banks)
         counted = f"{len(sources)} of {expected.count()} tensors"
     raise ModelUnusable(
         f"{directory}: tensor {show(in_file)} of shape {_shape_text(shape)} is missing; {counted} were found",

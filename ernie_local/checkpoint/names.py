@@ -7,13 +7,14 @@ names map to themselves. Knows nothing of files, shapes or torch; numbers in nam
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Bank = Literal["text", "vision"]
+from ernie_local.config import ExpertBank
+
 Projection = Literal["gate_proj", "up_proj", "down_proj"]
 WeightLayout = Literal["hub", "native"]
-BANKS: tuple[Bank, Bank] = ("text", "vision")
 PROJECTIONS: tuple[Projection, Projection, Projection] = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -39,7 +40,7 @@ _RESAMPLER = r"(?:model\.)?resampler(?:_model)?\."
 _MERGER = rf"{_RESAMPLER}(spatial|temporal)(?:_linear)?\."
 _MLP = rf"{_TEXT}layers\.(?P<layer>{NUMBER})\.mlp\."
 _LINEAR = r"(?P<projection>gate_proj|up_proj|down_proj)"
-_BANK = r"(?P<bank>text|vision)"
+_BANK = r"(?P<bank>[a-z]+)"
 _WEIGHTS = r"(?:weight|bias)"
 _IN_BLOCK = r"(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)"
 
@@ -65,7 +66,7 @@ _RENAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (rf"{_RESAMPLER}(?:after_norm|norm)\.weight", r"resampler.norm.weight"),
     )
 )
-_HUB_GATE = re.compile(rf"{_MLP}gate\.weight(?P<second>_1)?")
+_HUB_GATE = re.compile(rf"{_MLP}gate\.weight(?:_(?P<index>[1-9][0-9]?))?")
 _HUB_BIAS = re.compile(rf"{_MLP}moe_statics\.e_score_correction_bias")
 _HUB_EXPERT = re.compile(rf"{_MLP}experts\.(?P<expert>{NUMBER})\.{_LINEAR}\.weight")
 _NATIVE_BIAS = re.compile(rf"{_MLP}{_BANK}_moe\.gate\.moe_statics\.e_score_correction_bias")
@@ -100,33 +101,34 @@ _BACK = (
 _ROUTER = re.compile(rf"layers\.(?P<layer>{NUMBER})\.moe\.{_BANK}_router\.(?P<kind>weight|bias)")
 
 
-def map_name(name: str, num_experts: int) -> tuple[Part, ...]:
-    """Our tensors that the file's tensor `name` holds; empty for a name that no layout has.
+def map_name(name: str, banks: Sequence[ExpertBank]) -> tuple[Part, ...]:
+    """Our tensors that the file's tensor `name` holds; empty for a name that no model with `banks` has.
 
-    `num_experts` is per bank: hub experts from there on belong to vision, and a fused native tensor has
-    one part for each expert and matrix.
+    The hub numbers the experts of all banks in one sequence; a fused native tensor has one part for each
+    expert and matrix.
     """
+    by_name = {bank.name: bank for bank in banks}
     for pattern, ours in _RENAMED:
         if match := pattern.fullmatch(name):
-            return (Part(match.expand(ours)),)
+            bank_name = match.groupdict().get("bank")
+            return (Part(match.expand(ours)),) if bank_name is None or bank_name in by_name else ()
     if match := _HUB_GATE.fullmatch(name):
-        bank = "vision" if match["second"] else "text"
+        index = int(match["index"] or 0)
+        if index >= len(banks):
+            return ()
         # The hub keeps the routers, and only them, as (hidden, experts).
-        return (Part(f"layers.{match['layer']}.moe.{bank}_router.weight", transposed=True),)
+        return (Part(f"layers.{match['layer']}.moe.{banks[index].name}_router.weight", transposed=True),)
     if match := _HUB_BIAS.fullmatch(name):
         return tuple(
-            Part(f"layers.{match['layer']}.moe.{bank}_router.bias", row=row) for row, bank in enumerate(BANKS)
+            Part(f"layers.{match['layer']}.moe.{bank.name}_router.bias", row=row)
+            for row, bank in enumerate(banks)
         )
     if match := _HUB_EXPERT.fullmatch(name):
-        index = int(match["expert"])
-        # An index past both banks stays with the last bank, where it is one expert too many.
-        bank = "text" if index < num_experts else "vision"
-        expert = index if bank == "text" else index - num_experts
-        return (Part(f"experts.{match['layer']}.{bank}.{expert}.{match['projection']}"),)
-    if match := _NATIVE_BIAS.fullmatch(name):
+        return _hub_expert(match["layer"], int(match["expert"]), match["projection"], banks)
+    if (match := _NATIVE_BIAS.fullmatch(name)) and match["bank"] in by_name:
         return (Part(f"layers.{match['layer']}.moe.{match['bank']}_router.bias", row=0),)
-    if match := _NATIVE_EXPERTS.fullmatch(name):
-        return _fused_parts(match["layer"], match["bank"], match["projection"], num_experts)
+    if (match := _NATIVE_EXPERTS.fullmatch(name)) and match["bank"] in by_name:
+        return _fused_parts(match["layer"], by_name[match["bank"]], match["projection"])
     return ()
 
 
@@ -142,13 +144,13 @@ def layout_of(name: str) -> WeightLayout | None:
     return "hub" if _HUB_ONLY.search(name) else None
 
 
-def name_in_file(ours: str, layout: WeightLayout, num_experts: int) -> str:
+def name_in_file(ours: str, layout: WeightLayout, banks: Sequence[ExpertBank]) -> str:
     """The name under which a file of `layout` holds our tensor `ours`: the inverse of `map_name`."""
     kind, *rest = ours.split(".")
     if kind == "experts":
         layer, bank, expert, projection = rest
         if layout == "hub":
-            index = int(expert) + (num_experts if bank == "vision" else 0)
+            index = int(expert) + sum(one.num_experts for one in banks[: _position(bank, banks)])
             return f"model.layers.{layer}.mlp.experts.{index}.{projection}.weight"
         fused = "down_proj" if projection == "down_proj" else "gate_up_proj"
         return f"model.language_model.layers.{layer}.mlp.{bank}_moe.experts.{fused}"
@@ -159,25 +161,40 @@ def name_in_file(ours: str, layout: WeightLayout, num_experts: int) -> str:
             return re.sub(f"^{pattern}", hub if layout == "hub" else native, ours)
     stem = ours
     if match := _ROUTER.fullmatch(ours):
-        stem = _router_in_file(match["layer"], match["bank"], match["kind"], layout)
+        stem = _router_in_file(match["layer"], match["bank"], match["kind"], layout, banks)
     stem = stem.replace(".moe.shared_experts.", ".mlp.shared_experts.")
     return f"model.{stem}" if layout == "hub" else f"model.language_model.{stem}"
 
 
-def _fused_parts(layer: str, bank: str, projection: str, num_experts: int) -> tuple[Part, ...]:
+def _hub_expert(layer: str, index: int, projection: str, banks: Sequence[ExpertBank]) -> tuple[Part, ...]:
+    for bank in banks:
+        # An index past all banks stays with the last one, where it is one expert too many.
+        if index < bank.num_experts or bank is banks[-1]:
+            return (Part(f"experts.{layer}.{bank.name}.{index}.{projection}"),)
+        index -= bank.num_experts
+    return ()
+
+
+def _fused_parts(layer: str, bank: ExpertBank, projection: str) -> tuple[Part, ...]:
     """Parts of (experts, 2 * inner, hidden), gate rows before up rows, or of (experts, hidden, inner)."""
     if projection == "down_proj":
         halves: tuple[tuple[str, int | None], ...] = (("down_proj", None),)
     else:
         halves = (("gate_proj", 0), ("up_proj", 1))
     return tuple(
-        Part(f"experts.{layer}.{bank}.{expert}.{ours}", row=expert, half=half)
-        for expert in range(num_experts)
+        Part(f"experts.{layer}.{bank.name}.{expert}.{ours}", row=expert, half=half)
+        for expert in range(bank.num_experts)
         for ours, half in halves
     )
 
 
-def _router_in_file(layer: str, bank: str, kind: str, layout: WeightLayout) -> str:
+def _position(name: str, banks: Sequence[ExpertBank]) -> int:
+    return [bank.name for bank in banks].index(name)
+
+
+def _router_in_file(
+    layer: str, bank: str, kind: str, layout: WeightLayout, banks: Sequence[ExpertBank]
+) -> str:
     stem = f"layers.{layer}.mlp."
     if layout == "native":
         return f"{stem}{bank}_moe.gate." + (
@@ -185,4 +202,5 @@ def _router_in_file(layer: str, bank: str, kind: str, layout: WeightLayout) -> s
         )
     if kind == "bias":
         return f"{stem}moe_statics.e_score_correction_bias"
-    return f"{stem}gate.weight" + ("_1" if bank == "vision" else "")
+    position = _position(bank, banks)
+    return f"{stem}gate.weight" + (f"_{position}" if position else "")

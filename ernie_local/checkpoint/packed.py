@@ -10,10 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ernie_local.checkpoint.names import BANKS, NUMBER, PROJECTIONS, Bank
+from ernie_local.checkpoint.names import NUMBER, PROJECTIONS
 from ernie_local.checkpoint.shapes import ExpectedShapes, Shape
-from ernie_local.config import ModelConfig, QuantizationConfig
-from ernie_local.config.quantization import BankKey
+from ernie_local.config import Bank, BankKey, ModelConfig, QuantizationConfig
 from ernie_local.errors import ModelUnusable
 from ernie_local.packing.foreign_formats import ForeignLayout, find_foreign
 from ernie_local.packing.formats import COLUMN_STEP, FORMATS, LowBitFormat
@@ -28,7 +27,7 @@ _MATRIX = re.compile(
     rf"|vision\.blocks\.{NUMBER}\.(?:attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)"
 )
 _GATED_MLP = re.compile(rf"layers\.{NUMBER}\.(?:mlp|moe\.shared_experts)")
-_EXPERTS = re.compile(rf"(small_)?experts\.({NUMBER})\.(text|vision)\.([^.]+)")
+_EXPERTS = re.compile(rf"(small_)?experts\.({NUMBER})\.([a-z]+)\.([^.]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +51,7 @@ def expert_pages(name: str) -> ExpertPages | None:
     match = _EXPERTS.fullmatch(name)
     if match is None:
         return None
-    return ExpertPages(
-        match[1] is not None, int(match[2]), "text" if match[3] == "text" else "vision", match[4]
-    )
+    return ExpertPages(match[1] is not None, int(match[2]), match[3], match[4])
 
 
 def expert_layout(page_format: str, hidden_size: int, inner_size: int) -> PageLayout | ForeignLayout:
@@ -137,7 +134,7 @@ class PackedTensors:
         small: of their small pages; KeyError where there are none.
         """
         formats = self._formats(small=small)[layer_id, bank]
-        inner_size = self._text.expert_size(bank)
+        inner_size = self._text.bank(bank).expert_size
         return {
             name: expert_layout(name, self._text.hidden_size, inner_size) for name in dict.fromkeys(formats)
         }
@@ -169,11 +166,11 @@ class PackedTensors:
         return self._tables.small_experts if small else self._tables.experts
 
     def _expert_shapes(self, *, small: bool) -> Iterator[tuple[str, Shape]]:
-        for layer_id, has_experts in enumerate(self._text.moe_layers if self._formats(small=small) else ()):
-            for bank in BANKS if has_experts else ():
-                for name, layout in self.page_layouts(layer_id, bank, small=small).items():
-                    count = self._formats(small=small)[layer_id, bank].count(name)
-                    yield ExpertPages(small, layer_id, bank, name).name, (count, layout.page_bytes)
+        formats = self._formats(small=small)
+        for layer_id, bank in self._text.layer_banks() if formats else ():
+            for name, layout in self.page_layouts(layer_id, bank.name, small=small).items():
+                count = formats[layer_id, bank.name].count(name)
+                yield ExpertPages(small, layer_id, bank.name, name).name, (count, layout.page_bytes)
 
     def _check_small_pages(self) -> None:
         """ModelUnusable for a small page that is larger than the expert's other one."""

@@ -14,17 +14,14 @@ from typing import TYPE_CHECKING
 from ernie_local.checkpoint.header import ITEM_BYTES
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
 from ernie_local.checkpoint.shapes import ExpectedShapes, Shape
-from ernie_local.config import ModelConfig
+from ernie_local.config import Bank, ModelConfig
 
 if TYPE_CHECKING:
     from ernie_local.checkpoint.index import Accounts
 
-TEXT_EXPERTS, VISION_EXPERTS = "text experts", "vision experts"
-SMALL_PAGES = ("small text pages", "small vision pages")
-# In this order in every table. A tensor belongs to the first part whose mark stands in its name.
+# In this order in every table, behind the routed experts of each bank and their small pages. A tensor belongs
+# to the first part whose mark stands in its name.
 _MARKS = (
-    (TEXT_EXPERTS, ".text."),
-    (VISION_EXPERTS, ".vision."),
     ("routers", "_router."),
     ("shared experts", "shared_experts"),
     ("vision tower", "vision."),
@@ -35,7 +32,6 @@ _MARKS = (
     ("head", "lm_head"),
     ("norms", "norm"),
 )
-PARTS = (TEXT_EXPERTS, VISION_EXPERTS, *SMALL_PAGES, *(part for part, _ in _MARKS[2:]))
 
 
 @dataclass(slots=True)
@@ -51,6 +47,8 @@ class ModelPart:
     num_bytes: int = 0
     formats: Counter[str] = field(default_factory=Counter)
     pages: Counter[str] = field(default_factory=Counter)
+    is_routed: bool = False  # the routed experts of a bank
+    is_small: bool = False  # the small pages of a bank
 
     @property
     def bits_per_weight(self) -> float:
@@ -111,9 +109,15 @@ def expected_tensors(config: ModelConfig) -> Iterator[ModelTensor]:
         yield _packed_tensor(name, packed)
 
 
-def model_parts(tensors: Iterable[ModelTensor]) -> list[ModelPart]:
-    """Parts that the model has, in the order of PARTS; together they hold every tensor once."""
-    parts = {name: ModelPart(name) for name in PARTS}
+def model_parts(tensors: Iterable[ModelTensor], config: ModelConfig) -> list[ModelPart]:
+    """Parts that the model has, in the order of tables; together they hold every tensor once."""
+    banks = config.text.banks
+    ordered = [
+        *(ModelPart(experts_part(bank.name), is_routed=True) for bank in banks),
+        *(ModelPart(small_pages_part(bank.name), is_small=True) for bank in banks),
+        *(ModelPart(name) for name, _ in _MARKS),
+    ]
+    parts = {part.name: part for part in ordered}
     for tensor in tensors:
         part = parts[tensor.part]
         part.weights += tensor.weights
@@ -129,7 +133,7 @@ def sum_of_parts(name: str, parts: Iterable[ModelPart]) -> ModelPart:
     whole = ModelPart(name)
     for part in parts:
         whole.num_bytes += part.num_bytes
-        if part.name in SMALL_PAGES:
+        if part.is_small:
             continue
         whole.weights += part.weights
         whole.formats += part.formats
@@ -138,20 +142,28 @@ def sum_of_parts(name: str, parts: Iterable[ModelPart]) -> ModelPart:
 
 
 def routed_experts(parts: Iterable[ModelPart]) -> ModelPart | None:
-    """The experts of both banks as one part, without small pages; None for a model without."""
-    experts = [part for part in parts if part.name in (TEXT_EXPERTS, VISION_EXPERTS)]
+    """The experts of all banks as one part, without small pages; None for a model without."""
+    experts = [part for part in parts if part.is_routed]
     return sum_of_parts("routed experts", experts) if experts else None
+
+
+def experts_part(bank: Bank) -> str:
+    """The part of a bank's routed experts."""
+    return f"{bank} experts"
+
+
+def small_pages_part(bank: Bank) -> str:
+    """The part of the small pages of a bank's routed experts."""
+    return f"small {bank} pages"
 
 
 def part_of(name: str) -> str:
     """The part that our tensor `name`, plain or packed, belongs to."""
-    for prefix, of_text, of_vision in (
-        ("experts.", TEXT_EXPERTS, VISION_EXPERTS),
-        ("small_experts.", *SMALL_PAGES),
-    ):
-        if name.startswith(prefix):
-            return of_text if ".text." in name else of_vision
-    return next(part for part, mark in _MARKS[2:] if mark in name)
+    if name.startswith("experts."):
+        return experts_part(name.split(".")[2])
+    if name.startswith("small_experts."):
+        return small_pages_part(name.split(".")[2])
+    return next(part for part, mark in _MARKS if mark in name)
 
 
 def _packed_tensor(name: str, packed: PackedTensors) -> ModelTensor:

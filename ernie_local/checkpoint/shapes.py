@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ernie_local.checkpoint.names import BANKS, PROJECTIONS
-from ernie_local.config import ModelConfig, TextConfig, VisionConfig
+from ernie_local.checkpoint.names import PROJECTIONS
+from ernie_local.config import ExpertBank, ModelConfig, TextConfig, VisionConfig
 
 Shape = tuple[int, ...]
 
@@ -34,10 +34,10 @@ class ExpectedShapes:
             for suffix in (*self._attention, *(self._moe if has_experts else self._dense)):
                 yield f"layers.{layer}.{suffix}"
             if has_experts and with_experts:
-                for bank in BANKS:
-                    for expert in range(self._text.num_experts):
+                for bank in self._text.banks:
+                    for expert in range(bank.num_experts):
                         for projection in PROJECTIONS:
-                            yield f"experts.{layer}.{bank}.{expert}.{projection}"
+                            yield f"experts.{layer}.{bank.name}.{expert}.{projection}"
         yield from (name for name in self._single if name != "embed_tokens.weight")
         for block in range(self._vision.depth):
             for suffix in self._block:
@@ -46,19 +46,21 @@ class ExpectedShapes:
     def describe(self) -> str:
         """The counts that decide which names exist, for messages."""
         text = self._text
+        banks = " and ".join(f"{bank.num_experts} {bank.name}" for bank in text.banks) or "no"
         return (
-            f"{text.num_hidden_layers} layers, {sum(text.moe_layers)} of them with two banks of "
-            f"{text.num_experts} experts, and {self._vision.depth} vision blocks"
+            f"{text.num_hidden_layers} layers, {sum(text.moe_layers)} of them with {banks} experts, "
+            f"and {self._vision.depth} vision blocks"
         )
 
     @property
-    def num_experts(self) -> int:
-        """Experts of each bank."""
-        return self._text.num_experts
+    def banks(self) -> tuple[ExpertBank, ...]:
+        """The banks of each layer with experts."""
+        return self._text.banks
 
     def count(self) -> int:
         """How many names there are, without making them."""
-        per_moe_layer = len(self._moe) + len(BANKS) * self._text.num_experts * len(PROJECTIONS)
+        num_experts = sum(bank.num_experts for bank in self._text.banks)
+        per_moe_layer = len(self._moe) + num_experts * len(PROJECTIONS)
         num_moe_layers = sum(self._text.moe_layers)
         num_layers = len(self._text.moe_layers)
         return (
@@ -82,8 +84,10 @@ class ExpectedShapes:
             layer_text, bank, expert_text, projection = name.removeprefix("experts.").split(".")
             layer = int(layer_text)
             has_experts = layer < len(self._text.moe_layers) and self._text.moe_layers[layer]
-            known = has_experts and int(expert_text) < self._text.num_experts
-            return self._experts[bank][projection] if known else None
+            if not has_experts or bank not in self._experts:
+                return None
+            is_known = int(expert_text) < self._text.bank(bank).num_experts
+            return self._experts[bank][projection] if is_known else None
         if name.startswith("vision.blocks."):
             block_text, suffix = name.removeprefix("vision.blocks.").split(".", 1)
             return self._block.get(suffix) if int(block_text) < self._vision.depth else None
@@ -127,9 +131,9 @@ def _attention_shapes(text: TextConfig) -> dict[str, Shape]:
 
 def _moe_shapes(text: TextConfig) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
-    for bank in BANKS:
-        shapes[f"moe.{bank}_router.weight"] = (text.num_experts, text.hidden_size)
-        shapes[f"moe.{bank}_router.bias"] = (text.num_experts,)
+    for bank in text.banks:
+        shapes[f"moe.{bank.name}_router.weight"] = (bank.num_experts, text.hidden_size)
+        shapes[f"moe.{bank.name}_router.bias"] = (bank.num_experts,)
     if text.num_shared_experts:
         shapes |= _swiglu_shapes("moe.shared_experts", text.hidden_size, text.shared_expert_size)
     return shapes
@@ -145,12 +149,12 @@ def _swiglu_shapes(prefix: str, hidden_size: int, inner_size: int) -> dict[str, 
 
 def _expert_shapes(text: TextConfig) -> dict[str, dict[str, Shape]]:
     return {
-        bank: {
-            "gate_proj": (inner_size, text.hidden_size),
-            "up_proj": (inner_size, text.hidden_size),
-            "down_proj": (text.hidden_size, inner_size),
+        bank.name: {
+            "gate_proj": (bank.expert_size, text.hidden_size),
+            "up_proj": (bank.expert_size, text.hidden_size),
+            "down_proj": (text.hidden_size, bank.expert_size),
         }
-        for bank, inner_size in (("text", text.text_expert_size), ("vision", text.vision_expert_size))
+        for bank in text.banks
     }
 
 

@@ -1,18 +1,15 @@
-"""What a model is: the sizes, rules and token ids that the rest of the code reads.
-
-Owns the frozen dataclasses. Knows nothing of config.json, its two layouts or their key names.
-"""
+"""Describes a model: the sizes, rules and token ids that the rest of the code reads."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ernie_local.config.banks import Bank, ExpertBank
 from ernie_local.config.quantization import QuantizationConfig
 
 ConfigLayout = Literal["hub", "native"]
-# 1.75 GiB of KV cache for the 28B model in 16 bits; its own limit of 131072 would be 7 GiB.
-_MOST_CONTEXT_BY_DEFAULT = 32768
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,29 +27,36 @@ class TextConfig:
     rms_norm_eps: float
     rope_theta: float
     mrope_section: tuple[int, int, int]  # frequencies for (height, width, temporal); sum = head_dim / 2
-    moe_layers: tuple[bool, ...]  # per layer: two banks of experts, or one dense MLP
-    num_experts: int  # per bank; 0 if no layer has experts
+    moe_layers: tuple[bool, ...]  # per layer: experts, or one dense MLP
+    banks: tuple[ExpertBank, ...]  # of each layer with experts; empty if no layer has any
     experts_per_token: int
-    text_expert_size: int  # inner widths
-    vision_expert_size: int
     num_shared_experts: int
     moe_norm_min: float  # lower bound of the sum that the chosen router weights are divided by
     tie_word_embeddings: bool
     hidden_act: Literal["silu"]
 
-    def expert_size(self, bank: str) -> int:
-        """Inner width of the routed experts of a bank, `text` or `vision`."""
-        return self.text_expert_size if bank == "text" else self.vision_expert_size
-
     @property
     def shared_expert_size(self) -> int:
         """Inner width of the one MLP that all shared experts are merged into; 0 if there is none."""
-        return self.num_shared_experts * self.text_expert_size
+        return self.num_shared_experts * self.banks[0].expert_size if self.banks else 0
 
     @property
-    def default_context_size(self) -> int:
-        """Tokens of a conversation where nobody names a number: what the model was made for, to a bound."""
-        return min(self.max_position_embeddings, _MOST_CONTEXT_BY_DEFAULT)
+    def text_bank(self) -> ExpertBank | None:
+        """The bank of text tokens, and so of decoding; None if no layer has experts."""
+        return next((bank for bank in self.banks if "text" in bank.serves), None)
+
+    def bank(self, name: Bank) -> ExpertBank:
+        """The bank of this name; KeyError if there is none."""
+        for bank in self.banks:
+            if bank.name == name:
+                return bank
+        raise KeyError(name)
+
+    def layer_banks(self) -> Iterator[tuple[int, ExpertBank]]:
+        """Every layer with experts and each of its banks, in the order of computing."""
+        for layer_id, has_experts in enumerate(self.moe_layers):
+            for bank in self.banks if has_experts else ():
+                yield layer_id, bank
 
 
 @dataclass(frozen=True, slots=True)

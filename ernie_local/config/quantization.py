@@ -1,8 +1,7 @@
-"""`quantization_config` of a checkpoint in our own format: which weights are packed, and in what.
+"""Reads and writes `quantization_config`: which weights of a checkpoint are packed, and in which format.
 
-Owns the keys and the tables. Format names are only spelled here (`w4`, or `w2-w2l` where the gate and up
-matrices of a page have another format than down; `nf4g64` where experts are in another library's format);
-what they mean is `packing`'s.
+Format names are only spelled here: `w4`, or `w2-w2l` where the gate and up matrices of a page have another
+format than down; `nf4g64` where experts are in another library's format. `packing` gives them their meaning.
 """
 
 from __future__ import annotations
@@ -10,11 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING
 
+from ernie_local.config.banks import BankKey, ExpertBank
 from ernie_local.config.keys import Keys
 from ernie_local.errors import ModelUnusable
 from ernie_local.strict_json import show
+
+if TYPE_CHECKING:
+    from ernie_local.config.model import TextConfig
 
 METHOD = "ernie_local"
 VERSION = 1
@@ -22,9 +25,6 @@ _KEY = "quantization_config"
 _FORMAT = re.compile(r"w[0-9]{1,2}[a-z]?", re.ASCII)
 _PAGE_FORMAT = re.compile(rf"{_FORMAT.pattern}(?:-{_FORMAT.pattern})?", re.ASCII)
 _EXPERT_FORMAT = re.compile(rf"{_PAGE_FORMAT.pattern}|[a-z]{{1,8}}[0-9]g[0-9]{{1,5}}", re.ASCII)
-_BANK = re.compile(r"(0|[1-9][0-9]{0,5})\.(text|vision)", re.ASCII)
-
-BankKey = tuple[int, Literal["text", "vision"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,11 @@ class QuantizationConfig:
         }
 
 
-def read_quantization(
-    outer: Keys, num_experts: int, moe_layers: tuple[bool, ...]
-) -> QuantizationConfig | None:
-    """The tables, None where nothing is quantized. ModelUnusable for another method or version."""
+def read_quantization(outer: Keys, text: TextConfig) -> QuantizationConfig | None:
+    """The tables of a model with this decoder; None where nothing is quantized.
+
+    ModelUnusable for another method or version.
+    """
     if not outer.has(_KEY):
         outer.value(_KEY)
         return None
@@ -74,13 +75,14 @@ def read_quantization(
         raise ModelUnusable(
             f"{outer.where}: {_KEY} has quant_method {show(method)} version {show(version)}, "
             f"expected {METHOD} version {VERSION}",
-            "other packages' quantized weights, or those of another version, are not read here",
+            "weights quantized by another package, or by another version, cannot be read",
             "use the bfloat16 checkpoint, or one that this version of ernie-local wrote",
         )
+    banks = {f"{layer_id}.{bank.name}": (layer_id, bank) for layer_id, bank in text.layer_banks()}
     quantization = QuantizationConfig(
-        experts=_experts(keys, "experts", _EXPERT_FORMAT, num_experts, moe_layers),
-        # Ours alone: whoever computes with them takes either page of an expert in one call.
-        small_experts=_experts(keys, "small_experts", _PAGE_FORMAT, num_experts, moe_layers),
+        experts=_experts(keys, "experts", _EXPERT_FORMAT, banks),
+        # Only our own formats: one call of an operator takes either page of an expert.
+        small_experts=_experts(keys, "small_experts", _PAGE_FORMAT, banks),
         matrices=_texts(keys, "matrices", _FORMAT),
         gated_mlps=_texts(keys, "gated_mlps", _PAGE_FORMAT),
         source=_texts(keys, "source", None),
@@ -100,25 +102,24 @@ def _banks_to_json(table: Mapping[BankKey, tuple[str, ...]]) -> dict[str, object
 
 
 def _experts(
-    keys: Keys, key: str, pattern: re.Pattern[str], num_experts: int, moe_layers: tuple[bool, ...]
+    keys: Keys, key: str, pattern: re.Pattern[str], banks: Mapping[str, tuple[int, ExpertBank]]
 ) -> dict[BankKey, tuple[str, ...]]:
+    """The formats of all `banks`, which are given by their names in the table; empty if it names none."""
     table: dict[BankKey, tuple[str, ...]] = {}
     for name, value in keys.mapping(key).items():
-        match = _BANK.fullmatch(name)
-        layer = int(match[1]) if match else -1
-        if match is None or layer >= len(moe_layers) or not moe_layers[layer]:
+        if name not in banks:
             raise keys.refuse(key, f"names {show(name)}, which is no bank of experts of this model")
-        formats = [value] * num_experts if isinstance(value, str) else value
-        if not isinstance(formats, list) or len(formats) != num_experts:
+        layer_id, bank = banks[name]
+        formats = [value] * bank.num_experts if isinstance(value, str) else value
+        if not isinstance(formats, list) or len(formats) != bank.num_experts:
             raise keys.refuse(
-                key, f"has for {name} {show(value)}, expected one format or {num_experts} of them"
+                key, f"has for {name} {show(value)}, expected one format or {bank.num_experts} of them"
             )
         for page_format in formats:
             _check_format(keys, f"{key}.{name}", page_format, pattern)
-        table[layer, "text" if match[2] == "text" else "vision"] = tuple(formats)
-    num_banks = 2 * sum(moe_layers)
-    if table and len(table) != num_banks:
-        raise keys.refuse(key, f"names {len(table)} banks of experts, the model has {num_banks}")
+        table[layer_id, bank.name] = tuple(formats)
+    if table and len(table) != len(banks):
+        raise keys.refuse(key, f"names {len(table)} banks of experts, the model has {len(banks)}")
     return table
 
 

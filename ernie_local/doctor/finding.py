@@ -15,7 +15,7 @@ _BY_WEIGHT: tuple[Verdict, ...] = ("ok", "slow", "fails")
 class Finding:
     """One line for people with its verdict, one line on what to do unless that is "ok", facts for programs.
 
-    The keys of `facts` are those of docs/doctor-json.md, always all of them. Line breaks become blanks.
+    The keys of `facts` are those of docs/json.md, always all of them. Line breaks become blanks.
     """
 
     name: str

@@ -7,8 +7,7 @@ from pathlib import Path
 from ernie_local.doctor.finding import Finding
 from ernie_local.errors import InputUnreadable
 from ernie_local.machine.hardware import find_hardware
-from ernie_local.planner.profile import MachineProfile
-from ernie_local.planner.profile_file import read_profile
+from ernie_local.planner.profile import MachineProfile, read_profile
 
 NAME = "profile"
 _MEASURE = "run `ernie-local bench`"

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import torch
 
-from ernie_local.checkpoint.names import BANKS, PROJECTIONS, Bank
+from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import ModelConfig
+from ernie_local.config import Bank, BankKey, ModelConfig
 from ernie_local.errors import UsageError
 from ernie_local.experts.budget import GpuBudget, RamBudget
 from ernie_local.experts.copier import PageCopier
@@ -123,16 +123,14 @@ def page_ranges(
     checkpoint: Checkpoint, config: ModelConfig, options: PagingOptions | None = None
 ) -> dict[ExpertKey, tuple[PageRange, ...]]:
     """Where the page of every expert lies, and its small page if the options ask for it."""
-    layers = [layer_id for layer_id, is_moe in enumerate(config.text.moe_layers) if is_moe]
-    banks = [(layer_id, bank, False) for layer_id in layers for bank in BANKS]
+    banks = [(layer_id, bank.name, False) for layer_id, bank in config.text.layer_banks()]
     if options is not None and options.small_below is not None:
         banks += [(layer_id, bank, True) for layer_id, bank in _banks_with_small_pages(config)]
     packed = PackedTensors(config) if config.has_packed_experts else None
     ranges: dict[ExpertKey, tuple[PageRange, ...]] = {}
     for layer_id, bank, is_small in banks:
-        keys = [
-            ExpertKey(layer_id, bank, expert_id, is_small) for expert_id in range(config.text.num_experts)
-        ]
+        num_experts = config.text.bank(bank).num_experts
+        keys = [ExpertKey(layer_id, bank, expert_id, is_small) for expert_id in range(num_experts)]
         if packed is None:
             ranges |= {key: _plain_ranges(checkpoint, key) for key in keys}
             continue
@@ -143,7 +141,7 @@ def page_ranges(
     return ranges
 
 
-def _banks_with_small_pages(config: ModelConfig) -> list[tuple[int, Bank]]:
+def _banks_with_small_pages(config: ModelConfig) -> list[BankKey]:
     """Of text experts: prompts use no small pages, and images come in prompts."""
     tables = config.quantization
     if tables is None or not tables.small_experts:

@@ -13,7 +13,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, KeysView
 
-from ernie_local.checkpoint.names import Bank
+from ernie_local.config import Bank
 from ernie_local.experts.heat import AdaptiveHeat, Heat
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.slots import Slot, SlotMap

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ernie_local.checkpoint.names import Bank
-from ernie_local.experts.page_math import RoutedTokens
+from ernie_local.config import BankKey
 from ernie_local.kernels import reference
 from ernie_local.kernels.cuda_ops import gpu_of
+from ernie_local.model.moe import RoutedTokens
 from ernie_local.packing import PageLayout
 from ernie_local.packing.foreign_matrix import dequantize_foreign
 from ernie_local.packing.foreign_page import Dequantize
@@ -25,7 +25,7 @@ class TritonPageMath:
 
     def __init__(
         self,
-        layouts: Mapping[tuple[int, Bank], Sequence[PageLayout]],
+        layouts: Mapping[BankKey, Sequence[PageLayout]],
         shared_layouts: Mapping[int, PageLayout],
     ) -> None:
         """layouts: of a layer's pages in a bank, small ones too. shared_layouts: of its shared page."""
@@ -38,7 +38,6 @@ class TritonPageMath:
         memory: torch.Tensor,
         tokens: RoutedTokens,
         places: torch.Tensor | None,
-        shared_page: torch.Tensor | None,
     ) -> None:
         """See PageMath.add."""
         from ernie_local.kernels.triton.experts import add_packed_experts
@@ -48,11 +47,11 @@ class TritonPageMath:
             tokens.hidden,
             memory,
             tokens.expert_ids,
-            tokens.weights,
-            shared_page,
+            tokens.expert_weights,
+            tokens.shared_page,
             places,
             self._layouts[tokens.layer_id, tokens.bank],
-            None if shared_page is None else self._shared_layouts[tokens.layer_id],
+            None if tokens.shared_page is None else self._shared_layouts[tokens.layer_id],
             gpu_of(tokens.hidden.device),
         )
 
@@ -72,7 +71,6 @@ class TorchPageMath:
         memory: torch.Tensor,
         tokens: RoutedTokens,
         places: torch.Tensor | None,
-        shared_page: torch.Tensor | None,
     ) -> None:
         """See PageMath.add."""
         reference.add_packed_experts(
@@ -80,8 +78,8 @@ class TorchPageMath:
             tokens.hidden.float(),
             memory,
             tokens.expert_ids,
-            tokens.weights.float(),
-            shared_page,
+            tokens.expert_weights.float(),
+            tokens.shared_page,
             places,
             self._foreign,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ernie_local.checkpoint.names import Bank
+from ernie_local.config import Bank
 
 UNIT_BYTES = 4096  # pages begin at multiples of it, in files and in memory
 

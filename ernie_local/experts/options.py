@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from ernie_local.checkpoint.names import BANKS, Bank
+from ernie_local.config import Bank
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class PagingStats:
     prompt_wait_seconds: float = 0.0
     unused_pages_read: int = 0  # prefetched for a prompt's layer that then did not want them
     small_pages_used: int = 0  # in place of a decoded token's missing pages
-    banks: dict[Bank, BankStats] = field(default_factory=lambda: {bank: BankStats() for bank in BANKS})
+    banks: dict[Bank, BankStats] = field(default_factory=dict)
     gpu: PagingStats | None = None
 
     def copy(self) -> PagingStats:

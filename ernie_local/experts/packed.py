@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from ernie_local.experts.page_math import PageMath, RoutedTokens
+from ernie_local.config import BankKey
+from ernie_local.experts.page_math import PageMath
 from ernie_local.kernels.ops import packed_experts
-from ernie_local.model.moe import Bank, TokenRows
+from ernie_local.model.moe import RoutedTokens, TokenRows
 
 
 class PackedExperts:
@@ -17,7 +18,7 @@ class PackedExperts:
 
     takes_shared_page = True
 
-    def __init__(self, banks: dict[tuple[int, Bank], torch.Tensor], gpu_math: PageMath | None = None) -> None:
+    def __init__(self, banks: dict[BankKey, torch.Tensor], gpu_math: PageMath | None = None) -> None:
         """banks: (experts, slot bytes) uint8 for every (layer, bank); pages may be of different formats.
 
         gpu_math: what computes where they lie on a GPU; None on the processor.
@@ -43,20 +44,13 @@ class PackedExperts:
     def cache_memory(self) -> None:
         """See ExpertProvider.cache_memory; experts share theirs with nobody."""
 
-    def compute(
-        self,
-        layer_id: int,
-        bank: Bank,
-        hidden: torch.Tensor,
-        expert_ids: torch.Tensor,
-        expert_weights: torch.Tensor,
-        shared_page: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def compute(self, tokens: RoutedTokens) -> torch.Tensor:
         """See ExpertProvider.compute."""
-        slots = self.banks[layer_id, bank]
+        slots = self.banks[tokens.layer_id, tokens.bank]
         if self._gpu_math is None:
-            return packed_experts(hidden, slots, expert_ids, expert_weights, shared_page)
-        output = torch.zeros_like(hidden, dtype=torch.float32)
-        tokens = RoutedTokens(layer_id, bank, hidden, expert_ids, expert_weights)
-        self._gpu_math.add(output, slots, tokens, None, shared_page)
-        return output.to(hidden.dtype)
+            return packed_experts(
+                tokens.hidden, slots, tokens.expert_ids, tokens.expert_weights, tokens.shared_page
+            )
+        output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
+        self._gpu_math.add(output, slots, tokens, None)
+        return output.to(tokens.hidden.dtype)

@@ -5,40 +5,15 @@ Knows where pages begin, by the caller; not how they came there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch.nn import functional
 
-from ernie_local.checkpoint.names import Bank
 from ernie_local.experts.keys import UNIT_BYTES
 from ernie_local.kernels.checks import ABSENT_SLOT
 from ernie_local.kernels.ops import add_packed_experts
-
-
-@dataclass(frozen=True, slots=True)
-class RoutedTokens:
-    """What one layer asks of a bank.
-
-    hidden: (tokens, hidden_size); expert_ids: (tokens, top_k) int64; weights: (tokens, top_k).
-    """
-
-    layer_id: int
-    bank: Bank
-    hidden: torch.Tensor
-    expert_ids: torch.Tensor
-    weights: torch.Tensor
-
-    def apart(self) -> RoutedTokens:
-        """Of one token: a row for each of its choices, so that each gives a result of its own."""
-        return RoutedTokens(
-            self.layer_id,
-            self.bank,
-            self.hidden.expand(self.expert_ids.shape[1], -1).contiguous(),
-            self.expert_ids.view(-1, 1),  # (top_k, 1)
-            self.weights.view(-1, 1),
-        )
+from ernie_local.model.moe import RoutedTokens
 
 
 class PageMath(Protocol):
@@ -52,13 +27,12 @@ class PageMath(Protocol):
         memory: torch.Tensor,
         tokens: RoutedTokens,
         places: torch.Tensor | None,
-        shared_page: torch.Tensor | None,
     ) -> None:
         """Add to each token's row the weighted sum of those of its experts that have a place.
 
-        output: (tokens, hidden_size) float32; memory: (units, UNIT_BYTES) uint8; places: (experts,) int64,
-        the unit where an expert's page begins, or ABSENT_SLOT, None where it is the expert's number;
-        shared_page: as for an ExpertProvider.
+        And the shared page, if the tokens come with one. output: (tokens, hidden_size) float32; memory:
+        (units, UNIT_BYTES) uint8; places: (experts,) int64, the unit where an expert's page begins, or
+        ABSENT_SLOT, None where it is the expert's number.
         """
         ...
 
@@ -74,11 +48,16 @@ class PackedPageMath:
         memory: torch.Tensor,
         tokens: RoutedTokens,
         places: torch.Tensor | None,
-        shared_page: torch.Tensor | None,
     ) -> None:
         """See PageMath.add."""
         add_packed_experts(
-            output, tokens.hidden, memory, tokens.expert_ids, tokens.weights, shared_page, places
+            output,
+            tokens.hidden,
+            memory,
+            tokens.expert_ids,
+            tokens.expert_weights,
+            tokens.shared_page,
+            places,
         )
 
 
@@ -99,10 +78,9 @@ class PlainPageMath:
         memory: torch.Tensor,
         tokens: RoutedTokens,
         places: torch.Tensor | None,
-        shared_page: torch.Tensor | None,
     ) -> None:
         """See PageMath.add."""
-        assert shared_page is None
+        assert tokens.shared_page is None
         assert places is not None
         hidden = tokens.hidden
         for expert_id in tokens.expert_ids.unique().tolist():
@@ -113,7 +91,7 @@ class PlainPageMath:
             gate_up, down = self._matrices(memory, place, hidden.dtype)
             gate, up = functional.linear(hidden[rows], gate_up).chunk(2, dim=-1)  # (chosen, inner) each
             result = functional.linear(functional.silu(gate) * up, down)
-            output.index_add_(0, rows, (result * tokens.weights[rows, choices, None]).float())
+            output.index_add_(0, rows, (result * tokens.expert_weights[rows, choices, None]).float())
 
     def _matrices(
         self, memory: torch.Tensor, place: int, dtype: torch.dtype

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 
-from ernie_local.checkpoint.names import Bank
 from ernie_local.experts.budget import MemoryBudget
 from ernie_local.experts.copier import PageCopier
 from ernie_local.experts.device import HOST, Device
@@ -21,11 +20,10 @@ from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.level import PageLevel
 from ernie_local.experts.memory import GpuMemory, PageLock
 from ernie_local.experts.options import MissRule, PagingOptions, PagingStats
-from ernie_local.experts.page_math import RoutedTokens
 from ernie_local.experts.traffic import PageGroup, PageTraffic
 from ernie_local.experts.two_levels import TwoLevels
 from ernie_local.model.kv_cache import CacheMemory
-from ernie_local.model.moe import TokenRows
+from ernie_local.model.moe import RoutedTokens, TokenRows
 from ernie_local.sizes import format_bytes
 
 
@@ -116,9 +114,7 @@ class PagedExperts:
 
     def begin(self, rows: TokenRows) -> None:
         """Begin a forward: every layer will ask for the banks that have rows."""
-        by_bank: dict[Bank, torch.Tensor | None] = {"text": rows.text, "vision": rows.vision}
-        tokens = {bank: len(indices) for bank, indices in by_bank.items() if indices is not None}
-        self._is_decode = self.traffic.begin(tokens)
+        self._is_decode = self.traffic.begin({bank: len(own) for bank, own in rows.by_bank.items()})
 
     def make_room(self, owner: object, num_bytes: int) -> None:
         """Keep memory that experts may take; see ExpertProvider.make_room."""
@@ -128,23 +124,14 @@ class PagedExperts:
         """Memory for one new KV cache; see ExpertProvider.cache_memory."""
         return self.budget.cache_memory(self._drain)
 
-    def compute(
-        self,
-        layer_id: int,
-        bank: Bank,
-        hidden: torch.Tensor,
-        expert_ids: torch.Tensor,
-        expert_weights: torch.Tensor,
-        shared_page: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def compute(self, tokens: RoutedTokens) -> torch.Tensor:
         """Weighted sum of each token's experts; see ExpertProvider.compute.
 
         ModelUnusable for a page that cannot be read; the next forward begins as if this one had not.
         """
-        tokens = RoutedTokens(layer_id, bank, hidden, expert_ids, expert_weights)
         compute = self._decode if self._is_decode else self._stream
         try:
-            return compute(tokens, shared_page)
+            return compute(tokens)
         except BaseException:
             self.traffic.abort()
             raise
@@ -174,19 +161,19 @@ class PagedExperts:
                 stats.prompt_wait_seconds += reader.waited_seconds
             reader.waited_seconds = 0.0
 
-    def _decode(self, tokens: RoutedTokens, shared_page: torch.Tensor | None) -> torch.Tensor:
+    def _decode(self, tokens: RoutedTokens) -> torch.Tensor:
         on_host = self._read_back(tokens)
-        chosen = self._with_small_pages(self._keys(tokens, on_host.expert_ids), on_host.weights)
+        chosen = self._with_small_pages(self._keys(tokens, on_host.expert_ids), on_host.expert_weights)
         groups = self.traffic.decode(tokens.bank, chosen)
         first = next(groups)
         output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
         has_small = self.options.small_below is not None and any(key.is_small for key in chosen)
         if len(first.keys) == len(chosen) and not has_small:
-            self.top.add(output, tokens, chosen, shared_page)
+            self.top.add(output, tokens, chosen)
             return output.to(tokens.hidden.dtype)
         shared = torch.zeros_like(output)
-        if shared_page is not None:
-            self.top.add_some(shared, tokens, (), shared_page)
+        if tokens.shared_page is not None:
+            self.top.add_some(shared, tokens, ())
         parts = self._compute_apart(chain([first], groups), tokens, on_host)
         positions = {key: position for position, key in enumerate(chosen)}
         for key in sorted(positions):
@@ -209,9 +196,9 @@ class PagedExperts:
         is_below = False
         for group in groups:
             if group.keys and group.level == 0:
-                self.top.add_some(parts, rows, group.keys, None)
+                self.top.add_some(parts, rows, group.keys)
             elif group.keys:
-                self.ram.add_some(below, on_host.apart(), group.keys, None)
+                self.ram.add_some(below, on_host.apart(), group.keys)
                 is_below = True
         if is_below:
             parts += self._device.send(below)
@@ -223,9 +210,9 @@ class PagedExperts:
             return tokens
         wanted = [tokens.expert_ids]
         if self.options.small_below is not None or self.miss_rule.computes:
-            wanted += [tokens.weights, tokens.hidden]
+            wanted += [tokens.expert_weights, tokens.hidden]
         ids, *others = self._device.read_back(wanted)
-        weights, hidden = others or (tokens.weights, tokens.hidden)
+        weights, hidden = others or (tokens.expert_weights, tokens.hidden)
         return RoutedTokens(tokens.layer_id, tokens.bank, hidden, ids, weights)
 
     def _keys(self, tokens: RoutedTokens, ids: torch.Tensor) -> list[ExpertKey]:
@@ -246,11 +233,12 @@ class PagedExperts:
         self.stats.small_pages_used += sum(key.is_small for key in pages)
         return pages
 
-    def _stream(self, tokens: RoutedTokens, shared_page: torch.Tensor | None) -> torch.Tensor:
+    def _stream(self, tokens: RoutedTokens) -> torch.Tensor:
         (ids,) = self._device.read_back([tokens.expert_ids])
         chosen = self._keys(tokens, ids)
         output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
         num_tokens = tokens.hidden.shape[0]
+        alone = tokens._replace(shared_page=None)
         for group in self.traffic.stream(tokens.layer_id, tokens.bank, chosen, num_tokens):
-            self.top.add_some(output, tokens, group.keys, shared_page if group.is_last else None)
+            self.top.add_some(output, tokens if group.is_last else alone, group.keys)
         return output.to(tokens.hidden.dtype)

@@ -10,17 +10,17 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from ernie_local.checkpoint.names import Bank
+from ernie_local.config import MODALITIES, Bank
 from ernie_local.experts.cache import OnMove, PageCache
 from ernie_local.experts.heat import FIRST_DECAY, AdaptiveHeat, Heat
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.slots import SizeClass, SlotMap
 
-# Small pages come for a token and go, and have slots for no more than that: a byte of memory saves more
-# reading where it holds part of a page that serves every use of its expert.
-_Kind = Literal["text", "vision", "small"]
+# The bank of a page, or _SMALL. Small pages come for a token and go, and have slots for no more than that: a
+# byte of memory saves more reading if it holds part of a page that serves every use of its expert.
+_Kind = str
+_SMALL = "small"
 
 # Pages prefetched in a prompt: what the disk reads while a layer's attention is computed.
 MOST_PREFETCHED = 16
@@ -41,7 +41,7 @@ class _SizeClasses:
 
 
 def _kind(key: ExpertKey) -> _Kind:
-    return "small" if key.is_small else key.bank
+    return _SMALL if key.is_small else key.bank
 
 
 class PagingPlan:
@@ -51,7 +51,7 @@ class PagingPlan:
         """page_bytes: of every page of the model; top_k: experts of a token."""
         self.top_k = top_k
         self._aligned = {key: -(-size // UNIT_BYTES) * UNIT_BYTES for key, size in page_bytes.items()}
-        by_kind: dict[_Kind, list[int]] = {"text": [], "vision": [], "small": []}
+        by_kind: dict[_Kind, list[int]] = {kind: [] for kind in (*MODALITIES, _SMALL)}
         for key, size in self._aligned.items():
             by_kind[_kind(key)].append(size)
         self._kinds = {kind: _SizeClasses.of(sizes) for kind, sizes in by_kind.items() if sizes}
@@ -78,7 +78,7 @@ class PagingPlan:
     @property
     def most_bytes(self) -> int:
         """With this every page is in memory."""
-        pages = sum(self.bytes_of(kind) for kind in self._kinds if kind != "small")
+        pages = sum(self.bytes_of(kind) for kind in self._kinds if kind != _SMALL)
         return pages + self.frame_bytes * self._least_frames("text")
 
     def build_cache(

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from ernie_local.config import TextConfig
-from ernie_local.model.moe import BANKS, Bank, TokenRows
+from ernie_local.config import BankKey, TextConfig
+from ernie_local.model.moe import RoutedTokens, TokenRows
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertBank:
+class BankWeights:
     """gate_up: (experts, 2 * inner, hidden_size), gate rows first; down: (experts, hidden_size, inner)."""
 
     gate_up: torch.Tensor
@@ -46,16 +46,14 @@ class ResidentExperts:
 
     def __init__(self, config: TextConfig, dtype: torch.dtype, device: torch.device) -> None:
         """Allocates every bank of every MoE layer, uninitialised."""
-        inner_sizes = {"text": config.text_expert_size, "vision": config.vision_expert_size}
-        self.banks: dict[tuple[int, Bank], ExpertBank] = {}
-        for layer_id, is_moe in enumerate(config.moe_layers):
-            for bank in BANKS if is_moe else ():
-                gate_up = (config.num_experts, 2 * inner_sizes[bank], config.hidden_size)
-                down = (config.num_experts, config.hidden_size, inner_sizes[bank])
-                self.banks[layer_id, bank] = ExpertBank(
-                    torch.empty(gate_up, dtype=dtype, device=device),
-                    torch.empty(down, dtype=dtype, device=device),
-                )
+        self.banks: dict[BankKey, BankWeights] = {}
+        for layer_id, bank in config.layer_banks():
+            gate_up = (bank.num_experts, 2 * bank.expert_size, config.hidden_size)
+            down = (bank.num_experts, config.hidden_size, bank.expert_size)
+            self.banks[layer_id, bank.name] = BankWeights(
+                torch.empty(gate_up, dtype=dtype, device=device),
+                torch.empty(down, dtype=dtype, device=device),
+            )
 
     @property
     def num_bytes(self) -> int:
@@ -75,16 +73,9 @@ class ResidentExperts:
     def cache_memory(self) -> None:
         """See ExpertProvider.cache_memory; experts share theirs with nobody."""
 
-    def compute(
-        self,
-        layer_id: int,
-        bank: Bank,
-        hidden: torch.Tensor,
-        expert_ids: torch.Tensor,
-        expert_weights: torch.Tensor,
-        shared_page: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def compute(self, tokens: RoutedTokens) -> torch.Tensor:
         """See ExpertProvider.compute; expert ids are trusted to lie within the bank."""
+        layer_id, bank, hidden, expert_ids, expert_weights, shared_page = tokens
         assert shared_page is None
         weights = self.banks[layer_id, bank]
         if hidden.shape[0] == 1:
@@ -93,7 +84,7 @@ class ResidentExperts:
 
 
 def _one_token(
-    weights: ExpertBank, hidden: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor
+    weights: BankWeights, hidden: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor
 ) -> torch.Tensor:
     """Decode: a token's experts differ, so there is nothing to group. hidden: (1, hidden_size)."""
     output = torch.zeros_like(hidden)
@@ -104,7 +95,7 @@ def _one_token(
 
 
 def _grouped(
-    weights: ExpertBank, hidden: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor
+    weights: BankWeights, hidden: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor
 ) -> torch.Tensor:
     """Prefill: one matrix product per expert that occurs, over all of its tokens."""
     num_experts, top_k = weights.down.shape[0], expert_ids.shape[1]

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from ernie_local.checkpoint.names import Bank
+from ernie_local.config import Bank
 from ernie_local.experts.cache import PageCache
 from ernie_local.experts.keys import ExpertKey
-from ernie_local.experts.options import PagingStats
+from ernie_local.experts.options import BankStats, PagingStats
 from ernie_local.experts.plan import PagingPlan
 
 # Pages computed together in a prompt: each call quantizes its tokens again, and waits for its last page.
@@ -68,6 +68,7 @@ class PageTraffic:
         for key in sorted(page_bytes):
             if not key.is_small:
                 self.keys.setdefault((key.layer_id, key.bank), []).append(key)
+        self.stats.banks.update({bank: BankStats() for _, bank in self.keys})
         self._plan = plan
         self._page_bytes = page_bytes
         self._reader = reader

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ernie_local.checkpoint.names import Bank
+from ernie_local.config import Bank
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.options import MissRule
 from ernie_local.experts.traffic import PageGroup, PageReader, PageTraffic

@@ -18,7 +18,7 @@ from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import QKV, PackedTensors, known_format
 from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import ModelConfig, QuantizationConfig
+from ernie_local.config import BankKey, ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.build import PagingSetup, build_paged_experts, open_page_store, paging_plan
 from ernie_local.experts.packed import PackedExperts
@@ -29,12 +29,12 @@ from ernie_local.loading.expert_math import expert_math, gpu_math
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model.moe import BANKS, Bank, ExpertProvider
+from ernie_local.model.moe import ExpertProvider
 from ernie_local.model.norms import RMSNorm
 from ernie_local.model.packed_linear import PackedEmbedding, PackedGatedMLP, PackedLinear
 from ernie_local.model.router import Router
 from ernie_local.packing.checks import check_page, check_scales
-from ernie_local.planner.weights import WeightBytes, weights_in_memory
+from ernie_local.planner.need import WeightBytes, weights_in_memory
 
 _HOST = torch.device("cpu")
 _ALIGNMENT = 64  # where packed tensors begin: a line of the processor's cache
@@ -46,7 +46,7 @@ def count_weights(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtyp
     Small pages of experts stay in the files: with every expert in memory nobody asks for them.
     """
     tensors = stored_tensors(checkpoint.accounts, config)
-    return weights_in_memory(tensors, config.text.num_experts, dtype.itemsize)
+    return weights_in_memory(tensors, config.text, dtype.itemsize)
 
 
 def build_model(
@@ -183,14 +183,13 @@ def _prepare_device(packed: PackedTensors, device: torch.device) -> None:
 
 def _fill_experts(checkpoint: Checkpoint, config: ModelConfig, experts: ResidentExperts) -> None:
     for (layer_id, bank), weights in experts.banks.items():
-        assert bank in BANKS
-        for expert_id in range(config.text.num_experts):
+        for expert_id in range(config.text.bank(bank).num_experts):
             for projection in PROJECTIONS:
                 name = f"experts.{layer_id}.{bank}.{expert_id}.{projection}"
                 _read_into(checkpoint, name, weights.projection(expert_id, projection))
 
 
-def _slot_bytes(config: ModelConfig, packed: PackedTensors) -> dict[tuple[int, Bank], int]:
+def _slot_bytes(config: ModelConfig, packed: PackedTensors) -> dict[BankKey, int]:
     """Bytes of a slot for each bank with packed experts: those of its largest page."""
     experts = config.quantization.experts if config.quantization is not None else {}
     return {key: max(layout.page_bytes for layout in packed.page_layouts(*key).values()) for key in experts}
@@ -198,10 +197,10 @@ def _slot_bytes(config: ModelConfig, packed: PackedTensors) -> dict[tuple[int, B
 
 def _read_banks(
     checkpoint: Checkpoint, config: ModelConfig, packed: PackedTensors, device: torch.device
-) -> dict[tuple[int, Bank], torch.Tensor]:
-    banks: dict[tuple[int, Bank], torch.Tensor] = {}
+) -> dict[BankKey, torch.Tensor]:
+    banks: dict[BankKey, torch.Tensor] = {}
     for (layer_id, bank), slot_bytes in _slot_bytes(config, packed).items():
-        slots = empty_bytes(config.text.num_experts * slot_bytes).view(-1, slot_bytes)
+        slots = empty_bytes(config.text.bank(bank).num_experts * slot_bytes).view(-1, slot_bytes)
         layouts = packed.page_layouts(layer_id, bank)
         for expert_id, (name, row) in enumerate(packed.locate_experts(layer_id, bank)):
             page = slots[expert_id, : packed.shapes[name][1]]

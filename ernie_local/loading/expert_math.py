@@ -12,7 +12,7 @@ import torch
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import ModelConfig
+from ernie_local.config import Bank, BankKey, ExpertBank, ModelConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.page_math import PackedPageMath, PageMath, PlainPageMath
 from ernie_local.kernels.gpu_kernels import CHOICE
@@ -22,7 +22,6 @@ from ernie_local.kernels.nf4_kernels import (
     warn_without_nf4_kernels,
 )
 from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES
-from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing import PageLayout
 from ernie_local.packing.foreign_formats import ForeignLayout
 from ernie_local.packing.foreign_matrix import dequantize_foreign
@@ -30,11 +29,12 @@ from ernie_local.packing.foreign_page import Dequantize
 
 
 def expert_math(checkpoint: Checkpoint, config: ModelConfig, device: torch.device) -> dict[Bank, PageMath]:
-    """For both banks."""
+    """For each bank."""
+    banks = config.text.banks
     if not config.has_packed_experts:
-        return {bank: _plain_math(checkpoint, config, bank) for bank in BANKS}
+        return {bank.name: _plain_math(checkpoint, config, bank) for bank in banks}
     packed = PackedPageMath() if device.type == "cpu" else gpu_math(config, device)
-    return dict.fromkeys(BANKS, packed)
+    return {bank.name: packed for bank in banks}
 
 
 def gpu_math(config: ModelConfig, device: torch.device) -> PageMath:
@@ -98,12 +98,12 @@ def _nf4_dequantize(device: torch.device) -> Dequantize:
     return dequantize_foreign
 
 
-def _expert_layouts(config: ModelConfig) -> dict[tuple[int, Bank], Sequence[PageLayout]] | None:
+def _expert_layouts(config: ModelConfig) -> dict[BankKey, Sequence[PageLayout]] | None:
     """All that a layer's experts of a bank may have, of small pages too; None if one is a foreign format."""
     tables = config.quantization
     assert tables is not None
     packed = PackedTensors(config)
-    layouts: dict[tuple[int, Bank], Sequence[PageLayout]] = {}
+    layouts: dict[BankKey, Sequence[PageLayout]] = {}
     for layer_id, bank in tables.experts:
         found = list(packed.page_layouts(layer_id, bank).values())
         if (layer_id, bank) in tables.small_experts:
@@ -128,7 +128,7 @@ def _shared_layouts(config: ModelConfig) -> dict[int, PageLayout]:
     }
 
 
-def _plain_math(checkpoint: Checkpoint, config: ModelConfig, bank: Bank) -> PlainPageMath:
+def _plain_math(checkpoint: Checkpoint, config: ModelConfig, bank: ExpertBank) -> PlainPageMath:
     layer_id = config.text.moe_layers.index(True)
-    name = f"experts.{layer_id}.{bank}.0.{PROJECTIONS[0]}"
-    return PlainPageMath(checkpoint.dtype(name), config.text.hidden_size, config.text.expert_size(bank))
+    name = f"experts.{layer_id}.{bank.name}.0.{PROJECTIONS[0]}"
+    return PlainPageMath(checkpoint.dtype(name), config.text.hidden_size, bank.expert_size)

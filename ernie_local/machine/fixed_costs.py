@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from ernie_local.checkpoint.names import BANKS
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig, read_config
 from ernie_local.engine import Engine
@@ -27,10 +26,9 @@ from ernie_local.machine.text_ids import text_ids
 from ernie_local.machine.timing import Clock, summarize
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import kv_bytes_per_token
-from ernie_local.planner.decode_time import decode_seconds
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.profile import Measurement
-from ernie_local.planner.rates import PagingCosts, Rates
+from ernie_local.planner.rates import PagingCosts, Rates, decode_seconds
 from ernie_local.sizes import MIB
 from ernie_local.strict_json import read_json_object
 
@@ -168,10 +166,5 @@ def _all_packed(config: ModelConfig) -> QuantizationConfig:
         for layer in layers
         if not text.moe_layers[layer] or text.num_shared_experts
     }
-    experts = {
-        (layer, bank): ("w4",) * text.num_experts
-        for layer in layers
-        if text.moe_layers[layer]
-        for bank in BANKS
-    }
+    experts = {(layer, bank.name): ("w4",) * bank.num_experts for layer, bank in text.layer_banks()}
     return QuantizationConfig(experts, matrices | {"embed_tokens": "w8"}, mlps)

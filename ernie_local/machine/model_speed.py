@@ -26,10 +26,9 @@ from ernie_local.media.patches import Patches
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.packed_linear import PackedLinear
-from ernie_local.planner.decode_time import decode_seconds
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.profile import Measurement
-from ernie_local.planner.rates import Rates
+from ernie_local.planner.rates import Rates, decode_seconds
 
 _PROMPT_TOKENS = 512
 _ROUNDS = 3  # of prompts and images

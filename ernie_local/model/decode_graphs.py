@@ -67,9 +67,10 @@ class DecodeGraphs:
             recorded.replay()
             end = recorded.outputs
             if end.chosen is not None:
-                moe = layers[-1].moe
+                moe, bank = layers[-1].moe, step.rows.only_bank
                 assert moe is not None
-                routed = moe.serve("text", end.normed, end.chosen, step.rows, step.experts, step.on_route)
+                assert bank is not None
+                routed = moe.serve(bank, end.normed, end.chosen, step.rows, step.experts, step.on_route)
                 inputs.routed.copy_(routed)
         return end.normed
 
@@ -108,10 +109,11 @@ class DecodeGraphs:
             if is_last:
                 return Junction(hidden, self._norm(hidden))
             hidden, normed = layers[-1].attend(hidden, fixed)
-            moe = layers[-1].moe
+            moe, bank = layers[-1].moe, step.rows.only_bank
             assert moe is not None
+            assert bank is not None
             shared = moe.shared_apart(normed, step.experts)
-            return Junction(hidden, normed, moe.text_router(normed), shared)
+            return Junction(hidden, normed, moe.routers[bank](normed), shared)
 
         return self._recorder.record(run)
 

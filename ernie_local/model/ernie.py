@@ -121,14 +121,14 @@ class ErnieModel(nn.Module):
         """Run new tokens behind those in the cache, append them to it, give back their normed last states.
 
         hidden: (tokens, hidden_size) embeddings or image features; positions: (3, tokens) int64, rows T, H,
-        W; is_vision: (tokens,) bool, the bank of each token, on the host. graphs: of this cache, by which one
-        text token is run. Returns (tokens, hidden_size), with graphs until the next call.
+        W; is_vision: (tokens,) bool, on the host, which decides the bank of each token. graphs: of this
+        cache, by which one text token is run. Returns (tokens, hidden_size), with graphs until the next call.
         """
         num_tokens = hidden.shape[0]
         if self._rope is None or self._rope.frequencies.device != hidden.device:
             self._rope = TextRope(self.config.text, hidden.device)
         cosines, sines = self._rope.angles(positions)
-        rows = TokenRows.from_mask(is_vision, hidden.device)
+        rows = TokenRows.of(is_vision, self.config.text.banks, hidden.device)
         self.experts.begin(rows)
         step = Step(
             cosines=cosines,
@@ -141,7 +141,7 @@ class ErnieModel(nn.Module):
             length=_length_on_gpu(cache, num_tokens, hidden.device),
         )
         normed: torch.Tensor
-        if graphs is not None and num_tokens == 1 and rows.vision is None:
+        if graphs is not None and num_tokens == 1 and not is_vision[0]:
             normed = graphs.run(hidden, step)
         else:
             for layer in self.layers:

@@ -22,7 +22,7 @@ PATCHES_PER_PASS = 8192
 # whose products want their weights in another order. Measured with 1280 columns: 600, 1100 and 2050 MiB for
 # 3600, 11088 and 24552 patches.
 _BYTES_A_PATCH, _BYTES_A_WEIGHT = 64, 211
-_FLOAT_BYTES = 4
+FLOAT_BYTES = 4  # of a float32
 # Bytes of a number in the KV cache; int8 has a float32 scale for each head's vector beside it.
 KV_ITEM_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 _SMALL_PAGE = 4096
@@ -45,7 +45,7 @@ class KVSize:
     def of(config: TextConfig, capacity: int, item_bytes: int) -> KVSize:
         """item_bytes: of a number, as in KV_ITEM_BYTES."""
         rows = config.num_hidden_layers * 2 * config.num_key_value_heads
-        scale_bytes = _FLOAT_BYTES if item_bytes == 1 else 0
+        scale_bytes = FLOAT_BYTES if item_bytes == 1 else 0
         return KVSize(rows, capacity, config.head_dim * item_bytes, scale_bytes)
 
     @property
@@ -81,10 +81,10 @@ def attention_bytes(config: TextConfig, num_new: int, num_all: int) -> int:
     """
     if num_new == 1:
         return 0
-    states = 2 * config.num_key_value_heads * config.head_dim * _FLOAT_BYTES  # of one token
+    states = 2 * config.num_key_value_heads * config.head_dim * FLOAT_BYTES  # of one token
     # SDPA makes one block of a mask at a time, but each is a little wider than the one before, so that the
     # allocator finds no hole for it: all of them stay.
-    return num_all * (2 * states + (1 + _FLOAT_BYTES) * num_new)
+    return num_all * (2 * states + (1 + FLOAT_BYTES) * num_new)
 
 
 def tower_passes(patch_counts: Sequence[int]) -> list[int]:
@@ -113,7 +113,7 @@ def image_prompt_bytes(
 
     Patches in float32; each image's features, and all of them in one piece; and a chunk of both banks.
     """
-    patches = num_patches * config.vision.patch_values * _FLOAT_BYTES
+    patches = num_patches * config.vision.patch_values * FLOAT_BYTES
     features = 2 * num_image_tokens * config.text.hidden_size * item_bytes
     return patches + features + mixed_chunk_bytes(config.text, chunk_tokens, item_bytes)
 

@@ -1,25 +1,49 @@
-"""The mixture-of-experts block: two routers, shared experts, and the protocol to ask for routed ones.
+"""Routes tokens to the banks that serve them, and adds the shared experts.
 
-Knows no weights of routed experts and no paging: an ExpertProvider computes them wherever they lie.
+Routed experts are computed by an ExpertProvider, wherever their weights are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
 
-from ernie_local.config import TextConfig
+from ernie_local.config import Bank, ExpertBank, Modality, TextConfig
 from ernie_local.kernels.send import send
 from ernie_local.model.kv_cache import CacheMemory
 from ernie_local.model.mlp import GatedMLP
 from ernie_local.model.packed_linear import PackedGatedMLP
 from ernie_local.model.router import Router
 
-Bank = Literal["text", "vision"]
-BANKS: tuple[Bank, Bank] = ("text", "vision")
+
+class RoutedTokens(NamedTuple):
+    """What one layer asks of one bank.
+
+    hidden: (tokens, hidden_size); expert_ids: (tokens, top_k) int64, within the bank; expert_weights:
+    (tokens, top_k) in hidden's dtype; shared_page: (1, page_bytes) uint8, an expert that every token visits
+    with weight 1, only for providers with `takes_shared_page`.
+    """
+
+    layer_id: int
+    bank: Bank
+    hidden: torch.Tensor
+    expert_ids: torch.Tensor
+    expert_weights: torch.Tensor
+    shared_page: torch.Tensor | None = None
+
+    def apart(self) -> RoutedTokens:
+        """Of one token: a row for each of its choices, so that each gives its own result; no shared page."""
+        return RoutedTokens(
+            self.layer_id,
+            self.bank,
+            self.hidden.expand(self.expert_ids.shape[1], -1).contiguous(),
+            self.expert_ids.view(-1, 1),  # (top_k, 1)
+            self.expert_weights.view(-1, 1),
+        )
 
 
 class ExpertProvider(Protocol):
@@ -32,7 +56,7 @@ class ExpertProvider(Protocol):
         ...
 
     def begin(self, rows: TokenRows) -> None:
-        """A forward begins: each layer will ask for the experts of the banks that have rows, text first."""
+        """Called when a forward begins: each layer will ask for the experts of `rows.by_bank`, in order."""
         ...
 
     def make_room(self, owner: object, num_bytes: int) -> None:
@@ -46,20 +70,10 @@ class ExpertProvider(Protocol):
         """Memory for one new KV cache, shared with experts. None if the cache is to have its own."""
         ...
 
-    def compute(
-        self,
-        layer_id: int,
-        bank: Bank,
-        hidden: torch.Tensor,
-        expert_ids: torch.Tensor,
-        expert_weights: torch.Tensor,
-        shared_page: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Weighted sum of each token's experts.
+    def compute(self, tokens: RoutedTokens) -> torch.Tensor:
+        """Weighted sum of each token's experts, and of the shared page if there is one.
 
-        hidden: (tokens, hidden_size); expert_ids: (tokens, top_k) int64, within the bank; expert_weights:
-        (tokens, top_k) in hidden's dtype; shared_page: (1, page_bytes) uint8, an expert that every token
-        visits with weight 1, given only if `takes_shared_page`. Returns a new (tokens, hidden_size) tensor.
+        Returns a new (tokens, hidden_size) tensor.
         """
         ...
 
@@ -81,35 +95,58 @@ class RouteHook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenRows:
-    """Which rows of a forward belong to which bank, worked out once for all layers.
+    """Which rows of a forward each bank serves, worked out once for all layers.
 
-    A side without tokens is None, so that the other side needs no gathering.
+    by_bank: (tokens of the bank,) int64 for each bank that serves any token, in the order of the config.
     """
 
     num_tokens: int
-    text: torch.Tensor | None
-    vision: torch.Tensor | None
+    by_bank: Mapping[Bank, torch.Tensor]
 
     @staticmethod
-    def from_mask(is_vision: torch.Tensor, device: torch.device) -> TokenRows:
-        """is_vision: (tokens,) bool, on the host, which nothing has to tell it then; rows are on `device`."""
+    def of(is_vision: torch.Tensor, banks: Iterable[ExpertBank], device: torch.device) -> TokenRows:
+        """is_vision: (tokens,) bool, on the host, so that no GPU is waited for; rows are on `device`."""
         num_tokens = is_vision.shape[0]
         vision = is_vision.nonzero()[:, 0]  # (vision tokens,)
-        if 0 < len(vision) < num_tokens:
-            text = (~is_vision).nonzero()[:, 0]  # (text tokens,)
-            return TokenRows(num_tokens, send(text, device), send(vision, device))
-        every = torch.arange(num_tokens, device=device)
-        return TokenRows(num_tokens, None, every) if len(vision) else TokenRows(num_tokens, every, None)
+        present: set[Modality] = {"text", "vision"}
+        if not 0 < len(vision) < num_tokens:
+            present = {"vision"} if len(vision) else {"text"}
+        rows: dict[Bank, torch.Tensor] = {}
+        for bank in banks:
+            served = bank.serves & present
+            if served == present:
+                rows[bank.name] = torch.arange(num_tokens, device=device)
+            elif served:
+                rows[bank.name] = send(served_tokens(bank, is_vision).nonzero()[:, 0], device)
+        return TokenRows(num_tokens, rows)
+
+    @property
+    def only_bank(self) -> Bank | None:
+        """The bank that serves all tokens, which then need no gathering; None if there are several."""
+        return next(iter(self.by_bank)) if len(self.by_bank) == 1 else None
+
+
+def served_tokens(bank: ExpertBank, is_vision: torch.Tensor) -> torch.Tensor:
+    """Which tokens the bank serves, (tokens,) bool, as is_vision."""
+    if "text" not in bank.serves:
+        return is_vision
+    return torch.ones_like(is_vision) if "vision" in bank.serves else ~is_vision
 
 
 class MoEBlock(nn.Module):
-    """Routed experts of the token's own bank plus the shared experts, which see every token."""
+    """Routed experts of the bank that serves the token, plus the shared experts, which see every token."""
 
     def __init__(self, config: TextConfig, layer_id: int) -> None:
         super().__init__()
         self.layer_id = layer_id
-        self.text_router = _router(config)
-        self.vision_router = _router(config)
+        # By bank. Their parameters carry the checkpoint's names, layers.N.moe.text_router.weight say.
+        self.routers: dict[Bank, Router] = {}
+        for bank in config.banks:
+            router = Router(
+                config.hidden_size, bank.num_experts, config.experts_per_token, config.moe_norm_min
+            )
+            self.routers[bank.name] = router
+            self.add_module(f"{bank.name}_router", router)
         self.shared_experts: GatedMLP | PackedGatedMLP | None = None
         if config.num_shared_experts:
             self.shared_experts = GatedMLP(config.hidden_size, config.shared_expert_size)
@@ -122,19 +159,15 @@ class MoEBlock(nn.Module):
         on_route: RouteHook | None = None,
     ) -> torch.Tensor:
         """hidden: (tokens, hidden_size) -> (tokens, hidden_size)."""
-        if rows.text is None or rows.vision is None:
-            is_text = rows.vision is None
-            chosen = (self.text_router if is_text else self.vision_router)(hidden)
-            routed = self.serve("text" if is_text else "vision", hidden, chosen, rows, experts, on_route)
+        if (only := rows.only_bank) is not None:
+            chosen = self.routers[only](hidden)
+            routed = self.serve(only, hidden, chosen, rows, experts, on_route)
             shared = self.shared_apart(hidden, experts)
             return routed if shared is None else routed.add_(shared)
         routed = torch.empty_like(hidden)
-        for bank, router, indices in (
-            (BANKS[0], self.text_router, rows.text),
-            (BANKS[1], self.vision_router, rows.vision),
-        ):
+        for bank, indices in rows.by_bank.items():
             own = hidden[indices]
-            routed[indices] = self._compute(bank, own, router(own), indices, experts, on_route)
+            routed[indices] = self._compute(bank, own, self.routers[bank](own), indices, experts, on_route)
         # Once for all tokens, not once for each bank.
         if self.shared_experts is not None:
             routed += self.shared_experts(hidden)
@@ -150,10 +183,8 @@ class MoEBlock(nn.Module):
         on_route: RouteHook | None,
     ) -> torch.Tensor:
         """As `forward` without `shared_apart`, for tokens of one bank; chosen: ids and weights."""
-        indices = rows.text if bank == "text" else rows.vision
-        assert indices is not None
         page = self._shared_page(experts)
-        return self._compute(bank, hidden, chosen, indices, experts, on_route, page)
+        return self._compute(bank, hidden, chosen, rows.by_bank[bank], experts, on_route, page)
 
     def shared_apart(self, hidden: torch.Tensor, experts: ExpertProvider) -> torch.Tensor | None:
         """What `serve` leaves to be added: shared experts that are not computed with routed ones."""
@@ -179,8 +210,6 @@ class MoEBlock(nn.Module):
         expert_ids, expert_weights = chosen
         if on_route is not None:
             on_route(self.layer_id, bank, expert_ids, expert_weights, token_indices)
-        return experts.compute(self.layer_id, bank, hidden, expert_ids, expert_weights, shared_page)
-
-
-def _router(config: TextConfig) -> Router:
-    return Router(config.hidden_size, config.num_experts, config.experts_per_token, config.moe_norm_min)
+        return experts.compute(
+            RoutedTokens(self.layer_id, bank, hidden, expert_ids, expert_weights, shared_page)
+        )

@@ -1,25 +1,22 @@
-"""How much memory this process may still take: what the system has, or less where a container limits it.
-
-Knows nothing of models.
-"""
+"""Finds how much memory this process may still take: what the system has, or what a container allows."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
-# Files of limit and use, of the unified hierarchy and of the old one, below the group's own directory.
-_UNIFIED = ("memory.max", "memory.current", "memory.stat", "inactive_file")
-_OLD = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file")
+# Files of limit and use of a control group, and the statistic of cached file contents, in either version.
+GROUP_V2 = ("memory.max", "memory.current", "memory.stat", "inactive_file")
+GROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file")
 
 
 def free_memory() -> int:
-    """Bytes that can be had without swapping."""
+    """Bytes that can be allocated without swapping."""
     import psutil
 
     free: int = psutil.virtual_memory().available
     for group, names in _memory_groups():
-        left = _left_in(group, names)
+        left = left_in_group(group, names)
         if left is not None:
             free = min(free, left)
     return max(0, free)
@@ -34,7 +31,7 @@ def process_memory() -> int:
 
 
 def _memory_groups() -> list[tuple[Path, tuple[str, str, str, str]]]:
-    """The groups that limit this process, its own and all above it."""
+    """The control groups that limit this process: its own and all above it."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -43,9 +40,9 @@ def _memory_groups() -> list[tuple[Path, tuple[str, str, str, str]]]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            base, names = _ROOT, _UNIFIED
+            base, names = _ROOT, GROUP_V2
         elif "memory" in controllers.split(","):
-            base, names = _ROOT / "memory", _OLD
+            base, names = _ROOT / "memory", GROUP_V1
         else:
             continue
         group = base / path.strip("/")
@@ -53,8 +50,8 @@ def _memory_groups() -> list[tuple[Path, tuple[str, str, str, str]]]:
     return groups
 
 
-def _left_in(group: Path, names: tuple[str, str, str, str]) -> int | None:
-    """Bytes below the group's limit; cached file contents that nobody needs count as free."""
+def left_in_group(group: Path, names: tuple[str, str, str, str]) -> int | None:
+    """Bytes below the limit of a control group, None without one; inactive cached files count as free."""
     limit, used = _number(group / names[0]), _number(group / names[1])
     if limit is None or used is None:
         return None

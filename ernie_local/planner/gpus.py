@@ -1,7 +1,7 @@
-"""The table of graphics GPUs (gpus.csv): memory that can be used, and what speed is reckoned from.
+"""Reads the table of GPUs (gpus.csv): usable memory, and the rates that speed is predicted from.
 
 Public figures of data sheets, checked as docs/decisions.md says; usable memory is what drivers report less
-what they keep for themselves. None of these GPUs was measured here. Knows no model.
+what they keep for themselves. None of these GPUs was measured here.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ernie_local.planner.rates import GpuRates
 from ernie_local.sizes import GIB, MIB
 
 _TABLE = Path(__file__).with_name("gpus.csv")
-# Of what the data sheet says: kernels on memory and on arithmetic, and copies over the link. Assumed.
+# Shares of the data sheet that kernels reach of memory and arithmetic, and copies of the link. Assumed.
 _MEMORY_SHARE, _LINK_SHARE, _ARITHMETIC_SHARE = 0.8, 0.8, 0.35
 _NEAR_MATCHES = 5
-# Of a GPU of which only the memory is known: a middling one of the last years.
+# For a GPU of which only the memory is known: a middling one of recent years.
 UNKNOWN_GPU = GpuRates(0.8 * 300e9, 0.8 * 15.8e9, 0.35 * 50e12)
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class GpuModel:
     """One line of the table. vram_gb: as it is sold; memory, link and arithmetic as in the data sheet."""
 
     gpu_id: str
@@ -40,7 +40,7 @@ class Gpu:
     operations_per_second: float
 
     def rates(self) -> GpuRates:
-        """What is likely to come of the data sheet."""
+        """The rates to expect of kernels, as shares of the data sheet."""
         return GpuRates(
             _MEMORY_SHARE * self.memory_bytes_per_second,
             _LINK_SHARE * self.link_bytes_per_second,
@@ -48,11 +48,11 @@ class Gpu:
         )
 
 
-def read_gpus() -> list[Gpu]:
+def gpu_models() -> list[GpuModel]:
     """All GPUs, in the order of the table."""
     with _TABLE.open(encoding="utf-8", newline="") as file:
         return [
-            Gpu(
+            GpuModel(
                 row["id"],
                 row["name"],
                 row["kind"],
@@ -67,7 +67,7 @@ def read_gpus() -> list[Gpu]:
         ]
 
 
-# Of a driver's name what does not tell the model.
+# Words of a driver's name that do not identify the model.
 _BUILD_WORDS = frozenset(
     (
         "nvidia",
@@ -87,9 +87,9 @@ _BUILD_WORDS = frozenset(
 _MEMORY_TOLERANCE = 0.12  # a driver keeps some for itself
 
 
-def find_gpu(text: str) -> Gpu:
-    """The GPU that is called so, by id or name, in any case, with or without dashes."""
-    gpus = read_gpus()
+def find_gpu_model(text: str) -> GpuModel:
+    """The GPU with this id or name, in any case, with or without dashes. UsageError for an unknown one."""
+    gpus = gpu_models()
     wanted = _bare(text)
     for gpu in gpus:
         if wanted in (_bare(gpu.gpu_id), _bare(gpu.name)):
@@ -101,19 +101,19 @@ def find_gpu(text: str) -> Gpu:
     found = list(dict.fromkeys(alike + near))[:_NEAR_MATCHES]
     raise UsageError(
         f"--gpu {text!r} is not one of {len(gpus)} known GPUs",
-        f"near it are {', '.join(found)}" if found else "no name in the table is near it",
+        f"similar ones are {', '.join(found)}" if found else "no name in the table is similar",
         "one of these, --gpu all for the whole table, or --vram SIZE for any other GPU",
     )
 
 
-def match_name(name: str, total_bytes: int | None = None) -> Gpu | None:
-    """The GPU that a driver calls so, with so much memory in all; None where the table has none.
+def match_gpu_model(name: str, total_bytes: int | None = None) -> GpuModel | None:
+    """The GPU that a driver names like this, with `total_bytes` of memory; None where the table has none.
 
-    Drivers add how it is built in ("NVIDIA A100-SXM4-80GB"), and leave out how much memory it has where the
-    table tells two of one name apart by that.
+    Drivers add how it is built in ("NVIDIA A100-SXM4-80GB"), and omit the memory where two GPUs of one name
+    differ only in that.
     """
     wanted, gigabytes = _model_words(name)
-    alike = [gpu for gpu in read_gpus() if _model_words(gpu.name)[0] == wanted]
+    alike = [gpu for gpu in gpu_models() if _model_words(gpu.name)[0] == wanted]
     if gigabytes is None and total_bytes is not None:
         gigabytes = round(total_bytes / GIB)
     if gigabytes is None:
@@ -124,7 +124,7 @@ def match_name(name: str, total_bytes: int | None = None) -> Gpu | None:
 
 
 def _model_words(name: str) -> tuple[list[str], int | None]:
-    """What tells the model, and the gigabytes that the name tells."""
+    """The words that identify the model, and the gigabytes in the name."""
     words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word and word not in _BUILD_WORDS]
     memory = next((word for word in words if re.fullmatch(r"[0-9]+gb", word)), None)
     return [word for word in words if word != memory], None if memory is None else int(memory[:-2])

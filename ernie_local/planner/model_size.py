@@ -1,7 +1,7 @@
-"""A model as the planner sees it: its config, and every tensor with format and bytes. No values.
+"""Reads a model as the planner sees it: its config, and every tensor with format and bytes, but no values.
 
 From the headers of a checkpoint, from a config.json alone, or, before anything is downloaded, from the sizes
- of ERNIE-4.5-VL-28B-A3B that come with the package.
+of ERNIE-4.5-VL-28B-A3B in the package.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from typing import Literal
 
 from ernie_local.checkpoint.file_layout import files_bytes
 from ernie_local.checkpoint.parts import ModelPart, ModelTensor, expected_tensors, model_parts, stored_tensors
-from ernie_local.config import ModelConfig, QuantizationConfig, read_config
-from ernie_local.config.parse import parse_config
+from ernie_local.config import ModelConfig, QuantizationConfig, parse_config, read_config
 from ernie_local.errors import UsageError
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
 from ernie_local.planner.conversation import WEIGHT_ITEM_BYTES
-from ernie_local.planner.decode_time import DecodeWork
-from ernie_local.planner.decode_work import decode_work
-from ernie_local.planner.weights import WeightBytes, page_sizes, weights_in_memory
+from ernie_local.planner.need import WeightBytes, expert_page_sizes, weights_in_memory
+from ernie_local.planner.rates import DecodeWork, count_decode_work
 from ernie_local.strict_json import read_json_object
 
 PUBLISHED_NAME = "ernie-4.5-vl-28b-a3b"
@@ -32,7 +30,7 @@ _PUBLISHED_CONFIG = Path(__file__).with_name(f"{PUBLISHED_NAME}.json")
 
 @dataclass(frozen=True)
 class ModelSize:
-    """stored: the tensors in files, with the bytes of these; None where config.json alone is known."""
+    """stored: the tensors in files, and the bytes of the files; None where only config.json is known."""
 
     name: str
     config: ModelConfig
@@ -57,12 +55,12 @@ class ModelSize:
     @cached_property
     def parts(self) -> list[ModelPart]:
         """Its parts, with weights and bytes in files."""
-        return model_parts(self.tensors)
+        return model_parts(self.tensors, self.config)
 
     @cached_property
     def paging_plan(self) -> PagingPlan | None:
-        """How its experts' pages share a memory; None for a model without experts."""
-        sizes = page_sizes(self.tensors, self.config)
+        """How the pages of its experts share a memory; None for a model without experts."""
+        sizes = expert_page_sizes(self.tensors, self.config)
         return PagingPlan(sizes, self.config.text.experts_per_token) if sizes else None
 
     @property
@@ -71,17 +69,16 @@ class ModelSize:
         return self.config.has_packed_experts
 
     def weights(self, item_bytes: int) -> WeightBytes:
-        """In memory, what is not packed in numbers of so many bytes."""
+        """Weights in memory, with item_bytes for a number that is not packed."""
         if item_bytes not in self._weights:
-            num_experts = self.config.text.num_experts
-            self._weights[item_bytes] = weights_in_memory(self.tensors, num_experts, item_bytes)
+            self._weights[item_bytes] = weights_in_memory(self.tensors, self.config.text, item_bytes)
         return self._weights[item_bytes]
 
     def decode_work(self, dtype: str) -> DecodeWork:
-        """What a decoded text token reads, where plain weights are computed with in `dtype`."""
+        """What a decoded text token reads, with plain weights in `dtype`."""
         if dtype not in self._work:
             weights = self.weights(WEIGHT_ITEM_BYTES[dtype])
-            self._work[dtype] = decode_work(self.tensors, self.config, weights, dtype)
+            self._work[dtype] = count_decode_work(self.tensors, self.config, weights, dtype)
         return self._work[dtype]
 
     @cached_property
@@ -127,7 +124,7 @@ def with_formats(
         raise UsageError(
             f"{option} with {model.name}, which is quantized already",
             "its formats are what its files say",
-            f"leave {option} out, or name the bfloat16 model",
+            f"remove {option}, or name the bfloat16 model",
         )
     config = dataclasses.replace(model.config, quantization=tables_of(model.config))
     return ModelSize(model.name, config, model.processor)

@@ -1,33 +1,47 @@
-"""What was measured on a machine, and the hardware that it belongs to.
-
-Knows neither who measures nor how a profile is stored (profile_file.py). No torch.
-"""
+"""Holds what was measured on a machine, and reads and writes the file that keeps it: JSON with every key."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
 
-from ernie_local.planner.rates import Rates
+import msgspec
+from msgspec import Meta
+
+from ernie_local.errors import ErnieLocalError, InputUnreadable, ModelUnusable
+from ernie_local.files import written_whole
+from ernie_local.planner.rates import Rate, Rates, Seconds
 from ernie_local.sizes import GIB
+from ernie_local.strict_json import parse_json_object, show
+
+PROFILE_SCHEMA = "ernie-local.machine/1"
+_LARGEST_FILE = 1 << 20
+# Names are shown in a terminal, so they hold no control characters and no marks that turn text around.
+_UNPRINTABLE = r"\x00-\x1f\x7f-\xa0\xad\u061c\u200b-\u200f\u2028-\u202f\u205f-\u206f\ufeff\ud800-\uf8ff"
+Line = Annotated[str, Meta(min_length=1, max_length=200, pattern=f"^[^{_UNPRINTABLE}]*$")]
+Count = Annotated[int, Meta(ge=0, le=1 << 60)]
 
 
 @dataclass(frozen=True, slots=True)
 class HardwareKey:
-    """What a measurement is tied to. GPU: None without one."""
+    """What a measurement is tied to. gpu: None without one."""
 
-    cpu: str
-    cores: int
-    ram_bytes: int
-    gpu: str | None
+    cpu: Line
+    cores: Count
+    ram_bytes: Count
+    gpu: Line | None
 
     def difference(self, other: HardwareKey) -> str | None:
-        """What `other` has differently, for people; None if they are alike. Memory counts in whole GiB."""
+        """What is different on `other`, for people; None if they are alike. Memory counts in whole GiB."""
         pairs = (
             ("processor", self.cpu, other.cpu),
             ("cores", self.cores, other.cores),
             ("GiB of memory", round(self.ram_bytes / GIB), round(other.ram_bytes / GIB)),
-            ("gpu", self.gpu or "none", other.gpu or "none"),
+            ("GPU", self.gpu or "none", other.gpu or "none"),
         )
         named = [f"{name} {mine}, here {theirs}" for name, mine, theirs in pairs if mine != theirs]
         return "; ".join(named) or None
@@ -37,10 +51,10 @@ class HardwareKey:
 class Measurement:
     """A number measured several times: its median and the extremes."""
 
-    median: float
-    low: float
-    high: float
-    rounds: int
+    median: Seconds
+    low: Seconds
+    high: Seconds
+    rounds: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +65,13 @@ class ModelSpeed:
     where they were paged, with the share of them that decode found there; None where all were resident.
     """
 
-    name: str
-    weight_bytes: int
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-    predicted_decode_tokens_per_second: float
-    expert_memory_bytes: int | None
-    hit_rate: float | None
+    name: Line
+    weight_bytes: Count
+    prefill_tokens_per_second: Rate
+    decode_tokens_per_second: Rate
+    predicted_decode_tokens_per_second: Rate
+    expert_memory_bytes: Count | None
+    hit_rate: Seconds | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +84,12 @@ class MachineProfile:
     """
 
     hardware: HardwareKey
-    date: str
+    date: Line
     rates: Rates
     plain_rates: Rates
-    measurements: Mapping[str, Measurement]
+    measurements: Mapping[Line, Measurement]
     model: ModelSpeed | None = None
-    miss_rules: Mapping[str, float] = field(default_factory=dict)
+    miss_rules: Mapping[Line, Seconds] = field(default_factory=dict)
 
     @property
     def best_miss_rule(self) -> str | None:
@@ -102,3 +116,72 @@ class MachineProfile:
     def rates_for(self, *, is_packed: bool) -> Rates:
         """Of a model whose weights are packed, or plain."""
         return self.rates if is_packed else self.plain_rates
+
+
+def write_profile(path: Path, profile: MachineProfile) -> None:
+    """Write the file, whole or not at all, and its folder; ErnieLocalError where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ErnieLocalError(
+            f"cannot make the folder {path.parent} for the profile of this machine",
+            error.strerror or str(error),
+            "run `ernie-local bench --no-save`, or make the folder",
+        ) from error
+    text = json.dumps(profile_to_json(profile), indent=1, allow_nan=False) + "\n"
+    with written_whole(path, "the machine's profile") as file:
+        file.write(text.encode())
+
+
+def profile_to_json(profile: MachineProfile) -> dict[str, object]:
+    """The object that the file holds."""
+    return {"schema": PROFILE_SCHEMA, **dataclasses.asdict(profile)}
+
+
+def read_profile(path: Path) -> MachineProfile | None:
+    """What was stored; None if there is no such file. InputUnreadable for a file that is no such profile."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_FILE)
+        fields = parse_json_object(raw, path.name)
+        schema = fields.pop("schema", None)
+        if schema != PROFILE_SCHEMA:
+            raise _unusable(path, f"schema is {show(schema)}, not {PROFILE_SCHEMA}")
+        profile = msgspec.convert(fields, MachineProfile)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unusable(path, error.strerror or str(error)) from error
+    except ModelUnusable as error:
+        raise _unusable(path, error.why) from error
+    except msgspec.ValidationError as error:
+        raise _unusable(path, str(error)) from error
+    stray = _stray_key(fields, dataclasses.asdict(profile), "$")
+    if stray is not None:
+        raise _unusable(path, stray)
+    return profile
+
+
+def _stray_key(found: Mapping[str, object], known: Mapping[str, object], where: str) -> str | None:
+    """The first key that only one of two objects has: a profile is read with all its keys, and no others."""
+    for name in found.keys() | known.keys():
+        if name not in known:
+            return f"unknown key {show(name)} - at `{where}`"
+        if name not in found:
+            return f"missing key `{name}` - at `{where}`"
+    for name, value in known.items():
+        inner = found[name]
+        stray = None
+        if isinstance(value, dict) and isinstance(inner, dict):
+            stray = _stray_key(inner, value, f"{where}.{name}")
+        if stray is not None:
+            return stray
+    return None
+
+
+def _unusable(path: Path, reason: str) -> InputUnreadable:
+    return InputUnreadable(
+        f"{path} is no profile of a machine that this version can read",
+        reason,
+        "run `ernie-local bench`, which writes a new one",
+    )

@@ -1,7 +1,7 @@
-"""The capacity rule of a published page for rented servers, reproduced, and what it leaves out beside it.
+"""Reproduces a published page's capacity rule for rented servers, and counts what the rule leaves out.
 
 The page says how many sessions with the full context a server holds at once. Its rule is taken as it is, with
-its units: the names of GPUs' sizes as GiB, and the bfloat16 checkpoint's decimal GB as GiB.
+its units: nominal GB of GPUs as GiB, and the decimal GB of the bfloat16 checkpoint as GiB.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ _WEIGHT_GIB = {"4": _PARAMETERS / 2 / GIB, "8": _PARAMETERS / GIB, "16": 58.84}
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """num_gpus equal GPUs, each sold as having `gib_a_gpu`."""
+class RentedServer:
+    """num_gpus equal GPUs, each sold with `gib_a_gpu`."""
 
     num_gpus: int
     gib_a_gpu: float
 
 
-def published_sessions(server: Server, bits: str) -> float:
-    """`max_concurrency` as the page prints it, to three decimals; below zero where weights do not fit.
+def published_sessions(server: RentedServer, bits: str) -> float:
+    """`max_concurrency` as the page prints it, with three decimals; negative where weights do not fit.
 
     UsageError for bits that the page has no rule for.
     """
     if bits not in _WEIGHT_GIB:
         raise UsageError(
             f"--bits {bits} with --sessions",
-            f"the published rule has weights in {', '.join(_WEIGHT_GIB)} bits",
+            f"the published rule is for weights in {', '.join(_WEIGHT_GIB)} bits",
             "--bits 4, 8 or 16",
         )
     room = _USABLE_SHARE * server.num_gpus * server.gib_a_gpu - _GIB_A_GPU * server.num_gpus
     return round((room - _WEIGHT_GIB[bits]) / _SESSION_GIB, 3)
 
 
-def our_sessions(server: Server, terms: Sequence[Term], session_bytes: int) -> Amount:
-    """Sessions times 1000, counted with everything that the rule leaves out.
+def our_sessions(server: RentedServer, terms: Sequence[Term], session_bytes: int) -> Amount:
+    """1000 times the sessions, counted with everything that the rule leaves out.
 
-    terms: of all GPUs together, but the sessions' own; session_bytes: of the KV cache of one session.
+    terms: of all GPUs together, without the sessions; session_bytes: of the KV cache of one session.
     """
     room = int(server.num_gpus * server.gib_a_gpu * GIB)
     beside = [term.most for term in terms]

@@ -1,7 +1,7 @@
-"""How fast a conversation will be: decode and prefill from bytes to read, arithmetic, and a machine's rates.
+"""Predicts tokens a second in decode and prefill, from bytes to read, arithmetic, and a machine's rates.
 
-On the CPU by decode_time.py's formula; on a GPU, where nothing was measured, missing experts come over the
-link after what is there was computed.
+On the CPU by the formula of rates.py; on a GPU, where nothing was measured, missing experts come over the
+link after those that are there have been computed.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ernie_local.planner.conversation import Conversation
-from ernie_local.planner.decode_time import decode_seconds
-from ernie_local.planner.gpu_memory import GpuPlan
+from ernie_local.checkpoint.parts import experts_part
+from ernie_local.planner.conversation import ChatPlan
+from ernie_local.planner.gpu import GpuPlan
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.rates import GpuRates, Rates
+from ernie_local.planner.rates import GpuRates, Rates, decode_seconds
 
-# Of a machine that nobody measured: two server cores with DDR4, a solid-state disk.
+# Of a machine that was not measured: two server cores with DDR4, a solid-state disk.
 ASSUMED = Rates(
     disk_bytes_per_second=1.5e9,
     memory_bytes_per_second=25e9,
@@ -45,7 +45,7 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class HitRates:
-    """Shares of a decoded token's experts that are in memory: if routing is even, as traced, if it sticks."""
+    """Shares of a decoded token's experts that are in memory: with even, traced and sticky routing."""
 
     uniform: float
     traced: float
@@ -53,14 +53,14 @@ class HitRates:
 
     @staticmethod
     def of(share: float) -> HitRates:
-        """share: of the text experts that have room."""
+        """share: of the text experts that are in memory."""
         bounded = min(1.0, max(0.0, share))
         return HitRates(bounded, _between(_TRACED, bounded), _between(_STICKY, bounded))
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """decode, prefill: tokens a second, prefill None where nothing tells; is_measured: by this machine."""
+    """decode, prefill: tokens a second, prefill None where it is unknown; is_measured: on this machine."""
 
     decode: Band
     prefill: Band | None
@@ -68,18 +68,16 @@ class Speed:
     is_measured: bool
 
 
-def cache_bytes(model: ModelSize, conversation: Conversation) -> int:
-    """Of the KV cache, what a token in the middle of the conversation reads."""
-    return conversation.kv_size(model.config.text).bytes_per_token * conversation.context_size // 2
+def cache_bytes(model: ModelSize, chat: ChatPlan) -> int:
+    """Bytes of the KV cache that a token in the middle of the chat reads."""
+    return chat.kv_size(model.config.text).bytes_per_token * chat.context_size // 2
 
 
-def cpu_speed(
-    model: ModelSize, conversation: Conversation, share: float | None, rates: Rates | None = None
-) -> Speed:
-    """share: of the text experts that have room, None where nothing is paged. rates: None for assumed."""
+def cpu_speed(model: ModelSize, chat: ChatPlan, share: float | None, rates: Rates | None = None) -> Speed:
+    """share: of the text experts that are in memory, None where nothing is paged. rates: None for assumed."""
     known = ASSUMED if rates is None else rates
     low, high = _ASSUMED_BAND if rates is None else _MEASURED_BAND
-    work, context_bytes = model.decode_work(conversation.dtype), cache_bytes(model, conversation)
+    work, context_bytes = model.decode_work(chat.dtype), cache_bytes(model, chat)
     hits = HitRates.of(1.0 if share is None else share)
 
     def tokens_a_second(hit_rate: float) -> float:
@@ -95,9 +93,9 @@ def cpu_speed(
     )
 
 
-def gpu_speed(model: ModelSize, conversation: Conversation, plan: GpuPlan, rates: GpuRates) -> Speed:
-    """On a GPU with these rates, missing experts being fetched over the link from RAM."""
-    work, context_bytes = model.decode_work("bfloat16"), cache_bytes(model, conversation)
+def gpu_speed(model: ModelSize, chat: ChatPlan, plan: GpuPlan, rates: GpuRates) -> Speed:
+    """On a GPU with these rates, where missing experts come from RAM over the link."""
+    work, context_bytes = model.decode_work("bfloat16"), cache_bytes(model, chat)
     always = sum(work.always_bytes.values()) + context_bytes
     routed = work.moe_layers * work.experts_per_token * work.expert_bytes
     hits = HitRates.of(1.0 if plan.tier == "resident" else plan.resident_share)
@@ -111,12 +109,12 @@ def gpu_speed(model: ModelSize, conversation: Conversation, plan: GpuPlan, rates
     low, high = _ASSUMED_BAND
     worst, best = tokens_a_second(hits.uniform), tokens_a_second(hits.sticky)
     decode = Band(low * worst, tokens_a_second(hits.traced), min(high, 1.3) * best)
-    return Speed(decode, _gpu_prefill(model, conversation, plan, rates), hits, is_measured=False)
+    return Speed(decode, _gpu_prefill(model, chat, plan, rates), hits, is_measured=False)
 
 
-def _gpu_prefill(model: ModelSize, conversation: Conversation, plan: GpuPlan, rates: GpuRates) -> Band:
-    """A chunk takes its arithmetic or, where experts have no room, the stream of them over the link."""
-    chunk = min(2048, conversation.context_size)
+def _gpu_prefill(model: ModelSize, chat: ChatPlan, plan: GpuPlan, rates: GpuRates) -> Band:
+    """A chunk takes as long as its arithmetic or, where experts are missing, their way over the link."""
+    chunk = min(2048, chat.context_size)
     seconds = chunk * operations_per_token(model) / rates.operations_per_second
     if plan.tier != "resident":
         streamed = plan.text_bytes * (1 - plan.resident_share)
@@ -127,12 +125,12 @@ def _gpu_prefill(model: ModelSize, conversation: Conversation, plan: GpuPlan, ra
 
 
 def operations_per_token(model: ModelSize) -> float:
-    """Multiplications and additions, each counted, of a text token in a prompt, without attention's own."""
+    """Multiplications and additions, each counted, of a text token in a prompt, without attention scores."""
     weights = {part.name: part.weights for part in model.parts}
     text = model.config.text
     active = sum(weights.get(part, 0) for part in ("attention", "shared experts", "dense layers", "routers"))
-    if text.num_experts:
-        active += weights["text experts"] * text.experts_per_token // text.num_experts
+    if (bank := text.text_bank) is not None:
+        active += weights[experts_part(bank.name)] * text.experts_per_token // bank.num_experts
     return 2.0 * active
 
 

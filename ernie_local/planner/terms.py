@@ -1,7 +1,4 @@
-"""What takes memory, term by term and phase by phase, and the peak that follows.
-
-Owns the arithmetic of sums and peaks. Knows no model and no machine.
-"""
+"""Adds up what takes memory, term by term and phase by phase, and finds the peak."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Literal
 Phase = Literal["load", "vision", "prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("load", "vision", "prefill", "decode")
 # exact: from headers or sizes; computed: by the rule that the runtime itself keeps; measured: a rule or a
-# number from measurements (docs/performance.md); assumed: nobody has measured it.
+# number from measurements (docs/performance.md); assumed: not measured.
 Provenance = Literal["exact", "computed", "measured", "assumed"]
 
 
@@ -26,7 +23,7 @@ class Amount:
 
     @staticmethod
     def exactly(num_bytes: int) -> Amount:
-        """A number without doubt."""
+        """A number that is known exactly."""
         return Amount(num_bytes, num_bytes, num_bytes)
 
     @staticmethod
@@ -44,7 +41,7 @@ NOTHING = Amount(0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One thing that takes memory. phases: what it takes in each phase in which it is there."""
+    """One thing that takes memory. phases: what it takes in each phase that has it."""
 
     name: str
     provenance: Provenance
@@ -63,14 +60,14 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """All terms of one memory, RAM or a GPU's. limit_bytes: what of it may be taken; None: not known."""
+    """All terms of one memory, RAM or a GPU's. limit_bytes: what may be taken of it; None if unknown."""
 
     place: Literal["ram", "vram"]
     terms: tuple[Term, ...]
     limit_bytes: int | None
 
     def phase(self, phase: Phase) -> Amount:
-        """What everything takes together in a phase."""
+        """The sum of all terms in a phase."""
         return total(term.phases.get(phase, NOTHING) for term in self.terms)
 
     @property
@@ -80,7 +77,7 @@ class MemoryPlan:
 
     @property
     def peak(self) -> Amount:
-        """The most at any time: phases follow each other, so it is no sum over them."""
+        """The most at any time: the largest phase, not the sum of phases."""
         return self.phase(self.peak_phase)
 
     @property

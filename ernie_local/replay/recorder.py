@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ernie_local.checkpoint.names import Bank
+from ernie_local.config import Bank
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.replay.trace import Forward, Trace
 

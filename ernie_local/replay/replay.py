@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ernie_local.checkpoint.names import Bank
+from ernie_local.config import Bank
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.options import PagingStats

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ernie_local.checkpoint.names import BANKS, Bank
+from ernie_local.config import MODALITIES, Bank
 from ernie_local.experts.keys import ExpertKey
 
 
@@ -16,9 +16,10 @@ from ernie_local.experts.keys import ExpertKey
 class Forward:
     """One prompt chunk, or one decoded token.
 
-    is_vision: (tokens,) bool. expert_ids: (rows, top_k) uint16, within the bank; expert_weights: the same
-    shape, float32. A row for each token of each layer: layers in order, in each the text tokens first. Fewer
-    layers where the forward was interrupted; never a part of a bank.
+    is_vision: (tokens,) bool, whether the bank of vision serves the token. expert_ids: (rows, top_k) uint16,
+    within the bank; expert_weights: the same shape, float32. A row for each token of each layer: layers in
+    order, in each the text tokens first. Fewer layers where the forward was interrupted; never a part of a
+    bank.
     """
 
     is_vision: NDArray[np.bool_]
@@ -59,7 +60,7 @@ class Trace:
     @property
     def banks(self) -> list[Bank]:
         """Banks that have experts."""
-        return [bank for bank in BANKS if any(key.bank == bank for key in self.page_bytes)]
+        return [bank for bank in MODALITIES if any(key.bank == bank for key in self.page_bytes)]
 
     @property
     def decoded_tokens(self) -> int:
@@ -80,8 +81,8 @@ class Trace:
         first = 0
         tokens = forward.tokens
         for layer_id in self.layer_ids:
-            for bank in BANKS:
-                if bank in tokens and first < len(forward.expert_ids):
-                    last = first + tokens[bank]
+            for bank, num_tokens in tokens.items():
+                if first < len(forward.expert_ids):
+                    last = first + num_tokens
                     yield Call(layer_id, bank, forward.expert_ids[first:last])
                     first = last

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ernie_local.checkpoint.names import BANKS
+from ernie_local.config import MODALITIES
 from ernie_local.errors import InputUnreadable
 from ernie_local.experts.keys import ExpertKey
+from ernie_local.files import written_whole
 from ernie_local.replay.trace import Forward, Trace
-from ernie_local.whole_file import written_whole
 
 VERSION = 1
 _MOST_BYTES = 1 << 30  # unpacked: a million tokens of the original
@@ -44,7 +44,7 @@ def write_trace(path: Path, trace: Trace) -> None:
         "numbers": [VERSION, trace.top_k],
         "model": list(trace.model.encode()),
         "pages": [
-            (key.layer_id, BANKS.index(key.bank), key.expert_id, size)
+            (key.layer_id, MODALITIES.index(key.bank), key.expert_id, size)
             for key, size in sorted(trace.page_bytes.items())
         ],
         "forward_tokens": [len(forward.is_vision) for forward in forwards],
@@ -123,10 +123,10 @@ def _to_trace(arrays: Arrays, top_k: int) -> Trace:
 
 def _page_bytes(pages: NDArray[Any], top_k: int) -> dict[ExpertKey, int]:
     _expect(pages.shape[1] == 4 and bool((pages >= 0).all()), "its pages are not four numbers each")
-    _expect(bool((pages[:, 1] < len(BANKS)).all()), "a page is of an unknown bank")
+    _expect(bool((pages[:, 1] < len(MODALITIES)).all()), "a page is of an unknown bank")
     _expect(bool(((pages[:, 3] > 0) & (pages[:, 3] <= _MOST_BYTES)).all()), "a page has an absurd size")
     sizes = {
-        ExpertKey(layer_id, BANKS[bank], expert_id): size
+        ExpertKey(layer_id, MODALITIES[bank], expert_id): size
         for layer_id, bank, expert_id, size in pages.tolist()
     }
     counts: dict[tuple[int, str], int] = {}

@@ -15,11 +15,10 @@ import torch
 from ernie_local.checkpoint.packed import PackedTensors, page_formats
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles
-from ernie_local.config import ModelConfig
+from ernie_local.config import Bank, ExpertBank, ModelConfig
 from ernie_local.kernels.ops import packed_experts
 from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
-from ernie_local.model.moe import BANKS, Bank
 from ernie_local.packing import pack_page
 from ernie_local.packing.page_checksum import check_checksum
 from ernie_quant.drift import Drift
@@ -104,8 +103,8 @@ class Calibration:
         ):
             attend(layer, self._config, self._table, states, attended)
             routings = {
-                bank: self._make_bank(layer, layer_id, bank, attended, routed)
-                for bank in (BANKS if layer.moe is not None else ())
+                bank.name: self._make_bank(layer, layer_id, bank, attended, routed)
+                for bank in (self._config.text.banks if layer.moe is not None else ())
             }
             agreement = self._drift.run_layer(layer_id, routings)
             finish_layer(layer, layer_id, attended, routed)
@@ -117,13 +116,13 @@ class Calibration:
         self._collect_agreement(layer_id)
 
     def _make_bank(
-        self, layer: DecoderLayer, layer_id: int, bank: Bank, attended: RowFile, routed: RowFile
+        self, layer: DecoderLayer, layer_id: int, bank: ExpertBank, attended: RowFile, routed: RowFile
     ) -> Routing:
         """Make the bank's experts and add their outputs to `routed`; where its tokens went."""
         routing = route(layer, self._table, attended, bank)
         moments: torch.Tensor | None = None
-        for expert_id, places in enumerate(self._places(layer_id, bank)):
-            unit = expert_unit(layer_id, bank, expert_id)
+        for expert_id, places in enumerate(self._places(layer_id, bank.name)):
+            unit = expert_unit(layer_id, bank.name, expert_id)
             rows, weights = routing.visitors(expert_id)
             tokens = NormedTokens(layer, attended, rows)
             if not self._units.is_done(unit):
@@ -131,11 +130,10 @@ class Calibration:
                     everything = NormedTokens(layer, attended, routing.rows)
                     alike = torch.ones(len(everything))
                     moments = second_moments(everything, alike, self._config.text.hidden_size).matrix
-                inner_size = self._config.text.expert_size(bank)
-                nearest = routing.neighbours(expert_id, _NEIGHBOURS_PER_COLUMN * inner_size)
+                nearest = routing.neighbours(expert_id, _NEIGHBOURS_PER_COLUMN * bank.expert_size)
                 neighbours = NormedTokens(layer, attended, nearest)
                 pages, report = quantize_expert(
-                    self._source.expert(layer_id, bank, expert_id),
+                    self._source.expert(layer_id, bank.name, expert_id),
                     ExpertInputs(tokens, weights, neighbours, moments),
                     self._job.recipe,
                     *(page_formats(name.rpartition(".")[2]) for name, _ in places),
@@ -143,7 +141,7 @@ class Calibration:
                 for (name, row), page in zip(places, pages, strict=True):
                     self._files.write(name, [pack_page(page)], row)
                 self._units.finish(unit, report.values())
-            self.reports[layer_id, bank, expert_id] = ExpertReport.of_values(self._units.report(unit))
+            self.reports[layer_id, bank.name, expert_id] = ExpertReport.of_values(self._units.report(unit))
             # From the file, so that a resumed run computes with the very same bytes.
             name, row = places[0]
             made = self._files.read(name, row)
@@ -173,7 +171,9 @@ class Calibration:
 
     def _collect_reports(self, layer_id: int) -> None:
         self._collect_agreement(layer_id)
-        for bank in BANKS if self._config.text.moe_layers[layer_id] else ():
-            for expert_id in range(self._config.text.num_experts):
-                unit = expert_unit(layer_id, bank, expert_id)
-                self.reports[layer_id, bank, expert_id] = ExpertReport.of_values(self._units.report(unit))
+        for bank in self._config.text.banks if self._config.text.moe_layers[layer_id] else ():
+            for expert_id in range(bank.num_experts):
+                unit = expert_unit(layer_id, bank.name, expert_id)
+                self.reports[layer_id, bank.name, expert_id] = ExpertReport.of_values(
+                    self._units.report(unit)
+                )

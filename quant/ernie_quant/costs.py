@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from ernie_local.checkpoint.writer import TensorEntry
-from ernie_local.config import ModelConfig
-from ernie_local.model.moe import BANKS, Bank
+from ernie_local.config import Bank, Modality, ModelConfig
 from ernie_quant.recipe import Recipe
 from ernie_quant.token_table import TokenSequence
 from ernie_quant.units import expert_unit
@@ -35,13 +34,14 @@ def unit_costs(
         costs[f"sequence {number}"] = _image_cost(config, sequence)
     num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
     num_vision = sum(patches.num_tokens for sequence in sequences for patches in sequence.patches)
-    bank_tokens = {"text": num_tokens - num_vision, "vision": num_vision}
+    counts: dict[Modality, int] = {"text": num_tokens - num_vision, "vision": num_vision}
     for layer_id, has_experts in enumerate(config.text.moe_layers):
-        for bank in BANKS if has_experts else ():
-            tokens = bank_tokens[bank] * config.text.experts_per_token / config.text.num_experts
-            cost = expert_cost(config, bank, tokens, recipe)
-            for expert_id in range(config.text.num_experts):
-                costs[expert_unit(layer_id, bank, expert_id)] = cost
+        for bank in config.text.banks if has_experts else ():
+            bank_tokens = sum(counts[modality] for modality in bank.serves)
+            tokens = bank_tokens * config.text.experts_per_token / bank.num_experts
+            cost = expert_cost(config, bank.name, tokens, recipe)
+            for expert_id in range(bank.num_experts):
+                costs[expert_unit(layer_id, bank.name, expert_id)] = cost
         costs[f"layer {layer_id}"] = _layer_cost(config, sequences)
     return costs
 
@@ -76,7 +76,7 @@ def _layer_cost(config: ModelConfig, sequences: Sequence[TokenSequence]) -> floa
 def expert_cost(config: ModelConfig, bank: Bank, tokens: float, recipe: Recipe) -> float:
     """Of one expert that so many tokens visit, with its small page if it gets one."""
     text, tables = config.text, config.quantization
-    hidden, inner = text.hidden_size, text.expert_size(bank)
+    hidden, inner = text.hidden_size, text.bank(bank).expert_size
     pages = 2 if tables is not None and tables.small_experts else 1
     passes = 4 + recipe.sweeps  # GPTQ's own half, the first pull, the error's two products, what is small
     chosen = passes * (2 * inner * hidden**2 + hidden * inner**2) + hidden**3 + inner**3

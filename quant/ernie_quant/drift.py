@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ernie_local.config import ModelConfig
+from ernie_local.config import Bank, ExpertBank, ModelConfig
 from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
-from ernie_local.model.moe import BANKS, Bank
 from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route
 from ernie_quant.option_losses import expert_outputs
 from ernie_quant.row_file import RowFile
@@ -58,9 +57,9 @@ class Drift:
             self._open("exact.routed", is_new=True) as routed,
         ):
             attend(layer, self._config, self._table, states, attended)
-            for bank in BANKS if layer.moe is not None else ():
+            for bank in self._config.text.banks if layer.moe is not None else ():
                 routing = self._run_bank(layer, layer_id, bank, attended, routed)
-                others = found[bank].ids[: len(routing.ids)]  # rows ascend, and these are the first
+                others = found[bank.name].ids[: len(routing.ids)]  # rows ascend, and these are the first
                 agreed += int((routing.ids[:, :, None] == others[:, None, :]).any(-1).sum())
                 total += routing.ids.numel()
             finish_layer(layer, layer_id, attended, routed)
@@ -78,13 +77,13 @@ class Drift:
 
     @torch.inference_mode()
     def _run_bank(
-        self, layer: DecoderLayer, layer_id: int, bank: Bank, attended: RowFile, routed: RowFile
+        self, layer: DecoderLayer, layer_id: int, bank: ExpertBank, attended: RowFile, routed: RowFile
     ) -> Routing:
         routing = route(layer, self._table, attended, bank)
-        for expert_id in range(self._config.text.num_experts):
+        for expert_id in range(bank.num_experts):
             rows, weights = routing.visitors(expert_id)
             if rows.numel():
-                expert = self._source.expert(layer_id, bank, expert_id)
+                expert = self._source.expert(layer_id, bank.name, expert_id)
                 for part_rows, part, part_weights in NormedTokens(layer, attended, rows).weighted(weights):
                     routed.add(part_rows, expert_outputs(expert, part).mul_(part_weights))
         return routing

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ernie_local.config import ModelConfig
+from ernie_local.config import ExpertBank, ModelConfig
 from ernie_local.errors import ModelUnusable
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.kv_cache import KVCache
-from ernie_local.model.moe import Bank
+from ernie_local.model.moe import served_tokens
 from ernie_local.model.rope import TextRope
-from ernie_local.model.router import Router
 from ernie_quant.row_file import RowFile
 from ernie_quant.token_table import TokenTable
 
@@ -131,11 +130,11 @@ def finish_layer(
 
 
 @torch.inference_mode()
-def route(layer: DecoderLayer, table: TokenTable, attended: RowFile, bank: Bank) -> Routing:
+def route(layer: DecoderLayer, table: TokenTable, attended: RowFile, bank: ExpertBank) -> Routing:
     """Where the layer's router sends the bank's tokens."""
     assert layer.moe is not None
-    router: Router = layer.moe.text_router if bank == "text" else layer.moe.vision_router
-    rows = (table.is_vision == (bank == "vision")).nonzero()[:, 0]
+    router = layer.moe.routers[bank.name]
+    rows = served_tokens(bank, table.is_vision).nonzero()[:, 0]
     num_experts, top_k = router.weight.shape[0], router.experts_per_token
     num_ranks = min(NEIGHBOUR_RANKS * top_k, num_experts)
     ids = torch.empty(len(rows), top_k, dtype=torch.int64)

@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ernie_local.config import Bank
 from ernie_local.errors import InputUnreadable, UsageError
-from ernie_local.model.moe import Bank
 from ernie_quant.option_losses import OptionLosses
 
 _SCHEMA = "ernie-local.statistics/1"
@@ -108,13 +108,12 @@ def _parse(raw: dict[str, object]) -> Measurements:
     if not isinstance(entries, list) or not isinstance(identity, dict) or not isinstance(tokens, dict):
         raise TypeError("experts, identity or tokens have the wrong type")
     for entry in entries:
-        bank: Bank = "text" if entry["bank"] == "text" else "vision"
-        key = int(entry["layer"]), bank, int(entry["expert"])
+        key = int(entry["layer"]), str(entry["bank"]), int(entry["expert"])
         experts[key] = OptionLosses(float(entry["power"]), entry["lost"])
         visits[key] = int(entry["tokens"])
     return Measurements(
         identity=dict(identity),
-        tokens={"text": int(tokens["text"]), "vision": int(tokens["vision"])},
+        tokens={str(bank): int(count) for bank, count in tokens.items()},
         positions=int(str(raw["positions"])),
         probe_format=str(raw["probe_format"]),
         experts=experts,

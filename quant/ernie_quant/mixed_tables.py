@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.packed import PackedTensors, page_formats, page_layout
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import ModelConfig, QuantizationConfig
-from ernie_local.config.quantization import BankKey
+from ernie_local.config import BankKey, ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit
-from ernie_local.model.moe import BANKS
 from ernie_local.packing import LowBitFormat
 from ernie_local.sizes import format_bytes
 from ernie_quant.allocate import Option, allocate
@@ -68,14 +66,16 @@ def tables_for_gpu(
     config: ModelConfig, measured: Measurements, size: int, beside: int, dense: str
 ) -> QuantizationConfig:
     """As `tables_of_size` with `beside` bytes for other things than weights, where only
-    what decoding a token needs has to fit: no vision experts, no tower.
+    what decoding a token needs has to fit: the experts of text tokens, and no tower.
 
-    Vision experts get as many bits a weight as text experts do.
+    Other banks get as many bits a weight as the bank of text tokens does.
     """
     start = _smallest(config, dense)
     experts = expert_items(config, measured)
-    text = {key: options for key, options in experts.items() if key[2] == "text"}
-    vision = {key: options for key, options in experts.items() if key[2] == "vision"}
+    decoding = config.text.text_bank
+    text = {
+        key: options for key, options in experts.items() if decoding is not None and key[2] == decoding.name
+    }
     items = text | _dense_items(config, measured, start, dense)
     resident = {name: found for name, found in start.matrices.items() if not name.startswith("vision.")}
     needed = dataclasses.replace(start, experts={}, matrices=resident)
@@ -83,8 +83,11 @@ def tables_for_gpu(
     _check_size(least + beside, size)
     chosen = allocate(items, size - beside - least + _least_bytes(items))
     text_bytes = sum(chosen[key].num_bytes for key in text)
-    ratio = config.text.vision_expert_size / config.text.text_expert_size
-    chosen |= allocate(vision, max(_least_bytes(vision), int(text_bytes * ratio)))
+    for bank in config.text.banks:
+        if decoding is not None and bank is not decoding:
+            own = {key: options for key, options in experts.items() if key[2] == bank.name}
+            ratio = bank.expert_size / decoding.expert_size
+            chosen |= allocate(own, max(_least_bytes(own), int(text_bytes * ratio)))
     return _tables_of(config, start, {key: option.name for key, option in chosen.items()})
 
 
@@ -123,7 +126,7 @@ def unquantized_bytes(checkpoint: Checkpoint, config: ModelConfig) -> int:
 
 def describe(tables: QuantizationConfig, measured: Measurements) -> Iterator[str]:
     """What was given out, in lines for people."""
-    for bank in BANKS:
+    for bank in dict.fromkeys(bank for _, bank in tables.experts):
         counts = Counter(
             name for (_, own), formats in tables.experts.items() if own == bank for name in formats
         )
@@ -134,7 +137,7 @@ def describe(tables: QuantizationConfig, measured: Measurements) -> Iterator[str
 
 
 def _page_bytes(config: ModelConfig, bank: str, page_format: str) -> int:
-    return page_layout(page_format, config.text.hidden_size, config.text.expert_size(bank)).page_bytes
+    return page_layout(page_format, config.text.hidden_size, config.text.bank(bank).expert_size).page_bytes
 
 
 def _nominal_bytes(config: ModelConfig, bank: str, page_format: str) -> int:
@@ -149,7 +152,7 @@ def _nominal_bits(low_bit: LowBitFormat) -> float:
 
 
 def _expert_weights(config: ModelConfig, bank: str) -> int:
-    return 3 * config.text.hidden_size * config.text.expert_size(bank)
+    return 3 * config.text.hidden_size * config.text.bank(bank).expert_size
 
 
 def expert_items(
@@ -162,16 +165,16 @@ def expert_items(
     text = config.text
     items: dict[Item, list[Option]] = {}
     for layer_id, has_experts in enumerate(text.moe_layers):
-        for bank in BANKS if has_experts else ():
-            keys = [(layer_id, bank, expert_id) for expert_id in range(text.num_experts)]
+        for bank in text.banks if has_experts else ():
+            keys = [(layer_id, bank.name, expert_id) for expert_id in range(bank.num_experts)]
             mean_power = sum(measured.experts[key].power for key in keys) / len(keys)
             for key in keys:
                 losses = measured.experts[key]
                 power = (1 - FLOOR) * losses.power + FLOOR * mean_power
-                items["expert", layer_id, bank, key[2]] = [
+                items["expert", layer_id, bank.name, key[2]] = [
                     Option(
                         gate_up if gate_up == down else f"{gate_up}-{down}",
-                        bytes_of(config, bank, f"{gate_up}-{down}"),
+                        bytes_of(config, bank.name, f"{gate_up}-{down}"),
                         factors[layer_id] * power * (gate_up_lost + down_lost),
                     )
                     for gate_up, gate_up_lost in losses.lost["gate_up"].items()
@@ -229,7 +232,8 @@ def _tables_of(
 ) -> QuantizationConfig:
     experts: dict[BankKey, tuple[str, ...]] = {
         (layer_id, bank): tuple(
-            chosen["expert", layer_id, bank, expert_id] for expert_id in range(config.text.num_experts)
+            chosen["expert", layer_id, bank, expert_id]
+            for expert_id in range(config.text.bank(bank).num_experts)
         )
         for layer_id, bank in start.experts
     }

@@ -80,7 +80,7 @@ def _gated_mlp_bytes(config: ModelConfig) -> int:
 def _expert_bytes(config: ModelConfig) -> int:
     """Moments of the bank and the expert, their factor; weights, codes and errors; a chunk of tokens."""
     text = config.text
-    inner = max(text.text_expert_size, text.vision_expert_size)
+    inner = max((bank.expert_size for bank in text.banks), default=0)
     moments = 14 * text.hidden_size**2
     matrices = 16 * 2 * inner * text.hidden_size
     return (moments + matrices + 4 * CHUNK_TOKENS * text.hidden_size) * _FLOAT

@@ -17,11 +17,11 @@ from typing import Protocol
 import torch
 
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import ModelConfig
+from ernie_local.config import ExpertBank, ModelConfig
 from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.mlp import GatedMLP
-from ernie_local.model.moe import BANKS, Bank
+from ernie_local.model.moe import served_tokens
 from ernie_local.model.unfilled import Linear
 from ernie_local.packing import dequantize, find_format
 from ernie_quant.answer_divergence import AnswerDivergence
@@ -103,7 +103,9 @@ class Probe:
         distance = AnswerDivergence(self._checkpoint, self._config, states.read(positions))
         result = Measurements(
             identity=identity,
-            tokens={"text": int((~table.is_vision).sum()), "vision": int(table.is_vision.sum())},
+            tokens={
+                bank.name: int(served_tokens(bank, table.is_vision).sum()) for bank in self._config.text.banks
+            },
             positions=positions.numel(),
             probe_format=PROBE_FORMAT,
             experts=self._losses,
@@ -148,7 +150,7 @@ class Probe:
         attend(coarse, self._config, copies.table, states, attended, copies.rows(dense_copy).start)
         if expert_copy is not None:
             attended.write(copies.rows(expert_copy), attended.read(copies.rows(0)))
-            for bank in BANKS:
+            for bank in self._config.text.banks:
                 self._run_bank(layer, layer_id, bank, attended, routed)
         finish_layer(layer, layer_id, attended, routed, slice(0, copies.rows(before).start))
         finish_layer(coarse, layer_id, attended, routed, copies.rows(dense_copy))
@@ -159,7 +161,7 @@ class Probe:
         return routed
 
     def _run_bank(
-        self, layer: DecoderLayer, layer_id: int, bank: Bank, attended: RowFile, routed: RowFile
+        self, layer: DecoderLayer, layer_id: int, bank: ExpertBank, attended: RowFile, routed: RowFile
     ) -> None:
         copies = self._copies
         num_tokens = copies.table.num_tokens
@@ -168,8 +170,8 @@ class Probe:
         routing = route(layer, copies.table.repeated(expert_copy), attended, bank)
         own = _of_exact_copy(routing, num_tokens)
         importance = _mean_squares(NormedTokens(layer, attended, own.rows), self._config.text.hidden_size)
-        for expert_id in range(self._config.text.num_experts):
-            weights = self._source.expert(layer_id, bank, expert_id)
+        for expert_id in range(bank.num_experts):
+            weights = self._source.expert(layer_id, bank.name, expert_id)
             rows, token_weights = routing.visitors(expert_id)
             power = 0.0  # of the exact copy's outputs
             for part_rows, part, part_weights in NormedTokens(layer, attended, rows).weighted(token_weights):
@@ -179,8 +181,8 @@ class Probe:
             own_rows, own_weights = own.visitors(expert_id)
             visitors = NormedTokens(layer, attended, own_rows)
             losses = self._measure(weights, importance, visitors, own_weights, own, expert_id)
-            self._visits[layer_id, bank, expert_id] = own_rows.numel()
-            self._losses[layer_id, bank, expert_id] = dataclasses.replace(losses, power=power)
+            self._visits[layer_id, bank.name, expert_id] = own_rows.numel()
+            self._losses[layer_id, bank.name, expert_id] = dataclasses.replace(losses, power=power)
             if own_rows.numel():
                 tokens = torch.cat(list(visitors))
                 coarse = rounded_expert(weights, importance, tokens, (PROBE_FORMAT, PROBE_FORMAT))

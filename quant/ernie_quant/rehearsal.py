@@ -30,7 +30,7 @@ def rehearse(
 
     recipe: with the method `gptq`. DoesNotFit if the page cannot be written.
     """
-    layer_id, bank = max(tables.experts, key=lambda key: config.text.text_expert_size * (key[1] == "text"))
+    layer_id, bank = max(tables.experts, key=lambda key: config.text.bank(key[1]).expert_size)
     formats = [table[layer_id, bank][0] for table in (tables.experts, tables.small_experts) if table]
     hidden_size = config.text.hidden_size
     generator = torch.Generator().manual_seed(0)

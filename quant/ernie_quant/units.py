@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ernie_local.checkpoint.names import Bank
 from ernie_local.checkpoint.writer import CheckpointFiles
+from ernie_local.config import Bank
 from ernie_local.errors import Stopped
 from ernie_quant.work import Work
 

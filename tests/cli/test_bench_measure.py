@@ -18,11 +18,10 @@ import torch
 from ernie_cli.console import profile_path
 from ernie_local.machine import model_speed
 from ernie_local.machine.survey import Survey
-from ernie_local.planner.profile import Measurement
-from ernie_local.planner.profile_file import read_profile, write_profile
+from ernie_local.planner.profile import Measurement, read_profile, write_profile
 from ernie_local.planner.rates import PagingCosts, Rates
+from tests.cli.running import Command
 
-Command = Callable[..., Any]
 PAGE = Path(__file__).parents[2] / "docs" / "bench-json.md"
 FORMATS = ("w4", "w2", "w8", "float32", "bfloat16")
 NAMES = (
@@ -224,8 +223,6 @@ def test_the_fastest_rule_for_misses_stays_in_the_profile(
 
 
 def test_rules_are_not_measured_without_a_gpu(command: Command, surveyed: list[Any]) -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     result = command("bench", "nano", "--vram", "2GiB", "--ctx-size", "1k", "--json", "--no-save")

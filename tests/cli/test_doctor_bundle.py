@@ -6,20 +6,18 @@ import getpass
 import json
 import platform
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import ernie_local.doctor
 from ernie_cli.doctor_bundle import without
 from ernie_local.doctor import Finding, Subject
-from ernie_local.planner.profile import HardwareKey, MachineProfile, Measurement, ModelSpeed
-from ernie_local.planner.profile_file import write_profile
+from ernie_local.planner.profile import HardwareKey, MachineProfile, Measurement, ModelSpeed, write_profile
 from ernie_local.planner.rates import Rates
+from tests.cli.running import Command
 
-Command = Callable[..., Any]
 SECRETS = ("agnes", "agnes-laptop", "agnes-laptop.home.example", "merger", "hunter2", "falcon.exe")
 
 

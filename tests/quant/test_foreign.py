@@ -185,7 +185,7 @@ def test_a_checkpoint_is_what_its_pages_mean(
     assert isinstance(plain.network.experts, ResidentExperts)
     for bank in plain.network.experts.banks.values():
         inner_size = bank.down.shape[-1]
-        for expert in range(CONFIG.text.num_experts):
+        for expert in range(CONFIG.text.banks[0].num_experts):
             for view in (
                 bank.gate_up[expert, :inner_size],
                 bank.gate_up[expert, inner_size:],

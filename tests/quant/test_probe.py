@@ -87,7 +87,7 @@ def test_a_copy_ends_where_the_rounded_model_does(
     with open_checkpoint(NANO_DIRECTORY, CONFIG) as checkpoint:
         source = Source(checkpoint)
         for bank in ("text", "vision"):
-            for expert_id in range(CONFIG.text.num_experts):
+            for expert_id in range(CONFIG.text.banks[0].num_experts):
                 weights = source.expert(2, bank, expert_id)
                 for name, matrix in zip(
                     ("gate_proj", "up_proj", "down_proj"),
@@ -117,7 +117,7 @@ def test_everything_is_measured(measured: Measurements) -> None:
     assert 0 < measured.head_divergence < 0.1
     for layer in moe_layers:
         for bank, tokens in measured.tokens.items():
-            visits = sum(measured.visits[layer, bank, expert] for expert in range(text.num_experts))
+            visits = sum(measured.visits[layer, bank, expert] for expert in range(text.banks[0].num_experts))
             assert visits == tokens * text.experts_per_token
     for losses in measured.experts.values():
         for shares in losses.lost.values():
@@ -149,7 +149,7 @@ def test_experts_get_the_bits_that_were_asked_for(measured: Measurements, bits: 
     for (_, bank), formats in tables.experts.items():
         for name in formats:
             gate_up, _, down = name.partition("-")
-            inner = CONFIG.text.text_expert_size if bank == "text" else CONFIG.text.vision_expert_size
+            inner = CONFIG.text.bank(bank).expert_size
             for part, share in ((gate_up, 2), (down or gate_up, 1)):
                 low_bit = find_format(part)
                 metadata = (low_bit.scale_bits + low_bit.zero_bits) / low_bit.group_size
@@ -175,7 +175,7 @@ def test_a_gpu_holds_what_decoding_needs(measured: Measurements) -> None:
         text = {key: formats for key, formats in tables.experts.items() if key[1] == "text"}
         resident = dataclasses.replace(tables, matrices=matrices, experts={})
         pages = sum(
-            page_layout(name, CONFIG.text.hidden_size, CONFIG.text.text_expert_size).page_bytes
+            page_layout(name, CONFIG.text.hidden_size, CONFIG.text.bank("text").expert_size).page_bytes
             for formats in text.values()
             for name in formats
         )
@@ -192,7 +192,7 @@ def test_seldom_seen_experts_keep_a_floor(measured: Measurements) -> None:
     items = mixed_tables.expert_items(
         CONFIG, dataclasses.replace(measured, experts={**measured.experts, key: unseen})
     )
-    bank = [measured.experts[2, "text", expert].power for expert in range(CONFIG.text.num_experts)]
+    bank = [measured.experts[2, "text", expert].power for expert in range(CONFIG.text.banks[0].num_experts)]
     mean = (sum(bank) - measured.experts[key].power) / len(bank)
     factor = mixed_tables.layer_factors(
         dataclasses.replace(measured, experts={**measured.experts, key: unseen})

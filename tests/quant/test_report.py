@@ -18,8 +18,7 @@ from PIL import Image
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.parts import ModelPart
-from ernie_local.config import read_config
-from ernie_local.model.moe import BANKS
+from ernie_local.config import MODALITIES, read_config
 from ernie_quant.expert import ExpertReport
 from ernie_quant.job import Job
 from ernie_quant.measurements import ExpertKey
@@ -31,7 +30,9 @@ from ernie_quant.report.model_card import model_card
 from ernie_quant.report.page import html_page
 from ernie_quant.report.plots import heat_maps, layer_bars
 
-KEYS: list[ExpertKey] = [(layer, bank, expert) for layer in (1, 2) for bank in BANKS for expert in range(4)]
+KEYS: list[ExpertKey] = [
+    (layer, bank, expert) for layer in (1, 2) for bank in MODALITIES for expert in range(4)
+]
 
 
 def report(tokens: int) -> ExpertReport:
@@ -58,7 +59,7 @@ def contents() -> ReportContents:
 def test_coverage_counts_tokens_unreached_and_scarce_experts() -> None:
     rows = contents().coverage
     assert [(row.bank, row.layer) for row in rows] == [
-        (bank, layer) for bank in BANKS for layer in (None, 1, 2)
+        (bank, layer) for bank in MODALITIES for layer in (None, 1, 2)
     ]
     for row in rows:
         layers = 2 if row.layer is None else 1

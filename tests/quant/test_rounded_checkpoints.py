@@ -35,7 +35,7 @@ UNLIKE = FormatChoice("w2-w2l", "w4", "w8", None)
 def mixed_tables() -> QuantizationConfig:
     """Experts of one bank in three formats."""
     tables = format_tables(CONFIG, EVERYTHING)
-    formats = tuple(("w4", "w2-w3", "w2s")[expert % 3] for expert in range(CONFIG.text.num_experts))
+    formats = tuple(("w4", "w2-w3", "w2s")[expert % 3] for expert in range(CONFIG.text.banks[0].num_experts))
     return dataclasses.replace(tables, experts=dict.fromkeys(tables.experts, formats))
 
 
@@ -184,7 +184,8 @@ def test_unknown_formats_are_refused(choice: FormatChoice, message: str) -> None
 
 
 def test_widths_that_cannot_be_packed_are_refused() -> None:
-    odd = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, vision_expert_size=40))
+    banks = (CONFIG.text.bank("text"), dataclasses.replace(CONFIG.text.bank("vision"), expert_size=40))
+    odd = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, banks=banks))
     with pytest.raises(UsageError, match="moe_intermediate_size of vision is 40"):
         format_tables(odd, EVERYTHING)
     tables = format_tables(odd, FormatChoice(experts=None))

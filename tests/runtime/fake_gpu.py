@@ -22,10 +22,11 @@ from ernie_local.experts.device import Event
 from ernie_local.experts.disk import PageStore
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.memory import PageLock, PageMemory
-from ernie_local.experts.page_math import PageMath, RoutedTokens
+from ernie_local.experts.page_math import PageMath
 from ernie_local.kernels.checks import ABSENT_SLOT
 from ernie_local.model.cache_layout import LayerStorage
 from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.moe import RoutedTokens
 
 Stream = Literal["computing", "copying"]
 Range = tuple[int, int]  # first byte, and the one behind the last
@@ -214,7 +215,6 @@ class WatchedMath:
         memory: torch.Tensor,
         tokens: RoutedTokens,
         places: torch.Tensor | None,
-        shared_page: torch.Tensor | None,
     ) -> None:
         assert places is not None
         start = memory.data_ptr()
@@ -224,7 +224,7 @@ class WatchedMath:
                 first = start + place * UNIT_BYTES
                 key = ExpertKey(tokens.layer_id, tokens.bank, expert_id)
                 self._gpu.compute_with((first, first + self._page_bytes[key]))
-        self._math.add(output, memory, tokens, places, shared_page)
+        self._math.add(output, memory, tokens, places)
 
 
 def watched_math(math_on: MathOn, gpu: FakeGpu, page_bytes: Mapping[ExpertKey, int]) -> MathOn:

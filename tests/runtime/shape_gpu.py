@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ernie_local.experts.packed import PackedExperts
-from ernie_local.experts.page_math import RoutedTokens
 from ernie_local.kernels import cuda_ops
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.moe import RoutedTokens
 
 DEVICE = torch.device("meta")
 
@@ -66,10 +66,9 @@ class ShapeGpu(TorchDispatchMode):
         memory: torch.Tensor,
         tokens: RoutedTokens,
         places: torch.Tensor | None,
-        shared_page: torch.Tensor | None,
     ) -> None:
         """As of a PageMath."""
-        assert _devices([output, memory, tokens.hidden, tokens.expert_ids, tokens.weights]) == {DEVICE}
+        assert _devices([output, memory, tokens.hidden, tokens.expert_ids, tokens.expert_weights]) == {DEVICE}
         self.num_page_sums += 1
 
 

@@ -11,9 +11,9 @@ from ernie_local.errors import DoesNotFit, Interrupted, UsageError
 from ernie_local.media.patches import Patches
 
 if TYPE_CHECKING:
+    from ernie_local.config import Bank
     from ernie_local.engine import Engine
     from ernie_local.loading import LoadedModel
-    from ernie_local.model.moe import Bank
     from tests.conftest import Oracle
 
 IMAGE_TOKEN, IMAGE_START, IMAGE_END = 5, 6, 7

@@ -12,7 +12,7 @@ from pathlib import Path
 from ernie_local.checkpoint.files import read_stored_tensors
 from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.checkpoint.index import account
-from ernie_local.checkpoint.parts import TEXT_EXPERTS, VISION_EXPERTS, model_parts, stored_tensors
+from ernie_local.checkpoint.parts import model_parts, routed_experts, stored_tensors
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.errors import ModelUnusable
 
@@ -32,15 +32,15 @@ def find_candidate(name: str) -> Candidate:
     """ModelUnusable where it is missing or not whole."""
     directory = resolve_model(name)
     config = read_config(directory)
-    parts = model_parts(stored_tensors(account(directory, read_stored_tensors(directory), config), config))
-    routed = [part for part in parts if part.name in (TEXT_EXPERTS, VISION_EXPERTS)]
-    weights = sum(part.weights for part in routed)
+    accounts = account(directory, read_stored_tensors(directory), config)
+    parts = model_parts(stored_tensors(accounts, config), config)
+    routed = routed_experts(parts)
     return Candidate(
         name=name,
         directory=directory,
         config=config,
         num_bytes=sum(part.num_bytes for part in parts),
-        routed_bits=8 * sum(part.num_bytes for part in routed) / weights if weights else None,
+        routed_bits=None if routed is None else routed.bits_per_weight,
     )
 
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from ernie_calibration.held_out import LONG_KINDS
 from ernie_calibration.sample import Turn
 from ernie_calibration.scoring import exact_match, score
-from ernie_local.config import MediaTokens
+from ernie_local.config import ModelConfig
 from ernie_local.errors import ErnieLocalError, ModelUnusable
 from ernie_local.media.tokens import TEXT, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model.moe import BANKS
+from ernie_local.model.moe import served_tokens
 from ernie_quant.evaluation.observation import Observation
 from ernie_quant.evaluation.statistics import divergence
 
@@ -77,7 +77,7 @@ class Comparer:
 
     reference_head: Head
     head: Head
-    media: MediaTokens
+    config: ModelConfig
     vision_rule: VisionRule
 
     def compare(self, reference: Observation, other: Observation) -> Comparison:
@@ -108,9 +108,11 @@ class Comparer:
                 "weights or activations overflowed in one of the two models",
                 "run `ernie-local verify` on both, or use --dtype float32",
             )
-        is_vision = token_types(reference.token_ids, self.media, self.vision_rule) != TEXT
+        is_vision = token_types(reference.token_ids, self.config.media, self.vision_rule) != TEXT
         same = same_experts(reference.choices, other.choices)  # (MoE layers, tokens)
-        in_bank = torch.stack([is_vision if bank == "vision" else ~is_vision for bank in BANKS], dim=1)
+        in_bank = is_vision.new_empty(len(is_vision), len(self.config.text.banks))
+        for column, bank in enumerate(self.config.text.banks):
+            in_bank[:, column] = served_tokens(bank, is_vision)
         return Comparison(
             document=reference.document,
             turn=reference.turn,

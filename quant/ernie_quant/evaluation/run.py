@@ -96,14 +96,13 @@ class Evaluation:
     def evaluate(self, candidate: Candidate) -> Result:
         """Run `candidate` through every turn, hold it against the reference, and sum up."""
         comparisons = self._compare(candidate)
-        moe_layers = candidate.config.text.moe_layers
-        layers = [layer_id for layer_id, has_experts in enumerate(moe_layers) if has_experts]
-        return Result(candidate, summarize(comparisons, layers, self._job.seed), comparisons)
+        summary = summarize(comparisons, candidate.config.text, self._job.seed)
+        return Result(candidate, summary, comparisons)
 
     def _compare(self, candidate: Candidate) -> list[Comparison]:
         model = self._job.load(candidate)
         comparer = Comparer(
-            head_of(self._head), head_of(model.network), model.config.media, model.settings.vision_rule
+            head_of(self._head), head_of(model.network), model.config, model.settings.vision_rule
         )
         observed = Observer(model).observe(
             self._job.draw(), lambda index, _turn, _own: self._observations[index].forced_ids

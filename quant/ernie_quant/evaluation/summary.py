@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy
 
 from ernie_calibration.scoring import METRIC_OF_KIND, Metric
-from ernie_local.model.moe import BANKS, Bank
+from ernie_local.config import Bank, TextConfig
 from ernie_quant.evaluation.comparison import Comparison
 from ernie_quant.evaluation.statistics import Estimate, bootstrap_ratio, mcnemar, quantiles
 
@@ -80,11 +80,9 @@ class Summary:
     routing_agreement: float | None
 
 
-def summarize(comparisons: Sequence[Comparison], moe_layers: Sequence[int], seed: int = 0) -> Summary:
-    """Figures of at least one comparison. moe_layers: numbers of the layers with experts.
-
-    seed: of the resampling.
-    """
+def summarize(comparisons: Sequence[Comparison], text: TextConfig, seed: int = 0) -> Summary:
+    """Figures of at least one comparison. text: of the model; seed: of the resampling."""
+    moe_layers = [layer_id for layer_id, has_experts in enumerate(text.moe_layers) if has_experts]
     documents = list(dict.fromkeys(each.document for each in comparisons))
     places = {document: place for place, document in enumerate(documents)}
 
@@ -123,9 +121,9 @@ def summarize(comparisons: Sequence[Comparison], moe_layers: Sequence[int], seed
     same = numpy.sum([each.same_experts for each in comparisons], axis=0)  # (MoE layers, banks)
     tokens = numpy.sum([each.bank_tokens for each in comparisons], axis=0)  # (banks,)
     routing = tuple(
-        Routing(layer_id, bank, int(tokens[column]), float(same[row, column] / tokens[column]))
+        Routing(layer_id, bank.name, int(tokens[column]), float(same[row, column] / tokens[column]))
         for row, layer_id in enumerate(moe_layers)
-        for column, bank in enumerate(BANKS)
+        for column, bank in enumerate(text.banks)
         if tokens[column]
     )
     agreement = float(same.sum() / (tokens.sum() * len(moe_layers))) if moe_layers else None

@@ -124,7 +124,8 @@ def gather(
 
 
 def _parts_of(directory: Path, config: ModelConfig) -> list[ModelPart]:
-    return model_parts(stored_tensors(account(directory, read_stored_tensors(directory), config), config))
+    accounts = account(directory, read_stored_tensors(directory), config)
+    return model_parts(stored_tensors(accounts, config), config)
 
 
 def _part(part: ModelPart) -> dict[str, object]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ernie_local.model.moe import BANKS, Bank
+from ernie_local.config import Bank
 from ernie_quant.expert import ExpertReport
 
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
@@ -41,13 +41,11 @@ def measure_coverage(
 ) -> list[Coverage]:
     """For each bank all layers together, then each one; empty where nothing was calibrated."""
     rows: list[Coverage] = []
-    for bank in BANKS:
+    for bank in dict.fromkeys(bank for _, bank, _ in reports):
         visits: dict[int, list[int]] = {}
         for (layer, own_bank, _), report in reports.items():
             if own_bank == bank:
                 visits.setdefault(layer, []).append(report.tokens)
-        if not visits:
-            continue
         # The same tokens run through every layer.
         tokens = max(map(sum, visits.values())) // experts_per_token
         everywhere = [count for counts in visits.values() for count in counts]

@@ -16,7 +16,6 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ernie_local.model.moe import BANKS
 from ernie_quant.measurements import ExpertKey
 
 _DOTS_PER_INCH = 130
@@ -41,7 +40,7 @@ def heat_maps(
     values: Mapping[ExpertKey, float], title: str, caption: str, *, logarithmic: bool = False
 ) -> Plot:
     """One map for each bank, in one scale of colours. logarithmic: zeros get a colour of their own."""
-    banks = [bank for bank in BANKS if any(key[1] == bank for key in values)]
+    banks = list(dict.fromkeys(bank for _, bank, _ in values))
     layers = sorted({layer for layer, _, _ in values})
     num_experts = 1 + max(expert for _, _, expert in values)
     rows = {layer: row for row, layer in enumerate(layers)}

@@ -74,7 +74,7 @@ def hub_shapes(config: ModelConfig) -> dict[str, list[int]]:
     shapes: dict[str, list[int]] = {}
     for ours in expected.names():
         shape = list(expected.shape(ours) or ())
-        name = name_in_file(ours, "hub", config.text.num_experts)
+        name = name_in_file(ours, "hub", config.text.banks)
         if name.endswith("e_score_correction_bias"):
             shape = [2, *shape]
         elif ".mlp.gate.weight" in name:

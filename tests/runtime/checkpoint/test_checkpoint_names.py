@@ -17,16 +17,21 @@ from ernie_local.checkpoint.names import (
     name_in_file,
 )
 from ernie_local.checkpoint.shapes import ExpectedShapes
-from ernie_local.config import ModelConfig, parse_config
+from ernie_local.config import ExpertBank, ModelConfig, parse_config
+from ernie_local.config.banks import bank_per_modality
 
 LAYOUTS: tuple[WeightLayout, ...] = ("hub", "native")
 PUBLISHED = {"model_type": "ernie4_5_vl_moe"}  # every size left to its default is the 28B model
 
 
+def banks_of(num_experts: int) -> tuple[ExpertBank, ...]:
+    return bank_per_modality(num_experts, (48, 16))
+
+
 def assert_idempotent(parts: tuple[Part, ...], num_experts: int) -> None:
     """What came out of the map goes through it unchanged."""
     for part in parts:
-        assert map_name(part.name, num_experts) == (Part(part.name),)
+        assert map_name(part.name, banks_of(num_experts)) == (Part(part.name),)
 
 
 def config(**text: Any) -> ModelConfig:
@@ -85,7 +90,7 @@ EXAMPLES: list[tuple[str, tuple[Part, ...]]] = [
 
 @pytest.mark.parametrize(("name", "parts"), EXAMPLES)
 def test_names_of_both_layouts(name: str, parts: tuple[Part, ...]) -> None:
-    assert map_name(name, 3) == parts
+    assert map_name(name, banks_of(3)) == parts
     assert_idempotent(parts, 3)
 
 
@@ -112,37 +117,37 @@ def test_names_of_both_layouts(name: str, parts: tuple[Part, ...]) -> None:
     ],
 )
 def test_other_names_map_to_nothing(name: str) -> None:
-    assert map_name(name, 3) == ()
+    assert map_name(name, banks_of(3)) == ()
     assert not is_ignored(name)
 
 
 def test_an_expert_beyond_both_banks_is_no_expert_of_the_model() -> None:
-    (part,) = map_name("model.layers.1.mlp.experts.128.up_proj.weight", 64)
+    (part,) = map_name("model.layers.1.mlp.experts.128.up_proj.weight", banks_of(64))
     assert ExpectedShapes(config()).shape(part.name) is None
 
 
 def test_training_counters_are_ignored_by_name() -> None:
     assert is_ignored("model.layers.1.mlp.moe_statics.expert_usage")
-    assert map_name("model.layers.1.mlp.moe_statics.expert_usage", 64) == ()
+    assert map_name("model.layers.1.mlp.moe_statics.expert_usage", banks_of(64)) == ()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_tensor_of_the_model_has_a_name_in_each_layout(layout: WeightLayout) -> None:
     expected = ExpectedShapes(config(num_hidden_layers=3, moe_num_experts=5, moe_k=2))
     for ours in expected.names():
-        in_file = name_in_file(ours, layout, 5)
-        parts = map_name(in_file, 5)
+        in_file = name_in_file(ours, layout, banks_of(5))
+        parts = map_name(in_file, banks_of(5))
         assert ours in {part.name for part in parts}, in_file
         assert_idempotent(parts, 5)
         assert layout_of(in_file) in (layout, None)
         if layout == "hub" and in_file.startswith("vision_model."):
-            assert map_name(f"model.{in_file}", 5) == parts
+            assert map_name(f"model.{in_file}", banks_of(5)) == parts
 
 
 @pytest.mark.parametrize(("layout", "num_tensors"), [("hub", 11105), ("native", 872)])
 def test_the_28b_model_has_as_many_tensors_as_published(layout: WeightLayout, num_tensors: int) -> None:
     expected = ExpectedShapes(parse_config(PUBLISHED, "config.json"))
-    assert len({name_in_file(ours, layout, 64) for ours in expected.names()}) == num_tensors
+    assert len({name_in_file(ours, layout, banks_of(64)) for ours in expected.names()}) == num_tensors
 
 
 def test_the_28b_model_has_as_many_parameters_as_published() -> None:
@@ -194,4 +199,4 @@ def test_any_name_maps_to_nothing_or_to_stable_names(words: list[str], num_exper
     name = ".".join(words)
     layout_of(name)
     is_ignored(name)
-    assert_idempotent(map_name(name, num_experts), num_experts)
+    assert_idempotent(map_name(name, banks_of(num_experts)), num_experts)

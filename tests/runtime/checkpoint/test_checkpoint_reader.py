@@ -45,7 +45,7 @@ def expected_values(oracle: Any) -> dict[str, torch.Tensor]:
     """Our names and values, cut out of transformers' own state dict."""
     values: dict[str, torch.Tensor] = {}
     for name, tensor in oracle.model.state_dict().items():
-        for part in map_name(name, oracle.config.text.num_experts):
+        for part in map_name(name, oracle.config.text.banks):
             value = tensor if part.row is None else tensor[part.row]
             values[part.name] = value if part.half is None else value.chunk(2)[part.half]
     if oracle.config.text.tie_word_embeddings:

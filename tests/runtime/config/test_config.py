@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ernie_local.config import ModelConfig, parse_config, read_config
+from ernie_local.config.banks import bank_per_modality
 from ernie_local.errors import ModelUnusable
 
 Raw = dict[str, Any]
@@ -196,7 +197,8 @@ def derived_by_transformers(raw: Raw) -> Raw:
             getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
             text.max_position_embeddings, text.rms_norm_eps, rope["rope_theta"],
             tuple(rope.get("mrope_section", [22, 22, 20])), layers,
-            text.num_experts if any(layers) else 0, text.num_experts_per_tok, *text.moe_intermediate_size,
+            bank_per_modality(text.num_experts, text.moe_intermediate_size) if any(layers) else (),
+            text.num_experts_per_tok,
             text.moe_num_shared_experts, text.moe_norm_min, config.tie_word_embeddings, text.hidden_act,
         ),
         "vision": (
@@ -296,7 +298,7 @@ def test_hub_and_native_describe_the_same_model() -> None:
 def test_hub_layers_with_experts(changes: Raw, moe_layers: tuple[bool, ...]) -> None:
     text = parse_config(hub(changes), "config.json").text
     assert text.moe_layers == moe_layers
-    assert text.num_experts == (8 if any(moe_layers) else 0)
+    assert [bank.num_experts for bank in text.banks] == ([8, 8] if any(moe_layers) else [])
 
 
 @pytest.mark.parametrize(

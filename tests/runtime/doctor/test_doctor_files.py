@@ -15,8 +15,7 @@ from ernie_local.doctor import battery, checkpoint, disk, profile
 from ernie_local.machine.disk import DiskSpeed, measure_disk
 from ernie_local.machine.hardware import find_hardware
 from ernie_local.machine.storage import Storage, find_storage
-from ernie_local.planner.profile import MachineProfile, Measurement
-from ernie_local.planner.profile_file import write_profile
+from ernie_local.planner.profile import MachineProfile, Measurement, write_profile
 from ernie_local.planner.rates import Rates
 
 MOUNTS = """\

@@ -11,21 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import read_config
-from ernie_local.errors import DoesNotFit
 from ernie_local.experts.device import from_bytes, to_bytes
 from ernie_local.experts.level import LastUses
 from ernie_local.experts.memory import PageLock, PageMemory, lock_by_system, lock_pages
-from ernie_local.model.memory_use import encoding_bytes
-from ernie_local.planner.gpu_placement import GpuLimits, gpu_room, headroom_bytes, place_beside_gpu
-from ernie_local.planner.placement import MemoryNeed, Placement
-from ernie_local.sizes import GIB, MIB
-
-CONFIG = read_config(NANO_DIRECTORY)
-# As of the full size in four bits.
-NEED = MemoryNeed(1500 * MIB, 14 * GIB, 900 * MIB, 300 * MIB)
-ROOM = 1400 * MIB
 
 
 @dataclasses.dataclass
@@ -110,63 +98,3 @@ def test_the_system_locks_what_there_is_and_says_when_it_does_not() -> None:
     refusal = lock_by_system(address, 1 << 45)
     assert refusal is not None
     assert "see ulimit -l" in refusal
-
-
-def place(
-    gpu_free: int, vram_limit: int | None = None, need: MemoryNeed = NEED, ram_limit: int | None = None
-) -> Placement:
-    limits = GpuLimits(gpu_free, vram_limit, ram_limit, reserve=0)
-    return place_beside_gpu(need, CONFIG, ROOM, limits, headroom=512 * MIB)
-
-
-@pytest.fixture
-def much_ram(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ernie_local.planner.placement.free_memory", lambda: 16 * GIB)
-
-
-def test_on_a_gpu_experts_get_what_is_left_by_all_else(much_ram: None) -> None:
-    placement = place(8 * GIB)
-    assert placement.gpu_bytes is not None
-    assert placement.paged_bytes is not None
-    assert (placement.gpu_room_bytes, placement.gpu_cache_bytes) == (ROOM, NEED.kv_cache_bytes)
-    assert placement.paged_bytes > 14 * GIB
-    taken = NEED.dense_bytes + ROOM + placement.gpu_bytes
-    assert 8 * GIB - 512 * MIB - 256 * MIB < taken <= 8 * GIB - 512 * MIB
-    limited = place(8 * GIB, 6 * GIB)
-    assert limited.gpu_bytes is not None
-    assert abs(placement.gpu_bytes - limited.gpu_bytes - 1536 * MIB) < 64 * MIB
-
-
-def test_what_fits_on_a_gpu_is_not_paged() -> None:
-    small = MemoryNeed(100 * MIB, 200 * MIB, 50 * MIB, 20 * MIB)
-    assert place(4 * GIB, need=small).paged_bytes is None
-    assert place(4 * GIB, 8 * GIB, need=small).paged_bytes is None
-
-
-def test_what_does_not_fit_on_a_gpu_is_refused_with_both_numbers(much_ram: None) -> None:
-    with pytest.raises(DoesNotFit, match=r"the vram limit is 8\.00 GiB, 6\.00 GiB are free on the GPU"):
-        place(6 * GIB, 8 * GIB)
-    with pytest.raises(DoesNotFit, match=r"of memory at least, the vram limit is 3\.00 GiB"):
-        place(8 * GIB, 3 * GIB)
-    with pytest.raises(DoesNotFit, match=r"of memory at least, 2\.50 GiB can be had"):
-        place(3 * GIB)
-    with pytest.raises(DoesNotFit, match="are left for experts beside the GPU"):
-        place(8 * GIB, ram_limit=1 * MIB)
-
-
-@pytest.mark.parametrize(
-    ("system", "release", "headroom"),
-    [
-        ("linux", "6.8.0-generic", 512 * MIB),
-        ("linux", "5.15.153.1-microsoft-standard-WSL2", GIB),
-        ("win32", "11", GIB),
-    ],
-)
-def test_windows_gets_more_headroom(system: str, release: str, headroom: int) -> None:
-    assert headroom_bytes(system, release) == headroom
-
-
-def test_room_is_kept_for_a_image_and_for_attention() -> None:
-    room = gpu_room(CONFIG, 4096, None)
-    assert room > encoding_bytes(CONFIG.vision, [5000])
-    assert gpu_room(CONFIG, 1 << 17, 2048) > room

@@ -20,8 +20,8 @@ from tests.runtime.shape_gpu import DEVICE, ShapeGpu, WaitError, on_shape_gpu
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paged_models.packed_nano(tmp_path_factory.mktemp("packed"))
+def directory(packed_nano: Path) -> Path:
+    return packed_nano
 
 
 @pytest.fixture

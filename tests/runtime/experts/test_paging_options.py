@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ernie_local
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
+from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
@@ -17,30 +17,25 @@ from ernie_local.errors import UsageError
 from ernie_local.experts.options import PagingOptions
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model.moe import TokenRows
-from tests.plain_export import export_plainly
+from ernie_local.model.moe import RoutedTokens, TokenRows
+from tests.conftest import PackNano
 from tests.runtime.fake_gpu import FakeGpu
 from tests.runtime.paged_models import build, gpu_share, paged_experts, plan_of, room
 
 CONFIG = read_config(NANO_DIRECTORY)
 TOP_K = CONFIG.text.experts_per_token
-ONE_TOKEN = TokenRows(1, torch.tensor([0]), None)
-
-
-def export(out: Path, experts: str, small: str | None = None) -> Path:
-    export_plainly(NANO_DIRECTORY, out, format_tables(CONFIG, FormatChoice(experts, small_experts=small)))
-    return out
+ONE_TOKEN = TokenRows(1, {"text": torch.tensor([0])})
 
 
 @pytest.fixture(scope="module")
-def dual(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(tmp_path_factory.mktemp("dual") / "model", "w4", "w2")
+def dual(pack_nano: PackNano) -> Path:
+    return pack_nano(FormatChoice("w4", small_experts="w2"))
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(pack_nano: PackNano) -> Path:
     """The small pages of `dual` as a checkpoint of its own."""
-    return export(tmp_path_factory.mktemp("small") / "model", "w2")
+    return pack_nano(FormatChoice("w2"))
 
 
 def least(directory: Path, options: PagingOptions, on_gpu: bool = False) -> tuple[ErnieModel, PagedExperts]:
@@ -58,7 +53,7 @@ def tokens(seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor
     generator = torch.Generator().manual_seed(seed)
     for _ in range(10):
         hidden = torch.randn(1, CONFIG.text.hidden_size, generator=generator)
-        ids = torch.randperm(CONFIG.text.num_experts, generator=generator)[:TOP_K][None]
+        ids = torch.randperm(CONFIG.text.banks[0].num_experts, generator=generator)[:TOP_K][None]
         weights = torch.rand(1, TOP_K, generator=generator).softmax(-1).sort(descending=True).values
         yield hidden, ids, weights
 
@@ -75,7 +70,7 @@ def test_missing_experts_of_little_weight_are_served_by_small_pages(
     for hidden, ids, weights in tokens(1):
         there = {*experts.top.cache.keys(), *experts.ram.cache.keys()}
         experts.begin(ONE_TOKEN)
-        computed = experts.compute(layer_id, "text", hidden, ids, weights)
+        computed = experts.compute(RoutedTokens(layer_id, "text", hidden, ids, weights))
         expected = torch.zeros_like(hidden)
         for expert_id, weight in sorted(zip(ids[0].tolist(), weights[0].tolist(), strict=True)):
             is_there = any(key[:3] == (layer_id, "text", expert_id) and not key.is_small for key in there)
@@ -83,7 +78,8 @@ def test_missing_experts_of_little_weight_are_served_by_small_pages(
             num_small += is_small
             provider = two if is_small else four
             one = torch.tensor([[expert_id]])
-            expected += provider.compute(layer_id, "text", hidden, one, torch.tensor([[weight]]))
+            only = RoutedTokens(layer_id, "text", hidden, one, torch.tensor([[weight]]))
+            expected += provider.compute(only)
         assert torch.equal(computed, expected)
     assert experts.stats.small_pages_used == num_small
     assert (num_small > 0) == (below > 0)
@@ -103,4 +99,4 @@ def test_small_pages_save_reading(dual: Path) -> None:
 
 def test_a_checkpoint_without_small_pages_is_refused(small: Path) -> None:
     with pytest.raises(UsageError, match="has 0 of them"):
-        ernie_local.load(small, paging=PagingOptions(small_below=0.1))
+        ernie_local.load(small, small_below=0.1)

@@ -75,20 +75,16 @@ def test_every_page_is_where_it_is_computed(data: st.DataObject) -> None:
         with_vision = data.draw(st.booleans())
         tokens = data.draw(st.integers(1, 30))
         banks = {"text": tokens, "vision": 40} if with_vision else {"text": tokens}
-        is_decode = levels.begin(banks)  # type: ignore[arg-type]
+        is_decode = levels.begin(banks)
         assert is_decode == (banks == {"text": 1})
         for layer in range(3):
             for bank, count in banks.items():
                 ids = st.lists(st.integers(0, 7), min_size=2, max_size=2, unique=True)
-                chosen = [
-                    ExpertKey(layer, bank, expert)  # type: ignore[arg-type]
-                    for _ in range(count)
-                    for expert in data.draw(ids)
-                ]
+                chosen = [ExpertKey(layer, bank, expert) for _ in range(count) for expert in data.draw(ids)]
                 if is_decode:
-                    groups = levels.decode(bank, chosen)  # type: ignore[arg-type]
+                    groups = levels.decode(bank, chosen)
                 else:
-                    groups = levels.stream(layer, bank, chosen, count)  # type: ignore[arg-type]
+                    groups = levels.stream(layer, bank, chosen, count)
                 computed: list[ExpertKey] = []
                 for group in groups:
                     books_of = memories[group.level]

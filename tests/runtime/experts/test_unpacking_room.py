@@ -14,20 +14,21 @@ from torch.utils._pytree import tree_leaves
 
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import ModelConfig, read_config
+from ernie_local.checkpoint.reader import open_checkpoint
+from ernie_local.config import read_config
 from ernie_local.experts.gpu_math import TorchPageMath
-from ernie_local.experts.page_math import RoutedTokens
 from ernie_local.kernels import cuda_ops, reference
 from ernie_local.kernels.nf4_kernels import dequantize_by_bitsandbytes
 from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES
 from ernie_local.loading import placing
 from ernie_local.loading.expert_math import unpacking_room
-from ernie_local.loading.placing import ComputeDemand, MemoryLimits, place
+from ernie_local.loading.placing import ComputeDemand, MemoryLimits, count_need
+from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.model.moe import RoutedTokens
 from ernie_local.packing import pack_page
 from ernie_local.packing.foreign_matrix import dequantize_foreign
 from ernie_local.packing.foreign_page import Dequantize
-from ernie_local.planner.placement import MemoryNeed
-from ernie_local.sizes import GIB, MIB
+from ernie_local.planner.need import MemoryNeed
 from tests.runtime.packing.test_foreign_pages import pattern_page
 from tests.runtime.random_matrices import random_page
 
@@ -75,7 +76,7 @@ def peak(page: torch.Tensor, dequantize: Dequantize = dequantize_foreign) -> int
     tokens = RoutedTokens(0, "text", torch.randn(1, HIDDEN) / 100, only, torch.ones(1, 1))
     output = torch.zeros(1, HIDDEN)
     with PeakBytes() as watched:
-        TorchPageMath(dequantize).add(output, page.view(-1, 4096), tokens, only[0], None)
+        TorchPageMath(dequantize).add(output, page.view(-1, 4096), tokens, only[0])
     assert output.abs().max() > 0
     most: int = watched.most
     return most
@@ -105,22 +106,26 @@ def test_room_is_for_what_is_unpacked(
     config = read_config(NANO_DIRECTORY)
     if experts is not None:
         tables = format_tables(config, FormatChoice(experts))
-        text = dataclasses.replace(config.text, hidden_size=HIDDEN, text_expert_size=INNER)
+        banks = tuple(dataclasses.replace(bank, expert_size=INNER) for bank in config.text.banks)
+        text = dataclasses.replace(config.text, hidden_size=HIDDEN, banks=banks)
         config = dataclasses.replace(config, text=text, quantization=tables)
     assert unpacking_room(config, GPU) == wanted
 
 
-def test_experts_get_less_of_a_gpu_by_what_is_kept_for_unpacking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * GIB, 8 * GIB))
-    monkeypatch.setattr("ernie_local.planner.placement.free_memory", lambda: 16 * GIB)
-    config, need = read_config(NANO_DIRECTORY), MemoryNeed(100 * MIB, 4 * GIB, 50 * MIB, 20 * MIB)
-    without = gpu_bytes(config, need)
+def test_room_for_unpacking_is_kept_on_a_gpu_and_is_not_counted_as_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(placing, "unpacking_room", lambda config, device: UNPACKING_BYTES)
-    assert without is not None
-    assert gpu_bytes(config, need) == without - UNPACKING_BYTES
+    config = read_config(NANO_DIRECTORY)
 
+    def need(device: torch.device) -> MemoryNeed:
+        demand = ComputeDemand(device, torch.bfloat16, torch.bfloat16, 4096, 2048)
+        with open_checkpoint(NANO_DIRECTORY, config) as checkpoint:
+            return count_need(
+                checkpoint, ImageProcessorConfig(), config, demand, MemoryLimits(None, 0, None), None
+            )
 
-def gpu_bytes(config: ModelConfig, need: MemoryNeed) -> int | None:
-    """Of a GPU for experts and the cache; None where all are there."""
-    demand = ComputeDemand(GPU, torch.bfloat16, torch.bfloat16, 4096, 2048)
-    return place(need, config, demand, MemoryLimits(None, 0, None)).gpu_bytes
+    there, here = need(GPU), need(torch.device("cpu"))
+    assert (there.scratch_bytes, here.scratch_bytes) == (UNPACKING_BYTES, 0)
+    assert there.weight_bytes == here.weight_bytes
+    assert there.fixed_bytes == there.dense_bytes + UNPACKING_BYTES

@@ -17,11 +17,11 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.gpu_math import TorchPageMath
-from ernie_local.experts.page_math import RoutedTokens
 from ernie_local.kernels import nf4_kernels, reference
 from ernie_local.kernels.gpu_kernels import CHOICE
 from ernie_local.kernels.nf4_kernels import Nf4KernelsMissing, dequantize_by_bitsandbytes, nf4_absence
 from ernie_local.loading.expert_math import check_triton_formats, gpu_math
+from ernie_local.model.moe import RoutedTokens
 from ernie_local.packing.foreign_formats import ForeignFormat
 from ernie_local.packing.foreign_matrix import _nf4_pairs, absmax_levels, dequantize_foreign, pack_foreign
 from ernie_local.packing.foreign_page import Dequantize
@@ -69,12 +69,12 @@ def test_experts_are_those_of_the_reference(name: str, num_tokens: int, dequanti
     hidden = torch.randn(num_tokens, HIDDEN) / 100
     tokens = RoutedTokens(0, "text", hidden, ids, torch.rand(num_tokens, 2))
     expected, actual = torch.zeros(2, num_tokens, HIDDEN)
-    reference.add_packed_experts(expected, hidden, memory, ids, tokens.weights, None, places)
+    reference.add_packed_experts(expected, hidden, memory, ids, tokens.expert_weights, None, places)
     assert expected[0].abs().max() > 0
     for cached in (_nf4_pairs, absmax_levels):
         cached.cache_clear()
     with torch.device("meta"):
-        TorchPageMath(dequantize).add(actual, memory, tokens, places, None)
+        TorchPageMath(dequantize).add(actual, memory, tokens, places)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -88,13 +88,13 @@ def test_nothing_is_unpacked_for_no_token() -> None:
     none = torch.empty(0, 2, dtype=torch.int64)
     tokens = RoutedTokens(0, "vision", torch.empty(0, HIDDEN), none, torch.empty(0, 2))
     output = torch.empty(0, HIDDEN)
-    TorchPageMath(never).add(output, memory, tokens, torch.zeros(1, dtype=torch.int64), None)
+    TorchPageMath(never).add(output, memory, tokens, torch.zeros(1, dtype=torch.int64))
     assert output.shape == (0, HIDDEN)
     absent = RoutedTokens(
         0, "vision", torch.randn(1, HIDDEN), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1)
     )
     output = torch.zeros(1, HIDDEN)
-    TorchPageMath(never).add(output, memory, absent, torch.tensor([-1]), None)
+    TorchPageMath(never).add(output, memory, absent, torch.tensor([-1]))
     assert not output.any()
 
 
@@ -107,7 +107,7 @@ def test_what_was_chosen_unpacks_each_matrix() -> None:
 
     only, memory = torch.zeros(1, 1, dtype=torch.int64), pattern_page("nf4g64", HIDDEN, INNER).view(-1, 4096)
     tokens = RoutedTokens(0, "text", torch.randn(1, HIDDEN), only, torch.ones(1, 1))
-    TorchPageMath(noted).add(torch.zeros(1, HIDDEN), memory, tokens, only[0], None)
+    TorchPageMath(noted).add(torch.zeros(1, HIDDEN), memory, tokens, only[0])
     assert asked == [(INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)]
 
 

@@ -11,9 +11,10 @@ import torch
 
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.gpu_math import TorchPageMath
-from ernie_local.experts.page_math import PackedPageMath, RoutedTokens
+from ernie_local.experts.page_math import PackedPageMath
 from ernie_local.kernels import cuda_ops, reference
 from ernie_local.loading.options import find_device
+from ernie_local.model.moe import RoutedTokens
 from ernie_local.packing import find_format, pack_matrix, pack_page, unpack_matrix
 from tests.runtime.random_matrices import random_matrix, random_page
 
@@ -51,17 +52,19 @@ def test_experts_are_those_of_the_processor(name: str) -> None:
     units = len(pages[0]) // 4096
     places = torch.tensor([2 * units, -1, 0, units])
     ids, weights = torch.tensor([[0, 1], [3, 2]]), torch.rand(2, 2)
-    tokens = RoutedTokens(0, "text", torch.randn(2, HIDDEN), ids, weights)
     shared = pages[3][None]
+    tokens = RoutedTokens(0, "text", torch.randn(2, HIDDEN), ids, weights, shared)
     expected = torch.zeros(2, HIDDEN)
-    PackedPageMath().add(expected, memory, tokens, places, shared)
+    PackedPageMath().add(expected, memory, tokens, places)
     output = torch.zeros(2, HIDDEN)
     with torch.device("meta"):
-        TorchPageMath().add(output, memory, tokens, places, shared)
+        TorchPageMath().add(output, memory, tokens, places)
     # The processor rounds tokens to int8.
     assert float((output - expected).norm() / expected.norm()) < 0.05
     through_operator = torch.zeros(2, HIDDEN)
-    cuda_ops._add_packed_experts(through_operator, tokens.hidden, memory, ids, tokens.weights, shared, places)
+    cuda_ops._add_packed_experts(
+        through_operator, tokens.hidden, memory, ids, tokens.expert_weights, shared, places
+    )
     assert torch.equal(through_operator, output)
 
 

@@ -23,10 +23,9 @@ from ernie_local.machine import fixed_costs, model_speed
 from ernie_local.machine.disk import DiskSpeed
 from ernie_local.machine.fixed_costs import measure_fixed_costs, write_small_packed
 from ernie_local.machine.text_ids import text_ids
-from ernie_local.planner.decode_time import DecodeWork, decode_seconds
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.profile import Measurement
-from ernie_local.planner.rates import PagingCosts, Rates
+from ernie_local.planner.rates import DecodeWork, PagingCosts, Rates, decode_seconds
 
 RATES = Rates(1e9, 1e10, 1e12, 0.0, 0.0)
 
@@ -180,9 +179,9 @@ def test_work_of_a_packed_model(packed: Path) -> None:
 
 def paged_model(directory: Path, monkeypatch: pytest.MonkeyPatch, expert_bytes: int = 9 << 20) -> LoadedModel:
     from ernie_local.loading import placing
-    from ernie_local.planner.placement import Placement
+    from ernie_local.planner.fit import Placement
 
-    monkeypatch.setattr(placing, "place_in_ram", lambda *_: Placement(expert_bytes, 2048))
+    monkeypatch.setattr(placing, "place", lambda *_: Placement(expert_bytes, 2048))
     return ernie_local.load(directory, context_size=300)
 
 

@@ -60,8 +60,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paged_models.packed_nano(tmp_path_factory.mktemp("packed"))
+def packed(packed_nano: Path) -> Path:
+    return packed_nano
 
 
 @pytest.fixture(params=["plain", "packed", "paged"])

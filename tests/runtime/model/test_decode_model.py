@@ -12,8 +12,8 @@ import torch
 from ernie_local.kernels import decode_ops
 
 if TYPE_CHECKING:
+    from ernie_local.config import Bank
     from ernie_local.loading import LoadedModel
-    from ernie_local.model.moe import Bank
     from tests.conftest import Oracle
 
 USERS = ("norms", "router", "attention")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from ernie_local.config import TextConfig, parse_config
+from ernie_local.config import Bank, TextConfig, parse_config
 from ernie_local.experts.resident import ResidentExperts
-from ernie_local.model.moe import Bank, MoEBlock, TokenRows
+from ernie_local.model.moe import MoEBlock, RoutedTokens, TokenRows
 
 CPU = torch.device("cpu")
 
@@ -72,17 +72,18 @@ def test_resident_experts_match_plain_loops(
     hidden = torch.randn(num_tokens, 24, generator=torch.Generator().manual_seed(5))
     ids, weights = random_choices(num_tokens, num_experts, top_k)
     expected = textbook(experts, bank, hidden, ids, weights)
-    torch.testing.assert_close(experts.compute(1, bank, hidden, ids, weights), expected, atol=1e-5, rtol=1e-5)
+    computed = experts.compute(RoutedTokens(1, bank, hidden, ids, weights))
+    torch.testing.assert_close(computed, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_one_token_alone_equals_the_same_token_in_a_crowd() -> None:
     experts = make_experts(make_config(moe_num_experts=7, moe_k=4))
     hidden = torch.randn(12, 24, generator=torch.Generator().manual_seed(6))
     ids, weights = random_choices(12, 7, 4)
-    together = experts.compute(1, "text", hidden, ids, weights)
+    together = experts.compute(RoutedTokens(1, "text", hidden, ids, weights))
     for token in range(12):
         row = slice(token, token + 1)
-        alone = experts.compute(1, "text", hidden[row], ids[row], weights[row])
+        alone = experts.compute(RoutedTokens(1, "text", hidden[row], ids[row], weights[row]))
         torch.testing.assert_close(alone, together[row], atol=1e-6, rtol=1e-5)
 
 
@@ -101,7 +102,7 @@ def test_projection_views_are_the_halves_that_compute_uses() -> None:
         view.copy_(value)
     hidden = torch.randn(1, 24, generator=generator)
     expected = (silu(hidden @ parts["gate_proj"].T) * (hidden @ parts["up_proj"].T)) @ parts["down_proj"].T
-    computed = experts.compute(1, "text", hidden, torch.tensor([[3]]), torch.ones(1, 1))
+    computed = experts.compute(RoutedTokens(1, "text", hidden, torch.tensor([[3]]), torch.ones(1, 1)))
     torch.testing.assert_close(computed, expected)
 
 
@@ -129,18 +130,10 @@ class DictProvider:
     def cache_memory(self) -> None:
         pass
 
-    def compute(
-        self,
-        layer_id: int,
-        bank: Bank,
-        hidden: torch.Tensor,
-        expert_ids: torch.Tensor,
-        expert_weights: torch.Tensor,
-        shared_page: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        assert shared_page is None
-        self.asked.append((layer_id, bank, hidden.shape[0]))
-        return torch.full_like(hidden, 1.0 if bank == "text" else 2.0)
+    def compute(self, tokens: RoutedTokens) -> torch.Tensor:
+        assert tokens.shared_page is None
+        self.asked.append((tokens.layer_id, tokens.bank, tokens.hidden.shape[0]))
+        return torch.full_like(tokens.hidden, 1.0 if tokens.bank == "text" else 2.0)
 
 
 def make_block(config: TextConfig) -> MoEBlock:
@@ -163,7 +156,7 @@ def make_block(config: TextConfig) -> MoEBlock:
 def test_each_token_goes_to_its_own_bank(is_vision: list[bool], asked: list[tuple[int, Bank, int]]) -> None:
     block, provider = make_block(make_config(moe_num_shared_experts=0)), DictProvider()
     mask = torch.tensor(is_vision)
-    output = block(torch.randn(5, 24), TokenRows.from_mask(mask, CPU), provider)
+    output = block(torch.randn(5, 24), TokenRows.of(mask, make_config().banks, CPU), provider)
     assert provider.asked == asked
     assert torch.equal(output, torch.where(mask, 2.0, 1.0)[:, None].expand(5, 24))
 
@@ -176,7 +169,7 @@ def test_shared_experts_see_every_token_once() -> None:
     assert gate_proj.out_features == 3 * 18
     hidden = torch.randn(4, 24)
     mask = torch.tensor([False, True, False, True])
-    output = block(hidden, TokenRows.from_mask(mask, CPU), provider)
+    output = block(hidden, TokenRows.of(mask, make_config().banks, CPU), provider)
     expected = block.shared_experts(hidden) + torch.where(mask, 2.0, 1.0)[:, None]
     torch.testing.assert_close(output, expected)
 
@@ -195,7 +188,8 @@ def test_hook_sees_each_choice_with_its_row() -> None:
             seen[row] = (layer_id, bank, chosen)
 
     hidden = torch.randn(4, 24)
-    block(hidden, TokenRows.from_mask(torch.tensor([True, False, False, True]), CPU), DictProvider(), record)
+    is_vision = torch.tensor([True, False, False, True])
+    block(hidden, TokenRows.of(is_vision, make_config().banks, CPU), DictProvider(), record)
     assert sorted(seen) == [0, 1, 2, 3]
-    assert seen[3] == (1, "vision", block.vision_router(hidden[3:])[0][0].tolist())
-    assert seen[1] == (1, "text", block.text_router(hidden[1:2])[0][0].tolist())
+    assert seen[3] == (1, "vision", block.routers["vision"](hidden[3:])[0][0].tolist())
+    assert seen[1] == (1, "text", block.routers["text"](hidden[1:2])[0][0].tolist())

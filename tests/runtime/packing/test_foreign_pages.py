@@ -279,8 +279,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in [name for name in tensors if name.startswith("experts.")]:
         del tensors[name]
     for layer_id, bank in tables.experts:
-        page = pattern_page("qint2g128", config.text.hidden_size, config.text.expert_size(bank))
-        tensors[f"experts.{layer_id}.{bank}.qint2g128"] = page.repeat(config.text.num_experts, 1)
+        page = pattern_page("qint2g128", config.text.hidden_size, config.text.bank(bank).expert_size)
+        tensors[f"experts.{layer_id}.{bank}.qint2g128"] = page.repeat(config.text.bank(bank).num_experts, 1)
     save_file(tensors, out / "model.safetensors")
     return out
 

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.experts import gpu_math as gpu_math_module
@@ -17,12 +15,11 @@ from ernie_local.experts.disk import PageStore
 from ernie_local.experts.gpu_math import TritonPageMath
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.memory import PageMemory
-from ernie_local.experts.page_math import RoutedTokens
 from ernie_local.kernels import cuda_ops, reference
 from ernie_local.kernels.checks import ABSENT_SLOT
 from ernie_local.kernels.triton.gpu import Gpu
 from ernie_local.loading.expert_math import gpu_math
-from tests.plain_export import export_plainly
+from ernie_local.model.moe import RoutedTokens
 from tests.runtime.kernel_tolerances import EXACT, relative_error
 
 LAYER = 1
@@ -35,11 +32,8 @@ def any_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed")
-    choice = FormatChoice("w4", "w8", "w8", "w8")
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), choice))
-    return out
+def directory(packed_nano: Path) -> Path:
+    return packed_nano
 
 
 @pytest.mark.parametrize("bank", ["text", "vision"])
@@ -48,7 +42,7 @@ def test_some_experts_of_nano_and_its_shared_page(directory: Path, bank: str) ->
     hidden_size = config.text.hidden_size
     chosen = [3, 0, 7]
     with open_checkpoint(directory, config) as checkpoint:
-        keys = [ExpertKey(LAYER, bank, expert) for expert in chosen]  # type: ignore[arg-type]
+        keys = [ExpertKey(LAYER, bank, expert) for expert in chosen]
         size = stored_page_bytes(checkpoint, config)[keys[0]]
         units = -(-size // UNIT_BYTES)
         memory = PageMemory(3 * units * UNIT_BYTES).units
@@ -59,7 +53,7 @@ def test_some_experts_of_nano_and_its_shared_page(directory: Path, bank: str) ->
         name = f"layers.{LAYER}.moe.shared_experts.w8"
         shared = torch.empty(checkpoint.packed[name].shape, dtype=torch.uint8)
         checkpoint.read_packed(name, shared)
-    places = torch.full((config.text.num_experts,), ABSENT_SLOT)
+    places = torch.full((config.text.banks[0].num_experts,), ABSENT_SLOT)
     places[chosen] = torch.arange(3) * units
     ids = torch.tensor([[3, 0], [7, 5]])  # 5 is computed elsewhere
     tokens = RoutedTokens(LAYER, keys[0].bank, torch.randn(2, hidden_size), ids, torch.rand(2, 2))
@@ -68,6 +62,8 @@ def test_some_experts_of_nano_and_its_shared_page(directory: Path, bank: str) ->
     for page in (None, shared):
         actual, expected = torch.randn(2, hidden_size).repeat(2, 1, 1)
         expected = expected.clone()
-        math.add(actual, memory, tokens, places, page)
-        reference.add_packed_experts(expected, tokens.hidden, memory, ids, tokens.weights, page, places)
+        math.add(actual, memory, tokens._replace(shared_page=page), places)
+        reference.add_packed_experts(
+            expected, tokens.hidden, memory, ids, tokens.expert_weights, page, places
+        )
         assert relative_error(actual, expected) < EXACT

@@ -1,0 +1,194 @@
+"""Decides what of a model a memory holds, RAM or a GPU's alike, and refuses what does not fit.
+
+Nothing is read for that: `load` places a model by these functions, and `vram` predicts with the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ernie_local.errors import DoesNotFit
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
+from ernie_local.planner.need import MemoryNeed
+from ernie_local.sizes import GIB, MIB, format_bytes
+
+DEFAULT_RESERVE = GIB  # of the free RAM, left to other programs where no reserve was given
+# Leftovers of an allocator, stacks of threads, and modules that are imported late.
+SLACK_BYTES = 128 * MIB
+_SMALLEST_CHUNK = 128
+_WORKING_SHARE = 10  # a chunk of a prompt may take 1/10 of the bytes that experts could have
+# Without a limit, a conversation is expected to grow to this length before experts have to give way.
+_EXPECTED_TOKENS = 4096
+_CONTEXT_STEP = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """One memory, RAM or a GPU's; all numbers are bytes.
+
+    total: what may be taken of it, `used` included; used: what this process has of it already.
+    limit_name: the parameter that set `total`, None where it follows from what is free.
+    free: what is free beside `used`, None where that need not be looked at.
+    """
+
+    total: int
+    used: int = 0
+    limit_name: str | None = None
+    free: int | None = None
+
+    @staticmethod
+    def of_ram(limit: int | None, reserve: int, *, used: int, free: int) -> Memory:
+        """For a process with `used` bytes: up to `limit`; without one, all that is free but the reserve."""
+        if limit is None:
+            return Memory(used + max(0, free - reserve), used, free=free)
+        return Memory(limit, used, "ram", free)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """shared_bytes: memory that paged experts share with the conversation; None where all are resident."""
+
+    shared_bytes: int | None
+    chunk_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model goes.
+
+    paged_bytes: RAM for paged experts, shared with the conversation unless there is a second memory; None
+    where all experts are resident. gpu_bytes: of the second memory, for experts and the conversation.
+    On a GPU only the KV cache shares it, and takes at most gpu_cache_bytes; all other work has gpu_room_bytes
+    of its own. These two are None in RAM.
+    """
+
+    paged_bytes: int | None
+    chunk_tokens: int
+    gpu_bytes: int | None = None
+    gpu_room_bytes: int | None = None
+    gpu_cache_bytes: int | None = None
+
+
+def fit(memory: Memory, need: MemoryNeed) -> Split:
+    """Keep all experts in `memory` if they fit, else page them. DoesNotFit where even that is too much."""
+    fixed = memory.used + need.fixed_bytes + SLACK_BYTES
+    left = memory.total - fixed
+    chunk = DEFAULT_CHUNK_TOKENS if need.chunk_tokens is None else need.chunk_tokens
+    if need.working_bytes(chunk) + need.resident_bytes <= left:
+        return Split(None, chunk)
+
+    def is_large(chunk: int) -> bool:
+        working = need.working_bytes(chunk)
+        return working * _WORKING_SHARE > left or working + need.paged_bytes(chunk) > left
+
+    while need.chunk_tokens is None and chunk > _SMALLEST_CHUNK and is_large(chunk):
+        chunk //= 2
+    left -= need.working_bytes(chunk)
+    if left < need.paged_bytes(chunk):
+        raise _refusal(memory, need, memory.total - left + need.paged_bytes(chunk))
+    return Split(None if left >= need.resident_bytes else left, chunk)
+
+
+def place(need: MemoryNeed, ram: Memory, gpu: Memory | None = None) -> Placement:
+    """Keep the model in RAM; with a GPU, keep it there, and experts that do not fit there in RAM or on disk.
+
+    need: of the GPU where there is one. DoesNotFit, with the numbers, where even paging does not help.
+    """
+    if gpu is None:
+        return _place_in_ram(need, ram)
+    _check_free_on_gpu(gpu, need)
+    split = fit(gpu, need)
+    if split.shared_bytes is None:
+        return Placement(None, split.chunk_tokens)
+    assert need.least_expert_bytes is not None, "what cannot be paged is resident, or was refused"
+    left = ram.total - ram.used - SLACK_BYTES
+    if left < need.least_expert_bytes:
+        least = ram.used + SLACK_BYTES + need.least_expert_bytes
+        raise DoesNotFit(
+            f"{format_bytes(max(0, left))} of RAM are left for experts beside the GPU, "
+            f"{format_bytes(need.least_expert_bytes)} are needed",
+            "experts that are not on the GPU pass through RAM, at least those of one token",
+            f"ram {-(-least // MIB)}MiB or more",
+        )
+    if need.room_bytes is None:
+        return Placement(left, split.chunk_tokens, split.shared_bytes)
+    shared = split.shared_bytes - need.room_bytes
+    return Placement(left, split.chunk_tokens, shared, need.room_bytes, need.cache_bytes)
+
+
+def least_total(need: MemoryNeed, used: int) -> int:
+    """The smallest `Memory.total` that `fit` accepts for the whole context."""
+    fixed = used + need.fixed_bytes + SLACK_BYTES
+    return fixed + need.working_bytes(_SMALLEST_CHUNK) + need.paged_bytes(_SMALLEST_CHUNK)
+
+
+def resident_total(need: MemoryNeed, used: int) -> int:
+    """The smallest `Memory.total` with every expert in memory and chunks of full size."""
+    fixed = used + need.fixed_bytes + SLACK_BYTES
+    return fixed + need.working_bytes(DEFAULT_CHUNK_TOKENS) + need.resident_bytes
+
+
+def expected_tokens(limit: int | None, context_size: int) -> int:
+    """Tokens that memory is planned for: all under a limit, else as many as a usual conversation has."""
+    return context_size if limit is not None else min(context_size, _EXPECTED_TOKENS)
+
+
+def longest_context(most: int, fits: Callable[[int], bool], least: int = _CONTEXT_STEP) -> int | None:
+    """The most tokens, in steps of 1024 from `least` to `most`, that fit; None if not even `least` does.
+
+    Where one length does not fit, no longer one may fit.
+    """
+    if not fits(least):
+        return None
+    if fits(most):
+        return most
+    low, high = least // _CONTEXT_STEP, most // _CONTEXT_STEP
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle * _CONTEXT_STEP) else (low, middle)
+    return max(least, low * _CONTEXT_STEP)
+
+
+def _place_in_ram(need: MemoryNeed, ram: Memory) -> Placement:
+    if ram.limit_name is None:
+        need = need.expecting(_EXPECTED_TOKENS)
+    split = fit(ram, need)
+    if split.shared_bytes is None or ram.limit_name is None or ram.free is None:
+        return Placement(split.shared_bytes, split.chunk_tokens)
+    if ram.total - ram.used > ram.free:
+        raise DoesNotFit(
+            f"the {ram.limit_name} limit is {format_bytes(ram.total)}, but the process has "
+            f"{format_bytes(ram.used)} and {format_bytes(ram.free)} are free",
+            "paged experts fill the limit, and a system that swaps takes minutes for every token",
+            f"{ram.limit_name} auto, or a limit within what is free",
+        )
+    return Placement(split.shared_bytes, split.chunk_tokens)
+
+
+def _check_free_on_gpu(gpu: Memory, need: MemoryNeed) -> None:
+    wanted = need.fixed_bytes + need.expert_bytes + need.cache_bytes + (need.room_bytes or 0)
+    if gpu.free is not None and gpu.free < min(gpu.total, wanted):
+        raise DoesNotFit(
+            f"the {gpu.limit_name} limit is {format_bytes(gpu.total)}, {format_bytes(gpu.free)} are free on "
+            "the GPU",
+            "the model would take more than is free",
+            f"{gpu.limit_name} of {format_bytes(gpu.free)} or less, or close other programs that use the GPU",
+        )
+
+
+def _refusal(memory: Memory, need: MemoryNeed, least: int) -> DoesNotFit:
+    rounded = -(-least // (64 * MIB)) * 64
+    if memory.limit_name is None:
+        available = f"{format_bytes(memory.total)} are available"
+        hint = "close other programs, or take a smaller context, kv_dtype int8 or a smaller checkpoint"
+    else:
+        available = f"the {memory.limit_name} limit is {format_bytes(memory.total)}"
+        hint = f"{memory.limit_name} {rounded}MiB, a smaller context, or kv_dtype int8"
+    return DoesNotFit(
+        f"the model needs at least {format_bytes(least)} of memory, {available}",
+        f"every token reads {format_bytes(need.fixed_bytes)} of weights, the KV cache takes "
+        f"{format_bytes(need.cache_bytes)}, and the rest is the experts of one token, workspace and the "
+        "process itself",
+        hint,
+    )

@@ -1,0 +1,200 @@
+"""Predicts what a chat takes of a GPU and of the RAM beside it, and what `load` keeps there for what.
+
+These are predictions: weights are exact, what CUDA takes is assumed. They are for the Triton kernels; where
+plain torch computes, `load` keeps some 30 MiB more.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from ernie_local.config import ModelConfig
+from ernie_local.errors import DoesNotFit
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, FLOAT_BYTES, grown_tokens, prompt_room
+from ernie_local.planner.conversation import ChatPlan
+from ernie_local.planner.fit import SLACK_BYTES, Memory, Placement, least_total, place
+from ernie_local.planner.model_size import ModelSize
+from ernie_local.planner.need import MemoryNeed, working_bytes
+from ernie_local.planner.ram import PROCESS, Budget
+from ernie_local.planner.terms import Amount, MemoryPlan, Phase, Term
+from ernie_local.sizes import GIB, MIB
+
+Tier = Literal["resident", "paged", "needs ram", "does not fit"]
+ITEM_BYTES = 2  # of a number on a GPU: bfloat16 or float16
+_CONTEXT = Amount(250 * MIB, 450 * MIB, 800 * MIB)  # of CUDA, its libraries and kernels
+_HOST = Amount(300 * MIB, 700 * MIB, 2000 * MIB)  # what CUDA's libraries take of RAM
+_ENOUGH_RAM = Memory(1 << 60)  # the RAM is compared apart, so that both are told
+SLOTS = "slots of experts"
+_COMPUTING: tuple[Phase, ...] = ("vision", "prefill", "decode")
+# Of an image of 1280 tokens, four patches each: a page that is read at its usual size.
+_PATCHES = 5120
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPlan:
+    """Bytes. slots_bytes: of the GPU, for experts in decode; text_bytes: what all text experts would take.
+
+    host_bytes: RAM in which all experts lie; least_bytes: the smallest GPU with which experts can be paged.
+    """
+
+    tier: Tier
+    vram: MemoryPlan
+    ram: MemoryPlan
+    slots_bytes: int
+    text_bytes: int
+    host_bytes: int
+    least_bytes: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether it would run without reading experts from disk for every token."""
+        return self.tier in ("resident", "paged")
+
+    @property
+    def resident_share(self) -> float:
+        """Share of the text experts that are on the GPU in decode."""
+        return min(1.0, self.slots_bytes / self.text_bytes) if self.text_bytes else 1.0
+
+
+def headroom_bytes(system: str = sys.platform, release: str | None = None) -> int:
+    """What is left free on a GPU where no limit was given.
+
+    Windows, and Linux inside it, move what is too much to RAM without a word, and answers take eight times
+    as long; a desktop there changes its use by some hundred MiB.
+    """
+    release = platform.release() if release is None else release
+    return GIB if system == "win32" or "microsoft" in release.lower() else 512 * MIB
+
+
+def gpu_memory(free: int, limit: int | None = None, headroom: int | None = None) -> Memory:
+    """A GPU with `free` bytes: up to `limit`, or all but a headroom (None: `headroom_bytes`)."""
+    if limit is not None:
+        return Memory(limit, limit_name="vram", free=free)
+    return Memory(max(0, free - (headroom_bytes() if headroom is None else headroom)), free=free)
+
+
+def gpu_room(config: ModelConfig, context_size: int, chunk_tokens: int | None) -> int:
+    """Bytes of a GPU kept for attention to a full context or for encoding, and for an image on its way.
+
+    Not the KV cache: it shares memory with experts, or lies beside them where all are on the GPU.
+    """
+    chunk = DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
+    return prompt_room(config, context_size, chunk, _PATCHES, _PATCHES, FLOAT_BYTES)
+
+
+def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> GpuPlan:
+    """All on the GPU if it fits, else experts in slots there and all of them in RAM, as `load` places them.
+
+    vram_bytes: free on the GPU before the process starts. Where it does not fit, the terms are those of the
+    smallest way to run it.
+    """
+    weights = model.weights(ITEM_BYTES)
+    text_bytes = weights.text_experts
+    need = _need(model, chat)
+    least = _CONTEXT.best + headroom_bytes() + least_total(need, 0)
+    try:
+        placement, fits = _place(need, vram_bytes), True
+    except DoesNotFit:
+        placement, fits = _place(need, least), False
+    terms = _terms(model, chat, placement, need)
+    vram = MemoryPlan("vram", terms, vram_bytes)
+    slots = next((term.phases["decode"].best for term in terms if term.name == SLOTS), None)
+    host = MemoryPlan("ram", _host_terms(0 if slots is None else weights.experts), ram.allowed_bytes)
+    if slots is None:
+        tier: Tier = "resident" if fits else "does not fit"
+        return GpuPlan(tier, vram, host, text_bytes, text_bytes, 0, least)
+    tier = "does not fit" if not fits else "paged" if host.fits else "needs ram"
+    return GpuPlan(tier, vram, host, slots, text_bytes, host.peak.best, least)
+
+
+def session_terms(model: ModelSize, chat: ChatPlan, num_gpus: int) -> list[Term]:
+    """What a server of `num_gpus` holds besides the caches of its sessions.
+
+    Every weight once; on each GPU a context, and room to compute in.
+    """
+    weights = model.weights(ITEM_BYTES)
+    room_bytes = gpu_room(model.config, chat.context_size, None)
+    terms = [
+        term
+        if term.provenance == "exact"
+        else Term.always(term.name, term.provenance, _times(term.most, num_gpus))
+        for term in _fixed_terms(model, room_bytes, DEFAULT_CHUNK_TOKENS)
+    ]
+    experts = ((part, weights.parts.get(part, 0)) for part in weights.expert_parts)
+    return terms + [Term.always(part, "exact", Amount.exactly(size)) for part, size in experts if size]
+
+
+def _times(amount: Amount, count: int) -> Amount:
+    return Amount(amount.low * count, amount.best * count, amount.high * count)
+
+
+def _need(model: ModelSize, chat: ChatPlan) -> MemoryNeed:
+    weights, plan = model.weights(ITEM_BYTES), model.paging_plan
+    return MemoryNeed(
+        config=model.config.text,
+        dense_bytes=weights.dense,
+        expert_bytes=weights.experts,
+        least_expert_bytes=None if plan is None else plan.least_bytes,
+        cache_bytes=_cache_bytes(model, chat, chat.context_size),
+        context_size=chat.context_size,
+        room_bytes=gpu_room(model.config, chat.context_size, None),
+    )
+
+
+def _place(need: MemoryNeed, vram_bytes: int) -> Placement:
+    return place(need, _ENOUGH_RAM, gpu_memory(max(0, vram_bytes - _CONTEXT.best)))
+
+
+def _cache_bytes(model: ModelSize, chat: ChatPlan, num_tokens: int) -> int:
+    """A growing cache that holds `num_tokens`."""
+    held = grown_tokens(num_tokens, chat.context_size)
+    return held * chat.kv_size(model.config.text).bytes_per_token
+
+
+def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryNeed) -> tuple[Term, ...]:
+    terms = _fixed_terms(model, need.room_bytes or 0, placement.chunk_tokens)
+    full = Amount.exactly(need.cache_bytes)
+    if placement.gpu_bytes is None:
+        weights = model.weights(ITEM_BYTES)
+        experts = ((part, weights.parts.get(part, 0)) for part in weights.expert_parts)
+        terms += [Term.always(part, "exact", Amount.exactly(size)) for part, size in experts]
+        terms.append(Term("KV cache", "computed", dict.fromkeys(_COMPUTING, full)))
+    else:
+        plan = model.paging_plan
+        assert plan is not None
+        # Experts give way as the cache grows. High end: an image that comes when it is full.
+        first = Amount.exactly(_cache_bytes(model, chat, 1))
+        early = Amount(first.best, first.best, full.best)
+        cache: dict[Phase, Amount] = {"load": first, "vision": early, "prefill": full, "decode": full}
+        slots: dict[Phase, Amount] = {}
+        for phase, amount in cache.items():
+            shared = min(plan.most_bytes, placement.gpu_bytes - amount.best)
+            slots[phase] = Amount.exactly(shared // plan.frame_bytes * plan.frame_bytes)
+        terms += [Term("KV cache", "computed", cache), Term(SLOTS, "computed", slots)]
+    return tuple(term for term in terms if term.most.best)
+
+
+def _fixed_terms(model: ModelSize, room_bytes: int, chunk_tokens: int) -> list[Term]:
+    """All but experts and cache, as `load` keeps memory for it; what is really used is not known yet."""
+    terms = [Term.always("CUDA context and kernels", "assumed", _CONTEXT)]
+    weights = model.weights(ITEM_BYTES)
+    for part, num_bytes in weights.parts.items():
+        if part not in weights.expert_parts:
+            terms.append(Term.always(part, "exact", Amount.exactly(num_bytes)))
+    working = working_bytes(model.config.text, chunk_tokens) + SLACK_BYTES
+    terms.append(Term.always("kept for attention, images", "computed", Amount(0, room_bytes, room_bytes)))
+    terms.append(Term.always("kept for a chunk", "computed", Amount(0, working, working)))
+    return terms
+
+
+def _host_terms(expert_bytes: int) -> tuple[Term, ...]:
+    terms = [
+        Term.always("Python and torch", "measured", PROCESS),
+        Term.always("CUDA's libraries", "assumed", _HOST),
+    ]
+    if expert_bytes:
+        terms.append(Term.always("experts in RAM", "exact", Amount.exactly(expert_bytes)))
+    return tuple(terms)

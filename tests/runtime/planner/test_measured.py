@@ -1,0 +1,82 @@
+"""The predicted peak of memory beside the measured one: nano, each conversation in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ernie_local import defaults
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.media.image_size import measure_image
+from ernie_local.planner.conversation import ChatPlan
+from ernie_local.planner.model_size import read_model
+from ernie_local.planner.ram import Budget, CpuPlan, plan_cpu
+from ernie_local.sizes import MIB, parse_bytes
+
+PROGRAM = Path(__file__).parents[3] / "benchmarks" / "conversation_memory.py"
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+
+
+@dataclass(frozen=True)
+class Setting:
+    context_size: int
+    dtype: str = "float32"
+    kv_dtype: str | None = None
+    images: tuple[str, ...] = ()
+    ram: str | None = None
+
+    def arguments(self) -> list[str]:
+        words = ["--ctx-size", str(self.context_size), "--dtype", self.dtype]
+        words += ["--kv-dtype", self.kv_dtype] if self.kv_dtype else []
+        words += ["--ram", self.ram] if self.ram else []
+        return words + [word for image in self.images for word in ("--image", image)]
+
+
+def predicted(setting: Setting) -> CpuPlan:
+    model = read_model(NANO_DIRECTORY)
+    sizes = [tuple(map(int, size.split("x"))) for size in setting.images]
+    images = tuple(measure_image("page", (width, height), model.processor) for width, height in sizes)
+    kv_dtype = setting.kv_dtype or defaults.kv_dtype(setting.dtype, is_packed=False)
+    budget = Budget(None if setting.ram is None else parse_bytes(setting.ram))
+    return plan_cpu(model, ChatPlan(setting.context_size, setting.dtype, kv_dtype, images), budget)
+
+
+def measured(setting: Setting) -> dict[str, int]:
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(NANO_DIRECTORY), *setting.arguments()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert isinstance(results, dict)
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Setting(256),
+        Setting(4096),
+        Setting(1024, images=("300x200", "1000x700")),
+        Setting(1024, ram="440MiB", kv_dtype="bfloat16"),
+        Setting(2048, ram="420MiB", kv_dtype="bfloat16", images=("640x480",)),
+    ],
+    ids=str,
+)
+def test_the_peak_is_predicted_within_64_mib_and_is_not_higher_than_said(setting: Setting) -> None:
+    plan, found = predicted(setting), measured(setting)
+    peak = plan.memory.peak
+    assert abs(peak.best - found["peak_bytes"]) <= max(0.03 * found["peak_bytes"], 64 * MIB)
+    assert found["peak_bytes"] <= 1.01 * peak.best
+    assert peak.low <= found["peak_bytes"] <= peak.high
+    assert plan.placement is not None
+    assert found["chunk_tokens"] == plan.placement.chunk_tokens
+    assert (found["frames"] is None) == (plan.placement.paged_bytes is None)
