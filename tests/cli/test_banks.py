@@ -24,7 +24,7 @@ def planned_to_fit(capsys: pytest.CaptureFixture[str], model: str) -> bool:
     options = ("--ctx-size", "1k", "--image", "280x280")
     cpu = told(capsys, "vram", model, "--ram", "8GiB", *options)["cpu"]
     gpu = told(capsys, "vram", model, "--vram", "8GiB", "--ram", "16GiB", *options)["gpu"]
-    return bool(cpu["fits"] and gpu["tier"] == "resident")
+    return bool(cpu["fits"] and gpu["verdict"] == "resident")
 
 
 def test_one_bank_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,15 +1,75 @@
-"""Layers whose weights are packed; each stands wherever its plain sibling stands.
+"""The layers that the network is built of. A packed layer takes the place of its plain sibling.
 
-Owns the bytes and their format; what the operators compute from them is the kernels'.
+Plain layers start without values: every value comes from a checkpoint. A random start would be lost work, and
+on empty (meta) tensors it makes torch import its compiler, for seconds.
 """
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import nn
+from torch.nn import functional
 
+from ernie_local.kernels.decode_ops import MOST_TOKENS, rms_norm, suits_decode_ops
 from ernie_local.kernels.ops import packed_experts, packed_linear, packed_rows
 from ernie_local.packing import PageLayout
+
+
+class Linear(nn.Linear):
+    """A linear layer whose values are to be filled in."""
+
+    def reset_parameters(self) -> None:
+        """Leave the values as they are."""
+
+
+class Embedding(nn.Embedding):
+    """An embedding whose values are to be filled in."""
+
+    def reset_parameters(self) -> None:
+        """Leave the values as they are."""
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension.
+
+    The mean is taken in float32 and the result is cast back before the weight is applied: the order in
+    which the model was trained, and the one that decides router near-ties in 16-bit runs.
+    """
+
+    def __init__(self, size: int, eps: float, *, always_native: bool = False) -> None:
+        """always_native: for many tokens the operator saves three of four passes over memory, but sums in
+        another order than torch, which changes near-ties of routers. It does not matter with packed weights.
+        """
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+        self._most_native_tokens = sys.maxsize if always_native else MOST_TOKENS
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden: (..., size) in any float dtype -> the same shape and dtype."""
+        if suits_decode_ops(hidden, self._most_native_tokens):
+            return rms_norm(hidden, self.weight, self.eps)
+        exact = hidden.float()
+        mean_square = exact.pow(2).mean(-1, keepdim=True)
+        return self.weight * (exact * torch.rsqrt(mean_square + self.eps)).to(hidden.dtype)
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, hidden_size: int, inner_size: int) -> None:
+        super().__init__()
+        self.gate_proj = Linear(hidden_size, inner_size, bias=False)
+        self.up_proj = Linear(hidden_size, inner_size, bias=False)
+        self.down_proj = Linear(inner_size, hidden_size, bias=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden: (tokens, hidden_size) -> (tokens, hidden_size)."""
+        inner: torch.Tensor = functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden)
+        output: torch.Tensor = self.down_proj(inner)
+        return output
 
 
 class PackedLinear(nn.Module):
