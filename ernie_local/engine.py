@@ -50,7 +50,7 @@ class Engine:
         vision_rule: whether an image's start and end tags count as vision ("tags") or not ("placeholder").
         on_route: sees every routing decision.
         """
-        check_sizes(context_size, chunk_tokens)
+        check_token_counts(context_size, chunk_tokens)
         self.model = model
         self.context_size = context_size
         self.chunk_tokens = chunk_tokens
@@ -318,7 +318,7 @@ class Engine:
             )
 
 
-def check_sizes(context_size: int, chunk_tokens: int) -> None:
+def check_token_counts(context_size: int, chunk_tokens: int) -> None:
     """Raise UsageError for a size that no engine can have."""
     for name, value in (("context size", context_size), ("chunk size", chunk_tokens)):
         if value < 1:

@@ -29,7 +29,7 @@ _KEPT_EVENTS = 256
 _SURELY_LATER = 128
 
 
-class Memory(Protocol):
+class LevelMemory(Protocol):
     """`bytes`: (num_bytes,) uint8; `units`: the same as (units, UNIT_BYTES)."""
 
     bytes: torch.Tensor
@@ -120,7 +120,7 @@ class PageLevel:
     def __init__(
         self,
         cache: PageCache,
-        memory: Memory,
+        memory: LevelMemory,
         places: PlaceTables,
         math: Mapping[Bank, PageMath],
         page_bytes: Mapping[ExpertKey, int],

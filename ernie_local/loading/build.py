@@ -37,7 +37,7 @@ _HOST = torch.device("cpu")
 _ALIGNMENT = 64  # where packed tensors begin: a line of the processor's cache
 
 
-def count_weights(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> WeightBytes:
+def checkpoint_weights(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> WeightBytes:
     """Bytes of all weights in memory: packed as they are, routers in float32, the rest in `dtype`. Exact.
 
     Small pages of experts stay in the files: with every expert in memory nobody asks for them.

@@ -9,7 +9,7 @@ from typing import Concatenate, ParamSpec
 
 from ernie_local import defaults
 from ernie_local.checkpoint.reader import open_checkpoint
-from ernie_local.engine import check_sizes
+from ernie_local.engine import check_token_counts
 from ernie_local.errors import UsageError, parameter
 from ernie_local.loading.build import build_model
 from ernie_local.loading.gpu_choices import GpuChoices
@@ -51,12 +51,8 @@ def load_model(files: ModelFiles, options: LoadOptions) -> LoadedModel:
         )
     choices = GpuChoices.of(options.gpu_kernels, options.cuda_graphs, device)
     chunk_tokens = options.chunk_tokens
-    check_sizes(
-        1 if options.context_size is None else options.context_size,
-        1 if chunk_tokens is None else chunk_tokens,
-    )
     tokens = defaults.context_tokens(options.context_size, config.text.max_position_embeddings)
-    check_sizes(tokens, 1 if chunk_tokens is None else chunk_tokens)
+    check_token_counts(tokens, 1 if chunk_tokens is None else chunk_tokens)
     demand = ComputeDemand(device, dtype, kv_dtype, tokens, chunk_tokens)
     use_threads(options.threads)
     if demand.is_on_gpu:

@@ -14,7 +14,7 @@ from ernie_local.config import ModelConfig
 from ernie_local.experts.build import GpuShare, PagingSetup, paging_plan
 from ernie_local.experts.device import CudaDevice
 from ernie_local.experts.options import PagingOptions
-from ernie_local.loading.build import count_weights
+from ernie_local.loading.build import checkpoint_weights
 from ernie_local.loading.expert_math import unpacking_room
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.kv_cache import kv_bytes_per_token
@@ -63,7 +63,7 @@ def count_need(
     """Bytes that the checkpoint takes."""
     tokens = demand.context_size
     cached = grown_tokens(tokens, tokens) if demand.is_on_gpu else tokens
-    weights = count_weights(checkpoint, config, demand.dtype)
+    weights = checkpoint_weights(checkpoint, config, demand.dtype)
     plan = paging_plan(checkpoint, config, paging)
     at_once = expected_tokens(limits.ram if limits.vram is None else limits.vram, tokens)
     return MemoryNeed(

@@ -68,7 +68,7 @@ class _NoReader:
         pass
 
 
-def replay(trace: Trace, memory_bytes: int, decay: float | None = None) -> PagingStats:
+def replay_trace(trace: Trace, memory_bytes: int, decay: float | None = None) -> PagingStats:
     """What paging counts, seconds left out, with experts in at most `memory_bytes`.
 
     memory_bytes: at least the plan's `least_bytes`. decay: as for `PagingPlan.build_cache`.
@@ -128,7 +128,7 @@ def check_budget(trace: Trace, memory_bytes: int) -> None:
 def compare(trace: Trace, memory_bytes: int, decays: Sequence[float | None] = (None,)) -> list[Replayed]:
     """Our policy with each decay, and the textbooks' in the same bytes; DoesNotFit as `check_budget`."""
     check_budget(trace, memory_bytes)
-    ours = [Replayed("ours", decay, replay(trace, memory_bytes, decay)) for decay in decays]
+    ours = [Replayed("ours", decay, replay_trace(trace, memory_bytes, decay)) for decay in decays]
     policies = {"lru": lru, "lfu": lfu, "belady": belady}
     return ours + [Replayed(name, None, run(trace, memory_bytes)) for name, run in policies.items()]
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ernie_local.experts.keys import ExpertKey
-from ernie_local.experts.options import COMPUTE, FETCH, MISS_RULES, SPLIT, MissRule
+from ernie_local.experts.options import MISS_RULES
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.experts.traffic import PageTraffic
 from ernie_local.experts.two_levels import PinningReader, TwoLevels
@@ -102,10 +101,3 @@ def test_every_page_is_where_it_is_computed(data: st.DataObject) -> None:
         assert one.traffic is not None
         assert not one.coming
         assert not one.traffic.cache.has_pins
-
-
-@pytest.mark.parametrize(
-    ("rule", "counts"), [(FETCH, [0, 1, 2, 3]), (COMPUTE, [0, 0, 0, 0]), (SPLIT, [0, 0, 1, 1])]
-)
-def test_a_rule_says_how_many_pages_are_copied(rule: MissRule, counts: list[int]) -> None:
-    assert [rule.num_to_copy(missing) for missing in range(4)] == counts

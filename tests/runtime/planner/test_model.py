@@ -17,7 +17,7 @@ from ernie_local.checkpoint.writer import CheckpointFiles, TensorEntry
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, InputUnreadable, ModelUnusable, UsageError
 from ernie_local.experts.build import page_ranges, stored_page_bytes
-from ernie_local.loading.build import build_model, count_weights
+from ernie_local.loading.build import build_model, checkpoint_weights
 from ernie_local.media.image_size import measure_image
 from ernie_local.media.processor import smart_resize
 from ernie_local.media.processor_config import ImageProcessorConfig
@@ -127,7 +127,7 @@ def test_weights_in_memory_are_what_a_loaded_model_holds(packed: Path, is_packed
     for dtype in (torch.float32, torch.bfloat16):
         with open_checkpoint(directory, config) as checkpoint:
             network = build_model(checkpoint, config, dtype, torch.device("cpu"))
-            counted = count_weights(checkpoint, config, dtype)
+            counted = checkpoint_weights(checkpoint, config, dtype)
         dense = [*network.parameters(), *network.buffers()]
         assert counted.dense == sum(tensor.nbytes for tensor in dense)
         assert counted.experts == network.experts.num_bytes  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What can be chosen about paging: small pages for experts of little weight."""
+"""What can be chosen about paging: small pages for experts of little weight, and the rule for misses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import UsageError
-from ernie_local.experts.options import PagingOptions
+from ernie_local.experts.options import COMPUTE, FETCH, SPLIT, MissRule, PagingOptions
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.moe import RoutedTokens, TokenRows
@@ -100,3 +100,10 @@ def test_small_pages_save_reading(dual: Path) -> None:
 def test_a_checkpoint_without_small_pages_is_refused(small: Path) -> None:
     with pytest.raises(UsageError, match="has 0 of them"):
         ernie_local.load(small, small_below=0.1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "counts"), [(FETCH, [0, 1, 2, 3]), (COMPUTE, [0, 0, 0, 0]), (SPLIT, [0, 0, 1, 1])]
+)
+def test_a_rule_says_how_many_pages_are_copied(rule: MissRule, counts: list[int]) -> None:
+    assert [rule.num_to_copy(missing) for missing in range(4)] == counts

@@ -18,7 +18,7 @@ from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.model_files import ModelFiles
-from ernie_local.replay.replay import replay
+from ernie_local.replay.replay import replay_trace
 from ernie_local.replay.simulate import GpuTimes, MachineTimes, simulate
 from ernie_local.replay.trace import Forward, Trace
 from tests.runtime.fake_gpu import FakeGpu
@@ -115,4 +115,4 @@ def test_it_counts_what_a_real_run_counts(monkeypatch: pytest.MonkeyPatch, rule:
     assert counted(found.stats) == counted(real)
     assert found.stats.decode_wait_seconds > 0
     if rule is None:
-        assert counted(found.stats) == counted(replay(trace, ram_bytes))
+        assert counted(found.stats) == counted(replay_trace(trace, ram_bytes))
