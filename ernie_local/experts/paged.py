@@ -28,7 +28,7 @@ from ernie_local.sizes import format_bytes
 
 
 class RamTier(NamedTuple):
-    """RAM: its pages, who decides about them, and what reads them from disk."""
+    """RAM: its pages, the policy for them, and what reads them from disk."""
 
     level: PageLevel
     traffic: PageTraffic
@@ -98,7 +98,7 @@ class PagedExperts:
         self._gpu.traffic.rule = rule
 
     def describe(self) -> list[str]:
-        """What somebody who waits should know of paging, a line each."""
+        """What a user should know of paging, a line each."""
         held, everything = format_bytes(self.ram.memory.num_bytes), format_bytes(self.num_bytes)
         notes = [f"experts: {held} of memory for {everything}; missing ones are read when a token wants them"]
         if self._gpu is not None:

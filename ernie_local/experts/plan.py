@@ -28,7 +28,7 @@ MOST_PREFETCHED = 16
 
 @dataclass(frozen=True, slots=True)
 class _SizeClasses:
-    """Sizes of slots of one kind of page, and how many of its pages are of each."""
+    """Sizes of slots of one kind of page, and the number of its pages of each size."""
 
     sizes: list[int]
     pages: list[int]
@@ -67,17 +67,17 @@ class PagingPlan:
 
     @property
     def least_frames(self) -> int:
-        """With fewer the experts of one token have no slots."""
+        """The least number with which the experts of any token have slots."""
         return sum(self._least_frames(kind) for kind in self._kinds)
 
     @property
     def least_bytes(self) -> int:
-        """Of `least_frames`, and one more: memory that is shared with others is cut into whole frames."""
+        """Of `least_frames` and one more: memory that is shared with others is cut into whole frames."""
         return self.frame_bytes * (self.least_frames + 1)
 
     @property
     def most_bytes(self) -> int:
-        """With this every page is in memory."""
+        """The memory that holds every page."""
         pages = sum(self.bytes_of(kind) for kind in self._kinds if kind != _SMALL)
         return pages + self.frame_bytes * self._least_frames("text")
 
@@ -108,7 +108,7 @@ class PagingPlan:
                 if bank == "text"
             )
             decode_slots = text_slots * num_frames * self.frame_bytes // max(1, text_bytes)
-            # With a slot for every page all decays find the same: nothing to compare.
+            # With a slot for every page, all decays have the same hits.
             has_all = decode_slots >= sum(self._kinds["text"].pages)
             heat = Heat(FIRST_DECAY) if has_all else AdaptiveHeat(self._layer_ids, decode_slots)
         else:
@@ -123,8 +123,8 @@ class PagingPlan:
     def prompt_shares(self, cache: PageCache) -> dict[Bank, int]:
         """Most pages that a layer of each bank keeps from a prompt: text evenly, vision of what is left.
 
-        All pages are asked for once in a prompt, so it does not matter whose stay for the next chunk; but
-        only those of text are asked for afterwards.
+        A prompt asks for every page once, so it does not matter which ones stay for the next chunk. Only text
+        pages are asked for afterwards.
         """
         room = cache.slots.num_frames * self.frame_bytes
         text_bytes, text_pages = self.bytes_of("text"), sum(self._kinds["text"].pages)
@@ -162,11 +162,11 @@ class PagingPlan:
         return self.frame_bytes * sum(self._frames_for(size, count) for size, count in each)
 
     def _least_frames(self, kind: _Kind) -> int:
-        """Room for the experts of a token, whichever they are."""
+        """Frames for the experts of any token."""
         return sum(self._frames_for(size, self.top_k) for size in self._kinds[kind].sizes)
 
     def _share_frames(self, num_frames: int) -> list[SizeClass]:
-        """Vision gets what its stream needs, the rest goes to the sizes of text pages by their bytes."""
+        """Vision gets what prefetching needs; text pages share the rest by the bytes of each size."""
         classes = self._all_classes()
         least = [self._frames_for(size, self.top_k) for _, size, _ in classes]
         own = list(least)

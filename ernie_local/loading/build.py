@@ -40,7 +40,7 @@ _ALIGNMENT = 64  # where packed tensors begin: a line of the processor's cache
 def checkpoint_weights(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> WeightBytes:
     """Bytes of all weights in memory: packed as they are, routers in float32, the rest in `dtype`. Exact.
 
-    Small pages of experts stay in the files: with every expert in memory nobody asks for them.
+    Without small pages of experts: they are used only by paging, which reads them from the files.
     """
     tensors = stored_tensors(checkpoint.accounts, config)
     return weights_in_memory(tensors, config.text, dtype.itemsize)

@@ -78,7 +78,7 @@ class LoadedModel:
         return experts.stats.copy() if isinstance(experts, PagedExperts) else None
 
     def paging_notes(self) -> list[str]:
-        """What somebody who waits for answers should know of paging, a line each; may be none."""
+        """What a user should know of paging, a line each; may be none."""
         return self.network.experts.describe()
 
     @property

@@ -52,7 +52,7 @@ class ExpertProvider(Protocol):
     takes_shared_page: bool  # whether `compute` adds the shared experts, where they are one packed page
 
     def describe(self) -> list[str]:
-        """What somebody who waits for answers should know of where experts are, a line each; may be none."""
+        """What a user should know of where experts are, a line each; may be none."""
         ...
 
     def begin(self, rows: TokenRows) -> None:
