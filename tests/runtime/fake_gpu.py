@@ -221,8 +221,10 @@ class WatchedMath:
             place = int(places[expert_id])
             if place != ABSENT_SLOT:
                 first = start + place * UNIT_BYTES
-                key = ExpertKey(tokens.layer_id, tokens.bank, expert_id)
-                self._gpu.compute_with((first, first + self._page_bytes[key]))
+                pages = [ExpertKey(tokens.layer_id, tokens.bank, expert_id, small) for small in (False, True)]
+                # Either may lie there, if the expert has two.
+                num_bytes = min(self._page_bytes[key] for key in pages if key in self._page_bytes)
+                self._gpu.compute_with((first, first + num_bytes))
         self._math.add(output, memory, tokens, places)
 
 
