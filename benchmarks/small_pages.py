@@ -28,8 +28,8 @@ from ernie_local.loading import LoadedModel
 from ernie_local.loading.build import build_model
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.session.conversation import Conversation
-from ernie_local.text.template import Message
+from ernie_local.session.writer import ChatWriter
+from ernie_local.text.template import user_message
 from ernie_quant.evaluation.statistics import bootstrap_ratio, divergence
 
 THRESHOLDS = (None, 0.05, 0.1, 0.15, 0.2, 1.1)
@@ -51,13 +51,13 @@ def questions(
     model: LoadedModel, samples: Sequence[Sample]
 ) -> Iterator[tuple[list[int], list[Patches], list[int]]]:
     """Prompt, images and right answer of each turn."""
-    conversation = Conversation(model.files, None, (), None)
+    writer = ChatWriter(model.files)
     for sample in samples:
         patches = model.patches(sample.images)
         for turn in sample.turns:
-            message = Message("user", turn.question, tuple(image.num_tokens for image in patches))
-            prompt = conversation.prompt(message, thinking=False).token_ids
-            yield list(prompt), patches, conversation.tokenizer.encode(turn.answer, allow_special=False)
+            message = user_message(turn.question, (image.num_tokens for image in patches))
+            prompt = writer.prompt([message], thinking=False).token_ids
+            yield list(prompt), patches, writer.tokenizer.encode(turn.answer, allow_special=False)
 
 
 def answers(

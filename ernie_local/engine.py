@@ -14,7 +14,7 @@ import torch
 from ernie_local.errors import DoesNotFit, Interrupted, UsageError
 from ernie_local.kernels.send import send
 from ernie_local.media.patches import Patches
-from ernie_local.media.prompt import Prompt
+from ernie_local.media.prompt import MediaPrompt
 from ernie_local.media.tokens import TEXT, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import KVCache
@@ -206,7 +206,7 @@ class Engine:
 
     def _run_chunks(
         self,
-        prompt: Prompt,
+        prompt: MediaPrompt,
         features: torch.Tensor,
         should_stop: Callable[[], bool] | None,
         keep: Callable[[int, torch.Tensor], torch.Tensor],
@@ -245,7 +245,7 @@ class Engine:
             self.model.experts.make_room(self._cache, needed)
             self._needed_bytes = needed
 
-    def _prepare(self, token_ids: Sequence[int], images: Sequence[Patches]) -> Prompt:
+    def _prepare(self, token_ids: Sequence[int], images: Sequence[Patches]) -> MediaPrompt:
         ids = list(token_ids)
         if not ids:
             raise UsageError(
@@ -255,7 +255,7 @@ class Engine:
             )
         self._check_room(len(ids))
         self._check_ids(ids)
-        prompt = Prompt.of(ids, images, self.model.config, self.vision_rule, self._next_position)
+        prompt = MediaPrompt.of(ids, images, self.model.config, self.vision_rule, self._next_position)
         self._check_position(prompt.next_position - 1)
         return prompt
 

@@ -18,11 +18,11 @@ from ernie_local.media.processor_config import ImageProcessorConfig, read_proces
 from ernie_local.text.template import (
     END,
     ChatTemplate,
-    Message,
     Segment,
     Tag,
     detect_variant,
     encode_segments,
+    user_message,
 )
 from ernie_local.text.tokenizer import ErnieTokenizer
 
@@ -80,18 +80,18 @@ class SampleEncoder:
         segments: list[Segment] = []
         for index, turn in enumerate(turns):
             if index == 0:
-                message = Message("user", turn.question, image_tokens)
+                message = user_message(turn.question, image_tokens)
                 segments = self.template.segments([message], thinking=False)
             else:
                 # Without what only the beginning of a sequence has.
-                message = Message("user", turn.question)
+                message = user_message(turn.question)
                 segments += self.template.segments([message], system="", thinking=False)[1:]
             start = len(self._ids(segments))
             segments += [turn.answer, Tag(END, required=True)]
             ids = self._ids(segments)
             answers.append((start, len(ids)))
         if not turns:
-            ids = self._ids(self.template.segments([Message("user", "", image_tokens)]))
+            ids = self._ids(self.template.segments([user_message("", image_tokens)]))
         return EncodedSample(sample.name, tuple(ids), tuple(patches), tuple(answers))
 
     def _ids(self, segments: list[Segment]) -> list[int]:

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from ernie_calibration.pictures import make_picture
-from ernie_local.checkpoint.hashes import HASHES_FILE, write_hashes
+from ernie_local.checkpoint.files import HASHES_FILE, write_hashes
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable, NoAnswer, UsageError
@@ -22,7 +22,7 @@ from ernie_local.loading.build import checkpoint_weights
 from ernie_local.media.patches import Patches
 from ernie_local.session import Chat
 from ernie_local.sizes import format_bytes
-from ernie_local.text.template import ChatTemplate, Message, detect_variant, encode_segments
+from ernie_local.text.template import ChatTemplate, detect_variant, encode_segments, user_message
 from ernie_local.verify import verify
 from ernie_local.verify.companions import check_companions
 from ernie_local.verify.finding import Findings
@@ -101,7 +101,7 @@ def _try_answer(directory: Path, note: OnNote, most_memory: int | None) -> None:
 
 def _check_scores(model: LoadedModel, question: str, patches: list[Patches]) -> None:
     template = ChatTemplate(detect_variant(model.directory))
-    message = Message("user", question, tuple(image.num_tokens for image in patches))
+    message = user_message(question, (image.num_tokens for image in patches))
     segments = template.segments([message], thinking=False)
     token_ids = encode_segments(model.tokenizer, segments, model.config.media).token_ids
     scores: torch.Tensor | None = None

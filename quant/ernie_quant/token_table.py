@@ -18,7 +18,7 @@ from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError
 from ernie_local.loading.build import build_embedder
 from ernie_local.media.patches import Patches
-from ernie_local.media.prompt import Prompt
+from ernie_local.media.prompt import MediaPrompt
 from ernie_quant.row_file import RowFile
 
 
@@ -54,7 +54,7 @@ class TokenTable:
                 "second moments come from the tokens that run through the model",
                 "give more samples, or use --method rtn, which needs none",
             )
-        prompts = [Prompt.of(sequence.token_ids, sequence.patches, config) for sequence in sequences]
+        prompts = [MediaPrompt.of(sequence.token_ids, sequence.patches, config) for sequence in sequences]
         bounds = [0]
         for sequence in sequences:
             bounds.append(bounds[-1] + len(sequence.token_ids))
@@ -96,7 +96,7 @@ def embed(
     """
     model = build_embedder(checkpoint, config)
     for sequence, tokens in list(zip(sequences, table.sequences(), strict=True))[first:]:
-        prompt = Prompt.of(sequence.token_ids, sequence.patches, config)
+        prompt = MediaPrompt.of(sequence.token_ids, sequence.patches, config)
         embedded = model.embed(prompt.token_ids)
         if sequence.patches:
             embedded[prompt.is_placeholder] = torch.cat(model.encode_images(sequence.patches))

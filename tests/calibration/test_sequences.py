@@ -10,7 +10,7 @@ from ernie_calibration.sample import Sample, Turn
 from ernie_calibration.sequences import SampleEncoder
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.errors import InputUnreadable
-from ernie_local.text.template import ChatTemplate, Message, encode_segments
+from ernie_local.text.template import ChatTemplate, encode_segments, user_message
 
 PICTURE = Image.new("RGB", (308, 196), "white")
 TURNS = (Turn("What is the total?", "12.50", "total"), Turn("And the date?", "2024-05-01", "date"))
@@ -24,9 +24,7 @@ def encoder() -> SampleEncoder:
 def test_one_turn_begins_as_the_prompt_of_a_chat(encoder: SampleEncoder) -> None:
     encoded = encoder.encode(Sample("one", (PICTURE,), TURNS[:1]))
     image_tokens = encoded.patches[0].num_tokens
-    segments = ChatTemplate("pt").segments(
-        [Message("user", TURNS[0].question, (image_tokens,))], thinking=False
-    )
+    segments = ChatTemplate("pt").segments([user_message(TURNS[0].question, (image_tokens,))], thinking=False)
     prompt = encode_segments(encoder.tokenizer, segments, encoder.media).token_ids
     ((start, end),) = encoded.answers
     assert encoded.token_ids[:start] == prompt

@@ -17,11 +17,11 @@ from ernie_local.loading import LoadedModel
 from ernie_local.loading.model import RouteRecord
 from ernie_local.media.patches import Patches
 from ernie_local.sampling import Sampler, SamplingOptions
-from ernie_local.session.conversation import Conversation
 from ernie_local.session.generation import Generation, find_limits
 from ernie_local.session.sequence import CachedSequence
+from ernie_local.session.writer import ChatWriter
 from ernie_local.text.reasoning import ReasoningParser
-from ernie_local.text.template import Message
+from ernie_local.text.template import user_message
 from ernie_quant.identity import calibration_identity
 
 # A model that goes on and on is stopped at twice the length of the right answer, but never before this.
@@ -62,11 +62,11 @@ class Observer:
     def __init__(self, model: LoadedModel) -> None:
         """ModelUnusable where the model's tokenizer or settings for images are missing."""
         self._model = model
-        self._conversation = Conversation(model.files, None, (), None)
+        self._writer = ChatWriter(model.files)
 
     def encode(self, text: str) -> list[int]:
         """Ids of an answer."""
-        return self._conversation.tokenizer.encode(text, allow_special=False)
+        return self._writer.tokenizer.encode(text, allow_special=False)
 
     def observe(self, samples: Iterable[Sample], forced_ids: ForcedIds) -> Iterator[list[Observation]]:
         """For each sample the observations of its turns."""
@@ -82,8 +82,8 @@ class Observer:
     def _observe_turn(
         self, document: str, turn: Turn, patches: tuple[Patches, ...], forced_ids: ForcedIds, index: int
     ) -> Observation:
-        message = Message("user", turn.question, tuple(image.num_tokens for image in patches))
-        prompt = _Prompt(self._conversation.prompt(message, thinking=False).token_ids, patches)
+        message = user_message(turn.question, (image.num_tokens for image in patches))
+        prompt = _Prompt(self._writer.prompt([message], thinking=False).token_ids, patches)
         num_prompt = len(prompt.token_ids)
         max_tokens = max(_FEWEST_TOKENS, 2 * len(self.encode(turn.answer)))
         # An answer of its own may take a few ids more when it is encoded again.
@@ -117,16 +117,16 @@ class Observer:
 
     def _write(self, engine: Engine, state: torch.Tensor, prompt_ids: Sequence[int], max_tokens: int) -> str:
         """The greedy answer behind the prompt in `engine`; state: (1, hidden_size), of its last token."""
-        network, conversation = self._model.network, self._conversation
+        network, writer = self._model.network, self._writer
         with torch.no_grad():
             logits = network.logits(state.to(network.device))[0]
-        room, close_ids = engine.context_size - engine.length, conversation.close_ids
+        room, close_ids = engine.context_size - engine.length, writer.close_ids
         generation = Generation(
-            conversation.tokenizer,
+            writer.tokenizer,
             Sampler(SamplingOptions()),
             ReasoningParser(in_reasoning=False),
             find_limits(room, max_tokens, None, len(close_ids)),
-            conversation.stop_ids,
+            writer.stop_ids,
             close_ids,
             lambda: False,
         )
