@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ernie_local
-from ernie_calibration.pictures import make_picture
+from ernie_calibration.images import draw_image
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
@@ -70,7 +70,7 @@ def counted(stats: PagingStats) -> PagingStats:
 
 def run_chat(model: LoadedModel) -> None:
     """Two images, chunks of a prompt, a vision token in decode, a turn taken back."""
-    image = make_picture("invoice", 7, width=308, height=200)
+    image = draw_image("invoice", 7, width=308, height=200)
     chat = ernie_local.Chat(model)
     for question in image.questions[:2]:
         list(chat.ask(question.text, images=[image.image], max_tokens=12))
@@ -132,7 +132,7 @@ def test_an_interrupted_forward_is_replayed_as_far_as_it_came(tmp_path: Path) ->
 def test_a_trace_holds_what_the_router_chose() -> None:
     model = ernie_local.load("nano", context_size=400)
     recorder = model.record_trace()
-    image = make_picture("table", 3, width=224, height=140)
+    image = draw_image("table", 3, width=224, height=140)
     ids = [1, 20, model.config.media.image_start, model.config.media.image, model.config.media.image_end, 30]
     model.logits(ids, images=[image.image])
     (forward,) = recorder.trace().forwards

@@ -1,19 +1,19 @@
-"""Cards with a few lines of unrelated words and numbers: nothing to look up, only to read."""
+"""Draws cards with a few lines of unrelated words and numbers: nothing to look up, only to read."""
 
 from __future__ import annotations
 
 from random import Random
 
-from ernie_calibration.pictures.names import NameSource, format_cents
-from ernie_calibration.pictures.picture import Picture, Question, Run, join
-from ernie_calibration.pictures.style import count_lines, new_page, random_style
+from ernie_calibration.canvas import count_lines, new_page, random_style
+from ernie_calibration.drawn_image import DrawnImage, Question, Run, join
+from ernie_calibration.names import NameSource, format_cents
 
 READ_QUESTIONS = ("Read the text.", "What is written here?", "Read all lines.")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def random_snippet(random: Random, names: NameSource) -> str:
-    """A word, a date, an amount, or random characters: every glyph turns up."""
+    """A word, a date, an amount, or random characters, so that every glyph occurs."""
     makers = (
         names.item,
         names.surname,
@@ -27,7 +27,7 @@ def random_snippet(random: Random, names: NameSource) -> str:
     return random.choice(makers)()
 
 
-def make_text_card(random: Random, names: NameSource, width: int, height: int, scale: float) -> Picture:
+def draw_text_card(random: Random, names: NameSource, width: int, height: int, scale: float) -> DrawnImage:
     """As many lines as fit `height`, each as long as fits `width` page units."""
     page = new_page(random, width, height, scale)
     rows = count_lines(height)
@@ -48,4 +48,4 @@ def make_text_card(random: Random, names: NameSource, width: int, height: int, s
         x = random.uniform(2.0, max(2.0, width - page.text_width(line, style.font, style.size) - 2))
         lines.append(page.text(x, style.pitch * (row + 0.5), line, style.font, style.size, style.ink))
     questions = (Question("transcript", random.choice(READ_QUESTIONS), join(lines, "\n")),)
-    return Picture("text card", page.image, width, height, tuple(lines), questions)
+    return DrawnImage("text card", page.image, width, height, tuple(lines), questions)

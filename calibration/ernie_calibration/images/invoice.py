@@ -1,12 +1,12 @@
-"""Invoices: a vendor, a number, a date, line items, a total."""
+"""Draws small invoices and receipts: a vendor, a date, line items, a total."""
 
 from __future__ import annotations
 
 from random import Random
 
-from ernie_calibration.pictures.names import NameSource, format_cents
-from ernie_calibration.pictures.picture import Picture, Question, Run, join, spelled_out
-from ernie_calibration.pictures.style import count_lines, fit_size, new_page, random_style
+from ernie_calibration.canvas import count_lines, fit_size, new_page, random_style
+from ernie_calibration.drawn_image import DrawnImage, Question, Run, join, spelled_out
+from ernie_calibration.names import NameSource, format_cents
 
 NUMBER_LABELS = ("Invoice No", "Invoice", "No", "Number", "Inv. No")
 DATE_LABELS = ("Date", "Issued", "Dated", "Invoice date")
@@ -44,7 +44,7 @@ def item_question(text: str, item: Run, answer: Run) -> Question:
     return Question("line item", text.format(item.text), answer, spelled_out(item))
 
 
-def make_invoice(random: Random, names: NameSource, width: int, height: int, scale: float) -> Picture:
+def draw_invoice(random: Random, names: NameSource, width: int, height: int, scale: float) -> DrawnImage:
     """An invoice of 2 to 4 items on a page of `width` x `height` units."""
     page = new_page(random, width, height, scale)
     num_items = random.randint(2, max(2, min(4, count_lines(height) - 5)))
@@ -98,4 +98,57 @@ def make_invoice(random: Random, names: NameSource, width: int, height: int, sca
         item_question(random.choice(QUANTITY_QUESTIONS), rows[other][0], rows[other][1]),
         Question("vendor", random.choice(VENDOR_QUESTIONS), vendor_run),
     )
-    return Picture("invoice", page.image, width, height, tuple(lines), questions)
+    return DrawnImage("invoice", page.image, width, height, tuple(lines), questions)
+
+
+RECEIPT_TOTAL_LABELS = ("TOTAL", "Total", "SUM", "To pay")
+SHOP_QUESTIONS = ("Which shop is it?", "What is the name of the shop?", "Where was it bought?")
+
+
+def draw_receipt(random: Random, names: NameSource, width: int, height: int, scale: float) -> DrawnImage:
+    """A receipt of 2 to 6 items on a page of `width` x `height` units."""
+    page = new_page(random, width, height, scale)
+    num_items = random.randint(2, max(2, min(6, count_lines(height) - 3)))
+    style = random_style(random, height)
+    shop, date = names.company(), names.date()
+    items = names.items(num_items)
+    cents = [names.cents() for _ in items]
+    currency = random.choice(("$", "£", "", ""))
+    total = format_cents(sum(cents), currency)
+    prices = [format_cents(value, "") for value in cents]
+    rows = [(item, price) for item, price in zip(items, prices, strict=True)]
+    rows.append((random.choice(RECEIPT_TOTAL_LABELS), total))
+    room, y = width - 2 * style.left, style.pitch / 2
+    size = fit_size(page, shop, style.bold, style.size, room)
+    lines = [page.text(width / 2, y, shop, style.bold, size, style.ink, "middle")]
+    date_on_top = random.random() < 0.5
+    shown_date = random.choice(("{}", "Date {}", "Date: {}")).format(date)
+
+    def put_date() -> Run:
+        fitted = fit_size(page, shown_date, style.font, style.size, room)
+        lines.append(page.text(width / 2, y, shown_date, style.font, fitted, style.ink, "middle"))
+        return lines[-1].part(date)
+
+    y += style.pitch
+    if date_on_top:
+        date_run = put_date()
+        y += style.pitch
+    drawn: list[tuple[Run, Run]] = []
+    for label, value in rows:
+        size = fit_size(page, f"{label}  {value}", style.font, style.size, room)
+        label_run = page.text(style.left, y, label, style.font, size, style.ink)
+        value_run = page.text(width - style.left, y, value, style.font, size, style.ink, "right")
+        drawn.append((label_run, value_run))
+        lines.append(join(drawn[-1], " "))
+        y += style.pitch
+    if not date_on_top:
+        date_run = put_date()
+
+    first, second = random.sample(range(num_items), 2)
+    questions = (
+        Question("total", random.choice(TOTAL_QUESTIONS), drawn[-1][1]),
+        Question("date", random.choice(DATE_QUESTIONS), date_run),
+        *(item_question(random.choice(PRICE_QUESTIONS), *drawn[index]) for index in (first, second)),
+        Question("vendor", random.choice(SHOP_QUESTIONS), lines[0]),
+    )
+    return DrawnImage("receipt", page.image, width, height, tuple(lines), questions)

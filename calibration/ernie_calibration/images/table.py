@@ -1,28 +1,14 @@
-"""Tables: named rows, named columns, one number or word in each cell."""
+"""Draws small tables: named rows, named columns, one number or word in each cell."""
 
 from __future__ import annotations
 
 from random import Random
 
-from ernie_calibration.pictures.names import NameSource
-from ernie_calibration.pictures.picture import Picture, Question, Run, join, spelled_out
-from ernie_calibration.pictures.style import count_lines, fit_size, new_page, random_style
+from ernie_calibration.canvas import count_lines, fit_size, new_page, random_style
+from ernie_calibration.drawn_image import DrawnImage, Question, Run, join, spelled_out
+from ernie_calibration.names import NameSource
 
-COLUMNS = (
-    "Price",
-    "Stock",
-    "Sold",
-    "Size",
-    "Year",
-    "Weight",
-    "Rank",
-    "Cost",
-    "Units",
-    "Score",
-    "Age",
-    "Points",
-    "Code",
-)
+COLUMNS = "Price Stock Sold Size Year Weight Rank Cost Units Score Age Points Code".split()
 CELL_QUESTIONS = (
     "What is the {column} of {row}?",
     "What {column} has {row}?",
@@ -39,7 +25,7 @@ def _cell(random: Random, column: str) -> str:
     return str(random.randint(1, random.choice((99, 999))))
 
 
-def make_table(random: Random, names: NameSource, width: int, height: int, scale: float) -> Picture:
+def draw_table(random: Random, names: NameSource, width: int, height: int, scale: float) -> DrawnImage:
     """A table of 2 to 3 value columns and up to 7 rows on a page of `width` x `height` units."""
     page = new_page(random, width, height, scale)
     num_columns = random.randint(2, 3) if width >= 340 else 2
@@ -89,4 +75,4 @@ def make_table(random: Random, names: NameSource, width: int, height: int, scale
         for r, c in wanted
     )
     lines = tuple(join([run for run in row if run.text], " ") for row in grid)
-    return Picture("table", page.image, width, height, lines, questions)
+    return DrawnImage("table", page.image, width, height, lines, questions)

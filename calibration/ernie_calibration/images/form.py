@@ -1,27 +1,14 @@
-"""Filled-in forms: labels with values, one to a line."""
+"""Draws small filled-in forms: labels with values, one to a line."""
 
 from __future__ import annotations
 
 from random import Random
 
-from ernie_calibration.pictures.names import NameSource
-from ernie_calibration.pictures.picture import Picture, Question, Run, join, spelled_out
-from ernie_calibration.pictures.style import count_lines, fit_size, new_page, random_style
+from ernie_calibration.canvas import count_lines, fit_size, new_page, random_style
+from ernie_calibration.drawn_image import DrawnImage, Question, Run, join, spelled_out
+from ernie_calibration.names import NameSource
 
-JOBS = (
-    "Baker",
-    "Driver",
-    "Nurse",
-    "Teacher",
-    "Farmer",
-    "Engineer",
-    "Cook",
-    "Pilot",
-    "Writer",
-    "Painter",
-    "Clerk",
-    "Lawyer",
-)
+JOBS = "Baker Driver Nurse Teacher Farmer Engineer Cook Pilot Writer Painter Clerk Lawyer".split()
 TITLES = ("Application", "Registration", "Form", "Membership", "Visitor", "Order form", "Patient", "Guest")
 FIELD_QUESTIONS = ("What is the {}?", "Which {} is given?", "What {} is written?", "What is entered as {}?")
 
@@ -46,7 +33,7 @@ def _values(random: Random, names: NameSource) -> list[tuple[str, str]]:
     ]
 
 
-def make_form(random: Random, names: NameSource, width: int, height: int, scale: float) -> Picture:
+def draw_form(random: Random, names: NameSource, width: int, height: int, scale: float) -> DrawnImage:
     """A form of 3 to 8 fields on a page of `width` x `height` units."""
     page = new_page(random, width, height, scale)
     num_fields = random.randint(3, max(3, min(8, count_lines(height) - 1)))
@@ -83,4 +70,4 @@ def make_form(random: Random, names: NameSource, width: int, height: int, scale:
         )
         for label, value in asked
     )
-    return Picture("form", page.image, width, height, tuple(lines), questions)
+    return DrawnImage("form", page.image, width, height, tuple(lines), questions)

@@ -1,4 +1,4 @@
-"""Bar charts, upright or lying, each bar named and its value printed at its end."""
+"""Draws small bar and line charts; the value of each bar or point is printed beside it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,11 @@ from itertools import pairwise
 from math import floor
 from random import Random
 
-from ernie_calibration.pictures.names import NameSource
-from ernie_calibration.pictures.page import Color, Page
-from ernie_calibration.pictures.picture import Picture, Question, Run, join, spelled_out
-from ernie_calibration.pictures.style import Style, count_lines, fit_size, new_page, random_style
+from ernie_calibration.canvas import Canvas, Color, Style, count_lines, fit_size, new_page, random_style
+from ernie_calibration.drawn_image import DrawnImage, Question, Run, join, spelled_out
+from ernie_calibration.names import SHORT_MONTHS, NameSource
 
-TITLES = (
-    "Sales",
-    "Visitors",
-    "Output",
-    "Orders",
-    "Votes",
-    "Profit",
-    "Guests",
-    "Units sold",
-    "Members",
-    "Tickets",
-)
+TITLES = "Sales, Visitors, Output, Orders, Votes, Profit, Guests, Units sold, Members, Tickets".split(", ")
 HIGHEST_QUESTIONS = (
     "Which bar is the highest?",
     "Which bar is the largest?",
@@ -66,7 +54,7 @@ def label_line(style: Style, y: float) -> float:
 
 
 def _draw_upright(
-    page: Page, style: Style, labels: list[str], values: list[int], colors: list[Color]
+    page: Canvas, style: Style, labels: list[str], values: list[int], colors: list[Color]
 ) -> list[tuple[Run, Run]]:
     """Draw; the label and the value of each bar."""
     drawn = []
@@ -88,7 +76,7 @@ def _draw_upright(
 
 
 def _draw_lying(
-    page: Page, style: Style, labels: list[str], values: list[int], colors: list[Color]
+    page: Canvas, style: Style, labels: list[str], values: list[int], colors: list[Color]
 ) -> list[tuple[Run, Run]]:
     """Draw; the label and the value of each bar."""
     drawn = []
@@ -114,7 +102,7 @@ def extreme_question(kind: str, text: str, drawn: tuple[Run, Run]) -> Question:
     return Question(kind, text, label, ((superlative, value),))
 
 
-def make_bar_chart(random: Random, names: NameSource, width: int, height: int, scale: float) -> Picture:
+def draw_bar_chart(random: Random, names: NameSource, width: int, height: int, scale: float) -> DrawnImage:
     """A chart of 3 to 5 bars on a page of `width` x `height` units."""
     page = new_page(random, width, height, scale)
     lying = random.random() < 0.4
@@ -147,4 +135,78 @@ def make_bar_chart(random: Random, names: NameSource, width: int, height: int, s
         ),
     )
     lines = (title_run, *(join(pair, " ") for pair in drawn))
-    return Picture("bar chart", page.image, width, height, lines, questions)
+    return DrawnImage("bar chart", page.image, width, height, lines, questions)
+
+
+POINT_QUESTIONS = (
+    "What is the value in {}?",
+    "What is the value for {}?",
+    "How high is the line in {}?",
+    "Which value is shown for {}?",
+)
+PEAK_QUESTIONS = (
+    "When is the line the highest?",
+    "When is the value the highest?",
+    "Where is the highest point?",
+)
+LOW_QUESTIONS = (
+    "When is the line the lowest?",
+    "When is the value the lowest?",
+    "Where is the lowest point?",
+)
+
+
+def draw_line_chart(
+    random: Random,
+    names: NameSource,  # noqa: ARG001  every maker has the same form
+    width: int,
+    height: int,
+    scale: float,
+) -> DrawnImage:
+    """A line of 4 to 6 points on a page of `width` x `height` units, over months or years."""
+    page = new_page(random, width, height, scale)
+    count = random.randint(4, max(4, min(6, width // 60)))
+    style = random_style(random, height)
+    if random.random() < 0.6:
+        start = random.randrange(12 - count + 1)
+        labels = list(SHORT_MONTHS[start : start + count])
+    else:
+        start = random.randint(1990, 2024)
+        labels = [str(start + index) for index in range(count)]
+    values = random_values(random, count)
+    title = random.choice(TITLES)
+    title_run = page.text(width / 2, style.pitch / 2, title, style.bold, style.size, style.ink, "middle")
+    top, bottom = style.pitch * 2.1, height - style.pitch * 1.4
+    slot = (width - 2 * style.left) / count
+    points = [
+        (style.left + (index + 0.5) * slot, bottom - (bottom - top) * value / max(values))
+        for index, value in enumerate(values)
+    ]
+    color = random_bar_color(random)
+    page.line(points, color, random.uniform(1.5, 3.0))
+    drawn: list[tuple[Run, Run]] = []
+    for (x, y), label, value in zip(points, labels, values, strict=True):
+        page.dot(x, y, random.uniform(3.0, 4.5), color)
+        above, below = label_line(style, y - 6), height - style.pitch / 2
+        value_run = page.text(x, above, str(value), style.font, min(style.size, 19), style.ink, "middle")
+        label_run = page.text(x, below, label, style.font, min(style.size, slot / 2.6), style.ink, "middle")
+        drawn.append((label_run, value_run))
+    page.line(
+        [(style.left, height - style.pitch), (width - style.left, height - style.pitch)], style.ink, 1.0
+    )
+    chosen = random.sample(range(count), 3)
+    questions = (
+        *(
+            Question(
+                "line point",
+                random.choice(POINT_QUESTIONS).format(labels[index]),
+                drawn[index][1],
+                spelled_out(drawn[index][0]),
+            )
+            for index in chosen
+        ),
+        extreme_question("line extreme", random.choice(PEAK_QUESTIONS), drawn[values.index(max(values))]),
+        extreme_question("line extreme", random.choice(LOW_QUESTIONS), drawn[values.index(min(values))]),
+    )
+    lines = (title_run, *(join(pair, " ") for pair in drawn))
+    return DrawnImage("line chart", page.image, width, height, lines, questions)

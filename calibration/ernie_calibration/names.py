@@ -1,16 +1,21 @@
-"""Names and values for documents: vendors, items, people, places, dates, amounts.
+"""Draws names, places, dates and amounts, each from one of two worlds: calibration or held out.
 
-Each name belongs to exactly one of two worlds, by a hash of its letters: training or held out.
-Nothing drawn for a held-out picture was ever printed on a training picture.
+A name belongs to a world by a hash of its letters, so that one that stands in two lists belongs to the same
+world. No name printed on a held-out image is printed on any other image.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
+from typing import TypeVar
 from zlib import crc32
 
 HELD_OUT_SHARE = 8  # one name in eight
+HELD_OUT_EVERY = 4  # one choice of a list in four
 TRAINING_INVENTED_SHARE = 0.75
+
+Choice = TypeVar("Choice")
 
 ITEMS = (
     "Apple Banana Bread Butter Cable Candle Carpet Chair Cheese Clock Coffee Cotton Cup Curtain Desk Door "
@@ -48,20 +53,7 @@ CITIES = (
     "Zurich"
 ).split()
 COMPANY_ENDINGS = ("Ltd", "Inc", "GmbH", "Co", "& Sons", "Group", "Shop", "Trade", "Supply", "Works")
-MONTHS = (
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-)
+MONTHS = "January February March April May June July August September October November December".split()
 SHORT_MONTHS = tuple(month[:3] for month in MONTHS)
 _ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl cr dr fl gr kr pl pr sh sk sl st th tr".split()
 _VOWELS = "a e i o u a e i o ai ea ee ie oa oo ou".split()
@@ -155,3 +147,14 @@ def format_cents(cents: int, currency: str) -> str:
     if currency in ("$", "£"):
         return currency + amount
     return f"{amount} {currency}".strip()
+
+
+def of_world(choices: Sequence[Choice], held_out: bool) -> list[Choice]:
+    """Every fourth choice if held out, else the others. Lists of fewer than four serve both worlds."""
+    if len(choices) < HELD_OUT_EVERY:
+        return list(choices)
+    return [
+        choice
+        for index, choice in enumerate(choices)
+        if (index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out
+    ]

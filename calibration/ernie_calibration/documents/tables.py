@@ -1,4 +1,4 @@
-"""Account statements: a holder, bookings in and out, a balance that goes on from line to line."""
+"""Draws pages that are mostly one table: account statements and report tables."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from random import Random
 from ernie_calibration.documents.draft import new_draft
 from ernie_calibration.documents.language import Language
 from ernie_calibration.documents.sheet import Column
-from ernie_calibration.pictures.picture import Picture
+from ernie_calibration.drawn_image import DrawnImage
 
-KIND = "account statement"
-MOST_BOOKINGS = 30
+STATEMENT, REPORT = "account statement", "report table"
+MOST_BOOKINGS, MOST_ROWS = 30, 26
 # Columns behind date and text; every fourth form is held out.
 FORMS = (("debit", "credit", "balance"), ("amount", "balance"), ("debit", "credit"), ("amount",))
 
 
-def make_statement(random: Random, language: Language, held_out: bool) -> Picture:
+def draw_statement(random: Random, language: Language, held_out: bool) -> DrawnImage:
     """A page with as many bookings as fit, 4 at least; opening + bookings = closing balance."""
     draft = new_draft(random, language, held_out, random.choice(("portrait", "landscape")))
     sheet, names, asker = draft.sheet, draft.names, draft.asker
@@ -61,4 +61,44 @@ def make_statement(random: Random, language: Language, held_out: bool) -> Pictur
     for row in random.sample(once, min(2, len(once))):
         column = random.choice([index for index in range(1, len(titles)) if row[index].text])
         questions.append(asker.cell(row[0].text, titles[column], row[column]))
-    return draft.picture(KIND, questions)
+    return draft.finish(STATEMENT, questions)
+
+
+def draw_report(random: Random, language: Language, held_out: bool) -> DrawnImage:
+    """A page with 3 to 5 columns of figures and as many rows as fit, 4 at least; sometimes their sums."""
+    draft = new_draft(random, language, held_out, random.choice(("landscape", "landscape", "portrait")))
+    sheet, names, asker = draft.sheet, draft.names, draft.asker
+    title = names.choose(language.reports)
+    author = names.company()
+    sheet.put(title, bold=True, scale=1.4, align=random.choice(("left", "middle")))
+    author_run = sheet.put(f"{author}, {names.date()}").part(author)
+    sheet.skip(0.6)
+
+    measures = random.sample(language.measures, random.randint(3, 5))
+    count = draft.count(4, min(MOST_ROWS, sheet.lines_left() - 5))
+    places: list[str] = []
+    while len(places) < count:
+        place = names.city()
+        if place not in places:
+            places.append(place)
+    in_tenths = random.random() < 0.3
+    show = language.tenths if in_tenths else language.whole
+    top = random.choice((90, 900, 9000, 90_000))
+    figures = [[random.randint(top // 20, top) for _ in measures] for _ in places]
+    rows = [(place, *map(show, row)) for place, row in zip(places, figures, strict=True)]
+    total = draft.label("sum")
+    has_sums = random.random() < 0.5
+    if has_sums:
+        rows.append((total, *(show(sum(column)) for column in zip(*figures, strict=True))))
+    columns = [Column(draft.label("branch"), 3), *(Column(measure, 2, "right") for measure in measures)]
+    grid = sheet.table(columns, rows)
+    sheet.skip(0.5)
+    sheet.put(draft.label("page").format(random.randint(1, 4), random.randint(4, 9)), align="right")
+
+    wanted = random.sample([(row, column) for row in range(count) for column in range(len(measures))], 5)
+    questions = [asker.cell(places[row], measures[column], grid[row][column + 1]) for row, column in wanted]
+    questions += [asker.count(count + has_sums), asker.sender(author_run)]
+    if has_sums:
+        column = random.randrange(len(measures))
+        questions.append(asker.cell(total, measures[column], grid[-1][column + 1]))
+    return draft.finish(REPORT, questions)

@@ -1,7 +1,4 @@
-"""What a generated picture is: an image, its text with positions, and questions with exact answers.
-
-Knows nothing of kinds of documents, of models or of tokens.
-"""
+"""Defines what a generated image is: pixels, text with positions, and questions with exact answers."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ class Glyph:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Text with the glyph of each of its characters; None where a character is nowhere printed."""
+    """Text with the glyph of each of its characters; None for a character that is not printed."""
 
     text: str
     glyphs: tuple[Glyph | None, ...]
@@ -33,18 +30,18 @@ class Run:
         return cls(text, (None,) * len(text))
 
     def part(self, text: str) -> Run:
-        """The last place where `text` stands. Raises ValueError if there is none."""
+        """The last occurrence of `text`. ValueError if there is none."""
         start = self.text.rindex(text)
         return Run(text, self.glyphs[start : start + len(text)])
 
 
 def spelled_out(*runs: Run) -> tuple[tuple[str, Run], ...]:
-    """Mentions of runs whose own words stand in the question, in whatever case."""
+    """Mentions of runs whose own words occur in the question, in any case."""
     return tuple((run.text, run) for run in runs)
 
 
 def join(runs: Sequence[Run], separator: str) -> Run:
-    """All runs in a row; the separators are not printed."""
+    """All runs one after the other; the separators are not printed."""
     glyphs: list[Glyph | None] = []
     for index, run in enumerate(runs):
         glyphs += [None] * len(separator) * (index > 0)
@@ -54,10 +51,10 @@ def join(runs: Sequence[Run], separator: str) -> Run:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question in plain words, its one exact answer where it is printed, and the kind it is scored under.
+    """A question in plain words, its one exact answer as it is printed, and the kind it is scored under.
 
-    `mentions`: words of the question, and what they name on the page: "age" the printed "Age", "highest" the
-    value of the highest bar.
+    `mentions`: words of the question and what they name on the page. "age" names the printed "Age", "highest"
+    the value of the highest bar.
     """
 
     kind: str
@@ -72,8 +69,8 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A rendered page with everything that is known about it.
+class DrawnImage:
+    """A rendered page with everything known about it.
 
     `width` and `height` are page units; `image` may be larger by the page's scale.
     `lines` is the transcript, top to bottom.

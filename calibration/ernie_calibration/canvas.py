@@ -1,10 +1,11 @@
-"""A page to draw on: text and shapes in page units, rendered at any scale, every glyph's place recorded.
+"""Draws text and shapes in page units at any scale, and records the place of every glyph.
 
-Knows fonts and pixels; knows nothing of invoices or charts.
+A style is the look of one page: font, size, ink and line pitch.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -12,7 +13,7 @@ from random import Random
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from ernie_calibration.pictures.picture import Glyph, Run
+from ernie_calibration.drawn_image import Glyph, Run
 
 FONT_FILES = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf", "built-in")
 Color = tuple[int, int, int]
@@ -29,7 +30,7 @@ def load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(folder / name), size)
 
 
-class Page:
+class Canvas:
     """A white or tinted sheet of `width` x `height` page units, drawn `scale` times larger."""
 
     def __init__(self, width: int, height: int, scale: float, background: Color) -> None:
@@ -89,3 +90,44 @@ def random_ink(random: Random) -> Color:
     if random.random() < 0.5:
         return (0, 0, 0)
     return (random.randint(0, 80), random.randint(0, 70), random.randint(0, 90))
+
+
+LINE_PITCH = 28  # page units: one text line to a row of image tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How text on a page looks. `size` is the font's height, `pitch` that of a line, in page units."""
+
+    font: str
+    bold: str
+    size: float
+    ink: Color
+    pitch: float
+    left: float
+
+
+def count_lines(height: float) -> int:
+    """Lines of text that a page of `height` has room for."""
+    return round(height / LINE_PITCH)
+
+
+def random_style(random: Random, height: int) -> Style:
+    """A style whose lines fill `height` exactly, so that every line lies on one row of image tokens."""
+    font = random.choice(FONT_FILES)
+    bold = "DejaVuSans-Bold.ttf" if font == "DejaVuSans.ttf" and random.random() < 0.5 else font
+    size = random.uniform(17.0, 21.0)
+    pitch = height / count_lines(height)
+    return Style(font, bold, size, random_ink(random), pitch, random.uniform(6.0, 14.0))
+
+
+def new_page(random: Random, width: int, height: int, scale: float) -> Canvas:
+    """An empty page with a random background."""
+    return Canvas(width, height, scale, random_background(random))
+
+
+def fit_size(page: Canvas, text: str, font: str, size: float, room: float) -> float:
+    """The largest size up to `size` at which `text` is at most `room` wide (never under 12)."""
+    while size > 12.0 and page.text_width(text, font, size) > room:
+        size -= 0.5
+    return size
