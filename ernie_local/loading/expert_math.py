@@ -54,8 +54,7 @@ def gpu_math(config: ModelConfig, device: torch.device, gpu_kernels: str = "auto
 
 
 def _bank_keys(config: ModelConfig) -> list[BankKey]:
-    layers = [layer_id for layer_id, is_moe in enumerate(config.text.moe_layers) if is_moe]
-    return [(layer_id, bank.name) for layer_id in layers for bank in config.text.banks]
+    return [(layer_id, bank.name) for layer_id, bank in config.text.layer_banks()]
 
 
 def check_triton_formats(config: ModelConfig) -> None:

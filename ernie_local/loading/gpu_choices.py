@@ -1,4 +1,4 @@
-"""Checks what a caller chose about computing on a GPU: its kernels, and CUDA graphs. A CPU has neither."""
+"""Checks what a caller chose about computing on a GPU: its kernels, and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from ernie_local.kernels.attention import gpu_attends
 from ernie_local.kernels.gpu import check_gpu_kernels
 from ernie_local.kernels.graphs import CudaGraphRecorder
 from ernie_local.loading.expert_math import check_triton_formats
-from ernie_local.model.ernie import ErnieModel
 
 CudaGraphsChoice = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, slots=True)
 class GpuChoices:
-    """The choices. graphs: auto is off, as it has not been measured yet where they help."""
+    """The choices. graphs: auto is off until measurements show where they help."""
 
     kernels: GpuKernels
     graphs: CudaGraphsChoice
@@ -44,8 +43,8 @@ class GpuChoices:
         if device.type == "cpu" and (kernels, graphs) != ("auto", "auto"):
             raise UsageError(
                 f"gpu_kernels {kernels} and cuda_graphs {graphs} with device cpu",
-                "the processor has kernels of its own and no graphs; these are a GPU's",
-                'use device="cuda", or leave both at auto',
+                "the processor has its own kernels and no CUDA graphs; these are choices for a GPU",
+                'use device="cuda", or omit both',
             )
         return GpuChoices(kernels, graphs)  # type: ignore[arg-type]
 
@@ -58,11 +57,11 @@ class GpuChoices:
         if self.graphs == "on" and not gpu_attends(device, kv_dtype, self.kernels):
             raise DoesNotFit(
                 f"cuda_graphs on, but there is no attention kernel on {device} for a cache in {kv_dtype}",
-                "a graph has every step at fixed places, and only Triton's kernel has: over int8, float16, "
+                "a graph needs fixed addresses, which only Triton's attention kernel has: for int8, float16, "
                 "and bfloat16 from compute capability 8.0 on",
-                "kv_dtype int8 or float16 with Triton's kernels, or leave cuda_graphs at auto",
+                "use kv_dtype int8 or float16 with Triton's kernels, or omit cuda_graphs",
             )
 
-    def keep(self, network: ErnieModel) -> None:
-        """Let this model, which lies on the GPU, record its decode if that was asked for."""
-        network.recorder = CudaGraphRecorder(network.device) if self.graphs == "on" else None
+    def recorder(self, device: torch.device) -> CudaGraphRecorder | None:
+        """What records decode on this GPU, if that was asked for."""
+        return CudaGraphRecorder(device) if self.graphs == "on" else None

@@ -81,6 +81,6 @@ def on_shape_gpu(model: ErnieModel, monkeypatch: pytest.MonkeyPatch) -> Iterator
     assert isinstance(experts, PackedExperts)
     model.to(DEVICE)
     banks = {key: slots.to(DEVICE) for key, slots in experts.banks.items()}
-    model.experts = PackedExperts(banks, dict.fromkeys(banks, gpu))
+    model.attach(PackedExperts(banks, dict.fromkeys(banks, gpu)), model.recorder)
     with gpu:
         yield gpu

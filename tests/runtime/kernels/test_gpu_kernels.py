@@ -13,7 +13,7 @@ from ernie_local.kernels import gpu
 from ernie_local.kernels.attention import gpu_attends
 from ernie_local.kernels.gpu import TritonMissing, check_gpu_kernels, find_triton, triton_missing
 from ernie_local.loading import loader
-from ernie_local.loading.placing import Demand
+from ernie_local.loading.placing import ComputeDemand
 
 PASCAL, AMPERE = (6, 1), (8, 6)
 DEVICE = torch.device("meta")
@@ -62,7 +62,9 @@ def test_load_chooses_and_leaves_nothing_behind(
 ) -> None:
     asked: list[str] = []
 
-    def note(_checkpoint: object, _processor: object, _config: object, demand: Demand, *_: object) -> None:
+    def note(
+        _checkpoint: object, _processor: object, _config: object, demand: ComputeDemand, *_: object
+    ) -> None:
         asked.append(demand.gpu_kernels)
         raise PlacedError
 

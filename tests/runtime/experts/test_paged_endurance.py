@@ -49,11 +49,11 @@ def test_a_minute_of_threads_that_read_while_memory_shrinks_and_grows(directory:
     spare = plan.most_bytes // 2
     model = build(directory, plan.least_bytes + spare + 2 * room(resident))
     experts = paged_experts(model)
-    keys = experts.store.experts
+    keys = list(experts.store.page_bytes)
     pages = {}
     for key in keys[::7]:
-        pages[key] = PageMemory(-(-experts.store.page_bytes(key) // 4096) * 4096).bytes
-        experts.store.read(key, pages[key][: experts.store.page_bytes(key)])
+        pages[key] = PageMemory(-(-experts.store.page_bytes[key] // 4096) * 4096).bytes
+        experts.store.read(key, pages[key][: experts.store.page_bytes[key]])
     errors: list[BaseException] = []
     until = time.monotonic() + STRESS_SECONDS
 
@@ -63,7 +63,7 @@ def test_a_minute_of_threads_that_read_while_memory_shrinks_and_grows(directory:
         try:
             while time.monotonic() < until and not errors:
                 key = chooser.choice(list(pages))
-                size = experts.store.page_bytes(key)
+                size = experts.store.page_bytes[key]
                 experts.store.read(key, into[:size])
                 assert torch.equal(into[:size], pages[key][:size]), key
         except BaseException as error:  # noqa: BLE001  a thread's error is the test's

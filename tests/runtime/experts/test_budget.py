@@ -22,7 +22,16 @@ from ernie_local.model.kv_cache import CacheLayout, KVCache, RowMove
 from ernie_local.model.memory_use import KVSize
 from tests.runtime import paged_models
 from tests.runtime.fake_gpu import FakeGpu, RaceError, watch
-from tests.runtime.paged_models import build, gpu_cache_bytes, image_ids, paged_experts, plan_of
+from tests.runtime.paged_models import (
+    build,
+    gpu_cache_bytes,
+    gpu_share,
+    ids,
+    image_ids,
+    paged_experts,
+    plan_of,
+    share,
+)
 
 CONTEXT = paged_models.CONTEXT_SIZE
 CONFIG = read_config(NANO_DIRECTORY)
@@ -52,20 +61,14 @@ def on_gpu(
     lower: float = 0.5,
 ) -> ErnieModel:
     """Beside the cache of a full context the GPU has this share of what is above the floor."""
-    plan, gpu = plan_of(directory), FakeGpu()
-    most = plan.most_bytes - plan.least_bytes
-    below, above = (plan.least_bytes + int(of * most) for of in (lower, upper))
-    model = build(directory, below, above, PagingOptions(MISS_RULES[rule]), gpu)
-    watch(paged_experts(model), gpu, monkeypatch)
-    return model
+    gpu = FakeGpu()
+    watch(gpu, monkeypatch)
+    above = gpu_share(directory, gpu, share(directory, upper))
+    return build(directory, share(directory, lower), PagingOptions(MISS_RULES[rule]), above)
 
 
 def num_frames(model: ErnieModel) -> int:
     return paged_experts(model).top.cache.slots.num_frames
-
-
-def ids(count: int, seed: int) -> list[int]:
-    return torch.randint(10, 400, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def talk(model: ErnieModel, dtype: torch.dtype) -> torch.Tensor:
@@ -144,18 +147,18 @@ def test_a_second_conversation_lies_in_the_fixed_room_until_the_first_is_gone(
             second.prefill(ids(60, turn)), expected.prefill(ids(60, turn)), rtol=1e-4, atol=1e-4
         )
     assert num_frames(model) == frames
-    room = paged_experts(model).room
-    room.make(first, paged_models.GPU_ROOM - gpu_cache_bytes(CONFIG, 360))
-    with pytest.raises(DoesNotFit, match=r"of the GPU are needed beside experts, 64\.0 MiB were kept"):
+    budget = paged_experts(model).budget
+    budget.make_room(first, paged_models.GPU_ROOM - gpu_cache_bytes(CONFIG, 360))
+    with pytest.raises(DoesNotFit, match=r"64\.0 MiB was kept"):
         second.prefill(ids(100, 5))
-    room.make(first, 0)
+    budget.make_room(first, 0)
     del first
     gc.collect()
     torch.testing.assert_close(
         second.prefill(ids(300, 6)), expected.prefill(ids(300, 6)), rtol=1e-4, atol=1e-4
     )
     assert num_frames(model) < frames
-    room.make(model, paged_models.GPU_ROOM - (4 << 20))  # what it had in the fixed room is free
+    budget.make_room(model, paged_models.GPU_ROOM - (4 << 20))  # what it had in the fixed room is free
 
 
 def test_a_context_that_experts_cannot_give_is_refused_and_nothing_is_lost(
@@ -166,7 +169,7 @@ def test_a_context_that_experts_cannot_give_is_refused_and_nothing_is_lost(
     engine.prefill(ids(60, 1))
     other.prefill(ids(60, 1))
     frames, held = num_frames(model), engine.kv_cache_bytes
-    with pytest.raises(DoesNotFit, match=r"conversation needs .* of the GPU and experts .* at least, there"):
+    with pytest.raises(DoesNotFit, match=r"conversation needs .* of the GPU and experts"):
         engine.prefill(ids(3000, 2))
     assert (num_frames(model), engine.kv_cache_bytes) == (frames, held)
     torch.testing.assert_close(engine.decode(50), other.decode(50), rtol=1e-4, atol=1e-4)
@@ -174,18 +177,18 @@ def test_a_context_that_experts_cannot_give_is_refused_and_nothing_is_lost(
 
 def fill_from_below(model: ErnieModel) -> None:
     """Pages on their way to every slot of the GPU, though nobody waits for them."""
-    traffic = paged_experts(model)._traffic
+    traffic = paged_experts(model).traffic
     assert isinstance(traffic, TwoLevels)
     keys = [key for keys in traffic.upper.keys.values() for key in keys]
     traffic.upper.promote(keys, len(keys))
     slots = traffic.upper.cache.slots
     assert slots.num_free_frames == 0
-    assert traffic.upper._coming
+    assert traffic.upper.cache.in_flight
 
 
 def test_pages_that_come_back_wait_for_the_cache(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = on_gpu(directory, monkeypatch, upper=0.3, lower=1.0)
-    uses, keep = paged_experts(model).top.last_uses, PageLevel.keep_first_frames
+    uses, keep = paged_experts(model).top.last_uses, PageLevel.use_first_frames
     engine = Engine(model, CONTEXT)
     begin = engine.mark()
 
@@ -204,7 +207,7 @@ def test_pages_that_come_back_wait_for_the_cache(directory: Path, monkeypatch: p
             keep(self, num_frames)
 
     begin_again()
-    monkeypatch.setattr(PageLevel, "keep_first_frames", forgetful)
+    monkeypatch.setattr(PageLevel, "use_first_frames", forgetful)
     with pytest.raises(RaceError, match="overwritten while it is computed with"):
         begin_again()
 
@@ -222,17 +225,17 @@ def test_a_cache_waits_for_pages_on_their_way(
 
 def test_a_cache_that_waits_for_nothing_is_found(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = on_gpu(directory, monkeypatch, upper=0.3, lower=1.0)
-    rest = PageTraffic.rest
+    drain = PageTraffic.drain
 
     def impatient(self: PageTraffic) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(FakeGpu, "compute_after", lambda gpu, event: None)
-            rest(self)
+            drain(self)
 
     engine = Engine(model, CONTEXT)
     engine.decode(50)
     fill_from_below(model)
-    monkeypatch.setattr(PageTraffic, "rest", impatient)
+    monkeypatch.setattr(PageTraffic, "drain", impatient)
     with pytest.raises(RaceError, match="written to while a page is copied there"):
         engine.prefill(ids(100, 1))
 

@@ -74,7 +74,7 @@ def test_decode_by_the_kernel_waits_for_nothing(
 ) -> None:
     for module in (attention, ernie):
         monkeypatch.setattr(module, "token_kernel", lambda device, kv_dtype, kernels: attend_shapes)
-    model.recorder = recorder
+    model.attach(model.experts, recorder)
     with on_shape_gpu(model, monkeypatch) as gpu:
         engine = Engine(model, 256, torch.int8)
         engine.prefill([20, 21, 22])

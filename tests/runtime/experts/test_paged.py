@@ -21,7 +21,7 @@ from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import attention_bytes
 from tests.plain_export import export_plainly
 from tests.runtime import paged_models
-from tests.runtime.paged_models import answer_logits, build, image_ids, paged_experts, plan_of, room
+from tests.runtime.paged_models import answer_logits, build, ids, image_ids, paged_experts, plan_of, room
 
 CONFIG = read_config(NANO_DIRECTORY)
 Turn = tuple[list[int], list[Patches], list[int]]
@@ -49,10 +49,6 @@ def directory(
 @pytest.fixture(scope="module")
 def resident(directory: Path) -> ErnieModel:
     return build(directory, None)
-
-
-def ids(count: int, seed: int) -> list[int]:
-    return torch.randint(10, 400, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def conversation(model: ErnieModel) -> list[Turn]:
@@ -178,9 +174,9 @@ def test_what_has_no_room_is_refused_and_nothing_is_lost(directory: Path, reside
     prompt = ids(20, 1)
     check_same(resident, other.prefill(prompt), engine.prefill(prompt))
     large = paged_models.image(model, 6, 6)
-    with pytest.raises(DoesNotFit, match="are needed beside experts"):
+    with pytest.raises(DoesNotFit, match="besides experts"):
         engine.prefill(image_ids(model, large), [large])
-    with pytest.raises(DoesNotFit, match="are needed beside experts"):
+    with pytest.raises(DoesNotFit, match="besides experts"):
         Engine(model, 512).prefill(ids(5, 2))
     assert engine.length == 20
     check_same(resident, other.decode(50), engine.decode(50))
@@ -191,7 +187,7 @@ def test_handed_back_memory_is_not_the_process_any_more(directory: Path) -> None
     memory = experts.top.memory
     assert isinstance(memory, PageMemory)
     memory.bytes.fill_(7)
-    memory.hand_back(8192, 4096)
+    memory.discard(8192, 4096)
     assert memory.bytes[8191] == 7
     assert memory.bytes[8192:12288].sum() == 0
     assert memory.bytes[12288] == 7

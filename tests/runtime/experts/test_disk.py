@@ -71,8 +71,8 @@ def weights_file(directory: Path) -> Path:
 def range_of_a_text_page(model: ErnieModel) -> PageRange:
     """Of an expert that the prompt asks for: one that was read."""
     store = paged_experts(model).store
-    key = next(key for key in sorted(store._known) if key.bank == "text")
-    return store._ranges[key][0]
+    key = next(key for key in sorted(store.checked) if key.bank == "text")
+    return store.locate(key)[0]
 
 
 def test_a_bit_that_turns_while_the_model_runs_is_found(directory: Path) -> None:
@@ -115,12 +115,11 @@ def test_a_bit_that_turns_on_its_way_once_is_read_again(
 def test_a_bit_that_turns_at_the_first_reading_is_read_again(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = paged_experts(small(directory)).store
-    key, read, flips = store.experts[0], uncached_file.UncachedFile.read, [1]
-    into = PageMemory(1 << 20).bytes[: store.page_bytes(key)]
+    store, fresh = (paged_experts(small(directory)).store for _ in range(2))
+    key, read, flips = next(iter(store.page_bytes)), uncached_file.UncachedFile.read, [1]
+    into = PageMemory(1 << 20).bytes[: store.page_bytes[key]]
     store.read(key, into)
     expected = into.clone()
-    store._known.clear()
 
     def flaky(self: uncached_file.UncachedFile, offset: int, into: memoryview) -> None:
         read(self, offset, into)
@@ -129,7 +128,7 @@ def test_a_bit_that_turns_at_the_first_reading_is_read_again(
             into[500] ^= 1
 
     monkeypatch.setattr(uncached_file.UncachedFile, "read", flaky)
-    store.read(key, into)
+    fresh.read(key, into)
     assert torch.equal(into, expected)
     assert not flips
 
@@ -210,20 +209,20 @@ def test_ctrl_c_in_the_middle_of_a_read(directory: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         logits(model)
     experts = paged_experts(model)
-    assert not any(reader._readings for _, reader in experts._readers if isinstance(reader, DiskReader))
+    assert not experts.ram.cache.in_flight
     assert torch.equal(logits(model), expected)
 
 
 def test_a_page_of_other_bytes_is_refused_the_first_time(directory: Path) -> None:
     model = small(directory)
-    key = next(iter(paged_experts(model).store.experts))
-    place = paged_experts(model).store._ranges[key][0]
+    key = next(iter(paged_experts(model).store.page_bytes))
+    place = paged_experts(model).store.locate(key)[0]
     with weights_file(directory).open("r+b") as file:
         file.seek(place.offset)
         file.write(b"XXXX")
     store = paged_experts(build(directory, plan_of(directory).most_bytes)).store
     with pytest.raises(ModelUnusable, match="begins with b'XXXX'"):
-        store.read(key, PageMemory(1 << 20).bytes[: store.page_bytes(key)])
+        store.read(key, PageMemory(1 << 20).bytes[: store.page_bytes[key]])
 
 
 def test_two_models_on_one_checkpoint_do_not_disturb_each_other(directory: Path) -> None:

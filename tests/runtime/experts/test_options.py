@@ -1,4 +1,4 @@
-"""What can be chosen about paging: small pages for experts of little weight, and looking a layer ahead."""
+"""What can be chosen about paging: small pages for experts of little weight, and the rule for misses."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import UsageError
-from ernie_local.experts.options import PagingOptions
-from ernie_local.experts.paged import PagedExperts, TextRouter
-from ernie_local.media.patches import Patches
+from ernie_local.experts.options import COMPUTE, FETCH, SPLIT, MissRule, PagingOptions
+from ernie_local.experts.paged import PagedExperts
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.moe import RoutedTokens, TokenRows
 from tests.conftest import PackNano
-from tests.runtime.paged_models import answer_logits, build, paged_experts, plan_of, room
+from tests.runtime.fake_gpu import FakeGpu
+from tests.runtime.paged_models import build, gpu_share, paged_experts, plan_of, room
 
 CONFIG = read_config(NANO_DIRECTORY)
 TOP_K = CONFIG.text.experts_per_token
@@ -38,12 +38,13 @@ def small(pack_nano: PackNano) -> Path:
     return pack_nano(FormatChoice("w2"))
 
 
-def least(directory: Path, options: PagingOptions, gpu: bool) -> tuple[ErnieModel, PagedExperts]:
+def least(directory: Path, options: PagingOptions, on_gpu: bool = False) -> tuple[ErnieModel, PagedExperts]:
     """A model with memory for hardly more than a token's experts and a conversation."""
-    resident = build(directory, None)
-    plan, beside = plan_of(directory), room(resident)
-    memory = 2 * plan.least_bytes
-    model = build(directory, memory if gpu else memory + beside, memory + beside if gpu else None, options)
+    memory = 2 * plan_of(directory).least_bytes
+    if on_gpu:
+        model = build(directory, memory, options, gpu_share(directory, FakeGpu(), memory))
+    else:
+        model = build(directory, memory + room(build(directory, None)), options)
     return model, paged_experts(model)
 
 
@@ -67,7 +68,7 @@ def test_missing_experts_of_little_weight_are_served_by_small_pages(
     layer_id = CONFIG.text.moe_layers.index(True)
     num_small = 0
     for hidden, ids, weights in tokens(1):
-        there = {*experts.top.cache.keys(), *experts.level.cache.keys()}
+        there = {*experts.top.cache.keys(), *experts.ram.cache.keys()}
         experts.begin(ONE_TOKEN)
         computed = experts.compute(RoutedTokens(layer_id, "text", hidden, ids, weights))
         expected = torch.zeros_like(hidden)
@@ -87,7 +88,7 @@ def test_missing_experts_of_little_weight_are_served_by_small_pages(
 def test_small_pages_save_reading(dual: Path) -> None:
     read = []
     for below in (None, 1.1):
-        model, experts = least(dual, PagingOptions(small_below=below), gpu=False)
+        model, experts = least(dual, PagingOptions(small_below=below))
         engine = Engine(model, 100)
         engine.prefill([50, 51, 52])
         for token in range(60, 80):
@@ -97,42 +98,12 @@ def test_small_pages_save_reading(dual: Path) -> None:
 
 
 def test_a_checkpoint_without_small_pages_is_refused(small: Path) -> None:
-    with pytest.raises(UsageError, match="this checkpoint has 0 of them"):
+    with pytest.raises(UsageError, match="has 0 of them"):
         ernie_local.load(small, small_below=0.1)
 
 
-@pytest.mark.parametrize("gpu", [False, True])
-def test_looking_ahead_changes_no_bit(dual: Path, gpu: bool) -> None:
-    turns: list[tuple[list[int], list[Patches], list[int]]] = [
-        ([50, 51, 52, 53], [], list(range(60, 75))),
-        ([9], [], [11, 12, 13]),
-    ]
-    expected = answer_logits(build(dual, None), turns)
-    model, experts = least(dual, PagingOptions(looks_ahead=True), gpu)
-    assert torch.equal(answer_logits(model, turns), expected)
-    stats = experts.stats
-    assert stats.foreseen_pages > stats.foreseen_wanted > 0
-    # Each page that a token missed, and each that was foreseen for nothing, was read once.
-    text, vision = stats.banks["text"], stats.banks["vision"]
-    page = experts.store.page_bytes(experts.store.experts[0])
-    unwanted = stats.foreseen_pages - stats.foreseen_wanted
-    assert stats.decode_bytes_read == page * (text.decode_misses + unwanted) + vision.bytes_read
-
-
-def test_what_was_foreseen_is_not_read_again(dual: Path) -> None:
-    """A router that knows what the next layer will choose: nothing is read in vain."""
-    _, experts = least(dual, PagingOptions(looks_ahead=True), gpu=False)
-    layers = [layer_id for layer_id, is_moe in enumerate(CONFIG.text.moe_layers) if is_moe]
-    ids = {layer_id: torch.arange(TOP_K)[None] + layer_id for layer_id in layers}
-    weights = torch.full((1, TOP_K), 1 / TOP_K)
-
-    def choices_of(layer_id: int) -> TextRouter:
-        return lambda hidden: (ids[layer_id], weights)
-
-    experts.look_ahead_by({layer_id: choices_of(layer_id) for layer_id in layers})
-    for _ in range(3):
-        experts.begin(ONE_TOKEN)
-        for layer_id in layers:
-            hidden = torch.ones(1, CONFIG.text.hidden_size)
-            experts.compute(RoutedTokens(layer_id, "text", hidden, ids[layer_id], weights))
-    assert experts.stats.foreseen_pages == experts.stats.foreseen_wanted > 0
+@pytest.mark.parametrize(
+    ("rule", "counts"), [(FETCH, [0, 1, 2, 3]), (COMPUTE, [0, 0, 0, 0]), (SPLIT, [0, 0, 1, 1])]
+)
+def test_a_rule_says_how_many_pages_are_copied(rule: MissRule, counts: list[int]) -> None:
+    assert [rule.num_to_copy(missing) for missing in range(4)] == counts

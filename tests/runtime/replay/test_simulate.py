@@ -11,16 +11,18 @@ import torch
 
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.errors import DoesNotFit
+from ernie_local.experts.build import GpuShare
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.options import COMPUTE, FETCH, MISS_RULES, MissRule, PagingOptions, PagingStats
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.model_files import ModelFiles
-from ernie_local.replay.replay import replay
+from ernie_local.replay.replay import replay_trace
 from ernie_local.replay.simulate import GpuTimes, MachineTimes, simulate
 from ernie_local.replay.trace import Forward, Trace
-from tests.runtime.paged_models import build, paged_experts, plan_of
+from tests.runtime.fake_gpu import FakeGpu
+from tests.runtime.paged_models import GPU_ROOM, build, paged_experts, share
 
 PAGE = 1 << 20
 NUM_EXPERTS = 16
@@ -92,16 +94,12 @@ def test_it_counts_what_a_real_run_counts(monkeypatch: pytest.MonkeyPatch, rule:
     """rule: None without a second memory."""
     monkeypatch.setattr(PagedExperts, "make_room", lambda *_: None)  # what takes memory is not in a trace
     directory: Path = NANO_DIRECTORY
-    plan = plan_of(directory)
-
-    def share(of: float) -> int:
-        return plan.least_bytes + int(of * (plan.most_bytes - plan.least_bytes))
-
-    ram_bytes, gpu_bytes = share(0.5), None if rule is None else share(0.2)
-    network = build(directory, ram_bytes, gpu_bytes, PagingOptions(FETCH if rule is None else rule))
-    model = LoadedModel(
-        network, ModelFiles(directory, network.config), EngineSettings(200, torch.float32), 0, 0.0
-    )
+    monkeypatch.setattr(PagedExperts, "cache_memory", lambda _: None)
+    ram_bytes, gpu_bytes = share(directory, 0.5), None if rule is None else share(directory, 0.2)
+    gpu = None if gpu_bytes is None else GpuShare(FakeGpu(), gpu_bytes, 0, GPU_ROOM)
+    network = build(directory, ram_bytes, PagingOptions(FETCH if rule is None else rule), gpu)
+    files = ModelFiles(directory, network.config)
+    model = LoadedModel(network, files, EngineSettings(200, torch.float32), 0, 0.0)
     recorder = model.record_trace()
     engine = model.engine()
     engine.prefill(list(range(20, 50)))
@@ -117,4 +115,4 @@ def test_it_counts_what_a_real_run_counts(monkeypatch: pytest.MonkeyPatch, rule:
     assert counted(found.stats) == counted(real)
     assert found.stats.decode_wait_seconds > 0
     if rule is None:
-        assert counted(found.stats) == counted(replay(trace, ram_bytes))
+        assert counted(found.stats) == counted(replay_trace(trace, ram_bytes))

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import ernie_local
+import torch
+
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.experts.options import MISS_RULES
-from ernie_local.experts.paged import PagedExperts
+from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.machine.miss_rules import measure_miss_rules
+from ernie_local.model_files import ModelFiles
+from tests.runtime.fake_gpu import FakeGpu
+from tests.runtime.paged_models import CONTEXT_SIZE, build, gpu_share, paged_experts, share
 
 
 def test_each_rule_is_timed_by_its_own_tokens() -> None:
-    model = ernie_local.load("nano", vram="165MiB", context_size=1024)
-    experts = model.network.experts
-    assert isinstance(experts, PagedExperts)
+    above = gpu_share(NANO_DIRECTORY, FakeGpu(), share(NANO_DIRECTORY, 0.2))
+    network = build(NANO_DIRECTORY, share(NANO_DIRECTORY, 0.5), gpu=above)
+    model = LoadedModel(
+        network,
+        ModelFiles(NANO_DIRECTORY, network.config),
+        EngineSettings(CONTEXT_SIZE, torch.float32),
+        0,
+        0.0,
+    )
+    experts = paged_experts(network)
     before, now = experts.miss_rule, [0.0]
     seconds = {MISS_RULES["fetch"]: 0.5, MISS_RULES["compute"]: 0.25, MISS_RULES["split"]: 0.125}
 

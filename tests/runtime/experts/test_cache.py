@@ -56,7 +56,7 @@ class SlotMachine(RuleBasedStateMachine):
     @rule(size_class=st.integers(0, 2))
     def take(self, size_class: int) -> None:
         available = self.slots.num_available(size_class)
-        slot = self.slots.take(size_class)
+        slot = self.slots.allocate(size_class)
         assert (slot is not None) == (available > 0)
         if slot is not None:
             assert self.slots.num_available(size_class) == available - 1
@@ -65,18 +65,18 @@ class SlotMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.taken)
     @rule(data=st.data())
     def give_back(self, data: st.DataObject) -> None:
-        self.slots.give_back(*self.taken.pop(data.draw(st.integers(0, len(self.taken) - 1))))
+        self.slots.free(*self.taken.pop(data.draw(st.integers(0, len(self.taken) - 1))))
 
     @rule()
     def retire(self) -> None:
         free = self.slots.num_free_frames
-        frame = self.slots.retire()
+        frame = self.slots.remove_frame()
         assert (frame is not None) == (free > 0)
         self.retired += frame is not None
 
     @rule()
     def restore(self) -> None:
-        frame = self.slots.restore()
+        frame = self.slots.add_frame()
         assert (frame is not None) == (self.retired > 0)
         self.retired -= frame is not None
 
@@ -126,7 +126,7 @@ class CacheMachine(RuleBasedStateMachine):
         if key in self.cache or key in self.coming:
             return
         before, present = self.text_pages(), self.cache.keys()
-        has_slot = self.cache.expect(key, is_urgent=is_urgent)
+        has_slot = self.cache.reserve(key, is_urgent=is_urgent)
         after = self.text_pages()
         if has_slot:
             self.coming.append(key)
@@ -146,16 +146,16 @@ class CacheMachine(RuleBasedStateMachine):
     def fetch(self, keys: list[ExpertKey]) -> None:
         """Fills the memory."""
         for key in keys:
-            if key not in self.cache and key not in self.coming and self.cache.expect(key):
-                self.cache.arrived(key)
-                self.cache.settle(key)
+            if key not in self.cache and key not in self.coming and self.cache.reserve(key):
+                self.cache.commit(key)
+                self.cache.admit(key)
 
     @precondition(lambda self: self.coming)
     @rule()
     def arrive(self) -> None:
         key = self.coming.pop(0)
         assert key not in self.cache
-        self.cache.arrived(key)
+        self.cache.commit(key)
         self.arrived.append(key)
 
     @precondition(lambda self: self.arrived)
@@ -164,10 +164,10 @@ class CacheMachine(RuleBasedStateMachine):
         key = self.arrived.pop(0)
         before, num_before = self.text_pages(), len(self.cache)
         if most_pages is None or key in self.used:  # a prompt uses no page that is still to be settled
-            self.cache.settle(key)
+            self.cache.admit(key)
             assert key in self.cache
         else:
-            stays = self.cache.settle_in_layer(key, most_pages)
+            stays = self.cache.admit_from_prompt(key, most_pages)
             assert stays == (key in self.cache)
             mates = [one for one in KEYS if one in self.cache and one[:2] == key[:2]]
             if len(self.cache) == num_before:  # nothing went, so there was room for one more
@@ -183,7 +183,7 @@ class CacheMachine(RuleBasedStateMachine):
         present = self.cache.keys()
         if present:
             key = data.draw(st.sampled_from(present))
-            self.cache.use([key])
+            self.cache.pin([key])
             self.used.append(key)
             self.places[key] = self.cache.offset(key)
 
@@ -191,13 +191,13 @@ class CacheMachine(RuleBasedStateMachine):
     @rule()
     def release(self) -> None:
         key = self.used.pop()
-        self.cache.release([key])
+        self.cache.unpin([key])
         if key not in self.used and key not in self.arrived:
             del self.places[key]
 
     @rule()
     def give_up(self) -> None:
-        self.cache.let_go()
+        self.cache.abort()
         for key in self.coming:
             assert key not in self.cache
         self.coming, self.arrived, self.used, self.places = [], [], [], {}
@@ -206,12 +206,12 @@ class CacheMachine(RuleBasedStateMachine):
     def shrink(self) -> None:
         if self.slots.num_frames > 6:
             idle = self.slots.num_free_frames
-            frame = self.cache.shrink()
+            frame = self.cache.remove_coldest_frame()
             assert frame is not None or not idle
 
     @rule()
     def grow(self) -> None:
-        self.slots.restore()
+        self.slots.add_frame()
 
     @invariant()
     def what_is_held_stays_where_it_is(self) -> None:
@@ -246,9 +246,9 @@ def visit(cache: PageCache, key: ExpertKey) -> bool:
     cache.heat.touch([key])
     if key in cache:
         return True
-    assert cache.expect(key, is_urgent=True)
-    cache.arrived(key)
-    cache.settle(key)
+    assert cache.reserve(key, is_urgent=True)
+    cache.commit(key)
+    cache.admit(key)
     return False
 
 
@@ -282,8 +282,8 @@ def test_layers_keep_their_floor_until_a_token_needs_the_slot() -> None:
     first, second, third = ([key for key in KEYS if key[:2] == (layer, "text")] for layer in (1, 2, 3))
     for key in (*first[:2], *second[:2]):
         visit(cache, key)
-    assert not cache.expect(third[0])
-    assert cache.expect(third[0], is_urgent=True)
+    assert not cache.reserve(third[0])
+    assert cache.reserve(third[0], is_urgent=True)
     assert first[0] not in cache  # the coldest of those that the floors protect
 
 
@@ -295,9 +295,9 @@ def test_text_takes_the_frames_of_vision_in_decode_and_vision_asks_for_them_agai
 
     def bring(key: ExpertKey, is_urgent: bool) -> None:
         cache.heat.touch([key])
-        assert cache.expect(key, is_urgent=is_urgent)
-        cache.arrived(key)
-        cache.settle(key)
+        assert cache.reserve(key, is_urgent=is_urgent)
+        cache.commit(key)
+        cache.admit(key)
 
     for key in (*text[:2], *vision[:6]):
         bring(key, is_urgent=False)
@@ -320,12 +320,12 @@ def test_shrinking_gives_up_the_coldest_frame_first_those_of_vision() -> None:
     vision = next(key for key in KEYS if key.bank == "vision")
     for key in (*text, vision):
         visit(cache, key)
-    cache.use(text[:1])
-    assert cache.shrink() is not None
+    cache.pin(text[:1])
+    assert cache.remove_coldest_frame() is not None
     assert cache.keys() == text
-    assert cache.shrink() is not None
+    assert cache.remove_coldest_frame() is not None
     assert cache.keys() == text[:1]
-    assert cache.shrink() is None  # in use
+    assert cache.remove_coldest_frame() is None  # in use
     assert slots.num_frames == 1
 
 
@@ -334,7 +334,7 @@ def test_a_prompt_keeps_a_layers_share_and_the_hottest_of_it() -> None:
     text = [key for key in KEYS if key.bank == "text"]
     for key, share in zip(text[:4], (0.5, 0.9, 0.1, 0.7), strict=True):
         cache.heat.touch_in_prompt(key, share)
-        assert cache.expect(key)
-        cache.arrived(key)
-        assert cache.settle_in_layer(key, 2) == (share != 0.1)
+        assert cache.reserve(key)
+        cache.commit(key)
+        assert cache.admit_from_prompt(key, 2) == (share != 0.1)
     assert cache.keys() == [text[1], text[3]]

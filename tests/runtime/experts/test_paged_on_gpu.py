@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -12,18 +14,26 @@ from ernie_local.checkpoint import uncached_file
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit, ModelUnusable
-from ernie_local.experts.copier import GpuCopier
+from ernie_local.experts.copier import PageCopier
 from ernie_local.experts.disk import DiskReader
 from ernie_local.experts.memory import GpuMemory
 from ernie_local.experts.options import FETCH, MISS_RULES, MissRule, PagingOptions
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model_files import ModelFiles
+from ernie_local.sizes import format_bytes
 from tests.runtime import paged_models
 from tests.runtime.fake_gpu import FakeGpu, RaceError, watch
-from tests.runtime.paged_models import answer_logits, build, image_ids, paged_experts, plan_of
+from tests.runtime.paged_models import (
+    answer_logits,
+    build,
+    gpu_share,
+    ids,
+    image_ids,
+    paged_experts,
+    plan_of,
+    share,
+)
 
 RULES = MISS_RULES
 Turn = tuple[list[int], list[Patches], list[int]]
@@ -39,9 +49,18 @@ def resident(directory: Path) -> ErnieModel:
     return build(directory, None)
 
 
-def share(directory: Path, of: float) -> int:
-    plan = plan_of(directory)
-    return plan.least_bytes + int(of * (plan.most_bytes - plan.least_bytes))
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    """A test that hangs fails after two minutes."""
+
+    def expired(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    previous = signal.signal(signal.SIGALRM, expired)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
 
 
 def on_gpu(
@@ -53,14 +72,9 @@ def on_gpu(
     lower: float = 0.5,
 ) -> ErnieModel:
     """Each memory has this share of what is above the floor."""
-    options = PagingOptions(rule)
-    model = build(directory, share(directory, lower), share(directory, upper), options, gpu)
-    watch(paged_experts(model), gpu, monkeypatch)
-    return model
-
-
-def ids(count: int, seed: int) -> list[int]:
-    return torch.randint(10, 400, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    watch(gpu, monkeypatch)
+    above = gpu_share(directory, gpu, share(directory, upper))
+    return build(directory, share(directory, lower), PagingOptions(rule), above)
 
 
 def talk(model: ErnieModel) -> torch.Tensor:
@@ -86,6 +100,31 @@ def test_a_conversation_is_that_of_the_resident_model(
     model = on_gpu(directory, gpu, monkeypatch, RULES[rule], upper, lower)
     assert torch.equal(talk(model), talk(resident))
     assert gpu.num_host_waits == 0
+    experts = paged_experts(model)
+    assert experts.stats.gpu is not None
+    text, below = experts.stats.gpu.banks["text"], experts.stats.banks["text"]
+    choices = model.config.text.experts_per_token * sum(model.config.text.moe_layers)
+    assert text.decode_hits + text.decode_misses == experts.stats.decoded_tokens * choices
+    if rule == "fetch":  # what the upper memory lacks, and nothing else, is asked of the lower one
+        assert below.decode_hits + below.decode_misses == text.decode_misses
+    if lower == 1.0:  # every page is read once
+        assert below.bytes_read <= experts.num_bytes
+
+
+def test_computed_below_pages_come_up_when_they_are_hot(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = on_gpu(directory, FakeGpu(), monkeypatch, RULES["compute"], 0.3, 1.0)
+    experts, engine = paged_experts(model), Engine(model, 200)
+    engine.prefill(ids(5, 1))
+    for _ in range(3):
+        before = experts.stats.copy()
+        for token in [50] * 12:
+            engine.decode(token)
+        spent = experts.stats.since(before).gpu
+    assert spent is not None
+    assert spent.banks["text"].decode_hits > spent.banks["text"].decode_misses
+    assert experts.stats.banks["text"].bytes_read > 0
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -128,7 +167,7 @@ def forget_uses_above(experts: PagedExperts, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def forget_uses_below(experts: PagedExperts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experts.level.last_uses, "find", lambda first, num_bytes: None)
+    monkeypatch.setattr(experts.ram.last_uses, "find", lambda first, num_bytes: None)
 
 
 def compute_at_once(experts: PagedExperts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,10 +200,11 @@ def test_what_is_in_no_order_is_found(
         talk(model)
 
 
+@pytest.mark.parametrize("rule", RULES)
 def test_a_disk_that_fails_at_one_page_loses_nothing(
-    directory: Path, resident: ErnieModel, monkeypatch: pytest.MonkeyPatch
+    directory: Path, resident: ErnieModel, monkeypatch: pytest.MonkeyPatch, rule: str
 ) -> None:
-    model = on_gpu(directory, FakeGpu(), monkeypatch, upper=0.0, lower=0.0)
+    model = on_gpu(directory, FakeGpu(), monkeypatch, RULES[rule], upper=0.0, lower=0.0)
     engine, other = Engine(model, 64), Engine(resident, 64)
     assert torch.equal(engine.prefill(ids(20, 1)), other.prefill(ids(20, 1)))
     with monkeypatch.context() as patch:
@@ -184,20 +224,21 @@ def decode_all(engine: Engine, tokens: range) -> None:
         engine.decode(token)
 
 
-@pytest.mark.parametrize("when", [0, 5])
+@pytest.mark.parametrize("when", [0, 3, 11])
+@pytest.mark.parametrize("rule", RULES)
 def test_ctrl_c_while_pages_are_copied(
-    directory: Path, resident: ErnieModel, monkeypatch: pytest.MonkeyPatch, when: int
+    directory: Path, resident: ErnieModel, monkeypatch: pytest.MonkeyPatch, rule: str, when: int
 ) -> None:
-    model = on_gpu(directory, FakeGpu(), monkeypatch, upper=0.0, lower=0.2)
-    wait, calls = GpuCopier.wait, [0]
+    model = on_gpu(directory, FakeGpu(), monkeypatch, RULES[rule], upper=0.0, lower=0.2)
+    wait, calls = PageCopier.wait, [0]
 
-    def interrupted(self: GpuCopier, keys: object) -> None:
+    def interrupted(self: PageCopier, keys: object) -> None:
         calls[0] += 1
         if calls[0] == when + 1:
             raise KeyboardInterrupt
         wait(self, keys)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(GpuCopier, "wait", interrupted)
+    monkeypatch.setattr(PageCopier, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         talk(model)
     assert torch.equal(talk(model), talk(resident))
@@ -213,13 +254,9 @@ def test_a_gpu_that_has_less_than_it_said_holds_fewer_experts(
     memory = paged_experts(model).top.memory
     assert isinstance(memory, GpuMemory)
     assert had - planned / 8 < memory.num_bytes <= had < memory.planned_bytes <= planned
-    loaded = LoadedModel(
-        model, ModelFiles(directory, model.config), EngineSettings(64, torch.float32), 0, 0.0
-    )
-    notes = "\n".join(loaded.paging_notes())
-    assert "MiB for experts and the KV cache, " in notes
-    assert "were planned: it had not got more" in notes
-    assert "memory of experts: neither page-locked nor locked" in notes
+    notes = "\n".join(model.experts.describe())
+    assert f"({format_bytes(memory.planned_bytes)} planned)" in notes
+    assert "neither page-locked nor locked" in notes
     assert torch.equal(talk(model), talk(resident))
 
 
@@ -230,9 +267,9 @@ def test_a_gpu_without_room_for_one_token_is_refused(
     plan = plan_of(directory)
     least = plan.frame_bytes * (plan.least_frames + -(-cache_bytes // plan.frame_bytes))
     gpu = FakeGpu(least - 1 + paged_models.GPU_ROOM)
-    with pytest.raises(DoesNotFit, match=r"not even the .* that it needs with one token's experts"):
+    with pytest.raises(DoesNotFit, match="one token's experts"):
         on_gpu(directory, gpu, monkeypatch)
-    with pytest.raises(DoesNotFit, match="to compute in"):
+    with pytest.raises(DoesNotFit, match="of workspace"):
         on_gpu(directory, FakeGpu(paged_models.GPU_ROOM - 1), monkeypatch)
 
 
@@ -243,7 +280,7 @@ def test_conversations_have_what_was_kept_for_them_and_no_more(
     frames = paged_experts(model).top.cache.slots.num_frames
     owner, other = Engine(model, 8), Engine(model, 8)
     model.experts.make_room(owner, paged_models.GPU_ROOM)
-    with pytest.raises(DoesNotFit, match=r"of the GPU are needed beside experts, 64.0 MiB were kept"):
+    with pytest.raises(DoesNotFit, match=r"64\.0 MiB was kept"):
         model.experts.make_room(other, 1)
     model.experts.make_room(owner, 0)
     model.experts.make_room(other, 1)
