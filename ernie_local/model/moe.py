@@ -56,14 +56,14 @@ class ExpertProvider(Protocol):
         ...
 
     def make_room(self, owner: object, num_bytes: int) -> None:
-        """`owner`, a cache or an image being encoded, needs so much of the memory that experts may take.
+        """Reserve `num_bytes` of the experts' memory for `owner`, a cache or an image being encoded.
 
-        Until it says another number, or is gone. DoesNotFit where experts cannot do with less.
+        It holds until `owner` asks for another number or is gone. DoesNotFit if experts need the memory.
         """
         ...
 
     def cache_memory(self) -> CacheMemory | None:
-        """Memory for one new KV cache, of which experts have what it does not need; None: it has its own."""
+        """Memory for one new KV cache, shared with experts; None if the cache allocates its own."""
         ...
 
     def compute(self, tokens: RoutedTokens) -> torch.Tensor:
