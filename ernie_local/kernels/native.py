@@ -12,8 +12,6 @@ import warnings
 from dataclasses import dataclass
 from types import ModuleType
 
-from ernie_local.kernels.installed import load_installed_module
-
 MODULE_NAME = "ernie_local._kernels"
 
 
@@ -29,10 +27,7 @@ def _find() -> tuple[ModuleType | None, str]:
     except ModuleNotFoundError as error:
         if error.name != MODULE_NAME:
             raise
-    except ImportError as error:
-        return None, f"it was built but cannot be loaded: {error}"
-    try:
-        return load_installed_module(MODULE_NAME)
+        return None, "the C++ build failed when it was installed, or nothing was installed from this checkout"
     except ImportError as error:
         return None, f"it was built but cannot be loaded: {error}"
 

@@ -51,6 +51,10 @@ class ExpertProvider(Protocol):
 
     takes_shared_page: bool  # whether `compute` adds the shared experts, where they are one packed page
 
+    def describe(self) -> list[str]:
+        """What a user should know of where experts are, a line each; may be none."""
+        ...
+
     def begin(self, rows: TokenRows) -> None:
         """Called when a forward begins: each layer will ask for the experts of `rows.by_bank`, in order."""
         ...

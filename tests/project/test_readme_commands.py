@@ -22,7 +22,7 @@ TYPED = b"What is the total?\n"
 # The subcommands that nano answers within a few seconds.
 QUICK = ("chat", "vram", "doctor")
 # The same work on fewer samples: with all of them it takes minutes.
-FEWER = {"quantize": ["--samples", "12"], "eval": ["--samples", "6"]}
+FEWER = {"quantize": ["--samples", "6"], "eval": ["--samples", "4"]}
 # doctor ends with 1 where this machine is slow, and everything else was run all the same.
 EXPECTED_CODES = {"doctor": {0, 1}}
 

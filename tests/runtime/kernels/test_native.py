@@ -14,7 +14,6 @@ from types import ModuleType
 import pytest
 
 from ernie_local.kernels import native
-from ernie_local.kernels.installed import NOT_BUILT
 
 CPUINFO = Path("/proc/cpuinfo")
 LINUX_NAMES = {
@@ -58,7 +57,6 @@ def hide_module(monkeypatch: pytest.MonkeyPatch, error: ImportError) -> None:
         raise error
 
     monkeypatch.setattr(importlib, "import_module", fail)
-    monkeypatch.setattr(native, "load_installed_module", lambda name: (None, NOT_BUILT))
 
 
 def test_a_module_that_was_installed_is_found() -> None:
