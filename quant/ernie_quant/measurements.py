@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ernie_local.config import Bank
 from ernie_local.errors import InputUnreadable, UsageError
+from ernie_local.files import replaced
 from ernie_quant.option_losses import OptionLosses
 
 _SCHEMA = "ernie-local.statistics/1"
@@ -62,9 +63,8 @@ def write_measurements(path: Path, measured: Measurements) -> None:
         "head_divergence": measured.head_divergence,
         "experts": experts,
     }
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(raw, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    with replaced(path) as new:
+        new.write_text(json.dumps(raw, indent=1), encoding="utf-8")
 
 
 def read_measurements(path: Path, identity: dict[str, str]) -> Measurements:

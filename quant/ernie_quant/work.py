@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from ernie_local.errors import UsageError
+from ernie_local.files import replaced
 
 Resume = Literal["auto", "required", "never"]
 _FOLDER = "work"  # inside the directory; gone before it gets its final name
@@ -100,9 +101,8 @@ class Work:
     def _check_identity(self, identity: dict[str, str]) -> None:
         path = self._folder / "identity.json"
         if not path.exists():
-            temporary = path.with_suffix(".new")
-            temporary.write_text(json.dumps(identity, indent=1), encoding="utf-8")
-            temporary.replace(path)
+            with replaced(path) as new:
+                new.write_text(json.dumps(identity, indent=1), encoding="utf-8")
             return
         before = json.loads(path.read_text(encoding="utf-8"))
         differing = sorted(name for name in {*before, *identity} if before.get(name) != identity.get(name))
