@@ -14,7 +14,7 @@ import typer
 from ernie_cli.invocation import Invocation
 
 if TYPE_CHECKING:
-    from ernie_local.doctor import Finding
+    from ernie_local.doctor import Diagnosis
 
 _SLOW_EXIT_CODE = 1
 
@@ -64,7 +64,7 @@ def _run(model: str | None, bundle: Path | None, as_json: bool, invocation: Invo
         doctor_bundle.check_path(bundle)
     subject = Subject(model, Path(tempfile.gettempdir()), profile_path())
     is_forced = forced_instruction_set() is not None
-    findings: list[Finding] = []
+    findings: list[Diagnosis] = []
     for finding in examine(ISA_VARIABLE, isa_is_forced=is_forced, subject=subject):
         findings.append(finding)
         for line in lines(finding):
@@ -82,14 +82,14 @@ def _run(model: str | None, bundle: Path | None, as_json: bool, invocation: Invo
         raise typer.Exit(_SLOW_EXIT_CODE)
 
 
-def lines(finding: Finding) -> Iterator[str]:
+def lines(finding: Diagnosis) -> Iterator[str]:
     """The finding for people: what was found, then how to fix it."""
     yield f"{finding.name:<10}  {finding.verdict:<5}  {finding.text}"
     if finding.fix is not None:
         yield f"{'':<10}  {'fix':<5}  {finding.fix}"
 
 
-def raise_for_failing(findings: Sequence[Finding]) -> None:
+def raise_for_failing(findings: Sequence[Diagnosis]) -> None:
     """Raise DoesNotFit where a check fails, with the first one's reason and fix."""
     from ernie_local.errors import DoesNotFit
 

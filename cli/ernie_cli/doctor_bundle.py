@@ -21,7 +21,7 @@ from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.files import written_whole
 
 if TYPE_CHECKING:
-    from ernie_local.doctor import Finding, Subject
+    from ernie_local.doctor import Diagnosis, Subject
 
 # Where a path ends: with a blank in it, it has to be known by name.
 _REST = r"[^\s,;:()'\"`]"
@@ -48,7 +48,7 @@ def check_path(path: Path) -> None:
         )
 
 
-def write_bundle(path: Path, findings: Sequence[Finding], subject: Subject) -> None:
+def write_bundle(path: Path, findings: Sequence[Diagnosis], subject: Subject) -> None:
     """Write the zip, whole or not at all: doctor.json, packages.json, platform.json and machine.json."""
     private = list(_private_names(findings, subject))
     fields = {**doctor_json.empty_object(), **doctor_json.finding_fields(findings)}
@@ -81,7 +81,7 @@ def without(value: object, private: Iterable[str]) -> object:
     return _PATH.sub(_PRIVATE, value)
 
 
-def _private_names(findings: Sequence[Finding], subject: Subject) -> Iterator[str]:
+def _private_names(findings: Sequence[Diagnosis], subject: Subject) -> Iterator[str]:
     names = [str(Path.home()), str(Path.cwd()), str(subject.temporary_folder), str(subject.profile_path)]
     names += [platform.node(), platform.node().partition(".")[0], Path.home().name, _user()]
     if subject.model is not None and subject.model != "nano":

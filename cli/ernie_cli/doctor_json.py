@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ernie_local.doctor import Finding
+    from ernie_local.doctor import Diagnosis
 
 SCHEMA = "ernie-local.doctor/1"
 
@@ -19,7 +19,7 @@ def empty_object() -> dict[str, object]:
     return {"schema": SCHEMA, "ok": False, "verdict": None, "checks": [], "error": None}
 
 
-def finding_fields(findings: Sequence[Finding]) -> dict[str, object]:
+def finding_fields(findings: Sequence[Diagnosis]) -> dict[str, object]:
     """The keys that the findings so far fill."""
     from ernie_local.doctor import worst_verdict
 

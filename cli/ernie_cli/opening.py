@@ -143,12 +143,10 @@ def _best_miss_rule(options: ChatOptions) -> str | None:
     """As the profile of this machine has it; None without --vram, which alone makes a rule matter."""
     if options.vram is None or options.misses != "auto":
         return None
-    from ernie_local.machine.hardware import find_hardware
-    from ernie_local.planner.profile import read_profile
+    from ernie_local.machine.hardware import own_profile
 
-    profile = read_profile(profile_path())
-    is_this_machine = profile is not None and profile.hardware.difference(find_hardware()) is None
-    return profile.best_miss_rule if profile is not None and is_this_machine else None
+    profile = own_profile(profile_path())
+    return None if profile is None else profile.best_miss_rule
 
 
 def open_chat(options: ChatOptions, files: ModelFiles, console: Console) -> Chat:

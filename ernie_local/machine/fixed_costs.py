@@ -1,7 +1,7 @@
-"""What a decoded token costs beside its bytes: measured on a model so small that little else is left.
+"""Measures what a decoded token costs besides its bytes, on a model so small that little else is left.
 
 The same tokens with all experts in memory, with paging that finds them all, and with paging that misses many.
-Bytes are taken off as the formula of planner/decode_time.py counts them, so that it gives back what was seen.
+Bytes are subtracted by the formula of planner/rates.py, so that it reproduces what was measured.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from ernie_local.engine import Engine
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading.build import build_model
 from ernie_local.loading.paging import paging_plan
-from ernie_local.machine.random_checkpoint import write_random
-from ernie_local.machine.text_ids import text_ids
-from ernie_local.machine.timing import Clock, summarize
+from ernie_local.machine.random_model import text_ids, write_random
+from ernie_local.machine.timing import Clock
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.planner.fit import Placement
@@ -140,7 +139,7 @@ def _misses(network: ErnieModel) -> int:
 
 def _by_rounds(rounds: Sequence[Sequence[_Token]], value: Callable[[_Token], float]) -> Measurement:
     """Medians of rounds; nothing where there was nothing to see."""
-    return summarize([statistics.median(map(value, tokens)) for tokens in rounds] or [0.0])
+    return Measurement.of([statistics.median(map(value, tokens)) for tokens in rounds] or [0.0])
 
 
 def _split(

@@ -65,8 +65,12 @@ def headroom_bytes(system: str = sys.platform, release: str | None = None) -> in
     Windows, and Linux inside it, move what is too much to RAM without a word, and answers take eight times
     as long; a desktop there changes its use by some hundred MiB.
     """
-    release = platform.release() if release is None else release
-    return GIB if system == "win32" or "microsoft" in release.lower() else 512 * MIB
+    return GIB if system == "win32" or runs_in_wsl(release) else 512 * MIB
+
+
+def runs_in_wsl(release: str | None = None) -> bool:
+    """Whether this Linux runs inside Windows. release: of the kernel, None for this one."""
+    return "microsoft" in (platform.release() if release is None else release).lower()
 
 
 def gpu_memory(free: int, limit: int | None = None, headroom: int | None = None) -> Memory:

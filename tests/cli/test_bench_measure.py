@@ -186,9 +186,9 @@ def test_the_model_s_own_disk_is_read_where_its_files_are_large(
 def test_a_folder_in_memory_is_no_disk(
     command: Command, surveyed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ernie_local.machine.storage import Storage
+    from ernie_local.machine.disk import Storage
 
-    monkeypatch.setattr("ernie_local.machine.storage.find_storage", lambda path: Storage("memory", "tmpfs"))
+    monkeypatch.setattr("ernie_local.machine.disk.find_storage", lambda path: Storage("memory", "tmpfs"))
     assert "that is no disk's speed; set TMPDIR" in command("bench").stderr
 
 
@@ -212,7 +212,7 @@ def test_the_fastest_rule_for_misses_is_what_auto_is(
 ) -> None:
     """nano's experts take 22.5 MiB; of 165, experts and a chat of 1000 tokens have some 22."""
     speeds = {"fetch": 3.0, "compute": 5.0, "split": 4.0}
-    monkeypatch.setattr("ernie_local.machine.miss_rules.measure_miss_rules", lambda model: speeds)
+    monkeypatch.setattr("ernie_local.machine.model_speed.measure_miss_rules", lambda model: speeds)
     limits = ("--vram", "165MiB", "--ctx-size", "1k")
     chat = ("chat", "nano", "-p", "hi", "--max-tokens", "1", *limits)
     assert "what it lacks is copied to it" in command(*chat).stderr
@@ -230,4 +230,4 @@ def test_the_fastest_rule_for_misses_is_what_auto_is(
 def test_a_rule_is_tried_with_two_memories(command: Command, surveyed: list[Any]) -> None:
     result = command("bench", "nano", "--vram", "2GiB", "--ctx-size", "1k", "--json", "--no-save")
     assert result.exit_code == 2
-    assert "the model has 1 memory of experts" in result.stdout
+    assert "in 1 memory" in result.stdout

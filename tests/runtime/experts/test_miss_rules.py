@@ -5,7 +5,7 @@ from __future__ import annotations
 import ernie_local
 from ernie_local.experts.options import MISS_RULES
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.machine.miss_rules import measure_miss_rules
+from ernie_local.machine.model_speed import measure_miss_rules
 
 
 def test_each_rule_is_timed_by_its_own_tokens() -> None:
