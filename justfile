@@ -12,8 +12,9 @@ check:
     ruff format --check
     mypy
     lint-imports
-    python3 tests/project/file_lengths.py
+    python3 tests/project/house_rules.py
     python3 docs/write_cli_page.py --check
+    python3 docs/write_json_page.py --check
     python3 docs/write_fit_table.py --check
 
 # The default tests: CPU, no network, no downloaded weights
@@ -28,9 +29,10 @@ test-slow *arguments:
 test-native:
     csrc/tests/run.sh
 
-# Write what is generated in docs/ and README.md
+# Write the generated pages
 docs:
     python3 docs/write_cli_page.py
+    python3 docs/write_json_page.py
     python3 docs/write_fit_table.py
     python3 docs/write_chat_svg.py
 

@@ -222,13 +222,13 @@ def profile(engine: Engine, vocab_size: int, token_seconds: float, count: int = 
     from ernie_local.kernels import decode_ops, native, ops
     from ernie_local.model.attention import SelfAttention
 
-    timed, can_step = TimedModule(native.native_module()), SelfAttention.can_step
+    timed, projections = TimedModule(native.native_module()), SelfAttention.packed_projections
     for module in (ops, decode_ops):
         module.native_module = lambda: timed  # type: ignore[attr-defined]
-    SelfAttention.can_step = lambda *_: False  # type: ignore[method-assign]
+    SelfAttention.packed_projections = None  # type: ignore[assignment]
     for token_id in random_ids(count, vocab_size):
         engine.decode(token_id)
-    SelfAttention.can_step = can_step  # type: ignore[method-assign]
+    SelfAttention.packed_projections = projections  # type: ignore[method-assign]
     for module in (ops, decode_ops):
         module.native_module = native.native_module  # type: ignore[attr-defined]
     milliseconds = {name: 1e3 * seconds / count for name, seconds in timed.seconds.items()}

@@ -19,7 +19,7 @@ import torch
 from full_size import busiest_share, bytes_per_token, plain_read, random_ids
 
 from ernie_local import load
-from ernie_local.experts.options import MISS_RULES, PagingOptions
+from ernie_local.experts.options import MISS_RULES
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
 from ernie_local.session.answer import peak_memory_bytes
@@ -112,20 +112,21 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--decode", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--vram", help="of a memory that stands for a GPU's")
+    parser.add_argument("--vram", default="auto", help="of a memory that stands for a GPU's")
     parser.add_argument("--misses", choices=list(MISS_RULES), default="fetch")
     parser.add_argument("--small-below", type=float)
     parser.add_argument("--look-ahead", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     memory = plain_read(3)
-    paging = PagingOptions(MISS_RULES[arguments.misses], arguments.small_below, arguments.look_ahead)
     model = load(
         arguments.model,
         ram=arguments.ram,
         vram=arguments.vram,
         context_size=arguments.ctx_size,
-        paging=paging,
+        misses=arguments.misses,
+        small_below=arguments.small_below,
+        look_ahead=arguments.look_ahead,
     )
     print(f"loaded in {model.load_seconds:.0f} s")
     results = measure(model, arguments.prompt, arguments.decode, memory)

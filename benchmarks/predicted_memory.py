@@ -14,8 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ernie_local import defaults
 from ernie_local.checkpoint.hub import resolve_model
-from ernie_local.planner.conversation import ChatPlan, PricedImage, default_kv_dtype
+from ernie_local.media.image_size import measure_image
+from ernie_local.planner.conversation import ChatPlan
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.ram import Budget, plan_cpu
 from ernie_local.sizes import MIB, parse_bytes
@@ -69,8 +71,8 @@ def predict(name: str, context: int, dtype: str, image: str | None, ram: str | N
     images = ()
     if image is not None:
         width, height = map(int, image.split("x"))
-        images = (PricedImage.of(image, width, height, model.processor),)
-    kv_dtype = default_kv_dtype(dtype, is_packed=model.config.quantization is not None)
+        images = (measure_image(image, (width, height), model.processor),)
+    kv_dtype = defaults.kv_dtype(dtype, is_packed=model.config.quantization is not None)
     budget = Budget(None if ram is None else parse_bytes(ram))
     return plan_cpu(model, ChatPlan(context, dtype, kv_dtype, images), budget).memory.peak.best
 

@@ -27,6 +27,7 @@ from ernie_local.loading.build import build_model
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.paging import paging_plan
 from ernie_local.machine.survey import survey_machine
+from ernie_local.model_files import ModelFiles
 from ernie_local.planner.fit import Placement
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.rates import DecodeWork, PagingCosts, Rates
@@ -62,7 +63,7 @@ def measure(directory: Path, share: float, num_tokens: int, rates: Rates) -> dic
     assert isinstance(experts, PagedExperts)
     experts.room.make = lambda owner, num_bytes: None  # type: ignore[method-assign]  # not in a trace
     settings = EngineSettings(num_tokens + 40, torch.float32)
-    model = LoadedModel(network, directory, settings, 0, 0.0)
+    model = LoadedModel(network, ModelFiles(directory, network.config), settings, 0, 0.0)
     recorder, engine = model.record_trace(), model.engine()
     ids = random_ids(32 + num_tokens, config.text.vocab_size)
     engine.prefill(ids[:32])

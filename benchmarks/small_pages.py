@@ -53,7 +53,7 @@ def questions(
     model: LoadedModel, samples: Sequence[Sample]
 ) -> Iterator[tuple[list[int], list[Patches], list[int]]]:
     """Prompt, images and right answer of each turn."""
-    conversation = Conversation(model, None, (), None)
+    conversation = Conversation(model.files, None, (), None)
     for sample in samples:
         patches = model.patches(sample.images)
         for turn in sample.turns:

@@ -1,15 +1,36 @@
-"""Every error a user of ernie-local may see, and the exit code that each one stands for.
+"""Defines every error that a user may see, with the exit code that it stands for.
 
-Owns the three-line shape of a message: what failed (with both numbers), why, and what to try.
-Knows nothing of models, files, or of how a message is printed; the commands print `str(error)`
-and leave with `error.exit_code`.
+A message has three lines: what failed (with both numbers), why, and what to try. What it says of an argument
+is written with `parameter`, so that Python users read `ram="6GiB"` and the command line `--ram 6GiB`.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
+# name, value as text, value as Python writes it; control characters that no message has of its own.
+_PARAMETER = re.compile("\x02([^\x04]*)\x04([^\x04]*)\x04([^\x03]*)\x03")
+ParameterSpelling = Callable[[str, str], str]
+
+
+def parameter(name: str, value: object = None) -> str:
+    """A mark for an argument of the API in a message: `ram`, or `ram="6GiB"` where a value is given."""
+    if value is None:
+        return f"\x02{name}\x04\x04\x03"
+    written = repr(value) if not isinstance(value, str) else f'"{value}"'
+    return f"\x02{name}\x04{value}\x04{written}\x03"
+
+
+def spell_parameters(text: str, spelling: ParameterSpelling | None = None) -> str:
+    """`text` with marks as Python arguments, or as by `spelling`, which gets name and value ("" for none)."""
+    if spelling is not None:
+        return _PARAMETER.sub(lambda mark: spelling(mark[1], mark[2]), text)
+    return _PARAMETER.sub(lambda mark: f"{mark[1]}={mark[3]}" if mark[3] else mark[1], text)
+
 
 class ErnieLocalError(Exception):
-    """Base of all errors meant for a user; anything else that escapes is a defect of ours.
+    """Base of all errors meant for a user; anything else that escapes is a defect of this project.
 
     `what` names the thing and both numbers, `why` gives the reason, `hint` the next step to try.
     Each is one line: line breaks inside are folded to spaces, so that `str()` has three lines.
@@ -18,14 +39,17 @@ class ErnieLocalError(Exception):
     exit_code: int = 1
 
     def __init__(self, what: str, why: str, hint: str) -> None:
-        self.what = _one_line(what)
-        self.why = _one_line(why)
-        self.hint = _one_line(hint)
         # The three parts, and not the text, are the arguments: pickling and copying rebuild from them.
-        super().__init__(self.what, self.why, self.hint)
+        super().__init__(*(_one_line(part) for part in (what, why, hint)))
+        self.what, self.why, self.hint = self.spelled()
 
     def __str__(self) -> str:
         return f"{self.what}\n{self.why}\ntry: {self.hint}"
+
+    def spelled(self, spelling: ParameterSpelling | None = None) -> tuple[str, str, str]:
+        """What, why and hint, with arguments named as by `spell_parameters`."""
+        what, why, hint = (spell_parameters(part, spelling) for part in self.args)
+        return what, why, hint
 
 
 class UsageError(ErnieLocalError):

@@ -1,24 +1,22 @@
-"""The choice of the next token from its logits: greedy, or drawn after the usual filters.
-
-Owns the filters, their order and the random numbers. Knows nothing of text, of the model or of when to stop.
-"""
+"""Chooses the next token from its logits: the likeliest, or one drawn after the usual filters."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from ernie_local.errors import ErnieLocalError, UsageError
+from ernie_local.errors import ErnieLocalError, UsageError, parameter
 
 _LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """How tokens are chosen; the defaults choose the likeliest one. UsageError for a value without a meaning.
+    """How tokens are chosen; the defaults choose the likeliest. UsageError for a value without a meaning.
 
     temperature: 0 is greedy; the filters below then change nothing.
     top_p: keep the likeliest tokens that together reach this probability (0 < top_p <= 1; 1 keeps all).
@@ -38,15 +36,31 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         # Written so that NaN fails each of them.
         temperature_is_usable = 0 <= self.temperature < math.inf
-        _check("temperature", self.temperature, temperature_is_usable, "0 (greedy) or more", "0.7")
-        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1", "0.9")
-        _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more", "40")
-        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 (off) to 1", "0.05")
+        _check("temperature", self.temperature, temperature_is_usable, "0 (greedy) or more", 0.7)
+        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1", 0.9)
+        _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more", 40)
+        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 (off) to 1", 0.05)
         penalty_is_usable = 0 < self.repetition_penalty < math.inf
-        _check("repetition_penalty", self.repetition_penalty, penalty_is_usable, "above 0 (1 is off)", "1.1")
+        _check("repetition_penalty", self.repetition_penalty, penalty_is_usable, "above 0 (1 is off)", 1.1)
         if self.seed is not None:
             seed_is_usable = 0 <= self.seed <= _LARGEST_SEED
-            _check("seed", self.seed, seed_is_usable, f"a whole number up to {_LARGEST_SEED}", "1")
+            _check("seed", self.seed, seed_is_usable, f"a whole number up to {_LARGEST_SEED}", 1)
+
+
+def model_sampling(generation_config: Mapping[str, object]) -> SamplingOptions:
+    """How a model's own generation_config.json samples; greedy where it says nothing.
+
+    UsageError for a value without a meaning.
+    """
+    found: dict[str, Any] = {}
+    for name in ("temperature", "top_p", "min_p", "repetition_penalty", "top_k"):
+        value = generation_config.get(name)
+        kinds = int if name == "top_k" else int | float
+        if isinstance(value, kinds) and not isinstance(value, bool):
+            found[name] = value if name == "top_k" else float(value)
+    if generation_config.get("do_sample") is False:
+        found["temperature"] = 0.0
+    return SamplingOptions(**found)
 
 
 class Sampler:
@@ -73,7 +87,7 @@ class Sampler:
             raise ErnieLocalError(
                 f"the model's score for token {best} of {scores.numel()} is {float(scores[best])}",
                 "weights or activations overflowed, so that no next token can be chosen",
-                "run `ernie-local verify` on the model, or load it with --dtype float32",
+                f"run `ernie-local verify` on the model, or load it with {parameter('dtype', 'float32')}",
             )
         if self._options.temperature == 0:
             return best
@@ -118,6 +132,8 @@ class Sampler:
         return probabilities
 
 
-def _check(name: str, value: float, is_usable: bool, expected: str, example: str) -> None:
+def _check(name: str, value: float, is_usable: bool, expected: str, example: float) -> None:
     if not is_usable:
-        raise UsageError(f"{name} {value} cannot be used", f"it must be {expected}", f"{name}={example}")
+        raise UsageError(
+            f"{parameter(name, value)} cannot be used", f"it must be {expected}", parameter(name, example)
+        )

@@ -1,14 +1,13 @@
-"""Sizes as people write them: "6GiB", "512MiB", "32k" to integers, and bytes back to text.
+"""Converts sizes as people write them ("6GiB", "512MiB", "32k") to integers, and bytes back to text.
 
-Owns the spelling of sizes, nothing else. GiB is 2^30 everywhere in this project; the word "auto"
-and what it stands for belong to the caller.
+GiB is 2^30 everywhere in this project. The word "auto" is the caller's to understand.
 """
 
 from __future__ import annotations
 
 import re
 
-from ernie_local.errors import UsageError
+from ernie_local.errors import UsageError, parameter
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -32,14 +31,14 @@ _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([a-z]*)", re.ASCII)
 _LARGEST = 1 << 60
 
 
-def parse_bytes(text: str, option: str = "size") -> int:
-    """Bytes of "6GiB", "512MiB", "1.5g" or "1048576"; `option` names it in the UsageError."""
-    return _parse(text, option, _BYTE_UNITS, "6GiB, 512MiB or a plain number of bytes")
+def parse_bytes(text: str, name: str = "size") -> int:
+    """Bytes of "6GiB", "512MiB", "1.5g" or "1048576"; `name` is the argument that the UsageError names."""
+    return _parse(text, name, _BYTE_UNITS, "6GiB, 512MiB or a plain number of bytes")
 
 
-def parse_count(text: str, option: str = "count") -> int:
-    """A count such as "32k" (32768), "1m" or "4096"; `option` names it in the UsageError."""
-    return _parse(text, option, _COUNT_UNITS, "32k or 32768")
+def parse_count(text: str, name: str = "count") -> int:
+    """A count such as "32k" (32768), "1m" or "4096"; `name` is the argument that the UsageError names."""
+    return _parse(text, name, _COUNT_UNITS, "32k or 32768")
 
 
 def format_bytes(num_bytes: int) -> str:
@@ -53,12 +52,12 @@ def format_bytes(num_bytes: int) -> str:
     return f"{num_bytes} bytes"
 
 
-def _parse(text: str, option: str, units: dict[str, int], examples: str) -> int:
+def _parse(text: str, name: str, units: dict[str, int], examples: str) -> int:
     match = _SIZE.fullmatch(text.strip().lower())
     shown = ascii(text[:40])
     if match is None or match.group(2) not in units:
         raise UsageError(
-            f"{option} {shown} is not a size",
+            f"{parameter(name)} {shown} is not a size",
             f"a size is a number and one of the units {', '.join(unit for unit in units if unit)}",
             f"write it as {examples}",
         )
@@ -67,7 +66,7 @@ def _parse(text: str, option: str, units: dict[str, int], examples: str) -> int:
     value = int(float(number) * units[unit]) if "." in number else int(number) * units[unit]
     if not 0 < value <= _LARGEST:
         raise UsageError(
-            f"{option} {shown} is {value}, outside of 1 to {_LARGEST}",
+            f"{parameter(name)} {shown} is {value}, outside of 1 to {_LARGEST}",
             "a size must be above zero and within what a machine can have",
             f"write it as {examples}",
         )

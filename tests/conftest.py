@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from ernie_local.config import ModelConfig, parse_config
 from ernie_local.media.patches import Patches
 
 if TYPE_CHECKING:
+    from ernie_local.checkpoint.format_tables import FormatChoice
     from ernie_local.engine import Engine
     from ernie_local.loading import LoadedModel
 
@@ -316,6 +317,39 @@ def make_oracle() -> Callable[..., Oracle]:
 def make_random_oracle() -> Callable[[int], Oracle]:
     """`build_random_oracle`: shapes drawn from a seed."""
     return build_random_oracle
+
+
+class PackNano(Protocol):
+    """Rounds nano to nearest in the formats of a choice, once in a session; the directory is read-only."""
+
+    def __call__(self, choice: FormatChoice) -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def pack_nano(tmp_path_factory: pytest.TempPathFactory) -> PackNano:
+    """`pack_nano(FormatChoice(...))`: the directory of nano in these formats. Not to be written to."""
+    from ernie_local.checkpoint.format_tables import format_tables
+    from ernie_local.checkpoint.hub import NANO_DIRECTORY
+    from ernie_local.config import read_config
+    from tests.plain_export import export_plainly
+
+    made: dict[FormatChoice, Path] = {}
+
+    def pack(choice: FormatChoice) -> Path:
+        if choice not in made:
+            made[choice] = tmp_path_factory.mktemp("packed_nano") / str(choice.experts)
+            export_plainly(NANO_DIRECTORY, made[choice], format_tables(read_config(NANO_DIRECTORY), choice))
+        return made[choice]
+
+    return pack
+
+
+@pytest.fixture(scope="session")
+def packed_nano(pack_nano: PackNano) -> Path:
+    """nano with experts in w4 and the rest in w8. Not to be written to."""
+    from ernie_local.checkpoint.format_tables import FormatChoice
+
+    return pack_nano(FormatChoice())
 
 
 @pytest.fixture(scope="session")

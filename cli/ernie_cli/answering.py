@@ -18,8 +18,7 @@ from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
     from ernie_local.experts.options import PagingStats
-    from ernie_local.media.open_image import OpenedImage
-    from ernie_local.session import Answer, Chat
+    from ernie_local.session import Answer, Chat, ChatImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class AskSettings:
 
 
 def ask(
-    chat: Chat, question: str, images: Sequence[OpenedImage], settings: AskSettings, console: Console
+    chat: Chat, question: str, images: Sequence[ChatImage], settings: AskSettings, console: Console
 ) -> Answer:
     """Ask, show the answer, and return it. Ctrl-C ends the answer early (`finish_reason` "interrupted").
 

@@ -1,65 +1,127 @@
-"""The command `ernie-local calibrate`: measures once what bits are worth, for later runs of `quantize`.
-
-Imports typer and nothing heavy.
-"""
+"""The command `ernie-local calibrate`: measures once what bits are worth, for later runs of `quantize`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ernie_cli.invocation import Invocation
-from ernie_cli.quantize_options import CalibrationFolder, Family, NumSamples, Seed, Source
+from ernie_cli.calibration_samples import SampleOptions, check_samples, draw_sequences
+from ernie_cli.options import CommonOptions, Source, complete_path
+
+if TYPE_CHECKING:
+    from ernie_quant.measurements import Measurements
 
 
-def calibrate(
-    context: typer.Context,
-    source: Source,
-    out: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, such as statistics.json.")],
-    samples: NumSamples = 300,
-    seed: Seed = 0,
-    family: Family = "all",
-    calib: CalibrationFolder = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object (docs/calibrate-json.md).")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions(SampleOptions, CommonOptions):
+    """What was said on the command line."""
+
+    source: Source
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A new file, such as statistics.json.", autocompletion=complete_path
+        ),
+    ]
+
+
+@dataclass
+class LayerObject:
+    """What one layer loses when it is rounded: KL divergence at the answers, in nats per position."""
+
+    layer: int
+    dense_divergence: float
+    """With its attention and its shared experts or MLP in w4."""
+    expert_divergence: float | None
+    """With its routed experts in w2; null in a dense layer."""
+    unvisited_text_experts: int
+    """Text experts that received no token."""
+    unvisited_vision_experts: int
+    """Vision experts that received no token."""
+
+
+@dataclass
+class CalibrateResult:
+    """One object, whatever the end of the run."""
+
+    out: str | None = None
+    """The file, as given."""
+    tokens: dict[str, int] | None = None
+    """Number of tokens of the samples: `text` and `vision`."""
+    positions: int | None = None
+    """Positions whose next token belongs to an answer."""
+    layers: list[LayerObject] = field(default_factory=list)
+    """One for each layer."""
+    head_divergence: float | None = None
+    """The same with the head in w4."""
+
+
+def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     """Measure what bits are worth in each expert and layer, for `quantize --statistics FILE`.
 
-    The model runs once, unquantized, over the first samples, with a copy of all tokens for every layer that
-    is rounded on trial. `quantize` does the same by itself where no file is named; its samples must be the
+    The model runs once, unquantized, over the first samples; for every layer a copy of all tokens goes
+    through a rounded version. `quantize` measures by itself where no file is named; its samples must be the
     same.
     """
-    del debug  # Acted on by main, which is where errors arrive.
-    invocation = context.ensure_object(Invocation)
-    from ernie_cli import calibrate_json
-    from ernie_cli.calibration_samples import SampleChoice, check_choice, draw_sequences
     from ernie_cli.console import Console
     from ernie_cli.progress import UnitProgress
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.errors import UsageError
     from ernie_quant.measure import measurements_in
 
-    if as_json:
-        invocation.json_object = calibrate_json.empty_object()
-    console = Console(quiet=as_json)
-    choice = SampleChoice(samples, seed, calib, family)
-    check_choice(choice, "gptq")
-    if out.exists():
+    console = Console(quiet=options.as_json)
+    check_samples(options, "gptq")
+    if options.out.exists():
         raise UsageError(
-            f"{out} is there already", "nothing is overwritten", "name a new file, or move it away"
+            f"{options.out} exists already",
+            "no file is overwritten",
+            "name another file",
         )
-    directory = resolve_model(source)
-    sequences = draw_sequences(directory, choice, console)
-    with UnitProgress(is_shown=not as_json) as progress:
-        measured = measurements_in(
-            out, directory, sequences, lambda done, layers: progress.show(f"layer {done - 1}", done, layers)
+    directory = resolve_model(options.source)
+    sequences = draw_sequences(directory, options, console)
+    with UnitProgress(is_shown=not options.as_json) as progress:
+        measured = measurements_in(options.out, directory, sequences, progress.show_layer)
+    result.out = str(options.out)
+    result.tokens = {str(bank): count for bank, count in measured.tokens.items()}
+    result.positions = measured.positions
+    result.head_divergence = measured.head_divergence
+    result.layers = [
+        LayerObject(
+            layer_id,
+            divergence,
+            measured.expert_divergence.get(layer_id),
+            _unvisited(measured, layer_id, "text"),
+            _unvisited(measured, layer_id, "vision"),
         )
-    if invocation.json_object is not None:
-        invocation.json_object |= {"out": str(out), **calibrate_json.measured_fields(measured)}
-        return
-    for line in calibrate_json.lines(measured):
-        console.answer(line + "\n")
+        for layer_id, divergence in measured.dense_divergence.items()
+    ]
+    if not options.as_json:
+        for line in lines(result, measured.probe_format):
+            console.answer(line + "\n")
+
+
+def lines(result: CalibrateResult, probe_format: str) -> Iterator[str]:
+    """A line for each layer: what rounding it costs at the answers, and how many experts saw no token."""
+    tokens = result.tokens or {}
+    counts = [f"{count:,} {bank} tokens" for bank, count in tokens.items()]
+    yield f"{' and '.join(counts)}, {result.positions:,} answer positions"
+    yield f"{'layer':>5}  {f'experts {probe_format}':>12}  {'others w4':>12}  experts without a token"
+    for one in result.layers:
+        experts, unvisited = "dense", ""
+        if one.expert_divergence is not None:
+            experts = f"{one.expert_divergence:.6f}"
+            unvisited = f"  text {one.unvisited_text_experts}, vision {one.unvisited_vision_experts}"
+        yield f"{one.layer:>5}  {experts:>12}  {one.dense_divergence:>12.6f}{unvisited}"
+    yield f" head  {'':>12}  {result.head_divergence:>12.6f}"
+
+
+def _unvisited(measured: Measurements, layer_id: int, bank: str) -> int:
+    return sum(
+        visits == 0
+        for (own_layer, own_bank, _), visits in measured.visits.items()
+        if (own_layer, own_bank) == (layer_id, bank)
+    )

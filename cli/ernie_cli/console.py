@@ -101,8 +101,10 @@ class Console:
     @contextmanager
     def telling_warnings(self) -> Iterator[None]:
         """Meanwhile, what the runtime warns of is told as by `warn`."""
+        from ernie_cli.failures import spell_options
+
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: self.warn(str(message))
+            warnings.showwarning = lambda message, *_, **__: self.warn(spell_options(str(message)))
             yield
 
     def error(self, text: str) -> None:

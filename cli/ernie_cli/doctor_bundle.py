@@ -1,7 +1,7 @@
-"""What `doctor --bundle` writes: a zip of what was found, for somebody who helps.
+"""Writes the zip of `doctor --bundle`: what was found, for a person who helps.
 
-Owns what is private and goes out: paths, names of people, machines and their programs, names of models. The
-environment is never looked at for what goes in.
+Removes what is private: paths, names of people, machines and their programs, names of models. The environment
+is never read for it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ernie_cli import doctor_json
+from ernie_cli.doctor_result import DoctorResult
+from ernie_cli.json_object import finished
 from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.files import written_whole
 
 if TYPE_CHECKING:
     from ernie_local.doctor import Diagnosis, Subject
 
-# Where a path ends: with a blank in it, it has to be known by name.
+# A path ends at these; one with a blank in it must be known by name.
 _REST = r"[^\s,;:()'\"`]"
-# Behind a letter or a digit it is no path: "GB/s", "tokens/s".
+# After a letter or a digit it is no path: "GB/s", "tokens/s".
 _PATH = re.compile(rf"(?<![\w.])(?:[A-Za-z]:[\\/]|[\\/~]){_REST}+")
 _PRIVATE = "<private>"
-# A name of two letters would be found in half of all words.
+# A name of two letters is part of half of all words.
 _SHORTEST_NAME = 3
 
 
@@ -51,10 +52,11 @@ def check_path(path: Path) -> None:
 def write_bundle(path: Path, findings: Sequence[Diagnosis], subject: Subject) -> None:
     """Write the zip, whole or not at all: doctor.json, packages.json, platform.json and machine.json."""
     private = list(_private_names(findings, subject))
-    fields = {**doctor_json.empty_object(), **doctor_json.finding_fields(findings)}
-    fields["ok"] = fields["verdict"] != "fails"
+    result = DoctorResult()
+    result.update(findings)
+    shown = {**finished("doctor", result, None), "ok": result.verdict != "fails"}
     members: dict[str, object] = {
-        "doctor.json": fields,
+        "doctor.json": shown,
         "packages.json": _packages(),
         "platform.json": _platform(),
         "machine.json": _profile(subject),
@@ -109,7 +111,7 @@ def _user() -> str:
 
 
 def _packages() -> dict[str, str | None]:
-    """Versions of what ernie-local depends on; others are none of anybody's business."""
+    """Versions of what ernie-local depends on, and of nothing else."""
     required = metadata.requires("ernie-local") or []
     names = {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required} | {
         "ernie-local",

@@ -1,102 +1,112 @@
-"""The command `ernie-local eval`: its options, and the order of its steps.
+"""The command `ernie-local eval`: its options, the order of its steps, and its tables.
 
-What is wrong with a model's files is told before any of them is loaded. Imports typer and nothing heavy.
+What is wrong with a model's files is told before any of them is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ernie_cli.chat_options import DType, GpuKernelsOption
-from ernie_cli.invocation import Invocation
+from ernie_cli.options import (
+    CommonOptions,
+    ComputeOptions,
+    Seed,
+    complete_model,
+    file_option,
+    model_argument,
+    use_threads,
+)
 
 if TYPE_CHECKING:
     from ernie_cli.console import Console
+    from ernie_cli.eval_result import EvalResult
     from ernie_quant.evaluation.candidate import Candidate
     from ernie_quant.evaluation.run import EvaluationJob
+    from ernie_quant.evaluation.run import Result as Evaluated
+    from ernie_quant.evaluation.statistics import Estimate
+    from ernie_quant.evaluation.summary import Summary
 
-Family = Literal["pictures", "documents", "charts", "texts", "all"]
-_DEFAULT_SAMPLES = 200
+FamilyName = Literal["pictures", "documents", "charts", "texts"]
+_NAME_WIDTH = 18
+_COLUMNS = f"{{:<{_NAME_WIDTH}}} {{:>10}} {{:>6}} {{:>8}} {{:>7}} {{:>9}} {{:>7}} {{:>7}}"
+_TASK_COLUMNS = "  {:<18} {:>6} {:>9} {:>8} {:>7}  {:<8} {:>7} {:>7}"
+_LAYER_COLUMNS = "  {:>5} {:>7} {:>7}"
+_FAMILIES: tuple[FamilyName, ...] = ("pictures", "documents", "charts", "texts")
 
 
-def evaluate(  # long: each option of the command is a parameter
-    context: typer.Context,
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(ComputeOptions, CommonOptions):
+    """What was said on the command line."""
+
     reference: Annotated[
         str,
-        typer.Argument(metavar="REFERENCE", help="The unquantized model: a directory, hf:org/name, or nano."),
-    ],
+        model_argument("The unquantized model: a directory, hf:org/name, or nano.", metavar="REFERENCE"),
+    ]
     checkpoints: Annotated[
-        list[str], typer.Argument(metavar="CHECKPOINT...", help="What was made from it, any number.")
-    ],
+        tuple[str, ...],
+        typer.Argument(
+            metavar="CHECKPOINT...", help="One or more models made from it.", autocompletion=complete_model
+        ),
+    ]
     samples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Held-out samples, unknown to calibration.")
-    ] = _DEFAULT_SAMPLES,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Draw other samples.")] = 0,
+        int, typer.Option(metavar="N", min=1, help="Held-out samples, which calibration never uses.")
+    ] = 200
+    seed: Seed = 0
     family: Annotated[
-        Family,
-        typer.Option(help="What they are: small images, all that nano reads; pages of documents; charts."),
-    ] = "pictures",
+        Literal["pictures", "documents", "charts", "texts", "all"],
+        typer.Option(
+            help="Kind of samples: small images (the only kind that nano reads), pages of documents, charts."
+        ),
+    ] = "pictures"
     questions_each: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Most questions a sample, long answers not counted.")
-    ] = 1,
+        int,
+        typer.Option(metavar="N", min=1, help="Questions per sample at most, not counting long answers."),
+    ] = 1
     answers: Annotated[
         Literal["known", "reference"],
-        typer.Option(help="Compare where the right answers are written, or those that the reference gives."),
-    ] = "known",
+        typer.Option(help="Compare along the right answers, or along those that the reference gives."),
+    ] = "known"
     reference_cache: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keep what the reference did, and use it again if it is there."),
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="Where to compute.")] = "cpu",
-    dtype: Annotated[
-        DType,
-        typer.Option(help="Compute in; auto is float32 on a CPU for references up to 4 GiB, else bfloat16."),
-    ] = "auto",
-    gpu_kernels: GpuKernelsOption = "auto",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="CPU threads to compute with.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object (docs/eval-json.md).")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
-) -> None:
+        file_option(help_text="Keep the reference's results in FILE, and reuse them if it exists."),
+    ] = None
+
+
+def evaluate(options: EvalOptions, result: EvalResult) -> None:
     """Measure how far checkpoints are from their reference, on documents and charts.
 
-    Divergence and likeliest tokens where an answer is written, answers of their own, and experts chosen.
-    Every third small image is also read out whole. One model at a time is in memory.
+    Compares divergence and most likely tokens where an answer is written, the answers that each model gives,
+    and the experts chosen. Every third small image is also read out completely. One model at a time is in
+    memory.
     """
-    del debug  # Acted on by main, which is where errors arrive.
-    invocation = context.ensure_object(Invocation)
-    from ernie_cli import eval_json
-    from ernie_cli.chat_options import ChatOptions
     from ernie_cli.console import Console
+    from ernie_local import defaults
     from ernie_quant.evaluation.run import EvaluationJob
 
-    if as_json:
-        invocation.json_object = eval_json.empty_object()
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-    first, others = _find(reference, checkpoints)
+    use_threads(options.threads)
+    reference, others = _find(options.reference, options.checkpoints)
+    dtype: str = options.dtype
+    if dtype == defaults.AUTO:
+        dtype = defaults.compute_dtype(reference.num_bytes, on_gpu=options.device != "cpu")
     job = EvaluationJob(
-        reference=first,
-        samples=samples,
-        seed=seed,
-        families=("pictures", "documents", "charts", "texts") if family == "all" else (family,),
-        questions_each=questions_each,
-        answers=answers,
-        device=device,
-        dtype=ChatOptions(device=device, dtype=dtype).dtype_name(first.num_bytes),
-        gpu_kernels=gpu_kernels,
-        cache=reference_cache,
+        reference=reference,
+        samples=options.samples,
+        seed=options.seed,
+        families=_FAMILIES if options.family == "all" else (options.family,),
+        questions_each=options.questions_each,
+        answers=options.answers,
+        device=options.device,
+        dtype=dtype,
+        gpu_kernels=options.gpu_kernels,
+        cache=options.reference_cache,
     )
-    _run(job, others, Console(quiet=as_json), invocation)
+    _run(job, others, Console(quiet=options.as_json), options, result)
 
 
 def _find(reference: str, checkpoints: Sequence[str]) -> tuple[Candidate, list[Candidate]]:
@@ -108,20 +118,94 @@ def _find(reference: str, checkpoints: Sequence[str]) -> tuple[Candidate, list[C
     return first, others
 
 
-def _run(job: EvaluationJob, others: Sequence[Candidate], console: Console, invocation: Invocation) -> None:
-    from dataclasses import replace
-
-    from ernie_cli import eval_json, eval_table
+def _run(
+    job: EvaluationJob,
+    others: Sequence[Candidate],
+    console: Console,
+    options: EvalOptions,
+    result: EvalResult,
+) -> None:
     from ernie_cli.progress import UnitProgress
     from ernie_quant.evaluation.run import Evaluation
 
-    with console.telling_warnings(), UnitProgress(is_shown=invocation.json_object is None) as progress:
+    with console.telling_warnings(), UnitProgress(is_shown=not options.as_json) as progress:
         evaluation = Evaluation(replace(job, on_sample=progress.show))
-        results = []
+        evaluated = []
         for other in others:
-            results.append(evaluation.evaluate(other))
-            if invocation.json_object is not None:
-                invocation.json_object |= eval_json.result_fields(job, results)
-    if invocation.json_object is None:
-        for line in eval_table.lines(job.reference, results):
+            evaluated.append(evaluation.evaluate(other))
+            result.update(job, evaluated)
+    if not options.as_json:
+        for line in lines(job.reference, evaluated):
             console.answer(line + "\n")
+
+
+def lines(reference: Candidate, results: Sequence[Evaluated]) -> Iterator[str]:
+    """One table of all models, 80 columns wide, then each checkpoint in detail; at least one result."""
+    answers = results[0].summary.answers
+    yield _COLUMNS.format("model", "size", "bits", "KL", "top-1", "exact", "flips", "experts")
+    yield _row(reference, f"{answers.reference_exact}/{answers.questions}")
+    for result in results:
+        summary = result.summary
+        answers = summary.answers
+        yield _row(
+            result.candidate,
+            f"{answers.exact}/{answers.questions}",
+            f"{summary.divergence.mean.value:.4f}",
+            f"{summary.divergence.top1.value:.1%}",
+            f"-{answers.right_to_wrong} +{answers.wrong_to_right}",
+            "" if summary.routing_agreement is None else f"{summary.routing_agreement:.1%}",
+        )
+    for result in results:
+        yield ""
+        yield from _details(result.candidate.name, result.summary)
+
+
+def _row(
+    candidate: Candidate, exact: str, divergence: str = "", top1: str = "", flips: str = "", experts: str = ""
+) -> str:
+    from ernie_local.sizes import format_bytes
+
+    name = candidate.name
+    if len(name) > _NAME_WIDTH:  # the end of a path tells more
+        name = f"...{name[3 - _NAME_WIDTH :]}"
+    size = format_bytes(candidate.num_bytes)
+    bits = "" if candidate.routed_bits is None else f"{candidate.routed_bits:.2f}"
+    return _COLUMNS.format(name, size, bits, divergence, top1, exact, flips, experts).rstrip()
+
+
+def _details(name: str, summary: Summary) -> Iterator[str]:
+    divergence, answers = summary.divergence, summary.answers
+    yield f"{name}: {divergence.positions:,} positions where an answer is written"
+    yield (
+        f"  KL {_estimate(divergence.mean, '.4f')}, median {divergence.median:.4f}, "
+        f"90 % {divergence.percent_90:.4f}, 99 % {divergence.percent_99:.4f}"
+    )
+    yield f"  same likeliest token {_estimate(divergence.top1, '.1%')}"
+    if answers.exact_share is not None:
+        yield f"  exact answers {_estimate(answers.exact_share, '.1%')} of {answers.questions} questions"
+    yield (
+        f"  flips: {answers.right_to_wrong} right to wrong, {answers.wrong_to_right} wrong to right, "
+        f"p = {answers.p_value:.3f} (McNemar)"
+    )
+    yield _TASK_COLUMNS.format("task", "turns", "positions", "KL", "top-1", "measure", "before", "now")
+    for task in summary.tasks:
+        yield _TASK_COLUMNS.format(
+            task.kind,
+            task.turns,
+            task.positions,
+            f"{task.divergence:.4f}",
+            f"{task.top1:.1%}",
+            task.metric,
+            f"{task.reference_score:.1%}",
+            f"{task.score:.1%}",
+        )
+    if summary.routing:
+        yield "  same experts chosen"
+        yield _LAYER_COLUMNS.format("layer", "text", "vision")
+    for layer, group in groupby(summary.routing, lambda routing: routing.layer):
+        shares = {routing.bank: f"{routing.agreement:.1%}" for routing in group}
+        yield _LAYER_COLUMNS.format(layer, shares.get("text", ""), shares.get("vision", "")).rstrip()
+
+
+def _estimate(estimate: Estimate, spec: str) -> str:
+    return f"{estimate.value:{spec}} [{estimate.low:{spec}}, {estimate.high:{spec}}]"

@@ -1,6 +1,6 @@
-"""Any exception to what a user is told about it: a code name, an exit code, and three lines.
+"""Turns any exception into what a user is told of it: a code name, an exit code, and three lines.
 
-Owns the meaning of exit codes on the command line. Knows nothing of the streams and of any command.
+Errors of the library name arguments (`ram="6GiB"`); here they become options (`--ram 6GiB`).
 """
 
 from __future__ import annotations
@@ -9,9 +9,16 @@ from dataclasses import dataclass
 
 import typer
 
-from ernie_local.errors import ErnieLocalError, Interrupted, OutOfMemory, UsageError
+from ernie_local.errors import ErnieLocalError, Interrupted, OutOfMemory, UsageError, spell_parameters
 
-_CODE_NAMES = {
+# Options that are not called as the library's argument.
+_OPTIONS = {
+    "context_size": "ctx-size",
+    "temperature": "temp",
+    "thinking": "think",
+    "thinking_budget": "think-budget",
+}
+CODE_NAMES = {
     1: "failed",
     2: "usage",
     3: "does_not_fit",
@@ -55,8 +62,18 @@ def describe(error: BaseException) -> Failure:
             why="this is a defect of ernie-local, not of the input",
             hint="run again with --debug for the traceback",
         )
-    code = _CODE_NAMES.get(known.exit_code, "failed")
-    return Failure(code, known.exit_code, known.what, known.why, known.hint)
+    code = CODE_NAMES.get(known.exit_code, "failed")
+    return Failure(code, known.exit_code, *known.spelled(_option))
+
+
+def spell_options(text: str) -> str:
+    """A text of the library with its arguments named as options of the command line."""
+    return spell_parameters(text, _option)
+
+
+def _option(name: str, value: str) -> str:
+    option = "--" + _OPTIONS.get(name, name).replace("_", "-")
+    return f"{option} {value}" if value not in ("", "True") else option
 
 
 def _as_user_error(error: BaseException) -> ErnieLocalError | None:

@@ -1,16 +1,15 @@
-"""The command `ernie-local inspect`: what a checkpoint is made of, as a table.
+"""The command `ernie-local inspect`: shows what a checkpoint is made of.
 
-Reads config.json and headers only. Imports typer and nothing heavy, not even when it runs.
+Reads config.json and headers only, and imports no torch, not even when it runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import typer
-
-from ernie_cli.invocation import Invocation
+from ernie_cli.options import CommonOptions, ModelName
 
 if TYPE_CHECKING:
     from ernie_local.checkpoint.parts import ModelPart
@@ -18,62 +17,95 @@ if TYPE_CHECKING:
 _COLUMNS = "{:<18}  {:>14}  {:>6}  {:>11}  {:>6}  {}"
 
 
-def inspect(
-    context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A directory, hf:org/name[@revision], or nano.")] = "nano",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object (docs/inspect-json.md).")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
-) -> None:
-    """Show a model's parts: weights, bits a weight, bytes and formats. Reads headers only."""
-    del debug  # Acted on by main, which is where errors arrive.
-    invocation = context.ensure_object(Invocation)
-    from ernie_cli import inspect_json
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(CommonOptions):
+    """What was said on the command line."""
+
+    model: ModelName = "nano"
+
+
+@dataclass
+class PartObject:
+    """A part of the model. `bytes` hold scales, zeros and padding, so `bits_per_weight` is the true cost."""
+
+    name: str
+    weights: int
+    """Numbers in the part. `small text pages` and `small vision pages` hold their experts' weights once more:
+    the sums over all parts count their bytes, but not their weights."""
+    bytes: int
+    share: float
+    """Share of the bytes of all parts."""
+    bits_per_weight: float
+    formats: dict[str, int]
+    """Weights by number type or low-bit format."""
+    pages: dict[str, int]
+    """Routed experts by the format of their pages."""
+
+
+@dataclass
+class InspectResult:
+    """One object, from config.json and the headers of the weight files."""
+
+    directory: str | None = None
+    """Where the model lies."""
+    layout: str | None = None
+    """Whose tensor names the files use: `hub`, `native` or ours."""
+    weights: int | None = None
+    """Of all parts together."""
+    bytes: int | None = None
+    """Of all parts together."""
+    parts: list[PartObject] = field(default_factory=list)
+    """What the model is made of."""
+    routed_experts: PartObject | None = None
+    """`text experts` and `vision experts` together; null for a model without."""
+    ignored: list[str] = field(default_factory=list)
+    """Tensors in the files that are known to be no part of the model."""
+    source: dict[str, str] = field(default_factory=dict)
+    """What a quantized checkpoint says it was made from."""
+    calibration: dict[str, str] = field(default_factory=dict)
+    """What a quantized checkpoint says it was calibrated on."""
+
+
+def inspect(options: InspectOptions, result: InspectResult) -> None:
+    """Show a model's parts: weights, bits per weight, bytes and formats. Reads headers only."""
     from ernie_cli.console import Console
     from ernie_local.checkpoint.files import read_stored_tensors
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.checkpoint.index import account
-    from ernie_local.checkpoint.parts import model_parts, stored_tensors
+    from ernie_local.checkpoint.parts import model_parts, routed_experts, stored_tensors, sum_of_parts
     from ernie_local.config import read_config
 
-    if as_json:
-        invocation.json_object = inspect_json.empty_object()
-    directory = resolve_model(model)
+    directory = resolve_model(options.model)
     config = read_config(directory)
     accounts = account(directory, read_stored_tensors(directory), config)
     parts = model_parts(stored_tensors(accounts, config), config)
-    tables = config.quantization
-    origin = (
-        {} if tables is None else {"source": dict(tables.source), "calibration": dict(tables.calibration)}
-    )
-    if invocation.json_object is not None:
-        invocation.json_object |= {
-            "directory": str(directory),
-            "layout": accounts.layout,
-            "ignored": list(accounts.ignored),
-            **origin,
-            **inspect_json.part_fields(parts),
-        }
+    whole, routed = sum_of_parts("all", parts), routed_experts(parts)
+    result.directory, result.layout = str(directory), accounts.layout
+    result.weights, result.bytes = whole.weights, whole.num_bytes
+    result.parts = [_part(part, whole) for part in parts]
+    result.routed_experts = None if routed is None else _part(routed, whole)
+    result.ignored = list(accounts.ignored)
+    if config.quantization is not None:
+        result.source = dict(config.quantization.source)
+        result.calibration = dict(config.quantization.calibration)
+    if options.as_json:
         return
     console = Console()
-    for line in lines(parts):
+    for line in lines([*parts, whole, *([] if routed is None else [routed])], whole):
         console.answer(line + "\n")
-    for title, texts in origin.items():
+    for title, texts in (("source", result.source), ("calibration", result.calibration)):
         for key, value in texts.items():
             console.answer(f"{title} {key}: {value}\n")
-    for name in accounts.ignored:
+    for name in result.ignored:
         console.answer(f"no part of the model: {name}\n")
 
 
-def lines(parts: Sequence[ModelPart]) -> Iterator[str]:
-    """The table: a line a part, their sum, and what the routed experts alone come to."""
-    from ernie_local.checkpoint.parts import routed_experts, sum_of_parts
+def lines(parts: Sequence[ModelPart], whole: ModelPart) -> Iterator[str]:
+    """The table: a line for each part."""
     from ernie_local.sizes import format_bytes
 
-    whole, routed = sum_of_parts("all", parts), routed_experts(parts)
     yield _COLUMNS.format("part", "weights", "bits", "size", "share", "formats").rstrip()
-    for part in [*parts, whole, *([] if routed is None else [routed])]:
+    for part in parts:
         yield _COLUMNS.format(
             part.name,
             f"{part.weights:,}",
@@ -90,3 +122,9 @@ def _formats(part: ModelPart) -> list[str]:
         name if count == part.weights else f"{name} {count / part.weights:.1%}"
         for name, count in part.formats.most_common()
     ]
+
+
+def _part(part: ModelPart, whole: ModelPart) -> PartObject:
+    from ernie_cli.json_object import fill
+
+    return fill(PartObject, part, bytes=part.num_bytes, share=part.num_bytes / whole.num_bytes)

@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING
 from ernie_cli import opening, slash_commands
 from ernie_cli.answering import AskSettings, ask, cut_off_line, stats_line
 from ernie_cli.chat_options import ChatOptions
-from ernie_cli.chat_sampling import sampling_options
 from ernie_cli.console import Console
 from ernie_cli.failures import describe
-from ernie_cli.images import measure, show_reports
+from ernie_cli.images import show_reports
 from ernie_cli.line_reader import LineReader, make_reader, read_message
-from ernie_cli.opening import ModelFiles
 from ernie_local.errors import ErnieLocalError
 
 if TYPE_CHECKING:
     from ernie_local.media.open_image import OpenedImage
-    from ernie_local.session import Chat
+    from ernie_local.model_files import ModelFiles
+    from ernie_local.session import Chat, ChatImage
 
 
 class InteractiveChat:
@@ -35,16 +34,16 @@ class InteractiveChat:
         self.options = options
         self.console = console
         self.show_stats = options.stats
-        self.waiting: list[OpenedImage] = []
+        self.waiting: list[ChatImage] = []
         self.settings = AskSettings(
             thinking=options.thinking(),
             think_budget=options.think_budget_count(),
             max_tokens=options.max_tokens_count(),
             hide_thinking=options.hide_thinking,
-            stream=options.stream,
+            stream=not options.no_stream,
         )
         self._files = files
-        self._sampling = sampling_options(options, files.generation_config)
+        self._sampling = opening.chat_sampling(options, files)
 
     def run(self, reader: LineReader, first_prompt: str | None = None) -> None:
         """Answer line after line until the end of input or /exit."""
@@ -61,18 +60,25 @@ class InteractiveChat:
             if line.strip() and not self._guarded(line):
                 return
 
-    def attach(self, images: Sequence[OpenedImage]) -> None:
+    def attach(self, images: Sequence[OpenedImage | ChatImage]) -> None:
         """Let images wait for the next question, and say what the model will see of them."""
-        show_reports(measure(images, self._files.processor), images, self.console)
-        self.waiting.extend(images)
+        from ernie_local.session import open_chat_images
+
+        measured = open_chat_images(images, self._files.image_processor)
+        show_reports(measured, self.console)
+        self.waiting.extend(measured)
 
     def restart(self, system: str) -> None:
         """Begin a new chat with this system text."""
-        self.chat = opening.new_chat(self.chat.model, self._sampling, system)
+        from ernie_local.session import Chat
+
+        self.chat = Chat(self.chat.model, system, self._sampling)
 
     def resume(self, path: Path) -> None:
-        """Go on with a saved chat instead of this one."""
-        self.chat = opening.load_chat(path, self.chat.model, self._sampling)
+        """Continue a saved chat instead of this one."""
+        from ernie_local.session import Chat
+
+        self.chat = Chat.load(path, self.chat.model, self._sampling)
 
     def set_thinking(self, thinking: bool | None) -> None:
         """How the answers from now on begin."""
@@ -118,7 +124,7 @@ def run(
     options: ChatOptions,
     files: ModelFiles,
     console: Console,
-    images: Sequence[OpenedImage],
+    images: Sequence[ChatImage],
     first_prompt: str | None,
 ) -> None:
     """Load the model and chat until the person leaves, then save where --save says so."""
@@ -128,7 +134,7 @@ def run(
     console.note(
         f"{options.model} is ready. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
     )
-    with opening.trace_written(options, loop.chat, console):
+    with opening.trace_written(options.trace, loop.chat, console):
         loop.run(reader, first_prompt)
     if options.save is not None:
         loop.chat.save(options.save)

@@ -1,76 +1,115 @@
-"""The command `ernie-local`: finds the subcommand, and turns every end of it into an exit code.
+"""Finds the command that `ernie-local` was asked for, and turns every end of it into an exit code.
 
-Owns the options before the subcommand, the outermost exception handler and the printing of the JSON object.
-Imports typer and the declarations of the commands only: `--help` must not wait for torch.
+The outermost exception handler and the printing of the JSON object are here. Imports typer and the options
+of the commands only: `--help` must not wait for torch.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import ernie_local
-from ernie_cli import (
-    bench,
-    bench_json,
-    calibrate,
-    calibrate_json,
-    chat,
-    chat_json,
-    doctor,
-    doctor_json,
-    eval_json,
-    inspect,
-    inspect_json,
-    quantize,
-    quantize_json,
-    verify,
-    verify_json,
-    vram,
-    vram_json,
-)
-from ernie_cli.computing import ComputingCommand
+from ernie_cli import calibrate, chat, doctor, inspect, quantize, verify
+from ernie_cli import eval as eval_command
+from ernie_cli.bench import command as bench
+from ernie_cli.chat_options import ChatOptions
+from ernie_cli.computing import use_forced_instruction_set
 from ernie_cli.console import Console, forgive_encodings, silence_stdout
-from ernie_cli.eval import evaluate
-from ernie_cli.invocation import Invocation
+from ernie_cli.options import command_from
+from ernie_cli.quantize_options import QuantizeOptions
+from ernie_cli.vram import command as vram
+from ernie_cli.vram.options import VramOptions
 
 if TYPE_CHECKING:
     from ernie_cli.failures import Failure
 
 INTERRUPTED = 130
 
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A row of the table: what runs, with which options, and the class of its result as module:name.
+
+    The result's module is imported when the command runs, `run` gets an empty one and fills it. A command
+    that computes obeys ERNIE_LOCAL_ISA.
+    """
+
+    run: Callable[[Any, Any], None]
+    options: type[Any]
+    result: str
+    computes: bool = True
+
+    def new_result(self) -> Any:
+        """The result of a run that knows nothing yet."""
+        module, _, name = self.result.partition(":")
+        return getattr(importlib.import_module(module), name)()
+
+
+COMMANDS: Mapping[str, Command] = {
+    "chat": Command(chat.chat, ChatOptions, "ernie_cli.chat_result:ChatResult"),
+    "quantize": Command(quantize.quantize, QuantizeOptions, "ernie_cli.quantize:QuantizeResult"),
+    "calibrate": Command(
+        calibrate.calibrate, calibrate.CalibrateOptions, "ernie_cli.calibrate:CalibrateResult"
+    ),
+    "eval": Command(eval_command.evaluate, eval_command.EvalOptions, "ernie_cli.eval_result:EvalResult"),
+    "bench": Command(bench.bench, bench.BenchOptions, "ernie_cli.bench.result:BenchResult"),
+    "inspect": Command(inspect.inspect, inspect.InspectOptions, "ernie_cli.inspect:InspectResult"),
+    "vram": Command(vram.vram, VramOptions, "ernie_cli.vram.result:VramResult", computes=False),
+    "verify": Command(verify.verify, verify.VerifyOptions, "ernie_cli.verify:VerifyResult"),
+    "doctor": Command(doctor.doctor, doctor.DoctorOptions, "ernie_cli.doctor_result:DoctorResult"),
+}
+
+
+@dataclass(slots=True)
+class Invocation:
+    """One run of the command line.
+
+    `wants_json` and `debug` are looked up in the raw arguments: a wrong option must be reported in the right
+    form before the options are parsed. `result` is that of the command, None until it begins.
+    """
+
+    wants_json: bool = False
+    debug: bool = False
+    command: str | None = None
+    result: Any = None
+
+    @classmethod
+    def from_arguments(cls, arguments: Sequence[str]) -> Invocation:
+        """The flags and the command name in `arguments` (without the program's name)."""
+        words = list(arguments)
+        if "--" in words:
+            words = words[: words.index("--")]
+        command = next((word for word in words if not word.startswith("-")), None)
+        return cls(wants_json="--json" in words, debug="--debug" in words, command=command)
+
+
 app = typer.Typer(
     # Plain help: rich costs a tenth of a second and draws boxes that no pager or grep likes.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(cls=ComputingCommand)(chat.chat)
-app.command(cls=ComputingCommand)(quantize.quantize)
-app.command(cls=ComputingCommand)(calibrate.calibrate)
-app.command("eval", cls=ComputingCommand)(evaluate)
-app.command(cls=ComputingCommand)(bench.bench)
-app.command(cls=ComputingCommand)(inspect.inspect)
-app.command()(vram.vram)
-app.command(cls=ComputingCommand)(verify.verify)
-app.command(cls=ComputingCommand)(doctor.doctor)
 
-# Command to what `--json` prints of a run of it that did not begin.
-EMPTY_OBJECTS: Mapping[str, Callable[[], dict[str, object]]] = {
-    "chat": chat_json.empty_object,
-    "quantize": quantize_json.empty_object,
-    "calibrate": calibrate_json.empty_object,
-    "eval": eval_json.empty_object,
-    "bench": bench_json.empty_object,
-    "inspect": inspect_json.empty_object,
-    "vram": vram_json.empty_object,
-    "verify": verify_json.empty_object,
-    "doctor": doctor_json.empty_object,
-}
+
+def _register(name: str, command: Command) -> None:
+    def run(context: typer.Context, options: Any) -> None:
+        if command.computes:
+            use_forced_instruction_set()
+        result = command.new_result()
+        context.ensure_object(Invocation).result = result
+        command.run(options, result)
+
+    app.command(name)(command_from(command.options, run, command.run.__doc__))
+
+
+for _name, _command in COMMANDS.items():
+    _register(_name, _command)
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -101,7 +140,7 @@ def ernie_local_command(
 def run(arguments: Sequence[str]) -> int:
     """Run the command line `arguments` (without the program's name) and return its exit code.
 
-    BrokenPipeError goes through: there is nobody left to tell.
+    BrokenPipeError is not caught: there is nobody left to tell.
     """
     invocation = Invocation.from_arguments(arguments)
     exit_code = 0
@@ -111,7 +150,7 @@ def run(arguments: Sequence[str]) -> int:
         returned = app(list(arguments), standalone_mode=False, prog_name="ernie-local", obj=invocation)
         exit_code = returned if isinstance(returned, int) else 0
         if exit_code == INTERRUPTED:
-            error = KeyboardInterrupt()  # typer has made this code of Ctrl-C, without a word
+            error = KeyboardInterrupt()  # typer has turned Ctrl-C into this code and says nothing
     except BrokenPipeError:
         raise
     except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001  the outermost frame: all become exit codes
@@ -134,18 +173,20 @@ def _tell(error: BaseException, invocation: Invocation) -> Failure:
 
 
 def _print_json(invocation: Invocation, failure: Failure | None) -> None:
-    """Print the object of this run: the command's own, or an empty one where the command did not begin."""
-    fields = invocation.json_object
-    if fields is None and invocation.wants_json and failure is not None:
-        empty_object = EMPTY_OBJECTS.get(invocation.command or "")
-        fields = None if empty_object is None else empty_object()
-    if fields is None:
+    """Print the object of this run, if one was asked for; an empty one where the command did not begin."""
+    command = COMMANDS.get(invocation.command or "")
+    if not invocation.wants_json or command is None:
+        return
+    result = invocation.result
+    if result is None and failure is not None:
+        result = command.new_result()
+    if result is None:  # --help
         return
     import json
 
     from ernie_cli.json_object import finished
 
-    value = finished(fields, failure)
+    value = finished(invocation.command or "", result, failure)
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()
 
@@ -155,7 +196,7 @@ def main() -> None:
     forgive_encodings()
     try:
         exit_code = run(sys.argv[1:])
-    except BrokenPipeError:  # whoever read stdout has seen enough
+    except BrokenPipeError:  # the reader of stdout is gone
         silence_stdout()
         exit_code = 1
     raise SystemExit(exit_code)

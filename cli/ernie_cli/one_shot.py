@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ernie_cli import chat_json
 from ernie_cli.answering import AskSettings, ask, cut_off_line, stats_line
 from ernie_cli.chat_options import ChatOptions
 from ernie_cli.console import Console
-from ernie_cli.invocation import Invocation
 from ernie_local.errors import Interrupted
 
 if TYPE_CHECKING:
-    from ernie_local.media.open_image import OpenedImage
-    from ernie_local.session import Answer, Chat
+    from ernie_cli.chat_result import ChatResult
+    from ernie_local.session import Answer, Chat, ChatImage
 
 
 def run(
@@ -25,8 +23,8 @@ def run(
     options: ChatOptions,
     console: Console,
     prompt: str,
-    images: Sequence[OpenedImage],
-    invocation: Invocation,
+    images: Sequence[ChatImage],
+    result: ChatResult,
 ) -> None:
     """Answer `prompt`; raises Interrupted or NoAnswer where that is how it ended."""
     settings = AskSettings(
@@ -34,7 +32,7 @@ def run(
         think_budget=options.think_budget_count(),
         max_tokens=options.max_tokens_count(),
         hide_thinking=options.hide_thinking,
-        stream=options.stream,
+        stream=not options.no_stream,
         print_answer=not options.as_json,
     )
     try:
@@ -42,7 +40,7 @@ def run(
     finally:
         # Also after NoAnswer or Ctrl-C: the figures say where the tokens and the time went.
         if chat.last is not None:
-            _report(chat.last, chat.model.load_seconds, options, console, invocation)
+            _report(chat.last, chat.model.load_seconds, options, console, result)
     if options.save is not None:
         chat.save(options.save)
     if answer.finish_reason == "interrupted":
@@ -56,9 +54,8 @@ def run(
 
 
 def _report(
-    answer: Answer, load_seconds: float, options: ChatOptions, console: Console, invocation: Invocation
+    answer: Answer, load_seconds: float, options: ChatOptions, console: Console, result: ChatResult
 ) -> None:
-    if invocation.json_object is not None:
-        invocation.json_object |= chat_json.answer_fields(answer, load_seconds)
+    result.set_answer(answer, load_seconds)
     if options.stats:
         console.say(stats_line(answer, load_seconds))

@@ -1,14 +1,13 @@
-"""How far long work is: a bar with the time left on a terminal, a line now and then elsewhere.
-
-Knows units as names, and how much of all work is done.
-"""
+"""Shows how far long work is, and turns SIGINT and SIGTERM into a request to stop after the current unit."""
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -17,7 +16,7 @@ _SECONDS_BETWEEN_LINES = 60.0
 
 
 class UnitProgress:
-    """Shows units as they are done, on stderr."""
+    """Shows finished units on stderr: a bar on a terminal, a line every minute elsewhere."""
 
     def __init__(self, is_shown: bool = True) -> None:
         self._is_shown = is_shown
@@ -35,7 +34,7 @@ class UnitProgress:
         self._done_before: float | None = None
 
     def show(self, unit: str, work_done: float, work_of_all: float) -> None:
-        """`unit` is done. The first call tells what was done before this run: nobody waited for that here."""
+        """`unit` is done. The first call says how much an earlier run did; the time left leaves that out."""
         now = time.monotonic()
         if self._done_before is None:
             self._done_before, self._began = work_done, now
@@ -48,6 +47,10 @@ class UnitProgress:
             told = "" if left is None else f", about {duration(left)} left"
             print(f"{work_done / work_of_all:.0%}: {unit}{told}", file=sys.stderr, flush=True)
 
+    def show_layer(self, num_done: int, num_layers: int) -> None:
+        """A layer is done, the `num_done`th of all."""
+        self.show(f"layer {num_done - 1}", num_done, num_layers)
+
     def __enter__(self) -> Self:
         self._bar.start()
         return self
@@ -56,6 +59,40 @@ class UnitProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+class StopSignals:
+    """While entered, the first SIGINT or SIGTERM is remembered; a second one of its kind acts as usual.
+
+    A signal that the process was started to ignore, as SIGINT is in the background, stays ignored.
+    """
+
+    def __init__(self, on_stop: Callable[[], None]) -> None:
+        """on_stop: called at the first signal, to tell the user that it was received."""
+        self._on_stop = on_stop
+        self._was_asked = False
+        self._before: dict[int, Any] = {}
+
+    def was_asked(self) -> bool:
+        """Whether a signal came."""
+        return self._was_asked
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, self._before[number])
+        self._was_asked = True
+        self._on_stop()
 
 
 def duration(seconds: float) -> str:

@@ -1,112 +1,109 @@
-"""The command `ernie-local quantize`: its options and the order of its steps.
+"""The command `ernie-local quantize`: the order of its steps, its result, and what it says.
 
-Everything that can be wrong is looked at before samples are drawn. Imports typer and nothing heavy.
+Everything that can be wrong is checked before samples are drawn.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
-import typer
-
-from ernie_cli.invocation import Invocation
-from ernie_cli.quantize_options import (
-    AsJson,
-    CalibrationFolder,
-    Debug,
-    Dense,
-    DryRun,
-    Dual,
-    ExpertBits,
-    ExpertMethod,
-    Family,
-    Fit,
-    GroupSize,
-    MaxRam,
-    Method,
-    NumSamples,
-    Out,
-    ResumeChoice,
-    Seed,
-    Source,
-    Statistics,
-    TargetSize,
-    Threads,
-)
+from ernie_cli.options import use_threads
+from ernie_cli.quantize_options import QuantizeOptions, check_sizes
 
 if TYPE_CHECKING:
     from ernie_cli.console import Console
-    from ernie_cli.mixed_bits import SizeChoice
     from ernie_quant.calibration import ExpertReports
     from ernie_quant.job import Job
 
 
-def quantize(
-    context: typer.Context,
-    source: Source,
-    out: Out,
-    bits: ExpertBits = "4",
-    dual: Dual = False,
-    dense: Dense = "w8",
-    target_size: TargetSize = None,
-    fit: Fit = None,
-    statistics: Statistics = None,
-    method: ExpertMethod = "gptq",
-    group_size: GroupSize = None,
-    samples: NumSamples = 300,
-    seed: Seed = 0,
-    family: Family = "all",
-    calib: CalibrationFolder = None,
-    resume: ResumeChoice = "auto",
-    max_ram: MaxRam = None,
-    threads: Threads = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Make a compact checkpoint whose experts have 4 or 2 bits a weight, or each what it is worth.
+@dataclass
+class PlanObject:
+    """What the job needs."""
 
-    OUT appears when it is whole; until then the work lies in OUT.partial. Stopped with Ctrl-C or SIGTERM
-    (exit code 75), or killed, it goes on where it was when the same command is given again.
+    weight_bytes: int
+    """Of its weight files."""
+    small_page_bytes: int
+    """Of these, the second pages of `--dual`."""
+    scratch_bytes: int
+    """Disk besides them while it runs."""
+    memory_bytes: int
+    """Most memory at any time."""
+    seconds: float | None
+    """Null for methods without calibration."""
+
+
+@dataclass
+class ExpertObject:
+    """What a calibrated expert was made from, and how much of the power of its outputs was lost."""
+
+    layer: int
+    bank: Literal["text", "vision"]
+    expert: int
+    tokens: int
+    """Calibration tokens that the router sent to it."""
+    effective_tokens: float
+    """(sum w)^2 / sum w^2 of their squared router weights w; 0: made from the prior alone."""
+    gate_up_error: float
+    """Share of the power of the outputs of gate and up that was lost, over the second moments that were
+    used."""
+    down_error: float
+    """The same of down."""
+    small_gate_up_error: float | None
+    """The same of its small page; null without `--dual`."""
+    small_down_error: float | None
+    """The same of its small page; null without `--dual`."""
+
+
+@dataclass
+class QuantizeResult:
+    """One object, whatever the end of the run."""
+
+    out: str | None = None
+    """The directory, as given."""
+    weight_bytes: int | None = None
+    """Bytes of its weight files."""
+    calibration_tokens: int | None = None
+    """Tokens that went through the model; 0 for all methods but `gptq`."""
+    seconds: float | None = None
+    """Of this run; a resumed run counts its own only."""
+    plan: PlanObject | None = None
+    """With `--dry-run`."""
+    experts: list[ExpertObject] = field(default_factory=list)
+    """One for each calibrated expert; empty for all methods but `gptq`."""
+
+
+def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
+    """Make a compact checkpoint whose experts have 4 bits, 2 bits, or as many as each one needs.
+
+    OUT appears when it is complete; until then the work is in OUT.partial. After Ctrl-C, SIGTERM (exit code
+    75) or a crash, the same command continues where it stopped.
     """
-    del debug  # Acted on by main, which is where errors arrive.
-    invocation = context.ensure_object(Invocation)
-    from ernie_cli import quantize_json
-    from ernie_cli.calibration_samples import SampleChoice, check_choice, draw_sequences
+    from ernie_cli.calibration_samples import check_samples, draw_sequences
     from ernie_cli.console import Console
-    from ernie_cli.mixed_bits import SizeChoice, check_sizes, mixed_job
-    from ernie_cli.quantize_plan import tell_plan
+    from ernie_cli.mixed_bits import mixed_job
     from ernie_local.sizes import parse_bytes
 
-    if as_json:
-        invocation.json_object = quantize_json.empty_object()
-    console = Console(quiet=as_json)
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-    choice = SampleChoice(samples, seed, calib, family)
-    check_choice(choice, method)
-    sizes = SizeChoice(bits, dense, target_size, fit, statistics, dual)
-    check_sizes(sizes, method)
-    job = _plan(source, out, sizes, method, group_size)
-    most_memory = None if max_ram is None else parse_bytes(max_ram, "--max-ram")
-    sequences = draw_sequences(job.source, choice, console) if method == "gptq" else []
-    job = replace(job, sequences=sequences, resume=resume, most_memory=most_memory)
-    if sizes.is_mixed:
-        job = mixed_job(job, sizes, sequences, console, shows_progress=not as_json)
-    if dry_run:
-        tell_plan(job, console, invocation.json_object)
+    console = Console(quiet=options.as_json)
+    use_threads(options.threads)
+    check_samples(options, options.method)
+    check_sizes(options)
+    job = _plan(options)
+    most_memory = None if options.max_ram is None else parse_bytes(options.max_ram, "max_ram")
+    sequences = draw_sequences(job.source, options, console) if options.method == "gptq" else []
+    job = replace(job, sequences=sequences, resume=options.resume, most_memory=most_memory)
+    if options.is_mixed:
+        job = mixed_job(job, options, sequences, console)
+    if options.dry_run:
+        _tell_plan(job, options, console, result)
         return
-    _run(job, console, invocation)
-    if job.statistics is not None and job.statistics != statistics:
+    _run(job, options, console, result)
+    if job.statistics is not None and job.statistics != options.statistics:
         job.statistics.unlink()  # the checkpoint has it
 
 
-def _plan(source: str, out: Path, sizes: SizeChoice, method: Method, group_size: int | None) -> Job:
+def _plan(options: QuantizeOptions) -> Job:
     from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.config import read_config
@@ -114,51 +111,55 @@ def _plan(source: str, out: Path, sizes: SizeChoice, method: Method, group_size:
     from ernie_quant.job import Job, check_job
     from ernie_quant.recipe import Recipe
 
-    directory = resolve_model(source)
+    directory = resolve_model(options.source)
     config = read_config(directory)
-    experts = choose_expert_format(method, 2 if sizes.is_mixed else int(sizes.bits), group_size)
     # Of mixed bits the smallest ones for now: what fits is known when all is measured.
-    dense = "w4" if sizes.dense == "auto" else sizes.dense
+    bits = 2 if options.is_mixed else int(options.bits)
+    experts = choose_expert_format(options.method, bits, options.group_size)
+    dense = "w4" if options.dense == "auto" else options.dense
     tables = format_tables(
-        config, FormatChoice(experts, dense, "w8", "w8", small_experts="w2" if sizes.dual else None)
+        config, FormatChoice(experts, dense, "w8", "w8", small_experts="w2" if options.dual else None)
     )
-    job = Job(directory, out, tables, Recipe(method))
+    job = Job(directory, options.out, tables, Recipe(options.method))
     check_job(job, config)
     return job
 
 
-def _run(job: Job, console: Console, invocation: Invocation) -> None:
-    from ernie_cli import quantize_json
-    from ernie_cli.progress import UnitProgress
-    from ernie_cli.stop_signals import StopSignals
+def _run(job: Job, options: QuantizeOptions, console: Console, result: QuantizeResult) -> None:
+    from ernie_cli.progress import StopSignals, UnitProgress
     from ernie_quant.pipeline import quantize_checkpoint
 
     started = time.perf_counter()
     with (
-        UnitProgress(is_shown=invocation.json_object is None) as progress,
+        UnitProgress(is_shown=not options.as_json) as progress,
         StopSignals(
-            lambda: console.note("stopping after the current unit; again to stop at once")
+            lambda: console.note("stopping after the current unit; press again to stop at once")
         ) as signals,
     ):
         reports = quantize_checkpoint(
             replace(job, on_unit=progress.show, should_stop=signals.was_asked, on_note=console.note)
         )
-    seconds = time.perf_counter() - started
-    weight_bytes = sum(path.stat().st_size for path in job.out.glob("*.safetensors"))
-    console.note(f"{job.out}: {weight_bytes / 2**20:,.1f} MiB of weights, made in {seconds:,.0f} s")
+    result.out, result.seconds = str(job.out), time.perf_counter() - started
+    result.weight_bytes = sum(path.stat().st_size for path in job.out.glob("*.safetensors"))
+    result.calibration_tokens = sum(len(sequence.token_ids) for sequence in job.sequences)
+    result.experts = _experts(reports)
+    console.note(
+        f"{job.out}: {result.weight_bytes / 2**20:,.1f} MiB of weights, made in {result.seconds:,.0f} s"
+    )
     _tell_coverage(job, reports, console)
-    if invocation.json_object is not None:
-        invocation.json_object |= {
-            "out": str(job.out),
-            "weight_bytes": weight_bytes,
-            "seconds": seconds,
-            "experts": quantize_json.expert_list(reports),
-            "calibration_tokens": sum(len(sequence.token_ids) for sequence in job.sequences),
-        }
+
+
+def _experts(reports: ExpertReports) -> list[ExpertObject]:
+    from ernie_cli.json_object import fill
+
+    return [
+        fill(ExpertObject, report, layer=layer_id, bank=bank, expert=expert_id)
+        for (layer_id, bank, expert_id), report in reports.items()
+    ]
 
 
 def _tell_coverage(job: Job, reports: ExpertReports, console: Console) -> None:
-    """A line a bank; quant_report.html has each layer."""
+    """A line for each bank; quant_report.html has each layer."""
     from ernie_local.config import read_config
     from ernie_quant.report.coverage import measure_coverage, table_lines
 
@@ -166,3 +167,29 @@ def _tell_coverage(job: Job, reports: ExpertReports, console: Console) -> None:
     rows = measure_coverage(reports, text.hidden_size, text.experts_per_token)
     for line in table_lines([row for row in rows if row.layer is None]):
         console.note(line)
+
+
+def _tell_plan(job: Job, options: QuantizeOptions, console: Console, result: QuantizeResult) -> None:
+    import shutil
+
+    from ernie_cli.json_object import fill
+    from ernie_cli.progress import duration
+    from ernie_local.sizes import format_bytes
+    from ernie_quant.pipeline import plan_checkpoint
+
+    plan = plan_checkpoint(job)
+    result.plan = fill(PlanObject, plan)
+    if options.as_json:
+        return
+    free = shutil.disk_usage(job.out.resolve().parent).free
+    disk = plan.weight_bytes + plan.scratch_bytes
+    small = f", {format_bytes(plan.small_page_bytes)} of them small pages" if plan.small_page_bytes else ""
+    if plan.seconds is not None:
+        told = f"about {duration(plan.seconds)}"
+    else:
+        searches = options.method == "quanto-hqq"
+        told = f"{'about 9 hours' if searches else 'a few minutes'} for 30 billion weights"
+    console.answer(f"weights:  {format_bytes(plan.weight_bytes)}, {plan.weight_bytes:,} bytes{small}\n")
+    console.answer(f"disk:     {format_bytes(disk)} while it runs, {format_bytes(free)} are free\n")
+    console.answer(f"memory:   at most about {format_bytes(plan.memory_bytes)}\n")
+    console.answer(f"time:     {told}\n")

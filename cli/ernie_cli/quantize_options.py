@@ -1,94 +1,135 @@
-"""The options of `ernie-local quantize`, some of which `calibrate` has too: their types and what they say."""
+"""Declares the options of `ernie-local quantize` and refuses those that contradict each other."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-Source = Annotated[
-    str, typer.Argument(metavar="SRC", help="A bfloat16 model: a directory, hf:org/name, or nano.")
-]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")]
-Bits = Literal["4", "2", "mixed"]
+from ernie_cli.calibration_samples import SampleOptions
+from ernie_cli.options import CommonOptions, Source, Threads, complete_path, file_option
+
 Method = Literal["gptq", "clip", "rtn", "nf4", "quanto", "quanto-hqq"]
-# How experts are quantized.
-ExpertBits = Annotated[
-    Bits,
-    typer.Option(
-        help="Bits of the experts: w4 (4.25 a weight), w2 (2.25; by quanto qint4 or qint2), or mixed: 2.5 on "
-        "average, given to each expert and matrix by what it is worth."
-    ),
-]
-Dual = Annotated[
-    bool,
-    typer.Option(
-        "--dual",
-        help="Give each expert of --bits 4 a second page in w2, for a paging runtime to read instead where "
-        "the expert counts little.",
-    ),
-]
-ExpertMethod = Annotated[
-    Method,
-    typer.Option(
-        help="gptq calibrates each expert; the others look at weights alone. nf4 is bitsandbytes', quanto "
-        "optimum-quanto's, which have to be installed; what they leave is quantized as by clip."
-    ),
-]
-GroupSize = Annotated[
-    int | None,
-    typer.Option(metavar="N", min=1, help="Weights that share a scale, by nf4 (64) and quanto (128)."),
-]
-Resume = Literal["auto", "required", "never"]
-ResumeChoice = Annotated[
-    Resume, typer.Option(help="Go on with OUT.partial if it is there; only if; or begin anew.")
-]
-# What is calibrated on.
-NumSamples = Annotated[
-    int, typer.Option(metavar="N", min=0, help="Generated documents, charts and texts to calibrate on.")
-]
-Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Draw other samples.")]
-Family = Annotated[
-    Literal["all", "pictures", "documents", "charts", "texts"],
-    typer.Option(help="What the generated samples are: the mix, or one kind; nano reads small images only."),
-]
-CalibrationFolder = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Calibrate on the images of DIR too, with .txt or .json beside them."),
-]
-Dense = Annotated[
-    Literal["w8", "w4", "auto"],
-    typer.Option(
-        help="Attention, shared experts, dense layers and head, read for every token; auto: by what bits are "
-        "worth in each layer."
-    ),
-]
-TargetSize = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="Mixed bits for weights of at most this size, such as 10GiB."),
-]
-Fit = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="Mixed bits for a GPU of this size: what decoding needs, all but vision experts and tower.",
-    ),
-]
-Statistics = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="What bits are worth, from `ernie-local calibrate`."),
-]
-MaxRam = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Refuse to begin where more memory would be needed.")
-]
-Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads to compute with.")]
-DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="Tell size, disk, memory and time; make nothing but OUT.statistics.json, for mixed bits.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object (docs/quantize-json.md).")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions(SampleOptions, CommonOptions):
+    """What was said on the command line."""
+
+    source: Source
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.", autocompletion=complete_path)]
+    bits: Annotated[
+        Literal["4", "2", "mixed"],
+        typer.Option(
+            help="Bits of the experts. 4: w4 (4.25 bits per weight); 2: w2 (2.25); with quanto qint4 or "
+            "qint2; mixed: 2.5 on average, more for the experts and matrices that need them."
+        ),
+    ] = "4"
+    dual: Annotated[
+        bool,
+        typer.Option(
+            "--dual",
+            help="With --bits 4: write a second page in w2 for each expert, which `chat --small-below` reads "
+            "for experts of little weight.",
+        ),
+    ] = False
+    dense: Annotated[
+        Literal["w8", "w4", "auto"],
+        typer.Option(
+            help="Format of attention, shared experts, dense layers and head, which every token reads. auto: "
+            "chosen for each layer by measurement."
+        ),
+    ] = "w8"
+    target_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Mixed bits so that the weights take at most SIZE, such as 10GiB."),
+    ] = None
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Mixed bits so that what decoding needs fits on a GPU of SIZE: all but the vision experts "
+            "and the vision tower.",
+        ),
+    ] = None
+    statistics: Annotated[
+        Path | None, file_option(help_text="Measurements of `ernie-local calibrate`, for mixed bits.")
+    ] = None
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="gptq calibrates each expert; the others look at weights alone. nf4 needs bitsandbytes, "
+            "quanto and quanto-hqq need optimum-quanto; matrices that these do not cover are quantized by "
+            "clip."
+        ),
+    ] = "gptq"
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Weights that share a scale, for nf4 (default 64) and quanto (128)."
+        ),
+    ] = None
+    resume: Annotated[
+        Literal["auto", "required", "never"],
+        typer.Option(
+            help="auto: continue with OUT.partial if it exists; required: fail if it does not; never: start "
+            "over."
+        ),
+    ] = "auto"
+    max_ram: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Refuse to start if more memory would be needed.")
+    ] = None
+    threads: Threads = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show size, disk, memory and time. Writes nothing, except for mixed bits "
+            "OUT.statistics.json.",
+        ),
+    ] = False
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether formats come from measurements."""
+        return self.bits == "mixed" or self.target_size is not None or self.fit is not None
+
+
+def check_sizes(options: QuantizeOptions) -> None:
+    """UsageError for options that contradict each other; costs nothing."""
+    from ernie_local.errors import UsageError
+    from ernie_local.sizes import parse_bytes
+
+    if options.target_size is not None and options.fit is not None:
+        raise UsageError(
+            f"--target-size {options.target_size} and --fit {options.fit}",
+            "one limits the size of the checkpoint, the other the memory of a GPU",
+            "use one of them",
+        )
+    if options.is_mixed and options.method != "gptq":
+        raise UsageError(
+            f"mixed bits with --method {options.method}",
+            "what bits are worth is measured on calibration samples, which only gptq uses",
+            "use --method gptq, or --bits 4 or 2",
+        )
+    if options.dual and options.is_mixed:
+        raise UsageError(
+            "--dual with mixed bits",
+            "mixed bits give each expert one page, and the size limit counts no second pages",
+            "use --bits 4 with --dual, or remove --dual",
+        )
+    for option, is_given in (
+        ("--dense auto", options.dense == "auto"),
+        ("--statistics", options.statistics is not None),
+    ):
+        if is_given and not options.is_mixed:
+            raise UsageError(
+                f"{option} with --bits {options.bits}",
+                "it matters for mixed bits only",
+                f"add --bits mixed, --target-size or --fit, or remove {option}",
+            )
+    for name, text in (("target_size", options.target_size), ("fit", options.fit)):
+        if text is not None:
+            parse_bytes(text, name)

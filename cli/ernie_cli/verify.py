@@ -1,52 +1,106 @@
-"""The command `ernie-local verify`: whether a checkpoint is whole. Imports typer and nothing heavy."""
+"""The command `ernie-local verify`: checks that a checkpoint is whole. Imports nothing heavy before it
+runs."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass, field
 
-import typer
-
-from ernie_cli.invocation import Invocation
+from ernie_cli.options import CommonOptions, ModelName
 
 
-def verify(
-    context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A directory, hf:org/name[@revision], or nano.")] = "nano",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object with all findings (docs/verify-json.md).")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(CommonOptions):
+    """What was said on the command line."""
+
+    model: ModelName = "nano"
+
+
+@dataclass
+class FindingObject:
+    """A fault. `file`, `tensor` and `page` are null where the fault has none."""
+
+    file: str | None
+    tensor: str | None
+    """Its name in the file."""
+    page: int | None
+    """Its row in the tensor."""
+    what: str
+    why: str
+    hint: str
+
+
+@dataclass
+class VerifyResult:
+    """One object, whatever the end of the run.
+
+    What is checked: config.json; that every tensor of the model is there once, in its shape and type; that
+    plain weights are finite numbers; the header and the checksum of every page, and the scales of every page
+    and packed matrix; the second copy of a tied head; that tokenizer, chat template and image processor can
+    be read and belong to the model; and, if there is a `hashes.json`, size and SHA-256 of every file in it.
+    `quantize` writes `hashes.json` over all files that a download by `hf:` brings (not README.md and
+    quant_report.html, which may be changed). Only the hashes show a page in the place of another one, and
+    changed codes, whole scales and zeros of a packed matrix outside of pages.
+    """
+
+    directory: str | None = None
+    """Where the model lies."""
+    tensors: int | None = None
+    """Tensors that the model of config.json has, each there once in its shape; 0 if they are not."""
+    pages: int | None = None
+    """Pages of experts and gated MLPs that were checked."""
+    bytes: int | None = None
+    """Of all files that were read."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each file as it is now, by name."""
+    compared: int | None = None
+    """Files that `hashes.json` knows; 0 where a checkpoint has none."""
+    notes: list[str] = field(default_factory=list)
+    """Texts that are no faults: a checkpoint without hashes, files that were added later."""
+    findings: list[FindingObject] = field(default_factory=list)
+    """All faults in the order in which they were met, of one matrix, page or plain tensor only the first.
+    Empty with `ok` false when the model was not found; otherwise `error` is the first of them, with exit code
+    4."""
+
+
+def verify(options: VerifyOptions, result: VerifyResult) -> None:
     """Read a whole checkpoint once: hashes, tensors, pages, numbers, tokenizer and processor.
 
     Exit code 4 and the first fault where something is wrong. Needs little memory, whatever the model's size.
     """
-    del debug  # Acted on by main, which is where errors arrive.
-    invocation = context.ensure_object(Invocation)
-    from ernie_cli import verify_json
     from ernie_cli.console import Console
     from ernie_cli.progress import UnitProgress
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.sizes import format_bytes
     from ernie_local.verify import verify as verify_directory
 
-    if as_json:
-        invocation.json_object = verify_json.empty_object()
-    console = Console(quiet=as_json)
-    directory = resolve_model(model)
-    with UnitProgress(is_shown=not as_json) as progress:
-        result = verify_directory(directory, progress.show)
-    if invocation.json_object is not None:
-        invocation.json_object |= {"directory": str(directory), **verify_json.result_fields(result)}
-    for note in result.notes:
+    console = Console(quiet=options.as_json)
+    directory = resolve_model(options.model)
+    result.directory = str(directory)
+    with UnitProgress(is_shown=not options.as_json) as progress:
+        found = verify_directory(directory, progress.show)
+    result.tensors, result.pages, result.bytes = found.num_tensors, found.num_pages, found.num_bytes
+    result.files = {name: file.sha256 for name, file in found.hashes.items()}
+    result.compared, result.notes = found.num_compared, list(found.notes)
+    result.findings = [
+        FindingObject(
+            finding.file,
+            finding.tensor,
+            finding.page,
+            finding.error.what,
+            finding.error.why,
+            finding.error.hint,
+        )
+        for finding in found.findings
+    ]
+    for note in found.notes:
         console.note(note)
-    if result.findings:
-        if len(result.findings) > 1:
-            console.note(f"{len(result.findings)} findings, the first is told here; --json lists all")
-        raise result.findings[0].error
-    if not as_json:
+    if found.findings:
+        if len(found.findings) > 1:
+            console.note(f"{len(found.findings)} faults; this is the first, --json lists all")
+        raise found.findings[0].error
+    if not options.as_json:
         console.answer(
-            f"{directory} is whole: {result.num_tensors:,} tensors, {result.num_pages:,} pages, "
-            f"{format_bytes(result.num_bytes)} in {len(result.hashes)} files, "
-            f"{result.num_compared} of them with the hash of when they were written\n"
+            f"{directory} is whole: {found.num_tensors:,} tensors, {found.num_pages:,} pages, "
+            f"{format_bytes(found.num_bytes)} in {len(found.hashes)} files, "
+            f"{found.num_compared} of them compared with their recorded hashes\n"
         )

@@ -1,15 +1,21 @@
-"""config.json of a checkpoint, read strictly into frozen dataclasses.
+"""Reads config.json of a checkpoint, in either of two layouts, strictly into frozen dataclasses.
 
-`model` holds the dataclasses, `keys` the strict access to a JSON object, `ignored` the rule for keys that
-are not read, `hub` and `native` the two layouts, `parse` the choice between them. No torch here.
+`model` and `banks` hold the dataclasses. `hub` and `native` read one layout each; `sections`, `rope` and
+`quantization` read what both share; `keys` reads one JSON object and refuses unknown keys. No torch here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from ernie_local.config.banks import MODALITIES, Bank, BankKey, ExpertBank, Modality
+from ernie_local.config.hub import parse_hub
 from ernie_local.config.model import ConfigLayout, MediaTokens, ModelConfig, TextConfig, VisionConfig
-from ernie_local.config.parse import parse_config, read_config
+from ernie_local.config.native import parse_native
 from ernie_local.config.quantization import QuantizationConfig
+from ernie_local.errors import ModelUnusable
+from ernie_local.strict_json import read_json_object, show
 
 __all__ = [
     "MODALITIES",
@@ -26,3 +32,36 @@ __all__ = [
     "parse_config",
     "read_config",
 ]
+
+_LAYOUTS = {"ernie4_5_moe_vl": parse_hub, "ernie4_5_vl_moe": parse_native}
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """config.json of `directory`, read strictly; ModelUnusable naming the file and the key."""
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise ModelUnusable(
+            f"{directory} is not a directory",
+            "a model is a directory with config.json and safetensors files",
+            "name a directory, hf:org/name, or nano for the model that comes with the package",
+        )
+    if not path.exists():
+        raise ModelUnusable(
+            f"{directory} has no config.json",
+            "it holds the sizes of the model",
+            "name the directory that holds config.json beside the weights, or download the model again",
+        )
+    return parse_config(read_json_object(path), str(path))
+
+
+def parse_config(raw: Mapping[str, object], where: str) -> ModelConfig:
+    """A parsed config.json in either layout; `where` names it in the ModelUnusable."""
+    model_type = raw.get("model_type")
+    parse = _LAYOUTS.get(model_type) if isinstance(model_type, str) else None
+    if parse is None:
+        raise ModelUnusable(
+            f"{where}: model_type is {show(model_type)}, expected one of {', '.join(_LAYOUTS)}",
+            "only ERNIE-4.5-VL models can be run",
+            "name a directory with an ERNIE-4.5-VL checkpoint, or nano",
+        )
+    return parse(raw, where)

@@ -1,21 +1,19 @@
-"""config.json as Baidu publishes it (model_type ernie4_5_moe_vl): flat keys, lists per modality.
+"""Reads config.json as Baidu publishes it (model_type ernie4_5_moe_vl): flat keys, lists per modality.
 
-Owns that layout's keys and their translation. Sizes have no defaults here; a few settings keep those of
-the code that was published with the model, where its files leave them out.
+Sizes have no defaults here. A few settings have those of the code that was published with the model, as its
+files leave them out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from ernie_local.config.banks import MODALITIES, ExpertBank, bank_per_modality, one_bank
-from ernie_local.config.checks import check_experts, check_vision_heads, read_heads
 from ernie_local.config.keys import LARGEST_COUNT, Keys
-from ernie_local.config.layers import layers_from_range
 from ernie_local.config.model import MediaTokens, ModelConfig, TextConfig, VisionConfig
 from ernie_local.config.quantization import read_quantization
-from ernie_local.config.rope import read_rope, settle_section
+from ernie_local.config.rope import read_rope
+from ernie_local.config.sections import DecoderExperts, layers_from_range, read_decoder, read_tower
 
 # The published tokenizer's ids, which older files leave to the code.
 _PUBLISHED_IDS = {
@@ -85,40 +83,20 @@ def parse_hub(raw: Mapping[str, object], where: str) -> ModelConfig:
 
 
 def _text(keys: Keys) -> TextConfig:
-    hidden_act: Literal["silu"] = "silu"
-    hidden_size = keys.integer("hidden_size")
-    heads = read_heads(keys, hidden_size)
-    rope = read_rope(keys, None, ("default", "ernie_3d"))
     num_layers = keys.integer("num_hidden_layers", high=LARGEST_COUNT)
     in_range = layers_from_range(keys, num_layers)
     banks = _banks(keys) if any(in_range) else ()
-    experts_per_token = 1
-    if banks:
-        experts_per_token = keys.integer("moe_k")
-        check_experts(keys, banks, experts_per_token)
-    else:
+    if not banks:
         for key in ("moe_num_experts", "moe_k", "moe_intermediate_size"):
             keys.value(key)
-    return TextConfig(
-        vocab_size=keys.integer("vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=keys.integer("intermediate_size"),
-        num_hidden_layers=num_layers,
-        num_attention_heads=heads.query,
-        num_key_value_heads=heads.key_value,
-        head_dim=heads.dim,
-        max_position_embeddings=keys.integer("max_position_embeddings"),
-        rms_norm_eps=keys.number("rms_norm_eps"),
-        rope_theta=rope.theta,
-        mrope_section=settle_section(keys, rope, heads.dim, default=None),
+    experts = DecoderExperts(
         moe_layers=in_range if banks else (False,) * num_layers,
         banks=banks,
-        experts_per_token=experts_per_token,
-        num_shared_experts=keys.integer("moe_num_shared_experts", 0, low=0),
-        moe_norm_min=keys.number("moe_norm_min", 1e-12),
-        tie_word_embeddings=keys.boolean("tie_word_embeddings"),
-        hidden_act=hidden_act,
+        per_token=keys.integer("moe_k") if banks else 1,
+        num_shared=keys.integer("moe_num_shared_experts", 0, low=0),
     )
+    rope = read_rope(keys, None, ("default", "ernie_3d"))
+    return read_decoder(keys, rope, experts, {}, tied=keys.boolean("tie_word_embeddings"))
 
 
 def _banks(keys: Keys) -> tuple[ExpertBank, ...]:
@@ -155,32 +133,13 @@ def _media_id(keys: Keys, key: str, published: int, vocab_size: int) -> int:
 
 def _vision(keys: Keys) -> VisionConfig:
     keys.only("model_type", "DFNRope_vision_transformer")
-    hidden_act: Literal["quick_gelu"] = "quick_gelu"
-    keys.only("hidden_act", hidden_act)
-    temporal_merge_size: Literal[2] = 2
-    keys.only("temporal_merge_size", temporal_merge_size)
-    hidden_size = keys.integer(keys.alias("embed_dim", "hidden_size"))
-    num_heads = keys.integer("num_heads")
-    check_vision_heads(keys, hidden_size, num_heads)
-    in_channels = keys.integer(keys.alias("in_channels", "in_chans"), 3, high=64)
-    patch_size = keys.integer(keys.alias("patch_size", "spatial_patch_size"), high=1024)
+    names = {
+        "hidden_size": keys.alias("embed_dim", "hidden_size"),
+        "in_channels": keys.alias("in_channels", "in_chans"),
+        "patch_size": keys.alias("patch_size", "spatial_patch_size"),
+    }
     # The ratio may be a rounded quotient; the little that is added keeps its product whole.
-    inner_size = int(hidden_size * keys.number("mlp_ratio", 4.0) + 1e-6) or None
-    # A vision tower has no words; some files carry what any config may have.
-    for key in ("tie_word_embeddings", "bos_token_id", "eos_token_id"):
-        keys.value(key)
-    vision = VisionConfig(
-        depth=keys.integer("depth", high=LARGEST_COUNT),
-        hidden_size=hidden_size,
-        num_heads=num_heads,
-        intermediate_size=keys.integer("intermediate_size", inner_size),
-        in_channels=in_channels,
-        patch_size=patch_size,
-        spatial_merge_size=keys.integer("spatial_merge_size", 2, high=64),
-        temporal_merge_size=temporal_merge_size,
-        layer_norm_eps=keys.number("rms_norm_eps", 1e-6),
-        rope_theta=keys.number("rope_theta", 10000.0),
-        hidden_act=hidden_act,
-    )
-    keys.finish()
-    return vision
+    ratio = keys.number("mlp_ratio", 4.0)
+    inner_size = int(keys.integer(names["hidden_size"]) * ratio + 1e-6) or None
+    defaults = {"intermediate_size": inner_size, "in_channels": 3, "spatial_merge_size": 2}
+    return read_tower(keys, names, defaults, rope_theta=keys.number("rope_theta", 10000.0))

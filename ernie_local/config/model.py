@@ -1,7 +1,4 @@
-"""What a model is: the sizes, rules and token ids that the rest of the code reads.
-
-Owns the frozen dataclasses. Knows nothing of config.json, its two layouts or their key names.
-"""
+"""Describes a model: the sizes, rules and token ids that the rest of the code reads."""
 
 from __future__ import annotations
 
@@ -13,8 +10,6 @@ from ernie_local.config.banks import Bank, ExpertBank
 from ernie_local.config.quantization import QuantizationConfig
 
 ConfigLayout = Literal["hub", "native"]
-# 1.75 GiB of KV cache for the 28B model in 16 bits; its own limit of 131072 would be 7 GiB.
-_MOST_CONTEXT_BY_DEFAULT = 32768
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +57,6 @@ class TextConfig:
         for layer_id, has_experts in enumerate(self.moe_layers):
             for bank in self.banks if has_experts else ():
                 yield layer_id, bank
-
-    @property
-    def default_context_size(self) -> int:
-        """Tokens of a conversation where nobody names a number: what the model was made for, to a bound."""
-        return min(self.max_position_embeddings, _MOST_CONTEXT_BY_DEFAULT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
-"""`quantization_config` of a checkpoint in our own format: which weights are packed, and in what.
+"""Reads and writes `quantization_config`: which weights of a checkpoint are packed, and in which format.
 
-Owns the keys and the tables. Format names are only spelled here (`w4`, or `w2-w2l` where the gate and up
-matrices of a page have another format than down; `nf4g64` where experts are in another library's format);
-what they mean is `packing`'s.
+Format names are only spelled here: `w4`, or `w2-w2l` where the gate and up matrices of a page have another
+format than down; `nf4g64` where experts are in another library's format. `packing` gives them their meaning.
 """
 
 from __future__ import annotations
@@ -76,13 +75,13 @@ def read_quantization(outer: Keys, text: TextConfig) -> QuantizationConfig | Non
         raise ModelUnusable(
             f"{outer.where}: {_KEY} has quant_method {show(method)} version {show(version)}, "
             f"expected {METHOD} version {VERSION}",
-            "other packages' quantized weights, or those of another version, are not read here",
+            "weights quantized by another package, or by another version, cannot be read",
             "use the bfloat16 checkpoint, or one that this version of ernie-local wrote",
         )
     banks = {f"{layer_id}.{bank.name}": (layer_id, bank) for layer_id, bank in text.layer_banks()}
     quantization = QuantizationConfig(
         experts=_experts(keys, "experts", _EXPERT_FORMAT, banks),
-        # Ours alone: whoever computes with them takes either page of an expert in one call.
+        # Only our own formats: one call of an operator takes either page of an expert.
         small_experts=_experts(keys, "small_experts", _PAGE_FORMAT, banks),
         matrices=_texts(keys, "matrices", _FORMAT),
         gated_mlps=_texts(keys, "gated_mlps", _PAGE_FORMAT),

@@ -1,7 +1,6 @@
-"""The settings of the 3-D position encoding, which the layouts spell in several ways.
+"""Reads the settings of the 3-D position encoding, which the layouts spell in several ways.
 
-Owns where theta and the split of frequencies stand (rope_parameters, rope_scaling, rope_theta,
-freq_allocation) and which of them wins. Knows nothing of how the angles are computed.
+Theta and the split of frequencies stand in rope_parameters, rope_scaling, rope_theta and freq_allocation.
 """
 
 from __future__ import annotations

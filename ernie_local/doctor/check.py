@@ -37,7 +37,7 @@ class Subject:
 class Diagnosis:
     """One line for people with its verdict, one line on what to do unless that is "ok", facts for programs.
 
-    The keys of `facts` are those of docs/doctor-json.md, always all of them. Line breaks become blanks.
+    The keys of `facts` are those of docs/json.md, always all of them. Line breaks become blanks.
     """
 
     name: str

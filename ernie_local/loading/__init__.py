@@ -1,12 +1,21 @@
-"""From a directory of weights to a model that answers: the one place that joins files, memory and network.
+"""Turns a directory of weights into a model: the one place that joins files, memory and network.
 
-`options` reads what a caller may say, `build` fills the network, `model` is what callers hold; what does not
-fit is refused by the planner, `gpu` does so for a GPU. Knows nothing of chat.
+`options` defines what a caller may choose, `files` reads all but the weights, `build` fills the network,
+`model` is what callers hold.
 """
 
 from __future__ import annotations
 
-from ernie_local.loading.loader import load
+from ernie_local.loading.loader import load, load_model
 from ernie_local.loading.model import LoadedModel
+from ernie_local.loading.options import LoadOptions, use_threads
 
-__all__ = ["LoadedModel", "load"]
+__all__ = [
+    "LoadOptions",
+    "LoadedModel",
+    "ModelFiles",
+    "find_model_files",
+    "load",
+    "load_model",
+    "use_threads",
+]

@@ -7,7 +7,6 @@ packed: their layers take the places of the plain ones.
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import torch
 from accelerate import init_empty_weights
@@ -29,9 +28,8 @@ from ernie_local.loading.paging import page_experts
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model.norms import RMSNorm
-from ernie_local.model.packed_linear import PackedEmbedding, PackedGatedMLP, PackedLinear
-from ernie_local.model.router import Router
+from ernie_local.model.layers import PackedEmbedding, PackedGatedMLP, PackedLinear
+from ernie_local.model.moe import Router
 from ernie_local.packing.checks import check_page, check_scales
 from ernie_local.planner.fit import Placement
 from ernie_local.planner.need import WeightBytes, weights_in_memory
@@ -91,7 +89,7 @@ def build_embedder(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
     """Embedding, vision tower and resampler, what comes before layers: on the CPU, in float32 or packed."""
     text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=(), tie_word_embeddings=True)
     with init_empty_weights(include_buffers=True):
-        model = ErnieModel(dataclasses.replace(config, text=text, quantization=None), PackedExperts({}))
+        model = ErnieModel(dataclasses.replace(config, text=text), PackedExperts({}))
     if config.quantization is not None:
         matrices = {
             name: format_name
@@ -108,7 +106,7 @@ def build_layer(checkpoint: Checkpoint, config: ModelConfig, layer_id: int) -> D
     """One layer without its routed experts, on the CPU in float32 or packed. Its cache has no other layer."""
     prefix = f"layers.{layer_id}."
     with init_empty_weights(include_buffers=True):
-        layer = DecoderLayer(config.text, layer_id)
+        layer = DecoderLayer(config.text, layer_id, is_packed=config.quantization is not None)
     packed = PackedTensors(config)
     _place_packed_layers(layer, checkpoint, packed, config.quantization, torch.float32, _HOST, prefix)
     _fill_parameters(layer, checkpoint, prefix, torch.float32, torch.device("cpu"))
@@ -126,7 +124,7 @@ def build_head(
     names = ("lm_head", "embed_tokens") if config.text.tie_word_embeddings else ("lm_head",)
     text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=())
     with init_empty_weights(include_buffers=True):
-        model = ErnieModel(dataclasses.replace(config, text=text, quantization=None), PackedExperts({}))
+        model = ErnieModel(dataclasses.replace(config, text=text), PackedExperts({}))
     if config.quantization is not None:
         packed = PackedTensors(config)
         _prepare_device(packed, device)
@@ -207,9 +205,6 @@ def _place_packed_layers(
     """Of what `tables` names, all that begins with `prefix`, which `model` itself is called."""
     if tables is None:
         return
-    for module in model.modules():
-        if isinstance(module, RMSNorm):
-            module.most_native_tokens = sys.maxsize
     gated_mlps = {name: value for name, value in tables.gated_mlps.items() if name.startswith(prefix)}
     matrices = {name: value for name, value in tables.matrices.items() if name.startswith(prefix)}
     names = [f"{name}.{value}" for name, value in (gated_mlps | matrices).items()]

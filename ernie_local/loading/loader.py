@@ -1,96 +1,104 @@
-"""`load`: options, config, checkpoint headers, memory, and only then weights, in this order of cost."""
+"""Loads a model in order of cost: options, checkpoint headers, memory, and only then weights."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Concatenate, ParamSpec
 
-import torch
-
-from ernie_local.checkpoint.hub import resolve_model
+from ernie_local import defaults
 from ernie_local.checkpoint.reader import open_checkpoint
-from ernie_local.config import read_config
 from ernie_local.engine import check_sizes
-from ernie_local.errors import UsageError
+from ernie_local.errors import UsageError, parameter
 from ernie_local.experts.device import CudaDevice
-from ernie_local.experts.options import PagingOptions
 from ernie_local.loading.build import build_model
 from ernie_local.loading.gpu_choices import GpuChoices
 from ernie_local.loading.model import EngineSettings, LoadedModel
-from ernie_local.loading.options import WEIGHT_DTYPES, find_bytes, find_device, find_dtype, find_kv_dtype
+from ernie_local.loading.options import (
+    LoadOptions,
+    choose_dtype,
+    choose_kv_dtype,
+    find_bytes,
+    find_device,
+    find_limit,
+    use_threads,
+)
 from ernie_local.loading.placing import Demand, Limits, count_need, place_experts
+from ernie_local.model_files import ModelFiles, find_model_files
 from ernie_local.planner.fit import DEFAULT_RESERVE
 
+_P = ParamSpec("_P")
 
-def load(
-    model: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: str | torch.dtype = "float32",
-    ram: str | int | None = None,
-    reserve: str | int | None = None,
-    vram: str | int | None = None,
-    paging: PagingOptions | None = None,
-    context_size: int | None = None,
-    kv_dtype: str | torch.dtype | None = None,
-    chunk_tokens: int | None = None,
-    gpu_kernels: str = "auto",
-    cuda_graphs: str = "auto",
-) -> LoadedModel:
-    """Load a model into memory.
 
-    model: a directory, `hf:org/name[@revision]`, or `nano`. device: cpu, cuda or cuda:N. dtype: float32 or
-    bfloat16. ram: what the whole process may have, such as "6GiB" or a number of bytes, or "auto": what is
-    free, less `reserve` (1 GiB). Where not all routed experts fit, they are paged from disk. vram: what may
-    be taken of a GPU, by default what is free there less a headroom; experts that do not fit there are paged
-    through `ram`. With device cpu: of a memory beside `ram` that stands for a GPU's. paging: what else can
-    be chosen about it. context_size: most tokens of a conversation, by default the model's own limit but at
-    most 32768. kv_dtype: float32, float16, bfloat16 or int8, by default dtype, or bfloat16 where weights are
-    packed. chunk_tokens: most tokens computed at a time in a prompt, by default 2048 or what the memory
-    allows. gpu_kernels: what computes packed weights on a GPU: triton, torch (slower; for comparing), or
-    auto, which is triton where that runs and says so where it does not. cuda_graphs: on records what a
-    decoded token computes on a GPU beside routed experts, and replays it; auto is off.
+def load_model(files: ModelFiles, options: LoadOptions) -> LoadedModel:
+    """The model of these files in memory.
 
-    Raises UsageError for an argument that means nothing, ModelUnusable for a missing or corrupt model, and
-    DoesNotFit, before any weight is read, for a device or kernels that are not there or memory that does not
-    suffice.
+    Raises UsageError for an option that means nothing, ModelUnusable for a missing or corrupt model, and
+    DoesNotFit, before any weight is read, for a device or kernels that are not there, a context beyond the
+    model's, or memory that does not suffice.
     """
     started = time.perf_counter()
-    torch_device = find_device(device)
-    weight_dtype = find_dtype(dtype, "dtype", WEIGHT_DTYPES)
-    cache_dtype = find_kv_dtype(kv_dtype, weight_dtype)
-    limits = _read_limits(ram, reserve, vram)
-    check_sizes(1 if context_size is None else context_size, 1 if chunk_tokens is None else chunk_tokens)
-    choices = GpuChoices.of(gpu_kernels, cuda_graphs, torch_device)
-    directory = resolve_model(str(model))
-    config = read_config(directory)
-    if kv_dtype is None and config.quantization is not None:
-        cache_dtype = torch.bfloat16  # what the model was trained in; its weights have fewer bits
-    tokens = config.text.default_context_size if context_size is None else context_size
-    demand = Demand(torch_device, weight_dtype, cache_dtype, tokens, chunk_tokens)
+    config = files.config
+    device = find_device(options.device)
+    dtype = choose_dtype(options.dtype, files, device)
+    kv_dtype = choose_kv_dtype(options.kv_dtype, dtype, is_packed=config.quantization is not None)
+    limits, paging = _read_limits(options), options.paging()
+    choices = GpuChoices.of(options.gpu_kernels, options.cuda_graphs, device)
+    chunk_tokens = options.chunk_tokens
+    check_sizes(
+        1 if options.context_size is None else options.context_size,
+        1 if chunk_tokens is None else chunk_tokens,
+    )
+    tokens = defaults.context_tokens(options.context_size, config.text.max_position_embeddings)
+    check_sizes(tokens, 1 if chunk_tokens is None else chunk_tokens)
+    demand = Demand(device, dtype, kv_dtype, tokens, chunk_tokens)
+    use_threads(options.threads)
     if demand.is_on_gpu:
-        choices.apply(config, torch_device, cache_dtype)
-    with open_checkpoint(directory, config) as checkpoint:
-        need = count_need(checkpoint, directory, config, demand, limits, paging)
-        placement = place_experts(need, torch_device, limits, paging)
-        gpu = None if torch_device.type == "cpu" else CudaDevice(torch_device)
-        network = build_model(checkpoint, config, weight_dtype, torch_device, placement, paging, gpu)
+        choices.apply(config, device, kv_dtype)
+    with open_checkpoint(files.directory, config) as checkpoint:
+        need = count_need(checkpoint, files.image_processor, config, demand, limits, paging)
+        placement = place_experts(need, device, limits, paging)
+        gpu = None if device.type == "cpu" else CudaDevice(device)
+        network = build_model(checkpoint, config, dtype, device, placement, paging, gpu)
         if demand.is_on_gpu:
             choices.keep(network)
         if placement.paged_bytes is not None:
             checkpoint.drop_cached()
-    settings = EngineSettings(tokens, cache_dtype, placement.chunk_tokens)
+    settings = EngineSettings(tokens, kv_dtype, placement.chunk_tokens)
     seconds = time.perf_counter() - started
-    return LoadedModel(network, directory, settings, need.weight_bytes, seconds, context_limit=context_size)
+    return LoadedModel(
+        network, files, settings, need.weight_bytes, seconds, context_limit=options.context_size
+    )
 
 
-def _read_limits(ram: str | int | None, reserve: str | int | None, vram: str | int | None) -> Limits:
-    limit = None if ram == "auto" else find_bytes(ram, "ram")
-    if reserve is not None and limit is not None:
+def _taking(
+    options: Callable[_P, LoadOptions],
+) -> Callable[Concatenate[str | Path | ModelFiles, _P], LoadedModel]:
+    """`load` takes the fields of LoadOptions as keyword arguments; they are declared and described there."""
+
+    def load(model: str | Path | ModelFiles, /, *arguments: _P.args, **keywords: _P.kwargs) -> LoadedModel:
+        """Load a model into memory: a directory, `hf:org/name[@revision]`, or `nano`.
+
+        The keyword arguments are the fields of `LoadOptions`, which describes them; errors as from
+        `load_model`.
+        """
+        files = model if isinstance(model, ModelFiles) else find_model_files(model)
+        return load_model(files, options(*arguments, **keywords))
+
+    return load
+
+
+load = _taking(LoadOptions)
+
+
+def _read_limits(options: LoadOptions) -> Limits:
+    ram = find_limit(options.ram, "ram")
+    if options.reserve is not None and ram is not None:
         raise UsageError(
-            f"reserve {reserve} with ram {ram}",
-            "the reserve is what is left of the free memory, and ram says how much to take of it",
+            f"{parameter('reserve', options.reserve)} with {parameter('ram', options.ram)}",
+            "the first says how much of the free memory to leave, the second how much of it to take",
             "give one of them",
         )
-    left_to_others = DEFAULT_RESERVE if reserve is None else find_bytes(reserve, "reserve")
-    return Limits(limit, left_to_others, find_bytes(vram, "vram"))
+    reserve = DEFAULT_RESERVE if options.reserve is None else find_bytes(options.reserve, "reserve")
+    return Limits(ram, reserve, find_limit(options.vram, "vram"))

@@ -1,14 +1,13 @@
-"""A model in memory with its directory: logits and router choices of whole prompts, and engines for chats.
+"""Holds a model in memory with its files: logits and router choices of whole prompts, and engines for chats.
 
-Knows nothing of turns or templates. Tokenizer and image processor are read when first asked for, so a
-directory of config and weights alone is enough for logits.
+Tokenizer and image settings are read when first asked for, so a directory of config and weights alone is
+enough for logits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,19 +16,20 @@ import torch
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.engine import Engine
-from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local.errors import DoesNotFit, UsageError, parameter
 from ernie_local.experts.memory import GpuMemory
 from ernie_local.experts.options import PagingStats
 from ernie_local.experts.paged import PagedExperts
-from ernie_local.loading.options import find_kv_dtype
+from ernie_local.loading.options import choose_kv_dtype
 from ernie_local.loading.paging import page_sizes
 from ernie_local.loading.routes import RouteRecord
 from ernie_local.media.images import ImageSource, to_patches
 from ernie_local.media.patches import Patches
-from ernie_local.media.processor import ImageProcessorConfig, read_processor_config
+from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.tokens import VisionRule, expand_placeholders
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
+from ernie_local.model_files import ModelFiles
 from ernie_local.replay.recorder import TraceRecorder
 from ernie_local.sizes import format_bytes
 
@@ -53,7 +53,7 @@ class LoadedModel:
     def __init__(
         self,
         network: ErnieModel,
-        directory: Path,
+        files: ModelFiles,
         settings: EngineSettings,
         weight_bytes: int,
         load_seconds: float,
@@ -62,7 +62,7 @@ class LoadedModel:
         """context_limit: most tokens as set by the caller; None if `settings` holds a default of ours."""
         self.network = network
         self.config: ModelConfig = network.config
-        self.directory = directory
+        self.files = files
         self.settings = settings
         self.weight_bytes = weight_bytes
         self.load_seconds = load_seconds
@@ -96,17 +96,20 @@ class LoadedModel:
             notes.append("the file system has no direct reads: experts pass through the system's cache")
         return notes
 
-    @cached_property
+    @property
+    def directory(self) -> Path:
+        """Where the model lies."""
+        return self.files.directory
+
+    @property
     def tokenizer(self) -> ErnieTokenizer:
         """The directory's tokenizer; ModelUnusable names the file that is missing."""
-        from ernie_local.text.tokenizer import ErnieTokenizer
+        return self.files.tokenizer
 
-        return ErnieTokenizer.from_directory(self.directory)
-
-    @cached_property
+    @property
     def image_processor(self) -> ImageProcessorConfig:
         """The directory's image settings, or the published defaults where it has no file for them."""
-        return read_processor_config(self.directory, self.config.vision)
+        return self.files.image_processor
 
     def engine(
         self,
@@ -121,7 +124,7 @@ class LoadedModel:
         engine = Engine(
             self.network,
             context_size if context_size is not None else settings.context_size,
-            settings.kv_dtype if kv_dtype is None else find_kv_dtype(kv_dtype, self.network.dtype),
+            settings.kv_dtype if kv_dtype is None else choose_kv_dtype(kv_dtype, self.network.dtype),
             chunk_tokens if chunk_tokens is not None else settings.chunk_tokens,
             vision_rule if vision_rule is not None else settings.vision_rule,
         )
@@ -186,7 +189,7 @@ class LoadedModel:
             raise DoesNotFit(
                 f"{num_tokens} tokens do not fit into a context of {self._context_limit}",
                 "the model was loaded with this context size",
-                "shorten the input, or load the model with a larger context_size",
+                f"shorten the input, or load the model with a larger {parameter('context_size')}",
             )
         return self.engine(context_size=max(1, num_tokens))
 

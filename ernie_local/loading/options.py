@@ -1,19 +1,93 @@
-"""Names of devices and dtypes as callers give them, checked against this machine and this code.
-
-Knows nothing of models.
-"""
+"""Defines what a caller of `load` may choose, and turns the names it uses into devices, dtypes and bytes."""
 
 from __future__ import annotations
 
-from typing import overload
+from dataclasses import dataclass
 
 import torch
 
-from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local import defaults
+from ernie_local.errors import DoesNotFit, UsageError, parameter
+from ernie_local.experts.options import MISS_RULES, PagingOptions
 from ernie_local.model.kv_cache import KV_DTYPES
+from ernie_local.model_files import ModelFiles
 from ernie_local.sizes import parse_bytes
 
 WEIGHT_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a model is loaded; "auto" leaves a choice to `ernie_local.defaults` or to what the machine has.
+
+    device: cpu, cuda or cuda:N. dtype: float32 or bfloat16; auto is float32 on the CPU for packed weights and
+    for plain ones of up to 4 GiB, else bfloat16. context_size: most tokens of a conversation, by default the
+    model's own limit but at most 32768. kv_dtype: float32, float16, bfloat16 or int8; auto is dtype, or
+    bfloat16 where weights are packed. threads: CPU threads of this process; by default torch decides.
+
+    ram: memory for the whole process, such as "6GiB" or a number of bytes; auto is what is free, less
+    `reserve` (1 GiB). Where not all routed experts fit, they are paged from disk. vram: memory of the GPU;
+    auto is what is free there, less a headroom. Experts that do not fit there are paged through `ram`. With
+    device cpu: a memory beside `ram` that stands for a GPU's. misses: what happens to experts that the GPU
+    lacks: fetch, compute (on the CPU) or split; auto is fetch. small_below: experts of less router weight are
+    served by their small pages where the others are not in memory; it changes what the model computes.
+    look_ahead: begin to read what the next layer's router would choose. chunk_tokens: most tokens of a prompt
+    computed at a time, by default 2048 or what the memory allows.
+
+    gpu_kernels: what computes packed weights on a GPU: triton, torch (slower; for comparing), or auto, which
+    is triton where that runs, with a warning where it does not. cuda_graphs: on records what a decoded token
+    computes on a GPU apart from routed experts, and replays it; auto is off.
+    """
+
+    device: str | torch.device = "cpu"
+    dtype: str | torch.dtype = defaults.AUTO
+    kv_dtype: str | torch.dtype = defaults.AUTO
+    context_size: int | None = None
+    threads: int | None = None
+    ram: str | int = defaults.AUTO
+    reserve: str | int | None = None
+    vram: str | int = defaults.AUTO
+    misses: str = defaults.AUTO
+    small_below: float | None = None
+    look_ahead: bool = False
+    chunk_tokens: int | None = None
+    gpu_kernels: str = defaults.AUTO
+    cuda_graphs: str = defaults.AUTO
+
+    def paging(self) -> PagingOptions:
+        """The choices about paging; UsageError for an unknown rule."""
+        name = defaults.miss_rule(self.misses, None)
+        if name not in MISS_RULES:
+            raise UsageError(
+                f"{parameter('misses')} {name!r} is not one of {', '.join(MISS_RULES)}",
+                "these are the rules for experts that the GPU lacks",
+                f"use {parameter('misses', defaults.AUTO)}",
+            )
+        return PagingOptions(MISS_RULES[name], self.small_below, self.look_ahead)
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with this many CPU threads in this process; None leaves the number to torch."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def choose_dtype(name: str | torch.dtype, files: ModelFiles, device: torch.device) -> torch.dtype:
+    """The dtype to compute in, by name or for this model and device; UsageError for an unknown name."""
+    if name == defaults.AUTO:
+        plain_bytes = files.weight_file_bytes if files.config.quantization is None else 0
+        name = defaults.compute_dtype(plain_bytes, on_gpu=device.type != "cpu")
+    return find_dtype(name, "dtype", WEIGHT_DTYPES)
+
+
+def choose_kv_dtype(
+    name: str | torch.dtype, weight_dtype: torch.dtype, *, is_packed: bool = False
+) -> torch.dtype:
+    """The dtype of the KV cache, by name or for these weights; UsageError for an unknown name."""
+    if name != defaults.AUTO:
+        return find_dtype(name, "kv_dtype", KV_DTYPES)
+    own_name = next(known for known, dtype in WEIGHT_DTYPES.items() if dtype == weight_dtype)
+    return KV_DTYPES[defaults.kv_dtype(own_name, is_packed=is_packed)]
 
 
 def find_device(name: str | torch.device) -> torch.device:
@@ -24,59 +98,53 @@ def find_device(name: str | torch.device) -> torch.device:
         device = None
     if device is not None and device.type == "mps":
         raise DoesNotFit(
-            "device 'mps' asked for, the model runs on cpu and cuda",
-            "there is no code for weights on Apple's GPU that was ever seen to work",
-            'use device="cpu": on an Apple computer both share one memory',
+            f"{parameter('device')} 'mps' is not supported, the model runs on cpu and cuda",
+            "no code for weights on Apple's GPU has ever been run",
+            f"use {parameter('device', 'cpu')}: on an Apple computer both share one memory",
         )
     if device is None or device.type not in ("cpu", "cuda"):
         raise UsageError(
-            f"device {str(name)!r} is not one of cpu, cuda and cuda:N",
+            f"{parameter('device')} {str(name)!r} is not one of cpu, cuda and cuda:N",
             "the model runs on the processor or on a CUDA GPU",
-            'use device="cpu"',
+            f"use {parameter('device', 'cpu')}",
         )
     if device.type == "cuda":
         # Only here: the question starts the CUDA driver, which takes time and memory.
         num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if num_gpus <= (device.index or 0):
             raise DoesNotFit(
-                f"device {str(name)!r} asked for, but torch sees {num_gpus} CUDA GPUs",
+                f"{parameter('device')} {str(name)!r} was asked for, but torch sees {num_gpus} CUDA GPUs",
                 "there is no such GPU, no driver for it, or this torch was built without CUDA",
-                'use device="cpu", or install a torch build with CUDA',
+                f"use {parameter('device', 'cpu')}, or install a torch build with CUDA",
             )
     return device
 
 
-def find_dtype(name: str | torch.dtype, option: str, known: dict[str, torch.dtype]) -> torch.dtype:
-    """The torch dtype among `known`; anything else raises UsageError naming the option."""
+def find_dtype(name: str | torch.dtype, argument: str, known: dict[str, torch.dtype]) -> torch.dtype:
+    """The torch dtype among `known`; anything else raises UsageError naming the argument."""
     for known_name, dtype in known.items():
         if name in (known_name, dtype):
             return dtype
     raise UsageError(
-        f"{option} {str(name)!r} is not one of {', '.join(known)}",
+        f"{parameter(argument)} {str(name)!r} is not one of {', '.join(known)}",
         "only these are implemented and tested",
-        f"use {next(iter(known))}",
+        f"use {parameter(argument, next(iter(known)))}",
     )
 
 
-def find_kv_dtype(name: str | torch.dtype | None, weight_dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the KV cache; None means that of the weights."""
-    return weight_dtype if name is None else find_dtype(name, "kv_dtype", KV_DTYPES)
-
-
-@overload
-def find_bytes(size: None, option: str) -> None: ...
-@overload
-def find_bytes(size: str | int, option: str) -> int: ...
-@overload
-def find_bytes(size: str | int | None, option: str) -> int | None: ...
-def find_bytes(size: str | int | None, option: str) -> int | None:
-    """A memory limit in bytes, from "6GiB" or a number; None is no limit."""
+def find_bytes(size: str | int, name: str) -> int:
+    """A memory limit in bytes, from "6GiB" or a number; UsageError names the argument."""
     if isinstance(size, str):
-        return parse_bytes(size, option)
-    if size is not None and size < 1:
+        return parse_bytes(size, name)
+    if size < 1:
         raise UsageError(
-            f"{option} is {size} bytes, at least 1 is needed",
+            f"{parameter(name)} is {size} bytes, at least 1 is needed",
             "a memory limit is a number of bytes above zero",
-            f'write {option}="6GiB"',
+            f"use {parameter(name, '6GiB')}",
         )
     return size
+
+
+def find_limit(size: str | int, name: str) -> int | None:
+    """As `find_bytes`; None for "auto"."""
+    return None if size == defaults.AUTO else find_bytes(size, name)

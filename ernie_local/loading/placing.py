@@ -6,7 +6,6 @@ Owns which limit counts for what. The arithmetic is the planner's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,7 @@ from ernie_local.experts.options import PagingOptions
 from ernie_local.loading.build import count_weights
 from ernie_local.loading.expert_math import unpacking_room
 from ernie_local.loading.paging import paging_plan
-from ernie_local.media.processor_config import read_processor_config
+from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.memory_use import grown_tokens
 from ernie_local.planner.conversation import largest_prompt_bytes
@@ -55,19 +54,18 @@ class Demand:
 
 def count_need(
     checkpoint: Checkpoint,
-    directory: Path,
+    processor: ImageProcessorConfig,
     config: ModelConfig,
     demand: Demand,
     limits: Limits,
     paging: PagingOptions | None,
 ) -> MemoryNeed:
-    """Bytes that the checkpoint in `directory` takes. ModelUnusable for image settings that make no sense."""
+    """Bytes that the checkpoint takes."""
     tokens = demand.context_size
     cached = grown_tokens(tokens, tokens) if demand.is_on_gpu else tokens
     weights = count_weights(checkpoint, config, demand.dtype)
     plan = paging_plan(checkpoint, config, paging)
     at_once = expected_tokens(limits.ram if limits.vram is None else limits.vram, tokens)
-    processor = read_processor_config(directory, config.vision)
     return MemoryNeed(
         config=config.text,
         dense_bytes=weights.dense,

@@ -25,7 +25,7 @@ from ernie_local.machine.timing import Clock
 from ernie_local.media.patches import Patches
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.kv_cache import kv_bytes_per_token
-from ernie_local.model.packed_linear import PackedLinear
+from ernie_local.model.layers import PackedLinear
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.profile import Measurement
 from ernie_local.planner.rates import Rates, decode_seconds

@@ -1,12 +1,52 @@
-"""The size that an image is brought to, as the published processor does it. Numbers alone, no pixels."""
+"""Computes what an image becomes for the model by its size alone: its new size, patches, tokens."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from ernie_local.errors import InputUnreadable
+from ernie_local.media.processor_config import ImageProcessorConfig
 
 MAX_ASPECT_RATIO = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReport:
+    """What the model sees of an image. Sizes are (width, height) in pixels.
+
+    patches: squares that the vision tower sees. tokens: placeholders in the prompt, without the two tags
+    around them. notes: what was left out or changed when the image was opened.
+    """
+
+    name: str
+    original_size: tuple[int, int]
+    resized_size: tuple[int, int]
+    patches: int
+    tokens: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> float:
+        """How much of its side length the image keeps: the root of the ratio of the areas."""
+        (width, height), (new_width, new_height) = self.original_size, self.resized_size
+        return float((new_width * new_height / (width * height)) ** 0.5)
+
+
+def measure_image(
+    name: str, size: tuple[int, int], processor: ImageProcessorConfig, notes: tuple[str, ...] = ()
+) -> ImageReport:
+    """What a processor makes of an image of (width, height) `size`, without making it.
+
+    InputUnreadable for an image too long and thin for the model.
+    """
+    width, height = size
+    check_aspect_ratio(width, height, name)
+    new_height, new_width = smart_resize(
+        height, width, processor.factor, processor.min_pixels, processor.max_pixels
+    )
+    tokens = (new_height // processor.factor) * (new_width // processor.factor)
+    return ImageReport(name, size, (new_width, new_height), tokens * processor.merge_size**2, tokens, notes)
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -31,7 +71,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 
 
 def check_aspect_ratio(width: int, height: int, name: str) -> None:
-    """Refuse (InputUnreadable) an image so long and thin that the published processor refuses it too."""
+    """Raise InputUnreadable for an image so long and thin that the published processor refuses it too."""
     ratio = max(height, width) / min(height, width)
     if ratio > MAX_ASPECT_RATIO:
         raise InputUnreadable(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ernie_local.media.image_size import MAX_ASPECT_RATIO, check_aspect_ratio, smart_resize
+from ernie_local.media.image_size import MAX_ASPECT_RATIO, check_aspect_ratio, measure_image, smart_resize
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
 
@@ -33,9 +33,8 @@ def image_to_patches(image: Image.Image, config: ImageProcessorConfig) -> Patche
     """
     if image.mode != "RGB":
         raise ValueError(f"image_to_patches needs an RGB image, not mode {image.mode!r}")
-    height, width = smart_resize(
-        image.height, image.width, config.factor, config.min_pixels, config.max_pixels
-    )
+    report = measure_image("the image", image.size, config)
+    width, height = report.resized_size
     pixels = np.asarray(image.resize((width, height), resample=Image.Resampling.BICUBIC))
     patch, merge = config.patch_size, config.merge_size
     rows, columns = height // patch, width // patch
@@ -53,9 +52,9 @@ def image_to_patches(image: Image.Image, config: ImageProcessorConfig) -> Patche
         # (patches, channels, patch * patch) -> (patches, channels * patch * patch)
         pixel_values=torch.from_numpy(values.reshape(rows * columns, -1)),
         grid=(1, rows, columns),
-        original_size=image.size,
-        resized_size=(width, height),
-        num_tokens=rows * columns // merge**2,
+        original_size=report.original_size,
+        resized_size=report.resized_size,
+        num_tokens=report.tokens,
     )
 
 

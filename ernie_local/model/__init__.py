@@ -1,4 +1,4 @@
-"""The network: plain torch modules whose parameters carry the checkpoint's names.
+"""The network: torch modules whose parameters carry the checkpoint's names.
 
-Knows no files, no paging, no text; the engine runs it and `loading` fills it.
+`loading` fills it, and the engine runs it.
 """

@@ -1,12 +1,14 @@
-"""Causal grouped-query self-attention of the decoder over a KV cache.
+"""Computes causal grouped-query self-attention of the decoder over a KV cache, in one of several ways.
 
-Knows nothing of images: a token sees itself and every token before it, whatever they are.
+A token sees itself and every token before it, whatever they are. `choose_attention` picks the way once for
+all layers of a forward: a chunk by torch, or one token by an operator on the CPU or by a kernel on a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -16,10 +18,8 @@ from ernie_local.config import TextConfig
 from ernie_local.kernels.decode_ops import decode_attention, suits_decode_ops
 from ernie_local.kernels.packed_attention import packed_attention
 from ernie_local.model.kv_cache import KVCache
-from ernie_local.model.norms import RMSNorm
-from ernie_local.model.packed_linear import PackedLinear
+from ernie_local.model.layers import Linear, PackedLinear, RMSNorm
 from ernie_local.model.rope import rotate_pairs
-from ernie_local.model.unfilled import Linear
 
 # Entries of one mask: 4 Mi are 4 MiB as bool and 16 MiB as the float that SDPA makes of it, at any context
 # size.
@@ -57,7 +57,7 @@ def causal_blocks(
 
 
 class SelfAttention(nn.Module):
-    """Query, key, value and output projections without biases; rotary positions on the whole head."""
+    """Projections of queries, keys, values and output, without biases. An AttentionStep applies them."""
 
     def __init__(self, config: TextConfig, layer_id: int) -> None:
         super().__init__()
@@ -74,78 +74,14 @@ class SelfAttention(nn.Module):
         # In a packed checkpoint one matrix in place of the three.
         self.qkv_proj: PackedLinear | None = None
 
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        cosines: torch.Tensor,
-        sines: torch.Tensor,
-        cache: KVCache,
-        blocks: Sequence[CausalBlock],
-    ) -> torch.Tensor:
-        """hidden: (tokens, hidden_size); angles: (tokens, head_dim / 2) -> (tokens, hidden_size).
+    @property
+    def packed_projections(self) -> tuple[PackedLinear, PackedLinear] | None:
+        """The packed matrices of queries, keys and values, and of the output; None unless both are packed."""
+        if self.qkv_proj is None or not isinstance(self.o_proj, PackedLinear):
+            return None
+        return self.qkv_proj, self.o_proj
 
-        Appends this layer's keys and values to the cache; `blocks` come from `causal_blocks`.
-        """
-        num_tokens = hidden.shape[0]
-        if num_tokens == 1 and suits_decode_ops(hidden):
-            return self._decode(hidden, cosines, sines, cache)
-        queries, keys, values = self._project(hidden)
-        queries = rotate_pairs(queries, cosines, sines)
-        keys = rotate_pairs(keys, cosines, sines)
-        all_keys, all_values = cache.append(self.layer_id, keys, values)  # (kv_heads, visible, head_dim)
-        attended = self._attend(queries, all_keys[None], all_values[None], blocks)
-        output: torch.Tensor = self.o_proj(attended.reshape(num_tokens, -1))  # (tokens, heads * head_dim)
-        return output
-
-    def can_step(self, hidden: torch.Tensor) -> bool:
-        """Whether `step` serves `hidden`, (tokens, hidden_size)."""
-        return (
-            self.qkv_proj is not None
-            and isinstance(self.o_proj, PackedLinear)
-            and hidden.shape[0] == 1
-            and suits_decode_ops(hidden)
-        )
-
-    def step(
-        self, hidden: torch.Tensor, norm: RMSNorm, cosines: torch.Tensor, sines: torch.Tensor, cache: KVCache
-    ) -> torch.Tensor:
-        """hidden + forward(norm(hidden)) of one token over packed weights, in one operator."""
-        qkv, o = self.qkv_proj, self.o_proj
-        assert qkv is not None
-        assert isinstance(o, PackedLinear)
-        return packed_attention(
-            hidden,
-            norm.weight,
-            norm.eps,
-            qkv.packed,
-            qkv.format_name,
-            o.packed,
-            o.format_name,
-            self.num_heads,
-            cosines,
-            sines,
-            *cache.storage(self.layer_id),
-            cache.length,
-        )
-
-    def on_gpu(
-        self,
-        hidden: torch.Tensor,
-        cosines: torch.Tensor,
-        sines: torch.Tensor,
-        cache: KVCache,
-        length: torch.Tensor,
-    ) -> torch.Tensor:
-        """`forward` of one token by the GPU's kernel, where `gpu_attends`. length: (1,) int64."""
-        from ernie_local.kernels.cuda_ops import attend_token
-
-        queries, keys, values = self._project(hidden)
-        new_token = (queries[0], keys[0], values[0], cosines[0], sines[0])
-        attended = attend_token(*new_token, *cache.storage(self.layer_id), length)  # (heads, head_dim)
-        output: torch.Tensor = self.o_proj(attended.view(1, -1).to(hidden.dtype))  # (1, heads * head_dim)
-        return output
-
-    def _project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """hidden: (tokens, hidden_size) -> queries, keys and values, (tokens, their heads, head_dim) each."""
         if self.qkv_proj is not None:
             heads = self.qkv_proj(hidden).unflatten(-1, (-1, self.head_dim))
@@ -162,28 +98,76 @@ class SelfAttention(nn.Module):
         self.qkv_proj = qkv_proj
         del self.q_proj, self.k_proj, self.v_proj
 
-    def _decode(
-        self, hidden: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, cache: KVCache
-    ) -> torch.Tensor:
-        """`forward` of one token, with all between the projections in one operator."""
-        queries, keys, values = self._project(hidden)
-        attended = decode_attention(
-            queries[0], keys[0], values[0], cosines[0], sines[0], *cache.storage(self.layer_id), cache.length
-        )
-        output: torch.Tensor = self.o_proj(attended.view(1, -1))  # (1, heads * head_dim)
-        return output
 
-    def _attend(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, blocks: Sequence[CausalBlock]
-    ) -> torch.Tensor:
+class AttentionStep(Protocol):
+    """How the tokens of one forward attend, in every layer."""
+
+    def add_to(self, hidden: torch.Tensor, norm: RMSNorm, attention: SelfAttention) -> torch.Tensor:
+        """hidden + attention(norm(hidden)): (tokens, hidden_size) -> the same shape.
+
+        Appends the layer's keys and values to the cache.
+        """
+        ...
+
+
+# A GPU's kernel: queries, keys, values, cosines and sines of one token, the layer's rows of the cache, and
+# its length as (1,) int64 -> (heads, head_dim).
+TokenKernel = Callable[..., torch.Tensor]
+
+
+def choose_attention(
+    hidden: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, cache: KVCache
+) -> AttentionStep:
+    """The way in which these tokens attend. hidden: (tokens, hidden_size); angles: (tokens, head_dim / 2)."""
+    num_tokens, device = hidden.shape[0], hidden.device
+    if num_tokens == 1:
+        kernel = token_kernel(device, cache.dtype)
+        if kernel is not None:
+            length = torch.full((1,), cache.length, device=device)  # a copy from the host would wait
+            return KernelAttention(cosines, sines, cache, length, kernel)
+        if suits_decode_ops(hidden):
+            return FusedAttention(cosines, sines, cache)
+    return ChunkAttention(cosines, sines, cache, causal_blocks(num_tokens, cache.length, device))
+
+
+def token_kernel(device: torch.device, kv_dtype: torch.dtype) -> TokenKernel | None:
+    """The GPU's kernel for one token over a cache of this dtype; None where there is none."""
+    if device.type == "cpu":
+        return None
+    from ernie_local.kernels.cuda_ops import attend_token, gpu_attends
+
+    return attend_token if gpu_attends(device, kv_dtype) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkAttention:
+    """Any number of tokens by torch. blocks: from `causal_blocks`."""
+
+    cosines: torch.Tensor
+    sines: torch.Tensor
+    cache: KVCache
+    blocks: Sequence[CausalBlock] = ()
+
+    def add_to(self, hidden: torch.Tensor, norm: RMSNorm, attention: SelfAttention) -> torch.Tensor:
+        """As in AttentionStep."""
+        queries, keys, values = attention.project(norm(hidden))
+        queries = rotate_pairs(queries, self.cosines, self.sines)
+        keys = rotate_pairs(keys, self.cosines, self.sines)
+        # (kv_heads, visible, head_dim) each
+        all_keys, all_values = self.cache.append(attention.layer_id, keys, values)
+        attended = self._attend(queries, all_keys[None], all_values[None])
+        output: torch.Tensor = attention.o_proj(attended.reshape(hidden.shape[0], -1))
+        return hidden + output
+
+    def _attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """queries: (tokens, heads, head_dim); keys, values: (1, kv_heads, all, head_dim) -> like queries."""
         if queries.shape[0] == 1:
             # The heads of a group share keys: as rows of one matrix they read them once.
-            grouped = queries.view(1, self.num_kv_heads, -1, self.head_dim)  # (1, kv_heads, group, head_dim)
+            grouped = queries.view(1, keys.shape[1], -1, keys.shape[-1])  # (1, kv_heads, group, head_dim)
             one = functional.scaled_dot_product_attention(grouped, keys, values)
-            return one.reshape(1, self.num_heads, self.head_dim)
+            return one.reshape(queries.shape)
         by_head = queries.transpose(0, 1)[None]  # (1, heads, tokens, head_dim)
-        if blocks:
+        if self.blocks:
             parts = [
                 functional.scaled_dot_product_attention(
                     by_head[:, :, block.start : block.stop],
@@ -192,7 +176,7 @@ class SelfAttention(nn.Module):
                     attn_mask=block.mask,
                     enable_gqa=True,
                 )
-                for block in blocks
+                for block in self.blocks
             ]
             attended = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         else:
@@ -200,3 +184,59 @@ class SelfAttention(nn.Module):
                 by_head, keys, values, is_causal=True, enable_gqa=True
             )
         return attended[0].transpose(0, 1)  # (tokens, heads, head_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class FusedAttention:
+    """One token on the CPU: all in one operator with packed projections, else all between the projections."""
+
+    cosines: torch.Tensor
+    sines: torch.Tensor
+    cache: KVCache
+
+    def add_to(self, hidden: torch.Tensor, norm: RMSNorm, attention: SelfAttention) -> torch.Tensor:
+        """As in AttentionStep."""
+        storage = self.cache.storage(attention.layer_id)
+        packed = attention.packed_projections
+        if packed is not None:
+            qkv, o = packed
+            return packed_attention(
+                hidden,
+                norm.weight,
+                norm.eps,
+                qkv.packed,
+                qkv.format_name,
+                o.packed,
+                o.format_name,
+                attention.num_heads,
+                self.cosines,
+                self.sines,
+                *storage,
+                self.cache.length,
+            )
+        queries, keys, values = attention.project(norm(hidden))
+        attended = decode_attention(
+            queries[0], keys[0], values[0], self.cosines[0], self.sines[0], *storage, self.cache.length
+        )
+        output: torch.Tensor = attention.o_proj(attended.view(1, -1))  # (1, heads * head_dim)
+        return hidden + output
+
+
+@dataclass(frozen=True, slots=True)
+class KernelAttention:
+    """One token on a GPU, by its kernel. length: (1,) int64, of the cache, on the GPU as all else."""
+
+    cosines: torch.Tensor
+    sines: torch.Tensor
+    cache: KVCache
+    length: torch.Tensor
+    kernel: TokenKernel
+
+    def add_to(self, hidden: torch.Tensor, norm: RMSNorm, attention: SelfAttention) -> torch.Tensor:
+        """As in AttentionStep."""
+        queries, keys, values = attention.project(norm(hidden))
+        new_token = (queries[0], keys[0], values[0], self.cosines[0], self.sines[0])
+        attended = self.kernel(*new_token, *self.cache.storage(attention.layer_id), self.length)
+        # (1, heads * head_dim)
+        output: torch.Tensor = attention.o_proj(attended.view(1, -1).to(hidden.dtype))
+        return hidden + output

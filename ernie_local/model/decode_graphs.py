@@ -1,8 +1,7 @@
-"""Decode of text tokens over one cache, all between routed experts recorded once and replayed.
+"""Records decode of text tokens over one cache, all but routed experts, and replays it.
 
-A piece begins behind one layer's routed experts and ends with the next router's choice, and with shared
-experts where they are computed apart. Routed ones are computed in between, wherever they lie. Knows neither
-CUDA nor paging.
+A piece begins behind one layer's routed experts and ends with the next router's choice, and with the shared
+experts where they are computed apart. Routed experts are computed between pieces, wherever their weights are.
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from ernie_local.kernels.graph_recorder import Recorded, Recorder
-from ernie_local.model.cache_layout import LayerStorage
-from ernie_local.model.decoder import DecoderLayer, Step
-from ernie_local.model.norms import RMSNorm
+from ernie_local.model.attention import KernelAttention
+from ernie_local.model.decoder import DecoderLayer, LayerStep
+from ernie_local.model.kv_cache import LayerStorage
+from ernie_local.model.layers import RMSNorm
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class _Inputs:
 
 
 class DecodeGraphs:
-    """Of one cache. When it lies elsewhere, or is larger, pieces are recorded anew."""
+    """The recorded pieces of one cache. They are recorded again when the cache moves or grows."""
 
     def __init__(self, layers: Sequence[DecoderLayer], norm: RMSNorm, recorder: Recorder) -> None:
         self._norm = norm
@@ -54,7 +54,7 @@ class DecodeGraphs:
         self._inputs: _Inputs | None = None
         self._rows: LayerStorage | None = None  # of the first layer; all move together
 
-    def run(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
+    def run(self, hidden: torch.Tensor, step: LayerStep) -> torch.Tensor:
         """As all layers and the last norm, of one text token: hidden (1, hidden_size) -> the same shape.
 
         The result is good until the next call.
@@ -74,28 +74,31 @@ class DecodeGraphs:
                 inputs.routed.copy_(routed)
         return end.normed
 
-    def _fill(self, hidden: torch.Tensor, step: Step) -> _Inputs:
+    def _fill(self, hidden: torch.Tensor, step: LayerStep) -> _Inputs:
         """Put what is new of a token where pieces read it; forget them if the cache is not where it was."""
-        rows = step.cache.storage(0)
-        assert step.length is not None
+        given = step.attention
+        assert isinstance(given, KernelAttention)
+        rows = given.cache.storage(0)
         if self._inputs is None or rows is not self._rows:
             self._recorded.clear()
             self._rows = rows
-            given = (hidden, step.cosines, step.sines, step.length, hidden)
-            self._inputs = _Inputs(*map(torch.empty_like, given))
+            likes = (hidden, given.cosines, given.sines, given.length, hidden)
+            self._inputs = _Inputs(*map(torch.empty_like, likes))
         inputs = self._inputs
         inputs.hidden.copy_(hidden)
-        inputs.cosines.copy_(step.cosines)
-        inputs.sines.copy_(step.sines)
-        inputs.length.copy_(step.length)
+        inputs.cosines.copy_(given.cosines)
+        inputs.sines.copy_(given.sines)
+        inputs.length.copy_(given.length)
         return inputs
 
-    def _record(self, index: int, step: Step) -> Recorded[Junction]:
+    def _record(self, index: int, step: LayerStep) -> Recorded[Junction]:
         inputs, layers = self._inputs, self._pieces[index]
         assert inputs is not None
-        fixed = dataclasses.replace(
-            step, cosines=inputs.cosines, sines=inputs.sines, length=inputs.length, on_route=None
+        assert isinstance(step.attention, KernelAttention)
+        attention = dataclasses.replace(
+            step.attention, cosines=inputs.cosines, sines=inputs.sines, length=inputs.length
         )
+        fixed = dataclasses.replace(step, attention=attention, on_route=None)
 
         def run() -> Junction:
             hidden = inputs.hidden

@@ -1,50 +1,38 @@
-"""One decoder layer, and what all layers of one forward share.
-
-Knows nothing of embeddings, images or logits.
-"""
+"""Computes one decoder layer: attention, then a dense MLP or a mixture of experts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ernie_local.config import TextConfig
-from ernie_local.model.attention import CausalBlock, SelfAttention
-from ernie_local.model.kv_cache import KVCache
-from ernie_local.model.mlp import GatedMLP
+from ernie_local.model.attention import AttentionStep, SelfAttention
+from ernie_local.model.layers import GatedMLP, PackedGatedMLP, RMSNorm
 from ernie_local.model.moe import ExpertProvider, MoEBlock, RouteHook, TokenRows
-from ernie_local.model.norms import RMSNorm
-from ernie_local.model.packed_linear import PackedGatedMLP
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """Worked out once per forward: angles (tokens, head_dim / 2), masks, banks, and where states are kept.
+class LayerStep:
+    """What all layers of one forward share, worked out once."""
 
-    length: (1,) int64 on a GPU, of the cache, where one token attends by its kernel; None elsewhere.
-    """
-
-    cosines: torch.Tensor
-    sines: torch.Tensor
-    blocks: Sequence[CausalBlock]
+    attention: AttentionStep
     rows: TokenRows
-    cache: KVCache
     experts: ExpertProvider
     on_route: RouteHook | None
-    length: torch.Tensor | None = None
 
 
 class DecoderLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), where the MLP is dense or a mixture of experts."""
 
-    def __init__(self, config: TextConfig, layer_id: int) -> None:
+    def __init__(self, config: TextConfig, layer_id: int, *, is_packed: bool = False) -> None:
+        """is_packed: whether weights of the model are, so that norms may be computed natively everywhere."""
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(size, eps, always_native=is_packed)
         self.self_attn = SelfAttention(config, layer_id)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(size, eps, always_native=is_packed)
         self.moe: MoEBlock | None = None
         self.mlp: GatedMLP | PackedGatedMLP | None = None
         if config.moe_layers[layer_id]:
@@ -52,7 +40,7 @@ class DecoderLayer(nn.Module):
         else:
             self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
 
-    def forward(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, step: LayerStep) -> torch.Tensor:
         """hidden: (tokens, hidden_size) -> (tokens, hidden_size)."""
         hidden, normed = self.attend(hidden, step)
         if self.moe is not None:
@@ -62,14 +50,7 @@ class DecoderLayer(nn.Module):
             output = hidden + self.mlp(normed)
         return output
 
-    def attend(self, hidden: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    def attend(self, hidden: torch.Tensor, step: LayerStep) -> tuple[torch.Tensor, torch.Tensor]:
         """The first half: hidden (tokens, hidden_size) -> with attention added, and normed for the second."""
-        attention, norm = self.self_attn, self.input_layernorm
-        if step.length is not None:
-            normed = norm(hidden)
-            hidden = hidden + attention.on_gpu(normed, step.cosines, step.sines, step.cache, step.length)
-        elif attention.can_step(hidden):
-            hidden = attention.step(hidden, norm, step.cosines, step.sines, step.cache)
-        else:
-            hidden = hidden + attention(norm(hidden), step.cosines, step.sines, step.cache, step.blocks)
+        hidden = step.attention.add_to(hidden, self.input_layernorm, self.self_attn)
         return hidden, self.post_attention_layernorm(hidden)

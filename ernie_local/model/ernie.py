@@ -1,7 +1,7 @@
-"""The whole network: token embedding, vision tower and resampler, decoder layers, logits.
+"""Runs the whole network: token embedding, vision tower and resampler, decoder layers, logits.
 
-Knows no files, no paging and no prompts: it takes ids, patches and positions. Parameters carry the
-checkpoint's names (checkpoint/names.py); routed experts are not parameters but come from the ExpertProvider.
+Parameters carry the checkpoint's names (checkpoint/names.py). Routed experts are not parameters: an
+ExpertProvider computes them. How tokens attend is chosen in attention.py, once for each forward.
 """
 
 from __future__ import annotations
@@ -17,19 +17,15 @@ from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError
 from ernie_local.kernels.graph_recorder import Recorder
 from ernie_local.media.patches import Patches
-from ernie_local.model.attention import causal_blocks
+from ernie_local.model.attention import choose_attention, token_kernel
 from ernie_local.model.decode_graphs import DecodeGraphs
-from ernie_local.model.decoder import DecoderLayer, Step
+from ernie_local.model.decoder import DecoderLayer, LayerStep
 from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.layers import Embedding, Linear, PackedEmbedding, PackedLinear, RMSNorm
 from ernie_local.model.memory_use import encoding_bytes, tower_passes
-from ernie_local.model.moe import ExpertProvider, MoEBlock, RouteHook, TokenRows
-from ernie_local.model.norms import RMSNorm
-from ernie_local.model.packed_linear import PackedEmbedding, PackedLinear
-from ernie_local.model.resampler import Resampler
+from ernie_local.model.moe import ExpertProvider, MoEBlock, RouteHook, Router, TokenRows
 from ernie_local.model.rope import TextRope
-from ernie_local.model.router import Router
-from ernie_local.model.unfilled import Embedding, Linear
-from ernie_local.model.vision import VisionTower
+from ernie_local.model.vision import Resampler, VisionTower
 
 
 class ErnieModel(nn.Module):
@@ -43,10 +39,11 @@ class ErnieModel(nn.Module):
         self.embed_tokens: Embedding | PackedEmbedding = Embedding(text.vocab_size, text.hidden_size)
         self.vision = VisionTower(config.vision)
         self.resampler = Resampler(config)
+        is_packed = config.quantization is not None
         self.layers = nn.ModuleList(
-            DecoderLayer(text, layer_id) for layer_id in range(text.num_hidden_layers)
+            DecoderLayer(text, layer_id, is_packed=is_packed) for layer_id in range(text.num_hidden_layers)
         )
-        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps, always_native=is_packed)
         # None where the embedding is the head as well.
         self.lm_head: Linear | PackedLinear | None = None
         if not text.tie_word_embeddings:
@@ -90,7 +87,7 @@ class ErnieModel(nn.Module):
         """
         if self.recorder is None:
             return None
-        if not _attends_by_kernel(self.device, kv_dtype):
+        if token_kernel(self.device, kv_dtype) is None:
             raise UsageError(
                 f"a KV cache in {kv_dtype} with cuda_graphs on",
                 f"there is no attention kernel for it on {self.device}, and without one nothing is recorded",
@@ -129,16 +126,7 @@ class ErnieModel(nn.Module):
         cosines, sines = self._rope.angles(positions)
         rows = TokenRows.of(is_vision, self.config.text.banks, hidden.device)
         self.experts.begin(rows)
-        step = Step(
-            cosines=cosines,
-            sines=sines,
-            blocks=causal_blocks(num_tokens, cache.length, hidden.device),
-            rows=rows,
-            cache=cache,
-            experts=self.experts,
-            on_route=on_route,
-            length=_length_on_gpu(cache, num_tokens, hidden.device),
-        )
+        step = LayerStep(choose_attention(hidden, cosines, sines, cache), rows, self.experts, on_route)
         normed: torch.Tensor
         if graphs is not None and num_tokens == 1 and not is_vision[0]:
             normed = graphs.run(hidden, step)
@@ -158,21 +146,6 @@ class ErnieModel(nn.Module):
         else:
             scores = functional.linear(hidden, self.embed_tokens.weight)
         return scores.float()
-
-
-def _length_on_gpu(cache: KVCache, num_tokens: int, device: torch.device) -> torch.Tensor | None:
-    """See Step.length."""
-    if num_tokens > 1 or not _attends_by_kernel(device, cache.dtype):
-        return None
-    return torch.full((1,), cache.length, device=device)  # a copy from the host would wait
-
-
-def _attends_by_kernel(device: torch.device, kv_dtype: torch.dtype) -> bool:
-    if device.type == "cpu":
-        return False
-    from ernie_local.kernels.cuda_ops import gpu_attends
-
-    return gpu_attends(device, kv_dtype)
 
 
 def _groups(images: Sequence[Patches]) -> list[list[Patches]]:

@@ -11,13 +11,13 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ernie_local.config import Bank, ExpertBank, Modality, TextConfig
+from ernie_local.kernels.decode_ops import route, suits_decode_ops
 from ernie_local.kernels.send import send
 from ernie_local.model.kv_cache import CacheMemory
-from ernie_local.model.mlp import GatedMLP
-from ernie_local.model.packed_linear import PackedGatedMLP
-from ernie_local.model.router import Router
+from ernie_local.model.layers import GatedMLP, PackedGatedMLP
 
 
 class RoutedTokens(NamedTuple):
@@ -120,6 +120,35 @@ class TokenRows:
     def only_bank(self) -> Bank | None:
         """The bank that serves all tokens, which then need no gathering; None if there are several."""
         return next(iter(self.by_bank)) if len(self.by_bank) == 1 else None
+
+
+class Router(nn.Module):
+    """Chooses the experts of one bank that a token goes to, and their weights.
+
+    The bias takes part in the choice only; the weights come from the plain softmax scores. Weights and
+    arithmetic are float32 in every model dtype: a rounded score changes which expert is chosen, which is
+    worse than any rounding inside one.
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int, experts_per_token: int, norm_min: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.empty(num_experts, dtype=torch.float32))
+        self.experts_per_token = experts_per_token
+        self.norm_min = norm_min
+
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """hidden: (tokens, hidden_size) -> expert ids and, in hidden's dtype, weights, (tokens, top_k) each.
+
+        The order of operations is the published one, so that near-ties fall the same way.
+        """
+        if suits_decode_ops(hidden):
+            return route(hidden, self.weight, self.bias, self.experts_per_token, self.norm_min)
+        scores = functional.softmax(functional.linear(hidden.float(), self.weight), dim=-1)
+        expert_ids = torch.topk(scores + self.bias, self.experts_per_token, dim=-1).indices
+        chosen = scores.gather(-1, expert_ids)
+        weights = chosen / chosen.sum(dim=-1, keepdim=True).clamp(min=self.norm_min)
+        return expert_ids, weights.to(hidden.dtype)
 
 
 def served_tokens(bank: ExpertBank, is_vision: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
-"""The vision tower: flattened patches to patch features, each frame attending within itself.
+"""Turns flattened patches into token features: the vision tower, then the resampler.
 
-Knows nothing of tokens; the resampler merges windows of patches into them.
+In the tower each frame attends within itself. The resampler merges windows of patches into tokens of the
+language model's width. Two frames make one row of tokens; a single image stands for both.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ernie_local.config import VisionConfig
+from ernie_local.config import ModelConfig, VisionConfig
 from ernie_local.kernels.send import send
+from ernie_local.model.layers import Linear, RMSNorm
 from ernie_local.model.rope import VisionRope, patch_positions, rotate_halves
-from ernie_local.model.unfilled import Linear
 
 Grid = tuple[int, int, int]  # frames, rows, columns, counted in patches
 
@@ -124,3 +125,52 @@ class VisionTower(nn.Module):
             hidden = block(hidden, cosines, sines, frame_sizes)
         normed: torch.Tensor = self.norm(hidden)
         return normed
+
+
+class MergeLayer(nn.Module):
+    """norm(fc2(gelu(fc1(x)))), with the exact (erf) gelu."""
+
+    def __init__(self, input_size: int, output_size: int, eps: float) -> None:
+        super().__init__()
+        self.fc1 = Linear(input_size, output_size)
+        self.fc2 = Linear(output_size, output_size)
+        self.norm = nn.LayerNorm(output_size, eps)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden: (windows, input_size) -> (windows, output_size)."""
+        output: torch.Tensor = self.norm(self.fc2(functional.gelu(self.fc1(hidden))))
+        return output
+
+
+class Resampler(nn.Module):
+    """Spatial merge, temporal merge, projection and RMSNorm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.window = config.vision.spatial_merge_size**2
+        window_size = config.vision.hidden_size * self.window
+        eps = config.vision.layer_norm_eps
+        self.spatial = MergeLayer(window_size, window_size, eps)
+        self.temporal = MergeLayer(window_size * config.vision.temporal_merge_size, window_size, eps)
+        self.mlp = Linear(window_size, config.text.hidden_size)
+        is_packed = config.quantization is not None
+        self.norm = RMSNorm(config.text.hidden_size, config.text.rms_norm_eps, always_native=is_packed)
+
+    def forward(self, patches: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
+        """patches: (patches of all grids, vision hidden_size) -> (tokens of all grids, text hidden_size)."""
+        windows = self.spatial(patches.reshape(-1, patches.shape[-1] * self.window))  # (windows, window_size)
+        sizes = [frames * rows * columns // self.window for frames, rows, columns in grids]
+        paired = [
+            self._pair_frames(part, grid[0]) for part, grid in zip(windows.split(sizes), grids, strict=True)
+        ]
+        tokens: torch.Tensor = self.norm(self.mlp(self.temporal(torch.cat(paired))))
+        return tokens
+
+    @staticmethod
+    def _pair_frames(windows: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """windows: (frames * windows per frame, size) -> (frame pairs * windows per frame, 2 * size)."""
+        if num_frames == 1:
+            return torch.cat((windows, windows), dim=-1)
+        assert num_frames % 2 == 0, num_frames
+        frames = windows.unflatten(0, (num_frames, -1))  # (frames, windows per frame, size)
+        return torch.cat((frames[0::2], frames[1::2]), dim=-1).flatten(0, 1)

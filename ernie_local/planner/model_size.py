@@ -15,8 +15,7 @@ from typing import Literal
 
 from ernie_local.checkpoint.file_layout import files_bytes
 from ernie_local.checkpoint.parts import ModelPart, ModelTensor, expected_tensors, model_parts, stored_tensors
-from ernie_local.config import ModelConfig, QuantizationConfig, read_config
-from ernie_local.config.parse import parse_config
+from ernie_local.config import ModelConfig, QuantizationConfig, parse_config, read_config
 from ernie_local.errors import UsageError
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config

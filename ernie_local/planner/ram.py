@@ -13,7 +13,7 @@ from ernie_local.model.memory_use import (
     image_prompt_bytes,
     mixed_chunk_bytes,
 )
-from ernie_local.planner.conversation import ChatPlan, largest_prompt_bytes
+from ernie_local.planner.conversation import ChatPlan, largest_prompt_bytes, pixel_bytes
 from ernie_local.planner.fit import (
     DEFAULT_RESERVE,
     Memory,
@@ -205,7 +205,7 @@ def _working_terms(chat: ChatPlan, placement: Placement, model: ModelSize) -> li
     cache = Amount.exactly(chat.kv_size(text).touched_bytes(num_tokens))
     chunk = min(placement.chunk_tokens, num_tokens)
     images = chat.images
-    pixels = Amount.exactly(sum(image.pixel_bytes(config) for image in images))
+    pixels = Amount.exactly(sum(pixel_bytes(image, config) for image in images))
     features = chat.image_tokens * text.hidden_size * FLOAT_BYTES
     encoding = encoding_bytes(config.vision, [image.patches for image in images])
     likely = int(_ENCODING_SHARE * encoding)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ernie_local.config import Bank
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.keys import ExpertKey
-from ernie_local.experts.options import PagingStats
+from ernie_local.experts.options import BankStats, PagingStats
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.experts.traffic import PageGroup, PageTraffic
 from ernie_local.experts.two_levels import TwoLevels
@@ -197,7 +197,7 @@ def _run(
     everything: Iterable[Visit] | None = None,
 ) -> PagingStats:
     """A memory of which the least worthy page goes; worth(page, number of the visit) as of now."""
-    stats = PagingStats()
+    stats = PagingStats(banks={bank: BankStats() for bank in trace.banks})
     stats.decoded_tokens, stats.prompt_tokens = trace.decoded_tokens, trace.prompt_tokens
     worths: dict[ExpertKey, float] = {}  # of the pages that are there
     queue: list[tuple[float, ExpertKey]] = []

@@ -1,13 +1,33 @@
-"""Chat turns on text and images: the only place that joins the text, media and engine packages.
+"""Chats on text and images: the only place that joins the text, media and engine packages.
 
-Knows nothing of terminals, of JSON for the command line, or of how the model computes.
+`open` checks a question and loads a model, `chat` asks and answers, `transcript` saves and reads chats.
 """
 
 from __future__ import annotations
 
-from ernie_local.session.answer import Answer, FinishReason, ImageReport, Timings, Usage
+from ernie_local.media.image_size import ImageReport
+from ernie_local.session.answer import Answer, FinishReason, Timings, Usage
 from ernie_local.session.chat import Chat
-from ernie_local.session.transcript import Turn
+from ernie_local.session.image import ChatImage, open_chat_images
+from ernie_local.session.open import check_question, open_model, opening_notes
+from ernie_local.session.transcript import SavedChat, Turn, read_saved_chat
 from ernie_local.text.reasoning import Piece, ToolCall
 
-__all__ = ["Answer", "Chat", "FinishReason", "ImageReport", "Piece", "Timings", "ToolCall", "Turn", "Usage"]
+__all__ = [
+    "Answer",
+    "Chat",
+    "ChatImage",
+    "FinishReason",
+    "ImageReport",
+    "Piece",
+    "SavedChat",
+    "Timings",
+    "ToolCall",
+    "Turn",
+    "Usage",
+    "check_question",
+    "open_chat_images",
+    "open_model",
+    "opening_notes",
+    "read_saved_chat",
+]

@@ -1,7 +1,4 @@
-"""What is known of an answer when it has ended: text, tokens, seconds, memory, images.
-
-Owns these values and nothing else; imports no torch.
-"""
+"""Defines what is known of an answer when it has ended: text, tokens, seconds, memory, images."""
 
 from __future__ import annotations
 
@@ -11,24 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from ernie_local.experts.options import PagingStats
+from ernie_local.media.image_size import ImageReport
 from ernie_local.text.reasoning import ToolCall
 
 # stop: the model ended it; length: max_tokens or the context ended it; interrupted: someone stopped it.
 FinishReason = Literal["stop", "length", "interrupted"]
-
-
-@dataclass(frozen=True, slots=True)
-class ImageReport:
-    """What the model saw of one image. Sizes are (width, height) in pixels.
-
-    tokens: places that it fills in the prompt. notes: what was left out or changed when it was opened.
-    """
-
-    name: str
-    original_size: tuple[int, int]
-    resized_size: tuple[int, int]
-    tokens: int
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,18 @@ from PIL import Image
 from ernie_local.errors import NoAnswer, UsageError
 from ernie_local.experts.options import PagingStats
 from ernie_local.media.open_image import OpenedImage
-from ernie_local.sampling import Sampler, SamplingOptions
+from ernie_local.sampling import Sampler, SamplingOptions, model_sampling
 from ernie_local.session.answer import Answer, Timings, Usage, peak_memory_bytes
 from ernie_local.session.conversation import Conversation, check_fits
 from ernie_local.session.generation import Generation, find_limits
-from ernie_local.session.image import ChatImage, ChatImageSource, open_chat_images, open_same_image
+from ernie_local.session.image import (
+    ChatImage,
+    ChatImageSource,
+    make_patches,
+    open_chat_images,
+)
 from ernie_local.session.sequence import CachedSequence
-from ernie_local.session.transcript import AskerRole, Turn, read_chat, write_chat
+from ernie_local.session.transcript import AskerRole, SavedChat, Turn, read_saved_chat, write_chat
 from ernie_local.text.reasoning import Piece, ReasoningParser
 from ernie_local.text.template import Message, Prompt
 
@@ -65,16 +70,17 @@ class Chat:
         variant: str | None = None,
         tools: Sequence[Mapping[str, object]] = (),
     ) -> None:
-        """system: the system text; None is the model's own, "" is none. sampling: None is greedy.
+        """system: the system text; None is the model's own, "" is none. sampling: None is as the model's
+        generation_config.json says, greedy where it says nothing.
 
         variant: the chat template, "pt" or "thinking"; None as the model's files say. tools: descriptions,
         as JSON values, of functions that a Thinking model may call.
         Raises ModelUnusable where the tokenizer is missing or another model's, UsageError for tools with PT.
         """
         self.model = model
-        self.sampling = SamplingOptions() if sampling is None else sampling
+        self.sampling = model_sampling(model.files.generation_config) if sampling is None else sampling
         self._last: Answer | None = None
-        self._conversation = Conversation(model, system, tools, variant)
+        self._conversation = Conversation(model.files, system, tools, variant)
         self._sequence = CachedSequence(model.engine(), model.config)
         self._running: Generator[Piece, None, None] | None = None
         # A plain flag, as a signal handler may set it at any moment: an Event would lock.
@@ -126,9 +132,10 @@ class Chat:
         new_images = tuple(open_chat_images(_as_several(images), self.model.image_processor))
         image_seconds = time.perf_counter() - started
         thinking = self._conversation.thinks_by_default if thinking is None else thinking
-        message = Message(role, text, tuple(image.report.tokens for image in new_images))
+        message = Message(role, text, tuple(image.num_tokens for image in new_images))
         prompt = self._conversation.prompt(message, thinking)
         check_fits(prompt, self._sequence.engine.context_size)
+        image_seconds += make_patches(new_images)
         all_images = (*self._conversation.images(), *new_images)
         question = _Question(
             role=role,
@@ -175,12 +182,22 @@ class Chat:
         *,
         variant: str | None = None,
     ) -> Chat:
-        """Go on with a saved chat; its images are opened now, and computed with the next question.
+        """Continue a saved chat; its images are opened now, and computed with the next question.
 
         InputUnreadable where the file, or an image that it names, is missing, broken or another by now.
         """
-        processor = model.image_processor
-        saved = read_chat(Path(path), lambda name, size: open_same_image(name, size, processor))
+        return cls.resume(read_saved_chat(path, model.files), model, sampling, variant=variant)
+
+    @classmethod
+    def resume(
+        cls,
+        saved: SavedChat,
+        model: LoadedModel,
+        sampling: SamplingOptions | None = None,
+        *,
+        variant: str | None = None,
+    ) -> Chat:
+        """Continue a chat that `read_saved_chat` has read."""
         chat = cls(model, saved.system, sampling, variant=variant, tools=saved.tools)
         chat._conversation.turns.extend(saved.turns)
         return chat
@@ -253,7 +270,7 @@ class Chat:
 
 def _as_several(images: Iterable[ChatImageSource] | ChatImageSource) -> Iterable[ChatImageSource]:
     # One image alone is forgiven: a string is a sequence of strings, and an array one of arrays.
-    is_one = isinstance(images, str | bytes | os.PathLike | OpenedImage | Image.Image)
+    is_one = isinstance(images, str | bytes | os.PathLike | OpenedImage | ChatImage | Image.Image)
     if is_one or hasattr(images, "__array__"):
         return [cast("ChatImageSource", images)]
     return cast("Iterable[ChatImageSource]", images)

@@ -19,13 +19,12 @@ from ernie_local.text.template import (
     Prompt,
     Segment,
     check_variant,
-    detect_variant,
     encode_segments,
 )
 
 if TYPE_CHECKING:
     from ernie_local.config import MediaTokens
-    from ernie_local.loading import LoadedModel
+    from ernie_local.model_files import ModelFiles
     from ernie_local.text.tokenizer import ErnieTokenizer
 
 
@@ -37,7 +36,7 @@ class Conversation:
 
     def __init__(
         self,
-        model: LoadedModel,
+        files: ModelFiles,
         system: str | None,
         tools: Sequence[Mapping[str, object]],
         variant: str | None,
@@ -46,12 +45,12 @@ class Conversation:
         self.turns: list[Turn] = []
         self.system = system
         self.tools = tuple(tools)
-        self.tokenizer = model.tokenizer
-        self._media = model.config.media
-        self._template = ChatTemplate(check_variant(variant) if variant else detect_variant(model.directory))
+        self.tokenizer = files.tokenizer
+        self._media = files.config.media
+        self._template = ChatTemplate(check_variant(variant) if variant else files.template_variant)
         check_same_model(self.tokenizer, self._media)
         # Training ends an answer with </s> and history with <|end_of_sentence|>: either may come.
-        ends = [self.tokenizer.id_of(token) for token in END_TOKENS] + list(model.config.eos_token_ids)
+        ends = [self.tokenizer.id_of(token) for token in END_TOKENS] + list(files.config.eos_token_ids)
         self.stop_ids = frozenset(token_id for token_id in ends if token_id is not None)
         self.close_ids = self._encode(self._template.forced_close()).token_ids
         # An opening that cannot be written down is an error now, not at the first question.

@@ -1,45 +1,66 @@
-"""One image of a chat: where it came from, what the model sees of it, its patches while they are needed.
+"""Opens the images of a chat: where each came from, what the model sees of it, its patches while needed.
 
-Owns opening, preparing and opening again. Knows nothing of the conversation around it.
+Opening measures an image and keeps its pixels; patches, which are larger, are made when a prompt needs them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from PIL import Image
 
 from ernie_local.errors import InputUnreadable
+from ernie_local.media.image_size import ImageReport, measure_image
 from ernie_local.media.open_image import STDIN_MARK, ImageSource, OpenedImage, open_images
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor import image_to_patches
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.tokens import Grid
-from ernie_local.session.answer import ImageReport
-
-ChatImageSource: TypeAlias = "ImageSource | OpenedImage"
 
 
-@dataclass(eq=False, slots=True)
 class ChatImage:
-    """An image and its size in tokens. Its patches are large, and dropped once the engine has taken them.
+    """An opened image and its size in tokens. Its patches are dropped once the engine has taken them.
 
-    path: absolute, with the page ("/scans/a.pdf:2"), or None for an image that came from memory. Each
-    object is an image of its own: two of the same file are never taken for one another in the cache.
+    report: its sizes before and after resizing. path: absolute, with the page ("/scans/a.pdf:2"), or None
+    for an image that came from memory. digest: of its pixels; images of equal digest are the same image.
     """
 
-    report: ImageReport
-    grid: Grid
-    path: str | None
-    _image: Image.Image | None
-    _config: ImageProcessorConfig
-    _patches: Patches | None = field(default=None, repr=False)
+    def __init__(self, opened: OpenedImage, path: str | None, processor: ImageProcessorConfig) -> None:
+        """InputUnreadable for an image too long and thin for the model."""
+        image = opened.image
+        self.report: ImageReport = measure_image(opened.name, image.size, processor, opened.notes)
+        self.path = path
+        self.digest = hashlib.blake2b(image.tobytes(), key=repr(image.size).encode()).digest()
+        self._image: Image.Image | None = image
+        self._processor = processor
+        self._patches: Patches | None = None
+
+    def __repr__(self) -> str:
+        return f"ChatImage({self.report.name!r}, {self.report.tokens} tokens)"
+
+    @property
+    def name(self) -> str:
+        """What to call it to the user."""
+        return self.report.name
+
+    @property
+    def num_tokens(self) -> int:
+        """Placeholders that it fills in the prompt."""
+        return self.report.tokens
+
+    @property
+    def grid(self) -> Grid:
+        """(frames, rows, columns) of its patches."""
+        width, height = self.report.resized_size
+        patch_size = self._processor.patch_size
+        return (1, height // patch_size, width // patch_size)
 
     def patches(self) -> Patches:
-        """The patches, made again from the file where they were dropped.
+        """The patches, made from the pixels, or from the file where these were dropped.
 
         InputUnreadable where the file is gone or holds another image by now.
         """
@@ -48,7 +69,9 @@ class ChatImage:
             if image is None:
                 assert self.path is not None, "an image without a path keeps its pixels"
                 image = _open_same(self.path, self.report.original_size).image
-            self._patches = image_to_patches(image, self._config)
+            self._patches = image_to_patches(image, self._processor)
+            if self.path is not None:
+                self._image = None
         return self._patches
 
     def release(self) -> None:
@@ -56,14 +79,30 @@ class ChatImage:
         self._patches = None
 
 
-def open_chat_images(sources: Iterable[ChatImageSource], config: ImageProcessorConfig) -> list[ChatImage]:
-    """Open and prepare images, several of a source with pages; InputUnreadable names the first bad one."""
-    return [image for source in sources for image in _open_source(source, config)]
+ChatImageSource: TypeAlias = "ImageSource | OpenedImage | ChatImage"
 
 
-def open_same_image(path: str, size: tuple[int, int], config: ImageProcessorConfig) -> ChatImage:
+def open_chat_images(
+    sources: Iterable[ChatImageSource], processor: ImageProcessorConfig, *, stdin: BinaryIO | None = None
+) -> list[ChatImage]:
+    """Open and measure images, several of a source with pages; InputUnreadable names the first bad one.
+
+    stdin: what the source "-" reads.
+    """
+    return [image for source in sources for image in _open_source(source, processor, stdin)]
+
+
+def make_patches(images: Iterable[ChatImage]) -> float:
+    """Make the patches of the images; the seconds that it took."""
+    started = time.perf_counter()
+    for image in images:
+        image.patches()
+    return time.perf_counter() - started
+
+
+def open_same_image(path: str, size: tuple[int, int], processor: ImageProcessorConfig) -> ChatImage:
     """The image at `path`, which had (width, height) `size`; InputUnreadable where it is not that one."""
-    return _prepare(_open_same(path, size), True, config)
+    return ChatImage(_open_same(path, size), _absolute(path), processor)
 
 
 def _open_same(path: str, size: tuple[int, int]) -> OpenedImage:
@@ -72,27 +111,23 @@ def _open_same(path: str, size: tuple[int, int]) -> OpenedImage:
         now = ", ".join(f"{one.image.width} x {one.image.height}" for one in opened)
         raise InputUnreadable(
             f"{path}: {size[0]} x {size[1]} pixels when it was asked about, {now} now",
-            "the chat goes on from this image, and another one would not fit what was said about it",
-            "put the image back in its place, or start a new chat",
+            "the chat continues from this image, and another one would not match what was said about it",
+            "restore the image, or start a new chat",
         )
     return opened[0]
 
 
-def _open_source(source: ChatImageSource, config: ImageProcessorConfig) -> list[ChatImage]:
-    opened = [source] if isinstance(source, OpenedImage) else open_images(source)
-    return [_prepare(one, _may_be_path(source), config) for one in opened]
+def _open_source(
+    source: ChatImageSource, processor: ImageProcessorConfig, stdin: BinaryIO | None
+) -> list[ChatImage]:
+    if isinstance(source, ChatImage):
+        return [source]
+    opened = [source] if isinstance(source, OpenedImage) else open_images(source, stdin=stdin)
+    may_be_path = _may_be_path(source)
+    return [ChatImage(one, _absolute(one.name) if may_be_path else None, processor) for one in opened]
 
 
-def _prepare(opened: OpenedImage, may_be_path: bool, config: ImageProcessorConfig) -> ChatImage:
-    patches = image_to_patches(opened.image, config)
-    report = ImageReport(
-        opened.name, patches.original_size, patches.resized_size, patches.num_tokens, opened.notes
-    )
-    path = _absolute(opened.name) if may_be_path else None
-    return ChatImage(report, patches.grid, path, None if path else opened.image, config, patches)
-
-
-def _may_be_path(source: ChatImageSource) -> bool:
+def _may_be_path(source: ImageSource | OpenedImage) -> bool:
     if isinstance(source, OpenedImage):
         # Only its name is left to tell, and "image" stands for bytes; so a file must be there.
         return os.path.exists(source.name) or os.path.exists(source.name.rpartition(":")[0])  # noqa: PTH110

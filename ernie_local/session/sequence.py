@@ -36,8 +36,9 @@ class CachedSequence:
         for index, (span, image) in enumerate(zip(prompt.images, images, strict=True)):
             if span.start >= length:
                 break
-            # Placeholders of two images look alike: only the very same image may stay.
-            is_same = self._images[index : index + 1] == [(span.start, image)]
+            # Placeholders of two images look alike: only an image of the same pixels may stay.
+            cached = self._images[index : index + 1]
+            is_same = [(start, one.digest) for start, one in cached] == [(span.start, image.digest)]
             if not is_same or span.end > length:
                 return span.start
         return length

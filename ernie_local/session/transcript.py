@@ -6,15 +6,18 @@ Owns the format of that file and the check of what is read from it. Runs no mode
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.files import written_whole
+from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.model_files import ModelFiles
 from ernie_local.session.answer import FinishReason
-from ernie_local.session.image import ChatImage
+from ernie_local.session.image import ChatImage, open_same_image
 from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import Message
 
@@ -82,11 +85,13 @@ def write_chat(
         file.write(text.encode())
 
 
-def read_chat(path: Path, open_again: Callable[[str, tuple[int, int]], ChatImage]) -> SavedChat:
-    """The chat in `path`; `open_again` gets the path of each image and the (width, height) that it had.
+def read_saved_chat(path: str | os.PathLike[str], files: ModelFiles) -> SavedChat:
+    """The chat in `path` for the model of `files`, with its images opened.
 
-    InputUnreadable where the file is missing, broken, or of another version.
+    InputUnreadable where the file, or an image that it names, is missing, broken, of another version, or
+    another by now.
     """
+    path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -103,7 +108,8 @@ def read_chat(path: Path, open_again: Callable[[str, tuple[int, int]], ChatImage
         system = None if content["system"] is None else _expect(content["system"], str)
         tools = tuple(_expect(tool, dict) for tool in _expect(content["tools"], list))
         turns = tuple(
-            _turn_from_json(_expect(turn, dict), open_again) for turn in _expect(content["turns"], list)
+            _turn_from_json(_expect(turn, dict), files.image_processor)
+            for turn in _expect(content["turns"], list)
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(path, f"a part of it is missing or wrong: {error}") from error
@@ -132,12 +138,13 @@ def _turn_to_json(number: int, turn: Turn) -> dict[str, object]:
     }
 
 
-def _turn_from_json(turn: dict[str, object], open_again: Callable[[str, tuple[int, int]], ChatImage]) -> Turn:
+def _turn_from_json(turn: dict[str, object], processor: ImageProcessorConfig) -> Turn:
     calls = [_expect(call, dict) for call in _expect(turn["tool_calls"], list)]
     images = []
     for entry in _expect(turn["images"], list):
         width, height = _expect(_expect(entry, dict)["size"], list)
-        images.append(open_again(_expect(entry["path"], str), (_expect(width, int), _expect(height, int))))
+        size = (_expect(width, int), _expect(height, int))
+        images.append(open_same_image(_expect(entry["path"], str), size, processor))
     return Turn(
         role=_one_of(_ROLES, turn["role"]),
         text=_expect(turn["text"], str),

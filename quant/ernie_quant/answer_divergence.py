@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
-from ernie_local.model.norms import RMSNorm
+from ernie_local.model.layers import RMSNorm
 from ernie_local.packing import dequantize, find_format
 from ernie_quant.grid import round_to_grid, search_grid
 

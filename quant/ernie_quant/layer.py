@@ -15,7 +15,7 @@ import torch
 
 from ernie_local.config import ExpertBank, ModelConfig
 from ernie_local.errors import ModelUnusable
-from ernie_local.model.attention import SelfAttention
+from ernie_local.model.attention import choose_attention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.moe import served_tokens
@@ -93,11 +93,11 @@ def attend(
     longest = max(tokens.stop - tokens.start for tokens in table.sequences())
     cache = KVCache(one_layer, longest, torch.float32, torch.device("cpu"))
     rope = TextRope(config.text, torch.device("cpu"))
-    attention: SelfAttention = layer.self_attn
     for tokens in table.sequences():
         cosines, sines = rope.angles(table.positions[:, tokens])
         hidden = states.read(tokens)
-        hidden += attention(layer.input_layernorm(hidden), cosines, sines, cache, ())
+        step = choose_attention(hidden, cosines, sines, cache)
+        hidden = step.add_to(hidden, layer.input_layernorm, layer.self_attn)
         attended.write(slice(first_row + tokens.start, first_row + tokens.stop), hidden)
         cache.truncate(0)
 

@@ -20,9 +20,8 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ExpertBank, ModelConfig
 from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
-from ernie_local.model.mlp import GatedMLP
+from ernie_local.model.layers import GatedMLP, Linear
 from ernie_local.model.moe import served_tokens
-from ernie_local.model.unfilled import Linear
 from ernie_local.packing import dequantize, find_format
 from ernie_quant.answer_divergence import AnswerDivergence
 from ernie_quant.expert import ExpertWeights

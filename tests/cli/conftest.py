@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,92 +15,18 @@ import pytest
 from PIL import Image
 
 from ernie_cli import opening
-from ernie_cli.images import measure
 from ernie_cli.main import run
-from ernie_cli.opening import ModelFiles
-from ernie_local.errors import ErnieLocalError, NoAnswer
+from ernie_local import model_files, session
+from ernie_local.errors import ErnieLocalError
 from ernie_local.media.processor import ImageProcessorConfig
-from ernie_local.session import Answer, Piece, Timings, Usage
-
-
-@dataclass
-class FakeChat:
-    """Says `pieces`, whatever is asked, and remembers what was asked."""
-
-    pieces: Sequence[Piece] = (Piece("answer", "forty"), Piece("answer", "-two"))
-    finish_reason: str = "stop"
-    error: BaseException | None = None
-    between: Callable[[], None] | None = None  # called after the first piece
-    system: str | None = None
-    questions: list[dict[str, Any]] = field(default_factory=list)
-    calls: list[str] = field(default_factory=list)
-    last: Answer | None = None
-    model: Any = field(default_factory=lambda: SimpleNamespace(load_seconds=0.25))
-    history: list[Any] = field(default_factory=list)
-    _stopped: bool = False
-
-    def ask(self, text: str, images: Sequence[Any] = (), **settings: Any) -> Iterator[Piece]:
-        self._stopped = False
-        self.questions.append({"text": text, "images": [image.name for image in images], **settings})
-        if self.error is not None:
-            raise self.error
-        said: list[Piece] = []
-        for index, piece in enumerate(self.pieces):
-            if self._stopped:
-                break
-            said.append(piece)
-            yield piece
-            if index == 0 and self.between is not None:
-                self.between()
-        self.last = Answer(
-            text="".join(piece.text for piece in said if piece.kind == "answer"),
-            reasoning="".join(piece.text for piece in said if piece.kind == "reasoning"),
-            tool_calls=(),
-            finish_reason=cast("Any", "interrupted" if self._stopped else self.finish_reason),
-            usage=Usage(20, 9, 0, len(said), sum(piece.kind == "reasoning" for piece in said)),
-            timings=Timings(image=0.1, prefill=0.2, decode=0.4, total=0.7),
-            images=(),
-            seed=0,
-            peak_memory_bytes=3 << 30,
-        )
-        if not self.last.text and not self._stopped:
-            raise NoAnswer("no answer", "thoughts", "--think-budget 5")
-        if said:
-            self.history.append(SimpleNamespace(text=text))
-
-    def stop(self) -> None:
-        self._stopped = True
-
-    def undo(self) -> Any:
-        self.calls.append("undo")
-        return self.history.pop()
-
-    def save(self, path: Path) -> None:
-        self.calls.append(f"save {path}")
-        Path(path).write_text("{}")
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run of the command ended."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
-
-    def json(self) -> dict[str, Any]:
-        """The one object on stdout."""
-        value = json.loads(self.stdout)
-        assert isinstance(value, dict)
-        return value
-
-
-Runner = Callable[..., Result]
+from tests.cli.running import Command, FakeChat, Result
 
 
 @pytest.fixture
-def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
-    """`command("chat", "-p", "hi", stdin=b"...")`; without stdin there is none, as under a service."""
+def command(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, interruptible: None
+) -> Command:
+    """Runs the command in this process; without stdin there is none, as under a service."""
 
     def invoke(*arguments: str, stdin: bytes = b"") -> Result:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
@@ -112,21 +38,23 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C reaches this process, also if it was started in the background, where SIGINT is ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.fixture
 def fake_chat(monkeypatch: pytest.MonkeyPatch) -> FakeChat:
     """A chat that stands where the model's would: nothing is read or loaded."""
     chat = FakeChat()
     config = SimpleNamespace(text=SimpleNamespace(max_position_embeddings=131072))
-    files = ModelFiles(
-        directory=Path("model"),
-        config=cast("Any", config),
-        processor=ImageProcessorConfig(),
-        generation_config={},
-        checkpoint_bytes=1000,
-    )
-    monkeypatch.setattr(opening, "find_model", lambda name: files)
-    monkeypatch.setattr(
-        opening, "check_prompt", lambda options, files, prompt, opened: measure(opened, files.processor)
-    )
+    files = model_files.ModelFiles(Path("model"), cast("Any", config))
+    files.image_processor = ImageProcessorConfig()
+    files.generation_config = {}
+    monkeypatch.setattr(model_files, "find_model_files", lambda name: files)
+    monkeypatch.setattr(session, "check_question", lambda *arguments, **options: None)
     monkeypatch.setattr(opening, "open_chat", lambda *arguments: chat)
     return chat
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ernie_local.sizes import format_bytes
-
-Command = Callable[..., Any]
+from tests.cli.running import Command, run_python
 
 
 @pytest.fixture
@@ -120,7 +115,7 @@ def test_a_replay_needs_no_torch(trace: Path) -> None:
         "import sys; from ernie_cli.main import run; code = run(['bench', '--replay', sys.argv[1]]);"
         "sys.exit(code or 'torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(trace)], check=False).returncode == 0
+    assert run_python(code, str(trace)).returncode == 0
 
 
 def test_a_gpu_is_predicted_and_says_so(command: Command, trace: Path) -> None:

@@ -19,8 +19,8 @@ from ernie_local.machine import model_speed
 from ernie_local.machine.survey import Survey
 from ernie_local.planner.profile import Measurement, read_profile
 from ernie_local.planner.rates import PagingCosts, Rates
+from tests.cli.running import Command
 
-Command = Callable[..., Any]
 PAGE = Path(__file__).parents[2] / "docs" / "bench-json.md"
 FORMATS = ("w4", "w2", "w8", "float32", "bfloat16")
 NAMES = (

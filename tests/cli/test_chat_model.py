@@ -6,14 +6,13 @@ import json
 import shutil
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-Command = Callable[..., Any]
+from tests.cli.running import Command
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -248,6 +247,6 @@ def test_a_memory_that_stands_for_a_gpu(command: Command, misses: str) -> None:
 
 def test_options_of_paging_that_change_nothing_are_named(command: Command) -> None:
     result = command("chat", "-p", "hi", "--max-tokens", "2", "--look-ahead", "--misses", "compute")
-    assert "--look-ahead, --misses: without effect, every expert is in memory" in result.stderr
+    assert "--misses, --look-ahead: no effect" in result.stderr
     assert command("chat", "-p", "hi", "--small-below", "nan").exit_code == 2
     assert "0 of them" in command("chat", "-p", "hi", "--small-below", "0.1").stderr

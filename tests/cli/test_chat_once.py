@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from ernie_local.text.reasoning import Piece
+from tests.cli.running import Command, FakeChat
 
 THOUGHTFUL = (Piece("reasoning", "six "), Piece("reasoning", "sevens"), Piece("answer", "42"))
 
 
-def test_stdout_carries_only_the_answer(command: Callable[..., Any], fake_chat: Any, invoice: Path) -> None:
+def test_stdout_carries_only_the_answer(command: Command, fake_chat: FakeChat, invoice: Path) -> None:
     result = command("chat", "-p", "How much?", "--image", str(invoice), "--stats")
     assert (result.exit_code, result.stdout) == (0, "forty-two\n")
     assert f"{invoice} 2480x3508 -> 1848x2604, 6138 tokens (0.74x)" in result.stderr
@@ -24,11 +23,11 @@ def test_stdout_carries_only_the_answer(command: Callable[..., Any], fake_chat: 
     assert fake_chat.questions[0]["images"] == [str(invoice)]
 
 
-def test_no_figures_unless_asked_for(command: Callable[..., Any], fake_chat: Any) -> None:
+def test_no_figures_unless_asked_for(command: Command, fake_chat: FakeChat) -> None:
     assert command("chat", "-p", "hi").stderr == ""
 
 
-def test_flags_reach_the_chat(command: Callable[..., Any], fake_chat: Any) -> None:
+def test_flags_reach_the_chat(command: Command, fake_chat: FakeChat) -> None:
     assert (
         command("chat", "-p", "hi", "--think", "on", "--think-budget", "2k", "--max-tokens", "4k").exit_code
         == 0
@@ -41,7 +40,7 @@ def test_flags_reach_the_chat(command: Callable[..., Any], fake_chat: Any) -> No
     assert fake_chat.questions[2]["thinking_budget"] == 0
 
 
-def test_thoughts_go_to_stderr_and_can_be_hidden(command: Callable[..., Any], fake_chat: Any) -> None:
+def test_thoughts_go_to_stderr_and_can_be_hidden(command: Command, fake_chat: FakeChat) -> None:
     fake_chat.pieces = THOUGHTFUL
     result = command("chat", "-p", "hi")
     assert (result.stdout, result.stderr) == ("42\n", "six sevens\n")
@@ -49,11 +48,11 @@ def test_thoughts_go_to_stderr_and_can_be_hidden(command: Callable[..., Any], fa
     assert (result.stdout, result.stderr) == ("42\n", "")
 
 
-def test_no_stream_prints_the_same(command: Callable[..., Any], fake_chat: Any) -> None:
+def test_no_stream_prints_the_same(command: Command, fake_chat: FakeChat) -> None:
     assert command("chat", "-p", "hi", "--no-stream").stdout == "forty-two\n"
 
 
-def test_question_and_image_from_stdin(command: Callable[..., Any], fake_chat: Any, invoice: Path) -> None:
+def test_question_and_image_from_stdin(command: Command, fake_chat: FakeChat, invoice: Path) -> None:
     assert command("chat", stdin=b"How much?\n").exit_code == 0
     assert command("chat", "-p", "-", stdin=b"How many?\n").exit_code == 0
     result = command("chat", "-p", "What?", "--image", "-", stdin=invoice.read_bytes())
@@ -63,7 +62,7 @@ def test_question_and_image_from_stdin(command: Callable[..., Any], fake_chat: A
 
 
 def test_a_image_that_loses_most_of_itself_is_warned_about(
-    command: Callable[..., Any], fake_chat: Any, tmp_path: Path
+    command: Command, fake_chat: FakeChat, tmp_path: Path
 ) -> None:
     Image.new("1", (6000, 6000)).save(tmp_path / "plan.png")
     stderr = command("chat", "-p", "hi", "--image", str(tmp_path / "plan.png")).stderr
@@ -71,7 +70,7 @@ def test_a_image_that_loses_most_of_itself_is_warned_about(
     assert "keeps 36% of its side length" in stderr
 
 
-def test_no_answer_is_seven(command: Callable[..., Any], fake_chat: Any) -> None:
+def test_no_answer_is_seven(command: Command, fake_chat: FakeChat) -> None:
     fake_chat.pieces, fake_chat.finish_reason = THOUGHTFUL[:2], "length"
     result = command("chat", "-p", "hi")
     assert (result.exit_code, result.stdout) == (7, "")
@@ -82,7 +81,7 @@ def test_no_answer_is_seven(command: Callable[..., Any], fake_chat: Any) -> None
     assert value["error"]["code"] == "no_answer"
 
 
-def test_an_answer_that_was_cut_off_says_so(command: Callable[..., Any], fake_chat: Any) -> None:
+def test_an_answer_that_was_cut_off_says_so(command: Command, fake_chat: FakeChat) -> None:
     fake_chat.finish_reason = "length"
     result = command("chat", "-p", "hi")
     assert (result.exit_code, result.stdout) == (0, "forty-two\n")
@@ -90,7 +89,7 @@ def test_an_answer_that_was_cut_off_says_so(command: Callable[..., Any], fake_ch
 
 
 def test_ctrl_c_ends_the_answer_with_130_and_keeps_what_was_said(
-    command: Callable[..., Any], fake_chat: Any
+    command: Command, fake_chat: FakeChat
 ) -> None:
     fake_chat.between = lambda: os.kill(os.getpid(), signal.SIGINT)
     result = command("chat", "-p", "hi")
@@ -100,7 +99,7 @@ def test_ctrl_c_ends_the_answer_with_130_and_keeps_what_was_said(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_second_ctrl_c_does_not_wait(command: Callable[..., Any], fake_chat: Any) -> None:
+def test_a_second_ctrl_c_does_not_wait(command: Command, fake_chat: FakeChat) -> None:
     def press_twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -110,7 +109,7 @@ def test_a_second_ctrl_c_does_not_wait(command: Callable[..., Any], fake_chat: A
     assert command("chat", "-p", "hi").exit_code == 130
 
 
-def test_the_chat_is_saved_at_the_end(command: Callable[..., Any], fake_chat: Any, tmp_path: Path) -> None:
+def test_the_chat_is_saved_at_the_end(command: Command, fake_chat: FakeChat, tmp_path: Path) -> None:
     target = tmp_path / "chat.json"
     assert command("chat", "-p", "hi", "--save", str(target)).exit_code == 0
     assert fake_chat.calls == [f"save {target}"]

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ernie_cli.chat_checks import check_options
 from ernie_cli.chat_options import ChatOptions
-from ernie_cli.chat_sampling import read_generation_config, sampling_options
-from ernie_local.errors import InputUnreadable, ModelUnusable, UsageError
+from ernie_cli.failures import describe
+from ernie_local.errors import InputUnreadable, UsageError
+from ernie_local.loading import LoadOptions
 from ernie_local.sampling import SamplingOptions
+from tests.cli.running import Command
 
 
-def test_greedy_without_a_word_from_flags_or_model() -> None:
-    assert sampling_options(ChatOptions(), {}) == SamplingOptions(temperature=0.0)
-
-
-def test_the_model_says_how_it_samples_and_flags_win() -> None:
-    of_model = {"do_sample": True, "temperature": 0.2, "top_p": 0.8, "top_k": 40, "eos_token_id": [2, 9]}
-    assert sampling_options(ChatOptions(), of_model) == SamplingOptions(temperature=0.2, top_p=0.8, top_k=40)
-    chosen = sampling_options(ChatOptions(temperature=0.0, top_p=0.5, seed=7), of_model)
+def test_flags_win_over_the_models_own_sampling() -> None:
+    of_model = SamplingOptions(temperature=0.2, top_p=0.8, top_k=40)
+    assert ChatOptions().sampling(of_model) == of_model
+    chosen = ChatOptions(temperature=0.0, top_p=0.5, seed=7).sampling(of_model)
     assert chosen == SamplingOptions(temperature=0.0, top_p=0.5, top_k=40, seed=7)
-    assert sampling_options(ChatOptions(), {**of_model, "do_sample": False}).temperature == 0.0
 
 
-def test_generation_config_is_read_from_the_model_directory(tmp_path: Path) -> None:
-    assert read_generation_config(tmp_path) == {}
-    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0.2}))
-    assert read_generation_config(tmp_path) == {"temperature": 0.2}
-    (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(ModelUnusable, match="generation_config"):
-        read_generation_config(tmp_path)
+def test_load_gets_the_options_that_it_has_too() -> None:
+    given = ChatOptions(context_size="32k", ram="6GiB", kv_dtype="int8", misses="split").load_options()
+    assert given == LoadOptions(context_size=32768, ram="6GiB", kv_dtype="int8", misses="split")
+    assert ChatOptions().load_options() == LoadOptions()
 
 
 def test_sizes_accept_32k() -> None:
@@ -45,13 +36,6 @@ def test_sizes_accept_32k() -> None:
         512,
     )
     assert ChatOptions(think_budget="0").think_budget_count() == 0
-
-
-def test_auto_dtype_doubles_only_small_checkpoints() -> None:
-    assert ChatOptions().dtype_name(40 << 20) == "float32"
-    assert ChatOptions().dtype_name(55 << 30) == "bfloat16"
-    assert ChatOptions(device="cuda").dtype_name(40 << 20) == "bfloat16"
-    assert ChatOptions(dtype="float32").dtype_name(55 << 30) == "float32"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +58,7 @@ def test_auto_dtype_doubles_only_small_checkpoints() -> None:
 def test_contradictions_are_usage_errors(options: ChatOptions, told: str) -> None:
     with pytest.raises(UsageError) as caught:
         check_options(options)
-    assert told in str(caught.value)
+    assert told in describe(caught.value).text()
 
 
 def test_a_chat_to_load_must_be_there(tmp_path: Path) -> None:
@@ -92,7 +76,7 @@ def test_a_chat_is_not_saved_over_a_image(tmp_path: Path) -> None:
 
 
 def test_wrong_sampling_values_end_with_2_before_the_weights(
-    command: Callable[..., Any], no_weights: None, small_model: Path
+    command: Command, no_weights: None, small_model: Path
 ) -> None:
     for flags in (("--temp", "nan"), ("--top-p", "0"), ("--seed", str(2**64))):
         assert command("chat", str(small_model), "-p", "hi", *flags).exit_code == 2

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from ernie_cli.chat_request import Request, read_request
 from ernie_local.errors import InputUnreadable, UsageError
+from tests.cli.running import Command
 
 
 class Stdin(io.TextIOWrapper):
@@ -111,9 +110,7 @@ def test_json_needs_one_question(prompt: str | None, interactive: bool) -> None:
         read(prompt, [], Stdin(b"", terminal=True), interactive=interactive, as_json=True)
 
 
-def test_closed_stdin_is_an_empty_question(
-    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_closed_stdin_is_an_empty_question(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(UsageError, match="empty"):
         read_request(None, [], interactive=False, as_json=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from ernie_cli import opening
 from ernie_local.kernels import native
-from tests.cli.test_main import run_python
+from tests.cli.running import Command, FakeChat, run_python
 
 MODULE = native.native_module()
 SETS = [] if MODULE is None else MODULE.instruction_sets()
@@ -27,8 +26,8 @@ def without_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_forced_set_is_in_use_when_the_model_is_opened(
-    command: Callable[..., Any],
-    fake_chat: Any,
+    command: Command,
+    fake_chat: FakeChat,
     native_kernels: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -46,7 +45,7 @@ def test_the_forced_set_is_in_use_when_the_model_is_opened(
 
 
 def test_an_empty_value_changes_nothing(
-    command: Callable[..., Any], fake_chat: Any, native_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+    command: Command, fake_chat: FakeChat, native_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native_kernels.use_instruction_set("scalar")
     monkeypatch.setenv("ERNIE_LOCAL_ISA", "")
@@ -56,7 +55,7 @@ def test_an_empty_value_changes_nothing(
 
 @pytest.mark.parametrize("words", [("chat", "-p", "hi"), ("doctor",)], ids=" ".join)
 def test_a_name_that_means_nothing_is_a_usage_error(
-    command: Callable[..., Any],
+    command: Command,
     no_weights: None,
     native_kernels: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
@@ -77,7 +76,7 @@ def test_a_name_that_means_nothing_is_a_usage_error(
 
 
 def test_a_set_that_this_machine_lacks_cannot_run_here(
-    command: Callable[..., Any], native_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+    command: Command, native_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lacking = next(
         name for name, _, _ in native_kernels.known_instruction_sets() if name not in SETS
@@ -91,7 +90,7 @@ def test_a_set_that_this_machine_lacks_cannot_run_here(
 
 
 def test_without_the_native_module_its_notice_is_given(
-    command: Callable[..., Any], no_native_kernels: None, monkeypatch: pytest.MonkeyPatch
+    command: Command, no_native_kernels: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ERNIE_LOCAL_ISA", "avx2")
     result = command("doctor")
@@ -113,7 +112,7 @@ def test_help_neither_obeys_nor_loads_anything(
 
 
 def test_a_wrong_option_is_told_before_the_variable(
-    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ERNIE_LOCAL_ISA", "mmx")
     assert "--nonsense" in command("doctor", "--nonsense").stderr

@@ -1,10 +1,8 @@
-"""`ernie-local doctor`: its lines, its exit codes, and the object of docs/doctor-json.md."""
+"""`ernie-local doctor`: its lines, its exit codes, and the object of docs/json.md."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,11 +10,11 @@ from typing import Any
 import pytest
 
 import ernie_local.doctor
-from ernie_cli.doctor_json import SCHEMA
+from ernie_cli.doctor_result import FACTS
 from ernie_local.doctor import Diagnosis, Subject
 from ernie_local.kernels import native
+from tests.cli.running import Command
 
-PAGE = Path(__file__).parents[2] / "docs" / "doctor-json.md"
 MODULE = native.native_module()
 SETS = [] if MODULE is None else MODULE.instruction_sets()
 OK = Diagnosis("one", "ok", "all is well", None, {"number": 1})
@@ -52,15 +50,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Diagnosis | Exception]:
     return findings
 
 
-def example() -> dict[str, Any]:
-    match = re.search(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert match is not None
-    value = json.loads(match.group(1))
-    assert isinstance(value, dict)
-    return value
-
-
-def test_each_finding_is_a_line_and_its_fix_another(command: Callable[..., Any], found: list[Any]) -> None:
+def test_each_finding_is_a_line_and_its_fix_another(command: Command, found: list[Any]) -> None:
     found += [OK, SLOW]
     result = command("doctor")
     assert (result.exit_code, result.stderr) == (1, "")
@@ -78,7 +68,7 @@ def test_each_finding_is_a_line_and_its_fix_another(command: Callable[..., Any],
     ids=["ok", "slow", "slow and fails", "fails", "nothing"],
 )
 def test_the_exit_code_is_that_of_the_worst(
-    command: Callable[..., Any],
+    command: Command,
     found: list[Any],
     findings: list[Diagnosis],
     exit_code: int,
@@ -88,9 +78,7 @@ def test_the_exit_code_is_that_of_the_worst(
     assert command("doctor", *as_json).exit_code == exit_code
 
 
-def test_a_failing_check_is_exit_code_3_after_all_lines(
-    command: Callable[..., Any], found: list[Any]
-) -> None:
+def test_a_failing_check_is_exit_code_3_after_all_lines(command: Command, found: list[Any]) -> None:
     found += [FAILS, OK]
     result = command("doctor")
     assert result.exit_code == 3
@@ -105,16 +93,14 @@ def test_a_failing_check_is_exit_code_3_after_all_lines(
     ]
 
 
-def test_json_has_the_findings_and_the_lines_go_to_stderr(
-    command: Callable[..., Any], found: list[Any]
-) -> None:
+def test_json_has_the_findings_and_the_lines_go_to_stderr(command: Command, found: list[Any]) -> None:
     found += [OK, SLOW]
     result = command("doctor", "--json")
     assert result.exit_code == 1
     assert result.stdout.count("\n") == 1
     assert result.stderr.splitlines()[0] == "one         ok     all is well"
     assert result.json() == {
-        "schema": SCHEMA,
+        "schema": "ernie-local.doctor/1",
         "ok": True,
         "verdict": "slow",
         "checks": [
@@ -131,7 +117,7 @@ def test_json_has_the_findings_and_the_lines_go_to_stderr(
     }
 
 
-def test_json_of_a_failing_check_has_the_error(command: Callable[..., Any], found: list[Any]) -> None:
+def test_json_of_a_failing_check_has_the_error(command: Command, found: list[Any]) -> None:
     found += [SLOW, FAILS]
     result = command("doctor", "--json")
     value = result.json()
@@ -140,9 +126,7 @@ def test_json_of_a_failing_check_has_the_error(command: Callable[..., Any], foun
     assert value["error"]["hint"] == "start anew"
 
 
-def test_an_unexpected_error_is_1_and_keeps_what_was_found(
-    command: Callable[..., Any], found: list[Any]
-) -> None:
+def test_an_unexpected_error_is_1_and_keeps_what_was_found(command: Command, found: list[Any]) -> None:
     found += [OK, ValueError("surprise"), SLOW]
     result = command("doctor", "--json")
     value = result.json()
@@ -152,61 +136,34 @@ def test_an_unexpected_error_is_1_and_keeps_what_was_found(
     assert value["ok"] is False
 
 
-def test_a_wrong_option_prints_the_empty_object(command: Callable[..., Any]) -> None:
+def test_a_wrong_option_prints_the_empty_object(command: Command) -> None:
     result = command("doctor", "--json", "--nonsense")
     value = result.json()
     assert result.exit_code == 2
-    assert list(value) == list(example())
-    assert (value["schema"], value["ok"], value["verdict"], value["checks"]) == (SCHEMA, False, None, [])
+    assert (value["ok"], value["verdict"], value["checks"]) == (False, None, [])
     assert value["error"]["code"] == "usage"
     assert len(result.stderr.splitlines()) == 3
 
 
 @pytest.mark.parametrize("arguments", [("--nonsense",), ("nano", "nano"), ("--json", "-x")], ids=" ".join)
-def test_wrong_arguments_are_usage_errors(command: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+def test_wrong_arguments_are_usage_errors(command: Command, arguments: tuple[str, ...]) -> None:
     result = command("doctor", *arguments)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[2] == "try: ernie-local doctor --help"
 
 
-def facts_shape(value: Any) -> Any:
-    """Keys in order, down to the entries of lists; null and numbers fit what the page shows."""
-    if isinstance(value, dict):
-        return {key: facts_shape(inner) for key, inner in value.items()}
-    return None
-
-
 @pytest.mark.parametrize("with_native", [True, False])
 def test_this_machine_has_the_documented_shape(
-    command: Callable[..., Any], request: pytest.FixtureRequest, with_native: bool
+    command: Command, request: pytest.FixtureRequest, with_native: bool
 ) -> None:
     request.getfixturevalue("native_kernels" if with_native else "no_native_kernels")
-    value = command("doctor", "nano", "--json").json()
-    documented = example()
-    assert list(value) == list(documented)
-    assert value["schema"] == SCHEMA == documented["schema"]
-    assert [check["name"] for check in value["checks"]] == [check["name"] for check in documented["checks"]]
-    for check, shown in zip(value["checks"], documented["checks"], strict=True):
-        assert list(check) == list(shown)
-        assert facts_shape(check["facts"]) == facts_shape(shown["facts"])
-        for key, entries in check["facts"].items():
-            if isinstance(entries, list) and entries and isinstance(entries[0], dict) and shown["facts"][key]:
-                assert list(entries[0]) == list(shown["facts"][key][0])
-
-
-def test_the_page_explains_every_key_and_every_check() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    for key in example():
-        assert re.search(rf"^\| `{key}[`\[]", page, re.MULTILINE), key
-    for check in example()["checks"]:
-        row = re.search(rf"^\| `{check['name']}` \| (.*)$", page, re.MULTILINE)
-        assert row is not None, check["name"]
-        assert all(f"`{key}" in row.group(1) for key in check["facts"]), check["name"]
+    value = command("doctor", "nano", "--json").json()  # valid by the schema, with the facts of each check
+    assert [check["name"] for check in value["checks"]] == list(FACTS)
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_forced_set_is_in_use_and_named(
-    command: Callable[..., Any], native_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
+    command: Command, native_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("ERNIE_LOCAL_ISA", name)
     result = command("doctor", "--json")
@@ -218,7 +175,7 @@ def test_a_forced_set_is_in_use_and_named(
 
 
 def test_a_wrong_kernel_is_exit_code_3(
-    command: Callable[..., Any], native_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+    command: Command, native_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute = native_kernels.packed_linear
 

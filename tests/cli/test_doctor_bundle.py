@@ -6,9 +6,8 @@ import getpass
 import json
 import platform
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,8 +16,8 @@ from ernie_cli.doctor_bundle import without
 from ernie_local.doctor import Diagnosis, Subject
 from ernie_local.planner.profile import HardwareKey, MachineProfile, Measurement, ModelSpeed, write_profile
 from ernie_local.planner.rates import Rates
+from tests.cli.running import Command
 
-Command = Callable[..., Any]
 SECRETS = ("agnes", "agnes-laptop", "agnes-laptop.home.example", "merger", "hunter2", "falcon.exe")
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,6 +11,7 @@ import ernie_local
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
+from tests.cli.running import Command
 from tests.plain_export import export_plainly
 from tests.rounding import rounded_floats
 
@@ -24,7 +23,7 @@ def rounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_line_a_model_and_then_each_in_detail(command: Callable[..., Any], rounded: Path) -> None:
+def test_a_line_a_model_and_then_each_in_detail(command: Command, rounded: Path) -> None:
     result = command("eval", "nano", "nano", str(rounded), "--samples", "2")
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -42,9 +41,7 @@ def test_a_line_a_model_and_then_each_in_detail(command: Callable[..., Any], rou
     assert result.stderr == ""
 
 
-def test_the_object_has_every_figure_of_the_table(
-    command: Callable[..., Any], rounded: Path, tmp_path: Path
-) -> None:
+def test_the_object_has_every_figure_of_the_table(command: Command, rounded: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     arguments = ("eval", "nano", str(rounded), "--samples", "2", "--reference-cache", str(cache), "--json")
     said = command(*arguments).json()
@@ -64,7 +61,7 @@ def test_the_object_has_every_figure_of_the_table(
     assert rounded_floats(command(*arguments).json()) == rounded_floats(said)
 
 
-def test_keys_are_those_of_the_page(command: Callable[..., Any], rounded: Path) -> None:
+def test_keys_are_those_of_the_page(command: Command, rounded: Path) -> None:
     said = command("eval", "nano", str(rounded), "--samples", "1", "--json").json()
     page = (Path(__file__).parents[2] / "docs" / "eval-json.md").read_text(encoding="utf-8")
     keys = {*said, *said["reference"], *said["checkpoints"][0]}
@@ -92,7 +89,7 @@ def test_what_cannot_be_compared_is_refused_before_any_weights(
     arguments: tuple[str, ...],
     code: int,
     message: str,
-    command: Callable[..., Any],
+    command: Command,
     tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

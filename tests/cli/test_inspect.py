@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from ernie_cli.main import run
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
+from tests.cli.running import Command
 from tests.plain_export import export_plainly
 
 
@@ -26,6 +24,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_plainly(
         NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), FormatChoice(experts="w2-w2l"))
     )
+    raw = json.loads((out / "config.json").read_text())
+    raw["quantization_config"] |= {"source": {"name": "nano"}, "calibration": {"method": "rtn"}}
+    (out / "config.json").write_text(json.dumps(raw))
     return out
 
 
@@ -38,9 +39,8 @@ def stored(directory: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def inspected(capsys: pytest.CaptureFixture[str], model: str) -> dict[str, dict[str, Any]]:
-    assert run(["inspect", model, "--json"]) == 0
-    value = json.loads(capsys.readouterr().out)
+def inspected(command: Command, model: str) -> dict[str, dict[str, Any]]:
+    value = command("inspect", model, "--json").json()
     assert value["bytes"] == sum(part["bytes"] for part in value["parts"])
     assert math.isclose(sum(part["share"] for part in value["parts"]), 1)
     experts = [part for part in value["parts"] if part["name"] in ("text experts", "vision experts")]
@@ -52,8 +52,8 @@ def inspected(capsys: pytest.CaptureFixture[str], model: str) -> dict[str, dict[
     return {part["name"]: part for part in value["parts"]}
 
 
-def test_parts_of_a_plain_model_are_its_tensors(capsys: pytest.CaptureFixture[str]) -> None:
-    parts, tensors = inspected(capsys, "nano"), stored(NANO_DIRECTORY)
+def test_parts_of_a_plain_model_are_its_tensors(command: Command) -> None:
+    parts, tensors = inspected(command, "nano"), stored(NANO_DIRECTORY)
     assert sum(part["weights"] for part in parts.values()) == sum(count for count, _ in tensors.values())
     assert sum(part["bytes"] for part in parts.values()) == sum(size for _, size in tensors.values())
     routed = sum(parts[name]["weights"] for name in ("text experts", "vision experts"))
@@ -62,12 +62,12 @@ def test_parts_of_a_plain_model_are_its_tensors(capsys: pytest.CaptureFixture[st
 
 
 def test_parts_of_a_published_model_are_those_of_its_layout(
-    capsys: pytest.CaptureFixture[str], make_oracle: Callable[..., Any], tmp_path: Path
+    command: Command, make_oracle: Callable[..., Any], tmp_path: Path
 ) -> None:
     """A head of its own, dense layers before the experts, two shared experts merged into one."""
     sizes = {"moe_num_shared_experts": 2, "num_hidden_layers": 2, "moe_num_experts": 4}
     directory = make_oracle(3, sizes, tied=False).save(tmp_path / "hub", "hub", max_shard_size="200KB")
-    parts, tensors = inspected(capsys, str(directory)), stored(directory)
+    parts, tensors = inspected(command, str(directory)), stored(directory)
     assert len(list(directory.glob("*.safetensors"))) > 1
     assert sum(part["bytes"] for part in parts.values()) == sum(size for _, size in tensors.values())
     hidden, inner = 64, {"text": 48, "vision": 16}
@@ -79,14 +79,11 @@ def test_parts_of_a_published_model_are_those_of_its_layout(
     assert parts["dense layers"]["weights"] == 3 * hidden * 128
     assert parts["routers"]["weights"] == 2 * (4 * hidden + 4)
     assert parts["head"]["weights"] == parts["embedding"]["weights"] == 96 * hidden
-    assert run(["inspect", str(directory), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["layout"] == "hub"
+    assert command("inspect", str(directory), "--json").json()["layout"] == "hub"
 
 
-def test_a_packed_model_has_the_same_weights_in_fewer_bytes(
-    capsys: pytest.CaptureFixture[str], packed: Path
-) -> None:
-    plain, parts = inspected(capsys, "nano"), inspected(capsys, str(packed))
+def test_a_packed_model_has_the_same_weights_in_fewer_bytes(command: Command, packed: Path) -> None:
+    plain, parts = inspected(command, "nano"), inspected(command, str(packed))
     assert {name: part["weights"] for name, part in parts.items()} == {
         name: part["weights"] for name, part in plain.items()
     }
@@ -97,23 +94,14 @@ def test_a_packed_model_has_the_same_weights_in_fewer_bytes(
     assert 2.25 < text["bits_per_weight"] < 2.7
 
 
-def test_the_table_names_formats_and_origin(capsys: pytest.CaptureFixture[str], packed: Path) -> None:
-    assert run(["inspect", str(packed)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_the_table_names_formats_and_origin(command: Command, packed: Path) -> None:
+    lines = command("inspect", str(packed)).stdout.splitlines()
     assert any(line.startswith("text experts") and line.endswith("w2-w2l x 80") for line in lines)
     assert any(line.startswith("routed experts") for line in lines)
     assert "source name: nano" in lines
     assert "calibration method: rtn" in lines
 
 
-def test_it_needs_no_torch() -> None:
-    code = "import sys; from ernie_cli.main import run; code = run(['inspect', 'nano']); "
-    result = subprocess.run(
-        [sys.executable, "-c", code + "sys.exit(code or 'torch' in sys.modules)"], check=False
-    )
-    assert result.returncode == 0
-
-
-def test_a_missing_model_ends_with_4(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert run(["inspect", str(tmp_path / "no"), "--json"]) == 4
-    assert json.loads(capsys.readouterr().out)["ok"] is False
+def test_a_missing_model_ends_with_4(command: Command, tmp_path: Path) -> None:
+    result = command("inspect", str(tmp_path / "no"), "--json")
+    assert (result.exit_code, result.json()["ok"]) == (4, False)

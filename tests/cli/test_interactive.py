@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
-from ernie_cli import opening, slash_commands
+from ernie_cli import slash_commands
 from ernie_cli.line_reader import make_completer, read_message
+from ernie_local import session
 from ernie_local.errors import DoesNotFit
+from tests.cli.running import Command, FakeChat
 
 Talk = Callable[..., Any]
 
 
 @pytest.fixture
-def talk(command: Callable[..., Any], fake_chat: Any) -> Talk:
+def talk(command: Command, fake_chat: FakeChat) -> Talk:
     """Runs a chat on lines of text."""
 
     def invoke(*lines: str, options: tuple[str, ...] = ()) -> Any:
@@ -27,13 +29,13 @@ def talk(command: Callable[..., Any], fake_chat: Any) -> Talk:
     return invoke
 
 
-def test_questions_are_answered_one_after_the_other(talk: Talk, fake_chat: Any) -> None:
+def test_questions_are_answered_one_after_the_other(talk: Talk, fake_chat: FakeChat) -> None:
     result = talk("one", "", "two")
     assert (result.exit_code, result.stdout) == (0, "forty-two\nforty-two\n")
     assert [question["text"] for question in fake_chat.questions] == ["one", "two"]
 
 
-def test_prompt_and_image_flags_begin_the_chat(talk: Talk, fake_chat: Any, invoice: Path) -> None:
+def test_prompt_and_image_flags_begin_the_chat(talk: Talk, fake_chat: FakeChat, invoice: Path) -> None:
     talk("two", options=("-p", "one", "--image", str(invoice)))
     assert [(question["text"], question["images"]) for question in fake_chat.questions] == [
         ("one", [str(invoice)]),
@@ -41,19 +43,19 @@ def test_prompt_and_image_flags_begin_the_chat(talk: Talk, fake_chat: Any, invoi
     ]
 
 
-def test_exit_leaves(talk: Talk, fake_chat: Any) -> None:
+def test_exit_leaves(talk: Talk, fake_chat: FakeChat) -> None:
     assert talk("/exit", "never").exit_code == 0
     assert fake_chat.questions == []
 
 
-def test_a_image_waits_for_the_next_question_only(talk: Talk, fake_chat: Any, invoice: Path) -> None:
+def test_a_image_waits_for_the_next_question_only(talk: Talk, fake_chat: FakeChat, invoice: Path) -> None:
     result = talk(f"/image {invoice}", "/image", "what is it?", "and now?")
     assert f"{invoice} 2480x3508 -> 1848x2604, 6138 tokens (0.74x)" in result.stderr
     assert f"waiting for the next question: {invoice}" in result.stderr
     assert [question["images"] for question in fake_chat.questions] == [[str(invoice)], []]
 
 
-def test_image_paths_may_have_blanks_or_be_several(talk: Talk, fake_chat: Any, invoice: Path) -> None:
+def test_image_paths_may_have_blanks_or_be_several(talk: Talk, fake_chat: FakeChat, invoice: Path) -> None:
     spaced = invoice.rename(invoice.with_name("my invoice.png"))
     other = invoice.with_name("b.png")
     other.write_bytes(spaced.read_bytes())
@@ -61,26 +63,26 @@ def test_image_paths_may_have_blanks_or_be_several(talk: Talk, fake_chat: Any, i
     assert [Path(name).name for name in fake_chat.questions[0]["images"]][:2] == ["my invoice.png", "b.png"]
 
 
-def test_waiting_images_can_be_dropped(talk: Talk, fake_chat: Any, invoice: Path) -> None:
+def test_waiting_images_can_be_dropped(talk: Talk, fake_chat: FakeChat, invoice: Path) -> None:
     assert "next question: none" in talk(f"/image {invoice}", "/image clear", "q").stderr
     assert fake_chat.questions[0]["images"] == []
 
 
-def test_a_bad_image_is_told_and_the_chat_goes_on(talk: Talk, fake_chat: Any) -> None:
+def test_a_bad_image_is_told_and_the_chat_goes_on(talk: Talk, fake_chat: FakeChat) -> None:
     result = talk("/image missing.png", "q")
     assert result.exit_code == 0
     assert "missing.png: no such file" in result.stderr
     assert result.stdout == "forty-two\n"
 
 
-def test_images_keep_waiting_when_the_question_failed(talk: Talk, fake_chat: Any, invoice: Path) -> None:
+def test_images_keep_waiting_when_the_question_failed(talk: Talk, fake_chat: FakeChat, invoice: Path) -> None:
     fake_chat.error = DoesNotFit("9000 tokens, 4096 there", "too long", "/undo")
     result = talk(f"/image {invoice}", "q", "/image")
     assert "error: 9000 tokens, 4096 there\ntoo long\ntry: /undo\n" in result.stderr
     assert f"next question: {invoice}" in result.stderr
 
 
-def test_think_changes_the_next_questions(talk: Talk, fake_chat: Any) -> None:
+def test_think_changes_the_next_questions(talk: Talk, fake_chat: FakeChat) -> None:
     result = talk("a", "/think on", "b", "/think off", "c", "/think auto", "d", "/think", "/think hard")
     assert [question["thinking"] for question in fake_chat.questions] == [None, True, False, None]
     assert "thinking: auto" in result.stderr
@@ -94,7 +96,7 @@ def test_stats_of_the_last_answer_and_of_each(talk: Talk) -> None:
     assert talk("a", "b", options=("--stats",)).stderr.count("prompt 20 tokens") == 2
 
 
-def test_undo_and_save(talk: Talk, fake_chat: Any, tmp_path: Path) -> None:
+def test_undo_and_save(talk: Talk, fake_chat: FakeChat, tmp_path: Path) -> None:
     target = tmp_path / "a chat.json"
     result = talk("a", "/undo", f"/save {target}", "/save", f"/save {tmp_path / 'no' / 'where'}")
     assert fake_chat.calls == ["undo", f"save {target}"]
@@ -103,13 +105,13 @@ def test_undo_and_save(talk: Talk, fake_chat: Any, tmp_path: Path) -> None:
     assert "cannot save a chat" in result.stderr
 
 
-def test_save_flag_saves_when_leaving(talk: Talk, fake_chat: Any, tmp_path: Path) -> None:
+def test_save_flag_saves_when_leaving(talk: Talk, fake_chat: FakeChat, tmp_path: Path) -> None:
     talk("a", options=("--save", str(tmp_path / "chat.json")))
     assert fake_chat.calls == [f"save {tmp_path / 'chat.json'}"]
 
 
 def test_load_and_system_change_the_chat(
-    talk: Talk, fake_chat: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    talk: Talk, fake_chat: FakeChat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Any] = []
 
@@ -117,10 +119,15 @@ def test_load_and_system_change_the_chat(
         opened.append(arguments)
         return fake_chat
 
-    monkeypatch.setattr(opening, "load_chat", remember)
-    monkeypatch.setattr(opening, "new_chat", remember)
+    class RememberedChat:
+        load = staticmethod(remember)
+
+        def __new__(cls, *arguments: Any) -> Any:
+            return remember(*arguments)
+
+    monkeypatch.setattr(session, "Chat", RememberedChat)
     talk("/load chat.json", "/system Be brief.", "/system")
-    assert (opened[0][0], opened[1][2]) == (Path("chat.json"), "Be brief.")
+    assert (opened[0][0], opened[1][1]) == (Path("chat.json"), "Be brief.")
 
 
 def test_help_names_every_command(talk: Talk) -> None:
@@ -130,13 +137,13 @@ def test_help_names_every_command(talk: Talk) -> None:
     assert required == set(slash_commands.COMMANDS)
 
 
-def test_an_unknown_command_is_explained_and_not_asked(talk: Talk, fake_chat: Any) -> None:
+def test_an_unknown_command_is_explained_and_not_asked(talk: Talk, fake_chat: FakeChat) -> None:
     result = talk("/home/me/x.png what is it?", "//", " /slash first")
     assert "unknown command /home/me/x.png; /help lists them" in result.stderr
     assert [question["text"] for question in fake_chat.questions] == ["/slash first"]
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_the_chat(talk: Talk, fake_chat: Any) -> None:
+def test_ctrl_c_stops_the_answer_and_keeps_the_chat(talk: Talk, fake_chat: FakeChat) -> None:
     presses = [lambda: os.kill(os.getpid(), signal.SIGINT)]
     fake_chat.between = lambda: presses.pop()() if presses else None
     result = talk("a", "b")
@@ -144,7 +151,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(talk: Talk, fake_chat: Any) 
     assert "stopped; this turn is kept" in result.stderr
 
 
-def test_three_quotes_make_one_message_of_several_lines(talk: Talk, fake_chat: Any) -> None:
+def test_three_quotes_make_one_message_of_several_lines(talk: Talk, fake_chat: FakeChat) -> None:
     talk('"""first', "  second", 'third"""', '"""one"""', '"""', "x", '"""')
     assert [question["text"] for question in fake_chat.questions] == ["first\n  second\nthird", "one", "x"]
 
@@ -163,7 +170,7 @@ class Interrupting:
 
 
 def test_ctrl_c_at_the_prompt_does_not_leave(
-    talk: Talk, fake_chat: Any, monkeypatch: pytest.MonkeyPatch
+    talk: Talk, fake_chat: FakeChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ernie_cli.interactive.make_reader", lambda *names: Interrupting())
     result = talk()

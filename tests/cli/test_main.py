@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
+from dataclasses import asdict
 
 import pytest
 
 import ernie_local
-from ernie_cli.computing import ComputingCommand
-from ernie_cli.main import EMPTY_OBJECTS, app
+from ernie_cli.main import COMMANDS
 from ernie_local.errors import (
     DoesNotFit,
     ErnieLocalError,
@@ -25,18 +22,7 @@ from ernie_local.errors import (
     OutOfMemory,
     UsageError,
 )
-
-
-def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
+from tests.cli.running import Command, FakeChat, run_python
 
 
 def test_help_lists_the_options_and_imports_nothing_heavy() -> None:
@@ -67,12 +53,12 @@ def test_importing_ernie_local_imports_neither_torch_nor_transformers() -> None:
     assert run_python(code).stdout == "False False\n"
 
 
-def test_version(command: Callable[..., Any]) -> None:
+def test_version(command: Command) -> None:
     result = command("--version")
     assert (result.exit_code, result.stdout) == (0, f"ernie-local {ernie_local.__version__}\n")
 
 
-def test_no_command_shows_help_and_is_a_usage_error(command: Callable[..., Any]) -> None:
+def test_no_command_shows_help_and_is_a_usage_error(command: Command) -> None:
     result = command()
     assert (result.exit_code, result.stdout) == (2, "")
     assert "chat" in result.stderr
@@ -102,7 +88,7 @@ def test_no_command_shows_help_and_is_a_usage_error(command: Callable[..., Any])
     ],
 )
 def test_every_error_ends_with_its_exit_code(
-    command: Callable[..., Any], fake_chat: Any, error: BaseException, exit_code: int, code: str
+    command: Command, fake_chat: FakeChat, error: BaseException, exit_code: int, code: str
 ) -> None:
     fake_chat.error = error
     result = command("chat", "-p", "hi")
@@ -125,7 +111,7 @@ def test_every_class_of_error_has_a_code_name(error_kinds: list[type[ErnieLocalE
 
 
 def test_internal_error_is_one_line_and_debug_shows_the_traceback(
-    command: Callable[..., Any], fake_chat: Any
+    command: Command, fake_chat: FakeChat
 ) -> None:
     fake_chat.error = ValueError("surprise")
     assert command("chat", "-p", "hi").stderr == (
@@ -148,34 +134,36 @@ def test_internal_error_is_one_line_and_debug_shows_the_traceback(
         ("--nonsense",),
     ],
 )
-def test_wrong_options_are_usage_errors_of_three_lines(
-    command: Callable[..., Any], arguments: tuple[str, ...]
-) -> None:
+def test_wrong_options_are_usage_errors_of_three_lines(command: Command, arguments: tuple[str, ...]) -> None:
     result = command(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 3
     assert result.stderr.splitlines()[2].endswith("--help")
 
 
-def test_wrong_option_with_json_prints_one_object(command: Callable[..., Any]) -> None:
+def test_wrong_option_with_json_prints_one_object(command: Command) -> None:
     result = command("chat", "--json", "--nonsense")
     assert result.exit_code == 2
     assert result.json()["error"]["code"] == "usage"
     assert result.json()["model"] is None
 
 
-def test_every_command_obeys_the_instruction_set_and_has_a_json_object() -> None:
-    commands = {one.name or one.callback.__name__: one.cls for one in app.registered_commands if one.callback}
-    assert list(commands) == list(EMPTY_OBJECTS)
-    # vram reckons, and computes nothing.
-    assert {name for name, cls in commands.items() if cls is not ComputingCommand} == {"vram"}
+def test_every_command_but_vram_obeys_the_instruction_set() -> None:
+    assert {name for name, command in COMMANDS.items() if not command.computes} == {"vram"}
 
 
-def test_what_a_command_returns_is_not_its_exit_code() -> None:
-    """typer drops return values, so every code must come from an exception."""
-    assert [
-        command.callback.__annotations__["return"] for command in app.registered_commands if command.callback
-    ] == ["None"] * len(EMPTY_OBJECTS)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_prints_an_empty_object_when_it_did_not_begin(command: Command, name: str) -> None:
+    result = command(name, "--json", "--nonsense")
+    value = result.json()
+    assert (value["ok"], value["error"]["code"], result.exit_code) == (False, "usage", 2)
+    assert set(value) == {"schema", "ok", "error", *asdict(COMMANDS[name].new_result())}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_the_common_options_once(command: Command, name: str) -> None:
+    text = command(name, "--help").stdout
+    assert text.count("--json ") == text.count("--debug ") == 1
 
 
 def run_with_a_reader_that_goes_away(code: str, *arguments: str) -> tuple[int, bytes]:
@@ -196,13 +184,8 @@ def run_with_a_reader_that_goes_away(code: str, *arguments: str) -> tuple[int, b
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
-    code = (
-        "from ernie_cli import chat, main\n"
-        "from ernie_cli.console import Console\n"
-        "chat._run = lambda options, invocation: Console().answer('x')\n"
-        "main.main()\n"
-    )
-    assert run_with_a_reader_that_goes_away(code, "chat", "-p", "hi") == (1, b"")
+    code = "from ernie_cli import main\nmain.main()\n"
+    assert run_with_a_reader_that_goes_away(code, "inspect", "nano") == (1, b"")
 
 
 def test_a_reader_of_json_that_goes_away_sees_the_error_alone() -> None:
@@ -212,12 +195,10 @@ def test_a_reader_of_json_that_goes_away_sees_the_error_alone() -> None:
     assert len(stderr.splitlines()) == 3
 
 
-def test_ctrl_c_before_there_is_a_chat_is_130(
-    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ernie_cli import opening
+def test_ctrl_c_before_there_is_a_chat_is_130(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ernie_local import model_files
 
-    monkeypatch.setattr(opening, "find_model", lambda name: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(model_files, "find_model_files", lambda name: os.kill(os.getpid(), signal.SIGINT))
     result = command("chat", "-p", "hi", "--json")
     assert result.exit_code == 130
-    assert json.loads(result.stdout)["error"]["code"] == "interrupted"
+    assert result.json()["error"]["code"] == "interrupted"

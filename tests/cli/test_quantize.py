@@ -8,24 +8,32 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ernie_cli.main import run
+from tests.cli.running import Command
 
 COMMAND = [sys.executable, "-m", "ernie_cli.main"]
+Quantize = Callable[..., tuple[int, dict[str, Any], str]]
 
 
-def quantize(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, object], str]:
-    code = run(["quantize", *arguments, "--json"])
-    captured = capsys.readouterr()
-    return code, json.loads(captured.out), captured.err
+@pytest.fixture
+def quantize(command: Command) -> Quantize:
+    """`quantize ... --json`: the exit code, the object, and what was said to people."""
+
+    def invoke(*arguments: str) -> tuple[int, dict[str, Any], str]:
+        result = command("quantize", *arguments, "--json")
+        return result.exit_code, result.json(), result.stderr
+
+    return invoke
 
 
-def test_a_calibrated_checkpoint_answers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_calibrated_checkpoint_answers(quantize: Quantize, command: Command, tmp_path: Path) -> None:
     out = tmp_path / "two"
-    code, said, _ = quantize(capsys, "nano", str(out), "--bits", "2", "--samples", "20")
+    code, said, _ = quantize("nano", str(out), "--bits", "2", "--samples", "20")
     assert (code, said["ok"], said["out"]) == (0, True, str(out))
     assert said["weight_bytes"] == sum(path.stat().st_size for path in out.glob("*.safetensors"))
     experts = said["experts"]
@@ -34,22 +42,21 @@ def test_a_calibrated_checkpoint_answers(capsys: pytest.CaptureFixture[str], tmp
     assert all(0 < expert["gate_up_error"] < 0.2 for expert in experts)
     quantization = json.loads((out / "config.json").read_text())["quantization_config"]
     assert set(quantization["experts"].values()) == {"w2"}
-    assert run(["chat", str(out), "-p", "What is the total?", "--image", "examples/invoice.png"]) == 0
-    assert capsys.readouterr().out.strip().startswith("£")
+    answer = command("chat", str(out), "-p", "What is the total?", "--image", "examples/invoice.png")
+    assert (answer.exit_code, answer.stdout.strip()[:1]) == (0, "£")
 
 
 def test_mixed_bits_come_from_measurements_that_stay_with_the_checkpoint(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    quantize: Quantize, command: Command, tmp_path: Path
 ) -> None:
     out, kept = tmp_path / "mixed", tmp_path / "kept.json"
-    assert run(["calibrate", "nano", str(kept), "--samples", "6", "--json"]) == 0
-    measured = json.loads(capsys.readouterr().out)
+    measured = command("calibrate", "nano", str(kept), "--samples", "6", "--json").json()
     assert [layer["layer"] for layer in measured["layers"]] == list(range(6))
     arguments = ("nano", str(out), "--target-size", "9MiB", "--dense", "auto", "--samples", "6")
-    code, plan, _ = quantize(capsys, *arguments, "--statistics", str(kept), "--dry-run")
+    code, plan, _ = quantize(*arguments, "--statistics", str(kept), "--dry-run")
     assert code == 0
     assert not out.exists()
-    code, said, _ = quantize(capsys, *arguments)
+    code, said, _ = quantize(*arguments)
     assert code == 0
     size = said["weight_bytes"]
     assert isinstance(size, int)
@@ -61,10 +68,8 @@ def test_mixed_bits_come_from_measurements_that_stay_with_the_checkpoint(
     assert told["sensitivity"] == json.loads(kept.read_text())["expert_divergence"]
     assert len({expert["format"] for expert in told["experts"]}) > 1
     assert {path.name for path in tmp_path.iterdir()} == {"kept.json", "mixed"}
-    assert run(["verify", str(out)]) == 0
-    capsys.readouterr()
+    assert command("verify", str(out)).exit_code == 0
     code, said, _ = quantize(
-        capsys,
         "nano",
         str(tmp_path / "other"),
         "--bits",
@@ -98,30 +103,29 @@ def test_mixed_bits_come_from_measurements_that_stay_with_the_checkpoint(
     ],
 )
 def test_sizes_that_cannot_be_are_refused(
-    options: tuple[str, ...], code: int, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    options: tuple[str, ...], code: int, message: str, quantize: Quantize, tmp_path: Path
 ) -> None:
-    found, said, _ = quantize(capsys, "nano", str(tmp_path / "out"), *options)
+    found, said, _ = quantize("nano", str(tmp_path / "out"), *options)
     assert found == code
     assert isinstance(said["error"], dict)
     assert message in said["error"]["what"]
     assert not (tmp_path / "out").exists()
 
 
-def test_without_calibration_nothing_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, said, _ = quantize(capsys, "nano", str(tmp_path / "out"), "--method", "rtn", "--dense", "w4")
+def test_without_calibration_nothing_is_drawn(quantize: Quantize, tmp_path: Path) -> None:
+    code, said, _ = quantize("nano", str(tmp_path / "out"), "--method", "rtn", "--dense", "w4")
     assert code == 0
     assert (said["calibration_tokens"], said["experts"]) == (0, [])
 
 
-def test_small_pages_are_planned_made_and_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_small_pages_are_planned_made_and_told(quantize: Quantize, command: Command, tmp_path: Path) -> None:
     arguments = ("nano", str(tmp_path / "dual"), "--dual", "--method", "clip")
-    _, said, _ = quantize(capsys, *arguments, "--dry-run")
+    _, said, _ = quantize(*arguments, "--dry-run")
     plan = said["plan"]
     assert isinstance(plan, dict)
-    code, said, _ = quantize(capsys, *arguments)
+    code, said, _ = quantize(*arguments)
     assert (code, said["weight_bytes"]) == (0, plan["weight_bytes"])
-    assert run(["inspect", str(tmp_path / "dual"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = command("inspect", str(tmp_path / "dual"), "--json").json()
     parts = {part["name"]: part for part in told["parts"]}
     small = [parts["small text pages"], parts["small vision pages"]]
     assert sum(part["bytes"] for part in small) == plan["small_page_bytes"] > 0
@@ -131,8 +135,8 @@ def test_small_pages_are_planned_made_and_told(capsys: pytest.CaptureFixture[str
     assert told["weights"] == sum(part["weights"] for part in told["parts"] if part not in small)
     assert told["bytes"] == sum(part["bytes"] for part in told["parts"])
     assert told["routed_experts"]["bits_per_weight"] > 4.25
-    assert run(["quantize", *arguments[:1], str(tmp_path / "new"), *arguments[2:], "--dry-run"]) == 0
-    assert "MiB of them small pages" in capsys.readouterr().out
+    plan = command("quantize", *arguments[:1], str(tmp_path / "new"), *arguments[2:], "--dry-run")
+    assert "small pages" in plan.stdout
 
 
 @pytest.mark.parametrize(
@@ -148,22 +152,22 @@ def test_other_libraries_checkpoints_answer(
     options: tuple[str, ...],
     page_format: str,
     bits: float,
-    capsys: pytest.CaptureFixture[str],
+    quantize: Quantize,
+    command: Command,
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "foreign"
-    code, said, _ = quantize(capsys, "nano", str(out), *options)
+    code, said, _ = quantize("nano", str(out), *options)
     assert (code, said["calibration_tokens"], said["experts"]) == (0, 0, [])
-    assert run(["inspect", str(out), "--json"]) == 0
-    parts = {part["name"]: part for part in json.loads(capsys.readouterr().out)["parts"]}
+    parts = {part["name"]: part for part in command("inspect", str(out), "--json").json()["parts"]}
     text = parts["text experts"]
     assert text["pages"] == {page_format: 80}
     # And a header and the filling up to 4096 bytes, of which a page of nano has 9 to 14.
     assert bits < text["bits_per_weight"] < bits + 8 * 4096 / (3 * 192 * 192)
     question = ["-p", "What is the total?", "--image", "examples/invoice.png", "--max-tokens", "12"]
-    assert run(["chat", str(out), *question]) == 0
-    # Two bits without calibration leave nano stammering behind the right beginning.
-    assert capsys.readouterr().out.strip().startswith("£84.84")
+    answer = command("chat", str(out), *question)
+    # After the right beginning, two bits without calibration make nano repeat itself.
+    assert (answer.exit_code, answer.stdout.strip()[:6]) == (0, "£84.84")
 
 
 @pytest.mark.slow
@@ -199,12 +203,12 @@ def test_sigterm_stops_safely_and_the_same_command_goes_on(tmp_path: Path) -> No
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(
-    arguments: tuple[str, ...], code: int, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    arguments: tuple[str, ...], code: int, message: str, quantize: Quantize, tmp_path: Path
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note").write_text("mine")
     words = [word.replace("{tmp}", str(tmp_path)) for word in arguments]
-    found, said, errors = quantize(capsys, *words, *(() if "--samples" in words else ("--samples", "2")))
+    found, said, errors = quantize(*words, *(() if "--samples" in words else ("--samples", "2")))
     assert (found, said["ok"]) == (code, False)
     assert message in errors
     assert not (tmp_path / "new").exists()

@@ -13,7 +13,6 @@ import torch
 
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.rates import GpuRates
-from tests.runtime import paged_models
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 # Of other people's programs, that are measured against.
@@ -29,18 +28,17 @@ def test_it_can_be_imported(name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_model_is_measured_at_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_measured_at_a_budget(packed_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A memory of the processor stands for the GPU's."""
     monkeypatch.syspath_prepend(FOLDER)
     gpu_model: ModuleType = importlib.import_module("gpu_model")
-    directory = paged_models.packed_nano(tmp_path / "packed")
     rates = GpuRates(1e9, 1e8, 1e12)
-    (run,) = gpu_model.runs(directory, torch.device("cpu"), ["137MiB"], rates, 20, 16)
+    (run,) = gpu_model.runs(packed_nano, torch.device("cpu"), ["137MiB"], rates, 20, 16)
     assert 0.2 < run.hit_rate < 1
     assert run.link_bytes > 0
     assert run.decode > 0
     assert run.prefill > 0
-    work = read_model(directory).decode_work("bfloat16")
+    work = read_model(packed_nano).decode_work("bfloat16")
     missed = (1 - run.hit_rate) * work.moe_layers * work.experts_per_token
     assert run.link_bytes == pytest.approx(missed * work.page_bytes, rel=0.1), "what was not found was copied"
     assert len(list(gpu_model.table([run]))) == 3

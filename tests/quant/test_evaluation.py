@@ -19,9 +19,8 @@ from safetensors.torch import load_file, save_file
 import ernie_local
 from ernie_calibration.held_out import held_out_samples
 from ernie_calibration.scoring import score
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
+from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import read_config
 from ernie_local.errors import ErnieLocalError, ModelUnusable, UsageError
 from ernie_local.loading import LoadedModel
 from ernie_quant.evaluation.candidate import check_comparable, find_candidate
@@ -29,7 +28,7 @@ from ernie_quant.evaluation.comparison import Comparer, head_of, same_experts
 from ernie_quant.evaluation.observation import Observation, Observer
 from ernie_quant.evaluation.reference import load_head
 from ernie_quant.evaluation.run import Evaluation, EvaluationJob, Result
-from tests.plain_export import export_plainly
+from tests.conftest import PackNano
 from tests.rounding import rounded_floats
 
 SAMPLES = 4
@@ -67,10 +66,8 @@ def observed(nano: LoadedModel) -> list[Observation]:
 
 
 @pytest.fixture(scope="module")
-def rounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("rounded") / "w2"
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), FormatChoice("w2")))
-    return out
+def rounded(pack_nano: PackNano) -> Path:
+    return pack_nano(FormatChoice("w2"))
 
 
 def copy_with(out: Path, change: Any) -> Path:

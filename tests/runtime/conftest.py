@@ -26,6 +26,7 @@ from ernie_local.kernels.native import native_module
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.tokens import positions_3d
+from ernie_local.model_files import ModelFiles
 from ernie_local.session import Answer, Chat
 from ernie_local.text.tokenizer import ErnieTokenizer
 
@@ -204,15 +205,18 @@ class ScriptedModel:
     paging = None
 
     def __init__(self, tokenizer: ErnieTokenizer, directory: Path, context_size: int = 2000) -> None:
-        self.tokenizer = tokenizer
         self.directory = directory
         self.context_size = context_size
-        self.image_processor = ImageProcessorConfig(min_pixels=28 * 28, max_pixels=28 * 28 * 16)
-        self.config = SimpleNamespace(
+        config: Any = SimpleNamespace(
             media=MEDIA,
             vision=SimpleNamespace(spatial_merge_size=2, temporal_merge_size=2),
             eos_token_ids=(2,),
         )
+        self.config = config
+        self.files = ModelFiles(directory, config)
+        self.files.tokenizer = self.tokenizer = tokenizer
+        self.files.image_processor = ImageProcessorConfig(min_pixels=28 * 28, max_pixels=28 * 28 * 16)
+        self.image_processor = self.files.image_processor
 
     def engine(self) -> ScriptedEngine:
         return ScriptedEngine(self.tokenizer, self.context_size)

@@ -24,8 +24,7 @@ from ernie_local.experts.memory import PageLock, PageMemory
 from ernie_local.experts.page_math import PageMath
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.kernels.checks import ABSENT_SLOT
-from ernie_local.model.cache_layout import LayerStorage
-from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.kv_cache import KVCache, LayerStorage
 from ernie_local.model.moe import RoutedTokens
 
 Stream = Literal["computing", "copying"]

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import torch
 
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.engine import Engine
@@ -22,17 +20,9 @@ from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import KVSize, attention_bytes, encoding_bytes, grown_tokens
 from ernie_local.planner.fit import Placement
-from tests.plain_export import export_plainly
 
 CONTEXT_SIZE = 512
 GPU_ROOM = 64 << 20
-
-
-def packed_nano(out: Path) -> Path:
-    """nano with experts in w4 and the rest in w8, not calibrated; its directory, which is `out`."""
-    choice = FormatChoice("w4", "w8", "w8", "w8")
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), choice))
-    return out
 
 
 def room(model: ErnieModel) -> int:

@@ -62,7 +62,7 @@ class Observer:
     def __init__(self, model: LoadedModel) -> None:
         """ModelUnusable where the model's tokenizer or settings for images are missing."""
         self._model = model
-        self._conversation = Conversation(model, None, (), None)
+        self._conversation = Conversation(model.files, None, (), None)
 
     def encode(self, text: str) -> list[int]:
         """Ids of an answer."""

@@ -12,25 +12,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ernie_local
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.checkpoint.writer import TensorEntry, write_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable
 from ernie_local.packing.page_checksum import seal
-from tests.plain_export import export_plainly
+from tests.conftest import PackNano
 
 Raw = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed") / "model"
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), FormatChoice()))
-    return out
+def packed(pack_nano: PackNano) -> Path:
+    return pack_nano(FormatChoice())
 
 
 def quantization(change: Callable[[Raw], object]) -> Callable[[Raw, Tensors], object]:

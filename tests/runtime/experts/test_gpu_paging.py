@@ -20,6 +20,7 @@ from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model_files import ModelFiles
 from tests.runtime import paged_models
 from tests.runtime.fake_gpu import FakeGpu, RaceError, watch
 from tests.runtime.paged_models import answer_logits, build, image_ids, paged_experts, plan_of
@@ -29,8 +30,8 @@ Turn = tuple[list[int], list[Patches], list[int]]
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paged_models.packed_nano(tmp_path_factory.mktemp("packed"))
+def directory(packed_nano: Path) -> Path:
+    return packed_nano
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,9 @@ def test_a_gpu_that_has_less_than_it_said_holds_fewer_experts(
     memory = paged_experts(model).top.memory
     assert isinstance(memory, GpuMemory)
     assert had - planned / 8 < memory.num_bytes <= had < memory.planned_bytes <= planned
-    loaded = LoadedModel(model, directory, EngineSettings(64, torch.float32), 0, 0.0)
+    loaded = LoadedModel(
+        model, ModelFiles(directory, model.config), EngineSettings(64, torch.float32), 0, 0.0
+    )
     notes = "\n".join(loaded.paging_notes())
     assert "MiB for experts and the KV cache, " in notes
     assert "were planned: it had not got more" in notes

@@ -11,17 +11,16 @@ import pytest
 import torch
 
 from ernie_local.engine import Engine
-from ernie_local.kernels import cuda_ops
 from ernie_local.kernels.graph_recorder import Outputs, Recorded, Recorder
-from ernie_local.model import ernie
+from ernie_local.model import attention, ernie
 from ernie_local.model.ernie import ErnieModel
 from tests.runtime import paged_models
 from tests.runtime.shape_gpu import DEVICE, ShapeGpu, WaitError, on_shape_gpu
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paged_models.packed_nano(tmp_path_factory.mktemp("packed"))
+def directory(packed_nano: Path) -> Path:
+    return packed_nano
 
 
 @pytest.fixture
@@ -71,8 +70,8 @@ def attend_shapes(queries: torch.Tensor, *rest: torch.Tensor | None) -> torch.Te
 def test_decode_by_the_kernel_waits_for_nothing(
     model: ErnieModel, monkeypatch: pytest.MonkeyPatch, recorder: Recorder | None
 ) -> None:
-    monkeypatch.setattr(ernie, "_attends_by_kernel", lambda device, kv_dtype: True)
-    monkeypatch.setattr(cuda_ops, "attend_token", attend_shapes)
+    for module in (attention, ernie):
+        monkeypatch.setattr(module, "token_kernel", lambda device, kv_dtype: attend_shapes)
     model.recorder = recorder
     with on_shape_gpu(model, monkeypatch) as gpu:
         engine = Engine(model, 256, torch.int8)

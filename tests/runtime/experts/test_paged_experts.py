@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,8 @@ CONFIG = read_config(NANO_DIRECTORY)
 Turn = tuple[list[int], list[Patches], list[int]]
 
 
-def tables(kind: str) -> QuantizationConfig:
-    import dataclasses
-
-    packed = format_tables(CONFIG, FormatChoice("w4", "w8", "w8", "w8"))
-    if kind == "packed":
-        return packed
+def mixed_tables() -> QuantizationConfig:
+    packed = format_tables(CONFIG, FormatChoice())
     formats = tuple(
         ("w4", "w2-w3", "w2s", "w2")[expert % 4] for expert in range(CONFIG.text.banks[0].num_experts)
     )
@@ -39,11 +36,13 @@ def tables(kind: str) -> QuantizationConfig:
 
 
 @pytest.fixture(scope="module", params=["packed", "mixed", "plain"])
-def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param == "plain":
-        return NANO_DIRECTORY
+def directory(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, packed_nano: Path
+) -> Path:
+    if request.param != "mixed":
+        return packed_nano if request.param == "packed" else NANO_DIRECTORY
     out = tmp_path_factory.mktemp(request.param)
-    export_plainly(NANO_DIRECTORY, out, tables(request.param))
+    export_plainly(NANO_DIRECTORY, out, mixed_tables())
     return out
 
 

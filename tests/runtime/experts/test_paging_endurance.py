@@ -11,12 +11,8 @@ import psutil
 import pytest
 import torch
 
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.experts.memory import PageMemory
-from tests.plain_export import export_plainly
 from tests.runtime import paged_models
 from tests.runtime.paged_models import build, image_ids, paged_experts, plan_of, room
 
@@ -25,11 +21,8 @@ STRESS_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed")
-    choice = FormatChoice("w4", "w8", "w8", "w8")
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), choice))
-    return out
+def directory(packed_nano: Path) -> Path:
+    return packed_nano
 
 
 def test_200_turns_of_text_and_images_leave_nothing_behind(directory: Path) -> None:

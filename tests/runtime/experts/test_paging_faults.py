@@ -14,9 +14,6 @@ import pytest
 import torch
 
 from ernie_local.checkpoint import uncached_file
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import ModelUnusable
 from ernie_local.experts.disk import DiskReader, PageRange, PageStore
@@ -24,7 +21,6 @@ from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.memory import PageMemory
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import attention_bytes
-from tests.plain_export import export_plainly
 from tests.runtime.paged_models import build, paged_experts, plan_of
 
 CONTEXT = 64
@@ -32,11 +28,8 @@ PROMPT = list(range(20, 50))
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed")
-    choice = FormatChoice("w4", "w8", "w8", "w8")
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), choice))
-    return out
+def original(packed_nano: Path) -> Path:
+    return packed_nano
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ernie_local
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
+from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
@@ -19,7 +19,7 @@ from ernie_local.experts.paged import PagedExperts, TextRouter
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.moe import RoutedTokens, TokenRows
-from tests.plain_export import export_plainly
+from tests.conftest import PackNano
 from tests.runtime.paged_models import answer_logits, build, paged_experts, plan_of, room
 
 CONFIG = read_config(NANO_DIRECTORY)
@@ -27,20 +27,15 @@ TOP_K = CONFIG.text.experts_per_token
 ONE_TOKEN = TokenRows(1, {"text": torch.tensor([0])})
 
 
-def export(out: Path, experts: str, small: str | None = None) -> Path:
-    export_plainly(NANO_DIRECTORY, out, format_tables(CONFIG, FormatChoice(experts, small_experts=small)))
-    return out
+@pytest.fixture(scope="module")
+def dual(pack_nano: PackNano) -> Path:
+    return pack_nano(FormatChoice("w4", small_experts="w2"))
 
 
 @pytest.fixture(scope="module")
-def dual(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(tmp_path_factory.mktemp("dual") / "model", "w4", "w2")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(pack_nano: PackNano) -> Path:
     """The small pages of `dual` as a checkpoint of its own."""
-    return export(tmp_path_factory.mktemp("small") / "model", "w2")
+    return pack_nano(FormatChoice("w2"))
 
 
 def least(directory: Path, options: PagingOptions, gpu: bool) -> tuple[ErnieModel, PagedExperts]:
@@ -103,7 +98,7 @@ def test_small_pages_save_reading(dual: Path) -> None:
 
 def test_a_checkpoint_without_small_pages_is_refused(small: Path) -> None:
     with pytest.raises(UsageError, match="this checkpoint has 0 of them"):
-        ernie_local.load(small, paging=PagingOptions(small_below=0.1))
+        ernie_local.load(small, small_below=0.1)
 
 
 @pytest.mark.parametrize("gpu", [False, True])

@@ -22,7 +22,7 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable
 from ernie_local.verify import verify
-from tests.plain_export import export_plainly
+from tests.conftest import PackNano
 
 CONFIG = read_config(NANO_DIRECTORY)
 DUAL = format_tables(CONFIG, FormatChoice("w4", small_experts="w2"))
@@ -33,21 +33,16 @@ Raw = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
 
 
-def export(out: Path, small: str | None) -> Path:
-    export_plainly(NANO_DIRECTORY, out, format_tables(CONFIG, FormatChoice("w4", small_experts=small)))
-    return out
-
-
 @pytest.fixture(scope="module")
-def dual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dual(pack_nano: PackNano) -> Path:
     """nano in w4, with small pages in w2. Not to be written to."""
-    return export(tmp_path_factory.mktemp("dual") / "model", "w2")
+    return pack_nano(FormatChoice("w4", small_experts="w2"))
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def single(packed_nano: Path) -> Path:
     """The same without."""
-    return export(tmp_path_factory.mktemp("single") / "model", None)
+    return packed_nano
 
 
 def test_tables_are_read_as_they_were_written(dual: Path, single: Path) -> None:

@@ -30,8 +30,8 @@ Turn = tuple[list[int], list[Patches], list[int]]
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paged_models.packed_nano(tmp_path_factory.mktemp("packed"))
+def directory(packed_nano: Path) -> Path:
+    return packed_nano
 
 
 @pytest.fixture(scope="module")

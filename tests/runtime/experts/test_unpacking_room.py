@@ -23,6 +23,7 @@ from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES
 from ernie_local.loading import placing
 from ernie_local.loading.expert_math import unpacking_room
 from ernie_local.loading.placing import Demand, Limits, count_need
+from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.moe import RoutedTokens
 from ernie_local.packing import pack_page
 from ernie_local.packing.foreign_matrix import dequantize_foreign
@@ -120,7 +121,7 @@ def test_room_for_unpacking_is_kept_on_a_gpu_and_is_not_counted_as_weights(
     def need(device: torch.device) -> MemoryNeed:
         demand = Demand(device, torch.bfloat16, torch.bfloat16, 4096, 2048)
         with open_checkpoint(NANO_DIRECTORY, config) as checkpoint:
-            return count_need(checkpoint, NANO_DIRECTORY, config, demand, Limits(None, 0, None), None)
+            return count_need(checkpoint, ImageProcessorConfig(), config, demand, Limits(None, 0, None), None)
 
     there, here = need(GPU), need(torch.device("cpu"))
     assert (there.scratch_bytes, here.scratch_bytes) == (UNPACKING_BYTES, 0)

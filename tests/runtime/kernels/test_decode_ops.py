@@ -14,9 +14,9 @@ from ernie_local.config import parse_config
 from ernie_local.kernels import reference
 from ernie_local.kernels.decode_ops import decode_attention, rms_norm, route, suits_decode_ops
 from ernie_local.model.kv_cache import KV_DTYPES, KVCache
-from ernie_local.model.norms import RMSNorm
+from ernie_local.model.layers import RMSNorm
+from ernie_local.model.moe import Router
 from ernie_local.model.rope import rotate_pairs
-from ernie_local.model.router import Router
 from tests.runtime.decode_cases import Case, assert_close, make_case, randn
 
 CPU = torch.device("cpu")

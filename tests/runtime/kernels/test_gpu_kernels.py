@@ -117,7 +117,7 @@ def test_graphs_want_an_attention_kernel() -> None:
     with pytest.raises(
         DoesNotFit, match=r"no attention kernel on meta for a cache in torch\.float32\n.*\ntry: kv"
     ):
-        ernie_local.load("nano", device="cuda", cuda_graphs="on")
+        ernie_local.load("nano", device="cuda", dtype="float32", cuda_graphs="on")
     with pytest.raises(DoesNotFit, match="no attention kernel"):
         ernie_local.load("nano", device="cuda", kv_dtype="int8", cuda_graphs="on", gpu_kernels="torch")
     with pytest.raises(PlacedError):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import read_config
 from ernie_local.errors import ErnieLocalError
 from ernie_local.kernels import native, reference
 from ernie_local.kernels.ops import packed_experts
@@ -18,7 +16,6 @@ from ernie_local.kernels.packed_attention import _composed, packed_attention
 from ernie_local.loading import load
 from ernie_local.model.attention import SelfAttention
 from ernie_local.packing import pack_matrix, pack_page
-from tests.plain_export import export_plainly
 from tests.runtime.random_matrices import random_matrix, random_page
 
 HIDDEN_SIZE, CAPACITY = 80, 12
@@ -164,11 +161,9 @@ def test_a_shared_page_of_no_use_is_refused(
 
 
 def test_a_model_decodes_the_same_in_one_call_and_in_parts(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, native_kernels: ModuleType
+    packed_nano: Path, monkeypatch: pytest.MonkeyPatch, native_kernels: ModuleType
 ) -> None:
-    out = tmp_path_factory.mktemp("packed") / "model"
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), FormatChoice()))
-    model = load(out)
+    model = load(packed_nano)
 
     def decode() -> torch.Tensor:
         engine = model.engine(context_size=40)
@@ -184,7 +179,7 @@ def test_a_model_decodes_the_same_in_one_call_and_in_parts(
     monkeypatch.setattr("ernie_local.model.attention.packed_attention", counted)
     together = decode()
     assert len(calls) == 8 * model.config.text.num_hidden_layers
-    monkeypatch.setattr(SelfAttention, "can_step", lambda self, hidden: False)
+    monkeypatch.setattr(SelfAttention, "packed_projections", None)
     apart = decode()
     assert len(calls) == 8 * model.config.text.num_hidden_layers
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4 * float(apart.abs().max()))

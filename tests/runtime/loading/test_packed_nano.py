@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import ernie_local
 from ernie_calibration.pictures import make_picture
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import read_config
+from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.kernels import native
 from ernie_local.loading import LoadedModel
-from tests.plain_export import export_plainly
+from tests.conftest import PackNano
 
 pytestmark = pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
 
 
-def pack_model(out: Path, experts_format: str, dense_format: str) -> LoadedModel:
+def load_packed(pack_nano: PackNano, experts_format: str, dense_format: str) -> LoadedModel:
     """nano rounded to nearest, but for its embedding and its vision tower."""
     choice = FormatChoice(experts_format, dense_format, embedding=None, vision=None)
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), choice))
-    return ernie_local.load(out, kv_dtype="float32")
+    return ernie_local.load(pack_nano(choice), kv_dtype="float32")
 
 
 @pytest.fixture(scope="module", params=[("w4", "w8"), ("w2l", "w4")], ids="-".join)
-def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return pack_model(tmp_path_factory.mktemp("packed"), *request.param)
+def packed(request: pytest.FixtureRequest, pack_nano: PackNano) -> LoadedModel:
+    return load_packed(pack_nano, *request.param)
 
 
-def test_answers_are_those_of_exact_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_those_of_exact_activations(pack_nano: PackNano, monkeypatch: pytest.MonkeyPatch) -> None:
     """In 4 bits. Plain rounding to 2 bits leaves letters so near a tie that int8 decides some."""
-    packed = pack_model(tmp_path, "w4", "w8")
+    packed = load_packed(pack_nano, "w4", "w8")
     if native.native_module() is None:
         pytest.skip("the native module was not built here")
     kinds = ("invoice", "receipt", "form", "table", "bar chart", "line chart")

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ernie_local.config import TextConfig, parse_config
-from ernie_local.model.attention import SelfAttention, causal_blocks
+from ernie_local.model.attention import ChunkAttention, SelfAttention, causal_blocks, choose_attention
 from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.layers import RMSNorm
 from ernie_local.model.rope import TextRope, rotate_pairs
 
 CPU = torch.device("cpu")
@@ -50,7 +51,7 @@ def textbook(
 def test_attention_matches_the_textbook(heads: int, kv_heads: int, chunk: int) -> None:
     torch.manual_seed(heads)
     config = make_config(heads, kv_heads)
-    attention, rope = SelfAttention(config, 0), TextRope(config, CPU)
+    attention, rope, norm = SelfAttention(config, 0), TextRope(config, CPU), RMSNorm(40, 1e-5)
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     hidden = torch.randn(11, 40)
@@ -61,11 +62,13 @@ def test_attention_matches_the_textbook(heads: int, kv_heads: int, chunk: int) -
         part = hidden[start : start + chunk]
         cosines, sines = rope.angles(positions[:, start : start + chunk])
         blocks = causal_blocks(len(part), start, CPU, max_entries=24)  # several blocks of rows
-        parts.append(attention(part, cosines, sines, cache, blocks))
+        step = choose_attention(part, cosines, sines, cache)
+        if len(part) > 1:
+            step = ChunkAttention(cosines, sines, cache, blocks)
+        parts.append(step.add_to(part, norm, attention))
         cache.advance(len(part))
-    torch.testing.assert_close(
-        torch.cat(parts), textbook(attention, hidden, rope, positions), atol=2e-6, rtol=1e-5
-    )
+    expected = hidden + textbook(attention, norm(hidden), rope, positions)
+    torch.testing.assert_close(torch.cat(parts), expected, atol=2e-6, rtol=1e-5)
 
 
 def test_blocks_cover_all_rows_and_hide_exactly_the_later_tokens() -> None:

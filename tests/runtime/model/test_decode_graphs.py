@@ -11,10 +11,10 @@ import torch
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.engine import Engine
 from ernie_local.errors import UsageError
-from ernie_local.kernels import cuda_ops, decode_ops, ops
-from ernie_local.model import ernie
-from ernie_local.model.cache_layout import CacheLayout
+from ernie_local.kernels import decode_ops, ops
+from ernie_local.model import attention, ernie
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.kv_cache import CacheLayout
 from tests.runtime import paged_models
 from tests.runtime.tape import Tape
 
@@ -53,15 +53,19 @@ def attend_token(
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """One token attends by a kernel, and torch sees every call."""
-    monkeypatch.setattr(ernie, "_attends_by_kernel", lambda device, kv_dtype: kv_dtype != torch.float32)
-    monkeypatch.setattr(cuda_ops, "attend_token", attend_token)
+    for module in (attention, ernie):
+        monkeypatch.setattr(
+            module,
+            "token_kernel",
+            lambda device, kv_dtype: None if kv_dtype == torch.float32 else attend_token,
+        )
     for module in (ops, decode_ops):
         monkeypatch.setattr(module, "needs_no_dispatch", lambda tensor: False)
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paged_models.packed_nano(tmp_path_factory.mktemp("packed"))
+def packed(packed_nano: Path) -> Path:
+    return packed_nano
 
 
 @pytest.fixture(params=["plain", "packed", "paged"])

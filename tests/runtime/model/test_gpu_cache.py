@@ -17,9 +17,8 @@ from ernie_local.experts.options import MISS_RULES, PagingOptions
 from ernie_local.experts.traffic import PageTraffic
 from ernie_local.experts.two_levels import TwoLevels
 from ernie_local.model import memory_use
-from ernie_local.model.cache_layout import CacheLayout, RowMove
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.kv_cache import CacheLayout, KVCache, RowMove
 from ernie_local.model.memory_use import KVSize
 from tests.runtime import paged_models
 from tests.runtime.fake_gpu import FakeGpu, RaceError, watch
@@ -36,8 +35,8 @@ def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paged_models.packed_nano(tmp_path_factory.mktemp("packed"))
+def directory(packed_nano: Path) -> Path:
+    return packed_nano
 
 
 @pytest.fixture(scope="module")

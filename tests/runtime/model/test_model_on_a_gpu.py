@@ -20,8 +20,8 @@ LARGEST_ERROR = 0.02
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paged_models.packed_nano(tmp_path_factory.mktemp("packed"))
+def packed(packed_nano: Path) -> Path:
+    return packed_nano
 
 
 def answer(model: LoadedModel, with_image: bool = False) -> torch.Tensor:
@@ -39,10 +39,11 @@ def answer(model: LoadedModel, with_image: bool = False) -> torch.Tensor:
 @pytest.mark.parametrize("is_paged", [False, True], ids=["resident", "paged"])
 def test_logits(packed: Path, is_paged: bool, kernels: str, graphs: str, with_image: bool) -> None:
     expected = answer(ernie_local.load(packed, context_size=256, kv_dtype="float16"), with_image)
-    vram = least_vram(packed) if is_paged else None
+    vram: int | str = least_vram(packed) if is_paged else "auto"
     model = ernie_local.load(
         packed,
         device="cuda",
+        dtype="float32",
         kv_dtype="float16",
         context_size=256,
         vram=vram,
@@ -58,7 +59,12 @@ def least_vram(directory: Path) -> int:
     for megabytes in range(64, 4096, 2):
         try:
             model = ernie_local.load(
-                directory, device="cuda", kv_dtype="float16", context_size=256, vram=megabytes << 20
+                directory,
+                device="cuda",
+                dtype="float32",
+                kv_dtype="float16",
+                context_size=256,
+                vram=megabytes << 20,
             )
         except DoesNotFit:
             continue

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ernie_local.model.router import Router
+from ernie_local.model.moe import Router
 
 
 def make_router(num_experts: int, top_k: int, seed: int = 0, norm_min: float = 1e-12) -> Router:

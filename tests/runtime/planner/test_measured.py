@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ernie_local import defaults
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.planner.conversation import ChatPlan, PricedImage, default_kv_dtype
+from ernie_local.media.image_size import measure_image
+from ernie_local.planner.conversation import ChatPlan
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.ram import Budget, CpuPlan, plan_cpu
 from ernie_local.sizes import MIB, parse_bytes
@@ -38,8 +40,8 @@ class Setting:
 def predicted(setting: Setting) -> CpuPlan:
     model = read_model(NANO_DIRECTORY)
     sizes = [tuple(map(int, size.split("x"))) for size in setting.images]
-    images = tuple(PricedImage.of("page", width, height, model.processor) for width, height in sizes)
-    kv_dtype = setting.kv_dtype or default_kv_dtype(setting.dtype, is_packed=False)
+    images = tuple(measure_image("page", (width, height), model.processor) for width, height in sizes)
+    kv_dtype = setting.kv_dtype or defaults.kv_dtype(setting.dtype, is_packed=False)
     budget = Budget(None if setting.ram is None else parse_bytes(setting.ram))
     return plan_cpu(model, ChatPlan(setting.context_size, setting.dtype, kv_dtype, images), budget)
 

@@ -18,14 +18,15 @@ from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, InputUnreadable, ModelUnusable, UsageError
 from ernie_local.loading.build import build_model, count_weights
 from ernie_local.loading.paging import page_ranges, page_sizes
+from ernie_local.media.image_size import measure_image
 from ernie_local.media.processor import smart_resize
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.kv_cache import KV_DTYPES, KVCache
 from ernie_local.model.memory_use import KV_ITEM_BYTES
-from ernie_local.planner.conversation import ChatPlan, PricedImage, check_context, check_images
+from ernie_local.planner.conversation import ChatPlan, check_images, encoder_bytes, pixel_bytes
 from ernie_local.planner.model_size import ModelSize, published_model, read_model, with_formats
 from ernie_local.sizes import MIB
-from tests.plain_export import export_plainly
+from tests.conftest import PackNano
 
 # From the reference: parameters of ERNIE-4.5-VL-28B-A3B by part, routers with their biases.
 PUBLISHED = {
@@ -71,10 +72,8 @@ def test_the_planner_names_the_types_of_caches_that_there_are() -> None:
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed") / "model"
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), FormatChoice("w2-w4")))
-    return out
+def packed(pack_nano: PackNano) -> Path:
+    return pack_nano(FormatChoice("w2-w4"))
 
 
 def write_headers(directory: Path, model: ModelSize) -> None:
@@ -188,27 +187,22 @@ def test_parts_of_a_checkpoint_hold_every_byte_once() -> None:
 def test_images_cost_what_the_reference_says(width: int, height: int, tokens: int, scale: float) -> None:
     config = published_model().config
     processor = ImageProcessorConfig()
-    priced = PricedImage.of("page", width, height, processor)
+    priced = measure_image("page", (width, height), processor)
     resized = smart_resize(height, width, 28, processor.min_pixels, processor.max_pixels)
     assert priced.resized_size == resized[::-1]
     assert (priced.tokens, priced.patches) == (tokens, 4 * tokens)
     assert priced.scale == pytest.approx(scale, abs=0.01)
-    assert priced.pixel_bytes(config) == 4 * tokens * 588 * 4
-    assert priced.encoder_bytes(config) == 4 * tokens * 1280 * 64 + 211 * 1280**2
+    assert pixel_bytes(priced, config) == 4 * tokens * 588 * 4
+    assert encoder_bytes(priced, config) == 4 * tokens * 1280 * 64 + 211 * 1280**2
 
 
 def test_a_strip_is_refused() -> None:
     with pytest.raises(InputUnreadable, match="strip: 1 x 300"):
-        PricedImage.of("strip", 1, 300, ImageProcessorConfig())
+        measure_image("strip", (1, 300), ImageProcessorConfig())
 
 
-def test_contexts_beyond_the_model_and_filled_by_images_are_refused() -> None:
-    config = published_model().config
-    assert check_context(None, config) == 32768
-    assert check_context(131072, config) == 131072
-    with pytest.raises(DoesNotFit, match="204800 is more than the 131072"):
-        check_context(204800, config)
-    image = PricedImage.of("page", 2480, 3508, ImageProcessorConfig())
+def test_a_context_filled_by_images_is_refused() -> None:
+    image = measure_image("page", (2480, 3508), ImageProcessorConfig())
     check_images((image,), 6141, 131072)
-    with pytest.raises(DoesNotFit, match=r"6140 tokens, the context has 6140.*\n.*\ntry: --ctx-size 7k"):
+    with pytest.raises(DoesNotFit, match=r"6140 tokens, the context has 6140.*\n.*\ntry: context_size=7168"):
         check_images((image,), 6140, 131072)

@@ -8,7 +8,8 @@ import pytest
 
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.errors import DoesNotFit
-from ernie_local.planner.conversation import ChatPlan, PricedImage, default_dtype, default_kv_dtype
+from ernie_local.media.image_size import measure_image
+from ernie_local.planner.conversation import ChatPlan
 from ernie_local.planner.fit import DEFAULT_RESERVE, Memory, place
 from ernie_local.planner.gpu import gpu_memory, gpu_room, headroom_bytes, plan_gpu
 from ernie_local.planner.model_size import ModelSize, published_model, with_formats
@@ -25,7 +26,7 @@ SHORT = ChatPlan(1024, "float32", "bfloat16")
 
 
 def with_image(conversation: ChatPlan, size: tuple[int, int] = (1240, 1754)) -> ChatPlan:
-    return dataclasses.replace(conversation, images=(PricedImage.of("page", *size, W4.processor),))
+    return dataclasses.replace(conversation, images=(measure_image("page", size, W4.processor),))
 
 
 def short_need() -> MemoryNeed:
@@ -133,14 +134,6 @@ def test_paged_experts_make_room_for_a_image_and_for_the_cache() -> None:
         "slots of paged experts"
     ))  # fmt: skip
     assert longer["decode"] < slots["decode"]
-
-
-def test_numbers_are_chosen_as_chat_chooses_them() -> None:
-    assert default_dtype(1 << 30, is_packed=False) == "float32"
-    assert default_dtype(50 << 30, is_packed=False) == "bfloat16"
-    assert default_dtype(50 << 30, is_packed=True) == "float32"
-    assert default_kv_dtype("float32", is_packed=True) == "bfloat16"
-    assert default_kv_dtype("float32", is_packed=False) == "float32"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from ernie_local.experts.options import PagingStats
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
 from ernie_local.loading.model import EngineSettings
+from ernie_local.model_files import ModelFiles
 from ernie_local.replay.replay import replay
 from ernie_local.replay.trace import Trace
 from ernie_local.replay.trace_file import read_trace, write_trace
@@ -52,7 +53,9 @@ def paged_model(directory: Path, share: float) -> tuple[LoadedModel, int]:
     plan = plan_of(directory)
     memory_bytes = max(plan.least_bytes, int(share * plan.most_bytes))
     settings = EngineSettings(1500, torch.float32, chunk_tokens=100)
-    return LoadedModel(build(directory, memory_bytes), directory, settings, 0, 0.0), memory_bytes
+    network = build(directory, memory_bytes)
+    files = ModelFiles(directory, network.config)
+    return LoadedModel(network, files, settings, 0, 0.0), memory_bytes
 
 
 @pytest.fixture

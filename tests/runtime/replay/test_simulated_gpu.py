@@ -16,6 +16,7 @@ from ernie_local.experts.options import COMPUTE, FETCH, MISS_RULES, MissRule, Pa
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.loading.model import EngineSettings, LoadedModel
+from ernie_local.model_files import ModelFiles
 from ernie_local.replay.replay import replay
 from ernie_local.replay.simulate import GpuTimes, MachineTimes, simulate
 from ernie_local.replay.trace import Forward, Trace
@@ -98,7 +99,9 @@ def test_it_counts_what_a_real_run_counts(monkeypatch: pytest.MonkeyPatch, rule:
 
     ram_bytes, gpu_bytes = share(0.5), None if rule is None else share(0.2)
     network = build(directory, ram_bytes, gpu_bytes, PagingOptions(FETCH if rule is None else rule))
-    model = LoadedModel(network, directory, EngineSettings(200, torch.float32), 0, 0.0)
+    model = LoadedModel(
+        network, ModelFiles(directory, network.config), EngineSettings(200, torch.float32), 0, 0.0
+    )
     recorder = model.record_trace()
     engine = model.engine()
     engine.prefill(list(range(20, 50)))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
+from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.checkpoint.hashes import HASHES_FILE, FileHash, read_hashes, write_hashes
 from ernie_local.checkpoint.header import StoredTensor, read_header
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
@@ -24,19 +24,16 @@ from ernie_local.verify import Finding, Verification, verify
 from ernie_local.verify.finding import Findings
 from ernie_local.verify.stream import FileStream
 from ernie_local.verify.weights import check_values
-from tests.plain_export import export_plainly
+from tests.conftest import PackNano
 
 WEIGHTS = "model.safetensors"
 NORM = "layers.1.input_layernorm.weight"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(pack_nano: PackNano) -> Path:
     """nano with packed weights and hashes. Not to be written to."""
-    out = tmp_path_factory.mktemp("packed") / "model"
-    tables = format_tables(read_config(NANO_DIRECTORY), FormatChoice(experts="w2-w2l"))
-    export_plainly(NANO_DIRECTORY, out, tables)
-    return out
+    return pack_nano(FormatChoice(experts="w2-w2l"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.engine import Engine
 from ernie_local.kernels import cuda_ops
 from ernie_local.kernels.triton.gpu import Gpu
-from ernie_local.model import ernie
+from ernie_local.model import attention
 from tests.runtime import paged_models
 from tests.runtime.kernel_tolerances import FLOAT16, relative_error
 
@@ -21,7 +21,8 @@ def test_logits_are_those_without_it(monkeypatch: pytest.MonkeyPatch, kv_dtype: 
     for name in ("torch", "kernel"):
         if name == "kernel":
             monkeypatch.setattr(cuda_ops, "find_gpu", lambda device: Gpu())
-            monkeypatch.setattr(ernie, "_attends_by_kernel", cuda_ops.gpu_attends)
+            assert cuda_ops.gpu_attends(torch.device("cuda"), kv_dtype)
+            monkeypatch.setattr(attention, "token_kernel", lambda device, kv_dtype: cuda_ops.attend_token)
         engine = Engine(model, 300, kv_dtype)
         engine.prefill(list(range(20, 280)))  # more than one stretch
         found[name] = torch.stack([engine.decode(token) for token in (60, 61, 62)])

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.experts import gpu_math as gpu_math_module
@@ -22,7 +20,6 @@ from ernie_local.kernels.triton.gpu import Gpu
 from ernie_local.loading.expert_math import gpu_math
 from ernie_local.loading.paging import page_ranges, page_sizes
 from ernie_local.model.moe import RoutedTokens
-from tests.plain_export import export_plainly
 from tests.runtime.kernel_tolerances import EXACT, relative_error
 
 LAYER = 1
@@ -35,11 +32,8 @@ def any_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed")
-    choice = FormatChoice("w4", "w8", "w8", "w8")
-    export_plainly(NANO_DIRECTORY, out, format_tables(read_config(NANO_DIRECTORY), choice))
-    return out
+def directory(packed_nano: Path) -> Path:
+    return packed_nano
 
 
 @pytest.mark.parametrize("bank", ["text", "vision"])

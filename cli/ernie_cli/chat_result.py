@@ -1,0 +1,147 @@
+"""The object of `ernie-local chat --json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Optional
+
+from ernie_cli.json_object import fill
+
+if TYPE_CHECKING:
+    from ernie_local.session import Answer, ImageReport
+
+
+@dataclass
+class UsageObject:
+    """Tokens of this question."""
+
+    prompt_tokens: int | None = None
+    """Of the whole prompt: system text, earlier turns of `--load`, images, the question."""
+    image_tokens: int | None = None
+    """Those of them that stand for images."""
+    cached_tokens: int | None = None
+    """Those of them that were computed for an earlier turn and not again; 0 from the command line."""
+    completion_tokens: int | None = None
+    """That were generated, thoughts included."""
+    reasoning_tokens: int | None = None
+    """Those of them that are thoughts."""
+
+
+@dataclass
+class TimingsObject:
+    """Seconds."""
+
+    load: float | None = None
+    """Loading the model from disk."""
+    image: float | None = None
+    """Preparing the images."""
+    prefill: float | None = None
+    """The prompt, vision tower included."""
+    decode: float | None = None
+    """The answer."""
+    total: float | None = None
+    """Of the question, without `load`."""
+
+
+@dataclass
+class PeakMemoryObject:
+    """Memory of the process."""
+
+    peak_rss_bytes: int | None = None
+    """The most that was resident; null without an answer, and where the system does not tell."""
+
+
+@dataclass
+class BankPagingObject:
+    """Pages of one bank, counted once for each layer and forward pass."""
+
+    decode_hits: int
+    decode_misses: int
+    prompt_hits: int
+    prompt_misses: int
+    bytes_read: int
+
+
+@dataclass
+class PagingObject:
+    """What this answer's experts cost. Of a GPU, `bytes_read` is what was copied to it; its misses are pages
+    that were asked of RAM or of the disk."""
+
+    decoded_tokens: int
+    decode_bytes_read: int
+    decode_wait_seconds: float
+    prompt_tokens: int
+    prompt_wait_seconds: float
+    unused_pages_read: int
+    small_pages_used: int
+    """With `--small-below`."""
+    banks: dict[str, BankPagingObject]
+    """By bank: `text` and `vision`."""
+    gpu: Optional[PagingObject]  # noqa: UP045  a class cannot be joined with None in its own body
+    """With a GPU, the same of its memory; else null."""
+
+
+@dataclass
+class ImageObject:
+    """An image of this question. Sizes are [width, height] in pixels."""
+
+    name: str
+    size: list[int]
+    """As it was."""
+    resized: list[int]
+    """As the model sees it."""
+    tokens: int
+    """In the prompt."""
+    scale: float
+    """Share of the side length that is left: the root of the ratio of the two areas."""
+
+
+@dataclass
+class ChatResult:
+    """One object, whatever the end of the run: an answer, a wrong option, an unreadable image, Ctrl-C."""
+
+    model: str | None = None
+    """MODEL as given; null when the command line could not be read."""
+    text: str | None = None
+    """The answer, without thoughts; with exit codes 7 and 130 what there was of it."""
+    reasoning: str | None = None
+    """The thoughts before the answer; null when there were none."""
+    finish_reason: Literal["stop", "length", "interrupted", "tool_calls"] | None = None
+    """`stop`: the model ended its turn; `length`: `--max-tokens` or the context ended it; `interrupted`:
+    Ctrl-C."""
+    usage: UsageObject = field(default_factory=UsageObject)
+    timings: TimingsObject = field(default_factory=TimingsObject)
+    memory: PeakMemoryObject = field(default_factory=PeakMemoryObject)
+    paging: PagingObject | None = None
+    """Null where all experts are in memory."""
+    images: list[ImageObject] = field(default_factory=list)
+    """In order; a PDF gives one for each page."""
+
+    def set_images(self, reports: Sequence[ImageReport]) -> None:
+        """Fill in what the model will see of the images."""
+        self.images = [
+            fill(
+                ImageObject,
+                report,
+                size=list(report.original_size),
+                resized=list(report.resized_size),
+                scale=round(report.scale, 4),
+            )
+            for report in reports
+        ]
+
+    def set_answer(self, answer: Answer, load_seconds: float) -> None:
+        """Fill in the answer; `load_seconds` is the time the model took to load."""
+        timings = answer.timings
+        self.text, self.reasoning = answer.text, answer.reasoning or None
+        self.finish_reason = answer.finish_reason
+        self.usage = fill(UsageObject, answer.usage)
+        self.timings = TimingsObject(
+            *(
+                round(seconds, 4)
+                for seconds in (load_seconds, timings.image, timings.prefill, timings.decode, timings.total)
+            )
+        )
+        self.memory = PeakMemoryObject(answer.peak_memory_bytes)
+        self.paging = None if answer.paging is None else fill(PagingObject, answer.paging)

@@ -1,0 +1,322 @@
+"""The object of `ernie-local doctor --json`, with the facts of each check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ernie_local.doctor import Diagnosis
+
+VerdictName = Literal["ok", "slow", "fails"]
+
+
+@dataclass
+class CheckObject:
+    """One check. Look it up by its name, not by its place."""
+
+    name: str
+    """Which check."""
+    verdict: VerdictName
+    """`slow`: it works here, but could be faster or has little room."""
+    text: str
+    """The line for people. Its words may change."""
+    fix: str | None
+    """What to do, for people; null exactly when the verdict is `ok`. Its words may change."""
+    facts: dict[str, object]
+    """What the check saw, below. Every key is always there; what is not known is null, or an empty list."""
+
+
+@dataclass
+class DoctorResult:
+    """One object, whatever the end of the run. The lines for people go to stderr.
+
+    `ok` is true when no check fails: the exit code is 0, or 1 where something is slow; `error` has exit code
+    3 (`does_not_fit`) where a check fails.
+
+    `--bundle FILE` writes a zip of `doctor.json` (this object), `packages.json` (versions of what ernie-local
+    depends on), `platform.json` and `machine.json` (the profile, or null). Paths, the names of user, machine,
+    model and of programs on the GPU are replaced by `<private>`; the environment and serial numbers are not
+    read.
+    """
+
+    verdict: VerdictName | None = None
+    """The worst of all checks; null when nothing was checked."""
+    checks: list[CheckObject] = field(default_factory=list)
+    """In the order in which they ran. `checkpoint` only with MODEL; without PyTorch only the first three."""
+
+    def update(self, findings: Sequence[Diagnosis]) -> None:
+        """Fill in the findings so far."""
+        from ernie_local.doctor import worst_verdict
+
+        self.verdict = worst_verdict(findings)
+        self.checks = [
+            CheckObject(one.name, one.verdict, one.text, one.fix, dict(one.facts)) for one in findings
+        ]
+
+
+@dataclass
+class PythonFacts:
+    """Python and PyTorch."""
+
+    python: str
+    """Version."""
+    torch: str | None
+    """Version; null where it cannot be imported."""
+    threads: int | None
+    """Threads that PyTorch and the kernels compute with."""
+    usable_cpus: int | None
+    """CPUs that this process may run on."""
+
+
+@dataclass
+class MemoryFacts:
+    """RAM."""
+
+    free_bytes: int
+    """Without swapping."""
+    total_bytes: int
+    is_limited: bool
+    """Whether a container allows less than the machine has free."""
+    swap_total_bytes: int
+    swap_used_bytes: int
+
+
+@dataclass
+class BuildObject:
+    """How the compiled module was built."""
+
+    version: str
+    build_type: str
+    compiler: str
+    nanobind: str
+    python: str
+
+
+@dataclass
+class KernelsFacts:
+    """The compiled module."""
+
+    present: bool
+    reason: str | None
+    """Why it is not there."""
+    build: BuildObject | None
+    """Null without it."""
+
+
+@dataclass
+class UnavailableObject:
+    """An instruction set that cannot run here."""
+
+    name: str
+    is_built: bool
+    """Whether its kernels are in the module."""
+    lacking: list[str]
+    """Features that the processor or its operating system does not offer."""
+
+
+@dataclass
+class CpuFacts:
+    """Instruction sets."""
+
+    in_use: str | None
+    """The one that the kernels use; null without them."""
+    is_forced: bool
+    """By ERNIE_LOCAL_ISA."""
+    available: list[str]
+    """Those that can run here, fastest first."""
+    unavailable: list[UnavailableObject]
+    """The others."""
+    features: list[str]
+    """What the processor offers."""
+
+
+@dataclass
+class DifferenceObject:
+    """Of one instruction set."""
+
+    instruction_set: str
+    largest_difference: float | None
+
+
+@dataclass
+class SelfTestFacts:
+    """Small products of every available instruction set against plain PyTorch."""
+
+    limit: float
+    """Relative to the size of the output."""
+    largest_difference: float | None
+    """Null without kernels, or where one gave no number."""
+    differences: list[DifferenceObject]
+
+
+@dataclass
+class CudaDeviceObject:
+    """A GPU as PyTorch sees it."""
+
+    name: str
+    total_bytes: int
+
+
+@dataclass
+class CudaFacts:
+    """What PyTorch says."""
+
+    built_for: str | None
+    """Version of CUDA."""
+    driver: str | None
+    """Version that the driver names."""
+    is_available: bool
+    devices: list[CudaDeviceObject]
+
+
+@dataclass
+class ProcessObject:
+    """A program that holds memory of the GPU."""
+
+    name: str
+    bytes: int | None
+
+
+@dataclass
+class GpuObject:
+    """A GPU as its driver sees it. What the driver does not tell is null."""
+
+    name: str
+    compute_capability: str | None
+    total_bytes: int | None
+    free_bytes: int | None
+    processes: list[ProcessObject]
+
+
+@dataclass
+class GpuFacts:
+    """What the driver says."""
+
+    gpus: list[GpuObject]
+
+
+@dataclass
+class TritonFacts:
+    """Triton."""
+
+    version: str | None
+    """That is installed; null for none."""
+    fallback: Literal["torch"] | None
+    """`torch` where there is a GPU on which its kernels cannot run."""
+
+
+@dataclass
+class Nf4Facts:
+    """bitsandbytes."""
+
+    bitsandbytes: str | None
+    """The version that is installed; null for none."""
+    fallback: Literal["torch"] | None
+    """`torch` where there is a GPU and plain PyTorch would unpack nf4 experts on it."""
+
+
+@dataclass
+class LinkFacts:
+    """PCI Express of the first GPU; all null without one."""
+
+    generation: int | None
+    """That GPU and slot can do."""
+    width: int | None
+    """Lanes in use."""
+    width_most: int | None
+    """Lanes at most."""
+    bytes_per_second: float | None
+    """As `ernie-local bench` measured."""
+
+
+@dataclass
+class PinnedFacts:
+    """Page-locked memory."""
+
+    limit_bytes: int | None
+    """Of this process; null for none."""
+    quota_bytes: int | None
+    """With CUDA what the driver locked when asked for 4 GiB, or for a fourth of the free memory if that is
+    less."""
+
+
+@dataclass
+class SystemFacts:
+    """The operating system."""
+
+    platform: str
+    """As Python names it."""
+    is_wsl: bool
+    driver_model: str | None
+    """Of a GPU on Windows: `WDDM` or `TCC`."""
+    spills: bool
+    """Whether a full GPU silently continues in RAM."""
+
+
+@dataclass
+class BatteryFacts:
+    """The battery; null where it is not known."""
+
+    present: bool | None
+    power_plugged: bool | None
+
+
+@dataclass
+class CheckpointFacts:
+    """With MODEL: its files."""
+
+    complete: bool
+    """Judged by config, headers, sizes and tokenizer."""
+    bytes: int | None
+    """Of its weight files."""
+    tensors: int | None
+    files: int | None
+
+
+@dataclass
+class DiskFacts:
+    """The disk, read in pages of experts."""
+
+    of_model: bool
+    """Whether the model's largest file was read, else a file of 48 MiB in the folder for temporary files."""
+    kind: Literal["solid", "rotating", "network", "memory", "unknown"]
+    file_system: str | None
+    free_bytes: int | None
+    page_bytes: int
+    """Of a page that was read."""
+    bytes_per_second: float | None
+    is_direct: bool | None
+    """Whether the reads went past the system's cache."""
+
+
+@dataclass
+class ProfileFacts:
+    """What `ernie-local bench` stored."""
+
+    present: bool
+    date: str | None
+    difference: str | None
+    """Between its hardware and this machine's; null where it can be used."""
+
+
+# Name of a check to its facts.
+FACTS: Mapping[str, type] = {
+    "python": PythonFacts,
+    "memory": MemoryFacts,
+    "kernels": KernelsFacts,
+    "cpu": CpuFacts,
+    "self-test": SelfTestFacts,
+    "cuda": CudaFacts,
+    "gpu": GpuFacts,
+    "triton": TritonFacts,
+    "nf4": Nf4Facts,
+    "link": LinkFacts,
+    "pinned": PinnedFacts,
+    "system": SystemFacts,
+    "battery": BatteryFacts,
+    "checkpoint": CheckpointFacts,
+    "disk": DiskFacts,
+    "profile": ProfileFacts,
+}

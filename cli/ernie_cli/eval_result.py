@@ -1,0 +1,185 @@
+"""The object of `ernie-local eval --json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from ernie_cli.json_object import fill
+
+if TYPE_CHECKING:
+    from ernie_quant.evaluation.candidate import Candidate
+    from ernie_quant.evaluation.comparison import Comparison
+    from ernie_quant.evaluation.run import EvaluationJob
+    from ernie_quant.evaluation.run import Result as Evaluated
+
+
+@dataclass
+class IntervalObject:
+    """A mean and its 95 % interval, from drawing whole documents 2000 times (seeded)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass
+class DivergenceObject:
+    """KL divergence of reference to checkpoint in nats, over the full vocabulary."""
+
+    positions: int
+    """Positions where an answer is written, its end among them."""
+    mean: IntervalObject
+    median: float
+    percent_90: float
+    percent_99: float
+    top1: IntervalObject
+    """Share of positions where both find the same token most likely."""
+
+
+@dataclass
+class AnswersObject:
+    """Greedy answers, transcripts and texts left out."""
+
+    questions: int
+    reference_exact: int
+    """Answers of the reference that are right to the letter."""
+    exact: int
+    """Answers of the checkpoint that are right to the letter."""
+    exact_share: IntervalObject | None
+    """Null of 0 questions."""
+    right_to_wrong: int
+    wrong_to_right: int
+    p_value: float
+    """Of McNemar's exact test on these two."""
+
+
+@dataclass
+class TaskObject:
+    """One kind of turn."""
+
+    kind: str
+    metric: Literal["exact", "anls", "relaxed"]
+    turns: int
+    positions: int
+    divergence: float
+    """Mean."""
+    top1: float
+    reference_score: float
+    """Mean of the metric, from 0 to 1."""
+    score: float
+    """Mean of the metric, from 0 to 1."""
+
+
+@dataclass
+class RoutingObject:
+    """The router's choices in one layer."""
+
+    layer: int
+    bank: Literal["text", "vision"]
+    tokens: int
+    agreement: float
+    """Share of chosen experts that the reference chose too."""
+
+
+@dataclass
+class FlipObject:
+    """A question that only one of the two answers rightly."""
+
+    document: str
+    kind: str
+    question: str
+    expected: str
+    reference_answer: str
+    answer: str
+
+
+@dataclass
+class CandidateObject:
+    """A model that is compared."""
+
+    name: str
+    """As given."""
+    directory: str
+    bytes: int
+    """Of its weights."""
+    routed_bits: float | None
+    """Bits per weight of its routed experts; null without any."""
+
+
+@dataclass
+class CheckpointObject(CandidateObject):
+    """What a checkpoint lost."""
+
+    divergence: DivergenceObject
+    answers: AnswersObject
+    tasks: list[TaskObject]
+    """By kind of turn."""
+    routing: list[RoutingObject]
+    """By layer and bank."""
+    routing_agreement: float | None
+    """The same over all layers and banks, weighted by tokens; null without experts."""
+    flips: list[FlipObject]
+    """Questions that only one of the two answers rightly."""
+
+
+@dataclass
+class EvalResult:
+    """One object, whatever the end of the run. Checkpoints that were finished before an error are in it."""
+
+    samples: int | None = None
+    """Held-out samples."""
+    seed: int | None = None
+    """Which samples."""
+    families: list[Literal["pictures", "documents", "charts", "texts"]] | None = None
+    """Kinds of samples, in turn."""
+    questions_each: int | None = None
+    """Most questions per sample."""
+    answers: Literal["known", "reference"] | None = None
+    """What the models were made to read: `known`, the right answers, or `reference`, those that it gave."""
+    device: str | None = None
+    """What all models were computed on."""
+    dtype: str | None = None
+    """What all models were computed in."""
+    gpu_kernels: Literal["auto", "triton", "torch"] | None = None
+    """As asked for."""
+    reference: CandidateObject | None = None
+    """The unquantized model."""
+    checkpoints: list[CheckpointObject] = field(default_factory=list)
+    """One for each, in the order given."""
+
+    def update(self, job: EvaluationJob, evaluated: Sequence[Evaluated]) -> None:
+        """Fill in what is known when these checkpoints are finished."""
+        self.samples, self.seed, self.families = job.samples, job.seed, list(job.families)
+        self.questions_each, self.answers = job.questions_each, job.answers
+        self.device, self.dtype = job.device, job.dtype
+        self.gpu_kernels = job.gpu_kernels  # type: ignore[assignment]
+        self.reference = _model(job.reference)
+        self.checkpoints = [_checkpoint(one) for one in evaluated]
+
+
+def _model(candidate: Candidate) -> CandidateObject:
+    return fill(CandidateObject, candidate, directory=str(candidate.directory), bytes=candidate.num_bytes)
+
+
+def _checkpoint(evaluated: Evaluated) -> CheckpointObject:
+    flips = [each for each in evaluated.comparisons if each.is_question and len(set(each.exact)) == 2]
+    return fill(
+        CheckpointObject,
+        evaluated.summary,
+        **vars(_model(evaluated.candidate)),
+        flips=[_flip(each) for each in flips],
+    )
+
+
+def _flip(comparison: Comparison) -> FlipObject:
+    turn = comparison.turn
+    return FlipObject(
+        comparison.document,
+        turn.kind,
+        turn.question,
+        turn.answer,
+        comparison.reference_answer,
+        comparison.answer,
+    )

@@ -1,0 +1,346 @@
+"""The object of `ernie-local vram --json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from ernie_cli.json_object import fill
+
+if TYPE_CHECKING:
+    from ernie_cli.vram.report import Report
+    from ernie_local.planner.conversation import ChatPlan
+    from ernie_local.planner.gpu import GpuPlan
+    from ernie_local.planner.gpus import GpuModel
+    from ernie_local.planner.model_size import ModelSize
+    from ernie_local.planner.speed import Speed
+    from ernie_local.planner.terms import MemoryPlan
+
+VerdictName = Literal["resident", "paged", "needs ram", "does not fit"]
+ProvenanceName = Literal["exact", "computed", "measured", "assumed"]
+
+
+@dataclass
+class AmountObject:
+    """Bytes of something that is not exact; `best` is the likely number."""
+
+    low: int
+    best: int
+    high: int
+
+
+@dataclass
+class BandObject:
+    """A number with its likely range."""
+
+    low: float
+    best: float
+    high: float
+
+
+@dataclass
+class TermObject:
+    """Something that takes memory."""
+
+    name: str
+    provenance: ProvenanceName
+    """`exact`: from headers or sizes; `computed`: by the rule that the runtime keeps; `measured`: by a rule
+    or number from measurements; `assumed`: not measured."""
+    phases: dict[str, AmountObject]
+    """By phase: `load`, `vision`, `prefill`, `decode`."""
+
+
+@dataclass
+class MemoryPlanObject:
+    """Memory of RAM or of a GPU."""
+
+    limit_bytes: int | None
+    """That may be used; null if unknown."""
+    peak_phase: str
+    """The phase that needs most."""
+    peak: AmountObject
+    """In that phase."""
+    terms: list[TermObject]
+
+
+@dataclass
+class HitRatesObject:
+    """Shares of a token's experts that are found in memory."""
+
+    uniform: float
+    """If routing is even."""
+    traced: float
+    """If it is as in traces."""
+    sticky: float
+    """If it sticks to the same experts."""
+
+
+@dataclass
+class SpeedEstimateObject:
+    """Tokens per second."""
+
+    decode_tok_s: BandObject
+    prefill_tok_s: BandObject | None
+    hit_rates: HitRatesObject
+    is_measured: bool
+    """By the rates that `bench` measured on this machine; else by assumed rates."""
+
+
+@dataclass
+class ModelPartObject:
+    """A part of the model."""
+
+    name: str
+    weights: int
+    bytes: int
+    """In files."""
+    bits_per_weight: float
+    formats: dict[str, int]
+    """Weights by number type or low-bit format."""
+
+
+@dataclass
+class ModelSizeObject:
+    """The model."""
+
+    name: str
+    origin: Literal["headers", "config"]
+    """Where sizes come from: headers of its files, or its config."""
+    weights: int
+    file_bytes: int
+    """Of all weight files, as they are or as `quantize` would write them."""
+    parts: list[ModelPartObject]
+
+
+@dataclass
+class ConversationObject:
+    """The chat that was planned: one that fills `ctx_size`, images first."""
+
+    ctx_size: int
+    dtype: str
+    kv_dtype: str
+    kv_bytes_per_token: int
+    """Over all layers."""
+
+
+@dataclass
+class PricedImageObject:
+    """An image. Sizes are [width, height] in pixels."""
+
+    name: str
+    original_size: list[int]
+    resized_size: list[int]
+    """As the model sees it."""
+    patches: int
+    tokens: int
+    kv_bytes: int
+    """In the KV cache."""
+    encoder_bytes: int
+    """Kept free while it is encoded."""
+
+
+@dataclass
+class CpuPlanObject:
+    """The plan for RAM."""
+
+    fits: bool
+    experts: Literal["resident", "paged"] | None
+    """Null where it does not fit."""
+    chunk_tokens: int | None
+    """Tokens of a prompt that are computed at a time."""
+    slots_bytes: int | None
+    """Memory for paged experts in decode."""
+    resident_share: float
+    """Share of the text experts that are in it."""
+    least_bytes: int
+    """The smallest limit that works."""
+    resident_bytes: int
+    """The smallest limit with all experts in memory."""
+    memory: MemoryPlanObject
+    speed: SpeedEstimateObject
+
+
+@dataclass(kw_only=True)
+class GpuVerdictObject:
+    """The plan for a GPU; a prediction."""
+
+    name: str
+    verdict: VerdictName
+    slots_bytes: int
+    """Memory of the GPU for paged experts in decode."""
+    resident_share: float
+    """Share of the text experts that are in it."""
+    host_bytes: int
+    """RAM that is needed."""
+    least_bytes: int
+    """Memory of the GPU that is needed, CUDA's own and the headroom included."""
+    speed: SpeedEstimateObject | None
+    """Null where it would read from disk or not fit."""
+
+
+@dataclass(kw_only=True)
+class GpuPlanObject(GpuVerdictObject):
+    """The plan for one GPU; a prediction."""
+
+    vram: MemoryPlanObject
+    ram: MemoryPlanObject
+
+
+@dataclass(kw_only=True)
+class KnownGpuObject(GpuVerdictObject):
+    """A GPU of the table."""
+
+    id: str
+    kind: str
+    compute_capability: str
+    usable_bytes: int
+
+
+@dataclass
+class SessionTermObject:
+    """Something that takes memory of the server's GPUs."""
+
+    name: str
+    provenance: ProvenanceName
+    low: int
+    best: int
+    high: int
+
+
+@dataclass
+class OurSessionsObject:
+    """Sessions by our own rule."""
+
+    low: float
+    best: float
+    high: float
+    session_bytes: int
+    """Of one session."""
+    terms: list[SessionTermObject]
+    """What takes memory besides sessions."""
+
+
+@dataclass
+class SessionsObject:
+    """Full-context sessions of a server."""
+
+    rule: Literal["rental", "ours"]
+    gpus: int
+    vram_gib: float
+    bits: str
+    tokens: int
+    """Of a session."""
+    max_concurrency: float
+    """Sessions by the published rule."""
+    ours: OurSessionsObject | None = None
+    """Null with `--rule rental`."""
+
+
+@dataclass
+class VramResult:
+    """One object, whatever the end of the run. Bytes are whole numbers.
+
+    A run fills what it was asked for: `gpu` with one GPU, `gpus` with `--gpu all`, `sessions` with
+    `--sessions`. `ok` is true when it fits, or nothing had to fit. Where it does not fit, `error` has exit
+    code 3 (`does_not_fit`).
+    """
+
+    model: ModelSizeObject | None = None
+    conversation: ConversationObject | None = None
+    images: list[PricedImageObject] = field(default_factory=list)
+    cpu: CpuPlanObject | None = None
+    gpu: GpuPlanObject | None = None
+    gpus: list[KnownGpuObject] = field(default_factory=list)
+    solved: dict[str, str | int | None] | None = None
+    """What `--solve` found: `bits`, `ctx_size` (null where none fits), or `experts_per_layer` and `of`, the
+    number of all; the plans are those of what was found."""
+    sessions: SessionsObject | None = None
+    make_it_fit: list[str] = field(default_factory=list)
+    """Options, each of which alone makes it fit, the mildest first; empty where it fits."""
+
+    def set_model(self, model: ModelSize, conversation: ChatPlan) -> None:
+        """Fill in the model, its conversation and its images."""
+        from ernie_local.planner.conversation import encoder_bytes
+
+        token_bytes = conversation.kv_size(model.config.text).bytes_per_token
+        parts = [fill(ModelPartObject, part, bytes=part.num_bytes) for part in model.parts]
+        self.model = fill(ModelSizeObject, model, weights=count_weights(model), parts=parts)
+        self.conversation = fill(
+            ConversationObject,
+            conversation,
+            ctx_size=conversation.context_size,
+            kv_bytes_per_token=token_bytes,
+        )
+        self.images = [
+            fill(
+                PricedImageObject,
+                image,
+                kv_bytes=image.tokens * token_bytes,
+                encoder_bytes=encoder_bytes(image, model.config),
+            )
+            for image in conversation.images
+        ]
+
+    def set_report(self, report: Report) -> None:
+        """Fill in plans and speeds."""
+        self.set_model(report.model, report.conversation)
+        cpu, placement = report.cpu, report.cpu.placement
+        experts = None if placement is None else "resident" if placement.paged_bytes is None else "paged"
+        self.cpu = fill(
+            CpuPlanObject,
+            cpu,
+            experts=experts,
+            chunk_tokens=None if placement is None else placement.chunk_tokens,
+            resident_share=cpu.resident_share(report.model),
+            memory=_memory(cpu.memory),
+            speed=_speed(report.cpu_speed),
+        )
+        self.solved, self.make_it_fit = report.solved, list(report.flags)
+        if report.gpu is not None:
+            assert report.gpu_speed is not None
+            self.gpu = fill(
+                GpuPlanObject,
+                report.gpu,
+                name=report.target.gpu_name,
+                verdict=report.gpu.tier,
+                speed=_speed(report.gpu_speed) if report.gpu.fits else None,
+                vram=_memory(report.gpu.vram),
+                ram=_memory(report.gpu.ram),
+            )
+
+    def set_gpus(self, gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]]) -> None:
+        """Fill in the table of GPUs."""
+        self.gpus = [
+            fill(
+                KnownGpuObject,
+                plan,
+                id=gpu.gpu_id,
+                name=gpu.name,
+                kind=gpu.kind,
+                compute_capability=gpu.compute_capability,
+                usable_bytes=gpu.usable_bytes,
+                verdict=plan.tier,
+                speed=_speed(speed) if plan.fits else None,
+            )
+            for gpu, plan, speed in gpus
+        ]
+
+
+def count_weights(model: ModelSize) -> int:
+    """Of all parts; small pages hold weights of other parts once more."""
+    return sum(part.weights for part in model.parts if not part.name.startswith("small"))
+
+
+def _memory(memory: MemoryPlan) -> MemoryPlanObject:
+    return fill(MemoryPlanObject, memory)
+
+
+def _speed(speed: Speed) -> SpeedEstimateObject:
+    return fill(
+        SpeedEstimateObject,
+        speed,
+        decode_tok_s=fill(BandObject, speed.decode),
+        prefill_tok_s=None if speed.prefill is None else fill(BandObject, speed.prefill),
+        hit_rates=fill(HitRatesObject, speed.hits),
+    )

@@ -1,0 +1,189 @@
+"""Shows people what `ernie-local vram` found: tables of terms and phases, a line for each GPU, bars, a
+plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ernie_local.planner.terms import NOTHING, PHASES, MemoryPlan
+from ernie_local.sizes import GIB, format_bytes
+
+if TYPE_CHECKING:
+    from ernie_cli.vram.report import Report
+    from ernie_local.media.image_size import ImageReport
+    from ernie_local.planner.gpu import GpuPlan
+    from ernie_local.planner.gpus import GpuModel
+    from ernie_local.planner.model_size import ModelSize
+    from ernie_local.planner.speed import Band, Speed
+
+GPU_NOTICE = "figures for GPUs are predictions: this version has not run on a GPU yet"
+_PLACES = {"ram": "RAM", "vram": "gpu"}
+_ROW = "{:<26}" + "{:>11}" * len(PHASES) + "  {}"
+_GPU_ROW = "{:<22}{:>10}  {:<14}{:>11}  {:>16}"
+_BAR_WIDTH = 60
+_PLOT_INCHES = (9.0, 5.0)
+_TIERS = {
+    "resident": "fits resident",
+    "paged": "fits paged",
+    "needs ram": "needs --ram",
+    "does not fit": "does not fit",
+}
+
+
+def model_lines(model: ModelSize) -> Iterator[str]:
+    """Name, weights and bytes."""
+    from ernie_cli.vram.result import count_weights
+
+    weights = count_weights(model)
+    origin = "headers" if model.origin == "headers" else "sizes in config.json"
+    yield f"{model.name}: {weights:,} weights, {format_bytes(model.file_bytes)} of files (from {origin})"
+
+
+def image_line(image: ImageReport, model: ModelSize, kv_bytes: int) -> str:
+    """What an image costs. kv_bytes: of one token."""
+    from ernie_local.planner.conversation import encoder_bytes
+
+    (width, height), (new_width, new_height) = image.original_size, image.resized_size
+    return (
+        f"{image.name}: {width}x{height} -> {new_width}x{new_height} ({image.scale:.2f}x), "
+        f"{image.tokens} tokens, {format_bytes(image.tokens * kv_bytes)} of KV cache, "
+        f"{format_bytes(encoder_bytes(image, model.config))} while it is encoded"
+    )
+
+
+def memory_lines(memory: MemoryPlan) -> Iterator[str]:
+    """A line for each term, then the sums and their limit."""
+    yield _ROW.format(_PLACES[memory.place], *PHASES, "how").rstrip()
+    for term in memory.terms:
+        amounts = [term.phases.get(phase, NOTHING).best for phase in PHASES]
+        low, high = term.most.low, term.most.high
+        band = "" if low == high else f" ({format_bytes(low)} to {format_bytes(high)})"
+        yield _ROW.format(term.name, *map(_cell, amounts), term.provenance + band)
+    yield _ROW.format("all", *(_cell(memory.phase(phase).best) for phase in PHASES), "").rstrip()
+    peak = memory.peak
+    limit = "" if memory.limit_bytes is None else f", of {format_bytes(memory.limit_bytes)}"
+    yield (
+        f"peak: {format_bytes(peak.best)} in {memory.peak_phase} "
+        f"({format_bytes(peak.low)} to {format_bytes(peak.high)}){limit}"
+    )
+
+
+def verdict_lines(report: Report) -> Iterator[str]:
+    """Whether it fits, where experts are, and how fast it will be."""
+    if report.gpu is not None:
+        assert report.gpu_speed is not None
+        yield f"on {report.target.gpu_name}: {_gpu_verdict(report.gpu)}"
+        if report.gpu.fits:
+            yield speed_text(report.gpu_speed)
+        yield GPU_NOTICE
+        return
+    yield f"on the CPU: {_cpu_verdict(report)}"
+    if not report.cpu.fits:
+        return
+    yield speed_text(report.cpu_speed)
+    if report.target.profile is not None:
+        yield report.target.profile.summary
+    if not report.cpu.memory.fits:
+        yield (
+            "it can be loaded, but its peak exceeds the limit: "
+            "a smaller --ctx-size, smaller images, or more memory"
+        )
+
+
+def speed_text(speed: Speed) -> str:
+    """Tokens per second, and by which rates."""
+    source = "by this machine's measured rates" if speed.is_measured else "by assumed rates"
+    prefill = "" if speed.prefill is None else f", prompt {_band(speed.prefill)}"
+    return f"decode {_band(speed.decode)} tokens/s{prefill} ({source})"
+
+
+def gpu_lines(gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]]) -> Iterator[str]:
+    """A line for each GPU."""
+    yield _GPU_ROW.format("gpu", "usable", "verdict", "experts", "decode, tokens/s")
+    for gpu, plan, speed in gpus:
+        fits = plan.tier != "does not fit"
+        verdict = _TIERS[plan.tier]
+        yield _GPU_ROW.format(
+            gpu.gpu_id,
+            format_bytes(gpu.usable_bytes),
+            verdict,
+            f"{plan.resident_share:.0%}" if fits else "",
+            _band(speed.decode) if plan.fits else "",
+        ).rstrip() + (f"  --ram {format_bytes(plan.host_bytes)}" if plan.tier == "needs ram" else "")
+    yield GPU_NOTICE
+
+
+def bar_lines(memory: MemoryPlan) -> Iterator[str]:
+    """The phases as bars, with a mark at the limit."""
+    limit = memory.limit_bytes or 0
+    full = max(limit, *(memory.phase(phase).best for phase in PHASES), 1)
+    mark = round(limit / full * _BAR_WIDTH) if limit else None
+    for phase in PHASES:
+        num_bytes = memory.phase(phase).best
+        cells = [
+            "█" if index < round(num_bytes / full * _BAR_WIDTH) else " " for index in range(_BAR_WIDTH + 1)
+        ]
+        if mark is not None:
+            cells[mark] = "│"
+        yield f"{phase:<8}{''.join(cells).rstrip()} {format_bytes(num_bytes)}"
+    if limit:
+        yield f"{'':<8}{' ' * (mark or 0)}│ {format_bytes(limit)} is the limit"
+
+
+def draw(memory: MemoryPlan, title: str, path: Path) -> None:
+    """Write the image; its kind is the path's suffix, .svg or .png."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    colors = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    figure = Figure(figsize=_PLOT_INCHES, layout="constrained")
+    axes = figure.subplots()
+    bottoms = [0.0] * len(PHASES)
+    for index, term in enumerate(memory.terms):
+        heights = [term.phases.get(phase, NOTHING).best / GIB for phase in PHASES]
+        label, color = f"{term.name} ({term.provenance})", colors[index % len(colors)]
+        axes.bar(PHASES, heights, bottom=bottoms, label=label, color=color)
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    if memory.limit_bytes is not None:
+        axes.axhline(memory.limit_bytes / GIB, color="black", linestyle="--", label="limit")
+    axes.set_ylabel("GiB")
+    axes.set_title(title)
+    figure.legend(loc="outside right upper", fontsize="small")
+    figure.savefig(path)
+
+
+def _cpu_verdict(report: Report) -> str:
+    plan = report.cpu
+    if plan.placement is None:
+        return f"does not fit, needs at least {format_bytes(plan.least_bytes)}"
+    chunk = f"prompts in chunks of {plan.placement.chunk_tokens}"
+    slots = plan.slots_bytes
+    if slots is None:
+        return f"fits, every expert in memory, {chunk}"
+    share = plan.resident_share(report.model)
+    return (
+        f"fits with experts paged from disk: {format_bytes(slots)} of memory for them in decode, "
+        f"{share:.0%} of the text experts, {chunk}; --ram {format_bytes(plan.resident_bytes)} holds all"
+    )
+
+
+def _gpu_verdict(plan: GpuPlan) -> str:
+    if plan.tier == "resident":
+        return "fits resident"
+    if plan.tier == "does not fit":
+        return f"does not fit, needs at least {format_bytes(plan.least_bytes)} of its memory"
+    share = f"{plan.resident_share:.0%} of the text experts"
+    room = f"{format_bytes(plan.slots_bytes)} for experts in decode, {share}"
+    if plan.tier == "paged":
+        return f"fits paged: {room}, all of them in RAM ({format_bytes(plan.host_bytes)})"
+    return f"needs --ram {format_bytes(plan.host_bytes)} for all experts; on the GPU {room}"
+
+
+def _cell(num_bytes: int) -> str:
+    return format_bytes(num_bytes) if num_bytes else ""
+
+
+def _band(band: Band) -> str:
+    return f"{band.best:.3g} ({band.low:.3g} to {band.high:.3g})"

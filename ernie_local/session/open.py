@@ -1,0 +1,86 @@
+"""Opens a model for chats: checks the question against the small files first, then loads the weights.
+
+The command line, a server and Python users call the same functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ernie_local import defaults
+from ernie_local.errors import DoesNotFit, parameter
+from ernie_local.loading import LoadedModel, LoadOptions, load_model
+from ernie_local.model_files import ModelFiles
+from ernie_local.session.conversation import Conversation
+from ernie_local.session.image import ChatImage
+from ernie_local.text.template import Message
+
+if TYPE_CHECKING:
+    from ernie_local.planner.profile import MachineProfile
+
+
+def context_tokens(files: ModelFiles, asked: int | None) -> int:
+    """Most tokens of a chat with this model; DoesNotFit for more than it was made for."""
+    return defaults.context_tokens(asked, files.config.text.max_position_embeddings)
+
+
+def check_question(
+    files: ModelFiles,
+    text: str,
+    images: Sequence[ChatImage],
+    *,
+    system: str | None = None,
+    thinking: bool | None = None,
+    context_size: int | None = None,
+) -> None:
+    """Try the first question before any weight is read.
+
+    DoesNotFit where it alone fills the context, ModelUnusable without a tokenizer.
+    """
+    conversation = Conversation(files, system, (), None)
+    message = Message("user", text, tuple(image.num_tokens for image in images))
+    thinks = conversation.thinks_by_default if thinking is None else thinking
+    num_tokens = len(conversation.prompt(message, thinks).token_ids)
+    limit = context_tokens(files, context_size)
+    if num_tokens < limit:
+        return
+    shorter = "a shorter question" + (", or fewer or smaller images" if images else "")
+    roomy = defaults.roomier_context(num_tokens, files.config.text.max_position_embeddings)
+    image_tokens = sum(image.num_tokens for image in images)
+    raise DoesNotFit(
+        f"the question takes {num_tokens} tokens, the context has {limit}",
+        f"{image_tokens} of them are for {len(images)} images, and the answer needs at least 1 more",
+        shorter if roomy is None else f"{parameter('context_size', roomy)}, or {shorter}",
+    )
+
+
+def open_model(files: ModelFiles, options: LoadOptions, profile: MachineProfile | None = None) -> LoadedModel:
+    """Load the model; without a rule in `options`, missing experts follow the fastest one of `profile`.
+
+    profile: what `bench` has measured on this machine. Errors as from `load_model`.
+    """
+    if profile is not None:
+        options = dataclasses.replace(
+            options, misses=defaults.miss_rule(options.misses, profile.best_miss_rule)
+        )
+    return load_model(files, options)
+
+
+def opening_notes(model: LoadedModel, options: LoadOptions) -> list[str]:
+    """What a user should know of an opened model, a line each: how experts are paged, and idle options.
+
+    Arguments are marked as by `errors.parameter`.
+    """
+    notes = model.paging_notes()
+    if model.paging is None:
+        given = {
+            "misses": options.misses != defaults.AUTO,
+            "small_below": options.small_below is not None,
+            "look_ahead": options.look_ahead,
+        }
+        idle = [parameter(name) for name, is_given in given.items() if is_given]
+        if idle:
+            notes.append(f"{', '.join(idle)}: no effect, every expert is in memory")
+    return notes
