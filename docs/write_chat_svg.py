@@ -18,7 +18,7 @@ PICTURE = Path(__file__).with_name("chat.svg")
 WORDS = ["chat", "nano", "--image", "examples/invoice.png"]
 QUESTIONS = ["What is the total?", "Who is the vendor?", "What is the date?"]
 PROMPT = "> "
-COLUMNS = 120
+COLUMNS = 126
 
 
 def chat_lines() -> list[tuple[str, str]]:

@@ -70,7 +70,9 @@ def described(kind: Any) -> Mapping[str, Described]:
     hints = get_type_hints(kind)
     texts: dict[str, str] = {}
     for one in reversed(kind.__mro__[:-1]):
-        texts.update(_field_docstrings(one))
+        if one.__module__ != "types":  # made by make_dataclass: texts are in the metadata
+            texts.update(_field_docstrings(one))
+    texts |= {one.name: one.metadata["text"] for one in fields(kind) if "text" in one.metadata}
     return {one.name: Described(hints[one.name], texts.get(one.name, "")) for one in fields(kind)}
 
 
@@ -140,7 +142,7 @@ def _object_schema(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
         properties[name] = _schema(field.hint, definitions)
         if field.text:
             properties[name] = {"description": field.text, **properties[name]}
-    description = " ".join(inspect.cleandoc(kind.__doc__ or "").partition("\n\n|")[0].split())
+    description = " ".join(_text_of(kind).partition("\n\n|")[0].split())
     return {
         "description": description,
         "type": "object",
@@ -205,7 +207,8 @@ def _section(kind: type, facts: Mapping[str, type]) -> str:
 
 
 def _text_of(kind: type) -> str:
-    return inspect.cleandoc(kind.__doc__ or "")
+    text = inspect.cleandoc(kind.__doc__ or "")
+    return "" if text.startswith(f"{kind.__name__}(") else text  # a dataclass makes one for itself
 
 
 def _title(kind: type) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ernie_local.checkpoint.hashes import write_hashes
+from ernie_local.checkpoint.files import write_hashes
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import QKV, PackedTensors, expert_pages, known_format, page_formats
 from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint

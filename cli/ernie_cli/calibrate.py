@@ -100,11 +100,11 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
         for layer_id, divergence in measured.dense_divergence.items()
     ]
     if not options.as_json:
-        for line in lines(result, measured.probe_format):
+        for line in calibration_lines(result, measured.probe_format):
             console.answer(line + "\n")
 
 
-def lines(result: CalibrateResult, probe_format: str) -> Iterator[str]:
+def calibration_lines(result: CalibrateResult, probe_format: str) -> Iterator[str]:
     """A line for each layer: what rounding it costs at the answers, and how many experts saw no token."""
     tokens = result.tokens or {}
     counts = [f"{count:,} {bank} tokens" for bank, count in tokens.items()]

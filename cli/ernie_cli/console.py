@@ -1,8 +1,4 @@
-"""What a person sees: the answer on stdout, everything else on stderr.
-
-Owns the two streams, the dimming of thoughts, colour, and the line that is still open. Knows nothing of
-models or of what is said. The environment this command line reads is all read here, see `ENVIRONMENT`.
-"""
+"""Writes what a person sees: the answer to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -12,49 +8,17 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TextIO
 
-ISA_VARIABLE = "ERNIE_LOCAL_ISA"
-
-# The one table of environment variables that ernie-local's commands look at.
-ENVIRONMENT: Mapping[str, str] = {
-    ISA_VARIABLE: "instruction set of the CPU kernels, such as 'avx2'; 'ernie-local doctor' lists them",
-    "NO_COLOR": "set to anything: no colour and no dimmed text",
-    "TERM": "'dumb': no colour, no dimmed text, and no line editing",
-    "XDG_CONFIG_HOME": "the folder in which 'bench' stores the machine's profile, in place of ~/.config",
-    "APPDATA": "the same on Windows",
-}
+from ernie_cli.settings import terminal_is_plain
 
 _STYLES = {"plain": "", "dim": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[1;31m"}
 _RESET = "\x1b[0m"
 
-# A model repeats what it reads in an image: escape sequences must not reach a terminal as commands.
+# A model repeats what it reads in an image; escape sequences must not reach a terminal as commands.
 _CONTROL_CHARACTERS = {
     code: None for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if code not in (0x09, 0x0A)
 }
-
-
-def terminal_is_plain(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether the terminal was declared unable to do more than print lines."""
-    return (os.environ if environment is None else environment).get("TERM") == "dumb"
-
-
-def forced_instruction_set(environment: Mapping[str, str] | None = None) -> str | None:
-    """The instruction set that the CPU kernels must use; None leaves the choice to them."""
-    return (os.environ if environment is None else environment).get(ISA_VARIABLE) or None
-
-
-def profile_path(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
-    """Where the profile of this machine lies, in the user's own folder for settings."""
-    variables = os.environ if environment is None else environment
-    if platform == "win32":
-        folder = Path(variables.get("APPDATA") or Path.home() / "AppData" / "Roaming")
-    else:
-        named = Path(variables.get("XDG_CONFIG_HOME") or "")
-        # Relative ones mean nothing, says the XDG Base Directory Specification.
-        folder = named if named.is_absolute() else Path.home() / ".config"
-    return folder / "ernie-local" / "machine.json"
 
 
 class Console:

@@ -49,7 +49,8 @@ def doctor(options: DoctorOptions, result: DoctorResult) -> None:
     import tempfile
 
     from ernie_cli import doctor_bundle
-    from ernie_cli.console import ISA_VARIABLE, Console, forced_instruction_set, profile_path
+    from ernie_cli.console import Console
+    from ernie_cli.settings import ISA_VARIABLE, forced_instruction_set, profile_path
     from ernie_local.doctor import Subject, examine, worst_verdict
 
     console = Console()
@@ -60,7 +61,7 @@ def doctor(options: DoctorOptions, result: DoctorResult) -> None:
     findings: list[Diagnosis] = []
     for finding in examine(ISA_VARIABLE, isa_is_forced=is_forced, subject=subject):
         findings.append(finding)
-        for line in lines(finding):
+        for line in finding_lines(finding):
             if options.as_json:
                 console.say(line)
             else:
@@ -74,7 +75,7 @@ def doctor(options: DoctorOptions, result: DoctorResult) -> None:
         raise typer.Exit(_SLOW_EXIT_CODE)
 
 
-def lines(finding: Diagnosis) -> Iterator[str]:
+def finding_lines(finding: Diagnosis) -> Iterator[str]:
     """The finding for people: what was found, then how to fix it."""
     yield f"{finding.name:<10}  {finding.verdict:<5}  {finding.text}"
     if finding.fix is not None:

@@ -112,7 +112,10 @@ def _user() -> str:
 
 def _packages() -> dict[str, str | None]:
     """Versions of what ernie-local depends on, and of nothing else."""
-    required = metadata.requires("ernie-local") or []
+    try:
+        required = metadata.requires("ernie-local") or []
+    except metadata.PackageNotFoundError:  # a clone that is not installed
+        required = []
     names = {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required} | {
         "ernie-local",
         "triton",

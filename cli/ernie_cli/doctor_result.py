@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ernie_local.doctor import Diagnosis
@@ -56,267 +56,172 @@ class DoctorResult:
         ]
 
 
-@dataclass
-class PythonFacts:
-    """Python and PyTorch."""
-
-    python: str
-    """Version."""
-    torch: str | None
-    """Version; null where it cannot be imported."""
-    threads: int | None
-    """Threads that PyTorch and the kernels compute with."""
-    usable_cpus: int | None
-    """CPUs that this process may run on."""
-
-
-@dataclass
-class MemoryFacts:
-    """RAM."""
-
-    free_bytes: int
-    """Without swapping."""
-    total_bytes: int
-    is_limited: bool
-    """Whether a container allows less than the machine has free."""
-    swap_total_bytes: int
-    swap_used_bytes: int
-
-
-@dataclass
-class BuildObject:
-    """How the compiled module was built."""
-
-    version: str
-    build_type: str
-    compiler: str
-    nanobind: str
-    python: str
-
-
-@dataclass
-class KernelsFacts:
-    """The compiled module."""
-
-    present: bool
-    reason: str | None
-    """Why it is not there."""
-    build: BuildObject | None
-    """Null without it."""
-
-
-@dataclass
-class UnavailableObject:
-    """An instruction set that cannot run here."""
-
-    name: str
-    is_built: bool
-    """Whether its kernels are in the module."""
-    lacking: list[str]
-    """Features that the processor or its operating system does not offer."""
-
-
-@dataclass
-class CpuFacts:
-    """Instruction sets."""
-
-    in_use: str | None
-    """The one that the kernels use; null without them."""
-    is_forced: bool
-    """By ERNIE_LOCAL_ISA."""
-    available: list[str]
-    """Those that can run here, fastest first."""
-    unavailable: list[UnavailableObject]
-    """The others."""
-    features: list[str]
-    """What the processor offers."""
-
-
-@dataclass
-class DifferenceObject:
-    """Of one instruction set."""
-
-    instruction_set: str
-    largest_difference: float | None
-
-
-@dataclass
-class SelfTestFacts:
-    """Small products of every available instruction set against plain PyTorch."""
-
-    limit: float
-    """Relative to the size of the output."""
-    largest_difference: float | None
-    """Null without kernels, or where one gave no number."""
-    differences: list[DifferenceObject]
-
-
-@dataclass
-class CudaDeviceObject:
-    """A GPU as PyTorch sees it."""
-
-    name: str
-    total_bytes: int
-
-
-@dataclass
-class CudaFacts:
-    """What PyTorch says."""
-
-    built_for: str | None
-    """Version of CUDA."""
-    driver: str | None
-    """Version that the driver names."""
-    is_available: bool
-    devices: list[CudaDeviceObject]
-
-
-@dataclass
-class ProcessObject:
-    """A program that holds memory of the GPU."""
-
-    name: str
-    bytes: int | None
-
-
-@dataclass
-class GpuObject:
-    """A GPU as its driver sees it. What the driver does not tell is null."""
-
-    name: str
-    compute_capability: str | None
-    total_bytes: int | None
-    free_bytes: int | None
-    processes: list[ProcessObject]
-
-
-@dataclass
-class GpuFacts:
-    """What the driver says."""
-
-    gpus: list[GpuObject]
-
-
-@dataclass
-class TritonFacts:
-    """Triton."""
-
-    version: str | None
-    """That is installed; null for none."""
-    fallback: Literal["torch"] | None
-    """`torch` where there is a GPU on which its kernels cannot run."""
-
-
-@dataclass
-class Nf4Facts:
-    """bitsandbytes."""
-
-    bitsandbytes: str | None
-    """The version that is installed; null for none."""
-    fallback: Literal["torch"] | None
-    """`torch` where there is a GPU and plain PyTorch would unpack nf4 experts on it."""
-
-
-@dataclass
-class LinkFacts:
-    """PCI Express of the first GPU; all null without one."""
-
-    generation: int | None
-    """That GPU and slot can do."""
-    width: int | None
-    """Lanes in use."""
-    width_most: int | None
-    """Lanes at most."""
-    bytes_per_second: float | None
-    """As `ernie-local bench` measured."""
-
-
-@dataclass
-class PinnedFacts:
-    """Page-locked memory."""
-
-    limit_bytes: int | None
-    """Of this process; null for none."""
-    quota_bytes: int | None
-    """With CUDA what the driver locked when asked for 4 GiB, or for a fourth of the free memory if that is
-    less."""
-
-
-@dataclass
-class SystemFacts:
-    """The operating system."""
-
-    platform: str
-    """As Python names it."""
-    is_wsl: bool
-    driver_model: str | None
-    """Of a GPU on Windows: `WDDM` or `TCC`."""
-    spills: bool
-    """Whether a full GPU silently continues in RAM."""
-
-
-@dataclass
-class BatteryFacts:
-    """The battery; null where it is not known."""
-
-    present: bool | None
-    power_plugged: bool | None
-
-
-@dataclass
-class CheckpointFacts:
-    """With MODEL: its files."""
-
-    complete: bool
-    """Judged by config, headers, sizes and tokenizer."""
-    bytes: int | None
-    """Of its weight files."""
-    tensors: int | None
-    files: int | None
-
-
-@dataclass
-class DiskFacts:
-    """The disk, read in pages of experts."""
-
-    of_model: bool
-    """Whether the model's largest file was read, else a file of 48 MiB in the folder for temporary files."""
-    kind: Literal["solid", "rotating", "network", "memory", "unknown"]
-    file_system: str | None
-    free_bytes: int | None
-    page_bytes: int
-    """Of a page that was read."""
-    bytes_per_second: float | None
-    is_direct: bool | None
-    """Whether the reads went past the system's cache."""
-
-
-@dataclass
-class ProfileFacts:
-    """What `ernie-local bench` stored."""
-
-    present: bool
-    date: str | None
-    difference: str | None
-    """Between its hardware and this machine's; null where it can be used."""
-
+def _object(title: str, text: str, /, **keys: tuple[Any, str]) -> Any:
+    """A dataclass of these keys, each with its type and what it means."""
+    columns = [(key, hint, field(metadata={"text": meaning})) for key, (hint, meaning) in keys.items()]
+    return make_dataclass(title, columns, namespace={"__doc__": text})
+
+
+def _list_of(kind: Any) -> Any:
+    return list[kind]
+
+
+_Build = _object(
+    "BuildObject",
+    "All null without it.",
+    version=(str | None, ""),
+    build_type=(str | None, ""),
+    compiler=(str | None, ""),
+    nanobind=(str | None, ""),
+    python=(str | None, ""),
+)
+_InstructionSet = _object(
+    "InstructionSetObject",
+    "",
+    name=(str, ""),
+    is_built=(bool, "Whether its kernels are in the module."),
+    lacking=(list[str], "Features that the processor or its operating system does not offer."),
+)
+_Difference = _object(
+    "DifferenceObject", "", instruction_set=(str, ""), largest_difference=(float | None, "")
+)
+_CudaDevice = _object("CudaDeviceObject", "", name=(str, ""), total_bytes=(int, ""))
+_Process = _object("ProcessObject", "", name=(str, ""), bytes=(int | None, ""))
+_Gpu = _object(
+    "GpuObject",
+    "",
+    name=(str, ""),
+    compute_capability=(str | None, ""),
+    total_bytes=(int | None, ""),
+    free_bytes=(int | None, ""),
+    processes=(_list_of(_Process), "Programs that hold some of its memory."),
+)
 
 # Name of a check to its facts.
-FACTS: Mapping[str, type] = {
-    "python": PythonFacts,
-    "memory": MemoryFacts,
-    "kernels": KernelsFacts,
-    "cpu": CpuFacts,
-    "self-test": SelfTestFacts,
-    "cuda": CudaFacts,
-    "gpu": GpuFacts,
-    "triton": TritonFacts,
-    "nf4": Nf4Facts,
-    "link": LinkFacts,
-    "pinned": PinnedFacts,
-    "system": SystemFacts,
-    "battery": BatteryFacts,
-    "checkpoint": CheckpointFacts,
-    "disk": DiskFacts,
-    "profile": ProfileFacts,
+FACTS: Mapping[str, Any] = {
+    "python": _object(
+        "PythonFacts",
+        "Python and PyTorch.",
+        python=(str, "Version."),
+        torch=(str | None, "Version; null where it cannot be imported."),
+        threads=(int | None, "Threads that PyTorch and the kernels compute with."),
+        usable_cpus=(int | None, "CPUs that this process may run on."),
+    ),
+    "memory": _object(
+        "MemoryFacts",
+        "RAM.",
+        free_bytes=(int, "Without swapping."),
+        total_bytes=(int, ""),
+        is_limited=(bool, "Whether a container allows less than the machine has free."),
+        swap_total_bytes=(int, ""),
+        swap_used_bytes=(int, ""),
+    ),
+    "kernels": _object(
+        "KernelsFacts",
+        "The compiled module.",
+        present=(bool, ""),
+        reason=(str | None, "Why it is not there."),
+        build=(_Build, "How it was built."),
+    ),
+    "cpu": _object(
+        "CpuFacts",
+        "Instruction sets.",
+        in_use=(str | None, "The one that the kernels use; null without them."),
+        is_forced=(bool, "By ERNIE_LOCAL_ISA."),
+        available=(list[str], "Those that can run here, fastest first."),
+        unavailable=(_list_of(_InstructionSet), "The others."),
+        features=(list[str], "What the processor offers."),
+    ),
+    "self-test": _object(
+        "SelfTestFacts",
+        "Small products of every available instruction set against plain PyTorch.",
+        limit=(float, "Relative to the size of the output."),
+        largest_difference=(float | None, "Null without kernels, or where one gave no number."),
+        differences=(_list_of(_Difference), "The same for each instruction set."),
+    ),
+    "cuda": _object(
+        "CudaFacts",
+        "What PyTorch says.",
+        built_for=(str | None, "Version of CUDA."),
+        driver=(str | None, "Version of the driver."),
+        is_available=(bool, ""),
+        devices=(_list_of(_CudaDevice), ""),
+    ),
+    "gpu": _object(
+        "GpuFacts",
+        "What the driver says; what it does not tell is null.",
+        gpus=(_list_of(_Gpu), ""),
+    ),
+    "triton": _object(
+        "TritonFacts",
+        "Triton.",
+        version=(str | None, "That is installed; null for none."),
+        fallback=(str | None, "`torch` where there is a GPU on which its kernels cannot run."),
+    ),
+    "nf4": _object(
+        "Nf4Facts",
+        "bitsandbytes.",
+        bitsandbytes=(str | None, "The version that is installed; null for none."),
+        fallback=(
+            str | None,
+            "`torch` where there is a GPU and plain PyTorch would unpack nf4 experts on it.",
+        ),
+    ),
+    "link": _object(
+        "LinkFacts",
+        "PCI Express of the first GPU; all null without one.",
+        generation=(int | None, "That GPU and slot can do."),
+        width=(int | None, "Lanes in use."),
+        width_most=(int | None, "Lanes at most."),
+        bytes_per_second=(float | None, "As `ernie-local bench` measured."),
+    ),
+    "pinned": _object(
+        "PinnedFacts",
+        "Page-locked memory.",
+        limit_bytes=(int | None, "Of this process; null for none."),
+        quota_bytes=(
+            int | None,
+            "With CUDA what the driver locked of 4 GiB, or of a fourth of the free memory if that is less.",
+        ),
+    ),
+    "system": _object(
+        "SystemFacts",
+        "The operating system.",
+        platform=(str, "As Python names it."),
+        is_wsl=(bool, ""),
+        driver_model=(str | None, "Of a GPU on Windows: `WDDM` or `TCC`."),
+        spills=(bool, "Whether a full GPU silently continues in RAM."),
+    ),
+    "battery": _object(
+        "BatteryFacts",
+        "The battery; null where it is not known.",
+        present=(bool | None, ""),
+        power_plugged=(bool | None, ""),
+    ),
+    "checkpoint": _object(
+        "CheckpointFacts",
+        "With MODEL: its files.",
+        complete=(bool, "Judged by config, headers, sizes and tokenizer."),
+        bytes=(int | None, "Of its weight files."),
+        tensors=(int | None, ""),
+        files=(int | None, ""),
+    ),
+    "disk": _object(
+        "DiskFacts",
+        "The disk, read in pages of experts.",
+        of_model=(bool, "Whether the model's largest file was read, else a temporary file of 48 MiB."),
+        kind=(Literal["solid", "rotating", "network", "memory", "unknown"], ""),
+        file_system=(str | None, ""),
+        free_bytes=(int | None, ""),
+        page_bytes=(int, "Of a page that was read."),
+        bytes_per_second=(float | None, ""),
+        is_direct=(bool | None, "Whether the reads went past the system's cache."),
+    ),
+    "profile": _object(
+        "ProfileFacts",
+        "What `ernie-local bench` stored.",
+        present=(bool, ""),
+        date=(str | None, ""),
+        difference=(str | None, "Between its hardware and this machine's; null where it can be used."),
+    ),
 }

@@ -20,7 +20,6 @@ from ernie_cli.options import (
     complete_model,
     file_option,
     model_argument,
-    use_threads,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class EvalOptions(ComputeOptions, CommonOptions):
     ] = None
 
 
-def evaluate(options: EvalOptions, result: EvalResult) -> None:
+def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
     """Measure how far checkpoints are from their reference, on documents and charts.
 
     Compares divergence and most likely tokens where an answer is written, the answers that each model gives,
@@ -87,6 +86,7 @@ def evaluate(options: EvalOptions, result: EvalResult) -> None:
     """
     from ernie_cli.console import Console
     from ernie_local import defaults
+    from ernie_local.loading.options import use_threads
     from ernie_quant.evaluation.run import EvaluationJob
 
     use_threads(options.threads)
@@ -135,11 +135,11 @@ def _run(
             evaluated.append(evaluation.evaluate(other))
             result.update(job, evaluated)
     if not options.as_json:
-        for line in lines(job.reference, evaluated):
+        for line in eval_lines(job.reference, evaluated):
             console.answer(line + "\n")
 
 
-def lines(reference: Candidate, results: Sequence[Evaluated]) -> Iterator[str]:
+def eval_lines(reference: Candidate, results: Sequence[Evaluated]) -> Iterator[str]:
     """One table of all models, 80 columns wide, then each checkpoint in detail; at least one result."""
     answers = results[0].summary.answers
     yield _COLUMNS.format("model", "size", "bits", "KL", "top-1", "exact", "flips", "experts")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from ernie_cli.json_object import fill
+from ernie_cli.json_object import fill_result
 
 if TYPE_CHECKING:
     from ernie_quant.evaluation.candidate import Candidate
@@ -160,12 +160,14 @@ class EvalResult:
 
 
 def _model(candidate: Candidate) -> CandidateObject:
-    return fill(CandidateObject, candidate, directory=str(candidate.directory), bytes=candidate.num_bytes)
+    return fill_result(
+        CandidateObject, candidate, directory=str(candidate.directory), bytes=candidate.num_bytes
+    )
 
 
 def _checkpoint(evaluated: Evaluated) -> CheckpointObject:
     flips = [each for each in evaluated.comparisons if each.is_question and len(set(each.exact)) == 2]
-    return fill(
+    return fill_result(
         CheckpointObject,
         evaluated.summary,
         **vars(_model(evaluated.candidate)),

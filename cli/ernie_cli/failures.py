@@ -50,8 +50,8 @@ class Failure:
         return f"{self.what}\n{self.why}\ntry: {self.hint}"
 
 
-def describe(error: BaseException) -> Failure:
-    """The failure that `error` stands for; an exception nobody planned for is an internal error (1)."""
+def failure_of(error: BaseException) -> Failure:
+    """The failure that `error` stands for; an unexpected exception is an internal error (1)."""
     known = _as_user_error(error)
     if known is None:
         first_line = (str(error).splitlines() or [""])[0]
@@ -84,18 +84,18 @@ def _as_user_error(error: BaseException) -> ErnieLocalError | None:
     if isinstance(error, KeyboardInterrupt):
         return Interrupted(
             "interrupted",
-            "Ctrl-C was pressed before an answer was there",
+            "Ctrl-C was pressed before there was an answer",
             "run the command again",
         )
     if isinstance(error, OSError):
         return ErnieLocalError(
             f"{error.filename or 'a file'}: {error.strerror or error}",
             "the operating system refused it",
-            "check the path, the rights to it, and the space on the disk",
+            "check the path, its permissions, and the space on the disk",
         )
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _speaks_of_memory(error)):
         return OutOfMemory(
-            f"memory ran out: {(str(error).splitlines() or ['no more could be had'])[0]}",
+            f"memory ran out: {(str(error).splitlines() or ['allocation failed'])[0]}",
             "the model, its context and the images need more than this machine has free",
             "a smaller --ctx-size, --dtype bfloat16, fewer images, or a machine with more memory",
         )

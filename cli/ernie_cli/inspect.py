@@ -91,7 +91,7 @@ def inspect(options: InspectOptions, result: InspectResult) -> None:
     if options.as_json:
         return
     console = Console()
-    for line in lines([*parts, whole, *([] if routed is None else [routed])], whole):
+    for line in part_lines([*parts, whole, *([] if routed is None else [routed])], whole):
         console.answer(line + "\n")
     for title, texts in (("source", result.source), ("calibration", result.calibration)):
         for key, value in texts.items():
@@ -100,7 +100,7 @@ def inspect(options: InspectOptions, result: InspectResult) -> None:
         console.answer(f"no part of the model: {name}\n")
 
 
-def lines(parts: Sequence[ModelPart], whole: ModelPart) -> Iterator[str]:
+def part_lines(parts: Sequence[ModelPart], whole: ModelPart) -> Iterator[str]:
     """The table: a line for each part."""
     from ernie_local.sizes import format_bytes
 
@@ -125,6 +125,6 @@ def _formats(part: ModelPart) -> list[str]:
 
 
 def _part(part: ModelPart, whole: ModelPart) -> PartObject:
-    from ernie_cli.json_object import fill
+    from ernie_cli.json_object import fill_result
 
-    return fill(PartObject, part, bytes=part.num_bytes, share=part.num_bytes / whole.num_bytes)
+    return fill_result(PartObject, part, bytes=part.num_bytes, share=part.num_bytes / whole.num_bytes)

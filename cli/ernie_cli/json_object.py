@@ -17,7 +17,7 @@ from ernie_cli.failures import Failure
 Result = TypeVar("Result")
 
 
-def fill(kind: type[Result], source: object, /, **given: object) -> Result:
+def fill_result(kind: type[Result], source: object, /, **given: object) -> Result:
     """An object of `kind` with the attributes of `source` that have the same names, and with `given`.
 
     Objects, lists and dicts inside are converted by the types of `kind`.
@@ -61,5 +61,5 @@ def _converted(hint: Any, value: Any) -> Any:
     if origin is dict:
         return {key: _converted(arguments[1], one) for key, one in value.items()}
     if is_dataclass(hint) and isinstance(hint, type):
-        return fill(hint, value)
+        return fill_result(hint, value)
     return value

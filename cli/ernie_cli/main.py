@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import ernie_local
-from ernie_cli import calibrate, chat, doctor, inspect, quantize, verify
+from ernie_cli import calibrate, doctor, inspect, quantize, verify
 from ernie_cli import eval as eval_command
 from ernie_cli.bench import command as bench
-from ernie_cli.chat_options import ChatOptions
-from ernie_cli.computing import use_forced_instruction_set
+from ernie_cli.chat import command as chat
+from ernie_cli.chat.options import ChatOptions
 from ernie_cli.console import Console, forgive_encodings, silence_stdout
 from ernie_cli.options import command_from
 from ernie_cli.quantize_options import QuantizeOptions
+from ernie_cli.settings import use_forced_instruction_set
 from ernie_cli.vram import command as vram
 from ernie_cli.vram.options import VramOptions
 
@@ -52,16 +53,18 @@ class Command:
 
 
 COMMANDS: Mapping[str, Command] = {
-    "chat": Command(chat.chat, ChatOptions, "ernie_cli.chat_result:ChatResult"),
+    "chat": Command(chat.chat, ChatOptions, "ernie_cli.chat.result:ChatResult"),
     "quantize": Command(quantize.quantize, QuantizeOptions, "ernie_cli.quantize:QuantizeResult"),
     "calibrate": Command(
         calibrate.calibrate, calibrate.CalibrateOptions, "ernie_cli.calibrate:CalibrateResult"
     ),
-    "eval": Command(eval_command.evaluate, eval_command.EvalOptions, "ernie_cli.eval_result:EvalResult"),
+    "eval": Command(
+        eval_command.compare_checkpoints, eval_command.EvalOptions, "ernie_cli.eval_result:EvalResult"
+    ),
     "bench": Command(bench.bench, bench.BenchOptions, "ernie_cli.bench.result:BenchResult"),
     "inspect": Command(inspect.inspect, inspect.InspectOptions, "ernie_cli.inspect:InspectResult"),
     "vram": Command(vram.vram, VramOptions, "ernie_cli.vram.result:VramResult", computes=False),
-    "verify": Command(verify.verify, verify.VerifyOptions, "ernie_cli.verify:VerifyResult"),
+    "verify": Command(verify.verify_checkpoint, verify.VerifyOptions, "ernie_cli.verify:VerifyResult"),
     "doctor": Command(doctor.doctor, doctor.DoctorOptions, "ernie_cli.doctor_result:DoctorResult"),
 }
 
@@ -163,11 +166,11 @@ def run(arguments: Sequence[str]) -> int:
 def _tell(error: BaseException, invocation: Invocation) -> Failure:
     import traceback
 
-    from ernie_cli.failures import describe
+    from ernie_cli.failures import failure_of
 
     if invocation.debug:
         traceback.print_exception(error)
-    failure = describe(error)
+    failure = failure_of(error)
     Console().error(failure.text())
     return failure
 

@@ -108,14 +108,6 @@ class ComputeOptions:
     threads: Threads = None
 
 
-def use_threads(threads: int | None) -> None:
-    """Let PyTorch and the kernels of this process compute with `threads` threads; None changes nothing."""
-    if threads is not None:
-        from ernie_local import loading
-
-        loading.use_threads(threads)
-
-
 def command_from(
     options_class: type[Any], run: Callable[[typer.Context, Any], None], doc: str | None
 ) -> Callable[..., None]:

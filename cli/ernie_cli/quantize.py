@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from ernie_cli.options import use_threads
 from ernie_cli.quantize_options import QuantizeOptions, check_sizes
 
 if TYPE_CHECKING:
@@ -83,6 +82,7 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
     from ernie_cli.calibration_samples import check_samples, draw_sequences
     from ernie_cli.console import Console
     from ernie_cli.mixed_bits import mixed_job
+    from ernie_local.loading.options import use_threads
     from ernie_local.sizes import parse_bytes
 
     console = Console(quiet=options.as_json)
@@ -150,10 +150,10 @@ def _run(job: Job, options: QuantizeOptions, console: Console, result: QuantizeR
 
 
 def _experts(reports: ExpertReports) -> list[ExpertObject]:
-    from ernie_cli.json_object import fill
+    from ernie_cli.json_object import fill_result
 
     return [
-        fill(ExpertObject, report, layer=layer_id, bank=bank, expert=expert_id)
+        fill_result(ExpertObject, report, layer=layer_id, bank=bank, expert=expert_id)
         for (layer_id, bank, expert_id), report in reports.items()
     ]
 
@@ -172,13 +172,13 @@ def _tell_coverage(job: Job, reports: ExpertReports, console: Console) -> None:
 def _tell_plan(job: Job, options: QuantizeOptions, console: Console, result: QuantizeResult) -> None:
     import shutil
 
-    from ernie_cli.json_object import fill
+    from ernie_cli.json_object import fill_result
     from ernie_cli.progress import duration
     from ernie_local.sizes import format_bytes
     from ernie_quant.pipeline import plan_checkpoint
 
     plan = plan_checkpoint(job)
-    result.plan = fill(PlanObject, plan)
+    result.plan = fill_result(PlanObject, plan)
     if options.as_json:
         return
     free = shutil.disk_usage(job.out.resolve().parent).free

@@ -62,7 +62,7 @@ class VerifyResult:
     4."""
 
 
-def verify(options: VerifyOptions, result: VerifyResult) -> None:
+def verify_checkpoint(options: VerifyOptions, result: VerifyResult) -> None:
     """Read a whole checkpoint once: hashes, tensors, pages, numbers, tokenizer and processor.
 
     Exit code 4 and the first fault where something is wrong. Needs little memory, whatever the model's size.

@@ -1,9 +1,9 @@
-"""Reading a checkpoint.
+"""Reads and writes checkpoints.
 
-`names` maps tensor names, `shapes` says which tensors must be there, `header` distrusts one safetensors
-file, `files` finds the files, `index` accounts for every tensor, `reader` streams their values, `hub` finds
-the directory; `packed` names the tensors of our own format, `writer` writes it, `parts` tells what a model
-is made of. Only `reader` and `writer` need torch, so it is imported when asked for.
+`hub` finds the directory, `files` its files, `header` reads one file's header; `names` maps tensor names,
+`shapes` lists the tensors of a model, `index` accounts for every one, `reader` streams their values.
+`packed` names the tensors of our own format, `format_tables` chooses formats, `writer` writes files;
+`parts` sums up what a model is made of. Only `reader` and `writer` need torch, so it is imported on demand.
 """
 
 from __future__ import annotations

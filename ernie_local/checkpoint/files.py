@@ -1,19 +1,29 @@
-"""Which safetensors files of a directory hold the model, and every tensor in them.
+"""Finds the files of a checkpoint in its directory: weights with their index, and hashes.json.
 
-Owns the choice between one file and shards with an index, and that index and files agree. Knows nothing
-of what the tensors are for.
+An index and its files have to agree. hashes.json has the size and SHA-256 of every file that `hf:` downloads,
+so not of what is for people (README.md, quant_report.html), which may be changed.
 """
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
-from ernie_local.checkpoint.header import StoredTensor, read_header
+from ernie_local.checkpoint.header import StoredTensor, read_safetensors_header
+from ernie_local.checkpoint.hub import MODEL_FILES
 from ernie_local.errors import ModelUnusable
+from ernie_local.files import replaced
 from ernie_local.strict_json import read_json_object, show
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+HASHES_FILE = "hashes.json"
+_HASHES_VERSION = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _OTHER_FORMATS = {
     ".bin": "PyTorch pickles",
     ".pt": "PyTorch pickles",
@@ -32,7 +42,7 @@ def read_stored_tensors(directory: Path) -> list[StoredTensor]:
     """
     try:
         if (directory / SINGLE_FILE).exists():
-            return list(read_header(directory / SINGLE_FILE).values())
+            return list(read_safetensors_header(directory / SINGLE_FILE).values())
         if (directory / INDEX_FILE).exists():
             return _read_shards(directory)
         present = sorted(path.name for path in directory.iterdir())
@@ -56,7 +66,7 @@ def _read_shards(directory: Path) -> list[StoredTensor]:
                 f"the model lies in {len(set(weight_map.values()))} files, and all of them are needed",
                 _AGAIN,
             )
-        shards[file_name] = read_header(path)
+        shards[file_name] = read_safetensors_header(path)
     _check_agreement(directory, weight_map, shards)
     return [tensor for shard in shards.values() for tensor in shard.values()]
 
@@ -66,7 +76,7 @@ def _read_weight_map(index_path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelUnusable(
             f"{index_path} has no weight_map with tensors",
-            "without it nobody knows which file holds which tensor",
+            "it says which file holds which tensor",
             _AGAIN,
         )
     checked: dict[str, str] = {}
@@ -129,4 +139,62 @@ def _nothing_found(directory: Path, present: list[str]) -> ModelUnusable:
         what,
         f"it has {len(present)} entries, none of them weights",
         "name the directory that holds the safetensors files, or download the model",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FileHash:
+    """Of one whole file; `sha256` in hexadecimal, as sha256sum prints it."""
+
+    num_bytes: int
+    sha256: str
+
+
+def model_files(directory: Path) -> list[str]:
+    """Names of the files in `directory` that the checkpoint consists of, sorted, without hashes.json."""
+    return sorted(
+        path.name
+        for path in directory.iterdir()
+        if path.is_file() and path.name != HASHES_FILE and any(fnmatch(path.name, m) for m in MODEL_FILES)
+    )
+
+
+def write_hashes(directory: Path, hashes: Mapping[str, FileHash]) -> None:
+    """Write hashes.json in one step, the same bytes for the same hashes."""
+    files = {name: asdict(hashes[name]) for name in sorted(hashes)}
+    with replaced(directory / HASHES_FILE) as path:
+        path.write_text(json.dumps({"version": _HASHES_VERSION, "files": files}, indent=1), encoding="utf-8")
+
+
+def read_hashes(directory: Path) -> dict[str, FileHash] | None:
+    """By file name what hashes.json says, None without one; ModelUnusable for one that is not ours."""
+    path = directory / HASHES_FILE
+    if not path.exists():
+        return None
+    raw = read_json_object(path)
+    version, files = raw.get("version"), raw.get("files")
+    if type(version) is not int or version != _HASHES_VERSION or not isinstance(files, dict):
+        raise _hashes_refused(
+            path, f"has version {show(version)}, expected {_HASHES_VERSION} with an object of files"
+        )
+    return {name: _parse_hash(path, name, value) for name, value in files.items()}
+
+
+def _parse_hash(path: Path, name: str, value: object) -> FileHash:
+    # A path could lead out of the directory, to any file that the user may read.
+    if not name or set(name) & set("/\\\0"):
+        raise _hashes_refused(path, f"names {show(name)}, which is no file of the model's own directory")
+    if not isinstance(value, dict) or set(value) != {"num_bytes", "sha256"}:
+        raise _hashes_refused(path, f"has for {show(name)} not exactly num_bytes and sha256")
+    num_bytes, sha256 = value["num_bytes"], value["sha256"]
+    if type(num_bytes) is not int or num_bytes < 0:
+        raise _hashes_refused(path, f"has for {show(name)} the size {show(num_bytes)}")
+    if not isinstance(sha256, str) or _SHA256.fullmatch(sha256) is None:
+        raise _hashes_refused(path, f"has for {show(name)} the sha256 {show(sha256)}")
+    return FileHash(num_bytes, sha256)
+
+
+def _hashes_refused(path: Path, problem: str) -> ModelUnusable:
+    return ModelUnusable(
+        f"{path} {problem}", "it was damaged, or written by a newer version", "download the model again"
     )

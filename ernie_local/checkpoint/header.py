@@ -1,18 +1,24 @@
-"""The header of one safetensors file, read as if a stranger had made it to break us.
+"""Reads the headers of safetensors files, and lays out our own files. No torch here.
 
-Owns the file format: 8 bytes of length, a JSON object of tensors, then their bytes without holes. No size
-in it is believed before it was compared with the size of the file. Knows nothing of the model.
+The format: 8 bytes of length, a JSON object of tensors, then their bytes without holes. A header is read as
+if a stranger had made it to break us: no size is believed before it was compared with the size of the file.
+In our own files pages come first, behind a header padded to their alignment: each lies at a multiple of
+4096, and any safetensors reader can read the file.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
+from typing import Protocol, TypeVar
 
 from ernie_local.errors import ModelUnusable
-from ernie_local.sizes import MIB, format_bytes
+from ernie_local.packing.page_layout import PAGE_ALIGNMENT
+from ernie_local.sizes import GIB, MIB, format_bytes
 from ernie_local.strict_json import git_lfs_pointer, parse_json_object, show
 
 # A header takes about 130 bytes a tensor: 1.5 MiB for the 11,106 tensors of the 28B model in one file.
@@ -21,6 +27,7 @@ ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+LARGEST_SHARD = 4 * GIB
 _LONGEST_SHAPE = 8
 _DOWNLOAD = "download this file again, and compare its size with the one published"
 
@@ -37,7 +44,7 @@ class StoredTensor:
     num_bytes: int
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
+def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     """All tensors of the safetensors file `path` by name; ModelUnusable if anything about it is off.
 
     Tensors must follow each other without gap or overlap and end where the file ends.
@@ -167,3 +174,73 @@ def _bad_entry(path: Path, name: str, problem: str) -> ModelUnusable:
 
 def _broken(path: Path, problem: str, reason: str) -> ModelUnusable:
     return ModelUnusable(f"{path}: {problem}", reason, _DOWNLOAD)
+
+
+class FileTensor(Protocol):
+    """One tensor of a file. code: its type, as in ITEM_BYTES."""
+
+    @property
+    def name(self) -> str:
+        """In the file."""
+        ...
+
+    @property
+    def code(self) -> str:
+        """Its type, as in ITEM_BYTES."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In the file."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """In the file."""
+        ...
+
+
+Tensor = TypeVar("Tensor", bound=FileTensor)
+
+
+def cut_into_shards(tensors: Iterable[Tensor], largest: int = LARGEST_SHARD) -> list[list[Tensor]]:
+    """The tensors of each file in their order; one larger than `largest` bytes gets a file of its own."""
+    # By the alignment that their sizes keep: pages, packed matrices (64 bytes), wide numbers, narrow ones.
+    order = sorted(tensors, key=lambda tensor: -_kept_alignment(tensor))
+    shards: list[list[Tensor]] = [[]]
+    room = largest
+    for tensor in order:
+        if tensor.num_bytes > room and shards[-1]:
+            shards.append([])
+            room = largest
+        shards[-1].append(tensor)
+        room -= tensor.num_bytes
+    return shards
+
+
+def file_header(tensors: Sequence[FileTensor]) -> bytes:
+    """Length and JSON of a file's header, filled up so that the first tensor is aligned."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": tensor.code,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.num_bytes],
+        }
+        offset += tensor.num_bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text = text.ljust(-(-(8 + len(text)) // PAGE_ALIGNMENT) * PAGE_ALIGNMENT - 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def files_bytes(tensors: Iterable[FileTensor]) -> int:
+    """Bytes of all files that hold these tensors, exactly; the index of several is not counted."""
+    shards = cut_into_shards(tensors)
+    return sum(len(file_header(shard)) + sum(tensor.num_bytes for tensor in shard) for shard in shards)
+
+
+def _kept_alignment(tensor: FileTensor) -> int:
+    if tensor.code == "U8":
+        return PAGE_ALIGNMENT if tensor.num_bytes % PAGE_ALIGNMENT == 0 else 64
+    return ITEM_BYTES[tensor.code]

@@ -1,7 +1,4 @@
-"""From what a user calls a model to a directory: a path, hf:org/name[@revision], or nano.
-
-Owns the spelling of model names and the errors of downloading. Knows nothing of what is in the directory.
-"""
+"""Finds the directory of a model by name: a path, hf:org/name[@revision], or nano. Downloads it if needed."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ def resolve_model(name: str) -> Path:
     ModelUnusable if there is no such directory, or the hub cannot give it.
     """
     if name == "nano":
-        return _existing(NANO_DIRECTORY, "this installation comes without nano", "install ernie-local again")
+        return _existing(NANO_DIRECTORY, "this installation lacks nano", "install ernie-local again")
     if name.startswith(_HUB_PREFIX):
         return _from_hub(name.removeprefix(_HUB_PREFIX))
     hint = "name a directory, hf:org/name to download one, or nano for the model that comes with the package"
@@ -81,12 +78,12 @@ def _from_hub(hub_name: str) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(MODEL_FILES)))
     except GatedRepoError as error:
         hint = f"accept its terms at https://huggingface.co/{repo}, then log in with 'hf auth login'"
-        raise _not_given(
-            hub_name, "the model is given out only after its terms were accepted", hint
-        ) from error
+        raise _not_given(hub_name, "its terms have to be accepted first", hint) from error
     except RepositoryNotFoundError as error:
         hint = "check the spelling; for a private model log in with 'hf auth login'"
-        raise _not_given(hub_name, f"the hub has no model {repo}, or hides it from you", hint) from error
+        raise _not_given(
+            hub_name, f"the hub has no model {repo}, or you have no access to it", hint
+        ) from error
     except RevisionNotFoundError as error:
         hint = f"leave out @{revision}, or look at https://huggingface.co/{repo}/tree/main for the others"
         raise _not_given(hub_name, f"the hub has {repo}, but no revision {revision}", hint) from error
@@ -95,12 +92,14 @@ def _from_hub(hub_name: str) -> Path:
         reason = f"the hub cannot be reached, and the cache has no complete copy ({_first_line(error)})"
         raise _not_given(hub_name, reason, hint) from error
     except failures as error:
-        hint = "try again, a download goes on where it stopped; or name a directory or nano"
+        hint = "try again: a download continues where it stopped; or name a directory or nano"
         raise _not_given(hub_name, f"{type(error).__name__}: {_first_line(error)}", hint) from error
 
 
 def _not_given(hub_name: str, reason: str, hint: str) -> ModelUnusable:
-    return ModelUnusable(f"model hf:{hub_name} could not be had from the Hugging Face hub", reason, hint)
+    return ModelUnusable(
+        f"model hf:{hub_name} could not be downloaded from the Hugging Face hub", reason, hint
+    )
 
 
 def _first_line(error: BaseException) -> str:

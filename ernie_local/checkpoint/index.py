@@ -1,7 +1,6 @@
 """Accounts for every tensor: each one of the model has one source, each one in the files has one use.
 
-Owns the comparison of what the files hold with what the config demands: names, shapes, types, doubles.
-Knows nothing of reading values.
+What the files hold is compared with what the config demands: names, shapes, types, doubles.
 """
 
 from __future__ import annotations
@@ -12,9 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ernie_local.checkpoint.header import ITEM_BYTES, StoredTensor
-from ernie_local.checkpoint.names import Part, WeightLayout, is_ignored, layout_of, map_name, name_in_file
+from ernie_local.checkpoint.names import (
+    Part,
+    WeightLayout,
+    is_training_counter,
+    layout_of,
+    map_name,
+    name_in_file,
+)
 from ernie_local.checkpoint.packed import PackedTensors
-from ernie_local.checkpoint.shapes import ExpectedShapes, Shape
+from ernie_local.checkpoint.shapes import ExpectedShapes, TensorShape
 from ernie_local.config import ModelConfig
 from ernie_local.errors import ModelUnusable
 from ernie_local.strict_json import show
@@ -25,11 +31,11 @@ _COMPARE = "check that config.json and the weights come from the same model and 
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TensorSource:
     """Where the bytes of one of our tensors lie: one unbroken range of a file."""
 
     stored: StoredTensor
-    shape: Shape  # ours; the file's is the reverse if `transposed`
+    shape: TensorShape  # ours; the file's is the reverse if `transposed`
     offset: int
     num_bytes: int
     transposed: bool
@@ -37,9 +43,9 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """The result: a source for each tensor of the model, and what was left aside, by its name in the file."""
+    """The result: a source for each tensor of the model, and the names in the files of what was ignored."""
 
-    sources: dict[str, Source]
+    sources: dict[str, TensorSource]
     ignored: tuple[str, ...]
     tied_head: StoredTensor | None  # a second copy of the embedding, to be compared when that is read
     layout: WeightLayout
@@ -51,12 +57,12 @@ def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig
     expected = ExpectedShapes(config)
     packed_tensors = PackedTensors(config)
     packed: dict[str, StoredTensor] = {}
-    sources: dict[str, Source] = {}
+    sources: dict[str, TensorSource] = {}
     ignored: list[str] = []
     heads: list[StoredTensor] = []
     layouts: set[WeightLayout | None] = set()
     for tensor in stored:
-        if is_ignored(tensor.name):
+        if is_training_counter(tensor.name):
             ignored.append(tensor.name)
             continue
         if tensor.name in packed_tensors.shapes:
@@ -116,7 +122,7 @@ def _check_tensor(tensor: StoredTensor, parts: tuple[Part, ...], expected: Expec
         )
 
 
-def _stored_shape(parts: tuple[Part, ...], ours: Shape) -> Shape:
+def _stored_shape(parts: tuple[Part, ...], ours: TensorShape) -> TensorShape:
     """The shape that a tensor of exactly these parts has in the file; all parts have the shape `ours`."""
     part = parts[0]
     shape = ours[::-1] if part.transposed else ours
@@ -128,16 +134,16 @@ def _stored_shape(parts: tuple[Part, ...], ours: Shape) -> Shape:
     return shape
 
 
-def _source(tensor: StoredTensor, part: Part, expected: ExpectedShapes) -> Source:
+def _source(tensor: StoredTensor, part: Part, expected: ExpectedShapes) -> TensorSource:
     shape = expected.shape(part.name)
     assert shape is not None, part.name  # _check_tensor saw to it
     num_bytes = math.prod(shape) * ITEM_BYTES[tensor.dtype]
     halves_per_row = 2 if part.half is not None else 1
     skipped = (part.row or 0) * halves_per_row + (part.half or 0)
-    return Source(tensor, shape, tensor.offset + skipped * num_bytes, num_bytes, part.transposed)
+    return TensorSource(tensor, shape, tensor.offset + skipped * num_bytes, num_bytes, part.transposed)
 
 
-def _check_packed(tensor: StoredTensor, wanted: Shape) -> None:
+def _check_packed(tensor: StoredTensor, wanted: TensorShape) -> None:
     if tensor.shape != wanted or tensor.dtype != "U8":
         raise ModelUnusable(
             f"{tensor.path}: tensor {show(tensor.name)} is {tensor.dtype} of shape "
@@ -149,7 +155,7 @@ def _check_packed(tensor: StoredTensor, wanted: Shape) -> None:
 
 def _check_nothing_missing(
     directory: Path,
-    sources: dict[str, Source],
+    sources: dict[str, TensorSource],
     expected: ExpectedShapes,
     packed_tensors: PackedTensors,
     layout: WeightLayout,
@@ -203,5 +209,5 @@ def _double(tensor: StoredTensor, other: StoredTensor) -> ModelUnusable:
     )
 
 
-def _shape_text(shape: Shape) -> str:
+def _shape_text(shape: TensorShape) -> str:
     return "(" + ", ".join(show(size) for size in shape) + ")"

@@ -1,7 +1,7 @@
-"""Tensor names in files (hub layout, native layout, both spellings of the vision prefix) to our names.
+"""Maps tensor names in files (hub layout, native layout, both vision prefixes) to ours, and back.
 
-Owns the map, its inverse, and which part of a file's tensor each of ours is. Pure and idempotent: our own
-names map to themselves. Knows nothing of files, shapes or torch; numbers in names are read, not believed.
+The map also says which part of a file's tensor each of ours is. It is pure and idempotent: our own names
+map to themselves. Numbers in names are read, not believed.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def map_name(name: str, banks: Sequence[ExpertBank]) -> tuple[Part, ...]:
     return ()
 
 
-def is_ignored(name: str) -> bool:
+def is_training_counter(name: str) -> bool:
     """Whether a file's tensor is known but has no part in the model: counters kept while training."""
     return _IGNORED.fullmatch(name) is not None
 

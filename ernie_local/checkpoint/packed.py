@@ -1,7 +1,6 @@
-"""The packed tensors of a checkpoint in our own format: their names and shapes, and what they stand for.
+"""Maps the tables of `quantization_config` to packed tensors: their names, shapes and page layouts.
 
-Owns the map between the tables of `quantization_config` and uint8 tensors. Knows nothing of files, nor of
-what the bytes mean; sizes come from `packing`. See docs/format.md.
+See docs/format.md.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ernie_local.checkpoint.names import NUMBER, PROJECTIONS
-from ernie_local.checkpoint.shapes import ExpectedShapes, Shape
+from ernie_local.checkpoint.shapes import ExpectedShapes, TensorShape
 from ernie_local.config import Bank, BankKey, ModelConfig, QuantizationConfig
 from ernie_local.errors import ModelUnusable
 from ernie_local.packing.foreign_formats import ForeignLayout, find_foreign
@@ -99,11 +98,13 @@ class PackedTensors:
     """All packed tensors of the model that `config` describes; none where it is not quantized."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """ModelUnusable if a table names what the model has not got, or a shape that cannot be packed."""
+        """ModelUnusable if a table names something that the model lacks, or a shape that cannot be packed."""
         self._text = config.text
         self._tables = config.quantization or QuantizationConfig({}, {}, {})
         self._expected = ExpectedShapes(config)
-        self.shapes: dict[str, Shape] = dict(self._all_shapes())  # by the tensor's name, here and in the file
+        self.shapes: dict[str, TensorShape] = dict(
+            self._all_shapes()
+        )  # by the tensor's name, here and in the file
 
     def replaces(self, name: str) -> bool:
         """Whether the plain tensor `name` (ours) is stored packed, and so has no tensor of its own."""
@@ -165,7 +166,7 @@ class PackedTensors:
     def _formats(self, *, small: bool) -> Mapping[BankKey, tuple[str, ...]]:
         return self._tables.small_experts if small else self._tables.experts
 
-    def _expert_shapes(self, *, small: bool) -> Iterator[tuple[str, Shape]]:
+    def _expert_shapes(self, *, small: bool) -> Iterator[tuple[str, TensorShape]]:
         formats = self._formats(small=small)
         for layer_id, bank in self._text.layer_banks() if formats else ():
             for name, layout in self.page_layouts(layer_id, bank.name, small=small).items():
@@ -188,7 +189,7 @@ class PackedTensors:
                         "check that config.json is the one that was written with the weights",
                     )
 
-    def _all_shapes(self) -> Iterator[tuple[str, Shape]]:
+    def _all_shapes(self) -> Iterator[tuple[str, TensorShape]]:
         self._check_small_pages()
         yield from self._expert_shapes(small=False)
         yield from self._expert_shapes(small=True)

@@ -1,6 +1,6 @@
-"""What a model is made of: tensors and parts with weights, formats and bytes, from headers or sizes alone.
+"""Sums up what a model is made of: parts with weights, formats and bytes, from headers or sizes alone.
 
-Owns which tensor belongs to which part. Reads no values and needs no torch.
+Reads no values and needs no torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ernie_local.checkpoint.header import ITEM_BYTES
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
-from ernie_local.checkpoint.shapes import ExpectedShapes, Shape
+from ernie_local.checkpoint.shapes import ExpectedShapes, TensorShape
 from ernie_local.config import Bank, ModelConfig
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class ModelTensor:
     """
 
     name: str
-    shape: Shape
+    shape: TensorShape
     weights: int
     num_bytes: int
     format_name: str
@@ -73,7 +73,7 @@ class ModelTensor:
     part: str = field(init=False)  # that it belongs to
 
     def __post_init__(self) -> None:
-        # Asked for again and again, and the published model has 11,132 tensors.
+        # Kept: it is asked for often, and the published model has 11,132 tensors.
         object.__setattr__(self, "part", part_of(self.name))
 
     @property

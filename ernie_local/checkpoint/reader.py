@@ -1,7 +1,7 @@
-"""Values of a checkpoint, streamed into memory that the caller has allocated.
+"""Streams values of a checkpoint into memory that the caller has allocated, and refuses NaN and infinity.
 
-Owns the reads, the conversion of types and the search for NaN and infinity. The files were checked before
-(`header`, `files`, `index`); nothing here allocates by a size that a file claims. Knows nothing of modules.
+The files were checked before (`header`, `files`, `index`); nothing here allocates by a size that a file
+claims.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from ernie_local.checkpoint.files import read_stored_tensors
 from ernie_local.checkpoint.header import StoredTensor
-from ernie_local.checkpoint.index import Accounts, Source, account
+from ernie_local.checkpoint.index import Accounts, TensorSource, account
 from ernie_local.checkpoint.names import WeightLayout
 from ernie_local.checkpoint.uncached_file import drop_cached
 from ernie_local.config import ModelConfig
@@ -160,7 +160,7 @@ class Checkpoint:
     ) -> None:
         self.close()
 
-    def _fill(self, source: Source, start: int, piece: torch.Tensor) -> None:
+    def _fill(self, source: TensorSource, start: int, piece: torch.Tensor) -> None:
         """Read elements from `start` of the range of `source` into `piece`, in the file's order."""
         stored_dtype = DTYPES[source.stored.dtype]
         offset = source.offset + start * stored_dtype.itemsize
@@ -174,7 +174,7 @@ class Checkpoint:
 
     def _compare_head(self, head: StoredTensor, embedding: torch.Tensor, first: int = 0) -> None:
         """`embedding` is a part of it, from its element `first` on."""
-        source = Source(head, tuple(embedding.shape), head.offset, head.num_bytes, transposed=False)
+        source = TensorSource(head, tuple(embedding.shape), head.offset, head.num_bytes, transposed=False)
         for piece, piece_start in _pieces(embedding):
             start = first + piece_start
             again = torch.empty_like(piece)

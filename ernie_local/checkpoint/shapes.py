@@ -1,7 +1,7 @@
-"""Which tensors a model of a given config has, under our names, and their shapes.
+"""Lists the tensors that a model of a given config has, under our names, and their shapes.
 
-Owns that list. Knows nothing of files. Names are made one by one and looked up one by one, so that a
-config that claims absurd counts costs no memory before the files have been compared with it.
+Names are made and looked up one by one, so that a config that claims absurd counts costs no memory before the
+files have been compared with it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.config import ExpertBank, ModelConfig, TextConfig, VisionConfig
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 
 
 class ExpectedShapes:
@@ -71,7 +71,7 @@ class ExpectedShapes:
             + self._vision.depth * len(self._block)
         )
 
-    def shape(self, name: str) -> Shape | None:
+    def shape(self, name: str) -> TensorShape | None:
         """The shape of the tensor `name`, None if the model has no such tensor."""
         kind, *rest = name.split(".", 2)
         if kind == "layers" and len(rest) == 2:
@@ -94,10 +94,10 @@ class ExpectedShapes:
         return self._single.get(name)
 
 
-def _single_shapes(config: ModelConfig) -> dict[str, Shape]:
+def _single_shapes(config: ModelConfig) -> dict[str, TensorShape]:
     text, vision = config.text, config.vision
     merged = vision.hidden_size * vision.spatial_merge_size**2
-    shapes: dict[str, Shape] = {
+    shapes: dict[str, TensorShape] = {
         "embed_tokens.weight": (text.vocab_size, text.hidden_size),
         "norm.weight": (text.hidden_size,),
         "vision.patch_embed.weight": (vision.hidden_size, vision.patch_values),
@@ -116,7 +116,7 @@ def _single_shapes(config: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
-def _attention_shapes(text: TextConfig) -> dict[str, Shape]:
+def _attention_shapes(text: TextConfig) -> dict[str, TensorShape]:
     query_width = text.num_attention_heads * text.head_dim
     key_width = text.num_key_value_heads * text.head_dim
     return {
@@ -129,8 +129,8 @@ def _attention_shapes(text: TextConfig) -> dict[str, Shape]:
     }
 
 
-def _moe_shapes(text: TextConfig) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {}
+def _moe_shapes(text: TextConfig) -> dict[str, TensorShape]:
+    shapes: dict[str, TensorShape] = {}
     for bank in text.banks:
         shapes[f"moe.{bank.name}_router.weight"] = (bank.num_experts, text.hidden_size)
         shapes[f"moe.{bank.name}_router.bias"] = (bank.num_experts,)
@@ -139,7 +139,7 @@ def _moe_shapes(text: TextConfig) -> dict[str, Shape]:
     return shapes
 
 
-def _swiglu_shapes(prefix: str, hidden_size: int, inner_size: int) -> dict[str, Shape]:
+def _swiglu_shapes(prefix: str, hidden_size: int, inner_size: int) -> dict[str, TensorShape]:
     return {
         f"{prefix}.gate_proj.weight": (inner_size, hidden_size),
         f"{prefix}.up_proj.weight": (inner_size, hidden_size),
@@ -147,7 +147,7 @@ def _swiglu_shapes(prefix: str, hidden_size: int, inner_size: int) -> dict[str, 
     }
 
 
-def _expert_shapes(text: TextConfig) -> dict[str, dict[str, Shape]]:
+def _expert_shapes(text: TextConfig) -> dict[str, dict[str, TensorShape]]:
     return {
         bank.name: {
             "gate_proj": (bank.expert_size, text.hidden_size),
@@ -158,7 +158,7 @@ def _expert_shapes(text: TextConfig) -> dict[str, dict[str, Shape]]:
     }
 
 
-def _block_shapes(vision: VisionConfig) -> dict[str, Shape]:
+def _block_shapes(vision: VisionConfig) -> dict[str, TensorShape]:
     width = vision.hidden_size
     return {
         **_affine("norm1", width),
@@ -170,9 +170,9 @@ def _block_shapes(vision: VisionConfig) -> dict[str, Shape]:
     }
 
 
-def _affine(prefix: str, width: int) -> dict[str, Shape]:
+def _affine(prefix: str, width: int) -> dict[str, TensorShape]:
     return {f"{prefix}.weight": (width,), f"{prefix}.bias": (width,)}
 
 
-def _linear(prefix: str, out_size: int, in_size: int) -> dict[str, Shape]:
+def _linear(prefix: str, out_size: int, in_size: int) -> dict[str, TensorShape]:
     return {f"{prefix}.weight": (out_size, in_size), f"{prefix}.bias": (out_size,)}

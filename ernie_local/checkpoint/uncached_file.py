@@ -1,6 +1,6 @@
-"""A file read past the system's page cache: into memory that is paid for already, and nowhere else.
+"""Reads a file without leaving a copy in the system's page cache.
 
-Owns the choice between direct reads and reads whose cached copy is dropped at once. Knows no tensors.
+Reads are direct where the system can, else the cached copy is dropped at once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class UncachedFile:
                 count = os.preadv(descriptor, [into], offset)
                 if count == 0:
                     raise ModelUnusable(
-                        f"{self.path}: {wanted} bytes at {start} were asked for, the file ends at {offset}",
+                        f"{self.path}: {wanted} bytes at {start} were requested, the file ends at {offset}",
                         "the file became shorter while it was read",
                         _DAMAGED,
                     )

@@ -1,8 +1,7 @@
-"""Writes a checkpoint in our own format, in memory for one piece of one tensor.
+"""Writes a checkpoint in our own format, piece by piece.
 
-Owns the files and their index; what lies where in them is file_layout.py's. All places are known before any
-value is, so values may come in any order, and a file that was cut off can be gone on with. Knows nothing of
-what the tensors are for.
+All places are known before any value is, so values may come in any order, and work on a file that was cut
+off can be resumed.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ from pathlib import Path
 
 import torch
 
-from ernie_local.checkpoint.file_layout import LARGEST_SHARD, cut_into_shards, file_header
 from ernie_local.checkpoint.files import INDEX_FILE, SINGLE_FILE
-from ernie_local.checkpoint.header import ITEM_BYTES
+from ernie_local.checkpoint.header import ITEM_BYTES, LARGEST_SHARD, cut_into_shards, file_header
 
 _CODES = {torch.uint8: "U8", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -116,7 +114,7 @@ class CheckpointFiles:
             return torch.frombuffer(bytearray(file.read(row_bytes)), dtype=torch.uint8)
 
     def sync(self) -> None:
-        """Have everything that was written on the disk."""
+        """Flush everything that was written to the disk."""
         while self._changed:
             path = self._changed.pop()
             descriptor = os.open(path, os.O_RDONLY)

@@ -10,18 +10,26 @@ from collections.abc import Mapping
 
 from ernie_local.config.banks import MODALITIES, ExpertBank, bank_per_modality, one_bank
 from ernie_local.config.keys import LARGEST_COUNT, Keys
-from ernie_local.config.model import MediaTokens, ModelConfig, TextConfig, VisionConfig
+from ernie_local.config.model import ModelConfig, TextConfig, VisionConfig
 from ernie_local.config.quantization import read_quantization
 from ernie_local.config.rope import read_rope
-from ernie_local.config.sections import DecoderExperts, layers_from_range, read_decoder, read_tower
+from ernie_local.config.sections import (
+    DecoderExperts,
+    layers_from_range,
+    read_decoder,
+    read_media,
+    read_tower,
+)
 
-# The published tokenizer's ids, which older files leave to the code.
-_PUBLISHED_IDS = {
-    "im_patch_id": 100295,
-    "image_start_token_id": 101304,
-    "image_end_token_id": 101305,
-    "video_start_token_id": 101306,
-    "video_end_token_id": 101307,
+# Keys of token ids, with those of the published tokenizer, which older files leave to the code. Frames of a
+# video have the placeholder of images; only the tags around them differ.
+_MEDIA = {
+    "image": ("im_patch_id", 100295),
+    "image_start": ("image_start_token_id", 101304),
+    "image_end": ("image_end_token_id", 101305),
+    "video": ("im_patch_id", 100295),
+    "video_start": ("video_start_token_id", 101306),
+    "video_end": ("video_end_token_id", 101307),
 }
 # Switches of the published code; only these values are implemented here. The router takes the softmax of
 # its scores, picks by score plus bias, divides by the sum of those picked, and no token changes its bank.
@@ -60,24 +68,14 @@ def parse_hub(raw: Mapping[str, object], where: str) -> ModelConfig:
     vision = _vision(keys.section("vision_config"))
     keys.same_as("pixel_hidden_size", vision.hidden_size, "vision_config.hidden_size")
     keys.same_as("spatial_conv_size", vision.spatial_merge_size, "vision_config.spatial_merge_size")
-    ids = {key: _media_id(keys, key, published, text.vocab_size) for key, published in _PUBLISHED_IDS.items()}
-    config = ModelConfig(
-        text=text,
-        vision=vision,
-        media=MediaTokens(
-            image=ids["im_patch_id"],
-            image_start=ids["image_start_token_id"],
-            image_end=ids["image_end_token_id"],
-            # Frames of a video stand at the same placeholder; only the tags around them differ.
-            video=ids["im_patch_id"],
-            video_start=ids["video_start_token_id"],
-            video_end=ids["video_end_token_id"],
-        ),
-        bos_token_id=keys.optional_id("bos_token_id"),
-        eos_token_ids=keys.ids("eos_token_id"),
-        source_layout="hub",
-        quantization=read_quantization(keys, text),
-    )
+    for key, published in _MEDIA.values():
+        if not keys.has(key) and published >= text.vocab_size:
+            raise keys.refuse(
+                key, f"is missing, and the published id {published} is beyond vocab_size {text.vocab_size}"
+            )
+    media, tables = read_media(keys, _MEDIA), read_quantization(keys, text)
+    bos, eos = keys.optional_id("bos_token_id"), keys.ids("eos_token_id")
+    config = ModelConfig(text, vision, media, bos, eos, "hub", tables)
     keys.finish()
     return config
 
@@ -121,14 +119,6 @@ def _banks(keys: Keys) -> tuple[ExpertBank, ...]:
         return ()
     sizes = keys.integers("moe_intermediate_size", length=len(MODALITIES), low=1)
     return bank_per_modality(counts[0], sizes)
-
-
-def _media_id(keys: Keys, key: str, published: int, vocab_size: int) -> int:
-    if not keys.has(key) and published >= vocab_size:
-        raise keys.refuse(
-            key, f"is missing, and the published id {published} is beyond vocab_size {vocab_size}"
-        )
-    return keys.integer(key, published, low=0)
 
 
 def _vision(keys: Keys) -> VisionConfig:

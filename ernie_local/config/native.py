@@ -9,10 +9,16 @@ from collections.abc import Mapping
 
 from ernie_local.config.banks import MODALITIES, bank_per_modality
 from ernie_local.config.keys import LARGEST_COUNT, Keys
-from ernie_local.config.model import MediaTokens, ModelConfig, TextConfig, VisionConfig
+from ernie_local.config.model import ModelConfig, TextConfig, VisionConfig
 from ernie_local.config.quantization import read_quantization
 from ernie_local.config.rope import read_rope
-from ernie_local.config.sections import DecoderExperts, layers_from_types, read_decoder, read_tower
+from ernie_local.config.sections import (
+    DecoderExperts,
+    layers_from_types,
+    read_decoder,
+    read_media,
+    read_tower,
+)
 
 _TEXT_DEFAULTS = {
     "vocab_size": 103424,
@@ -21,6 +27,14 @@ _TEXT_DEFAULTS = {
     "num_attention_heads": 20,
     "num_key_value_heads": 4,
     "max_position_embeddings": 131072,
+}
+_MEDIA = {
+    "image": ("image_token_id", 100295),
+    "image_start": ("image_start_token_id", 101304),
+    "image_end": ("image_end_token_id", 101305),
+    "video": ("video_token_id", 103367),
+    "video_start": ("video_start_token_id", 101306),
+    "video_end": ("video_end_token_id", 101307),
 }
 _VISION_DEFAULTS = {
     "depth": 32,
@@ -41,25 +55,12 @@ def parse_native(raw: Mapping[str, object], where: str) -> ModelConfig:
     text_keys = keys.section("text_config", {})
     text = _text(text_keys, tied=keys.boolean("tie_word_embeddings", True))
     vision = _vision(keys.section("vision_config", {}))
-    media = MediaTokens(
-        image=keys.integer("image_token_id", 100295, low=0),
-        image_start=keys.integer("image_start_token_id", 101304, low=0),
-        image_end=keys.integer("image_end_token_id", 101305, low=0),
-        video=keys.integer("video_token_id", 103367, low=0),
-        video_start=keys.integer("video_start_token_id", 101306, low=0),
-        video_end=keys.integer("video_end_token_id", 101307, low=0),
-    )
+    media, tables = read_media(keys, _MEDIA), read_quantization(keys, text)
     # Older files have these at the top, newer ones in text_config.
-    bos = text_keys.optional_id("bos_token_id")
-    outer_bos, outer_eos = keys.optional_id("bos_token_id"), keys.ids("eos_token_id")
+    bos, outer_bos = text_keys.optional_id("bos_token_id"), keys.optional_id("bos_token_id")
+    eos, outer_eos = text_keys.ids("eos_token_id"), keys.ids("eos_token_id")
     config = ModelConfig(
-        text=text,
-        vision=vision,
-        media=media,
-        bos_token_id=outer_bos if bos is None else bos,
-        eos_token_ids=text_keys.ids("eos_token_id") or outer_eos,
-        source_layout="native",
-        quantization=read_quantization(keys, text),
+        text, vision, media, outer_bos if bos is None else bos, eos or outer_eos, "native", tables
     )
     text_keys.finish()
     keys.finish()

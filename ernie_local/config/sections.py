@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ernie_local.config.banks import ExpertBank
 from ernie_local.config.keys import LARGEST_COUNT, LARGEST_SIZE, Keys
-from ernie_local.config.model import TextConfig, VisionConfig
+from ernie_local.config.model import MediaTokens, TextConfig, VisionConfig
 from ernie_local.config.rope import RopeSettings, settle_section
 from ernie_local.strict_json import show
 
@@ -106,6 +106,13 @@ def read_tower(
     )
     keys.finish()
     return tower
+
+
+def read_media(keys: Keys, names: Mapping[str, tuple[str, int]]) -> MediaTokens:
+    """names: by the name of the field, a layout's key and the id that an absent key means."""
+    return MediaTokens(
+        **{field: keys.integer(key, default, low=0) for field, (key, default) in names.items()}
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,12 +71,10 @@ class ResidentExperts:
 
     def compute(self, tokens: RoutedTokens) -> torch.Tensor:
         """See ExpertProvider.compute; expert ids are trusted to lie within the bank."""
-        layer_id, bank, hidden, expert_ids, expert_weights, shared_page = tokens
-        assert shared_page is None
-        weights = self.banks[layer_id, bank]
-        if hidden.shape[0] == 1:
-            return _one_token(weights, hidden, expert_ids, expert_weights)
-        return _grouped(weights, hidden, expert_ids, expert_weights)
+        assert tokens.shared_page is None
+        compute = _one_token if tokens.hidden.shape[0] == 1 else _grouped
+        bank = self.banks[tokens.layer_id, tokens.bank]
+        return compute(bank, tokens.hidden, tokens.expert_ids, tokens.expert_weights)
 
 
 def _one_token(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ernie_local.engine import Engine
-from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local.errors import DoesNotFit, UsageError, parameter
 from ernie_local.experts.options import MISS_RULES
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
@@ -87,7 +87,7 @@ def measure_model(
         raise DoesNotFit(
             f"at least {decoded + 1} tokens are measured, the context has {context}",
             "a prompt and the tokens decoded after it have to fit",
-            f"--ctx-size {decoded + _PROMPT_TOKENS} or more",
+            f"{parameter('context_size', decoded + _PROMPT_TOKENS)} or more",
         )
     ids = text_ids(model.config, prompt_tokens + decoded)
 
@@ -132,7 +132,7 @@ def measure_miss_rules(model: LoadedModel, clock: Clock = time.perf_counter) -> 
         raise UsageError(
             "the model keeps experts in 1 memory, rules for misses need 2",
             "all experts fit on the GPU, or no GPU is used",
-            "a smaller vram",
+            f"a smaller {parameter('vram')}",
         )
     num_decoded = _RULE_ROUNDS * len(MISS_RULES) * 2 * _RULE_TOKENS
     ids = iter(text_ids(model.config, _RULE_PROMPT_TOKENS + num_decoded))

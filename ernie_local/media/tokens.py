@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ernie_local.config import MediaTokens
 
 VisionRule = Literal["tags", "placeholder"]
-Grid = tuple[int, int, int]
+Grid = tuple[int, int, int]  # frames, rows, columns, counted in patches
 
 TEXT, IMAGE, VIDEO = 0, 1, 2
 

@@ -14,10 +14,9 @@ from torch.nn import functional
 
 from ernie_local.config import ModelConfig, VisionConfig
 from ernie_local.kernels.send import send
+from ernie_local.media.tokens import Grid
 from ernie_local.model.layers import Linear, RMSNorm
 from ernie_local.model.rope import VisionRope, patch_positions, rotate_halves
-
-Grid = tuple[int, int, int]  # frames, rows, columns, counted in patches
 
 
 def quick_gelu(inner: torch.Tensor) -> torch.Tensor:

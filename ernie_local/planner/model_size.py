@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from ernie_local.checkpoint.file_layout import files_bytes
+from ernie_local.checkpoint.header import files_bytes
 from ernie_local.checkpoint.parts import ModelPart, ModelTensor, expected_tensors, model_parts, stored_tensors
 from ernie_local.config import ModelConfig, QuantizationConfig, parse_config, read_config
 from ernie_local.errors import UsageError

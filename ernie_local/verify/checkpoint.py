@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ernie_local.checkpoint.files import read_stored_tensors
-from ernie_local.checkpoint.hashes import HASHES_FILE, FileHash, model_files, read_hashes
-from ernie_local.checkpoint.header import read_header
+from ernie_local.checkpoint.files import HASHES_FILE, FileHash, model_files, read_hashes, read_stored_tensors
+from ernie_local.checkpoint.header import read_safetensors_header
 from ernie_local.checkpoint.index import Accounts, account
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
@@ -144,7 +143,7 @@ class _Files:
         with FileStream(path, self._note) as stream:
             if path.name.endswith(_WEIGHTS) and self._packed is not None:
                 with self._findings.catch(path.name):
-                    tensors = list(read_header(path).values())
+                    tensors = list(read_safetensors_header(path).values())
                     self.num_pages += check_values(stream, tensors, self._packed, self._findings)
             return stream.finish()
 

@@ -13,7 +13,7 @@ from typing import Self
 
 import torch
 
-from ernie_local.checkpoint.hashes import FileHash
+from ernie_local.checkpoint.files import FileHash
 from ernie_local.errors import ModelUnusable
 
 PIECE_BYTES = 4 << 20

@@ -6,7 +6,7 @@ Whether the tensors are those of the model is checkpoint/index.py's.
 from __future__ import annotations
 
 from ernie_local.checkpoint.header import StoredTensor
-from ernie_local.checkpoint.names import is_ignored
+from ernie_local.checkpoint.names import is_training_counter
 from ernie_local.checkpoint.packed import PackedTensors, known_format
 from ernie_local.checkpoint.reader import DTYPES, check_finite
 from ernie_local.packing import PageLayout
@@ -26,7 +26,7 @@ def check_values(
     num_pages = 0
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.num_bytes)):
         stream.skip_to(tensor.offset)
-        if is_ignored(tensor.name):
+        if is_training_counter(tensor.name):
             continue
         if packed.shapes.get(tensor.name) == tensor.shape and tensor.dtype == "U8":
             layout = packed.layout_of(tensor.name)

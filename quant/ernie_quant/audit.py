@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from ernie_calibration.pictures import make_picture
-from ernie_local.checkpoint.hashes import HASHES_FILE, write_hashes
+from ernie_local.checkpoint.files import HASHES_FILE, write_hashes
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable, NoAnswer, UsageError

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
-from ernie_cli import opening
+from ernie_cli.chat import opening
 from ernie_cli.main import run
 from ernie_local import model_files, session
 from ernie_local.errors import ErnieLocalError
@@ -66,7 +66,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(opening, "load_model", refuse)
+    monkeypatch.setattr(opening, "load_for_chat", refuse)
 
 
 @pytest.fixture

@@ -242,7 +242,7 @@ def test_a_memory_that_stands_for_a_gpu(command: Command, misses: str) -> None:
     assert "copied to it" in result.stderr
     refused = command("chat", "-p", "hi", "--vram", "30MiB", "--json")
     assert refused.exit_code == 3
-    assert "the vram limit is 30.0 MiB" in json.loads(refused.stdout)["error"]["what"]
+    assert "--vram is 30.0 MiB" in json.loads(refused.stdout)["error"]["what"]
 
 
 def test_options_of_paging_that_change_nothing_are_named(command: Command) -> None:

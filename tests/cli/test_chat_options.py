@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ernie_cli.chat_checks import check_options
-from ernie_cli.chat_options import ChatOptions
-from ernie_cli.failures import describe
+from ernie_cli.chat.options import ChatOptions
+from ernie_cli.chat.request import check_chat_options
+from ernie_cli.failures import failure_of
 from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.loading import LoadOptions
 from ernie_local.sampling import SamplingOptions
@@ -46,33 +46,33 @@ def test_sizes_accept_32k() -> None:
         (ChatOptions(think_budget="x"), "--think-budget 'x'"),
         (ChatOptions(max_tokens="4k", context_size="2k"), "4096 does not fit into --ctx-size 2048"),
         (ChatOptions(think="off", think_budget="5"), "--think off"),
-        (ChatOptions(load=Path("x.json"), system="s"), "--system and --load"),
+        (ChatOptions(load=Path("x.json"), system="s"), "--system with --load"),
         (ChatOptions(save=Path("/")), "directory"),
         (
             ChatOptions(save=Path("chat.json"), images=("a.png", "-:2")),
-            "--save was given together with --image -",
+            "--save with --image -",
         ),
         (ChatOptions(save=Path("no/where/chat.json")), "not a directory"),
     ],
 )
 def test_contradictions_are_usage_errors(options: ChatOptions, told: str) -> None:
     with pytest.raises(UsageError) as caught:
-        check_options(options)
-    assert told in describe(caught.value).text()
+        check_chat_options(options)
+    assert told in failure_of(caught.value).text()
 
 
 def test_a_chat_to_load_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(InputUnreadable, match="no saved chat"):
-        check_options(ChatOptions(load=tmp_path / "chat.json"))
+        check_chat_options(ChatOptions(load=tmp_path / "chat.json"))
 
 
 def test_a_chat_is_not_saved_over_a_image(tmp_path: Path) -> None:
     target = tmp_path / "invoice.png"
     target.write_bytes(b"\x89PNG")
     with pytest.raises(UsageError, match="will not write a chat over"):
-        check_options(ChatOptions(save=target))
+        check_chat_options(ChatOptions(save=target))
     target.write_bytes(b' {"version": 1}')
-    check_options(ChatOptions(save=target))
+    check_chat_options(ChatOptions(save=target))
 
 
 def test_wrong_sampling_values_end_with_2_before_the_weights(

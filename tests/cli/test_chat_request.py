@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from ernie_cli.chat_request import Request, read_request
+from ernie_cli.chat.request import Request, read_request
 from ernie_local.errors import InputUnreadable, UsageError
 from tests.cli.running import Command
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ernie_cli import opening
+from ernie_cli.chat import opening
 from ernie_local.kernels import native
 from tests.cli.running import Command, FakeChat, run_python
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ernie_cli.console import ENVIRONMENT, Console, forced_instruction_set
+from ernie_cli.console import Console
+from ernie_cli.settings import ENVIRONMENT, forced_instruction_set
 
 README = Path(__file__).parents[2] / "cli" / "README.md"
 

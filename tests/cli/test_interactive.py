@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ernie_cli import slash_commands
-from ernie_cli.line_reader import make_completer, read_message
+from ernie_cli.chat import slash_commands
+from ernie_cli.chat.line_reader import make_completer, read_message
 from ernie_local import session
 from ernie_local.errors import DoesNotFit
 from tests.cli.running import Command, FakeChat
@@ -172,7 +172,7 @@ class Interrupting:
 def test_ctrl_c_at_the_prompt_does_not_leave(
     talk: Talk, fake_chat: FakeChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ernie_cli.interactive.make_reader", lambda *names: Interrupting())
+    monkeypatch.setattr("ernie_cli.chat.interactive.make_reader", lambda *names: Interrupting())
     result = talk()
     assert result.exit_code == 0
     assert result.stderr.count("Ctrl-D or /exit leaves") == 2
@@ -191,7 +191,7 @@ def test_tab_completes_commands_and_paths(tmp_path: Path) -> None:
     from prompt_toolkit.document import Document
 
     (tmp_path / "invoice.png").touch()
-    completer = make_completer(slash_commands.names(), slash_commands.PATH_COMMANDS)
+    completer = make_completer(slash_commands.command_names(), slash_commands.PATH_COMMANDS)
 
     def complete(text: str) -> list[str]:
         found = completer.get_completions(Document(text), CompleteEvent(completion_requested=True))

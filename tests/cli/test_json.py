@@ -11,7 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
 from ernie_cli.failures import CODE_NAMES
-from ernie_cli.json_object import fill
+from ernie_cli.json_object import fill_result
 from ernie_cli.main import COMMANDS
 from tests.cli.running import DOCS, Command, FakeChat, validator_of
 
@@ -77,10 +77,10 @@ class Source:
 
 def test_a_result_is_filled_by_the_names_of_attributes() -> None:
     part = Source.Part(3)
-    filled = fill(Outer, Source(part, (part, part), {"a": part}), given=7)
+    filled = fill_result(Outer, Source(part, (part, part), {"a": part}), given=7)
     assert filled == Outer(Inner(3), [Inner(3), Inner(3)], {"a": Inner(3)}, 7)
     with pytest.raises(AttributeError, match="given"):
-        fill(Outer, Source(part, (), {}))
+        fill_result(Outer, Source(part, (), {}))
 
 
 def test_an_answer_fills_the_object(command: Command, fake_chat: FakeChat, invoice: Path) -> None:

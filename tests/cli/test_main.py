@@ -104,9 +104,9 @@ def test_every_error_ends_with_its_exit_code(
 
 
 def test_every_class_of_error_has_a_code_name(error_kinds: list[type[ErnieLocalError]]) -> None:
-    from ernie_cli.failures import describe
+    from ernie_cli.failures import failure_of
 
-    described = [describe(kind("w", "y", "h")) for kind in error_kinds]
+    described = [failure_of(kind("w", "y", "h")) for kind in error_kinds]
     assert len({failure.code for failure in described}) == len(error_kinds) == 9
 
 

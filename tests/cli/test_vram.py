@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ernie_cli.console import profile_path
+from ernie_cli.settings import profile_path
 from ernie_cli.vram.text import bar_lines
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY

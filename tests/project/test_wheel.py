@@ -76,6 +76,21 @@ def test_wheel_holds_the_four_packages_their_data_and_the_native_module(source: 
     assert shipped_files(source) - names == set()
 
 
+@pytest.mark.skipif(not CAN_COMPILE, reason="no C++ compiler or no Python headers here")
+def test_python_started_in_a_clone_finds_the_native_module(source: Path, tmp_path: Path) -> None:
+    """After a plain install: such a Python imports the sources, not what pip installed."""
+    clone = shutil.copytree(source, tmp_path / "clone")
+    (clone / ".git").mkdir()
+    build_wheel(clone, tmp_path, dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", NOTICE_SCRIPT], cwd=clone, env={}, capture_output=True, text=True, check=True
+    )
+    origin, module, notice = done.stdout.splitlines()
+    assert origin == str(clone / "ernie_local" / "__init__.py")
+    assert str(clone / "ernie_local" / "_kernels") in module
+    assert notice == "None"
+
+
 @pytest.mark.parametrize("case", ["compiler fails", "nothing on the PATH"])
 def test_installs_and_says_so_without_a_compiler(source: Path, tmp_path: Path, case: str) -> None:
     without = {key: value for key, value in os.environ.items() if key not in {"CC", "CXX", "CMAKE_GENERATOR"}}

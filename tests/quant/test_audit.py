@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ernie_local.checkpoint.files import HASHES_FILE
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.checkpoint.hashes import HASHES_FILE
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable

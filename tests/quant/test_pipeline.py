@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import ernie_local
 from ernie_calibration.pictures import make_picture
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.checkpoint.header import read_header
+from ernie_local.checkpoint.header import read_safetensors_header
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, ModelUnusable, Stopped, UsageError
@@ -303,7 +303,7 @@ def test_a_page_that_changes_behind_the_quantizer_is_found_before_anything_is_co
     def damage(unit: str, _done: float, _all: float) -> None:
         if unit == "expert 1.text.3":
             path = job.partial / "model.safetensors"
-            place = read_header(path)["experts.1.text.w2"]
+            place = read_safetensors_header(path)["experts.1.text.w2"]
             with path.open("r+b") as file:
                 file.seek(place.offset + 3 * place.shape[1] + 5000)
                 [byte] = file.read(1)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 import ernie_local
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.checkpoint.header import read_header
+from ernie_local.checkpoint.header import read_safetensors_header
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.errors import UsageError
@@ -135,7 +135,7 @@ def test_weight_bytes_are_those_in_memory(exported: tuple[Path, str]) -> None:
 
 def test_pages_are_aligned_and_any_reader_finds_them(exported: tuple[Path, str]) -> None:
     out, name = exported
-    stored = read_header(out / "model.safetensors")
+    stored = read_safetensors_header(out / "model.safetensors")
     packed = [tensor for tensor in stored.values() if tensor.dtype == "U8"]
     pages = [tensor for tensor in packed if tensor.name.startswith("experts.")]
     assert bool(pages) == bool(TABLES[name].experts)

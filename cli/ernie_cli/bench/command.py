@@ -78,7 +78,7 @@ def bench(options: BenchOptions, result: BenchResult) -> None:
     recorded chat is replayed instead, without its model: our paging, LRU, LFU and Belady's optimum, all with
     the same bytes.
     """
-    from ernie_cli.chat_checks import check_is_number
+    from ernie_cli.chat.request import check_is_number
     from ernie_local.sizes import parse_bytes, parse_count
 
     budgets = [parse_bytes(size, "ram") for size in options.ram]
@@ -95,11 +95,11 @@ def bench(options: BenchOptions, result: BenchResult) -> None:
 
         measure(options, result)
         return
-    from ernie_cli.bench.replay import replay, replay_on_gpu
+    from ernie_cli.bench.replay import replay_in_ram, replay_on_gpu
 
     _refuse_for_replay(options)
     if gpu_bytes is None:
-        replay(options, budgets, result)
+        replay_in_ram(options, budgets, result)
     else:
         replay_on_gpu(options, budgets, gpu_bytes, result)
 

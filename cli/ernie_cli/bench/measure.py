@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ernie_cli.chat_options import ChatOptions
-from ernie_cli.console import Console, profile_path
+from ernie_cli.chat.options import ChatOptions
+from ernie_cli.console import Console
+from ernie_cli.settings import profile_path
 
 if TYPE_CHECKING:
     from ernie_cli.bench.command import BenchOptions
@@ -57,7 +58,7 @@ def measure(options: BenchOptions, result: BenchResult) -> None:
         result.set_model(model, measured)
         result.miss_rules = dict(profile.miss_rules)
         if not options.as_json:
-            _answer(console, model_lines(model, measured))
+            _answer(console, model_speed_lines(model, measured))
             _answer(console, rule_lines(profile))
     if not options.no_save:
         path = profile_path()
@@ -101,7 +102,7 @@ def rule_lines(profile: MachineProfile) -> Iterator[str]:
         yield f"{f'decode, misses {name}':<32}  {tokens_per_second:10.2f} tokens/s{best}"
 
 
-def model_lines(model: LoadedModel, measured: ModelRun) -> Iterator[str]:
+def model_speed_lines(model: LoadedModel, measured: ModelRun) -> Iterator[str]:
     """What the model does here, and what was predicted."""
     from ernie_local.sizes import format_bytes
 
@@ -208,11 +209,11 @@ def _measure_model(
     image: OpenedImage | None,
     console: Console,
 ) -> tuple[LoadedModel, ModelRun]:
-    from ernie_cli.opening import load_model
+    from ernie_cli.chat.opening import load_for_chat
     from ernie_local.machine.model_speed import measure_model
 
     console.note(f"loading {options.model}")
-    model = load_model(_chat_options(options), files, console)
+    model = load_for_chat(_chat_options(options), files, console)
     console.note("measuring: prompts and answers")
     patches = None if image is None else model.patches([image.image])[0]
     rates = profile.rates_for(is_packed=files.config.has_packed_experts)

@@ -25,7 +25,7 @@ _COLUMNS = "{:>11}  {:<9}  {:>9}  {:>11}  {:>14}"
 _GPU_COLUMNS = "{:>11}  {:<7}  {:>9}  {:>9}  {:>10}  {:>9}  {:>9}"
 
 
-def replay(options: BenchOptions, budgets: Sequence[int], result: BenchResult) -> None:
+def replay_in_ram(options: BenchOptions, budgets: Sequence[int], result: BenchResult) -> None:
     """Replay the trace in each of these budgets, or in default ones; a line or an entry for each policy."""
     from ernie_cli.bench.result import budget_object
     from ernie_local.replay.replay import check_budget, compare
@@ -119,7 +119,7 @@ def _lines(budget: int, results: Sequence[Replayed]) -> Iterator[str]:
 
 def _machine_rates() -> tuple[Rates, str]:
     """Of this machine's disk and processor, and where they come from."""
-    from ernie_cli.stored_profile import stored_profile
+    from ernie_cli.settings import stored_profile
     from ernie_local.planner.speed import ASSUMED
 
     profile = stored_profile()

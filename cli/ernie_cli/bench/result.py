@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from ernie_cli.json_object import fill
+from ernie_cli.json_object import fill_result
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -255,26 +255,28 @@ class BenchResult:
 
     def set_machine(self, profile: MachineProfile) -> None:
         """Fill in what measuring the machine found."""
-        self.machine = fill(MachineObject, profile)
+        self.machine = fill_result(MachineObject, profile)
 
     def set_model(self, model: LoadedModel, measured: ModelRun) -> None:
         """Fill in what measuring a model found."""
         image = measured.image
         self.model = model.directory.name
-        self.speed = fill(
+        self.speed = fill_result(
             SpeedObject,
             measured,
             weight_bytes=model.weight_bytes,
-            prefill_tokens_per_second=fill(MeasurementObject, measured.prefill),
-            decode_tokens_per_second=fill(MeasurementObject, measured.decode),
+            prefill_tokens_per_second=fill_result(MeasurementObject, measured.prefill),
+            decode_tokens_per_second=fill_result(MeasurementObject, measured.decode),
             predicted_decode_tokens_per_second=measured.predicted_decode,
-            disk_bytes_per_second=None if measured.disk is None else fill(MeasurementObject, measured.disk),
+            disk_bytes_per_second=None
+            if measured.disk is None
+            else fill_result(MeasurementObject, measured.disk),
             image=None
             if image is None
-            else fill(
+            else fill_result(
                 ImageSpeedObject,
                 image,
-                prefill_tokens_per_second=fill(MeasurementObject, image.prefill),
+                prefill_tokens_per_second=fill_result(MeasurementObject, image.prefill),
             ),
         )
 
@@ -288,10 +290,10 @@ class BenchResult:
 def budget_object(trace: Trace, budget: int, results: list[Replayed]) -> BudgetObject:
     """What each policy did with this memory."""
     policies = [
-        fill(
+        fill_result(
             PolicyObject,
             one,
-            banks={bank: fill(BankHitsObject, hits) for bank, hits in one.stats.banks.items()},
+            banks={bank: fill_result(BankHitsObject, hits) for bank, hits in one.stats.banks.items()},
         )
         for one in results
     ]

@@ -86,7 +86,7 @@ def _budget(options: VramOptions) -> Budget:
 
 def _target(options: VramOptions, budget: Budget) -> Target:
     """The GPU that was named, else this machine's, else none."""
-    from ernie_cli.stored_profile import stored_profile
+    from ernie_cli.settings import stored_profile
     from ernie_cli.vram.report import Target
     from ernie_local.machine.hardware import installed_gpus
     from ernie_local.planner.gpus import UNKNOWN_GPU, find_gpu_model, match_gpu_model
@@ -120,7 +120,7 @@ def _tell(report: Report, options: VramOptions, console: Console) -> None:
         return
     kv_bytes = report.conversation.kv_size(report.model.config.text).bytes_per_token
     lines = list(text.model_lines(report.model))
-    lines += [text.image_line(image, report.model, kv_bytes) for image in report.conversation.images]
+    lines += [text.priced_image_line(image, report.model, kv_bytes) for image in report.conversation.images]
     lines += ["", *text.memory_lines(memory)]
     if report.gpu is not None:
         lines += ["", *text.memory_lines(report.gpu.ram)]

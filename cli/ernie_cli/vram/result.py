@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from ernie_cli.json_object import fill
+from ernie_cli.json_object import fill_result
 
 if TYPE_CHECKING:
     from ernie_cli.vram.report import Report
@@ -264,16 +264,16 @@ class VramResult:
         from ernie_local.planner.conversation import encoder_bytes
 
         token_bytes = conversation.kv_size(model.config.text).bytes_per_token
-        parts = [fill(ModelPartObject, part, bytes=part.num_bytes) for part in model.parts]
-        self.model = fill(ModelSizeObject, model, weights=count_weights(model), parts=parts)
-        self.conversation = fill(
+        parts = [fill_result(ModelPartObject, part, bytes=part.num_bytes) for part in model.parts]
+        self.model = fill_result(ModelSizeObject, model, weights=count_weights(model), parts=parts)
+        self.conversation = fill_result(
             ConversationObject,
             conversation,
             ctx_size=conversation.context_size,
             kv_bytes_per_token=token_bytes,
         )
         self.images = [
-            fill(
+            fill_result(
                 PricedImageObject,
                 image,
                 kv_bytes=image.tokens * token_bytes,
@@ -287,7 +287,7 @@ class VramResult:
         self.set_model(report.model, report.conversation)
         cpu, placement = report.cpu, report.cpu.placement
         experts = None if placement is None else "resident" if placement.paged_bytes is None else "paged"
-        self.cpu = fill(
+        self.cpu = fill_result(
             CpuPlanObject,
             cpu,
             experts=experts,
@@ -299,7 +299,7 @@ class VramResult:
         self.solved, self.make_it_fit = report.solved, list(report.flags)
         if report.gpu is not None:
             assert report.gpu_speed is not None
-            self.gpu = fill(
+            self.gpu = fill_result(
                 GpuPlanObject,
                 report.gpu,
                 name=report.target.gpu_name,
@@ -312,7 +312,7 @@ class VramResult:
     def set_gpus(self, gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]]) -> None:
         """Fill in the table of GPUs."""
         self.gpus = [
-            fill(
+            fill_result(
                 KnownGpuObject,
                 plan,
                 id=gpu.gpu_id,
@@ -333,14 +333,14 @@ def count_weights(model: ModelSize) -> int:
 
 
 def _memory(memory: MemoryPlan) -> MemoryPlanObject:
-    return fill(MemoryPlanObject, memory)
+    return fill_result(MemoryPlanObject, memory)
 
 
 def _speed(speed: Speed) -> SpeedEstimateObject:
-    return fill(
+    return fill_result(
         SpeedEstimateObject,
         speed,
-        decode_tok_s=fill(BandObject, speed.decode),
-        prefill_tok_s=None if speed.prefill is None else fill(BandObject, speed.prefill),
-        hit_rates=fill(HitRatesObject, speed.hits),
+        decode_tok_s=fill_result(BandObject, speed.decode),
+        prefill_tok_s=None if speed.prefill is None else fill_result(BandObject, speed.prefill),
+        hit_rates=fill_result(HitRatesObject, speed.hits),
     )

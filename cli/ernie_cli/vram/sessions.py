@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from ernie_cli.json_object import fill
+from ernie_cli.json_object import fill_result
 from ernie_cli.vram.options import VramOptions
 from ernie_cli.vram.result import OurSessionsObject, SessionsObject, SessionTermObject
 from ernie_local.sizes import GIB, format_bytes, parse_bytes
@@ -48,7 +48,10 @@ def our_sessions_object(model: ModelSize, conversation: ChatPlan, options: VramO
         counted.best / 1000,
         counted.high / 1000,
         session_bytes,
-        [fill(SessionTermObject, term.most, name=term.name, provenance=term.provenance) for term in terms],
+        [
+            fill_result(SessionTermObject, term.most, name=term.name, provenance=term.provenance)
+            for term in terms
+        ],
     )
 
 

@@ -41,7 +41,7 @@ def model_lines(model: ModelSize) -> Iterator[str]:
     yield f"{model.name}: {weights:,} weights, {format_bytes(model.file_bytes)} of files (from {origin})"
 
 
-def image_line(image: ImageReport, model: ModelSize, kv_bytes: int) -> str:
+def priced_image_line(image: ImageReport, model: ModelSize, kv_bytes: int) -> str:
     """What an image costs. kv_bytes: of one token."""
     from ernie_local.planner.conversation import encoder_bytes
 

@@ -56,13 +56,13 @@ def test_nano_is_the_directory_in_the_package(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(hub, "NANO_DIRECTORY", tmp_path)
     assert resolve_model("nano") == tmp_path
     monkeypatch.setattr(hub, "NANO_DIRECTORY", tmp_path / "gone")
-    assert "comes without nano" in refused("nano")
+    assert "lacks nano" in refused("nano")
 
 
 @pytest.mark.parametrize("name", ["hf:", "hf:ernie", "hf:a/b/c", "hf:a/b@", "hf:a b/c", "hf:../../etc"])
 def test_a_misspelt_hub_name_is_refused_without_asking_the_hub(name: str) -> None:
     message = refused(name)
-    assert "hf:org/name@revision" in message or "could not be had" in message
+    assert "hf:org/name@revision" in message or "could not be downloaded" in message
 
 
 def make_cache(root: Path) -> Path:
@@ -114,7 +114,7 @@ def test_without_a_network_what_is_not_cached_is_refused(name: str, tmp_path: Pa
     result = resolve_offline(name, tmp_path)
     assert result.returncode == 4
     assert len(result.stderr.splitlines()) == 3
-    assert result.stderr.startswith(f"model {name} could not be had from the Hugging Face hub\n")
+    assert result.stderr.startswith(f"model {name} could not be downloaded from the Hugging Face hub\n")
     assert "the cache has no complete copy" in result.stderr
     assert "HF_HUB_OFFLINE" in result.stderr.splitlines()[2]
 
@@ -132,7 +132,7 @@ def http_error(kind: str) -> Exception:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("GatedRepoError", "only after its terms were accepted"),
+        ("GatedRepoError", "terms have to be accepted"),
         ("RepositoryNotFoundError", "the hub has no model org/name"),
         ("RevisionNotFoundError", "has org/name, but no revision v2"),
         ("LocalEntryNotFoundError", "the hub cannot be reached"),

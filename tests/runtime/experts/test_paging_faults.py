@@ -138,7 +138,7 @@ def test_a_file_that_is_cut_while_the_model_runs(directory: Path) -> None:
     model = small(directory)
     logits(model)
     os.truncate(weights_file(directory), weights_file(directory).stat().st_size // 3)
-    with pytest.raises(ModelUnusable, match=r"bytes at \d+ were asked for, the file ends at \d+"):
+    with pytest.raises(ModelUnusable, match=r"bytes at \d+ were requested, the file ends at \d+"):
         logits(model)
 
 

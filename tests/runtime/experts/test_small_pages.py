@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import ernie_local
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.checkpoint.header import read_header
+from ernie_local.checkpoint.header import read_safetensors_header
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
 from ernie_local.checkpoint.reader import open_checkpoint
@@ -87,7 +87,7 @@ def test_names_say_which_pages_they_hold() -> None:
 
 
 def test_every_small_page_is_aligned_and_smaller(dual: Path) -> None:
-    places = read_header(dual / WEIGHTS)
+    places = read_safetensors_header(dual / WEIGHTS)
     small = [tensor for name, tensor in places.items() if name.startswith("small_experts.")]
     assert len(small) == 2 * 5
     for tensor in small:
@@ -104,7 +104,7 @@ def test_loading_takes_the_memory_and_gives_the_answers_of_one_without(dual: Pat
 
 def test_a_damaged_small_page_is_found_by_verify_and_read_by_nobody_else(dual: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(dual, tmp_path / "model"))
-    place = read_header(copy / WEIGHTS)[SMALL]
+    place = read_safetensors_header(copy / WEIGHTS)[SMALL]
     with (copy / WEIGHTS).open("r+b") as file:
         file.seek(place.offset + 3 * place.shape[1])
         file.write(b"\xff" * place.shape[1])

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ernie_local.checkpoint.files import HASHES_FILE, FileHash, read_hashes, write_hashes
 from ernie_local.checkpoint.format_tables import FormatChoice
-from ernie_local.checkpoint.hashes import HASHES_FILE, FileHash, read_hashes, write_hashes
-from ernie_local.checkpoint.header import StoredTensor, read_header
+from ernie_local.checkpoint.header import StoredTensor, read_safetensors_header
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.config import read_config
@@ -44,7 +44,7 @@ def packed(made: Path, tmp_path: Path) -> Path:
 
 def change_bytes(directory: Path, tensor: str, offset: int, change: Callable[[bytearray], None]) -> None:
     """Let `change` have the bytes of a tensor from `offset` on."""
-    place = read_header(directory / WEIGHTS)[tensor]
+    place = read_safetensors_header(directory / WEIGHTS)[tensor]
     with (directory / WEIGHTS).open("r+b") as file:
         file.seek(place.offset + offset)
         content = bytearray(file.read(place.num_bytes - offset))
@@ -95,7 +95,7 @@ def test_the_same_files_have_the_same_hashes_as_sha256sum(made: Path) -> None:
 
 
 def page_bytes(directory: Path, tensor: str) -> int:
-    return read_header(directory / WEIGHTS)[tensor].shape[1]
+    return read_safetensors_header(directory / WEIGHTS)[tensor].shape[1]
 
 
 def test_a_flipped_bit_in_the_codes_of_a_matrix_is_found_by_the_hash_alone(packed: Path) -> None:
@@ -153,7 +153,9 @@ def test_swapped_pages_are_found_by_the_hash(packed: Path) -> None:
 
 def test_a_page_of_another_bank_is_found_without_hashes(packed: Path) -> None:
     vision = "experts.1.vision.w2-w2l"
-    header = bytearray((packed / WEIGHTS).read_bytes()[read_header(packed / WEIGHTS)[vision].offset :][:64])
+    header = bytearray(
+        (packed / WEIGHTS).read_bytes()[read_safetensors_header(packed / WEIGHTS)[vision].offset :][:64]
+    )
 
     def put(content: bytearray) -> None:
         content[:64] = header
@@ -279,7 +281,7 @@ def test_hashes_of_a_stranger_are_refused(content: str, packed: Path) -> None:
 def test_a_large_tensor_is_read_in_pieces(tmp_path: Path) -> None:
     path = tmp_path / WEIGHTS
     save_file({"large": torch.ones(32 << 18)}, path)  # 32 MiB
-    stored: list[StoredTensor] = list(read_header(path).values())
+    stored: list[StoredTensor] = list(read_safetensors_header(path).values())
     findings, tensors = Findings(), PackedTensors(read_config(NANO_DIRECTORY))
     tracemalloc.start()
     with FileStream(path, None) as stream:

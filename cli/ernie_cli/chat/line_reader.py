@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from ernie_cli.console import terminal_is_plain
+from ernie_cli.settings import terminal_is_plain
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completer

@@ -1,4 +1,4 @@
-"""Opens the chat that the options of a command describe, and tells what the runtime has to say of it."""
+"""Opens the chat that the options describe, and shows the notes and warnings of the runtime."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ernie_cli.chat_options import ChatOptions
+from ernie_cli.chat.options import ChatOptions
 from ernie_cli.console import Console
 from ernie_cli.failures import spell_options
-from ernie_cli.stored_profile import stored_profile
+from ernie_cli.settings import stored_profile
 
 if TYPE_CHECKING:
     from ernie_local.loading import LoadedModel
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ernie_local.session import Chat
 
 
-def load_model(options: ChatOptions, files: ModelFiles, console: Console) -> LoadedModel:
+def load_for_chat(options: ChatOptions, files: ModelFiles, console: Console) -> LoadedModel:
     """Load the weights as the options say; what the runtime warns of is told on the console."""
     from ernie_local.session import open_model, opening_notes
 
@@ -41,7 +41,7 @@ def open_chat(options: ChatOptions, files: ModelFiles, console: Console) -> Chat
     # Built before the weights are read: they refuse values that mean nothing, and broken files.
     sampling = chat_sampling(options, files)
     saved = None if options.load is None else read_saved_chat(options.load, files)
-    model = load_model(options, files, console)
+    model = load_for_chat(options, files, console)
     notice = native_notice()
     if notice is not None:
         console.warn(notice)

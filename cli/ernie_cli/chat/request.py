@@ -1,15 +1,15 @@
-"""What is asked, put together from -p, --image and a piped stdin, and looked at before any model is loaded.
-
-Owns who may read stdin. Knows nothing of models and imports no torch.
-"""
+"""Checks what a chat is asked before any file of the model is opened: options, files, and who reads stdin."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
+from ernie_cli.chat.options import ChatOptions
 from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.media.pages import split_page_request
 
@@ -35,7 +35,7 @@ def read_request(
 ) -> Request:
     """The question and the images of this run; the question comes from stdin where a flag or pipe says so.
 
-    An image that comes from stdin is left there for whoever opens the images.
+    An image that comes from stdin stays there.
 
     Raises UsageError where nothing could be asked or stdin is wanted twice, InputUnreadable where
     the text is not UTF-8.
@@ -51,7 +51,7 @@ def read_request(
         source = "-p"
     if as_json and (prompt is None or interactive):
         raise UsageError(
-            "--json has no question to answer", "it prints one object for one question", _ASK_WITH_PROMPT
+            "--json without a question", "it prints one object for one question", _ASK_WITH_PROMPT
         )
     if prompt is not None:
         prompt = _checked(prompt, source)
@@ -64,7 +64,7 @@ def reads_stdin(image: str) -> bool:
 
 
 def _check_readers(prompt: str | None, num_image_readers: int, interactive: bool, is_terminal: bool) -> None:
-    """One reader of stdin at most, and a pipe for an image."""
+    """At most one reader of stdin, and a pipe for an image."""
     if num_image_readers and prompt is None and not interactive:
         raise UsageError("no question was given", "stdin carries the image of --image -", _ASK_WITH_PROMPT)
     if num_image_readers and is_terminal:
@@ -80,8 +80,8 @@ def _check_readers(prompt: str | None, num_image_readers: int, interactive: bool
     )
     if len(readers) > 1:
         raise UsageError(
-            f"stdin is wanted {len(readers)} times ({', '.join(readers)}), and can be read once",
-            "a pipe carries one thing",
+            f"stdin is wanted {len(readers)} times ({', '.join(readers)}) and can be read once",
+            "a pipe carries one input",
             "give the others as files or as text on the command line",
         )
 
@@ -119,3 +119,80 @@ def _checked(prompt: str, source: str) -> str:
             "check the encoding of the terminal or script",
         ) from error
     return text
+
+
+def check_chat_options(options: ChatOptions) -> None:
+    """Raise for options that contradict each other, and for files that cannot be read or written."""
+    max_tokens, context_size = options.max_tokens_count(), options.context_tokens()
+    options.think_budget_count()
+    if max_tokens is not None and context_size is not None and max_tokens >= context_size:
+        raise UsageError(
+            f"--max-tokens {max_tokens} does not fit into --ctx-size {context_size}",
+            "the context holds the question and the answer",
+            f"--ctx-size {max_tokens + 1024} or more",
+        )
+    if options.think == "off" and options.think_budget is not None:
+        raise UsageError(
+            f"--think-budget {options.think_budget} with --think off",
+            "there are no thoughts to limit",
+            "remove one of them",
+        )
+    if options.small_below is not None:
+        check_is_number("--small-below", options.small_below)
+    if options.load is not None:
+        _check_chat_file(options.load, options.system)
+    if options.trace is not None:
+        _check_output(options.trace, "a trace", b"PK", "chat.trace")
+    if options.save is not None:
+        check_save_path(options.save)
+        if any(reads_stdin(image) for image in options.images):
+            raise UsageError(
+                "--save with --image -",
+                "a saved chat names the files of its images, and a pipe has no name",
+                "give the image as a file",
+            )
+
+
+def check_is_number(option: str, value: float) -> None:
+    """Raise UsageError for nan, which passes all bounds."""
+    if math.isnan(value):
+        raise UsageError(f"{option} nan is not a number", "it must be from 0 to 1", f"{option} 0.1")
+
+
+def _check_chat_file(path: Path, system: str | None) -> None:
+    if system is not None:
+        raise UsageError(
+            "--system with --load",
+            "a saved chat has its own system text",
+            "remove one of them",
+        )
+    if not path.is_file():
+        raise InputUnreadable(
+            f"no saved chat at {path}",
+            "it does not exist" if not path.exists() else "it is not a file",
+            "check the path, or remove --load",
+        )
+
+
+def check_save_path(path: Path) -> None:
+    """Raise UsageError where a chat cannot be written, or would replace a file that holds no chat."""
+    _check_output(path, "a chat", b"{", "chat.json")
+
+
+def _check_output(path: Path, what: str, beginning: bytes, example: str) -> None:
+    """beginning: the first bytes of such a file, which may be replaced."""
+    directory = path.parent
+    if path.is_dir() or not directory.is_dir():
+        reason = "it is a directory" if path.is_dir() else f"{directory} is not a directory"
+        raise UsageError(
+            f"cannot save {what} as {path}", reason, f"give the path of a file, such as {example}"
+        )
+    if path.exists():
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()
+        if start and not start.startswith(beginning):
+            raise UsageError(
+                f"will not write {what} over {path}",
+                "the file is something else",
+                f"give another path, such as {example}",
+            )

@@ -1,8 +1,4 @@
-"""The chat at a terminal, or line by line from a pipe: what is typed becomes a question or a command.
-
-Owns what stays between questions: images that wait, how to think, whether to show figures. The commands
-themselves are in slash_commands. Knows nothing of how lines are read.
-"""
+"""Chats at a terminal, or line by line from a pipe: what is typed becomes a question or a slash command."""
 
 from __future__ import annotations
 
@@ -11,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ernie_cli import opening, slash_commands
-from ernie_cli.answering import AskSettings, ask, cut_off_line, stats_line
-from ernie_cli.chat_options import ChatOptions
+from ernie_cli.chat import opening, slash_commands
+from ernie_cli.chat.answering import AskSettings, ask, cut_off_line, stats_line
+from ernie_cli.chat.line_reader import LineReader, make_reader, read_message
+from ernie_cli.chat.options import ChatOptions
 from ernie_cli.console import Console
-from ernie_cli.failures import describe
+from ernie_cli.failures import failure_of
 from ernie_cli.images import show_reports
-from ernie_cli.line_reader import LineReader, make_reader, read_message
 from ernie_local.errors import ErnieLocalError
 
 if TYPE_CHECKING:
@@ -95,12 +91,12 @@ class InteractiveChat:
         """Do what `line` says; an error is shown, and the chat goes on. False when the chat is to end."""
         try:
             if line.startswith("/"):
-                return slash_commands.run(self, line)
+                return slash_commands.run_slash_command(self, line)
             self._ask(line)
         except BrokenPipeError:  # nobody reads the answers any more
             raise
         except (ErnieLocalError, OSError) as error:
-            self.console.error(describe(error).text())
+            self.console.error(failure_of(error).text())
         except KeyboardInterrupt:
             self.console.say("stopped")
         return True
@@ -120,7 +116,7 @@ class InteractiveChat:
             self.show_figures()
 
 
-def run(
+def chat_line_by_line(
     options: ChatOptions,
     files: ModelFiles,
     console: Console,
@@ -130,7 +126,7 @@ def run(
     """Load the model and chat until the person leaves, then save where --save says so."""
     loop = InteractiveChat(opening.open_chat(options, files, console), options, files, console)
     loop.attach(images)
-    reader = make_reader(slash_commands.names(), slash_commands.PATH_COMMANDS)
+    reader = make_reader(slash_commands.command_names(), slash_commands.PATH_COMMANDS)
     console.note(
         f"{options.model} is ready. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
     )

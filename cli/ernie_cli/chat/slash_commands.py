@@ -1,7 +1,4 @@
-"""The commands inside a chat: /image, /think and the others, each with its line of help.
-
-Owns their names, arguments and words. The state they change belongs to interactive.
-"""
+"""Runs the commands inside a chat: /image, /think and the others, each with its line of help."""
 
 from __future__ import annotations
 
@@ -11,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ernie_cli.chat_checks import check_save_path
+from ernie_cli.chat.request import check_save_path
 from ernie_cli.images import open_given_images, split_paths
 from ernie_local.errors import UsageError
 
 if TYPE_CHECKING:
-    from ernie_cli.interactive import InteractiveChat
+    from ernie_cli.chat.interactive import InteractiveChat
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +25,20 @@ class SlashCommand:
     act: Callable[[InteractiveChat, str], bool]
 
 
-def run(chat: InteractiveChat, line: str) -> bool:
+def run_slash_command(chat: InteractiveChat, line: str) -> bool:
     """Do what `line`, which starts with a slash, says; False when the chat is to end."""
     name, _, argument = line.strip().partition(" ")
     command = COMMANDS.get(name)
     if command is None:
         chat.console.say(
             f"unknown command {name}; /help lists them "
-            "(to send text that starts with a slash, put a blank before it)"
+            "(to send text that starts with a slash, type a blank first)"
         )
         return True
     return command.act(chat, argument.strip())
 
 
-def names() -> list[str]:
+def command_names() -> list[str]:
     """All commands, for completion."""
     return list(COMMANDS)
 
@@ -106,7 +103,7 @@ def _save(chat: InteractiveChat, argument: str) -> bool:
 def _load(chat: InteractiveChat, argument: str) -> bool:
     path = _one_path("/load", argument)
     chat.resume(path)
-    chat.console.say(f"going on with {path}")
+    chat.console.say(f"continuing {path}")
     return True
 
 
@@ -136,11 +133,11 @@ COMMANDS: Mapping[str, SlashCommand] = {
         "FILE...", "attach images to the next question; clear: drop them; alone: list", _image
     ),
     "/think": SlashCommand("on|off|auto", "think before the answers from now on", _think),
-    "/system": SlashCommand("[TEXT]", "start anew with this system text; alone: show it", _system),
+    "/system": SlashCommand("[TEXT]", "start a new chat with this system text; alone: show it", _system),
     "/stats": SlashCommand("[on|off]", "figures of the last answer; on: after each answer", _stats),
     "/undo": SlashCommand("", "forget the last question and its answer", _undo),
     "/save": SlashCommand("FILE", "write the chat to a file", _save),
-    "/load": SlashCommand("FILE", "go on with a chat from a file", _load),
+    "/load": SlashCommand("FILE", "continue a chat from a file", _load),
     "/help": SlashCommand("", "show this list", _help),
     "/exit": SlashCommand("", "leave (also Ctrl-D)", _exit),
 }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Optional
 
-from ernie_cli.json_object import fill
+from ernie_cli.json_object import fill_result
 
 if TYPE_CHECKING:
     from ernie_local.session import Answer, ImageReport
@@ -121,7 +121,7 @@ class ChatResult:
     def set_images(self, reports: Sequence[ImageReport]) -> None:
         """Fill in what the model will see of the images."""
         self.images = [
-            fill(
+            fill_result(
                 ImageObject,
                 report,
                 size=list(report.original_size),
@@ -136,7 +136,7 @@ class ChatResult:
         timings = answer.timings
         self.text, self.reasoning = answer.text, answer.reasoning or None
         self.finish_reason = answer.finish_reason
-        self.usage = fill(UsageObject, answer.usage)
+        self.usage = fill_result(UsageObject, answer.usage)
         self.timings = TimingsObject(
             *(
                 round(seconds, 4)
@@ -144,4 +144,4 @@ class ChatResult:
             )
         )
         self.memory = PeakMemoryObject(answer.peak_memory_bytes)
-        self.paging = None if answer.paging is None else fill(PagingObject, answer.paging)
+        self.paging = None if answer.paging is None else fill_result(PagingObject, answer.paging)

@@ -1,0 +1,67 @@
+"""Reads what is set outside of the command line: environment variables, and the stored profile."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ernie_local.planner.profile import MachineProfile
+
+ISA_VARIABLE = "ERNIE_LOCAL_ISA"
+
+# The one table of environment variables that ernie-local's commands read.
+ENVIRONMENT: Mapping[str, str] = {
+    ISA_VARIABLE: "instruction set of the CPU kernels, such as 'avx2'; 'ernie-local doctor' lists them",
+    "NO_COLOR": "set to anything: no colour and no dimmed text",
+    "TERM": "'dumb': no colour, no dimmed text, and no line editing",
+    "XDG_CONFIG_HOME": "the folder in which 'bench' stores the machine's profile, in place of ~/.config",
+    "APPDATA": "the same on Windows",
+}
+
+
+def terminal_is_plain(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether the terminal is declared unable to do more than print lines."""
+    return (os.environ if environment is None else environment).get("TERM") == "dumb"
+
+
+def forced_instruction_set(environment: Mapping[str, str] | None = None) -> str | None:
+    """The instruction set that the CPU kernels must use; None leaves the choice to them."""
+    return (os.environ if environment is None else environment).get(ISA_VARIABLE) or None
+
+
+def use_forced_instruction_set() -> None:
+    """Let the CPU kernels of this process use what ERNIE_LOCAL_ISA names; imports nothing without it.
+
+    Raises UsageError for a name that means nothing, DoesNotFit for what cannot run here.
+    """
+    name = forced_instruction_set()
+    if name is not None:
+        from ernie_local.kernels.instruction_sets import choose_instruction_set
+
+        choose_instruction_set(name, ISA_VARIABLE)
+
+
+def profile_path(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
+    """Where the profile of this machine is: in the user's own folder for settings."""
+    variables = os.environ if environment is None else environment
+    if platform == "win32":
+        folder = Path(variables.get("APPDATA") or Path.home() / "AppData" / "Roaming")
+    else:
+        named = Path(variables.get("XDG_CONFIG_HOME") or "")
+        # The XDG Base Directory Specification says to ignore relative paths.
+        folder = named if named.is_absolute() else Path.home() / ".config"
+    return folder / "ernie-local" / "machine.json"
+
+
+def stored_profile() -> MachineProfile | None:
+    """What `bench` measured on this hardware; None if it measured none, or another machine's."""
+    path = profile_path()
+    if not path.exists():
+        return None
+    from ernie_local.machine.hardware import own_profile
+
+    return own_profile(path)
