@@ -170,8 +170,8 @@ def _check_free_on_gpu(gpu: Memory, need: MemoryNeed) -> None:
     wanted = need.fixed_bytes + need.expert_bytes + need.cache_bytes + (need.room_bytes or 0)
     if gpu.free is not None and gpu.limit_name is not None and gpu.free < min(gpu.total, wanted):
         raise DoesNotFit(
-            f"{parameter(gpu.limit_name)} is {format_bytes(gpu.total)}, but {format_bytes(gpu.free)} are free "
-            "on the GPU",
+            f"{parameter(gpu.limit_name)} is {format_bytes(gpu.total)}, "
+            f"but {format_bytes(gpu.free)} are free on the GPU",
             "the model would take more than is free",
             f"{parameter(gpu.limit_name, f'{gpu.free // MIB}MiB')} or less, or close other programs that use "
             "the GPU",

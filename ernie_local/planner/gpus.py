@@ -102,7 +102,7 @@ def find_gpu_model(text: str) -> GpuModel:
     raise UsageError(
         f"{parameter('gpu', text)} is not one of {len(gpus)} known GPUs",
         f"similar ones are {', '.join(found)}" if found else "no name in the table is similar",
-        f"one of these, {parameter('gpu', 'all')} for the whole table, or {parameter('vram')} for any other GPU",
+        f"one of these, {parameter('gpu', 'all')} for all, or {parameter('vram')} for any other GPU",
     )
 
 
