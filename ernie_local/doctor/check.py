@@ -95,7 +95,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFiles:
+class WeightFiles:
     """Weight files of a whole checkpoint, with the tensors and bytes in them."""
 
     paths: list[Path]
@@ -133,7 +133,7 @@ class Examination:
         return profile if difference is None else None
 
     @cached_property
-    def model_files(self) -> ModelFiles | ModelUnusable | None:
+    def model_files(self) -> WeightFiles | ModelUnusable | None:
         """Files of the model by its headers, or what is wrong with them; None where none is looked for."""
         if self.subject.model is None or self.subject.model.startswith("hf:"):
             return None
@@ -148,7 +148,7 @@ def worst_verdict(diagnoses: Iterable[Diagnosis]) -> Verdict:
     return max((one.verdict for one in diagnoses), key=_BY_WEIGHT.index, default="ok")
 
 
-def _account(model: str) -> ModelFiles:
+def _account(model: str) -> WeightFiles:
     """ModelUnusable for what is missing, too short or of the wrong shape."""
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.checkpoint.reader import open_checkpoint
@@ -162,4 +162,4 @@ def _account(model: str) -> ModelFiles:
         stored += checkpoint.packed.values()
         num_bytes = checkpoint.total_bytes
     ErnieTokenizer.from_directory(directory)
-    return ModelFiles(sorted({one.path for one in stored}), len(stored), num_bytes)
+    return WeightFiles(sorted({one.path for one in stored}), len(stored), num_bytes)

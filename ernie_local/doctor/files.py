@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from ernie_local.doctor.check import Check, Examination, ModelFiles, Outcome
+from ernie_local.doctor.check import Check, Examination, Outcome, WeightFiles
 from ernie_local.errors import ErnieLocalError, InputUnreadable, ModelUnusable
 from ernie_local.sizes import GIB, MIB, format_bytes
 
@@ -26,7 +26,7 @@ def _check_disk(examination: Examination) -> Outcome:
     from ernie_local.machine.disk import find_storage
 
     found = examination.model_files
-    paths = found.paths if isinstance(found, ModelFiles) else []
+    paths = found.paths if isinstance(found, WeightFiles) else []
     largest = max(paths, key=lambda path: path.stat().st_size, default=None)
     is_model = largest is not None and largest.stat().st_size >= _FILE_BYTES
     place = largest if is_model and largest is not None else examination.subject.temporary_folder

@@ -114,7 +114,7 @@ def measure_model(
         decode=decode,
         predicted_decode=1 / decode_seconds(work, rates, hit_rate, context_bytes),
         hit_rate=hit_rate,
-        expert_memory_bytes=experts.level.memory.num_bytes if isinstance(experts, PagedExperts) else None,
+        expert_memory_bytes=experts.ram.memory.num_bytes if isinstance(experts, PagedExperts) else None,
         disk=disk,
         memory_share=memory_share,
         image=None if image is None else _measure_image(model, image, clock),
@@ -128,11 +128,11 @@ def measure_miss_rules(model: LoadedModel, clock: Clock = time.perf_counter) -> 
     what. UsageError for a model without two memories.
     """
     experts = model.network.experts
-    if not isinstance(experts, PagedExperts) or experts.top is experts.level:
+    if not isinstance(experts, PagedExperts) or experts.top is experts.ram:
         raise UsageError(
             "the model keeps experts in 1 memory, rules for misses need 2",
             "all experts fit on the GPU, or no GPU is used",
-            f"a smaller {parameter('vram')}",
+            f"run on a GPU and lower {parameter('vram')}",
         )
     num_decoded = _RULE_ROUNDS * len(MISS_RULES) * 2 * _RULE_TOKENS
     ids = iter(text_ids(model.config, _RULE_PROMPT_TOKENS + num_decoded))
@@ -142,14 +142,14 @@ def measure_miss_rules(model: LoadedModel, clock: Clock = time.perf_counter) -> 
     before = experts.miss_rule
     for _ in range(_RULE_ROUNDS):
         for name, rule in MISS_RULES.items():
-            experts.miss_rule = rule
+            experts.change_miss_rule(rule)
             for _ in range(_RULE_TOKENS):
                 engine.decode(next(ids))
             start = clock()
             for _ in range(_RULE_TOKENS):
                 engine.decode(next(ids))
             seconds[name].append((clock() - start) / _RULE_TOKENS)
-    experts.miss_rule = before
+    experts.change_miss_rule(before)
     return {name: 1 / statistics.median(measured) for name, measured in seconds.items()}
 
 
@@ -233,7 +233,7 @@ def _disk_rate(model: LoadedModel) -> list[float]:
         return []
     store = experts.store
     path = max(store.paths, key=lambda path: path.stat().st_size)
-    page_bytes = max(map(store.page_bytes, store.experts))
+    page_bytes = max(store.page_bytes.values())
     if not holds_pages(path, page_bytes):
         return []
     return [measure_disk(path, page_bytes, _DISK_SECONDS).speed.median]

@@ -13,7 +13,7 @@ import pytest
 
 from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.doctor import Diagnosis, Examination, Subject, files
-from ernie_local.doctor.check import ModelFiles
+from ernie_local.doctor.check import WeightFiles
 from ernie_local.machine.disk import DiskSpeed, Storage, measure_disk
 from ernie_local.machine.hardware import find_hardware
 from ernie_local.planner.profile import MachineProfile, Measurement, write_profile
@@ -30,7 +30,7 @@ def check_model(model: str) -> tuple[Diagnosis, list[Path]]:
     found = files.CHECKPOINT.run(examination)
     assert found is not None
     there = examination.model_files
-    return found, there.paths if isinstance(there, ModelFiles) else []
+    return found, there.paths if isinstance(there, WeightFiles) else []
 
 
 def check_stored(path: Path) -> tuple[MachineProfile | None, Diagnosis]:
@@ -64,12 +64,12 @@ def test_the_largest_file_of_the_model_is_timed(tmp_path: Path, monkeypatch: pyt
     with large.open("wb") as file:
         file.truncate(64 << 20)
     assert (
-        look(files.DISK, in_folder(tmp_path), model_files=ModelFiles([small, large], 2, 2)).facts["of_model"]
+        look(files.DISK, in_folder(tmp_path), model_files=WeightFiles([small, large], 2, 2)).facts["of_model"]
         is True
     )
     assert timed == [large]
     assert (
-        look(files.DISK, in_folder(tmp_path), model_files=ModelFiles([small], 1, 1)).facts["of_model"]
+        look(files.DISK, in_folder(tmp_path), model_files=WeightFiles([small], 1, 1)).facts["of_model"]
         is False
     )
 
