@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from ernie_local.doctor import Finding
+    from ernie_local.doctor import Diagnosis
 
 CheckVerdict = Literal["ok", "slow", "fails"]
 
@@ -46,7 +46,7 @@ class DoctorResult:
     checks: list[CheckObject] = field(default_factory=list)
     """In the order in which they ran. `checkpoint` only with MODEL; without PyTorch only the first three."""
 
-    def update(self, findings: Sequence[Finding]) -> None:
+    def update(self, findings: Sequence[Diagnosis]) -> None:
         """Fill in the findings so far."""
         from ernie_local.doctor import worst_verdict
 
