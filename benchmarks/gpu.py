@@ -33,7 +33,7 @@ from ernie_local.kernels.experts import packed_experts
 from ernie_local.kernels.gpu import require_triton
 from ernie_local.kernels.linear import packed_linear
 from ernie_local.machine.gpu import GPU_LINK, GPU_MEMORY, GPU_OPERATIONS, measure_gpu
-from ernie_local.machine.random_weights import RandomWeights
+from ernie_local.machine.random_model import RandomWeights
 from ernie_local.packing import LowBitFormat, PageLayout, find_format
 from ernie_local.planner.rates import GpuRates
 

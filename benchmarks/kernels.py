@@ -20,7 +20,7 @@ from ernie_local.kernels.arguments import ExpertsCall, PackedMatrix
 from ernie_local.kernels.experts import packed_experts
 from ernie_local.kernels.linear import packed_linear
 from ernie_local.kernels.memory import empty_bytes
-from ernie_local.machine.random_weights import RandomWeights
+from ernie_local.machine.random_model import RandomWeights
 from ernie_local.packing import PageLayout, find_format
 
 HIDDEN, TEXT_INNER, VISION_INNER, TOP_K, NUM_EXPERTS = 2560, 1536, 512, 6, 64
