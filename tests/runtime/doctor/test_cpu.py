@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ernie_local.doctor import Diagnosis, Subject, cpu, examine
-from ernie_local.kernels import instruction_sets
+from ernie_local.kernels import native
 from ernie_local.kernels.native import InstructionSet
 from tests.runtime.doctor.looking import SETTING, look
 
@@ -60,7 +60,7 @@ def check_sets(
     monkeypatch: pytest.MonkeyPatch, known: list[InstructionSet], in_use: str, is_forced: bool = False
 ) -> Diagnosis:
     fake_module(monkeypatch, instruction_set=in_use, cpu_features=["a"])
-    monkeypatch.setattr(instruction_sets, "known_instruction_sets", lambda: tuple(known))
+    monkeypatch.setattr(native, "known_instruction_sets", lambda: tuple(known))
     return look(cpu.INSTRUCTION_SET, isa_is_forced=is_forced)
 
 
