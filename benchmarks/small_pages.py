@@ -21,14 +21,13 @@ from ernie_calibration.sample import Sample
 from ernie_local import load
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
+from ernie_local.experts.build import PagingSetup, paging_plan
 from ernie_local.experts.options import PagingOptions
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
 from ernie_local.loading.build import build_model
-from ernie_local.loading.paging import paging_plan
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.planner.fit import Placement
 from ernie_local.session.writer import ChatWriter
 from ernie_local.text.template import user_message
 from ernie_quant.evaluation.comparison import divergence
@@ -45,9 +44,8 @@ def paged(directory: Path, share: float, small_below: float | None) -> ErnieMode
         assert plan is not None
         memory = max(plan.least_bytes, int(share * plan.most_bytes))
         options = PagingOptions(small_below=small_below)
-        return build_model(
-            checkpoint, config, torch.float32, torch.device("cpu"), Placement(memory, 2048), options
-        )
+        paging = PagingSetup(memory, options)
+        return build_model(checkpoint, config, torch.float32, torch.device("cpu"), paging)
 
 
 def questions(

@@ -17,7 +17,7 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable, NoAnswer, UsageError, parameter
 from ernie_local.loading import LoadedModel, load
-from ernie_local.loading.build import count_weights
+from ernie_local.loading.build import checkpoint_weights
 from ernie_local.media.patches import Patches
 from ernie_local.session import Chat
 from ernie_local.sizes import format_bytes
@@ -71,7 +71,7 @@ def _try_answer(directory: Path, note: OnNote, most_memory: int | None) -> None:
     """Ask about one generated invoice, and note the answer, right or wrong."""
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
-        weight_bytes = count_weights(checkpoint, config, torch.float32).total
+        weight_bytes = checkpoint_weights(checkpoint, config, torch.float32).total
     room = int(_MEMORY_SHARE * psutil.virtual_memory().available)
     if most_memory is not None:
         room = min(room, most_memory)

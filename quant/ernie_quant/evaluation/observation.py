@@ -14,7 +14,7 @@ import torch
 from ernie_calibration.sample import Sample, SampleTurn
 from ernie_local.engine import Engine
 from ernie_local.loading import LoadedModel
-from ernie_local.loading.routes import RouteRecord
+from ernie_local.loading.model import RouteRecord
 from ernie_local.media.patches import Patches
 from ernie_local.sampling import Sampler, SamplingOptions
 from ernie_local.session.generation import Generation, find_limits
@@ -105,17 +105,15 @@ class Observer:
         # The model's own answer may take a few more ids when it is encoded again.
         engine = self._model.engine(context_size=num_prompt + 2 * max_tokens)
         routes = RouteRecord(engine, engine.context_size)
-        engine.on_route = routes
-        states = self._states(engine, prompt.token_ids, patches)[-1:].clone()
+        with engine.reporting_routes(routes):
+            states = self._states(engine, prompt.token_ids, patches)[-1:].clone()
         behind_prompt = engine.mark()
-        engine.on_route = None
         answer = self._write(engine, states, prompt.token_ids, max_tokens)
         engine.rewind(behind_prompt)
-        engine.on_route = routes
         forced = tuple(forced_ids(index, turn, answer))
         if forced:
-            states = torch.cat([states, self._states(engine, forced, ())])
-        engine.on_route = None  # breaks a reference cycle, so that the memory is freed at once
+            with engine.reporting_routes(routes):
+                states = torch.cat([states, self._states(engine, forced, ())])
         asked = AskedTurn(
             document,
             turn,

@@ -19,7 +19,7 @@ from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
 from ernie_local.loading.model import EngineSettings
 from ernie_local.model_files import ModelFiles
-from ernie_local.replay.replay import replay
+from ernie_local.replay.replay import replay_trace
 from ernie_local.replay.trace import Trace
 from ernie_local.replay.trace_file import read_trace, write_trace
 from tests.plain_export import export_plainly
@@ -94,10 +94,10 @@ def test_a_replay_counts_what_the_engine_counted(directory: Path, tmp_path: Path
     assert stats.decoded_tokens > 10
     assert stats.banks["text"].decode_hits > 10
     assert stats.banks["vision"].decode_misses + stats.banks["vision"].decode_hits == 5 * 4
-    assert counted(replay(recorder.trace(), memory_bytes)) == stats
+    assert counted(replay_trace(recorder.trace(), memory_bytes)) == stats
 
     write_trace(tmp_path / "chat.trace", recorder.trace())
-    assert counted(replay(read_trace(tmp_path / "chat.trace"), memory_bytes)) == stats
+    assert counted(replay_trace(read_trace(tmp_path / "chat.trace"), memory_bytes)) == stats
     experts.close()
 
 
@@ -123,7 +123,7 @@ def test_an_interrupted_forward_is_replayed_as_far_as_it_came(tmp_path: Path) ->
     assert [len(forward.expert_ids) for forward in trace.forwards] == [30 * 5, 2, 2, *[5] * 10]
     experts = model.network.experts
     assert isinstance(experts, PagedExperts)
-    assert counted(replay(trace, memory_bytes)) == counted(experts.stats)
+    assert counted(replay_trace(trace, memory_bytes)) == counted(experts.stats)
     write_trace(tmp_path / "t", trace)
     assert len(read_trace(tmp_path / "t").forwards) == 13
     experts.close()
