@@ -171,7 +171,6 @@ def _linear_products() -> list[_Product]:
     for name, low_bit in FORMATS.items():
         packed = pack_matrix(_random_matrix(low_bit, _ROWS, _COLUMNS, generator))
         matrix = PackedMatrix(packed, name, _ROWS)
-        matrix = PackedMatrix(packed, name, _ROWS)
         for num_tokens in _NUM_TOKENS:
             tokens = torch.randn(num_tokens, _COLUMNS, generator=generator)
             products.append((partial(packed_linear, tokens, matrix), plain_linear(tokens, matrix)))
