@@ -49,7 +49,7 @@ def check(gpus: Sequence[GpuReport] | None) -> Finding:
     facts["is_available"] = True
     names = ", ".join(str(device["name"]) for device in devices)
     shown = f"CUDA {built_for}" + (f", driver {driver}" if driver else "")
-    return Finding(NAME, "ok", f"{shown}: {names}; used only with --device cuda", None, facts)
+    return Finding(NAME, "ok", f"{shown}: {names}; used only where the device is cuda", None, facts)
 
 
 def _not_available(

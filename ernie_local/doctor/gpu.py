@@ -60,7 +60,7 @@ def _describe(gpu: GpuReport) -> str:
 
 def _fix(gpu: GpuReport) -> str | None:
     if gpu.compute_capability is not None and gpu.compute_capability < LEAST_CAPABILITY:
-        return "compute on the processor (--device cpu), or use a GPU of capability 7.0 or more"
+        return "compute on the processor, or use a GPU of capability 7.0 or more"
     if gpu.total_bytes is not None and gpu.free_bytes is not None:
         held = gpu.total_bytes - gpu.free_bytes
         if held > _HELD_SHARE * gpu.total_bytes:

@@ -29,7 +29,7 @@ def check(
         text += ": a full GPU goes on in RAM, in silence and many times slower"
         fix = (
             "NVIDIA Control Panel, Manage 3D settings, CUDA - Sysmem Fallback Policy: Prefer No Sysmem "
-            "Fallback; or leave 1 GiB of --vram free"
+            "Fallback; or leave 1 GiB of the GPU's memory free"
         )
         return Finding(NAME, "slow", text, fix, facts)
     return Finding(NAME, "ok", text, None, facts)

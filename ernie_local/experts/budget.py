@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.experts.level import PageLevel
 from ernie_local.experts.memory import trim_heap
 from ernie_local.experts.plan import PagingPlan
@@ -78,7 +78,7 @@ class GpuRoom:
                 f"the conversation needs {format_bytes(num_bytes)} of the GPU and experts {least} at least, "
                 f"there are {format_bytes(memory.num_bytes)} for both",
                 "they share one memory, as large as the GPU allowed when the model was loaded",
-                "shorten the conversation, take kv_dtype int8, or load with more vram",
+                f"shorten the conversation, use {parameter('kv_dtype', 'int8')}, or more {parameter('vram')}",
             )
         rest()
         self._level.keep_first_frames(num_frames)
@@ -132,7 +132,7 @@ class SharedRoom:
                 f"{format_bytes(needed)} are needed beside experts, which need {format_bytes(least)} "
                 f"themselves, there are {format_bytes(self._num_bytes)} for both",
                 "conversation, images and experts share one memory, limited when the model was loaded",
-                "raise the limit (--ram), shorten the conversation, or give fewer or smaller images",
+                f"raise {parameter('ram')}, shorten the conversation, or give fewer or smaller images",
             )
         if is_less:
             trim_heap()

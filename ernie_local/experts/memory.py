@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.experts.keys import UNIT_BYTES
 from ernie_local.kernels.huge_pages import map_bytes
 from ernie_local.sizes import format_bytes
@@ -162,5 +162,6 @@ def allocate_pages(
         f"{format_bytes(least_bytes)} that it needs with one token's experts could be had beside "
         f"{format_bytes(room_bytes)} to compute in",
         "other programs took memory of the GPU meanwhile, or its driver keeps more than it says",
-        "close other programs, take a smaller context or kv_dtype int8, or lower vram",
+        f"close other programs, lower {parameter('context_size')} or {parameter('vram')}, or use "
+        f"{parameter('kv_dtype', 'int8')}",
     )

@@ -10,7 +10,7 @@ from collections.abc import Hashable
 from typing import Literal
 from weakref import WeakSet
 
-from ernie_local.errors import UsageError
+from ernie_local.errors import UsageError, parameter
 from ernie_local.kernels.native import Absence
 
 GpuKernels = Literal["auto", "triton", "torch"]
@@ -42,7 +42,8 @@ class GpuKernelsChoice:
             gc.collect()  # one that nobody can reach any more may still be there
             if self._users:
                 raise UsageError(
-                    f"gpu_kernels {name} asked for, {len(self._users)} model on a GPU uses {self._name}",
+                    f"{parameter('gpu_kernels', name)} was asked for, {len(self._users)} model on a GPU uses "
+                    f"{self._name}",
                     "all models of a process compute by the same kernels",
                     "delete the other model first, or load this one in a process of its own",
                 )

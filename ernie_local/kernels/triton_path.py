@@ -25,13 +25,13 @@ def triton_absence(capability: tuple[int, int] | None, c_compiler: str | None = 
     starters with; without it Triton looks for gcc and clang.
     """
     if capability is None:
-        return Absence(_WHAT, "there is no NVIDIA GPU that PyTorch can use", "run on the CPU: --device cpu")
+        return Absence(_WHAT, "there is no NVIDIA GPU that PyTorch can use", "compute on the CPU")
     if capability < LEAST_CAPABILITY:
         shown, least = (".".join(map(str, numbers)) for numbers in (capability, LEAST_CAPABILITY))
         return Absence(
             _WHAT,
             f"the GPU has compute capability {shown}, Triton needs {least}",
-            "use a GPU from 2018 on (GeForce RTX, Tesla T4), or run on the CPU: --device cpu",
+            "use a GPU from 2018 on (GeForce RTX, Tesla T4), or compute on the CPU",
         )
     if importlib.util.find_spec("triton") is None:
         wheel = "triton-windows" if sys.platform == "win32" else "triton"

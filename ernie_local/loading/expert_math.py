@@ -13,7 +13,7 @@ from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import Bank, BankKey, ExpertBank, ModelConfig
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.experts.page_math import PackedPageMath, PageMath, PlainPageMath
 from ernie_local.kernels.gpu_kernels import CHOICE
 from ernie_local.kernels.nf4_kernels import (
@@ -60,7 +60,7 @@ def check_triton_formats(config: ModelConfig) -> None:
         raise DoesNotFit(
             "experts are in another library's format, for which there are 0 Triton kernels",
             "these are for the formats that `ernie-local quantize` makes",
-            "leave gpu_kernels triton away, or quantize the original with --method gptq or rtn",
+            f"remove {parameter('gpu_kernels', 'triton')}, or quantize the original by gptq or rtn",
         )
 
 

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 
 from ernie_local.config import ModelConfig
-from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local.errors import DoesNotFit, UsageError, parameter
 from ernie_local.kernels.gpu_kernels import CHOICE, GpuKernels
 from ernie_local.kernels.graph_recorder import CudaGraphs
 from ernie_local.loading.expert_math import check_triton_formats
@@ -32,21 +32,22 @@ class GpuChoices:
         """UsageError for names that mean nothing, or nothing on this device."""
         if kernels not in get_args(GpuKernels):
             raise UsageError(
-                f"gpu_kernels {kernels!r} is not one of {', '.join(get_args(GpuKernels))}",
+                f"{parameter('gpu_kernels')} {kernels!r} is not one of {', '.join(get_args(GpuKernels))}",
                 "a GPU computes by Triton's kernels or by plain PyTorch",
                 "use auto",
             )
         if graphs not in get_args(CudaGraphsChoice):
             raise UsageError(
-                f"cuda_graphs {graphs!r} is not one of {', '.join(get_args(CudaGraphsChoice))}",
+                f"{parameter('cuda_graphs')} {graphs!r} is not {' or '.join(get_args(CudaGraphsChoice))}",
                 "a GPU's decode is recorded or not",
                 "use auto",
             )
         if device.type == "cpu" and (kernels, graphs) != ("auto", "auto"):
             raise UsageError(
-                f"gpu_kernels {kernels} and cuda_graphs {graphs} with device cpu",
-                "the processor has kernels of its own and no graphs; these are a GPU's",
-                'use device="cuda", or leave both away',
+                f"{parameter('gpu_kernels', kernels)} and {parameter('cuda_graphs', graphs)} with "
+                f"{parameter('device', 'cpu')}",
+                "the processor has kernels of its own and no graphs; both are for GPUs",
+                f"use {parameter('device', 'cuda')}, or remove both",
             )
         return GpuChoices(kernels, graphs)  # type: ignore[arg-type]
 
@@ -61,10 +62,12 @@ class GpuChoices:
             check_gpu_kernels(device)
         if self.graphs == "on" and not gpu_attends(device, kv_dtype):
             raise DoesNotFit(
-                f"cuda_graphs on, but there is no attention kernel on {device} for a cache in {kv_dtype}",
+                f"{parameter('cuda_graphs', 'on')}, but there is no attention kernel on {device} for a cache "
+                f"in {kv_dtype}",
                 "a graph has every step at fixed places, and only Triton's kernel has: over int8, float16, "
                 "and bfloat16 from compute capability 8.0 on",
-                "kv_dtype int8 or float16 with Triton's kernels, or leave cuda_graphs away",
+                f"{parameter('kv_dtype')} int8 or float16 with Triton's kernels, or no "
+                f"{parameter('cuda_graphs')}",
             )
 
     def keep(self, network: ErnieModel) -> None:

@@ -14,7 +14,7 @@ from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import Bank, ModelConfig
-from ernie_local.errors import UsageError
+from ernie_local.errors import UsageError, parameter
 from ernie_local.experts.budget import GpuRoom, Room, SharedRoom
 from ernie_local.experts.device import Gpu
 from ernie_local.experts.disk import PageCheck, PageRange, PageStore
@@ -56,9 +56,9 @@ def _small_page_sizes(config: ModelConfig) -> dict[ExpertKey, int]:
     tables = config.quantization
     if tables is None or not tables.small_experts:
         raise UsageError(
-            "small pages are wanted for experts of little weight, this checkpoint has 0 of them",
+            f"{parameter('small_below')} was given, but this checkpoint has 0 small pages of experts",
             "each expert has one page, unless the checkpoint was made with two",
-            "make one with `ernie-local quantize --dual`, or leave this choice away",
+            f"make one with `ernie-local quantize --dual`, or remove {parameter('small_below')}",
         )
     packed = PackedTensors(config)
     return {

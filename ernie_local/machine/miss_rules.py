@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from ernie_local.errors import UsageError
+from ernie_local.errors import UsageError, parameter
 from ernie_local.experts.options import MISS_RULES
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
@@ -28,7 +28,7 @@ def measure_miss_rules(model: LoadedModel, clock: Clock = time.perf_counter) -> 
         raise UsageError(
             "the model has 1 memory of experts, rules are for 2",
             "all experts fit the GPU, or none was asked for",
-            "give less memory by --vram",
+            f"give a smaller {parameter('vram')}",
         )
     num_decoded = _ROUNDS * len(MISS_RULES) * 2 * _TOKENS
     ids = iter(text_ids(model.config, _PROMPT_TOKENS + num_decoded))

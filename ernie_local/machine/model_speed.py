@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ernie_local.engine import Engine
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
 from ernie_local.machine.disk import holds_pages, measure_disk
@@ -83,7 +83,7 @@ def measure_model(
         raise DoesNotFit(
             f"{decoded + 1} tokens are measured, the context has {context}",
             "a prompt and the decoding behind it have to fit",
-            f"--ctx-size {decoded + _PROMPT_TOKENS} or more",
+            f"{parameter('context_size', decoded + _PROMPT_TOKENS)} or more",
         )
     ids = text_ids(model.config, prompt_tokens + decoded)
 

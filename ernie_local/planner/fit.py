@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.planner.need import MemoryNeed
 from ernie_local.sizes import GIB, MIB, format_bytes
@@ -169,22 +169,23 @@ def _place_in_ram(need: MemoryNeed, ram: Memory) -> Placement:
 def _check_free_on_gpu(gpu: Memory, need: MemoryNeed) -> None:
     wanted = need.fixed_bytes + need.expert_bytes + need.cache_bytes + (need.room_bytes or 0)
     if gpu.free is not None and gpu.free < min(gpu.total, wanted):
+        limit = parameter(gpu.limit_name or "vram")
         raise DoesNotFit(
-            f"the {gpu.limit_name} limit is {format_bytes(gpu.total)}, {format_bytes(gpu.free)} are free on "
-            "the GPU",
+            f"the {limit} limit is {format_bytes(gpu.total)}, {format_bytes(gpu.free)} are free on the GPU",
             "the model would take more than is free",
-            f"{gpu.limit_name} of {format_bytes(gpu.free)} or less, or close other programs that use the GPU",
+            f"{limit} of {format_bytes(gpu.free)} or less, or close other programs that use the GPU",
         )
 
 
 def _refusal(memory: Memory, need: MemoryNeed, least: int) -> DoesNotFit:
     rounded = -(-least // (64 * MIB)) * 64
+    int8 = parameter("kv_dtype", "int8")
     if memory.limit_name is None:
         available = f"{format_bytes(memory.total)} are available"
-        hint = "close other programs, or take a smaller context, kv_dtype int8 or a smaller checkpoint"
+        hint = f"close other programs, or use a smaller context, {int8} or a smaller checkpoint"
     else:
-        available = f"the {memory.limit_name} limit is {format_bytes(memory.total)}"
-        hint = f"{memory.limit_name} {rounded}MiB, a smaller context, or kv_dtype int8"
+        available = f"the {parameter(memory.limit_name)} limit is {format_bytes(memory.total)}"
+        hint = f"{parameter(memory.limit_name, f'{rounded}MiB')}, a smaller context, or {int8}"
     return DoesNotFit(
         f"the model needs at least {format_bytes(least)} of memory, {available}",
         f"every token reads {format_bytes(need.fixed_bytes)} of weights, the KV cache takes "

@@ -16,7 +16,7 @@ from ernie_calibration.pictures import make_picture
 from ernie_local.checkpoint.files import HASHES_FILE, write_hashes
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
-from ernie_local.errors import ModelUnusable, NoAnswer, UsageError
+from ernie_local.errors import ModelUnusable, NoAnswer, UsageError, parameter
 from ernie_local.loading import LoadedModel, load
 from ernie_local.loading.build import count_weights
 from ernie_local.media.patches import Patches
@@ -125,7 +125,7 @@ def _check_size(directory: Path, found_bytes: int, planned_bytes: int) -> None:
         raise ModelUnusable(
             f"{directory} has {found_bytes} bytes of weights, {planned_bytes} were planned",
             f"they differ by more than {_SIZE_SHARE:.0%}",
-            "report this as a defect; --resume never makes the checkpoint anew",
+            f"report this as a defect; {parameter('resume', 'never')} makes the checkpoint from the start",
         )
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import torch
 
-from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local.errors import DoesNotFit, UsageError, parameter
 from ernie_local.packing.foreign_formats import (
     ABSMAX_BLOCK,
     LARGEST_GROUP,
@@ -46,7 +46,7 @@ def choose_expert_format(method: str, bits: int, group_size: int | None = None) 
             raise UsageError(
                 f"groups of {group_size} with the method {method}",
                 "our formats have groups of their own: 64 in w4, 32 in w2",
-                f"leave --group-size out, or use one of {', '.join(FOREIGN_METHODS)}",
+                f"remove {parameter('group_size')}, or use one of {', '.join(FOREIGN_METHODS)}",
             )
         return f"w{bits}"
     wanted = _GROUP_SIZES[method] if group_size is None else group_size
@@ -54,7 +54,7 @@ def choose_expert_format(method: str, bits: int, group_size: int | None = None) 
         raise UsageError(
             f"nf4 with {bits} bits",
             "the format has 4 bits and no other number",
-            "leave --bits out, or use --method quanto for 2 bits",
+            f"remove {parameter('bits')}, or use {parameter('method', 'quanto')} for 2 bits",
         )
     foreign = make_foreign("nf4" if method == "nf4" else f"qint{bits}", wanted)
     if foreign is None:

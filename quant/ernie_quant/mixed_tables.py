@@ -15,7 +15,7 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.packed import PackedTensors, page_formats, page_layout
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig, QuantizationConfig
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.packing import LowBitFormat
 from ernie_local.sizes import format_bytes
 from ernie_quant.allocate import Option, allocate
@@ -96,7 +96,7 @@ def _check_size(least: int, size: int) -> None:
         raise DoesNotFit(
             f"{format_bytes(least)} at least, {format_bytes(size)} are wanted",
             "every matrix in its smallest format already takes more",
-            f"ask for {format_bytes(least)} or more, or let dense matrices shrink too: --dense auto",
+            f"ask for {format_bytes(least)} or more, or smaller dense matrices: {parameter('dense', 'auto')}",
         )
 
 

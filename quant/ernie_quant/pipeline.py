@@ -20,7 +20,7 @@ from ernie_local.checkpoint.packed import PackedTensors, expert_pages
 from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles, TensorEntry
 from ernie_local.config import ModelConfig, QuantizationConfig, read_config
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_quant.audit import audit
 from ernie_quant.calibration import Calibration, ExpertReports
 from ernie_quant.costs import unit_costs
@@ -181,7 +181,7 @@ def _make_files(job: Job, files: CheckpointFiles, plan: Plan, work: Work) -> Non
         raise DoesNotFit(
             f"{plan.scratch_bytes} bytes are needed beside the weights in {job.partial}, {free} are free",
             "hidden states of the calibration tokens lie there until the end",
-            "free that much on the disk, name a directory on another one, or give fewer --samples",
+            f"free that much on the disk, use another one, or give fewer {parameter('samples')}",
         )
     files.sync()
     work.record("files")

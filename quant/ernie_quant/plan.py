@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ernie_local.config import ModelConfig
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.sizes import MIB, format_bytes
 from ernie_quant.drift import MOST_TOKENS
 from ernie_quant.layer import CHUNK_TOKENS
@@ -60,10 +60,10 @@ def check_memory(plan: Plan, most: int) -> None:
     """Raise DoesNotFit if the plan takes more memory than `most` bytes."""
     if plan.memory_bytes > most:
         raise DoesNotFit(
-            f"about {format_bytes(plan.memory_bytes)} of memory are needed, --max-ram allows "
+            f"about {format_bytes(plan.memory_bytes)} of memory are needed, {parameter('max_ram')} allows "
             f"{format_bytes(most)}",
             "an expert with its second moments, an image in the tower and all samples have to be there",
-            "give more, or fewer --samples",
+            f"give more, or fewer {parameter('samples')}",
         )
 
 

@@ -15,7 +15,7 @@ import torch
 
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
-from ernie_local.errors import UsageError
+from ernie_local.errors import UsageError, parameter
 from ernie_local.loading.build import build_embedder
 from ernie_local.media.patches import Patches
 from ernie_local.media.prompt import MediaPrompt
@@ -52,7 +52,7 @@ class TokenTable:
             raise UsageError(
                 "0 calibration sequences, at least 1 is needed",
                 "second moments come from the tokens that run through the model",
-                "give more samples, or use --method rtn, which needs none",
+                f"give more samples, or use {parameter('method', 'rtn')}, which needs none",
             )
         prompts = [MediaPrompt.of(sequence.token_ids, sequence.patches, config) for sequence in sequences]
         bounds = [0]

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Literal
 
-from ernie_local.errors import UsageError
+from ernie_local.errors import UsageError, parameter
 
 Resume = Literal["auto", "required", "never"]
 _FOLDER = "work"  # inside the directory; gone before it gets its final name
@@ -35,9 +35,9 @@ class Work:
         is_there = self._folder.is_dir()
         if resume == "required" and not is_there:
             raise UsageError(
-                f"{directory} holds no work to go on with",
-                "--resume required was given",
-                "leave it out to begin anew",
+                f"{directory} holds no work to resume",
+                f"{parameter('resume', 'required')} was given",
+                f"remove {parameter('resume')} to start from the beginning",
             )
         if not is_there:
             check_empty(directory)
@@ -109,8 +109,8 @@ class Work:
         if differing:
             raise UsageError(
                 f"{self.directory} holds other work: {', '.join(differing)} differ",
-                "going on would mix two checkpoints",
-                "give the settings of before, or begin anew with --resume never",
+                "resuming would mix two checkpoints",
+                f"give the settings of before, or start over with {parameter('resume', 'never')}",
             )
 
     def _read_journal(self) -> dict[str, dict[str, float]]:

@@ -242,11 +242,11 @@ def test_a_memory_that_stands_for_a_gpu(command: Command, misses: str) -> None:
     assert "copied to it" in result.stderr
     refused = command("chat", "-p", "hi", "--vram", "30MiB", "--json")
     assert refused.exit_code == 3
-    assert "the vram limit is 30.0 MiB" in json.loads(refused.stdout)["error"]["what"]
+    assert "the --vram limit is 30.0 MiB" in json.loads(refused.stdout)["error"]["what"]
 
 
 def test_options_of_paging_that_change_nothing_are_named(command: Command) -> None:
     result = command("chat", "-p", "hi", "--max-tokens", "2", "--look-ahead", "--misses", "compute")
     assert "--misses, --look-ahead: no effect" in result.stderr
     assert command("chat", "-p", "hi", "--small-below", "nan").exit_code == 2
-    assert "0 of them" in command("chat", "-p", "hi", "--small-below", "0.1").stderr
+    assert "has 0 small pages" in command("chat", "-p", "hi", "--small-below", "0.1").stderr

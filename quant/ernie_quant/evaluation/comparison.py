@@ -16,7 +16,7 @@ from ernie_calibration.held_out import LONG_KINDS
 from ernie_calibration.sample import Turn
 from ernie_calibration.scoring import exact_match, score
 from ernie_local.config import ModelConfig
-from ernie_local.errors import ErnieLocalError, ModelUnusable
+from ernie_local.errors import ErnieLocalError, ModelUnusable, parameter
 from ernie_local.media.tokens import TEXT, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.moe import served_tokens
@@ -106,7 +106,7 @@ class Comparer:
             raise ErnieLocalError(
                 f"{other.document}: the divergence is {float(different.sum())}, not a number",
                 "weights or activations overflowed in one of the two models",
-                "run `ernie-local verify` on both, or use --dtype float32",
+                f"run `ernie-local verify` on both, or use {parameter('dtype', 'float32')}",
             )
         is_vision = token_types(reference.token_ids, self.config.media, self.vision_rule) != TEXT
         same = same_experts(reference.choices, other.choices)  # (MoE layers, tokens)
