@@ -100,9 +100,9 @@ def find_gpu_model(text: str) -> GpuModel:
     alike = [gpu.gpu_id for gpu in gpus if len(digits) >= 3 and digits in gpu.gpu_id]
     found = list(dict.fromkeys(alike + near))[:_NEAR_MATCHES]
     raise UsageError(
-        f"{parameter('gpu')} {text!r} is not one of {len(gpus)} known GPUs",
+        f"{parameter('gpu', text)} is not one of {len(gpus)} known GPUs",
         f"similar ones are {', '.join(found)}" if found else "no name in the table is similar",
-        f"one of these, {parameter('gpu', 'all')} for the whole table, or {parameter('vram')} for others",
+        f"one of these, {parameter('gpu', 'all')} for all, or {parameter('vram')} for any other GPU",
     )
 
 

@@ -38,7 +38,7 @@ def published_sessions(server: RentedServer, bits: str) -> float:
         raise UsageError(
             f"{parameter('bits', bits)} with {parameter('sessions')}",
             f"the published rule is for weights in {', '.join(_WEIGHT_GIB)} bits",
-            f"{parameter('bits')} 4, 8 or 16",
+            f"{parameter('bits', 4)}, 8 or 16",
         )
     room = _USABLE_SHARE * server.num_gpus * server.gib_a_gpu - _GIB_A_GPU * server.num_gpus
     return round((room - _WEIGHT_GIB[bits]) / _SESSION_GIB, 3)

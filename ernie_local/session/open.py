@@ -79,7 +79,6 @@ def opening_notes(model: LoadedModel, options: LoadOptions) -> list[str]:
         given = {
             "misses": options.misses != defaults.AUTO,
             "small_below": options.small_below is not None,
-            "look_ahead": options.look_ahead,
         }
         idle = [parameter(name) for name, is_given in given.items() if is_given]
         if idle:

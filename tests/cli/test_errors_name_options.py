@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ernie_cli.failures import describe, spell_options
+from ernie_cli.failures import failure_of, spell_options
 from ernie_local.errors import UsageError, parameter
 
 
@@ -13,5 +13,5 @@ def test_arguments_become_options() -> None:
         parameter("dual", True),
     )
     told = "--ram 6GiB with --ctx-size 4096\n--think-budget is too small\ntry: --dual"
-    assert describe(error).text() == told
+    assert failure_of(error).text() == told
     assert spell_options(f"no {parameter('small_below')}") == "no --small-below"

@@ -32,9 +32,12 @@ _SMALL_PAGE = 1 << 20
 def measure(options: BenchOptions, result: BenchResult) -> None:
     """Measure, tell, store; what can be refused is refused before anything is measured."""
     from ernie_local import defaults
+    from ernie_local.loading.options import find_device
     from ernie_local.model_files import find_model_files
     from ernie_local.planner.profile import write_profile
 
+    if options.vram is not None:
+        find_device("cuda")
     image = None if options.image is None else _open_image(options.image)
     files = None if options.model is None else find_model_files(options.model)
     if files is not None:
@@ -51,7 +54,7 @@ def measure(options: BenchOptions, result: BenchResult) -> None:
         model, measured = _measure_model(options, files, profile, image, console)
         profile = _with_model(profile, model, measured)
         if options.vram is not None:
-            from ernie_local.machine.miss_rules import measure_miss_rules
+            from ernie_local.machine.model_speed import measure_miss_rules
 
             console.note("measuring: rules for experts that the GPU lacks")
             profile = dataclasses.replace(profile, miss_rules=measure_miss_rules(model))
@@ -70,10 +73,15 @@ def measure(options: BenchOptions, result: BenchResult) -> None:
 
 
 def _chat_options(options: BenchOptions) -> ChatOptions:
-    """For a model loaded as a chat would load it."""
+    """For a model loaded as a chat would load it: with a limit of a GPU's memory, on the GPU."""
     assert options.model is not None
-    ram = options.ram[0] if options.ram else None
-    return ChatOptions(model=options.model, context_size=options.context_size, ram=ram, vram=options.vram)
+    return ChatOptions(
+        model=options.model,
+        device="cpu" if options.vram is None else "cuda",
+        context_size=options.context_size,
+        ram=options.ram[0] if options.ram else None,
+        vram=options.vram,
+    )
 
 
 def machine_lines(survey: Survey) -> Iterator[str]:
@@ -163,8 +171,7 @@ def _open_image(name: str) -> OpenedImage:
 def _survey(files: ModelFiles | None, console: Console) -> Survey:
     import tempfile
 
-    from ernie_local.machine.disk import PAGE_BYTES, holds_pages
-    from ernie_local.machine.storage import find_storage
+    from ernie_local.machine.disk import PAGE_BYTES, find_storage, holds_pages
     from ernie_local.machine.survey import survey_machine
 
     page_bytes = PAGE_BYTES if files is None else max(_page_bytes(files), _SMALL_PAGE)
@@ -184,10 +191,10 @@ def _survey(files: ModelFiles | None, console: Console) -> Survey:
 def _page_bytes(files: ModelFiles) -> int:
     """Of the largest page of an expert; 0 for a model without."""
     from ernie_local.checkpoint.reader import open_checkpoint
-    from ernie_local.loading.paging import page_sizes
+    from ernie_local.experts.build import stored_page_bytes
 
     with open_checkpoint(files.directory, files.config) as checkpoint:
-        return max(page_sizes(checkpoint, files.config).values(), default=0)
+        return max(stored_page_bytes(checkpoint, files.config).values(), default=0)
 
 
 def _profile(survey: Survey) -> MachineProfile:
@@ -223,12 +230,10 @@ def _measure_model(
 
 def _with_stored_rules(profile: MachineProfile, path: Path) -> MachineProfile:
     """Keep what an earlier run on the same hardware measured of rules for misses."""
-    from ernie_local.planner.profile import read_profile
+    from ernie_local.machine.hardware import own_profile
 
-    stored = read_profile(path)
-    if stored is None or stored.hardware.difference(profile.hardware) is not None:
-        return profile
-    return dataclasses.replace(profile, miss_rules=stored.miss_rules)
+    stored = own_profile(path)
+    return profile if stored is None else dataclasses.replace(profile, miss_rules=stored.miss_rules)
 
 
 def _with_model(profile: MachineProfile, model: LoadedModel, measured: ModelRun) -> MachineProfile:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ernie_local.loading import LoadedModel
     from tests.conftest import Oracle
 
-USERS = ("norms", "router", "attention")
+USERS = ("layers", "moe", "attention")
 
 
 def use_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,8 +57,8 @@ def decode_all(
         assert token_indices.tolist() == [0]
         routes.append((layer_id, bank, expert_ids.tolist()))
 
-    engine.on_route = note
-    return torch.stack([engine.decode(token_id) for token_id in answer]), routes
+    with engine.reporting_routes(note):
+        return torch.stack([engine.decode(token_id) for token_id in answer]), routes
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "float16", "int8"])
