@@ -40,7 +40,7 @@ def use_forced_instruction_set() -> None:
     """
     name = forced_instruction_set()
     if name is not None:
-        from ernie_local.kernels.instruction_sets import choose_instruction_set
+        from ernie_local.kernels.native import choose_instruction_set
 
         choose_instruction_set(name, ISA_VARIABLE)
 
@@ -62,9 +62,6 @@ def stored_profile() -> MachineProfile | None:
     path = profile_path()
     if not path.exists():
         return None
-    from ernie_local.machine.hardware import find_hardware
-    from ernie_local.planner.profile import read_profile
+    from ernie_local.machine.hardware import own_profile
 
-    profile = read_profile(path)
-    same = profile is not None and profile.hardware.difference(find_hardware()) is None
-    return profile if same else None
+    return own_profile(path)

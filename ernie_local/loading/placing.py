@@ -20,7 +20,7 @@ from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.memory_use import grown_tokens
 from ernie_local.planner.conversation import largest_prompt_bytes
-from ernie_local.planner.fit import Memory, Placement, expected_tokens, place
+from ernie_local.planner.fit import MemoryBudget, Placement, expected_tokens, place
 from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.gpu import gpu_memory, gpu_room
 from ernie_local.planner.need import MemoryNeed
@@ -45,6 +45,7 @@ class ComputeDemand:
     kv_dtype: torch.dtype
     context_size: int
     chunk_tokens: int | None
+    gpu_kernels: str = "auto"
 
     @property
     def is_on_gpu(self) -> bool:
@@ -76,7 +77,7 @@ def count_need(
         prompt_bytes=largest_prompt_bytes(config, processor, at_once, demand.dtype.itemsize),
         room_bytes=gpu_room(config, tokens, demand.chunk_tokens) if demand.is_on_gpu else None,
         # Needed as long as weights are, and nothing else may have it.
-        scratch_bytes=unpacking_room(config, demand.device) if demand.is_on_gpu else 0,
+        scratch_bytes=unpacking_room(config, demand.device, demand.gpu_kernels) if demand.is_on_gpu else 0,
         chunk_tokens=demand.chunk_tokens,
     )
 
@@ -86,7 +87,7 @@ def place_experts(need: MemoryNeed, device: torch.device, limits: MemoryLimits) 
     gpu = None
     if device.type != "cpu":
         gpu = gpu_memory(torch.cuda.mem_get_info(device)[0], limits.vram)
-    ram = Memory.of_ram(limits.ram, limits.reserve, used=process_memory(), free=free_memory())
+    ram = MemoryBudget.of_ram(limits.ram, limits.reserve, used=process_memory(), free=free_memory())
     return place(need, ram, gpu)
 
 

@@ -1,0 +1,53 @@
+"""Allocates host memory in huge pages, and sends tensors of the host to a GPU without waiting.
+
+With 4 KiB pages a stream of weights asks for a new translation, and the hardware's prefetchers stop, every 4
+KiB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+
+import torch
+
+from ernie_local.sizes import HUGE_PAGE
+
+
+def empty_bytes(num_bytes: int) -> torch.Tensor:
+    """(num_bytes,) uint8, zeros, not yet backed by memory; starts at a multiple of 2 MiB where that helps.
+
+    MemoryError if the system gives none.
+    """
+    if num_bytes < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(num_bytes, dtype=torch.uint8, device="cpu")
+    return map_bytes(num_bytes)[1]  # keeps the mapping alive, which ends with it
+
+
+def map_bytes(num_bytes: int) -> tuple[mmap.mmap, torch.Tensor]:
+    """A mapping, and of it (num_bytes,) uint8, zeros, from a multiple of 2 MiB on.
+
+    Huge pages are a wish, not a demand: without them the system gives small ones. MemoryError if there are
+    none of these either.
+    """
+    try:
+        mapping = mmap.mmap(-1, num_bytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{num_bytes} bytes of memory: {error.strerror}") from error
+    if hasattr(mmap, "MADV_HUGEPAGE") and num_bytes >= HUGE_PAGE:
+        with contextlib.suppress(OSError):  # a kernel built without them
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    everything = torch.frombuffer(mapping, dtype=torch.uint8)
+    start = -everything.data_ptr() % HUGE_PAGE
+    return mapping, everything[start : start + num_bytes]
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor`, on the host, as `device` sees it; the very tensor where that is the host.
+
+    To a GPU through page-locked memory, which torch keeps until it has been copied: of any other memory the
+    host waits until all work before the copy is done.
+    """
+    if device.type == "cpu":
+        return tensor
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
