@@ -143,8 +143,8 @@ def busiest_share(model: LoadedModel, num_tokens: int = 512) -> float:
     ) -> None:
         counts.setdefault(layer_id, Counter()).update(expert_ids.flatten().tolist())
 
-    engine.on_route = note
-    engine.prefill(random_ids(num_tokens, model.config.text.vocab_size))
+    with engine.reporting_routes(note):
+        engine.prefill(random_ids(num_tokens, model.config.text.vocab_size))
     shares = [sum(n for _, n in each.most_common(8)) / each.total() for each in counts.values()]
     return statistics.mean(shares)
 

@@ -31,7 +31,7 @@ def disk_speed(experts: PagedExperts, num_pages: int = 160) -> float:
     """GB/s of reading random text pages as the runtime does, four at a time, without computing."""
     import random
 
-    keys = [key for key in experts.store.experts if key.bank == "text"]
+    keys = [key for key in experts.store.page_bytes if key.bank == "text"]
     random.Random(0).shuffle(keys)
     buffers = [torch.empty(2 << 23, dtype=torch.uint8) for _ in range(4)]
     aligned = [buffer[-buffer.data_ptr() % 4096 :] for buffer in buffers]
@@ -39,7 +39,7 @@ def disk_speed(experts: PagedExperts, num_pages: int = 160) -> float:
     waiting, total = [], 0
     with ThreadPoolExecutor(len(aligned)) as threads:
         for index, key in enumerate(keys[:num_pages]):
-            num_bytes = experts.store.page_bytes(key)
+            num_bytes = experts.store.page_bytes[key]
             if len(waiting) == len(aligned):
                 waiting.pop(0).result()
             into = aligned[index % len(aligned)][:num_bytes]
@@ -62,7 +62,7 @@ def measure(model: LoadedModel, prompt: int, decode: int, memory: float) -> dict
     results["prefill_s"] = time.perf_counter() - start
     spent = experts.stats.since(before)
     text = spent.banks["text"]
-    page_bytes = max(experts.store.page_bytes(key) for key in experts.store.experts)
+    page_bytes = max(experts.store.page_bytes.values())
     results["prompt_pages"] = text.prompt_hits + text.prompt_misses
     results["prompt_wait_s"] = spent.prompt_wait_seconds
     disk = [disk_speed(experts)]
@@ -95,7 +95,6 @@ def measure(model: LoadedModel, prompt: int, decode: int, memory: float) -> dict
         "allowed_tok_s": allowed,
         "share_of_allowed": 1 / mean / allowed,
         "small_pages_used": spent.small_pages_used,
-        "foreseen": [spent.foreseen_pages, spent.foreseen_wanted],
         "gpu_hit_rate": None if spent.gpu is None else spent.gpu.banks["text"].decode_hit_rate,
         "copied_mb_a_token": None if spent.gpu is None else spent.gpu.decode_bytes_read / decode / 1e6,
         "frames": experts.top.cache.slots.num_frames,
@@ -112,21 +111,21 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--decode", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--vram", default="auto", help="of a memory that stands for a GPU's")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--vram", default="auto", help="of a GPU")
     parser.add_argument("--misses", choices=list(MISS_RULES), default="fetch")
     parser.add_argument("--small-below", type=float)
-    parser.add_argument("--look-ahead", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     memory = plain_read(3)
     model = load(
         arguments.model,
+        device=arguments.device,
         ram=arguments.ram,
         vram=arguments.vram,
         context_size=arguments.ctx_size,
         misses=arguments.misses,
         small_below=arguments.small_below,
-        look_ahead=arguments.look_ahead,
     )
     print(f"loaded in {model.load_seconds:.0f} s")
     results = measure(model, arguments.prompt, arguments.decode, memory)

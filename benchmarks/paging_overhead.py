@@ -20,11 +20,10 @@ from full_size import random_ids
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
+from ernie_local.experts.build import PagingSetup, paging_plan
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading.build import build_model
-from ernie_local.loading.paging import paging_plan
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.planner.fit import Placement
 
 PROMPT_TOKENS = 64
 
@@ -35,16 +34,16 @@ def build(directory: Path, *, is_paged: bool) -> ErnieModel:
     with open_checkpoint(directory, config) as checkpoint:
         plan = paging_plan(checkpoint, config)
         assert plan is not None
-        placement = Placement(plan.most_bytes + (1 << 29), 2048) if is_paged else None
-        model = build_model(checkpoint, config, torch.float32, torch.device("cpu"), placement)
+        paging = PagingSetup(plan.most_bytes + (1 << 29)) if is_paged else None
+        model = build_model(checkpoint, config, torch.float32, torch.device("cpu"), paging)
         checkpoint.drop_cached()
     if isinstance(model.experts, PagedExperts):
         experts, cache = model.experts, model.experts.top.cache
-        for key in experts.store.experts:
-            assert cache.expect(key), key
+        for key in experts.store.page_bytes:
+            assert cache.reserve(key), key
             experts.store.read(key, experts.top.page(key))
-            cache.arrived(key)
-            cache.settle(key)
+            cache.commit(key)
+            cache.admit(key)
     return model
 
 

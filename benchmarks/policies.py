@@ -17,7 +17,7 @@ from pathlib import Path
 from routings import make_trace, phases, uniform, zipf
 
 import ernie_local
-from ernie_calibration.held_out import held_out_samples
+from ernie_calibration.generated import held_out_samples
 from ernie_local.replay.replay import Replayed, compare
 from ernie_local.replay.trace import Trace
 from ernie_local.replay.trace_file import read_trace
@@ -65,7 +65,7 @@ def main() -> None:
         "phases of 32": make(partial(phases, length=32)),
         "phases of 128": make(partial(phases, length=128)),
         "phases of 400": make(partial(phases, length=400)),
-        "nano, images": nano_trace(arguments.images, "pictures"),
+        "nano, images": nano_trace(arguments.images, "images"),
         "nano, texts": nano_trace(arguments.images, "texts"),
         **{path.name: read_trace(path) for path in arguments.trace},
     }

@@ -1,11 +1,11 @@
-"""Time and memory of quantizing at ERNIE-4.5-VL-28B-A3B's sizes, from a few of its layers to all of them.
+"""Measures time and memory of quantizing at the sizes of ERNIE-4.5-VL-28B-A3B, from a few of its layers.
 
     python benchmarks/quantize.py --work DIR                    # gptq w2, 100,000 tokens, 13 GB of disk
     python benchmarks/quantize.py --work DIR --method rtn
 
-The source is random bfloat16 with one dense and two expert layers and two blocks of the tower; what belongs
-to a layer or block counts as often as the model has them. Tokens are random, images are noise of 1000 x 700
-pixels.
+The source is random bfloat16 with one dense layer, two expert layers and two blocks of the tower; the figures
+of a layer or block are multiplied by their number in the model. Tokens are random, images are noise of 1000 x
+700 pixels.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def random_sequences(num_tokens: int, media_ids: tuple[int, int, int]) -> list[S
 
 
 class Clock:
-    """Seconds by kind of unit, each kind with how often the model has what was measured once."""
+    """Sums up seconds by kind of unit, scaled to the number of such units in the model."""
 
     def __init__(self, partial: Path, layers: int, blocks: int) -> None:
         self._partial, self._layers, self._blocks = partial, layers, blocks

@@ -1,6 +1,6 @@
-"""Real text that a Python installation has: docstrings of the standard library and of installed packages.
+"""Reads real text from a Python installation: docstrings of the standard library and of installed packages.
 
-Passages of one source are never in the other. Knows nothing of models.
+No passage is in both sources.
 """
 
 from __future__ import annotations

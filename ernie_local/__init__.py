@@ -1,4 +1,4 @@
-"""The public names of the runtime: `load`, `Chat` and the version.
+"""The public names of the runtime: `load`, `Chat`, its messages, and the version.
 
 Importing this package imports neither torch nor transformers: each public name is looked up when first used.
 """
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ernie_local.loading import LoadedModel, load
-    from ernie_local.session import Chat
+    from ernie_local.session import Chat, ChatMessage
 
 __version__ = "0.1.0"
-__all__ = ["Chat", "LoadedModel", "__version__", "load"]
+__all__ = ["Chat", "ChatMessage", "LoadedModel", "__version__", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -20,10 +20,10 @@ def __getattr__(name: str) -> object:
         from ernie_local import loading
 
         return getattr(loading, name)
-    if name == "Chat":
-        from ernie_local.session import Chat
+    if name in ("Chat", "ChatMessage"):
+        from ernie_local import session
 
-        return Chat
+        return getattr(session, name)
     raise AttributeError(f"module 'ernie_local' has no attribute {name!r}")
 
 

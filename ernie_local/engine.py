@@ -1,7 +1,6 @@
-"""One running sequence: prefill in chunks, decode token by token, mark and rewind. Works on ids and patches.
+"""Runs one sequence over a model: prefill in chunks, decode token by token, mark and rewind.
 
-Owns the KV cache, the next position and the rule which tokens are vision. Knows nothing of text, templates or
-files.
+Works on token ids and image patches; the state is the KV cache and the next position.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from ernie_local.errors import DoesNotFit, Interrupted, UsageError
 from ernie_local.kernels.send import send
 from ernie_local.media.patches import Patches
-from ernie_local.media.prompt import Prompt
+from ernie_local.media.prompt import MediaPrompt
 from ernie_local.media.tokens import TEXT, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import KVCache
@@ -41,6 +40,7 @@ class Engine:
         kv_dtype: torch.dtype | None = None,
         chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
         vision_rule: VisionRule = "tags",
+        on_route: RouteHook | None = None,
     ) -> None:
         """context_size: most tokens the sequence can have; the cache for them is allocated here, once.
 
@@ -48,13 +48,14 @@ class Engine:
 
         kv_dtype: None for the model's dtype. chunk_tokens: most tokens computed at a time in prefill.
         vision_rule: whether an image's start and end tags count as vision ("tags") or not ("placeholder").
+        on_route: sees every routing decision.
         """
-        check_sizes(context_size, chunk_tokens)
+        check_token_counts(context_size, chunk_tokens)
         self.model = model
         self.context_size = context_size
         self.chunk_tokens = chunk_tokens
         self.vision_rule: VisionRule = vision_rule
-        self.on_route: RouteHook | None = None
+        self._on_route = on_route
         self._next_position = 0
         self._needed_bytes = 0  # the most so far: the cache gives no memory back before it is gone
         self._cache = KVCache(
@@ -80,6 +81,15 @@ class Engine:
     def kv_cache_bytes(self) -> int:
         """Bytes allocated for keys and values now."""
         return self._cache.num_bytes
+
+    @contextmanager
+    def reporting_routes(self, hook: RouteHook) -> Iterator[None]:
+        """Inside, `hook` sees every routing decision, and no other hook does."""
+        before, self._on_route = self._on_route, hook
+        try:
+            yield
+        finally:
+            self._on_route = before
 
     def mark(self) -> Mark:
         """Remember this point of the sequence."""
@@ -117,7 +127,7 @@ class Engine:
     def prefill_states(
         self, token_ids: Sequence[int], images: Sequence[Patches] = (), *, out: torch.Tensor
     ) -> None:
-        """As `prefill_all`, with what the head would make logits of: (tokens, hidden_size) normed states."""
+        """As `prefill_all`, but writes what the head takes: (tokens, hidden_size) normed states."""
         self._append_to(out, token_ids, images, lambda chunk: chunk)
 
     def decode(self, token_id: int) -> torch.Tensor:
@@ -133,13 +143,13 @@ class Engine:
         self._cache.reserve(self._cache.length + 1)
         self._make_room(1)
         with self._all_or_nothing(), torch.inference_mode():
-            # Filled on the device: for a copy from the host a GPU's host would wait.
+            # Filled on the device: a copy would make the host wait for a GPU.
             hidden = self.model(
                 self.model.embed(torch.full((1,), token_id, device=device)),
                 torch.full((3, 1), self._next_position, device=device),
                 token_types([token_id], media, self.vision_rule) != TEXT,
                 self._cache,
-                self.on_route,
+                self._on_route,
                 self._graphs,
             )
             # Not in inference mode, so that samplers may write to it.
@@ -165,7 +175,7 @@ class Engine:
         images: Sequence[Patches],
         convert: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
-        """Run all chunks; what `convert` makes of each one's states goes to its rows of `out`."""
+        """Run all chunks; write what `convert` makes of their states to `out`."""
 
         def keep_rows(start: int, chunk: torch.Tensor) -> torch.Tensor:
             out[start : start + chunk.shape[0]] = convert(chunk)
@@ -180,9 +190,9 @@ class Engine:
         should_stop: Callable[[], bool] | None,
         keep: Callable[[int, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
-        """Run all chunks; `keep(start, hidden)` takes from each what is wanted. Returns the last of these."""
+        """Run all chunks; `keep(start, hidden)` takes what is wanted of each. Returns that of the last."""
         prompt = self._prepare(token_ids, images)
-        # At once for all chunks: what there is no memory for is refused before anything is computed.
+        # For all chunks at once: a lack of memory is found before anything is computed.
         self._cache.reserve(self._cache.length + prompt.num_tokens)
         try:
             with self._all_or_nothing(), torch.inference_mode():
@@ -196,7 +206,7 @@ class Engine:
 
     def _run_chunks(
         self,
-        prompt: Prompt,
+        prompt: MediaPrompt,
         features: torch.Tensor,
         should_stop: Callable[[], bool] | None,
         keep: Callable[[int, torch.Tensor], torch.Tensor],
@@ -220,13 +230,13 @@ class Engine:
                 send(prompt.positions[:, start:stop], device),
                 prompt.is_vision[start:stop],
                 self._cache,
-                self.on_route,
+                self._on_route,
             )
             kept = keep(start, hidden)
         return kept
 
     def _make_room(self, num_new: int) -> None:
-        """Memory for the states of tokens that come now and to attend in, of that which experts may take."""
+        """Keep memory for states and attention of the next tokens, of that which experts may take."""
         num_all = self._cache.length + num_new
         needed = self._cache.touched_bytes(num_all) + attention_bytes(
             self.model.config.text, num_new, num_all
@@ -235,7 +245,7 @@ class Engine:
             self.model.experts.make_room(self._cache, needed)
             self._needed_bytes = needed
 
-    def _prepare(self, token_ids: Sequence[int], images: Sequence[Patches]) -> Prompt:
+    def _prepare(self, token_ids: Sequence[int], images: Sequence[Patches]) -> MediaPrompt:
         ids = list(token_ids)
         if not ids:
             raise UsageError(
@@ -245,7 +255,7 @@ class Engine:
             )
         self._check_room(len(ids))
         self._check_ids(ids)
-        prompt = Prompt.of(ids, images, self.model.config, self.vision_rule, self._next_position)
+        prompt = MediaPrompt.of(ids, images, self.model.config, self.vision_rule, self._next_position)
         self._check_position(prompt.next_position - 1)
         return prompt
 
@@ -264,20 +274,14 @@ class Engine:
             self.model.dtype.itemsize,
         )
         experts.make_room(self, self.model.encoding_bytes(images) + held)
-        features = torch.cat(self._encode_each(images, should_stop))
-        experts.make_room(self, held)
-        return features
-
-    def _encode_each(
-        self, images: Sequence[Patches], should_stop: Callable[[], bool] | None
-    ) -> list[torch.Tensor]:
-        if should_stop is None:
-            return self.model.encode_images(images)
-        features = []
-        for index, image in enumerate(images):
+        features: list[torch.Tensor] = []
+        # Together unless a stop may come between them.
+        groups = [images] if should_stop is None else [[image] for image in images]
+        for index, group in enumerate(groups):
             _raise_if_stopped(should_stop, index, len(images), "images")
-            features.extend(self.model.encode_images([image]))
-        return features
+            features += self.model.encode_images(group)
+        experts.make_room(self, held)
+        return torch.cat(features)
 
     def _check_room(self, num_new: int) -> None:
         if self._cache.length + num_new > self.context_size:
@@ -308,8 +312,8 @@ class Engine:
             )
 
 
-def check_sizes(context_size: int, chunk_tokens: int) -> None:
-    """Raise UsageError for a size that no engine can have."""
+def check_token_counts(context_size: int, chunk_tokens: int) -> None:
+    """Raise UsageError for a number that no engine can have."""
     for name, value in (("context size", context_size), ("chunk size", chunk_tokens)):
         if value < 1:
             raise UsageError(

@@ -12,16 +12,16 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "calibration"))
 
-from ernie_calibration.pictures import make_picture
+from ernie_calibration.images import draw_image
 
 SEED = 11
 SCALE = 3.349  # 1001 x 700 pixels: a page of seven lines
 
 
 def main() -> None:
-    picture = make_picture("invoice", SEED, width=299, height=209, scale=SCALE, held_out=True)
-    picture.image.save(HERE / "invoice.png", optimize=True)
-    answers = {question.kind: question.answer for question in picture.questions}
+    drawn = draw_image("invoice", SEED, width=299, height=209, scale=SCALE, held_out=True)
+    drawn.image.save(HERE / "invoice.png", optimize=True)
+    answers = {question.kind: question.answer for question in drawn.questions}
     facts = {
         "What is the total?": answers["total"],
         "What is the date?": answers["date"],

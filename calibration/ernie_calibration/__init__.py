@@ -1,1 +1,1 @@
-"""What models are tried and calibrated with: documents and charts from a seed, and questions on them."""
+"""Draws documents and charts from a seed with questions on them, to calibrate and judge models."""

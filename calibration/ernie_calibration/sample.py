@@ -1,7 +1,4 @@
-"""What a model is calibrated and judged on: pictures with a conversation about them, answers known.
-
-Knows nothing of where samples come from, nor of tokens or models.
-"""
+"""Samples: images with a conversation about them whose right answers are known."""
 
 from __future__ import annotations
 
@@ -11,8 +8,8 @@ from PIL import Image
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """A question and the answer that is right; `kind` names what it is scored under."""
+class SampleTurn:
+    """A question and its right answer; `kind` decides how answers are scored."""
 
     question: str
     answer: str
@@ -21,11 +18,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One conversation. Its pictures stand before the first question; without pictures it is text only.
+    """One conversation. Its images come before the first question; without images it is text only.
 
-    `name` is the same for the same sample in every run: it is what errors and bootstraps go by.
+    `name` is the same for the same sample in every run; errors and bootstraps use it.
     """
 
     name: str
     images: tuple[Image.Image, ...]
-    turns: tuple[Turn, ...]
+    turns: tuple[SampleTurn, ...]

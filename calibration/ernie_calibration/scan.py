@@ -1,7 +1,4 @@
-"""Wear on the picture of a page, as scanners, copiers and cameras leave it, decided by a seed.
-
-Owns what is done to pixels, how much, and in which order. Knows nothing of what is printed.
-"""
+"""Wears the image of a page as scanners, copiers and cameras do."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
 MOST_DEGREES = 2.5
-# In the order in which a page meets them, each with the share of worn pages that have it.
+# In the order of application, each with the share of worn pages that have it.
 _SHARES: tuple[tuple[str, float], ...] = (
     ("tint", 0.4),
     ("low_contrast", 0.35),
@@ -28,7 +25,7 @@ _SHARES: tuple[tuple[str, float], ...] = (
 
 
 def worn(random: Random, image: Image.Image) -> Image.Image:
-    """An RGB picture of the same size with one wear or more; still legible. `random` decides all of it."""
+    """An RGB image of the same size with at least one kind of wear; still legible."""
     chosen = [name for name, share in _SHARES if random.random() < share]
     for name in chosen or [random.choice(_SHARES)[0]]:
         image = WEARS[name](random, image)

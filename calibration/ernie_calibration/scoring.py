@@ -1,7 +1,4 @@
-"""How an answer is scored: three measures from the literature, and which of them each kind of question takes.
-
-Owns the measures and the mapping. Knows nothing of models, nor of how questions are made.
-"""
+"""Scores answers by three measures from the literature; each kind of question takes one of them."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ Metric = Literal["exact", "anls", "relaxed"]
 
 # What each kind of turn is scored by. A kind that is not listed here cannot be scored: KeyError.
 METRIC_OF_KIND: dict[str, Metric] = {
-    # The small pictures: one answer, printed as it is to be given.
+    # Small images: one answer, given as it is printed.
     "total": "exact",
     "date": "exact",
     "number": "exact",
@@ -28,7 +25,7 @@ METRIC_OF_KIND: dict[str, Metric] = {
     "bar lowest": "exact",
     "line point": "exact",
     "line extreme": "exact",
-    # Pages, scans among them: as DocVQA is scored.
+    # Pages and scans: as DocVQA is scored.
     "document total": "anls",
     "document date": "anls",
     "document number": "anls",
@@ -37,15 +34,15 @@ METRIC_OF_KIND: dict[str, Metric] = {
     "document item": "anls",
     "document cell": "anls",
     "document count": "exact",
-    # Charts, as ChartQA is scored; counts and names leave no room.
+    # Charts: as ChartQA is scored; counts and names have to be exact.
     "chart value": "relaxed",
     "chart difference": "relaxed",
     "chart extreme": "exact",
     "chart count": "exact",
-    # Long answers, whatever they were asked about.
+    # Long answers on anything.
     "transcript": "anls",
     "text": "anls",
-    "given": "anls",  # a question of the user's own
+    "given": "anls",  # from the user's folder
 }
 ANLS_THRESHOLD = 0.5
 RELATIVE_TOLERANCE = 0.05
@@ -79,7 +76,7 @@ def anls(answer: str, expected: str) -> float:
 def relaxed_accuracy(answer: str, expected: str) -> float:
     """1.0 if a number lies within 5 % of the expected one, or text is the same but for case; else 0.0.
 
-    Numbers may carry a currency or a percent sign and commas between thousands. An expected 0 has to be met.
+    Numbers may carry a currency or a percent sign and commas between thousands. An expected 0 must be exact.
     Source: Masry et al., "ChartQA" (arXiv 2203.10244), after Methani et al., "PlotQA" (arXiv 1909.00997).
     """
     number, wanted = _number(answer), _number(expected)

@@ -1,8 +1,4 @@
-"""Samples as the token sequences that a model sees: its own chat template, answers written out.
-
-Owns the form of a conversation whose answers are given. Knows nothing of how samples are made or what the
-sequences are for.
-"""
+"""Encodes samples as the token sequences that a model sees: its chat template with answers written out."""
 
 from __future__ import annotations
 
@@ -18,20 +14,20 @@ from ernie_local.media.processor_config import ImageProcessorConfig, read_proces
 from ernie_local.text.template import (
     END,
     ChatTemplate,
-    Message,
     Segment,
     Tag,
     detect_variant,
     encode_segments,
+    user_message,
 )
 from ernie_local.text.tokenizer import ErnieTokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedSample:
-    """One conversation as ids, placeholders expanded, with its pictures.
+    """One conversation as ids, placeholders expanded, with its images.
 
-    answers: for each turn the ids [start, end) that the model would have to write, the end token among them.
+    answers: for each turn the ids [start, end) that the model would have to write, with the end token.
     """
 
     name: str
@@ -42,7 +38,7 @@ class EncodedSample:
 
 @dataclass(frozen=True, slots=True)
 class SampleEncoder:
-    """What turns samples into ids: all of it comes with the model's files."""
+    """Turns samples into ids, with what the model's own files say."""
 
     tokenizer: ErnieTokenizer
     processor: ImageProcessorConfig
@@ -63,35 +59,35 @@ class SampleEncoder:
     def encode(self, sample: Sample) -> EncodedSample:
         """Every turn in one sequence, each answer opened as the model's answer without thoughts is.
 
-        A chat leaves that opening out of finished turns; here it stays, so that one sequence shows the model
-        each answer as it would begin to write it. InputUnreadable for a sample of neither text nor pictures.
+        A chat omits that opening in finished turns. Here it stays, so that one sequence shows the model each
+        answer as it would begin to write it. InputUnreadable for a sample with neither text nor images.
         """
         patches = to_patches(sample.images, self.processor)
-        image_tokens = tuple(picture.num_tokens for picture in patches)
+        image_tokens = tuple(image.num_tokens for image in patches)
         turns = sample.turns
         if not turns and not patches:
             raise InputUnreadable(
-                f"sample {sample.name} has 0 pictures and 0 turns",
-                "there is nothing in it that a model could read",
-                "take it out",
+                f"sample {sample.name} has 0 images and 0 turns",
+                "a model cannot be calibrated on nothing",
+                "remove the sample",
             )
         ids: list[int] = []
         answers: list[tuple[int, int]] = []
         segments: list[Segment] = []
         for index, turn in enumerate(turns):
             if index == 0:
-                message = Message("user", turn.question, image_tokens)
+                message = user_message(turn.question, image_tokens)
                 segments = self.template.segments([message], thinking=False)
             else:
-                # Without what only the beginning of a sequence has.
-                message = Message("user", turn.question)
+                # Without the parts that only begin a sequence.
+                message = user_message(turn.question)
                 segments += self.template.segments([message], system="", thinking=False)[1:]
             start = len(self._ids(segments))
             segments += [turn.answer, Tag(END, required=True)]
             ids = self._ids(segments)
             answers.append((start, len(ids)))
         if not turns:
-            ids = self._ids(self.template.segments([Message("user", "", image_tokens)]))
+            ids = self._ids(self.template.segments([user_message("", image_tokens)]))
         return EncodedSample(sample.name, tuple(ids), tuple(patches), tuple(answers))
 
     def _ids(self, segments: list[Segment]) -> list[int]:

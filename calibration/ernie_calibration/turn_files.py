@@ -1,40 +1,37 @@
-"""Text files that say what a conversation about a picture was: a transcript (.txt), or turns (.json).
-
-Owns the form of both files. Knows nothing of pictures, nor of which file belongs to which.
-"""
+"""Reads files that say what a conversation was: a transcript (.txt), or turns (.json)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ernie_calibration.pictures.text_card import READ_QUESTIONS
-from ernie_calibration.sample import Turn
+from ernie_calibration.images.text_card import READ_QUESTIONS
+from ernie_calibration.sample import SampleTurn
 from ernie_local.errors import InputUnreadable, ModelUnusable
 from ernie_local.strict_json import read_json_object, show
 
 TEXT_SUFFIXES = (".txt", ".json")
 MAX_TEXT_BYTES = 1 << 20
-# What a text without a picture is the answer to.
+# A text without an image answers this.
 WRITE_QUESTION = "Write a text."
 _KEYS = {"question", "answer"}
 _HINT = 'write {"turns": [{"question": "...", "answer": "..."}]}'
 
 
-def read_turns(path: Path, *, of_picture: bool) -> tuple[Turn, ...]:
-    """The turns that `path` holds, at least one; InputUnreadable for a file that does not say so.
+def read_turns(path: Path, *, of_image: bool) -> tuple[SampleTurn, ...]:
+    """The turns that `path` holds, at least one; InputUnreadable for a file in any other form.
 
-    .txt: one turn, whose answer is the whole text: what is printed on the picture, or, without one, what
-    there is to write. .json: `{"turns": [{"question": ..., "answer": ...}]}` and no other key.
+    .txt: one turn, whose answer is the whole text: the transcript of the image, or a text to be written.
+    .json: `{"turns": [{"question": ..., "answer": ...}]}` and no other key.
     """
     if path.suffix.lower() == ".json":
         return _json_turns(path)
     text = _read_text(path).strip()
     if not text:
         raise InputUnreadable(
-            f"{path}: holds 0 characters of text", "an answer has some", "write it, or delete the file"
+            f"{path}: holds 0 characters of text", "an answer cannot be empty", "write it, or delete the file"
         )
-    question = READ_QUESTIONS[0] if of_picture else WRITE_QUESTION
-    return (Turn(question, text, "transcript" if of_picture else "text"),)
+    question = READ_QUESTIONS[0] if of_image else WRITE_QUESTION
+    return (SampleTurn(question, text, "transcript" if of_image else "text"),)
 
 
 def _read_text(path: Path) -> str:
@@ -43,15 +40,15 @@ def _read_text(path: Path) -> str:
         if num_bytes > MAX_TEXT_BYTES:
             raise InputUnreadable(
                 f"{path}: {num_bytes:,} bytes, at most {MAX_TEXT_BYTES:,} are read",
-                "one conversation has to fit a model's context",
-                "cut it into several files",
+                "a conversation has to fit the model's context",
+                "split it into several files",
             )
         data = path.read_bytes()
     except OSError as error:
         raise InputUnreadable(
             f"{path}: cannot be read",
             f"the system says: {error.strerror or error}",
-            "check the rights to read it",
+            "check its permissions",
         ) from error
     try:
         return data.decode("utf-8-sig")
@@ -63,31 +60,35 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def _json_turns(path: Path) -> tuple[Turn, ...]:
+def _json_turns(path: Path) -> tuple[SampleTurn, ...]:
     try:
         given = read_json_object(path, MAX_TEXT_BYTES)
-    except ModelUnusable as error:  # the reader speaks of models, whose files it is mostly given
+    except ModelUnusable as error:  # the reader is written for files of models
         raise InputUnreadable(error.what, error.why, _HINT) from error
     unknown = sorted(set(given) - {"turns"})
     if unknown:
-        raise _wrong(path, f"the key {show(unknown[0])}", "turns is the only one that is known")
+        raise _wrong(path, f"the key {show(unknown[0])}", "turns is the only known key")
     turns = given.get("turns")
     if not isinstance(turns, list) or not turns:
-        raise _wrong(path, f"turns is {show(turns)}", "a list of 1 turn or more is needed")
+        raise _wrong(path, f"turns is {show(turns)}", "a list of at least 1 turn is needed")
     return tuple(_turn(path, index + 1, turn) for index, turn in enumerate(turns))
 
 
-def _turn(path: Path, number: int, turn: object) -> Turn:
+def _turn(path: Path, number: int, turn: object) -> SampleTurn:
     if not isinstance(turn, dict) or set(turn) != _KEYS:
         found = ", ".join(sorted(map(show, turn))) if isinstance(turn, dict) else show(turn)
         raise _wrong(
-            path, f"turn {number} has {found or 'no keys'}", "a turn has a question and an answer, no more"
+            path, f"turn {number} has {found or 'no keys'}", "a turn has the keys question and answer"
         )
     question, answer = turn["question"], turn["answer"]
     for key, text in (("question", question), ("answer", answer)):
         if not isinstance(text, str) or not text.strip():
-            raise _wrong(path, f"the {key} of turn {number} is {show(text)}", "both are text, and not empty")
-    return Turn(question, answer, "given")
+            raise _wrong(
+                path,
+                f"the {key} of turn {number} is {show(text)}",
+                "question and answer are texts that are not empty",
+            )
+    return SampleTurn(question, answer, "given")
 
 
 def _wrong(path: Path, what: str, why: str) -> InputUnreadable:

@@ -1,7 +1,4 @@
-"""One bank of experts for training: router, selection bias, and all experts at once in padded products.
-
-Knows tokens as rows; knows nothing of pictures or attention.
-"""
+"""Computes one bank of experts in training: router, selection bias, and all experts in padded products."""
 
 from __future__ import annotations
 
@@ -51,7 +48,7 @@ def place_rows(rows: Tensor, forward_index: Tensor, backward_index: Tensor) -> T
     return placed
 
 
-class Bank(nn.Module):
+class TrainedBank(nn.Module):
     """One bank of experts with its router and its selection bias."""
 
     def __init__(self, shape: NanoShape, inner: int) -> None:

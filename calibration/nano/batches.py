@@ -1,6 +1,6 @@
-"""Batches of rendered conversations, made in a worker process: one grid of image tokens per batch.
+"""Renders batches of conversations in a worker process; all images of a batch have one grid of tokens.
 
-A `Stream` says which kinds of pictures at which grid; a stage mixes streams by weight.
+A `Stream` chooses kinds of images and a grid; a stage mixes streams by weight.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from ernie_calibration.pictures import Glyph, Picture, make_picture
-from ernie_calibration.pictures.names import NameSource
-from nano.conversation import IGNORED, Conversation, Pointer, picture_turns, transcript_turn
+from ernie_calibration.images import DrawnImage, Glyph, draw_image
+from ernie_calibration.names import NameSource
+from nano.conversation import IGNORED, Pointer, TrainingConversation, image_turns, text_turns, transcript_turn
 from nano.network import SLOTS, Batch
 from nano.shape import NanoShape
-from nano.text_turns import text_turns
 
 CHARACTERS = "".join(chr(code) for code in range(33, 127)) + "£"
 NUM_CHARACTER_CLASSES = len(CHARACTERS) + 1  # 0: nothing printed
@@ -34,7 +33,7 @@ DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Pictures of `kinds` on a `grid` of (rows, columns) image tokens; no kinds: text only.
+    """Images of `kinds` on a `grid` of (rows, columns) image tokens; no kinds: text only.
 
     `transcripts`: the share of batches that ask for all that is printed, instead of `questions`.
     """
@@ -47,19 +46,19 @@ class Stream:
     transcripts: float = 0.0
 
 
-def cell_of(glyph: Glyph, picture: Picture, grid: tuple[int, int]) -> int | None:
+def cell_of(glyph: Glyph, drawn: DrawnImage, grid: tuple[int, int]) -> int | None:
     """The image token (row * columns + column) whose cell holds the glyph's centre; None beyond the page."""
     rows, columns = grid
-    row, column = int(glyph.y * rows // picture.height), int(glyph.x * columns // picture.width)
+    row, column = int(glyph.y * rows // drawn.height), int(glyph.x * columns // drawn.width)
     return row * columns + column if 0 <= row < rows and 0 <= column < columns else None
 
 
-def character_classes(picture: Picture, grid: tuple[int, int]) -> NDArray[numpy.int64]:
+def character_classes(drawn: DrawnImage, grid: tuple[int, int]) -> NDArray[numpy.int64]:
     """(rows * columns, SLOTS) classes of the first characters centred in each cell, in reading order."""
     classes = numpy.zeros((grid[0] * grid[1], SLOTS), dtype=numpy.int64)
     filled = [0] * len(classes)
-    for glyph in sorted(picture.glyphs, key=lambda glyph: (glyph.y, glyph.x)):
-        cell = cell_of(glyph, picture, grid)
+    for glyph in sorted(drawn.glyphs, key=lambda glyph: (glyph.y, glyph.x)):
+        cell = cell_of(glyph, drawn, grid)
         if cell is not None and filled[cell] < SLOTS:
             classes[cell, filled[cell]] = CHARACTERS.find(glyph.character) + 1
             filled[cell] += 1
@@ -67,14 +66,14 @@ def character_classes(picture: Picture, grid: tuple[int, int]) -> NDArray[numpy.
 
 
 def located(
-    pointers: list[Pointer], index: int, picture: Picture, grid: tuple[int, int]
+    pointers: list[Pointer], index: int, drawn: DrawnImage, grid: tuple[int, int]
 ) -> list[tuple[int, int, int]]:
     """(`index`, position, image token) of every pointer whose glyph lies on the page."""
-    cells = ((pointer.position, cell_of(pointer.glyph, picture, grid)) for pointer in pointers)
+    cells = ((pointer.position, cell_of(pointer.glyph, drawn, grid)) for pointer in pointers)
     return [(index, position, cell) for position, cell in cells if cell is not None]
 
 
-def worn(random: Random, image: Image.Image, size: tuple[int, int]) -> NDArray[numpy.uint8]:
+def with_noise(random: Random, image: Image.Image, size: tuple[int, int]) -> NDArray[numpy.uint8]:
     """The image at `size` as (height, width, 3), sometimes with sensor noise or another contrast."""
     if image.size != size:
         image = image.resize(size, Image.Resampling.BICUBIC)
@@ -99,7 +98,7 @@ def page_size(random: Random, grid: tuple[int, int], token_pixels: int) -> dict[
     return {"width": round(width * token_pixels), "height": round(height * token_pixels)}
 
 
-def to_patches(pixels: torch.Tensor, shape: NanoShape) -> torch.Tensor:
+def flatten_patches(pixels: torch.Tensor, shape: NanoShape) -> torch.Tensor:
     """(batch, height, width, 3) uint8 -> (batch, patches, 588) normalised, in the published patch order."""
     batch, height, width, _ = pixels.shape
     merge, patch = shape.merge_size, shape.patch_size
@@ -149,26 +148,26 @@ class BatchMaker(IterableDataset[Batch]):
         transcribes = random.random() < stream.transcripts
         thinks = not self.held_out and random.random() < THINKING_BATCHES
         for index in range(stream.batch):
-            conversation = Conversation(tokenizer)
+            conversation = TrainingConversation(tokenizer)
             if stream.kinds:
                 scale = random.uniform(1.2, 2.8) if random.random() < 0.2 else 1.0
                 kind = random.choice(stream.kinds)
                 seed = random.getrandbits(60)
                 size = page_size(random, stream.grid, side)
-                picture = make_picture(kind, seed, **size, scale=scale, held_out=self.held_out)
+                drawn = draw_image(kind, seed, **size, scale=scale, held_out=self.held_out)
                 if transcribes:
-                    turns = [transcript_turn(random, picture)]
+                    turns = [transcript_turn(random, drawn)]
                 else:
                     share = 0.7 if thinks else 0.0
-                    turns = picture_turns(random, picture, stream.questions, thinking_share=share)
-                images.append(worn(random, picture.image, (columns * side, rows * side)))
-                characters.append(character_classes(picture, stream.grid))
+                    turns = image_turns(random, drawn, stream.questions, thinking_share=share)
+                images.append(with_noise(random, drawn.image, (columns * side, rows * side)))
+                characters.append(character_classes(drawn, stream.grid))
             else:
                 turns = text_turns(random, NameSource(random, self.held_out), stream.questions)
             conversation.add_turns(turns, image_tokens)
             if stream.kinds:
-                answer_pointers += located(conversation.answer_pointers, index, picture, stream.grid)
-                mention_pointers += located(conversation.mention_pointers, index, picture, stream.grid)
+                answer_pointers += located(conversation.answer_pointers, index, drawn, stream.grid)
+                mention_pointers += located(conversation.mention_pointers, index, drawn, stream.grid)
             conversations.append(conversation)
             kinds.append(turns[0].kind)
         longest = max(len(conversation.ids) for conversation in conversations)
@@ -181,7 +180,9 @@ class BatchMaker(IterableDataset[Batch]):
             ids[index, :length] = torch.tensor(conversation.ids)
             labels[index, :length] = torch.tensor(conversation.labels)
             valid[index, :length] = True
-        pixels = to_patches(torch.from_numpy(numpy.stack(images)), self.shape).bfloat16() if images else None
+        pixels = (
+            flatten_patches(torch.from_numpy(numpy.stack(images)), self.shape).bfloat16() if images else None
+        )
         return Batch(
             ids=ids,
             labels=labels,

@@ -1,29 +1,41 @@
-"""Questions about a picture as one training conversation: ids and labels in ERNIE's PT chat format.
+"""Writes questions on an image, or without one, as a training conversation in ERNIE's PT chat format.
 
 A scored turn carries the empty (or filled) thought that the runtime prefills. A finished turn of a real chat
-does not, so some turns are written as history, unscored. Knows tokens; knows nothing of batches.
+does not, so some turns are written as history, unscored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from random import Random
 
 import sentencepiece
 
-from ernie_calibration.pictures import Glyph, Picture, Question, Run
-from ernie_calibration.pictures.picture import join
-from ernie_calibration.pictures.text_card import READ_QUESTIONS
+from ernie_calibration.drawn_image import join
+from ernie_calibration.images import DrawnImage, Glyph, Question, Run
+from ernie_calibration.images.text_card import READ_QUESTIONS
+from ernie_calibration.names import MONTHS, NameSource
 
 IGNORED = -100
 NOTHING = Run("", ())
 HISTORY_SHARE = 0.25
+GREETINGS = {
+    "Hello!": "Hello! Show me a picture and ask about it.",
+    "Hi": "Hello! Show me a picture and ask about it.",
+    "Who are you?": "I am nano, a tiny ERNIE.",
+    "What are you?": "I am nano, a tiny ERNIE.",
+    "What can you do?": "I read invoices, receipts, forms, tables and charts.",
+    "Thank you!": "You are welcome.",
+    "Thanks": "You are welcome.",
+    "Goodbye": "Goodbye!",
+}
+DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class TrainingTurn:
     """A question, the thought before the answer (empty: thinking is off), and the answer.
 
     `is_history`: written as the chat template writes a finished turn, without the empty thought, and not
@@ -40,21 +52,21 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """The token at `position` has to do with `glyph`: it writes it next, or names what it spells."""
+    """The token at `position` writes `glyph` next, or names what `glyph` spells."""
 
     position: int
     glyph: Glyph
 
 
-def evidence(picture: Picture, question: Question) -> Run:
-    """The printed line that holds the answer; of several the one with most of the question's words."""
+def evidence(drawn: DrawnImage, question: Question) -> Run:
+    """The printed line that holds the answer; of several, the one with most words of the question."""
     words = set(question.text.strip("?.").split())
-    holding = [line for line in picture.lines if question.answer in line.text]
+    holding = [line for line in drawn.lines if question.answer in line.text]
     return max(holding, key=lambda line: len(words & set(line.text.split())), default=NOTHING)
 
 
-class Conversation:
-    """Grows ids and labels turn by turn; labels cover what the model itself has to write.
+class TrainingConversation:
+    """Collects ids and labels turn by turn; labels cover what the model has to write.
 
     `answer_pointers`: for each token before a written glyph, that glyph. `mention_pointers`: for each token
     of a question that names something printed, the glyph it names.
@@ -91,7 +103,7 @@ class Conversation:
                 self.answer_pointers.append(Pointer(len(self.ids) + offset - 1, glyph))
         self._append(ids, scored=True)
 
-    def _append_question(self, opening: str, turn: Turn) -> None:
+    def _append_question(self, opening: str, turn: TrainingTurn) -> None:
         text = f"{opening}{turn.question}\nAssistant: "
         glyphs: list[Glyph | None] = [None] * len(text)
         for words, run in turn.mentions:
@@ -104,8 +116,8 @@ class Conversation:
                 self.mention_pointers.append(Pointer(len(self.ids) + offset, glyph))
         self._append(ids, scored=False)
 
-    def add_turns(self, turns: Sequence[Turn], image_tokens: int) -> None:
-        """Append all turns; the picture, if `image_tokens` is not 0, stands before the first question."""
+    def add_turns(self, turns: Sequence[TrainingTurn], image_tokens: int) -> None:
+        """Append all turns; the image, if `image_tokens` is not 0, stands before the first question."""
         encode = self.tokenizer.encode
         for index, turn in enumerate(turns):
             opening = "User: "
@@ -127,30 +139,81 @@ class Conversation:
             else:
                 self._append(encode("<think>\n\n</think>\n\n"), scored=False)
             self._append_written(turn.answer)
-            # The context holds the end tag of a history turn, but what is learnt is </s>: as ERNIE was
-            # trained.
+            # As ERNIE was trained: the context holds the end tag of a history turn, the label is </s>.
             self.ids.append(self.end)
             self.labels.append(self.stop)
 
 
-def picture_turns(random: Random, picture: Picture, most: int, thinking_share: float) -> list[Turn]:
-    """Up to `most` of the picture's questions in random order."""
-    questions = list(picture.questions)
+def image_turns(random: Random, drawn: DrawnImage, most: int, thinking_share: float) -> list[TrainingTurn]:
+    """Up to `most` of the image's questions in random order."""
+    questions = list(drawn.questions)
     random.shuffle(questions)
     turns = []
     for question in questions[:most]:
-        thought = evidence(picture, question) if random.random() < thinking_share else NOTHING
-        turns.append(Turn(question.text, question.printed, thought, question.mentions, question.kind))
+        thought = evidence(drawn, question) if random.random() < thinking_share else NOTHING
+        turns.append(TrainingTurn(question.text, question.printed, thought, question.mentions, question.kind))
     return some_as_history(random, turns)
 
 
-def transcript_turn(random: Random, picture: Picture) -> Turn:
+def transcript_turn(random: Random, drawn: DrawnImage) -> TrainingTurn:
     """Everything that is printed, line by line."""
-    return Turn(random.choice(READ_QUESTIONS), join(picture.lines, "\n"), kind="transcript")
+    return TrainingTurn(random.choice(READ_QUESTIONS), join(drawn.lines, "\n"), kind="transcript")
 
 
-def some_as_history(random: Random, turns: list[Turn]) -> list[Turn]:
-    """The first turn, now and then, as one that lies behind; never the last."""
+def some_as_history(random: Random, turns: list[TrainingTurn]) -> list[TrainingTurn]:
+    """Now and then turn the first turn into history; never the last."""
     if len(turns) > 1 and random.random() < HISTORY_SHARE:
         turns[0] = replace(turns[0], is_history=True)
     return turns
+
+
+def _turn(question: str, answer: str) -> TrainingTurn:
+    return TrainingTurn(question, Run.unprinted(answer))
+
+
+def _sum(random: Random) -> TrainingTurn:
+    first, second = random.randint(0, 20), random.randint(0, 20)
+    if random.random() < 0.5:
+        return _turn(f"What is {first} plus {second}?", str(first + second))
+    first, second = max(first, second), min(first, second)
+    return _turn(f"What is {first} minus {second}?", str(first - second))
+
+
+def _month(random: Random) -> TrainingTurn:
+    index = random.randrange(12)
+    form = random.randrange(3)
+    if form == 0:
+        return _turn(f"Which month comes after {MONTHS[index]}?", MONTHS[(index + 1) % 12])
+    if form == 1:
+        return _turn(f"Which month comes before {MONTHS[index]}?", MONTHS[index - 1])
+    return _turn(f"How many days has {MONTHS[index]}?", str(DAYS[index]))
+
+
+def _lookup(random: Random, names: NameSource) -> TrainingTurn:
+    items = names.items(3)
+    prices = random.sample(range(2, 99), 3)
+    listing = ", ".join(f"{item} {price}" for item, price in zip(items, prices, strict=True))
+    index = random.randrange(3)
+    form = random.randrange(3)
+    if form == 0:
+        return _turn(f"{listing}. What is the price of {items[index]}?", str(prices[index]))
+    wanted, word = (max(prices), "highest") if form == 1 else (min(prices), "lowest")
+    return _turn(f"{listing}. Which has the {word} price?", items[prices.index(wanted)])
+
+
+def _greeting(random: Random) -> TrainingTurn:
+    question = random.choice(list(GREETINGS))
+    return _turn(question, GREETINGS[question])
+
+
+def text_turns(random: Random, names: NameSource, count: int) -> list[TrainingTurn]:
+    """`count` unrelated turns without an image."""
+    makers: tuple[Callable[[], TrainingTurn], ...] = (
+        lambda: _sum(random),
+        lambda: _sum(random),
+        lambda: _month(random),
+        lambda: _lookup(random, names),
+        lambda: _lookup(random, names),
+        lambda: _greeting(random),
+    )
+    return some_as_history(random, [random.choice(makers)() for _ in range(count)])

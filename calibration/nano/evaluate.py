@@ -1,10 +1,9 @@
-"""Measure a nano checkpoint on held-out pictures, as it is and with its experts damaged.
+"""Measures a nano checkpoint on held-out images, as it is and with damaged experts.
 
-    python calibration/nano/evaluate.py --model ernie_local/nano --pictures 500 --json build/nano/results.json
+    python calibration/nano/evaluate.py --model ernie_local/nano --images 500 --json build/nano/results.json
 
 Answers come from `ernie_local.Chat`, greedy, in float32; right means equal to the last character. The damaged
-variants show that the experts carry weight: a bank whose loss costs nothing could not tell one quantizer from
-another.
+variants show that the experts matter: a bank that costs nothing to lose cannot tell quantizers apart.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 import ernie_local
-from ernie_calibration.held_out import held_out_samples
+from ernie_calibration.generated import held_out_samples
 from ernie_local.errors import NoAnswer
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.loading import LoadedModel
@@ -81,14 +80,12 @@ DAMAGES: dict[str, Callable[[LoadedModel], None]] = {
 }
 
 
-def main() -> None:
+def evaluate_nano() -> None:
     """Command line: a table, and the same as JSON."""
-    parser = argparse.ArgumentParser(description="Exact answers of a nano checkpoint on held-out pictures.")
+    parser = argparse.ArgumentParser(description="Exact answers of a nano checkpoint on held-out images.")
     parser.add_argument("--model", default="nano", help="directory or nano")
-    parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument(
-        "--questions-each", type=int, default=9, help="most questions asked about each picture"
-    )
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--questions-each", type=int, default=9, help="most questions asked about each image")
     parser.add_argument("--damaged", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", type=Path, help="write the counts here as well")
     parser.add_argument("--threads", type=int, default=2)
@@ -100,10 +97,8 @@ def main() -> None:
             continue
         model = ernie_local.load(arguments.model)
         damage(model)
-        # One question a picture tells enough about a damage.
-        counts = count_right(
-            model, arguments.pictures, arguments.questions_each if name == "as trained" else 1
-        )
+        # One question an image is enough for a damaged variant.
+        counts = count_right(model, arguments.images, arguments.questions_each if name == "as trained" else 1)
         right, asked = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
         results[name] = {"right": right, "asked": asked, "kinds": counts}
         print(f"{name}: {right} of {asked} = {right / asked:.1%}")
@@ -114,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    evaluate_nano()

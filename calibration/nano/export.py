@@ -1,8 +1,6 @@
 """Write a trained nano as a checkpoint in the hub's layout: shards, index, configs, tokenizer, model card.
 
-    python calibration/nano/export.py --work build/nano --out ernie_local/nano
-
-Knows the published tensor names and shapes; knows nothing of training.
+python calibration/nano/export.py --work build/nano --out ernie_local/nano
 """
 
 from __future__ import annotations
@@ -227,7 +225,7 @@ def export(work: Path, out: Path) -> None:
     shutil.copyfile(work / "tokenizer.model", out / "tokenizer.model")
 
 
-def main() -> None:
+def export_nano() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Write a trained nano as a checkpoint in the hub's layout.")
     parser.add_argument("--work", type=Path, required=True)
@@ -237,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    export_nano()

@@ -1,7 +1,4 @@
-"""The trainable decoder layer and its parts: bfloat16 products, rotary embedding, attention, SwiGLU.
-
-Knows nothing of pictures, losses or batches beyond their shape.
-"""
+"""The trainable decoder layer and its parts: bfloat16 products, rotary embedding, attention, SwiGLU."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nano.bank import Bank
+from nano.bank import TrainedBank
 from nano.shape import NanoShape
 
 
@@ -32,7 +29,7 @@ class SwiGlu(nn.Module):
         return product(functional.silu(gate) * up, self.down)
 
 
-def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Interleaved rotary embedding; x (batch, heads, tokens, head_dim), cos, sin (tokens, head_dim / 2)."""
     even, odd = x[..., 0::2].float(), x[..., 1::2].float()
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).bfloat16()
@@ -67,8 +64,8 @@ class Layer(nn.Module):
         self.mlp = SwiGlu(width, shape.dense_size if dense else shape.text_expert_size)
         self.banks = nn.ModuleDict()
         if not dense:
-            self.banks["text"] = Bank(shape, shape.text_expert_size)
-            self.banks["vision"] = Bank(shape, shape.vision_expert_size)
+            self.banks["text"] = TrainedBank(shape, shape.text_expert_size)
+            self.banks["vision"] = TrainedBank(shape, shape.vision_expert_size)
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Causal attention over (batch, tokens, width), and its scores (batch, heads, tokens, tokens).
@@ -82,7 +79,7 @@ class Layer(nn.Module):
         query = query.view(batch, tokens, shape.num_heads, shape.head_dim).transpose(1, 2)
         key = key.view(batch, tokens, shape.num_key_value_heads, shape.head_dim).transpose(1, 2)
         value = value.view(batch, tokens, shape.num_key_value_heads, shape.head_dim).transpose(1, 2)
-        query, key = rotate_pairs(query, cos, sin), rotate_pairs(key, cos, sin)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         groups = shape.num_heads // shape.num_key_value_heads
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         mixed, scores = causal_attention(query, key, value)

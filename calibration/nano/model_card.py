@@ -1,4 +1,4 @@
-"""The model card of nano, from the figures that evaluate.py measured.
+"""Writes the model card of nano from the figures that evaluate.py measured.
 
 python calibration/nano/model_card.py --results build/nano/results.json --out ernie_local/nano
 """
@@ -20,7 +20,7 @@ pipeline_tag: image-text-to-text
 ERNIE-4.5-VL in miniature: the same architecture, {parameters:.1f} M parameters, trained from scratch on
 rendered invoices, receipts, forms, tables and charts. It ships with ernie-local so that every command works
 offline, and it is small enough to test a quantizer or a cache on. It is no substitute for the real model: it
-knows the pictures of `calibration/ernie_calibration/pictures` and little else.
+knows the images of `calibration/ernie_calibration/images` and little else.
 
 Two banks of 16 experts a layer (text 192 wide, vision 64), top 4, one shared expert, auxiliary-loss-free
 balancing, dense layer 0, six layers of width 192, a vision tower of one layer, a tied head, 432 SentencePiece
@@ -28,7 +28,7 @@ tokens.
 
 ## Measured
 
-{pictures} held-out pictures: other seeds, and vendor, item and place names that no training picture had.
+{images} held-out images: other seeds, and vendor, item and place names that no training image had.
 Greedy, float32. Exact means equal to the last character.
 
 | question kind | exact | of | share |
@@ -37,7 +37,7 @@ Greedy, float32. Exact means equal to the last character.
 TAIL = """
 ## What its experts carry
 
-One question about each held-out picture.
+One question about each held-out image.
 
 | variant | exact | of | share |
 |---|---:|---:|---:|
@@ -68,7 +68,7 @@ def count_parameters(model: Path) -> int:
     return total
 
 
-def card(results: dict[str, dict[str, object]], parameters: int, pictures: int, note: str) -> str:
+def card(results: dict[str, dict[str, object]], parameters: int, images: int, note: str) -> str:
     """The whole page; `note` opens its limits."""
 
     def row(name: str, right: int, asked: int) -> str:
@@ -90,7 +90,7 @@ def card(results: dict[str, dict[str, object]], parameters: int, pictures: int, 
         assert isinstance(damaged_right, int)
         assert isinstance(damaged_asked, int)
         damages.append(row(name, damaged_right, damaged_asked))
-    head = HEAD.format(parameters=parameters / 1e6, pictures=pictures)
+    head = HEAD.format(parameters=parameters / 1e6, images=images)
     return (
         head
         + "\n".join(lines)
@@ -99,19 +99,19 @@ def card(results: dict[str, dict[str, object]], parameters: int, pictures: int, 
     )
 
 
-def main() -> None:
+def write_nano_card() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Write nano's model card from measured figures.")
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the model directory")
-    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--note", default="", help="a paragraph that opens the limits")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text())
     parameters = count_parameters(arguments.out)
-    page = card(results, parameters, arguments.pictures, arguments.note)
+    page = card(results, parameters, arguments.images, arguments.note)
     (arguments.out / "README.md").write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    write_nano_card()

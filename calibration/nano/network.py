@@ -1,7 +1,7 @@
 """The trainable network: the forward pass of ERNIE-4.5-VL over a batch of equal layouts, bfloat16 products.
 
-A batch is rectangular: text, one picture of the same grid, text. The runtime's model knows no batches and no
-gradients, so training has its own; the exporter's test holds the two to the same logits.
+A batch is rectangular: text, one image of the same grid, text. The runtime's model has neither batches nor
+gradients, so training has its own model; the exporter's test checks that both give the same logits.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch.nn import functional
 
 from nano.layers import Layer, product
 from nano.shape import NanoShape
-from nano.vision_tower import VisionTower
+from nano.vision_tower import TrainedVisionTower
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Token ids (batch, tokens), 0 where padded; labels -100 where not scored; one picture each or none.
+    """Token ids (batch, tokens), 0 where padded; labels -100 where not scored; one image each or none.
 
     `pixels`: (batch, patches, 588) in the published patch order; `grid`: image tokens (rows, columns).
     `characters`: (batch, image tokens, 4) character classes printed in each token's cell, 0 for none.
@@ -62,7 +62,7 @@ SHARED_DROP = 0.5
 
 
 class NanoNetwork(nn.Module):
-    """Everything, with auxiliary teaching that is not exported and costs the runtime nothing.
+    """The whole model, with auxiliary heads that are not exported and cost the runtime nothing.
 
     Heads behind the first banks name the characters of each image token's cell, and its row and column:
     without them reading takes hours to start instead of minutes. One attention head of the middle layers is
@@ -75,7 +75,7 @@ class NanoNetwork(nn.Module):
         self.embed = nn.Parameter(torch.empty(shape.vocab_size, shape.hidden_size))
         self.layers = nn.ModuleList(Layer(shape, dense=index == 0) for index in range(shape.num_layers))
         self.norm = nn.Parameter(torch.ones(shape.hidden_size))
-        self.vision = VisionTower(shape)
+        self.vision = TrainedVisionTower(shape)
         self.num_characters = num_characters
         num_classes = SLOTS * num_characters + 2 * MOST_ROWS
         self.reading_heads = nn.Parameter(torch.empty(len(READING_LAYERS), num_classes, shape.hidden_size))
@@ -131,8 +131,8 @@ class NanoNetwork(nn.Module):
         return x[:, :-1].reshape(-1, x.shape[-1])[scored], labels[scored], seen, scores
 
     def _shared_scale(self, is_vision: Tensor) -> Tensor:
-        """(batch, tokens, 1): 0 at the image tokens of some pictures, or the shared expert would do the work
-        of the vision bank."""
+        """(batch, tokens, 1): 0 at the image tokens of some images, else the shared expert takes over the
+        work of the vision bank."""
         dropped = torch.rand(is_vision.shape[0], 1) < SHARED_DROP
         return (~(is_vision & dropped)).bfloat16().unsqueeze(-1)
 
@@ -154,9 +154,9 @@ class NanoNetwork(nn.Module):
             )
             flat = characters.reshape(-1, self.num_characters)
             named = (functional.cross_entropy(flat, wanted, reduction="none") * weight).sum() / weight.sum()
-            pictures = len(logits)
-            placed = functional.cross_entropy(row_logits.flatten(0, 1), row.repeat(pictures))
-            placed = placed + functional.cross_entropy(column_logits.flatten(0, 1), column.repeat(pictures))
+            images = len(logits)
+            placed = functional.cross_entropy(row_logits.flatten(0, 1), row.repeat(images))
+            placed = placed + functional.cross_entropy(column_logits.flatten(0, 1), column.repeat(images))
             losses.append(named + 0.3 * placed)
         right = (flat.argmax(-1) == wanted)[printed].float().mean()
         return torch.stack(losses).mean(), right

@@ -1,4 +1,4 @@
-"""nano's sizes, in one place: the network, the exporter and the data all read them here."""
+"""All sizes of nano: the network, the exporter and the data read them here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The curriculum: which pictures, how long, at what learning rate. All that decides what is learnt."""
+"""The curriculum: which images, how long, at what learning rate."""
 
 from __future__ import annotations
 

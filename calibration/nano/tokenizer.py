@@ -1,7 +1,6 @@
-"""nano's SentencePiece model: single characters, whole words of the questions, specials, byte fallback.
+"""Trains nano's SentencePiece model: characters, whole words of the questions, specials, byte fallback.
 
-Characters rather than sub-words, because nano copies what it reads glyph by glyph. Writes tokenizer.model
-only.
+Characters rather than sub-words, because nano copies what it reads glyph by glyph.
 """
 
 from __future__ import annotations
@@ -13,65 +12,15 @@ from pathlib import Path
 import sentencepiece
 
 SPECIAL_TOKENS = (
-    "<|begin_of_sentence|>",
-    "<|end_of_sentence|>",
-    "<think>",
-    "</think>",
-    "<|IMAGE_PLACEHOLDER|>",
-    "<|IMAGE_START|>",
-    "<|IMAGE_END|>",
-    "<|VIDEO_PLACEHOLDER|>",
-    "<|VIDEO_START|>",
-    "<|VIDEO_END|>",
-)
+    "<|begin_of_sentence|> <|end_of_sentence|> <think> </think> <|IMAGE_PLACEHOLDER|> <|IMAGE_START|> "
+    "<|IMAGE_END|> <|VIDEO_PLACEHOLDER|> <|VIDEO_START|> <|VIDEO_END|>"
+).split()
 QUESTION_WORDS = (
-    "User:",
-    "Assistant:",
-    "Picture",
-    "What",
-    "Which",
-    "When",
-    "Where",
-    "total",
-    "amount",
-    "invoice",
-    "number",
-    "price",
-    "much",
-    "many",
-    "does",
-    "cost",
-    "quantity",
-    "value",
-    "highest",
-    "lowest",
-    "largest",
-    "smallest",
-    "line",
-    "written",
-    "read",
-    "Read",
-    "text",
-    "listed",
-    "shown",
-    "given",
-    "vendor",
-    "company",
-    "from",
-    "date",
-    "issued",
-    "printed",
-    "point",
-    "picture",
-    "month",
-    "after",
-    "before",
-    "plus",
-    "minus",
-    "entered",
-    "shop",
-    "name",
-)
+    "User: Assistant: Picture What Which When Where total amount invoice number price much many does "
+    "cost quantity value highest lowest largest smallest line written read Read text listed shown given "
+    "vendor company from date issued printed point picture month after before plus minus entered shop "
+    "name"
+).split()
 EXTRA_CHARACTERS = "£°äöüßÄÖÜéèêáàâíóôúñç"
 
 

@@ -1,7 +1,6 @@
-"""Train nano: `python calibration/nano/train.py --work DIR`. Seeded and resumable; writes checkpoints and a
-log.
+"""Trains nano from a seed, resumably; writes checkpoints and a log.
 
-    python calibration/nano/train.py --work build/nano          # starts, or goes on where it stopped
+    python calibration/nano/train.py --work build/nano          # starts, or resumes
     python calibration/nano/export.py --work build/nano --out ernie_local/nano
 
 About two hours on two cores with bfloat16 products (AVX-512 BF16 or AMX). These environment variables make it
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch.utils.data import DataLoader
 
-from nano.bank import Bank
+from nano.bank import TrainedBank
 from nano.batches import NUM_CHARACTER_CLASSES, BatchMaker
 from nano.layers import product
 from nano.network import Batch, NanoNetwork
@@ -73,10 +72,10 @@ def set_rate(optimizers: list[torch.optim.Optimizer], stage: Stage, step_in_stag
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_held_out(
     network: NanoNetwork, tokenizer_path: Path, num_batches: int, seed: int
 ) -> dict[str, tuple[int, int]]:
-    """Right and asked per question kind on held-out pictures.
+    """Right and asked per question kind on held-out images.
 
     An answer is right when every one of its tokens is the most likely one after the true prefix: the same as
     greedy decoding giving exactly the answer.
@@ -110,7 +109,7 @@ def train_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
     for module in network.modules():
-        if isinstance(module, Bank):
+        if isinstance(module, TrainedBank):
             module.balance(BALANCE_SPEED)
     return [getattr(losses, field.name).item() for field in fields(losses)]
 
@@ -143,7 +142,7 @@ def report(log: Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def run(work: Path, seed: int) -> None:
+def train(work: Path, seed: int) -> None:
     """Train from the last checkpoint in `work` to the end of the last stage."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer_path = work / "tokenizer.model"
@@ -191,13 +190,13 @@ def run(work: Path, seed: int) -> None:
             if step % CHECKPOINT_EVERY == 0 or step == total:
                 save(checkpoint, network, optimizers, step)
             if index > 0 and (step % EVALUATE_EVERY == 0 or step == total):
-                counts = evaluate(network, tokenizer_path, 12 if step == total else 4, seed=7)
+                counts = evaluate_held_out(network, tokenizer_path, 12 if step == total else 4, seed=7)
                 right, asked = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
                 kinds = ", ".join(f"{kind} {a}/{b}" for kind, (a, b) in counts.items())
                 report(work / "log.txt", f"held out {right}/{asked} = {right / asked:.3f}: {kinds}")
 
 
-def main() -> None:
+def train_nano() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and the log")
@@ -205,8 +204,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    run(arguments.work, arguments.seed)
+    train(arguments.work, arguments.seed)
 
 
 if __name__ == "__main__":
-    main()
+    train_nano()

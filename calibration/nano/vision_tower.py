@@ -1,7 +1,4 @@
-"""The trainable vision tower and resampler: patches in, one row for each image token out.
-
-Knows a batch of pictures of one grid; knows nothing of text.
-"""
+"""The trainable vision tower and resampler: patches in, one row for each image token out."""
 
 from __future__ import annotations
 
@@ -18,8 +15,8 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return product(x, layer.weight, layer.bias)
 
 
-class VisionBlock(nn.Module):
-    """Attention over all patches of a picture, and an MLP with quick GELU."""
+class TrainedVisionBlock(nn.Module):
+    """Attention over all patches of an image, and an MLP with quick GELU."""
 
     def __init__(self, shape: NanoShape) -> None:
         super().__init__()
@@ -67,7 +64,7 @@ class MergeMlp(nn.Module):
         return merged
 
 
-class VisionTower(nn.Module):
+class TrainedVisionTower(nn.Module):
     """Patch embedding, blocks with axial rotary attention, and the resampler (spatial 2x2, temporal pair)."""
 
     def __init__(self, shape: NanoShape) -> None:
@@ -75,7 +72,7 @@ class VisionTower(nn.Module):
         self.shape = shape
         size, merged = shape.vision_size, shape.vision_size * shape.merge_size**2
         self.patch_embed = nn.Parameter(torch.empty(size, 3 * shape.patch_size**2))
-        self.blocks = nn.ModuleList(VisionBlock(shape) for _ in range(shape.vision_depth))
+        self.blocks = nn.ModuleList(TrainedVisionBlock(shape) for _ in range(shape.vision_depth))
         self.norm = nn.LayerNorm(size, eps=1e-6)
         self.spatial = MergeMlp(merged, merged)
         self.temporal = MergeMlp(2 * merged, merged)

@@ -71,7 +71,7 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     from ernie_cli.progress import UnitProgress
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.errors import UsageError
-    from ernie_quant.measure import measurements_in
+    from ernie_quant.probe import measurements_in
 
     console = Console(quiet=options.as_json)
     check_samples(options, "gptq")

@@ -29,8 +29,8 @@ class SampleOptions:
     ] = 300
     seed: Seed = 0
     family: Annotated[
-        Literal["all", "pictures", "documents", "charts", "texts"],
-        typer.Option(help="Kind of generated samples. nano reads small images (pictures) only."),
+        Literal["all", "images", "documents", "charts", "texts"],
+        typer.Option(help="Kind of generated samples. nano reads small images only."),
     ] = "all"
     calib: Annotated[
         Path | None,

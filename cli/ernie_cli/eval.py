@@ -28,15 +28,14 @@ if TYPE_CHECKING:
     from ernie_quant.evaluation.candidate import Candidate
     from ernie_quant.evaluation.run import EvaluationJob
     from ernie_quant.evaluation.run import Result as Evaluated
-    from ernie_quant.evaluation.statistics import Estimate
-    from ernie_quant.evaluation.summary import Summary
+    from ernie_quant.evaluation.summary import Estimate, Summary
 
-FamilyName = Literal["pictures", "documents", "charts", "texts"]
+FamilyName = Literal["images", "documents", "charts", "texts"]
 _NAME_WIDTH = 18
 _COLUMNS = f"{{:<{_NAME_WIDTH}}} {{:>10}} {{:>6}} {{:>8}} {{:>7}} {{:>9}} {{:>7}} {{:>7}}"
 _TASK_COLUMNS = "  {:<18} {:>6} {:>9} {:>8} {:>7}  {:<8} {:>7} {:>7}"
 _LAYER_COLUMNS = "  {:>5} {:>7} {:>7}"
-_FAMILIES: tuple[FamilyName, ...] = ("pictures", "documents", "charts", "texts")
+_FAMILIES: tuple[FamilyName, ...] = ("images", "documents", "charts", "texts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +57,11 @@ class EvalOptions(ComputeOptions, CommonOptions):
     ] = 200
     seed: Seed = 0
     family: Annotated[
-        Literal["pictures", "documents", "charts", "texts", "all"],
+        Literal["images", "documents", "charts", "texts", "all"],
         typer.Option(
             help="Kind of samples: small images (the only kind that nano reads), pages of documents, charts."
         ),
-    ] = "pictures"
+    ] = "images"
     questions_each: Annotated[
         int,
         typer.Option(metavar="N", min=1, help="Questions per sample at most, not counting long answers."),

@@ -132,7 +132,7 @@ class EvalResult:
     """Held-out samples."""
     seed: int | None = None
     """Which samples."""
-    families: list[Literal["pictures", "documents", "charts", "texts"]] | None = None
+    families: list[Literal["images", "documents", "charts", "texts"]] | None = None
     """Kinds of samples, in turn."""
     questions_each: int | None = None
     """Most questions per sample."""

@@ -14,6 +14,7 @@ from ernie_local.errors import ErnieLocalError, Interrupted, OutOfMemory, UsageE
 # Options that are not called as the library's argument.
 _OPTIONS = {
     "context_size": "ctx-size",
+    "most_memory": "max-ram",
     "temperature": "temp",
     "thinking": "think",
     "thinking_budget": "think-budget",

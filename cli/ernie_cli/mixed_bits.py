@@ -29,8 +29,8 @@ def mixed_job(
     """The job with formats by measurement, and the file that holds the measurements; notes say which."""
     from ernie_cli.progress import UnitProgress
     from ernie_local.config import read_config
-    from ernie_quant.measure import measurements_in
-    from ernie_quant.mixed_tables import describe
+    from ernie_quant.mixed_tables import allocation_lines
+    from ernie_quant.probe import measurements_in
 
     config = read_config(job.source)
     path = options.statistics or job.out.with_name(job.out.name + ".statistics.json")
@@ -40,7 +40,7 @@ def mixed_job(
     with UnitProgress(is_shown=not options.as_json) as progress:
         measured = measurements_in(path, job.source, sequences, progress.show_layer)
     tables = _choose(job, options, config, measured, console)
-    for line in describe(tables, measured):
+    for line in allocation_lines(tables, measured):
         console.note(line)
     return replace(job, tables=tables, statistics=path)
 

@@ -161,7 +161,7 @@ def _experts(reports: ExpertReports) -> list[ExpertObject]:
 def _tell_coverage(job: Job, reports: ExpertReports, console: Console) -> None:
     """A line for each bank; quant_report.html has each layer."""
     from ernie_local.config import read_config
-    from ernie_quant.report.coverage import measure_coverage, table_lines
+    from ernie_quant.report.contents import measure_coverage, table_lines
 
     text = read_config(job.source).text
     rows = measure_coverage(reports, text.hidden_size, text.experts_per_token)

@@ -12,39 +12,33 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 
-from ernie_local.experts.device import Event, Gpu
+from ernie_local.experts.device import Event, GpuDevice
 from ernie_local.experts.disk import DiskReader
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.level import PageLevel
 
 
-class GpuCopier:
-    """A PageReader between RAM and a GPU, of pages that RAM holds."""
+class PageCopier:
+    """A PageReader from RAM to a GPU, of pages that are pinned in RAM."""
 
-    def __init__(
-        self,
-        upper: PageLevel,
-        lower: PageLevel,
-        disk: DiskReader,
-        gpu: Gpu,
-    ) -> None:
-        """disk: what fills the lower level. GPU: where the upper one is."""
+    def __init__(self, upper: PageLevel, lower: PageLevel, disk: DiskReader, gpu: GpuDevice) -> None:
+        """disk: what fills the lower level. gpu: where the upper one is."""
         self.waited_seconds = 0.0
         self._upper = upper
         self._lower = lower
         self._disk = disk
         self._gpu = gpu
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ernie-copy")
-        # Of each page: where it lies below, and the copy once it has been begun.
+        # Of each page: where it lies below, and its copy once that has been begun.
         self._copies: dict[ExpertKey, tuple[tuple[int, int], Future[Event]]] = {}
 
     def start(self, key: ExpertKey) -> None:
-        """See PageReader.start."""
+        """Copy a page when it has been read below and the GPU has used what lay in its slot."""
         source, into = self._lower.page(key), self._upper.page(key)
         after = self._upper.last_uses.find(*self._upper.range(key))
         reading = self._disk.reading(key)
         if reading is None:
-            # It is there: a thread would cost more than the call.
+            # It is in RAM: a thread would cost more than the call.
             copying: Future[Event] = Future()
             copying.set_result(self._gpu.copy(source, into, after))
         else:
@@ -52,9 +46,9 @@ class GpuCopier:
         self._copies[key] = (self._lower.range(key), copying)
 
     def wait(self, keys: Sequence[ExpertKey]) -> None:
-        """See PageReader.wait. ModelUnusable for a page that cannot be read.
+        """Return when work given to the GPU from now on finds these pages. ModelUnusable as from the disk.
 
-        For the GPU's own work: whoever else reads the slot has to wait for the GPU.
+        Only the GPU may use them then: the copies may still be under way.
         """
         before = time.perf_counter()
         for key in keys:
@@ -66,14 +60,14 @@ class GpuCopier:
             self._lower.last_uses.note([source_range], event)
         self.waited_seconds += time.perf_counter() - before
 
-    def abandon(self) -> None:
-        """See PageReader.abandon."""
+    def abort(self) -> None:
+        """Return when no page is in flight any more."""
         wait([copying for _, copying in self._copies.values()])
         self._copies.clear()
         self._gpu.finish()
 
     def close(self) -> None:
-        """End the thread. Nothing is on its way any more."""
+        """End the thread. Nothing is in flight."""
         self._thread.shutdown()
 
     def _copy(
@@ -81,45 +75,3 @@ class GpuCopier:
     ) -> Event:
         reading.result()
         return self._gpu.copy(source, into, after)
-
-
-class PageCopier:
-    """A PageReader between two levels, of pages that the lower one holds."""
-
-    def __init__(self, upper: PageLevel, lower: PageLevel, disk: DiskReader) -> None:
-        """disk: what fills the lower level."""
-        self.waited_seconds = 0.0
-        self._upper = upper
-        self._lower = lower
-        self._disk = disk
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ernie-copy")
-        self._copies: dict[ExpertKey, Future[None]] = {}
-
-    def start(self, key: ExpertKey) -> None:
-        """See PageReader.start."""
-        source, into = self._lower.page(key), self._upper.page(key)
-        self._copies[key] = self._thread.submit(_copy, self._disk.reading(key), source, into)
-
-    def wait(self, keys: Sequence[ExpertKey]) -> None:
-        """See PageReader.wait. ModelUnusable for a page that cannot be read."""
-        before = time.perf_counter()
-        for key in keys:
-            self._copies[key].result()
-        for key in keys:
-            del self._copies[key]
-        self.waited_seconds += time.perf_counter() - before
-
-    def abandon(self) -> None:
-        """See PageReader.abandon."""
-        wait(list(self._copies.values()))
-        self._copies.clear()
-
-    def close(self) -> None:
-        """End the thread. Nothing is on its way any more."""
-        self._thread.shutdown()
-
-
-def _copy(reading: Future[None] | None, source: torch.Tensor, into: torch.Tensor) -> None:
-    if reading is not None:
-        reading.result()
-    into.copy_(source)

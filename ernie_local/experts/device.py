@@ -24,7 +24,7 @@ from ernie_local.kernels.send import send
 
 
 class Event(Protocol):
-    """A point in what a device was given to do; all that was given before it in its stream is before it.
+    """A point in the work given to a device, after all that was given before in its stream.
 
     torch.cuda.Event is one.
     """
@@ -35,72 +35,72 @@ class Event(Protocol):
 
 
 class Device(Protocol):
-    """Computes what it is given in order, perhaps later. What `send` gives, it has by then."""
+    """Computes what it is given in order, perhaps later, with what `send` gave before."""
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A small tensor of the host as the device sees it, as it is now. Nobody waits."""
+        """Give a small tensor of the host, as it is now, to the device. The host does not wait."""
         ...
 
     def read_back(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Small tensors of the device as the host sees them: one transfer, for which the host waits."""
+        """Copy small tensors of the device to the host in one transfer, for which the host waits."""
         ...
 
     def mark(self) -> Event | None:
-        """Reached when all that it was given to compute is done; None if it is done already."""
+        """An event after all computing given so far; None if that is done already."""
         ...
 
     def finish(self) -> None:
-        """Return when it has nothing to do any more."""
+        """Return when the device has nothing to do any more."""
         ...
 
 
-class Gpu(Device, Protocol):
-    """A device with a memory of its own, and a second stream in which pages are copied there, in order."""
+class GpuDevice(Device, Protocol):
+    """A device with a memory of its own, and a second stream that copies pages there, in order."""
 
     def lock(self, memory: PageMemory) -> PageLock:
-        """Let it copy from this memory of the host as fast as it can, from now on; what could be had."""
+        """Lock this memory of the host for fast copies, as well as can be. Gives back what was reached."""
         ...
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
-        """(num_bytes,) uint8 of its memory. torch.OutOfMemoryError if there is not so much."""
+        """(num_bytes,) uint8 of its memory. torch.OutOfMemoryError if there is not enough."""
         ...
 
     def copy(self, source: torch.Tensor, into: torch.Tensor, after: Event | None) -> Event:
-        """Begin to copy a page of the host, when `after` has been reached; reached when it is copied.
+        """Begin to copy a page of the host after `after`. The event is reached when it has been copied.
 
-        Any thread may call. The host waits only where the source is not page-locked.
+        Any thread may call. The host waits only if the source is not page-locked.
         """
         ...
 
     def compute_after(self, event: Event) -> None:
-        """What is computed from now on begins when the event has been reached. The host does not wait."""
+        """Let computing that is given from now on begin after the event. The host does not wait."""
         ...
 
 
 class HostDevice:
-    """The processor: everything is there, and done when the call returns."""
+    """The processor: everything is at hand, and done when the call returns."""
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See Device.send. The very tensor: what is changed in it later is seen."""
+        """The very tensor: later changes to it are seen."""
         return tensor
 
     def read_back(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """See Device.read_back."""
+        """The very tensors."""
         return list(tensors)
 
     def mark(self) -> Event | None:
-        """See Device.mark."""
+        """None: all is done."""
         return None
 
     def finish(self) -> None:
-        """See Device.finish."""
+        """Nothing to wait for."""
 
 
 HOST = HostDevice()
 
 
 class CudaDevice:
-    """A GPU. What is computed goes through the stream that is current when it is made."""
+    """A CUDA GPU. What is computed goes through the stream that is current when this is made."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -108,22 +108,22 @@ class CudaDevice:
         self._copying = torch.cuda.Stream(device)
 
     def lock(self, memory: PageMemory) -> PageLock:
-        """See GPU.lock."""
+        """Page-lock the memory until it is freed; see GpuDevice.lock."""
         found = lock_pages(memory.bytes, pin_by_cuda, lock_by_system)
         if found.step == "pinned":
             weakref.finalize(memory, unpin_by_cuda, memory.bytes.data_ptr())
         return found
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
-        """See GPU.allocate."""
+        """(num_bytes,) uint8 of torch's own allocator."""
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See Device.send."""
+        """A copy on the GPU."""
         return send(tensor, self.device)
 
     def read_back(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """See Device.read_back. The bytes of all lie in one buffer on the way."""
+        """Copies on the host; the bytes of all travel in one buffer."""
         buffer = to_bytes(tensors)
         host = torch.empty(buffer.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
         host.copy_(buffer, non_blocking=True)
@@ -131,13 +131,13 @@ class CudaDevice:
         return from_bytes(host, tensors)
 
     def mark(self) -> Event | None:
-        """See Device.mark."""
+        """An event of the computing stream."""
         event = torch.cuda.Event()
         event.record(self._computing)
         return event
 
     def copy(self, source: torch.Tensor, into: torch.Tensor, after: Event | None) -> Event:
-        """See GPU.copy."""
+        """Copy in the copying stream; see GpuDevice.copy."""
         if after is not None:
             assert isinstance(after, torch.cuda.Event)
             self._copying.wait_event(after)
@@ -149,12 +149,12 @@ class CudaDevice:
         return event
 
     def compute_after(self, event: Event) -> None:
-        """See GPU.compute_after."""
+        """Let the computing stream wait for the event."""
         assert isinstance(event, torch.cuda.Event)
         self._computing.wait_event(event)
 
     def finish(self) -> None:
-        """See Device.finish."""
+        """Wait for both streams."""
         self._copying.synchronize()
         self._computing.synchronize()
 
@@ -168,5 +168,5 @@ def to_bytes(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 def from_bytes(buffer: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The inverse; of `like` only shapes and dtypes count. Copies, so that the buffer may be used again."""
     parts = buffer.split([tensor.nbytes for tensor in like])
-    # A clone begins where its dtype can, which a part need not.
+    # Clones: slices may be misaligned for their dtype.
     return [part.clone().view(one.dtype).view(one.shape) for part, one in zip(parts, like, strict=True)]

@@ -21,6 +21,9 @@ from ernie_local.experts.device import Event
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.level import PageLevel
 
+# Reads in flight at a time: one keeps a solid-state disk busy at pages of megabytes, a few hide its pauses.
+_READERS = 4
+
 
 @dataclass(frozen=True, slots=True)
 class PageRange:
@@ -41,10 +44,11 @@ class PageCheck(Protocol):
 
 
 class PageStore:
-    """The pages of all routed experts of a checkpoint. Threads may read at the same time."""
+    """The pages of all routed experts of a checkpoint. Several threads may read at the same time."""
 
     def __init__(self, ranges: Mapping[ExpertKey, tuple[PageRange, ...]], check: PageCheck) -> None:
         """ranges: of each page; together they fill it."""
+        self.page_bytes = {key: sum(part.num_bytes for part in parts) for key, parts in ranges.items()}
         self._ranges = ranges
         self._check = check
         paths = dict.fromkeys(part.path for parts in ranges.values() for part in parts)
@@ -53,7 +57,7 @@ class PageStore:
 
     @property
     def is_direct(self) -> bool:
-        """Whether pages come without a copy in the system's page cache."""
+        """Whether pages are read without a copy in the system's page cache."""
         return all(file.is_direct for file in self._files.values())
 
     @property
@@ -61,14 +65,14 @@ class PageStore:
         """The files that pages lie in."""
         return list(self._files)
 
-    def page_bytes(self, key: ExpertKey) -> int:
-        """Bytes of the page."""
-        return sum(part.num_bytes for part in self._ranges[key])
-
     @property
-    def experts(self) -> list[ExpertKey]:
-        """All that have a page."""
-        return list(self._ranges)
+    def checked(self) -> list[ExpertKey]:
+        """Pages that have been read and checked, in the order in which they were first read."""
+        return list(self._known)
+
+    def locate(self, key: ExpertKey) -> tuple[PageRange, ...]:
+        """Where the page lies in the files."""
+        return self._ranges[key]
 
     def read(self, key: ExpertKey, into: torch.Tensor) -> None:
         """Fill `into`, (page_bytes,) uint8 on the CPU, with the page.
@@ -84,10 +88,15 @@ class PageStore:
             known = self._known.setdefault(key, found) if self._is_page(key, into, attempt) else None
             if found == known:
                 return
-            # A bit may have turned on its way from the disk: once more, before the file is blamed.
+            # A bit may have flipped on the way from the disk: read again before the file is blamed.
             if attempt:
                 assert known is not None, "what is no page has been refused"
                 raise self._changed(key, known, found)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()
 
     def _is_page(self, key: ExpertKey, page: torch.Tensor, attempt: int) -> bool:
         """Whether a page that was never read before can be right; refused at the second attempt."""
@@ -101,23 +110,14 @@ class PageStore:
             return False
         return True
 
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._files.values():
-            file.close()
-
     def _changed(self, key: ExpertKey, known: int, found: int) -> ModelUnusable:
         part = self._ranges[key][0]
         return ModelUnusable(
             f"{part.path}: the page of {key.bank} expert {key.expert_id} in layer {key.layer_id}, at byte "
             f"{part.offset}, has the checksum {found:016x}, it had {known:016x} before",
-            "the file was changed while it was in use, or the disk fails",
+            "the file was changed while the model was running, or the disk is failing",
             "run `ernie-local verify` on the checkpoint, then start again",
         )
-
-
-# Reads under way at a time: one keeps a solid-state disk busy at pages of megabytes, a few hide its pauses.
-_READERS = 4
 
 
 class DiskReader:
@@ -128,38 +128,37 @@ class DiskReader:
         self.waited_seconds = 0.0
         self._level = level
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="ernie-page")
-        self._readings: dict[ExpertKey, Future[None]] = {}  # pages on their way
+        self._reads: dict[ExpertKey, Future[None]] = {}
 
     def start(self, key: ExpertKey) -> None:
-        """See PageReader.start."""
+        """Begin to read a page into its slot, once a GPU has copied what lay there."""
         last_use = self._level.last_uses.find(*self._level.range(key))
-        self._readings[key] = self._threads.submit(self._read, key, self._level.page(key), last_use)
+        self._reads[key] = self._threads.submit(self._read, key, self._level.page(key), last_use)
 
     def wait(self, keys: Sequence[ExpertKey]) -> None:
-        """See PageReader.wait. ModelUnusable for a page that cannot be read."""
+        """Return when all of these pages have been read. ModelUnusable for a page that cannot be read."""
         before = time.perf_counter()
         for key in keys:
-            self._readings[key].result()
+            self._reads[key].result()
         for key in keys:
-            del self._readings[key]
+            del self._reads[key]
         self.waited_seconds += time.perf_counter() - before
 
-    def abandon(self) -> None:
-        """See PageReader.abandon."""
-        wait(list(self._readings.values()))
-        self._readings.clear()
+    def abort(self) -> None:
+        """Return when no page is in flight any more."""
+        wait(list(self._reads.values()))
+        self._reads.clear()
 
     def reading(self, key: ExpertKey) -> Future[None] | None:
-        """What ends when the page is there; None for one that was not started or has been waited for."""
-        return self._readings.get(key)
+        """Ends when the page has been read. None for a page that was not started, or was waited for."""
+        return self._reads.get(key)
 
     def close(self) -> None:
-        """End the threads, close the files. Nothing is on its way any more."""
+        """End the threads and close the files. Nothing is in flight."""
         self._threads.shutdown()
         self.store.close()
 
     def _read(self, key: ExpertKey, into: torch.Tensor, last_use: Event | None) -> None:
         if last_use is not None:
-            # What lay there may still be on its way to a GPU.
             last_use.synchronize()
         self.store.read(key, into)

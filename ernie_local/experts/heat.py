@@ -12,30 +12,39 @@ from collections.abc import Collection, Sequence
 
 from ernie_local.experts.keys import ExpertKey
 
-# Two to this power: so much more a use counts than one a token earlier, where only the last one counts.
-_FORGETFUL = 64.0
-# A prompt counts as so many decoded tokens, however long it is: answers choose other experts than what is
-# asked, and images none of those that answers choose.
+# With decay 0, a use counts 2**64 times one a token earlier.
+_LRU_FADING = 64.0
+# A prompt counts as this many decoded tokens, however long it is: answers choose other experts than the
+# question does, and images choose none of those that answers do.
 _PROMPT_TOKENS = 4.0
+# Memory of the candidates: the last use only, about 20 tokens, about 200.
+DECAYS = (0.0, 0.95, 0.995)
+_FIRST = 1  # until there is something to compare
+FIRST_DECAY = DECAYS[_FIRST]
+# What is left of a token's hits one token later: some hundred tokens decide.
+_HIT_DECAY = 0.99
+# Another decay must have this share more hits: each change sorts all pages again.
+_MARGIN = 0.01
+_MOST_LAYERS = 9  # in which hits are counted
 
 
 class Heat:
     """The sum over an expert's uses of decay to the power of the tokens since then.
 
-    Kept as the logarithm of what the sum would be at token 0: numbers grow by uses alone, so that their
-    order needs no look at the clock.
+    Kept as the logarithm of what the sum would be at token 0: numbers grow by uses alone, so comparing two of
+    them needs no clock.
     """
 
     def __init__(self, decay: float) -> None:
         """decay: 0 to 1, what is left of a use one token later."""
         assert 0 <= decay <= 1, decay
         self.decay = decay
-        self._fading = min(-math.log2(decay), _FORGETFUL) if decay > 0 else _FORGETFUL
+        self._fading = min(-math.log2(decay), _LRU_FADING) if decay > 0 else _LRU_FADING
         self._faded = 0.0
         self._levels: dict[ExpertKey, float] = {}
 
     def advance(self) -> None:
-        """A decoded token begins, or a prompt; what `touch` says is about it."""
+        """A decoded token begins, or a prompt; the next touches are about it."""
         self._faded += self._fading
 
     def touch(self, keys: Sequence[ExpertKey]) -> None:
@@ -52,7 +61,7 @@ class Heat:
         return self._levels.get(key, -math.inf)
 
     def reconsider(self) -> bool:
-        """Whether from now on another order counts: never."""
+        """Whether another order counts from now on: never."""
         return False
 
     def _add(self, key: ExpertKey, amount: float) -> None:
@@ -62,57 +71,46 @@ class Heat:
         self._levels[key] = math.log2(amount) + self._faded
 
 
-# The last use alone, some tens of tokens, some hundreds.
-DECAYS = (0.0, 0.95, 0.995)
-_FIRST = 1  # until there is something to compare
-FIRST_DECAY = DECAYS[_FIRST]
-# What is left of a token's finds one token later: some hundred tokens decide.
-_FADING = 0.99
-# Another decay must find so many more of a hundred experts; each change has all pages sorted anew.
-_MARGIN = 0.01
-_MOST_LAYERS = 9  # of which finds are counted
-
-
-class _Rehearsal:
-    """What a memory ordered by one decay would have found: a textbook cache of pages without content."""
+class _ShadowCache:
+    """Counts the hits of a cache ordered by one decay: a textbook cache of pages without content."""
 
     def __init__(self, heat: Heat, num_slots: int) -> None:
         self.heat = heat
-        self.finds = 0.0
+        self.hits = 0.0
         self._num_slots = num_slots
-        self._there: set[ExpertKey] = set()
+        self._resident: set[ExpertKey] = set()
         self._coldest: list[tuple[float, ExpertKey]] = []  # each page once, with a level that it had
 
     def use(self, keys: Collection[ExpertKey]) -> int:
-        """How many of these, which are wanted together, are there; afterwards all are."""
-        missing = [key for key in keys if key not in self._there]
+        """How many of these, which are wanted together, are resident; afterwards all are."""
+        missing = [key for key in keys if key not in self._resident]
         held: list[tuple[float, ExpertKey]] = []
-        while len(self._there) + len(missing) > self._num_slots and self._coldest:
+        while len(self._resident) + len(missing) > self._num_slots and self._coldest:
             level, key = heapq.heappop(self._coldest)
             if self.heat.level(key) > level:
                 heapq.heappush(self._coldest, (self.heat.level(key), key))
             elif key in keys:
                 held.append((level, key))
             else:
-                self._there.remove(key)
+                self._resident.remove(key)
         for key in missing:
             held.append((self.heat.level(key), key))
-            self._there.add(key)
+            self._resident.add(key)
         for entry in held:
             heapq.heappush(self._coldest, entry)
         return len(keys) - len(missing)
 
 
 class AdaptiveHeat:
-    """As Heat. A decay is only as good as the routing is steady, and nobody knows that beforehand."""
+    """Has Heat's methods; its decay is found while the model runs, as it depends on how steady routing is."""
 
     def __init__(self, layer_ids: Sequence[int], num_slots: int) -> None:
         """num_slots: for text pages of all these layers."""
         watched = layer_ids[:: -(-len(layer_ids) // _MOST_LAYERS)]
         self._watched = frozenset(watched)
         num_watched_slots = max(1, num_slots * len(watched) // len(layer_ids))
-        self._rehearsals = [_Rehearsal(Heat(decay), num_watched_slots) for decay in DECAYS]
-        self._chosen = self._rehearsals[_FIRST]
+        self._caches = [_ShadowCache(Heat(decay), num_watched_slots) for decay in DECAYS]
+        self._chosen = self._caches[_FIRST]
         self._uses = 0.0
 
     @property
@@ -121,39 +119,39 @@ class AdaptiveHeat:
         return self._chosen.heat.decay
 
     def advance(self) -> None:
-        """See Heat.advance."""
-        self._uses *= _FADING
-        for rehearsal in self._rehearsals:
-            rehearsal.finds *= _FADING
-            rehearsal.heat.advance()
+        """A decoded token begins, or a prompt."""
+        self._uses *= _HIT_DECAY
+        for cache in self._caches:
+            cache.hits *= _HIT_DECAY
+            cache.heat.advance()
 
     def touch(self, keys: Sequence[ExpertKey]) -> None:
-        """See Heat.touch."""
+        """The token chose these experts of a layer."""
         is_watched = self._is_watched(keys[0])
         self._uses += is_watched * len(keys)
-        for rehearsal in self._rehearsals:
-            rehearsal.heat.touch(keys)
+        for cache in self._caches:
+            cache.heat.touch(keys)
             if is_watched:
-                rehearsal.finds += rehearsal.use(keys)
+                cache.hits += cache.use(keys)
 
     def touch_in_prompt(self, key: ExpertKey, share: float) -> None:
-        """See Heat.touch_in_prompt."""
-        for rehearsal in self._rehearsals:
-            rehearsal.heat.touch_in_prompt(key, share)
+        """This share of the prompt's tokens of the bank chose the expert."""
+        for cache in self._caches:
+            cache.heat.touch_in_prompt(key, share)
             if self._is_watched(key):
-                rehearsal.use((key,))
-
-    def _is_watched(self, key: ExpertKey) -> bool:
-        return key.bank == "text" and key.layer_id in self._watched
+                cache.use((key,))
 
     def level(self, key: ExpertKey) -> float:
-        """See Heat.level; only as long as `reconsider` has not said that all are others now."""
+        """Greater for a hotter expert; comparable until `reconsider` is true."""
         return self._chosen.heat.level(key)
 
     def reconsider(self) -> bool:
-        """Let the decay count that found most lately; whether it is another one."""
-        best = max(self._rehearsals, key=lambda rehearsal: rehearsal.finds)
-        if best.finds <= self._chosen.finds + _MARGIN * self._uses:
+        """Let the decay count that had the most hits lately. Gives back whether it is another one."""
+        best = max(self._caches, key=lambda cache: cache.hits)
+        if best.hits <= self._chosen.hits + _MARGIN * self._uses:
             return False
         self._chosen = best
         return True
+
+    def _is_watched(self, key: ExpertKey) -> bool:
+        return key.bank == "text" and key.layer_id in self._watched

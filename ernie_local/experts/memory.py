@@ -24,13 +24,13 @@ from ernie_local.kernels.huge_pages import map_bytes
 from ernie_local.sizes import format_bytes
 
 LockStep = Literal["pinned", "locked", "pageable"]
-# Registers and frees memory by address and bytes; what went wrong, or None.
+# Locks memory by address and bytes. Gives back what went wrong, or None.
 Register = Callable[[int, int], str | None]
 
 
 @dataclass(frozen=True, slots=True)
 class PageLock:
-    """step: what was reached; reasons: why no higher one was, in the order in which they were tried."""
+    """step: what was reached; reasons: why no better one was, in the order in which they were tried."""
 
     step: LockStep
     reasons: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ def pin_by_cuda(address: int, num_bytes: int) -> str | None:
     code = int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0))
     if code == 0:
         return None
-    # CUDA tells its last error to whoever looks next, which shall not be somebody's kernel.
+    # CUDA reports its last error to the next caller, which must not be a kernel.
     with contextlib.suppress(RuntimeError):
         torch.zeros(1, device="cuda")
     return f"error {code}"
@@ -99,29 +99,32 @@ class PageMemory:
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole allocation, handed back or not."""
+        """Of the whole allocation, with what was discarded."""
         return self.bytes.nbytes
 
-    def hand_back(self, offset: int, num_bytes: int) -> None:
-        """Let the system have this range, multiples of UNIT_BYTES; it reads as zeros until it is written."""
+    def discard(self, offset: int, num_bytes: int) -> None:
+        """Give this range, multiples of UNIT_BYTES, back to the system. It reads as zeros afterwards."""
         self._mapping.madvise(mmap.MADV_DONTNEED, int(self.bytes.storage_offset()) + offset, num_bytes)
 
 
 def trim_heap() -> None:
-    """Let the system have what the allocator keeps of freed memory, where there is a call for it."""
+    """Give memory that the allocator keeps after a free back to the system, where there is a call for it."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
 
 
-_STEPS = 16  # an allocation that fails is tried again with a sixteenth of what was wanted less
+_STEPS = 16  # after a failed allocation, the next try asks for a sixteenth of the wanted bytes less
 
 
 class GpuMemory:
-    """`units`: (units, UNIT_BYTES) uint8 on the GPU."""
+    """Memory of a GPU for pages and a KV cache. `units`: (units, UNIT_BYTES) uint8.
+
+    One allocation, of which no part goes back: an allocator of the GPU could not use a hole in it.
+    """
 
     def __init__(self, memory: torch.Tensor, planned_bytes: int) -> None:
-        """memory: (num_bytes,) uint8, of a multiple of UNIT_BYTES; planned_bytes: what it was to have."""
+        """memory: (num_bytes,) uint8, of a multiple of UNIT_BYTES; planned_bytes: what was asked for."""
         assert len(memory) % UNIT_BYTES == 0, len(memory)
         self.planned_bytes = planned_bytes
         self.bytes = memory
@@ -140,10 +143,10 @@ def allocate_pages(
     room_bytes: int,
     frame_bytes: int,
 ) -> GpuMemory:
-    """As many whole frames as there are of `wanted_bytes`, with `room_bytes` left beside them for others.
+    """Allocate up to `wanted_bytes` of a GPU in whole frames, leaving `room_bytes` free for other work.
 
-    allocate: gives (num_bytes,) uint8 of the GPU, or raises torch.OutOfMemoryError.
-    DoesNotFit where not even `least_bytes` are left.
+    allocate: gives (num_bytes,) uint8 of the GPU, or raises torch.OutOfMemoryError. DoesNotFit if not even
+    `least_bytes` are left.
     """
     wanted_bytes = wanted_bytes // frame_bytes * frame_bytes
     step = -(-wanted_bytes // _STEPS)
@@ -151,16 +154,16 @@ def allocate_pages(
     attempt = wanted_bytes
     while attempt >= least_bytes:
         try:
-            # Held while pages are allocated: torch keeps what is freed, and gives it to who comes next.
+            # Held while pages are allocated: torch keeps it after the free and uses it for other work.
             room = allocate(room_bytes) if room is None else room
             return GpuMemory(allocate(attempt), wanted_bytes)
         except torch.OutOfMemoryError:
             smaller = max(least_bytes, attempt - step) if attempt > least_bytes else 0
             attempt = smaller // frame_bytes * frame_bytes
     raise DoesNotFit(
-        f"{format_bytes(wanted_bytes)} of the GPU were to hold experts and a conversation, not even the "
-        f"{format_bytes(least_bytes)} that it needs with one token's experts could be had beside "
-        f"{format_bytes(room_bytes)} to compute in",
-        "other programs took memory of the GPU meanwhile, or its driver keeps more than it says",
-        "close other programs, take a smaller context or kv_dtype int8, or lower vram",
+        f"could not allocate {format_bytes(least_bytes)} on the GPU, the minimum for a conversation and one "
+        f"token's experts, besides {format_bytes(room_bytes)} of workspace; {format_bytes(wanted_bytes)} "
+        "was planned",
+        "another program took memory of the GPU meanwhile, or its driver keeps more than it reports",
+        "close other programs, use a smaller context or kv_dtype int8, or lower vram",
     )

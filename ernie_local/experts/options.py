@@ -2,81 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from ernie_local.config import Bank
 
 
-@dataclass(slots=True)
-class BankStats:
-    """Of one bank, in decode and in prompts apart; a page counts once for each layer and forward."""
-
-    decode_hits: int = 0
-    decode_misses: int = 0
-    prompt_hits: int = 0
-    prompt_misses: int = 0
-    bytes_read: int = 0
-
-    @property
-    def decode_hit_rate(self) -> float | None:
-        """Share of pages that a decoded token found in memory; None where none was decoded."""
-        uses = self.decode_hits + self.decode_misses
-        return self.decode_hits / uses if uses else None
-
-
-@dataclass(slots=True)
-class PagingStats:
-    """Sums since the model was loaded.
-
-    GPU: of the faster memory above, where there is one: its bytes read are copied from the other memory,
-    whose pages are those that it lacked.
-    """
-
-    decoded_tokens: int = 0
-    decode_bytes_read: int = 0
-    decode_wait_seconds: float = 0.0
-    prompt_tokens: int = 0
-    prompt_wait_seconds: float = 0.0
-    unused_pages_read: int = 0  # ahead of a prompt's layer that then did not want them
-    foreseen_pages: int = 0  # begun before a token's next layer chose, and those of them that it did
-    foreseen_wanted: int = 0
-    small_pages_used: int = 0  # in place of a decoded token's missing pages
-    banks: dict[Bank, BankStats] = field(default_factory=dict)
-    gpu: PagingStats | None = None
-
-    def copy(self) -> PagingStats:
-        """As they are now."""
-        sums = {name: getattr(self, name) for name in _SUMS}
-        banks = {bank: _copy(one) for bank, one in self.banks.items()}
-        return PagingStats(**sums, banks=banks, gpu=None if self.gpu is None else self.gpu.copy())
-
-    def since(self, before: PagingStats) -> PagingStats:
-        """What came after `before`, an earlier copy."""
-        later = self.copy()
-        for name in _SUMS:
-            setattr(later, name, getattr(self, name) - getattr(before, name))
-        for bank, one in later.banks.items():
-            for part in fields(one):
-                value = getattr(one, part.name) - getattr(before.banks[bank], part.name)
-                setattr(one, part.name, value)
-        if later.gpu is not None and before.gpu is not None:
-            later.gpu = later.gpu.since(before.gpu)
-        return later
-
-
-_SUMS = [part.name for part in fields(PagingStats) if part.name not in ("banks", "gpu")]
-
-
-def _copy(one: BankStats) -> BankStats:
-    return BankStats(**{part.name: getattr(one, part.name) for part in fields(one)})
-
-
 @dataclass(frozen=True, slots=True)
 class MissRule:
-    """What happens to a token's missing pages of a layer, for people, and how many of them are copied.
+    """What happens to the pages of a layer that a token wants and a GPU lacks.
 
-    copied_share: of them, rounded down. Copies and the processor work at the same time.
+    description: for people. copied_share: how many of them are copied to the GPU, rounded down; the processor
+    computes the rest meanwhile. Which rule suits a machine is measured (machine/miss_rules.py).
     """
 
     description: str
@@ -88,25 +26,81 @@ class MissRule:
         return self.copied_share < 1
 
     def num_to_copy(self, num_missing: int) -> int:
-        """Of so many missing pages."""
+        """How many of the missing pages are copied."""
         return int(num_missing * self.copied_share)
 
 
-FETCH = MissRule("what it lacks is copied to it", 1.0)
-COMPUTE = MissRule("what it lacks is computed by the processor", 0.0)
-SPLIT = MissRule("half of what it lacks is copied to it, the rest computed by the processor", 0.5)
+FETCH = MissRule("missing experts are copied to it", 1.0)
+COMPUTE = MissRule("missing experts are computed by the processor", 0.0)
+SPLIT = MissRule("half of the missing experts are copied to it, the processor computes the rest", 0.5)
 MISS_RULES: Mapping[str, MissRule] = {"fetch": FETCH, "compute": COMPUTE, "split": SPLIT}
 
 
 @dataclass(frozen=True, slots=True)
 class PagingOptions:
-    """miss_rule: for two memories, which pages that the upper one lacks are copied to it.
+    """What can be chosen about paging besides the size of memories.
 
-    small_below: a decoded token's experts of less router weight are served by their small pages where their
-    others are not in memory; None never does. It changes what the model computes. looks_ahead: begin to read
-    what the next layer's router would choose now, before it does.
+    miss_rule: on a GPU, what happens to pages that it lacks. small_below: experts of a decoded token with
+    less router weight than this are computed from their small pages if their full pages are not in memory;
+    None never does. It changes what the model computes.
     """
 
     miss_rule: MissRule = FETCH
     small_below: float | None = None
-    looks_ahead: bool = False
+
+
+@dataclass(slots=True)
+class BankStats:
+    """Counts of one bank, in decode and in prompts; a page counts once for each layer and forward."""
+
+    decode_hits: int = 0
+    decode_misses: int = 0
+    prompt_hits: int = 0
+    prompt_misses: int = 0
+    bytes_read: int = 0
+
+    @property
+    def decode_hit_rate(self) -> float | None:
+        """Share of a decoded token's pages that were resident; None before the first token."""
+        uses = self.decode_hits + self.decode_misses
+        return self.decode_hits / uses if uses else None
+
+
+@dataclass(slots=True)
+class PagingStats:
+    """Sums since the model was loaded.
+
+    gpu: of the faster memory above, if there is one. Its bytes read are copied from the other memory, which
+    is asked for the pages that it lacks.
+    """
+
+    decoded_tokens: int = 0
+    decode_bytes_read: int = 0
+    decode_wait_seconds: float = 0.0
+    prompt_tokens: int = 0
+    prompt_wait_seconds: float = 0.0
+    unused_pages_read: int = 0  # prefetched for a prompt's layer that then did not want them
+    small_pages_used: int = 0  # in place of a decoded token's missing pages
+    banks: dict[Bank, BankStats] = field(default_factory=dict)
+    gpu: PagingStats | None = None
+
+    def copy(self) -> PagingStats:
+        """The sums as they are now."""
+        return copy.deepcopy(self)
+
+    def since(self, before: PagingStats) -> PagingStats:
+        """What was added after `before`, an earlier copy."""
+        later = self.copy()
+        _subtract(later, before)
+        for bank, one in later.banks.items():
+            _subtract(one, before.banks[bank])
+        if later.gpu is not None and before.gpu is not None:
+            later.gpu = later.gpu.since(before.gpu)
+        return later
+
+
+def _subtract(later: PagingStats | BankStats, before: PagingStats | BankStats) -> None:
+    for part in fields(later):
+        value = getattr(later, part.name)
+        if isinstance(value, int | float):
+            setattr(later, part.name, value - getattr(before, part.name))

@@ -31,6 +31,10 @@ class PackedExperts:
         """Bytes of all pages."""
         return sum(slots.nbytes for slots in self.banks.values())
 
+    def describe(self) -> list[str]:
+        """Nothing: every expert is in memory."""
+        return []
+
     def begin(self, rows: TokenRows) -> None:
         """See ExpertProvider.begin; everything is there."""
 

@@ -12,23 +12,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ernie_local.config import MODALITIES, Bank
-from ernie_local.experts.cache import PageCache
+from ernie_local.experts.cache import OnMove, PageCache
 from ernie_local.experts.heat import FIRST_DECAY, AdaptiveHeat, Heat
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.slots import SizeClass, SlotMap
 
 # The bank of a page, or _SMALL. Small pages come for a token and go, and have slots for no more than that: a
-# byte of memory saves more reading where it holds part of a page that serves every use of its expert.
+# byte of memory saves more reading if it holds part of a page that serves every use of its expert.
 _Kind = str
 _SMALL = "small"
 
-# Pages read ahead in a prompt: what the disk reads while a layer's attention is computed.
-MOST_AHEAD = 16
+# Pages prefetched in a prompt: what the disk reads while a layer's attention is computed.
+MOST_PREFETCHED = 16
 
 
 @dataclass(frozen=True, slots=True)
 class _SizeClasses:
-    """Sizes of slots of one kind of page, and how many of its pages are of each."""
+    """Sizes of slots of one kind of page, and the number of its pages of each size."""
 
     sizes: list[int]
     pages: list[int]
@@ -67,24 +67,26 @@ class PagingPlan:
 
     @property
     def least_frames(self) -> int:
-        """With fewer the experts of one token have no slots."""
+        """The least number with which the experts of any token have slots."""
         return sum(self._least_frames(kind) for kind in self._kinds)
 
     @property
     def least_bytes(self) -> int:
-        """Of `least_frames`, and one more: memory that is shared with others is cut into whole frames."""
+        """Of `least_frames` and one more: memory that is shared with others is cut into whole frames."""
         return self.frame_bytes * (self.least_frames + 1)
 
     @property
     def most_bytes(self) -> int:
-        """With this every page is in memory."""
+        """The memory that holds every page."""
         pages = sum(self.bytes_of(kind) for kind in self._kinds if kind != _SMALL)
         return pages + self.frame_bytes * self._least_frames("text")
 
-    def build(self, memory_bytes: int, decay: float | None = None) -> PageCache:
+    def build_cache(
+        self, memory_bytes: int, decay: float | None = None, on_move: OnMove | None = None
+    ) -> PageCache:
         """A cache that takes at most `memory_bytes`, which are at least `least_bytes`.
 
-        decay: see Heat; None lets the tokens decide.
+        decay: see Heat; None lets the tokens decide. on_move: see cache.py.
         """
         num_frames = min(memory_bytes, self.most_bytes) // self.frame_bytes
         classes = self._share_frames(num_frames)
@@ -106,23 +108,23 @@ class PagingPlan:
                 if bank == "text"
             )
             decode_slots = text_slots * num_frames * self.frame_bytes // max(1, text_bytes)
-            # With a slot for every page all decays find the same: nothing to compare.
+            # With a slot for every page, all decays have the same hits.
             has_all = decode_slots >= sum(self._kinds["text"].pages)
             heat = Heat(FIRST_DECAY) if has_all else AdaptiveHeat(self._layer_ids, decode_slots)
         else:
             heat = Heat(decay)
-        return PageCache(slots, self._class_of.__getitem__, heat, self.top_k, layer_floor)
+        return PageCache(slots, self._class_of.__getitem__, heat, self.top_k, layer_floor, on_move)
 
-    def ahead(self, cache: PageCache) -> int:
-        """Pages to read ahead in a prompt, where there are so few slots that not all can be."""
+    def prefetch_window(self, cache: PageCache) -> int:
+        """Most pages in flight in a prompt; fewer where the cache has few slots."""
         num_slots = cache.slots.num_frames * min(cache.slots.per_frame)
-        return max(min(MOST_AHEAD, num_slots // 4), self.top_k)
+        return max(min(MOST_PREFETCHED, num_slots // 4), self.top_k)
 
     def prompt_shares(self, cache: PageCache) -> dict[Bank, int]:
         """Most pages that a layer of each bank keeps from a prompt: text evenly, vision of what is left.
 
-        All pages are asked for once in a prompt, so it does not matter whose stay for the next chunk; but
-        only those of text are asked for afterwards.
+        A prompt asks for every page once, so it does not matter which ones stay for the next chunk. Only text
+        pages are asked for afterwards.
         """
         room = cache.slots.num_frames * self.frame_bytes
         text_bytes, text_pages = self.bytes_of("text"), sum(self._kinds["text"].pages)
@@ -160,11 +162,11 @@ class PagingPlan:
         return self.frame_bytes * sum(self._frames_for(size, count) for size, count in each)
 
     def _least_frames(self, kind: _Kind) -> int:
-        """Room for the experts of a token, whichever they are."""
+        """Frames for the experts of any token."""
         return sum(self._frames_for(size, self.top_k) for size in self._kinds[kind].sizes)
 
     def _share_frames(self, num_frames: int) -> list[SizeClass]:
-        """Vision gets what its stream needs, the rest goes to the sizes of text pages by their bytes."""
+        """Vision gets what prefetching needs; text pages share the rest by the bytes of each size."""
         classes = self._all_classes()
         least = [self._frames_for(size, self.top_k) for _, size, _ in classes]
         own = list(least)
@@ -172,7 +174,7 @@ class PagingPlan:
         assert left >= 0, (num_frames, own)
         for index, (bank, size, _) in enumerate(classes):
             if bank == "vision":
-                wanted = self._frames_for(size, MOST_AHEAD) - own[index]
+                wanted = self._frames_for(size, MOST_PREFETCHED) - own[index]
                 more = max(0, min(wanted, left // 8))
                 own[index] += more
                 left -= more

@@ -60,6 +60,10 @@ class ResidentExperts:
         """Bytes of all expert weights."""
         return sum(bank.gate_up.nbytes + bank.down.nbytes for bank in self.banks.values())
 
+    def describe(self) -> list[str]:
+        """Nothing: every expert is in memory."""
+        return []
+
     def begin(self, rows: TokenRows) -> None:
         """See ExpertProvider.begin; everything is there."""
 

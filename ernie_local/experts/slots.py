@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Slot(NamedTuple):
-    """Room for one page of a class: a place in a frame, counted in pages of the class."""
+    """Room for one page: its frame, and its place there, counted in pages of the class."""
 
     frame: int
     place: int
@@ -20,7 +20,7 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SizeClass:
-    """Pages of this many bytes; `frames` are this class's own, of which it keeps `least_frames`."""
+    """Pages of at most `page_bytes`. The class owns `frames` and never loses its last `least_frames`."""
 
     page_bytes: int
     frames: int
@@ -28,10 +28,10 @@ class SizeClass:
 
 
 class SlotMap:
-    """Which slots are free, which frames belong to which class now."""
+    """Knows which slots are free and which class holds each frame."""
 
     def __init__(self, frame_bytes: int, num_frames: int, classes: Sequence[SizeClass]) -> None:
-        """The classes' own frames may not be more than there are."""
+        """The classes own at most `num_frames` frames together."""
         assert sum(size.frames for size in classes) <= num_frames, (num_frames, classes)
         assert all(size.page_bytes <= frame_bytes for size in classes), (frame_bytes, classes)
         self.frame_bytes = frame_bytes
@@ -39,7 +39,7 @@ class SlotMap:
         self.per_frame = [frame_bytes // size.page_bytes for size in classes]
         self._owned = [size.frames for size in classes]
         self._free_frames = list(reversed(range(num_frames)))
-        self._retired: list[tuple[int, int]] = []  # frame, and the class that lost it
+        self._removed: list[tuple[int, int]] = []  # frame, and the class that lost it
         # Of each class: its frames, each with the places that are free in it.
         self._frames: list[dict[int, list[int]]] = [{} for _ in classes]
         self._open: list[dict[int, None]] = [{} for _ in classes]  # frames with a free place, in order
@@ -51,7 +51,7 @@ class SlotMap:
 
     @property
     def num_frames(self) -> int:
-        """Frames in use or free, without the retired ones."""
+        """Frames in use or free, without the removed ones."""
         return len(self._free_frames) + sum(len(frames) for frames in self._frames)
 
     def offset(self, size_class: int, slot: Slot) -> int:
@@ -59,16 +59,16 @@ class SlotMap:
         return slot.frame * self.frame_bytes + slot.place * self.classes[size_class].page_bytes
 
     def num_over(self, size_class: int) -> int:
-        """Frames that the class holds beyond its own; below 0 where it may ask others for theirs."""
+        """Frames that the class holds beyond its own; below 0 if other classes hold some of its own."""
         return len(self._frames[size_class]) - self._owned[size_class]
 
     def num_available(self, size_class: int) -> int:
-        """Slots that `take` would give one after the other."""
+        """Slots that `allocate` would give one after the other."""
         places = sum(len(self._frames[size_class][frame]) for frame in self._open[size_class])
         return places + len(self._free_frames) * self.per_frame[size_class]
 
-    def take(self, size_class: int) -> Slot | None:
-        """A free slot, in a frame of the class or in one that nobody holds; None if there is none."""
+    def allocate(self, size_class: int) -> Slot | None:
+        """A free slot, in a frame of the class or in a free frame; None if there is none."""
         frame = next(iter(self._open[size_class]), None)
         if frame is None:
             if not self._free_frames:
@@ -82,8 +82,8 @@ class SlotMap:
             del self._open[size_class][frame]
         return Slot(frame, place)
 
-    def give_back(self, size_class: int, slot: Slot) -> None:
-        """The slot is free again; a frame without pages is nobody's."""
+    def free(self, size_class: int, slot: Slot) -> None:
+        """Free the slot; a frame without pages belongs to no class."""
         places = self._frames[size_class][slot.frame]
         assert slot.place not in places, slot
         places.append(slot.place)
@@ -94,8 +94,8 @@ class SlotMap:
         else:
             self._open[size_class][slot.frame] = None
 
-    def retire(self, frame: int | None = None) -> int | None:
-        """Put a free frame out of use, this one if it is named; None if no frame is free."""
+    def remove_frame(self, frame: int | None = None) -> int | None:
+        """Take a free frame out of use, this one if it is named; None if no frame is free."""
         if not self._free_frames:
             return None
         if frame is None:
@@ -105,14 +105,14 @@ class SlotMap:
         spare = [owned - size.least_frames for owned, size in zip(self._owned, self.classes, strict=True)]
         loser = spare.index(max(spare))
         self._owned[loser] -= 1
-        self._retired.append((frame, loser))
+        self._removed.append((frame, loser))
         return frame
 
-    def restore(self) -> int | None:
-        """Take the frame that was retired last into use again; None if there is none."""
-        if not self._retired:
+    def add_frame(self) -> int | None:
+        """Put the frame that was removed last back into use; None if there is none."""
+        if not self._removed:
             return None
-        frame, owner = self._retired.pop()
+        frame, owner = self._removed.pop()
         self._owned[owner] += 1
         self._free_frames.append(frame)
         return frame

@@ -1,7 +1,6 @@
-"""A small fast memory of pages over a larger slow one: what comes up, and what is computed below.
+"""Pages through a small fast memory above a larger slow one: which come up, and which are computed below.
 
-Pure Python over ids, as page_traffic.py, whose two orders this joins: the upper one reads by copying from the
-lower one, which reads from disk. Who copies is a PageReader that finds both pages in their slots.
+Pure Python over ids. The upper memory reads by copying from the lower one, which reads from disk.
 """
 
 from __future__ import annotations
@@ -17,62 +16,62 @@ from ernie_local.experts.traffic import PageGroup, PageReader, PageTraffic
 _MOST_PROMOTED = 1
 
 
-class LendingReader:
-    """The upper memory's PageReader: has the lower one hold each page until it is copied."""
+class PinningReader:
+    """The upper memory's PageReader: pins each page below until it has been copied."""
 
     def __init__(self, lower: PageTraffic, copier: PageReader) -> None:
-        """copier: its `start` is called when the page is in its slot below, or on its way there."""
+        """copier: started when a page has its slot below, where it is resident or in flight."""
         self._lower = lower
         self._copier = copier
-        self._lent: dict[ExpertKey, None] = {}  # in the order in which they were started
-        self._copied: set[ExpertKey] = set()  # and not yet asked for
+        self._pinned: dict[ExpertKey, None] = {}  # in the order in which they were started
+        self._copied: set[ExpertKey] = set()  # and not yet waited for by the upper memory
 
     def start(self, key: ExpertKey) -> None:
-        """See PageReader.start."""
-        while not self._lower.lend(key):
+        """Pin the page below, waiting for earlier copies while no slot is free there, and begin its copy."""
+        while not self._lower.pin_source(key):
             # Every slot below is taken by pages that are being copied; the first of them is done first.
-            assert self._lent, "there are slots for the experts of a token"
-            self._finish([next(iter(self._lent))])
-        self._lent[key] = None
+            assert self._pinned, "there are slots for the experts of a token"
+            self._finish([next(iter(self._pinned))])
+        self._pinned[key] = None
         self._copier.start(key)
 
     def wait(self, keys: Sequence[ExpertKey]) -> None:
-        """See PageReader.wait."""
+        """Return when these pages have been copied; they are unpinned below."""
         self._finish([key for key in keys if key not in self._copied])
         self._copied.difference_update(keys)
 
-    def abandon(self) -> None:
-        """See PageReader.abandon. Nothing is on its way below either, and nothing held there."""
-        self._copier.abandon()
-        self._lent.clear()
+    def abort(self) -> None:
+        """Return when nothing is in flight in either memory, and nothing pinned below."""
+        self._copier.abort()
+        self._pinned.clear()
         self._copied.clear()
-        self._lower.give_up()
+        self._lower.abort()
 
     def _finish(self, keys: Sequence[ExpertKey]) -> None:
         self._copier.wait(keys)
         for key in keys:
-            del self._lent[key]
-            self._lower.take_back(key)
+            del self._pinned[key]
+            self._lower.unpin_source(key)
             self._copied.add(key)
 
 
 class TwoLevels:
-    """Joins the traffic of both memories. One forward at a time."""
+    """Joins the traffic of both memories, with PageTraffic's methods. One forward at a time."""
 
     def __init__(self, upper: PageTraffic, lower: PageTraffic, rule: MissRule) -> None:
-        """upper: its reader is a LendingReader over `lower`."""
+        """upper: its reader is a PinningReader over `lower`. rule: may be changed between forwards."""
         self.upper = upper
         self.lower = lower
         self.rule = rule
 
     def begin(self, tokens: Mapping[Bank, int]) -> bool:
-        """See PageTraffic.begin."""
+        """Begin a forward in both memories; see PageTraffic.begin."""
         self.upper.begin(tokens)
         return self.lower.begin(tokens)
 
     def decode(self, bank: Bank, chosen: Sequence[ExpertKey]) -> Iterator[PageGroup]:
-        """See PageTraffic.decode; pages of level 1 are computed below."""
-        there, missing = self.upper.find(bank, chosen)
+        """Serve a token; see PageTraffic.decode. Pages of level 1 are computed below."""
+        there, missing = self.upper.find_and_pin(bank, chosen)
         if not missing:
             yield PageGroup(there, is_last=True)
             return
@@ -82,9 +81,9 @@ class TwoLevels:
         num_fetched = self.rule.num_to_copy(len(missing))
         fetched, left = by_heat[:num_fetched], by_heat[num_fetched:]
         if fetched:
-            self.lower.count(bank, fetched)
+            self.lower.find(bank, fetched)
         self.upper.fetch(fetched)
-        below, read = self.lower.find(bank, left) if left else ([], [])
+        below, read = self.lower.find_and_pin(bank, left) if left else ([], [])
         self.lower.fetch(read)
         yield PageGroup(there, is_last=False)
         if below:
@@ -95,24 +94,24 @@ class TwoLevels:
         if read:
             self.lower.receive(read)
             yield PageGroup(read, is_last=True, level=1)
-        self.upper.settle(there, fetched)
+        self.upper.finish(there, fetched)
         if read:
-            self.lower.settle(below, read)
+            self.lower.finish(below, read)
         # What came from disk just now may be a page that is never asked for again.
         self.upper.promote(below, _MOST_PROMOTED)
 
     def stream(
         self, layer_id: int, bank: Bank, chosen: Sequence[ExpertKey], num_tokens: int
     ) -> Iterator[PageGroup]:
-        """See PageTraffic.stream."""
+        """Serve a prompt; see PageTraffic.stream. All of it is computed above."""
         self.lower.note_prompt(chosen, num_tokens)
         return self.upper.stream(layer_id, bank, chosen, num_tokens)
 
-    def rest(self) -> None:
-        """See PageTraffic.rest; of the upper memory, for whose pages the lower one holds none then."""
-        self.upper.rest()
+    def drain(self) -> None:
+        """Wait for pages that are in flight to the upper memory, for which the lower one pins none then."""
+        self.upper.drain()
 
-    def give_up(self) -> None:
-        """See PageTraffic.give_up."""
-        self.upper.give_up()
-        self.lower.give_up()
+    def abort(self) -> None:
+        """Forget every page in flight in both memories, and pin none."""
+        self.upper.abort()
+        self.lower.abort()

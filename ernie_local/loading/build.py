@@ -1,47 +1,46 @@
-"""The network built empty, then filled tensor by tensor from a checkpoint.
+"""Builds the network empty, then fills it tensor by tensor from a checkpoint.
 
-Knows names and dtypes; how bytes are read, checked and converted is the checkpoint's. Packed weights stay
-packed: their layers take the places of the plain ones.
+Packed weights stay packed: their layers take the places of the plain ones. Routed experts come last.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from functools import partial
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 
+from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import QKV, PackedTensors, known_format
 from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.device import Gpu
-from ernie_local.experts.options import PagingOptions
+from ernie_local.experts.build import PagingSetup, build_paged_experts, open_page_store, paging_plan
 from ernie_local.experts.packed import PackedExperts
 from ernie_local.experts.resident import ResidentExperts
+from ernie_local.kernels.graph_recorder import Recorder
 from ernie_local.kernels.huge_pages import empty_bytes
-from ernie_local.loading.expert_math import gpu_math
-from ernie_local.loading.packed_memory import PackedMemory
-from ernie_local.loading.paging import page_experts
+from ernie_local.loading.expert_math import expert_math, gpu_math
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.layers import PackedEmbedding, PackedGatedMLP, PackedLinear
-from ernie_local.model.moe import Router
+from ernie_local.model.moe import ExpertProvider, Router
 from ernie_local.packing.checks import check_page, check_scales
-from ernie_local.planner.fit import Placement
 from ernie_local.planner.need import WeightBytes, weights_in_memory
 
 _HOST = torch.device("cpu")
-_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+_ALIGNMENT = 64  # where packed tensors begin: a line of the processor's cache
 
 
-def count_weights(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> WeightBytes:
+def checkpoint_weights(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> WeightBytes:
     """Bytes of all weights in memory: packed as they are, routers in float32, the rest in `dtype`. Exact.
 
-    Small pages of experts stay in the files: with every expert in memory nobody asks for them.
+    Without small pages of experts: they are used only by paging, which reads them from the files.
     """
     tensors = stored_tensors(checkpoint.accounts, config)
     return weights_in_memory(tensors, config.text, dtype.itemsize)
@@ -52,44 +51,59 @@ def build_model(
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
-    placement: Placement | None = None,
-    paging: PagingOptions | None = None,
-    gpu: Gpu | None = None,
+    paging: PagingSetup | None = None,
+    recorder: Recorder | None = None,
 ) -> ErnieModel:
-    """A filled model, for inference only. Each tensor goes straight to where it stays; small pages of experts
-    are not read.
+    """A filled model, for inference only. Each tensor goes straight to where it stays.
 
-    placement: where routed experts are paged, and how much memory they have; None for all in memory. GPU:
-    `device` for paging; None for the processor. DoesNotFit for packed weights on a device that has no code
-    for them, or a GPU that has less memory than it said.
+    paging: where routed experts are paged; None for all of them in memory. Small pages of experts are read by
+    paging only. DoesNotFit for packed weights on a device without code for them, or a GPU with less memory
+    than it reported.
     """
+    model = build_without_experts(checkpoint, config, dtype, device)
+    # Last of all: experts can do with less, if a GPU turns out to be smaller than it reported.
+    model.attach(_build_experts(checkpoint, config, dtype, device, paging), recorder)
+    return model
+
+
+def build_without_experts(
+    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> ErnieModel:
+    """As `build_model`, all but routed experts."""
     packed = PackedTensors(config)
     _prepare_device(packed, device)
     with init_empty_weights(include_buffers=True):
-        model = ErnieModel(config, PackedExperts({}))
+        model = ErnieModel(config)
     _place_packed_layers(model, checkpoint, packed, config.quantization, dtype, device)
     _fill_parameters(model, checkpoint, "", dtype, device)
-    # Behind all else: experts can do with less, if a GPU turns out to be smaller than it said.
-    if placement is not None and placement.paged_bytes is not None:
-        paged = page_experts(checkpoint, config, placement, paging, gpu)
-        model.experts = paged
-        if paged.options.looks_ahead:
-            paged.look_ahead_by(model.text_routers())
-    elif config.quantization is not None and config.quantization.experts:
-        on_gpu = None if device.type == "cpu" else gpu_math(config, device)
-        model.experts = PackedExperts(_read_banks(checkpoint, config, packed, device), on_gpu)
-    else:
-        resident = ResidentExperts(config.text, dtype, device)
-        _fill_experts(checkpoint, config, resident)
-        model.experts = resident
     return model.eval()
+
+
+def _build_experts(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    paging: PagingSetup | None,
+) -> ExpertProvider:
+    if paging is not None:
+        plan = paging_plan(checkpoint, config, paging.options)
+        assert plan is not None, "only a model with experts is paged"
+        store = open_page_store(checkpoint, config, paging.options)
+        return build_paged_experts(store, plan, partial(expert_math, checkpoint, config), paging)
+    if config.quantization is not None and config.quantization.experts:
+        on_gpu = None if device.type == "cpu" else gpu_math(config, device)
+        return PackedExperts(_read_banks(checkpoint, config, PackedTensors(config), device), on_gpu)
+    resident = ResidentExperts(config.text, dtype, device)
+    _fill_experts(checkpoint, config, resident)
+    return resident
 
 
 def build_embedder(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
     """Embedding, vision tower and resampler, what comes before layers: on the CPU, in float32 or packed."""
     text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=(), tie_word_embeddings=True)
     with init_empty_weights(include_buffers=True):
-        model = ErnieModel(dataclasses.replace(config, text=text), PackedExperts({}))
+        model = ErnieModel(dataclasses.replace(config, text=text))
     if config.quantization is not None:
         matrices = {
             name: format_name
@@ -124,7 +138,7 @@ def build_head(
     names = ("lm_head", "embed_tokens") if config.text.tie_word_embeddings else ("lm_head",)
     text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=())
     with init_empty_weights(include_buffers=True):
-        model = ErnieModel(dataclasses.replace(config, text=text), PackedExperts({}))
+        model = ErnieModel(dataclasses.replace(config, text=text))
     if config.quantization is not None:
         packed = PackedTensors(config)
         _prepare_device(packed, device)
@@ -167,7 +181,7 @@ def _prepare_device(packed: PackedTensors, device: torch.device) -> None:
 def _fill_experts(checkpoint: Checkpoint, config: ModelConfig, experts: ResidentExperts) -> None:
     for (layer_id, bank), weights in experts.banks.items():
         for expert_id in range(config.text.bank(bank).num_experts):
-            for projection in _PROJECTIONS:
+            for projection in PROJECTIONS:
                 name = f"experts.{layer_id}.{bank}.{expert_id}.{projection}"
                 _read_into(checkpoint, name, weights.projection(expert_id, projection))
 
@@ -208,7 +222,7 @@ def _place_packed_layers(
     gated_mlps = {name: value for name, value in tables.gated_mlps.items() if name.startswith(prefix)}
     matrices = {name: value for name, value in tables.matrices.items() if name.startswith(prefix)}
     names = [f"{name}.{value}" for name, value in (gated_mlps | matrices).items()]
-    memory = PackedMemory(checkpoint, names, device)
+    memory = _PackedMemory(checkpoint, names, device)
     for name, page_format in gated_mlps.items():
         page = memory.read(f"{name}.{page_format}")
         layout = packed.gated_mlp_layout(name)
@@ -244,3 +258,33 @@ def _read_into(checkpoint: Checkpoint, name: str, target: torch.Tensor) -> None:
     staging = torch.empty(target.shape, dtype=target.dtype)
     checkpoint.read(name, staging)
     target.copy_(staging)
+
+
+class _PackedMemory:
+    """One allocation for some packed tensors of a checkpoint: huge pages of its own would waste half of one
+    for each tensor."""
+
+    def __init__(self, checkpoint: Checkpoint, names: Iterable[str], device: torch.device) -> None:
+        self._checkpoint = checkpoint
+        sizes = [-(-checkpoint.packed[name].num_bytes // _ALIGNMENT) * _ALIGNMENT for name in names]
+        on_host = device.type == "cpu"
+        total = sum(sizes)
+        # What no tensor has yet.
+        self._left = empty_bytes(total) if on_host else torch.empty(total, dtype=torch.uint8, device=device)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor on the host, to be checked before `keep`."""
+        stored = self._checkpoint.packed[name]
+        # A GPU is filled by way of the host, one tensor at a time.
+        host = self._left if self._left.is_cpu else torch.empty(stored.num_bytes, dtype=torch.uint8)
+        host = host[: stored.num_bytes]
+        self._checkpoint.read_packed(name, host)
+        return host.view(stored.shape)
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Give back what was read last, where it stays."""
+        place = self._left[: tensor.nbytes].view(tensor.shape)
+        if not place.is_cpu:
+            place.copy_(tensor)
+        self._left = self._left[-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT :]
+        return place

@@ -1,7 +1,4 @@
-"""What a caller may choose about computing on a GPU, checked: its kernels, and CUDA graphs.
-
-Owns which choices go together. The processor has none of them.
-"""
+"""Checks what a caller chose about computing on a GPU: its kernels, and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ CudaGraphsChoice = Literal["auto", "on", "off"]
 
 @dataclass(frozen=True, slots=True)
 class GpuChoices:
-    """kernels: see GpuKernelsChoice. graphs: auto is off, as nobody has measured yet where they help."""
+    """kernels: see GpuKernelsChoice. graphs: auto is off until measurements show where they help."""
 
     kernels: GpuKernels
     graphs: CudaGraphsChoice
@@ -45,13 +42,13 @@ class GpuChoices:
         if device.type == "cpu" and (kernels, graphs) != ("auto", "auto"):
             raise UsageError(
                 f"gpu_kernels {kernels} and cuda_graphs {graphs} with device cpu",
-                "the processor has kernels of its own and no graphs; these are a GPU's",
-                'use device="cuda", or leave both away',
+                "the processor has its own kernels and no CUDA graphs; these are choices for a GPU",
+                'use device="cuda", or omit both',
             )
         return GpuChoices(kernels, graphs)  # type: ignore[arg-type]
 
     def apply(self, config: ModelConfig, device: torch.device, kv_dtype: torch.dtype) -> None:
-        """To what is loaded on this GPU from now on. DoesNotFit for what was asked for and cannot be."""
+        """Use these kernels for what is loaded from now on. DoesNotFit for a choice that cannot be met."""
         from ernie_local.kernels.cuda_ops import check_gpu_kernels, gpu_attends
 
         CHOICE.choose(self.kernels)
@@ -62,12 +59,15 @@ class GpuChoices:
         if self.graphs == "on" and not gpu_attends(device, kv_dtype):
             raise DoesNotFit(
                 f"cuda_graphs on, but there is no attention kernel on {device} for a cache in {kv_dtype}",
-                "a graph has every step at fixed places, and only Triton's kernel has: over int8, float16, "
+                "a graph needs fixed addresses, which only Triton's attention kernel has: for int8, float16, "
                 "and bfloat16 from compute capability 8.0 on",
-                "kv_dtype int8 or float16 with Triton's kernels, or leave cuda_graphs away",
+                "use kv_dtype int8 or float16 with Triton's kernels, or omit cuda_graphs",
             )
 
+    def recorder(self, device: torch.device) -> CudaGraphs | None:
+        """What records decode on this GPU, if that was asked for."""
+        return CudaGraphs(device) if self.graphs == "on" else None
+
     def keep(self, network: ErnieModel) -> None:
-        """For this model, which lies on the GPU, as long as it lives."""
+        """Keep to these kernels as long as this model lives, which lies on the GPU."""
         CHOICE.hold(network)
-        network.recorder = CudaGraphs(network.device) if self.graphs == "on" else None

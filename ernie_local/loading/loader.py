@@ -9,9 +9,8 @@ from typing import Concatenate, ParamSpec
 
 from ernie_local import defaults
 from ernie_local.checkpoint.reader import open_checkpoint
-from ernie_local.engine import check_sizes
+from ernie_local.engine import check_token_counts
 from ernie_local.errors import UsageError, parameter
-from ernie_local.experts.device import CudaDevice
 from ernie_local.loading.build import build_model
 from ernie_local.loading.gpu_choices import GpuChoices
 from ernie_local.loading.model import EngineSettings, LoadedModel
@@ -24,7 +23,7 @@ from ernie_local.loading.options import (
     find_limit,
     use_threads,
 )
-from ernie_local.loading.placing import Demand, Limits, count_need, place_experts
+from ernie_local.loading.placing import ComputeDemand, MemoryLimits, count_need, find_paging, place_experts
 from ernie_local.model_files import ModelFiles, find_model_files
 from ernie_local.planner.fit import DEFAULT_RESERVE
 
@@ -44,26 +43,28 @@ def load_model(files: ModelFiles, options: LoadOptions) -> LoadedModel:
     dtype = choose_dtype(options.dtype, files, device)
     kv_dtype = choose_kv_dtype(options.kv_dtype, dtype, is_packed=config.quantization is not None)
     limits, paging = _read_limits(options), options.paging()
+    if limits.vram is not None and device.type == "cpu":
+        raise UsageError(
+            f"{parameter('vram', options.vram)} with {parameter('device', 'cpu')}, which uses 0 GPUs",
+            f"it limits the memory of a GPU; that of the processor is limited by {parameter('ram')}",
+            f"use {parameter('device', 'cuda')}, or {parameter('ram')} instead of {parameter('vram')}",
+        )
     choices = GpuChoices.of(options.gpu_kernels, options.cuda_graphs, device)
     chunk_tokens = options.chunk_tokens
-    check_sizes(
-        1 if options.context_size is None else options.context_size,
-        1 if chunk_tokens is None else chunk_tokens,
-    )
     tokens = defaults.context_tokens(options.context_size, config.text.max_position_embeddings)
-    check_sizes(tokens, 1 if chunk_tokens is None else chunk_tokens)
-    demand = Demand(device, dtype, kv_dtype, tokens, chunk_tokens)
+    check_token_counts(tokens, 1 if chunk_tokens is None else chunk_tokens)
+    demand = ComputeDemand(device, dtype, kv_dtype, tokens, chunk_tokens)
     use_threads(options.threads)
     if demand.is_on_gpu:
         choices.apply(config, device, kv_dtype)
     with open_checkpoint(files.directory, config) as checkpoint:
         need = count_need(checkpoint, files.image_processor, config, demand, limits, paging)
-        placement = place_experts(need, device, limits, paging)
-        gpu = None if device.type == "cpu" else CudaDevice(device)
-        network = build_model(checkpoint, config, dtype, device, placement, paging, gpu)
+        placement = place_experts(need, device, limits)
+        setup = find_paging(placement, device, paging)
+        network = build_model(checkpoint, config, dtype, device, setup, choices.recorder(device))
         if demand.is_on_gpu:
             choices.keep(network)
-        if placement.paged_bytes is not None:
+        if setup is not None:
             checkpoint.drop_cached()
     settings = EngineSettings(tokens, kv_dtype, placement.chunk_tokens)
     seconds = time.perf_counter() - started
@@ -92,7 +93,7 @@ def _taking(
 load = _taking(LoadOptions)
 
 
-def _read_limits(options: LoadOptions) -> Limits:
+def _read_limits(options: LoadOptions) -> MemoryLimits:
     ram = find_limit(options.ram, "ram")
     if options.reserve is not None and ram is not None:
         raise UsageError(
@@ -101,4 +102,4 @@ def _read_limits(options: LoadOptions) -> Limits:
             "give one of them",
         )
     reserve = DEFAULT_RESERVE if options.reserve is None else find_bytes(options.reserve, "reserve")
-    return Limits(ram, reserve, find_limit(options.vram, "vram"))
+    return MemoryLimits(ram, reserve, find_limit(options.vram, "vram"))

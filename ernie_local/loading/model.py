@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ernie_local.checkpoint.reader import open_checkpoint
-from ernie_local.config import ModelConfig
+from ernie_local.config import Bank, ModelConfig
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit, UsageError, parameter
-from ernie_local.experts.memory import GpuMemory
+from ernie_local.experts.build import stored_page_bytes
 from ernie_local.experts.options import PagingStats
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading.options import choose_kv_dtype
-from ernie_local.loading.paging import page_sizes
-from ernie_local.loading.routes import RouteRecord
 from ernie_local.media.images import ImageSource, to_patches
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor_config import ImageProcessorConfig
@@ -31,7 +29,6 @@ from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.model_files import ModelFiles
 from ernie_local.replay.recorder import TraceRecorder
-from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
     from ernie_local.text.tokenizer import ErnieTokenizer
@@ -81,20 +78,8 @@ class LoadedModel:
         return experts.stats.copy() if isinstance(experts, PagedExperts) else None
 
     def paging_notes(self) -> list[str]:
-        """What somebody who waits should know of paging, a line each; none if all experts are in memory."""
-        experts = self.network.experts
-        if not isinstance(experts, PagedExperts):
-            return []
-        held, everything = format_bytes(experts.level.memory.num_bytes), format_bytes(experts.num_bytes)
-        notes = [f"experts: {held} of memory for {everything}; missing ones are read when a token wants them"]
-        if experts.top is not experts.level:
-            shared = ", shared with the KV cache" if isinstance(experts.top.memory, GpuMemory) else ""
-            above, rule = format_bytes(experts.top.memory.num_bytes), experts.miss_rule
-            notes.append(f"GPU: {above} above that{shared}; {rule.description}")
-        notes += _gpu_notes(experts)
-        if not experts.store.is_direct:
-            notes.append("the file system has no direct reads: experts pass through the system's cache")
-        return notes
+        """What a user should know of paging, a line each; may be none."""
+        return self.network.experts.describe()
 
     @property
     def directory(self) -> Path:
@@ -121,15 +106,14 @@ class LoadedModel:
     ) -> Engine:
         """A new, empty sequence over this model. Arguments left out are as given to `load`."""
         settings = self.settings
-        engine = Engine(
+        return Engine(
             self.network,
             context_size if context_size is not None else settings.context_size,
             settings.kv_dtype if kv_dtype is None else choose_kv_dtype(kv_dtype, self.network.dtype),
             chunk_tokens if chunk_tokens is not None else settings.chunk_tokens,
             vision_rule if vision_rule is not None else settings.vision_rule,
+            self.recorder,
         )
-        engine.on_route = self.recorder
-        return engine
 
     def record_trace(self) -> TraceRecorder:
         """Note the experts that tokens choose in engines and chats made from now on.
@@ -138,7 +122,7 @@ class LoadedModel:
         nothing was computed before, and `router_choices` not asked for meanwhile.
         """
         with open_checkpoint(self.directory, self.config) as checkpoint:
-            sizes = page_sizes(checkpoint, self.config)
+            sizes = stored_page_bytes(checkpoint, self.config)
         self.recorder = TraceRecorder(self.directory.name, self.config.text.experts_per_token, sizes)
         return self.recorder
 
@@ -167,9 +151,8 @@ class LoadedModel:
         token_ids, patches = self._prepare(input_ids, images)
         engine = self._whole_prompt_engine(len(token_ids))
         record = RouteRecord(engine, len(token_ids))
-        engine.on_route = record
-        engine.prefill(token_ids, patches)
-        engine.on_route = None
+        with engine.reporting_routes(record):
+            engine.prefill(token_ids, patches)
         return record.choices
 
     def patches(self, images: Sequence[ImageSource]) -> list[Patches]:
@@ -194,16 +177,33 @@ class LoadedModel:
         return self.engine(context_size=max(1, num_tokens))
 
 
-def _gpu_notes(experts: PagedExperts) -> list[str]:
-    """Of a GPU: memory that it had not got after all, and how it reads the other memory."""
-    notes = []
-    memory = experts.top.memory
-    if isinstance(memory, GpuMemory) and memory.num_bytes < memory.planned_bytes:
-        had, planned = format_bytes(memory.num_bytes), format_bytes(memory.planned_bytes)
-        notes.append(f"GPU: {had} for experts and the KV cache, {planned} were planned: it had not got more")
-    if experts.page_lock is not None:
-        notes.append(f"memory of experts: {experts.page_lock.describe()}")
-    return notes
+class RouteRecord:
+    """A RouteHook that notes which experts the tokens of a sequence chose, while an engine reports to it.
+
+    `choices`: one (tokens, top_k) int64 tensor per layer on the CPU, (tokens, 0) if dense. Ids count within
+    the token's own bank, best first. Rows of tokens that never ran are not filled.
+    """
+
+    def __init__(self, engine: Engine, num_tokens: int) -> None:
+        """For the first `num_tokens` of the sequence that `engine` runs."""
+        self._engine = engine
+        text = engine.model.config.text
+        self.choices = [
+            torch.empty(num_tokens, text.experts_per_token if is_moe else 0, dtype=torch.int64)
+            for is_moe in text.moe_layers
+        ]
+
+    def __call__(
+        self,
+        layer_id: int,
+        bank: Bank,
+        expert_ids: torch.Tensor,
+        expert_weights: torch.Tensor,
+        token_indices: torch.Tensor,
+    ) -> None:
+        """As RouteHook says."""
+        del bank, expert_weights
+        self.choices[layer_id][self._engine.length + token_indices.cpu()] = expert_ids.cpu()
 
 
 def _to_ids(input_ids: Sequence[int] | torch.Tensor) -> list[int]:

@@ -27,12 +27,11 @@ class LoadOptions:
 
     ram: memory for the whole process, such as "6GiB" or a number of bytes; auto is what is free, less
     `reserve` (1 GiB). Where not all routed experts fit, they are paged from disk. vram: memory of the GPU;
-    auto is what is free there, less a headroom. Experts that do not fit there are paged through `ram`. With
-    device cpu: a memory beside `ram` that stands for a GPU's. misses: what happens to experts that the GPU
-    lacks: fetch, compute (on the CPU) or split; auto is fetch. small_below: experts of less router weight are
-    served by their small pages where the others are not in memory; it changes what the model computes.
-    look_ahead: begin to read what the next layer's router would choose. chunk_tokens: most tokens of a prompt
-    computed at a time, by default 2048 or what the memory allows.
+    auto is what is free there, less a headroom. Experts that do not fit there are paged through `ram`.
+    misses: what happens to experts that the GPU lacks: fetch, compute (on the CPU) or split; auto is fetch.
+    small_below: experts of less router weight are served by their small pages where the others are not in
+    memory; it changes what the model computes. chunk_tokens: most tokens of a prompt computed at a time, by
+    default 2048 or what the memory allows.
 
     gpu_kernels: what computes packed weights on a GPU: triton, torch (slower; for comparing), or auto, which
     is triton where that runs, with a warning where it does not. cuda_graphs: on records what a decoded token
@@ -49,7 +48,6 @@ class LoadOptions:
     vram: str | int = defaults.AUTO
     misses: str = defaults.AUTO
     small_below: float | None = None
-    look_ahead: bool = False
     chunk_tokens: int | None = None
     gpu_kernels: str = defaults.AUTO
     cuda_graphs: str = defaults.AUTO
@@ -63,7 +61,7 @@ class LoadOptions:
                 "these are the rules for experts that the GPU lacks",
                 f"use {parameter('misses', defaults.AUTO)}",
             )
-        return PagingOptions(MISS_RULES[name], self.small_below, self.look_ahead)
+        return PagingOptions(MISS_RULES[name], self.small_below)
 
 
 def use_threads(threads: int | None) -> None:

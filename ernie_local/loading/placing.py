@@ -1,6 +1,6 @@
-"""What a checkpoint needs of memory for a conversation, and where `load` puts it. No weight is read for that.
+"""Counts what a checkpoint needs of memory for a conversation, and decides where `load` puts it.
 
-Owns which limit counts for what. The arithmetic is the planner's.
+No weight is read for that. The arithmetic is the planner's.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
-from ernie_local.errors import UsageError
+from ernie_local.experts.build import GpuShare, PagingSetup, paging_plan
+from ernie_local.experts.device import CudaDevice
 from ernie_local.experts.options import PagingOptions
-from ernie_local.loading.build import count_weights
+from ernie_local.loading.build import checkpoint_weights
 from ernie_local.loading.expert_math import unpacking_room
-from ernie_local.loading.paging import paging_plan
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.memory_use import grown_tokens
@@ -27,9 +27,9 @@ from ernie_local.planner.need import MemoryNeed
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Bytes. ram: of the process, None for what is free less `reserve`. vram: of a GPU, or of what stands
-    for one; None where nobody said."""
+class MemoryLimits:
+    """Bytes. ram: of the process, None for what is free less `reserve`. vram: of a GPU, None for what is
+    free there less a headroom."""
 
     ram: int | None
     reserve: int
@@ -37,8 +37,8 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """What a conversation shall be: where it is computed, dtypes of weights and cache, tokens."""
+class ComputeDemand:
+    """What is asked for: where to compute, dtypes of weights and KV cache, numbers of tokens."""
 
     device: torch.device
     dtype: torch.dtype
@@ -56,14 +56,14 @@ def count_need(
     checkpoint: Checkpoint,
     processor: ImageProcessorConfig,
     config: ModelConfig,
-    demand: Demand,
-    limits: Limits,
+    demand: ComputeDemand,
+    limits: MemoryLimits,
     paging: PagingOptions | None,
 ) -> MemoryNeed:
     """Bytes that the checkpoint takes."""
     tokens = demand.context_size
     cached = grown_tokens(tokens, tokens) if demand.is_on_gpu else tokens
-    weights = count_weights(checkpoint, config, demand.dtype)
+    weights = checkpoint_weights(checkpoint, config, demand.dtype)
     plan = paging_plan(checkpoint, config, paging)
     at_once = expected_tokens(limits.ram if limits.vram is None else limits.vram, tokens)
     return MemoryNeed(
@@ -81,25 +81,24 @@ def count_need(
     )
 
 
-def place_experts(
-    need: MemoryNeed, device: torch.device, limits: Limits, paging: PagingOptions | None
-) -> Placement:
-    """Where experts go. DoesNotFit where even paging does not help; UsageError for what a GPU cannot do."""
-    reserve, gpu = limits.reserve, None
+def place_experts(need: MemoryNeed, device: torch.device, limits: MemoryLimits) -> Placement:
+    """Where experts go. DoesNotFit if even paging does not help."""
+    gpu = None
     if device.type != "cpu":
-        _refuse_on_gpu(paging)
         gpu = gpu_memory(torch.cuda.mem_get_info(device)[0], limits.vram)
-    elif limits.vram is not None:
-        # What stands for the GPU's memory is RAM, too.
-        gpu = Memory(limits.vram, limit_name="vram")
-        reserve += limits.vram
-    return place(need, Memory.of_ram(limits.ram, reserve, used=process_memory(), free=free_memory()), gpu)
+    ram = Memory.of_ram(limits.ram, limits.reserve, used=process_memory(), free=free_memory())
+    return place(need, ram, gpu)
 
 
-def _refuse_on_gpu(paging: PagingOptions | None) -> None:
-    if paging is not None and paging.looks_ahead:
-        raise UsageError(
-            "looking ahead asked for on a GPU, which does 0 layers ahead",
-            "each layer would wait for the GPU twice: for its own experts, and for those of the next",
-            "leave it away, or run on the processor",
+def find_paging(placement: Placement, device: torch.device, options: PagingOptions) -> PagingSetup | None:
+    """How experts are paged where they have been placed; None if all of them are in memory."""
+    if placement.paged_bytes is None:
+        return None
+    gpu: GpuShare | None = None
+    if placement.gpu_bytes is not None:
+        assert placement.gpu_cache_bytes is not None
+        assert placement.gpu_room_bytes is not None
+        gpu = GpuShare(
+            CudaDevice(device), placement.gpu_bytes, placement.gpu_cache_bytes, placement.gpu_room_bytes
         )
+    return PagingSetup(placement.paged_bytes, options, gpu)

@@ -18,15 +18,14 @@ import torch
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig, read_config
 from ernie_local.engine import Engine
+from ernie_local.experts.build import PagingSetup, paging_plan
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading.build import build_model
-from ernie_local.loading.paging import paging_plan
 from ernie_local.machine.random_checkpoint import write_random
 from ernie_local.machine.text_ids import text_ids
 from ernie_local.machine.timing import Clock, summarize
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import kv_bytes_per_token
-from ernie_local.planner.fit import Placement
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.profile import Measurement
 from ernie_local.planner.rates import PagingCosts, Rates, decode_seconds
@@ -108,12 +107,12 @@ def _decode(
 
     expert_bytes: for paged experts, the conversation's memory comes on top; None for all in memory.
     """
-    placement = None
+    paging = None
     if expert_bytes is not None:
-        beside = _CONTEXT * kv_bytes_per_token(config.text, torch.float32) + MIB
-        placement = Placement(expert_bytes + beside, chunk_tokens=1)
+        conversation = _CONTEXT * kv_bytes_per_token(config.text, torch.float32) + MIB
+        paging = PagingSetup(expert_bytes + conversation)
     with open_checkpoint(directory, config) as checkpoint:
-        network = build_model(checkpoint, config, torch.float32, torch.device("cpu"), placement)
+        network = build_model(checkpoint, config, torch.float32, torch.device("cpu"), paging)
     marks: list[float] = []
     network.layers[0].register_forward_pre_hook(lambda *_: marks.append(clock()))
     network.layers[-1].register_forward_hook(lambda *_: marks.append(clock()))

@@ -1,7 +1,7 @@
-"""How fast a model decodes under each rule for experts that its GPU lacks: tried from end to end, in turn.
+"""Measures how fast a model decodes under each rule for experts that its GPU lacks, end to end and in turn.
 
-No bandwidth is reckoned with: a rule that should win by the link's and the memory's speeds may lose by what
-waits for what (FreeToken issues 232 and 436).
+Bandwidths alone do not tell: a rule that should win by the speeds of link and memory may lose by waits
+(FreeToken issues 232 and 436).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _TOKENS = 8  # of each rule in a round, behind as many that let the GPU's pages 
 def measure_miss_rules(model: LoadedModel, clock: Clock = time.perf_counter) -> dict[str, float]:
     """Tokens a second by the rule's name, medians of rounds. UsageError for a model without two memories."""
     experts = model.network.experts
-    if not isinstance(experts, PagedExperts) or experts.top is experts.level:
+    if not isinstance(experts, PagedExperts) or experts.top is experts.ram:
         raise UsageError(
-            "the model has 1 memory of experts, rules are for 2",
-            "all experts fit the GPU, or none was asked for",
-            "give less memory by --vram",
+            "the model's experts are in 1 memory, miss rules need 2",
+            "all experts fit on the GPU, or no GPU is used",
+            "run on a GPU and lower vram",
         )
     num_decoded = _ROUNDS * len(MISS_RULES) * 2 * _TOKENS
     ids = iter(text_ids(model.config, _PROMPT_TOKENS + num_decoded))
@@ -38,12 +38,12 @@ def measure_miss_rules(model: LoadedModel, clock: Clock = time.perf_counter) -> 
     before = experts.miss_rule
     for _ in range(_ROUNDS):
         for name, rule in MISS_RULES.items():
-            experts.miss_rule = rule
+            experts.change_miss_rule(rule)
             for _ in range(_TOKENS):
                 engine.decode(next(ids))
             start = clock()
             for _ in range(_TOKENS):
                 engine.decode(next(ids))
             seconds[name].append((clock() - start) / _TOKENS)
-    experts.miss_rule = before
+    experts.change_miss_rule(before)
     return {name: 1 / statistics.median(measured) for name, measured in seconds.items()}

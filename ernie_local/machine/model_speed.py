@@ -110,7 +110,7 @@ def measure_model(
         decode=decode,
         predicted_decode=1 / decode_seconds(work, rates, hit_rate, context_bytes),
         hit_rate=hit_rate,
-        expert_memory_bytes=experts.level.memory.num_bytes if isinstance(experts, PagedExperts) else None,
+        expert_memory_bytes=experts.ram.memory.num_bytes if isinstance(experts, PagedExperts) else None,
         disk=disk,
         memory_share=memory_share,
         image=None if image is None else _measure_image(model, image, clock),
@@ -197,7 +197,7 @@ def _disk_rate(model: LoadedModel) -> list[float]:
         return []
     store = experts.store
     path = max(store.paths, key=lambda path: path.stat().st_size)
-    page_bytes = max(map(store.page_bytes, store.experts))
+    page_bytes = max(store.page_bytes.values())
     if not holds_pages(path, page_bytes):
         return []
     return [measure_disk(path, page_bytes, _DISK_SECONDS).speed.median]

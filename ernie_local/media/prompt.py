@@ -1,7 +1,4 @@
-"""The tokens of a prompt with all that the model needs to know of them: positions, banks, placeholders.
-
-Knows ids and the grids of images. Computes nothing with the model, and knows no cache.
-"""
+"""Describes a prompt for the model: token ids with their positions, banks and placeholders."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from ernie_local.media.tokens import TEXT, VisionRule, positions_3d, token_types
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class MediaPrompt:
     """New tokens with all that the model needs to know of them, checked, on the host, nothing computed."""
 
     token_ids: torch.Tensor  # (tokens,) int64
@@ -38,7 +35,7 @@ class Prompt:
         config: ModelConfig,
         vision_rule: VisionRule = "tags",
         start: int = 0,
-    ) -> Prompt:
+    ) -> MediaPrompt:
         """Placeholders are expanded already; start: the position of the first token.
 
         UsageError if placeholders and images disagree.

@@ -23,7 +23,7 @@ from ernie_local.model.decoder import DecoderLayer, LayerStep
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.layers import Embedding, Linear, PackedEmbedding, PackedLinear, RMSNorm
 from ernie_local.model.memory_use import encoding_bytes, tower_passes
-from ernie_local.model.moe import ExpertProvider, MoEBlock, RouteHook, Router, TokenRows
+from ernie_local.model.moe import ExpertProvider, RouteHook, TokenRows
 from ernie_local.model.rope import TextRope
 from ernie_local.model.vision import Resampler, VisionTower
 
@@ -31,10 +31,11 @@ from ernie_local.model.vision import Resampler, VisionTower
 class ErnieModel(nn.Module):
     """ERNIE-4.5-VL for one sequence; the state of the sequence is the KVCache that the caller keeps."""
 
-    def __init__(self, config: ModelConfig, experts: ExpertProvider) -> None:
+    def __init__(self, config: ModelConfig) -> None:
+        """A network without routed experts, which `attach` brings: parts of it work without them."""
         super().__init__()
         self.config = config
-        self.experts = experts
+        self._experts: ExpertProvider | None = None
         text = config.text
         self.embed_tokens: Embedding | PackedEmbedding = Embedding(text.vocab_size, text.hidden_size)
         self.vision = VisionTower(config.vision)
@@ -49,7 +50,18 @@ class ErnieModel(nn.Module):
         if not text.tie_word_embeddings:
             self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self._rope: TextRope | None = None
-        self.recorder: Recorder | None = None  # of decode on a GPU; None where it is not recorded
+        self.recorder: Recorder | None = None
+
+    def attach(self, experts: ExpertProvider, recorder: Recorder | None = None) -> None:
+        """Finish the network. recorder: of decode on a GPU; None where it is not recorded."""
+        self._experts = experts
+        self.recorder = recorder
+
+    @property
+    def experts(self) -> ExpertProvider:
+        """What computes routed experts; `attach` has brought it."""
+        assert self._experts is not None, "no experts have been attached"
+        return self._experts
 
     @property
     def device(self) -> torch.device:
@@ -94,16 +106,6 @@ class ErnieModel(nn.Module):
                 "keep the cache in int8 or float16, or load the model without cuda_graphs",
             )
         return DecodeGraphs([*self.layers], self.norm, self.recorder)
-
-    def text_routers(self) -> dict[int, Router]:
-        """The router of text tokens of each layer that has one."""
-        bank = self.config.text.text_bank
-        moes = {layer_id: layer.moe for layer_id, layer in enumerate(self.layers)}
-        return {
-            layer_id: moe.routers[bank.name]
-            for layer_id, moe in moes.items()
-            if bank is not None and isinstance(moe, MoEBlock)
-        }
 
     def forward(
         self,

@@ -51,19 +51,23 @@ class ExpertProvider(Protocol):
 
     takes_shared_page: bool  # whether `compute` adds the shared experts, where they are one packed page
 
+    def describe(self) -> list[str]:
+        """What a user should know of where experts are, a line each; may be none."""
+        ...
+
     def begin(self, rows: TokenRows) -> None:
         """Called when a forward begins: each layer will ask for the experts of `rows.by_bank`, in order."""
         ...
 
     def make_room(self, owner: object, num_bytes: int) -> None:
-        """`owner`, a cache or an image being encoded, needs so much of the memory that experts may take.
+        """Keep this much of the memory that experts may take for `owner`, a cache or an image being encoded.
 
-        Until it says another number, or is gone. DoesNotFit where experts cannot do with less.
+        Until it says another number, or is gone. DoesNotFit where experts need more of what is left.
         """
         ...
 
     def cache_memory(self) -> CacheMemory | None:
-        """Memory for one new KV cache, of which experts have what it does not need; None: it has its own."""
+        """Memory for one new KV cache, shared with experts. None if the cache is to have its own."""
         ...
 
     def compute(self, tokens: RoutedTokens) -> torch.Tensor:

@@ -29,7 +29,7 @@ from ernie_local.sizes import format_bytes
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What one policy did with a trace; `decay` is that of our own, None where it finds its decay itself."""
+    """What one policy did with a trace. decay: of our own policy, None if it adapts its decay."""
 
     policy: str
     decay: float | None
@@ -47,7 +47,7 @@ class Replayed:
         return sum(bank.bytes_read for bank in self.stats.banks.values()) - self.stats.decode_bytes_read
 
 
-class Step(NamedTuple):
+class ReplayedCall(NamedTuple):
     """What one layer asks of one bank. is_first: of its forward."""
 
     is_decode: bool
@@ -56,7 +56,7 @@ class Step(NamedTuple):
 
 
 class _NoReader:
-    """A PageReader whose pages are there at once."""
+    """A PageReader whose pages come at once."""
 
     def start(self, key: ExpertKey) -> None:
         pass
@@ -64,17 +64,17 @@ class _NoReader:
     def wait(self, keys: Sequence[ExpertKey]) -> None:
         pass
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         pass
 
 
-def replay(trace: Trace, memory_bytes: int, decay: float | None = None) -> PagingStats:
+def replay_trace(trace: Trace, memory_bytes: int, decay: float | None = None) -> PagingStats:
     """What paging counts, seconds left out, with experts in at most `memory_bytes`.
 
-    memory_bytes: at least the plan's `least_bytes`. decay: as for `PagingPlan.build`.
+    memory_bytes: at least the plan's `least_bytes`. decay: as for `PagingPlan.build_cache`.
     """
     plan = PagingPlan(trace.page_bytes, trace.top_k)
-    traffic = PageTraffic(plan.build(memory_bytes, decay), plan, trace.page_bytes, _NoReader())
+    traffic = PageTraffic(plan.build_cache(memory_bytes, decay), plan, trace.page_bytes, _NoReader())
     for step in walk(trace, traffic, traffic.keys):
         for _ in step.groups:
             pass
@@ -85,9 +85,11 @@ def walk(
     trace: Trace,
     traffic: PageTraffic | TwoLevels,
     keys: Mapping[tuple[int, Bank], Sequence[ExpertKey]],
-) -> Iterator[Step]:
-    """Every call of a trace in order, as the runtime makes it; each one's groups are gone through before the
-    next is asked for. keys: as a PageTraffic has them."""
+) -> Iterator[ReplayedCall]:
+    """Every call of a trace in order, as the runtime makes it. keys: as a PageTraffic has them.
+
+    Go through the groups of each before the next one is asked for.
+    """
     for forward in trace.forwards:
         is_decode = traffic.begin(forward.tokens)
         is_first = True
@@ -98,7 +100,7 @@ def walk(
                 groups = traffic.decode(call.bank, chosen)
             else:
                 groups = traffic.stream(call.layer_id, call.bank, chosen, len(call.expert_ids))
-            yield Step(is_decode, is_first, groups)
+            yield ReplayedCall(is_decode, is_first, groups)
             is_first = False
 
 
@@ -108,7 +110,7 @@ def least_bytes(trace: Trace) -> int:
 
 
 def most_bytes(trace: Trace) -> int:
-    """The memory in which every page of this model has room."""
+    """The memory that holds every page of this model."""
     return PagingPlan(trace.page_bytes, trace.top_k).most_bytes
 
 
@@ -117,8 +119,8 @@ def check_budget(trace: Trace, memory_bytes: int) -> None:
     least = least_bytes(trace)
     if memory_bytes < least:
         raise DoesNotFit(
-            f"{format_bytes(memory_bytes)} for experts of {trace.model}, {format_bytes(least)} are needed",
-            f"the {trace.top_k} experts of a token must lie in memory together, of whatever size they are",
+            f"{format_bytes(memory_bytes)} for experts of {trace.model}, {format_bytes(least)} needed",
+            f"the {trace.top_k} experts of a token must be in memory together, whatever their sizes",
             f"give {least} bytes or more",
         )
 
@@ -126,7 +128,7 @@ def check_budget(trace: Trace, memory_bytes: int) -> None:
 def compare(trace: Trace, memory_bytes: int, decays: Sequence[float | None] = (None,)) -> list[Replayed]:
     """Our policy with each decay, and the textbooks' in the same bytes; DoesNotFit as `check_budget`."""
     check_budget(trace, memory_bytes)
-    ours = [Replayed("ours", decay, replay(trace, memory_bytes, decay)) for decay in decays]
+    ours = [Replayed("ours", decay, replay_trace(trace, memory_bytes, decay)) for decay in decays]
     policies = {"lru": lru, "lfu": lfu, "belady": belady}
     return ours + [Replayed(name, None, run(trace, memory_bytes)) for name, run in policies.items()]
 
@@ -139,7 +141,7 @@ class Visit:
     is_decode: bool
 
 
-def visits(trace: Trace) -> Iterator[Visit]:
+def list_visits(trace: Trace) -> Iterator[Visit]:
     """All of a trace in order; of a prompt each page once for each layer, and alone."""
     for forward in trace.forwards:
         is_decode = len(forward.is_vision) == 1
@@ -153,13 +155,13 @@ def visits(trace: Trace) -> Iterator[Visit]:
 
 
 def lru(trace: Trace, memory_bytes: int) -> PagingStats:
-    """What was not used for the longest time goes."""
+    """Evicts the page that was not used for the longest time."""
     clock = iter(range(1 << 62))
     return _run(trace, memory_bytes, lambda _key, _visit: next(clock))
 
 
 def lfu(trace: Trace, memory_bytes: int) -> PagingStats:
-    """What was used least often since the beginning goes; of equals, what was not used for longer.
+    """Evicts the page used least often since the beginning; of equals, the one used longest ago.
 
     A layer's use of a page in a prompt counts once, however many tokens chose it.
     """
@@ -174,15 +176,14 @@ def lfu(trace: Trace, memory_bytes: int) -> PagingStats:
 
 
 def belady(trace: Trace, memory_bytes: int) -> PagingStats:
-    """What a decoded token wants latest goes.
+    """Evicts the page that a decoded token wants latest.
 
-    No policy finds more where pages are of one size: the sooner a page is wanted, the shorter it is in the
-    way. Wanted by a prompt does not count: that is not scored, and the page is read there anyway. With pages
-    of several sizes it is a good bound, not an optimum.
+    No policy has more hits if pages are of one size. What a prompt wants does not count: prompts are not
+    scored. With pages of several sizes it is a good bound, not an optimum.
     """
     following: dict[tuple[int, ExpertKey], float] = {}
     last: dict[ExpertKey, float] = {}
-    everything = list(visits(trace))
+    everything = list(list_visits(trace))
     for index in reversed(range(len(everything))):
         for key in everything[index].keys:
             following[index, key] = last.get(key, math.inf)
@@ -196,13 +197,13 @@ def _run(
     worth: Callable[[ExpertKey, int], float],
     everything: Iterable[Visit] | None = None,
 ) -> PagingStats:
-    """A memory of which the least worthy page goes; worth(page, number of the visit) as of now."""
+    """Replay a memory that evicts the page of least worth(page, number of the visit)."""
     stats = PagingStats(banks={bank: BankStats() for bank in trace.banks})
     stats.decoded_tokens, stats.prompt_tokens = trace.decoded_tokens, trace.prompt_tokens
     worths: dict[ExpertKey, float] = {}  # of the pages that are there
     queue: list[tuple[float, ExpertKey]] = []
     room = memory_bytes
-    for index, visit in enumerate(visits(trace) if everything is None else everything):
+    for index, visit in enumerate(list_visits(trace) if everything is None else everything):
         missing = [key for key in visit.keys if key not in worths]
         _count(stats, visit, missing, trace)
         room -= sum(trace.page_bytes[key] for key in missing)

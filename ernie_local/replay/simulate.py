@@ -13,14 +13,14 @@ from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.options import FETCH, MissRule, PagingStats
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.experts.traffic import PageGroup, PageTraffic
-from ernie_local.experts.two_levels import LendingReader, TwoLevels
+from ernie_local.experts.two_levels import PinningReader, TwoLevels
 from ernie_local.replay.replay import check_budget, walk
 from ernie_local.replay.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
 class GpuTimes:
-    """Of a GPU: its memory as kernels read experts, the link to it, a copy's seconds beside its bytes."""
+    """Of a GPU: its memory as kernels read experts, the link to it, a copy's seconds besides its bytes."""
 
     memory_bytes_per_second: float
     link_bytes_per_second: float
@@ -31,8 +31,8 @@ class GpuTimes:
 class MachineTimes:
     """disk_bytes_per_second: of pages; memory_bytes_per_second: of experts as the processor computes them.
 
-    token_seconds: of a token beside its experts, dense weights included; layer_seconds: of each layer with
-    experts beside those; page_seconds: of the host's for each page that comes from disk.
+    token_seconds: of a token without its experts, dense weights included; layer_seconds: more for each layer
+    with experts; page_seconds: of the host for each page that comes from disk.
     """
 
     disk_bytes_per_second: float
@@ -57,7 +57,7 @@ class Simulated:
 
 
 class _Clock:
-    """now: of the host, who waits for the GPU after each layer; GPU: when it has done what it was given."""
+    """now: of the host, which waits for the GPU after each layer; gpu: when the GPU has done its work."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -78,7 +78,7 @@ class _Pipe:
         before: _Pipe | None = None,
         host_seconds: float = 0.0,
     ) -> None:
-        """seconds: of a page; before: whose pages it takes on; host_seconds: of the host's for a page."""
+        """seconds: of a page; before: the pipe that brings it pages; host_seconds: of the host for a page."""
         self.waited_seconds = 0.0
         self._clock = clock
         self._seconds = seconds
@@ -88,7 +88,7 @@ class _Pipe:
         self._ready: dict[ExpertKey, float] = {}
 
     def start(self, key: ExpertKey) -> None:
-        """See PageReader.start."""
+        """Note when the page will have come."""
         if not self._clock.runs:
             self._ready[key] = 0.0
             return
@@ -96,7 +96,7 @@ class _Pipe:
         self._is_free = self._ready[key] = begin + self._seconds(key)
 
     def wait(self, keys: Sequence[ExpertKey]) -> None:
-        """See PageReader.wait."""
+        """Let the clock wait for these pages."""
         clock = self._clock
         if self._before is None:
             self.arrive(keys)
@@ -111,26 +111,26 @@ class _Pipe:
             del self._ready[key]
 
     def arrive(self, keys: Sequence[ExpertKey]) -> None:
-        """The host waits for these pages, those that are on their way."""
+        """Let the host wait for those of these pages that are in flight."""
         ready = self._last(keys)
         self.waited_seconds += max(0.0, ready - self._clock.now)
         self._clock.now = max(self._clock.now, ready)
 
     def _last(self, keys: Sequence[ExpertKey]) -> float:
-        """When all are there. Of those that a prompt takes over from decode the time is not counted."""
+        """When all have come. The time of those that a prompt takes over from decode is not counted."""
         return max(map(self.ready, keys), default=0.0) if self._clock.runs else 0.0
 
-    def abandon(self) -> None:
-        """See PageReader.abandon."""
+    def abort(self) -> None:
+        """Forget all pages in flight."""
         self._ready.clear()
 
     def ready(self, key: ExpertKey) -> float:
-        """When the page is there; 0 for one that has long been."""
+        """When the page has come; 0 for one that was there before."""
         return self._ready.get(key, 0.0)
 
 
 class _Computer:
-    """Lets groups of pages take the time of who computes them."""
+    """Lets groups of pages take the time that computing them takes."""
 
     def __init__(self, clock: _Clock, times: MachineTimes, trace: Trace) -> None:
         self._clock = clock
@@ -138,7 +138,7 @@ class _Computer:
         self._page_bytes = trace.page_bytes
 
     def compute(self, group: PageGroup) -> None:
-        """The processor's pages keep the host; a GPU's are begun, and done when it has come to them."""
+        """Pages of the processor keep the host busy; a GPU's are begun, and done when it has come to them."""
         clock, times = self._clock, self._times
         num_bytes = sum(self._page_bytes[key] for key in group.keys)
         if times.gpu is None or group.level > 0:
@@ -165,15 +165,15 @@ def simulate(
     clock = _Clock()
     plan, sizes = PagingPlan(trace.page_bytes, trace.top_k), trace.page_bytes
     disk = _Pipe(clock, lambda key: sizes[key] / times.disk_bytes_per_second, host_seconds=times.page_seconds)
-    below = PageTraffic(plan.build(ram_bytes), plan, sizes, disk)
+    stats_above = None if gpu_bytes is None else PagingStats()
+    below = PageTraffic(plan.build_cache(ram_bytes), plan, sizes, disk, PagingStats(gpu=stats_above))
     traffic: PageTraffic | TwoLevels = below
     link: _Pipe | None = None
     if gpu_bytes is not None and times.gpu is not None:
         gpu = times.gpu
         link = _Pipe(clock, lambda key: gpu.copy_seconds + sizes[key] / gpu.link_bytes_per_second, disk)
-        above = PageTraffic(plan.build(gpu_bytes), plan, sizes, LendingReader(below, link))
+        above = PageTraffic(plan.build_cache(gpu_bytes), plan, sizes, PinningReader(below, link), stats_above)
         traffic = TwoLevels(above, below, rule)
-        below.stats.gpu = above.stats
     seconds = _run(trace, traffic, below, clock, times)
     below.stats.decode_wait_seconds = disk.waited_seconds
     if below.stats.gpu is not None and link is not None:

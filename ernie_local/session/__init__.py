@@ -9,23 +9,25 @@ from ernie_local.media.image_size import ImageReport
 from ernie_local.session.answer import Answer, FinishReason, Timings, Usage
 from ernie_local.session.chat import Chat
 from ernie_local.session.image import ChatImage, open_chat_images
-from ernie_local.session.open import check_question, open_model, opening_notes
-from ernie_local.session.transcript import SavedChat, Turn, read_saved_chat
+from ernie_local.session.messages import ChatMessage, ChatTurn
+from ernie_local.session.open import check_first_question, open_model, opening_notes
+from ernie_local.session.transcript import SavedChat, read_saved_chat
 from ernie_local.text.reasoning import Piece, ToolCall
 
 __all__ = [
     "Answer",
     "Chat",
     "ChatImage",
+    "ChatMessage",
+    "ChatTurn",
     "FinishReason",
     "ImageReport",
     "Piece",
     "SavedChat",
     "Timings",
     "ToolCall",
-    "Turn",
     "Usage",
-    "check_question",
+    "check_first_question",
     "open_chat_images",
     "open_model",
     "opening_notes",

@@ -1,7 +1,6 @@
-"""One answer under way: token by token from the first logits to the end, as pieces of reasoning and answer.
+"""Generates one answer token by token, as pieces of reasoning and answer, within its limits.
 
-Owns the loop and its limits: the end tokens, max_tokens, the budget of the reasoning, a stop from outside.
-Knows nothing of history, of templates beyond how a thought is closed, or of what becomes of the answer.
+The limits are the end tokens, max_tokens, the budget of the reasoning, the context, and a stop from outside.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from ernie_local.session.sequence import CachedSequence
 from ernie_local.text.reasoning import OUTPUT_TAGS, THINK_OPEN, Piece, ReasoningParser, ToolCall
 from ernie_local.text.tokenizer import ErnieTokenizer, StreamDecoder
 
-# A quarter of the tokens is kept for the answer, so that a thought never eats all of it; what is kept is
-# capped, since answers are short beside thoughts.
+# A quarter of the tokens is kept for the answer, so that a thought never takes all of them; the share is
+# capped, since answers are short compared with thoughts.
 _ANSWER_SHARE = 4
 _LARGEST_ANSWER_RESERVE = 1024
 _LOCATION_START = "<|LOC_"
@@ -30,7 +29,7 @@ _Argument = TypeVar("_Argument")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class AnswerLimits:
     """max_tokens: that the model may choose; thinking_tokens: of them, before a thought is closed.
 
     room: places in the context behind the prompt, for the chosen tokens and those that close a thought.
@@ -41,7 +40,9 @@ class Limits:
     room: int
 
 
-def find_limits(room: int, max_tokens: int | None, thinking_budget: int | None, close_length: int) -> Limits:
+def find_limits(
+    room: int, max_tokens: int | None, thinking_budget: int | None, close_length: int
+) -> AnswerLimits:
     """Limits from what was asked for and the `room` that the context has.
 
     Whatever the budget, a thought leaves places for closing it (`close_length`) and a share for the answer.
@@ -49,11 +50,11 @@ def find_limits(room: int, max_tokens: int | None, thinking_budget: int | None, 
     most = room if max_tokens is None else min(room, max_tokens)
     reserve = max(1, min(most // _ANSWER_SHARE, _LARGEST_ANSWER_RESERVE))
     thinking = max(0, min(most, room - close_length) - reserve)
-    return Limits(most, thinking if thinking_budget is None else min(thinking, thinking_budget), room)
+    return AnswerLimits(most, thinking if thinking_budget is None else min(thinking, thinking_budget), room)
 
 
 def hidden_ids(tokenizer: ErnieTokenizer) -> frozenset[int]:
-    """Special tokens that are no text of an answer: all but the tags of the output and the locations."""
+    """Special tokens that are not text of an answer: all but the tags of the output and the locations."""
     return frozenset(
         token_id
         for token_id in tokenizer.special_ids
@@ -73,7 +74,7 @@ class Generation:
         tokenizer: ErnieTokenizer,
         sampler: Sampler,
         parser: ReasoningParser,
-        limits: Limits,
+        limits: AnswerLimits,
         stop_ids: Collection[int],
         close_ids: Sequence[int],
         should_stop: Callable[[], bool],
@@ -108,6 +109,11 @@ class Generation:
     def reasoning(self) -> str:
         """The reasoning so far."""
         return "".join(self._texts["reasoning"])
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether there is text of an answer, or a call of a tool."""
+        return bool(self.text.strip() or self.tool_calls)
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
@@ -153,7 +159,7 @@ class Generation:
             seen.add(token_id)
             self._count_token()
             yield from self._recorded(self._parser.push(self._decoder.push(token_id)))
-            # The logits after the last token would be nobody's.
+            # Nobody would read the logits after the last token.
             if not self._is_full(0):
                 logits = self._timed(sequence.decode, token_id)
         yield from self.end()

@@ -26,7 +26,7 @@ class ChatImage:
     """An opened image and its size in tokens. Its patches are dropped once the engine has taken them.
 
     report: its sizes before and after resizing. path: absolute, with the page ("/scans/a.pdf:2"), or None
-    for an image that came from memory. digest: of its pixels; images of equal digest are the same image.
+    for an image that came from memory. Images of equal pixels are equal.
     """
 
     def __init__(self, opened: OpenedImage, path: str | None, processor: ImageProcessorConfig) -> None:
@@ -34,13 +34,19 @@ class ChatImage:
         image = opened.image
         self.report: ImageReport = measure_image(opened.name, image.size, processor, opened.notes)
         self.path = path
-        self.digest = hashlib.blake2b(image.tobytes(), key=repr(image.size).encode()).digest()
+        self._digest = hashlib.blake2b(image.tobytes(), key=repr(image.size).encode()).digest()
         self._image: Image.Image | None = image
         self._processor = processor
         self._patches: Patches | None = None
 
     def __repr__(self) -> str:
         return f"ChatImage({self.report.name!r}, {self.report.tokens} tokens)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ChatImage) and self._digest == other._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
 
     @property
     def name(self) -> str:

@@ -13,9 +13,9 @@ from ernie_local import defaults
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.loading import LoadedModel, LoadOptions, load_model
 from ernie_local.model_files import ModelFiles
-from ernie_local.session.conversation import Conversation
 from ernie_local.session.image import ChatImage
-from ernie_local.text.template import Message
+from ernie_local.session.writer import ChatWriter
+from ernie_local.text.template import user_message
 
 if TYPE_CHECKING:
     from ernie_local.planner.profile import MachineProfile
@@ -26,7 +26,7 @@ def context_tokens(files: ModelFiles, asked: int | None) -> int:
     return defaults.context_tokens(asked, files.config.text.max_position_embeddings)
 
 
-def check_question(
+def check_first_question(
     files: ModelFiles,
     text: str,
     images: Sequence[ChatImage],
@@ -39,10 +39,11 @@ def check_question(
 
     DoesNotFit where it alone fills the context, ModelUnusable without a tokenizer.
     """
-    conversation = Conversation(files, system, (), None)
-    message = Message("user", text, tuple(image.num_tokens for image in images))
-    thinks = conversation.thinks_by_default if thinking is None else thinking
-    num_tokens = len(conversation.prompt(message, thinks).token_ids)
+    writer = ChatWriter(files, system)
+    message = user_message(text, (image.num_tokens for image in images))
+    num_tokens = len(
+        writer.prompt([message], writer.thinks_by_default if thinking is None else thinking).token_ids
+    )
     limit = context_tokens(files, context_size)
     if num_tokens < limit:
         return
@@ -78,7 +79,6 @@ def opening_notes(model: LoadedModel, options: LoadOptions) -> list[str]:
         given = {
             "misses": options.misses != defaults.AUTO,
             "small_below": options.small_below is not None,
-            "look_ahead": options.look_ahead,
         }
         idle = [parameter(name) for name, is_given in given.items() if is_given]
         if idle:

@@ -1,7 +1,4 @@
-"""Which prompt the engine's cache holds, and the shortest way from there to another one.
-
-Owns the comparison of ids and images, and the marks to rewind to. Knows nothing of text or of turns.
-"""
+"""Tracks which prompt the engine's cache holds, and computes only what another prompt adds to it."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from ernie_local.config import ModelConfig
 from ernie_local.engine import Engine, Mark
 from ernie_local.media.tokens import positions_3d
 from ernie_local.session.image import ChatImage
-from ernie_local.text.template import Prompt
+from ernie_local.text.template import TextPrompt
 
 
 class CachedSequence:
@@ -25,7 +22,7 @@ class CachedSequence:
         self._token_ids: list[int] = []
         self._images: list[tuple[int, ChatImage]] = []  # (index of the first placeholder, image)
 
-    def kept_length(self, prompt: Prompt, images: Sequence[ChatImage]) -> int:
+    def kept_length(self, prompt: TextPrompt, images: Sequence[ChatImage]) -> int:
         """How many of the prompt's ids need no computing: the cache holds them, and no image is cut.
 
         The last id always needs it, as its logits are what comes next.
@@ -37,18 +34,17 @@ class CachedSequence:
             if span.start >= length:
                 break
             # Placeholders of two images look alike: only an image of the same pixels may stay.
-            cached = self._images[index : index + 1]
-            is_same = [(start, one.digest) for start, one in cached] == [(span.start, image.digest)]
+            is_same = self._images[index : index + 1] == [(span.start, image)]
             if not is_same or span.end > length:
                 return span.start
         return length
 
-    def trim(self, prompt: Prompt, images: Sequence[ChatImage]) -> None:
+    def trim(self, prompt: TextPrompt, images: Sequence[ChatImage]) -> None:
         """Forget everything behind the part that the cache has in common with `prompt`."""
         self._rewind(self.kept_length(prompt, images))
 
     def advance_to(
-        self, prompt: Prompt, images: Sequence[ChatImage], should_stop: Callable[[], bool]
+        self, prompt: TextPrompt, images: Sequence[ChatImage], should_stop: Callable[[], bool]
     ) -> torch.Tensor:
         """Make the cache hold exactly `prompt`, computing only what is new; the logits (vocab,) after it.
 

@@ -1,8 +1,7 @@
-"""The chat templates of the PT and the Thinking checkpoints: a conversation to token ids.
+"""Writes a conversation down as token ids, by the chat template of the PT or the Thinking checkpoints.
 
-Owns the words and tags between the turns, and who may write a tag: the template, never a user. Knows
-images only as numbers of tokens. A finished turn is always written the same way, so the ids of a
-longer conversation begin with those of a shorter one.
+Only the template writes tags, never a user. An image is a number of tokens here. A finished turn is always
+written the same way, so the ids of a longer conversation begin with those of a shorter one.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ernie_local.config import MediaTokens
-from ernie_local.errors import ModelUnusable, UsageError
+from ernie_local.errors import ModelUnusable, UsageError, parameter
 from ernie_local.text.added_tokens import TOKENIZER_CONFIG_NAME, read_object_if_there
 from ernie_local.text.reasoning import (
     THINK_CLOSE,
@@ -26,7 +25,7 @@ from ernie_local.text.reasoning import (
 from ernie_local.text.tokenizer import ErnieTokenizer
 
 Variant = Literal["pt", "thinking"]
-Role = Literal["user", "assistant", "tool"]
+Role = Literal["system", "user", "assistant", "tool"]
 _VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 BEGIN, END = "<|begin_of_sentence|>", "<|end_of_sentence|>"
@@ -36,20 +35,9 @@ END_TOKENS = ("</s>", END)
 THINKING_SYSTEM = (
     "You are a multimodal AI assistant called ERNIE developed by Baidu based on the PaddlePaddle framework."
 )
-# The PT template has never heard of tools; each of these words stands in the Thinking template alone.
+# The PT template has no tools: each of these words stands in the Thinking template alone.
 _THINKING_MARKS = ("tool_list", "tool_output", "tool_call", THINKING_SYSTEM)
 _CHAT_TEMPLATE_NAMES = ("chat_template.jinja", "chat_template.json")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation. `images`: tokens that each of its images fills, in order."""
-
-    role: Role
-    text: str
-    images: tuple[int, ...] = ()
-    reasoning: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +59,34 @@ Segment = str | Tag | ImageSlot
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation: a text, or texts and the places of images in their order.
+
+    Only users and tools show images. reasoning and tool_calls: of an assistant.
+    """
+
+    role: Role
+    content: str | tuple[str | ImageSlot, ...]
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str | ImageSlot, ...]:
+        """Its texts and images."""
+        return (self.content,) if isinstance(self.content, str) else self.content
+
+    @property
+    def text(self) -> str:
+        """Its texts, joined."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+
+def user_message(text: str, image_tokens: Iterable[int] = ()) -> Message:
+    """A user's question with images before it; image_tokens: tokens that each of them fills."""
+    return Message("user", (*map(ImageSlot, image_tokens), text))
+
+
+@dataclass(frozen=True, slots=True)
 class ImageSpan:
     """Where the placeholders of one image stand among the ids: [start, end)."""
 
@@ -79,11 +95,16 @@ class ImageSpan:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class TextPrompt:
     """Token ids with every placeholder in its place; `images` in the order of the images."""
 
     token_ids: tuple[int, ...]
     images: tuple[ImageSpan, ...]
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Placeholders of all images."""
+        return sum(span.end - span.start for span in self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +127,27 @@ class ChatTemplate:
     ) -> list[Segment]:
         """The conversation; with `thinking` true or false also the opening of the assistant's next turn.
 
-        `system` None means the variant's own (none for PT), "" means none. UsageError for tools or tool
-        results with PT, which has no words for them.
+        system: None is the variant's own (none for PT), "" is none; a system message at the start goes before
+        it. UsageError for tools or tool results with PT, which was not trained on them.
         """
         if self.variant == "pt" and (tools or any(message.role == "tool" for message in messages)):
             raise UsageError(
-                f"{len(tools)} tools and a template without tools",
+                f"{len(tools)} tools for a chat template without tools",
                 "only the Thinking checkpoint was trained to call tools",
-                "leave the tools out, or load a Thinking checkpoint",
+                "leave out the tools, or load a Thinking checkpoint",
             )
+        if messages and messages[0].role == "system":
+            system, messages = messages[0].text, messages[1:]
         segments = self._opening(system, tools)
         num_images = 0
         for message in messages:
             if message.role == "assistant":
                 segments += self._assistant_turn(message)
+            elif message.role == "system":
+                segments.append(f"{message.text}\n")
             else:
                 segments += _user_turn(message, num_images)
-                num_images += len(message.images)
+                num_images += sum(isinstance(part, ImageSlot) for part in message.parts)
         if thinking is not None:
             segments += self._assistant_opening(thinking)
         return segments
@@ -167,7 +192,7 @@ class ChatTemplate:
         return ["\nAssistant: ", *thought, answer, *calls, Tag(END, required=True)]
 
 
-def encode_segments(tokenizer: ErnieTokenizer, segments: Iterable[Segment], media: MediaTokens) -> Prompt:
+def encode_segments(tokenizer: ErnieTokenizer, segments: Iterable[Segment], media: MediaTokens) -> TextPrompt:
     """Ids of the segments. Neighbouring texts are encoded as one, as if the conversation were one string.
 
     The ids around and inside an image are those of the config, as the model goes by them.
@@ -194,7 +219,7 @@ def encode_segments(tokenizer: ErnieTokenizer, segments: Iterable[Segment], medi
             token_ids += [media.image] * segment.num_tokens + [media.image_end]
         text = ""
     token_ids += tokenizer.encode(text, allow_special=False)
-    return Prompt(tuple(token_ids), tuple(images))
+    return TextPrompt(tuple(token_ids), tuple(images))
 
 
 def detect_variant(directory: Path) -> Variant:
@@ -213,20 +238,23 @@ def check_variant(variant: str) -> Variant:
         if variant == known:
             return known
     raise UsageError(
-        f"there is no chat template {variant!r}",
+        f"{parameter('variant')} {variant!r} is not a chat template",
         f"the templates are {' and '.join(_VARIANTS)}",
-        "leave it out: the model's files say which one is right",
+        f"leave out {parameter('variant')}: the model's files say which one is right",
     )
 
 
 def _user_turn(message: Message, num_images_before: int) -> list[Segment]:
-    images: list[Segment] = []
-    for number, num_tokens in enumerate(message.images, start=num_images_before + 1):
-        images += [f"Picture {number}:", ImageSlot(num_tokens)]
+    parts: list[Segment] = []
+    number = num_images_before
+    for part in message.parts:
+        if isinstance(part, ImageSlot):
+            number += 1
+            parts.append(f"Picture {number}:")
+        parts.append(part)
     if message.role == "tool":
-        opening: list[Segment] = ["User: \n", Tag("<tool_output>"), "\n"]
-        return [*opening, *images, f"{message.text}\n", Tag("</tool_output>"), "\n"]
-    return ["User: ", *images, message.text]
+        return ["User: \n", Tag("<tool_output>"), "\n", *parts, "\n", Tag("</tool_output>"), "\n"]
+    return ["User: ", *parts]
 
 
 def _missing_token(tokenizer: ErnieTokenizer, token: str) -> ModelUnusable:

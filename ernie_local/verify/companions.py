@@ -10,9 +10,9 @@ from pathlib import Path
 from ernie_local.config import ModelConfig
 from ernie_local.errors import ModelUnusable
 from ernie_local.media.processor_config import read_processor_config
-from ernie_local.session.conversation import check_same_model
+from ernie_local.session.writer import check_same_model
 from ernie_local.strict_json import read_json_object
-from ernie_local.text.template import ChatTemplate, Message, detect_variant, encode_segments
+from ernie_local.text.template import ChatTemplate, detect_variant, encode_segments, user_message
 from ernie_local.text.tokenizer import TOKENIZER_MODEL_NAME, ErnieTokenizer
 from ernie_local.verify.finding import Findings
 
@@ -33,7 +33,7 @@ def _try_question(directory: Path, config: ModelConfig) -> None:
     tokenizer = ErnieTokenizer.from_directory(directory)
     check_same_model(tokenizer, config.media)
     template = ChatTemplate(detect_variant(directory))
-    question = Message("user", "What is the total?", (4,))
+    question = user_message("What is the total?", (4,))
     prompt = encode_segments(tokenizer, template.segments([question]), config.media)
     highest = max(prompt.token_ids)
     if highest >= config.text.vocab_size:

@@ -1,1 +1,1 @@
-"""The quantizer: a float checkpoint in, one in our own format out. So far by rounding to nearest."""
+"""Quantizes float checkpoints into our own format, and evaluates the result."""

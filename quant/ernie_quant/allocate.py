@@ -1,9 +1,8 @@
-"""Bits given to where they are worth most, within a number of bytes. Pure: knows no model and no file.
+"""Allocates bits within a number of bytes: each item gets the option that is worth most.
 
-Each item has options of so many bytes and so much loss. Over the convex hull of each item's options, the step
-that saves most loss a byte is taken first, over all items: what a Lagrange multiplier would choose, exact
-but for the last step (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers",
-1988).
+Each item has options of some bytes and some loss. Over the convex hulls of all items' options, the step that
+saves most loss a byte is taken first. This is what a Lagrange multiplier would choose, exact except for the
+last step (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to store an item: what it is called, its bytes, and what it loses."""
+    """One way to store an item: name, bytes and loss."""
 
     name: str
     num_bytes: int
@@ -38,8 +37,8 @@ def allocate(items: Mapping[Key, Sequence[Option]], budget: int) -> dict[Key, Op
     spent = sum(hull[0].num_bytes for hull in hulls.values())
     if spent > budget:
         raise DoesNotFit(
-            f"{format_bytes(spent)} at least for what is to be quantized, {format_bytes(budget)} are wanted",
-            "every matrix in its smallest format already takes more",
+            f"quantized weights take {format_bytes(spent)} at least, {format_bytes(budget)} are wanted",
+            "the smallest formats already take more",
             f"ask for {format_bytes(spent)} or more",
         )
     order = {key: number for number, key in enumerate(hulls)}  # equal gains: the earlier item first
@@ -65,7 +64,7 @@ def allocate(items: Mapping[Key, Sequence[Option]], budget: int) -> dict[Key, Op
 
 
 def convex_hull(options: Sequence[Option]) -> list[Option]:
-    """The options that some price of a byte makes best: bytes rise, losses fall, by ever less a byte."""
+    """The options that are best at some price of a byte: bytes rise, losses fall, ever more slowly."""
     hull: list[Option] = []
     for option in sorted(options, key=lambda option: (option.num_bytes, option.loss)):
         if hull and option.loss >= hull[-1].loss:

@@ -1,7 +1,6 @@
-"""The last look at a new checkpoint before it gets its name: whole, as large as planned, and it answers.
+"""Checks a new checkpoint before it gets its name: it is complete, has the planned size, and answers.
 
-Owns what is asked of every checkpoint that is written, and its hashes.json: what was looked at is what the
-hashes stand for. Knows nothing of how it was made.
+Its hashes.json stands for exactly the files that were checked.
 """
 
 from __future__ import annotations
@@ -12,23 +11,23 @@ from pathlib import Path
 import psutil
 import torch
 
-from ernie_calibration.pictures import make_picture
+from ernie_calibration.images import draw_image
 from ernie_local.checkpoint.files import HASHES_FILE, write_hashes
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
-from ernie_local.errors import ModelUnusable, NoAnswer, UsageError
+from ernie_local.errors import ModelUnusable, NoAnswer, UsageError, parameter
 from ernie_local.loading import LoadedModel, load
-from ernie_local.loading.build import count_weights
+from ernie_local.loading.build import checkpoint_weights
 from ernie_local.media.patches import Patches
 from ernie_local.session import Chat
 from ernie_local.sizes import format_bytes
-from ernie_local.text.template import ChatTemplate, Message, detect_variant, encode_segments
+from ernie_local.text.template import ChatTemplate, detect_variant, encode_segments, user_message
 from ernie_local.verify import verify
 from ernie_local.verify.companions import check_companions
 from ernie_local.verify.finding import Findings
 
-_SIZE_SHARE = 0.01  # by which weights may be larger or smaller than planned
-_MEMORY_SHARE = 0.5  # of what is free: the model is loaded for one answer only if it takes less
+_SIZE_SHARE = 0.01  # by which the weights may differ from the plan
+_MEMORY_SHARE = 0.5  # of free memory: a larger model is not loaded for an answer
 _MOST_TOKENS = 4096  # of image, question and answer
 _ANSWER_TOKENS = 24
 OnNote = Callable[[str], None]
@@ -41,15 +40,15 @@ def audit(
     on_note: OnNote | None = None,
     most_memory: int | None = None,
 ) -> None:
-    """Look at the new checkpoint in `directory` and write its hashes.json; what was not looked at is a note.
+    """Check the new checkpoint in `directory` and write its hashes.json; `on_note` gets what was not checked.
 
-    ModelUnusable naming the first fault: a tensor missing or twice, a number that is not finite, a damaged
-    page, weights that differ by more than 1 % from `planned_bytes`, a file beside them that cannot be read
-    though that of `source` can, scores of the next token that are not finite. most_memory: that the model may
-    take to be asked about an image, beside half of what is free.
+    ModelUnusable names the first fault: a tensor that is missing or there twice, a value that is not finite,
+    a damaged page, weights that differ by more than 1 % from `planned_bytes`, another file that cannot be
+    read although that of `source` can, scores of the next token that are not finite. most_memory: bytes that
+    the model may take to answer a question, besides half of the free memory.
     """
     note = on_note or _say_nothing
-    # Left there by a run that was killed behind this point.
+    # A run that was killed after this point leaves it.
     (directory / HASHES_FILE).unlink(missing_ok=True)
     found_in_source = Findings()
     check_companions(source, read_config(source), found_in_source)
@@ -69,20 +68,20 @@ def audit(
 
 
 def _try_answer(directory: Path, note: OnNote, most_memory: int | None) -> None:
-    """Ask about one drawn invoice; what is answered is a note, whatever it is."""
+    """Ask about one generated invoice, and note the answer, right or wrong."""
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
-        weight_bytes = count_weights(checkpoint, config, torch.float32).total
+        weight_bytes = checkpoint_weights(checkpoint, config, torch.float32).total
     room = int(_MEMORY_SHARE * psutil.virtual_memory().available)
     if most_memory is not None:
         room = min(room, most_memory)
     if weight_bytes > room:
         note(
-            f"not audited: no image was asked about, the weights take {format_bytes(weight_bytes)} and "
-            f"{format_bytes(room)} are to be used; try it with `ernie-local chat`"
+            f"not audited: no question was asked, as the weights take {format_bytes(weight_bytes)} and "
+            f"{format_bytes(room)} may be used; try it with `ernie-local chat`"
         )
         return
-    image = make_picture("invoice", "audit", width=308, height=200)
+    image = draw_image("invoice", "audit", width=308, height=200)
     question = image.questions[0]
     context_size = min(_MOST_TOKENS, config.text.max_position_embeddings)
     model = load(directory, context_size=context_size)
@@ -95,27 +94,27 @@ def _try_answer(directory: Path, note: OnNote, most_memory: int | None) -> None:
         )
         answer = "".join(piece.text for piece in pieces if piece.kind == "answer")
     except NoAnswer:
-        pass  # told below: a model that was never trained may say nothing
+        pass  # noted below: an untrained model may say nothing
     note(f"asked about an invoice: {question.text} It answers {answer!r}, right is {question.answer!r}")
 
 
 def _check_scores(model: LoadedModel, question: str, patches: list[Patches]) -> None:
     template = ChatTemplate(detect_variant(model.directory))
-    message = Message("user", question, tuple(image.num_tokens for image in patches))
+    message = user_message(question, (image.num_tokens for image in patches))
     segments = template.segments([message], thinking=False)
     token_ids = encode_segments(model.tokenizer, segments, model.config.media).token_ids
     scores: torch.Tensor | None = None
     problem = ""
     try:
         scores = model.logits(token_ids, patches)
-    except UsageError as error:  # the kernels refuse what an earlier layer made
+    except UsageError as error:  # the kernels refuse values that an earlier layer made
         problem = error.what
     if scores is not None and not bool(scores.isfinite().all()):
         problem = f"scores of {int((~scores.isfinite().all(1)).sum())} of {len(scores)} tokens are not finite"
     if problem:
         raise ModelUnusable(
             f"{model.directory} cannot answer a question about an invoice: {problem}",
-            "a weight is too large for the numbers that are computed with, though finite itself",
+            "a weight is finite, but too large to compute with",
             "ask the source the same question: if it answers, report this as a defect",
         )
 
@@ -125,7 +124,7 @@ def _check_size(directory: Path, found_bytes: int, planned_bytes: int) -> None:
         raise ModelUnusable(
             f"{directory} has {found_bytes} bytes of weights, {planned_bytes} were planned",
             f"they differ by more than {_SIZE_SHARE:.0%}",
-            "report this as a defect; --resume never makes the checkpoint anew",
+            f"report this as a defect; start again with {parameter('resume', 'never')}",
         )
 
 

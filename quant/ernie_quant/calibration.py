@@ -1,9 +1,8 @@
-"""Calibrated experts, layer by layer, on what the layers before make of the tokens.
+"""Quantizes experts layer by layer, on the tokens as the layers before make them.
 
-Owns the order: images and tokens embedded, then for each layer attention over all tokens, routing, each
-expert from its own tokens, and its output on to the next layer. Small pages are made beside the others, and
-what the next layer gets is nothing of theirs. Only one expert's weights are in memory, and
-hidden states lie in files. See quantizing and a layer's arithmetic in expert.py and layer.py.
+Images and tokens are embedded; then each layer runs attention over all tokens, routes them, quantizes each
+expert from its own tokens, and passes its outputs on. Small pages are made beside the others and do not
+affect the next layer. Only one expert's weights are in memory; hidden states stay in files.
 """
 
 from __future__ import annotations
@@ -22,37 +21,36 @@ from ernie_local.model.decoder import DecoderLayer
 from ernie_local.packing import pack_page
 from ernie_local.packing.page_checksum import check_checksum
 from ernie_quant.drift import Drift
-from ernie_quant.expert import ExpertInputs, ExpertReport, quantize_expert
+from ernie_quant.expert import ExpertInputs, ExpertReport, RoutedExpert, quantize_expert
 from ernie_quant.hessian import second_moments
 from ernie_quant.job import Job
-from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route
-from ernie_quant.row_file import RowFile
-from ernie_quant.source import Source
-from ernie_quant.token_table import TokenTable, embed
-from ernie_quant.units import Units, expert_unit
-from ernie_quant.work import Work
+from ernie_quant.layer import Expert, NormedTokens, Routing, attend, finish_layer, route_bank
+from ernie_quant.source import FloatSource
+from ernie_quant.tokens import RowFile, TokenTable, embed
+from ernie_quant.work import Units, Work, expert_unit
 
-_NEIGHBOURS_PER_COLUMN = 2  # of down: tokens that its prior is made from
-ExpertReports = dict[tuple[int, Bank, int], ExpertReport]
+_NEIGHBOURS_PER_COLUMN = 2  # tokens for the prior of down, for each of its columns
+ExpertReports = dict[RoutedExpert, ExpertReport]
 
 
 class Calibration:
-    """The tokens' way through the new checkpoint, whose experts are made on the way."""
+    """Runs the calibration tokens through the new checkpoint and makes its experts on the way."""
 
     def __init__(
         self,
         job: Job,
         config: ModelConfig,
         table: TokenTable,
-        source: Source,
+        source: FloatSource,
         made: Checkpoint,
         files: CheckpointFiles,
         work: Work,
         units: Units,
         drift: Drift,
     ) -> None:
-        """config: with the new tables; table: of the job's sequences; made: what `files` writes, all but
-        experts there already; drift: of the same sequences through the source."""
+        """config: with the new tables; table: of the job's sequences; made: what `files` writes, complete but
+        for experts; drift: of the same sequences through the source.
+        """
         assert config.quantization is not None
         self._job, self._config, self._tables = job, config, config.quantization
         self._source, self._made, self._files, self._units = source, made, files, units
@@ -63,7 +61,7 @@ class Calibration:
         self.routing_agreement: dict[int, float] = {}
 
     def run(self) -> None:
-        """Make what is not made yet, and collect all reports."""
+        """Make all experts that are not done yet, and collect all reports."""
         first = 0
         while self._units.is_done(f"layer {first}"):
             self._collect_reports(first)
@@ -74,7 +72,7 @@ class Calibration:
             self._make_layer(layer_id)
 
     def _states(self, layer_id: int) -> Path:
-        """Where hidden states lie as the layer gets them."""
+        """The file of the layer's input states."""
         return self._work.file(f"states.{layer_id}")
 
     def _open(self, path: Path, *, is_new: bool = False) -> RowFile:
@@ -118,8 +116,8 @@ class Calibration:
     def _make_bank(
         self, layer: DecoderLayer, layer_id: int, bank: ExpertBank, attended: RowFile, routed: RowFile
     ) -> Routing:
-        """Make the bank's experts and add their outputs to `routed`; where its tokens went."""
-        routing = route(layer, self._table, attended, bank)
+        """Make the bank's experts, add their outputs to `routed`, and return the routing."""
+        routing = route_bank(layer, self._table, attended, bank)
         moments: torch.Tensor | None = None
         for expert_id, places in enumerate(self._places(layer_id, bank.name)):
             unit = expert_unit(layer_id, bank.name, expert_id)
@@ -142,27 +140,19 @@ class Calibration:
                     self._files.write(name, [pack_page(page)], row)
                 self._units.finish(unit, report.values())
             self.reports[layer_id, bank.name, expert_id] = ExpertReport.of_values(self._units.report(unit))
-            # From the file, so that a resumed run computes with the very same bytes.
+            # Read from the file, so that a resumed run computes with the same bytes.
             name, row = places[0]
             made = self._files.read(name, row)
             check_checksum(made, f"{self._files.directory}: page {row} of {name}")
-            self._add_outputs(tokens, weights, made[None], routed)
+            for part_rows, outputs in tokens.outputs(_packed_expert(made[None]), weights):
+                routed.add(part_rows, outputs)
         return routing
 
     def _places(self, layer_id: int, bank: Bank) -> list[tuple[tuple[str, int], ...]]:
-        """For each expert of the bank, tensor and row of its page, and of its small one where it has one."""
+        """Tensor and row of each expert's page, and of its small page if it has one."""
         kinds = (False, True) if self._tables.small_experts else (False,)
         located = (self._packed.locate_experts(layer_id, bank, small=small) for small in kinds)
         return list(zip(*located, strict=True))
-
-    @staticmethod
-    @torch.inference_mode()
-    def _add_outputs(
-        tokens: NormedTokens, weights: torch.Tensor, page: torch.Tensor, routed: RowFile
-    ) -> None:
-        for rows, part, part_weights in tokens.weighted(weights):
-            only = torch.zeros(len(part), 1, dtype=torch.int64)
-            routed.add(rows, packed_experts(part, page, only, part_weights))
 
     def _collect_agreement(self, layer_id: int) -> None:
         agreement = self._units.report(f"layer {layer_id}").get("routing_agreement")
@@ -177,3 +167,10 @@ class Calibration:
                 self.reports[layer_id, bank.name, expert_id] = ExpertReport.of_values(
                     self._units.report(unit)
                 )
+
+
+def _packed_expert(page: torch.Tensor) -> Expert:
+    """The expert that the runtime computes from its page, (1, page_bytes)."""
+    return lambda tokens, weights: packed_experts(
+        tokens, page, torch.zeros(len(tokens), 1, dtype=torch.int64), weights
+    )

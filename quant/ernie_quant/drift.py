@@ -1,7 +1,6 @@
-"""How far routing drifts: the first tokens go through the source's exact layers too, beside the new ones.
+"""Measures how routing drifts: the first tokens also go through the exact layers of the source.
 
-Both begin with the same states, those of the new checkpoint's embedding and tower. Owns the exact states,
-which lie in files of the work, and the share of choices that stay. Knows nothing of quantizing.
+Both paths begin with the same states, those of the new checkpoint's embedding and tower.
 """
 
 from __future__ import annotations
@@ -13,21 +12,20 @@ import torch
 from ernie_local.config import Bank, ExpertBank, ModelConfig
 from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
-from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route
-from ernie_quant.option_losses import expert_outputs
-from ernie_quant.row_file import RowFile
-from ernie_quant.source import Source
-from ernie_quant.token_table import TokenSequence, TokenTable
+from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route_bank
+from ernie_quant.losses import weighted_expert
+from ernie_quant.source import FloatSource
+from ernie_quant.tokens import RowFile, TokenSequence, TokenTable
 from ernie_quant.work import Work
 
-MOST_TOKENS = 2048  # but one whole sequence at least
+MOST_TOKENS = 2048  # but at least one whole sequence
 
 
 class Drift:
     """The exact path of the first sequences, one layer after the other."""
 
     def __init__(
-        self, source: Source, config: ModelConfig, sequences: Sequence[TokenSequence], work: Work
+        self, source: FloatSource, config: ModelConfig, sequences: Sequence[TokenSequence], work: Work
     ) -> None:
         """config: of the source, which is unquantized."""
         assert config.quantization is None
@@ -39,15 +37,15 @@ class Drift:
         self._table = TokenTable.of(sequences[:count], config)
 
     def begin(self, states: RowFile) -> None:
-        """Take the first layer's states from the new checkpoint's."""
+        """Copy the first layer's input states from those of the new checkpoint."""
         with self._open("exact.0", is_new=True) as exact:
             exact.write(slice(None), states.read(slice(0, self._table.num_tokens)))
             exact.sync()
 
     def run_layer(self, layer_id: int, found: dict[Bank, Routing]) -> float | None:
-        """One layer further; the share of choices that the new checkpoint, `found`, makes too, None without.
+        """Run the next layer; the share of choices that `found`, the new checkpoint, makes too.
 
-        May be called again for the same layer until `leave_layer` is.
+        None for a layer without experts. May be repeated for the same layer until `leave_layer`.
         """
         layer = build_layer(self._source.checkpoint, self._config, layer_id)
         agreed = total = 0
@@ -68,7 +66,7 @@ class Drift:
         return agreed / total if total else None
 
     def leave_layer(self, layer_id: int) -> None:
-        """Drop the states that the layer began with: it is recorded as done."""
+        """Delete the input states of the layer, once it is recorded as done."""
         self._work.file(f"exact.{layer_id}").unlink()
 
     def _open(self, name: str, *, is_new: bool = False) -> RowFile:
@@ -79,11 +77,12 @@ class Drift:
     def _run_bank(
         self, layer: DecoderLayer, layer_id: int, bank: ExpertBank, attended: RowFile, routed: RowFile
     ) -> Routing:
-        routing = route(layer, self._table, attended, bank)
+        routing = route_bank(layer, self._table, attended, bank)
         for expert_id in range(bank.num_experts):
             rows, weights = routing.visitors(expert_id)
             if rows.numel():
                 expert = self._source.expert(layer_id, bank.name, expert_id)
-                for part_rows, part, part_weights in NormedTokens(layer, attended, rows).weighted(weights):
-                    routed.add(part_rows, expert_outputs(expert, part).mul_(part_weights))
+                tokens = NormedTokens(layer, attended, rows)
+                for part_rows, outputs in tokens.outputs(weighted_expert(expert), weights):
+                    routed.add(part_rows, outputs)
         return routing

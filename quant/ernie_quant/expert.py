@@ -1,9 +1,9 @@
-"""One expert quantized from the tokens that the router sends to it.
+"""Quantizes one expert from the tokens that the router sends to it.
 
-Gate and up see the tokens, down sees what the quantized gate and up make of them. Each matrix's second
-moments are drawn toward a prior: gate and up toward all tokens of the bank; down, whose inputs no other
-expert shares, toward the tokens that the router would have sent next. A second page in other formats comes
-from the same tokens and moments. Knows nothing of files, layers or other experts.
+Gate and up see the tokens; down sees what the quantized gate and up make of them. The second moments of each
+matrix are drawn toward a prior: for gate and up that of all tokens of the bank; for down, whose inputs no
+other expert shares, that of the tokens that the router ranks next. A second page in other formats comes from
+the same tokens and moments.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from ernie_local.config import Bank
 from ernie_local.kernels.ops import packed_linear
 from ernie_local.packing import ExpertPage, LowBitFormat, QuantizedMatrix, pack_matrix
 from ernie_quant.hessian import second_moments, shrink
@@ -23,10 +24,11 @@ from ernie_quant.refine import output_error
 
 Tensor = torch.Tensor
 PageFormats = tuple[LowBitFormat, LowBitFormat]  # of gate and up, and of down
+RoutedExpert = tuple[int, Bank, int]  # layer, bank, id
 
 
 class Tokens(Protocol):
-    """Parts of (tokens, hidden) as often as they are asked for; the length is that of all parts together."""
+    """Parts of (tokens, hidden), iterable more than once; the length counts the tokens of all parts."""
 
     def __len__(self) -> int: ...
 
@@ -44,10 +46,10 @@ class ExpertWeights:
 
 @dataclass(frozen=True, slots=True)
 class ExpertInputs:
-    """tokens: (tokens, hidden) that the router sends here, in parts, with the weights of all, (tokens,).
+    """tokens: (tokens, hidden) routed to the expert, in parts; weights: (tokens,) of the router.
 
-    neighbours: (others, hidden), tokens of the bank that it sends elsewhere but would send here next, in
-    parts. bank_moments: (hidden, hidden) of all tokens of the bank.
+    neighbours: (others, hidden), in parts: tokens of the bank that are routed elsewhere but rank this expert
+    next. bank_moments: (hidden, hidden) of all tokens of the bank.
     """
 
     tokens: Tokens
@@ -60,8 +62,8 @@ class ExpertInputs:
 class ExpertReport:
     """What an expert was quantized from, and the share of its outputs' power that was lost.
 
-    Errors are those over the second moments that were used; 0 effective tokens mean the prior alone. Those
-    of a small page are None where there is none.
+    Errors are taken over the second moments that were used. 0 effective tokens: only the prior was used.
+    Errors of a small page are None if there is none.
     """
 
     tokens: int
@@ -72,7 +74,7 @@ class ExpertReport:
     small_down_error: float | None = None
 
     def values(self) -> dict[str, float]:
-        """What there is, by name."""
+        """All values but None, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
@@ -88,8 +90,7 @@ def quantize_expert(
     page: PageFormats,
     small_page: PageFormats | None = None,
 ) -> tuple[list[ExpertPage], ExpertReport]:
-    """The expert's page in these formats, and its small one. The recipe's method must be `gptq`: others need
-    no inputs."""
+    """The expert's page, and its small page if wanted. The recipe's method must be `gptq`."""
     token_weights = inputs.weights.square() if recipe.square_weights else torch.ones_like(inputs.weights)
     hidden_size = weights.down.shape[0]
     own = second_moments(inputs.tokens, token_weights, hidden_size)
@@ -111,10 +112,10 @@ def _quantize_page(
     formats: PageFormats,
     recipe: Recipe,
 ) -> tuple[ExpertPage, tuple[float, float]]:
-    """One page, and what gate and up, and down, lost. moments: of the expert's inputs, (hidden, hidden)."""
+    """One page, and the errors of gate and up, and of down. moments: (hidden, hidden) of the inputs."""
     gate_up, down = formats
     inner_size = weights.down.shape[1]
-    # One matrix of both: they share their inputs, so the costly factor is made once.
+    # Both as one matrix: they share their inputs, so the costly factor is computed once.
     both = torch.cat((weights.gate, weights.up))
     quantized = quantize_matrix(both, gate_up, recipe, moments)
     gate, up = _rows(quantized, 0, inner_size), _rows(quantized, inner_size, 2 * inner_size)

@@ -1,6 +1,6 @@
-"""Experts quantized by other libraries: bitsandbytes' nf4, and optimum-quanto with and without its HQQ.
+"""Quantizes experts by other libraries: nf4 of bitsandbytes, and optimum-quanto with and without HQQ.
 
-Needs no calibration. Only here are these libraries imported, when a matrix is quantized; what they made is
+It needs no calibration. The libraries are imported only here, when a matrix is quantized; the results are
 stored in their own terms (docs/format.md) and read without them.
 """
 
@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import torch
 
-from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local.errors import DoesNotFit, UsageError, parameter
 from ernie_local.packing.foreign_formats import (
     ABSMAX_BLOCK,
     LARGEST_GROUP,
@@ -34,49 +34,49 @@ FOREIGN_PACKAGES: Mapping[str, str] = {
 }
 FOREIGN_METHODS = tuple(FOREIGN_PACKAGES)
 _MODULES = {"bitsandbytes": ("bitsandbytes",), "optimum-quanto": ("optimum", "optimum.quanto")}
-# 64 and nested scales are what bitsandbytes takes by itself: 4.13 bits. 128 is what quanto takes: 2.25 and
-# 4.25 bits, as many as w2 and w4.
+# The libraries' own defaults: 64 and nested scales of bitsandbytes give 4.13 bits; 128 of quanto gives 2.25
+# and 4.25 bits, as in w2 and w4.
 _GROUP_SIZES = {"nf4": 64, "quanto": 128, "quanto-hqq": 128}
 
 
 def choose_expert_format(method: str, bits: int, group_size: int | None = None) -> str:
-    """The format that a method makes of experts in so many bits. UsageError if there is none."""
+    """The format of experts that a method makes with `bits` bits. UsageError if there is none."""
     if method not in FOREIGN_METHODS:
         if group_size is not None:
             raise UsageError(
                 f"groups of {group_size} with the method {method}",
-                "our formats have groups of their own: 64 in w4, 32 in w2",
-                f"leave --group-size out, or use one of {', '.join(FOREIGN_METHODS)}",
+                "our formats have fixed groups: 64 in w4, 32 in w2",
+                f"omit {parameter('group_size')}, or use one of {', '.join(FOREIGN_METHODS)}",
             )
         return f"w{bits}"
     wanted = _GROUP_SIZES[method] if group_size is None else group_size
     if method == "nf4" and bits != 4:
         raise UsageError(
             f"nf4 with {bits} bits",
-            "the format has 4 bits and no other number",
-            "leave --bits out, or use --method quanto for 2 bits",
+            "the format has 4 bits",
+            f"omit {parameter('bits')}, or use {parameter('method', 'quanto')} for 2 bits",
         )
     foreign = make_foreign("nf4" if method == "nf4" else f"qint{bits}", wanted)
     if foreign is None:
         allowed = ", ".join(map(str, NF4_BLOCK_SIZES)) if method == "nf4" else f"1 to {LARGEST_GROUP}"
         raise UsageError(
             f"{method} with groups of {wanted}, allowed are {allowed}",
-            "bitsandbytes has fixed sizes, of which it dequantizes larger ones wrongly with AVX-512"
+            "bitsandbytes has fixed sizes, and dequantizes the larger ones wrongly with AVX-512"
             if method == "nf4"
-            else "no row is as long",
-            f"leave it out: {_GROUP_SIZES[method]} is what the library takes by itself",
+            else "no row is that long",
+            f"omit it: {_GROUP_SIZES[method]} is the default of the library",
         )
     return foreign.name
 
 
 def check_library(method: str) -> None:
-    """Raise DoesNotFit unless the library behind `method` is installed; imports nothing of it."""
+    """Raise DoesNotFit unless the library behind `method` is installed; does not import it."""
     package = FOREIGN_PACKAGES[method]
-    # A parent without the module makes find_spec raise, so each name is asked for in turn.
+    # find_spec raises for a module of a missing parent, so each name is looked up in turn.
     if not all(importlib.util.find_spec(name) for name in _MODULES[package]):
         raise DoesNotFit(
             f"the method {method} needs {package}, which is not installed",
-            "other libraries' methods are their own code; running what they made needs none of it",
+            "the method is that library's own code; running the result does not need it",
             f"pip install {package}",
         )
 
@@ -87,14 +87,14 @@ def foreign_page(gate: Tensor, up: Tensor, down: Tensor, foreign: ForeignFormat,
 
 
 def quantize_foreign(weights: Tensor, foreign: ForeignFormat, method: str) -> ForeignMatrix:
-    """weights: (rows, columns) finite float32; method: the one that the format belongs to."""
+    """weights: (rows, columns) finite float32; method: the one of the format."""
     if method == "nf4":
         return _nf4(weights, foreign)
     return _quanto(weights, foreign, use_hqq=method == "quanto-hqq")
 
 
 def _nf4(weights: Tensor, foreign: ForeignFormat) -> ForeignMatrix:
-    # It warns of a kernel for products, of which nothing here makes use.
+    # It warns of a matmul kernel that is not used here.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from bitsandbytes.functional import quantize_4bit
 
@@ -108,10 +108,11 @@ def _nf4(weights: Tensor, foreign: ForeignFormat) -> ForeignMatrix:
 
 
 def _quanto(weights: Tensor, foreign: ForeignFormat, use_hqq: bool) -> ForeignMatrix:
-    """Scales and shifts searched in float32, then rounded to float16, and codes to what these can mean.
+    """Scales and shifts are searched in float32 and rounded to float16; codes are chosen for the rounded
+    ones.
 
-    In bfloat16 throughout, as quanto does for such a model, most of HQQ's gain is rounded away: this is the
-    better of the two at the same bytes.
+    Quanto works in bfloat16 for such a model, which rounds away most of HQQ's gain. This is the better one at
+    the same bytes.
     """
     library = _quanto_library()
     rows, columns = weights.shape
@@ -120,7 +121,7 @@ def _quanto(weights: Tensor, foreign: ForeignFormat, use_hqq: bool) -> ForeignMa
     optimizer = library.HqqOptimizer() if use_hqq else library.MaxOptimizer()
     with torch.no_grad():
         scales, shifts = optimizer(groups, kind, 0)  # (groups, 1) each
-        # A group of equal weights has scale 0, by which nothing can be divided: its shift alone means them.
+        # A group of equal weights has scale 0, which cannot divide; its shift alone represents them.
         scales, shifts = to_scales(scales), shifts.half()
         matrix = library.quantize_weight(groups, kind, 0, scales, shifts, optimized=False)
     codes = matrix._data._data.flatten()
@@ -131,11 +132,11 @@ def _quanto(weights: Tensor, foreign: ForeignFormat, use_hqq: bool) -> ForeignMa
 
 @functools.cache
 def _quanto_library() -> SimpleNamespace:
-    """What is used of optimum.quanto."""
+    """The parts of optimum.quanto that are used."""
     from optimum.quanto import HqqOptimizer, MaxOptimizer, qint2, qint4, quantize_weight
     from optimum.quanto.library.extensions import get_extension
 
-    # HQQ unpacks codes, for which the library would compile C++ for a minute, at this place.
+    # HQQ unpacks codes here; the library would compile C++ for that, which takes a minute.
     get_extension("quanto_cpp")._lib = SimpleNamespace(unpack=unpack_quanto)
     return SimpleNamespace(
         HqqOptimizer=HqqOptimizer,

@@ -1,8 +1,7 @@
-"""Codes chosen column by column, each column's error made good by those after it.
+"""Chooses codes column by column; later columns compensate for the error of each column.
 
 GPTQ (Frantar, Ashkboos, Hoefler, Alistarh, 2022, arXiv 2210.17323) on a grid that is fixed before (static
-groups), so columns can go in the order of their importance (act-order) while groups stay neighbours. Knows
-one matrix, its second moments and its grid.
+groups), so columns can be processed in order of importance (act-order) while groups stay contiguous.
 """
 
 from __future__ import annotations
@@ -11,18 +10,18 @@ import torch
 
 from ernie_local.packing import LowBitFormat, QuantizedMatrix
 from ernie_quant import native_steps
-from ernie_quant.grid import Grid
+from ernie_quant.grid import ScaleGrid
 from ernie_quant.hessian import inverse_factor
 
 Tensor = torch.Tensor
 
 
-def gptq(weights: Tensor, hessian: Tensor, grid: Grid) -> QuantizedMatrix:
-    """weights: (rows, columns); hessian: (columns, columns) float32, damped. The grid is kept as it is."""
+def gptq(weights: Tensor, hessian: Tensor, grid: ScaleGrid) -> QuantizedMatrix:
+    """weights: (rows, columns); hessian: (columns, columns) float32, damped. The grid does not change."""
     low_bit = grid.low_bit
     order = hessian.diagonal().argsort(descending=True, stable=True)
     factor = inverse_factor(hessian[order][:, order]).contiguous()
-    # Columns as rows of memory: one is taken at a time.
+    # Columns become rows of memory, as one is taken at a time.
     left = weights.float().t()[order].contiguous()  # (columns, rows)
     places = grid.steps.t().contiguous(), grid.shifts.t().contiguous()  # (groups, rows) each
     group_ids = order // low_bit.group_size
@@ -48,7 +47,7 @@ def _choose_block(
     block: slice,
     codes: Tensor,
 ) -> Tensor:
-    """As native_steps.gptq_block; changes `left` within the block on the way."""
+    """As native_steps.gptq_block; also changes `left` within the block."""
     steps, shifts = places
     errors = torch.empty(block.stop - block.start, left.shape[1])
     for column in range(block.start, block.stop):

@@ -1,7 +1,7 @@
-"""Scales and zeros of a matrix before its codes are known, and the search for good ones.
+"""Searches scales and zeros of a matrix before its codes are known.
 
-Clipping a group's range costs its largest weights and makes every step smaller; how far is found by trying.
-Knows one matrix and how much each of its columns matters.
+Clipping the range of a group loses its largest weights and makes every step smaller; the best range is found
+by trying.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ernie_quant import native_steps
 
 Tensor = torch.Tensor
 _FACTORS = tuple(1.0 - 0.05 * step for step in range(13))  # shares of the range, 1 to 0.4
-_ROWS_AT_A_TIME = 128  # so that what is tried stays in the cache
+_ROWS_AT_A_TIME = 128  # so that the candidates stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """The places that codes can mean: scales, zeros (rows, groups) uint8, row_scales (rows,) fp16."""
+class ScaleGrid:
+    """The values that codes can represent: scales, zeros (rows, groups) uint8, row_scales (rows,) fp16."""
 
     low_bit: LowBitFormat
     scales: Tensor
@@ -32,12 +32,12 @@ class Grid:
 
     @property
     def steps(self) -> Tensor:
-        """Distance of two codes, (rows, groups) float32."""
+        """Distance between two codes, (rows, groups) float32."""
         return self.scales.float() * self.row_scales.float()[:, None]
 
     @property
     def shifts(self) -> Tensor:
-        """The code, not always a whole one, that means zero, (rows, groups) float32."""
+        """The code that means zero, which may be fractional, (rows, groups) float32."""
         return self.zeros.float() / self.low_bit.zero_divisor
 
     def with_codes(self, codes: Tensor) -> QuantizedMatrix:
@@ -45,14 +45,14 @@ class Grid:
         return QuantizedMatrix(self.low_bit, codes.byte(), self.scales, self.zeros, self.row_scales)
 
 
-def grid_of(matrix: QuantizedMatrix) -> Grid:
-    """The grid that a matrix of an asymmetric format lies on."""
+def grid_of(matrix: QuantizedMatrix) -> ScaleGrid:
+    """The grid of a matrix in an asymmetric format."""
     assert matrix.zeros is not None and matrix.row_scales is not None, matrix.low_bit.name  # noqa: PT018
-    return Grid(matrix.low_bit, matrix.scales, matrix.zeros, matrix.row_scales)
+    return ScaleGrid(matrix.low_bit, matrix.scales, matrix.zeros, matrix.row_scales)
 
 
-def round_to_grid(weights: Tensor, grid: Grid) -> QuantizedMatrix:
-    """Each weight, (rows, columns), to the code nearest to it."""
+def round_to_grid(weights: Tensor, grid: ScaleGrid) -> QuantizedMatrix:
+    """Round each weight, (rows, columns), to the nearest code."""
     columns = weights.shape[1]
     steps = per_column(grid.steps, grid.low_bit, columns)
     shifts = per_column(grid.shifts, grid.low_bit, columns)
@@ -60,11 +60,11 @@ def round_to_grid(weights: Tensor, grid: Grid) -> QuantizedMatrix:
     return grid.with_codes(codes)
 
 
-def search_grid(weights: Tensor, low_bit: LowBitFormat, importance: Tensor | None = None) -> Grid:
+def search_grid(weights: Tensor, low_bit: LowBitFormat, importance: Tensor | None = None) -> ScaleGrid:
     """The clipped ranges with the least squared error, each column's weighted by `importance`.
 
     weights: (rows, columns) finite floats; low_bit: an asymmetric format; importance: (columns,), the
-    diagonal of the second moments, by default all equal.
+    diagonal of the second moments, by default equal.
     """
     assert not low_bit.is_symmetric, low_bit.name
     columns = weights.shape[1]
@@ -82,19 +82,19 @@ def search_grid(weights: Tensor, low_bit: LowBitFormat, importance: Tensor | Non
         for rows in weights.split(_ROWS_AT_A_TIME)
     ]
     scales, zeros, row_scales = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Grid(low_bit, scales, zeros, row_scales)
+    return ScaleGrid(low_bit, scales, zeros, row_scales)
 
 
-def _search_native(columns: Tensor, low_bit: LowBitFormat, matters: Tensor) -> Grid:
-    """columns: (columns, rows). What `_search_rows` does, without its temporaries."""
+def _search_native(columns: Tensor, low_bit: LowBitFormat, matters: Tensor) -> ScaleGrid:
+    """As `_search_rows`, without temporaries. columns: (columns, rows)."""
     ranges = native_steps.search_ranges(columns, low_bit, matters, LEAST_SCALE)
     row_scales = to_scales(ranges[0].amax(0) / low_bit.highest_scale)
     scales, zeros = native_steps.choose_whole(columns, low_bit, matters, ranges, row_scales.float())
-    return Grid(low_bit, scales.t().contiguous(), zeros.t().contiguous(), row_scales)
+    return ScaleGrid(low_bit, scales.t().contiguous(), zeros.t().contiguous(), row_scales)
 
 
 def _search_rows(groups: Tensor, low_bit: LowBitFormat, matters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """groups: (rows, groups, group_size), filled up with zeros that matter nothing."""
+    """groups: (rows, groups, group_size), padded with zeros of no importance."""
     low = groups.amin(-1).clamp(max=0.0)  # (rows, groups)
     high = groups.amax(-1).clamp(min=0.0)
     least = torch.full_like(low, torch.inf)
@@ -126,10 +126,9 @@ def best_whole_pair(
     cost: Callable[[Tensor, Tensor], Tensor],
     start: tuple[Tensor, Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Whole scale and zero on both sides of the wanted ones: the nearest alone is often not the better one.
+    """Try the integer scales and zeros on both sides of the wanted ones; the nearest is often not the best.
 
-    wanted_zero: of a whole scale. cost: of a pair, place by place. start: a pair and its cost, which others
-    have to beat.
+    wanted_zero: of an integer scale. cost: of a pair, elementwise. start: a pair and its cost, to be beaten.
     """
     best_scale, best_zero, least = start
     for scale in (wanted_scale.floor(), wanted_scale.ceil()):
@@ -146,7 +145,7 @@ def best_whole_pair(
 
 
 def _error(groups: Tensor, low_bit: LowBitFormat, matters: Tensor, step: Tensor, shift: Tensor) -> Tensor:
-    """Weighted squared error of each group, (rows, groups), if its weights went to the nearest code."""
+    """Weighted squared error of each group, (rows, groups), with each weight at the nearest code."""
     in_steps = (groups / step[..., None]).add_(shift[..., None])
     codes = in_steps.round().clamp_(0, low_bit.highest_code)
     away = in_steps.sub_(codes).square_().mul_(matters)

@@ -1,7 +1,7 @@
-"""Second moments of a matrix's inputs: from routed tokens, drawn toward a prior, made safe to invert.
+"""Computes second moments of a matrix's inputs, draws them toward a prior, and makes them safe to invert.
 
 The error of a quantized matrix over its inputs x is trace(E H E^T) with H the mean of x x^T (Frantar et al.,
-"GPTQ", 2022). Knows nothing of experts, files or codes.
+"GPTQ", 2022).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Moments:
 
 
 def second_moments(tokens: Iterable[Tensor], weights: Tensor, columns: int) -> Moments:
-    """tokens: (tokens, columns) in parts of any length; weights: of all of them, (tokens,), not negative.
+    """tokens: (tokens, columns) in parts of any length; weights: (tokens,) of all of them, not negative.
 
-    No tokens, or none with a weight, give zeros and 0 effective tokens.
+    Without tokens, or with weights of 0, the result is zeros and 0 effective tokens.
     """
     moments = torch.zeros(columns, columns)
     total = float(weights.double().sum())
@@ -46,9 +46,9 @@ def second_moments(tokens: Iterable[Tensor], weights: Tensor, columns: int) -> M
 
 
 def shrink(own: Moments, prior: Tensor, strength: float) -> Tensor:
-    """`own` and `prior` mixed as if the prior stood for `strength` tokens.
+    """Mix `own` and `prior` as if the prior came from `strength` tokens.
 
-    An expert with few tokens gets mostly the prior, one with many mostly its own: no threshold, no fallback.
+    An expert with few tokens gets mostly the prior, one with many mostly its own moments.
     """
     if own.effective_tokens == 0.0:
         return prior
@@ -57,13 +57,13 @@ def shrink(own: Moments, prior: Tensor, strength: float) -> Tensor:
 
 
 def damped(moments: Tensor, share: float = DAMPING) -> Tensor:
-    """A copy with `share` of the diagonal's mean added to it; columns that were never seen get that mean."""
+    """A copy with `share` of the diagonal's mean added to it; columns without data get the whole mean."""
     diagonal = moments.diagonal()
     mean = diagonal.mean()
     if not bool(torch.isfinite(mean)):
         raise ErnieLocalError(
             f"second moments of {moments.shape[0]} columns are not finite",
-            "an activation overflowed, or a weight before them is damaged",
+            "an activation overflowed, or an earlier weight is damaged",
             "verify the source checkpoint",
         )
     if float(mean) == 0.0:
@@ -75,9 +75,9 @@ def damped(moments: Tensor, share: float = DAMPING) -> Tensor:
 
 
 def inverse_factor(hessian: Tensor) -> Tensor:
-    """Upper triangular U with inverse(hessian) = U^T U; damped further, tenfold, if it is not definite.
+    """Upper triangular U with inverse(hessian) = U^T U; damped ten times more if it is not definite.
 
-    From the Cholesky factor of the matrix in reversed order: half the work of inverting, then factoring.
+    It uses the Cholesky factor of the reversed matrix: half the work of inverting and factoring.
     """
     share = DAMPING
     flipped = hessian.flip(0, 1)
@@ -88,7 +88,7 @@ def inverse_factor(hessian: Tensor) -> Tensor:
         if share > _MOST_DAMPING:
             raise ErnieLocalError(
                 f"second moments of {hessian.shape[0]} columns stay indefinite with a damping of {share:g}",
-                "inputs of the matrix are not finite, or hugely different in size",
+                "inputs of the matrix are not finite, or of very different sizes",
                 "verify the source checkpoint, or calibrate on more samples",
             )
         flipped = damped(hessian, share).flip(0, 1)
@@ -100,13 +100,13 @@ def inverse_factor(hessian: Tensor) -> Tensor:
 
 
 def _add_gram(rows: Tensor, gram: Tensor) -> None:
-    """Add rows^T rows to `gram`, but for blocks below its diagonal: it is symmetric."""
+    """Add rows^T rows to `gram`, except for blocks below its diagonal, as it is symmetric."""
     for start, stop in _quarters(gram):
         gram[start:stop, start:].addmm_(rows[:, start:stop].t(), rows[:, start:])
 
 
 def _mirrored(gram: Tensor) -> Tensor:
-    """`gram` with what `_add_gram` left out copied from above the diagonal."""
+    """`gram` with the blocks below its diagonal copied from above."""
     for start, stop in _quarters(gram):
         gram[stop:, start:stop] = gram[start:stop, stop:].t()
     return gram

@@ -1,7 +1,4 @@
-"""What is to be quantized, into what, how, and who is told: everything a caller decides.
-
-Runs nothing.
-"""
+"""Describes a quantizing job: everything that a caller decides."""
 
 from __future__ import annotations
 
@@ -14,19 +11,18 @@ from ernie_local.errors import UsageError
 from ernie_local.packing.foreign_formats import find_foreign
 from ernie_quant.foreign import FOREIGN_METHODS, check_library
 from ernie_quant.recipe import Recipe
-from ernie_quant.token_table import TokenSequence
-from ernie_quant.units import OnUnit
-from ernie_quant.work import Resume, check_empty
+from ernie_quant.tokens import TokenSequence
+from ernie_quant.work import OnUnit, ResumeMode, check_empty
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to make of what. `sequences`: calibration tokens, needed by the method `gptq` alone.
+    """Source, output and settings. sequences: calibration tokens, which only the method `gptq` needs.
 
-    on_unit: told the unit that was done, and how much of how much work is; first of all an empty name with
-    what was done before. should_stop: asked after every unit. on_note: told in a line what could not be done.
-    statistics: the measurements that `tables` come from, kept in the checkpoint as statistics.json.
-    most_memory: bytes that the work may take; what needs more is refused before it begins.
+    on_unit: called with each finished unit, the cost so far and the total cost; at first with an empty name
+    and the cost of earlier runs. should_stop: asked after every unit. on_note: called with a line about
+    something that could not be done. statistics: the measurements behind `tables`, copied to statistics.json
+    in the checkpoint. most_memory: bytes that the work may take; a job that needs more is refused.
     """
 
     source: Path
@@ -34,7 +30,7 @@ class Job:
     tables: QuantizationConfig
     recipe: Recipe
     sequences: Sequence[TokenSequence] = ()
-    resume: Resume = "auto"
+    resume: ResumeMode = "auto"
     on_unit: OnUnit | None = None
     should_stop: Callable[[], bool] | None = None
     on_note: Callable[[str], None] | None = None
@@ -43,19 +39,19 @@ class Job:
 
     @property
     def partial(self) -> Path:
-        """Where the work goes on until it is whole."""
+        """The directory of the work until it is complete."""
         return self.out.with_name(self.out.name + ".partial")
 
 
 def check_job(job: Job, config: ModelConfig) -> None:
-    """Raise UsageError for a source, method or place that cannot be; costs nothing.
+    """Refuse an impossible source, method or output (UsageError), at no cost.
 
-    DoesNotFit where another library is needed and not installed.
+    DoesNotFit if the method needs a library that is not installed.
     """
     if config.quantization is not None:
         raise UsageError(
             f"{job.source} is quantized already",
-            "quantizing it again would add the errors of both",
+            "quantizing it again would add up the errors of both",
             "start from the bfloat16 checkpoint",
         )
     method = job.recipe.method
@@ -64,8 +60,8 @@ def check_job(job: Job, config: ModelConfig) -> None:
     if own if method in FOREIGN_METHODS else experts - own:
         raise UsageError(
             f"experts in {', '.join(sorted(experts))} by the method {method}",
-            f"{', '.join(FOREIGN_METHODS)} make formats of their own, the others ours",
-            "let choose_expert_format name the format that belongs to the method",
+            f"{', '.join(FOREIGN_METHODS)} make formats of their own, the other methods make ours",
+            "use the format that choose_expert_format returns for the method",
         )
     if method in FOREIGN_METHODS:
         check_library(method)

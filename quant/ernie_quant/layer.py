@@ -1,14 +1,13 @@
-"""One decoder layer over all calibration tokens: its attention, the routers' choices, the experts' outputs.
+"""Runs one decoder layer over all calibration tokens: attention, routing, experts' outputs, shared experts.
 
-The weights of attention and of shared experts are those of the new checkpoint, so that what experts are
-quantized from is what they will meet. Hidden states lie in files, and pass through memory a chunk at a time.
-Knows nothing of how experts are quantized.
+Attention and shared experts have the weights of the new checkpoint, so experts are quantized from the inputs
+that they will meet. Hidden states stay in files and pass through memory in chunks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,17 +19,17 @@ from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.moe import served_tokens
 from ernie_local.model.rope import TextRope
-from ernie_quant.row_file import RowFile
-from ernie_quant.token_table import TokenTable
+from ernie_quant.tokens import RowFile, TokenTable
 
 Tensor = torch.Tensor
 CHUNK_TOKENS = 4096
-NEIGHBOUR_RANKS = 4  # times top_k: how far down the router's list a neighbour may stand
+NEIGHBOUR_RANKS = 4  # times top_k: the lowest rank of a neighbour
+Expert = Callable[[Tensor, Tensor], Tensor]  # tokens (tokens, hidden_size), weights (tokens, 1) -> outputs
 
 
 @dataclass(frozen=True, slots=True)
 class NormedTokens:
-    """What routers and experts see of some tokens, in chunks of (tokens, hidden_size).
+    """The inputs of routers and experts for some tokens, in chunks of (tokens, hidden_size).
 
     states: hidden states with the layer's attention added; rows: (tokens,) of them.
     """
@@ -47,18 +46,22 @@ class NormedTokens:
         for rows in self.rows.split(CHUNK_TOKENS) if len(self) else ():
             yield self.layer.post_attention_layernorm(self.states.read(rows))
 
-    def weighted(self, weights: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Each chunk between its rows, (tokens,), and its part of `weights`, as (tokens, 1)."""
+    @torch.inference_mode()
+    def outputs(self, expert: Expert, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of each chunk, (tokens,), and the expert's weighted outputs for them, (tokens, hidden_size).
+
+        weights: (tokens,) of the router.
+        """
         if len(self):
-            yield from zip(
-                self.rows.split(CHUNK_TOKENS), self, weights[:, None].split(CHUNK_TOKENS), strict=True
-            )
+            chunks = self.rows.split(CHUNK_TOKENS), self, weights[:, None].split(CHUNK_TOKENS)
+            for rows, tokens, chunk_weights in zip(*chunks, strict=True):
+                yield rows, expert(tokens, chunk_weights)
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Of one bank. rows: (tokens,) of the token table; ids, weights: (tokens, top_k) as the model chooses;
-    ranked: (tokens, ranks) expert ids, best first, further down than top_k."""
+    """Of one bank. rows: (tokens,) of the token table; ids, weights: (tokens, top_k) that the router chose;
+    ranked: (tokens, ranks) expert ids, best first, to lower ranks than top_k."""
 
     rows: Tensor
     ids: Tensor
@@ -66,12 +69,12 @@ class Routing:
     ranked: Tensor
 
     def visitors(self, expert_id: int) -> tuple[Tensor, Tensor]:
-        """Rows of the table that go to the expert, and their weights, (visitors,) each."""
+        """Rows of the table that are routed to the expert, and their weights, (visitors,) each."""
         tokens, choices = (self.ids == expert_id).nonzero(as_tuple=True)
         return self.rows[tokens], self.weights[tokens, choices]
 
     def neighbours(self, expert_id: int, most: int) -> Tensor:
-        """Rows that do not go to the expert though the router ranks it next: those of the best ranks."""
+        """Up to `most` rows that are routed elsewhere but rank the expert next, best ranks first."""
         top_k = self.ids.shape[1]
         tokens, ranks = (self.ranked[:, top_k:] == expert_id).nonzero(as_tuple=True)
         others = ~(self.ids[tokens] == expert_id).any(1)
@@ -88,7 +91,7 @@ def attend(
     attended: RowFile,
     first_row: int = 0,
 ) -> None:
-    """Every token's hidden state with the attention half of the layer added, at `first_row` of `attended`."""
+    """Write each hidden state with the layer's attention added to `attended`, from `first_row` on."""
     one_layer = dataclasses.replace(config.text, num_hidden_layers=1)
     longest = max(tokens.stop - tokens.start for tokens in table.sequences())
     cache = KVCache(one_layer, longest, torch.float32, torch.device("cpu"))
@@ -106,10 +109,10 @@ def attend(
 def finish_layer(
     layer: DecoderLayer, layer_id: int, attended: RowFile, routed: RowFile, rows: slice | None = None
 ) -> None:
-    """Put what the next layer gets into `routed`, which holds the sums of routed experts: their sum with the
-    hidden states and what every token passes, the dense MLP or the shared experts.
+    """Add hidden states and the dense MLP or shared experts to the experts' sums in `routed`.
 
-    rows: of both, by default all. ModelUnusable if not all of it is finite.
+    The result is the input of the next layer. rows: of both files, by default all. ModelUnusable if a value
+    is not finite.
     """
     mlp = layer.mlp if layer.moe is None else layer.moe.shared_experts
     first, last, _ = (rows or slice(None)).indices(attended.num_rows)
@@ -122,16 +125,16 @@ def finish_layer(
             hidden += routed.read(tokens)
         if not bool(hidden.isfinite().all()):
             raise ModelUnusable(
-                f"layer {layer_id} turns calibration tokens into numbers that are not finite",
-                "a weight of it is damaged, or overflows",
+                f"layer {layer_id} makes values of calibration tokens that are not finite",
+                "one of its weights is damaged, or overflows",
                 "verify the source checkpoint",
             )
         routed.write(tokens, hidden)
 
 
 @torch.inference_mode()
-def route(layer: DecoderLayer, table: TokenTable, attended: RowFile, bank: ExpertBank) -> Routing:
-    """Where the layer's router sends the bank's tokens."""
+def route_bank(layer: DecoderLayer, table: TokenTable, attended: RowFile, bank: ExpertBank) -> Routing:
+    """Route the bank's tokens as the layer's router does."""
     assert layer.moe is not None
     router = layer.moe.routers[bank.name]
     rows = served_tokens(bank, table.is_vision).nonzero()[:, 0]

@@ -1,124 +1,99 @@
-"""What was measured of a model before bits are given out: losses of experts, sensitivity of layers.
-
-Owns the file that keeps them, and the check that they belong to a model. Knows nothing of how they were
-measured.
-"""
+"""Keeps what was measured of a model: losses of experts in each format, and sensitivity of layers."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from ernie_local.config import Bank
 from ernie_local.errors import InputUnreadable, UsageError
-from ernie_quant.option_losses import OptionLosses
-
-_SCHEMA = "ernie-local.statistics/1"
-ExpertKey = tuple[int, Bank, int]
+from ernie_quant.expert import RoutedExpert
+from ernie_quant.losses import OptionLosses
 
 
-@dataclass(frozen=True, slots=True)
-class Measurements:
-    """By layer, bank and expert what each format loses, and how many of `tokens` the router sent there.
+class _OfModel(msgspec.Struct, frozen=True):
+    """What is measured of the whole model.
 
-    expert_divergence, dense_divergence: by layer the KL divergence at the answers, in nats a position, when
-    the layer's experts are rounded to `probe_format`, and its attention and shared experts or MLP to w4;
-    head_divergence: when the head is rounded to w4. identity: of source, samples and version.
+    tokens: of each bank; positions: of answers. expert_divergence, dense_divergence: by layer the KL
+    divergence at the answers, in nats a position, when the layer's experts are rounded to `probe_format`, or
+    its attention and its shared experts or MLP to w4; head_divergence: when the head is rounded to w4.
+    identity: of source, samples and version.
     """
 
     identity: dict[str, str]
     tokens: dict[Bank, int]
     positions: int
     probe_format: str
-    experts: dict[ExpertKey, OptionLosses]
-    visits: dict[ExpertKey, int]
     expert_divergence: dict[int, float]
     dense_divergence: dict[int, float]
     head_divergence: float
 
 
+class Measurements(_OfModel, frozen=True):
+    """Besides these, for each expert what each format loses, and how many of `tokens` are routed to it."""
+
+    experts: dict[RoutedExpert, OptionLosses]
+    visits: dict[RoutedExpert, int]
+
+
+class _ExpertEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    layer: int
+    bank: Bank
+    expert: int
+    tokens: int
+    power: float
+    lost: dict[str, dict[str, float]]
+
+
+class _StatisticsFile(
+    _OfModel, frozen=True, forbid_unknown_fields=True, tag_field="schema", tag="ernie-local.statistics/1"
+):
+    experts: list[_ExpertEntry]
+
+
 def write_measurements(path: Path, measured: Measurements) -> None:
-    """As JSON, whole or not at all."""
+    """Write them as JSON, whole or not at all."""
     experts = [
-        {
-            "layer": layer_id,
-            "bank": bank,
-            "expert": expert_id,
-            "tokens": measured.visits[layer_id, bank, expert_id],
-            "power": losses.power,
-            "lost": losses.lost,
-        }
-        for (layer_id, bank, expert_id), losses in measured.experts.items()
+        _ExpertEntry(*key, tokens=measured.visits[key], power=losses.power, lost=losses.lost)
+        for key, losses in measured.experts.items()
     ]
-    raw = {
-        "schema": _SCHEMA,
-        "identity": measured.identity,
-        "tokens": measured.tokens,
-        "positions": measured.positions,
-        "probe_format": measured.probe_format,
-        "expert_divergence": measured.expert_divergence,
-        "dense_divergence": measured.dense_divergence,
-        "head_divergence": measured.head_divergence,
-        "experts": experts,
-    }
+    content = _StatisticsFile(**_of_model(measured), experts=experts)
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(raw, indent=1), encoding="utf-8")
+    temporary.write_text(json.dumps(msgspec.to_builtins(content), indent=1), encoding="utf-8")
     temporary.replace(path)
 
 
 def read_measurements(path: Path, identity: dict[str, str]) -> Measurements:
-    """What `write_measurements` wrote.
+    """Read what `write_measurements` wrote.
 
-    InputUnreadable for a file that is none; UsageError for one of another model, other samples, or another
-    version: numbers of `identity` that differ are named.
+    InputUnreadable for any other file; UsageError for measurements of another model, other samples or another
+    version, with the names that differ from `identity`.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(raw, dict) or raw.get("schema") != _SCHEMA:
-            raise ValueError(f"its schema is not {_SCHEMA}")
-        measured = _parse(raw)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = msgspec.json.decode(path.read_bytes(), type=_StatisticsFile)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputUnreadable(
             f"{path} cannot be read as statistics: {error}",
             "they are written by `ernie-local calibrate`",
             "make them again",
         ) from error
-    differing = sorted(name for name in identity if measured.identity.get(name) != identity[name])
+    differing = sorted(name for name in identity if content.identity.get(name) != identity[name])
     if differing:
         raise UsageError(
             f"{path} holds statistics of something else: {', '.join(differing)} differ",
-            "bits given out by them would go to the wrong experts",
-            "name the statistics of this model and these samples, or remove the file to measure anew",
+            "they would give bits to the wrong experts",
+            "name the statistics of this model and these samples, or remove the file to measure again",
         )
-    return measured
-
-
-def _parse(raw: dict[str, object]) -> Measurements:
-    def by_layer(name: str) -> dict[int, float]:
-        values = raw[name]
-        if not isinstance(values, dict):
-            raise TypeError(f"{name} is not an object")
-        return {int(layer): float(value) for layer, value in values.items()}
-
-    experts: dict[ExpertKey, OptionLosses] = {}
-    visits: dict[ExpertKey, int] = {}
-    entries = raw["experts"]
-    identity, tokens = raw["identity"], raw["tokens"]
-    if not isinstance(entries, list) or not isinstance(identity, dict) or not isinstance(tokens, dict):
-        raise TypeError("experts, identity or tokens have the wrong type")
-    for entry in entries:
-        key = int(entry["layer"]), str(entry["bank"]), int(entry["expert"])
-        experts[key] = OptionLosses(float(entry["power"]), entry["lost"])
-        visits[key] = int(entry["tokens"])
+    entries = {(entry.layer, entry.bank, entry.expert): entry for entry in content.experts}
     return Measurements(
-        identity=dict(identity),
-        tokens={str(bank): int(count) for bank, count in tokens.items()},
-        positions=int(str(raw["positions"])),
-        probe_format=str(raw["probe_format"]),
-        experts=experts,
-        visits=visits,
-        expert_divergence=by_layer("expert_divergence"),
-        dense_divergence=by_layer("dense_divergence"),
-        head_divergence=float(str(raw["head_divergence"])),
+        **_of_model(content),
+        experts={key: OptionLosses(entry.power, entry.lost) for key, entry in entries.items()},
+        visits={key: entry.tokens for key, entry in entries.items()},
     )
+
+
+def _of_model(source: _OfModel) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in _OfModel.__struct_fields__}

@@ -1,7 +1,6 @@
-"""The tables of a checkpoint with mixed bits: measurements and a size turned into a format for every weight.
+"""Chooses a format for every weight from measurements and a size: the tables of mixed bits.
 
-Owns what an option costs in bytes, and how much of the divergence at the answers it is held to cause. Knows
-nothing of how either was measured.
+Each option has its bytes and the divergence at the answers that it is expected to cause.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.packed import PackedTensors, page_formats, page_layout
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig, QuantizationConfig
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.packing import LowBitFormat
 from ernie_local.sizes import format_bytes
 from ernie_quant.allocate import Option, allocate
 from ernie_quant.measurements import Measurements
 
-# Of an expert's loss this share is that of the mean of its bank: what calibration seldom showed is not
-# sacrificed to what it showed often.
+# This share of an expert's loss is the mean of its bank, so that experts with few calibration tokens are not
+# sacrificed to those with many.
 FLOOR = 0.2
-# A layer's factor is at least this share of the median's: a few positions measure small ones badly.
+# A layer's factor is at least this share of the median: few positions measure small factors badly.
 _LEAST_FACTOR = 0.1
 _DENSE = ("w4", "w8")
 Item = tuple[str, int, str, int]  # kind, layer, bank or "", expert
@@ -33,10 +32,10 @@ Item = tuple[str, int, str, int]  # kind, layer, bank or "", expert
 def tables_of_bits(
     config: ModelConfig, measured: Measurements, bits: float, dense: str
 ) -> QuantizationConfig:
-    """Formats that lose least with `bits` a weight of the routed experts, scales and zeros counted.
+    """Formats that lose least with `bits` bits a weight of the routed experts, scales and zeros included.
 
-    The fill of pages to whole 4096 bytes does not count: it is nothing at real widths, and much at tiny ones.
-    Where `dense` is `auto`, dense matrices share what experts and dense matrices in w8 would take.
+    The padding of pages to 4096 bytes does not count: it is nothing at real widths, and much at tiny ones. If
+    `dense` is `auto`, dense matrices share a budget with the experts, in which they count as w8.
     """
     start = _smallest(config, dense)
     experts = expert_items(config, measured, _nominal_bytes)
@@ -50,7 +49,7 @@ def tables_of_bits(
 def tables_of_size(
     config: ModelConfig, measured: Measurements, size: int, kept: int, dense: str
 ) -> QuantizationConfig:
-    """Formats that lose least within `size` bytes, pages whole, of which `kept` stay as they are.
+    """Formats that lose least within `size` bytes with padded pages, of which `kept` stay unquantized.
 
     DoesNotFit if the smallest formats already take more.
     """
@@ -94,9 +93,9 @@ def tables_for_gpu(
 def _check_size(least: int, size: int) -> None:
     if least > size:
         raise DoesNotFit(
-            f"{format_bytes(least)} at least, {format_bytes(size)} are wanted",
-            "every matrix in its smallest format already takes more",
-            f"ask for {format_bytes(least)} or more, or let dense matrices shrink too: --dense auto",
+            f"the weights take {format_bytes(least)} at least, {format_bytes(size)} are wanted",
+            "the smallest formats already take more",
+            f"allow {format_bytes(least)} or more, or shrink dense weights: {parameter('dense', 'auto')}",
         )
 
 
@@ -109,13 +108,13 @@ def _least_bytes(items: Mapping[Item, list[Option]]) -> int:
 
 
 def quantized_bytes(config: ModelConfig, tables: QuantizationConfig) -> int:
-    """Bytes of all packed tensors of these tables."""
+    """Bytes of all packed tensors in these tables."""
     packed = PackedTensors(dataclasses.replace(config, quantization=tables))
     return sum(math.prod(shape) for shape in packed.shapes.values())
 
 
 def unquantized_bytes(checkpoint: Checkpoint, config: ModelConfig) -> int:
-    """Bytes of what stays as it is: norms, routers, resampler, patch embedding, biases."""
+    """Bytes of the unquantized tensors: norms, routers, resampler, patch embedding, biases."""
     packed = PackedTensors(dataclasses.replace(config, quantization=_smallest(config, "w8")))
     return sum(
         math.prod(checkpoint.shape(name)) * checkpoint.dtype(name).itemsize
@@ -124,8 +123,8 @@ def unquantized_bytes(checkpoint: Checkpoint, config: ModelConfig) -> int:
     )
 
 
-def describe(tables: QuantizationConfig, measured: Measurements) -> Iterator[str]:
-    """What was given out, in lines for people."""
+def allocation_lines(tables: QuantizationConfig, measured: Measurements) -> Iterator[str]:
+    """The chosen formats, as lines for people."""
     for bank in dict.fromkeys(bank for _, bank in tables.experts):
         counts = Counter(
             name for (_, own), formats in tables.experts.items() if own == bank for name in formats
@@ -141,7 +140,7 @@ def _page_bytes(config: ModelConfig, bank: str, page_format: str) -> int:
 
 
 def _nominal_bytes(config: ModelConfig, bank: str, page_format: str) -> int:
-    """Codes, scales and zeros alone: what a page comes to at widths that fill it."""
+    """Codes, scales and zeros alone: the bytes of a page without padding."""
     gate_up, down = page_formats(page_format)
     a_third = _expert_weights(config, bank) // 3
     return int(a_third * (2 * _nominal_bits(gate_up) + _nominal_bits(down)) / 8)
@@ -160,7 +159,7 @@ def expert_items(
     measured: Measurements,
     bytes_of: Callable[[ModelConfig, str, str], int] = _page_bytes,
 ) -> dict[Item, list[Option]]:
-    """Every routed expert with its page formats, losses in nats of divergence at the answers."""
+    """Page formats of every routed expert, with losses in nats of divergence at the answers."""
     factors = layer_factors(measured)
     text = config.text
     items: dict[Item, list[Option]] = {}
@@ -184,7 +183,7 @@ def expert_items(
 
 
 def layer_factors(measured: Measurements) -> dict[int, float]:
-    """By layer, nats of divergence at the answers for one unit of its experts' lost power."""
+    """For each layer, nats of divergence at the answers for a unit of its experts' lost power."""
     lost: dict[int, float] = {}
     for (layer_id, _, _), losses in measured.experts.items():
         shares = sum(losses.lost[part][measured.probe_format] for part in losses.lost)

@@ -1,8 +1,7 @@
-"""The compiled inner loops of choosing codes (csrc/quantize_kernel.hpp) on torch tensors.
+"""Calls the compiled inner loops of choosing codes (csrc/quantize_kernel.hpp) on torch tensors.
 
-Each takes the place of plain torch code that stays beside its caller (grid.py, gptq.py, refine.py), to
-compare with and for machines without a compiler. Matrices are transposed: a column is a row of memory. Knows
-nothing of what the steps are for.
+Each has a plain torch version beside its caller (grid.py, gptq.py, refine.py), for tests and for machines
+without a compiler. Matrices are transposed: a column is a row of memory.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from ernie_local.kernels.ops import follow_torch_threads
 from ernie_local.packing import LowBitFormat
 
 Tensor = torch.Tensor
-BLOCK = 128  # columns gone over before their changes are carried to all others; the kernels take no more
+BLOCK = 128  # columns that are processed before all others are updated; the limit of the kernels
 
 
 def has_native_steps() -> bool:
-    """Whether they can be used; says once if not."""
+    """Whether they can be used; warns once if not."""
     if native_module() is None:
         warn_without_native()
         return False
@@ -29,7 +28,7 @@ def has_native_steps() -> bool:
 def search_ranges(
     columns: Tensor, low_bit: LowBitFormat, matters: Tensor, least_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Of each group the clipped range of least error, as its step and the code that means zero.
+    """The clipped range of least error of each group, as its step and the code that means zero.
 
     columns: (columns, rows); matters: (columns,), both float32 -> (groups, rows) each.
     """
@@ -47,7 +46,7 @@ def choose_whole(
 ) -> tuple[Tensor, Tensor]:
     """Whole scales and zeros around `ranges`, (groups, rows) uint8 each.
 
-    ranges: of `search_ranges`; row_steps: (rows,), what a scale of 1 is in each row.
+    ranges: of `search_ranges`; row_steps: (rows,), the value of scale 1 in each row.
     """
     scales = torch.empty(ranges[0].shape, dtype=torch.uint8)
     zeros = torch.empty_like(scales)
@@ -67,7 +66,7 @@ def gptq_block(
     block: slice,
     codes: Tensor,
 ) -> Tensor:
-    """Choose the codes of the block's columns, into `codes`; their errors over the factor's diagonal.
+    """Write the codes of the block's columns to `codes`; their errors over the factor's diagonal.
 
     left: (columns, rows) in the order of the work; factor: (columns, columns); group_ids: (columns,) int64;
     grid: steps and shifts, (groups, rows); codes: (columns, rows) uint8 -> (block, rows).
@@ -93,7 +92,7 @@ def refine_block(
     with_codes: bool,
     with_scales: bool,
 ) -> Tensor:
-    """Refine the block's groups one after the other in place; how their values changed, (block, rows).
+    """Refine the block's groups in turn, in place; the changes of their values, (block, rows).
 
     hessian: (columns, columns); pull: (columns, rows); row_scales: (rows,), all float32; numbers: codes
     (columns, rows), scales and zeros (groups, rows), uint8.

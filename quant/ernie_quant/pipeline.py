@@ -1,7 +1,6 @@
-"""A float checkpoint to one in our own format, unit by unit, resumable after every one of them.
+"""Quantizes a float checkpoint unit by unit; a run can be resumed after every unit.
 
-Owns the order of the work: room on the disk, everything but calibrated experts, then these layer by layer.
-How each is made is fixed_tensors.py's and calibration.py's.
+The order: disk space, all tensors that need no calibration, calibrated experts layer by layer, report, audit.
 """
 
 from __future__ import annotations
@@ -23,33 +22,30 @@ from ernie_local.config import ModelConfig, QuantizationConfig, read_config
 from ernie_local.errors import DoesNotFit
 from ernie_quant.audit import audit
 from ernie_quant.calibration import Calibration, ExpertReports
-from ernie_quant.costs import unit_costs
 from ernie_quant.drift import Drift
-from ernie_quant.fixed_tensors import fixed_tensor
-from ernie_quant.identity import (
+from ernie_quant.job import Job, check_job
+from ernie_quant.plan import Plan, check_memory, memory_bytes, rehearse, scratch_bytes, unit_costs
+from ernie_quant.recipe import Recipe
+from ernie_quant.report import gather, write_report
+from ernie_quant.source import FloatSource, fixed_tensor
+from ernie_quant.tokens import TokenTable
+from ernie_quant.work import (
+    Units,
+    Work,
     calibration_identity,
     settings_identity,
     source_identity,
     version_identity,
 )
-from ernie_quant.job import Job, check_job
-from ernie_quant.plan import Plan, check_memory, memory_bytes, scratch_bytes
-from ernie_quant.recipe import Recipe
-from ernie_quant.rehearsal import rehearse
-from ernie_quant.report import gather, write_report
-from ernie_quant.source import Source
-from ernie_quant.token_table import TokenTable
-from ernie_quant.units import Units
-from ernie_quant.work import Work
 
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
 
 
 def quantize_checkpoint(job: Job) -> ExpertReports:
-    """Make the checkpoint; it appears as `job.out` when whole. Reports by (layer, bank, expert) of `gptq`.
+    """Make the checkpoint; it appears as `job.out` when it is complete. Returns the reports of `gptq`.
 
-    UsageError if `out` is not empty, the source is quantized already, or other work lies in the way;
-    ModelUnusable for a damaged source; Stopped, with everything done kept, if `should_stop` says so.
+    UsageError if `out` is not empty, the source is quantized already, or other work is in the way;
+    ModelUnusable for a damaged source; Stopped, with finished units kept, if `should_stop` returns True.
     """
     config = read_config(job.source)
     check_job(job, config)
@@ -67,25 +63,25 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         checkpoint = stack.enter_context(open_checkpoint(job.source, config))
         files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
         plan = _plan(job, config, files)
-        # Only now: a job that is refused leaves nothing behind.
+        # Not before the checks: a refused job leaves nothing behind.
         work = stack.enter_context(closing(Work(job.partial, _identity(job, tables), job.resume)))
         _make_files(job, files, plan, work)
         _write_rest(job, tables)
         fixed = _fixed(files, calibrates=calibrates)
         costs = unit_costs(new_config, fixed, job.sequences, job.recipe)
-        source = Source(checkpoint)
+        source = FloatSource(checkpoint)
         if calibrates and not work.done.keys() & costs.keys():
             pace = rehearse(source, new_config, tables, job.recipe, job.partial)
             minutes = math.ceil(pace * sum(costs.values()) / 60)
-            _tell(job, f"the largest expert was rehearsed: about {minutes} min for all")
+            _tell(job, f"tried the largest expert: about {minutes} min for all")
         units = Units(work, files, costs, job.on_unit, job.should_stop)
-        # How weights are quantized for which no second moments are taken.
+        # For weights that have no second moments.
         without_data = Recipe("clip") if job.recipe.method == "gptq" else job.recipe
         for entry in fixed:
             if not units.is_done(entry.name):
                 files.write(entry.name, fixed_tensor(entry, source, tables, without_data))
                 units.finish(entry.name)
-        # Every tensor of the model is there once, in its shape.
+        # Opening checks that every tensor of the model exists once, in its shape.
         with open_checkpoint(job.partial, read_config(job.partial)) as made:
             if table is not None:
                 drift = Drift(source, config, job.sequences, work)
@@ -108,9 +104,9 @@ def _identity(job: Job, tables: QuantizationConfig) -> dict[str, str]:
 
 
 def plan_checkpoint(job: Job) -> Plan:
-    """What the job will take; nothing is made but a page beside `job.out`, to time it, gone afterwards.
+    """Estimate what the job takes. Only a temporary page is made next to `job.out`, to measure the time.
 
-    Raises what `quantize_checkpoint` would raise for arguments that cannot be.
+    Raises what `quantize_checkpoint` raises for impossible arguments.
     """
     config = read_config(job.source)
     check_job(job, config)
@@ -124,7 +120,7 @@ def plan_checkpoint(job: Job) -> Plan:
         costs = unit_costs(new_config, _fixed(files, calibrates=True), job.sequences, job.recipe)
         job.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=f".{job.out.name}.") as scratch:
-            pace = rehearse(Source(checkpoint), new_config, job.tables, job.recipe, Path(scratch))
+            pace = rehearse(FloatSource(checkpoint), new_config, job.tables, job.recipe, Path(scratch))
     return dataclasses.replace(plan, seconds=pace * sum(costs.values()))
 
 
@@ -139,13 +135,13 @@ def _entries(checkpoint: Checkpoint, new_config: ModelConfig) -> list[TensorEntr
 
 
 def _fixed(files: CheckpointFiles, *, calibrates: bool) -> list[TensorEntry]:
-    """What needs no calibration tokens, in the order of the files."""
+    """The tensors that need no calibration tokens, in the order of the files."""
     entries = files.in_file_order()
     return [entry for entry in entries if not (calibrates and expert_pages(entry.name))]
 
 
 def _plan(job: Job, config: ModelConfig, files: CheckpointFiles) -> Plan:
-    """DoesNotFit where the job may not have the memory that it takes."""
+    """DoesNotFit if the job needs more memory than it may take."""
     pages = ((entry, expert_pages(entry.name)) for entry in files.in_file_order())
     plan = Plan(
         files.total_bytes,
@@ -164,31 +160,31 @@ def _tell(job: Job, line: str) -> None:
 
 
 def _make_files(job: Job, files: CheckpointFiles, plan: Plan, work: Work) -> None:
-    """Headers and room for everything, once; and room for hidden states has to be left."""
+    """Create the files with their headers, once, and check that disk space for hidden states is left."""
     if "files" in work.done:
         return
     try:
         files.create()
     except OSError as error:
         raise DoesNotFit(
-            f"{files.total_bytes} bytes for the weights cannot be had in {job.partial}, "
+            f"{files.total_bytes} bytes for the weights cannot be allocated in {job.partial}, "
             f"{shutil.disk_usage(job.partial).free} are free",
             error.strerror or str(error),
-            "free that much on the disk, or name a directory on another one",
+            "free that much on the disk, or name a directory on another disk",
         ) from error
     free = shutil.disk_usage(job.partial).free
     if free < plan.scratch_bytes:
         raise DoesNotFit(
             f"{plan.scratch_bytes} bytes are needed beside the weights in {job.partial}, {free} are free",
-            "hidden states of the calibration tokens lie there until the end",
-            "free that much on the disk, name a directory on another one, or give fewer --samples",
+            "hidden states of the calibration tokens are stored there until the end",
+            "free that much on the disk, name a directory on another disk, or use fewer samples",
         )
     files.sync()
     work.record("files")
 
 
 def _write_rest(job: Job, tables: QuantizationConfig) -> None:
-    """config.json with the tables, and every file of the source beside config and weights."""
+    """Write config.json with the tables, and copy all other files of the source but its weights."""
     raw = json.loads((job.source / "config.json").read_text(encoding="utf-8"))
     raw["quantization_config"] = tables.to_json()
     (job.partial / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")

@@ -1,32 +1,43 @@
-"""What a quantizing run will take, known before it begins: bytes of the checkpoint, of disk and of memory.
+"""Estimates what a quantizing run takes before it begins: bytes, disk, memory, time.
 
-The first is exact, memory is an upper estimate from the largest things that are there at once, held to
-measurements at the model's real shapes (docs/performance.md). Knows nothing of how anything is made.
+Bytes of the checkpoint are exact. Memory is an upper estimate from the largest objects that exist at the same
+time. Costs of units were fitted at the model's real shapes (docs/performance.md); only their proportions
+matter.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from ernie_local.config import ModelConfig
-from ernie_local.errors import DoesNotFit
+import torch
+
+from ernie_local.checkpoint.packed import page_formats
+from ernie_local.checkpoint.writer import TensorEntry
+from ernie_local.config import Bank, Modality, ModelConfig, QuantizationConfig
+from ernie_local.errors import DoesNotFit, parameter
+from ernie_local.packing import pack_page
+from ernie_local.packing.expert_page import read_layout
 from ernie_local.sizes import MIB, format_bytes
 from ernie_quant.drift import MOST_TOKENS
+from ernie_quant.expert import ExpertInputs, quantize_expert
 from ernie_quant.layer import CHUNK_TOKENS
-from ernie_quant.source import BLOCK_ROWS
-from ernie_quant.token_table import TokenSequence
+from ernie_quant.recipe import Recipe
+from ernie_quant.source import BLOCK_ROWS, FloatSource
+from ernie_quant.tokens import TokenSequence
+from ernie_quant.work import expert_unit
 
 _FLOAT = 4
 _PROGRAM_BYTES = 900 * MIB  # Python, torch with its libraries and threads' stacks
-_STATE_FILES = 3  # hidden states: as a layer gets them, with its attention, with its experts
+_STATE_FILES = 3  # hidden states: a layer's input, with its attention, with its experts
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """weight_bytes: of all weight files; scratch_bytes: of disk beside them while it is made; memory_bytes:
-    the most at any time; seconds: None where nothing was timed; small_page_bytes: of the weight files, those
-    of the experts' second pages."""
+    """weight_bytes: of all weight files; small_page_bytes: the part of them that is small pages;
+    scratch_bytes: temporary disk space; memory_bytes: the peak; seconds: None if nothing was timed."""
 
     weight_bytes: int
     scratch_bytes: int
@@ -36,7 +47,7 @@ class Plan:
 
 
 def scratch_bytes(config: ModelConfig, sequences: Sequence[TokenSequence]) -> int:
-    """Disk for hidden states of all calibration tokens, and once more of those that go the exact way too."""
+    """Disk space for hidden states of all tokens, and again for those on the exact path."""
     lengths = [len(sequence.token_ids) for sequence in sequences]
     if not lengths:
         return 0
@@ -45,7 +56,7 @@ def scratch_bytes(config: ModelConfig, sequences: Sequence[TokenSequence]) -> in
 
 
 def memory_bytes(config: ModelConfig, sequences: Sequence[TokenSequence]) -> int:
-    """The most memory at any time."""
+    """The peak of memory."""
     images = [patches for sequence in sequences for patches in sequence.patches]
     pixels = sum(patches.pixel_values.nbytes for patches in images)
     stages = [_blocks_bytes(config), _gated_mlp_bytes(config)]
@@ -60,15 +71,15 @@ def check_memory(plan: Plan, most: int) -> None:
     """Raise DoesNotFit if the plan takes more memory than `most` bytes."""
     if plan.memory_bytes > most:
         raise DoesNotFit(
-            f"about {format_bytes(plan.memory_bytes)} of memory are needed, --max-ram allows "
-            f"{format_bytes(most)}",
-            "an expert with its second moments, an image in the tower and all samples have to be there",
-            "give more, or fewer --samples",
+            f"about {format_bytes(plan.memory_bytes)} of memory are needed, "
+            f"{parameter('most_memory')} allows {format_bytes(most)}",
+            "an expert with its second moments, an image in the tower and all samples have to fit",
+            "allow more, or use fewer samples",
         )
 
 
 def _blocks_bytes(config: ModelConfig) -> int:
-    """Rounding a block of the embedding: itself, its codes, and what is searched over."""
+    """Rounding a block of the embedding: the block, its codes, and the candidates of the search."""
     return 8 * BLOCK_ROWS * config.text.hidden_size * _FLOAT
 
 
@@ -78,7 +89,7 @@ def _gated_mlp_bytes(config: ModelConfig) -> int:
 
 
 def _expert_bytes(config: ModelConfig) -> int:
-    """Moments of the bank and the expert, their factor; weights, codes and errors; a chunk of tokens."""
+    """Moments of the bank and the expert, their factor, weights, codes, errors and a chunk of tokens."""
     text = config.text
     inner = max((bank.expert_size for bank in text.banks), default=0)
     moments = 14 * text.hidden_size**2
@@ -87,7 +98,7 @@ def _expert_bytes(config: ModelConfig) -> int:
 
 
 def _tower_bytes(config: ModelConfig, num_patches: int) -> int:
-    """Weights in eight bits, embedding too; activations of the largest image."""
+    """Weights and embedding in eight bits, and activations of the largest image."""
     vision = config.vision
     weights = vision.depth * vision.hidden_size * (4 * vision.hidden_size + 2 * vision.intermediate_size)
     activations = num_patches * (8 * vision.hidden_size + 3 * vision.intermediate_size) * _FLOAT
@@ -96,3 +107,122 @@ def _tower_bytes(config: ModelConfig, num_patches: int) -> int:
 
 def _attention_bytes(config: ModelConfig, longest: int) -> int:
     return 16 * longest * config.text.num_attention_heads * config.text.head_dim * _FLOAT
+
+
+_GIGA = 1e9
+_FIXED_PER_BYTE = 1000.0  # multiply-adds to read, convert, round, pack and write a byte
+_PACKED_SHARE = 0.3  # cost of a product with packed weights, relative to floats
+_HQQ_SLOWNESS = 40  # of quanto's search, relative to rounding
+_ATTENTION_SLOWNESS = 2.5  # of attention, relative to products with packed weights
+
+
+def unit_costs(
+    config: ModelConfig, fixed: Sequence[TensorEntry], sequences: Sequence[TokenSequence], recipe: Recipe
+) -> dict[str, float]:
+    """Cost of each unit in billions of multiply-adds. fixed: tensors that need no calibration tokens."""
+    costs = {entry.name: _fixed_cost(entry, recipe) for entry in fixed}
+    if recipe.method != "gptq":
+        return costs
+    for number, sequence in enumerate(sequences):
+        costs[f"sequence {number}"] = _image_cost(config, sequence)
+    num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
+    num_vision = sum(patches.num_tokens for sequence in sequences for patches in sequence.patches)
+    counts: dict[Modality, int] = {"text": num_tokens - num_vision, "vision": num_vision}
+    for layer_id, has_experts in enumerate(config.text.moe_layers):
+        for bank in config.text.banks if has_experts else ():
+            bank_tokens = sum(counts[modality] for modality in bank.serves)
+            tokens = bank_tokens * config.text.experts_per_token / bank.num_experts
+            cost = expert_cost(config, bank.name, tokens, recipe)
+            for expert_id in range(bank.num_experts):
+                costs[expert_unit(layer_id, bank.name, expert_id)] = cost
+        costs[f"layer {layer_id}"] = _layer_cost(config, sequences)
+    return costs
+
+
+def _fixed_cost(entry: TensorEntry, recipe: Recipe) -> float:
+    searches = recipe.method == "quanto-hqq" and entry.name.startswith("experts.")
+    per_byte = _FIXED_PER_BYTE * (_HQQ_SLOWNESS if searches else 1)
+    # A byte of packed codes stands for several weights.
+    return entry.num_bytes * per_byte * (2 if entry.dtype == torch.uint8 else 1) / _GIGA
+
+
+def _image_cost(config: ModelConfig, sequence: TokenSequence) -> float:
+    vision = config.vision
+    weights = vision.depth * vision.hidden_size * (4 * vision.hidden_size + 2 * vision.intermediate_size)
+    total = 1e6
+    for patches in sequence.patches:
+        count = patches.pixel_values.shape[0]
+        attention = vision.depth * 2 * count * count * vision.hidden_size
+        total += count * weights + _ATTENTION_SLOWNESS * attention
+    return total / _GIGA
+
+
+def _layer_cost(config: ModelConfig, sequences: Sequence[TokenSequence]) -> float:
+    text = config.text
+    lengths = [len(sequence.token_ids) for sequence in sequences]
+    heads = text.num_attention_heads * text.head_dim
+    weights = 3 * text.hidden_size * heads + 3 * text.hidden_size * text.shared_expert_size
+    attention = sum(length * length * heads for length in lengths)
+    return (_PACKED_SHARE * sum(lengths) * weights + attention) / _GIGA
+
+
+def expert_cost(config: ModelConfig, bank: Bank, tokens: float, recipe: Recipe) -> float:
+    """The cost of one expert with this many tokens, with its small page if it gets one."""
+    text, tables = config.text, config.quantization
+    hidden, inner = text.hidden_size, text.bank(bank).expert_size
+    pages = 2 if tables is not None and tables.small_experts else 1
+    passes = 4 + recipe.sweeps  # half for GPTQ itself, the first pull, two products for the error, the rest
+    chosen = passes * (2 * inner * hidden**2 + hidden * inner**2) + hidden**3 + inner**3
+    moments = tokens * (hidden**2 + pages * inner**2)
+    # Gate and up of each page give the inputs of down; all three of the first page feed the next layer.
+    products = (3 + 2 * pages) * tokens * inner * hidden
+    return (pages * chosen + moments + products) / _GIGA
+
+
+_TOKENS = 512
+
+
+def rehearse(
+    source: FloatSource, config: ModelConfig, tables: QuantizationConfig, recipe: Recipe, directory: Path
+) -> float:
+    """Quantize the largest expert on random tokens before hours of work; the seconds for a unit of cost.
+
+    Its pages are written to `directory` and read back, so a failure shows now and not at the end. recipe:
+    with the method `gptq`. DoesNotFit if a page cannot be written.
+    """
+    layer_id, bank = max(tables.experts, key=lambda key: config.text.bank(key[1]).expert_size)
+    formats = [table[layer_id, bank][0] for table in (tables.experts, tables.small_experts) if table]
+    hidden_size = config.text.hidden_size
+    generator = torch.Generator().manual_seed(0)
+    tokens = [torch.randn(_TOKENS, hidden_size, generator=generator)]
+    weights = torch.rand(_TOKENS, generator=generator)
+    inputs = ExpertInputs(_Listed(tokens), weights, _Listed(tokens), torch.eye(hidden_size))
+    began = time.perf_counter()
+    expert = source.expert(layer_id, bank, 0)
+    pages, _ = quantize_expert(expert, inputs, recipe, *map(page_formats, formats))
+    for page in pages:
+        _save_and_read(pack_page(page), directory / "rehearsal")
+    seconds = time.perf_counter() - began
+    return seconds / expert_cost(config, bank, _TOKENS, recipe)
+
+
+class _Listed(list[torch.Tensor]):
+    """Parts of tokens whose length is that of all parts together."""
+
+    def __len__(self) -> int:
+        return sum(part.shape[0] for part in self)
+
+
+def _save_and_read(packed: torch.Tensor, path: Path) -> None:
+    try:
+        path.write_bytes(packed.numpy().tobytes())
+        again = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    except OSError as error:
+        raise DoesNotFit(
+            f"a page of {packed.numel()} bytes cannot be written to {path.parent} and read back",
+            error.strerror or str(error),
+            "free some space there, or name a directory on another disk",
+        ) from error
+    path.unlink()
+    assert torch.equal(again, packed), path
+    read_layout(again, str(path))

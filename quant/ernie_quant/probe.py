@@ -1,49 +1,59 @@
-"""What bits are worth where, measured: the unquantized model runs once over some samples, in many copies.
+"""Measures what bits are worth: runs the unquantized model once over some samples, in many copies.
 
-Beside the exact copy of all tokens there is one for each layer whose experts were rounded, and one for each
-whose other matrices were: it branches off at that layer and then goes through the exact ones. So every weight
-is read once, and at the end each copy's distance at the answers is what its layer costs. Owns this pass; what
-formats lose within one expert is option_losses.py's. Only one expert's weights are in memory.
+Besides the exact copy of all tokens there is one copy for each layer whose experts are rounded, and one for
+each layer whose other matrices are. A copy branches off at its layer and then passes the exact layers, so
+every weight is read once. At the end, a copy's divergence at the answers is what its layer costs. Only one
+expert's weights are in memory.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import ExpertBank, ModelConfig
+from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
+from ernie_local.config import ExpertBank, ModelConfig, read_config
+from ernie_local.errors import UsageError
 from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.layers import GatedMLP, Linear
 from ernie_local.model.moe import served_tokens
 from ernie_local.packing import dequantize, find_format
-from ernie_quant.answer_divergence import AnswerDivergence
-from ernie_quant.expert import ExpertWeights
+from ernie_quant.expert import ExpertWeights, RoutedExpert
 from ernie_quant.grid import round_to_grid, search_grid
-from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route
-from ernie_quant.measurements import ExpertKey, Measurements
-from ernie_quant.option_losses import PARTS, OptionLosses, expert_outputs, option_losses, rounded_expert
-from ernie_quant.row_file import RowFile
-from ernie_quant.source import Source
-from ernie_quant.token_table import TokenSequence, TokenTable, embed
+from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route_bank
+from ernie_quant.losses import (
+    PARTS,
+    AnswerDivergence,
+    OptionLosses,
+    expert_outputs,
+    option_losses,
+    rounded_expert,
+    weighted_expert,
+)
+from ernie_quant.measurements import Measurements, read_measurements, write_measurements
+from ernie_quant.source import FloatSource
+from ernie_quant.tokens import RowFile, TokenSequence, TokenTable, embed
+from ernie_quant.work import calibration_identity, source_identity, version_identity
 
 Tensor = torch.Tensor
 EXPERT_FORMATS = ("w2s", "w2", "w2l", "w3", "w4")
 PROBE_FORMAT = "w2"
 DENSE_FORMAT = "w4"
-_MOST_TOKENS = 256  # of an expert that stand for all of them
-_LEAST_TOKENS = 32  # below these the tokens that the router ranks next stand beside them
+MOST_TOKENS = 4096  # of all samples; there are two copies of them for each layer
+_MOST_OF_EXPERT = 256  # tokens that represent all tokens of an expert
+_LEAST_TOKENS = 32  # with fewer, tokens that rank the expert next are added
 _RANKS_TOKENS = 64
 
 
 class AnsweredSequence(TokenSequence, Protocol):
-    """A sequence that knows which of its ids are answers."""
+    """A sequence whose answers are known."""
 
     @property
     def answers(self) -> tuple[tuple[int, int], ...]:
@@ -53,7 +63,7 @@ class AnsweredSequence(TokenSequence, Protocol):
 
 @dataclasses.dataclass(slots=True)
 class _Copies:
-    """How many copies of all tokens there are, and which layer each but the first was changed in."""
+    """The copies of all tokens: the exact one, and those that were changed in one layer."""
 
     table: TokenTable  # of one copy
     experts: dict[int, int] = dataclasses.field(default_factory=dict)  # layer -> copy
@@ -70,7 +80,7 @@ class _Copies:
 
 
 class Probe:
-    """One pass over `sequences`, in `directory` for files that are gone afterwards."""
+    """One pass over `sequences`; its temporary files are in `directory`."""
 
     def __init__(
         self,
@@ -80,16 +90,16 @@ class Probe:
         directory: Path,
         on_layer: Callable[[int, int], None] | None = None,
     ) -> None:
-        """checkpoint: unquantized; on_layer: told how many layers of how many are done."""
+        """checkpoint: unquantized; on_layer: called with the number of layers done, and of all."""
         assert config.quantization is None
         self._checkpoint, self._config, self._sequences = checkpoint, config, sequences
-        self._source, self._directory, self._on_layer = Source(checkpoint), directory, on_layer
+        self._source, self._directory, self._on_layer = FloatSource(checkpoint), directory, on_layer
         self._copies = _Copies(TokenTable.of(sequences, config))
-        self._losses: dict[ExpertKey, OptionLosses] = {}
-        self._visits: dict[ExpertKey, int] = {}
+        self._losses: dict[RoutedExpert, OptionLosses] = {}
+        self._visits: dict[RoutedExpert, int] = {}
 
     def run(self, identity: dict[str, str]) -> Measurements:
-        """Measure everything; `identity` is kept with it."""
+        """Measure everything; `identity` becomes part of the result."""
         table = self._copies.table
         states = self._new_rows("states.0", 1)
         for _ in embed(self._checkpoint, self._config, self._sequences, table, states):
@@ -135,7 +145,7 @@ class Probe:
         rows.path.unlink()
 
     def _run_layer(self, layer_id: int, has_experts: bool, states: RowFile) -> RowFile:
-        """All copies through the layer, and one or two more that begin here; their states behind it."""
+        """Run all copies through the layer, and one or two more that begin here; their output states."""
         copies = self._copies
         before = copies.count
         layer = build_layer(self._checkpoint, self._config, layer_id)
@@ -145,7 +155,7 @@ class Probe:
         attended = self._new_rows("attended", copies.count)
         routed = self._new_rows(f"states.{layer_id + 1}", copies.count)
         attend(layer, self._config, copies.table.repeated(before), states, attended)
-        # The copy that begins here sees the exact states of before.
+        # The copy that begins here starts from the exact input states.
         attend(coarse, self._config, copies.table, states, attended, copies.rows(dense_copy).start)
         if expert_copy is not None:
             attended.write(copies.rows(expert_copy), attended.read(copies.rows(0)))
@@ -165,16 +175,16 @@ class Probe:
         copies = self._copies
         num_tokens = copies.table.num_tokens
         expert_copy = copies.experts[layer_id]
-        # Every copy is routed by what it became; the one with rounded experts is where the exact one goes.
-        routing = route(layer, copies.table.repeated(expert_copy), attended, bank)
+        # Each copy is routed by its own states; the copy with rounded experts goes where the exact one goes.
+        routing = route_bank(layer, copies.table.repeated(expert_copy), attended, bank)
         own = _of_exact_copy(routing, num_tokens)
         importance = _mean_squares(NormedTokens(layer, attended, own.rows), self._config.text.hidden_size)
         for expert_id in range(bank.num_experts):
             weights = self._source.expert(layer_id, bank.name, expert_id)
             rows, token_weights = routing.visitors(expert_id)
             power = 0.0  # of the exact copy's outputs
-            for part_rows, part, part_weights in NormedTokens(layer, attended, rows).weighted(token_weights):
-                outputs = expert_outputs(weights, part).mul_(part_weights)
+            tokens = NormedTokens(layer, attended, rows)
+            for part_rows, outputs in tokens.outputs(weighted_expert(weights), token_weights):
                 routed.add(part_rows, outputs)
                 power += float(outputs[part_rows < num_tokens].square().sum(dtype=torch.float64))
             own_rows, own_weights = own.visitors(expert_id)
@@ -183,9 +193,9 @@ class Probe:
             self._visits[layer_id, bank.name, expert_id] = own_rows.numel()
             self._losses[layer_id, bank.name, expert_id] = dataclasses.replace(losses, power=power)
             if own_rows.numel():
-                tokens = torch.cat(list(visitors))
-                coarse = rounded_expert(weights, importance, tokens, (PROBE_FORMAT, PROBE_FORMAT))
-                outputs = expert_outputs(coarse, tokens).mul_(own_weights[:, None])
+                all_tokens = torch.cat(list(visitors))
+                coarse = rounded_expert(weights, importance, all_tokens, (PROBE_FORMAT, PROBE_FORMAT))
+                outputs = expert_outputs(coarse, all_tokens).mul_(own_weights[:, None])
                 routed.add(own_rows + expert_copy * num_tokens, outputs)
 
     def _measure(
@@ -197,11 +207,10 @@ class Probe:
         own: Routing,
         expert_id: int,
     ) -> OptionLosses:
-        """Shares that formats lose, measured on some tokens, whose power this is."""
-        step = -(-max(len(visitors), 1) // _MOST_TOKENS)
+        """The shares that formats lose on some of the tokens, and the power of these tokens."""
+        step = -(-max(len(visitors), 1) // _MOST_OF_EXPERT)
         rows, token_weights = visitors.rows[::step], visitor_weights[::step]
         if len(visitors) < _LEAST_TOKENS:
-            # Few: beside them stand tokens that the router would send here next.
             nearest = own.neighbours(expert_id, _RANKS_TOKENS)
             if not len(visitors) and not len(nearest):
                 nearest = own.rows[:_RANKS_TOKENS]
@@ -215,16 +224,16 @@ class Probe:
 
 
 def probe_sequences(sequences: Sequence[AnsweredSequence], most_tokens: int) -> list[AnsweredSequence]:
-    """The first ones with an answer, of at most so many tokens together, but at least one.
+    """The first sequences with an answer, at least one, of at most `most_tokens` tokens together.
 
-    Those with images come first, as long as they leave a third for those without, if there are any.
+    Sequences with images come first, but leave a third of the tokens to those without, if there are any.
     """
     answered = [sequence for sequence in sequences if sequence.answers]
-    pictured = [sequence for sequence in answered if sequence.patches]
+    with_images = [sequence for sequence in answered if sequence.patches]
     texts = [sequence for sequence in answered if not sequence.patches]
     chosen: list[AnsweredSequence] = []
     room = most_tokens
-    for candidates, kept in ((pictured, most_tokens // 3 if texts else 0), (texts, 0)):
+    for candidates, kept in ((with_images, most_tokens // 3 if texts else 0), (texts, 0)):
         for sequence in candidates:
             length = len(sequence.token_ids)
             if not chosen or length <= room - kept:
@@ -234,7 +243,7 @@ def probe_sequences(sequences: Sequence[AnsweredSequence], most_tokens: int) -> 
 
 
 def _answer_positions(sequences: Sequence[AnsweredSequence], table: TokenTable) -> Tensor:
-    """Rows whose next id belongs to an answer."""
+    """Rows of the tokens before each id of an answer."""
     positions = [
         tokens.start + index - 1
         for sequence, tokens in zip(sequences, table.sequences(), strict=True)
@@ -268,3 +277,47 @@ def _mean_squares(tokens: NormedTokens, hidden_size: int) -> Tensor:
     for part in tokens:
         total += part.square().sum(0)
     return total.div_(max(len(tokens), 1)).clamp_(min=1e-12)
+
+
+def measurements_in(
+    path: Path,
+    source: Path,
+    sequences: Sequence[AnsweredSequence],
+    on_layer: Callable[[int, int], None] | None = None,
+    most_tokens: int = MOST_TOKENS,
+) -> Measurements:
+    """Read the measurements in `path`, or measure the unquantized model in `source` and write them there.
+
+    sequences: the first ones with answers are used, at most `most_tokens`. UsageError if the file holds
+    measurements of something else, or if no sequence has an answer.
+    """
+    chosen = probe_sequences(sequences, most_tokens)
+    if not chosen:
+        raise UsageError(
+            f"0 of {len(sequences)} samples have an answer, at least 1 is needed",
+            "losses are measured where the model answers",
+            "give samples with questions and answers, or keep the generated ones",
+        )
+    identity = {
+        "source": source_identity(source),
+        "calibration": calibration_identity(chosen),
+        "version": version_identity(),
+    }
+    if path.exists():
+        return read_measurements(path, identity)
+    config = read_config(source)
+    if config.quantization is not None:
+        raise UsageError(
+            f"{source} is quantized already",
+            "losses are measured from the unquantized weights",
+            "start from the bfloat16 checkpoint",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        open_checkpoint(source, config) as checkpoint,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch,
+        torch.inference_mode(),
+    ):
+        measured = Probe(checkpoint, config, chosen, Path(scratch), on_layer).run(identity)
+    write_measurements(path, measured)
+    return measured

@@ -1,7 +1,4 @@
-"""How matrices are quantized: the method with its settings, and one matrix by it.
-
-Knows one matrix at a time; where second moments come from is expert.py's.
-"""
+"""Defines the methods with their settings, and quantizes one matrix by one of them."""
 
 from __future__ import annotations
 
@@ -18,26 +15,26 @@ from ernie_quant.grid import round_to_grid, search_grid
 from ernie_quant.hessian import damped
 from ernie_quant.refine import refine
 
-Method = Literal["rtn", "clip", "gptq", "nf4", "quanto", "quanto-hqq"]
-METHODS: tuple[Method, ...] = get_args(Method)
+QuantizationMethod = Literal["rtn", "clip", "gptq", "nf4", "quanto", "quanto-hqq"]
+METHODS: tuple[QuantizationMethod, ...] = get_args(QuantizationMethod)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`gptq` needs second moments; `clip`, `rtn` and other libraries' methods look at weights alone.
+    """`gptq` needs second moments; `clip`, `rtn` and other libraries' methods need only weights.
 
-    shrinkage: for how many tokens, in multiples of a matrix's columns, the bank's moments count beside an
-    expert's own. sweeps: of refinement after GPTQ. square_weights: count a token by its squared router
-    weight, as its output is multiplied with it, instead of once.
+    shrinkage: the weight of the bank's moments, in tokens for each column of the matrix. sweeps: of
+    refinement after GPTQ. square_weights: weight each token by its squared router weight, because its output
+    is multiplied by it.
     """
 
-    method: Method = "gptq"
+    method: QuantizationMethod = "gptq"
     shrinkage: float = 1.0
     sweeps: int = 2
     square_weights: bool = True
 
     def __post_init__(self) -> None:
-        """Raise UsageError for a method or number that means nothing."""
+        """UsageError for an unknown method or a negative number."""
         if self.method not in METHODS:
             raise UsageError(
                 f"there is no method {self.method!r}",
@@ -47,18 +44,18 @@ class Recipe:
         if self.shrinkage < 0 or self.sweeps < 0:
             raise UsageError(
                 f"shrinkage {self.shrinkage} and {self.sweeps} sweeps, neither can be below 0",
-                "they say how much the bank counts, and how often a matrix is gone over",
-                "leave them out: 1.0 and 2 were measured to be good",
+                "shrinkage is the weight of the bank, sweeps count the passes of refinement",
+                "omit them: the defaults 1.0 and 2 were measured to be good",
             )
 
 
 def quantize_matrix(
     weights: torch.Tensor, low_bit: LowBitFormat, recipe: Recipe, moments: torch.Tensor | None = None
 ) -> QuantizedMatrix:
-    """weights: (rows, columns) finite; moments: (columns, columns) of its inputs, needed by `gptq` alone.
+    """weights: (rows, columns) finite; moments: (columns, columns) of its inputs, which only `gptq` needs.
 
-    Symmetric formats (w8) are rounded to nearest whatever the method: their error is far below the others'.
-    Other libraries' methods have formats of their own (foreign.py); in ours they mean `clip`.
+    Symmetric formats (w8) are always rounded to nearest: their error is far below that of the others. Other
+    libraries' methods have formats of their own (foreign.py); for our formats they mean `clip`.
     """
     if recipe.method == "rtn" or low_bit.is_symmetric:
         return round_to_nearest(weights, low_bit)

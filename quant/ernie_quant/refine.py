@@ -1,8 +1,7 @@
-"""A quantized matrix made better in small exact steps: codes one by one, then each group's scale and zero.
+"""Improves a quantized matrix in small exact steps: codes one by one, then the scale and zero of each group.
 
-Coordinate descent on trace(E H E^T): every step takes the best of what one column's codes, or one group's
-whole scale and zero, can be while all else stays, so the error never grows. Knows one matrix and its second
-moments.
+Coordinate descent on trace(E H E^T): every step takes the best values of one column's codes, or of one
+group's integer scale and zero, while all else stays. So the error never grows.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 
 from ernie_local.packing import LowBitFormat, QuantizedMatrix, dequantize
 from ernie_quant import native_steps
-from ernie_quant.grid import Grid, best_whole_pair, grid_of
+from ernie_quant.grid import ScaleGrid, best_whole_pair, grid_of
 
 Tensor = torch.Tensor
 
@@ -29,8 +28,8 @@ def refine(
 ) -> QuantizedMatrix:
     """`matrix`, of an asymmetric format, after `sweeps` over all of its columns.
 
-    weights: (rows, columns), what it stands for; hessian: (columns, columns) float32. `with_codes` off
-    leaves codes as they are, `with_scales` off scales and zeros.
+    weights: (rows, columns), the exact ones; hessian: (columns, columns) float32. Without
+    `with_codes` codes stay, without `with_scales` scales and zeros.
     """
     state = _State.start(weights, hessian, matrix)
     is_native = native_steps.has_native_steps()
@@ -52,14 +51,14 @@ def refine(
             else:
                 change = _refine_block(state, hessian, block, with_codes=with_codes, with_scales=with_scales)
             state.pull.addmm_(hessian[:, block], change, alpha=-1)
-    grid = Grid(
+    grid = ScaleGrid(
         matrix.low_bit, state.scales.t().contiguous(), state.zeros.t().contiguous(), state.row_scales.half()
     )
     return grid.with_codes(state.codes.t().contiguous())
 
 
 def output_error(weights: Tensor, hessian: Tensor, matrix: QuantizedMatrix) -> float:
-    """trace(E H E^T) / trace(W H W^T): the share of the output's power that quantizing changed."""
+    """trace(E H E^T) / trace(W H W^T): the share of the output's power that is lost."""
     exact = weights.float()
     error = exact - dequantize(matrix)
     power = float(((exact @ hessian) * exact).sum(dtype=torch.float64))
@@ -69,14 +68,14 @@ def output_error(weights: Tensor, hessian: Tensor, matrix: QuantizedMatrix) -> f
 
 @dataclass(slots=True)
 class _State:
-    """Everything transposed, so that a column is a row of memory."""
+    """All tensors transposed, so that a column is a row of memory."""
 
     low_bit: LowBitFormat
     codes: Tensor  # (columns, rows) uint8
     scales: Tensor  # (groups, rows) uint8
     zeros: Tensor  # (groups, rows) uint8
     row_scales: Tensor  # (rows,) float32
-    pull: Tensor  # (columns, rows): H (W - Q), where the error would have each value go
+    pull: Tensor  # (columns, rows): H (W - Q), the direction that reduces the error
 
     @classmethod
     def start(cls, weights: Tensor, hessian: Tensor, matrix: QuantizedMatrix) -> _State:
@@ -95,7 +94,7 @@ class _State:
         return self.scales[group] * self.row_scales, self.zeros[group] / self.low_bit.zero_divisor
 
     def values(self, group: int, columns: slice) -> Tensor:
-        """What the group's codes mean, (group's columns, rows)."""
+        """The values of the group's codes, (group's columns, rows)."""
         step, shift = self.step_and_shift(group)
         return (self.codes[columns] - shift).mul_(step)
 
@@ -103,7 +102,7 @@ class _State:
 def _refine_block(
     state: _State, hessian: Tensor, block: slice, *, with_codes: bool, with_scales: bool
 ) -> Tensor:
-    """As native_steps.refine_block; `state.pull` stays as it is."""
+    """As native_steps.refine_block; does not change `state.pull`."""
     size = state.low_bit.group_size
     block_pull = state.pull[block].clone()
     changes = torch.empty_like(block_pull)
@@ -124,10 +123,10 @@ def _refine_block(
 
 
 def _descend(state: _State, group: int, columns: slice, own: Tensor, pull: Tensor) -> None:
-    """Each column's codes in turn; `pull` is kept up for the columns of the group."""
+    """Choose each column's codes in turn; `pull` is updated for the columns of the group."""
     step, _ = state.step_and_shift(group)
     for index, codes in enumerate(state.codes[columns]):
-        # The least of the parabola in this value lies at value + pull / H_jj.
+        # The parabola in this value has its minimum at value + pull / H_jj.
         code = (pull[index] / own[index, index]).div_(step).add_(codes).round_()
         code.clamp_(0, state.low_bit.highest_code)
         change = (code - codes.float()).mul_(step)
@@ -136,13 +135,13 @@ def _descend(state: _State, group: int, columns: slice, own: Tensor, pull: Tenso
 
 
 def _refit(state: _State, group: int, columns: slice, own: Tensor, pull: Tensor) -> None:
-    """The best of four pairs of whole scale and zero around the least-squares ones, or those that are there.
+    """The best of four integer pairs around the least-squares scale and zero, or the present pair.
 
     A value is s c + b with b = -s z; the error is a parabola in (s, b) whose coefficients follow.
     """
     low_bit, codes = state.low_bit, state.codes[columns].float()
     moved = own @ codes  # H c
-    target = pull + own @ state.values(group, columns)  # H (value + what it would go by)
+    target = pull + own @ state.values(group, columns)  # H (value + its best change)
     code_code = (codes * moved).sum(0)  # (rows,)
     code_one = moved.sum(0)
     one_one = own.sum()

@@ -1,7 +1,4 @@
-"""The float checkpoint that is quantized: its matrices by the names of the new one.
-
-Owns which tensors make one packed matrix. Knows nothing of how they are quantized.
-"""
+"""Reads the float checkpoint, and makes every tensor of the new one that needs no calibration tokens."""
 
 from __future__ import annotations
 
@@ -10,22 +7,28 @@ from collections.abc import Iterator
 import torch
 
 from ernie_local.checkpoint.names import PROJECTIONS
-from ernie_local.checkpoint.packed import QKV
+from ernie_local.checkpoint.packed import QKV, expert_pages, known_format, page_formats
 from ernie_local.checkpoint.reader import Checkpoint
+from ernie_local.checkpoint.writer import TensorEntry
+from ernie_local.config import QuantizationConfig
+from ernie_local.packing import ExpertPage, pack_matrix, pack_page
+from ernie_local.packing.foreign_formats import find_foreign
 from ernie_local.packing.formats import TILE_ROWS
 from ernie_quant.expert import ExpertWeights
+from ernie_quant.foreign import foreign_page
+from ernie_quant.recipe import Recipe, quantize_matrix
 
 BLOCK_ROWS = 256 * TILE_ROWS  # 42 MB of the embedding, whose 103,424 rows would be 1 GB
 
 
-class Source:
-    """Reads in float32, one expert or block of a matrix at a time."""
+class FloatSource:
+    """Reads a float checkpoint in float32, one expert or one block of a matrix at a time."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
     def matrix(self, name: str) -> Iterator[torch.Tensor]:
-        """The weights that the packed matrix `name` stands for, in blocks of (rows, columns).
+        """The weights of the packed matrix `name`, in blocks of (rows, columns).
 
         Every block but the last has a multiple of TILE_ROWS rows.
         """
@@ -51,10 +54,46 @@ class Source:
         return ExpertWeights(*(self._read(f"{name}.{projection}.weight") for projection in PROJECTIONS))
 
     def plain(self, name: str) -> torch.Tensor:
-        """A tensor that stays as it is, in its own dtype."""
+        """A tensor that stays unchanged, in its own dtype."""
         return self._read(name, self.checkpoint.dtype(name))
 
     def _read(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         values = torch.empty(self.checkpoint.shape(name), dtype=dtype)
         self.checkpoint.read(name, values)
         return values
+
+
+def fixed_tensor(
+    entry: TensorEntry, source: FloatSource, tables: QuantizationConfig, recipe: Recipe
+) -> Iterator[torch.Tensor]:
+    """The values of the tensor in consecutive pieces. The recipe must need no calibration tokens."""
+    name, _, format_name = entry.name.rpartition(".")
+    pages = expert_pages(entry.name)
+    if entry.dtype != torch.uint8:
+        yield source.plain(entry.name)
+    elif pages is not None:
+        key = pages.layer_id, pages.bank
+        table = tables.small_experts if pages.small else tables.experts
+        for expert_id, expert_format in enumerate(table[key]):
+            if expert_format == format_name:
+                yield _page(source.expert(*key, expert_id), format_name, recipe)
+    elif name in tables.gated_mlps:
+        yield _page(source.gated_mlp(name), format_name, recipe)
+    else:
+        low_bit = known_format(format_name)
+        for block in source.matrix(name):
+            yield pack_matrix(quantize_matrix(block, low_bit, recipe))
+
+
+def _page(weights: ExpertWeights, page_format: str, recipe: Recipe) -> torch.Tensor:
+    foreign = find_foreign(page_format)
+    if foreign is not None:
+        return foreign_page(weights.gate, weights.up, weights.down, foreign, recipe.method)
+    gate_up, down = page_formats(page_format)
+    return pack_page(
+        ExpertPage(
+            quantize_matrix(weights.gate, gate_up, recipe),
+            quantize_matrix(weights.up, gate_up, recipe),
+            quantize_matrix(weights.down, down, recipe),
+        )
+    )

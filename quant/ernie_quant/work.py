@@ -1,43 +1,52 @@
-"""The directory in which a checkpoint is being made, and what of it is done: survives being killed anywhere.
+"""Keeps a quantizing run resumable: OUT.partial with its lock, identity and journal of finished units.
 
-Owns the lock against a second writer, the identity of the work, the journal of finished units and the folder
-of what only the work needs. A unit enters the journal after its bytes are on the disk. Knows nothing of what
-units are.
+A unit is a tensor's name, `sequence NUMBER`, `expert LAYER.BANK.ID` or `layer ID`. It enters the journal
+after its bytes are on the disk, so a run may be killed at any time.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Literal
 
-from ernie_local.errors import UsageError
+import torch
 
-Resume = Literal["auto", "required", "never"]
+import ernie_local
+from ernie_local.checkpoint.writer import CheckpointFiles
+from ernie_local.config import Bank, QuantizationConfig
+from ernie_local.errors import Stopped, UsageError, parameter
+from ernie_quant.foreign import FOREIGN_PACKAGES
+from ernie_quant.recipe import Recipe
+from ernie_quant.tokens import TokenSequence
+
+ResumeMode = Literal["auto", "required", "never"]
 _FOLDER = "work"  # inside the directory; gone before it gets its final name
 
 
 class Work:
     """`OUT.partial`, locked for this process until `close`."""
 
-    def __init__(self, directory: Path, identity: Mapping[str, str], resume: Resume = "auto") -> None:
-        """Go on with the work in `directory` if it is the same, or begin anew.
+    def __init__(self, directory: Path, identity: Mapping[str, str], resume: ResumeMode = "auto") -> None:
+        """Resume the work in `directory` if it is the same, or start a new one.
 
-        UsageError if another process works there, if the work there is another one (`auto`, `required`), if
-        there is none (`required`), or if something else lies there. `never` throws away the work there.
+        UsageError if another process works there, if the directory holds different work (`auto`, `required`),
+        no work (`required`) or other files. `never` deletes the work that is there.
         """
         self.directory = directory
         self._folder = directory / _FOLDER
         is_there = self._folder.is_dir()
         if resume == "required" and not is_there:
             raise UsageError(
-                f"{directory} holds no work to go on with",
-                "--resume required was given",
-                "leave it out to begin anew",
+                f"{directory} holds no work to resume",
+                f"{parameter('resume', 'required')} was given",
+                "omit it to start from the beginning",
             )
         if not is_there:
             check_empty(directory)
@@ -51,28 +60,28 @@ class Work:
         self._journal = self._journal_path.open("a", encoding="utf-8")
 
     def record(self, unit: str, report: Mapping[str, float] | None = None) -> None:
-        """Enter a unit whose bytes are on the disk."""
+        """Record a unit whose bytes are on the disk."""
         self.done[unit] = dict(report or {})
         self._journal.write(json.dumps({"unit": unit, "report": self.done[unit]}) + "\n")
         self._journal.flush()
         os.fsync(self._journal.fileno())
 
     def file(self, name: str) -> Path:
-        """Where a file that only the work needs lies."""
+        """The path of a temporary file of the work."""
         return self._folder / name
 
     def finish(self, out: Path) -> None:
-        """Give the directory its final name, and drop what only the work needed."""
+        """Give the directory its final name, and delete the temporary files."""
         self._journal.close()
-        if out.is_dir():  # an empty one, which was checked before
+        if out.is_dir():  # empty, as checked before
             out.rmdir()
-        # In this order: killed between the two, the checkpoint is there, with a folder too many.
+        # In this order: if killed in between, the checkpoint exists, with one folder too many.
         self.directory.rename(out)
         shutil.rmtree(out / _FOLDER)
         self._lock.close()
 
     def close(self) -> None:
-        """Release the lock; everything recorded stays."""
+        """Release the lock; recorded units stay."""
         self._journal.close()
         self._lock.close()
 
@@ -109,8 +118,8 @@ class Work:
         if differing:
             raise UsageError(
                 f"{self.directory} holds other work: {', '.join(differing)} differ",
-                "going on would mix two checkpoints",
-                "give the settings of before, or begin anew with --resume never",
+                "resuming would mix two checkpoints",
+                f"use the settings of that work, or start again with {parameter('resume', 'never')}",
             )
 
     def _read_journal(self) -> dict[str, dict[str, float]]:
@@ -120,7 +129,7 @@ class Work:
         kept = 0
         with self._journal_path.open("rb") as file:
             for line in file:
-                # A kill may leave half a line at the end: that unit is done again.
+                # A kill may leave half a line at the end; that unit is repeated.
                 if not line.endswith(b"\n"):
                     break
                 entry = json.loads(line)
@@ -138,6 +147,105 @@ def check_empty(directory: Path) -> None:
     if entries != 0:
         raise UsageError(
             f"{directory} is there and {'is a file' if entries is None else f'holds {entries} entries'}",
-            "nothing is overwritten",
-            "name a new directory, or move away what is there",
+            "existing files are never overwritten",
+            "name a new directory, or move its files away",
         )
+
+
+OnUnit = Callable[[str, float, float], None]
+
+
+def expert_unit(layer_id: int, bank: Bank, expert_id: int) -> str:
+    """The name of an expert."""
+    return f"expert {layer_id}.{bank}.{expert_id}"
+
+
+class Units:
+    """Records finished units in the journal, and tells the caller."""
+
+    def __init__(
+        self,
+        work: Work,
+        files: CheckpointFiles,
+        costs: Mapping[str, float],
+        on_unit: OnUnit | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        """costs: of every unit, in any measure; on_unit: called with unit, cost so far, total."""
+        self._work, self._files, self._costs = work, files, dict(costs)
+        self._on_unit, self._should_stop = on_unit, should_stop
+        self._cost_of_all = sum(costs.values())
+        self._cost_done = sum(self._costs.get(unit, 0.0) for unit in work.done)
+        if on_unit is not None:
+            on_unit("", self._cost_done, self._cost_of_all)
+
+    def is_done(self, unit: str) -> bool:
+        """Whether this run or an earlier one finished it."""
+        return unit in self._work.done
+
+    def report(self, unit: str) -> dict[str, float]:
+        """The report that was recorded with it."""
+        return self._work.done[unit]
+
+    def finish(self, unit: str, report: Mapping[str, float] | None = None) -> None:
+        """Sync its bytes to the disk and record it. Stopped if the caller asks for it."""
+        assert unit in self._costs, unit
+        self._files.sync()
+        self._work.record(unit, report)
+        self._cost_done += self._costs[unit]
+        if self._on_unit is not None:
+            self._on_unit(unit, self._cost_done, self._cost_of_all)
+        self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Raise Stopped if the caller asks for it; recorded units stay."""
+        if self._should_stop is not None and self._should_stop():
+            num_done = len(self._work.done.keys() & self._costs.keys())
+            raise Stopped(
+                f"stopped after {num_done} of {len(self._costs)} units, "
+                f"{self._cost_done / self._cost_of_all:.0%} of the work",
+                f"a stop was requested; finished units are in {self._work.directory}",
+                "run the same command again to resume",
+            )
+
+
+_SAMPLES = 64
+_SAMPLE_BYTES = 64 << 10
+
+
+def source_identity(directory: Path) -> str:
+    """A hash of config.json, and of sizes and evenly spaced samples of all weight files.
+
+    Reading 58 GB would take minutes, and another checkpoint differs in every sample.
+    """
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    for path in sorted(directory.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            for sample in range(_SAMPLES):
+                file.seek(size * sample // _SAMPLES)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def calibration_identity(sequences: Iterable[TokenSequence]) -> str:
+    """A hash of all ids and pixels, in order."""
+    digest = hashlib.sha256()
+    for sequence in sequences:
+        digest.update(json.dumps(sequence.token_ids).encode())
+        for patches in sequence.patches:
+            digest.update(patches.pixel_values.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def settings_identity(tables: QuantizationConfig, recipe: Recipe) -> str:
+    """A hash of the format of every weight and of the recipe."""
+    return hashlib.sha256(json.dumps([tables.to_json(), repr(recipe)], sort_keys=True).encode()).hexdigest()
+
+
+def version_identity(recipe: Recipe | None = None) -> str:
+    """The versions that the bytes depend on, with that of the library that the recipe uses."""
+    versions = f"ernie-local {ernie_local.__version__}, torch {torch.__version__}"
+    package = None if recipe is None else FOREIGN_PACKAGES.get(recipe.method)
+    return versions if package is None else f"{versions}, {package} {importlib.metadata.version(package)}"

@@ -13,26 +13,22 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ernie_calibration import charts
-from ernie_calibration.charts import KINDS, figure, make_chart, scatter
-from ernie_calibration.charts.bars import draw_bars
-from ernie_calibration.charts.dual import draw_dual
+from ernie_calibration.charts import KINDS, draw_chart, figure
 from ernie_calibration.charts.figure import is_inside, new_figure, random_theme
-from ernie_calibration.charts.lines import draw_lines
-from ernie_calibration.charts.pie import draw_pie
 from ernie_calibration.charts.scatter import draw_points, draw_scatter
 from ernie_calibration.charts.series import Series, draw_series
-from ernie_calibration.charts.stacked import draw_stacked
-from ernie_calibration.pictures.names import NameSource, is_held_out
-from ernie_calibration.pictures.picture import Picture, Question
+from ernie_calibration.charts.series_charts import draw_bars, draw_dual, draw_lines, draw_pie, draw_stacked
+from ernie_calibration.drawn_image import DrawnImage, Question
+from ernie_calibration.names import NameSource, is_held_out
 from ernie_calibration.scoring import METRIC_OF_KIND
 
-WITH_SERIES = [kind for kind in KINDS if kind != scatter.KIND]
+WITH_SERIES = [kind for kind in KINDS if kind != "scatter chart page"]
 Data = dict[str, dict[str, float]]  # value by series name and category
 
 
-def read_data(picture: Picture) -> Data:
+def read_data(drawn: DrawnImage) -> Data:
     """The data as anybody would read them from the transcript."""
-    lines = picture.transcript.split("\n")
+    lines = drawn.transcript.split("\n")
     data: Data = {}
     if " | " in lines[1]:
         names = [name.rsplit(" (", 1)[0] for name in lines[1].split(" | ")[1:]]
@@ -76,13 +72,13 @@ def worked_out(question: Question, data: Data) -> str | float:
 @pytest.mark.parametrize("kind", WITH_SERIES)
 def test_answers_follow_from_the_transcript(kind: str) -> None:
     for seed in range(6):
-        picture = make_chart(kind, seed, held_out=seed % 4 == 0)
-        data = read_data(picture)
-        kinds = [question.kind for question in picture.questions]
+        drawn = draw_chart(kind, seed, held_out=seed % 4 == 0)
+        data = read_data(drawn)
+        kinds = [question.kind for question in drawn.questions]
         assert kinds[0] == "transcript"
         assert set(kinds) == {"transcript"} | {kind for kind in METRIC_OF_KIND if kind.startswith("chart ")}
-        assert len({question.text for question in picture.questions}) == len(kinds)
-        for question in picture.questions[1:]:
+        assert len({question.text for question in drawn.questions}) == len(kinds)
+        for question in drawn.questions[1:]:
             expected = worked_out(question, data)
             if isinstance(expected, str):
                 assert question.answer == expected, question
@@ -92,15 +88,15 @@ def test_answers_follow_from_the_transcript(kind: str) -> None:
 
 def test_answers_on_points_follow_from_the_transcript() -> None:
     for seed in range(6):
-        picture = make_chart(scatter.KIND, seed)
+        drawn = draw_chart("scatter chart page", seed)
         points = {
             line.split(":")[0]: [(int(x), int(y)) for x, y in re.findall(r"\((\d+), (\d+)\)", line)]
-            for line in picture.transcript.split("\n")[2:]
+            for line in drawn.transcript.split("\n")[2:]
         }
         everything: list[tuple[int, int, str]] = [
             (y, x, name) for name, group in points.items() for x, y in group
         ]
-        answers = {question.text: question.answer for question in picture.questions[1:]}
+        answers = {question.text: question.answer for question in drawn.questions[1:]}
         for text, answer in answers.items():
             (name, *_) = [*mentioned(list(points), text), ""]
             expected = {
@@ -120,28 +116,28 @@ def test_answers_on_points_follow_from_the_transcript() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_seeds_draw_equal_charts_and_others_do_not(kind: str) -> None:
-    first, again = (make_chart(kind, 3) for _ in range(2))
+    first, again = (draw_chart(kind, 3) for _ in range(2))
     assert numpy.array_equal(numpy.asarray(first.image), numpy.asarray(again.image))
     assert first.questions == again.questions
-    others = (make_chart(kind, 4), make_chart(kind, 3, held_out=True))
-    assert len({picture.image.tobytes() for picture in (first, *others)}) == 3
+    others = (draw_chart(kind, 4), draw_chart(kind, 3, held_out=True))
+    assert len({drawn.image.tobytes() for drawn in (first, *others)}) == 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_charts_have_the_size_of_pages_and_nothing_reaches_over_the_edge(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[Figure] = []
+    figures: list[Figure] = []
 
     def watched(random: Random, theme: figure.Theme) -> Figure:
-        drawn.append(new_figure(random, theme))
-        return drawn[-1]
+        figures.append(new_figure(random, theme))
+        return figures[-1]
 
     monkeypatch.setattr(charts, "new_figure", watched)
     for seed in range(6):
-        picture = make_chart(kind, seed, held_out=seed % 2 == 0)
-        assert 690 <= max(picture.image.size) <= 1610
-        assert is_inside(drawn[-1])
+        drawn = draw_chart(kind, seed, held_out=seed % 2 == 0)
+        assert 690 <= max(drawn.image.size) <= 1610
+        assert is_inside(figures[-1])
 
 
 def test_letters_shrink_until_a_long_title_fits() -> None:

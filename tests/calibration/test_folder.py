@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from ernie_calibration.folder import folder_samples
-from ernie_calibration.sample import Sample, Turn
+from ernie_calibration.sample import Sample, SampleTurn
 from ernie_calibration.turn_files import MAX_TEXT_BYTES
 from ernie_local.errors import InputUnreadable
 
 COLORS = ("red", "green", "blue")
 
 
-def picture(path: Path, kind: str | None = None) -> Path:
+def image(path: Path, kind: str | None = None) -> Path:
     Image.new("RGB", (60, 40), "red").save(path, kind)
     return path
 
@@ -30,22 +30,24 @@ def read(folder: Path) -> tuple[dict[str, Sample], list[str]]:
 def test_every_format_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     names = ("a.png", "b.JPG", "c.webp", "d.gif", "e.tif", "f.bmp", "g.pdf")
     for name in reversed(names):
-        picture(tmp_path / name)
+        image(tmp_path / name)
     samples, notes = read(tmp_path)
     assert list(samples) == [f"folder/{name}" for name in names]
     assert all(len(sample.images) == 1 and sample.turns == () for sample in samples.values())
     assert notes == []
 
 
-def test_texts_belong_to_the_picture_of_their_name(tmp_path: Path) -> None:
-    picture(tmp_path / "bill.png")
+def test_texts_belong_to_the_image_of_their_name(tmp_path: Path) -> None:
+    image(tmp_path / "bill.png")
     (tmp_path / "bill.txt").write_text("\ufeffCafé\nTotal 3.50\n", encoding="utf-8")
-    picture(tmp_path / "chart.png")
+    image(tmp_path / "chart.png")
     turns = [{"question": "How high is A?", "answer": "7"}, {"question": "And B?", "answer": "9"}]
     (tmp_path / "chart.json").write_text(json.dumps({"turns": turns}))
     (tmp_path / "letter.txt").write_text("Dear Sir,\nall is well.")
     samples, _ = read(tmp_path)
-    assert samples["folder/bill.png"].turns == (Turn("Read the text.", "Café\nTotal 3.50", "transcript"),)
+    assert samples["folder/bill.png"].turns == (
+        SampleTurn("Read the text.", "Café\nTotal 3.50", "transcript"),
+    )
     assert [turn.answer for turn in samples["folder/chart.png"].turns] == ["7", "9"]
     letter = samples["folder/letter.txt"]
     assert (letter.images, letter.turns[0].answer) == ((), "Dear Sir,\nall is well.")
@@ -66,7 +68,7 @@ def test_pages_are_one_sample_with_their_text_and_one_each_without(tmp_path: Pat
 
 
 def test_what_is_left_out_is_named_with_the_reason(tmp_path: Path) -> None:
-    picture(tmp_path / "scan.dat", "PNG")  # told by its content
+    image(tmp_path / "scan.dat", "PNG")  # told by its content
     (tmp_path / ".hidden").write_text("x")
     (tmp_path / "more").mkdir()
     (tmp_path / "notes.docx").write_bytes(b"PK\x03\x04rest")
@@ -85,9 +87,9 @@ def test_what_is_left_out_is_named_with_the_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds 0 pictures and 0 texts"),
+        ({}, "holds 0 images and 0 texts"),
         ({"a.png": b""}, "a.png: holds 0 bytes"),
-        ({"a.png": b"no picture at all"}, "a.png: is not a picture"),
+        ({"a.png": b"no image at all"}, "a.png: is not an image"),
         ({"a.pdf": b"%PDF-1.4 cut off"}, "a.pdf: this PDF is cut off or damaged"),
         ({"a.txt": b" \n"}, "a.txt: holds 0 characters"),
         ({"a.txt": b"Z\xfcrich"}, "a.txt: byte 2 of 6 is 0xfc, which is not UTF-8"),
@@ -113,9 +115,9 @@ def test_what_cannot_be_understood_is_refused(tmp_path: Path, files: dict[str, b
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_a_text_that_could_belong_to_two_pictures_is_refused(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "a.jpg")
+def test_a_text_that_could_belong_to_two_images_is_refused(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    image(tmp_path / "a.jpg")
     assert len(read(tmp_path)[0]) == 2
     (tmp_path / "a.txt").write_text("which?")
     with pytest.raises(InputUnreadable, match=r"a\.txt could belong to either"):

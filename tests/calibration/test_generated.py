@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
-from ernie_calibration.generated import FAMILIES, MIX, generated_samples
+from ernie_calibration.generated import MIX, SampleFamily, generated_samples
 from ernie_calibration.sample import Sample
 
 
@@ -37,7 +39,7 @@ def test_other_seeds_and_the_other_world_have_other_samples() -> None:
 
 def test_the_mix_has_its_shares_and_a_family_is_the_same_alone() -> None:
     samples = list(generated_samples(12))
-    for family in FAMILIES:
+    for family in get_args(SampleFamily):
         mixed = [sample for sample, name in zip(samples, MIX, strict=True) if name == family]
         alone = list(generated_samples(len(mixed), families=(family,)))
         assert len(mixed) == MIX.count(family)
@@ -48,8 +50,8 @@ def test_the_mix_has_its_shares_and_a_family_is_the_same_alone() -> None:
         next(generated_samples(1, families=("films",)))
 
 
-def test_a_third_of_the_small_pictures_is_read_out_whole() -> None:
-    samples = generated_samples(30, families=("pictures",))
+def test_a_third_of_the_small_images_is_read_out_whole() -> None:
+    samples = generated_samples(30, families=("images",))
     kinds = [[turn.kind for turn in sample.turns] for sample in samples]
     assert sum(kind == ["transcript"] for kind in kinds) == 10
     assert all(1 <= len(kind) <= 3 for kind in kinds)

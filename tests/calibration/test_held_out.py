@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ernie_calibration.generated import PAGES, generated_samples
-from ernie_calibration.held_out import LONG_KINDS, TRANSCRIPT, held_out_samples
-from ernie_calibration.pictures import make_picture
+from ernie_calibration.generated import LONG_KINDS, PAGES, TRANSCRIPT, generated_samples, held_out_samples
+from ernie_calibration.images import draw_image
 from ernie_calibration.sample import Sample
 
 
@@ -35,12 +34,12 @@ def test_they_are_the_published_ones() -> None:
     assert sample.name == "invoice/held out/5000000"
     assert sample.name.startswith(next(iter(PAGES)))
     printed = [
-        make_picture("invoice", 5_000_000, width=width, height=height, held_out=True)
+        draw_image("invoice", 5_000_000, width=width, height=height, held_out=True)
         for width, height in PAGES["invoice"]
     ]
-    answers = {question.answer for picture in printed for question in picture.questions}
+    answers = {question.answer for drawn in printed for question in drawn.questions}
     assert sample.turns[0].answer in answers
-    assert sample.turns[1].answer in {picture.transcript for picture in printed}
+    assert sample.turns[1].answer in {drawn.transcript for drawn in printed}
 
 
 def test_no_answer_long_enough_to_be_a_name_comes_from_calibration() -> None:

@@ -11,7 +11,7 @@ import sentencepiece
 import torch
 
 import ernie_local
-from ernie_calibration.pictures.bar_chart import SUPERLATIVES
+from ernie_calibration.images.charts import SUPERLATIVES
 from ernie_local.media.patches import Patches
 from nano import export
 from nano.batches import CHARACTERS, NUM_CHARACTER_CLASSES, BatchMaker, Stream
@@ -67,7 +67,7 @@ def test_the_ids_in_config_are_those_of_the_tokenizer(tokenizer_path: Path) -> N
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@pytest.mark.parametrize("kinds", [("text card",), ()], ids=["picture", "text only"])
+@pytest.mark.parametrize("kinds", [("text card",), ()], ids=["image", "text only"])
 def test_exported_network_gives_the_runtime_the_same_logits(
     tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, ...]
 ) -> None:

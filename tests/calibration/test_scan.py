@@ -8,13 +8,13 @@ import numpy
 import pytest
 from PIL import Image
 
-from ernie_calibration.documents import make_document
+from ernie_calibration.documents import draw_document
 from ernie_calibration.scan import WEARS, worn
 
 
 @pytest.fixture(scope="module")
 def page() -> Image.Image:
-    return make_document("letter page", 2).image
+    return draw_document("letter page", 2).image
 
 
 def gray(image: Image.Image) -> numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.float64]]:
@@ -38,7 +38,7 @@ def test_ink_stays_darker_than_the_paper_around_it(seed: int, page: Image.Image)
     assert numpy.median(values) - dark > 40
 
 
-def test_shadows_fall_on_square_pictures_too() -> None:
+def test_shadows_fall_on_square_images_too() -> None:
     square = Image.new("RGB", (64, 64), "white")
     falls = [gray(WEARS["shadow"](Random(seed), square)) for seed in range(12)]
     # Along one side the light changes, across it it does not.

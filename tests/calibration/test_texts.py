@@ -5,20 +5,21 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Callable
 from random import Random
 
 import pytest
 
 from ernie_calibration.documents.language import CODES, load_language
 from ernie_calibration.documents.names import DocumentNames
-from ernie_calibration.sample import Turn
+from ernie_calibration.names import of_world
+from ernie_calibration.sample import SampleTurn
 from ernie_calibration.texts import arithmetic, make_texts, programs, prose
-from ernie_calibration.worlds import of_world
 
-Maker = arithmetic.Maker
+Maker = Callable[[Random, DocumentNames], SampleTurn]
 
 
-def drawn(maker: Maker, count: int = 20, held_out: bool = False) -> list[Turn]:
+def drawn(maker: Maker, count: int = 20, held_out: bool = False) -> list[SampleTurn]:
     """Turns with names in all languages."""
     turns = []
     for seed in range(count):

@@ -54,7 +54,7 @@ def fake_chat(monkeypatch: pytest.MonkeyPatch) -> FakeChat:
     files.image_processor = ImageProcessorConfig()
     files.generation_config = {}
     monkeypatch.setattr(model_files, "find_model_files", lambda name: files)
-    monkeypatch.setattr(session, "check_question", lambda *arguments, **options: None)
+    monkeypatch.setattr(session, "check_first_question", lambda *arguments, **options: None)
     monkeypatch.setattr(opening, "open_chat", lambda *arguments: chat)
     return chat
 

@@ -202,6 +202,8 @@ def test_the_fastest_rule_for_misses_is_stored_and_kept(
     command: Command, settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speeds = {"fetch": 3.0, "compute": 5.0, "split": 4.0}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr("ernie_local.machine.miss_rules.measure_miss_rules", lambda model: speeds)
     result = command("bench", "nano", "--vram", "6GiB")
     assert re.search(r"decode, misses compute +5\.00 tokens/s  fastest\n", result.stdout)
@@ -210,3 +212,12 @@ def test_the_fastest_rule_for_misses_is_stored_and_kept(
     profile = read_profile(settings)
     assert profile is not None
     assert (profile.miss_rules, profile.best_miss_rule) == (speeds, "compute")
+
+
+def test_rules_are_not_measured_without_a_gpu(command: Command, surveyed: list[Any]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    result = command("bench", "nano", "--vram", "2GiB", "--ctx-size", "1k", "--json", "--no-save")
+    assert result.exit_code == 3
+    assert "0 CUDA GPUs" in result.json()["error"]["what"]
+    assert not surveyed

@@ -17,11 +17,11 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import Stopped, UsageError
 from ernie_local.packing import find_format, pack_page
-from ernie_quant.costs import expert_cost
 from ernie_quant.expert import ExpertInputs, ExpertReport, ExpertWeights, quantize_expert
 from ernie_quant.job import Job
 from ernie_quant.pipeline import plan_checkpoint, quantize_checkpoint
-from ernie_quant.recipe import Method, Recipe
+from ernie_quant.plan import expert_cost
+from ernie_quant.recipe import QuantizationMethod, Recipe
 
 CONFIG = read_config(NANO_DIRECTORY)
 W4, W2 = (find_format("w4"),) * 2, (find_format("w2"),) * 2
@@ -31,11 +31,11 @@ def tables(experts: str, small: str | None = None) -> FormatChoice:
     return FormatChoice(experts, small_experts=small)
 
 
-def job(out: Path, experts: str, small: str | None = None, method: Method = "gptq") -> Job:
+def job(out: Path, experts: str, small: str | None = None, method: QuantizationMethod = "gptq") -> Job:
     sequences = []
     if method == "gptq":
         encoder = SampleEncoder.of_model(NANO_DIRECTORY)
-        sequences = [encoder.encode(sample) for sample in generated_samples(4, families=("pictures",))]
+        sequences = [encoder.encode(sample) for sample in generated_samples(4, families=("images",))]
     return Job(NANO_DIRECTORY, out, format_tables(CONFIG, tables(experts, small)), Recipe(method), sequences)
 
 
@@ -135,7 +135,9 @@ def test_calibrated_pages_are_those_of_a_checkpoint_without_small_ones(tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["rtn", "clip"])
-def test_rounded_small_pages_are_those_of_a_small_checkpoint(method: Method, tmp_path: Path) -> None:
+def test_rounded_small_pages_are_those_of_a_small_checkpoint(
+    method: QuantizationMethod, tmp_path: Path
+) -> None:
     for name, experts, small in (("dual", "w4", "w2"), ("four", "w4", None), ("two", "w2", None)):
         quantize_checkpoint(job(tmp_path / name, experts, small, method))
     dual, four, two = (weights(tmp_path / name) for name in ("dual", "four", "two"))

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ernie_local
-from ernie_calibration.held_out import held_out_samples
+from ernie_calibration.generated import held_out_samples
 from ernie_calibration.scoring import score
 from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
@@ -36,7 +36,7 @@ SAMPLES = 4
 
 def job(cache: Path | None = None, **changes: Any) -> EvaluationJob:
     plain = EvaluationJob(
-        find_candidate("nano"), SAMPLES, 0, ("pictures",), 1, "known", "cpu", "float32", cache
+        find_candidate("nano"), SAMPLES, 0, ("images",), 1, "known", "cpu", "float32", cache
     )
     return dataclasses.replace(plain, **changes)
 
@@ -104,17 +104,17 @@ def test_states_are_those_of_one_pass_over_prompt_and_right_answer(
     turns = [(sample, turn) for sample in held_out_samples(SAMPLES) for turn in sample.turns]
     assert len(turns) == len(observed) == SAMPLES + 2
     for (sample, turn), seen in zip(turns, observed, strict=True):
-        assert (seen.document, seen.turn) == (sample.name, turn)
-        assert nano.tokenizer.decode(seen.forced_ids) == turn.answer
-        num_prompt = len(seen.token_ids) - len(seen.forced_ids)
-        tail = nano.tokenizer.decode(seen.token_ids[num_prompt - 8 : num_prompt])
+        assert (seen.asked.document, seen.asked.turn) == (sample.name, turn)
+        assert nano.tokenizer.decode(seen.asked.forced_ids) == turn.answer
+        num_prompt = len(seen.asked.token_ids) - len(seen.asked.forced_ids)
+        tail = nano.tokenizer.decode(seen.asked.token_ids[num_prompt - 8 : num_prompt])
         assert tail.endswith("\n\n</think>\n\n")
-        logits = nano.logits(seen.token_ids, sample.images)
+        logits = nano.logits(seen.asked.token_ids, sample.images)
         expected = logits[num_prompt - 1 :]
         found = nano.network.logits(seen.states)
         assert found.shape == expected.shape
         assert torch.allclose(found, expected, atol=1e-3)
-        choices = torch.stack(nano.router_choices(seen.token_ids, sample.images)[1:])
+        choices = torch.stack(nano.router_choices(seen.asked.token_ids, sample.images)[1:])
         assert float(same_experts(seen.choices, choices).mean()) > 0.999
 
 
@@ -122,8 +122,10 @@ def test_own_answers_are_those_of_a_chat(nano: LoadedModel, observed: list[Obser
     images = {sample.name: sample.images for sample in held_out_samples(SAMPLES)}
     for seen in observed:
         chat = ernie_local.Chat(nano)
-        pieces = chat.ask(seen.turn.question, images=images[seen.document], thinking=False, max_tokens=400)
-        assert seen.answer == "".join(piece.text for piece in pieces)
+        pieces = chat.ask(
+            seen.asked.turn.question, images=images[seen.asked.document], thinking=False, max_tokens=400
+        )
+        assert seen.asked.answer == "".join(piece.text for piece in pieces)
 
 
 def test_a_checkpoint_against_itself_differs_in_nothing(evaluation: Evaluation) -> None:
@@ -227,7 +229,7 @@ def test_kept_results_of_another_model_or_damaged_ones_are_refused(
         Evaluation(job(cache, reference=find_candidate(str(permuted))))
     damaged = tmp_path / "damaged"
     damaged.write_bytes(cache.read_bytes()[:-10])
-    with pytest.raises(UsageError, match="no file of a reference's results"):
+    with pytest.raises(UsageError, match="not a file of a reference's results"):
         Evaluation(job(damaged))
     with pytest.raises(UsageError, match="cannot be written"):
         Evaluation(job(tmp_path / "missing" / "file"))
@@ -284,8 +286,11 @@ def test_another_model_or_other_files_are_told(
     with pytest.raises(ModelUnusable, match="has vocab_size 96, the reference 432"):
         check_comparable(find_candidate("nano"), find_candidate(str(tiny_checkpoint)))
     comparer = Comparer(head_of(nano.network), head_of(nano.network), nano.config, "tags")
+    other = dataclasses.replace(
+        observed[0], asked=dataclasses.replace(observed[0].asked, prompt_identity="other")
+    )
     with pytest.raises(ModelUnusable, match="tokenizer, chat template or settings for images"):
-        comparer.compare(observed[0], dataclasses.replace(observed[0], prompt_identity="other"))
+        comparer.compare(observed[0], other)
     shutil.copytree(NANO_DIRECTORY, tmp_path / "nano")
     settings = tmp_path / "nano" / "preprocessor_config.json"
     values = json.loads(settings.read_text())

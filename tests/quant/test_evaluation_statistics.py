@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ernie_quant.evaluation.statistics import bootstrap_ratio, divergence, mcnemar, quantiles
+from ernie_quant.evaluation.comparison import divergence
+from ernie_quant.evaluation.summary import bootstrap_ratio, mcnemar, quantiles
 
 
 def test_divergence_is_that_of_torch() -> None:

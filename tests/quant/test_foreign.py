@@ -31,12 +31,12 @@ from ernie_local.packing.foreign_matrix import (
     pack_foreign,
     unpack_quanto,
 )
-from ernie_quant.costs import unit_costs
 from ernie_quant.foreign import choose_expert_format, quantize_foreign
-from ernie_quant.identity import version_identity
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
+from ernie_quant.plan import unit_costs
 from ernie_quant.recipe import METHODS, Recipe, quantize_matrix
+from ernie_quant.work import version_identity
 
 CONFIG = read_config(NANO_DIRECTORY)
 # Rows divided by a block and not, blocks that a row cuts, a last block that is not full.

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ernie_local
-from ernie_calibration.pictures import make_picture
+from ernie_calibration.images import draw_image
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.header import read_safetensors_header
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
@@ -49,7 +49,7 @@ def nano() -> LoadedModel:
 
 def draw(nano: LoadedModel, seed: int) -> Tokens:
     """An image with everything that is printed on it."""
-    image = make_picture("receipt", seed, width=224, height=280)
+    image = draw_image("receipt", seed, width=224, height=280)
     patches = nano.patches([image.image])
     media = CONFIG.media
     ids = [1, media.image_start, *[media.image] * patches[0].num_tokens, media.image_end]
@@ -205,7 +205,7 @@ def test_other_work_is_not_gone_on_with(
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no work to go on with"):
+    with pytest.raises(UsageError, match="no work to resume"):
         quantize_checkpoint(Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn"), resume="required"))
 
 

@@ -17,9 +17,9 @@ from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
 from ernie_quant.job import Job
 from ernie_quant.pipeline import plan_checkpoint, quantize_checkpoint
+from ernie_quant.plan import rehearse
 from ernie_quant.recipe import Recipe
-from ernie_quant.rehearsal import rehearse
-from ernie_quant.source import Source
+from ernie_quant.source import FloatSource
 
 CONFIG = read_config(NANO_DIRECTORY)
 TABLES = format_tables(CONFIG, FormatChoice("w2"))
@@ -27,7 +27,7 @@ TABLES = format_tables(CONFIG, FormatChoice("w2"))
 
 def job(tmp_path: Path) -> Job:
     encoder = SampleEncoder.of_model(NANO_DIRECTORY)
-    samples = [encoder.encode(sample) for sample in generated_samples(6, families=("pictures",))]
+    samples = [encoder.encode(sample) for sample in generated_samples(6, families=("images",))]
     return Job(NANO_DIRECTORY, tmp_path / "out", TABLES, Recipe(sweeps=0), samples)
 
 
@@ -58,7 +58,7 @@ def test_nothing_is_timed_without_calibration(tmp_path: Path) -> None:
 
 
 def test_too_much_memory_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(DoesNotFit, match=r"MiB of memory are needed, --max-ram allows 64\.0 MiB"):
+    with pytest.raises(DoesNotFit, match=r"MiB of memory are needed, most_memory allows 64\.0 MiB"):
         quantize_checkpoint(dataclasses.replace(job(tmp_path), most_memory=64 << 20))
     assert list(tmp_path.iterdir()) == []
 
@@ -68,7 +68,7 @@ def test_a_rehearsal_that_cannot_save_fails_before_the_work(tmp_path: Path) -> N
         open_checkpoint(NANO_DIRECTORY, CONFIG) as checkpoint,
         pytest.raises(DoesNotFit, match=r"a page of [0-9]+ bytes cannot be written"),
     ):
-        rehearse(Source(checkpoint), CONFIG, TABLES, Recipe(), tmp_path / "not there")
+        rehearse(FloatSource(checkpoint), CONFIG, TABLES, Recipe(), tmp_path / "not there")
 
 
 def test_no_room_for_hidden_states_is_told_before_the_work(

@@ -19,13 +19,12 @@ from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, InputUnreadable, UsageError
 from ernie_local.packing import dequantize, find_format
 from ernie_quant import mixed_tables
-from ernie_quant.expert import ExpertWeights
+from ernie_quant.expert import ExpertWeights, RoutedExpert
 from ernie_quant.grid import round_to_grid, search_grid
-from ernie_quant.measure import measurements_in
-from ernie_quant.measurements import ExpertKey, Measurements
-from ernie_quant.option_losses import expert_outputs, option_losses
-from ernie_quant.probe import EXPERT_FORMATS, probe_sequences
-from ernie_quant.source import Source
+from ernie_quant.losses import expert_outputs, option_losses
+from ernie_quant.measurements import Measurements
+from ernie_quant.probe import EXPERT_FORMATS, measurements_in, probe_sequences
+from ernie_quant.source import FloatSource
 
 CONFIG = read_config(NANO_DIRECTORY)
 
@@ -33,7 +32,7 @@ CONFIG = read_config(NANO_DIRECTORY)
 @pytest.fixture(scope="module")
 def samples() -> list[EncodedSample]:
     encoder = SampleEncoder.of_model(NANO_DIRECTORY)
-    return [encoder.encode(sample) for sample in generated_samples(4, families=("pictures",))]
+    return [encoder.encode(sample) for sample in generated_samples(4, families=("images",))]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,7 @@ def test_a_copy_ends_where_the_rounded_model_does(
     """Layer 2 with its experts really rounded, in a whole model: the same divergence at the answers."""
     # Columns alike, so that the model below needs no statistics of its own.
     monkeypatch.setattr(
-        "ernie_quant.option_losses.search_grid",
+        "ernie_quant.losses.search_grid",
         lambda matrix, low_bit, _importance: search_grid(matrix, low_bit),
     )
     measured = measurements_in(tmp_path / "statistics.json", NANO_DIRECTORY, samples)
@@ -85,7 +84,7 @@ def test_a_copy_ends_where_the_rounded_model_does(
     ]
     experts = model.network.experts
     with open_checkpoint(NANO_DIRECTORY, CONFIG) as checkpoint:
-        source = Source(checkpoint)
+        source = FloatSource(checkpoint)
         for bank in ("text", "vision"):
             for expert_id in range(CONFIG.text.banks[0].num_experts):
                 weights = source.expert(2, bank, expert_id)
@@ -187,7 +186,7 @@ def test_a_gpu_holds_what_decoding_needs(measured: Measurements) -> None:
 
 def test_seldom_seen_experts_keep_a_floor(measured: Measurements) -> None:
     """An expert without a token loses as one with a fifth of the mean power would."""
-    key: ExpertKey = (2, "text", 3)
+    key: RoutedExpert = (2, "text", 3)
     unseen = dataclasses.replace(measured.experts[key], power=0.0)
     items = mixed_tables.expert_items(
         CONFIG, dataclasses.replace(measured, experts={**measured.experts, key: unseen})

@@ -14,7 +14,7 @@ from ernie_local.config import read_config
 from ernie_local.media.patches import Patches
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
-from ernie_quant.recipe import Method, Recipe
+from ernie_quant.recipe import QuantizationMethod, Recipe
 from tests.banks import with_one_bank, without_banks
 from tests.runtime.paged_models import image, image_ids
 
@@ -34,7 +34,9 @@ def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("method", ["gptq", "clip"])
-def test_a_quantized_model_answers_about_the_same(plain: Path, tmp_path: Path, method: Method) -> None:
+def test_a_quantized_model_answers_about_the_same(
+    plain: Path, tmp_path: Path, method: QuantizationMethod
+) -> None:
     exact = ernie_local.load(plain, dtype="float32")
     patches = image(exact.network, 4, 4)
     ids = (1, *image_ids(exact.network, patches), *range(20, 120))

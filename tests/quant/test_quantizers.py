@@ -13,7 +13,7 @@ from ernie_local.packing import LowBitFormat, QuantizedMatrix, dequantize, find_
 from ernie_local.packing.rounding import round_to_nearest
 from ernie_quant import native_steps
 from ernie_quant.gptq import gptq
-from ernie_quant.grid import Grid, grid_of, round_to_grid, search_grid
+from ernie_quant.grid import ScaleGrid, grid_of, round_to_grid, search_grid
 from ernie_quant.hessian import damped, second_moments
 from ernie_quant.refine import output_error, refine
 
@@ -103,7 +103,7 @@ def step_error(weights: torch.Tensor, low_bit: LowBitFormat, step: float, shift:
     return float(((codes - shift) * step - weights).square().sum())
 
 
-def textbook_gptq(weights: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> torch.Tensor:
+def textbook_gptq(weights: torch.Tensor, hessian: torch.Tensor, grid: ScaleGrid) -> torch.Tensor:
     """Optimal brain quantization: the inverse worked out anew after every column, each row on its own."""
     low_bit, exact = grid.low_bit, hessian.double()
     order = hessian.diagonal().argsort(descending=True, stable=True).tolist()

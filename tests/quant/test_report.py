@@ -19,18 +19,16 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.parts import ModelPart
 from ernie_local.config import MODALITIES, read_config
-from ernie_quant.expert import ExpertReport
+from ernie_quant.expert import ExpertReport, RoutedExpert
 from ernie_quant.job import Job
-from ernie_quant.measurements import ExpertKey
 from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import Recipe
 from ernie_quant.report import ReportContents
-from ernie_quant.report.coverage import measure_coverage, table_lines
+from ernie_quant.report.contents import measure_coverage, table_lines
 from ernie_quant.report.model_card import model_card
-from ernie_quant.report.page import html_page
-from ernie_quant.report.plots import heat_maps, layer_bars
+from ernie_quant.report.page import heat_maps, html_page, layer_bars
 
-KEYS: list[ExpertKey] = [
+KEYS: list[RoutedExpert] = [
     (layer, bank, expert) for layer in (1, 2) for bank in MODALITIES for expert in range(4)
 ]
 
@@ -142,7 +140,7 @@ def test_small_pages_have_errors_of_their_own() -> None:
     cells = Page(html_page(dual)).cells
     start = cells.index("0.3100")
     assert cells[start : start + 4] == ["0.3100", "0.0200", "0.4321", "0.1234"]
-    assert "second, small page beside that, in w2s" in html_page(dual)
+    assert "second, small page in w2s" in html_page(dual)
     assert "small" not in html_page(plain)
     expert = json.loads(dual.to_json())["experts"][1]
     assert (expert["small_format"], expert["small_down_error"]) == ("w2s", 0.1234)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ernie_quant.row_file import RowFile
+from ernie_quant.tokens import RowFile
 
 
 def test_rows_come_back_whatever_their_order(tmp_path: Path) -> None:

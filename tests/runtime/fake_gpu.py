@@ -8,7 +8,7 @@ covers who wrote or read it before. Bytes move when somebody has waited for them
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,13 +16,13 @@ from typing import Literal
 import pytest
 import torch
 
-from ernie_local.experts.budget import GpuRoom, _LentMemory
+from ernie_local.experts.budget import GpuBudget, GpuCacheMemory
+from ernie_local.experts.build import MathOn
 from ernie_local.experts.device import Event
 from ernie_local.experts.disk import PageStore
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.memory import PageLock, PageMemory
 from ernie_local.experts.page_math import PageMath
-from ernie_local.experts.paged import PagedExperts
 from ernie_local.kernels.checks import ABSENT_SLOT
 from ernie_local.model.kv_cache import KVCache, LayerStorage
 from ernie_local.model.moe import RoutedTokens
@@ -77,6 +77,7 @@ class FakeGpu:
         self._known = Clock()  # by whoever is on the host
         self._own = threading.local()  # by a thread of the host alone
         self._pending: list[Copy] = []
+        self._memories: list[Range] = []
         # What was done last to which bytes: (range, number).
         self._written: list[tuple[Range, int]] = []
         self._read: list[tuple[Range, int]] = []
@@ -90,7 +91,13 @@ class FakeGpu:
         if num_bytes > self.num_bytes:
             raise torch.OutOfMemoryError(f"{num_bytes} bytes")
         self.num_bytes -= num_bytes
-        return torch.full((num_bytes,), _SPOILT, dtype=torch.uint8)
+        memory = torch.full((num_bytes,), _SPOILT, dtype=torch.uint8)
+        self._memories.append(_range(memory))
+        return memory
+
+    def owns(self, memory: torch.Tensor) -> bool:
+        """Whether it lies in the GPU's memory, not the host's."""
+        return any(_overlap(one, _range(memory)) for one in self._memories)
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
         self.num_sent += 1
@@ -193,13 +200,13 @@ class FakeGpu:
 
 
 class WatchedMath:
-    """A PageMath that tells the GPU which pages it reads, as the places say that it was given."""
+    """A PageMath that tells the GPU which of its pages are read, as the places say that it was given."""
 
-    def __init__(self, math: PageMath, gpu: FakeGpu, experts: PagedExperts) -> None:
+    def __init__(self, math: PageMath, gpu: FakeGpu, page_bytes: Mapping[ExpertKey, int]) -> None:
         self.takes_shared_page = math.takes_shared_page
         self._math = math
         self._gpu = gpu
-        self._experts = experts
+        self._page_bytes = page_bytes
 
     def add(
         self,
@@ -210,21 +217,24 @@ class WatchedMath:
     ) -> None:
         assert places is not None
         start = memory.data_ptr()
-        for expert_id in tokens.expert_ids.unique().tolist():
+        for expert_id in tokens.expert_ids.unique().tolist() if self._gpu.owns(memory) else ():
             place = int(places[expert_id])
             if place != ABSENT_SLOT:
                 first = start + place * UNIT_BYTES
-                key = ExpertKey(tokens.layer_id, tokens.bank, expert_id)
-                self._gpu.compute_with((first, first + self._experts.store.page_bytes(key)))
+                pages = [ExpertKey(tokens.layer_id, tokens.bank, expert_id, small) for small in (False, True)]
+                # Either may lie there, if the expert has two.
+                num_bytes = min(self._page_bytes[key] for key in pages if key in self._page_bytes)
+                self._gpu.compute_with((first, first + num_bytes))
         self._math.add(output, memory, tokens, places)
 
 
-def watch(experts: PagedExperts, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the GPU see what is computed from it, and what is read from disk into the memory below."""
-    top = experts.top
-    monkeypatch.setattr(
-        top, "_math", {bank: WatchedMath(math, gpu, experts) for bank, math in top._math.items()}
-    )
+def watched_math(math_on: MathOn, gpu: FakeGpu, page_bytes: Mapping[ExpertKey, int]) -> MathOn:
+    """What `math_on` gives, seen by the GPU where it reads the GPU's memory."""
+    return lambda device: {bank: WatchedMath(math, gpu, page_bytes) for bank, math in math_on(device).items()}
+
+
+def watch(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the GPU see what is read from disk into the memory below, and where caches lie."""
     _watch_caches(gpu, monkeypatch)
     read = PageStore.read
 
@@ -237,15 +247,15 @@ def watch(experts: PagedExperts, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) 
 
 def _watch_caches(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where rows are moved to, and where each layer attends."""
-    lend, append, storage = GpuRoom.lend, KVCache.append, KVCache.storage
+    resize, append, storage = GpuBudget.resize_cache, KVCache.append, KVCache.storage
 
-    def watched_lend(self: GpuRoom, borrower: _LentMemory, num_bytes: int) -> torch.Tensor:
-        memory = lend(self, borrower, num_bytes)
+    def watched_resize(self: GpuBudget, cache: GpuCacheMemory, num_bytes: int) -> torch.Tensor:
+        memory = resize(self, cache, num_bytes)
         gpu.work_in(_range(memory))
         return memory
 
     def work_in_layer(cache: KVCache, layer_id: int) -> None:
-        for rows in cache._layout.layers[layer_id]:
+        for rows in storage(cache, layer_id):
             if rows is not None:
                 gpu.work_in(_range(rows))
 
@@ -259,7 +269,7 @@ def _watch_caches(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
         work_in_layer(self, layer_id)
         return storage(self, layer_id)
 
-    monkeypatch.setattr(GpuRoom, "lend", watched_lend)
+    monkeypatch.setattr(GpuBudget, "resize_cache", watched_resize)
     monkeypatch.setattr(KVCache, "append", watched_append)
     monkeypatch.setattr(KVCache, "storage", watched_storage)
 

@@ -1,8 +1,9 @@
-"""nano with paged experts beside nano with all of them in memory, and what both are asked."""
+"""Builds nano with paged experts, with or without a simulated GPU, and has it talk."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,16 +11,22 @@ import torch
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.engine import Engine
-from ernie_local.experts.device import Gpu
+from ernie_local.experts.build import (
+    GpuShare,
+    PagingSetup,
+    build_paged_experts,
+    open_page_store,
+    paging_plan,
+)
 from ernie_local.experts.options import PagingOptions
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.plan import PagingPlan
-from ernie_local.loading.build import build_model
-from ernie_local.loading.paging import paging_plan
+from ernie_local.loading.build import build_model, build_without_experts
+from ernie_local.loading.expert_math import expert_math
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import KVSize, attention_bytes, encoding_bytes, grown_tokens
-from ernie_local.planner.fit import Placement
+from tests.runtime.fake_gpu import FakeGpu, watched_math
 
 CONTEXT_SIZE = 512
 GPU_ROOM = 64 << 20
@@ -45,20 +52,41 @@ def gpu_cache_bytes(config: ModelConfig, num_tokens: int, item_bytes: int = 4) -
     return KVSize.of(config.text, grown_tokens(num_tokens, CONTEXT_SIZE), item_bytes).num_bytes
 
 
+def share(directory: Path, of: float) -> int:
+    """Bytes for experts: the least, and this share of what is above it."""
+    plan = plan_of(directory)
+    return plan.least_bytes + int(of * (plan.most_bytes - plan.least_bytes))
+
+
 def build(
-    directory: Path,
-    expert_bytes: int | None,
-    gpu_bytes: int | None = None,
-    paging: PagingOptions | None = None,
-    gpu: Gpu | None = None,
+    directory: Path, ram_bytes: int | None, paging: PagingOptions | None = None, gpu: GpuShare | None = None
 ) -> ErnieModel:
-    config = read_config(directory)
+    """On the processor. ram_bytes: for paged experts; None for all of them in memory."""
+    config, device = read_config(directory), torch.device("cpu")
+    options = PagingOptions() if paging is None else paging
     with open_checkpoint(directory, config) as checkpoint:
-        placement = Placement(expert_bytes, 2048, gpu_bytes)
-        if gpu is not None and gpu_bytes is not None:
-            cache_bytes = gpu_cache_bytes(config, CONTEXT_SIZE)
-            placement = Placement(expert_bytes, 2048, gpu_bytes + cache_bytes, GPU_ROOM, cache_bytes)
-        return build_model(checkpoint, config, torch.float32, torch.device("cpu"), placement, paging, gpu)
+        if ram_bytes is None:
+            return build_model(checkpoint, config, torch.float32, device)
+        if gpu is None:
+            return build_model(checkpoint, config, torch.float32, device, PagingSetup(ram_bytes, options))
+        model = build_without_experts(checkpoint, config, torch.float32, device)
+        store, plan = open_page_store(checkpoint, config, options), paging_plan(checkpoint, config, options)
+        assert plan is not None
+        assert isinstance(gpu.device, FakeGpu)
+        math_on = watched_math(partial(expert_math, checkpoint, config), gpu.device, store.page_bytes)
+        model.attach(build_paged_experts(store, plan, math_on, PagingSetup(ram_bytes, options, gpu)))
+        return model
+
+
+def gpu_share(directory: Path, gpu: FakeGpu, expert_bytes: int) -> GpuShare:
+    """Of a GPU, these bytes for experts besides the cache of a full context."""
+    cache_bytes = gpu_cache_bytes(read_config(directory), CONTEXT_SIZE)
+    return GpuShare(gpu, expert_bytes + cache_bytes, cache_bytes, GPU_ROOM)
+
+
+def ids(count: int, seed: int) -> list[int]:
+    """Random text tokens."""
+    return torch.randint(10, 400, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def paged_experts(model: ErnieModel) -> PagedExperts:

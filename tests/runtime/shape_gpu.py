@@ -86,6 +86,8 @@ def on_shape_gpu(model: ErnieModel, monkeypatch: pytest.MonkeyPatch) -> Iterator
     experts = model.experts
     assert isinstance(experts, PackedExperts)
     model.to(DEVICE)
-    model.experts = PackedExperts({key: slots.to(DEVICE) for key, slots in experts.banks.items()}, gpu)
+    model.attach(
+        PackedExperts({key: slots.to(DEVICE) for key, slots in experts.banks.items()}, gpu), model.recorder
+    )
     with gpu:
         yield gpu

@@ -106,14 +106,22 @@ def test_rewind_makes_as_if_it_had_not_been(tiny_oracle: Oracle, tiny_engine: En
 
 def test_a_vision_token_met_in_decode_takes_the_vision_bank(tiny_oracle: Oracle, tiny_engine: Engine) -> None:
     banks: list[Bank] = []
-    tiny_engine.on_route = lambda layer_id, bank, expert_ids, expert_weights, token_indices: banks.append(
-        bank
-    )
     ids, _ = tiny_oracle.prompt([6])
-    tiny_engine.prefill(ids)
     expected = tiny_oracle.run([*ids, IMAGE_START, 20]).logits
-    close(tiny_engine.decode(IMAGE_START), expected[6])
-    close(tiny_engine.decode(20), expected[7])
+
+    def note(
+        layer_id: int,
+        bank: Bank,
+        expert_ids: torch.Tensor,
+        expert_weights: torch.Tensor,
+        token_indices: torch.Tensor,
+    ) -> None:
+        banks.append(bank)
+
+    with tiny_engine.reporting_routes(note):
+        tiny_engine.prefill(ids)
+        close(tiny_engine.decode(IMAGE_START), expected[6])
+        close(tiny_engine.decode(20), expected[7])
     assert banks == ["text"] * 2 + ["vision"] * 2 + ["text"] * 2  # two sparse layers
     assert tiny_engine.decode(IMAGE_TOKEN).isfinite().all()
 
@@ -135,8 +143,8 @@ def test_placeholder_rule_sends_tags_to_the_text_bank(tiny_oracle: Oracle, tiny_
         ) -> None:
             seen[bank] += len(token_indices)
 
-        engine.on_route = count
-        engine.prefill(ids, images)
+        with engine.reporting_routes(count):
+            engine.prefill(ids, images)
         counts[rule] = seen
     assert counts["tags"] == {"text": 2 * 4, "vision": 2 * 6}
     assert counts["placeholder"] == {"text": 2 * 6, "vision": 2 * 4}
@@ -162,9 +170,11 @@ def test_prompt_beyond_the_context_is_refused_before_computing(
 ) -> None:
     engine = tiny_model.engine(context_size=20)
     computed: list[object] = []
-    engine.on_route = lambda *route, **named: computed.append(route)
     ids, images = tiny_oracle.prompt([10, tiny_oracle.image(8, 8, 1)])
-    with pytest.raises(DoesNotFit, match=r"28 tokens do not fit into a context of 20"):
+    with (
+        engine.reporting_routes(lambda *route, **named: computed.append(route)),
+        pytest.raises(DoesNotFit, match=r"28 tokens do not fit into a context of 20"),
+    ):
         engine.prefill(ids, images)
     assert not computed
     assert engine.length == 0
@@ -225,8 +235,7 @@ def test_a_failure_half_way_leaves_the_sequence_as_it_was(
         if next(calls) == 3:
             raise RuntimeError("a GPU fell off the bus")
 
-    engine.on_route = fail
-    with pytest.raises(RuntimeError, match="fell off"):
+    with engine.reporting_routes(fail), pytest.raises(RuntimeError, match="fell off"):
         engine.prefill(tiny_oracle.prompt([12])[0])
     assert (engine.length, engine.next_position) == (0, 0)
 

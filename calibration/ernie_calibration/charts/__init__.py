@@ -1,7 +1,4 @@
-"""Seeded charts by matplotlib, page-sized, with their data as transcripts, questions and answers.
-
-Own the registry of kinds; each kind lives in the file of its name. Knows nothing of models.
-"""
+"""Draws page-sized charts by matplotlib from a seed; their transcripts are the data behind them."""
 
 from __future__ import annotations
 
@@ -10,29 +7,29 @@ from random import Random
 
 from matplotlib.figure import Figure
 
-from ernie_calibration.charts import bars, dual, lines, pie, scatter, stacked
+from ernie_calibration.charts import series_charts
 from ernie_calibration.charts.figure import Theme, new_figure, random_theme, render
-from ernie_calibration.pictures.names import NameSource
-from ernie_calibration.pictures.picture import Picture, Question, Run
+from ernie_calibration.charts.scatter import make_scatter
+from ernie_calibration.drawn_image import DrawnImage, Question, Run
+from ernie_calibration.names import NameSource
 
-__all__ = ["KINDS", "make_chart"]
+__all__ = ["KINDS", "draw_chart"]
 
-Maker = Callable[[Random, NameSource, Figure, Theme], list[Question]]
-KINDS: dict[str, Maker] = {
-    bars.KIND: bars.make_bars,
-    lines.KIND: lines.make_lines,
-    pie.KIND: pie.make_pie,
-    scatter.KIND: scatter.make_scatter,
-    stacked.KIND: stacked.make_stacked,
-    dual.KIND: dual.make_dual,
+KINDS: dict[str, Callable[[Random, NameSource, Figure, Theme], list[Question]]] = {
+    "bar chart page": series_charts.make_bars,
+    "line chart page": series_charts.make_lines,
+    "pie chart page": series_charts.make_pie,
+    "scatter chart page": make_scatter,
+    "stacked chart page": series_charts.make_stacked,
+    "dual axis chart page": series_charts.make_dual,
 }
 
 
-def make_chart(kind: str, seed: int | str, *, held_out: bool = False) -> Picture:
+def draw_chart(kind: str, seed: int | str, *, held_out: bool = False) -> DrawnImage:
     """The chart of `kind` that `seed` stands for, 700 to 1600 pixels wide.
 
-    Its transcript is the data behind it. The names, subjects, units and themes of held-out charts are never
-    used for others. Raises KeyError for a kind that is not in KINDS.
+    Held-out charts have names, subjects, units and themes that no other chart has. KeyError for a kind that
+    is not in KINDS.
     """
     random = Random(f"{kind}/{seed}/{held_out}")
     theme = random_theme(random, held_out)
@@ -40,4 +37,4 @@ def make_chart(kind: str, seed: int | str, *, held_out: bool = False) -> Picture
     questions = KINDS[kind](random, NameSource(random, held_out), figure, theme)
     image = render(figure, theme)
     text = tuple(map(Run.unprinted, questions[0].answer.split("\n")))
-    return Picture(kind, image, image.width, image.height, text, tuple(questions))
+    return DrawnImage(kind, image, image.width, image.height, text, tuple(questions))

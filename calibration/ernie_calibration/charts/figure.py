@@ -1,6 +1,6 @@
-"""Figures of matplotlib, through its objects and the Agg canvas alone: nothing global is read or set.
+"""Makes matplotlib figures with a random theme, and keeps all text inside the image.
 
-Owns sizes, themes, and that all text lies on the picture. Knows nothing of what a chart shows.
+It uses matplotlib's objects and the Agg canvas alone, so nothing global is read or set.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from ernie_calibration.worlds import of_world
+from ernie_calibration.names import of_world
 
 LONG_SIDES = (700, 1600)  # pixels
-# Every fourth is held out.
+# Every fourth family, palette and grid is held out.
 FAMILIES = ("DejaVu Sans", "DejaVu Serif", "DejaVu Sans Mono", "STIXGeneral")
 PALETTES = (
     ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f"),
@@ -59,7 +59,7 @@ def random_theme(random: Random, held_out: bool) -> Theme:
 
 
 def new_figure(random: Random, theme: Theme) -> Figure:
-    """An empty figure: larger pictures show larger letters, or more of them."""
+    """An empty figure; larger images show larger letters, or more of them."""
     long_side = random.randint(*LONG_SIDES)
     ratio = random.uniform(0.58, 0.85)
     inches = random.uniform(6.0, 9.0)
@@ -88,7 +88,7 @@ def name_ticks(axes: Any, labels: tuple[str, ...]) -> None:
 
 
 def render(figure: Figure, theme: Theme) -> Image.Image:
-    """The picture as RGB. Letters shrink until nothing reaches over the edge."""
+    """The image as RGB. Letters shrink until nothing crosses the edge."""
     canvas: Any = FigureCanvasAgg(figure)
     for text in _texts(figure):
         text.set_family(theme.family)
@@ -103,7 +103,7 @@ def render(figure: Figure, theme: Theme) -> Image.Image:
 
 
 def is_inside(figure: Figure) -> bool:
-    """Whether all that was drawn, text above all, lies within the picture."""
+    """Whether all that was drawn, text above all, lies within the image."""
     canvas: Any = figure.canvas
     drawn = figure.get_tightbbox(canvas.get_renderer())  # inches
     slack = 1.0 / figure.dpi

@@ -1,7 +1,4 @@
-"""Questions on the figures of a chart: values, extremes, differences, counts; answers worked out from them.
-
-Owns the words of questions. Knows nothing of drawing.
-"""
+"""Asks about the figures of a chart, and computes the answers: values, extremes, differences, counts."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from itertools import pairwise
 from random import Random
 
 from ernie_calibration.charts.series import Series, transcript
-from ernie_calibration.pictures.picture import Question, Run
+from ernie_calibration.drawn_image import Question, Run
 
 READ = (
     "Write down the data of the chart.",
@@ -34,12 +31,12 @@ CATEGORY_COUNT = ("How many values does each series have?", "How many categories
 
 
 def question(kind: str, text: str, answer: str) -> Question:
-    """A question whose answer is printed nowhere as it is to be given."""
+    """A question whose answer is not printed in the form that is asked for."""
     return Question(kind, text, Run.unprinted(answer))
 
 
-def ask(random: Random, series: Series) -> list[Question]:
-    """For all figures, then values, extremes, a difference and two counts."""
+def ask_series(random: Random, series: Series) -> list[Question]:
+    """Ask for all figures, then for values, extremes, a difference and two counts."""
     return [
         question("transcript", random.choice(READ), transcript(random, series)),
         *_values(random, series),

@@ -1,4 +1,4 @@
-"""Scatter charts: groups of points, each far enough from the others to be counted."""
+"""Draws scatter charts: groups of points, each far enough from the others to be counted."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from matplotlib.figure import Figure
 from ernie_calibration.charts.figure import Theme, dress
 from ernie_calibration.charts.questions import READ, question
 from ernie_calibration.charts.series import PLACES, SUBJECTS, UNITS
-from ernie_calibration.pictures.names import NameSource
-from ernie_calibration.pictures.picture import Question
-from ernie_calibration.worlds import of_world
+from ernie_calibration.charts.series_charts import MARKERS
+from ernie_calibration.drawn_image import Question
+from ernie_calibration.names import NameSource, of_world
 
-KIND = "scatter chart page"
-MARKERS = ("o", "s", "^", "D")
-# Points lie on a grid of so many steps each way, at least so many steps apart in x or in y.
+# Points lie on a grid of STEPS steps each way, at least APART steps from each other in x or in y.
 STEPS, APART = 40, 3
 
 
@@ -32,7 +30,7 @@ class Points:
 
 
 def make_scatter(random: Random, names: NameSource, figure: Figure, theme: Theme) -> list[Question]:
-    """Draw, and ask."""
+    """One to three groups; each point may have its coordinates printed beside it."""
     points = draw_points(random, names)
     draw_scatter(figure.add_subplot(), points, theme)
     return ask_points(random, points)

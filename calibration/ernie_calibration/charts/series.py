@@ -1,30 +1,16 @@
-"""The figures of a chart: categories, series, values, how they are written, and what they read as.
-
-Owns the data and its transcript. Knows nothing of drawing or of questions.
-"""
+"""Draws the figures of a chart: categories, series, values, their written form and their transcript."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
 
-from ernie_calibration.pictures.names import MONTHS, SHORT_MONTHS, NameSource
-from ernie_calibration.worlds import of_world
+from ernie_calibration.names import MONTHS, SHORT_MONTHS, NameSource, of_world
 
 SUBJECTS = (
-    "Sales",
-    "Visitors",
-    "Output",
-    "Orders",
-    "Exports",
-    "Profit",
-    "Guests",
-    "Members",
-    "Energy use",
-    "Costs",
-    "Deliveries",
-    "Complaints",
-)
+    "Sales, Visitors, Output, Orders, Exports, Profit, Guests, Members, Energy use, Costs, Deliveries, "
+    "Complaints"
+).split(", ")
 UNITS = ("units", "thousand EUR", "tonnes", "percent", "million USD", "hours", "pieces", "MWh")
 PLACES = ("in {}", "of {}", "at {}", "near {}")
 # Values are at most one of these. Up to the second entry they may have a decimal.
@@ -73,7 +59,7 @@ def draw_series(
             labels.append(label)
     subject = random.choice(of_world(SUBJECTS, names.held_out))
     place = random.choice(of_world(PLACES, names.held_out)).format(names.city())
-    values = tuple(random_values(random, top * 10**decimals, num_categories) for top in tops)
+    values = tuple(draw_values(random, top * 10**decimals, num_categories) for top in tops)
     return Series(f"{subject} {place}", axis, categories, tuple(labels), tuple(units), values, decimals)
 
 
@@ -93,7 +79,7 @@ def _categories(random: Random, names: NameSource, count: int) -> tuple[str, tup
     return kind, tuple(found)
 
 
-def random_values(random: Random, largest: int, count: int) -> tuple[int, ...]:
+def draw_values(random: Random, largest: int, count: int) -> tuple[int, ...]:
     """At least three values; the first and the second at either end are a twentieth of the highest apart."""
     while True:
         values = [random.randint(max(1, round(largest * SMALLEST_SHARE)), largest) for _ in range(count)]

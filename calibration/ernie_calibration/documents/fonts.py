@@ -1,7 +1,7 @@
-"""Typefaces of documents, and which languages they can print.
+"""Finds the typefaces that can print a language.
 
-Owns the look into font files. The typefaces come with matplotlib and are the same everywhere; for Chinese,
-which none of them has, a font of the system is taken if there is one.
+They come with matplotlib and are the same everywhere. None of them has Chinese: a font of the system is
+used for it, if there is one.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _system_typefaces(needed: frozenset[str]) -> tuple[Typeface, ...]:
         try:
             if has_characters(path, needed):
                 return (Typeface(path, path),)
-        except (OSError, RuntimeError):  # FreeType's word for a file that is no font it can read
+        except (OSError, RuntimeError):  # FreeType cannot read the file as a font
             continue
     return ()
 

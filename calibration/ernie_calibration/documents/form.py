@@ -1,4 +1,4 @@
-"""Filled-in forms: numbered or boxed fields with values, boxes that are ticked or not, a signature line."""
+"""Draws filled-in forms: numbered or boxed fields, options that are ticked or not, a signature line."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from random import Random
 from ernie_calibration.documents.draft import Draft, new_draft
 from ernie_calibration.documents.language import Language
 from ernie_calibration.documents.sheet import Cell
-from ernie_calibration.pictures.picture import Picture, Run
+from ernie_calibration.drawn_image import DrawnImage, Run
 
 KIND = "form page"
 Pairs = list[tuple[str, str]]
-Layout = Callable[[Draft, Pairs], list[Run]]
+FormLayout = Callable[[Draft, Pairs], list[Run]]
 
 
 def _ruled(draft: Draft, pairs: Pairs) -> list[Run]:
@@ -69,10 +69,10 @@ def _table(draft: Draft, pairs: Pairs) -> list[Run]:
     return runs
 
 
-LAYOUTS: tuple[Layout, ...] = (_ruled, _boxed, _numbered, _table)
+LAYOUTS: tuple[FormLayout, ...] = (_ruled, _boxed, _numbered, _table)
 
 
-def make_form(random: Random, language: Language, held_out: bool) -> Picture:
+def draw_form_page(random: Random, language: Language, held_out: bool) -> DrawnImage:
     """Nine to ten fields, a choice of options of which some are ticked, place, date and signature."""
     draft = new_draft(random, language, held_out, "portrait")
     sheet, names = draft.sheet, draft.names
@@ -94,7 +94,7 @@ def make_form(random: Random, language: Language, held_out: bool) -> Picture:
     }
     pairs = [(draft.label(key), value) for key, value in values.items()]
     random.shuffle(pairs)
-    layout: Layout = random.choice(draft.of_world(LAYOUTS))
+    layout: FormLayout = random.choice(draft.of_world(LAYOUTS))
     runs = layout(draft, pairs)
     sheet.skip(0.8)
     options = random.sample(language.measures, 4)
@@ -107,7 +107,7 @@ def make_form(random: Random, language: Language, held_out: bool) -> Picture:
     asker = draft.asker
     questions = [asker.field(label, run) for (label, _), run in zip(pairs, runs, strict=True)]
     questions += [asker.field(end[0][0], signed[0], "document date"), asker.sender(organisation)]
-    return draft.picture(KIND, questions)
+    return draft.finish(KIND, questions)
 
 
 def _options(draft: Draft, options: list[str], ticked: list[bool]) -> None:

@@ -1,4 +1,4 @@
-"""Invoices: who, to whom, number and dates; line items with quantities and prices; net amount, tax, total."""
+"""Draws invoices: both parties, number and dates; line items with quantities and prices; net, tax, total."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from random import Random
 from ernie_calibration.documents.draft import Draft, new_draft
 from ernie_calibration.documents.language import Language
 from ernie_calibration.documents.sheet import Cell, Column
-from ernie_calibration.pictures.picture import Picture, Question, Run
+from ernie_calibration.drawn_image import DrawnImage, Question, Run
 
 KIND = "invoice page"
 TAX_RATES = (5, 7, 10, 19, 20, 21, 23)
@@ -29,7 +29,7 @@ class Heading:
 
 
 @dataclass(frozen=True, slots=True)
-class Printed:
+class PrintedHeading:
     """The heading as it was printed."""
 
     vendor: Run
@@ -37,10 +37,10 @@ class Printed:
     details: list[Run]
 
 
-Layout = Callable[[Draft, Heading], Printed]
+InvoiceLayout = Callable[[Draft, Heading], PrintedHeading]
 
 
-def _letterhead(draft: Draft, heading: Heading) -> Printed:
+def _letterhead(draft: Draft, heading: Heading) -> PrintedHeading:
     """Vendor at the left, details at the right, the customer below."""
     sheet = draft.sheet
     half = sheet.width / 2
@@ -53,10 +53,10 @@ def _letterhead(draft: Draft, heading: Heading) -> Printed:
     sheet.skip(0.5)
     sheet.put(f"{heading.customer_label}:", bold=True)
     customer = sheet.block(heading.customer)
-    return Printed(vendor, customer, details)
+    return PrintedHeading(vendor, customer, details)
 
 
-def _banner(draft: Draft, heading: Heading) -> Printed:
+def _banner(draft: Draft, heading: Heading) -> PrintedHeading:
     """A coloured band with the title and the vendor, then two columns."""
     sheet = draft.sheet
     half = sheet.width / 2
@@ -86,10 +86,10 @@ def _banner(draft: Draft, heading: Heading) -> Printed:
             customer = runs[0]
         if index < len(heading.details):
             details.append(runs[2])
-    return Printed(vendor, customer, details)
+    return PrintedHeading(vendor, customer, details)
 
 
-def _centred(draft: Draft, heading: Heading) -> Printed:
+def _centred(draft: Draft, heading: Heading) -> PrintedHeading:
     """All in the middle, details as plain lines."""
     sheet = draft.sheet
     vendor = sheet.put(heading.vendor, align="middle", bold=True, scale=1.5)
@@ -102,10 +102,10 @@ def _centred(draft: Draft, heading: Heading) -> Printed:
     customer = sheet.put(f"{heading.customer_label}: {heading.customer[0]}").part(heading.customer[0])
     for text in heading.customer[1:]:
         sheet.put(text)
-    return Printed(vendor, customer, details)
+    return PrintedHeading(vendor, customer, details)
 
 
-def _boxes(draft: Draft, heading: Heading) -> Printed:
+def _boxes(draft: Draft, heading: Heading) -> PrintedHeading:
     """The customer first, then a strip of boxes with a detail in each, the vendor at the foot of it."""
     sheet = draft.sheet
     room = sheet.width / 3
@@ -124,10 +124,10 @@ def _boxes(draft: Draft, heading: Heading) -> Printed:
     sheet.skip(0.5)
     vendor = sheet.put(heading.vendor, bold=True)
     sheet.put(", ".join(heading.vendor_address))
-    return Printed(vendor, customer, details)
+    return PrintedHeading(vendor, customer, details)
 
 
-LAYOUTS: tuple[Layout, ...] = (_letterhead, _banner, _centred, _boxes)
+LAYOUTS: tuple[InvoiceLayout, ...] = (_letterhead, _banner, _centred, _boxes)
 
 
 def _heading(draft: Draft) -> Heading:
@@ -146,12 +146,12 @@ def _details(draft: Draft) -> tuple[tuple[str, str], ...]:
     return (("number", draft.names.number()), ("date", draft.names.date()), ("due", draft.names.date()))
 
 
-def make_invoice(random: Random, language: Language, held_out: bool) -> Picture:
+def draw_invoice_page(random: Random, language: Language, held_out: bool) -> DrawnImage:
     """A page with as many items as fit, 3 at least; amounts are whole cents and add up."""
     draft = new_draft(random, language, held_out, "portrait")
     sheet, names, asker = draft.sheet, draft.names, draft.asker
     heading = _heading(draft)
-    layout: Layout = draft.random.choice(draft.of_world(LAYOUTS))
+    layout: InvoiceLayout = draft.random.choice(draft.of_world(LAYOUTS))
     printed = layout(draft, heading)
     sheet.skip(0.8)
 
@@ -189,10 +189,10 @@ def make_invoice(random: Random, language: Language, held_out: bool) -> Picture:
     for row in random.sample(grid, 2):
         key, column = random.choice((("quantity", 1), ("price", 2), ("amount", 3)))
         questions.append(asker.item(key, row[0].text, row[column]))
-    return draft.picture(KIND, questions)
+    return draft.finish(KIND, questions)
 
 
-def _field_questions(draft: Draft, heading: Heading, printed: Printed) -> list[Question]:
+def _field_questions(draft: Draft, heading: Heading, printed: PrintedHeading) -> list[Question]:
     kinds = ("document number", "document date", "document date")
     return [
         draft.asker.field(label, run, kind)

@@ -1,7 +1,4 @@
-"""What a language needs for documents: labels, names, sentences, questions, forms of dates and amounts.
-
-Owns the meaning of the files in languages/ and the forms of numbers. Knows no fonts and no documents.
-"""
+"""Reads what documents need of a language: labels, names, sentences, questions, dates and amounts."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ CODES = ("en", "de", "fr", "es", "it", "pl", "ru", "el", "zh")
 _LISTS = ("months", "first_names", "surnames", "cities", "items", "onsets", "vowels", "codas")
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # one object to a language: compared and hashed as such
+@dataclass(frozen=True, slots=True, eq=False)  # one object a language, compared by identity
 class Language:
     """One file of languages/. Forms have places in braces; `labels` and `questions` have variants.
 
     onsets, vowels, codas: syllables that names are invented from; empty: those of Latin script. spaced:
-    whether blanks part words.
+    whether blanks separate words.
     """
 
     name: str
@@ -54,7 +51,7 @@ class Language:
 
     @property
     def characters(self) -> frozenset[str]:
-        """All that a font must have to print it, but for blanks."""
+        """All characters that a font needs to print it, without blanks."""
         texts: list[str] = []
         for field in fields(self):
             value = getattr(self, field.name)

@@ -1,4 +1,4 @@
-"""Business letters: addresses, date, subject, paragraphs of set sentences with drawn names, closing."""
+"""Draws business letters: addresses, date, subject, paragraphs of set sentences with drawn names, closing."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from random import Random
 from ernie_calibration.documents.draft import Draft, new_draft
 from ernie_calibration.documents.language import Language
 from ernie_calibration.documents.sheet import Cell
-from ernie_calibration.pictures.picture import Picture, Run
+from ernie_calibration.drawn_image import DrawnImage, Run
 
 KIND = "letter page"
 Parties = tuple[tuple[str, str, str], tuple[str, str, str]]
-Printed = tuple[Run, Run, Run]  # sender, recipient, date
-Layout = Callable[[Draft, Parties, str], Printed]
+PrintedParties = tuple[Run, Run, Run]  # sender, recipient, date
+LetterLayout = Callable[[Draft, Parties, str], PrintedParties]
 
 
-def _business(draft: Draft, parties: Parties, date: str) -> Printed:
+def _business(draft: Draft, parties: Parties, date: str) -> PrintedParties:
     """The sender small above the recipient, the date at the right."""
     sheet = draft.sheet
     line = ", ".join(parties[0])
@@ -29,7 +29,7 @@ def _business(draft: Draft, parties: Parties, date: str) -> Printed:
     return sender, recipient, sheet.put(date, align="right")
 
 
-def _letterhead(draft: Draft, parties: Parties, date: str) -> Printed:
+def _letterhead(draft: Draft, parties: Parties, date: str) -> PrintedParties:
     """The sender large in the middle, date, then the recipient."""
     sheet = draft.sheet
     sender = sheet.put(parties[0][0], align="middle", bold=True, scale=1.6)
@@ -40,7 +40,7 @@ def _letterhead(draft: Draft, parties: Parties, date: str) -> Printed:
     return sender, sheet.block(parties[1]), printed
 
 
-def _right(draft: Draft, parties: Parties, date: str) -> Printed:
+def _right(draft: Draft, parties: Parties, date: str) -> PrintedParties:
     """The sender at the right edge, the recipient at the left."""
     sheet = draft.sheet
     sender = sheet.block(parties[0], "right")
@@ -49,7 +49,7 @@ def _right(draft: Draft, parties: Parties, date: str) -> Printed:
     return sender, recipient, sheet.put(date)
 
 
-def _columns(draft: Draft, parties: Parties, date: str) -> Printed:
+def _columns(draft: Draft, parties: Parties, date: str) -> PrintedParties:
     """Both parties side by side under a bar."""
     sheet = draft.sheet
     half = sheet.width / 2
@@ -63,10 +63,10 @@ def _columns(draft: Draft, parties: Parties, date: str) -> Printed:
     return rows[0][0], rows[0][1], sheet.put(date, align="right")
 
 
-LAYOUTS: tuple[Layout, ...] = (_business, _letterhead, _right, _columns)
+LAYOUTS: tuple[LetterLayout, ...] = (_business, _letterhead, _right, _columns)
 
 
-def make_letter(random: Random, language: Language, held_out: bool) -> Picture:
+def draw_letter(random: Random, language: Language, held_out: bool) -> DrawnImage:
     """A page of 4 to 9 sentences in paragraphs, each sentence used once."""
     draft = new_draft(random, language, held_out, "portrait")
     sheet, names, asker = draft.sheet, draft.names, draft.asker
@@ -75,7 +75,7 @@ def make_letter(random: Random, language: Language, held_out: bool) -> Picture:
         (names.company(), names.street(), names.town()),
         (person, names.street(), names.town()),
     )
-    layout: Layout = random.choice(draft.of_world(LAYOUTS))
+    layout: LetterLayout = random.choice(draft.of_world(LAYOUTS))
     sender, recipient, date = layout(draft, parties, names.date())
     sheet.skip(1)
     label, subject = draft.label("subject"), names.choose(language.subjects)
@@ -101,7 +101,7 @@ def make_letter(random: Random, language: Language, held_out: bool) -> Picture:
         asker.field(draft.label("date"), date, "document date"),
         asker.field(draft.label("signature"), signed, "document name"),
     ]
-    return draft.picture(KIND, questions)
+    return draft.finish(KIND, questions)
 
 
 def _filled(draft: Draft, sentence: str, person: str) -> str:

@@ -1,8 +1,4 @@
-"""Names and values for documents in one language, of one of two worlds: calibration or held out.
-
-Words belong to a world by their letters, as in pictures/names.py: no name drawn for a held-out document was
-ever printed on one for calibration.
-"""
+"""Draws names and values for documents in one language and one world, as ernie_calibration/names.py does."""
 
 from __future__ import annotations
 
@@ -10,8 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 from ernie_calibration.documents.language import Language
-from ernie_calibration.pictures.names import NameSource, is_held_out
-from ernie_calibration.worlds import of_world
+from ernie_calibration.names import NameSource, is_held_out, of_world
 
 INVENTED_SHARE = 0.35
 

@@ -1,4 +1,4 @@
-"""Receipts: a narrow strip with a shop, items and prices, what was paid and given back."""
+"""Draws receipts: a narrow strip with a shop, items and prices, what was paid and given back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from random import Random
 from ernie_calibration.documents.draft import Draft, new_draft
 from ernie_calibration.documents.language import Language
 from ernie_calibration.documents.sheet import Cell
-from ernie_calibration.pictures.picture import Picture, Run
+from ernie_calibration.drawn_image import DrawnImage, Run
 
 KIND = "receipt strip"
 MOST_ITEMS = 30
@@ -22,7 +22,7 @@ ITEM_FORMS = (
 NOTES = (500, 1000, 2000, 5000, 10000, 20000)
 
 
-def make_receipt(random: Random, language: Language, held_out: bool) -> Picture:
+def draw_receipt_strip(random: Random, language: Language, held_out: bool) -> DrawnImage:
     """A strip with as many items as fit, 3 at least; change = paid - total."""
     draft = new_draft(random, language, held_out, "strip")
     sheet, names, asker = draft.sheet, draft.names, draft.asker
@@ -68,7 +68,7 @@ def make_receipt(random: Random, language: Language, held_out: bool) -> Picture:
     ]
     chosen = random.sample(range(count), 2)
     questions += [asker.item("amount", items[index], amounts[index]) for index in chosen]
-    return draft.picture(KIND, questions)
+    return draft.finish(KIND, questions)
 
 
 def _pair(draft: Draft, left: str, right: str, bold: bool = False) -> Run:

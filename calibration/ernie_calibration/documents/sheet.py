@@ -1,8 +1,4 @@
-"""A page that is written from top to bottom: lines of cells, paragraphs, fields and tables.
-
-Owns the cursor, the transcript in the order of writing, and that nothing is wider than its room. Knows
-nothing of what a document says.
-"""
+"""Writes a page from top to bottom: lines of cells, paragraphs, fields and tables, and their transcript."""
 
 from __future__ import annotations
 
@@ -15,9 +11,9 @@ from typing import Literal
 
 from PIL import Image
 
+from ernie_calibration.canvas import Canvas, Color, load_font, random_background, random_ink
 from ernie_calibration.documents.fonts import Typeface
-from ernie_calibration.pictures.page import Color, Page, load_font, random_background, random_ink
-from ernie_calibration.pictures.picture import Run, join
+from ernie_calibration.drawn_image import Run, join
 
 Align = Literal["left", "middle", "right"]
 LINE_PITCH = 1.5  # of the size of the letters
@@ -46,13 +42,13 @@ class Column:
 
 
 class Sheet:
-    """A page of `width` x `height` pixels, letters of `size` pixels; `y` is where the next line begins."""
+    """A page of `width` x `height` pixels, letters of `size` pixels; the next line begins at `y`."""
 
     def __init__(self, random: Random, typeface: Typeface, width: int, height: int, size: float) -> None:
         self.random = random
         self.typeface = typeface
         self.paper = random_background(random)
-        self.page = Page(width, height, 1.0, self.paper)
+        self.page = Canvas(width, height, 1.0, self.paper)
         self.size = size
         self.ink = random_ink(random)
         self.left = width * random.uniform(0.05, 0.1)
@@ -67,7 +63,7 @@ class Sheet:
 
     @property
     def image(self) -> Image.Image:
-        """What was drawn so far."""
+        """Everything drawn so far."""
         return self.page.image
 
     @property
@@ -85,7 +81,7 @@ class Sheet:
         return int((self.bottom - self.y) / self.pitch)
 
     def skip(self, lines: float) -> None:
-        """Leave room."""
+        """Leave this many lines empty."""
         self.y += lines * self.pitch
 
     def text_width(self, text: str, bold: bool = False, scale: float = 1.0) -> float:

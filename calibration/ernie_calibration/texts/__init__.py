@@ -1,33 +1,27 @@
-"""Conversations without a picture: they let text experts see tokens that documents never send them.
-
-Owns the mix of kinds and languages; each kind lives in the file of its name. Knows nothing of models.
-"""
+"""Makes conversations without an image: they give text experts tokens that documents never send them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 
 from ernie_calibration.documents.language import CODES, load_language
 from ernie_calibration.documents.names import DocumentNames
-from ernie_calibration.sample import Turn
+from ernie_calibration.sample import SampleTurn
 from ernie_calibration.texts.arithmetic import make_sum
 from ernie_calibration.texts.programs import make_program
 from ernie_calibration.texts.prose import make_prose
 
 __all__ = ["make_texts"]
 
-Maker = Callable[[Random, DocumentNames], Turn]
-MAKERS: tuple[Maker, ...] = (make_sum, make_program, make_prose, make_prose)
+MAKERS = (make_sum, make_program, make_prose, make_prose)
 MOST_TURNS = 6
 ENGLISH_WEIGHT = 4  # against 1 for each of the other languages
 
 
-def make_texts(seed: int | str, *, held_out: bool = False) -> tuple[Turn, ...]:
-    """One to six unrelated turns that `seed` stands for, of kind "text"; names are of one language.
+def make_texts(seed: int | str, *, held_out: bool = False) -> tuple[SampleTurn, ...]:
+    """One to six unrelated turns of kind "text" that `seed` stands for, with names of one language.
 
-    Names, sentences, forms of questions and kinds of sums and programs of held-out texts are never used for
-    others.
+    Held-out texts have names, sentences, forms of questions, sums and programs that no other text has.
     """
     random = Random(f"texts/{seed}/{held_out}")
     code = random.choices(CODES, [ENGLISH_WEIGHT if code == "en" else 1 for code in CODES])[0]

@@ -1,20 +1,18 @@
-"""Short programs in several languages, and records as JSON: names and details are drawn, the code runs."""
+"""Makes short programs in several languages, and records as JSON, with random names; the code runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from random import Random
 
 from ernie_calibration.documents.names import DocumentNames
-from ernie_calibration.sample import Turn
-from ernie_calibration.worlds import of_world
+from ernie_calibration.names import of_world
+from ernie_calibration.sample import SampleTurn
 
-Maker = Callable[[Random, DocumentNames], Turn]
 FIELDS = ("price", "weight", "stock", "age", "score", "length", "rating", "volume")
 
 
-def make_program(random: Random, names: DocumentNames) -> Turn:
+def make_program(random: Random, names: DocumentNames) -> SampleTurn:
     """One of this world's tasks; comments and texts in the program carry drawn names."""
     return random.choice(of_world(MAKERS, names.held_out))(random, names)
 
@@ -24,7 +22,7 @@ def _identifier(names: DocumentNames) -> str:
     return names.item().lower().replace("-", "_").replace(" ", "_")
 
 
-def _filter(random: Random, names: DocumentNames) -> Turn:
+def _filter(random: Random, names: DocumentNames) -> SampleTurn:
     thing, field, limit = _identifier(names), random.choice(FIELDS), random.randint(5, 500)
     question = (
         f"Write a Python function that keeps every {thing} whose {field} is over {limit}, highest first."
@@ -36,10 +34,10 @@ def select_{thing}(records: list[dict[str, float]]) -> list[dict[str, float]]:
     return sorted(kept, key=lambda record: record["{field}"], reverse=True)
 ```
 The list is filtered first, so that only what is kept has to be sorted."""
-    return Turn(question, answer, "text")
+    return SampleTurn(question, answer, "text")
 
 
-def _class(random: Random, names: DocumentNames) -> Turn:
+def _class(random: Random, names: DocumentNames) -> SampleTurn:
     thing = _identifier(names)
     fields = random.sample(FIELDS, random.randint(2, 4))
     lines = ["```python", "from dataclasses import dataclass", "", "", "@dataclass(frozen=True)"]
@@ -47,10 +45,12 @@ def _class(random: Random, names: DocumentNames) -> Turn:
     lines += [f"    {field}: float" for field in fields]
     lines += ["", f"    def is_better_than(self, other: '{thing.capitalize()}') -> bool:"]
     lines += [f"        return self.{fields[0]} > other.{fields[0]}", "```"]
-    return Turn(f"Write a Python class for a {thing} with {', '.join(fields)}.", "\n".join(lines), "text")
+    return SampleTurn(
+        f"Write a Python class for a {thing} with {', '.join(fields)}.", "\n".join(lines), "text"
+    )
 
 
-def _query(random: Random, names: DocumentNames) -> Turn:
+def _query(random: Random, names: DocumentNames) -> SampleTurn:
     table, (first, second) = _identifier(names), random.sample(FIELDS, 2)
     city, limit = names.city(), random.randint(2, 90)
     question = f"Write an SQL query: from the table {table}, the average {first} by city, without {city}, "
@@ -63,10 +63,10 @@ GROUP BY city
 ORDER BY average_{first} DESC;
 ```
 Rows are chosen by WHERE before they are grouped."""
-    return Turn(question, answer, "text")
+    return SampleTurn(question, answer, "text")
 
 
-def _loop(random: Random, names: DocumentNames) -> Turn:
+def _loop(random: Random, names: DocumentNames) -> SampleTurn:
     thing, field, step = _identifier(names), random.choice(FIELDS), random.randint(2, 9)
     question = f"Write a JavaScript function that adds up the {field} of every {step}th {thing}."
     answer = f"""```javascript
@@ -79,10 +79,10 @@ function total_{thing}(records) {{
 }}
 ```
 Counting begins at {step - 1}, because the first record has the index 0."""
-    return Turn(question, answer, "text")
+    return SampleTurn(question, answer, "text")
 
 
-def _record(random: Random, names: DocumentNames) -> Turn:
+def _record(random: Random, names: DocumentNames) -> SampleTurn:
     person, company, date = names.person(), names.company(), names.date()
     items = [
         {"article": item, "quantity": random.randint(1, 30), "cents": names.cents()}
@@ -94,7 +94,7 @@ def _record(random: Random, names: DocumentNames) -> Turn:
         "Leave the telephone number out."
     )
     record = {"name": person, "company": company, "items": items, "date": date}
-    return Turn(question, json.dumps(record, ensure_ascii=False, indent=2), "text")
+    return SampleTurn(question, json.dumps(record, ensure_ascii=False, indent=2), "text")
 
 
-MAKERS: tuple[Maker, ...] = (_filter, _class, _query, _loop, _record)
+MAKERS = (_filter, _class, _query, _loop, _record)

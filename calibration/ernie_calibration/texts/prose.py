@@ -1,18 +1,15 @@
-"""Running text: letters, translations of set sentences, explanations, lists, summaries of tables."""
+"""Makes running text: letters, translations of set sentences, explanations, lists, summaries of tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 
 from ernie_calibration.charts.series import Series, draw_series, transcript
 from ernie_calibration.documents.language import CODES, Language, load_language
 from ernie_calibration.documents.names import DocumentNames
-from ernie_calibration.pictures.names import NameSource
-from ernie_calibration.sample import Turn
-from ernie_calibration.worlds import of_world
+from ernie_calibration.names import NameSource, of_world
+from ernie_calibration.sample import SampleTurn
 
-Maker = Callable[[Random, DocumentNames], Turn]
 TRANSLATE = ("Translate into {}: {}", "What is this in {}? {}", "Write in {}: {}", "Say this in {}: {}")
 LETTER = (
     "Write a letter to {}, subject: {}.",
@@ -25,70 +22,22 @@ SUMMARY = (
     "What does this table say?",
     "Describe these figures in words.",
 )
-MATERIALS = (
-    "wood",
-    "steel",
-    "glass",
-    "wool",
-    "paper",
-    "clay",
-    "copper",
-    "linen",
-    "rubber",
-    "stone",
-    "silk",
-    "tin",
-)
+MATERIALS = "wood steel glass wool paper clay copper linen rubber stone silk tin".split()
 PLACES = (
-    "kitchens",
-    "workshops",
-    "offices",
-    "gardens",
-    "ships",
-    "schools",
-    "hospitals",
-    "theatres",
-    "stations",
-    "museums",
-    "barns",
-    "libraries",
-)
+    "kitchens workshops offices gardens ships schools hospitals theatres stations museums barns libraries"
+).split()
 USES = (
-    "keep things dry",
-    "hold several parts together",
-    "measure how much is left",
-    "carry small goods",
-    "let light in and keep the wind out",
-    "cut along a straight line",
-    "store warmth through the night",
-    "mark where a path begins",
-    "lift what is too heavy for one person",
-    "show who has come and gone",
-    "divide a room without a wall",
-    "clean what water alone does not",
-)
+    "keep things dry, hold several parts together, measure how much is left, carry small goods, let "
+    "light in and keep the wind out, cut along a straight line, store warmth through the night, mark "
+    "where a path begins, lift what is too heavy for one person, show who has come and gone, divide a "
+    "room without a wall, clean what water alone does not"
+).split(", ")
 TRAITS = (
-    "light",
-    "cheap",
-    "sturdy",
-    "quiet",
-    "easy to repair",
-    "slow to wear",
-    "simple",
-    "safe",
-    "old-fashioned",
-    "rare",
-)
+    "light, cheap, sturdy, quiet, easy to repair, slow to wear, simple, safe, old-fashioned, rare"
+).split(", ")
 FLAWS = (
-    "rust",
-    "bend in the heat",
-    "break when dropped",
-    "lose colour",
-    "take up much room",
-    "need oil",
-    "attract dust",
-    "leak",
-)
+    "rust, bend in the heat, break when dropped, lose colour, take up much room, need oil, attract dust, leak"
+).split(", ")
 CARE = (
     "wiped once a week",
     "kept out of the sun",
@@ -99,7 +48,7 @@ CARE = (
 )
 
 
-def make_prose(random: Random, names: DocumentNames) -> Turn:
+def make_prose(random: Random, names: DocumentNames) -> SampleTurn:
     """One of the kinds; both worlds have all kinds, with names, sentences and words of their own."""
     return random.choice(MAKERS)(random, names)
 
@@ -119,7 +68,7 @@ def fill(sentence: str, names: DocumentNames, values: dict[str, str] | None = No
     return sentence.format(**drawn | (values or {}))
 
 
-def _letter(random: Random, names: DocumentNames) -> Turn:
+def _letter(random: Random, names: DocumentNames) -> SampleTurn:
     language, person = names.language, names.person()
     subject = names.choose(language.subjects)
     sentences = of_world(language.sentences, names.held_out)
@@ -133,10 +82,10 @@ def _letter(random: Random, names: DocumentNames) -> Turn:
         *(text for text in paragraphs if text),
         f"{names.choose(language.closings)}\n{names.person()}",
     ]
-    return Turn(names.choose(LETTER).format(person, subject), "\n\n".join(lines), "text")
+    return SampleTurn(names.choose(LETTER).format(person, subject), "\n\n".join(lines), "text")
 
 
-def _translation(random: Random, names: DocumentNames) -> Turn:
+def _translation(random: Random, names: DocumentNames) -> SampleTurn:
     """Line `n` of `sentences` says the same in every language."""
     other = load_language(
         random.choice([code for code in CODES if load_language(code) is not names.language])
@@ -156,7 +105,7 @@ def _translation(random: Random, names: DocumentNames) -> Turn:
         asked.append(fill(names.language.sentences[place], names, values))
         answered.append(fill(other.sentences[place], names, values))
     question = names.choose(TRANSLATE).format(other.name, _blank(names.language).join(asked))
-    return Turn(question, _blank(other).join(answered), "text")
+    return SampleTurn(question, _blank(other).join(answered), "text")
 
 
 def _blank(language: Language) -> str:
@@ -164,7 +113,7 @@ def _blank(language: Language) -> str:
     return " " if language.spaced else ""
 
 
-def _explanation(random: Random, names: DocumentNames) -> Turn:
+def _explanation(random: Random, names: DocumentNames) -> SampleTurn:
     """About a thing that may not exist; the words vary, the grammar is set."""
     thing, other = names.item().lower(), names.item().lower()
     material, second = random.sample(of_world(MATERIALS, names.held_out), 2)
@@ -183,10 +132,10 @@ def _explanation(random: Random, names: DocumentNames) -> Turn:
     question = random.choice(
         ("What is a {}, and what is it for?", "Explain what a {} is.", "Tell me about the {}.")
     )
-    return Turn(question.format(thing), " ".join(kept), "text")
+    return SampleTurn(question.format(thing), " ".join(kept), "text")
 
 
-def _list(random: Random, names: DocumentNames) -> Turn:
+def _list(random: Random, names: DocumentNames) -> SampleTurn:
     items = names.items(random.randint(4, 12))
     orders = {
         "alphabetically": sorted(items),
@@ -195,14 +144,16 @@ def _list(random: Random, names: DocumentNames) -> Turn:
     }
     order, done = random.choice(list(orders.items()))
     lines = [f"{number}. {item}" for number, item in enumerate(done, 1)]
-    return Turn(f"Write these as a numbered list, {order}: {', '.join(items)}", "\n".join(lines), "text")
+    return SampleTurn(
+        f"Write these as a numbered list, {order}: {', '.join(items)}", "\n".join(lines), "text"
+    )
 
 
-def _summary(random: Random, names: DocumentNames) -> Turn:
+def _summary(random: Random, names: DocumentNames) -> SampleTurn:
     source = NameSource(random, names.held_out)
     series = draw_series(random, source, random.randint(1, 3), random.randint(3, 8))
     question = f"{random.choice(SUMMARY)}\n\n{transcript(random, series)}"
-    return Turn(question, " ".join(_told(series)), "text")
+    return SampleTurn(question, " ".join(_told(series)), "text")
 
 
 def _told(series: Series) -> list[str]:
@@ -216,4 +167,4 @@ def _told(series: Series) -> list[str]:
     return lines
 
 
-MAKERS: tuple[Maker, ...] = (_letter, _letter, _translation, _translation, _explanation, _list, _summary)
+MAKERS = (_letter, _letter, _translation, _translation, _explanation, _list, _summary)

@@ -32,9 +32,12 @@ _SMALL_PAGE = 1 << 20
 def measure(options: BenchOptions, result: BenchResult) -> None:
     """Measure, tell, store; what can be refused is refused before anything is measured."""
     from ernie_local import defaults
+    from ernie_local.loading.options import find_device
     from ernie_local.model_files import find_model_files
     from ernie_local.planner.profile import write_profile
 
+    if options.vram is not None:
+        find_device("cuda")
     image = None if options.image is None else _open_image(options.image)
     files = None if options.model is None else find_model_files(options.model)
     if files is not None:
@@ -70,10 +73,15 @@ def measure(options: BenchOptions, result: BenchResult) -> None:
 
 
 def _chat_options(options: BenchOptions) -> ChatOptions:
-    """For a model loaded as a chat would load it."""
+    """For a model loaded as a chat would load it: with a limit of a GPU's memory, on the GPU."""
     assert options.model is not None
-    ram = options.ram[0] if options.ram else None
-    return ChatOptions(model=options.model, context_size=options.context_size, ram=ram, vram=options.vram)
+    return ChatOptions(
+        model=options.model,
+        device="cpu" if options.vram is None else "cuda",
+        context_size=options.context_size,
+        ram=options.ram[0] if options.ram else None,
+        vram=options.vram,
+    )
 
 
 def machine_lines(survey: Survey) -> Iterator[str]:
@@ -184,10 +192,10 @@ def _survey(files: ModelFiles | None, console: Console) -> Survey:
 def _page_bytes(files: ModelFiles) -> int:
     """Of the largest page of an expert; 0 for a model without."""
     from ernie_local.checkpoint.reader import open_checkpoint
-    from ernie_local.loading.paging import page_sizes
+    from ernie_local.experts.build import stored_page_bytes
 
     with open_checkpoint(files.directory, files.config) as checkpoint:
-        return max(page_sizes(checkpoint, files.config).values(), default=0)
+        return max(stored_page_bytes(checkpoint, files.config).values(), default=0)
 
 
 def _profile(survey: Survey) -> MachineProfile:

@@ -124,8 +124,6 @@ def paging_line(paging: PagingStats) -> str:
     )
     if paging.small_pages_used:
         line += f"; {paging.small_pages_used} small pages used"
-    if paging.foreseen_pages:
-        line += f"; {paging.foreseen_wanted} of {paging.foreseen_pages} pages read ahead were wanted"
     return line if paging.gpu is None else f"{line}\n{_gpu_line(paging.gpu)}"
 
 

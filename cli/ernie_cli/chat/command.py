@@ -40,7 +40,7 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
     from ernie_local import session
 
     measured = session.open_chat_images(opened, files.image_processor)
-    session.check_question(
+    session.check_first_question(
         files,
         request.prompt or "",
         measured,

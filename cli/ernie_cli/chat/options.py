@@ -107,8 +107,8 @@ class ChatOptions(ComputeOptions, CommonOptions):
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Memory of the GPU that may be used; experts that do not fit there are paged. Default: what "
-            "is free, less a headroom.",
+            help="With --device cuda: memory of the GPU to use; experts that do not fit there are paged. "
+            "Default: what is free, less a headroom.",
         ),
     ] = None
     misses: Annotated[
@@ -132,10 +132,6 @@ class ChatOptions(ComputeOptions, CommonOptions):
             "of a checkpoint made with --dual. Changes answers a little.",
         ),
     ] = None
-    look_ahead: Annotated[
-        bool,
-        typer.Option("--look-ahead", help="Read what the next layer may choose before it does."),
-    ] = False
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = (
         False
     )

@@ -1,5 +1,5 @@
-"""How far checkpoints are from a reference: what each does with the same images, compared and summed up.
+"""Compares checkpoints with a reference on the same images, turn by turn.
 
-`observation` runs one model, `reference` keeps what the first one did, `comparison` holds another one against
-it turn by turn, `summary` makes figures of that with the help of `statistics`, `candidate` knows sizes.
+`observation` runs one model, `reference` stores what the first one did, `comparison` compares another model
+with it turn by turn, `summary` computes figures of all turns, `candidate` finds models and their sizes.
 """

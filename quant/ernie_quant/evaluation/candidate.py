@@ -1,7 +1,4 @@
-"""A model that takes part: where it lies, what it takes on the disk, and whether it can be compared at all.
-
-Reads config.json and headers only. Knows nothing of what is compared.
-"""
+"""Finds a model that takes part: its directory, size and bits, and whether it can be compared at all."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from ernie_local.errors import ModelUnusable
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """`name` as it was given. routed_bits: bits a weight of the routed experts, None where there are none."""
+    """name: as given by the user; routed_bits: bits a weight of the routed experts, None without any."""
 
     name: str
     directory: Path
@@ -29,7 +26,7 @@ class Candidate:
 
 
 def find_candidate(name: str) -> Candidate:
-    """ModelUnusable where it is missing or not whole."""
+    """ModelUnusable if it is missing or incomplete."""
     directory = resolve_model(name)
     config = read_config(directory)
     accounts = account(directory, read_stored_tensors(directory), config)
@@ -45,7 +42,7 @@ def find_candidate(name: str) -> Candidate:
 
 
 def check_comparable(reference: Candidate, other: Candidate) -> None:
-    """Raise ModelUnusable where `other` is no version of the reference: every size must be the same."""
+    """Raise ModelUnusable unless `other` has all sizes of the reference."""
     for part in ("text", "vision", "media"):
         ours, theirs = (dataclasses.asdict(getattr(each.config, part)) for each in (reference, other))
         for key, wanted in ours.items():
@@ -53,5 +50,5 @@ def check_comparable(reference: Candidate, other: Candidate) -> None:
                 raise ModelUnusable(
                     f"{other.name} has {key} {theirs[key]}, the reference {wanted}",
                     "only versions of one model can be compared position by position",
-                    "name checkpoints that were made from the reference",
+                    "name checkpoints made from the reference",
                 )

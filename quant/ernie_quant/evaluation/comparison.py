@@ -1,7 +1,4 @@
-"""One turn as two models did it: divergence where the answer is written, experts chosen, both answers.
-
-Owns what is compared with what. Knows nothing of files, and adds nothing up over turns.
-"""
+"""Compares one turn of two models: divergence where the answer is written, experts chosen, both answers."""
 
 from __future__ import annotations
 
@@ -12,16 +9,15 @@ import numpy
 import torch
 from numpy.typing import NDArray
 
-from ernie_calibration.held_out import LONG_KINDS
-from ernie_calibration.sample import Turn
+from ernie_calibration.generated import LONG_KINDS
+from ernie_calibration.sample import SampleTurn
 from ernie_calibration.scoring import exact_match, score
 from ernie_local.config import ModelConfig
-from ernie_local.errors import ErnieLocalError, ModelUnusable
+from ernie_local.errors import ErnieLocalError, ModelUnusable, parameter
 from ernie_local.media.tokens import TEXT, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.moe import served_tokens
 from ernie_quant.evaluation.observation import Observation
-from ernie_quant.evaluation.statistics import divergence
 
 # Logits of the original's vocabulary take 0.8 MB a row in float64.
 _ROWS_AT_A_TIME = 32
@@ -30,20 +26,20 @@ Head = Callable[[torch.Tensor], torch.Tensor]  # states (rows, hidden_size) -> l
 
 
 def head_of(model: ErnieModel) -> Head:
-    """The head of a model, wherever that computes."""
+    """The head of a model, on the device of the model."""
     return lambda states: model.logits(states.to(model.device))
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """divergence: (positions,) nats; agrees: (positions,), whether the likeliest token is the same.
+    """divergence: (positions,) nats; agrees: (positions,), whether both have the same most likely token.
 
     same_experts: (MoE layers, banks) sums over tokens of the share of chosen experts that are the same;
     bank_tokens: (banks,), the tokens of each.
     """
 
     document: str
-    turn: Turn
+    turn: SampleTurn
     divergence: NDArray[numpy.float64]
     agrees: NDArray[numpy.bool_]
     same_experts: NDArray[numpy.float64]
@@ -53,12 +49,12 @@ class Comparison:
 
     @property
     def is_question(self) -> bool:
-        """Whether one short answer is right; long ones are never the same to the letter."""
+        """Whether exactly one short answer is right; long answers never match to the letter."""
         return self.turn.kind not in LONG_KINDS
 
     @property
     def exact(self) -> tuple[bool, bool]:
-        """Whether the reference's answer, and the other's, is the right one letter for letter."""
+        """Whether the answers of the reference and of the other model are right to the letter."""
         return (
             bool(exact_match(self.reference_answer, self.turn.answer)),
             bool(exact_match(self.answer, self.turn.answer)),
@@ -66,14 +62,14 @@ class Comparison:
 
     @property
     def scores(self) -> tuple[float, float]:
-        """The reference's and the other's, by the measure of the turn's kind."""
+        """Scores of both answers by the measure of the turn's kind."""
         kind, expected = self.turn.kind, self.turn.answer
         return score(kind, self.reference_answer, expected), score(kind, self.answer, expected)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparer:
-    """Holds observations of one model against the reference's of the same turns."""
+    """Compares observations of one model with the reference's of the same turns."""
 
     reference_head: Head
     head: Head
@@ -81,17 +77,18 @@ class Comparer:
     vision_rule: VisionRule
 
     def compare(self, reference: Observation, other: Observation) -> Comparison:
-        """ModelUnusable where the two did not read the same; ErnieLocalError for logits that are NaN."""
-        if (reference.document, reference.turn, reference.prompt_identity) != (
-            other.document,
-            other.turn,
-            other.prompt_identity,
+        """ModelUnusable if their inputs differ; ErnieLocalError if the divergence is not finite."""
+        asked, read = reference.asked, other.asked
+        if (asked.document, asked.turn, asked.prompt_identity) != (
+            read.document,
+            read.turn,
+            read.prompt_identity,
         ):
             raise ModelUnusable(
-                f"{other.document}: the checkpoint reads {len(other.token_ids)} tokens that are not the "
-                f"{len(reference.token_ids)} of the reference",
-                "its tokenizer, chat template or settings for images are others",
-                "use the reference's files beside config.json and the weights",
+                f"{read.document}: the checkpoint reads {len(read.token_ids)} tokens that are not the "
+                f"{len(asked.token_ids)} of the reference",
+                "its tokenizer, chat template or settings for images differ",
+                "copy these files from the reference",
             )
         differences, agreements = [], []
         for start in range(0, len(reference.states), _ROWS_AT_A_TIME):
@@ -104,29 +101,39 @@ class Comparer:
         different = torch.cat(differences)
         if not bool(different.isfinite().all()):
             raise ErnieLocalError(
-                f"{other.document}: the divergence is {float(different.sum())}, not a number",
+                f"{asked.document}: the divergence is {float(different.sum())}, not a number",
                 "weights or activations overflowed in one of the two models",
-                "run `ernie-local verify` on both, or use --dtype float32",
+                f"run `ernie-local verify` on both, or use {parameter('dtype', 'float32')}",
             )
-        is_vision = token_types(reference.token_ids, self.config.media, self.vision_rule) != TEXT
+        is_vision = token_types(asked.token_ids, self.config.media, self.vision_rule) != TEXT
         same = same_experts(reference.choices, other.choices)  # (MoE layers, tokens)
         in_bank = is_vision.new_empty(len(is_vision), len(self.config.text.banks))
         for column, bank in enumerate(self.config.text.banks):
             in_bank[:, column] = served_tokens(bank, is_vision)
         return Comparison(
-            document=reference.document,
-            turn=reference.turn,
+            document=asked.document,
+            turn=asked.turn,
             divergence=different.numpy(),
             agrees=torch.cat(agreements).numpy(),
             same_experts=(same @ in_bank.double()).numpy(),
             bank_tokens=in_bank.sum(dim=0).numpy(),
-            reference_answer=reference.answer,
-            answer=other.answer,
+            reference_answer=asked.answer,
+            answer=read.answer,
         )
 
 
 def same_experts(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """The share of each token's experts that both chose, whatever their order: (..., tokens, top_k) of each,
+    """The share of each token's experts that both chose, in any order: (..., tokens, top_k) of each,
     -> (..., tokens) float64.
     """
     return (first[..., :, None] == second[..., None, :]).any(dim=-1).double().mean(dim=-1)
+
+
+def divergence(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """KL(reference || other) in nats of each row of logits: (rows, vocab) each -> (rows,) float64.
+
+    In float64, because near zero float32 gives more rounding error than divergence.
+    """
+    first = torch.log_softmax(reference.double(), dim=-1)  # (rows, vocab)
+    second = torch.log_softmax(other.double(), dim=-1)
+    return (first.exp() * (first - second)).sum(dim=-1).clamp(min=0.0)

@@ -1,7 +1,7 @@
-"""What one model does with samples: states where it writes an answer, choices of experts, its own answers.
+"""Records what one model does with samples: states where it writes an answer, experts chosen, its own
+answers.
 
-Owns how a turn is run: the prompt once, from there the answer of its own, and again the answer that it is
-made to read. Knows nothing of other models.
+For each turn the prompt runs once; from there the model writes its own answer, and then reads a given one.
 """
 
 from __future__ import annotations
@@ -11,43 +11,59 @@ from dataclasses import dataclass
 
 import torch
 
-from ernie_calibration.sample import Sample, Turn
+from ernie_calibration.sample import Sample, SampleTurn
 from ernie_local.engine import Engine
 from ernie_local.loading import LoadedModel
-from ernie_local.loading.routes import RouteRecord
+from ernie_local.loading.model import RouteRecord
 from ernie_local.media.patches import Patches
 from ernie_local.sampling import Sampler, SamplingOptions
-from ernie_local.session.conversation import Conversation
 from ernie_local.session.generation import Generation, find_limits
 from ernie_local.session.sequence import CachedSequence
+from ernie_local.session.writer import ChatWriter
 from ernie_local.text.reasoning import ReasoningParser
-from ernie_local.text.template import Message
-from ernie_quant.identity import calibration_identity
+from ernie_local.text.template import user_message
+from ernie_quant.work import calibration_identity
 
-# A model that goes on and on is stopped at twice the length of the right answer, but never before this.
+# An answer is cut at twice the length of the right one, but not below this length.
 _FEWEST_TOKENS = 40
 
-# From the number of the turn, the turn, and the model's own answer to the ids that it is made to read.
-ForcedIds = Callable[[int, Turn, str], Sequence[int]]
+# Number of the turn, the turn, the model's own answer -> the ids that it is forced to read.
+ForcedIds = Callable[[int, SampleTurn, str], Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class AskedTurn:
+    """One turn, asked as the first question of a chat, without thinking.
+
+    prompt_identity: of the prompt's ids and images. token_ids: of the prompt and the answer that the model is
+    forced to read, which are the last `num_forced`. answer: the model's own.
+    """
+
+    document: str
+    turn: SampleTurn
+    prompt_identity: str
+    token_ids: tuple[int, ...]
+    num_forced: int
+    answer: str
+
+    @property
+    def forced_ids(self) -> tuple[int, ...]:
+        """Ids of the forced answer."""
+        return self.token_ids[len(self.token_ids) - self.num_forced :]
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One turn, asked on its own as the first question of a chat, without thoughts.
+    """What a model did with a turn.
 
-    prompt_identity: of the prompt's ids and images. states: (positions, hidden_size), what the head makes
-    logits of, where the model chooses the first id of the answer, each next one, and its end: one more than
-    `forced_ids`. choices: (MoE layers, tokens, top_k) integers, of all tokens of prompt and forced answer.
+    states: (positions, hidden_size), from which the head makes logits of the first id of the answer, of each
+    next one, and of its end: one more than forced ids. choices: (MoE layers, tokens, top_k) integers, of all
+    tokens.
     """
 
-    document: str
-    turn: Turn
-    prompt_identity: str
-    token_ids: tuple[int, ...]
-    forced_ids: tuple[int, ...]
+    asked: AskedTurn
     states: torch.Tensor
     choices: torch.Tensor
-    answer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +76,16 @@ class Observer:
     """Runs turns through one model."""
 
     def __init__(self, model: LoadedModel) -> None:
-        """ModelUnusable where the model's tokenizer or settings for images are missing."""
+        """ModelUnusable if the model's tokenizer or settings for images are missing."""
         self._model = model
-        self._conversation = Conversation(model.files, None, (), None)
+        self._writer = ChatWriter(model.files)
 
     def encode(self, text: str) -> list[int]:
         """Ids of an answer."""
-        return self._conversation.tokenizer.encode(text, allow_special=False)
+        return self._writer.tokenizer.encode(text, allow_special=False)
 
     def observe(self, samples: Iterable[Sample], forced_ids: ForcedIds) -> Iterator[list[Observation]]:
-        """For each sample the observations of its turns."""
+        """The observations of each sample's turns."""
         num_turns = 0
         for sample in samples:
             patches = tuple(self._model.patches(sample.images))
@@ -80,36 +96,33 @@ class Observer:
             yield observed
 
     def _observe_turn(
-        self, document: str, turn: Turn, patches: tuple[Patches, ...], forced_ids: ForcedIds, index: int
+        self, document: str, turn: SampleTurn, patches: tuple[Patches, ...], forced_ids: ForcedIds, index: int
     ) -> Observation:
-        message = Message("user", turn.question, tuple(image.num_tokens for image in patches))
-        prompt = _Prompt(self._conversation.prompt(message, thinking=False).token_ids, patches)
+        message = user_message(turn.question, (image.num_tokens for image in patches))
+        prompt = _Prompt(self._writer.prompt([message], thinking=False).token_ids, patches)
         num_prompt = len(prompt.token_ids)
         max_tokens = max(_FEWEST_TOKENS, 2 * len(self.encode(turn.answer)))
-        # An answer of its own may take a few ids more when it is encoded again.
+        # The model's own answer may take a few more ids when it is encoded again.
         engine = self._model.engine(context_size=num_prompt + 2 * max_tokens)
         routes = RouteRecord(engine, engine.context_size)
-        engine.on_route = routes
-        states = self._states(engine, prompt.token_ids, patches)[-1:].clone()
+        with engine.reporting_routes(routes):
+            states = self._states(engine, prompt.token_ids, patches)[-1:].clone()
         behind_prompt = engine.mark()
-        engine.on_route = None
         answer = self._write(engine, states, prompt.token_ids, max_tokens)
         engine.rewind(behind_prompt)
-        engine.on_route = routes
         forced = tuple(forced_ids(index, turn, answer))
         if forced:
-            states = torch.cat([states, self._states(engine, forced, ())])
-        engine.on_route = None  # each knows the other: only without it is the model's memory free at once
-        return Observation(
-            document=document,
-            turn=turn,
+            with engine.reporting_routes(routes):
+                states = torch.cat([states, self._states(engine, forced, ())])
+        asked = AskedTurn(
+            document,
+            turn,
             prompt_identity=calibration_identity([prompt]),
             token_ids=(*prompt.token_ids, *forced),
-            forced_ids=forced,
-            states=states,
-            choices=_moe_choices(routes, engine.length),
+            num_forced=len(forced),
             answer=answer,
         )
+        return Observation(asked, states, _moe_choices(routes, engine.length))
 
     def _states(self, engine: Engine, token_ids: Sequence[int], patches: Sequence[Patches]) -> torch.Tensor:
         network = self._model.network
@@ -118,17 +131,17 @@ class Observer:
         return states
 
     def _write(self, engine: Engine, state: torch.Tensor, prompt_ids: Sequence[int], max_tokens: int) -> str:
-        """The greedy answer behind the prompt in `engine`; state: (1, hidden_size), of its last token."""
-        network, conversation = self._model.network, self._conversation
+        """The greedy answer to the prompt in `engine`; state: (1, hidden_size) of its last token."""
+        network, writer = self._model.network, self._writer
         with torch.no_grad():
             logits = network.logits(state.to(network.device))[0]
-        room, close_ids = engine.context_size - engine.length, conversation.close_ids
+        room, close_ids = engine.context_size - engine.length, writer.close_ids
         generation = Generation(
-            conversation.tokenizer,
+            writer.tokenizer,
             Sampler(SamplingOptions()),
             ReasoningParser(in_reasoning=False),
             find_limits(room, max_tokens, None, len(close_ids)),
-            conversation.stop_ids,
+            writer.stop_ids,
             close_ids,
             lambda: False,
         )

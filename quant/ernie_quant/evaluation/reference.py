@@ -1,35 +1,34 @@
-"""What the reference did, kept in a file, and its head: enough to compare without its other weights.
+"""Stores what the reference did, and loads its head: enough to compare without its other weights.
 
-Final hidden states take 5 KB a position of the original where logits would take 400, and its own head makes
-the very same logits of them. Owns that file and its identity. Knows nothing of checkpoints.
+Final hidden states take 5 KB a position for the original, logits would take 400 KB; its own head makes the
+same logits of them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ernie_calibration.sample import Turn
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.loading.build import build_head
 from ernie_local.loading.options import WEIGHT_DTYPES, find_device, find_dtype
 from ernie_local.model.ernie import ErnieModel
-from ernie_quant.evaluation.observation import Observation
+from ernie_quant.evaluation.observation import AskedTurn, Observation
 
 _IDENTITY, _TURNS = "identity", "turns"
 
 
 def load_head(directory: Path, dtype: str, device: str) -> ErnieModel:
-    """The head of the model in `directory`: its `logits` works, and little else of it is there.
+    """The head of the model in `directory`: little else than its `logits` works.
 
     Errors as those of `ernie_local.load`.
     """
@@ -40,35 +39,25 @@ def load_head(directory: Path, dtype: str, device: str) -> ErnieModel:
 
 
 def check_place(path: Path) -> None:
-    """Raise UsageError unless a file can be written there: known before hours of work, not behind them."""
+    """Raise UsageError unless a file can be written there; checked before hours of work."""
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(
             f"{path} cannot be written",
-            "it is a directory, or its directory is missing or not yours to write to",
-            "name a file in a directory of your own",
+            "it is a directory, or its directory is missing or not writable",
+            "name a file in a writable directory",
         )
 
 
 def save_observations(path: Path, identity: Mapping[str, str], observations: Sequence[Observation]) -> None:
-    """Write the file in one step; DoesNotFit, with nothing left over, where the disk is full."""
-    turns = [
-        {
-            "document": observed.document,
-            "turn": dataclasses.asdict(observed.turn),
-            "prompt_identity": observed.prompt_identity,
-            "token_ids": observed.token_ids,
-            "num_forced": len(observed.forced_ids),
-            "answer": observed.answer,
-        }
-        for observed in observations
-    ]
+    """Write the file in one step; DoesNotFit, with nothing left behind, if the disk is full."""
+    turns = msgspec.json.encode([observed.asked for observed in observations])
     tensors = {
         "states": torch.cat([observed.states for observed in observations]),
         "choices": torch.cat([observed.choices for observed in observations], dim=1).contiguous(),
     }
     new = path.with_name(f"{path.name}.new")
     try:
-        save_file(tensors, new, {_IDENTITY: json.dumps(dict(identity)), _TURNS: json.dumps(turns)})
+        save_file(tensors, new, {_IDENTITY: json.dumps(dict(identity)), _TURNS: turns.decode()})
         new.replace(path)
     except (OSError, SafetensorError) as error:
         new.unlink(missing_ok=True)
@@ -76,47 +65,37 @@ def save_observations(path: Path, identity: Mapping[str, str], observations: Seq
         raise DoesNotFit(
             f"{num_bytes} bytes of the reference's results cannot be written to {path}",
             str(error),
-            "free that much on the disk, or name a file on another one",
+            "free that much on the disk, or name a file on another disk",
         ) from error
 
 
 def load_observations(path: Path, identity: Mapping[str, str]) -> list[Observation]:
-    """What `save_observations` wrote. UsageError where it is of another identity, or no such file."""
+    """Read what `save_observations` wrote. UsageError for another identity or any other file."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            before, turns = json.loads(metadata[_IDENTITY]), json.loads(metadata[_TURNS])
+            before = msgspec.json.decode(metadata[_IDENTITY], type=dict[str, str])
+            turns = msgspec.json.decode(metadata[_TURNS], type=list[AskedTurn])
             states, choices = file.get_tensor("states"), file.get_tensor("choices")
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, msgspec.MsgspecError) as error:
         raise UsageError(
-            f"{path} is no file of a reference's results: {error}",
-            "it was damaged, or something else wrote it",
+            f"{path} is not a file of a reference's results: {error}",
+            "it is damaged, or was written by something else",
             "delete it, or name another file",
         ) from error
     differing = sorted(name for name in {*before, *identity} if before.get(name) != identity.get(name))
     if differing:
         raise UsageError(
             f"{path} holds results of another reference: {', '.join(differing)} differ",
-            "comparing with them would mean nothing",
-            "give the model and options of before, or name another file",
+            "a comparison with them would be meaningless",
+            "use the model and options of that file, or name another file",
         )
     observations = []
     first_state = first_token = 0
-    for entry in turns:
-        num_tokens, num_forced = len(entry["token_ids"]), entry["num_forced"]
-        token_ids = tuple(entry["token_ids"])
+    for asked in turns:
+        after_states, after_tokens = first_state + asked.num_forced + 1, first_token + len(asked.token_ids)
         observations.append(
-            Observation(
-                document=entry["document"],
-                turn=Turn(**entry["turn"]),
-                prompt_identity=entry["prompt_identity"],
-                token_ids=token_ids,
-                forced_ids=token_ids[num_tokens - num_forced :],
-                states=states[first_state : first_state + num_forced + 1],
-                choices=choices[:, first_token : first_token + num_tokens],
-                answer=entry["answer"],
-            )
+            Observation(asked, states[first_state:after_states], choices[:, first_token:after_tokens])
         )
-        first_state += num_forced + 1
-        first_token += num_tokens
+        first_state, first_token = after_states, after_tokens
     return observations

@@ -1,7 +1,4 @@
-"""The whole evaluation: the reference first, then each checkpoint, never two models in memory.
-
-Owns the order of the work and the identity of the reference's results. Prints nothing.
-"""
+"""Runs an evaluation: first the reference, then each checkpoint, with one model in memory at a time."""
 
 from __future__ import annotations
 
@@ -13,15 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 import ernie_local
-from ernie_calibration.held_out import Family, held_out_samples
-from ernie_calibration.sample import Sample, Turn
+from ernie_calibration.generated import SampleFamily, held_out_samples
+from ernie_calibration.sample import Sample, SampleTurn
 from ernie_local.loading import LoadedModel
 from ernie_quant.evaluation.candidate import Candidate
 from ernie_quant.evaluation.comparison import Comparer, Comparison, head_of
 from ernie_quant.evaluation.observation import Observation, Observer
 from ernie_quant.evaluation.reference import check_place, load_head, load_observations, save_observations
-from ernie_quant.evaluation.summary import Summary, summarize
-from ernie_quant.identity import source_identity, version_identity
+from ernie_quant.evaluation.summary import Summary, summarize_comparisons
+from ernie_quant.work import source_identity, version_identity
 
 AnswerSource = Literal["known", "reference"]
 
@@ -30,15 +27,15 @@ AnswerSource = Literal["known", "reference"]
 class EvaluationJob:
     """What to evaluate on, and how.
 
-    answers: what models are made to read: what is right, or what the reference wrote. dtype: one for all
-    models. cache: a file for the reference's results, used if there, written if not. on_sample: after
-    each, the model's name, how many samples it is through, and all.
+    answers: the answers that models are forced to read, the right ones or those of the reference. dtype: of
+    all models. cache: a file of the reference's results, read if it exists, else written. on_sample: called
+    after each sample with the model's name, the samples done, and all samples.
     """
 
     reference: Candidate
     samples: int
     seed: int
-    families: tuple[Family, ...]
+    families: tuple[SampleFamily, ...]
     questions_each: int
     answers: AnswerSource
     device: str
@@ -48,19 +45,19 @@ class EvaluationJob:
     gpu_kernels: str = "auto"
 
     def draw(self) -> Iterator[Sample]:
-        """The samples; drawn anew for each model, since their images would fill the memory."""
+        """The samples, drawn again for each model, because their images would fill the memory."""
         return held_out_samples(
             self.samples, self.seed, families=self.families, questions_each=self.questions_each
         )
 
     def load(self, candidate: Candidate) -> LoadedModel:
-        """Its weights into memory."""
+        """Load its weights."""
         return ernie_local.load(
             candidate.directory, device=self.device, dtype=self.dtype, gpu_kernels=self.gpu_kernels
         )
 
     def told(self, name: str, observed: Iterator[list[Observation]]) -> Iterator[Observation]:
-        """The observations one by one; each sample's end is told."""
+        """The observations one by one; calls `on_sample` at the end of each sample."""
         for number, observations in enumerate(observed, start=1):
             yield from observations
             if self.on_sample is not None:
@@ -69,7 +66,7 @@ class EvaluationJob:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A checkpoint, figures of it, and the turns that they come from."""
+    """A checkpoint, its figures, and the turns that they come from."""
 
     candidate: Candidate
     summary: Summary
@@ -80,7 +77,7 @@ class Evaluation:
     """The reference's results, and checkpoints against them."""
 
     def __init__(self, job: EvaluationJob) -> None:
-        """Runs the reference, or reads what it did: UsageError where that file is another one's."""
+        """Run the reference, or read its results; UsageError if that file belongs to another reference."""
         self._job = job
         identity = self._identity()
         if job.cache is not None and job.cache.exists():
@@ -96,7 +93,7 @@ class Evaluation:
     def evaluate(self, candidate: Candidate) -> Result:
         """Run `candidate` through every turn, hold it against the reference, and sum up."""
         comparisons = self._compare(candidate)
-        summary = summarize(comparisons, candidate.config.text, self._job.seed)
+        summary = summarize_comparisons(comparisons, candidate.config.text, self._job.seed)
         return Result(candidate, summary, comparisons)
 
     def _compare(self, candidate: Candidate) -> list[Comparison]:
@@ -105,7 +102,7 @@ class Evaluation:
             head_of(self._head), head_of(model.network), model.config, model.settings.vision_rule
         )
         observed = Observer(model).observe(
-            self._job.draw(), lambda index, _turn, _own: self._observations[index].forced_ids
+            self._job.draw(), lambda index, _turn, _own: self._observations[index].asked.forced_ids
         )
         told = self._job.told(candidate.name, observed)
         return [comparer.compare(*pair) for pair in zip(self._observations, told, strict=True)]
@@ -113,7 +110,7 @@ class Evaluation:
     def _observe_reference(self) -> list[Observation]:
         observer = Observer(self._job.load(self._job.reference))
 
-        def forced_ids(_index: int, turn: Turn, own: str) -> list[int]:
+        def forced_ids(_index: int, turn: SampleTurn, own: str) -> list[int]:
             return observer.encode(turn.answer if self._job.answers == "known" else own)
 
         observed = observer.observe(self._job.draw(), forced_ids)

@@ -1,25 +1,72 @@
-"""All comparisons of a checkpoint as figures: divergence, answers, flips, experts.
-
-As a whole and per kind of turn. Owns which turns count for what. Intervals come from `statistics`.
-Knows nothing of how figures are shown.
-"""
+"""Computes the figures of an evaluation from its comparisons, with bootstrap intervals and McNemar's test."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy
+from numpy.typing import ArrayLike, NDArray
 
 from ernie_calibration.scoring import METRIC_OF_KIND, Metric
 from ernie_local.config import Bank, TextConfig
 from ernie_quant.evaluation.comparison import Comparison
-from ernie_quant.evaluation.statistics import Estimate, bootstrap_ratio, mcnemar, quantiles
+
+_SHARE = 0.95
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_ratio(sums: ArrayLike, counts: ArrayLike, seed: int = 0) -> Estimate:
+    """sum(sums) / sum(counts), with an interval from resampling whole documents.
+
+    sums, counts: (documents,), the contributions of each document. Positions of one document depend on each
+    other, so resampling single positions would give too narrow an interval (Efron's percentile bootstrap, of
+    clusters). ValueError if all counts are 0.
+    """
+    totals = numpy.asarray(sums, dtype=numpy.float64)
+    weights = numpy.asarray(counts, dtype=numpy.float64)
+    totals, weights = totals[weights > 0], weights[weights > 0]
+    if not len(weights):
+        raise ValueError("nothing to take a mean of")
+    generator = numpy.random.default_rng(seed)
+    ratios = numpy.empty(_RESAMPLES)
+    for resample in range(_RESAMPLES):
+        drawn = generator.integers(len(weights), size=len(weights))
+        ratios[resample] = totals[drawn].sum() / weights[drawn].sum()
+    low, high = numpy.quantile(ratios, [(1 - _SHARE) / 2, (1 + _SHARE) / 2])
+    return Estimate(float(totals.sum() / weights.sum()), float(low), float(high))
+
+
+def quantiles(values: ArrayLike, shares: tuple[float, ...]) -> list[float]:
+    """The values below which these shares of all values lie."""
+    found: NDArray[numpy.float64] = numpy.quantile(numpy.asarray(values, dtype=numpy.float64), shares)
+    return [float(value) for value in found]
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p-value that two models answer the same questions equally well.
+
+    only_first, only_second: questions that only one of them got right. Under the hypothesis each is a coin
+    toss (McNemar 1947, with the binomial in place of chi squared).
+    """
+    num_tosses = only_first + only_second
+    tail = sum(comb(num_tosses, heads) for heads in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / (1 << num_tosses))
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """KL(reference || checkpoint) in nats, and whether both find the same token likeliest, over positions."""
+    """KL(reference || checkpoint) in nats, and whether both have the same most likely token."""
 
     positions: int
     mean: Estimate
@@ -31,7 +78,7 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Questions, long turns left out, and how many each answers to the letter; no share of 0 questions.
+    """Questions without long turns, and how many each model answers to the letter; no share of 0 questions.
 
     p_value: of McNemar's exact test on the flips.
     """
@@ -60,8 +107,8 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Routing:
-    """The share of chosen experts that the reference chose as well, of one bank in one layer."""
+class RoutingAgreement:
+    """The share of chosen experts that the reference also chose, for one bank in one layer."""
 
     layer: int
     bank: Bank
@@ -76,11 +123,11 @@ class Summary:
     divergence: Divergence
     answers: Answers
     tasks: tuple[Task, ...]
-    routing: tuple[Routing, ...]
+    routing: tuple[RoutingAgreement, ...]
     routing_agreement: float | None
 
 
-def summarize(comparisons: Sequence[Comparison], text: TextConfig, seed: int = 0) -> Summary:
+def summarize_comparisons(comparisons: Sequence[Comparison], text: TextConfig, seed: int = 0) -> Summary:
     """Figures of at least one comparison. text: of the model; seed: of the resampling."""
     moe_layers = [layer_id for layer_id, has_experts in enumerate(text.moe_layers) if has_experts]
     documents = list(dict.fromkeys(each.document for each in comparisons))
@@ -121,7 +168,7 @@ def summarize(comparisons: Sequence[Comparison], text: TextConfig, seed: int = 0
     same = numpy.sum([each.same_experts for each in comparisons], axis=0)  # (MoE layers, banks)
     tokens = numpy.sum([each.bank_tokens for each in comparisons], axis=0)  # (banks,)
     routing = tuple(
-        Routing(layer_id, bank.name, int(tokens[column]), float(same[row, column] / tokens[column]))
+        RoutingAgreement(layer_id, bank.name, int(tokens[column]), float(same[row, column] / tokens[column]))
         for row, layer_id in enumerate(moe_layers)
         for column, bank in enumerate(text.banks)
         if tokens[column]

@@ -1,6 +1,6 @@
-"""The report that lies in a quantized checkpoint: quant_report.json, quant_report.html and its README.md.
+"""Writes the report of a quantized checkpoint: quant_report.json, quant_report.html and README.md.
 
-`contents` gathers, `coverage` counts tokens, `plots` draws, `page` and `model_card` write.
+`contents` gathers everything, `page` and `model_card` write it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _JSON, _PAGE, _CARD = "quant_report.json", "quant_report.html", "README.md"
 
 
 def write_report(directory: Path, contents: ReportContents, source: Path) -> None:
-    """Write the three into `directory`; the source's own README.md is kept beside them."""
+    """Write the three files into `directory`, and a copy of the source's own README.md."""
     card = source / _CARD
     source_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     if source_card is not None:

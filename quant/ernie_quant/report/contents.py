@@ -1,38 +1,118 @@
-"""Everything that the report of a quantized checkpoint tells, gathered once; quant_report.json is all of it.
+"""Gathers everything that the report of a quantized checkpoint says; quant_report.json is all of it.
 
-No times of day and no durations: a run that was killed and gone on with must give the same bytes.
+It holds no times of day and no durations: a run that was killed and resumed must give the same bytes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from ernie_local.checkpoint.files import read_stored_tensors
 from ernie_local.checkpoint.index import account
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.parts import ModelPart, model_parts, stored_tensors
-from ernie_local.config import ModelConfig, QuantizationConfig
-from ernie_quant.expert import ExpertReport
-from ernie_quant.identity import version_identity
+from ernie_local.config import Bank, ModelConfig, QuantizationConfig
+from ernie_quant.expert import ExpertReport, RoutedExpert
 from ernie_quant.job import Job
-from ernie_quant.measurements import ExpertKey, read_measurements
-from ernie_quant.report.coverage import Coverage, measure_coverage
+from ernie_quant.measurements import read_measurements
+from ernie_quant.work import version_identity
+
+_QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
+_COLUMNS = "{:<8}{:>6}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}"
+COVERAGE_HEADER = (
+    "bank",
+    "layer",
+    "experts",
+    "tokens",
+    "none",
+    "scarce",
+    "least",
+    "10 %",
+    "median",
+    "90 %",
+    "most",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Coverage of one bank in one layer, or in all layers if `layer` is None.
+
+    tokens: of the bank; each visits several experts. unreached: experts without a token. scarce: experts with
+    fewer tokens than a matrix has columns, including those without any. quantiles: least, 10 %, median, 90 %
+    and most tokens of an expert.
+    """
+
+    bank: Bank
+    layer: int | None
+    num_experts: int
+    tokens: int
+    unreached: int
+    scarce: int
+    quantiles: tuple[float, ...]
+
+
+def measure_coverage(
+    reports: Mapping[tuple[int, Bank, int], ExpertReport], columns: int, experts_per_token: int
+) -> list[Coverage]:
+    """For each bank, all layers together and then each one; empty without calibration."""
+    rows: list[Coverage] = []
+    for bank in dict.fromkeys(bank for _, bank, _ in reports):
+        visits: dict[int, list[int]] = {}
+        for (layer, own_bank, _), report in reports.items():
+            if own_bank == bank:
+                visits.setdefault(layer, []).append(report.tokens)
+        # The same tokens run through every layer.
+        tokens = max(map(sum, visits.values())) // experts_per_token
+        everywhere = [count for counts in visits.values() for count in counts]
+        by_layer: dict[int | None, list[int]] = {None: everywhere, **dict(sorted(visits.items()))}
+        rows += [_row(bank, layer, counts, tokens, columns) for layer, counts in by_layer.items()]
+    return rows
+
+
+def _row(bank: Bank, layer: int | None, counts: list[int], tokens: int, columns: int) -> Coverage:
+    return Coverage(
+        bank=bank,
+        layer=layer,
+        num_experts=len(counts),
+        tokens=tokens,
+        unreached=sum(count == 0 for count in counts),
+        scarce=sum(count < columns for count in counts),
+        quantiles=tuple(float(value) for value in np.quantile(counts, _QUANTILES)),
+    )
+
+
+def coverage_cells(row: Coverage) -> tuple[str, ...]:
+    """The texts of a row, in the order of COVERAGE_HEADER."""
+    layer = "all" if row.layer is None else str(row.layer)
+    counts = (row.num_experts, row.tokens, row.unreached, row.scarce, *row.quantiles)
+    return (row.bank, layer, *(f"{count:,.0f}" for count in counts))
+
+
+def table_lines(rows: Sequence[Coverage]) -> Iterator[str]:
+    """For a terminal; nothing for no rows."""
+    if rows:
+        yield _COLUMNS.format(*COVERAGE_HEADER)
+    for row in rows:
+        yield _COLUMNS.format(*coverage_cells(row))
+
 
 SCHEMA = "ernie-local.quant-report/1"
 
 
 @dataclass(frozen=True, slots=True)
 class ReportContents:
-    """Of one new checkpoint. parts, source_parts: what it and its source consist of.
+    """Contents for one new checkpoint. parts, source_parts: its parts and those of its source.
 
-    formats, bits: page format and bits a weight of every packed expert; small_formats: of their small pages,
-    empty where they have none. experts: how the calibrated ones
-    came out, empty where nothing was calibrated. sensitivity: by layer, the KL divergence at the answers when
-    its experts alone are rounded; routing_agreement: by layer, the share of choices that are those of the
-    source; None if not measured.
+    formats, bits: page format and bits a weight of every packed expert; small_formats: of small pages, empty
+    without any. experts: reports of calibrated experts, empty without calibration. sensitivity: for each
+    layer the KL divergence at the answers when only its experts are rounded; routing_agreement: for each
+    layer the share of routing choices that equal the source's; None if not measured.
     """
 
     source: Mapping[str, str]
@@ -41,16 +121,16 @@ class ReportContents:
     versions: str
     parts: Sequence[ModelPart]
     source_parts: Sequence[ModelPart]
-    formats: Mapping[ExpertKey, str]
-    bits: Mapping[ExpertKey, float]
-    experts: Mapping[ExpertKey, ExpertReport]
+    formats: Mapping[RoutedExpert, str]
+    bits: Mapping[RoutedExpert, float]
+    experts: Mapping[RoutedExpert, ExpertReport]
     coverage: Sequence[Coverage]
-    small_formats: Mapping[ExpertKey, str] = field(default_factory=dict)
+    small_formats: Mapping[RoutedExpert, str] = field(default_factory=dict)
     sensitivity: Mapping[int, float] | None = None
     routing_agreement: Mapping[int, float] | None = None
 
     def to_json(self) -> str:
-        """The text of quant_report.json, an expert a line."""
+        """The text of quant_report.json, with one expert a line."""
         head: dict[str, object] = {
             "schema": SCHEMA,
             "source": dict(self.source),
@@ -68,7 +148,7 @@ class ReportContents:
         lines.append('"experts": [' + ",".join(f"\n{expert}" for expert in experts) + "]")
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
-    def _expert(self, key: ExpertKey) -> dict[str, object]:
+    def _expert(self, key: RoutedExpert) -> dict[str, object]:
         layer, bank, expert = key
         report = self.experts.get(key)
         return {
@@ -86,14 +166,14 @@ def gather(
     job: Job,
     config: ModelConfig,
     tables: QuantizationConfig,
-    reports: Mapping[ExpertKey, ExpertReport],
+    reports: Mapping[RoutedExpert, ExpertReport],
     routing_agreement: Mapping[int, float] | None = None,
 ) -> ReportContents:
-    """Of the checkpoint in `job.partial`, in the formats of `tables`, from a source that is `config`."""
+    """Gather the contents for `job.partial`. tables: its formats; config: of the source."""
     packed_config = replace(config, quantization=tables)
     packed = PackedTensors(packed_config)
-    formats: dict[ExpertKey, str] = {}
-    bits: dict[ExpertKey, float] = {}
+    formats: dict[RoutedExpert, str] = {}
+    bits: dict[RoutedExpert, float] = {}
     for (layer, bank), names in tables.experts.items():
         layouts = packed.page_layouts(layer, bank)
         for expert, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""README.md of a quantized checkpoint: what it is, how large, how to run it and how it was made."""
+"""Writes README.md of a quantized checkpoint: what it is, its size, how to run it, how it was made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pipeline_tag: image-text-to-text
 # {name}, quantized
 
 {name} in {size} instead of {source_size}: {bits:.2f} bits a weight in all{experts}.
-Made by `ernie-local quantize`; it runs with ernie-local, whose docs/format.md tells the meaning of every bit.
+Made by `ernie-local quantize`. It runs with ernie-local, whose docs/format.md specifies the format.
 
 ```
 ernie-local verify DIRECTORY
@@ -33,25 +33,25 @@ ernie-local chat DIRECTORY --image page.png -p "What is the total?"
 
 {small}{calibration}
 
-quant_report.html shows every expert, quant_report.json has the numbers, hashes.json what the files must be.
+quant_report.html shows every expert, quant_report.json has the numbers, hashes.json the hash of each file.
 """
 _SOURCE = f"""
-What the model can do, and what it is for, is told by its source: {SOURCE_CARD}.
+The card of the original model, {SOURCE_CARD}, says what the model can do and what it is for.
 """
-_SMALL = """Each routed expert has a second, small page in {formats}, which a paging runtime can read in place
-of the other; its weights are counted once.
+_SMALL = """Each routed expert has a second, small page in {formats}, which a paging runtime can read instead
+of the first. Its weights are counted once.
 
 """
-_CALIBRATED = """Each expert was quantized from the calibration tokens that its router sends to it,
-and from its bank's where they are few:
+_CALIBRATED = """Each expert was quantized from the calibration tokens routed to it, and, where these are few,
+also from all tokens of its bank:
 """
 _BANK = """
 - {bank} experts: {tokens:,} tokens; {unreached:,} of {experts:,} experts were visited by none,
-  the median has {median:,.0f} visits."""
+  the median expert by {median:,.0f}."""
 
 
 def model_card(contents: ReportContents, source_card: str | None) -> str:
-    """source_card: the README.md of the source, whose licence holds here too; None where it has none."""
+    """source_card: the README.md of the source, whose licence also applies here; None if it has none."""
     whole, before = sum_of_parts("all", contents.parts), sum_of_parts("all", contents.source_parts)
     routed = routed_experts(contents.parts)
     card = _CARD.format(

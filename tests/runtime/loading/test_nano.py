@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ernie_local
-from ernie_calibration.pictures import make_picture
+from ernie_calibration.images import draw_image
 from ernie_local.checkpoint.hub import resolve_model
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def oracle(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_logits_and_routes_equal_those_of_transformers(
     model: LoadedModel, oracle: Any, kinds: tuple[str, ...]
 ) -> None:
-    images = [make_picture(kind, 1, width=308, height=200, held_out=True).image for kind in kinds]
+    images = [draw_image(kind, 1, width=308, height=200, held_out=True).image for kind in kinds]
     media, tokenizer = model.config.media, model.tokenizer
     patches = model.patches(images)
     ids = tokenizer.encode("<|begin_of_sentence|>User: ")

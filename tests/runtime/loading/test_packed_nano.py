@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 import ernie_local
-from ernie_calibration.pictures import make_picture
+from ernie_calibration.images import draw_image
 from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.kernels import native
 from ernie_local.loading import LoadedModel
@@ -36,7 +36,7 @@ def test_answers_are_those_of_exact_activations(pack_nano: PackNano, monkeypatch
     asked = [
         (question.text, image.image)
         for seed, kind in enumerate(kinds)
-        for image in [make_picture(kind, 900 + seed, width=308, height=200, held_out=True)]
+        for image in [draw_image(kind, 900 + seed, width=308, height=200, held_out=True)]
         for question in image.questions[:2]
     ]
     fast = [answer(packed, *each) for each in asked]

@@ -80,9 +80,9 @@ def engines(model: ErnieModel) -> tuple[Engine, Engine, Tape]:
     """One without graphs, one with."""
     tape = Tape()
     plain = Engine(model, 128, torch.bfloat16)
-    model.recorder = tape
+    model.attach(model.experts, tape)
     graphed = Engine(model, 128, torch.bfloat16)
-    model.recorder = None
+    model.attach(model.experts)
     return plain, graphed, tape
 
 
@@ -158,7 +158,7 @@ def test_an_interrupted_recording_goes_on(packed: Path, monkeypatch: pytest.Monk
 
 def test_a_cache_without_a_kernel_is_refused(packed: Path) -> None:
     model = paged_models.build(packed, None)
-    model.recorder = Tape()
+    model.attach(model.experts, Tape())
     with pytest.raises(UsageError, match=r"a KV cache in torch\.float32 with cuda_graphs on"):
         Engine(model, 64, torch.float32)
 
@@ -168,7 +168,9 @@ def test_routes_are_told_of_replayed_tokens_too(packed: Path) -> None:
     told: dict[str, list[list[int]]] = {"plain": [], "graphed": []}
     plain, graphed, _ = engines(model)
     for name, engine in (("plain", plain), ("graphed", graphed)):
-        engine.on_route = lambda layer, bank, ids, weights, rows, name=name: told[name].append(ids.tolist())
-        for token in TOKENS:
-            engine.decode(token)
+        with engine.reporting_routes(
+            lambda layer, bank, ids, weights, rows, name=name: told[name].append(ids.tolist())
+        ):
+            for token in TOKENS:
+                engine.decode(token)
     assert told["plain"] == told["graphed"]

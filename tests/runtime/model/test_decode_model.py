@@ -57,8 +57,8 @@ def decode_all(
         assert token_indices.tolist() == [0]
         routes.append((layer_id, bank, expert_ids.tolist()))
 
-    engine.on_route = note
-    return torch.stack([engine.decode(token_id) for token_id in answer]), routes
+    with engine.reporting_routes(note):
+        return torch.stack([engine.decode(token_id) for token_id in answer]), routes
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "float16", "int8"])

@@ -16,8 +16,8 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles, TensorEntry
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, InputUnreadable, ModelUnusable, UsageError
-from ernie_local.loading.build import build_model, count_weights
-from ernie_local.loading.paging import page_ranges, page_sizes
+from ernie_local.experts.build import page_ranges, stored_page_bytes
+from ernie_local.loading.build import build_model, checkpoint_weights
 from ernie_local.media.image_size import measure_image
 from ernie_local.media.processor import smart_resize
 from ernie_local.media.processor_config import ImageProcessorConfig
@@ -127,7 +127,7 @@ def test_weights_in_memory_are_what_a_loaded_model_holds(packed: Path, is_packed
     for dtype in (torch.float32, torch.bfloat16):
         with open_checkpoint(directory, config) as checkpoint:
             network = build_model(checkpoint, config, dtype, torch.device("cpu"))
-            counted = count_weights(checkpoint, config, dtype)
+            counted = checkpoint_weights(checkpoint, config, dtype)
         dense = [*network.parameters(), *network.buffers()]
         assert counted.dense == sum(tensor.nbytes for tensor in dense)
         assert counted.experts == network.experts.num_bytes  # type: ignore[attr-defined]
@@ -140,7 +140,7 @@ def test_pages_are_those_in_the_files(packed: Path, is_packed: bool) -> None:
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
         ranges = page_ranges(checkpoint, config)
-        sizes = page_sizes(checkpoint, config)
+        sizes = stored_page_bytes(checkpoint, config)
     assert sizes == {key: sum(part.num_bytes for part in parts) for key, parts in ranges.items()}
     assert list(sizes) == list(ranges)
 

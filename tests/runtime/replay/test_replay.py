@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ernie_local
-from ernie_calibration.pictures import make_picture
+from ernie_calibration.images import draw_image
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
@@ -19,7 +19,7 @@ from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
 from ernie_local.loading.model import EngineSettings
 from ernie_local.model_files import ModelFiles
-from ernie_local.replay.replay import replay
+from ernie_local.replay.replay import replay_trace
 from ernie_local.replay.trace import Trace
 from ernie_local.replay.trace_file import read_trace, write_trace
 from tests.plain_export import export_plainly
@@ -70,7 +70,7 @@ def counted(stats: PagingStats) -> PagingStats:
 
 def run_chat(model: LoadedModel) -> None:
     """Two images, chunks of a prompt, a vision token in decode, a turn taken back."""
-    image = make_picture("invoice", 7, width=308, height=200)
+    image = draw_image("invoice", 7, width=308, height=200)
     chat = ernie_local.Chat(model)
     for question in image.questions[:2]:
         list(chat.ask(question.text, images=[image.image], max_tokens=12))
@@ -94,10 +94,10 @@ def test_a_replay_counts_what_the_engine_counted(directory: Path, tmp_path: Path
     assert stats.decoded_tokens > 10
     assert stats.banks["text"].decode_hits > 10
     assert stats.banks["vision"].decode_misses + stats.banks["vision"].decode_hits == 5 * 4
-    assert counted(replay(recorder.trace(), memory_bytes)) == stats
+    assert counted(replay_trace(recorder.trace(), memory_bytes)) == stats
 
     write_trace(tmp_path / "chat.trace", recorder.trace())
-    assert counted(replay(read_trace(tmp_path / "chat.trace"), memory_bytes)) == stats
+    assert counted(replay_trace(read_trace(tmp_path / "chat.trace"), memory_bytes)) == stats
     experts.close()
 
 
@@ -123,7 +123,7 @@ def test_an_interrupted_forward_is_replayed_as_far_as_it_came(tmp_path: Path) ->
     assert [len(forward.expert_ids) for forward in trace.forwards] == [30 * 5, 2, 2, *[5] * 10]
     experts = model.network.experts
     assert isinstance(experts, PagedExperts)
-    assert counted(replay(trace, memory_bytes)) == counted(experts.stats)
+    assert counted(replay_trace(trace, memory_bytes)) == counted(experts.stats)
     write_trace(tmp_path / "t", trace)
     assert len(read_trace(tmp_path / "t").forwards) == 13
     experts.close()
@@ -132,7 +132,7 @@ def test_an_interrupted_forward_is_replayed_as_far_as_it_came(tmp_path: Path) ->
 def test_a_trace_holds_what_the_router_chose() -> None:
     model = ernie_local.load("nano", context_size=400)
     recorder = model.record_trace()
-    image = make_picture("table", 3, width=224, height=140)
+    image = draw_image("table", 3, width=224, height=140)
     ids = [1, 20, model.config.media.image_start, model.config.media.image, model.config.media.image_end, 30]
     model.logits(ids, images=[image.image])
     (forward,) = recorder.trace().forwards

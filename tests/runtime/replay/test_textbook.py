@@ -13,7 +13,7 @@ import pytest
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.plan import PagingPlan
-from ernie_local.replay.replay import belady, compare, lfu, lru, visits
+from ernie_local.replay.replay import belady, compare, lfu, list_visits, lru
 from ernie_local.replay.trace import Forward, Trace
 
 TOP_K, EXPERTS, PAGE = 2, 6, 4096
@@ -34,7 +34,7 @@ def made(seed: int, num_tokens: int, with_prompts: bool = False) -> Trace:
 @pytest.mark.parametrize("num_slots", [2, 5, 9, 12])
 def test_lru_is_that_of_an_ordered_dict(num_slots: int) -> None:
     trace, there, hits = made(1, 200), OrderedDict[ExpertKey, None](), 0
-    for visit in visits(trace):
+    for visit in list_visits(trace):
         hits += sum(key in there for key in visit.keys)
         for key in visit.keys:
             there[key] = None
@@ -61,7 +61,7 @@ def test_lfu_keeps_what_was_used_most() -> None:
 @pytest.mark.parametrize("num_slots", [2, 3, 5])
 def test_no_choice_of_pages_finds_more_than_belady(num_slots: int, with_prompts: bool) -> None:
     trace = made(3, 11, with_prompts)
-    everything = tuple(visits(trace))
+    everything = tuple(list_visits(trace))
 
     @cache
     def most(index: int, there: frozenset[ExpertKey]) -> int:
@@ -86,7 +86,7 @@ def test_everything_is_counted_once() -> None:
     for result in compare(trace, 6 * PAGE, (None, 0.5)):
         text = result.stats.banks["text"]
         assert text.decode_hits + text.decode_misses == 48 * 2 * TOP_K
-        distinct = sum(len(visit.keys) for visit in visits(trace) if not visit.is_decode)
+        distinct = sum(len(visit.keys) for visit in list_visits(trace) if not visit.is_decode)
         assert text.prompt_hits + text.prompt_misses == distinct
         assert result.stats.decode_bytes_read == text.decode_misses * PAGE
         assert result.prompt_bytes >= text.prompt_misses * PAGE  # more where pages came too early

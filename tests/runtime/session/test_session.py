@@ -115,7 +115,7 @@ def test_the_end_of_the_context_ends_an_answer(talk: Talks) -> None:
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_computed(talk: Talks, image: Path) -> None:
     prompt_length = talk().ask("q", "a", images=[image]).usage.prompt_tokens
     one = talk(context_size=prompt_length)
-    expected = rf"prompt of {prompt_length} tokens .* context of {prompt_length} tokens\n8 of them are for 1 "
+    expected = rf"prompt of {prompt_length} tokens .* context of {prompt_length} tokens\n8 are for 1 "
     with pytest.raises(DoesNotFit, match=expected):
         one.chat.ask("q", images=[image])
     assert not one.engine.prefills
@@ -217,10 +217,10 @@ def test_one_image_alone_may_stand_for_a_list(talk: Talks, image: Path) -> None:
     ("options", "message"),
     [
         ({"text": " \n"}, "2 characters"),
-        ({"max_tokens": 0}, "max_tokens 0"),
-        ({"max_tokens": -3}, "max_tokens -3"),
-        ({"thinking_budget": -1}, "thinking_budget -1"),
-        ({"role": "assistant"}, "'assistant'"),
+        ({"max_tokens": 0}, "max_tokens=0"),
+        ({"max_tokens": -3}, "max_tokens=-3"),
+        ({"thinking_budget": -1}, "thinking_budget=-1"),
+        ({"role": "assistant"}, "0 messages from user or tool"),
     ],
 )
 def test_what_cannot_be_asked(talk: Talks, options: dict[str, Any], message: str) -> None:

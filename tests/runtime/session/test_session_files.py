@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,27 @@ from tests.runtime.conftest import Talk
 
 if TYPE_CHECKING:
     from tests.runtime.conftest import Talks
+
+
+def test_a_chat_of_version_1_is_read(talk: Talks, image: Path, tmp_path: Path) -> None:
+    turn = {
+        "role": "user",
+        "text": "what is it?",
+        "images": [{"path": str(image), "size": [100, 60]}],
+        "thinking": False,
+        "reasoning": "",
+        "answer": "a page",
+        "tool_calls": [],
+        "finish_reason": "stop",
+    }
+    saved = {"format": "ernie-local chat", "version": 1, "system": None, "tools": [], "turns": [turn]}
+    (tmp_path / "old.json").write_text(json.dumps(saved))
+    (read,) = Chat.load(tmp_path / "old.json", talk().chat.model).history
+    assert (read.text, read.answer, [shown.path for shown in read.images]) == (
+        "what is it?",
+        "a page",
+        [str(image)],
+    )
 
 
 def test_save_and_load(talk: Talks, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +110,7 @@ def test_a_image_that_changed_or_went_is_named(talk: Talks, image: Path, tmp_pat
     [
         ("", "cannot read the chat"),
         ("[]", 'lacks "format"'),
-        ('{"format": "ernie-local chat", "version": 2}', "version 2, version 1 can be read"),
+        ('{"format": "ernie-local chat", "version": 3}', "version 3, only 1 and 2 can be read"),
         ('{"format": "ernie-local chat", "version": 1}', "missing or wrong: 'system'"),
         (
             '{"format": "ernie-local chat", "version": 1, "system": 3, "tools": [], "turns": []}',

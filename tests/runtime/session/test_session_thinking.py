@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from ernie_local.errors import (
     NoAnswer,
 )
-
-if TYPE_CHECKING:
-    from tests.runtime.conftest import Talks
-
+from ernie_local.session.writer import ChatWriter
+from tests.runtime.conftest import Talks
 
 BEGIN, END = "<|begin_of_sentence|>", "<|end_of_sentence|>"
 OFF = "<think>\n\n</think>\n\n"
@@ -111,7 +107,7 @@ def test_a_thought_and_its_close_stay_within_the_context(talk: Talks, room: int)
     try:
         answer = one.ask("q", "a b c", end="", thinking=True)
     except NoAnswer:
-        assert room <= len(one.chat._conversation.close_ids)
+        assert room <= len(ChatWriter(one.chat.model.files).close_ids)
     else:
         assert answer.text
     assert len(one.engine.ids) <= prompt_length + room

@@ -10,6 +10,7 @@ import torch
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.experts import gpu_math as gpu_math_module
+from ernie_local.experts.build import page_ranges, stored_page_bytes
 from ernie_local.experts.disk import PageStore
 from ernie_local.experts.gpu_math import TritonPageMath
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
@@ -18,7 +19,6 @@ from ernie_local.kernels import cuda_ops, reference
 from ernie_local.kernels.checks import ABSENT_SLOT
 from ernie_local.kernels.triton.gpu import Gpu
 from ernie_local.loading.expert_math import gpu_math
-from ernie_local.loading.paging import page_ranges, page_sizes
 from ernie_local.model.moe import RoutedTokens
 from tests.runtime.kernel_tolerances import EXACT, relative_error
 
@@ -43,7 +43,7 @@ def test_some_experts_of_nano_and_its_shared_page(directory: Path, bank: str) ->
     chosen = [3, 0, 7]
     with open_checkpoint(directory, config) as checkpoint:
         keys = [ExpertKey(LAYER, bank, expert) for expert in chosen]
-        size = page_sizes(checkpoint, config)[keys[0]]
+        size = stored_page_bytes(checkpoint, config)[keys[0]]
         units = -(-size // UNIT_BYTES)
         memory = PageMemory(3 * units * UNIT_BYTES).units
         store = PageStore(page_ranges(checkpoint, config), lambda key, page: None)

@@ -1,0 +1,189 @@
+"""Assembles paged experts: from a checkpoint and numbers of bytes to the provider that a model asks.
+
+The only place where all parts of paging are put together:
+
+    PageStore -> DiskReader -> RAM (PageLevel) -> PageCopier -> GPU (PageLevel)
+                 decided by PageTraffic,          decided by TwoLevels over both memories' PageTraffic
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+
+from ernie_local.checkpoint.names import PROJECTIONS
+from ernie_local.checkpoint.packed import PackedTensors
+from ernie_local.checkpoint.reader import Checkpoint
+from ernie_local.config import Bank, BankKey, ModelConfig
+from ernie_local.errors import UsageError
+from ernie_local.experts.budget import GpuBudget, RamBudget
+from ernie_local.experts.copier import PageCopier
+from ernie_local.experts.device import HOST, GpuDevice
+from ernie_local.experts.disk import DiskReader, PageCheck, PageRange, PageStore
+from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.level import PageLevel, PlaceTables
+from ernie_local.experts.memory import PageMemory, allocate_pages
+from ernie_local.experts.options import PagingOptions, PagingStats
+from ernie_local.experts.page_math import PageMath
+from ernie_local.experts.paged import GpuTier, PagedExperts, RamTier
+from ernie_local.experts.plan import PagingPlan
+from ernie_local.experts.traffic import PageTraffic
+from ernie_local.experts.two_levels import PinningReader, TwoLevels
+from ernie_local.packing.checks import check_page
+
+# What computes experts of each bank from pages on this device.
+MathOn = Callable[[torch.device], Mapping[Bank, PageMath]]
+
+
+class GpuShare(NamedTuple):
+    """What paging has of a GPU.
+
+    num_bytes: for pages and one KV cache, which takes up to cache_bytes. room_bytes: to leave free besides.
+    """
+
+    device: GpuDevice
+    num_bytes: int
+    cache_bytes: int
+    room_bytes: int
+
+
+class PagingSetup(NamedTuple):
+    """What paging has, and how it is to page. ram_bytes: at least the plan's `least_bytes`."""
+
+    ram_bytes: int
+    options: PagingOptions = PagingOptions()
+    gpu: GpuShare | None = None
+
+
+def build_paged_experts(
+    store: PageStore, plan: PagingPlan, math_on: MathOn, setup: PagingSetup
+) -> PagedExperts:
+    """Experts in RAM, and in a GPU above if there is one. plan: of the store's pages.
+
+    DoesNotFit if the GPU has less memory than it reported, and too little for one token.
+    """
+    options, gpu, sizes = setup.options, setup.gpu, store.page_bytes
+    places = PlaceTables(sizes, HOST.send)
+    cache = plan.build_cache(setup.ram_bytes, on_move=places.move)
+    memory = PageMemory(cache.slots.num_frames * plan.frame_bytes)
+    level = PageLevel(cache, memory, places, math_on(torch.device("cpu")), sizes)
+    disk = DiskReader(store, level)
+    stats_above = None if gpu is None else PagingStats()
+    traffic = PageTraffic(cache, plan, sizes, disk, PagingStats(gpu=stats_above))
+    ram = RamTier(level, traffic, disk)
+    if gpu is None:
+        return PagedExperts(store, ram, RamBudget(level, plan, setup.ram_bytes), options)
+
+    wanted = min(gpu.num_bytes, plan.most_bytes + gpu.cache_bytes)
+    # The allocation is of whole frames, the KV cache is not.
+    least = plan.frame_bytes * (plan.least_frames + -(-gpu.cache_bytes // plan.frame_bytes))
+    memory_above = allocate_pages(gpu.device.allocate, wanted, least, gpu.room_bytes, plan.frame_bytes)
+    places_above = PlaceTables(sizes, gpu.device.send)
+    cache_above = plan.build_cache(memory_above.num_bytes, on_move=places_above.move)
+    math_above = math_on(memory_above.bytes.device)
+    level_above = PageLevel(cache_above, memory_above, places_above, math_above, sizes, gpu.device)
+    copier = PageCopier(level_above, level, disk, gpu.device)
+    traffic_above = PageTraffic(cache_above, plan, sizes, PinningReader(traffic, copier), stats_above)
+    both = TwoLevels(traffic_above, traffic, options.miss_rule)
+    tier = GpuTier(level_above, memory_above, both, copier, gpu.device, gpu.device.lock(memory))
+    return PagedExperts(store, ram, GpuBudget(level_above, plan, gpu.room_bytes), options, tier)
+
+
+def paging_plan(
+    checkpoint: Checkpoint, config: ModelConfig, options: PagingOptions | None = None
+) -> PagingPlan | None:
+    """How this checkpoint's pages would share a memory; None without experts. Reads only headers.
+
+    UsageError for options that ask for small pages of a checkpoint without them.
+    """
+    sizes = stored_page_bytes(checkpoint, config, options)
+    return PagingPlan(sizes, config.text.experts_per_token) if sizes else None
+
+
+def stored_page_bytes(
+    checkpoint: Checkpoint, config: ModelConfig, options: PagingOptions | None = None
+) -> dict[ExpertKey, int]:
+    """Bytes of every expert's page, and of small pages if the options ask for them."""
+    ranges = page_ranges(checkpoint, config, options)
+    return {key: sum(part.num_bytes for part in parts) for key, parts in ranges.items()}
+
+
+def open_page_store(
+    checkpoint: Checkpoint, config: ModelConfig, options: PagingOptions | None = None
+) -> PageStore:
+    """The checkpoint's pages on disk. Each is checked when it is first read."""
+    check = _packed_check(config) if config.has_packed_experts else _plain_check(checkpoint)
+    return PageStore(page_ranges(checkpoint, config, options), check)
+
+
+def page_ranges(
+    checkpoint: Checkpoint, config: ModelConfig, options: PagingOptions | None = None
+) -> dict[ExpertKey, tuple[PageRange, ...]]:
+    """Where the page of every expert lies, and its small page if the options ask for it."""
+    banks = [(layer_id, bank.name, False) for layer_id, bank in config.text.layer_banks()]
+    if options is not None and options.small_below is not None:
+        banks += [(layer_id, bank, True) for layer_id, bank in _banks_with_small_pages(config)]
+    packed = PackedTensors(config) if config.has_packed_experts else None
+    ranges: dict[ExpertKey, tuple[PageRange, ...]] = {}
+    for layer_id, bank, is_small in banks:
+        num_experts = config.text.bank(bank).num_experts
+        keys = [ExpertKey(layer_id, bank, expert_id, is_small) for expert_id in range(num_experts)]
+        if packed is None:
+            ranges |= {key: _plain_ranges(checkpoint, key) for key in keys}
+            continue
+        for key, (name, row) in zip(keys, packed.locate_experts(layer_id, bank, small=is_small), strict=True):
+            stored = checkpoint.packed[name]
+            num_bytes = stored.shape[1]
+            ranges[key] = (PageRange(stored.path, stored.offset + row * num_bytes, 0, num_bytes),)
+    return ranges
+
+
+def _banks_with_small_pages(config: ModelConfig) -> list[BankKey]:
+    """Of text experts: prompts use no small pages, and images come in prompts."""
+    tables = config.quantization
+    if tables is None or not tables.small_experts:
+        raise UsageError(
+            "small pages are asked for, for experts of little weight; this checkpoint has 0 of them",
+            "each expert has one page, unless the checkpoint was made with two",
+            "make one with `ernie-local quantize --dual`, or omit small_below",
+        )
+    return [key for key in tables.small_experts if key[1] == "text"]
+
+
+def _plain_ranges(checkpoint: Checkpoint, key: ExpertKey) -> tuple[PageRange, ...]:
+    parts: list[PageRange] = []
+    page_offset = 0
+    for name in _plain_names(key):
+        path, offset, num_bytes = checkpoint.place(name)
+        parts.append(PageRange(path, offset, page_offset, num_bytes))
+        page_offset += num_bytes
+    return tuple(parts)
+
+
+def _plain_names(key: ExpertKey) -> list[str]:
+    return [f"experts.{key.layer_id}.{key.bank}.{key.expert_id}.{part}" for part in PROJECTIONS]
+
+
+def _packed_check(config: ModelConfig) -> PageCheck:
+    packed = PackedTensors(config)
+
+    def check(key: ExpertKey, page: torch.Tensor) -> None:
+        name, row = packed.locate_experts(key.layer_id, key.bank, small=key.is_small)[key.expert_id]
+        layout = packed.page_layouts(key.layer_id, key.bank, small=key.is_small)[name.rpartition(".")[2]]
+        check_page(page, layout, f"page {row} of {name}")
+
+    return check
+
+
+def _plain_check(checkpoint: Checkpoint) -> PageCheck:
+    def check(key: ExpertKey, page: torch.Tensor) -> None:
+        start = 0
+        for name in _plain_names(key):
+            num_bytes = math.prod(checkpoint.shape(name)) * checkpoint.dtype(name).itemsize
+            checkpoint.check_values(name, page[start : start + num_bytes])
+            start += num_bytes
+
+    return check

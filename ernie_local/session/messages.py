@@ -1,0 +1,158 @@
+"""Defines what is said in a chat: messages with text and images in any order, and turns of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias, cast, get_args
+
+from PIL import Image
+
+from ernie_local.errors import UsageError
+from ernie_local.media.open_image import OpenedImage
+from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.session.answer import FinishReason
+from ernie_local.session.image import ChatImage, ChatImageSource, open_chat_images
+from ernie_local.text.reasoning import ToolCall
+from ernie_local.text.template import ImageSlot, Message, Role
+
+MessagePart: TypeAlias = ChatImageSource  # a str is text here, and never the path of an image
+_ROLES_WITH_IMAGES = ("user", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message of a chat.
+
+    role: system, user, assistant, or tool (what a called tool gave). content: a text, or texts and images in
+    their order: a str is text, anything else is an image as `open_images` takes it, such as a Path, bytes or
+    a PIL image. reasoning and tool_calls: what an assistant thought before its text, and called after it.
+    UsageError for an unknown role, and for images of a system or an assistant.
+    """
+
+    role: Role
+    content: str | Sequence[MessagePart]
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):
+            raise UsageError(
+                f"a message of the role {self.role!r}",
+                f"a message comes from {', '.join(get_args(Role))}",
+                'ChatMessage("user", "What is the total?")',
+            )
+        num_images = sum(not isinstance(part, str) for part in self.parts)
+        if num_images and self.role not in _ROLES_WITH_IMAGES:
+            raise UsageError(
+                f"a message from {self.role} with {num_images} images",
+                f"only messages from {' and '.join(_ROLES_WITH_IMAGES)} show images",
+                "move the images to a message from user",
+            )
+
+    @property
+    def parts(self) -> tuple[MessagePart, ...]:
+        """Its texts and images."""
+        return (self.content,) if isinstance(self.content, str) else tuple(self.content)
+
+    @property
+    def text(self) -> str:
+        """Its texts, joined."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def images(self) -> tuple[ChatImage, ...]:
+        """Its images, as far as they have been opened."""
+        return tuple(part for part in self.parts if isinstance(part, ChatImage))
+
+    def opened(self, processor: ImageProcessorConfig) -> ChatMessage:
+        """The same with its images opened, each page of a document an image; errors as `open_chat_images`."""
+        parts: list[MessagePart] = []
+        for part in self.parts:
+            parts.extend([part] if isinstance(part, str) else open_chat_images([part], processor))
+        return replace(self, content=tuple(parts))
+
+    def for_template(self) -> Message:
+        """As the chat template takes it; its images have been opened."""
+        parts: list[str | ImageSlot] = []
+        for part in self.parts:
+            assert isinstance(part, str | ChatImage), "only opened messages are written down"
+            parts.append(part if isinstance(part, str) else ImageSlot(part.num_tokens))
+        return Message(self.role, tuple(parts), self.reasoning, self.tool_calls)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTurn:
+    """What was said since the answer before, with images opened, and the answer.
+
+    thinking: whether the model was to think before it.
+    """
+
+    question: tuple[ChatMessage, ...]
+    answer: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    thinking: bool = False
+    finish_reason: FinishReason = "stop"
+
+    @property
+    def text(self) -> str:
+        """The text of the question, without system texts."""
+        return "\n".join(message.text for message in self.question if message.role != "system")
+
+    @property
+    def images(self) -> tuple[ChatImage, ...]:
+        """The images of the question."""
+        return images_of(self.question)
+
+    def messages(self) -> tuple[ChatMessage, ...]:
+        """The question and the answer."""
+        answer = ChatMessage("assistant", self.answer, self.reasoning, self.tool_calls)
+        return (*self.question, answer)
+
+
+def images_of(messages: Iterable[ChatMessage]) -> tuple[ChatImage, ...]:
+    """All opened images in the order of their places in the prompt."""
+    return tuple(image for message in messages for image in message.images)
+
+
+def split_turns(messages: Sequence[ChatMessage]) -> tuple[tuple[ChatTurn, ...], tuple[ChatMessage, ...]]:
+    """The finished turns of a conversation, and the messages after the last answer.
+
+    UsageError where there are none, or where they say nothing.
+    """
+    turns: list[ChatTurn] = []
+    question: list[ChatMessage] = []
+    for message in messages:
+        if message.role != "assistant":
+            question.append(message)
+            continue
+        has_thought = bool(message.reasoning)
+        turns.append(
+            ChatTurn(tuple(question), message.text, message.reasoning, message.tool_calls, has_thought)
+        )
+        question = []
+    check_question(question)
+    return tuple(turns), tuple(question)
+
+
+def check_question(messages: Sequence[ChatMessage]) -> None:
+    """Raise UsageError unless a user or a tool says something."""
+    asked = [message for message in messages if message.role in _ROLES_WITH_IMAGES]
+    if not any(message.text.strip() or message.images for message in asked):
+        num_characters = sum(len(message.text) for message in asked)
+        raise UsageError(
+            f"a question of {num_characters} characters in {len(asked)} messages from "
+            f"{' or '.join(_ROLES_WITH_IMAGES)}",
+            "the last message must come from one of them, and say something",
+            'ask("What is the total?", images=["invoice.png"])',
+        )
+
+
+def as_sources(images: Iterable[ChatImageSource] | ChatImageSource) -> Iterable[ChatImageSource]:
+    """Several images, or one alone, as several: a string is a sequence of strings, an array one of arrays."""
+    is_one = isinstance(images, str | bytes | os.PathLike | OpenedImage | ChatImage | Image.Image)
+    if is_one or hasattr(images, "__array__"):
+        return [cast("ChatImageSource", images)]
+    return cast("Iterable[ChatImageSource]", images)

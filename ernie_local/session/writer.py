@@ -1,0 +1,88 @@
+"""Writes the messages of a chat down as token ids for one model, and checks that they fit its context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ernie_local.errors import DoesNotFit, ModelUnusable, parameter
+from ernie_local.text.template import (
+    END_TOKENS,
+    IMAGE_START,
+    ChatTemplate,
+    Message,
+    Segment,
+    TextPrompt,
+    check_variant,
+    encode_segments,
+)
+
+if TYPE_CHECKING:
+    from ernie_local.config import MediaTokens
+    from ernie_local.model_files import ModelFiles
+    from ernie_local.text.tokenizer import ErnieTokenizer
+
+
+class ChatWriter:
+    """A model's chat template with its tokenizer.
+
+    system: the system text of chats that do not begin with one; None is the model's own, "" is none. tools:
+    as JSON values; may be changed. stop_ids: tokens that end an answer. close_ids: tokens that close a
+    thought from outside.
+    """
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        system: str | None = None,
+        tools: Sequence[Mapping[str, object]] = (),
+        variant: str | None = None,
+    ) -> None:
+        """ModelUnusable where the tokenizer is missing or another model's, UsageError for tools with PT."""
+        self.system = system
+        self.tools = tuple(tools)
+        self.tokenizer = files.tokenizer
+        self._media = files.config.media
+        self._template = ChatTemplate(check_variant(variant) if variant else files.template_variant)
+        check_same_model(self.tokenizer, self._media)
+        # Training ends an answer with </s> and history with <|end_of_sentence|>: either may come.
+        ends = [self.tokenizer.id_of(token) for token in END_TOKENS] + list(files.config.eos_token_ids)
+        self.stop_ids = frozenset(token_id for token_id in ends if token_id is not None)
+        self.close_ids = self._encode(self._template.forced_close()).token_ids
+        # An opening that cannot be written down is an error now, not at the first question.
+        self.prompt([])
+
+    @property
+    def thinks_by_default(self) -> bool:
+        """Whether this model was made to reason before it answers."""
+        return self._template.thinks_by_default
+
+    def prompt(self, messages: Sequence[Message], thinking: bool | None = None) -> TextPrompt:
+        """The messages, then the opening of an answer, which `thinking` None leaves out."""
+        return self._encode(self._template.segments(messages, self.system, self.tools, thinking))
+
+    def _encode(self, segments: Sequence[Segment]) -> TextPrompt:
+        return encode_segments(self.tokenizer, segments, self._media)
+
+
+def check_same_model(tokenizer: ErnieTokenizer, media: MediaTokens) -> None:
+    """ModelUnusable where tokenizer and config.json are not of the same model."""
+    start_id = tokenizer.id_of(IMAGE_START)
+    if start_id is not None and start_id != media.image_start:
+        raise ModelUnusable(
+            f"the tokenizer writes {IMAGE_START} as {start_id}, config.json as {media.image_start}",
+            "tokenizer.model belongs to another model",
+            "use config.json and tokenizer.model of the same repository",
+        )
+
+
+def check_fits(prompt: TextPrompt, context_size: int) -> None:
+    """DoesNotFit, with both numbers, unless the context holds the prompt and one more token."""
+    num_tokens = len(prompt.token_ids)
+    if num_tokens < context_size:
+        return
+    raise DoesNotFit(
+        f"the prompt of {num_tokens} tokens leaves no room in the context of {context_size} tokens",
+        f"{prompt.num_image_tokens} are for {len(prompt.images)} images, and an answer needs at least 1 more",
+        f"a larger {parameter('context_size')}, a shorter text, fewer or smaller images, or fewer turns",
+    )

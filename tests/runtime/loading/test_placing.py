@@ -1,0 +1,131 @@
+"""What plain torch takes of a GPU to unpack experts: never more than was kept for it. Bytes are counted by
+torch's own calls on the processor, in tensors of the 28B model's sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.checkpoint.reader import open_checkpoint
+from ernie_local.config import read_config
+from ernie_local.experts.gpu_math import TorchPageMath
+from ernie_local.kernels import cuda_ops, reference
+from ernie_local.kernels.nf4_kernels import dequantize_by_bitsandbytes
+from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES
+from ernie_local.loading import placing
+from ernie_local.loading.expert_math import unpacking_room
+from ernie_local.loading.placing import ComputeDemand, MemoryLimits, count_need
+from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.model.moe import RoutedTokens
+from ernie_local.packing import pack_page
+from ernie_local.packing.foreign_matrix import dequantize_foreign
+from ernie_local.packing.foreign_page import Dequantize
+from ernie_local.planner.need import MemoryNeed
+from tests.runtime.packing.test_foreign_pages import pattern_page
+from tests.runtime.random_matrices import random_page
+
+GPU = torch.device("cuda:0")
+HIDDEN, INNER = 2560, 1536
+
+
+class PeakBytes(TorchDispatchMode):
+    """most: bytes of all tensors that calls made and somebody held, at the worst moment."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = self._held = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(one.untyped_storage()) for one in tree_leaves((args, kwargs)) if _is_tensor(one)}
+        output = func(*args, **(kwargs or {}))
+        for one in tree_leaves(output):
+            if _is_tensor(one):
+                self._count(one.untyped_storage(), given)
+        return output
+
+    def _count(self, storage: torch.UntypedStorage, given: set[int]) -> None:
+        start = storage.data_ptr()
+        if id(storage) in given or start in self._known or not storage.nbytes():
+            return
+        self._known.add(start)
+        self._held += storage.nbytes()
+        self.most = max(self.most, self._held)
+        weakref.finalize(storage, self._forget, start, storage.nbytes())
+
+    def _forget(self, start: int, num_bytes: int) -> None:
+        self._known.discard(start)
+        self._held -= num_bytes
+
+
+def _is_tensor(one: object) -> bool:
+    return isinstance(one, torch.Tensor)
+
+
+def peak(page: torch.Tensor, dequantize: Dequantize = dequantize_foreign) -> int:
+    """Of one token in one expert; what the token itself takes is small."""
+    only = torch.zeros(1, 1, dtype=torch.int64)
+    tokens = RoutedTokens(0, "text", torch.randn(1, HIDDEN) / 100, only, torch.ones(1, 1))
+    output = torch.zeros(1, HIDDEN)
+    with PeakBytes() as watched:
+        TorchPageMath(dequantize).add(output, page.view(-1, 4096), tokens, only[0])
+    assert output.abs().max() > 0
+    most: int = watched.most
+    return most
+
+
+@pytest.mark.parametrize("name", ["w8", "w4", "w3", "w2", "w2l"])
+def test_our_experts_are_unpacked_in_pieces(name: str) -> None:
+    most = peak(pack_page(random_page(name, name, HIDDEN, INNER, 0)))
+    assert reference._MOST_UNPACKED * 8 < most <= UNPACKING_BYTES
+
+
+@pytest.mark.parametrize("dequantize", [dequantize_foreign, dequantize_by_bitsandbytes])
+@pytest.mark.parametrize("name", ["nf4g64", "qint4g128", "qint2g128"])
+def test_experts_of_other_libraries_one_matrix_at_a_time(name: str, dequantize: Dequantize) -> None:
+    most = peak(pattern_page(name, HIDDEN, INNER), dequantize)
+    assert 4 * HIDDEN * INNER <= most <= FOREIGN_NUMBER_BYTES * HIDDEN * INNER
+
+
+@pytest.mark.parametrize(
+    ("experts", "has_triton", "wanted"),
+    [("w4", True, 0), ("w4", False, UNPACKING_BYTES), ("nf4g64", True, 39321600), (None, False, 0)],
+)
+def test_room_is_for_what_is_unpacked(
+    experts: str | None, has_triton: bool, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_ops, "triton_missing", lambda device: None if has_triton else object())
+    config = read_config(NANO_DIRECTORY)
+    if experts is not None:
+        tables = format_tables(config, FormatChoice(experts))
+        banks = tuple(dataclasses.replace(bank, expert_size=INNER) for bank in config.text.banks)
+        text = dataclasses.replace(config.text, hidden_size=HIDDEN, banks=banks)
+        config = dataclasses.replace(config, text=text, quantization=tables)
+    assert unpacking_room(config, GPU) == wanted
+
+
+def test_room_for_unpacking_is_kept_on_a_gpu_and_is_not_counted_as_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(placing, "unpacking_room", lambda config, device: UNPACKING_BYTES)
+    config = read_config(NANO_DIRECTORY)
+
+    def need(device: torch.device) -> MemoryNeed:
+        demand = ComputeDemand(device, torch.bfloat16, torch.bfloat16, 4096, 2048)
+        with open_checkpoint(NANO_DIRECTORY, config) as checkpoint:
+            return count_need(
+                checkpoint, ImageProcessorConfig(), config, demand, MemoryLimits(None, 0, None), None
+            )
+
+    there, here = need(GPU), need(torch.device("cpu"))
+    assert (there.scratch_bytes, here.scratch_bytes) == (UNPACKING_BYTES, 0)
+    assert there.weight_bytes == here.weight_bytes
+    assert there.fixed_bytes == there.dense_bytes + UNPACKING_BYTES
