@@ -30,7 +30,7 @@ from ernie_local.errors import DoesNotFit, ErnieLocalError
 from ernie_local.kernels import reference
 from ernie_local.kernels.cuda_ops import gpu_of
 from ernie_local.machine.gpu import GPU_LINK, GPU_MEMORY, GPU_OPERATIONS, measure_gpu
-from ernie_local.machine.random_weights import RandomWeights
+from ernie_local.machine.random_model import RandomWeights
 from ernie_local.packing import LowBitFormat, PageLayout, find_format
 from ernie_local.planner.rates import GpuRates
 

@@ -18,7 +18,7 @@ import torch
 
 from ernie_local.kernels.huge_pages import empty_bytes
 from ernie_local.kernels.ops import packed_experts, packed_linear
-from ernie_local.machine.random_weights import RandomWeights
+from ernie_local.machine.random_model import RandomWeights
 from ernie_local.packing import PageLayout, find_format
 
 HIDDEN, TEXT_INNER, VISION_INNER, TOP_K, NUM_EXPERTS = 2560, 1536, 512, 6, 64

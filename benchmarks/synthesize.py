@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.config import parse_config
-from ernie_local.machine.random_checkpoint import write_random
+from ernie_local.machine.random_model import write_random
 
 
 def full_size_config(num_layers: int, vision_depth: int = 32) -> dict[str, object]:

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch.utils.data import DataLoader
 
+from ernie_local.files import replaced
 from nano.bank import TrainedBank
 from nano.batches import NUM_CHARACTER_CLASSES, BatchMaker
 from nano.layers import product
@@ -116,14 +117,13 @@ def train_step(
 
 def save(path: Path, network: NanoNetwork, optimizers: list[torch.optim.Optimizer], step: int) -> None:
     """Write a checkpoint atomically."""
-    partial = path.with_suffix(".partial")
     state = {
         "step": step,
         "network": network.state_dict(),
         "optimizers": [o.state_dict() for o in optimizers],
     }
-    torch.save(state, partial)
-    partial.replace(path)
+    with replaced(path) as new:
+        torch.save(state, new)
 
 
 def locate(step: int) -> tuple[Stage, int, int]:

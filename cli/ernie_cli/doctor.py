@@ -16,7 +16,7 @@ from ernie_cli.options import CommonOptions, file_option, model_argument
 
 if TYPE_CHECKING:
     from ernie_cli.doctor_result import DoctorResult
-    from ernie_local.doctor import Finding
+    from ernie_local.doctor import Diagnosis
 
 _SLOW_EXIT_CODE = 1
 
@@ -58,7 +58,7 @@ def doctor(options: DoctorOptions, result: DoctorResult) -> None:
         doctor_bundle.check_path(options.bundle)
     subject = Subject(options.model, Path(tempfile.gettempdir()), profile_path())
     is_forced = forced_instruction_set() is not None
-    findings: list[Finding] = []
+    findings: list[Diagnosis] = []
     for finding in examine(ISA_VARIABLE, isa_is_forced=is_forced, subject=subject):
         findings.append(finding)
         for line in finding_lines(finding):
@@ -75,14 +75,14 @@ def doctor(options: DoctorOptions, result: DoctorResult) -> None:
         raise typer.Exit(_SLOW_EXIT_CODE)
 
 
-def finding_lines(finding: Finding) -> Iterator[str]:
+def finding_lines(finding: Diagnosis) -> Iterator[str]:
     """The finding for people: what was found, then how to fix it."""
     yield f"{finding.name:<10}  {finding.verdict:<5}  {finding.text}"
     if finding.fix is not None:
         yield f"{'':<10}  {'fix':<5}  {finding.fix}"
 
 
-def raise_for_failing(findings: Sequence[Finding]) -> None:
+def raise_for_failing(findings: Sequence[Diagnosis]) -> None:
     """Raise DoesNotFit if a check fails, with the reason and the fix of the first one."""
     from ernie_local.errors import DoesNotFit
 

@@ -22,7 +22,7 @@ from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.files import written_whole
 
 if TYPE_CHECKING:
-    from ernie_local.doctor import Finding, Subject
+    from ernie_local.doctor import Diagnosis, Subject
 
 # A path ends at these; one with a blank in it must be known by name.
 _REST = r"[^\s,;:()'\"`]"
@@ -49,7 +49,7 @@ def check_path(path: Path) -> None:
         )
 
 
-def write_bundle(path: Path, findings: Sequence[Finding], subject: Subject) -> None:
+def write_bundle(path: Path, findings: Sequence[Diagnosis], subject: Subject) -> None:
     """Write the zip, whole or not at all: doctor.json, packages.json, platform.json and machine.json."""
     private = list(_private_names(findings, subject))
     result = DoctorResult()
@@ -83,7 +83,7 @@ def without(value: object, private: Iterable[str]) -> object:
     return _PATH.sub(_PRIVATE, value)
 
 
-def _private_names(findings: Sequence[Finding], subject: Subject) -> Iterator[str]:
+def _private_names(findings: Sequence[Diagnosis], subject: Subject) -> Iterator[str]:
     names = [str(Path.home()), str(Path.cwd()), str(subject.temporary_folder), str(subject.profile_path)]
     names += [platform.node(), platform.node().partition(".")[0], Path.home().name, _user()]
     if subject.model is not None and subject.model != "nano":

@@ -62,9 +62,6 @@ def stored_profile() -> MachineProfile | None:
     path = profile_path()
     if not path.exists():
         return None
-    from ernie_local.machine.hardware import find_hardware
-    from ernie_local.planner.profile import read_profile
+    from ernie_local.machine.hardware import own_profile
 
-    profile = read_profile(path)
-    same = profile is not None and profile.hardware.difference(find_hardware()) is None
-    return profile if same else None
+    return own_profile(path)

@@ -16,6 +16,7 @@ from pathlib import Path
 from ernie_local.checkpoint.header import StoredTensor, read_safetensors_header
 from ernie_local.checkpoint.hub import MODEL_FILES
 from ernie_local.errors import ModelUnusable
+from ernie_local.files import replaced
 from ernie_local.strict_json import read_json_object, show
 
 SINGLE_FILE = "model.safetensors"
@@ -161,9 +162,8 @@ def model_files(directory: Path) -> list[str]:
 def write_hashes(directory: Path, hashes: Mapping[str, FileHash]) -> None:
     """Write hashes.json in one step, the same bytes for the same hashes."""
     files = {name: asdict(hashes[name]) for name in sorted(hashes)}
-    temporary = directory / f"{HASHES_FILE}.new"
-    temporary.write_text(json.dumps({"version": _HASHES_VERSION, "files": files}, indent=1), encoding="utf-8")
-    temporary.replace(directory / HASHES_FILE)
+    with replaced(directory / HASHES_FILE) as path:
+        path.write_text(json.dumps({"version": _HASHES_VERSION, "files": files}, indent=1), encoding="utf-8")
 
 
 def read_hashes(directory: Path) -> dict[str, FileHash] | None:

@@ -1,77 +1,49 @@
-"""What this machine offers to ernie-local, checked one thing after the other, each with a verdict.
+"""Checks what this machine offers to ernie-local, one thing after the other, each with a verdict.
 
-A check is a module with a function `check` that returns a Finding; `examine` puts them in order. A check
-changes nothing for good, and imports torch when it runs. Knows nothing of how findings are printed.
+A check changes nothing for good, and imports torch only when it runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
-from ernie_local.doctor import (
-    battery,
-    checkpoint,
-    cuda,
-    disk,
-    gpu,
-    instruction_set,
-    kernels,
-    link,
-    memory,
-    nf4,
-    pinned,
-    profile,
-    python,
-    self_test,
-    system,
-    triton,
+from ernie_local.doctor import cpu, cuda, files, gpu, system
+from ernie_local.doctor.check import Check, Diagnosis, Examination, Subject, Verdict, worst_verdict
+
+__all__ = ["CHECKS", "Check", "Diagnosis", "Examination", "Subject", "Verdict", "examine", "worst_verdict"]
+
+CHECKS: tuple[Check, ...] = (
+    system.PYTHON,
+    system.MEMORY,
+    cpu.KERNELS,
+    cpu.INSTRUCTION_SET,
+    cpu.SELF_TEST,
+    cuda.CUDA,
+    gpu.GPU,
+    cuda.TRITON,
+    cuda.NF4,
+    gpu.LINK,
+    gpu.PINNED,
+    system.SYSTEM,
+    system.BATTERY,
+    files.CHECKPOINT,
+    files.DISK,
+    files.PROFILE,
 )
-from ernie_local.doctor.finding import Finding, Verdict, worst_verdict
-from ernie_local.machine.nvidia_smi import read_gpus
-
-__all__ = ["Finding", "Subject", "Verdict", "examine", "worst_verdict"]
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is examined beside the machine.
+def examine(isa_setting: str, *, isa_is_forced: bool, subject: Subject) -> Iterator[Diagnosis]:
+    """Run every check in order, and give each diagnosis as soon as it is there.
 
-    model: whose files are checked, None for none. temporary_folder: on the disk that is timed without one.
-    profile_path: where `bench` stores what it measured.
+    isa_setting: what a user sets to force an instruction set; isa_is_forced: whether it is set. Without
+    PyTorch, the checks that compute with it are left out.
     """
-
-    model: str | None
-    temporary_folder: Path
-    profile_path: Path
-
-
-def examine(isa_setting: str, *, isa_is_forced: bool, subject: Subject) -> Iterator[Finding]:
-    """Run every check, and give each finding as soon as it is there.
-
-    isa_setting: what a user sets to force an instruction set; isa_is_forced: whether it was set.
-    """
-    finding = python.check()
-    yield finding
-    yield memory.check()
-    yield kernels.check()
-    if finding.verdict == "fails":  # the others compute with PyTorch, which is not there
-        return
-    yield instruction_set.check(isa_setting, is_forced=isa_is_forced)
-    yield self_test.check(isa_setting)
-    gpus = read_gpus()
-    yield cuda.check(gpus)
-    yield gpu.check(gpus)
-    yield triton.check(gpus)
-    yield nf4.check(gpus)
-    stored, finding = profile.check(subject.profile_path)
-    yield link.check(gpus, stored)
-    yield pinned.check()
-    yield system.check(gpus)
-    yield battery.check()
-    found, files = checkpoint.check(subject.model)
-    if found is not None:
-        yield found
-    yield disk.check(files, subject.temporary_folder)
-    yield finding
+    examination = Examination(subject, isa_setting, isa_is_forced=isa_is_forced)
+    has_torch = True
+    for check in CHECKS:
+        if check.needs_torch and not has_torch:
+            return
+        found = check.run(examination)
+        if found is not None:
+            has_torch = has_torch and found.verdict != "fails"
+            yield found

@@ -21,9 +21,8 @@ from ernie_local.engine import Engine
 from ernie_local.experts.build import PagingSetup, paging_plan
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading.build import build_model
-from ernie_local.machine.random_checkpoint import write_random
-from ernie_local.machine.text_ids import text_ids
-from ernie_local.machine.timing import Clock, summarize
+from ernie_local.machine.random_model import text_ids, write_random
+from ernie_local.machine.timing import Clock
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.planner.model_size import read_model
@@ -139,7 +138,7 @@ def _misses(network: ErnieModel) -> int:
 
 def _by_rounds(rounds: Sequence[Sequence[_Token]], value: Callable[[_Token], float]) -> Measurement:
     """Medians of rounds; nothing where there was nothing to see."""
-    return summarize([statistics.median(map(value, tokens)) for tokens in rounds] or [0.0])
+    return Measurement.of([statistics.median(map(value, tokens)) for tokens in rounds] or [0.0])
 
 
 def _split(

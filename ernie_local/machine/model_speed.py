@@ -1,7 +1,6 @@
-"""How fast a loaded model reads a prompt, answers, and encodes an image.
+"""Measures how fast a loaded model reads a prompt, answers, encodes an image, and decodes under miss rules.
 
-Tokens are random, so that experts are chosen evenly: a real text finds more of them in memory. Knows nothing
-of options or of how it is shown.
+Tokens are random, so that experts are chosen evenly: a real text finds more of them in memory.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ import torch
 from torch import nn
 
 from ernie_local.engine import Engine
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, UsageError, parameter
+from ernie_local.experts.options import MISS_RULES
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
 from ernie_local.machine.disk import holds_pages, measure_disk
-from ernie_local.machine.text_ids import text_ids
-from ernie_local.machine.timing import Clock, summarize
+from ernie_local.machine.random_model import text_ids
+from ernie_local.machine.timing import Clock
 from ernie_local.media.patches import Patches
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.kv_cache import kv_bytes_per_token
@@ -38,6 +38,10 @@ _DECODE_TOKENS = 12  # in a round
 _DISK_SECONDS = 0.2  # before each
 _MEMORY_ROUNDS = 3
 _LARGE_BYTES = 64 << 20  # more than caches hold
+# For rules on experts that a GPU lacks. Each first decodes as many tokens uncounted, for pages to follow it.
+_RULE_PROMPT_TOKENS = 32
+_RULE_ROUNDS = 5
+_RULE_TOKENS = 8  # of each rule in a round
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +85,9 @@ def measure_model(
     prompt_tokens = min(_PROMPT_TOKENS, context - decoded)
     if prompt_tokens < 1:
         raise DoesNotFit(
-            f"{decoded + 1} tokens are measured, the context has {context}",
-            "a prompt and the decoding behind it have to fit",
-            f"--ctx-size {decoded + _PROMPT_TOKENS} or more",
+            f"at least {decoded + 1} tokens are measured, the context has {context}",
+            "a prompt and the tokens decoded after it have to fit",
+            f"{parameter('context_size', decoded + _PROMPT_TOKENS)} or more",
         )
     ids = text_ids(model.config, prompt_tokens + decoded)
 
@@ -105,8 +109,8 @@ def measure_model(
     work = read_model(model.directory).decode_work(str(model.network.dtype).removeprefix("torch."))
     return ModelRun(
         prompt_tokens=prompt_tokens,
-        first_token_seconds=summarize(prompt),
-        prefill=summarize([prompt_tokens / one for one in prompt]),
+        first_token_seconds=Measurement.of(prompt),
+        prefill=Measurement.of([prompt_tokens / one for one in prompt]),
         decode=decode,
         predicted_decode=1 / decode_seconds(work, rates, hit_rate, context_bytes),
         hit_rate=hit_rate,
@@ -115,6 +119,38 @@ def measure_model(
         memory_share=memory_share,
         image=None if image is None else _measure_image(model, image, clock),
     )
+
+
+def measure_miss_rules(model: LoadedModel, clock: Clock = time.perf_counter) -> dict[str, float]:
+    """Tokens a second by the rule's name, medians of rounds, measured from end to end.
+
+    Rates would mislead: a rule that should win by the speed of link and memory may lose by what waits for
+    what. UsageError for a model without two memories.
+    """
+    experts = model.network.experts
+    if not isinstance(experts, PagedExperts) or experts.top is experts.ram:
+        raise UsageError(
+            "the model keeps experts in 1 memory, rules for misses need 2",
+            "all experts fit on the GPU, or no GPU is used",
+            f"run on a GPU and lower {parameter('vram')}",
+        )
+    num_decoded = _RULE_ROUNDS * len(MISS_RULES) * 2 * _RULE_TOKENS
+    ids = iter(text_ids(model.config, _RULE_PROMPT_TOKENS + num_decoded))
+    engine = model.engine(context_size=_RULE_PROMPT_TOKENS + num_decoded)
+    engine.prefill([next(ids) for _ in range(_RULE_PROMPT_TOKENS)])
+    seconds: dict[str, list[float]] = {name: [] for name in MISS_RULES}
+    before = experts.miss_rule
+    for _ in range(_RULE_ROUNDS):
+        for name, rule in MISS_RULES.items():
+            experts.change_miss_rule(rule)
+            for _ in range(_RULE_TOKENS):
+                engine.decode(next(ids))
+            start = clock()
+            for _ in range(_RULE_TOKENS):
+                engine.decode(next(ids))
+            seconds[name].append((clock() - start) / _RULE_TOKENS)
+    experts.change_miss_rule(before)
+    return {name: 1 / statistics.median(measured) for name, measured in seconds.items()}
 
 
 @dataclass(slots=True)
@@ -130,12 +166,12 @@ class _Beside:
     @property
     def disk_rate(self) -> Measurement | None:
         """Over all rounds; None where no page is read."""
-        return summarize(self.disk) if self.disk else None
+        return Measurement.of(self.disk) if self.disk else None
 
     @property
     def memory_share(self) -> Measurement | None:
         """Over all rounds; None where weights are so few that caches hold them."""
-        return summarize(self.memory_shares) if self.memory_shares else None
+        return Measurement.of(self.memory_shares) if self.memory_shares else None
 
 
 def _decode(
@@ -158,8 +194,8 @@ def _decode(
         rates.append(1 / statistics.median(seconds))  # what other programs delay is not the model's
     after = model.paging
     if before is None or after is None:
-        return summarize(rates), None, beside
-    return summarize(rates), after.since(before).banks["text"].decode_hit_rate, beside
+        return Measurement.of(rates), None, beside
+    return Measurement.of(rates), after.since(before).banks["text"].decode_hit_rate, beside
 
 
 def _memory_share(model: LoadedModel, rates: Rates) -> list[float]:
@@ -218,7 +254,7 @@ def _measure_image(model: LoadedModel, image: Patches, clock: Clock) -> ImageSpe
             hook.remove()
     encode = [end - start for start, end in zip(marks[::2], marks[1::2], strict=True)][-len(whole) :]
     rates = [len(ids) / (one - encoding) for one, encoding in zip(whole, encode, strict=True)]
-    return ImageSpeed(image.num_tokens, summarize(encode), summarize(rates))
+    return ImageSpeed(image.num_tokens, Measurement.of(encode), Measurement.of(rates))
 
 
 def _seconds(run: Callable[[], object], clock: Clock) -> list[float]:

@@ -1,4 +1,4 @@
-"""All measurements of this machine, in the order in which they are made, and the rates that they give."""
+"""Makes all measurements of this machine, in order, and derives its rates from them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ernie_local.checkpoint.hub import resolve_model
+from ernie_local.machine.cpu import PLAIN_PROMPT, PROMPT, format_measurement, measure_kernels
 from ernie_local.machine.disk import (
     PAGE_BYTES,
     holds_pages,
@@ -20,7 +21,6 @@ from ernie_local.machine.disk import (
 )
 from ernie_local.machine.fixed_costs import FixedCosts, measure_fixed_costs, write_small_packed
 from ernie_local.machine.gpu import GPU_LINK, GPU_MEMORY, GPU_OPERATIONS, measure_gpu
-from ernie_local.machine.kernels import PLAIN_PROMPT, PROMPT, format_measurement, measure_kernels
 from ernie_local.planner.profile import Measurement
 from ernie_local.planner.rates import GpuRates, Rates
 
@@ -29,8 +29,7 @@ _DISK_SECONDS, _SMALL_READ_SECONDS = 1.5, 0.2
 _PACKED_FORMATS = ("w4", "w2", "w8")
 _PLAIN_FORMATS = ("float32", "bfloat16")
 
-# What is measured now, for people who wait.
-Teller = Callable[[str], None]
+Teller = Callable[[str], None]  # told what is measured now
 
 
 @dataclass(frozen=True, slots=True)

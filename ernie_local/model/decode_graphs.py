@@ -21,9 +21,11 @@ from ernie_local.model.layers import RMSNorm
 
 @dataclass(frozen=True, slots=True)
 class Junction:
-    """Where a piece ends. hidden: (1, hidden_size) before experts are added; normed: what these are given;
-    chosen: their ids and weights, (1, top_k) each; shared: (1, hidden_size) of experts that are not computed
-    with them. Of the last piece `normed` is the result of all."""
+    """The outputs of a piece. Of the last piece `normed` is the final result.
+
+    hidden: (1, hidden_size) before experts are added; normed: the input of experts; chosen: their ids and
+    weights, (1, top_k) each; shared: (1, hidden_size) of shared experts computed apart.
+    """
 
     hidden: torch.Tensor
     normed: torch.Tensor
@@ -33,8 +35,10 @@ class Junction:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """What pieces read, always at the same place: of a token its embedding, angles and the cache's length;
-    and what the experts before a piece gave."""
+    """What pieces read, always at the same addresses.
+
+    A token's embedding and angles, the cache's length, and the output of the experts before a piece.
+    """
 
     hidden: torch.Tensor
     cosines: torch.Tensor
@@ -55,9 +59,9 @@ class DecodeGraphs:
         self._rows: LayerStorage | None = None  # of the first layer; all move together
 
     def run(self, hidden: torch.Tensor, step: LayerStep) -> torch.Tensor:
-        """As all layers and the last norm, of one text token: hidden (1, hidden_size) -> the same shape.
+        """All layers and the last norm for one text token: hidden (1, hidden_size) -> the same shape.
 
-        The result is good until the next call.
+        The result is valid until the next call.
         """
         inputs = self._fill(hidden, step)
         for index, layers in enumerate(self._pieces):
@@ -75,7 +79,7 @@ class DecodeGraphs:
         return end.normed
 
     def _fill(self, hidden: torch.Tensor, step: LayerStep) -> _Inputs:
-        """Put what is new of a token where pieces read it; forget them if the cache is not where it was."""
+        """Copy the token's values to where pieces read them; drop the pieces if the cache has moved."""
         given = step.attention
         assert isinstance(given, KernelAttention)
         rows = given.cache.storage(0)
@@ -122,7 +126,7 @@ class DecodeGraphs:
 
 
 def _cut(layers: Sequence[DecoderLayer]) -> list[list[DecoderLayer]]:
-    """Layers of each piece: those up to the next with experts; the last has what is left, or nothing."""
+    """The layers of each piece, up to the next with experts; the last piece has the rest, or none."""
     pieces: list[list[DecoderLayer]] = [[]]
     for layer in layers:
         pieces[-1].append(layer)

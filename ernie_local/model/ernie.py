@@ -89,13 +89,13 @@ class ErnieModel(nn.Module):
         return features
 
     def encoding_bytes(self, images: Sequence[Patches]) -> int:
-        """About as much memory as `encode_images` takes beside its results (measured, within a tenth)."""
+        """About the memory that `encode_images` takes besides its results (measured, within a tenth)."""
         return encoding_bytes(self.config.vision, _patch_counts(images))
 
     def decode_graphs(self, kv_dtype: torch.dtype) -> DecodeGraphs | None:
-        """For one new cache of this dtype; None where decode is not recorded.
+        """The graphs of one new cache of this dtype; None where decode is not recorded.
 
-        UsageError where a token's attention over it is not at fixed places.
+        UsageError if no attention kernel serves such a cache, since nothing else can be recorded.
         """
         if self.recorder is None:
             return None
@@ -103,7 +103,7 @@ class ErnieModel(nn.Module):
             raise UsageError(
                 f"a KV cache in {kv_dtype} with cuda_graphs on",
                 f"there is no attention kernel for it on {self.device}, and without one nothing is recorded",
-                "keep the cache in int8 or float16, or load the model without cuda_graphs",
+                "use kv_dtype int8 or float16, or load the model without cuda_graphs",
             )
         return DecodeGraphs([*self.layers], self.norm, self.recorder)
 
@@ -116,11 +116,11 @@ class ErnieModel(nn.Module):
         on_route: RouteHook | None = None,
         graphs: DecodeGraphs | None = None,
     ) -> torch.Tensor:
-        """Run new tokens behind those in the cache, append them to it, give back their normed last states.
+        """Run new tokens after those in the cache, append them to it, and return their normed last states.
 
         hidden: (tokens, hidden_size) embeddings or image features; positions: (3, tokens) int64, rows T, H,
         W; is_vision: (tokens,) bool, on the host, which decides the bank of each token. graphs: of this
-        cache, by which one text token is run. Returns (tokens, hidden_size), with graphs until the next call.
+        cache; they run a single text token. Returns (tokens, hidden_size), with graphs until the next call.
         """
         num_tokens = hidden.shape[0]
         if self._rope is None or self._rope.frequencies.device != hidden.device:

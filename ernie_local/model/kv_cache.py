@@ -26,7 +26,7 @@ _INT8_LARGEST = 127
 
 
 class LayerStorage(NamedTuple):
-    """One layer's rows, lent to be read and written in place: (kv_heads, capacity, head_dim) each.
+    """One layer's rows, to be read and written in place: (kv_heads, capacity, head_dim) each.
 
     Scales, (kv_heads, capacity, 1), only with int8.
     """
@@ -85,15 +85,15 @@ class CacheLayout:
 
 
 class RowMove:
-    """The rows of one layout on their way into another, one after the other, each through a buffer.
+    """Copies the rows of one layout into another, one after the other, each through a buffer.
 
-    The layouts may share memory if both end at the same byte and the new one is larger: then each row goes to
-    a lower address than it had and ends before the next one begins, so that in ascending order nothing is
-    overwritten that is still to be copied.
+    The layouts may share memory if both end at the same byte and the new one is larger: then each row moves
+    to a lower address and ends before the next one begins, so that copying in ascending order overwrites no
+    row that is still to be copied.
     """
 
     def __init__(self, old: CacheLayout, new: CacheLayout, length: int) -> None:
-        """length: tokens of each row to bring over. Copies nothing yet, but takes all memory for it."""
+        """length: tokens of each row to copy. Copies nothing yet, but allocates all memory for it."""
         assert length <= min(old.capacity, new.capacity), (length, old.capacity, new.capacity)
         self._sources, self._targets = (old.rows(length), new.rows(length)) if length else ([], [])
         by_dtype = {row.dtype: row for row in self._sources}
@@ -102,7 +102,7 @@ class RowMove:
         self._in_buffer = -1  # the row that the buffer holds
 
     def finish(self) -> None:
-        """Copy all that is not copied yet. Where Ctrl-C ended it, it can be called again."""
+        """Copy all that is not copied yet. After Ctrl-C it can be called again."""
         while self._num_done < len(self._sources):
             index = self._num_done
             source = self._sources[index]
@@ -115,13 +115,13 @@ class RowMove:
 
 
 class CacheMemory(Protocol):
-    """Memory that one cache is lent, as much as it needs for the time being."""
+    """Memory lent to one cache, as much as it needs at the moment."""
 
     def resize(self, num_bytes: int) -> torch.Tensor:
         """(num_bytes,) uint8 for the cache from now on.
 
-        DoesNotFit, with nothing changed, if there is not so much. What was lent before keeps its bytes until
-        the next call or the first write to the new one. Where both overlap they end at the same byte.
+        DoesNotFit, with nothing changed, if there is not enough. Memory lent before keeps its bytes until the
+        next call or the first write to the new memory. Where both overlap they end at the same byte.
         """
         ...
 
@@ -153,17 +153,17 @@ class KVCache:
         return self._layout.num_bytes
 
     def touched_bytes(self, num_tokens: int) -> int:
-        """Memory of its own that is really taken once so many tokens have been stored.
+        """Memory of its own that is in use once so many tokens have been stored.
 
-        None where memory was lent: who lends it counts it.
+        0 where memory was lent: the lender counts it.
         """
         return self._size.touched_bytes(num_tokens) if self._memory is None else 0
 
     def reserve(self, num_tokens: int) -> None:
-        """Have memory for so many tokens in all, the visible ones among them; to be called between forwards.
+        """Make room for `num_tokens` in all, the visible ones included. Call it between forwards.
 
-        A cache in lent memory grows in steps, and an empty one shrinks too; what `storage` gave is then not
-        the cache's any more. DoesNotFit, with the cache as it was, if there is no memory; Ctrl-C waits.
+        A cache in lent memory grows in steps, and shrinks when it is empty. What `storage` returned before is
+        invalid then. DoesNotFit, with the cache unchanged, if there is no memory. Ctrl-C waits for the move.
         """
         assert self.length <= num_tokens <= self.capacity, (self.length, num_tokens, self.capacity)
         wanted, now = grown_tokens(num_tokens, self.capacity), self._layout.capacity
@@ -180,7 +180,7 @@ class KVCache:
             try:
                 move.finish()
                 self._layout = layout
-            except KeyboardInterrupt as error:  # half moved it would be neither here nor there
+            except KeyboardInterrupt as error:  # a half-moved cache would be lost
                 interruption = error
         if interruption is not None:
             raise interruption
@@ -216,8 +216,8 @@ class KVCache:
     def storage(self, layer_id: int) -> LayerStorage:
         """This layer's rows, for an operator that stores and attends at once; it writes at `length`.
 
-        Until the next `reserve`, which may move them: ask anew in every forward. The same object as long as
-        they did not move.
+        Valid until the next `reserve`, which may move them: ask again in every forward. The same object as
+        long as they did not move.
         """
         return self._layout.layers[layer_id]
 

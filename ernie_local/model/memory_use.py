@@ -1,7 +1,7 @@
-"""What the network takes of memory beside its weights while it computes: from sizes alone, without torch.
+"""Computes the memory that the network takes besides its weights, from sizes alone, without torch.
 
-The rules that the runtime keeps room by and the planner predicts by. Those of activations are measured, not
-derived (docs/performance.md); those of the KV cache are exact.
+The runtime keeps room by these rules, and the planner predicts by them. The rules for activations are
+measured (docs/performance.md); those for the KV cache are exact.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ DEFAULT_CHUNK_TOKENS = 2048
 # Small images share one pass through the tower; a large one goes alone, so that the tower's memory has a
 # bound that does not grow with the number of images.
 PATCHES_PER_PASS = 8192
-# Of memory for each patch and column of the tower while it is encoded, and beside that for each two columns,
-# whose products want their weights in another order. Measured with 1280 columns: 600, 1100 and 2050 MiB for
-# 3600, 11088 and 24552 patches.
+# Bytes for each patch and column of the tower while an image is encoded, and for each pair of columns, since
+# products want their weights in another order. Measured with 1280 columns: 600, 1100 and 2050 MiB for 3600,
+# 11088 and 24552 patches.
 _BYTES_A_PATCH, _BYTES_A_WEIGHT = 64, 211
 FLOAT_BYTES = 4  # of a float32
 # Bytes of a number in the KV cache; int8 has a float32 scale for each head's vector beside it.
 KV_ITEM_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 _SMALL_PAGE = 4096
-# A cache that grows does so by so many tokens: 56 MiB of the 28B model in bfloat16. Each step copies all that
-# is there; smaller ones would copy more often than experts gain by them.
+# The step in which a cache grows: 56 MiB of the 28B model in bfloat16. Each step copies the whole cache;
+# smaller steps would cost more copying than they give to experts.
 CACHE_STEP_TOKENS = 1024
 _ALIGNED_TOKENS = 64  # its rows begin at multiples of 256 bytes, whatever the context size
 
@@ -59,7 +59,7 @@ class KVSize:
         return self.capacity * self.bytes_per_token
 
     def touched_bytes(self, num_tokens: int) -> int:
-        """Memory that is really taken once so many tokens have been stored: it comes in whole pages."""
+        """Memory in use once `num_tokens` have been stored; the system gives it in whole pages."""
         row_bytes = self.capacity * self.state_bytes
         page_bytes = HUGE_PAGE if self.rows * row_bytes >= HUGE_PAGE else _SMALL_PAGE
         used_bytes = -(-num_tokens * self.state_bytes // page_bytes) * page_bytes
@@ -68,22 +68,22 @@ class KVSize:
 
 
 def grown_tokens(num_tokens: int, context_size: int) -> int:
-    """For how many tokens a cache that grows has memory when it holds so many, of at most `context_size`."""
+    """Tokens that a growing cache has memory for when it holds `num_tokens`, of at most `context_size`."""
     stepped = -(-num_tokens // CACHE_STEP_TOKENS) * CACHE_STEP_TOKENS
     return min(stepped, -(-context_size // _ALIGNED_TOKENS) * _ALIGNED_TOKENS)
 
 
 def attention_bytes(config: TextConfig, num_new: int, num_all: int) -> int:
-    """About what attention of `num_new` tokens takes beside the cache for looking at `num_all` tokens.
+    """About the bytes that attention of `num_new` tokens to `num_all` tokens takes besides the cache.
 
-    Masks, as bool and as the numbers that SDPA makes of them, and the cached keys and values as numbers to
-    compute with, twice for a moment. With one new token nothing: it reads the cache where it lies.
+    Masks, as bool and as the numbers that SDPA makes of them, and the cached keys and values converted for
+    computing, twice for a moment. One new token takes nothing: it reads the cache in place.
     """
     if num_new == 1:
         return 0
     states = 2 * config.num_key_value_heads * config.head_dim * FLOAT_BYTES  # of one token
-    # SDPA makes one block of a mask at a time, but each is a little wider than the one before, so that the
-    # allocator finds no hole for it: all of them stay.
+    # SDPA makes one block of a mask at a time, but each is a little wider than the one before, so the
+    # allocator cannot reuse the memory of earlier ones: all of them stay.
     return num_all * (2 * states + (1 + FLOAT_BYTES) * num_new)
 
 
@@ -101,17 +101,17 @@ def tower_passes(patch_counts: Sequence[int]) -> list[int]:
 
 
 def mixed_chunk_bytes(config: TextConfig, chunk_tokens: int, item_bytes: int) -> int:
-    """What a chunk with tokens of both banks takes beside one of text alone: states and results of each on
-    their own, and shared experts apart (counted in model/moe.py)."""
+    """What a chunk with tokens of several banks takes more than one of text alone: states and results of each
+    bank, and shared experts computed apart (counted in model/moe.py)."""
     return chunk_tokens * item_bytes * (4 * config.hidden_size + 2 * config.shared_expert_size)
 
 
 def image_prompt_bytes(
     config: ModelConfig, num_patches: int, num_image_tokens: int, chunk_tokens: int, item_bytes: int
 ) -> int:
-    """What a prompt with images takes from their encoding until it has been read, beside one of text.
+    """What a prompt with images takes more than one of text, from their encoding until it has been read.
 
-    Patches in float32; each image's features, and all of them in one piece; and a chunk of both banks.
+    Patches in float32; each image's features, and all of them in one piece; and a chunk of several banks.
     """
     patches = num_patches * config.vision.patch_values * FLOAT_BYTES
     features = 2 * num_image_tokens * config.text.hidden_size * item_bytes
@@ -119,7 +119,7 @@ def image_prompt_bytes(
 
 
 def encoding_bytes(config: VisionConfig, patch_counts: Sequence[int]) -> int:
-    """About as much memory as encoding images takes beside the results (measured, within a tenth)."""
+    """About the memory that encoding images takes besides the results (measured, within a tenth)."""
     most = start = 0
     for num_images in tower_passes(patch_counts):
         most = max(most, sum(patch_counts[start : start + num_images]))
@@ -136,7 +136,7 @@ def prompt_room(
     prompt_patches: int,
     item_bytes: int,
 ) -> int:
-    """What the largest prompt takes for a while beside weights, KV cache and a chunk at work.
+    """What the largest prompt takes for a while besides weights, KV cache and a chunk at work.
 
     num_tokens: of the context. image_patches, prompt_patches: of the largest image, and of all that one
     prompt brings. item_bytes: of a number that is computed with.

@@ -60,14 +60,14 @@ class ExpertProvider(Protocol):
         ...
 
     def make_room(self, owner: object, num_bytes: int) -> None:
-        """Keep this much of the memory that experts may take for `owner`, a cache or an image being encoded.
+        """Reserve `num_bytes` of the experts' memory for `owner`, a cache or an image being encoded.
 
-        Until it says another number, or is gone. DoesNotFit where experts need more of what is left.
+        It holds until `owner` asks for another number or is gone. DoesNotFit if experts need the memory.
         """
         ...
 
     def cache_memory(self) -> CacheMemory | None:
-        """Memory for one new KV cache, shared with experts. None if the cache is to have its own."""
+        """Memory for one new KV cache, shared with experts; None if the cache allocates its own."""
         ...
 
     def compute(self, tokens: RoutedTokens) -> torch.Tensor:

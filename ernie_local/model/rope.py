@@ -1,7 +1,6 @@
 """Rotary position embedding: interleaved pairs over three axes for text, halves over two for the tower.
 
-Knows positions and head sizes; how positions come from token ids and image grids is media/tokens.py's.
-Angles are always float32: in bfloat16 a position of 257 already equals 256.
+Positions come from media/tokens.py. Angles are always float32: in bfloat16 a position of 257 equals 256.
 """
 
 from __future__ import annotations

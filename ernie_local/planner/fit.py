@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.planner.need import MemoryNeed
 from ernie_local.sizes import GIB, MIB, format_bytes
@@ -24,7 +24,7 @@ _CONTEXT_STEP = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryBudget:
     """One memory, RAM or a GPU's; all numbers are bytes.
 
     total: what may be taken of it, `used` included; used: what this process has of it already.
@@ -38,11 +38,11 @@ class Memory:
     free: int | None = None
 
     @staticmethod
-    def of_ram(limit: int | None, reserve: int, *, used: int, free: int) -> Memory:
+    def of_ram(limit: int | None, reserve: int, *, used: int, free: int) -> MemoryBudget:
         """For a process with `used` bytes: up to `limit`; without one, all that is free but the reserve."""
         if limit is None:
-            return Memory(used + max(0, free - reserve), used, free=free)
-        return Memory(limit, used, "ram", free)
+            return MemoryBudget(used + max(0, free - reserve), used, free=free)
+        return MemoryBudget(limit, used, "ram", free)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Placement:
     gpu_cache_bytes: int | None = None
 
 
-def fit(memory: Memory, need: MemoryNeed) -> Split:
+def fit(memory: MemoryBudget, need: MemoryNeed) -> Split:
     """Keep all experts in `memory` if they fit, else page them. DoesNotFit where even that is too much."""
     fixed = memory.used + need.fixed_bytes + SLACK_BYTES
     left = memory.total - fixed
@@ -90,7 +90,7 @@ def fit(memory: Memory, need: MemoryNeed) -> Split:
     return Split(None if left >= need.resident_bytes else left, chunk)
 
 
-def place(need: MemoryNeed, ram: Memory, gpu: Memory | None = None) -> Placement:
+def place(need: MemoryNeed, ram: MemoryBudget, gpu: MemoryBudget | None = None) -> Placement:
     """Keep the model in RAM; with a GPU, keep it there, and experts that do not fit there in RAM or on disk.
 
     need: of the GPU where there is one. DoesNotFit, with the numbers, where even paging does not help.
@@ -106,10 +106,10 @@ def place(need: MemoryNeed, ram: Memory, gpu: Memory | None = None) -> Placement
     if left < need.least_expert_bytes:
         least = ram.used + SLACK_BYTES + need.least_expert_bytes
         raise DoesNotFit(
-            f"{format_bytes(max(0, left))} of RAM are left for experts beside the GPU, "
+            f"{format_bytes(max(0, left))} of RAM are left for experts besides the GPU, "
             f"{format_bytes(need.least_expert_bytes)} are needed",
             "experts that are not on the GPU pass through RAM, at least those of one token",
-            f"ram {-(-least // MIB)}MiB or more",
+            f"{parameter('ram', f'{-(-least // MIB)}MiB')} or more",
         )
     if need.room_bytes is None:
         return Placement(left, split.chunk_tokens, split.shared_bytes)
@@ -118,13 +118,13 @@ def place(need: MemoryNeed, ram: Memory, gpu: Memory | None = None) -> Placement
 
 
 def least_total(need: MemoryNeed, used: int) -> int:
-    """The smallest `Memory.total` that `fit` accepts for the whole context."""
+    """The smallest `MemoryBudget.total` that `fit` accepts for the whole context."""
     fixed = used + need.fixed_bytes + SLACK_BYTES
     return fixed + need.working_bytes(_SMALLEST_CHUNK) + need.paged_bytes(_SMALLEST_CHUNK)
 
 
 def resident_total(need: MemoryNeed, used: int) -> int:
-    """The smallest `Memory.total` with every expert in memory and chunks of full size."""
+    """The smallest `MemoryBudget.total` with every expert in memory and chunks of full size."""
     fixed = used + need.fixed_bytes + SLACK_BYTES
     return fixed + need.working_bytes(DEFAULT_CHUNK_TOKENS) + need.resident_bytes
 
@@ -150,7 +150,7 @@ def longest_context(most: int, fits: Callable[[int], bool], least: int = _CONTEX
     return max(least, low * _CONTEXT_STEP)
 
 
-def _place_in_ram(need: MemoryNeed, ram: Memory) -> Placement:
+def _place_in_ram(need: MemoryNeed, ram: MemoryBudget) -> Placement:
     if ram.limit_name is None:
         need = need.expecting(_EXPECTED_TOKENS)
     split = fit(ram, need)
@@ -158,33 +158,35 @@ def _place_in_ram(need: MemoryNeed, ram: Memory) -> Placement:
         return Placement(split.shared_bytes, split.chunk_tokens)
     if ram.total - ram.used > ram.free:
         raise DoesNotFit(
-            f"the {ram.limit_name} limit is {format_bytes(ram.total)}, but the process has "
+            f"{parameter(ram.limit_name)} is {format_bytes(ram.total)}, but the process has "
             f"{format_bytes(ram.used)} and {format_bytes(ram.free)} are free",
             "paged experts fill the limit, and a system that swaps takes minutes for every token",
-            f"{ram.limit_name} auto, or a limit within what is free",
+            f"{parameter(ram.limit_name, 'auto')}, or a limit within what is free",
         )
     return Placement(split.shared_bytes, split.chunk_tokens)
 
 
-def _check_free_on_gpu(gpu: Memory, need: MemoryNeed) -> None:
+def _check_free_on_gpu(gpu: MemoryBudget, need: MemoryNeed) -> None:
     wanted = need.fixed_bytes + need.expert_bytes + need.cache_bytes + (need.room_bytes or 0)
-    if gpu.free is not None and gpu.free < min(gpu.total, wanted):
+    if gpu.free is not None and gpu.limit_name is not None and gpu.free < min(gpu.total, wanted):
         raise DoesNotFit(
-            f"the {gpu.limit_name} limit is {format_bytes(gpu.total)}, {format_bytes(gpu.free)} are free on "
-            "the GPU",
+            f"{parameter(gpu.limit_name)} is {format_bytes(gpu.total)}, "
+            f"but {format_bytes(gpu.free)} are free on the GPU",
             "the model would take more than is free",
-            f"{gpu.limit_name} of {format_bytes(gpu.free)} or less, or close other programs that use the GPU",
+            f"{parameter(gpu.limit_name, f'{gpu.free // MIB}MiB')} or less, or close other programs that use "
+            "the GPU",
         )
 
 
-def _refusal(memory: Memory, need: MemoryNeed, least: int) -> DoesNotFit:
+def _refusal(memory: MemoryBudget, need: MemoryNeed, least: int) -> DoesNotFit:
     rounded = -(-least // (64 * MIB)) * 64
+    smaller = f"a smaller context, {parameter('kv_dtype', 'int8')}"
     if memory.limit_name is None:
         available = f"{format_bytes(memory.total)} are available"
-        hint = "close other programs, or take a smaller context, kv_dtype int8 or a smaller checkpoint"
+        hint = f"close other programs, or take {smaller} or a smaller checkpoint"
     else:
-        available = f"the {memory.limit_name} limit is {format_bytes(memory.total)}"
-        hint = f"{memory.limit_name} {rounded}MiB, a smaller context, or kv_dtype int8"
+        available = f"{parameter(memory.limit_name)} is {format_bytes(memory.total)}"
+        hint = f"{parameter(memory.limit_name, f'{rounded}MiB')}, {smaller}"
     return DoesNotFit(
         f"the model needs at least {format_bytes(least)} of memory, {available}",
         f"every token reads {format_bytes(need.fixed_bytes)} of weights, the KV cache takes "

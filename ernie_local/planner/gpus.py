@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ernie_local.errors import UsageError
+from ernie_local.errors import UsageError, parameter
 from ernie_local.planner.rates import GpuRates
 from ernie_local.sizes import GIB, MIB
 
@@ -100,9 +100,9 @@ def find_gpu_model(text: str) -> GpuModel:
     alike = [gpu.gpu_id for gpu in gpus if len(digits) >= 3 and digits in gpu.gpu_id]
     found = list(dict.fromkeys(alike + near))[:_NEAR_MATCHES]
     raise UsageError(
-        f"--gpu {text!r} is not one of {len(gpus)} known GPUs",
+        f"{parameter('gpu', text)} is not one of {len(gpus)} known GPUs",
         f"similar ones are {', '.join(found)}" if found else "no name in the table is similar",
-        "one of these, --gpu all for the whole table, or --vram SIZE for any other GPU",
+        f"one of these, {parameter('gpu', 'all')} for all, or {parameter('vram')} for any other GPU",
     )
 
 

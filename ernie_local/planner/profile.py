@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +56,11 @@ class Measurement:
     low: Seconds
     high: Seconds
     rounds: Count
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Measurement:
+        """Of at least one value."""
+        return Measurement(statistics.median(values), min(values), max(values), len(values))
 
 
 @dataclass(frozen=True, slots=True)

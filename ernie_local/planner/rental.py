@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ernie_local.errors import UsageError
+from ernie_local.errors import UsageError, parameter
 from ernie_local.planner.terms import Amount, Term
 from ernie_local.sizes import GIB
 
@@ -36,9 +36,9 @@ def published_sessions(server: RentedServer, bits: str) -> float:
     """
     if bits not in _WEIGHT_GIB:
         raise UsageError(
-            f"--bits {bits} with --sessions",
+            f"{parameter('bits', bits)} with {parameter('sessions')}",
             f"the published rule is for weights in {', '.join(_WEIGHT_GIB)} bits",
-            "--bits 4, 8 or 16",
+            f"{parameter('bits', 4)}, 8 or 16",
         )
     room = _USABLE_SHARE * server.num_gpus * server.gib_a_gpu - _GIB_A_GPU * server.num_gpus
     return round((room - _WEIGHT_GIB[bits]) / _SESSION_GIB, 3)

@@ -10,6 +10,7 @@ import msgspec
 
 from ernie_local.config import Bank
 from ernie_local.errors import InputUnreadable, UsageError
+from ernie_local.files import replaced
 from ernie_quant.expert import RoutedExpert
 from ernie_quant.losses import OptionLosses
 
@@ -61,9 +62,8 @@ def write_measurements(path: Path, measured: Measurements) -> None:
         for key, losses in measured.experts.items()
     ]
     content = _StatisticsFile(**_of_model(measured), experts=experts)
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(msgspec.to_builtins(content), indent=1), encoding="utf-8")
-    temporary.replace(path)
+    with replaced(path) as new:
+        new.write_text(json.dumps(msgspec.to_builtins(content), indent=1), encoding="utf-8")
 
 
 def read_measurements(path: Path, identity: dict[str, str]) -> Measurements:

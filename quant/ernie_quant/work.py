@@ -22,6 +22,7 @@ import ernie_local
 from ernie_local.checkpoint.writer import CheckpointFiles
 from ernie_local.config import Bank, QuantizationConfig
 from ernie_local.errors import Stopped, UsageError, parameter
+from ernie_local.files import replaced
 from ernie_quant.foreign import FOREIGN_PACKAGES
 from ernie_quant.recipe import Recipe
 from ernie_quant.tokens import TokenSequence
@@ -109,9 +110,8 @@ class Work:
     def _check_identity(self, identity: dict[str, str]) -> None:
         path = self._folder / "identity.json"
         if not path.exists():
-            temporary = path.with_suffix(".new")
-            temporary.write_text(json.dumps(identity, indent=1), encoding="utf-8")
-            temporary.replace(path)
+            with replaced(path) as new:
+                new.write_text(json.dumps(identity, indent=1), encoding="utf-8")
             return
         before = json.loads(path.read_text(encoding="utf-8"))
         differing = sorted(name for name in {*before, *identity} if before.get(name) != identity.get(name))

@@ -176,9 +176,9 @@ def test_the_model_s_own_disk_is_read_where_its_files_are_large(
 def test_a_folder_in_memory_is_no_disk(
     command: Command, surveyed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ernie_local.machine.storage import Storage
+    from ernie_local.machine.disk import Storage
 
-    monkeypatch.setattr("ernie_local.machine.storage.find_storage", lambda path: Storage("memory", "tmpfs"))
+    monkeypatch.setattr("ernie_local.machine.disk.find_storage", lambda path: Storage("memory", "tmpfs"))
     assert "TMPDIR" in command("bench").stderr
 
 
@@ -204,7 +204,7 @@ def test_the_fastest_rule_for_misses_is_stored_and_kept(
     speeds = {"fetch": 3.0, "compute": 5.0, "split": 4.0}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr("ernie_local.machine.miss_rules.measure_miss_rules", lambda model: speeds)
+    monkeypatch.setattr("ernie_local.machine.model_speed.measure_miss_rules", lambda model: speeds)
     result = command("bench", "nano", "--vram", "6GiB")
     assert re.search(r"decode, misses compute +5\.00 tokens/s  fastest\n", result.stdout)
     assert command("bench", "nano", "--vram", "6GiB", "--json", "--no-save").json()["miss_rules"] == speeds

@@ -11,15 +11,15 @@ import pytest
 
 import ernie_local.doctor
 from ernie_cli.doctor_result import FACTS
-from ernie_local.doctor import Finding, Subject
+from ernie_local.doctor import Diagnosis, Subject
 from ernie_local.kernels import native
 from tests.cli.running import Command
 
 MODULE = native.native_module()
 SETS = [] if MODULE is None else MODULE.instruction_sets()
-OK = Finding("one", "ok", "all is well", None, {"number": 1})
-SLOW = Finding("two", "slow", "half is well", "do more", {"number": 2})
-FAILS = Finding("three", "fails", "nothing is well", "start anew", {"number": 3})
+OK = Diagnosis("one", "ok", "all is well", None, {"number": 1})
+SLOW = Diagnosis("two", "slow", "half is well", "do more", {"number": 2})
+FAILS = Diagnosis("three", "fails", "nothing is well", "start anew", {"number": 3})
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +35,11 @@ def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> list[Finding | Exception]:
+def found(monkeypatch: pytest.MonkeyPatch) -> list[Diagnosis | Exception]:
     """What the checks find, or raise, in place of the real ones."""
-    findings: list[Finding | Exception] = []
+    findings: list[Diagnosis | Exception] = []
 
-    def examine(isa_setting: str, *, isa_is_forced: bool, subject: Subject) -> Iterator[Finding]:
+    def examine(isa_setting: str, *, isa_is_forced: bool, subject: Subject) -> Iterator[Diagnosis]:
         assert isa_setting == "ERNIE_LOCAL_ISA"
         for finding in findings:
             if isinstance(finding, Exception):
@@ -70,7 +70,7 @@ def test_each_finding_is_a_line_and_its_fix_another(command: Command, found: lis
 def test_the_exit_code_is_that_of_the_worst(
     command: Command,
     found: list[Any],
-    findings: list[Finding],
+    findings: list[Diagnosis],
     exit_code: int,
     as_json: tuple[str, ...],
 ) -> None:

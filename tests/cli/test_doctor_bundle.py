@@ -13,7 +13,7 @@ import pytest
 
 import ernie_local.doctor
 from ernie_cli.doctor_bundle import without
-from ernie_local.doctor import Finding, Subject
+from ernie_local.doctor import Diagnosis, Subject
 from ernie_local.planner.profile import HardwareKey, MachineProfile, Measurement, ModelSpeed, write_profile
 from ernie_local.planner.rates import Rates
 from tests.cli.running import Command
@@ -40,13 +40,13 @@ def private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(platform, "node", lambda: "agnes-laptop.home.example")
     processes = [{"name": "falcon.exe", "bytes": 5}]
     found = [
-        Finding("kernels", "slow", f"not there: {home}/lib/x.so: cannot open", "see C:\\Users\\agnes\\x", {}),
-        Finding("gpu", "ok", "GPU (held by falcon.exe 2 GiB)", None, {"gpus": [{"processes": processes}]}),
-        Finding("checkpoint", "ok", f"{model} of agnes on agnes-laptop", None, {"in": [str(model)]}),
-        Finding("disk", "ok", "2.5 GB/s at pages, ext4", None, {"bytes_per_second": 2.5e9}),
+        Diagnosis("kernels", "slow", f"missing: {home}/lib/x.so: cannot open", "see C:\\Users\\agnes\\x", {}),
+        Diagnosis("gpu", "ok", "GPU (held by falcon.exe 2 GiB)", None, {"gpus": [{"processes": processes}]}),
+        Diagnosis("checkpoint", "ok", f"{model} of agnes on agnes-laptop", None, {"in": [str(model)]}),
+        Diagnosis("disk", "ok", "2.5 GB/s at pages, ext4", None, {"bytes_per_second": 2.5e9}),
     ]
 
-    def examine(isa_setting: str, *, isa_is_forced: bool, subject: Subject) -> Iterator[Finding]:
+    def examine(isa_setting: str, *, isa_is_forced: bool, subject: Subject) -> Iterator[Diagnosis]:
         yield from found
 
     monkeypatch.setattr(ernie_local.doctor, "examine", examine)

@@ -17,7 +17,7 @@ from ernie_cli.vram.text import bar_lines
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
-from ernie_local.machine import nvidia_smi
+from ernie_local.machine import hardware
 from ernie_local.machine.hardware import find_hardware
 from ernie_local.planner.profile import HardwareKey, MachineProfile, write_profile
 from ernie_local.planner.rates import Rates
@@ -32,7 +32,7 @@ Reckon = Callable[..., dict[str, Any]]
 def unmeasured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No profile and no GPU of the machine that runs the tests."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
-    monkeypatch.setattr(nvidia_smi, "read_gpus", lambda: None)
+    monkeypatch.setattr(hardware, "installed_gpus", lambda: None)
 
 
 @pytest.fixture
@@ -198,10 +198,10 @@ def test_sessions_print_three_decimals(reckon: Reckon, command: Command) -> None
 
 
 def test_the_machine_s_own_gpu_is_asked_for(reckon: Reckon, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = nvidia_smi.GpuReport(
-        0, "NVIDIA GeForce RTX 3090", None, None, 24576 * MIB, 20000 * MIB, None, None, None, None, ()
+    report = hardware.GpuStatus(
+        "NVIDIA GeForce RTX 3090", None, None, 24576 * MIB, 20000 * MIB, None, None, None, None, ()
     )
-    monkeypatch.setattr(nvidia_smi, "read_gpus", lambda: (report,))
+    monkeypatch.setattr(hardware, "installed_gpus", lambda: (report,))
     value = reckon("--bits", "4", "--ram", "32GiB", "--ctx-size", "4k")
     assert value["gpu"]["name"] == "NVIDIA GeForce RTX 3090"
     assert value["gpu"]["vram"]["limit_bytes"] == 20000 * MIB

@@ -54,7 +54,7 @@ def measure(options: BenchOptions, result: BenchResult) -> None:
         model, measured = _measure_model(options, files, profile, image, console)
         profile = _with_model(profile, model, measured)
         if options.vram is not None:
-            from ernie_local.machine.miss_rules import measure_miss_rules
+            from ernie_local.machine.model_speed import measure_miss_rules
 
             console.note("measuring: rules for experts that the GPU lacks")
             profile = dataclasses.replace(profile, miss_rules=measure_miss_rules(model))
@@ -171,8 +171,7 @@ def _open_image(name: str) -> OpenedImage:
 def _survey(files: ModelFiles | None, console: Console) -> Survey:
     import tempfile
 
-    from ernie_local.machine.disk import PAGE_BYTES, holds_pages
-    from ernie_local.machine.storage import find_storage
+    from ernie_local.machine.disk import PAGE_BYTES, find_storage, holds_pages
     from ernie_local.machine.survey import survey_machine
 
     page_bytes = PAGE_BYTES if files is None else max(_page_bytes(files), _SMALL_PAGE)
@@ -231,12 +230,10 @@ def _measure_model(
 
 def _with_stored_rules(profile: MachineProfile, path: Path) -> MachineProfile:
     """Keep what an earlier run on the same hardware measured of rules for misses."""
-    from ernie_local.planner.profile import read_profile
+    from ernie_local.machine.hardware import own_profile
 
-    stored = read_profile(path)
-    if stored is None or stored.hardware.difference(profile.hardware) is not None:
-        return profile
-    return dataclasses.replace(profile, miss_rules=stored.miss_rules)
+    stored = own_profile(path)
+    return profile if stored is None else dataclasses.replace(profile, miss_rules=stored.miss_rules)
 
 
 def _with_model(profile: MachineProfile, model: LoadedModel, measured: ModelRun) -> MachineProfile:

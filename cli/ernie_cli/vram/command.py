@@ -88,7 +88,7 @@ def _target(options: VramOptions, budget: Budget) -> Target:
     """The GPU that was named, else this machine's, else none."""
     from ernie_cli.settings import stored_profile
     from ernie_cli.vram.report import Target
-    from ernie_local.machine.nvidia_smi import read_gpus
+    from ernie_local.machine.hardware import installed_gpus
     from ernie_local.planner.gpus import UNKNOWN_GPU, find_gpu_model, match_gpu_model
     from ernie_local.sizes import parse_bytes
 
@@ -99,7 +99,7 @@ def _target(options: VramOptions, budget: Budget) -> Target:
         return Target(budget, asked or gpu.usable_bytes, gpu.name, gpu.rates(), profile)
     if asked is not None:
         return Target(budget, asked, f"a GPU with {options.vram}", UNKNOWN_GPU, profile)
-    local = next((gpu for gpu in read_gpus() or () if gpu.free_bytes is not None), None)
+    local = next((gpu for gpu in installed_gpus() or () if gpu.free_bytes is not None), None)
     if local is None:
         return Target(budget, profile=profile)
     known = match_gpu_model(local.name, local.total_bytes)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local.files import replaced
 from ernie_local.loading.build import build_head
 from ernie_local.loading.options import WEIGHT_DTYPES, find_device, find_dtype
 from ernie_local.model.ernie import ErnieModel
@@ -55,12 +56,10 @@ def save_observations(path: Path, identity: Mapping[str, str], observations: Seq
         "states": torch.cat([observed.states for observed in observations]),
         "choices": torch.cat([observed.choices for observed in observations], dim=1).contiguous(),
     }
-    new = path.with_name(f"{path.name}.new")
     try:
-        save_file(tensors, new, {_IDENTITY: json.dumps(dict(identity)), _TURNS: turns.decode()})
-        new.replace(path)
+        with replaced(path) as new:
+            save_file(tensors, new, {_IDENTITY: json.dumps(dict(identity)), _TURNS: turns.decode()})
     except (OSError, SafetensorError) as error:
-        new.unlink(missing_ok=True)
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
         raise DoesNotFit(
             f"{num_bytes} bytes of the reference's results cannot be written to {path}",

@@ -12,11 +12,12 @@ import torch
 from ernie_local.checkpoint.uncached_file import UncachedFile
 from ernie_local.errors import DoesNotFit
 from ernie_local.kernels.ops import add_packed_experts
-from ernie_local.machine import hardware, kernels, survey
+from ernie_local.machine import cpu, survey
+from ernie_local.machine.cpu import LayerSizes
 from ernie_local.machine.disk import DiskSpeed, measure_disk, measure_small_reads, temporary_file
 from ernie_local.machine.fixed_costs import FixedCosts
 from ernie_local.machine.gpu import GPU_LINK, GPU_MEMORY, GPU_OPERATIONS, measure_gpu
-from ernie_local.machine.timing import measure_rate, summarize
+from ernie_local.machine.timing import measure_rate
 from ernie_local.planner.profile import Measurement
 from ernie_local.planner.rates import PagingCosts, Rates
 
@@ -51,7 +52,7 @@ def test_a_rate_is_work_over_seconds_without_the_first_call() -> None:
 
 
 def test_the_spread_is_kept() -> None:
-    assert summarize([5.0, 1.0, 2.0, 4.0]) == Measurement(3.0, 1.0, 5.0, 4)
+    assert Measurement.of([5.0, 1.0, 2.0, 4.0]) == Measurement(3.0, 1.0, 5.0, 4)
 
 
 # disk
@@ -110,36 +111,30 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
         pass
 
 
-# kernels
+# CPU
+
+SIZES = LayerSizes(hidden=192, inner=64, dense_rows=128, prompt_tokens=40)
 
 
-@pytest.fixture
-def small_kernels(monkeypatch: pytest.MonkeyPatch, native_kernels: object) -> None:
-    for name, value in {"_HIDDEN": 192, "_INNER": 64, "_DENSE_ROWS": 128, "_PROMPT_TOKENS": 40}.items():
-        monkeypatch.setattr(kernels, name, value)
-
-
-def test_each_rate_counts_what_was_passed_over(small_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = dict(kernels.measure_kernels(1 << 16, Ticks()))
+def test_each_rate_counts_what_was_read(native_kernels: object) -> None:
+    found = dict(cpu.measure_kernels(1 << 16, Ticks(), SIZES))
     assert list(found) == [
         *(f"{name}_bytes_per_second" for name in ("w4", "w2", "w8", "float32", "bfloat16")),
-        kernels.PROMPT,
-        kernels.PLAIN_PROMPT,
+        cpu.PROMPT,
+        cpu.PLAIN_PROMPT,
     ]
     # One second a round by that clock.
-    calls = kernels._CALLS_A_ROUND
+    calls = cpu.CALLS_A_ROUND
     assert found["float32_bytes_per_second"].median == calls * 4 * 64 * 192 * 4
     assert found["bfloat16_bytes_per_second"].median == calls * 4 * 64 * 192 * 2
-    assert found["w4_bytes_per_second"].median == calls * 6 * kernels._page_bytes("w4")
+    assert found["w4_bytes_per_second"].median == calls * 6 * SIZES.page_layout("w4").page_bytes
     assert found["w4_bytes_per_second"].median > found["w2_bytes_per_second"].median
     assert found["w8_bytes_per_second"].median > calls * 128 * 192
-    assert found[kernels.PROMPT].median == 2 * 40 * 6 * 3 * 192 * 64
-    assert found[kernels.PLAIN_PROMPT].median == 2 * 40 * 4 * 64 * 192
+    assert found[cpu.PROMPT].median == 2 * 40 * 6 * 3 * 192 * 64
+    assert found[cpu.PLAIN_PROMPT].median == 2 * 40 * 4 * 64 * 192
 
 
-def test_no_weight_is_passed_over_twice_in_a_row(
-    small_kernels: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_weight_is_read_twice_in_a_row(native_kernels: object, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []
 
     def note(output: Any, hidden: Any, slots: Any, ids: torch.Tensor, *rest: Any) -> None:
@@ -147,8 +142,8 @@ def test_no_weight_is_passed_over_twice_in_a_row(
             asked.append(tuple(ids.flatten().tolist()))
         add_packed_experts(output, hidden, slots, ids, *rest)
 
-    monkeypatch.setattr(kernels, "add_packed_experts", note)
-    calls, _ = kernels._expert_calls("w4", 30 * kernels._page_bytes("w4"))
+    monkeypatch.setattr(cpu, "add_packed_experts", note)
+    calls, _ = cpu.expert_calls(SIZES, "w4", 30 * SIZES.page_layout("w4").page_bytes)
     for call in calls:
         call()
     assert len(asked) == 5
@@ -185,8 +180,8 @@ def test_the_survey_names_everything_and_takes_rates_from_it(
     def measure_kernels() -> Iterator[tuple[str, Measurement]]:
         for index, name in enumerate(("w4", "w2", "w8", "float32", "bfloat16")):
             yield f"{name}_bytes_per_second", found(1e10 + index)
-        yield kernels.PROMPT, found(2e11)
-        yield kernels.PLAIN_PROMPT, found(1e11)
+        yield cpu.PROMPT, found(2e11)
+        yield cpu.PLAIN_PROMPT, found(1e11)
 
     given: list[Rates] = []
 
@@ -222,37 +217,6 @@ def test_the_survey_names_everything_and_takes_rates_from_it(
     survey.survey_machine(told.append, large)
     assert read[1] not in (small, large)
     assert read[2] == large
-
-
-# hardware
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        (
-            "processor\t: 0\nmodel name\t: Intel(R)  Core(TM) i5 \nmodel name : other\n",
-            "Intel(R) Core(TM) i5",
-        ),
-        ("model name\t:\nmodel name\t: B\x1b[1m\n", "B [1m"),
-    ],
-)
-def test_a_processor_has_a_name(tmp_path: Path, text: str, name: str) -> None:
-    (tmp_path / "cpuinfo").write_text(text)
-    assert hardware.processor_name(tmp_path / "cpuinfo") == name
-
-
-def test_a_processor_without_a_name_has_a_kind(tmp_path: Path) -> None:
-    assert hardware.processor_name(tmp_path / "missing")
-
-
-def test_this_machine_is_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = hardware.find_hardware()
-    assert found.difference(hardware.find_hardware()) is None
-    assert found.cores >= 1
-    assert found.ram_bytes > 1 << 20
-    monkeypatch.setattr(hardware, "read_gpus", lambda: None)
-    assert hardware.find_hardware().gpu is None
 
 
 @pytest.mark.slow

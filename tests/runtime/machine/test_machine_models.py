@@ -22,7 +22,7 @@ from ernie_local.loading import LoadedModel
 from ernie_local.machine import fixed_costs, model_speed
 from ernie_local.machine.disk import DiskSpeed
 from ernie_local.machine.fixed_costs import measure_fixed_costs, write_small_packed
-from ernie_local.machine.text_ids import text_ids
+from ernie_local.machine.random_model import text_ids
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.profile import Measurement
 from ernie_local.planner.rates import DecodeWork, PagingCosts, Rates, decode_seconds

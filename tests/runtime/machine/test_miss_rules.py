@@ -7,7 +7,7 @@ import torch
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.experts.options import MISS_RULES
 from ernie_local.loading.model import EngineSettings, LoadedModel
-from ernie_local.machine.miss_rules import measure_miss_rules
+from ernie_local.machine.model_speed import measure_miss_rules
 from ernie_local.model_files import ModelFiles
 from tests.runtime.fake_gpu import FakeGpu
 from tests.runtime.paged_models import CONTEXT_SIZE, build, gpu_share, paged_experts, share

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ernie_local.loading import LoadedModel
     from tests.conftest import Oracle
 
-USERS = ("norms", "router", "attention")
+USERS = ("layers", "moe", "attention")
 
 
 def use_torch(monkeypatch: pytest.MonkeyPatch) -> None:

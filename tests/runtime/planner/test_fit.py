@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
 from ernie_local.model.memory_use import attention_bytes, encoding_bytes
-from ernie_local.planner.fit import Memory, Placement, longest_context, place, resident_total
+from ernie_local.planner.fit import MemoryBudget, Placement, longest_context, place, resident_total
 from ernie_local.planner.free_memory import GROUP_V1, GROUP_V2, free_memory, left_in_group
 from ernie_local.planner.gpu import gpu_memory, gpu_room, headroom_bytes
 from ernie_local.planner.need import MemoryNeed, working_bytes
@@ -46,8 +47,8 @@ GPU_NEED = MemoryNeed(
 )
 
 
-def ram(limit: int | None, reserve: int = GIB, free: int = 16 * GIB) -> Memory:
-    return Memory.of_ram(limit, reserve, used=PROCESS, free=free)
+def ram(limit: int | None, reserve: int = GIB, free: int = 16 * GIB) -> MemoryBudget:
+    return MemoryBudget.of_ram(limit, reserve, used=PROCESS, free=free)
 
 
 def placed(limit: int | None, need: MemoryNeed = NEED, reserve: int = GIB, free: int = 16 * GIB) -> Placement:
@@ -105,10 +106,11 @@ def test_less_memory_makes_smaller_chunks() -> None:
 
 
 def test_below_the_floor_the_limit_that_fits_is_named() -> None:
-    with pytest.raises(DoesNotFit, match=r"at least 3\.\d+ GiB of memory, the ram limit is 3\.0") as caught:
+    with pytest.raises(DoesNotFit, match=r"at least 3\.\d+ GiB of memory, ram is 3\.0") as caught:
         placed(3 * GIB)
-    words = str(caught.value).split()
-    limit = int(words[words.index("ram", words.index("try:")) + 1].removesuffix("MiB,"))
+    named = re.search(r'ram="(\d+)MiB"', caught.value.hint)
+    assert named is not None
+    limit = int(named[1])
     assert placed(limit * MIB).paged_bytes is not None
     with pytest.raises(DoesNotFit):
         placed((limit - 64) * MIB)
@@ -125,29 +127,29 @@ def test_without_a_limit_the_free_memory_less_the_reserve_is_taken() -> None:
 
 
 def test_a_limit_above_what_is_free_is_refused() -> None:
-    with pytest.raises(DoesNotFit, match=r"the ram limit is 4\.00 GiB, .* 2\.00 GiB are free"):
+    with pytest.raises(DoesNotFit, match=r"ram is 4\.00 GiB, .* 2\.00 GiB are free"):
         placed(4 * GIB, free=2 * GIB)
 
 
 def test_a_second_memory_has_what_every_token_reads_and_experts_what_is_left() -> None:
-    split = place(NEED, ram(5 * GIB), Memory(6 * GIB))
+    split = place(NEED, ram(5 * GIB), MemoryBudget(6 * GIB))
     beside = NEED.dense_bytes + working_bytes(CONFIG, 1024) + 128 * MIB
     assert split == Placement(5 * GIB - PROCESS - 128 * MIB, 1024, 6 * GIB - beside)
-    assert place(NEED, ram(None), Memory(6 * GIB)).paged_bytes == 15 * GIB - 128 * MIB
+    assert place(NEED, ram(None), MemoryBudget(6 * GIB)).paged_bytes == 15 * GIB - 128 * MIB
     everything = all_bytes() - PROCESS
-    assert place(NEED, ram(1), Memory(everything)) == Placement(None, 2048)
-    assert place(NEED, ram(5 * GIB), Memory(everything - 1)).gpu_bytes is not None
+    assert place(NEED, ram(1), MemoryBudget(everything)) == Placement(None, 2048)
+    assert place(NEED, ram(5 * GIB), MemoryBudget(everything - 1)).gpu_bytes is not None
 
 
 def test_a_gpu_or_a_memory_below_it_that_is_too_small_is_refused() -> None:
-    with pytest.raises(DoesNotFit, match=r"the vram limit is 3\.00 GiB") as refused:
-        place(NEED, ram(5 * GIB), Memory(3 * GIB, limit_name="vram"))
-    assert "vram 3" in refused.value.hint
+    with pytest.raises(DoesNotFit, match=r"vram is 3\.00 GiB") as refused:
+        place(NEED, ram(5 * GIB), MemoryBudget(3 * GIB, limit_name="vram"))
+    assert 'vram="3' in refused.value.hint
     least = PROCESS + 128 * MIB + 100 * MIB
-    assert place(NEED, ram(least), Memory(6 * GIB)).paged_bytes == 100 * MIB
+    assert place(NEED, ram(least), MemoryBudget(6 * GIB)).paged_bytes == 100 * MIB
     with pytest.raises(DoesNotFit, match=r"99\.0 MiB .* 100\.0 MiB") as refused:
-        place(NEED, ram(least - MIB), Memory(6 * GIB))
-    assert refused.value.hint.startswith(f"ram {least // MIB}MiB")
+        place(NEED, ram(least - MIB), MemoryBudget(6 * GIB))
+    assert refused.value.hint.startswith(f'ram="{least // MIB}MiB"')
 
 
 def test_a_model_without_pages_gets_smaller_chunks_and_is_never_paged() -> None:
@@ -200,9 +202,9 @@ def test_what_fits_on_a_gpu_is_not_paged() -> None:
 
 
 def test_what_does_not_fit_on_a_gpu_is_refused_with_both_numbers() -> None:
-    with pytest.raises(DoesNotFit, match=r"the vram limit is 8\.00 GiB, 6\.00 GiB are free on the GPU"):
+    with pytest.raises(DoesNotFit, match=r"vram is 8\.00 GiB, but 6\.00 GiB are free on the GPU"):
         on_gpu(6 * GIB, 8 * GIB)
-    with pytest.raises(DoesNotFit, match=r"of memory, the vram limit is 3\.00 GiB"):
+    with pytest.raises(DoesNotFit, match=r"of memory, vram is 3\.00 GiB"):
         on_gpu(8 * GIB, 3 * GIB)
     with pytest.raises(DoesNotFit, match=r"of memory, 2\.50 GiB are available"):
         on_gpu(3 * GIB)

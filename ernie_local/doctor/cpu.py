@@ -1,8 +1,4 @@
-"""The check that the CPU kernels compute what they should: small products against the plain torch reference.
-
-Every instruction set that can run here, with matrices of every format and experts in w4, of one token and of
-many. Knows nothing of speed.
-"""
+"""Checks the CPU kernels: whether they are built, which instruction set they use, and their results."""
 
 from __future__ import annotations
 
@@ -11,16 +7,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ernie_local.doctor.finding import Finding
+from ernie_local.doctor.check import Check, Examination, Outcome
 from ernie_local.errors import ErnieLocalError
-from ernie_local.kernels.native import native_module
 
 if TYPE_CHECKING:
     import torch
 
+    from ernie_local.kernels.instruction_sets import InstructionSet
     from ernie_local.packing import LowBitFormat, QuantizedMatrix
 
-NAME = "self-test"
+_BUILD_KEYS = ("version", "build_type", "compiler", "nanobind", "python")
 # Relative to the output. Tokens are rounded to int8, which costs an expert up to 1.7 % (docs/decisions.md).
 LARGEST_DIFFERENCE = 2e-2
 _NUM_TOKENS = (1, 15, 33)  # alone, few, and more than are rounded twice
@@ -28,8 +24,84 @@ _ROWS, _COLUMNS = 48, 272  # no whole number of groups
 _Product = tuple[Callable[[], "torch.Tensor"], "torch.Tensor"]  # what the kernels compute, what is right
 
 
-def check(setting: str) -> Finding:
-    """Fails where any instruction set differs too much; `setting` is what a user sets to force another."""
+def _check_kernels(_: Examination) -> Outcome:
+    """Slow without the compiled module, and where it was built without optimization."""
+    from ernie_local.kernels.native import native_absence, native_module
+
+    module = native_module()
+    if module is None:
+        absence = native_absence()
+        assert absence is not None
+        facts = {"present": False, "reason": absence.why, "build": dict.fromkeys(_BUILD_KEYS)}
+        return Outcome.slow(f"not there, PyTorch computes: {absence.why}", absence.hint, facts)
+    build = module.build_info()
+    facts = {"present": True, "reason": None, "build": {key: build[key] for key in _BUILD_KEYS}}
+    text = (
+        f"{build['version']} {build['build_type']} by {build['compiler']}, nanobind {build['nanobind']}, "
+        f"Python {build['python']}"
+    )
+    if build["build_type"] == "Debug":
+        return Outcome.slow(text, "build it as Release: `pip install --force-reinstall --no-deps .`", facts)
+    return Outcome.ok(text, facts)
+
+
+def _check_instruction_set(examination: Examination) -> Outcome:
+    """Slow where a faster set could run, or where only the one that needs no feature can."""
+    from ernie_local.kernels.instruction_sets import known_instruction_sets
+    from ernie_local.kernels.native import native_module
+
+    setting, is_forced = examination.isa_setting, examination.isa_is_forced
+    module = native_module()
+    if module is None:
+        import torch
+
+        facts = _facts(None, is_forced, (), [])
+        own = torch.backends.cpu.get_cpu_capability()
+        return Outcome.ok(f"PyTorch's own choice, {own}: there are no kernels to choose for", facts)
+    in_use, known = module.instruction_set(), known_instruction_sets()
+    facts = _facts(in_use, is_forced, known, module.cpu_features())
+    available = [each.name for each in known if each.is_available]
+    faster = known[: [each.name for each in known].index(in_use)]
+    out_of_reach = [each for each in faster if each.is_built and each.lacking]
+    text = in_use + (f", forced by {setting}" if is_forced else "")
+    others = [name for name in available if name != in_use]
+    if others:
+        text += f"; also here: {', '.join(others)}"
+    for each in out_of_reach:
+        text += f"; lacks {', '.join(each.lacking)} for {each.name}"
+    if in_use != available[0]:
+        return Outcome.slow(text, f"unset {setting}: {available[0]} is faster", facts)
+    if in_use == known[-1].name:
+        return Outcome.slow(text, _how_to_leave_the_slowest(out_of_reach), facts)
+    return Outcome.ok(text, facts)
+
+
+def _how_to_leave_the_slowest(out_of_reach: list[InstructionSet]) -> str:
+    if not out_of_reach:
+        return "build the kernels with GCC or Clang on x86-64 or 64-bit ARM: no others were built"
+    easiest = out_of_reach[-1]
+    return f"use a processor (or a virtual machine that shows its own) with {', '.join(easiest.lacking)}"
+
+
+def _facts(
+    in_use: str | None, is_forced: bool, known: tuple[InstructionSet, ...], features: list[str]
+) -> dict[str, object]:
+    return {
+        "in_use": in_use,
+        "is_forced": is_forced,
+        "available": [each.name for each in known if each.is_available],
+        "unavailable": [
+            {"name": each.name, "is_built": each.is_built, "lacking": list(each.lacking)}
+            for each in known
+            if not each.is_available
+        ],
+        "features": features,
+    }
+
+
+def _check_results(examination: Examination) -> Outcome:
+    """Fails where small products of any instruction set differ too much from plain PyTorch."""
+    setting = examination.isa_setting
     differences = measure_differences()
     largest = max(differences.values(), default=0.0)
     facts = {
@@ -41,17 +113,15 @@ def check(setting: str) -> Finding:
         ],
     }
     if not differences:
-        return Finding(NAME, "ok", "nothing to test: without kernels PyTorch computes by itself", None, facts)
+        return Outcome.ok("nothing to test: without kernels PyTorch computes by itself", facts)
     wrong = {name: value for name, value in differences.items() if value > LARGEST_DIFFERENCE}
     if not wrong:
         text = f"relative error {largest:.3f}, limit {LARGEST_DIFFERENCE} ({', '.join(differences)})"
-        return Finding(NAME, "ok", text, None, facts)
+        return Outcome.ok(text, facts)
     shown = ", ".join(f"{name} {value:.3g}" for name, value in wrong.items())
     text = f"relative error over the limit {LARGEST_DIFFERENCE}: {shown}"
     right = [name for name in differences if name not in wrong]
-    return Finding(
-        NAME,
-        "fails",
+    return Outcome.fails(
         text,
         (f"{setting}={right[0]} computes rightly" if right else "install again with another C++ compiler")
         + "; please report this",
@@ -64,6 +134,8 @@ def measure_differences() -> dict[str, float]:
 
     Empty without the native module. Leaves in use what was in use.
     """
+    from ernie_local.kernels.native import native_module
+
     module = native_module()
     if module is None:
         return {}
@@ -152,3 +224,8 @@ def _random_matrix(
 
 def _finite(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
+
+
+KERNELS = Check("kernels", _check_kernels, needs_torch=False)
+INSTRUCTION_SET = Check("cpu", _check_instruction_set)
+SELF_TEST = Check("self-test", _check_results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,72 +12,39 @@ import psutil
 import pytest
 
 from ernie_local.checkpoint.hub import resolve_model
-from ernie_local.doctor import battery, checkpoint, disk, profile
-from ernie_local.machine.disk import DiskSpeed, measure_disk
+from ernie_local.doctor import Diagnosis, Examination, Subject, files
+from ernie_local.doctor.check import WeightFiles
+from ernie_local.machine.disk import DiskSpeed, Storage, measure_disk
 from ernie_local.machine.hardware import find_hardware
-from ernie_local.machine.storage import Storage, find_storage
 from ernie_local.planner.profile import MachineProfile, Measurement, write_profile
 from ernie_local.planner.rates import Rates
-
-MOUNTS = """\
-22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
-23 22 0:20 / /proc rw - proc proc rw
-30 22 0:40 / /home/me/net\\040work rw - nfs4 server:/x rw
-31 22 0:41 / /tmp rw - tmpfs tmpfs rw
-32 31 8:2 / /tmp/disk rw - xfs /dev/sdb1 rw
-33 22 0:50 / /mnt/c rw - 9p drvfs rw
-broken line
-"""
+from tests.runtime.doctor.looking import look
 
 
-# storage
+def in_folder(folder: Path) -> Subject:
+    return Subject(None, folder, folder / "machine.json")
 
 
-@pytest.mark.parametrize(
-    ("path", "kind", "file_system"),
-    [
-        ("/home/me/net work/model", "network", "nfs4"),
-        ("/tmp/x", "memory", "tmpfs"),
-        ("/tmp/disk/x", "unknown", "xfs"),
-        ("/tmpfoo", "unknown", "ext4"),
-        ("/mnt/c/model", "network", "9p"),
-    ],
-)
-def test_the_longest_mount_above_a_path_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, kind: str, file_system: str
-) -> None:
-    (tmp_path / "mounts").write_text(MOUNTS)
-    monkeypatch.setattr(Path, "resolve", lambda self: self)
-    monkeypatch.setattr(Path, "stat", lambda self: SimpleNamespace(st_dev=5))
-    assert find_storage(Path(path), tmp_path / "mounts", tmp_path) == Storage(kind, file_system)  # type: ignore[arg-type]
+def check_model(model: str) -> tuple[Diagnosis, list[Path]]:
+    examination = Examination(Subject(model, Path(), Path()))
+    found = files.CHECKPOINT.run(examination)
+    assert found is not None
+    there = examination.model_files
+    return found, there.paths if isinstance(there, WeightFiles) else []
 
 
-@pytest.mark.parametrize(("flag", "kind"), [("1", "rotating"), ("0", "solid"), (None, "unknown")])
-@pytest.mark.parametrize("is_partition", [True, False])
-def test_a_partition_rotates_with_its_disk(
-    tmp_path: Path, flag: str | None, kind: str, is_partition: bool
-) -> None:
-    import os
-
-    number = tmp_path.stat().st_dev
-    disk_folder = tmp_path / "sys" / "disk"
-    device = disk_folder / "part" if is_partition else disk_folder
-    device.mkdir(parents=True)
-    (disk_folder / "queue").mkdir()
-    if flag is not None:
-        (disk_folder / "queue" / "rotational").write_text(flag + "\n")
-    links = tmp_path / "links"
-    links.mkdir()
-    (links / f"{os.major(number)}:{os.minor(number)}").symlink_to(device)
-    (tmp_path / "mounts").write_text("1 0 8:1 / / rw - ext4 /dev/sda1 rw\n")
-    assert find_storage(tmp_path, tmp_path / "mounts", links).kind == kind
+def check_stored(path: Path) -> tuple[MachineProfile | None, Diagnosis]:
+    examination = Examination(Subject(None, Path(), path))
+    found = files.PROFILE.run(examination)
+    assert found is not None
+    return examination.own_profile, found
 
 
 # disk
 
 
 def test_a_file_of_our_own_is_timed_and_gone_afterwards(tmp_path: Path) -> None:
-    found = disk.check([], tmp_path)
+    found = look(files.DISK, in_folder(tmp_path))
     assert found.facts["of_model"] is False
     assert found.facts["bytes_per_second"] > 0  # type: ignore[operator]
     assert found.facts["page_bytes"] == 6 << 20
@@ -95,9 +63,15 @@ def test_the_largest_file_of_the_model_is_timed(tmp_path: Path, monkeypatch: pyt
     small.write_bytes(b"x")
     with large.open("wb") as file:
         file.truncate(64 << 20)
-    assert disk.check([small, large], tmp_path).facts["of_model"] is True
+    assert (
+        look(files.DISK, in_folder(tmp_path), model_files=WeightFiles([small, large], 2, 2)).facts["of_model"]
+        is True
+    )
     assert timed == [large]
-    assert disk.check([small], tmp_path).facts["of_model"] is False
+    assert (
+        look(files.DISK, in_folder(tmp_path), model_files=WeightFiles([small], 1, 1)).facts["of_model"]
+        is False
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,10 +88,13 @@ def test_the_largest_file_of_the_model_is_timed(tmp_path: Path, monkeypatch: pyt
 def test_what_a_disk_has_to_give(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: Any, speed: float, free: int, fix: str | None
 ) -> None:
-    monkeypatch.setattr(disk, "find_storage", lambda path: Storage(kind, "ext4"))
+    measurement = Measurement(speed, speed, speed, 4)
+    measured = DiskSpeed(measurement, 4096, is_direct=True)
+    monkeypatch.setattr("ernie_local.machine.disk.find_storage", lambda path: Storage(kind, "ext4"))
+    monkeypatch.setattr("ernie_local.machine.disk.temporary_file", lambda *_: nullcontext(tmp_path))
+    monkeypatch.setattr("ernie_local.machine.disk.measure_disk", lambda *_: measured)
     monkeypatch.setattr(psutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-    monkeypatch.setattr(disk, "_measure", lambda place, is_model: (speed, {}))
-    found = disk.check([], tmp_path)
+    found = look(files.DISK, in_folder(tmp_path))
     assert found.verdict == ("ok" if fix is None else "slow")
     assert (found.fix is None) if fix is None else fix in (found.fix or "")
 
@@ -129,7 +106,7 @@ def test_a_folder_that_cannot_be_written_to_is_slow_and_says_why(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
-    found = disk.check([], tmp_path)
+    found = look(files.DISK, in_folder(tmp_path))
     assert found.verdict == "slow"
     assert "No space left on device" in found.text
     assert found.facts["bytes_per_second"] is None
@@ -139,15 +116,14 @@ def test_a_folder_that_cannot_be_written_to_is_slow_and_says_why(
 
 
 def test_no_model_no_finding() -> None:
-    assert checkpoint.check(None) == (None, [])
+    assert files.CHECKPOINT.run(Examination(Subject(None, Path(), Path()))) is None
 
 
 def test_a_whole_checkpoint() -> None:
-    found, files = checkpoint.check("nano")
-    assert found is not None
+    found, paths = check_model("nano")
     assert (found.verdict, found.facts["complete"], found.facts["files"]) == ("ok", True, 2)
-    assert len(files) == 2
-    assert all(path.suffix == ".safetensors" for path in files)
+    assert len(paths) == 2
+    assert all(path.suffix == ".safetensors" for path in paths)
 
 
 @pytest.fixture
@@ -162,9 +138,8 @@ def nano_copy(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["config.json", "model-00002-of-00002.safetensors", "tokenizer.model"])
 def test_a_file_that_is_missing_fails(nano_copy: Path, name: str) -> None:
     (nano_copy / name).unlink()
-    found, files = checkpoint.check(str(nano_copy))
-    assert found is not None
-    assert (found.verdict, found.facts["complete"], files) == ("fails", False, [])
+    found, paths = check_model(str(nano_copy))
+    assert (found.verdict, found.facts["complete"], paths) == ("fails", False, [])
     assert name.partition("-")[0].partition(".")[0] in found.text
 
 
@@ -172,16 +147,14 @@ def test_a_file_that_was_cut_off_fails(nano_copy: Path) -> None:
     path = nano_copy / "model-00001-of-00002.safetensors"
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 1)
-    found, _ = checkpoint.check(str(nano_copy))
-    assert found is not None
+    found, _ = check_model(str(nano_copy))
     assert found.verdict == "fails"
 
 
 def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ernie_local.checkpoint.hub.resolve_model", pytest.fail)
-    found, files = checkpoint.check("hf:baidu/model")
-    assert found is not None
-    assert (found.verdict, files) == ("slow", [])
+    found, paths = check_model("hf:baidu/model")
+    assert (found.verdict, paths) == ("slow", [])
 
 
 # profile
@@ -198,7 +171,7 @@ def stored(path: Path, **changes: Any) -> MachineProfile:
 def test_a_profile_of_this_machine_is_given_on(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "machine.json"
     written = stored(path)
-    read, found = profile.check(path)
+    read, found = check_stored(path)
     assert read == written
     assert (found.verdict, found.text) == ("ok", written.summary)
     assert found.facts == {"present": True, "date": "2026-11-27", "difference": None}
@@ -206,42 +179,16 @@ def test_a_profile_of_this_machine_is_given_on(tmp_path: Path) -> None:
 
 def test_a_profile_of_another_machine_is_named_and_not_used(tmp_path: Path) -> None:
     stored(tmp_path / "machine.json", cpu="Another 9000")
-    read, found = profile.check(tmp_path / "machine.json")
+    read, found = check_stored(tmp_path / "machine.json")
     assert (read, found.verdict) == (None, "slow")
     assert "processor Another 9000, here " in found.text
 
 
 def test_no_profile_is_ok_and_a_broken_one_is_slow(tmp_path: Path) -> None:
     path = tmp_path / "machine.json"
-    read, found = profile.check(path)
+    read, found = check_stored(path)
     assert (read, found.verdict, found.facts["present"]) == (None, "ok", False)
     path.write_text("{}")
-    read, found = profile.check(path)
+    read, found = check_stored(path)
     assert (read, found.verdict, found.facts["present"]) == (None, "slow", True)
     assert "schema" in found.text
-
-
-# battery
-
-
-@pytest.mark.parametrize(
-    ("state", "verdict", "plugged"),
-    [
-        (None, "ok", None),
-        (SimpleNamespace(percent=80.4, power_plugged=False), "slow", False),
-        (SimpleNamespace(percent=80.4, power_plugged=True), "ok", True),
-        (SimpleNamespace(percent=80.4, power_plugged=None), "ok", None),
-    ],
-)
-def test_on_battery_it_is_slow(
-    monkeypatch: pytest.MonkeyPatch, state: Any, verdict: str, plugged: bool | None
-) -> None:
-    monkeypatch.setattr(psutil, "sensors_battery", lambda: state, raising=False)
-    found = battery.check()
-    assert (found.verdict, found.facts["power_plugged"]) == (verdict, plugged)
-    assert found.facts["present"] == (state is not None)
-
-
-def test_a_system_that_knows_no_batteries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(psutil, "sensors_battery", raising=False)
-    assert battery.check().verdict == "ok"

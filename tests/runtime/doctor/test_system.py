@@ -1,0 +1,170 @@
+"""The doctor's run over all checks, and those of Python, memory, the system and the battery."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from ernie_local.doctor import Diagnosis, Subject, examine, system, worst_verdict
+from ernie_local.machine.hardware import GpuStatus
+from tests.runtime.doctor.looking import SETTING, look
+from tests.runtime.doctor.made_up import one
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Subject:
+    return Subject(None, tmp_path, tmp_path / "machine.json")
+
+
+def finding(verdict: Any, fix: str | None = "fix") -> Diagnosis:
+    return Diagnosis("name", verdict, "text", None if verdict == "ok" else fix, {})
+
+
+def test_the_worst_verdict_wins() -> None:
+    ok, slow, fails = (finding(verdict) for verdict in ("ok", "slow", "fails"))
+    assert worst_verdict([]) == worst_verdict([ok]) == "ok"
+    assert worst_verdict([ok, slow, ok]) == "slow"
+    assert worst_verdict([slow, fails, ok]) == "fails"
+
+
+def test_texts_stay_on_one_line() -> None:
+    found = Diagnosis("name", "slow", "a\nb", "c\n\td", {})
+    assert (found.text, found.fix) == ("a b", "c d")
+
+
+@pytest.mark.parametrize("verdict", ["ok", "slow"])
+def test_a_fix_goes_with_what_is_not_ok_alone(verdict: Any) -> None:
+    with pytest.raises(AssertionError):
+        Diagnosis("name", verdict, "text", "fix" if verdict == "ok" else None, {})
+
+
+def test_every_check_of_this_machine_gives_a_finding(native_kernels: ModuleType, subject: Subject) -> None:
+    names = [found.name for found in examine(SETTING, isa_is_forced=False, subject=subject)]
+    assert names == [
+        *("python", "memory", "kernels", "cpu", "self-test", "cuda", "gpu", "triton", "nf4", "link"),
+        *("pinned", "system", "battery", "disk", "profile"),
+    ]
+
+
+# python
+
+
+@pytest.mark.parametrize(
+    ("threads", "cpus", "verdict", "text", "fix"),
+    [
+        (2, 2, "ok", "2 threads on 2 CPUs", ""),
+        (1, 1, "ok", "1 thread on 1 CPU", ""),
+        (2, 4, "ok", "2 threads on 4 CPUs", ""),
+        (1, 4, "slow", "1 thread on 4 CPUs", "unset OMP_NUM_THREADS"),
+        (3, 2, "slow", "3 threads on 2 CPUs", "OMP_NUM_THREADS=2"),
+    ],
+)
+def test_threads_suit_the_cpus(
+    monkeypatch: pytest.MonkeyPatch, threads: int, cpus: int, verdict: str, text: str, fix: str
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(system, "usable_cpus", lambda: cpus)
+    found = look(system.PYTHON)
+    assert found.verdict == verdict
+    assert found.text.endswith(f", PyTorch {torch.__version__}, {text}")
+    assert (found.fix or "").startswith(fix)
+    assert (found.facts["threads"], found.facts["usable_cpus"]) == (threads, cpus)
+
+
+def test_usable_cpus_are_those_of_the_process() -> None:
+    assert 1 <= system.usable_cpus() <= (psutil.cpu_count() or 1)
+
+
+def test_without_torch_it_fails_and_what_needs_torch_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, subject: Subject
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = list(examine(SETTING, isa_is_forced=False, subject=subject))
+    assert [each.name for each in found] == ["python", "memory", "kernels"]
+    assert found[0].verdict == "fails"
+    assert "PyTorch cannot be imported" in found[0].text
+    assert found[0].facts["torch"] is None
+
+
+# memory
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(1 << 30, "ok"), ((1 << 30) - 1, "slow")])
+@pytest.mark.parametrize("available", [2 << 30, 0])
+def test_little_memory_is_slow_whatever_leaves_so_little(
+    monkeypatch: pytest.MonkeyPatch, free: int, verdict: str, available: int
+) -> None:
+    available = available or free
+    memory = SimpleNamespace(available=available, total=8 << 30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(total=4 << 30, used=1 << 30))
+    monkeypatch.setattr(system, "free_memory", lambda: free)
+    found = look(system.MEMORY)
+    assert found.verdict == verdict
+    assert "free of 8.00 GiB" in found.text
+    assert ("container's limit (2.00 GiB without it)" in found.text) == (available > free)
+    assert found.text.endswith("1.00 GiB of 4.00 GiB swap in use")
+    assert found.facts == {
+        "free_bytes": free,
+        "total_bytes": 8 << 30,
+        "is_limited": available > free,
+        "swap_total_bytes": 4 << 30,
+        "swap_used_bytes": 1 << 30,
+    }
+
+
+# battery
+
+
+@pytest.mark.parametrize(
+    ("state", "verdict", "plugged"),
+    [
+        (None, "ok", None),
+        (SimpleNamespace(percent=80.4, power_plugged=False), "slow", False),
+        (SimpleNamespace(percent=80.4, power_plugged=True), "ok", True),
+        (SimpleNamespace(percent=80.4, power_plugged=None), "ok", None),
+    ],
+)
+def test_on_battery_it_is_slow(
+    monkeypatch: pytest.MonkeyPatch, state: Any, verdict: str, plugged: bool | None
+) -> None:
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: state, raising=False)
+    found = look(system.BATTERY)
+    assert (found.verdict, found.facts["power_plugged"]) == (verdict, plugged)
+    assert found.facts["present"] == (state is not None)
+
+
+def test_a_system_that_knows_no_batteries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(psutil, "sensors_battery", raising=False)
+    assert look(system.BATTERY).verdict == "ok"
+
+
+# system
+
+
+@pytest.mark.parametrize(
+    ("os_name", "release", "gpus", "spills"),
+    [
+        ("linux", "6.6.87.2-microsoft-standard-WSL2", one(), True),
+        ("linux", "6.6.87.2-Microsoft", (), False),
+        ("linux", "6.8.0-generic", one(), False),
+        ("win32", "", one(driver_model="WDDM"), True),
+        ("win32", "", one(driver_model="TCC"), False),
+        ("win32", "", one(driver_model=None), True),
+    ],
+)
+def test_where_a_full_gpu_spills_into_ram(
+    monkeypatch: pytest.MonkeyPatch, os_name: str, release: str, gpus: tuple[GpuStatus, ...], spills: bool
+) -> None:
+    monkeypatch.setattr("sys.platform", os_name)
+    monkeypatch.setattr("platform.release", lambda: release)
+    found = look(system.SYSTEM, gpus=gpus)
+    assert (found.verdict, found.facts["spills"]) == ("slow" if spills else "ok", spills)
+    assert found.facts["is_wsl"] == ("icrosoft" in release)
+    assert ("inside WSL" in found.text) == ("icrosoft" in release)
