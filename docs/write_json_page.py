@@ -164,9 +164,9 @@ def _schema(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"anyOf": options}
     if origin is Literal:
         return {"enum": list(arguments)}
-    if origin is list:
+    if origin in (list, tuple):
         return {"type": "array", "items": _schema(arguments[0], definitions)}
-    if origin is dict:
+    if origin in (dict, Mapping):
         return {"type": "object", "additionalProperties": _schema(arguments[1], definitions)}
     if not is_dataclass(hint):
         raise TypeError(f"no JSON Schema for {hint}")
@@ -243,7 +243,7 @@ def _rows(kind: type, shared: Any, prefix: str) -> Iterator[str]:
             text = " ".join([text, _text_of(inner[0]).replace("\n\n", " ").replace("\n", " ")]).strip()
         yield f"| `{prefix}{name}` | {_type_name(field.hint)} | {text} |"
         if inner:
-            mark = {list: "[]", dict: ".*"}.get(_container(field.hint), "")
+            mark = {list: "[]", tuple: "[]", dict: ".*", Mapping: ".*"}.get(_container(field.hint), "")
             yield from _rows(inner[0], shared, f"{prefix}{name}{mark}.")
 
 
@@ -262,9 +262,9 @@ def _type_name(hint: Any) -> str:
         return " or ".join(dict.fromkeys(_type_name(one) for one in arguments))
     if origin is Literal:
         return ", ".join(f"`{one}`" for one in arguments)
-    if origin is list:
+    if origin in (list, tuple):
         return "list of numbers" if arguments[0] is int else "list"
-    if origin is dict:
+    if origin in (dict, Mapping):
         return f"object of {_type_name(arguments[1])}s" if arguments[1] in names else "object"
     return "object"
 

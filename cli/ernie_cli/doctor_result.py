@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from ernie_local.doctor import Diagnosis
 
-VerdictName = Literal["ok", "slow", "fails"]
+CheckVerdict = Literal["ok", "slow", "fails"]
 
 
 @dataclass
@@ -18,7 +18,7 @@ class CheckObject:
 
     name: str
     """Which check."""
-    verdict: VerdictName
+    verdict: CheckVerdict
     """`slow`: it works here, but could be faster or has little room."""
     text: str
     """The line for people. Its words may change."""
@@ -41,7 +41,7 @@ class DoctorResult:
     read.
     """
 
-    verdict: VerdictName | None = None
+    verdict: CheckVerdict | None = None
     """The worst of all checks; null when nothing was checked."""
     checks: list[CheckObject] = field(default_factory=list)
     """In the order in which they ran. `checkpoint` only with MODEL; without PyTorch only the first three."""

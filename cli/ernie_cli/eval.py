@@ -93,17 +93,13 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
     dtype: str = options.dtype
     if dtype == defaults.AUTO:
         dtype = defaults.compute_dtype(reference.num_bytes, on_gpu=options.device != "cpu")
+    same = ("samples", "seed", "questions_each", "answers", "device", "gpu_kernels")
     job = EvaluationJob(
         reference=reference,
-        samples=options.samples,
-        seed=options.seed,
         families=_FAMILIES if options.family == "all" else (options.family,),
-        questions_each=options.questions_each,
-        answers=options.answers,
-        device=options.device,
         dtype=dtype,
-        gpu_kernels=options.gpu_kernels,
         cache=options.reference_cache,
+        **{name: getattr(options, name) for name in same},
     )
     _run(job, others, Console(quiet=options.as_json), options, result)
 

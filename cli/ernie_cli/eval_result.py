@@ -7,80 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from ernie_cli.json_object import fill_result
+from ernie_quant.evaluation.summary import Answers, Divergence, RoutingAgreement, Task
 
 if TYPE_CHECKING:
     from ernie_quant.evaluation.candidate import Candidate
     from ernie_quant.evaluation.comparison import Comparison
     from ernie_quant.evaluation.run import EvaluationJob
     from ernie_quant.evaluation.run import Result as Evaluated
-
-
-@dataclass
-class IntervalObject:
-    """A mean and its 95 % interval, from drawing whole documents 2000 times (seeded)."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass
-class DivergenceObject:
-    """KL divergence of reference to checkpoint in nats, over the full vocabulary."""
-
-    positions: int
-    """Positions where an answer is written, its end among them."""
-    mean: IntervalObject
-    median: float
-    percent_90: float
-    percent_99: float
-    top1: IntervalObject
-    """Share of positions where both find the same token most likely."""
-
-
-@dataclass
-class AnswersObject:
-    """Greedy answers, transcripts and texts left out."""
-
-    questions: int
-    reference_exact: int
-    """Answers of the reference that are right to the letter."""
-    exact: int
-    """Answers of the checkpoint that are right to the letter."""
-    exact_share: IntervalObject | None
-    """Null of 0 questions."""
-    right_to_wrong: int
-    wrong_to_right: int
-    p_value: float
-    """Of McNemar's exact test on these two."""
-
-
-@dataclass
-class TaskObject:
-    """One kind of turn."""
-
-    kind: str
-    metric: Literal["exact", "anls", "relaxed"]
-    turns: int
-    positions: int
-    divergence: float
-    """Mean."""
-    top1: float
-    reference_score: float
-    """Mean of the metric, from 0 to 1."""
-    score: float
-    """Mean of the metric, from 0 to 1."""
-
-
-@dataclass
-class RoutingObject:
-    """The router's choices in one layer."""
-
-    layer: int
-    bank: Literal["text", "vision"]
-    tokens: int
-    agreement: float
-    """Share of chosen experts that the reference chose too."""
 
 
 @dataclass
@@ -112,11 +45,11 @@ class CandidateObject:
 class CheckpointObject(CandidateObject):
     """What a checkpoint lost."""
 
-    divergence: DivergenceObject
-    answers: AnswersObject
-    tasks: list[TaskObject]
+    divergence: Divergence
+    answers: Answers
+    tasks: list[Task]
     """By kind of turn."""
-    routing: list[RoutingObject]
+    routing: list[RoutingAgreement]
     """By layer and bank."""
     routing_agreement: float | None
     """The same over all layers and banks, weighted by tokens; null without experts."""

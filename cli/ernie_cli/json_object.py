@@ -60,6 +60,6 @@ def _converted(hint: Any, value: Any) -> Any:
         return [_converted(arguments[0], one) for one in value]
     if origin is dict:
         return {key: _converted(arguments[1], one) for key, one in value.items()}
-    if is_dataclass(hint) and isinstance(hint, type):
+    if is_dataclass(hint) and isinstance(hint, type) and not isinstance(value, hint):
         return fill_result(hint, value)
     return value

@@ -53,7 +53,7 @@ def file_option(*names: str, help_text: str, metavar: str = "FILE") -> Any:
 
 DTypeName = Literal["auto", "float32", "bfloat16"]
 KVDTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
-GpuKernels = Literal["auto", "triton", "torch"]
+GpuKernelsName = Literal["auto", "triton", "torch"]
 
 ModelName = Annotated[str, model_argument()]
 Source = Annotated[str, model_argument("A bfloat16 model: a directory, hf:org/name, or nano.", metavar="SRC")]
@@ -99,7 +99,7 @@ class ComputeOptions:
         ),
     ] = "auto"
     gpu_kernels: Annotated[
-        GpuKernels,
+        GpuKernelsName,
         typer.Option(
             help="What multiplies packed weights on a GPU: Triton kernels or plain PyTorch, which is slower. "
             "auto: Triton where it runs, else PyTorch with a warning."

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from ernie_cli.quantize_options import QuantizeOptions, check_sizes
+from ernie_cli.quantize_options import QuantizeOptions, check_quantize_options
 
 if TYPE_CHECKING:
     from ernie_cli.console import Console
@@ -88,7 +88,7 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
     console = Console(quiet=options.as_json)
     use_threads(options.threads)
     check_samples(options, options.method)
-    check_sizes(options)
+    check_quantize_options(options)
     job = _plan(options)
     most_memory = None if options.max_ram is None else parse_bytes(options.max_ram, "max_ram")
     sequences = draw_sequences(job.source, options, console) if options.method == "gptq" else []

@@ -97,7 +97,7 @@ class QuantizeOptions(SampleOptions, CommonOptions):
         return self.bits == "mixed" or self.target_size is not None or self.fit is not None
 
 
-def check_sizes(options: QuantizeOptions) -> None:
+def check_quantize_options(options: QuantizeOptions) -> None:
     """UsageError for options that contradict each other; costs nothing."""
     from ernie_local.errors import UsageError
     from ernie_local.sizes import parse_bytes

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from ernie_cli.json_object import fill_result
+from ernie_local.planner.profile import HardwareKey, Measurement
+from ernie_local.planner.rates import Rates
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,67 +21,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class MeasurementObject:
-    """A number that was measured several times. Bytes and seconds, never GB or ms."""
-
-    median: float
-    low: float
-    high: float
-    rounds: int
-
-
-@dataclass
-class HardwareObject:
-    """What a stored profile belongs to."""
-
-    cpu: str
-    cores: int
-    ram_bytes: int
-    gpu: str | None
-    """Null without one."""
-
-
-@dataclass
-class GpuRatesObject:
-    """Of a GPU."""
-
-    memory_bytes_per_second: float
-    link_bytes_per_second: float
-    """Of the link to it."""
-    operations_per_second: float
-
-
-@dataclass
-class PagingCostsObject:
-    """What paging adds to the time of a decoded token, besides the disk."""
-
-    layer_seconds: float
-    """For each layer whose experts are paged."""
-    page_seconds: float
-    """For each page that is missing."""
-
-
-@dataclass
-class RatesObject:
-    """Rates from which speed is predicted."""
-
-    disk_bytes_per_second: float
-    memory_bytes_per_second: float
-    operations_per_second: float
-    """A multiplication and an addition are two."""
-    token_seconds: float
-    """Per token, besides its layers."""
-    layer_seconds: float
-    """Per layer, besides reading weights."""
-    gpu: GpuRatesObject | None
-    paging: PagingCostsObject | None
-    format_rates: dict[str, float]
-    """`memory_bytes_per_second` by format, where it differs."""
-
-
-@dataclass
 class MachineObject:
-    """This machine.
+    """This machine. A number that was measured is in bytes or seconds, never in GB or ms.
 
     | name in `measurements` | what was done |
     |---|---|
@@ -93,14 +36,14 @@ class MachineObject:
     | `gpu_memory_bytes_per_second`, `gpu_link_bytes_per_second`, `gpu_operations_per_second` | with CUDA only: a sum, a copy of page-locked memory to the GPU, a float16 product |
     """  # noqa: E501  rows of a table
 
-    hardware: HardwareObject
+    hardware: HardwareKey
     date: str
     """Day of measuring, UTC."""
-    rates: RatesObject
+    rates: Rates
     """Of packed weights."""
-    plain_rates: RatesObject
+    plain_rates: Rates
     """Of plain weights."""
-    measurements: dict[str, MeasurementObject]
+    measurements: dict[str, Measurement]
     """By name, above."""
 
 
@@ -109,9 +52,9 @@ class ImageSpeedObject:
     """One image."""
 
     tokens: int
-    encode_seconds: MeasurementObject
+    encode_seconds: Measurement
     """Of vision tower and resampler."""
-    prefill_tokens_per_second: MeasurementObject
+    prefill_tokens_per_second: Measurement
     """Of the rest."""
 
 
@@ -127,19 +70,19 @@ class SpeedObject:
     """Where experts were paged, the share that decode found in memory; else null."""
     prompt_tokens: int
     """Of the prompt, random text."""
-    first_token_seconds: MeasurementObject
+    first_token_seconds: Measurement
     """From that prompt to the first token of the answer."""
-    prefill_tokens_per_second: MeasurementObject
-    decode_tokens_per_second: MeasurementObject
+    prefill_tokens_per_second: Measurement
+    decode_tokens_per_second: Measurement
     """By the median token of each round. Random tokens choose experts evenly; of a real text's, more are in
     memory."""
     predicted_decode_tokens_per_second: float
     """What the rates say for the same hit rate, and for disk and memory as they are between rounds of
     decode."""
-    disk_bytes_per_second: MeasurementObject | None
+    disk_bytes_per_second: Measurement | None
     """Measured between these rounds; null where no page is read, and for files so small that the system's
     cache would be measured."""
-    memory_share: MeasurementObject | None
+    memory_share: Measurement | None
     """Measured between these rounds: at what share of `rates` the first matrices of attention are read; null
     of a model so small that caches hold them."""
     image: ImageSpeedObject | None
@@ -265,18 +208,16 @@ class BenchResult:
             SpeedObject,
             measured,
             weight_bytes=model.weight_bytes,
-            prefill_tokens_per_second=fill_result(MeasurementObject, measured.prefill),
-            decode_tokens_per_second=fill_result(MeasurementObject, measured.decode),
+            prefill_tokens_per_second=measured.prefill,
+            decode_tokens_per_second=measured.decode,
             predicted_decode_tokens_per_second=measured.predicted_decode,
-            disk_bytes_per_second=None
-            if measured.disk is None
-            else fill_result(MeasurementObject, measured.disk),
+            disk_bytes_per_second=None if measured.disk is None else fill_result(Measurement, measured.disk),
             image=None
             if image is None
             else fill_result(
                 ImageSpeedObject,
                 image,
-                prefill_tokens_per_second=fill_result(MeasurementObject, image.prefill),
+                prefill_tokens_per_second=image.prefill,
             ),
         )
 

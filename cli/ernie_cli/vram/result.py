@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from ernie_cli.json_object import fill_result
+from ernie_local.planner.speed import Band, HitRates
+from ernie_local.planner.terms import Amount, Provenance, Term
 
 if TYPE_CHECKING:
     from ernie_cli.vram.report import Report
@@ -17,38 +19,7 @@ if TYPE_CHECKING:
     from ernie_local.planner.speed import Speed
     from ernie_local.planner.terms import MemoryPlan
 
-VerdictName = Literal["resident", "paged", "needs ram", "does not fit"]
-ProvenanceName = Literal["exact", "computed", "measured", "assumed"]
-
-
-@dataclass
-class AmountObject:
-    """Bytes of something that is not exact; `best` is the likely number."""
-
-    low: int
-    best: int
-    high: int
-
-
-@dataclass
-class BandObject:
-    """A number with its likely range."""
-
-    low: float
-    best: float
-    high: float
-
-
-@dataclass
-class TermObject:
-    """Something that takes memory."""
-
-    name: str
-    provenance: ProvenanceName
-    """`exact`: from headers or sizes; `computed`: by the rule that the runtime keeps; `measured`: by a rule
-    or number from measurements; `assumed`: not measured."""
-    phases: dict[str, AmountObject]
-    """By phase: `load`, `vision`, `prefill`, `decode`."""
+FitVerdict = Literal["resident", "paged", "needs ram", "does not fit"]
 
 
 @dataclass
@@ -59,30 +30,18 @@ class MemoryPlanObject:
     """That may be used; null if unknown."""
     peak_phase: str
     """The phase that needs most."""
-    peak: AmountObject
+    peak: Amount
     """In that phase."""
-    terms: list[TermObject]
-
-
-@dataclass
-class HitRatesObject:
-    """Shares of a token's experts that are found in memory."""
-
-    uniform: float
-    """If routing is even."""
-    traced: float
-    """If it is as in traces."""
-    sticky: float
-    """If it sticks to the same experts."""
+    terms: list[Term]
 
 
 @dataclass
 class SpeedEstimateObject:
     """Tokens per second."""
 
-    decode_tok_s: BandObject
-    prefill_tok_s: BandObject | None
-    hit_rates: HitRatesObject
+    decode_tok_s: Band
+    prefill_tok_s: Band | None
+    hit_rates: HitRates
     is_measured: bool
     """By the rates that `bench` measured on this machine; else by assumed rates."""
 
@@ -166,7 +125,7 @@ class GpuVerdictObject:
     """The plan for a GPU; a prediction."""
 
     name: str
-    verdict: VerdictName
+    verdict: FitVerdict
     slots_bytes: int
     """Memory of the GPU for paged experts in decode."""
     resident_share: float
@@ -202,7 +161,7 @@ class SessionTermObject:
     """Something that takes memory of the server's GPUs."""
 
     name: str
-    provenance: ProvenanceName
+    provenance: Provenance
     low: int
     best: int
     high: int
@@ -265,7 +224,7 @@ class VramResult:
 
         token_bytes = conversation.kv_size(model.config.text).bytes_per_token
         parts = [fill_result(ModelPartObject, part, bytes=part.num_bytes) for part in model.parts]
-        self.model = fill_result(ModelSizeObject, model, weights=count_weights(model), parts=parts)
+        self.model = fill_result(ModelSizeObject, model, weights=count_model_weights(model), parts=parts)
         self.conversation = fill_result(
             ConversationObject,
             conversation,
@@ -327,7 +286,7 @@ class VramResult:
         ]
 
 
-def count_weights(model: ModelSize) -> int:
+def count_model_weights(model: ModelSize) -> int:
     """Of all parts; small pages hold weights of other parts once more."""
     return sum(part.weights for part in model.parts if not part.name.startswith("small"))
 
@@ -340,7 +299,7 @@ def _speed(speed: Speed) -> SpeedEstimateObject:
     return fill_result(
         SpeedEstimateObject,
         speed,
-        decode_tok_s=fill_result(BandObject, speed.decode),
-        prefill_tok_s=None if speed.prefill is None else fill_result(BandObject, speed.prefill),
-        hit_rates=fill_result(HitRatesObject, speed.hits),
+        decode_tok_s=speed.decode,
+        prefill_tok_s=speed.prefill,
+        hit_rates=speed.hits,
     )

@@ -34,9 +34,9 @@ _TIERS = {
 
 def model_lines(model: ModelSize) -> Iterator[str]:
     """Name, weights and bytes."""
-    from ernie_cli.vram.result import count_weights
+    from ernie_cli.vram.result import count_model_weights
 
-    weights = count_weights(model)
+    weights = count_model_weights(model)
     origin = "headers" if model.origin == "headers" else "sizes in config.json"
     yield f"{model.name}: {weights:,} weights, {format_bytes(model.file_bytes)} of files (from {origin})"
 

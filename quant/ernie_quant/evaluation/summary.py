@@ -69,27 +69,31 @@ class Divergence:
     """KL(reference || checkpoint) in nats, and whether both have the same most likely token."""
 
     positions: int
+    """Positions where an answer is written, its end among them."""
     mean: Estimate
+    """In nats, over the full vocabulary."""
     median: float
     percent_90: float
     percent_99: float
     top1: Estimate
+    """Share of positions where both find the same token most likely."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Questions without long turns, and how many each model answers to the letter; no share of 0 questions.
-
-    p_value: of McNemar's exact test on the flips.
-    """
+    """Greedy answers to questions; long turns are left out."""
 
     questions: int
     reference_exact: int
+    """Answers of the reference that are right to the letter."""
     exact: int
+    """Answers of the checkpoint that are right to the letter."""
     exact_share: Estimate | None
+    """None of 0 questions."""
     right_to_wrong: int
     wrong_to_right: int
     p_value: float
+    """Of McNemar's exact test on these two."""
 
 
 @dataclass(frozen=True, slots=True)
