@@ -25,10 +25,13 @@ from pathlib import Path
 import torch
 from gpu_model import Run, runs, table
 
-import ernie_local.kernels.cuda_ops  # noqa: F401  the operators on the GPU
 from ernie_local.errors import DoesNotFit, ErnieLocalError
 from ernie_local.kernels import reference
-from ernie_local.kernels.cuda_ops import gpu_of
+from ernie_local.kernels.arguments import ExpertsCall, LayerStorage, NewToken, PackedMatrix
+from ernie_local.kernels.attention import decode_attention
+from ernie_local.kernels.experts import packed_experts
+from ernie_local.kernels.gpu import require_triton
+from ernie_local.kernels.linear import packed_linear
 from ernie_local.machine.gpu import GPU_LINK, GPU_MEMORY, GPU_OPERATIONS, measure_gpu
 from ernie_local.machine.random_model import RandomWeights
 from ernie_local.packing import LowBitFormat, PageLayout, find_format
@@ -79,8 +82,8 @@ def check_linear(device: torch.device) -> list[Check]:
         on_gpu = packed.to(device)
         for num_tokens, limit in ((1, LARGEST_ERROR_ONE), (MANY, LARGEST_ERROR_MANY)):
             tokens = torch.randn(num_tokens, HIDDEN)
-            actual = torch.ops.ernie_local.packed_linear(tokens.to(device), on_gpu, name, QKV_ROWS)
-            expected = reference.packed_linear(tokens, packed, low_bit, QKV_ROWS)
+            actual = packed_linear(tokens.to(device), PackedMatrix(on_gpu, name, QKV_ROWS))
+            expected = reference.plain_linear(tokens, PackedMatrix(packed, name, QKV_ROWS))
             found.append(
                 Check(f"linear, {name}, tokens: {num_tokens}", relative_error(actual, expected), limit)
             )
@@ -97,8 +100,8 @@ def check_experts(device: torch.device) -> list[Check]:
             hidden, weights = torch.randn(num_tokens, HIDDEN), torch.rand(num_tokens, TOP_K)
             ids = torch.rand(num_tokens, 8).topk(TOP_K).indices
             arguments = (hidden, slots, ids, weights, shared)
-            actual = torch.ops.ernie_local.packed_experts(*(part.to(device) for part in arguments))
-            error = relative_error(actual, reference.packed_experts(*arguments))
+            actual = packed_experts(ExpertsCall(*(part.to(device) for part in arguments)))
+            error = relative_error(actual, reference.plain_experts(ExpertsCall(*arguments)))
             found.append(Check(f"experts, {name}, inner: {inner}, tokens: {num_tokens}", error, limit))
     return found
 
@@ -109,8 +112,8 @@ def check_attention(device: torch.device) -> list[Check]:
         new, cache = attention_arguments(dtype, CONTEXT)
         length = CONTEXT - 100
         on_gpu = [None if part is None else part.to(device) for part in (*new, *cache)]
-        actual = torch.ops.ernie_local.decode_attention(*on_gpu, length)
-        expected = reference.decode_attention(*new, *cache, length)
+        actual = decode_attention(NewToken(*on_gpu[:5]), LayerStorage(*on_gpu[5:]), length)
+        expected = reference.plain_attention(NewToken(*new), LayerStorage(*cache), length)
         kind = str(dtype).removeprefix("torch.")
         found.append(Check(f"attention, {kind}", relative_error(actual, expected), LARGEST_ERROR_MANY))
     return found
@@ -133,7 +136,7 @@ def attention_arguments(
 
 
 def expert_readings(device: torch.device) -> list[Reading]:
-    from ernie_local.kernels.triton.experts import add_packed_experts
+    from ernie_local.kernels.triton.experts import add_experts
 
     readings = []
     for name in FORMATS:
@@ -142,35 +145,39 @@ def expert_readings(device: torch.device) -> list[Reading]:
         # Six of 64 for each call, so that each finds pages that the last ones did not touch.
         slots = RANDOM.page(layout)[None].repeat(64, 1).to(device)
         hidden, weights = torch.randn(1, HIDDEN, device=device), torch.rand(1, TOP_K, device=device)
-        output, gpu = torch.zeros(1, HIDDEN, device=device), gpu_of(device)
+        output, gpu = torch.zeros(1, HIDDEN, device=device), require_triton(device)
         calls: list[Callable[[], object]] = []
         for start in range(0, 60, TOP_K):
             ids = torch.arange(start, start + TOP_K, device=device)[None]
-            arguments = (output, hidden, slots, ids, weights, None, None, [layout], None, gpu)
-            calls.append(partial(add_packed_experts, *arguments))
+            call = ExpertsCall(hidden, slots, ids, weights)
+            calls.append(partial(add_experts, output, call, [layout], None, gpu))
         num_bytes = TOP_K * (layout.gate_up_bytes + layout.down_bytes)
         readings.append(Reading(f"one token's experts, {name}", calls, num_bytes))
     return readings
 
 
 def linear_readings(device: torch.device) -> list[Reading]:
-    from ernie_local.kernels.triton.linear import packed_linear
+    from ernie_local.kernels.triton.linear import multiply_tokens
 
     readings = []
     for name, rows in (("w8", QKV_ROWS), ("w8", 12288), ("w4", 12288)):
-        low_bit, tokens, gpu = find_format(name), torch.randn(1, HIDDEN, device=device), gpu_of(device)
+        low_bit, tokens, gpu = (
+            find_format(name),
+            torch.randn(1, HIDDEN, device=device),
+            require_triton(device),
+        )
         num_bytes = low_bit.matrix_bytes(rows, HIDDEN)
         packed = random_matrix(low_bit, rows, HIDDEN).to(device)
         copies = [packed.clone() for _ in range(max(2, COPY_BYTES // num_bytes))]
         calls: list[Callable[[], object]] = [
-            partial(packed_linear, tokens, copy, low_bit, rows, gpu) for copy in copies
+            partial(multiply_tokens, tokens, copy, low_bit, rows, gpu) for copy in copies
         ]
         readings.append(Reading(f"dense {rows} x {HIDDEN}, one token, {name}", calls, num_bytes))
     return readings
 
 
 def attention_readings(device: torch.device) -> list[Reading]:
-    from ernie_local.kernels.triton.attention import decode_attention
+    from ernie_local.kernels.triton.attention import attend
 
     readings = []
     for dtype in (torch.float16, torch.int8):
@@ -182,7 +189,8 @@ def attention_readings(device: torch.device) -> list[Reading]:
             _, cache = attention_arguments(dtype, CONTEXT)
             caches.append([None if part is None else part.to(device) for part in cache])
         calls: list[Callable[[], object]] = [
-            partial(decode_attention, *on_gpu, *cache, length, gpu_of(device)) for cache in caches
+            partial(attend, NewToken(*on_gpu), LayerStorage(*cache), length, require_triton(device))
+            for cache in caches
         ]
         num_bytes = sum(part.nbytes for part in caches[0] if part is not None)
         kind = str(dtype).removeprefix("torch.")
@@ -233,7 +241,7 @@ def find_device() -> torch.device:
             "python benchmarks/triton_registers.py",
         )
     device = torch.device("cuda", torch.cuda.current_device())
-    gpu_of(device)
+    require_triton(device)
     return device
 
 

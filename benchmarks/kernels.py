@@ -16,8 +16,10 @@ from collections.abc import Callable
 
 import torch
 
-from ernie_local.kernels.huge_pages import empty_bytes
-from ernie_local.kernels.ops import packed_experts, packed_linear
+from ernie_local.kernels.arguments import ExpertsCall, PackedMatrix
+from ernie_local.kernels.experts import packed_experts
+from ernie_local.kernels.linear import packed_linear
+from ernie_local.kernels.memory import empty_bytes
 from ernie_local.machine.random_model import RandomWeights
 from ernie_local.packing import PageLayout, find_format
 
@@ -48,7 +50,7 @@ def choices(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
 def decode_experts(format_name: str) -> tuple[Callable[[], object], float]:
     slots = random_slots(format_name, TEXT_INNER)
     hidden = torch.randn(1, HIDDEN)
-    return lambda: packed_experts(hidden, slots, *choices(1)), TOP_K * slots.shape[1]
+    return lambda: packed_experts(ExpertsCall(hidden, slots, *choices(1))), TOP_K * slots.shape[1]
 
 
 def decode_linear(format_name: str) -> tuple[Callable[[], object], float]:
@@ -64,13 +66,14 @@ def prefill_experts(format_name: str, inner_size: int) -> tuple[Callable[[], obj
     hidden = torch.randn(PREFILL_TOKENS, HIDDEN)
     ids, weights = choices(PREFILL_TOKENS)
     work = PREFILL_TOKENS * TOP_K * 3 * HIDDEN * inner_size
-    return lambda: packed_experts(hidden, slots, ids, weights), work
+    return lambda: packed_experts(ExpertsCall(hidden, slots, ids, weights)), work
 
 
 def prefill_linear(format_name: str) -> tuple[Callable[[], object], float]:
     packed = random_matrix(format_name, 12288, HIDDEN)
     hidden = torch.randn(PREFILL_TOKENS, HIDDEN)
-    return lambda: packed_linear(hidden, packed, format_name, 12288), PREFILL_TOKENS * 12288 * HIDDEN
+    matrix = PackedMatrix(packed, format_name, 12288)
+    return lambda: packed_linear(hidden, matrix), PREFILL_TOKENS * 12288 * HIDDEN
 
 
 def plain_read() -> tuple[Callable[[], object], float]:

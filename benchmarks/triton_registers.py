@@ -27,11 +27,11 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.runtime.jit import JITFunction
 
-from ernie_local.kernels.triton.attention import decode_attention
-from ernie_local.kernels.triton.experts import add_packed_experts
-from ernie_local.kernels.triton.gpu import Gpu
-from ernie_local.kernels.triton.linear import packed_linear
-from ernie_local.kernels.triton.rows import packed_rows
+from ernie_local.kernels.arguments import ExpertsCall, LayerStorage, NewToken
+from ernie_local.kernels.triton.attention import attend
+from ernie_local.kernels.triton.device import TritonDevice
+from ernie_local.kernels.triton.experts import add_experts
+from ernie_local.kernels.triton.linear import look_up_rows, multiply_tokens
 from ernie_local.packing import PageLayout, find_format
 
 HIDDEN, TEXT_INNER, SHARED_INNER, HEADS, KV_HEADS, HEAD_DIM, TOP_K = 2560, 1536, 3072, 20, 4, 128, 6
@@ -74,43 +74,40 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def linear(tokens: int, format_name: str, gpu: Gpu) -> None:
+def linear(tokens: int, format_name: str, gpu: TritonDevice) -> None:
     low_bit = find_format(format_name)
     packed = empty(low_bit.matrix_bytes(QKV_ROWS, HIDDEN), dtype=torch.uint8)
-    packed_linear(empty(tokens, HIDDEN), packed, low_bit, QKV_ROWS, gpu)
+    multiply_tokens(empty(tokens, HIDDEN), packed, low_bit, QKV_ROWS, gpu)
 
 
 def rows(format_name: str) -> None:
     low_bit = find_format(format_name)
     packed = empty(low_bit.matrix_bytes(QKV_ROWS, HIDDEN), dtype=torch.uint8)
-    packed_rows(empty(PROMPT_TOKENS, dtype=torch.int64), packed, low_bit, HIDDEN)
+    look_up_rows(empty(PROMPT_TOKENS, dtype=torch.int64), packed, low_bit, HIDDEN)
 
 
-def experts(tokens: int, format_name: str, gpu: Gpu) -> None:
+def experts(tokens: int, format_name: str, gpu: TritonDevice) -> None:
     low_bit = find_format(format_name)
     layout = PageLayout(low_bit, low_bit, HIDDEN, TEXT_INNER)
     shared = PageLayout(find_format("w8"), find_format("w8"), HIDDEN, SHARED_INNER)
-    add_packed_experts(
-        empty(tokens, HIDDEN),
+    call = ExpertsCall(
         empty(tokens, HIDDEN),
         empty(UNITS, UNIT_BYTES, dtype=torch.uint8),
         empty(tokens, TOP_K, dtype=torch.int64),
         empty(tokens, TOP_K),
         empty(1, shared.page_bytes, dtype=torch.uint8),
         empty(NUM_EXPERTS, dtype=torch.int64),
-        [layout],
-        shared,
-        gpu,
     )
+    add_experts(empty(tokens, HIDDEN), call, [layout], shared, gpu)
 
 
-def attention(cache_dtype: torch.dtype, gpu: Gpu) -> None:
+def attention(cache_dtype: torch.dtype, gpu: TritonDevice) -> None:
     cache = [empty(KV_HEADS, CAPACITY, HEAD_DIM, dtype=cache_dtype) for _ in range(2)]
     has_scales = cache_dtype == torch.int8
     scales = [empty(KV_HEADS, CAPACITY, 1) if has_scales else None for _ in range(2)]
     new = [empty(heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     angles = [empty(HEAD_DIM // 2) for _ in range(2)]
-    decode_attention(*new, *angles, *cache, *scales, empty(1, dtype=torch.int64), gpu)
+    attend(NewToken(*new, *angles), LayerStorage(*cache, *scales), empty(1, dtype=torch.int64), gpu)
 
 
 def compile_calls(call: Callable[[], None], what: str) -> Iterator[tuple[str, str, Any]]:
@@ -135,7 +132,7 @@ def compile_calls(call: Callable[[], None], what: str) -> Iterator[tuple[str, st
 def all_kernels(formats: Sequence[str], arch: int, is_decode: bool) -> list[tuple[str, str, Any]]:
     """Every kernel, once for each format or dtype that makes it another one."""
     triton.runtime.driver.set_active(NoGpu(arch))
-    gpu = Gpu.of_capability(divmod(arch, 10))
+    gpu = TritonDevice.of_capability(divmod(arch, 10))
     calls = []
     for name in formats:
         for tokens in (1,) if is_decode else (1, PROMPT_TOKENS):
@@ -146,7 +143,7 @@ def all_kernels(formats: Sequence[str], arch: int, is_decode: bool) -> list[tupl
         calls.append((partial(rows, name), name))
     calls += [(partial(attention, dtype, gpu), str(dtype)[6:]) for dtype in (torch.float16, torch.int8)]
     if gpu.uses_tensor_cores and not is_decode:
-        brain = Gpu.of_capability(divmod(arch, 10), torch.bfloat16)
+        brain = TritonDevice.of_capability(divmod(arch, 10), torch.bfloat16)
         calls.append((partial(experts, PROMPT_TOKENS, "w4", brain), "w4, bfloat16"))
         calls.append((partial(attention, torch.bfloat16, brain), "bfloat16"))
     found: dict[str, tuple[str, str, Any]] = {}

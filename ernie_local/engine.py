@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ernie_local.errors import DoesNotFit, Interrupted, UsageError
-from ernie_local.kernels.send import send
+from ernie_local.kernels.memory import send
 from ernie_local.media.patches import Patches
 from ernie_local.media.prompt import MediaPrompt
 from ernie_local.media.tokens import TEXT, VisionRule, token_types

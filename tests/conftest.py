@@ -396,4 +396,4 @@ def no_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine where the C++ build failed."""
     from ernie_local.kernels import native
 
-    monkeypatch.setattr(native, "_find", lambda: (None, "the C++ build failed"))
+    monkeypatch.setattr(native, "find_module", lambda: (None, "the C++ build failed"))

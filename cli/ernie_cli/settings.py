@@ -40,7 +40,7 @@ def use_forced_instruction_set() -> None:
     """
     name = forced_instruction_set()
     if name is not None:
-        from ernie_local.kernels.instruction_sets import choose_instruction_set
+        from ernie_local.kernels.native import choose_instruction_set
 
         choose_instruction_set(name, ISA_VARIABLE)
 

@@ -13,7 +13,7 @@ from ernie_local.errors import ErnieLocalError
 if TYPE_CHECKING:
     import torch
 
-    from ernie_local.kernels.instruction_sets import InstructionSet
+    from ernie_local.kernels.native import InstructionSet
     from ernie_local.packing import LowBitFormat, QuantizedMatrix
 
 _BUILD_KEYS = ("version", "build_type", "compiler", "nanobind", "python")
@@ -47,8 +47,7 @@ def _check_kernels(_: Examination) -> Outcome:
 
 def _check_instruction_set(examination: Examination) -> Outcome:
     """Slow where a faster set could run, or where only the one that needs no feature can."""
-    from ernie_local.kernels.instruction_sets import known_instruction_sets
-    from ernie_local.kernels.native import native_module
+    from ernie_local.kernels.native import known_instruction_sets, native_module
 
     setting, is_forced = examination.isa_setting, examination.isa_is_forced
     module = native_module()
@@ -162,24 +161,28 @@ def _relative_difference(compute: Callable[[], torch.Tensor], expected: torch.Te
 def _linear_products() -> list[_Product]:
     import torch
 
-    from ernie_local.kernels import ops, reference
+    from ernie_local.kernels.arguments import PackedMatrix
+    from ernie_local.kernels.linear import packed_linear
+    from ernie_local.kernels.reference import plain_linear
     from ernie_local.packing import FORMATS, pack_matrix
 
     generator = torch.Generator().manual_seed(0)
     products: list[_Product] = []
     for name, low_bit in FORMATS.items():
         packed = pack_matrix(_random_matrix(low_bit, _ROWS, _COLUMNS, generator))
+        matrix = PackedMatrix(packed, name, _ROWS)
         for num_tokens in _NUM_TOKENS:
             tokens = torch.randn(num_tokens, _COLUMNS, generator=generator)
-            expected = reference.packed_linear(tokens, packed, low_bit, _ROWS)
-            products.append((partial(ops.packed_linear, tokens, packed, name, _ROWS), expected))
+            products.append((partial(packed_linear, tokens, matrix), plain_linear(tokens, matrix)))
     return products
 
 
 def _expert_products() -> list[_Product]:
     import torch
 
-    from ernie_local.kernels import ops, reference
+    from ernie_local.kernels.arguments import ExpertsCall
+    from ernie_local.kernels.experts import packed_experts
+    from ernie_local.kernels.reference import plain_experts
     from ernie_local.packing import ExpertPage, find_format, pack_page
 
     generator = torch.Generator().manual_seed(0)
@@ -195,8 +198,8 @@ def _expert_products() -> list[_Product]:
     for num_tokens in _NUM_TOKENS:
         hidden = torch.randn(num_tokens, _COLUMNS, generator=generator)
         weights = torch.full((num_tokens, 2), 0.5)
-        arguments = (hidden, slots, torch.tensor([[0, 1]]).repeat(num_tokens, 1), weights)
-        products.append((partial(ops.packed_experts, *arguments), reference.packed_experts(*arguments)))
+        call = ExpertsCall(hidden, slots, torch.tensor([[0, 1]]).repeat(num_tokens, 1), weights)
+        products.append((partial(packed_experts, call), plain_experts(call)))
     return products
 
 

@@ -93,7 +93,7 @@ def _unusable(reason: str, facts: dict[str, object]) -> Outcome:
 
 def _check_triton(examination: Examination) -> Outcome:
     """Slow where there is a GPU on which the Triton kernels cannot run. Triton itself is not imported."""
-    from ernie_local.kernels.triton_path import LEAST_CAPABILITY, triton_absence
+    from ernie_local.kernels.gpu import LEAST_CAPABILITY, triton_absence
 
     gpus = examination.gpus
     version = next(filter(None, map(_version, _TRITON_PACKAGES)), None)
@@ -121,7 +121,7 @@ def _version(package: str) -> str | None:
 
 def _check_nf4(examination: Examination) -> Outcome:
     """Slow where there is a GPU but no bitsandbytes. Whether it runs there is found out by loading."""
-    from ernie_local.kernels.nf4_kernels import nf4_package_absence
+    from ernie_local.kernels.nf4 import nf4_package_absence
 
     gpus = examination.gpus
     absence = nf4_package_absence()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ernie_local.doctor.check import Check, Examination, Outcome
-from ernie_local.kernels.triton_path import LEAST_CAPABILITY
+from ernie_local.kernels.gpu import LEAST_CAPABILITY
 from ernie_local.machine.hardware import GpuStatus
 from ernie_local.sizes import GIB, format_bytes
 

@@ -17,7 +17,7 @@ import torch
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import Bank, BankKey, ModelConfig
+from ernie_local.config import BankKey, ModelConfig
 from ernie_local.errors import UsageError
 from ernie_local.experts.budget import GpuBudget, RamBudget
 from ernie_local.experts.copier import PageCopier
@@ -34,8 +34,8 @@ from ernie_local.experts.traffic import PageTraffic
 from ernie_local.experts.two_levels import PinningReader, TwoLevels
 from ernie_local.packing.checks import check_page
 
-# What computes experts of each bank from pages on this device.
-MathOn = Callable[[torch.device], Mapping[Bank, PageMath]]
+# What computes experts of each layer and bank from pages on this device.
+MathOn = Callable[[torch.device], Mapping[BankKey, PageMath]]
 
 
 class GpuShare(NamedTuple):

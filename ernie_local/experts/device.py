@@ -20,7 +20,7 @@ from ernie_local.experts.memory import (
     pin_by_cuda,
     unpin_by_cuda,
 )
-from ernie_local.kernels.send import send
+from ernie_local.kernels.memory import send
 
 
 class Event(Protocol):

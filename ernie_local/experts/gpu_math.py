@@ -1,18 +1,17 @@
-"""What packed experts compute on a GPU: by kernels that are told the layouts, so that nobody reads headers.
+"""Computes packed experts on a GPU: by kernels that are told the layouts, or by plain torch.
 
-Knows which layouts a layer's pages may have. What stands in where there are no kernels is plain torch.
+Kernels that know the layouts read no headers of pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from ernie_local.config import BankKey
-from ernie_local.kernels import reference
-from ernie_local.kernels.cuda_ops import gpu_of
-from ernie_local.model.moe import RoutedTokens
+from ernie_local.kernels.arguments import ExpertsCall
+from ernie_local.kernels.experts import add_by_triton
+from ernie_local.kernels.reference import add_plain_experts
 from ernie_local.packing import PageLayout
 from ernie_local.packing.foreign_matrix import dequantize_foreign
 from ernie_local.packing.foreign_page import Dequantize
@@ -23,37 +22,14 @@ class TritonPageMath:
 
     takes_shared_page = True
 
-    def __init__(
-        self,
-        layouts: Mapping[BankKey, Sequence[PageLayout]],
-        shared_layouts: Mapping[int, PageLayout],
-    ) -> None:
-        """layouts: of a layer's pages in a bank, small ones too. shared_layouts: of its shared page."""
+    def __init__(self, layouts: Sequence[PageLayout], shared_layout: PageLayout | None) -> None:
+        """layouts: all that the pages may have, small ones too. shared_layout: of the layer's shared page."""
         self._layouts = layouts
-        self._shared_layouts = shared_layouts
+        self._shared_layout = shared_layout
 
-    def add(
-        self,
-        output: torch.Tensor,
-        memory: torch.Tensor,
-        tokens: RoutedTokens,
-        places: torch.Tensor | None,
-    ) -> None:
-        """See PageMath.add."""
-        from ernie_local.kernels.triton.experts import add_packed_experts
-
-        add_packed_experts(
-            output,
-            tokens.hidden,
-            memory,
-            tokens.expert_ids,
-            tokens.expert_weights,
-            tokens.shared_page,
-            places,
-            self._layouts[tokens.layer_id, tokens.bank],
-            None if tokens.shared_page is None else self._shared_layouts[tokens.layer_id],
-            gpu_of(tokens.hidden.device),
-        )
+    def add(self, output: torch.Tensor, call: ExpertsCall) -> None:
+        """Add them; a page of an unknown layout makes its tokens NaN."""
+        add_by_triton(output, call, self._layouts, self._shared_layout)
 
 
 class TorchPageMath:
@@ -63,23 +39,9 @@ class TorchPageMath:
 
     def __init__(self, foreign: Dequantize = dequantize_foreign) -> None:
         """foreign: what unpacks matrices in other libraries' formats, plain torch too by default."""
-        self._foreign = foreign
+        self.foreign = foreign
 
-    def add(
-        self,
-        output: torch.Tensor,
-        memory: torch.Tensor,
-        tokens: RoutedTokens,
-        places: torch.Tensor | None,
-    ) -> None:
-        """See PageMath.add."""
-        reference.add_packed_experts(
-            output,
-            tokens.hidden.float(),
-            memory,
-            tokens.expert_ids,
-            tokens.expert_weights.float(),
-            tokens.shared_page,
-            places,
-            self._foreign,
-        )
+    def add(self, output: torch.Tensor, call: ExpertsCall) -> None:
+        """Add them in float32."""
+        exact = call._replace(hidden=call.hidden.float(), weights=call.weights.float())
+        add_plain_experts(output, exact, self.foreign)

@@ -12,13 +12,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ernie_local.config import Bank
+from ernie_local.config import Bank, BankKey
 from ernie_local.experts.cache import PageCache
 from ernie_local.experts.device import HOST, Device, Event
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.memory import PageMemory
-from ernie_local.experts.page_math import PageMath
-from ernie_local.kernels.checks import ABSENT_SLOT
+from ernie_local.experts.page_math import PageMath, page_call
+from ernie_local.kernels.arguments import ABSENT_SLOT
 from ernie_local.model.moe import RoutedTokens
 
 _Table = tuple[int, Bank, bool]
@@ -122,7 +122,7 @@ class PageLevel:
         cache: PageCache,
         memory: LevelMemory,
         places: PlaceTables,
-        math: Mapping[Bank, PageMath],
+        math: Mapping[BankKey, PageMath],
         page_bytes: Mapping[ExpertKey, int],
         device: Device = HOST,
     ) -> None:
@@ -149,13 +149,13 @@ class PageLevel:
     def add(self, output: torch.Tensor, tokens: RoutedTokens, among: Collection[ExpertKey]) -> None:
         """Add to each token's row its experts: `among`, all resident and none small. See PageMath.add."""
         places = self._places.all(tokens.layer_id, tokens.bank)
-        self._math[tokens.bank].add(output, self.memory.units, tokens, places)
+        self._math[tokens.layer_id, tokens.bank].add(output, page_call(tokens, self.memory.units, places))
         self._note_use(among)
 
     def add_some(self, output: torch.Tensor, tokens: RoutedTokens, among: Collection[ExpertKey]) -> None:
         """As `add`, but only those of each token's experts whose pages are `among` these resident ones."""
         places = self._places.some(tokens.layer_id, tokens.bank, among)
-        self._math[tokens.bank].add(output, self.memory.units, tokens, places)
+        self._math[tokens.layer_id, tokens.bank].add(output, page_call(tokens, self.memory.units, places))
         self._note_use(among)
 
     def use_frames(self, num_frames: int) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.keys import UNIT_BYTES
-from ernie_local.kernels.huge_pages import map_bytes
+from ernie_local.kernels.memory import map_bytes
 from ernie_local.sizes import format_bytes
 
 LockStep = Literal["pinned", "locked", "pageable"]

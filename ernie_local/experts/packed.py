@@ -1,15 +1,14 @@
-"""Routed experts whose packed pages all lie in memory, one tensor of slots per (layer, bank).
-
-Knows nothing of routing, of files or of paging; the operators know the formats.
-"""
+"""Keeps routed experts' packed pages in memory, one tensor of slots per (layer, bank), and computes them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 
 from ernie_local.config import BankKey
-from ernie_local.experts.page_math import PageMath
-from ernie_local.kernels.ops import packed_experts
+from ernie_local.experts.page_math import PageMath, page_call
+from ernie_local.kernels.experts import packed_experts
 from ernie_local.model.moe import RoutedTokens, TokenRows
 
 
@@ -18,10 +17,12 @@ class PackedExperts:
 
     takes_shared_page = True
 
-    def __init__(self, banks: dict[BankKey, torch.Tensor], gpu_math: PageMath | None = None) -> None:
+    def __init__(
+        self, banks: dict[BankKey, torch.Tensor], gpu_math: Mapping[BankKey, PageMath] | None = None
+    ) -> None:
         """banks: (experts, slot bytes) uint8 for every (layer, bank); pages may be of different formats.
 
-        gpu_math: what computes where they lie on a GPU; None on the processor.
+        gpu_math: what computes each of them where they lie on a GPU; None on the processor.
         """
         self.banks = banks
         self._gpu_math = gpu_math
@@ -46,11 +47,10 @@ class PackedExperts:
 
     def compute(self, tokens: RoutedTokens) -> torch.Tensor:
         """See ExpertProvider.compute."""
-        slots = self.banks[tokens.layer_id, tokens.bank]
+        key = tokens.layer_id, tokens.bank
+        call = page_call(tokens, self.banks[key], None)
         if self._gpu_math is None:
-            return packed_experts(
-                tokens.hidden, slots, tokens.expert_ids, tokens.expert_weights, tokens.shared_page
-            )
+            return packed_experts(call)
         output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
-        self._gpu_math.add(output, slots, tokens, None)
+        self._gpu_math[key].add(output, call)
         return output.to(tokens.hidden.dtype)

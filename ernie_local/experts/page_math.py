@@ -1,7 +1,4 @@
-"""What experts compute from pages that lie somewhere in one memory, packed or plain.
-
-Knows where pages begin, by the caller; not how they came there.
-"""
+"""Computes experts from pages that lie somewhere in one memory, packed or plain."""
 
 from __future__ import annotations
 
@@ -11,28 +8,30 @@ import torch
 from torch.nn import functional
 
 from ernie_local.experts.keys import UNIT_BYTES
-from ernie_local.kernels.checks import ABSENT_SLOT
-from ernie_local.kernels.ops import add_packed_experts
+from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall
+from ernie_local.kernels.experts import add_packed_experts
 from ernie_local.model.moe import RoutedTokens
 
 
+def page_call(tokens: RoutedTokens, memory: torch.Tensor, places: torch.Tensor | None) -> ExpertsCall:
+    """The call that computes these tokens' experts from a memory of pages, (units, UNIT_BYTES) uint8.
+
+    places: (experts,) int64, see ExpertsCall.
+    """
+    return ExpertsCall(
+        tokens.hidden, memory, tokens.expert_ids, tokens.expert_weights, tokens.shared_page, places
+    )
+
+
 class PageMath(Protocol):
-    """Computes routed experts from a memory of pages."""
+    """Computes the routed experts of one layer and bank from a memory of pages."""
 
     takes_shared_page: bool  # as of an ExpertProvider
 
-    def add(
-        self,
-        output: torch.Tensor,
-        memory: torch.Tensor,
-        tokens: RoutedTokens,
-        places: torch.Tensor | None,
-    ) -> None:
+    def add(self, output: torch.Tensor, call: ExpertsCall) -> None:
         """Add to each token's row the weighted sum of those of its experts that have a place.
 
-        And the shared page, if the tokens come with one. output: (tokens, hidden_size) float32; memory:
-        (units, UNIT_BYTES) uint8; places: (experts,) int64, the unit where an expert's page begins, or
-        ABSENT_SLOT, None where it is the expert's number.
+        output: (tokens, hidden_size) float32.
         """
         ...
 
@@ -42,23 +41,9 @@ class PackedPageMath:
 
     takes_shared_page = True
 
-    def add(
-        self,
-        output: torch.Tensor,
-        memory: torch.Tensor,
-        tokens: RoutedTokens,
-        places: torch.Tensor | None,
-    ) -> None:
-        """See PageMath.add."""
-        add_packed_experts(
-            output,
-            tokens.hidden,
-            memory,
-            tokens.expert_ids,
-            tokens.expert_weights,
-            tokens.shared_page,
-            places,
-        )
+    def add(self, output: torch.Tensor, call: ExpertsCall) -> None:
+        """Add them, each by its page's own format."""
+        add_packed_experts(output, call)
 
 
 class PlainPageMath:
@@ -72,26 +57,20 @@ class PlainPageMath:
         self._hidden_size = hidden_size
         self._inner_size = inner_size
 
-    def add(
-        self,
-        output: torch.Tensor,
-        memory: torch.Tensor,
-        tokens: RoutedTokens,
-        places: torch.Tensor | None,
-    ) -> None:
-        """See PageMath.add."""
-        assert tokens.shared_page is None
-        assert places is not None
-        hidden = tokens.hidden
-        for expert_id in tokens.expert_ids.unique().tolist():
-            place = int(places[expert_id])
+    def add(self, output: torch.Tensor, call: ExpertsCall) -> None:
+        """Add them in the dtype of the tokens; the call has places and no shared page."""
+        assert call.shared_page is None
+        assert call.places is not None
+        hidden = call.hidden
+        for expert_id in call.expert_ids.unique().tolist():
+            place = int(call.places[expert_id])
             if place == ABSENT_SLOT:
                 continue
-            rows, choices = (tokens.expert_ids == expert_id).nonzero(as_tuple=True)
-            gate_up, down = self._matrices(memory, place, hidden.dtype)
+            rows, choices = (call.expert_ids == expert_id).nonzero(as_tuple=True)
+            gate_up, down = self._matrices(call.slots, place, hidden.dtype)
             gate, up = functional.linear(hidden[rows], gate_up).chunk(2, dim=-1)  # (chosen, inner) each
             result = functional.linear(functional.silu(gate) * up, down)
-            output.index_add_(0, rows, (result * tokens.expert_weights[rows, choices, None]).float())
+            output.index_add_(0, rows, (result * call.weights[rows, choices, None]).float())
 
     def _matrices(
         self, memory: torch.Tensor, place: int, dtype: torch.dtype

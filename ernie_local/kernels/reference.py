@@ -1,7 +1,7 @@
-"""What the operators mean, in plain torch; of the packed ones: unpack, dequantize, multiply in float32.
+"""Says in plain torch what each operator computes; packed weights are unpacked and multiplied in float32.
 
-The oracle of every kernel, what runs where the native module or, on a GPU, Triton is missing, and what
-computes experts in other libraries' formats. Activations are not rounded. Arguments were checked before.
+Every kernel is tested against this file. It runs where the compiled module or, on a GPU, Triton is missing,
+and computes experts in other libraries' formats. Activations are not rounded. Arguments were checked before.
 """
 
 from __future__ import annotations
@@ -13,8 +13,16 @@ import torch
 from torch.nn import functional
 
 from ernie_local.errors import ModelUnusable
-from ernie_local.kernels.checks import ABSENT_SLOT, SHARED_EXPERT, broken_page, broken_token
-from ernie_local.packing import TILE_ROWS, LowBitFormat, dequantize, unpack_matrix
+from ernie_local.kernels.arguments import (
+    ABSENT_SLOT,
+    SHARED_EXPERT,
+    ExpertsCall,
+    LayerStorage,
+    NewToken,
+    PackedMatrix,
+)
+from ernie_local.kernels.checks import broken_page, broken_token
+from ernie_local.packing import TILE_ROWS, LowBitFormat, dequantize, find_format, unpack_matrix
 from ernie_local.packing.expert_page import read_layout
 from ernie_local.packing.foreign_formats import ForeignLayout
 from ernie_local.packing.foreign_matrix import dequantize_foreign
@@ -30,23 +38,21 @@ UNPACKING_BYTES = 30 * _MOST_UNPACKED
 FOREIGN_NUMBER_BYTES = 10
 
 
-def packed_linear(
-    tokens: torch.Tensor, packed: torch.Tensor, low_bit: LowBitFormat, rows: int
-) -> torch.Tensor:
+def plain_linear(tokens: torch.Tensor, matrix: PackedMatrix) -> torch.Tensor:
     """tokens: (tokens, columns) float32 -> (tokens, rows) float32.
 
     Some rows of the matrix at a time: a head unpacked as a whole takes a gigabyte.
     """
     _check_finite("packed_linear", "tokens", tokens)
-    tiles = packed.view(-1, low_bit.tile_bytes(tokens.shape[1]))
-    return _multiply_tiles(tokens, tiles, low_bit)[:, :rows]
+    low_bit = find_format(matrix.format_name)
+    tiles = matrix.packed.view(-1, low_bit.tile_bytes(tokens.shape[1]))
+    return _multiply_tiles(tokens, tiles, low_bit)[:, : matrix.rows]
 
 
-def packed_rows(
-    row_ids: torch.Tensor, packed: torch.Tensor, low_bit: LowBitFormat, columns: int
-) -> torch.Tensor:
+def plain_rows(row_ids: torch.Tensor, matrix: PackedMatrix, columns: int) -> torch.Tensor:
     """row_ids: (count,) int64 -> (count, columns) float32. Unpacks the tiles of one row after the other."""
-    tiles = packed.view(-1, low_bit.tile_bytes(columns))
+    low_bit = find_format(matrix.format_name)
+    tiles = matrix.packed.view(-1, low_bit.tile_bytes(columns))
     rows = []
     for row_id in row_ids.tolist():
         tile, row = divmod(row_id, TILE_ROWS)
@@ -54,42 +60,29 @@ def packed_rows(
     return torch.stack(rows)
 
 
-def packed_experts(
-    hidden: torch.Tensor,
-    slots: torch.Tensor,
-    expert_ids: torch.Tensor,
-    weights: torch.Tensor,
-    shared_page: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """hidden: (tokens, hidden_size) float32 -> the weighted sums of each token's experts, the same shape."""
-    output = torch.zeros_like(hidden)
-    add_packed_experts(output, hidden, slots, expert_ids, weights, shared_page)
+def plain_experts(call: ExpertsCall) -> torch.Tensor:
+    """(tokens, hidden_size) float32: the weighted sums of each token's experts."""
+    output = torch.zeros_like(call.hidden)
+    add_plain_experts(output, call)
     return output
 
 
-def add_packed_experts(
-    output: torch.Tensor,
-    hidden: torch.Tensor,
-    slots: torch.Tensor,
-    expert_ids: torch.Tensor,
-    weights: torch.Tensor,
-    shared_page: torch.Tensor | None = None,
-    places: torch.Tensor | None = None,
-    foreign: Dequantize = dequantize_foreign,
+def add_plain_experts(
+    output: torch.Tensor, call: ExpertsCall, foreign: Dequantize = dequantize_foreign
 ) -> None:
-    """As `packed_experts`, added to `output`. foreign: what unpacks matrices in other libraries' formats."""
-    op = "packed_experts"
+    """As `plain_experts`, added to `output`. foreign: what unpacks matrices in other libraries' formats."""
+    op, hidden = "packed_experts", call.hidden
     _check_finite(op, "hidden", hidden)
     parts = []
-    for expert_id in expert_ids.unique().tolist():
-        slot = expert_id if places is None else int(places[expert_id])
+    for expert_id in call.expert_ids.unique().tolist():
+        slot = expert_id if call.places is None else int(call.places[expert_id])
         if slot != ABSENT_SLOT:
-            rows, choices = (expert_ids == expert_id).nonzero(as_tuple=True)
+            rows, choices = (call.expert_ids == expert_id).nonzero(as_tuple=True)
             # A page begins at a slot, and may take several.
-            parts.append((expert_id, slots[slot:].flatten(), rows, weights[rows, choices]))
-    if shared_page is not None:
+            parts.append((expert_id, call.slots[slot:].flatten(), rows, call.weights[rows, choices]))
+    if call.shared_page is not None:
         everyone = torch.arange(hidden.shape[0], device=hidden.device)
-        parts.append((SHARED_EXPERT, shared_page[0], everyone, hidden.new_ones(hidden.shape[0])))
+        parts.append((SHARED_EXPERT, call.shared_page[0], everyone, hidden.new_ones(hidden.shape[0])))
     for expert_id, page, token_ids, factors in parts:
         gate, up, down = _expert_products(op, page, expert_id, hidden.shape[1], foreign)
         chosen = hidden[token_ids]
@@ -100,13 +93,13 @@ def add_packed_experts(
         output.index_add_(0, token_ids, down(inner) * factors[:, None])
 
 
-def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def plain_rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """hidden: (tokens, size) float32 -> the same shape."""
     mean_square = hidden.pow(2).mean(-1, keepdim=True)
     return weight * (hidden * torch.rsqrt(mean_square + eps))
 
 
-def route(
+def plain_route(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, top_k: int, norm_min: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """hidden: (tokens, hidden_size) float32 -> expert ids and weights, (tokens, top_k) each."""
@@ -117,33 +110,23 @@ def route(
     return expert_ids.clone(), chosen / chosen.sum(dim=-1, keepdim=True).clamp(min=norm_min)
 
 
-def decode_attention(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    cosines: torch.Tensor,
-    sines: torch.Tensor,
-    cached_keys: torch.Tensor,
-    cached_values: torch.Tensor,
-    key_scales: torch.Tensor | None,
-    value_scales: torch.Tensor | None,
-    length: int,
-) -> torch.Tensor:
-    """queries: (heads, head_dim) float32 -> the same shape. Writes row `length` of the cache."""
-    queries, keys = _turned(queries, cosines, sines), _turned(keys, cosines, sines)
-    all_keys = _stored(keys, cached_keys, key_scales, length)  # (kv_heads, length + 1, head_dim)
-    all_values = _stored(values, cached_values, value_scales, length)
+def plain_attention(new_token: NewToken, cache: LayerStorage, length: int) -> torch.Tensor:
+    """(heads, head_dim) float32, of the new token. Writes row `length` of the cache."""
+    angles = new_token.cosines, new_token.sines
+    queries, keys = _rotated(new_token.queries, *angles), _rotated(new_token.keys, *angles)
+    all_keys = _stored(keys, cache.keys, cache.key_scales, length)  # (kv_heads, length + 1, head_dim)
+    all_values = _stored(new_token.values, cache.values, cache.value_scales, length)
     grouped = queries.view(len(keys), -1, queries.shape[-1])  # (kv_heads, group, head_dim)
     scores = grouped @ all_keys.mT / queries.shape[-1] ** 0.5  # (kv_heads, group, length + 1)
     attended: torch.Tensor = scores.softmax(-1) @ all_values  # (kv_heads, group, head_dim)
     return attended.reshape(queries.shape)
 
 
-def _turned(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """Neighbouring pairs turned. states: (heads, head_dim); angles: (head_dim / 2,)."""
+def _rotated(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """Neighbouring pairs rotated. states: (heads, head_dim); angles: (head_dim / 2,)."""
     even, odd = states[:, 0::2], states[:, 1::2]  # (heads, head_dim / 2) each
-    turned = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1)
-    return turned.flatten(-2)  # (heads, head_dim)
+    rotated = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1)
+    return rotated.flatten(-2)  # (heads, head_dim)
 
 
 def _stored(

@@ -22,8 +22,9 @@ from ernie_local.errors import DoesNotFit
 from ernie_local.experts.build import PagingSetup, build_paged_experts, open_page_store, paging_plan
 from ernie_local.experts.packed import PackedExperts
 from ernie_local.experts.resident import ResidentExperts
-from ernie_local.kernels.graph_recorder import Recorder
-from ernie_local.kernels.huge_pages import empty_bytes
+from ernie_local.kernels.arguments import PackedMatrix
+from ernie_local.kernels.graphs import Recorder
+from ernie_local.kernels.memory import empty_bytes
 from ernie_local.loading.expert_math import expert_math, gpu_math
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
@@ -53,28 +54,35 @@ def build_model(
     device: torch.device,
     paging: PagingSetup | None = None,
     recorder: Recorder | None = None,
+    gpu_kernels: str = "auto",
 ) -> ErnieModel:
     """A filled model, for inference only. Each tensor goes straight to where it stays.
 
     paging: where routed experts are paged; None for all of them in memory. Small pages of experts are read by
-    paging only. DoesNotFit for packed weights on a device without code for them, or a GPU with less memory
-    than it reported.
+    paging only. gpu_kernels: what computes packed weights on a GPU. DoesNotFit for packed weights on a device
+    without code for them, or a GPU with less memory than it reported.
     """
-    model = build_without_experts(checkpoint, config, dtype, device)
+    model = build_without_experts(checkpoint, config, dtype, device, gpu_kernels)
     # Last of all: experts can do with less, if a GPU turns out to be smaller than it reported.
-    model.attach(_build_experts(checkpoint, config, dtype, device, paging), recorder)
+    experts = _build_experts(checkpoint, config, dtype, device, paging, gpu_kernels)
+    model.attach(experts, recorder)
     return model
 
 
 def build_without_experts(
-    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    gpu_kernels: str = "auto",
 ) -> ErnieModel:
     """As `build_model`, all but routed experts."""
     packed = PackedTensors(config)
-    _prepare_device(packed, device)
+    _check_device(packed, device)
     with init_empty_weights(include_buffers=True):
-        model = ErnieModel(config)
-    _place_packed_layers(model, checkpoint, packed, config.quantization, dtype, device)
+        model = ErnieModel(config, gpu_kernels)
+    tables = config.quantization
+    _place_packed_layers(model, checkpoint, packed, tables, dtype, device, gpu_kernels=gpu_kernels)
     _fill_parameters(model, checkpoint, "", dtype, device)
     return model.eval()
 
@@ -85,14 +93,16 @@ def _build_experts(
     dtype: torch.dtype,
     device: torch.device,
     paging: PagingSetup | None,
+    gpu_kernels: str,
 ) -> ExpertProvider:
     if paging is not None:
         plan = paging_plan(checkpoint, config, paging.options)
         assert plan is not None, "only a model with experts is paged"
         store = open_page_store(checkpoint, config, paging.options)
-        return build_paged_experts(store, plan, partial(expert_math, checkpoint, config), paging)
+        math_on = partial(expert_math, checkpoint, config, gpu_kernels=gpu_kernels)
+        return build_paged_experts(store, plan, math_on, paging)
     if config.quantization is not None and config.quantization.experts:
-        on_gpu = None if device.type == "cpu" else gpu_math(config, device)
+        on_gpu = None if device.type == "cpu" else gpu_math(config, device, gpu_kernels)
         return PackedExperts(_read_banks(checkpoint, config, PackedTensors(config), device), on_gpu)
     resident = ResidentExperts(config.text, dtype, device)
     _fill_experts(checkpoint, config, resident)
@@ -141,7 +151,7 @@ def build_head(
         model = ErnieModel(dataclasses.replace(config, text=text))
     if config.quantization is not None:
         packed = PackedTensors(config)
-        _prepare_device(packed, device)
+        _check_device(packed, device)
         formats = config.quantization.matrices
         matrices = {name: formats[name] for name in names if name in formats}
         tables = dataclasses.replace(config.quantization, matrices=matrices, gated_mlps={})
@@ -165,7 +175,7 @@ def _fill_parameters(
             setattr(module, own_name, nn.Parameter(filled, requires_grad=False))
 
 
-def _prepare_device(packed: PackedTensors, device: torch.device) -> None:
+def _check_device(packed: PackedTensors, device: torch.device) -> None:
     if not packed.shapes or device.type == "cpu":
         return
     if device.type != "cuda":
@@ -174,8 +184,6 @@ def _prepare_device(packed: PackedTensors, device: torch.device) -> None:
             "there is no code for packed weights on another device",
             'load with device="cpu"',
         )
-    # The operators of packed weights on a GPU.
-    import ernie_local.kernels.cuda_ops  # noqa: F401
 
 
 def _fill_experts(checkpoint: Checkpoint, config: ModelConfig, experts: ResidentExperts) -> None:
@@ -215,6 +223,7 @@ def _place_packed_layers(
     dtype: torch.dtype,
     device: torch.device,
     prefix: str = "",
+    gpu_kernels: str = "auto",
 ) -> None:
     """Of what `tables` names, all that begins with `prefix`, which `model` itself is called."""
     if tables is None:
@@ -227,27 +236,27 @@ def _place_packed_layers(
         page = memory.read(f"{name}.{page_format}")
         layout = packed.gated_mlp_layout(name)
         check_page(page[0], layout, f"the page of {name}")
-        model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(memory.keep(page), layout))
+        model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(memory.keep(page), layout, gpu_kernels))
     for name, format_name in matrices.items():
         rows, columns = packed.matrix_shape(name)
         low_bit = known_format(format_name)
         read = memory.read(f"{name}.{format_name}")
         check_scales(read, low_bit, columns, name)
-        matrix = memory.keep(read)
+        matrix = PackedMatrix(memory.keep(read), format_name, rows, gpu_kernels)
         parent, _, own = name.removeprefix(prefix).rpartition(".")
         if name == "embed_tokens":
-            model.set_submodule(own, PackedEmbedding(matrix, format_name, rows, columns, dtype))
+            model.set_submodule(own, PackedEmbedding(matrix, columns, dtype))
         elif own == QKV:
             attention = model.get_submodule(parent)
             assert isinstance(attention, SelfAttention), name
-            attention.pack_qkv(PackedLinear(matrix, format_name, rows))
+            attention.pack_qkv(PackedLinear(matrix))
         else:
             bias = None
             if f"{name}.bias" in checkpoint:
                 bias = torch.empty(rows, dtype=dtype, device=device)
                 _read_into(checkpoint, f"{name}.bias", bias)
             # The head of a tied model has no place until now, so set_submodule would not find it.
-            setattr(model.get_submodule(parent), own, PackedLinear(matrix, format_name, rows, bias))
+            setattr(model.get_submodule(parent), own, PackedLinear(matrix, bias))
 
 
 def _read_into(checkpoint: Checkpoint, name: str, target: torch.Tensor) -> None:

@@ -1,7 +1,4 @@
-"""What computes a checkpoint's routed experts from their pages, on the device where these lie.
-
-Knows formats and devices; how pages come there is paging.py's.
-"""
+"""Chooses what computes a checkpoint's routed experts from their pages, on the device where these lie."""
 
 from __future__ import annotations
 
@@ -12,11 +9,12 @@ import torch
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import Bank, BankKey, ExpertBank, ModelConfig
+from ernie_local.config import BankKey, ExpertBank, ModelConfig
 from ernie_local.errors import DoesNotFit
+from ernie_local.experts.gpu_math import TorchPageMath, TritonPageMath
 from ernie_local.experts.page_math import PackedPageMath, PageMath, PlainPageMath
-from ernie_local.kernels.gpu_kernels import CHOICE
-from ernie_local.kernels.nf4_kernels import (
+from ernie_local.kernels import gpu
+from ernie_local.kernels.nf4 import (
     dequantize_by_bitsandbytes,
     nf4_absence,
     warn_without_nf4_kernels,
@@ -28,30 +26,35 @@ from ernie_local.packing.foreign_matrix import dequantize_foreign
 from ernie_local.packing.foreign_page import Dequantize
 
 
-def expert_math(checkpoint: Checkpoint, config: ModelConfig, device: torch.device) -> dict[Bank, PageMath]:
-    """For each bank."""
-    banks = config.text.banks
+def expert_math(
+    checkpoint: Checkpoint, config: ModelConfig, device: torch.device, gpu_kernels: str = "auto"
+) -> dict[BankKey, PageMath]:
+    """What computes the experts of each (layer, bank) on this device."""
     if not config.has_packed_experts:
-        return {bank.name: _plain_math(checkpoint, config, bank) for bank in banks}
-    packed = PackedPageMath() if device.type == "cpu" else gpu_math(config, device)
-    return {bank.name: packed for bank in banks}
+        by_bank = {bank.name: _plain_math(checkpoint, config, bank) for bank in config.text.banks}
+        return {(layer_id, bank): by_bank[bank] for layer_id, bank in _bank_keys(config)}
+    if device.type == "cpu":
+        return dict.fromkeys(_bank_keys(config), PackedPageMath())
+    return gpu_math(config, device, gpu_kernels)
 
 
-def gpu_math(config: ModelConfig, device: torch.device) -> PageMath:
-    """For packed experts on a GPU: Triton's kernels; plain torch without them, or for foreign formats.
+def gpu_math(config: ModelConfig, device: torch.device, gpu_kernels: str = "auto") -> dict[BankKey, PageMath]:
+    """What computes packed experts on a GPU: Triton's kernels, or plain torch, as for foreign formats.
 
     nf4 is unpacked by bitsandbytes' kernels; a warning says, once, where these cannot run.
     """
-    from ernie_local.experts.gpu_math import TorchPageMath, TritonPageMath
-    from ernie_local.kernels.cuda_ops import triton_missing
-
     has_nf4 = any(layout.foreign.kind == "nf4" for layout in _foreign_layouts(config))
-    if has_nf4 and CHOICE.absence is None:
-        return TorchPageMath(_nf4_dequantize(device))
+    if has_nf4 and gpu_kernels != "torch":
+        return dict.fromkeys(_bank_keys(config), TorchPageMath(_nf4_dequantize(device)))
     layouts = _expert_layouts(config)
-    if layouts is None or triton_missing(device) is not None:
-        return TorchPageMath()
-    return TritonPageMath(layouts, _shared_layouts(config))
+    if layouts is None or gpu.triton_missing(device, gpu_kernels) is not None:
+        return dict.fromkeys(_bank_keys(config), TorchPageMath())
+    shared = _shared_layouts(config)
+    return {key: TritonPageMath(layouts[key], shared.get(key[0])) for key in layouts}
+
+
+def _bank_keys(config: ModelConfig) -> list[BankKey]:
+    return [(layer_id, bank.name) for layer_id, bank in config.text.layer_banks()]
 
 
 def check_triton_formats(config: ModelConfig) -> None:
@@ -60,21 +63,19 @@ def check_triton_formats(config: ModelConfig) -> None:
         raise DoesNotFit(
             "experts are in another library's format, for which there are 0 Triton kernels",
             "these are for the formats that `ernie-local quantize` makes",
-            "leave gpu_kernels triton away, or quantize the original with --method gptq or rtn",
+            "leave gpu_kernels at auto, or quantize the original by method gptq or rtn",
         )
 
 
-def unpacking_room(config: ModelConfig, device: torch.device) -> int:
+def unpacking_room(config: ModelConfig, device: torch.device, gpu_kernels: str = "auto") -> int:
     """Bytes of a GPU for weights that plain torch unpacks there; 0 where Triton's kernels do all."""
-    from ernie_local.kernels.cuda_ops import triton_missing
-
     tables = config.quantization
     if tables is None:
         return 0
     layouts, foreign = _page_layouts(config), _foreign_layouts(config)
     sizes = [FOREIGN_NUMBER_BYTES * layout.hidden_size * layout.inner_size for layout in foreign]
     is_own = len(foreign) < len(layouts) or bool(tables.matrices or tables.gated_mlps)
-    if is_own and triton_missing(device) is not None:
+    if is_own and gpu.triton_missing(device, gpu_kernels) is not None:
         sizes.append(UNPACKING_BYTES)
     return max(sizes, default=0)
 

@@ -9,17 +9,18 @@ import torch
 
 from ernie_local.config import ModelConfig
 from ernie_local.errors import DoesNotFit, UsageError
-from ernie_local.kernels.gpu_kernels import CHOICE, GpuKernels
-from ernie_local.kernels.graph_recorder import CudaGraphs
+from ernie_local.kernels.arguments import GpuKernels
+from ernie_local.kernels.attention import gpu_attends
+from ernie_local.kernels.gpu import check_gpu_kernels
+from ernie_local.kernels.graphs import CudaGraphRecorder
 from ernie_local.loading.expert_math import check_triton_formats
-from ernie_local.model.ernie import ErnieModel
 
 CudaGraphsChoice = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, slots=True)
 class GpuChoices:
-    """kernels: see GpuKernelsChoice. graphs: auto is off until measurements show where they help."""
+    """The choices. graphs: auto is off until measurements show where they help."""
 
     kernels: GpuKernels
     graphs: CudaGraphsChoice
@@ -47,16 +48,13 @@ class GpuChoices:
             )
         return GpuChoices(kernels, graphs)  # type: ignore[arg-type]
 
-    def apply(self, config: ModelConfig, device: torch.device, kv_dtype: torch.dtype) -> None:
-        """Use these kernels for what is loaded from now on. DoesNotFit for a choice that cannot be met."""
-        from ernie_local.kernels.cuda_ops import check_gpu_kernels, gpu_attends
-
-        CHOICE.choose(self.kernels)
-        if CHOICE.is_triton_forced:
+    def check(self, config: ModelConfig, device: torch.device, kv_dtype: torch.dtype) -> None:
+        """Raise DoesNotFit for what this GPU cannot do; warn where auto finds no kernels."""
+        if self.kernels == "triton":
             check_triton_formats(config)
-        if CHOICE.is_triton_forced or config.quantization is not None:
-            check_gpu_kernels(device)
-        if self.graphs == "on" and not gpu_attends(device, kv_dtype):
+        if self.kernels == "triton" or config.quantization is not None:
+            check_gpu_kernels(device, self.kernels)
+        if self.graphs == "on" and not gpu_attends(device, kv_dtype, self.kernels):
             raise DoesNotFit(
                 f"cuda_graphs on, but there is no attention kernel on {device} for a cache in {kv_dtype}",
                 "a graph needs fixed addresses, which only Triton's attention kernel has: for int8, float16, "
@@ -64,10 +62,6 @@ class GpuChoices:
                 "use kv_dtype int8 or float16 with Triton's kernels, or omit cuda_graphs",
             )
 
-    def recorder(self, device: torch.device) -> CudaGraphs | None:
+    def recorder(self, device: torch.device) -> CudaGraphRecorder | None:
         """What records decode on this GPU, if that was asked for."""
-        return CudaGraphs(device) if self.graphs == "on" else None
-
-    def keep(self, network: ErnieModel) -> None:
-        """Keep to these kernels as long as this model lives, which lies on the GPU."""
-        CHOICE.hold(network)
+        return CudaGraphRecorder(device) if self.graphs == "on" else None

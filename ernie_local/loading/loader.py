@@ -53,17 +53,16 @@ def load_model(files: ModelFiles, options: LoadOptions) -> LoadedModel:
     chunk_tokens = options.chunk_tokens
     tokens = defaults.context_tokens(options.context_size, config.text.max_position_embeddings)
     check_token_counts(tokens, 1 if chunk_tokens is None else chunk_tokens)
-    demand = ComputeDemand(device, dtype, kv_dtype, tokens, chunk_tokens)
+    demand = ComputeDemand(device, dtype, kv_dtype, tokens, chunk_tokens, choices.kernels)
     use_threads(options.threads)
     if demand.is_on_gpu:
-        choices.apply(config, device, kv_dtype)
+        choices.check(config, device, kv_dtype)
     with open_checkpoint(files.directory, config) as checkpoint:
         need = count_need(checkpoint, files.image_processor, config, demand, limits, paging)
         placement = place_experts(need, device, limits)
         setup = find_paging(placement, device, paging)
-        network = build_model(checkpoint, config, dtype, device, setup, choices.recorder(device))
-        if demand.is_on_gpu:
-            choices.keep(network)
+        recorder = choices.recorder(device)
+        network = build_model(checkpoint, config, dtype, device, setup, recorder, choices.kernels)
         if setup is not None:
             checkpoint.drop_cached()
     settings = EngineSettings(tokens, kv_dtype, placement.chunk_tokens)

@@ -45,6 +45,7 @@ class ComputeDemand:
     kv_dtype: torch.dtype
     context_size: int
     chunk_tokens: int | None
+    gpu_kernels: str = "auto"
 
     @property
     def is_on_gpu(self) -> bool:
@@ -76,7 +77,7 @@ def count_need(
         prompt_bytes=largest_prompt_bytes(config, processor, at_once, demand.dtype.itemsize),
         room_bytes=gpu_room(config, tokens, demand.chunk_tokens) if demand.is_on_gpu else None,
         # Needed as long as weights are, and nothing else may have it.
-        scratch_bytes=unpacking_room(config, demand.device) if demand.is_on_gpu else 0,
+        scratch_bytes=unpacking_room(config, demand.device, demand.gpu_kernels) if demand.is_on_gpu else 0,
         chunk_tokens=demand.chunk_tokens,
     )
 

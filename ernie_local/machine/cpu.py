@@ -13,8 +13,10 @@ from itertools import cycle
 import torch
 from torch.nn import functional
 
-from ernie_local.kernels.huge_pages import empty_bytes
-from ernie_local.kernels.ops import add_packed_experts, packed_linear
+from ernie_local.kernels.arguments import ExpertsCall, PackedMatrix
+from ernie_local.kernels.experts import add_packed_experts
+from ernie_local.kernels.linear import packed_linear
+from ernie_local.kernels.memory import empty_bytes
 from ernie_local.machine.random_model import RandomWeights
 from ernie_local.machine.timing import Clock, measure_rate
 from ernie_local.packing import PageLayout, find_format
@@ -90,7 +92,7 @@ def expert_calls(sizes: LayerSizes, format_name: str, memory_bytes: int) -> _Cal
 
     def call(first: int) -> Callable[[], object]:
         ids = torch.arange(first, first + top_k).view(1, top_k)
-        return lambda: add_packed_experts(output, hidden, slots, ids, weights, None, places)
+        return lambda: add_packed_experts(output, ExpertsCall(hidden, slots, ids, weights, None, places))
 
     return [call(first) for first in range(0, len(slots), top_k)], top_k * slots.shape[1]
 
@@ -116,7 +118,7 @@ def _dense_calls(sizes: LayerSizes, format_name: str, memory_bytes: int) -> _Cal
     hidden = torch.randn(1, sizes.hidden)
 
     def call(matrix: torch.Tensor) -> Callable[[], object]:
-        return lambda: packed_linear(hidden, matrix, format_name, sizes.dense_rows)
+        return lambda: packed_linear(hidden, PackedMatrix(matrix, format_name, sizes.dense_rows))
 
     return [call(matrix) for matrix in memory], num_bytes
 
@@ -143,7 +145,7 @@ def _prompt_rate(sizes: LayerSizes, clock: Clock) -> Measurement:
     operations = 2 * num_tokens * top_k * 3 * sizes.hidden * sizes.inner
     with torch.inference_mode():
         return measure_rate(
-            lambda: add_packed_experts(output, hidden, slots, ids, weights, None, places),
+            lambda: add_packed_experts(output, ExpertsCall(hidden, slots, ids, weights, None, places)),
             operations,
             clock=clock,
         )

@@ -21,7 +21,7 @@ import torch
 
 from ernie_local.checkpoint.uncached_file import ALIGNMENT, UncachedFile, drop_cached
 from ernie_local.errors import DoesNotFit
-from ernie_local.kernels.huge_pages import empty_bytes
+from ernie_local.kernels.memory import empty_bytes
 from ernie_local.machine.timing import Clock
 from ernie_local.planner.profile import Measurement
 from ernie_local.sizes import MIB, format_bytes

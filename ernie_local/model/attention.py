@@ -15,8 +15,14 @@ from torch import nn
 from torch.nn import functional
 
 from ernie_local.config import TextConfig
-from ernie_local.kernels.decode_ops import decode_attention, suits_decode_ops
-from ernie_local.kernels.packed_attention import packed_attention
+from ernie_local.kernels.arguments import LayerStorage, NewToken, PackedAttentionCall
+from ernie_local.kernels.attention import (
+    attend_token,
+    decode_attention,
+    gpu_attends,
+    packed_attention,
+)
+from ernie_local.kernels.operators import suits_decode_ops
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.layers import Linear, PackedLinear, RMSNorm
 from ernie_local.model.rope import rotate_pairs
@@ -110,18 +116,21 @@ class AttentionStep(Protocol):
         ...
 
 
-# A GPU's kernel: queries, keys, values, cosines and sines of one token, the layer's rows of the cache, and
-# its length as (1,) int64 -> (heads, head_dim).
-TokenKernel = Callable[..., torch.Tensor]
+# A GPU's kernel: one token, the layer's rows of the cache, and its length as (1,) int64 -> (heads, head_dim).
+TokenKernel = Callable[[NewToken, LayerStorage, torch.Tensor], torch.Tensor]
 
 
 def choose_attention(
-    hidden: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, cache: KVCache
+    hidden: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    cache: KVCache,
+    gpu_kernels: str = "auto",
 ) -> AttentionStep:
     """The way in which these tokens attend. hidden: (tokens, hidden_size); angles: (tokens, head_dim / 2)."""
     num_tokens, device = hidden.shape[0], hidden.device
     if num_tokens == 1:
-        kernel = token_kernel(device, cache.dtype)
+        kernel = token_kernel(device, cache.dtype, gpu_kernels)
         if kernel is not None:
             length = torch.full((1,), cache.length, device=device)  # a copy from the host would wait
             return KernelAttention(cosines, sines, cache, length, kernel)
@@ -130,13 +139,9 @@ def choose_attention(
     return ChunkAttention(cosines, sines, cache, causal_blocks(num_tokens, cache.length, device))
 
 
-def token_kernel(device: torch.device, kv_dtype: torch.dtype) -> TokenKernel | None:
+def token_kernel(device: torch.device, kv_dtype: torch.dtype, gpu_kernels: str) -> TokenKernel | None:
     """The GPU's kernel for one token over a cache of this dtype; None where there is none."""
-    if device.type == "cpu":
-        return None
-    from ernie_local.kernels.cuda_ops import attend_token, gpu_attends
-
-    return attend_token if gpu_attends(device, kv_dtype) else None
+    return attend_token if gpu_attends(device, kv_dtype, gpu_kernels) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,24 +205,12 @@ class FusedAttention:
         packed = attention.packed_projections
         if packed is not None:
             qkv, o = packed
-            return packed_attention(
-                hidden,
-                norm.weight,
-                norm.eps,
-                qkv.packed,
-                qkv.format_name,
-                o.packed,
-                o.format_name,
-                attention.num_heads,
-                self.cosines,
-                self.sines,
-                *storage,
-                self.cache.length,
-            )
+            weights = (norm.weight, norm.eps, qkv.packed, qkv.format_name, o.packed, o.format_name)
+            call = PackedAttentionCall(hidden, *weights, attention.num_heads, self.cosines, self.sines)
+            return packed_attention(call, storage, self.cache.length)
         queries, keys, values = attention.project(norm(hidden))
-        attended = decode_attention(
-            queries[0], keys[0], values[0], self.cosines[0], self.sines[0], *storage, self.cache.length
-        )
+        new_token = NewToken(queries[0], keys[0], values[0], self.cosines[0], self.sines[0])
+        attended = decode_attention(new_token, storage, self.cache.length)
         output: torch.Tensor = attention.o_proj(attended.view(1, -1))  # (1, heads * head_dim)
         return hidden + output
 
@@ -235,8 +228,8 @@ class KernelAttention:
     def add_to(self, hidden: torch.Tensor, norm: RMSNorm, attention: SelfAttention) -> torch.Tensor:
         """As in AttentionStep."""
         queries, keys, values = attention.project(norm(hidden))
-        new_token = (queries[0], keys[0], values[0], self.cosines[0], self.sines[0])
-        attended = self.kernel(*new_token, *self.cache.storage(attention.layer_id), self.length)
+        new_token = NewToken(queries[0], keys[0], values[0], self.cosines[0], self.sines[0])
+        attended = self.kernel(new_token, self.cache.storage(attention.layer_id), self.length)
         # (1, heads * head_dim)
         output: torch.Tensor = attention.o_proj(attended.view(1, -1).to(hidden.dtype))
         return hidden + output

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ernie_local.kernels.graph_recorder import Recorded, Recorder
+from ernie_local.kernels.arguments import LayerStorage
+from ernie_local.kernels.graphs import Recorded, Recorder
 from ernie_local.model.attention import KernelAttention
 from ernie_local.model.decoder import DecoderLayer, LayerStep
-from ernie_local.model.kv_cache import LayerStorage
 from ernie_local.model.layers import RMSNorm
 
 

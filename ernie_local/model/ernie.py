@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError
-from ernie_local.kernels.graph_recorder import Recorder
+from ernie_local.kernels.graphs import Recorder
 from ernie_local.media.patches import Patches
 from ernie_local.model.attention import choose_attention, token_kernel
 from ernie_local.model.decode_graphs import DecodeGraphs
@@ -31,9 +31,13 @@ from ernie_local.model.vision import Resampler, VisionTower
 class ErnieModel(nn.Module):
     """ERNIE-4.5-VL for one sequence; the state of the sequence is the KVCache that the caller keeps."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        """A network without routed experts, which `attach` brings: parts of it work without them."""
+    def __init__(self, config: ModelConfig, gpu_kernels: str = "auto") -> None:
+        """A network without routed experts, which `attach` brings: parts of it work without them.
+
+        gpu_kernels: what attends with one token on a GPU, one of kernels.arguments.GpuKernels.
+        """
         super().__init__()
+        self._gpu_kernels = gpu_kernels
         self.config = config
         self._experts: ExpertProvider | None = None
         text = config.text
@@ -99,7 +103,7 @@ class ErnieModel(nn.Module):
         """
         if self.recorder is None:
             return None
-        if token_kernel(self.device, kv_dtype) is None:
+        if token_kernel(self.device, kv_dtype, self._gpu_kernels) is None:
             raise UsageError(
                 f"a KV cache in {kv_dtype} with cuda_graphs on",
                 f"there is no attention kernel for it on {self.device}, and without one nothing is recorded",
@@ -128,7 +132,8 @@ class ErnieModel(nn.Module):
         cosines, sines = self._rope.angles(positions)
         rows = TokenRows.of(is_vision, self.config.text.banks, hidden.device)
         self.experts.begin(rows)
-        step = LayerStep(choose_attention(hidden, cosines, sines, cache), rows, self.experts, on_route)
+        attention = choose_attention(hidden, cosines, sines, cache, self._gpu_kernels)
+        step = LayerStep(attention, rows, self.experts, on_route)
         normed: torch.Tensor
         if graphs is not None and num_tokens == 1 and not is_vision[0]:
             normed = graphs.run(hidden, step)

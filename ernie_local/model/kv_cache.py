@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
 from ernie_local.config import TextConfig
-from ernie_local.kernels.huge_pages import empty_bytes
+from ernie_local.kernels.arguments import LayerStorage
+from ernie_local.kernels.memory import empty_bytes
 from ernie_local.model.memory_use import KVSize, grown_tokens
 
 KV_DTYPES: dict[str, torch.dtype] = {
@@ -23,18 +24,6 @@ KV_DTYPES: dict[str, torch.dtype] = {
     "int8": torch.int8,
 }
 _INT8_LARGEST = 127
-
-
-class LayerStorage(NamedTuple):
-    """One layer's rows, to be read and written in place: (kv_heads, capacity, head_dim) each.
-
-    Scales, (kv_heads, capacity, 1), only with int8.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    key_scales: torch.Tensor | None
-    value_scales: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ernie_local.kernels.decode_ops import MOST_TOKENS, rms_norm, suits_decode_ops
-from ernie_local.kernels.ops import packed_experts, packed_linear, packed_rows
+from ernie_local.kernels.arguments import PackedMatrix
+from ernie_local.kernels.experts import packed_gated_mlp
+from ernie_local.kernels.linear import packed_linear, packed_rows
+from ernie_local.kernels.norm_route import rms_norm
+from ernie_local.kernels.operators import MOST_TOKENS, suits_decode_ops
 from ernie_local.packing import PageLayout
 
 
@@ -72,51 +75,54 @@ class GatedMLP(nn.Module):
         return output
 
 
-class PackedLinear(nn.Module):
-    """hidden @ weights.T, plus a bias where there is one."""
+class _PackedModule(nn.Module):
+    """A module over one packed matrix, which moves with it from device to device."""
 
     packed: torch.Tensor
+
+    def __init__(self, matrix: PackedMatrix) -> None:
+        super().__init__()
+        self.register_buffer("packed", matrix.packed)
+        self.format_name = matrix.format_name
+        self.rows = matrix.rows
+        self._gpu_kernels = matrix.gpu_kernels
+
+    def _matrix(self) -> PackedMatrix:
+        return PackedMatrix(self.packed, self.format_name, self.rows, self._gpu_kernels)
+
+
+class PackedLinear(_PackedModule):
+    """hidden @ weights.T, plus a bias where there is one."""
+
     bias: torch.Tensor | None
 
-    def __init__(
-        self, packed: torch.Tensor, format_name: str, rows: int, bias: torch.Tensor | None = None
-    ) -> None:
-        """packed: (matrix_bytes,) uint8 of a matrix of `rows` x the width of what comes in; bias: (rows,)."""
-        super().__init__()
-        self.register_buffer("packed", packed)
+    def __init__(self, matrix: PackedMatrix, bias: torch.Tensor | None = None) -> None:
+        """matrix: with as many columns as what comes in has; bias: (rows,)."""
+        super().__init__(matrix)
         self.register_buffer("bias", bias)
-        self.format_name = format_name
-        self.rows = rows
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: (tokens, columns) -> (tokens, rows)."""
-        output = packed_linear(hidden, self.packed, self.format_name, self.rows)
+        output = packed_linear(hidden, self._matrix())
         return output if self.bias is None else output.add_(self.bias)
 
 
-class PackedEmbedding(nn.Module):
+class PackedEmbedding(_PackedModule):
     """Rows of a packed matrix by token id; the same bytes may serve as the head."""
 
-    packed: torch.Tensor
-
-    def __init__(
-        self, packed: torch.Tensor, format_name: str, rows: int, columns: int, dtype: torch.dtype
-    ) -> None:
-        """packed: (matrix_bytes,) uint8 of a matrix of `rows` x `columns`; dtype: of what comes out."""
-        super().__init__()
-        self.register_buffer("packed", packed)
-        self.format_name = format_name
-        self.rows, self.columns = rows, columns
+    def __init__(self, matrix: PackedMatrix, columns: int, dtype: torch.dtype) -> None:
+        """columns: of the matrix; dtype: of what comes out."""
+        super().__init__(matrix)
+        self.columns = columns
         self.dtype = dtype
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
         """token_ids: (tokens,) integers -> (tokens, columns)."""
-        rows = packed_rows(token_ids.long(), self.packed, self.format_name, self.rows, self.columns)
-        return rows.to(self.dtype)
+        return packed_rows(token_ids.long(), self._matrix(), self.columns).to(self.dtype)
 
     def score(self, hidden: torch.Tensor) -> torch.Tensor:
         """As the head of a model whose embedding is tied: hidden (tokens, columns) -> (tokens, rows)."""
-        return packed_linear(hidden, self.packed, self.format_name, self.rows)
+        return packed_linear(hidden, self._matrix())
 
 
 class PackedGatedMLP(nn.Module):
@@ -124,18 +130,13 @@ class PackedGatedMLP(nn.Module):
 
     page: torch.Tensor
 
-    def __init__(self, page: torch.Tensor, layout: PageLayout) -> None:
+    def __init__(self, page: torch.Tensor, layout: PageLayout, gpu_kernels: str = "auto") -> None:
         """page: (1, page_bytes) uint8, of this layout."""
         super().__init__()
         self.register_buffer("page", page)
         self.layout = layout
+        self._gpu_kernels = gpu_kernels
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: (tokens, hidden_size) -> the same shape."""
-        if not hidden.is_cpu:
-            from ernie_local.kernels.cuda_ops import packed_gated_mlp
-
-            return packed_gated_mlp(hidden, self.page, self.layout)
-        num_tokens = hidden.shape[0]
-        only = torch.zeros(num_tokens, 1, dtype=torch.int64, device=hidden.device)
-        return packed_experts(hidden, self.page, only, hidden.new_ones(num_tokens, 1))
+        return packed_gated_mlp(hidden, self.page, self.layout, self._gpu_kernels)

@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn import functional
 
 from ernie_local.config import Bank, ExpertBank, Modality, TextConfig
-from ernie_local.kernels.decode_ops import route, suits_decode_ops
-from ernie_local.kernels.send import send
+from ernie_local.kernels.memory import send
+from ernie_local.kernels.norm_route import route
+from ernie_local.kernels.operators import suits_decode_ops
 from ernie_local.model.kv_cache import CacheMemory
 from ernie_local.model.layers import GatedMLP, PackedGatedMLP
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from ernie_local.config import TextConfig, VisionConfig
-from ernie_local.kernels.send import send
+from ernie_local.kernels.memory import send
 
 # Row order of a positions tensor.
 TIME_AXIS, HEIGHT_AXIS, WIDTH_AXIS = 0, 1, 2

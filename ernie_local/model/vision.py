@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from ernie_local.config import ModelConfig, VisionConfig
-from ernie_local.kernels.send import send
+from ernie_local.kernels.memory import send
 from ernie_local.media.tokens import Grid
 from ernie_local.model.layers import Linear, RMSNorm
 from ernie_local.model.rope import VisionRope, patch_positions, rotate_halves

@@ -15,7 +15,8 @@ from ernie_local.checkpoint.packed import PackedTensors, page_formats
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles
 from ernie_local.config import Bank, ExpertBank, ModelConfig
-from ernie_local.kernels.ops import packed_experts
+from ernie_local.kernels.arguments import ExpertsCall
+from ernie_local.kernels.experts import packed_experts
 from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.packing import pack_page
@@ -172,5 +173,5 @@ class Calibration:
 def _packed_expert(page: torch.Tensor) -> Expert:
     """The expert that the runtime computes from its page, (1, page_bytes)."""
     return lambda tokens, weights: packed_experts(
-        tokens, page, torch.zeros(len(tokens), 1, dtype=torch.int64), weights
+        ExpertsCall(tokens, page, torch.zeros(len(tokens), 1, dtype=torch.int64), weights)
     )

@@ -16,7 +16,8 @@ import torch
 from torch.nn import functional
 
 from ernie_local.config import Bank
-from ernie_local.kernels.ops import packed_linear
+from ernie_local.kernels.arguments import PackedMatrix
+from ernie_local.kernels.linear import packed_linear
 from ernie_local.packing import ExpertPage, LowBitFormat, QuantizedMatrix, pack_matrix
 from ernie_quant.hessian import second_moments, shrink
 from ernie_quant.recipe import Recipe, quantize_matrix
@@ -121,12 +122,12 @@ def _quantize_page(
     gate, up = _rows(quantized, 0, inner_size), _rows(quantized, inner_size, 2 * inner_size)
     gate_up_error = output_error(both, moments, quantized)
 
-    packed = pack_matrix(gate), pack_matrix(up)
+    packed = [PackedMatrix(pack_matrix(part), gate_up.name, inner_size) for part in (gate, up)]
 
     def inner_values(tokens: Tokens) -> Iterator[Tensor]:
         """silu(gate x) * (up x) as the runtime computes it, (tokens, inner) in parts."""
         for part in tokens:
-            gated, raised = (packed_linear(part, matrix, gate_up.name, inner_size) for matrix in packed)
+            gated, raised = (packed_linear(part, matrix) for matrix in packed)
             yield functional.silu(gated) * raised
 
     own_inner = second_moments(inner_values(inputs.tokens), token_weights, inner_size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from ernie_local.kernels.native import native_module, warn_without_native
-from ernie_local.kernels.ops import follow_torch_threads
+from ernie_local.kernels.operators import ready_module
 from ernie_local.packing import LowBitFormat
 
 Tensor = torch.Tensor
@@ -18,10 +18,9 @@ BLOCK = 128  # columns that are processed before all others are updated; the lim
 
 def has_native_steps() -> bool:
     """Whether they can be used; warns once if not."""
-    if native_module() is None:
+    if ready_module() is None:
         warn_without_native()
         return False
-    follow_torch_threads()
     return True
 
 

@@ -173,7 +173,7 @@ def test_a_checkpoint_is_what_its_pages_mean(
 ) -> None:
     """Against the plain model, its experts overwritten by what the method makes of them; in torch, where
     activations are not rounded."""
-    monkeypatch.setattr(native, "_find", lambda: (None, "to compute with exact activations"))
+    monkeypatch.setattr(native, "find_module", lambda: (None, "to compute with exact activations"))
     quantize_checkpoint(foreign_job(tmp_path / "model", method, name))
     apart = Job(
         NANO_DIRECTORY, tmp_path / "dense", format_tables(CONFIG, FormatChoice(experts=None)), Recipe("clip")

@@ -33,7 +33,7 @@ def test_compiled_steps_choose_as_torch_does(
 
     compiled = quantize()
     with monkeypatch.context() as context:
-        context.setattr(native, "_find", lambda: (None, "to compute with torch"))
+        context.setattr(native, "find_module", lambda: (None, "to compute with torch"))
         context.setattr(native_steps, "warn_without_native", lambda: None)
         plain = quantize()
     # Sums are rounded in another order: a near tie may fall the other way, and moves what comes after it.

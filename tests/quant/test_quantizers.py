@@ -24,7 +24,7 @@ ASYMMETRIC = ("w4", "w3", "w2l", "w2", "w2s")
 def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Everything here holds for the compiled inner loops and for the plain torch code."""
     if request.param == "torch":
-        monkeypatch.setattr(native, "_find", lambda: (None, "to compute with torch"))
+        monkeypatch.setattr(native, "find_module", lambda: (None, "to compute with torch"))
         monkeypatch.setattr(native_steps, "warn_without_native", lambda: None)
     else:
         assert native.native_module() is not None

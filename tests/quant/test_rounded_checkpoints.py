@@ -101,7 +101,7 @@ def test_logits_are_those_of_the_rounded_weights(
 ) -> None:
     """With the plain torch operators, which do not round activations."""
     out, name = exported
-    monkeypatch.setattr(native, "_find", lambda: (None, "to compute with exact activations"))
+    monkeypatch.setattr(native, "find_module", lambda: (None, "to compute with exact activations"))
     plain = ernie_local.load("nano")
     image = plain.patches([torch.randint(0, 256, (56, 84, 3), dtype=torch.uint8).numpy()])[0]
     media = CONFIG.media

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from ernie_local.kernels.arguments import LayerStorage, NewToken
+
 LARGEST_ERROR = 1e-5  # of the largest: float32 rounding, and nothing else
 
 
@@ -26,7 +28,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 class Case(NamedTuple):
-    """The arguments of decode_attention."""
+    """The arguments of decode_attention, one by one as the compiled module takes them."""
 
     queries: torch.Tensor
     keys: torch.Tensor
@@ -38,6 +40,11 @@ class Case(NamedTuple):
     key_scales: torch.Tensor | None
     value_scales: torch.Tensor | None
     length: int
+
+    @property
+    def arguments(self) -> tuple[NewToken, LayerStorage, int]:
+        """As the operator takes them."""
+        return NewToken(*self[:5]), LayerStorage(*self[5:9]), self.length
 
     def copy(self) -> Case:
         return copy.deepcopy(self)

@@ -16,6 +16,7 @@ from typing import Literal
 import pytest
 import torch
 
+from ernie_local.config import BankKey
 from ernie_local.experts.budget import GpuBudget, GpuCacheMemory
 from ernie_local.experts.build import MathOn
 from ernie_local.experts.device import Event
@@ -23,9 +24,8 @@ from ernie_local.experts.disk import PageStore
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.memory import PageLock, PageMemory
 from ernie_local.experts.page_math import PageMath
-from ernie_local.kernels.checks import ABSENT_SLOT
-from ernie_local.model.kv_cache import KVCache, LayerStorage
-from ernie_local.model.moe import RoutedTokens
+from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall, LayerStorage
+from ernie_local.model.kv_cache import KVCache
 
 Stream = Literal["computing", "copying"]
 Range = tuple[int, int]  # first byte, and the one behind the last
@@ -202,35 +202,34 @@ class FakeGpu:
 class WatchedMath:
     """A PageMath that tells the GPU which of its pages are read, as the places say that it was given."""
 
-    def __init__(self, math: PageMath, gpu: FakeGpu, page_bytes: Mapping[ExpertKey, int]) -> None:
+    def __init__(
+        self, math: PageMath, gpu: FakeGpu, page_bytes: Mapping[ExpertKey, int], place: BankKey
+    ) -> None:
         self.takes_shared_page = math.takes_shared_page
         self._math = math
         self._gpu = gpu
         self._page_bytes = page_bytes
+        self._place = place
 
-    def add(
-        self,
-        output: torch.Tensor,
-        memory: torch.Tensor,
-        tokens: RoutedTokens,
-        places: torch.Tensor | None,
-    ) -> None:
-        assert places is not None
-        start = memory.data_ptr()
-        for expert_id in tokens.expert_ids.unique().tolist() if self._gpu.owns(memory) else ():
-            place = int(places[expert_id])
+    def add(self, output: torch.Tensor, call: ExpertsCall) -> None:
+        assert call.places is not None
+        start = call.slots.data_ptr()
+        for expert_id in call.expert_ids.unique().tolist() if self._gpu.owns(call.slots) else ():
+            place = int(call.places[expert_id])
             if place != ABSENT_SLOT:
                 first = start + place * UNIT_BYTES
-                pages = [ExpertKey(tokens.layer_id, tokens.bank, expert_id, small) for small in (False, True)]
+                pages = [ExpertKey(*self._place, expert_id, small) for small in (False, True)]
                 # Either may lie there, if the expert has two.
                 num_bytes = min(self._page_bytes[key] for key in pages if key in self._page_bytes)
                 self._gpu.compute_with((first, first + num_bytes))
-        self._math.add(output, memory, tokens, places)
+        self._math.add(output, call)
 
 
 def watched_math(math_on: MathOn, gpu: FakeGpu, page_bytes: Mapping[ExpertKey, int]) -> MathOn:
     """What `math_on` gives, seen by the GPU where it reads the GPU's memory."""
-    return lambda device: {bank: WatchedMath(math, gpu, page_bytes) for bank, math in math_on(device).items()}
+    return lambda device: {
+        place: WatchedMath(math, gpu, page_bytes, place) for place, math in math_on(device).items()
+    }
 
 
 def watch(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:

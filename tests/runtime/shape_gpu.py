@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ernie_local.experts.packed import PackedExperts
-from ernie_local.kernels import cuda_ops
+from ernie_local.kernels.arguments import ExpertsCall
+from ernie_local.model import layers
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model.moe import RoutedTokens
 
 DEVICE = torch.device("meta")
 
@@ -51,7 +51,7 @@ class ShapeGpu(TorchDispatchMode):
         return output
 
     def send(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """In place of the one in kernels/send.py."""
+        """In place of kernels.memory.send."""
         assert (tensor.device.type, device) == ("cpu", DEVICE)
         self.num_sent += 1
         self._is_sending = True
@@ -60,15 +60,9 @@ class ShapeGpu(TorchDispatchMode):
         finally:
             self._is_sending = False
 
-    def add(
-        self,
-        output: torch.Tensor,
-        memory: torch.Tensor,
-        tokens: RoutedTokens,
-        places: torch.Tensor | None,
-    ) -> None:
+    def add(self, output: torch.Tensor, call: ExpertsCall) -> None:
         """As of a PageMath."""
-        assert _devices([output, memory, tokens.hidden, tokens.expert_ids, tokens.expert_weights]) == {DEVICE}
+        assert _devices([output, *call[:4]]) == {DEVICE}
         self.num_page_sums += 1
 
 
@@ -82,12 +76,11 @@ def on_shape_gpu(model: ErnieModel, monkeypatch: pytest.MonkeyPatch) -> Iterator
     gpu = ShapeGpu()
     for module in ("engine", "model.moe", "model.rope", "model.vision"):
         monkeypatch.setattr(f"ernie_local.{module}.send", gpu.send)
-    monkeypatch.setattr(cuda_ops, "packed_gated_mlp", lambda hidden, page, layout: torch.empty_like(hidden))
+    monkeypatch.setattr(layers, "packed_gated_mlp", lambda hidden, *others: torch.empty_like(hidden))
     experts = model.experts
     assert isinstance(experts, PackedExperts)
     model.to(DEVICE)
-    model.attach(
-        PackedExperts({key: slots.to(DEVICE) for key, slots in experts.banks.items()}, gpu), model.recorder
-    )
+    banks = {key: slots.to(DEVICE) for key, slots in experts.banks.items()}
+    model.attach(PackedExperts(banks, dict.fromkeys(banks, gpu)), model.recorder)
     with gpu:
         yield gpu

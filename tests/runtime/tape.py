@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ernie_local.kernels.graph_recorder import Outputs
+from ernie_local.kernels.graphs import Outputs
 
 _Call = tuple[Any, Any, Any, Any]  # function, arguments, named ones, results
 

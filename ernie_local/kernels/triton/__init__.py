@@ -1,6 +1,5 @@
-"""The operators on packed weights for NVIDIA GPUs, in Triton; what they mean stands in kernels/reference.py.
+"""Computes packed weights on NVIDIA GPUs, in Triton; what the kernels mean stands in kernels/reference.py.
 
-Nothing here is imported before a GPU asks for it: kernels/triton_path.py says whether it can be. Activations
-are not rounded to int8 as on the CPU. No kernel asks the host for anything: pages are found by tables on the
-GPU.
+Nothing here is imported before a GPU asks for it: kernels/gpu.py says whether it can be. Activations are not
+rounded to int8 as on the CPU. No kernel asks the host for anything: pages are found by tables on the GPU.
 """

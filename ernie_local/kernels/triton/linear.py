@@ -1,4 +1,4 @@
-"""Products of packed matrices with tokens: few in float32, many on tensor cores. Kernels and their start."""
+"""Multiplies packed matrices with tokens, few in float32 and many on tensor cores, and looks up rows."""
 
 from __future__ import annotations
 
@@ -6,25 +6,33 @@ import torch
 import triton
 import triton.language as tl
 
-from ernie_local.kernels.triton.gpu import Gpu
-from ernie_local.kernels.triton.multiply_many import multiply_many
-from ernie_local.kernels.triton.multiply_one import blocks_at_a_time, multiply_one
-from ernie_local.kernels.triton.ordered import ordered
-from ernie_local.kernels.triton.tile_shape import TileShape
+from ernie_local.kernels.triton.activations import ordered
+from ernie_local.kernels.triton.device import TileShape, TritonDevice
+from ernie_local.kernels.triton.unpack import (
+    blocks_at_a_time,
+    codes_as_fractions,
+    load_high_words,
+    load_row_scales,
+    load_scales_and_zeros,
+    load_words,
+    multiply_many,
+    multiply_one,
+)
 from ernie_local.packing import TILE_ROWS, LowBitFormat
 
 # More tokens than these share what is read of the matrix.
 MOST_ONE_BY_ONE = 2
+_BLOCKS_OF_ROWS = 128
 
 
-def packed_linear(
+def multiply_tokens(
     tokens: torch.Tensor,
     packed: torch.Tensor,
     low_bit: LowBitFormat,
     rows: int,
-    gpu: Gpu,
+    device: TritonDevice,
 ) -> torch.Tensor:
-    """As the operator of this name, on one GPU.
+    """As the operator packed_linear, on one GPU.
 
     tokens: (tokens, columns) of any float; packed: (matrix_bytes,) uint8 -> (tokens, rows) in tokens' dtype.
     More tokens than MOST_ONE_BY_ONE are rounded to the GPU's dtype, fewer are multiplied in float32.
@@ -41,8 +49,8 @@ def packed_linear(
             tokens, packed, output, num_rows=rows, SHAPE=shape, BLOCKS=blocks
         )
         return output
-    inputs = ordered(tokens, shape.block_columns, gpu.dtype)
-    sizes = gpu.sizes_for_many(shape, num_tokens)
+    inputs = ordered(tokens, shape.block_columns, device.dtype)
+    sizes = device.sizes_for_many(shape, num_tokens)
     linear_of_many[(triton.cdiv(rows, sizes["ROWS"]), triton.cdiv(num_tokens, sizes["TOKENS"]))](
         inputs.numbers,
         inputs.row_scales,
@@ -101,3 +109,46 @@ def linear_of_many(
     inside = is_token[:, None] & (rows < num_rows)[None, :]
     result = products.to(output.dtype.element_ty)
     tl.store(output + tokens[:, None] * num_rows + rows[None, :], result, mask=inside)
+
+
+def look_up_rows(
+    row_ids: torch.Tensor, packed: torch.Tensor, low_bit: LowBitFormat, columns: int
+) -> torch.Tensor:
+    """As the operator packed_rows, on one GPU: row_ids (count,) int64 -> (count, columns) float32."""
+    shape = TileShape.of(low_bit, columns)
+    output = torch.empty(len(row_ids), columns, dtype=torch.float32, device=row_ids.device)
+    if len(row_ids):
+        grid = (len(row_ids), triton.cdiv(shape.num_blocks, _BLOCKS_OF_ROWS))
+        unpack_rows[grid](row_ids, packed, output, SHAPE=shape, BLOCKS=_BLOCKS_OF_ROWS)
+    return output
+
+
+@triton.jit
+def unpack_rows(
+    row_ids: tl.tensor,
+    packed: tl.tensor,
+    output: tl.tensor,
+    SHAPE: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """Program (index of a row, BLOCKS blocks)."""
+    STEP: tl.constexpr = 1 << SHAPE.code_bits
+    PLANES: tl.constexpr = SHAPE.planes
+    index = tl.program_id(0)
+    row_id = tl.load(row_ids + index)
+    tiles = packed + row_id // 16 * SHAPE.tile_bytes
+    rows = tl.arange(0, 1) + (row_id % 16).to(tl.int32)
+    blocks = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
+    inside = (blocks < SHAPE.num_blocks)[:, None]
+    words = load_words(tiles, rows, blocks, inside, SHAPE)
+    scales, zeros = load_scales_and_zeros(tiles, rows, blocks, inside, SHAPE)
+    row_scales = load_row_scales(tiles, rows, rows < 16, SHAPE)[None, :]
+    start = output + index.to(tl.int64) * SHAPE.columns
+    for plane in tl.static_range(PLANES):
+        high_words = words
+        if SHAPE.has_high_plane:
+            high_words = load_high_words(tiles, rows, blocks * PLANES + plane, inside, SHAPE)
+        for column in tl.static_range(4):
+            codes = (codes_as_fractions(words, high_words, rows, 4 * plane + column, SHAPE) - 1.0) * STEP
+            at = blocks * SHAPE.block_columns + (4 * plane + column)
+            tl.store(start + at[:, None], (codes - zeros) * (scales * row_scales), mask=inside)

@@ -1,7 +1,7 @@
-"""Codes, scales and zeros of packed tiles as numbers: the meaning of every bit, for all kernels.
+"""Turns packed tiles into numbers, and multiplies some of their rows: with one vector, or with many tokens.
 
-A kernel looks at words: 32 bits, all that one row has in a block. Tensors here are (blocks, rows), rows
-innermost, as they lie, so that a thread reads 16 bytes at a time. Knows no activations.
+A kernel looks at words: 32 bits, all that one row has in a block. Tensors are (blocks, rows), rows innermost,
+as they lie, so that a thread reads 16 bytes at a time.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ def load_words(tiles: tl.tensor, rows: tl.tensor, blocks: tl.tensor, inside: tl.
 def load_high_words(
     tiles: tl.tensor,
     rows: tl.tensor,
-    blocks: tl.tensor,
+    quads: tl.tensor,
     inside: tl.tensor,
-    PLANE: tl.constexpr,
     SHAPE: tl.constexpr,
 ):
-    """(blocks, rows) int32, of w3: from bit `4 * (row % 8)` on the highest ones of a plane's four codes."""
+    """(blocks, rows) int32, of w3: from bit `4 * (row % 8)` on the highest ones of four codes.
+
+    quads: (blocks,), which four codes of a row, `blocks * planes + plane`.
+    """
     words = (tiles + SHAPE.high_plane_bytes).to(tl.pointer_type(tl.int32))
     at = row_offsets(rows, SHAPE) // 4 + rows % 16 // 8
-    quads = blocks * SHAPE.planes + PLANE
     return tl.load(words + (at[None, :] + quads[:, None] * 2), mask=inside, other=0)
 
 
@@ -45,16 +46,17 @@ def codes_as_fractions(
     words: tl.tensor,
     high_words: tl.tensor,
     rows: tl.tensor,
-    PLANE: tl.constexpr,
-    COLUMN: tl.constexpr,
+    AT: tl.constexpr,
     SHAPE: tl.constexpr,
 ):
-    """1 + code / 2^code_bits, (blocks, rows) float32, of block column 4 * PLANE + COLUMN.
+    """1 + code / 2^code_bits, (blocks, rows) float32, of the blocks' column AT.
 
     The code's bits become the highest of the fraction of a float: three instructions a weight with the
     multiplication, and no conversion, which runs at a quarter of the speed on older GPUs.
     """
     BITS: tl.constexpr = SHAPE.code_bits
+    PLANE: tl.constexpr = AT // 4
+    COLUMN: tl.constexpr = AT % 4
     MOVE: tl.constexpr = 8 * COLUMN + BITS * PLANE - (23 - BITS)
     if MOVE >= 0:
         moved = words >> MOVE
@@ -107,3 +109,102 @@ def load_row_scales(tiles: tl.tensor, rows: tl.tensor, inside: tl.tensor, SHAPE:
     halves = tiles.to(tl.pointer_type(tl.float16))
     at = row_offsets(rows, SHAPE) // 2 + rows % 16
     return tl.load(halves + at, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def multiply_one(
+    tiles: tl.tensor,
+    vector: tl.tensor,
+    SHAPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """(ROWS,) float32. tiles: where ROWS / 16 whole tiles begin; vector: where (columns,) of any float begin.
+
+    BLOCKS at a time, a power of two.
+    """
+    STEP: tl.constexpr = 1 << SHAPE.code_bits
+    PLANES: tl.constexpr = SHAPE.planes
+    rows = tl.arange(0, ROWS)
+    sums = tl.zeros([BLOCKS, ROWS], tl.float32)
+    for start in range(0, SHAPE.num_blocks, BLOCKS):
+        blocks = start + tl.arange(0, BLOCKS)
+        is_block = blocks < SHAPE.num_blocks
+        inside = is_block[:, None]
+        words = load_words(tiles, rows, blocks, inside, SHAPE)
+        scales, zeros = load_scales_and_zeros(tiles, rows, blocks, inside, SHAPE)
+        # sum(scale * (code - zero) * x), and code is STEP * (fraction - 1)
+        products = tl.zeros([BLOCKS, ROWS], tl.float32)
+        vector_sums = tl.zeros([BLOCKS], tl.float32)
+        for plane in tl.static_range(PLANES):
+            high_words = words
+            if SHAPE.has_high_plane:
+                high_words = load_high_words(tiles, rows, blocks * PLANES + plane, inside, SHAPE)
+            for column in tl.static_range(4):
+                at = blocks * SHAPE.block_columns + (4 * plane + column)
+                x = tl.load(vector + at, mask=is_block, other=0.0).to(tl.float32)
+                products += (
+                    codes_as_fractions(words, high_words, rows, 4 * plane + column, SHAPE) * x[:, None]
+                )
+                vector_sums += x
+        sums += scales * (STEP * products - (STEP + zeros) * vector_sums[:, None])
+    return tl.sum(sums, axis=0) * load_row_scales(tiles, rows, rows < ROWS, SHAPE)
+
+
+def blocks_at_a_time(num_blocks: int, rows: int) -> int:
+    """For `multiply_one` in 4 warps: 32 bytes of codes a thread, or less where a row has no more."""
+    return min(1024 // rows, int(triton.next_power_of_2(num_blocks)))
+
+
+# fp16 scales of w8 are small numbers: so much larger, they keep their digits as float16 down to a scale of
+# 4e-6, and stay finite up to one of 31. Whole scales are at most 255, and need nothing.
+_FP16_SCALE_FACTOR = tl.constexpr(16.0)
+
+
+@triton.jit
+def multiply_many(
+    tiles: tl.tensor,
+    num_rows: tl.tensor,
+    ordered: tl.tensor,
+    row_scales: tl.tensor,
+    token_rows: tl.tensor,
+    is_token: tl.tensor,
+    SHAPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """(tokens, ROWS) float32. tiles: where whole tiles begin, of which `num_rows` rows are there.
+
+    ordered, row_scales: activations as order_by_plane leaves them; token_rows: (tokens,) int64, the rows of
+    them to multiply, where is_token. Weights are rounded to the activations' dtype without the row's scale.
+    """
+    STEP: tl.constexpr = 1 << SHAPE.code_bits
+    PLANES: tl.constexpr = SHAPE.planes
+    FACTOR: tl.constexpr = _FP16_SCALE_FACTOR if SHAPE.is_symmetric else 1.0
+    rows = tl.arange(0, ROWS)
+    is_row = rows < num_rows
+    sums = tl.zeros([token_rows.shape[0], ROWS], tl.float32)
+    tokens = ordered + token_rows * SHAPE.columns
+    for start in range(0, SHAPE.num_blocks, BLOCKS):
+        blocks = start + tl.arange(0, BLOCKS)
+        is_block = blocks < SHAPE.num_blocks
+        inside = is_block[:, None] & is_row[None, :]
+        words = load_words(tiles, rows, blocks, inside, SHAPE)
+        scales, zeros = load_scales_and_zeros(tiles, rows, blocks, inside, SHAPE)
+        steps = scales * (STEP * FACTOR)
+        offsets = scales * (STEP + zeros) * FACTOR
+        for plane in tl.static_range(PLANES):
+            high_words = words
+            if SHAPE.has_high_plane:
+                high_words = load_high_words(tiles, rows, blocks * PLANES + plane, inside, SHAPE)
+            for column in tl.static_range(4):
+                at = (4 * plane + column) * SHAPE.num_blocks + blocks
+                x = tl.load(
+                    tokens[:, None] + at[None, :], mask=is_token[:, None] & is_block[None, :], other=0.0
+                )  # (tokens, blocks)
+                fractions = codes_as_fractions(words, high_words, rows, 4 * plane + column, SHAPE)
+                weights = fractions * steps - offsets
+                sums = tl.dot(x, weights.to(x.dtype), sums)
+    by_row = load_row_scales(tiles, rows, is_row, SHAPE) * (1.0 / FACTOR)
+    by_token = tl.load(row_scales + token_rows, mask=is_token, other=0.0)
+    return sums * by_token[:, None] * by_row[None, :]

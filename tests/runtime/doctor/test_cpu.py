@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ernie_local.doctor import Diagnosis, Subject, cpu, examine
-from ernie_local.kernels import instruction_sets
-from ernie_local.kernels.instruction_sets import InstructionSet
+from ernie_local.kernels import native
+from ernie_local.kernels.native import InstructionSet
 from tests.runtime.doctor.looking import SETTING, look
 
 SCALAR = InstructionSet("scalar", True, ())
@@ -24,7 +24,7 @@ SCALAR = InstructionSet("scalar", True, ())
 
 def fake_module(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
     module = SimpleNamespace(**{name: (lambda value=value: value) for name, value in functions.items()})
-    monkeypatch.setattr("ernie_local.kernels.native._find", lambda: (module, ""))
+    monkeypatch.setattr("ernie_local.kernels.native.find_module", lambda: (module, ""))
 
 
 @pytest.mark.parametrize(("build_type", "verdict"), [("Release", "ok"), ("Debug", "slow")])
@@ -60,7 +60,7 @@ def check_sets(
     monkeypatch: pytest.MonkeyPatch, known: list[InstructionSet], in_use: str, is_forced: bool = False
 ) -> Diagnosis:
     fake_module(monkeypatch, instruction_set=in_use, cpu_features=["a"])
-    monkeypatch.setattr(instruction_sets, "known_instruction_sets", lambda: tuple(known))
+    monkeypatch.setattr(native, "known_instruction_sets", lambda: tuple(known))
     return look(cpu.INSTRUCTION_SET, isa_is_forced=is_forced)
 
 

@@ -144,7 +144,7 @@ def test_triton_is_missed_with_a_gpu(
         return absence
 
     monkeypatch.setattr("importlib.metadata.version", versions(version))
-    monkeypatch.setattr("ernie_local.kernels.triton_path.triton_absence", triton_absence)
+    monkeypatch.setattr("ernie_local.kernels.gpu.triton_absence", triton_absence)
     gpus = [dataclasses.replace(ONE, compute_capability=one) for one in ((6, 1), (8, 6), None)]
     found = look(cuda.TRITON, gpus=gpus)
     assert asked == [(8, 6)]
@@ -169,7 +169,7 @@ def test_who_unpacks_nf4_on_a_gpu_is_named(
     monkeypatch: pytest.MonkeyPatch, gpus: tuple[GpuStatus, ...] | None, is_there: bool
 ) -> None:
     absence = None if is_there else Absence("a", "it is not installed", "install it")
-    monkeypatch.setattr("ernie_local.kernels.nf4_kernels.nf4_package_absence", lambda: absence)
+    monkeypatch.setattr("ernie_local.kernels.nf4.nf4_package_absence", lambda: absence)
     found = look(cuda.NF4, gpus=gpus)
     is_missed = gpus is not None and not is_there
     assert (found.verdict, found.facts["fallback"]) == (("slow", "torch") if is_missed else ("ok", None))

@@ -12,7 +12,10 @@ import torch
 
 from ernie_local.config import parse_config
 from ernie_local.kernels import reference
-from ernie_local.kernels.decode_ops import decode_attention, rms_norm, route, suits_decode_ops
+from ernie_local.kernels.arguments import NewToken
+from ernie_local.kernels.attention import decode_attention
+from ernie_local.kernels.norm_route import rms_norm, route
+from ernie_local.kernels.operators import suits_decode_ops
 from ernie_local.model.kv_cache import KV_DTYPES, KVCache
 from ernie_local.model.layers import RMSNorm
 from ernie_local.model.moe import Router
@@ -39,7 +42,7 @@ def test_norm_is_torchs(kernels: ModuleType, num_tokens: int, size: int, num_thr
     hidden, weight = randn(num_tokens, size), randn(size, seed=1)
     hidden[:, size // 2] *= 50
     with threads(num_threads):
-        assert_close(rms_norm(hidden, weight, 1e-5), reference.rms_norm(hidden, weight, 1e-5))
+        assert_close(rms_norm(hidden, weight, 1e-5), reference.plain_rms_norm(hidden, weight, 1e-5))
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e-3, 1e15, 1e30, math.nan, math.inf, -math.inf])
@@ -49,7 +52,7 @@ def test_norm_of_extreme_tokens(kernels: ModuleType, value: float) -> None:
     hidden[1, 5:25] = value
     hidden[2] = value
     actual = rms_norm(hidden, weight, 1e-5)
-    for row, expected in zip(actual, reference.rms_norm(hidden, weight, 1e-5), strict=True):
+    for row, expected in zip(actual, reference.plain_rms_norm(hidden, weight, 1e-5), strict=True):
         assert_close(row, expected)
     assert actual[0].isfinite().all()
 
@@ -68,7 +71,7 @@ def test_route_is_torchs(
     bias = randn(num_experts, seed=2) / num_experts
     with threads(num_threads):
         expert_ids, weights = route(hidden, weight, bias, top_k, 1e-12)
-    expected_ids, expected_weights = reference.route(hidden, weight, bias, top_k, 1e-12)
+    expected_ids, expected_weights = reference.plain_route(hidden, weight, bias, top_k, 1e-12)
     assert expert_ids.dtype == torch.int64
     assert torch.equal(expert_ids, expected_ids)
     assert_close(weights, expected_weights)
@@ -80,7 +83,7 @@ def test_route_of_extreme_scores(kernels: ModuleType) -> None:
     bias = torch.zeros(9)
     bias[3] = -torch.inf
     expert_ids, weights = route(hidden, weight, bias, 8, 1e-12)
-    expected_ids, expected_weights = reference.route(hidden, weight, bias, 8, 1e-12)
+    expected_ids, expected_weights = reference.plain_route(hidden, weight, bias, 8, 1e-12)
     assert torch.equal(expert_ids, expected_ids)
     assert not (expert_ids == 3).any()
     assert_close(weights, expected_weights)
@@ -104,7 +107,7 @@ def test_route_of_what_is_no_number_stays_within_the_bank(kernels: ModuleType, v
     hidden, weight, bias = randn(3, 32), randn(9, 32, seed=1), randn(9, seed=2) / 9
     hidden[1, 4] = value
     expert_ids, weights = route(hidden, weight, bias, 4, 1e-12)
-    _, expected = reference.route(hidden, weight, bias, 4, 1e-12)
+    _, expected = reference.plain_route(hidden, weight, bias, 4, 1e-12)
     assert weights[1].isnan().all()
     assert_close(weights, expected)
     for chosen in expert_ids.tolist():
@@ -115,8 +118,8 @@ def test_route_of_what_is_no_number_stays_within_the_bank(kernels: ModuleType, v
 def check(case: Case) -> torch.Tensor:
     """The result is the reference's, and so is every bit of the cache."""
     expected_case = case.copy()
-    actual = decode_attention(*case)
-    expected = reference.decode_attention(*expected_case)
+    actual = decode_attention(*case.arguments)
+    expected = reference.plain_attention(*expected_case.arguments)
     assert_close(actual, expected)
     for one, other in zip(case.cache, expected_case.cache, strict=True):
         assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
@@ -161,8 +164,8 @@ def test_one_token_after_the_other_is_what_the_cache_appends(kernels: ModuleType
         new_keys, new_values = (randn(3, 8, seed=10 * token + index) * factor for index in range(2))
         angles = randn(1, 4, seed=token)
         cosines, sines = angles.cos(), angles.sin()
-        new_token = (randn(6, 8), new_keys, new_values, cosines[0], sines[0])
-        decode_attention(*new_token, *ours.storage(1), ours.length)
+        new_token = NewToken(randn(6, 8), new_keys, new_values, cosines[0], sines[0])
+        decode_attention(new_token, ours.storage(1), ours.length)
         theirs.append(1, rotate_pairs(new_keys[None], cosines, sines), new_values[None])
         for one, other in zip(ours.storage(1), theirs.storage(1), strict=True):
             assert (one is None) == (other is None)
@@ -209,7 +212,7 @@ def test_a_nan_spoils_the_heads_that_see_it_and_no_other(
         getattr(case, where)[1, 200, 5] = torch.nan
     else:
         getattr(case, where)[2 if where == "queries" else 1, 5] = torch.nan
-    actual = decode_attention(*case)
+    actual = decode_attention(*case.arguments)
     spoilt = actual.isnan().any(-1).tolist()
     assert spoilt == [False, False, True, where != "queries", False, False]
     assert actual[[0, 1, 4, 5]].isfinite().all()
@@ -221,16 +224,18 @@ def test_an_infinity_ends_nothing(kernels: ModuleType, dtype: torch.dtype, value
     case = make_case(2, 1, 32, dtype, 100, 101)
     case.keys[0, 3] = value
     case.values[0, 3] = value
-    assert decode_attention(*case).shape == (2, 32)
-    assert decode_attention(*case).shape == (2, 32)
+    assert decode_attention(*case.arguments).shape == (2, 32)
+    assert decode_attention(*case.arguments).shape == (2, 32)
 
 
 def test_inputs_may_have_gaps(kernels: ModuleType) -> None:
     hidden = randn(32, 6).T  # (6, 32)
-    assert_close(rms_norm(hidden, randn(64)[::2], 1e-5), reference.rms_norm(hidden, randn(64)[::2], 1e-5))
+    assert_close(
+        rms_norm(hidden, randn(64)[::2], 1e-5), reference.plain_rms_norm(hidden, randn(64)[::2], 1e-5)
+    )
     weight, bias = randn(32, 9).T, randn(18)[::2]
     assert torch.equal(
-        route(hidden, weight, bias, 3, 1e-9)[0], reference.route(hidden, weight, bias, 3, 1e-9)[0]
+        route(hidden, weight, bias, 3, 1e-9)[0], reference.plain_route(hidden, weight, bias, 3, 1e-9)[0]
     )
     case = make_case(4, 2, 32, torch.float32, 20, 30)
     check(case._replace(queries=randn(32, 4).T, values=randn(32, 2).T, cosines=randn(32)[::2]))
@@ -239,14 +244,14 @@ def test_inputs_may_have_gaps(kernels: ModuleType) -> None:
 def test_parameters_that_want_gradients_are_read(kernels: ModuleType) -> None:
     norm, hidden = RMSNorm(32, 1e-5), randn(2, 32)
     with torch.inference_mode():
-        assert_close(norm(hidden), reference.rms_norm(hidden, norm.weight, 1e-5))
+        assert_close(norm(hidden), reference.plain_rms_norm(hidden, norm.weight, 1e-5))
 
 
 def test_arrays_without_torchs_table_are_read_too(kernels: ModuleType) -> None:
     """As tensors of a torch that has no exchange table of DLPack: numpy's arrays have none."""
     hidden, weight, out = randn(2, 32), randn(32, seed=1), torch.empty(2, 32)
     assert kernels.rms_norm(hidden.numpy(), weight.numpy(), 1e-5, out.numpy())
-    assert_close(out, reference.rms_norm(hidden, weight, 1e-5))
+    assert_close(out, reference.plain_rms_norm(hidden, weight, 1e-5))
     assert not kernels.rms_norm(hidden.numpy()[:, ::2], weight.numpy()[::2], 1e-5, out[:, :16].numpy())
 
 

@@ -9,7 +9,8 @@ import torch
 
 from ernie_local.errors import UsageError
 from ernie_local.kernels import native
-from ernie_local.kernels.decode_ops import decode_attention, rms_norm, route
+from ernie_local.kernels.attention import decode_attention
+from ernie_local.kernels.norm_route import rms_norm, route
 from tests.runtime.decode_cases import Case, make_case, randn
 
 MODULE = native.native_module()
@@ -22,8 +23,8 @@ def either_code(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         if MODULE is None:
             pytest.skip("the native module was not built here")
     else:
-        monkeypatch.setattr("ernie_local.kernels.decode_ops.native_module", lambda: None)
-        monkeypatch.setattr("ernie_local.kernels.decode_ops.warn_without_native", lambda: None)
+        monkeypatch.setattr("ernie_local.kernels.operators.native_module", lambda: None)
+        monkeypatch.setattr("ernie_local.kernels.operators.warn_without_native", lambda: None)
 
 
 def check_lines(error: UsageError, op: str, message: str) -> None:
@@ -123,7 +124,7 @@ def test_attention_refuses_and_writes_nothing(either_code: None, case: Case, mes
     case = case.copy() if "strides" not in message else case
     before = [part.clone() for part in case.cache]
     with pytest.raises(UsageError) as caught:
-        decode_attention(*case)
+        decode_attention(*case.arguments)
     check_lines(caught.value, "decode_attention", message)
     for part, as_it_was in zip(case.cache, before, strict=True):
         assert torch.equal(part.nan_to_num(), as_it_was.nan_to_num())
@@ -174,12 +175,12 @@ def test_without_the_native_module_torch_computes(monkeypatch: pytest.MonkeyPatc
         *route(randn(2, 16), randn(8, 16), randn(8), 2, 1e-12),
     ]
     expected_case, case = INT8.copy(), INT8.copy()
-    expected.append(decode_attention(*expected_case))
-    monkeypatch.setattr("ernie_local.kernels.decode_ops.native_module", lambda: None)
+    expected.append(decode_attention(*expected_case.arguments))
+    monkeypatch.setattr("ernie_local.kernels.operators.native_module", lambda: None)
     warned: list[None] = []
-    monkeypatch.setattr("ernie_local.kernels.decode_ops.warn_without_native", lambda: warned.append(None))
+    monkeypatch.setattr("ernie_local.kernels.operators.warn_without_native", lambda: warned.append(None))
     actual = [rms_norm(randn(2, 16), randn(16), 1e-5), *route(randn(2, 16), randn(8, 16), randn(8), 2, 1e-12)]
-    actual.append(decode_attention(*case))
+    actual.append(decode_attention(*case.arguments))
     assert len(warned) == 3
     for one, other in zip([*actual, *case.cache], [*expected, *expected_case.cache], strict=True):
         torch.testing.assert_close(one, other, equal_nan=True)

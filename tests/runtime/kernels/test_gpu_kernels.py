@@ -9,23 +9,14 @@ import torch
 
 import ernie_local
 from ernie_local.errors import DoesNotFit, UsageError
-from ernie_local.kernels import cuda_ops
-from ernie_local.kernels.cuda_ops import (
-    TritonMissing,
-    check_gpu_kernels,
-    find_gpu,
-    gpu_attends,
-    triton_missing,
-)
-from ernie_local.kernels.gpu_kernels import CHOICE
+from ernie_local.kernels import gpu
+from ernie_local.kernels.attention import gpu_attends
+from ernie_local.kernels.gpu import TritonMissing, check_gpu_kernels, find_triton, triton_missing
 from ernie_local.loading import loader
+from ernie_local.loading.placing import ComputeDemand
 
 PASCAL, AMPERE = (6, 1), (8, 6)
 DEVICE = torch.device("meta")
-
-
-class Model:
-    """Something that can be held weakly."""
 
 
 class PlacedError(Exception):
@@ -34,61 +25,54 @@ class PlacedError(Exception):
 
 @pytest.fixture(autouse=True)
 def afresh() -> Iterator[None]:
-    caches = (cuda_ops._find_gpu, cuda_ops._triton_absence, cuda_ops._warn_without_triton)
-    for cached in caches:
-        cached.cache_clear()
+    gpu.forget_devices()
     yield
-    CHOICE._users.clear()
-    CHOICE.choose("auto")
-    for cached in caches:
-        cached.cache_clear()
+    gpu.forget_devices()
 
 
 @pytest.fixture
 def capability(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    monkeypatch.setattr(cuda_ops, "_capability", lambda device: request.param)
+    monkeypatch.setattr(gpu, "capability_of", lambda device: request.param)
     monkeypatch.setattr(loader, "find_device", lambda name: DEVICE)
 
-    def place(*_: object) -> None:
+    def count_need(*_: object) -> None:
         raise PlacedError
 
-    monkeypatch.setattr(loader, "place", place)
+    monkeypatch.setattr(loader, "count_need", count_need)
 
 
 @pytest.mark.parametrize("capability", [AMPERE], indirect=True)
 @pytest.mark.usefixtures("capability")
-def test_triton_is_turned_off_and_on() -> None:
-    assert find_gpu(DEVICE) is not None
-    CHOICE.choose("torch")
-    assert find_gpu(DEVICE) is None
-    missing = triton_missing(DEVICE)
+def test_triton_is_turned_off_by_who_asks() -> None:
+    """And by nobody else: the next one who asks has it."""
+    assert find_triton(DEVICE, "torch") is None
+    missing = triton_missing(DEVICE, "torch")
     assert missing is not None
-    assert "plain PyTorch was asked for" in missing.why
-    CHOICE.choose("triton")
-    assert find_gpu(DEVICE) is not None
-    assert triton_missing(DEVICE) is None
-
-
-def test_the_choice_stays_while_a_model_lives() -> None:
-    model = Model()
-    CHOICE.choose("auto")
-    CHOICE.hold(model)
-    CHOICE.choose("triton")
-    with pytest.raises(UsageError, match="gpu_kernels torch asked for, 1 model on a GPU uses triton"):
-        CHOICE.choose("torch")
-    assert CHOICE.is_triton_forced
-    del model
-    CHOICE.choose("torch")
-    assert CHOICE.absence is not None
+    assert "gpu_kernels torch" in missing.why
+    for kernels in ("auto", "triton"):
+        assert find_triton(DEVICE, kernels) is not None
+        assert triton_missing(DEVICE, kernels) is None
 
 
 @pytest.mark.parametrize("capability", [AMPERE], indirect=True)
 @pytest.mark.usefixtures("capability")
 @pytest.mark.parametrize("name", ["auto", "triton", "torch"])
-def test_load_chooses(name: str, recwarn: pytest.WarningsRecorder) -> None:
+def test_load_chooses_and_leaves_nothing_behind(
+    name: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    asked: list[str] = []
+
+    def note(
+        _checkpoint: object, _processor: object, _config: object, demand: ComputeDemand, *_: object
+    ) -> None:
+        asked.append(demand.gpu_kernels)
+        raise PlacedError
+
+    monkeypatch.setattr(loader, "count_need", note)
     with pytest.raises(PlacedError):
         ernie_local.load("nano", device="cuda", gpu_kernels=name)
-    assert (find_gpu(DEVICE) is None) == (name == "torch")
+    assert asked == [name]
+    assert find_triton(DEVICE) is not None
     assert not recwarn.list
 
 
@@ -103,11 +87,10 @@ def test_load_refuses_triton_where_it_cannot_run() -> None:
 @pytest.mark.usefixtures("capability")
 def test_kernels_that_are_missing_are_told_once(recwarn: pytest.WarningsRecorder) -> None:
     with pytest.warns(TritonMissing, match=r"plain PyTorch computes on meta\n.*6\.1, .* 7\.0\ntry: "):
-        check_gpu_kernels(DEVICE)
-    check_gpu_kernels(DEVICE)
-    cuda_ops._warn_without_triton.cache_clear()
-    CHOICE.choose("torch")
-    check_gpu_kernels(DEVICE)
+        check_gpu_kernels(DEVICE, "auto")
+    check_gpu_kernels(DEVICE, "auto")
+    gpu.forget_devices()
+    check_gpu_kernels(DEVICE, "torch")
     assert not recwarn.list
 
 

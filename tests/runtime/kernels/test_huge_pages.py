@@ -7,7 +7,7 @@ import mmap
 
 import pytest
 
-from ernie_local.kernels.huge_pages import empty_bytes
+from ernie_local.kernels.memory import empty_bytes
 from ernie_local.sizes import MIB
 
 

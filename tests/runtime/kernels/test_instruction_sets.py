@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from ernie_local.errors import DoesNotFit, UsageError
-from ernie_local.kernels.instruction_sets import choose_instruction_set, known_instruction_sets
+from ernie_local.kernels.native import choose_instruction_set, known_instruction_sets
 
 
 class FakeModule:
@@ -24,7 +24,7 @@ class FakeModule:
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, features: list[str]) -> None:
-    monkeypatch.setattr("ernie_local.kernels.native._find", lambda: (FakeModule(features), ""))
+    monkeypatch.setattr("ernie_local.kernels.native.find_module", lambda: (FakeModule(features), ""))
 
 
 def test_those_that_are_available_are_those_that_the_module_runs(native_kernels: ModuleType) -> None:

@@ -11,9 +11,10 @@ from torch.nn.functional import silu
 
 from ernie_local.errors import ErnieLocalError, ModelUnusable
 from ernie_local.kernels import native, reference
-from ernie_local.kernels.checks import ABSENT_SLOT
-from ernie_local.kernels.ops import add_packed_experts, packed_experts, packed_linear, packed_rows
-from ernie_local.packing import FORMATS, dequantize, find_format, pack_matrix, pack_page, unpack_page
+from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall, PackedMatrix
+from ernie_local.kernels.experts import add_packed_experts, packed_experts
+from ernie_local.kernels.linear import packed_linear, packed_rows
+from ernie_local.packing import FORMATS, dequantize, pack_matrix, pack_page, unpack_page
 from ernie_local.packing.expert_page import read_layout
 from tests.runtime.random_matrices import random_matrix, random_page
 
@@ -48,11 +49,11 @@ def test_linear_is_the_product_with_the_dequantized_matrix(
     packed = pack_matrix(matrix)
     tokens = torch.randn(num_tokens, columns, generator=torch.Generator().manual_seed(1))
     tokens[:, ::7] *= 5
-    actual = packed_linear(tokens, packed, name, rows)
+    actual = packed_linear(tokens, PackedMatrix(packed, name, rows))
     assert actual.shape == (num_tokens, rows)
     # Beyond the rounding of the tokens nothing is lost.
-    expected = reference.packed_linear(
-        rounded(tokens, matrix.low_bit.group_size), packed, find_format(name), rows
+    expected = reference.plain_linear(
+        rounded(tokens, matrix.low_bit.group_size), PackedMatrix(packed, name, rows)
     )
     assert relative_error(actual, expected) < 1e-4
 
@@ -61,8 +62,8 @@ def test_linear_is_the_product_with_the_dequantized_matrix(
 def test_rounding_tokens_to_int8_costs_less_than_a_hundredth(kernels: ModuleType, name: str) -> None:
     packed = pack_matrix(random_matrix(name, 128, 512))
     tokens = torch.randn(64, 512, generator=torch.Generator().manual_seed(1))
-    exact = reference.packed_linear(tokens, packed, find_format(name), 128)
-    assert relative_error(packed_linear(tokens, packed, name, 128), exact) < LARGEST_ERROR
+    exact = reference.plain_linear(tokens, PackedMatrix(packed, name, 128))
+    assert relative_error(packed_linear(tokens, PackedMatrix(packed, name, 128)), exact) < LARGEST_ERROR
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
@@ -76,12 +77,12 @@ def test_experts_are_the_weighted_sum_of_gated_products(
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        actual = packed_experts(hidden, slots, expert_ids, weights)
+        actual = packed_experts(ExpertsCall(hidden, slots, expert_ids, weights))
         assert kernels.num_threads() == num_threads
-        again = packed_experts(hidden, slots, expert_ids, weights)
+        again = packed_experts(ExpertsCall(hidden, slots, expert_ids, weights))
     finally:
         torch.set_num_threads(before)
-    exact = reference.packed_experts(hidden, slots, expert_ids, weights)
+    exact = reference.plain_experts(ExpertsCall(hidden, slots, expert_ids, weights))
     assert relative_error(actual, exact) < 2 * LARGEST_ERROR  # few columns, so little evens out
     expected = rounded_experts(hidden, slots, expert_ids, weights)
     assert relative_error(actual, expected) < 1e-3
@@ -94,8 +95,8 @@ def test_experts_of_many_columns_are_within_a_hundredth(kernels: ModuleType, nam
     slots = torch.stack([pack_page(random_page(name, name, 512, 256, seed)) for seed in range(3)])
     for num_tokens, limit in ((FEW_TOKENS, LARGEST_ERROR), (FEW_TOKENS + 1, 2 * LARGEST_ERROR)):
         hidden, expert_ids, weights = random_choices(num_tokens, 512, num_experts=3, top_k=2)
-        exact = reference.packed_experts(hidden, slots, expert_ids, weights)
-        assert relative_error(packed_experts(hidden, slots, expert_ids, weights), exact) < limit
+        exact = reference.plain_experts(ExpertsCall(hidden, slots, expert_ids, weights))
+        assert relative_error(packed_experts(ExpertsCall(hidden, slots, expert_ids, weights)), exact) < limit
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3])
@@ -106,9 +107,14 @@ def test_a_token_may_name_an_expert_twice(kernels: ModuleType, num_tokens: int) 
     weights = torch.rand(num_tokens, 3, generator=generator)
     expert_ids = torch.tensor([[2, 0, 2]]).repeat(num_tokens, 1)
     # What an earlier call left must not be read.
-    packed_experts(torch.randn(5, 80), slots, torch.tensor([[1, 2]]).repeat(5, 1), torch.ones(5, 2))
-    exact = reference.packed_experts(hidden, slots, expert_ids, weights)
-    assert relative_error(packed_experts(hidden, slots, expert_ids, weights), exact) < 2 * LARGEST_ERROR
+    packed_experts(
+        ExpertsCall(torch.randn(5, 80), slots, torch.tensor([[1, 2]]).repeat(5, 1), torch.ones(5, 2))
+    )
+    exact = reference.plain_experts(ExpertsCall(hidden, slots, expert_ids, weights))
+    assert (
+        relative_error(packed_experts(ExpertsCall(hidden, slots, expert_ids, weights)), exact)
+        < 2 * LARGEST_ERROR
+    )
 
 
 def rounded_experts(
@@ -148,7 +154,7 @@ def test_pages_of_different_formats_lie_side_by_side(kernels: ModuleType) -> Non
         slot[: len(page)] = page
     hidden, expert_ids, weights = random_choices(6, 128, num_experts=3, top_k=2)
     expected = rounded_experts(hidden, slots, expert_ids, weights)
-    assert relative_error(packed_experts(hidden, slots, expert_ids, weights), expected) < 1e-3
+    assert relative_error(packed_experts(ExpertsCall(hidden, slots, expert_ids, weights)), expected) < 1e-3
 
 
 @pytest.mark.parametrize("with_native", [True, False])
@@ -162,18 +168,20 @@ def test_a_sum_made_in_parts_is_that_of_one_call(
     units = torch.cat((torch.zeros(1, 64, dtype=torch.uint8), pages.flip(0).view(-1, 64)))
     places = 1 + torch.arange(3, -1, -1) * (pages.shape[1] // 64)
     hidden, expert_ids, weights = random_choices(num_tokens, 80, num_experts=4, top_k=3)
-    whole = packed_experts(hidden, pages, expert_ids, weights, pages[:1])
+    whole = packed_experts(ExpertsCall(hidden, pages, expert_ids, weights, pages[:1]))
     output = torch.zeros_like(hidden)
     for present in (torch.tensor([True, True, False, False]), torch.tensor([False, False, True, True])):
         some = places.where(present, ABSENT_SLOT)
         shared = pages[:1] if present[3] else None
-        add_packed_experts(output, hidden, units, expert_ids, weights, shared, some)
+        add_packed_experts(output, ExpertsCall(hidden, units, expert_ids, weights, shared, some))
     assert torch.equal(output, whole)
     nowhere = torch.full((4,), ABSENT_SLOT)
-    add_packed_experts(output, hidden, units, expert_ids, weights, None, nowhere)
+    add_packed_experts(output, ExpertsCall(hidden, units, expert_ids, weights, None, nowhere))
     assert torch.equal(output, whole)
     with pytest.raises(ModelUnusable, match="the slot of expert 0 holds no page"):  # it ends too early
-        add_packed_experts(output, hidden, units[: -pages.shape[1] // 128], expert_ids, weights, None, places)
+        add_packed_experts(
+            output, ExpertsCall(hidden, units[: -pages.shape[1] // 128], expert_ids, weights, None, places)
+        )
 
 
 @pytest.mark.parametrize("with_native", [True, False])
@@ -183,11 +191,11 @@ def test_choices_of_a_token_may_be_added_up_elsewhere(
     choose_code(monkeypatch, with_native)
     pages = torch.stack([pack_page(random_page("w2", "w4", 80, 48, seed)) for seed in range(4)])
     hidden, expert_ids, weights = random_choices(1, 80, num_experts=4, top_k=3)
-    rows = packed_experts(hidden.repeat(3, 1), pages, expert_ids.view(3, 1), weights.view(3, 1))
+    rows = packed_experts(ExpertsCall(hidden.repeat(3, 1), pages, expert_ids.view(3, 1), weights.view(3, 1)))
     output = torch.zeros(1, 80)
     for choice in expert_ids[0].argsort():
         output += rows[choice]
-    assert torch.equal(output, packed_experts(hidden, pages, expert_ids, weights))
+    assert torch.equal(output, packed_experts(ExpertsCall(hidden, pages, expert_ids, weights)))
 
 
 @pytest.mark.parametrize(("few", "many"), [(1, FEW_TOKENS), (FEW_TOKENS + 1, 30)])
@@ -195,10 +203,10 @@ def test_a_token_gets_the_same_among_few_and_among_more(kernels: ModuleType, few
     """On either side of the number of tokens from which on inner activations are rounded once only."""
     slots = torch.stack([pack_page(random_page("w4", "w2", 64, 64, seed)) for seed in range(5)])
     hidden, expert_ids, weights = random_choices(many, 64, num_experts=5, top_k=2)
-    together = packed_experts(hidden, slots, expert_ids, weights)
+    together = packed_experts(ExpertsCall(hidden, slots, expert_ids, weights))
     for first in (0, 3, many - few):
         rows = slice(first, first + few)
-        apart = packed_experts(hidden[rows], slots, expert_ids[rows], weights[rows])
+        apart = packed_experts(ExpertsCall(hidden[rows], slots, expert_ids[rows], weights[rows]))
         assert relative_error(apart, together[rows]) < 1e-6
 
 
@@ -207,8 +215,8 @@ def test_extreme_activations(kernels: ModuleType, value: float) -> None:
     packed = pack_matrix(random_matrix("w4", 16, 128))
     tokens = torch.zeros(2, 128)
     tokens[0, 3] = value
-    actual = packed_linear(tokens, packed, "w4", 16)
-    expected = reference.packed_linear(tokens, packed, find_format("w4"), 16)
+    actual = packed_linear(tokens, PackedMatrix(packed, "w4", 16))
+    expected = reference.plain_linear(tokens, PackedMatrix(packed, "w4", 16))
     assert torch.allclose(actual, expected, rtol=1e-4, atol=1e-30)
     assert not actual[1].any()
 
@@ -223,19 +231,21 @@ def test_codes_and_activations_at_their_ends_do_not_overflow(kernels: ModuleType
         packed = pack_matrix(matrix)
         for sign in (1.0, -1.0):
             tokens = torch.full((1, 256), sign * 3.0)
-            expected = reference.packed_linear(tokens, packed, low_bit, 16)
-            assert relative_error(packed_linear(tokens, packed, name, 16), expected) < 1e-4, name
+            expected = reference.plain_linear(tokens, PackedMatrix(packed, low_bit.name, 16))
+            assert relative_error(packed_linear(tokens, PackedMatrix(packed, name, 16)), expected) < 1e-4, (
+                name
+            )
     matrix.codes.zero_()  # w8: -128
     packed = pack_matrix(matrix)
-    expected = reference.packed_linear(tokens, packed, low_bit, 16)
-    assert relative_error(packed_linear(tokens, packed, name, 16), expected) < 1e-4
+    expected = reference.plain_linear(tokens, PackedMatrix(packed, low_bit.name, 16))
+    assert relative_error(packed_linear(tokens, PackedMatrix(packed, name, 16)), expected) < 1e-4
 
 
 def test_bfloat16_goes_in_and_comes_out(kernels: ModuleType) -> None:
     packed = pack_matrix(random_matrix("w4", 32, 64))
     tokens = torch.randn(3, 64).bfloat16()
-    actual = packed_linear(tokens, packed, "w4", 32)
-    expected = reference.packed_linear(tokens.float(), packed, find_format("w4"), 32)
+    actual = packed_linear(tokens, PackedMatrix(packed, "w4", 32))
+    expected = reference.plain_linear(tokens.float(), PackedMatrix(packed, "w4", 32))
     assert actual.dtype == torch.bfloat16
     assert relative_error(actual.float(), expected) < 2 * LARGEST_ERROR
 
@@ -252,7 +262,7 @@ def test_rows_are_the_dequantized_matrix(
     scales.view(-1)[::5] = 3e-6  # fp16 without its hidden bit
     scales.view(-1)[::7] = -0.0
     row_ids = torch.tensor([39, 0, 17, 0, 16, 15])
-    actual = packed_rows(row_ids, pack_matrix(matrix), name, 40, columns)
+    actual = packed_rows(row_ids, PackedMatrix(pack_matrix(matrix), name, 40), columns)
     torch.testing.assert_close(actual, dequantize(matrix)[row_ids], rtol=1e-5, atol=1e-6)
 
 
@@ -272,15 +282,17 @@ def test_rows_refuse(
 ) -> None:
     choose_code(monkeypatch, with_native)
     with pytest.raises(ErnieLocalError, match=message):
-        packed_rows(row_ids, PACKED, "w4", 32, 64)
+        packed_rows(row_ids, PackedMatrix(PACKED, "w4", 32), 64)
     with pytest.raises(ErnieLocalError, match="takes 1728 bytes"):
-        packed_rows(torch.tensor([1]), PACKED, "w4", 48, 64)
+        packed_rows(torch.tensor([1]), PackedMatrix(PACKED, "w4", 48), 64)
 
 
 def test_operators_keep_the_rules_of_torch() -> None:
     packed = pack_matrix(random_matrix("w4", 32, 64))
     torch.library.opcheck(torch.ops.ernie_local.packed_linear, (torch.randn(3, 64), packed, "w4", 32))
-    torch.library.opcheck(torch.ops.ernie_local.packed_rows, (torch.tensor([3, 30]), packed, "w4", 32, 64))
+    torch.library.opcheck(
+        torch.ops.ernie_local.packed_rows, (torch.tensor([3, 30]), packed, "w4", 32, "auto", 64)
+    )
     slots = torch.stack([pack_page(random_page("w4", "w2", 64, 64, seed)) for seed in range(4)])
     hidden, expert_ids, weights = random_choices(3, 64, num_experts=4, top_k=2)
     torch.library.opcheck(torch.ops.ernie_local.packed_experts, (hidden, slots, expert_ids, weights))
@@ -324,7 +336,7 @@ def test_linear_refuses(
 ) -> None:
     choose_code(monkeypatch, with_native)
     with pytest.raises(ErnieLocalError, match=message):
-        packed_linear(*arguments)  # type: ignore[arg-type]
+        packed_linear(arguments[0], PackedMatrix(*arguments[1:]))  # type: ignore[arg-type]
 
 
 def broken(slots: torch.Tensor, position: int, value: int) -> torch.Tensor:
@@ -371,7 +383,7 @@ def test_experts_refuse(
 ) -> None:
     choose_code(monkeypatch, with_native)
     with pytest.raises(ErnieLocalError, match=message):
-        packed_experts(**experts_arguments(**changes))  # type: ignore[arg-type]
+        packed_experts(ExpertsCall(**experts_arguments(**changes)))  # type: ignore[arg-type]
 
 
 def choose_code(monkeypatch: pytest.MonkeyPatch, with_native: bool) -> None:
@@ -379,8 +391,8 @@ def choose_code(monkeypatch: pytest.MonkeyPatch, with_native: bool) -> None:
         if MODULE is None:
             pytest.skip("the native module was not built here")
     else:
-        monkeypatch.setattr("ernie_local.kernels.ops.native_module", lambda: None)
-        monkeypatch.setattr("ernie_local.kernels.ops.warn_without_native", lambda: None)
+        monkeypatch.setattr("ernie_local.kernels.operators.native_module", lambda: None)
+        monkeypatch.setattr("ernie_local.kernels.operators.warn_without_native", lambda: None)
 
 
 def test_an_instruction_set_that_is_not_there_is_refused() -> None:
@@ -393,12 +405,12 @@ def test_an_instruction_set_that_is_not_there_is_refused() -> None:
 
 
 def _compute_in_child() -> None:
-    packed_linear(torch.ones(4, 64), PACKED, "w4", 32)
+    packed_linear(torch.ones(4, 64), PackedMatrix(PACKED, "w4", 32))
 
 
 def test_a_forked_child_computes_with_threads_of_its_own() -> None:
     torch.set_num_threads(2)
-    packed_linear(torch.ones(4, 64), PACKED, "w4", 32)
+    packed_linear(torch.ones(4, 64), PackedMatrix(PACKED, "w4", 32))
     child = multiprocessing.get_context("fork").Process(target=_compute_in_child)
     child.start()
     child.join(timeout=60)

@@ -37,10 +37,10 @@ LINUX_NAMES = {
 @pytest.fixture(autouse=True)
 def fresh_search() -> Iterator[None]:
     """What one test made the search remember is forgotten before and after it."""
-    for remembered in (native._find, native.warn_without_native):
+    for remembered in (native.find_module, native.warn_without_native):
         remembered.cache_clear()
     yield
-    for remembered in (native._find, native.warn_without_native):
+    for remembered in (native.find_module, native.warn_without_native):
         remembered.cache_clear()
 
 

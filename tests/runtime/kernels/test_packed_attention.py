@@ -11,8 +11,9 @@ import torch
 
 from ernie_local.errors import ErnieLocalError
 from ernie_local.kernels import native, reference
-from ernie_local.kernels.ops import packed_experts
-from ernie_local.kernels.packed_attention import _composed, packed_attention
+from ernie_local.kernels.arguments import ExpertsCall, LayerStorage, PackedAttentionCall
+from ernie_local.kernels.attention import attention_in_parts, packed_attention
+from ernie_local.kernels.experts import packed_experts
 from ernie_local.loading import load
 from ernie_local.model.attention import SelfAttention
 from ernie_local.packing import pack_matrix, pack_page
@@ -58,11 +59,10 @@ def copied(call: dict[str, Any]) -> dict[str, Any]:
     return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in call.items()}
 
 
-def composed(call: dict[str, Any]) -> torch.Tensor:
-    names = ("cached_keys", "cached_values", "key_scales", "value_scales")
-    cache = tuple(call[name] for name in names)
-    others = [value for name, value in call.items() if name not in (*names, "length")]
-    return _composed(*[*others, cache, call["length"]])
+def grouped(call: dict[str, Any]) -> tuple[PackedAttentionCall, LayerStorage, int]:
+    """As the operator takes them."""
+    flat = list(call.values())
+    return PackedAttentionCall(*flat[:10]), LayerStorage(*flat[10:14]), flat[14]
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -74,7 +74,9 @@ def test_one_call_is_its_five_parts(
     for length in (0, 7, CAPACITY - 1):
         apart = copied(call | {"length": length})
         together = copied(apart)
-        torch.testing.assert_close(packed_attention(**together), composed(apart), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            packed_attention(*grouped(together)), attention_in_parts(*grouped(apart)), rtol=1e-5, atol=1e-5
+        )
         assert torch.equal(together["cached_keys"], apart["cached_keys"])
         assert torch.equal(together["cached_values"], apart["cached_values"])
         assert not torch.equal(together["cached_keys"], call["cached_keys"])
@@ -83,9 +85,9 @@ def test_one_call_is_its_five_parts(
 @pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
 def test_it_means_what_torch_computes(monkeypatch: pytest.MonkeyPatch, native_kernels: ModuleType) -> None:
     call = arguments()
-    fast = packed_attention(**copied(call))
-    monkeypatch.setattr(native, "_find", lambda: (None, "to compute with exact activations"))
-    exact = packed_attention(**copied(call))
+    fast = packed_attention(*grouped(copied(call)))
+    monkeypatch.setattr(native, "find_module", lambda: (None, "to compute with exact activations"))
+    exact = packed_attention(*grouped(copied(call)))
     assert (fast - exact).norm() < 2e-2 * (exact - call["hidden"]).norm()
 
 
@@ -117,7 +119,7 @@ def test_it_refuses_what_its_parts_refuse(changes: dict[str, Any], message: str)
     call = arguments() | changes
     before = copied(call)
     with pytest.raises(ErnieLocalError, match=message):
-        packed_attention(**call)
+        packed_attention(*grouped(call))
     visible = slice(0, before["length"])
     assert torch.equal(call["cached_values"][:, visible], before["cached_values"][:, visible])
 
@@ -129,11 +131,11 @@ def test_a_shared_page_is_one_more_expert(kernels: ModuleType, num_tokens: int) 
     hidden, weights = randn(num_tokens, 64), torch.rand(num_tokens, 2)
     ids = torch.rand(num_tokens, 4).topk(2).indices
     everyone = torch.zeros(num_tokens, 1, dtype=torch.int64)
-    apart = packed_experts(hidden, slots, ids, weights)
-    apart += packed_experts(hidden, shared, everyone, torch.ones(num_tokens, 1))
-    together = packed_experts(hidden, slots, ids, weights, shared)
+    apart = packed_experts(ExpertsCall(hidden, slots, ids, weights))
+    apart += packed_experts(ExpertsCall(hidden, shared, everyone, torch.ones(num_tokens, 1)))
+    together = packed_experts(ExpertsCall(hidden, slots, ids, weights, shared))
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
-    exact = reference.packed_experts(hidden, slots, ids, weights, shared)
+    exact = reference.plain_experts(ExpertsCall(hidden, slots, ids, weights, shared))
     assert (together - exact).norm() < 2e-2 * exact.norm()
 
 
@@ -153,11 +155,13 @@ def test_a_shared_page_of_no_use_is_refused(
     if with_native and native.native_module() is None:
         pytest.skip("the native module was not built here")
     if not with_native:
-        monkeypatch.setattr("ernie_local.kernels.ops.native_module", lambda: None)
-        monkeypatch.setattr("ernie_local.kernels.ops.warn_without_native", lambda: None)
+        monkeypatch.setattr("ernie_local.kernels.operators.native_module", lambda: None)
+        monkeypatch.setattr("ernie_local.kernels.operators.warn_without_native", lambda: None)
     slots = pack_page(random_page("w4", "w4", 64, 64))[None]
     with pytest.raises(ErnieLocalError, match=message):
-        packed_experts(torch.ones(1, 64), slots, torch.zeros(1, 1).long(), torch.ones(1, 1), shared)
+        packed_experts(
+            ExpertsCall(torch.ones(1, 64), slots, torch.zeros(1, 1).long(), torch.ones(1, 1), shared)
+        )
 
 
 def test_a_model_decodes_the_same_in_one_call_and_in_parts(

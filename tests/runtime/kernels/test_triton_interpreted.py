@@ -63,8 +63,9 @@ MUTATIONS = [
     ),
     Mutation(
         "missing mask of blocks",
-        "multiply_one.py",
-        "is_block = blocks < SHAPE.num_blocks",
+        "unpack.py",
+        "tl.zeros([BLOCKS, ROWS], tl.float32)\n    for start in range(0, SHAPE.num_blocks, BLOCKS):\n"
+        "        blocks = start + tl.arange(0, BLOCKS)\n        is_block = blocks < SHAPE.num_blocks",
         "is_block = blocks < SHAPE.num_blocks + 1",
         "test_linear.py",
     ),
@@ -72,10 +73,10 @@ MUTATIONS = [
         "wrong high bit", "unpack.py", "% 8 * 4 + COLUMN", "% 8 * 4 + 3 - COLUMN", "test_linear.py", "w3"
     ),
     Mutation("wrong zero", "unpack.py", "whole = both >> 4", "whole = both >> 5", "test_linear.py", "w2"),
-    Mutation("overflow", "halvings.py", "(127 + 14)", "(127 + 24)", "test_linear.py", "beyond"),
+    Mutation("overflow", "activations.py", "(127 + 14)", "(127 + 24)", "test_linear.py", "beyond"),
     Mutation(
         "places not looked at",
-        "page_table.py",
+        "experts_one.py",
         "tl.load(places + expert_id)",
         "(tl.load(places + expert_id) * 0 + expert_id)",
         "test_experts.py",
@@ -83,7 +84,7 @@ MUTATIONS = [
     ),
     Mutation(
         "equal choices counted once",
-        "add_choices.py",
+        "experts.py",
         "tl.where(index == choice,",
         "tl.where(waiting == expert_id,",
         "test_experts.py",
@@ -91,7 +92,7 @@ MUTATIONS = [
     ),
     Mutation(
         "unknown pages not marked",
-        "add_choices.py",
+        "experts.py",
         'tl.where(is_known(slots + place * SLOT_BYTES, HEADERS), part, float("nan"))',
         "part",
         "test_experts.py",
@@ -99,7 +100,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the last token of a tile left out",
-        "experts_of_many.py",
+        "experts_many.py",
         "is_token = positions < tl.load(tile_ends + tile)\n    first",
         "is_token = positions < tl.load(tile_ends + tile) - 1\n    first",
         "test_experts.py",
@@ -107,16 +108,18 @@ MUTATIONS = [
     ),
     Mutation(
         "missing mask of tokens",
-        "attend.py",
+        "attention.py",
         "is_token = token < visible",
         "is_token = token < visible + 1",
         "test_attention.py",
     ),
-    Mutation("weights not faded", "attend.py", "total * fading", "total", "test_attention.py"),
-    Mutation("stretches not joined", "attend.py", "sums * before + own", "sums + own", "test_attention.py"),
+    Mutation("weights not faded", "attention.py", "total * fading", "total", "test_attention.py"),
+    Mutation(
+        "stretches not joined", "attention.py", "sums * before + own", "sums + own", "test_attention.py"
+    ),
     Mutation(
         "int8 cut",
-        "store_token.py",
+        "attention.py",
         "(numbers + 12582912.0) - 12582912.0",
         "tl.floor(numbers)",
         "test_attention.py",

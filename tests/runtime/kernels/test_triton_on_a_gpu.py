@@ -7,8 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from ernie_local.kernels import cuda_ops, reference
-from ernie_local.kernels.checks import ABSENT_SLOT
+from ernie_local.kernels import reference
+from ernie_local.kernels.arguments import (
+    ABSENT_SLOT,
+    ExpertsCall,
+    LayerStorage,
+    NewToken,
+    PackedMatrix,
+)
+from ernie_local.kernels.attention import decode_attention
+from ernie_local.kernels.experts import add_packed_experts
+from ernie_local.kernels.gpu import require_triton
+from ernie_local.kernels.linear import packed_linear, packed_rows
 from ernie_local.packing import FORMATS, pack_matrix, pack_page
 from tests.runtime.kernel_tolerances import EXACT, EXPERTS_FLOAT16, FLOAT16, relative_error
 from tests.runtime.random_matrices import random_matrix, random_page
@@ -19,7 +29,7 @@ HIDDEN, INNER = 2560, 528  # the model's, and one that is no whole number of ste
 
 
 def test_the_kernels_can_run_here() -> None:
-    cuda_ops.gpu_of(GPU)
+    require_triton(GPU)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -27,16 +37,16 @@ def test_the_kernels_can_run_here() -> None:
 def test_linear(name: str, num_tokens: int) -> None:
     packed = pack_matrix(random_matrix(name, 1032, HIDDEN))
     tokens = torch.randn(num_tokens, HIDDEN)
-    actual = torch.ops.ernie_local.packed_linear(tokens.to(GPU), packed.to(GPU), name, 1032)
-    expected = reference.packed_linear(tokens, packed, FORMATS[name], 1032)
+    actual = packed_linear(tokens.to(GPU), PackedMatrix(packed.to(GPU), name, 1032))
+    expected = reference.plain_linear(tokens, PackedMatrix(packed, name, 1032))
     assert relative_error(actual.cpu(), expected) < (EXACT if num_tokens <= 2 else FLOAT16)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_rows(name: str) -> None:
     packed, row_ids = pack_matrix(random_matrix(name, 40, HIDDEN)), torch.tensor([39, 0, 17])
-    actual = torch.ops.ernie_local.packed_rows(row_ids.to(GPU), packed.to(GPU), name, 40, HIDDEN)
-    expected = reference.packed_rows(row_ids, packed, FORMATS[name], HIDDEN)
+    actual = packed_rows(row_ids.to(GPU), PackedMatrix(packed.to(GPU), name, 40), HIDDEN)
+    expected = reference.plain_rows(row_ids, PackedMatrix(packed, name, 40), HIDDEN)
     torch.testing.assert_close(actual.cpu(), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -50,13 +60,14 @@ def test_experts(formats: tuple[str, str], num_tokens: int) -> None:
     hidden, weights = torch.randn(num_tokens, HIDDEN), torch.rand(num_tokens, 6)
     ids = torch.randint(8, (num_tokens, 6))
     shared = pack_page(random_page("w8", "w8", HIDDEN, 2 * INNER))[None]
-    arguments = (hidden, units, ids, weights, shared, places)
+    call = ExpertsCall(hidden, units, ids, weights, shared, places)
+    there = ExpertsCall(*(part.to(GPU) for part in call if part is not None))
     expected, on_gpu = torch.zeros(num_tokens, HIDDEN), torch.zeros(num_tokens, HIDDEN, device=GPU)
-    reference.add_packed_experts(expected, *arguments)
-    torch.ops.ernie_local.add_packed_experts(on_gpu, *(part.to(GPU) for part in arguments))
+    reference.add_plain_experts(expected, call)
+    add_packed_experts(on_gpu, there)
     assert relative_error(on_gpu.cpu(), expected) < (EXACT if num_tokens <= 8 else EXPERTS_FLOAT16)
     again = torch.zeros_like(on_gpu)
-    torch.ops.ernie_local.add_packed_experts(again, *(part.to(GPU) for part in arguments))
+    add_packed_experts(again, there)
     assert torch.equal(again, on_gpu)
 
 
@@ -71,8 +82,10 @@ def test_attention(dtype: torch.dtype, length: int) -> None:
         states = torch.randint(-127, 128, states.shape)
     cached = states.to(dtype)
     pair = (None, None) if scales is None else tuple(scales)
-    arguments: list[Any] = [queries, keys, values, angles.cos(), angles.sin(), *cached, *pair, length]
-    on_gpu = [part.to(GPU) if isinstance(part, torch.Tensor) else part for part in arguments]
-    expected = reference.decode_attention(*arguments)
-    actual = torch.ops.ernie_local.decode_attention(*on_gpu)
+    new_token = NewToken(queries, keys, values, angles.cos(), angles.sin())
+    parts: list[Any] = [*cached, *pair]
+    there: list[Any] = [None if part is None else part.to(GPU) for part in parts]
+    expected = reference.plain_attention(new_token, LayerStorage(*parts), length)
+    on_gpu = NewToken(*(part.to(GPU) for part in new_token))
+    actual = decode_attention(on_gpu, LayerStorage(*there), length)
     assert relative_error(actual.cpu(), expected) < FLOAT16

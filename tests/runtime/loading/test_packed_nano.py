@@ -40,7 +40,7 @@ def test_answers_are_those_of_exact_activations(pack_nano: PackNano, monkeypatch
         for question in image.questions[:2]
     ]
     fast = [answer(packed, *each) for each in asked]
-    monkeypatch.setattr(native, "_find", lambda: (None, "to compute with exact activations"))
+    monkeypatch.setattr(native, "find_module", lambda: (None, "to compute with exact activations"))
     assert [answer(packed, *each) for each in asked] == fast
 
 
@@ -55,6 +55,6 @@ def test_logits_are_close_to_those_of_exact_activations(
 ) -> None:
     ids = packed.tokenizer.encode("<|begin_of_sentence|>User: What is 3 plus 4?\nAssistant: ")
     fast = packed.logits(ids)
-    monkeypatch.setattr(native, "_find", lambda: (None, "to compute with exact activations"))
+    monkeypatch.setattr(native, "find_module", lambda: (None, "to compute with exact activations"))
     exact = packed.logits(ids)
     assert (fast - exact).norm() <= 0.05 * exact.norm()

@@ -17,14 +17,14 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.experts.gpu_math import TorchPageMath
-from ernie_local.kernels import cuda_ops, reference
-from ernie_local.kernels.nf4_kernels import dequantize_by_bitsandbytes
+from ernie_local.kernels import gpu, reference
+from ernie_local.kernels.arguments import ExpertsCall
+from ernie_local.kernels.nf4 import dequantize_by_bitsandbytes
 from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES
 from ernie_local.loading import placing
 from ernie_local.loading.expert_math import unpacking_room
 from ernie_local.loading.placing import ComputeDemand, MemoryLimits, count_need
 from ernie_local.media.processor_config import ImageProcessorConfig
-from ernie_local.model.moe import RoutedTokens
 from ernie_local.packing import pack_page
 from ernie_local.packing.foreign_matrix import dequantize_foreign
 from ernie_local.packing.foreign_page import Dequantize
@@ -73,10 +73,11 @@ def _is_tensor(one: object) -> bool:
 def peak(page: torch.Tensor, dequantize: Dequantize = dequantize_foreign) -> int:
     """Of one token in one expert; what the token itself takes is small."""
     only = torch.zeros(1, 1, dtype=torch.int64)
-    tokens = RoutedTokens(0, "text", torch.randn(1, HIDDEN) / 100, only, torch.ones(1, 1))
+    hidden, memory = torch.randn(1, HIDDEN) / 100, page.view(-1, 4096)
+    call = ExpertsCall(hidden, memory, only, torch.ones(1, 1), None, only[0])
     output = torch.zeros(1, HIDDEN)
     with PeakBytes() as watched:
-        TorchPageMath(dequantize).add(output, page.view(-1, 4096), tokens, only[0])
+        TorchPageMath(dequantize).add(output, call)
     assert output.abs().max() > 0
     most: int = watched.most
     return most
@@ -102,7 +103,7 @@ def test_experts_of_other_libraries_one_matrix_at_a_time(name: str, dequantize: 
 def test_room_is_for_what_is_unpacked(
     experts: str | None, has_triton: bool, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_ops, "triton_missing", lambda device: None if has_triton else object())
+    monkeypatch.setattr(gpu, "triton_missing", lambda *given: None if has_triton else object())
     config = read_config(NANO_DIRECTORY)
     if experts is not None:
         tables = format_tables(config, FormatChoice(experts))

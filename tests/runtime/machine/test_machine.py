@@ -11,7 +11,8 @@ import torch
 
 from ernie_local.checkpoint.uncached_file import UncachedFile
 from ernie_local.errors import DoesNotFit
-from ernie_local.kernels.ops import add_packed_experts
+from ernie_local.kernels.arguments import ExpertsCall
+from ernie_local.kernels.experts import add_packed_experts
 from ernie_local.machine import cpu, survey
 from ernie_local.machine.cpu import LayerSizes
 from ernie_local.machine.disk import DiskSpeed, measure_disk, measure_small_reads, temporary_file
@@ -137,10 +138,10 @@ def test_each_rate_counts_what_was_read(native_kernels: object) -> None:
 def test_no_weight_is_read_twice_in_a_row(native_kernels: object, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []
 
-    def note(output: Any, hidden: Any, slots: Any, ids: torch.Tensor, *rest: Any) -> None:
-        if hidden.shape[0] == 1:
-            asked.append(tuple(ids.flatten().tolist()))
-        add_packed_experts(output, hidden, slots, ids, *rest)
+    def note(output: torch.Tensor, call: ExpertsCall) -> None:
+        if call.hidden.shape[0] == 1:
+            asked.append(tuple(call.expert_ids.flatten().tolist()))
+        add_packed_experts(output, call)
 
     monkeypatch.setattr(cpu, "add_packed_experts", note)
     calls, _ = cpu.expert_calls(SIZES, "w4", 30 * SIZES.page_layout("w4").page_bytes)

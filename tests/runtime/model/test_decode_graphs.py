@@ -11,8 +11,10 @@ import torch
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.engine import Engine
 from ernie_local.errors import UsageError
-from ernie_local.kernels import decode_ops, ops
-from ernie_local.model import attention, ernie
+from ernie_local.kernels import attention, experts, linear, norm_route
+from ernie_local.kernels.arguments import LayerStorage, NewToken
+from ernie_local.model import attention as model_attention
+from ernie_local.model import ernie
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import CacheLayout
 from tests.runtime import paged_models
@@ -21,45 +23,35 @@ from tests.runtime.tape import Tape
 TOKENS = (60, 61, 30, 62, 45)
 
 
-def attend_token(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    cosines: torch.Tensor,
-    sines: torch.Tensor,
-    cached_keys: torch.Tensor,
-    cached_values: torch.Tensor,
-    key_scales: torch.Tensor | None,
-    value_scales: torch.Tensor | None,
-    length: torch.Tensor,
-) -> torch.Tensor:
+def attend_token(new_token: NewToken, cache: LayerStorage, length: torch.Tensor) -> torch.Tensor:
     """As the GPU's kernel, by torch: how far it looks and where it writes is in a tensor."""
-    assert key_scales is None
-    assert value_scales is None
+    assert cache.key_scales is None
+    assert cache.value_scales is None
+    queries, keys, values, cosines, sines = new_token
     turned = []
     for states in (queries.float(), keys.float()):
         even, odd = states[:, 0::2], states[:, 1::2]
         pairs = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1)
         turned.append(pairs.flatten(-2))
-    cached_keys.index_copy_(1, length, turned[1].to(cached_keys.dtype)[:, None])
-    cached_values.index_copy_(1, length, values.to(cached_values.dtype)[:, None])
+    cache.keys.index_copy_(1, length, turned[1].to(cache.keys.dtype)[:, None])
+    cache.values.index_copy_(1, length, values.to(cache.values.dtype)[:, None])
     grouped = turned[0].view(len(keys), -1, queries.shape[-1])  # (kv_heads, group, head_dim)
-    scores = grouped @ cached_keys.float().mT / queries.shape[-1] ** 0.5  # (kv_heads, group, capacity)
-    is_hidden = torch.arange(cached_keys.shape[1]) > length
-    attended: torch.Tensor = scores.masked_fill(is_hidden, -torch.inf).softmax(-1) @ cached_values.float()
+    scores = grouped @ cache.keys.float().mT / queries.shape[-1] ** 0.5  # (kv_heads, group, capacity)
+    is_hidden = torch.arange(cache.keys.shape[1]) > length
+    attended: torch.Tensor = scores.masked_fill(is_hidden, -torch.inf).softmax(-1) @ cache.values.float()
     return attended.reshape(queries.shape)
 
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """One token attends by a kernel, and torch sees every call."""
-    for module in (attention, ernie):
+    for module in (model_attention, ernie):
         monkeypatch.setattr(
             module,
             "token_kernel",
-            lambda device, kv_dtype: None if kv_dtype == torch.float32 else attend_token,
+            lambda device, kv_dtype, kernels: None if kv_dtype == torch.float32 else attend_token,
         )
-    for module in (ops, decode_ops):
+    for module in (attention, experts, linear, norm_route):
         monkeypatch.setattr(module, "needs_no_dispatch", lambda tensor: False)
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ernie_local.engine import Engine
-from ernie_local.kernels.graph_recorder import Outputs, Recorded, Recorder
+from ernie_local.kernels.arguments import LayerStorage, NewToken
+from ernie_local.kernels.graphs import Outputs, Recorded, Recorder
 from ernie_local.model import attention, ernie
 from ernie_local.model.ernie import ErnieModel
 from tests.runtime import paged_models
@@ -60,10 +61,11 @@ class ShapesRecorded(Generic[Outputs]):
         pass
 
 
-def attend_shapes(queries: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
+def attend_shapes(new_token: NewToken, cache: LayerStorage, length: torch.Tensor) -> torch.Tensor:
     """In place of the GPU's kernel."""
-    assert {one.device for one in (queries, *rest) if one is not None} == {DEVICE}, "the length is there too"
-    return torch.empty_like(queries, dtype=torch.float32)
+    given = (*new_token, *cache, length)
+    assert {one.device for one in given if one is not None} == {DEVICE}, "the length is there too"
+    return torch.empty_like(new_token.queries, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("recorder", [None, ShapeRecorder()], ids=["kernel", "graphs"])
@@ -71,7 +73,7 @@ def test_decode_by_the_kernel_waits_for_nothing(
     model: ErnieModel, monkeypatch: pytest.MonkeyPatch, recorder: Recorder | None
 ) -> None:
     for module in (attention, ernie):
-        monkeypatch.setattr(module, "token_kernel", lambda device, kv_dtype: attend_shapes)
+        monkeypatch.setattr(module, "token_kernel", lambda device, kv_dtype, kernels: attend_shapes)
     model.attach(model.experts, recorder)
     with on_shape_gpu(model, monkeypatch) as gpu:
         engine = Engine(model, 256, torch.int8)

@@ -23,7 +23,8 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.kernels import native
-from ernie_local.kernels.ops import packed_experts
+from ernie_local.kernels.arguments import ExpertsCall
+from ernie_local.kernels.experts import packed_experts
 from ernie_local.packing import pack_page
 from ernie_local.packing.foreign_formats import ForeignFormat, find_foreign, read_foreign_layout
 from ernie_local.packing.foreign_matrix import ForeignMatrix, dequantize_foreign, pack_foreign
@@ -205,13 +206,17 @@ def test_the_operator_computes_them(names: tuple[str, str], dtype: torch.dtype) 
     shared = pack_page(random_page("w8", "w8", hidden_size, inner_size, seed=3))[None]
     hidden = (torch.randn(5, hidden_size) / 100).to(dtype)
     ids, weights = torch.tensor([[0, 1]] * 4 + [[1, 0]]), torch.rand(5, 2).to(dtype)
-    output = packed_experts(hidden, slots, ids, weights, shared)
+    output = packed_experts(ExpertsCall(hidden, slots, ids, weights, shared))
     assert output.dtype == dtype
-    wanted = packed_experts(hidden, shared, ids[:, :1] * 0, torch.ones(5, 1, dtype=dtype)).float()
+    wanted = packed_experts(
+        ExpertsCall(hidden, shared, ids[:, :1] * 0, torch.ones(5, 1, dtype=dtype))
+    ).float()
     for slot, page in enumerate(pages):
         if not is_foreign_page(page):
             only = torch.zeros(5, 1, dtype=torch.int64)
-            alone = packed_experts(hidden, page[None], only, torch.ones(5, 1, dtype=dtype)).float()
+            alone = packed_experts(
+                ExpertsCall(hidden, page[None], only, torch.ones(5, 1, dtype=dtype))
+            ).float()
         else:
             layout = read_foreign_page(page)
             gate, up, down = (foreign_weight(page, layout, index) for index in range(3))
@@ -228,9 +233,9 @@ def test_the_operator_computes_them(names: tuple[str, str], dtype: torch.dtype) 
 def test_they_need_no_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
     slots = pattern_page("qint2g32")[None]
     arguments = (torch.randn(3, 80), slots, torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 1))
-    fast = packed_experts(*arguments)
-    monkeypatch.setattr(native, "_find", lambda: (None, "to compute in torch"))
-    assert torch.equal(packed_experts(*arguments), fast)
+    fast = packed_experts(ExpertsCall(*arguments))
+    monkeypatch.setattr(native, "find_module", lambda: (None, "to compute in torch"))
+    assert torch.equal(packed_experts(ExpertsCall(*arguments)), fast)
 
 
 def test_a_token_that_is_no_number_and_a_page_of_another_model_are_refused() -> None:
@@ -238,9 +243,9 @@ def test_a_token_that_is_no_number_and_a_page_of_another_model_are_refused() -> 
     hidden = torch.ones(2, 80)
     hidden[1, 3] = torch.nan
     with pytest.raises(UsageError, match="a NaN or an infinity in token 1"):
-        packed_experts(hidden, slots, only, torch.ones(2, 1))
+        packed_experts(ExpertsCall(hidden, slots, only, torch.ones(2, 1)))
     with pytest.raises(ModelUnusable, match="the slot of expert 0 holds no page of hidden size 96"):
-        packed_experts(torch.ones(2, 96), slots, only, torch.ones(2, 1))
+        packed_experts(ExpertsCall(torch.ones(2, 96), slots, only, torch.ones(2, 1)))
 
 
 def spoil_name(raw: dict[str, dict[str, str]], tensors: dict[str, torch.Tensor]) -> None:

@@ -9,8 +9,9 @@ import torch
 
 from ernie_local.errors import UsageError
 from ernie_local.kernels import reference
-from ernie_local.kernels.triton.attention import STRETCH, decode_attention
-from ernie_local.kernels.triton.gpu import Gpu
+from ernie_local.kernels.arguments import LayerStorage, NewToken
+from ernie_local.kernels.triton.attention import STRETCH, attend
+from ernie_local.kernels.triton.device import TritonDevice
 from tests.runtime.kernel_tolerances import BFLOAT16, FLOAT16, relative_error
 
 LENGTHS = [
@@ -41,13 +42,13 @@ def random_cache(kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype
 
 
 def both(
-    new: list[Any], cache: Cache, length: int, gpu: Gpu
+    new: list[Any], cache: Cache, length: int, gpu: TritonDevice
 ) -> tuple[torch.Tensor, torch.Tensor, Cache, Cache]:
     """What the kernels and plain torch compute, and the caches after it."""
     ours: Cache = [None if part is None else part.clone() for part in cache]
     theirs: Cache = [None if part is None else part.clone() for part in cache]
-    actual = decode_attention(*[*new, *ours, torch.tensor([length]), gpu])
-    expected = reference.decode_attention(*[*new, *theirs, length])
+    actual = attend(NewToken(*new), LayerStorage(*ours), torch.tensor([length]), gpu)
+    expected = reference.plain_attention(NewToken(*new), LayerStorage(*theirs), length)
     return actual, expected, ours, theirs
 
 
@@ -59,7 +60,7 @@ def test_attention_over_all_that_is_cached(
     sizes: tuple[int, int, int], dtype: torch.dtype, length: int, capacity: int
 ) -> None:
     cache = random_cache(sizes[1], capacity, sizes[2], dtype)
-    actual, expected, ours, theirs = both(new_token(*sizes), cache, length, Gpu())
+    actual, expected, ours, theirs = both(new_token(*sizes), cache, length, TritonDevice())
     assert relative_error(actual, expected) < FLOAT16
     for our, their in zip(ours, theirs, strict=True):
         if our is not None and their is not None:
@@ -69,7 +70,7 @@ def test_attention_over_all_that_is_cached(
 
 def test_bfloat16_cache() -> None:
     cache = random_cache(4, 70, 128, torch.bfloat16)
-    actual, expected, ours, theirs = both(new_token(*REAL), cache, 66, Gpu(torch.bfloat16))
+    actual, expected, ours, theirs = both(new_token(*REAL), cache, 66, TritonDevice(torch.bfloat16))
     assert relative_error(actual, expected) < BFLOAT16
     assert ours[0] is not None
     assert theirs[0] is not None
@@ -78,7 +79,7 @@ def test_bfloat16_cache() -> None:
 
 def test_gpus_without_tensor_cores_compute_the_same() -> None:
     cache = random_cache(4, 70, 128, torch.int8)
-    actual, expected, _, _ = both(new_token(*REAL), cache, 66, Gpu(uses_tensor_cores=False))
+    actual, expected, _, _ = both(new_token(*REAL), cache, 66, TritonDevice(uses_tensor_cores=False))
     assert relative_error(actual, expected) < FLOAT16
 
 
@@ -88,7 +89,7 @@ def test_queries_beyond_float16_do_not_overflow() -> None:
     new[1] *= 1e-5
     cache = random_cache(2, 20, 24, torch.float16)
     cache[0] = (torch.randn(2, 20, 24) * 1e-5).half()
-    actual, expected, _, _ = both(new, cache, 10, Gpu())
+    actual, expected, _, _ = both(new, cache, 10, TritonDevice())
     assert bool(actual.isfinite().all())
     # Scores are tens, and off by as much of one as float16 rounds queries: weights by that factor of e.
     assert relative_error(actual, expected) < 0.05
@@ -99,13 +100,15 @@ def test_queries_beyond_float16_do_not_overflow() -> None:
 def test_a_nan_makes_every_head_that_sees_it_nan(dtype: torch.dtype, part: int) -> None:
     new = new_token(*ODD)
     new[part][0, 3] = torch.nan
-    actual, expected, _, _ = both(new, random_cache(2, 20, 24, dtype), 10, Gpu())
+    actual, expected, _, _ = both(new, random_cache(2, 20, 24, dtype), 10, TritonDevice())
     assert torch.equal(actual.isnan(), expected.isnan())
 
 
 @pytest.mark.parametrize(
-    ("dtype", "gpu"), [(torch.float32, Gpu()), (torch.bfloat16, Gpu(uses_tensor_cores=False))], ids=str
+    ("dtype", "gpu"),
+    [(torch.float32, TritonDevice()), (torch.bfloat16, TritonDevice(uses_tensor_cores=False))],
+    ids=str,
 )
-def test_caches_that_no_gpu_multiplies_are_refused(dtype: torch.dtype, gpu: Gpu) -> None:
+def test_caches_that_no_gpu_multiplies_are_refused(dtype: torch.dtype, gpu: TritonDevice) -> None:
     with pytest.raises(UsageError, match=rf"a cache in {dtype}, this GPU multiplies"):
         both(new_token(*ODD), random_cache(2, 20, 24, dtype), 10, gpu)

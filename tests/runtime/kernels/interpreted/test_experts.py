@@ -7,9 +7,9 @@ import torch
 
 from ernie_local.errors import UsageError
 from ernie_local.kernels import reference
-from ernie_local.kernels.checks import ABSENT_SLOT
-from ernie_local.kernels.triton.experts import MOST_ONE_BY_ONE, add_packed_experts
-from ernie_local.kernels.triton.gpu import Gpu
+from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall
+from ernie_local.kernels.triton.device import TritonDevice
+from ernie_local.kernels.triton.experts import MOST_ONE_BY_ONE, add_experts
 from ernie_local.packing import PageLayout, find_format, pack_page
 from tests.runtime.kernel_tolerances import (
     EXACT,
@@ -54,7 +54,11 @@ def choices(num_tokens: int, num_experts: int, top_k: int = 2) -> tuple[torch.Te
 
 
 def compare(
-    bank: Bank, num_tokens: int, places: torch.Tensor, shared: Bank | None = None, gpu: Gpu | None = None
+    bank: Bank,
+    num_tokens: int,
+    places: torch.Tensor,
+    shared: Bank | None = None,
+    gpu: TritonDevice | None = None,
 ) -> float:
     hidden, ids, weights = choices(num_tokens, len(bank.places))
     page, layout = None, None
@@ -62,9 +66,13 @@ def compare(
         page, layout = shared.units[shared.places[0] :].flatten()[None], shared.layouts[0]
     expected = torch.randn(num_tokens, HIDDEN)
     actual = expected.clone()
-    reference.add_packed_experts(expected, hidden, bank.units, ids, weights, page, places)
-    add_packed_experts(
-        actual, hidden, bank.units, ids, weights, page, places, bank.layouts, layout, gpu or Gpu()
+    reference.add_plain_experts(expected, ExpertsCall(hidden, bank.units, ids, weights, page, places))
+    add_experts(
+        actual,
+        ExpertsCall(hidden, bank.units, ids, weights, page, places),
+        bank.layouts,
+        layout,
+        gpu or TritonDevice(),
     )
     return relative_error(actual, expected)
 
@@ -96,8 +104,10 @@ def test_absent_experts_are_left_out(num_tokens: int, absent: list[int]) -> None
     assert compare(bank, num_tokens, places, Bank(("w2", "w2"))) < EXPERTS_FLOAT16
 
 
-@pytest.mark.parametrize("gpu", [Gpu(torch.bfloat16), Gpu(uses_tensor_cores=False)], ids=str)
-def test_other_gpus_compute_the_same(gpu: Gpu) -> None:
+@pytest.mark.parametrize(
+    "gpu", [TritonDevice(torch.bfloat16), TritonDevice(uses_tensor_cores=False)], ids=str
+)
+def test_other_gpus_compute_the_same(gpu: TritonDevice) -> None:
     bank = Bank(("w4", "w4"), ("w4", "w4"))
     limit = EXPERTS_BFLOAT16 if gpu.dtype == torch.bfloat16 else EXPERTS_FLOAT16
     assert compare(bank, MANY, bank.places, gpu=gpu) < limit
@@ -109,8 +119,8 @@ def test_without_places_an_expert_lies_in_its_own_slot(num_tokens: int) -> None:
     layouts = [layout_of(("w4", "w4"))]
     hidden, ids, weights = choices(num_tokens, 2)
     actual, expected = torch.zeros(2, num_tokens, HIDDEN)
-    reference.add_packed_experts(expected, hidden, pages, ids, weights)
-    add_packed_experts(actual, hidden, pages, ids, weights, None, None, layouts, None, Gpu())
+    reference.add_plain_experts(expected, ExpertsCall(hidden, pages, ids, weights))
+    add_experts(actual, ExpertsCall(hidden, pages, ids, weights, None, None), layouts, None, TritonDevice())
     assert relative_error(actual, expected) < EXPERTS_FLOAT16
 
 
@@ -123,14 +133,20 @@ def test_a_sum_made_in_several_calls_is_that_of_one_to_the_bit() -> None:
     def add(output: torch.Tensor, present: list[int]) -> torch.Tensor:
         places = torch.full((3,), ABSENT_SLOT)
         places[present] = bank.places[present]
-        add_packed_experts(output, hidden, bank.units, ids, weights, None, places, bank.layouts, None, Gpu())
+        add_experts(
+            output,
+            ExpertsCall(hidden, bank.units, ids, weights, None, places),
+            bank.layouts,
+            None,
+            TritonDevice(),
+        )
         return output
 
     at_once = add(start.clone(), [0, 1, 2])
     in_turn = add(add(start.clone(), [0, 1]), [2])
     assert torch.equal(at_once, in_turn)
     expected = start.clone()
-    reference.add_packed_experts(expected, hidden, bank.units, ids, weights, None, bank.places)
+    reference.add_plain_experts(expected, ExpertsCall(hidden, bank.units, ids, weights, None, bank.places))
     assert relative_error(at_once, expected) < EXACT
 
 
@@ -142,7 +158,9 @@ def test_a_page_of_an_unknown_layout_makes_its_tokens_nan(num_tokens: int) -> No
     ids[-1] = 1
     output = torch.zeros(num_tokens, HIDDEN)
     known = bank.layouts[:1]
-    add_packed_experts(output, hidden, bank.units, ids, weights, None, bank.places, known, None, Gpu())
+    add_experts(
+        output, ExpertsCall(hidden, bank.units, ids, weights, None, bank.places), known, None, TritonDevice()
+    )
     assert bool(output[-1].isnan().all())
     assert bool(output[:-1].isfinite().all())
 
@@ -153,8 +171,14 @@ def test_large_inner_activations_do_not_overflow(num_tokens: int) -> None:
     hidden, ids, weights = choices(num_tokens, 1)
     hidden *= 300  # their gate times up is some 1e6 and more
     expected, actual = torch.zeros(2, num_tokens, HIDDEN)
-    reference.add_packed_experts(expected, hidden, bank.units, ids, weights, None, bank.places)
-    add_packed_experts(actual, hidden, bank.units, ids, weights, None, bank.places, bank.layouts, None, Gpu())
+    reference.add_plain_experts(expected, ExpertsCall(hidden, bank.units, ids, weights, None, bank.places))
+    add_experts(
+        actual,
+        ExpertsCall(hidden, bank.units, ids, weights, None, bank.places),
+        bank.layouts,
+        None,
+        TritonDevice(),
+    )
     assert relative_error(actual, expected) < EXPERTS_FLOAT16
 
 
@@ -162,8 +186,12 @@ def test_no_tokens_add_nothing() -> None:
     bank = Bank(("w4", "w4"))
     empty = torch.empty(0, HIDDEN)
     ids = torch.empty(0, 2, dtype=torch.int64)
-    add_packed_experts(
-        empty, empty, bank.units, ids, torch.empty(0, 2), None, bank.places, bank.layouts, None, Gpu()
+    add_experts(
+        empty,
+        ExpertsCall(empty, bank.units, ids, torch.empty(0, 2), None, bank.places),
+        bank.layouts,
+        None,
+        TritonDevice(),
     )
 
 
@@ -172,6 +200,10 @@ def test_layouts_of_two_sizes_are_refused() -> None:
     layouts = [*bank.layouts, *Bank(("w4", "w4"), hidden_size=2 * HIDDEN).layouts]
     hidden, ids, weights = choices(1, 1)
     with pytest.raises(UsageError, match=r"pages of 2 sizes .*\(80, 48\), \(160, 48\)"):
-        add_packed_experts(
-            hidden.clone(), hidden, bank.units, ids, weights, None, bank.places, layouts, None, Gpu()
+        add_experts(
+            hidden.clone(),
+            ExpertsCall(hidden, bank.units, ids, weights, None, bank.places),
+            layouts,
+            None,
+            TritonDevice(),
         )

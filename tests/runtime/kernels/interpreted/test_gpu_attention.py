@@ -7,8 +7,9 @@ import torch
 
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.engine import Engine
-from ernie_local.kernels import cuda_ops
-from ernie_local.kernels.triton.gpu import Gpu
+from ernie_local.kernels import gpu
+from ernie_local.kernels.attention import attend_token, gpu_attends
+from ernie_local.kernels.triton.device import TritonDevice
 from ernie_local.model import attention
 from tests.runtime import paged_models
 from tests.runtime.kernel_tolerances import FLOAT16, relative_error
@@ -20,9 +21,9 @@ def test_logits_are_those_without_it(monkeypatch: pytest.MonkeyPatch, kv_dtype: 
     found = {}
     for name in ("torch", "kernel"):
         if name == "kernel":
-            monkeypatch.setattr(cuda_ops, "find_gpu", lambda device: Gpu())
-            assert cuda_ops.gpu_attends(torch.device("cuda"), kv_dtype)
-            monkeypatch.setattr(attention, "token_kernel", lambda device, kv_dtype: cuda_ops.attend_token)
+            monkeypatch.setattr(gpu, "find_triton", lambda device, gpu_kernels="auto": TritonDevice())
+            assert gpu_attends(torch.device("cuda"), kv_dtype)
+            monkeypatch.setattr(attention, "token_kernel", lambda *given: attend_token)
         engine = Engine(model, 300, kv_dtype)
         engine.prefill(list(range(20, 280)))  # more than one stretch
         found[name] = torch.stack([engine.decode(token) for token in (60, 61, 62)])

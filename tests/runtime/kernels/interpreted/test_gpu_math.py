@@ -9,17 +9,15 @@ import torch
 
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
-from ernie_local.experts import gpu_math as gpu_math_module
 from ernie_local.experts.build import page_ranges, stored_page_bytes
 from ernie_local.experts.disk import PageStore
 from ernie_local.experts.gpu_math import TritonPageMath
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.memory import PageMemory
-from ernie_local.kernels import cuda_ops, reference
-from ernie_local.kernels.checks import ABSENT_SLOT
-from ernie_local.kernels.triton.gpu import Gpu
+from ernie_local.kernels import gpu, reference
+from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall
+from ernie_local.kernels.triton.device import TritonDevice
 from ernie_local.loading.expert_math import gpu_math
-from ernie_local.model.moe import RoutedTokens
 from tests.runtime.kernel_tolerances import EXACT, relative_error
 
 LAYER = 1
@@ -27,8 +25,8 @@ LAYER = 1
 
 @pytest.fixture(autouse=True)
 def any_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_ops, "triton_missing", lambda device: None)
-    monkeypatch.setattr(gpu_math_module, "gpu_of", lambda device: Gpu())
+    monkeypatch.setattr(gpu, "triton_missing", lambda device, gpu_kernels="auto": None)
+    monkeypatch.setattr(gpu, "find_triton", lambda device, gpu_kernels="auto": TritonDevice())
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +54,13 @@ def test_some_experts_of_nano_and_its_shared_page(directory: Path, bank: str) ->
     places = torch.full((config.text.banks[0].num_experts,), ABSENT_SLOT)
     places[chosen] = torch.arange(3) * units
     ids = torch.tensor([[3, 0], [7, 5]])  # 5 is computed elsewhere
-    tokens = RoutedTokens(LAYER, keys[0].bank, torch.randn(2, hidden_size), ids, torch.rand(2, 2))
-    math = gpu_math(config, torch.device("cuda"))
+    hidden, weights = torch.randn(2, hidden_size), torch.rand(2, 2)
+    math = gpu_math(config, torch.device("cuda"))[LAYER, keys[0].bank]
     assert isinstance(math, TritonPageMath)
     for page in (None, shared):
         actual, expected = torch.randn(2, hidden_size).repeat(2, 1, 1)
         expected = expected.clone()
-        math.add(actual, memory, tokens._replace(shared_page=page), places)
-        reference.add_packed_experts(
-            expected, tokens.hidden, memory, ids, tokens.expert_weights, page, places
-        )
+        call = ExpertsCall(hidden, memory, ids, weights, page, places)
+        math.add(actual, call)
+        reference.add_plain_experts(expected, call)
         assert relative_error(actual, expected) < EXACT

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ernie_local.kernels import reference
-from ernie_local.kernels.triton.gpu import Gpu
-from ernie_local.kernels.triton.linear import packed_linear
-from ernie_local.kernels.triton.rows import packed_rows
+from ernie_local.kernels.arguments import PackedMatrix
+from ernie_local.kernels.triton.device import TritonDevice
+from ernie_local.kernels.triton.linear import look_up_rows, multiply_tokens
 from ernie_local.packing import FORMATS, dequantize, pack_matrix
 from tests.runtime.kernel_tolerances import BFLOAT16, EXACT, FLOAT16, relative_error
 from tests.runtime.random_matrices import random_matrix
@@ -24,8 +24,8 @@ def test_linear_is_the_product_with_the_dequantized_matrix(
 ) -> None:
     packed = pack_matrix(random_matrix(name, rows, columns, seed=rows))
     tokens = torch.randn(num_tokens, columns, generator=torch.Generator().manual_seed(columns))
-    actual = packed_linear(tokens, packed, FORMATS[name], rows, Gpu())
-    expected = reference.packed_linear(tokens, packed, FORMATS[name], rows)
+    actual = multiply_tokens(tokens, packed, FORMATS[name], rows, TritonDevice())
+    expected = reference.plain_linear(tokens, PackedMatrix(packed, name, rows))
     assert actual.dtype == torch.float32
     assert relative_error(actual, expected) < (EXACT if num_tokens <= 2 else FLOAT16)
 
@@ -34,33 +34,36 @@ def test_linear_is_the_product_with_the_dequantized_matrix(
 def test_rows_are_dequantized(name: str) -> None:
     matrix = random_matrix(name, 40, 144)
     row_ids = torch.tensor([39, 0, 17, 17])
-    actual = packed_rows(row_ids, pack_matrix(matrix), FORMATS[name], 144)
+    actual = look_up_rows(row_ids, pack_matrix(matrix), FORMATS[name], 144)
     torch.testing.assert_close(actual, dequantize(matrix)[row_ids], rtol=1e-6, atol=1e-6)
 
 
 def test_no_tokens_make_no_rows() -> None:
     packed = pack_matrix(random_matrix("w4", 16, 64))
-    assert packed_linear(torch.empty(0, 64), packed, FORMATS["w4"], 16, Gpu()).shape == (0, 16)
-    assert packed_rows(torch.empty(0, dtype=torch.int64), packed, FORMATS["w4"], 64).shape == (0, 64)
+    assert multiply_tokens(torch.empty(0, 64), packed, FORMATS["w4"], 16, TritonDevice()).shape == (0, 16)
+    assert look_up_rows(torch.empty(0, dtype=torch.int64), packed, FORMATS["w4"], 64).shape == (0, 64)
 
 
 @pytest.mark.parametrize(
     ("gpu", "limit"),
-    [(Gpu(torch.bfloat16), BFLOAT16), (Gpu(torch.float16, uses_tensor_cores=False), FLOAT16)],
+    [
+        (TritonDevice(torch.bfloat16), BFLOAT16),
+        (TritonDevice(torch.float16, uses_tensor_cores=False), FLOAT16),
+    ],
     ids=["bfloat16", "without tensor cores"],
 )
-def test_other_gpus_compute_the_same(gpu: Gpu, limit: float) -> None:
+def test_other_gpus_compute_the_same(gpu: TritonDevice, limit: float) -> None:
     packed = pack_matrix(random_matrix("w4", 72, 144))
     tokens = torch.randn(5, 144)
-    expected = reference.packed_linear(tokens, packed, FORMATS["w4"], 72)
-    assert relative_error(packed_linear(tokens, packed, FORMATS["w4"], 72, gpu), expected) < limit
+    expected = reference.plain_linear(tokens, PackedMatrix(packed, "w4", 72))
+    assert relative_error(multiply_tokens(tokens, packed, FORMATS["w4"], 72, gpu), expected) < limit
 
 
 def test_rows_beyond_float16_do_not_overflow() -> None:
     packed = pack_matrix(random_matrix("w4", 16, 144))
     tokens = torch.randn(4, 144) * torch.tensor([[1e7], [1.0], [4e4], [1e-3]])
-    actual = packed_linear(tokens, packed, FORMATS["w4"], 16, Gpu())
-    expected = reference.packed_linear(tokens, packed, FORMATS["w4"], 16)
+    actual = multiply_tokens(tokens, packed, FORMATS["w4"], 16, TritonDevice())
+    expected = reference.plain_linear(tokens, PackedMatrix(packed, "w4", 16))
     for row in range(4):
         assert relative_error(actual[row], expected[row]) < FLOAT16
 
@@ -70,11 +73,14 @@ def test_a_nan_stays_in_its_own_row(num_tokens: int) -> None:
     packed = pack_matrix(random_matrix("w8", 16, 144))
     tokens = torch.randn(num_tokens, 144)
     tokens[-1, 100] = torch.nan
-    actual = packed_linear(tokens, packed, FORMATS["w8"], 16, Gpu())
+    actual = multiply_tokens(tokens, packed, FORMATS["w8"], 16, TritonDevice())
     assert bool(actual[-1].isnan().all())
     assert bool(actual[:-1].isfinite().all())
 
 
 def test_output_has_the_dtype_of_the_tokens() -> None:
     packed = pack_matrix(random_matrix("w4", 16, 64))
-    assert packed_linear(torch.randn(1, 64).half(), packed, FORMATS["w4"], 16, Gpu()).dtype == torch.float16
+    assert (
+        multiply_tokens(torch.randn(1, 64).half(), packed, FORMATS["w4"], 16, TritonDevice()).dtype
+        == torch.float16
+    )

@@ -1,7 +1,7 @@
-"""nf4 matrices unpacked by bitsandbytes' own kernels, where they lie; and why these cannot, if they cannot.
+"""Unpacks nf4 matrices by bitsandbytes' own kernels on their device, and says why where these cannot run.
 
-Knows bitsandbytes' operators, which are imported when asked for. Which matrix is unpacked is the caller's.
-Not run on a GPU yet: on the processor the same calls are held to plain torch.
+bitsandbytes is imported when asked for. Not run on a GPU yet: on the processor the same calls are tested
+against plain torch.
 """
 
 from __future__ import annotations

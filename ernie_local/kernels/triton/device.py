@@ -1,6 +1,7 @@
-"""What a kernel is compiled for: the numbers of one packed matrix, and those of one kind of page.
+"""Holds what kernels are compiled for: a GPU's abilities, and the numbers of a matrix or a kind of page.
 
-Numbers alone, taken from ernie_local/packing; a kernel gets them as one constant. Knows no Triton.
+Pure numbers; nothing asks the driver. The sizes of programs are chosen for registers and shared memory as the
+compiler reports them (docs/performance.md). A kernel gets a shape as one constant.
 """
 
 from __future__ import annotations
@@ -8,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+import triton
+
 from ernie_local.errors import UsageError
 from ernie_local.packing import TILE_ROWS, LowBitFormat, PageLayout
 
 _BLOCK_BITS = 32  # of one row in a block of codes
 _W3_LOW_BITS = 2  # the third lies in a plane of its own
+_TENSOR_CORES_FROM = (8, 0)  # Triton uses none before Ampere, though Turing has some
+MULTIPLIED_DTYPES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +116,38 @@ def shapes_of_bank(layouts: Sequence[PageLayout]) -> tuple[PageShape, ...]:
             "pass the layouts of one bank",
         )
     return shapes
+
+
+@dataclass(frozen=True, slots=True)
+class TritonDevice:
+    """A GPU's abilities. dtype: many tokens are rounded to it before products; sums are float32."""
+
+    dtype: torch.dtype = torch.float16
+    uses_tensor_cores: bool = True
+
+    @staticmethod
+    def of_capability(capability: tuple[int, int], dtype: torch.dtype = torch.float16) -> TritonDevice:
+        """The device with this compute capability. UsageError for a dtype that it does not multiply."""
+        uses_tensor_cores = capability >= _TENSOR_CORES_FROM
+        if dtype not in MULTIPLIED_DTYPES or (dtype == torch.bfloat16 and not uses_tensor_cores):
+            raise UsageError(
+                f"a GPU of compute capability {capability[0]}.{capability[1]} multiplies no {dtype}",
+                "kernels multiply float16 on every GPU, bfloat16 from 8.0 on, and add in float32",
+                "use float16: rows that would leave its range are divided by a power of two first",
+            )
+        return TritonDevice(dtype, uses_tensor_cores)
+
+    def sizes_for_many(self, shape: TileShape, num_tokens: int) -> dict[str, int]:
+        """Of a program of `multiply_many`: tokens, rows, blocks at a time, and how it is compiled."""
+        tokens = min(64, max(16, triton.next_power_of_2(num_tokens)))
+        if not self.uses_tensor_cores:
+            return {"TOKENS": tokens, "ROWS": 32, "BLOCKS": 16, "num_warps": 8, "num_stages": 2}
+        # A block of w8 has few columns, and a step is worth its price from 128 on.
+        blocks = max(16, 128 // shape.block_columns)
+        return {"TOKENS": tokens, "ROWS": 64, "BLOCKS": blocks, "num_warps": 4, "num_stages": 2}
+
+    def sizes_for_attention(self) -> dict[str, int]:
+        """Of a program of `attend_stretch`: tokens at a time, and how it is compiled."""
+        if not self.uses_tensor_cores:
+            return {"AT_ONCE": 16, "num_warps": 8, "num_stages": 1}
+        return {"AT_ONCE": 64, "num_warps": 4, "num_stages": 2}

@@ -1,6 +1,7 @@
-"""Memory for weights that are streamed: in huge pages where the system gives them.
+"""Allocates host memory in huge pages, and sends tensors of the host to a GPU without waiting.
 
-With 4 KiB pages a stream asks for a new translation, and the hardware's prefetchers stop, every 4 KiB.
+With 4 KiB pages a stream of weights asks for a new translation, and the hardware's prefetchers stop, every 4
+KiB.
 """
 
 from __future__ import annotations
@@ -39,3 +40,14 @@ def map_bytes(num_bytes: int) -> tuple[mmap.mmap, torch.Tensor]:
     everything = torch.frombuffer(mapping, dtype=torch.uint8)
     start = -everything.data_ptr() % HUGE_PAGE
     return mapping, everything[start : start + num_bytes]
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor`, on the host, as `device` sees it; the very tensor where that is the host.
+
+    To a GPU through page-locked memory, which torch keeps until it has been copied: of any other memory the
+    host waits until all work before the copy is done.
+    """
+    if device.type == "cpu":
+        return tensor
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)

@@ -1,7 +1,9 @@
-"""Experts of few tokens: each choice of an expert by a token by itself, in float32. Kernels and their start.
+"""Computes the experts of few tokens in float32: each choice of an expert by a token by itself.
 
 A choice has a row in what lies between the kernels. What absent experts and pages of other layouts would fill
-stays as it is; add_choices.py knows which rows count.
+stays as it is; experts.py knows which rows count. `slots` is the memory with the pages, `places` says at
+which slot an expert's page begins; a negative place means that the expert is computed elsewhere. A page of
+another layout than the kernel's is left to the kernel for that layout.
 """
 
 from __future__ import annotations
@@ -12,28 +14,40 @@ import torch
 import triton
 import triton.language as tl
 
-from ernie_local.kernels.triton.multiply_one import blocks_at_a_time, multiply_one
-from ernie_local.kernels.triton.page_table import find_place, has_header
-from ernie_local.kernels.triton.tile_shape import PageShape
+from ernie_local.kernels.arguments import ExpertsCall
+from ernie_local.kernels.triton.device import PageShape
+from ernie_local.kernels.triton.unpack import blocks_at_a_time, multiply_one
 from ernie_local.packing import TILE_ROWS
 
 
-def experts_of_one(
-    hidden: torch.Tensor,
-    slots: torch.Tensor,
-    expert_ids: torch.Tensor,
-    places: torch.Tensor | None,
-    shapes: Sequence[PageShape],
-) -> torch.Tensor:
+@triton.jit
+def find_place(expert_id: tl.tensor, places: tl.tensor):
+    """Slot of the expert's page, int64; without a table it is the expert's number."""
+    if places is None:
+        place = expert_id.to(tl.int64)
+    else:
+        place = tl.load(places + expert_id).to(tl.int64)
+    return place
+
+
+@triton.jit
+def has_header(page: tl.tensor, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """Whether a page begins with these 16 bytes."""
+    halves = page.to(tl.pointer_type(tl.int64))
+    return (tl.load(halves) == LOW) & (tl.load(halves + 1) == HIGH)
+
+
+def experts_of_one(call: ExpertsCall, shapes: Sequence[PageShape]) -> torch.Tensor:
     """(choices, hidden_size) float32, unweighted, choice `token * top_k + i` in that row.
 
-    hidden: (tokens, hidden_size); expert_ids: (tokens, top_k); both contiguous, the rest as in experts.py.
+    hidden and expert_ids of the call are contiguous.
     """
-    choices, top_k = expert_ids.numel(), expert_ids.shape[1]
+    hidden, slots = call.hidden, call.slots
+    choices, top_k = call.expert_ids.numel(), call.expert_ids.shape[1]
     inner_size, hidden_size = shapes[0].inner_size, shapes[0].hidden_size
     inner = torch.empty(choices, inner_size, dtype=torch.float32, device=hidden.device)
     parts = torch.empty(choices, hidden_size, dtype=torch.float32, device=hidden.device)
-    where = (slots, expert_ids, places)
+    where = (slots, call.expert_ids, call.places)
     for shape in shapes:
         gate_and_up[(inner_size // TILE_ROWS, choices)](
             hidden,

@@ -1,6 +1,6 @@
-"""Work on a GPU that is recorded once and replayed: one call of the host in place of a hundred.
+"""Records work on a GPU once and replays it (CUDA graphs): one call of the host in place of a hundred.
 
-Owns how torch records (CUDA graphs). Knows nothing of what is recorded. Not run on a GPU yet.
+Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _CudaGraph(Generic[Outputs]):
         self.graph.replay()
 
 
-class CudaGraphs:
+class CudaGraphRecorder:
     """A Recorder on a CUDA GPU. Its graphs share one pool of memory, so they have to be replayed in turn."""
 
     def __init__(self, device: torch.device) -> None:
@@ -56,7 +56,7 @@ class CudaGraphs:
         self._alive: WeakSet[_CudaGraph[Any]] = WeakSet()
 
     def record(self, run: Callable[[], Outputs]) -> Recorded[Outputs]:
-        """See Recorder.record."""
+        """Run it twice and record it, on a stream that is not the current one."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UP_RUNS):

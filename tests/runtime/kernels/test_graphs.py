@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ernie_local.kernels.graph_recorder import CudaGraphs
+from ernie_local.kernels.graphs import CudaGraphRecorder
 
 DEVICE = torch.device("cuda", 0)
 
@@ -85,7 +85,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 def test_all_pieces_share_a_pool_and_a_stream(cuda: FakeCuda) -> None:
-    recorder = CudaGraphs(DEVICE)
+    recorder = CudaGraphRecorder(DEVICE)
     run_on: list[object] = []
     kept = [recorder.record(lambda: run_on.append(cuda.current)) for _ in range(3)]
     assert list(cuda.users.values()) == [len(kept)]
@@ -96,7 +96,7 @@ def test_all_pieces_share_a_pool_and_a_stream(cuda: FakeCuda) -> None:
 
 def test_recording_goes_on_when_all_graphs_were_dropped(cuda: FakeCuda) -> None:
     """As when a cache grew, or a conversation ended and another begins."""
-    recorder = CudaGraphs(DEVICE)
+    recorder = CudaGraphRecorder(DEVICE)
     kept = [recorder.record(int) for _ in range(3)]
     kept.clear()
     kept += [recorder.record(int) for _ in range(3)]
@@ -104,7 +104,7 @@ def test_recording_goes_on_when_all_graphs_were_dropped(cuda: FakeCuda) -> None:
 
 
 def test_one_conversation_keeps_the_pool_for_others(cuda: FakeCuda) -> None:
-    recorder = CudaGraphs(DEVICE)
+    recorder = CudaGraphRecorder(DEVICE)
     first, second = [recorder.record(int)], [recorder.record(int)]
     first.clear()
     first.append(recorder.record(int))
@@ -116,7 +116,7 @@ def test_an_interrupted_first_recording_is_done_again(cuda: FakeCuda) -> None:
         if cuda.recorded_on:
             raise KeyboardInterrupt
 
-    recorder = CudaGraphs(DEVICE)
+    recorder = CudaGraphRecorder(DEVICE)
     with pytest.raises(KeyboardInterrupt):
         recorder.record(interrupt)
     kept = recorder.record(int)

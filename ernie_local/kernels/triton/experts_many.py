@@ -1,48 +1,85 @@
-"""Experts of many tokens: a program multiplies some tokens of one expert. Kernels and their start.
+"""Computes the experts of many tokens: a program multiplies some tokens of one expert.
 
-token_groups.py says which those are. Rows between the kernels are choices, sorted by expert.
+Choices are sorted by expert first, and cut into tiles of one expert each, in plain torch on any device: every
+shape follows from the shapes that come in, so that a GPU never has to tell the host a number. Rows between
+the kernels are choices, sorted by expert.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from ernie_local.kernels.triton.gpu import Gpu
-from ernie_local.kernels.triton.multiply_many import multiply_many
-from ernie_local.kernels.triton.ordered import Ordered, ordered
-from ernie_local.kernels.triton.page_table import find_place, has_header
-from ernie_local.kernels.triton.tile_shape import PageShape
-from ernie_local.kernels.triton.token_groups import group_tokens
+from ernie_local.kernels.arguments import ExpertsCall
+from ernie_local.kernels.triton.activations import Ordered, ordered
+from ernie_local.kernels.triton.device import PageShape, TritonDevice
+from ernie_local.kernels.triton.experts_one import find_place, has_header
+from ernie_local.kernels.triton.unpack import multiply_many
+
+NO_EXPERT = -1  # of a tile beyond the last one
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGroups:
+    """Choices are counted token by token: choice `token * top_k + i`. All int64."""
+
+    sorted_choices: torch.Tensor  # (choices,) by expert, then by token
+    positions: torch.Tensor  # (choices,) where each choice lies among the sorted ones
+    tile_experts: torch.Tensor  # (tiles,)
+    tile_firsts: torch.Tensor  # (tiles,) the tile's first sorted choice
+    tile_ends: torch.Tensor  # (tiles,) where its expert's choices end
+
+
+def group_tokens(expert_ids: torch.Tensor, num_experts: int, tile_tokens: int) -> TokenGroups:
+    """expert_ids: (tokens, top_k) int64, below `num_experts`; tile_tokens: of a tile at most."""
+    flat = expert_ids.flatten()
+    sorted_ids, sorted_choices = flat.sort(stable=True)
+    every = torch.arange(num_experts + 1, device=flat.device)
+    bounds = torch.searchsorted(sorted_ids, every)  # (experts + 1,) first choice of each
+    tiles_before = ((bounds.diff() + tile_tokens - 1) // tile_tokens).cumsum(0)  # (experts,) and of its own
+    num_tiles = len(flat) // tile_tokens + min(num_experts, len(flat))
+    tiles = torch.arange(num_tiles, device=flat.device)
+    experts = torch.searchsorted(tiles_before, tiles, right=True)  # num_experts beyond the last tile
+    known = experts.clamp(max=num_experts - 1)
+    own_tiles = (bounds[known + 1] - bounds[known] + tile_tokens - 1) // tile_tokens
+    index = tiles - (tiles_before[known] - own_tiles)  # of the tile among its expert's
+    positions = torch.empty_like(sorted_choices)
+    positions[sorted_choices] = torch.arange(len(flat), device=flat.device)
+    return TokenGroups(
+        sorted_choices=sorted_choices,
+        positions=positions,
+        tile_experts=torch.where(experts < num_experts, experts, NO_EXPERT),
+        tile_firsts=bounds[known] + index * tile_tokens,
+        tile_ends=bounds[known + 1],
+    )
 
 
 def experts_of_many(
-    hidden: torch.Tensor,
-    slots: torch.Tensor,
-    expert_ids: torch.Tensor,
-    places: torch.Tensor | None,
-    shapes: Sequence[PageShape],
-    gpu: Gpu,
+    call: ExpertsCall, shapes: Sequence[PageShape], device: TritonDevice
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(choices, hidden_size) float32, unweighted, and (choices,) int64: in which row each choice lies.
 
-    hidden: (tokens, hidden_size); expert_ids: (tokens, top_k); both contiguous, the rest as in experts.py.
+    hidden and expert_ids of the call are contiguous.
     """
+    hidden, slots, expert_ids, places = call.hidden, call.slots, call.expert_ids, call.places
     choices, top_k = expert_ids.numel(), expert_ids.shape[1]
     inner_size, hidden_size = shapes[0].inner_size, shapes[0].hidden_size
     num_experts = slots.shape[0] if places is None else places.shape[0]
     per_expert = max(1, choices // num_experts)
-    groups = group_tokens(expert_ids, num_experts, gpu.sizes_for_many(shapes[0].down, per_expert)["TOKENS"])
+    groups = group_tokens(
+        expert_ids, num_experts, device.sizes_for_many(shapes[0].down, per_expert)["TOKENS"]
+    )
     tiles = (groups.tile_experts, groups.tile_firsts, groups.tile_ends)
     inner = torch.empty(choices, inner_size, dtype=torch.float32, device=hidden.device)
     parts = torch.empty(choices, hidden_size, dtype=torch.float32, device=hidden.device)
     inputs: dict[int, Ordered] = {}
     for shape in shapes:
-        sizes = gpu.sizes_for_many(shape.gate_up, per_expert)
-        tokens = _ordered_once(inputs, hidden, shape.gate_up.block_columns, gpu)
+        sizes = device.sizes_for_many(shape.gate_up, per_expert)
+        tokens = _ordered_once(inputs, hidden, shape.gate_up.block_columns, device)
         gate_and_up_of_many[(triton.cdiv(2 * inner_size, sizes["ROWS"]), len(tiles[0]))](
             tokens.numbers,
             tokens.row_scales,
@@ -58,8 +95,8 @@ def experts_of_many(
         )
     inputs = {}
     for shape in shapes:
-        sizes = gpu.sizes_for_many(shape.down, per_expert)
-        rows = _ordered_once(inputs, inner, shape.down.block_columns, gpu)
+        sizes = device.sizes_for_many(shape.down, per_expert)
+        rows = _ordered_once(inputs, inner, shape.down.block_columns, device)
         down_of_many[(triton.cdiv(hidden_size, sizes["ROWS"]), len(tiles[0]))](
             rows.numbers,
             rows.row_scales,
@@ -74,10 +111,19 @@ def experts_of_many(
     return parts, groups.positions
 
 
-def _ordered_once(inputs: dict[int, Ordered], rows: torch.Tensor, width: int, gpu: Gpu) -> Ordered:
+def _ordered_once(
+    inputs: dict[int, Ordered], rows: torch.Tensor, width: int, device: TritonDevice
+) -> Ordered:
     if width not in inputs:
-        inputs[width] = ordered(rows, width, gpu.dtype)
+        inputs[width] = ordered(rows, width, device.dtype)
     return inputs[width]
+
+
+@triton.jit
+def find_tile_place(expert_id: tl.tensor, places: tl.tensor):
+    """As find_place; negative also for a tile without an expert."""
+    place = find_place(tl.maximum(expert_id, 0), places)
+    return tl.where(expert_id < 0, -1, place)
 
 
 @triton.jit
@@ -104,10 +150,7 @@ def gate_and_up_of_many(
     sorted_choices: (choices,) int64; slots, places as everywhere.
     """
     tile = tl.program_id(1)
-    expert_id = tl.load(tile_experts + tile)
-    if expert_id < 0:
-        return
-    place = find_place(expert_id, places)
+    place = find_tile_place(tl.load(tile_experts + tile), places)
     if place < 0:
         return
     page = slots + place * SLOT_BYTES
@@ -157,10 +200,7 @@ def down_of_many(
 ):
     """down(inner) into parts, (choices, hidden_size) float32; program (ROWS rows, tile), as above."""
     tile = tl.program_id(1)
-    expert_id = tl.load(tile_experts + tile)
-    if expert_id < 0:
-        return
-    place = find_place(expert_id, places)
+    place = find_tile_place(tl.load(tile_experts + tile), places)
     if place < 0:
         return
     page = slots + place * SLOT_BYTES

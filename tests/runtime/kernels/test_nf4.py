@@ -17,11 +17,10 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.gpu_math import TorchPageMath
-from ernie_local.kernels import nf4_kernels, reference
-from ernie_local.kernels.gpu_kernels import CHOICE
-from ernie_local.kernels.nf4_kernels import Nf4KernelsMissing, dequantize_by_bitsandbytes, nf4_absence
+from ernie_local.kernels import nf4, reference
+from ernie_local.kernels.arguments import ExpertsCall
+from ernie_local.kernels.nf4 import Nf4KernelsMissing, dequantize_by_bitsandbytes, nf4_absence
 from ernie_local.loading.expert_math import check_triton_formats, gpu_math
-from ernie_local.model.moe import RoutedTokens
 from ernie_local.packing.foreign_formats import ForeignFormat
 from ernie_local.packing.foreign_matrix import _nf4_pairs, absmax_levels, dequantize_foreign, pack_foreign
 from ernie_local.packing.foreign_page import Dequantize
@@ -35,7 +34,7 @@ SHAPES = [(96, 192), (5, 192), (96, 48), (4, 80), (3, 48), (128, 2560)]
 
 @pytest.fixture(autouse=True)
 def afresh() -> None:
-    for cached in (_nf4_pairs, absmax_levels, nf4_absence, nf4_kernels.warn_without_nf4_kernels):
+    for cached in (_nf4_pairs, absmax_levels, nf4_absence, nf4.warn_without_nf4_kernels):
         cached.cache_clear()
 
 
@@ -67,14 +66,14 @@ def test_experts_are_those_of_the_reference(name: str, num_tokens: int, dequanti
     places = torch.tensor([2 * units, -1, 0, units])
     ids = torch.tensor([[0, 1], [3, 2], [1, 1]])[:num_tokens]  # 1 is computed elsewhere
     hidden = torch.randn(num_tokens, HIDDEN) / 100
-    tokens = RoutedTokens(0, "text", hidden, ids, torch.rand(num_tokens, 2))
+    call = ExpertsCall(hidden, memory, ids, torch.rand(num_tokens, 2), None, places)
     expected, actual = torch.zeros(2, num_tokens, HIDDEN)
-    reference.add_packed_experts(expected, hidden, memory, ids, tokens.expert_weights, None, places)
+    reference.add_plain_experts(expected, call)
     assert expected[0].abs().max() > 0
     for cached in (_nf4_pairs, absmax_levels):
         cached.cache_clear()
     with torch.device("meta"):
-        TorchPageMath(dequantize).add(actual, memory, tokens, places)
+        TorchPageMath(dequantize).add(actual, call)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -86,15 +85,15 @@ def test_nothing_is_unpacked_for_no_token() -> None:
         raise AssertionError("no expert was asked for")
 
     none = torch.empty(0, 2, dtype=torch.int64)
-    tokens = RoutedTokens(0, "vision", torch.empty(0, HIDDEN), none, torch.empty(0, 2))
+    places = torch.zeros(1, dtype=torch.int64)
+    call = ExpertsCall(torch.empty(0, HIDDEN), memory, none, torch.empty(0, 2), None, places)
     output = torch.empty(0, HIDDEN)
-    TorchPageMath(never).add(output, memory, tokens, torch.zeros(1, dtype=torch.int64))
+    TorchPageMath(never).add(output, call)
     assert output.shape == (0, HIDDEN)
-    absent = RoutedTokens(
-        0, "vision", torch.randn(1, HIDDEN), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1)
-    )
+    only, absent = torch.zeros(1, 1, dtype=torch.int64), torch.tensor([-1])
+    call = ExpertsCall(torch.randn(1, HIDDEN), memory, only, torch.ones(1, 1), None, absent)
     output = torch.zeros(1, HIDDEN)
-    TorchPageMath(never).add(output, memory, absent, torch.tensor([-1]))
+    TorchPageMath(never).add(output, call)
     assert not output.any()
 
 
@@ -106,8 +105,8 @@ def test_what_was_chosen_unpacks_each_matrix() -> None:
         return dequantize_foreign(packed, foreign, rows, columns)
 
     only, memory = torch.zeros(1, 1, dtype=torch.int64), pattern_page("nf4g64", HIDDEN, INNER).view(-1, 4096)
-    tokens = RoutedTokens(0, "text", torch.randn(1, HIDDEN), only, torch.ones(1, 1))
-    TorchPageMath(noted).add(torch.zeros(1, HIDDEN), memory, tokens, only[0])
+    call = ExpertsCall(torch.randn(1, HIDDEN), memory, only, torch.ones(1, 1), None, only[0])
+    TorchPageMath(noted).add(torch.zeros(1, HIDDEN), call)
     assert asked == [(INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)]
 
 
@@ -116,9 +115,7 @@ def test_bitsandbytes_runs_here() -> None:
 
 
 def test_kernels_that_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        nf4_kernels, "dequantize_by_bitsandbytes", lambda *given: dequantize_foreign(*given) + 0.5
-    )
+    monkeypatch.setattr(nf4, "dequantize_by_bitsandbytes", lambda *given: dequantize_foreign(*given) + 0.5)
     absence = nf4_absence(HOST)
     assert absence is not None
     assert absence.why == "they are 0.5 off in a test"
@@ -128,7 +125,7 @@ def test_kernels_that_do_not_run_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*_: object) -> torch.Tensor:
         raise RuntimeError("no kernel image\nmore")
 
-    monkeypatch.setattr(nf4_kernels, "dequantize_by_bitsandbytes", fail)
+    monkeypatch.setattr(nf4, "dequantize_by_bitsandbytes", fail)
     absence = nf4_absence(HOST)
     assert absence is not None
     assert absence.why == "they do not run here: no kernel image"
@@ -141,31 +138,31 @@ def nf4_config() -> ModelConfig:
     return dataclasses.replace(config, quantization=tables)
 
 
-def test_a_checkpoint_chooses_bitsandbytes(nf4_config: ModelConfig) -> None:
-    math = gpu_math(nf4_config, HOST)
+def chosen_math(nf4_config: ModelConfig, gpu_kernels: str = "auto") -> TorchPageMath:
+    """What computes experts of all banks alike."""
+    (math,) = set(gpu_math(nf4_config, HOST, gpu_kernels).values())
     assert isinstance(math, TorchPageMath)
-    assert math._foreign is dequantize_by_bitsandbytes
+    return math
+
+
+def test_a_checkpoint_chooses_bitsandbytes(nf4_config: ModelConfig) -> None:
+    math = chosen_math(nf4_config)
+    assert math.foreign is dequantize_by_bitsandbytes
 
 
 def test_without_bitsandbytes_plain_torch_computes_and_is_named(
     nf4_config: ModelConfig, without_bitsandbytes: None
 ) -> None:
     with pytest.warns(Nf4KernelsMissing, match=r"plain PyTorch.*\n.*not installed\ntry: pip install"):
-        math = gpu_math(nf4_config, HOST)
-    assert isinstance(math, TorchPageMath)
-    assert math._foreign is dequantize_foreign
+        math = chosen_math(nf4_config)
+    assert math.foreign is dequantize_foreign
 
 
 def test_plain_torch_that_was_asked_for_is_not_warned_of(
-    nf4_config: ModelConfig,
-    without_bitsandbytes: None,
-    monkeypatch: pytest.MonkeyPatch,
-    recwarn: pytest.WarningsRecorder,
+    nf4_config: ModelConfig, without_bitsandbytes: None, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(CHOICE, "_name", "torch")
-    math = gpu_math(nf4_config, HOST)
-    assert isinstance(math, TorchPageMath)
-    assert math._foreign is dequantize_foreign
+    math = chosen_math(nf4_config, "torch")
+    assert math.foreign is dequantize_foreign
     assert not recwarn.list
 
 
