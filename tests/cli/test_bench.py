@@ -66,7 +66,8 @@ def test_too_little_memory_is_refused_with_both_numbers(command: Command, trace:
     assert result.exit_code == 3
     error = result.json()["error"]
     least = int(error["hint"].split()[1])
-    assert error["what"] == f"1.0 MiB for experts of nano, {format_bytes(least)} are needed"
+    assert error["what"].startswith("1.0 MiB for experts of nano, ")
+    assert format_bytes(least) in error["what"]
     assert command("bench", "--replay", str(trace), "--ram", str(least - 1)).exit_code == 3
     assert command("bench", "--replay", str(trace), "--ram", str(least)).exit_code == 0
     assert result.json()["budgets"] == []
