@@ -56,7 +56,8 @@ class GpuChoices:
             check_gpu_kernels(device, self.kernels)
         if self.graphs == "on" and not gpu_attends(device, kv_dtype, self.kernels):
             raise DoesNotFit(
-                f"{parameter('cuda_graphs', 'on')}: no attention kernel on {device} for a cache in {kv_dtype}",
+                f"{parameter('cuda_graphs', 'on')}: no attention kernel on {device} for a cache in "
+                f"{kv_dtype}",
                 "a graph needs fixed addresses, which only Triton's attention kernel has: for int8, float16, "
                 "and bfloat16 from compute capability 8.0 on",
                 f"use {parameter('kv_dtype')} int8 or float16 with Triton's kernels, or omit the first",
