@@ -10,29 +10,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.experts.level import PageLevel
 from ernie_local.experts.memory import trim_heap
 from ernie_local.experts.plan import PagingPlan
-from ernie_local.model.kv_cache import CacheMemory
 from ernie_local.sizes import format_bytes
-
-
-class MemoryBudget(Protocol):
-    """Answers `make_room` and `cache_memory` of an ExpertProvider."""
-
-    def make_room(self, owner: object, num_bytes: int) -> None:
-        """Keep this much for `owner` until it says another number, or is gone. DoesNotFit for too much."""
-        ...
-
-    def cache_memory(self, drain: Callable[[], None]) -> CacheMemory | None:
-        """Memory for a new KV cache, or None. drain: waits until no page is pinned or in flight."""
-        ...
 
 
 class RamBudget:
@@ -46,7 +32,10 @@ class RamBudget:
         self._needed: WeakKeyDictionary[object, int] = WeakKeyDictionary()
 
     def make_room(self, owner: object, num_bytes: int) -> None:
-        """Keep this much for `owner`: experts lose or regain frames."""
+        """Keep this much for `owner` until it says another number, or is gone: experts lose or regain frames.
+
+        DoesNotFit for more than experts can give.
+        """
         is_less = num_bytes < self._needed.get(owner, 0)
         self._needed[owner] = num_bytes
         needed = sum(self._needed.values())
@@ -58,14 +47,14 @@ class RamBudget:
                 f"conversations and images need {format_bytes(needed)} besides experts, which need at least "
                 f"{format_bytes(least)}; {format_bytes(self._num_bytes)} is available for both",
                 "they share one memory, whose limit was set when the model was loaded",
-                "raise ram, shorten the conversation, or give fewer or smaller images",
+                f"raise {parameter('ram')}, shorten the conversation, or give fewer or smaller images",
             )
         if is_less:
             trim_heap()
         self._level.use_frames(num_frames)
 
     def cache_memory(self, drain: Callable[[], None]) -> None:
-        """None: reserved memory that is not touched costs nothing, so a cache may have its own."""
+        """None: reserved memory that is not touched costs nothing, so a KV cache may have its own."""
 
 
 class GpuBudget:
@@ -80,7 +69,7 @@ class GpuBudget:
         self._at_end: weakref.ref[GpuCacheMemory] | None = None
 
     def make_room(self, owner: object, num_bytes: int) -> None:
-        """Keep this much of the workspace for `owner`."""
+        """Keep this much of the workspace for `owner` until it says another number, or is gone."""
         before = self._needed.get(owner, 0)
         self._needed[owner] = num_bytes
         needed = sum(self._needed.values())
@@ -93,7 +82,10 @@ class GpuBudget:
             )
 
     def cache_memory(self, drain: Callable[[], None]) -> GpuCacheMemory:
-        """Memory at the end of the pages' allocation, or in the workspace while another cache lies there."""
+        """Memory for a new KV cache: the end of the pages' allocation, or the workspace if that is taken.
+
+        drain: waits until no page is pinned or in flight.
+        """
         return GpuCacheMemory(self, drain)
 
     def resize_cache(self, cache: GpuCacheMemory, num_bytes: int) -> torch.Tensor:
@@ -139,3 +131,6 @@ class GpuCacheMemory:
     def resize(self, num_bytes: int) -> torch.Tensor:
         """(num_bytes,) uint8; see CacheMemory.resize."""
         return self._budget.resize_cache(self, num_bytes)
+
+
+MemoryBudget = RamBudget | GpuBudget  # answers `make_room` and `cache_memory` of an ExpertProvider

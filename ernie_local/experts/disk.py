@@ -6,11 +6,10 @@ The first time, a page is checked by what its own header says; later its checksu
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import xxhash
@@ -23,6 +22,9 @@ from ernie_local.experts.level import PageLevel
 
 # Reads in flight at a time: one keeps a solid-state disk busy at pages of megabytes, a few hide its pauses.
 _READERS = 4
+# Looks at a page, (page_bytes,) uint8, that is read for the first time. Raises ModelUnusable, with the page's
+# name, for one that cannot be right.
+PageCheck = Callable[[ExpertKey, torch.Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,6 @@ class PageRange:
     offset: int
     page_offset: int
     num_bytes: int
-
-
-class PageCheck(Protocol):
-    """Looks at a page that is read for the first time."""
-
-    def __call__(self, key: ExpertKey, page: torch.Tensor) -> None:
-        """page: (page_bytes,) uint8. Raises ModelUnusable, naming the page, for one that cannot be right."""
-        ...
 
 
 class PageStore:

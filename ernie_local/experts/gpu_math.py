@@ -13,8 +13,7 @@ from ernie_local.kernels.arguments import ExpertsCall
 from ernie_local.kernels.experts import add_by_triton
 from ernie_local.kernels.reference import add_plain_experts
 from ernie_local.packing import PageLayout
-from ernie_local.packing.foreign_matrix import dequantize_foreign
-from ernie_local.packing.foreign_page import Dequantize
+from ernie_local.packing.foreign import Dequantize, dequantize_foreign
 
 
 class TritonPageMath:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from ernie_local.config import Bank
 
@@ -86,7 +85,9 @@ class PagingStats:
 
     def copy(self) -> PagingStats:
         """The sums as they are now."""
-        return copy.deepcopy(self)
+        # Not deepcopy, which fails where an unread answer is closed by the end of the program.
+        banks = {name: replace(bank) for name, bank in self.banks.items()}
+        return replace(self, banks=banks, gpu=None if self.gpu is None else self.gpu.copy())
 
     def since(self, before: PagingStats) -> PagingStats:
         """What was added after `before`, an earlier copy."""

@@ -21,9 +21,8 @@ from ernie_local.kernels.nf4 import (
 )
 from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES
 from ernie_local.packing import PageLayout
-from ernie_local.packing.foreign_formats import ForeignLayout
-from ernie_local.packing.foreign_matrix import dequantize_foreign
-from ernie_local.packing.foreign_page import Dequantize
+from ernie_local.packing.foreign import Dequantize, dequantize_foreign
+from ernie_local.packing.layout import ForeignLayout
 
 
 def expert_math(

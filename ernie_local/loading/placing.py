@@ -20,7 +20,7 @@ from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.memory_use import grown_tokens
 from ernie_local.planner.conversation import largest_prompt_bytes
-from ernie_local.planner.fit import MemoryBudget, Placement, expected_tokens, place
+from ernie_local.planner.fit import AvailableMemory, Placement, expected_tokens, place
 from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.gpu import gpu_memory, gpu_room
 from ernie_local.planner.need import MemoryNeed
@@ -87,7 +87,7 @@ def place_experts(need: MemoryNeed, device: torch.device, limits: MemoryLimits) 
     gpu = None
     if device.type != "cpu":
         gpu = gpu_memory(torch.cuda.mem_get_info(device)[0], limits.vram)
-    ram = MemoryBudget.of_ram(limits.ram, limits.reserve, used=process_memory(), free=free_memory())
+    ram = AvailableMemory.of_ram(limits.ram, limits.reserve, used=process_memory(), free=free_memory())
     return place(need, ram, gpu)
 
 

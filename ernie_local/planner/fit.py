@@ -24,7 +24,7 @@ _CONTEXT_STEP = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryBudget:
+class AvailableMemory:
     """One memory, RAM or a GPU's; all numbers are bytes.
 
     total: what may be taken of it, `used` included; used: what this process has of it already.
@@ -38,11 +38,11 @@ class MemoryBudget:
     free: int | None = None
 
     @staticmethod
-    def of_ram(limit: int | None, reserve: int, *, used: int, free: int) -> MemoryBudget:
+    def of_ram(limit: int | None, reserve: int, *, used: int, free: int) -> AvailableMemory:
         """For a process with `used` bytes: up to `limit`; without one, all that is free but the reserve."""
         if limit is None:
-            return MemoryBudget(used + max(0, free - reserve), used, free=free)
-        return MemoryBudget(limit, used, "ram", free)
+            return AvailableMemory(used + max(0, free - reserve), used, free=free)
+        return AvailableMemory(limit, used, "ram", free)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Placement:
     gpu_cache_bytes: int | None = None
 
 
-def fit(memory: MemoryBudget, need: MemoryNeed) -> Split:
+def fit(memory: AvailableMemory, need: MemoryNeed) -> Split:
     """Keep all experts in `memory` if they fit, else page them. DoesNotFit where even that is too much."""
     fixed = memory.used + need.fixed_bytes + SLACK_BYTES
     left = memory.total - fixed
@@ -90,7 +90,7 @@ def fit(memory: MemoryBudget, need: MemoryNeed) -> Split:
     return Split(None if left >= need.resident_bytes else left, chunk)
 
 
-def place(need: MemoryNeed, ram: MemoryBudget, gpu: MemoryBudget | None = None) -> Placement:
+def place(need: MemoryNeed, ram: AvailableMemory, gpu: AvailableMemory | None = None) -> Placement:
     """Keep the model in RAM; with a GPU, keep it there, and experts that do not fit there in RAM or on disk.
 
     need: of the GPU where there is one. DoesNotFit, with the numbers, where even paging does not help.
@@ -118,13 +118,13 @@ def place(need: MemoryNeed, ram: MemoryBudget, gpu: MemoryBudget | None = None) 
 
 
 def least_total(need: MemoryNeed, used: int) -> int:
-    """The smallest `MemoryBudget.total` that `fit` accepts for the whole context."""
+    """The smallest `AvailableMemory.total` that `fit` accepts for the whole context."""
     fixed = used + need.fixed_bytes + SLACK_BYTES
     return fixed + need.working_bytes(_SMALLEST_CHUNK) + need.paged_bytes(_SMALLEST_CHUNK)
 
 
 def resident_total(need: MemoryNeed, used: int) -> int:
-    """The smallest `MemoryBudget.total` with every expert in memory and chunks of full size."""
+    """The smallest `AvailableMemory.total` with every expert in memory and chunks of full size."""
     fixed = used + need.fixed_bytes + SLACK_BYTES
     return fixed + need.working_bytes(DEFAULT_CHUNK_TOKENS) + need.resident_bytes
 
@@ -150,7 +150,7 @@ def longest_context(most: int, fits: Callable[[int], bool], least: int = _CONTEX
     return max(least, low * _CONTEXT_STEP)
 
 
-def _place_in_ram(need: MemoryNeed, ram: MemoryBudget) -> Placement:
+def _place_in_ram(need: MemoryNeed, ram: AvailableMemory) -> Placement:
     if ram.limit_name is None:
         need = need.expecting(_EXPECTED_TOKENS)
     split = fit(ram, need)
@@ -166,7 +166,7 @@ def _place_in_ram(need: MemoryNeed, ram: MemoryBudget) -> Placement:
     return Placement(split.shared_bytes, split.chunk_tokens)
 
 
-def _check_free_on_gpu(gpu: MemoryBudget, need: MemoryNeed) -> None:
+def _check_free_on_gpu(gpu: AvailableMemory, need: MemoryNeed) -> None:
     wanted = need.fixed_bytes + need.expert_bytes + need.cache_bytes + (need.room_bytes or 0)
     if gpu.free is not None and gpu.limit_name is not None and gpu.free < min(gpu.total, wanted):
         raise DoesNotFit(
@@ -178,7 +178,7 @@ def _check_free_on_gpu(gpu: MemoryBudget, need: MemoryNeed) -> None:
         )
 
 
-def _refusal(memory: MemoryBudget, need: MemoryNeed, least: int) -> DoesNotFit:
+def _refusal(memory: AvailableMemory, need: MemoryNeed, least: int) -> DoesNotFit:
     rounded = -(-least // (64 * MIB)) * 64
     smaller = f"a smaller context, {parameter('kv_dtype', 'int8')}"
     if memory.limit_name is None:

@@ -15,7 +15,7 @@ from ernie_local.config import ModelConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, FLOAT_BYTES, grown_tokens, prompt_room
 from ernie_local.planner.conversation import ChatPlan
-from ernie_local.planner.fit import SLACK_BYTES, MemoryBudget, Placement, least_total, place
+from ernie_local.planner.fit import SLACK_BYTES, AvailableMemory, Placement, least_total, place
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.need import MemoryNeed, working_bytes
 from ernie_local.planner.ram import PROCESS, Budget
@@ -26,7 +26,7 @@ Tier = Literal["resident", "paged", "needs ram", "does not fit"]
 ITEM_BYTES = 2  # of a number on a GPU: bfloat16 or float16
 _CONTEXT = Amount(250 * MIB, 450 * MIB, 800 * MIB)  # of CUDA, its libraries and kernels
 _HOST = Amount(300 * MIB, 700 * MIB, 2000 * MIB)  # what CUDA's libraries take of RAM
-_ENOUGH_RAM = MemoryBudget(1 << 60)  # the RAM is compared apart, so that both are told
+_ENOUGH_RAM = AvailableMemory(1 << 60)  # the RAM is compared apart, so that both are told
 SLOTS = "slots of experts"
 _COMPUTING: tuple[Phase, ...] = ("vision", "prefill", "decode")
 # Of an image of 1280 tokens, four patches each: a page that is read at its usual size.
@@ -73,11 +73,11 @@ def runs_in_wsl(release: str | None = None) -> bool:
     return "microsoft" in (platform.release() if release is None else release).lower()
 
 
-def gpu_memory(free: int, limit: int | None = None, headroom: int | None = None) -> MemoryBudget:
+def gpu_memory(free: int, limit: int | None = None, headroom: int | None = None) -> AvailableMemory:
     """A GPU with `free` bytes: up to `limit`, or all but a headroom (None: `headroom_bytes`)."""
     if limit is not None:
-        return MemoryBudget(limit, limit_name="vram", free=free)
-    return MemoryBudget(max(0, free - (headroom_bytes() if headroom is None else headroom)), free=free)
+        return AvailableMemory(limit, limit_name="vram", free=free)
+    return AvailableMemory(max(0, free - (headroom_bytes() if headroom is None else headroom)), free=free)
 
 
 def gpu_room(config: ModelConfig, context_size: int, chunk_tokens: int | None) -> int:

@@ -16,7 +16,7 @@ from ernie_local.model.memory_use import (
 from ernie_local.planner.conversation import ChatPlan, largest_prompt_bytes, pixel_bytes
 from ernie_local.planner.fit import (
     DEFAULT_RESERVE,
-    MemoryBudget,
+    AvailableMemory,
     Placement,
     expected_tokens,
     least_total,
@@ -61,13 +61,13 @@ class Budget:
             return self.limit_bytes
         return None if self.free_bytes is None else max(0, self.free_bytes - self.reserve_bytes)
 
-    def memory(self) -> MemoryBudget:
+    def memory(self) -> AvailableMemory:
         """As `load` finds it in a process that has just started."""
         if self.free_bytes is not None:
             free = max(0, self.free_bytes - PROCESS.best)
         else:
             free = self.limit_bytes or (1 << 60)
-        return MemoryBudget.of_ram(self.limit_bytes, self.reserve_bytes, used=PROCESS.best, free=free)
+        return AvailableMemory.of_ram(self.limit_bytes, self.reserve_bytes, used=PROCESS.best, free=free)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class CpuPlan:
 
     @property
     def slots_bytes(self) -> int | None:
-        """MemoryBudget for experts in decode; None where all are resident."""
+        """AvailableMemory for experts in decode; None where all are resident."""
         slots = next((term for term in self.memory.terms if term.name == SLOTS), None)
         return None if slots is None else slots.phases["decode"].best
 

@@ -20,7 +20,6 @@ from ernie_local.config import Bank
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.options import BankStats, PagingStats
-from ernie_local.experts.plan import PagingPlan
 from ernie_local.experts.traffic import PageGroup, PageTraffic
 from ernie_local.experts.two_levels import TwoLevels
 from ernie_local.replay.trace import Trace
@@ -73,7 +72,7 @@ def replay_trace(trace: Trace, memory_bytes: int, decay: float | None = None) ->
 
     memory_bytes: at least the plan's `least_bytes`. decay: as for `PagingPlan.build_cache`.
     """
-    plan = PagingPlan(trace.page_bytes, trace.top_k)
+    plan = trace.plan
     traffic = PageTraffic(plan.build_cache(memory_bytes, decay), plan, trace.page_bytes, _NoReader())
     for step in walk(trace, traffic, traffic.keys):
         for _ in step.groups:
@@ -104,19 +103,9 @@ def walk(
             is_first = False
 
 
-def least_bytes(trace: Trace) -> int:
-    """The least memory in which this model's experts can be paged."""
-    return PagingPlan(trace.page_bytes, trace.top_k).least_bytes
-
-
-def most_bytes(trace: Trace) -> int:
-    """The memory that holds every page of this model."""
-    return PagingPlan(trace.page_bytes, trace.top_k).most_bytes
-
-
 def check_budget(trace: Trace, memory_bytes: int) -> None:
     """Raise DoesNotFit for a memory in which this model's experts cannot be paged."""
-    least = least_bytes(trace)
+    least = trace.plan.least_bytes
     if memory_bytes < least:
         raise DoesNotFit(
             f"{format_bytes(memory_bytes)} for experts of {trace.model}, {format_bytes(least)} needed",

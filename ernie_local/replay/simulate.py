@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.options import FETCH, MissRule, PagingStats
-from ernie_local.experts.plan import PagingPlan
-from ernie_local.experts.traffic import PageGroup, PageTraffic
+from ernie_local.experts.traffic import PageTraffic
 from ernie_local.experts.two_levels import PinningReader, TwoLevels
 from ernie_local.replay.replay import check_budget, walk
 from ernie_local.replay.trace import Trace
@@ -129,24 +128,6 @@ class _Pipe:
         return self._ready.get(key, 0.0)
 
 
-class _Computer:
-    """Lets groups of pages take the time that computing them takes."""
-
-    def __init__(self, clock: _Clock, times: MachineTimes, trace: Trace) -> None:
-        self._clock = clock
-        self._times = times
-        self._page_bytes = trace.page_bytes
-
-    def compute(self, group: PageGroup) -> None:
-        """Pages of the processor keep the host busy; a GPU's are begun, and done when it has come to them."""
-        clock, times = self._clock, self._times
-        num_bytes = sum(self._page_bytes[key] for key in group.keys)
-        if times.gpu is None or group.level > 0:
-            clock.now += num_bytes / times.memory_bytes_per_second
-        else:
-            clock.gpu = max(clock.gpu, clock.now) + num_bytes / times.gpu.memory_bytes_per_second
-
-
 def simulate(
     trace: Trace,
     ram_bytes: int,
@@ -163,7 +144,7 @@ def simulate(
         if num_bytes is not None:
             check_budget(trace, num_bytes)
     clock = _Clock()
-    plan, sizes = PagingPlan(trace.page_bytes, trace.top_k), trace.page_bytes
+    plan, sizes = trace.plan, trace.page_bytes
     disk = _Pipe(clock, lambda key: sizes[key] / times.disk_bytes_per_second, host_seconds=times.page_seconds)
     stats_above = None if gpu_bytes is None else PagingStats()
     below = PageTraffic(plan.build_cache(ram_bytes), plan, sizes, disk, PagingStats(gpu=stats_above))
@@ -185,7 +166,6 @@ def _run(
     trace: Trace, traffic: PageTraffic | TwoLevels, below: PageTraffic, clock: _Clock, times: MachineTimes
 ) -> float:
     """Seconds of all decoded tokens."""
-    computer = _Computer(clock, times, trace)
     for step in walk(trace, traffic, below.keys):
         clock.runs = step.is_decode
         if not step.is_decode:
@@ -194,6 +174,10 @@ def _run(
             continue
         clock.now += times.layer_seconds + (times.token_seconds if step.is_first else 0.0)
         for group in step.groups:
-            computer.compute(group)
+            num_bytes = sum(trace.page_bytes[key] for key in group.keys)
+            if times.gpu is None or group.level > 0:
+                clock.now += num_bytes / times.memory_bytes_per_second
+            else:  # begun now, and computed when the GPU has come to it
+                clock.gpu = max(clock.gpu, clock.now) + num_bytes / times.gpu.memory_bytes_per_second
         clock.meet()
     return clock.now

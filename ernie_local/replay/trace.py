@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ernie_local.config import MODALITIES, Bank
 from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.plan import PagingPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,11 @@ class Trace:
     top_k: int
     page_bytes: Mapping[ExpertKey, int]
     forwards: tuple[Forward, ...]
+
+    @property
+    def plan(self) -> PagingPlan:
+        """How the model's pages share a memory."""
+        return PagingPlan(self.page_bytes, self.top_k)
 
     @property
     def layer_ids(self) -> list[int]:

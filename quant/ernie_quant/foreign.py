@@ -15,16 +15,15 @@ from types import SimpleNamespace
 import torch
 
 from ernie_local.errors import DoesNotFit, UsageError, parameter
-from ernie_local.packing.foreign_formats import (
+from ernie_local.packing.foreign import ForeignMatrix, pack_foreign_page, unpack_quanto
+from ernie_local.packing.formats import formats_for
+from ernie_local.packing.layout import (
     ABSMAX_BLOCK,
     LARGEST_GROUP,
     NF4_BLOCK_SIZES,
     ForeignFormat,
     make_foreign,
 )
-from ernie_local.packing.foreign_matrix import ForeignMatrix, unpack_quanto
-from ernie_local.packing.foreign_page import pack_foreign_page
-from ernie_local.packing.formats import formats_for
 from ernie_local.packing.rounding import to_scales
 
 Tensor = torch.Tensor

@@ -12,8 +12,12 @@ from types import ModuleType
 import pytest
 import torch
 
+from ernie_local.loading.model import EngineSettings, LoadedModel
+from ernie_local.model_files import ModelFiles
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.rates import GpuRates
+from tests.runtime.fake_gpu import FakeGpu
+from tests.runtime.paged_models import build, gpu_share, share
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 # Of other people's programs, that are measured against.
@@ -44,11 +48,15 @@ def test_all_can_be_imported() -> None:
 
 
 def test_a_model_is_measured_at_a_budget(packed_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A memory of the processor stands for the GPU's."""
+    """On a simulated GPU."""
     monkeypatch.syspath_prepend(FOLDER)
     gpu_model: ModuleType = importlib.import_module("gpu_model")
     rates = GpuRates(1e9, 1e8, 1e12)
-    (run,) = gpu_model.runs(packed_nano, torch.device("cpu"), ["137MiB"], rates, 20, 16)
+    above = gpu_share(packed_nano, FakeGpu(), share(packed_nano, 0.3))
+    network = build(packed_nano, share(packed_nano, 1.0), gpu=above)
+    settings = EngineSettings(16 + gpu_model.WARM_TOKENS + 20, torch.float32)
+    model = LoadedModel(network, ModelFiles(packed_nano, network.config), settings, 0, 0.0)
+    run = gpu_model.measure(model, "137MiB", "auto", rates, 20, 16)
     assert 0.2 < run.hit_rate < 1
     assert run.link_bytes > 0
     assert run.decode > 0

@@ -54,7 +54,7 @@ def replay_on_gpu(options: BenchOptions, budgets: Sequence[int], gpu_bytes: int,
     from ernie_cli.bench.result import prediction_object
     from ernie_local.experts.options import MISS_RULES
     from ernie_local.planner.gpus import find_gpu_model
-    from ernie_local.replay.replay import check_budget, most_bytes
+    from ernie_local.replay.replay import check_budget
     from ernie_local.replay.simulate import GpuTimes, MachineTimes, simulate
     from ernie_local.replay.trace_file import read_trace
 
@@ -62,7 +62,7 @@ def replay_on_gpu(options: BenchOptions, budgets: Sequence[int], gpu_bytes: int,
     assert options.gpu is not None
     gpu = find_gpu_model(options.gpu)
     trace = read_trace(options.replay)
-    budgets = budgets or [most_bytes(trace)]
+    budgets = budgets or [trace.plan.most_bytes]
     for budget in (gpu_bytes, *budgets):
         check_budget(trace, budget)
     rates, source = _machine_rates()
@@ -87,9 +87,8 @@ def replay_on_gpu(options: BenchOptions, budgets: Sequence[int], gpu_bytes: int,
 
 def default_budgets(trace: Trace) -> list[int]:
     """Shares of the bytes of all text pages, but never less than paging needs."""
-    from ernie_local.replay.replay import least_bytes
 
-    whole, least = trace.bank_bytes("text"), least_bytes(trace)
+    whole, least = trace.bank_bytes("text"), trace.plan.least_bytes
     return sorted({max(least, int(share * whole)) for share in _SHARES})
 
 

@@ -12,7 +12,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
 from ernie_local.model.memory_use import attention_bytes, encoding_bytes
-from ernie_local.planner.fit import MemoryBudget, Placement, longest_context, place, resident_total
+from ernie_local.planner.fit import AvailableMemory, Placement, longest_context, place, resident_total
 from ernie_local.planner.free_memory import GROUP_V1, GROUP_V2, free_memory, left_in_group
 from ernie_local.planner.gpu import gpu_memory, gpu_room, headroom_bytes
 from ernie_local.planner.need import MemoryNeed, working_bytes
@@ -47,8 +47,8 @@ GPU_NEED = MemoryNeed(
 )
 
 
-def ram(limit: int | None, reserve: int = GIB, free: int = 16 * GIB) -> MemoryBudget:
-    return MemoryBudget.of_ram(limit, reserve, used=PROCESS, free=free)
+def ram(limit: int | None, reserve: int = GIB, free: int = 16 * GIB) -> AvailableMemory:
+    return AvailableMemory.of_ram(limit, reserve, used=PROCESS, free=free)
 
 
 def placed(limit: int | None, need: MemoryNeed = NEED, reserve: int = GIB, free: int = 16 * GIB) -> Placement:
@@ -132,23 +132,23 @@ def test_a_limit_above_what_is_free_is_refused() -> None:
 
 
 def test_a_second_memory_has_what_every_token_reads_and_experts_what_is_left() -> None:
-    split = place(NEED, ram(5 * GIB), MemoryBudget(6 * GIB))
+    split = place(NEED, ram(5 * GIB), AvailableMemory(6 * GIB))
     beside = NEED.dense_bytes + working_bytes(CONFIG, 1024) + 128 * MIB
     assert split == Placement(5 * GIB - PROCESS - 128 * MIB, 1024, 6 * GIB - beside)
-    assert place(NEED, ram(None), MemoryBudget(6 * GIB)).paged_bytes == 15 * GIB - 128 * MIB
+    assert place(NEED, ram(None), AvailableMemory(6 * GIB)).paged_bytes == 15 * GIB - 128 * MIB
     everything = all_bytes() - PROCESS
-    assert place(NEED, ram(1), MemoryBudget(everything)) == Placement(None, 2048)
-    assert place(NEED, ram(5 * GIB), MemoryBudget(everything - 1)).gpu_bytes is not None
+    assert place(NEED, ram(1), AvailableMemory(everything)) == Placement(None, 2048)
+    assert place(NEED, ram(5 * GIB), AvailableMemory(everything - 1)).gpu_bytes is not None
 
 
 def test_a_gpu_or_a_memory_below_it_that_is_too_small_is_refused() -> None:
     with pytest.raises(DoesNotFit, match=r"vram is 3\.00 GiB") as refused:
-        place(NEED, ram(5 * GIB), MemoryBudget(3 * GIB, limit_name="vram"))
+        place(NEED, ram(5 * GIB), AvailableMemory(3 * GIB, limit_name="vram"))
     assert 'vram="3' in refused.value.hint
     least = PROCESS + 128 * MIB + 100 * MIB
-    assert place(NEED, ram(least), MemoryBudget(6 * GIB)).paged_bytes == 100 * MIB
+    assert place(NEED, ram(least), AvailableMemory(6 * GIB)).paged_bytes == 100 * MIB
     with pytest.raises(DoesNotFit, match=r"99\.0 MiB .* 100\.0 MiB") as refused:
-        place(NEED, ram(least - MIB), MemoryBudget(6 * GIB))
+        place(NEED, ram(least - MIB), AvailableMemory(6 * GIB))
     assert refused.value.hint.startswith(f'ram="{least // MIB}MiB"')
 
 

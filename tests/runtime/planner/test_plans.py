@@ -10,7 +10,7 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.errors import DoesNotFit
 from ernie_local.media.image_size import measure_image
 from ernie_local.planner.conversation import ChatPlan
-from ernie_local.planner.fit import DEFAULT_RESERVE, MemoryBudget, place
+from ernie_local.planner.fit import DEFAULT_RESERVE, AvailableMemory, place
 from ernie_local.planner.gpu import gpu_memory, gpu_room, headroom_bytes, plan_gpu
 from ernie_local.planner.model_size import ModelSize, published_model, with_formats
 from ernie_local.planner.need import MemoryNeed
@@ -66,7 +66,7 @@ def test_the_peak_is_the_largest_phase_and_not_the_sum() -> None:
 def test_experts_go_where_load_puts_them(limit: int) -> None:
     plan = plan_cpu(W4, SHORT, Budget(limit))
     weights, need = W4.weights(4), short_need()
-    expected = place(need, MemoryBudget(limit, PROCESS.best, "ram"))
+    expected = place(need, AvailableMemory(limit, PROCESS.best, "ram"))
     assert plan.placement == expected
     assert plan.fits
     assert plan.memory.peak.best <= limit
@@ -103,10 +103,10 @@ def test_without_a_limit_the_free_memory_counts_as_load_counts_it() -> None:
     """The command is small, and what it measures as free is taken by the process that loads."""
     plan, need = plan_cpu(W4, SHORT, Budget(None, free_bytes=9 * GIB)), short_need()
     found = {"used": PROCESS.best, "free": 9 * GIB - PROCESS.best}
-    assert plan.placement == place(need, MemoryBudget.of_ram(None, DEFAULT_RESERVE, **found))
+    assert plan.placement == place(need, AvailableMemory.of_ram(None, DEFAULT_RESERVE, **found))
     assert plan.memory.limit_bytes == 8 * GIB
     with pytest.raises(DoesNotFit):
-        place(need, MemoryBudget.of_ram(None, 8 * GIB, **found))
+        place(need, AvailableMemory.of_ram(None, 8 * GIB, **found))
     assert not plan_cpu(W4, SHORT, Budget(None, 9 * GIB, reserve_bytes=8 * GIB)).fits
 
 
@@ -182,7 +182,7 @@ def test_a_gpu_is_shared_out_as_load_does_it(context_size: int) -> None:
         context_size=context_size,
         room_bytes=gpu_room(W4.config, context_size, None),
     )
-    expected = place(need, MemoryBudget(1 << 60), gpu_memory(8 * GIB - 450 * MIB))
+    expected = place(need, AvailableMemory(1 << 60), gpu_memory(8 * GIB - 450 * MIB))
     assert expected.gpu_bytes is not None
     plan = plan_gpu(W4, conversation, 8 * GIB, Budget(64 * GIB))
     shared = (expected.gpu_bytes - cache_bytes) // paging.frame_bytes * paging.frame_bytes
