@@ -64,7 +64,7 @@ using Formats = FormatTable<
     FormatRow<6, 8, 128, 16, 0>>;  // w8
 
 constexpr int kNumFormats = Formats::size;
-constexpr const FormatInfo (&kFormats)[kNumFormats] = Formats::infos;
+static constexpr const FormatInfo (&kFormats)[kNumFormats] = Formats::infos;
 
 constexpr bool ids_are_in_order() {
     for (int i = 0; i < kNumFormats; ++i)
