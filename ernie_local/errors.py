@@ -46,6 +46,9 @@ class ErnieLocalError(Exception):
     def __str__(self) -> str:
         return f"{self.what}\n{self.why}\ntry: {self.hint}"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.what!r}, {self.why!r}, {self.hint!r})"
+
     def spelled(self, spelling: ParameterSpelling | None = None) -> tuple[str, str, str]:
         """What, why and hint, with arguments named as by `spell_parameters`."""
         what, why, hint = (spell_parameters(part, spelling) for part in self.args)

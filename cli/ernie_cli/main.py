@@ -143,7 +143,7 @@ def ernie_local_command(
 def run(arguments: Sequence[str]) -> int:
     """Run the command line `arguments` (without the program's name) and return its exit code.
 
-    BrokenPipeError is not caught: there is nobody left to tell.
+    BrokenPipeError is not caught: the reader is gone.
     """
     invocation = Invocation.from_arguments(arguments)
     exit_code = 0

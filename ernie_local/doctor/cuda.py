@@ -45,7 +45,7 @@ def _check_cuda(examination: Examination) -> Outcome:
     facts["is_available"] = True
     names = ", ".join(str(device["name"]) for device in devices)
     shown = f"CUDA {built_for}" + (f", driver {driver}" if driver else "")
-    return Outcome.ok(f"{shown}: {names}; used only with --device cuda", facts)
+    return Outcome.ok(f"{shown}: {names}; used only where the device is cuda", facts)
 
 
 def _not_available(

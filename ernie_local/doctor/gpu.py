@@ -63,7 +63,7 @@ def _describe_gpu(gpu: GpuStatus) -> str:
 
 def _fix_gpu(gpu: GpuStatus) -> str | None:
     if gpu.compute_capability is not None and gpu.compute_capability < LEAST_CAPABILITY:
-        return "compute on the processor (--device cpu), or use a GPU of capability 7.0 or more"
+        return "compute on the processor, or use a GPU of capability 7.0 or more"
     if gpu.total_bytes is not None and gpu.free_bytes is not None:
         held = gpu.total_bytes - gpu.free_bytes
         if held > _HELD_SHARE * gpu.total_bytes:

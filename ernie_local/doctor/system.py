@@ -79,7 +79,7 @@ def _check_system(examination: Examination) -> Outcome:
         text += ": a full GPU continues in RAM without notice, many times slower"
         fix = (
             "NVIDIA Control Panel, Manage 3D settings, CUDA - Sysmem Fallback Policy: Prefer No Sysmem "
-            "Fallback; or leave 1 GiB of --vram free"
+            "Fallback; or leave 1 GiB of the GPU's memory free"
         )
         return Outcome.slow(text, fix, facts)
     return Outcome.ok(text, facts)

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.experts.level import PageLevel
 from ernie_local.experts.memory import trim_heap
 from ernie_local.experts.plan import PagingPlan
@@ -47,7 +47,7 @@ class RamBudget:
                 f"conversations and images need {format_bytes(needed)} besides experts, which need at least "
                 f"{format_bytes(least)}; {format_bytes(self._num_bytes)} is available for both",
                 "they share one memory, whose limit was set when the model was loaded",
-                "raise ram, shorten the conversation, or give fewer or smaller images",
+                f"raise {parameter('ram')}, shorten the conversation, or give fewer or smaller images",
             )
         if is_less:
             trim_heap()

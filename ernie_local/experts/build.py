@@ -18,7 +18,7 @@ from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig
-from ernie_local.errors import UsageError
+from ernie_local.errors import UsageError, parameter
 from ernie_local.experts.budget import GpuBudget, RamBudget
 from ernie_local.experts.copier import PageCopier
 from ernie_local.experts.device import HOST, GpuDevice
@@ -148,7 +148,7 @@ def _banks_with_small_pages(config: ModelConfig) -> list[BankKey]:
         raise UsageError(
             "small pages are asked for, for experts of little weight; this checkpoint has 0 of them",
             "each expert has one page, unless the checkpoint was made with two",
-            "make one with `ernie-local quantize --dual`, or omit small_below",
+            f"make one with `ernie-local quantize --dual`, or omit {parameter('small_below')}",
         )
     return [key for key in tables.small_experts if key[1] == "text"]
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.experts.keys import UNIT_BYTES
 from ernie_local.kernels.memory import map_bytes
 from ernie_local.sizes import format_bytes
@@ -165,5 +165,6 @@ def allocate_pages(
         f"token's experts, besides {format_bytes(room_bytes)} of workspace; {format_bytes(wanted_bytes)} "
         "was planned",
         "another program took memory of the GPU meanwhile, or its driver keeps more than it reports",
-        "close other programs, use a smaller context or kv_dtype int8, or lower vram",
+        f"close other programs, use a smaller context or {parameter('kv_dtype', 'int8')}, or lower "
+        f"{parameter('vram')}",
     )

@@ -170,21 +170,21 @@ class GpuChoices:
         """UsageError for names that mean nothing, or nothing on this device."""
         if kernels not in get_args(GpuKernels):
             raise UsageError(
-                f"gpu_kernels {kernels!r} is not one of {', '.join(get_args(GpuKernels))}",
+                f"{parameter('gpu_kernels')} {kernels!r} is not one of {', '.join(get_args(GpuKernels))}",
                 "a GPU computes by Triton's kernels or by plain PyTorch",
                 "use auto",
             )
         if graphs not in get_args(CudaGraphsChoice):
             raise UsageError(
-                f"cuda_graphs {graphs!r} is not one of {', '.join(get_args(CudaGraphsChoice))}",
+                f"{parameter('cuda_graphs')} {graphs!r} is not {' or '.join(get_args(CudaGraphsChoice))}",
                 "a GPU's decode is recorded or not",
                 "use auto",
             )
         if device.type == "cpu" and (kernels, graphs) != ("auto", "auto"):
             raise UsageError(
-                f"gpu_kernels {kernels} and cuda_graphs {graphs} with device cpu",
+                f"{parameter('gpu_kernels', kernels)} and {parameter('cuda_graphs', graphs)} on the CPU",
                 "the processor has its own kernels and no CUDA graphs; these are choices for a GPU",
-                'use device="cuda", or omit both',
+                f"use {parameter('device', 'cuda')}, or omit both",
             )
         return GpuChoices(kernels, graphs)  # type: ignore[arg-type]
 
@@ -196,10 +196,11 @@ class GpuChoices:
             check_gpu_kernels(device, self.kernels)
         if self.graphs == "on" and not gpu_attends(device, kv_dtype, self.kernels):
             raise DoesNotFit(
-                f"cuda_graphs on, but there is no attention kernel on {device} for a cache in {kv_dtype}",
+                f"{parameter('cuda_graphs', 'on')}: no attention kernel on {device} for a cache in "
+                f"{kv_dtype}",
                 "a graph needs fixed addresses, which only Triton's attention kernel has: for int8, float16, "
                 "and bfloat16 from compute capability 8.0 on",
-                "use kv_dtype int8 or float16 with Triton's kernels, or omit cuda_graphs",
+                f"use {parameter('kv_dtype')} int8 or float16 with Triton's kernels, or omit the first",
             )
 
     def recorder(self, device: torch.device) -> CudaGraphRecorder | None:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from ernie_local.config import ModelConfig
-from ernie_local.errors import UsageError
+from ernie_local.errors import UsageError, parameter
 from ernie_local.kernels.graphs import Recorder
 from ernie_local.media.patches import Patches
 from ernie_local.model.attention import choose_attention, token_kernel
@@ -105,9 +105,9 @@ class ErnieModel(nn.Module):
             return None
         if token_kernel(self.device, kv_dtype, self._gpu_kernels) is None:
             raise UsageError(
-                f"a KV cache in {kv_dtype} with cuda_graphs on",
+                f"a KV cache in {kv_dtype} with {parameter('cuda_graphs', 'on')}",
                 f"there is no attention kernel for it on {self.device}, and without one nothing is recorded",
-                "use kv_dtype int8 or float16, or load the model without cuda_graphs",
+                f"use {parameter('kv_dtype')} int8 or float16, or no {parameter('cuda_graphs')}",
             )
         return DecodeGraphs([*self.layers], self.norm, self.recorder)
 

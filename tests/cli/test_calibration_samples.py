@@ -34,7 +34,7 @@ def quantize(command: Command) -> Quantize:
     """`quantize ... --json`: the exit code, the object, and what was said to people."""
 
     def invoke(*arguments: str) -> tuple[int, dict[str, Any], str]:
-        result = command("quantize", *arguments, "--json")
+        result = command("quantize", "nano", *arguments, "--json")
         return result.exit_code, result.json(), result.stderr
 
     return invoke

@@ -195,7 +195,7 @@ def test_sigterm_stops_safely_and_the_same_command_goes_on(tmp_path: Path) -> No
         (("nano", "{tmp}/full"), 2, "holds 1 entries"),
         (("nano", "{tmp}/new", "--bits", "3"), 2, "'3' is not one of"),
         (("{tmp}/missing", "{tmp}/new"), 4, "missing"),
-        (("nano", "{tmp}/new", "--resume", "required"), 2, "no work to go on with"),
+        (("nano", "{tmp}/new", "--resume", "required"), 2, "no work to resume"),
         (("nano", "{tmp}/new", "--samples", "0"), 2, "--samples"),
         (("nano", "{tmp}/new", "--method", "nf4", "--bits", "2"), 2, "nf4 with 2 bits"),
         (("nano", "{tmp}/new", "--method", "nf4", "--group-size", "1024"), 2, "groups of 1024"),

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from ernie_local import errors
-from ernie_local.errors import DoesNotFit, ErnieLocalError, ModelUnusable, UsageError
+from ernie_local.errors import DoesNotFit, ErnieLocalError, ModelUnusable, UsageError, parameter
 from ernie_local.sizes import GIB, MIB, format_bytes, parse_bytes, parse_count
 from ernie_local.strict_json import show
 
@@ -115,3 +115,15 @@ def test_errors_sizes_and_config_import_no_torch() -> None:
         "sys.exit(f'imported {bad}' if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_arguments_are_spelled_as_python_writes_them() -> None:
+    error = UsageError(
+        f"{parameter('ram', '6GiB')} with {parameter('context_size', 4096)}",
+        f"{parameter('ram')} is too small",
+        parameter("dual", True),
+    )
+    assert str(error) == 'ram="6GiB" with context_size=4096\nram is too small\ntry: dual=True'
+    copied = pickle.loads(pickle.dumps(error))
+    assert copied.spelled() == error.spelled()
+    assert "\x02" not in repr(error)

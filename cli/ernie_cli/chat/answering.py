@@ -1,8 +1,4 @@
-"""One question and its answer as a person sees them: pieces as they come, Ctrl-C, and the figures after.
-
-Owns the line of figures and what Ctrl-C does while an answer is under way. Knows nothing of where the
-question came from.
-"""
+"""Asks one question and shows the answer: pieces as they come, what Ctrl-C does, and the figures after."""
 
 from __future__ import annotations
 
@@ -79,7 +75,7 @@ def stop_on_interrupt(chat: Chat) -> Iterator[None]:
         chat.stop()
 
     previous = signal.getsignal(signal.SIGINT)
-    if previous is signal.SIG_IGN:  # started in the background: Ctrl-C is for somebody else
+    if previous is signal.SIG_IGN:  # started in the background: Ctrl-C is not meant for this process
         yield
         return
     signal.signal(signal.SIGINT, on_interrupt)

@@ -93,7 +93,7 @@ class InteractiveChat:
             if line.startswith("/"):
                 return slash_commands.run_slash_command(self, line)
             self._ask(line)
-        except BrokenPipeError:  # nobody reads the answers any more
+        except BrokenPipeError:  # the reader of stdout is gone
             raise
         except (ErnieLocalError, OSError) as error:
             self.console.error(failure_of(error).text())

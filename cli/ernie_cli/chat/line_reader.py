@@ -1,7 +1,4 @@
-"""Reading what a person types: with editing, history and completion at a terminal, plain lines otherwise.
-
-Owns the prompt and the completion of commands and paths. Knows nothing of what the lines mean.
-"""
+"""Reads what a person types: with editing, history and completion at a terminal, else plain lines."""
 
 from __future__ import annotations
 

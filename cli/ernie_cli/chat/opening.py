@@ -34,7 +34,7 @@ def load_for_chat(options: ChatOptions, files: ModelFiles, console: Console) -> 
 
 
 def open_chat(options: ChatOptions, files: ModelFiles, console: Console) -> Chat:
-    """Load the model and begin the chat, or go on with the one of --load."""
+    """Load the model and begin a chat, or continue the one of --load."""
     from ernie_local.kernels.native import native_notice
     from ernie_local.session import Chat, read_saved_chat
 

@@ -38,11 +38,12 @@ def as_quantized(model: ModelSize, bits: BitsName | None, dense: DenseName) -> M
     if bits is None or (bits == "16" and model.config.quantization is None):
         return model
     from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
+    from ernie_local.errors import parameter
     from ernie_local.planner.model_size import with_formats
 
     experts = _EXPERT_FORMATS.get(bits)
     choice = FormatChoice(experts=experts, dense=dense)
-    return with_formats(model, lambda config: format_tables(config, choice), f"--bits {bits}")
+    return with_formats(model, lambda config: format_tables(config, choice), parameter("bits", bits))
 
 
 def measure_images(model: ModelSize, sources: tuple[str, ...]) -> tuple[ImageReport, ...]:

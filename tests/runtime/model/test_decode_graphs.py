@@ -151,7 +151,7 @@ def test_an_interrupted_recording_goes_on(packed: Path, monkeypatch: pytest.Monk
 def test_a_cache_without_a_kernel_is_refused(packed: Path) -> None:
     model = paged_models.build(packed, None)
     model.attach(model.experts, Tape())
-    with pytest.raises(UsageError, match=r"a KV cache in torch\.float32 with cuda_graphs on"):
+    with pytest.raises(UsageError, match=r'a KV cache in torch\.float32 with cuda_graphs="on"'):
         Engine(model, 64, torch.float32)
 
 
