@@ -25,9 +25,9 @@ from ernie_local.experts.device import HOST, GpuDevice
 from ernie_local.experts.disk import DiskReader, PageCheck, PageRange, PageStore
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.level import PageLevel, PlaceTables
+from ernie_local.experts.math import PageMath
 from ernie_local.experts.memory import PageMemory, allocate_pages
 from ernie_local.experts.options import PagingOptions, PagingStats
-from ernie_local.experts.page_math import PageMath
 from ernie_local.experts.paged import GpuTier, PagedExperts, RamTier
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.experts.traffic import PageTraffic
