@@ -1,1 +1,1 @@
-"""Where computing meets the machine: which kernels are installed. Knows no model and no checkpoint."""
+"""Computes operators: compiled code on the CPU, Triton on a GPU, plain torch where neither runs."""

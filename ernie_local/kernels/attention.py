@@ -68,9 +68,9 @@ def gpu_attends(device: torch.device, cache_dtype: torch.dtype, gpu_kernels: str
 
 def attend_token(new_token: NewToken, cache: LayerStorage, length: Tensor) -> Tensor:
     """As `decode_attention` on a GPU, with the length there: (1,) int64, for which the host does not wait."""
-    from ernie_local.kernels.triton.attention import attend
+    from ernie_local.kernels.triton.attention import attend_by_triton
 
-    return attend(new_token, cache, length, gpu.require_triton(new_token.queries.device))
+    return attend_by_triton(new_token, cache, length, gpu.require_triton(new_token.queries.device))
 
 
 def attention_in_parts(step: PackedAttentionCall, cache: LayerStorage, length: int) -> Tensor:

@@ -16,7 +16,7 @@ _WARM_UP_RUNS = 2  # kernels are compiled and chosen in the first ones, which ca
 
 
 class Recorded(Protocol[Outputs]):
-    """`outputs`: tensors that each replay fills anew, at the same addresses."""
+    """`outputs`: tensors that each replay fills again, at the same addresses."""
 
     outputs: Outputs
 

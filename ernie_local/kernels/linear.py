@@ -32,7 +32,7 @@ def packed_linear(tokens: Tensor, matrix: PackedMatrix) -> Tensor:
 
 
 def packed_rows(row_ids: Tensor, matrix: PackedMatrix, columns: int) -> Tensor:
-    """Rows of a matrix of so many columns, dequantized exactly.
+    """Rows of a matrix, dequantized exactly. columns: of the matrix.
 
     row_ids: (count,) int64 -> (count, columns) float32. Raises as `packed_linear`.
     """

@@ -1,9 +1,9 @@
-"""A page's checksum: XXH3-64 of all its bytes but the eight in which it stands, at byte 16 of the header.
+"""Seals pages with a checksum: XXH3-64 of all bytes but the eight in which it stands, at byte 16 of the header.
 
-One for each page, so that a reader of single pages need not read the file around them. It finds bytes that
-changed by themselves, not a page that stands where another one of the same layout belongs, which hashes.json
-finds, nor a forger, who could compute it too. Knows nothing of what the other bytes mean: pages of our
-formats and of other libraries' have it at the same place.
+Each page has its own, so that a reader of single pages need not read the file around them; pages of our
+formats and of other libraries' have it at the same place. It finds bytes that changed by accident. It does
+not find a page in the place of another of the same layout, which hashes.json finds, nor a forger, who could
+compute it too.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ Purpose = Literal["experts", "estimate", "dense", "mixed", "bench experts", "ben
 
 @dataclass(frozen=True, slots=True)
 class LowBitFormat:
-    """`bits` a code, `group_size` columns that share a scale and a zero of so many bits."""
+    """A format: bits of a code, and of the scale and zero that `group_size` columns share."""
 
     name: str
     format_id: int  # as written into page headers; never given to another format

@@ -57,7 +57,7 @@ def order_by_plane(
         )
 
 
-# A row's columns are looked at so many at a time.
+# Columns of a row that are read at a time.
 _AT_ONCE = 1024
 
 

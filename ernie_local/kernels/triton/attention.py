@@ -20,7 +20,7 @@ STRETCH = 256  # tokens a program looks at
 _LEAST_ROWS = 16
 
 
-def attend(
+def attend_by_triton(
     new_token: NewToken, cache: LayerStorage, length: torch.Tensor, device: TritonDevice
 ) -> torch.Tensor:
     """As the operator decode_attention, on one GPU, for a cache in float16, bfloat16 or int8.

@@ -37,7 +37,7 @@ class TileShape:
 
     @staticmethod
     def of(low_bit: LowBitFormat, columns: int) -> TileShape:
-        """Tiles of a matrix in this format with so many columns."""
+        """Tiles of a matrix in this format with this number of columns."""
         return TileShape(
             columns=columns,
             code_bits=_W3_LOW_BITS if low_bit.bits == 3 else low_bit.bits,
