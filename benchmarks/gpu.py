@@ -177,7 +177,7 @@ def linear_readings(device: torch.device) -> list[Reading]:
 
 
 def attention_readings(device: torch.device) -> list[Reading]:
-    from ernie_local.kernels.triton.attention import attend
+    from ernie_local.kernels.triton.attention import attend_by_triton
 
     readings = []
     for dtype in (torch.float16, torch.int8):
@@ -189,7 +189,7 @@ def attention_readings(device: torch.device) -> list[Reading]:
             _, cache = attention_arguments(dtype, CONTEXT)
             caches.append([None if part is None else part.to(device) for part in cache])
         calls: list[Callable[[], object]] = [
-            partial(attend, NewToken(*on_gpu), LayerStorage(*cache), length, require_triton(device))
+            partial(attend_by_triton, NewToken(*on_gpu), LayerStorage(*cache), length, require_triton(device))
             for cache in caches
         ]
         num_bytes = sum(part.nbytes for part in caches[0] if part is not None)

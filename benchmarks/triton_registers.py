@@ -28,7 +28,7 @@ from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.runtime.jit import JITFunction
 
 from ernie_local.kernels.arguments import ExpertsCall, LayerStorage, NewToken
-from ernie_local.kernels.triton.attention import attend
+from ernie_local.kernels.triton.attention import attend_by_triton
 from ernie_local.kernels.triton.device import TritonDevice
 from ernie_local.kernels.triton.experts import add_experts
 from ernie_local.kernels.triton.linear import look_up_rows, multiply_tokens
@@ -107,7 +107,7 @@ def attention(cache_dtype: torch.dtype, gpu: TritonDevice) -> None:
     scales = [empty(KV_HEADS, CAPACITY, 1) if has_scales else None for _ in range(2)]
     new = [empty(heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     angles = [empty(HEAD_DIM // 2) for _ in range(2)]
-    attend(NewToken(*new, *angles), LayerStorage(*cache, *scales), empty(1, dtype=torch.int64), gpu)
+    attend_by_triton(NewToken(*new, *angles), LayerStorage(*cache, *scales), empty(1, dtype=torch.int64), gpu)
 
 
 def compile_calls(call: Callable[[], None], what: str) -> Iterator[tuple[str, str, Any]]:

@@ -1,4 +1,4 @@
-"""Seals pages with a checksum: XXH3-64 of all bytes but the eight in which it stands, at byte 16 of the header.
+"""Seals pages with a checksum: XXH3-64 of all bytes but its own eight, at byte 16 of the header.
 
 Each page has its own, so that a reader of single pages need not read the file around them; pages of our
 formats and of other libraries' have it at the same place. It finds bytes that changed by accident. It does

@@ -88,8 +88,8 @@ _MATRIX_ALIGNMENT = 4  # bytes; each matrix begins with numbers of 2 or 4 bytes
 class ForeignFormat:
     """`kind` is one of KINDS; `group_size` the most weights that share a scale.
 
-    nf4 cuts the whole matrix, row behind row, into blocks of exactly that size; the others each row into equal
-    groups.
+    nf4 cuts the whole matrix, row behind row, into blocks of exactly that size; the others each row into
+    equal groups.
     """
 
     kind: str

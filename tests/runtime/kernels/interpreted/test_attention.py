@@ -10,7 +10,7 @@ import torch
 from ernie_local.errors import UsageError
 from ernie_local.kernels import reference
 from ernie_local.kernels.arguments import LayerStorage, NewToken
-from ernie_local.kernels.triton.attention import STRETCH, attend
+from ernie_local.kernels.triton.attention import STRETCH, attend_by_triton
 from ernie_local.kernels.triton.device import TritonDevice
 from tests.runtime.kernel_tolerances import BFLOAT16, FLOAT16, relative_error
 
@@ -47,7 +47,7 @@ def both(
     """What the kernels and plain torch compute, and the caches after it."""
     ours: Cache = [None if part is None else part.clone() for part in cache]
     theirs: Cache = [None if part is None else part.clone() for part in cache]
-    actual = attend(NewToken(*new), LayerStorage(*ours), torch.tensor([length]), gpu)
+    actual = attend_by_triton(NewToken(*new), LayerStorage(*ours), torch.tensor([length]), gpu)
     expected = reference.plain_attention(NewToken(*new), LayerStorage(*theirs), length)
     return actual, expected, ours, theirs
 
