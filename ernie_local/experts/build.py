@@ -25,14 +25,14 @@ from ernie_local.experts.device import HOST, GpuDevice
 from ernie_local.experts.disk import DiskReader, PageCheck, PageRange, PageStore
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.level import PageLevel, PlaceTables
+from ernie_local.experts.math import PageMath
 from ernie_local.experts.memory import PageMemory, allocate_pages
 from ernie_local.experts.options import PagingOptions, PagingStats
-from ernie_local.experts.page_math import PageMath
 from ernie_local.experts.paged import GpuTier, PagedExperts, RamTier
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.experts.traffic import PageTraffic
 from ernie_local.experts.two_levels import PinningReader, TwoLevels
-from ernie_local.packing.checks import check_page
+from ernie_local.packing.page import check_page
 
 # What computes experts of each layer and bank from pages on this device.
 MathOn = Callable[[torch.device], Mapping[BankKey, PageMath]]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,8 +15,8 @@ from ernie_local.config import Bank, BankKey
 from ernie_local.experts.cache import PageCache
 from ernie_local.experts.device import HOST, Device, Event
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
-from ernie_local.experts.memory import PageMemory
-from ernie_local.experts.page_math import PageMath, page_call
+from ernie_local.experts.math import PageMath, page_call
+from ernie_local.experts.memory import GpuMemory, PageMemory
 from ernie_local.kernels.arguments import ABSENT_SLOT
 from ernie_local.model.moe import RoutedTokens
 
@@ -27,18 +26,6 @@ _KEPT_EVENTS = 256
 # Events older than the buffer are gone. Waiting for a newer one, this many places into the buffer, is safe:
 # notes are out of order by at most the number of pages in flight.
 _SURELY_LATER = 128
-
-
-class LevelMemory(Protocol):
-    """`bytes`: (num_bytes,) uint8; `units`: the same as (units, UNIT_BYTES)."""
-
-    bytes: torch.Tensor
-    units: torch.Tensor
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the whole allocation."""
-        ...
 
 
 class PlaceTables:
@@ -120,7 +107,7 @@ class PageLevel:
     def __init__(
         self,
         cache: PageCache,
-        memory: LevelMemory,
+        memory: PageMemory | GpuMemory,
         places: PlaceTables,
         math: Mapping[BankKey, PageMath],
         page_bytes: Mapping[ExpertKey, int],

@@ -1,18 +1,16 @@
-"""Routed experts whose weights all lie in memory, one pair of tensors per (layer, bank).
-
-Knows nothing of routing or of files: `loading` fills the tensors, the MoE block brings tokens with their
-choices.
-"""
+"""Computes routed experts that are all in memory: from plain tensors, or from packed pages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
 from ernie_local.config import BankKey, TextConfig
+from ernie_local.experts.math import PageMath, page_call
+from ernie_local.kernels.experts import packed_experts
 from ernie_local.model.moe import RoutedTokens, TokenRows
 
 
@@ -113,3 +111,47 @@ def _grouped(
         result = weights.run(expert_id, hidden[tokens[group]]) * flat_weights[group]
         output.index_add_(0, tokens[group], result)
     return output
+
+
+class PackedExperts:
+    """An ExpertProvider over packed pages: expert i of a bank lies in slot i."""
+
+    takes_shared_page = True
+
+    def __init__(
+        self, banks: dict[BankKey, torch.Tensor], gpu_math: Mapping[BankKey, PageMath] | None = None
+    ) -> None:
+        """banks: (experts, slot bytes) uint8 for every (layer, bank); pages may be of different formats.
+
+        gpu_math: what computes each of them where they lie on a GPU; None on the processor.
+        """
+        self.banks = banks
+        self._gpu_math = gpu_math
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all pages."""
+        return sum(slots.nbytes for slots in self.banks.values())
+
+    def describe(self) -> list[str]:
+        """Nothing: every expert is in memory."""
+        return []
+
+    def begin(self, rows: TokenRows) -> None:
+        """See ExpertProvider.begin; everything is there."""
+
+    def make_room(self, owner: object, num_bytes: int) -> None:
+        """See ExpertProvider.make_room; all experts stay."""
+
+    def cache_memory(self) -> None:
+        """See ExpertProvider.cache_memory; experts share theirs with nobody."""
+
+    def compute(self, tokens: RoutedTokens) -> torch.Tensor:
+        """See ExpertProvider.compute."""
+        key = tokens.layer_id, tokens.bank
+        call = page_call(tokens, self.banks[key], None)
+        if self._gpu_math is None:
+            return packed_experts(call)
+        output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
+        self._gpu_math[key].add(output, call)
+        return output.to(tokens.hidden.dtype)

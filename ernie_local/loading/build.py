@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,18 +21,17 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.build import PagingSetup, build_paged_experts, open_page_store, paging_plan
-from ernie_local.experts.packed import PackedExperts
-from ernie_local.experts.resident import ResidentExperts
+from ernie_local.experts.math import expert_math, gpu_math
+from ernie_local.experts.resident import PackedExperts, ResidentExperts
 from ernie_local.kernels.arguments import PackedMatrix
 from ernie_local.kernels.graphs import Recorder
 from ernie_local.kernels.memory import empty_bytes
-from ernie_local.loading.expert_math import expert_math, gpu_math
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.layers import PackedEmbedding, PackedGatedMLP, PackedLinear
 from ernie_local.model.moe import ExpertProvider, Router
-from ernie_local.packing.checks import check_page, check_scales
+from ernie_local.packing.page import check_page, check_scales
 from ernie_local.planner.need import WeightBytes, weights_in_memory
 
 _HOST = torch.device("cpu")
@@ -77,13 +77,11 @@ def build_without_experts(
     gpu_kernels: str = "auto",
 ) -> ErnieModel:
     """As `build_model`, all but routed experts."""
-    packed = PackedTensors(config)
-    _check_device(packed, device)
+    filler = _Filler(checkpoint, PackedTensors(config), dtype, device, gpu_kernels)
     with init_empty_weights(include_buffers=True):
         model = ErnieModel(config, gpu_kernels)
-    tables = config.quantization
-    _place_packed_layers(model, checkpoint, packed, tables, dtype, device, gpu_kernels=gpu_kernels)
-    _fill_parameters(model, checkpoint, "", dtype, device)
+    filler.place_packed(model, config.quantization)
+    filler.fill(model)
     return model.eval()
 
 
@@ -103,9 +101,13 @@ def _build_experts(
         return build_paged_experts(store, plan, math_on, paging)
     if config.quantization is not None and config.quantization.experts:
         on_gpu = None if device.type == "cpu" else gpu_math(config, device, gpu_kernels)
-        return PackedExperts(_read_banks(checkpoint, config, PackedTensors(config), device), on_gpu)
+        return PackedExperts(_read_banks(checkpoint, config, device), on_gpu)
     resident = ResidentExperts(config.text, dtype, device)
-    _fill_experts(checkpoint, config, resident)
+    for (layer_id, bank), weights in resident.banks.items():
+        for expert_id in range(config.text.bank(bank).num_experts):
+            for projection in PROJECTIONS:
+                name = f"experts.{layer_id}.{bank}.{expert_id}.{projection}"
+                _read_into(checkpoint, name, weights.projection(expert_id, projection))
     return resident
 
 
@@ -114,15 +116,15 @@ def build_embedder(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
     text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=(), tie_word_embeddings=True)
     with init_empty_weights(include_buffers=True):
         model = ErnieModel(dataclasses.replace(config, text=text))
+    filler = _Filler(checkpoint, PackedTensors(config), torch.float32, _HOST)
     if config.quantization is not None:
         matrices = {
             name: format_name
             for name, format_name in config.quantization.matrices.items()
             if not name.startswith(("layers.", "lm_head"))
         }
-        tables = dataclasses.replace(config.quantization, matrices=matrices, gated_mlps={})
-        _place_packed_layers(model, checkpoint, PackedTensors(config), tables, torch.float32, _HOST)
-    _fill_parameters(model, checkpoint, "", torch.float32, torch.device("cpu"))
+        filler.place_packed(model, dataclasses.replace(config.quantization, matrices=matrices, gated_mlps={}))
+    filler.fill(model)
     return model.eval()
 
 
@@ -131,9 +133,9 @@ def build_layer(checkpoint: Checkpoint, config: ModelConfig, layer_id: int) -> D
     prefix = f"layers.{layer_id}."
     with init_empty_weights(include_buffers=True):
         layer = DecoderLayer(config.text, layer_id, is_packed=config.quantization is not None)
-    packed = PackedTensors(config)
-    _place_packed_layers(layer, checkpoint, packed, config.quantization, torch.float32, _HOST, prefix)
-    _fill_parameters(layer, checkpoint, prefix, torch.float32, torch.device("cpu"))
+    filler = _Filler(checkpoint, PackedTensors(config), torch.float32, _HOST)
+    filler.place_packed(layer, config.quantization, prefix)
+    filler.fill(layer, prefix)
     layer.self_attn.layer_id = 0
     return layer.eval()
 
@@ -149,114 +151,103 @@ def build_head(
     text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=())
     with init_empty_weights(include_buffers=True):
         model = ErnieModel(dataclasses.replace(config, text=text))
+    filler = _Filler(checkpoint, PackedTensors(config), dtype, device)
     if config.quantization is not None:
-        packed = PackedTensors(config)
-        _check_device(packed, device)
         formats = config.quantization.matrices
         matrices = {name: formats[name] for name in names if name in formats}
-        tables = dataclasses.replace(config.quantization, matrices=matrices, gated_mlps={})
-        _place_packed_layers(model, checkpoint, packed, tables, dtype, device)
+        filler.place_packed(model, dataclasses.replace(config.quantization, matrices=matrices, gated_mlps={}))
     # The norm too: by its weight the model knows its device and dtype.
     for name in ("norm", "embed_tokens" if model.lm_head is None else "lm_head"):
-        _fill_parameters(model.get_submodule(name), checkpoint, name, dtype, device)
+        filler.fill(model.get_submodule(name), name)
     return model.eval()
 
 
-def _fill_parameters(
-    model: nn.Module, checkpoint: Checkpoint, prefix: str, dtype: torch.dtype, device: torch.device
-) -> None:
-    """Give every parameter the values of the tensor named `prefix` and its own name."""
-    for module_name, module in model.named_modules():
-        for own_name, empty in list(module.named_parameters(recurse=False)):
-            # The router was declared in float32 and stays so, whatever the rest is.
-            kept_dtype = empty.dtype if isinstance(module, Router) else dtype
-            filled = torch.empty(empty.shape, dtype=kept_dtype, device=device)
-            _read_into(checkpoint, f"{prefix}{module_name}.{own_name}", filled)
-            setattr(module, own_name, nn.Parameter(filled, requires_grad=False))
+@dataclass(frozen=True, slots=True)
+class _Filler:
+    """Fills modules from a checkpoint: plain tensors in `dtype`, packed ones as they are, on `device`.
 
+    gpu_kernels: what computes packed weights on a GPU.
+    """
 
-def _check_device(packed: PackedTensors, device: torch.device) -> None:
-    if not packed.shapes or device.type == "cpu":
-        return
-    if device.type != "cuda":
-        raise DoesNotFit(
-            f"packed weights on {device}, only cpu and cuda compute from them",
-            "there is no code for packed weights on another device",
-            'load with device="cpu"',
-        )
+    checkpoint: Checkpoint
+    packed: PackedTensors
+    dtype: torch.dtype
+    device: torch.device
+    gpu_kernels: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.packed.shapes and self.device.type not in ("cpu", "cuda"):
+            raise DoesNotFit(
+                f"packed weights on {self.device}, only cpu and cuda compute from them",
+                "there is no code for packed weights on another device",
+                'load with device="cpu"',
+            )
 
-def _fill_experts(checkpoint: Checkpoint, config: ModelConfig, experts: ResidentExperts) -> None:
-    for (layer_id, bank), weights in experts.banks.items():
-        for expert_id in range(config.text.bank(bank).num_experts):
-            for projection in PROJECTIONS:
-                name = f"experts.{layer_id}.{bank}.{expert_id}.{projection}"
-                _read_into(checkpoint, name, weights.projection(expert_id, projection))
+    def fill(self, model: nn.Module, prefix: str = "") -> None:
+        """Give every parameter the values of the tensor named `prefix` and its own name."""
+        for module_name, module in model.named_modules():
+            for own_name, empty in list(module.named_parameters(recurse=False)):
+                # The router was declared in float32 and stays so, whatever the rest is.
+                kept_dtype = empty.dtype if isinstance(module, Router) else self.dtype
+                filled = torch.empty(empty.shape, dtype=kept_dtype, device=self.device)
+                _read_into(self.checkpoint, f"{prefix}{module_name}.{own_name}", filled)
+                setattr(module, own_name, nn.Parameter(filled, requires_grad=False))
 
-
-def _slot_bytes(config: ModelConfig, packed: PackedTensors) -> dict[BankKey, int]:
-    """Bytes of a slot for each bank with packed experts: those of its largest page."""
-    experts = config.quantization.experts if config.quantization is not None else {}
-    return {key: max(layout.page_bytes for layout in packed.page_layouts(*key).values()) for key in experts}
+    def place_packed(self, model: nn.Module, tables: QuantizationConfig | None, prefix: str = "") -> None:
+        """Of what `tables` names, all that begins with `prefix`, which is the name of `model` itself."""
+        if tables is None:
+            return
+        gated_mlps = {name: value for name, value in tables.gated_mlps.items() if name.startswith(prefix)}
+        matrices = {name: value for name, value in tables.matrices.items() if name.startswith(prefix)}
+        names = [f"{name}.{value}" for name, value in (gated_mlps | matrices).items()]
+        memory = _PackedMemory(self.checkpoint, names, self.device)
+        for name, page_format in gated_mlps.items():
+            page = memory.read(f"{name}.{page_format}")
+            layout = self.packed.gated_mlp_layout(name)
+            check_page(page[0], layout, f"the page of {name}")
+            model.set_submodule(
+                name.removeprefix(prefix), PackedGatedMLP(memory.keep(page), layout, self.gpu_kernels)
+            )
+        for name, format_name in matrices.items():
+            rows, columns = self.packed.matrix_shape(name)
+            low_bit = known_format(format_name)
+            read = memory.read(f"{name}.{format_name}")
+            check_scales(read, low_bit, columns, name)
+            matrix = PackedMatrix(memory.keep(read), format_name, rows, self.gpu_kernels)
+            parent, _, own = name.removeprefix(prefix).rpartition(".")
+            if name == "embed_tokens":
+                model.set_submodule(own, PackedEmbedding(matrix, columns, self.dtype))
+            elif own == QKV:
+                attention = model.get_submodule(parent)
+                assert isinstance(attention, SelfAttention), name
+                attention.pack_qkv(PackedLinear(matrix))
+            else:
+                bias = None
+                if f"{name}.bias" in self.checkpoint:
+                    bias = torch.empty(rows, dtype=self.dtype, device=self.device)
+                    _read_into(self.checkpoint, f"{name}.bias", bias)
+                # The head of a tied model has no place until now, so set_submodule would not find it.
+                setattr(model.get_submodule(parent), own, PackedLinear(matrix, bias))
 
 
 def _read_banks(
-    checkpoint: Checkpoint, config: ModelConfig, packed: PackedTensors, device: torch.device
+    checkpoint: Checkpoint, config: ModelConfig, device: torch.device
 ) -> dict[BankKey, torch.Tensor]:
+    """Pages of all experts, each in a slot of its bank's largest page."""
+    packed = PackedTensors(config)
+    tables = config.quantization
+    assert tables is not None
     banks: dict[BankKey, torch.Tensor] = {}
-    for (layer_id, bank), slot_bytes in _slot_bytes(config, packed).items():
-        slots = empty_bytes(config.text.bank(bank).num_experts * slot_bytes).view(-1, slot_bytes)
+    for layer_id, bank in tables.experts:
         layouts = packed.page_layouts(layer_id, bank)
+        slot_bytes = max(layout.page_bytes for layout in layouts.values())
+        slots = empty_bytes(config.text.bank(bank).num_experts * slot_bytes).view(-1, slot_bytes)
         for expert_id, (name, row) in enumerate(packed.locate_experts(layer_id, bank)):
             page = slots[expert_id, : packed.shapes[name][1]]
             checkpoint.read_packed(name, page, row)
             check_page(page, layouts[name.rpartition(".")[2]], f"page {row} of {name}")
         banks[layer_id, bank] = slots.to(device)
     return banks
-
-
-def _place_packed_layers(
-    model: nn.Module,
-    checkpoint: Checkpoint,
-    packed: PackedTensors,
-    tables: QuantizationConfig | None,
-    dtype: torch.dtype,
-    device: torch.device,
-    prefix: str = "",
-    gpu_kernels: str = "auto",
-) -> None:
-    """Of what `tables` names, all that begins with `prefix`, which `model` itself is called."""
-    if tables is None:
-        return
-    gated_mlps = {name: value for name, value in tables.gated_mlps.items() if name.startswith(prefix)}
-    matrices = {name: value for name, value in tables.matrices.items() if name.startswith(prefix)}
-    names = [f"{name}.{value}" for name, value in (gated_mlps | matrices).items()]
-    memory = _PackedMemory(checkpoint, names, device)
-    for name, page_format in gated_mlps.items():
-        page = memory.read(f"{name}.{page_format}")
-        layout = packed.gated_mlp_layout(name)
-        check_page(page[0], layout, f"the page of {name}")
-        model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(memory.keep(page), layout, gpu_kernels))
-    for name, format_name in matrices.items():
-        rows, columns = packed.matrix_shape(name)
-        low_bit = known_format(format_name)
-        read = memory.read(f"{name}.{format_name}")
-        check_scales(read, low_bit, columns, name)
-        matrix = PackedMatrix(memory.keep(read), format_name, rows, gpu_kernels)
-        parent, _, own = name.removeprefix(prefix).rpartition(".")
-        if name == "embed_tokens":
-            model.set_submodule(own, PackedEmbedding(matrix, columns, dtype))
-        elif own == QKV:
-            attention = model.get_submodule(parent)
-            assert isinstance(attention, SelfAttention), name
-            attention.pack_qkv(PackedLinear(matrix))
-        else:
-            bias = None
-            if f"{name}.bias" in checkpoint:
-                bias = torch.empty(rows, dtype=dtype, device=device)
-                _read_into(checkpoint, f"{name}.bias", bias)
-            # The head of a tied model has no place until now, so set_submodule would not find it.
-            setattr(model.get_submodule(parent), own, PackedLinear(matrix, bias))
 
 
 def _read_into(checkpoint: Checkpoint, name: str, target: torch.Tensor) -> None:

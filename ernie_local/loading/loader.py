@@ -12,9 +12,9 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.engine import check_token_counts
 from ernie_local.errors import UsageError, parameter
 from ernie_local.loading.build import build_model
-from ernie_local.loading.gpu_choices import GpuChoices
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import (
+    GpuChoices,
     LoadOptions,
     choose_dtype,
     choose_kv_dtype,

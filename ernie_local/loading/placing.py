@@ -13,9 +13,9 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.experts.build import GpuShare, PagingSetup, paging_plan
 from ernie_local.experts.device import CudaDevice
+from ernie_local.experts.math import unpacking_room
 from ernie_local.experts.options import PagingOptions
 from ernie_local.loading.build import checkpoint_weights
-from ernie_local.loading.expert_math import unpacking_room
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.memory_use import grown_tokens

@@ -16,8 +16,7 @@ from ernie_local.checkpoint.header import read_safetensors_header
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.errors import UsageError
-from ernie_local.experts.packed import PackedExperts
-from ernie_local.experts.resident import ResidentExperts
+from ernie_local.experts.resident import PackedExperts, ResidentExperts
 from ernie_local.kernels import native
 from ernie_local.loading import LoadedModel
 from ernie_local.packing import FORMATS, dequantize, unpack_page

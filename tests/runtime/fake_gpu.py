@@ -22,8 +22,8 @@ from ernie_local.experts.build import MathOn
 from ernie_local.experts.device import Event
 from ernie_local.experts.disk import PageStore
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
+from ernie_local.experts.math import PageMath
 from ernie_local.experts.memory import PageLock, PageMemory
-from ernie_local.experts.page_math import PageMath
 from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall, LayerStorage
 from ernie_local.model.kv_cache import KVCache
 

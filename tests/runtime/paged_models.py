@@ -18,11 +18,11 @@ from ernie_local.experts.build import (
     open_page_store,
     paging_plan,
 )
+from ernie_local.experts.math import expert_math
 from ernie_local.experts.options import PagingOptions
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.loading.build import build_model, build_without_experts
-from ernie_local.loading.expert_math import expert_math
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import KVSize, attention_bytes, encoding_bytes, grown_tokens

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ernie_local.experts.packed import PackedExperts
+from ernie_local.experts.resident import PackedExperts
 from ernie_local.kernels.arguments import ExpertsCall
 from ernie_local.model import layers
 from ernie_local.model.ernie import ErnieModel

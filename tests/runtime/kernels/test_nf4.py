@@ -16,14 +16,18 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.gpu_math import TorchPageMath
+from ernie_local.experts.math import TorchPageMath, check_triton_formats, gpu_math
 from ernie_local.kernels import nf4, reference
 from ernie_local.kernels.arguments import ExpertsCall
 from ernie_local.kernels.nf4 import Nf4KernelsMissing, dequantize_by_bitsandbytes, nf4_absence
-from ernie_local.loading.expert_math import check_triton_formats, gpu_math
-from ernie_local.packing.foreign_formats import ForeignFormat
-from ernie_local.packing.foreign_matrix import _nf4_pairs, absmax_levels, dequantize_foreign, pack_foreign
-from ernie_local.packing.foreign_page import Dequantize
+from ernie_local.packing.foreign import (
+    Dequantize,
+    _nf4_pairs,
+    absmax_levels,
+    dequantize_foreign,
+    pack_foreign,
+)
+from ernie_local.packing.layout import ForeignFormat
 from tests.runtime.packing.test_foreign_pages import found, pattern_matrix, pattern_page
 
 HOST = torch.device("cpu")

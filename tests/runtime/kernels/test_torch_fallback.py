@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.gpu_math import TorchPageMath
-from ernie_local.experts.page_math import PackedPageMath
+from ernie_local.experts.math import PackedPageMath, TorchPageMath
 from ernie_local.kernels import reference
 from ernie_local.kernels.arguments import ExpertsCall, PackedMatrix
 from ernie_local.kernels.experts import add_experts_on_gpu

@@ -16,18 +16,16 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
-from ernie_local.experts.gpu_math import TorchPageMath
+from ernie_local.experts.math import TorchPageMath, unpacking_room
 from ernie_local.kernels import gpu, reference
 from ernie_local.kernels.arguments import ExpertsCall
 from ernie_local.kernels.nf4 import dequantize_by_bitsandbytes
 from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES
 from ernie_local.loading import placing
-from ernie_local.loading.expert_math import unpacking_room
 from ernie_local.loading.placing import ComputeDemand, MemoryLimits, count_need
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.packing import pack_page
-from ernie_local.packing.foreign_matrix import dequantize_foreign
-from ernie_local.packing.foreign_page import Dequantize
+from ernie_local.packing.foreign import Dequantize, dequantize_foreign
 from ernie_local.planner.need import MemoryNeed
 from tests.runtime.packing.test_foreign_pages import pattern_page
 from tests.runtime.random_matrices import random_page
