@@ -28,8 +28,8 @@ from real_text import installed_packages, standard_library
 from sentence_encoder import SentenceEncoder
 
 from ernie_local.packing import dequantize, find_format
-from ernie_local.packing.foreign_formats import find_foreign
-from ernie_local.packing.foreign_matrix import dequantize_foreign, pack_foreign
+from ernie_local.packing.foreign import dequantize_foreign, pack_foreign
+from ernie_local.packing.layout import find_foreign
 from ernie_quant.foreign import quantize_foreign
 from ernie_quant.hessian import second_moments
 from ernie_quant.recipe import Recipe, quantize_matrix

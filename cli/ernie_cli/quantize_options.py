@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ernie_cli.calibration_samples import SampleOptions
 from ernie_cli.options import CommonOptions, Source, Threads, complete_path, file_option
+from ernie_local.packing.formats import formats_for, largest_first
 
+if TYPE_CHECKING:
+    ExpertBits = str
+    DenseFormat = str
+else:  # typer shows what the table of formats offers
+    ExpertBits = Literal[(*(str(one.bits) for one in formats_for("experts")), "mixed")]
+    DenseFormat = Literal[(*(one.name for one in largest_first(formats_for("dense"))), "auto")]
 Method = Literal["gptq", "clip", "rtn", "nf4", "quanto", "quanto-hqq"]
 
 
@@ -21,7 +28,7 @@ class QuantizeOptions(SampleOptions, CommonOptions):
     source: Source
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.", autocompletion=complete_path)]
     bits: Annotated[
-        Literal["4", "2", "mixed"],
+        ExpertBits,
         typer.Option(
             help="Bits of the experts. 4: w4 (4.25 bits per weight); 2: w2 (2.25); with quanto qint4 or "
             "qint2; mixed: 2.5 on average, more for the experts and matrices that need them."
@@ -36,7 +43,7 @@ class QuantizeOptions(SampleOptions, CommonOptions):
         ),
     ] = False
     dense: Annotated[
-        Literal["w8", "w4", "auto"],
+        DenseFormat,
         typer.Option(
             help="Format of attention, shared experts, dense layers and head, which every token reads. auto: "
             "chosen for each layer by measurement."

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ernie_local.config import BankKey, ModelConfig, QuantizationConfig
 from ernie_local.errors import UsageError
 from ernie_local.packing import find_format
-from ernie_local.packing.foreign_formats import find_foreign
 from ernie_local.packing.formats import COLUMN_STEP
+from ernie_local.packing.layout import find_foreign
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from stat import S_ISREG
 from typing import Protocol, TypeVar
 
 from ernie_local.errors import ModelUnusable
-from ernie_local.packing.page_layout import PAGE_ALIGNMENT
+from ernie_local.packing.layout import PAGE_ALIGNMENT
 from ernie_local.sizes import GIB, MIB, format_bytes
 from ernie_local.strict_json import git_lfs_pointer, parse_json_object, show
 

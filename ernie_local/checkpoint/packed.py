@@ -13,9 +13,8 @@ from ernie_local.checkpoint.names import NUMBER, PROJECTIONS
 from ernie_local.checkpoint.shapes import ExpectedShapes, TensorShape
 from ernie_local.config import Bank, BankKey, ModelConfig, QuantizationConfig
 from ernie_local.errors import ModelUnusable
-from ernie_local.packing.foreign_formats import ForeignLayout, find_foreign
 from ernie_local.packing.formats import COLUMN_STEP, FORMATS, LowBitFormat
-from ernie_local.packing.page_layout import PageLayout
+from ernie_local.packing.layout import ForeignLayout, PageLayout, find_foreign
 
 QKV = "qkv_proj"
 _EMBEDDING, _HEAD = "embed_tokens", "lm_head"

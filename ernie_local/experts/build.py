@@ -32,7 +32,7 @@ from ernie_local.experts.paged import GpuTier, PagedExperts, RamTier
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.experts.traffic import PageTraffic
 from ernie_local.experts.two_levels import PinningReader, TwoLevels
-from ernie_local.packing.checks import check_page
+from ernie_local.packing.page import check_page
 
 # What computes experts of each layer and bank from pages on this device.
 MathOn = Callable[[torch.device], Mapping[BankKey, PageMath]]

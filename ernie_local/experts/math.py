@@ -28,9 +28,8 @@ from ernie_local.kernels.nf4 import (
 from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES, add_plain_experts
 from ernie_local.model.moe import RoutedTokens
 from ernie_local.packing import PageLayout
-from ernie_local.packing.foreign_formats import ForeignLayout
-from ernie_local.packing.foreign_matrix import dequantize_foreign
-from ernie_local.packing.foreign_page import Dequantize
+from ernie_local.packing.foreign import Dequantize, dequantize_foreign
+from ernie_local.packing.layout import ForeignLayout
 
 
 def page_call(tokens: RoutedTokens, memory: torch.Tensor, places: torch.Tensor | None) -> ExpertsCall:

@@ -21,10 +21,10 @@ from ernie_local.kernels.native import BROKEN_PAGE, BROKEN_TOKEN, DONE
 from ernie_local.kernels.operators import native_or_reference, needs_no_dispatch, register
 from ernie_local.kernels.reference import add_plain_experts, plain_experts
 from ernie_local.packing import PageLayout
-from ernie_local.packing.expert_page import read_header
-from ernie_local.packing.foreign_page import is_foreign_page
+from ernie_local.packing.foreign import is_foreign_page
 from ernie_local.packing.formats import COLUMN_STEP
-from ernie_local.packing.page_layout import HEADER, HEADER_BYTES
+from ernie_local.packing.layout import HEADER, HEADER_BYTES
+from ernie_local.packing.page import read_header
 
 Tensor = torch.Tensor
 _OP = "packed_experts"

@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional
 
 from ernie_local.kernels.native import Absence
-from ernie_local.packing.foreign_formats import ABSMAX_BLOCK, ForeignFormat
-from ernie_local.packing.foreign_matrix import absmax_levels, dequantize_foreign, read_floats
+from ernie_local.packing.foreign import absmax_levels, dequantize_foreign, read_floats
+from ernie_local.packing.layout import ABSMAX_BLOCK, ForeignFormat
 
 Tensor = torch.Tensor
 _WHAT = "nf4 experts are unpacked on the GPU by plain PyTorch, not by the kernels of bitsandbytes"

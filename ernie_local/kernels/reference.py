@@ -23,10 +23,15 @@ from ernie_local.kernels.arguments import (
 )
 from ernie_local.kernels.checks import broken_page, broken_token
 from ernie_local.packing import TILE_ROWS, LowBitFormat, dequantize, find_format, unpack_matrix
-from ernie_local.packing.expert_page import read_layout
-from ernie_local.packing.foreign_formats import ForeignLayout
-from ernie_local.packing.foreign_matrix import dequantize_foreign
-from ernie_local.packing.foreign_page import Dequantize, foreign_weight, is_foreign_page, read_foreign_page
+from ernie_local.packing.foreign import (
+    Dequantize,
+    dequantize_foreign,
+    foreign_weight,
+    is_foreign_page,
+    read_foreign_page,
+)
+from ernie_local.packing.layout import ForeignLayout
+from ernie_local.packing.page import read_layout
 
 # Of tokens, (tokens, columns), to (tokens, rows).
 Product = Callable[[torch.Tensor], torch.Tensor]

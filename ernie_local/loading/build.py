@@ -31,7 +31,7 @@ from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.layers import PackedEmbedding, PackedGatedMLP, PackedLinear
 from ernie_local.model.moe import ExpertProvider, Router
-from ernie_local.packing.checks import check_page, check_scales
+from ernie_local.packing.page import check_page, check_scales
 from ernie_local.planner.need import WeightBytes, weights_in_memory
 
 _HOST = torch.device("cpu")

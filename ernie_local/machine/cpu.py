@@ -20,6 +20,7 @@ from ernie_local.kernels.memory import empty_bytes
 from ernie_local.machine.random_model import RandomWeights
 from ernie_local.machine.timing import Clock, measure_rate
 from ernie_local.packing import PageLayout, find_format
+from ernie_local.packing.formats import Purpose, formats_for
 from ernie_local.planner.profile import Measurement
 from ernie_local.sizes import MIB
 
@@ -63,6 +64,15 @@ def format_measurement(format_name: str) -> str:
     return f"{format_name}_bytes_per_second"
 
 
+def measured_formats() -> tuple[str, ...]:
+    """Names of the packed formats that `measure_kernels` measures, in its order."""
+    return *_names("bench experts"), *_names("bench dense")
+
+
+def _names(purpose: Purpose) -> tuple[str, ...]:
+    return tuple(low_bit.name for low_bit in formats_for(purpose))
+
+
 def measure_kernels(
     memory_bytes: int = 256 * MIB, clock: Clock = time.perf_counter, sizes: LayerSizes | None = None
 ) -> Iterator[tuple[str, Measurement]]:
@@ -72,9 +82,10 @@ def measure_kernels(
     is a multiplication or an addition.
     """
     sizes = LayerSizes() if sizes is None else sizes
-    for name in ("w4", "w2"):
+    for name in _names("bench experts"):
         yield format_measurement(name), _token_rate(expert_calls(sizes, name, memory_bytes), clock)
-    yield format_measurement("w8"), _token_rate(_dense_calls(sizes, "w8", memory_bytes), clock)
+    for name in _names("bench dense"):
+        yield format_measurement(name), _token_rate(_dense_calls(sizes, name, memory_bytes), clock)
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         yield format_measurement(name), _token_rate(_plain_calls(sizes, dtype, memory_bytes), clock)

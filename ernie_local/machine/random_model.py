@@ -19,7 +19,7 @@ from ernie_local.checkpoint.shapes import ExpectedShapes
 from ernie_local.checkpoint.writer import TensorEntry, write_checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig, parse_config
 from ernie_local.packing import TILE_ROWS, LowBitFormat, PageLayout
-from ernie_local.packing.page_checksum import seal
+from ernie_local.packing.checksum import seal
 
 WEIGHT_DEVIATION = 0.02
 _TILES_A_PIECE = 256

@@ -11,7 +11,13 @@ from pathlib import Path
 import torch
 
 from ernie_local.checkpoint.hub import resolve_model
-from ernie_local.machine.cpu import PLAIN_PROMPT, PROMPT, format_measurement, measure_kernels
+from ernie_local.machine.cpu import (
+    PLAIN_PROMPT,
+    PROMPT,
+    format_measurement,
+    measure_kernels,
+    measured_formats,
+)
 from ernie_local.machine.disk import (
     PAGE_BYTES,
     holds_pages,
@@ -26,7 +32,6 @@ from ernie_local.planner.rates import GpuRates, Rates
 
 DISK, SMALL_READS = "disk_bytes_per_second", "disk_4096_bytes_per_second"
 _DISK_SECONDS, _SMALL_READ_SECONDS = 1.5, 0.2
-_PACKED_FORMATS = ("w4", "w2", "w8")
 _PLAIN_FORMATS = ("float32", "bfloat16")
 
 Teller = Callable[[str], None]  # told what is measured now
@@ -59,7 +64,7 @@ def survey_machine(tell: Teller, model_file: Path | None = None, page_bytes: int
             found = measure_gpu(torch.device("cuda"))
             measurements |= found
             gpu = GpuRates(*(found[name].median for name in (GPU_MEMORY, GPU_LINK, GPU_OPERATIONS)))
-        rates = _byte_rates(measurements, _PACKED_FORMATS, PROMPT, gpu)
+        rates = _byte_rates(measurements, measured_formats(), PROMPT, gpu)
         plain_rates = _byte_rates(measurements, _PLAIN_FORMATS, PLAIN_PROMPT, gpu)
         tell("what a decoded token costs beside reading weights")
         nano, packed = resolve_model("nano"), Path(folder) / "packed"
@@ -85,7 +90,9 @@ def _byte_rates(
     measured: dict[str, Measurement], formats: tuple[str, ...], prompt: str, gpu: GpuRates | None
 ) -> Rates:
     """Without the costs of tokens and layers; the first format stands for those that were not measured."""
-    each = {name: measured[format_measurement(name)].median for name in (*_PACKED_FORMATS, *_PLAIN_FORMATS)}
+    each = {
+        name: measured[format_measurement(name)].median for name in (*measured_formats(), *_PLAIN_FORMATS)
+    }
     return Rates(
         disk_bytes_per_second=measured[DISK].median,
         memory_bytes_per_second=each[formats[0]],

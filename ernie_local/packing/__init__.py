@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ernie_local.packing.formats import FORMATS, TILE_ROWS, LowBitFormat, find_format
-from ernie_local.packing.page_layout import PAGE_ALIGNMENT, PageLayout
+from ernie_local.packing.layout import PAGE_ALIGNMENT, PageLayout
 
 if TYPE_CHECKING:
-    from ernie_local.packing.expert_page import ExpertPage, pack_page, unpack_page
     from ernie_local.packing.matrix import QuantizedMatrix, dequantize, pack_matrix, unpack_matrix
+    from ernie_local.packing.page import ExpertPage, pack_page, unpack_page
 
 __all__ = [
     "FORMATS",
@@ -36,6 +36,6 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ernie_local.packing import expert_page, matrix
+    from ernie_local.packing import matrix, page
 
-    return getattr(expert_page, name, None) or getattr(matrix, name)
+    return getattr(page, name, None) or getattr(matrix, name)

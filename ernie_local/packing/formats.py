@@ -1,4 +1,8 @@
-"""The table of low-bit formats and the sizes that follow from it. Pure numbers, no tensors.
+"""Lists the low-bit formats, where each is offered, and the sizes that follow. Pure numbers, no tensors.
+
+A new format of a known geometry is a row of FORMATS here, one of `Formats` in csrc/formats.hpp, a golden
+page, and a row in docs/format.md: every list of formats, in options, measurements and kernels, is derived
+from these rows.
 
 A weight is `row_scale * scale * (code - zero / zero_divisor)`: one fp16 row scale for each row, one small
 whole scale and zero for each group of neighbouring columns. `w8` is symmetric: `scale * (code - 128)` with an
@@ -7,13 +11,20 @@ fp16 scale for each group and no row scale.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
 
 from ernie_local.errors import ModelUnusable, UsageError
 
 TILE_ROWS = 16  # rows that lie interleaved: one 32-bit lane each of a 512-bit register
 COLUMN_STEP = 16  # columns of every matrix are a multiple of it: one 2-bit register holds 16
 ALIGNMENT = 64  # bytes; codes of a tile start on a cache line
+
+
+# Where a format is offered: by its bits alone in `quantize --bits` and `vram --bits`; in `--dense`; among the
+# choices of mixed bits; and among those that `bench` measures, for experts and for dense matrices.
+Purpose = Literal["experts", "estimate", "dense", "mixed", "bench experts", "bench dense"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +37,12 @@ class LowBitFormat:
     group_size: int
     scale_bits: int
     zero_bits: int
+    purposes: frozenset[Purpose] = field(default=frozenset(), repr=False, compare=False)
+
+    @property
+    def nominal_bits(self) -> float:
+        """Bits of a weight with its share of a group's scale and zero."""
+        return self.bits + (self.scale_bits + self.zero_bits) / self.group_size
 
     @property
     def highest_code(self) -> int:
@@ -99,18 +116,33 @@ def check_shape(rows: int, columns: int) -> None:
         )
 
 
+def _for(*purposes: Purpose) -> frozenset[Purpose]:
+    return frozenset(purposes)
+
+
 FORMATS: dict[str, LowBitFormat] = {
     low_bit.name: low_bit
     for low_bit in (
-        LowBitFormat("w4", 1, bits=4, group_size=64, scale_bits=8, zero_bits=8),
-        LowBitFormat("w3", 2, bits=3, group_size=64, scale_bits=6, zero_bits=6),
-        LowBitFormat("w2l", 3, bits=2, group_size=16, scale_bits=4, zero_bits=4),
-        LowBitFormat("w2", 4, bits=2, group_size=32, scale_bits=4, zero_bits=4),
-        LowBitFormat("w2s", 5, bits=2, group_size=64, scale_bits=4, zero_bits=4),
-        LowBitFormat("w8", 6, bits=8, group_size=128, scale_bits=16, zero_bits=0),
+        # name, id, bits, group_size, scale_bits, zero_bits, purposes
+        LowBitFormat("w4", 1, 4, 64, 8, 8, _for("experts", "estimate", "dense", "mixed", "bench experts")),
+        LowBitFormat("w3", 2, 3, 64, 6, 6, _for("estimate", "mixed")),
+        LowBitFormat("w2l", 3, 2, 16, 4, 4, _for("mixed")),
+        LowBitFormat("w2", 4, 2, 32, 4, 4, _for("experts", "estimate", "mixed", "bench experts")),
+        LowBitFormat("w2s", 5, 2, 64, 4, 4, _for("mixed")),
+        LowBitFormat("w8", 6, 8, 128, 16, 0, _for("estimate", "dense", "bench dense")),
     )
 }
 _BY_ID = {low_bit.format_id: low_bit for low_bit in FORMATS.values()}
+
+
+def formats_for(purpose: Purpose) -> tuple[LowBitFormat, ...]:
+    """All that are offered there, in the order of the table."""
+    return tuple(low_bit for low_bit in FORMATS.values() if purpose in low_bit.purposes)
+
+
+def largest_first(formats: Iterable[LowBitFormat]) -> list[LowBitFormat]:
+    """By bits of a weight."""
+    return sorted(formats, key=lambda low_bit: low_bit.nominal_bits, reverse=True)
 
 
 def find_format(name: str) -> LowBitFormat:
@@ -128,8 +160,8 @@ def format_of_id(format_id: int, where: str) -> LowBitFormat:
     """The format that a page header names; ModelUnusable if there is none."""
     if format_id not in _BY_ID:
         raise ModelUnusable(
-            f"{where} names format {format_id}, known are 1 to {max(_BY_ID)}",
-            "the page is damaged or was written by a newer version",
+            f"{where} names format {format_id}, known are {min(_BY_ID)} to {max(_BY_ID)}",
+            "the page is damaged, or a newer version wrote it",
             "verify the checkpoint, or update ernie-local",
         )
     return _BY_ID[format_id]

@@ -1,6 +1,15 @@
-"""One quantized matrix: its numbers, its packed bytes, and the weights that they mean.
+"""Holds the numbers of a quantized matrix, its packed bytes, and the weights that they mean.
 
-Knows nothing of how codes are chosen, nor of what the matrix is for.
+Tiles of 16 rows hold metadata, then codes. Metadata: 16 fp16 row scales, then the groups, first to last. For
+each group w4 has 16 scale bytes and 16 zero bytes; the 2-bit formats 16 bytes, scale in the low nibble, zero
+in the high one; w3 16 bytes with the scale in the low six bits and the zero's low two bits above, then 8
+bytes with the zero's high four bits, row 2i in the low nibble of byte i. w8 has no row scales, and 16 fp16
+scales for each group.
+
+Codes have their columns interleaved the way byte dot products want them. A 64-byte block holds, at byte `4 *
+row + j`, columns of the residue `j` modulo 4: one code in w8, two in w4 (low nibble first), four in the 2-bit
+formats (lowest bits first). w3 keeps its low two bits that way, and behind all of them its high bits: bit `4
+* row + j` of a 64-bit little-endian word for every four columns.
 """
 
 from __future__ import annotations
@@ -10,9 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from ernie_local.errors import ModelUnusable, UsageError
-from ernie_local.packing.codes import pack_codes, unpack_codes
 from ernie_local.packing.formats import TILE_ROWS, LowBitFormat, check_shape
-from ernie_local.packing.metadata import pack_metadata, unpack_metadata
 
 Tensor = torch.Tensor
 SYMMETRIC_ZERO = 128
@@ -153,3 +160,89 @@ def _tiled(values: Tensor, tiles: int, filling: int = 0) -> Tensor:
 def _untiled(values: Tensor, rows: int) -> Tensor:
     """(tiles, groups, 16) -> (rows, groups)."""
     return values.transpose(1, 2).flatten(0, 1)[:rows]
+
+
+def pack_metadata(low_bit: LowBitFormat, row_scales: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """row_scales: (tiles, 16) fp16; scales, zeros: (tiles, groups, 16) -> (tiles, metadata bytes) uint8.
+
+    Only up to the last group: the caller pads to `metadata_bytes`.
+    """
+    if low_bit.is_symmetric:
+        return scales.contiguous().view(torch.uint8).flatten(1)
+    if low_bit.scale_bits == 8:
+        groups = torch.cat((scales, zeros), dim=-1)
+    elif low_bit.scale_bits == 4:
+        groups = scales | (zeros << 4)
+    else:
+        high = (zeros >> 2).unflatten(-1, (TILE_ROWS // 2, 2))  # (tiles, groups, 8, 2)
+        groups = torch.cat((scales | (zeros & 3) << 6, high[..., 0] | high[..., 1] << 4), dim=-1)
+    return torch.cat((row_scales.contiguous().view(torch.uint8), groups.flatten(1)), dim=-1)
+
+
+def unpack_metadata(
+    low_bit: LowBitFormat, packed: Tensor, num_groups: int
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """The inverse: row scales (tiles, 16), scales and zeros (tiles, groups, 16), or None."""
+    start = low_bit.row_scale_bytes()
+    per_group = TILE_ROWS * (low_bit.scale_bits + low_bit.zero_bits) // 8
+    groups = packed[:, start : start + num_groups * per_group].unflatten(1, (num_groups, per_group))
+    if low_bit.is_symmetric:
+        return None, groups.contiguous().view(torch.float16), None
+    row_scales = packed[:, :start].contiguous().view(torch.float16)
+    first = groups[..., :TILE_ROWS]
+    if low_bit.scale_bits == 8:
+        return row_scales, first, groups[..., TILE_ROWS:]
+    if low_bit.scale_bits == 4:
+        return row_scales, first & 15, first >> 4
+    nibbles = groups[..., TILE_ROWS:].unsqueeze(-1)  # (tiles, groups, 8, 1)
+    high = torch.cat((nibbles & 15, nibbles >> 4), dim=-1).flatten(-2)  # (tiles, groups, 16)
+    return row_scales, first & 63, (first >> 6) | (high << 2)
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """codes: (tiles, 16, columns) uint8 -> (tiles, code bytes) uint8."""
+    if bits == 3:
+        low, high = pack_codes(codes & 3, 2), _pack_bit_plane(codes >> 2)
+        return torch.cat((low, high), dim=-1)
+    quads = _to_quads(codes)  # (tiles, columns / 4, 16 * 4)
+    per_byte = 8 // bits
+    planes = quads.unflatten(1, (-1, per_byte))  # (tiles, blocks, codes a byte, 64)
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)[:, None]
+    packed: Tensor = (planes << shifts).sum(dim=2, dtype=torch.uint8).flatten(1)
+    return packed
+
+
+def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """The inverse: (tiles, code bytes) uint8 -> (tiles, 16, columns) uint8."""
+    if bits == 3:
+        split = TILE_ROWS * columns // 4
+        low = unpack_codes(packed[:, :split], 2, columns)
+        return low | (_unpack_bit_plane(packed[:, split:], columns) << 2)
+    blocks = packed.unflatten(1, (-1, 1, 4 * TILE_ROWS))  # (tiles, blocks, 1, 64)
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)[:, None]
+    planes = (blocks >> shifts) & ((1 << bits) - 1)  # (tiles, blocks, codes a byte, 64)
+    return _from_quads(planes.flatten(1, 2))
+
+
+def _pack_bit_plane(codes: Tensor) -> Tensor:
+    """codes of 0 and 1, (tiles, 16, columns) -> (tiles, 2 * columns) uint8."""
+    bits = _to_quads(codes).unflatten(-1, (8, 8))  # (tiles, columns / 4, bytes of a word, bits of a byte)
+    packed: Tensor = (bits << torch.arange(8, dtype=torch.uint8)).sum(dim=-1, dtype=torch.uint8).flatten(1)
+    return packed
+
+
+def _unpack_bit_plane(packed: Tensor, columns: int) -> Tensor:
+    words = packed.view(-1, columns // 4, 8, 1)  # (tiles, columns / 4, bytes of a word, 1)
+    bits = (words >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+    return _from_quads(bits.flatten(2))
+
+
+def _to_quads(codes: Tensor) -> Tensor:
+    """(tiles, 16, columns) -> (tiles, columns / 4, 16 * 4): four columns of every row side by side."""
+    quads: Tensor = codes.unflatten(-1, (-1, 4)).transpose(1, 2).flatten(2)
+    return quads
+
+
+def _from_quads(quads: Tensor) -> Tensor:
+    codes: Tensor = quads.unflatten(-1, (TILE_ROWS, 4)).transpose(1, 2).flatten(2)
+    return codes

@@ -10,8 +10,8 @@ from ernie_local.checkpoint.names import is_training_counter
 from ernie_local.checkpoint.packed import PackedTensors, known_format
 from ernie_local.checkpoint.reader import DTYPES, check_finite
 from ernie_local.packing import PageLayout
-from ernie_local.packing.checks import check_page, check_scales
-from ernie_local.packing.foreign_formats import ForeignLayout
+from ernie_local.packing.layout import ForeignLayout
+from ernie_local.packing.page import check_page, check_scales
 from ernie_local.verify.finding import Findings
 from ernie_local.verify.stream import FileStream
 

@@ -15,15 +15,15 @@ from types import SimpleNamespace
 import torch
 
 from ernie_local.errors import DoesNotFit, UsageError, parameter
-from ernie_local.packing.foreign_formats import (
+from ernie_local.packing.foreign import ForeignMatrix, pack_foreign_page, unpack_quanto
+from ernie_local.packing.formats import formats_for
+from ernie_local.packing.layout import (
     ABSMAX_BLOCK,
     LARGEST_GROUP,
     NF4_BLOCK_SIZES,
     ForeignFormat,
     make_foreign,
 )
-from ernie_local.packing.foreign_matrix import ForeignMatrix, unpack_quanto
-from ernie_local.packing.foreign_page import pack_foreign_page
 from ernie_local.packing.rounding import to_scales
 
 Tensor = torch.Tensor
@@ -48,7 +48,7 @@ def choose_expert_format(method: str, bits: int, group_size: int | None = None) 
                 "our formats have fixed groups: 64 in w4, 32 in w2",
                 f"omit {parameter('group_size')}, or use one of {', '.join(FOREIGN_METHODS)}",
             )
-        return f"w{bits}"
+        return next(one.name for one in formats_for("experts") if one.bits == bits)
     wanted = _GROUP_SIZES[method] if group_size is None else group_size
     if method == "nf4" and bits != 4:
         raise UsageError(

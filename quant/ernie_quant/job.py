@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import UsageError
-from ernie_local.packing.foreign_formats import find_foreign
+from ernie_local.packing.layout import find_foreign
 from ernie_quant.foreign import FOREIGN_METHODS, check_library
 from ernie_quant.recipe import Recipe
 from ernie_quant.tokens import TokenSequence

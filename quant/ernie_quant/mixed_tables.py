@@ -16,6 +16,7 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.packing import LowBitFormat
+from ernie_local.packing.formats import formats_for, largest_first
 from ernie_local.sizes import format_bytes
 from ernie_quant.allocate import Option, allocate
 from ernie_quant.measurements import Measurements
@@ -25,7 +26,7 @@ from ernie_quant.measurements import Measurements
 FLOOR = 0.2
 # A layer's factor is at least this share of the median: few positions measure small factors badly.
 _LEAST_FACTOR = 0.1
-_DENSE = ("w4", "w8")
+_DENSE = tuple(low_bit.name for low_bit in reversed(largest_first(formats_for("dense"))))
 Item = tuple[str, int, str, int]  # kind, layer, bank or "", expert
 
 

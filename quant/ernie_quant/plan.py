@@ -19,7 +19,7 @@ from ernie_local.checkpoint.writer import TensorEntry
 from ernie_local.config import Bank, Modality, ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.packing import pack_page
-from ernie_local.packing.expert_page import read_layout
+from ernie_local.packing.page import read_layout
 from ernie_local.sizes import MIB, format_bytes
 from ernie_quant.drift import MOST_TOKENS
 from ernie_quant.expert import ExpertInputs, quantize_expert

@@ -25,6 +25,7 @@ from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.layers import GatedMLP, Linear
 from ernie_local.model.moe import served_tokens
 from ernie_local.packing import dequantize, find_format
+from ernie_local.packing.formats import formats_for, largest_first
 from ernie_quant.expert import ExpertWeights, RoutedExpert
 from ernie_quant.grid import round_to_grid, search_grid
 from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route_bank
@@ -43,7 +44,7 @@ from ernie_quant.tokens import RowFile, TokenSequence, TokenTable, embed
 from ernie_quant.work import calibration_identity, source_identity, version_identity
 
 Tensor = torch.Tensor
-EXPERT_FORMATS = ("w2s", "w2", "w2l", "w3", "w4")
+EXPERT_FORMATS = tuple(low_bit.name for low_bit in reversed(largest_first(formats_for("mixed"))))
 PROBE_FORMAT = "w2"
 DENSE_FORMAT = "w4"
 MOST_TOKENS = 4096  # of all samples; there are two copies of them for each layer

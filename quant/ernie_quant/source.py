@@ -12,8 +12,8 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.checkpoint.writer import TensorEntry
 from ernie_local.config import QuantizationConfig
 from ernie_local.packing import ExpertPage, pack_matrix, pack_page
-from ernie_local.packing.foreign_formats import find_foreign
 from ernie_local.packing.formats import TILE_ROWS
+from ernie_local.packing.layout import find_foreign
 from ernie_quant.expert import ExpertWeights
 from ernie_quant.foreign import foreign_page
 from ernie_quant.recipe import Recipe, quantize_matrix

@@ -24,13 +24,13 @@ from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.kernels import native
 from ernie_local.packing import dequantize, find_format
-from ernie_local.packing.foreign_formats import find_foreign
-from ernie_local.packing.foreign_matrix import (
+from ernie_local.packing.foreign import (
     absmax_levels,
     dequantize_foreign,
     pack_foreign,
     unpack_quanto,
 )
+from ernie_local.packing.layout import find_foreign
 from ernie_quant.foreign import choose_expert_format, quantize_foreign
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
@@ -149,7 +149,7 @@ def test_groups_of_equal_weights_keep_their_value(name: str, method: str) -> Non
 def test_hqq_does_not_wait_for_a_compiler() -> None:
     code = (
         "import torch; from ernie_quant.foreign import quantize_foreign; "
-        "from ernie_local.packing.foreign_formats import find_foreign; "
+        "from ernie_local.packing.layout import find_foreign; "
         "quantize_foreign(torch.randn(16, 64), find_foreign('qint2g64'), 'quanto-hqq'); "
         "from optimum.quanto.library.extensions import get_extension; "
         "print(type(get_extension('quanto_cpp').lib).__name__)"

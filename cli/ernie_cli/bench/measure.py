@@ -86,10 +86,12 @@ def _chat_options(options: BenchOptions) -> ChatOptions:
 
 def machine_lines(survey: Survey) -> Iterator[str]:
     """A line for each measurement."""
+    from ernie_local.machine.cpu import measured_formats
+
     measured = survey.measurements
     yield _line("disk, pages of experts", measured["disk_bytes_per_second"], 1e9, "GB/s")
     yield _line("disk, 4 KiB at a time", measured["disk_4096_bytes_per_second"], 1e9, "GB/s")
-    for name in ("w4", "w2", "w8", "float32", "bfloat16"):
+    for name in (*measured_formats(), "float32", "bfloat16"):
         yield _line(f"one token, {name} weights", measured[f"{name}_bytes_per_second"], 1e9, "GB/s")
     yield _line("prompt, w4 experts", measured["prompt_operations_per_second"], 1e9, "G operations/s")
     yield _line("prompt, float32", measured["plain_prompt_operations_per_second"], 1e9, "G operations/s")

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ernie_cli.vram.options import BitsName, DenseName, VramOptions
+from ernie_local.packing.formats import find_format, formats_for
 
 if TYPE_CHECKING:
     from ernie_local.media.image_size import ImageReport
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _SIZE = re.compile(r"([1-9][0-9]{0,5})[xX]([1-9][0-9]{0,5})", re.ASCII)
 # By --bits; mixed bits are 2.5 per weight on average.
-_EXPERT_FORMATS: dict[BitsName, str] = {"8": "w8", "4": "w4", "3": "w3", "2": "w2", "mixed": "w2l"}
+EXPERT_FORMATS = {str(one.bits): one for one in formats_for("estimate")} | {"mixed": find_format("w2l")}
 
 
 def find_model(name: str) -> ModelSize:
@@ -41,8 +42,8 @@ def as_quantized(model: ModelSize, bits: BitsName | None, dense: DenseName) -> M
     from ernie_local.errors import parameter
     from ernie_local.planner.model_size import with_formats
 
-    experts = _EXPERT_FORMATS.get(bits)
-    choice = FormatChoice(experts=experts, dense=dense)
+    low_bit = EXPERT_FORMATS.get(bits)
+    choice = FormatChoice(experts=None if low_bit is None else low_bit.name, dense=dense)
     return with_formats(model, lambda config: format_tables(config, choice), parameter("bits", bits))
 
 

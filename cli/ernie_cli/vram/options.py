@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,9 +21,14 @@ from ernie_cli.options import (
     file_option,
     model_argument,
 )
+from ernie_local.packing.formats import formats_for, largest_first
 
-BitsName = Literal["16", "8", "4", "3", "2", "mixed"]
-DenseName = Literal["w8", "w4"]
+if TYPE_CHECKING:
+    BitsName = str
+    DenseName = str
+else:  # typer shows what the table of formats offers
+    BitsName = Literal[("16", *(str(one.bits) for one in largest_first(formats_for("estimate"))), "mixed")]
+    DenseName = Literal[tuple(one.name for one in largest_first(formats_for("dense")))]
 EVERY_GPU = "all"
 _PUBLISHED_MODEL = "ernie-4.5-vl-28b-a3b"
 _PLOT_SUFFIXES = (".svg", ".png")

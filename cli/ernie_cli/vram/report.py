@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ernie_cli.vram.model import as_quantized
+from ernie_cli.vram.model import EXPERT_FORMATS, as_quantized
 from ernie_cli.vram.options import BitsName, VramOptions
 
 if TYPE_CHECKING:
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from ernie_local.planner.rates import GpuRates
     from ernie_local.planner.speed import Speed
 
-_BEST_FIRST: tuple[BitsName, ...] = ("16", "8", "4", "3", "mixed", "2")
+_BEST_FIRST = (
+    "16",
+    *sorted(EXPERT_FORMATS, key=lambda bits: EXPERT_FORMATS[bits].nominal_bits, reverse=True),
+)
 _STEP = 64 << 20  # suggested limits are multiples of it
 
 

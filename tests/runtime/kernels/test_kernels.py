@@ -15,7 +15,7 @@ from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall, PackedMatrix
 from ernie_local.kernels.experts import add_packed_experts, packed_experts
 from ernie_local.kernels.linear import packed_linear, packed_rows
 from ernie_local.packing import FORMATS, dequantize, pack_matrix, pack_page, unpack_page
-from ernie_local.packing.expert_page import read_layout
+from ernie_local.packing.page import read_layout
 from tests.runtime.random_matrices import random_matrix, random_page
 
 LARGEST_ERROR = 1e-2  # of the output's size: activations are rounded to int8

@@ -20,9 +20,14 @@ from ernie_local.experts.math import TorchPageMath, check_triton_formats, gpu_ma
 from ernie_local.kernels import nf4, reference
 from ernie_local.kernels.arguments import ExpertsCall
 from ernie_local.kernels.nf4 import Nf4KernelsMissing, dequantize_by_bitsandbytes, nf4_absence
-from ernie_local.packing.foreign_formats import ForeignFormat
-from ernie_local.packing.foreign_matrix import _nf4_pairs, absmax_levels, dequantize_foreign, pack_foreign
-from ernie_local.packing.foreign_page import Dequantize
+from ernie_local.packing.foreign import (
+    Dequantize,
+    _nf4_pairs,
+    absmax_levels,
+    dequantize_foreign,
+    pack_foreign,
+)
+from ernie_local.packing.layout import ForeignFormat
 from tests.runtime.packing.test_foreign_pages import found, pattern_matrix, pattern_page
 
 HOST = torch.device("cpu")

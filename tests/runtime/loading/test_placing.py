@@ -25,8 +25,7 @@ from ernie_local.loading import placing
 from ernie_local.loading.placing import ComputeDemand, MemoryLimits, count_need
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.packing import pack_page
-from ernie_local.packing.foreign_matrix import dequantize_foreign
-from ernie_local.packing.foreign_page import Dequantize
+from ernie_local.packing.foreign import Dequantize, dequantize_foreign
 from ernie_local.planner.need import MemoryNeed
 from tests.runtime.packing.test_foreign_pages import pattern_page
 from tests.runtime.random_matrices import random_page

@@ -26,16 +26,18 @@ from ernie_local.kernels import native
 from ernie_local.kernels.arguments import ExpertsCall
 from ernie_local.kernels.experts import packed_experts
 from ernie_local.packing import pack_page
-from ernie_local.packing.foreign_formats import ForeignFormat, find_foreign, read_foreign_layout
-from ernie_local.packing.foreign_matrix import ForeignMatrix, dequantize_foreign, pack_foreign
-from ernie_local.packing.foreign_page import (
+from ernie_local.packing.checksum import seal
+from ernie_local.packing.foreign import (
+    ForeignMatrix,
     check_foreign_page,
+    dequantize_foreign,
     foreign_weight,
     is_foreign_page,
+    pack_foreign,
     pack_foreign_page,
     read_foreign_page,
 )
-from ernie_local.packing.page_checksum import seal
+from ernie_local.packing.layout import ForeignFormat, find_foreign, read_foreign_layout
 from tests.plain_export import export_plainly
 from tests.runtime.random_matrices import random_page
 

@@ -23,7 +23,7 @@ from ernie_local.packing import (
     unpack_matrix,
     unpack_page,
 )
-from ernie_local.packing.expert_page import read_layout
+from ernie_local.packing.page import read_layout
 from tests.runtime.random_matrices import random_matrix, random_page
 
 # Stored once: a change of these bytes is a change of the format and needs a new page version.

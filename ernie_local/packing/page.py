@@ -1,6 +1,7 @@
-"""One expert as one page: header, gate and up tiles in turn, down tiles, padded to 4096 bytes.
+"""Packs one expert as one page: header, gate and up tiles in turn, down tiles; and checks pages.
 
-The bytes of a page; where they lie is page_layout.py's. Knows nothing of files or of kernels.
+Every bit pattern of codes, whole scales and zeros means something, so that only a page's checksum shows that
+they changed; a packed matrix has none, and only hashes.json shows it there.
 """
 
 from __future__ import annotations
@@ -10,10 +11,18 @@ from dataclasses import dataclass
 import torch
 
 from ernie_local.errors import ModelUnusable, UsageError
-from ernie_local.packing.formats import TILE_ROWS, format_of_id
+from ernie_local.packing.checksum import check_checksum, seal
+from ernie_local.packing.foreign import check_foreign_page
+from ernie_local.packing.formats import TILE_ROWS, LowBitFormat, format_of_id
+from ernie_local.packing.layout import (
+    HEADER,
+    HEADER_BYTES,
+    PAGE_MAGIC,
+    PAGE_VERSION,
+    ForeignLayout,
+    PageLayout,
+)
 from ernie_local.packing.matrix import QuantizedMatrix, pack_matrix, unpack_matrix
-from ernie_local.packing.page_checksum import seal
-from ernie_local.packing.page_layout import HEADER, HEADER_BYTES, PAGE_MAGIC, PAGE_VERSION, PageLayout
 
 Tensor = torch.Tensor
 
@@ -103,3 +112,34 @@ def unpack_page(packed: Tensor, where: str = "the page") -> ExpertPage:
 
 def _damaged(what: str) -> ModelUnusable:
     return ModelUnusable(what, "the page is damaged or of another version", "verify the checkpoint")
+
+
+def check_page(page: Tensor, wanted: PageLayout | ForeignLayout, where: str) -> None:
+    """Raise ModelUnusable unless `page`, (page_bytes,) uint8, is whole, of this layout, its scales finite."""
+    if isinstance(wanted, ForeignLayout):
+        check_foreign_page(page, wanted, where)
+        return
+    found = read_layout(page, where)
+    check_checksum(page, where)
+    if found != wanted:
+        raise ModelUnusable(
+            f"{where} holds {found}, wanted {wanted}",
+            "page and config.json do not belong together",
+            "verify the checkpoint",
+        )
+    for start, num_bytes, low_bit, columns in wanted.tile_ranges:
+        check_scales(page[start : start + num_bytes], low_bit, columns, where)
+
+
+def check_scales(tiles: Tensor, low_bit: LowBitFormat, columns: int, where: str) -> None:
+    """Raise ModelUnusable if an fp16 scale of these whole tiles, (bytes,) uint8, is no finite number."""
+    groups = low_bit.num_groups(columns) if low_bit.is_symmetric else 1
+    rows = tiles.view(-1, low_bit.tile_bytes(columns))  # (tiles, tile_bytes)
+    halves = rows[:, : 2 * TILE_ROWS * groups].contiguous().view(torch.float16)
+    finite = halves.isfinite()
+    if not bool(finite.all()):
+        raise ModelUnusable(
+            f"{where}: {int((~finite).sum())} of {halves.numel()} scales are not finite numbers",
+            "each makes every output of its row NaN",
+            "verify the checkpoint",
+        )
