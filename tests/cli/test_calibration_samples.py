@@ -40,6 +40,7 @@ def quantize(command: Command) -> Quantize:
     return invoke
 
 
+@pytest.mark.slow
 def test_nano_is_calibrated_on_a_folder(
     quantize: Quantize, command: Command, folder: Path, tmp_path: Path
 ) -> None:

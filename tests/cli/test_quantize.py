@@ -31,6 +31,7 @@ def quantize(command: Command) -> Quantize:
     return invoke
 
 
+@pytest.mark.slow
 def test_a_calibrated_checkpoint_answers(quantize: Quantize, command: Command, tmp_path: Path) -> None:
     out = tmp_path / "two"
     code, said, _ = quantize("nano", str(out), "--bits", "2", "--samples", "20")
@@ -46,6 +47,7 @@ def test_a_calibrated_checkpoint_answers(quantize: Quantize, command: Command, t
     assert (answer.exit_code, answer.stdout.strip()[:1]) == (0, "£")
 
 
+@pytest.mark.slow
 def test_mixed_bits_come_from_measurements_that_stay_with_the_checkpoint(
     quantize: Quantize, command: Command, tmp_path: Path
 ) -> None:

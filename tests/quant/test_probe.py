@@ -67,6 +67,7 @@ def test_losses_are_the_change_of_weighted_outputs() -> None:
     assert losses.lost["down"]["w4"] < losses.lost["down"]["w2"]
 
 
+@pytest.mark.slow
 def test_a_copy_ends_where_the_rounded_model_does(
     samples: list[EncodedSample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
