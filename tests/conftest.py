@@ -6,6 +6,7 @@ Test files take what they need as fixtures; they may import the classes below fo
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pytest
+
+# Before torch is imported: threads that wait must not take the core of another process that tests.
+os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+
 import torch
 
 from ernie_local.config import ModelConfig, parse_config

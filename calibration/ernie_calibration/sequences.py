@@ -8,8 +8,8 @@ from pathlib import Path
 from ernie_calibration.sample import Sample
 from ernie_local.config import MediaTokens, read_config
 from ernie_local.errors import InputUnreadable
-from ernie_local.media.images import to_patches
 from ernie_local.media.patches import Patches
+from ernie_local.media.processor import to_patches
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
 from ernie_local.text.template import (
     END,

@@ -21,8 +21,9 @@ from ernie_local.experts.build import stored_page_bytes
 from ernie_local.experts.options import PagingStats
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading.options import choose_kv_dtype
-from ernie_local.media.images import ImageSource, to_patches
+from ernie_local.media.open_image import ImageSource
 from ernie_local.media.patches import Patches
+from ernie_local.media.processor import to_patches
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.tokens import VisionRule, expand_placeholders
 from ernie_local.model.ernie import ErnieModel
@@ -127,7 +128,7 @@ class LoadedModel:
         return self.recorder
 
     def logits(
-        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource] = ()
+        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource | Patches] = ()
     ) -> torch.Tensor:
         """Teacher-forced logits of every position, (tokens, vocab_size) float32, on the CPU.
 
@@ -142,7 +143,7 @@ class LoadedModel:
         return logits
 
     def router_choices(
-        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource] = ()
+        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource | Patches] = ()
     ) -> list[torch.Tensor]:
         """Experts chosen for each token: one (tokens, top_k) int64 tensor per layer, (tokens, 0) if dense.
 
@@ -155,12 +156,12 @@ class LoadedModel:
             engine.prefill(token_ids, patches)
         return record.choices
 
-    def patches(self, images: Sequence[ImageSource]) -> list[Patches]:
+    def patches(self, images: Sequence[ImageSource | Patches]) -> list[Patches]:
         """What the model sees of each image; a document gives one entry for each page."""
         return to_patches(images, self.image_processor)
 
     def _prepare(
-        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource]
+        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource | Patches]
     ) -> tuple[list[int], list[Patches]]:
         patches = self.patches(images) if images else []
         ids = _to_ids(input_ids)

@@ -5,7 +5,7 @@ No weight is read for that. The arithmetic is the planner's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -67,11 +67,8 @@ def count_need(
     weights = checkpoint_weights(checkpoint, config, demand.dtype)
     plan = paging_plan(checkpoint, config, paging)
     at_once = expected_tokens(limits.ram if limits.vram is None else limits.vram, tokens)
-    return MemoryNeed(
-        config=config.text,
-        dense_bytes=weights.dense,
-        expert_bytes=weights.experts,
-        least_expert_bytes=None if plan is None else plan.least_bytes,
+    return replace(
+        MemoryNeed.of_weights(config.text, weights.dense, weights.experts, plan),
         cache_bytes=cached * kv_bytes_per_token(config.text, demand.kv_dtype),
         context_size=tokens,
         prompt_bytes=largest_prompt_bytes(config, processor, at_once, demand.dtype.itemsize),

@@ -29,8 +29,8 @@ from PIL import (
 )
 
 from ernie_local.errors import InputUnreadable
+from ernie_local.media.image_size import check_aspect_ratio
 from ernie_local.media.pages import Page, PageRequest, choose_pages
-from ernie_local.media.processor import check_aspect_ratio
 
 # Decoding takes 4 bytes a pixel and a copy; the model looks at 5 million pixels at most.
 MAX_PIXELS = 100_000_000

@@ -1,17 +1,15 @@
-"""From an RGB image to the patches of the vision tower, bit for bit as the published processor makes them.
-
-Owns the arithmetic on pixels and their order in a patch. Knows nothing of files that hold images or
-settings, of token ids or of the model.
-"""
+"""Cuts images into the patches of the vision tower, bit for bit as the published processor does."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ernie_local.media.image_size import MAX_ASPECT_RATIO, check_aspect_ratio, measure_image, smart_resize
+from ernie_local.media.open_image import ImageSource, OpenedImage, open_images
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
 
@@ -22,6 +20,7 @@ __all__ = [
     "image_to_patches",
     "read_processor_config",
     "smart_resize",
+    "to_patches",
 ]
 
 
@@ -56,6 +55,23 @@ def image_to_patches(image: Image.Image, config: ImageProcessorConfig) -> Patche
         resized_size=report.resized_size,
         num_tokens=report.tokens,
     )
+
+
+def to_patches(
+    images: Iterable[ImageSource | OpenedImage | Patches], config: ImageProcessorConfig
+) -> list[Patches]:
+    """Patches of every image in order, a document giving one for each page; Patches stay as they are.
+
+    Errors as from `open_images` and `image_to_patches`.
+    """
+    patches: list[Patches] = []
+    for image in images:
+        if isinstance(image, Patches):
+            patches.append(image)
+        else:
+            opened = [image] if isinstance(image, OpenedImage) else open_images(image)
+            patches += [image_to_patches(page.image, config) for page in opened]
+    return patches
 
 
 def _value_table(config: ImageProcessorConfig) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ernie_local.config import ModelConfig
@@ -137,11 +137,8 @@ def _times(amount: Amount, count: int) -> Amount:
 
 def _need(model: ModelSize, chat: ChatPlan) -> MemoryNeed:
     weights, plan = model.weights(ITEM_BYTES), model.paging_plan
-    return MemoryNeed(
-        config=model.config.text,
-        dense_bytes=weights.dense,
-        expert_bytes=weights.experts,
-        least_expert_bytes=None if plan is None else plan.least_bytes,
+    return replace(
+        MemoryNeed.of_weights(model.config.text, weights.dense, weights.experts, plan),
         cache_bytes=_cache_bytes(model, chat, chat.context_size),
         context_size=chat.context_size,
         room_bytes=gpu_room(model.config, chat.context_size, None),

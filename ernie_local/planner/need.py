@@ -15,6 +15,7 @@ from ernie_local.checkpoint.packed import PackedTensors, expert_pages
 from ernie_local.checkpoint.parts import ModelTensor, experts_part
 from ernie_local.config import ExpertBank, ModelConfig, TextConfig
 from ernie_local.experts.keys import ExpertKey
+from ernie_local.experts.plan import PagingPlan
 from ernie_local.model.memory_use import attention_bytes
 
 ROUTER_ITEM_BYTES = 4  # routers stay in float32, whatever the rest is in
@@ -37,12 +38,18 @@ class MemoryNeed:
     dense_bytes: int
     expert_bytes: int
     least_expert_bytes: int | None
-    cache_bytes: int
+    cache_bytes: int = 0
     context_size: int = 0
     prompt_bytes: int = 0
     room_bytes: int | None = None
     scratch_bytes: int = 0
     chunk_tokens: int | None = None
+
+    @classmethod
+    def of_weights(cls, config: TextConfig, dense: int, experts: int, plan: PagingPlan | None) -> MemoryNeed:
+        """What weights of these bytes take, before any conversation. No plan: experts cannot be paged."""
+        least = None if plan is None else plan.least_bytes
+        return cls(config=config, dense_bytes=dense, expert_bytes=experts, least_expert_bytes=least)
 
     @property
     def weight_bytes(self) -> int:

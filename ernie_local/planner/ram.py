@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ernie_local.errors import DoesNotFit
 from ernie_local.model.memory_use import (
@@ -159,11 +159,8 @@ def _beside_experts(model: ModelSize, chat: ChatPlan, placement: Placement) -> d
 def _need(model: ModelSize, chat: ChatPlan, budget: Budget) -> MemoryNeed:
     weights, plan = model.weights(chat.item_bytes), model.paging_plan
     num_tokens = expected_tokens(budget.limit_bytes, chat.context_size)
-    return MemoryNeed(
-        config=model.config.text,
-        dense_bytes=weights.dense,
-        expert_bytes=weights.experts,
-        least_expert_bytes=None if plan is None else plan.least_bytes,
+    return replace(
+        MemoryNeed.of_weights(model.config.text, weights.dense, weights.experts, plan),
         cache_bytes=chat.kv_size(model.config.text).num_bytes,
         context_size=chat.context_size,
         prompt_bytes=largest_prompt_bytes(model.config, model.processor, num_tokens, chat.item_bytes),

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from ernie_local.planner.profile import MachineProfile
 
 
-def context_tokens(files: ModelFiles, asked: int | None) -> int:
-    """Most tokens of a chat with this model; DoesNotFit for more than it was made for."""
-    return defaults.context_tokens(asked, files.config.text.max_position_embeddings)
-
-
 def check_first_question(
     files: ModelFiles,
     text: str,
@@ -44,11 +39,12 @@ def check_first_question(
     num_tokens = len(
         writer.prompt([message], writer.thinks_by_default if thinking is None else thinking).token_ids
     )
-    limit = context_tokens(files, context_size)
+    model_limit = files.config.text.max_position_embeddings
+    limit = defaults.context_tokens(context_size, model_limit)
     if num_tokens < limit:
         return
     shorter = "a shorter question" + (", or fewer or smaller images" if images else "")
-    roomy = defaults.roomier_context(num_tokens, files.config.text.max_position_embeddings)
+    roomy = defaults.roomier_context(num_tokens, model_limit)
     image_tokens = sum(image.num_tokens for image in images)
     raise DoesNotFit(
         f"the question takes {num_tokens} tokens, the context has {limit}",

@@ -119,12 +119,12 @@ def _turn_from_json(turn: dict[str, object], processor: ImageProcessorConfig) ->
     calls = [_expect(call, dict) for call in _expect(turn["tool_calls"], list)]
     return ChatTurn(
         question=tuple(_message_from_json(entry, processor) for entry in entries),
-        answer=_expect(turn["answer"], str),
+        thinking=_expect(turn["thinking"], bool),
         reasoning=_expect(turn["reasoning"], str),
+        answer=_expect(turn["answer"], str),
         tool_calls=tuple(
             ToolCall(_expect(call["name"], str), _expect(call["arguments"], dict)) for call in calls
         ),
-        thinking=_expect(turn["thinking"], bool),
         finish_reason=_one_of(_FINISH_REASONS, turn["finish_reason"]),
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 
-class PieceKind(IntEnum):
+class SentencePieceKind(IntEnum):
     """The `type` of a piece as the file spells it."""
 
     NORMAL = 1
@@ -27,7 +27,7 @@ class FilePiece:
     """One entry of the vocabulary; its place in the list is its token id."""
 
     text: str
-    kind: PieceKind
+    kind: SentencePieceKind
 
 
 # Field numbers of sentencepiece_model.proto: ModelProto, its SentencePiece and its NormalizerSpec.
@@ -67,13 +67,13 @@ def keep_spaces_exactly(model_proto: bytes) -> bytes:
 def _read_piece(record: bytes) -> FilePiece:
     # Nearly all of the 100000 pieces of ERNIE are a short text and a score (1 + 4 bytes), and no kind.
     if len(record) >= 7 and record[0] == _PIECE_TEXT_KEY and record[1] == len(record) - 7 < 0x80:
-        return FilePiece(record[2:-5].decode("utf-8"), PieceKind.NORMAL)
-    text, kind = "", PieceKind.NORMAL
+        return FilePiece(record[2:-5].decode("utf-8"), SentencePieceKind.NORMAL)
+    text, kind = "", SentencePieceKind.NORMAL
     for field, value in _fields(record):
         if field == _PIECE_TEXT_FIELD and isinstance(value, bytes):
             text = value.decode("utf-8")
         elif field == _PIECE_KIND_FIELD and isinstance(value, int):
-            kind = PieceKind(value)
+            kind = SentencePieceKind(value)
     return FilePiece(text, kind)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.text.added_tokens import AddedToken, is_tag, read_added_tokens
-from ernie_local.text.sentencepiece_file import FilePiece, PieceKind, keep_spaces_exactly, read_pieces
+from ernie_local.text.sentencepiece_file import FilePiece, SentencePieceKind, keep_spaces_exactly, read_pieces
 
 TOKENIZER_MODEL_NAME = "tokenizer.model"
 _SPACE_MARK = "\u2581"
@@ -58,7 +58,7 @@ class ErnieTokenizer:
         self._unknown_id: int = self._pieces.unk_id()
         # Declared tokens that SentencePiece itself does not cut out of a text must be cut out before it.
         plain = {token.content for token in added if not token.special}
-        cut_by_pieces = {piece.text for piece in pieces if piece.kind is PieceKind.USER_DEFINED}
+        cut_by_pieces = {piece.text for piece in pieces if piece.kind is SentencePieceKind.USER_DEFINED}
         tags = {text for text, token_id in self._ids.items() if token_id in self.special_ids}
         self._split_all = _alternation((plain - cut_by_pieces) | tags)
         self._split_plain = _alternation(plain - cut_by_pieces)
@@ -169,14 +169,14 @@ class StreamDecoder:
 
 
 def _is_special(piece: FilePiece) -> bool:
-    if piece.kind in (PieceKind.CONTROL, PieceKind.UNKNOWN):
+    if piece.kind in (SentencePieceKind.CONTROL, SentencePieceKind.UNKNOWN):
         return True
     # Digits, "User:" and runs of spaces are user-defined too, and are nothing but text.
-    return piece.kind is PieceKind.USER_DEFINED and is_tag(piece.text)
+    return piece.kind is SentencePieceKind.USER_DEFINED and is_tag(piece.text)
 
 
 def _piece_bytes(piece: FilePiece) -> bytes:
-    if piece.kind is PieceKind.BYTE:
+    if piece.kind is SentencePieceKind.BYTE:
         return bytes([int(piece.text[1:-1], 16)])
     return piece.text.replace(_SPACE_MARK, " ").encode("utf-8")
 

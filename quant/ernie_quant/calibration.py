@@ -25,7 +25,7 @@ from ernie_quant.drift import Drift
 from ernie_quant.expert import ExpertInputs, ExpertReport, RoutedExpert, quantize_expert
 from ernie_quant.hessian import second_moments
 from ernie_quant.job import Job
-from ernie_quant.layer import Expert, NormedTokens, Routing, attend, finish_layer, route_bank
+from ernie_quant.layer import Expert, NormedTokens, Routing, attend_layer, finish_layer, route_bank
 from ernie_quant.source import FloatSource
 from ernie_quant.tokens import RowFile, TokenTable, embed
 from ernie_quant.work import Units, Work, expert_unit
@@ -100,7 +100,7 @@ class Calibration:
             self._open(attended_path, is_new=True) as attended,
             self._open(routed_path, is_new=True) as routed,
         ):
-            attend(layer, self._config, self._table, states, attended)
+            attend_layer(layer, self._config, self._table, states, attended)
             routings = {
                 bank.name: self._make_bank(layer, layer_id, bank, attended, routed)
                 for bank in (self._config.text.banks if layer.moe is not None else ())

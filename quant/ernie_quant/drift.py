@@ -12,7 +12,7 @@ import torch
 from ernie_local.config import Bank, ExpertBank, ModelConfig
 from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
-from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route_bank
+from ernie_quant.layer import NormedTokens, Routing, attend_layer, finish_layer, route_bank
 from ernie_quant.losses import weighted_expert
 from ernie_quant.source import FloatSource
 from ernie_quant.tokens import RowFile, TokenSequence, TokenTable
@@ -54,7 +54,7 @@ class Drift:
             self._open("exact.attended", is_new=True) as attended,
             self._open("exact.routed", is_new=True) as routed,
         ):
-            attend(layer, self._config, self._table, states, attended)
+            attend_layer(layer, self._config, self._table, states, attended)
             for bank in self._config.text.banks if layer.moe is not None else ():
                 routing = self._run_bank(layer, layer_id, bank, attended, routed)
                 others = found[bank.name].ids[: len(routing.ids)]  # rows ascend, and these are the first

@@ -83,7 +83,7 @@ class Routing:
 
 
 @torch.inference_mode()
-def attend(
+def attend_layer(
     layer: DecoderLayer,
     config: ModelConfig,
     table: TokenTable,

@@ -28,7 +28,7 @@ from ernie_local.packing import dequantize, find_format
 from ernie_local.packing.formats import formats_for, largest_first
 from ernie_quant.expert import ExpertWeights, RoutedExpert
 from ernie_quant.grid import round_to_grid, search_grid
-from ernie_quant.layer import NormedTokens, Routing, attend, finish_layer, route_bank
+from ernie_quant.layer import NormedTokens, Routing, attend_layer, finish_layer, route_bank
 from ernie_quant.losses import (
     PARTS,
     AnswerDivergence,
@@ -155,9 +155,9 @@ class Probe:
         expert_copy = copies.add(copies.experts, layer_id) if has_experts else None
         attended = self._new_rows("attended", copies.count)
         routed = self._new_rows(f"states.{layer_id + 1}", copies.count)
-        attend(layer, self._config, copies.table.repeated(before), states, attended)
+        attend_layer(layer, self._config, copies.table.repeated(before), states, attended)
         # The copy that begins here starts from the exact input states.
-        attend(coarse, self._config, copies.table, states, attended, copies.rows(dense_copy).start)
+        attend_layer(coarse, self._config, copies.table, states, attended, copies.rows(dense_copy).start)
         if expert_copy is not None:
             attended.write(copies.rows(expert_copy), attended.read(copies.rows(0)))
             for bank in self._config.text.banks:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -108,6 +110,24 @@ def test_every_class_of_error_has_a_code_name(error_kinds: list[type[ErnieLocalE
 
     described = [failure_of(kind("w", "y", "h")) for kind in error_kinds]
     assert len({failure.code for failure in described}) == len(error_kinds) == 9
+
+
+def test_arguments_that_the_library_names_become_options(command: Command) -> None:
+    """Every name in `parameter("name")` below the CLI is an option of some command, once it is spelled."""
+    from ernie_cli.failures import spell_options
+    from ernie_local.errors import parameter
+
+    root = Path(__file__).parents[2]
+    named = {
+        name
+        for folder in ("ernie_local", "quant", "calibration")
+        for path in (root / folder).rglob("*.py")
+        for name in re.findall(r"""\bparameter\(["']([a-z_]+)["']""", path.read_text(encoding="utf-8"))
+    }
+    helps = " ".join(command(name, "--help").stdout for name in COMMANDS)
+    # Arguments of single functions of the library, which no command passes on.
+    named -= {"variant", "weight"}
+    assert [name for name in sorted(named) if f"{spell_options(parameter(name))} " not in helps] == []
 
 
 def test_internal_error_is_one_line_and_debug_shows_the_traceback(

@@ -85,6 +85,7 @@ def divergence(nano: LoadedModel, directory: Path, held_out: list[Tokens]) -> fl
     return float(torch.stack(total).mean())
 
 
+@pytest.mark.slow
 def test_calibration_beats_clipping_beats_rounding(
     nano: LoadedModel, sequences: list[Tokens], whole: Path, tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_calibration_beats_clipping_beats_rounding(
     assert calibrated < 0.6 * divergence(nano, tmp_path / "rtn", held_out)
 
 
+@pytest.mark.slow
 def test_routing_drifts_more_with_fewer_bits(sequences: list[Tokens], whole: Path, tmp_path: Path) -> None:
     """By layer, beside the source's own choices: nearly all stay in four bits."""
     tables = format_tables(CONFIG, FormatChoice("w4"))
@@ -136,6 +138,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
     assert not job.partial.exists()
 
 
+@pytest.mark.slow
 def test_half_a_line_and_half_an_expert_are_done_again(
     sequences: list[Tokens], whole: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +159,7 @@ def test_half_a_line_and_half_an_expert_are_done_again(
     assert hashes(job.out) == hashes(whole)
 
 
+@pytest.mark.slow
 def test_every_unit_is_told_once(sequences: list[Tokens], tmp_path: Path) -> None:
     told: list[tuple[str, float, float]] = []
     tables = format_tables(CONFIG, FormatChoice(experts="w2s", vision=None))
@@ -286,6 +290,7 @@ def test_a_damaged_source_is_refused_and_nothing_appears(
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_bank_that_no_token_reaches_is_quantized_all_the_same(nano: LoadedModel, tmp_path: Path) -> None:
     """Text alone: every vision expert has 0 effective tokens, and says so."""
     text = Tokens((1, *nano.tokenizer.encode("What is 7 plus 5?")), ())

@@ -31,6 +31,7 @@ def job(tmp_path: Path) -> Job:
     return Job(NANO_DIRECTORY, tmp_path / "out", TABLES, Recipe(sweeps=0), samples)
 
 
+@pytest.mark.slow
 def test_size_and_disk_are_as_planned_and_planning_leaves_nothing(tmp_path: Path) -> None:
     one = job(tmp_path)
     plan = plan_checkpoint(one)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from torch.nn import functional
@@ -66,6 +67,7 @@ def test_losses_are_the_change_of_weighted_outputs() -> None:
     assert losses.lost["down"]["w4"] < losses.lost["down"]["w2"]
 
 
+@pytest.mark.slow
 def test_a_copy_ends_where_the_rounded_model_does(
     samples: list[EncodedSample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +75,7 @@ def test_a_copy_ends_where_the_rounded_model_does(
     # Columns alike, so that the model below needs no statistics of its own.
     monkeypatch.setattr(
         "ernie_quant.losses.search_grid",
-        lambda matrix, low_bit, _importance: search_grid(matrix, low_bit),
+        lambda matrix, low_bit, _importance=None: search_grid(matrix, low_bit),
     )
     measured = measurements_in(tmp_path / "statistics.json", NANO_DIRECTORY, samples)
     model = ernie_local.load("nano", dtype="float32")
@@ -189,12 +191,12 @@ def test_seldom_seen_experts_keep_a_floor(measured: Measurements) -> None:
     key: RoutedExpert = (2, "text", 3)
     unseen = dataclasses.replace(measured.experts[key], power=0.0)
     items = mixed_tables.expert_items(
-        CONFIG, dataclasses.replace(measured, experts={**measured.experts, key: unseen})
+        CONFIG, msgspec.structs.replace(measured, experts={**measured.experts, key: unseen})
     )
     bank = [measured.experts[2, "text", expert].power for expert in range(CONFIG.text.banks[0].num_experts)]
     mean = (sum(bank) - measured.experts[key].power) / len(bank)
     factor = mixed_tables.layer_factors(
-        dataclasses.replace(measured, experts={**measured.experts, key: unseen})
+        msgspec.structs.replace(measured, experts={**measured.experts, key: unseen})
     )[2]
     loss = {option.name: option.loss for option in items["expert", 2, "text", 3]}["w2"]
     lost = unseen.lost["gate_up"]["w2"] + unseen.lost["down"]["w2"]

@@ -127,6 +127,7 @@ def test_the_page_names_the_largest_errors_first() -> None:
     assert cells[start - 5 : start + 2] == ["1", "text", "3", "w2", "30", "0.3100", "0.0200"]
 
 
+@pytest.mark.slow
 def test_small_pages_have_errors_of_their_own() -> None:
     plain = contents()
     dual = replace(

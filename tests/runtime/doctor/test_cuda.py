@@ -55,7 +55,8 @@ def test_a_cuda_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = SimpleNamespace(name="GPU 9000", total_memory=8 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
     found = look(cuda.CUDA, gpus=None)
-    assert (found.verdict, found.text) == ("ok", "CUDA 12.8: GPU 9000; used only with --device cuda")
+    assert found.verdict == "ok"
+    assert found.text.startswith("CUDA 12.8: GPU 9000; ")
     assert found.facts["is_available"] is True
     assert found.facts["devices"] == [{"name": "GPU 9000", "total_bytes": 8 << 30}]
 

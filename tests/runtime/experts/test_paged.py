@@ -93,6 +93,7 @@ def test_a_conversation_is_that_of_the_resident_model(
 
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
+@pytest.mark.slow
 def test_any_prompt_in_any_memory(data: st.DataObject, directory: Path, resident: ErnieModel) -> None:
     plan = plan_of(directory)
     share = data.draw(st.floats(0, 1), "share of the memory above the floor")

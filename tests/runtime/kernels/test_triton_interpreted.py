@@ -25,7 +25,7 @@ ALL_PASSED, SOME_FAILED = 0, 1  # exit codes of pytest
 
 def run_interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", *arguments],
         check=False,
         cwd=FOLDER.parents[3],
         env=os.environ | {"TRITON_INTERPRET": "1"},
@@ -35,6 +35,7 @@ def run_interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.slow
 def test_kernels_compute_what_plain_torch_does(name: str) -> None:
     told = run_interpreted(str(FOLDER / name))
     assert told.returncode == ALL_PASSED, told.stdout + told.stderr

@@ -27,6 +27,7 @@ def packed(request: pytest.FixtureRequest, pack_nano: PackNano) -> LoadedModel:
     return load_packed(pack_nano, *request.param)
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_exact_activations(pack_nano: PackNano, monkeypatch: pytest.MonkeyPatch) -> None:
     """In 4 bits. Plain rounding to 2 bits leaves letters so near a tie that int8 decides some."""
     packed = load_packed(pack_nano, "w4", "w8")

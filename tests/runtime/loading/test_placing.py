@@ -114,7 +114,7 @@ def test_room_is_for_what_is_unpacked(
 def test_room_for_unpacking_is_kept_on_a_gpu_and_is_not_counted_as_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(placing, "unpacking_room", lambda config, device: UNPACKING_BYTES)
+    monkeypatch.setattr(placing, "unpacking_room", lambda config, device, gpu_kernels: UNPACKING_BYTES)
     config = read_config(NANO_DIRECTORY)
 
     def need(device: torch.device) -> MemoryNeed:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ernie_local.errors import ModelUnusable, UsageError
-from ernie_local.text.sentencepiece_file import PieceKind, keep_spaces_exactly, read_pieces
+from ernie_local.text.sentencepiece_file import SentencePieceKind, keep_spaces_exactly, read_pieces
 from ernie_local.text.tokenizer import ErnieTokenizer, StreamDecoder
 
 FRAGMENTS = (
@@ -59,13 +59,13 @@ def llama_tokenizer(tokenizer_directory: Path) -> Any:
     proto = (tokenizer_directory / "tokenizer.model").read_bytes()
     pieces = sentencepiece.SentencePieceProcessor(model_proto=proto)
     vocab = {piece.text: token_id for token_id, piece in enumerate(read_pieces(proto))}
-    normal = [piece.text for piece in read_pieces(proto) if piece.kind is PieceKind.NORMAL]
+    normal = [piece.text for piece in read_pieces(proto) if piece.kind is SentencePieceKind.NORMAL]
     scores = {text: pieces.get_score(vocab[text]) for text in normal}
     llama = LlamaTokenizer(
         vocab=vocab, merges=generate_merges(vocab, scores), add_prefix_space=False, add_bos_token=False
     )
     for piece in read_pieces(proto):
-        if piece.kind is PieceKind.USER_DEFINED:
+        if piece.kind is SentencePieceKind.USER_DEFINED:
             llama.add_tokens([AddedToken(piece.text, normalized=False, special=len(piece.text) > 1)])
     return llama
 
