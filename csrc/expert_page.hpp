@@ -1,4 +1,4 @@
-// One expert as one page: docs/format.md, and ernie_local/packing/expert_page.py in C++.
+// One expert as one page: docs/format.md, and ernie_local/packing/page.py in C++.
 #pragma once
 
 #include <cstddef>

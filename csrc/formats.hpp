@@ -19,27 +19,7 @@ constexpr int kColumnStep = 16;
 constexpr int kAlignment = 64;
 constexpr int kW8Zero = 128;
 
-struct W4 {
-    static constexpr int id = 1, bits = 4, group = 64, group_metadata = 32, zero_divisor = 17;
-};
-struct W3 {
-    static constexpr int id = 2, bits = 3, group = 64, group_metadata = 24, zero_divisor = 9;
-};
-struct W2L {
-    static constexpr int id = 3, bits = 2, group = 16, group_metadata = 16, zero_divisor = 5;
-};
-struct W2 {
-    static constexpr int id = 4, bits = 2, group = 32, group_metadata = 16, zero_divisor = 5;
-};
-struct W2S {
-    static constexpr int id = 5, bits = 2, group = 64, group_metadata = 16, zero_divisor = 5;
-};
-struct W8 {
-    static constexpr int id = 6, bits = 8, group = 128, group_metadata = 32, zero_divisor = 1;
-};
-constexpr int kNumFormats = 6;
-
-// The same at run time. `format_info` of an unknown id is null.
+// What the kernels know of a format at run time. `format_info` of an unknown id is null.
 struct FormatInfo {
     int id, bits, group, group_metadata, zero_divisor;
 
@@ -58,13 +38,49 @@ struct FormatInfo {
     ERNIE_LOCAL_INLINE size_t matrix_bytes(int rows, int columns) const { return num_tiles(rows) * tile_bytes(columns); }
 };
 
-template <class Format>
-constexpr FormatInfo make_info() {
-    return {Format::id, Format::bits, Format::group, Format::group_metadata, Format::zero_divisor};
-}
+// A row of ernie_local/packing/formats.py: the id in page headers, bits of a code, columns of a group, and bits of a
+// group's scale and zero. Without bits of a zero the scale is fp16 and the zero is the middle code.
+template <int kId, int kBits, int kGroup, int kScaleBits, int kZeroBits>
+struct FormatRow {
+    static constexpr int id = kId, bits = kBits, group = kGroup;
+    static constexpr int group_metadata = kTileRows * (kScaleBits + kZeroBits) / 8;
+    static constexpr int zero_divisor = kZeroBits == 0 ? 1 : ((1 << kZeroBits) - 1) / ((1 << kBits) - 1);
+};
 
-constexpr FormatInfo kFormats[kNumFormats] = {make_info<W4>(), make_info<W3>(),  make_info<W2L>(),
-                                              make_info<W2>(), make_info<W2S>(), make_info<W8>()};
+template <class... Rows>
+struct FormatTable {
+    static constexpr int size = sizeof...(Rows);
+    static constexpr FormatInfo infos[] = {
+        {Rows::id, Rows::bits, Rows::group, Rows::group_metadata, Rows::zero_divisor}...};
+};
+
+// All formats, by their ids. Everything else about formats is derived from these rows.
+using Formats = FormatTable<
+    FormatRow<1, 4, 64, 8, 8>,     // w4
+    FormatRow<2, 3, 64, 6, 6>,     // w3
+    FormatRow<3, 2, 16, 4, 4>,     // w2l
+    FormatRow<4, 2, 32, 4, 4>,     // w2
+    FormatRow<5, 2, 64, 4, 4>,     // w2s
+    FormatRow<6, 8, 128, 16, 0>>;  // w8
+
+constexpr int kNumFormats = Formats::size;
+static constexpr const FormatInfo (&kFormats)[kNumFormats] = Formats::infos;
+
+constexpr bool ids_are_in_order() {
+    for (int i = 0; i < kNumFormats; ++i)
+        if (kFormats[i].id != i + 1) return false;
+    return true;
+}
+static_assert(ids_are_in_order(), "rows are found by their ids");
+
+// Of the formats with whole scales and zeros, for which codes are chosen here.
+constexpr int largest_whole_group() {
+    int largest = 0;
+    for (const FormatInfo& format : kFormats)
+        if (format.bits != 8 && format.group > largest) largest = format.group;
+    return largest;
+}
+constexpr int kLargestGroup = largest_whole_group();
 
 ERNIE_LOCAL_INLINE const FormatInfo* format_info(int id) {
     return id >= 1 && id <= kNumFormats ? &kFormats[id - 1] : nullptr;

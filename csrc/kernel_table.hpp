@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "formats.hpp"
+
 namespace ernie_local {
 
 // A few tokens, interleaved so that the four columns a dot product takes lie side by side:
@@ -77,7 +79,6 @@ struct CodeRange {
     int group_size;
     float highest_code, highest_scale, highest_zero, zero_divisor;
 };
-constexpr int kLargestGroup = 64;
 constexpr int kQuantizeBlock = 128;  // columns that are gone over before their changes are carried to all others
 
 // All matrices of these tasks are transposed, [columns][rows] or [groups][rows]; `matters` has one number a column.
@@ -129,7 +130,7 @@ struct KernelTable {
     int num_widths;      // how many of kWidths there are kernels for
     QuantizeKernel quantize;
     SwigluKernel swiglu;
-    TileKernel tile[6][kNumWidths];  // [format id - 1][index in kWidths]
+    TileKernel tile[kNumFormats][kNumWidths];  // [format id - 1][index in kWidths]
     RmsNormKernel rms_norm;
     DotKernel dot;
     SoftmaxKernel softmax;
@@ -140,14 +141,5 @@ struct KernelTable {
     StripKernel<GptqTask> gptq_block;
     StripKernel<RefineTask> refine_block;
 };
-
-const KernelTable& scalar_kernels();
-#if defined(ERNIE_LOCAL_KERNELS_X86)
-const KernelTable& avx2_kernels();
-const KernelTable& avx512_kernels();
-#endif
-#if defined(ERNIE_LOCAL_KERNELS_ARM)
-const KernelTable& neon_kernels();
-#endif
 
 }  // namespace ernie_local

@@ -14,12 +14,7 @@ KernelTable make_table(const char* name) {
     table.num_widths = Isa::kNumWidths;
     table.quantize = &quantize_row<Isa>;
     table.swiglu = &swiglu<Isa>;
-    fill_format<Isa, W4>(table);
-    fill_format<Isa, W3>(table);
-    fill_format<Isa, W2L>(table);
-    fill_format<Isa, W2>(table);
-    fill_format<Isa, W2S>(table);
-    fill_format<Isa, W8>(table);
+    fill_formats<Isa>(table, Formats{});
     table.rms_norm = &rms_norm_row<Isa>;
     table.dot = &dot_floats<Isa>;
     table.softmax = &softmax_row<Isa>;

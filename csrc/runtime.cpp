@@ -10,7 +10,26 @@
 #endif
 
 namespace ernie_local {
+
+// Each kernels_*.cpp defines one of these; CMakeLists.txt says which are built for which processors.
+const KernelTable& scalar_kernels();
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+const KernelTable& neon_kernels();
+
 namespace {
+
+using Kernels = const KernelTable& (*)();
+#if defined(ERNIE_LOCAL_KERNELS_X86)
+constexpr Kernels kAvx512 = avx512_kernels, kAvx2 = avx2_kernels;
+#else
+constexpr Kernels kAvx512 = nullptr, kAvx2 = nullptr;
+#endif
+#if defined(ERNIE_LOCAL_KERNELS_ARM)
+constexpr Kernels kNeon = neon_kernels;
+#else
+constexpr Kernels kNeon = nullptr;
+#endif
 
 long process_id() {
 #if defined(_WIN32)
@@ -50,19 +69,9 @@ Runtime& runtime() {
 }
 
 std::vector<InstructionSet> known_instruction_sets() {
-    const KernelTable& (*avx512)() = nullptr;
-    const KernelTable& (*avx2)() = nullptr;
-    const KernelTable& (*neon)() = nullptr;
-#if defined(ERNIE_LOCAL_KERNELS_X86)
-    avx512 = avx512_kernels;
-    avx2 = avx2_kernels;
-#endif
-#if defined(ERNIE_LOCAL_KERNELS_ARM)
-    neon = neon_kernels;
-#endif
-    return {{"avx512vnni", {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni"}, avx512},
-            {"avx2", {"avx2", "fma", "f16c"}, avx2},
-            {"neon", {"dotprod"}, neon},
+    return {{"avx512vnni", {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni"}, kAvx512},
+            {"avx2", {"avx2", "fma", "f16c"}, kAvx2},
+            {"neon", {"dotprod"}, kNeon},
             {"scalar", {}, scalar_kernels}};
 }
 

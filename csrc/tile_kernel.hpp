@@ -119,7 +119,7 @@ ERNIE_LOCAL_INLINE void ask_ahead(const uint8_t* from, ptrdiff_t to_next) {
 template <class Isa, class Format, int kWidth>
 void tile_kernel(const uint8_t* tile, const uint8_t* next, int columns, const TokenTile& tokens, float* out) {
     using Floats = typename Isa::Floats;
-    constexpr FormatInfo info = make_info<Format>();
+    constexpr FormatInfo info = kFormats[Format::id - 1];
     // With few tokens unpacking is most of the work.
     constexpr bool kInPlace = Isa::kWholeByteDots && kWidth <= 2 && (Format::bits == 2 || Format::bits == 4);
     // With one token a single chain of dot products would wait for itself.
@@ -239,6 +239,11 @@ void fill_format(KernelTable& table) {
     row[2] = &tile_kernel<Isa, Format, 4>;
     if constexpr (Isa::kNumWidths >= 4) row[3] = &tile_kernel<Isa, Format, 8>;
     if constexpr (Isa::kNumWidths >= 5) row[4] = &tile_kernel<Isa, Format, 12>;
+}
+
+template <class Isa, class... Rows>
+void fill_formats(KernelTable& table, FormatTable<Rows...>) {
+    (fill_format<Isa, Rows>(table), ...);
 }
 
 }  // namespace ernie_local
