@@ -67,7 +67,8 @@ MUTATIONS = [
         "unpack.py",
         "tl.zeros([BLOCKS, ROWS], tl.float32)\n    for start in range(0, SHAPE.num_blocks, BLOCKS):\n"
         "        blocks = start + tl.arange(0, BLOCKS)\n        is_block = blocks < SHAPE.num_blocks",
-        "is_block = blocks < SHAPE.num_blocks + 1",
+        "tl.zeros([BLOCKS, ROWS], tl.float32)\n    for start in range(0, SHAPE.num_blocks, BLOCKS):\n"
+        "        blocks = start + tl.arange(0, BLOCKS)\n        is_block = blocks < SHAPE.num_blocks + 1",
         "test_linear.py",
     ),
     Mutation(

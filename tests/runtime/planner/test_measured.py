@@ -67,7 +67,7 @@ def measured(setting: Setting) -> dict[str, int]:
         Setting(4096),
         Setting(1024, images=("300x200", "1000x700")),
         Setting(1024, ram="440MiB", kv_dtype="bfloat16"),
-        Setting(2048, ram="420MiB", kv_dtype="bfloat16", images=("640x480",)),
+        Setting(2048, ram="432MiB", kv_dtype="bfloat16", images=("640x480",)),
     ],
     ids=str,
 )
