@@ -9,8 +9,8 @@ import sys
 import psutil
 
 from ernie_local.doctor.check import Check, Examination, Outcome
+from ernie_local.planner.fit import runs_in_wsl
 from ernie_local.planner.free_memory import free_memory
-from ernie_local.planner.gpu import runs_in_wsl
 from ernie_local.sizes import GIB, format_bytes
 
 # PyTorch, the smallest model and a page of images take about this much.

@@ -22,8 +22,7 @@ from ernie_local.model.memory_use import grown_tokens
 from ernie_local.planner.conversation import largest_prompt_bytes
 from ernie_local.planner.fit import AvailableMemory, Placement, expected_tokens, place
 from ernie_local.planner.free_memory import free_memory, process_memory
-from ernie_local.planner.gpu import gpu_memory, gpu_room
-from ernie_local.planner.need import MemoryNeed
+from ernie_local.planner.need import MemoryNeed, gpu_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def place_experts(need: MemoryNeed, device: torch.device, limits: MemoryLimits) 
     """Where experts go. DoesNotFit if even paging does not help."""
     gpu = None
     if device.type != "cpu":
-        gpu = gpu_memory(torch.cuda.mem_get_info(device)[0], limits.vram)
+        gpu = AvailableMemory.of_gpu(torch.cuda.mem_get_info(device)[0], limits.vram)
     ram = AvailableMemory.of_ram(limits.ram, limits.reserve, used=process_memory(), free=free_memory())
     return place(need, ram, gpu)
 

@@ -5,6 +5,8 @@ Nothing is read for that: `load` places a model by these functions, and `vram` p
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,6 +46,13 @@ class AvailableMemory:
             return AvailableMemory(used + max(0, free - reserve), used, free=free)
         return AvailableMemory(limit, used, "ram", free)
 
+    @staticmethod
+    def of_gpu(free: int, limit: int | None = None, headroom: int | None = None) -> AvailableMemory:
+        """A GPU with `free` bytes: up to `limit`, or all but a headroom (None: `headroom_bytes`)."""
+        if limit is not None:
+            return AvailableMemory(limit, limit_name="vram", free=free)
+        return AvailableMemory(max(0, free - (headroom_bytes() if headroom is None else headroom)), free=free)
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -68,6 +77,20 @@ class Placement:
     gpu_bytes: int | None = None
     gpu_room_bytes: int | None = None
     gpu_cache_bytes: int | None = None
+
+
+def headroom_bytes(system: str = sys.platform, release: str | None = None) -> int:
+    """What is left free on a GPU where no limit was given.
+
+    Windows, and Linux inside it, move what is too much to RAM without a word, and answers take eight times
+    as long; a desktop there changes its use by some hundred MiB.
+    """
+    return GIB if system == "win32" or runs_in_wsl(release) else 512 * MIB
+
+
+def runs_in_wsl(release: str | None = None) -> bool:
+    """Whether this Linux runs inside Windows. release: of the kernel, None for this one."""
+    return "microsoft" in (platform.release() if release is None else release).lower()
 
 
 def fit(memory: AvailableMemory, need: MemoryNeed) -> Split:

@@ -1,4 +1,4 @@
-"""Predicts what a chat takes of a GPU and of the RAM beside it, and what `load` keeps there for what.
+"""Predicts what a chat takes of a GPU and of the RAM beside it.
 
 These are predictions: weights are exact, what CUDA takes is assumed. They are for the Triton kernels; where
 plain torch computes, `load` keeps some 30 MiB more.
@@ -6,21 +6,25 @@ plain torch computes, `load` keeps some 30 MiB more.
 
 from __future__ import annotations
 
-import platform
-import sys
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ernie_local.config import ModelConfig
 from ernie_local.errors import DoesNotFit
-from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, FLOAT_BYTES, grown_tokens, prompt_room
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, grown_tokens
 from ernie_local.planner.conversation import ChatPlan
-from ernie_local.planner.fit import SLACK_BYTES, AvailableMemory, Placement, least_total, place
+from ernie_local.planner.fit import (
+    SLACK_BYTES,
+    AvailableMemory,
+    Placement,
+    headroom_bytes,
+    least_total,
+    place,
+)
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.need import MemoryNeed, working_bytes
+from ernie_local.planner.need import MemoryNeed, gpu_room, working_bytes
 from ernie_local.planner.ram import PROCESS, Budget
 from ernie_local.planner.terms import Amount, MemoryPlan, Phase, Term
-from ernie_local.sizes import GIB, MIB
+from ernie_local.sizes import MIB
 
 Tier = Literal["resident", "paged", "needs ram", "does not fit"]
 ITEM_BYTES = 2  # of a number on a GPU: bfloat16 or float16
@@ -29,8 +33,6 @@ _HOST = Amount(300 * MIB, 700 * MIB, 2000 * MIB)  # what CUDA's libraries take o
 _ENOUGH_RAM = AvailableMemory(1 << 60)  # the RAM is compared apart, so that both are told
 SLOTS = "slots of experts"
 _COMPUTING: tuple[Phase, ...] = ("vision", "prefill", "decode")
-# Of an image of 1280 tokens, four patches each: a page that is read at its usual size.
-_PATCHES = 5120
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,36 +59,6 @@ class GpuPlan:
     def resident_share(self) -> float:
         """Share of the text experts that are on the GPU in decode."""
         return min(1.0, self.slots_bytes / self.text_bytes) if self.text_bytes else 1.0
-
-
-def headroom_bytes(system: str = sys.platform, release: str | None = None) -> int:
-    """What is left free on a GPU where no limit was given.
-
-    Windows, and Linux inside it, move what is too much to RAM without a word, and answers take eight times
-    as long; a desktop there changes its use by some hundred MiB.
-    """
-    return GIB if system == "win32" or runs_in_wsl(release) else 512 * MIB
-
-
-def runs_in_wsl(release: str | None = None) -> bool:
-    """Whether this Linux runs inside Windows. release: of the kernel, None for this one."""
-    return "microsoft" in (platform.release() if release is None else release).lower()
-
-
-def gpu_memory(free: int, limit: int | None = None, headroom: int | None = None) -> AvailableMemory:
-    """A GPU with `free` bytes: up to `limit`, or all but a headroom (None: `headroom_bytes`)."""
-    if limit is not None:
-        return AvailableMemory(limit, limit_name="vram", free=free)
-    return AvailableMemory(max(0, free - (headroom_bytes() if headroom is None else headroom)), free=free)
-
-
-def gpu_room(config: ModelConfig, context_size: int, chunk_tokens: int | None) -> int:
-    """Bytes of a GPU kept for attention to a full context or for encoding, and for an image on its way.
-
-    Not the KV cache: it shares memory with experts, or lies beside them where all are on the GPU.
-    """
-    chunk = DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
-    return prompt_room(config, context_size, chunk, _PATCHES, _PATCHES, FLOAT_BYTES)
 
 
 def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> GpuPlan:
@@ -146,7 +118,7 @@ def _need(model: ModelSize, chat: ChatPlan) -> MemoryNeed:
 
 
 def _place(need: MemoryNeed, vram_bytes: int) -> Placement:
-    return place(need, _ENOUGH_RAM, gpu_memory(max(0, vram_bytes - _CONTEXT.best)))
+    return place(need, _ENOUGH_RAM, AvailableMemory.of_gpu(max(0, vram_bytes - _CONTEXT.best)))
 
 
 def _cache_bytes(model: ModelSize, chat: ChatPlan, num_tokens: int) -> int:

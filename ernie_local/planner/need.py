@@ -16,8 +16,10 @@ from ernie_local.checkpoint.parts import ModelTensor, experts_part
 from ernie_local.config import ExpertBank, ModelConfig, TextConfig
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.plan import PagingPlan
-from ernie_local.model.memory_use import attention_bytes
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, FLOAT_BYTES, attention_bytes, prompt_room
 
+# Of an image of 1280 tokens, four patches each: a page that is read at its usual size.
+_PATCHES = 5120
 ROUTER_ITEM_BYTES = 4  # routers stay in float32, whatever the rest is in
 
 
@@ -100,6 +102,15 @@ def working_bytes(config: TextConfig, chunk_tokens: int) -> int:
     routed = config.experts_per_token * widest + config.shared_expert_size
     inner = max(config.intermediate_size, routed)
     return chunk_tokens * (48 * config.hidden_size + 10 * inner)
+
+
+def gpu_room(config: ModelConfig, context_size: int, chunk_tokens: int | None) -> int:
+    """Bytes of a GPU kept for attention to a full context or for encoding, and for an image on its way.
+
+    Not the KV cache: it shares memory with experts, or lies beside them where all are on the GPU.
+    """
+    chunk = DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
+    return prompt_room(config, context_size, chunk, _PATCHES, _PATCHES, FLOAT_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

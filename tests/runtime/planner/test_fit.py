@@ -12,10 +12,16 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
 from ernie_local.model.memory_use import attention_bytes, encoding_bytes
-from ernie_local.planner.fit import AvailableMemory, Placement, longest_context, place, resident_total
+from ernie_local.planner.fit import (
+    AvailableMemory,
+    Placement,
+    headroom_bytes,
+    longest_context,
+    place,
+    resident_total,
+)
 from ernie_local.planner.free_memory import GROUP_V1, GROUP_V2, free_memory, left_in_group
-from ernie_local.planner.gpu import gpu_memory, gpu_room, headroom_bytes
-from ernie_local.planner.need import MemoryNeed, working_bytes
+from ernie_local.planner.need import MemoryNeed, gpu_room, working_bytes
 from ernie_local.sizes import GIB, MIB
 
 NANO = read_config(NANO_DIRECTORY)
@@ -165,7 +171,9 @@ def test_a_model_without_pages_gets_smaller_chunks_and_is_never_paged() -> None:
 def on_gpu(
     gpu_free: int, vram_limit: int | None = None, need: MemoryNeed = GPU_NEED, ram_limit: int | None = None
 ) -> Placement:
-    return place(need, ram(ram_limit, reserve=0), gpu_memory(gpu_free, vram_limit, headroom=512 * MIB))
+    return place(
+        need, ram(ram_limit, reserve=0), AvailableMemory.of_gpu(gpu_free, vram_limit, headroom=512 * MIB)
+    )
 
 
 def test_on_a_gpu_experts_get_what_is_left_by_all_else() -> None:

@@ -10,10 +10,10 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.errors import DoesNotFit
 from ernie_local.media.image_size import measure_image
 from ernie_local.planner.conversation import ChatPlan
-from ernie_local.planner.fit import DEFAULT_RESERVE, AvailableMemory, place
-from ernie_local.planner.gpu import gpu_memory, gpu_room, headroom_bytes, plan_gpu
+from ernie_local.planner.fit import DEFAULT_RESERVE, AvailableMemory, headroom_bytes, place
+from ernie_local.planner.gpu import plan_gpu
 from ernie_local.planner.model_size import ModelSize, published_model, with_formats
-from ernie_local.planner.need import MemoryNeed
+from ernie_local.planner.need import MemoryNeed, gpu_room
 from ernie_local.planner.ram import PROCESS, Budget, CpuPlan, plan_cpu
 from ernie_local.planner.terms import PHASES, Amount, MemoryPlan, Term
 from ernie_local.sizes import GIB, MIB
@@ -182,7 +182,7 @@ def test_a_gpu_is_shared_out_as_load_does_it(context_size: int) -> None:
         context_size=context_size,
         room_bytes=gpu_room(W4.config, context_size, None),
     )
-    expected = place(need, AvailableMemory(1 << 60), gpu_memory(8 * GIB - 450 * MIB))
+    expected = place(need, AvailableMemory(1 << 60), AvailableMemory.of_gpu(8 * GIB - 450 * MIB))
     assert expected.gpu_bytes is not None
     plan = plan_gpu(W4, conversation, 8 * GIB, Budget(64 * GIB))
     shared = (expected.gpu_bytes - cache_bytes) // paging.frame_bytes * paging.frame_bytes
