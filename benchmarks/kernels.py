@@ -9,6 +9,7 @@ the median of some calls on weights that no cache holds; rounds of all lines are
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -55,10 +56,10 @@ def decode_experts(format_name: str) -> tuple[Callable[[], object], float]:
 
 def decode_linear(format_name: str) -> tuple[Callable[[], object], float]:
     # Several matrices in turn, so that none stays in a cache.
-    matrices = [random_matrix(format_name, 12288, HIDDEN) for _ in range(6)]
+    matrices = [PackedMatrix(random_matrix(format_name, 12288, HIDDEN), format_name, 12288) for _ in range(6)]
     hidden = torch.randn(1, HIDDEN)
-    turn = iter(range(1 << 30))
-    return lambda: packed_linear(hidden, matrices[next(turn) % 6], format_name, 12288), len(matrices[0])
+    turn = itertools.cycle(matrices)
+    return lambda: packed_linear(hidden, next(turn)), len(matrices[0].packed)
 
 
 def prefill_experts(format_name: str, inner_size: int) -> tuple[Callable[[], object], float]:

@@ -184,7 +184,7 @@ def test_sigterm_stops_safely_and_the_same_command_goes_on(tmp_path: Path) -> No
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
     assert "stopped after" in errors
-    assert "go on" in errors
+    assert "run the same command again" in errors
     assert not out.exists()
     again = subprocess.run([*command, "--resume", "required"], capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
