@@ -12,7 +12,7 @@ import argparse
 import json
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -196,7 +196,7 @@ class TimedModule:
 
     def __init__(self, module: object) -> None:
         self._module = module
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
 
     def __getattr__(self, name: str) -> object:

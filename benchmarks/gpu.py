@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from gpu_model import Run, runs, table
@@ -46,6 +47,7 @@ COPY_BYTES = 1 << 28
 # What tokens cost by being rounded to 11 digits of binary, through three products; few are not rounded.
 LARGEST_ERROR_MANY, LARGEST_ERROR_ONE = 2.0**-9, 1e-4
 RANDOM = RandomWeights()
+Arguments = TypeVar("Arguments", NewToken, LayerStorage)
 
 
 @dataclass(frozen=True)
@@ -106,33 +108,34 @@ def check_experts(device: torch.device) -> list[Check]:
     return found
 
 
+def on_device(arguments: Arguments, device: torch.device) -> Arguments:
+    """An operator's tensors, copied; those that it was not given stay None."""
+    parts: list[Any] = [part if part is None else part.to(device) for part in list[Any](arguments)]
+    return type(arguments)(*parts)
+
+
 def check_attention(device: torch.device) -> list[Check]:
     found = []
     for dtype in (torch.float16, torch.int8):
         new, cache = attention_arguments(dtype, CONTEXT)
         length = CONTEXT - 100
-        on_gpu = [None if part is None else part.to(device) for part in (*new, *cache)]
-        actual = decode_attention(NewToken(*on_gpu[:5]), LayerStorage(*on_gpu[5:]), length)
-        expected = reference.plain_attention(NewToken(*new), LayerStorage(*cache), length)
+        actual = decode_attention(on_device(new, device), on_device(cache, device), length)
+        expected = reference.plain_attention(new, cache, length)
         kind = str(dtype).removeprefix("torch.")
         found.append(Check(f"attention, {kind}", relative_error(actual, expected), LARGEST_ERROR_MANY))
     return found
 
 
-def attention_arguments(
-    dtype: torch.dtype, capacity: int
-) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+def attention_arguments(dtype: torch.dtype, capacity: int) -> tuple[NewToken, LayerStorage]:
     angles = torch.rand(HEAD_DIM // 2) * 6
-    new = [torch.randn(count, HEAD_DIM) for count in (HEADS, KV_HEADS, KV_HEADS)] + [
-        angles.cos(),
-        angles.sin(),
-    ]
+    queries, keys, values = (torch.randn(count, HEAD_DIM) for count in (HEADS, KV_HEADS, KV_HEADS))
+    new = NewToken(queries, keys, values, angles.cos(), angles.sin())
     states = torch.randn(2, KV_HEADS, capacity, HEAD_DIM)
     if dtype != torch.int8:
-        return new, [states[0].to(dtype), states[1].to(dtype), None, None]
+        return new, LayerStorage(states[0].to(dtype), states[1].to(dtype), None, None)
     scales = states.abs().amax(-1, keepdim=True) / 127
     codes = (states / scales).round().to(torch.int8)
-    return new, [codes[0], codes[1], scales[0], scales[1]]
+    return new, LayerStorage(codes[0], codes[1], scales[0], scales[1])
 
 
 def expert_readings(device: torch.device) -> list[Reading]:
@@ -182,15 +185,11 @@ def attention_readings(device: torch.device) -> list[Reading]:
     readings = []
     for dtype in (torch.float16, torch.int8):
         new, _ = attention_arguments(dtype, 1)
-        on_gpu = [part.to(device) for part in new]
+        token = on_device(new, device)
         length = torch.full((1,), CONTEXT - 1, dtype=torch.int64, device=device)
-        caches = []
-        for _ in range(16):
-            _, cache = attention_arguments(dtype, CONTEXT)
-            caches.append([None if part is None else part.to(device) for part in cache])
+        caches = [on_device(attention_arguments(dtype, CONTEXT)[1], device) for _ in range(16)]
         calls: list[Callable[[], object]] = [
-            partial(attend_by_triton, NewToken(*on_gpu), LayerStorage(*cache), length, require_triton(device))
-            for cache in caches
+            partial(attend_by_triton, token, cache, length, require_triton(device)) for cache in caches
         ]
         num_bytes = sum(part.nbytes for part in caches[0] if part is not None)
         kind = str(dtype).removeprefix("torch.")

@@ -97,7 +97,7 @@ def write(out: str, experts: QuantType, dense: QuantType) -> None:
         writer.quantized(f"{name}attn_k.weight", (KV_HEADS * HEAD_DIM, HIDDEN), dense)
         writer.quantized(f"{name}attn_v.weight", (KV_HEADS * HEAD_DIM, HIDDEN), dense)
         writer.quantized(f"{name}attn_output.weight", (HIDDEN, HEADS * HEAD_DIM), dense)
-        gated = [("", (), DENSE_INNER, dense)]
+        gated: list[tuple[str, tuple[int, ...], int, QuantType]] = [("", (), DENSE_INNER, dense)]
         if layer > 0:
             writer.router(name)
             gated = [

@@ -12,7 +12,7 @@ import argparse
 import json
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -36,7 +36,8 @@ def disk_speed(experts: PagedExperts, num_pages: int = 160) -> float:
     buffers = [torch.empty(2 << 23, dtype=torch.uint8) for _ in range(4)]
     aligned = [buffer[-buffer.data_ptr() % 4096 :] for buffer in buffers]
     start = time.perf_counter()
-    waiting, total = [], 0
+    waiting: list[Future[None]] = []
+    total = 0
     with ThreadPoolExecutor(len(aligned)) as threads:
         for index, key in enumerate(keys[:num_pages]):
             num_bytes = experts.store.page_bytes[key]

@@ -17,7 +17,7 @@ from pathlib import Path
 from routings import make_trace, phases, uniform, zipf
 
 import ernie_local
-from ernie_calibration.generated import held_out_samples
+from ernie_calibration.generated import SampleFamily, held_out_samples
 from ernie_local.replay.replay import Replayed, compare
 from ernie_local.replay.trace import Trace
 from ernie_local.replay.trace_file import read_trace
@@ -27,16 +27,11 @@ DECAYS = (0.0, 0.9, 0.95, 0.98, 0.995, 1.0)  # ours with a fixed one
 BEHIND, OF_BELADY = 0.02, 0.8  # goals: at most so far behind LRU and LFU; at half, so much of Belady's hits
 
 
-def nano_trace(num_images: int, family: str) -> Trace:
+def nano_trace(num_images: int, family: SampleFamily) -> Trace:
     """One chat for each image; all turns are asked, the answers are the model's own."""
     model = ernie_local.load("nano", context_size=4096)
     recorder = model.record_trace()
-    for sample in held_out_samples(
-        num_images,
-        families=(family,),
-        questions_each=2,
-        transcript_every=1,  # type: ignore[arg-type]
-    ):
+    for sample in held_out_samples(num_images, families=(family,), questions_each=2, transcript_every=1):
         chat = ernie_local.Chat(model)
         for index, turn in enumerate(sample.turns):
             for _ in chat.ask(turn.question, images=() if index else sample.images, max_tokens=200):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ernie_local import defaults
 from ernie_local.checkpoint.hub import resolve_model
-from ernie_local.media.image_size import measure_image
+from ernie_local.media.image_size import ImageReport, measure_image
 from ernie_local.planner.conversation import ChatPlan
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.ram import Budget, plan_cpu
@@ -68,7 +68,7 @@ def main() -> None:
 
 def predict(name: str, context: int, dtype: str, image: str | None, ram: str | None) -> int:
     model = read_model(resolve_model(name))
-    images = ()
+    images: tuple[ImageReport, ...] = ()
     if image is not None:
         width, height = map(int, image.split("x"))
         images = (measure_image(image, (width, height), model.processor),)

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from synthesize import full_size_config, peak_mib, write_random
+from synthesize import full_size_config, peak_mib
 
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.config import read_config
+from ernie_local.machine.random_model import write_random
 from ernie_local.media.patches import Patches
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint

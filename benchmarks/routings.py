@@ -26,7 +26,8 @@ def uniform(random: np.random.Generator, num_tokens: int) -> Weights:
 
 def zipf(random: np.random.Generator, num_tokens: int, exponent: float = 0.8) -> Weights:
     """The n-th expert of a layer is chosen 1 / n^exponent as readily as the first, in every layer others."""
-    return np.broadcast_to(_ranked(random, exponent), (num_tokens, LAYERS, EXPERTS))
+    weights: Weights = np.broadcast_to(_ranked(random, exponent), (num_tokens, LAYERS, EXPERTS))
+    return weights
 
 
 def phases(random: np.random.Generator, num_tokens: int, length: int = 128, exponent: float = 1.0) -> Weights:
@@ -37,7 +38,7 @@ def phases(random: np.random.Generator, num_tokens: int, length: int = 128, expo
 
 def _ranked(random: np.random.Generator, exponent: float) -> Weights:
     ranks = np.stack([random.permutation(EXPERTS) for _ in range(LAYERS)])
-    weights: Weights = (1.0 + ranks) ** -exponent
+    weights: Weights = np.power(1.0 + ranks, -exponent)
     return weights
 
 

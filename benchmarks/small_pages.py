@@ -90,7 +90,8 @@ def main() -> None:
         model.network = paged(arguments.model, arguments.share, threshold)
         experts = model.network.experts
         assert isinstance(experts, PagedExperts)
-        experts.make_room = lambda *_: None  # conversations have memory of their own here
+        # Conversations have memory of their own here.
+        experts.make_room = lambda *_: None  # type: ignore[method-assign]
         found = answers(model, asked)
         moved = [divergence(one, other) for one, other in zip(expected, found, strict=True)]
         kl = bootstrap_ratio([float(one.sum()) for one in moved], [len(one) for one in moved])
