@@ -23,7 +23,7 @@ test *arguments:
 
 # The tests that build wheels, install them, or take their time
 test-slow *arguments:
-    pytest -n 0 -m slow {{arguments}}
+    pytest -m slow {{arguments}}
 
 # The C++ kernels without Python: under sanitizers, and for 64-bit ARM where a cross compiler and an emulator are there
 test-native:
