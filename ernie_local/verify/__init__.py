@@ -1,7 +1,6 @@
-"""Whether a model's directory is whole: every file, tensor, page and number, each byte read once.
+"""Checks that a model's directory is whole: every file, tensor, page and number, each byte read once.
 
-`finding` is what can be wrong, `stream` reads a file and hashes it on the way, `weights` looks at tensors,
-`companions` at tokenizer and processor, `checkpoint` puts them in order.
+`checkpoint` goes through the directory, `weights` through one weight file, `finding` collects the faults.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""The order in which a model is looked at: its settings, headers, then every file from end to end.
+"""Checks a model's directory: its settings, its headers, then every file from end to end.
 
-Nothing stops at the first fault. At most one page, or a few MiB, of a file are in memory.
+It goes on after a fault, and holds at most one page or a few MiB of a file in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,22 +19,25 @@ from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.errors import ModelUnusable
-from ernie_local.verify.companions import check_companions
+from ernie_local.media.processor_config import read_processor_config
+from ernie_local.session.writer import check_same_model
+from ernie_local.strict_json import read_json_object
+from ernie_local.text.template import ChatTemplate, detect_variant, encode_segments, user_message
+from ernie_local.text.tokenizer import TOKENIZER_MODEL_NAME, ErnieTokenizer
 from ernie_local.verify.finding import Finding, Findings
-from ernie_local.verify.stream import PIECE_BYTES, FileStream
-from ernie_local.verify.weights import check_values
+from ernie_local.verify.weights import PIECE_BYTES, FileStream, OnBytes, check_values
 
 _EMBEDDING = "embed_tokens.weight"
-_WEIGHTS = ".safetensors"
-# The file at hand, bytes read, bytes to be read in all; first of all no file and 0.
+# Gets the name of the file being read, bytes read, and bytes to be read in all; first of all "" and 0.
 OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was looked at and found. `hashes`: of every file as it is now, by name.
+    """What was checked and found.
 
-    num_tensors: of the model that are there in their shape; num_compared: files whose hash was known before.
+    num_tensors: tensors of the model that the files hold in their shape; 0 if they do not hold all of them.
+    num_compared: files whose hash was known before. hashes: of every file as it is now, by name.
     """
 
     num_tensors: int
@@ -48,35 +52,35 @@ class Verification:
 def verify(
     directory: Path, on_progress: OnProgress | None = None, *, companions: bool = True
 ) -> Verification:
-    """Look at everything in `directory`; what is wrong is in the result, nothing of it is raised.
+    """Check everything in `directory`. Faults are returned, not raised.
 
-    companions: also whether tokenizer and processor can be read.
+    companions: also check that tokenizer, chat template and image processor can be read.
     """
     findings, notes = Findings(), list[str]()
-    config: ModelConfig | None = None
-    with findings.catch("config.json"):
-        config = read_config(directory)
-    accounts = None if config is None else _account(directory, config, findings)
-    known: dict[str, FileHash] | None = None
-    with findings.catch(HASHES_FILE):
-        known = read_hashes(directory)
-        if known is None:
-            notes.append(
-                f"{directory} has no {HASHES_FILE}: its bytes are compared with nothing, "
-                "only headers and numbers are checked"
-            )
-    files = _Files(directory, config, findings, on_progress)
-    hashes = files.read_all(sorted({*model_files(directory), *(known or {})}))
+    config = findings.attempt(partial(read_config, directory), "config.json")
+    accounts = packed = None
+    if config is not None:
+        accounts = findings.attempt(lambda: account(directory, read_stored_tensors(directory), config))
+    known = findings.attempt(partial(read_hashes, directory), HASHES_FILE)
+    if not (directory / HASHES_FILE).exists():
+        notes.append(
+            f"{directory} has no {HASHES_FILE}: its bytes are compared with nothing, "
+            "only headers and numbers are checked"
+        )
+    if config is not None:
+        # Without these, pages and packed matrices are hashed and not looked into.
+        packed = findings.attempt(partial(PackedTensors, config), "config.json")
+    names = sorted({*model_files(directory), *(known or {})})
+    hashes, num_pages = _read_files(directory, names, packed, findings, on_progress)
     if known is not None:
-        _compare(directory, known, hashes, accounts, findings, notes)
+        _compare_hashes(directory, known, hashes, accounts, findings, notes)
     if accounts is not None:
-        with findings.catch(), Checkpoint(accounts) as checkpoint:
-            _compare_tied_head(checkpoint, accounts)
+        findings.attempt(partial(_compare_tied_head, accounts))
     if companions and config is not None:
         check_companions(directory, config, findings)
     return Verification(
         num_tensors=0 if accounts is None else len(accounts.sources) + len(accounts.packed),
-        num_pages=files.num_pages,
+        num_pages=num_pages,
         num_bytes=sum(file.num_bytes for file in hashes.values()),
         num_compared=0 if known is None else len(known.keys() & hashes.keys()),
         hashes=hashes,
@@ -85,75 +89,59 @@ def verify(
     )
 
 
-def _account(directory: Path, config: ModelConfig, findings: Findings) -> Accounts | None:
-    with findings.catch():
-        return account(directory, read_stored_tensors(directory), config)
-    return None
+def _read_files(
+    directory: Path,
+    names: list[str],
+    packed: PackedTensors | None,
+    findings: Findings,
+    on_progress: OnProgress | None,
+) -> tuple[dict[str, FileHash], int]:
+    """Hashes of those files that are there and can be read, and the number of pages in them."""
+    paths = [path for path in (directory / name for name in names) if path.is_file()]
+    total, done = sum(path.stat().st_size for path in paths), 0
+
+    def note(name: str, num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if on_progress is not None:
+            on_progress(name, done, total)
+
+    note("", 0)
+    hashes: dict[str, FileHash] = {}
+    num_pages = 0
+    for path in paths:
+        read = findings.attempt(partial(_read_file, path, packed, findings, note), path.name)
+        if read is not None:
+            hashes[path.name] = read[0]
+            num_pages += read[1]
+    return hashes, num_pages
 
 
-def _compare_tied_head(checkpoint: Checkpoint, accounts: Accounts) -> None:
-    """Where the files hold a second copy of a tied embedding: reading the one compares it with the other."""
-    if accounts.tied_head is None:
-        return
-    rows, width = checkpoint.shape(_EMBEDDING)
-    most = max(PIECE_BYTES // (4 * width), 1)
-    for first in range(0, rows, most):
-        checkpoint.read_rows(_EMBEDDING, first, torch.empty(min(most, rows - first), width))
+def _read_file(
+    path: Path, packed: PackedTensors | None, findings: Findings, on_bytes: OnBytes
+) -> tuple[FileHash, int]:
+    """Hash of a file and number of its pages. Values of weights are checked if `packed` is there."""
+    num_pages: int | None = 0
+    try:
+        with path.open("rb") as file:
+            stream = FileStream(file, on_bytes)
+            if path.name.endswith(".safetensors") and packed is not None:
+                num_pages = findings.attempt(
+                    lambda: check_values(
+                        stream, list(read_safetensors_header(path).values()), packed, findings
+                    ),
+                    path.name,
+                )
+            return stream.finish(), num_pages or 0
+    except OSError as error:
+        raise ModelUnusable(
+            f"{path} cannot be read",
+            error.strerror or str(error),
+            "check its permissions, the disk and its cable or network",
+        ) from error
 
 
-class _Files:
-    """Reads files, weights with their values."""
-
-    def __init__(
-        self,
-        directory: Path,
-        config: ModelConfig | None,
-        findings: Findings,
-        on_progress: OnProgress | None,
-    ) -> None:
-        self._directory, self._findings, self._on_progress = directory, findings, on_progress
-        self._packed: PackedTensors | None = None
-        if config is not None:
-            with findings.catch("config.json"):
-                self._packed = PackedTensors(config)
-        self.num_pages = 0
-        self._done = self._total = 0
-
-    def read_all(self, names: list[str]) -> dict[str, FileHash]:
-        """Hashes of those that are there and can be read."""
-        paths = [self._directory / name for name in names]
-        paths = [path for path in paths if path.is_file()]
-        self._total = sum(path.stat().st_size for path in paths)
-        if self._on_progress is not None:
-            self._on_progress("", 0, self._total)
-        hashes: dict[str, FileHash] = {}
-        for path in paths:
-            with self._findings.catch(path.name):
-                try:
-                    hashes[path.name] = self._read(path)
-                except OSError as error:
-                    raise ModelUnusable(
-                        f"{path} cannot be read",
-                        error.strerror or str(error),
-                        "check its permissions, the disk and its cable or network",
-                    ) from error
-        return hashes
-
-    def _read(self, path: Path) -> FileHash:
-        with FileStream(path, self._note) as stream:
-            if path.name.endswith(_WEIGHTS) and self._packed is not None:
-                with self._findings.catch(path.name):
-                    tensors = list(read_safetensors_header(path).values())
-                    self.num_pages += check_values(stream, tensors, self._packed, self._findings)
-            return stream.finish()
-
-    def _note(self, name: str, num_bytes: int) -> None:
-        self._done += num_bytes
-        if self._on_progress is not None:
-            self._on_progress(name, self._done, self._total)
-
-
-def _compare(
+def _compare_hashes(
     directory: Path,
     known: Mapping[str, FileHash],
     found: Mapping[str, FileHash],
@@ -161,24 +149,61 @@ def _compare(
     findings: Findings,
     notes: list[str],
 ) -> None:
-    read = set[str]()
+    again = "download or copy this file again"
+    for name, expected in known.items():
+        path, now = directory / name, found.get(name)
+        if now is None and not path.exists():
+            why = f"{HASHES_FILE} lists it with {expected.num_bytes} bytes"
+            findings.add(Finding(ModelUnusable(f"{path} is missing", why, again), name))
+        elif now is not None and now != expected:
+            what = f"{path} has {now.num_bytes} bytes with the SHA-256 {now.sha256}"
+            why = f"{HASHES_FILE} says {expected.num_bytes} bytes with {expected.sha256}"
+            findings.add(Finding(ModelUnusable(what, why, again), name))
+    weight_files = set[str]()
     if accounts is not None:
         tensors = [*(source.stored for source in accounts.sources.values()), *accounts.packed.values()]
-        read = {tensor.path.name for tensor in tensors}
-    again = "download or copy this file again"
-    for name, wanted in known.items():
-        path, is_ = directory / name, found.get(name)
-        if is_ is None and not path.exists():
-            why = f"{HASHES_FILE} lists it with {wanted.num_bytes} bytes"
-            findings.add(Finding(ModelUnusable(f"{path} is missing", why, again), name))
-        elif is_ is not None and is_ != wanted:
-            what = f"{path} has {is_.num_bytes} bytes with the SHA-256 {is_.sha256}"
-            why = f"{HASHES_FILE} says {wanted.num_bytes} bytes with {wanted.sha256}"
-            findings.add(Finding(ModelUnusable(what, why, again), name))
+        weight_files = {tensor.path.name for tensor in tensors}
     for name in sorted(found.keys() - known.keys()):
-        if name in read:
+        if name in weight_files:
             what = f"{directory / name} holds weights and is not in {HASHES_FILE}"
             why = "the checkpoint was written without it, and it is read in place of what was written"
             findings.add(Finding(ModelUnusable(what, why, "move this file away"), name))
         else:
             notes.append(f"{name} is not in {HASHES_FILE}: it was added later, and is compared with nothing")
+
+
+def _compare_tied_head(accounts: Accounts) -> None:
+    """Compare a tied head with the embedding, if the files hold both: reading the embedding does it."""
+    if accounts.tied_head is None:
+        return
+    with Checkpoint(accounts) as checkpoint:
+        rows, width = checkpoint.shape(_EMBEDDING)
+        most = max(PIECE_BYTES // (4 * width), 1)
+        for first in range(0, rows, most):
+            checkpoint.read_rows(_EMBEDDING, first, torch.empty(min(most, rows - first), width))
+
+
+def check_companions(directory: Path, config: ModelConfig, findings: Findings) -> None:
+    """Check the files that a chat needs beside the weights: image processor, tokenizer, chat template.
+
+    Each is read as `chat` reads it, and a question with an image is written as token ids.
+    """
+    findings.attempt(partial(read_processor_config, directory, config.vision))
+    generation = directory / "generation_config.json"
+    if generation.exists():
+        findings.attempt(partial(read_json_object, generation), generation.name)
+    findings.attempt(partial(_try_question, directory, config), TOKENIZER_MODEL_NAME)
+
+
+def _try_question(directory: Path, config: ModelConfig) -> None:
+    tokenizer = ErnieTokenizer.from_directory(directory)
+    check_same_model(tokenizer, config.media)
+    segments = ChatTemplate(detect_variant(directory)).segments([user_message("What is the total?", (4,))])
+    highest = max(encode_segments(tokenizer, segments, config.media).token_ids)
+    if highest >= config.text.vocab_size:
+        raise ModelUnusable(
+            f"{directory / TOKENIZER_MODEL_NAME} writes a question with the id {highest}, "
+            f"config.json has a vocab_size of {config.text.vocab_size}",
+            "the tokenizer belongs to another model",
+            "use config.json and tokenizer.model of the same repository",
+        )

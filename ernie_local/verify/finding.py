@@ -1,16 +1,19 @@
-"""What is wrong with a model, and the list that it is entered into while everything else is looked at too."""
+"""Collects the faults of a model, so that a check can go on after the first one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
+from typing import TypeVar
 
 from ernie_local.errors import ModelUnusable
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fault, in the three parts of an error; file, tensor (its name there) and page where it has them."""
+    """One fault and its place, where it has one: file, tensor (its name in the file), page of the tensor."""
 
     error: ModelUnusable
     file: str | None = None
@@ -19,35 +22,26 @@ class Finding:
 
 
 class Findings:
-    """All faults, in the order in which they were met; what says the same is kept once."""
+    """All faults in the order in which they were found. Faults with the same text are kept once."""
 
     def __init__(self) -> None:
         self.all: list[Finding] = []
 
     def add(self, finding: Finding) -> None:
-        """Enter a fault."""
+        """Keep a fault, unless one with the same text is there."""
         if all(str(finding.error) != str(other.error) for other in self.all):
             self.all.append(finding)
 
-    def catch(self, file: str | None = None, tensor: str | None = None, page: int | None = None) -> _Catch:
-        """A context that enters the ModelUnusable raised in it; what was to follow in it is left out."""
-        return _Catch(self, file, tensor, page)
-
-
-@dataclass(frozen=True, slots=True)
-class _Catch:
-    findings: Findings
-    file: str | None
-    tensor: str | None
-    page: int | None
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if isinstance(error, ModelUnusable):
-            self.findings.add(Finding(error, self.file, self.tensor, self.page))
-            return True
-        return False
+    def attempt(
+        self,
+        check: Callable[[], _Result],
+        file: str | None = None,
+        tensor: str | None = None,
+        page: int | None = None,
+    ) -> _Result | None:
+        """The result of `check`; None if it raises ModelUnusable, which is kept as a fault of this place."""
+        try:
+            return check()
+        except ModelUnusable as error:
+            self.add(Finding(error, file, tensor, page))
+            return None

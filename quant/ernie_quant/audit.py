@@ -23,7 +23,7 @@ from ernie_local.session import Chat
 from ernie_local.sizes import format_bytes
 from ernie_local.text.template import ChatTemplate, detect_variant, encode_segments, user_message
 from ernie_local.verify import verify
-from ernie_local.verify.companions import check_companions
+from ernie_local.verify.checkpoint import check_companions
 from ernie_local.verify.finding import Findings
 
 _SIZE_SHARE = 0.01  # by which the weights may differ from the plan
