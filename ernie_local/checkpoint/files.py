@@ -1,7 +1,7 @@
 """Finds the files of a checkpoint in its directory: weights with their index, and hashes.json.
 
-An index and its files have to agree. hashes.json has the size and SHA-256 of every file that `hf:` downloads,
-so not of what is for people (README.md, quant_report.html), which may be changed.
+An index and its files have to agree. hashes.json has the size and SHA-256 of every file that `hf:` downloads.
+README.md and quant_report.html are not among them and may be changed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TypeGuard
 
 from ernie_local.checkpoint.header import StoredTensor, read_safetensors_header
 from ernie_local.checkpoint.hub import MODEL_FILES
@@ -36,9 +37,9 @@ _AGAIN = "download the model again; a download that was stopped can go on with t
 
 
 def read_stored_tensors(directory: Path) -> list[StoredTensor]:
-    """All tensors of the model in `directory`; ModelUnusable if files are missing or contradict.
+    """All tensors of the model in `directory`; ModelUnusable if files are missing or contradict each other.
 
-    One model.safetensors wins over an index beside it, as everywhere: an older index is often left behind.
+    A model.safetensors wins over an index beside it, as in transformers: an older index is often left behind.
     """
     try:
         if (directory / SINGLE_FILE).exists():
@@ -81,12 +82,7 @@ def _read_weight_map(index_path: Path) -> dict[str, str]:
         )
     checked: dict[str, str] = {}
     for name, file_name in weight_map.items():
-        # A path could lead out of the directory, to any file that the user may read.
-        if (
-            not isinstance(file_name, str)
-            or not file_name.endswith(".safetensors")
-            or set(file_name) & set("/\\\0")
-        ):
+        if not _is_file_name(file_name) or not file_name.endswith(".safetensors"):
             raise ModelUnusable(
                 f"{index_path}: tensor {show(name)} is said to lie in {show(file_name)}",
                 "weights are read only from .safetensors files directly in the model's directory",
@@ -94,6 +90,11 @@ def _read_weight_map(index_path: Path) -> dict[str, str]:
             )
         checked[name] = file_name
     return checked
+
+
+def _is_file_name(name: object) -> TypeGuard[str]:
+    """Whether `name` is a file of the directory itself; a path could lead to any other file of the user."""
+    return isinstance(name, str) and name != "" and not set(name) & set("/\\\0")
 
 
 def _check_agreement(
@@ -144,14 +145,14 @@ def _nothing_found(directory: Path, present: list[str]) -> ModelUnusable:
 
 @dataclass(frozen=True, slots=True)
 class FileHash:
-    """Of one whole file; `sha256` in hexadecimal, as sha256sum prints it."""
+    """Size and hash of one file; `sha256` in hexadecimal, as sha256sum prints it."""
 
     num_bytes: int
     sha256: str
 
 
 def model_files(directory: Path) -> list[str]:
-    """Names of the files in `directory` that the checkpoint consists of, sorted, without hashes.json."""
+    """Sorted names of the files of the checkpoint in `directory`, without hashes.json."""
     return sorted(
         path.name
         for path in directory.iterdir()
@@ -167,7 +168,7 @@ def write_hashes(directory: Path, hashes: Mapping[str, FileHash]) -> None:
 
 
 def read_hashes(directory: Path) -> dict[str, FileHash] | None:
-    """By file name what hashes.json says, None without one; ModelUnusable for one that is not ours."""
+    """The content of hashes.json, by file name; None without one. ModelUnusable for one that is not ours."""
     path = directory / HASHES_FILE
     if not path.exists():
         return None
@@ -181,8 +182,7 @@ def read_hashes(directory: Path) -> dict[str, FileHash] | None:
 
 
 def _parse_hash(path: Path, name: str, value: object) -> FileHash:
-    # A path could lead out of the directory, to any file that the user may read.
-    if not name or set(name) & set("/\\\0"):
+    if not _is_file_name(name):
         raise _hashes_refused(path, f"names {show(name)}, which is no file of the model's own directory")
     if not isinstance(value, dict) or set(value) != {"num_bytes", "sha256"}:
         raise _hashes_refused(path, f"has for {show(name)} not exactly num_bytes and sha256")

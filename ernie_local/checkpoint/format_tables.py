@@ -1,10 +1,10 @@
-"""Chooses a format for each weight: the tables of `quantization_config` from a few choices."""
+"""Makes the tables of `quantization_config`, a format for each weight, from a few choices."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ernie_local.config import BankKey, ModelConfig, QuantizationConfig
+from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import UsageError
 from ernie_local.packing import find_format
 from ernie_local.packing.formats import COLUMN_STEP
@@ -15,30 +15,23 @@ from ernie_local.packing.layout import find_foreign
 class FormatChoice:
     """One format for each kind of weight; None leaves that kind as it is."""
 
-    experts: str | None = "w4"  # `w2-w2l` for gate and up in w2, down in w2l; `nf4g64` and the like
+    experts: str | None = "w4"  # `w2-w2l`: gate and up in w2, down in w2l; also `nf4g64` and the like
     dense: str | None = "w8"  # attention, shared experts, dense layers, head
     embedding: str | None = "w8"  # also the head of a tied model, unless `dense` is another format
     vision: str | None = "w8"
-    small_experts: str | None = None  # of a second page of each expert, in fewer bits; None: there is none
+    small_experts: str | None = None  # of a second page of each expert, in fewer bits
 
 
 def format_tables(config: ModelConfig, choice: FormatChoice) -> QuantizationConfig:
     """Tables of all weights that `choice` covers. UsageError for an unknown format or an unsuitable width."""
+    _check_small_pages(choice)
+    _check(choice, config)
     text, vision = config.text, config.vision
-    experts: dict[BankKey, tuple[str, ...]] = {}
-    small_experts: dict[BankKey, tuple[str, ...]] = {}
     matrices: dict[str, str] = {}
     gated_mlps: dict[str, str] = {}
-    _check(choice, config)
     for layer_id, has_experts in enumerate(text.moe_layers):
-        if has_experts and choice.experts is not None:
-            experts |= {(layer_id, bank.name): (choice.experts,) * bank.num_experts for bank in text.banks}
-        if has_experts and choice.small_experts is not None:
-            small_experts |= {
-                (layer_id, bank.name): (choice.small_experts,) * bank.num_experts for bank in text.banks
-            }
         if choice.dense is None:
-            continue
+            break
         matrices[f"layers.{layer_id}.self_attn.qkv_proj"] = choice.dense
         matrices[f"layers.{layer_id}.self_attn.o_proj"] = choice.dense
         if not has_experts:
@@ -53,32 +46,35 @@ def format_tables(config: ModelConfig, choice: FormatChoice) -> QuantizationConf
         for block in range(vision.depth):
             for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
                 matrices[f"vision.blocks.{block}.{name}"] = choice.vision
+    experts, small_experts = (
+        {(layer, bank.name): (name,) * bank.num_experts for layer, bank in text.layer_banks()} if name else {}
+        for name in (choice.experts, choice.small_experts)
+    )
     return QuantizationConfig(experts, matrices, gated_mlps, small_experts=small_experts)
 
 
 def _check(choice: FormatChoice, config: ModelConfig) -> None:
-    _check_small_pages(choice)
+    """UsageError for an unknown format, or a weight that is too narrow for its format."""
     if choice.experts is not None and find_foreign(choice.experts) is None:
         for name in choice.experts.split("-", maxsplit=1):  # gate and up, and down
             find_format(name)
     for format_name in (choice.dense, choice.embedding, choice.vision):
         if format_name is not None:
             find_format(format_name)
-    text, vision = config.text, config.vision
-    widths = {
-        "hidden_size": text.hidden_size if {choice.experts, choice.dense, choice.embedding} - {None} else 0,
-        **{
-            f"moe_intermediate_size of {bank.name}": bank.expert_size if choice.experts else 0
-            for bank in text.banks
-        },
-        "intermediate_size": text.intermediate_size if choice.dense and not all(text.moe_layers) else 0,
-        "inner size of the shared experts": text.shared_expert_size if choice.dense else 0,
-        "heads times head_dim": text.num_attention_heads * text.head_dim if choice.dense else 0,
-        "hidden_size of the vision tower": vision.hidden_size if choice.vision else 0,
-        "intermediate_size of the vision tower": vision.intermediate_size if choice.vision else 0,
-    }
-    for name, width in widths.items():
-        if width % COLUMN_STEP:
+    text, vision, dense = config.text, config.vision, bool(choice.dense)
+    banks = [
+        (bool(choice.experts), f"moe_intermediate_size of {one.name}", one.expert_size) for one in text.banks
+    ]
+    for is_packed, name, width in (
+        (choice.experts or dense or choice.embedding, "hidden_size", text.hidden_size),
+        *banks,
+        (dense and not all(text.moe_layers), "intermediate_size", text.intermediate_size),
+        (dense, "inner size of the shared experts", text.shared_expert_size),
+        (dense, "heads times head_dim", text.num_attention_heads * text.head_dim),
+        (choice.vision, "hidden_size of the vision tower", vision.hidden_size),
+        (choice.vision, "intermediate_size of the vision tower", vision.intermediate_size),
+    ):
+        if is_packed and width % COLUMN_STEP:
             raise UsageError(
                 f"{name} is {width}, packed matrices have a multiple of {COLUMN_STEP} columns",
                 "a register holds the codes of that many columns",

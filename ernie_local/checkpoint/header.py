@@ -1,9 +1,8 @@
 """Reads the headers of safetensors files, and lays out our own files. No torch here.
 
-The format: 8 bytes of length, a JSON object of tensors, then their bytes without holes. A header is read as
-if a stranger had made it to break us: no size is believed before it was compared with the size of the file.
-In our own files pages come first, behind a header padded to their alignment: each lies at a multiple of
-4096, and any safetensors reader can read the file.
+The format: 8 bytes of length, a JSON object of tensors, then their bytes without holes. A header may have
+been made to harm: each size in it is compared with the size of the file before it is used. In our own files
+pages come first, behind a header padded to their alignment, so each page begins at a multiple of 4096.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeGuard, TypeVar
 
 from ernie_local.errors import ModelUnusable
 from ernie_local.packing.layout import PAGE_ALIGNMENT
@@ -45,7 +44,7 @@ class StoredTensor:
 
 
 def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of the safetensors file `path` by name; ModelUnusable if anything about it is off.
+    """All tensors of the safetensors file `path` by name; ModelUnusable if it breaks any rule of the format.
 
     Tensors must follow each other without gap or overlap and end where the file ends.
     """
@@ -73,7 +72,12 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
         )
     entries = parse_json_object(raw, f"the header of {path}")
     data_start = 8 + length
-    _check_metadata(path, entries.pop("__metadata__", None))
+    metadata = entries.pop("__metadata__", None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
+    ):
+        problem = "has __metadata__ that is not an object of texts"
+        raise _broken(path, problem, "it was damaged or made wrongly")
     tensors = [_parse_entry(path, name, entry, data_start) for name, entry in entries.items()]
     _check_coverage(path, tensors, data_start, status.st_size)
     return {tensor.name: tensor for tensor in tensors}
@@ -100,31 +104,18 @@ def _checked_length(path: Path, start: bytes, file_bytes: int) -> int:
     return length
 
 
-def _check_metadata(path: Path, metadata: object) -> None:
-    if metadata is None:
-        return
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _broken(
-            path, "has __metadata__ that is not an object of texts", "it was damaged or made wrongly"
-        )
-
-
 def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> StoredTensor:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _bad_entry(path, name, "has not exactly the entries dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise _bad_entry(path, name, f"has the dtype {show(dtype)}, known are {', '.join(ITEM_BYTES)}")
-    if (
-        not isinstance(shape, list)
-        or len(shape) > _LONGEST_SHAPE
-        or not all(_is_size(size) for size in shape)
-    ):
+    if not _are_sizes(shape) or len(shape) > _LONGEST_SHAPE:
         raise _bad_entry(path, name, "has a shape that is not a list of up to 8 sizes from 0 up")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
+    if not _are_sizes(offsets) or len(offsets) != 2:
         raise _bad_entry(path, name, "has data_offsets that are not two numbers from 0 up")
     begin, end = offsets
-    # Python's integers do not overflow, so the product of a hostile shape is just a large number.
+    # Integers of Python do not overflow: the product of absurd sizes is just a large number.
     num_bytes = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != num_bytes:
         raise _bad_entry(
@@ -136,8 +127,8 @@ def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> Store
     return StoredTensor(path, name, dtype, tuple(shape), data_start + begin, num_bytes)
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _are_sizes(values: object) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _check_coverage(path: Path, tensors: list[StoredTensor], data_start: int, file_bytes: int) -> None:
@@ -177,27 +168,23 @@ def _broken(path: Path, problem: str, reason: str) -> ModelUnusable:
 
 
 class FileTensor(Protocol):
-    """One tensor of a file. code: its type, as in ITEM_BYTES."""
+    """One tensor that is to be laid out in a file."""
 
     @property
     def name(self) -> str:
-        """In the file."""
-        ...
+        """Name in the file."""
 
     @property
     def code(self) -> str:
-        """Its type, as in ITEM_BYTES."""
-        ...
+        """Type, as in ITEM_BYTES."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """In the file."""
-        ...
+        """Shape in the file."""
 
     @property
     def num_bytes(self) -> int:
-        """In the file."""
-        ...
+        """Size in the file."""
 
 
 Tensor = TypeVar("Tensor", bound=FileTensor)
@@ -205,11 +192,11 @@ Tensor = TypeVar("Tensor", bound=FileTensor)
 
 def cut_into_shards(tensors: Iterable[Tensor], largest: int = LARGEST_SHARD) -> list[list[Tensor]]:
     """The tensors of each file in their order; one larger than `largest` bytes gets a file of its own."""
-    # By the alignment that their sizes keep: pages, packed matrices (64 bytes), wide numbers, narrow ones.
-    order = sorted(tensors, key=lambda tensor: -_kept_alignment(tensor))
     shards: list[list[Tensor]] = [[]]
     room = largest
-    for tensor in order:
+    # Pages, then packed matrices (64 bytes), wide numbers and narrow ones: each keeps what follows it
+    # aligned.
+    for tensor in sorted(tensors, key=lambda tensor: -_kept_alignment(tensor)):
         if tensor.num_bytes > room and shards[-1]:
             shards.append([])
             room = largest
@@ -219,7 +206,7 @@ def cut_into_shards(tensors: Iterable[Tensor], largest: int = LARGEST_SHARD) -> 
 
 
 def file_header(tensors: Sequence[FileTensor]) -> bytes:
-    """Length and JSON of a file's header, filled up so that the first tensor is aligned."""
+    """Length and JSON of a file's header, padded so that the first tensor is aligned."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -235,7 +222,7 @@ def file_header(tensors: Sequence[FileTensor]) -> bytes:
 
 
 def files_bytes(tensors: Iterable[FileTensor]) -> int:
-    """Bytes of all files that hold these tensors, exactly; the index of several is not counted."""
+    """Exact bytes of all files that hold these tensors, without the index of several files."""
     shards = cut_into_shards(tensors)
     return sum(len(file_header(shard)) + sum(tensor.num_bytes for tensor in shard) for shard in shards)
 

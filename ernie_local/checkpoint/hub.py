@@ -11,8 +11,7 @@ from ernie_local.strict_json import show
 NANO_DIRECTORY = Path(__file__).parent.parent / "nano"
 _HUB_PREFIX = "hf:"
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
-# What a model consists of: weights, settings, tokenizers, templates and licences. No code: nothing that is
-# downloaded is ever run.
+# Weights, settings, tokenizers, templates and licences. No code: nothing that is downloaded is ever run.
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
@@ -52,55 +51,36 @@ def _from_hub(hub_name: str) -> Path:
             "for example hf:baidu/ERNIE-4.5-VL-28B-A3B-PT",
         )
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            GatedRepoError,
-            HfHubHTTPError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
+        from huggingface_hub import errors, snapshot_download
     except ImportError as error:
         raise ModelUnusable(
             f"model hf:{hub_name} cannot be found",
             f"the package huggingface_hub cannot be imported: {error}",
             "pip install huggingface_hub, or name a directory",
         ) from error
-    # Among its bases is that of whichever HTTP library this huggingface_hub uses, for errors on the way.
-    http_errors = [base for base in HfHubHTTPError.__mro__ if issubclass(base, Exception)]
-    failures: tuple[type[Exception], ...] = (
-        *(base for base in http_errors if base is not Exception),
-        ValueError,
-        RuntimeError,
-    )
+    # The bases of its HTTP error name the HTTP library that this huggingface_hub uses.
+    bases = errors.HfHubHTTPError.__mro__
+    http_errors = [base for base in bases if issubclass(base, Exception) and base is not Exception]
+    failures: tuple[type[Exception], ...] = (*http_errors, ValueError, RuntimeError)
     repo, revision = match["repo"], match["revision"]
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(MODEL_FILES)))
-    except GatedRepoError as error:
-        hint = f"accept its terms at https://huggingface.co/{repo}, then log in with 'hf auth login'"
-        raise _not_given(hub_name, "its terms have to be accepted first", hint) from error
-    except RepositoryNotFoundError as error:
-        hint = "check the spelling; for a private model log in with 'hf auth login'"
-        raise _not_given(
-            hub_name, f"the hub has no model {repo}, or you have no access to it", hint
-        ) from error
-    except RevisionNotFoundError as error:
-        hint = f"leave out @{revision}, or look at https://huggingface.co/{repo}/tree/main for the others"
-        raise _not_given(hub_name, f"the hub has {repo}, but no revision {revision}", hint) from error
-    except LocalEntryNotFoundError as error:
-        hint = "connect to the network and unset HF_HUB_OFFLINE, or name a directory or nano"
-        reason = f"the hub cannot be reached, and the cache has no complete copy ({_first_line(error)})"
-        raise _not_given(hub_name, reason, hint) from error
     except failures as error:
-        hint = "try again: a download continues where it stopped; or name a directory or nano"
-        raise _not_given(hub_name, f"{type(error).__name__}: {_first_line(error)}", hint) from error
-
-
-def _not_given(hub_name: str, reason: str, hint: str) -> ModelUnusable:
-    return ModelUnusable(
-        f"model hf:{hub_name} could not be downloaded from the Hugging Face hub", reason, hint
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "no message")
+        message = next(iter(str(error).splitlines()), "no message")
+        if isinstance(error, errors.GatedRepoError):
+            reason = "its terms have to be accepted first"
+            hint = f"accept its terms at https://huggingface.co/{repo}, then log in with 'hf auth login'"
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            reason = f"the hub has no model {repo}, or you have no access to it"
+            hint = "check the spelling; for a private model log in with 'hf auth login'"
+        elif isinstance(error, errors.RevisionNotFoundError):
+            reason = f"the hub has {repo}, but no revision {revision}"
+            hint = f"leave out @{revision}, or look at https://huggingface.co/{repo}/tree/main for the others"
+        elif isinstance(error, errors.LocalEntryNotFoundError):
+            reason = f"the hub cannot be reached, and the cache has no complete copy ({message})"
+            hint = "connect to the network and unset HF_HUB_OFFLINE, or name a directory or nano"
+        else:
+            reason = f"{type(error).__name__}: {message}"
+            hint = "try again: a download continues where it stopped; or name a directory or nano"
+        what = f"model hf:{hub_name} could not be downloaded from the Hugging Face hub"
+        raise ModelUnusable(what, reason, hint) from error

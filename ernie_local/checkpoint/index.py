@@ -1,7 +1,4 @@
-"""Accounts for every tensor: each one of the model has one source, each one in the files has one use.
-
-What the files hold is compared with what the config demands: names, shapes, types, doubles.
-"""
+"""Accounts for every tensor: each tensor of the model has one source, each tensor in the files one use."""
 
 from __future__ import annotations
 
@@ -32,10 +29,10 @@ _COMPARE = "check that config.json and the weights come from the same model and 
 
 @dataclass(frozen=True, slots=True)
 class TensorSource:
-    """Where the bytes of one of our tensors lie: one unbroken range of a file."""
+    """Where the bytes of one of our tensors lie: one range of a file."""
 
     stored: StoredTensor
-    shape: TensorShape  # ours; the file's is the reverse if `transposed`
+    shape: TensorShape  # ours; reversed in the file if `transposed`
     offset: int
     num_bytes: int
     transposed: bool
@@ -43,17 +40,17 @@ class TensorSource:
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """The result: a source for each tensor of the model, and the names in the files of what was ignored."""
+    """Where the tensors of a model lie in its files."""
 
-    sources: dict[str, TensorSource]
-    ignored: tuple[str, ...]
+    sources: dict[str, TensorSource]  # of each tensor that is not packed, by our name
+    ignored: tuple[str, ...]  # tensors in the files that the model does not use
     tied_head: StoredTensor | None  # a second copy of the embedding, to be compared when that is read
-    layout: WeightLayout
-    packed: dict[str, StoredTensor]  # uint8 tensors, whose names are the same in the file and here
+    layout: WeightLayout  # whose names the files use
+    packed: dict[str, StoredTensor]  # uint8 tensors, by their name in the file, which is also ours
 
 
 def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig) -> Accounts:
-    """Match the tensors of the files with those of `config`; ModelUnusable naming the first that fails."""
+    """Match the tensors of the files with those of `config`; ModelUnusable names the first that fails."""
     expected = ExpectedShapes(config)
     packed_tensors = PackedTensors(config)
     packed: dict[str, StoredTensor] = {}
@@ -92,9 +89,9 @@ def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig
         # A writer that stores shared tensors once may have kept either name.
         sources[_EMBEDDING] = _source(heads.pop(), Part(_EMBEDDING), expected)
     layout: WeightLayout = "native" if "native" in layouts else "hub"
-    _check_nothing_missing(directory, sources, expected, packed_tensors, layout)
-    _check_no_page_missing(directory, packed, packed_tensors)
-    return Accounts(sources, tuple(ignored), heads[0] if heads else None, layout, packed)
+    accounts = Accounts(sources, tuple(ignored), heads[0] if heads else None, layout, packed)
+    _check_complete(directory, accounts, config, expected, packed_tensors)
+    return accounts
 
 
 def _check_tensor(tensor: StoredTensor, parts: tuple[Part, ...], expected: ExpectedShapes) -> None:
@@ -123,14 +120,13 @@ def _check_tensor(tensor: StoredTensor, parts: tuple[Part, ...], expected: Expec
 
 
 def _stored_shape(parts: tuple[Part, ...], ours: TensorShape) -> TensorShape:
-    """The shape that a tensor of exactly these parts has in the file; all parts have the shape `ours`."""
+    """The shape in the file of a tensor with exactly these parts, each of the shape `ours`."""
     part = parts[0]
     shape = ours[::-1] if part.transposed else ours
     if part.half is not None:
         shape = (2 * shape[0], *shape[1:])
     if part.row is not None:
-        num_rows = len({part.row for part in parts})
-        shape = (num_rows, *shape)
+        shape = (len({part.row for part in parts}), *shape)
     return shape
 
 
@@ -153,43 +149,37 @@ def _check_packed(tensor: StoredTensor, wanted: TensorShape) -> None:
         )
 
 
-def _check_nothing_missing(
+def _check_complete(
     directory: Path,
-    sources: dict[str, TensorSource],
+    accounts: Accounts,
+    config: ModelConfig,
     expected: ExpectedShapes,
     packed_tensors: PackedTensors,
-    layout: WeightLayout,
 ) -> None:
-    names = (name for name in expected.names() if not packed_tensors.replaces(name))
-    missing = next((name for name in names if name not in sources), None)
-    if missing is None:
-        return
-    shape = expected.shape(missing)
-    assert shape is not None, missing  # both come from the same table
-    if packed_tensors.shapes:
-        in_file, counted = missing, f"{len(sources)} others that are not packed"
-    else:
-        in_file = name_in_file(missing, layout, expected.banks)
-        counted = f"{len(sources)} of {expected.count()} tensors"
-    raise ModelUnusable(
-        f"{directory}: tensor {show(in_file)} of shape {_shape_text(shape)} is missing; {counted} were found",
-        f"by config.json the model has it (here as {missing})",
-        f"{_COMPARE}, and that the download is complete",
-    )
-
-
-def _check_no_page_missing(
-    directory: Path, packed: dict[str, StoredTensor], packed_tensors: PackedTensors
-) -> None:
-    missing = next((name for name in packed_tensors.shapes if name not in packed), None)
-    if missing is not None:
+    """ModelUnusable for the first tensor of the model, plain or packed, that no file holds."""
+    hint = f"{_COMPARE}, and that the download is complete"
+    for name in expected.names():
+        if name in accounts.sources or packed_tensors.replaces(name):
+            continue
+        if packed_tensors.shapes:
+            in_file, counted = name, f"{len(accounts.sources)} others that are not packed"
+        else:
+            in_file = name_in_file(name, accounts.layout, config.text.banks)
+            counted = f"{len(accounts.sources)} of {expected.count()} tensors"
         raise ModelUnusable(
-            f"{directory}: packed tensor {show(missing)} of shape "
-            f"{_shape_text(packed_tensors.shapes[missing])} is missing; "
-            f"{len(packed)} of {len(packed_tensors.shapes)} packed tensors were found",
-            "quantization_config in config.json names it",
-            f"{_COMPARE}, and that the download is complete",
+            f"{directory}: tensor {show(in_file)} of shape {_shape_text(expected.shape(name) or ())} is "
+            f"missing; {counted} were found",
+            f"by config.json the model has it (here as {name})",
+            hint,
         )
+    for name, shape in packed_tensors.shapes.items():
+        if name not in accounts.packed:
+            raise ModelUnusable(
+                f"{directory}: packed tensor {show(name)} of shape {_shape_text(shape)} is missing; "
+                f"{len(accounts.packed)} of {len(packed_tensors.shapes)} packed tensors were found",
+                "quantization_config in config.json names it",
+                hint,
+            )
 
 
 def _packed_too(tensor: StoredTensor) -> ModelUnusable:

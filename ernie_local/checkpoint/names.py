@@ -1,7 +1,7 @@
-"""Maps tensor names in files (hub layout, native layout, both vision prefixes) to ours, and back.
+"""Maps the tensor names of files (hub layout or native layout) to ours, and back.
 
-The map also says which part of a file's tensor each of ours is. It is pure and idempotent: our own names
-map to themselves. Numbers in names are read, not believed.
+The map also says which part of a file's tensor each of ours is. Our own names map to themselves. Numbers in
+names are not checked here: whether there is such a layer or expert is for the caller to find out.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ PROJECTIONS: tuple[Projection, Projection, Projection] = ("gate_proj", "up_proj"
 class Part:
     """One of our tensors, as a part of a tensor in a file.
 
-    First `row` of dimension 0 is taken, and that dimension vanishes; then one `half` (0 or 1) of what is
-    now dimension 0; then both dimensions are swapped if `transposed`. Each step may be absent.
+    Three steps, each of which may be absent: take `row` of dimension 0 and drop that dimension; take one
+    `half` (0 or 1) of what is now dimension 0; swap both dimensions if `transposed`.
     """
 
     name: str
@@ -75,36 +75,34 @@ _IGNORED = re.compile(rf"{_MLP}moe_statics\.expert_usage")
 _NATIVE_ONLY = re.compile(r"language_model\.|vision_tower\.|_moe\.|_linear\.(?:fc1|fc2|ln)\.")
 _HUB_ONLY = re.compile(r"vision_model\.|\.mlp\.(?:gate\.|moe_statics\.|experts\.)|_linear\.[0-9]\.")
 
-# Our vision and resampler names back to those of the files: (pattern, hub, native).
-_BACK = (
-    (r"vision\.patch_embed\.", r"vision_model.patch_embed.proj.", r"model.vision_tower.patch_embed.proj."),
-    (r"vision\.norm\.", r"vision_model.ln.", r"model.vision_tower.ln."),
-    (r"vision\.", r"vision_model.", r"model.vision_tower."),
-    (r"resampler\.(mlp)\.", r"model.resampler_model.\1.", r"model.resampler_model.\1."),
-    (r"resampler\.norm\.", r"model.resampler_model.after_norm.", r"model.resampler_model.after_norm."),
-    (
-        r"resampler\.(\w+)\.fc1\.",
-        r"model.resampler_model.\1_linear.0.",
-        r"model.resampler_model.\1_linear.fc1.",
-    ),
-    (
-        r"resampler\.(\w+)\.fc2\.",
-        r"model.resampler_model.\1_linear.2.",
-        r"model.resampler_model.\1_linear.fc2.",
-    ),
-    (
-        r"resampler\.(\w+)\.norm\.",
-        r"model.resampler_model.\1_linear.3.",
-        r"model.resampler_model.\1_linear.ln.",
-    ),
+# How our names begin, and how the same names begin in files of the hub and native layouts. The first row that
+# matches counts. Hub names with a number that depends on the banks are not here.
+_OURS = r"layers\.(\d+)\.moe\."
+_HUB, _NATIVE = r"model.layers.\1.mlp.", r"model.language_model.layers.\1.mlp."
+_SAMPLER, _BIAS = "model.resampler_model.", "moe_statics.e_score_correction_bias"
+_IN_FILES = (
+    (r"lm_head\.", "lm_head.", "lm_head."),
+    (r"vision\.patch_embed\.", "vision_model.patch_embed.proj.", "model.vision_tower.patch_embed.proj."),
+    (r"vision\.norm\.", "vision_model.ln.", "model.vision_tower.ln."),
+    (r"vision\.", "vision_model.", "model.vision_tower."),
+    (r"resampler\.mlp\.", f"{_SAMPLER}mlp.", f"{_SAMPLER}mlp."),
+    (r"resampler\.norm\.", f"{_SAMPLER}after_norm.", f"{_SAMPLER}after_norm."),
+    (r"resampler\.(\w+)\.fc1\.", rf"{_SAMPLER}\1_linear.0.", rf"{_SAMPLER}\1_linear.fc1."),
+    (r"resampler\.(\w+)\.fc2\.", rf"{_SAMPLER}\1_linear.2.", rf"{_SAMPLER}\1_linear.fc2."),
+    (r"resampler\.(\w+)\.norm\.", rf"{_SAMPLER}\1_linear.3.", rf"{_SAMPLER}\1_linear.ln."),
+    (rf"{_OURS}shared_experts\.", f"{_HUB}shared_experts.", f"{_NATIVE}shared_experts."),
+    (rf"{_OURS}(\w+)_router\.bias", f"{_HUB}{_BIAS}", rf"{_NATIVE}\2_moe.gate.{_BIAS}"),
+    (rf"{_OURS}(\w+)_router\.weight", "", rf"{_NATIVE}\2_moe.gate.weight"),
+    (r"experts\.(\d+)\.(\w+)\.\d+\.down_proj", "", rf"{_NATIVE}\2_moe.experts.down_proj"),
+    (r"experts\.(\d+)\.(\w+)\.\d+\.\w+", "", rf"{_NATIVE}\2_moe.experts.gate_up_proj"),
+    (r"", "model.", "model.language_model."),
 )
-_ROUTER = re.compile(rf"layers\.(?P<layer>{NUMBER})\.moe\.{_BANK}_router\.(?P<kind>weight|bias)")
 
 
 def map_name(name: str, banks: Sequence[ExpertBank]) -> tuple[Part, ...]:
-    """Our tensors that the file's tensor `name` holds; empty for a name that no model with `banks` has.
+    """Our tensors that the file's tensor `name` holds; none for a name that no model with `banks` has.
 
-    The hub numbers the experts of all banks in one sequence; a fused native tensor has one part for each
+    The hub numbers the experts of all banks in one sequence. A fused native tensor has one part for each
     expert and matrix.
     """
     by_name = {bank.name: bank for bank in banks}
@@ -133,12 +131,12 @@ def map_name(name: str, banks: Sequence[ExpertBank]) -> tuple[Part, ...]:
 
 
 def is_training_counter(name: str) -> bool:
-    """Whether a file's tensor is known but has no part in the model: counters kept while training."""
+    """Whether a file's tensor is a counter of the training, which the model does not use."""
     return _IGNORED.fullmatch(name) is not None
 
 
 def layout_of(name: str) -> WeightLayout | None:
-    """The layout that writes `name`; None for a name that both write, or that is ours."""
+    """The layout that writes `name`; None for a name that both write, and for ours."""
     if _NATIVE_ONLY.search(name):
         return "native"
     return "hub" if _HUB_ONLY.search(name) else None
@@ -146,24 +144,18 @@ def layout_of(name: str) -> WeightLayout | None:
 
 def name_in_file(ours: str, layout: WeightLayout, banks: Sequence[ExpertBank]) -> str:
     """The name under which a file of `layout` holds our tensor `ours`: the inverse of `map_name`."""
-    kind, *rest = ours.split(".")
-    if kind == "experts":
-        layer, bank, expert, projection = rest
-        if layout == "hub":
-            index = int(expert) + sum(one.num_experts for one in banks[: _position(bank, banks)])
-            return f"model.layers.{layer}.mlp.experts.{index}.{projection}.weight"
-        fused = "down_proj" if projection == "down_proj" else "gate_up_proj"
-        return f"model.language_model.layers.{layer}.mlp.{bank}_moe.experts.{fused}"
-    if kind == "lm_head":
-        return ours
-    for pattern, hub, native in _BACK:
-        if re.match(pattern, ours):
-            return re.sub(f"^{pattern}", hub if layout == "hub" else native, ours)
-    stem = ours
-    if match := _ROUTER.fullmatch(ours):
-        stem = _router_in_file(match["layer"], match["bank"], match["kind"], layout, banks)
-    stem = stem.replace(".moe.shared_experts.", ".mlp.shared_experts.")
-    return f"model.{stem}" if layout == "hub" else f"model.language_model.{stem}"
+    if layout == "hub":
+        names = [bank.name for bank in banks]
+        if match := re.fullmatch(rf"experts\.(\d+)\.{_BANK}\.(\d+)\.(\w+)", ours):
+            before = sum(bank.num_experts for bank in banks[: names.index(match["bank"])])
+            return f"model.layers.{match[1]}.mlp.experts.{before + int(match[3])}.{match[4]}.weight"
+        if match := re.fullmatch(rf"layers\.(\d+)\.moe\.{_BANK}_router\.weight", ours):
+            position = names.index(match["bank"])
+            return f"model.layers.{match[1]}.mlp.gate.weight" + (f"_{position}" if position else "")
+    for pattern, hub, native in _IN_FILES:
+        if match := re.match(pattern, ours):
+            return match.expand(hub if layout == "hub" else native) + ours[match.end() :]
+    raise AssertionError(ours)  # the last row matches everything
 
 
 def _hub_expert(layer: str, index: int, projection: str, banks: Sequence[ExpertBank]) -> tuple[Part, ...]:
@@ -177,30 +169,9 @@ def _hub_expert(layer: str, index: int, projection: str, banks: Sequence[ExpertB
 
 def _fused_parts(layer: str, bank: ExpertBank, projection: str) -> tuple[Part, ...]:
     """Parts of (experts, 2 * inner, hidden), gate rows before up rows, or of (experts, hidden, inner)."""
-    if projection == "down_proj":
-        halves: tuple[tuple[str, int | None], ...] = (("down_proj", None),)
-    else:
-        halves = (("gate_proj", 0), ("up_proj", 1))
+    halves = {"down_proj": None} if projection == "down_proj" else {"gate_proj": 0, "up_proj": 1}
     return tuple(
         Part(f"experts.{layer}.{bank.name}.{expert}.{ours}", row=expert, half=half)
         for expert in range(bank.num_experts)
-        for ours, half in halves
+        for ours, half in halves.items()
     )
-
-
-def _position(name: str, banks: Sequence[ExpertBank]) -> int:
-    return [bank.name for bank in banks].index(name)
-
-
-def _router_in_file(
-    layer: str, bank: str, kind: str, layout: WeightLayout, banks: Sequence[ExpertBank]
-) -> str:
-    stem = f"layers.{layer}.mlp."
-    if layout == "native":
-        return f"{stem}{bank}_moe.gate." + (
-            "weight" if kind == "weight" else "moe_statics.e_score_correction_bias"
-        )
-    if kind == "bias":
-        return f"{stem}moe_statics.e_score_correction_bias"
-    position = _position(bank, banks)
-    return f"{stem}gate.weight" + (f"_{position}" if position else "")

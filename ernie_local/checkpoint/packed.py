@@ -1,7 +1,4 @@
-"""Maps the tables of `quantization_config` to packed tensors: their names, shapes and page layouts.
-
-See docs/format.md.
-"""
+"""Maps the tables of `quantization_config` to the names, shapes and page layouts of packed tensors."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ _EXPERTS = re.compile(rf"(small_)?experts\.({NUMBER})\.([a-z]+)\.([^.]+)")
 
 @dataclass(frozen=True, slots=True)
 class ExpertPages:
-    """What the name of a packed tensor of routed experts says. small: it holds their second, small pages."""
+    """What the name of a packed tensor of routed experts says. small: it holds small pages."""
 
     small: bool
     layer_id: int
@@ -39,7 +36,7 @@ class ExpertPages:
 
     @property
     def name(self) -> str:
-        """Of the tensor."""
+        """The tensor's name."""
         table = "small_experts" if self.small else "experts"
         return f"{table}.{self.layer_id}.{self.bank}.{self.page_format}"
 
@@ -47,37 +44,35 @@ class ExpertPages:
 def expert_pages(name: str) -> ExpertPages | None:
     """What the packed tensor `name` holds; None if it is no tensor of routed experts."""
     match = _EXPERTS.fullmatch(name)
-    if match is None:
-        return None
-    return ExpertPages(match[1] is not None, int(match[2]), match[3], match[4])
+    return match and ExpertPages(match[1] is not None, int(match[2]), match[3], match[4])
 
 
-def expert_layout(page_format: str, hidden_size: int, inner_size: int) -> PageLayout | ForeignLayout:
-    """The layout of a routed expert's page, which may also be in another library's format, `nf4g64` say."""
+def _expert_layout(page_format: str, hidden_size: int, inner_size: int) -> PageLayout | ForeignLayout:
+    """The layout of a routed expert's page, which may be in another library's format, such as `nf4g64`."""
     foreign = find_foreign(page_format)
     if foreign is None:
         return page_layout(page_format, hidden_size, inner_size)
-    _check_columns(page_format, hidden_size, inner_size)
+    _check_columns(f"experts of {inner_size} x {hidden_size} are", page_format, hidden_size, inner_size)
     return ForeignLayout(foreign, hidden_size, inner_size)
 
 
 def page_layout(page_format: str, hidden_size: int, inner_size: int) -> PageLayout:
-    """The layout that `w4` or `w2-w2l` names; ModelUnusable for a format or size that cannot be."""
-    _check_columns(page_format, hidden_size, inner_size)
+    """The layout that `w4` or `w2-w2l` names; ModelUnusable for an unknown format or an unsuitable size."""
+    _check_columns(f"experts of {inner_size} x {hidden_size} are", page_format, hidden_size, inner_size)
     return PageLayout(*page_formats(page_format), hidden_size, inner_size)
 
 
-def _check_columns(page_format: str, hidden_size: int, inner_size: int) -> None:
-    if hidden_size % COLUMN_STEP or inner_size % COLUMN_STEP:
+def _check_columns(subject: str, format_name: str, *columns: int) -> None:
+    if any(number % COLUMN_STEP for number in columns):
         raise ModelUnusable(
-            f"experts of {inner_size} x {hidden_size} are said to be packed as {page_format}",
+            f"{subject} said to be packed as {format_name}",
             f"packed matrices have a multiple of {COLUMN_STEP} columns",
             "check that config.json and the weights belong together",
         )
 
 
 def page_formats(page_format: str) -> tuple[LowBitFormat, LowBitFormat]:
-    """Of gate and up, and of down: `w2-w2l`, or one name for both."""
+    """The formats of gate and up, and of down, from `w2-w2l` or from one name for both."""
     gate_up, _, down = page_format.partition("-")
     return known_format(gate_up), known_format(down or gate_up)
 
@@ -97,13 +92,12 @@ class PackedTensors:
     """All packed tensors of the model that `config` describes; none where it is not quantized."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """ModelUnusable if a table names something that the model lacks, or a shape that cannot be packed."""
+        """ModelUnusable for a name in the tables that the model lacks, or a shape that cannot be packed."""
         self._text = config.text
         self._tables = config.quantization or QuantizationConfig({}, {}, {})
         self._expected = ExpectedShapes(config)
-        self.shapes: dict[str, TensorShape] = dict(
-            self._all_shapes()
-        )  # by the tensor's name, here and in the file
+        # By the tensor's name, which is the same here and in the file.
+        self.shapes: dict[str, TensorShape] = dict(self._all_shapes())
 
     def replaces(self, name: str) -> bool:
         """Whether the plain tensor `name` (ours) is stored packed, and so has no tensor of its own."""
@@ -118,25 +112,22 @@ class PackedTensors:
         return stem in self._tables.matrices or (own in PROJECTIONS and parent in self._tables.gated_mlps)
 
     def gated_mlp_layout(self, name: str) -> PageLayout:
-        """Layout of the page of the gated MLP `name`, as in the table."""
+        """Layout of the page of the gated MLP `name`, a key of the table."""
         known = _GATED_MLP.fullmatch(name) is not None
         shape = self._expected.shape(f"{name}.gate_proj.weight") if known else None
         if shape is None:
-            raise self._unknown("gated_mlps", name)
+            raise _unknown("gated_mlps", name)
         inner_size, hidden_size = shape
         return page_layout(self._tables.gated_mlps[name], hidden_size, inner_size)
 
     def page_layouts(
         self, layer_id: int, bank: Bank, *, small: bool = False
     ) -> dict[str, PageLayout | ForeignLayout]:
-        """Layout by page format of the experts of one bank.
-
-        small: of their small pages; KeyError where there are none.
-        """
+        """Layouts of the pages of a bank, or of its small pages, by page format; KeyError if it has none."""
         formats = self._formats(small=small)[layer_id, bank]
         inner_size = self._text.bank(bank).expert_size
         return {
-            name: expert_layout(name, self._text.hidden_size, inner_size) for name in dict.fromkeys(formats)
+            name: _expert_layout(name, self._text.hidden_size, inner_size) for name in dict.fromkeys(formats)
         }
 
     def layout_of(self, name: str) -> PageLayout | ForeignLayout | None:
@@ -150,10 +141,7 @@ class PackedTensors:
         return self.page_layouts(pages.layer_id, pages.bank, small=pages.small)[format_name]
 
     def locate_experts(self, layer_id: int, bank: Bank, *, small: bool = False) -> list[tuple[str, int]]:
-        """For each expert of a bank: its tensor, and the row of it that is the expert's page.
-
-        small: of its small page, which is never larger; KeyError where there are none.
-        """
+        """Tensor and row of the page of each expert of a bank, or of its small page; KeyError without any."""
         counts: dict[str, int] = {}
         places: list[tuple[str, int]] = []
         for page_format in self._formats(small=small)[layer_id, bank]:
@@ -164,13 +152,6 @@ class PackedTensors:
 
     def _formats(self, *, small: bool) -> Mapping[BankKey, tuple[str, ...]]:
         return self._tables.small_experts if small else self._tables.experts
-
-    def _expert_shapes(self, *, small: bool) -> Iterator[tuple[str, TensorShape]]:
-        formats = self._formats(small=small)
-        for layer_id, bank in self._text.layer_banks() if formats else ():
-            for name, layout in self.page_layouts(layer_id, bank.name, small=small).items():
-                count = formats[layer_id, bank.name].count(name)
-                yield ExpertPages(small, layer_id, bank.name, name).name, (count, layout.page_bytes)
 
     def _check_small_pages(self) -> None:
         """ModelUnusable for a small page that is larger than the expert's other one."""
@@ -190,24 +171,23 @@ class PackedTensors:
 
     def _all_shapes(self) -> Iterator[tuple[str, TensorShape]]:
         self._check_small_pages()
-        yield from self._expert_shapes(small=False)
-        yield from self._expert_shapes(small=True)
+        for small in (False, True):
+            formats = self._formats(small=small)
+            for layer_id, bank in self._text.layer_banks() if formats else ():
+                for name, layout in self.page_layouts(layer_id, bank.name, small=small).items():
+                    count = formats[layer_id, bank.name].count(name)
+                    yield ExpertPages(small, layer_id, bank.name, name).name, (count, layout.page_bytes)
         for name, page_format in self._tables.gated_mlps.items():
             yield f"{name}.{page_format}", (1, self.gated_mlp_layout(name).page_bytes)
         for name, format_name in self._tables.matrices.items():
             rows, columns = self.matrix_shape(name)
-            if columns % COLUMN_STEP:
-                raise ModelUnusable(
-                    f"{name} of {rows} x {columns} is said to be packed as {format_name}",
-                    f"packed matrices have a multiple of {COLUMN_STEP} columns",
-                    "check that config.json and the weights belong together",
-                )
+            _check_columns(f"{name} of {rows} x {columns} is", format_name, columns)
             yield f"{name}.{format_name}", (known_format(format_name).matrix_bytes(rows, columns),)
 
     def matrix_shape(self, name: str) -> tuple[int, int]:
-        """Rows and columns of the packed matrix `name`, as in the table."""
+        """Rows and columns of the packed matrix `name`, a key of the table."""
         if _MATRIX.fullmatch(name) is None:
-            raise self._unknown("matrices", name)
+            raise _unknown("matrices", name)
         parent, _, own = name.rpartition(".")
         # A tied head may have a packed copy of its own, in fewer bits than the embedding.
         plain = _EMBEDDING if name == _HEAD and self._text.tie_word_embeddings else name
@@ -216,14 +196,14 @@ class PackedTensors:
         for part in parts:
             shape = self._expected.shape(f"{part}.weight")
             if shape is None:
-                raise self._unknown("matrices", name)
+                raise _unknown("matrices", name)
             rows, columns = rows + shape[0], shape[1]
         return rows, columns
 
-    @staticmethod
-    def _unknown(table: str, name: str) -> ModelUnusable:
-        return ModelUnusable(
-            f"quantization_config: {table} names {name}, which this model cannot have packed",
-            "config.json describes a model without it",
-            "check that config.json and the weights come from the same checkpoint",
-        )
+
+def _unknown(table: str, name: str) -> ModelUnusable:
+    return ModelUnusable(
+        f"quantization_config: {table} names {name}, which this model cannot have packed",
+        "config.json describes a model without it",
+        "check that config.json and the weights come from the same checkpoint",
+    )

@@ -1,7 +1,4 @@
-"""Sums up what a model is made of: parts with weights, formats and bytes, from headers or sizes alone.
-
-Reads no values and needs no torch.
-"""
+"""Sums up a model's parts: weights, formats and bytes of each, from headers or sizes alone. No torch here."""
 
 from __future__ import annotations
 
@@ -19,8 +16,8 @@ from ernie_local.config import Bank, ModelConfig
 if TYPE_CHECKING:
     from ernie_local.checkpoint.index import Accounts
 
-# In this order in every table, behind the routed experts of each bank and their small pages. A tensor belongs
-# to the first part whose mark stands in its name.
+# Parts in the order of every table; the routed experts of each bank and their small pages come before them.
+# A tensor belongs to the first part whose mark is in its name.
 _MARKS = (
     ("routers", "_router."),
     ("shared experts", "shared_experts"),
@@ -36,10 +33,11 @@ _MARKS = (
 
 @dataclass(slots=True)
 class ModelPart:
-    """`weights` are numbers of the model, `num_bytes` what they take with scales and padding.
+    """One row of a table of parts.
 
-    formats: how many weights lie in each type or low-bit format. pages: of routed experts, how many have
-    which page format. Small pages hold their experts' weights once more.
+    weights: how many numbers of the model. num_bytes: with scales and padding. formats: how many weights are
+    in each type or low-bit format. pages: how many pages of routed experts are in each page format. Small
+    pages hold their experts' weights once more.
     """
 
     name: str
@@ -58,9 +56,9 @@ class ModelPart:
 
 @dataclass(frozen=True, slots=True)
 class ModelTensor:
-    """One tensor as it lies in a file. shape: ours; format_name: its type, or the low-bit format if packed.
+    """One tensor of a file, with our shape.
 
-    pages: of routed experts, or of one gated MLP; 0 for a matrix.
+    format_name: its type, or the low-bit format if packed. pages: how many it holds; 0 for a matrix.
     """
 
     name: str
@@ -70,10 +68,9 @@ class ModelTensor:
     format_name: str
     is_packed: bool = False
     pages: int = 0
-    part: str = field(init=False)  # that it belongs to
+    part: str = field(init=False)  # kept, as it is asked for often and the published model has 11,132 tensors
 
     def __post_init__(self) -> None:
-        # Kept: it is asked for often, and the published model has 11,132 tensors.
         object.__setattr__(self, "part", part_of(self.name))
 
     @property
@@ -83,7 +80,7 @@ class ModelTensor:
 
 
 def stored_tensors(accounts: Accounts, config: ModelConfig) -> Iterator[ModelTensor]:
-    """Every tensor of a checkpoint's model once."""
+    """Every tensor of a checkpoint."""
     for name, source in accounts.sources.items():
         weights, dtype = math.prod(source.shape), source.stored.dtype.lower()
         yield ModelTensor(name, source.shape, weights, source.num_bytes, dtype)
@@ -93,15 +90,12 @@ def stored_tensors(accounts: Accounts, config: ModelConfig) -> Iterator[ModelTen
 
 
 def expected_tensors(config: ModelConfig) -> Iterator[ModelTensor]:
-    """Every tensor of the model that `config` describes, as it is written: routers in float32, what is not
-    packed in bfloat16."""
+    """Every tensor of the model of `config`: packed as it says, routers in float32, the rest in bfloat16."""
     expected, packed = ExpectedShapes(config), PackedTensors(config)
-    has_pages = config.has_packed_experts
-    for name in expected.names(with_experts=not has_pages):
+    for name in expected.names(with_experts=not config.has_packed_experts):
         if packed.replaces(name):
             continue
-        shape = expected.shape(name)
-        assert shape is not None, name
+        shape = expected.shape(name) or ()
         dtype = "f32" if part_of(name) == "routers" else "bf16"
         weights = math.prod(shape)
         yield ModelTensor(name, shape, weights, weights * ITEM_BYTES[dtype.upper()], dtype)
@@ -110,11 +104,11 @@ def expected_tensors(config: ModelConfig) -> Iterator[ModelTensor]:
 
 
 def model_parts(tensors: Iterable[ModelTensor], config: ModelConfig) -> list[ModelPart]:
-    """Parts that the model has, in the order of tables; together they hold every tensor once."""
+    """The parts that these tensors make up, in the order of tables."""
     banks = config.text.banks
     ordered = [
         *(ModelPart(experts_part(bank.name), is_routed=True) for bank in banks),
-        *(ModelPart(small_pages_part(bank.name), is_small=True) for bank in banks),
+        *(ModelPart(_small_pages_part(bank.name), is_small=True) for bank in banks),
         *(ModelPart(name) for name, _ in _MARKS),
     ]
     parts = {part.name: part for part in ordered}
@@ -129,49 +123,48 @@ def model_parts(tensors: Iterable[ModelTensor], config: ModelConfig) -> list[Mod
 
 
 def sum_of_parts(name: str, parts: Iterable[ModelPart]) -> ModelPart:
-    """All of them as one part; the weights of small pages are counted with their experts alone."""
+    """All of them as one part. Small pages count by their bytes: their weights are those of their experts."""
     whole = ModelPart(name)
     for part in parts:
         whole.num_bytes += part.num_bytes
-        if part.is_small:
-            continue
-        whole.weights += part.weights
-        whole.formats += part.formats
-        whole.pages += part.pages
+        if not part.is_small:
+            whole.weights += part.weights
+            whole.formats += part.formats
+            whole.pages += part.pages
     return whole
 
 
 def routed_experts(parts: Iterable[ModelPart]) -> ModelPart | None:
-    """The experts of all banks as one part, without small pages; None for a model without."""
+    """The experts of all banks as one part, without small pages; None for a model without experts."""
     experts = [part for part in parts if part.is_routed]
     return sum_of_parts("routed experts", experts) if experts else None
 
 
 def experts_part(bank: Bank) -> str:
-    """The part of a bank's routed experts."""
+    """The name of the part with a bank's routed experts."""
     return f"{bank} experts"
 
 
-def small_pages_part(bank: Bank) -> str:
-    """The part of the small pages of a bank's routed experts."""
+def _small_pages_part(bank: Bank) -> str:
     return f"small {bank} pages"
 
 
 def part_of(name: str) -> str:
-    """The part that our tensor `name`, plain or packed, belongs to."""
+    """The name of the part that our tensor `name`, plain or packed, belongs to."""
     if name.startswith("experts."):
         return experts_part(name.split(".")[2])
     if name.startswith("small_experts."):
-        return small_pages_part(name.split(".")[2])
+        return _small_pages_part(name.split(".")[2])
     return next(part for part, mark in _MARKS if mark in name)
 
 
 def _packed_tensor(name: str, packed: PackedTensors) -> ModelTensor:
     shape = packed.shapes[name]
     stem, _, format_name = name.rpartition(".")
-    layout = packed.layout_of(name)
+    layout, pages = packed.layout_of(name), 0
     if layout is None:
         weights = math.prod(packed.matrix_shape(stem))
-        return ModelTensor(name, shape, weights, math.prod(shape), format_name, is_packed=True)
-    weights = shape[0] * 3 * layout.inner_size * layout.hidden_size
-    return ModelTensor(name, shape, weights, math.prod(shape), format_name, is_packed=True, pages=shape[0])
+    else:
+        pages = shape[0]
+        weights = pages * 3 * layout.inner_size * layout.hidden_size
+    return ModelTensor(name, shape, weights, math.prod(shape), format_name, is_packed=True, pages=pages)

@@ -1,7 +1,6 @@
 """Streams values of a checkpoint into memory that the caller has allocated, and refuses NaN and infinity.
 
-The files were checked before (`header`, `files`, `index`); nothing here allocates by a size that a file
-claims.
+The headers were checked before (`header`, `files`, `index`). No size in a file decides how much is allocated.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -19,124 +17,97 @@ import torch
 from ernie_local.checkpoint.files import read_stored_tensors
 from ernie_local.checkpoint.header import StoredTensor
 from ernie_local.checkpoint.index import Accounts, TensorSource, account
-from ernie_local.checkpoint.names import WeightLayout
 from ernie_local.checkpoint.uncached_file import drop_cached
 from ernie_local.config import ModelConfig
 from ernie_local.errors import ModelUnusable
 from ernie_local.strict_json import show
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Large enough for full speed, small enough that the check for NaN still finds a chunk in the cache.
+# Large enough for full speed, small enough to be in the cache when it is checked for NaN.
 _CHUNK_BYTES = 4 << 20
 _AGAIN = "download this file again, and compare its checksum with the one published"
 
 
 def open_checkpoint(directory: Path, config: ModelConfig) -> Checkpoint:
-    """The checkpoint in `directory`, with all headers compared with `config`; no values are read yet.
+    """The checkpoint in `directory`, whose headers agree with `config`. No values are read yet.
 
-    ModelUnusable, naming file, tensor and both numbers, for anything missing, extra, doubled or damaged.
+    ModelUnusable for a tensor that is missing, damaged, there twice or not of the model.
     """
     return Checkpoint(account(directory, read_stored_tensors(directory), config))
 
 
 class Checkpoint:
-    """The tensors of a model under our names. Threads may read different tensors at the same time."""
+    """The tensors of a model under our names. Threads may read different tensors at the same time.
+
+    accounts: where every tensor lies. packed: the packed tensors by name.
+    """
 
     def __init__(self, accounts: Accounts) -> None:
-        self._accounts = accounts
+        self.accounts = accounts
+        self.packed: Mapping[str, StoredTensor] = accounts.packed
         self._files: dict[Path, int] = {}
         self._opening = threading.Lock()
 
     @property
-    def accounts(self) -> Accounts:
-        """Where every tensor lies."""
-        return self._accounts
-
-    @property
     def total_bytes(self) -> int:
         """Bytes of all tensors of the model, as stored."""
-        plain = sum(source.num_bytes for source in self._accounts.sources.values())
-        return plain + sum(tensor.num_bytes for tensor in self._accounts.packed.values())
-
-    @property
-    def layout(self) -> WeightLayout:
-        """Whose names the files use."""
-        return self._accounts.layout
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        """Names of tensors in the files that are known to have no part in the model."""
-        return self._accounts.ignored
-
-    @property
-    def packed(self) -> Mapping[str, StoredTensor]:
-        """The packed tensors by name, with the place of their bytes."""
-        return self._accounts.packed
+        plain = sum(source.num_bytes for source in self.accounts.sources.values())
+        return plain + sum(tensor.num_bytes for tensor in self.packed.values())
 
     def names(self) -> list[str]:
-        """Our names, all that the model of this config has and that are not packed."""
-        return list(self._accounts.sources)
+        """Our names of all tensors that are not packed."""
+        return list(self.accounts.sources)
 
     def __contains__(self, name: str) -> bool:
         """Whether `name`, ours, is a tensor that is not packed."""
-        return name in self._accounts.sources
+        return name in self.accounts.sources
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of our tensor `name`; linear weights are (out, in)."""
-        return self._accounts.sources[name].shape
+        return self.accounts.sources[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Type as stored: float32, float16 or bfloat16."""
-        return DTYPES[self._accounts.sources[name].stored.dtype]
+        return DTYPES[self.accounts.sources[name].stored.dtype]
 
     def place(self, name: str) -> tuple[Path, int, int]:
-        """File, first byte and number of bytes of our tensor `name`, one unbroken range; not transposed."""
-        source = self._accounts.sources[name]
+        """File, first byte and number of bytes of our tensor `name`, which must not be transposed there."""
+        source = self.accounts.sources[name]
         assert not source.transposed, name
         return source.stored.path, source.offset, source.num_bytes
 
     def check_values(self, name: str, stored: torch.Tensor) -> None:
         """Raise ModelUnusable if `stored`, the bytes of our tensor `name`, hold NaN or infinity."""
-        source = self._accounts.sources[name]
+        source = self.accounts.sources[name]
         check_finite(source.stored, 0, stored.view(DTYPES[source.stored.dtype]))
 
     def read(self, name: str, out: torch.Tensor) -> None:
         """Fill `out`, a floating-point CPU tensor of `shape(name)`, converting to its dtype.
 
-        Needs at most 4 MiB beside `out`. ModelUnusable if the file is cut short or holds NaN or infinity.
+        Takes at most 4 MiB of memory. ModelUnusable if the file is cut short or holds NaN or infinity.
         """
-        source = self._accounts.sources[name]
+        source = self.accounts.sources[name]
         assert out.device.type == "cpu", (name, out.device)
         assert out.is_floating_point(), (name, out.dtype)
         assert tuple(out.shape) == source.shape, (name, tuple(out.shape), source.shape)
         target = out.detach()
-        target = target.t() if source.transposed else target
-        for piece, start in _pieces(target):
-            self._fill(source, start, piece)
-        head = self._accounts.tied_head
-        if name == "embed_tokens.weight" and head is not None:
-            self._compare_head(head, target)
+        self._read_elements(name, 0, target.t() if source.transposed else target)
 
     def read_rows(self, name: str, first_row: int, out: torch.Tensor) -> None:
-        """As `read`, of as many rows from `first_row` on as `out`, contiguous, has; not of routed experts."""
-        source = self._accounts.sources[name]
+        """As `read`, but rows from `first_row` on, as many as `out` has, which must be contiguous."""
+        source = self.accounts.sources[name]
         assert not source.transposed, name
         assert out.is_contiguous(), name
         assert tuple(out.shape[1:]) == source.shape[1:], (name, tuple(out.shape), source.shape)
         assert first_row + out.shape[0] <= source.shape[0], (name, first_row, tuple(out.shape))
-        first = first_row * math.prod(source.shape[1:])
-        for piece, start in _pieces(out):
-            self._fill(source, first + start, piece)
-        head = self._accounts.tied_head
-        if name == "embed_tokens.weight" and head is not None:
-            self._compare_head(head, out, first)
+        self._read_elements(name, first_row * math.prod(source.shape[1:]), out)
 
     def read_packed(self, name: str, out: torch.Tensor, row: int | None = None) -> None:
         """Fill `out`, contiguous uint8 on the CPU, with the packed tensor `name`, or one row of it.
 
-        What the bytes mean is not checked. ModelUnusable if the file is cut short.
+        The content of the bytes is not checked. ModelUnusable if the file is cut short.
         """
-        stored = self._accounts.packed[name]
+        stored = self.packed[name]
         row_bytes = stored.num_bytes if row is None else stored.num_bytes // stored.shape[0]
         assert out.dtype == torch.uint8, (name, out.dtype)
         assert out.numel() == row_bytes, (name, out.numel(), row_bytes)
@@ -155,13 +126,19 @@ class Checkpoint:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _read_elements(self, name: str, first: int, target: torch.Tensor) -> None:
+        """Fill `target` with elements from `first` on, in the file's order."""
+        source, head = self.accounts.sources[name], self.accounts.tied_head
+        for piece, start in _pieces(target):
+            self._fill(source, first + start, piece)
+        if name == "embed_tokens.weight" and head is not None:
+            self._compare_head(head, target, first)
+
     def _fill(self, source: TensorSource, start: int, piece: torch.Tensor) -> None:
-        """Read elements from `start` of the range of `source` into `piece`, in the file's order."""
+        """Fill `piece` with elements of `source` from `start` on, in the file's order."""
         stored_dtype = DTYPES[source.stored.dtype]
         offset = source.offset + start * stored_dtype.itemsize
         if piece.dtype == stored_dtype and piece.is_contiguous():
@@ -172,8 +149,8 @@ class Checkpoint:
             piece.copy_(staging)
         check_finite(source.stored, start, piece)
 
-    def _compare_head(self, head: StoredTensor, embedding: torch.Tensor, first: int = 0) -> None:
-        """`embedding` is a part of it, from its element `first` on."""
+    def _compare_head(self, head: StoredTensor, embedding: torch.Tensor, first: int) -> None:
+        """ModelUnusable if the head differs from `embedding`, which holds the elements from `first` on."""
         source = TensorSource(head, tuple(embedding.shape), head.offset, head.num_bytes, transposed=False)
         for piece, piece_start in _pieces(embedding):
             start = first + piece_start
@@ -194,7 +171,7 @@ class Checkpoint:
             return self._files[path]
 
     def _read_bytes(self, stored: StoredTensor, offset: int, into: torch.Tensor) -> None:
-        # (bytes,): numpy knows no bfloat16, but bytes it can lend to the kernel without a copy.
+        # As bytes, because numpy knows no bfloat16; no copy is made.
         view = into.view(-1).view(torch.uint8).numpy().data
         try:
             descriptor = self._descriptor(stored.path)
@@ -217,7 +194,7 @@ class Checkpoint:
 
 
 def _pieces(target: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
-    """Parts of `target` of at most about 4 MiB, each with the number of elements before it."""
+    """Parts of `target` of about 4 MiB at most, each with the number of elements before it."""
     if target.is_contiguous():
         target = target.view(-1)
     row_size = max(target[0].numel(), 1) if target.dim() > 1 else 1
@@ -228,11 +205,11 @@ def _pieces(target: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
 
 def check_finite(stored: StoredTensor, start: int, piece: torch.Tensor) -> None:
     """Raise ModelUnusable if `piece`, elements from `start` on of a tensor, holds NaN or infinity."""
-    # Smallest and largest carry a NaN along; twenty times faster than asking each element.
+    # Smallest and largest are NaN if any element is; this is twenty times faster than asking each element.
     smallest, largest = torch.aminmax(piece)
     if torch.isfinite(smallest) and torch.isfinite(largest):
         return
-    bad = (~torch.isfinite(piece)).flatten().nonzero().flatten()  # (bad elements,)
+    bad = (~torch.isfinite(piece)).flatten().nonzero().flatten()
     position = int(bad[0])
     raise ModelUnusable(
         f"{stored.path}: tensor {show(stored.name)} holds {float(piece.flatten()[position])} at element "

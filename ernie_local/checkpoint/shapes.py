@@ -1,7 +1,7 @@
 """Lists the tensors that a model of a given config has, under our names, and their shapes.
 
-Names are made and looked up one by one, so that a config that claims absurd counts costs no memory before the
-files have been compared with it.
+Names are made and looked up one by one, so a config that claims absurd counts of experts costs no memory
+before the files have been compared with it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ernie_local.checkpoint.names import PROJECTIONS
-from ernie_local.config import ExpertBank, ModelConfig, TextConfig, VisionConfig
+from ernie_local.config import ModelConfig, TextConfig, VisionConfig
 
 TensorShape = tuple[int, ...]
 
@@ -18,30 +18,26 @@ class ExpectedShapes:
     """Every tensor of the model that `config` describes. Linear weights are (out, in)."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self._text = config.text
-        self._vision = config.vision
+        self._text, self._vision = config.text, config.vision
         self._single = _single_shapes(config)
-        self._attention = _attention_shapes(config.text)
-        self._dense = _swiglu_shapes("mlp", config.text.hidden_size, config.text.intermediate_size)
-        self._moe = _moe_shapes(config.text)
-        self._experts = _expert_shapes(config.text)
+        attention = _attention_shapes(config.text)
+        dense = attention | _swiglu_shapes("mlp", config.text.hidden_size, config.text.intermediate_size)
+        moe = attention | _moe_shapes(config.text)
+        # Of each layer, without routed experts.
+        self._layers = [moe if has_experts else dense for has_experts in config.text.moe_layers]
         self._block = _block_shapes(config.vision)
 
     def names(self, *, with_experts: bool = True) -> Iterator[str]:
         """All names, in the order in which a model uses them; with or without those of routed experts."""
         yield "embed_tokens.weight"
-        for layer, has_experts in enumerate(self._text.moe_layers):
-            for suffix in (*self._attention, *(self._moe if has_experts else self._dense)):
-                yield f"layers.{layer}.{suffix}"
-            if has_experts and with_experts:
-                for bank in self._text.banks:
-                    for expert in range(bank.num_experts):
-                        for projection in PROJECTIONS:
-                            yield f"experts.{layer}.{bank.name}.{expert}.{projection}"
+        for layer, shapes in enumerate(self._layers):
+            yield from (f"layers.{layer}.{suffix}" for suffix in shapes)
+            for bank in self._text.banks if with_experts and self._text.moe_layers[layer] else ():
+                for expert in range(bank.num_experts):
+                    yield from (f"experts.{layer}.{bank.name}.{expert}.{name}" for name in PROJECTIONS)
         yield from (name for name in self._single if name != "embed_tokens.weight")
         for block in range(self._vision.depth):
-            for suffix in self._block:
-                yield f"vision.blocks.{block}.{suffix}"
+            yield from (f"vision.blocks.{block}.{suffix}" for suffix in self._block)
 
     def describe(self) -> str:
         """The counts that decide which names exist, for messages."""
@@ -52,45 +48,25 @@ class ExpectedShapes:
             f"and {self._vision.depth} vision blocks"
         )
 
-    @property
-    def banks(self) -> tuple[ExpertBank, ...]:
-        """The banks of each layer with experts."""
-        return self._text.banks
-
     def count(self) -> int:
         """How many names there are, without making them."""
-        num_experts = sum(bank.num_experts for bank in self._text.banks)
-        per_moe_layer = len(self._moe) + num_experts * len(PROJECTIONS)
-        num_moe_layers = sum(self._text.moe_layers)
-        num_layers = len(self._text.moe_layers)
-        return (
-            len(self._single)
-            + num_layers * len(self._attention)
-            + num_moe_layers * per_moe_layer
-            + (num_layers - num_moe_layers) * len(self._dense)
-            + self._vision.depth * len(self._block)
-        )
+        num_experts = sum(bank.num_experts for _, bank in self._text.layer_banks())
+        in_layers = sum(map(len, self._layers)) + num_experts * len(PROJECTIONS)
+        return len(self._single) + in_layers + self._vision.depth * len(self._block)
 
     def shape(self, name: str) -> TensorShape | None:
         """The shape of the tensor `name`, None if the model has no such tensor."""
-        kind, *rest = name.split(".", 2)
-        if kind == "layers" and len(rest) == 2:
-            layer = int(rest[0])
-            if layer >= len(self._text.moe_layers):
-                return None
-            mlp = self._moe if self._text.moe_layers[layer] else self._dense
-            return self._attention.get(rest[1]) or mlp.get(rest[1])
-        if kind == "experts":
-            layer_text, bank, expert_text, projection = name.removeprefix("experts.").split(".")
-            layer = int(layer_text)
-            has_experts = layer < len(self._text.moe_layers) and self._text.moe_layers[layer]
-            if not has_experts or bank not in self._experts:
-                return None
-            is_known = int(expert_text) < self._text.bank(bank).num_experts
-            return self._experts[bank][projection] if is_known else None
-        if name.startswith("vision.blocks."):
-            block_text, suffix = name.removeprefix("vision.blocks.").split(".", 1)
-            return self._block.get(suffix) if int(block_text) < self._vision.depth else None
+        match name.split("."):
+            case ["layers", layer, *suffix] if int(layer) < len(self._layers):
+                return self._layers[int(layer)].get(".".join(suffix))
+            case ["experts", layer, bank_name, expert, projection]:
+                has_experts = int(layer) < len(self._layers) and self._text.moe_layers[int(layer)]
+                for bank in self._text.banks if has_experts else ():
+                    if bank.name == bank_name and int(expert) < bank.num_experts:
+                        shape = (bank.expert_size, self._text.hidden_size)
+                        return shape[::-1] if projection == "down_proj" else shape
+            case ["vision", "blocks", block, *suffix] if int(block) < self._vision.depth:
+                return self._block.get(".".join(suffix))
         return self._single.get(name)
 
 
@@ -144,17 +120,6 @@ def _swiglu_shapes(prefix: str, hidden_size: int, inner_size: int) -> dict[str, 
         f"{prefix}.gate_proj.weight": (inner_size, hidden_size),
         f"{prefix}.up_proj.weight": (inner_size, hidden_size),
         f"{prefix}.down_proj.weight": (hidden_size, inner_size),
-    }
-
-
-def _expert_shapes(text: TextConfig) -> dict[str, dict[str, TensorShape]]:
-    return {
-        bank.name: {
-            "gate_proj": (bank.expert_size, text.hidden_size),
-            "up_proj": (bank.expert_size, text.hidden_size),
-            "down_proj": (text.hidden_size, bank.expert_size),
-        }
-        for bank in text.banks
     }
 
 

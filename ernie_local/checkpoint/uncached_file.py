@@ -1,6 +1,6 @@
 """Reads a file without leaving a copy in the system's page cache.
 
-Reads are direct where the system can, else the cached copy is dropped at once.
+Reads are direct where the system supports it; elsewhere the cached copy is dropped at once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from ernie_local.errors import ModelUnusable
 
-# What direct reads demand of offsets, sizes and addresses; no common file system asks for more.
+# Of offsets, sizes and addresses of direct reads; enough for all common file systems.
 ALIGNMENT = 4096
 _DAMAGED = "download this file again, and compare its checksum with the one published"
 
 
 class UncachedFile:
-    """Open until `close`. Threads may read at the same time."""
+    """A file that is open until `close`. Threads may read at the same time."""
 
     def __init__(self, path: Path) -> None:
         """ModelUnusable for a file that cannot be opened."""
@@ -33,14 +33,14 @@ class UncachedFile:
 
     @property
     def is_direct(self) -> bool:
-        """Whether the system reads aligned ranges without a copy in its cache."""
+        """Whether aligned ranges are read directly."""
         return self._direct is not None
 
     def read(self, offset: int, into: memoryview) -> None:
         """Fill `into`, writable bytes, from `offset` on.
 
-        Direct where offset, size and address are multiples of ALIGNMENT. ModelUnusable for a file that ends
-        too early or a disk that fails.
+        The read is direct where offset, size and address are multiples of ALIGNMENT. ModelUnusable for a file
+        that ends too early or a disk that fails.
         """
         start, wanted = offset, len(into)
         direct = self._direct if offset % ALIGNMENT == wanted % ALIGNMENT == 0 else None
@@ -55,7 +55,7 @@ class UncachedFile:
                         _DAMAGED,
                     )
                 into, offset = into[count:], offset + count
-                # A direct read that was cut short goes on where the system may not read directly.
+                # After a short read, the rest may not be aligned.
                 if offset % ALIGNMENT:
                     descriptor = self._descriptor
         except OSError as error:
@@ -64,7 +64,7 @@ class UncachedFile:
             drop_cached(self._descriptor, start, wanted)
 
     def close(self) -> None:
-        """Reading is over. May be called again."""
+        """Close the file; may be called again."""
         with self._lock:
             descriptors = (self._descriptor, self._direct)
             self._descriptor, self._direct = -1, None
@@ -74,14 +74,14 @@ class UncachedFile:
 
 
 def drop_cached(descriptor: int, offset: int, num_bytes: int) -> None:
-    """Let the system forget what it keeps of these bytes of a file; 0 bytes are all that follow."""
+    """Drop these bytes of a file from the system's cache; `num_bytes` 0 means up to its end."""
     if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):  # a wish: file systems without a page cache refuse it
+        with contextlib.suppress(OSError):  # file systems without a page cache refuse it
             os.posix_fadvise(descriptor, offset, num_bytes, os.POSIX_FADV_DONTNEED)
 
 
 def _open_direct(path: Path, file_bytes: int) -> int | None:
-    """A descriptor for direct reads, which was tried; None where the system or the file system has none."""
+    """A descriptor for direct reads, tried once; None where the system or the file system has none."""
     if not hasattr(os, "O_DIRECT") or file_bytes < ALIGNMENT:
         return None
     descriptor = None

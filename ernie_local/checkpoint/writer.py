@@ -1,7 +1,6 @@
 """Writes a checkpoint in our own format, piece by piece.
 
-All places are known before any value is, so values may come in any order, and work on a file that was cut
-off can be resumed.
+The place of every tensor is known beforehand, so values may come in any order, and a stopped run can go on.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class TensorEntry:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes in the file."""
+        """Size in the file."""
         return math.prod(self.shape) * ITEM_BYTES[self.code]
 
 
@@ -44,9 +43,9 @@ Producer = Callable[[TensorEntry], Iterable[torch.Tensor]]
 
 
 class CheckpointFiles:
-    """The files of a checkpoint in `directory`: one, or shards of at most `largest_shard` and an index.
+    """The files of a checkpoint in `directory`: one, or shards of at most `largest_shard` bytes and an index.
 
-    A tensor larger than a shard gets one of its own. The same entries give the same files.
+    A larger tensor gets a shard of its own. The same entries give the same files.
     """
 
     def __init__(
@@ -56,43 +55,43 @@ class CheckpointFiles:
         self._shards = cut_into_shards(entries, largest_shard)
         count = len(self._shards)
         names = [f"model-{index + 1:05}-of-{count:05}.safetensors" for index in range(count)]
-        self._names = [SINGLE_FILE] if count == 1 else names
+        self._paths = [directory / name for name in ([SINGLE_FILE] if count == 1 else names)]
         self._changed: set[Path] = set()
         self._headers = [file_header(shard) for shard in self._shards]
         self._places: dict[str, tuple[Path, int, TensorEntry]] = {}
-        for name, header, shard in zip(self._names, self._headers, self._shards, strict=True):
+        for path, header, shard in zip(self._paths, self._headers, self._shards, strict=True):
             offset = len(header)
             for entry in shard:
-                self._places[entry.name] = (directory / name, offset, entry)
+                self._places[entry.name] = (path, offset, entry)
                 offset += entry.num_bytes
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all weight files, exactly; the index of several is not counted."""
-        return sum(map(len, self._headers)) + sum(place[2].num_bytes for place in self._places.values())
+        """Exact bytes of all weight files, without the index of several files."""
+        return sum(map(len, self._headers)) + sum(entry.num_bytes for entry in self.in_file_order())
 
     def in_file_order(self) -> list[TensorEntry]:
         """The entries as they lie in the files."""
         return [entry for shard in self._shards for entry in shard]
 
     def create(self) -> None:
-        """Write headers and index; every file has its full length at once, so a full disk shows early."""
-        for name, header, shard in zip(self._names, self._headers, self._shards, strict=True):
-            with (self.directory / name).open("wb") as file:
+        """Write headers and index, and give every file its full length, so that a full disk shows at once."""
+        for path, header, shard in zip(self._paths, self._headers, self._shards, strict=True):
+            with path.open("wb") as file:
                 file.write(header)
                 file.flush()
                 num_bytes = len(header) + sum(entry.num_bytes for entry in shard)
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
-            self._changed.add(self.directory / name)
-        if len(self._names) > 1:
+            self._changed.add(path)
+        if len(self._paths) > 1:
             index = {
-                "metadata": {"total_size": sum(place[2].num_bytes for place in self._places.values())},
+                "metadata": {"total_size": sum(entry.num_bytes for entry in self.in_file_order())},
                 "weight_map": {name: place[0].name for name, place in self._places.items()},
             }
             (self.directory / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
     def write(self, name: str, pieces: Iterable[torch.Tensor], row: int | None = None) -> None:
-        """The values of a tensor, or of one row of it, in pieces of its dtype, one after the other."""
+        """Write a tensor, or one row of it, from pieces of its dtype that follow each other."""
         path, offset, entry = self._places[name]
         expected = entry.num_bytes if row is None else entry.num_bytes // entry.shape[0]
         with path.open("r+b") as file:
@@ -105,7 +104,7 @@ class CheckpointFiles:
         assert written == expected, (entry, written)
 
     def read(self, name: str, row: int | None = None) -> torch.Tensor:
-        """A uint8 tensor that was written before, or one row of it, (bytes,)."""
+        """A uint8 tensor that was written before, or one row of it: (bytes,) uint8."""
         path, offset, entry = self._places[name]
         assert entry.dtype == torch.uint8, entry
         row_bytes = entry.num_bytes if row is None else entry.num_bytes // entry.shape[0]
@@ -129,8 +128,7 @@ def write_checkpoint(
 ) -> None:
     """Write all of `entries` into `directory`.
 
-    `produce` is asked for each tensor once, in the order of the files, and yields its values in pieces of its
-    dtype, one after the other.
+    `produce` is called once for each, in the order of the files, and yields its values as for `write`.
     """
     files = CheckpointFiles(directory, entries, largest_shard)
     files.create()

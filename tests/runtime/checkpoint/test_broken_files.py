@@ -17,9 +17,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ernie_local.checkpoint import open_checkpoint
 from ernie_local.checkpoint.header import LARGEST_HEADER, read_safetensors_header
 from ernie_local.checkpoint.names import name_in_file
+from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.checkpoint.shapes import ExpectedShapes
 from ernie_local.config import ModelConfig, parse_config, read_config
 from ernie_local.errors import ModelUnusable

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ernie_local.checkpoint import open_checkpoint
+from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable
 

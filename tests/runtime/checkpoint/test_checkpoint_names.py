@@ -18,7 +18,7 @@ from ernie_local.checkpoint.names import (
 )
 from ernie_local.checkpoint.shapes import ExpectedShapes
 from ernie_local.config import ExpertBank, ModelConfig, parse_config
-from ernie_local.config.banks import bank_per_modality
+from ernie_local.config.model import bank_per_modality
 
 LAYOUTS: tuple[WeightLayout, ...] = ("hub", "native")
 PUBLISHED = {"model_type": "ernie4_5_vl_moe"}  # every size left to its default is the 28B model

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from ernie_local.checkpoint import Checkpoint, open_checkpoint
 from ernie_local.checkpoint import reader as reader_module
 from ernie_local.checkpoint.names import map_name
+from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable
 
@@ -66,7 +66,7 @@ def test_every_parameter_is_that_of_transformers(save: str, tiny_oracle: Any, tm
     expected = expected_values(tiny_oracle)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 5) is ("sharded" in save)
     with open_saved(tmp_path) as checkpoint:
-        assert checkpoint.layout == ("native" if layout == "native" else "hub")
+        assert checkpoint.accounts.layout == ("native" if layout == "native" else "hub")
         assert checkpoint.total_bytes == sum(4 * value.numel() for value in expected.values())
         for dtype in (torch.float32, torch.bfloat16):
             assert_equal(read_all(checkpoint, dtype), expected)
@@ -211,7 +211,7 @@ def test_training_counters_are_accounted_for_and_ignored(tiny_checkpoint: Path, 
         tensors[name] = torch.ones(2, 8, dtype=torch.int64)
 
     with open_saved(rewrite(tiny_checkpoint, tmp_path, add_usage)) as checkpoint:
-        assert checkpoint.ignored == (name,)
+        assert checkpoint.accounts.ignored == (name,)
         assert checkpoint.total_bytes == open_saved(tiny_checkpoint).total_bytes
 
 
@@ -273,7 +273,7 @@ def test_wrong_use_is_our_own_mistake(tiny_checkpoint: Path) -> None:
 MEASURE_PEAK = """
 import resource, sys, torch
 from pathlib import Path
-from ernie_local.checkpoint import open_checkpoint
+from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 directory = Path(sys.argv[1])
 dtype = getattr(torch, sys.argv[2])
