@@ -1,7 +1,7 @@
 """Reads config.json of a checkpoint, in either of two layouts, strictly into frozen dataclasses.
 
-`model` and `banks` hold the dataclasses. `hub` and `native` read one layout each; `sections`, `rope` and
-`quantization` read what both share; `keys` reads one JSON object and refuses unknown keys. No torch here.
+`model` holds the dataclasses. `hub` and `native` read one layout each, `sections` and `quantization` what
+both share; `keys` reads one JSON object and refuses unknown keys. No torch here.
 """
 
 from __future__ import annotations
@@ -9,9 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ernie_local.config.banks import MODALITIES, Bank, BankKey, ExpertBank, Modality
 from ernie_local.config.hub import parse_hub
-from ernie_local.config.model import ConfigLayout, MediaTokens, ModelConfig, TextConfig, VisionConfig
+from ernie_local.config.model import (
+    MODALITIES,
+    Bank,
+    BankKey,
+    ExpertBank,
+    MediaTokens,
+    Modality,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+)
 from ernie_local.config.native import parse_native
 from ernie_local.config.quantization import QuantizationConfig
 from ernie_local.errors import ModelUnusable
@@ -21,7 +30,6 @@ __all__ = [
     "MODALITIES",
     "Bank",
     "BankKey",
-    "ConfigLayout",
     "ExpertBank",
     "MediaTokens",
     "Modality",

@@ -1,38 +1,38 @@
 """Reads config.json as Baidu publishes it (model_type ernie4_5_moe_vl): flat keys, lists per modality.
 
-Sizes have no defaults here. A few settings have those of the code that was published with the model, as its
-files leave them out.
+Sizes have no defaults. A few settings that its files leave out have the defaults of the published code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ernie_local.config.banks import MODALITIES, ExpertBank, bank_per_modality, one_bank
 from ernie_local.config.keys import LARGEST_COUNT, Keys
-from ernie_local.config.model import ModelConfig, TextConfig, VisionConfig
+from ernie_local.config.model import (
+    MODALITIES,
+    ExpertBank,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+    bank_per_modality,
+    one_bank,
+)
 from ernie_local.config.quantization import read_quantization
-from ernie_local.config.rope import read_rope
 from ernie_local.config.sections import (
+    MEDIA_TAGS,
     DecoderExperts,
     layers_from_range,
     read_decoder,
     read_media,
+    read_rope,
     read_tower,
 )
 
-# Keys of token ids, with those of the published tokenizer, which older files leave to the code. Frames of a
-# video have the placeholder of images; only the tags around them differ.
-_MEDIA = {
-    "image": ("im_patch_id", 100295),
-    "image_start": ("image_start_token_id", 101304),
-    "image_end": ("image_end_token_id", 101305),
-    "video": ("im_patch_id", 100295),
-    "video_start": ("video_start_token_id", 101306),
-    "video_end": ("video_end_token_id", 101307),
-}
-# Switches of the published code; only these values are implemented here. The router takes the softmax of
-# its scores, picks by score plus bias, divides by the sum of those picked, and no token changes its bank.
+# The frames of a video have the placeholder of images; only the tags around them differ. Older files leave
+# these keys out and have the ids of the published tokenizer.
+_MEDIA = {"image": ("im_patch_id", 100295), "video": ("im_patch_id", 100295), **MEDIA_TAGS}
+# Switches of the published code, with the values that are implemented here. The router takes the softmax of
+# its scores, picks by score plus bias and divides by the sum of those picked. No token changes its bank.
 _IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "model_type": ("ernie4_5_moe_vl",),
     "hidden_act": ("silu",),
@@ -84,9 +84,8 @@ def _text(keys: Keys) -> TextConfig:
     num_layers = keys.integer("num_hidden_layers", high=LARGEST_COUNT)
     in_range = layers_from_range(keys, num_layers)
     banks = _banks(keys) if any(in_range) else ()
-    if not banks:
-        for key in ("moe_num_experts", "moe_k", "moe_intermediate_size"):
-            keys.value(key)
+    for key in ("moe_num_experts", "moe_k", "moe_intermediate_size"):
+        keys.value(key)  # of no meaning in a model without experts
     experts = DecoderExperts(
         moe_layers=in_range if banks else (False,) * num_layers,
         banks=banks,
@@ -98,7 +97,7 @@ def _text(keys: Keys) -> TextConfig:
 
 
 def _banks(keys: Keys) -> tuple[ExpertBank, ...]:
-    """One number of experts is one bank for all tokens, a list has a number for each modality."""
+    """A number of experts is one bank for all tokens; a list has the number of each modality's bank."""
     value = keys.value("moe_num_experts")
     if value is None or (value == 0 and not isinstance(value, bool)):
         return ()
@@ -128,7 +127,7 @@ def _vision(keys: Keys) -> VisionConfig:
         "in_channels": keys.alias("in_channels", "in_chans"),
         "patch_size": keys.alias("patch_size", "spatial_patch_size"),
     }
-    # The ratio may be a rounded quotient; the little that is added keeps its product whole.
+    # The ratio may be a rounded quotient: 1e-6 makes up for what the product lacks to a whole number.
     ratio = keys.number("mlp_ratio", 4.0)
     inner_size = int(keys.integer(names["hidden_size"]) * ratio + 1e-6) or None
     defaults = {"intermediate_size": inner_size, "in_channels": 3, "spatial_merge_size": 2}

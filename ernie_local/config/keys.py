@@ -1,9 +1,9 @@
 """Reads one JSON object of config.json strictly: types, ranges, and no key left unread.
 
-The layouts ask for keys by name, and `Keys.finish` refuses every other key by name. Only these pass unread:
+`Keys.finish` refuses every key that was not read, except:
 
-1. a key in one of the lists below, whose setting cannot change what the model computes at inference: how it
-   was trained, how another program ran it, what a caller wants returned;
+1. a key in one of the lists below, which cannot change what the model computes at inference: it says how the
+   model was trained, how another program ran it, or what a caller wants returned;
 2. a key that starts with an underscore and names no part of the model: libraries keep private notes there;
 3. a key whose value means "not used": null, or the one in _UNUSED.
 """
@@ -16,12 +16,9 @@ from collections.abc import Mapping, Sequence
 from ernie_local.errors import ModelUnusable
 from ernie_local.strict_json import show
 
-# Above any real size, and small enough that the product of four of them is a harmless number.
-LARGEST_SIZE = 1 << 24
-# The same for layers, and for experts in a bank.
-LARGEST_COUNT = 1 << 12
+LARGEST_SIZE = 1 << 24  # above any real size
+LARGEST_COUNT = 1 << 12  # the same for layers, and for experts in a bank
 _REPORT_HINT = "use a checkpoint in the published layout, or report the key and the model's name"
-
 
 # What transformers writes or once wrote into any model's config.json.
 _LIBRARY = """
@@ -78,48 +75,29 @@ _UNUSED: dict[str, object] = {"add_cross_attention": False, "pruned_heads": {}, 
 
 _IGNORED = frozenset(f"{_LIBRARY} {_GENERATION} {_TRAINING} {_RUNTIME}".split())
 
-# Parts of a key's name, and the part of the model that they suggest.
-_SMELLS = {
-    "quant": "quantized weights",
-    "expert": "the experts",
-    "moe": "the experts",
-    "router": "the router",
-    "routing": "the router",
-    "gate": "the router",
-    "topk": "the router",
-    "rope": "the position encoding",
-    "rotary": "the position encoding",
-    "freq": "the position encoding",
-    "position": "the position encoding",
-    "attn": "attention",
-    "attention": "attention",
-    "head": "attention",
-    "window": "attention",
-    "kv": "attention",
-    "norm": "the norms",
-    "bias": "the weights",
-    "layer": "the layers",
-    "scale": "the computation",
-    "cap": "the computation",
+# Parts of the model, and what a key that has to do with one of them may contain.
+_SUBJECTS = {
+    "quantized weights": ("quant",),
+    "the experts": ("expert", "moe"),
+    "the router": ("router", "routing", "gate", "topk"),
+    "the position encoding": ("rope", "rotary", "freq", "position"),
+    "attention": ("attn", "attention", "head", "window", "kv"),
+    "the norms": ("norm",),
+    "the weights": ("bias",),
+    "the layers": ("layer",),
+    "the computation": ("scale", "cap"),
 }
 
 
 class Keys:
     """Reads keys of `raw`; `where` and `prefix` name the file and the object in messages.
 
-    A key that is absent or null takes the default; without a default it is an error naming the key.
+    A key that is absent or null takes the default. ModelUnusable, naming the key, where there is no default.
     """
 
     def __init__(self, raw: Mapping[str, object], where: str, prefix: str = "") -> None:
-        self._raw = raw
-        self._where = where
-        self._prefix = prefix
+        self._raw, self.where, self._prefix = raw, where, prefix
         self._read: set[str] = set()
-
-    @property
-    def where(self) -> str:
-        """The file, for messages."""
-        return self._where
 
     def has(self, key: str) -> bool:
         """Whether `key` is there and not null. Does not count as reading it."""
@@ -130,18 +108,17 @@ class Keys:
         return key in self._raw and self._raw[key] is None
 
     def value(self, key: str) -> object:
-        """The value as it stands, None if absent."""
+        """The unchecked value, None if absent."""
         self._read.add(key)
         return self._raw.get(key)
 
     def integer(self, key: str, default: int | None = None, low: int = 1, high: int = LARGEST_SIZE) -> int:
         """An integer from `low` to `high`."""
-        value = self._value_or(key, default)
-        return self._checked_integer(key, value, low, high)
+        return self._checked_integer(key, self._value_or(key, default), low, high)
 
     def optional_id(self, key: str) -> int | None:
         """A token id, or None."""
-        return self.integer(key, low=0) if self.value(key) is not None else None
+        return None if self.value(key) is None else self.integer(key, low=0)
 
     def ids(self, key: str) -> tuple[int, ...]:
         """Token ids written as one number or as a list; empty if absent."""
@@ -185,28 +162,25 @@ class Keys:
         return value
 
     def section(self, key: str, default: Mapping[str, object] | None = None) -> Keys:
-        """The object under `key`, to be read and finished on its own."""
-        value = self._value_or(key, default)
-        if not isinstance(value, Mapping):
-            raise self.refuse(key, f"is {show(value)}, an object is expected")
-        return Keys(value, self._where, f"{self._prefix}{key}.")
+        """A JSON object of settings, to be read and finished on its own."""
+        return Keys(self.mapping(key, default), self.where, f"{self._prefix}{key}.")
 
-    def mapping(self, key: str) -> Mapping[str, object]:
-        """A JSON object whose keys are data, not settings; empty if absent."""
-        value = self._value_or(key, {})
+    def mapping(self, key: str, default: Mapping[str, object] | None = None) -> Mapping[str, object]:
+        """A JSON object whose keys are data."""
+        value = self._value_or(key, default)
         if not isinstance(value, Mapping):
             raise self.refuse(key, f"is {show(value)}, an object is expected")
         return value
 
     def alias(self, key: str, other: str) -> str:
-        """The name under which the value stands; both with different values are refused."""
+        """The one of two names under which the value is given; different values under both are refused."""
         if self.has(key) and self.has(other) and self._raw[key] != self._raw[other]:
             raise self.refuse(key, f"is {show(self._raw[key])}, but {other} is {show(self._raw[other])}")
         self._read |= {key, other}
         return other if self.has(other) and not self.has(key) else key
 
     def only(self, key: str, *implemented: object) -> None:
-        """Absent, null, or one of the values that this code implements; anything else is refused."""
+        """Refuse a value that is neither absent, null nor one of those that this code implements."""
         value = self.value(key)
         # Types too, or true would pass for 1.
         if value is None or any(type(value) is type(one) and value == one for one in implemented):
@@ -215,13 +189,13 @@ class Keys:
         raise self.refuse(key, f"is {show(value)}, this code implements only {expected}")
 
     def all_are(self, key: str, implemented: str) -> None:
-        """Absent, null, or a list that holds nothing but the one value that this code implements."""
+        """Refuse what is neither absent, null nor a list of nothing but the one value that is implemented."""
         for value in self.sequence(key) if self.value(key) is not None else ():
             if value != implemented:
                 raise self.refuse(key, f"holds {show(value)}, this code implements only {show(implemented)}")
 
     def same_as(self, key: str, expected: int, meaning: str) -> None:
-        """A key that repeats another value: absent, null or equal to it."""
+        """Refuse a value that is neither absent, null nor equal to the one that it repeats."""
         value = self.value(key)
         if value is not None and (isinstance(value, bool) or value != expected):
             raise self.refuse(key, f"is {show(value)}, but {meaning} is {expected}")
@@ -231,11 +205,11 @@ class Keys:
         for key, value in self._raw.items():
             if key in self._read or _is_harmless(key, value):
                 continue
-            smell = _related_part(key)
+            subject = _subject(key)
             raise ModelUnusable(
-                f"{self._where}: unknown key {show(self._prefix + key)} with value {show(value)}",
-                f"its name has to do with {smell}, so ignoring it could give wrong answers"
-                if smell
+                f"{self.where}: unknown key {show(self._prefix + key)} with value {show(value)}",
+                f"its name has to do with {subject}, so ignoring it could give wrong answers"
+                if subject
                 else "a setting that is not understood could give wrong answers",
                 _REPORT_HINT,
             )
@@ -243,15 +217,14 @@ class Keys:
     def refuse(self, key: str, problem: str) -> ModelUnusable:
         """The error for `key`, to be raised by the caller: 'config.json: KEY PROBLEM'."""
         return ModelUnusable(
-            f"{self._where}: {self._prefix}{key} {problem}",
+            f"{self.where}: {self._prefix}{key} {problem}",
             "the model cannot be built from this value, or would give wrong answers",
             _REPORT_HINT,
         )
 
     def _value_or(self, key: str, default: object) -> object:
-        value = self.value(key)
-        if value is None:
-            value = default
+        given = self.value(key)
+        value = default if given is None else given
         if value is None:
             raise self.refuse(key, "is missing")
         return value
@@ -268,10 +241,11 @@ def _is_harmless(key: str, value: object) -> bool:
     """Whether `key` with this value cannot change what the model computes at inference."""
     if value is None or (key in _UNUSED and value == _UNUSED[key]):
         return True
-    return key in _IGNORED or (key.startswith("_") and _related_part(key) is None)
+    return key in _IGNORED or (key.startswith("_") and _subject(key) is None)
 
 
-def _related_part(key: str) -> str | None:
-    """The part of the model that the name of an unknown key speaks of, in words; None if none."""
-    lowered = key.lower()
-    return next((part for smell, part in _SMELLS.items() if smell in lowered), None)
+def _subject(key: str) -> str | None:
+    """The part of the model that the name of an unknown key seems to be about; None if there is none."""
+    return next(
+        (part for part, marks in _SUBJECTS.items() if any(mark in key.lower() for mark in marks)), None
+    )

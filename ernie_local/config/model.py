@@ -1,20 +1,54 @@
-"""Describes a model: the sizes, rules and token ids that the rest of the code reads."""
+"""Describes a model: its banks of experts, sizes, rules and token ids.
+
+Only `bank_per_modality` and `one_bank` know how many banks there can be: all other code iterates over
+`TextConfig.banks`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from ernie_local.config.banks import Bank, ExpertBank
-from ernie_local.config.quantization import QuantizationConfig
+if TYPE_CHECKING:
+    from ernie_local.config.quantization import QuantizationConfig
 
 ConfigLayout = Literal["hub", "native"]
+# The name of a bank, in tensor names and reports: the first modality that it serves. Decoding uses the bank
+# "text"; a bank "vision" is used by prompts with images alone.
+Bank = str
+BankKey = tuple[int, Bank]  # layer and bank
+Modality = Literal["text", "vision"]  # kinds of tokens; video frames are vision too
+
+MODALITIES: tuple[Modality, Modality] = ("text", "vision")
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertBank:
+    """Experts of one layer that serve the same tokens. Every layer with experts has the same banks."""
+
+    name: Bank
+    num_experts: int
+    expert_size: int  # inner width of each expert
+    serves: frozenset[Modality]
+
+
+def one_bank(num_experts: int, expert_size: int) -> tuple[ExpertBank, ...]:
+    """The bank of a model whose tokens all go to the same experts."""
+    return (ExpertBank("text", num_experts, expert_size, frozenset(MODALITIES)),)
+
+
+def bank_per_modality(num_experts: int, expert_sizes: tuple[int, ...]) -> tuple[ExpertBank, ...]:
+    """The banks of a vision-language model. expert_sizes: inner width of each, in the order of MODALITIES."""
+    return tuple(
+        ExpertBank(modality, num_experts, size, frozenset({modality}))
+        for modality, size in zip(MODALITIES, expert_sizes, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """The decoder. Sizes are counts of elements; no field has a default, all come from the checkpoint."""
+    """The decoder."""
 
     vocab_size: int
     hidden_size: int
@@ -37,7 +71,7 @@ class TextConfig:
 
     @property
     def shared_expert_size(self) -> int:
-        """Inner width of the one MLP that all shared experts are merged into; 0 if there is none."""
+        """Inner width of the one MLP that all shared experts are merged into; 0 without any."""
         return self.num_shared_experts * self.banks[0].expert_size if self.banks else 0
 
     @property
@@ -47,13 +81,10 @@ class TextConfig:
 
     def bank(self, name: Bank) -> ExpertBank:
         """The bank of this name; KeyError if there is none."""
-        for bank in self.banks:
-            if bank.name == name:
-                return bank
-        raise KeyError(name)
+        return {bank.name: bank for bank in self.banks}[name]
 
     def layer_banks(self) -> Iterator[tuple[int, ExpertBank]]:
-        """Every layer with experts and each of its banks, in the order of computing."""
+        """Each bank of each layer with experts, in the order of computing."""
         for layer_id, has_experts in enumerate(self.moe_layers):
             for bank in self.banks if has_experts else ():
                 yield layer_id, bank
@@ -61,7 +92,7 @@ class TextConfig:
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """The vision tower, and the merging that the resampler does behind it."""
+    """The vision tower and the resampler, which merges its patches into tokens."""
 
     depth: int
     hidden_size: int
@@ -83,7 +114,7 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True)
 class MediaTokens:
-    """Token ids around and in place of images. `video` equals `image` in the hub's own vocabulary."""
+    """Token ids around and in place of images. In the published vocabulary `video` equals `image`."""
 
     image: int
     image_start: int
@@ -95,7 +126,7 @@ class MediaTokens:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One ERNIE-4.5-VL model, whichever layout its config.json was written in."""
+    """One ERNIE-4.5-VL model. source_layout: of the config.json that described it."""
 
     text: TextConfig
     vision: VisionConfig
@@ -107,10 +138,10 @@ class ModelConfig:
 
     @property
     def eos_token_id(self) -> int | None:
-        """The first end token, or None where config.json names none."""
+        """The first end token; None where config.json names none."""
         return self.eos_token_ids[0] if self.eos_token_ids else None
 
     @property
     def has_packed_experts(self) -> bool:
-        """Whether routed experts are stored as pages, ready for the kernels."""
+        """Whether routed experts are stored as pages."""
         return self.quantization is not None and bool(self.quantization.experts)

@@ -1,22 +1,22 @@
 """Reads config.json as transformers writes it (model_type ernie4_5_vl_moe): nested text and vision objects.
 
-The class defaults of transformers are part of the file format: its files may leave out what equals them.
+Files may leave out what equals the class defaults of transformers, so those are the defaults here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ernie_local.config.banks import MODALITIES, bank_per_modality
 from ernie_local.config.keys import LARGEST_COUNT, Keys
-from ernie_local.config.model import ModelConfig, TextConfig, VisionConfig
+from ernie_local.config.model import MODALITIES, ModelConfig, TextConfig, VisionConfig, bank_per_modality
 from ernie_local.config.quantization import read_quantization
-from ernie_local.config.rope import read_rope
 from ernie_local.config.sections import (
+    MEDIA_TAGS,
     DecoderExperts,
     layers_from_types,
     read_decoder,
     read_media,
+    read_rope,
     read_tower,
 )
 
@@ -28,14 +28,7 @@ _TEXT_DEFAULTS = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 131072,
 }
-_MEDIA = {
-    "image": ("image_token_id", 100295),
-    "image_start": ("image_start_token_id", 101304),
-    "image_end": ("image_end_token_id", 101305),
-    "video": ("video_token_id", 103367),
-    "video_start": ("video_start_token_id", 101306),
-    "video_end": ("video_end_token_id", 101307),
-}
+_MEDIA = {"image": ("image_token_id", 100295), "video": ("video_token_id", 103367), **MEDIA_TAGS}
 _VISION_DEFAULTS = {
     "depth": 32,
     "hidden_size": 1280,
@@ -74,8 +67,7 @@ def _text(keys: Keys, tied: bool) -> TextConfig:
         keys.only(key, False)
     for key in ("sliding_window", "per_layer_config"):
         keys.only(key)
-    # The head is tied or not by the outer key alone.
-    keys.value("tie_word_embeddings")
+    keys.value("tie_word_embeddings")  # only the outer key counts
     keys.all_are("layer_types", "full_attention")
     moe_layers = layers_from_types(keys, keys.integer("num_hidden_layers", 28, high=LARGEST_COUNT))
     num_experts = keys.integer(keys.alias("moe_num_experts", "num_experts"), 64, low=0, high=LARGEST_COUNT)

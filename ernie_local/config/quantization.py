@@ -1,7 +1,7 @@
 """Reads and writes `quantization_config`: which weights of a checkpoint are packed, and in which format.
 
-Format names are only spelled here: `w4`, or `w2-w2l` where the gate and up matrices of a page have another
-format than down; `nf4g64` where experts are in another library's format. `packing` gives them their meaning.
+A page format is `w4`, or `w2-w2l` where gate and up have another format than down, or `nf4g64` for experts in
+another library's format. Only the spelling is checked here; `packing` knows the formats.
 """
 
 from __future__ import annotations
@@ -9,15 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from ernie_local.config.banks import BankKey, ExpertBank
 from ernie_local.config.keys import Keys
+from ernie_local.config.model import BankKey, ExpertBank, TextConfig
 from ernie_local.errors import ModelUnusable
 from ernie_local.strict_json import show
-
-if TYPE_CHECKING:
-    from ernie_local.config.model import TextConfig
 
 METHOD = "ernie_local"
 VERSION = 1
@@ -31,11 +27,10 @@ _EXPERT_FORMAT = re.compile(rf"{_PAGE_FORMAT.pattern}|[a-z]{{1,8}}[0-9]g[0-9]{{1
 class QuantizationConfig:
     """The tables of a packed checkpoint. Weights that no table names are stored as they were.
 
-    experts: for each (layer, bank) the page format of each expert; all banks of the model, or none.
-    matrices: format by the name of a linear layer or embedding. gated_mlps: page format by the name of a
-    gated MLP, the dense layers' and the merged shared experts', which are stored as one page each.
-    small_experts: as `experts`, the format of a second, smaller page that each expert has; of all banks, or
-    none.
+    experts: for each (layer, bank) the page format of each expert; of all banks of the model, or of none.
+    small_experts: the same of a second, smaller page of each expert. matrices: format by the name of a linear
+    layer or embedding. gated_mlps: page format by the name of a gated MLP (a dense layer's, or the merged
+    shared experts'), which is stored as one page.
     """
 
     experts: Mapping[BankKey, tuple[str, ...]]
@@ -61,12 +56,9 @@ class QuantizationConfig:
 
 
 def read_quantization(outer: Keys, text: TextConfig) -> QuantizationConfig | None:
-    """The tables of a model with this decoder; None where nothing is quantized.
-
-    ModelUnusable for another method or version.
-    """
-    if not outer.has(_KEY):
-        outer.value(_KEY)
+    """The tables of a model with this decoder; None where nothing is quantized. ModelUnusable for another
+    method or version."""
+    if outer.value(_KEY) is None:
         return None
     keys = outer.section(_KEY)
     method, version = keys.value("quant_method"), keys.value("version")
@@ -104,9 +96,9 @@ def _banks_to_json(table: Mapping[BankKey, tuple[str, ...]]) -> dict[str, object
 def _experts(
     keys: Keys, key: str, pattern: re.Pattern[str], banks: Mapping[str, tuple[int, ExpertBank]]
 ) -> dict[BankKey, tuple[str, ...]]:
-    """The formats of all `banks`, which are given by their names in the table; empty if it names none."""
+    """The formats of all banks, or of none. banks: (layer, bank) by the name in the table."""
     table: dict[BankKey, tuple[str, ...]] = {}
-    for name, value in keys.mapping(key).items():
+    for name, value in keys.mapping(key, {}).items():
         if name not in banks:
             raise keys.refuse(key, f"names {show(name)}, which is no bank of experts of this model")
         layer_id, bank = banks[name]
@@ -125,7 +117,7 @@ def _experts(
 
 def _texts(keys: Keys, key: str, pattern: re.Pattern[str] | None) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for name, value in keys.mapping(key).items():
+    for name, value in keys.mapping(key, {}).items():
         if pattern is not None:
             _check_format(keys, f"{key}.{name}", value, pattern)
         elif not isinstance(value, str):

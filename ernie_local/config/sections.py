@@ -1,6 +1,6 @@
-"""Reads the decoder and the vision tower, whose keys mean the same in both layouts.
+"""Reads the decoder, its position encoding and the vision tower, whose keys mean the same in both layouts.
 
-The layouts differ in the names of some keys and in what an absent key means. Each passes its own defaults.
+The layouts differ in the names of some keys and in what an absent key means: each passes its own defaults.
 """
 
 from __future__ import annotations
@@ -8,26 +8,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ernie_local.config.banks import ExpertBank
 from ernie_local.config.keys import LARGEST_COUNT, LARGEST_SIZE, Keys
-from ernie_local.config.model import MediaTokens, TextConfig, VisionConfig
-from ernie_local.config.rope import RopeSettings, settle_section
+from ernie_local.config.model import ExpertBank, MediaTokens, TextConfig, VisionConfig
 from ernie_local.strict_json import show
 
 _RANGE_KEYS = ("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval")
 
-# By key. A number that is absent from the file and from these is missing; None counts as absent.
-Defaults = Mapping[str, int | None]
+Defaults = Mapping[str, int | None]  # by key; None is no default
+# Keys and default ids of the tags around images and videos, in both layouts.
+MEDIA_TAGS = {
+    "image_start": ("image_start_token_id", 101304),
+    "image_end": ("image_end_token_id", 101305),
+    "video_start": ("video_start_token_id", 101306),
+    "video_end": ("video_end_token_id", 101307),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderExperts:
-    """What a layout says about experts. moe_layers: whether each layer has any."""
+    """The experts of all layers. moe_layers: whether each layer has any."""
 
     moe_layers: tuple[bool, ...]
     banks: tuple[ExpertBank, ...]
     per_token: int
     num_shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSettings:
+    """Settings of the 3-D position encoding; None where the file does not have them."""
+
+    theta: float
+    section: tuple[int, int, int] | None  # mrope_section: frequencies for height, width and time
+    temporal: int | None  # freq_allocation: how many of the frequencies go to time
 
 
 def read_decoder(
@@ -41,23 +54,29 @@ def read_decoder(
     tied: bool,
 ) -> TextConfig:
     """The decoder; rms_norm_eps and section (of the position encoding) are defaults too."""
-    hidden_size = keys.integer("hidden_size", defaults.get("hidden_size"))
-    heads = _read_heads(keys, hidden_size, defaults)
-    _check_banks(keys, experts)
+
+    def integer(name: str) -> int:
+        return keys.integer(name, defaults.get(name))
+
+    hidden_size = integer("hidden_size")
+    num_query, num_key_value, head_dim = _read_heads(keys, hidden_size, defaults)
+    for bank in experts.banks:
+        if experts.per_token > bank.num_experts:
+            raise keys.refuse(
+                "moe_k", f"is {experts.per_token}, but each bank has {bank.num_experts} experts"
+            )
     return TextConfig(
-        vocab_size=keys.integer("vocab_size", defaults.get("vocab_size")),
+        vocab_size=integer("vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=keys.integer("intermediate_size", defaults.get("intermediate_size")),
+        intermediate_size=integer("intermediate_size"),
         num_hidden_layers=len(experts.moe_layers),
-        num_attention_heads=heads.query,
-        num_key_value_heads=heads.key_value,
-        head_dim=heads.dim,
-        max_position_embeddings=keys.integer(
-            "max_position_embeddings", defaults.get("max_position_embeddings")
-        ),
+        num_attention_heads=num_query,
+        num_key_value_heads=num_key_value,
+        head_dim=head_dim,
+        max_position_embeddings=integer("max_position_embeddings"),
         rms_norm_eps=keys.number("rms_norm_eps", rms_norm_eps),
         rope_theta=rope.theta,
-        mrope_section=settle_section(keys, rope, heads.dim, default=section),
+        mrope_section=_settle_section(keys, rope, head_dim, default=section),
         moe_layers=experts.moe_layers,
         banks=experts.banks,
         experts_per_token=experts.per_token,
@@ -71,17 +90,14 @@ def read_decoder(
 def read_tower(
     keys: Keys, names: Mapping[str, str], defaults: Defaults, *, rope_theta: float
 ) -> VisionConfig:
-    """The vision tower. names: a layout's own names of some keys, by ours.
-
-    Finishes `keys`, of which the layout has read what it alone has.
-    """
+    """The vision tower. names: a layout's own names of some keys, by ours. Finishes `keys`."""
 
     def integer(name: str, high: int = LARGEST_SIZE) -> int:
         return keys.integer(names.get(name, name), defaults.get(name), high=high)
 
     keys.only("hidden_act", "quick_gelu")
     keys.only("temporal_merge_size", 2)
-    # A vision tower has no words; some files carry what any config may have.
+    # Some files have these, as any config may; a vision tower has no words.
     for key in ("tie_word_embeddings", "bos_token_id", "eos_token_id"):
         keys.value(key)
     hidden_size, num_heads = integer("hidden_size"), integer("num_heads")
@@ -109,26 +125,17 @@ def read_tower(
 
 
 def read_media(keys: Keys, names: Mapping[str, tuple[str, int]]) -> MediaTokens:
-    """names: by the name of the field, a layout's key and the id that an absent key means."""
+    """The ids of image tokens. names: a layout's key and its default, by field."""
     return MediaTokens(
         **{field: keys.integer(key, default, low=0) for field, (key, default) in names.items()}
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Heads:
-    """Attention heads: how many of queries, how many of keys and values, and the width of each."""
-
-    query: int
-    key_value: int
-    dim: int
-
-
-def _read_heads(keys: Keys, hidden_size: int, defaults: Defaults) -> _Heads:
+def _read_heads(keys: Keys, hidden_size: int, defaults: Defaults) -> tuple[int, int, int]:
     """num_attention_heads, num_key_value_heads and head_dim.
 
-    A key-value count of null means one for each query head; without head_dim it is
-    hidden_size // num_attention_heads, and need not divide evenly.
+    A num_key_value_heads of null means as many as query heads. The default of head_dim is hidden_size //
+    num_attention_heads, which need not divide evenly.
     """
     num_query = keys.integer("num_attention_heads", defaults.get("num_attention_heads"))
     key_value = defaults.get("num_key_value_heads")
@@ -143,22 +150,78 @@ def _read_heads(keys: Keys, hidden_size: int, defaults: Defaults) -> _Heads:
     head_dim = keys.integer("head_dim", hidden_size // num_query or None)
     if head_dim % 2:
         raise keys.refuse("head_dim", f"is {head_dim}, an even width is needed for the position encoding")
-    return _Heads(num_query, num_key_value, head_dim)
+    return num_query, num_key_value, head_dim
 
 
-def _check_banks(keys: Keys, experts: DecoderExperts) -> None:
-    """Each bank needs at least as many experts as one token asks for."""
-    for bank in experts.banks:
-        if experts.per_token > bank.num_experts:
-            raise keys.refuse(
-                "moe_k", f"is {experts.per_token}, but each bank has {bank.num_experts} experts"
-            )
+def read_rope(keys: Keys, default_theta: float | None, types: tuple[str, ...]) -> RopeSettings:
+    """Theta and split of frequencies from `keys`; other rope types than `types` are refused.
+
+    As in transformers, rope_scaling replaces rope_parameters, and a theta inside of either goes before one
+    beside them.
+    """
+    keys.only("partial_rotary_factor", 1.0, 1)
+    filled = [key for key in ("rope_scaling", "rope_parameters") if keys.value(key) not in (None, {})]
+    if not filled:
+        return RopeSettings(keys.number("rope_theta", default_theta), None, _frequencies(keys))
+    inner = keys.section(filled[0])
+    inner.only("type", *types)
+    inner.only("rope_type", *types)
+    inner.only("partial_rotary_factor", 1.0, 1)
+    outer_theta = keys.number("rope_theta", default_theta) if not inner.has("rope_theta") else None
+    keys.value("rope_theta")
+    theta = inner.number("rope_theta", outer_theta)
+    section = None
+    if inner.has("mrope_section"):
+        height, width, temporal = inner.integers("mrope_section", length=3)
+        section = (height, width, temporal)
+    inner_frequencies, outer_frequencies = _frequencies(inner), _frequencies(keys)
+    if None not in (inner_frequencies, outer_frequencies) and inner_frequencies != outer_frequencies:
+        raise keys.refuse(
+            "freq_allocation", f"is {outer_frequencies}, but {filled[0]} has {inner_frequencies}"
+        )
+    inner.finish()
+    frequencies = inner_frequencies if inner_frequencies is not None else outer_frequencies
+    return RopeSettings(theta, section, frequencies)
+
+
+def _settle_section(
+    keys: Keys, rope: RopeSettings, head_dim: int, default: tuple[int, int, int] | None
+) -> tuple[int, int, int]:
+    """Frequencies for (height, width, time), which together are half of `head_dim`.
+
+    default: where the file has no mrope_section; None derives it from freq_allocation. Height and width take
+    turns within the first frequencies, so they must have equally many.
+    """
+    section, origin = rope.section, "is"
+    if section is None and default is not None:
+        section, origin = default, "is absent, and its default"
+    elif section is None:
+        temporal = rope.temporal if rope.temporal is not None else 20
+        rest = (head_dim // 2 - temporal) // 2
+        section, origin = (rest, rest, temporal), f"follows from freq_allocation {temporal} as"
+    height, width, temporal = section
+    if head_dim % 2 or sum(section) != head_dim // 2:
+        raise keys.refuse(
+            "mrope_section",
+            f"{origin} {list(section)} with sum {sum(section)}, half of head_dim {head_dim} is due",
+        )
+    if height != width or temporal < 1 or height < 0:
+        raise keys.refuse(
+            "mrope_section", f"{origin} {list(section)}, equal height and width and a temporal part are due"
+        )
+    if rope.temporal not in (None, temporal):
+        raise keys.refuse("freq_allocation", f"is {rope.temporal}, but mrope_section has {temporal}")
+    return section
+
+
+def _frequencies(keys: Keys) -> int | None:
+    return keys.integer("freq_allocation", low=1) if keys.has("freq_allocation") else None
 
 
 def layers_from_types(keys: Keys, num_layers: int) -> tuple[bool, ...]:
-    """The native layout: mlp_layer_types; without it the first layer is dense and the rest has experts.
+    """Whether each layer has experts, in the native layout: mlp_layer_types; by default all but the first.
 
-    The list may be longer than the model, as after cutting num_hidden_layers; the rest is not used.
+    The list may be longer than the model, as when num_hidden_layers was lowered.
     """
     if keys.has("mlp_layer_types"):
         types = keys.sequence("mlp_layer_types")
@@ -171,17 +234,16 @@ def layers_from_types(keys: Keys, num_layers: int) -> tuple[bool, ...]:
                 )
         layers = tuple(kind == "sparse" for kind in types[:num_layers])
     else:
-        keys.value("mlp_layer_types")
         layers = tuple(index > 0 for index in range(num_layers))
     _check_agreement(keys, layers)
     return layers
 
 
 def layers_from_range(keys: Keys, num_layers: int) -> tuple[bool, ...]:
-    """The hub layout: experts from start to end, both included, where (layer + 1) % interval is 0.
+    """Whether each layer has experts, in the hub layout: from start to end, if (layer + 1) % interval is 0.
 
-    Start and end are numbers or one number per modality; the lowest start and the highest end count, and
-    an end beyond the last layer is usual. An end of -1 means the last layer.
+    Start and end are numbers, or lists with a number per modality: the lowest start and the highest end
+    count. An end of -1 is the last layer; an end beyond it is usual.
     """
     start = min(_one_or_more(keys, "moe_layer_start_index", default=0, low=0))
     ends = _one_or_more(keys, "moe_layer_end_index", default=-1, low=-1)
@@ -191,9 +253,9 @@ def layers_from_range(keys: Keys, num_layers: int) -> tuple[bool, ...]:
 
 
 def _check_agreement(keys: Keys, layers: tuple[bool, ...]) -> None:
-    """Converted files may carry the hub's keys along, which transformers does not read there.
+    """Refuse keys of the hub layout, which converted files may have, unless they agree with `layers`.
 
-    So they may only repeat what holds anyway. An interval of 1 alone says nothing of the start.
+    transformers does not read them there. An interval of 1 alone says nothing of the start.
     """
     given = [key for key in _RANGE_KEYS if keys.has(key)]
     if given in ([], ["moe_layer_interval"]):
@@ -202,14 +264,9 @@ def _check_agreement(keys: Keys, layers: tuple[bool, ...]) -> None:
     told = layers_from_range(keys, len(layers))
     for index, (by_range, by_type) in enumerate(zip(told, layers, strict=True)):
         if by_range != by_type:
-            raise keys.refuse(
-                given[0],
-                f"makes layer {index} {_word(by_range)}, but by mlp_layer_types it is {_word(by_type)}",
-            )
-
-
-def _word(has_experts: bool) -> str:
-    return "sparse" if has_experts else "dense"
+            words = ("dense", "sparse")
+            problem = f"makes layer {index} {words[by_range]}, but by mlp_layer_types it is {words[by_type]}"
+            raise keys.refuse(given[0], problem)
 
 
 def _one_or_more(keys: Keys, key: str, default: int, low: int) -> tuple[int, ...]:

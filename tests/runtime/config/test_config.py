@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ernie_local.config import ModelConfig, parse_config, read_config
-from ernie_local.config.banks import bank_per_modality
+from ernie_local.config.model import bank_per_modality
 from ernie_local.errors import ModelUnusable
 
 Raw = dict[str, Any]
