@@ -1,13 +1,12 @@
 """Builds the network empty, then fills it tensor by tensor from a checkpoint.
 
-Packed weights stay packed: their layers take the places of the plain ones. Routed experts come last.
+Packed weights stay packed: their layers replace the plain ones. Routed experts come last.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -18,7 +17,7 @@ from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import QKV, PackedTensors, known_format
 from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import BankKey, ModelConfig, QuantizationConfig
+from ernie_local.config import BankKey, ModelConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.build import PagingSetup, build_paged_experts, open_page_store, paging_plan
 from ernie_local.experts.math import expert_math, gpu_math
@@ -39,12 +38,11 @@ _ALIGNMENT = 64  # where packed tensors begin: a line of the processor's cache
 
 
 def checkpoint_weights(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> WeightBytes:
-    """Bytes of all weights in memory: packed as they are, routers in float32, the rest in `dtype`. Exact.
+    """Exact bytes of all weights in memory: packed as they are, routers in float32, the rest in `dtype`.
 
-    Without small pages of experts: they are used only by paging, which reads them from the files.
+    Small pages of experts are not counted: only paging uses them, and reads them from the files.
     """
-    tensors = stored_tensors(checkpoint.accounts, config)
-    return weights_in_memory(tensors, config.text, dtype.itemsize)
+    return weights_in_memory(stored_tensors(checkpoint.accounts, config), config.text, dtype.itemsize)
 
 
 def build_model(
@@ -56,14 +54,14 @@ def build_model(
     recorder: Recorder | None = None,
     gpu_kernels: str = "auto",
 ) -> ErnieModel:
-    """A filled model, for inference only. Each tensor goes straight to where it stays.
+    """A filled model, for inference only. Each tensor is read to where it stays.
 
-    paging: where routed experts are paged; None for all of them in memory. Small pages of experts are read by
-    paging only. gpu_kernels: what computes packed weights on a GPU. DoesNotFit for packed weights on a device
-    without code for them, or a GPU with less memory than it reported.
+    paging: how routed experts are paged; None for all of them in memory. gpu_kernels: what computes packed
+    weights on a GPU. DoesNotFit for packed weights on a device without code for them, or a GPU with less
+    memory than it reported.
     """
     model = build_without_experts(checkpoint, config, dtype, device, gpu_kernels)
-    # Last of all: experts can do with less, if a GPU turns out to be smaller than it reported.
+    # Experts come last: they can do with less if a GPU turns out to be smaller than it reported.
     experts = _build_experts(checkpoint, config, dtype, device, paging, gpu_kernels)
     model.attach(experts, recorder)
     return model
@@ -76,11 +74,11 @@ def build_without_experts(
     device: torch.device,
     gpu_kernels: str = "auto",
 ) -> ErnieModel:
-    """As `build_model`, all but routed experts."""
-    filler = _Filler(checkpoint, PackedTensors(config), dtype, device, gpu_kernels)
+    """As `build_model`, without routed experts."""
+    filler = _Filler(checkpoint, config, dtype, device, gpu_kernels)
     with init_empty_weights(include_buffers=True):
         model = ErnieModel(config, gpu_kernels)
-    filler.place_packed(model, config.quantization)
+    filler.place_packed(model, lambda _: True)
     filler.fill(model)
     return model.eval()
 
@@ -112,18 +110,12 @@ def _build_experts(
 
 
 def build_embedder(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
-    """Embedding, vision tower and resampler, what comes before layers: on the CPU, in float32 or packed."""
+    """Embedding, vision tower and resampler, which come before layers, on the CPU in float32 or packed."""
+    filler = _Filler(checkpoint, config, torch.float32, _HOST)
     text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=(), tie_word_embeddings=True)
     with init_empty_weights(include_buffers=True):
         model = ErnieModel(dataclasses.replace(config, text=text))
-    filler = _Filler(checkpoint, PackedTensors(config), torch.float32, _HOST)
-    if config.quantization is not None:
-        matrices = {
-            name: format_name
-            for name, format_name in config.quantization.matrices.items()
-            if not name.startswith(("layers.", "lm_head"))
-        }
-        filler.place_packed(model, dataclasses.replace(config.quantization, matrices=matrices, gated_mlps={}))
+    filler.place_packed(model, lambda name: not name.startswith(("layers.", "lm_head")))
     filler.fill(model)
     return model.eval()
 
@@ -131,10 +123,10 @@ def build_embedder(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
 def build_layer(checkpoint: Checkpoint, config: ModelConfig, layer_id: int) -> DecoderLayer:
     """One layer without its routed experts, on the CPU in float32 or packed. Its cache has no other layer."""
     prefix = f"layers.{layer_id}."
+    filler = _Filler(checkpoint, config, torch.float32, _HOST)
     with init_empty_weights(include_buffers=True):
         layer = DecoderLayer(config.text, layer_id, is_packed=config.quantization is not None)
-    filler = _Filler(checkpoint, PackedTensors(config), torch.float32, _HOST)
-    filler.place_packed(layer, config.quantization, prefix)
+    filler.place_packed(layer, lambda name: name.startswith(prefix), prefix)
     filler.fill(layer, prefix)
     layer.self_attn.layer_id = 0
     return layer.eval()
@@ -143,39 +135,32 @@ def build_layer(checkpoint: Checkpoint, config: ModelConfig, layer_id: int) -> D
 def build_head(
     checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> ErnieModel:
-    """A model of which `logits` works and nothing before it: it takes the memory of the head alone.
-
-    DoesNotFit as from `build_model`.
-    """
+    """A model of which only `logits` works, in the memory of the head; DoesNotFit as from `build_model`."""
+    filler = _Filler(checkpoint, config, dtype, device)
     names = ("lm_head", "embed_tokens") if config.text.tie_word_embeddings else ("lm_head",)
     text = dataclasses.replace(config.text, num_hidden_layers=0, moe_layers=())
     with init_empty_weights(include_buffers=True):
         model = ErnieModel(dataclasses.replace(config, text=text))
-    filler = _Filler(checkpoint, PackedTensors(config), dtype, device)
-    if config.quantization is not None:
-        formats = config.quantization.matrices
-        matrices = {name: formats[name] for name in names if name in formats}
-        filler.place_packed(model, dataclasses.replace(config.quantization, matrices=matrices, gated_mlps={}))
-    # The norm too: by its weight the model knows its device and dtype.
+    filler.place_packed(model, lambda name: name in names)
+    # The norm too: its weight tells the model's device and dtype.
     for name in ("norm", "embed_tokens" if model.lm_head is None else "lm_head"):
         filler.fill(model.get_submodule(name), name)
     return model.eval()
 
 
-@dataclass(frozen=True, slots=True)
 class _Filler:
-    """Fills modules from a checkpoint: plain tensors in `dtype`, packed ones as they are, on `device`.
+    """Fills modules from a checkpoint: plain tensors in `dtype`, packed ones as they are, on `device`."""
 
-    gpu_kernels: what computes packed weights on a GPU.
-    """
-
-    checkpoint: Checkpoint
-    packed: PackedTensors
-    dtype: torch.dtype
-    device: torch.device
-    gpu_kernels: str = "auto"
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        gpu_kernels: str = "auto",
+    ) -> None:
+        self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
+        self.packed, self.tables, self.gpu_kernels = PackedTensors(config), config.quantization, gpu_kernels
         if self.packed.shapes and self.device.type not in ("cpu", "cuda"):
             raise DoesNotFit(
                 f"packed weights on {self.device}, only cpu and cuda compute from them",
@@ -184,36 +169,37 @@ class _Filler:
             )
 
     def fill(self, model: nn.Module, prefix: str = "") -> None:
-        """Give every parameter the values of the tensor named `prefix` and its own name."""
+        """Fill every parameter from the tensor with `prefix` and the parameter's name."""
         for module_name, module in model.named_modules():
             for own_name, empty in list(module.named_parameters(recurse=False)):
-                # The router was declared in float32 and stays so, whatever the rest is.
+                # The router stays in float32, whatever the rest is.
                 kept_dtype = empty.dtype if isinstance(module, Router) else self.dtype
                 filled = torch.empty(empty.shape, dtype=kept_dtype, device=self.device)
                 _read_into(self.checkpoint, f"{prefix}{module_name}.{own_name}", filled)
                 setattr(module, own_name, nn.Parameter(filled, requires_grad=False))
 
-    def place_packed(self, model: nn.Module, tables: QuantizationConfig | None, prefix: str = "") -> None:
-        """Of what `tables` names, all that begins with `prefix`, which is the name of `model` itself."""
-        if tables is None:
+    def place_packed(self, model: nn.Module, is_wanted: Callable[[str], bool], prefix: str = "") -> None:
+        """Put packed layers with wanted names into `model`, whose own name is `prefix`."""
+        if self.tables is None:
             return
-        gated_mlps = {name: value for name, value in tables.gated_mlps.items() if name.startswith(prefix)}
-        matrices = {name: value for name, value in tables.matrices.items() if name.startswith(prefix)}
-        names = [f"{name}.{value}" for name, value in (gated_mlps | matrices).items()]
-        memory = _PackedMemory(self.checkpoint, names, self.device)
+        gated_mlps, matrices = (
+            {name: format_name for name, format_name in table.items() if is_wanted(name)}
+            for table in (self.tables.gated_mlps, self.tables.matrices)
+        )
+        places = self._allocate([f"{name}.{value}" for name, value in (gated_mlps | matrices).items()])
         for name, page_format in gated_mlps.items():
-            page = memory.read(f"{name}.{page_format}")
-            layout = self.packed.gated_mlp_layout(name)
+            place, layout = places[f"{name}.{page_format}"], self.packed.gated_mlp_layout(name)
+            page = self._read_packed(f"{name}.{page_format}", place)
             check_page(page[0], layout, f"the page of {name}")
             model.set_submodule(
-                name.removeprefix(prefix), PackedGatedMLP(memory.keep(page), layout, self.gpu_kernels)
+                name.removeprefix(prefix), PackedGatedMLP(place.copy_(page), layout, self.gpu_kernels)
             )
         for name, format_name in matrices.items():
             rows, columns = self.packed.matrix_shape(name)
-            low_bit = known_format(format_name)
-            read = memory.read(f"{name}.{format_name}")
-            check_scales(read, low_bit, columns, name)
-            matrix = PackedMatrix(memory.keep(read), format_name, rows, self.gpu_kernels)
+            place = places[f"{name}.{format_name}"]
+            read = self._read_packed(f"{name}.{format_name}", place)
+            check_scales(read, known_format(format_name), columns, name)
+            matrix = PackedMatrix(place.copy_(read), format_name, rows, self.gpu_kernels)
             parent, _, own = name.removeprefix(prefix).rpartition(".")
             if name == "embed_tokens":
                 model.set_submodule(own, PackedEmbedding(matrix, columns, self.dtype))
@@ -226,8 +212,23 @@ class _Filler:
                 if f"{name}.bias" in self.checkpoint:
                     bias = torch.empty(rows, dtype=self.dtype, device=self.device)
                     _read_into(self.checkpoint, f"{name}.bias", bias)
-                # The head of a tied model has no place until now, so set_submodule would not find it.
+                # A tied model has had no head until now, so set_submodule would not find it.
                 setattr(model.get_submodule(parent), own, PackedLinear(matrix, bias))
+
+    def _allocate(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Places of packed tensors in one allocation: separate ones would waste half a huge page each."""
+        stored = [self.checkpoint.packed[name] for name in names]
+        sizes = [-(-tensor.num_bytes // _ALIGNMENT) * _ALIGNMENT for tensor in stored]
+        total, on_host = sum(sizes), self.device.type == "cpu"
+        memory = empty_bytes(total) if on_host else torch.empty(total, dtype=torch.uint8, device=self.device)
+        places = zip(memory.split(sizes), stored, strict=True)
+        return {one.name: place[: one.num_bytes].view(one.shape) for place, one in places}
+
+    def _read_packed(self, name: str, place: torch.Tensor) -> torch.Tensor:
+        """The packed tensor `name` on the host, to be checked: in its place, if that is there."""
+        host = place if place.is_cpu else torch.empty(place.shape, dtype=torch.uint8)
+        self.checkpoint.read_packed(name, host)
+        return host
 
 
 def _read_banks(
@@ -235,10 +236,8 @@ def _read_banks(
 ) -> dict[BankKey, torch.Tensor]:
     """Pages of all experts, each in a slot of its bank's largest page."""
     packed = PackedTensors(config)
-    tables = config.quantization
-    assert tables is not None
     banks: dict[BankKey, torch.Tensor] = {}
-    for layer_id, bank in tables.experts:
+    for layer_id, bank in config.quantization.experts if config.quantization else ():
         layouts = packed.page_layouts(layer_id, bank)
         slot_bytes = max(layout.page_bytes for layout in layouts.values())
         slots = empty_bytes(config.text.bank(bank).num_experts * slot_bytes).view(-1, slot_bytes)
@@ -258,33 +257,3 @@ def _read_into(checkpoint: Checkpoint, name: str, target: torch.Tensor) -> None:
     staging = torch.empty(target.shape, dtype=target.dtype)
     checkpoint.read(name, staging)
     target.copy_(staging)
-
-
-class _PackedMemory:
-    """One allocation for some packed tensors of a checkpoint: huge pages of its own would waste half of one
-    for each tensor."""
-
-    def __init__(self, checkpoint: Checkpoint, names: Iterable[str], device: torch.device) -> None:
-        self._checkpoint = checkpoint
-        sizes = [-(-checkpoint.packed[name].num_bytes // _ALIGNMENT) * _ALIGNMENT for name in names]
-        on_host = device.type == "cpu"
-        total = sum(sizes)
-        # What no tensor has yet.
-        self._left = empty_bytes(total) if on_host else torch.empty(total, dtype=torch.uint8, device=device)
-
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor on the host, to be checked before `keep`."""
-        stored = self._checkpoint.packed[name]
-        # A GPU is filled by way of the host, one tensor at a time.
-        host = self._left if self._left.is_cpu else torch.empty(stored.num_bytes, dtype=torch.uint8)
-        host = host[: stored.num_bytes]
-        self._checkpoint.read_packed(name, host)
-        return host.view(stored.shape)
-
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Give back what was read last, where it stays."""
-        place = self._left[: tensor.nbytes].view(tensor.shape)
-        if not place.is_cpu:
-            place.copy_(tensor)
-        self._left = self._left[-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT :]
-        return place

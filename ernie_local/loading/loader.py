@@ -1,17 +1,28 @@
-"""Loads a model in order of cost: options, checkpoint headers, memory, and only then weights."""
+"""Loads a model in order of cost: options, checkpoint headers, memory, and only then weights.
+
+The arithmetic of memory is the planner's.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Concatenate, ParamSpec
 
+import torch
+
 from ernie_local import defaults
-from ernie_local.checkpoint.reader import open_checkpoint
+from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
+from ernie_local.config import ModelConfig
 from ernie_local.engine import check_token_counts
 from ernie_local.errors import UsageError, parameter
-from ernie_local.loading.build import build_model
+from ernie_local.experts.build import GpuShare, PagingSetup, paging_plan
+from ernie_local.experts.device import CudaDevice
+from ernie_local.experts.math import unpacking_room
+from ernie_local.experts.options import PagingOptions
+from ernie_local.loading.build import build_model, checkpoint_weights
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import (
     GpuChoices,
@@ -23,9 +34,14 @@ from ernie_local.loading.options import (
     find_limit,
     use_threads,
 )
-from ernie_local.loading.placing import ComputeDemand, MemoryLimits, count_need, find_paging, place_experts
+from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.model.kv_cache import kv_bytes_per_token
+from ernie_local.model.memory_use import grown_tokens
 from ernie_local.model_files import ModelFiles, find_model_files
-from ernie_local.planner.fit import DEFAULT_RESERVE
+from ernie_local.planner.conversation import largest_prompt_bytes
+from ernie_local.planner.fit import DEFAULT_RESERVE, AvailableMemory, Placement, expected_tokens, place
+from ernie_local.planner.free_memory import free_memory, process_memory
+from ernie_local.planner.need import MemoryNeed, gpu_room
 
 _P = ParamSpec("_P")
 
@@ -33,22 +49,16 @@ _P = ParamSpec("_P")
 def load_model(files: ModelFiles, options: LoadOptions) -> LoadedModel:
     """The model of these files in memory.
 
-    Raises UsageError for an option that means nothing, ModelUnusable for a missing or corrupt model, and
-    DoesNotFit, before any weight is read, for a device or kernels that are not there, a context beyond the
-    model's, or memory that does not suffice.
+    UsageError for an option without a meaning, ModelUnusable for a missing or damaged model. DoesNotFit,
+    before any weight is read, for a device or kernels that are not there, a context beyond the model's, or
+    too little memory.
     """
     started = time.perf_counter()
     config = files.config
     device = find_device(options.device)
     dtype = choose_dtype(options.dtype, files, device)
     kv_dtype = choose_kv_dtype(options.kv_dtype, dtype, is_packed=config.quantization is not None)
-    limits, paging = _read_limits(options), options.paging()
-    if limits.vram is not None and device.type == "cpu":
-        raise UsageError(
-            f"{parameter('vram', options.vram)} with {parameter('device', 'cpu')}, which uses 0 GPUs",
-            f"it limits the memory of a GPU; that of the processor is limited by {parameter('ram')}",
-            f"use {parameter('device', 'cuda')}, or {parameter('ram')} instead of {parameter('vram')}",
-        )
+    limits, paging = MemoryLimits.of(options, device), options.paging()
     choices = GpuChoices.of(options.gpu_kernels, options.cuda_graphs, device)
     chunk_tokens = options.chunk_tokens
     tokens = defaults.context_tokens(options.context_size, config.text.max_position_embeddings)
@@ -59,8 +69,8 @@ def load_model(files: ModelFiles, options: LoadOptions) -> LoadedModel:
         choices.check(config, device, kv_dtype)
     with open_checkpoint(files.directory, config) as checkpoint:
         need = count_need(checkpoint, files.image_processor, config, demand, limits, paging)
-        placement = place_experts(need, device, limits)
-        setup = find_paging(placement, device, paging)
+        placement = _place_experts(need, device, limits)
+        setup = _find_paging(placement, device, paging)
         recorder = choices.recorder(device)
         network = build_model(checkpoint, config, dtype, device, setup, recorder, choices.kernels)
         if setup is not None:
@@ -75,7 +85,7 @@ def load_model(files: ModelFiles, options: LoadOptions) -> LoadedModel:
 def _taking(
     options: Callable[_P, LoadOptions],
 ) -> Callable[Concatenate[str | Path | ModelFiles, _P], LoadedModel]:
-    """`load` takes the fields of LoadOptions as keyword arguments; they are declared and described there."""
+    """Make `load`, whose keyword arguments are the fields of LoadOptions and need not be repeated here."""
 
     def load(model: str | Path | ModelFiles, /, *arguments: _P.args, **keywords: _P.kwargs) -> LoadedModel:
         """Load a model into memory: a directory, `hf:org/name[@revision]`, or `nano`.
@@ -92,13 +102,97 @@ def _taking(
 load = _taking(LoadOptions)
 
 
-def _read_limits(options: LoadOptions) -> MemoryLimits:
-    ram = find_limit(options.ram, "ram")
-    if options.reserve is not None and ram is not None:
-        raise UsageError(
-            f"{parameter('reserve', options.reserve)} with {parameter('ram', options.ram)}",
-            "the first says how much of the free memory to leave, the second how much of it to take",
-            "give one of them",
+@dataclass(frozen=True, slots=True)
+class MemoryLimits:
+    """Bytes. ram: of the process, by default what is free less `reserve`. vram: of a GPU, by default what is
+    free there less a headroom."""
+
+    ram: int | None
+    reserve: int
+    vram: int | None
+
+    @staticmethod
+    def of(options: LoadOptions, device: torch.device) -> MemoryLimits:
+        """UsageError for sizes that mean nothing, on this device or together."""
+        ram = find_limit(options.ram, "ram")
+        if options.reserve is not None and ram is not None:
+            raise UsageError(
+                f"{parameter('reserve', options.reserve)} with {parameter('ram', options.ram)}",
+                "the first says how much of the free memory to leave, the second how much of it to take",
+                "give one of them",
+            )
+        reserve = DEFAULT_RESERVE if options.reserve is None else find_bytes(options.reserve, "reserve")
+        vram = find_limit(options.vram, "vram")
+        if vram is not None and device.type == "cpu":
+            raise UsageError(
+                f"{parameter('vram', options.vram)} with {parameter('device', 'cpu')}, which uses 0 GPUs",
+                f"it limits the memory of a GPU; that of the processor is limited by {parameter('ram')}",
+                f"use {parameter('device', 'cuda')}, or {parameter('ram')} instead of {parameter('vram')}",
+            )
+        return MemoryLimits(ram, reserve, vram)
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeDemand:
+    """What is asked for: where to compute, in which types, and for how many tokens."""
+
+    device: torch.device
+    dtype: torch.dtype
+    kv_dtype: torch.dtype
+    context_size: int
+    chunk_tokens: int | None
+    gpu_kernels: str = "auto"
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether the device has a memory of its own."""
+        return self.device.type != "cpu"
+
+
+def count_need(
+    checkpoint: Checkpoint,
+    processor: ImageProcessorConfig,
+    config: ModelConfig,
+    demand: ComputeDemand,
+    limits: MemoryLimits,
+    paging: PagingOptions | None,
+) -> MemoryNeed:
+    """The memory that the checkpoint and a conversation take. No weight is read."""
+    tokens = demand.context_size
+    cached = grown_tokens(tokens, tokens) if demand.is_on_gpu else tokens
+    weights = checkpoint_weights(checkpoint, config, demand.dtype)
+    plan = paging_plan(checkpoint, config, paging)
+    at_once = expected_tokens(limits.ram if limits.vram is None else limits.vram, tokens)
+    return replace(
+        MemoryNeed.of_weights(config.text, weights.dense, weights.experts, plan),
+        cache_bytes=cached * kv_bytes_per_token(config.text, demand.kv_dtype),
+        context_size=tokens,
+        prompt_bytes=largest_prompt_bytes(config, processor, at_once, demand.dtype.itemsize),
+        room_bytes=gpu_room(config, tokens, demand.chunk_tokens) if demand.is_on_gpu else None,
+        # Kept for as long as the weights are, and for nothing else.
+        scratch_bytes=unpacking_room(config, demand.device, demand.gpu_kernels) if demand.is_on_gpu else 0,
+        chunk_tokens=demand.chunk_tokens,
+    )
+
+
+def _place_experts(need: MemoryNeed, device: torch.device, limits: MemoryLimits) -> Placement:
+    """Where experts go. DoesNotFit if even paging does not help."""
+    gpu = None
+    if device.type != "cpu":
+        gpu = AvailableMemory.of_gpu(torch.cuda.mem_get_info(device)[0], limits.vram)
+    ram = AvailableMemory.of_ram(limits.ram, limits.reserve, used=process_memory(), free=free_memory())
+    return place(need, ram, gpu)
+
+
+def _find_paging(placement: Placement, device: torch.device, options: PagingOptions) -> PagingSetup | None:
+    """How the placed experts are paged; None if all of them are in memory."""
+    if placement.paged_bytes is None:
+        return None
+    gpu: GpuShare | None = None
+    if placement.gpu_bytes is not None:
+        assert placement.gpu_cache_bytes is not None
+        assert placement.gpu_room_bytes is not None
+        gpu = GpuShare(
+            CudaDevice(device), placement.gpu_bytes, placement.gpu_cache_bytes, placement.gpu_room_bytes
         )
-    reserve = DEFAULT_RESERVE if options.reserve is None else find_bytes(options.reserve, "reserve")
-    return MemoryLimits(ram, reserve, find_limit(options.vram, "vram"))
+    return PagingSetup(placement.paged_bytes, options, gpu)

@@ -1,7 +1,6 @@
 """Holds a model in memory with its files: logits and router choices of whole prompts, and engines for chats.
 
-Tokenizer and image settings are read when first asked for, so a directory of config and weights alone is
-enough for logits.
+Tokenizer and image settings are read when first used, so config and weights alone are enough for logits.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What engines of a model get unless asked otherwise."""
+    """Defaults for the engines of a model."""
 
     context_size: int
     kv_dtype: torch.dtype
@@ -57,20 +56,16 @@ class LoadedModel:
         load_seconds: float,
         context_limit: int | None = None,
     ) -> None:
-        """context_limit: most tokens as set by the caller; None if `settings` holds a default of ours."""
-        self.network = network
+        """context_limit: most tokens, if the caller has set it."""
+        self.network, self.files, self.settings = network, files, settings
         self.config: ModelConfig = network.config
-        self.files = files
-        self.settings = settings
-        self.weight_bytes = weight_bytes
-        self.load_seconds = load_seconds
+        self.weight_bytes, self.load_seconds = weight_bytes, load_seconds
         self._context_limit = context_limit
         self.recorder: TraceRecorder | None = None  # see `record_trace`
 
     def __repr__(self) -> str:
-        return (
-            f"LoadedModel({str(self.directory)!r}, device={str(self.network.device)!r}, {self.network.dtype})"
-        )
+        device, dtype = str(self.network.device), self.network.dtype
+        return f"LoadedModel({str(self.directory)!r}, device={device!r}, {dtype})"
 
     @property
     def paging(self) -> PagingStats | None:
@@ -79,12 +74,12 @@ class LoadedModel:
         return experts.stats.copy() if isinstance(experts, PagedExperts) else None
 
     def paging_notes(self) -> list[str]:
-        """What a user should know of paging, a line each; may be none."""
+        """Lines about paging that a user should read; may be none."""
         return self.network.experts.describe()
 
     @property
     def directory(self) -> Path:
-        """Where the model lies."""
+        """Directory of the model."""
         return self.files.directory
 
     @property
@@ -105,7 +100,7 @@ class LoadedModel:
         chunk_tokens: int | None = None,
         vision_rule: VisionRule | None = None,
     ) -> Engine:
-        """A new, empty sequence over this model. Arguments left out are as given to `load`."""
+        """A new, empty sequence over this model. Arguments are by default those of `load`."""
         settings = self.settings
         return Engine(
             self.network,
@@ -117,10 +112,10 @@ class LoadedModel:
         )
 
     def record_trace(self) -> TraceRecorder:
-        """Note the experts that tokens choose in engines and chats made from now on.
+        """Record the experts that tokens choose in engines and chats made from now on; `trace()` has them.
 
-        Afterwards `trace()` of what this returns has them. A replay equals the paging of this model where
-        nothing was computed before, and `router_choices` not asked for meanwhile.
+        A replay equals the paging of this model if nothing was computed before this, and `router_choices` was
+        not called since.
         """
         with open_checkpoint(self.directory, self.config) as checkpoint:
             sizes = stored_page_bytes(checkpoint, self.config)
@@ -133,9 +128,9 @@ class LoadedModel:
         """Teacher-forced logits of every position, (tokens, vocab_size) float32, on the CPU.
 
         input_ids: token ids, a sequence or a tensor of shape (tokens,) or (1, tokens). images: paths, bytes,
-        PIL images, uint8 arrays or Patches, in the order of their placeholders. Each has either one
-        placeholder, which is expanded, or one for each of its tokens: the rows of the result are those of the
-        expanded ids.
+        PIL images, uint8 arrays or Patches, in the order of their placeholders. Each has one placeholder,
+        which is expanded, or one for each of its tokens. The rows of the result are those of the expanded
+        ids.
         """
         token_ids, patches = self._prepare(input_ids, images)
         logits = torch.empty(len(token_ids), self.config.text.vocab_size, dtype=torch.float32)
@@ -157,16 +152,15 @@ class LoadedModel:
         return record.choices
 
     def patches(self, images: Sequence[ImageSource | Patches]) -> list[Patches]:
-        """What the model sees of each image; a document gives one entry for each page."""
+        """The patches of each image, and of each page of a document."""
         return to_patches(images, self.image_processor)
 
     def _prepare(
         self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource | Patches]
     ) -> tuple[list[int], list[Patches]]:
         patches = self.patches(images) if images else []
-        ids = _to_ids(input_ids)
         counts = [image.num_tokens for image in patches]
-        return expand_placeholders(ids, counts, self.config.media), patches
+        return expand_placeholders(_to_ids(input_ids), counts, self.config.media), patches
 
     def _whole_prompt_engine(self, num_tokens: int) -> Engine:
         if self._context_limit is not None and num_tokens > self._context_limit:
@@ -179,14 +173,13 @@ class LoadedModel:
 
 
 class RouteRecord:
-    """A RouteHook that notes which experts the tokens of a sequence chose, while an engine reports to it.
+    """A RouteHook that keeps the experts that the tokens of a sequence choose, while an engine reports to it.
 
-    `choices`: one (tokens, top_k) int64 tensor per layer on the CPU, (tokens, 0) if dense. Ids count within
-    the token's own bank, best first. Rows of tokens that never ran are not filled.
+    choices: as `LoadedModel.router_choices` returns them. Rows of tokens that never ran are not filled.
     """
 
     def __init__(self, engine: Engine, num_tokens: int) -> None:
-        """For the first `num_tokens` of the sequence that `engine` runs."""
+        """For the first `num_tokens` tokens of the sequence of `engine`."""
         self._engine = engine
         text = engine.model.config.text
         self.choices = [
@@ -202,7 +195,7 @@ class RouteRecord:
         expert_weights: torch.Tensor,
         token_indices: torch.Tensor,
     ) -> None:
-        """As RouteHook says."""
+        """As RouteHook."""
         del bank, expert_weights
         self.choices[layer_id][self._engine.length + token_indices.cpu()] = expert_ids.cpu()
 

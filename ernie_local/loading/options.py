@@ -1,9 +1,9 @@
-"""Defines what a caller of `load` may choose, and checks it against this machine and this code."""
+"""Defines the options of `load`, and checks them against this machine and this code."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
@@ -72,13 +72,13 @@ class LoadOptions:
 
 
 def use_threads(threads: int | None) -> None:
-    """Compute with this many CPU threads in this process; None leaves the number to torch."""
+    """Set the number of CPU threads of this process; None leaves it to torch."""
     if threads is not None:
         torch.set_num_threads(threads)
 
 
 def choose_dtype(name: str | torch.dtype, files: ModelFiles, device: torch.device) -> torch.dtype:
-    """The dtype to compute in, by name or for this model and device; UsageError for an unknown name."""
+    """The dtype to compute in: by name, or the default for this model and device."""
     if name == defaults.AUTO:
         plain_bytes = files.weight_file_bytes if files.config.quantization is None else 0
         name = defaults.compute_dtype(plain_bytes, on_gpu=device.type != "cpu")
@@ -88,7 +88,7 @@ def choose_dtype(name: str | torch.dtype, files: ModelFiles, device: torch.devic
 def choose_kv_dtype(
     name: str | torch.dtype, weight_dtype: torch.dtype, *, is_packed: bool = False
 ) -> torch.dtype:
-    """The dtype of the KV cache, by name or for these weights; UsageError for an unknown name."""
+    """The dtype of the KV cache: by name, or the default for these weights."""
     if name != defaults.AUTO:
         return find_dtype(name, "kv_dtype", KV_DTYPES)
     own_name = next(known for known, dtype in WEIGHT_DTYPES.items() if dtype == weight_dtype)
@@ -96,7 +96,7 @@ def choose_kv_dtype(
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """The torch device; one that this machine lacks raises DoesNotFit, an unknown name UsageError."""
+    """The torch device. UsageError for an unknown name, DoesNotFit for one that this machine lacks."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -114,7 +114,7 @@ def find_device(name: str | torch.device) -> torch.device:
             f"use {parameter('device', 'cpu')}",
         )
     if device.type == "cuda":
-        # Only here: the question starts the CUDA driver, which takes time and memory.
+        # Not earlier: this starts the CUDA driver, which takes time and memory.
         num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if num_gpus <= (device.index or 0):
             raise DoesNotFit(
@@ -126,7 +126,7 @@ def find_device(name: str | torch.device) -> torch.device:
 
 
 def find_dtype(name: str | torch.dtype, argument: str, known: dict[str, torch.dtype]) -> torch.dtype:
-    """The torch dtype among `known`; anything else raises UsageError naming the argument."""
+    """The torch dtype among `known`; UsageError names the argument."""
     for known_name, dtype in known.items():
         if name in (known_name, dtype):
             return dtype
@@ -155,28 +155,28 @@ def find_limit(size: str | int, name: str) -> int | None:
     return None if size == defaults.AUTO else find_bytes(size, name)
 
 
-CudaGraphsChoice = Literal["auto", "on", "off"]
+_CUDA_GRAPHS = ("auto", "on", "off")
 
 
 @dataclass(frozen=True, slots=True)
 class GpuChoices:
-    """The choices. graphs: auto is off until measurements show where they help."""
+    """How a GPU computes. graphs: auto is off until measurements show where they help."""
 
     kernels: GpuKernels
-    graphs: CudaGraphsChoice
+    graphs: str
 
     @staticmethod
     def of(kernels: str, graphs: str, device: torch.device) -> GpuChoices:
-        """UsageError for names that mean nothing, or nothing on this device."""
+        """UsageError for unknown names, and for names other than auto on the CPU."""
         if kernels not in get_args(GpuKernels):
             raise UsageError(
                 f"{parameter('gpu_kernels')} {kernels!r} is not one of {', '.join(get_args(GpuKernels))}",
                 "a GPU computes by Triton's kernels or by plain PyTorch",
                 "use auto",
             )
-        if graphs not in get_args(CudaGraphsChoice):
+        if graphs not in _CUDA_GRAPHS:
             raise UsageError(
-                f"{parameter('cuda_graphs')} {graphs!r} is not {' or '.join(get_args(CudaGraphsChoice))}",
+                f"{parameter('cuda_graphs')} {graphs!r} is not {' or '.join(_CUDA_GRAPHS)}",
                 "a GPU's decode is recorded or not",
                 "use auto",
             )
@@ -189,7 +189,7 @@ class GpuChoices:
         return GpuChoices(kernels, graphs)  # type: ignore[arg-type]
 
     def check(self, config: ModelConfig, device: torch.device, kv_dtype: torch.dtype) -> None:
-        """Raise DoesNotFit for what this GPU cannot do; warn where auto finds no kernels."""
+        """DoesNotFit for what this GPU cannot do; a warning where auto finds no kernels."""
         if self.kernels == "triton":
             check_triton_formats(config)
         if self.kernels == "triton" or config.quantization is not None:
@@ -204,5 +204,5 @@ class GpuChoices:
             )
 
     def recorder(self, device: torch.device) -> CudaGraphRecorder | None:
-        """What records decode on this GPU, if that was asked for."""
+        """What records decode on this GPU; None unless graphs are on."""
         return CudaGraphRecorder(device) if self.graphs == "on" else None

@@ -13,7 +13,7 @@ from ernie_local.kernels import gpu
 from ernie_local.kernels.attention import gpu_attends
 from ernie_local.kernels.gpu import TritonMissing, check_gpu_kernels, find_triton, triton_missing
 from ernie_local.loading import loader
-from ernie_local.loading.placing import ComputeDemand
+from ernie_local.loading.loader import ComputeDemand
 
 PASCAL, AMPERE = (6, 1), (8, 6)
 DEVICE = torch.device("meta")

@@ -21,8 +21,8 @@ from ernie_local.kernels import gpu, reference
 from ernie_local.kernels.arguments import ExpertsCall
 from ernie_local.kernels.nf4 import dequantize_by_bitsandbytes
 from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES
-from ernie_local.loading import placing
-from ernie_local.loading.placing import ComputeDemand, MemoryLimits, count_need
+from ernie_local.loading import loader
+from ernie_local.loading.loader import ComputeDemand, MemoryLimits, count_need
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.packing import pack_page
 from ernie_local.packing.foreign import Dequantize, dequantize_foreign
@@ -114,7 +114,7 @@ def test_room_is_for_what_is_unpacked(
 def test_room_for_unpacking_is_kept_on_a_gpu_and_is_not_counted_as_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(placing, "unpacking_room", lambda config, device, gpu_kernels: UNPACKING_BYTES)
+    monkeypatch.setattr(loader, "unpacking_room", lambda config, device, gpu_kernels: UNPACKING_BYTES)
     config = read_config(NANO_DIRECTORY)
 
     def need(device: torch.device) -> MemoryNeed:

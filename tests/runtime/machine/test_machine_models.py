@@ -178,10 +178,10 @@ def test_work_of_a_packed_model(packed: Path) -> None:
 
 
 def paged_model(directory: Path, monkeypatch: pytest.MonkeyPatch, expert_bytes: int = 9 << 20) -> LoadedModel:
-    from ernie_local.loading import placing
+    from ernie_local.loading import loader
     from ernie_local.planner.fit import Placement
 
-    monkeypatch.setattr(placing, "place", lambda *_: Placement(expert_bytes, 2048))
+    monkeypatch.setattr(loader, "place", lambda *_: Placement(expert_bytes, 2048))
     return ernie_local.load(directory, context_size=300)
 
 
