@@ -14,8 +14,7 @@ import torch
 from ernie_local.errors import DoesNotFit, Interrupted, UsageError
 from ernie_local.kernels.memory import send
 from ernie_local.media.patches import Patches
-from ernie_local.media.prompt import MediaPrompt
-from ernie_local.media.tokens import TEXT, VisionRule, token_types
+from ernie_local.media.tokens import TEXT, MediaPrompt, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes, image_prompt_bytes

@@ -1,4 +1,6 @@
-"""Images from files to patches, and the token ids and positions that stand for them.
+"""Turns image files into patches, and gives the tokens that stand for images their types and positions.
 
-Knows nothing of the model or of chat text. Importing this package imports neither torch nor pypdfium2.
+`open_image` opens anything that a user calls an image, with `formats`, `decode`, `pdf` and `pages`;
+`processor` cuts it into `patches` by the settings of `processor_config` and the sizes of `image_size`;
+`tokens` places it in a prompt. Importing this package imports neither torch nor pypdfium2.
 """

@@ -1,7 +1,6 @@
-"""Bytes of an image file to upright RGB images on white, by Pillow's decoder for the format found.
+"""Decodes the bytes of an image file to upright RGB images on white, with Pillow.
 
-Owns the limit on pixels, and what is done about rotation, transparency, bit depth and colour.
-Knows nothing of paths; PDF has a module of its own.
+Checks the number of pixels, and handles rotation, transparency, bit depth and colour.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from ernie_local.errors import InputUnreadable
 from ernie_local.media.image_size import check_aspect_ratio
 from ernie_local.media.pages import Page, PageRequest, choose_pages
 
-# Decoding takes 4 bytes a pixel and a copy; the model looks at 5 million pixels at most.
+# Decoding takes 4 bytes a pixel and a copy; the model sees 5 million pixels at most.
 MAX_PIXELS = 100_000_000
 MAX_DOCUMENT_PIXELS = 3 * MAX_PIXELS
 
-# The classes are called one by one, and not through Image.open: its own limit knows no width and height to
-# report, and warns in between. (JPEG: the first image of a multi-image file is a plain JPEG.)
+# Image.open is not used: the error of its own limit has no width and height, and it warns below the limit.
+# (JPEG: the first image of a multi-image file is a plain JPEG.)
 _DECODERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
     "PNG": PngImagePlugin.PngImageFile,
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -46,19 +45,11 @@ _DECODERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
 }
-# Pillow's plugins let these through when the bytes are wrong; anything else is a defect and stays visible.
+# What Pillow raises for damaged bytes; any other error is a defect and is not caught.
 _DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    struct.error,
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
     zlib.error,
-)
+)  # fmt: skip
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -75,9 +66,9 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None) -> list[Page]:
     """Decode a file of format `kind` ("PNG", "JPEG", "WebP", "GIF", "TIFF" or "BMP").
 
-    Only TIFF has pages; of a moving image the first frame is read, with a note. Damaged files and pages
-    that are not there raise InputUnreadable, and so do more than MAX_PIXELS pixels in a page or
-    MAX_DOCUMENT_PIXELS in all pages, known from the headers before anything of that size is decoded.
+    Only TIFF has pages. Of a moving image the first frame is read, with a note. InputUnreadable for damaged
+    files, pages that are not there, and, before it is decoded, for more than MAX_PIXELS pixels in a page or
+    MAX_DOCUMENT_PIXELS in all pages.
     """
     if kind == "WebP" and not features.check("webp"):
         raise InputUnreadable(
@@ -99,7 +90,13 @@ def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None)
             check_size(image.width, image.height, name)
             total_pixels += image.width * image.height
             if total_pixels > MAX_DOCUMENT_PIXELS:
-                raise _too_many_in_all(name, pages, total_pixels)
+                most = f"at most {MAX_DOCUMENT_PIXELS:,} at once"
+                fewer = f"{name}:{pages[0].number}-{page - 1}"
+                raise InputUnreadable(
+                    f"{name}: {total_pixels:,} pixels up to page {page}, {most}",
+                    "all pages asked for are held in memory together",
+                    f"choose fewer pages ({fewer} would do), or scan with fewer dots an inch",
+                )
             image.load()
         flat, flat_notes = to_upright_rgb(image, name)
         pages.append(Page(page, num_pages, flat, notes + flat_notes))
@@ -107,10 +104,9 @@ def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None)
 
 
 def to_upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...]]:
-    """A new RGB image: turned as its EXIF data says, transparency on white, 16-bit gray scaled to 8 bits.
+    """A new RGB image and notes for the user: turned by its EXIF data, on white, 16-bit gray in 8 bits.
 
-    Gray of more bits, and colours that have no way to RGB, raise InputUnreadable. Returns the image and
-    notes for the user.
+    InputUnreadable for gray of more bits, and for colours that cannot be converted to RGB.
     """
     check_size(image.width, image.height, name)
     with _reported(name, image.format or image.mode, None):
@@ -122,7 +118,7 @@ def to_upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, tuple[st
 
 
 def check_size(width: int, height: int, name: str) -> None:
-    """Refuse (InputUnreadable) an image without pixels, of too many pixels, or too long and thin."""
+    """InputUnreadable for an image without pixels, with too many pixels, or too long and thin."""
     if width < 1 or height < 1:
         raise InputUnreadable(
             f"{name}: {width} x {height} pixels", "an image without pixels shows nothing", "save it again"
@@ -133,7 +129,7 @@ def check_size(width: int, height: int, name: str) -> None:
 
 
 def _orientation(image: Image.Image) -> tuple[int, tuple[str, ...]]:
-    """The EXIF orientation, 1 for upright. A TIFF is: Pillow turned it at loading and took the mark away."""
+    """The EXIF orientation, 1 for upright, with notes. Pillow has already turned a TIFF."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         return (orientation if isinstance(orientation, int) else 1), ()
@@ -157,7 +153,7 @@ def _flatten(image: Image.Image, name: str) -> Image.Image:
 
 
 def _gray_16_to_8(image: Image.Image) -> Image.Image:
-    """Scale by the white of the file's depth (TIFF may hold 12 bits); Pillow's own convert would clip."""
+    """Scale by the file's bit depth (a TIFF may have 12 bits); Pillow's own convert would clip."""
     bits, photometric = 16, None
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         depths = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))
@@ -178,15 +174,6 @@ def _too_large(what: str) -> InputUnreadable:
     )
 
 
-def _too_many_in_all(name: str, pages: list[Page], total_pixels: int) -> InputUnreadable:
-    first, last = pages[0].number, pages[-1].number
-    return InputUnreadable(
-        f"{name}: {total_pixels:,} pixels up to page {last + 1}, at most {MAX_DOCUMENT_PIXELS:,} at once",
-        "all pages asked for are held in memory together",
-        f"choose fewer pages ({name}:{first}-{last} would do), or scan with fewer dots an inch",
-    )
-
-
 @contextmanager
 def _reported(name: str, kind: str, num_bytes: int | None) -> Iterator[None]:
     """Turn what Pillow raises into InputUnreadable, and keep its warnings off the terminal."""
@@ -195,7 +182,7 @@ def _reported(name: str, kind: str, num_bytes: int | None) -> Iterator[None]:
         try:
             yield
         except Image.DecompressionBombError as error:
-            # Only WebP and tiles of TIFF come here; their size is told in the text alone.
+            # Raised for WebP and tiles of TIFF alone; only the text has the size.
             stated = re.search(r"[0-9]+", str(error))
             pixels = f"{int(stated[0]):,}" if stated else "too many"
             raise _too_large(f"{name}: {pixels} pixels") from error

@@ -1,6 +1,6 @@
-"""Which format a file holds, told by its first bytes; file names are never trusted.
+"""Tells the format of a file by its first bytes, and says how to convert formats that are not read here.
 
-Owns the signatures, and what to try for formats that are not read here. Decodes nothing.
+File names are not looked at.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SIGNATURES = (
     (0, b"BM", "BMP"),
 )
 READABLE = "PNG, JPEG, WebP, GIF, TIFF, BMP and PDF"
-# A PDF may start with junk; readers look for its mark in the first kilobyte.
+# A PDF may start with other bytes; readers look for its mark in the first kilobyte.
 _PDF_MARK, _PDF_SEARCH_BYTES = b"%PDF-", 1024
 
 _KNOWN_ELSEWHERE = (
@@ -54,10 +54,7 @@ _SHOWN_BYTES = 24
 
 
 def sniff_format(data: bytes, name: str) -> str:
-    """One of "PNG", "JPEG", "WebP", "GIF", "TIFF", "BMP" and "PDF".
-
-    Empty, foreign and text files raise InputUnreadable.
-    """
+    """One of "PNG", "JPEG", "WebP", "GIF", "TIFF", "BMP" and "PDF"; InputUnreadable for anything else."""
     if not data:
         raise InputUnreadable(
             f"{name}: holds 0 bytes",
@@ -69,34 +66,27 @@ def sniff_format(data: bytes, name: str) -> str:
         return found
     if _PDF_MARK in data[:_PDF_SEARCH_BYTES]:
         return "PDF"
-    raise _foreign(data, name)
-
-
-def _match(data: bytes, signatures: tuple[tuple[int, bytes, str], ...]) -> str | None:
-    for offset, mark, kind in signatures:
-        if data.startswith(mark, offset):
-            return kind
-    return None
-
-
-def _foreign(data: bytes, name: str) -> InputUnreadable:
     start = data[:_PDF_SEARCH_BYTES].decode("latin-1").lower()
     kind = "SVG" if "<svg" in start else _match(data, _KNOWN_ELSEWHERE)
     if kind is not None:
-        return InputUnreadable(
+        raise InputUnreadable(
             f"{name}: holds {kind} data, which is not read here",
             f"{READABLE} are read",
             _CONVERSIONS.get(kind, "convert it to PNG with the program it was made in"),
         )
-    return InputUnreadable(
+    raise InputUnreadable(
         f"{name}: is not an image",
         f"{READABLE} are read; this file has {len(data):,} bytes and starts with {_show(data)}",
         "give the image itself; text belongs into the question",
     )
 
 
+def _match(data: bytes, signatures: tuple[tuple[int, bytes, str], ...]) -> str | None:
+    return next((kind for offset, mark, kind in signatures if data.startswith(mark, offset)), None)
+
+
 def _show(data: bytes) -> str:
-    """The first bytes as quoted text when they are printable, in hexadecimal when not."""
+    """The first bytes as quoted text if they are printable, else in hexadecimal."""
     head = data[:_SHOWN_BYTES]
     text = head.decode("utf-8", errors="ignore")
     if text and all(character.isprintable() or character in "\t\r\n" for character in text):

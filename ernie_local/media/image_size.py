@@ -1,4 +1,4 @@
-"""Computes what an image becomes for the model by its size alone: its new size, patches, tokens."""
+"""Computes from the size of an image alone how large it is for the model: new size, patches, tokens."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ MAX_ASPECT_RATIO = 200
 class ImageReport:
     """What the model sees of an image. Sizes are (width, height) in pixels.
 
-    patches: squares that the vision tower sees. tokens: placeholders in the prompt, without the two tags
-    around them. notes: what was left out or changed when the image was opened.
+    tokens: placeholders in the prompt, without the two tags around them. notes: what was left out or changed
+    when the image was opened.
     """
 
     name: str
@@ -28,7 +28,7 @@ class ImageReport:
 
     @property
     def scale(self) -> float:
-        """How much of its side length the image keeps: the root of the ratio of the areas."""
+        """New side length over the original one: the root of the ratio of the areas."""
         (width, height), (new_width, new_height) = self.original_size, self.resized_size
         return float((new_width * new_height / (width * height)) ** 0.5)
 
@@ -36,10 +36,7 @@ class ImageReport:
 def measure_image(
     name: str, size: tuple[int, int], processor: ImageProcessorConfig, notes: tuple[str, ...] = ()
 ) -> ImageReport:
-    """What a processor makes of an image of (width, height) `size`, without making it.
-
-    InputUnreadable for an image too long and thin for the model.
-    """
+    """What the processor would make of an image of (width, height) `size`; errors as from `smart_resize`."""
     width, height = size
     check_aspect_ratio(width, height, name)
     new_height, new_width = smart_resize(
@@ -50,11 +47,11 @@ def measure_image(
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The (height, width) that an image is brought to.
+    """The (height, width) to which an image is resized.
 
-    Both are multiples of `factor`; the shape is kept, and height * width stays between the limits, as far
-    as whole multiples allow. The rounding is the published one, also where it looks odd (thin images). A
-    side more than 200 times the other raises InputUnreadable, as the published processor refuses it.
+    Both are multiples of `factor`. The aspect ratio is kept and height * width is between the limits, as far
+    as multiples allow. The rounding is the published one, even where it looks odd (thin images).
+    InputUnreadable for a side more than 200 times the other, as in the published processor.
     """
     check_aspect_ratio(width, height, "the image")
     new_height = round(height / factor) * factor
@@ -71,7 +68,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 
 
 def check_aspect_ratio(width: int, height: int, name: str) -> None:
-    """Raise InputUnreadable for an image so long and thin that the published processor refuses it too."""
+    """InputUnreadable for an image so long and thin that the published processor refuses it too."""
     ratio = max(height, width) / min(height, width)
     if ratio > MAX_ASPECT_RATIO:
         raise InputUnreadable(

@@ -1,14 +1,11 @@
-"""Whatever a user calls an image (path, pages of a document, bytes, standard input, array) to RGB images.
+"""Opens anything that a user calls an image: path, pages of a document, bytes, standard input, array.
 
-Owns reading the bytes and naming the images. Formats, decoding and PDF rendering have modules of their
-own; the model's patches come later. An image that cannot be read is known here, before any model is
-loaded.
+The result are RGB images. An image that cannot be read is refused here, before a model is loaded.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -37,8 +34,8 @@ _CHANNEL_COUNTS = (1, 3, 4)
 class OpenedImage:
     """An image ready for the image processor.
 
-    image: mode RGB, upright, without transparency. name: what to call it to the user; for a file, the text
-    that opens it again ("invoice.pdf:2"). notes: what was left out or changed, for the user.
+    image: mode RGB, upright, without transparency. name: for the user; of a file, the text that opens it
+    again ("invoice.pdf:2"). notes: what was left out or changed, for the user.
     """
 
     image: Image.Image
@@ -49,15 +46,15 @@ class OpenedImage:
 def open_images(
     source: ImageSource, *, stdin: BinaryIO | None = None, pdf_dpi: float = DEFAULT_DPI
 ) -> list[OpenedImage]:
-    """Open and wholly decode PNG, JPEG, WebP, GIF, TIFF, BMP and PDF images, told by their content.
+    """Open and decode PNG, JPEG, WebP, GIF, TIFF, BMP and PDF images, whatever the file is called.
 
-    source: a path; a path with pages ("invoice.pdf:2", "scan.tif:1-3"; a file of exactly that name goes
-    before); "-" or "-:1-3" for the bytes of `stdin`; bytes; a PIL image (as it is, its current frame); or
-    a uint8 array or tensor of shape (h, w), (h, w, c) or (c, h, w), c 1, 3 (RGB) or 4 (RGBA). A PDF or TIFF
-    without pages gives every page, one image each, and is refused above MAX_PAGES, never cut in silence.
-    Of a moving GIF, WebP or PNG the first frame is read. PDF pages are drawn at `pdf_dpi`.
+    source: a path; a path with pages ("invoice.pdf:2", "scan.tif:1-3") unless a file has exactly that name;
+    "-" or "-:1-3" for the bytes of `stdin`; bytes; a PIL image (its current frame); or a uint8 array or
+    tensor of shape (h, w), (h, w, c) or (c, h, w), c 1, 3 (RGB) or 4 (RGBA). A PDF or TIFF gives one image
+    for each page; without chosen pages it is refused above MAX_PAGES. Of a moving GIF, WebP or PNG the first
+    frame is read. PDF pages are drawn at `pdf_dpi`.
 
-    Whatever cannot be read raises InputUnreadable; size limits are checked before anything is decoded.
+    InputUnreadable for what cannot be read; size limits are checked before anything is decoded.
     """
     if isinstance(source, Image.Image):
         return [_open_object(source)]
@@ -141,28 +138,23 @@ def _read_file(path_text: str) -> bytes:
 
 
 def _read_all(stream: BinaryIO, name: str) -> bytes:
-    """All bytes of a file or pipe, up to a limit: a pipe does not say how long it is."""
-    pieces = list(_pieces(stream, name))
-    return b"".join(pieces)
-
-
-def _pieces(stream: BinaryIO, name: str) -> Iterator[bytes]:
-    num_bytes = 0
+    """All bytes of a file or pipe. It is read in pieces, as a pipe does not say how long it is."""
+    data = bytearray()
     while piece := stream.read(_READ_BYTES):
-        num_bytes += len(piece)
-        if num_bytes > MAX_FILE_BYTES:
+        data += piece
+        if len(data) > MAX_FILE_BYTES:
             raise InputUnreadable(
-                f"{name}: {num_bytes:,} bytes or more, at most {MAX_FILE_BYTES:,} are read",
+                f"{name}: {len(data):,} bytes or more, at most {MAX_FILE_BYTES:,} are read",
                 "the whole file is held in memory while it is decoded",
                 "cut out the pages or the part that matter",
             )
-        yield piece
+    return bytes(data)
 
 
 def _array_to_image(source: Any) -> Image.Image:
-    """A NumPy array or torch tensor to a PIL image.
+    """A PIL image of a NumPy array or torch tensor.
 
-    A shape that could be both, such as (3, 4, 3), is read as channels first, as transformers does.
+    A shape that could have its channels first or last, such as (3, 4, 3), has them first, as in transformers.
     """
     array = source.detach().cpu().numpy() if hasattr(source, "detach") else source.__array__()
     if str(array.dtype) != "uint8":

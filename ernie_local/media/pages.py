@@ -1,7 +1,4 @@
-"""Pages of documents: how the text `invoice.pdf:1-3` is understood, and which pages it asks for.
-
-Knows nothing of file formats: PDF and TIFF ask the same questions here.
-"""
+"""Parses page requests such as `invoice.pdf:1-3`, and chooses the pages of a PDF or TIFF to read."""
 
 from __future__ import annotations
 
@@ -14,10 +11,7 @@ from ernie_local.errors import InputUnreadable
 if TYPE_CHECKING:
     from PIL import Image
 
-# A page costs some thousand tokens, so that more pages than this fit no context; asked for or not, they are
-# refused.
-MAX_PAGES = 32
-
+MAX_PAGES = 32  # a page takes some thousand tokens, so more pages fit no context
 _REQUEST = re.compile(r"(?P<path>.+):(?P<first>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9}))?", re.DOTALL)
 
 
@@ -34,7 +28,7 @@ class PageRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Page:
-    """A page read: its number from 1, the pages of its file, an upright RGB image, notes to show."""
+    """A page that was read. number: from 1. image: upright, RGB. notes: for the user."""
 
     number: int
     num_pages: int
@@ -43,9 +37,9 @@ class Page:
 
 
 def split_page_request(text: str) -> tuple[str, PageRequest | None]:
-    """Split "invoice.pdf:1-3" or "invoice.pdf:2" into the path and the pages; text without pages is all path.
+    """Split "invoice.pdf:1-3" or "invoice.pdf:2" into the path and the pages, None where it has none.
 
-    A colon behind a single letter is a Windows drive ("C:1"), and what follows it belongs to the path.
+    A single letter before the colon is a Windows drive ("C:1"), so that is all path.
     """
     match = _REQUEST.fullmatch(text)
     if match is None or (len(match["path"]) == 1 and match["path"].isalpha()):
@@ -55,9 +49,9 @@ def split_page_request(text: str) -> tuple[str, PageRequest | None]:
 
 
 def choose_pages(request: PageRequest | None, num_pages: int, name: str) -> range:
-    """The page numbers to read, counted from 1: those asked for, or every page when none were.
+    """The numbers of the pages to read, from 1: those of the request, or all.
 
-    Pages that the document does not have, a backward range and more than MAX_PAGES raise InputUnreadable.
+    InputUnreadable for pages that the document does not have, a backward range, and more than MAX_PAGES.
     """
     if num_pages < 1:
         raise InputUnreadable(

@@ -1,7 +1,4 @@
-"""One image as the vision tower wants it: rows of patches, their grid, and the sizes to tell a user.
-
-Knows nothing of files, resizing or token ids. Imports no torch: the tensor is only carried here.
-"""
+"""Holds one image as the vision tower takes it: rows of patches and their grid. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,11 +14,11 @@ class Patches:
     """The patches of one image.
 
     pixel_values: (t * h * w, channels * patch_size * patch_size) float32, on the CPU, normalized.
-        Rows run over (h / merge, w / merge, merge, merge), so that the patches of one merge window are
-        neighbours; columns over (channel, patch row, patch column).
-    grid: (t, h, w) counted in patches, before merging; t is 1 for an image.
-    original_size, resized_size: (width, height) in pixels, before and after the resize.
-    num_tokens: placeholder tokens that this image fills, h * w / merge^2 for an image.
+        Rows run over (h / merge, w / merge, merge, merge), so the patches of one merge window are neighbours;
+        columns run over (channel, patch row, patch column).
+    grid: (t, h, w) in patches, before merging; t is 1 for an image.
+    original_size, resized_size: (width, height) in pixels.
+    num_tokens: placeholder tokens of the image, h * w / merge^2.
     """
 
     pixel_values: torch.Tensor

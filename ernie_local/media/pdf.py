@@ -1,8 +1,4 @@
-"""Pages of a PDF to RGB images, by pypdfium2 (imported when the first PDF is read).
-
-Owns the resolution and the limits of rendering, and what goes wrong in a PDF. Knows nothing of paths or of
-other formats.
-"""
+"""Renders pages of a PDF as RGB images, with pypdfium2 (imported when the first PDF is read)."""
 
 from __future__ import annotations
 
@@ -15,12 +11,11 @@ from ernie_local.errors import InputUnreadable
 from ernie_local.media.decode import check_size
 from ernie_local.media.pages import Page, PageRequest, choose_pages
 
-# 150 dots an inch show 8-point print 16 pixels high; an A4 page takes 2,772 tokens, where 200 dpi takes
-# 4,956.
+# 8-point print is 16 pixels high. An A4 page takes 2,772 tokens; 200 dpi would take 4,956.
 DEFAULT_DPI = 150.0
 _POINTS_PER_INCH = 72.0
-# A page says how large it is, and posters say metres: beyond what a model can look at, the resolution is
-# lowered, and the page notes it.
+# The most that a model can see. Larger pages, such as posters, are rendered at a lower resolution, with a
+# note.
 MAX_RENDERED_PIXELS = 28 * 28 * 16384
 
 # PDFium keeps global state and must not be entered by two threads at once.
@@ -28,9 +23,9 @@ _PDFIUM_LOCK = threading.Lock()
 
 
 def render_pdf(data: bytes, name: str, request: PageRequest | None, dpi: float = DEFAULT_DPI) -> list[Page]:
-    """Render pages of a PDF, filled form fields and annotations included, on white.
+    """Render pages of a PDF on white, with filled form fields and annotations.
 
-    Damaged, encrypted and empty files and pages that are not there raise InputUnreadable.
+    InputUnreadable for damaged, encrypted and empty files, and for pages that are not there.
     """
     import pypdfium2
 
@@ -40,7 +35,7 @@ def render_pdf(data: bytes, name: str, request: PageRequest | None, dpi: float =
         except pypdfium2.PdfiumError as error:
             raise _unreadable(error, len(data), name) from error
         try:
-            # Before anything else is asked of the document, as PDFium wants it.
+            # PDFium demands that this comes first.
             notes = _prepare_forms(document)
             pages = choose_pages(request, len(document), name)
             return [_render_page(document, number, name, dpi, notes) for number in pages]
@@ -49,11 +44,11 @@ def render_pdf(data: bytes, name: str, request: PageRequest | None, dpi: float =
 
 
 def _prepare_forms(document: Any) -> tuple[str, ...]:
-    """Have filled form fields drawn too; returns notes on what will not be seen of them."""
+    """Have filled form fields drawn too; returns notes about what cannot be drawn."""
     import pypdfium2
     import pypdfium2.raw
 
-    # For XFA it logs advice on rebuilding itself; the note on the page says what matters to the user.
+    # For an XFA form it logs how to rebuild pypdfium2; our note is enough for the user.
     logger = logging.getLogger("pypdfium2")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -82,7 +77,7 @@ def _render_page(document: Any, number: int, name: str, dpi: float, notes: tuple
             notes = (*notes, f"a large page, read at {scale * _POINTS_PER_INCH:.0f} instead of {dpi:.0f} dpi")
         check_size(math.ceil(width * scale), math.ceil(height * scale), f"{name}:{number}")
         bitmap = page.render(scale=scale, rev_byteorder=True)
-        # Converting copies, so the image outlives the bitmap's memory.
+        # Converting copies, so the image does not depend on the bitmap.
         image = bitmap.to_pil().convert("RGB")
         bitmap.close()
         page.close()

@@ -8,27 +8,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ernie_local.media.image_size import MAX_ASPECT_RATIO, check_aspect_ratio, measure_image, smart_resize
+from ernie_local.media.image_size import measure_image
 from ernie_local.media.open_image import ImageSource, OpenedImage, open_images
 from ernie_local.media.patches import Patches
-from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
-
-__all__ = [
-    "MAX_ASPECT_RATIO",
-    "ImageProcessorConfig",
-    "check_aspect_ratio",
-    "image_to_patches",
-    "read_processor_config",
-    "smart_resize",
-    "to_patches",
-]
+from ernie_local.media.processor_config import ImageProcessorConfig
 
 
 def image_to_patches(image: Image.Image, config: ImageProcessorConfig) -> Patches:
     """Resize (bicubic), rescale, normalize and cut an RGB image into patches.
 
-    Every value equals the published processor's bit for bit. The image must have mode "RGB" (ValueError),
-    which `open_images` sees to; a side over 200 times the other raises InputUnreadable.
+    ValueError for another mode than "RGB"; InputUnreadable for a side more than 200 times the other.
     """
     if image.mode != "RGB":
         raise ValueError(f"image_to_patches needs an RGB image, not mode {image.mode!r}")
@@ -60,7 +49,7 @@ def image_to_patches(image: Image.Image, config: ImageProcessorConfig) -> Patche
 def to_patches(
     images: Iterable[ImageSource | OpenedImage | Patches], config: ImageProcessorConfig
 ) -> list[Patches]:
-    """Patches of every image in order, a document giving one for each page; Patches stay as they are.
+    """Patches of every image and of every page of a document; Patches stay as they are.
 
     Errors as from `open_images` and `image_to_patches`.
     """
@@ -75,10 +64,9 @@ def to_patches(
 
 
 def _value_table(config: ImageProcessorConfig) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """What each byte becomes: (channels, 256) float32.
+    """The value of each byte: (channels, 256) float32.
 
-    Rounded where the published processor rounds: the product in float64, then to float32, then difference
-    and quotient in float32.
+    Rounded as in the published processor: the product in float64, then difference and quotient in float32.
     """
     scaled = (np.arange(256, dtype=np.float64) * config.rescale_factor).astype(np.float32)
     mean = np.array(config.mean, dtype=np.float32)[:, None]

@@ -1,12 +1,12 @@
-"""Which tokens stand for images, and the three positions (time, row, column) of every token.
+"""Expands the placeholders of images, and gives every token its type and three positions (time, row, column).
 
-Owns the rules of expanding placeholders, typing tokens and numbering positions. Works on ids and grids alone:
-it has seen neither pixels nor the tokenizer.
+It works on token ids and the grids of images alone. Torch is imported when it is needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,8 @@ from ernie_local.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from ernie_local.config import MediaTokens
+    from ernie_local.config import MediaTokens, ModelConfig
+    from ernie_local.media.patches import Patches
 
 VisionRule = Literal["tags", "placeholder"]
 Grid = tuple[int, int, int]  # frames, rows, columns, counted in patches
@@ -28,11 +29,11 @@ _PLACEHOLDER_HINT = (
 
 
 def token_types(ids: Sequence[int], media: MediaTokens, rule: VisionRule = "tags") -> torch.Tensor:
-    """The type of every token: (tokens,) uint8 of TEXT, IMAGE or VIDEO; all but TEXT are vision tokens.
+    """The type of every token: (tokens,) uint8 of TEXT, IMAGE or VIDEO; IMAGE and VIDEO are vision tokens.
 
-    Rule "tags" (the checkpoint's own) counts the start and end tags of an image as vision too, rule
-    "placeholder" only the placeholders. Where images and videos share one placeholder id, as in the hub's
-    layout, it is IMAGE.
+    By the rule "tags", which checkpoints were trained with, the tags around an image are vision tokens too;
+    by "placeholder" only the placeholders are. An id that images and videos share, as in the hub layout, is
+    IMAGE.
     """
     import torch
 
@@ -54,11 +55,10 @@ def token_types(ids: Sequence[int], media: MediaTokens, rule: VisionRule = "tags
 
 
 def expand_placeholders(ids: Sequence[int], counts: Sequence[int], media: MediaTokens) -> list[int]:
-    """Repeat each image placeholder as often as its image has tokens.
+    """Repeat each image placeholder as often as its image has tokens; `counts` has the tokens of each image.
 
-    counts: the tokens of each image, in order. Ids that hold sum(counts) placeholders already are
-    returned as they are; ids with one placeholder for each image are expanded; anything else raises
-    UsageError.
+    Ids with sum(counts) placeholders are expanded already. UsageError for any other number than that or one
+    placeholder for each image.
     """
     found = sum(1 for token_id in ids if token_id == media.image)
     if found == sum(counts):
@@ -85,18 +85,16 @@ def positions_3d(
     *,
     temporal_merge: int = 2,
 ) -> tuple[torch.Tensor, int]:
-    """Number the tokens of a prompt on the axes time, row and column.
+    """Positions of the tokens on the axes time, row and column, (3, tokens) int64, and the next position.
 
     ids: the tokens, placeholders expanded. grids: (t, h, w) in patches of every image, in order; t = 1 is
     an image, t > 1 a video of t frames. merge, temporal_merge: patches and frames that one token joins.
-    start: the position of the first token. Returns ((3, tokens) int64, the position of the token after the
-    last).
+    start: the position of the first token. UsageError for placeholders that do not fit the grids.
 
-    A text token counts one step on all three axes. An image starts at the current position p, token (t,
-    row, column) lies at (p + t, p + row, p + column), and the text after it goes on at p + max(t, rows,
-    columns): the rule of the original code. transformers leaves t out of that maximum, so its long videos
-    collide with the text behind them. Placeholders that do not fit the grids raise UsageError with both
-    numbers.
+    A text token is one step on all axes. The token (t, row, column) of an image that begins at position p has
+    (p + t, p + row, p + column), and the text after it goes on at p + max(t, rows, columns), as in the
+    original code. transformers leaves t out of that maximum, so its long videos overlap with the text after
+    them.
     """
     import torch
 
@@ -132,9 +130,9 @@ def _merged_shape(grid: Grid, index: int, merge: int, temporal_merge: int) -> Gr
 def _segments(
     ids: Sequence[int], grids: Sequence[Grid], shapes: Sequence[Grid], media: MediaTokens
 ) -> Iterator[tuple[int, Grid, int]]:
-    """Cut the ids into pieces (TEXT, unused, length) and (IMAGE or VIDEO, merged shape, length).
+    """Cut the ids into texts (TEXT, unused, length) and images (IMAGE or VIDEO, merged shape, length).
 
-    An image is one piece. Images that touch, with no tag between, are told apart by their grids alone.
+    Images without a tag between them are told apart by their grids.
     """
     lengths = [frames * rows * columns for frames, rows, columns in shapes]
     kinds = {media.video: VIDEO, media.image: IMAGE}
@@ -172,4 +170,53 @@ def _check_kind(kind: int, num_frames: int, index: int) -> None:
             f"image {index + 1} has {num_frames} frames, but stands at {name} placeholders",
             "an image has 1 frame and image placeholders, a video has more and video placeholders",
             "give the images in the order of their placeholders",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPrompt:
+    """New tokens with their positions and kinds, checked and on the CPU."""
+
+    token_ids: torch.Tensor  # (tokens,) int64
+    positions: torch.Tensor  # (3, tokens) int64, rows T, H, W
+    is_vision: torch.Tensor  # (tokens,) bool
+    is_placeholder: torch.Tensor  # (tokens,) bool: the embedding is replaced by an image's feature
+    next_position: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens."""
+        return int(self.token_ids.shape[0])
+
+    @classmethod
+    def of(
+        cls,
+        token_ids: Sequence[int],
+        images: Sequence[Patches],
+        config: ModelConfig,
+        vision_rule: VisionRule = "tags",
+        start: int = 0,
+    ) -> MediaPrompt:
+        """The prompt of these ids, with placeholders expanded. start: the position of the first token.
+
+        UsageError if placeholders and images disagree.
+        """
+        import torch
+
+        positions, next_position = positions_3d(
+            token_ids,
+            [image.grid for image in images],
+            config.media,
+            config.vision.spatial_merge_size,
+            start,
+            temporal_merge=config.vision.temporal_merge_size,
+        )
+        tensor = torch.tensor(token_ids, dtype=torch.int64)
+        placeholder_ids = torch.tensor([config.media.image, config.media.video])
+        return cls(
+            token_ids=tensor,
+            positions=positions,
+            is_vision=token_types(token_ids, config.media, vision_rule) != TEXT,
+            is_placeholder=torch.isin(tensor, placeholder_ids),
+            next_position=next_position,
         )

@@ -20,7 +20,7 @@ from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError, parameter
 from ernie_local.loading.build import build_embedder
 from ernie_local.media.patches import Patches
-from ernie_local.media.prompt import MediaPrompt
+from ernie_local.media.tokens import MediaPrompt
 
 
 class TokenSequence(Protocol):

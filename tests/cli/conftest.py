@@ -18,7 +18,7 @@ from ernie_cli.chat import opening
 from ernie_cli.main import run
 from ernie_local import model_files, session
 from ernie_local.errors import ErnieLocalError
-from ernie_local.media.processor import ImageProcessorConfig
+from ernie_local.media.processor_config import ImageProcessorConfig
 from tests.cli.running import Command, FakeChat, Result
 
 

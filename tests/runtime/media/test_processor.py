@@ -19,13 +19,10 @@ from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe im
 
 from ernie_local.config import VisionConfig
 from ernie_local.errors import InputUnreadable, ModelUnusable
+from ernie_local.media.image_size import smart_resize
 from ernie_local.media.patches import Patches
-from ernie_local.media.processor import (
-    ImageProcessorConfig,
-    image_to_patches,
-    read_processor_config,
-    smart_resize,
-)
+from ernie_local.media.processor import image_to_patches
+from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
 
 VISION = VisionConfig(
     depth=2,

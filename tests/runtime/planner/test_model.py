@@ -18,8 +18,7 @@ from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, InputUnreadable, ModelUnusable, UsageError
 from ernie_local.experts.build import page_ranges, stored_page_bytes
 from ernie_local.loading.build import build_model, checkpoint_weights
-from ernie_local.media.image_size import measure_image
-from ernie_local.media.processor import smart_resize
+from ernie_local.media.image_size import measure_image, smart_resize
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.kv_cache import KV_DTYPES, KVCache
 from ernie_local.model.memory_use import KV_ITEM_BYTES
