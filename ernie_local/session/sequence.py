@@ -35,7 +35,7 @@ class CachedSequence:
                 break
             # Placeholders of two images look alike: only an image of the same pixels may stay.
             is_same = self._images[index : index + 1] == [(span.start, image)]
-            if not is_same or span.end > length:
+            if not is_same or span.stop > length:
                 return span.start
         return length
 

@@ -1,4 +1,5 @@
-"""Text to token ids and back: the tokenizer, the chat templates, and the parser of what the model writes.
+"""Turns conversations into token ids, and what the model writes into reasoning, answer and tool calls.
 
-Knows nothing of images beyond the number of tokens that one fills, and nothing of torch or of the model.
+`template` writes a conversation down, `tokenizer` encodes and decodes text, `sentencepiece_file` reads its
+vocabulary, `reasoning` parses generated text. No torch here; an image is a number of tokens.
 """

@@ -1,7 +1,6 @@
-"""What the model writes, taken apart while it is written: reasoning, answer, tool calls.
+"""Splits generated text into reasoning, answer and tool calls while it is written.
 
-Owns the tags <think>, <response> and <tool_call> in generated text, however the text is cut into pieces.
-Knows nothing of token ids, of budgets, or of how an answer is shown.
+The tags are <think>, <response> and <tool_call>; the text may come in pieces that cut through them.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Literal
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -22,7 +20,7 @@ PieceKind = Literal["reasoning", "answer"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some text of a running answer; the texts of one kind joined are the whole of that kind."""
+    """A part of the reasoning or of the answer; the parts of a kind joined are the whole."""
 
     kind: PieceKind
     text: str
@@ -30,31 +28,25 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that the model asks for; `arguments` are as the model wrote them, unchecked."""
+    """A call that the model asks for, with unchecked arguments."""
 
     name: str
     arguments: Mapping[str, object]
 
 
-class _Section(Enum):
-    REASONING = auto()
-    ANSWER = auto()
-    TOOL_CALL = auto()
-
-
 class ReasoningParser:
-    """Takes generated text piece by piece; any cut of the same text gives the same joined result.
+    """Takes generated text piece by piece. The joined result does not depend on where the text was cut.
 
-    The newlines around reasoning and answer are dropped, so trailing ones wait until more text comes.
-    <think>, </think> and <response> count only where nothing but newlines stands before them: an
-    answer may speak about tags. With `with_tools`, calls are taken out of the answer into `tool_calls`;
-    one that is not JSON with a name stays in the answer as it is written.
+    Newlines around reasoning and answer are dropped, so trailing ones are kept back until more text comes.
+    Before the answer's first letter <think>, </think> and <response> are tags; later they are text, since an
+    answer may speak about tags. With `with_tools`, calls are moved from the answer to `tool_calls`; one that
+    is not JSON with a name stays.
     """
 
     def __init__(self, in_reasoning: bool, with_tools: bool = False) -> None:
         self.tool_calls: list[ToolCall] = []
         self._with_tools = with_tools
-        self._section = _Section.REASONING if in_reasoning else _Section.ANSWER
+        self._section: PieceKind | Literal["tool call"] = "reasoning" if in_reasoning else "answer"
         self._at_start = True
         self._in_response = False
         self._unread = ""
@@ -65,18 +57,18 @@ class ReasoningParser:
     @property
     def in_reasoning(self) -> bool:
         """Whether the next text belongs to the reasoning."""
-        return self._section is _Section.REASONING
+        return self._section == "reasoning"
 
     def push(self, text: str) -> list[Piece]:
-        """The pieces that `text` makes certain."""
+        """The pieces that are certain now."""
         self._unread += text
         self._read(is_last=False)
         return self._taken_pieces()
 
     def finish(self) -> list[Piece]:
-        """The pieces still held back: the text has ended, a half tag is text, an open tool call is over."""
+        """The pieces kept back until the end: half a tag is text, and an open tool call has ended."""
         self._read(is_last=True)
-        if self._section is _Section.TOOL_CALL:
+        if self._section == "tool call":
             self._end_tool_call(closing_tag="")
         return self._taken_pieces()
 
@@ -98,14 +90,14 @@ class ReasoningParser:
                 end = len(self._unread) - (0 if is_last else _half_tag_length(self._unread, tags))
             if end == 0:
                 return
-            # Text may end the start of its section, and then other tags count: look again from here.
+            # After this text other tags may count.
             text, self._unread = self._unread[:end], self._unread[end:]
             self._take_text(text)
 
     def _awaited_tags(self) -> Sequence[str]:
-        if self._section is _Section.TOOL_CALL:
+        if self._section == "tool call":
             return (TOOL_CALL_CLOSE,)
-        if self._section is _Section.REASONING:
+        if self._section == "reasoning":
             return (THINK_CLOSE, THINK_OPEN) if self._at_start else (THINK_CLOSE,)
         tags = [TOOL_CALL_OPEN] if self._with_tools else []
         if self._at_start:
@@ -115,22 +107,18 @@ class ReasoningParser:
         return tags
 
     def _take_tag(self, tag: str) -> None:
-        if tag == THINK_OPEN:
-            self._enter(_Section.REASONING)
-        elif tag == THINK_CLOSE:
-            self._enter(_Section.ANSWER)
+        if tag in (THINK_OPEN, THINK_CLOSE):
+            self._section = "reasoning" if tag == THINK_OPEN else "answer"
+            self._at_start, self._newlines = True, ""
         elif tag == TOOL_CALL_OPEN:
-            self._section = _Section.TOOL_CALL
+            self._section = "tool call"
         elif tag == TOOL_CALL_CLOSE:
             self._end_tool_call(closing_tag=tag)
         else:
             self._in_response = tag == RESPONSE_OPEN
 
-    def _enter(self, section: _Section) -> None:
-        self._section, self._at_start, self._newlines = section, True, ""
-
     def _take_text(self, text: str) -> None:
-        if self._section is _Section.TOOL_CALL:
+        if self._section == "tool call":
             self._call_text += text
             return
         if self._at_start:
@@ -139,16 +127,13 @@ class ReasoningParser:
             return
         self._at_start = False
         body = text.rstrip("\n")
-        trailing = text[len(body) :]
         if body:
-            kind: PieceKind = "reasoning" if self.in_reasoning else "answer"
-            self._pieces.append(Piece(kind, self._newlines + body))
-            self._newlines = trailing
-        else:
-            self._newlines += trailing
+            self._pieces.append(Piece(self._section, self._newlines + body))
+            self._newlines = ""
+        self._newlines += text[len(body) :]
 
     def _end_tool_call(self, closing_tag: str) -> None:
-        text, self._call_text, self._section = self._call_text, "", _Section.ANSWER
+        text, self._call_text, self._section = self._call_text, "", "answer"
         call = parse_tool_call(text)
         if call is not None:
             self.tool_calls.append(call)
@@ -157,7 +142,7 @@ class ReasoningParser:
 
 
 def parse_tool_call(text: str) -> ToolCall | None:
-    """The call in the JSON of one <tool_call>, closing braces may be missing; None for anything else."""
+    """The call in the JSON of one <tool_call>, where closing braces may be missing; None for other text."""
     for missing in ("", "}", "}}"):
         try:
             call = json.loads(text.strip() + missing)
@@ -173,9 +158,7 @@ def parse_tool_call(text: str) -> ToolCall | None:
 
 
 def _half_tag_length(text: str, tags: Sequence[str]) -> int:
-    """Characters at the end of `text` that may be the beginning of one of `tags`."""
-    longest = max((len(tag) - 1 for tag in tags), default=0)
-    for length in range(min(longest, len(text)), 0, -1):
-        if any(tag.startswith(text[-length:]) for tag in tags):
-            return length
-    return 0
+    """Number of characters at the end of `text` that may begin one of `tags`."""
+    longest = min(max((len(tag) - 1 for tag in tags), default=0), len(text))
+    lengths = range(longest, 0, -1)
+    return next((length for length in lengths if any(tag.startswith(text[-length:]) for tag in tags)), 0)

@@ -1,7 +1,6 @@
-"""What a SentencePiece model file says and the sentencepiece library does not: the kind of each piece.
+"""Reads the kind of each piece from a SentencePiece model file, which the library does not tell.
 
-Owns the walk over the file's protobuf fields and one change to them (no invented spaces). Does not
-encode or decode text. The walk is written out because the library's own way needs the protobuf package.
+The protobuf fields are parsed here because the library's own parser needs the protobuf package.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from enum import IntEnum
 
 
 class SentencePieceKind(IntEnum):
-    """The `type` of a piece as the file spells it."""
+    """The `type` of a piece in the file."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -24,26 +23,23 @@ class SentencePieceKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class FilePiece:
-    """One entry of the vocabulary; its place in the list is its token id."""
+    """One entry of the vocabulary; its index is its token id."""
 
     text: str
     kind: SentencePieceKind
 
 
 # Field numbers of sentencepiece_model.proto: ModelProto, its SentencePiece and its NormalizerSpec.
-_PIECES_FIELD = 1
-_NORMALIZER_FIELD = 3
-_PIECE_TEXT_FIELD = 1
-_PIECE_KIND_FIELD = 3
-_ADD_DUMMY_PREFIX_FIELD = 3
-_REMOVE_EXTRA_WHITESPACES_FIELD = 4
-
+_PIECES_FIELD, _NORMALIZER_FIELD = 1, 3
+_PIECE_TEXT_FIELD, _PIECE_KIND_FIELD = 1, 3
+_ADD_DUMMY_PREFIX_FIELD, _REMOVE_EXTRA_WHITESPACES_FIELD = 3, 4
+# Wire types.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _PIECE_TEXT_KEY = _PIECE_TEXT_FIELD << 3 | _BYTES
 
 
 def read_pieces(model_proto: bytes) -> list[FilePiece]:
-    """All pieces of the model in the order of their ids; ValueError where the bytes are no such file."""
+    """All pieces of the model in the order of their ids; ValueError if the bytes are no such file."""
     pieces = [
         _read_piece(value)
         for field, value in _fields(model_proto)
@@ -55,17 +51,18 @@ def read_pieces(model_proto: bytes) -> list[FilePiece]:
 
 
 def keep_spaces_exactly(model_proto: bytes) -> bytes:
-    """The same model without the dummy space before a text and without the folding of several spaces.
+    """The same model, but it adds no space before a text and keeps several spaces in a row.
 
-    A message met twice is merged field by field, so a second NormalizerSpec at the end of the file
-    replaces just these two switches.
+    Protobuf merges a repeated message field by field: a second NormalizerSpec at the end of the file changes
+    these two switches alone.
     """
     switches = bytes([_ADD_DUMMY_PREFIX_FIELD << 3, 0, _REMOVE_EXTRA_WHITESPACES_FIELD << 3, 0])
     return model_proto + bytes([_NORMALIZER_FIELD << 3 | _BYTES, len(switches)]) + switches
 
 
 def _read_piece(record: bytes) -> FilePiece:
-    # Nearly all of the 100000 pieces of ERNIE are a short text and a score (1 + 4 bytes), and no kind.
+    # A fast path: nearly all of ERNIE's 100,000 pieces are a short text and a score (1 + 4 bytes), and no
+    # kind.
     if len(record) >= 7 and record[0] == _PIECE_TEXT_KEY and record[1] == len(record) - 7 < 0x80:
         return FilePiece(record[2:-5].decode("utf-8"), SentencePieceKind.NORMAL)
     text, kind = "", SentencePieceKind.NORMAL

@@ -1,7 +1,7 @@
-"""Writes a conversation down as token ids, by the chat template of the PT or the Thinking checkpoints.
+"""Writes a conversation as token ids, by the chat template of the PT or the Thinking checkpoints.
 
-Only the template writes tags, never a user. An image is a number of tokens here. A finished turn is always
-written the same way, so the ids of a longer conversation begin with those of a shorter one.
+Only the template writes tags, never a user. A finished turn is always written the same way, so the ids of a
+longer conversation begin with those of a shorter one.
 """
 
 from __future__ import annotations
@@ -14,15 +14,8 @@ from typing import Literal, get_args
 
 from ernie_local.config import MediaTokens
 from ernie_local.errors import ModelUnusable, UsageError, parameter
-from ernie_local.text.added_tokens import TOKENIZER_CONFIG_NAME, read_object_if_there
-from ernie_local.text.reasoning import (
-    THINK_CLOSE,
-    THINK_OPEN,
-    TOOL_CALL_CLOSE,
-    TOOL_CALL_OPEN,
-    ToolCall,
-)
-from ernie_local.text.tokenizer import ErnieTokenizer
+from ernie_local.text.reasoning import THINK_CLOSE, THINK_OPEN, TOOL_CALL_CLOSE, TOOL_CALL_OPEN, ToolCall
+from ernie_local.text.tokenizer import TOKENIZER_CONFIG_NAME, ErnieTokenizer, read_object_if_there
 
 Variant = Literal["pt", "thinking"]
 Role = Literal["system", "user", "assistant", "tool"]
@@ -35,14 +28,14 @@ END_TOKENS = ("</s>", END)
 THINKING_SYSTEM = (
     "You are a multimodal AI assistant called ERNIE developed by Baidu based on the PaddlePaddle framework."
 )
-# The PT template has no tools: each of these words stands in the Thinking template alone.
+# Each of these is in the Thinking template alone: the PT template has no tools.
 _THINKING_MARKS = ("tool_list", "tool_output", "tool_call", THINKING_SYSTEM)
 _CHAT_TEMPLATE_NAMES = ("chat_template.jinja", "chat_template.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """A tag that the template writes; one that the vocabulary lacks is text, unless it is `required`."""
+    """A tag of the template. One that the vocabulary lacks is encoded as text, unless it is `required`."""
 
     text: str
     required: bool = False
@@ -60,9 +53,9 @@ Segment = str | Tag | ImageSlot
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation: a text, or texts and the places of images in their order.
+    """One message of a conversation: a text, or texts and the places of images.
 
-    Only users and tools show images. reasoning and tool_calls: of an assistant.
+    Only users and tools have images, only assistants reasoning and tool_calls.
     """
 
     role: Role
@@ -82,40 +75,32 @@ class Message:
 
 
 def user_message(text: str, image_tokens: Iterable[int] = ()) -> Message:
-    """A user's question with images before it; image_tokens: tokens that each of them fills."""
+    """A user's question with images before it. image_tokens: how many tokens each of them takes."""
     return Message("user", (*map(ImageSlot, image_tokens), text))
 
 
 @dataclass(frozen=True, slots=True)
-class ImageSpan:
-    """Where the placeholders of one image stand among the ids: [start, end)."""
-
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """Token ids with every placeholder in its place; `images` in the order of the images."""
+    """Token ids, and where the placeholders of each image are among them."""
 
     token_ids: tuple[int, ...]
-    images: tuple[ImageSpan, ...]
+    images: tuple[range, ...]
 
     @property
     def num_image_tokens(self) -> int:
         """Placeholders of all images."""
-        return sum(span.end - span.start for span in self.images)
+        return sum(map(len, self.images))
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """One of the two published ways to write a conversation down."""
+    """One of the two published chat templates."""
 
     variant: Variant
 
     @property
     def thinks_by_default(self) -> bool:
-        """Whether this checkpoint was made to reason before it answers."""
+        """Whether its checkpoint was trained to reason before it answers."""
         return self.variant == "thinking"
 
     def segments(
@@ -125,10 +110,10 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, object]] = (),
         thinking: bool | None = None,
     ) -> list[Segment]:
-        """The conversation; with `thinking` true or false also the opening of the assistant's next turn.
+        """The conversation, and the beginning of the assistant's next turn unless `thinking` is None.
 
-        system: None is the variant's own (none for PT), "" is none; a system message at the start goes before
-        it. UsageError for tools or tool results with PT, which was not trained on them.
+        system: None is the variant's own text (PT has none), "" is none. A system message at the start is
+        used instead. UsageError for tools or tool results with PT, which was not trained on them.
         """
         if self.variant == "pt" and (tools or any(message.role == "tool" for message in messages)):
             raise UsageError(
@@ -153,7 +138,7 @@ class ChatTemplate:
         return segments
 
     def forced_close(self) -> list[Segment]:
-        """What ends a thought from outside, so that the answer comes next."""
+        """What ends the reasoning from outside, so that the answer comes next."""
         return ["\n", Tag(THINK_CLOSE), "\n\n"]
 
     def _opening(self, system: str | None, tools: Sequence[Mapping[str, object]]) -> list[Segment]:
@@ -168,18 +153,14 @@ class ChatTemplate:
         return segments
 
     def _assistant_opening(self, thinking: bool) -> list[Segment]:
-        if self.variant == "thinking":
-            before, after_open, closed = "\nAssistant: \n", "\n", "\n\n"
-        else:
-            before, after_open, closed = "\nAssistant: ", "", "\n\n"
-        if thinking:
-            return [before, Tag(THINK_OPEN), after_open]
-        return [before, Tag(THINK_OPEN), closed, Tag(THINK_CLOSE), "\n\n"]
+        newline = "\n" if self.variant == "thinking" else ""
+        opening: list[Segment] = [f"\nAssistant: {newline}", Tag(THINK_OPEN)]
+        return [*opening, newline] if thinking else [*opening, "\n\n", Tag(THINK_CLOSE), "\n\n"]
 
     def _assistant_turn(self, message: Message) -> list[Segment]:
         reasoning, answer = message.reasoning.strip("\n"), message.text.lstrip("\n")
         if self.variant == "thinking":
-            # An empty thought is written out too: it is what the model was trained on.
+            # Empty reasoning is written too, as in training.
             thought: list[Segment] = ["\n", Tag(THINK_OPEN), f"\n{reasoning}\n", Tag(THINK_CLOSE), "\n\n"]
         elif reasoning:
             thought = [Tag(THINK_OPEN), f"\n{reasoning}\n", Tag(THINK_CLOSE), "\n"]
@@ -193,13 +174,13 @@ class ChatTemplate:
 
 
 def encode_segments(tokenizer: ErnieTokenizer, segments: Iterable[Segment], media: MediaTokens) -> TextPrompt:
-    """Ids of the segments. Neighbouring texts are encoded as one, as if the conversation were one string.
+    """Ids of the segments. Neighbouring texts are encoded together, as in one string.
 
-    The ids around and inside an image are those of the config, as the model goes by them.
-    ModelUnusable where the vocabulary lacks a token without which no conversation can be written.
+    The ids of an image's tags and placeholders are those of config.json. ModelUnusable if the vocabulary
+    lacks a required tag.
     """
     token_ids: list[int] = []
-    images: list[ImageSpan] = []
+    images: list[range] = []
     text = ""
     for segment in segments:
         if isinstance(segment, str):
@@ -209,13 +190,18 @@ def encode_segments(tokenizer: ErnieTokenizer, segments: Iterable[Segment], medi
             tag_id = tokenizer.id_of(segment.text)
             if tag_id is None:
                 if segment.required:
-                    raise _missing_token(tokenizer, segment.text)
+                    count = tokenizer.vocab_size
+                    raise ModelUnusable(
+                        f"the tokenizer has no token {segment.text}",
+                        f"none of its {count} tokens is written so, and every conversation needs it",
+                        "use tokenizer.model and tokenizer_config.json of the model's original repository",
+                    )
                 text += segment.text
                 continue
             token_ids += [*tokenizer.encode(text, allow_special=False), tag_id]
         else:
             token_ids += [*tokenizer.encode(text, allow_special=False), media.image_start]
-            images.append(ImageSpan(len(token_ids), len(token_ids) + segment.num_tokens))
+            images.append(range(len(token_ids), len(token_ids) + segment.num_tokens))
             token_ids += [media.image] * segment.num_tokens + [media.image_end]
         text = ""
     token_ids += tokenizer.encode(text, allow_special=False)
@@ -223,7 +209,7 @@ def encode_segments(tokenizer: ErnieTokenizer, segments: Iterable[Segment], medi
 
 
 def detect_variant(directory: Path) -> Variant:
-    """The variant of the model in `directory`, by the chat template in its files; PT where there is none."""
+    """The variant of the chat template among the files of `directory`; PT if there is none."""
     texts = [json.dumps(read_object_if_there(directory / TOKENIZER_CONFIG_NAME).get("chat_template", ""))]
     for name in _CHAT_TEMPLATE_NAMES:
         path = directory / name
@@ -233,7 +219,7 @@ def detect_variant(directory: Path) -> Variant:
 
 
 def check_variant(variant: str) -> Variant:
-    """`variant` if there is such a template, else UsageError."""
+    """`variant`, if there is such a template; else UsageError."""
     for known in _VARIANTS:
         if variant == known:
             return known
@@ -255,11 +241,3 @@ def _user_turn(message: Message, num_images_before: int) -> list[Segment]:
     if message.role == "tool":
         return ["User: \n", Tag("<tool_output>"), "\n", *parts, "\n", Tag("</tool_output>"), "\n"]
     return ["User: ", *parts]
-
-
-def _missing_token(tokenizer: ErnieTokenizer, token: str) -> ModelUnusable:
-    return ModelUnusable(
-        f"the tokenizer has no token {token}",
-        f"none of its {tokenizer.vocab_size} tokens is written so, and every conversation needs it",
-        "use tokenizer.model and tokenizer_config.json of the model's original repository",
-    )

@@ -1,32 +1,45 @@
-"""Text to token ids and back, for ERNIE's SentencePiece vocabulary and its special tokens.
+"""Turns text into token ids and back, with ERNIE's SentencePiece vocabulary and its special tokens.
 
-Owns splitting at special tokens, byte fallback, and decoding piece by piece. Knows no chat template,
-and not what any special token means. A literal U+2581 in a text comes back as a space: the format
-writes spaces with that character.
+A U+2581 in a text comes back as a space, because SentencePiece writes spaces with that character.
 """
 
 from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ernie_local.errors import ModelUnusable, UsageError
-from ernie_local.text.added_tokens import AddedToken, is_tag, read_added_tokens
+from ernie_local.strict_json import read_json_object
 from ernie_local.text.sentencepiece_file import FilePiece, SentencePieceKind, keep_spaces_exactly, read_pieces
 
 TOKENIZER_MODEL_NAME = "tokenizer.model"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 _SPACE_MARK = "\u2581"
 _REPLACEMENT = "\ufffd".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that a file declares beside the pieces. A special one is never made from a user's text.
+
+    Tags are special whatever the file says: files declare <think> an ordinary token only to keep it visible
+    in decoded text, and a user's "</think>" must not close a thought.
+    """
+
+    token_id: int
+    content: str
+    special: bool
 
 
 class ErnieTokenizer:
     """Encodes without a begin token and without a prefix space; every space of a text is kept.
 
-    vocab_size: ids run from 0 to vocab_size - 1 (ids in the middle may be empty).
-    special_ids: ids that stand for more than their letters: control pieces and tags.
+    vocab_size: ids are below it; some may be unused. special_ids: ids of control pieces and tags, which mean
+    more than their letters.
     """
 
     def __init__(self, model_proto: bytes, added: Sequence[AddedToken] = ()) -> None:
@@ -47,7 +60,7 @@ class ErnieTokenizer:
             self._ids[piece.text] = token_id
             if _is_special(piece):
                 specials.add(token_id)
-        # A declared token wins over the piece with the same id, as it does in transformers.
+        # A declared token replaces the piece with the same id, as in transformers.
         for token in added:
             self._bytes[token.token_id] = token.content.encode("utf-8")
             self._ids[token.content] = token.token_id
@@ -56,17 +69,16 @@ class ErnieTokenizer:
         self.special_ids = frozenset(specials)
         self.vocab_size = max(self._bytes) + 1
         self._unknown_id: int = self._pieces.unk_id()
-        # Declared tokens that SentencePiece itself does not cut out of a text must be cut out before it.
-        plain = {token.content for token in added if not token.special}
-        cut_by_pieces = {piece.text for piece in pieces if piece.kind is SentencePieceKind.USER_DEFINED}
+        # SentencePiece finds its user-defined pieces in a text; other declared tokens are split off before.
+        found_by_pieces = {piece.text for piece in pieces if piece.kind is SentencePieceKind.USER_DEFINED}
+        plain = {token.content for token in added if not token.special} - found_by_pieces
         tags = {text for text, token_id in self._ids.items() if token_id in self.special_ids}
-        self._split_all = _alternation((plain - cut_by_pieces) | tags)
-        self._split_plain = _alternation(plain - cut_by_pieces)
+        self._split_all, self._split_plain = _alternation(plain | tags), _alternation(plain)
         self._spelled_out: dict[int, list[int]] = {}
 
     @classmethod
     def from_directory(cls, directory: Path) -> ErnieTokenizer:
-        """Reads tokenizer.model, tokenizer_config.json and added_tokens.json; the last two may be missing.
+        """Read tokenizer.model and, if they are there, tokenizer_config.json and added_tokens.json.
 
         ModelUnusable names the file that is missing or cannot be read.
         """
@@ -81,22 +93,21 @@ class ErnieTokenizer:
             ) from error
         except OSError as error:
             raise _broken(path, str(error)) from error
-        added = read_added_tokens(Path(directory))
+        added = _read_added_tokens(Path(directory))
         try:
             return cls(model_proto, added)
         except ValueError as error:
             raise _broken(path, f"{len(model_proto)} bytes are no SentencePiece model: {error}") from error
 
     def id_of(self, text: str) -> int | None:
-        """The id of the piece or token spelled exactly so, None where there is none."""
+        """The id of the piece or token `text`, None if there is none."""
         return self._ids.get(text)
 
     def encode(self, text: str, allow_special: bool = True) -> list[int]:
-        """Token ids of `text`.
+        """Token ids of `text`. UsageError for half of a surrogate pair in it.
 
-        With `allow_special`, special tokens written in it become their ids, as in a rendered template.
-        Without, they are spelled out letter by letter: the text of a user or of a document can name a
-        tag and never be one. UsageError where the text holds half of a surrogate pair.
+        allow_special: special tokens in the text become their ids, as in a rendered template. Otherwise they
+        are encoded as plain text, so that the text of a user or a document cannot act as a tag.
         """
         try:
             text.encode("utf-8")
@@ -109,7 +120,7 @@ class ErnieTokenizer:
         pattern = self._split_all if allow_special else self._split_plain
         ids: list[int] = []
         for part in pattern.split(text) if pattern else [text]:
-            # A pattern in one group splits into text, token, text, ...: the tokens are whole parts.
+            # The pattern is one group, so the text is split into text, token, text, ...
             if pattern and pattern.fullmatch(part):
                 ids.append(self._ids[part])
             elif part:
@@ -117,39 +128,37 @@ class ErnieTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids, special tokens as written; invalid UTF-8 and ids of no piece are U+FFFD."""
+        """The text of the ids, with special tokens as written; U+FFFD for invalid UTF-8 and unknown ids."""
         return b"".join(self.token_bytes(token_id) for token_id in ids).decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """UTF-8 bytes that one id stands for; a byte piece is one byte of a longer character."""
+        """UTF-8 bytes of one id, which may be one byte of a longer character."""
         return self._bytes.get(token_id, _REPLACEMENT)
 
     def _encode_plain(self, text: str, allow_special: bool) -> list[int]:
         ids: list[int] = self._pieces.encode(text)
         if allow_special or self.special_ids.isdisjoint(ids):
             return ids
-        # Looked at after encoding and not before: normalization may turn other letters into a tag.
+        # Checked after encoding, because normalization may turn other letters into a tag.
         plain: list[int] = []
         for token_id in ids:
-            if token_id in self.special_ids and token_id != self._unknown_id:
-                plain.extend(self._spell_out(token_id))
-            else:
-                plain.append(token_id)
+            is_tag = token_id in self.special_ids and token_id != self._unknown_id
+            plain += self._spell_out(token_id) if is_tag else [token_id]
         return plain
 
     def _spell_out(self, token_id: int) -> list[int]:
-        """The text of a special token as plain pieces: cut after its first letter it is no tag any more."""
+        """Ids of a special token's text, encoded as plain text: in two parts, neither of which is a tag."""
         if token_id not in self._spelled_out:
             text = self.token_bytes(token_id).decode("utf-8")
-            halves = self._encode_plain(text[:1], False) + self._encode_plain(text[1:], False)
-            self._spelled_out[token_id] = halves
+            parts = self._encode_plain(text[:1], False) + self._encode_plain(text[1:], False)
+            self._spelled_out[token_id] = parts
         return self._spelled_out[token_id]
 
 
 class StreamDecoder:
-    """Text of a growing list of ids: whole characters at once, the bytes of an unfinished one held back.
+    """Decodes ids one by one; the bytes of an unfinished character are kept for the next call.
 
-    The pieces joined equal `tokenizer.decode` of the same ids without the hidden ones.
+    The texts joined equal `tokenizer.decode` of the same ids without the hidden ones.
     """
 
     def __init__(self, tokenizer: ErnieTokenizer, hidden_ids: Collection[int] = ()) -> None:
@@ -158,21 +167,61 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """The text that this id completes, "" while a character is unfinished or for a hidden id."""
+        """The text that this id completes; "" for a hidden id, and while a character is unfinished."""
         if token_id in self._hidden_ids:
             return ""
         return self._utf8.decode(self._tokenizer.token_bytes(token_id))
 
     def finish(self) -> str:
-        """What is left: U+FFFD where the ids end inside a character, else ""."""
+        """U+FFFD if the ids have ended inside a character, else ""."""
         return self._utf8.decode(b"", final=True)
+
+
+def _read_added_tokens(directory: Path) -> list[AddedToken]:
+    """The tokens of tokenizer_config.json and added_tokens.json by id; [] where neither file is there.
+
+    Where both name an id, tokenizer_config.json wins: it also says what is special.
+    """
+    tokens: dict[int, AddedToken] = {}
+    path = directory / "added_tokens.json"
+    for content, token_id in read_object_if_there(path).items():
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
+            raise _broken(path, f"the token {content!r} has the id {token_id!r}, not a whole number")
+        tokens[token_id] = AddedToken(token_id, content, _is_tag(content))
+    path = directory / TOKENIZER_CONFIG_NAME
+    declared = read_object_if_there(path).get("added_tokens_decoder", {})
+    if not isinstance(declared, dict):
+        raise _broken(path, "its added_tokens_decoder is not an object")
+    for key, entry in declared.items():
+        token = _declared_token(path, key, entry)
+        tokens[token.token_id] = token
+    return [tokens[token_id] for token_id in sorted(tokens)]
+
+
+def read_object_if_there(path: Path) -> dict[str, object]:
+    """The JSON object in `path`, {} where there is no such file; ModelUnusable for a broken one."""
+    return read_json_object(path) if path.exists() else {}
+
+
+def _is_tag(text: str) -> bool:
+    """Whether a token is written as a tag: <think>, <|IMAGE_START|>, </s>."""
+    return len(text) > 2 and text[0] == "<" and text[-1] == ">" and not any(map(str.isspace, text))
+
+
+def _declared_token(path: Path, key: str, entry: object) -> AddedToken:
+    content = entry.get("content") if isinstance(entry, Mapping) else entry
+    if not (key.isascii() and key.isdecimal()) or not isinstance(content, str) or not content:
+        raise _broken(path, f"its added_tokens_decoder has the unreadable entry {key!r}: {entry!r}")
+    declared_special = bool(entry.get("special")) if isinstance(entry, Mapping) else False
+    # Some files of ERNIE declare the ten digits special; a digit is always text.
+    return AddedToken(int(key), content, _is_tag(content) or (declared_special and len(content) > 1))
 
 
 def _is_special(piece: FilePiece) -> bool:
     if piece.kind in (SentencePieceKind.CONTROL, SentencePieceKind.UNKNOWN):
         return True
-    # Digits, "User:" and runs of spaces are user-defined too, and are nothing but text.
-    return piece.kind is SentencePieceKind.USER_DEFINED and is_tag(piece.text)
+    # Digits, "User:" and runs of spaces are user-defined too, and are plain text.
+    return piece.kind is SentencePieceKind.USER_DEFINED and _is_tag(piece.text)
 
 
 def _piece_bytes(piece: FilePiece) -> bytes:

@@ -257,12 +257,12 @@ def test_image_spans_hold_the_placeholders(
     messages = [*history, question]
     prompt = encode_segments(tokenizer, PT.segments(messages, thinking=False), MEDIA)
     counts = image_tokens(messages)
-    assert [span.end - span.start for span in prompt.images] == counts
-    inside = {index for span in prompt.images for index in range(span.start, span.end)}
+    assert [len(span) for span in prompt.images] == counts
+    inside = {index for span in prompt.images for index in span}
     assert inside == {index for index, token_id in enumerate(prompt.token_ids) if token_id == MEDIA.image}
     for span in prompt.images:
         assert prompt.token_ids[span.start - 1] == MEDIA.image_start
-        assert prompt.token_ids[span.end] == MEDIA.image_end
+        assert prompt.token_ids[span.stop] == MEDIA.image_end
 
 
 def test_no_user_writes_a_tag(either_tokenizer: ErnieTokenizer) -> None:
