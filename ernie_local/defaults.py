@@ -1,6 +1,6 @@
-"""Decides what nobody said: number types, the length of a conversation, the rule for missing experts.
+"""Chooses defaults: number types, the length of a conversation, the rule for missing experts.
 
-`load`, the planner and the commands ask here, so that a Python user gets what the command gets.
+`load`, the planner and the commands all take them from here.
 """
 
 from __future__ import annotations
@@ -9,29 +9,27 @@ from ernie_local.errors import DoesNotFit, parameter
 
 AUTO = "auto"
 
-# float32 doubles what a 16-bit checkpoint takes; past this, most machines would rather have the memory.
+# float32 takes twice the memory of a 16-bit checkpoint, which is too much for larger ones.
 _MOST_FLOAT32_BYTES = 4 << 30
 # 1.75 GiB of KV cache for the 28B model in 16 bits; its own limit of 131072 would be 7 GiB.
 _MOST_CONTEXT_TOKENS = 32768
 
 
 def compute_dtype(plain_bytes: int, *, on_gpu: bool = False) -> str:
-    """The number type to compute in; `plain_bytes` is the size of weight files, 0 where weights are packed.
-
-    Packed weights stay as they are, so that float32 doubles nothing there.
-    """
+    """The number type to compute in. plain_bytes: size of the weight files; 0 for packed weights, which
+    float32 does not enlarge."""
     return "bfloat16" if on_gpu or plain_bytes > _MOST_FLOAT32_BYTES else "float32"
 
 
 def kv_dtype(dtype: str, *, is_packed: bool) -> str:
-    """The number type of the KV cache: `dtype`, or what models are trained in where weights are packed."""
+    """The number type of the KV cache: `dtype`, or, for packed weights, that of the training."""
     return "bfloat16" if is_packed else dtype
 
 
 def context_tokens(asked: int | None, model_limit: int) -> int:
     """Most tokens of a conversation: as asked, else the model's limit but at most 32768.
 
-    DoesNotFit for more than the model was made for.
+    DoesNotFit for more than the model's limit.
     """
     if asked is not None and asked > model_limit:
         raise DoesNotFit(
@@ -44,13 +42,11 @@ def context_tokens(asked: int | None, model_limit: int) -> int:
 
 
 def roomier_context(num_tokens: int, model_limit: int) -> int | None:
-    """A context that holds a prompt of `num_tokens` and an answer; None where the model has no such one."""
+    """A context for a prompt of `num_tokens` and an answer; None if that is beyond the model's limit."""
     context = -(-(num_tokens + 512) // 1024) * 1024
     return context if context <= model_limit else None
 
 
 def miss_rule(asked: str, fastest: str | None) -> str:
     """What happens to experts that the GPU lacks: as asked, else the rule measured as fastest, else fetch."""
-    if asked != AUTO:
-        return asked
-    return "fetch" if fastest is None else fastest
+    return (fastest or "fetch") if asked == AUTO else asked

@@ -1,7 +1,7 @@
-"""Defines every error that a user may see, with the exit code that it stands for.
+"""Defines every error that a user may see, with its exit code.
 
-A message has three lines: what failed (with both numbers), why, and what to try. What it says of an argument
-is written with `parameter`, so that Python users read `ram="6GiB"` and the command line `--ram 6GiB`.
+A message has three lines: what failed (with both numbers), why, and what to try. Arguments in it are written
+with `parameter`, so that Python users read `ram="6GiB"` and users of the command line `--ram 6GiB`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-# name, value as text, value as Python writes it; control characters that no message has of its own.
+# Name, value as text, value as Python writes it, between control characters that no message has.
 _PARAMETER = re.compile("\x02([^\x04]*)\x04([^\x04]*)\x04([^\x03]*)\x03")
 ParameterSpelling = Callable[[str, str], str]
 
@@ -23,24 +23,24 @@ def parameter(name: str, value: object = None) -> str:
 
 
 def spell_parameters(text: str, spelling: ParameterSpelling | None = None) -> str:
-    """`text` with marks as Python arguments, or as by `spelling`, which gets name and value ("" for none)."""
+    """Replace the marks in `text` by Python arguments, or by `spelling` of name and value ("" for none)."""
     if spelling is not None:
         return _PARAMETER.sub(lambda mark: spelling(mark[1], mark[2]), text)
     return _PARAMETER.sub(lambda mark: f"{mark[1]}={mark[3]}" if mark[3] else mark[1], text)
 
 
 class ErnieLocalError(Exception):
-    """Base of all errors meant for a user; anything else that escapes is a defect of this project.
+    """Base of all errors meant for a user; any other exception is a defect of this project.
 
-    `what` names the thing and both numbers, `why` gives the reason, `hint` the next step to try.
-    Each is one line: line breaks inside are folded to spaces, so that `str()` has three lines.
+    `what` names the thing and both numbers, `why` gives the reason, `hint` the next step to try. Line breaks
+    in them become spaces, so `str()` has three lines.
     """
 
     exit_code: int = 1
 
     def __init__(self, what: str, why: str, hint: str) -> None:
-        # The three parts, and not the text, are the arguments: pickling and copying rebuild from them.
-        super().__init__(*(_one_line(part) for part in (what, why, hint)))
+        # Pickling and copying rebuild from the arguments, so these are the three parts.
+        super().__init__(*(" ".join(part.split()) for part in (what, why, hint)))
         self.what, self.why, self.hint = self.spelled()
 
     def __str__(self) -> str:
@@ -56,13 +56,13 @@ class ErnieLocalError(Exception):
 
 
 class UsageError(ErnieLocalError):
-    """An option or argument that cannot mean anything (exit code 2)."""
+    """An option or argument without a meaning (2)."""
 
     exit_code = 2
 
 
 class DoesNotFit(ErnieLocalError):
-    """Too large for the memory or context given, or this machine lacks what is asked for (3)."""
+    """Too large for the given memory or context, or this machine lacks what was asked for (3)."""
 
     exit_code = 3
 
@@ -74,34 +74,30 @@ class ModelUnusable(ErnieLocalError):
 
 
 class InputUnreadable(ErnieLocalError):
-    """An image, document or text of the user that cannot be read (5)."""
+    """An image, document or text that cannot be read (5)."""
 
     exit_code = 5
 
 
 class OutOfMemory(ErnieLocalError):
-    """Memory ran out although the plan said that it fits (6)."""
+    """Memory ran out although it should have fitted (6)."""
 
     exit_code = 6
 
 
 class NoAnswer(ErnieLocalError):
-    """The run stopped before any answer came (7)."""
+    """The run ended without an answer (7)."""
 
     exit_code = 7
 
 
 class Stopped(ErnieLocalError):
-    """Long work was stopped safely and can be gone on with (75)."""
+    """Long work was stopped and can be resumed (75)."""
 
     exit_code = 75
 
 
 class Interrupted(ErnieLocalError):
-    """The user stopped a piece of work that leaves nothing to go on from (130)."""
+    """The user stopped work that cannot be resumed (130)."""
 
     exit_code = 130
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

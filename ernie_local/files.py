@@ -1,4 +1,4 @@
-"""Replaces a file in one step, so that a reader or a kill finds the old content or the new, never a part."""
+"""Replaces a file in one step, so that even a killed process leaves the old content or the new."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from ernie_local.errors import ErnieLocalError
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """The path of a new file, which takes the place of `path` when the block ends without an error.
+    """The path of a new file, which replaces `path` when the block ends without an error.
 
-    It has the permissions of any new file. An OSError of the last step is the caller's; after any error the
-    new file is gone and `path` is what it was.
+    After an error, also an OSError of the last step, the new file is removed and `path` is unchanged.
     """
     temporary = path.with_name(f"{path.name}.new")
     try:
@@ -28,9 +27,9 @@ def replaced(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def written_whole(path: Path, what: str) -> Iterator[IO[bytes]]:
-    """A file to write to, for this user alone, which takes the place of `path` when the block ends well.
+    """A file that only this user may read, which replaces `path` when the block ends without an error.
 
-    what: names the content in the ErnieLocalError for a file that cannot be written.
+    ErnieLocalError, which calls the content `what`, if the file cannot be written.
     """
     temporary: str | None = None
     try:

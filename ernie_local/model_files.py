@@ -1,6 +1,6 @@
 """Reads a model's small files, each once: config, image settings, tokenizer, template, sampling defaults.
 
-A model is opened in two steps: these files, which cost little and tell what cannot work, then the weights.
+They cost little and show most faults, so they are read before the weights.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ if TYPE_CHECKING:
     from ernie_local.text.template import Variant
     from ernie_local.text.tokenizer import ErnieTokenizer
 
-_GENERATION_CONFIG_NAME = "generation_config.json"
-
 
 class ModelFiles:
-    """The small files of a model directory, read when first asked for; ModelUnusable for a broken one."""
+    """The small files of a model directory, read when first used; ModelUnusable for a broken one."""
 
     def __init__(self, directory: Path, config: ModelConfig) -> None:
         self.directory = directory
@@ -34,12 +32,12 @@ class ModelFiles:
 
     @cached_property
     def image_processor(self) -> ImageProcessorConfig:
-        """How images are resized and cut; the published defaults where no file says it."""
+        """How images are resized and cut; the published defaults without a file for it."""
         return read_processor_config(self.directory, self.config.vision)
 
     @cached_property
     def tokenizer(self) -> ErnieTokenizer:
-        """The tokenizer; ModelUnusable names the file that is missing."""
+        """The tokenizer; ModelUnusable names a missing file."""
         from ernie_local.text.tokenizer import ErnieTokenizer
 
         return ErnieTokenizer.from_directory(self.directory)
@@ -54,7 +52,7 @@ class ModelFiles:
     @cached_property
     def generation_config(self) -> Mapping[str, object]:
         """generation_config.json; empty where there is none."""
-        path = self.directory / _GENERATION_CONFIG_NAME
+        path = self.directory / "generation_config.json"
         return read_json_object(path) if path.exists() else {}
 
     @cached_property
@@ -64,6 +62,6 @@ class ModelFiles:
 
 
 def find_model_files(model: str | Path) -> ModelFiles:
-    """The files of a directory, of `hf:org/name[@revision]`, or of `nano`; ModelUnusable where it is none."""
+    """The files of a directory, of `hf:org/name[@revision]`, or of `nano`; ModelUnusable if not found."""
     directory = resolve_model(str(model))
     return ModelFiles(directory, read_config(directory))

@@ -1,6 +1,6 @@
 """Converts sizes as people write them ("6GiB", "512MiB", "32k") to integers, and bytes back to text.
 
-GiB is 2^30 everywhere in this project. The word "auto" is the caller's to understand.
+GiB is 2^30 everywhere in this project.
 """
 
 from __future__ import annotations
@@ -9,14 +9,10 @@ import re
 
 from ernie_local.errors import UsageError, parameter
 
-KIB = 1 << 10
-MIB = 1 << 20
-GIB = 1 << 30
-TIB = 1 << 40
-HUGE_PAGE = 2 * MIB  # what the system gives memory in where weights or states are streamed
+KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+HUGE_PAGE = 2 * MIB  # the unit of memory that is allocated for streamed weights and states
 
-# A bare letter or a decimal-looking "GB" means the binary unit too: memory is sold and reported that
-# way, and two meanings five percent apart would make a hard limit a guess.
+# "G" and "GB" mean the binary unit too, as memory is sold: two meanings would make a limit a guess.
 _BYTE_UNITS = {
     "": 1,
     "b": 1,
@@ -27,8 +23,7 @@ _BYTE_UNITS = {
 }
 _COUNT_UNITS = {"": 1, "k": KIB, "m": MIB}
 _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([a-z]*)", re.ASCII)
-# Past any machine, and small enough that every sum of sizes stays exact in 64 bits.
-_LARGEST = 1 << 60
+_LARGEST = 1 << 60  # more than any machine has; sums of sizes still fit into 64 bits
 
 
 def parse_bytes(text: str, name: str = "size") -> int:
@@ -42,13 +37,10 @@ def parse_count(text: str, name: str = "count") -> int:
 
 
 def format_bytes(num_bytes: int) -> str:
-    """Text for people: "5.93 GiB", "12.0 MiB", "812 bytes"; the next smaller unit below one."""
-    if abs(num_bytes) >= GIB:
-        return f"{num_bytes / GIB:.2f} GiB"
-    if abs(num_bytes) >= MIB:
-        return f"{num_bytes / MIB:.1f} MiB"
-    if abs(num_bytes) >= KIB:
-        return f"{num_bytes / KIB:.1f} KiB"
+    """Text for people: "5.93 GiB", "12.0 MiB", "812 bytes"."""
+    for unit, name, digits in ((GIB, "GiB", 2), (MIB, "MiB", 1), (KIB, "KiB", 1)):
+        if abs(num_bytes) >= unit:
+            return f"{num_bytes / unit:.{digits}f} {name}"
     return f"{num_bytes} bytes"
 
 
@@ -62,7 +54,7 @@ def _parse(text: str, name: str, units: dict[str, int], examples: str) -> int:
             f"write it as {examples}",
         )
     number, unit = match.groups()
-    # Integers keep every digit; a float is needed only for "1.5g".
+    # A float only where there is a point, so that large integers stay exact.
     value = int(float(number) * units[unit]) if "." in number else int(number) * units[unit]
     if not 0 < value <= _LARGEST:
         raise UsageError(

@@ -1,7 +1,6 @@
-"""JSON files from strangers: read with a size limit, and without the leniency of the json module.
+"""Reads JSON files that may be damaged or made to harm, and shows JSON values in messages.
 
-Owns what is refused (double keys, NaN, absurd size or depth) and how a JSON value, or a name found in
-one, is shown in a message. Knows nothing of what the keys mean.
+Double keys, NaN, too large files and too deep nesting are refused.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _SHOWN_CHARACTERS = 120
 def read_json_object(path: Path, limit_bytes: int = 16 << 20) -> dict[str, object]:
     """The JSON object in the file `path`; ModelUnusable if it is missing, too large, or no such thing."""
     try:
-        # A pipe or device would block or never end, so the kind is asked before the file is opened.
+        # Reading a pipe or device could block or never end.
         if not path.is_file():
             raise _unreadable(path, "it is not there, or is not a plain file")
         num_bytes = path.stat().st_size
@@ -36,7 +35,7 @@ def read_json_object(path: Path, limit_bytes: int = 16 << 20) -> dict[str, objec
 
 
 def parse_json_object(raw: bytes, where: str) -> dict[str, object]:
-    """The object that the UTF-8 JSON text `raw` holds; `where` names its source in the ModelUnusable."""
+    """The object in the UTF-8 JSON text `raw`; `where` names its source in the ModelUnusable."""
     if raw.startswith(b"version https://git-lfs"):
         raise git_lfs_pointer(where)
     try:
@@ -53,12 +52,12 @@ def parse_json_object(raw: bytes, where: str) -> dict[str, object]:
 
 
 def show(value: object) -> str:
-    """`value` as ASCII text for a message: escaped, and cut to a length that fits a terminal."""
+    """`value` as escaped ASCII text for a message, cut to a length that fits a terminal."""
     if isinstance(value, str):
         value = value[:_SHOWN_CHARACTERS] + "..." if len(value) > _SHOWN_CHARACTERS else value
         return ascii(value)
     if isinstance(value, dict | list):
-        # Only the size: printing a hostile container could take longer than reading it.
+        # Only the size: printing all of it could take very long.
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         return f"an integer of {value.bit_length()} bits"
@@ -77,13 +76,11 @@ def git_lfs_pointer(where: str) -> ModelUnusable:
 
 
 def _object_without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"the key {show(key)} stands twice in one object")
-            seen.add(key)
+    result: dict[str, object] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {show(key)} stands twice in one object")
+        result[key] = value
     return result
 
 
