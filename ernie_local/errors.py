@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import ClassVar
 
 # Name, value as text, value as Python writes it, between control characters that no message has.
 _PARAMETER = re.compile("\x02([^\x04]*)\x04([^\x04]*)\x04([^\x03]*)\x03")
@@ -36,7 +37,10 @@ class ErnieLocalError(Exception):
     in them become spaces, so `str()` has three lines.
     """
 
-    exit_code: int = 1
+    exit_code: ClassVar[int] = 1
+
+    def __init_subclass__(cls, exit_code: int) -> None:
+        cls.exit_code = exit_code
 
     def __init__(self, what: str, why: str, hint: str) -> None:
         # Pickling and copying rebuild from the arguments, so these are the three parts.
@@ -55,49 +59,33 @@ class ErnieLocalError(Exception):
         return what, why, hint
 
 
-class UsageError(ErnieLocalError):
-    """An option or argument without a meaning (2)."""
-
-    exit_code = 2
+class UsageError(ErnieLocalError, exit_code=2):
+    """An option or argument without a meaning."""
 
 
-class DoesNotFit(ErnieLocalError):
-    """Too large for the given memory or context, or this machine lacks what was asked for (3)."""
-
-    exit_code = 3
+class DoesNotFit(ErnieLocalError, exit_code=3):
+    """Too large for the given memory or context, or this machine lacks what was asked for."""
 
 
-class ModelUnusable(ErnieLocalError):
-    """The model is missing, incomplete, corrupt, or of a kind this code does not run (4)."""
-
-    exit_code = 4
+class ModelUnusable(ErnieLocalError, exit_code=4):
+    """The model is missing, incomplete, corrupt, or of a kind this code does not run."""
 
 
-class InputUnreadable(ErnieLocalError):
-    """An image, document or text that cannot be read (5)."""
-
-    exit_code = 5
+class InputUnreadable(ErnieLocalError, exit_code=5):
+    """An image, document or text that cannot be read."""
 
 
-class OutOfMemory(ErnieLocalError):
-    """Memory ran out although it should have fitted (6)."""
-
-    exit_code = 6
+class OutOfMemory(ErnieLocalError, exit_code=6):
+    """Memory ran out although it should have fitted."""
 
 
-class NoAnswer(ErnieLocalError):
-    """The run ended without an answer (7)."""
-
-    exit_code = 7
+class NoAnswer(ErnieLocalError, exit_code=7):
+    """The run ended without an answer."""
 
 
-class Stopped(ErnieLocalError):
-    """Long work was stopped and can be resumed (75)."""
-
-    exit_code = 75
+class Stopped(ErnieLocalError, exit_code=75):
+    """Long work was stopped and can be resumed."""
 
 
-class Interrupted(ErnieLocalError):
-    """The user stopped work that cannot be resumed (130)."""
-
-    exit_code = 130
+class Interrupted(ErnieLocalError, exit_code=130):
+    """The user stopped work that cannot be resumed."""

@@ -34,6 +34,7 @@ _OTHER_FORMATS = {
     ".npz": "NumPy archives",
 }
 _AGAIN = "download the model again; a download that was stopped can go on with the same command"
+_BOTH_AGAIN = "download this file and the index again, both from the same revision"
 
 
 def read_stored_tensors(directory: Path) -> list[StoredTensor]:
@@ -105,7 +106,7 @@ def _check_agreement(
             raise ModelUnusable(
                 f"{directory / file_name} has no tensor {show(name)} among its {len(shards[file_name])}",
                 f"{INDEX_FILE} says that it lies there",
-                "download this file and the index again, both from the same revision",
+                _BOTH_AGAIN,
             )
     for file_name, shard in shards.items():
         for name in shard:
@@ -115,32 +116,24 @@ def _check_agreement(
                     f"{directory / file_name} holds the tensor {show(name)}, "
                     + (f"which also lies in {listed}" if listed else f"one of {len(shard)} there"),
                     f"{INDEX_FILE} lists it in {listed}" if listed else f"{INDEX_FILE} does not list it",
-                    "download this file and the index again, both from the same revision",
+                    _BOTH_AGAIN,
                 )
 
 
 def _nothing_found(directory: Path, present: list[str]) -> ModelUnusable:
-    what = f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}"
-    tensor_files = [name for name in present if name.endswith(".safetensors")]
-    if tensor_files:
-        return ModelUnusable(
-            what,
-            f"it has {len(tensor_files)} other safetensors files, the first is {show(tensor_files[0])}",
-            f"download {INDEX_FILE} too if these are shards, or rename the one file to {SINGLE_FILE}",
-        )
+    why = f"it has {len(present)} entries, none of them weights"
+    hint = "name the directory that holds the safetensors files, or download the model"
     for suffix, words in _OTHER_FORMATS.items():
-        found = [name for name in present if name.endswith(suffix)]
-        if found:
-            return ModelUnusable(
-                what,
-                f"it has {len(found)} {words} such as {show(found[0])}, and only safetensors files are read",
-                "download the safetensors files of the model, or convert with transformers' save_pretrained",
+        if found := [name for name in present if name.endswith(suffix)]:
+            why = f"it has {len(found)} {words} such as {show(found[0])}, and only safetensors files are read"
+            hint = (
+                "download the safetensors files of the model, or convert with transformers' save_pretrained"
             )
-    return ModelUnusable(
-        what,
-        f"it has {len(present)} entries, none of them weights",
-        "name the directory that holds the safetensors files, or download the model",
-    )
+            break
+    if found := [name for name in present if name.endswith(".safetensors")]:
+        why = f"it has {len(found)} other safetensors files, the first is {show(found[0])}"
+        hint = f"download {INDEX_FILE} too if these are shards, or rename the one file to {SINGLE_FILE}"
+    return ModelUnusable(f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}", why, hint)
 
 
 @dataclass(frozen=True, slots=True)

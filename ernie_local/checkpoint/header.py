@@ -67,9 +67,8 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
             f"{path} cannot be read", error.strerror or str(error), "check the path and its permissions"
         ) from error
     if len(raw) != length:
-        raise _broken(
-            path, f"has {len(raw)} bytes of a header of {length}", "the file became shorter meanwhile"
-        )
+        problem = f"has {len(raw)} bytes of a header of {length}"
+        raise _broken(path, problem, "the file became shorter meanwhile")
     entries = parse_json_object(raw, f"the header of {path}")
     data_start = 8 + length
     metadata = entries.pop("__metadata__", None)
@@ -90,17 +89,11 @@ def _checked_length(path: Path, start: bytes, file_bytes: int) -> int:
         raise _broken(path, f"has {file_bytes} bytes, a safetensors file has at least 8", "it was cut off")
     length = int.from_bytes(start[:8], "little")
     if length > file_bytes - 8:
-        raise _broken(
-            path,
-            f"claims a header of {length} bytes, but has {file_bytes} bytes in all",
-            "it was cut off, or is not a safetensors file",
-        )
+        problem = f"claims a header of {length} bytes, but has {file_bytes} bytes in all"
+        raise _broken(path, problem, "it was cut off, or is not a safetensors file")
     if length > LARGEST_HEADER:
-        raise _broken(
-            path,
-            f"claims a header of {format_bytes(length)}, the limit is {format_bytes(LARGEST_HEADER)}",
-            "no model has that many tensors",
-        )
+        problem = f"claims a header of {format_bytes(length)}, the limit is {format_bytes(LARGEST_HEADER)}"
+        raise _broken(path, problem, "no model has that many tensors")
     return length
 
 
@@ -118,12 +111,9 @@ def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> Store
     # Integers of Python do not overflow: the product of absurd sizes is just a large number.
     num_bytes = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != num_bytes:
-        raise _bad_entry(
-            path,
-            name,
-            f"takes {show(end - begin)} bytes by its offsets, but {show(num_bytes)} by its shape "
-            f"({', '.join(show(size) for size in shape)}) and dtype {dtype}",
-        )
+        sizes = ", ".join(show(size) for size in shape)
+        by_shape = f"{show(num_bytes)} by its shape ({sizes}) and dtype {dtype}"
+        raise _bad_entry(path, name, f"takes {show(end - begin)} bytes by its offsets, but {by_shape}")
     return StoredTensor(path, name, dtype, tuple(shape), data_start + begin, num_bytes)
 
 
@@ -134,29 +124,21 @@ def _are_sizes(values: object) -> TypeGuard[list[int]]:
 def _check_coverage(path: Path, tensors: list[StoredTensor], data_start: int, file_bytes: int) -> None:
     for tensor in tensors:
         if tensor.offset + tensor.num_bytes > file_bytes:
-            raise _broken(
-                path,
-                f"has {file_bytes} bytes, but tensor {show(tensor.name)} would end at byte "
-                f"{show(tensor.offset + tensor.num_bytes)}",
-                "the file was cut off while downloading or copying, or its header was damaged",
-            )
+            end = show(tensor.offset + tensor.num_bytes)
+            problem = f"has {file_bytes} bytes, but tensor {show(tensor.name)} would end at byte {end}"
+            why = "the file was cut off while downloading or copying, or its header was damaged"
+            raise _broken(path, problem, why)
     position, previous = data_start, "the header"
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.num_bytes)):
         if tensor.offset != position:
-            problem = "overlaps" if tensor.offset < position else "leaves a gap after"
-            raise _bad_entry(
-                path,
-                tensor.name,
-                f"begins at byte {show(tensor.offset)} of the file and {problem} {previous}, which ends at "
-                f"byte {show(position)}",
-            )
+            relation = "overlaps" if tensor.offset < position else "leaves a gap after"
+            where = f"begins at byte {show(tensor.offset)} of the file"
+            problem = f"{where} and {relation} {previous}, which ends at byte {show(position)}"
+            raise _bad_entry(path, tensor.name, problem)
         position, previous = tensor.offset + tensor.num_bytes, show(tensor.name)
     if position != file_bytes:
-        raise _broken(
-            path,
-            f"has {file_bytes} bytes, but its tensors end at byte {show(position)} with {previous}",
-            "bytes that belong to no tensor follow",
-        )
+        problem = f"has {file_bytes} bytes, but its tensors end at byte {show(position)} with {previous}"
+        raise _broken(path, problem, "bytes that belong to no tensor follow")
 
 
 def _bad_entry(path: Path, name: str, problem: str) -> ModelUnusable:

@@ -9,6 +9,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -130,12 +131,26 @@ class Checkpoint:
         self.close()
 
     def _read_elements(self, name: str, first: int, target: torch.Tensor) -> None:
-        """Fill `target` with elements from `first` on, in the file's order."""
-        source, head = self.accounts.sources[name], self.accounts.tied_head
-        for piece, start in _pieces(target):
-            self._fill(source, first + start, piece)
-        if name == "embed_tokens.weight" and head is not None:
-            self._compare_head(head, target, first)
+        """Fill `target` with elements from `first` on, in the file's order.
+
+        A tied head that the files hold too must be equal to the embedding.
+        """
+        source = self.accounts.sources[name]
+        head = self.accounts.tied_head if name == "embed_tokens.weight" else None
+        for piece, piece_start in _pieces(target):
+            start = first + piece_start
+            self._fill(source, start, piece)
+            if head is None:
+                continue
+            again = torch.empty_like(piece)
+            self._fill(replace(source, stored=head, offset=head.offset), start, again)
+            if not torch.equal(piece, again):
+                raise ModelUnusable(
+                    f"{head.path}: tensor {show(head.name)} differs from the embedding within elements "
+                    f"{start} to {start + piece.numel()}",
+                    "config.json has tie_word_embeddings true, which says that both are the same",
+                    "set tie_word_embeddings to false in config.json if the head was trained on its own",
+                )
 
     def _fill(self, source: TensorSource, start: int, piece: torch.Tensor) -> None:
         """Fill `piece` with elements of `source` from `start` on, in the file's order."""
@@ -148,21 +163,6 @@ class Checkpoint:
             self._read_bytes(source.stored, offset, staging)
             piece.copy_(staging)
         check_finite(source.stored, start, piece)
-
-    def _compare_head(self, head: StoredTensor, embedding: torch.Tensor, first: int) -> None:
-        """ModelUnusable if the head differs from `embedding`, which holds the elements from `first` on."""
-        source = TensorSource(head, tuple(embedding.shape), head.offset, head.num_bytes, transposed=False)
-        for piece, piece_start in _pieces(embedding):
-            start = first + piece_start
-            again = torch.empty_like(piece)
-            self._fill(source, start, again)
-            if not torch.equal(piece, again):
-                raise ModelUnusable(
-                    f"{head.path}: tensor {show(head.name)} differs from the embedding within elements "
-                    f"{start} to {start + piece.numel()}",
-                    "config.json has tie_word_embeddings true, which says that both are the same",
-                    "set tie_word_embeddings to false in config.json if the head was trained on its own",
-                )
 
     def _descriptor(self, path: Path) -> int:
         with self._opening:

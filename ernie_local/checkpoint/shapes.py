@@ -20,11 +20,8 @@ class ExpectedShapes:
     def __init__(self, config: ModelConfig) -> None:
         self._text, self._vision = config.text, config.vision
         self._single = _single_shapes(config)
-        attention = _attention_shapes(config.text)
-        dense = attention | _swiglu_shapes("mlp", config.text.hidden_size, config.text.intermediate_size)
-        moe = attention | _moe_shapes(config.text)
-        # Of each layer, without routed experts.
-        self._layers = [moe if has_experts else dense for has_experts in config.text.moe_layers]
+        by_kind = [_layer_shapes(config.text, has_experts=has_experts) for has_experts in (False, True)]
+        self._layers = [by_kind[has_experts] for has_experts in config.text.moe_layers]
         self._block = _block_shapes(config.vision)
 
     def names(self, *, with_experts: bool = True) -> Iterator[str]:
@@ -92,35 +89,29 @@ def _single_shapes(config: ModelConfig) -> dict[str, TensorShape]:
     return shapes
 
 
-def _attention_shapes(text: TextConfig) -> dict[str, TensorShape]:
+def _layer_shapes(text: TextConfig, *, has_experts: bool) -> dict[str, TensorShape]:
+    """Of one layer, without routed experts."""
+    hidden_size = text.hidden_size
     query_width = text.num_attention_heads * text.head_dim
     key_width = text.num_key_value_heads * text.head_dim
-    return {
-        "input_layernorm.weight": (text.hidden_size,),
-        "self_attn.q_proj.weight": (query_width, text.hidden_size),
-        "self_attn.k_proj.weight": (key_width, text.hidden_size),
-        "self_attn.v_proj.weight": (key_width, text.hidden_size),
-        "self_attn.o_proj.weight": (text.hidden_size, query_width),
-        "post_attention_layernorm.weight": (text.hidden_size,),
+    shapes: dict[str, TensorShape] = {
+        "input_layernorm.weight": (hidden_size,),
+        "self_attn.q_proj.weight": (query_width, hidden_size),
+        "self_attn.k_proj.weight": (key_width, hidden_size),
+        "self_attn.v_proj.weight": (key_width, hidden_size),
+        "self_attn.o_proj.weight": (hidden_size, query_width),
+        "post_attention_layernorm.weight": (hidden_size,),
     }
-
-
-def _moe_shapes(text: TextConfig) -> dict[str, TensorShape]:
-    shapes: dict[str, TensorShape] = {}
-    for bank in text.banks:
-        shapes[f"moe.{bank.name}_router.weight"] = (bank.num_experts, text.hidden_size)
+    for bank in text.banks if has_experts else ():
+        shapes[f"moe.{bank.name}_router.weight"] = (bank.num_experts, hidden_size)
         shapes[f"moe.{bank.name}_router.bias"] = (bank.num_experts,)
-    if text.num_shared_experts:
-        shapes |= _swiglu_shapes("moe.shared_experts", text.hidden_size, text.shared_expert_size)
+    mlp, inner_size = "mlp", text.intermediate_size
+    if has_experts:
+        mlp, inner_size = "moe.shared_experts", text.shared_expert_size
+    if inner_size:
+        shapes[f"{mlp}.gate_proj.weight"] = shapes[f"{mlp}.up_proj.weight"] = (inner_size, hidden_size)
+        shapes[f"{mlp}.down_proj.weight"] = (hidden_size, inner_size)
     return shapes
-
-
-def _swiglu_shapes(prefix: str, hidden_size: int, inner_size: int) -> dict[str, TensorShape]:
-    return {
-        f"{prefix}.gate_proj.weight": (inner_size, hidden_size),
-        f"{prefix}.up_proj.weight": (inner_size, hidden_size),
-        f"{prefix}.down_proj.weight": (hidden_size, inner_size),
-    }
 
 
 def _block_shapes(vision: VisionConfig) -> dict[str, TensorShape]:

@@ -15,7 +15,6 @@ from ernie_local.config.model import (
     TextConfig,
     VisionConfig,
     bank_per_modality,
-    one_bank,
 )
 from ernie_local.config.quantization import read_quantization
 from ernie_local.config.sections import (
@@ -70,9 +69,8 @@ def parse_hub(raw: Mapping[str, object], where: str) -> ModelConfig:
     keys.same_as("spatial_conv_size", vision.spatial_merge_size, "vision_config.spatial_merge_size")
     for key, published in _MEDIA.values():
         if not keys.has(key) and published >= text.vocab_size:
-            raise keys.refuse(
-                key, f"is missing, and the published id {published} is beyond vocab_size {text.vocab_size}"
-            )
+            problem = f"is missing, and the published id {published} is beyond vocab_size {text.vocab_size}"
+            raise keys.refuse(key, problem)
     media, tables = read_media(keys, _MEDIA), read_quantization(keys, text)
     bos, eos = keys.optional_id("bos_token_id"), keys.ids("eos_token_id")
     config = ModelConfig(text, vision, media, bos, eos, "hub", tables)
@@ -104,10 +102,10 @@ def _banks(keys: Keys) -> tuple[ExpertBank, ...]:
     if not isinstance(value, list | tuple):
         num_experts = keys.integer("moe_num_experts", high=LARGEST_COUNT)
         if isinstance(keys.value("moe_intermediate_size"), list | tuple):
-            raise keys.refuse(
-                "moe_num_experts", f"is {num_experts}, but moe_intermediate_size is a list with one per bank"
-            )
-        return one_bank(num_experts, keys.integer("moe_intermediate_size"))
+            problem = f"is {num_experts}, but moe_intermediate_size is a list with one per bank"
+            raise keys.refuse("moe_num_experts", problem)
+        expert_size = keys.integer("moe_intermediate_size")
+        return (ExpertBank("text", num_experts, expert_size, frozenset(MODALITIES)),)
     counts = keys.integers("moe_num_experts")
     if len(counts) != len(MODALITIES) or counts[0] > LARGEST_COUNT or len(set(counts)) > 1:
         raise keys.refuse(

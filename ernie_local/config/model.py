@@ -1,6 +1,6 @@
 """Describes a model: its banks of experts, sizes, rules and token ids.
 
-Only `bank_per_modality` and `one_bank` know how many banks there can be: all other code iterates over
+Only the readers of config.json know how many banks there can be: all other code iterates over
 `TextConfig.banks`.
 """
 
@@ -31,11 +31,6 @@ class ExpertBank:
     num_experts: int
     expert_size: int  # inner width of each expert
     serves: frozenset[Modality]
-
-
-def one_bank(num_experts: int, expert_size: int) -> tuple[ExpertBank, ...]:
-    """The bank of a model whose tokens all go to the same experts."""
-    return (ExpertBank("text", num_experts, expert_size, frozenset(MODALITIES)),)
 
 
 def bank_per_modality(num_experts: int, expert_sizes: tuple[int, ...]) -> tuple[ExpertBank, ...]:
@@ -135,11 +130,6 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     source_layout: ConfigLayout
     quantization: QuantizationConfig | None = None
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The first end token; None where config.json names none."""
-        return self.eos_token_ids[0] if self.eos_token_ids else None
 
     @property
     def has_packed_experts(self) -> bool:

@@ -62,9 +62,8 @@ def read_decoder(
     num_query, num_key_value, head_dim = _read_heads(keys, hidden_size, defaults)
     for bank in experts.banks:
         if experts.per_token > bank.num_experts:
-            raise keys.refuse(
-                "moe_k", f"is {experts.per_token}, but each bank has {bank.num_experts} experts"
-            )
+            problem = f"is {experts.per_token}, but each bank has {bank.num_experts} experts"
+            raise keys.refuse("moe_k", problem)
     return TextConfig(
         vocab_size=integer("vocab_size"),
         hidden_size=hidden_size,
@@ -103,9 +102,8 @@ def read_tower(
     hidden_size, num_heads = integer("hidden_size"), integer("num_heads")
     # Each head is cut into quarters, for rows and columns.
     if hidden_size % num_heads or hidden_size // num_heads % 4:
-        raise keys.refuse(
-            "num_heads", f"is {num_heads}, which does not cut hidden_size {hidden_size} into multiples of 4"
-        )
+        problem = f"is {num_heads}, which does not cut hidden_size {hidden_size} into multiples of 4"
+        raise keys.refuse("num_heads", problem)
     keys.same_as("head_dim", hidden_size // num_heads, "hidden_size / num_heads")
     tower = VisionConfig(
         depth=integer("depth", LARGEST_COUNT),
@@ -126,9 +124,8 @@ def read_tower(
 
 def read_media(keys: Keys, names: Mapping[str, tuple[str, int]]) -> MediaTokens:
     """The ids of image tokens. names: a layout's key and its default, by field."""
-    return MediaTokens(
-        **{field: keys.integer(key, default, low=0) for field, (key, default) in names.items()}
-    )
+    ids = {field: keys.integer(key, default, low=0) for field, (key, default) in names.items()}
+    return MediaTokens(**ids)
 
 
 def _read_heads(keys: Keys, hidden_size: int, defaults: Defaults) -> tuple[int, int, int]:
@@ -143,10 +140,8 @@ def _read_heads(keys: Keys, hidden_size: int, defaults: Defaults) -> tuple[int, 
         key_value = num_query
     num_key_value = keys.integer("num_key_value_heads", key_value)
     if num_query % num_key_value:
-        raise keys.refuse(
-            "num_key_value_heads",
-            f"is {num_key_value}, which does not divide num_attention_heads {num_query}",
-        )
+        problem = f"is {num_key_value}, which does not divide num_attention_heads {num_query}"
+        raise keys.refuse("num_key_value_heads", problem)
     head_dim = keys.integer("head_dim", hidden_size // num_query or None)
     if head_dim % 2:
         raise keys.refuse("head_dim", f"is {head_dim}, an even width is needed for the position encoding")
@@ -176,12 +171,10 @@ def read_rope(keys: Keys, default_theta: float | None, types: tuple[str, ...]) -
         section = (height, width, temporal)
     inner_frequencies, outer_frequencies = _frequencies(inner), _frequencies(keys)
     if None not in (inner_frequencies, outer_frequencies) and inner_frequencies != outer_frequencies:
-        raise keys.refuse(
-            "freq_allocation", f"is {outer_frequencies}, but {filled[0]} has {inner_frequencies}"
-        )
+        problem = f"is {outer_frequencies}, but {filled[0]} has {inner_frequencies}"
+        raise keys.refuse("freq_allocation", problem)
     inner.finish()
-    frequencies = inner_frequencies if inner_frequencies is not None else outer_frequencies
-    return RopeSettings(theta, section, frequencies)
+    return RopeSettings(theta, section, inner_frequencies or outer_frequencies)
 
 
 def _settle_section(
@@ -201,14 +194,11 @@ def _settle_section(
         section, origin = (rest, rest, temporal), f"follows from freq_allocation {temporal} as"
     height, width, temporal = section
     if head_dim % 2 or sum(section) != head_dim // 2:
-        raise keys.refuse(
-            "mrope_section",
-            f"{origin} {list(section)} with sum {sum(section)}, half of head_dim {head_dim} is due",
-        )
+        problem = f"{origin} {list(section)} with sum {sum(section)}, half of head_dim {head_dim} is due"
+        raise keys.refuse("mrope_section", problem)
     if height != width or temporal < 1 or height < 0:
-        raise keys.refuse(
-            "mrope_section", f"{origin} {list(section)}, equal height and width and a temporal part are due"
-        )
+        problem = f"{origin} {list(section)}, equal height and width and a temporal part are due"
+        raise keys.refuse("mrope_section", problem)
     if rope.temporal not in (None, temporal):
         raise keys.refuse("freq_allocation", f"is {rope.temporal}, but mrope_section has {temporal}")
     return section
@@ -223,18 +213,15 @@ def layers_from_types(keys: Keys, num_layers: int) -> tuple[bool, ...]:
 
     The list may be longer than the model, as when num_hidden_layers was lowered.
     """
-    if keys.has("mlp_layer_types"):
-        types = keys.sequence("mlp_layer_types")
+    layers, key = tuple(index > 0 for index in range(num_layers)), "mlp_layer_types"
+    if keys.has(key):
+        types = keys.sequence(key)
         if len(types) < num_layers:
-            raise keys.refuse("mlp_layer_types", f"has {len(types)} entries for {num_layers} layers")
+            raise keys.refuse(key, f"has {len(types)} entries for {num_layers} layers")
         for index, kind in enumerate(types):
             if kind not in ("dense", "sparse"):
-                raise keys.refuse(
-                    "mlp_layer_types", f"has {show(kind)} at {index}, only dense and sparse exist"
-                )
+                raise keys.refuse(key, f"has {show(kind)} at {index}, only dense and sparse exist")
         layers = tuple(kind == "sparse" for kind in types[:num_layers])
-    else:
-        layers = tuple(index > 0 for index in range(num_layers))
     _check_agreement(keys, layers)
     return layers
 

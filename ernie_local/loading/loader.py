@@ -69,7 +69,11 @@ def load_model(files: ModelFiles, options: LoadOptions) -> LoadedModel:
         choices.check(config, device, kv_dtype)
     with open_checkpoint(files.directory, config) as checkpoint:
         need = count_need(checkpoint, files.image_processor, config, demand, limits, paging)
-        placement = _place_experts(need, device, limits)
+        gpu = None
+        if demand.is_on_gpu:
+            gpu = AvailableMemory.of_gpu(torch.cuda.mem_get_info(device)[0], limits.vram)
+        ram = AvailableMemory.of_ram(limits.ram, limits.reserve, used=process_memory(), free=free_memory())
+        placement = place(need, ram, gpu)
         setup = _find_paging(placement, device, paging)
         recorder = choices.recorder(device)
         network = build_model(checkpoint, config, dtype, device, setup, recorder, choices.kernels)
@@ -173,15 +177,6 @@ def count_need(
         scratch_bytes=unpacking_room(config, demand.device, demand.gpu_kernels) if demand.is_on_gpu else 0,
         chunk_tokens=demand.chunk_tokens,
     )
-
-
-def _place_experts(need: MemoryNeed, device: torch.device, limits: MemoryLimits) -> Placement:
-    """Where experts go. DoesNotFit if even paging does not help."""
-    gpu = None
-    if device.type != "cpu":
-        gpu = AvailableMemory.of_gpu(torch.cuda.mem_get_info(device)[0], limits.vram)
-    ram = AvailableMemory.of_ram(limits.ram, limits.reserve, used=process_memory(), free=free_memory())
-    return place(need, ram, gpu)
 
 
 def _find_paging(placement: Placement, device: torch.device, options: PagingOptions) -> PagingSetup | None:

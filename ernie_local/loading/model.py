@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,6 +57,7 @@ class LoadedModel:
     ) -> None:
         """context_limit: most tokens, if the caller has set it."""
         self.network, self.files, self.settings = network, files, settings
+        self.directory = files.directory
         self.config: ModelConfig = network.config
         self.weight_bytes, self.load_seconds = weight_bytes, load_seconds
         self._context_limit = context_limit
@@ -76,11 +76,6 @@ class LoadedModel:
     def paging_notes(self) -> list[str]:
         """Lines about paging that a user should read; may be none."""
         return self.network.experts.describe()
-
-    @property
-    def directory(self) -> Path:
-        """Directory of the model."""
-        return self.files.directory
 
     @property
     def tokenizer(self) -> ErnieTokenizer:

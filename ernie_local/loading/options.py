@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -63,11 +64,8 @@ class LoadOptions:
         """The choices about paging; UsageError for an unknown rule."""
         name = defaults.miss_rule(self.misses, None)
         if name not in MISS_RULES:
-            raise UsageError(
-                f"{parameter('misses')} {name!r} is not one of {', '.join(MISS_RULES)}",
-                "these are the rules for experts that the GPU lacks",
-                f"use {parameter('misses', defaults.AUTO)}",
-            )
+            why = "these are the rules for experts that the GPU lacks"
+            raise _unknown("misses", name, MISS_RULES, why, defaults.AUTO)
         return PagingOptions(MISS_RULES[name], self.small_below)
 
 
@@ -108,11 +106,8 @@ def find_device(name: str | torch.device) -> torch.device:
             f"use {parameter('device', 'cpu')}: on an Apple computer both share one memory",
         )
     if device is None or device.type not in ("cpu", "cuda"):
-        raise UsageError(
-            f"{parameter('device')} {str(name)!r} is not one of cpu, cuda and cuda:N",
-            "the model runs on the processor or on a CUDA GPU",
-            f"use {parameter('device', 'cpu')}",
-        )
+        why = "the model runs on the processor or on a CUDA GPU"
+        raise _unknown("device", name, ("cpu", "cuda", "cuda:N"), why, "cpu")
     if device.type == "cuda":
         # Not earlier: this starts the CUDA driver, which takes time and memory.
         num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -130,11 +125,12 @@ def find_dtype(name: str | torch.dtype, argument: str, known: dict[str, torch.dt
     for known_name, dtype in known.items():
         if name in (known_name, dtype):
             return dtype
-    raise UsageError(
-        f"{parameter(argument)} {str(name)!r} is not one of {', '.join(known)}",
-        "only these are implemented and tested",
-        f"use {parameter(argument, next(iter(known)))}",
-    )
+    raise _unknown(argument, name, known, "only these are implemented and tested", next(iter(known)))
+
+
+def _unknown(argument: str, given: object, known: Iterable[str], why: str, best: str) -> UsageError:
+    what = f"{parameter(argument)} {str(given)!r} is not one of {', '.join(known)}"
+    return UsageError(what, why, f"use {parameter(argument, best)}")
 
 
 def find_bytes(size: str | int, name: str) -> int:
@@ -169,17 +165,11 @@ class GpuChoices:
     def of(kernels: str, graphs: str, device: torch.device) -> GpuChoices:
         """UsageError for unknown names, and for names other than auto on the CPU."""
         if kernels not in get_args(GpuKernels):
-            raise UsageError(
-                f"{parameter('gpu_kernels')} {kernels!r} is not one of {', '.join(get_args(GpuKernels))}",
-                "a GPU computes by Triton's kernels or by plain PyTorch",
-                "use auto",
-            )
+            why = "a GPU computes by Triton's kernels or by plain PyTorch"
+            raise _unknown("gpu_kernels", kernels, get_args(GpuKernels), why, defaults.AUTO)
         if graphs not in _CUDA_GRAPHS:
-            raise UsageError(
-                f"{parameter('cuda_graphs')} {graphs!r} is not {' or '.join(_CUDA_GRAPHS)}",
-                "a GPU's decode is recorded or not",
-                "use auto",
-            )
+            why = "a GPU's decode is recorded or not"
+            raise _unknown("cuda_graphs", graphs, _CUDA_GRAPHS, why, defaults.AUTO)
         if device.type == "cpu" and (kernels, graphs) != ("auto", "auto"):
             raise UsageError(
                 f"{parameter('gpu_kernels', kernels)} and {parameter('cuda_graphs', graphs)} on the CPU",

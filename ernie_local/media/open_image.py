@@ -82,9 +82,8 @@ def _open_object(source: Image.Image) -> OpenedImage:
 
 def _open_bytes(data: bytes, name: str, request: PageRequest | None, pdf_dpi: float) -> list[OpenedImage]:
     kind = sniff_format(data, name)
-    pages = (
-        render_pdf(data, name, request, pdf_dpi) if kind == "PDF" else decode_pages(data, kind, name, request)
-    )
+    is_pdf = kind == "PDF"
+    pages = render_pdf(data, name, request, pdf_dpi) if is_pdf else decode_pages(data, kind, name, request)
     return [
         OpenedImage(page.image, name if page.num_pages == 1 else f"{name}:{page.number}", page.notes)
         for page in pages
@@ -102,7 +101,7 @@ def _exists(text: str) -> bool:
 def _read_stdin(stdin: BinaryIO | None) -> bytes:
     if stdin is None:
         raise UsageError(
-            f"{STDIN_MARK!r} stands for standard input, which is not to be had here",
+            f"{STDIN_MARK!r} stands for standard input, which is not available here",
             "only the commands have a standard input to read an image from",
             "give the path, or the bytes themselves",
         )
@@ -126,7 +125,7 @@ def _read_file(path_text: str) -> bytes:
         raise InputUnreadable(
             f"{path_text}: no such file",
             f"nothing is at {path.absolute()}",
-            "check the spelling (pages are written invoice.pdf:1-3), and download images of the net first",
+            "check the spelling (pages are written invoice.pdf:1-3), and download images from the web first",
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -165,16 +164,11 @@ def _array_to_image(source: Any) -> Image.Image:
         )
     if array.ndim == 3 and array.shape[0] in _CHANNEL_COUNTS:
         array = array.transpose(1, 2, 0)  # (c, h, w) -> (h, w, c)
-    if (
-        array.ndim not in (2, 3)
-        or (array.ndim == 3 and array.shape[2] not in _CHANNEL_COUNTS)
-        or not array.size
-    ):
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in _CHANNEL_COUNTS or not array.size:
         raise InputUnreadable(
             f"an array of shape {tuple(array.shape)} is not an image",
             "(h, w), (h, w, c) and (c, h, w) are, with c 1, 3 or 4",
             "give the images of a batch one by one",
         )
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    return Image.fromarray(array)
+    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)

@@ -93,20 +93,13 @@ def _render_page(document: Any, number: int, name: str, dpi: float, notes: tuple
 def _unreadable(error: Any, num_bytes: int, name: str) -> InputUnreadable:
     import pypdfium2.raw
 
+    what = f"{name}: this PDF is cut off or damaged; {num_bytes:,} bytes were read"
+    why = f"the reader says: {error}"
+    hint = "download or copy it again, or open it in a viewer and print it to a new PDF"
     if error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD:
-        return InputUnreadable(
-            f"{name}: this PDF is encrypted",
-            "it opens with a password only",
-            "take the password off first: qpdf --decrypt --password=PASSWORD in.pdf out.pdf",
-        )
-    if error.err_code == pypdfium2.raw.FPDF_ERR_SECURITY:
-        return InputUnreadable(
-            f"{name}: this PDF is encrypted in a way that PDFium does not know",
-            f"the reader says: {error}",
-            "open it in the program it was made for and print it to a new PDF",
-        )
-    return InputUnreadable(
-        f"{name}: this PDF is cut off or damaged; {num_bytes:,} bytes were read",
-        f"the reader says: {error}",
-        "download or copy it again, or open it in a viewer and print it to a new PDF",
-    )
+        what, why = f"{name}: this PDF is encrypted", "it opens with a password only"
+        hint = "take the password off first: qpdf --decrypt --password=PASSWORD in.pdf out.pdf"
+    elif error.err_code == pypdfium2.raw.FPDF_ERR_SECURITY:
+        what = f"{name}: this PDF is encrypted in a way that PDFium does not know"
+        hint = "open it in the program it was made for and print it to a new PDF"
+    return InputUnreadable(what, why, hint)

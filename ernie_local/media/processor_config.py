@@ -154,7 +154,8 @@ class _Settings:
                 raise self.unusable("size", size, f"neither size.{native_key} nor {hub_key} is there")
             if native is not None and hub is not None and native != hub:
                 raise self.unusable(hub_key, hub, f"size.{native_key} says {show(native)}")
-            limits.append(self._positive(hub_key, hub if native is None else native, default))
+            value = hub if native is None else native
+            limits.append(_Settings({hub_key: value}, self.where).positive(hub_key, default))
         smallest, largest = limits
         ceiling = min(largest, _LARGEST_MIN_PIXELS)
         if smallest > ceiling:
@@ -164,7 +165,12 @@ class _Settings:
 
     def positive(self, key: str, default: int) -> int:
         """A whole number from 1 on."""
-        return self._positive(key, self.raw.get(key), default)
+        value = self.raw.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.unusable(key, value, "a whole number from 1 on is expected")
+        return value
 
     def number(self, key: str, default: float) -> float:
         """A number of at most _FAR either way."""
@@ -194,13 +200,6 @@ class _Settings:
         value = self.raw.get(key)
         if value is not None and value not in implemented:
             raise self.unusable(key, value, why)
-
-    def _positive(self, key: str, value: object, default: int) -> int:
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.unusable(key, value, "a whole number from 1 on is expected")
-        return value
 
     def _finite(self, key: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not -_FAR < value < _FAR:

@@ -123,7 +123,14 @@ class ChatTemplate:
             )
         if messages and messages[0].role == "system":
             system, messages = messages[0].text, messages[1:]
-        segments = self._opening(system, tools)
+        segments: list[Segment] = [Tag(BEGIN, required=True)]
+        if tools:
+            listed = json.dumps(list(tools), ensure_ascii=False)
+            segments += ["\n", Tag("<tool_list>"), f"\n{listed}\n", Tag("</tool_list>"), "\n"]
+        if system is None:
+            system = THINKING_SYSTEM if self.variant == "thinking" else ""
+        if system:
+            segments.append(f"{system}\n")
         num_images = 0
         for message in messages:
             if message.role == "assistant":
@@ -134,28 +141,14 @@ class ChatTemplate:
                 segments += _user_turn(message, num_images)
                 num_images += sum(isinstance(part, ImageSlot) for part in message.parts)
         if thinking is not None:
-            segments += self._assistant_opening(thinking)
+            newline = "\n" if self.variant == "thinking" else ""
+            segments += [f"\nAssistant: {newline}", Tag(THINK_OPEN)]
+            segments += [newline] if thinking else ["\n\n", Tag(THINK_CLOSE), "\n\n"]
         return segments
 
     def forced_close(self) -> list[Segment]:
         """What ends the reasoning from outside, so that the answer comes next."""
         return ["\n", Tag(THINK_CLOSE), "\n\n"]
-
-    def _opening(self, system: str | None, tools: Sequence[Mapping[str, object]]) -> list[Segment]:
-        segments: list[Segment] = [Tag(BEGIN, required=True)]
-        if tools:
-            listed = json.dumps(list(tools), ensure_ascii=False)
-            segments += ["\n", Tag("<tool_list>"), f"\n{listed}\n", Tag("</tool_list>"), "\n"]
-        if system is None:
-            system = THINKING_SYSTEM if self.variant == "thinking" else ""
-        if system:
-            segments.append(f"{system}\n")
-        return segments
-
-    def _assistant_opening(self, thinking: bool) -> list[Segment]:
-        newline = "\n" if self.variant == "thinking" else ""
-        opening: list[Segment] = [f"\nAssistant: {newline}", Tag(THINK_OPEN)]
-        return [*opening, newline] if thinking else [*opening, "\n\n", Tag(THINK_CLOSE), "\n\n"]
 
     def _assistant_turn(self, message: Message) -> list[Segment]:
         reasoning, answer = message.reasoning.strip("\n"), message.text.lstrip("\n")

@@ -256,7 +256,7 @@ def test_the_28b_config_that_transformers_writes_is_read(tmp_path: Path) -> None
     assert config.text.mrope_section == (22, 22, 20)
     assert config.text.moe_layers == (False, *[True] * 27)
     assert (config.text.shared_expert_size, config.vision.patch_values) == (3072, 588)
-    assert config.eos_token_id is None
+    assert config.eos_token_ids == ()
 
 
 def test_a_config_that_says_nothing_is_the_class_default_of_transformers() -> None:
