@@ -31,13 +31,12 @@ def written_whole(path: Path, what: str) -> Iterator[IO[bytes]]:
 
     ErnieLocalError, which calls the content `what`, if the file cannot be written.
     """
-    temporary: str | None = None
+    temporary: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+            temporary = Path(file.name)
             yield file.file
-        Path(temporary).replace(path)
-        temporary = None
+        temporary.replace(path)
     except OSError as error:
         raise ErnieLocalError(
             f"cannot write {what} to {path}",
@@ -46,4 +45,4 @@ def written_whole(path: Path, what: str) -> Iterator[IO[bytes]]:
         ) from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)

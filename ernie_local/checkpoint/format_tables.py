@@ -24,7 +24,6 @@ class FormatChoice:
 
 def format_tables(config: ModelConfig, choice: FormatChoice) -> QuantizationConfig:
     """Tables of all weights that `choice` covers. UsageError for an unknown format or an unsuitable width."""
-    _check_small_pages(choice)
     _check(choice, config)
     text, vision = config.text, config.vision
     matrices: dict[str, str] = {}
@@ -54,7 +53,9 @@ def format_tables(config: ModelConfig, choice: FormatChoice) -> QuantizationConf
 
 
 def _check(choice: FormatChoice, config: ModelConfig) -> None:
-    """UsageError for an unknown format, or a weight that is too narrow for its format."""
+    """UsageError for an unknown format, an unsuitable width, or small pages that are not smaller."""
+    if choice.small_experts is not None:
+        _check_small_pages(choice.small_experts, choice.experts)
     if choice.experts is not None and find_foreign(choice.experts) is None:
         for name in choice.experts.split("-", maxsplit=1):  # gate and up, and down
             find_format(name)
@@ -82,16 +83,14 @@ def _check(choice: FormatChoice, config: ModelConfig) -> None:
             )
 
 
-def _check_small_pages(choice: FormatChoice) -> None:
-    """UsageError unless a second page is in one of our formats, as the first is, and takes fewer bits."""
-    if choice.small_experts is None:
-        return
-    small = [find_format(name) for name in choice.small_experts.split("-", maxsplit=1)]
-    foreign = choice.experts is None or find_foreign(choice.experts) is not None
-    large = [] if foreign else [find_format(name) for name in str(choice.experts).split("-", maxsplit=1)]
-    if max(low_bit.bits for low_bit in small) >= min((low_bit.bits for low_bit in large), default=0):
+def _check_small_pages(small: str, experts: str | None) -> None:
+    """UsageError unless both are in our own formats and small pages take fewer bits."""
+    most = max(find_format(name).bits for name in small.split("-", maxsplit=1))
+    is_ours = experts is not None and find_foreign(experts) is None
+    large = [find_format(name).bits for name in str(experts).split("-", maxsplit=1)] if is_ours else [0]
+    if most >= min(large):
         raise UsageError(
-            f"small pages in {choice.small_experts} beside experts in {choice.experts}",
+            f"small pages in {small} beside experts in {experts}",
             "small pages exist to save bytes, so they need fewer bits, and both must be in our own formats",
             "use w2 beside w4 and one of the methods gptq, clip and rtn, or make no small pages",
         )

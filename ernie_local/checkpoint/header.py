@@ -27,8 +27,6 @@ ITEM_BYTES = {
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 LARGEST_SHARD = 4 * GIB
-_LONGEST_SHAPE = 8
-_DOWNLOAD = "download this file again, and compare its size with the one published"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +101,7 @@ def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> Store
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise _bad_entry(path, name, f"has the dtype {show(dtype)}, known are {', '.join(ITEM_BYTES)}")
-    if not _are_sizes(shape) or len(shape) > _LONGEST_SHAPE:
+    if not _are_sizes(shape) or len(shape) > 8:
         raise _bad_entry(path, name, "has a shape that is not a list of up to 8 sizes from 0 up")
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise _bad_entry(path, name, "has data_offsets that are not two numbers from 0 up")
@@ -146,7 +144,8 @@ def _bad_entry(path: Path, name: str, problem: str) -> ModelUnusable:
 
 
 def _broken(path: Path, problem: str, reason: str) -> ModelUnusable:
-    return ModelUnusable(f"{path}: {problem}", reason, _DOWNLOAD)
+    hint = "download this file again, and compare its size with the one published"
+    return ModelUnusable(f"{path}: {problem}", reason, hint)
 
 
 class FileTensor(Protocol):

@@ -18,7 +18,7 @@ import torch
 from ernie_local.checkpoint.files import read_stored_tensors
 from ernie_local.checkpoint.header import StoredTensor
 from ernie_local.checkpoint.index import Accounts, TensorSource, account
-from ernie_local.checkpoint.uncached_file import drop_cached
+from ernie_local.checkpoint.uncached_file import DOWNLOAD_AGAIN, drop_cached
 from ernie_local.config import ModelConfig
 from ernie_local.errors import ModelUnusable
 from ernie_local.strict_json import show
@@ -26,7 +26,6 @@ from ernie_local.strict_json import show
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Large enough for full speed, small enough to be in the cache when it is checked for NaN.
 _CHUNK_BYTES = 4 << 20
-_AGAIN = "download this file again, and compare its checksum with the one published"
 
 
 def open_checkpoint(directory: Path, config: ModelConfig) -> Checkpoint:
@@ -182,7 +181,7 @@ class Checkpoint:
                         f"{stored.path}: tensor {show(stored.name)} should reach byte "
                         f"{stored.offset + stored.num_bytes}, the file ends at byte {offset}",
                         "the file became shorter while it was read",
-                        _AGAIN,
+                        DOWNLOAD_AGAIN,
                     )
                 view, offset = view[count:], offset + count
         except OSError as error:
@@ -215,5 +214,5 @@ def check_finite(stored: StoredTensor, start: int, piece: torch.Tensor) -> None:
         f"{stored.path}: tensor {show(stored.name)} holds {float(piece.flatten()[position])} at element "
         f"{start + position} of its part of the model, the first of {len(bad)} there",
         "a weight that is not a finite number makes every answer useless",
-        _AGAIN,
+        DOWNLOAD_AGAIN,
     )

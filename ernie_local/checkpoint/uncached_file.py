@@ -15,7 +15,7 @@ from ernie_local.errors import ModelUnusable
 
 # Of offsets, sizes and addresses of direct reads; enough for all common file systems.
 ALIGNMENT = 4096
-_DAMAGED = "download this file again, and compare its checksum with the one published"
+DOWNLOAD_AGAIN = "download this file again, and compare its checksum with the one published"
 
 
 class UncachedFile:
@@ -52,7 +52,7 @@ class UncachedFile:
                     raise ModelUnusable(
                         f"{self.path}: {wanted} bytes at {start} were requested, the file ends at {offset}",
                         "the file became shorter while it was read",
-                        _DAMAGED,
+                        DOWNLOAD_AGAIN,
                     )
                 into, offset = into[count:], offset + count
                 # After a short read, the rest may not be aligned.

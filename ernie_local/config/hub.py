@@ -32,29 +32,25 @@ from ernie_local.config.sections import (
 _MEDIA = {"image": ("im_patch_id", 100295), "video": ("im_patch_id", 100295), **MEDIA_TAGS}
 # Switches of the published code, with the values that are implemented here. The router takes the softmax of
 # its scores, picks by score plus bias and divides by the sum of those picked. No token changes its bank.
+_ALWAYS_ON = """
+    use_rmsnorm use_temporal_conv rope_3d moe_norm_gate_logits moe_use_aux_free moe_use_hard_gate
+"""
+_ALWAYS_OFF = """
+    use_bias attention_bias use_sliding_window moe_use_token_type_bias moe_group_experts moe_num_attn_experts
+"""
 _IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "model_type": ("ernie4_5_moe_vl",),
     "hidden_act": ("silu",),
-    "use_bias": (False,),
-    "use_rmsnorm": (True,),
-    "use_temporal_conv": (True,),
-    "temporal_conv_size": (2,),
-    "rope_3d": (True,),
-    "compression_ratio": (1.0, 1),
     "moe_gate": ("topk",),
     "moe_gate_act": ("softmax",),
-    "moe_norm_gate_logits": (True,),
-    "moe_use_aux_free": (True,),
-    "moe_use_hard_gate": (True,),
-    "moe_use_token_type_bias": (False,),
-    "moe_group_experts": (False,),
-    "moe_num_attn_experts": (False,),
+    "temporal_conv_size": (2,),
+    "compression_ratio": (1.0, 1),
     "num_nextn_predict_layers": (0,),
     "add_tail_layers": (False, 0),
     "mm_vocab_size": (0,),
     "sliding_window": (),
-    "use_sliding_window": (False,),
-    "attention_bias": (False,),
+    **dict.fromkeys(_ALWAYS_ON.split(), (True,)),
+    **dict.fromkeys(_ALWAYS_OFF.split(), (False,)),
 }
 
 
@@ -108,10 +104,8 @@ def _banks(keys: Keys) -> tuple[ExpertBank, ...]:
         return (ExpertBank("text", num_experts, expert_size, frozenset(MODALITIES)),)
     counts = keys.integers("moe_num_experts")
     if len(counts) != len(MODALITIES) or counts[0] > LARGEST_COUNT or len(set(counts)) > 1:
-        raise keys.refuse(
-            "moe_num_experts",
-            f"is {list(counts)[:8]}; one number, or two equal ones, up to {LARGEST_COUNT} are implemented",
-        )
+        known = f"one number, or two equal ones, up to {LARGEST_COUNT} are implemented"
+        raise keys.refuse("moe_num_experts", f"is {list(counts)[:8]}; {known}")
     if counts[0] == 0:
         return ()
     sizes = keys.integers("moe_intermediate_size", length=len(MODALITIES), low=1)

@@ -62,7 +62,18 @@ def build_model(
     """
     model = build_without_experts(checkpoint, config, dtype, device, gpu_kernels)
     # Experts come last: they can do with less if a GPU turns out to be smaller than it reported.
-    experts = _build_experts(checkpoint, config, dtype, device, paging, gpu_kernels)
+    experts: ExpertProvider
+    if paging is not None:
+        plan = paging_plan(checkpoint, config, paging.options)
+        assert plan is not None, "only a model with experts is paged"
+        store = open_page_store(checkpoint, config, paging.options)
+        math_on = partial(expert_math, checkpoint, config, gpu_kernels=gpu_kernels)
+        experts = build_paged_experts(store, plan, math_on, paging)
+    elif config.has_packed_experts:
+        on_gpu = None if device.type == "cpu" else gpu_math(config, device, gpu_kernels)
+        experts = PackedExperts(_read_banks(checkpoint, config, device), on_gpu)
+    else:
+        experts = _read_plain_experts(checkpoint, config, dtype, device)
     model.attach(experts, recorder)
     return model
 
@@ -81,32 +92,6 @@ def build_without_experts(
     filler.place_packed(model, lambda _: True)
     filler.fill(model)
     return model.eval()
-
-
-def _build_experts(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    paging: PagingSetup | None,
-    gpu_kernels: str,
-) -> ExpertProvider:
-    if paging is not None:
-        plan = paging_plan(checkpoint, config, paging.options)
-        assert plan is not None, "only a model with experts is paged"
-        store = open_page_store(checkpoint, config, paging.options)
-        math_on = partial(expert_math, checkpoint, config, gpu_kernels=gpu_kernels)
-        return build_paged_experts(store, plan, math_on, paging)
-    if config.quantization is not None and config.quantization.experts:
-        on_gpu = None if device.type == "cpu" else gpu_math(config, device, gpu_kernels)
-        return PackedExperts(_read_banks(checkpoint, config, device), on_gpu)
-    resident = ResidentExperts(config.text, dtype, device)
-    for (layer_id, bank), weights in resident.banks.items():
-        for expert_id in range(config.text.bank(bank).num_experts):
-            for projection in PROJECTIONS:
-                name = f"experts.{layer_id}.{bank}.{expert_id}.{projection}"
-                _read_into(checkpoint, name, weights.projection(expert_id, projection))
-    return resident
 
 
 def build_embedder(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
@@ -229,6 +214,18 @@ class _Filler:
         host = place if place.is_cpu else torch.empty(place.shape, dtype=torch.uint8)
         self.checkpoint.read_packed(name, host)
         return host
+
+
+def _read_plain_experts(
+    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> ResidentExperts:
+    resident = ResidentExperts(config.text, dtype, device)
+    for (layer_id, bank), weights in resident.banks.items():
+        for expert_id in range(config.text.bank(bank).num_experts):
+            for projection in PROJECTIONS:
+                name = f"experts.{layer_id}.{bank}.{expert_id}.{projection}"
+                _read_into(checkpoint, name, weights.projection(expert_id, projection))
+    return resident
 
 
 def _read_banks(

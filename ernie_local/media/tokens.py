@@ -150,8 +150,14 @@ def _segments(
             yield TEXT, (0, 0, 0), left
             continue
         while left:
-            if media.image != media.video:
-                _check_kind(kind, grids[index][0], index)
+            num_frames = grids[index][0]
+            if media.image != media.video and (kind == VIDEO) != (num_frames > 1):
+                name = "video" if kind == VIDEO else "image"
+                raise UsageError(
+                    f"image {index + 1} has {num_frames} frames, but stands at {name} placeholders",
+                    "an image has 1 frame and image placeholders, a video has more and video placeholders",
+                    "give the images in the order of their placeholders",
+                )
             if lengths[index] > left:
                 raise UsageError(
                     f"image {index + 1} has {lengths[index]} tokens, but {left} placeholders in a row",
@@ -161,16 +167,6 @@ def _segments(
             yield kind, shapes[index], lengths[index]
             left -= lengths[index]
             index += 1
-
-
-def _check_kind(kind: int, num_frames: int, index: int) -> None:
-    if (kind == VIDEO) != (num_frames > 1):
-        name = {IMAGE: "image", VIDEO: "video"}[kind]
-        raise UsageError(
-            f"image {index + 1} has {num_frames} frames, but stands at {name} placeholders",
-            "an image has 1 frame and image placeholders, a video has more and video placeholders",
-            "give the images in the order of their placeholders",
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ longer conversation begin with those of a shorter one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -131,15 +132,14 @@ class ChatTemplate:
             system = THINKING_SYSTEM if self.variant == "thinking" else ""
         if system:
             segments.append(f"{system}\n")
-        num_images = 0
+        image_numbers = count(1)
         for message in messages:
             if message.role == "assistant":
                 segments += self._assistant_turn(message)
             elif message.role == "system":
                 segments.append(f"{message.text}\n")
             else:
-                segments += _user_turn(message, num_images)
-                num_images += sum(isinstance(part, ImageSlot) for part in message.parts)
+                segments += _user_turn(message, image_numbers)
         if thinking is not None:
             newline = "\n" if self.variant == "thinking" else ""
             segments += [f"\nAssistant: {newline}", Tag(THINK_OPEN)]
@@ -183,10 +183,10 @@ def encode_segments(tokenizer: ErnieTokenizer, segments: Iterable[Segment], medi
             tag_id = tokenizer.id_of(segment.text)
             if tag_id is None:
                 if segment.required:
-                    count = tokenizer.vocab_size
+                    size = tokenizer.vocab_size
                     raise ModelUnusable(
                         f"the tokenizer has no token {segment.text}",
-                        f"none of its {count} tokens is written so, and every conversation needs it",
+                        f"none of its {size} tokens is written so, and every conversation needs it",
                         "use tokenizer.model and tokenizer_config.json of the model's original repository",
                     )
                 text += segment.text
@@ -223,13 +223,11 @@ def check_variant(variant: str) -> Variant:
     )
 
 
-def _user_turn(message: Message, num_images_before: int) -> list[Segment]:
+def _user_turn(message: Message, image_numbers: Iterator[int]) -> list[Segment]:
     parts: list[Segment] = []
-    number = num_images_before
     for part in message.parts:
         if isinstance(part, ImageSlot):
-            number += 1
-            parts.append(f"Picture {number}:")
+            parts.append(f"Picture {next(image_numbers)}:")
         parts.append(part)
     if message.role == "tool":
         return ["User: \n", Tag("<tool_output>"), "\n", *parts, "\n", Tag("</tool_output>"), "\n"]

@@ -55,17 +55,15 @@ class ErnieTokenizer:
         self._bytes: dict[int, bytes] = {}
         self._ids: dict[str, int] = {}
         specials: set[int] = set()
-        for token_id, piece in enumerate(pieces):
-            self._bytes[token_id] = _piece_bytes(piece)
-            self._ids[piece.text] = token_id
-            if _is_special(piece):
-                specials.add(token_id)
         # A declared token replaces the piece with the same id, as in transformers.
-        for token in added:
-            self._bytes[token.token_id] = token.content.encode("utf-8")
-            self._ids[token.content] = token.token_id
-            if token.special:
-                specials.add(token.token_id)
+        for token_id, text, content, is_special in (
+            *((index, one.text, _piece_bytes(one), _is_special(one)) for index, one in enumerate(pieces)),
+            *((one.token_id, one.content, one.content.encode("utf-8"), one.special) for one in added),
+        ):
+            self._bytes[token_id] = content
+            self._ids[text] = token_id
+            if is_special:
+                specials.add(token_id)
         self.special_ids = frozenset(specials)
         self.vocab_size = max(self._bytes) + 1
         self._unknown_id: int = self._pieces.unk_id()
@@ -119,9 +117,9 @@ class ErnieTokenizer:
             ) from error
         pattern = self._split_all if allow_special else self._split_plain
         ids: list[int] = []
-        for part in pattern.split(text) if pattern else [text]:
-            # The pattern is one group, so the text is split into text, token, text, ...
-            if pattern and pattern.fullmatch(part):
+        for index, part in enumerate(pattern.split(text)):
+            # The pattern is one group, so the parts are text, token, text, ...
+            if index % 2:
                 ids.append(self._ids[part])
             elif part:
                 ids.extend(self._encode_plain(part, allow_special))
@@ -230,9 +228,10 @@ def _piece_bytes(piece: FilePiece) -> bytes:
     return piece.text.replace(_SPACE_MARK, " ").encode("utf-8")
 
 
-def _alternation(texts: Collection[str]) -> re.Pattern[str] | None:
+def _alternation(texts: Collection[str]) -> re.Pattern[str]:
+    """One group that matches any of these, the longest first."""
     longest_first = sorted(texts, key=len, reverse=True)
-    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def _broken(path: Path, why: str) -> ModelUnusable:
