@@ -40,6 +40,9 @@ class StoredTensor:
     offset: int  # of the first byte, from the start of the file
     num_bytes: int
 
+    def __str__(self) -> str:
+        return f"{self.path}: tensor {show(self.name)}"
+
 
 def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     """All tensors of the safetensors file `path` by name; ModelUnusable if it breaks any rule of the format.

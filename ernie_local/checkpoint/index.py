@@ -98,22 +98,20 @@ def _check_tensor(tensor: StoredTensor, parts: tuple[Part, ...], expected: Expec
     shapes = [expected.shape(part.name) for part in parts]
     if not shapes or shapes[0] is None:
         raise ModelUnusable(
-            f"{tensor.path}: tensor {show(tensor.name)} of shape {_shape_text(tensor.shape)} is one too many",
+            f"{tensor} of shape {_shape_text(tensor.shape)} is one too many",
             f"by config.json the model has {expected.describe()}, and no such tensor",
             _COMPARE,
         )
     wanted = _stored_shape(parts, shapes[0])
     if tensor.shape != wanted:
         raise ModelUnusable(
-            f"{tensor.path}: tensor {show(tensor.name)} has the shape {_shape_text(tensor.shape)}, "
-            f"expected {_shape_text(wanted)}",
+            f"{tensor} has the shape {_shape_text(tensor.shape)}, expected {_shape_text(wanted)}",
             "the expected shape follows from the sizes in config.json",
             _COMPARE,
         )
     if tensor.dtype not in WEIGHT_DTYPES:
         raise ModelUnusable(
-            f"{tensor.path}: tensor {show(tensor.name)} has the dtype {tensor.dtype}, "
-            f"expected one of {', '.join(WEIGHT_DTYPES)}",
+            f"{tensor} has the dtype {tensor.dtype}, expected one of {', '.join(WEIGHT_DTYPES)}",
             "weights are floating-point numbers; other types belong to quantized or damaged files",
             "use a checkpoint in bfloat16, float16 or float32",
         )
@@ -142,8 +140,8 @@ def _source(tensor: StoredTensor, part: Part, expected: ExpectedShapes) -> Tenso
 def _check_packed(tensor: StoredTensor, wanted: TensorShape) -> None:
     if tensor.shape != wanted or tensor.dtype != "U8":
         raise ModelUnusable(
-            f"{tensor.path}: tensor {show(tensor.name)} is {tensor.dtype} of shape "
-            f"{_shape_text(tensor.shape)}, expected U8 of shape {_shape_text(wanted)}",
+            f"{tensor} is {tensor.dtype} of shape {_shape_text(tensor.shape)}, "
+            f"expected U8 of shape {_shape_text(wanted)}",
             "the expected shape follows from the sizes and formats in config.json",
             _COMPARE,
         )
@@ -184,7 +182,7 @@ def _check_complete(
 
 def _packed_too(tensor: StoredTensor) -> ModelUnusable:
     return ModelUnusable(
-        f"{tensor.path}: tensor {show(tensor.name)} is there, and quantization_config says that it is packed",
+        f"{tensor} is there, and quantization_config says that it is packed",
         "the same weights must not be there twice",
         _COMPARE,
     )
@@ -192,7 +190,7 @@ def _packed_too(tensor: StoredTensor) -> ModelUnusable:
 
 def _double(tensor: StoredTensor, other: StoredTensor) -> ModelUnusable:
     return ModelUnusable(
-        f"{tensor.path}: tensor {show(tensor.name)} at byte {tensor.offset} is there twice, "
+        f"{tensor} at byte {tensor.offset} is there twice, "
         f"also as {show(other.name)} at byte {other.offset} of {other.path.name}",
         "both stand for the same weights of the model, and only one can be right",
         _COMPARE,

@@ -21,7 +21,6 @@ from ernie_local.checkpoint.index import Accounts, TensorSource, account
 from ernie_local.checkpoint.uncached_file import DOWNLOAD_AGAIN, drop_cached
 from ernie_local.config import ModelConfig
 from ernie_local.errors import ModelUnusable
-from ernie_local.strict_json import show
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Large enough for full speed, small enough to be in the cache when it is checked for NaN.
@@ -145,8 +144,7 @@ class Checkpoint:
             self._fill(replace(source, stored=head, offset=head.offset), start, again)
             if not torch.equal(piece, again):
                 raise ModelUnusable(
-                    f"{head.path}: tensor {show(head.name)} differs from the embedding within elements "
-                    f"{start} to {start + piece.numel()}",
+                    f"{head} differs from the embedding within elements {start} to {start + piece.numel()}",
                     "config.json has tie_word_embeddings true, which says that both are the same",
                     "set tie_word_embeddings to false in config.json if the head was trained on its own",
                 )
@@ -178,15 +176,15 @@ class Checkpoint:
                 count = os.preadv(descriptor, [view], offset)
                 if count == 0:
                     raise ModelUnusable(
-                        f"{stored.path}: tensor {show(stored.name)} should reach byte "
-                        f"{stored.offset + stored.num_bytes}, the file ends at byte {offset}",
+                        f"{stored} should reach byte {stored.offset + stored.num_bytes}, "
+                        f"the file ends at byte {offset}",
                         "the file became shorter while it was read",
                         DOWNLOAD_AGAIN,
                     )
                 view, offset = view[count:], offset + count
         except OSError as error:
             raise ModelUnusable(
-                f"{stored.path}: tensor {show(stored.name)} cannot be read at byte {offset}",
+                f"{stored} cannot be read at byte {offset}",
                 error.strerror or str(error),
                 "check the disk and its cable or network",
             ) from error
@@ -211,7 +209,7 @@ def check_finite(stored: StoredTensor, start: int, piece: torch.Tensor) -> None:
     bad = (~torch.isfinite(piece)).flatten().nonzero().flatten()
     position = int(bad[0])
     raise ModelUnusable(
-        f"{stored.path}: tensor {show(stored.name)} holds {float(piece.flatten()[position])} at element "
+        f"{stored} holds {float(piece.flatten()[position])} at element "
         f"{start + position} of its part of the model, the first of {len(bad)} there",
         "a weight that is not a finite number makes every answer useless",
         DOWNLOAD_AGAIN,
