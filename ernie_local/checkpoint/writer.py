@@ -39,9 +39,6 @@ class TensorEntry:
         return math.prod(self.shape) * ITEM_BYTES[self.code]
 
 
-Producer = Callable[[TensorEntry], Iterable[torch.Tensor]]
-
-
 class CheckpointFiles:
     """The files of a checkpoint in `directory`: one, or shards of at most `largest_shard` bytes and an index.
 
@@ -124,7 +121,10 @@ class CheckpointFiles:
 
 
 def write_checkpoint(
-    directory: Path, entries: Sequence[TensorEntry], produce: Producer, largest_shard: int = LARGEST_SHARD
+    directory: Path,
+    entries: Sequence[TensorEntry],
+    produce: Callable[[TensorEntry], Iterable[torch.Tensor]],
+    largest_shard: int = LARGEST_SHARD,
 ) -> None:
     """Write all of `entries` into `directory`.
 

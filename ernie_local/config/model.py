@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from ernie_local.config.quantization import QuantizationConfig
 
-ConfigLayout = Literal["hub", "native"]
 # The name of a bank, in tensor names and reports: the first modality that it serves. Decoding uses the bank
 # "text"; a bank "vision" is used by prompts with images alone.
 Bank = str
@@ -128,7 +127,7 @@ class ModelConfig:
     media: MediaTokens
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
-    source_layout: ConfigLayout
+    source_layout: Literal["hub", "native"]
     quantization: QuantizationConfig | None = None
 
     @property
