@@ -87,7 +87,7 @@ def _major(version: str) -> int:
 
 
 def _unusable(reason: str, facts: dict[str, object]) -> Outcome:
-    fix = "see whether `nvidia-smi` works; update the driver, or install a PyTorch built for it"
+    fix = "see whether the NVIDIA driver works; update it, or install a PyTorch built for it"
     return Outcome.slow(f"not used: {reason}", fix, facts)
 
 
