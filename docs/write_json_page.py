@@ -1,6 +1,7 @@
 """Writes docs/json.md and docs/json/*.schema.json from the results of the commands; `--check` compares them.
 
-A result is a dataclass; its docstring, and those under its fields, say what they mean.
+A result is a dataclass; its docstring says what it means, and so does a comment `#:` behind a field, or a
+docstring under it.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class Described:
-    """A field of a result: its type, and its docstring ("" for none)."""
+    """A field of a result: its type, and what it means ("" for none)."""
 
     hint: Any
     text: str
@@ -71,20 +72,21 @@ def described(kind: Any) -> Mapping[str, Described]:
     texts: dict[str, str] = {}
     for one in reversed(kind.__mro__[:-1]):
         if one.__module__ != "types":  # made by make_dataclass: texts are in the metadata
-            texts.update(_field_docstrings(one))
+            texts.update(_field_texts(one))
     texts |= {one.name: one.metadata["text"] for one in fields(kind) if "text" in one.metadata}
     return {one.name: Described(hints[one.name], texts.get(one.name, "")) for one in fields(kind)}
 
 
-def _field_docstrings(kind: type) -> Iterator[tuple[str, str]]:
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+def _field_texts(kind: type) -> Iterator[tuple[str, str]]:
+    source = textwrap.dedent(inspect.getsource(kind))
+    (node,) = ast.parse(source).body
     assert isinstance(node, ast.ClassDef)
-    for one, after in zip(node.body, node.body[1:], strict=False):
-        if (
-            isinstance(one, ast.AnnAssign)
-            and isinstance(one.target, ast.Name)
-            and isinstance(after, ast.Expr)
-        ):
+    for one, after in zip(node.body, [*node.body[1:], None], strict=True):
+        if not isinstance(one, ast.AnnAssign) or not isinstance(one.target, ast.Name):
+            continue
+        if comment := source.splitlines()[one.lineno - 1].partition("  #: ")[2]:
+            yield one.target.id, comment
+        elif isinstance(after, ast.Expr):
             assert isinstance(after.value, ast.Constant)
             yield one.target.id, " ".join(str(after.value.value).split())
 

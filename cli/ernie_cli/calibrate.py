@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from ernie_cli.calibration_samples import SampleOptions, check_samples, draw_sequences
-from ernie_cli.options import CommonOptions, Source, complete_path
-
-if TYPE_CHECKING:
-    from ernie_quant.measurements import Measurements
+from ernie_cli.console import Console
+from ernie_cli.options import CommonOptions, path_argument, source_argument
+from ernie_local.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions(SampleOptions, CommonOptions):
     """What was said on the command line."""
 
-    source: Source
-    out: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE", help="A new file, such as statistics.json.", autocompletion=complete_path
-        ),
-    ]
+    source: str = source_argument()
+    out: Path = path_argument(metavar="FILE", help="A new file, such as statistics.json.")
 
 
 @dataclass
@@ -34,30 +26,21 @@ class LayerObject:
     """What one layer loses when it is rounded: KL divergence at the answers, in nats per position."""
 
     layer: int
-    dense_divergence: float
-    """With its attention and its shared experts or MLP in w4."""
-    expert_divergence: float | None
-    """With its routed experts in w2; null in a dense layer."""
-    unvisited_text_experts: int
-    """Text experts that received no token."""
-    unvisited_vision_experts: int
-    """Vision experts that received no token."""
+    dense_divergence: float  #: With its attention and its shared experts or MLP in w4.
+    expert_divergence: float | None  #: With its routed experts in w2; null in a dense layer.
+    unvisited_text_experts: int  #: Text experts that received no token.
+    unvisited_vision_experts: int  #: Vision experts that received no token.
 
 
 @dataclass
 class CalibrateResult:
     """One object, whatever the end of the run."""
 
-    out: str | None = None
-    """The file, as given."""
-    tokens: dict[str, int] | None = None
-    """Number of tokens of the samples: `text` and `vision`."""
-    positions: int | None = None
-    """Positions whose next token belongs to an answer."""
-    layers: list[LayerObject] = field(default_factory=list)
-    """One for each layer."""
-    head_divergence: float | None = None
-    """The same with the head in w4."""
+    out: str | None = None  #: The file, as given.
+    tokens: dict[str, int] | None = None  #: Number of tokens of the samples: `text` and `vision`.
+    positions: int | None = None  #: Positions whose next token belongs to an answer.
+    layers: list[LayerObject] = field(default_factory=list)  #: One for each layer.
+    head_divergence: float | None = None  #: The same with the head in w4.
 
 
 def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
@@ -67,20 +50,14 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     through a rounded version. `quantize` measures by itself where no file is named; its samples must be the
     same.
     """
-    from ernie_cli.console import Console
     from ernie_cli.progress import UnitProgress
     from ernie_local.checkpoint.hub import resolve_model
-    from ernie_local.errors import UsageError
     from ernie_quant.probe import measurements_in
 
     console = Console(quiet=options.as_json)
     check_samples(options, "gptq")
     if options.out.exists():
-        raise UsageError(
-            f"{options.out} exists already",
-            "no file is overwritten",
-            "name another file",
-        )
+        raise UsageError(f"{options.out} exists already", "no file is overwritten", "name another file")
     directory = resolve_model(options.source)
     sequences = draw_sequences(directory, options, console)
     with UnitProgress(is_shown=not options.as_json) as progress:
@@ -89,22 +66,21 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     result.tokens = {str(bank): count for bank, count in measured.tokens.items()}
     result.positions = measured.positions
     result.head_divergence = measured.head_divergence
+    unvisited = Counter(key[:2] for key, visits in measured.visits.items() if visits == 0)
     result.layers = [
         LayerObject(
             layer_id,
             divergence,
             measured.expert_divergence.get(layer_id),
-            _unvisited(measured, layer_id, "text"),
-            _unvisited(measured, layer_id, "vision"),
+            unvisited[layer_id, "text"],
+            unvisited[layer_id, "vision"],
         )
         for layer_id, divergence in measured.dense_divergence.items()
     ]
-    if not options.as_json:
-        for line in calibration_lines(result, measured.probe_format):
-            console.answer(line + "\n")
+    console.show(_calibration_lines(result, measured.probe_format))
 
 
-def calibration_lines(result: CalibrateResult, probe_format: str) -> Iterator[str]:
+def _calibration_lines(result: CalibrateResult, probe_format: str) -> Iterator[str]:
     """A line for each layer: what rounding it costs at the answers, and how many experts saw no token."""
     tokens = result.tokens or {}
     counts = [f"{count:,} {bank} tokens" for bank, count in tokens.items()]
@@ -117,11 +93,3 @@ def calibration_lines(result: CalibrateResult, probe_format: str) -> Iterator[st
             unvisited = f"  text {one.unvisited_text_experts}, vision {one.unvisited_vision_experts}"
         yield f"{one.layer:>5}  {experts:>12}  {one.dense_divergence:>12.6f}{unvisited}"
     yield f" head  {'':>12}  {result.head_divergence:>12.6f}"
-
-
-def _unvisited(measured: Measurements, layer_id: int, bank: str) -> int:
-    return sum(
-        visits == 0
-        for (own_layer, own_bank, _), visits in measured.visits.items()
-        if (own_layer, own_bank) == (layer_id, bank)
-    )

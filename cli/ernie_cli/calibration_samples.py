@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-import typer
-
-from ernie_cli.options import Seed, complete_path
+from ernie_cli.console import Console
+from ernie_cli.options import FamilyName, file_option, option, seed_option
+from ernie_local.errors import DoesNotFit, UsageError
 
 if TYPE_CHECKING:
     from ernie_calibration.sample import Sample
-    from ernie_cli.console import Console
     from ernie_quant.probe import AnsweredSequence
 
 
@@ -24,28 +23,21 @@ if TYPE_CHECKING:
 class SampleOptions:
     """What to calibrate on: samples of the folder first, then generated ones."""
 
-    samples: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Number of generated documents, charts and texts.")
-    ] = 300
-    seed: Seed = 0
-    family: Annotated[
-        Literal["all", "images", "documents", "charts", "texts"],
-        typer.Option(help="Kind of generated samples. nano reads small images only."),
-    ] = "all"
-    calib: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Also calibrate on the images of DIR, with .txt or .json answers of the same names.",
-            autocompletion=complete_path,
-        ),
-    ] = None
+    samples: int = option(
+        default=300, metavar="N", min=0, help="Number of generated documents, charts and texts."
+    )
+    seed: int = seed_option()
+    family: Literal["all", FamilyName] = option(
+        default="all", help="Kind of generated samples. nano reads small images only."
+    )
+    calib: Path | None = file_option(
+        metavar="DIR",
+        help="Also calibrate on the images of DIR, with .txt or .json answers of the same names.",
+    )
 
 
 def check_samples(options: SampleOptions, method: str) -> None:
     """UsageError for samples that would not be read, or none where they are needed; costs nothing."""
-    from ernie_local.errors import UsageError
-
     if method != "gptq" and options.calib is not None:
         raise UsageError(
             f"--calib {options.calib} with --method {method}",
@@ -67,7 +59,6 @@ def draw_sequences(model: Path, options: SampleOptions, console: Console) -> lis
     """
     from ernie_calibration.sequences import SampleEncoder
     from ernie_local.config import read_config
-    from ernie_local.errors import DoesNotFit
 
     encoder = SampleEncoder.of_model(model)
     context = read_config(model).text.max_position_embeddings

@@ -1,15 +1,18 @@
-"""Writes what a person sees: the answer to stdout, everything else to stderr."""
+"""Writes what a person sees: the answer to stdout, everything else to stderr; and lets Ctrl-C stop softly."""
 
 from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from types import FrameType
+from typing import Any, TextIO
 
+from ernie_cli.failures import spell_options
 from ernie_cli.settings import terminal_is_plain
 
 _STYLES = {"plain": "", "dim": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[1;31m"}
@@ -30,20 +33,27 @@ class Console:
         stderr: TextIO | None = None,
         *,
         quiet: bool = False,
-        environment: Mapping[str, str] | None = None,
+        shows_result: bool | None = None,
     ) -> None:
-        """`quiet` drops notes but neither warnings nor errors; the streams default to the process's own."""
+        """`quiet` drops notes, but neither warnings nor errors, and results if `shows_result` does not say
+        otherwise; the streams default to the process's own."""
         self._stdout = sys.stdout if stdout is None else stdout
         self._stderr = sys.stderr if stderr is None else stderr
         self._quiet = quiet
-        variables = os.environ if environment is None else environment
-        no_color = bool(variables.get("NO_COLOR")) or terminal_is_plain(variables)
+        self._shows_result = not quiet if shows_result is None else shows_result
+        no_color = bool(os.environ.get("NO_COLOR")) or terminal_is_plain()
         self._colored = self._stderr.isatty() and not no_color
         self._open_line: TextIO | None = None
 
     def answer(self, text: str) -> None:
         """A piece of the answer on stdout, shown at once."""
         self._write(self._stdout, text)
+
+    def show(self, lines: Iterable[str]) -> None:
+        """Lines of a result on stdout, unless the object of --json is printed in their place."""
+        if self._shows_result:
+            for line in lines:
+                self.answer(line + "\n")
 
     def thought(self, text: str) -> None:
         """A piece of the reasoning on stderr, dimmed where the terminal can."""
@@ -65,8 +75,6 @@ class Console:
     @contextmanager
     def telling_warnings(self) -> Iterator[None]:
         """Meanwhile, what the runtime warns of is told as by `warn`."""
-        from ernie_cli.failures import spell_options
-
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: self.warn(spell_options(str(message)))
             yield
@@ -100,6 +108,28 @@ class Console:
         stream.write(shown)
         stream.flush()
         self._open_line = None if text.endswith("\n") else stream
+
+
+@contextmanager
+def stop_requests(on_stop: Callable[[], None], *signals: signal.Signals) -> Iterator[None]:
+    """Inside, the first of each of these signals calls `on_stop`; a second one acts as before.
+
+    A signal that the process was started to ignore, as SIGINT is in the background, stays ignored.
+    """
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in signals}
+
+    def ask_to_stop(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, before[number])
+        on_stop()
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, ask_to_stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def forgive_encodings() -> None:

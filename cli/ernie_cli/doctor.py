@@ -5,14 +5,17 @@ What is checked belongs to ernie_local.doctor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from ernie_cli.console import Console
 from ernie_cli.options import CommonOptions, file_option, model_argument
+from ernie_cli.settings import ISA_VARIABLE, forced_instruction_set, profile_path
+from ernie_local.errors import DoesNotFit
 
 if TYPE_CHECKING:
     from ernie_cli.doctor_result import DoctorResult
@@ -25,19 +28,15 @@ _SLOW_EXIT_CODE = 1
 class DoctorOptions(CommonOptions):
     """What was said on the command line."""
 
-    model: Annotated[
-        str | None,
-        model_argument(
-            "Also check the files and the disk of this model: a directory, or nano.", show_default=False
-        ),
-    ] = None
-    bundle: Annotated[
-        Path | None,
-        file_option(
-            help_text="Write the findings to FILE, a zip to send to others. It holds no paths, no names of "
-            "people or machines, and nothing of the environment."
-        ),
-    ] = None
+    model: str | None = model_argument(
+        default=None,
+        show_default=False,
+        help="Also check the files and the disk of this model: a directory, or nano.",
+    )
+    bundle: Path | None = file_option(
+        help="Write the findings to FILE, a zip to send to others. It holds no paths, no names of people or "
+        "machines, and nothing of the environment."
+    )
 
 
 def doctor(options: DoctorOptions, result: DoctorResult) -> None:
@@ -49,11 +48,9 @@ def doctor(options: DoctorOptions, result: DoctorResult) -> None:
     import tempfile
 
     from ernie_cli import doctor_bundle
-    from ernie_cli.console import Console
-    from ernie_cli.settings import ISA_VARIABLE, forced_instruction_set, profile_path
-    from ernie_local.doctor import Subject, examine, worst_verdict
+    from ernie_local.doctor import Subject, examine
 
-    console = Console()
+    console = Console(shows_result=not options.as_json)
     if options.bundle is not None:
         doctor_bundle.check_path(options.bundle)
     subject = Subject(options.model, Path(tempfile.gettempdir()), profile_path())
@@ -61,31 +58,23 @@ def doctor(options: DoctorOptions, result: DoctorResult) -> None:
     findings: list[Diagnosis] = []
     for finding in examine(ISA_VARIABLE, isa_is_forced=is_forced, subject=subject):
         findings.append(finding)
-        for line in finding_lines(finding):
-            if options.as_json:
-                console.say(line)
-            else:
-                console.answer(line + "\n")
+        lines = [f"{finding.name:<10}  {finding.verdict:<5}  {finding.text}"]
+        if finding.fix is not None:
+            lines.append(f"{'':<10}  {'fix':<5}  {finding.fix}")
+        for line in lines if options.as_json else ():
+            console.say(line)
+        console.show(lines)
         result.update(findings)
     if options.bundle is not None:
-        doctor_bundle.write_bundle(options.bundle, findings, subject)
+        doctor_bundle.write_bundle(options.bundle, result, subject)
         console.note(f"written to {options.bundle}")
-    raise_for_failing(findings)
-    if worst_verdict(findings) == "slow":
+    _raise_for_failing(findings)
+    if result.verdict == "slow":
         raise typer.Exit(_SLOW_EXIT_CODE)
 
 
-def finding_lines(finding: Diagnosis) -> Iterator[str]:
-    """The finding for people: what was found, then how to fix it."""
-    yield f"{finding.name:<10}  {finding.verdict:<5}  {finding.text}"
-    if finding.fix is not None:
-        yield f"{'':<10}  {'fix':<5}  {finding.fix}"
-
-
-def raise_for_failing(findings: Sequence[Diagnosis]) -> None:
+def _raise_for_failing(findings: Sequence[Diagnosis]) -> None:
     """Raise DoesNotFit if a check fails, with the reason and the fix of the first one."""
-    from ernie_local.errors import DoesNotFit
-
     failing = [finding for finding in findings if finding.verdict == "fails"]
     if failing:
         raise DoesNotFit(

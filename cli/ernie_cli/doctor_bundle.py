@@ -11,18 +11,19 @@ import json
 import platform
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ernie_cli.doctor_result import DoctorResult
 from ernie_cli.json_object import finished
+from ernie_local.doctor import Subject
 from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.files import written_whole
-
-if TYPE_CHECKING:
-    from ernie_local.doctor import Diagnosis, Subject
+from ernie_local.planner.profile import profile_to_json, read_profile
 
 # A path ends at these; one with a blank in it must be known by name.
 _REST = r"[^\s,;:()'\"`]"
@@ -49,13 +50,11 @@ def check_path(path: Path) -> None:
         )
 
 
-def write_bundle(path: Path, findings: Sequence[Diagnosis], subject: Subject) -> None:
+def write_bundle(path: Path, result: DoctorResult, subject: Subject) -> None:
     """Write the zip, whole or not at all: doctor.json, packages.json, platform.json and machine.json."""
-    private = list(_private_names(findings, subject))
-    result = DoctorResult()
-    result.update(findings)
+    private = _private_names(result, subject)
     shown = {**finished("doctor", result, None), "ok": result.verdict != "fails"}
-    members: dict[str, object] = {
+    members = {
         "doctor.json": shown,
         "packages.json": _packages(),
         "platform.json": _platform(),
@@ -69,9 +68,8 @@ def write_bundle(path: Path, findings: Sequence[Diagnosis], subject: Subject) ->
             zipped.writestr(name, json.dumps(without(value, private), indent=1, allow_nan=False) + "\n")
 
 
-def without(value: object, private: Iterable[str]) -> object:
+def without(value: object, private: Sequence[str]) -> object:
     """`value`, of JSON, with all paths and all these names taken out of its texts."""
-    private = list(private)
     if isinstance(value, Mapping):
         return {name: without(one, private) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -83,50 +81,30 @@ def without(value: object, private: Iterable[str]) -> object:
     return _PATH.sub(_PRIVATE, value)
 
 
-def _private_names(findings: Sequence[Diagnosis], subject: Subject) -> Iterator[str]:
+def _private_names(result: DoctorResult, subject: Subject) -> list[str]:
     names = [str(Path.home()), str(Path.cwd()), str(subject.temporary_folder), str(subject.profile_path)]
-    names += [platform.node(), platform.node().partition(".")[0], Path.home().name, _user()]
+    names += [platform.node(), platform.node().partition(".")[0], Path.home().name]
     if subject.model is not None and subject.model != "nano":
         path = Path(subject.model).expanduser()
         names += [subject.model, str(path), str(path.resolve()), path.name]
-    for finding in findings:
-        if finding.name == "gpu":
-            names += _program_names(finding.facts)
-    for name in names:
-        if len(name) >= _SHORTEST_NAME:
-            yield name
-
-
-def _program_names(facts: Mapping[str, object]) -> list[str]:
-    gpus = facts.get("gpus")
-    assert isinstance(gpus, list)
-    return [process["name"] for gpu in gpus for process in gpu["processes"]]
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container's user without a name
-        return ""
+    with suppress(OSError, KeyError, ImportError):  # a container's user without a name
+        names.append(getpass.getuser())
+    facts: Any = {check.name: check.facts for check in result.checks}
+    if "gpu" in facts:
+        names += [process["name"] for gpu in facts["gpu"]["gpus"] for process in gpu["processes"]]
+    return [name for name in names if len(name) >= _SHORTEST_NAME]
 
 
 def _packages() -> dict[str, str | None]:
-    """Versions of what ernie-local depends on, and of nothing else."""
-    try:
+    """Versions of what ernie-local depends on, and of nothing else; None for what is not installed."""
+    required: list[str] = []
+    with suppress(metadata.PackageNotFoundError):  # a clone that is not installed
         required = metadata.requires("ernie-local") or []
-    except metadata.PackageNotFoundError:  # a clone that is not installed
-        required = []
-    names = {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required} | {
-        "ernie-local",
-        "triton",
-        "torch",
-    }
-    versions: dict[str, str | None] = {}
-    for name in sorted(names):
-        try:
+    names = {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required}
+    versions: dict[str, str | None] = dict.fromkeys(sorted(names | {"ernie-local", "triton", "torch"}))
+    for name in versions:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return versions
 
 
@@ -143,16 +121,12 @@ def _platform() -> dict[str, str]:
 
 def _profile(subject: Subject) -> dict[str, object] | None:
     """Without the name of the model that was measured; None where there is no profile that can be read."""
-    from ernie_local.planner.profile import profile_to_json, read_profile
-
     try:
         profile = read_profile(subject.profile_path)
     except InputUnreadable:
         return None  # the findings say so
     if profile is None:
         return None
-    fields = profile_to_json(profile)
-    model = fields["model"]
-    if isinstance(model, dict):
-        model["name"] = "a model"
-    return fields
+    if profile.model is not None:
+        profile = replace(profile, model=replace(profile.model, name="a model"))
+    return profile_to_json(profile)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ernie_cli.json_object import fill_result
+
 if TYPE_CHECKING:
     from ernie_local.doctor import Diagnosis
 
@@ -51,14 +53,13 @@ class DoctorResult:
         from ernie_local.doctor import worst_verdict
 
         self.verdict = worst_verdict(findings)
-        self.checks = [
-            CheckObject(one.name, one.verdict, one.text, one.fix, dict(one.facts)) for one in findings
-        ]
+        self.checks = [fill_result(CheckObject, one) for one in findings]
 
 
-def _object(title: str, text: str, /, **keys: tuple[Any, str]) -> Any:
-    """A dataclass of these keys, each with its type and what it means."""
-    columns = [(key, hint, field(metadata={"text": meaning})) for key, (hint, meaning) in keys.items()]
+def _object(title: str, text: str, /, **keys: Any) -> Any:
+    """A dataclass of these keys, each with its type, or with its type and what it means."""
+    pairs = {key: value if isinstance(value, tuple) else (value, "") for key, value in keys.items()}
+    columns = [(key, hint, field(metadata={"text": meaning})) for key, (hint, meaning) in pairs.items()]
     return make_dataclass(title, columns, namespace={"__doc__": text})
 
 
@@ -69,31 +70,29 @@ def _list_of(kind: Any) -> Any:
 _Build = _object(
     "BuildObject",
     "All null without it.",
-    version=(str | None, ""),
-    build_type=(str | None, ""),
-    compiler=(str | None, ""),
-    nanobind=(str | None, ""),
-    python=(str | None, ""),
+    version=str | None,
+    build_type=str | None,
+    compiler=str | None,
+    nanobind=str | None,
+    python=str | None,
 )
 _InstructionSet = _object(
     "InstructionSetObject",
     "",
-    name=(str, ""),
+    name=str,
     is_built=(bool, "Whether its kernels are in the module."),
     lacking=(list[str], "Features that the processor or its operating system does not offer."),
 )
-_Difference = _object(
-    "DifferenceObject", "", instruction_set=(str, ""), largest_difference=(float | None, "")
-)
-_CudaDevice = _object("CudaDeviceObject", "", name=(str, ""), total_bytes=(int, ""))
-_Process = _object("ProcessObject", "", name=(str, ""), bytes=(int | None, ""))
+_Difference = _object("DifferenceObject", "", instruction_set=str, largest_difference=float | None)
+_CudaDevice = _object("CudaDeviceObject", "", name=str, total_bytes=int)
+_Process = _object("ProcessObject", "", name=str, bytes=int | None)
 _Gpu = _object(
     "GpuObject",
     "",
-    name=(str, ""),
-    compute_capability=(str | None, ""),
-    total_bytes=(int | None, ""),
-    free_bytes=(int | None, ""),
+    name=str,
+    compute_capability=str | None,
+    total_bytes=int | None,
+    free_bytes=int | None,
     processes=(_list_of(_Process), "Programs that hold some of its memory."),
 )
 
@@ -111,15 +110,15 @@ FACTS: Mapping[str, Any] = {
         "MemoryFacts",
         "RAM.",
         free_bytes=(int, "Without swapping."),
-        total_bytes=(int, ""),
+        total_bytes=int,
         is_limited=(bool, "Whether a container allows less than the machine has free."),
-        swap_total_bytes=(int, ""),
-        swap_used_bytes=(int, ""),
+        swap_total_bytes=int,
+        swap_used_bytes=int,
     ),
     "kernels": _object(
         "KernelsFacts",
         "The compiled module.",
-        present=(bool, ""),
+        present=bool,
         reason=(str | None, "Why it is not there."),
         build=(_Build, "How it was built."),
     ),
@@ -144,14 +143,10 @@ FACTS: Mapping[str, Any] = {
         "What PyTorch says.",
         built_for=(str | None, "Version of CUDA."),
         driver=(str | None, "Version of the driver."),
-        is_available=(bool, ""),
-        devices=(_list_of(_CudaDevice), ""),
+        is_available=bool,
+        devices=_list_of(_CudaDevice),
     ),
-    "gpu": _object(
-        "GpuFacts",
-        "What the driver says; what it does not tell is null.",
-        gpus=(_list_of(_Gpu), ""),
-    ),
+    "gpu": _object("GpuFacts", "What the driver says; what it does not tell is null.", gpus=_list_of(_Gpu)),
     "triton": _object(
         "TritonFacts",
         "Triton.",
@@ -188,40 +183,40 @@ FACTS: Mapping[str, Any] = {
         "SystemFacts",
         "The operating system.",
         platform=(str, "As Python names it."),
-        is_wsl=(bool, ""),
+        is_wsl=bool,
         driver_model=(str | None, "Of a GPU on Windows: `WDDM` or `TCC`."),
         spills=(bool, "Whether a full GPU silently continues in RAM."),
     ),
     "battery": _object(
         "BatteryFacts",
         "The battery; null where it is not known.",
-        present=(bool | None, ""),
-        power_plugged=(bool | None, ""),
+        present=bool | None,
+        power_plugged=bool | None,
     ),
     "checkpoint": _object(
         "CheckpointFacts",
         "With MODEL: its files.",
         complete=(bool, "Judged by config, headers, sizes and tokenizer."),
         bytes=(int | None, "Of its weight files."),
-        tensors=(int | None, ""),
-        files=(int | None, ""),
+        tensors=int | None,
+        files=int | None,
     ),
     "disk": _object(
         "DiskFacts",
         "The disk, read in pages of experts.",
         of_model=(bool, "Whether the model's largest file was read, else a temporary file of 48 MiB."),
-        kind=(Literal["solid", "rotating", "network", "memory", "unknown"], ""),
-        file_system=(str | None, ""),
-        free_bytes=(int | None, ""),
+        kind=Literal["solid", "rotating", "network", "memory", "unknown"],
+        file_system=str | None,
+        free_bytes=int | None,
         page_bytes=(int, "Of a page that was read."),
-        bytes_per_second=(float | None, ""),
+        bytes_per_second=float | None,
         is_direct=(bool | None, "Whether the reads went past the system's cache."),
     ),
     "profile": _object(
         "ProfileFacts",
         "What `ernie-local bench` stored.",
-        present=(bool, ""),
-        date=(str | None, ""),
+        present=bool,
+        date=str | None,
         difference=(str | None, "Between its hardware and this machine's; null where it can be used."),
     ),
 }

@@ -9,71 +9,59 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
-import typer
-
+from ernie_cli.console import Console
 from ernie_cli.options import (
     CommonOptions,
     ComputeOptions,
-    Seed,
-    complete_model,
+    FamilyName,
     file_option,
     model_argument,
+    option,
+    seed_option,
 )
+from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
-    from ernie_cli.console import Console
     from ernie_cli.eval_result import EvalResult
     from ernie_quant.evaluation.candidate import Candidate
-    from ernie_quant.evaluation.run import EvaluationJob
     from ernie_quant.evaluation.run import Result as Evaluated
     from ernie_quant.evaluation.summary import Estimate, Summary
 
-FamilyName = Literal["images", "documents", "charts", "texts"]
 _NAME_WIDTH = 18
 _COLUMNS = f"{{:<{_NAME_WIDTH}}} {{:>10}} {{:>6}} {{:>8}} {{:>7}} {{:>9}} {{:>7}} {{:>7}}"
 _TASK_COLUMNS = "  {:<18} {:>6} {:>9} {:>8} {:>7}  {:<8} {:>7} {:>7}"
 _LAYER_COLUMNS = "  {:>5} {:>7} {:>7}"
-_FAMILIES: tuple[FamilyName, ...] = ("images", "documents", "charts", "texts")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(ComputeOptions, CommonOptions):
     """What was said on the command line."""
 
-    reference: Annotated[
-        str,
-        model_argument("The unquantized model: a directory, hf:org/name, or nano.", metavar="REFERENCE"),
-    ]
-    checkpoints: Annotated[
-        tuple[str, ...],
-        typer.Argument(
-            metavar="CHECKPOINT...", help="One or more models made from it.", autocompletion=complete_model
-        ),
-    ]
-    samples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Held-out samples, which calibration never uses.")
-    ] = 200
-    seed: Seed = 0
-    family: Annotated[
-        Literal["images", "documents", "charts", "texts", "all"],
-        typer.Option(
-            help="Kind of samples: small images (the only kind that nano reads), pages of documents, charts."
-        ),
-    ] = "images"
-    questions_each: Annotated[
-        int,
-        typer.Option(metavar="N", min=1, help="Questions per sample at most, not counting long answers."),
-    ] = 1
-    answers: Annotated[
-        Literal["known", "reference"],
-        typer.Option(help="Compare along the right answers, or along those that the reference gives."),
-    ] = "known"
-    reference_cache: Annotated[
-        Path | None,
-        file_option(help_text="Keep the reference's results in FILE, and reuse them if it exists."),
-    ] = None
+    reference: str = model_argument(
+        metavar="REFERENCE", help="The unquantized model: a directory, hf:org/name, or nano."
+    )
+    checkpoints: tuple[str, ...] = model_argument(
+        metavar="CHECKPOINT...", help="One or more models made from it."
+    )
+    samples: int = option(
+        default=200, metavar="N", min=1, help="Held-out samples, which calibration never uses."
+    )
+    seed: int = seed_option()
+    family: Literal[FamilyName, "all"] = option(
+        default="images",
+        help="Kind of samples: small images (the only kind that nano reads), pages of documents, charts.",
+    )
+    questions_each: int = option(
+        default=1, metavar="N", min=1, help="Questions per sample at most, not counting long answers."
+    )
+    answers: Literal["known", "reference"] = option(
+        default="known", help="Compare along the right answers, or along those that the reference gives."
+    )
+    reference_cache: Path | None = file_option(
+        help="Keep the reference's results in FILE, and reuse them if it exists."
+    )
 
 
 def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
@@ -83,58 +71,38 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
     and the experts chosen. Every third small image is also read out completely. One model at a time is in
     memory.
     """
-    from ernie_cli.console import Console
+    from ernie_cli.progress import UnitProgress
     from ernie_local import defaults
     from ernie_local.loading.options import use_threads
-    from ernie_quant.evaluation.run import EvaluationJob
+    from ernie_quant.evaluation.candidate import check_comparable, find_candidate
+    from ernie_quant.evaluation.run import Evaluation, EvaluationJob
 
     use_threads(options.threads)
-    reference, others = _find(options.reference, options.checkpoints)
+    reference, *others = [find_candidate(name) for name in (options.reference, *options.checkpoints)]
+    for other in others:
+        check_comparable(reference, other)
     dtype: str = options.dtype
     if dtype == defaults.AUTO:
         dtype = defaults.compute_dtype(reference.num_bytes, on_gpu=options.device != "cpu")
     same = ("samples", "seed", "questions_each", "answers", "device", "gpu_kernels")
     job = EvaluationJob(
         reference=reference,
-        families=_FAMILIES if options.family == "all" else (options.family,),
+        families=get_args(FamilyName) if options.family == "all" else (options.family,),
         dtype=dtype,
         cache=options.reference_cache,
         **{name: getattr(options, name) for name in same},
     )
-    _run(job, others, Console(quiet=options.as_json), options, result)
-
-
-def _find(reference: str, checkpoints: Sequence[str]) -> tuple[Candidate, list[Candidate]]:
-    from ernie_quant.evaluation.candidate import check_comparable, find_candidate
-
-    first, *others = [find_candidate(name) for name in (reference, *checkpoints)]
-    for other in others:
-        check_comparable(first, other)
-    return first, others
-
-
-def _run(
-    job: EvaluationJob,
-    others: Sequence[Candidate],
-    console: Console,
-    options: EvalOptions,
-    result: EvalResult,
-) -> None:
-    from ernie_cli.progress import UnitProgress
-    from ernie_quant.evaluation.run import Evaluation
-
+    console = Console(quiet=options.as_json)
     with console.telling_warnings(), UnitProgress(is_shown=not options.as_json) as progress:
         evaluation = Evaluation(replace(job, on_sample=progress.show))
         evaluated = []
         for other in others:
             evaluated.append(evaluation.evaluate(other))
             result.update(job, evaluated)
-    if not options.as_json:
-        for line in eval_lines(job.reference, evaluated):
-            console.answer(line + "\n")
+    console.show(_eval_lines(reference, evaluated))
 
 
-def eval_lines(reference: Candidate, results: Sequence[Evaluated]) -> Iterator[str]:
+def _eval_lines(reference: Candidate, results: Sequence[Evaluated]) -> Iterator[str]:
     """One table of all models, 80 columns wide, then each checkpoint in detail; at least one result."""
     answers = results[0].summary.answers
     yield _COLUMNS.format("model", "size", "bits", "KL", "top-1", "exact", "flips", "experts")
@@ -158,8 +126,6 @@ def eval_lines(reference: Candidate, results: Sequence[Evaluated]) -> Iterator[s
 def _row(
     candidate: Candidate, exact: str, divergence: str = "", top1: str = "", flips: str = "", experts: str = ""
 ) -> str:
-    from ernie_local.sizes import format_bytes
-
     name = candidate.name
     if len(name) > _NAME_WIDTH:  # the end of a path tells more
         name = f"...{name[3 - _NAME_WIDTH :]}"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from ernie_cli.json_object import fill_result
+from ernie_cli.options import FamilyName
 from ernie_quant.evaluation.summary import Answers, Divergence, RoutingAgreement, Task
 
 if TYPE_CHECKING:
-    from ernie_quant.evaluation.candidate import Candidate
-    from ernie_quant.evaluation.comparison import Comparison
     from ernie_quant.evaluation.run import EvaluationJob
     from ernie_quant.evaluation.run import Result as Evaluated
 
@@ -21,9 +20,9 @@ class FlipObject:
     """A question that only one of the two answers rightly."""
 
     document: str
-    kind: str
-    question: str
-    expected: str
+    kind: Annotated[str, "turn.kind"]
+    question: Annotated[str, "turn.question"]
+    expected: Annotated[str, "turn.answer"]
     reference_answer: str
     answer: str
 
@@ -32,13 +31,10 @@ class FlipObject:
 class CandidateObject:
     """A model that is compared."""
 
-    name: str
-    """As given."""
+    name: str  #: As given.
     directory: str
-    bytes: int
-    """Of its weights."""
-    routed_bits: float | None
-    """Bits per weight of its routed experts; null without any."""
+    bytes: Annotated[int, "num_bytes"]  #: Of its weights.
+    routed_bits: float | None  #: Bits per weight of its routed experts; null without any.
 
 
 @dataclass
@@ -47,40 +43,28 @@ class CheckpointObject(CandidateObject):
 
     divergence: Divergence
     answers: Answers
-    tasks: list[Task]
-    """By kind of turn."""
-    routing: list[RoutingAgreement]
-    """By layer and bank."""
+    tasks: list[Task]  #: By kind of turn.
+    routing: list[RoutingAgreement]  #: By layer and bank.
     routing_agreement: float | None
     """The same over all layers and banks, weighted by tokens; null without experts."""
-    flips: list[FlipObject]
-    """Questions that only one of the two answers rightly."""
+    flips: list[FlipObject]  #: Questions that only one of the two answers rightly.
 
 
 @dataclass
 class EvalResult:
     """One object, whatever the end of the run. Checkpoints that were finished before an error are in it."""
 
-    samples: int | None = None
-    """Held-out samples."""
-    seed: int | None = None
-    """Which samples."""
-    families: list[Literal["images", "documents", "charts", "texts"]] | None = None
-    """Kinds of samples, in turn."""
-    questions_each: int | None = None
-    """Most questions per sample."""
+    samples: int | None = None  #: Held-out samples.
+    seed: int | None = None  #: Which samples.
+    families: list[FamilyName] | None = None  #: Kinds of samples, in turn.
+    questions_each: int | None = None  #: Most questions per sample.
     answers: Literal["known", "reference"] | None = None
     """What the models were made to read: `known`, the right answers, or `reference`, those that it gave."""
-    device: str | None = None
-    """What all models were computed on."""
-    dtype: str | None = None
-    """What all models were computed in."""
-    gpu_kernels: Literal["auto", "triton", "torch"] | None = None
-    """As asked for."""
-    reference: CandidateObject | None = None
-    """The unquantized model."""
-    checkpoints: list[CheckpointObject] = field(default_factory=list)
-    """One for each, in the order given."""
+    device: str | None = None  #: What all models were computed on.
+    dtype: str | None = None  #: What all models were computed in.
+    gpu_kernels: Literal["auto", "triton", "torch"] | None = None  #: As asked for.
+    reference: CandidateObject | None = None  #: The unquantized model.
+    checkpoints: list[CheckpointObject] = field(default_factory=list)  #: One for each, in the order given.
 
     def update(self, job: EvaluationJob, evaluated: Sequence[Evaluated]) -> None:
         """Fill in what is known when these checkpoints are finished."""
@@ -88,14 +72,8 @@ class EvalResult:
         self.questions_each, self.answers = job.questions_each, job.answers
         self.device, self.dtype = job.device, job.dtype
         self.gpu_kernels = job.gpu_kernels  # type: ignore[assignment]
-        self.reference = _model(job.reference)
+        self.reference = fill_result(CandidateObject, job.reference, directory=str(job.reference.directory))
         self.checkpoints = [_checkpoint(one) for one in evaluated]
-
-
-def _model(candidate: Candidate) -> CandidateObject:
-    return fill_result(
-        CandidateObject, candidate, directory=str(candidate.directory), bytes=candidate.num_bytes
-    )
 
 
 def _checkpoint(evaluated: Evaluated) -> CheckpointObject:
@@ -103,18 +81,7 @@ def _checkpoint(evaluated: Evaluated) -> CheckpointObject:
     return fill_result(
         CheckpointObject,
         evaluated.summary,
-        **vars(_model(evaluated.candidate)),
-        flips=[_flip(each) for each in flips],
-    )
-
-
-def _flip(comparison: Comparison) -> FlipObject:
-    turn = comparison.turn
-    return FlipObject(
-        comparison.document,
-        turn.kind,
-        turn.question,
-        turn.answer,
-        comparison.reference_answer,
-        comparison.answer,
+        evaluated.candidate,
+        directory=str(evaluated.candidate.directory),
+        flips=flips,
     )

@@ -81,12 +81,14 @@ def _as_user_error(error: BaseException) -> ErnieLocalError | None:
     if isinstance(error, ErnieLocalError):
         return error
     if isinstance(error, typer.TyperException):
-        return _as_usage_error(error)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "ernie-local"
+        return UsageError(
+            error.format_message(), f"the command line does not fit what {command} takes", f"{command} --help"
+        )
     if isinstance(error, KeyboardInterrupt):
         return Interrupted(
-            "interrupted",
-            "Ctrl-C was pressed before there was an answer",
-            "run the command again",
+            "interrupted", "Ctrl-C was pressed before there was an answer", "run the command again"
         )
     if isinstance(error, OSError):
         return ErnieLocalError(
@@ -94,25 +96,12 @@ def _as_user_error(error: BaseException) -> ErnieLocalError | None:
             "the operating system refused it",
             "check the path, its permissions, and the space on the disk",
         )
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _speaks_of_memory(error)):
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY_WORDS)
+    ):
         return OutOfMemory(
             f"memory ran out: {(str(error).splitlines() or ['allocation failed'])[0]}",
             "the model, its context and the images need more than this machine has free",
             "a smaller --ctx-size, --dtype bfloat16, fewer images, or a machine with more memory",
         )
     return None
-
-
-def _as_usage_error(error: typer.TyperException) -> UsageError:
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "ernie-local"
-    return UsageError(
-        error.format_message(),
-        f"the command line does not fit what {command} takes",
-        f"{command} --help",
-    )
-
-
-def _speaks_of_memory(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return any(words in text for words in _OUT_OF_MEMORY_WORDS)

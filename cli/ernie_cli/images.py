@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -9,21 +10,11 @@ from typing import TYPE_CHECKING, BinaryIO
 from ernie_cli.console import Console
 
 if TYPE_CHECKING:
-    from ernie_local.media.image_size import ImageReport
     from ernie_local.media.open_image import OpenedImage
     from ernie_local.session.image import ChatImage
 
 # An image that kept less than this share of its side length has lost three quarters of its pixels.
 _STRONGLY_SHRUNK = 0.5
-
-
-def image_line(report: ImageReport) -> str:
-    """`invoice.png 2480x3508 -> 1848x2604, 6138 tokens (0.74x)`."""
-    (width, height), (new_width, new_height) = report.original_size, report.resized_size
-    return (
-        f"{report.name} {width}x{height} -> {new_width}x{new_height}, "
-        f"{report.tokens} tokens ({report.scale:.2f}x)"
-    )
 
 
 def open_given_images(sources: Sequence[str], stdin: BinaryIO | None = None) -> list[OpenedImage]:
@@ -39,7 +30,11 @@ def show_reports(images: Sequence[ChatImage], console: Console) -> None:
     """Say what the model will see of each image, and warn where much of it is lost."""
     for image in images:
         report = image.report
-        console.note(image_line(report))
+        (width, height), (new_width, new_height) = report.original_size, report.resized_size
+        console.note(
+            f"{report.name} {width}x{height} -> {new_width}x{new_height}, "
+            f"{report.tokens} tokens ({report.scale:.2f}x)"
+        )
         for note in report.notes:
             console.warn(f"{report.name}: {note}")
         if report.scale < _STRONGLY_SHRUNK:
@@ -51,8 +46,6 @@ def show_reports(images: Sequence[ChatImage], console: Console) -> None:
 
 def split_paths(text: str) -> list[str]:
     """The paths in what a person typed: one with blanks as it stands if it is there, else quoted words."""
-    import shlex
-
     whole = text.strip()
     try:
         paths = [whole] if whole and Path(whole).expanduser().exists() else shlex.split(whole)

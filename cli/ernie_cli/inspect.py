@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from ernie_cli.options import CommonOptions, ModelName
+from ernie_cli.console import Console
+from ernie_cli.json_object import fill_result
+from ernie_cli.options import CommonOptions, model_argument
+from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
     from ernie_local.checkpoint.parts import ModelPart
@@ -21,7 +24,7 @@ _COLUMNS = "{:<18}  {:>14}  {:>6}  {:>11}  {:>6}  {}"
 class InspectOptions(CommonOptions):
     """What was said on the command line."""
 
-    model: ModelName = "nano"
+    model: str = model_argument(default="nano")
 
 
 @dataclass
@@ -32,30 +35,22 @@ class PartObject:
     weights: int
     """Numbers in the part. `small text pages` and `small vision pages` hold their experts' weights once more:
     the sums over all parts count their bytes, but not their weights."""
-    bytes: int
-    share: float
-    """Share of the bytes of all parts."""
+    bytes: Annotated[int, "num_bytes"]
+    share: float  #: Share of the bytes of all parts.
     bits_per_weight: float
-    formats: dict[str, int]
-    """Weights by number type or low-bit format."""
-    pages: dict[str, int]
-    """Routed experts by the format of their pages."""
+    formats: dict[str, int]  #: Weights by number type or low-bit format.
+    pages: dict[str, int]  #: Routed experts by the format of their pages.
 
 
 @dataclass
 class InspectResult:
     """One object, from config.json and the headers of the weight files."""
 
-    directory: str | None = None
-    """Where the model lies."""
-    layout: str | None = None
-    """Whose tensor names the files use: `hub`, `native` or ours."""
-    weights: int | None = None
-    """Of all parts together."""
-    bytes: int | None = None
-    """Of all parts together."""
-    parts: list[PartObject] = field(default_factory=list)
-    """What the model is made of."""
+    directory: str | None = None  #: Where the model lies.
+    layout: str | None = None  #: Whose tensor names the files use: `hub`, `native` or ours.
+    weights: int | None = None  #: Of all parts together.
+    bytes: int | None = None  #: Of all parts together.
+    parts: list[PartObject] = field(default_factory=list)  #: What the model is made of.
     routed_experts: PartObject | None = None
     """`text experts` and `vision experts` together; null for a model without."""
     ignored: list[str] = field(default_factory=list)
@@ -68,7 +63,6 @@ class InspectResult:
 
 def inspect(options: InspectOptions, result: InspectResult) -> None:
     """Show a model's parts: weights, bits per weight, bytes and formats. Reads headers only."""
-    from ernie_cli.console import Console
     from ernie_local.checkpoint.files import read_stored_tensors
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.checkpoint.index import account
@@ -80,30 +74,27 @@ def inspect(options: InspectOptions, result: InspectResult) -> None:
     accounts = account(directory, read_stored_tensors(directory), config)
     parts = model_parts(stored_tensors(accounts, config), config)
     whole, routed = sum_of_parts("all", parts), routed_experts(parts)
+
+    def described(part: ModelPart) -> PartObject:
+        return fill_result(PartObject, part, share=part.num_bytes / whole.num_bytes)
+
     result.directory, result.layout = str(directory), accounts.layout
     result.weights, result.bytes = whole.weights, whole.num_bytes
-    result.parts = [_part(part, whole) for part in parts]
-    result.routed_experts = None if routed is None else _part(routed, whole)
+    result.parts = [described(part) for part in parts]
+    result.routed_experts = None if routed is None else described(routed)
     result.ignored = list(accounts.ignored)
     if config.quantization is not None:
         result.source = dict(config.quantization.source)
         result.calibration = dict(config.quantization.calibration)
-    if options.as_json:
-        return
-    console = Console()
-    for line in part_lines([*parts, whole, *([] if routed is None else [routed])], whole):
-        console.answer(line + "\n")
+    console = Console(quiet=options.as_json)
+    console.show(_part_lines([*parts, whole, *([] if routed is None else [routed])], whole))
     for title, texts in (("source", result.source), ("calibration", result.calibration)):
-        for key, value in texts.items():
-            console.answer(f"{title} {key}: {value}\n")
-    for name in result.ignored:
-        console.answer(f"no part of the model: {name}\n")
+        console.show(f"{title} {key}: {value}" for key, value in texts.items())
+    console.show(f"no part of the model: {name}" for name in result.ignored)
 
 
-def part_lines(parts: Sequence[ModelPart], whole: ModelPart) -> Iterator[str]:
+def _part_lines(parts: Sequence[ModelPart], whole: ModelPart) -> Iterator[str]:
     """The table: a line for each part."""
-    from ernie_local.sizes import format_bytes
-
     yield _COLUMNS.format("part", "weights", "bits", "size", "share", "formats").rstrip()
     for part in parts:
         yield _COLUMNS.format(
@@ -122,9 +113,3 @@ def _formats(part: ModelPart) -> list[str]:
         name if count == part.weights else f"{name} {count / part.weights:.1%}"
         for name, count in part.formats.most_common()
     ]
-
-
-def _part(part: ModelPart, whole: ModelPart) -> PartObject:
-    from ernie_cli.json_object import fill_result
-
-    return fill_result(PartObject, part, bytes=part.num_bytes, share=part.num_bytes / whole.num_bytes)

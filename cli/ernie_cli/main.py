@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from itertools import takewhile
+from typing import Annotated, Any
 
 import typer
 
@@ -21,14 +23,12 @@ from ernie_cli.bench import command as bench
 from ernie_cli.chat import command as chat
 from ernie_cli.chat.options import ChatOptions
 from ernie_cli.console import Console, forgive_encodings, silence_stdout
+from ernie_cli.failures import Failure, failure_of
+from ernie_cli.json_object import finished
 from ernie_cli.options import command_from
 from ernie_cli.quantize_options import QuantizeOptions
 from ernie_cli.settings import use_forced_instruction_set
 from ernie_cli.vram import command as vram
-from ernie_cli.vram.options import VramOptions
-
-if TYPE_CHECKING:
-    from ernie_cli.failures import Failure
 
 INTERRUPTED = 130
 
@@ -63,7 +63,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "bench": Command(bench.bench, bench.BenchOptions, "ernie_cli.bench.result:BenchResult"),
     "inspect": Command(inspect.inspect, inspect.InspectOptions, "ernie_cli.inspect:InspectResult"),
-    "vram": Command(vram.vram, VramOptions, "ernie_cli.vram.result:VramResult", computes=False),
+    "vram": Command(vram.vram, vram.VramOptions, "ernie_cli.vram.result:VramResult", computes=False),
     "verify": Command(verify.verify_checkpoint, verify.VerifyOptions, "ernie_cli.verify:VerifyResult"),
     "doctor": Command(doctor.doctor, doctor.DoctorOptions, "ernie_cli.doctor_result:DoctorResult"),
 }
@@ -73,23 +73,21 @@ COMMANDS: Mapping[str, Command] = {
 class Invocation:
     """One run of the command line.
 
-    `wants_json` and `debug` are looked up in the raw arguments: a wrong option must be reported in the right
-    form before the options are parsed. `result` is that of the command, None until it begins.
+    The flags are looked up in the raw arguments: a wrong option must be reported in the right form before the
+    options are parsed. `result` is that of the command, None until it begins.
     """
 
-    wants_json: bool = False
-    debug: bool = False
-    command: str | None = None
+    wants_json: bool
+    debug: bool
+    command: str | None
     result: Any = None
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Invocation:
         """The flags and the command name in `arguments` (without the program's name)."""
-        words = list(arguments)
-        if "--" in words:
-            words = words[: words.index("--")]
+        words = list(takewhile(lambda word: word != "--", arguments))
         command = next((word for word in words if not word.startswith("-")), None)
-        return cls(wants_json="--json" in words, debug="--debug" in words, command=command)
+        return cls("--json" in words, "--debug" in words, command)
 
 
 app = typer.Typer(
@@ -146,52 +144,38 @@ def run(arguments: Sequence[str]) -> int:
     BrokenPipeError is not caught: the reader is gone.
     """
     invocation = Invocation.from_arguments(arguments)
-    exit_code = 0
-    error: BaseException | None = None
+    failure = None
     try:
         # typer drops what a command returns: the code comes from typer.Exit or from an exception.
-        returned = app(list(arguments), standalone_mode=False, prog_name="ernie-local", obj=invocation)
-        exit_code = returned if isinstance(returned, int) else 0
+        exit_code: int = (
+            app(list(arguments), standalone_mode=False, prog_name="ernie-local", obj=invocation) or 0
+        )
         if exit_code == INTERRUPTED:
-            error = KeyboardInterrupt()  # typer has turned Ctrl-C into this code and says nothing
+            raise KeyboardInterrupt  # typer has turned Ctrl-C into this code and says nothing
     except BrokenPipeError:
         raise
-    except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001  the outermost frame: all become exit codes
-        error = caught
-    failure = None if error is None else _tell(error, invocation)
-    _print_json(invocation, failure)
-    return exit_code if failure is None else failure.exit_code
-
-
-def _tell(error: BaseException, invocation: Invocation) -> Failure:
-    import traceback
-
-    from ernie_cli.failures import failure_of
-
-    if invocation.debug:
-        traceback.print_exception(error)
-    failure = failure_of(error)
-    Console().error(failure.text())
-    return failure
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the outermost frame: all become exit codes
+        if invocation.debug:
+            traceback.print_exception(error)
+        failure = failure_of(error)
+        exit_code = failure.exit_code
+        Console().error(failure.text())
+    if invocation.wants_json:
+        _print_json(invocation, failure)
+    return exit_code
 
 
 def _print_json(invocation: Invocation, failure: Failure | None) -> None:
-    """Print the object of this run, if one was asked for; an empty one where the command did not begin."""
-    command = COMMANDS.get(invocation.command or "")
-    if not invocation.wants_json or command is None:
-        return
-    result = invocation.result
-    if result is None and failure is not None:
-        result = command.new_result()
-    if result is None:  # --help
-        return
-    import json
+    """Print the object of this run; an empty one where the command did not begin, none after --help."""
+    name, result = invocation.command or "", invocation.result
+    if result is None and failure is not None and name in COMMANDS:
+        result = COMMANDS[name].new_result()
+    if result is not None:
+        import json
 
-    from ernie_cli.json_object import finished
-
-    value = finished(invocation.command or "", result, failure)
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
-    sys.stdout.flush()
+        value = finished(name, result, failure)
+        sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.flush()
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -41,71 +42,68 @@ def complete_gpu(incomplete: str) -> list[str]:
     return [gpu.gpu_id for gpu in gpu_models() if gpu.gpu_id.startswith(incomplete)]
 
 
-def model_argument(help_text: str = "A directory, hf:org/name[@revision], or nano.", **settings: Any) -> Any:
-    """The argument that names a model, with completion."""
-    return typer.Argument(help=help_text, autocompletion=complete_model, **settings)
+def option(*names: str, default: Any = None, **settings: Any) -> Any:
+    """A field of a command's options, declared as by `typer.Option(*names, **settings)`."""
+    return field(default=default, metadata={"typer": typer.Option(*names, **settings)})
 
 
-def file_option(*names: str, help_text: str, metavar: str = "FILE") -> Any:
-    """An option that takes the path of a file, with completion."""
-    return typer.Option(*names, metavar=metavar, help=help_text, autocompletion=complete_path)
+def argument(*, default: Any = MISSING, **settings: Any) -> Any:
+    """A field of a command's options that is given by its place, as by `typer.Argument(**settings)`."""
+    return field(default=default, metadata={"typer": typer.Argument(**settings)})
 
 
 DTypeName = Literal["auto", "float32", "bfloat16"]
 KVDTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
-GpuKernelsName = Literal["auto", "triton", "torch"]
+FamilyName = Literal["images", "documents", "charts", "texts"]
 
-ModelName = Annotated[str, model_argument()]
-Source = Annotated[str, model_argument("A bfloat16 model: a directory, hf:org/name, or nano.", metavar="SRC")]
-Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Use other samples.")]
-ContextSize = Annotated[
-    str | None,
-    typer.Option("--ctx-size", metavar="N", help="Tokens of the whole chat, such as 32k."),
-]
-KVDType = Annotated[KVDTypeName, typer.Option(help="Number type of the KV cache.")]
-Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads to compute with.")]
-Ram = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="Memory that the whole process may use, such as 6GiB; experts that do not fit are read from "
-        "disk when they are needed. Default: what is free, less --reserve.",
-    ),
-]
-Reserve = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="Free memory to leave to other programs. Default: 1GiB."),
-]
+size_option = partial(option, metavar="SIZE")
+share_option = partial(option, metavar="X", min=0.0, max=1.0)
+file_option = partial(option, metavar="FILE", autocompletion=complete_path)
+path_argument = partial(argument, autocompletion=complete_path)
+model_argument = partial(
+    argument, help="A directory, hf:org/name[@revision], or nano.", autocompletion=complete_model
+)
+source_argument = partial(
+    model_argument, metavar="SRC", help="A bfloat16 model: a directory, hf:org/name, or nano."
+)
+seed_option = partial(option, default=0, metavar="N", min=0, help="Use other samples.")
+context_size_option = partial(
+    option, "--ctx-size", metavar="N", help="Tokens of the whole chat, such as 32k."
+)
+kv_dtype_option = partial(option, default="auto", help="Number type of the KV cache.")
+threads_option = partial(option, metavar="N", min=1, help="CPU threads to compute with.")
+ram_option = partial(
+    size_option,
+    help="Memory that the whole process may use, such as 6GiB; experts that do not fit are read from disk "
+    "when they are needed. Default: what is free, less --reserve.",
+)
+reserve_option = partial(size_option, help="Free memory to leave to other programs. Default: 1GiB.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
     """The options of every command; main acts on `debug`."""
 
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object (docs/json.md).")] = False
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False
+    as_json: bool = option("--json", default=False, help="Print one JSON object (docs/json.md).")
+    debug: bool = option("--debug", default=False, help="Show a traceback with an error.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeOptions:
     """Where and in what a model computes."""
 
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda or cuda:N.")] = "cpu"
-    dtype: Annotated[
-        DTypeName,
-        typer.Option(
-            help="Number type to compute in. auto: on a CPU float32 for quantized models and models of up "
-            "to 4 GiB, else bfloat16."
-        ),
-    ] = "auto"
-    gpu_kernels: Annotated[
-        GpuKernelsName,
-        typer.Option(
-            help="What multiplies packed weights on a GPU: Triton kernels or plain PyTorch, which is slower. "
-            "auto: Triton where it runs, else PyTorch with a warning."
-        ),
-    ] = "auto"
-    threads: Threads = None
+    device: str = option(default="cpu", metavar="NAME", help="cpu, cuda or cuda:N.")
+    dtype: DTypeName = option(
+        default="auto",
+        help="Number type to compute in. auto: on a CPU float32 for quantized models and models of up to 4 "
+        "GiB, else bfloat16.",
+    )
+    gpu_kernels: Literal["auto", "triton", "torch"] = option(
+        default="auto",
+        help="What multiplies packed weights on a GPU: Triton kernels or plain PyTorch, which is slower. "
+        "auto: Triton where it runs, else PyTorch with a warning.",
+    )
+    threads: int | None = threads_option()
 
 
 def command_from(
@@ -115,38 +113,33 @@ def command_from(
 
     `run` gets the context and the filled dataclass; `doc` is the help text.
     """
-    hints = get_type_hints(options_class, include_extras=True)
-    defaults = {field.name: field.default for field in fields(options_class)}
-    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    parameters = [context]
+    hints = get_type_hints(options_class)
+    declared = {one.name: one for one in fields(options_class)}
+    is_repeatable = {name: get_origin(hint) is tuple for name, hint in hints.items()}
+    parameters = [
+        inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    ]
     for name in _in_order_of_help(options_class):
-        default = inspect.Parameter.empty if defaults[name] is MISSING else defaults[name]
-        if default == ():
+        # What is repeatable is a tuple in the frozen dataclass, and a list to typer.
+        hint = list[get_args(hints[name])[0]] if is_repeatable[name] else hints[name]  # type: ignore[misc]
+        default = declared[name].default
+        if default is MISSING:
+            default = inspect.Parameter.empty
+        elif is_repeatable[name]:
             default = None  # an empty list would be shown as a default
+        annotation = Annotated[hint, declared[name].metadata["typer"]]  # type: ignore[valid-type]
         parameters.append(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_for_typer(hints[name])
-            )
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         )
 
     def command(context: typer.Context, **values: Any) -> None:
-        for name, default in defaults.items():
-            if isinstance(values[name], list) or default == ():
-                values[name] = tuple(values[name] or ())
-        run(context, options_class(**values))
+        repeated = {name: tuple(values[name] or ()) for name in values if is_repeatable[name]}
+        run(context, options_class(**values | repeated))
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in parameters}
     command.__doc__ = doc
     return command
-
-
-def _for_typer(hint: Any) -> Any:
-    """A repeatable option is a tuple in the frozen dataclass, and a list to typer."""
-    inner, *extras = get_args(hint)
-    if get_origin(inner) is tuple:
-        return Annotated[list[get_args(inner)[0]], *extras]  # type: ignore[misc]
-    return hint
 
 
 def _in_order_of_help(options_class: type[Any]) -> Iterator[str]:

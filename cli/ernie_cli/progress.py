@@ -1,13 +1,11 @@
-"""Shows how far long work is, and turns SIGINT and SIGTERM into a request to stop after the current unit."""
+"""Shows how far long work is."""
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
-from collections.abc import Callable
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -59,40 +57,6 @@ class UnitProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-
-
-class StopSignals:
-    """While entered, the first SIGINT or SIGTERM is remembered; a second one of its kind acts as usual.
-
-    A signal that the process was started to ignore, as SIGINT is in the background, stays ignored.
-    """
-
-    def __init__(self, on_stop: Callable[[], None]) -> None:
-        """on_stop: called at the first signal, to tell the user that it was received."""
-        self._on_stop = on_stop
-        self._was_asked = False
-        self._before: dict[int, Any] = {}
-
-    def was_asked(self) -> bool:
-        """Whether a signal came."""
-        return self._was_asked
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, self._before[number])
-        self._was_asked = True
-        self._on_stop()
 
 
 def duration(seconds: float) -> str:

@@ -6,31 +6,39 @@ Everything that can be wrong is checked before samples are drawn.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from signal import SIGINT, SIGTERM
+from threading import Event
 from typing import TYPE_CHECKING, Literal
 
+from ernie_cli.console import Console, stop_requests
+from ernie_cli.json_object import fill_result
 from ernie_cli.quantize_options import QuantizeOptions, check_quantize_options
+from ernie_local.sizes import MIB, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from ernie_cli.console import Console
-    from ernie_quant.calibration import ExpertReports
+    from ernie_local.config import ModelConfig, QuantizationConfig
     from ernie_quant.job import Job
+    from ernie_quant.measurements import Measurements
+    from ernie_quant.probe import AnsweredSequence
+
+_MIXED_BITS = 2.5  # per weight of the routed experts, where no size is asked for
+# Besides the weights on a GPU: 8192 tokens of cache, and workspace.
+_CACHED_TOKENS = 8192
+_WORKSPACE_BYTES = 512 * MIB
+_HEADER_BYTES = MIB  # names and places of all tensors, at the beginning of the files
 
 
 @dataclass
 class PlanObject:
     """What the job needs."""
 
-    weight_bytes: int
-    """Of its weight files."""
-    small_page_bytes: int
-    """Of these, the second pages of `--dual`."""
-    scratch_bytes: int
-    """Disk besides them while it runs."""
-    memory_bytes: int
-    """Most memory at any time."""
-    seconds: float | None
-    """Null for methods without calibration."""
+    weight_bytes: int  #: Of its weight files.
+    small_page_bytes: int  #: Of these, the second pages of `--dual`.
+    scratch_bytes: int  #: Disk besides them while it runs.
+    memory_bytes: int  #: Most memory at any time.
+    seconds: float | None  #: Null for methods without calibration.
 
 
 @dataclass
@@ -40,35 +48,27 @@ class ExpertObject:
     layer: int
     bank: Literal["text", "vision"]
     expert: int
-    tokens: int
-    """Calibration tokens that the router sent to it."""
+    tokens: int  #: Calibration tokens that the router sent to it.
     effective_tokens: float
     """(sum w)^2 / sum w^2 of their squared router weights w; 0: made from the prior alone."""
     gate_up_error: float
     """Share of the power of the outputs of gate and up that was lost, over the second moments that were
     used."""
-    down_error: float
-    """The same of down."""
-    small_gate_up_error: float | None
-    """The same of its small page; null without `--dual`."""
-    small_down_error: float | None
-    """The same of its small page; null without `--dual`."""
+    down_error: float  #: The same of down.
+    small_gate_up_error: float | None  #: The same of its small page; null without `--dual`.
+    small_down_error: float | None  #: The same of its small page; null without `--dual`.
 
 
 @dataclass
 class QuantizeResult:
     """One object, whatever the end of the run."""
 
-    out: str | None = None
-    """The directory, as given."""
-    weight_bytes: int | None = None
-    """Bytes of its weight files."""
+    out: str | None = None  #: The directory, as given.
+    weight_bytes: int | None = None  #: Bytes of its weight files.
     calibration_tokens: int | None = None
     """Tokens that went through the model; 0 for all methods but `gptq`."""
-    seconds: float | None = None
-    """Of this run; a resumed run counts its own only."""
-    plan: PlanObject | None = None
-    """With `--dry-run`."""
+    seconds: float | None = None  #: Of this run; a resumed run counts its own only.
+    plan: PlanObject | None = None  #: With `--dry-run`.
     experts: list[ExpertObject] = field(default_factory=list)
     """One for each calibrated expert; empty for all methods but `gptq`."""
 
@@ -80,10 +80,7 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
     75) or a crash, the same command continues where it stopped.
     """
     from ernie_cli.calibration_samples import check_samples, draw_sequences
-    from ernie_cli.console import Console
-    from ernie_cli.mixed_bits import mixed_job
     from ernie_local.loading.options import use_threads
-    from ernie_local.sizes import parse_bytes
 
     console = Console(quiet=options.as_json)
     use_threads(options.threads)
@@ -94,7 +91,7 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
     sequences = draw_sequences(job.source, options, console) if options.method == "gptq" else []
     job = replace(job, sequences=sequences, resume=options.resume, most_memory=most_memory)
     if options.is_mixed:
-        job = mixed_job(job, options, sequences, console)
+        job = _mixed_job(job, options, sequences, console)
     if options.dry_run:
         _tell_plan(job, options, console, result)
         return
@@ -125,44 +122,80 @@ def _plan(options: QuantizeOptions) -> Job:
     return job
 
 
+def _mixed_job(
+    job: Job, options: QuantizeOptions, sequences: Sequence[AnsweredSequence], console: Console
+) -> Job:
+    """The job with formats by measurement, and the file that holds the measurements; notes say which."""
+    from ernie_cli.progress import UnitProgress
+    from ernie_local.config import read_config
+    from ernie_quant.mixed_tables import allocation_lines
+    from ernie_quant.probe import measurements_in
+
+    config = read_config(job.source)
+    path = options.statistics or job.out.with_name(job.out.name + ".statistics.json")
+    console.note(
+        f"measurements are read from {path}" if path.exists() else f"measuring, measurements go to {path}"
+    )
+    with UnitProgress(is_shown=not options.as_json) as progress:
+        measured = measurements_in(path, job.source, sequences, progress.show_layer)
+    tables = _mixed_tables(job, options, config, measured, console)
+    for line in allocation_lines(tables, measured):
+        console.note(line)
+    return replace(job, tables=tables, statistics=path)
+
+
+def _mixed_tables(
+    job: Job, options: QuantizeOptions, config: ModelConfig, measured: Measurements, console: Console
+) -> QuantizationConfig:
+    """Formats that lose least within a size, on a GPU, or with as many bits on average."""
+    from ernie_local.checkpoint.reader import open_checkpoint
+    from ernie_quant import mixed_tables
+
+    if options.target_size is not None:
+        with open_checkpoint(job.source, config) as checkpoint:
+            kept_bytes = mixed_tables.unquantized_bytes(checkpoint, config) + _HEADER_BYTES
+        size = parse_bytes(options.target_size, "target_size")
+        return mixed_tables.tables_of_size(config, measured, size, kept_bytes, options.dense)
+    if options.fit is not None:
+        text = config.text
+        cache = 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * _CACHED_TOKENS
+        size = parse_bytes(options.fit, "fit")
+        console.note(
+            f"besides the weights: {format_bytes(cache)} for {_CACHED_TOKENS} cached tokens, "
+            f"{format_bytes(_WORKSPACE_BYTES)} of workspace"
+        )
+        return mixed_tables.tables_for_gpu(config, measured, size, cache + _WORKSPACE_BYTES, options.dense)
+    return mixed_tables.tables_of_bits(config, measured, _MIXED_BITS, options.dense)
+
+
 def _run(job: Job, options: QuantizeOptions, console: Console, result: QuantizeResult) -> None:
-    from ernie_cli.progress import StopSignals, UnitProgress
+    from ernie_cli.progress import UnitProgress
+    from ernie_local.config import read_config
     from ernie_quant.pipeline import quantize_checkpoint
+    from ernie_quant.report.contents import measure_coverage, table_lines
+
+    is_asked = Event()
+
+    def ask_to_stop() -> None:
+        is_asked.set()
+        console.note("stopping after the current unit; press again to stop at once")
 
     started = time.perf_counter()
-    with (
-        UnitProgress(is_shown=not options.as_json) as progress,
-        StopSignals(
-            lambda: console.note("stopping after the current unit; press again to stop at once")
-        ) as signals,
-    ):
+    with UnitProgress(is_shown=not options.as_json) as progress, stop_requests(ask_to_stop, SIGINT, SIGTERM):
         reports = quantize_checkpoint(
-            replace(job, on_unit=progress.show, should_stop=signals.was_asked, on_note=console.note)
+            replace(job, on_unit=progress.show, should_stop=is_asked.is_set, on_note=console.note)
         )
     result.out, result.seconds = str(job.out), time.perf_counter() - started
     result.weight_bytes = sum(path.stat().st_size for path in job.out.glob("*.safetensors"))
     result.calibration_tokens = sum(len(sequence.token_ids) for sequence in job.sequences)
-    result.experts = _experts(reports)
-    console.note(
-        f"{job.out}: {result.weight_bytes / 2**20:,.1f} MiB of weights, made in {result.seconds:,.0f} s"
-    )
-    _tell_coverage(job, reports, console)
-
-
-def _experts(reports: ExpertReports) -> list[ExpertObject]:
-    from ernie_cli.json_object import fill_result
-
-    return [
+    result.experts = [
         fill_result(ExpertObject, report, layer=layer_id, bank=bank, expert=expert_id)
         for (layer_id, bank, expert_id), report in reports.items()
     ]
-
-
-def _tell_coverage(job: Job, reports: ExpertReports, console: Console) -> None:
-    """A line for each bank; quant_report.html has each layer."""
-    from ernie_local.config import read_config
-    from ernie_quant.report.contents import measure_coverage, table_lines
-
+    console.note(
+        f"{job.out}: {result.weight_bytes / MIB:,.1f} MiB of weights, made in {result.seconds:,.0f} s"
+    )
+    # A line for each bank; quant_report.html has each layer.
     text = read_config(job.source).text
     rows = measure_coverage(reports, text.hidden_size, text.experts_per_token)
     for line in table_lines([row for row in rows if row.layer is None]):
@@ -172,15 +205,11 @@ def _tell_coverage(job: Job, reports: ExpertReports, console: Console) -> None:
 def _tell_plan(job: Job, options: QuantizeOptions, console: Console, result: QuantizeResult) -> None:
     import shutil
 
-    from ernie_cli.json_object import fill_result
     from ernie_cli.progress import duration
-    from ernie_local.sizes import format_bytes
     from ernie_quant.pipeline import plan_checkpoint
 
     plan = plan_checkpoint(job)
     result.plan = fill_result(PlanObject, plan)
-    if options.as_json:
-        return
     free = shutil.disk_usage(job.out.resolve().parent).free
     disk = plan.weight_bytes + plan.scratch_bytes
     small = f", {format_bytes(plan.small_page_bytes)} of them small pages" if plan.small_page_bytes else ""
@@ -189,7 +218,11 @@ def _tell_plan(job: Job, options: QuantizeOptions, console: Console, result: Qua
     else:
         searches = options.method == "quanto-hqq"
         told = f"{'about 9 hours' if searches else 'a few minutes'} for 30 billion weights"
-    console.answer(f"weights:  {format_bytes(plan.weight_bytes)}, {plan.weight_bytes:,} bytes{small}\n")
-    console.answer(f"disk:     {format_bytes(disk)} while it runs, {format_bytes(free)} are free\n")
-    console.answer(f"memory:   at most about {format_bytes(plan.memory_bytes)}\n")
-    console.answer(f"time:     {told}\n")
+    console.show(
+        [
+            f"weights:  {format_bytes(plan.weight_bytes)}, {plan.weight_bytes:,} bytes{small}",
+            f"disk:     {format_bytes(disk)} while it runs, {format_bytes(free)} are free",
+            f"memory:   at most about {format_bytes(plan.memory_bytes)}",
+            f"time:     {told}",
+        ]
+    )

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import typer
+from typing import TYPE_CHECKING, Literal
 
 from ernie_cli.calibration_samples import SampleOptions
-from ernie_cli.options import CommonOptions, Source, Threads, complete_path, file_option
+from ernie_cli.options import (
+    CommonOptions,
+    file_option,
+    option,
+    path_argument,
+    size_option,
+    source_argument,
+    threads_option,
+)
+from ernie_local.errors import UsageError
 from ernie_local.packing.formats import formats_for, largest_first
+from ernie_local.sizes import parse_bytes
 
 if TYPE_CHECKING:
     ExpertBits = str
@@ -18,85 +26,58 @@ if TYPE_CHECKING:
 else:  # typer shows what the table of formats offers
     ExpertBits = Literal[(*(str(one.bits) for one in formats_for("experts")), "mixed")]
     DenseFormat = Literal[(*(one.name for one in largest_first(formats_for("dense"))), "auto")]
-Method = Literal["gptq", "clip", "rtn", "nf4", "quanto", "quanto-hqq"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions(SampleOptions, CommonOptions):
     """What was said on the command line."""
 
-    source: Source
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.", autocompletion=complete_path)]
-    bits: Annotated[
-        ExpertBits,
-        typer.Option(
-            help="Bits of the experts. 4: w4 (4.25 bits per weight); 2: w2 (2.25); with quanto qint4 or "
-            "qint2; mixed: 2.5 on average, more for the experts and matrices that need them."
-        ),
-    ] = "4"
-    dual: Annotated[
-        bool,
-        typer.Option(
-            "--dual",
-            help="With --bits 4: write a second page in w2 for each expert, which `chat --small-below` reads "
-            "for experts of little weight.",
-        ),
-    ] = False
-    dense: Annotated[
-        DenseFormat,
-        typer.Option(
-            help="Format of attention, shared experts, dense layers and head, which every token reads. auto: "
-            "chosen for each layer by measurement."
-        ),
-    ] = "w8"
-    target_size: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Mixed bits so that the weights take at most SIZE, such as 10GiB."),
-    ] = None
-    fit: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Mixed bits so that what decoding needs fits on a GPU of SIZE: all but the vision experts "
-            "and the vision tower.",
-        ),
-    ] = None
-    statistics: Annotated[
-        Path | None, file_option(help_text="Measurements of `ernie-local calibrate`, for mixed bits.")
-    ] = None
-    method: Annotated[
-        Method,
-        typer.Option(
-            help="gptq calibrates each expert; the others look at weights alone. nf4 needs bitsandbytes, "
-            "quanto and quanto-hqq need optimum-quanto; matrices that these do not cover are quantized by "
-            "clip."
-        ),
-    ] = "gptq"
-    group_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Weights that share a scale, for nf4 (default 64) and quanto (128)."
-        ),
-    ] = None
-    resume: Annotated[
-        Literal["auto", "required", "never"],
-        typer.Option(
-            help="auto: continue with OUT.partial if it exists; required: fail if it does not; never: start "
-            "over."
-        ),
-    ] = "auto"
-    max_ram: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Refuse to start if more memory would be needed.")
-    ] = None
-    threads: Threads = None
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Show size, disk, memory and time. Writes nothing, except for mixed bits "
-            "OUT.statistics.json.",
-        ),
-    ] = False
+    source: str = source_argument()
+    out: Path = path_argument(metavar="OUT", help="A new directory.")
+    bits: ExpertBits = option(
+        default="4",
+        help="Bits of the experts. 4: w4 (4.25 bits per weight); 2: w2 (2.25); with quanto qint4 or qint2; "
+        "mixed: 2.5 on average, more for the experts and matrices that need them.",
+    )
+    dual: bool = option(
+        "--dual",
+        default=False,
+        help="With --bits 4: write a second page in w2 for each expert, which `chat --small-below` reads for "
+        "experts of little weight.",
+    )
+    dense: DenseFormat = option(
+        default="w8",
+        help="Format of attention, shared experts, dense layers and head, which every token reads. auto: "
+        "chosen for each layer by measurement.",
+    )
+    target_size: str | None = size_option(
+        help="Mixed bits so that the weights take at most SIZE, such as 10GiB."
+    )
+    fit: str | None = size_option(
+        help="Mixed bits so that what decoding needs fits on a GPU of SIZE: all but the vision experts and "
+        "the vision tower."
+    )
+    statistics: Path | None = file_option(help="Measurements of `ernie-local calibrate`, for mixed bits.")
+    method: Literal["gptq", "clip", "rtn", "nf4", "quanto", "quanto-hqq"] = option(
+        default="gptq",
+        help="gptq calibrates each expert; the others look at weights alone. nf4 needs bitsandbytes, quanto "
+        "and quanto-hqq need optimum-quanto; matrices that these do not cover are quantized by clip.",
+    )
+    group_size: int | None = option(
+        metavar="N", min=1, help="Weights that share a scale, for nf4 (default 64) and quanto (128)."
+    )
+    resume: Literal["auto", "required", "never"] = option(
+        default="auto",
+        help="auto: continue with OUT.partial if it exists; required: fail if it does not; never: start "
+        "over.",
+    )
+    max_ram: str | None = size_option(help="Refuse to start if more memory would be needed.")
+    threads: int | None = threads_option()
+    dry_run: bool = option(
+        "--dry-run",
+        default=False,
+        help="Show size, disk, memory and time. Writes nothing, except for mixed bits OUT.statistics.json.",
+    )
 
     @property
     def is_mixed(self) -> bool:
@@ -106,9 +87,6 @@ class QuantizeOptions(SampleOptions, CommonOptions):
 
 def check_quantize_options(options: QuantizeOptions) -> None:
     """UsageError for options that contradict each other; costs nothing."""
-    from ernie_local.errors import UsageError
-    from ernie_local.sizes import parse_bytes
-
     if options.target_size is not None and options.fit is not None:
         raise UsageError(
             f"--target-size {options.target_size} and --fit {options.fit}",
@@ -127,15 +105,15 @@ def check_quantize_options(options: QuantizeOptions) -> None:
             "mixed bits give each expert one page, and the size limit counts no second pages",
             "use --bits 4 with --dual, or remove --dual",
         )
-    for option, is_given in (
+    for given, is_given in (
         ("--dense auto", options.dense == "auto"),
         ("--statistics", options.statistics is not None),
     ):
         if is_given and not options.is_mixed:
             raise UsageError(
-                f"{option} with --bits {options.bits}",
+                f"{given} with --bits {options.bits}",
                 "it matters for mixed bits only",
-                f"add --bits mixed, --target-size or --fit, or remove {option}",
+                f"add --bits mixed, --target-size or --fit, or remove {given}",
             )
     for name, text in (("target_size", options.target_size), ("fit", options.fit)):
         if text is not None:

@@ -23,14 +23,14 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 
 
-def terminal_is_plain(environment: Mapping[str, str] | None = None) -> bool:
+def terminal_is_plain() -> bool:
     """Whether the terminal is declared unable to do more than print lines."""
-    return (os.environ if environment is None else environment).get("TERM") == "dumb"
+    return os.environ.get("TERM") == "dumb"
 
 
-def forced_instruction_set(environment: Mapping[str, str] | None = None) -> str | None:
+def forced_instruction_set() -> str | None:
     """The instruction set that the CPU kernels must use; None leaves the choice to them."""
-    return (os.environ if environment is None else environment).get(ISA_VARIABLE) or None
+    return os.environ.get(ISA_VARIABLE) or None
 
 
 def use_forced_instruction_set() -> None:
@@ -45,13 +45,12 @@ def use_forced_instruction_set() -> None:
         choose_instruction_set(name, ISA_VARIABLE)
 
 
-def profile_path(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
+def profile_path(platform: str = sys.platform) -> Path:
     """Where the profile of this machine is: in the user's own folder for settings."""
-    variables = os.environ if environment is None else environment
     if platform == "win32":
-        folder = Path(variables.get("APPDATA") or Path.home() / "AppData" / "Roaming")
+        folder = Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
     else:
-        named = Path(variables.get("XDG_CONFIG_HOME") or "")
+        named = Path(os.environ.get("XDG_CONFIG_HOME") or "")
         # The XDG Base Directory Specification says to ignore relative paths.
         folder = named if named.is_absolute() else Path.home() / ".config"
     return folder / "ernie-local" / "machine.json"

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ernie_cli.options import CommonOptions, ModelName
+from ernie_cli.console import Console
+from ernie_cli.json_object import fill_result
+from ernie_cli.options import CommonOptions, model_argument
+from ernie_local.sizes import format_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(CommonOptions):
     """What was said on the command line."""
 
-    model: ModelName = "nano"
+    model: str = model_argument(default="nano")
 
 
 @dataclass
@@ -20,10 +23,8 @@ class FindingObject:
     """A fault. `file`, `tensor` and `page` are null where the fault has none."""
 
     file: str | None
-    tensor: str | None
-    """Its name in the file."""
-    page: int | None
-    """Its row in the tensor."""
+    tensor: str | None  #: Its name in the file.
+    page: int | None  #: Its row in the tensor.
     what: str
     why: str
     hint: str
@@ -42,18 +43,13 @@ class VerifyResult:
     changed codes, whole scales and zeros of a packed matrix outside of pages.
     """
 
-    directory: str | None = None
-    """Where the model lies."""
+    directory: str | None = None  #: Where the model lies.
     tensors: int | None = None
     """Tensors that the model of config.json has, each there once in its shape; 0 if they are not."""
-    pages: int | None = None
-    """Pages of experts and gated MLPs that were checked."""
-    bytes: int | None = None
-    """Of all files that were read."""
-    files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of each file as it is now, by name."""
-    compared: int | None = None
-    """Files that `hashes.json` knows; 0 where a checkpoint has none."""
+    pages: int | None = None  #: Pages of experts and gated MLPs that were checked.
+    bytes: int | None = None  #: Of all files that were read.
+    files: dict[str, str] = field(default_factory=dict)  #: SHA-256 of each file as it is now, by name.
+    compared: int | None = None  #: Files that `hashes.json` knows; 0 where a checkpoint has none.
     notes: list[str] = field(default_factory=list)
     """Texts that are no faults: a checkpoint without hashes, files that were added later."""
     findings: list[FindingObject] = field(default_factory=list)
@@ -67,10 +63,8 @@ def verify_checkpoint(options: VerifyOptions, result: VerifyResult) -> None:
 
     Exit code 4 and the first fault where something is wrong. Needs little memory, whatever the model's size.
     """
-    from ernie_cli.console import Console
     from ernie_cli.progress import UnitProgress
     from ernie_local.checkpoint.hub import resolve_model
-    from ernie_local.sizes import format_bytes
     from ernie_local.verify import verify as verify_directory
 
     console = Console(quiet=options.as_json)
@@ -81,26 +75,16 @@ def verify_checkpoint(options: VerifyOptions, result: VerifyResult) -> None:
     result.tensors, result.pages, result.bytes = found.num_tensors, found.num_pages, found.num_bytes
     result.files = {name: file.sha256 for name, file in found.hashes.items()}
     result.compared, result.notes = found.num_compared, list(found.notes)
-    result.findings = [
-        FindingObject(
-            finding.file,
-            finding.tensor,
-            finding.page,
-            finding.error.what,
-            finding.error.why,
-            finding.error.hint,
-        )
-        for finding in found.findings
-    ]
+    result.findings = [fill_result(FindingObject, one, one.error) for one in found.findings]
     for note in found.notes:
         console.note(note)
     if found.findings:
         if len(found.findings) > 1:
             console.note(f"{len(found.findings)} faults; this is the first, --json lists all")
         raise found.findings[0].error
-    if not options.as_json:
-        console.answer(
-            f"{directory} is whole: {found.num_tensors:,} tensors, {found.num_pages:,} pages, "
-            f"{format_bytes(found.num_bytes)} in {len(found.hashes)} files, "
-            f"{found.num_compared} of them compared with their recorded hashes\n"
-        )
+    text = (
+        f"{directory} is whole: {found.num_tensors:,} tensors, {found.num_pages:,} pages, "
+        f"{format_bytes(found.num_bytes)} in {len(found.hashes)} files, "
+        f"{found.num_compared} of them compared with their recorded hashes"
+    )
+    console.show([text])

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
-from ernie_cli.chat import opening
+from ernie_cli.chat import conversation
 from ernie_cli.main import run
 from ernie_local import model_files, session
 from ernie_local.errors import ErnieLocalError
@@ -55,7 +55,7 @@ def fake_chat(monkeypatch: pytest.MonkeyPatch) -> FakeChat:
     files.generation_config = {}
     monkeypatch.setattr(model_files, "find_model_files", lambda name: files)
     monkeypatch.setattr(session, "check_first_question", lambda *arguments, **options: None)
-    monkeypatch.setattr(opening, "open_chat", lambda *arguments: chat)
+    monkeypatch.setattr(conversation, "open_chat", lambda *arguments: chat)
     return chat
 
 
@@ -66,7 +66,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(opening, "load_for_chat", refuse)
+    monkeypatch.setattr(conversation, "load_for_chat", refuse)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from ernie_cli.chat import opening
+from ernie_cli.chat import conversation
 from ernie_cli.settings import profile_path
 from ernie_local.machine import model_speed
 from ernie_local.machine.survey import Survey
@@ -68,7 +68,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     number = Measurement(40.0, 30.0, 50.0, 7)
     found = model_speed.ModelRun(512, number, number, number, 44.0, None, None, None, None, None)
     model = SimpleNamespace(directory=Path("nano"), weight_bytes=1 << 20, paging_notes=list)
-    monkeypatch.setattr(opening, "load_for_chat", lambda *_: model)
+    monkeypatch.setattr(conversation, "load_for_chat", lambda *_: model)
     monkeypatch.setattr(model_speed, "measure_model", lambda *_: found)
 
 
@@ -193,8 +193,14 @@ def test_a_folder_in_memory_is_no_disk(
         ({}, "win32", "~/AppData/Roaming/ernie-local/machine.json"),
     ],
 )
-def test_where_the_profile_lies(environment: dict[str, str], platform: str, expected: str) -> None:
-    assert profile_path(environment, platform) == Path(expected).expanduser()
+def test_where_the_profile_lies(
+    environment: dict[str, str], platform: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("XDG_CONFIG_HOME", "APPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert profile_path(platform) == Path(expected).expanduser()
 
 
 @pytest.mark.usefixtures("measured", "surveyed")

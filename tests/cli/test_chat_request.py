@@ -6,9 +6,9 @@ import io
 
 import pytest
 
-from ernie_cli.chat.request import Request, read_request
+from ernie_cli.chat.options import ChatOptions
+from ernie_cli.chat.request import read_question
 from ernie_local.errors import InputUnreadable, UsageError
-from tests.cli.running import Command
 
 
 class Stdin(io.TextIOWrapper):
@@ -28,37 +28,36 @@ def read(
     stdin: io.TextIOWrapper,
     interactive: bool = False,
     as_json: bool = False,
-) -> Request:
-    return read_request(prompt, images, interactive=interactive, as_json=as_json, stdin=stdin)
+) -> str | None:
+    options = ChatOptions(prompt=prompt, images=tuple(images), interactive=interactive, as_json=as_json)
+    return read_question(options, stdin)
 
 
 def test_a_prompt_is_taken_as_it_is_and_stdin_left_alone() -> None:
     stdin = Stdin(b"not for you")
-    assert read("What?", ["a.png", "b.pdf:1-3"], stdin) == Request("What?", ("a.png", "b.pdf:1-3"))
+    assert read("What?", ["a.png", "b.pdf:1-3"], stdin) == "What?"
     assert stdin.read() == "not for you"
 
 
 @pytest.mark.parametrize("prompt", ["-", None])
 def test_a_pipe_is_the_question(prompt: str | None) -> None:
-    assert (
-        read(prompt, [], Stdin("Wie viel?\nGenau, bitte: ü\n".encode())).prompt
-        == "Wie viel?\nGenau, bitte: ü"
-    )
+    question = read(prompt, [], Stdin("Wie viel?\nGenau, bitte: ü\n".encode()))
+    assert question == "Wie viel?\nGenau, bitte: ü"
 
 
 def test_a_terminal_without_a_prompt_means_a_chat() -> None:
-    assert read(None, ["a.png"], Stdin(b"", terminal=True)) == Request(None, ("a.png",))
+    assert read(None, ["a.png"], Stdin(b"", terminal=True)) is None
 
 
 def test_interactive_leaves_a_pipe_to_the_chat() -> None:
     stdin = Stdin(b"first line\n")
-    assert read(None, [], stdin, interactive=True).prompt is None
+    assert read(None, [], stdin, interactive=True) is None
     assert stdin.read() == "first line\n"
 
 
 def test_a_image_from_stdin_is_left_for_the_opener() -> None:
     stdin = Stdin(b"\x89PNG")
-    assert read("What?", ["-"], stdin) == Request("What?", ("-",))
+    assert read("What?", ["-"], stdin) == "What?"
     assert stdin.buffer.read() == b"\x89PNG"
 
 
@@ -110,7 +109,6 @@ def test_json_needs_one_question(prompt: str | None, interactive: bool) -> None:
         read(prompt, [], Stdin(b"", terminal=True), interactive=interactive, as_json=True)
 
 
-def test_closed_stdin_is_an_empty_question(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", None)
+def test_closed_stdin_is_an_empty_question() -> None:
     with pytest.raises(UsageError, match="empty"):
-        read_request(None, [], interactive=False, as_json=False)
+        read_question(ChatOptions(), None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ernie_cli.chat import opening
+from ernie_cli.chat import conversation
 from ernie_local.kernels import native
 from tests.cli.running import Command, FakeChat, run_python
 
@@ -38,7 +38,7 @@ def test_the_forced_set_is_in_use_when_the_model_is_opened(
         in_use.append(native_kernels.instruction_set())
         return fake_chat
 
-    monkeypatch.setattr(opening, "open_chat", open_chat)
+    monkeypatch.setattr(conversation, "open_chat", open_chat)
     monkeypatch.setenv("ERNIE_LOCAL_ISA", name)
     assert command("chat", "-p", "hi").exit_code == 0
     assert in_use == [name]

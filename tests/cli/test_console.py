@@ -12,6 +12,7 @@ import pytest
 from ernie_cli.console import Console
 from ernie_cli.settings import ENVIRONMENT, forced_instruction_set
 
+pytestmark = pytest.mark.usefixtures("plain_environment")
 README = Path(__file__).parents[2] / "cli" / "README.md"
 
 
@@ -22,6 +23,12 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+
+
 def test_pieces_of_both_streams_never_share_a_line() -> None:
     both = io.StringIO()
 
@@ -29,7 +36,7 @@ def test_pieces_of_both_streams_never_share_a_line() -> None:
         def write(self, text: str) -> int:
             return both.write(text)
 
-    console = Console(Shared(), Shared(), environment={})
+    console = Console(Shared(), Shared())
     console.thought("hm")
     console.thought("m")
     console.answer("4")
@@ -42,7 +49,7 @@ def test_pieces_of_both_streams_never_share_a_line() -> None:
 
 def test_what_the_runtime_warns_of_is_a_line_like_all_others() -> None:
     told = io.StringIO()
-    console = Console(io.StringIO(), told, quiet=True, environment={})
+    console = Console(io.StringIO(), told, quiet=True)
     with console.telling_warnings():
         warnings.warn("no kernels\nno compiler\ntry: one", UserWarning, stacklevel=1)
     assert told.getvalue() == "warning: no kernels\nno compiler\ntry: one\n"
@@ -51,32 +58,34 @@ def test_what_the_runtime_warns_of_is_a_line_like_all_others() -> None:
     assert "afterwards" not in told.getvalue()
 
 
-def test_colour_only_at_a_terminal_that_wants_it() -> None:
-    def written(stderr: io.StringIO, environment: dict[str, str]) -> str:
-        console = Console(io.StringIO(), stderr, environment=environment)
+def test_colour_only_at_a_terminal_that_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def written(stderr: io.StringIO) -> str:
+        console = Console(io.StringIO(), stderr)
         console.thought("hm")
         console.error("what\nwhy")
         return stderr.getvalue()
 
     plain = "hm\nerror: what\nwhy\n"
-    assert written(Terminal(), {}) == "\x1b[2mhm\x1b[0m\n\x1b[1;31merror: what\n\x1b[0mwhy\n"
-    assert written(io.StringIO(), {}) == plain
-    assert written(Terminal(), {"NO_COLOR": "1"}) == plain
-    assert written(Terminal(), {"TERM": "dumb"}) == plain
+    assert written(Terminal()) == "\x1b[2mhm\x1b[0m\n\x1b[1;31merror: what\n\x1b[0mwhy\n"
+    assert written(io.StringIO()) == plain
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            assert written(Terminal()) == plain
 
 
 def test_escape_sequences_do_not_reach_a_terminal_but_stay_in_a_file() -> None:
     text = "a\x1b]0;title\x07b\tc\x9b\n"
     terminal, file = Terminal(), io.StringIO()
-    Console(terminal, io.StringIO(), environment={}).answer(text)
-    Console(file, io.StringIO(), environment={}).answer(text)
+    Console(terminal, io.StringIO()).answer(text)
+    Console(file, io.StringIO()).answer(text)
     assert terminal.getvalue() == "a]0;titleb\tc\n"
     assert file.getvalue() == text
 
 
 def test_quiet_drops_notes_alone() -> None:
     stderr = io.StringIO()
-    console = Console(io.StringIO(), stderr, quiet=True, environment={})
+    console = Console(io.StringIO(), stderr, quiet=True)
     console.note("a")
     console.say("b")
     console.warn("c")
@@ -89,7 +98,8 @@ def test_the_readme_has_the_table_of_environment_variables() -> None:
     assert {name: effect.replace("`", "'") for name, effect in rows} == dict(ENVIRONMENT)
 
 
-def test_an_empty_instruction_set_is_none() -> None:
-    assert forced_instruction_set({}) is None
-    assert forced_instruction_set({"ERNIE_LOCAL_ISA": ""}) is None
-    assert forced_instruction_set({"ERNIE_LOCAL_ISA": "avx2"}) == "avx2"
+def test_an_empty_instruction_set_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert forced_instruction_set() is None
+    for value, expected in (("", None), ("avx2", "avx2")):
+        monkeypatch.setenv("ERNIE_LOCAL_ISA", value)
+        assert forced_instruction_set() == expected

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ernie_cli.chat import slash_commands
+from ernie_cli.chat.interactive import COMMANDS, PATH_COMMANDS
 from ernie_cli.chat.line_reader import make_completer, read_message
 from ernie_local import session
 from ernie_local.errors import DoesNotFit
@@ -132,9 +132,9 @@ def test_load_and_system_change_the_chat(
 
 def test_help_names_every_command(talk: Talk) -> None:
     stderr = talk("/help").stderr
-    assert all(f"\n{name}" in f"\n{stderr}" for name in slash_commands.COMMANDS)
+    assert all(f"\n{name}" in f"\n{stderr}" for name in COMMANDS)
     required = {"/image", "/think", "/stats", "/undo", "/save", "/load", "/help", "/exit", "/system"}
-    assert required == set(slash_commands.COMMANDS)
+    assert required == set(COMMANDS)
 
 
 def test_an_unknown_command_is_explained_and_not_asked(talk: Talk, fake_chat: FakeChat) -> None:
@@ -172,7 +172,7 @@ class Interrupting:
 def test_ctrl_c_at_the_prompt_does_not_leave(
     talk: Talk, fake_chat: FakeChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ernie_cli.chat.interactive.make_reader", lambda *names: Interrupting())
+    monkeypatch.setattr("ernie_cli.chat.interactive.make_reader", lambda *names: Interrupting().read)
     result = talk()
     assert result.exit_code == 0
     assert result.stderr.count("Ctrl-D or /exit leaves") == 2
@@ -183,7 +183,7 @@ def test_a_block_that_never_ends_is_the_end() -> None:
     reader = Interrupting()
     reader.lines = ['"""a']
     with pytest.raises(EOFError):
-        read_message(reader)
+        read_message(reader.read)
 
 
 def test_tab_completes_commands_and_paths(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_tab_completes_commands_and_paths(tmp_path: Path) -> None:
     from prompt_toolkit.document import Document
 
     (tmp_path / "invoice.png").touch()
-    completer = make_completer(slash_commands.command_names(), slash_commands.PATH_COMMANDS)
+    completer = make_completer(COMMANDS, PATH_COMMANDS)
 
     def complete(text: str) -> list[str]:
         found = completer.get_completions(Document(text), CompleteEvent(completion_requested=True))

@@ -117,6 +117,14 @@ def test_wrong_input_is_one_clear_error(reckon: Reckon, arguments: list[str], co
     assert error["hint"]
 
 
+def test_a_server_without_a_published_rule_is_refused_with_the_model_told(reckon: Reckon) -> None:
+    value = reckon("--sessions", "--rule", "ours", "--vram", "16GiB", "--bits", "2", "--ctx-size", "8k")
+    assert (value["error"]["exit_code"], value["sessions"]) == (2, None)
+    assert "--bits 2" in value["error"]["what"]
+    assert value["model"]["name"] == "ernie-4.5-vl-28b-a3b"
+    assert value["conversation"]["ctx_size"] == 8192
+
+
 @pytest.mark.parametrize(("key", "value"), [("model_type", "qwen3_moe"), ("num_hot_experts", 8)])
 def test_a_config_of_another_kind_is_refused(reckon: Reckon, tmp_path: Path, key: str, value: object) -> None:
     raw = json.loads((NANO_DIRECTORY / "config.json").read_text())

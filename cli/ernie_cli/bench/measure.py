@@ -6,6 +6,7 @@ How to measure belongs to ernie_local.machine.
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,17 +14,23 @@ from typing import TYPE_CHECKING
 
 from ernie_cli.chat.options import ChatOptions
 from ernie_cli.console import Console
+from ernie_cli.images import open_given_images
 from ernie_cli.settings import profile_path
+from ernie_local import defaults
+from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local.kernels.native import native_absence
+from ernie_local.machine.hardware import find_hardware, own_profile
+from ernie_local.model_files import ModelFiles, find_model_files
+from ernie_local.planner.profile import MachineProfile, Measurement, ModelSpeed, write_profile
+from ernie_local.sizes import format_bytes
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # with torch: imported when it is known that something will be measured
     from ernie_cli.bench.command import BenchOptions
     from ernie_cli.bench.result import BenchResult
     from ernie_local.loading import LoadedModel
     from ernie_local.machine.model_speed import ModelRun
     from ernie_local.machine.survey import Survey
     from ernie_local.media.open_image import OpenedImage
-    from ernie_local.model_files import ModelFiles
-    from ernie_local.planner.profile import MachineProfile, Measurement
 
 # Reads of smaller pages are mostly latency, and no model that needs paging has such pages.
 _SMALL_PAGE = 1 << 20
@@ -31,42 +38,36 @@ _SMALL_PAGE = 1 << 20
 
 def measure(options: BenchOptions, result: BenchResult) -> None:
     """Measure, tell, store; what can be refused is refused before anything is measured."""
-    from ernie_local import defaults
-    from ernie_local.loading.options import find_device
-    from ernie_local.model_files import find_model_files
-    from ernie_local.planner.profile import write_profile
-
     if options.vram is not None:
+        from ernie_local.loading.options import find_device
+
         find_device("cuda")
     image = None if options.image is None else _open_image(options.image)
     files = None if options.model is None else find_model_files(options.model)
     if files is not None:
         model_limit = files.config.text.max_position_embeddings
         defaults.context_tokens(_chat_options(options).context_tokens(), model_limit)
-    _check_kernels()
-    console = Console()
+    # Without them, measuring would take an hour, and mean nothing.
+    if (absence := native_absence()) is not None:
+        raise DoesNotFit("bench measures the compiled kernels, which are missing", absence.why, absence.hint)
+    console = Console(shows_result=not options.as_json)
     survey = _survey(files, console)
-    profile = _profile(survey)
+    profile = MachineProfile(
+        hardware=find_hardware(),
+        date=datetime.now(UTC).date().isoformat(),
+        rates=survey.rates,
+        plain_rates=survey.plain_rates,
+        measurements=survey.measurements,
+    )
     result.set_machine(profile)
-    if not options.as_json:
-        _answer(console, machine_lines(survey))
+    console.show(machine_lines(survey))
     if files is not None:
-        model, measured = _measure_model(options, files, profile, image, console)
-        profile = _with_model(profile, model, measured)
-        if options.vram is not None:
-            from ernie_local.machine.model_speed import measure_miss_rules
-
-            console.note("measuring: rules for experts that the GPU lacks")
-            profile = dataclasses.replace(profile, miss_rules=measure_miss_rules(model))
-        result.set_model(model, measured)
-        result.miss_rules = dict(profile.miss_rules)
-        if not options.as_json:
-            _answer(console, model_speed_lines(model, measured))
-            _answer(console, rule_lines(profile))
+        profile = _measure_model(options, files, profile, image, console, result)
     if not options.no_save:
         path = profile_path()
-        if not profile.miss_rules:
-            profile = _with_stored_rules(profile, path)
+        # What an earlier run on the same hardware measured of rules for misses is kept.
+        if not profile.miss_rules and (stored := own_profile(path)) is not None:
+            profile = dataclasses.replace(profile, miss_rules=stored.miss_rules)
         write_profile(path, profile)
         console.note(f"profile stored as {path}")
         result.saved = str(path)
@@ -114,8 +115,6 @@ def rule_lines(profile: MachineProfile) -> Iterator[str]:
 
 def model_speed_lines(model: LoadedModel, measured: ModelRun) -> Iterator[str]:
     """What the model does here, and what was predicted."""
-    from ernie_local.sizes import format_bytes
-
     held = "all in memory"
     if measured.expert_memory_bytes is not None:
         held = f"experts paged, {format_bytes(measured.expert_memory_bytes)} of memory for them"
@@ -136,30 +135,12 @@ def model_speed_lines(model: LoadedModel, measured: ModelRun) -> Iterator[str]:
         yield _line("its prefill", image.prefill, 1.0, "tokens/s")
 
 
-def _answer(console: Console, lines: Iterator[str]) -> None:
-    for line in lines:
-        console.answer(line + "\n")
-
-
 def _line(name: str, measured: Measurement, unit: float, unit_name: str) -> str:
     median, low, high = (value / unit for value in (measured.median, measured.low, measured.high))
     return f"{name:<32}  {median:10.2f} {unit_name}  ({low:.2f} to {high:.2f})"
 
 
-def _check_kernels() -> None:
-    """Raise DoesNotFit without the compiled kernels: measuring would take an hour, and mean nothing."""
-    from ernie_local.errors import DoesNotFit
-    from ernie_local.kernels.native import native_absence
-
-    absence = native_absence()
-    if absence is not None:
-        raise DoesNotFit("bench measures the compiled kernels, which are missing", absence.why, absence.hint)
-
-
 def _open_image(name: str) -> OpenedImage:
-    from ernie_cli.images import open_given_images
-    from ernie_local.errors import UsageError
-
     opened = open_given_images([name])
     if len(opened) > 1:
         raise UsageError(
@@ -171,8 +152,6 @@ def _open_image(name: str) -> OpenedImage:
 
 
 def _survey(files: ModelFiles | None, console: Console) -> Survey:
-    import tempfile
-
     from ernie_local.machine.disk import PAGE_BYTES, find_storage, holds_pages
     from ernie_local.machine.survey import survey_machine
 
@@ -199,48 +178,23 @@ def _page_bytes(files: ModelFiles) -> int:
         return max(stored_page_bytes(checkpoint, files.config).values(), default=0)
 
 
-def _profile(survey: Survey) -> MachineProfile:
-    from ernie_local.machine.hardware import find_hardware
-    from ernie_local.planner.profile import MachineProfile
-
-    return MachineProfile(
-        hardware=find_hardware(),
-        date=datetime.now(UTC).date().isoformat(),
-        rates=survey.rates,
-        plain_rates=survey.plain_rates,
-        measurements=survey.measurements,
-    )
-
-
 def _measure_model(
     options: BenchOptions,
     files: ModelFiles,
     profile: MachineProfile,
     image: OpenedImage | None,
     console: Console,
-) -> tuple[LoadedModel, ModelRun]:
-    from ernie_cli.chat.opening import load_for_chat
-    from ernie_local.machine.model_speed import measure_model
+    result: BenchResult,
+) -> MachineProfile:
+    """Measure, tell, and return the profile with what was measured of the model."""
+    from ernie_cli.chat.conversation import load_for_chat
+    from ernie_local.machine.model_speed import measure_miss_rules, measure_model
 
     console.note(f"loading {options.model}")
     model = load_for_chat(_chat_options(options), files, console)
     console.note("measuring: prompts and answers")
     patches = None if image is None else model.patches([image.image])[0]
-    rates = profile.rates_for(is_packed=files.config.has_packed_experts)
-    return model, measure_model(model, rates, patches)
-
-
-def _with_stored_rules(profile: MachineProfile, path: Path) -> MachineProfile:
-    """Keep what an earlier run on the same hardware measured of rules for misses."""
-    from ernie_local.machine.hardware import own_profile
-
-    stored = own_profile(path)
-    return profile if stored is None else dataclasses.replace(profile, miss_rules=stored.miss_rules)
-
-
-def _with_model(profile: MachineProfile, model: LoadedModel, measured: ModelRun) -> MachineProfile:
-    from ernie_local.planner.profile import ModelSpeed
-
+    measured = measure_model(model, profile.rates_for(is_packed=files.config.has_packed_experts), patches)
     speed = ModelSpeed(
         name=model.directory.name,
         weight_bytes=model.weight_bytes,
@@ -250,4 +204,12 @@ def _with_model(profile: MachineProfile, model: LoadedModel, measured: ModelRun)
         expert_memory_bytes=measured.expert_memory_bytes,
         hit_rate=measured.hit_rate,
     )
-    return dataclasses.replace(profile, model=speed)
+    profile = dataclasses.replace(profile, model=speed)
+    if options.vram is not None:
+        console.note("measuring: rules for experts that the GPU lacks")
+        profile = dataclasses.replace(profile, miss_rules=measure_miss_rules(model))
+    result.set_model(model, measured)
+    result.miss_rules = dict(profile.miss_rules)
+    console.show(model_speed_lines(model, measured))
+    console.show(rule_lines(profile))
+    return profile

@@ -8,16 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ernie_cli.bench.result import BenchResult, budget_object, prediction_object
 from ernie_cli.console import Console
+from ernie_cli.settings import stored_profile
+from ernie_local.config import MODALITIES
+from ernie_local.experts.options import MISS_RULES
+from ernie_local.planner.gpus import GpuModel, find_gpu_model
+from ernie_local.planner.speed import ASSUMED
+from ernie_local.replay.replay import Replayed, check_budget, compare
+from ernie_local.replay.simulate import GpuTimes, MachineTimes, Simulated, simulate
+from ernie_local.replay.trace import Trace
+from ernie_local.replay.trace_file import read_trace
+from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
     from ernie_cli.bench.command import BenchOptions
-    from ernie_cli.bench.result import BenchResult
-    from ernie_local.planner.gpus import GpuModel
-    from ernie_local.planner.rates import Rates
-    from ernie_local.replay.replay import Replayed
-    from ernie_local.replay.simulate import Simulated
-    from ernie_local.replay.trace import Trace
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 _COPY_SECONDS = 20e-6  # of a copy besides its bytes: a launch and its way over the bus. Assumed.
@@ -27,37 +32,22 @@ _GPU_COLUMNS = "{:>11}  {:<7}  {:>9}  {:>9}  {:>10}  {:>9}  {:>9}"
 
 def replay_in_ram(options: BenchOptions, budgets: Sequence[int], result: BenchResult) -> None:
     """Replay the trace in each of these budgets, or in default ones; a line or an entry for each policy."""
-    from ernie_cli.bench.result import budget_object
-    from ernie_local.replay.replay import check_budget, compare
-    from ernie_local.replay.trace_file import read_trace
-
     assert options.replay is not None
     trace = read_trace(options.replay)
     for budget in budgets:
         check_budget(trace, budget)
     result.set_trace(options.replay, trace)
-    console = Console()
-    if not options.as_json:
-        for line in _head(trace):
-            console.answer(line + "\n")
-    for budget in budgets or default_budgets(trace):
+    console = Console(shows_result=not options.as_json)
+    console.show(_head(trace))
+    for budget in budgets or _default_budgets(trace):
         found = compare(trace, budget, options.decay or (None,))
         # One by one, so that those before an interruption are in the object.
         result.budgets.append(budget_object(trace, budget, list(found)))
-        if not options.as_json:
-            for line in _lines(budget, found):
-                console.answer(line + "\n")
+        console.show(_lines(budget, found))
 
 
 def replay_on_gpu(options: BenchOptions, budgets: Sequence[int], gpu_bytes: int, result: BenchResult) -> None:
     """Replay the trace with experts in `gpu_bytes` of the GPU and in each of these budgets of RAM."""
-    from ernie_cli.bench.result import prediction_object
-    from ernie_local.experts.options import MISS_RULES
-    from ernie_local.planner.gpus import find_gpu_model
-    from ernie_local.replay.replay import check_budget
-    from ernie_local.replay.simulate import GpuTimes, MachineTimes, simulate
-    from ernie_local.replay.trace_file import read_trace
-
     assert options.replay is not None
     assert options.gpu is not None
     gpu = find_gpu_model(options.gpu)
@@ -65,7 +55,10 @@ def replay_on_gpu(options: BenchOptions, budgets: Sequence[int], gpu_bytes: int,
     budgets = budgets or [trace.plan.most_bytes]
     for budget in (gpu_bytes, *budgets):
         check_budget(trace, budget)
-    rates, source = _machine_rates()
+    profile = stored_profile()
+    rates, source = ASSUMED, "assumed disk and processor (ernie-local bench measures them)"
+    if profile is not None:
+        rates, source = profile.rates, f"disk and processor as measured {profile.date}"
     of_gpu = gpu.rates()
     times = MachineTimes(
         rates.disk_bytes_per_second,
@@ -73,28 +66,22 @@ def replay_on_gpu(options: BenchOptions, budgets: Sequence[int], gpu_bytes: int,
         gpu=GpuTimes(of_gpu.memory_bytes_per_second, of_gpu.link_bytes_per_second, _COPY_SECONDS),
     )
     result.set_trace(options.replay, trace)
-    console = Console()
-    if not options.as_json:
-        for line in _gpu_head(gpu, gpu_bytes, source):
-            console.answer(line + "\n")
+    console = Console(shows_result=not options.as_json)
+    console.show(_gpu_head(gpu, gpu_bytes, source))
     for budget in budgets:
         for name, rule in MISS_RULES.items():
             found = simulate(trace, budget, times, gpu_bytes, rule)
             result.predictions.append(prediction_object(gpu.gpu_id, gpu_bytes, budget, name, found))
-            if not options.as_json:
-                console.answer(_gpu_line(budget, name, found) + "\n")
+            console.show([_gpu_line(budget, name, found)])
 
 
-def default_budgets(trace: Trace) -> list[int]:
+def _default_budgets(trace: Trace) -> list[int]:
     """Shares of the bytes of all text pages, but never less than paging needs."""
-
     whole, least = trace.bank_bytes("text"), trace.plan.least_bytes
     return sorted({max(least, int(share * whole)) for share in _SHARES})
 
 
 def _head(trace: Trace) -> Iterator[str]:
-    from ernie_local.sizes import format_bytes
-
     banks = [f"{format_bytes(trace.bank_bytes(bank))} of {bank} experts" for bank in trace.banks]
     yield (
         f"{trace.model}: {trace.prompt_tokens} prompt tokens, {trace.decoded_tokens} decoded; "
@@ -104,32 +91,17 @@ def _head(trace: Trace) -> Iterator[str]:
 
 
 def _lines(budget: int, results: Sequence[Replayed]) -> Iterator[str]:
-    from ernie_local.sizes import format_bytes
-
     for index, result in enumerate(results):
         read = result.bytes_per_token
         yield _COLUMNS.format(
             "" if index else format_bytes(budget),
             result.policy if result.decay is None else f"{result.policy} {result.decay:g}",
-            *(_hit_rate(result, bank) for bank in ("text", "vision")),
+            *(_hit_rate(result, bank) for bank in MODALITIES),
             "-" if read is None else format_bytes(round(read)),
         ).rstrip()
 
 
-def _machine_rates() -> tuple[Rates, str]:
-    """Of this machine's disk and processor, and where they come from."""
-    from ernie_cli.settings import stored_profile
-    from ernie_local.planner.speed import ASSUMED
-
-    profile = stored_profile()
-    if profile is None:
-        return ASSUMED, "assumed disk and processor (ernie-local bench measures them)"
-    return profile.rates, f"disk and processor as measured {profile.date}"
-
-
 def _gpu_head(gpu: GpuModel, gpu_bytes: int, source: str) -> Iterator[str]:
-    from ernie_local.sizes import format_bytes
-
     yield (
         f"predicted, not measured: {format_bytes(gpu_bytes)} of {gpu.name} by its data sheet, {source}; "
         "time of routed experts alone"
@@ -140,8 +112,6 @@ def _gpu_head(gpu: GpuModel, gpu_bytes: int, source: str) -> Iterator[str]:
 
 
 def _gpu_line(budget: int, rule: str, found: Simulated) -> str:
-    from ernie_local.sizes import format_bytes
-
     stats, tokens = found.stats, max(1, found.stats.decoded_tokens)
     above = stats.gpu
     assert above is not None

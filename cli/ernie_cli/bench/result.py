@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from ernie_cli.json_object import fill_result
+from ernie_local.config import MODALITIES
 from ernie_local.planner.profile import HardwareKey, Measurement
 from ernie_local.planner.rates import Rates
 
@@ -37,14 +38,10 @@ class MachineObject:
     """  # noqa: E501  rows of a table
 
     hardware: HardwareKey
-    date: str
-    """Day of measuring, UTC."""
-    rates: Rates
-    """Of packed weights."""
-    plain_rates: Rates
-    """Of plain weights."""
-    measurements: dict[str, Measurement]
-    """By name, above."""
+    date: str  #: Day of measuring, UTC.
+    rates: Rates  #: Of packed weights.
+    plain_rates: Rates  #: Of plain weights.
+    measurements: dict[str, Measurement]  #: By name, above.
 
 
 @dataclass
@@ -52,41 +49,33 @@ class ImageSpeedObject:
     """One image."""
 
     tokens: int
-    encode_seconds: Measurement
-    """Of vision tower and resampler."""
-    prefill_tokens_per_second: Measurement
-    """Of the rest."""
+    encode_seconds: Measurement  #: Of vision tower and resampler.
+    prefill_tokens_per_second: Annotated[Measurement, "prefill"]  #: Of the rest.
 
 
 @dataclass
 class SpeedObject:
     """How fast the model ran."""
 
-    weight_bytes: int
-    """Of all weights, as they lie in memory if none is paged."""
-    expert_memory_bytes: int | None
-    """Where experts were paged, the memory for them; else null."""
-    hit_rate: float | None
-    """Where experts were paged, the share that decode found in memory; else null."""
-    prompt_tokens: int
-    """Of the prompt, random text."""
-    first_token_seconds: Measurement
-    """From that prompt to the first token of the answer."""
-    prefill_tokens_per_second: Measurement
-    decode_tokens_per_second: Measurement
+    weight_bytes: int  #: Of all weights, as they lie in memory if none is paged.
+    expert_memory_bytes: int | None  #: Where experts were paged, the memory for them; else null.
+    hit_rate: float | None  #: Where experts were paged, the share that decode found in memory; else null.
+    prompt_tokens: int  #: Of the prompt, random text.
+    first_token_seconds: Measurement  #: From that prompt to the first token of the answer.
+    prefill_tokens_per_second: Annotated[Measurement, "prefill"]
+    decode_tokens_per_second: Annotated[Measurement, "decode"]
     """By the median token of each round. Random tokens choose experts evenly; of a real text's, more are in
     memory."""
-    predicted_decode_tokens_per_second: float
+    predicted_decode_tokens_per_second: Annotated[float, "predicted_decode"]
     """What the rates say for the same hit rate, and for disk and memory as they are between rounds of
     decode."""
-    disk_bytes_per_second: Measurement | None
+    disk_bytes_per_second: Annotated[Measurement | None, "disk"]
     """Measured between these rounds; null where no page is read, and for files so small that the system's
     cache would be measured."""
     memory_share: Measurement | None
     """Measured between these rounds: at what share of `rates` the first matrices of attention are read; null
     of a model so small that caches hold them."""
-    image: ImageSpeedObject | None
-    """With `--image`."""
+    image: ImageSpeedObject | None  #: With `--image`.
 
 
 @dataclass
@@ -101,13 +90,10 @@ class BankBytes:
 class BankHitsObject:
     """Of one bank."""
 
-    decode_hits: int
-    """A page for each token and layer."""
+    decode_hits: int  #: A page for each token and layer.
     decode_misses: int
-    decode_hit_rate: float | None
-    """Null of none."""
-    prompt_hits: int
-    """A page for each chunk and layer."""
+    decode_hit_rate: float | None  #: Null of none.
+    prompt_hits: int  #: A page for each chunk and layer.
     prompt_misses: int
 
 
@@ -121,11 +107,9 @@ class PolicyObject:
     size."""
     decay: float | None
     """Of `ours`: what is left of a use one token later, where `--decay` fixed it; else null."""
-    bytes_per_token: float | None
-    """Bytes read in decode per decoded token; null of 0 tokens."""
-    prompt_bytes: int
-    """Bytes read in all prompts together."""
-    banks: dict[str, BankHitsObject]
+    bytes_per_token: float | None  #: Bytes read in decode per decoded token; null of 0 tokens.
+    prompt_bytes: int  #: Bytes read in all prompts together.
+    banks: Annotated[dict[str, BankHitsObject], "stats.banks"]
 
 
 @dataclass
@@ -133,8 +117,7 @@ class BudgetObject:
     """One size of memory for experts."""
 
     bytes: int
-    share: float
-    """Of the text experts' bytes."""
+    share: float  #: Of the text experts' bytes.
     policies: list[PolicyObject]
 
 
@@ -146,22 +129,15 @@ class PredictionObject:
     assumed without one.
     """
 
-    gpu: str
-    """Its id."""
-    gpu_bytes: int
-    """Memory for experts on the GPU."""
-    ram_bytes: int
-    """Memory for experts in RAM."""
-    misses: str
-    """What happens to experts that the GPU lacks: `fetch`, `compute` or `split`."""
-    gpu_hit_rate: float | None
-    """Share of a decoded token's text experts that are on the GPU; null of none."""
-    ram_hit_rate: float | None
-    """Share of those asked of RAM that are there; null of none."""
+    gpu: str  #: Its id.
+    gpu_bytes: int  #: Memory for experts on the GPU.
+    ram_bytes: int  #: Memory for experts in RAM.
+    misses: str  #: What happens to experts that the GPU lacks: `fetch`, `compute` or `split`.
+    gpu_hit_rate: float | None  #: Share of a decoded token's text experts that are on the GPU; null of none.
+    ram_hit_rate: float | None  #: Share of those asked of RAM that are there; null of none.
     predicted_seconds_per_token: float | None
     """Of routed experts alone: attention, head and the rest come on top; null of 0 tokens."""
-    predicted_link_wait_seconds_per_token: float | None
-    """Of them, the GPU waits for copies to it."""
+    predicted_link_wait_seconds_per_token: float | None  #: Of them, the GPU waits for copies to it.
     predicted_disk_wait_seconds_per_token: float | None
     """Of them, the processor waits for the disk. Both waits may overlap."""
 
@@ -173,28 +149,19 @@ class BenchResult:
     Measuring fills `machine`, `model`, `speed` and `saved`; a replay fills `model`, `trace` and what follows.
     """
 
-    machine: MachineObject | None = None
-    """This machine."""
-    model: str | None = None
-    """Name of the model that was measured, or that the trace was recorded with."""
-    speed: SpeedObject | None = None
-    """How fast that model ran."""
+    machine: MachineObject | None = None  #: This machine.
+    model: str | None = None  #: Name of the model that was measured, or that the trace was recorded with.
+    speed: SpeedObject | None = None  #: How fast that model ran.
     miss_rules: dict[str, float] = field(default_factory=dict)
     """With `--vram`, tokens per second by each rule for experts that the GPU lacks: `fetch`, `compute`,
     `split`."""
-    saved: str | None = None
-    """The file in which the profile was stored."""
-    trace: str | None = None
-    """The file."""
-    prompt_tokens: int | None = None
-    """Recorded tokens of prompts."""
-    decoded_tokens: int | None = None
-    """Recorded tokens of answers."""
+    saved: str | None = None  #: The file in which the profile was stored.
+    trace: str | None = None  #: The file.
+    prompt_tokens: int | None = None  #: Recorded tokens of prompts.
+    decoded_tokens: int | None = None  #: Recorded tokens of answers.
     expert_bytes: BankBytes = field(default_factory=BankBytes)
-    budgets: list[BudgetObject] = field(default_factory=list)
-    """One for each size of memory that was tried."""
-    predictions: list[PredictionObject] = field(default_factory=list)
-    """With `--gpu`."""
+    budgets: list[BudgetObject] = field(default_factory=list)  #: One for each size of memory that was tried.
+    predictions: list[PredictionObject] = field(default_factory=list)  #: With `--gpu`.
 
     def set_machine(self, profile: MachineProfile) -> None:
         """Fill in what measuring the machine found."""
@@ -202,42 +169,19 @@ class BenchResult:
 
     def set_model(self, model: LoadedModel, measured: ModelRun) -> None:
         """Fill in what measuring a model found."""
-        image = measured.image
         self.model = model.directory.name
-        self.speed = fill_result(
-            SpeedObject,
-            measured,
-            weight_bytes=model.weight_bytes,
-            prefill_tokens_per_second=measured.prefill,
-            decode_tokens_per_second=measured.decode,
-            predicted_decode_tokens_per_second=measured.predicted_decode,
-            disk_bytes_per_second=None if measured.disk is None else fill_result(Measurement, measured.disk),
-            image=None
-            if image is None
-            else fill_result(
-                ImageSpeedObject,
-                image,
-                prefill_tokens_per_second=image.prefill,
-            ),
-        )
+        self.speed = fill_result(SpeedObject, measured, model)
 
     def set_trace(self, path: Path, trace: Trace) -> None:
         """Fill in what the trace says."""
         self.trace, self.model = str(path), trace.model
         self.prompt_tokens, self.decoded_tokens = trace.prompt_tokens, trace.decoded_tokens
-        self.expert_bytes = BankBytes(trace.bank_bytes("text"), trace.bank_bytes("vision"))
+        self.expert_bytes = BankBytes(**{bank: trace.bank_bytes(bank) for bank in MODALITIES})
 
 
 def budget_object(trace: Trace, budget: int, results: list[Replayed]) -> BudgetObject:
     """What each policy did with this memory."""
-    policies = [
-        fill_result(
-            PolicyObject,
-            one,
-            banks={bank: fill_result(BankHitsObject, hits) for bank, hits in one.stats.banks.items()},
-        )
-        for one in results
-    ]
+    policies = [fill_result(PolicyObject, one) for one in results]
     return BudgetObject(budget, budget / trace.bank_bytes("text"), policies)
 
 

@@ -2,136 +2,215 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
-from ernie_cli.chat import opening, slash_commands
-from ernie_cli.chat.answering import AskSettings, ask, cut_off_line, stats_line
+from ernie_cli.chat import conversation
 from ernie_cli.chat.line_reader import LineReader, make_reader, read_message
 from ernie_cli.chat.options import ChatOptions
+from ernie_cli.chat.request import check_save_path
 from ernie_cli.console import Console
 from ernie_cli.failures import failure_of
-from ernie_cli.images import show_reports
-from ernie_local.errors import ErnieLocalError
+from ernie_cli.images import open_given_images, show_reports, split_paths
+from ernie_local import session
+from ernie_local.errors import ErnieLocalError, UsageError
+from ernie_local.media.open_image import OpenedImage
+from ernie_local.model_files import ModelFiles
 
-if TYPE_CHECKING:
-    from ernie_local.media.open_image import OpenedImage
-    from ernie_local.model_files import ModelFiles
-    from ernie_local.session import Chat, ChatImage
+
+class SlashCommand(NamedTuple):
+    """One command. run: gets the chat and what was typed after the name."""
+
+    arguments: str
+    help: str
+    run: Callable[[InteractiveChat, str], None]
+
+
+COMMANDS: dict[str, SlashCommand] = {}
+
+
+def _slash_command(name: str, arguments: str, help_text: str) -> Callable[[Any], Any]:
+    """Makes a method of InteractiveChat a command."""
+
+    def register(run: Any) -> Any:
+        COMMANDS[name] = SlashCommand(arguments, help_text, run)
+        return run
+
+    return register
 
 
 class InteractiveChat:
-    """One chat with a person. The attributes are what the slash commands change."""
+    """One chat with a person, and the slash commands, which change it."""
 
-    def __init__(self, chat: Chat, options: ChatOptions, files: ModelFiles, console: Console) -> None:
+    def __init__(self, chat: session.Chat, options: ChatOptions, files: ModelFiles, console: Console) -> None:
         self.chat = chat
-        self.options = options
-        self.console = console
-        self.show_stats = options.stats
-        self.waiting: list[ChatImage] = []
-        self.settings = AskSettings(
-            thinking=options.thinking(),
-            think_budget=options.think_budget_count(),
-            max_tokens=options.max_tokens_count(),
-            hide_thinking=options.hide_thinking,
-            stream=not options.no_stream,
-        )
+        self._options = options
+        self._console = console
+        self._waiting: list[session.ChatImage] = []
         self._files = files
-        self._sampling = opening.chat_sampling(options, files)
+        self._sampling = conversation.chat_sampling(options, files)
 
-    def run(self, reader: LineReader, first_prompt: str | None = None) -> None:
+    def run(self, read: LineReader, first_prompt: str | None = None) -> None:
         """Answer line after line until the end of input or /exit."""
-        if first_prompt is not None:
-            self._guarded(first_prompt)
-        while True:
-            try:
-                line = read_message(reader)
-            except EOFError:
-                return
-            except KeyboardInterrupt:
-                self.console.say("(Ctrl-D or /exit leaves)")
-                continue
-            if line.strip() and not self._guarded(line):
-                return
+        try:
+            if first_prompt is not None:
+                self._handle(first_prompt)
+            while True:
+                try:
+                    line = read_message(read)
+                except KeyboardInterrupt:
+                    self._console.say("(Ctrl-D or /exit leaves)")
+                    continue
+                if line.strip():
+                    self._handle(line)
+        except EOFError:
+            return
 
-    def attach(self, images: Sequence[OpenedImage | ChatImage]) -> None:
+    def attach(self, images: Sequence[OpenedImage | session.ChatImage]) -> None:
         """Let images wait for the next question, and say what the model will see of them."""
-        from ernie_local.session import open_chat_images
+        measured = session.open_chat_images(images, self._files.image_processor)
+        show_reports(measured, self._console)
+        self._waiting.extend(measured)
 
-        measured = open_chat_images(images, self._files.image_processor)
-        show_reports(measured, self.console)
-        self.waiting.extend(measured)
-
-    def restart(self, system: str) -> None:
-        """Begin a new chat with this system text."""
-        from ernie_local.session import Chat
-
-        self.chat = Chat(self.chat.model, system, self._sampling)
-
-    def resume(self, path: Path) -> None:
-        """Continue a saved chat instead of this one."""
-        from ernie_local.session import Chat
-
-        self.chat = Chat.load(path, self.chat.model, self._sampling)
-
-    def set_thinking(self, thinking: bool | None) -> None:
-        """How the answers from now on begin."""
-        self.settings = replace(self.settings, thinking=thinking)
-
-    def show_figures(self) -> None:
-        """Say how the last answer went."""
-        if self.chat.last is None:
-            self.console.say("no answer yet")
-        else:
-            self.console.say(stats_line(self.chat.last, self.chat.model.load_seconds))
-
-    def _guarded(self, line: str) -> bool:
-        """Do what `line` says; an error is shown, and the chat goes on. False when the chat is to end."""
+    def _handle(self, line: str) -> None:
+        """Do what `line` says; an error is shown, and the chat goes on. EOFError where it is to end."""
         try:
             if line.startswith("/"):
-                return slash_commands.run_slash_command(self, line)
-            self._ask(line)
+                self._run_command(line)
+            else:
+                self._ask(line)
         except BrokenPipeError:  # the reader of stdout is gone
             raise
         except (ErnieLocalError, OSError) as error:
-            self.console.error(failure_of(error).text())
+            self._console.error(failure_of(error).text())
         except KeyboardInterrupt:
-            self.console.say("stopped")
-        return True
+            self._console.say("stopped")
+
+    def _run_command(self, line: str) -> None:
+        name, _, argument = line.strip().partition(" ")
+        if name in COMMANDS:
+            COMMANDS[name].run(self, argument.strip())
+        else:
+            self._console.say(
+                f"unknown command {name}; /help lists them "
+                "(to send text that starts with a slash, type a blank first)"
+            )
 
     def _ask(self, question: str) -> None:
         num_turns = len(self.chat.history)
-        answer = ask(self.chat, question.strip(), self.waiting, self.settings, self.console)
+        answer = conversation.ask(self.chat, question.strip(), self._waiting, self._options, self._console)
         is_kept = len(self.chat.history) > num_turns
         if is_kept:
-            self.waiting = []
+            self._waiting = []
         if answer.finish_reason == "interrupted":
             kept = "this turn is kept, /undo forgets it" if is_kept else "nothing is kept of this turn"
-            self.console.say(f"stopped; {kept}")
+            self._console.say(f"stopped; {kept}")
         elif answer.finish_reason == "length":
-            self.console.warn(cut_off_line(answer))
-        if self.show_stats:
-            self.show_figures()
+            self._console.warn(conversation.cut_off_line(answer))
+        if self._options.stats:
+            self._show_figures()
+
+    def _show_figures(self) -> None:
+        if self.chat.last is None:
+            self._console.say("no answer yet")
+        else:
+            self._console.say(conversation.stats_line(self.chat.last, self.chat.model.load_seconds))
+
+    @_slash_command("/image", "FILE...", "attach images to the next question; clear: drop them; alone: list")
+    def _image(self, argument: str) -> None:
+        if argument not in ("", "clear"):
+            self.attach(open_given_images(split_paths(argument)))
+            return
+        if argument:
+            self._waiting.clear()
+        waiting = ", ".join(image.name for image in self._waiting) or "none"
+        self._console.say(f"images waiting for the next question: {waiting}")
+
+    @_slash_command("/think", "on|off|auto", "think before the answers from now on")
+    def _think(self, argument: str) -> None:
+        if argument in ("on", "off", "auto"):
+            self._options = replace(self._options, think=argument)  # type: ignore[arg-type]
+        elif argument:
+            raise UsageError(f"/think {argument} has no meaning", "it takes on, off or auto", "/think on")
+        self._console.say(f"thinking: {self._options.think}")
+
+    @_slash_command("/system", "[TEXT]", "start a new chat with this system text; alone: show it")
+    def _system(self, argument: str) -> None:
+        if argument:
+            self.chat = session.Chat(self.chat.model, argument, self._sampling)
+            self._console.say("a new chat begins with this system text")
+        else:
+            self._console.say(f"system: {self.chat.system or 'none'}")
+
+    @_slash_command("/stats", "[on|off]", "figures of the last answer; on: after each answer")
+    def _stats(self, argument: str) -> None:
+        if argument in ("on", "off"):
+            self._options = replace(self._options, stats=argument == "on")
+            self._console.say(f"figures after each answer: {argument}")
+        elif argument:
+            raise UsageError(f"/stats {argument} has no meaning", "it takes on, off or nothing", "/stats on")
+        else:
+            self._show_figures()
+
+    @_slash_command("/undo", "", "forget the last question and its answer")
+    def _undo(self, _argument: str) -> None:
+        text = textwrap.shorten(self.chat.undo().text, 60, placeholder="...")
+        self._console.say(f"forgotten, with its answer: {text}")
+
+    @_slash_command("/save", "FILE", "write the chat to a file")
+    def _save(self, argument: str) -> None:
+        path = _one_path("/save", argument)
+        check_save_path(path)
+        self.chat.save(path)
+        self._console.say(f"chat saved as {path}")
+
+    @_slash_command("/load", "FILE", "continue a chat from a file")
+    def _load(self, argument: str) -> None:
+        path = _one_path("/load", argument)
+        self.chat = session.Chat.load(path, self.chat.model, self._sampling)
+        self._console.say(f"continuing {path}")
+
+    @_slash_command("/help", "", "show this list")
+    def _help(self, _argument: str) -> None:
+        for name, command in COMMANDS.items():
+            self._console.say(f"{f'{name} {command.arguments}':<22} {command.help}")
+        self._console.say('Anything else is a question; one of several lines starts and ends with """.')
+
+    @_slash_command("/exit", "", "leave (also Ctrl-D)")
+    def _exit(self, _argument: str) -> None:
+        raise EOFError  # as at the end of input
+
+
+def _one_path(command: str, argument: str) -> Path:
+    """The path that the whole of `argument` is, with or without quotes around it."""
+    path = argument[1:-1] if argument[:1] in ("'", '"') and argument[-1:] == argument[:1] else argument
+    if not path:
+        raise UsageError(f"{command} takes 1 path, not 0", "a chat is one file", f"{command} chat.json")
+    return Path(path).expanduser()
+
+
+# The commands after which Tab completes paths.
+PATH_COMMANDS = [name for name, command in COMMANDS.items() if command.arguments.startswith("FILE")]
 
 
 def chat_line_by_line(
     options: ChatOptions,
     files: ModelFiles,
     console: Console,
-    images: Sequence[ChatImage],
+    images: Sequence[session.ChatImage],
     first_prompt: str | None,
 ) -> None:
     """Load the model and chat until the person leaves, then save where --save says so."""
-    loop = InteractiveChat(opening.open_chat(options, files, console), options, files, console)
+    loop = InteractiveChat(conversation.open_chat(options, files, console), options, files, console)
     loop.attach(images)
-    reader = make_reader(slash_commands.command_names(), slash_commands.PATH_COMMANDS)
     console.note(
         f"{options.model} is ready. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
     )
-    with opening.trace_written(options.trace, loop.chat, console):
-        loop.run(reader, first_prompt)
+    with conversation.trace_written(options.trace, loop.chat, console):
+        loop.run(make_reader(COMMANDS, PATH_COMMANDS), first_prompt)
     if options.save is not None:
         loop.chat.save(options.save)
         console.note(f"chat saved as {options.save}")

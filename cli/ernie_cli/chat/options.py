@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import typer
+from typing import TYPE_CHECKING, Literal
 
 from ernie_cli.options import (
     CommonOptions,
     ComputeOptions,
-    ContextSize,
-    KVDType,
-    ModelName,
-    Ram,
-    Reserve,
-    complete_path,
+    KVDTypeName,
+    context_size_option,
     file_option,
+    kv_dtype_option,
+    model_argument,
+    option,
+    ram_option,
+    reserve_option,
+    share_option,
+    size_option,
 )
 
 if TYPE_CHECKING:
@@ -29,121 +30,69 @@ if TYPE_CHECKING:
 class ChatOptions(ComputeOptions, CommonOptions):
     """What was said on the command line; None means that the model or the runtime decides."""
 
-    model: ModelName = "nano"
-    prompt: Annotated[
-        str | None,
-        typer.Option("-p", "--prompt", metavar="TEXT", help="The question; - reads it from stdin."),
-    ] = None
-    images: Annotated[
-        tuple[str, ...],
-        typer.Option(
-            "--image",
-            metavar="FILE",
-            help="An image, or pages of a PDF (invoice.pdf:1-3); - reads stdin. Repeatable.",
-            autocompletion=complete_path,
-        ),
-    ] = ()
-    interactive: Annotated[
-        bool, typer.Option("-i", "--interactive", help="Chat line by line even if stdin is no terminal.")
-    ] = False
-    system: Annotated[
-        str | None, typer.Option("-s", "--system", metavar="TEXT", help="How the model should behave.")
-    ] = None
-    max_tokens: Annotated[
-        str | None, typer.Option(metavar="N", help="End an answer after N tokens, thoughts included.")
-    ] = None
-    context_size: ContextSize = None
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temp",
-            "--temperature",
-            metavar="X",
-            min=0.0,
-            help="0 always takes the most likely token. Default: the model's generation_config.json, else 0.",
-        ),
-    ] = None
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            min=0.0,
-            max=1.0,
-            help="Sample from the smallest set of tokens with this total probability.",
-        ),
-    ] = None
-    top_k: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, help="Sample from the N most likely tokens; 0: from all."),
-    ] = None
-    min_p: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            min=0.0,
-            max=1.0,
-            help="Drop tokens that are less likely than X times the most likely one.",
-        ),
-    ] = None
-    repetition_penalty: Annotated[
-        float | None,
-        typer.Option(metavar="X", min=0.01, help="Above 1, repeated tokens become less likely."),
-    ] = None
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Sample the same tokens every time.")
-    ] = None
-    think: Annotated[
-        Literal["on", "off", "auto"],
-        typer.Option(help="Think before the answer; auto: as the model was made for."),
-    ] = "auto"
-    think_budget: Annotated[
-        str | None, typer.Option(metavar="N", help="End the thoughts after N tokens and answer.")
-    ] = None
-    hide_thinking: Annotated[bool, typer.Option("--hide-thinking", help="Do not show the thoughts.")] = False
-    kv_dtype: KVDType = "auto"
-    ram: Ram = None
-    reserve: Reserve = None
-    vram: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="With --device cuda: memory of the GPU to use; experts that do not fit there are paged. "
-            "Default: what is free, less a headroom.",
-        ),
-    ] = None
-    misses: Annotated[
-        Literal["auto", "fetch", "compute", "split"],
-        typer.Option(
-            help="For experts that are not on the GPU. fetch: copy them there; compute: compute them on the "
-            "CPU; split: half of each; auto: what bench found fastest here, else fetch."
-        ),
-    ] = "auto"
-    cuda_graphs: Annotated[
-        Literal["auto", "on", "off"],
-        typer.Option(help="Record the GPU work of a token, all but the experts, and replay it; auto is off."),
-    ] = "auto"
-    small_below: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            min=0.0,
-            max=1.0,
-            help="For experts that are not in memory and whose router weight is below X, use the small pages "
-            "of a checkpoint made with --dual. Changes answers a little.",
-        ),
-    ] = None
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = (
-        False
+    model: str = model_argument(default="nano")
+    prompt: str | None = option("-p", "--prompt", metavar="TEXT", help="The question; - reads it from stdin.")
+    images: tuple[str, ...] = file_option(
+        "--image",
+        default=(),
+        help="An image, or pages of a PDF (invoice.pdf:1-3); - reads stdin. Repeatable.",
     )
-    stats: Annotated[
-        bool, typer.Option("--stats", help="Show tokens, seconds and memory after each answer.")
-    ] = False
-    save: Annotated[Path | None, file_option(help_text="Write the chat to FILE at the end.")] = None
-    load: Annotated[Path | None, file_option(help_text="Continue a chat written by --save.")] = None
-    trace: Annotated[
-        Path | None,
-        file_option(help_text="Record in FILE which experts the tokens chose, for `bench --replay`."),
-    ] = None
+    interactive: bool = option(
+        "-i", "--interactive", default=False, help="Chat line by line even if stdin is no terminal."
+    )
+    system: str | None = option("-s", "--system", metavar="TEXT", help="How the model should behave.")
+    max_tokens: str | None = option(metavar="N", help="End an answer after N tokens, thoughts included.")
+    context_size: str | None = context_size_option()
+    temperature: float | None = option(
+        "--temp",
+        "--temperature",
+        metavar="X",
+        min=0.0,
+        help="0 always takes the most likely token. Default: the model's generation_config.json, else 0.",
+    )
+    top_p: float | None = share_option(
+        help="Sample from the smallest set of tokens with this total probability."
+    )
+    top_k: int | None = option(metavar="N", min=0, help="Sample from the N most likely tokens; 0: from all.")
+    min_p: float | None = share_option(
+        help="Drop tokens that are less likely than X times the most likely one."
+    )
+    repetition_penalty: float | None = option(
+        metavar="X", min=0.01, help="Above 1, repeated tokens become less likely."
+    )
+    seed: int | None = option(metavar="N", min=0, help="Sample the same tokens every time.")
+    think: Literal["on", "off", "auto"] = option(
+        default="auto", help="Think before the answer; auto: as the model was made for."
+    )
+    think_budget: str | None = option(metavar="N", help="End the thoughts after N tokens and answer.")
+    hide_thinking: bool = option("--hide-thinking", default=False, help="Do not show the thoughts.")
+    kv_dtype: KVDTypeName = kv_dtype_option()
+    ram: str | None = ram_option()
+    reserve: str | None = reserve_option()
+    vram: str | None = size_option(
+        help="With --device cuda: memory of the GPU to use; experts that do not fit there are paged. "
+        "Default: what is free, less a headroom."
+    )
+    misses: Literal["auto", "fetch", "compute", "split"] = option(
+        default="auto",
+        help="For experts that are not on the GPU. fetch: copy them there; compute: compute them on the CPU; "
+        "split: half of each; auto: what bench found fastest here, else fetch.",
+    )
+    cuda_graphs: Literal["auto", "on", "off"] = option(
+        default="auto",
+        help="Record the GPU work of a token, all but the experts, and replay it; auto is off.",
+    )
+    small_below: float | None = share_option(
+        help="For experts that are not in memory and whose router weight is below X, use the small pages of "
+        "a checkpoint made with --dual. Changes answers a little."
+    )
+    no_stream: bool = option("--no-stream", default=False, help="Print the answer when it is complete.")
+    stats: bool = option("--stats", default=False, help="Show tokens, seconds and memory after each answer.")
+    save: Path | None = file_option(help="Write the chat to FILE at the end.")
+    load: Path | None = file_option(help="Continue a chat written by --save.")
+    trace: Path | None = file_option(
+        help="Record in FILE which experts the tokens chose, for `bench --replay`."
+    )
 
     def thinking(self) -> bool | None:
         """Whether to think; None is what the model was made for."""

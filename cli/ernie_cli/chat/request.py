@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -17,55 +14,35 @@ STDIN_MARK = "-"
 _ASK_WITH_PROMPT = 'add the question as -p "What is the total?"'
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One question, or none when a person will type them; `images` as they stand on the command line."""
+def read_question(options: ChatOptions, stdin: TextIO | None) -> str | None:
+    """The question of this run, from stdin where an option or a pipe says so; None: a person will type.
 
-    prompt: str | None
-    images: tuple[str, ...]
-
-
-def read_request(
-    prompt: str | None,
-    images: Sequence[str],
-    *,
-    interactive: bool,
-    as_json: bool,
-    stdin: TextIO | None = None,
-) -> Request:
-    """The question and the images of this run; the question comes from stdin where a flag or pipe says so.
-
-    An image that comes from stdin stays there.
+    An image that comes from stdin stays there. stdin: None where it is closed (`<&-`).
 
     Raises UsageError where nothing could be asked or stdin is wanted twice, InputUnreadable where
     the text is not UTF-8.
     """
-    stdin = sys.stdin if stdin is None else stdin
+    question, source = options.prompt, "-p"
     is_terminal = stdin is not None and stdin.isatty()
-    num_image_readers = sum(map(reads_stdin, images))
-    _check_readers(prompt, num_image_readers, interactive, is_terminal)
-    if prompt == STDIN_MARK or (prompt is None and not interactive and not is_terminal):
-        prompt = _decode(_read_bytes(stdin))
-        source = "stdin"
-    else:
-        source = "-p"
-    if as_json and (prompt is None or interactive):
+    _check_readers(options, is_terminal)
+    if question == STDIN_MARK or (question is None and not options.interactive and not is_terminal):
+        question, source = _decode(b"" if stdin is None else stdin.buffer.read()), "stdin"
+    if options.as_json and (question is None or options.interactive):
         raise UsageError(
             "--json without a question", "it prints one object for one question", _ASK_WITH_PROMPT
         )
-    if prompt is not None:
-        prompt = _checked(prompt, source)
-    return Request(prompt, tuple(images))
+    return None if question is None else _checked(question, source)
 
 
-def reads_stdin(image: str) -> bool:
+def _reads_stdin(image: str) -> bool:
     """Whether --image with this value takes an image from stdin."""
     return split_page_request(image)[0] == STDIN_MARK
 
 
-def _check_readers(prompt: str | None, num_image_readers: int, interactive: bool, is_terminal: bool) -> None:
+def _check_readers(options: ChatOptions, is_terminal: bool) -> None:
     """At most one reader of stdin, and a pipe for an image."""
-    if num_image_readers and prompt is None and not interactive:
+    num_image_readers = sum(map(_reads_stdin, options.images))
+    if num_image_readers and options.prompt is None and not options.interactive:
         raise UsageError("no question was given", "stdin carries the image of --image -", _ASK_WITH_PROMPT)
     if num_image_readers and is_terminal:
         raise UsageError(
@@ -74,9 +51,9 @@ def _check_readers(prompt: str | None, num_image_readers: int, interactive: bool
             "pipe it in: ernie-local chat -p TEXT --image - < invoice.png",
         )
     readers = (
-        ["-p -"] * (prompt == STDIN_MARK)
+        ["-p -"] * (options.prompt == STDIN_MARK)
         + ["--image -"] * num_image_readers
-        + ["--interactive"] * interactive
+        + ["--interactive"] * options.interactive
     )
     if len(readers) > 1:
         raise UsageError(
@@ -84,11 +61,6 @@ def _check_readers(prompt: str | None, num_image_readers: int, interactive: bool
             "a pipe carries one input",
             "give the others as files or as text on the command line",
         )
-
-
-def _read_bytes(stdin: TextIO | None) -> bytes:
-    # A closed stdin (`<&-`) is None in Python.
-    return b"" if stdin is None else stdin.buffer.read()
 
 
 def _decode(data: bytes) -> str:
@@ -102,9 +74,9 @@ def _decode(data: bytes) -> str:
         ) from error
 
 
-def _checked(prompt: str, source: str) -> str:
-    """The prompt without the newline of its pipe."""
-    text = prompt.strip("\r\n")
+def _checked(question: str, source: str) -> str:
+    """The question without the newline of its pipe."""
+    text = question.strip("\r\n")
     if not text.strip():
         raise UsageError(
             f"the question from {source} is empty (0 characters)", "there is nothing to ask", _ASK_WITH_PROMPT
@@ -145,7 +117,7 @@ def check_chat_options(options: ChatOptions) -> None:
         _check_output(options.trace, "a trace", b"PK", "chat.trace")
     if options.save is not None:
         check_save_path(options.save)
-        if any(reads_stdin(image) for image in options.images):
+        if any(_reads_stdin(image) for image in options.images):
             raise UsageError(
                 "--save with --image -",
                 "a saved chat names the files of its images, and a pipe has no name",
@@ -161,11 +133,7 @@ def check_is_number(option: str, value: float) -> None:
 
 def _check_chat_file(path: Path, system: str | None) -> None:
     if system is not None:
-        raise UsageError(
-            "--system with --load",
-            "a saved chat has its own system text",
-            "remove one of them",
-        )
+        raise UsageError("--system with --load", "a saved chat has its own system text", "remove one of them")
     if not path.is_file():
         raise InputUnreadable(
             f"no saved chat at {path}",

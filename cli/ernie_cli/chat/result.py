@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 from ernie_cli.json_object import fill_result
 
@@ -18,30 +18,22 @@ class UsageObject:
 
     prompt_tokens: int | None = None
     """Of the whole prompt: system text, earlier turns of `--load`, images, the question."""
-    image_tokens: int | None = None
-    """Those of them that stand for images."""
+    image_tokens: int | None = None  #: Those of them that stand for images.
     cached_tokens: int | None = None
     """Those of them that were computed for an earlier turn and not again; 0 from the command line."""
-    completion_tokens: int | None = None
-    """That were generated, thoughts included."""
-    reasoning_tokens: int | None = None
-    """Those of them that are thoughts."""
+    completion_tokens: int | None = None  #: That were generated, thoughts included.
+    reasoning_tokens: int | None = None  #: Those of them that are thoughts.
 
 
 @dataclass
 class TimingsObject:
     """Seconds."""
 
-    load: float | None = None
-    """Loading the model from disk."""
-    image: float | None = None
-    """Preparing the images."""
-    prefill: float | None = None
-    """The prompt, vision tower included."""
-    decode: float | None = None
-    """The answer."""
-    total: float | None = None
-    """Of the question, without `load`."""
+    load: float | None = None  #: Loading the model from disk.
+    image: float | None = None  #: Preparing the images.
+    prefill: float | None = None  #: The prompt, vision tower included.
+    decode: float | None = None  #: The answer.
+    total: float | None = None  #: Of the question, without `load`.
 
 
 @dataclass
@@ -74,10 +66,8 @@ class PagingObject:
     prompt_tokens: int
     prompt_wait_seconds: float
     unused_pages_read: int
-    small_pages_used: int
-    """With `--small-below`."""
-    banks: dict[str, BankPagingObject]
-    """By bank: `text` and `vision`."""
+    small_pages_used: int  #: With `--small-below`.
+    banks: dict[str, BankPagingObject]  #: By bank: `text` and `vision`.
     gpu: Optional[PagingObject]  # noqa: UP045  a class cannot be joined with None in its own body
     """With a GPU, the same of its memory; else null."""
 
@@ -87,49 +77,31 @@ class ImageObject:
     """An image of this question. Sizes are [width, height] in pixels."""
 
     name: str
-    size: list[int]
-    """As it was."""
-    resized: list[int]
-    """As the model sees it."""
-    tokens: int
-    """In the prompt."""
-    scale: float
-    """Share of the side length that is left: the root of the ratio of the two areas."""
+    size: Annotated[list[int], "original_size"]  #: As it was.
+    resized: Annotated[list[int], "resized_size"]  #: As the model sees it.
+    tokens: int  #: In the prompt.
+    scale: float  #: Share of the side length that is left: the root of the ratio of the two areas.
 
 
 @dataclass
 class ChatResult:
     """One object, whatever the end of the run: an answer, a wrong option, an unreadable image, Ctrl-C."""
 
-    model: str | None = None
-    """MODEL as given; null when the command line could not be read."""
-    text: str | None = None
-    """The answer, without thoughts; with exit codes 7 and 130 what there was of it."""
-    reasoning: str | None = None
-    """The thoughts before the answer; null when there were none."""
+    model: str | None = None  #: MODEL as given; null when the command line could not be read.
+    text: str | None = None  #: The answer, without thoughts; with exit codes 7 and 130 what there was of it.
+    reasoning: str | None = None  #: The thoughts before the answer; null when there were none.
     finish_reason: Literal["stop", "length", "interrupted", "tool_calls"] | None = None
     """`stop`: the model ended its turn; `length`: `--max-tokens` or the context ended it; `interrupted`:
     Ctrl-C."""
     usage: UsageObject = field(default_factory=UsageObject)
     timings: TimingsObject = field(default_factory=TimingsObject)
     memory: PeakMemoryObject = field(default_factory=PeakMemoryObject)
-    paging: PagingObject | None = None
-    """Null where all experts are in memory."""
-    images: list[ImageObject] = field(default_factory=list)
-    """In order; a PDF gives one for each page."""
+    paging: PagingObject | None = None  #: Null where all experts are in memory.
+    images: list[ImageObject] = field(default_factory=list)  #: In order; a PDF gives one for each page.
 
     def set_images(self, reports: Sequence[ImageReport]) -> None:
         """Fill in what the model will see of the images."""
-        self.images = [
-            fill_result(
-                ImageObject,
-                report,
-                size=list(report.original_size),
-                resized=list(report.resized_size),
-                scale=round(report.scale, 4),
-            )
-            for report in reports
-        ]
+        self.images = [fill_result(ImageObject, report, scale=round(report.scale, 4)) for report in reports]
 
     def set_answer(self, answer: Answer, load_seconds: float) -> None:
         """Fill in the answer; `load_seconds` is the time the model took to load."""

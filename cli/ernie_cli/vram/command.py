@@ -5,16 +5,93 @@ Reads headers or config.json only, and imports no torch, not even when it runs.
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from ernie_cli.vram.options import EVERY_GPU, VramOptions, check_options
+from ernie_cli.console import Console
+from ernie_cli.options import (
+    CommonOptions,
+    DTypeName,
+    KVDTypeName,
+    complete_gpu,
+    context_size_option,
+    file_option,
+    kv_dtype_option,
+    model_argument,
+    option,
+    ram_option,
+    reserve_option,
+    size_option,
+)
+from ernie_local.errors import UsageError
+from ernie_local.packing.formats import formats_for, largest_first
+from ernie_local.sizes import parse_bytes
 
 if TYPE_CHECKING:
-    from ernie_cli.console import Console
-    from ernie_cli.vram.report import Report, Target
     from ernie_cli.vram.result import VramResult
-    from ernie_local.planner.ram import Budget
+
+    BitsName = str
+    DenseName = str
+else:  # typer shows what the table of formats offers
+    BitsName = Literal[("16", *(str(one.bits) for one in largest_first(formats_for("estimate"))), "mixed")]
+    DenseName = Literal[tuple(one.name for one in largest_first(formats_for("dense")))]
+EVERY_GPU = "all"
+_PUBLISHED_MODEL = "ernie-4.5-vl-28b-a3b"
+_PLOT_SUFFIXES = (".svg", ".png")
+
+
+def _complete_gpu_or_all(incomplete: str) -> list[str]:
+    return [EVERY_GPU, *complete_gpu(incomplete)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VramOptions(CommonOptions):
+    """What was said on the command line; None where it was not."""
+
+    model: str = model_argument(
+        default=_PUBLISHED_MODEL,
+        help=f"A directory (config.json is enough), hf:org/name, nano, or {_PUBLISHED_MODEL}, whose sizes "
+        "are in the package, so that nothing is downloaded.",
+    )
+    bits: BitsName | None = option(
+        help="Estimate for experts of this many bits, as `quantize` would make them. Default: MODEL as it is."
+    )
+    dense: DenseName = option(
+        default="w8", help="With --bits: format of attention, shared experts, dense layers and head."
+    )
+    image: tuple[str, ...] = file_option(
+        default=(),
+        metavar="FILE|WxH",
+        help="An image in the chat, or its size such as 2480x3508. Repeatable.",
+    )
+    context_size: str | None = context_size_option()
+    dtype: DTypeName = option(default="auto", help="Number type to compute in, as for chat.")
+    kv_dtype: KVDTypeName = kv_dtype_option()
+    ram: str | None = ram_option()
+    reserve: str | None = reserve_option()
+    gpu: str | None = option(
+        metavar="NAME",
+        help="A GPU, such as rtx3060-12gb; all: one line for each known GPU.",
+        autocompletion=_complete_gpu_or_all,
+    )
+    vram: str | None = size_option(help="Memory of the GPU, instead of what --gpu has.")
+    solve: Literal["bits", "ctx", "experts"] | None = option(
+        help="Find the most bits, the longest context, or the number of experts in memory that fit."
+    )
+    sessions: bool = option(
+        "--sessions",
+        default=False,
+        help="How many full-context sessions --gpus GPUs with --vram each hold at once.",
+    )
+    gpus: int = option(default=1, metavar="N", min=1, help="With --sessions: number of GPUs of the server.")
+    rule: Literal["rental", "ours"] = option(
+        default="rental",
+        help="With --sessions. rental: the published rule of a rental page; ours: also our own figure, with "
+        "what that rule leaves out.",
+    )
+    plot: Path | None = file_option(help="Draw the phases as bars, into an .svg or .png file.")
 
 
 def vram(options: VramOptions, result: VramResult) -> None:
@@ -23,131 +100,77 @@ def vram(options: VramOptions, result: VramResult) -> None:
     For the free RAM and the GPU of this machine, or for --ram, --gpu and --vram; for a chat that fills
     --ctx-size, images first. Exit code 3 if it does not fit, with the options that make it fit.
     """
-    from ernie_cli.console import Console
     from ernie_cli.vram import report as reports
     from ernie_cli.vram import text
-    from ernie_cli.vram.model import as_quantized, converse, find_model
 
-    check_options(options)
+    _check_options(options)
     console = Console(quiet=options.as_json)
-    if options.sessions:
-        _sessions(options, console, result)
+    if options.sessions and options.rule == "rental":  # this rule holds for one model only
+        console.show(text.session_lines(result.set_sessions(options)))
         return
-    plain = find_model(options.model)
-    model = as_quantized(plain, options.bits, options.dense)
-    conversation = converse(model, options)
+    plain = reports.find_model(options.model)
+    model = reports.as_quantized(plain, options.bits, options.dense)
+    conversation = reports.converse(model, options)
     result.set_model(model, conversation)
-    budget = _budget(options)
+    if options.sessions:
+        console.show(text.session_lines(result.set_sessions(options, (model, conversation))))
+        return
+    budget = reports.ram_budget(options)
     if options.gpu == EVERY_GPU:
         gpus = list(reports.report_on_gpus(model, conversation, budget))
         result.set_gpus(gpus)
-        if not options.as_json:
-            for line in (*text.model_lines(model), *text.gpu_lines(gpus)):
-                console.answer(line + "\n")
+        console.show([*text.model_lines(model), *text.gpu_lines(gpus)])
         return
-    report = reports.report_on(model, conversation, _target(options, budget))
+    report = reports.report_on(model, conversation, reports.find_target(options, budget))
     if options.solve is not None:
         report = reports.solve(report, options, plain)
     if not report.fits:
         report.flags = reports.flags_that_fit(report, options, plain)
     result.set_report(report)
-    _tell(report, options, console)
-    if not report.fits:
-        raise _does_not_fit(report)
-
-
-def _sessions(options: VramOptions, console: Console, result: VramResult) -> None:
-    from ernie_cli.vram.model import as_quantized, converse, find_model
-    from ernie_cli.vram.sessions import our_sessions_object, published_sessions_object, tell_sessions
-
-    sessions = published_sessions_object(options)
-    if options.rule == "ours":
-        model = as_quantized(find_model(options.model), options.bits, options.dense)
-        conversation = converse(model, options)
-        result.set_model(model, conversation)
-        sessions.ours = our_sessions_object(model, conversation, options)
-    result.sessions = sessions
-    if not options.as_json:
-        tell_sessions(sessions, console)
-
-
-def _budget(options: VramOptions) -> Budget:
-    from ernie_local.planner.fit import DEFAULT_RESERVE
-    from ernie_local.planner.free_memory import free_memory, process_memory
-    from ernie_local.planner.ram import Budget
-    from ernie_local.sizes import parse_bytes
-
-    if options.ram is not None and options.ram != "auto":
-        return Budget(parse_bytes(options.ram, "ram"))
-    reserve = DEFAULT_RESERVE if options.reserve is None else parse_bytes(options.reserve, "reserve")
-    # What this command uses is free again when the model is loaded.
-    return Budget(None, free_memory() + process_memory(), reserve)
-
-
-def _target(options: VramOptions, budget: Budget) -> Target:
-    """The GPU that was named, else this machine's, else none."""
-    from ernie_cli.settings import stored_profile
-    from ernie_cli.vram.report import Target
-    from ernie_local.machine.hardware import installed_gpus
-    from ernie_local.planner.gpus import UNKNOWN_GPU, find_gpu_model, match_gpu_model
-    from ernie_local.sizes import parse_bytes
-
-    profile = stored_profile()
-    asked = None if options.vram is None else parse_bytes(options.vram, "vram")
-    if options.gpu is not None:
-        gpu = find_gpu_model(options.gpu)
-        return Target(budget, asked or gpu.usable_bytes, gpu.name, gpu.rates(), profile)
-    if asked is not None:
-        return Target(budget, asked, f"a GPU with {options.vram}", UNKNOWN_GPU, profile)
-    local = next((gpu for gpu in installed_gpus() or () if gpu.free_bytes is not None), None)
-    if local is None:
-        return Target(budget, profile=profile)
-    known = match_gpu_model(local.name, local.total_bytes)
-    rates = UNKNOWN_GPU if known is None else known.rates()
-    if profile is not None and profile.rates.gpu is not None:
-        rates = profile.rates.gpu
-    return Target(budget, local.free_bytes, local.name, rates, profile)
-
-
-def _tell(report: Report, options: VramOptions, console: Console) -> None:
-    from ernie_cli.vram import text
-
-    memory = report.cpu.memory if report.gpu is None else report.gpu.vram
     if options.plot is not None:
-        text.draw(memory, report.model.name, options.plot)
+        text.draw(report.memory, model.name, options.plot)
         console.note(f"drawn as {options.plot}")
-    if options.as_json:
-        return
-    kv_bytes = report.conversation.kv_size(report.model.config.text).bytes_per_token
-    lines = list(text.model_lines(report.model))
-    lines += [text.priced_image_line(image, report.model, kv_bytes) for image in report.conversation.images]
-    lines += ["", *text.memory_lines(memory)]
-    if report.gpu is not None:
-        lines += ["", *text.memory_lines(report.gpu.ram)]
-    if sys.stdout.isatty():
-        lines += ["", *text.bar_lines(memory)]
-    lines += ["", *text.verdict_lines(report)]
-    if report.solved is not None:
-        lines += [f"solved: {name} {value}" for name, value in report.solved.items()]
-    lines += [f"make it fit: {flag}" for flag in report.flags]
-    for line in lines:
-        console.answer(line + "\n")
+    console.show(text.report_lines(report))
+    if not report.fits:
+        raise reports.does_not_fit(report)
 
 
-def _does_not_fit(report: Report) -> Exception:
-    from ernie_local.errors import DoesNotFit
-    from ernie_local.sizes import format_bytes
+def _check_options(options: VramOptions) -> None:
+    """UsageError for options that contradict each other; costs nothing."""
+    if options.ram not in (None, "auto"):
+        parse_bytes(options.ram, "ram")
+    if options.ram is not None and options.reserve is not None:
+        raise UsageError(
+            f"--reserve {options.reserve} with --ram {options.ram}",
+            "--reserve is subtracted from the free memory, and --ram is used instead of the free memory",
+            "use one of them",
+        )
+    if options.plot is not None and options.plot.suffix not in _PLOT_SUFFIXES:
+        raise UsageError(
+            f"--plot {options.plot} ends in none of {', '.join(_PLOT_SUFFIXES)}",
+            "the end of the name says what kind of file it is",
+            "--plot memory.svg",
+        )
+    if options.solve == "bits" and options.bits is not None:
+        raise UsageError(
+            f"--solve bits with --bits {options.bits}",
+            "--solve bits looks for the bits that --bits sets",
+            "use one of them",
+        )
+    if options.sessions and options.vram is None:
+        raise UsageError(
+            "--sessions without --vram",
+            "the number of sessions follows from the memory of the GPUs",
+            "--sessions --gpus 2 --vram 16GiB --bits 4",
+        )
+    given = {"--gpu": options.gpu, "--vram": options.vram, "--solve": options.solve, "--plot": options.plot}
+    if options.sessions:
+        _refuse(given, ("--gpu", "--solve", "--plot"), "--sessions", "the rule is about a server of GPUs")
+    elif options.gpu == EVERY_GPU:
+        _refuse(given, ("--vram", "--solve", "--plot"), f"--gpu {EVERY_GPU}", "it applies to one GPU")
 
-    gpu = report.gpu
-    if gpu is None:
-        memory, least, place = report.cpu.memory, report.cpu.least_bytes, "of RAM"
-    elif gpu.tier == "needs ram":
-        memory, least, place = gpu.ram, gpu.host_bytes, "of RAM besides the GPU"
-    else:
-        memory, least, place = gpu.vram, gpu.least_bytes, f"on {report.target.gpu_name}"
-    return DoesNotFit(
-        f"the model needs at least {format_bytes(least)} {place}; "
-        f"{format_bytes(memory.limit_bytes or 0)} is available",
-        "dense weights, the KV cache, workspace and the experts of one token must fit",
-        " or ".join(report.flags),
-    )
+
+def _refuse(given: Mapping[str, object], names: tuple[str, ...], other: str, why: str) -> None:
+    for name in names:
+        if given[name] is not None:
+            raise UsageError(f"{name} with {other}", why, f"remove {name} or {other}")

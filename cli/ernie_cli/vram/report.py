@@ -1,28 +1,49 @@
-"""Asks the planner for what `ernie-local vram` shows: plans, speeds, and the options that make it fit."""
+"""Asks the planner what `ernie-local vram` shows: the model, the chat, plans, speeds, and what makes it fit.
+
+Joins the quantizer's choice of formats with the planner. Imports no torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from ernie_cli.vram.model import EXPERT_FORMATS, as_quantized
-from ernie_cli.vram.options import BitsName, VramOptions
+from ernie_cli.images import open_given_images
+from ernie_cli.settings import stored_profile
+from ernie_cli.vram.command import VramOptions
+from ernie_local import defaults
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
+from ernie_local.checkpoint.hub import resolve_model
+from ernie_local.errors import DoesNotFit, parameter
+from ernie_local.media.image_size import ImageReport, measure_image
+from ernie_local.packing.formats import find_format, formats_for
+from ernie_local.planner.conversation import ChatPlan, check_images
+from ernie_local.planner.fit import DEFAULT_RESERVE, longest_context
+from ernie_local.planner.free_memory import free_memory, process_memory
+from ernie_local.planner.gpu import GpuPlan, plan_gpu
+from ernie_local.planner.gpus import UNKNOWN_GPU, GpuModel, find_gpu_model, gpu_models, match_gpu_model
+from ernie_local.planner.model_size import (
+    PUBLISHED_NAME,
+    ModelSize,
+    published_model,
+    read_model,
+    with_formats,
+)
+from ernie_local.planner.profile import MachineProfile
+from ernie_local.planner.ram import Budget, CpuPlan, plan_cpu
+from ernie_local.planner.rates import GpuRates
+from ernie_local.planner.speed import Speed, cpu_speed, gpu_speed
+from ernie_local.planner.terms import MemoryPlan
+from ernie_local.sizes import format_bytes, parse_bytes, parse_count
 
-if TYPE_CHECKING:
-    from ernie_local.planner.conversation import ChatPlan
-    from ernie_local.planner.gpu import GpuPlan
-    from ernie_local.planner.gpus import GpuModel
-    from ernie_local.planner.model_size import ModelSize
-    from ernie_local.planner.profile import MachineProfile
-    from ernie_local.planner.ram import Budget, CpuPlan
-    from ernie_local.planner.rates import GpuRates
-    from ernie_local.planner.speed import Speed
-
+_SIZE = re.compile(r"([1-9][0-9]{0,5})[xX]([1-9][0-9]{0,5})", re.ASCII)
+# By --bits; mixed bits are 2.5 per weight on average.
+_EXPERT_FORMATS = {str(one.bits): one for one in formats_for("estimate")} | {"mixed": find_format("w2l")}
 _BEST_FIRST = (
     "16",
-    *sorted(EXPERT_FORMATS, key=lambda bits: EXPERT_FORMATS[bits].nominal_bits, reverse=True),
+    *sorted(_EXPERT_FORMATS, key=lambda bits: _EXPERT_FORMATS[bits].nominal_bits, reverse=True),
 )
 _STEP = 64 << 20  # suggested limits are multiples of it
 
@@ -58,13 +79,97 @@ class Report:
         """On the GPU if one is asked about, else in RAM."""
         return self.cpu.fits if self.gpu is None else self.gpu.fits
 
+    @property
+    def memory(self) -> MemoryPlan:
+        """Of the GPU if one is asked about, else of RAM. Its peak may exceed the limit where it `fits`."""
+        return self.cpu.memory if self.gpu is None else self.gpu.vram
+
+    @property
+    def resident_share(self) -> float:
+        """Share of the text experts that are in fast memory in decode."""
+        return self.cpu.resident_share(self.model) if self.gpu is None else self.gpu.resident_share
+
+
+def find_model(name: str) -> ModelSize:
+    """The model that `name` stands for, as it is; ModelUnusable where there is none."""
+    if name.lower() == PUBLISHED_NAME:
+        return published_model()
+    # Named as the user named it: nano's directory would mean nothing to them.
+    return dataclasses.replace(read_model(resolve_model(name)), name=name)
+
+
+def as_quantized(model: ModelSize, bits: str | None, dense: str) -> ModelSize:
+    """The model with its experts in this many bits; None and 16 leave it as it is."""
+    if bits is None or (bits == "16" and model.config.quantization is None):
+        return model
+    low_bit = _EXPERT_FORMATS.get(bits)
+    choice = FormatChoice(experts=None if low_bit is None else low_bit.name, dense=dense)
+    return with_formats(model, lambda config: format_tables(config, choice), parameter("bits", bits))
+
+
+def converse(model: ModelSize, options: VramOptions) -> ChatPlan:
+    """The conversation that the options describe; where they say nothing, what a chat would choose.
+
+    DoesNotFit for a context beyond the model's, or that images alone fill.
+    """
+    asked = None if options.context_size is None else parse_count(options.context_size, "context_size")
+    model_limit = model.config.text.max_position_embeddings
+    context_size = defaults.context_tokens(asked, model_limit)
+    is_packed = model.config.quantization is not None
+    dtype: str = options.dtype
+    if dtype == defaults.AUTO:
+        # Only where it decides: finding the size of files takes longer than all else.
+        dtype = defaults.compute_dtype(0 if is_packed else model.file_bytes)
+    kv_dtype: str = options.kv_dtype
+    if kv_dtype == defaults.AUTO:
+        kv_dtype = defaults.kv_dtype(dtype, is_packed=is_packed)
+    images = tuple(image for source in options.image for image in _measured(source, model))
+    check_images(images, context_size, model_limit)
+    return ChatPlan(context_size, dtype, kv_dtype, images)
+
+
+def _measured(source: str, model: ModelSize) -> Iterator[ImageReport]:
+    """The images of `source`, a size or a file; InputUnreadable for a file that is none."""
+    match = _SIZE.fullmatch(source)
+    if match is not None:
+        yield measure_image(source, (int(match[1]), int(match[2])), model.processor)
+        return
+    for opened in open_given_images([source]):
+        yield measure_image(opened.name, opened.image.size, model.processor)
+
+
+def ram_budget(options: VramOptions) -> Budget:
+    """The RAM that --ram names, else what is free less --reserve."""
+    if options.ram is not None and options.ram != "auto":
+        return Budget(parse_bytes(options.ram, "ram"))
+    reserve = DEFAULT_RESERVE if options.reserve is None else parse_bytes(options.reserve, "reserve")
+    # What this command uses is free again when the model is loaded.
+    return Budget(None, free_memory() + process_memory(), reserve)
+
+
+def find_target(options: VramOptions, budget: Budget) -> Target:
+    """The GPU that was named, else this machine's, else none."""
+    from ernie_local.machine.hardware import installed_gpus
+
+    profile = stored_profile()
+    asked = None if options.vram is None else parse_bytes(options.vram, "vram")
+    if options.gpu is not None:
+        gpu = find_gpu_model(options.gpu)
+        return Target(budget, asked or gpu.usable_bytes, gpu.name, gpu.rates(), profile)
+    if asked is not None:
+        return Target(budget, asked, f"a GPU with {options.vram}", UNKNOWN_GPU, profile)
+    local = next((gpu for gpu in installed_gpus() or () if gpu.free_bytes is not None), None)
+    if local is None:
+        return Target(budget, profile=profile)
+    known = match_gpu_model(local.name, local.total_bytes)
+    rates = UNKNOWN_GPU if known is None else known.rates()
+    if profile is not None and profile.rates.gpu is not None:
+        rates = profile.rates.gpu
+    return Target(budget, local.free_bytes, local.name, rates, profile)
+
 
 def report_on(model: ModelSize, conversation: ChatPlan, target: Target) -> Report:
     """Plans and speeds."""
-    from ernie_local.planner.gpu import plan_gpu
-    from ernie_local.planner.ram import plan_cpu
-    from ernie_local.planner.speed import cpu_speed, gpu_speed
-
     cpu = plan_cpu(model, conversation, target.ram)
     share = None if cpu.slots_bytes is None else cpu.resident_share(model)
     rates = None if target.profile is None else target.profile.rates_for(is_packed=model.is_packed)
@@ -81,10 +186,6 @@ def report_on_gpus(
     model: ModelSize, conversation: ChatPlan, ram: Budget
 ) -> Iterator[tuple[GpuModel, GpuPlan, Speed]]:
     """Every GPU of the table."""
-    from ernie_local.planner.gpu import plan_gpu
-    from ernie_local.planner.gpus import gpu_models
-    from ernie_local.planner.speed import gpu_speed
-
     for gpu in gpu_models():
         plan = plan_gpu(model, conversation, gpu.usable_bytes, ram)
         yield gpu, plan, gpu_speed(model, conversation, plan, gpu.rates())
@@ -95,74 +196,56 @@ def solve(report: Report, options: VramOptions, plain: ModelSize) -> Report:
 
     plain: the model before --bits.
     """
-    if options.solve == "ctx":
-        return _solve_context(report)
-    if options.solve == "bits":
-        return _solve_bits(report, options, plain)
-    report.solved = _expert_facts(report)
-    return report
-
-
-def _solve_context(report: Report) -> Report:
-    longest = _longest_context(report)
-    if longest is None:
-        report.solved = {"ctx_size": None}
-        return report
-    conversation = dataclasses.replace(report.conversation, context_size=longest)
-    found = report_on(report.model, conversation, report.target)
-    found.solved = {"ctx_size": longest}
+    found: Report | None
+    solved: dict[str, str | int | None]
+    if options.solve == "experts":
+        bank = report.model.config.text.text_bank
+        num_experts = 0 if bank is None else bank.num_experts
+        resident = int(report.resident_share * num_experts) if report.fits else 0
+        found, solved = report, {"experts_per_layer": resident, "of": num_experts}
+    elif options.solve == "ctx":
+        longest = _longest_context(report)
+        found = None if longest is None else _with_context(report, longest)
+        solved = {"ctx_size": longest}
+    else:
+        bits, found = _most_bits(report, options, plain)
+        solved = {"bits": bits}
+    found = found or report
+    found.solved = solved
     return found
 
 
-def _longest_context(report: Report) -> int | None:
-    from ernie_local.planner.fit import longest_context
+def _with_context(report: Report, context_size: int) -> Report:
+    conversation = dataclasses.replace(report.conversation, context_size=context_size)
+    return report_on(report.model, conversation, report.target)
 
+
+def _longest_context(report: Report) -> int | None:
     def fits(context_size: int) -> bool:
-        conversation = dataclasses.replace(report.conversation, context_size=context_size)
-        found = report_on(report.model, conversation, report.target)
-        return found.fits and _is_within(found)
+        found = _with_context(report, context_size)
+        return found.fits and found.memory.fits
 
     least = max(1024, -(-(report.conversation.image_tokens + 512) // 1024) * 1024)
     most = report.model.config.text.max_position_embeddings
     return longest_context(most, fits, least) if least <= most else None
 
 
-def _is_within(report: Report) -> bool:
-    return (report.cpu.memory if report.gpu is None else report.gpu.vram).fits
-
-
-def _solve_bits(report: Report, options: VramOptions, plain: ModelSize) -> Report:
+def _most_bits(report: Report, options: VramOptions, plain: ModelSize) -> tuple[str | None, Report | None]:
     """The most bits with every text expert in fast memory, else the fewest bits that fit at all."""
-    last: Report | None = None
+    fewest: tuple[str | None, Report | None] = (None, None)
     for bits in _BEST_FIRST:
         found = _with_bits(report, bits, options, plain)
-        if not found.fits:
-            continue
-        found.solved = {"bits": bits}
-        last = found
-        share = found.cpu.resident_share(found.model) if found.gpu is None else found.gpu.resident_share
-        if share >= 1 and _is_within(found):
-            return found
-    if last is None:
-        report.solved = {"bits": None}
-        return report
-    return last
+        if found.fits:
+            fewest = bits, found
+            if found.resident_share >= 1 and found.memory.fits:
+                break
+    return fewest
 
 
-def _with_bits(report: Report, bits: BitsName, options: VramOptions, plain: ModelSize) -> Report:
-    from ernie_cli.vram.model import converse
-
+def _with_bits(report: Report, bits: str, options: VramOptions, plain: ModelSize) -> Report:
     model = as_quantized(plain, bits, options.dense)
     conversation = dataclasses.replace(converse(model, options), images=report.conversation.images)
     return report_on(model, conversation, report.target)
-
-
-def _expert_facts(report: Report) -> dict[str, str | int | None]:
-    """How many text experts of each layer are in memory in decode, of how many."""
-    bank = report.model.config.text.text_bank
-    num_experts = 0 if bank is None else bank.num_experts
-    share = report.cpu.resident_share(report.model) if report.gpu is None else report.gpu.resident_share
-    return {"experts_per_layer": int(share * num_experts) if report.fits else 0, "of": num_experts}
 
 
 def flags_that_fit(report: Report, options: VramOptions, plain: ModelSize) -> list[str]:
@@ -187,3 +270,20 @@ def flags_that_fit(report: Report, options: VramOptions, plain: ModelSize) -> li
 
 def _rounded_up(num_bytes: int) -> str:
     return f"{-(-num_bytes // _STEP) * _STEP >> 20}MiB"
+
+
+def does_not_fit(report: Report) -> DoesNotFit:
+    """The error of a report that does not fit."""
+    gpu = report.gpu
+    if gpu is None:
+        memory, least, place = report.cpu.memory, report.cpu.least_bytes, "of RAM"
+    elif gpu.tier == "needs ram":
+        memory, least, place = gpu.ram, gpu.host_bytes, "of RAM besides the GPU"
+    else:
+        memory, least, place = gpu.vram, gpu.least_bytes, f"on {report.target.gpu_name}"
+    return DoesNotFit(
+        f"the model needs at least {format_bytes(least)} {place}; "
+        f"{format_bytes(memory.limit_bytes or 0)} is available",
+        "dense weights, the KV cache, workspace and the experts of one token must fit",
+        " or ".join(report.flags),
+    )

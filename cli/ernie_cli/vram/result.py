@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from ernie_cli.json_object import fill_result
-from ernie_local.planner.speed import Band, HitRates
+from ernie_local.planner.conversation import ChatPlan, encoder_bytes
+from ernie_local.planner.gpu import GpuPlan, Tier, session_terms
+from ernie_local.planner.model_size import ModelSize
+from ernie_local.planner.rental import SESSION_TOKENS, RentedServer, our_sessions, published_sessions
+from ernie_local.planner.speed import Band, HitRates, Speed
 from ernie_local.planner.terms import Amount, Provenance, Term
+from ernie_local.sizes import GIB, parse_bytes
 
 if TYPE_CHECKING:
+    from ernie_cli.vram.command import VramOptions
     from ernie_cli.vram.report import Report
-    from ernie_local.planner.conversation import ChatPlan
-    from ernie_local.planner.gpu import GpuPlan
     from ernie_local.planner.gpus import GpuModel
-    from ernie_local.planner.model_size import ModelSize
-    from ernie_local.planner.speed import Speed
-    from ernie_local.planner.terms import MemoryPlan
-
-FitVerdict = Literal["resident", "paged", "needs ram", "does not fit"]
 
 
 @dataclass
 class MemoryPlanObject:
     """Memory of RAM or of a GPU."""
 
-    limit_bytes: int | None
-    """That may be used; null if unknown."""
-    peak_phase: str
-    """The phase that needs most."""
-    peak: Amount
-    """In that phase."""
+    limit_bytes: int | None  #: That may be used; null if unknown.
+    peak_phase: str  #: The phase that needs most.
+    peak: Amount  #: In that phase.
     terms: list[Term]
 
 
@@ -39,11 +35,10 @@ class MemoryPlanObject:
 class SpeedEstimateObject:
     """Tokens per second."""
 
-    decode_tok_s: Band
-    prefill_tok_s: Band | None
-    hit_rates: HitRates
-    is_measured: bool
-    """By the rates that `bench` measured on this machine; else by assumed rates."""
+    decode_tok_s: Annotated[Band, "decode"]
+    prefill_tok_s: Annotated[Band | None, "prefill"]
+    hit_rates: Annotated[HitRates, "hits"]
+    is_measured: bool  #: By the rates that `bench` measured on this machine; else by assumed rates.
 
 
 @dataclass
@@ -52,11 +47,9 @@ class ModelPartObject:
 
     name: str
     weights: int
-    bytes: int
-    """In files."""
+    bytes: Annotated[int, "num_bytes"]  #: In files.
     bits_per_weight: float
-    formats: dict[str, int]
-    """Weights by number type or low-bit format."""
+    formats: dict[str, int]  #: Weights by number type or low-bit format.
 
 
 @dataclass
@@ -64,11 +57,9 @@ class ModelSizeObject:
     """The model."""
 
     name: str
-    origin: Literal["headers", "config"]
-    """Where sizes come from: headers of its files, or its config."""
+    origin: Literal["headers", "config"]  #: Where sizes come from: headers of its files, or its config.
     weights: int
-    file_bytes: int
-    """Of all weight files, as they are or as `quantize` would write them."""
+    file_bytes: int  #: Of all weight files, as they are or as `quantize` would write them.
     parts: list[ModelPartObject]
 
 
@@ -76,11 +67,10 @@ class ModelSizeObject:
 class ConversationObject:
     """The chat that was planned: one that fills `ctx_size`, images first."""
 
-    ctx_size: int
+    ctx_size: Annotated[int, "context_size"]
     dtype: str
     kv_dtype: str
-    kv_bytes_per_token: int
-    """Over all layers."""
+    kv_bytes_per_token: int  #: Over all layers.
 
 
 @dataclass
@@ -89,14 +79,11 @@ class PricedImageObject:
 
     name: str
     original_size: list[int]
-    resized_size: list[int]
-    """As the model sees it."""
+    resized_size: list[int]  #: As the model sees it.
     patches: int
     tokens: int
-    kv_bytes: int
-    """In the KV cache."""
-    encoder_bytes: int
-    """Kept free while it is encoded."""
+    kv_bytes: int  #: In the KV cache.
+    encoder_bytes: int  #: Kept free while it is encoded.
 
 
 @dataclass
@@ -104,18 +91,12 @@ class CpuPlanObject:
     """The plan for RAM."""
 
     fits: bool
-    experts: Literal["resident", "paged"] | None
-    """Null where it does not fit."""
-    chunk_tokens: int | None
-    """Tokens of a prompt that are computed at a time."""
-    slots_bytes: int | None
-    """Memory for paged experts in decode."""
-    resident_share: float
-    """Share of the text experts that are in it."""
-    least_bytes: int
-    """The smallest limit that works."""
-    resident_bytes: int
-    """The smallest limit with all experts in memory."""
+    experts: Literal["resident", "paged"] | None  #: Null where it does not fit.
+    chunk_tokens: int | None  #: Tokens of a prompt that are computed at a time.
+    slots_bytes: int | None  #: Memory for paged experts in decode.
+    resident_share: float  #: Share of the text experts that are in it.
+    least_bytes: int  #: The smallest limit that works.
+    resident_bytes: int  #: The smallest limit with all experts in memory.
     memory: MemoryPlanObject
     speed: SpeedEstimateObject
 
@@ -125,17 +106,12 @@ class GpuVerdictObject:
     """The plan for a GPU; a prediction."""
 
     name: str
-    verdict: FitVerdict
-    slots_bytes: int
-    """Memory of the GPU for paged experts in decode."""
-    resident_share: float
-    """Share of the text experts that are in it."""
-    host_bytes: int
-    """RAM that is needed."""
-    least_bytes: int
-    """Memory of the GPU that is needed, CUDA's own and the headroom included."""
-    speed: SpeedEstimateObject | None
-    """Null where it would read from disk or not fit."""
+    verdict: Annotated[Tier, "tier"]
+    slots_bytes: int  #: Memory of the GPU for paged experts in decode.
+    resident_share: float  #: Share of the text experts that are in it.
+    host_bytes: int  #: RAM that is needed.
+    least_bytes: int  #: Memory of the GPU that is needed, CUDA's own and the headroom included.
+    speed: SpeedEstimateObject | None  #: Null where it would read from disk or not fit.
 
 
 @dataclass(kw_only=True)
@@ -150,7 +126,7 @@ class GpuPlanObject(GpuVerdictObject):
 class KnownGpuObject(GpuVerdictObject):
     """A GPU of the table."""
 
-    id: str
+    id: Annotated[str, "gpu_id"]
     kind: str
     compute_capability: str
     usable_bytes: int
@@ -162,9 +138,9 @@ class SessionTermObject:
 
     name: str
     provenance: Provenance
-    low: int
-    best: int
-    high: int
+    low: Annotated[int, "most.low"]
+    best: Annotated[int, "most.best"]
+    high: Annotated[int, "most.high"]
 
 
 @dataclass
@@ -174,10 +150,8 @@ class OurSessionsObject:
     low: float
     best: float
     high: float
-    session_bytes: int
-    """Of one session."""
-    terms: list[SessionTermObject]
-    """What takes memory besides sessions."""
+    session_bytes: int  #: Of one session.
+    terms: list[SessionTermObject]  #: What takes memory besides sessions.
 
 
 @dataclass
@@ -188,12 +162,9 @@ class SessionsObject:
     gpus: int
     vram_gib: float
     bits: str
-    tokens: int
-    """Of a session."""
-    max_concurrency: float
-    """Sessions by the published rule."""
-    ours: OurSessionsObject | None = None
-    """Null with `--rule rental`."""
+    tokens: int  #: Of a session.
+    max_concurrency: float  #: Sessions by the published rule.
+    ours: OurSessionsObject | None = None  #: Null with `--rule rental`.
 
 
 @dataclass
@@ -220,17 +191,9 @@ class VramResult:
 
     def set_model(self, model: ModelSize, conversation: ChatPlan) -> None:
         """Fill in the model, its conversation and its images."""
-        from ernie_local.planner.conversation import encoder_bytes
-
         token_bytes = conversation.kv_size(model.config.text).bytes_per_token
-        parts = [fill_result(ModelPartObject, part, bytes=part.num_bytes) for part in model.parts]
-        self.model = fill_result(ModelSizeObject, model, weights=count_model_weights(model), parts=parts)
-        self.conversation = fill_result(
-            ConversationObject,
-            conversation,
-            ctx_size=conversation.context_size,
-            kv_bytes_per_token=token_bytes,
-        )
+        self.model = fill_result(ModelSizeObject, model, weights=count_model_weights(model))
+        self.conversation = fill_result(ConversationObject, conversation, kv_bytes_per_token=token_bytes)
         self.images = [
             fill_result(
                 PricedImageObject,
@@ -244,62 +207,59 @@ class VramResult:
     def set_report(self, report: Report) -> None:
         """Fill in plans and speeds."""
         self.set_model(report.model, report.conversation)
-        cpu, placement = report.cpu, report.cpu.placement
+        placement, gpu = report.cpu.placement, report.gpu
         experts = None if placement is None else "resident" if placement.paged_bytes is None else "paged"
         self.cpu = fill_result(
             CpuPlanObject,
-            cpu,
+            report.cpu,
             experts=experts,
             chunk_tokens=None if placement is None else placement.chunk_tokens,
-            resident_share=cpu.resident_share(report.model),
-            memory=_memory(cpu.memory),
-            speed=_speed(report.cpu_speed),
+            resident_share=report.cpu.resident_share(report.model),
+            speed=report.cpu_speed,
         )
         self.solved, self.make_it_fit = report.solved, list(report.flags)
-        if report.gpu is not None:
-            assert report.gpu_speed is not None
-            self.gpu = fill_result(
-                GpuPlanObject,
-                report.gpu,
-                name=report.target.gpu_name,
-                verdict=report.gpu.tier,
-                speed=_speed(report.gpu_speed) if report.gpu.fits else None,
-                vram=_memory(report.gpu.vram),
-                ram=_memory(report.gpu.ram),
-            )
+        if gpu is not None:
+            speed = report.gpu_speed if gpu.fits else None
+            self.gpu = fill_result(GpuPlanObject, gpu, name=report.target.gpu_name, speed=speed)
 
     def set_gpus(self, gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]]) -> None:
         """Fill in the table of GPUs."""
         self.gpus = [
-            fill_result(
-                KnownGpuObject,
-                plan,
-                id=gpu.gpu_id,
-                name=gpu.name,
-                kind=gpu.kind,
-                compute_capability=gpu.compute_capability,
-                usable_bytes=gpu.usable_bytes,
-                verdict=plan.tier,
-                speed=_speed(speed) if plan.fits else None,
-            )
+            fill_result(KnownGpuObject, gpu, plan, speed=speed if plan.fits else None)
             for gpu, plan, speed in gpus
         ]
+
+    def set_sessions(
+        self, options: VramOptions, ours: tuple[ModelSize, ChatPlan] | None = None
+    ) -> SessionsObject:
+        """Fill in full-context sessions by the published rule; for `ours` also by our own, term by term.
+
+        UsageError for bits that the published rule does not know.
+        """
+        assert options.vram is not None, "the command refuses this"
+        server = RentedServer(options.gpus, parse_bytes(options.vram, "vram") / GIB)
+        bits = options.bits or "16"  # of the model as it is published
+        self.sessions = SessionsObject(
+            options.rule,
+            server.num_gpus,
+            server.gib_a_gpu,
+            bits,
+            SESSION_TOKENS,
+            published_sessions(server, bits),
+        )
+        if ours is not None:
+            model, conversation = ours
+            session = replace(conversation, context_size=SESSION_TOKENS)
+            session_bytes = session.kv_size(model.config.text).num_bytes
+            terms = session_terms(model, session, server.num_gpus)
+            counted = our_sessions(server, terms, session_bytes)
+            low, best, high = (count / 1000 for count in (counted.low, counted.best, counted.high))
+            self.sessions.ours = OurSessionsObject(
+                low, best, high, session_bytes, [fill_result(SessionTermObject, term) for term in terms]
+            )
+        return self.sessions
 
 
 def count_model_weights(model: ModelSize) -> int:
     """Of all parts; small pages hold weights of other parts once more."""
     return sum(part.weights for part in model.parts if not part.name.startswith("small"))
-
-
-def _memory(memory: MemoryPlan) -> MemoryPlanObject:
-    return fill_result(MemoryPlanObject, memory)
-
-
-def _speed(speed: Speed) -> SpeedEstimateObject:
-    return fill_result(
-        SpeedEstimateObject,
-        speed,
-        decode_tok_s=speed.decode,
-        prefill_tok_s=speed.prefill,
-        hit_rates=speed.hits,
-    )

@@ -3,22 +3,22 @@ plot."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ernie_cli.vram.report import Report
+from ernie_cli.vram.result import SessionsObject, count_model_weights
+from ernie_local.media.image_size import ImageReport
+from ernie_local.planner.conversation import encoder_bytes
+from ernie_local.planner.gpu import GpuPlan
+from ernie_local.planner.gpus import GpuModel
+from ernie_local.planner.model_size import ModelSize
+from ernie_local.planner.speed import Band, Speed
 from ernie_local.planner.terms import NOTHING, PHASES, MemoryPlan
 from ernie_local.sizes import GIB, format_bytes
 
-if TYPE_CHECKING:
-    from ernie_cli.vram.report import Report
-    from ernie_local.media.image_size import ImageReport
-    from ernie_local.planner.gpu import GpuPlan
-    from ernie_local.planner.gpus import GpuModel
-    from ernie_local.planner.model_size import ModelSize
-    from ernie_local.planner.speed import Band, Speed
-
-GPU_NOTICE = "figures for GPUs are predictions: this version has not run on a GPU yet"
+_GPU_NOTICE = "figures for GPUs are predictions: this version has not run on a GPU yet"
 _PLACES = {"ram": "RAM", "vram": "gpu"}
 _ROW = "{:<26}" + "{:>11}" * len(PHASES) + "  {}"
 _GPU_ROW = "{:<22}{:>10}  {:<14}{:>11}  {:>16}"
@@ -34,17 +34,30 @@ _TIERS = {
 
 def model_lines(model: ModelSize) -> Iterator[str]:
     """Name, weights and bytes."""
-    from ernie_cli.vram.result import count_model_weights
-
     weights = count_model_weights(model)
     origin = "headers" if model.origin == "headers" else "sizes in config.json"
     yield f"{model.name}: {weights:,} weights, {format_bytes(model.file_bytes)} of files (from {origin})"
 
 
-def priced_image_line(image: ImageReport, model: ModelSize, kv_bytes: int) -> str:
-    """What an image costs. kv_bytes: of one token."""
-    from ernie_local.planner.conversation import encoder_bytes
+def report_lines(report: Report) -> Iterator[str]:
+    """The model, its images, every term of memory, bars on a terminal, and whether it fits."""
+    yield from model_lines(report.model)
+    kv_bytes = report.conversation.kv_size(report.model.config.text).bytes_per_token
+    for image in report.conversation.images:
+        yield _priced_image_line(image, report.model, kv_bytes)
+    yield from ("", *_memory_lines(report.memory))
+    if report.gpu is not None:
+        yield from ("", *_memory_lines(report.gpu.ram))
+    if sys.stdout.isatty():
+        yield from ("", *bar_lines(report.memory))
+    yield from ("", *_verdict_lines(report))
+    for name, value in (report.solved or {}).items():
+        yield f"solved: {name} {value}"
+    for flag in report.flags:
+        yield f"make it fit: {flag}"
 
+
+def _priced_image_line(image: ImageReport, model: ModelSize, kv_bytes: int) -> str:
     (width, height), (new_width, new_height) = image.original_size, image.resized_size
     return (
         f"{image.name}: {width}x{height} -> {new_width}x{new_height} ({image.scale:.2f}x), "
@@ -53,7 +66,7 @@ def priced_image_line(image: ImageReport, model: ModelSize, kv_bytes: int) -> st
     )
 
 
-def memory_lines(memory: MemoryPlan) -> Iterator[str]:
+def _memory_lines(memory: MemoryPlan) -> Iterator[str]:
     """A line for each term, then the sums and their limit."""
     yield _ROW.format(_PLACES[memory.place], *PHASES, "how").rstrip()
     for term in memory.terms:
@@ -70,19 +83,19 @@ def memory_lines(memory: MemoryPlan) -> Iterator[str]:
     )
 
 
-def verdict_lines(report: Report) -> Iterator[str]:
+def _verdict_lines(report: Report) -> Iterator[str]:
     """Whether it fits, where experts are, and how fast it will be."""
     if report.gpu is not None:
         assert report.gpu_speed is not None
         yield f"on {report.target.gpu_name}: {_gpu_verdict(report.gpu)}"
         if report.gpu.fits:
-            yield speed_text(report.gpu_speed)
-        yield GPU_NOTICE
+            yield _speed_text(report.gpu_speed)
+        yield _GPU_NOTICE
         return
     yield f"on the CPU: {_cpu_verdict(report)}"
     if not report.cpu.fits:
         return
-    yield speed_text(report.cpu_speed)
+    yield _speed_text(report.cpu_speed)
     if report.target.profile is not None:
         yield report.target.profile.summary
     if not report.cpu.memory.fits:
@@ -92,7 +105,7 @@ def verdict_lines(report: Report) -> Iterator[str]:
         )
 
 
-def speed_text(speed: Speed) -> str:
+def _speed_text(speed: Speed) -> str:
     """Tokens per second, and by which rates."""
     source = "by this machine's measured rates" if speed.is_measured else "by assumed rates"
     prefill = "" if speed.prefill is None else f", prompt {_band(speed.prefill)}"
@@ -112,7 +125,7 @@ def gpu_lines(gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]]) -> Iterator[str]:
             f"{plan.resident_share:.0%}" if fits else "",
             _band(speed.decode) if plan.fits else "",
         ).rstrip() + (f"  --ram {format_bytes(plan.host_bytes)}" if plan.tier == "needs ram" else "")
-    yield GPU_NOTICE
+    yield _GPU_NOTICE
 
 
 def bar_lines(memory: MemoryPlan) -> Iterator[str]:
@@ -187,3 +200,18 @@ def _cell(num_bytes: int) -> str:
 
 def _band(band: Band) -> str:
     return f"{band.best:.3g} ({band.low:.3g} to {band.high:.3g})"
+
+
+def session_lines(sessions: SessionsObject) -> Iterator[str]:
+    """Full-context sessions by the published rule; by ours, too, with every term, if it was counted."""
+    ours = sessions.ours
+    if ours is None:
+        yield f"{sessions.max_concurrency:.3f} sessions of {sessions.tokens:,} tokens at once"
+        return
+    yield f"published rule: {sessions.max_concurrency:.3f} sessions of {sessions.tokens:,} tokens"
+    yield (
+        f"ours: {ours.best:.3f} ({ours.low:.3f} to {ours.high:.3f}), "
+        f"{format_bytes(ours.session_bytes)} per session, besides"
+    )
+    for term in ours.terms:
+        yield f"  {term.name:<26}{format_bytes(term.best):>11}  {term.provenance}"

@@ -1,0 +1,170 @@
+"""Opens the chat that the options describe, asks a question and shows the answer, and tells how it went.
+
+Imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from signal import SIGINT
+
+from ernie_cli.chat.options import ChatOptions
+from ernie_cli.console import Console, stop_requests
+from ernie_cli.failures import spell_options
+from ernie_cli.settings import stored_profile
+from ernie_local import session
+from ernie_local.experts.options import PagingStats
+from ernie_local.kernels.native import native_notice
+from ernie_local.loading import LoadedModel
+from ernie_local.model_files import ModelFiles
+from ernie_local.replay.trace_file import write_trace
+from ernie_local.sampling import SamplingOptions, model_sampling
+from ernie_local.sizes import format_bytes
+
+
+def load_for_chat(options: ChatOptions, files: ModelFiles, console: Console) -> LoadedModel:
+    """Load the weights as the options say; what the runtime warns of is told on the console."""
+    load_options = options.load_options()
+    # The profile says which rule for misses is fastest, and a rule matters only with two memories.
+    profile = None if options.vram is None else stored_profile()
+    with console.telling_warnings():
+        model = session.open_model(files, load_options, profile)
+    for note in session.opening_notes(model, load_options):
+        console.note(spell_options(note))
+    return model
+
+
+def open_chat(options: ChatOptions, files: ModelFiles, console: Console) -> session.Chat:
+    """Load the model and begin a chat, or continue the one of --load."""
+    # Built before the weights are read: they refuse values that mean nothing, and broken files.
+    sampling = chat_sampling(options, files)
+    saved = None if options.load is None else session.read_saved_chat(options.load, files)
+    model = load_for_chat(options, files, console)
+    notice = native_notice()
+    if notice is not None:
+        console.warn(notice)
+    if options.trace is not None:
+        model.record_trace()
+    if saved is not None:
+        return session.Chat.resume(saved, model, sampling)
+    return session.Chat(model, options.system, sampling)
+
+
+def chat_sampling(options: ChatOptions, files: ModelFiles) -> SamplingOptions:
+    """How tokens are drawn: flags over the model's own generation_config.json."""
+    return options.sampling(model_sampling(files.generation_config))
+
+
+@contextmanager
+def trace_written(path: Path | None, chat: session.Chat, console: Console) -> Iterator[None]:
+    """When the block ends, however it does, the trace is written to `path`."""
+    try:
+        yield
+    finally:
+        if path is not None:
+            recorder = chat.model.recorder
+            assert recorder is not None
+            trace = recorder.trace()
+            write_trace(path, trace)
+            console.note(
+                f"trace of {trace.prompt_tokens} prompt tokens and {trace.decoded_tokens} decoded ones "
+                f"saved as {path}"
+            )
+
+
+def ask(
+    chat: session.Chat,
+    question: str,
+    images: Sequence[session.ChatImage],
+    options: ChatOptions,
+    console: Console,
+) -> session.Answer:
+    """Ask, show the answer, and return it. Ctrl-C ends the answer early (`finish_reason` "interrupted").
+
+    Raises what `Chat.ask` raises, NoAnswer included, with all that was said shown.
+    """
+    held_back: list[str] = []
+    try:
+        with stop_requests(chat.stop, SIGINT):
+            for piece in chat.ask(
+                question,
+                images=images,
+                thinking=options.thinking(),
+                thinking_budget=options.think_budget_count(),
+                max_tokens=options.max_tokens_count(),
+            ):
+                if options.as_json:
+                    continue
+                if piece.kind == "reasoning":
+                    if not options.hide_thinking:
+                        console.thought(piece.text)
+                elif options.no_stream:
+                    held_back.append(piece.text)
+                else:
+                    console.answer(piece.text)
+    finally:
+        console.answer("".join(held_back))
+        console.end_line()
+    assert chat.last is not None
+    return chat.last
+
+
+def stats_line(answer: session.Answer, load_seconds: float) -> str:
+    """Tokens, seconds and memory of an answer in one line, and one for each memory of paged experts."""
+    usage, timings = answer.usage, answer.timings
+    images = f" ({usage.image_tokens} of images)" if usage.image_tokens else ""
+    thoughts = f" ({usage.reasoning_tokens} of thoughts)" if usage.reasoning_tokens else ""
+    new_tokens, seconds = usage.prompt_tokens - usage.cached_tokens, timings.image + timings.prefill
+    cached = f", {usage.cached_tokens} cached" if usage.cached_tokens else ""
+    parts = [
+        f"prompt {usage.prompt_tokens} tokens{images}{cached} in {seconds:.2f} s"
+        + _rate(new_tokens, seconds),
+        f"answer {usage.completion_tokens} tokens{thoughts} in {timings.decode:.2f} s"
+        + _rate(usage.completion_tokens, timings.decode),
+        f"load {load_seconds:.2f} s",
+    ]
+    if answer.peak_memory_bytes is not None:
+        parts.append(f"peak memory {format_bytes(answer.peak_memory_bytes)}")
+    line = "; ".join(parts)
+    return line if answer.paging is None else f"{line}\n{_paging_line(answer.paging)}"
+
+
+def _rate(num_tokens: int, seconds: float) -> str:
+    return f" ({num_tokens / seconds:.1f}/s)" if seconds > 0 else ""
+
+
+def _paging_line(paging: PagingStats) -> str:
+    """Where an answer's experts came from: hit rates, bytes read a token, seconds waited."""
+    text = paging.banks["text"]
+    rate = "" if text.decode_hit_rate is None else f", {text.decode_hit_rate:.0%} of the answer's in memory"
+    prompt = sum(bank.prompt_hits for bank in paging.banks.values())
+    wanted = prompt + sum(bank.prompt_misses for bank in paging.banks.values())
+    line = (
+        f"experts: {prompt} of the prompt's {wanted} pages in memory{rate}; "
+        f"{_bytes_and_waits(paging, 'read')}"
+    )
+    if paging.small_pages_used:
+        line += f"; {paging.small_pages_used} small pages used"
+    if paging.gpu is not None:
+        text = paging.gpu.banks["text"]
+        rate = "" if text.decode_hit_rate is None else f"{text.decode_hit_rate:.0%} of the answer's there; "
+        line += f"\nGPU: {rate}{_bytes_and_waits(paging.gpu, 'copied to it')}"
+    return line
+
+
+def _bytes_and_waits(paging: PagingStats, verb: str) -> str:
+    num_bytes = sum(bank.bytes_read for bank in paging.banks.values())
+    each = paging.decode_bytes_read / paging.decoded_tokens if paging.decoded_tokens else 0
+    return (
+        f"{format_bytes(num_bytes)} {verb}, {format_bytes(round(each))} a token of the answer; "
+        f"waited {paging.prompt_wait_seconds:.2f} s in the prompt, {paging.decode_wait_seconds:.2f} s in the "
+        "answer"
+    )
+
+
+def cut_off_line(answer: session.Answer) -> str:
+    """What to say of an answer that a limit has ended."""
+    num_tokens = answer.usage.completion_tokens
+    return f"the answer was cut off after {num_tokens} tokens: --max-tokens or --ctx-size is the limit"
