@@ -63,21 +63,20 @@ def draw_sequences(model: Path, options: SampleOptions, console: Console) -> lis
     encoder = SampleEncoder.of_model(model)
     context = read_config(model).text.max_position_embeddings
     sequences: list[AnsweredSequence] = []
-    num_tokens = 0
     for sample in _samples(options, console):
         encoded = encoder.encode(sample)
         length = len(encoded.token_ids)
-        if length > context:
+        if length <= context:
+            sequences.append(encoded)
+        else:
             console.warn(f"skipped: {sample.name} ({length:,} tokens, the model's context has {context:,})")
-            continue
-        sequences.append(encoded)
-        num_tokens += length
     if not sequences:
         raise DoesNotFit(
             f"0 samples fit into the model's context of {context:,} tokens, at least 1 is needed",
             "second moments come from the tokens that run through the model",
             "use smaller images or shorter texts, or more --samples",
         )
+    num_tokens = sum(len(encoded.token_ids) for encoded in sequences)
     console.note(f"calibrating on {len(sequences)} samples, {num_tokens:,} tokens")
     return sequences
 

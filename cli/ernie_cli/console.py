@@ -35,8 +35,7 @@ class Console:
         quiet: bool = False,
         shows_result: bool | None = None,
     ) -> None:
-        """`quiet` drops notes, but neither warnings nor errors, and results if `shows_result` does not say
-        otherwise; the streams default to the process's own."""
+        """`quiet` drops notes, and results if `shows_result` does not say otherwise."""
         self._stdout = sys.stdout if stdout is None else stdout
         self._stderr = sys.stderr if stderr is None else stderr
         self._quiet = quiet

@@ -5,7 +5,6 @@ What is checked belongs to ernie_local.doctor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,13 +67,6 @@ def doctor(options: DoctorOptions, result: DoctorResult) -> None:
     if options.bundle is not None:
         doctor_bundle.write_bundle(options.bundle, result, subject)
         console.note(f"written to {options.bundle}")
-    _raise_for_failing(findings)
-    if result.verdict == "slow":
-        raise typer.Exit(_SLOW_EXIT_CODE)
-
-
-def _raise_for_failing(findings: Sequence[Diagnosis]) -> None:
-    """Raise DoesNotFit if a check fails, with the reason and the fix of the first one."""
     failing = [finding for finding in findings if finding.verdict == "fails"]
     if failing:
         raise DoesNotFit(
@@ -83,3 +75,5 @@ def _raise_for_failing(findings: Sequence[Diagnosis]) -> None:
             failing[0].text,
             failing[0].fix or "ernie-local doctor",
         )
+    if result.verdict == "slow":
+        raise typer.Exit(_SLOW_EXIT_CODE)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
@@ -81,6 +83,17 @@ def test_a_result_is_filled_by_the_names_of_attributes() -> None:
     assert filled == Outer(Inner(3), [Inner(3), Inner(3)], {"a": Inner(3)}, 7)
     with pytest.raises(AttributeError, match="given"):
         fill_result(Outer, Source(part, (), {}))
+
+
+@dataclass
+class Renamed:
+    length: Annotated[int, "one.size"]
+    given: int
+
+
+def test_a_field_may_name_its_attribute_and_come_from_another_source() -> None:
+    source = Source(Source.Part(3), (), {})
+    assert fill_result(Renamed, source, SimpleNamespace(given=7, length=9)) == Renamed(3, 7)
 
 
 def test_an_answer_fills_the_object(command: Command, fake_chat: FakeChat, invoice: Path) -> None:

@@ -152,12 +152,17 @@ def _open_image(name: str) -> OpenedImage:
 
 
 def _survey(files: ModelFiles | None, console: Console) -> Survey:
+    from ernie_local.checkpoint.reader import open_checkpoint
+    from ernie_local.experts.build import stored_page_bytes
     from ernie_local.machine.disk import PAGE_BYTES, find_storage, holds_pages
     from ernie_local.machine.survey import survey_machine
 
-    page_bytes = PAGE_BYTES if files is None else max(_page_bytes(files), _SMALL_PAGE)
-    shards = [] if files is None else list(files.directory.glob("*.safetensors"))
-    shard = max(shards, key=lambda path: path.stat().st_size, default=None)
+    page_bytes, shard = PAGE_BYTES, None
+    if files is not None:
+        with open_checkpoint(files.directory, files.config) as checkpoint:
+            page_bytes = max((_SMALL_PAGE, *stored_page_bytes(checkpoint, files.config).values()))
+        shards = files.directory.glob("*.safetensors")
+        shard = max(shards, key=lambda path: path.stat().st_size, default=None)
     if shard is None or not holds_pages(shard, page_bytes):
         shard, page_bytes = None, PAGE_BYTES
     folder = Path(tempfile.gettempdir()) if shard is None else shard.parent
@@ -167,15 +172,6 @@ def _survey(files: ModelFiles | None, console: Console) -> Survey:
             f"{folder} is in memory ({storage.file_system}), not on a disk; set TMPDIR to a folder on one"
         )
     return survey_machine(lambda what: console.note(f"measuring: {what}"), shard, page_bytes)
-
-
-def _page_bytes(files: ModelFiles) -> int:
-    """Of the largest page of an expert; 0 for a model without."""
-    from ernie_local.checkpoint.reader import open_checkpoint
-    from ernie_local.experts.build import stored_page_bytes
-
-    with open_checkpoint(files.directory, files.config) as checkpoint:
-        return max(stored_page_bytes(checkpoint, files.config).values(), default=0)
 
 
 def _measure_model(

@@ -12,7 +12,7 @@ from ernie_cli.bench.result import BenchResult, budget_object, prediction_object
 from ernie_cli.console import Console
 from ernie_cli.settings import stored_profile
 from ernie_local.config import MODALITIES
-from ernie_local.experts.options import MISS_RULES
+from ernie_local.experts.options import MISS_RULES, BankStats
 from ernie_local.planner.gpus import GpuModel, find_gpu_model
 from ernie_local.planner.speed import ASSUMED
 from ernie_local.replay.replay import Replayed, check_budget, compare
@@ -92,11 +92,11 @@ def _head(trace: Trace) -> Iterator[str]:
 
 def _lines(budget: int, results: Sequence[Replayed]) -> Iterator[str]:
     for index, result in enumerate(results):
-        read = result.bytes_per_token
+        read, banks = result.bytes_per_token, result.stats.banks
         yield _COLUMNS.format(
             "" if index else format_bytes(budget),
             result.policy if result.decay is None else f"{result.policy} {result.decay:g}",
-            *(_hit_rate(result, bank) for bank in MODALITIES),
+            *(_percent(banks.get(bank, BankStats()).decode_hit_rate) for bank in MODALITIES),
             "-" if read is None else format_bytes(round(read)),
         ).rstrip()
 
@@ -122,11 +122,6 @@ def _gpu_line(budget: int, rule: str, found: Simulated) -> str:
         *(_percent(one.banks["text"].decode_hit_rate) for one in (above, stats)),
         *(f"{1e3 * seconds / tokens:.2f}" for seconds in waits),
     )
-
-
-def _hit_rate(result: Replayed, bank: str) -> str:
-    stats = result.stats.banks.get(bank)
-    return _percent(None if stats is None else stats.decode_hit_rate)
 
 
 def _percent(rate: float | None) -> str:

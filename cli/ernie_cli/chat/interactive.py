@@ -51,23 +51,23 @@ class InteractiveChat:
         self._console = console
         self._waiting: list[session.ChatImage] = []
         self._files = files
+        self._is_over = False
         self._sampling = conversation.chat_sampling(options, files)
 
     def run(self, read: LineReader, first_prompt: str | None = None) -> None:
         """Answer line after line until the end of input or /exit."""
-        try:
-            if first_prompt is not None:
-                self._handle(first_prompt)
-            while True:
-                try:
-                    line = read_message(read)
-                except KeyboardInterrupt:
-                    self._console.say("(Ctrl-D or /exit leaves)")
-                    continue
-                if line.strip():
-                    self._handle(line)
-        except EOFError:
-            return
+        if first_prompt is not None:
+            self._handle(first_prompt)
+        while not self._is_over:
+            try:
+                line = read_message(read)
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                self._console.say("(Ctrl-D or /exit leaves)")
+                continue
+            if line.strip():
+                self._handle(line)
 
     def attach(self, images: Sequence[OpenedImage | session.ChatImage]) -> None:
         """Let images wait for the next question, and say what the model will see of them."""
@@ -76,7 +76,7 @@ class InteractiveChat:
         self._waiting.extend(measured)
 
     def _handle(self, line: str) -> None:
-        """Do what `line` says; an error is shown, and the chat goes on. EOFError where it is to end."""
+        """Do what `line` says; an error is shown, and the chat goes on."""
         try:
             if line.startswith("/"):
                 self._run_command(line)
@@ -181,7 +181,7 @@ class InteractiveChat:
 
     @_slash_command("/exit", "", "leave (also Ctrl-D)")
     def _exit(self, _argument: str) -> None:
-        raise EOFError  # as at the end of input
+        self._is_over = True
 
 
 def _one_path(command: str, argument: str) -> Path:

@@ -112,7 +112,16 @@ def check_chat_options(options: ChatOptions) -> None:
     if options.small_below is not None:
         check_is_number("--small-below", options.small_below)
     if options.load is not None:
-        _check_chat_file(options.load, options.system)
+        if options.system is not None:
+            raise UsageError(
+                "--system with --load", "a saved chat has its own system text", "remove one of them"
+            )
+        if not options.load.is_file():
+            raise InputUnreadable(
+                f"no saved chat at {options.load}",
+                "it does not exist" if not options.load.exists() else "it is not a file",
+                "check the path, or remove --load",
+            )
     if options.trace is not None:
         _check_output(options.trace, "a trace", b"PK", "chat.trace")
     if options.save is not None:
@@ -129,17 +138,6 @@ def check_is_number(option: str, value: float) -> None:
     """Raise UsageError for nan, which passes all bounds."""
     if math.isnan(value):
         raise UsageError(f"{option} nan is not a number", "it must be from 0 to 1", f"{option} 0.1")
-
-
-def _check_chat_file(path: Path, system: str | None) -> None:
-    if system is not None:
-        raise UsageError("--system with --load", "a saved chat has its own system text", "remove one of them")
-    if not path.is_file():
-        raise InputUnreadable(
-            f"no saved chat at {path}",
-            "it does not exist" if not path.exists() else "it is not a file",
-            "check the path, or remove --load",
-        )
 
 
 def check_save_path(path: Path) -> None:

@@ -5,7 +5,6 @@ Reads headers or config.json only, and imports no torch, not even when it runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -165,12 +164,11 @@ def _check_options(options: VramOptions) -> None:
         )
     given = {"--gpu": options.gpu, "--vram": options.vram, "--solve": options.solve, "--plot": options.plot}
     if options.sessions:
-        _refuse(given, ("--gpu", "--solve", "--plot"), "--sessions", "the rule is about a server of GPUs")
+        wrong, other, why = ("--gpu", "--solve", "--plot"), "--sessions", "the rule is about a server of GPUs"
     elif options.gpu == EVERY_GPU:
-        _refuse(given, ("--vram", "--solve", "--plot"), f"--gpu {EVERY_GPU}", "it applies to one GPU")
-
-
-def _refuse(given: Mapping[str, object], names: tuple[str, ...], other: str, why: str) -> None:
-    for name in names:
+        wrong, other, why = ("--vram", "--solve", "--plot"), f"--gpu {EVERY_GPU}", "it applies to one GPU"
+    else:
+        return
+    for name in wrong:
         if given[name] is not None:
             raise UsageError(f"{name} with {other}", why, f"remove {name} or {other}")
