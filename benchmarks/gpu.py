@@ -33,10 +33,9 @@ from ernie_local.kernels.attention import decode_attention
 from ernie_local.kernels.experts import packed_experts
 from ernie_local.kernels.gpu import require_triton
 from ernie_local.kernels.linear import packed_linear
-from ernie_local.machine.gpu import GPU_LINK, GPU_MEMORY, GPU_OPERATIONS, measure_gpu
+from ernie_local.machine.compute import gpu_rates, measure_gpu
 from ernie_local.machine.random_model import RandomWeights
 from ernie_local.packing import LowBitFormat, PageLayout, find_format
-from ernie_local.planner.rates import GpuRates
 
 HIDDEN, TEXT_INNER, VISION_INNER, TOP_K, HEADS, KV_HEADS, HEAD_DIM = 2560, 1536, 512, 6, 20, 4, 128
 QKV_ROWS = (HEADS + 2 * KV_HEADS) * HEAD_DIM
@@ -261,7 +260,7 @@ def run(rounds: int, model: Path | None, budgets: Sequence[str]) -> int:
     measured: list[Run] = []
     if model is not None:
         copies = measure_gpu(device)
-        rates = GpuRates(*(copies[name].median for name in (GPU_MEMORY, GPU_LINK, GPU_OPERATIONS)))
+        rates = gpu_rates(copies)
         measured = list(runs(model, device, budgets, rates))
         print("\n" + "\n".join(table(measured)))
     properties = torch.cuda.get_device_properties(device)

@@ -17,8 +17,8 @@ from pathlib import Path
 from ernie_local import defaults
 from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.media.image_size import ImageReport, measure_image
-from ernie_local.planner.conversation import ChatPlan
 from ernie_local.planner.model_size import read_model
+from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.ram import Budget, plan_cpu
 from ernie_local.sizes import MIB, parse_bytes
 

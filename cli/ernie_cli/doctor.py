@@ -52,10 +52,10 @@ def doctor(options: DoctorOptions, result: DoctorResult) -> None:
     console = Console(shows_result=not options.as_json)
     if options.bundle is not None:
         doctor_bundle.check_path(options.bundle)
-    subject = Subject(options.model, Path(tempfile.gettempdir()), profile_path())
     is_forced = forced_instruction_set() is not None
+    subject = Subject(options.model, Path(tempfile.gettempdir()), profile_path(), ISA_VARIABLE, is_forced)
     findings: list[Diagnosis] = []
-    for finding in examine(ISA_VARIABLE, isa_is_forced=is_forced, subject=subject):
+    for finding in examine(subject):
         findings.append(finding)
         lines = [f"{finding.name:<10}  {finding.verdict:<5}  {finding.text}"]
         if finding.fix is not None:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import UsageError
-from ernie_local.packing import find_format
-from ernie_local.packing.formats import COLUMN_STEP
+from ernie_local.packing.formats import COLUMN_STEP, find_format
 from ernie_local.packing.layout import find_foreign
 
 

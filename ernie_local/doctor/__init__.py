@@ -5,45 +5,43 @@ A check changes nothing for good, and imports torch only when it runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 
-from ernie_local.doctor import cpu, cuda, files, gpu, system
-from ernie_local.doctor.check import Check, Diagnosis, Examination, Subject, Verdict, worst_verdict
+from ernie_local.doctor import cpu, gpu, system
+from ernie_local.doctor.check import Diagnosis, Subject, Verdict, worst_verdict
 
-__all__ = ["CHECKS", "Check", "Diagnosis", "Examination", "Subject", "Verdict", "examine", "worst_verdict"]
+__all__ = ["CHECKS", "Diagnosis", "Subject", "Verdict", "examine", "worst_verdict"]
 
-CHECKS: tuple[Check, ...] = (
-    system.PYTHON,
-    system.MEMORY,
-    cpu.KERNELS,
-    cpu.INSTRUCTION_SET,
-    cpu.SELF_TEST,
-    cuda.CUDA,
-    gpu.GPU,
-    cuda.TRITON,
-    cuda.NF4,
-    gpu.LINK,
-    gpu.PINNED,
-    system.SYSTEM,
-    system.BATTERY,
-    files.CHECKPOINT,
-    files.DISK,
-    files.PROFILE,
-)
+# In the order of the report. A check gives None where there is nothing to check.
+CHECKS: Mapping[str, Callable[[Subject], Diagnosis | None]] = {
+    "python": system.check_python,
+    "memory": system.check_main_memory,
+    "kernels": cpu.check_native_module,
+    "cpu": cpu.check_instruction_set,
+    "self-test": cpu.check_results,
+    "cuda": gpu.check_cuda,
+    "gpu": gpu.check_gpus,
+    "triton": gpu.check_triton,
+    "nf4": gpu.check_nf4,
+    "link": gpu.check_link,
+    "pinned": gpu.check_locked_memory,
+    "system": system.check_system,
+    "battery": system.check_battery,
+    "checkpoint": system.check_checkpoint,
+    "disk": system.check_disk,
+    "profile": system.check_profile,
+}
+_WITHOUT_TORCH = ("python", "memory", "kernels")
 
 
-def examine(isa_setting: str, *, isa_is_forced: bool, subject: Subject) -> Iterator[Diagnosis]:
-    """Run every check in order, and give each diagnosis as soon as it is there.
-
-    isa_setting: what a user sets to force an instruction set; isa_is_forced: whether it is set. Without
-    PyTorch, the checks that compute with it are left out.
-    """
-    examination = Examination(subject, isa_setting, isa_is_forced=isa_is_forced)
-    has_torch = True
-    for check in CHECKS:
-        if check.needs_torch and not has_torch:
+def examine(subject: Subject) -> Iterator[Diagnosis]:
+    """Run every check in order, each as the last one is told; without PyTorch, only those that need none."""
+    has_failed = False
+    for name, check in CHECKS.items():
+        if has_failed and name not in _WITHOUT_TORCH:
             return
-        found = check.run(examination)
+        found = check(subject)
         if found is not None:
-            has_torch = has_torch and found.verdict != "fails"
-            yield found
+            has_failed = has_failed or found.verdict == "fails"
+            yield dataclasses.replace(found, name=name)

@@ -1,8 +1,8 @@
-"""Defines what a check of the doctor is, what it may look at, and what it tells."""
+"""Defines what a check of the doctor may look at, and what it tells."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,30 +14,17 @@ from ernie_local.machine.hardware import GpuStatus, compare_profile, installed_g
 if TYPE_CHECKING:
     from ernie_local.planner.profile import MachineProfile
 
-# slow: it runs here, but could run faster or has little room; fails: it cannot run here, or not correctly.
 Verdict = Literal["ok", "slow", "fails"]
 _BY_WEIGHT: tuple[Verdict, ...] = ("ok", "slow", "fails")
 Facts = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """What is examined besides the machine.
-
-    model: whose files are checked, None for none. temporary_folder: on the disk that is timed without one.
-    profile_path: where `bench` stores what it measured.
-    """
-
-    model: str | None
-    temporary_folder: Path
-    profile_path: Path
-
-
-@dataclass(frozen=True, slots=True)
 class Diagnosis:
     """One line for people with its verdict, one line on what to do unless that is "ok", facts for programs.
 
-    The keys of `facts` are those of docs/json.md, always all of them. Line breaks become blanks.
+    name: of the check, empty until `examine` sets it. The keys of `facts` are those of docs/json.md, always
+    all of them. Line breaks become blanks.
     """
 
     name: str
@@ -52,46 +39,20 @@ class Diagnosis:
         if self.fix is not None:
             object.__setattr__(self, "fix", " ".join(self.fix.split()))
 
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one check found: a Diagnosis but for the name of the check."""
-
-    verdict: Verdict
-    text: str
-    fix: str | None
-    facts: Facts
-
     @staticmethod
-    def ok(text: str, facts: Facts) -> Outcome:
+    def ok(text: str, facts: Facts) -> Diagnosis:
         """All is well."""
-        return Outcome("ok", text, None, facts)
+        return Diagnosis("", "ok", text, None, facts)
 
     @staticmethod
-    def slow(text: str, fix: str, facts: Facts) -> Outcome:
+    def slow(text: str, fix: str, facts: Facts) -> Diagnosis:
         """It runs here, but could run faster or has little room."""
-        return Outcome("slow", text, fix, facts)
+        return Diagnosis("", "slow", text, fix, facts)
 
     @staticmethod
-    def fails(text: str, fix: str, facts: Facts) -> Outcome:
+    def fails(text: str, fix: str, facts: Facts) -> Diagnosis:
         """It cannot run here, or not correctly."""
-        return Outcome("fails", text, fix, facts)
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One check. look: what it does; None where there is nothing to check."""
-
-    name: str
-    look: Callable[[Examination], Outcome | None]
-    needs_torch: bool = True
-
-    def run(self, examination: Examination) -> Diagnosis | None:
-        """Look, and name what was found."""
-        found = self.look(examination)
-        if found is None:
-            return None
-        return Diagnosis(self.name, found.verdict, found.text, found.fix, found.facts)
+        return Diagnosis("", "fails", text, fix, facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +64,20 @@ class WeightFiles:
     num_bytes: int
 
 
-class Examination:
-    """What the checks of one run look at. What several of them need is looked up once, when it is needed."""
+@dataclass
+class Subject:
+    """What the checks of one run look at; what several of them need is looked up once, when it is needed.
 
-    def __init__(self, subject: Subject, isa_setting: str = "", *, isa_is_forced: bool = False) -> None:
-        self.subject = subject
-        self.isa_setting = isa_setting
-        self.isa_is_forced = isa_is_forced
+    model: whose files are checked, None for none. temporary_folder: on the disk that is timed without one.
+    profile_path: where `bench` stores what it measured. isa_setting: what a user sets to force an instruction
+    set; isa_is_forced: whether it is set.
+    """
+
+    model: str | None
+    temporary_folder: Path
+    profile_path: Path
+    isa_setting: str = ""
+    isa_is_forced: bool = False
 
     @cached_property
     def gpus(self) -> tuple[GpuStatus, ...] | None:
@@ -120,7 +88,7 @@ class Examination:
     def stored_profile(self) -> tuple[MachineProfile | None, str | None] | InputUnreadable:
         """The stored profile and how its hardware differs from this; or why it cannot be read."""
         try:
-            return compare_profile(self.subject.profile_path)
+            return compare_profile(self.profile_path)
         except InputUnreadable as error:
             return error
 
@@ -135,31 +103,26 @@ class Examination:
     @cached_property
     def model_files(self) -> WeightFiles | ModelUnusable | None:
         """Files of the model by its headers, or what is wrong with them; None where none is looked for."""
-        if self.subject.model is None or self.subject.model.startswith("hf:"):
+        if self.model is None or self.model.startswith("hf:"):
             return None
+        from ernie_local.checkpoint.hub import resolve_model
+        from ernie_local.checkpoint.reader import open_checkpoint
+        from ernie_local.config import read_config
+        from ernie_local.text.tokenizer import ErnieTokenizer
+
         try:
-            return _account(self.subject.model)
+            directory = resolve_model(self.model)
+            config = read_config(directory)
+            with open_checkpoint(directory, config) as checkpoint:
+                stored = [source.stored for source in checkpoint.accounts.sources.values()]
+                stored += checkpoint.packed.values()
+                num_bytes = checkpoint.total_bytes
+            ErnieTokenizer.from_directory(directory)
         except ModelUnusable as error:
             return error
+        return WeightFiles(sorted({one.path for one in stored}), len(stored), num_bytes)
 
 
 def worst_verdict(diagnoses: Iterable[Diagnosis]) -> Verdict:
     """The verdict that outweighs the others; "ok" where nothing was checked."""
     return max((one.verdict for one in diagnoses), key=_BY_WEIGHT.index, default="ok")
-
-
-def _account(model: str) -> WeightFiles:
-    """ModelUnusable for what is missing, too short or of the wrong shape."""
-    from ernie_local.checkpoint.hub import resolve_model
-    from ernie_local.checkpoint.reader import open_checkpoint
-    from ernie_local.config import read_config
-    from ernie_local.text.tokenizer import ErnieTokenizer
-
-    directory = resolve_model(model)
-    config = read_config(directory)
-    with open_checkpoint(directory, config) as checkpoint:
-        stored = [source.stored for source in checkpoint.accounts.sources.values()]
-        stored += checkpoint.packed.values()
-        num_bytes = checkpoint.total_bytes
-    ErnieTokenizer.from_directory(directory)
-    return WeightFiles(sorted({one.path for one in stored}), len(stored), num_bytes)

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ernie_local.doctor.check import Check, Examination, Outcome
+from ernie_local.doctor.check import Diagnosis, Subject
 from ernie_local.errors import ErnieLocalError
 
 if TYPE_CHECKING:
     import torch
 
-    from ernie_local.kernels.native import InstructionSet
     from ernie_local.packing import LowBitFormat, QuantizedMatrix
 
 _BUILD_KEYS = ("version", "build_type", "compiler", "nanobind", "python")
 # Relative to the output. Tokens are rounded to int8, which costs an expert up to 1.7 % (docs/decisions.md).
 LARGEST_DIFFERENCE = 2e-2
 _NUM_TOKENS = (1, 15, 33)  # alone, few, and more than are rounded twice
-_ROWS, _COLUMNS = 48, 272  # no whole number of groups
+_ROWS, _COLUMNS, _INNER = 48, 272, 80  # no whole numbers of groups
 _Product = tuple[Callable[[], "torch.Tensor"], "torch.Tensor"]  # what the kernels compute, what is right
 
 
-def _check_kernels(_: Examination) -> Outcome:
+def check_native_module(_: Subject) -> Diagnosis:
     """Slow without the compiled module, and where it was built without optimization."""
     from ernie_local.kernels.native import native_absence, native_module
 
@@ -33,35 +32,42 @@ def _check_kernels(_: Examination) -> Outcome:
         absence = native_absence()
         assert absence is not None
         facts = {"present": False, "reason": absence.why, "build": dict.fromkeys(_BUILD_KEYS)}
-        return Outcome.slow(f"not there, PyTorch computes: {absence.why}", absence.hint, facts)
-    build = module.build_info()
-    facts = {"present": True, "reason": None, "build": {key: build[key] for key in _BUILD_KEYS}}
-    text = (
-        f"{build['version']} {build['build_type']} by {build['compiler']}, nanobind {build['nanobind']}, "
-        f"Python {build['python']}"
-    )
+        return Diagnosis.slow(f"not there, PyTorch computes: {absence.why}", absence.hint, facts)
+    build = {key: module.build_info()[key] for key in _BUILD_KEYS}
+    facts = {"present": True, "reason": None, "build": build}
+    text = "{version} {build_type} by {compiler}, nanobind {nanobind}, Python {python}".format(**build)
     if build["build_type"] == "Debug":
-        return Outcome.slow(text, "build it as Release: `pip install --force-reinstall --no-deps .`", facts)
-    return Outcome.ok(text, facts)
+        return Diagnosis.slow(text, "build it as Release: `pip install --force-reinstall --no-deps .`", facts)
+    return Diagnosis.ok(text, facts)
 
 
-def _check_instruction_set(examination: Examination) -> Outcome:
+def check_instruction_set(subject: Subject) -> Diagnosis:
     """Slow where a faster set could run, or where only the one that needs no feature can."""
     from ernie_local.kernels.native import known_instruction_sets, native_module
 
-    setting, is_forced = examination.isa_setting, examination.isa_is_forced
+    setting, is_forced = subject.isa_setting, subject.isa_is_forced
     module = native_module()
-    if module is None:
+    in_use = None if module is None else module.instruction_set()
+    known = () if module is None else known_instruction_sets()
+    available = [each.name for each in known if each.is_available]
+    facts = {
+        "in_use": in_use,
+        "is_forced": is_forced,
+        "available": available,
+        "unavailable": [
+            {"name": each.name, "is_built": each.is_built, "lacking": list(each.lacking)}
+            for each in known
+            if not each.is_available
+        ],
+        "features": [] if module is None else module.cpu_features(),
+    }
+    if in_use is None:
         import torch
 
-        facts = _facts(None, is_forced, (), [])
         own = torch.backends.cpu.get_cpu_capability()
-        return Outcome.ok(f"PyTorch's own choice, {own}: there are no kernels to choose for", facts)
-    in_use, known = module.instruction_set(), known_instruction_sets()
-    facts = _facts(in_use, is_forced, known, module.cpu_features())
-    available = [each.name for each in known if each.is_available]
-    faster = known[: [each.name for each in known].index(in_use)]
-    out_of_reach = [each for each in faster if each.is_built and each.lacking]
+        return Diagnosis.ok(f"PyTorch's own choice, {own}: there are no kernels to choose for", facts)
+    names = [each.name for each in known]
+    out_of_reach = [each for each in known[: names.index(in_use)] if each.is_built and each.lacking]
     text = in_use + (f", forced by {setting}" if is_forced else "")
     others = [name for name in available if name != in_use]
     if others:
@@ -69,38 +75,19 @@ def _check_instruction_set(examination: Examination) -> Outcome:
     for each in out_of_reach:
         text += f"; lacks {', '.join(each.lacking)} for {each.name}"
     if in_use != available[0]:
-        return Outcome.slow(text, f"unset {setting}: {available[0]} is faster", facts)
-    if in_use == known[-1].name:
-        return Outcome.slow(text, _how_to_leave_the_slowest(out_of_reach), facts)
-    return Outcome.ok(text, facts)
+        return Diagnosis.slow(text, f"unset {setting}: {available[0]} is faster", facts)
+    if in_use != names[-1]:
+        return Diagnosis.ok(text, facts)
+    fix = "build the kernels with GCC or Clang on x86-64 or 64-bit ARM: no others were built"
+    if out_of_reach:
+        lacking = ", ".join(out_of_reach[-1].lacking)
+        fix = f"use a processor (or a virtual machine that shows its own) with {lacking}"
+    return Diagnosis.slow(text, fix, facts)
 
 
-def _how_to_leave_the_slowest(out_of_reach: list[InstructionSet]) -> str:
-    if not out_of_reach:
-        return "build the kernels with GCC or Clang on x86-64 or 64-bit ARM: no others were built"
-    easiest = out_of_reach[-1]
-    return f"use a processor (or a virtual machine that shows its own) with {', '.join(easiest.lacking)}"
-
-
-def _facts(
-    in_use: str | None, is_forced: bool, known: tuple[InstructionSet, ...], features: list[str]
-) -> dict[str, object]:
-    return {
-        "in_use": in_use,
-        "is_forced": is_forced,
-        "available": [each.name for each in known if each.is_available],
-        "unavailable": [
-            {"name": each.name, "is_built": each.is_built, "lacking": list(each.lacking)}
-            for each in known
-            if not each.is_available
-        ],
-        "features": features,
-    }
-
-
-def _check_results(examination: Examination) -> Outcome:
+def check_results(subject: Subject) -> Diagnosis:
     """Fails where small products of any instruction set differ too much from plain PyTorch."""
-    setting = examination.isa_setting
+    setting = subject.isa_setting
     differences = measure_differences()
     largest = max(differences.values(), default=0.0)
     facts = {
@@ -112,20 +99,18 @@ def _check_results(examination: Examination) -> Outcome:
         ],
     }
     if not differences:
-        return Outcome.ok("nothing to test: without kernels PyTorch computes by itself", facts)
+        return Diagnosis.ok("nothing to test: without kernels PyTorch computes by itself", facts)
     wrong = {name: value for name, value in differences.items() if value > LARGEST_DIFFERENCE}
     if not wrong:
         text = f"relative error {largest:.3f}, limit {LARGEST_DIFFERENCE} ({', '.join(differences)})"
-        return Outcome.ok(text, facts)
+        return Diagnosis.ok(text, facts)
     shown = ", ".join(f"{name} {value:.3g}" for name, value in wrong.items())
     text = f"relative error over the limit {LARGEST_DIFFERENCE}: {shown}"
-    right = [name for name in differences if name not in wrong]
-    return Outcome.fails(
-        text,
-        (f"{setting}={right[0]} computes rightly" if right else "install again with another C++ compiler")
-        + "; please report this",
-        facts,
+    right = next((name for name in differences if name not in wrong), None)
+    fix = (
+        "install again with another C++ compiler" if right is None else f"{setting}={right} computes rightly"
     )
+    return Diagnosis.fails(text, f"{fix}; please report this", facts)
 
 
 def measure_differences() -> dict[str, float]:
@@ -138,7 +123,7 @@ def measure_differences() -> dict[str, float]:
     module = native_module()
     if module is None:
         return {}
-    products = [*_linear_products(), *_expert_products()]
+    products = list(_products())
     before, differences = module.instruction_set(), {}
     try:
         for name in module.instruction_sets():
@@ -158,49 +143,39 @@ def _relative_difference(compute: Callable[[], torch.Tensor], expected: torch.Te
     return difference if math.isfinite(difference) else math.inf
 
 
-def _linear_products() -> list[_Product]:
+def _products() -> Iterator[_Product]:
+    """Of a matrix in each format, and of two experts, with one token, few, and many."""
     import torch
 
-    from ernie_local.kernels.arguments import PackedMatrix
+    from ernie_local.kernels.arguments import ExpertsCall, PackedMatrix
+    from ernie_local.kernels.experts import packed_experts
     from ernie_local.kernels.linear import packed_linear
-    from ernie_local.kernels.reference import plain_linear
-    from ernie_local.packing import FORMATS, pack_matrix
+    from ernie_local.kernels.reference import plain_experts, plain_linear
+    from ernie_local.packing import FORMATS, ExpertPage, find_format, pack_matrix, pack_page
 
     generator = torch.Generator().manual_seed(0)
-    products: list[_Product] = []
     for name, low_bit in FORMATS.items():
         packed = pack_matrix(_random_matrix(low_bit, _ROWS, _COLUMNS, generator))
         matrix = PackedMatrix(packed, name, _ROWS)
         for num_tokens in _NUM_TOKENS:
             tokens = torch.randn(num_tokens, _COLUMNS, generator=generator)
-            products.append((partial(packed_linear, tokens, matrix), plain_linear(tokens, matrix)))
-    return products
+            yield partial(packed_linear, tokens, matrix), plain_linear(tokens, matrix)
 
-
-def _expert_products() -> list[_Product]:
-    import torch
-
-    from ernie_local.kernels.arguments import ExpertsCall
-    from ernie_local.kernels.experts import packed_experts
-    from ernie_local.kernels.reference import plain_experts
-    from ernie_local.packing import ExpertPage, find_format, pack_page
-
-    generator = torch.Generator().manual_seed(0)
-    w4, inner_size = find_format("w4"), 80
-    shapes = ((inner_size, _COLUMNS), (inner_size, _COLUMNS), (_COLUMNS, inner_size))
+    generator.manual_seed(0)
+    w4, gate_up, down = find_format("w4"), (_INNER, _COLUMNS), (_COLUMNS, _INNER)
     slots = torch.stack(
         [
-            pack_page(ExpertPage(*(_random_matrix(w4, *shape, generator) for shape in shapes)))
+            pack_page(
+                ExpertPage(*(_random_matrix(w4, *shape, generator) for shape in (gate_up, gate_up, down)))
+            )
             for _ in range(2)
         ]
     )
-    products: list[_Product] = []
     for num_tokens in _NUM_TOKENS:
         hidden = torch.randn(num_tokens, _COLUMNS, generator=generator)
         weights = torch.full((num_tokens, 2), 0.5)
         call = ExpertsCall(hidden, slots, torch.tensor([[0, 1]]).repeat(num_tokens, 1), weights)
-        products.append((partial(packed_experts, call), plain_experts(call)))
-    return products
+        yield partial(packed_experts, call), plain_experts(call)
 
 
 def _random_matrix(
@@ -227,8 +202,3 @@ def _random_matrix(
 
 def _finite(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
-
-
-KERNELS = Check("kernels", _check_kernels, needs_torch=False)
-INSTRUCTION_SET = Check("cpu", _check_instruction_set)
-SELF_TEST = Check("self-test", _check_results)

@@ -11,8 +11,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ import torch
 from ernie_local.checkpoint.uncached_file import ALIGNMENT, UncachedFile, drop_cached
 from ernie_local.errors import DoesNotFit
 from ernie_local.kernels.memory import empty_bytes
-from ernie_local.machine.timing import Clock
+from ernie_local.machine.compute import Clock
 from ernie_local.planner.profile import Measurement
 from ernie_local.sizes import MIB, format_bytes
 
@@ -35,13 +36,13 @@ _PAUSE_SECONDS = 0.002
 _LEAST_BURSTS = 4
 _FILE_BYTES = 192 * MIB
 StorageKind = Literal["network", "memory", "rotating", "solid", "unknown"]
+# Of the last three are Windows' disks in WSL: every read goes through a protocol between the two.
 _NETWORK = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "glusterfs", "gpfs", "beegfs"),
     *("fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.glusterfs", "fuse.ceph"),
+    *("9p", "drvfs", "virtiofs"),
 }
 _MEMORY = {"tmpfs", "ramfs", "rootfs"}
-# How WSL shows Windows' disks: every read goes through a protocol between the two.
-_WINDOWS_SHARE = {"9p", "drvfs", "virtiofs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +60,14 @@ def find_storage(
     if partitions is None:
         partitions = psutil.disk_partitions(all=True)
     file_system = _file_system(path.resolve(), partitions)
-    if file_system in _NETWORK or file_system in _WINDOWS_SHARE:
+    if file_system in _NETWORK:
         return Storage("network", file_system)
     if file_system in _MEMORY:
         return Storage("memory", file_system)
+    if not hasattr(os, "major"):  # Windows
+        return Storage("unknown", file_system)
     number = path.stat().st_dev
-    rotates = _rotates(devices / f"{os.major(number)}:{os.minor(number)}") if hasattr(os, "major") else None
-    kind: StorageKind = "unknown" if rotates is None else "rotating" if rotates else "solid"
-    return Storage(kind, file_system)
+    return Storage(_device_kind(devices / f"{os.major(number)}:{os.minor(number)}"), file_system)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,52 +91,44 @@ def measure_disk(
     page_bytes: rounded up to a multiple of 4096. ModelUnusable for a file that cannot be read.
     """
     page_bytes = -(-page_bytes // ALIGNMENT) * ALIGNMENT
-    num_pages = path.stat().st_size // page_bytes
-    assert num_pages >= PAGES_A_BURST, (path, num_pages)
-    _forget(path)
-    file = UncachedFile(path)
-    is_direct = file.is_direct
-    memory = empty_bytes(PAGES_A_BURST * page_bytes + ALIGNMENT)
-    aligned = memory[-memory.data_ptr() % ALIGNMENT :]  # where there are no huge pages
-    places = [aligned[start : start + page_bytes].numpy().data for start in _starts(page_bytes)]
-    order = random.Random(0)
-    rates: list[float] = []
-    begin = clock()
-    try:
-        with ThreadPoolExecutor(_IN_FLIGHT) as readers:
-            while len(rates) < _LEAST_BURSTS or clock() - begin < seconds:
-                pages = order.sample(range(num_pages), PAGES_A_BURST)
-                start = clock()
-                reads = [
-                    readers.submit(file.read, page * page_bytes, place)
-                    for page, place in zip(pages, places, strict=True)
-                ]
-                for read in reads:
-                    read.result()
-                rates.append(PAGES_A_BURST * page_bytes / (clock() - start))
-                sleep(_PAUSE_SECONDS)
-    finally:
-        file.close()
-    return DiskSpeed(Measurement.of(rates), page_bytes, is_direct)
+    with ThreadPoolExecutor(_IN_FLIGHT) as readers:
+        read_all, pause = readers.map, partial(sleep, _PAUSE_SECONDS)
+        return _measure_bursts(path, page_bytes, PAGES_A_BURST, seconds, clock, read_all, pause)
 
 
 def measure_small_reads(path: Path, seconds: float, clock: Clock = time.perf_counter) -> Measurement:
     """Bytes a second of single reads of 4 KiB, one after the other, for comparison with pages."""
-    num_blocks = path.stat().st_size // ALIGNMENT
-    _forget(path)
-    file, order = UncachedFile(path), random.Random(0)
+    return _measure_bursts(path, ALIGNMENT, 1, seconds, clock).speed
+
+
+def _measure_bursts(
+    path: Path,
+    num_bytes: int,
+    at_once: int,
+    seconds: float,
+    clock: Clock,
+    read_all: Callable[..., Iterator[None]] = map,
+    pause: Callable[[], None] = lambda: None,
+) -> DiskSpeed:
+    """Random reads of num_bytes, so many at once by `read_all`, with a pause behind them."""
+    num_places = path.stat().st_size // num_bytes
+    assert num_places >= at_once, (path, num_places)
+    with path.open("rb") as cached:  # the system's cache would be measured instead of the disk
+        drop_cached(cached.fileno(), 0, 0)
+    memory = empty_bytes(at_once * num_bytes + ALIGNMENT)
+    aligned = memory[-memory.data_ptr() % ALIGNMENT :]  # where there are no huge pages
+    buffers = [one.numpy().data for one in aligned[: at_once * num_bytes].split(num_bytes)]
+    order = random.Random(0)
     rates: list[float] = []
-    memory = torch.empty(2 * ALIGNMENT, dtype=torch.uint8)
-    block = memory[-memory.data_ptr() % ALIGNMENT :][:ALIGNMENT].numpy().data
     begin = clock()
-    try:
+    with closing(UncachedFile(path)) as file:
         while len(rates) < _LEAST_BURSTS or clock() - begin < seconds:
+            offsets = [num_bytes * place for place in order.sample(range(num_places), at_once)]
             start = clock()
-            file.read(order.randrange(num_blocks) * ALIGNMENT, block)
-            rates.append(ALIGNMENT / (clock() - start))
-    finally:
-        file.close()
-    return Measurement.of(rates)
+            list(read_all(file.read, offsets, buffers))
+            rates.append(at_once * num_bytes / (clock() - start))
+            pause()
+        return DiskSpeed(Measurement.of(rates), num_bytes, file.is_direct)
 
 
 def holds_pages(path: Path, page_bytes: int) -> bool:
@@ -145,10 +138,7 @@ def holds_pages(path: Path, page_bytes: int) -> bool:
 
 @contextmanager
 def temporary_file(folder: Path, num_bytes: int = _FILE_BYTES) -> Iterator[Path]:
-    """A file of random bytes in `folder`, written through to the disk, and deleted afterwards.
-
-    DoesNotFit where it cannot be written.
-    """
+    """A file of random bytes, written through to the disk, deleted behind. DoesNotFit where that fails."""
     path: Path | None = None
     piece = torch.randint(0, 256, (8 * MIB,), dtype=torch.uint8).numpy().data
     try:
@@ -171,31 +161,20 @@ def temporary_file(folder: Path, num_bytes: int = _FILE_BYTES) -> Iterator[Path]
             path.unlink(missing_ok=True)
 
 
-def _starts(page_bytes: int) -> range:
-    return range(0, PAGES_A_BURST * page_bytes, page_bytes)
-
-
-def _forget(path: Path) -> None:
-    """Drop the file from the system's cache, which would be measured instead of the disk."""
-    with path.open("rb") as file:
-        drop_cached(file.fileno(), 0, 0)
-
-
 def _file_system(path: Path, partitions: Sequence[Any]) -> str | None:
     """Of the mount with the longest path above; of two at one place the later one is on top."""
-    best: tuple[int, str] | None = None
-    for partition in partitions:
-        folder = Path(partition.mountpoint)
-        if path.is_relative_to(folder) and (best is None or len(folder.parts) >= best[0]):
-            best = (len(folder.parts), partition.fstype)
-    return None if best is None else best[1]
+    above = [
+        (len(Path(one.mountpoint).parts), one.fstype)
+        for one in partitions
+        if path.is_relative_to(one.mountpoint)
+    ]
+    return max(reversed(above), key=lambda mount: mount[0], default=(0, None))[1]
 
 
-def _rotates(device: Path) -> bool | None:
+def _device_kind(device: Path) -> StorageKind:
     """By the flag of the disk, which of a partition is its parent's."""
     for queue in (device / "queue", device / ".." / "queue"):
-        try:
-            return (queue / "rotational").read_text(encoding="ascii").strip() == "1"
-        except OSError:
-            continue
-    return None
+        with suppress(OSError):
+            flag = (queue / "rotational").read_text(encoding="ascii").strip()
+            return "rotating" if flag == "1" else "solid"
+    return "unknown"

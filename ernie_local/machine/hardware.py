@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,16 +58,13 @@ def installed_gpus(nvml: Any = None) -> tuple[GpuStatus, ...] | None:
         import pynvml
 
         nvml = pynvml
-    try:
+    with suppress(nvml.NVMLError):
         nvml.nvmlInit()
-    except nvml.NVMLError:
-        return None
-    try:
-        return tuple(_status(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
-    except nvml.NVMLError:
-        return None
-    finally:
-        nvml.nvmlShutdown()
+        try:
+            return tuple(_status(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+        finally:
+            nvml.nvmlShutdown()
+    return None
 
 
 def find_hardware() -> HardwareKey:
@@ -82,14 +81,11 @@ def find_hardware() -> HardwareKey:
 def processor_name(information: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's own name for itself, else the kind of machine."""
     try:
-        lines = information.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = information.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() == "model name" and value.strip():
-            return _line(value)
-    return _line(platform.processor() or platform.machine() or "unknown")
+        text = ""
+    named = re.search(r"^model name[ \t]*:[ \t]*(\S.*)", text, re.MULTILINE)
+    return _line(named[1] if named else platform.processor() or platform.machine())
 
 
 def compare_profile(path: Path) -> tuple[MachineProfile | None, str | None]:
@@ -97,8 +93,6 @@ def compare_profile(path: Path) -> tuple[MachineProfile | None, str | None]:
 
     InputUnreadable for a file that is no profile.
     """
-    if not path.exists():
-        return None, None
     profile = read_profile(path)
     return profile, None if profile is None else profile.hardware.difference(find_hardware())
 
@@ -129,8 +123,8 @@ def _status(nvml: Any, index: int) -> GpuStatus:
         name=ask(nvml.nvmlDeviceGetName, device) or "unknown GPU",
         driver_version=ask(nvml.nvmlSystemGetDriverVersion),
         compute_capability=None if capability is None else (capability[0], capability[1]),
-        total_bytes=None if memory is None else memory.total,
-        free_bytes=None if memory is None else memory.free,
+        total_bytes=getattr(memory, "total", None),
+        free_bytes=getattr(memory, "free", None),
         link_generation=ask(nvml.nvmlDeviceGetMaxPcieLinkGeneration, device),
         link_width=ask(nvml.nvmlDeviceGetCurrPcieLinkWidth, device),
         link_width_most=ask(nvml.nvmlDeviceGetMaxPcieLinkWidth, device),

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import nn
@@ -19,9 +20,9 @@ from ernie_local.errors import DoesNotFit, UsageError, parameter
 from ernie_local.experts.options import MISS_RULES
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
+from ernie_local.machine.compute import Clock, call_seconds
 from ernie_local.machine.disk import holds_pages, measure_disk
 from ernie_local.machine.random_model import text_ids
-from ernie_local.machine.timing import Clock
 from ernie_local.media.patches import Patches
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.kv_cache import kv_bytes_per_token
@@ -29,15 +30,14 @@ from ernie_local.model.layers import PackedLinear
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.profile import Measurement
 from ernie_local.planner.rates import Rates, decode_seconds
+from ernie_local.sizes import MIB
 
 _PROMPT_TOKENS = 512
-_ROUNDS = 3  # of prompts and images
 _WARM_TOKENS = 32
 _DECODE_ROUNDS = 7
 _DECODE_TOKENS = 12  # in a round
 _DISK_SECONDS = 0.2  # before each
 _MEMORY_ROUNDS = 3
-_LARGE_BYTES = 64 << 20  # more than caches hold
 # For rules on experts that a GPU lacks. Each first decodes as many tokens uncounted, for pages to follow it.
 _RULE_PROMPT_TOKENS = 32
 _RULE_ROUNDS = 5
@@ -77,9 +77,18 @@ class ModelRun:
 
 
 def measure_model(
-    model: LoadedModel, rates: Rates, image: Patches | None = None, clock: Clock = time.perf_counter
+    model: LoadedModel,
+    known: Rates,
+    image: Patches | None = None,
+    clock: Clock = time.perf_counter,
+    *,
+    prompt_rounds: int = 3,
+    cache_bytes: int = 64 * MIB,
 ) -> ModelRun:
-    """rates: of the model's kind of weights. DoesNotFit where the context has no room for all of it."""
+    """known: rates of the model's kind of weights. DoesNotFit where the context has no room for all of it.
+
+    cache_bytes: no processor's caches hold more.
+    """
     decoded = _WARM_TOKENS + _DECODE_ROUNDS * _DECODE_TOKENS
     context = model.settings.context_size
     prompt_tokens = min(_PROMPT_TOKENS, context - decoded)
@@ -96,12 +105,19 @@ def measure_model(
         engine.prefill(ids[:prompt_tokens])
         return engine
 
-    prompt = _seconds(read_prompt, clock)
-    decode, hit_rate, beside = _decode(read_prompt(), model, ids[prompt_tokens:], rates, clock)
+    prompt = call_seconds(read_prompt, prompt_rounds, clock)
+    beside: list[tuple[float | None, float | None]] = []
+
+    def look_beside() -> None:
+        """At what disk and memory give between rounds of decode; other programs use them too."""
+        beside.append((_disk_rate(model), _memory_share(model, known, cache_bytes)))
+
+    decode, hit_rate = _decode(read_prompt(), model, ids[prompt_tokens:], look_beside, clock)
+    disk, memory_share = map(_measurement, zip(*beside, strict=True))
     mean_tokens = len(ids) - _DECODE_ROUNDS * _DECODE_TOKENS // 2
     context_bytes = mean_tokens * kv_bytes_per_token(model.config.text, model.settings.kv_dtype)
     experts = model.network.experts
-    disk, memory_share = beside.disk_rate, beside.memory_share
+    rates = known
     if memory_share is not None:
         rates = rates.slowed(memory_share.median)
     if disk is not None:
@@ -117,7 +133,7 @@ def measure_model(
         expert_memory_bytes=experts.ram.memory.num_bytes if isinstance(experts, PagedExperts) else None,
         disk=disk,
         memory_share=memory_share,
-        image=None if image is None else _measure_image(model, image, clock),
+        image=None if image is None else _measure_image(model, image, prompt_rounds, clock),
     )
 
 
@@ -137,55 +153,32 @@ def measure_miss_rules(model: LoadedModel, clock: Clock = time.perf_counter) -> 
     num_decoded = _RULE_ROUNDS * len(MISS_RULES) * 2 * _RULE_TOKENS
     ids = iter(text_ids(model.config, _RULE_PROMPT_TOKENS + num_decoded))
     engine = model.engine(context_size=_RULE_PROMPT_TOKENS + num_decoded)
-    engine.prefill([next(ids) for _ in range(_RULE_PROMPT_TOKENS)])
+    engine.prefill(list(islice(ids, _RULE_PROMPT_TOKENS)))
+
+    def decode_some() -> None:
+        for token_id in islice(ids, _RULE_TOKENS):
+            engine.decode(token_id)
+
     seconds: dict[str, list[float]] = {name: [] for name in MISS_RULES}
     before = experts.miss_rule
     for _ in range(_RULE_ROUNDS):
         for name, rule in MISS_RULES.items():
             experts.change_miss_rule(rule)
-            for _ in range(_RULE_TOKENS):
-                engine.decode(next(ids))
-            start = clock()
-            for _ in range(_RULE_TOKENS):
-                engine.decode(next(ids))
-            seconds[name].append((clock() - start) / _RULE_TOKENS)
+            seconds[name] += call_seconds(decode_some, 1, clock)
     experts.change_miss_rule(before)
-    return {name: 1 / statistics.median(measured) for name, measured in seconds.items()}
-
-
-@dataclass(slots=True)
-class _Beside:
-    """What the machine gives between rounds of decode; other programs use it too.
-
-    disk: bytes a second; memory_shares: of the rates of weights in memory.
-    """
-
-    disk: list[float] = field(default_factory=list)
-    memory_shares: list[float] = field(default_factory=list)
-
-    @property
-    def disk_rate(self) -> Measurement | None:
-        """Over all rounds; None where no page is read."""
-        return Measurement.of(self.disk) if self.disk else None
-
-    @property
-    def memory_share(self) -> Measurement | None:
-        """Over all rounds; None where weights are so few that caches hold them."""
-        return Measurement.of(self.memory_shares) if self.memory_shares else None
+    return {name: _RULE_TOKENS / statistics.median(measured) for name, measured in seconds.items()}
 
 
 def _decode(
-    engine: Engine, model: LoadedModel, ids: list[int], known: Rates, clock: Clock
-) -> tuple[Measurement, float | None, _Beside]:
+    engine: Engine, model: LoadedModel, ids: list[int], look_beside: Callable[[], None], clock: Clock
+) -> tuple[Measurement, float | None]:
     """Tokens a second behind the first few ids, by rounds' medians; the share of experts that they found."""
     for token_id in ids[:_WARM_TOKENS]:
         engine.decode(token_id)
     before = model.paging
     rates: list[float] = []
-    beside = _Beside()
     for first in range(_WARM_TOKENS, len(ids), _DECODE_TOKENS):
-        beside.disk += _disk_rate(model)
-        beside.memory_shares += _memory_share(model, known)
+        look_beside()
         seconds = []
         for token_id in ids[first : first + _DECODE_TOKENS]:
             start = clock()
@@ -193,19 +186,23 @@ def _decode(
             seconds.append(clock() - start)
         rates.append(1 / statistics.median(seconds))  # what other programs delay is not the model's
     after = model.paging
-    if before is None or after is None:
-        return Measurement.of(rates), None, beside
-    return Measurement.of(rates), after.since(before).banks["text"].decode_hit_rate, beside
+    paged = None if before is None or after is None else after.since(before)
+    return Measurement.of(rates), None if paged is None else paged.banks["text"].decode_hit_rate
 
 
-def _memory_share(model: LoadedModel, rates: Rates) -> list[float]:
-    """How fast weights come for one token now, by the known rate: those that attention begins with."""
+def _measurement(values: Iterable[float | None]) -> Measurement | None:
+    known = [value for value in values if value is not None]
+    return Measurement.of(known) if known else None
+
+
+def _memory_share(model: LoadedModel, rates: Rates, cache_bytes: int) -> float | None:
+    """At what share of their rate attention's first weights come now; None where caches hold them."""
     network = model.network
     attentions = [module for module in network.modules() if isinstance(module, SelfAttention)]
     projections = [attention.qkv_proj or attention.q_proj for attention in attentions]
     weights = [_weights(projection) for projection in projections]
-    if sum(num_bytes for _, num_bytes in weights) < _LARGE_BYTES:
-        return []
+    if sum(num_bytes for _, num_bytes in weights) < cache_bytes:
+        return None
     hidden = torch.zeros(1, model.config.text.hidden_size, dtype=network.dtype)
     seconds = []
     with torch.inference_mode():
@@ -215,7 +212,7 @@ def _memory_share(model: LoadedModel, rates: Rates) -> list[float]:
                 projection(hidden)
             seconds.append(time.perf_counter() - start)
     expected = sum(num_bytes / rates.bytes_per_second(name) for name, num_bytes in weights)
-    return [expected / statistics.median(seconds)]
+    return expected / statistics.median(seconds)
 
 
 def _weights(projection: nn.Module) -> tuple[str, int]:
@@ -226,20 +223,19 @@ def _weights(projection: nn.Module) -> tuple[str, int]:
     return str(weight.dtype).removeprefix("torch."), weight.nbytes
 
 
-def _disk_rate(model: LoadedModel) -> list[float]:
-    """Bytes a second of the disk now, which other programs use too; nothing where no page is read from it."""
+def _disk_rate(model: LoadedModel) -> float | None:
+    """Bytes a second that the pages' disk gives now; None where no page is read from it."""
     experts = model.network.experts
     if not isinstance(experts, PagedExperts):
-        return []
-    store = experts.store
-    path = max(store.paths, key=lambda path: path.stat().st_size)
-    page_bytes = max(store.page_bytes.values())
+        return None
+    path = max(experts.store.paths, key=lambda path: path.stat().st_size)
+    page_bytes = max(experts.store.page_bytes.values())
     if not holds_pages(path, page_bytes):
-        return []
-    return [measure_disk(path, page_bytes, _DISK_SECONDS).speed.median]
+        return None
+    return measure_disk(path, page_bytes, _DISK_SECONDS).speed.median
 
 
-def _measure_image(model: LoadedModel, image: Patches, clock: Clock) -> ImageSpeed:
+def _measure_image(model: LoadedModel, image: Patches, rounds: int, clock: Clock) -> ImageSpeed:
     media, network = model.config.media, model.network
     ids = [media.image_start, *[media.image] * image.num_tokens, media.image_end]
     marks: list[float] = []
@@ -248,20 +244,10 @@ def _measure_image(model: LoadedModel, image: Patches, clock: Clock) -> ImageSpe
         network.resampler.register_forward_hook(lambda *_: marks.append(clock())),
     ]
     try:
-        whole = _seconds(lambda: model.engine(context_size=len(ids)).prefill(ids, [image]), clock)
+        whole = call_seconds(lambda: model.engine(context_size=len(ids)).prefill(ids, [image]), rounds, clock)
     finally:
         for hook in hooks:
             hook.remove()
     encode = [end - start for start, end in zip(marks[::2], marks[1::2], strict=True)][-len(whole) :]
     rates = [len(ids) / (one - encoding) for one, encoding in zip(whole, encode, strict=True)]
     return ImageSpeed(image.num_tokens, Measurement.of(encode), Measurement.of(rates))
-
-
-def _seconds(run: Callable[[], object], clock: Clock) -> list[float]:
-    """Of some calls behind a first one, which has paid for memory that the others find ready."""
-    seconds = []
-    for _ in range(1 + _ROUNDS):
-        start = clock()
-        run()
-        seconds.append(clock() - start)
-    return seconds[1:]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import platform
 import sys
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
-from ernie_local.planner.need import MemoryNeed
+from ernie_local.planner.need import MemoryNeed, working_bytes
 from ernie_local.sizes import GIB, MIB, format_bytes
 
 DEFAULT_RESERVE = GIB  # of the free RAM, left to other programs where no reserve was given
@@ -55,14 +56,6 @@ class AvailableMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """shared_bytes: memory that paged experts share with the conversation; None where all are resident."""
-
-    shared_bytes: int | None
-    chunk_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class Placement:
     """Where a model goes.
 
@@ -93,26 +86,6 @@ def runs_in_wsl(release: str | None = None) -> bool:
     return "microsoft" in (platform.release() if release is None else release).lower()
 
 
-def fit(memory: AvailableMemory, need: MemoryNeed) -> Split:
-    """Keep all experts in `memory` if they fit, else page them. DoesNotFit where even that is too much."""
-    fixed = memory.used + need.fixed_bytes + SLACK_BYTES
-    left = memory.total - fixed
-    chunk = DEFAULT_CHUNK_TOKENS if need.chunk_tokens is None else need.chunk_tokens
-    if need.working_bytes(chunk) + need.resident_bytes <= left:
-        return Split(None, chunk)
-
-    def is_large(chunk: int) -> bool:
-        working = need.working_bytes(chunk)
-        return working * _WORKING_SHARE > left or working + need.paged_bytes(chunk) > left
-
-    while need.chunk_tokens is None and chunk > _SMALLEST_CHUNK and is_large(chunk):
-        chunk //= 2
-    left -= need.working_bytes(chunk)
-    if left < need.paged_bytes(chunk):
-        raise _refusal(memory, need, memory.total - left + need.paged_bytes(chunk))
-    return Split(None if left >= need.resident_bytes else left, chunk)
-
-
 def place(need: MemoryNeed, ram: AvailableMemory, gpu: AvailableMemory | None = None) -> Placement:
     """Keep the model in RAM; with a GPU, keep it there, and experts that do not fit there in RAM or on disk.
 
@@ -121,9 +94,9 @@ def place(need: MemoryNeed, ram: AvailableMemory, gpu: AvailableMemory | None = 
     if gpu is None:
         return _place_in_ram(need, ram)
     _check_free_on_gpu(gpu, need)
-    split = fit(gpu, need)
-    if split.shared_bytes is None:
-        return Placement(None, split.chunk_tokens)
+    split = _fit(gpu, need)
+    if split.paged_bytes is None:
+        return split
     assert need.least_expert_bytes is not None, "what cannot be paged is resident, or was refused"
     left = ram.total - ram.used - SLACK_BYTES
     if left < need.least_expert_bytes:
@@ -135,21 +108,20 @@ def place(need: MemoryNeed, ram: AvailableMemory, gpu: AvailableMemory | None = 
             f"{parameter('ram', f'{-(-least // MIB)}MiB')} or more",
         )
     if need.room_bytes is None:
-        return Placement(left, split.chunk_tokens, split.shared_bytes)
-    shared = split.shared_bytes - need.room_bytes
+        return Placement(left, split.chunk_tokens, split.paged_bytes)
+    shared = split.paged_bytes - need.room_bytes
     return Placement(left, split.chunk_tokens, shared, need.room_bytes, need.cache_bytes)
 
 
 def least_total(need: MemoryNeed, used: int) -> int:
-    """The smallest `AvailableMemory.total` that `fit` accepts for the whole context."""
-    fixed = used + need.fixed_bytes + SLACK_BYTES
-    return fixed + need.working_bytes(_SMALLEST_CHUNK) + need.paged_bytes(_SMALLEST_CHUNK)
+    """The smallest `AvailableMemory.total` that `place` accepts for the whole context."""
+    working = working_bytes(need.config, _SMALLEST_CHUNK)
+    return _fixed_bytes(need, used) + working + need.paged_bytes(_SMALLEST_CHUNK)
 
 
 def resident_total(need: MemoryNeed, used: int) -> int:
     """The smallest `AvailableMemory.total` with every expert in memory and chunks of full size."""
-    fixed = used + need.fixed_bytes + SLACK_BYTES
-    return fixed + need.working_bytes(DEFAULT_CHUNK_TOKENS) + need.resident_bytes
+    return _fixed_bytes(need, used) + working_bytes(need.config, DEFAULT_CHUNK_TOKENS) + need.resident_bytes
 
 
 def expected_tokens(limit: int | None, context_size: int) -> int:
@@ -166,31 +138,49 @@ def longest_context(most: int, fits: Callable[[int], bool], least: int = _CONTEX
         return None
     if fits(most):
         return most
-    low, high = least // _CONTEXT_STEP, most // _CONTEXT_STEP
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle * _CONTEXT_STEP) else (low, middle)
-    return max(least, low * _CONTEXT_STEP)
+    steps = range(most // _CONTEXT_STEP, least // _CONTEXT_STEP, -1)  # the first one does not fit
+    skipped = bisect_left(steps, True, lo=1, key=lambda step: fits(step * _CONTEXT_STEP))
+    return max(least, (most // _CONTEXT_STEP - skipped) * _CONTEXT_STEP)
+
+
+def _fixed_bytes(need: MemoryNeed, used: int) -> int:
+    return used + need.fixed_bytes + SLACK_BYTES
+
+
+def _fit(memory: AvailableMemory, need: MemoryNeed) -> Placement:
+    """Keep all experts in `memory` if they fit, else page them. DoesNotFit where even that is too much."""
+    left = memory.total - _fixed_bytes(need, memory.used)
+    chunk = DEFAULT_CHUNK_TOKENS if need.chunk_tokens is None else need.chunk_tokens
+    working = working_bytes(need.config, chunk)
+    if working + need.resident_bytes <= left:
+        return Placement(None, chunk)
+    while (need.chunk_tokens is None and chunk > _SMALLEST_CHUNK) and (
+        working * _WORKING_SHARE > left or working + need.paged_bytes(chunk) > left
+    ):
+        chunk //= 2
+        working = working_bytes(need.config, chunk)
+    left -= working
+    if left < need.paged_bytes(chunk):
+        raise _refusal(memory, need, memory.total - left + need.paged_bytes(chunk))
+    return Placement(None if left >= need.resident_bytes else left, chunk)
 
 
 def _place_in_ram(need: MemoryNeed, ram: AvailableMemory) -> Placement:
     if ram.limit_name is None:
-        need = need.expecting(_EXPECTED_TOKENS)
-    split = fit(ram, need)
-    if split.shared_bytes is None or ram.limit_name is None or ram.free is None:
-        return Placement(split.shared_bytes, split.chunk_tokens)
-    if ram.total - ram.used > ram.free:
+        return _fit(ram, need.expecting(_EXPECTED_TOKENS))
+    placement = _fit(ram, need)
+    if placement.paged_bytes is not None and ram.free is not None and ram.total - ram.used > ram.free:
         raise DoesNotFit(
             f"{parameter(ram.limit_name)} is {format_bytes(ram.total)}, but the process has "
             f"{format_bytes(ram.used)} and {format_bytes(ram.free)} are free",
             "paged experts fill the limit, and a system that swaps takes minutes for every token",
             f"{parameter(ram.limit_name, 'auto')}, or a limit within what is free",
         )
-    return Placement(split.shared_bytes, split.chunk_tokens)
+    return placement
 
 
 def _check_free_on_gpu(gpu: AvailableMemory, need: MemoryNeed) -> None:
-    wanted = need.fixed_bytes + need.expert_bytes + need.cache_bytes + (need.room_bytes or 0)
+    wanted = need.fixed_bytes + need.resident_bytes
     if gpu.free is not None and gpu.limit_name is not None and gpu.free < min(gpu.total, wanted):
         raise DoesNotFit(
             f"{parameter(gpu.limit_name)} is {format_bytes(gpu.total)}, "

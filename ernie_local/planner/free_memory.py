@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
@@ -14,11 +15,8 @@ def free_memory() -> int:
     """Bytes that can be allocated without swapping."""
     import psutil
 
-    free: int = psutil.virtual_memory().available
-    for group, names in _memory_groups():
-        left = left_in_group(group, names)
-        if left is not None:
-            free = min(free, left)
+    in_groups = [left_in_group(group, names) for group, names in _memory_groups()]
+    free: int = min([psutil.virtual_memory().available, *(left for left in in_groups if left is not None)])
     return max(0, free)
 
 
@@ -30,14 +28,9 @@ def process_memory() -> int:
     return resident
 
 
-def _memory_groups() -> list[tuple[Path, tuple[str, str, str, str]]]:
-    """The control groups that limit this process: its own and all above it."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []  # no Linux
-    groups: list[tuple[Path, tuple[str, str, str, str]]] = []
-    for line in lines:
+def _memory_groups() -> Iterator[tuple[Path, tuple[str, str, str, str]]]:
+    """The control groups that limit this process, its own and all above it; none where this is no Linux."""
+    for line in _text(Path("/proc/self/cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             base, names = _ROOT, GROUP_V2
@@ -46,28 +39,21 @@ def _memory_groups() -> list[tuple[Path, tuple[str, str, str, str]]]:
         else:
             continue
         group = base / path.strip("/")
-        groups.extend((one, names) for one in (group, *group.parents) if one.is_relative_to(base))
-    return groups
+        yield from ((one, names) for one in (group, *group.parents) if one.is_relative_to(base))
 
 
 def left_in_group(group: Path, names: tuple[str, str, str, str]) -> int | None:
     """Bytes below the limit of a control group, None without one; inactive cached files count as free."""
-    limit, used = _number(group / names[0]), _number(group / names[1])
-    if limit is None or used is None:
+    limit, used, statistics = (_text(group / name).strip() for name in names[:3])
+    if not (limit.isdecimal() and used.isdecimal()):  # not there, or "max"
         return None
-    return limit - used + _statistic(group / names[2], names[3])
+    inactive = dict(line.partition(" ")[::2] for line in statistics.splitlines()).get(names[3], "0")
+    return int(limit) - int(used) + int(inactive)
 
 
-def _number(path: Path) -> int | None:
+def _text(path: Path) -> str:
+    """Of a small file; empty where it cannot be read."""
     try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # not there, or "max": no limit
-        return None
-
-
-def _statistic(path: Path, name: str) -> int:
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
+        return path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.split()[0] == name), 0)
+        return ""

@@ -11,27 +11,20 @@ from typing import Literal
 
 from ernie_local.errors import DoesNotFit
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, grown_tokens
-from ernie_local.planner.conversation import ChatPlan
-from ernie_local.planner.fit import (
-    SLACK_BYTES,
-    AvailableMemory,
-    Placement,
-    headroom_bytes,
-    least_total,
-    place,
-)
+from ernie_local.planner import fit
+from ernie_local.planner.fit import AvailableMemory, Placement, headroom_bytes
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.need import MemoryNeed, gpu_room, working_bytes
+from ernie_local.planner.need import ChatPlan, MemoryNeed, gpu_room, working_bytes
 from ernie_local.planner.ram import PROCESS, Budget
-from ernie_local.planner.terms import Amount, MemoryPlan, Phase, Term
+from ernie_local.planner.terms import NOTHING, Amount, MemoryPlan, Phase, Term
 from ernie_local.sizes import MIB
 
 Tier = Literal["resident", "paged", "needs ram", "does not fit"]
-ITEM_BYTES = 2  # of a number on a GPU: bfloat16 or float16
+_ITEM_BYTES = 2  # of a number on a GPU: bfloat16 or float16
 _CONTEXT = Amount(250 * MIB, 450 * MIB, 800 * MIB)  # of CUDA, its libraries and kernels
 _HOST = Amount(300 * MIB, 700 * MIB, 2000 * MIB)  # what CUDA's libraries take of RAM
 _ENOUGH_RAM = AvailableMemory(1 << 60)  # the RAM is compared apart, so that both are told
-SLOTS = "slots of experts"
+_SLOTS = "slots of experts"
 _COMPUTING: tuple[Phase, ...] = ("vision", "prefill", "decode")
 
 
@@ -67,18 +60,22 @@ def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> 
     vram_bytes: free on the GPU before the process starts. Where it does not fit, the terms are those of the
     smallest way to run it.
     """
-    weights = model.weights(ITEM_BYTES)
-    text_bytes = weights.text_experts
     need = _need(model, chat)
-    least = _CONTEXT.best + headroom_bytes() + least_total(need, 0)
+    least = _CONTEXT.best + headroom_bytes() + fit.least_total(need, 0)
     try:
         placement, fits = _place(need, vram_bytes), True
     except DoesNotFit:
         placement, fits = _place(need, least), False
-    terms = _terms(model, chat, placement, need)
-    vram = MemoryPlan("vram", terms, vram_bytes)
-    slots = next((term.phases["decode"].best for term in terms if term.name == SLOTS), None)
-    host = MemoryPlan("ram", _host_terms(0 if slots is None else weights.experts), ram.allowed_bytes)
+    vram = MemoryPlan("vram", _terms(model, chat, placement, need), vram_bytes)
+    text_bytes = model.weights(_ITEM_BYTES).text_experts
+    slots = vram.in_decode(_SLOTS)
+    beside = [
+        Term.always("Python and torch", "measured", PROCESS),
+        Term.always("CUDA's libraries", "assumed", _HOST),
+    ]
+    if slots is not None:
+        beside.append(Term.exact("experts in RAM", need.expert_bytes))
+    host = MemoryPlan("ram", tuple(beside), ram.allowed_bytes)
     if slots is None:
         tier: Tier = "resident" if fits else "does not fit"
         return GpuPlan(tier, vram, host, text_bytes, text_bytes, 0, least)
@@ -87,28 +84,19 @@ def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> 
 
 
 def session_terms(model: ModelSize, chat: ChatPlan, num_gpus: int) -> list[Term]:
-    """What a server of `num_gpus` holds besides the caches of its sessions.
-
-    Every weight once; on each GPU a context, and room to compute in.
-    """
-    weights = model.weights(ITEM_BYTES)
+    """What a server holds besides its sessions' caches: weights once, and on each GPU a context and room."""
     room_bytes = gpu_room(model.config, chat.context_size, None)
     terms = [
         term
         if term.provenance == "exact"
-        else Term.always(term.name, term.provenance, _times(term.most, num_gpus))
+        else Term.always(term.name, term.provenance, sum([term.most] * num_gpus, NOTHING))
         for term in _fixed_terms(model, room_bytes, DEFAULT_CHUNK_TOKENS)
     ]
-    experts = ((part, weights.parts.get(part, 0)) for part in weights.expert_parts)
-    return terms + [Term.always(part, "exact", Amount.exactly(size)) for part, size in experts if size]
-
-
-def _times(amount: Amount, count: int) -> Amount:
-    return Amount(amount.low * count, amount.best * count, amount.high * count)
+    return terms + _expert_terms(model)
 
 
 def _need(model: ModelSize, chat: ChatPlan) -> MemoryNeed:
-    weights, plan = model.weights(ITEM_BYTES), model.paging_plan
+    weights, plan = model.weights(_ITEM_BYTES), model.paging_plan
     return replace(
         MemoryNeed.of_weights(model.config.text, weights.dense, weights.experts, plan),
         cache_bytes=_cache_bytes(model, chat, chat.context_size),
@@ -118,7 +106,7 @@ def _need(model: ModelSize, chat: ChatPlan) -> MemoryNeed:
 
 
 def _place(need: MemoryNeed, vram_bytes: int) -> Placement:
-    return place(need, _ENOUGH_RAM, AvailableMemory.of_gpu(max(0, vram_bytes - _CONTEXT.best)))
+    return fit.place(need, _ENOUGH_RAM, AvailableMemory.of_gpu(max(0, vram_bytes - _CONTEXT.best)))
 
 
 def _cache_bytes(model: ModelSize, chat: ChatPlan, num_tokens: int) -> int:
@@ -131,10 +119,7 @@ def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryN
     terms = _fixed_terms(model, need.room_bytes or 0, placement.chunk_tokens)
     full = Amount.exactly(need.cache_bytes)
     if placement.gpu_bytes is None:
-        weights = model.weights(ITEM_BYTES)
-        experts = ((part, weights.parts.get(part, 0)) for part in weights.expert_parts)
-        terms += [Term.always(part, "exact", Amount.exactly(size)) for part, size in experts]
-        terms.append(Term("KV cache", "computed", dict.fromkeys(_COMPUTING, full)))
+        terms += [*_expert_terms(model), Term("KV cache", "computed", dict.fromkeys(_COMPUTING, full))]
     else:
         plan = model.paging_plan
         assert plan is not None
@@ -146,28 +131,23 @@ def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryN
         for phase, amount in cache.items():
             shared = min(plan.most_bytes, placement.gpu_bytes - amount.best)
             slots[phase] = Amount.exactly(shared // plan.frame_bytes * plan.frame_bytes)
-        terms += [Term("KV cache", "computed", cache), Term(SLOTS, "computed", slots)]
+        terms += [Term("KV cache", "computed", cache), Term(_SLOTS, "computed", slots)]
     return tuple(term for term in terms if term.most.best)
 
 
 def _fixed_terms(model: ModelSize, room_bytes: int, chunk_tokens: int) -> list[Term]:
     """All but experts and cache, as `load` keeps memory for it; what is really used is not known yet."""
-    terms = [Term.always("CUDA context and kernels", "assumed", _CONTEXT)]
-    weights = model.weights(ITEM_BYTES)
-    for part, num_bytes in weights.parts.items():
-        if part not in weights.expert_parts:
-            terms.append(Term.always(part, "exact", Amount.exactly(num_bytes)))
-    working = working_bytes(model.config.text, chunk_tokens) + SLACK_BYTES
-    terms.append(Term.always("kept for attention, images", "computed", Amount(0, room_bytes, room_bytes)))
-    terms.append(Term.always("kept for a chunk", "computed", Amount(0, working, working)))
-    return terms
-
-
-def _host_terms(expert_bytes: int) -> tuple[Term, ...]:
-    terms = [
-        Term.always("Python and torch", "measured", PROCESS),
-        Term.always("CUDA's libraries", "assumed", _HOST),
+    weights = model.weights(_ITEM_BYTES)
+    dense = weights.parts.keys() - weights.expert_parts.keys()
+    working = working_bytes(model.config.text, chunk_tokens) + fit.SLACK_BYTES
+    return [
+        Term.always("CUDA context and kernels", "assumed", _CONTEXT),
+        *(Term.exact(part, num_bytes) for part, num_bytes in weights.parts.items() if part in dense),
+        Term.always("kept for attention, images", "computed", Amount(0, room_bytes, room_bytes)),
+        Term.always("kept for a chunk", "computed", Amount(0, working, working)),
     ]
-    if expert_bytes:
-        terms.append(Term.always("experts in RAM", "exact", Amount.exactly(expert_bytes)))
-    return tuple(terms)
+
+
+def _expert_terms(model: ModelSize) -> list[Term]:
+    parts = model.weights(_ITEM_BYTES).expert_parts
+    return [Term.exact(part, num_bytes) for part, num_bytes in parts.items() if num_bytes]

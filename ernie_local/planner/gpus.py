@@ -20,32 +20,24 @@ _TABLE = Path(__file__).with_name("gpus.csv")
 # Shares of the data sheet that kernels reach of memory and arithmetic, and copies of the link. Assumed.
 _MEMORY_SHARE, _LINK_SHARE, _ARITHMETIC_SHARE = 0.8, 0.8, 0.35
 _NEAR_MATCHES = 5
+# Words of a driver's name that do not identify the model.
+_BUILD_WORDS = frozenset("nvidia geforce tesla generation pcie sxm sxm2 sxm4 sxm5 hbm2 hbm2e hbm3".split())
+_MEMORY_TOLERANCE = 0.12  # a driver keeps some for itself
 # For a GPU of which only the memory is known: a middling one of recent years.
 UNKNOWN_GPU = GpuRates(0.8 * 300e9, 0.8 * 15.8e9, 0.35 * 50e12)
 
 
 @dataclass(frozen=True, slots=True)
 class GpuModel:
-    """One line of the table. vram_gb: as it is sold; memory, link and arithmetic as in the data sheet."""
+    """One line of the table. vram_gb: as it is sold; rates: to expect of kernels, by the data sheet."""
 
     gpu_id: str
     name: str
     kind: str  # desktop | laptop | server
     vram_gb: int
     usable_bytes: int
-    memory_bytes_per_second: float
     compute_capability: str
-    link_bytes_per_second: float
-    # 16-bit, multiplications and additions each counted; sums in float16 (GeForce: float32 at half of it).
-    operations_per_second: float
-
-    def rates(self) -> GpuRates:
-        """The rates to expect of kernels, as shares of the data sheet."""
-        return GpuRates(
-            _MEMORY_SHARE * self.memory_bytes_per_second,
-            _LINK_SHARE * self.link_bytes_per_second,
-            _ARITHMETIC_SHARE * self.operations_per_second,
-        )
+    rates: GpuRates
 
 
 def gpu_models() -> list[GpuModel]:
@@ -58,33 +50,16 @@ def gpu_models() -> list[GpuModel]:
                 row["kind"],
                 int(row["vram_gb"]),
                 int(row["usable_mib"]) * MIB,
-                float(row["memory_gb_s"]) * 1e9,
                 row["compute_capability"],
-                float(row["pcie_gb_s"]) * 1e9,
-                float(row["fp16_tflops"]) * 1e12,
+                # In 16 bits; sums in float16 (GeForce: float32 at half of it).
+                GpuRates(
+                    _MEMORY_SHARE * (float(row["memory_gb_s"]) * 1e9),
+                    _LINK_SHARE * (float(row["pcie_gb_s"]) * 1e9),
+                    _ARITHMETIC_SHARE * (float(row["fp16_tflops"]) * 1e12),
+                ),
             )
             for row in csv.DictReader(file)
         ]
-
-
-# Words of a driver's name that do not identify the model.
-_BUILD_WORDS = frozenset(
-    (
-        "nvidia",
-        "geforce",
-        "tesla",
-        "generation",
-        "pcie",
-        "sxm",
-        "sxm2",
-        "sxm4",
-        "sxm5",
-        "hbm2",
-        "hbm2e",
-        "hbm3",
-    )
-)
-_MEMORY_TOLERANCE = 0.12  # a driver keeps some for itself
 
 
 def find_gpu_model(text: str) -> GpuModel:
@@ -95,10 +70,10 @@ def find_gpu_model(text: str) -> GpuModel:
         if wanted in (_bare(gpu.gpu_id), _bare(gpu.name)):
             return gpu
     names = {_bare(gpu.gpu_id): gpu.gpu_id for gpu in gpus}
-    near = [names[found] for found in difflib.get_close_matches(wanted, names, _NEAR_MATCHES, cutoff=0.5)]
-    digits = "".join(character for character in text if character.isdigit())
-    alike = [gpu.gpu_id for gpu in gpus if len(digits) >= 3 and digits in gpu.gpu_id]
-    found = list(dict.fromkeys(alike + near))[:_NEAR_MATCHES]
+    digits = "".join(filter(str.isdigit, text))
+    similar = [gpu.gpu_id for gpu in gpus if len(digits) >= 3 and digits in gpu.gpu_id]
+    similar += [names[near] for near in difflib.get_close_matches(wanted, names, _NEAR_MATCHES, cutoff=0.5)]
+    found = list(dict.fromkeys(similar))[:_NEAR_MATCHES]
     raise UsageError(
         f"{parameter('gpu', text)} is not one of {len(gpus)} known GPUs",
         f"similar ones are {', '.join(found)}" if found else "no name in the table is similar",
@@ -131,5 +106,5 @@ def _model_words(name: str) -> tuple[list[str], int | None]:
 
 
 def _bare(text: str) -> str:
-    kept = "".join(character for character in text.lower() if character.isalnum())
+    kept = "".join(filter(str.isalnum, text.lower()))
     return kept.removeprefix("nvidia").removeprefix("geforce")

@@ -7,20 +7,19 @@ of ERNIE-4.5-VL-28B-A3B in the package.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.header import files_bytes
 from ernie_local.checkpoint.parts import ModelPart, ModelTensor, expected_tensors, model_parts, stored_tensors
-from ernie_local.config import ModelConfig, QuantizationConfig, parse_config, read_config
+from ernie_local.config import ModelConfig, parse_config, read_config
 from ernie_local.errors import UsageError
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
-from ernie_local.planner.conversation import WEIGHT_ITEM_BYTES
-from ernie_local.planner.need import WeightBytes, expert_page_sizes, weights_in_memory
+from ernie_local.planner.need import WEIGHT_ITEM_BYTES, WeightBytes, expert_page_sizes, weights_in_memory
 from ernie_local.planner.rates import DecodeWork, count_decode_work
 from ernie_local.strict_json import read_json_object
 
@@ -36,6 +35,9 @@ class ModelSize:
     config: ModelConfig
     processor: ImageProcessorConfig
     stored: tuple[tuple[ModelTensor, ...], int] | None = None
+    # What was asked for before: a model has thousands of tensors.
+    _weights: dict[int, WeightBytes] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _work: dict[str, DecodeWork] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def origin(self) -> Literal["headers", "config"]:
@@ -63,11 +65,6 @@ class ModelSize:
         sizes = expert_page_sizes(self.tensors, self.config)
         return PagingPlan(sizes, self.config.text.experts_per_token) if sizes else None
 
-    @property
-    def is_packed(self) -> bool:
-        """Whether its experts are in a low-bit format."""
-        return self.config.has_packed_experts
-
     def weights(self, item_bytes: int) -> WeightBytes:
         """Weights in memory, with item_bytes for a number that is not packed."""
         if item_bytes not in self._weights:
@@ -80,14 +77,6 @@ class ModelSize:
             weights = self.weights(WEIGHT_ITEM_BYTES[dtype])
             self._work[dtype] = count_decode_work(self.tensors, self.config, weights, dtype)
         return self._work[dtype]
-
-    @cached_property
-    def _weights(self) -> dict[int, WeightBytes]:
-        return {}
-
-    @cached_property
-    def _work(self) -> dict[str, DecodeWork]:
-        return {}
 
 
 def published_model() -> ModelSize:
@@ -116,9 +105,7 @@ def read_model(directory: Path) -> ModelSize:
     return ModelSize(str(directory), config, processor, (tensors, file_bytes))
 
 
-def with_formats(
-    model: ModelSize, tables_of: Callable[[ModelConfig], QuantizationConfig], option: str
-) -> ModelSize:
+def with_formats(model: ModelSize, choice: FormatChoice, option: str) -> ModelSize:
     """The model as `quantize` would write it. UsageError, naming `option`, if it is packed already."""
     if model.config.quantization is not None:
         raise UsageError(
@@ -126,5 +113,5 @@ def with_formats(
             "its formats are what its files say",
             f"remove {option}, or name the bfloat16 model",
         )
-    config = dataclasses.replace(model.config, quantization=tables_of(model.config))
+    config = dataclasses.replace(model.config, quantization=format_tables(model.config, choice))
     return ModelSize(model.name, config, model.processor)

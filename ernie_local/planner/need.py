@@ -14,13 +14,61 @@ from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
 from ernie_local.checkpoint.parts import ModelTensor, experts_part
 from ernie_local.config import ExpertBank, ModelConfig, TextConfig
+from ernie_local.defaults import roomier_context
+from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.plan import PagingPlan
-from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, FLOAT_BYTES, attention_bytes, prompt_room
+from ernie_local.media.image_size import ImageReport
+from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.model.memory_use import (
+    DEFAULT_CHUNK_TOKENS,
+    FLOAT_BYTES,
+    KV_ITEM_BYTES,
+    KVSize,
+    attention_bytes,
+    prompt_room,
+)
 
+WEIGHT_ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+_ROUTER_ITEM_BYTES = 4  # routers stay in float32, whatever the rest is in
+_TAGS = 2  # tokens around the placeholders of each image
 # Of an image of 1280 tokens, four patches each: a page that is read at its usual size.
 _PATCHES = 5120
-ROUTER_ITEM_BYTES = 4  # routers stay in float32, whatever the rest is in
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPlan:
+    """A chat to plan for: it fills its context, images first. dtype: of computation."""
+
+    context_size: int
+    dtype: str
+    kv_dtype: str
+    images: tuple[ImageReport, ...] = ()
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of all images with their tags."""
+        return sum(image.tokens + _TAGS for image in self.images)
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of a number in weights that are not packed."""
+        return WEIGHT_ITEM_BYTES[self.dtype]
+
+    def kv_size(self, config: TextConfig) -> KVSize:
+        """Size of the KV cache."""
+        return KVSize.of(config, self.context_size, KV_ITEM_BYTES[self.kv_dtype])
+
+    def check_images(self, most: int) -> None:
+        """DoesNotFit where images alone fill the context; most: the model's limit in tokens."""
+        if self.image_tokens < self.context_size:
+            return
+        enough = roomier_context(self.image_tokens, most)
+        raise DoesNotFit(
+            f"the images take {self.image_tokens} tokens, the context has {self.context_size}",
+            "the question and the answer need room, too",
+            "fewer or smaller images" if enough is None else parameter("context_size", enough),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,23 +114,19 @@ class MemoryNeed:
     @property
     def resident_bytes(self) -> int:
         """All experts and what stays free beside them."""
-        if self.room_bytes is not None:
-            beside = self.room_bytes
-        else:
+        beside = self.room_bytes
+        if beside is None:
             # A model that cannot be paged has no choice, so nothing is kept free for a prompt.
             beside = 0 if self.least_expert_bytes is None else self.prompt_bytes
         return self.expert_bytes + self.cache_bytes + beside
 
     def paged_bytes(self, chunk_tokens: int) -> int:
         """The least that experts and the conversation have together."""
+        beside = self.room_bytes
+        if beside is None:
+            beside = attention_bytes(self.config, chunk_tokens, self.context_size)
         least = self.expert_bytes if self.least_expert_bytes is None else self.least_expert_bytes
-        if self.room_bytes is not None:
-            return least + self.cache_bytes + self.room_bytes
-        return least + self.cache_bytes + attention_bytes(self.config, chunk_tokens, self.context_size)
-
-    def working_bytes(self, chunk_tokens: int) -> int:
-        """About what a chunk of a prompt takes while a layer is computed."""
-        return working_bytes(self.config, chunk_tokens)
+        return least + self.cache_bytes + beside
 
     def expecting(self, num_tokens: int) -> MemoryNeed:
         """The need of a conversation of at most `num_tokens` tokens."""
@@ -113,6 +157,15 @@ def gpu_room(config: ModelConfig, context_size: int, chunk_tokens: int | None) -
     return prompt_room(config, context_size, chunk, _PATCHES, _PATCHES, FLOAT_BYTES)
 
 
+def largest_prompt_bytes(
+    config: ModelConfig, processor: ImageProcessorConfig, num_tokens: int, item_bytes: int
+) -> int:
+    """Memory of a prompt while it is read, if images fill `num_tokens`, one of them of the largest size."""
+    patches = num_tokens * processor.merge_size**2
+    largest = min(patches, processor.max_pixels // processor.patch_size**2)
+    return prompt_room(config, num_tokens, DEFAULT_CHUNK_TOKENS, largest, patches, item_bytes)
+
+
 @dataclass(frozen=True, slots=True)
 class WeightBytes:
     """Bytes in memory by part (checkpoint/parts.py). Small pages of experts stay in the files."""
@@ -128,7 +181,7 @@ class WeightBytes:
     @property
     def experts(self) -> int:
         """Of all routed experts."""
-        return sum(self.parts.get(part, 0) for part in self.expert_parts)
+        return sum(self.expert_parts.values())
 
     @property
     def text_experts(self) -> int:
@@ -136,9 +189,9 @@ class WeightBytes:
         return sum(self.parts.get(experts_part(bank.name), 0) for bank in self.banks if "text" in bank.serves)
 
     @property
-    def expert_parts(self) -> tuple[str, ...]:
-        """The names of the parts that are routed experts."""
-        return tuple(experts_part(bank.name) for bank in self.banks)
+    def expert_parts(self) -> dict[str, int]:
+        """The parts that are routed experts."""
+        return {part: self.parts.get(part, 0) for part in (experts_part(bank.name) for bank in self.banks)}
 
     @property
     def dense(self) -> int:
@@ -155,18 +208,21 @@ def weights_in_memory(tensors: Iterable[ModelTensor], text: TextConfig, item_byt
     slots: dict[tuple[int, str], int] = {}
     for tensor in tensors:
         pages = expert_pages(tensor.name) if tensor.is_packed else None
-        if pages is not None:
-            if not pages.small:
-                key = (pages.layer_id, pages.bank)
-                slots[key] = max(slots.get(key, 0), tensor.num_bytes // tensor.pages)
-        elif tensor.is_packed:
-            parts[tensor.part] += tensor.num_bytes
-        else:
-            part = tensor.part
-            parts[part] += tensor.weights * (ROUTER_ITEM_BYTES if part == "routers" else item_bytes)
+        if pages is None:
+            parts[tensor.part] += bytes_in_memory(tensor, item_bytes)
+        elif not pages.small:
+            key = (pages.layer_id, pages.bank)
+            slots[key] = max(slots.get(key, 0), tensor.num_bytes // tensor.pages)
     for (_, bank), slot_bytes in slots.items():
         parts[experts_part(bank)] += text.bank(bank).num_experts * slot_bytes
     return WeightBytes(parts, text.banks)
+
+
+def bytes_in_memory(tensor: ModelTensor, item_bytes: int) -> int:
+    """Of one tensor: as it is where it is packed, a router in float32, others in `item_bytes` a number."""
+    if tensor.is_packed:
+        return tensor.num_bytes
+    return tensor.weights * (_ROUTER_ITEM_BYTES if tensor.part == "routers" else item_bytes)
 
 
 def expert_page_sizes(tensors: Iterable[ModelTensor], config: ModelConfig) -> dict[ExpertKey, int]:
@@ -175,13 +231,12 @@ def expert_page_sizes(tensors: Iterable[ModelTensor], config: ModelConfig) -> di
     packed = PackedTensors(config) if config.has_packed_experts else None
     sizes: dict[ExpertKey, int] = {}
     for layer_id, bank in config.text.layer_banks():
+        keys = [ExpertKey(layer_id, bank.name, expert_id) for expert_id in range(bank.num_experts)]
         if packed is not None:
-            for expert_id, (name, _) in enumerate(packed.locate_experts(layer_id, bank.name)):
-                sizes[ExpertKey(layer_id, bank.name, expert_id)] = experts[name].shape[1]
+            located = packed.locate_experts(layer_id, bank.name)
+            sizes |= {key: experts[name].shape[1] for key, (name, _) in zip(keys, located, strict=True)}
             continue
-        for expert_id in range(bank.num_experts):
-            stem = f"experts.{layer_id}.{bank.name}.{expert_id}"
-            sizes[ExpertKey(layer_id, bank.name, expert_id)] = sum(
-                experts[f"{stem}.{projection}"].num_bytes for projection in PROJECTIONS
-            )
+        for key in keys:
+            stem = f"experts.{layer_id}.{bank.name}.{key.expert_id}"
+            sizes[key] = sum(experts[f"{stem}.{projection}"].num_bytes for projection in PROJECTIONS)
     return sizes

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -105,19 +105,16 @@ class MachineProfile:
     @property
     def summary(self) -> str:
         """One line for people."""
-        rates = self.rates
+        rates, gpu = self.rates, self.rates.gpu
         text = (
             f"measured {self.date}: disk {rates.disk_bytes_per_second / 1e9:.2f} GB/s, "
             f"packed weights {rates.memory_bytes_per_second / 1e9:.1f} GB/s, "
             f"prompts {rates.operations_per_second / 1e9:.0f} G operations/s"
         )
-        if rates.gpu is not None:
-            gpu = rates.gpu
-            text += (
-                f", {self.hardware.gpu} {gpu.memory_bytes_per_second / 1e9:.0f} GB/s "
-                f"behind {gpu.link_bytes_per_second / 1e9:.1f} GB/s"
-            )
-        return text
+        if gpu is None:
+            return text
+        memory, link = gpu.memory_bytes_per_second / 1e9, gpu.link_bytes_per_second / 1e9
+        return f"{text}, {self.hardware.gpu} {memory:.0f} GB/s behind {link:.1f} GB/s"
 
     def rates_for(self, *, is_packed: bool) -> Rates:
         """Of a model whose weights are packed, or plain."""
@@ -154,7 +151,7 @@ def read_profile(path: Path) -> MachineProfile | None:
         if schema != PROFILE_SCHEMA:
             raise _unusable(path, f"schema is {show(schema)}, not {PROFILE_SCHEMA}")
         profile = msgspec.convert(fields, MachineProfile)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise _unusable(path, error.strerror or str(error)) from error
@@ -168,19 +165,13 @@ def read_profile(path: Path) -> MachineProfile | None:
     return profile
 
 
-def _stray_key(found: Mapping[str, object], known: Mapping[str, object], where: str) -> str | None:
+def _stray_key(found: Mapping[str, Any], known: Mapping[str, Any], where: str) -> str | None:
     """The first key that only one of two objects has: a profile is read with all its keys, and no others."""
-    for name in found.keys() | known.keys():
-        if name not in known:
-            return f"unknown key {show(name)} - at `{where}`"
-        if name not in found:
-            return f"missing key `{name}` - at `{where}`"
+    for name in found.keys() ^ known.keys():
+        fault = f"missing key `{name}`" if name in known else f"unknown key {show(name)}"
+        return f"{fault} - at `{where}`"
     for name, value in known.items():
-        inner = found[name]
-        stray = None
-        if isinstance(value, dict) and isinstance(inner, dict):
-            stray = _stray_key(inner, value, f"{where}.{name}")
-        if stray is not None:
+        if isinstance(value, dict) and (stray := _stray_key(found[name], value, f"{where}.{name}")):
             return stray
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ernie_local.errors import DoesNotFit
@@ -13,18 +14,10 @@ from ernie_local.model.memory_use import (
     image_prompt_bytes,
     mixed_chunk_bytes,
 )
-from ernie_local.planner.conversation import ChatPlan, largest_prompt_bytes, pixel_bytes
-from ernie_local.planner.fit import (
-    DEFAULT_RESERVE,
-    AvailableMemory,
-    Placement,
-    expected_tokens,
-    least_total,
-    place,
-    resident_total,
-)
+from ernie_local.planner import fit
+from ernie_local.planner.fit import DEFAULT_RESERVE, AvailableMemory, Placement, place
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.need import MemoryNeed, working_bytes
+from ernie_local.planner.need import ChatPlan, MemoryNeed, largest_prompt_bytes, working_bytes
 from ernie_local.planner.terms import Amount, MemoryPlan, Phase, Term
 from ernie_local.sizes import HUGE_PAGE, KIB, MIB
 
@@ -35,7 +28,7 @@ _LATE = Amount(5 * MIB, 26 * MIB, 100 * MIB)
 # Of the bytes kept free for a chunk: memory freed by one layer does not always suit the next.
 _CHUNK_SHARE = 1.12
 _ENCODING_SHARE = 0.92  # of the bytes kept free for the tower, what it really takes
-SLOTS = "slots of paged experts"
+_SLOTS = "slots of paged experts"
 # Products of plain bfloat16 experts: on a processor with instructions for them torch keeps a compiled program
 # for each number of tokens that an expert got, up to this many.
 _MOST_PROGRAMS, _PROGRAM_BYTES = 1024, 500 * KIB
@@ -63,10 +56,8 @@ class Budget:
 
     def memory(self) -> AvailableMemory:
         """As `load` finds it in a process that has just started."""
-        if self.free_bytes is not None:
-            free = max(0, self.free_bytes - PROCESS.best)
-        else:
-            free = self.limit_bytes or (1 << 60)
+        assumed = self.limit_bytes or 1 << 60
+        free = assumed if self.free_bytes is None else max(0, self.free_bytes - PROCESS.best)
         return AvailableMemory.of_ram(self.limit_bytes, self.reserve_bytes, used=PROCESS.best, free=free)
 
 
@@ -74,29 +65,21 @@ class Budget:
 class CpuPlan:
     """placement: as `load` decides it, None where it refuses. least_bytes: the smallest limit it accepts.
 
-    resident_bytes: the smallest limit with which every expert is in memory.
+    resident_bytes: the smallest limit with every expert in memory. slots_bytes: memory for experts in decode,
+    None where all are resident; resident_share: of the text experts that are in memory then.
     """
 
     memory: MemoryPlan
     placement: Placement | None
     least_bytes: int
     resident_bytes: int
+    slots_bytes: int | None
+    resident_share: float
 
     @property
     def fits(self) -> bool:
         """Whether it can be loaded."""
         return self.placement is not None
-
-    def resident_share(self, model: ModelSize) -> float:
-        """Share of the text experts that are in memory in decode."""
-        plan, slots = model.paging_plan, self.slots_bytes
-        return 1.0 if plan is None or slots is None else min(1.0, slots / plan.bytes_of("text"))
-
-    @property
-    def slots_bytes(self) -> int | None:
-        """AvailableMemory for experts in decode; None where all are resident."""
-        slots = next((term for term in self.memory.terms if term.name == SLOTS), None)
-        return None if slots is None else slots.phases["decode"].best
 
 
 def plan_cpu(model: ModelSize, chat: ChatPlan, budget: Budget) -> CpuPlan:
@@ -105,35 +88,30 @@ def plan_cpu(model: ModelSize, chat: ChatPlan, budget: Budget) -> CpuPlan:
     Where it does not fit, the terms are those of the smallest way to run it.
     """
     need = _need(model, chat, budget)
-    placement: Placement | None
-    try:
+    least, smallest = _smallest(model, chat, need)
+    placement: Placement | None = None
+    with suppress(DoesNotFit):
         placement = place(need, budget.memory())
-    except DoesNotFit:
-        placement = None
     if placement is not None and _lacking_bytes(model, chat, placement) > 0:
         placement = None
-    least, smallest = _smallest(model, chat, need)
-    terms = _terms(model, chat, placement or smallest)
-    memory = MemoryPlan("ram", terms, budget.allowed_bytes)
-    return CpuPlan(memory, placement, least, resident_total(need, PROCESS.best))
+    memory = MemoryPlan("ram", _terms(model, chat, placement or smallest), budget.allowed_bytes)
+    slots, plan = memory.in_decode(_SLOTS), model.paging_plan
+    share = 1.0 if plan is None or slots is None else min(1.0, slots / plan.bytes_of("text"))
+    return CpuPlan(memory, placement, least, fit.resident_total(need, PROCESS.best), slots, share)
 
 
 def _smallest(model: ModelSize, chat: ChatPlan, need: MemoryNeed) -> tuple[int, Placement]:
     """The smallest limit that the chat runs in with all its images, and where experts go then."""
-    least = least_total(need, PROCESS.best)
-    while True:
-        placement = place(need, Budget(least).memory())
-        lacking = _lacking_bytes(model, chat, placement)
-        if lacking <= 0:
-            return least, placement
+    least = fit.least_total(need, PROCESS.best)
+    placement = place(need, Budget(least).memory())
+    while (lacking := _lacking_bytes(model, chat, placement)) > 0:
         least += lacking  # chunks may grow with it, and take more in turn
+        placement = place(need, Budget(least).memory())
+    return least, placement
 
 
 def _lacking_bytes(model: ModelSize, chat: ChatPlan, placement: Placement) -> int:
-    """What the experts of one token lack when everything else takes the most of the memory they share.
-
-    The chat would end there (experts/room.py).
-    """
+    """What one token's experts lack when all else takes its most of the shared memory: the chat would end."""
     if placement.paged_bytes is None:
         return 0
     plan = model.paging_plan
@@ -158,7 +136,7 @@ def _beside_experts(model: ModelSize, chat: ChatPlan, placement: Placement) -> d
 
 def _need(model: ModelSize, chat: ChatPlan, budget: Budget) -> MemoryNeed:
     weights, plan = model.weights(chat.item_bytes), model.paging_plan
-    num_tokens = expected_tokens(budget.limit_bytes, chat.context_size)
+    num_tokens = fit.expected_tokens(budget.limit_bytes, chat.context_size)
     return replace(
         MemoryNeed.of_weights(model.config.text, weights.dense, weights.experts, plan),
         cache_bytes=chat.kv_size(model.config.text).num_bytes,
@@ -168,75 +146,56 @@ def _need(model: ModelSize, chat: ChatPlan, budget: Budget) -> MemoryNeed:
 
 
 def _terms(model: ModelSize, chat: ChatPlan, placement: Placement) -> tuple[Term, ...]:
-    weights = model.weights(chat.item_bytes)
+    weights, is_resident = model.weights(chat.item_bytes), placement.paged_bytes is None
     terms = [
         Term.always("Python and torch", "measured", PROCESS),
         Term("modules and threads", "measured", dict.fromkeys(_AFTER_LOAD, _LATE)),
     ]
-    resident = placement.paged_bytes is None
-    for part in model.parts:
-        num_bytes = weights.parts.get(part.name, 0)
-        if num_bytes and (resident or not part.is_routed):
-            terms.append(Term.always(part.name, "exact", Amount.exactly(num_bytes)))
-    terms.append(Term.always("ends of huge pages", "computed", _huge_page_ends(model, resident=resident)))
-    working = _working_terms(chat, placement, model)
+    present = [part.name for part in model.parts if is_resident or not part.is_routed]
+    terms += [Term.exact(name, weights.parts.get(name, 0)) for name in present]
+    # Packed memory comes in whole huge pages: one piece for each layer and bank, one for the rest.
+    tables = model.config.quantization
+    pieces = 0 if tables is None else 1 + (len(tables.experts) if is_resident else 0)
+    ends = Amount(0, pieces * HUGE_PAGE // 2, pieces * HUGE_PAGE)
+    terms.append(Term.always("ends of huge pages", "computed", ends))
     if placement.paged_bytes is not None:
-        beside = _beside_experts(model, chat, placement)
-        terms.append(_slots(model, placement.paged_bytes, beside))
-    return tuple(term for term in (*terms, *working) if term.most.best)
+        terms.append(_slots(model, placement.paged_bytes, _beside_experts(model, chat, placement)))
+    terms += _working_terms(model, chat, placement)
+    return tuple(term for term in terms if term.most.best)
 
 
-def _huge_page_ends(model: ModelSize, *, resident: bool) -> Amount:
-    """Packed memory comes in whole huge pages: one piece for each layer and bank, one for the rest."""
-    config = model.config
-    if config.quantization is None:
-        return Amount.exactly(0)
-    pieces = 1 + (len(config.quantization.experts) if resident else 0)
-    return Amount(0, pieces * HUGE_PAGE // 2, pieces * HUGE_PAGE)
-
-
-def _working_terms(chat: ChatPlan, placement: Placement, model: ModelSize) -> list[Term]:
+def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement) -> list[Term]:
     """What a chat takes besides weights."""
-    config, text = model.config, model.config.text
+    text, vision, images = model.config.text, model.config.vision, chat.images
     num_tokens = chat.context_size
-    cache = Amount.exactly(chat.kv_size(text).touched_bytes(num_tokens))
     chunk = min(placement.chunk_tokens, num_tokens)
-    images = chat.images
-    pixels = Amount.exactly(sum(pixel_bytes(image, config) for image in images))
-    features = chat.image_tokens * text.hidden_size * FLOAT_BYTES
-    encoding = encoding_bytes(config.vision, [image.patches for image in images])
-    likely = int(_ENCODING_SHARE * encoding)
+    cache = Amount.exactly(chat.kv_size(text).touched_bytes(num_tokens))
+    patches = [image.patches for image in images]
+    pixels = Amount.exactly(sum(patches) * vision.patch_values * FLOAT_BYTES)
+    encoding = encoding_bytes(vision, patches)
+    tower = Amount(encoding // 2, int(_ENCODING_SHARE * encoding), encoding)
+    features = Amount.exactly(chat.image_tokens * text.hidden_size * FLOAT_BYTES)
+    at_work = Amount.about(int(_CHUNK_SHARE * working_bytes(text, chunk)), 0.8, 1.2)
     mixed = mixed_chunk_bytes(text, chunk, chat.item_bytes) if images else 0
-    programs = _num_programs(model, chat, chunk) * _PROGRAM_BYTES
+    programs = Amount.about(_num_programs(model, chat, chunk) * _PROGRAM_BYTES, 0.0, 1.5)
+    attention = Amount.about(attention_bytes(text, chunk, num_tokens), 0.5, 1.2)
     # High end: an image that comes when the cache is full.
     early = Amount(0, 0, cache.best)
     return [
         Term("KV cache", "computed", {"vision": early, "prefill": cache, "decode": cache}),
         Term("pixels of images", "exact", dict.fromkeys(_AFTER_LOAD, pixels)),
-        Term(
-            "vision tower at work",
-            "measured",
-            {"vision": Amount(encoding // 2, likely, encoding)},
-        ),
-        Term("features of images", "exact", dict.fromkeys(("vision", "prefill"), Amount.exactly(features))),
-        Term(
-            "a chunk at work",
-            "measured",
-            {"prefill": Amount.about(int(_CHUNK_SHARE * working_bytes(text, chunk)), 0.8, 1.2)},
-        ),
+        Term("vision tower at work", "measured", {"vision": tower}),
+        Term("features of images", "exact", {"vision": features, "prefill": features}),
+        Term("a chunk at work", "measured", {"prefill": at_work}),
         Term("a chunk with images", "computed", {"prefill": Amount(0, mixed, mixed)}),
-        Term("compiled products", "measured", {"prefill": Amount.about(programs, 0.0, 1.5)}),
-        Term(
-            "attention at work",
-            "measured",
-            {"prefill": Amount.about(attention_bytes(text, chunk, num_tokens), 0.5, 1.2)},
-        ),
+        Term("compiled products", "measured", {"prefill": programs}),
+        Term("attention at work", "measured", {"prefill": attention}),
     ]
 
 
 def _num_programs(model: ModelSize, chat: ChatPlan, chunk_tokens: int) -> int:
     """Two products for each expert that a chunk visits; text alone visits only the banks that serve it."""
-    if model.is_packed or chat.dtype != "bfloat16":
+    if model.config.has_packed_experts or chat.dtype != "bfloat16":
         return 0
     text = model.config.text
     num_experts = sum(bank.num_experts for bank in text.banks if chat.images or "text" in bank.serves)
@@ -248,9 +207,10 @@ def _slots(model: ModelSize, shared_bytes: int, beside: Mapping[Phase, int]) -> 
     """Slots of paged experts: what everything else leaves of the shared memory."""
     plan = model.paging_plan
     assert plan is not None
-    frames = min(shared_bytes, plan.most_bytes) // plan.frame_bytes
-    phases: dict[Phase, Amount] = {}
-    for phase, num_bytes in beside.items():
-        taken = min(frames, max(0, shared_bytes - num_bytes) // plan.frame_bytes) * plan.frame_bytes
-        phases[phase] = Amount.about(taken, 0.95, 1.0)
-    return Term(SLOTS, "computed", phases)
+    frame = plan.frame_bytes
+    frames = min(shared_bytes, plan.most_bytes) // frame
+    phases = {
+        phase: Amount.about(min(frames, max(0, shared_bytes - taken) // frame) * frame, 0.95, 1.0)
+        for phase, taken in beside.items()
+    }
+    return Term(_SLOTS, "computed", phases)

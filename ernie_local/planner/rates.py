@@ -17,14 +17,12 @@ from msgspec import Meta
 
 from ernie_local.checkpoint.parts import ModelTensor, experts_part
 from ernie_local.config import ModelConfig
-from ernie_local.planner.conversation import WEIGHT_ITEM_BYTES
-from ernie_local.planner.need import ROUTER_ITEM_BYTES, WeightBytes
+from ernie_local.planner.need import WEIGHT_ITEM_BYTES, WeightBytes, bytes_in_memory
 
 # What a stored profile may say: something is divided by each rate.
 Rate = Annotated[float, Meta(gt=0, le=1 << 60)]
 Seconds = Annotated[float, Meta(ge=0, le=1 << 60)]
-# Parts that every token reads; a tied embedding is the head.
-_ALWAYS_READ = ("attention", "shared experts", "dense layers", "routers", "norms", "head")
+_ALWAYS_READ = ("attention", "shared experts", "dense layers", "routers", "norms", "head")  # by every token
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,25 +97,20 @@ def count_decode_work(
     text = config.text
     decoding = text.text_bank
     idle_routers = tuple(f"{bank.name}_router" for bank in text.banks if bank is not decoding)
-    has_head = any(tensor.part == "head" for tensor in tensors)
+    is_tied = all(tensor.part != "head" for tensor in tensors)
+    always_read = (*_ALWAYS_READ, "embedding") if is_tied else _ALWAYS_READ
     always: Counter[str] = Counter()
     experts: Counter[str] = Counter()
     page_bytes = 0
     for tensor in tensors:
         part = tensor.part
-        format_name = tensor.format_name.partition("-")[0] if tensor.is_packed else dtype
+        plain_format = "float32" if part == "routers" else dtype
+        format_name = tensor.format_name.partition("-")[0] if tensor.is_packed else plain_format
         if decoding is not None and part == experts_part(decoding.name):
             experts[format_name] += tensor.weights
             page_bytes += tensor.num_bytes
-        elif part in _ALWAYS_READ or (part == "embedding" and not has_head):
-            if any(router in tensor.name for router in idle_routers):
-                continue
-            if tensor.is_packed:
-                always[format_name] += tensor.num_bytes
-            elif part == "routers":
-                always["float32"] += ROUTER_ITEM_BYTES * tensor.weights
-            else:
-                always[dtype] += WEIGHT_ITEM_BYTES[dtype] * tensor.weights
+        elif part in always_read and not any(router in tensor.name for router in idle_routers):
+            always[format_name] += bytes_in_memory(tensor, WEIGHT_ITEM_BYTES[dtype])
     num_experts = sum(text.moe_layers) * decoding.num_experts if decoding is not None else 1
     return DecodeWork(
         num_layers=text.num_hidden_layers,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ernie_local.errors import UsageError, parameter
-from ernie_local.planner.terms import Amount, Term
+from ernie_local.planner.terms import NOTHING, Amount, Term
 from ernie_local.sizes import GIB
 
 _USABLE_SHARE = 0.9
@@ -30,10 +30,7 @@ class RentedServer:
 
 
 def published_sessions(server: RentedServer, bits: str) -> float:
-    """`max_concurrency` as the page prints it, with three decimals; negative where weights do not fit.
-
-    UsageError for bits that the page has no rule for.
-    """
+    """`max_concurrency` as on the page; negative where weights do not fit. UsageError for other bits."""
     if bits not in _WEIGHT_GIB:
         raise UsageError(
             f"{parameter('bits', bits)} with {parameter('sessions')}",
@@ -50,17 +47,6 @@ def our_sessions(server: RentedServer, terms: Sequence[Term], session_bytes: int
     terms: of all GPUs together, without the sessions; session_bytes: of the KV cache of one session.
     """
     room = int(server.num_gpus * server.gib_a_gpu * GIB)
-    beside = [term.most for term in terms]
-
-    def sessions(taken: int) -> int:
-        return round(1000 * (room - taken) / session_bytes)
-
-    low, best, high = (
-        sessions(sum(amounts))
-        for amounts in (
-            [amount.high for amount in beside],
-            [amount.best for amount in beside],
-            [amount.low for amount in beside],
-        )
-    )
-    return Amount(low, best, high)
+    beside = sum((term.most for term in terms), NOTHING)
+    taken = (beside.high, beside.best, beside.low)
+    return Amount(*(round(1000 * (room - num_bytes) / session_bytes) for num_bytes in taken))

@@ -6,14 +6,15 @@ link after those that are there have been computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from ernie_local.checkpoint.parts import experts_part
-from ernie_local.planner.conversation import ChatPlan
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.planner.gpu import GpuPlan
 from ernie_local.planner.model_size import ModelSize
+from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.rates import GpuRates, Rates, decode_seconds
 
 # Of a machine that was not measured: two server cores with DDR4, a solid-state disk.
@@ -24,8 +25,8 @@ ASSUMED = Rates(
     token_seconds=0.001,
     layer_seconds=0.00022,
 )
-_ASSUMED_BAND = (0.5, 2.0)
-_MEASURED_BAND = (0.85, 1.15)
+# The true number lies between these multiples of the likely one.
+_ASSUMED_BAND, _MEASURED_BAND, _GPU_BAND = (0.5, 2.0), (0.85, 1.15), (0.5, 1.3)
 # Share of the text experts in memory, and share of a decoded token's experts that is found there: of 64
 # experts, between uniform routing and routing that sticks (docs/performance.md, "Which pages stay").
 _TRACED = ((0.0, 0.0), (0.3, 0.42), (0.5, 0.6), (0.83, 0.88), (1.0, 1.0))
@@ -42,6 +43,11 @@ class Band:
     best: float
     high: float
 
+    @staticmethod
+    def about(speed: float, factors: tuple[float, float]) -> Band:
+        """Around a likely speed."""
+        return Band(factors[0] * speed, speed, factors[1] * speed)
+
 
 @dataclass(frozen=True, slots=True)
 class HitRates:
@@ -57,6 +63,11 @@ class HitRates:
         bounded = min(1.0, max(0.0, share))
         return HitRates(bounded, _between(_TRACED, bounded), _between(_STICKY, bounded))
 
+    def band(self, speed_at: Callable[[float], float], factors: tuple[float, float]) -> Band:
+        """From even to sticky routing, widened by the factors. speed_at: of a share of experts."""
+        low, high = factors
+        return Band(low * speed_at(self.uniform), speed_at(self.traced), high * speed_at(self.sticky))
+
 
 @dataclass(frozen=True, slots=True)
 class Speed:
@@ -68,60 +79,48 @@ class Speed:
     is_measured: bool
 
 
-def cache_bytes(model: ModelSize, chat: ChatPlan) -> int:
-    """Bytes of the KV cache that a token in the middle of the chat reads."""
-    return chat.kv_size(model.config.text).bytes_per_token * chat.context_size // 2
-
-
 def cpu_speed(model: ModelSize, chat: ChatPlan, share: float | None, rates: Rates | None = None) -> Speed:
     """share: of the text experts that are in memory, None where nothing is paged. rates: None for assumed."""
-    known = ASSUMED if rates is None else rates
-    low, high = _ASSUMED_BAND if rates is None else _MEASURED_BAND
-    work, context_bytes = model.decode_work(chat.dtype), cache_bytes(model, chat)
+    known, band = (ASSUMED, _ASSUMED_BAND) if rates is None else (rates, _MEASURED_BAND)
+    work, context_bytes = model.decode_work(chat.dtype), _context_bytes(model, chat)
     hits = HitRates.of(1.0 if share is None else share)
 
     def tokens_a_second(hit_rate: float) -> float:
         return 1 / decode_seconds(work, known, None if share is None else hit_rate, context_bytes)
 
-    worst, best = tokens_a_second(hits.uniform), tokens_a_second(hits.sticky)
-    prefill = known.operations_per_second / operations_per_token(model)
-    return Speed(
-        Band(low * worst, tokens_a_second(hits.traced), high * best),
-        Band(low * prefill, prefill, high * prefill),
-        hits,
-        rates is not None,
-    )
+    prefill = Band.about(known.operations_per_second / operations_per_token(model), band)
+    return Speed(hits.band(tokens_a_second, band), prefill, hits, rates is not None)
 
 
 def gpu_speed(model: ModelSize, chat: ChatPlan, plan: GpuPlan, rates: GpuRates) -> Speed:
     """On a GPU with these rates, where missing experts come from RAM over the link."""
-    work, context_bytes = model.decode_work("bfloat16"), cache_bytes(model, chat)
-    always = sum(work.always_bytes.values()) + context_bytes
+    work = model.decode_work("bfloat16")
+    always = sum(work.always_bytes.values()) + _context_bytes(model, chat)
     routed = work.moe_layers * work.experts_per_token * work.expert_bytes
     hits = HitRates.of(1.0 if plan.tier == "resident" else plan.resident_share)
-    num_layers = model.config.text.num_hidden_layers
-    fixed = _GPU_TOKEN_SECONDS + num_layers * _GPU_LAYER_SECONDS
+    fixed = _GPU_TOKEN_SECONDS + work.num_layers * _GPU_LAYER_SECONDS
 
     def tokens_a_second(hit_rate: float) -> float:
         on_gpu = (always + hit_rate * routed) / rates.memory_bytes_per_second
         return 1 / (fixed + on_gpu + (1 - hit_rate) * routed / rates.link_bytes_per_second)
 
-    low, high = _ASSUMED_BAND
-    worst, best = tokens_a_second(hits.uniform), tokens_a_second(hits.sticky)
-    decode = Band(low * worst, tokens_a_second(hits.traced), min(high, 1.3) * best)
-    return Speed(decode, _gpu_prefill(model, chat, plan, rates), hits, is_measured=False)
+    prefill = _gpu_prefill(model, chat, plan, rates)
+    return Speed(hits.band(tokens_a_second, _GPU_BAND), prefill, hits, is_measured=False)
 
 
 def _gpu_prefill(model: ModelSize, chat: ChatPlan, plan: GpuPlan, rates: GpuRates) -> Band:
     """A chunk takes as long as its arithmetic or, where experts are missing, their way over the link."""
-    chunk = min(2048, chat.context_size)
+    chunk = min(DEFAULT_CHUNK_TOKENS, chat.context_size)
     seconds = chunk * operations_per_token(model) / rates.operations_per_second
     if plan.tier != "resident":
         streamed = plan.text_bytes * (1 - plan.resident_share)
         seconds = max(seconds, streamed / rates.link_bytes_per_second)
-    speed = chunk / seconds
-    low, high = _ASSUMED_BAND
-    return Band(low * speed, speed, high * speed)
+    return Band.about(chunk / seconds, _ASSUMED_BAND)
+
+
+def _context_bytes(model: ModelSize, chat: ChatPlan) -> int:
+    """Of the KV cache that a token in the middle of the chat reads."""
+    return chat.kv_size(model.config.text).bytes_per_token * chat.context_size // 2
 
 
 def operations_per_token(model: ModelSize) -> float:
@@ -135,8 +134,6 @@ def operations_per_token(model: ModelSize) -> float:
 
 
 def _between(curve: Sequence[tuple[float, float]], share: float) -> float:
-    """Linear between the points of the curve."""
-    for (left, low), (right, high) in pairwise(curve):
-        if share <= right:
-            return low + (high - low) * (share - left) / (right - left)
-    return curve[-1][1]
+    """Linear between the points of the curve, from 0 to 1."""
+    (left, low), (right, high) = next(pair for pair in pairwise(curve) if share <= pair[1][0])
+    return low + (high - low) * (share - left) / (right - left)

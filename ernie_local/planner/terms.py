@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +52,11 @@ class Term:
         """In all phases the same."""
         return Term(name, provenance, dict.fromkeys(PHASES, amount))
 
+    @staticmethod
+    def exact(name: str, num_bytes: int) -> Term:
+        """Known exactly, and in all phases the same."""
+        return Term.always(name, "exact", Amount.exactly(num_bytes))
+
     @property
     def most(self) -> Amount:
         """In the phase in which it takes most."""
@@ -68,7 +73,11 @@ class MemoryPlan:
 
     def phase(self, phase: Phase) -> Amount:
         """The sum of all terms in a phase."""
-        return total(term.phases.get(phase, NOTHING) for term in self.terms)
+        return sum((term.phases.get(phase, NOTHING) for term in self.terms), NOTHING)
+
+    def in_decode(self, name: str) -> int | None:
+        """What the term of this name takes in decode; None without it."""
+        return next((term.phases["decode"].best for term in self.terms if term.name == name), None)
 
     @property
     def peak_phase(self) -> Phase:
@@ -84,8 +93,3 @@ class MemoryPlan:
     def fits(self) -> bool:
         """Whether the likely peak is within the limit."""
         return self.limit_bytes is None or self.peak.best <= self.limit_bytes
-
-
-def total(amounts: Iterable[Amount]) -> Amount:
-    """The sum of all."""
-    return sum(amounts, NOTHING)

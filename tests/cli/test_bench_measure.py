@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +44,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(model_speed, "_ROUNDS", 1)
+    monkeypatch.setattr(model_speed, "measure_model", partial(model_speed.measure_model, prompt_rounds=1))
     yield tmp_path / "settings" / "ernie-local" / "machine.json"
     torch.set_num_threads(threads)
 

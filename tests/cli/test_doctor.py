@@ -39,8 +39,8 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Diagnosis | Exception]:
     """What the checks find, or raise, in place of the real ones."""
     findings: list[Diagnosis | Exception] = []
 
-    def examine(isa_setting: str, *, isa_is_forced: bool, subject: Subject) -> Iterator[Diagnosis]:
-        assert isa_setting == "ERNIE_LOCAL_ISA"
+    def examine(subject: Subject) -> Iterator[Diagnosis]:
+        assert subject.isa_setting == "ERNIE_LOCAL_ISA"
         for finding in findings:
             if isinstance(finding, Exception):
                 raise finding

@@ -46,7 +46,7 @@ def private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         Diagnosis("disk", "ok", "2.5 GB/s at pages, ext4", None, {"bytes_per_second": 2.5e9}),
     ]
 
-    def examine(isa_setting: str, *, isa_is_forced: bool, subject: Subject) -> Iterator[Diagnosis]:
+    def examine(subject: Subject) -> Iterator[Diagnosis]:
         yield from found
 
     monkeypatch.setattr(ernie_local.doctor, "examine", examine)

@@ -84,7 +84,12 @@ def test_python_started_in_a_clone_finds_the_native_module(source: Path, tmp_pat
     build_wheel(clone, tmp_path, dict(os.environ))
     # -S: an editable install of this checkout would answer before the folder that Python starts in.
     done = subprocess.run(
-        [sys.executable, "-S", "-c", NOTICE_SCRIPT], cwd=clone, env={}, capture_output=True, text=True, check=True
+        [sys.executable, "-S", "-c", NOTICE_SCRIPT],
+        cwd=clone,
+        env={},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     origin, module, notice = done.stdout.splitlines()
     assert origin == str(clone / "ernie_local" / "__init__.py")

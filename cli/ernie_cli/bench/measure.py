@@ -87,7 +87,7 @@ def _chat_options(options: BenchOptions) -> ChatOptions:
 
 def machine_lines(survey: Survey) -> Iterator[str]:
     """A line for each measurement."""
-    from ernie_local.machine.cpu import measured_formats
+    from ernie_local.machine.compute import measured_formats
 
     measured = survey.measurements
     yield _line("disk, pages of experts", measured["disk_bytes_per_second"], 1e9, "GB/s")

@@ -59,7 +59,7 @@ def replay_on_gpu(options: BenchOptions, budgets: Sequence[int], gpu_bytes: int,
     rates, source = ASSUMED, "assumed disk and processor (ernie-local bench measures them)"
     if profile is not None:
         rates, source = profile.rates, f"disk and processor as measured {profile.date}"
-    of_gpu = gpu.rates()
+    of_gpu = gpu.rates
     times = MachineTimes(
         rates.disk_bytes_per_second,
         rates.memory_bytes_per_second,

@@ -14,12 +14,11 @@ from ernie_cli.images import open_given_images
 from ernie_cli.settings import stored_profile
 from ernie_cli.vram.command import VramOptions
 from ernie_local import defaults
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
+from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.media.image_size import ImageReport, measure_image
 from ernie_local.packing.formats import find_format, formats_for
-from ernie_local.planner.conversation import ChatPlan, check_images
 from ernie_local.planner.fit import DEFAULT_RESERVE, longest_context
 from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.gpu import GpuPlan, plan_gpu
@@ -31,6 +30,7 @@ from ernie_local.planner.model_size import (
     read_model,
     with_formats,
 )
+from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.profile import MachineProfile
 from ernie_local.planner.ram import Budget, CpuPlan, plan_cpu
 from ernie_local.planner.rates import GpuRates
@@ -87,7 +87,7 @@ class Report:
     @property
     def resident_share(self) -> float:
         """Share of the text experts that are in fast memory in decode."""
-        return self.cpu.resident_share(self.model) if self.gpu is None else self.gpu.resident_share
+        return self.cpu.resident_share if self.gpu is None else self.gpu.resident_share
 
 
 def find_model(name: str) -> ModelSize:
@@ -104,7 +104,7 @@ def as_quantized(model: ModelSize, bits: str | None, dense: str) -> ModelSize:
         return model
     low_bit = _EXPERT_FORMATS.get(bits)
     choice = FormatChoice(experts=None if low_bit is None else low_bit.name, dense=dense)
-    return with_formats(model, lambda config: format_tables(config, choice), parameter("bits", bits))
+    return with_formats(model, choice, parameter("bits", bits))
 
 
 def converse(model: ModelSize, options: VramOptions) -> ChatPlan:
@@ -124,8 +124,9 @@ def converse(model: ModelSize, options: VramOptions) -> ChatPlan:
     if kv_dtype == defaults.AUTO:
         kv_dtype = defaults.kv_dtype(dtype, is_packed=is_packed)
     images = tuple(image for source in options.image for image in _measured(source, model))
-    check_images(images, context_size, model_limit)
-    return ChatPlan(context_size, dtype, kv_dtype, images)
+    chat = ChatPlan(context_size, dtype, kv_dtype, images)
+    chat.check_images(model_limit)
+    return chat
 
 
 def _measured(source: str, model: ModelSize) -> Iterator[ImageReport]:
@@ -155,14 +156,14 @@ def find_target(options: VramOptions, budget: Budget) -> Target:
     asked = None if options.vram is None else parse_bytes(options.vram, "vram")
     if options.gpu is not None:
         gpu = find_gpu_model(options.gpu)
-        return Target(budget, asked or gpu.usable_bytes, gpu.name, gpu.rates(), profile)
+        return Target(budget, asked or gpu.usable_bytes, gpu.name, gpu.rates, profile)
     if asked is not None:
         return Target(budget, asked, f"a GPU with {options.vram}", UNKNOWN_GPU, profile)
     local = next((gpu for gpu in installed_gpus() or () if gpu.free_bytes is not None), None)
     if local is None:
         return Target(budget, profile=profile)
     known = match_gpu_model(local.name, local.total_bytes)
-    rates = UNKNOWN_GPU if known is None else known.rates()
+    rates = UNKNOWN_GPU if known is None else known.rates
     if profile is not None and profile.rates.gpu is not None:
         rates = profile.rates.gpu
     return Target(budget, local.free_bytes, local.name, rates, profile)
@@ -171,8 +172,12 @@ def find_target(options: VramOptions, budget: Budget) -> Target:
 def report_on(model: ModelSize, conversation: ChatPlan, target: Target) -> Report:
     """Plans and speeds."""
     cpu = plan_cpu(model, conversation, target.ram)
-    share = None if cpu.slots_bytes is None else cpu.resident_share(model)
-    rates = None if target.profile is None else target.profile.rates_for(is_packed=model.is_packed)
+    share = None if cpu.slots_bytes is None else cpu.resident_share
+    rates = (
+        None
+        if target.profile is None
+        else target.profile.rates_for(is_packed=model.config.has_packed_experts)
+    )
     speed = cpu_speed(model, conversation, share, rates)
     gpu = on_gpu = None
     if target.vram_bytes is not None:
@@ -188,7 +193,7 @@ def report_on_gpus(
     """Every GPU of the table."""
     for gpu in gpu_models():
         plan = plan_gpu(model, conversation, gpu.usable_bytes, ram)
-        yield gpu, plan, gpu_speed(model, conversation, plan, gpu.rates())
+        yield gpu, plan, gpu_speed(model, conversation, plan, gpu.rates)
 
 
 def solve(report: Report, options: VramOptions, plain: ModelSize) -> Report:

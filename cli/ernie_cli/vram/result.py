@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from ernie_cli.json_object import fill_result
-from ernie_local.planner.conversation import ChatPlan, encoder_bytes
+from ernie_local.model.memory_use import encoding_bytes
 from ernie_local.planner.gpu import GpuPlan, Tier, session_terms
 from ernie_local.planner.model_size import ModelSize
+from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.rental import SESSION_TOKENS, RentedServer, our_sessions, published_sessions
 from ernie_local.planner.speed import Band, HitRates, Speed
 from ernie_local.planner.terms import Amount, Provenance, Term
@@ -199,7 +200,7 @@ class VramResult:
                 PricedImageObject,
                 image,
                 kv_bytes=image.tokens * token_bytes,
-                encoder_bytes=encoder_bytes(image, model.config),
+                encoder_bytes=encoding_bytes(model.config.vision, [image.patches]),
             )
             for image in conversation.images
         ]
@@ -214,7 +215,6 @@ class VramResult:
             report.cpu,
             experts=experts,
             chunk_tokens=None if placement is None else placement.chunk_tokens,
-            resident_share=report.cpu.resident_share(report.model),
             speed=report.cpu_speed,
         )
         self.solved, self.make_it_fit = report.solved, list(report.flags)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ernie_cli.vram.report import Report
 from ernie_cli.vram.result import SessionsObject, count_model_weights
 from ernie_local.media.image_size import ImageReport
-from ernie_local.planner.conversation import encoder_bytes
+from ernie_local.model.memory_use import encoding_bytes
 from ernie_local.planner.gpu import GpuPlan
 from ernie_local.planner.gpus import GpuModel
 from ernie_local.planner.model_size import ModelSize
@@ -62,7 +62,7 @@ def _priced_image_line(image: ImageReport, model: ModelSize, kv_bytes: int) -> s
     return (
         f"{image.name}: {width}x{height} -> {new_width}x{new_height} ({image.scale:.2f}x), "
         f"{image.tokens} tokens, {format_bytes(image.tokens * kv_bytes)} of KV cache, "
-        f"{format_bytes(encoder_bytes(image, model.config))} while it is encoded"
+        f"{format_bytes(encoding_bytes(model.config.vision, [image.patches]))} while it is encoded"
     )
 
 
@@ -175,7 +175,7 @@ def _cpu_verdict(report: Report) -> str:
     slots = plan.slots_bytes
     if slots is None:
         return f"fits, every expert in memory, {chunk}"
-    share = plan.resident_share(report.model)
+    share = plan.resident_share
     return (
         f"fits with experts paged from disk: {format_bytes(slots)} of memory for them in decode, "
         f"{share:.0%} of the text experts, {chunk}; --ram {format_bytes(plan.resident_bytes)} holds all"

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-from ernie_local.doctor import Check, Diagnosis, Examination, Subject
+from ernie_local.doctor import CHECKS, Diagnosis, Subject
 
-SETTING = "FORCED_BY"
+SOMEWHERE = Subject(None, Path("/tmp"), Path("/nowhere/machine.json"), "FORCED_BY")
 
 
-def look(
-    check: Check, subject: Subject | None = None, *, isa_is_forced: bool = False, **facts: object
-) -> Diagnosis:
-    """What the check finds; facts: attributes of the Examination that are given instead of looked up."""
-    somewhere = Subject(None, Path("/tmp"), Path("/nowhere/machine.json"))
-    examination = Examination(subject or somewhere, SETTING, isa_is_forced=isa_is_forced)
+def look(check: str, subject: Subject = SOMEWHERE, **facts: object) -> Diagnosis:
+    """What the check finds; facts: attributes of the subject that are given instead of looked up."""
+    examined = dataclasses.replace(subject)
     for name, value in facts.items():
-        setattr(examination, name, value)
-    found = check.run(examination)
+        setattr(examined, name, value)
+    found = CHECKS[check](examined)
     assert found is not None
     return found

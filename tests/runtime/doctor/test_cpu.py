@@ -14,7 +14,7 @@ import torch
 from ernie_local.doctor import Diagnosis, Subject, cpu, examine
 from ernie_local.kernels import native
 from ernie_local.kernels.native import InstructionSet
-from tests.runtime.doctor.looking import SETTING, look
+from tests.runtime.doctor.looking import look
 
 SCALAR = InstructionSet("scalar", True, ())
 
@@ -37,14 +37,14 @@ def test_how_the_module_was_built(monkeypatch: pytest.MonkeyPatch, build_type: s
         "python": "3.11.2",
     }
     fake_module(monkeypatch, build_info=build)
-    found = look(cpu.KERNELS)
+    found = look("kernels")
     assert (found.verdict, found.text) == (verdict, f"9.1 {build_type} by GNU 12, nanobind 3, Python 3.11.2")
     assert found.facts == {"present": True, "reason": None, "build": build}
 
 
 def test_a_module_that_is_missing_is_slow_once(no_native_kernels: None, tmp_path: Path) -> None:
     subject = Subject(None, tmp_path, tmp_path / "machine.json")
-    found = {each.name: each for each in examine(SETTING, isa_is_forced=False, subject=subject)}
+    found = {each.name: each for each in examine(subject)}
     assert found["kernels"].verdict == "slow"
     assert "not there, PyTorch computes: the C++ build failed" in found["kernels"].text
     assert "install a C++ compiler" in (found["kernels"].fix or "")
@@ -61,7 +61,7 @@ def check_sets(
 ) -> Diagnosis:
     fake_module(monkeypatch, instruction_set=in_use, cpu_features=["a"])
     monkeypatch.setattr(native, "known_instruction_sets", lambda: tuple(known))
-    return look(cpu.INSTRUCTION_SET, isa_is_forced=is_forced)
+    return look("cpu", isa_is_forced=is_forced)
 
 
 def test_the_fastest_set_is_ok_and_what_it_would_take_for_a_faster_one_is_told(
@@ -117,7 +117,7 @@ def test_every_set_computes_what_torch_does(native_kernels: ModuleType) -> None:
 
 def test_the_set_in_use_stays_in_use(native_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     native_kernels.use_instruction_set("scalar")
-    look(cpu.SELF_TEST)
+    look("self-test")
     assert native_kernels.instruction_set() == "scalar"
 
     def fail(*arguments: Any) -> Any:
@@ -125,7 +125,7 @@ def test_the_set_in_use_stays_in_use(native_kernels: ModuleType, monkeypatch: py
 
     monkeypatch.setattr(native_kernels, "packed_linear", fail)
     with pytest.raises(RuntimeError):
-        look(cpu.SELF_TEST)
+        look("self-test")
     assert native_kernels.instruction_set() == "scalar"
 
 
@@ -175,7 +175,7 @@ def test_the_limit_decides(
     monkeypatch: pytest.MonkeyPatch, differences: dict[str, float], verdict: str, text: str, fix: str | None
 ) -> None:
     monkeypatch.setattr(cpu, "measure_differences", lambda: differences)
-    found = look(cpu.SELF_TEST)
+    found = look("self-test")
     assert found.verdict == verdict
     assert found.text.endswith(text)
     assert fix is None or fix in (found.fix or "")

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from ernie_local.doctor import cuda
 from ernie_local.kernels.native import Absence
 from ernie_local.machine.hardware import GpuStatus
 from tests.runtime.doctor.looking import look
@@ -45,7 +44,7 @@ def test_no_cuda_is_ok_and_says_why(
     monkeypatch: pytest.MonkeyPatch, built_for: str | None, text: str
 ) -> None:
     fake_cuda(monkeypatch, built_for, lambda: False)
-    found = look(cuda.CUDA, gpus=None)
+    found = look("cuda", gpus=None)
     assert (found.verdict, found.text) == ("ok", text)
     assert found.facts == {"built_for": built_for, "driver": None, "is_available": False, "devices": []}
 
@@ -54,7 +53,7 @@ def test_a_cuda_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cuda(monkeypatch, "12.8", lambda: True)
     gpu = SimpleNamespace(name="GPU 9000", total_memory=8 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
-    found = look(cuda.CUDA, gpus=None)
+    found = look("cuda", gpus=None)
     assert found.verdict == "ok"
     assert found.text.startswith("CUDA 12.8: GPU 9000; ")
     assert found.facts["is_available"] is True
@@ -71,7 +70,7 @@ def test_a_driver_that_torch_complains_of_is_slow_and_no_warning_escapes(
     fake_cuda(monkeypatch, "12.8", complain)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = look(cuda.CUDA, gpus=None)
+        found = look("cuda", gpus=None)
     assert (found.verdict, found.text) == ("slow", "not used: The NVIDIA driver on your system is too old")
 
 
@@ -81,7 +80,7 @@ def test_a_device_that_does_not_start_is_slow(monkeypatch: pytest.MonkeyPatch) -
 
     fake_cuda(monkeypatch, "12.8", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", fail)
-    found = look(cuda.CUDA, gpus=None)
+    found = look("cuda", gpus=None)
     assert (found.verdict, found.text) == ("slow", "not used: CUDA error: out of sorts more")
     assert found.facts["is_available"] is False
 
@@ -101,7 +100,7 @@ def test_a_gpu_that_torch_cannot_use_is_slow_and_says_why(
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", built_for)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = look(cuda.CUDA, gpus=one(driver_version=driver))
+    found = look("cuda", gpus=one(driver_version=driver))
     assert found.verdict == "slow"
     assert text in found.text
     assert found.facts["driver"] == driver
@@ -147,7 +146,7 @@ def test_triton_is_missed_with_a_gpu(
     monkeypatch.setattr("importlib.metadata.version", versions(version))
     monkeypatch.setattr("ernie_local.kernels.gpu.triton_absence", triton_absence)
     gpus = [dataclasses.replace(ONE, compute_capability=one) for one in ((6, 1), (8, 6), None)]
-    found = look(cuda.TRITON, gpus=gpus)
+    found = look("triton", gpus=gpus)
     assert asked == [(8, 6)]
     assert (found.verdict, found.facts["fallback"]) == (verdict, fallback)
     assert text in found.text
@@ -157,7 +156,7 @@ def test_triton_is_missed_with_a_gpu(
 @pytest.mark.parametrize("gpus", [None, ()])
 def test_triton_is_not_missed_without_a_gpu(monkeypatch: pytest.MonkeyPatch, gpus: tuple[()] | None) -> None:
     monkeypatch.setattr("importlib.metadata.version", versions(None))
-    found = look(cuda.TRITON, gpus=gpus)
+    found = look("triton", gpus=gpus)
     assert (found.verdict, found.text) == ("ok", "absent, and only a GPU would use it")
 
 
@@ -171,7 +170,7 @@ def test_who_unpacks_nf4_on_a_gpu_is_named(
 ) -> None:
     absence = None if is_there else Absence("a", "it is not installed", "install it")
     monkeypatch.setattr("ernie_local.kernels.nf4.nf4_package_absence", lambda: absence)
-    found = look(cuda.NF4, gpus=gpus)
+    found = look("nf4", gpus=gpus)
     is_missed = gpus is not None and not is_there
     assert (found.verdict, found.facts["fallback"]) == (("slow", "torch") if is_missed else ("ok", None))
     assert found.fix == ("install it" if is_missed else None)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from ernie_local.checkpoint.hub import resolve_model
-from ernie_local.doctor import Diagnosis, Examination, Subject, files
+from ernie_local.doctor import CHECKS, Diagnosis, Subject
 from ernie_local.doctor.check import WeightFiles
 from ernie_local.machine.disk import DiskSpeed, Storage, measure_disk
 from ernie_local.machine.hardware import find_hardware
@@ -26,25 +26,25 @@ def in_folder(folder: Path) -> Subject:
 
 
 def check_model(model: str) -> tuple[Diagnosis, list[Path]]:
-    examination = Examination(Subject(model, Path(), Path()))
-    found = files.CHECKPOINT.run(examination)
+    subject = Subject(model, Path(), Path())
+    found = CHECKS["checkpoint"](subject)
     assert found is not None
-    there = examination.model_files
+    there = subject.model_files
     return found, there.paths if isinstance(there, WeightFiles) else []
 
 
 def check_stored(path: Path) -> tuple[MachineProfile | None, Diagnosis]:
-    examination = Examination(Subject(None, Path(), path))
-    found = files.PROFILE.run(examination)
+    subject = Subject(None, Path(), path)
+    found = CHECKS["profile"](subject)
     assert found is not None
-    return examination.own_profile, found
+    return subject.own_profile, found
 
 
 # disk
 
 
 def test_a_file_of_our_own_is_timed_and_gone_afterwards(tmp_path: Path) -> None:
-    found = look(files.DISK, in_folder(tmp_path))
+    found = look("disk", in_folder(tmp_path))
     assert found.facts["of_model"] is False
     assert found.facts["bytes_per_second"] > 0  # type: ignore[operator]
     assert found.facts["page_bytes"] == 6 << 20
@@ -64,13 +64,12 @@ def test_the_largest_file_of_the_model_is_timed(tmp_path: Path, monkeypatch: pyt
     with large.open("wb") as file:
         file.truncate(64 << 20)
     assert (
-        look(files.DISK, in_folder(tmp_path), model_files=WeightFiles([small, large], 2, 2)).facts["of_model"]
+        look("disk", in_folder(tmp_path), model_files=WeightFiles([small, large], 2, 2)).facts["of_model"]
         is True
     )
     assert timed == [large]
     assert (
-        look(files.DISK, in_folder(tmp_path), model_files=WeightFiles([small], 1, 1)).facts["of_model"]
-        is False
+        look("disk", in_folder(tmp_path), model_files=WeightFiles([small], 1, 1)).facts["of_model"] is False
     )
 
 
@@ -94,7 +93,7 @@ def test_what_a_disk_has_to_give(
     monkeypatch.setattr("ernie_local.machine.disk.temporary_file", lambda *_: nullcontext(tmp_path))
     monkeypatch.setattr("ernie_local.machine.disk.measure_disk", lambda *_: measured)
     monkeypatch.setattr(psutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-    found = look(files.DISK, in_folder(tmp_path))
+    found = look("disk", in_folder(tmp_path))
     assert found.verdict == ("ok" if fix is None else "slow")
     assert (found.fix is None) if fix is None else fix in (found.fix or "")
 
@@ -106,7 +105,7 @@ def test_a_folder_that_cannot_be_written_to_is_slow_and_says_why(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
-    found = look(files.DISK, in_folder(tmp_path))
+    found = look("disk", in_folder(tmp_path))
     assert found.verdict == "slow"
     assert "No space left on device" in found.text
     assert found.facts["bytes_per_second"] is None
@@ -116,7 +115,7 @@ def test_a_folder_that_cannot_be_written_to_is_slow_and_says_why(
 
 
 def test_no_model_no_finding() -> None:
-    assert files.CHECKPOINT.run(Examination(Subject(None, Path(), Path()))) is None
+    assert CHECKS["checkpoint"](Subject(None, Path(), Path())) is None
 
 
 def test_a_whole_checkpoint() -> None:

@@ -7,16 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from ernie_local.doctor import gpu
-from ernie_local.machine.gpu import lock_limit, lockable_bytes
+from ernie_local.doctor.gpu import lock_limit, lockable_bytes
 from ernie_local.machine.hardware import GpuProcess
 from tests.runtime.doctor.looking import look
 from tests.runtime.doctor.made_up import one, profile
 
 
 def test_no_gpu_is_ok() -> None:
-    assert look(gpu.GPU, gpus=None).verdict == "ok"
-    assert look(gpu.GPU, gpus=()).facts == {"gpus": []}
+    assert look("gpu", gpus=None).verdict == "ok"
+    assert look("gpu", gpus=()).facts == {"gpus": []}
 
 
 @pytest.mark.parametrize(
@@ -25,7 +24,7 @@ def test_no_gpu_is_ok() -> None:
      ((6, 1), "slow", "6.1 (no Triton")],
 )  # fmt: skip
 def test_what_the_gpu_can_compute(capability: tuple[int, int], verdict: str, text: str) -> None:
-    found = look(gpu.GPU, gpus=one(compute_capability=capability))
+    found = look("gpu", gpus=one(compute_capability=capability))
     assert found.verdict == verdict
     assert f"compute capability {text}" in found.text
 
@@ -33,7 +32,7 @@ def test_what_the_gpu_can_compute(capability: tuple[int, int], verdict: str, tex
 @pytest.mark.parametrize(("free", "verdict"), [(9 << 30, "ok"), ((9 << 30) - 1, "slow")])
 def test_who_holds_the_memory_is_named(free: int, verdict: str) -> None:
     found = look(
-        gpu.GPU, gpus=one(free_bytes=free, processes=(GpuProcess("game", 2 << 30), GpuProcess("x", None)))
+        "gpu", gpus=one(free_bytes=free, processes=(GpuProcess("game", 2 << 30), GpuProcess("x", None)))
     )
     assert found.verdict == verdict
     assert "GiB free of 12.00 GiB (held by game 2.00 GiB, x)" in found.text
@@ -65,16 +64,14 @@ def test_who_holds_the_memory_is_named(free: int, verdict: str) -> None:
 def test_lanes_and_what_they_carry(
     changes: dict[str, Any], rate: float | None, verdict: str, text: str
 ) -> None:
-    found = look(
-        gpu.LINK, gpus=one(**changes), stored_profile=(None if rate is None else profile(rate), None)
-    )
+    found = look("link", gpus=one(**changes), stored_profile=(None if rate is None else profile(rate), None))
     assert found.verdict == verdict
     assert text in found.text
     assert found.facts["bytes_per_second"] == rate
 
 
 def test_a_rate_of_a_gpu_that_is_gone_is_not_told() -> None:
-    assert look(gpu.LINK, gpus=(), stored_profile=(profile(1e10), None)).facts == {
+    assert look("link", gpus=(), stored_profile=(profile(1e10), None)).facts == {
         "generation": None, "width": None, "width_most": None, "bytes_per_second": None,
     }  # fmt: skip
 
@@ -96,8 +93,8 @@ def test_a_driver_that_locks_little_is_slow(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "empty", empty)
-    monkeypatch.setattr("ernie_local.machine.gpu.free_memory", lambda: 12 << 30)
-    found = look(gpu.PINNED)
+    monkeypatch.setattr("ernie_local.doctor.gpu.free_memory", lambda: 12 << 30)
+    found = look("pinned")
     assert (found.verdict, found.facts["quota_bytes"]) == (verdict, given)
     assert max(asked) <= 3 << 30  # a fourth of what is free
 
@@ -112,6 +109,6 @@ def test_a_driver_that_locks_whatever_is_asked_for_is_not_asked_for_all(
 
 def test_without_a_gpu_nothing_is_locked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("memory was locked"))
-    found = look(gpu.PINNED)
+    found = look("pinned")
     assert (found.verdict, found.facts["quota_bytes"]) == ("ok", None)
     assert found.facts["limit_bytes"] == lock_limit()

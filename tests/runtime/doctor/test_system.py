@@ -13,7 +13,7 @@ import torch
 
 from ernie_local.doctor import Diagnosis, Subject, examine, system, worst_verdict
 from ernie_local.machine.hardware import GpuStatus
-from tests.runtime.doctor.looking import SETTING, look
+from tests.runtime.doctor.looking import look
 from tests.runtime.doctor.made_up import one
 
 
@@ -45,7 +45,7 @@ def test_a_fix_goes_with_what_is_not_ok_alone(verdict: Any) -> None:
 
 
 def test_every_check_of_this_machine_gives_a_finding(native_kernels: ModuleType, subject: Subject) -> None:
-    names = [found.name for found in examine(SETTING, isa_is_forced=False, subject=subject)]
+    names = [found.name for found in examine(subject)]
     assert names == [
         *("python", "memory", "kernels", "cpu", "self-test", "cuda", "gpu", "triton", "nf4", "link"),
         *("pinned", "system", "battery", "disk", "profile"),
@@ -70,7 +70,7 @@ def test_threads_suit_the_cpus(
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(system, "usable_cpus", lambda: cpus)
-    found = look(system.PYTHON)
+    found = look("python")
     assert found.verdict == verdict
     assert found.text.endswith(f", PyTorch {torch.__version__}, {text}")
     assert (found.fix or "").startswith(fix)
@@ -85,7 +85,7 @@ def test_without_torch_it_fails_and_what_needs_torch_is_left_out(
     monkeypatch: pytest.MonkeyPatch, subject: Subject
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    found = list(examine(SETTING, isa_is_forced=False, subject=subject))
+    found = list(examine(subject))
     assert [each.name for each in found] == ["python", "memory", "kernels"]
     assert found[0].verdict == "fails"
     assert "PyTorch cannot be imported" in found[0].text
@@ -105,7 +105,7 @@ def test_little_memory_is_slow_whatever_leaves_so_little(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(total=4 << 30, used=1 << 30))
     monkeypatch.setattr(system, "free_memory", lambda: free)
-    found = look(system.MEMORY)
+    found = look("memory")
     assert found.verdict == verdict
     assert "free of 8.00 GiB" in found.text
     assert ("container's limit (2.00 GiB without it)" in found.text) == (available > free)
@@ -135,14 +135,14 @@ def test_on_battery_it_is_slow(
     monkeypatch: pytest.MonkeyPatch, state: Any, verdict: str, plugged: bool | None
 ) -> None:
     monkeypatch.setattr(psutil, "sensors_battery", lambda: state, raising=False)
-    found = look(system.BATTERY)
+    found = look("battery")
     assert (found.verdict, found.facts["power_plugged"]) == (verdict, plugged)
     assert found.facts["present"] == (state is not None)
 
 
 def test_a_system_that_knows_no_batteries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(psutil, "sensors_battery", raising=False)
-    assert look(system.BATTERY).verdict == "ok"
+    assert look("battery").verdict == "ok"
 
 
 # system
@@ -164,7 +164,7 @@ def test_where_a_full_gpu_spills_into_ram(
 ) -> None:
     monkeypatch.setattr("sys.platform", os_name)
     monkeypatch.setattr("platform.release", lambda: release)
-    found = look(system.SYSTEM, gpus=gpus)
+    found = look("system", gpus=gpus)
     assert (found.verdict, found.facts["spills"]) == ("slow" if spills else "ok", spills)
     assert found.facts["is_wsl"] == ("icrosoft" in release)
     assert ("inside WSL" in found.text) == ("icrosoft" in release)

@@ -13,12 +13,17 @@ from ernie_local.checkpoint.uncached_file import UncachedFile
 from ernie_local.errors import DoesNotFit
 from ernie_local.kernels.arguments import ExpertsCall
 from ernie_local.kernels.experts import add_packed_experts
-from ernie_local.machine import cpu, survey
-from ernie_local.machine.cpu import LayerSizes
+from ernie_local.machine import compute, disk, survey
+from ernie_local.machine.compute import (
+    GPU_LINK,
+    GPU_MEMORY,
+    GPU_OPERATIONS,
+    LayerSizes,
+    measure_gpu,
+    measure_rate,
+)
 from ernie_local.machine.disk import DiskSpeed, measure_disk, measure_small_reads, temporary_file
-from ernie_local.machine.fixed_costs import FixedCosts
-from ernie_local.machine.gpu import GPU_LINK, GPU_MEMORY, GPU_OPERATIONS, measure_gpu
-from ernie_local.machine.timing import measure_rate
+from ernie_local.machine.survey import FixedCosts
 from ernie_local.planner.profile import Measurement
 from ernie_local.planner.rates import PagingCosts, Rates
 
@@ -118,21 +123,21 @@ SIZES = LayerSizes(hidden=192, inner=64, dense_rows=128, prompt_tokens=40)
 
 
 def test_each_rate_counts_what_was_read(native_kernels: object) -> None:
-    found = dict(cpu.measure_kernels(1 << 16, Ticks(), SIZES))
+    found = dict(compute.measure_kernels(1 << 16, Ticks(), SIZES))
     assert list(found) == [
         *(f"{name}_bytes_per_second" for name in ("w4", "w2", "w8", "float32", "bfloat16")),
-        cpu.PROMPT,
-        cpu.PLAIN_PROMPT,
+        compute.PROMPT,
+        compute.PLAIN_PROMPT,
     ]
     # One second a round by that clock.
-    calls = cpu.CALLS_A_ROUND
+    calls = compute.CALLS_A_ROUND
     assert found["float32_bytes_per_second"].median == calls * 4 * 64 * 192 * 4
     assert found["bfloat16_bytes_per_second"].median == calls * 4 * 64 * 192 * 2
     assert found["w4_bytes_per_second"].median == calls * 6 * SIZES.page_layout("w4").page_bytes
     assert found["w4_bytes_per_second"].median > found["w2_bytes_per_second"].median
     assert found["w8_bytes_per_second"].median > calls * 128 * 192
-    assert found[cpu.PROMPT].median == 2 * 40 * 6 * 3 * 192 * 64
-    assert found[cpu.PLAIN_PROMPT].median == 2 * 40 * 4 * 64 * 192
+    assert found[compute.PROMPT].median == 2 * 40 * 6 * 3 * 192 * 64
+    assert found[compute.PLAIN_PROMPT].median == 2 * 40 * 4 * 64 * 192
 
 
 def test_no_weight_is_read_twice_in_a_row(native_kernels: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,8 +148,8 @@ def test_no_weight_is_read_twice_in_a_row(native_kernels: object, monkeypatch: p
             asked.append(tuple(call.expert_ids.flatten().tolist()))
         add_packed_experts(output, call)
 
-    monkeypatch.setattr(cpu, "add_packed_experts", note)
-    calls, _ = cpu.expert_calls(SIZES, "w4", 30 * SIZES.page_layout("w4").page_bytes)
+    monkeypatch.setattr(compute, "add_packed_experts", note)
+    calls, _ = compute.expert_calls(SIZES, "w4", 30 * SIZES.page_layout("w4").page_bytes)
     for call in calls:
         call()
     assert len(asked) == 5
@@ -181,8 +186,8 @@ def test_the_survey_names_everything_and_takes_rates_from_it(
     def measure_kernels() -> Iterator[tuple[str, Measurement]]:
         for index, name in enumerate(("w4", "w2", "w8", "float32", "bfloat16")):
             yield f"{name}_bytes_per_second", found(1e10 + index)
-        yield cpu.PROMPT, found(2e11)
-        yield cpu.PLAIN_PROMPT, found(1e11)
+        yield compute.PROMPT, found(2e11)
+        yield compute.PLAIN_PROMPT, found(1e11)
 
     given: list[Rates] = []
 
@@ -190,10 +195,10 @@ def test_the_survey_names_everything_and_takes_rates_from_it(
         given.append(rates)
         return FixedCosts(*(found(len(given) * value) for value in (1e-3, 1e-4, 1e-5, 1e-6)))
 
-    monkeypatch.setattr(survey, "measure_disk", measure)
-    monkeypatch.setattr(survey, "measure_small_reads", lambda path, seconds: found(1e6))
-    monkeypatch.setattr(survey, "measure_kernels", measure_kernels)
-    monkeypatch.setattr(survey, "temporary_file", lambda folder: temporary_file(folder, 1 << 20))
+    monkeypatch.setattr(disk, "measure_disk", measure)
+    monkeypatch.setattr(disk, "measure_small_reads", lambda path, seconds: found(1e6))
+    monkeypatch.setattr(compute, "measure_kernels", measure_kernels)
+    monkeypatch.setattr(disk, "temporary_file", lambda folder: temporary_file(folder, 1 << 20))
     monkeypatch.setattr(survey, "write_small_packed", lambda source, directory: directory.mkdir())
     monkeypatch.setattr(survey, "measure_fixed_costs", costs)
     told: list[str] = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,10 +18,15 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
 from ernie_local.loading import LoadedModel
-from ernie_local.machine import fixed_costs, model_speed
+from ernie_local.machine import model_speed
 from ernie_local.machine.disk import DiskSpeed
-from ernie_local.machine.fixed_costs import measure_fixed_costs, write_small_packed
 from ernie_local.machine.random_model import text_ids
+from ernie_local.machine.survey import (
+    SmallModelDecoder,
+    TimedToken,
+    measure_fixed_costs,
+    write_small_packed,
+)
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.profile import Measurement
 from ernie_local.planner.rates import DecodeWork, PagingCosts, Rates, decode_seconds
@@ -61,29 +65,28 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # fixed costs
 
 
-def test_what_a_formula_made_is_found_again(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_formula_made_is_found_again(packed: Path) -> None:
     """Tokens as the formula says with known costs, in place of measured ones: these costs come out."""
     rates = dataclasses.replace(RATES, token_seconds=0.3, layer_seconds=0.05, paging=PagingCosts(0.02, 0.4))
     work = read_model(packed).decode_work("float32")
     resident = decode_seconds(work, rates)
     beside = resident - 0.3 - 6 * 0.05
 
-    def token(misses: int) -> fixed_costs._Token:
+    def token(misses: int) -> TimedToken:
         seconds = decode_seconds(work, rates, 1 - misses / 20)
-        return fixed_costs._Token(seconds, 0.0, misses)
+        return TimedToken(seconds, 0.0, misses)
 
     runs: list[int | None] = []
 
-    def decode(directory: Path, config: Any, expert_bytes: int | None, clock: Any) -> Any:
+    def decode(expert_bytes: int | None) -> list[list[TimedToken]]:
         runs.append(expert_bytes)
         if expert_bytes is None:
             layers = 6 * 0.05 + beside * 6 * 0.05 / (0.3 + 6 * 0.05)
-            return [[fixed_costs._Token(resident, layers, 0)] * 3] * 2
+            return [[TimedToken(resident, layers, 0)] * 3] * 2
         misses = (0, 0, 1) if len(runs) == 2 else (0, 3, 5)
         return [[token(count) for count in misses]] * 2
 
-    monkeypatch.setattr(fixed_costs, "_decode", decode)
-    found = measure_fixed_costs(packed, rates)
+    found = measure_fixed_costs(packed, rates, decode)
     assert found.token.median == pytest.approx(0.3, rel=1e-6)
     assert found.layer.median == pytest.approx(0.05, rel=1e-6)
     assert found.paged_layer.median == pytest.approx(0.02, rel=1e-6)
@@ -101,29 +104,26 @@ def test_what_a_formula_made_is_found_again(packed: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("kind", ["plain", "packed"])
-def test_a_token_is_told_from_its_layers(packed: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    for name, value in {"_ROUNDS": 2, "_TOKENS": 3, "_WARM_TOKENS": 4, "_CONTEXT": 20}.items():
-        monkeypatch.setattr(fixed_costs, name, value)
+def test_a_token_is_told_from_its_layers(packed: Path, kind: str) -> None:
     directory = packed if kind == "packed" else resolve_model("nano")
     endless = Rates(1e30, 1e30, 1e30, 9.0, 9.0, paging=PagingCosts(9.0, 9.0))
-    found = measure_fixed_costs(directory, endless, Ticks())
+    decode = SmallModelDecoder(directory, rounds=2, tokens=3, warm_tokens=4, clock=Ticks())
+    found = measure_fixed_costs(directory, endless, decode)
     # The clock is read before and behind a token, and before and behind its layers.
     assert found.token == Measurement(2.0, 2.0, 2.0, 2)
     assert found.layer.median == pytest.approx(1 / 6)
     assert (found.paged_layer.median, found.page.median) == (0.0, 0.0)
 
 
-def test_pages_are_missing_where_memory_is_scarce(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[list[list[fixed_costs._Token]]] = []
-    real = fixed_costs._decode
+def test_pages_are_missing_where_memory_is_scarce(packed: Path) -> None:
+    seen: list[list[list[TimedToken]]] = []
+    real = SmallModelDecoder(packed)
 
-    def decode(*arguments: Any) -> Any:
-        rounds = real(*arguments)
-        seen.append(rounds)
-        return rounds
+    def decode(expert_bytes: int | None) -> list[list[TimedToken]]:
+        seen.append(real(expert_bytes))
+        return seen[-1]
 
-    monkeypatch.setattr(fixed_costs, "_decode", decode)
-    measure_fixed_costs(packed, RATES)
+    measure_fixed_costs(packed, RATES, decode)
     resident, found, scarce = [sum(one.misses for tokens in rounds for one in tokens) for rounds in seen]
     uses = 7 * 16 * 5 * 4
     assert resident == 0
@@ -238,10 +238,9 @@ def test_the_disk_of_a_paged_model_is_what_it_gives_beside_decode(
     assert 1 / found.predicted_decode == pytest.approx(expected)
 
 
-def test_memory_that_others_use_too_is_reckoned_with(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_speed, "_LARGE_BYTES", 1)
+def test_memory_that_others_use_too_is_reckoned_with(packed: Path) -> None:
     model = ernie_local.load(packed, context_size=300)
-    found = model_speed.measure_model(model, RATES, clock=Ticks())
+    found = model_speed.measure_model(model, RATES, clock=Ticks(), cache_bytes=1)
     share = found.memory_share
     assert share is not None
     assert share.rounds == 7

@@ -13,8 +13,8 @@ import pytest
 from ernie_local import defaults
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.media.image_size import measure_image
-from ernie_local.planner.conversation import ChatPlan
 from ernie_local.planner.model_size import read_model
+from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.ram import Budget, CpuPlan, plan_cpu
 from ernie_local.sizes import MIB, parse_bytes
 

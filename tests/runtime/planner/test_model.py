@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
+from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.parts import model_parts, stored_tensors
 from ernie_local.checkpoint.reader import open_checkpoint
@@ -21,9 +21,9 @@ from ernie_local.loading.build import build_model, checkpoint_weights
 from ernie_local.media.image_size import measure_image, smart_resize
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.kv_cache import KV_DTYPES, KVCache
-from ernie_local.model.memory_use import KV_ITEM_BYTES
-from ernie_local.planner.conversation import ChatPlan, check_images, encoder_bytes, pixel_bytes
+from ernie_local.model.memory_use import KV_ITEM_BYTES, encoding_bytes
 from ernie_local.planner.model_size import ModelSize, published_model, read_model, with_formats
+from ernie_local.planner.need import ChatPlan
 from ernie_local.sizes import MIB
 from tests.conftest import PackNano
 
@@ -43,7 +43,7 @@ PUBLISHED = {
 
 
 def nano(choice: FormatChoice) -> ModelSize:
-    return with_formats(read_model(NANO_DIRECTORY), lambda config: format_tables(config, choice), "--bits")
+    return with_formats(read_model(NANO_DIRECTORY), choice, "--bits")
 
 
 def test_the_published_model_has_the_published_counts() -> None:
@@ -169,7 +169,7 @@ def test_another_architecture_and_unknown_experts_are_refused(
 
 def test_a_quantized_model_is_not_quantized_again() -> None:
     with pytest.raises(UsageError, match="--bits"):
-        with_formats(nano(FormatChoice()), lambda config: format_tables(config, FormatChoice()), "--bits")
+        with_formats(nano(FormatChoice()), FormatChoice(), "--bits")
 
 
 def test_parts_of_a_checkpoint_hold_every_byte_once() -> None:
@@ -191,8 +191,7 @@ def test_images_cost_what_the_reference_says(width: int, height: int, tokens: in
     assert priced.resized_size == resized[::-1]
     assert (priced.tokens, priced.patches) == (tokens, 4 * tokens)
     assert priced.scale == pytest.approx(scale, abs=0.01)
-    assert pixel_bytes(priced, config) == 4 * tokens * 588 * 4
-    assert encoder_bytes(priced, config) == 4 * tokens * 1280 * 64 + 211 * 1280**2
+    assert encoding_bytes(config.vision, [priced.patches]) == 4 * tokens * 1280 * 64 + 211 * 1280**2
 
 
 def test_a_strip_is_refused() -> None:
@@ -202,6 +201,6 @@ def test_a_strip_is_refused() -> None:
 
 def test_a_context_filled_by_images_is_refused() -> None:
     image = measure_image("page", (2480, 3508), ImageProcessorConfig())
-    check_images((image,), 6141, 131072)
+    ChatPlan(6141, "float32", "bfloat16", (image,)).check_images(131072)
     with pytest.raises(DoesNotFit, match=r"6140 tokens, the context has 6140.*\n.*\ntry: context_size=7168"):
-        check_images((image,), 6140, 131072)
+        ChatPlan(6140, "float32", "bfloat16", (image,)).check_images(131072)

@@ -6,22 +6,19 @@ import dataclasses
 
 import pytest
 
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
+from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.errors import DoesNotFit
 from ernie_local.media.image_size import measure_image
-from ernie_local.planner.conversation import ChatPlan
 from ernie_local.planner.fit import DEFAULT_RESERVE, AvailableMemory, headroom_bytes, place
 from ernie_local.planner.gpu import plan_gpu
 from ernie_local.planner.model_size import ModelSize, published_model, with_formats
-from ernie_local.planner.need import MemoryNeed, gpu_room
+from ernie_local.planner.need import ChatPlan, MemoryNeed, gpu_room
 from ernie_local.planner.ram import PROCESS, Budget, CpuPlan, plan_cpu
 from ernie_local.planner.terms import PHASES, Amount, MemoryPlan, Term
 from ernie_local.sizes import GIB, MIB
 
-W4 = with_formats(published_model(), lambda config: format_tables(config, FormatChoice()), "--bits 4")
-W2 = with_formats(
-    published_model(), lambda config: format_tables(config, FormatChoice("w2", "w4")), "--bits 2"
-)
+W4 = with_formats(published_model(), FormatChoice(), "--bits 4")
+W2 = with_formats(published_model(), FormatChoice("w2", "w4"), "--bits 2")
 SHORT = ChatPlan(1024, "float32", "bfloat16")
 
 
@@ -76,7 +73,7 @@ def test_experts_go_where_load_puts_them(limit: int) -> None:
     else:
         # But for the slack that the runtime leaves, and half of a chunk of 2048 tokens, all is used.
         assert plan.memory.peak.best > limit - 400 * MIB
-        assert 0 < plan.resident_share(W4) <= 1
+        assert 0 < plan.resident_share <= 1
 
 
 def test_the_least_limit_is_taken_and_less_is_refused() -> None:
