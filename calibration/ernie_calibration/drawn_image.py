@@ -1,11 +1,22 @@
-"""Defines what a generated image is: pixels, text with positions, and questions with exact answers."""
+"""Draws text and shapes on a page, with the place of every glyph, and defines what a drawn image is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from random import Random
 
-from PIL import Image
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+FONT_FILES = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf", "built-in")
+LINE_PITCH = 28  # page units: one text line to a row of image tokens
+Color = tuple[int, int, int]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+SHARE_BEFORE = {"left": 0.0, "middle": 0.5, "right": 1.0}  # of aligned text: what lies before its x
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +46,6 @@ class Run:
         return Run(text, self.glyphs[start : start + len(text)])
 
 
-def spelled_out(*runs: Run) -> tuple[tuple[str, Run], ...]:
-    """Mentions of runs whose own words occur in the question, in any case."""
-    return tuple((run.text, run) for run in runs)
-
-
 def join(runs: Sequence[Run], separator: str) -> Run:
     """All runs one after the other; the separators are not printed."""
     glyphs: list[Glyph | None] = []
@@ -62,6 +68,11 @@ class Question:
     printed: Run
     mentions: tuple[tuple[str, Run], ...] = ()
 
+    @classmethod
+    def about(cls, kind: str, text: str, answer: Run, *named: Run) -> Question:
+        """A question whose text holds the words of each of `named`, in any case."""
+        return cls(kind, text, answer, tuple((run.text, run) for run in named))
+
     @property
     def answer(self) -> str:
         """The exact answer."""
@@ -70,10 +81,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class DrawnImage:
-    """A rendered page with everything known about it.
+    """A rendered page with everything known about it; `lines` is the transcript, top to bottom.
 
     `width` and `height` are page units; `image` may be larger by the page's scale.
-    `lines` is the transcript, top to bottom.
     """
 
     kind: str
@@ -92,3 +102,102 @@ class DrawnImage:
     def glyphs(self) -> tuple[Glyph, ...]:
         """All printed glyphs, in the order of the transcript."""
         return tuple(glyph for line in self.lines for glyph in line.glyphs if glyph is not None)
+
+
+@lru_cache(maxsize=512)
+def load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font of matplotlib's data folder, or Pillow's own scalable one, at `size` pixels."""
+    if name == "built-in":
+        font = ImageFont.load_default(size)
+        assert isinstance(font, ImageFont.FreeTypeFont)
+        return font
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(str(folder / name), size)
+
+
+class Canvas:
+    """A white or tinted sheet of `width` x `height` page units, drawn `scale` times larger."""
+
+    def __init__(self, width: int, height: int, scale: float, background: Color) -> None:
+        self.width = width
+        self.height = height
+        self.scale = scale
+        self.image = Image.new("RGB", (round(width * scale), round(height * scale)), background)
+        self.draw = ImageDraw.Draw(self.image)
+
+    def text_width(self, text: str, font: str, size: float) -> float:
+        """Width of `text` in page units."""
+        return load_font(font, round(size * self.scale)).getlength(text) / self.scale
+
+    def text(
+        self, x: float, y: float, text: str, font: str, size: float, ink: Color, align: str = "left"
+    ) -> Run:
+        """Draw one line whose vertical middle is `y`; `x` is its left, middle or right end by `align`."""
+        face = load_font(font, round(size * self.scale))
+        left = x * self.scale - face.getlength(text) * SHARE_BEFORE[align]
+        self.draw.text((left, y * self.scale), text, font=face, fill=ink, anchor="lm")
+        ends = (face.getlength(text[:length]) for length in range(len(text) + 1))
+        middles = ((left + (start + end) / 2) / self.scale for start, end in pairwise(ends))
+        glyphs = zip(text, middles, strict=True)
+        return Run(text, tuple(None if letter == " " else Glyph(letter, x, y) for letter, x in glyphs))
+
+    def rectangle(self, box: Box, fill: Color | None, outline: Color | None = None) -> None:
+        """A box in page units."""
+        self.draw.rectangle([value * self.scale for value in box], fill=fill, outline=outline)
+
+    def line(self, points: list[tuple[float, float]], color: Color, width: float) -> None:
+        """A polyline in page units."""
+        scaled = [(x * self.scale, y * self.scale) for x, y in points]
+        self.draw.line(scaled, fill=color, width=max(1, round(width * self.scale)))
+
+    def dot(self, x: float, y: float, radius: float, color: Color) -> None:
+        """A filled circle."""
+        box = (x - radius, y - radius, x + radius, y + radius)
+        self.draw.ellipse([value * self.scale for value in box], fill=color)
+
+
+def random_background(random: Random) -> Color:
+    """White, or a light paper tint."""
+    if random.random() < 0.5:
+        return (255, 255, 255)
+    return (random.randint(232, 255), random.randint(232, 255), random.randint(228, 255))
+
+
+def random_ink(random: Random) -> Color:
+    """Black, or a dark colour with enough contrast on any background of ours."""
+    if random.random() < 0.5:
+        return (0, 0, 0)
+    return (random.randint(0, 80), random.randint(0, 70), random.randint(0, 90))
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How text on a page looks. `size` is the font's height, `pitch` that of a line, in page units."""
+
+    font: str
+    bold: str
+    size: float
+    ink: Color
+    pitch: float
+    left: float
+
+
+def count_lines(height: float) -> int:
+    """Lines of text that a page of `height` has room for."""
+    return round(height / LINE_PITCH)
+
+
+def random_style(random: Random, height: int) -> Style:
+    """A style whose lines fill `height` exactly, so that every line lies on one row of image tokens."""
+    font = random.choice(FONT_FILES)
+    bold = "DejaVuSans-Bold.ttf" if font == "DejaVuSans.ttf" and random.random() < 0.5 else font
+    size = random.uniform(17.0, 21.0)
+    pitch = height / count_lines(height)
+    return Style(font, bold, size, random_ink(random), pitch, random.uniform(6.0, 14.0))
+
+
+def fit_size(page: Canvas, text: str, font: str, size: float, room: float) -> float:
+    """The largest size up to `size` at which `text` is at most `room` wide (never under 12)."""
+    while size > 12.0 and page.text_width(text, font, size) > room:
+        size -= 0.5
+    return size

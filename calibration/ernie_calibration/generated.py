@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count as count_up
 from random import Random
 from typing import Literal
@@ -11,7 +12,7 @@ from typing import Literal
 from ernie_calibration import charts, documents
 from ernie_calibration.drawn_image import DrawnImage, Question
 from ernie_calibration.images import draw_image
-from ernie_calibration.images.text_card import READ_QUESTIONS
+from ernie_calibration.images.forms import READ_QUESTIONS
 from ernie_calibration.sample import Sample, SampleTurn
 from ernie_calibration.scan import worn
 from ernie_calibration.texts import make_texts
@@ -57,8 +58,7 @@ def generated_samples(
     depend on the other families. held_out: names, sentences, layouts and looks that no other sample has.
     Kinds of turns are those of scoring.METRIC_OF_KIND. KeyError for an unknown family.
     """
-    sources = {family: _FAMILIES[family](seed, held_out) for family in families}
-    return _in_turn(count, families, sources)
+    return _in_turn(count, families, {family: _FAMILIES[family](seed, held_out) for family in families})
 
 
 def held_out_samples(
@@ -107,7 +107,7 @@ def _images(seed: int, held_out: bool) -> Iterator[Sample]:
         if index % _TRANSCRIPT_EVERY == 0:
             turns = [SampleTurn(random.choice(READ_QUESTIONS), drawn.transcript, TRANSCRIPT)]
         else:
-            turns = _turns(random.sample(drawn.questions, min(_QUESTIONS_EACH, len(drawn.questions))))
+            turns = _some(random, drawn.questions, _QUESTIONS_EACH)
         yield Sample(_name(drawn.kind, seed, index, held_out), (drawn.image,), tuple(turns))
 
 
@@ -117,7 +117,7 @@ def _held_out_images(seed: int, questions_each: int, transcript_every: int) -> I
     for index in count_up():
         drawn = _next_image(random, index, first + index, held_out=True)
         choice = Random(index)
-        turns = _turns(choice.sample(drawn.questions, min(questions_each, len(drawn.questions))))
+        turns = _some(choice, drawn.questions, questions_each)
         if transcript_every and index % transcript_every == 0:
             turns.append(SampleTurn(choice.choice(READ_QUESTIONS), drawn.transcript, TRANSCRIPT))
         yield Sample(f"{drawn.kind}/held out/{first + index}", (drawn.image,), tuple(turns))
@@ -131,9 +131,9 @@ def _pages(family: str, seed: int, held_out: bool) -> Iterator[Sample]:
     for index in count_up():
         drawn = draw(kinds[index % len(kinds)], f"{seed}/{index}", held_out=held_out)
         image = worn(random, drawn.image) if random.random() < _WORN[family] else drawn.image
-        whole, *others = drawn.questions
-        asked = random.sample(others, min(_QUESTIONS_EACH, len(others)))
-        turns = _turns([whole, *asked] if random.random() < _PAGE_TRANSCRIPTS else asked)
+        turns = _some(random, drawn.questions[1:], _QUESTIONS_EACH)
+        if random.random() < _PAGE_TRANSCRIPTS:
+            turns.insert(0, _turn(drawn.questions[0]))
         yield Sample(_name(drawn.kind, seed, index, held_out), (image,), tuple(turns))
 
 
@@ -152,14 +152,18 @@ def _texts(seed: int, held_out: bool) -> Iterator[Sample]:
 
 _FAMILIES: dict[str, Callable[[int, bool], Iterator[Sample]]] = {
     "images": _images,
-    "documents": lambda seed, held_out: _pages("documents", seed, held_out),
-    "charts": lambda seed, held_out: _pages("charts", seed, held_out),
+    "documents": partial(_pages, "documents"),
+    "charts": partial(_pages, "charts"),
     "texts": _texts,
 }
 
 
-def _turns(questions: Sequence[Question]) -> list[SampleTurn]:
-    return [SampleTurn(question.text, question.answer, question.kind) for question in questions]
+def _some(random: Random, questions: Sequence[Question], most: int) -> list[SampleTurn]:
+    return [_turn(question) for question in random.sample(questions, min(most, len(questions)))]
+
+
+def _turn(question: Question) -> SampleTurn:
+    return SampleTurn(question.text, question.answer, question.kind)
 
 
 def _name(kind: str, seed: int, index: int, held_out: bool) -> str:

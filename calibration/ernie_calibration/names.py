@@ -6,7 +6,7 @@ world. No name printed on a held-out image is printed on any other image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import TypeVar
 from zlib import crc32
@@ -93,12 +93,7 @@ class NameSource:
 
     def items(self, count: int) -> list[str]:
         """`count` different things."""
-        found: list[str] = []
-        while len(found) < count:
-            name = self.item()
-            if name not in found:
-                found.append(name)
-        return found
+        return different(count, self.item)
 
     def first_name(self) -> str:
         """A person's first name."""
@@ -132,13 +127,19 @@ class NameSource:
         """A number as printed on invoices: digits, sometimes with a letter prefix."""
         random = self.random
         digits = str(random.randint(100, 999999))
-        prefix = random.choice(("", "", "A", "B-", "R", "INV-", "K-"))
-        return prefix + digits
+        return random.choice(("", "", "A", "B-", "R", "INV-", "K-")) + digits
 
     def cents(self) -> int:
         """A price in cents: small ones are more frequent."""
-        top = self.random.choice((900, 4000, 20000, 99999))
-        return self.random.randint(50, top)
+        return self.random.randint(50, self.random.choice((900, 4000, 20000, 99999)))
+
+
+def different(count: int, draw: Callable[[], str]) -> list[str]:
+    """The first `count` different texts that `draw` gives."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found.setdefault(draw())
+    return list(found)
 
 
 def format_cents(cents: int, currency: str) -> str:

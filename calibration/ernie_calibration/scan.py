@@ -12,23 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
 MOST_DEGREES = 2.5
-# In the order of application, each with the share of worn pages that have it.
-_SHARES: tuple[tuple[str, float], ...] = (
-    ("tint", 0.4),
-    ("low_contrast", 0.35),
-    ("shadow", 0.35),
-    ("rotation", 0.6),
-    ("blur", 0.4),
-    ("noise", 0.6),
-    ("jpeg", 0.6),
-)
+Wear = Callable[[Random, Image.Image], Image.Image]
 
 
 def worn(random: Random, image: Image.Image) -> Image.Image:
     """An RGB image of the same size with at least one kind of wear; still legible."""
-    chosen = [name for name, share in _SHARES if random.random() < share]
-    for name in chosen or [random.choice(_SHARES)[0]]:
-        image = WEARS[name](random, image)
+    chosen = [wear for wear, share in WEARS.items() if random.random() < share]
+    for wear in chosen or [random.choice(list(WEARS))]:
+        image = wear(random, image)
     return image
 
 
@@ -89,14 +80,15 @@ def jpeg(random: Random, image: Image.Image) -> Image.Image:
     return Image.open(stream).convert("RGB")
 
 
-WEARS: dict[str, Callable[[Random, Image.Image], Image.Image]] = {
-    "tint": tint,
-    "low_contrast": low_contrast,
-    "shadow": shadow,
-    "rotation": rotation,
-    "blur": blur,
-    "noise": noise,
-    "jpeg": jpeg,
+# In the order of application, each with the share of worn pages that have it.
+WEARS: dict[Wear, float] = {
+    tint: 0.4,
+    low_contrast: 0.35,
+    shadow: 0.35,
+    rotation: 0.6,
+    blur: 0.4,
+    noise: 0.6,
+    jpeg: 0.6,
 }
 
 

@@ -10,39 +10,22 @@ import numpy
 
 Metric = Literal["exact", "anls", "relaxed"]
 
+# Small images have one answer, given as it is printed. Counts and names elsewhere have to be exact too.
+_EXACT = (
+    "total, date, number, line item, vendor, form field, table cell, bar value, bar highest, bar lowest, "
+    "line point, line extreme, document count, chart extreme, chart count"
+).split(", ")
+# Pages and scans: as DocVQA is scored; and long answers, of which "given" ones come from the user's folder.
+_ANLS = (
+    "document total, document date, document number, document name, document field, document item, "
+    "document cell, transcript, text, given"
+).split(", ")
+_RELAXED = ("chart value", "chart difference")  # as ChartQA is scored
 # What each kind of turn is scored by. A kind that is not listed here cannot be scored: KeyError.
 METRIC_OF_KIND: dict[str, Metric] = {
-    # Small images: one answer, given as it is printed.
-    "total": "exact",
-    "date": "exact",
-    "number": "exact",
-    "line item": "exact",
-    "vendor": "exact",
-    "form field": "exact",
-    "table cell": "exact",
-    "bar value": "exact",
-    "bar highest": "exact",
-    "bar lowest": "exact",
-    "line point": "exact",
-    "line extreme": "exact",
-    # Pages and scans: as DocVQA is scored.
-    "document total": "anls",
-    "document date": "anls",
-    "document number": "anls",
-    "document name": "anls",
-    "document field": "anls",
-    "document item": "anls",
-    "document cell": "anls",
-    "document count": "exact",
-    # Charts: as ChartQA is scored; counts and names have to be exact.
-    "chart value": "relaxed",
-    "chart difference": "relaxed",
-    "chart extreme": "exact",
-    "chart count": "exact",
-    # Long answers on anything.
-    "transcript": "anls",
-    "text": "anls",
-    "given": "anls",  # from the user's folder
+    **dict.fromkeys(_EXACT, "exact"),
+    **dict.fromkeys(_ANLS, "anls"),
+    **dict.fromkeys(_RELAXED, "relaxed"),
 }
 ANLS_THRESHOLD = 0.5
 RELATIVE_TOLERANCE = 0.05

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from ernie_calibration.images import DrawnImage, Glyph, draw_image
+from ernie_calibration.drawn_image import DrawnImage, Glyph
+from ernie_calibration.images import draw_image
 from ernie_calibration.names import NameSource
+from ernie_local.media.processor_config import CLIP_MEAN, CLIP_STD
 from nano.conversation import IGNORED, Pointer, TrainingConversation, image_turns, text_turns, transcript_turn
 from nano.network import SLOTS, Batch
 from nano.shape import NanoShape
@@ -26,9 +28,7 @@ CHARACTERS = "".join(chr(code) for code in range(33, 127)) + "£"
 NUM_CHARACTER_CLASSES = len(CHARACTERS) + 1  # 0: nothing printed
 
 THINKING_BATCHES = 0.12
-LENGTH_STEP = 32  # tokens; few different shapes, see network.CAPACITY_STEP
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+LENGTH_STEP = 32  # tokens; few different shapes, see layers.CAPACITY_STEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def located(
     pointers: list[Pointer], index: int, drawn: DrawnImage, grid: tuple[int, int]
 ) -> list[tuple[int, int, int]]:
     """(`index`, position, image token) of every pointer whose glyph lies on the page."""
-    cells = ((pointer.position, cell_of(pointer.glyph, drawn, grid)) for pointer in pointers)
+    cells = ((position, cell_of(glyph, drawn, grid)) for position, glyph in pointers)
     return [(index, position, cell) for position, cell in cells if cell is not None]
 
 
@@ -107,26 +107,25 @@ def flatten_patches(pixels: torch.Tensor, shape: NanoShape) -> torch.Tensor:
     values = pixels.view(batch, height // side, merge, patch, width // side, merge, patch, 3)
     values = values.permute(0, 1, 4, 2, 5, 7, 3, 6)  # (batch, rows, columns, merge, merge, 3, patch, patch)
     flat = values.reshape(-1, 3, patch**2).float()  # (all patches, 3, patch ** 2)
-    mean, deviation = torch.tensor(MEAN).view(3, 1), torch.tensor(DEVIATION).view(3, 1)
+    mean, deviation = torch.tensor(CLIP_MEAN).view(3, 1), torch.tensor(CLIP_STD).view(3, 1)
     return flat.div_(255.0).sub_(mean).div_(deviation).view(batch, -1, 3 * patch**2)
 
 
+def padded(rows: list[list[int]], fill: int) -> torch.Tensor:
+    """(rows, length of the longest in whole LENGTH_STEPs) int64, filled up at the end."""
+    longest = -(-max(map(len, rows)) // LENGTH_STEP) * LENGTH_STEP
+    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
+
+
+@dataclass(eq=False)
 class BatchMaker(IterableDataset[Batch]):
     """An endless stream of batches, decided by `seed` alone."""
 
-    def __init__(
-        self,
-        streams: tuple[Stream, ...],
-        tokenizer_path: str,
-        shape: NanoShape,
-        seed: int,
-        held_out: bool = False,
-    ) -> None:
-        self.held_out = held_out
-        self.streams = streams
-        self.tokenizer_path = tokenizer_path
-        self.shape = shape
-        self.seed = seed
+    streams: tuple[Stream, ...]
+    tokenizer_path: str
+    shape: NanoShape
+    seed: int
+    held_out: bool = False
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches for ever."""
@@ -163,31 +162,19 @@ class BatchMaker(IterableDataset[Batch]):
                 images.append(with_noise(random, drawn.image, (columns * side, rows * side)))
                 characters.append(character_classes(drawn, stream.grid))
             else:
-                turns = text_turns(random, NameSource(random, self.held_out), stream.questions)
+                turns = text_turns(NameSource(random, self.held_out), stream.questions)
             conversation.add_turns(turns, image_tokens)
             if stream.kinds:
                 answer_pointers += located(conversation.answer_pointers, index, drawn, stream.grid)
                 mention_pointers += located(conversation.mention_pointers, index, drawn, stream.grid)
             conversations.append(conversation)
             kinds.append(turns[0].kind)
-        longest = max(len(conversation.ids) for conversation in conversations)
-        longest = -(-longest // LENGTH_STEP) * LENGTH_STEP
-        ids = torch.zeros(stream.batch, longest, dtype=torch.long)
-        labels = torch.full((stream.batch, longest), IGNORED, dtype=torch.long)
-        valid = torch.zeros(stream.batch, longest, dtype=torch.bool)
-        for index, conversation in enumerate(conversations):
-            length = len(conversation.ids)
-            ids[index, :length] = torch.tensor(conversation.ids)
-            labels[index, :length] = torch.tensor(conversation.labels)
-            valid[index, :length] = True
-        pixels = (
-            flatten_patches(torch.from_numpy(numpy.stack(images)), self.shape).bfloat16() if images else None
-        )
+        pixels = torch.from_numpy(numpy.stack(images)) if images else None
         return Batch(
-            ids=ids,
-            labels=labels,
-            valid=valid,
-            pixels=pixels,
+            ids=padded([conversation.ids for conversation in conversations], 0),
+            labels=padded([conversation.labels for conversation in conversations], IGNORED),
+            valid=padded([[1] * len(conversation.ids) for conversation in conversations], 0).bool(),
+            pixels=None if pixels is None else flatten_patches(pixels, self.shape).bfloat16(),
             grid=stream.grid if images else (0, 0),
             image_start=conversations[0].image_start,
             characters=torch.from_numpy(numpy.stack(characters)) if characters else None,

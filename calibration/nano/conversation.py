@@ -6,16 +6,15 @@ does not, so some turns are written as history, unscored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from random import Random
 
 import sentencepiece
 
-from ernie_calibration.drawn_image import join
-from ernie_calibration.images import DrawnImage, Glyph, Question, Run
-from ernie_calibration.images.text_card import READ_QUESTIONS
+from ernie_calibration.drawn_image import DrawnImage, Glyph, Question, Run, join
+from ernie_calibration.images.forms import READ_QUESTIONS
 from ernie_calibration.names import MONTHS, NameSource
 
 IGNORED = -100
@@ -31,6 +30,7 @@ GREETINGS = {
     "Thanks": "You are welcome.",
     "Goodbye": "Goodbye!",
 }
+Pointer = tuple[int, Glyph]  # the position of a token, and the glyph that it writes next or names
 DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
@@ -48,14 +48,6 @@ class TrainingTurn:
     mentions: tuple[tuple[str, Run], ...] = ()
     kind: str = "text only"
     is_history: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Pointer:
-    """The token at `position` writes `glyph` next, or names what `glyph` spells."""
-
-    position: int
-    glyph: Glyph
 
 
 def evidence(drawn: DrawnImage, question: Question) -> Run:
@@ -86,21 +78,23 @@ class TrainingConversation:
         self.ids += ids
         self.labels += ids if scored else [IGNORED] * len(ids)
 
-    def _encode(self, run: Run) -> tuple[list[int], list[Glyph | None]]:
-        """Token ids of `run`, and the glyph of each one's first character; a piece is as long as its text."""
+    def _encode(self, run: Run, position: int) -> tuple[list[int], list[Pointer]]:
+        """Token ids of `run`, and pointers to their first glyphs, from `position` on.
+
+        A piece is as long as its text.
+        """
         pieces = self.tokenizer.encode(run.text, out_type=str)
         starts = [0, *accumulate(len(piece) for piece in pieces)]
         if starts.pop() != len(run.text):
             raise ValueError(f"{run.text!r} holds characters that the tokenizer writes as bytes")
         ids = [self.tokenizer.piece_to_id(piece) for piece in pieces]
-        return ids, [run.glyphs[start] for start in starts]
+        glyphs = enumerate((run.glyphs[start] for start in starts), position)
+        return ids, [(place, glyph) for place, glyph in glyphs if glyph is not None]
 
     def _append_written(self, run: Run) -> None:
         """Tokens that the model has to write."""
-        ids, glyphs = self._encode(run)
-        for offset, glyph in enumerate(glyphs):
-            if glyph is not None:
-                self.answer_pointers.append(Pointer(len(self.ids) + offset - 1, glyph))
+        ids, pointers = self._encode(run, len(self.ids) - 1)
+        self.answer_pointers += pointers
         self._append(ids, scored=True)
 
     def _append_question(self, opening: str, turn: TrainingTurn) -> None:
@@ -110,10 +104,8 @@ class TrainingConversation:
             start = text.lower().rindex(words.lower())
             named = run.glyphs[: len(words)]
             glyphs[start : start + len(named)] = named
-        ids, first_glyphs = self._encode(Run(text, tuple(glyphs)))
-        for offset, glyph in enumerate(first_glyphs):
-            if glyph is not None:
-                self.mention_pointers.append(Pointer(len(self.ids) + offset, glyph))
+        ids, pointers = self._encode(Run(text, tuple(glyphs)), len(self.ids))
+        self.mention_pointers += pointers
         self._append(ids, scored=False)
 
     def add_turns(self, turns: Sequence[TrainingTurn], image_tokens: int) -> None:
@@ -124,9 +116,8 @@ class TrainingConversation:
             if index == 0 and image_tokens:
                 self._append(encode("User: Picture 1:<|IMAGE_START|>"), scored=False)
                 self.image_start = len(self.ids)
-                self._append(
-                    [self.tokenizer.piece_to_id("<|IMAGE_PLACEHOLDER|>")] * image_tokens, scored=False
-                )
+                placeholder = self.tokenizer.piece_to_id("<|IMAGE_PLACEHOLDER|>")
+                self._append([placeholder] * image_tokens, scored=False)
                 opening = "<|IMAGE_END|>"
             self._append_question(opening, turn)
             if turn.is_history:
@@ -171,7 +162,8 @@ def _turn(question: str, answer: str) -> TrainingTurn:
     return TrainingTurn(question, Run.unprinted(answer))
 
 
-def _sum(random: Random) -> TrainingTurn:
+def _sum(names: NameSource) -> TrainingTurn:
+    random = names.random
     first, second = random.randint(0, 20), random.randint(0, 20)
     if random.random() < 0.5:
         return _turn(f"What is {first} plus {second}?", str(first + second))
@@ -179,9 +171,8 @@ def _sum(random: Random) -> TrainingTurn:
     return _turn(f"What is {first} minus {second}?", str(first - second))
 
 
-def _month(random: Random) -> TrainingTurn:
-    index = random.randrange(12)
-    form = random.randrange(3)
+def _month(names: NameSource) -> TrainingTurn:
+    index, form = names.random.randrange(12), names.random.randrange(3)
     if form == 0:
         return _turn(f"Which month comes after {MONTHS[index]}?", MONTHS[(index + 1) % 12])
     if form == 1:
@@ -189,31 +180,22 @@ def _month(random: Random) -> TrainingTurn:
     return _turn(f"How many days has {MONTHS[index]}?", str(DAYS[index]))
 
 
-def _lookup(random: Random, names: NameSource) -> TrainingTurn:
-    items = names.items(3)
+def _lookup(names: NameSource) -> TrainingTurn:
+    random, items = names.random, names.items(3)
     prices = random.sample(range(2, 99), 3)
     listing = ", ".join(f"{item} {price}" for item, price in zip(items, prices, strict=True))
-    index = random.randrange(3)
-    form = random.randrange(3)
+    index, form = random.randrange(3), random.randrange(3)
     if form == 0:
         return _turn(f"{listing}. What is the price of {items[index]}?", str(prices[index]))
     wanted, word = (max(prices), "highest") if form == 1 else (min(prices), "lowest")
     return _turn(f"{listing}. Which has the {word} price?", items[prices.index(wanted)])
 
 
-def _greeting(random: Random) -> TrainingTurn:
-    question = random.choice(list(GREETINGS))
-    return _turn(question, GREETINGS[question])
+def _greeting(names: NameSource) -> TrainingTurn:
+    return _turn(*names.random.choice(list(GREETINGS.items())))
 
 
-def text_turns(random: Random, names: NameSource, count: int) -> list[TrainingTurn]:
+def text_turns(names: NameSource, count: int) -> list[TrainingTurn]:
     """`count` unrelated turns without an image."""
-    makers: tuple[Callable[[], TrainingTurn], ...] = (
-        lambda: _sum(random),
-        lambda: _sum(random),
-        lambda: _month(random),
-        lambda: _lookup(random, names),
-        lambda: _lookup(random, names),
-        lambda: _greeting(random),
-    )
-    return some_as_history(random, [random.choice(makers)() for _ in range(count)])
+    makers = (_sum, _sum, _month, _lookup, _lookup, _greeting)
+    return some_as_history(names.random, [names.random.choice(makers)(names) for _ in range(count)])

@@ -11,11 +11,25 @@ import numpy
 import pytest
 from matplotlib import font_manager
 
-from ernie_calibration.documents import CODES, KINDS, draft, draw_document, fonts
-from ernie_calibration.documents.fonts import TYPEFACES, has_characters, missing_languages, typefaces_for
-from ernie_calibration.documents.language import load_language
-from ernie_calibration.documents.sheet import Sheet
-from ernie_calibration.drawn_image import DrawnImage, Question
+from ernie_calibration.documents import CODES, KINDS, draw_document, missing_languages, sheet
+from ernie_calibration.documents.language import (
+    TYPEFACES,
+    Typeface,
+    has_characters,
+    load_language,
+    system_typefaces,
+    typefaces_for,
+)
+from ernie_calibration.drawn_image import (
+    SHARE_BEFORE,
+    Box,
+    Canvas,
+    Color,
+    DrawnImage,
+    Question,
+    Run,
+    load_font,
+)
 from ernie_calibration.names import is_held_out
 from ernie_calibration.scoring import METRIC_OF_KIND
 
@@ -68,17 +82,22 @@ def test_every_answer_is_printed_and_every_kind_has_a_measure(kind: str) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_lies_outside_the_page_or_on_other_text(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    sheets: list[Sheet] = []
+    boxes: list[Box] = []  # of all text
 
-    class Watched(Sheet):
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments)  # type: ignore[arg-type]
-            sheets.append(self)
+    class Watched(Canvas):
+        def text(
+            self, x: float, y: float, text: str, font: str, size: float, ink: Color, align: str = "left"
+        ) -> Run:
+            if text:
+                left, top, right, bottom = load_font(font, round(size)).getbbox(text, anchor="lm")
+                start = x - SHARE_BEFORE[align] * (right - left)
+                boxes.append((start + left, y + top, start + right, y + bottom))
+            return super().text(x, y, text, font, size, ink, align)
 
-    monkeypatch.setattr(draft, "Sheet", Watched)
+    monkeypatch.setattr(sheet, "Canvas", Watched)
     for seed, (code, world) in enumerate(CASES):
+        boxes.clear()
         drawn = draw_document(kind, seed, code=code, held_out=world)
-        boxes = sheets.pop().boxes
         assert len(boxes) > 10
         for left, top, right, bottom in boxes:
             assert min(left, top) >= 0, (kind, seed, code)
@@ -194,8 +213,8 @@ def test_a_font_of_the_system_is_taken_where_none_of_ours_will_do(
     )
     found = [greek, str(tmp_path / "broken.ttf"), latin_only]
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: found)
-    assert fonts._system_typefaces(frozenset("Ωψ")) == (fonts.Typeface(greek, greek),)
-    assert fonts._system_typefaces(frozenset("发票")) == ()
+    assert system_typefaces(frozenset("Ωψ")) == (Typeface(greek, greek),)
+    assert system_typefaces(frozenset("发票")) == ()
 
 
 def test_all_languages_have_the_same_labels_and_questions() -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ernie_calibration.folder import folder_samples
+from ernie_calibration.folder import MAX_TEXT_BYTES, folder_samples
 from ernie_calibration.sample import Sample, SampleTurn
-from ernie_calibration.turn_files import MAX_TEXT_BYTES
 from ernie_local.errors import InputUnreadable
 
 COLORS = ("red", "green", "blue")

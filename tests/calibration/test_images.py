@@ -7,7 +7,8 @@ from random import Random
 import numpy
 import pytest
 
-from ernie_calibration.images import KINDS, DrawnImage, draw_image
+from ernie_calibration.drawn_image import DrawnImage
+from ernie_calibration.images import KINDS, draw_image
 from ernie_calibration.images.charts import random_values
 from ernie_calibration.names import NameSource, is_held_out
 

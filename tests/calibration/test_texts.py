@@ -14,9 +14,9 @@ from ernie_calibration.documents.language import CODES, load_language
 from ernie_calibration.documents.names import DocumentNames
 from ernie_calibration.names import of_world
 from ernie_calibration.sample import SampleTurn
-from ernie_calibration.texts import arithmetic, make_texts, programs, prose
+from ernie_calibration.texts import exercises, make_texts, prose
 
-Maker = Callable[[Random, DocumentNames], SampleTurn]
+Maker = Callable[[Random, DocumentNames], tuple[str, str]]
 
 
 def drawn(maker: Maker, count: int = 20, held_out: bool = False) -> list[SampleTurn]:
@@ -24,7 +24,8 @@ def drawn(maker: Maker, count: int = 20, held_out: bool = False) -> list[SampleT
     turns = []
     for seed in range(count):
         random = Random(seed)
-        turns.append(maker(random, DocumentNames(random, load_language(CODES[seed % len(CODES)]), held_out)))
+        names = DocumentNames(random, load_language(CODES[seed % len(CODES)]), held_out)
+        turns.append(SampleTurn(*maker(random, names), "text"))
     return turns
 
 
@@ -40,7 +41,7 @@ def test_texts_are_the_same_by_seed_and_vary() -> None:
     assert {"ß", "ñ", "ż", "ж", "ω", "的"} <= letters
 
 
-@pytest.mark.parametrize("maker", arithmetic.MAKERS)
+@pytest.mark.parametrize("maker", exercises.SUMS)
 def test_every_step_of_a_sum_is_right(maker: Maker) -> None:
     for turn in drawn(maker):
         steps = re.findall(r"(?:^|[ :\n])(\d[\d.]*(?: [-+*/] \d[\d.]*)+) = ([\d.]*\d)", turn.answer)
@@ -67,7 +68,7 @@ def _evaluated(text: str) -> float:
 
 def test_python_answers_parse_and_orders_are_json_of_what_was_told() -> None:
     num_python = num_json = 0
-    for maker in programs.MAKERS:
+    for maker in exercises.PROGRAMS:
         for turn in drawn(maker):
             code = re.search(r"```python\n(.*?)```", turn.answer, re.DOTALL)
             if code:
@@ -117,7 +118,7 @@ def test_held_out_letters_use_sentences_of_their_own() -> None:
     starts = {sentence.split("{")[0][:25] for sentence in of_world(english.sentences, True)}
     for held_out in (False, True):
         text = " ".join(
-            prose._letter(Random(seed), DocumentNames(Random(seed), english, held_out)).answer
+            prose._letter(Random(seed), DocumentNames(Random(seed), english, held_out))[1]
             for seed in range(20)
         )
         assert all((start in text) == held_out for start in starts)

@@ -13,8 +13,6 @@ from ernie_calibration.charts.scatter import make_scatter
 from ernie_calibration.drawn_image import DrawnImage, Question, Run
 from ernie_calibration.names import NameSource
 
-__all__ = ["KINDS", "draw_chart"]
-
 KINDS: dict[str, Callable[[Random, NameSource, Figure, Theme], list[Question]]] = {
     "bar chart page": series_charts.make_bars,
     "line chart page": series_charts.make_lines,

@@ -90,13 +90,14 @@ def name_ticks(axes: Any, labels: tuple[str, ...]) -> None:
 def render(figure: Figure, theme: Theme) -> Image.Image:
     """The image as RGB. Letters shrink until nothing crosses the edge."""
     canvas: Any = FigureCanvasAgg(figure)
-    for text in _texts(figure):
+    text: Any
+    for text in figure.findobj(Text):
         text.set_family(theme.family)
     canvas.draw()
     for _ in range(_SHRINKS):
         if is_inside(figure):
             break
-        for text in _texts(figure):
+        for text in figure.findobj(Text):
             text.set_fontsize(text.get_fontsize() * _SHRINK)
         canvas.draw()
     return Image.fromarray(numpy.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -107,11 +108,5 @@ def is_inside(figure: Figure) -> bool:
     canvas: Any = figure.canvas
     drawn = figure.get_tightbbox(canvas.get_renderer())  # inches
     slack = 1.0 / figure.dpi
-    width, height = figure.get_size_inches()
-    return bool(
-        min(drawn.x0, drawn.y0) >= -slack and drawn.x1 <= width + slack and drawn.y1 <= height + slack
-    )
-
-
-def _texts(figure: Figure) -> list[Any]:
-    return figure.findobj(Text)
+    right, top = figure.get_size_inches() + slack
+    return bool(min(drawn.x0, drawn.y0) >= -slack and drawn.x1 <= right and drawn.y1 <= top)

@@ -9,8 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ernie_calibration.charts.figure import Theme, dress
-from ernie_calibration.charts.questions import READ, question
-from ernie_calibration.charts.series import PLACES, SUBJECTS, UNITS
+from ernie_calibration.charts.series import PLACES, READ, SUBJECTS, UNITS, question
 from ernie_calibration.charts.series_charts import MARKERS
 from ernie_calibration.drawn_image import Question
 from ernie_calibration.names import NameSource, of_world
@@ -69,9 +68,8 @@ def draw_scatter(axes: Any, points: Points, theme: Theme) -> None:
         axes.scatter(x, y, 36, color=theme.palette[index], marker=MARKERS[index], label=name)
         if theme.labelled:
             for point in group:
-                axes.annotate(
-                    f"{point[0]}, {point[1]}", point, (4, 4), textcoords="offset points", fontsize=7
-                )
+                shown = f"{point[0]}, {point[1]}"
+                axes.annotate(shown, point, (4, 4), textcoords="offset points", fontsize=7)
     axes.set_xlabel(points.axes[0])
     axes.set_ylabel(points.axes[1])
     axes.set_xlim(left=0)
@@ -82,29 +80,21 @@ def draw_scatter(axes: Any, points: Points, theme: Theme) -> None:
 
 def ask_points(random: Random, points: Points) -> list[Question]:
     """For all points, then counts, the topmost point and the highest value of a group."""
-    group = random.randrange(len(points.groups))
-    name, mine = points.groups[group], points.points[group]
-    top = max((y, x, index) for index, group in enumerate(points.points) for x, y in group)
+    name, group = random.choice(list(zip(points.groups, points.points, strict=True)))
+    xs, ys = zip(*group, strict=True)
+    _, top_x, top_group = max((y, x, index) for index, group in enumerate(points.points) for x, y in group)
     total = sum(map(len, points.points))
+    spread = f"By how much does the largest x of {name} exceed its smallest?"
+    lines = [points.title, f"x: {points.axes[0]}, y: {points.axes[1]}"]
+    for each, places in zip(points.groups, points.points, strict=True):
+        lines.append(f"{each}: {', '.join(f'({x}, {y})' for x, y in places)}")
     return [
-        question("transcript", random.choice(READ), points_transcript(points)),
-        question("chart count", f"How many points belong to {name}?", str(len(mine))),
+        question("transcript", random.choice(READ), "\n".join(lines)),
+        question("chart count", f"How many points belong to {name}?", str(len(group))),
         question("chart count", "How many points are there in all?", str(total)),
         question("chart count", "How many groups of points are shown?", str(len(points.groups))),
-        question("chart extreme", "Which group has the point that lies highest?", points.groups[top[2]]),
-        question("chart value", "At which x does the highest point lie?", str(top[1])),
-        question("chart value", f"What is the largest y of {name}?", str(max(y for _, y in mine))),
-        question(
-            "chart difference",
-            f"By how much does the largest x of {name} exceed its smallest?",
-            str(max(x for x, _ in mine) - min(x for x, _ in mine)),
-        ),
+        question("chart extreme", "Which group has the point that lies highest?", points.groups[top_group]),
+        question("chart value", "At which x does the highest point lie?", str(top_x)),
+        question("chart value", f"What is the largest y of {name}?", str(max(ys))),
+        question("chart difference", spread, str(max(xs) - min(xs))),
     ]
-
-
-def points_transcript(points: Points) -> str:
-    """Title, axes, and the points of each group from left to right."""
-    lines = [points.title, f"x: {points.axes[0]}, y: {points.axes[1]}"]
-    for name, group in zip(points.groups, points.points, strict=True):
-        lines.append(f"{name}: {', '.join(f'({x}, {y})' for x, y in group)}")
-    return "\n".join(lines)

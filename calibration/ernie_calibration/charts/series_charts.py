@@ -8,8 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ernie_calibration.charts.figure import Theme, dress, name_ticks
-from ernie_calibration.charts.questions import ask_series
-from ernie_calibration.charts.series import Series, draw_series
+from ernie_calibration.charts.series import Series, ask_series, draw_series
 from ernie_calibration.drawn_image import Question
 from ernie_calibration.names import NameSource
 
@@ -35,8 +34,7 @@ def draw_bars(axes: Any, series: Series, theme: Theme, lying: bool) -> None:
         plot = axes.barh if lying else axes.bar
         bars = plot(places, series.plain(index), thickness * 0.94, color=theme.palette[index], label=name)
         if theme.labelled:
-            shown = [series.show(value) for value in series.values[index]]
-            axes.bar_label(bars, shown, padding=2, fontsize=8 if len(series.names) > 1 else 9)
+            axes.bar_label(bars, series.shown(index), padding=2, fontsize=8 if len(series.names) > 1 else 9)
     if lying:
         axes.set_yticks(range(len(series.categories)), series.categories)
         axes.invert_yaxis()
@@ -64,21 +62,20 @@ def draw_lines(axes: Any, series: Series, theme: Theme, marked: bool) -> None:
     """A line for each series, in their order."""
     dress(axes, theme, series.title)
     for index, name in enumerate(series.names):
-        values = series.plain(index)
-        axes.plot(
-            range(len(values)),
-            values,
-            color=theme.palette[index],
-            marker=MARKERS[index] if marked else "",
-            linestyle=LINE_STYLES[index] if theme.grid == "dotted" else "-",
-            label=name,
-        )
+        marker = MARKERS[index] if marked else ""
+        style = LINE_STYLES[index] if theme.grid == "dotted" else "-"
+        values, color = series.plain(index), theme.palette[index]
+        axes.plot(range(len(values)), values, color=color, marker=marker, linestyle=style, label=name)
         if theme.labelled and len(series.names) == 1:
-            for place, (value, whole) in enumerate(zip(values, series.values[index], strict=True)):
-                axes.annotate(
-                    series.show(whole), (place, value), (0, 6), textcoords="offset points", ha="center"
-                )
+            for place, shown in enumerate(series.shown(index)):
+                point = (place, values[place])
+                axes.annotate(shown, point, (0, 6), textcoords="offset points", ha="center")
     axes.margins(y=0.14)
+    _name_axes(axes, series)
+
+
+def _name_axes(axes: Any, series: Series) -> None:
+    """Categories below, the unit at the left, from 0 on, and a legend of the series."""
     axes.set_ylim(bottom=0)
     name_ticks(axes, series.categories)
     axes.set_ylabel(series.units[0])
@@ -95,7 +92,7 @@ def make_pie(random: Random, names: NameSource, figure: Figure, theme: Theme) ->
 def draw_pie(axes: Any, series: Series, theme: Theme, is_ring: bool, start: float) -> None:
     """A wedge for each category, in their order; its value stands in it, or with its name beside it."""
     dress(axes, theme, series.title)
-    shown = [series.show(value) for value in series.values[0]]
+    shown = series.shown(0)
     wedges, *_ = axes.pie(
         series.plain(0),
         labels=shown if theme.labelled else None,
@@ -103,9 +100,8 @@ def draw_pie(axes: Any, series: Series, theme: Theme, is_ring: bool, start: floa
         startangle=start,
         wedgeprops={"width": 0.45 if is_ring else 1.0, "edgecolor": theme.paper},
     )
-    legend = [
-        f"{c}" if theme.labelled else f"{c}: {v}" for c, v in zip(series.categories, shown, strict=True)
-    ]
+    named = [f"{category}: {value}" for category, value in zip(series.categories, shown, strict=True)]
+    legend = series.categories if theme.labelled else named
     axes.figure.legend(wedges, legend, loc="outside right center")
     axes.set_xlabel(f"{series.names[0]} ({series.units[0]})")
 
@@ -129,14 +125,10 @@ def draw_stacked(axes: Any, series: Series, theme: Theme, as_areas: bool) -> Non
         for index, name in enumerate(series.names):
             bars = axes.bar(places, stacks[index], 0.7, bottom, color=theme.palette[index], label=name)
             if theme.labelled:
-                shown = [series.show(value) for value in series.values[index]]
                 box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "linewidth": 0, "alpha": 0.7}
-                axes.bar_label(bars, shown, label_type="center", fontsize=8, bbox=box)
+                axes.bar_label(bars, series.shown(index), label_type="center", fontsize=8, bbox=box)
             bottom = [low + value for low, value in zip(bottom, stacks[index], strict=True)]
-    axes.set_ylim(bottom=0)
-    name_ticks(axes, series.categories)
-    axes.set_ylabel(series.units[0])
-    axes.figure.legend(loc="outside lower center", ncols=2)
+    _name_axes(axes, series)
 
 
 def make_dual(random: Random, names: NameSource, figure: Figure, theme: Theme) -> list[Question]:
@@ -149,22 +141,14 @@ def make_dual(random: Random, names: NameSource, figure: Figure, theme: Theme) -
 def draw_dual(axes: Any, series: Series, theme: Theme) -> Any:
     """The first series as bars, the second as a line on the axes that are returned."""
     dress(axes, theme, series.title)
-    bars = axes.bar(
-        range(len(series.categories)), series.plain(0), 0.6, color=theme.palette[0], label=series.names[0]
-    )
+    places = range(len(series.categories))
+    bars = axes.bar(places, series.plain(0), 0.6, color=theme.palette[0], label=series.names[0])
     if theme.labelled:
-        shown = [series.show(value) for value in series.values[0]]
-        axes.bar_label(bars, shown, label_type="center", fontsize=8, color="white")
+        axes.bar_label(bars, series.shown(0), label_type="center", fontsize=8, color="white")
     name_ticks(axes, series.categories)
     axes.set_ylabel(f"{series.names[0]} ({series.units[0]})")
     other = axes.twinx()
-    other.plot(
-        range(len(series.categories)),
-        series.plain(1),
-        color=theme.palette[1],
-        marker="o",
-        label=series.names[1],
-    )
+    other.plot(places, series.plain(1), color=theme.palette[1], marker="o", label=series.names[1])
     other.set_ylabel(f"{series.names[1]} ({series.units[1]})")
     other.set_ylim(bottom=0)
     axes.figure.legend(loc="outside lower center", ncols=2)

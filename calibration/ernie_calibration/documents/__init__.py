@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from ernie_calibration.documents import form, invoice, letter, receipt, tables
-from ernie_calibration.documents.fonts import missing_languages, typefaces_for
-from ernie_calibration.documents.language import CODES, Language, load_language
-from ernie_calibration.drawn_image import DrawnImage
+from ernie_calibration.documents.draft import Draft, SheetShape
+from ernie_calibration.documents.form import draw_form_page
+from ernie_calibration.documents.invoice import draw_invoice_page
+from ernie_calibration.documents.language import CODES, load_language, missing_languages, typefaces_for
+from ernie_calibration.documents.letter import draw_letter
+from ernie_calibration.documents.tables import draw_receipt_strip, draw_report, draw_statement
+from ernie_calibration.drawn_image import DrawnImage, Question
 
 __all__ = ["CODES", "KINDS", "draw_document", "missing_languages"]
 
-KINDS: dict[str, Callable[[Random, Language, bool], DrawnImage]] = {
-    invoice.KIND: invoice.draw_invoice_page,
-    receipt.KIND: receipt.draw_receipt_strip,
-    form.KIND: form.draw_form_page,
-    letter.KIND: letter.draw_letter,
-    tables.STATEMENT: tables.draw_statement,
-    tables.REPORT: tables.draw_report,
+# The shapes that a page may have, and what writes it and returns questions.
+KINDS: dict[str, tuple[tuple[SheetShape, ...], Callable[[Draft], list[Question]]]] = {
+    "invoice page": (("portrait",), draw_invoice_page),
+    "receipt strip": (("strip",), draw_receipt_strip),
+    "form page": (("portrait",), draw_form_page),
+    "letter page": (("portrait",), draw_letter),
+    "account statement": (("portrait", "landscape"), draw_statement),
+    "report table": (("landscape", "landscape", "portrait"), draw_report),
 }
 # English weighs most: most documents are written in it.
 LANGUAGE_WEIGHTS = (4, 2, 2, 2, 1, 1, 1, 1, 1)
@@ -38,4 +42,7 @@ def draw_document(
     language = load_language(code or drawn)
     if not typefaces_for(language):
         language = load_language("en")
-    return KINDS[kind](random, language, held_out)
+    shapes, write = KINDS[kind]
+    shape = random.choice(shapes) if len(shapes) > 1 else shapes[0]
+    draft = Draft(random, language, held_out, shape)
+    return draft.finish(kind, write(draft))

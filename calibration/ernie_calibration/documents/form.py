@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from random import Random
 
-from ernie_calibration.documents.draft import Draft, new_draft
-from ernie_calibration.documents.language import Language
-from ernie_calibration.documents.sheet import Cell
-from ernie_calibration.drawn_image import DrawnImage, Run
+from ernie_calibration.documents.draft import Draft
+from ernie_calibration.documents.sheet import Cell, Sheet
+from ernie_calibration.drawn_image import Question, Run
 
-KIND = "form page"
 Pairs = list[tuple[str, str]]
-FormLayout = Callable[[Draft, Pairs], list[Run]]
+FormLayout = Callable[[Sheet, Pairs], list[Run]]
 
 
-def _ruled(draft: Draft, pairs: Pairs) -> list[Run]:
+def _ruled(sheet: Sheet, pairs: Pairs) -> list[Run]:
     """Each value on a line of its own, at half of the page."""
-    sheet = draft.sheet
     runs = []
     for pair in pairs:
         runs += sheet.fields([pair], sheet.left, sheet.width, "columns")
@@ -27,43 +23,34 @@ def _ruled(draft: Draft, pairs: Pairs) -> list[Run]:
     return runs
 
 
-def _boxed(draft: Draft, pairs: Pairs) -> list[Run]:
+def _boxed(sheet: Sheet, pairs: Pairs) -> list[Run]:
     """Small labels with a framed value below each, two side by side."""
-    sheet = draft.sheet
     half, pad = sheet.width / 2, sheet.size * 0.4
     runs = []
     for index in range(0, len(pairs), 2):
-        pair = pairs[index : index + 2]
-        starts = [sheet.left + column * half for column in range(len(pair))]
-        cells = [Cell(label, x, half * 0.9) for (label, _), x in zip(pair, starts, strict=True)]
-        sheet.line(*cells, scale=0.8)
-        for x in starts:
+        placed = list(zip(pairs[index : index + 2], (sheet.left, sheet.left + half), strict=False))
+        sheet.line(*[Cell(label, x, half * 0.9) for (label, _), x in placed], scale=0.8)
+        for _, x in placed:
             sheet.page.rectangle((x, sheet.y, x + half * 0.92, sheet.y + sheet.pitch), None, sheet.ink)
-        values = zip(pair, starts, strict=True)
-        runs += sheet.line(*[Cell(value, x + pad, half * 0.92 - 2 * pad) for (_, value), x in values])
+        runs += sheet.line(*[Cell(value, x + pad, half * 0.92 - 2 * pad) for (_, value), x in placed])
         sheet.skip(0.4)
     return runs
 
 
-def _numbered(draft: Draft, pairs: Pairs) -> list[Run]:
+def _numbered(sheet: Sheet, pairs: Pairs) -> list[Run]:
     """`3. Label: value`, plainly."""
-    sheet = draft.sheet
     numbered = [(f"{number}. {label}", value) for number, (label, value) in enumerate(pairs, 1)]
     return sheet.fields(numbered, sheet.left, sheet.width, "colon")
 
 
-def _table(draft: Draft, pairs: Pairs) -> list[Run]:
+def _table(sheet: Sheet, pairs: Pairs) -> list[Run]:
     """A frame with a row for each field and a line between the columns."""
-    sheet = draft.sheet
     top, middle, pad = sheet.y, sheet.left + sheet.width * 0.4, sheet.size * 0.4
     runs = []
     for label, value in pairs:
         sheet.rule()
-        cells = (
-            Cell(label, sheet.left + pad, sheet.width * 0.4 - 2 * pad, bold=True),
-            Cell(value, middle + pad, sheet.width * 0.6 - 2 * pad),
-        )
-        runs.append(sheet.line(*cells)[1])
+        name = Cell(label, sheet.left + pad, sheet.width * 0.4 - 2 * pad, bold=True)
+        runs.append(sheet.line(name, Cell(value, middle + pad, sheet.width * 0.6 - 2 * pad))[1])
     sheet.page.rectangle((sheet.left, top, sheet.right, sheet.y), None, sheet.ink)
     sheet.page.line([(middle, top), (middle, sheet.y)], sheet.ink, 1.0)
     return runs
@@ -72,47 +59,43 @@ def _table(draft: Draft, pairs: Pairs) -> list[Run]:
 LAYOUTS: tuple[FormLayout, ...] = (_ruled, _boxed, _numbered, _table)
 
 
-def draw_form_page(random: Random, language: Language, held_out: bool) -> DrawnImage:
-    """Nine to ten fields, a choice of options of which some are ticked, place, date and signature."""
-    draft = new_draft(random, language, held_out, "portrait")
-    sheet, names = draft.sheet, draft.names
+def draw_form_page(draft: Draft) -> list[Question]:
+    """Eight fields, four options of which some are ticked, a date and a signature."""
+    random, sheet, names, language = draft.random, draft.sheet, draft.names, draft.language
     organisation = sheet.put(names.company(), align=random.choice(("left", "middle")), bold=True)
-    sheet.put(
-        names.choose(language.form_titles), align=random.choice(("left", "middle")), bold=True, scale=1.4
-    )
+    title = names.choose(language.form_titles)
+    sheet.put(title, align=random.choice(("left", "middle")), bold=True, scale=1.4)
     sheet.rule()
     sheet.skip(0.8)
-    values = {
-        "surname": names.surname(),
-        "first_name": names.first_name(),
-        "birth": names.date(),
-        "street": names.street(),
-        "city": names.town(),
-        "phone": names.phone(),
-        "job": random.choice(language.jobs),
-        "member": names.number(),
-    }
-    pairs = [(draft.label(key), value) for key, value in values.items()]
+    pairs = draft.labelled(
+        {
+            "surname": names.surname(),
+            "first_name": names.first_name(),
+            "birth": names.date(),
+            "street": names.street(),
+            "city": names.town(),
+            "phone": names.phone(),
+            "job": random.choice(language.jobs),
+            "member": names.number(),
+        }
+    )
     random.shuffle(pairs)
-    layout: FormLayout = random.choice(draft.of_world(LAYOUTS))
-    runs = layout(draft, pairs)
+    runs = names.choose(LAYOUTS)(sheet, pairs)
     sheet.skip(0.8)
     options = random.sample(language.measures, 4)
     ticked = [random.random() < 0.5 for _ in options]
-    _options(draft, options, ticked)
+    _options(sheet, options, ticked)
     sheet.skip(1.2)
     end = [(draft.label("date"), names.date()), (draft.label("signature"), names.person())]
     signed = sheet.fields(end, sheet.left, sheet.width, random.choice(("colon", "columns")))
 
-    asker = draft.asker
-    questions = [asker.field(label, run) for (label, _), run in zip(pairs, runs, strict=True)]
-    questions += [asker.field(end[0][0], signed[0], "document date"), asker.sender(organisation)]
-    return draft.finish(KIND, questions)
+    questions = [draft.ask("field", run, label=label) for (label, _), run in zip(pairs, runs, strict=True)]
+    date = draft.ask("field", signed[0], "document date", label=end[0][0])
+    return [*questions, date, draft.ask("sender", organisation)]
 
 
-def _options(draft: Draft, options: list[str], ticked: list[bool]) -> None:
+def _options(sheet: Sheet, options: list[str], ticked: list[bool]) -> None:
     """A box before each option; ticked ones are crossed, and read [x] in the transcript."""
-    sheet = draft.sheet
     side = sheet.size * 0.8
     for option, is_ticked in zip(options, ticked, strict=True):
         top = sheet.y + (sheet.pitch - side) / 2

@@ -1,4 +1,4 @@
-"""Draws names and values for documents in one language and one world, as ernie_calibration/names.py does."""
+"""Draws names and values for documents in one language and one world."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from random import Random
 
 from ernie_calibration.documents.language import Language
-from ernie_calibration.names import NameSource, is_held_out, of_world
+from ernie_calibration.names import Choice, NameSource, is_held_out, of_world
 
 INVENTED_SHARE = 0.35
+DETAILS = ("", "", "", " XL", " A4", " 2 kg", " 500 ml", " 40 cm", " No. 7", " B12")
 
 
 class DocumentNames:
@@ -22,7 +23,7 @@ class DocumentNames:
         self._date_form = self.choose(language.dates)
         self.currency = self.choose(language.currencies)
 
-    def choose(self, choices: Sequence[str]) -> str:
+    def choose(self, choices: Sequence[Choice]) -> Choice:
         """One of this world's choices."""
         return self.random.choice(of_world(choices, self.held_out))
 
@@ -52,10 +53,7 @@ class DocumentNames:
         found: dict[str, str] = {}
         while len(found) < count:
             item = self.item()
-            detail = self.random.choice(
-                ("", "", "", " XL", " A4", " 2 kg", " 500 ml", " 40 cm", " No. 7", " B12")
-            )
-            found.setdefault(item, item + detail)
+            found.setdefault(item, item + self.random.choice(DETAILS))
         return list(found.values())
 
     def first_name(self) -> str:
@@ -68,11 +66,9 @@ class DocumentNames:
 
     def person(self) -> str:
         """A whole name."""
-        return (
-            f"{self.first_name()} {self.surname()}"
-            if self.language.spaced
-            else self.surname() + self.first_name()
-        )
+        if not self.language.spaced:
+            return self.surname() + self.first_name()
+        return f"{self.first_name()} {self.surname()}"
 
     def company(self) -> str:
         """A vendor."""
@@ -117,3 +113,15 @@ class DocumentNames:
     def money(self, cents: int) -> str:
         """An amount with the currency of this document."""
         return self.currency.format(self.language.amount(cents))
+
+    def for_sentence(self) -> dict[str, str]:
+        """A value for every place of the language's set sentences but {person}."""
+        return {
+            "item": self.item(),
+            "date": self.date(),
+            "number": self.number(),
+            "city": self.city(),
+            "phone": self.phone(),
+            "company": self.company(),
+            "money": self.money(self.cents()),
+        }

@@ -9,11 +9,16 @@ from math import floor
 from random import Random
 from typing import Literal
 
-from PIL import Image
-
-from ernie_calibration.canvas import Canvas, Color, load_font, random_background, random_ink
-from ernie_calibration.documents.fonts import Typeface
-from ernie_calibration.drawn_image import Run, join
+from ernie_calibration.documents.language import Typeface
+from ernie_calibration.drawn_image import (
+    SHARE_BEFORE,
+    Canvas,
+    Color,
+    Run,
+    join,
+    random_background,
+    random_ink,
+)
 
 Align = Literal["left", "middle", "right"]
 LINE_PITCH = 1.5  # of the size of the letters
@@ -34,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Of a table: what stands over it, its share of the width, how its cells are aligned."""
+    """A column of a table: its title, its share of the width, how its cells are aligned."""
 
     title: str
     share: float
@@ -45,7 +50,6 @@ class Sheet:
     """A page of `width` x `height` pixels, letters of `size` pixels; the next line begins at `y`."""
 
     def __init__(self, random: Random, typeface: Typeface, width: int, height: int, size: float) -> None:
-        self.random = random
         self.typeface = typeface
         self.paper = random_background(random)
         self.page = Canvas(width, height, 1.0, self.paper)
@@ -56,15 +60,9 @@ class Sheet:
         self.y = height * random.uniform(0.03, 0.06)
         self.bottom = height * 0.97
         self.lines: list[Run] = []
-        self.boxes: list[tuple[float, float, float, float]] = []  # of all text: left, top, right, bottom
         # One look for all tables of a page.
         self.rules = random.choice(("header", "rows", "grid", "stripes"))
         self.accent: Color = (random.randint(40, 130), random.randint(40, 130), random.randint(60, 170))
-
-    @property
-    def image(self) -> Image.Image:
-        """Everything drawn so far."""
-        return self.page.image
 
     @property
     def width(self) -> float:
@@ -129,11 +127,8 @@ class Sheet:
                 run = self.line(Cell(f"{label}: {value}", x, room))[0].part(value)
             else:
                 align: Align = "right" if form == "right" else "left"
-                cells = (
-                    Cell(label, x, label_room * 0.95),
-                    Cell(value, x + label_room, room - label_room, align),
-                )
-                run = self.line(*cells)[1]
+                beside = Cell(value, x + label_room, room - label_room, align)
+                run = self.line(Cell(label, x, label_room * 0.95), beside)[1]
             values.append(run)
         return values
 
@@ -143,17 +138,19 @@ class Sheet:
         In the transcript its cells are parted by bars, and empty ones show.
         """
         total = sum(column.share for column in columns)
-        top = self.y
+        top, pad = self.y, self.size * 0.3
         edges = [self.left]
         for column in columns:
             edges.append(edges[-1] + self.width * column.share / total)
+        striped = self.rules == "stripes"
+        red, green, blue = self.paper
         grid = []
         for index, row in enumerate([[column.title for column in columns], *rows]):
             is_header = index == 0
-            if is_header or (self.rules == "stripes" and index % 2 == 0):
-                self._band(self.accent if is_header and self.rules == "stripes" else None, is_header)
-            ink: Color | None = (255, 255, 255) if is_header and self.rules == "stripes" else None
-            pad = self.size * 0.3
+            if striped and index % 2 == 0:
+                fill = self.accent if is_header else (red - 14, green - 14, blue - 12)
+                self.page.rectangle((self.left, self.y, self.right, self.y + self.pitch), fill)
+            ink: Color | None = (255, 255, 255) if is_header and striped else None
             cells = [
                 Cell(text, start + pad, end - start - 2 * pad, column.align, is_header, ink)
                 for text, (start, end), column in zip(row, pairwise(edges), columns, strict=True)
@@ -162,7 +159,7 @@ class Sheet:
             self.lines.append(join(grid[-1], " | "))
             self.y += self.pitch
             if is_header or self.rules in ("rows", "grid"):
-                self.rule(GRAY if not is_header else self.ink)
+                self.rule(self.ink if is_header else GRAY)
         if self.rules == "grid":
             for edge in edges:
                 self.page.line([(edge, top), (edge, self.y)], GRAY, 1.0)
@@ -171,14 +168,6 @@ class Sheet:
     def rule(self, color: Color | None = None) -> None:
         """A line across, at the cursor."""
         self.page.line([(self.left, self.y), (self.right, self.y)], color or self.ink, 1.0)
-
-    def _band(self, fill: Color | None, is_header: bool) -> None:
-        if fill is None:
-            if is_header:
-                return
-            red, green, blue = self.paper
-            fill = (red - 14, green - 14, blue - 12)
-        self.page.rectangle((self.left, self.y, self.right, self.y + self.pitch), fill)
 
     def _font(self, bold: bool) -> str:
         return self.typeface.bold if bold else self.typeface.regular
@@ -189,11 +178,5 @@ class Sheet:
         width = self.page.text_width(cell.text, font, size)
         if width > cell.room:
             size = floor(size * cell.room / width)
-        x = cell.x + {"left": 0.0, "middle": cell.room / 2, "right": cell.room}[cell.align]
-        y = self.y + self.pitch * scale / 2
-        run = self.page.text(x, y, cell.text, font, size, cell.ink or self.ink, cell.align)
-        if cell.text:
-            left, top, right, bottom = load_font(font, round(size)).getbbox(cell.text, anchor="lm")
-            start = x - {"left": 0.0, "middle": 0.5, "right": 1.0}[cell.align] * (right - left)
-            self.boxes.append((start + left, y + top, start + right, y + bottom))
-        return run
+        x, y = cell.x + cell.room * SHARE_BEFORE[cell.align], self.y + self.pitch * scale / 2
+        return self.page.text(x, y, cell.text, font, size, cell.ink or self.ink, cell.align)

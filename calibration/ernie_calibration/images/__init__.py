@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from ernie_calibration.drawn_image import DrawnImage, Glyph, Question, Run
+from ernie_calibration.drawn_image import Canvas, DrawnImage, Question, Run, random_background
 from ernie_calibration.images.charts import draw_bar_chart, draw_line_chart
-from ernie_calibration.images.form import draw_form
+from ernie_calibration.images.forms import draw_form, draw_table, draw_text_card
 from ernie_calibration.images.invoice import draw_invoice, draw_receipt
-from ernie_calibration.images.table import draw_table
-from ernie_calibration.images.text_card import draw_text_card
 from ernie_calibration.names import NameSource
 
-__all__ = ["KINDS", "DrawnImage", "Glyph", "Question", "Run", "draw_image"]
-
-KINDS: dict[str, Callable[[Random, NameSource, int, int, float], DrawnImage]] = {
+# Each draws on an empty page and returns the lines of its transcript, and questions.
+KINDS: dict[str, Callable[[Random, NameSource, Canvas], tuple[list[Run], list[Question]]]] = {
     "invoice": draw_invoice,
     "receipt": draw_receipt,
     "form": draw_form,
@@ -29,10 +26,11 @@ KINDS: dict[str, Callable[[Random, NameSource, int, int, float], DrawnImage]] = 
 def draw_image(
     kind: str, seed: int | str, *, width: int, height: int, scale: float = 1.0, held_out: bool = False
 ) -> DrawnImage:
-    """The image of `kind` that `seed` stands for, `width` x `height` page units, drawn `scale` times
-    larger.
+    """The image of `kind` that `seed` stands for, `width` x `height` page units, drawn `scale` times larger.
 
-    Raises KeyError for a kind that is not in KINDS.
+    KeyError for a kind that is not in KINDS.
     """
     random = Random(f"{kind}/{seed}/{held_out}")
-    return KINDS[kind](random, NameSource(random, held_out), width, height, scale)
+    page = Canvas(width, height, scale, random_background(random))
+    lines, questions = KINDS[kind](random, NameSource(random, held_out), page)
+    return DrawnImage(kind, page.image, width, height, tuple(lines), tuple(questions))

@@ -7,11 +7,8 @@ from random import Random
 from ernie_calibration.documents.language import CODES, load_language
 from ernie_calibration.documents.names import DocumentNames
 from ernie_calibration.sample import SampleTurn
-from ernie_calibration.texts.arithmetic import make_sum
-from ernie_calibration.texts.programs import make_program
+from ernie_calibration.texts.exercises import make_program, make_sum
 from ernie_calibration.texts.prose import make_prose
-
-__all__ = ["make_texts"]
 
 MAKERS = (make_sum, make_program, make_prose, make_prose)
 MOST_TURNS = 6
@@ -26,4 +23,5 @@ def make_texts(seed: int | str, *, held_out: bool = False) -> tuple[SampleTurn, 
     random = Random(f"texts/{seed}/{held_out}")
     code = random.choices(CODES, [ENGLISH_WEIGHT if code == "en" else 1 for code in CODES])[0]
     names = DocumentNames(random, load_language(code), held_out)
-    return tuple(random.choice(MAKERS)(random, names) for _ in range(random.randint(1, MOST_TURNS)))
+    count = random.randint(1, MOST_TURNS)
+    return tuple(SampleTurn(*random.choice(MAKERS)(random, names), "text") for _ in range(count))
