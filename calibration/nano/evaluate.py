@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 for folder in (".", ".."):
@@ -29,18 +31,15 @@ from ernie_local.loading import LoadedModel
 
 def count_right(model: LoadedModel, count: int, questions_each: int) -> dict[str, list[int]]:
     """Right and asked per question kind."""
-    counts: dict[str, list[int]] = {}
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for sample in held_out_samples(count, questions_each=questions_each, transcript_every=0):
         for turn in sample.turns:
             chat = ernie_local.Chat(model)
-            try:
-                for _ in chat.ask(turn.question, images=sample.images, thinking=False, max_tokens=40):
-                    pass
-            except NoAnswer:
-                pass
+            with suppress(NoAnswer):
+                list(chat.ask(turn.question, images=sample.images, thinking=False, max_tokens=40))
             answer = "" if chat.last is None else chat.last.text
-            right, asked = counts.get(turn.kind, [0, 0])
-            counts[turn.kind] = [right + (answer == turn.answer), asked + 1]
+            counts[turn.kind][0] += answer == turn.answer
+            counts[turn.kind][1] += 1
     return dict(sorted(counts.items()))
 
 

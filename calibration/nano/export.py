@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ernie_local.media.processor_config import CLIP_MEAN, CLIP_STD
 from nano.shape import NanoShape
 
 NUM_SHARDS = 2
@@ -26,7 +27,6 @@ Weights = dict[str, Tensor]
 
 def config(shape: NanoShape) -> dict[str, object]:
     """config.json as the published checkpoint writes it: flat text keys, one entry per modality in lists."""
-    height, width, time = shape.mrope_section
     last_layer = shape.num_layers - 1
     return {
         "architectures": ["Ernie4_5_VLMoeForConditionalGeneration"],
@@ -45,8 +45,8 @@ def config(shape: NanoShape) -> dict[str, object]:
         "rms_norm_eps": 1e-5,
         "rope_theta": shape.rope_theta,
         "rope_3d": True,
-        "freq_allocation": time,
-        "rope_scaling": {"type": "default", "mrope_section": [height, width, time]},
+        "freq_allocation": shape.mrope_section[2],
+        "rope_scaling": {"type": "default", "mrope_section": list(shape.mrope_section)},
         "tie_word_embeddings": True,
         "use_bias": False,
         "moe_num_experts": [shape.num_experts, shape.num_experts],
@@ -95,8 +95,8 @@ def preprocessor_config(shape: NanoShape) -> dict[str, object]:
         "do_convert_rgb": True,
         "resample": 3,
         "rescale_factor": 1 / 255,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
         "min_pixels": 4 * shape.token_pixels**2,
         "max_pixels": shape.max_image_tokens * shape.token_pixels**2,
         "patch_size": shape.patch_size,
@@ -152,21 +152,13 @@ def published_weights(source: Weights, shape: NanoShape) -> Iterator[tuple[str, 
     yield "vision_model.patch_embed.proj.weight", source["vision.patch_embed"]
     for index in range(shape.vision_depth):
         ours, published = f"vision.blocks.{index}", f"vision_model.blocks.{index}"
-        for mine, published_name in (
-            ("norm1", "norm1"),
-            ("norm2", "norm2"),
-            ("qkv", "attn.qkv"),
-            ("proj", "attn.proj"),
-            ("fc1", "mlp.fc1"),
-            ("fc2", "mlp.fc2"),
-        ):
-            yield from _linear(source, f"{ours}.{mine}", f"{published}.{published_name}")
+        for name in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+            yield from _linear(source, f"{ours}.{name.split('.')[-1]}", f"{published}.{name}")
     yield from _linear(source, "vision.norm", "vision_model.ln")
     for stage in ("spatial", "temporal"):
-        for mine, number in (("fc1", 0), ("fc2", 2), ("norm", 3)):
-            yield from _linear(
-                source, f"vision.{stage}.{mine}", f"model.resampler_model.{stage}_linear.{number}"
-            )
+        published = f"model.resampler_model.{stage}_linear"
+        for name, number in (("fc1", 0), ("fc2", 2), ("norm", 3)):
+            yield from _linear(source, f"vision.{stage}.{name}", f"{published}.{number}")
     yield from _linear(source, "vision.mlp", "model.resampler_model.mlp")
     yield "model.resampler_model.after_norm.weight", source["vision.after_norm"]
 
@@ -205,10 +197,8 @@ def export(work: Path, out: Path) -> None:
     write_shards(weights, out)
     write_json(out / "config.json", config(shape))
     write_json(out / "preprocessor_config.json", preprocessor_config(shape))
-    write_json(
-        out / "generation_config.json",
-        {"bos_token_id": 1, "eos_token_id": [2, 4], "pad_token_id": 0, "do_sample": False},
-    )
+    generation = {"bos_token_id": 1, "eos_token_id": [2, 4], "pad_token_id": 0, "do_sample": False}
+    write_json(out / "generation_config.json", generation)
     write_json(
         out / "tokenizer_config.json",
         {

@@ -1,13 +1,17 @@
-"""The trainable decoder layer and its parts: bfloat16 products, rotary embedding, attention, SwiGLU."""
+"""The trainable decoder layer and its parts: bfloat16 products, attention, SwiGLU, banks of experts."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import Function, FunctionCtx
 from torch.nn import functional
 
-from nano.bank import TrainedBank
+from ernie_local.model.rope import rotate_pairs
 from nano.shape import NanoShape
+
+CAPACITY_STEP = 256  # tokens
+CAPACITY_OVER_MEAN = 1.5
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -29,12 +33,6 @@ class SwiGlu(nn.Module):
         return product(functional.silu(gate) * up, self.down)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Interleaved rotary embedding; x (batch, heads, tokens, head_dim), cos, sin (tokens, head_dim / 2)."""
-    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).bfloat16()
-
-
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Plain causal attention; backward faster than the fused CPU kernel.
 
@@ -42,12 +40,93 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor,
     softmax, (batch, heads, tokens, tokens).
     """
     batch, heads, tokens, head_dim = query.shape
-    scores = torch.bmm(
-        query.flatten(0, 1) * head_dim**-0.5, key.flatten(0, 1).mT
-    )  # (batch * heads, tokens, tokens)
+    query = query.flatten(0, 1) * head_dim**-0.5
+    scores = torch.bmm(query, key.flatten(0, 1).mT)  # (batch * heads, tokens, tokens)
     scores = scores + torch.full((tokens, tokens), -1e4, dtype=scores.dtype).triu(1)
     mixed = torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(batch, heads, tokens, head_dim)
     return mixed, scores.view(batch, heads, tokens, tokens)
+
+
+class PlaceRows(Function):
+    """`rows[forward_index]`, zeros where the index is past the end; the gradient is the opposite gather.
+
+    The two indices are inverse to each other, so neither direction needs a scatter.
+    """
+
+    @staticmethod
+    def forward(context: FunctionCtx, rows: Tensor, forward_index: Tensor, backward_index: Tensor) -> Tensor:
+        """Rows in their new places, (places, width)."""
+        context.backward_index = backward_index  # type: ignore[attr-defined]
+        return _gather_or_zero(rows, forward_index)
+
+    @staticmethod
+    def backward(context: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Gradients in the old places."""
+        return _gather_or_zero(gradients[0], context.backward_index), None, None  # type: ignore[attr-defined]
+
+
+def _gather_or_zero(rows: Tensor, index: Tensor) -> Tensor:
+    return torch.cat((rows, rows.new_zeros(1, rows.shape[1])))[index.clamp(max=rows.shape[0])]
+
+
+def place_rows(rows: Tensor, forward_index: Tensor, backward_index: Tensor) -> Tensor:
+    """`PlaceRows` with its type."""
+    placed: Tensor = PlaceRows.apply(rows, forward_index, backward_index)  # type: ignore[no-untyped-call]
+    return placed
+
+
+class TrainedBank(nn.Module):
+    """One bank of experts, its router and its selection bias; all experts run in one padded product."""
+
+    def __init__(self, shape: NanoShape, inner: int) -> None:
+        super().__init__()
+        self.top_k = shape.experts_per_token
+        self.router = nn.Parameter(torch.empty(shape.num_experts, shape.hidden_size))
+        self.gate_up = nn.Parameter(torch.empty(shape.num_experts, shape.hidden_size, 2 * inner))
+        self.down = nn.Parameter(torch.empty(shape.num_experts, inner, shape.hidden_size))
+        self.bias: Tensor
+        self.load: Tensor
+        self.register_buffer("bias", torch.zeros(shape.num_experts))
+        self.register_buffer("load", torch.zeros(shape.num_experts), persistent=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(tokens, hidden) float32 -> (tokens, hidden) float32."""
+        tokens, width = hidden.shape
+        probabilities = functional.linear(hidden, self.router).softmax(-1)  # (tokens, experts)
+        chosen = (probabilities.detach() + self.bias).topk(self.top_k, dim=-1).indices  # (tokens, top_k)
+        weights = probabilities.gather(1, chosen)
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
+        flat = chosen.reshape(-1)  # (tokens * top_k)
+        counts = torch.bincount(flat, minlength=self.router.shape[0])
+        if self.training:
+            self.load += counts
+        # Few different capacities: oneDNN compiles a kernel for each new shape, dearer than padding.
+        # A choice beyond an expert's capacity is dropped; with balanced loads that does not happen.
+        most = min(int(counts.max()), int(CAPACITY_OVER_MEAN * flat.numel() / counts.numel()))
+        capacity = -(-most // CAPACITY_STEP) * CAPACITY_STEP
+        order = flat.argsort(stable=True)
+        expert = flat[order]
+        rank = torch.arange(flat.numel()) - (counts.cumsum(0) - counts)[expert]
+        place = torch.where(rank < capacity, expert * capacity + rank, counts.numel() * capacity)
+        place_of_choice = torch.empty_like(order)
+        place_of_choice[order] = place
+        choice_of_place = torch.full((counts.numel() * capacity + 1,), flat.numel())
+        choice_of_place[place] = order
+        choice_of_place = choice_of_place[:-1]
+        repeated = hidden.bfloat16().unsqueeze(1).expand(-1, self.top_k, -1).reshape(-1, width)
+        rows = place_rows(repeated, choice_of_place, place_of_choice).view(-1, capacity, width)
+        gate, up = torch.bmm(rows, self.gate_up.bfloat16()).chunk(2, dim=-1)  # (experts, capacity, inner)
+        rows = torch.bmm(functional.silu(gate) * up, self.down.bfloat16()).view(-1, width)
+        rows = place_rows(rows, place_of_choice, choice_of_place).view(tokens, self.top_k, width)
+        return (weights.unsqueeze(-1) * rows).sum(1)
+
+    @torch.no_grad()
+    def balance(self, speed: float) -> None:
+        """Move the selection bias against the load since the last call (auxiliary-loss-free balancing)."""
+        if self.load.sum() > 0:
+            self.bias += speed * torch.sign(self.load.mean() - self.load)
+            self.bias -= self.bias.mean()
+        self.load.zero_()
 
 
 class Layer(nn.Module):
@@ -67,7 +146,7 @@ class Layer(nn.Module):
             self.banks["text"] = TrainedBank(shape, shape.text_expert_size)
             self.banks["vision"] = TrainedBank(shape, shape.vision_expert_size)
 
-    def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def attention(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Causal attention over (batch, tokens, width), and its scores (batch, heads, tokens, tokens).
 
         Padding lies at the end, where nothing looks.
@@ -75,31 +154,25 @@ class Layer(nn.Module):
         batch, tokens, width = x.shape
         shape = self.shape
         kv_width = shape.num_key_value_heads * shape.head_dim
-        query, key, value = product(x, self.qkv).split((width, kv_width, kv_width), dim=-1)
-        query = query.view(batch, tokens, shape.num_heads, shape.head_dim).transpose(1, 2)
-        key = key.view(batch, tokens, shape.num_key_value_heads, shape.head_dim).transpose(1, 2)
-        value = value.view(batch, tokens, shape.num_key_value_heads, shape.head_dim).transpose(1, 2)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        parts = product(x, self.qkv).split((width, kv_width, kv_width), dim=-1)
+        query, key, value = (part.unflatten(-1, (-1, shape.head_dim)) for part in parts)
+        query, key = rotate_pairs(query, *angles), rotate_pairs(key, *angles)
+        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
         groups = shape.num_heads // shape.num_key_value_heads
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         mixed, scores = causal_attention(query, key, value)
         return product(mixed.transpose(1, 2).reshape(batch, tokens, width), self.out), scores
 
     def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        text_rows: Tensor,
-        vision_rows: Tensor,
-        shared_scale: Tensor | None,
+        self, x: Tensor, angles: tuple[Tensor, Tensor], rows: dict[str, Tensor], shared_scale: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """(batch, tokens, width) float32 -> the same, and the attention's scores.
 
+        `angles`: cosines and sines, (tokens, head_dim / 2); `rows`: of batch * tokens, those of each bank.
         `shared_scale` (batch, tokens, 1) multiplies what the shared expert says, in training only.
         """
         width = x.shape[-1]
-        mixed, scores = self.attention(functional.rms_norm(x, (width,), self.norm1, 1e-5), cos, sin)
+        mixed, scores = self.attention(functional.rms_norm(x, (width,), self.norm1, 1e-5), angles)
         x = x + mixed
         normed = functional.rms_norm(x, (width,), self.norm2, 1e-5)
         if not self.banks:
@@ -108,7 +181,7 @@ class Layer(nn.Module):
         x = x + (shared if shared_scale is None else shared * shared_scale)
         flat = normed.reshape(-1, width)  # (batch * tokens, width)
         routed = torch.zeros_like(flat)
-        for name, rows in (("text", text_rows), ("vision", vision_rows)):
-            if rows.numel():
-                routed = routed.index_copy(0, rows, self.banks[name](flat[rows]))
+        for name, own in rows.items():
+            if own.numel():
+                routed = routed.index_copy(0, own, self.banks[name](flat[own]))
         return x + routed.view_as(x), scores

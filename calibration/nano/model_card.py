@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
 
 HEAD = """\
 ---
@@ -57,46 +61,26 @@ def count_parameters(model: Path) -> int:
     """Numbers of all tensors of a model directory, from its headers."""
     total = 0
     for shard in sorted(model.glob("*.safetensors")):
-        with shard.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                size = 1
-                for length in entry["shape"]:
-                    size *= length
-                total += size
+        with safe_open(shard, "np") as file:
+            names = file.keys()
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     return total
 
 
-def card(results: dict[str, dict[str, object]], parameters: int, images: int, note: str) -> str:
-    """The whole page; `note` opens its limits."""
+def card(results: dict[str, Any], parameters: int, images: int, note: str) -> str:
+    """The whole page, from what evaluate.py writes; `note` opens its limits."""
 
     def row(name: str, right: int, asked: int) -> str:
         return f"| {name} | {right} | {asked} | {right / asked:.1%} |"
 
-    whole = results["as trained"]
-    kinds = whole["kinds"]
-    right, asked = whole["right"], whole["asked"]
-    assert isinstance(kinds, dict)
-    assert isinstance(right, int)
-    assert isinstance(asked, int)
-    lines = [row(kind, *pair) for kind, pair in kinds.items()]
-    lines.append(row("**all**", right, asked))
-    damages = []
-    for name, result in results.items():
-        if name == "as trained":
-            continue
-        damaged_right, damaged_asked = result["right"], result["asked"]
-        assert isinstance(damaged_right, int)
-        assert isinstance(damaged_asked, int)
-        damages.append(row(name, damaged_right, damaged_asked))
+    damaged = results.copy()
+    whole = damaged.pop("as trained")
+    kinds = [row(kind, *pair) for kind, pair in whole["kinds"].items()]
+    kinds.append(row("**all**", whole["right"], whole["asked"]))
+    damages = [row(name, result["right"], result["asked"]) for name, result in damaged.items()]
     head = HEAD.format(parameters=parameters / 1e6, images=images)
-    return (
-        head
-        + "\n".join(lines)
-        + "\n"
-        + TAIL.format(damages="\n".join(damages), note=f"{note}\n\n" if note else "")
-    )
+    tail = TAIL.format(damages="\n".join(damages), note=f"{note}\n\n" if note else "")
+    return head + "\n".join(kinds) + "\n" + tail
 
 
 def write_nano_card() -> None:
@@ -108,8 +92,7 @@ def write_nano_card() -> None:
     parser.add_argument("--note", default="", help="a paragraph that opens the limits")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text())
-    parameters = count_parameters(arguments.out)
-    page = card(results, parameters, arguments.images, arguments.note)
+    page = card(results, count_parameters(arguments.out), arguments.images, arguments.note)
     (arguments.out / "README.md").write_text(page, encoding="utf-8")
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ernie_local.model.rope import patch_positions
 from nano.layers import Layer, product
 from nano.shape import NanoShape
 from nano.vision_tower import TrainedVisionTower
@@ -41,8 +43,7 @@ class Batch:
     kinds: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Losses:
+class Losses(NamedTuple):
     """Scalars of one batch. `pointing`: attention that misses its cell; `characters` etc.: shares right."""
 
     answer: Tensor
@@ -81,21 +82,19 @@ class NanoNetwork(nn.Module):
         self.reading_heads = nn.Parameter(torch.empty(len(READING_LAYERS), num_classes, shape.hidden_size))
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
-                fan_in = (
-                    parameter.shape[-2] if "banks" in name and "router" not in name else parameter.shape[-1]
-                )
+                is_expert = "banks" in name and "router" not in name
+                fan_in = parameter.shape[-2 if is_expert else -1]
                 nn.init.normal_(parameter, std=0.06 if name == "embed" else fan_in**-0.5)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def _rope(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
         tokens, (rows, columns), start = batch.ids.shape[1], batch.grid, batch.image_start
         positions = torch.arange(tokens).repeat(3, 1)  # (T H W, tokens)
         count = rows * columns
         if batch.pixels is not None:
             positions[:, start : start + count] = start
-            positions[1, start : start + count] += torch.arange(rows).repeat_interleave(columns)
-            positions[2, start : start + count] += torch.arange(columns).repeat(rows)
+            positions[1:, start : start + count] += patch_positions(rows, columns, 1)
             positions[:, start + count :] += max(rows, columns) - count
         height, width, time = self.shape.mrope_section
         index = torch.arange(height + width + time)
@@ -114,16 +113,15 @@ class NanoNetwork(nn.Module):
             x = torch.cat((x[:, :start], self.vision(batch.pixels, batch.grid), x[:, start + count :]), dim=1)
             is_vision[:, start - 1 : start + count + 1] = True
         flat_vision = is_vision.reshape(-1)
-        vision_rows = flat_vision.nonzero().squeeze(1)
-        text_rows = (batch.valid.reshape(-1) & ~flat_vision).nonzero().squeeze(1)
-        cos, sin = self._rope(batch)
+        is_text = batch.valid.reshape(-1) & ~flat_vision
+        rows = {"text": is_text.nonzero().squeeze(1), "vision": flat_vision.nonzero().squeeze(1)}
+        angles = self._angles(batch)
         seen: dict[int, Tensor] = {}
         scores: dict[int, Tensor] = {}
+        drops = self.training and batch.pixels is not None
         for index, layer in enumerate(self.layers):
-            shared_scale = (
-                self._shared_scale(is_vision) if self.training and batch.pixels is not None else None
-            )
-            x, scores[index] = layer(x, cos, sin, text_rows, vision_rows, shared_scale)
+            shared_scale = self._shared_scale(is_vision) if drops else None
+            x, scores[index] = layer(x, angles, rows, shared_scale)
             seen[index] = x[:, start : start + count]
         x = functional.rms_norm(x, x.shape[-1:], self.norm, 1e-5)
         labels = batch.labels[:, 1:].reshape(-1)
@@ -139,9 +137,7 @@ class NanoNetwork(nn.Module):
     def _reading(self, batch: Batch, seen: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss of the reading heads, and the share of characters that the last one names rightly."""
         assert batch.characters is not None
-        rows, columns = batch.grid
-        row = torch.arange(rows).repeat_interleave(columns)
-        column = torch.arange(columns).repeat(rows)
+        row, column = patch_positions(*batch.grid, 1)
         wanted = batch.characters.flatten().long()
         printed = wanted > 0
         weight = torch.where(printed, 1.0, 0.1)

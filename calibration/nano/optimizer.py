@@ -1,7 +1,7 @@
-"""Muon for matrices and stacks of matrices, AdamW for the rest.
+"""Updates matrices and stacks of matrices by Muon.
 
-Muon: Jordan et al. 2024 (orthogonalised momentum by a Newton-Schulz iteration), with the update scale of Liu
-et al. 2025 (arXiv 2502.16982), 0.2 sqrt(max(rows, columns)), which lets both halves share one learning rate.
+Source: Jordan et al. 2024 (orthogonalised momentum by a Newton-Schulz iteration), with the update scale of
+Liu et al. 2025 (arXiv 2502.16982), 0.2 sqrt(max(rows, columns)), which lets AdamW share its learning rate.
 torch's own Muon takes two-dimensional parameters only; ours are mostly stacks of experts.
 """
 
@@ -34,14 +34,8 @@ def orthogonalize(matrices: Tensor, steps: int = 4) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised; decoupled weight decay. Gate and up halves are orthogonalised apart."""
 
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
-        momentum: float = 0.95,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, groups: Iterable[dict[str, Any]], weight_decay: float) -> None:
+        super().__init__(groups, {"lr": 0.0, "momentum": 0.95, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002

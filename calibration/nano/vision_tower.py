@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ernie_local.model.rope import patch_positions
 from nano.layers import product
 from nano.shape import NanoShape
 
@@ -80,20 +81,11 @@ class TrainedVisionTower(nn.Module):
         self.after_norm = nn.Parameter(torch.ones(shape.hidden_size))
 
     def _angles(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        rows, columns = grid
         merge, quarter = self.shape.merge_size, self.shape.vision_size // self.shape.vision_heads // 4
-        row = (
-            torch.arange(rows * merge).view(rows, 1, merge, 1).expand(rows, columns, merge, merge).reshape(-1)
-        )
-        column = (
-            torch.arange(columns * merge)
-            .view(1, columns, 1, merge)
-            .expand(rows, columns, merge, merge)
-            .reshape(-1)
-        )
+        places = patch_positions(grid[0] * merge, grid[1] * merge, merge)
         frequencies = 10000.0 ** (-torch.arange(quarter) / quarter)
-        angles = torch.cat((row[:, None] * frequencies, column[:, None] * frequencies), dim=-1)
-        angles = torch.cat((angles, angles), dim=-1)  # (patches, head_dim)
+        row, column = places[..., None] * frequencies  # each (patches, head_dim / 4)
+        angles = torch.cat((row, column, row, column), dim=-1)
         return angles.cos(), angles.sin()
 
     def forward(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
