@@ -20,6 +20,8 @@ from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes, image_prompt_bytes
 from ernie_local.model.moe import RouteHook
 
+StopQuestion = Callable[[], bool]  # asked between pieces of work: whether to stop
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -54,27 +56,17 @@ class Engine:
         self.context_size = context_size
         self.chunk_tokens = chunk_tokens
         self.vision_rule: VisionRule = vision_rule
+        self.next_position = 0  # of the next text token, on all three axes
         self._on_route = on_route
-        self._next_position = 0
         self._needed_bytes = 0  # the most so far: the cache gives no memory back before it is gone
-        self._cache = KVCache(
-            model.config.text,
-            context_size,
-            kv_dtype or model.dtype,
-            model.device,
-            model.experts.cache_memory(),
-        )
+        dtype, memory = kv_dtype or model.dtype, model.experts.cache_memory()
+        self._cache = KVCache(model.config.text, context_size, dtype, model.device, memory)
         self._graphs = model.decode_graphs(self._cache.dtype)
 
     @property
     def length(self) -> int:
         """Tokens in the cache."""
         return self._cache.length
-
-    @property
-    def next_position(self) -> int:
-        """The position, on all three axes, of the next text token."""
-        return self._next_position
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -92,18 +84,18 @@ class Engine:
 
     def mark(self) -> Mark:
         """Remember this point of the sequence."""
-        return Mark(self._cache.length, self._next_position)
+        return Mark(self._cache.length, self.next_position)
 
     def rewind(self, mark: Mark) -> None:
         """Forget every token after `mark`, which must come from this sequence and not lie ahead of it."""
         self._cache.truncate(mark.length)
-        self._next_position = mark.next_position
+        self.next_position = mark.next_position
 
     def prefill(
         self,
         token_ids: Sequence[int],
         images: Sequence[Patches] = (),
-        should_stop: Callable[[], bool] | None = None,
+        should_stop: StopQuestion | None = None,
     ) -> torch.Tensor:
         """Append tokens; give back the logits after the last, (vocab_size,) float32, on the model's device.
 
@@ -118,16 +110,23 @@ class Engine:
             return self.model.logits(hidden)[0]
 
     def prefill_all(
-        self, token_ids: Sequence[int], images: Sequence[Patches] = (), *, out: torch.Tensor
+        self,
+        token_ids: Sequence[int],
+        images: Sequence[Patches] = (),
+        *,
+        out: torch.Tensor,
+        as_states: bool = False,
     ) -> None:
-        """As `prefill`, with the logits of every position written to `out`, (tokens, vocab_size) float32."""
-        self._append_to(out, token_ids, images, self.model.logits)
+        """As `prefill`, with the logits of every position written to `out`, (tokens, vocab_size) float32.
 
-    def prefill_states(
-        self, token_ids: Sequence[int], images: Sequence[Patches] = (), *, out: torch.Tensor
-    ) -> None:
-        """As `prefill_all`, but writes what the head takes: (tokens, hidden_size) normed states."""
-        self._append_to(out, token_ids, images, lambda chunk: chunk)
+        as_states: write what the head takes instead, (tokens, hidden_size) normed states.
+        """
+
+        def keep_rows(start: int, chunk: torch.Tensor) -> torch.Tensor:
+            out[start : start + chunk.shape[0]] = chunk if as_states else self.model.logits(chunk)
+            return chunk[-1:]
+
+        self._append(token_ids, images, None, keep_rows)
 
     def decode(self, token_id: int) -> torch.Tensor:
         """Append one token and give back the logits after it, as `prefill` does.
@@ -136,7 +135,7 @@ class Engine:
         embedding is its own, as no image comes with it. Raises DoesNotFit at the end of the context.
         """
         self._check_room(1)
-        self._check_position(self._next_position)
+        self._check_position(self.next_position)
         self._check_ids([token_id])
         media, device = self.model.config.media, self.model.device
         self._cache.reserve(self._cache.length + 1)
@@ -145,7 +144,7 @@ class Engine:
             # Filled on the device: a copy would make the host wait for a GPU.
             hidden = self.model(
                 self.model.embed(torch.full((1,), token_id, device=device)),
-                torch.full((3, 1), self._next_position, device=device),
+                torch.full((3, 1), self.next_position, device=device),
                 token_types([token_id], media, self.vision_rule) != TEXT,
                 self._cache,
                 self._on_route,
@@ -154,7 +153,7 @@ class Engine:
             # Not in inference mode, so that samplers may write to it.
             with torch.inference_mode(False), torch.no_grad():
                 logits = self.model.logits(hidden)[0]
-            self._next_position += 1
+            self.next_position += 1
         return logits
 
     @contextmanager
@@ -167,26 +166,11 @@ class Engine:
             self.rewind(before)
             raise
 
-    def _append_to(
-        self,
-        out: torch.Tensor,
-        token_ids: Sequence[int],
-        images: Sequence[Patches],
-        convert: Callable[[torch.Tensor], torch.Tensor],
-    ) -> None:
-        """Run all chunks; write what `convert` makes of their states to `out`."""
-
-        def keep_rows(start: int, chunk: torch.Tensor) -> torch.Tensor:
-            out[start : start + chunk.shape[0]] = convert(chunk)
-            return chunk[-1:]
-
-        self._append(token_ids, images, None, keep_rows)
-
     def _append(
         self,
         token_ids: Sequence[int],
         images: Sequence[Patches],
-        should_stop: Callable[[], bool] | None,
+        should_stop: StopQuestion | None,
         keep: Callable[[int, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """Run all chunks; `keep(start, hidden)` takes what is wanted of each. Returns that of the last."""
@@ -196,43 +180,36 @@ class Engine:
         try:
             with self._all_or_nothing(), torch.inference_mode():
                 features = self._encode(images, prompt.num_tokens, should_stop)
-                kept = self._run_chunks(prompt, features, should_stop, keep)
-                self._next_position = prompt.next_position
+                for start in range(0, prompt.num_tokens, self.chunk_tokens):
+                    _raise_if_stopped(should_stop, start, prompt.num_tokens)
+                    stop = min(start + self.chunk_tokens, prompt.num_tokens)
+                    kept = keep(start, self._run_chunk(prompt, start, stop, features))
+                self.next_position = prompt.next_position
         finally:
             if images:
                 self.model.experts.make_room(self, 0)
         return kept
 
-    def _run_chunks(
-        self,
-        prompt: MediaPrompt,
-        features: torch.Tensor,
-        should_stop: Callable[[], bool] | None,
-        keep: Callable[[int, torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """features: (placeholders, hidden_size), which a chunk boundary may cut anywhere."""
+    def _run_chunk(self, prompt: MediaPrompt, start: int, stop: int, features: torch.Tensor) -> torch.Tensor:
+        """States, (stop - start, hidden_size), of the prompt's tokens from `start` to before `stop`.
+
+        features: (placeholders of the prompt, hidden_size), which a chunk boundary may cut anywhere.
+        """
         device = self.model.device
-        features_used = 0
-        for start in range(0, prompt.num_tokens, self.chunk_tokens):
-            _raise_if_stopped(should_stop, start, prompt.num_tokens)
-            stop = min(start + self.chunk_tokens, prompt.num_tokens)
-            self._make_room(stop - start)
-            hidden = self.model.embed(send(prompt.token_ids[start:stop], device))  # (chunk, hidden_size)
-            placeholders = prompt.is_placeholder[start:stop].nonzero()[:, 0]  # (placeholders of the chunk,)
-            num_features = len(placeholders)
-            if num_features:
-                own = features[features_used : features_used + num_features]
-                hidden.index_copy_(0, send(placeholders, device), own)
-                features_used += num_features
-            hidden = self.model(
-                hidden,
-                send(prompt.positions[:, start:stop], device),
-                prompt.is_vision[start:stop],
-                self._cache,
-                self._on_route,
-            )
-            kept = keep(start, hidden)
-        return kept
+        self._make_room(stop - start)
+        hidden = self.model.embed(send(prompt.token_ids[start:stop], device))  # (chunk, hidden_size)
+        placeholders = prompt.is_placeholder[start:stop].nonzero()[:, 0]  # (placeholders of the chunk,)
+        if len(placeholders):
+            first = int(prompt.is_placeholder[:start].sum())
+            hidden.index_copy_(0, send(placeholders, device), features[first : first + len(placeholders)])
+        states: torch.Tensor = self.model(
+            hidden,
+            send(prompt.positions[:, start:stop], device),
+            prompt.is_vision[start:stop],
+            self._cache,
+            self._on_route,
+        )
+        return states
 
     def _make_room(self, num_new: int) -> None:
         """Keep memory for states and attention of the next tokens, of that which experts may take."""
@@ -254,12 +231,12 @@ class Engine:
             )
         self._check_room(len(ids))
         self._check_ids(ids)
-        prompt = MediaPrompt.of(ids, images, self.model.config, self.vision_rule, self._next_position)
+        prompt = MediaPrompt.of(ids, images, self.model.config, self.vision_rule, self.next_position)
         self._check_position(prompt.next_position - 1)
         return prompt
 
     def _encode(
-        self, images: Sequence[Patches], num_tokens: int, should_stop: Callable[[], bool] | None
+        self, images: Sequence[Patches], num_tokens: int, should_stop: StopQuestion | None
     ) -> torch.Tensor:
         """Features of all images, (placeholders, hidden_size). num_tokens: of their prompt."""
         if not images:
@@ -323,7 +300,7 @@ def check_token_counts(context_size: int, chunk_tokens: int) -> None:
 
 
 def _raise_if_stopped(
-    should_stop: Callable[[], bool] | None, num_done: int, num_all: int, unit: str = "tokens"
+    should_stop: StopQuestion | None, num_done: int, num_all: int, unit: str = "tokens"
 ) -> None:
     if should_stop is not None and should_stop():
         raise Interrupted(

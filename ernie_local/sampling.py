@@ -34,17 +34,21 @@ class SamplingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        # Written so that NaN fails each of them.
-        temperature_is_usable = 0 <= self.temperature < math.inf
-        _check("temperature", self.temperature, temperature_is_usable, "0 (greedy) or more", 0.7)
-        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1", 0.9)
-        _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more", 40)
-        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 (off) to 1", 0.05)
-        penalty_is_usable = 0 < self.repetition_penalty < math.inf
-        _check("repetition_penalty", self.repetition_penalty, penalty_is_usable, "above 0 (1 is off)", 1.1)
-        if self.seed is not None:
-            seed_is_usable = 0 <= self.seed <= _LARGEST_SEED
-            _check("seed", self.seed, seed_is_usable, f"a whole number up to {_LARGEST_SEED}", 1)
+        # Written so that NaN fails each of them. Name, whether it is usable, what is, and an example.
+        for name, is_usable, expected, example in (
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more", 0.7),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1", 0.9),
+            ("top_k", self.top_k >= 0, "0 (off) or more", 40),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 (off) to 1", 0.05),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0 (1 is off)", 1.1),
+            ("seed", 0 <= (self.seed or 0) <= _LARGEST_SEED, f"a whole number up to {_LARGEST_SEED}", 1),
+        ):
+            if not is_usable:
+                raise UsageError(
+                    f"{parameter(name, getattr(self, name))} cannot be used",
+                    f"it must be {expected}",
+                    parameter(name, example),
+                )
 
 
 def model_sampling(generation_config: Mapping[str, object]) -> SamplingOptions:
@@ -69,12 +73,8 @@ class Sampler:
     def __init__(self, options: SamplingOptions) -> None:
         self._options = options
         self._generator = torch.Generator(device="cpu")
-        if options.seed is None:
-            self.seed = self._generator.seed() & _LARGEST_SEED
-            self._generator.manual_seed(self.seed)
-        else:
-            self.seed = options.seed
-            self._generator.manual_seed(self.seed)
+        self.seed = self._generator.seed() & _LARGEST_SEED if options.seed is None else options.seed
+        self._generator.manual_seed(self.seed)
 
     def pick(self, logits: torch.Tensor, seen_ids: Collection[int] = ()) -> int:
         """The next token id, from logits (vocab,) on any device; `seen_ids` are those that were there before.
@@ -130,10 +130,3 @@ class Sampler:
             probabilities = probabilities * (probabilities >= options.min_p * probabilities.max())
             probabilities = probabilities / probabilities.sum()
         return probabilities
-
-
-def _check(name: str, value: float, is_usable: bool, expected: str, example: float) -> None:
-    if not is_usable:
-        raise UsageError(
-            f"{parameter(name, value)} cannot be used", f"it must be {expected}", parameter(name, example)
-        )

@@ -1,18 +1,23 @@
-"""Defines what is known of an answer when it has ended: text, tokens, seconds, memory, images."""
+"""Keeps what is known of a question until it is answered, and what is known of the answer then."""
 
 from __future__ import annotations
 
+import re
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from ernie_local.errors import NoAnswer, UsageError, parameter
 from ernie_local.experts.options import PagingStats
 from ernie_local.media.image_size import ImageReport
+from ernie_local.sampling import Sampler
+from ernie_local.session.generation import Generation
+from ernie_local.session.image import ChatImage
+from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason, images_of
 from ernie_local.text.reasoning import ToolCall
-
-# stop: the model ended it; length: max_tokens or the context ended it; interrupted: someone stopped it.
-FinishReason = Literal["stop", "length", "interrupted"]
+from ernie_local.text.template import TextPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +69,95 @@ class Answer:
     paging: PagingStats | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class OpenQuestion:
+    """Everything about a question that is known before the model computes.
+
+    history: the turns before. messages: what is asked, with images opened. all_images: of the whole
+    conversation, in the order of the prompt.
+    """
+
+    history: tuple[ChatTurn, ...]
+    messages: tuple[ChatMessage, ...]
+    thinking: bool
+    all_images: Sequence[ChatImage]
+    prompt: TextPrompt
+    sampler: Sampler
+    started: float
+    image_seconds: float
+    cached_tokens: int
+    paging_before: PagingStats | None
+
+    def to_answer(self, generation: Generation, paging: PagingStats | None) -> Answer:
+        """What is known of the answer now. paging: what paging has done up to now."""
+        return Answer(
+            text=generation.text,
+            reasoning=generation.reasoning,
+            tool_calls=generation.tool_calls,
+            finish_reason=generation.finish_reason,
+            usage=Usage(
+                prompt_tokens=len(self.prompt.token_ids),
+                image_tokens=self.prompt.num_image_tokens,
+                cached_tokens=self.cached_tokens,
+                completion_tokens=generation.num_tokens,
+                reasoning_tokens=generation.num_reasoning_tokens,
+            ),
+            timings=Timings(
+                image=self.image_seconds,
+                prefill=generation.prefill_seconds,
+                decode=generation.decode_seconds,
+                total=time.perf_counter() - self.started,
+            ),
+            images=tuple(image.report for image in images_of(self.messages)),
+            seed=self.sampler.seed,
+            peak_memory_bytes=peak_memory_bytes(),
+            paging=None if paging is None or self.paging_before is None else paging.since(self.paging_before),
+        )
+
+    def to_turn(self, generation: Generation) -> ChatTurn:
+        """The question with what the model wrote."""
+        return ChatTurn(
+            question=self.messages,
+            answer=generation.text,
+            reasoning=generation.reasoning,
+            tool_calls=generation.tool_calls,
+            thinking=self.thinking,
+            finish_reason=generation.finish_reason,
+        )
+
+
+def check_limits(max_tokens: int | None, thinking_budget: int | None) -> None:
+    """Raise UsageError for limits of an answer that mean nothing."""
+    for name, value, least in (("max_tokens", max_tokens, 1), ("thinking_budget", thinking_budget, 0)):
+        if value is not None and value < least:
+            raise UsageError(
+                f"{parameter(name, value)} cannot be used",
+                f"it must be {least} or more",
+                parameter(name, max(least, 256)),
+            )
+
+
+def no_answer(generation: Generation) -> NoAnswer:
+    """The error for an answer that has ended without text and without a call of a tool."""
+    num_tokens, num_reasoning = generation.num_tokens, generation.num_reasoning_tokens
+    if generation.finish_reason == "length":
+        why = f"{parameter('max_tokens')} or the context ended it before the answer began"
+        hint = (
+            f"a larger {parameter('max_tokens')} or {parameter('context_size')}, a smaller "
+            f"{parameter('thinking_budget')}, or no thinking"
+        )
+    else:
+        why = "the model ended its turn without one"
+        hint = "ask in other words, or with another temperature or seed"
+    return NoAnswer(f"no answer after {num_tokens} tokens, {num_reasoning} of them reasoning", why, hint)
+
+
 def peak_memory_bytes() -> int | None:
     """The most bytes that this process has had resident so far; None where the system does not tell."""
     # Linux hands ru_maxrss of a parent down through exec, so the mark of this program alone comes first.
     status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    if status.is_file() and (mark := re.search(rb"VmHWM:\s*(\d+) kB", status.read_bytes())):
+        return int(mark[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

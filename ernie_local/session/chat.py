@@ -6,14 +6,15 @@ import inspect
 import os
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ernie_local.errors import UsageError
+from ernie_local.loading import LoadedModel
 from ernie_local.sampling import Sampler, SamplingOptions, model_sampling
-from ernie_local.session.answer import Answer
+from ernie_local.session.answer import Answer, OpenQuestion, check_limits, no_answer
 from ernie_local.session.generation import Generation, find_limits
-from ernie_local.session.image import ChatImageSource, make_patches, open_chat_images
+from ernie_local.session.image import ChatImageSource, open_chat_images
 from ernie_local.session.messages import (
     ChatMessage,
     ChatTurn,
@@ -22,15 +23,11 @@ from ernie_local.session.messages import (
     images_of,
     split_turns,
 )
-from ernie_local.session.question import OpenQuestion, check_limits, no_answer
 from ernie_local.session.sequence import CachedSequence
 from ernie_local.session.transcript import SavedChat, read_saved_chat, write_chat
 from ernie_local.session.writer import ChatWriter, check_fits
-from ernie_local.text.reasoning import Piece, ReasoningParser
+from ernie_local.text.reasoning import Piece
 from ernie_local.text.template import Role
-
-if TYPE_CHECKING:
-    from ernie_local.loading import LoadedModel
 
 
 class Chat:
@@ -196,12 +193,16 @@ class Chat:
         self._stop_asked = False
         check_limits(max_tokens, thinking_budget)
         image_seconds = time.perf_counter() - started
-        thinking = self._writer.thinks_by_default if thinking is None else thinking
+        writer, context_size = self._writer, self._sequence.engine.context_size
+        thinking = writer.thinks_by_default if thinking is None else thinking
         messages = [message for turn in turns for message in turn.messages()] + list(question)
-        prompt = self._writer.prompt([message.for_template() for message in messages], thinking)
-        check_fits(prompt, self._sequence.engine.context_size)
+        prompt = writer.prompt([message.for_template() for message in messages], thinking)
+        check_fits(prompt, context_size)
         all_images = images_of(messages)
-        image_seconds += make_patches(images_of(question))
+        patching = time.perf_counter()
+        for image in images_of(question):
+            image.patches()
+        image_seconds += time.perf_counter() - patching
         opened = OpenQuestion(
             history=turns,
             messages=question,
@@ -214,33 +215,20 @@ class Chat:
             cached_tokens=self._sequence.kept_length(prompt, all_images),
             paging_before=self.model.paging,
         )
-        self._running = self._stream(opened, self._generation(opened, max_tokens, thinking_budget))
+        room = context_size - len(prompt.token_ids)
+        limits = find_limits(room, max_tokens, thinking_budget, len(writer.close_ids))
+        generation = Generation(writer, opened.sampler, limits, self._should_stop, thinking=thinking)
+        self._running = self._stream(opened, generation)
         return self._running
 
-    def _generation(
-        self, question: OpenQuestion, max_tokens: int | None, thinking_budget: int | None
-    ) -> Generation:
-        writer = self._writer
-        room = self._sequence.engine.context_size - len(question.prompt.token_ids)
-        return Generation(
-            writer.tokenizer,
-            question.sampler,
-            ReasoningParser(in_reasoning=question.thinking, with_tools=bool(writer.tools)),
-            find_limits(room, max_tokens, thinking_budget, len(writer.close_ids)),
-            writer.stop_ids,
-            writer.close_ids,
-            lambda: self._stop_asked,
-        )
+    def _should_stop(self) -> bool:
+        return self._stop_asked
 
     def _stream(self, question: OpenQuestion, generation: Generation) -> Generator[Piece, None, None]:
+        prompt, images = question.prompt, question.all_images
+        prefill = partial(self._sequence.advance_to, prompt, images, self._should_stop)
         try:
-            yield from generation.pieces(
-                self._sequence,
-                lambda: self._sequence.advance_to(
-                    question.prompt, question.all_images, lambda: self._stop_asked
-                ),
-                question.prompt.token_ids,
-            )
+            yield from generation.pieces(self._sequence, prefill, prompt.token_ids)
         except (GeneratorExit, KeyboardInterrupt):
             generation.end()
             self._keep(question, generation)

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
 from ernie_local.errors import Interrupted
 from ernie_local.sampling import Sampler
-from ernie_local.session.answer import FinishReason
+from ernie_local.session.messages import FinishReason
 from ernie_local.session.sequence import CachedSequence
+from ernie_local.session.writer import ChatWriter
 from ernie_local.text.reasoning import OUTPUT_TAGS, THINK_OPEN, Piece, ReasoningParser, ToolCall
 from ernie_local.text.tokenizer import ErnieTokenizer, StreamDecoder
 
@@ -25,7 +26,6 @@ from ernie_local.text.tokenizer import ErnieTokenizer, StreamDecoder
 _ANSWER_SHARE = 4
 _LARGEST_ANSWER_RESERVE = 1024
 _LOCATION_START = "<|LOC_"
-_Argument = TypeVar("_Argument")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,31 +71,28 @@ class Generation:
 
     def __init__(
         self,
-        tokenizer: ErnieTokenizer,
+        writer: ChatWriter,
         sampler: Sampler,
-        parser: ReasoningParser,
         limits: AnswerLimits,
-        stop_ids: Collection[int],
-        close_ids: Sequence[int],
         should_stop: Callable[[], bool],
+        *,
+        thinking: bool,
     ) -> None:
-        """close_ids: what closes a thought from outside. should_stop: asked before every token and chunk."""
+        """writer: of the prompt. should_stop: asked before each token. thinking: a thought is open."""
         self.finish_reason: FinishReason = "interrupted"
         self.num_tokens = 0
         self.num_reasoning_tokens = 0
-        self._num_places = 0
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
-        self._tokenizer = tokenizer
+        self._num_places = 0
+        self._writer = writer
         self._sampler = sampler
-        self._parser = parser
-        self._decoder = StreamDecoder(tokenizer, hidden_ids(tokenizer))
+        self._parser = ReasoningParser(in_reasoning=thinking, with_tools=bool(writer.tools))
+        self._decoder = StreamDecoder(writer.tokenizer, hidden_ids(writer.tokenizer))
         self._limits = limits
-        self._stop_ids = stop_ids
-        self._close_ids = close_ids
         self._should_stop = should_stop
         # A thought that is not wanted, or was closed from outside, is not to be opened again.
-        self._may_think = parser.in_reasoning
+        self._may_think = thinking
         self._thought_has_ended = False
         self._texts: dict[str, list[str]] = {"reasoning": [], "answer": []}
         self._has_ended = False
@@ -134,22 +131,25 @@ class Generation:
             return
         finally:
             self.prefill_seconds = time.perf_counter() - started
-        seen = set(prompt_ids)
+        seen, close_ids = set(prompt_ids), self._writer.close_ids
         while not self._should_stop():
-            must_close = self._must_close_thought()
-            if self._is_full(len(self._close_ids) if must_close else 0):
+            is_spent = self.num_reasoning_tokens >= self._limits.thinking_tokens
+            must_close = self._parser.in_reasoning and (is_spent or self._thought_has_ended)
+            if self._is_full(len(close_ids) if must_close else 0):
                 self.finish_reason = "length"
                 break
             if must_close:
                 yield from self._recorded(self._parser.push(self._decoder.finish()))
                 self._may_think = False
-                self._num_places += len(self._close_ids)
-                logits = self._timed(sequence.append, self._close_ids)
-                yield from self._recorded(self._parser.push(self._tokenizer.decode(self._close_ids)))
-                seen.update(self._close_ids)
+                self._num_places += len(close_ids)
+                with self._timed():
+                    logits = sequence.append(close_ids)
+                yield from self._recorded(self._parser.push(self._writer.tokenizer.decode(close_ids)))
+                seen.update(close_ids)
                 continue
-            token_id = self._pick(logits, seen)
-            if token_id in self._stop_ids:
+            with self._timed():
+                token_id = self._pick(logits, seen)
+            if token_id in self._writer.stop_ids:
                 if self._parser.in_reasoning:
                     # A model that ends its turn inside its thought has an answer all the same.
                     self._thought_has_ended = True
@@ -157,11 +157,14 @@ class Generation:
                 self.finish_reason = "stop"
                 break
             seen.add(token_id)
-            self._count_token()
+            self.num_tokens += 1
+            self._num_places += 1
+            self.num_reasoning_tokens += self._parser.in_reasoning
             yield from self._recorded(self._parser.push(self._decoder.push(token_id)))
             # Nobody would read the logits after the last token.
             if not self._is_full(0):
-                logits = self._timed(sequence.decode, token_id)
+                with self._timed():
+                    logits = sequence.decode(token_id)
         yield from self.end()
 
     def end(self) -> list[Piece]:
@@ -171,37 +174,24 @@ class Generation:
         self._has_ended = True
         return self._recorded(self._parser.push(self._decoder.finish()) + self._parser.finish())
 
-    def _must_close_thought(self) -> bool:
-        is_spent = self.num_reasoning_tokens >= self._limits.thinking_tokens
-        return self._parser.in_reasoning and (is_spent or self._thought_has_ended)
-
     def _is_full(self, num_coming: int) -> bool:
         """Whether no token may be chosen any more once `num_coming` others are there."""
         limits = self._limits
         return self.num_tokens >= limits.max_tokens or self._num_places + num_coming >= limits.room
 
     def _pick(self, logits: torch.Tensor, seen: Collection[int]) -> int:
-        started = time.perf_counter()
         # Rows behind the tokenizer's last id stand for no text.
-        logits = logits[: self._tokenizer.vocab_size]
-        think_id = self._tokenizer.id_of(THINK_OPEN)
+        logits = logits[: self._writer.tokenizer.vocab_size]
+        think_id = self._writer.tokenizer.id_of(THINK_OPEN)
         if not self._may_think and think_id is not None:
             logits = logits.index_fill(0, torch.tensor([think_id], device=logits.device), -math.inf)
-        token_id = self._sampler.pick(logits, seen)
-        self.decode_seconds += time.perf_counter() - started
-        return token_id
+        return self._sampler.pick(logits, seen)
 
-    def _timed(self, compute: Callable[[_Argument], torch.Tensor], argument: _Argument) -> torch.Tensor:
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
         started = time.perf_counter()
-        logits = compute(argument)
+        yield
         self.decode_seconds += time.perf_counter() - started
-        return logits
-
-    def _count_token(self) -> None:
-        self.num_tokens += 1
-        self._num_places += 1
-        if self._parser.in_reasoning:
-            self.num_reasoning_tokens += 1
 
     def _recorded(self, pieces: list[Piece]) -> list[Piece]:
         for piece in pieces:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Iterable
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 from PIL import Image
 
@@ -88,22 +87,9 @@ class ChatImage:
 ChatImageSource: TypeAlias = "ImageSource | OpenedImage | ChatImage"
 
 
-def open_chat_images(
-    sources: Iterable[ChatImageSource], processor: ImageProcessorConfig, *, stdin: BinaryIO | None = None
-) -> list[ChatImage]:
-    """Open and measure images, several of a source with pages; InputUnreadable names the first bad one.
-
-    stdin: what the source "-" reads.
-    """
-    return [image for source in sources for image in _open_source(source, processor, stdin)]
-
-
-def make_patches(images: Iterable[ChatImage]) -> float:
-    """Make the patches of the images; the seconds that it took."""
-    started = time.perf_counter()
-    for image in images:
-        image.patches()
-    return time.perf_counter() - started
+def open_chat_images(sources: Iterable[ChatImageSource], processor: ImageProcessorConfig) -> list[ChatImage]:
+    """Open and measure images, several of a source with pages; InputUnreadable names the first bad one."""
+    return [image for source in sources for image in _open_source(source, processor)]
 
 
 def open_same_image(path: str, size: tuple[int, int], processor: ImageProcessorConfig) -> ChatImage:
@@ -123,12 +109,10 @@ def _open_same(path: str, size: tuple[int, int]) -> OpenedImage:
     return opened[0]
 
 
-def _open_source(
-    source: ChatImageSource, processor: ImageProcessorConfig, stdin: BinaryIO | None
-) -> list[ChatImage]:
+def _open_source(source: ChatImageSource, processor: ImageProcessorConfig) -> list[ChatImage]:
     if isinstance(source, ChatImage):
         return [source]
-    opened = [source] if isinstance(source, OpenedImage) else open_images(source, stdin=stdin)
+    opened = [source] if isinstance(source, OpenedImage) else open_images(source)
     may_be_path = _may_be_path(source)
     return [ChatImage(one, _absolute(one.name) if may_be_path else None, processor) for one in opened]
 

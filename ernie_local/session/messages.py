@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 from PIL import Image
 
 from ernie_local.errors import UsageError
 from ernie_local.media.open_image import OpenedImage
 from ernie_local.media.processor_config import ImageProcessorConfig
-from ernie_local.session.answer import FinishReason
 from ernie_local.session.image import ChatImage, ChatImageSource, open_chat_images
 from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import ImageSlot, Message, Role
 
+# stop: the model ended the answer; length: max_tokens or the context did; interrupted: someone stopped it.
+FinishReason = Literal["stop", "length", "interrupted"]
 MessagePart: TypeAlias = ChatImageSource  # a str is text here, and never the path of an image
 _ROLES_WITH_IMAGES = ("user", "tool")
 

@@ -13,9 +13,8 @@ from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.files import written_whole
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model_files import ModelFiles
-from ernie_local.session.answer import FinishReason
 from ernie_local.session.image import ChatImage, open_same_image
-from ernie_local.session.messages import ChatMessage, ChatTurn, MessagePart
+from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason, MessagePart
 from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import Role
 
@@ -148,10 +147,9 @@ def _expect(value: object, kind: type[_Value]) -> _Value:
 
 
 def _one_of(known: tuple[_Value, ...], value: object) -> _Value:
-    for one in known:
-        if value == one:
-            return one
-    raise ValueError(f"{value!r} where one of {known} belongs")
+    if value not in known:
+        raise ValueError(f"{value!r} where one of {known} belongs")
+    return known[known.index(value)]
 
 
 def _unreadable(path: Path, why: str) -> InputUnreadable:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from ernie_local.config import MediaTokens
 from ernie_local.errors import DoesNotFit, ModelUnusable, parameter
+from ernie_local.model_files import ModelFiles
 from ernie_local.text.template import (
     END_TOKENS,
     IMAGE_START,
@@ -16,11 +17,7 @@ from ernie_local.text.template import (
     check_variant,
     encode_segments,
 )
-
-if TYPE_CHECKING:
-    from ernie_local.config import MediaTokens
-    from ernie_local.model_files import ModelFiles
-    from ernie_local.text.tokenizer import ErnieTokenizer
+from ernie_local.text.tokenizer import ErnieTokenizer
 
 
 class ChatWriter:

@@ -20,7 +20,6 @@ from ernie_local.sampling import Sampler, SamplingOptions
 from ernie_local.session.generation import Generation, find_limits
 from ernie_local.session.sequence import CachedSequence
 from ernie_local.session.writer import ChatWriter
-from ernie_local.text.reasoning import ReasoningParser
 from ernie_local.text.template import user_message
 from ernie_quant.work import calibration_identity
 
@@ -127,7 +126,7 @@ class Observer:
     def _states(self, engine: Engine, token_ids: Sequence[int], patches: Sequence[Patches]) -> torch.Tensor:
         network = self._model.network
         states = torch.empty(len(token_ids), network.config.text.hidden_size, dtype=network.dtype)
-        engine.prefill_states(token_ids, patches, out=states)
+        engine.prefill_all(token_ids, patches, out=states, as_states=True)
         return states
 
     def _write(self, engine: Engine, state: torch.Tensor, prompt_ids: Sequence[int], max_tokens: int) -> str:
@@ -135,15 +134,9 @@ class Observer:
         network, writer = self._model.network, self._writer
         with torch.no_grad():
             logits = network.logits(state.to(network.device))[0]
-        room, close_ids = engine.context_size - engine.length, writer.close_ids
+        limits = find_limits(engine.context_size - engine.length, max_tokens, None, len(writer.close_ids))
         generation = Generation(
-            writer.tokenizer,
-            Sampler(SamplingOptions()),
-            ReasoningParser(in_reasoning=False),
-            find_limits(room, max_tokens, None, len(close_ids)),
-            writer.stop_ids,
-            close_ids,
-            lambda: False,
+            writer, Sampler(SamplingOptions()), limits, should_stop=lambda: False, thinking=False
         )
         for _ in generation.pieces(CachedSequence(engine, network.config), lambda: logits, prompt_ids):
             pass
