@@ -19,8 +19,7 @@ from routings import make_trace, phases, uniform, zipf
 import ernie_local
 from ernie_calibration.generated import SampleFamily, held_out_samples
 from ernie_local.replay.replay import Replayed, compare
-from ernie_local.replay.trace import Trace
-from ernie_local.replay.trace_file import read_trace
+from ernie_local.replay.trace import Trace, read_trace
 
 SHARES = (0.25, 0.5, 0.75)
 DECAYS = (0.0, 0.9, 0.95, 0.98, 0.995, 1.0)  # ours with a fixed one

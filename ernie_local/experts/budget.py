@@ -9,15 +9,15 @@ allocation: a workspace of fixed size was left for them when the model was loade
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch
 
 from ernie_local.errors import DoesNotFit, parameter
+from ernie_local.experts.device import trim_heap
 from ernie_local.experts.level import PageLevel
-from ernie_local.experts.memory import trim_heap
 from ernie_local.experts.plan import PagingPlan
+from ernie_local.experts.traffic import PageTraffic
 from ernie_local.sizes import format_bytes
 
 
@@ -53,16 +53,17 @@ class RamBudget:
             trim_heap()
         self._level.use_frames(num_frames)
 
-    def cache_memory(self, drain: Callable[[], None]) -> None:
+    def cache_memory(self) -> None:
         """None: reserved memory that is not touched costs nothing, so a KV cache may have its own."""
 
 
 class GpuBudget:
     """A GPU's memory besides weights. One forward at a time, and none while a cache is resized."""
 
-    def __init__(self, level: PageLevel, plan: PagingPlan, num_bytes: int) -> None:
-        """level: of the GPU; its cache was built by `plan`. num_bytes: of the workspace."""
+    def __init__(self, level: PageLevel, traffic: PageTraffic, plan: PagingPlan, num_bytes: int) -> None:
+        """level, traffic: of the GPU; their cache was built by `plan`. num_bytes: of the workspace."""
         self._level = level
+        self._traffic = traffic
         self._plan = plan
         self._num_bytes = num_bytes
         self._needed: WeakKeyDictionary[object, int] = WeakKeyDictionary()
@@ -81,12 +82,9 @@ class GpuBudget:
                 "give fewer or smaller images, end other conversations, or load with a larger context",
             )
 
-    def cache_memory(self, drain: Callable[[], None]) -> GpuCacheMemory:
-        """Memory for a new KV cache: the end of the pages' allocation, or the workspace if that is taken.
-
-        drain: waits until no page is pinned or in flight.
-        """
-        return GpuCacheMemory(self, drain)
+    def cache_memory(self) -> GpuCacheMemory:
+        """Memory for a new KV cache: the end of the pages' allocation, or the workspace if that is taken."""
+        return GpuCacheMemory(self)
 
     def resize_cache(self, cache: GpuCacheMemory, num_bytes: int) -> torch.Tensor:
         """See CacheMemory.resize. The first cache has the end of the pages' memory until it is gone.
@@ -96,7 +94,7 @@ class GpuBudget:
         """
         owner = None if self._at_end is None else self._at_end()
         if owner is None or owner is cache:
-            memory = self._take_end(num_bytes, cache.drain)
+            memory = self._take_end(num_bytes)
             self._at_end = weakref.ref(cache)
             self.make_room(cache, 0)
             return memory
@@ -105,7 +103,7 @@ class GpuBudget:
         self.make_room(cache, num_bytes)
         return memory
 
-    def _take_end(self, num_bytes: int, drain: Callable[[], None]) -> torch.Tensor:
+    def _take_end(self, num_bytes: int) -> torch.Tensor:
         memory, frame_bytes = self._level.memory, self._plan.frame_bytes
         num_frames = (memory.num_bytes - num_bytes) // frame_bytes
         if num_frames < self._plan.least_frames:
@@ -116,7 +114,7 @@ class GpuBudget:
                 "they share one allocation, as large as the GPU allowed when the model was loaded",
                 "shorten the conversation, use kv_dtype int8, or load with more vram",
             )
-        drain()
+        self._traffic.drain()
         self._level.use_first_frames(num_frames)
         return memory.bytes[memory.num_bytes - num_bytes :]
 
@@ -124,8 +122,7 @@ class GpuBudget:
 class GpuCacheMemory:
     """The CacheMemory of one KV cache on a GPU."""
 
-    def __init__(self, budget: GpuBudget, drain: Callable[[], None]) -> None:
-        self.drain = drain
+    def __init__(self, budget: GpuBudget) -> None:
         self._budget = budget
 
     def resize(self, num_bytes: int) -> torch.Tensor:

@@ -8,8 +8,8 @@ The only place where all parts of paging are put together:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,16 +20,14 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig
 from ernie_local.errors import UsageError, parameter
 from ernie_local.experts.budget import GpuBudget, RamBudget
-from ernie_local.experts.copier import PageCopier
-from ernie_local.experts.device import HOST, GpuDevice
-from ernie_local.experts.disk import DiskReader, PageCheck, PageRange, PageStore
+from ernie_local.experts.device import CudaDevice, PageMemory, allocate_pages
 from ernie_local.experts.keys import ExpertKey
-from ernie_local.experts.level import PageLevel, PlaceTables
+from ernie_local.experts.level import PageLevel
 from ernie_local.experts.math import PageMath
-from ernie_local.experts.memory import PageMemory, allocate_pages
 from ernie_local.experts.options import PagingOptions, PagingStats
 from ernie_local.experts.paged import GpuTier, PagedExperts, RamTier
 from ernie_local.experts.plan import PagingPlan
+from ernie_local.experts.readers import DiskReader, PageCheck, PageCopier, PageRange, PageStore
 from ernie_local.experts.traffic import PageTraffic
 from ernie_local.experts.two_levels import PinningReader, TwoLevels
 from ernie_local.packing.page import check_page
@@ -44,7 +42,7 @@ class GpuShare(NamedTuple):
     num_bytes: for pages and one KV cache, which takes up to cache_bytes. room_bytes: to leave free besides.
     """
 
-    device: GpuDevice
+    device: CudaDevice
     num_bytes: int
     cache_bytes: int
     room_bytes: int
@@ -65,14 +63,13 @@ def build_paged_experts(
 
     DoesNotFit if the GPU has less memory than it reported, and too little for one token.
     """
-    options, gpu, sizes = setup.options, setup.gpu, store.page_bytes
-    places = PlaceTables(sizes, HOST.send)
-    cache = plan.build_cache(setup.ram_bytes, on_move=places.move)
+    options, gpu, sizes = setup.options, setup.gpu, plan.page_bytes
+    cache = plan.build_cache(setup.ram_bytes)
     memory = PageMemory(cache.slots.num_frames * plan.frame_bytes)
-    level = PageLevel(cache, memory, places, math_on(torch.device("cpu")), sizes)
+    level = PageLevel(cache, memory, math_on(torch.device("cpu")), sizes)
     disk = DiskReader(store, level)
-    stats_above = None if gpu is None else PagingStats()
-    traffic = PageTraffic(cache, plan, sizes, disk, PagingStats(gpu=stats_above))
+    stats = PagingStats(gpu=None if gpu is None else PagingStats())
+    traffic = PageTraffic(cache, plan, disk, stats)
     ram = RamTier(level, traffic, disk)
     if gpu is None:
         return PagedExperts(store, ram, RamBudget(level, plan, setup.ram_bytes), options)
@@ -81,15 +78,15 @@ def build_paged_experts(
     # The allocation is of whole frames, the KV cache is not.
     least = plan.frame_bytes * (plan.least_frames + -(-gpu.cache_bytes // plan.frame_bytes))
     memory_above = allocate_pages(gpu.device.allocate, wanted, least, gpu.room_bytes, plan.frame_bytes)
-    places_above = PlaceTables(sizes, gpu.device.send)
-    cache_above = plan.build_cache(memory_above.num_bytes, on_move=places_above.move)
+    cache_above = plan.build_cache(memory_above.num_bytes)
     math_above = math_on(memory_above.bytes.device)
-    level_above = PageLevel(cache_above, memory_above, places_above, math_above, sizes, gpu.device)
+    level_above = PageLevel(cache_above, memory_above, math_above, sizes, gpu.device)
     copier = PageCopier(level_above, level, disk, gpu.device)
-    traffic_above = PageTraffic(cache_above, plan, sizes, PinningReader(traffic, copier), stats_above)
+    traffic_above = PageTraffic(cache_above, plan, PinningReader(traffic, copier), stats.gpu)
     both = TwoLevels(traffic_above, traffic, options.miss_rule)
     tier = GpuTier(level_above, memory_above, both, copier, gpu.device, gpu.device.lock(memory))
-    return PagedExperts(store, ram, GpuBudget(level_above, plan, gpu.room_bytes), options, tier)
+    budget = GpuBudget(level_above, traffic_above, plan, gpu.room_bytes)
+    return PagedExperts(store, ram, budget, options, tier)
 
 
 def paging_plan(
@@ -115,7 +112,10 @@ def open_page_store(
     checkpoint: Checkpoint, config: ModelConfig, options: PagingOptions | None = None
 ) -> PageStore:
     """The checkpoint's pages on disk. Each is checked when it is first read."""
-    check = _packed_check(config) if config.has_packed_experts else _plain_check(checkpoint)
+    if config.has_packed_experts:
+        check: PageCheck = partial(_check_packed, PackedTensors(config))
+    else:
+        check = partial(_check_plain, checkpoint)
     return PageStore(page_ranges(checkpoint, config, options), check)
 
 
@@ -132,7 +132,7 @@ def page_ranges(
         num_experts = config.text.bank(bank).num_experts
         keys = [ExpertKey(layer_id, bank, expert_id, is_small) for expert_id in range(num_experts)]
         if packed is None:
-            ranges |= {key: _plain_ranges(checkpoint, key) for key in keys}
+            ranges |= {key: tuple(part for _, part in _plain_parts(checkpoint, key)) for key in keys}
             continue
         for key, (name, row) in zip(keys, packed.locate_experts(layer_id, bank, small=is_small), strict=True):
             stored = checkpoint.packed[name]
@@ -153,37 +153,22 @@ def _banks_with_small_pages(config: ModelConfig) -> list[BankKey]:
     return [key for key in tables.small_experts if key[1] == "text"]
 
 
-def _plain_ranges(checkpoint: Checkpoint, key: ExpertKey) -> tuple[PageRange, ...]:
-    parts: list[PageRange] = []
+def _plain_parts(checkpoint: Checkpoint, key: ExpertKey) -> Iterator[tuple[str, PageRange]]:
+    """The tensors of an expert, one after the other in its page, by their names."""
     page_offset = 0
-    for name in _plain_names(key):
+    for projection in PROJECTIONS:
+        name = f"experts.{key.layer_id}.{key.bank}.{key.expert_id}.{projection}"
         path, offset, num_bytes = checkpoint.place(name)
-        parts.append(PageRange(path, offset, page_offset, num_bytes))
+        yield name, PageRange(path, offset, page_offset, num_bytes)
         page_offset += num_bytes
-    return tuple(parts)
 
 
-def _plain_names(key: ExpertKey) -> list[str]:
-    return [f"experts.{key.layer_id}.{key.bank}.{key.expert_id}.{part}" for part in PROJECTIONS]
+def _check_plain(checkpoint: Checkpoint, key: ExpertKey, page: torch.Tensor) -> None:
+    for name, part in _plain_parts(checkpoint, key):
+        checkpoint.check_values(name, page[part.page_offset :][: part.num_bytes])
 
 
-def _packed_check(config: ModelConfig) -> PageCheck:
-    packed = PackedTensors(config)
-
-    def check(key: ExpertKey, page: torch.Tensor) -> None:
-        name, row = packed.locate_experts(key.layer_id, key.bank, small=key.is_small)[key.expert_id]
-        layout = packed.page_layouts(key.layer_id, key.bank, small=key.is_small)[name.rpartition(".")[2]]
-        check_page(page, layout, f"page {row} of {name}")
-
-    return check
-
-
-def _plain_check(checkpoint: Checkpoint) -> PageCheck:
-    def check(key: ExpertKey, page: torch.Tensor) -> None:
-        start = 0
-        for name in _plain_names(key):
-            num_bytes = math.prod(checkpoint.shape(name)) * checkpoint.dtype(name).itemsize
-            checkpoint.check_values(name, page[start : start + num_bytes])
-            start += num_bytes
-
-    return check
+def _check_packed(packed: PackedTensors, key: ExpertKey, page: torch.Tensor) -> None:
+    name, row = packed.locate_experts(key.layer_id, key.bank, small=key.is_small)[key.expert_id]
+    layout = packed.page_layouts(key.layer_id, key.bank, small=key.is_small)[name.rpartition(".")[2]]
+    check_page(page, layout, f"page {row} of {name}")

@@ -10,8 +10,9 @@ The life of a page: `reserve` gives it a slot while it is in flight, `commit` ma
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, KeysView
+from collections.abc import Callable, Iterable
 
 from ernie_local.config import Bank
 from ernie_local.experts.heat import AdaptiveHeat, Heat
@@ -32,7 +33,6 @@ class PageCache:
         heat: Heat | AdaptiveHeat,
         spare_slots: int,
         layer_floor: int,
-        on_move: OnMove | None = None,
     ) -> None:
         """class_of: of a page. spare_slots: of each class, kept free in a prompt for pages in flight.
 
@@ -40,7 +40,7 @@ class PageCache:
         """
         self.slots = slots
         self.heat = heat
-        self._on_move = on_move
+        self.on_move: OnMove | None = None
         self._class_of = class_of
         self._spare_slots = spare_slots
         self._layer_floor = layer_floor
@@ -48,6 +48,8 @@ class PageCache:
         # Only asked, never iterated: its order differs from run to run, and with it which of two equals goes.
         self._resident: set[ExpertKey] = set()
         self._in_flight: dict[ExpertKey, None] = {}
+        # A view of the pages that have a slot and are not resident yet, in the order of `reserve`.
+        self.in_flight = self._in_flight.keys()
         self._pins: Counter[ExpertKey] = Counter()
         # Resident pages by layer, bank and whether they are small.
         self._pages_of: defaultdict[tuple[int, Bank, bool], dict[ExpertKey, None]] = defaultdict(dict)
@@ -64,18 +66,9 @@ class PageCache:
         """Whether all of these pages are resident."""
         return self._resident.issuperset(keys)
 
-    def __len__(self) -> int:
-        """Resident pages."""
-        return len(self._resident)
-
     def keys(self) -> list[ExpertKey]:
         """Resident pages, in the order in which they came."""
         return [key for key in self._slots if key in self._resident]
-
-    @property
-    def in_flight(self) -> KeysView[ExpertKey]:
-        """A view of the pages that have a slot and are not resident yet, in the order of `reserve`."""
-        return self._in_flight.keys()
 
     @property
     def has_pins(self) -> bool:
@@ -88,8 +81,7 @@ class PageCache:
 
     def advance(self) -> None:
         """A forward begins."""
-        self.heat.advance()
-        if self.heat.reconsider():
+        if self.heat.advance():
             for heap in self._candidates:
                 heap.clear()
             self._queued.clear()
@@ -141,8 +133,8 @@ class PageCache:
         self._resident.add(key)
         self.pin([key])
         self._note(key)
-        if self._on_move is not None:
-            self._on_move(key, self.offset(key))
+        if self.on_move is not None:
+            self.on_move(key, self.offset(key))
 
     def abort(self) -> None:
         """Unpin every page, and free the slots of those in flight: after an error or an interruption."""
@@ -187,24 +179,21 @@ class PageCache:
         self._resident.remove(key)
         self._num_vision_pages -= key.bank == "vision"
         self._free(key)
-        if self._on_move is not None:
-            self._on_move(key, None)
+        if self.on_move is not None:
+            self.on_move(key, None)
 
     def remove_coldest_frame(self) -> int | None:
         """Take the frame whose hottest page is the coldest out of use; None if every frame is in use."""
+
+        def hottest(keys: list[ExpertKey]) -> float:
+            # Vision pages serve images that may never come.
+            return max(self.heat.level(key) if key.bank == "text" else -math.inf for key in keys)
+
         if not self.slots.num_free_frames:
-            best: tuple[float, list[ExpertKey]] | None = None
-            for size_class in range(len(self.slots.classes)):
-                for keys in self._idle_frames(size_class):
-                    # Vision pages serve images that may never come.
-                    hottest = max(
-                        self.heat.level(key) if key.bank == "text" else float("-inf") for key in keys
-                    )
-                    if best is None or hottest < best[0]:
-                        best = (hottest, keys)
-            if best is None:
+            idle = [keys for index in range(len(self.slots.classes)) for keys in self._idle_frames(index)]
+            if not idle:
                 return None
-            for key in best[1]:
+            for key in min(idle, key=hottest):
                 self.evict(key)
         return self.slots.remove_frame()
 
@@ -245,27 +234,22 @@ class PageCache:
         """Empty a frame of a class that holds more than its own, for one that holds less."""
         if self.slots.num_over(size_class) >= 0:
             return False
-        for other in range(len(self.slots.classes)):
-            if self.slots.num_over(other) <= 0:
-                continue
-            keys = next(iter(self._idle_frames(other)), None)
-            if keys is not None:
-                for key in keys:
-                    self.evict(key)
-                return True
-        return False
+        lenders = (index for index in range(len(self.slots.classes)) if self.slots.num_over(index) > 0)
+        return self._evict_first(keys for index in lenders for keys in self._idle_frames(index))
 
     def _empty_vision_frame(self, coming: ExpertKey) -> bool:
         """Empty a frame of vision pages for a text page; its owner asks for it again in the next prompt."""
         if coming.bank == "vision" or not self._num_vision_pages:
             return False
-        for size_class in range(len(self.slots.classes)):
-            for keys in self._idle_frames(size_class):
-                if keys[0].bank == "vision":
-                    for key in keys:
-                        self.evict(key)
-                    return True
-        return False
+        every = (keys for index in range(len(self.slots.classes)) for keys in self._idle_frames(index))
+        return self._evict_first(keys for keys in every if keys[0].bank == "vision")
+
+    def _evict_first(self, frames: Iterable[list[ExpertKey]]) -> bool:
+        """Evict the pages of the first of these frames. False if there is none."""
+        keys = next(iter(frames), None)
+        for key in keys or ():
+            self.evict(key)
+        return keys is not None
 
     def _idle_frames(self, size_class: int) -> Iterable[list[ExpertKey]]:
         """The pages of each frame of which none is pinned or in flight."""

@@ -1,26 +1,164 @@
-"""Declares what paging asks of a device that computes, and implements it for the processor and for CUDA.
+"""The memories that pages lie in, and the devices that compute from them: the processor, and a CUDA GPU.
 
-Nothing else of paging touches a GPU. The CUDA device is thin on purpose: tests prove the order of these calls
-with a simulated device.
+RAM that a GPU copies from is page-locked by CUDA, else locked by the system, else neither. Without
+page-locking, copies pass through a buffer of the driver, and the thread that starts one waits for it.
+
+Nothing else of paging touches a GPU. The CUDA device is thin on purpose: tests prove the order of its calls
+with a simulated one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import sys
 import weakref
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 
-from ernie_local.experts.memory import (
-    PageLock,
-    PageMemory,
-    lock_by_system,
-    lock_pages,
-    pin_by_cuda,
-    unpin_by_cuda,
-)
-from ernie_local.kernels.memory import send
+from ernie_local.errors import DoesNotFit, parameter
+from ernie_local.experts.keys import UNIT_BYTES
+from ernie_local.kernels.memory import map_bytes, send
+from ernie_local.sizes import format_bytes
+
+LockStep = Literal["pinned", "locked", "pageable"]
+# Locks memory by address and bytes. Gives back what went wrong, or None.
+Register = Callable[[int, int], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PageLock:
+    """step: what was reached; reasons: why no better one was, in the order in which they were tried."""
+
+    step: LockStep
+    reasons: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """For people."""
+        names = {
+            "pinned": "page-locked for the GPU",
+            "locked": "locked, not page-locked for the GPU: copies are slower",
+            "pageable": "neither page-locked nor locked: copies are slower, and the system may swap it",
+        }
+        return "; ".join((names[self.step], *self.reasons))
+
+
+def lock_pages(memory: torch.Tensor, pin: Register, lock: Register) -> PageLock:
+    """Page-lock all bytes of `memory`, uint8 on the CPU, by the best of the two that succeeds."""
+    address, num_bytes = memory.data_ptr(), memory.nbytes
+    refusal = pin(address, num_bytes)
+    if refusal is None:
+        return PageLock("pinned")
+    reasons = (f"CUDA page-locks no {num_bytes} bytes ({refusal})",)
+    refusal = lock(address, num_bytes)
+    if refusal is None:
+        return PageLock("locked", reasons)
+    return PageLock("pageable", (*reasons, f"the system locks no {num_bytes} bytes ({refusal})"))
+
+
+def pin_by_cuda(address: int, num_bytes: int) -> str | None:
+    """Register memory with CUDA. Under WSL and Windows a driver gives half of RAM, or less than 1 GiB."""
+    code = int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0))
+    if code == 0:
+        return None
+    # CUDA reports its last error to the next caller, which must not be a kernel.
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
+    return f"error {code}"
+
+
+def lock_by_system(address: int, num_bytes: int) -> str | None:
+    """`mlock`, within the limit that `ulimit -l` shows. Where there is no such call, that is said."""
+    try:
+        mlock = ctypes.CDLL(None, use_errno=True).mlock
+    except (AttributeError, OSError, TypeError):  # Windows takes no None
+        return "there is no mlock"
+    mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    if mlock(address, num_bytes) == 0:
+        return None
+    code = ctypes.get_errno()
+    hint = ", see ulimit -l" if code in (errno.ENOMEM, errno.EPERM, errno.EAGAIN) else ""
+    return f"{os.strerror(code)}{hint}"
+
+
+class PageMemory:
+    """RAM for pages. `units`: (units, UNIT_BYTES) uint8, backed by real memory from the first write on."""
+
+    def __init__(self, num_bytes: int) -> None:
+        """num_bytes: a multiple of UNIT_BYTES. MemoryError if the system gives none."""
+        assert num_bytes % UNIT_BYTES == 0, num_bytes
+        self.num_bytes = num_bytes
+        self._mapping, self.bytes = map_bytes(num_bytes)
+        self.units = self.bytes.view(-1, UNIT_BYTES)
+
+    def discard(self, offset: int, num_bytes: int) -> None:
+        """Give this range, multiples of UNIT_BYTES, back to the system. It reads as zeros afterwards."""
+        self._mapping.madvise(mmap.MADV_DONTNEED, int(self.bytes.storage_offset()) + offset, num_bytes)
+
+
+def trim_heap() -> None:
+    """Give memory that the allocator keeps after a free back to the system, where there is a call for it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+class GpuMemory:
+    """Memory of a GPU for pages and a KV cache. `units`: (units, UNIT_BYTES) uint8.
+
+    One allocation, of which no part goes back: an allocator of the GPU could not use a hole in it.
+    """
+
+    def __init__(self, memory: torch.Tensor, planned_bytes: int) -> None:
+        """memory: (num_bytes,) uint8, of a multiple of UNIT_BYTES; planned_bytes: what was asked for."""
+        assert len(memory) % UNIT_BYTES == 0, len(memory)
+        self.num_bytes = len(memory)
+        self.planned_bytes = planned_bytes
+        self.bytes = memory
+        self.units = memory.view(-1, UNIT_BYTES)
+
+
+_STEPS = 16  # after a failed allocation, the next try asks for a sixteenth of the wanted bytes less
+
+
+def allocate_pages(
+    allocate: Callable[[int], torch.Tensor],
+    wanted_bytes: int,
+    least_bytes: int,
+    room_bytes: int,
+    frame_bytes: int,
+) -> GpuMemory:
+    """Allocate up to `wanted_bytes` of a GPU in whole frames, leaving `room_bytes` free for other work.
+
+    allocate: gives (num_bytes,) uint8 of the GPU, or raises torch.OutOfMemoryError. DoesNotFit if not even
+    `least_bytes` are left.
+    """
+    wanted_bytes = wanted_bytes // frame_bytes * frame_bytes
+    step = -(-wanted_bytes // _STEPS)
+    room: torch.Tensor | None = None
+    attempt = wanted_bytes
+    while attempt >= least_bytes:
+        try:
+            # Held while pages are allocated: torch keeps it after the free and uses it for other work.
+            room = allocate(room_bytes) if room is None else room
+            return GpuMemory(allocate(attempt), wanted_bytes)
+        except torch.OutOfMemoryError:
+            smaller = max(least_bytes, attempt - step) if attempt > least_bytes else 0
+            attempt = smaller // frame_bytes * frame_bytes
+    raise DoesNotFit(
+        f"could not allocate {format_bytes(least_bytes)} on the GPU, the minimum for a conversation and one "
+        f"token's experts, besides {format_bytes(room_bytes)} of workspace; {format_bytes(wanted_bytes)} "
+        "was planned",
+        "another program took memory of the GPU meanwhile, or its driver keeps more than it reports",
+        f"close other programs, use a smaller context or {parameter('kv_dtype', 'int8')}, or lower "
+        f"{parameter('vram')}",
+    )
 
 
 class Event(Protocol):
@@ -34,73 +172,36 @@ class Event(Protocol):
         ...
 
 
-class Device(Protocol):
-    """Computes what it is given in order, perhaps later, with what `send` gave before."""
+class Device:
+    """Computes what it is given in order, perhaps later; this one, the processor, before a call returns."""
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Give a small tensor of the host, as it is now, to the device. The host does not wait."""
-        ...
+        """Give a small tensor of the host to the device; the host does not wait.
 
-    def read_back(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Copy small tensors of the device to the host in one transfer, for which the host waits."""
-        ...
-
-    def mark(self) -> Event | None:
-        """An event after all computing given so far; None if that is done already."""
-        ...
-
-    def finish(self) -> None:
-        """Return when the device has nothing to do any more."""
-        ...
-
-
-class GpuDevice(Device, Protocol):
-    """A device with a memory of its own, and a second stream that copies pages there, in order."""
-
-    def lock(self, memory: PageMemory) -> PageLock:
-        """Lock this memory of the host for fast copies, as well as can be. Gives back what was reached."""
-        ...
-
-    def allocate(self, num_bytes: int) -> torch.Tensor:
-        """(num_bytes,) uint8 of its memory. torch.OutOfMemoryError if there is not enough."""
-        ...
-
-    def copy(self, source: torch.Tensor, into: torch.Tensor, after: Event | None) -> Event:
-        """Begin to copy a page of the host after `after`. The event is reached when it has been copied.
-
-        Any thread may call. The host waits only if the source is not page-locked.
+        A GPU gets a copy. For the processor it is the very tensor, so that later changes are seen.
         """
-        ...
-
-    def compute_after(self, event: Event) -> None:
-        """Let computing that is given from now on begin after the event. The host does not wait."""
-        ...
-
-
-class HostDevice:
-    """The processor: everything is at hand, and done when the call returns."""
-
-    def send(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The very tensor: later changes to it are seen."""
         return tensor
 
     def read_back(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The very tensors."""
+        """Copy small tensors of the device to the host in one transfer, for which the host waits."""
         return list(tensors)
 
     def mark(self) -> Event | None:
-        """None: all is done."""
+        """An event after all computing given so far; None if that is done already."""
         return None
 
     def finish(self) -> None:
-        """Nothing to wait for."""
+        """Return when the device has nothing to do any more."""
 
 
-HOST = HostDevice()
+HOST = Device()
 
 
-class CudaDevice:
-    """A CUDA GPU. What is computed goes through the stream that is current when this is made."""
+class CudaDevice(Device):
+    """A CUDA GPU, with a memory of its own, and a second stream that copies pages there in order.
+
+    What is computed goes through the stream that is current when this is made.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -108,22 +209,22 @@ class CudaDevice:
         self._copying = torch.cuda.Stream(device)
 
     def lock(self, memory: PageMemory) -> PageLock:
-        """Page-lock the memory until it is freed; see GpuDevice.lock."""
+        """Lock memory of the host for fast copies until it is freed. Gives back what was reached."""
         found = lock_pages(memory.bytes, pin_by_cuda, lock_by_system)
         if found.step == "pinned":
-            weakref.finalize(memory, unpin_by_cuda, memory.bytes.data_ptr())
+            weakref.finalize(memory, torch.cuda.cudart().cudaHostUnregister, memory.bytes.data_ptr())
         return found
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
-        """(num_bytes,) uint8 of torch's own allocator."""
+        """(num_bytes,) uint8 of torch's own allocator. torch.OutOfMemoryError if there is not enough."""
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy on the GPU."""
+        """See Device.send."""
         return send(tensor, self.device)
 
     def read_back(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Copies on the host; the bytes of all travel in one buffer."""
+        """See Device.read_back; the bytes of all travel in one buffer."""
         buffer = to_bytes(tensors)
         host = torch.empty(buffer.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
         host.copy_(buffer, non_blocking=True)
@@ -137,7 +238,10 @@ class CudaDevice:
         return event
 
     def copy(self, source: torch.Tensor, into: torch.Tensor, after: Event | None) -> Event:
-        """Copy in the copying stream; see GpuDevice.copy."""
+        """Begin to copy a page of the host after `after`. The event is reached when it has been copied.
+
+        Any thread may call. The host waits only if the source is not page-locked.
+        """
         if after is not None:
             assert isinstance(after, torch.cuda.Event)
             self._copying.wait_event(after)
@@ -149,7 +253,7 @@ class CudaDevice:
         return event
 
     def compute_after(self, event: Event) -> None:
-        """Let the computing stream wait for the event."""
+        """Let computing that is given from now on begin after the event. The host does not wait."""
         assert isinstance(event, torch.cuda.Event)
         self._computing.wait_event(event)
 

@@ -43,9 +43,10 @@ class Heat:
         self._faded = 0.0
         self._levels: dict[ExpertKey, float] = {}
 
-    def advance(self) -> None:
-        """A decoded token begins, or a prompt; the next touches are about it."""
+    def advance(self) -> bool:
+        """A decoded token begins, or a prompt. Gives back whether another order counts from now on: never."""
         self._faded += self._fading
+        return False
 
     def touch(self, keys: Sequence[ExpertKey]) -> None:
         """The token chose these experts of a layer."""
@@ -59,10 +60,6 @@ class Heat:
     def level(self, key: ExpertKey) -> float:
         """Greater for a hotter expert; minus infinity for one that was never chosen."""
         return self._levels.get(key, -math.inf)
-
-    def reconsider(self) -> bool:
-        """Whether another order counts from now on: never."""
-        return False
 
     def _add(self, key: ExpertKey, amount: float) -> None:
         before = self._levels.get(key)
@@ -118,12 +115,20 @@ class AdaptiveHeat:
         """The one that counts now."""
         return self._chosen.heat.decay
 
-    def advance(self) -> None:
-        """A decoded token begins, or a prompt."""
+    def advance(self) -> bool:
+        """A decoded token begins, or a prompt. The decay counts from now on that had the most hits lately.
+
+        Gives back whether it is another one.
+        """
         self._uses *= _HIT_DECAY
         for cache in self._caches:
             cache.hits *= _HIT_DECAY
             cache.heat.advance()
+        best = max(self._caches, key=lambda cache: cache.hits)
+        if best.hits <= self._chosen.hits + _MARGIN * self._uses:
+            return False
+        self._chosen = best
+        return True
 
     def touch(self, keys: Sequence[ExpertKey]) -> None:
         """The token chose these experts of a layer."""
@@ -142,16 +147,8 @@ class AdaptiveHeat:
                 cache.use((key,))
 
     def level(self, key: ExpertKey) -> float:
-        """Greater for a hotter expert; comparable until `reconsider` is true."""
+        """Greater for a hotter expert; comparable until `advance` is true."""
         return self._chosen.heat.level(key)
-
-    def reconsider(self) -> bool:
-        """Let the decay count that had the most hits lately. Gives back whether it is another one."""
-        best = max(self._caches, key=lambda cache: cache.hits)
-        if best.hits <= self._chosen.hits + _MARGIN * self._uses:
-            return False
-        self._chosen = best
-        return True
 
     def _is_watched(self, key: ExpertKey) -> bool:
         return key.bank == "text" and key.layer_id in self._watched

@@ -13,10 +13,9 @@ import torch
 
 from ernie_local.config import Bank, BankKey
 from ernie_local.experts.cache import PageCache
-from ernie_local.experts.device import HOST, Device, Event
+from ernie_local.experts.device import HOST, Device, Event, GpuMemory, PageMemory
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.math import PageMath, page_call
-from ernie_local.experts.memory import GpuMemory, PageMemory
 from ernie_local.kernels.arguments import ABSENT_SLOT
 from ernie_local.model.moe import RoutedTokens
 
@@ -108,18 +107,18 @@ class PageLevel:
         self,
         cache: PageCache,
         memory: PageMemory | GpuMemory,
-        places: PlaceTables,
         math: Mapping[BankKey, PageMath],
         page_bytes: Mapping[ExpertKey, int],
         device: Device = HOST,
     ) -> None:
-        """places: follows the cache. page_bytes: of all pages. device: what computes from here."""
+        """page_bytes: of all pages. device: what computes from here."""
         self.cache = cache
         self.memory = memory
         self.takes_shared_page = all(one.takes_shared_page for one in math.values())
         # Uses that a device may not have finished yet: computing from here, or copying from here.
         self.last_uses = LastUses(memory.num_bytes)
-        self._places = places
+        self._places = PlaceTables(page_bytes, device.send)
+        cache.on_move = self._places.move
         self._math = math
         self._page_bytes = page_bytes
         self._device = device
@@ -135,15 +134,19 @@ class PageLevel:
 
     def add(self, output: torch.Tensor, tokens: RoutedTokens, among: Collection[ExpertKey]) -> None:
         """Add to each token's row its experts: `among`, all resident and none small. See PageMath.add."""
-        places = self._places.all(tokens.layer_id, tokens.bank)
-        self._math[tokens.layer_id, tokens.bank].add(output, page_call(tokens, self.memory.units, places))
-        self._note_use(among)
+        self._add(output, tokens, among, self._places.all(tokens.layer_id, tokens.bank))
 
     def add_some(self, output: torch.Tensor, tokens: RoutedTokens, among: Collection[ExpertKey]) -> None:
         """As `add`, but only those of each token's experts whose pages are `among` these resident ones."""
-        places = self._places.some(tokens.layer_id, tokens.bank, among)
+        self._add(output, tokens, among, self._places.some(tokens.layer_id, tokens.bank, among))
+
+    def _add(
+        self, output: torch.Tensor, tokens: RoutedTokens, used: Collection[ExpertKey], places: torch.Tensor
+    ) -> None:
         self._math[tokens.layer_id, tokens.bank].add(output, page_call(tokens, self.memory.units, places))
-        self._note_use(among)
+        event = self._device.mark()
+        if event is not None:
+            self.last_uses.note([self.range(key) for key in used], event)
 
     def use_frames(self, num_frames: int) -> None:
         """Keep the hottest frames, this many, and give the others' RAM to the system. No page is pinned."""
@@ -168,8 +171,3 @@ class PageLevel:
         while slots.num_frames < num_frames and (frame := slots.add_frame()) is not None:
             if event is not None:
                 self.last_uses.note([(frame * slots.frame_bytes, slots.frame_bytes)], event)
-
-    def _note_use(self, keys: Collection[ExpertKey]) -> None:
-        event = self._device.mark()
-        if event is not None:
-            self.last_uses.note([self.range(key) for key in keys], event)

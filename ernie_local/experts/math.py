@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.nn import functional
@@ -14,17 +13,13 @@ from torch.nn import functional
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import BankKey, ExpertBank, ModelConfig
+from ernie_local.config import Bank, BankKey, ModelConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.keys import UNIT_BYTES
 from ernie_local.kernels import gpu
 from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall
 from ernie_local.kernels.experts import add_by_triton, add_packed_experts
-from ernie_local.kernels.nf4 import (
-    dequantize_by_bitsandbytes,
-    nf4_absence,
-    warn_without_nf4_kernels,
-)
+from ernie_local.kernels.nf4 import dequantize_by_bitsandbytes, nf4_absence, warn_without_nf4_kernels
 from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES, add_plain_experts
 from ernie_local.model.moe import RoutedTokens
 from ernie_local.packing import PageLayout
@@ -42,30 +37,20 @@ def page_call(tokens: RoutedTokens, memory: torch.Tensor, places: torch.Tensor |
     )
 
 
-class PageMath(Protocol):
-    """Computes the routed experts of one layer and bank from a memory of pages."""
+class PageMath:
+    """Computes the routed experts of one layer and bank from a memory of packed pages, by the operators."""
 
-    takes_shared_page: bool  # as of an ExpertProvider
+    takes_shared_page = True  # as of an ExpertProvider
 
     def add(self, output: torch.Tensor, call: ExpertsCall) -> None:
         """Add to each token's row the weighted sum of those of its experts that have a place.
 
-        output: (tokens, hidden_size) float32.
+        output: (tokens, hidden_size) float32. Each page is of its own format.
         """
-        ...
-
-
-class PackedPageMath:
-    """From packed pages, by the operators."""
-
-    takes_shared_page = True
-
-    def add(self, output: torch.Tensor, call: ExpertsCall) -> None:
-        """Add them, each by its page's own format."""
         add_packed_experts(output, call)
 
 
-class PlainPageMath:
+class PlainPageMath(PageMath):
     """From pages of plain numbers: gate, up and down, row after row."""
 
     takes_shared_page = False
@@ -102,10 +87,8 @@ class PlainPageMath:
         return gate_up, plain[2 * count :].view(self._hidden_size, self._inner_size)
 
 
-class TritonPageMath:
-    """A PageMath by the Triton kernels. Nothing here waits for the GPU."""
-
-    takes_shared_page = True
+class TritonPageMath(PageMath):
+    """By the Triton kernels. Nothing here waits for the GPU."""
 
     def __init__(self, layouts: Sequence[PageLayout], shared_layout: PageLayout | None) -> None:
         """layouts: all that the pages may have, small ones too. shared_layout: of the layer's shared page."""
@@ -117,10 +100,8 @@ class TritonPageMath:
         add_by_triton(output, call, self._layouts, self._shared_layout)
 
 
-class TorchPageMath:
-    """A PageMath by plain torch: an expert at a time, unpacked to float32. The host waits for each."""
-
-    takes_shared_page = True
+class TorchPageMath(PageMath):
+    """By plain torch: an expert at a time, unpacked to float32. The host waits for each."""
 
     def __init__(self, foreign: Dequantize = dequantize_foreign) -> None:
         """foreign: what unpacks matrices in other libraries' formats, plain torch too by default."""
@@ -134,38 +115,44 @@ class TorchPageMath:
 
 def expert_math(
     checkpoint: Checkpoint, config: ModelConfig, device: torch.device, gpu_kernels: str = "auto"
-) -> dict[BankKey, PageMath]:
+) -> Mapping[BankKey, PageMath]:
     """What computes the experts of each (layer, bank) on this device."""
     if not config.has_packed_experts:
-        by_bank = {bank.name: _plain_math(checkpoint, config, bank) for bank in config.text.banks}
-        return {(layer_id, bank): by_bank[bank] for layer_id, bank in _bank_keys(config)}
+        layer_id = config.text.moe_layers.index(True)
+        by_bank: dict[Bank, PageMath] = {}
+        for bank in config.text.banks:
+            dtype = checkpoint.dtype(f"experts.{layer_id}.{bank.name}.0.{PROJECTIONS[0]}")
+            by_bank[bank.name] = PlainPageMath(dtype, config.text.hidden_size, bank.expert_size)
+        return {(layer_id, bank.name): by_bank[bank.name] for layer_id, bank in config.text.layer_banks()}
     if device.type == "cpu":
-        return dict.fromkeys(_bank_keys(config), PackedPageMath())
+        return dict.fromkeys(_page_layouts(config), PageMath())
     return gpu_math(config, device, gpu_kernels)
 
 
-def gpu_math(config: ModelConfig, device: torch.device, gpu_kernels: str = "auto") -> dict[BankKey, PageMath]:
+def gpu_math(
+    config: ModelConfig, device: torch.device, gpu_kernels: str = "auto"
+) -> Mapping[BankKey, PageMath]:
     """What computes packed experts on a GPU: Triton's kernels, or plain torch, as for foreign formats.
 
     nf4 is unpacked by bitsandbytes' kernels; a warning says, once, where these cannot run.
     """
-    has_nf4 = any(layout.foreign.kind == "nf4" for layout in _foreign_layouts(config))
-    if has_nf4 and gpu_kernels != "torch":
-        return dict.fromkeys(_bank_keys(config), TorchPageMath(_nf4_dequantize(device)))
-    layouts = _expert_layouts(config)
-    if layouts is None or gpu.triton_missing(device, gpu_kernels) is not None:
-        return dict.fromkeys(_bank_keys(config), TorchPageMath())
+    layouts, foreign = _page_layouts(config), _foreign_layouts(config)
+    if gpu_kernels != "torch" and any(layout.foreign.kind == "nf4" for layout in foreign):
+        if nf4_absence(device) is None:
+            return dict.fromkeys(layouts, TorchPageMath(dequantize_by_bitsandbytes))
+        warn_without_nf4_kernels(device)
+    if foreign or gpu.triton_missing(device, gpu_kernels) is not None:
+        return dict.fromkeys(layouts, TorchPageMath())
     shared = _shared_layouts(config)
-    return {key: TritonPageMath(layouts[key], shared.get(key[0])) for key in layouts}
-
-
-def _bank_keys(config: ModelConfig) -> list[BankKey]:
-    return [(layer_id, bank.name) for layer_id, bank in config.text.layer_banks()]
+    return {
+        key: TritonPageMath([one for one in own if isinstance(one, PageLayout)], shared.get(key[0]))
+        for key, own in layouts.items()
+    }
 
 
 def check_triton_formats(config: ModelConfig) -> None:
     """DoesNotFit for packed experts that Triton's kernels do not know."""
-    if config.has_packed_experts and _expert_layouts(config) is None:
+    if config.has_packed_experts and _foreign_layouts(config):
         raise DoesNotFit(
             "experts are in another library's format, for which there are 0 Triton kernels",
             "these are for the formats that `ernie-local quantize` makes",
@@ -178,48 +165,33 @@ def unpacking_room(config: ModelConfig, device: torch.device, gpu_kernels: str =
     tables = config.quantization
     if tables is None:
         return 0
-    layouts, foreign = _page_layouts(config), _foreign_layouts(config)
+    foreign = _foreign_layouts(config)
     sizes = [FOREIGN_NUMBER_BYTES * layout.hidden_size * layout.inner_size for layout in foreign]
-    is_own = len(foreign) < len(layouts) or bool(tables.matrices or tables.gated_mlps)
-    if is_own and gpu.triton_missing(device, gpu_kernels) is not None:
+    all_layouts = {layout for of_bank in _page_layouts(config).values() for layout in of_bank}
+    has_own = len(foreign) < len(all_layouts) or bool(tables.matrices or tables.gated_mlps)
+    if has_own and gpu.triton_missing(device, gpu_kernels) is not None:
         sizes.append(UNPACKING_BYTES)
     return max(sizes, default=0)
 
 
-def _page_layouts(config: ModelConfig) -> set[PageLayout | ForeignLayout]:
-    """All that pages of experts have, but for small ones."""
+def _page_layouts(config: ModelConfig) -> dict[BankKey, list[PageLayout | ForeignLayout]]:
+    """All that the pages of a layer's experts of a bank may have, small pages too."""
     tables = config.quantization
     assert tables is not None
     packed = PackedTensors(config)
-    return {layout for key in tables.experts for layout in packed.page_layouts(*key).values()}
-
-
-def _foreign_layouts(config: ModelConfig) -> list[ForeignLayout]:
-    return [layout for layout in _page_layouts(config) if isinstance(layout, ForeignLayout)]
-
-
-def _nf4_dequantize(device: torch.device) -> Dequantize:
-    if nf4_absence(device) is None:
-        return dequantize_by_bitsandbytes
-    warn_without_nf4_kernels(device)
-    return dequantize_foreign
-
-
-def _expert_layouts(config: ModelConfig) -> dict[BankKey, Sequence[PageLayout]] | None:
-    """All that a layer's experts of a bank may have, of small pages too; None if one is a foreign format."""
-    tables = config.quantization
-    assert tables is not None
-    packed = PackedTensors(config)
-    layouts: dict[BankKey, Sequence[PageLayout]] = {}
+    layouts: dict[BankKey, list[PageLayout | ForeignLayout]] = {}
     for layer_id, bank in tables.experts:
         found = list(packed.page_layouts(layer_id, bank).values())
         if (layer_id, bank) in tables.small_experts:
             found += packed.page_layouts(layer_id, bank, small=True).values()
-        ours = [layout for layout in dict.fromkeys(found) if isinstance(layout, PageLayout)]
-        if len(ours) < len(dict.fromkeys(found)):
-            return None
-        layouts[layer_id, bank] = ours
+        layouts[layer_id, bank] = list(dict.fromkeys(found))
     return layouts
+
+
+def _foreign_layouts(config: ModelConfig) -> set[ForeignLayout]:
+    """Those of other libraries' formats."""
+    layouts = _page_layouts(config).values()
+    return {one for of_bank in layouts for one in of_bank if isinstance(one, ForeignLayout)}
 
 
 def _shared_layouts(config: ModelConfig) -> dict[int, PageLayout]:
@@ -227,15 +199,9 @@ def _shared_layouts(config: ModelConfig) -> dict[int, PageLayout]:
     tables = config.quantization
     assert tables is not None
     packed = PackedTensors(config)
-    names = {f"layers.{layer_id}.moe.shared_experts": layer_id for layer_id, _ in tables.experts}
+    names = {layer_id: f"layers.{layer_id}.moe.shared_experts" for layer_id, _ in tables.experts}
     return {
         layer_id: packed.gated_mlp_layout(name)
-        for name, layer_id in names.items()
+        for layer_id, name in names.items()
         if name in tables.gated_mlps
     }
-
-
-def _plain_math(checkpoint: Checkpoint, config: ModelConfig, bank: ExpertBank) -> PlainPageMath:
-    layer_id = config.text.moe_layers.index(True)
-    name = f"experts.{layer_id}.{bank.name}.0.{PROJECTIONS[0]}"
-    return PlainPageMath(checkpoint.dtype(name), config.text.hidden_size, bank.expert_size)

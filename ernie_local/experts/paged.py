@@ -13,13 +13,11 @@ from typing import NamedTuple
 import torch
 
 from ernie_local.experts.budget import MemoryBudget
-from ernie_local.experts.copier import PageCopier
-from ernie_local.experts.device import HOST, Device
-from ernie_local.experts.disk import DiskReader, PageStore
+from ernie_local.experts.device import HOST, Device, GpuMemory, PageLock
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.level import PageLevel
-from ernie_local.experts.memory import GpuMemory, PageLock
 from ernie_local.experts.options import MissRule, PagingOptions, PagingStats
+from ernie_local.experts.readers import DiskReader, PageCopier, PageStore
 from ernie_local.experts.traffic import PageGroup, PageTraffic
 from ernie_local.experts.two_levels import TwoLevels
 from ernie_local.model.kv_cache import CacheMemory
@@ -71,8 +69,9 @@ class PagedExperts:
         self._gpu = gpu
         self._device: Device = HOST if gpu is None else gpu.device
         self._keys_of = ram.traffic.keys
-        self._stats = ram.traffic.stats
-        self._readers: list[tuple[PagingStats, DiskReader | PageCopier]] = [(self._stats, ram.reader)]
+        # What was found in memory and read from disk since the model was loaded.
+        self.stats = ram.traffic.stats
+        self._readers: list[tuple[PagingStats, DiskReader | PageCopier]] = [(self.stats, ram.reader)]
         if gpu is not None:
             self._readers.append((gpu.traffic.upper.stats, gpu.reader))
         self._is_decode = False
@@ -81,11 +80,6 @@ class PagedExperts:
     def num_bytes(self) -> int:
         """Bytes of all pages but small ones, in memory or not."""
         return sum(size for key, size in self.store.page_bytes.items() if not key.is_small)
-
-    @property
-    def stats(self) -> PagingStats:
-        """What was found in memory and read from disk since the model was loaded."""
-        return self._stats
 
     @property
     def miss_rule(self) -> MissRule:
@@ -122,7 +116,7 @@ class PagedExperts:
 
     def cache_memory(self) -> CacheMemory | None:
         """Memory for one new KV cache; see ExpertProvider.cache_memory."""
-        return self.budget.cache_memory(self._drain)
+        return self.budget.cache_memory()
 
     def compute(self, tokens: RoutedTokens) -> torch.Tensor:
         """Weighted sum of each token's experts; see ExpertProvider.compute.
@@ -136,7 +130,12 @@ class PagedExperts:
             self.traffic.abort()
             raise
         finally:
-            self._note_waits()
+            for stats, reader in self._readers:
+                if self._is_decode:
+                    stats.decode_wait_seconds += reader.waited_seconds
+                else:
+                    stats.prompt_wait_seconds += reader.waited_seconds
+                reader.waited_seconds = 0.0
 
     def close(self) -> None:
         """End the threads and close the files."""
@@ -144,22 +143,6 @@ class PagedExperts:
         for _, reader in self._readers:
             reader.close()
         self._device.finish()
-
-    def _drain(self) -> None:
-        """Between forwards: wait for all pages in flight. ModelUnusable for one that cannot be read."""
-        try:
-            self.traffic.drain()
-        except BaseException:
-            self.traffic.abort()
-            raise
-
-    def _note_waits(self) -> None:
-        for stats, reader in self._readers:
-            if self._is_decode:
-                stats.decode_wait_seconds += reader.waited_seconds
-            else:
-                stats.prompt_wait_seconds += reader.waited_seconds
-            reader.waited_seconds = 0.0
 
     def _decode(self, tokens: RoutedTokens) -> torch.Tensor:
         on_host = self._read_back(tokens)
@@ -175,9 +158,8 @@ class PagedExperts:
         if tokens.shared_page is not None:
             self.top.add_some(shared, tokens, ())
         parts = self._compute_apart(chain([first], groups), tokens, on_host)
-        positions = {key: position for position, key in enumerate(chosen)}
-        for key in sorted(positions):
-            output += parts[positions[key]]
+        for position in sorted(range(len(chosen)), key=chosen.__getitem__):
+            output += parts[position]
         output += shared
         return output.to(tokens.hidden.dtype)
 
@@ -186,21 +168,19 @@ class PagedExperts:
     ) -> torch.Tensor:
         """What each choice of a token gives, (top_k, hidden_size) float32.
 
-        A row for each: the rows are added in a fixed order, so that the sum is the same to the bit wherever
-        the pages were.
+        The rows are added in a fixed order, so that the sum is the same to the bit wherever the pages were.
         """
         rows = tokens.apart()
         parts = torch.zeros_like(rows.hidden, dtype=torch.float32)
         # What the processor computes besides a GPU stays there until all is done.
-        below = parts if self._gpu is None else torch.zeros(parts.shape, device="cpu")
-        is_below = False
+        below: torch.Tensor | None = None
         for group in groups:
             if group.keys and group.level == 0:
                 self.top.add_some(parts, rows, group.keys)
             elif group.keys:
+                below = torch.zeros(parts.shape, device="cpu") if below is None else below
                 self.ram.add_some(below, on_host.apart(), group.keys)
-                is_below = True
-        if is_below:
+        if below is not None:
             parts += self._device.send(below)
         return parts
 

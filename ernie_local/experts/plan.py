@@ -5,14 +5,14 @@ Pure Python, without torch: the runtime pages by a plan, a replay and the planne
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
 
 from ernie_local.config import MODALITIES, Bank
-from ernie_local.experts.cache import OnMove, PageCache
+from ernie_local.experts.cache import PageCache
 from ernie_local.experts.heat import FIRST_DECAY, AdaptiveHeat, Heat
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.slots import SizeClass, SlotMap
@@ -26,18 +26,12 @@ _SMALL = "small"
 MOST_PREFETCHED = 16
 
 
-@dataclass(frozen=True, slots=True)
-class _SizeClasses:
-    """Sizes of slots of one kind of page, and the number of its pages of each size."""
+class _PageClass(NamedTuple):
+    """The pages of one kind whose slots have one size."""
 
-    sizes: list[int]
-    pages: list[int]
-
-    @staticmethod
-    def of(page_bytes: Sequence[int]) -> _SizeClasses:
-        sizes = class_sizes(page_bytes)
-        counts = Counter(bisect_left(sizes, size) for size in page_bytes)
-        return _SizeClasses(sizes, [counts[index] for index in range(len(sizes))])
+    kind: _Kind
+    slot_bytes: int
+    num_pages: int
 
 
 def _kind(key: ExpertKey) -> _Kind:
@@ -49,26 +43,32 @@ class PagingPlan:
 
     def __init__(self, page_bytes: Mapping[ExpertKey, int], top_k: int) -> None:
         """page_bytes: of every page of the model; top_k: experts of a token."""
+        self.page_bytes = page_bytes
         self.top_k = top_k
-        self._aligned = {key: -(-size // UNIT_BYTES) * UNIT_BYTES for key, size in page_bytes.items()}
-        by_kind: dict[_Kind, list[int]] = {kind: [] for kind in (*MODALITIES, _SMALL)}
-        for key, size in self._aligned.items():
-            by_kind[_kind(key)].append(size)
-        self._kinds = {kind: _SizeClasses.of(sizes) for kind, sizes in by_kind.items() if sizes}
         self._layer_ids = sorted({key.layer_id for key in page_bytes})
-        self._num_layers = len(self._layer_ids)
-        text = self._kinds["text"]
-        self.frame_bytes = frame_bytes(
-            [size for size, count in zip(text.sizes, text.pages, strict=True) for _ in range(count)]
-        )
-        largest = max(size for kind in self._kinds.values() for size in kind.sizes)
-        self.frame_bytes = max(self.frame_bytes, largest)
-        self._class_of = self._number_classes()
+        self._classes: list[_PageClass] = []
+        self._class_of: dict[ExpertKey, int] = {}
+        for kind in (*MODALITIES, _SMALL):
+            own = {
+                key: -(-size // UNIT_BYTES) * UNIT_BYTES
+                for key, size in page_bytes.items()
+                if _kind(key) == kind
+            }
+            sizes = class_sizes(list(own.values()))
+            first = len(self._classes)
+            class_of = {key: first + bisect_left(sizes, size) for key, size in own.items()}
+            counts = Counter(class_of.values())
+            self._class_of |= class_of
+            self._classes += [
+                _PageClass(kind, size, counts[first + index]) for index, size in enumerate(sizes)
+            ]
+        text_slots = [one.slot_bytes for one in self._of_kind("text") for _ in range(one.num_pages)]
+        self.frame_bytes = max(frame_bytes(text_slots), *(one.slot_bytes for one in self._classes))
 
     @property
     def least_frames(self) -> int:
         """The least number with which the experts of any token have slots."""
-        return sum(self._least_frames(kind) for kind in self._kinds)
+        return sum(self._frames_for(one, self.top_k) for one in self._classes)
 
     @property
     def least_bytes(self) -> int:
@@ -78,42 +78,35 @@ class PagingPlan:
     @property
     def most_bytes(self) -> int:
         """The memory that holds every page."""
-        pages = sum(self.bytes_of(kind) for kind in self._kinds if kind != _SMALL)
-        return pages + self.frame_bytes * self._least_frames("text")
+        text_frames = sum(self._frames_for(one, self.top_k) for one in self._of_kind("text"))
+        return sum(map(self.bytes_of, MODALITIES)) + self.frame_bytes * text_frames
 
-    def build_cache(
-        self, memory_bytes: int, decay: float | None = None, on_move: OnMove | None = None
-    ) -> PageCache:
+    def bytes_of(self, kind: _Kind) -> int:
+        """Of the frames that hold all pages of a kind."""
+        return self.frame_bytes * sum(self._frames_for(one, one.num_pages) for one in self._of_kind(kind))
+
+    def build_cache(self, memory_bytes: int, decay: float | None = None) -> PageCache:
         """A cache that takes at most `memory_bytes`, which are at least `least_bytes`.
 
-        decay: see Heat; None lets the tokens decide. on_move: see cache.py.
+        decay: see Heat; None lets the tokens decide.
         """
         num_frames = min(memory_bytes, self.most_bytes) // self.frame_bytes
         classes = self._share_frames(num_frames)
         slots = SlotMap(self.frame_bytes, num_frames, classes)
-        text_slots = sum(
-            size.frames * per_frame
-            for (bank, _, _), size, per_frame in zip(
-                self._all_classes(), classes, slots.per_frame, strict=True
-            )
-            if bank == "text"
-        )
-        layer_floor = min(self.top_k, max(0, text_slots - self.top_k) // self._num_layers)
+        text = [index for index, one in enumerate(self._classes) if one.kind == "text"]
+        text_frames = sum(classes[index].frames for index in text)
+        text_slots = sum(classes[index].frames * slots.per_frame[index] for index in text)
+        layer_floor = min(self.top_k, max(0, text_slots - self.top_k) // len(self._layer_ids))
         heat: Heat | AdaptiveHeat
         if decay is None:
             # In decode the frames of vision hold pages of text too.
-            text_bytes = sum(
-                size.frames * self.frame_bytes
-                for (bank, _, _), size in zip(self._all_classes(), classes, strict=True)
-                if bank == "text"
-            )
-            decode_slots = text_slots * num_frames * self.frame_bytes // max(1, text_bytes)
+            decode_slots = text_slots * num_frames // max(1, text_frames)
             # With a slot for every page, all decays have the same hits.
-            has_all = decode_slots >= sum(self._kinds["text"].pages)
+            has_all = decode_slots >= self._num_pages("text")
             heat = Heat(FIRST_DECAY) if has_all else AdaptiveHeat(self._layer_ids, decode_slots)
         else:
             heat = Heat(decay)
-        return PageCache(slots, self._class_of.__getitem__, heat, self.top_k, layer_floor, on_move)
+        return PageCache(slots, self._class_of.__getitem__, heat, self.top_k, layer_floor)
 
     def prefetch_window(self, cache: PageCache) -> int:
         """Most pages in flight in a prompt; fewer where the cache has few slots."""
@@ -126,67 +119,47 @@ class PagingPlan:
         A prompt asks for every page once, so it does not matter which ones stay for the next chunk. Only text
         pages are asked for afterwards.
         """
-        room = cache.slots.num_frames * self.frame_bytes
-        text_bytes, text_pages = self.bytes_of("text"), sum(self._kinds["text"].pages)
-        shares: dict[Bank, int] = {"text": -(-min(room, text_bytes) * text_pages // text_bytes)}
-        if "vision" in self._kinds:
-            vision_bytes, vision_pages = self.bytes_of("vision"), sum(self._kinds["vision"].pages)
-            left = max(0, room - text_bytes)
-            shares["vision"] = min(left, vision_bytes) * vision_pages // vision_bytes
-        return {bank: -(-pages // self._num_layers) for bank, pages in shares.items()}
+        left = cache.slots.num_frames * self.frame_bytes
+        shares: dict[Bank, int] = {}
+        text_bytes, vision_bytes = self.bytes_of("text"), self.bytes_of("vision")
+        kept = -(-min(left, text_bytes) * self._num_pages("text") // text_bytes)
+        shares["text"] = -(-kept // len(self._layer_ids))
+        if vision_bytes:
+            left = max(0, left - text_bytes)
+            kept = min(left, vision_bytes) * self._num_pages("vision") // vision_bytes
+            shares["vision"] = -(-kept // len(self._layer_ids))
+        return shares
 
-    def _all_classes(self) -> list[tuple[_Kind, int, int]]:
-        """Kind, size of a slot and number of pages of every class."""
-        return [
-            (kind, size, count)
-            for kind, classes in self._kinds.items()
-            for size, count in zip(classes.sizes, classes.pages, strict=True)
-        ]
+    def _of_kind(self, kind: _Kind) -> list[_PageClass]:
+        return [one for one in self._classes if one.kind == kind]
 
-    def _number_classes(self) -> dict[ExpertKey, int]:
-        first: dict[_Kind, int] = {}
-        for index, (kind, _, _) in enumerate(self._all_classes()):
-            first.setdefault(kind, index)
-        return {
-            key: first[_kind(key)] + bisect_left(self._kinds[_kind(key)].sizes, size)
-            for key, size in self._aligned.items()
-        }
+    def _num_pages(self, kind: _Kind) -> int:
+        return sum(one.num_pages for one in self._of_kind(kind))
 
-    def _frames_for(self, size: int, count: int) -> int:
-        return -(-count // (self.frame_bytes // size))
-
-    def bytes_of(self, kind: _Kind) -> int:
-        """Of the frames that hold all pages of a kind."""
-        classes = self._kinds[kind]
-        each = zip(classes.sizes, classes.pages, strict=True)
-        return self.frame_bytes * sum(self._frames_for(size, count) for size, count in each)
-
-    def _least_frames(self, kind: _Kind) -> int:
-        """Frames for the experts of any token."""
-        return sum(self._frames_for(size, self.top_k) for size in self._kinds[kind].sizes)
+    def _frames_for(self, one: _PageClass, num_pages: int) -> int:
+        return -(-num_pages // (self.frame_bytes // one.slot_bytes))
 
     def _share_frames(self, num_frames: int) -> list[SizeClass]:
         """Vision gets what prefetching needs; text pages share the rest by the bytes of each size."""
-        classes = self._all_classes()
-        least = [self._frames_for(size, self.top_k) for _, size, _ in classes]
+        least = [self._frames_for(one, self.top_k) for one in self._classes]
         own = list(least)
         left = num_frames - sum(own)
         assert left >= 0, (num_frames, own)
-        for index, (bank, size, _) in enumerate(classes):
-            if bank == "vision":
-                wanted = self._frames_for(size, MOST_PREFETCHED) - own[index]
+        for index, one in enumerate(self._classes):
+            if one.kind == "vision":
+                wanted = self._frames_for(one, MOST_PREFETCHED) - own[index]
                 more = max(0, min(wanted, left // 8))
                 own[index] += more
                 left -= more
-        text_bytes = sum(size * count for bank, size, count in classes if bank == "text")
+        text_bytes = sum(one.slot_bytes * one.num_pages for one in self._of_kind("text"))
         shared = left
-        for index, (bank, size, count) in enumerate(classes):
-            if bank == "text":
-                more = shared * size * count // text_bytes
+        for index, one in enumerate(self._classes):
+            if one.kind == "text":
+                more = shared * one.slot_bytes * one.num_pages // text_bytes
                 own[index] += more
                 left -= more
         own[0] += left  # of the smallest text pages
-        sizes = [size for _, size, _ in classes]
+        sizes = [one.slot_bytes for one in self._classes]
         return [SizeClass(*each) for each in zip(sizes, own, least, strict=True)]
 
 
@@ -197,25 +170,21 @@ _MOST_PAGES_A_FRAME = 4  # of the largest; more would waste less, and be harder 
 def class_sizes(page_bytes: Sequence[int]) -> list[int]:
     """At most four sizes, ascending; a page goes into the first that holds it. Least waste over all pages.
 
-    page_bytes: of every page.
+    page_bytes: of every page. Of equals, those are chosen whose largest classes begin lowest.
     """
     counts = Counter(page_bytes)
     sizes = sorted(counts)
 
-    def cost(first: int, last: int) -> int:
-        return sum(counts[size] * (sizes[last] - size) for size in sizes[first : last + 1])
+    def rank(chosen: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        waste = sum(count * (chosen[bisect_left(chosen, size)] - size) for size, count in counts.items())
+        return waste, chosen[::-1]
 
-    # least[i]: the least waste of the first i sizes in as many classes as allowed yet, and these classes.
-    nothing: tuple[float, tuple[int, ...]] = (0.0, ())
-    least = [nothing, *[(math.inf, nothing[1])] * len(sizes)]
-    for _ in range(_MOST_CLASSES):
-        shorter = list(least)
-        for end in range(1, len(sizes) + 1):
-            for first in range(end):
-                waste = shorter[first][0] + cost(first, end - 1)
-                if waste < least[end][0]:
-                    least[end] = (waste, (*shorter[first][1], sizes[end - 1]))
-    return list(least[-1][1])
+    if not sizes:
+        return []
+    # A class more always wastes less.
+    others = combinations(sizes[:-1], min(len(sizes), _MOST_CLASSES) - 1)
+    best: tuple[int, ...] = min(((*chosen, sizes[-1]) for chosen in others), key=rank)
+    return list(best)
 
 
 def frame_bytes(page_bytes: Sequence[int]) -> int:

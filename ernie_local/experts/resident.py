@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,13 +23,8 @@ class BankWeights:
 
     def projection(self, expert_id: int, name: str) -> torch.Tensor:
         """The view that one tensor of the checkpoint fills; name: gate_proj, up_proj or down_proj."""
-        inner_size = self.down.shape[-1]
-        views: dict[str, Callable[[], torch.Tensor]] = {
-            "gate_proj": lambda: self.gate_up[expert_id, :inner_size],
-            "up_proj": lambda: self.gate_up[expert_id, inner_size:],
-            "down_proj": lambda: self.down[expert_id],
-        }
-        return views[name]()
+        gate, up = self.gate_up[expert_id].chunk(2)
+        return {"gate_proj": gate, "up_proj": up, "down_proj": self.down[expert_id]}[name]
 
     def run(self, expert_id: int, hidden: torch.Tensor) -> torch.Tensor:
         """down(silu(gate(x)) * up(x)) of one expert. hidden: (tokens, hidden_size) -> the same shape."""
@@ -37,7 +32,23 @@ class BankWeights:
         return functional.linear(functional.silu(gate) * up, self.down[expert_id])
 
 
-class ResidentExperts:
+class _AllInMemory:
+    """What an ExpertProvider says of paging where all experts are in a memory of their own."""
+
+    def describe(self) -> list[str]:
+        return []
+
+    def begin(self, rows: TokenRows) -> None:
+        pass
+
+    def make_room(self, owner: object, num_bytes: int) -> None:
+        pass
+
+    def cache_memory(self) -> None:
+        pass
+
+
+class ResidentExperts(_AllInMemory):
     """An ExpertProvider over plain tensors."""
 
     takes_shared_page = False
@@ -58,62 +69,45 @@ class ResidentExperts:
         """Bytes of all expert weights."""
         return sum(bank.gate_up.nbytes + bank.down.nbytes for bank in self.banks.values())
 
-    def describe(self) -> list[str]:
-        """Nothing: every expert is in memory."""
-        return []
-
-    def begin(self, rows: TokenRows) -> None:
-        """See ExpertProvider.begin; everything is there."""
-
-    def make_room(self, owner: object, num_bytes: int) -> None:
-        """See ExpertProvider.make_room; all experts stay."""
-
-    def cache_memory(self) -> None:
-        """See ExpertProvider.cache_memory; experts share theirs with nobody."""
-
     def compute(self, tokens: RoutedTokens) -> torch.Tensor:
         """See ExpertProvider.compute; expert ids are trusted to lie within the bank."""
         assert tokens.shared_page is None
         compute = _one_token if tokens.hidden.shape[0] == 1 else _grouped
-        bank = self.banks[tokens.layer_id, tokens.bank]
-        return compute(bank, tokens.hidden, tokens.expert_ids, tokens.expert_weights)
+        return compute(self.banks[tokens.layer_id, tokens.bank], tokens)
 
 
-def _one_token(
-    weights: BankWeights, hidden: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor
-) -> torch.Tensor:
-    """Decode: a token's experts differ, so there is nothing to group. hidden: (1, hidden_size)."""
-    output = torch.zeros_like(hidden)
+def _one_token(weights: BankWeights, tokens: RoutedTokens) -> torch.Tensor:
+    """Decode: a token's experts differ, so there is nothing to group."""
+    output = torch.zeros_like(tokens.hidden)
+    top_k = tokens.expert_ids.shape[1]
     # Ascending ids, as in `_grouped`: a token's sum is the same whether it came alone or in a chunk.
-    for expert_id, choice in sorted(zip(expert_ids[0].tolist(), range(expert_ids.shape[1]), strict=True)):
-        output += weights.run(expert_id, hidden) * expert_weights[:, choice]
+    for expert_id, choice in sorted(zip(tokens.expert_ids[0].tolist(), range(top_k), strict=True)):
+        output += weights.run(expert_id, tokens.hidden) * tokens.expert_weights[:, choice]
     return output
 
 
-def _grouped(
-    weights: BankWeights, hidden: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor
-) -> torch.Tensor:
+def _grouped(weights: BankWeights, tokens: RoutedTokens) -> torch.Tensor:
     """Prefill: one matrix product per expert that occurs, over all of its tokens."""
-    num_experts, top_k = weights.down.shape[0], expert_ids.shape[1]
-    flat_ids = expert_ids.flatten()  # (tokens * top_k,)
+    num_experts, top_k = weights.down.shape[0], tokens.expert_ids.shape[1]
+    flat_ids = tokens.expert_ids.flatten()  # (tokens * top_k,)
     order = flat_ids.argsort(stable=True)
-    tokens = order // top_k  # (tokens * top_k,) rows of hidden, grouped by expert
-    flat_weights = expert_weights.flatten()[order, None]  # (tokens * top_k, 1)
-    output = torch.zeros_like(hidden)
-    start = 0
+    rows = order // top_k  # (tokens * top_k,) of hidden, grouped by expert
+    flat_weights = tokens.expert_weights.flatten()[order, None]  # (tokens * top_k, 1)
+    output = torch.zeros_like(tokens.hidden)
     # A GPU's bincount would wait for the least and the largest id first.
     counts = flat_ids.new_zeros(num_experts).scatter_add_(0, flat_ids, torch.ones_like(flat_ids))
+    start = 0
     for expert_id, count in enumerate(counts.tolist()):
         if count == 0:
             continue
         group = slice(start, start + count)
         start += count
-        result = weights.run(expert_id, hidden[tokens[group]]) * flat_weights[group]
-        output.index_add_(0, tokens[group], result)
+        result = weights.run(expert_id, tokens.hidden[rows[group]]) * flat_weights[group]
+        output.index_add_(0, rows[group], result)
     return output
 
 
-class PackedExperts:
+class PackedExperts(_AllInMemory):
     """An ExpertProvider over packed pages: expert i of a bank lies in slot i."""
 
     takes_shared_page = True
@@ -132,19 +126,6 @@ class PackedExperts:
     def num_bytes(self) -> int:
         """Bytes of all pages."""
         return sum(slots.nbytes for slots in self.banks.values())
-
-    def describe(self) -> list[str]:
-        """Nothing: every expert is in memory."""
-        return []
-
-    def begin(self, rows: TokenRows) -> None:
-        """See ExpertProvider.begin; everything is there."""
-
-    def make_room(self, owner: object, num_bytes: int) -> None:
-        """See ExpertProvider.make_room; all experts stay."""
-
-    def cache_memory(self) -> None:
-        """See ExpertProvider.cache_memory; experts share theirs with nobody."""
 
     def compute(self, tokens: RoutedTokens) -> torch.Tensor:
         """See ExpertProvider.compute."""

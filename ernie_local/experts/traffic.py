@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from ernie_local.config import Bank
+from ernie_local.config import Bank, BankKey
 from ernie_local.experts.cache import PageCache
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.options import BankStats, PagingStats
@@ -57,20 +57,18 @@ class PageTraffic:
         self,
         cache: PageCache,
         plan: PagingPlan,
-        page_bytes: Mapping[ExpertKey, int],
         reader: PageReader,
         stats: PagingStats | None = None,
     ) -> None:
-        """cache: built by `plan`. page_bytes: of every page of the model. stats: where to count."""
+        """cache: built by `plan`. stats: where to count."""
         self.cache = cache
         self.stats = PagingStats() if stats is None else stats
-        self.keys: dict[tuple[int, Bank], list[ExpertKey]] = {}
-        for key in sorted(page_bytes):
+        self.keys: dict[BankKey, list[ExpertKey]] = {}
+        for key in sorted(plan.page_bytes):
             if not key.is_small:
                 self.keys.setdefault((key.layer_id, key.bank), []).append(key)
         self.stats.banks.update({bank: BankStats() for _, bank in self.keys})
         self._plan = plan
-        self._page_bytes = page_bytes
         self._reader = reader
         self._window = plan.prefetch_window(cache)
         self._pages_a_call = min(_PAGES_A_CALL, plan.top_k)
@@ -78,7 +76,7 @@ class PageTraffic:
         self._in_flight = cache.in_flight
         # Of this forward: tokens of each bank, and the calls in order.
         self._tokens: Mapping[Bank, int] = {}
-        self._calls: list[tuple[int, Bank]] = []
+        self._calls: list[BankKey] = []
         self._most_pages: dict[Bank, int] = {}
         self._is_decode = False
 
@@ -102,7 +100,7 @@ class PageTraffic:
 
     def decode(self, bank: Bank, chosen: Sequence[ExpertKey]) -> Iterator[PageGroup]:
         """Serve a token that chose these pages of a layer: resident ones first, even if there are none."""
-        present, missing = self.find_and_pin(bank, chosen)
+        present, missing = self.find(bank, chosen)
         if missing:
             self.fetch(missing)
             yield PageGroup(present, is_last=False)
@@ -112,8 +110,13 @@ class PageTraffic:
         else:
             yield PageGroup(present, is_last=True)
 
-    def find(self, bank: Bank, chosen: Sequence[ExpertKey]) -> tuple[list[ExpertKey], list[ExpertKey]]:
-        """Count a token's choice of these pages of a layer. Gives back the resident ones and the missing."""
+    def find(
+        self, bank: Bank, chosen: Sequence[ExpertKey], *, pin: bool = True
+    ) -> tuple[list[ExpertKey], list[ExpertKey]]:
+        """Count a token's choice of these pages of a layer. Gives back the resident ones and the missing.
+
+        pin: whether the resident ones are pinned until `finish` if any is missing.
+        """
         cache, stats = self.cache, self.stats.banks[bank]
         cache.heat.touch(chosen)
         if cache.has_all(chosen):
@@ -123,15 +126,8 @@ class PageTraffic:
         stats.decode_hits += len(present)
         missing = [key for key in dict.fromkeys(chosen) if key not in cache]
         stats.decode_misses += len(missing)
-        return present, missing
-
-    def find_and_pin(
-        self, bank: Bank, chosen: Sequence[ExpertKey]
-    ) -> tuple[list[ExpertKey], list[ExpertKey]]:
-        """As `find`. If any page is missing, the resident ones are pinned until `finish`."""
-        present, missing = self.find(bank, chosen)
-        if missing:
-            self.cache.pin(present)
+        if pin:
+            cache.pin(present)
         return present, missing
 
     def fetch(self, keys: Sequence[ExpertKey]) -> None:
@@ -146,7 +142,7 @@ class PageTraffic:
             self.cache.commit(key)
 
     def finish(self, pinned: Sequence[ExpertKey], received: Sequence[ExpertKey]) -> None:
-        """The token has been computed with pages that `find_and_pin` pinned and with those received."""
+        """The token has been computed with pages that `find` pinned and with those received."""
         self.cache.unpin(pinned)
         for key in received:
             self.cache.admit(key)
@@ -218,19 +214,21 @@ class PageTraffic:
             self.cache.unpin([key])
 
     def drain(self) -> None:
-        """Between forwards: wait for pages in flight. Then none is pinned or in flight."""
+        """Between forwards: wait for pages in flight. Then, even after an error, no page is pinned."""
         if self.cache.has_pins:  # a forward was interrupted
             self.abort()
-        self._receive_unused(list(self._in_flight))
+        try:
+            self._receive_unused(list(self._in_flight))
+        except BaseException:
+            self.abort()
+            raise
 
     def abort(self) -> None:
         """Wait for every page in flight, for it would land in a slot, and forget it. Nothing stays pinned."""
         self._reader.abort()
         self.cache.abort()
 
-    def _prefetch(
-        self, missing: Sequence[ExpertKey], pending: Sequence[ExpertKey], call: tuple[int, Bank]
-    ) -> None:
+    def _prefetch(self, missing: Sequence[ExpertKey], pending: Sequence[ExpertKey], call: BankKey) -> None:
         """Begin to read what is missing now, then, as far as the window reaches, what comes after it."""
         for key in missing:
             self._start_surely(key, missing)
@@ -262,7 +260,7 @@ class PageTraffic:
         if not self.cache.reserve(key, is_urgent=is_urgent):
             return False
         self._reader.start(key)
-        num_bytes = self._page_bytes[key]
+        num_bytes = self._plan.page_bytes[key]
         self.stats.banks[key.bank].bytes_read += num_bytes
         self.stats.decode_bytes_read += num_bytes * self._is_decode
         return True

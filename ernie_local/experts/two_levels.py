@@ -71,7 +71,7 @@ class TwoLevels:
 
     def decode(self, bank: Bank, chosen: Sequence[ExpertKey]) -> Iterator[PageGroup]:
         """Serve a token; see PageTraffic.decode. Pages of level 1 are computed below."""
-        there, missing = self.upper.find_and_pin(bank, chosen)
+        there, missing = self.upper.find(bank, chosen)
         if not missing:
             yield PageGroup(there, is_last=True)
             return
@@ -81,9 +81,9 @@ class TwoLevels:
         num_fetched = self.rule.num_to_copy(len(missing))
         fetched, left = by_heat[:num_fetched], by_heat[num_fetched:]
         if fetched:
-            self.lower.find(bank, fetched)
+            self.lower.find(bank, fetched, pin=False)
         self.upper.fetch(fetched)
-        below, read = self.lower.find_and_pin(bank, left) if left else ([], [])
+        below, read = self.lower.find(bank, left) if left else ([], [])
         self.lower.fetch(read)
         yield PageGroup(there, is_last=False)
         if below:
@@ -106,10 +106,6 @@ class TwoLevels:
         """Serve a prompt; see PageTraffic.stream. All of it is computed above."""
         self.lower.note_prompt(chosen, num_tokens)
         return self.upper.stream(layer_id, bank, chosen, num_tokens)
-
-    def drain(self) -> None:
-        """Wait for pages that are in flight to the upper memory, for which the lower one pins none then."""
-        self.upper.drain()
 
     def abort(self) -> None:
         """Forget every page in flight in both memories, and pin none."""

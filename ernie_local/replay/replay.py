@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple
 
-from ernie_local.config import Bank
+from ernie_local.config import BankKey
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.options import BankStats, PagingStats
@@ -73,7 +75,7 @@ def replay_trace(trace: Trace, memory_bytes: int, decay: float | None = None) ->
     memory_bytes: at least the plan's `least_bytes`. decay: as for `PagingPlan.build_cache`.
     """
     plan = trace.plan
-    traffic = PageTraffic(plan.build_cache(memory_bytes, decay), plan, trace.page_bytes, _NoReader())
+    traffic = PageTraffic(plan.build_cache(memory_bytes, decay), plan, _NoReader())
     for step in walk(trace, traffic, traffic.keys):
         for _ in step.groups:
             pass
@@ -81,9 +83,7 @@ def replay_trace(trace: Trace, memory_bytes: int, decay: float | None = None) ->
 
 
 def walk(
-    trace: Trace,
-    traffic: PageTraffic | TwoLevels,
-    keys: Mapping[tuple[int, Bank], Sequence[ExpertKey]],
+    trace: Trace, traffic: PageTraffic | TwoLevels, keys: Mapping[BankKey, Sequence[ExpertKey]]
 ) -> Iterator[ReplayedCall]:
     """Every call of a trace in order, as the runtime makes it. keys: as a PageTraffic has them.
 
@@ -91,16 +91,14 @@ def walk(
     """
     for forward in trace.forwards:
         is_decode = traffic.begin(forward.tokens)
-        is_first = True
-        for call in trace.calls(forward):
+        for number, call in enumerate(trace.calls(forward)):
             of_bank = keys[call.layer_id, call.bank]
             chosen = [of_bank[expert_id] for expert_id in call.expert_ids.ravel().tolist()]
             if is_decode:
                 groups = traffic.decode(call.bank, chosen)
             else:
                 groups = traffic.stream(call.layer_id, call.bank, chosen, len(call.expert_ids))
-            yield ReplayedCall(is_decode, is_first, groups)
-            is_first = False
+            yield ReplayedCall(is_decode, number == 0, groups)
 
 
 def check_budget(trace: Trace, memory_bytes: int) -> None:
@@ -122,8 +120,7 @@ def compare(trace: Trace, memory_bytes: int, decays: Sequence[float | None] = (N
     return ours + [Replayed(name, None, run(trace, memory_bytes)) for name, run in policies.items()]
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(NamedTuple):
     """Pages that one layer wants together."""
 
     keys: tuple[ExpertKey, ...]
@@ -133,20 +130,19 @@ class Visit:
 def list_visits(trace: Trace) -> Iterator[Visit]:
     """All of a trace in order; of a prompt each page once for each layer, and alone."""
     for forward in trace.forwards:
-        is_decode = len(forward.is_vision) == 1
         for call in trace.calls(forward):
             ids = dict.fromkeys(call.expert_ids.ravel().tolist())
             keys = tuple(ExpertKey(call.layer_id, call.bank, expert_id) for expert_id in ids)
-            if is_decode:
-                yield Visit(keys, is_decode)
+            if len(forward.is_vision) == 1:
+                yield Visit(keys, is_decode=True)
             else:
-                yield from (Visit((key,), is_decode) for key in sorted(keys))
+                yield from (Visit((key,), is_decode=False) for key in sorted(keys))
 
 
 def lru(trace: Trace, memory_bytes: int) -> PagingStats:
     """Evicts the page that was not used for the longest time."""
-    clock = iter(range(1 << 62))
-    return _run(trace, memory_bytes, lambda _key, _visit: next(clock))
+    clock = count()
+    return _run(trace, memory_bytes, list_visits(trace), lambda _key, _visit: next(clock))
 
 
 def lfu(trace: Trace, memory_bytes: int) -> PagingStats:
@@ -154,14 +150,14 @@ def lfu(trace: Trace, memory_bytes: int) -> PagingStats:
 
     A layer's use of a page in a prompt counts once, however many tokens chose it.
     """
-    counts: dict[ExpertKey, int] = {}
-    clock = iter(range(1 << 62))
+    uses: Counter[ExpertKey] = Counter()
+    clock = count()
 
     def worth(key: ExpertKey, _visit: int) -> float:
-        counts[key] = counts.get(key, 0) + 1
-        return counts[key] + next(clock) / (1 << 32)
+        uses[key] += 1
+        return uses[key] + next(clock) / (1 << 32)
 
-    return _run(trace, memory_bytes, worth)
+    return _run(trace, memory_bytes, list_visits(trace), worth)
 
 
 def belady(trace: Trace, memory_bytes: int) -> PagingStats:
@@ -172,19 +168,16 @@ def belady(trace: Trace, memory_bytes: int) -> PagingStats:
     """
     following: dict[tuple[int, ExpertKey], float] = {}
     last: dict[ExpertKey, float] = {}
-    everything = list(list_visits(trace))
-    for index in reversed(range(len(everything))):
-        for key in everything[index].keys:
+    visits = list(list_visits(trace))
+    for index, visit in reversed(list(enumerate(visits))):
+        for key in visit.keys:
             following[index, key] = last.get(key, math.inf)
-            last[key] = index if everything[index].is_decode else math.inf
-    return _run(trace, memory_bytes, lambda key, visit: -following[visit, key], everything)
+            last[key] = index if visit.is_decode else math.inf
+    return _run(trace, memory_bytes, visits, lambda key, visit: -following[visit, key])
 
 
 def _run(
-    trace: Trace,
-    memory_bytes: int,
-    worth: Callable[[ExpertKey, int], float],
-    everything: Iterable[Visit] | None = None,
+    trace: Trace, memory_bytes: int, visits: Iterable[Visit], worth: Callable[[ExpertKey, int], float]
 ) -> PagingStats:
     """Replay a memory that evicts the page of least worth(page, number of the visit)."""
     stats = PagingStats(banks={bank: BankStats() for bank in trace.banks})
@@ -192,10 +185,11 @@ def _run(
     worths: dict[ExpertKey, float] = {}  # of the pages that are there
     queue: list[tuple[float, ExpertKey]] = []
     room = memory_bytes
-    for index, visit in enumerate(list_visits(trace) if everything is None else everything):
+    for index, visit in enumerate(visits):
         missing = [key for key in visit.keys if key not in worths]
-        _count(stats, visit, missing, trace)
-        room -= sum(trace.page_bytes[key] for key in missing)
+        num_bytes = sum(trace.page_bytes[key] for key in missing)
+        _count(stats, visit, len(missing), num_bytes)
+        room -= num_bytes
         held: list[tuple[float, ExpertKey]] = []
         while room < 0 and queue:
             least, key = heapq.heappop(queue)
@@ -214,14 +208,13 @@ def _run(
     return stats
 
 
-def _count(stats: PagingStats, visit: Visit, missing: Sequence[ExpertKey], trace: Trace) -> None:
-    bank = stats.banks[visit.keys[0].bank]
-    num_bytes = sum(trace.page_bytes[key] for key in missing)
+def _count(stats: PagingStats, visit: Visit, num_missing: int, num_bytes: int) -> None:
+    bank, num_present = stats.banks[visit.keys[0].bank], len(visit.keys) - num_missing
     bank.bytes_read += num_bytes
     if visit.is_decode:
-        bank.decode_misses += len(missing)
-        bank.decode_hits += len(visit.keys) - len(missing)
+        bank.decode_misses += num_missing
+        bank.decode_hits += num_present
         stats.decode_bytes_read += num_bytes
     else:
-        bank.prompt_misses += len(missing)
-        bank.prompt_hits += len(visit.keys) - len(missing)
+        bank.prompt_misses += num_missing
+        bank.prompt_hits += num_present

@@ -55,16 +55,13 @@ class Simulated:
         return self.stats.decoded_tokens / self.decode_seconds if self.decode_seconds else None
 
 
+@dataclass(slots=True)
 class _Clock:
     """now: of the host, which waits for the GPU after each layer; gpu: when the GPU has done its work."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.gpu = 0.0
-        self.runs = False  # in decode alone
-
-    def meet(self) -> None:
-        self.now = self.gpu = max(self.now, self.gpu)
+    now: float = 0.0
+    gpu: float = 0.0
+    runs: bool = False  # in decode alone
 
 
 class _Pipe:
@@ -91,7 +88,8 @@ class _Pipe:
         if not self._clock.runs:
             self._ready[key] = 0.0
             return
-        begin = max(self._clock.now, self._is_free, 0.0 if self._before is None else self._before.ready(key))
+        is_there = 0.0 if self._before is None else self._before._last([key])
+        begin = max(self._clock.now, self._is_free, is_there)
         self._is_free = self._ready[key] = begin + self._seconds(key)
 
     def wait(self, keys: Sequence[ExpertKey]) -> None:
@@ -116,16 +114,15 @@ class _Pipe:
         self._clock.now = max(self._clock.now, ready)
 
     def _last(self, keys: Sequence[ExpertKey]) -> float:
-        """When all have come. The time of those that a prompt takes over from decode is not counted."""
-        return max(map(self.ready, keys), default=0.0) if self._clock.runs else 0.0
+        """When all have come; 0 if they were there before.
+
+        The time of those that a prompt takes over from decode is not counted.
+        """
+        return max((self._ready.get(key, 0.0) for key in keys), default=0.0) if self._clock.runs else 0.0
 
     def abort(self) -> None:
         """Forget all pages in flight."""
         self._ready.clear()
-
-    def ready(self, key: ExpertKey) -> float:
-        """When the page has come; 0 for one that was there before."""
-        return self._ready.get(key, 0.0)
 
 
 def simulate(
@@ -144,22 +141,22 @@ def simulate(
         if num_bytes is not None:
             check_budget(trace, num_bytes)
     clock = _Clock()
-    plan, sizes = trace.plan, trace.page_bytes
+    plan, sizes, gpu = trace.plan, trace.page_bytes, times.gpu
     disk = _Pipe(clock, lambda key: sizes[key] / times.disk_bytes_per_second, host_seconds=times.page_seconds)
-    stats_above = None if gpu_bytes is None else PagingStats()
-    below = PageTraffic(plan.build_cache(ram_bytes), plan, sizes, disk, PagingStats(gpu=stats_above))
+    stats = PagingStats(gpu=None if gpu is None else PagingStats())
+    below = PageTraffic(plan.build_cache(ram_bytes), plan, disk, stats)
     traffic: PageTraffic | TwoLevels = below
     link: _Pipe | None = None
-    if gpu_bytes is not None and times.gpu is not None:
-        gpu = times.gpu
-        link = _Pipe(clock, lambda key: gpu.copy_seconds + sizes[key] / gpu.link_bytes_per_second, disk)
-        above = PageTraffic(plan.build_cache(gpu_bytes), plan, sizes, PinningReader(below, link), stats_above)
+    if gpu_bytes is not None and gpu is not None:
+        link_speed, copy_seconds = gpu.link_bytes_per_second, gpu.copy_seconds
+        link = _Pipe(clock, lambda key: copy_seconds + sizes[key] / link_speed, disk)
+        above = PageTraffic(plan.build_cache(gpu_bytes), plan, PinningReader(below, link), stats.gpu)
         traffic = TwoLevels(above, below, rule)
     seconds = _run(trace, traffic, below, clock, times)
-    below.stats.decode_wait_seconds = disk.waited_seconds
-    if below.stats.gpu is not None and link is not None:
-        below.stats.gpu.decode_wait_seconds = link.waited_seconds
-    return Simulated(below.stats, seconds)
+    stats.decode_wait_seconds = disk.waited_seconds
+    if stats.gpu is not None and link is not None:
+        stats.gpu.decode_wait_seconds = link.waited_seconds
+    return Simulated(stats, seconds)
 
 
 def _run(
@@ -179,5 +176,5 @@ def _run(
                 clock.now += num_bytes / times.memory_bytes_per_second
             else:  # begun now, and computed when the GPU has come to it
                 clock.gpu = max(clock.gpu, clock.now) + num_bytes / times.gpu.memory_bytes_per_second
-        clock.meet()
+        clock.now = clock.gpu = max(clock.now, clock.gpu)
     return clock.now

@@ -19,11 +19,10 @@ import torch
 from ernie_local.config import BankKey
 from ernie_local.experts.budget import GpuBudget, GpuCacheMemory
 from ernie_local.experts.build import MathOn
-from ernie_local.experts.device import Event
-from ernie_local.experts.disk import PageStore
+from ernie_local.experts.device import CudaDevice, Event, PageLock, PageMemory
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.math import PageMath
-from ernie_local.experts.memory import PageLock, PageMemory
+from ernie_local.experts.readers import PageStore
 from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall, LayerStorage
 from ernie_local.model.kv_cache import KVCache
 
@@ -66,7 +65,7 @@ class Copy:
     into: torch.Tensor
 
 
-class FakeGpu:
+class FakeGpu(CudaDevice):
     """A GPU with memory of the processor, of which `num_bytes` can be had."""
 
     def __init__(self, num_bytes: int = 1 << 40) -> None:
@@ -199,7 +198,7 @@ class FakeGpu:
         return Clock(dict(self._clocks[stream].done))
 
 
-class WatchedMath:
+class WatchedMath(PageMath):
     """A PageMath that tells the GPU which of its pages are read, as the places say that it was given."""
 
     def __init__(

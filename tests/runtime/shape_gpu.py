@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ernie_local.experts.math import PageMath
 from ernie_local.experts.resident import PackedExperts
 from ernie_local.kernels.arguments import ExpertsCall
 from ernie_local.model import layers
@@ -27,10 +28,8 @@ class WaitError(AssertionError):
     """A GPU's host would wait, or torch would refuse."""
 
 
-class ShapeGpu(TorchDispatchMode):
+class ShapeGpu(TorchDispatchMode, PageMath):
     """num_sent: tensors that came from the host, without a wait; num_page_sums: calls to routed experts."""
-
-    takes_shared_page = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -19,7 +19,7 @@ from ernie_local.experts.options import PagingStats
 from ernie_local.kernels.native import native_notice
 from ernie_local.loading import LoadedModel
 from ernie_local.model_files import ModelFiles
-from ernie_local.replay.trace_file import write_trace
+from ernie_local.replay.trace import write_trace
 from ernie_local.sampling import SamplingOptions, model_sampling
 from ernie_local.sizes import format_bytes
 

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from ernie_local.checkpoint import uncached_file
+from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import ModelUnusable
-from ernie_local.experts.disk import DiskReader, PageRange, PageStore
+from ernie_local.experts.device import PageMemory
 from ernie_local.experts.keys import ExpertKey
-from ernie_local.experts.memory import PageMemory
+from ernie_local.experts.readers import DiskReader, PageRange, PageStore
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.memory_use import attention_bytes
 from tests.runtime.paged_models import build, paged_experts, plan_of
 
@@ -53,9 +55,9 @@ def _deadline() -> Iterator[None]:
 
 def small(directory: Path) -> ErnieModel:
     """Almost every page is read whenever it is wanted."""
-    resident = build(directory, None)
-    beside = Engine(resident, CONTEXT).kv_cache_bytes
-    beside = 3 * (beside + attention_bytes(resident.config.text, len(PROMPT), CONTEXT))
+    text = read_config(directory).text
+    beside = CONTEXT * kv_bytes_per_token(text, torch.float32)
+    beside = 3 * (beside + attention_bytes(text, len(PROMPT), CONTEXT))
     return build(directory, plan_of(directory).least_bytes + beside)
 
 
@@ -71,8 +73,8 @@ def weights_file(directory: Path) -> Path:
 def range_of_a_text_page(model: ErnieModel) -> PageRange:
     """Of an expert that the prompt asks for: one that was read."""
     store = paged_experts(model).store
-    key = next(key for key in sorted(store.checked) if key.bank == "text")
-    return store.locate(key)[0]
+    key = next(key for key in sorted(store.checksums) if key.bank == "text")
+    return store.ranges[key][0]
 
 
 def test_a_bit_that_turns_while_the_model_runs_is_found(directory: Path) -> None:
@@ -216,7 +218,7 @@ def test_ctrl_c_in_the_middle_of_a_read(directory: Path, monkeypatch: pytest.Mon
 def test_a_page_of_other_bytes_is_refused_the_first_time(directory: Path) -> None:
     model = small(directory)
     key = next(iter(paged_experts(model).store.page_bytes))
-    place = paged_experts(model).store.locate(key)[0]
+    place = paged_experts(model).store.ranges[key][0]
     with weights_file(directory).open("r+b") as file:
         file.seek(place.offset)
         file.write(b"XXXX")

@@ -70,7 +70,7 @@ def test_levels_never_fall_and_the_unknown_is_coldest() -> None:
         heat.touch(KEYS[:1])
         assert heat.level(KEYS[0]) > before
         before = heat.level(KEYS[0])
-    assert not heat.reconsider()
+    assert not heat.advance()
 
 
 def test_a_prompt_counts_as_a_few_tokens_however_long() -> None:
@@ -86,7 +86,6 @@ def settled_decay(token: Callable[[int], list[ExpertKey]], num_slots: int) -> fl
     heat = AdaptiveHeat([1], num_slots)
     for number in range(600):
         heat.advance()
-        heat.reconsider()
         heat.touch(token(number))
     return heat.decay
 
@@ -106,10 +105,9 @@ def test_the_level_is_that_of_the_decay_that_counts() -> None:
     for number, token in enumerate(drawn(5, 300) + [KEYS[:3]] * 20 + drawn(6, 300)):
         everything: list[Heat | AdaptiveHeat] = [*heats.values(), heat]
         for one in everything:
-            one.advance()
+            changes += one.advance()
             if number % 40 == 0:
                 one.touch_in_prompt(KEYS[number % 12], 0.5)
             one.touch(token)
-        changes += heat.reconsider()
         assert [heat.level(key) for key in KEYS] == [heats[heat.decay].level(key) for key in KEYS]
     assert changes

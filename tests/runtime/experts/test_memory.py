@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ernie_local.experts.memory import PageLock, PageMemory, lock_by_system, lock_pages
+from ernie_local.experts.device import PageLock, PageMemory, lock_by_system, lock_pages
 
 
 def refuses(reason: str) -> Callable[[int, int], str | None]:

@@ -15,7 +15,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.memory import PageMemory
+from ernie_local.experts.device import PageMemory
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import attention_bytes
@@ -57,14 +57,14 @@ def conversation(model: ErnieModel) -> list[Turn]:
         paged_models.image(model, *size, seed=i) for i, size in enumerate([(9, 4), (3, 12), (2, 2)])
     )
     return [
-        (ids(23, 1), [], ids(6, 2)),
-        ([*ids(4, 3), *image_ids(model, tall), *ids(9, 4)], [tall], ids(5, 5)),
+        (ids(23, 1), [], ids(4, 2)),
+        ([*ids(4, 3), *image_ids(model, tall), *ids(9, 4)], [tall], ids(3, 5)),
         (
             [*image_ids(model, wide), *ids(2, 6), *image_ids(model, small), *ids(3, 7)],
             [wide, small],
-            ids(4, 8),
+            ids(2, 8),
         ),
-        (ids(1, 9), [], ids(8, 10)),
+        (ids(1, 9), [], ids(4, 10)),
     ]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ernie_local.engine import Engine
-from ernie_local.experts.memory import PageMemory
+from ernie_local.experts.device import PageMemory
 from tests.runtime import paged_models
 from tests.runtime.paged_models import build, image_ids, paged_experts, plan_of, room
 

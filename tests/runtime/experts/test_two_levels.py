@@ -41,13 +41,13 @@ class Books:
         self.coming.clear()
 
 
-def books(plan: PagingPlan, page_bytes: dict[ExpertKey, int], upper: int, lower: int) -> tuple[Books, Books]:
+def books(plan: PagingPlan, upper: int, lower: int) -> tuple[Books, Books]:
     disk = Books(None)
-    disk.traffic = PageTraffic(plan.build_cache(lower), plan, page_bytes, disk)
+    disk.traffic = PageTraffic(plan.build_cache(lower), plan, disk)
     copier = Books(disk.memory)
     copier.below = disk.traffic
     lending = PinningReader(disk.traffic, copier)
-    copier.traffic = PageTraffic(plan.build_cache(upper), plan, page_bytes, lending)
+    copier.traffic = PageTraffic(plan.build_cache(upper), plan, lending)
     return copier, disk
 
 
@@ -64,7 +64,7 @@ def test_every_page_is_where_it_is_computed(data: st.DataObject) -> None:
     plan = PagingPlan(page_bytes, 2)
     most = plan.most_bytes - plan.least_bytes
     upper, lower = (plan.least_bytes + int(data.draw(st.floats(0, 1)) * most) for _ in range(2))
-    copier, disk = books(plan, page_bytes, upper, lower)
+    copier, disk = books(plan, upper, lower)
     assert copier.traffic is not None
     assert disk.traffic is not None
     rule = data.draw(st.sampled_from(list(MISS_RULES.values())))

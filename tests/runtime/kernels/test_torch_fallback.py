@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.math import PackedPageMath, TorchPageMath
+from ernie_local.experts.math import PageMath, TorchPageMath
 from ernie_local.kernels import reference
 from ernie_local.kernels.arguments import ExpertsCall, PackedMatrix
 from ernie_local.kernels.experts import add_experts_on_gpu
@@ -55,7 +55,7 @@ def test_experts_are_those_of_the_processor(name: str) -> None:
     ids, weights = torch.tensor([[0, 1], [3, 2]]), torch.rand(2, 2)
     call = ExpertsCall(torch.randn(2, HIDDEN), memory, ids, weights, pages[3][None], places)
     expected = torch.zeros(2, HIDDEN)
-    PackedPageMath().add(expected, call)
+    PageMath().add(expected, call)
     output = torch.zeros(2, HIDDEN)
     with torch.device("meta"):
         TorchPageMath().add(output, call)

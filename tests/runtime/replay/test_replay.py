@@ -20,8 +20,7 @@ from ernie_local.loading import LoadedModel
 from ernie_local.loading.model import EngineSettings
 from ernie_local.model_files import ModelFiles
 from ernie_local.replay.replay import replay_trace
-from ernie_local.replay.trace import Trace
-from ernie_local.replay.trace_file import read_trace, write_trace
+from ernie_local.replay.trace import Trace, read_trace, write_trace
 from tests.plain_export import export_plainly
 from tests.runtime.paged_models import build, plan_of
 

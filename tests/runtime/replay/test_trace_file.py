@@ -14,8 +14,7 @@ import pytest
 from ernie_local.errors import ErnieLocalError, InputUnreadable
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.files import written_whole
-from ernie_local.replay.trace import Forward, Trace
-from ernie_local.replay.trace_file import read_trace, write_trace
+from ernie_local.replay.trace import Forward, Trace, read_trace, write_trace
 
 PAGES = {
     ExpertKey(layer_id, bank, expert_id): 100 + expert_id

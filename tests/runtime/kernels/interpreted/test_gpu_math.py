@@ -10,10 +10,10 @@ import torch
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.experts.build import page_ranges, stored_page_bytes
-from ernie_local.experts.disk import PageStore
+from ernie_local.experts.device import PageMemory
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.math import TritonPageMath, gpu_math
-from ernie_local.experts.memory import PageMemory
+from ernie_local.experts.readers import PageStore
 from ernie_local.kernels import gpu, reference
 from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall
 from ernie_local.kernels.triton.device import TritonDevice
