@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from ernie_local.config import ModelConfig, read_config
 from ernie_local.engine import Engine
 from ernie_local.experts.build import (
     GpuShare,
+    MathOn,
     PagingSetup,
     build_paged_experts,
     open_page_store,
@@ -39,6 +41,7 @@ def room(model: ErnieModel) -> int:
     return Engine(model, CONTEXT_SIZE).kv_cache_bytes + attention_bytes(text, 256, 256) + images
 
 
+@cache
 def plan_of(directory: Path) -> PagingPlan:
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
@@ -47,9 +50,9 @@ def plan_of(directory: Path) -> PagingPlan:
     return plan
 
 
-def gpu_cache_bytes(config: ModelConfig, num_tokens: int, item_bytes: int = 4) -> int:
-    """What a cache that grows takes of a GPU when it holds so many tokens of CONTEXT_SIZE."""
-    return KVSize.of(config.text, grown_tokens(num_tokens, CONTEXT_SIZE), item_bytes).num_bytes
+def gpu_cache_bytes(config: ModelConfig, num_tokens: int, context_size: int = CONTEXT_SIZE) -> int:
+    """What a cache that grows takes of a GPU, in float32, when it holds so many tokens of `context_size`."""
+    return KVSize.of(config.text, grown_tokens(num_tokens, context_size), 4).num_bytes
 
 
 def share(directory: Path, of: float) -> int:
@@ -58,29 +61,38 @@ def share(directory: Path, of: float) -> int:
     return plan.least_bytes + int(of * (plan.most_bytes - plan.least_bytes))
 
 
+@cache
+def without_experts(directory: Path) -> ErnieModel:
+    config = read_config(directory)
+    with open_checkpoint(directory, config) as checkpoint:
+        return build_without_experts(checkpoint, config, torch.float32, torch.device("cpu"))
+
+
 def build(
     directory: Path, ram_bytes: int | None, paging: PagingOptions | None = None, gpu: GpuShare | None = None
 ) -> ErnieModel:
-    """On the processor. ram_bytes: for paged experts; None for all of them in memory."""
-    config, device = read_config(directory), torch.device("cpu")
-    options = PagingOptions() if paging is None else paging
+    """On the processor. ram_bytes: for paged experts; None for all of them in memory.
+
+    Models of one directory with paged experts share all other weights.
+    """
+    config, options = read_config(directory), PagingOptions() if paging is None else paging
     with open_checkpoint(directory, config) as checkpoint:
         if ram_bytes is None:
-            return build_model(checkpoint, config, torch.float32, device)
-        if gpu is None:
-            return build_model(checkpoint, config, torch.float32, device, PagingSetup(ram_bytes, options))
-        model = build_without_experts(checkpoint, config, torch.float32, device)
+            return build_model(checkpoint, config, torch.float32, torch.device("cpu"))
+        model = copy.copy(without_experts(directory))
         store, plan = open_page_store(checkpoint, config, options), paging_plan(checkpoint, config, options)
         assert plan is not None
-        assert isinstance(gpu.device, FakeGpu)
-        math_on = watched_math(partial(expert_math, checkpoint, config), gpu.device, store.page_bytes)
+        math_on: MathOn = partial(expert_math, checkpoint, config)
+        if gpu is not None:
+            assert isinstance(gpu.device, FakeGpu)
+            math_on = watched_math(math_on, gpu.device, store.page_bytes)
         model.attach(build_paged_experts(store, plan, math_on, PagingSetup(ram_bytes, options, gpu)))
         return model
 
 
-def gpu_share(directory: Path, gpu: FakeGpu, expert_bytes: int) -> GpuShare:
+def gpu_share(directory: Path, gpu: FakeGpu, expert_bytes: int, context_size: int = CONTEXT_SIZE) -> GpuShare:
     """Of a GPU, these bytes for experts besides the cache of a full context."""
-    cache_bytes = gpu_cache_bytes(read_config(directory), CONTEXT_SIZE)
+    cache_bytes = gpu_cache_bytes(read_config(directory), context_size, context_size)
     return GpuShare(gpu, expert_bytes + cache_bytes, cache_bytes, GPU_ROOM)
 
 

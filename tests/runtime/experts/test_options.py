@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,13 +39,18 @@ def small(pack_nano: PackNano) -> Path:
     return pack_nano(FormatChoice("w2"))
 
 
+@cache
+def room_in(directory: Path) -> int:
+    return room(build(directory, None))
+
+
 def least(directory: Path, options: PagingOptions, on_gpu: bool = False) -> tuple[ErnieModel, PagedExperts]:
     """A model with memory for hardly more than a token's experts and a conversation."""
     memory = 2 * plan_of(directory).least_bytes
     if on_gpu:
         model = build(directory, memory, options, gpu_share(directory, FakeGpu(), memory))
     else:
-        model = build(directory, memory + room(build(directory, None)), options)
+        model = build(directory, memory + room_in(directory), options)
     return model, paged_experts(model)
 
 
