@@ -17,8 +17,7 @@ from ernie_local.planner.gpus import GpuModel, find_gpu_model
 from ernie_local.planner.speed import ASSUMED
 from ernie_local.replay.replay import Replayed, check_budget, compare
 from ernie_local.replay.simulate import GpuTimes, MachineTimes, Simulated, simulate
-from ernie_local.replay.trace import Trace
-from ernie_local.replay.trace import read_trace
+from ernie_local.replay.trace import Trace, read_trace
 from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
