@@ -173,11 +173,8 @@ def report_on(model: ModelSize, conversation: ChatPlan, target: Target) -> Repor
     """Plans and speeds."""
     cpu = plan_cpu(model, conversation, target.ram)
     share = None if cpu.slots_bytes is None else cpu.resident_share
-    rates = (
-        None
-        if target.profile is None
-        else target.profile.rates_for(is_packed=model.config.has_packed_experts)
-    )
+    is_packed = model.config.has_packed_experts
+    rates = None if target.profile is None else target.profile.rates_for(is_packed=is_packed)
     speed = cpu_speed(model, conversation, share, rates)
     gpu = on_gpu = None
     if target.vram_bytes is not None:
