@@ -1,16 +1,13 @@
-"""Writes what a person sees: the answer to stdout, everything else to stderr; and lets Ctrl-C stop softly."""
+"""Writes what a person sees: the answer to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
-import io
 import os
-import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any, TextIO
+from typing import TextIO
 
 from ernie_cli.failures import spell_options
 from ernie_cli.settings import terminal_is_plain
@@ -107,39 +104,3 @@ class Console:
         stream.write(shown)
         stream.flush()
         self._open_line = None if text.endswith("\n") else stream
-
-
-@contextmanager
-def stop_requests(on_stop: Callable[[], None], *signals: signal.Signals) -> Iterator[None]:
-    """Inside, the first of each of these signals calls `on_stop`; a second one acts as before.
-
-    A signal that the process was started to ignore, as SIGINT is in the background, stays ignored.
-    """
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in signals}
-
-    def ask_to_stop(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, before[number])
-        on_stop()
-
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, ask_to_stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def forgive_encodings() -> None:
-    """Let a terminal that cannot show a character show `?` for it instead of ending the command."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
-def silence_stdout() -> None:
-    """After the reader went away (`| head`): let the interpreter's last flush go nowhere."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    os.close(devnull)

@@ -22,12 +22,13 @@ from ernie_cli import eval as eval_command
 from ernie_cli.bench import command as bench
 from ernie_cli.chat import command as chat
 from ernie_cli.chat.options import ChatOptions
-from ernie_cli.console import Console, forgive_encodings, silence_stdout
+from ernie_cli.console import Console
 from ernie_cli.failures import Failure, failure_of
 from ernie_cli.json_object import finished
 from ernie_cli.options import command_from
 from ernie_cli.quantize_options import QuantizeOptions
 from ernie_cli.settings import use_forced_instruction_set
+from ernie_cli.streams import abandon_stdout, protect_streams
 from ernie_cli.vram import command as vram
 
 INTERRUPTED = 130
@@ -155,14 +156,27 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the outermost frame: all become exit codes
-        if invocation.debug:
-            traceback.print_exception(error)
-        failure = failure_of(error)
+        failure = _tell(error, invocation)
         exit_code = failure.exit_code
-        Console().error(failure.text())
-    if invocation.wants_json:
-        _print_json(invocation, failure)
+    try:
+        if invocation.wants_json:
+            _print_json(invocation, failure)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon_stdout()
+        # Told once: an answer on a full disk has failed already.
+        exit_code = exit_code or _tell(error, invocation).exit_code
     return exit_code
+
+
+def _tell(error: BaseException, invocation: Invocation) -> Failure:
+    if invocation.debug:
+        traceback.print_exception(error)
+    failure = failure_of(error)
+    Console().error(failure.text())
+    return failure
 
 
 def _print_json(invocation: Invocation, failure: Failure | None) -> None:
@@ -175,16 +189,15 @@ def _print_json(invocation: Invocation, failure: Failure | None) -> None:
 
         value = finished(name, result, failure)
         sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
-        sys.stdout.flush()
 
 
 def main() -> None:
     """The console entry point."""
-    forgive_encodings()
+    protect_streams()
     try:
         exit_code = run(sys.argv[1:])
     except BrokenPipeError:  # the reader of stdout is gone
-        silence_stdout()
+        abandon_stdout()
         exit_code = 1
     raise SystemExit(exit_code)
 

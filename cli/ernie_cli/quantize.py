@@ -12,9 +12,10 @@ from signal import SIGINT, SIGTERM
 from threading import Event
 from typing import TYPE_CHECKING, Literal
 
-from ernie_cli.console import Console, stop_requests
+from ernie_cli.console import Console
 from ernie_cli.json_object import fill_result
 from ernie_cli.quantize_options import QuantizeOptions, check_quantize_options
+from ernie_cli.signals import stop_requests
 from ernie_local.sizes import MIB, format_bytes, parse_bytes
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from pathlib import Path
 from signal import SIGINT
 
 from ernie_cli.chat.options import ChatOptions
-from ernie_cli.console import Console, stop_requests
+from ernie_cli.console import Console
 from ernie_cli.failures import spell_options
 from ernie_cli.settings import stored_profile
+from ernie_cli.signals import stop_requests
 from ernie_local import session
 from ernie_local.experts.options import PagingStats
 from ernie_local.kernels.native import native_notice

@@ -1,0 +1,70 @@
+"""Streams that are closed, full, or pipes whose reader has gone, for commands in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = f"{sys.executable} -m ernie_cli.main"
+VRAM = f"{COMMAND} vram nano --ram 4GiB"
+CHAT = f"{COMMAND} chat nano -p Hello --max-tokens 3"
+
+
+def run_shell(line: str) -> subprocess.CompletedProcess[str]:
+    """`line` in bash; its exit code is that of the first command of a pipe that fails."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        capture_output=True,
+        text=True,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("broken", ["2>&-", "2>/dev/full", "2> >(exec true)"])
+def test_the_answer_comes_where_stderr_is_broken(broken: str) -> None:
+    done = run_shell(f"{CHAT} --stats {broken}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("arguments", ["--json", ""])
+@pytest.mark.parametrize("command", [VRAM, CHAT])
+def test_a_full_stdout_is_named_in_three_lines(command: str, arguments: str) -> None:
+    done = run_shell(f"{command} {arguments} > /dev/full")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()[-3:]
+    assert lines[0] == "error: stdout: No space left on device"
+    assert lines[2].startswith("try: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [VRAM, f"{VRAM} --json", f"{COMMAND} --help", CHAT])
+def test_a_closed_stdout_is_named(command: str) -> None:
+    done = run_shell(f"{command} >&-")
+    assert done.returncode == 1
+    assert "error: stdout: it is closed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", ["", "--json"])
+def test_a_reader_that_ends_early_is_no_error(arguments: str) -> None:
+    done = run_shell(f"{VRAM} {arguments} | head -c 1")
+    assert done.stdout
+    assert done.stderr == ""
+
+
+def test_with_all_streams_closed_a_command_ends() -> None:
+    assert run_shell(f"{VRAM} <&- >&- 2>&-").returncode == 1
+
+
+def test_a_closed_stdin_is_an_empty_one() -> None:
+    done = run_shell(f"{COMMAND} chat nano <&-")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
