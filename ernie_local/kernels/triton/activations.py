@@ -6,15 +6,16 @@ here. A row whose numbers could leave float16's range is halved as often as it t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @triton.jit
-def halvings_below_32768(largest: tl.tensor):
+def halvings_below_32768(largest):
     """Two float32 of largest's shape: powers of two to multiply numbers with before, and their product after.
 
     largest: float32, not negative, the largest size of a number in the row; 1 and 1 where it is below 2^15.
@@ -28,12 +29,7 @@ def halvings_below_32768(largest: tl.tensor):
 
 @triton.jit
 def order_by_plane(
-    rows: tl.tensor,
-    ordered: tl.tensor,
-    row_scales: tl.tensor,
-    COLUMNS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    AT_ONCE: tl.constexpr,
+    rows, ordered, row_scales, COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, AT_ONCE: tl.constexpr
 ):
     """Program (row,). rows: (rows, COLUMNS) of any float; ordered: (rows, BLOCK_COLUMNS, blocks), 16 bits.
 
@@ -61,15 +57,14 @@ def order_by_plane(
 _AT_ONCE = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Ordered:
-    """numbers: (rows, block columns, blocks) in 16 bits; row_scales: (rows,) float32."""
+class Ordered(NamedTuple):
+    """Rows as `multiply_many` takes them."""
 
-    numbers: torch.Tensor
-    row_scales: torch.Tensor
+    numbers: Tensor  # (rows, block columns, blocks) in 16 bits
+    row_scales: Tensor  # (rows,) float32
 
 
-def ordered(rows: torch.Tensor, block_columns: int, dtype: torch.dtype) -> Ordered:
+def ordered(rows: Tensor, block_columns: int, dtype: torch.dtype) -> Ordered:
     """rows: (rows, columns) contiguous, any float; dtype: float16 or bfloat16."""
     num_rows, columns = rows.shape
     numbers = torch.empty(num_rows, block_columns, columns // block_columns, dtype=dtype, device=rows.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ernie_local.errors import UsageError
 from ernie_local.kernels.arguments import LayerStorage, NewToken
@@ -21,8 +22,8 @@ _LEAST_ROWS = 16
 
 
 def attend_by_triton(
-    new_token: NewToken, cache: LayerStorage, length: torch.Tensor, device: TritonDevice
-) -> torch.Tensor:
+    new_token: NewToken, cache: LayerStorage, length: Tensor, device: TritonDevice
+) -> Tensor:
     """As the operator decode_attention, on one GPU, for a cache in float16, bfloat16 or int8.
 
     length: (1,) int64 on the GPU, so that one recorded graph serves every token. Multiplied in the dtype of
@@ -30,6 +31,8 @@ def attend_by_triton(
     """
     heads, head_dim = new_token.queries.shape
     kv_heads, capacity, _ = cache.keys.shape
+    columns = max(_LEAST_ROWS, triton.next_power_of_2(head_dim))
+    shape = {"HEAD_DIM": head_dim, "COLUMNS": columns, "STRETCH": STRETCH}
     turned = new_token.queries.new_empty(heads, head_dim, dtype=torch.float32)
     turn_and_store[(heads + 2 * kv_heads,)](
         *(part.contiguous() for part in new_token),
@@ -56,23 +59,12 @@ def attend_by_triton(
         num_stretches=stretches,
         GROUP=group,
         ROWS=max(_LEAST_ROWS, triton.next_power_of_2(group)),
-        HEAD_DIM=head_dim,
-        COLUMNS=max(_LEAST_ROWS, triton.next_power_of_2(head_dim)),
-        STRETCH=STRETCH,
         DTYPE=_multiplied_in(cache.keys.dtype, device),
+        **shape,
         **device.sizes_for_attention(),
     )
     output = torch.empty_like(turned)
-    join_stretches[(heads,)](
-        parts,
-        summaries,
-        length,
-        output,
-        num_stretches=stretches,
-        HEAD_DIM=head_dim,
-        COLUMNS=triton.next_power_of_2(head_dim),
-        STRETCH=STRETCH,
-    )
+    join_stretches[(heads,)](parts, summaries, length, output, num_stretches=stretches, **shape)
     return output
 
 
@@ -89,13 +81,13 @@ def _multiplied_in(cache_dtype: torch.dtype, device: TritonDevice) -> tl.dtype:
 
 
 @triton.jit
-def _round(numbers: tl.tensor):
+def _round(numbers):
     """To whole numbers, halves to even, of numbers within +-127: behind the point no bit is left."""
     return (numbers + 12582912.0) - 12582912.0
 
 
 @triton.jit
-def round_to_int8(first: tl.tensor, second: tl.tensor):
+def round_to_int8(first, second):
     """Both halves of a state as whole numbers within +-127, float32, and its scale."""
     largest = tl.max(tl.maximum(tl.abs(first), tl.abs(second)), axis=0)
     scale = tl.maximum(tl.div_rn(largest, 127.0), 1.1754943508222875e-38)  # the least normal float32
@@ -105,18 +97,18 @@ def round_to_int8(first: tl.tensor, second: tl.tensor):
 
 @triton.jit(do_not_specialize=["capacity"])
 def turn_and_store(
-    queries: tl.tensor,
-    keys: tl.tensor,
-    values: tl.tensor,
-    cosines: tl.tensor,
-    sines: tl.tensor,
-    cached_keys: tl.tensor,
-    cached_values: tl.tensor,
-    key_scales: tl.tensor,
-    value_scales: tl.tensor,
-    length: tl.tensor,
-    turned: tl.tensor,
-    capacity: tl.tensor,
+    queries,
+    keys,
+    values,
+    cosines,
+    sines,
+    cached_keys,
+    cached_values,
+    key_scales,
+    value_scales,
+    length,
+    turned,
+    capacity,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -166,7 +158,7 @@ def turn_and_store(
 
 
 @triton.jit
-def load_queries(pointers: tl.tensor, inside: tl.tensor, DTYPE: tl.constexpr):
+def load_queries(pointers, inside, DTYPE: tl.constexpr):
     """(rows, columns) in DTYPE, and (rows,) float32, what products with them have to be multiplied with."""
     queries = tl.load(pointers, mask=inside, other=0.0)
     before, after = halvings_below_32768(tl.max(tl.abs(queries), axis=1))
@@ -175,16 +167,16 @@ def load_queries(pointers: tl.tensor, inside: tl.tensor, DTYPE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["capacity", "num_stretches"])
 def attend_stretch(  # long: seventeen arguments, one a line
-    turned: tl.tensor,
-    cached_keys: tl.tensor,
-    cached_values: tl.tensor,
-    key_scales: tl.tensor,
-    value_scales: tl.tensor,
-    length: tl.tensor,
-    parts: tl.tensor,
-    summaries: tl.tensor,
-    capacity: tl.tensor,
-    num_stretches: tl.tensor,
+    turned,
+    cached_keys,
+    cached_values,
+    key_scales,
+    value_scales,
+    length,
+    parts,
+    summaries,
+    capacity,
+    num_stretches,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -248,11 +240,11 @@ def attend_stretch(  # long: seventeen arguments, one a line
 
 @triton.jit(do_not_specialize=["num_stretches"])
 def join_stretches(
-    parts: tl.tensor,
-    summaries: tl.tensor,
-    length: tl.tensor,
-    output: tl.tensor,
-    num_stretches: tl.tensor,
+    parts,
+    summaries,
+    length,
+    output,
+    num_stretches,
     HEAD_DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
     STRETCH: tl.constexpr,

@@ -12,18 +12,16 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ernie_local.kernels.arguments import ExpertsCall
 from ernie_local.kernels.triton.device import PageShape, TritonDevice, shapes_of_bank
-from ernie_local.kernels.triton.experts_many import experts_of_many
-from ernie_local.kernels.triton.experts_one import experts_of_one, find_place, has_header
+from ernie_local.kernels.triton.expert_parts import experts_of_many, experts_of_one, find_place, has_header
 from ernie_local.packing import PageLayout
 
 # More tokens than these share what is read of an expert.
 MOST_ONE_BY_ONE = 8
 _COLUMNS_OF_SUM = 256
-
-Tensor = torch.Tensor
 
 
 def add_experts(
@@ -92,7 +90,7 @@ def _headers(shapes: Sequence[PageShape]) -> tuple[tuple[int, int], ...]:
 
 
 @triton.jit
-def is_known(page: tl.tensor, HEADERS: tl.constexpr):
+def is_known(page, HEADERS: tl.constexpr):
     """Whether some kernel of this call computes pages that begin like this one."""
     known = has_header(page, HEADERS[0][0], HEADERS[0][1])
     for index in tl.static_range(1, len(HEADERS)):
@@ -102,15 +100,15 @@ def is_known(page: tl.tensor, HEADERS: tl.constexpr):
 
 @triton.jit
 def add_choices(
-    output: tl.tensor,
-    parts: tl.tensor,
-    positions: tl.tensor,
-    slots: tl.tensor,
-    expert_ids: tl.tensor,
-    places: tl.tensor,
-    weights: tl.tensor,
-    shared_parts: tl.tensor,
-    shared_page: tl.tensor,
+    output,
+    parts,
+    positions,
+    slots,
+    expert_ids,
+    places,
+    weights,
+    shared_parts,
+    shared_page,
     HIDDEN_SIZE: tl.constexpr,
     TOP_K: tl.constexpr,
     CHOICES: tl.constexpr,

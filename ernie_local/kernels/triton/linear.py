@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ernie_local.kernels.triton.activations import ordered
 from ernie_local.kernels.triton.device import TileShape, TritonDevice
@@ -26,12 +27,8 @@ _BLOCKS_OF_ROWS = 128
 
 
 def multiply_tokens(
-    tokens: torch.Tensor,
-    packed: torch.Tensor,
-    low_bit: LowBitFormat,
-    rows: int,
-    device: TritonDevice,
-) -> torch.Tensor:
+    tokens: Tensor, packed: Tensor, low_bit: LowBitFormat, rows: int, device: TritonDevice
+) -> Tensor:
     """As the operator packed_linear, on one GPU.
 
     tokens: (tokens, columns) of any float; packed: (matrix_bytes,) uint8 -> (tokens, rows) in tokens' dtype.
@@ -52,27 +49,13 @@ def multiply_tokens(
     inputs = ordered(tokens, shape.block_columns, device.dtype)
     sizes = device.sizes_for_many(shape, num_tokens)
     linear_of_many[(triton.cdiv(rows, sizes["ROWS"]), triton.cdiv(num_tokens, sizes["TOKENS"]))](
-        inputs.numbers,
-        inputs.row_scales,
-        packed,
-        output,
-        num_rows=rows,
-        num_tokens=num_tokens,
-        SHAPE=shape,
-        **sizes,
+        *inputs, packed, output, num_rows=rows, num_tokens=num_tokens, SHAPE=shape, **sizes
     )
     return output
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def linear_of_one(
-    tokens: tl.tensor,
-    packed: tl.tensor,
-    output: tl.tensor,
-    num_rows: tl.tensor,
-    SHAPE: tl.constexpr,
-    BLOCKS: tl.constexpr,
-):
+def linear_of_one(tokens, packed, output, num_rows, SHAPE: tl.constexpr, BLOCKS: tl.constexpr):
     """Program (tile of 16 rows, token)."""
     tile = tl.program_id(0)
     token = tl.program_id(1)
@@ -85,12 +68,12 @@ def linear_of_one(
 
 @triton.jit(do_not_specialize=["num_rows", "num_tokens"])
 def linear_of_many(
-    ordered_tokens: tl.tensor,
-    row_scales: tl.tensor,
-    packed: tl.tensor,
-    output: tl.tensor,
-    num_rows: tl.tensor,
-    num_tokens: tl.tensor,
+    ordered_tokens,
+    row_scales,
+    packed,
+    output,
+    num_rows,
+    num_tokens,
     SHAPE: tl.constexpr,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -111,9 +94,7 @@ def linear_of_many(
     tl.store(output + tokens[:, None] * num_rows + rows[None, :], result, mask=inside)
 
 
-def look_up_rows(
-    row_ids: torch.Tensor, packed: torch.Tensor, low_bit: LowBitFormat, columns: int
-) -> torch.Tensor:
+def look_up_rows(row_ids: Tensor, packed: Tensor, low_bit: LowBitFormat, columns: int) -> Tensor:
     """As the operator packed_rows, on one GPU: row_ids (count,) int64 -> (count, columns) float32."""
     shape = TileShape.of(low_bit, columns)
     output = torch.empty(len(row_ids), columns, dtype=torch.float32, device=row_ids.device)
@@ -124,13 +105,7 @@ def look_up_rows(
 
 
 @triton.jit
-def unpack_rows(
-    row_ids: tl.tensor,
-    packed: tl.tensor,
-    output: tl.tensor,
-    SHAPE: tl.constexpr,
-    BLOCKS: tl.constexpr,
-):
+def unpack_rows(row_ids, packed, output, SHAPE: tl.constexpr, BLOCKS: tl.constexpr):
     """Program (index of a row, BLOCKS blocks)."""
     STEP: tl.constexpr = 1 << SHAPE.code_bits
     PLANES: tl.constexpr = SHAPE.planes
@@ -145,9 +120,7 @@ def unpack_rows(
     row_scales = load_row_scales(tiles, rows, rows < 16, SHAPE)[None, :]
     start = output + index.to(tl.int64) * SHAPE.columns
     for plane in tl.static_range(PLANES):
-        high_words = words
-        if SHAPE.has_high_plane:
-            high_words = load_high_words(tiles, rows, blocks * PLANES + plane, inside, SHAPE)
+        high_words = load_high_words(words, tiles, rows, blocks * PLANES + plane, inside, SHAPE)
         for column in tl.static_range(4):
             codes = (codes_as_fractions(words, high_words, rows, 4 * plane + column, SHAPE) - 1.0) * STEP
             at = blocks * SHAPE.block_columns + (4 * plane + column)

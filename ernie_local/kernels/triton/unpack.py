@@ -11,13 +11,13 @@ import triton.language as tl
 
 
 @triton.jit
-def row_offsets(rows: tl.tensor, SHAPE: tl.constexpr):
+def row_offsets(rows, SHAPE: tl.constexpr):
     """Bytes from the first tile to the tile of each of `rows`, (rows,) counted from that tile's first."""
     return rows // 16 * SHAPE.tile_bytes
 
 
 @triton.jit
-def load_words(tiles: tl.tensor, rows: tl.tensor, blocks: tl.tensor, inside: tl.tensor, SHAPE: tl.constexpr):
+def load_words(tiles, rows, blocks, inside, SHAPE: tl.constexpr):
     """(blocks, rows) int32: every code (of w3, its low bits) that a row has in a block; inside: like it."""
     words = (tiles + SHAPE.metadata_bytes).to(tl.pointer_type(tl.int32))
     at = row_offsets(rows, SHAPE) // 4 + rows % 16
@@ -25,30 +25,21 @@ def load_words(tiles: tl.tensor, rows: tl.tensor, blocks: tl.tensor, inside: tl.
 
 
 @triton.jit
-def load_high_words(
-    tiles: tl.tensor,
-    rows: tl.tensor,
-    quads: tl.tensor,
-    inside: tl.tensor,
-    SHAPE: tl.constexpr,
-):
+def load_high_words(words, tiles, rows, quads, inside, SHAPE: tl.constexpr):
     """(blocks, rows) int32, of w3: from bit `4 * (row % 8)` on the highest ones of four codes.
 
-    quads: (blocks,), which four codes of a row, `blocks * planes + plane`.
+    quads: (blocks,), which four codes of a row, `blocks * planes + plane`. Of other formats, whose codes lie
+    together, the words themselves, at which nobody looks.
     """
-    words = (tiles + SHAPE.high_plane_bytes).to(tl.pointer_type(tl.int32))
+    if not SHAPE.has_high_plane:
+        return words
+    high_words = (tiles + SHAPE.high_plane_bytes).to(tl.pointer_type(tl.int32))
     at = row_offsets(rows, SHAPE) // 4 + rows % 16 // 8
-    return tl.load(words + (at[None, :] + quads[:, None] * 2), mask=inside, other=0)
+    return tl.load(high_words + (at[None, :] + quads[:, None] * 2), mask=inside, other=0)
 
 
 @triton.jit
-def codes_as_fractions(
-    words: tl.tensor,
-    high_words: tl.tensor,
-    rows: tl.tensor,
-    AT: tl.constexpr,
-    SHAPE: tl.constexpr,
-):
+def codes_as_fractions(words, high_words, rows, AT: tl.constexpr, SHAPE: tl.constexpr):
     """1 + code / 2^code_bits, (blocks, rows) float32, of the blocks' column AT.
 
     The code's bits become the highest of the fraction of a float: three instructions a weight with the
@@ -72,9 +63,7 @@ def codes_as_fractions(
 
 
 @triton.jit
-def load_scales_and_zeros(
-    tiles: tl.tensor, rows: tl.tensor, blocks: tl.tensor, inside: tl.tensor, SHAPE: tl.constexpr
-):
+def load_scales_and_zeros(tiles, rows, blocks, inside, SHAPE: tl.constexpr):
     """Two of (blocks, rows) float32: whole or fp16 scales without the row's, and zeros in units of codes."""
     groups = (blocks // SHAPE.group_blocks)[:, None]
     row = (rows % 16)[None, :]
@@ -102,7 +91,7 @@ def load_scales_and_zeros(
 
 
 @triton.jit
-def load_row_scales(tiles: tl.tensor, rows: tl.tensor, inside: tl.tensor, SHAPE: tl.constexpr):
+def load_row_scales(tiles, rows, inside, SHAPE: tl.constexpr):
     """(rows,) float32, ones for a symmetric format; inside: (rows,) bool."""
     if SHAPE.is_symmetric:
         return tl.full(rows.shape, 1.0, tl.float32)
@@ -112,13 +101,7 @@ def load_row_scales(tiles: tl.tensor, rows: tl.tensor, inside: tl.tensor, SHAPE:
 
 
 @triton.jit
-def multiply_one(
-    tiles: tl.tensor,
-    vector: tl.tensor,
-    SHAPE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-):
+def multiply_one(tiles, vector, SHAPE: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
     """(ROWS,) float32. tiles: where ROWS / 16 whole tiles begin; vector: where (columns,) of any float begin.
 
     BLOCKS at a time, a power of two.
@@ -137,9 +120,7 @@ def multiply_one(
         products = tl.zeros([BLOCKS, ROWS], tl.float32)
         vector_sums = tl.zeros([BLOCKS], tl.float32)
         for plane in tl.static_range(PLANES):
-            high_words = words
-            if SHAPE.has_high_plane:
-                high_words = load_high_words(tiles, rows, blocks * PLANES + plane, inside, SHAPE)
+            high_words = load_high_words(words, tiles, rows, blocks * PLANES + plane, inside, SHAPE)
             for column in tl.static_range(4):
                 at = blocks * SHAPE.block_columns + (4 * plane + column)
                 x = tl.load(vector + at, mask=is_block, other=0.0).to(tl.float32)
@@ -163,12 +144,12 @@ _FP16_SCALE_FACTOR = tl.constexpr(16.0)
 
 @triton.jit
 def multiply_many(
-    tiles: tl.tensor,
-    num_rows: tl.tensor,
-    ordered: tl.tensor,
-    row_scales: tl.tensor,
-    token_rows: tl.tensor,
-    is_token: tl.tensor,
+    tiles,
+    num_rows,
+    ordered,
+    row_scales,
+    token_rows,
+    is_token,
     SHAPE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -194,9 +175,7 @@ def multiply_many(
         steps = scales * (STEP * FACTOR)
         offsets = scales * (STEP + zeros) * FACTOR
         for plane in tl.static_range(PLANES):
-            high_words = words
-            if SHAPE.has_high_plane:
-                high_words = load_high_words(tiles, rows, blocks * PLANES + plane, inside, SHAPE)
+            high_words = load_high_words(words, tiles, rows, blocks * PLANES + plane, inside, SHAPE)
             for column in tl.static_range(4):
                 at = (4 * plane + column) * SHAPE.num_blocks + blocks
                 x = tl.load(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ernie_local.kernels.triton.experts_many import NO_EXPERT, group_tokens
+from ernie_local.kernels.triton.expert_parts import NO_EXPERT, group_tokens
 
 
 @pytest.mark.parametrize(

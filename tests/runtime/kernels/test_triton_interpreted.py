@@ -78,7 +78,7 @@ MUTATIONS = [
     Mutation("overflow", "activations.py", "(127 + 14)", "(127 + 24)", "test_linear.py", "beyond"),
     Mutation(
         "places not looked at",
-        "experts_one.py",
+        "expert_parts.py",
         "tl.load(places + expert_id)",
         "(tl.load(places + expert_id) * 0 + expert_id)",
         "test_experts.py",
@@ -102,7 +102,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the last token of a tile left out",
-        "experts_many.py",
+        "expert_parts.py",
         "is_token = positions < tl.load(tile_ends + tile)\n    first",
         "is_token = positions < tl.load(tile_ends + tile) - 1\n    first",
         "test_experts.py",
