@@ -1,4 +1,4 @@
-// The Python face of the native module: what is bound here is typed in ernie_local/_kernels.pyi.
+// The Python face of the native module.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
