@@ -14,7 +14,7 @@ namespace ernie_local {
 namespace {
 
 // Every function gives back false, and has done nothing, where its arguments do not fit each other: Python then says
-// which (ernie_local/kernels/checks.py). On the way that matters nothing is checked twice.
+// which (ernie_local/kernels/arguments.py). On the way that matters nothing is checked twice.
 
 constexpr auto kFloat = NumberType::kFloat32;
 

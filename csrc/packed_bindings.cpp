@@ -20,7 +20,7 @@ namespace ernie_local {
 namespace {
 
 // As in decode_bindings.cpp: arguments that do not fit each other are refused without a word and without harm, and
-// Python says which of them it is (ernie_local/kernels/checks.py).
+// Python says which of them it is (ernie_local/kernels/arguments.py).
 constexpr int kDone = 0, kBrokenToken = 1, kBrokenPage = 2, kRefused = 3;
 constexpr auto kFloat = NumberType::kFloat32;
 using Outcome = std::pair<int, int64_t>;

@@ -1,9 +1,11 @@
-"""Names the arguments of the operators, one tuple for each thing that an operator is given.
+"""Names the arguments of the operators, one tuple for each thing that an operator is given, and checks them.
 
 A tuple travels as it is and is spread only where torch's schema or the compiled module asks for its fields.
 To add an argument to an operator, add a field here and the same name to the operator's schema, in the same
 place; what computes then reads the field. The compiled code has a struct of its own (csrc/*.hpp), filled in
 csrc/*_bindings.cpp.
+
+Every refusal names the operator, the argument and both numbers.
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
-Tensor = torch.Tensor
+from ernie_local.errors import ModelUnusable, UsageError
+from ernie_local.packing import find_format
+
 # What computes on a GPU: Triton's kernels where they run ("auto") or else an error, or plain torch.
 GpuKernels = Literal["auto", "triton", "torch"]
 ABSENT_SLOT = -1  # among places: the expert is computed elsewhere
@@ -75,3 +80,80 @@ class PackedAttentionCall(NamedTuple):
     heads: int  # of queries
     cosines: Tensor  # (1, head_dim / 2) float32
     sines: Tensor  # (1, head_dim / 2) float32
+
+
+def check_tokens(op: str, name: str, tokens: Tensor) -> None:
+    """Raise UsageError unless tokens is (at least 1, columns) float32 or bfloat16."""
+    if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.dtype not in (torch.float32, torch.bfloat16):
+        raise UsageError(
+            f"{op}: {name} is {tokens.dtype} {tuple(tokens.shape)}, wanted float32 or bfloat16 "
+            "(tokens, columns) with at least 1 token",
+            "a packed matrix is multiplied with rows of numbers",
+            "reshape to two dimensions",
+        )
+
+
+def check_packed_matrix(op: str, matrix: PackedMatrix, columns: int, device: torch.device) -> None:
+    """Raise ModelUnusable unless its bytes are those of a matrix of this format and shape, on this device."""
+    packed, low_bit = matrix.packed, find_format(matrix.format_name)
+    expected = low_bit.matrix_bytes(matrix.rows, columns)
+    is_bytes = packed.dtype == torch.uint8 and packed.ndim == 1 and packed.numel() == expected
+    if not is_bytes or packed.device != device:
+        raise ModelUnusable(
+            f"{op}: packed is {packed.dtype} {tuple(packed.shape)} on {packed.device}, "
+            f"a {low_bit.name} matrix of {matrix.rows} x {columns} takes {expected} bytes on {device}",
+            "packed bytes, format and shape do not belong together",
+            "verify the checkpoint",
+        )
+
+
+def describe_tensor(tensor: Tensor) -> str:
+    """Dtype, shape, and the device unless it is the CPU."""
+    device = "" if tensor.device.type == "cpu" else f" on {tensor.device}"
+    return f"{tensor.dtype} {tuple(tensor.shape)}{device}"
+
+
+def check_float_rows(op: str, name: str, tensor: Tensor, shape: str) -> None:
+    """Raise UsageError unless tensor is float32 with two dimensions; shape: their names, for the message."""
+    if tensor.ndim != 2 or tensor.dtype != torch.float32:
+        raise UsageError(
+            f"{op}: {name} is {describe_tensor(tensor)}, wanted torch.float32 {shape}",
+            "the operator takes rows of float32",
+            "reshape to two dimensions; let torch compute other dtypes",
+        )
+
+
+def check_tensor(
+    op: str,
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Raise UsageError unless tensor has this shape and dtype and lies on this device."""
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != device:
+        raise UsageError(
+            f"{op}: {name} is {describe_tensor(tensor)}, wanted {dtype} {shape}",
+            "its shape follows from the other arguments",
+            "pass tensors of one layer of one model, on one device",
+        )
+
+
+def broken_token(op: str, name: str, index: int) -> UsageError:
+    """The error for a token with a NaN or an infinity."""
+    return UsageError(
+        f"{op}: {name} holds a NaN or an infinity in token {index}",
+        "int8 has no such number, and every sum would be lost",
+        "run in float32, and check the weights with `verify`",
+    )
+
+
+def broken_page(op: str, expert_id: int, hidden_size: int) -> ModelUnusable:
+    """The error for a page that the kernels cannot read."""
+    where = "shared_page" if expert_id == SHARED_EXPERT else f"the slot of expert {expert_id}"
+    return ModelUnusable(
+        f"{op}: {where} holds no page of hidden size {hidden_size} in full",
+        "the page is damaged, cut, of another version or of another model",
+        "verify the checkpoint",
+    )

@@ -7,27 +7,29 @@ model calls `attend_token`, which takes the cache's length from the GPU.
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from ernie_local.errors import UsageError
 from ernie_local.kernels import gpu
-from ernie_local.kernels.arguments import LayerStorage, NewToken, PackedAttentionCall, PackedMatrix
-from ernie_local.kernels.checks import check_float_rows, check_tensor, describe_tensor
+from ernie_local.kernels.arguments import (
+    LayerStorage,
+    NewToken,
+    PackedAttentionCall,
+    PackedMatrix,
+    check_float_rows,
+    check_tensor,
+    describe_tensor,
+)
 from ernie_local.kernels.linear import packed_linear
 from ernie_local.kernels.norm_route import rms_norm
-from ernie_local.kernels.operators import (
-    native_or_reference,
-    needs_no_dispatch,
-    ready_module,
-    register,
-)
+from ernie_local.kernels.operators import native_or_reference, needs_no_dispatch, ready_module, register
 from ernie_local.kernels.reference import plain_attention
 from ernie_local.packing import find_format
 
-Tensor = torch.Tensor
 _OP = "decode_attention"
 CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
@@ -146,13 +148,6 @@ def _check_without_gaps(name: str, tensor: Tensor) -> None:
         )
 
 
-def _attention_cpu(new_token: NewToken, cache: LayerStorage, length: int) -> Tensor:
-    output: Tensor = native_or_reference(
-        _attention_native, _check_attention, plain_attention, new_token, cache, length
-    )
-    return output
-
-
 def _attention_native(
     module: ModuleType, new_token: NewToken, cache: LayerStorage, length: int
 ) -> Tensor | None:
@@ -182,19 +177,15 @@ def attention_on_gpu(new_token: NewToken, cache: LayerStorage, length: int) -> T
     return attend_token(new_token, cache, torch.full((1,), length, dtype=torch.int64, device=device))
 
 
-def _attention_fake(first: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(first)
-
-
 _CACHE = (
     "Tensor(a!) cached_keys, Tensor(b!) cached_values, "
     "Tensor(c!)? key_scales, Tensor(d!)? value_scales, int length"
 )
+_attention_cpu = partial(native_or_reference, _attention_native, _check_attention, plain_attention)
 register(
     "decode_attention(Tensor queries, Tensor keys, Tensor values, Tensor cosines, Tensor sines, "
     f"{_CACHE}) -> Tensor",
     (NewToken, LayerStorage, None),
-    _attention_fake,
     _attention_cpu,
     attention_on_gpu,
 )
@@ -202,6 +193,5 @@ register(
     "packed_attention(Tensor hidden, Tensor norm, float eps, Tensor qkv, str qkv_format, "
     f"Tensor o, str o_format, int heads, Tensor cosines, Tensor sines, {_CACHE}) -> Tensor",
     (PackedAttentionCall, LayerStorage, None),
-    _attention_fake,
     _packed_attention_cpu,
 )

@@ -9,24 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from ernie_local.errors import UsageError
 from ernie_local.kernels import gpu
-from ernie_local.kernels.arguments import ABSENT_SLOT, SHARED_EXPERT, ExpertsCall
-from ernie_local.kernels.checks import broken_page, broken_token, check_tokens, describe_tensor
+from ernie_local.kernels.arguments import (
+    ABSENT_SLOT,
+    SHARED_EXPERT,
+    ExpertsCall,
+    broken_page,
+    broken_token,
+    check_tokens,
+    describe_tensor,
+)
 from ernie_local.kernels.native import BROKEN_PAGE, BROKEN_TOKEN, DONE
 from ernie_local.kernels.operators import native_or_reference, needs_no_dispatch, register
 from ernie_local.kernels.reference import add_plain_experts, plain_experts
 from ernie_local.packing import PageLayout
-from ernie_local.packing.foreign import is_foreign_page
 from ernie_local.packing.formats import COLUMN_STEP
-from ernie_local.packing.layout import HEADER, HEADER_BYTES
-from ernie_local.packing.page import read_header
+from ernie_local.packing.layout import HEADER, HEADER_BYTES, read_header
+from ernie_local.packing.page import is_foreign_page
 
-Tensor = torch.Tensor
 _OP = "packed_experts"
 
 
@@ -156,8 +161,7 @@ def _experts_cpu(call: ExpertsCall) -> Tensor:
     if call.hidden.dtype != torch.float32:
         _check_experts(call)
         return _experts_cpu(_exact(call)).to(call.hidden.dtype)
-    output: Tensor = native_or_reference(_experts_native, _check_experts, plain_experts, call)
-    return output
+    return native_or_reference(_experts_native, _check_experts, plain_experts, call)
 
 
 def _experts_native(module: ModuleType, call: ExpertsCall) -> Tensor | None:
@@ -188,7 +192,8 @@ def _is_computed(outcome: int, index: int, output: Tensor, call: ExpertsCall) ->
         raise broken_token(_OP, "hidden", index)
     if outcome != BROKEN_PAGE:
         return False
-    if index == SHARED_EXPERT or not _is_foreign(call, index):
+    slot = index if index == SHARED_EXPERT or call.places is None else int(call.places[index])
+    if index == SHARED_EXPERT or not is_foreign_page(call.slots[slot]):
         raise broken_page(_OP, index, call.hidden.shape[1])
     # Routed experts in plain torch, the shared page as fast as ever.
     add_plain_experts(output, call._replace(shared_page=None))
@@ -196,10 +201,6 @@ def _is_computed(outcome: int, index: int, output: Tensor, call: ExpertsCall) ->
         only, ones = torch.zeros_like(call.expert_ids[:, :1]), torch.ones_like(call.weights[:, :1])
         _add_experts_cpu(output, ExpertsCall(call.hidden, call.shared_page, only, ones))
     return True
-
-
-def _is_foreign(call: ExpertsCall, expert_id: int) -> bool:
-    return is_foreign_page(call.slots[expert_id if call.places is None else int(call.places[expert_id])])
 
 
 def experts_on_gpu(call: ExpertsCall) -> Tensor:
@@ -243,19 +244,15 @@ def read_layouts(slots: Tensor, starts: Tensor) -> list[PageLayout]:
     return [read_header(header.ljust(HEADER_BYTES, b"\0"), "a page on the GPU") for header in different]
 
 
-def _experts_fake(hidden: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(hidden)
-
-
 _FIELDS = (
     "Tensor hidden, Tensor slots, Tensor expert_ids, Tensor weights, "
     "Tensor? shared_page=None, Tensor? places=None"
 )
-register(f"packed_experts({_FIELDS}) -> Tensor", (ExpertsCall,), _experts_fake, _experts_cpu, experts_on_gpu)
+register(f"packed_experts({_FIELDS}) -> Tensor", (ExpertsCall,), _experts_cpu, experts_on_gpu)
 register(
     f"add_packed_experts(Tensor(a!) output, {_FIELDS}) -> ()",
     (None, ExpertsCall),
-    lambda *_: None,
     _add_experts_cpu,
     add_experts_on_gpu,
+    fake=lambda *_: None,
 )

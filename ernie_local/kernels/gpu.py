@@ -72,14 +72,21 @@ def triton_absence(capability: tuple[int, int] | None, c_compiler: str | None = 
     return None
 
 
+@functools.cache
 def triton_missing(device: torch.device, gpu_kernels: str = "auto") -> Absence | None:
     """Why plain torch computes on this device; None where the Triton kernels do."""
-    return _TURNED_OFF if gpu_kernels == "torch" else _absence_on(device)
+    return _TURNED_OFF if gpu_kernels == "torch" else triton_absence(capability_of(device))
 
 
+@functools.cache
 def find_triton(device: torch.device, gpu_kernels: str = "auto") -> TritonDevice | None:
     """What kernels are chosen for on this device; None where plain torch computes."""
-    return None if gpu_kernels == "torch" else _find(device)
+    capability = capability_of(device)
+    if capability is None or triton_missing(device, gpu_kernels) is not None:
+        return None
+    from ernie_local.kernels.triton.device import TritonDevice
+
+    return TritonDevice.of_capability(capability)
 
 
 def require_triton(device: torch.device) -> TritonDevice:
@@ -110,28 +117,13 @@ def capability_of(device: torch.device) -> tuple[int, int] | None:
 
 def forget_devices() -> None:
     """Look at every device again, and warn again: for tests."""
-    for remembered in (_warn_without_triton, _absence_on, _find):
+    for remembered in (_warn_without_triton, triton_missing, find_triton):
         remembered.cache_clear()
 
 
 @functools.cache
 def _warn_without_triton(device: torch.device) -> None:
-    absence = _absence_on(device)
+    absence = triton_missing(device)
     if absence is not None:
         what = f"{absence.what}, plain PyTorch computes on {device}"
         warnings.warn(replace(absence, what=what).notice, TritonMissing, stacklevel=2)
-
-
-@functools.cache
-def _absence_on(device: torch.device) -> Absence | None:
-    return triton_absence(capability_of(device))
-
-
-@functools.cache
-def _find(device: torch.device) -> TritonDevice | None:
-    capability = capability_of(device)
-    if capability is None or _absence_on(device) is not None:
-        return None
-    from ernie_local.kernels.triton.device import TritonDevice
-
-    return TritonDevice.of_capability(capability)

@@ -6,7 +6,8 @@ Not run on a GPU yet.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -15,14 +16,15 @@ Outputs = TypeVar("Outputs")
 _WARM_UP_RUNS = 2  # kernels are compiled and chosen in the first ones, which cannot be recorded
 
 
-class Recorded(Protocol[Outputs]):
-    """`outputs`: tensors that each replay fills again, at the same addresses."""
+@dataclass(frozen=True)
+class Recorded(Generic[Outputs]):
+    """Recorded work. `replay` does it again with what lies in its inputs now; the host does not wait.
 
+    outputs: tensors that each replay fills again, at the same addresses.
+    """
+
+    replay: Callable[[], None]
     outputs: Outputs
-
-    def replay(self) -> None:
-        """Do the recorded work again, with what lies in its inputs now. The host does not wait."""
-        ...
 
 
 class Recorder(Protocol):
@@ -37,15 +39,6 @@ class Recorder(Protocol):
         ...
 
 
-class _CudaGraph(Generic[Outputs]):
-    def __init__(self, graph: torch.cuda.CUDAGraph, outputs: Outputs) -> None:
-        self.graph = graph
-        self.outputs = outputs
-
-    def replay(self) -> None:
-        self.graph.replay()
-
-
 class CudaGraphRecorder:
     """A Recorder on a CUDA GPU. Its graphs share one pool of memory, so they have to be replayed in turn."""
 
@@ -53,7 +46,7 @@ class CudaGraphRecorder:
         self._device = device
         # One for all: memory that a stream freed, in a pool or of cuBLAS, serves no other stream.
         self._stream = torch.cuda.Stream(device)
-        self._alive: WeakSet[_CudaGraph[Any]] = WeakSet()
+        self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def record(self, run: Callable[[], Outputs]) -> Recorded[Outputs]:
         """Run it twice and record it, on a stream that is not the current one."""
@@ -63,11 +56,10 @@ class CudaGraphRecorder:
                 run()
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         # Torch gives a pool up with its last graph: none left, as when a cache grew, is a new pool.
-        pool = next((one.graph.pool() for one in self._alive), None)
+        pool = next((graph.pool() for graph in self._alive), None)
         graph = torch.cuda.CUDAGraph()
         # Other threads read pages and copy them meanwhile: only this one's calls are recorded.
         with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
             outputs = run()
-        recorded = _CudaGraph(graph, outputs)
-        self._alive.add(recorded)
-        return recorded
+        self._alive.add(graph)
+        return Recorded(graph.replay, outputs)

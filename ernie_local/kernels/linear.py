@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ernie_local.errors import UsageError
 from ernie_local.kernels import gpu
-from ernie_local.kernels.arguments import PackedMatrix
-from ernie_local.kernels.checks import broken_token, check_packed_matrix, check_tokens
+from ernie_local.kernels.arguments import PackedMatrix, broken_token, check_packed_matrix, check_tokens
 from ernie_local.kernels.native import BROKEN_TOKEN, DONE
 from ernie_local.kernels.operators import native_or_reference, needs_no_dispatch, register
 from ernie_local.kernels.reference import plain_linear, plain_rows
 from ernie_local.packing import find_format
-
-Tensor = torch.Tensor
 
 
 def packed_linear(tokens: Tensor, matrix: PackedMatrix) -> Tensor:
@@ -70,8 +69,7 @@ def _linear_cpu(tokens: Tensor, matrix: PackedMatrix) -> Tensor:
     if tokens.dtype != torch.float32:
         _check_linear(tokens, matrix)
         return _linear_cpu(tokens.float(), matrix).to(tokens.dtype)
-    output: Tensor = native_or_reference(_linear_native, _check_linear, plain_linear, tokens, matrix)
-    return output
+    return native_or_reference(_linear_native, _check_linear, plain_linear, tokens, matrix)
 
 
 def _linear_native(module: ModuleType, tokens: Tensor, matrix: PackedMatrix) -> Tensor | None:
@@ -84,11 +82,6 @@ def _linear_native(module: ModuleType, tokens: Tensor, matrix: PackedMatrix) -> 
     if outcome == BROKEN_TOKEN:
         raise broken_token("packed_linear", "tokens", index)
     return output if outcome == DONE else None
-
-
-def _rows_cpu(row_ids: Tensor, matrix: PackedMatrix, columns: int) -> Tensor:
-    output: Tensor = native_or_reference(_rows_native, _check_rows, plain_rows, row_ids, matrix, columns)
-    return output
 
 
 def _rows_native(module: ModuleType, row_ids: Tensor, matrix: PackedMatrix, columns: int) -> Tensor | None:
@@ -133,15 +126,15 @@ register(
     'packed_linear(Tensor tokens, Tensor packed, str format_name, int rows, str gpu_kernels="auto") '
     "-> Tensor",
     (None, PackedMatrix),
-    _linear_fake,
     _linear_cpu,
     linear_on_gpu,
+    _linear_fake,
 )
 register(
     "packed_rows(Tensor row_ids, Tensor packed, str format_name, int rows, str gpu_kernels, int columns) "
     "-> Tensor",
     (None, PackedMatrix, None),
-    _rows_fake,
-    _rows_cpu,
+    partial(native_or_reference, _rows_native, _check_rows, plain_rows),
     rows_on_gpu,
+    _rows_fake,
 )

@@ -10,11 +10,12 @@ import contextlib
 import mmap
 
 import torch
+from torch import Tensor
 
 from ernie_local.sizes import HUGE_PAGE
 
 
-def empty_bytes(num_bytes: int) -> torch.Tensor:
+def empty_bytes(num_bytes: int) -> Tensor:
     """(num_bytes,) uint8, zeros, not yet backed by memory; starts at a multiple of 2 MiB where that helps.
 
     MemoryError if the system gives none.
@@ -24,7 +25,7 @@ def empty_bytes(num_bytes: int) -> torch.Tensor:
     return map_bytes(num_bytes)[1]  # keeps the mapping alive, which ends with it
 
 
-def map_bytes(num_bytes: int) -> tuple[mmap.mmap, torch.Tensor]:
+def map_bytes(num_bytes: int) -> tuple[mmap.mmap, Tensor]:
     """A mapping, and of it (num_bytes,) uint8, zeros, from a multiple of 2 MiB on.
 
     Huge pages are a wish, not a demand: without them the system gives small ones. MemoryError if there are
@@ -42,7 +43,7 @@ def map_bytes(num_bytes: int) -> tuple[mmap.mmap, torch.Tensor]:
     return mapping, everything[start : start + num_bytes]
 
 
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def send(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor`, on the host, as `device` sees it; the very tensor where that is the host.
 
     To a GPU through page-locked memory, which torch keeps until it has been copied: of any other memory the

@@ -13,13 +13,13 @@ import logging
 import warnings
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from ernie_local.kernels.native import Absence
-from ernie_local.packing.foreign import absmax_levels, dequantize_foreign, read_floats
+from ernie_local.packing.foreign import absmax_levels, dequantize_foreign, split_foreign
 from ernie_local.packing.layout import ABSMAX_BLOCK, ForeignFormat
 
-Tensor = torch.Tensor
 _WHAT = "nf4 experts are unpacked on the GPU by plain PyTorch, not by the kernels of bitsandbytes"
 _BLOCK_SIZE = 64
 
@@ -44,9 +44,8 @@ def nf4_absence(device: torch.device) -> Absence | None:
     hint = "`python -m bitsandbytes` tells what it lacks; install a version built for this CUDA"
     foreign, rows = ForeignFormat("nf4", _BLOCK_SIZE), 2
     packed = torch.arange(foreign.matrix_bytes(rows, _BLOCK_SIZE), device="cpu").to(torch.uint8)
-    packed[: foreign.float_bytes(rows, _BLOCK_SIZE)] = torch.tensor([0.5, 0.25], device="cpu").view(
-        torch.uint8
-    )
+    offset_and_scale = torch.tensor([0.5, 0.25], device="cpu").view(torch.uint8)
+    packed[: offset_and_scale.numel()] = offset_and_scale
     try:
         found = dequantize_by_bitsandbytes(packed.to(device), foreign, rows, _BLOCK_SIZE).cpu()
     except (ImportError, OSError, RuntimeError) as error:  # its library does not load, or has no such kernel
@@ -73,10 +72,7 @@ def dequantize_by_bitsandbytes(packed: Tensor, foreign: ForeignFormat, rows: int
     if foreign.kind != "nf4":
         return dequantize_foreign(packed, foreign, rows, columns)
     _import_bitsandbytes()
-    floats = read_floats(packed, foreign, rows, columns)
-    start = floats.nbytes + foreign.scale_code_bytes(rows, columns)
-    scale_codes = packed[floats.nbytes : start]
-    codes = packed[start : start + foreign.code_bytes(rows, columns)]
+    floats, scale_codes, codes = split_foreign(packed, foreign, rows, columns)
     operators = torch.ops.bitsandbytes
     levels = absmax_levels(packed.device)
     scales = operators.dequantize_blockwise(scale_codes, floats[1:], levels, ABSMAX_BLOCK, torch.float32)

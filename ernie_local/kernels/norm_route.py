@@ -1,22 +1,21 @@
 """Normalizes few tokens and routes them to experts: `rms_norm` and `route`, for float32 on the CPU.
 
-Each takes the place of a dozen small torch calls. On a GPU torch's own are used (model/norms.py,
-model/router.py).
+Each takes the place of a dozen small torch calls. On a GPU the model uses torch's own.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ernie_local.errors import UsageError
-from ernie_local.kernels.checks import check_float_rows, check_tensor
+from ernie_local.kernels.arguments import check_float_rows, check_tensor
 from ernie_local.kernels.operators import native_or_reference, needs_no_dispatch, register
 from ernie_local.kernels.reference import plain_rms_norm, plain_route
-
-Tensor = torch.Tensor
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -63,19 +62,9 @@ def _check_route(hidden: Tensor, weight: Tensor, bias: Tensor, top_k: int, _norm
         )
 
 
-def _rms_norm_cpu(*arguments: Any) -> Tensor:
-    output: Tensor = native_or_reference(_rms_norm_native, _check_rms_norm, plain_rms_norm, *arguments)
-    return output
-
-
 def _rms_norm_native(module: ModuleType, hidden: Tensor, weight: Tensor, eps: float) -> Tensor | None:
     output = torch.empty_like(hidden)
     return output if module.rms_norm(hidden, weight, eps, output) else None
-
-
-def _route_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
-    chosen: tuple[Tensor, Tensor] = native_or_reference(_route_native, _check_route, plain_route, *arguments)
-    return chosen
 
 
 def _route_native(
@@ -90,24 +79,17 @@ def _route_native(
     return (expert_ids, expert_weights) if is_done else None
 
 
-def _rms_norm_fake(hidden: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(hidden)
-
-
 def _route_fake(hidden: Tensor, _weight: Tensor, _bias: Tensor, top_k: int, *_: Any) -> tuple[Tensor, Tensor]:
     shape = (hidden.shape[0], top_k)
     return hidden.new_empty(shape, dtype=torch.int64), hidden.new_empty(shape)
 
 
-register(
-    "rms_norm(Tensor hidden, Tensor weight, float eps) -> Tensor",
-    (None,) * 3,
-    _rms_norm_fake,
-    _rms_norm_cpu,
-)
+_rms_norm_cpu = partial(native_or_reference, _rms_norm_native, _check_rms_norm, plain_rms_norm)
+_route_cpu = partial(native_or_reference, _route_native, _check_route, plain_route)
+register("rms_norm(Tensor hidden, Tensor weight, float eps) -> Tensor", (None,) * 3, _rms_norm_cpu)
 register(
     "route(Tensor hidden, Tensor weight, Tensor bias, int top_k, float norm_min) -> (Tensor, Tensor)",
     (None,) * 5,
-    _route_fake,
     _route_cpu,
+    fake=_route_fake,
 )

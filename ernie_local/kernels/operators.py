@@ -9,29 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from ernie_local.kernels.native import native_module, warn_without_native
 
+Result = TypeVar("Result")
 LIBRARY = torch.library.Library("ernie_local", "DEF")
 # More tokens than these are better served by torch's matrix products.
 MOST_TOKENS = 16
 
 
+def _like_first(first: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(first)
+
+
 def register(
     schema: str,
     groups: Sequence[type | None],
-    fake: Callable[..., Any],
     cpu: Callable[..., Any],
     cuda: Callable[..., Any] | None = None,
+    fake: Callable[..., Any] = _like_first,
 ) -> None:
     """Tell torch of an operator.
 
     groups: for each argument of `cpu` and `cuda` the named tuple that it is (its fields stand in the schema,
     in their order), or None for a single argument. fake: takes the schema's arguments; gives shapes and
-    dtypes.
+    dtypes, by default those of the first argument.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
@@ -41,7 +47,7 @@ def register(
         LIBRARY.impl(name, _gathered(cuda, groups), "CUDA")
 
 
-def _gathered(function: Callable[..., Any], groups: Sequence[type | None]) -> Callable[..., Any]:
+def _gathered(function: Callable[..., Any], groups: Sequence[Any]) -> Callable[..., Any]:
     def call(*flat: Any) -> Any:
         arguments, start = [], 0
         for group in groups:
@@ -49,7 +55,7 @@ def _gathered(function: Callable[..., Any], groups: Sequence[type | None]) -> Ca
                 arguments.append(flat[start])
                 start += 1
             else:
-                stop = start + len(group._fields)  # type: ignore[attr-defined]
+                stop = start + len(group._fields)
                 arguments.append(group(*flat[start:stop]))  # torch leaves out defaults at the end
                 start = stop
         return function(*arguments)
@@ -57,16 +63,16 @@ def _gathered(function: Callable[..., Any], groups: Sequence[type | None]) -> Ca
     return call
 
 
-def needs_no_dispatch(tensor: torch.Tensor) -> bool:
+def needs_no_dispatch(tensor: Tensor) -> bool:
     """Whether torch would come to the CPU code anyway.
 
     Its way there costs 5 microseconds a call, a hundred times a token. What observes torch's dispatcher (a
     profiler, say) does not see these calls.
     """
-    return type(tensor) is torch.Tensor and tensor.is_cpu and not torch.compiler.is_compiling()
+    return type(tensor) is Tensor and tensor.is_cpu and not torch.compiler.is_compiling()
 
 
-def suits_decode_ops(hidden: torch.Tensor, most_tokens: int = MOST_TOKENS) -> bool:
+def suits_decode_ops(hidden: Tensor, most_tokens: int = MOST_TOKENS) -> bool:
     """Whether norm, router and attention of few tokens serve `hidden`, (tokens, size).
 
     They do on the CPU, in float32, without gradients.
@@ -89,8 +95,11 @@ def ready_module() -> ModuleType | None:
 
 
 def native_or_reference(
-    native: Callable[..., Any], check: Callable[..., None], reference: Callable[..., Any], *arguments: Any
-) -> Any:
+    native: Callable[..., Result | None],
+    check: Callable[..., None],
+    reference: Callable[..., Result],
+    *arguments: Any,
+) -> Result:
     """The result of `native(module, *arguments)`, or without the module of `reference(*arguments)`.
 
     native gives None, having done nothing, where it refuses the arguments. It checks them all; so `check`,
@@ -112,7 +121,7 @@ def native_or_reference(
 
 
 def _without_gaps(argument: Any) -> Any:
-    if isinstance(argument, torch.Tensor):
+    if isinstance(argument, Tensor):
         return argument.contiguous()
     if isinstance(argument, tuple):
         return type(argument)(*map(_without_gaps, argument))

@@ -20,7 +20,7 @@ from ernie_local.checkpoint.parts import expected_tensors
 from ernie_local.checkpoint.writer import TensorEntry, write_checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig, parse_config
 from ernie_local.packing import TILE_ROWS, LowBitFormat, PageLayout
-from ernie_local.packing.checksum import seal
+from ernie_local.packing.page import seal
 
 WEIGHT_DEVIATION = 0.02
 _TILES_A_PIECE = 256

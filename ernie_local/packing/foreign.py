@@ -1,8 +1,7 @@
-"""Packs and unpacks experts in other libraries' formats, without these libraries.
+"""Packs and unpacks matrices in other libraries' formats, without these libraries.
 
 `nf4` as bitsandbytes stores it with nested scales (Dettmers et al., "QLoRA", 2023, arXiv 2305.14314); `qint4`
-and `qint2` as optimum-quanto does, with float16 scales and shifts. One expert is one page: header, gate, up,
-down, padded to 4096 bytes.
+and `qint2` as optimum-quanto does, with float16 scales and shifts.
 """
 
 from __future__ import annotations
@@ -12,19 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from ernie_local.errors import ModelUnusable, UsageError
-from ernie_local.packing.checksum import check_checksum, seal
-from ernie_local.packing.layout import (
-    ABSMAX_BLOCK,
-    FOREIGN_MAGIC,
-    HEADER_BYTES,
-    ForeignFormat,
-    ForeignLayout,
-    read_foreign_layout,
-)
+from ernie_local.errors import UsageError
+from ernie_local.packing.layout import ABSMAX_BLOCK, ForeignFormat, ForeignLayout
 
-Tensor = torch.Tensor
 _HOST = torch.device("cpu")
 # Quantiles of a normal distribution (QLoRA, appendix E), in the digits of bitsandbytes.
 _NF4_LEVELS = (
@@ -51,7 +42,7 @@ class ForeignMatrix:
     def __post_init__(self) -> None:
         """Raise UsageError for parts of another size, or numbers that are not finite."""
         foreign, shape = self.foreign, self.shape
-        wanted = (foreign.float_bytes(*shape), foreign.scale_code_bytes(*shape), foreign.code_bytes(*shape))
+        wanted = foreign.part_bytes(*shape)
         found = (self.floats.nbytes, self.scale_codes.nbytes, self.codes.nbytes)
         if found != wanted:
             raise UsageError(
@@ -78,19 +69,20 @@ def pack_foreign(matrix: ForeignMatrix) -> Tensor:
     return packed
 
 
-def read_floats(packed: Tensor, foreign: ForeignFormat, rows: int, columns: int) -> Tensor:
-    """The floats that the bytes of a matrix begin with, (numbers,) float32 or float16."""
-    content = packed[: foreign.float_bytes(rows, columns)]
-    return content.view(torch.float32 if foreign.kind == "nf4" else torch.float16)
+def split_foreign(
+    packed: Tensor, foreign: ForeignFormat, rows: int, columns: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The floats, (numbers,), scale codes and codes that the bytes of a matrix hold, as in ForeignMatrix."""
+    sizes = foreign.part_bytes(rows, columns)
+    floats, scale_codes, codes = packed[: sum(sizes)].split(sizes)
+    return floats.view(torch.float32 if foreign.kind == "nf4" else torch.float16), scale_codes, codes
 
 
 def dequantize_foreign(packed: Tensor, foreign: ForeignFormat, rows: int, columns: int) -> Tensor:
     """packed: (matrix_bytes,) uint8 -> (rows, columns) float32, computed in float32 as the library does."""
-    floats = read_floats(packed, foreign, rows, columns)
-    start = floats.nbytes + foreign.scale_code_bytes(rows, columns)
-    codes = packed[start : start + foreign.code_bytes(rows, columns)]
+    floats, scale_codes, codes = split_foreign(packed, foreign, rows, columns)
     if foreign.kind == "nf4":
-        weights = _dequantize_nf4(codes, packed[floats.nbytes : start], floats, foreign.group_size)
+        weights = _dequantize_nf4(codes, scale_codes, floats, foreign.group_size)
         return weights[: rows * columns].reshape(rows, columns)
     return _dequantize_quanto(codes, floats.float().view(2, -1, 1), foreign.bits).view(rows, columns)
 
@@ -146,55 +138,6 @@ def absmax_levels(device: torch.device = _HOST) -> Tensor:
 Dequantize = Callable[[Tensor, ForeignFormat, int, int], Tensor]
 
 
-def is_foreign_page(packed: Tensor) -> bool:
-    """Whether these bytes, a page or a slot with one, begin like a page of another library's format."""
-    return packed[: len(FOREIGN_MAGIC)].tolist() == list(FOREIGN_MAGIC)
-
-
-def pack_foreign_page(gate: ForeignMatrix, up: ForeignMatrix, down: ForeignMatrix) -> Tensor:
-    """(page_bytes,) uint8, with its checksum.
-
-    gate, up: (inner, hidden); down: (hidden, inner); all of one format.
-    """
-    inner_size, hidden_size = gate.shape
-    layout = ForeignLayout(gate.foreign, hidden_size, inner_size)
-    matrices = (gate, up, down)
-    assert all(matrix.foreign == gate.foreign for matrix in matrices)
-    assert tuple(matrix.shape for matrix in matrices) == layout.shapes
-    packed = torch.zeros(layout.page_bytes, dtype=torch.uint8)
-    packed[:HEADER_BYTES] = torch.frombuffer(bytearray(layout.header), dtype=torch.uint8)
-    for matrix, start, stop in zip(matrices, layout.offsets, layout.offsets[1:], strict=False):
-        packed[start:stop] = pack_foreign(matrix)
-    seal(packed)
-    return packed
-
-
-def read_foreign_page(packed: Tensor, where: str = "the page", allow_padding: bool = False) -> ForeignLayout:
-    """The layout that a page's header names. Raises ModelUnusable for a page that is damaged or cut."""
-    header = packed[:HEADER_BYTES].cpu().numpy().tobytes()
-    if packed.dtype != torch.uint8 or packed.ndim != 1 or len(header) < HEADER_BYTES:
-        raise _damaged(f"{where} is {packed.dtype} of shape {tuple(packed.shape)}, wanted bytes")
-    layout = read_foreign_layout(header, where)
-    spare = packed.numel() - layout.page_bytes
-    if spare < 0 or (spare and not allow_padding):
-        raise _damaged(f"{where} has {packed.numel()} bytes, its header means {layout.page_bytes}")
-    return layout
-
-
-def check_foreign_page(packed: Tensor, wanted: ForeignLayout, where: str) -> None:
-    """Raise ModelUnusable unless the page is whole, of the layout `wanted`, and its scales are finite."""
-    found = read_foreign_page(packed, where)
-    check_checksum(packed, where)
-    if found != wanted:
-        raise _damaged(f"{where} holds {found}, wanted {wanted}")
-    for start, shape in zip(wanted.offsets, wanted.shapes, strict=False):
-        finite = read_floats(packed[start:], wanted.foreign, *shape).isfinite()
-        if not bool(finite.all()):
-            raise _damaged(
-                f"{where}: {int((~finite).sum())} of {finite.numel()} scales are not finite numbers"
-            )
-
-
 def foreign_weight(
     packed: Tensor, layout: ForeignLayout, index: int, dequantize: Dequantize = dequantize_foreign
 ) -> Tensor:
@@ -204,7 +147,3 @@ def foreign_weight(
     """
     start, stop = layout.offsets[index : index + 2]
     return dequantize(packed[start:stop], layout.foreign, *layout.shapes[index])
-
-
-def _damaged(what: str) -> ModelUnusable:
-    return ModelUnusable(what, "the page is damaged or of another version", "verify the checkpoint")

@@ -37,7 +37,7 @@ class LowBitFormat:
     group_size: int
     scale_bits: int
     zero_bits: int
-    purposes: frozenset[Purpose] = field(default=frozenset(), repr=False, compare=False)
+    purposes: tuple[Purpose, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def nominal_bits(self) -> float:
@@ -101,10 +101,6 @@ class LowBitFormat:
         check_shape(rows, columns)
         return self.num_tiles(rows) * self.tile_bytes(columns)
 
-    def bits_per_weight(self, rows: int, columns: int) -> float:
-        """All bits of the packed matrix over its weights."""
-        return 8 * self.matrix_bytes(rows, columns) / (rows * columns)
-
 
 def check_shape(rows: int, columns: int) -> None:
     """Raise UsageError unless `rows` x `columns` can be packed."""
@@ -116,20 +112,16 @@ def check_shape(rows: int, columns: int) -> None:
         )
 
 
-def _for(*purposes: Purpose) -> frozenset[Purpose]:
-    return frozenset(purposes)
-
-
 FORMATS: dict[str, LowBitFormat] = {
     low_bit.name: low_bit
     for low_bit in (
         # name, id, bits, group_size, scale_bits, zero_bits, purposes
-        LowBitFormat("w4", 1, 4, 64, 8, 8, _for("experts", "estimate", "dense", "mixed", "bench experts")),
-        LowBitFormat("w3", 2, 3, 64, 6, 6, _for("estimate", "mixed")),
-        LowBitFormat("w2l", 3, 2, 16, 4, 4, _for("mixed")),
-        LowBitFormat("w2", 4, 2, 32, 4, 4, _for("experts", "estimate", "mixed", "bench experts")),
-        LowBitFormat("w2s", 5, 2, 64, 4, 4, _for("mixed")),
-        LowBitFormat("w8", 6, 8, 128, 16, 0, _for("estimate", "dense", "bench dense")),
+        LowBitFormat("w4", 1, 4, 64, 8, 8, ("experts", "estimate", "dense", "mixed", "bench experts")),
+        LowBitFormat("w3", 2, 3, 64, 6, 6, ("estimate", "mixed")),
+        LowBitFormat("w2l", 3, 2, 16, 4, 4, ("mixed",)),
+        LowBitFormat("w2", 4, 2, 32, 4, 4, ("experts", "estimate", "mixed", "bench experts")),
+        LowBitFormat("w2s", 5, 2, 64, 4, 4, ("mixed",)),
+        LowBitFormat("w8", 6, 8, 128, 16, 0, ("estimate", "dense", "bench dense")),
     )
 }
 _BY_ID = {low_bit.format_id: low_bit for low_bit in FORMATS.values()}

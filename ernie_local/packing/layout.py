@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from ernie_local.errors import ModelUnusable
-from ernie_local.packing.formats import LowBitFormat
+from ernie_local.packing.formats import TILE_ROWS, LowBitFormat, format_of_id
 
 PAGE_ALIGNMENT = 4096
 PAGE_VERSION = 2
@@ -51,14 +51,6 @@ class PageLayout:
         return self.down.matrix_bytes(self.hidden_size, self.inner_size)
 
     @property
-    def tile_ranges(self) -> tuple[tuple[int, int, LowBitFormat, int], ...]:
-        """Where tiles of one kind lie: first byte, bytes, format and columns of gate and up, then of down."""
-        return (
-            (self.gate_up_offset, self.gate_up_bytes, self.gate_up, self.hidden_size),
-            (self.down_offset, self.down_bytes, self.down, self.inner_size),
-        )
-
-    @property
     def page_bytes(self) -> int:
         """Bytes of the page, a multiple of PAGE_ALIGNMENT."""
         exact = self.down_offset + self.down_bytes
@@ -69,6 +61,24 @@ class PageLayout:
         """The first 64 bytes of every page of this layout, without the checksum."""
         fields = (self.gate_up.format_id, self.down.format_id, self.hidden_size, self.inner_size)
         return HEADER.pack(PAGE_MAGIC, PAGE_VERSION, *fields).ljust(HEADER_BYTES, b"\0")
+
+
+def read_header(header: bytes, where: str = "the page") -> PageLayout:
+    """The layout that the first 64 bytes of a page name; ModelUnusable if they name none."""
+    magic, version, gate_up, down, hidden_size, inner_size = HEADER.unpack(header[: HEADER.size])
+    if magic != PAGE_MAGIC or version != PAGE_VERSION:
+        raise damaged_page(
+            f"{where} begins with {magic!r} version {version}, wanted {PAGE_MAGIC!r} version {PAGE_VERSION}"
+        )
+    columns = (hidden_size, inner_size)
+    if min(columns) < TILE_ROWS or any(size % TILE_ROWS for size in columns):
+        raise damaged_page(f"{where} names hidden size {hidden_size} and inner size {inner_size}")
+    return PageLayout(format_of_id(gate_up, where), format_of_id(down, where), hidden_size, inner_size)
+
+
+def damaged_page(what: str) -> ModelUnusable:
+    """The error for a page that is not what its header says, or whose header says nothing."""
+    return ModelUnusable(what, "the page is damaged or of another version", "verify the checkpoint")
 
 
 FOREIGN_MAGIC = b"ERNF"
@@ -115,31 +125,21 @@ class ForeignFormat:
             return -(-rows * columns // self.group_size)
         return rows * (columns // self.group_columns(columns))
 
-    def float_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of the floats that a matrix begins with.
+    def part_bytes(self, rows: int, columns: int) -> tuple[int, int, int]:
+        """Bytes of the floats that a matrix begins with, of the scale codes behind them, and of the codes.
 
-        nf4: the offset of the scales and a scale for every ABSMAX_BLOCK of them, float32. The others: scales
-        and shifts of the groups, float16.
+        nf4: the offset of the scales and a scale for every ABSMAX_BLOCK of them, float32; each scale's code,
+        one byte. The others: scales and shifts of the groups, float16; no scale codes.
         """
         num_groups = self.num_groups(rows, columns)
-        return 4 * (1 + -(-num_groups // ABSMAX_BLOCK)) if self.kind == "nf4" else 4 * num_groups
-
-    def scale_code_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of the scales behind the floats: those of nf4, one byte each."""
-        return self.num_groups(rows, columns) if self.kind == "nf4" else 0
-
-    def code_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of the codes, which come last."""
         if self.kind == "nf4":
-            return -(-rows * columns // 2)
+            return 4 * (1 + -(-num_groups // ABSMAX_BLOCK)), num_groups, -(-rows * columns // 2)
         # A byte holds codes of groups that lie a half or a quarter of the matrix apart.
-        return -(-self.num_groups(rows, columns) * self.bits // 8) * self.group_columns(columns)
+        return 4 * num_groups, 0, -(-num_groups * self.bits // 8) * self.group_columns(columns)
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
         """Bytes of a packed matrix."""
-        exact = self.float_bytes(rows, columns) + self.scale_code_bytes(rows, columns)
-        exact += self.code_bytes(rows, columns)
-        return -(-exact // _MATRIX_ALIGNMENT) * _MATRIX_ALIGNMENT
+        return -(-sum(self.part_bytes(rows, columns)) // _MATRIX_ALIGNMENT) * _MATRIX_ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.packing.formats import TILE_ROWS, LowBitFormat, check_shape
 
-Tensor = torch.Tensor
 SYMMETRIC_ZERO = 128
 
 
@@ -111,14 +111,7 @@ def pack_matrix(matrix: QuantizedMatrix) -> Tensor:
     tiles = low_bit.num_tiles(rows)
     # Rows that only fill the last tile mean zero: scale 0, and in w8 the middle code as well.
     codes = _tiled(matrix.codes, tiles, SYMMETRIC_ZERO if low_bit.is_symmetric else 0)
-    scales = _tiled(matrix.scales, tiles).transpose(1, 2)  # (tiles, groups, 16)
-    zeros, row_scales = matrix.zeros, matrix.row_scales
-    metadata = pack_metadata(
-        low_bit,
-        torch.empty(0) if row_scales is None else _tiled(row_scales, tiles),
-        scales,
-        torch.empty(0) if zeros is None else _tiled(zeros, tiles).transpose(1, 2),
-    )
+    metadata = _pack_metadata(matrix, tiles)
     packed = torch.zeros(tiles, low_bit.tile_bytes(columns), dtype=torch.uint8)
     packed[:, : metadata.shape[1]] = metadata
     start = low_bit.metadata_bytes(columns)
@@ -139,7 +132,7 @@ def unpack_matrix(packed: Tensor, low_bit: LowBitFormat, rows: int, columns: int
     tiles = packed.view(low_bit.num_tiles(rows), low_bit.tile_bytes(columns))
     start = low_bit.metadata_bytes(columns)
     codes = unpack_codes(tiles[:, start : start + low_bit.code_bytes(columns)], low_bit.bits, columns)
-    row_scales, scales, zeros = unpack_metadata(low_bit, tiles, low_bit.num_groups(columns))
+    row_scales, scales, zeros = _unpack_metadata(low_bit, tiles, low_bit.num_groups(columns))
     return QuantizedMatrix(
         low_bit,
         codes.flatten(0, 1)[:rows],
@@ -162,24 +155,24 @@ def _untiled(values: Tensor, rows: int) -> Tensor:
     return values.transpose(1, 2).flatten(0, 1)[:rows]
 
 
-def pack_metadata(low_bit: LowBitFormat, row_scales: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-    """row_scales: (tiles, 16) fp16; scales, zeros: (tiles, groups, 16) -> (tiles, metadata bytes) uint8.
-
-    Only up to the last group: the caller pads to `metadata_bytes`.
-    """
-    if low_bit.is_symmetric:
+def _pack_metadata(matrix: QuantizedMatrix, tiles: int) -> Tensor:
+    """(tiles, metadata bytes) uint8, only up to the last group: the caller pads to `metadata_bytes`."""
+    scales = _tiled(matrix.scales, tiles).transpose(1, 2)  # (tiles, groups, 16)
+    if matrix.zeros is None or matrix.row_scales is None:
         return scales.contiguous().view(torch.uint8).flatten(1)
-    if low_bit.scale_bits == 8:
+    zeros = _tiled(matrix.zeros, tiles).transpose(1, 2)
+    if matrix.low_bit.scale_bits == 8:
         groups = torch.cat((scales, zeros), dim=-1)
-    elif low_bit.scale_bits == 4:
+    elif matrix.low_bit.scale_bits == 4:
         groups = scales | (zeros << 4)
     else:
         high = (zeros >> 2).unflatten(-1, (TILE_ROWS // 2, 2))  # (tiles, groups, 8, 2)
         groups = torch.cat((scales | (zeros & 3) << 6, high[..., 0] | high[..., 1] << 4), dim=-1)
-    return torch.cat((row_scales.contiguous().view(torch.uint8), groups.flatten(1)), dim=-1)
+    row_scales = _tiled(matrix.row_scales, tiles).view(torch.uint8)  # (tiles, 32)
+    return torch.cat((row_scales, groups.flatten(1)), dim=-1)
 
 
-def unpack_metadata(
+def _unpack_metadata(
     low_bit: LowBitFormat, packed: Tensor, num_groups: int
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """The inverse: row scales (tiles, 16), scales and zeros (tiles, groups, 16), or None."""

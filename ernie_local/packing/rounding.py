@@ -6,18 +6,20 @@ It needs no data and does no search. Every other method has to beat it.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from ernie_local.packing import LowBitFormat, QuantizedMatrix
 from ernie_local.packing.matrix import per_column
 
-Tensor = torch.Tensor
 LEAST_SCALE = 1e-12  # of a group of equal weights
 
 
 def round_to_nearest(weights: Tensor, low_bit: LowBitFormat) -> QuantizedMatrix:
     """weights: (rows, columns) in any float dtype, finite. The last group may be smaller."""
     exact = weights.float()
-    groups = _grouped(exact, low_bit.group_size)  # (rows, groups, group_size), NaN where there is no column
+    padded = functional.pad(exact, (0, -exact.shape[1] % low_bit.group_size), value=torch.nan)
+    groups: Tensor = padded.unflatten(1, (-1, low_bit.group_size))  # (rows, groups, group_size)
     if low_bit.is_symmetric:
         return _symmetric(exact, groups, low_bit)
     # A range that holds zero: a zero point is a place between the codes' ends.
@@ -46,10 +48,3 @@ def _symmetric(exact: Tensor, groups: Tensor, low_bit: LowBitFormat) -> Quantize
     steps = per_column(scales.float(), low_bit, exact.shape[1])
     codes = (exact / steps).round().clamp(-127, 127) + 128
     return QuantizedMatrix(low_bit, codes.byte(), scales, None, None)
-
-
-def _grouped(exact: Tensor, group_size: int) -> Tensor:
-    padding = -exact.shape[1] % group_size
-    padded = torch.nn.functional.pad(exact, (0, padding), value=torch.nan)
-    groups: Tensor = padded.unflatten(1, (-1, group_size))
-    return groups

@@ -20,7 +20,7 @@ from ernie_local.kernels.experts import packed_experts
 from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.packing import pack_page
-from ernie_local.packing.checksum import check_checksum
+from ernie_local.packing.page import check_checksum
 from ernie_quant.drift import Drift
 from ernie_quant.expert import ExpertInputs, ExpertReport, RoutedExpert, quantize_expert
 from ernie_quant.hessian import second_moments

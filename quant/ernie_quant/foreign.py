@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import torch
 
 from ernie_local.errors import DoesNotFit, UsageError, parameter
-from ernie_local.packing.foreign import ForeignMatrix, pack_foreign_page, unpack_quanto
+from ernie_local.packing.foreign import ForeignMatrix, unpack_quanto
 from ernie_local.packing.formats import formats_for
 from ernie_local.packing.layout import (
     ABSMAX_BLOCK,
@@ -24,6 +24,7 @@ from ernie_local.packing.layout import (
     ForeignFormat,
     make_foreign,
 )
+from ernie_local.packing.page import pack_foreign_page
 from ernie_local.packing.rounding import to_scales
 
 Tensor = torch.Tensor

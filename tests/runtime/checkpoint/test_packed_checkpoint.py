@@ -18,7 +18,7 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.checkpoint.writer import TensorEntry, write_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable
-from ernie_local.packing.checksum import seal
+from ernie_local.packing.page import seal
 from tests.conftest import PackNano
 
 Raw = dict[str, Any]

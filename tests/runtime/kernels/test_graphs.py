@@ -36,6 +36,9 @@ class FakeGraph:
     def pool(self) -> int:
         return self.handle
 
+    def replay(self) -> None:
+        pass
+
 
 class FakeCuda:
     """As much of torch.cuda as recording takes. users: live graphs of each pool that was ever used."""

@@ -26,18 +26,15 @@ from ernie_local.kernels import native
 from ernie_local.kernels.arguments import ExpertsCall
 from ernie_local.kernels.experts import packed_experts
 from ernie_local.packing import pack_page
-from ernie_local.packing.checksum import seal
-from ernie_local.packing.foreign import (
-    ForeignMatrix,
-    check_foreign_page,
-    dequantize_foreign,
-    foreign_weight,
+from ernie_local.packing.foreign import ForeignMatrix, dequantize_foreign, foreign_weight, pack_foreign
+from ernie_local.packing.layout import ForeignFormat, find_foreign, read_foreign_layout
+from ernie_local.packing.page import (
+    check_page,
     is_foreign_page,
-    pack_foreign,
     pack_foreign_page,
     read_foreign_page,
+    seal,
 )
-from ernie_local.packing.layout import ForeignFormat, find_foreign, read_foreign_layout
 from tests.plain_export import export_plainly
 from tests.runtime.random_matrices import random_page
 
@@ -54,20 +51,21 @@ def found(name: str) -> ForeignFormat:
 def pattern_matrix(name: str, rows: int, columns: int, salt: int = 0) -> ForeignMatrix:
     """Bytes that follow from their places; weights of about unit size."""
     foreign, shape = found(name), (rows, columns)
+    float_bytes, scale_code_bytes, code_bytes = foreign.part_bytes(*shape)
 
     def pattern(count: int, step: int) -> torch.Tensor:
         return ((torch.arange(count) * step + salt) % 251).to(torch.uint8)
 
     if foreign.kind == "nf4":
-        floats = (torch.arange(foreign.float_bytes(*shape) // 4) + 1 + salt) / 64
+        floats = (torch.arange(float_bytes // 4) + 1 + salt) / 64
     else:
-        floats = ((torch.arange(foreign.float_bytes(*shape) // 2) % 61 + 1 + salt) / 64).half()
+        floats = ((torch.arange(float_bytes // 2) % 61 + 1 + salt) / 64).half()
     return ForeignMatrix(
         foreign,
         shape,
         floats,
-        pattern(foreign.scale_code_bytes(*shape), 3),
-        pattern(foreign.code_bytes(*shape), 7),
+        pattern(scale_code_bytes, 3),
+        pattern(code_bytes, 7),
     )
 
 
@@ -91,7 +89,7 @@ def test_a_page_comes_back(name: str, sizes: tuple[int, int], salt: int) -> None
     assert (layout.foreign.name, layout.hidden_size, layout.inner_size) == (name, hidden_size, inner_size)
     assert page.numel() == layout.page_bytes
     assert page.numel() % 4096 == 0
-    check_foreign_page(page, layout, "the page")
+    check_page(page, layout, "the page")
     in_a_slot = torch.cat((page, torch.full((4096,), 7, dtype=torch.uint8)))
     for number in range(3):
         weights = foreign_weight(in_a_slot, layout, number)
@@ -174,7 +172,7 @@ def test_damaged_pages_are_refused(damage: Callable[[torch.Tensor], torch.Tensor
     seal(page)
     wanted = read_foreign_page(page)
     with pytest.raises(ModelUnusable, match=message):
-        check_foreign_page(damage(page), wanted, "the page")
+        check_page(damage(page), wanted, "the page")
 
 
 def test_a_page_of_ours_is_none_of_theirs() -> None:

@@ -10,10 +10,16 @@ import xxhash
 
 from ernie_local.errors import ModelUnusable
 from ernie_local.packing import PageLayout, find_format, pack_page
-from ernie_local.packing.checksum import check_checksum, checksum_of, seal, stored_checksum
-from ernie_local.packing.foreign import is_foreign_page, read_foreign_page
 from ernie_local.packing.layout import ForeignLayout
-from ernie_local.packing.page import check_page
+from ernie_local.packing.page import (
+    check_checksum,
+    check_page,
+    checksum_of,
+    is_foreign_page,
+    read_foreign_page,
+    seal,
+    stored_checksum,
+)
 from tests.runtime.random_matrices import random_page
 
 GOLDEN = sorted((Path(__file__).parent / "golden_pages").glob("*.bin"))

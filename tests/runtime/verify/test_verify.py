@@ -19,7 +19,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable
-from ernie_local.packing.checksum import seal
+from ernie_local.packing.page import seal
 from ernie_local.verify import Finding, Verification, verify
 from ernie_local.verify.finding import Findings
 from ernie_local.verify.weights import FileStream, check_values
