@@ -8,20 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ernie_local.config import TextConfig
 from ernie_local.kernels.arguments import LayerStorage, NewToken, PackedAttentionCall
-from ernie_local.kernels.attention import (
-    attend_token,
-    decode_attention,
-    gpu_attends,
-    packed_attention,
-)
+from ernie_local.kernels.attention import attend_token, decode_attention, gpu_attends, packed_attention
 from ernie_local.kernels.operators import suits_decode_ops
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.layers import Linear, PackedLinear, RMSNorm
@@ -32,34 +26,23 @@ from ernie_local.model.rope import rotate_pairs
 _MAX_MASK_ENTRIES = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class CausalBlock:
-    """New tokens start..stop see `visible` tokens, but for those that `mask`, (rows, visible), hides."""
-
-    start: int
-    stop: int
-    visible: int
-    mask: torch.Tensor
-
-
-def causal_blocks(
+def causal_masks(
     num_new: int, num_past: int, device: torch.device, max_entries: int = _MAX_MASK_ENTRIES
-) -> list[CausalBlock]:
-    """Masks for `num_new` tokens behind `num_past`, in blocks of rows so that no mask exceeds `max_entries`.
+) -> list[Tensor]:
+    """What `num_new` tokens behind `num_past` see: (rows, visible) bool for some rows after the other.
 
-    Empty where no mask is needed: one new token sees everything, and with nothing cached SDPA's own causal
-    mode applies.
+    As many rows in one as do not exceed `max_entries`. Empty where no mask is needed: one new token sees
+    everything, and with nothing cached SDPA's own causal mode applies.
     """
     if num_new == 1 or num_past == 0:
         return []
     rows = max(1, max_entries // (num_past + num_new))
-    blocks = []
+    masks = []
     for start in range(0, num_new, rows):
         stop = min(start + rows, num_new)
-        visible = num_past + stop
-        everything = torch.ones(stop - start, visible, dtype=torch.bool, device=device)
-        blocks.append(CausalBlock(start, stop, visible, everything.tril(num_past + start)))
-    return blocks
+        everything = torch.ones(stop - start, num_past + stop, dtype=torch.bool, device=device)
+        masks.append(everything.tril(num_past + start))
+    return masks
 
 
 class SelfAttention(nn.Module):
@@ -87,7 +70,7 @@ class SelfAttention(nn.Module):
             return None
         return self.qkv_proj, self.o_proj
 
-    def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """hidden: (tokens, hidden_size) -> queries, keys and values, (tokens, their heads, head_dim) each."""
         if self.qkv_proj is not None:
             heads = self.qkv_proj(hidden).unflatten(-1, (-1, self.head_dim))
@@ -105,27 +88,12 @@ class SelfAttention(nn.Module):
         del self.q_proj, self.k_proj, self.v_proj
 
 
-class AttentionStep(Protocol):
-    """How the tokens of one forward attend, in every layer."""
-
-    def add_to(self, hidden: torch.Tensor, norm: RMSNorm, attention: SelfAttention) -> torch.Tensor:
-        """hidden + attention(norm(hidden)): (tokens, hidden_size) -> the same shape.
-
-        Appends the layer's keys and values to the cache.
-        """
-        ...
-
-
 # A GPU's kernel: one token, the layer's rows of the cache, and its length as (1,) int64 -> (heads, head_dim).
-TokenKernel = Callable[[NewToken, LayerStorage, torch.Tensor], torch.Tensor]
+TokenKernel = Callable[[NewToken, LayerStorage, Tensor], Tensor]
 
 
 def choose_attention(
-    hidden: torch.Tensor,
-    cosines: torch.Tensor,
-    sines: torch.Tensor,
-    cache: KVCache,
-    gpu_kernels: str = "auto",
+    hidden: Tensor, cosines: Tensor, sines: Tensor, cache: KVCache, gpu_kernels: str = "auto"
 ) -> AttentionStep:
     """The way in which these tokens attend. hidden: (tokens, hidden_size); angles: (tokens, head_dim / 2)."""
     num_tokens, device = hidden.shape[0], hidden.device
@@ -136,7 +104,7 @@ def choose_attention(
             return KernelAttention(cosines, sines, cache, length, kernel)
         if suits_decode_ops(hidden):
             return FusedAttention(cosines, sines, cache)
-    return ChunkAttention(cosines, sines, cache, causal_blocks(num_tokens, cache.length, device))
+    return ChunkAttention(cosines, sines, cache, causal_masks(num_tokens, cache.length, device))
 
 
 def token_kernel(device: torch.device, kv_dtype: torch.dtype, gpu_kernels: str) -> TokenKernel | None:
@@ -146,25 +114,25 @@ def token_kernel(device: torch.device, kv_dtype: torch.dtype, gpu_kernels: str) 
 
 @dataclass(frozen=True, slots=True)
 class ChunkAttention:
-    """Any number of tokens by torch. blocks: from `causal_blocks`."""
+    """Any number of tokens by torch. masks: from `causal_masks`."""
 
-    cosines: torch.Tensor
-    sines: torch.Tensor
+    cosines: Tensor
+    sines: Tensor
     cache: KVCache
-    blocks: Sequence[CausalBlock] = ()
+    masks: Sequence[Tensor] = ()
 
-    def add_to(self, hidden: torch.Tensor, norm: RMSNorm, attention: SelfAttention) -> torch.Tensor:
-        """As in AttentionStep."""
+    def add_to(self, hidden: Tensor, norm: RMSNorm, attention: SelfAttention) -> Tensor:
+        """See AttentionStep."""
         queries, keys, values = attention.project(norm(hidden))
         queries = rotate_pairs(queries, self.cosines, self.sines)
         keys = rotate_pairs(keys, self.cosines, self.sines)
         # (kv_heads, visible, head_dim) each
         all_keys, all_values = self.cache.append(attention.layer_id, keys, values)
         attended = self._attend(queries, all_keys[None], all_values[None])
-        output: torch.Tensor = attention.o_proj(attended.reshape(hidden.shape[0], -1))
+        output: Tensor = attention.o_proj(attended.reshape(hidden.shape[0], -1))
         return hidden + output
 
-    def _attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """queries: (tokens, heads, head_dim); keys, values: (1, kv_heads, all, head_dim) -> like queries."""
         if queries.shape[0] == 1:
             # The heads of a group share keys: as rows of one matrix they read them once.
@@ -172,16 +140,17 @@ class ChunkAttention:
             one = functional.scaled_dot_product_attention(grouped, keys, values)
             return one.reshape(queries.shape)
         by_head = queries.transpose(0, 1)[None]  # (1, heads, tokens, head_dim)
-        if self.blocks:
+        if self.masks:
+            by_rows = by_head.split([len(mask) for mask in self.masks], dim=2)
             parts = [
                 functional.scaled_dot_product_attention(
-                    by_head[:, :, block.start : block.stop],
-                    keys[:, :, : block.visible],
-                    values[:, :, : block.visible],
-                    attn_mask=block.mask,
+                    some,
+                    keys[:, :, : mask.shape[1]],
+                    values[:, :, : mask.shape[1]],
+                    attn_mask=mask,
                     enable_gqa=True,
                 )
-                for block in self.blocks
+                for some, mask in zip(by_rows, self.masks, strict=True)
             ]
             attended = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         else:
@@ -195,12 +164,12 @@ class ChunkAttention:
 class FusedAttention:
     """One token on the CPU: all in one operator with packed projections, else all between the projections."""
 
-    cosines: torch.Tensor
-    sines: torch.Tensor
+    cosines: Tensor
+    sines: Tensor
     cache: KVCache
 
-    def add_to(self, hidden: torch.Tensor, norm: RMSNorm, attention: SelfAttention) -> torch.Tensor:
-        """As in AttentionStep."""
+    def add_to(self, hidden: Tensor, norm: RMSNorm, attention: SelfAttention) -> Tensor:
+        """See AttentionStep."""
         storage = self.cache.storage(attention.layer_id)
         packed = attention.packed_projections
         if packed is not None:
@@ -211,7 +180,7 @@ class FusedAttention:
         queries, keys, values = attention.project(norm(hidden))
         new_token = NewToken(queries[0], keys[0], values[0], self.cosines[0], self.sines[0])
         attended = decode_attention(new_token, storage, self.cache.length)
-        output: torch.Tensor = attention.o_proj(attended.view(1, -1))  # (1, heads * head_dim)
+        output: Tensor = attention.o_proj(attended.view(1, -1))  # (1, heads * head_dim)
         return hidden + output
 
 
@@ -219,17 +188,22 @@ class FusedAttention:
 class KernelAttention:
     """One token on a GPU, by its kernel. length: (1,) int64, of the cache, on the GPU as all else."""
 
-    cosines: torch.Tensor
-    sines: torch.Tensor
+    cosines: Tensor
+    sines: Tensor
     cache: KVCache
-    length: torch.Tensor
+    length: Tensor
     kernel: TokenKernel
 
-    def add_to(self, hidden: torch.Tensor, norm: RMSNorm, attention: SelfAttention) -> torch.Tensor:
-        """As in AttentionStep."""
+    def add_to(self, hidden: Tensor, norm: RMSNorm, attention: SelfAttention) -> Tensor:
+        """See AttentionStep."""
         queries, keys, values = attention.project(norm(hidden))
         new_token = NewToken(queries[0], keys[0], values[0], self.cosines[0], self.sines[0])
         attended = self.kernel(new_token, self.cache.storage(attention.layer_id), self.length)
         # (1, heads * head_dim)
-        output: torch.Tensor = attention.o_proj(attended.view(1, -1).to(hidden.dtype))
+        output: Tensor = attention.o_proj(attended.view(1, -1).to(hidden.dtype))
         return hidden + output
+
+
+# How the tokens of one forward attend, in every layer: `add_to` gives hidden + attention(norm(hidden)), and
+# appends the layer's keys and values to the cache. hidden: (tokens, hidden_size) -> the same shape.
+AttentionStep = ChunkAttention | FusedAttention | KernelAttention

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ernie_local.kernels.arguments import LayerStorage
 from ernie_local.kernels.graphs import Recorded, Recorder
@@ -27,24 +29,18 @@ class Junction:
     weights, (1, top_k) each; shared: (1, hidden_size) of shared experts computed apart.
     """
 
-    hidden: torch.Tensor
-    normed: torch.Tensor
-    chosen: tuple[torch.Tensor, torch.Tensor] | None = None
-    shared: torch.Tensor | None = None
+    hidden: Tensor
+    normed: Tensor
+    chosen: tuple[Tensor, Tensor] | None = None
+    shared: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """What pieces read, always at the same addresses.
+class _Inputs(NamedTuple):
+    """What pieces read, always at the same addresses."""
 
-    A token's embedding and angles, the cache's length, and the output of the experts before a piece.
-    """
-
-    hidden: torch.Tensor
-    cosines: torch.Tensor
-    sines: torch.Tensor
-    length: torch.Tensor
-    routed: torch.Tensor
+    hidden: Tensor  # of the token
+    routed: Tensor  # the output of the experts before a piece
+    attention: KernelAttention  # with the token's angles, and the cache's length
 
 
 class DecodeGraphs:
@@ -58,7 +54,7 @@ class DecodeGraphs:
         self._inputs: _Inputs | None = None
         self._rows: LayerStorage | None = None  # of the first layer; all move together
 
-    def run(self, hidden: torch.Tensor, step: LayerStep) -> torch.Tensor:
+    def run(self, hidden: Tensor, step: LayerStep) -> Tensor:
         """All layers and the last norm for one text token: hidden (1, hidden_size) -> the same shape.
 
         The result is valid until the next call.
@@ -78,7 +74,7 @@ class DecodeGraphs:
                 inputs.routed.copy_(routed)
         return end.normed
 
-    def _fill(self, hidden: torch.Tensor, step: LayerStep) -> _Inputs:
+    def _fill(self, hidden: Tensor, step: LayerStep) -> _Inputs:
         """Copy the token's values to where pieces read them; drop the pieces if the cache has moved."""
         given = step.attention
         assert isinstance(given, KernelAttention)
@@ -86,23 +82,20 @@ class DecodeGraphs:
         if self._inputs is None or rows is not self._rows:
             self._recorded.clear()
             self._rows = rows
-            likes = (hidden, given.cosines, given.sines, given.length, hidden)
-            self._inputs = _Inputs(*map(torch.empty_like, likes))
+            cosines, sines, length = map(torch.empty_like, (given.cosines, given.sines, given.length))
+            attention = dataclasses.replace(given, cosines=cosines, sines=sines, length=length)
+            self._inputs = _Inputs(torch.empty_like(hidden), torch.empty_like(hidden), attention)
         inputs = self._inputs
         inputs.hidden.copy_(hidden)
-        inputs.cosines.copy_(given.cosines)
-        inputs.sines.copy_(given.sines)
-        inputs.length.copy_(given.length)
+        inputs.attention.cosines.copy_(given.cosines)
+        inputs.attention.sines.copy_(given.sines)
+        inputs.attention.length.copy_(given.length)
         return inputs
 
     def _record(self, index: int, step: LayerStep) -> Recorded[Junction]:
         inputs, layers = self._inputs, self._pieces[index]
         assert inputs is not None
-        assert isinstance(step.attention, KernelAttention)
-        attention = dataclasses.replace(
-            step.attention, cosines=inputs.cosines, sines=inputs.sines, length=inputs.length
-        )
-        fixed = dataclasses.replace(step, attention=attention, on_route=None)
+        fixed = dataclasses.replace(step, attention=inputs.attention, on_route=None)
 
         def run() -> Junction:
             hidden = inputs.hidden

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ernie_local.config import TextConfig
 from ernie_local.model.attention import AttentionStep, SelfAttention
@@ -40,17 +39,17 @@ class DecoderLayer(nn.Module):
         else:
             self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
 
-    def forward(self, hidden: torch.Tensor, step: LayerStep) -> torch.Tensor:
+    def forward(self, hidden: Tensor, step: LayerStep) -> Tensor:
         """hidden: (tokens, hidden_size) -> (tokens, hidden_size)."""
         hidden, normed = self.attend(hidden, step)
         if self.moe is not None:
-            output: torch.Tensor = hidden + self.moe(normed, step.rows, step.experts, step.on_route)
+            output: Tensor = hidden + self.moe(normed, step.rows, step.experts, step.on_route)
         else:
             assert self.mlp is not None
             output = hidden + self.mlp(normed)
         return output
 
-    def attend(self, hidden: torch.Tensor, step: LayerStep) -> tuple[torch.Tensor, torch.Tensor]:
+    def attend(self, hidden: Tensor, step: LayerStep) -> tuple[Tensor, Tensor]:
         """The first half: hidden (tokens, hidden_size) -> with attention added, and normed for the second."""
         hidden = step.attention.add_to(hidden, self.input_layernorm, self.self_attn)
         return hidden, self.post_attention_layernorm(hidden)

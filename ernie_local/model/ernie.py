@@ -7,10 +7,9 @@ ExpertProvider computes them. How tokens attend is chosen in attention.py, once 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ernie_local.config import ModelConfig
@@ -77,15 +76,16 @@ class ErnieModel(nn.Module):
         """The dtype of hidden states; routers and angles are float32 whatever it is."""
         return self.norm.weight.dtype
 
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids: (tokens,) integers -> (tokens, hidden_size)."""
-        embedded: torch.Tensor = self.embed_tokens(token_ids)
+        embedded: Tensor = self.embed_tokens(token_ids)
         return embedded
 
-    def encode_images(self, images: Sequence[Patches]) -> list[torch.Tensor]:
+    def encode_images(self, images: Sequence[Patches]) -> list[Tensor]:
         """Features of each image, (num_tokens, hidden_size), that replace its placeholders' embeddings."""
-        features: list[torch.Tensor] = []
-        for group in _groups(images):
+        features: list[Tensor] = []
+        for together in tower_passes([image.pixel_values.shape[0] for image in images]):
+            group = images[together]
             pixel_values = torch.cat([image.pixel_values for image in group])  # (patches, channels * patch^2)
             grids = [image.grid for image in group]
             tokens = self.resampler(self.vision(pixel_values, grids), grids)
@@ -94,7 +94,7 @@ class ErnieModel(nn.Module):
 
     def encoding_bytes(self, images: Sequence[Patches]) -> int:
         """About the memory that `encode_images` takes besides its results (measured, within a tenth)."""
-        return encoding_bytes(self.config.vision, _patch_counts(images))
+        return encoding_bytes(self.config.vision, [image.pixel_values.shape[0] for image in images])
 
     def decode_graphs(self, kv_dtype: torch.dtype) -> DecodeGraphs | None:
         """The graphs of one new cache of this dtype; None where decode is not recorded.
@@ -113,13 +113,13 @@ class ErnieModel(nn.Module):
 
     def forward(
         self,
-        hidden: torch.Tensor,
-        positions: torch.Tensor,
-        is_vision: torch.Tensor,
+        hidden: Tensor,
+        positions: Tensor,
+        is_vision: Tensor,
         cache: KVCache,
         on_route: RouteHook | None = None,
         graphs: DecodeGraphs | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Run new tokens after those in the cache, append them to it, and return their normed last states.
 
         hidden: (tokens, hidden_size) embeddings or image features; positions: (3, tokens) int64, rows T, H,
@@ -134,7 +134,7 @@ class ErnieModel(nn.Module):
         self.experts.begin(rows)
         attention = choose_attention(hidden, cosines, sines, cache, self._gpu_kernels)
         step = LayerStep(attention, rows, self.experts, on_route)
-        normed: torch.Tensor
+        normed: Tensor
         if graphs is not None and num_tokens == 1 and not is_vision[0]:
             normed = graphs.run(hidden, step)
         else:
@@ -144,22 +144,12 @@ class ErnieModel(nn.Module):
         cache.advance(num_tokens)
         return normed
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (tokens, hidden_size) from `forward` -> (tokens, vocab_size) float32."""
         if self.lm_head is not None:
-            scores: torch.Tensor = self.lm_head(hidden)
+            scores: Tensor = self.lm_head(hidden)
         elif isinstance(self.embed_tokens, PackedEmbedding):
             scores = self.embed_tokens.score(hidden)
         else:
             scores = functional.linear(hidden, self.embed_tokens.weight)
         return scores.float()
-
-
-def _groups(images: Sequence[Patches]) -> list[list[Patches]]:
-    """Images that go through the tower together."""
-    left = iter(images)
-    return [list(islice(left, count)) for count in tower_passes(_patch_counts(images))]
-
-
-def _patch_counts(images: Sequence[Patches]) -> list[int]:
-    return [image.pixel_values.shape[0] for image in images]

@@ -7,35 +7,34 @@ prompt into other chunks does not change the result.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from ernie_local.config import TextConfig
 from ernie_local.kernels.arguments import LayerStorage
 from ernie_local.kernels.memory import empty_bytes
-from ernie_local.model.memory_use import KVSize, grown_tokens
+from ernie_local.model.memory_use import KV_ITEM_BYTES, KVSize, grown_tokens
 
-KV_DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.int8,
-}
+KV_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in KV_ITEM_BYTES}
 _INT8_LARGEST = 127
 
 
-@dataclass(frozen=True, slots=True)
 class CacheLayout:
     """states: (layers, key | value, kv_heads, capacity, head_dim): one head's tokens lie together.
 
     As attention reads them. scales: (layers, key | value, kv_heads, capacity, 1) float32, only with int8.
     """
 
-    states: torch.Tensor
-    scales: torch.Tensor | None
-    layers: tuple[LayerStorage, ...]
+    def __init__(self, states: Tensor, scales: Tensor | None) -> None:
+        self.states = states
+        self.scales = scales
+        # Made once: a view costs as much as any small operation, and decode asks for every layer's each time.
+        self.layers = tuple(
+            LayerStorage(*states[layer_id], *((None, None) if scales is None else scales[layer_id]))
+            for layer_id in range(states.shape[0])
+        )
 
     @staticmethod
     def allocate(config: TextConfig, capacity: int, dtype: torch.dtype, device: torch.device) -> CacheLayout:
@@ -44,10 +43,14 @@ class CacheLayout:
         scales = None
         if dtype == torch.int8:
             scales = torch.empty((*shape[:-1], 1), dtype=torch.float32, device=device)
-        return _with_views(_empty(shape, dtype, device), scales)
+        if device.type != "cpu":
+            return CacheLayout(torch.empty(shape, dtype=dtype, device=device), scales)
+        # Streamed like weights. Memory is taken in steps of 2 MiB for each head's keys and values.
+        memory = empty_bytes(math.prod(shape) * dtype.itemsize)
+        return CacheLayout(memory.view(dtype).view(shape), scales)
 
     @staticmethod
-    def inside(memory: torch.Tensor, config: TextConfig, capacity: int, dtype: torch.dtype) -> CacheLayout:
+    def inside(memory: Tensor, config: TextConfig, capacity: int, dtype: torch.dtype) -> CacheLayout:
         """memory: (num_bytes,) uint8, exactly what it takes (KVSize.num_bytes): states first, then scales."""
         shape = _shape(config, capacity)
         states_bytes = math.prod(shape) * dtype.itemsize
@@ -55,7 +58,7 @@ class CacheLayout:
         scales = None
         if dtype == torch.int8:
             scales = memory[states_bytes:].view(torch.float32).view(*shape[:-1], 1)
-        return _with_views(states, scales)
+        return CacheLayout(states, scales)
 
     @property
     def capacity(self) -> int:
@@ -67,7 +70,7 @@ class CacheLayout:
         """Bytes of all rows."""
         return self.states.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
-    def rows(self, length: int) -> list[torch.Tensor]:
+    def rows(self, length: int) -> list[Tensor]:
         """The first `length` tokens of every row, (length, head_dim or 1), in the order of addresses."""
         rows = list(self.states.flatten(0, 2)[:, :length])
         return rows if self.scales is None else rows + list(self.scales.flatten(0, 2)[:, :length])
@@ -84,29 +87,28 @@ class RowMove:
     def __init__(self, old: CacheLayout, new: CacheLayout, length: int) -> None:
         """length: tokens of each row to copy. Copies nothing yet, but allocates all memory for it."""
         assert length <= min(old.capacity, new.capacity), (length, old.capacity, new.capacity)
-        self._sources, self._targets = (old.rows(length), new.rows(length)) if length else ([], [])
-        by_dtype = {row.dtype: row for row in self._sources}
-        self._buffers = {dtype: torch.empty_like(row) for dtype, row in by_dtype.items()}
-        self._num_done = 0
-        self._in_buffer = -1  # the row that the buffer holds
+        sources, targets = (old.rows(length), new.rows(length)) if length else ([], [])
+        by_dtype = {row.dtype: row for row in sources}
+        buffers = {dtype: torch.empty_like(row) for dtype, row in by_dtype.items()}
+        # Target and source of each copy. Each may be repeated as long as the next one has not begun.
+        self._copies = [
+            copy
+            for source, target in zip(sources, targets, strict=True)
+            for copy in ((buffers[source.dtype], source), (target, buffers[source.dtype]))
+        ]
 
     def finish(self) -> None:
         """Copy all that is not copied yet. After Ctrl-C it can be called again."""
-        while self._num_done < len(self._sources):
-            index = self._num_done
-            source = self._sources[index]
-            buffer = self._buffers[source.dtype]
-            if self._in_buffer != index:
-                buffer.copy_(source)
-                self._in_buffer = index
-            self._targets[index].copy_(buffer)
-            self._num_done = index + 1
+        while self._copies:
+            target, source = self._copies[0]
+            target.copy_(source)
+            del self._copies[0]
 
 
 class CacheMemory(Protocol):
     """Memory lent to one cache, as much as it needs at the moment."""
 
-    def resize(self, num_bytes: int) -> torch.Tensor:
+    def resize(self, num_bytes: int) -> Tensor:
         """(num_bytes,) uint8 for the cache from now on.
 
         DoesNotFit, with nothing changed, if there is not enough. Memory lent before keeps its bytes until the
@@ -174,9 +176,7 @@ class KVCache:
         if interruption is not None:
             raise interruption
 
-    def append(
-        self, layer_id: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def append(self, layer_id: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store new states behind the visible ones; give back all of this layer, old and new.
 
         keys, values: (tokens, kv_heads, head_dim). Returns (kv_heads, length + tokens, head_dim) in their
@@ -228,19 +228,3 @@ def kv_bytes_per_token(config: TextConfig, dtype: torch.dtype) -> int:
 
 def _shape(config: TextConfig, capacity: int) -> tuple[int, int, int, int, int]:
     return (config.num_hidden_layers, 2, config.num_key_value_heads, capacity, config.head_dim)
-
-
-def _with_views(states: torch.Tensor, scales: torch.Tensor | None) -> CacheLayout:
-    # Made once: a view costs as much as any small operation, and decode asks for every layer's each time.
-    layers = tuple(
-        LayerStorage(*states[layer_id], *((None, None) if scales is None else scales[layer_id]))
-        for layer_id in range(states.shape[0])
-    )
-    return CacheLayout(states, scales, layers)
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    if device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
-    # Attention streams it like weights. Memory is taken in steps of 2 MiB for each head's keys and values.
-    return empty_bytes(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)

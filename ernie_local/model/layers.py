@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ernie_local.kernels.arguments import PackedMatrix
@@ -17,6 +17,7 @@ from ernie_local.kernels.experts import packed_gated_mlp
 from ernie_local.kernels.linear import packed_linear, packed_rows
 from ernie_local.kernels.norm_route import rms_norm
 from ernie_local.kernels.operators import MOST_TOKENS, suits_decode_ops
+from ernie_local.kernels.reference import plain_rms_norm
 from ernie_local.packing import PageLayout
 
 
@@ -35,11 +36,7 @@ class Embedding(nn.Embedding):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension.
-
-    The mean is taken in float32 and the result is cast back before the weight is applied: the order in
-    which the model was trained, and the one that decides router near-ties in 16-bit runs.
-    """
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
 
     def __init__(self, size: int, eps: float, *, always_native: bool = False) -> None:
         """always_native: for many tokens the operator saves three of four passes over memory, but sums in
@@ -50,13 +47,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self._most_native_tokens = sys.maxsize if always_native else MOST_TOKENS
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """hidden: (..., size) in any float dtype -> the same shape and dtype."""
         if suits_decode_ops(hidden, self._most_native_tokens):
             return rms_norm(hidden, self.weight, self.eps)
-        exact = hidden.float()
-        mean_square = exact.pow(2).mean(-1, keepdim=True)
-        return self.weight * (exact * torch.rsqrt(mean_square + self.eps)).to(hidden.dtype)
+        return plain_rms_norm(hidden, self.weight, self.eps)
 
 
 class GatedMLP(nn.Module):
@@ -68,17 +63,17 @@ class GatedMLP(nn.Module):
         self.up_proj = Linear(hidden_size, inner_size, bias=False)
         self.down_proj = Linear(inner_size, hidden_size, bias=False)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """hidden: (tokens, hidden_size) -> (tokens, hidden_size)."""
-        inner: torch.Tensor = functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden)
-        output: torch.Tensor = self.down_proj(inner)
+        inner: Tensor = functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden)
+        output: Tensor = self.down_proj(inner)
         return output
 
 
 class _PackedModule(nn.Module):
     """A module over one packed matrix, which moves with it from device to device."""
 
-    packed: torch.Tensor
+    packed: Tensor
 
     def __init__(self, matrix: PackedMatrix) -> None:
         super().__init__()
@@ -94,14 +89,14 @@ class _PackedModule(nn.Module):
 class PackedLinear(_PackedModule):
     """hidden @ weights.T, plus a bias where there is one."""
 
-    bias: torch.Tensor | None
+    bias: Tensor | None
 
-    def __init__(self, matrix: PackedMatrix, bias: torch.Tensor | None = None) -> None:
+    def __init__(self, matrix: PackedMatrix, bias: Tensor | None = None) -> None:
         """matrix: with as many columns as what comes in has; bias: (rows,)."""
         super().__init__(matrix)
         self.register_buffer("bias", bias)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """hidden: (tokens, columns) -> (tokens, rows)."""
         output = packed_linear(hidden, self._matrix())
         return output if self.bias is None else output.add_(self.bias)
@@ -116,11 +111,11 @@ class PackedEmbedding(_PackedModule):
         self.columns = columns
         self.dtype = dtype
 
-    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, token_ids: Tensor) -> Tensor:
         """token_ids: (tokens,) integers -> (tokens, columns)."""
         return packed_rows(token_ids.long(), self._matrix(), self.columns).to(self.dtype)
 
-    def score(self, hidden: torch.Tensor) -> torch.Tensor:
+    def score(self, hidden: Tensor) -> Tensor:
         """As the head of a model whose embedding is tied: hidden (tokens, columns) -> (tokens, rows)."""
         return packed_linear(hidden, self._matrix())
 
@@ -128,15 +123,15 @@ class PackedEmbedding(_PackedModule):
 class PackedGatedMLP(nn.Module):
     """down(silu(gate(x)) * up(x)) from one page: an expert that every token visits."""
 
-    page: torch.Tensor
+    page: Tensor
 
-    def __init__(self, page: torch.Tensor, layout: PageLayout, gpu_kernels: str = "auto") -> None:
+    def __init__(self, page: Tensor, layout: PageLayout, gpu_kernels: str = "auto") -> None:
         """page: (1, page_bytes) uint8, of this layout."""
         super().__init__()
         self.register_buffer("page", page)
         self.layout = layout
         self._gpu_kernels = gpu_kernels
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """hidden: (tokens, hidden_size) -> the same shape."""
         return packed_gated_mlp(hidden, self.page, self.layout, self._gpu_kernels)

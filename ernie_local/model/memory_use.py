@@ -6,7 +6,7 @@ measured (docs/performance.md); those for the KV cache are exact.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ernie_local.config import ModelConfig, TextConfig, VisionConfig
@@ -87,17 +87,16 @@ def attention_bytes(config: TextConfig, num_new: int, num_all: int) -> int:
     return num_all * (2 * states + (1 + FLOAT_BYTES) * num_new)
 
 
-def tower_passes(patch_counts: Sequence[int]) -> list[int]:
-    """How many images go through the tower together, pass by pass. patch_counts: of each, in order."""
-    passes: list[int] = []
-    room = 0
-    for num_patches in patch_counts:
-        if not passes or num_patches > room:
-            passes.append(0)
-            room = PATCHES_PER_PASS
-        passes[-1] += 1
-        room -= num_patches
-    return passes
+def tower_passes(patch_counts: Sequence[int]) -> Iterator[slice]:
+    """Which images go through the tower together, pass by pass. patch_counts: of each, in order."""
+    start = num_patches = 0
+    for index, count in enumerate(patch_counts):
+        if index > start and num_patches + count > PATCHES_PER_PASS:
+            yield slice(start, index)
+            start, num_patches = index, 0
+        num_patches += count
+    if patch_counts:
+        yield slice(start, len(patch_counts))
 
 
 def mixed_chunk_bytes(config: TextConfig, chunk_tokens: int, item_bytes: int) -> int:
@@ -120,10 +119,7 @@ def image_prompt_bytes(
 
 def encoding_bytes(config: VisionConfig, patch_counts: Sequence[int]) -> int:
     """About the memory that encoding images takes besides the results (measured, within a tenth)."""
-    most = start = 0
-    for num_images in tower_passes(patch_counts):
-        most = max(most, sum(patch_counts[start : start + num_images]))
-        start += num_images
+    most = max((sum(patch_counts[together]) for together in tower_passes(patch_counts)), default=0)
     weights = _BYTES_A_WEIGHT * config.hidden_size**2 if most else 0
     return most * config.hidden_size * _BYTES_A_PATCH + weights
 

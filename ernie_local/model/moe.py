@@ -5,12 +5,12 @@ Routed experts are computed by an ExpertProvider, wherever their weights are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ernie_local.config import Bank, ExpertBank, Modality, TextConfig
@@ -31,10 +31,10 @@ class RoutedTokens(NamedTuple):
 
     layer_id: int
     bank: Bank
-    hidden: torch.Tensor
-    expert_ids: torch.Tensor
-    expert_weights: torch.Tensor
-    shared_page: torch.Tensor | None = None
+    hidden: Tensor
+    expert_ids: Tensor
+    expert_weights: Tensor
+    shared_page: Tensor | None = None
 
     def apart(self) -> RoutedTokens:
         """Of one token: a row for each of its choices, so that each gives its own result; no shared page."""
@@ -71,7 +71,7 @@ class ExpertProvider(Protocol):
         """Memory for one new KV cache, shared with experts; None if the cache allocates its own."""
         ...
 
-    def compute(self, tokens: RoutedTokens) -> torch.Tensor:
+    def compute(self, tokens: RoutedTokens) -> Tensor:
         """Weighted sum of each token's experts, and of the shared page if there is one.
 
         Returns a new (tokens, hidden_size) tensor.
@@ -79,19 +79,9 @@ class ExpertProvider(Protocol):
         ...
 
 
-class RouteHook(Protocol):
-    """Sees every routing decision: for capture, traces and tests."""
-
-    def __call__(
-        self,
-        layer_id: int,
-        bank: Bank,
-        expert_ids: torch.Tensor,
-        expert_weights: torch.Tensor,
-        token_indices: torch.Tensor,
-    ) -> None:
-        """expert_ids, expert_weights: (tokens, top_k); token_indices: (tokens,) rows of the forward."""
-        ...
+# Sees every routing decision, for capture, traces and tests: layer and bank, ids and weights of the experts,
+# (tokens, top_k) each, and the rows of the forward, (tokens,).
+RouteHook = Callable[[int, Bank, Tensor, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +91,24 @@ class TokenRows:
     by_bank: (tokens of the bank,) int64 for each bank that serves any token, in the order of the config.
     """
 
-    num_tokens: int
-    by_bank: Mapping[Bank, torch.Tensor]
+    by_bank: Mapping[Bank, Tensor]
 
     @staticmethod
-    def of(is_vision: torch.Tensor, banks: Iterable[ExpertBank], device: torch.device) -> TokenRows:
+    def of(is_vision: Tensor, banks: Iterable[ExpertBank], device: torch.device) -> TokenRows:
         """is_vision: (tokens,) bool, on the host, so that no GPU is waited for; rows are on `device`."""
         num_tokens = is_vision.shape[0]
         vision = is_vision.nonzero()[:, 0]  # (vision tokens,)
         present: set[Modality] = {"text", "vision"}
         if not 0 < len(vision) < num_tokens:
             present = {"vision"} if len(vision) else {"text"}
-        rows: dict[Bank, torch.Tensor] = {}
+        rows: dict[Bank, Tensor] = {}
         for bank in banks:
             served = bank.serves & present
             if served == present:
                 rows[bank.name] = torch.arange(num_tokens, device=device)
             elif served:
                 rows[bank.name] = send(served_tokens(bank, is_vision).nonzero()[:, 0], device)
-        return TokenRows(num_tokens, rows)
+        return TokenRows(rows)
 
     @property
     def only_bank(self) -> Bank | None:
@@ -142,7 +131,7 @@ class Router(nn.Module):
         self.experts_per_token = experts_per_token
         self.norm_min = norm_min
 
-    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """hidden: (tokens, hidden_size) -> expert ids and, in hidden's dtype, weights, (tokens, top_k) each.
 
         The order of operations is the published one, so that near-ties fall the same way.
@@ -156,7 +145,7 @@ class Router(nn.Module):
         return expert_ids, weights.to(hidden.dtype)
 
 
-def served_tokens(bank: ExpertBank, is_vision: torch.Tensor) -> torch.Tensor:
+def served_tokens(bank: ExpertBank, is_vision: Tensor) -> Tensor:
     """Which tokens the bank serves, (tokens,) bool, as is_vision."""
     if "text" not in bank.serves:
         return is_vision
@@ -182,22 +171,17 @@ class MoEBlock(nn.Module):
             self.shared_experts = GatedMLP(config.hidden_size, config.shared_expert_size)
 
     def forward(
-        self,
-        hidden: torch.Tensor,
-        rows: TokenRows,
-        experts: ExpertProvider,
-        on_route: RouteHook | None = None,
-    ) -> torch.Tensor:
+        self, hidden: Tensor, rows: TokenRows, experts: ExpertProvider, on_route: RouteHook | None = None
+    ) -> Tensor:
         """hidden: (tokens, hidden_size) -> (tokens, hidden_size)."""
         if (only := rows.only_bank) is not None:
-            chosen = self.routers[only](hidden)
-            routed = self.serve(only, hidden, chosen, rows, experts, on_route)
+            routed = self.serve(only, hidden, self.routers[only](hidden), rows, experts, on_route)
             shared = self.shared_apart(hidden, experts)
             return routed if shared is None else routed.add_(shared)
         routed = torch.empty_like(hidden)
         for bank, indices in rows.by_bank.items():
             own = hidden[indices]
-            routed[indices] = self._compute(bank, own, self.routers[bank](own), indices, experts, on_route)
+            routed[indices] = self.serve(bank, own, self.routers[bank](own), rows, experts, on_route)
         # Once for all tokens, not once for each bank.
         if self.shared_experts is not None:
             routed += self.shared_experts(hidden)
@@ -206,40 +190,28 @@ class MoEBlock(nn.Module):
     def serve(
         self,
         bank: Bank,
-        hidden: torch.Tensor,
-        chosen: tuple[torch.Tensor, torch.Tensor],
+        hidden: Tensor,
+        chosen: tuple[Tensor, Tensor],
         rows: TokenRows,
         experts: ExpertProvider,
         on_route: RouteHook | None,
-    ) -> torch.Tensor:
-        """As `forward` without `shared_apart`, for tokens of one bank; chosen: ids and weights."""
-        page = self._shared_page(experts)
-        return self._compute(bank, hidden, chosen, rows.by_bank[bank], experts, on_route, page)
+    ) -> Tensor:
+        """Routed experts of the tokens that the bank serves; chosen: ids and weights, (tokens, top_k) each.
 
-    def shared_apart(self, hidden: torch.Tensor, experts: ExpertProvider) -> torch.Tensor | None:
+        With the shared experts, where these are one page and the bank serves all tokens.
+        """
+        if on_route is not None:
+            on_route(self.layer_id, bank, *chosen, rows.by_bank[bank])
+        page = self._shared_page(experts) if rows.only_bank is not None else None
+        return experts.compute(RoutedTokens(self.layer_id, bank, hidden, *chosen, page))
+
+    def shared_apart(self, hidden: Tensor, experts: ExpertProvider) -> Tensor | None:
         """What `serve` leaves to be added: shared experts that are not computed with routed ones."""
         if self.shared_experts is None or self._shared_page(experts) is not None:
             return None
-        output: torch.Tensor = self.shared_experts(hidden)  # (tokens, hidden_size)
+        output: Tensor = self.shared_experts(hidden)  # (tokens, hidden_size)
         return output
 
-    def _shared_page(self, experts: ExpertProvider) -> torch.Tensor | None:
+    def _shared_page(self, experts: ExpertProvider) -> Tensor | None:
         shared = self.shared_experts
         return shared.page if isinstance(shared, PackedGatedMLP) and experts.takes_shared_page else None
-
-    def _compute(
-        self,
-        bank: Bank,
-        hidden: torch.Tensor,
-        chosen: tuple[torch.Tensor, torch.Tensor],
-        token_indices: torch.Tensor,
-        experts: ExpertProvider,
-        on_route: RouteHook | None,
-        shared_page: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        expert_ids, expert_weights = chosen
-        if on_route is not None:
-            on_route(self.layer_id, bank, expert_ids, expert_weights, token_indices)
-        return experts.compute(
-            RoutedTokens(self.layer_id, bank, hidden, expert_ids, expert_weights, shared_page)
-        )

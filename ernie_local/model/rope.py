@@ -6,12 +6,10 @@ Positions come from media/tokens.py. Angles are always float32: in bfloat16 a po
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ernie_local.config import TextConfig, VisionConfig
 from ernie_local.kernels.memory import send
-
-# Row order of a positions tensor.
-TIME_AXIS, HEIGHT_AXIS, WIDTH_AXIS = 0, 1, 2
 
 
 class TextRope:
@@ -26,19 +24,19 @@ class TextRope:
         num_frequencies = config.head_dim // 2
         assert height == width, config.mrope_section
         assert height + width + time == num_frequencies, (config.mrope_section, config.head_dim)
-        axes = [HEIGHT_AXIS, WIDTH_AXIS] * height + [TIME_AXIS] * time
+        axes = [1, 2] * height + [0] * time  # rows of positions: 0 is time, 1 height, 2 width
         self.axis_of_frequency = send(torch.tensor(axes), device)
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
         self.frequencies = 1.0 / (config.rope_theta**exponents)  # (frequencies,)
 
-    def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions: (3, tokens) int64, rows T, H, W -> cosines and sines, (tokens, frequencies) float32."""
         per_frequency = positions.float().T[:, self.axis_of_frequency]  # (tokens, frequencies)
         turns = per_frequency * self.frequencies
         return turns.cos(), turns.sin()
 
 
-def rotate_pairs(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+def rotate_pairs(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Turn neighbouring pairs. states: (tokens, heads, head_dim); angles: (tokens, head_dim / 2) float32."""
     even, odd = states.float().unflatten(-1, (-1, 2)).unbind(-1)  # (tokens, heads, head_dim / 2) each
     cosines, sines = cosines[:, None], sines[:, None]  # (tokens, 1, head_dim / 2)
@@ -46,7 +44,7 @@ def rotate_pairs(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tenso
     return turned.flatten(-2).to(states.dtype)  # (tokens, heads, head_dim)
 
 
-def patch_positions(rows: int, columns: int, merge: int) -> torch.Tensor:
+def patch_positions(rows: int, columns: int, merge: int) -> Tensor:
     """Row and column of each patch of one frame, in merge-window order -> (2, rows * columns) int64."""
     grid = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"))
     windows = grid.view(2, rows // merge, merge, columns // merge, merge)
@@ -61,14 +59,14 @@ class VisionRope:
         exponents = torch.arange(0, half, 2, dtype=torch.float32, device=device) / half
         self.frequencies = 1.0 / (config.rope_theta**exponents)  # (head_dim / 4,)
 
-    def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions: (2, patches), row and column -> cosines and sines, (patches, head_dim / 2) float32."""
         turns = positions.float()[..., None] * self.frequencies  # (2, patches, head_dim / 4)
         turns = torch.cat((turns[0], turns[1]), dim=-1)
         return turns.cos(), turns.sin()
 
 
-def rotate_halves(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+def rotate_halves(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Turn pairs half a head apart. states: (patches, heads, head_dim); angles: (patches, head_dim / 2)."""
     first, second = states.float().chunk(2, dim=-1)  # (patches, heads, head_dim / 2) each
     cosines, sines = cosines[:, None], sines[:, None]  # (patches, 1, head_dim / 2)

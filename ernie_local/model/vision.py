@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ernie_local.config import ModelConfig, VisionConfig
@@ -19,7 +19,7 @@ from ernie_local.model.layers import Linear, RMSNorm
 from ernie_local.model.rope import VisionRope, patch_positions, rotate_halves
 
 
-def quick_gelu(inner: torch.Tensor) -> torch.Tensor:
+def quick_gelu(inner: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), the approximation that the tower was trained with."""
     return inner * torch.sigmoid(1.702 * inner)
 
@@ -33,13 +33,7 @@ class VisionAttention(nn.Module):
         self.qkv: nn.Module = Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj: nn.Module = Linear(config.hidden_size, config.hidden_size)
 
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        cosines: torch.Tensor,
-        sines: torch.Tensor,
-        frame_sizes: Sequence[int],
-    ) -> torch.Tensor:
+    def forward(self, hidden: Tensor, cosines: Tensor, sines: Tensor, frame_sizes: Sequence[int]) -> Tensor:
         """hidden: (patches, hidden_size), frames one after another -> the same shape."""
         num_patches = hidden.shape[0]
         fused = self.qkv(hidden).view(num_patches, 3, self.num_heads, -1)  # (patches, 3, heads, head_dim)
@@ -55,7 +49,7 @@ class VisionAttention(nn.Module):
         )  # (1, heads, patches of the frame, head_dim) each
         frames = [functional.scaled_dot_product_attention(*one_frame) for one_frame in by_frame]
         attended = frames[0] if len(frames) == 1 else torch.cat(frames, dim=2)
-        output: torch.Tensor = self.proj(attended[0].transpose(0, 1).reshape(num_patches, -1))
+        output: Tensor = self.proj(attended[0].transpose(0, 1).reshape(num_patches, -1))
         return output
 
 
@@ -67,9 +61,9 @@ class VisionMLP(nn.Module):
         self.fc1: nn.Module = Linear(config.hidden_size, config.intermediate_size)
         self.fc2: nn.Module = Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """hidden: (patches, hidden_size) -> the same shape."""
-        output: torch.Tensor = self.fc2(quick_gelu(self.fc1(hidden)))
+        output: Tensor = self.fc2(quick_gelu(self.fc1(hidden)))
         return output
 
 
@@ -83,16 +77,10 @@ class VisionBlock(nn.Module):
         self.attn = VisionAttention(config)
         self.mlp = VisionMLP(config)
 
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        cosines: torch.Tensor,
-        sines: torch.Tensor,
-        frame_sizes: Sequence[int],
-    ) -> torch.Tensor:
+    def forward(self, hidden: Tensor, cosines: Tensor, sines: Tensor, frame_sizes: Sequence[int]) -> Tensor:
         """hidden: (patches, hidden_size) -> the same shape."""
         hidden = hidden + self.attn(self.norm1(hidden), cosines, sines, frame_sizes)
-        output: torch.Tensor = hidden + self.mlp(self.norm2(hidden))
+        output: Tensor = hidden + self.mlp(self.norm2(hidden))
         return output
 
 
@@ -106,7 +94,7 @@ class VisionTower(nn.Module):
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def forward(self, pixel_values: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
+    def forward(self, pixel_values: Tensor, grids: Sequence[Grid]) -> Tensor:
         """pixel_values: (patches of all grids, channels * patch * patch) -> (patches, hidden_size).
 
         Patches lie in merge-window order within each frame, frames and grids one after another.
@@ -122,7 +110,7 @@ class VisionTower(nn.Module):
         hidden = self.patch_embed(send(pixel_values.to(weight.dtype), weight.device))
         for block in self.blocks:
             hidden = block(hidden, cosines, sines, frame_sizes)
-        normed: torch.Tensor = self.norm(hidden)
+        normed: Tensor = self.norm(hidden)
         return normed
 
 
@@ -135,9 +123,9 @@ class MergeLayer(nn.Module):
         self.fc2 = Linear(output_size, output_size)
         self.norm = nn.LayerNorm(output_size, eps)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """hidden: (windows, input_size) -> (windows, output_size)."""
-        output: torch.Tensor = self.norm(self.fc2(functional.gelu(self.fc1(hidden))))
+        output: Tensor = self.norm(self.fc2(functional.gelu(self.fc1(hidden))))
         return output
 
 
@@ -155,18 +143,18 @@ class Resampler(nn.Module):
         is_packed = config.quantization is not None
         self.norm = RMSNorm(config.text.hidden_size, config.text.rms_norm_eps, always_native=is_packed)
 
-    def forward(self, patches: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
+    def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
         """patches: (patches of all grids, vision hidden_size) -> (tokens of all grids, text hidden_size)."""
         windows = self.spatial(patches.reshape(-1, patches.shape[-1] * self.window))  # (windows, window_size)
         sizes = [frames * rows * columns // self.window for frames, rows, columns in grids]
         paired = [
             self._pair_frames(part, grid[0]) for part, grid in zip(windows.split(sizes), grids, strict=True)
         ]
-        tokens: torch.Tensor = self.norm(self.mlp(self.temporal(torch.cat(paired))))
+        tokens: Tensor = self.norm(self.mlp(self.temporal(torch.cat(paired))))
         return tokens
 
     @staticmethod
-    def _pair_frames(windows: torch.Tensor, num_frames: int) -> torch.Tensor:
+    def _pair_frames(windows: Tensor, num_frames: int) -> Tensor:
         """windows: (frames * windows per frame, size) -> (frame pairs * windows per frame, 2 * size)."""
         if num_frames == 1:
             return torch.cat((windows, windows), dim=-1)

@@ -25,7 +25,7 @@ from tests.runtime.paged_models import build, gpu_share, paged_experts, plan_of,
 
 CONFIG = read_config(NANO_DIRECTORY)
 TOP_K = CONFIG.text.experts_per_token
-ONE_TOKEN = TokenRows(1, {"text": torch.tensor([0])})
+ONE_TOKEN = TokenRows({"text": torch.tensor([0])})
 
 
 @pytest.fixture(scope="module")

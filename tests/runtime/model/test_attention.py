@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ernie_local.config import TextConfig, parse_config
-from ernie_local.model.attention import ChunkAttention, SelfAttention, causal_blocks, choose_attention
+from ernie_local.model.attention import ChunkAttention, SelfAttention, causal_masks, choose_attention
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.layers import RMSNorm
 from ernie_local.model.rope import TextRope, rotate_pairs
@@ -61,34 +61,34 @@ def test_attention_matches_the_textbook(heads: int, kv_heads: int, chunk: int) -
     for start in range(0, 11, chunk):
         part = hidden[start : start + chunk]
         cosines, sines = rope.angles(positions[:, start : start + chunk])
-        blocks = causal_blocks(len(part), start, CPU, max_entries=24)  # several blocks of rows
+        masks = causal_masks(len(part), start, CPU, max_entries=24)  # several, of some rows each
         step = choose_attention(part, cosines, sines, cache)
         if len(part) > 1:
-            step = ChunkAttention(cosines, sines, cache, blocks)
+            step = ChunkAttention(cosines, sines, cache, masks)
         parts.append(step.add_to(part, norm, attention))
         cache.advance(len(part))
     expected = hidden + textbook(attention, norm(hidden), rope, positions)
     torch.testing.assert_close(torch.cat(parts), expected, atol=2e-6, rtol=1e-5)
 
 
-def test_blocks_cover_all_rows_and_hide_exactly_the_later_tokens() -> None:
-    blocks = causal_blocks(num_new=10, num_past=7, device=CPU, max_entries=60)
-    assert len(blocks) > 1
-    assert [block.start for block in blocks] == [0, *(block.stop for block in blocks[:-1])]
-    assert blocks[-1].stop == 10
-    for block in blocks:
-        assert block.visible == 7 + block.stop
-        for row in range(block.start, block.stop):
-            expected = [column <= 7 + row for column in range(block.visible)]
-            assert block.mask[row - block.start].tolist() == expected
+def test_masks_cover_all_rows_and_hide_exactly_the_later_tokens() -> None:
+    masks = causal_masks(num_new=10, num_past=7, device=CPU, max_entries=60)
+    assert len(masks) > 1
+    rows = 0
+    for mask in masks:
+        visible = 7 + rows + len(mask)
+        for mask_row in mask:
+            assert mask_row.tolist() == [column <= 7 + rows for column in range(visible)]
+            rows += 1
+    assert rows == 10
 
 
 def test_masks_stay_small_at_any_context() -> None:
-    blocks = causal_blocks(num_new=64, num_past=100_000, device=CPU)
-    assert max(block.mask.numel() for block in blocks) <= 4 << 20
-    assert len(causal_blocks(num_new=64, num_past=1_000, device=CPU)) == 1
+    masks = causal_masks(num_new=64, num_past=100_000, device=CPU)
+    assert max(mask.numel() for mask in masks) <= 4 << 20
+    assert len(causal_masks(num_new=64, num_past=1_000, device=CPU)) == 1
 
 
 def test_no_mask_where_none_is_needed() -> None:
-    assert causal_blocks(num_new=1, num_past=5, device=CPU) == []
-    assert causal_blocks(num_new=500, num_past=0, device=CPU) == []
+    assert causal_masks(num_new=1, num_past=5, device=CPU) == []
+    assert causal_masks(num_new=500, num_past=0, device=CPU) == []

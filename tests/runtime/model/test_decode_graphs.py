@@ -17,6 +17,7 @@ from ernie_local.model import attention as model_attention
 from ernie_local.model import ernie
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import CacheLayout
+from ernie_local.model.moe import RouteHook
 from tests.runtime import paged_models
 from tests.runtime.tape import Tape
 
@@ -155,14 +156,16 @@ def test_a_cache_without_a_kernel_is_refused(packed: Path) -> None:
         Engine(model, 64, torch.float32)
 
 
+def note_ids(told: list[list[int]]) -> RouteHook:
+    return lambda layer, bank, ids, weights, rows: told.append(ids.tolist())
+
+
 def test_routes_are_told_of_replayed_tokens_too(packed: Path) -> None:
     model = paged_models.build(packed, None)
     told: dict[str, list[list[int]]] = {"plain": [], "graphed": []}
     plain, graphed, _ = engines(model)
     for name, engine in (("plain", plain), ("graphed", graphed)):
-        with engine.reporting_routes(
-            lambda layer, bank, ids, weights, rows, name=name: told[name].append(ids.tolist())
-        ):
+        with engine.reporting_routes(note_ids(told[name])):
             for token in TOKENS:
                 engine.decode(token)
     assert told["plain"] == told["graphed"]
