@@ -15,12 +15,12 @@ import re
 import shutil
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from synthesize import full_size_config, peak_mib
 
+from ernie_calibration.sequences import EncodedSample
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.config import read_config
 from ernie_local.machine.random_model import write_random
@@ -34,23 +34,16 @@ GRID = (1, 50, 72)  # patches of an image of 1000 x 700
 IMAGE_TOKENS, TEXT_TOKENS = 900, 770  # of a sequence
 
 
-@dataclass(frozen=True)
-class Sequence:
-    """Tokens with their images."""
-
-    token_ids: tuple[int, ...]
-    patches: tuple[Patches, ...]
-
-
-def random_sequences(num_tokens: int, media_ids: tuple[int, int, int]) -> list[Sequence]:
+def random_sequences(num_tokens: int, media_ids: tuple[int, int, int]) -> list[EncodedSample]:
     start, image, end = media_ids
     generator = torch.Generator().manual_seed(0)
-    sequences = []
+    sequences: list[EncodedSample] = []
     while num_tokens > 0:
         pixels = torch.randn(GRID[1] * GRID[2], 588, generator=generator)
         patches = Patches(pixels, GRID, (1000, 700), (1008, 700), IMAGE_TOKENS)
         text = torch.randint(10, 90_000, (TEXT_TOKENS,), generator=generator).tolist()
-        sequences.append(Sequence((1, start, *[image] * IMAGE_TOKENS, end, *text), (patches,)))
+        ids = (1, start, *[image] * IMAGE_TOKENS, end, *text)
+        sequences.append(EncodedSample(f"random {len(sequences)}", ids, (patches,), answers=()))
         num_tokens -= len(sequences[-1].token_ids)
     return sequences
 
@@ -114,7 +107,7 @@ def main() -> None:
         write_random(source, full_size_config(arguments.layers, arguments.vision_depth), None, 0)
     config = read_config(source)
     media = config.media
-    sequences = []
+    sequences: list[EncodedSample] = []
     if arguments.method == "gptq":
         sequences = random_sequences(arguments.tokens, (media.image_start, media.image, media.image_end))
     clock = Clock(out.with_name("out.partial"), arguments.layers, arguments.vision_depth)

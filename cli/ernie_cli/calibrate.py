@@ -66,7 +66,7 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     result.tokens = {str(bank): count for bank, count in measured.tokens.items()}
     result.positions = measured.positions
     result.head_divergence = measured.head_divergence
-    unvisited = Counter(key[:2] for key, visits in measured.visits.items() if visits == 0)
+    unvisited = Counter((one.layer, one.bank) for one in measured.experts if one.tokens == 0)
     result.layers = [
         LayerObject(
             layer_id,

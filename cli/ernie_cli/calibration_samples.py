@@ -16,7 +16,7 @@ from ernie_local.errors import DoesNotFit, UsageError
 
 if TYPE_CHECKING:
     from ernie_calibration.sample import Sample
-    from ernie_quant.probe import AnsweredSequence
+    from ernie_calibration.sequences import EncodedSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def check_samples(options: SampleOptions, method: str) -> None:
         )
 
 
-def draw_sequences(model: Path, options: SampleOptions, console: Console) -> list[AnsweredSequence]:
+def draw_sequences(model: Path, options: SampleOptions, console: Console) -> list[EncodedSample]:
     """Every sample as the tokens that `model` sees. InputUnreadable for a file that cannot be read.
 
     Skips a sample longer than the model's context, with a warning; DoesNotFit if none is left.
@@ -62,7 +62,7 @@ def draw_sequences(model: Path, options: SampleOptions, console: Console) -> lis
 
     encoder = SampleEncoder.of_model(model)
     context = read_config(model).text.max_position_embeddings
-    sequences: list[AnsweredSequence] = []
+    sequences: list[EncodedSample] = []
     for sample in _samples(options, console):
         encoded = encoder.encode(sample)
         length = len(encoded.token_ids)

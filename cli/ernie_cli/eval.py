@@ -25,7 +25,7 @@ from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
     from ernie_cli.eval_result import EvalResult
-    from ernie_quant.evaluation.candidate import Candidate
+    from ernie_quant.evaluation.run import Candidate
     from ernie_quant.evaluation.run import Result as Evaluated
     from ernie_quant.evaluation.summary import Estimate, Summary
 
@@ -74,8 +74,7 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
     from ernie_cli.progress import UnitProgress
     from ernie_local import defaults
     from ernie_local.loading.options import use_threads
-    from ernie_quant.evaluation.candidate import check_comparable, find_candidate
-    from ernie_quant.evaluation.run import Evaluation, EvaluationJob
+    from ernie_quant.evaluation.run import Evaluation, EvaluationJob, check_comparable, find_candidate
 
     use_threads(options.threads)
     reference, *others = [find_candidate(name) for name in (options.reference, *options.checkpoints)]

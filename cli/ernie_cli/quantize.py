@@ -19,10 +19,10 @@ from ernie_cli.signals import stop_requests
 from ernie_local.sizes import MIB, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
+    from ernie_calibration.sequences import EncodedSample
     from ernie_local.config import ModelConfig, QuantizationConfig
     from ernie_quant.job import Job
     from ernie_quant.measurements import Measurements
-    from ernie_quant.probe import AnsweredSequence
 
 _MIXED_BITS = 2.5  # per weight of the routed experts, where no size is asked for
 # Besides the weights on a GPU: 8192 tokens of cache, and workspace.
@@ -124,7 +124,7 @@ def _plan(options: QuantizeOptions) -> Job:
 
 
 def _mixed_job(
-    job: Job, options: QuantizeOptions, sequences: Sequence[AnsweredSequence], console: Console
+    job: Job, options: QuantizeOptions, sequences: Sequence[EncodedSample], console: Console
 ) -> Job:
     """The job with formats by measurement, and the file that holds the measurements; notes say which."""
     from ernie_cli.progress import UnitProgress
@@ -150,13 +150,14 @@ def _mixed_tables(
 ) -> QuantizationConfig:
     """Formats that lose least within a size, on a GPU, or with as many bits on average."""
     from ernie_local.checkpoint.reader import open_checkpoint
-    from ernie_quant import mixed_tables
+    from ernie_quant.mixed_tables import MixedTables, unquantized_bytes
 
+    tables = MixedTables(config, measured, options.dense)
     if options.target_size is not None:
         with open_checkpoint(job.source, config) as checkpoint:
-            kept_bytes = mixed_tables.unquantized_bytes(checkpoint, config) + _HEADER_BYTES
+            kept_bytes = unquantized_bytes(checkpoint, config) + _HEADER_BYTES
         size = parse_bytes(options.target_size, "target_size")
-        return mixed_tables.tables_of_size(config, measured, size, kept_bytes, options.dense)
+        return tables.of_size(size, kept_bytes)
     if options.fit is not None:
         text = config.text
         cache = 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * _CACHED_TOKENS
@@ -165,8 +166,8 @@ def _mixed_tables(
             f"besides the weights: {format_bytes(cache)} for {_CACHED_TOKENS} cached tokens, "
             f"{format_bytes(_WORKSPACE_BYTES)} of workspace"
         )
-        return mixed_tables.tables_for_gpu(config, measured, size, cache + _WORKSPACE_BYTES, options.dense)
-    return mixed_tables.tables_of_bits(config, measured, _MIXED_BITS, options.dense)
+        return tables.for_gpu(size, cache + _WORKSPACE_BYTES)
+    return tables.of_bits(_MIXED_BITS)
 
 
 def _run(job: Job, options: QuantizeOptions, console: Console, result: QuantizeResult) -> None:

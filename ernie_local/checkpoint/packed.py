@@ -47,7 +47,7 @@ def expert_pages(name: str) -> ExpertPages | None:
     return match and ExpertPages(match[1] is not None, int(match[2]), match[3], match[4])
 
 
-def _expert_layout(page_format: str, hidden_size: int, inner_size: int) -> PageLayout | ForeignLayout:
+def expert_layout(page_format: str, hidden_size: int, inner_size: int) -> PageLayout | ForeignLayout:
     """The layout of a routed expert's page, which may be in another library's format, such as `nf4g64`."""
     foreign = find_foreign(page_format)
     if foreign is None:
@@ -127,7 +127,7 @@ class PackedTensors:
         formats = self._formats(small=small)[layer_id, bank]
         inner_size = self._text.bank(bank).expert_size
         return {
-            name: _expert_layout(name, self._text.hidden_size, inner_size) for name in dict.fromkeys(formats)
+            name: expert_layout(name, self._text.hidden_size, inner_size) for name in dict.fromkeys(formats)
         }
 
     def layout_of(self, name: str) -> PageLayout | ForeignLayout | None:

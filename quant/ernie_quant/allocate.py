@@ -7,7 +7,6 @@ last step (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -41,25 +40,14 @@ def allocate(items: Mapping[Key, Sequence[Option]], budget: int) -> dict[Key, Op
             "the smallest formats already take more",
             f"ask for {format_bytes(spent)} or more",
         )
-    order = {key: number for number, key in enumerate(hulls)}  # equal gains: the earlier item first
-    steps: list[tuple[float, int, Key]] = []
-
-    def offer(key: Key) -> None:
-        hull, at = hulls[key], chosen[key]
-        if at + 1 < len(hull):
-            gain = (hull[at].loss - hull[at + 1].loss) / (hull[at + 1].num_bytes - hull[at].num_bytes)
-            heapq.heappush(steps, (-gain, order[key], key))
-
-    for key in hulls:
-        offer(key)
-    while steps:
-        _, _, key = heapq.heappop(steps)
-        hull, at = hulls[key], chosen[key]
-        more = hull[at + 1].num_bytes - hull[at].num_bytes
-        if spent + more <= budget:
+    steps = [(key, to) for key, hull in hulls.items() for to in range(1, len(hull))]
+    # Sorting keeps the order of equal gains: the earlier item first.
+    for key, to in sorted(steps, key=lambda step: -_gain(*hulls[step[0]][step[1] - 1 : step[1] + 1])):
+        more = hulls[key][to].num_bytes - hulls[key][to - 1].num_bytes
+        # Of an item, no step behind one that did not fit.
+        if chosen[key] == to - 1 and spent + more <= budget:
             spent += more
-            chosen[key] = at + 1
-            offer(key)
+            chosen[key] = to
     return {key: hulls[key][at] for key, at in chosen.items()}
 
 

@@ -6,25 +6,29 @@ Its hashes.json stands for exactly the files that were checked.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import torch
 
+import ernie_local
 from ernie_calibration.images import draw_image
 from ernie_local.checkpoint.files import HASHES_FILE, write_hashes
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable, NoAnswer, UsageError, parameter
-from ernie_local.loading import LoadedModel, load
+from ernie_local.loading import LoadedModel
 from ernie_local.loading.build import checkpoint_weights
 from ernie_local.media.patches import Patches
 from ernie_local.session import Chat
+from ernie_local.session.writer import ChatWriter
 from ernie_local.sizes import format_bytes
-from ernie_local.text.template import ChatTemplate, detect_variant, encode_segments, user_message
+from ernie_local.text.template import user_message
 from ernie_local.verify import verify
 from ernie_local.verify.checkpoint import check_companions
 from ernie_local.verify.finding import Findings
+from ernie_quant.work import tell_nobody
 
 _SIZE_SHARE = 0.01  # by which the weights may differ from the plan
 _MEMORY_SHARE = 0.5  # of free memory: a larger model is not loaded for an answer
@@ -37,7 +41,7 @@ def audit(
     directory: Path,
     source: Path,
     planned_bytes: int,
-    on_note: OnNote | None = None,
+    on_note: OnNote = tell_nobody,
     most_memory: int | None = None,
 ) -> None:
     """Check the new checkpoint in `directory` and write its hashes.json; `on_note` gets what was not checked.
@@ -47,27 +51,28 @@ def audit(
     read although that of `source` can, scores of the next token that are not finite. most_memory: bytes that
     the model may take to answer a question, besides half of the free memory.
     """
-    note = on_note or _say_nothing
     # A run that was killed after this point leaves it.
     (directory / HASHES_FILE).unlink(missing_ok=True)
     found_in_source = Findings()
     check_companions(source, read_config(source), found_in_source)
     for finding in found_in_source.all:
-        note(f"not audited, the source has it too: {finding.error.what}")
+        on_note(f"not audited, the source has it too: {finding.error.what}")
     result = verify(directory, companions=not found_in_source.all)
     if result.findings:
         raise result.findings[0].error
-    _check_size(
-        directory,
-        sum(file.num_bytes for name, file in result.hashes.items() if name.endswith(".safetensors")),
-        planned_bytes,
-    )
+    found = sum(file.num_bytes for name, file in result.hashes.items() if name.endswith(".safetensors"))
+    if abs(found - planned_bytes) > _SIZE_SHARE * planned_bytes:
+        raise ModelUnusable(
+            f"{directory} has {found} bytes of weights, {planned_bytes} were planned",
+            f"they differ by more than {_SIZE_SHARE:.0%}",
+            f"report this as a defect; start again with {parameter('resume', 'never')}",
+        )
     if not found_in_source.all:
-        _try_answer(directory, note, most_memory)
+        _try_answer(directory, on_note, most_memory)
     write_hashes(directory, result.hashes)
 
 
-def _try_answer(directory: Path, note: OnNote, most_memory: int | None) -> None:
+def _try_answer(directory: Path, on_note: OnNote, most_memory: int | None) -> None:
     """Ask about one generated invoice, and note the answer, right or wrong."""
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
@@ -76,7 +81,7 @@ def _try_answer(directory: Path, note: OnNote, most_memory: int | None) -> None:
     if most_memory is not None:
         room = min(room, most_memory)
     if weight_bytes > room:
-        note(
+        on_note(
             f"not audited: no question was asked, as the weights take {format_bytes(weight_bytes)} and "
             f"{format_bytes(room)} may be used; try it with `ernie-local chat`"
         )
@@ -84,49 +89,29 @@ def _try_answer(directory: Path, note: OnNote, most_memory: int | None) -> None:
     image = draw_image("invoice", "audit", width=308, height=200)
     question = image.questions[0]
     context_size = min(_MOST_TOKENS, config.text.max_position_embeddings)
-    model = load(directory, context_size=context_size)
+    model = ernie_local.load(directory, context_size=context_size)
     patches = model.patches([image.image])
     _check_scores(model, question.text, patches)
     answer = ""
-    try:
+    with suppress(NoAnswer):  # an untrained model may say nothing
         pieces = Chat(model).ask(
             question.text, images=[image.image], thinking=False, max_tokens=_ANSWER_TOKENS
         )
         answer = "".join(piece.text for piece in pieces if piece.kind == "answer")
-    except NoAnswer:
-        pass  # noted below: an untrained model may say nothing
-    note(f"asked about an invoice: {question.text} It answers {answer!r}, right is {question.answer!r}")
+    on_note(f"asked about an invoice: {question.text} It answers {answer!r}, right is {question.answer!r}")
 
 
 def _check_scores(model: LoadedModel, question: str, patches: list[Patches]) -> None:
-    template = ChatTemplate(detect_variant(model.directory))
     message = user_message(question, (image.num_tokens for image in patches))
-    segments = template.segments([message], thinking=False)
-    token_ids = encode_segments(model.tokenizer, segments, model.config.media).token_ids
-    scores: torch.Tensor | None = None
-    problem = ""
+    token_ids = ChatWriter(model.files).prompt([message], thinking=False).token_ids
     try:
-        scores = model.logits(token_ids, patches)
+        bad = (~model.logits(token_ids, patches).isfinite()).any(1)
+        problem = f"scores of {int(bad.sum())} of {len(bad)} tokens are not finite" if bool(bad.any()) else ""
     except UsageError as error:  # the kernels refuse values that an earlier layer made
         problem = error.what
-    if scores is not None and not bool(scores.isfinite().all()):
-        problem = f"scores of {int((~scores.isfinite().all(1)).sum())} of {len(scores)} tokens are not finite"
     if problem:
         raise ModelUnusable(
             f"{model.directory} cannot answer a question about an invoice: {problem}",
             "a weight is finite, but too large to compute with",
             "ask the source the same question: if it answers, report this as a defect",
         )
-
-
-def _check_size(directory: Path, found_bytes: int, planned_bytes: int) -> None:
-    if abs(found_bytes - planned_bytes) > _SIZE_SHARE * planned_bytes:
-        raise ModelUnusable(
-            f"{directory} has {found_bytes} bytes of weights, {planned_bytes} were planned",
-            f"they differ by more than {_SIZE_SHARE:.0%}",
-            f"report this as a defect; start again with {parameter('resume', 'never')}",
-        )
-
-
-def _say_nothing(_note: str) -> None:
-    pass

@@ -8,10 +8,10 @@ the same tokens and moments.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
+import msgspec
 import torch
 from torch.nn import functional
 
@@ -28,14 +28,6 @@ PageFormats = tuple[LowBitFormat, LowBitFormat]  # of gate and up, and of down
 RoutedExpert = tuple[int, Bank, int]  # layer, bank, id
 
 
-class Tokens(Protocol):
-    """Parts of (tokens, hidden), iterable more than once; the length counts the tokens of all parts."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Tensor]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
     """gate, up: (inner, hidden); down: (hidden, inner); float32."""
@@ -44,23 +36,36 @@ class ExpertWeights:
     up: Tensor
     down: Tensor
 
+    def inner(self, tokens: Tensor) -> Tensor:
+        """silu(gate x) * up x, (tokens, inner)."""
+        return functional.silu(tokens @ self.gate.t()).mul_(tokens @ self.up.t())
+
+    def outputs(self, tokens: Tensor) -> Tensor:
+        """(tokens, hidden)."""
+        return self.inner(tokens) @ self.down.t()
+
+    def weighted_outputs(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        """The same, multiplied by router weights, (tokens, 1)."""
+        return self.outputs(tokens).mul_(weights)
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertInputs:
-    """tokens: (tokens, hidden) routed to the expert, in parts; weights: (tokens,) of the router.
+    """tokens: (tokens, hidden) routed to the expert; weights: (tokens,) of the router.
 
-    neighbours: (others, hidden), in parts: tokens of the bank that are routed elsewhere but rank this expert
-    next. bank_moments: (hidden, hidden) of all tokens of the bank.
+    neighbours: (num_neighbours, hidden), tokens of the bank that are routed elsewhere but rank this expert
+    next. Both come in parts, and can be iterated more than once. bank_moments: (hidden, hidden) of all tokens
+    of the bank.
     """
 
-    tokens: Tokens
+    tokens: Iterable[Tensor]
     weights: Tensor
-    neighbours: Tokens
+    neighbours: Iterable[Tensor]
+    num_neighbours: int
     bank_moments: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertReport:
+class ExpertReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an expert was quantized from, and the share of its outputs' power that was lost.
 
     Errors are taken over the second moments that were used. 0 effective tokens: only the prior was used.
@@ -73,15 +78,6 @@ class ExpertReport:
     down_error: float
     small_gate_up_error: float | None = None
     small_down_error: float | None = None
-
-    def values(self) -> dict[str, float]:
-        """All values but None, by name."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-    @classmethod
-    def of_values(cls, values: Mapping[str, float]) -> ExpertReport:
-        """The inverse of `values`."""
-        return cls(int(values["tokens"]), **{name: values[name] for name in values.keys() - {"tokens"}})
 
 
 def quantize_expert(
@@ -102,7 +98,7 @@ def quantize_expert(
         made, lost = _quantize_page(weights, inputs, token_weights, moments, formats, recipe)
         pages.append(made)
         errors += lost
-    return pages, ExpertReport(len(inputs.tokens), own.effective_tokens, *errors)
+    return pages, ExpertReport(inputs.weights.numel(), own.effective_tokens, *errors)
 
 
 def _quantize_page(
@@ -124,14 +120,14 @@ def _quantize_page(
 
     packed = [PackedMatrix(pack_matrix(part), gate_up.name, inner_size) for part in (gate, up)]
 
-    def inner_values(tokens: Tokens) -> Iterator[Tensor]:
+    def inner_values(tokens: Iterable[Tensor]) -> Iterator[Tensor]:
         """silu(gate x) * (up x) as the runtime computes it, (tokens, inner) in parts."""
         for part in tokens:
             gated, raised = (packed_linear(part, matrix) for matrix in packed)
             yield functional.silu(gated) * raised
 
     own_inner = second_moments(inner_values(inputs.tokens), token_weights, inner_size)
-    alike = torch.ones(len(inputs.neighbours))
+    alike = torch.ones(inputs.num_neighbours)
     prior = second_moments(inner_values(inputs.neighbours), alike, inner_size).matrix
     inner_moments = shrink(own_inner, prior, recipe.shrinkage * inner_size)
     quantized_down = quantize_matrix(weights.down, down, recipe, inner_moments)

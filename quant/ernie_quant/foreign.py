@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Mapping
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import torch
 
@@ -24,7 +24,6 @@ from ernie_local.packing.layout import (
     ForeignFormat,
     make_foreign,
 )
-from ernie_local.packing.page import pack_foreign_page
 from ernie_local.packing.rounding import to_scales
 
 Tensor = torch.Tensor
@@ -82,11 +81,6 @@ def check_library(method: str) -> None:
         )
 
 
-def foreign_page(gate: Tensor, up: Tensor, down: Tensor, foreign: ForeignFormat, method: str) -> Tensor:
-    """An expert's page, (page_bytes,) uint8. gate, up: (inner, hidden), down: (hidden, inner), float32."""
-    return pack_foreign_page(*(quantize_foreign(matrix, foreign, method) for matrix in (gate, up, down)))
-
-
 def quantize_foreign(weights: Tensor, foreign: ForeignFormat, method: str) -> ForeignMatrix:
     """weights: (rows, columns) finite float32; method: the one of the format."""
     if method == "nf4":
@@ -105,7 +99,8 @@ def _nf4(weights: Tensor, foreign: ForeignFormat) -> ForeignMatrix:
     nested = state.state2
     assert nested.blocksize == ABSMAX_BLOCK, nested.blocksize
     floats = torch.cat((state.offset.float().view(1), nested.absmax.float()))
-    return ForeignMatrix(foreign, _shape(weights), floats, state.absmax, codes.flatten())
+    rows, columns = weights.shape
+    return ForeignMatrix(foreign, (rows, columns), floats, state.absmax, codes.flatten())
 
 
 def _quanto(weights: Tensor, foreign: ForeignFormat, use_hqq: bool) -> ForeignMatrix:
@@ -132,22 +127,11 @@ def _quanto(weights: Tensor, foreign: ForeignFormat, use_hqq: bool) -> ForeignMa
 
 
 @functools.cache
-def _quanto_library() -> SimpleNamespace:
-    """The parts of optimum.quanto that are used."""
-    from optimum.quanto import HqqOptimizer, MaxOptimizer, qint2, qint4, quantize_weight
+def _quanto_library() -> ModuleType:
+    """optimum.quanto, made to unpack codes, as HQQ does, by our code: it would compile C++ for a minute."""
+    import optimum.quanto
     from optimum.quanto.library.extensions import get_extension
 
-    # HQQ unpacks codes here; the library would compile C++ for that, which takes a minute.
     get_extension("quanto_cpp")._lib = SimpleNamespace(unpack=unpack_quanto)
-    return SimpleNamespace(
-        HqqOptimizer=HqqOptimizer,
-        MaxOptimizer=MaxOptimizer,
-        qint2=qint2,
-        qint4=qint4,
-        quantize_weight=quantize_weight,
-    )
-
-
-def _shape(weights: Tensor) -> tuple[int, int]:
-    rows, columns = weights.shape
-    return rows, columns
+    library: ModuleType = optimum.quanto
+    return library

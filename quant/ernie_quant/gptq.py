@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 
 from ernie_local.packing import LowBitFormat, QuantizedMatrix
-from ernie_quant import native_steps
 from ernie_quant.grid import ScaleGrid
 from ernie_quant.hessian import inverse_factor
+from ernie_quant.native_steps import BLOCK, has_native_steps, run_native_step
 
 Tensor = torch.Tensor
 
@@ -26,11 +26,17 @@ def gptq(weights: Tensor, hessian: Tensor, grid: ScaleGrid) -> QuantizedMatrix:
     places = grid.steps.t().contiguous(), grid.shifts.t().contiguous()  # (groups, rows) each
     group_ids = order // low_bit.group_size
     codes = torch.empty(left.shape, dtype=torch.uint8)
-    choose = native_steps.gptq_block if native_steps.has_native_steps() else _choose_block
-    columns = left.shape[0]
-    for start in range(0, columns, native_steps.BLOCK):
-        stop = min(start + native_steps.BLOCK, columns)
-        errors = choose(left, factor, group_ids, places, low_bit, slice(start, stop), codes)
+    is_native = has_native_steps()
+    columns, rows = left.shape
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
+        errors = torch.empty(stop - start, rows)  # over the factor's diagonal
+        if is_native:
+            run_native_step(
+                "gptq_block", left, factor, group_ids, *places, low_bit.format_id, start, stop, codes, errors
+            )
+        else:
+            _choose_block(left, factor, group_ids, places, low_bit, slice(start, stop), codes, errors)
         if stop < columns:
             left[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
     back = torch.empty_like(codes)
@@ -46,17 +52,19 @@ def _choose_block(
     low_bit: LowBitFormat,
     block: slice,
     codes: Tensor,
-) -> Tensor:
-    """As native_steps.gptq_block; also changes `left` within the block."""
+    errors: Tensor,
+) -> None:
+    """Write the codes of the block's columns to `codes`, and their errors to `errors`.
+
+    left: (columns, rows) in the order of the work, changed within the block; factor: (columns, columns);
+    group_ids: (columns,) int64; places: steps and shifts, (groups, rows) each; errors: (block, rows).
+    """
     steps, shifts = places
-    errors = torch.empty(block.stop - block.start, left.shape[1])
-    for column in range(block.start, block.stop):
+    for column, error in enumerate(errors, block.start):
         step, shift = steps[group_ids[column]], shifts[group_ids[column]]
         code = (left[column] / step).add_(shift).round_().clamp_(0, low_bit.highest_code)
         codes[column] = code
-        error = errors[column - block.start]
         torch.sub(left[column], code.sub_(shift).mul_(step), out=error)
         error.div_(factor[column, column])
         if column + 1 < block.stop:
             left[column + 1 : block.stop].addr_(factor[column, column + 1 : block.stop], error, alpha=-1)
-    return errors

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from ernie_local.packing import LowBitFormat, QuantizedMatrix
 from ernie_local.packing.matrix import per_column
 from ernie_local.packing.rounding import LEAST_SCALE, to_scales
-from ernie_quant import native_steps
+from ernie_quant.native_steps import has_native_steps, run_native_step
 
 Tensor = torch.Tensor
 _FACTORS = tuple(1.0 - 0.05 * step for step in range(13))  # shares of the range, 1 to 0.4
@@ -69,27 +70,26 @@ def search_grid(weights: Tensor, low_bit: LowBitFormat, importance: Tensor | Non
     assert not low_bit.is_symmetric, low_bit.name
     columns = weights.shape[1]
     matters = torch.ones(columns) if importance is None else importance.float().contiguous()
-    if native_steps.has_native_steps():
+    if has_native_steps():
         return _search_native(weights.float().t().contiguous(), low_bit, matters)
     padding = -columns % low_bit.group_size
-    matters = torch.nn.functional.pad(matters, (0, padding)).view(-1, low_bit.group_size)
-    parts = [
-        _search_rows(
-            torch.nn.functional.pad(rows.float(), (0, padding)).unflatten(1, (-1, low_bit.group_size)),
-            low_bit,
-            matters,
-        )
-        for rows in weights.split(_ROWS_AT_A_TIME)
-    ]
+    matters = functional.pad(matters, (0, padding)).view(-1, low_bit.group_size)
+    padded = functional.pad(weights.float(), (0, padding)).unflatten(1, (-1, low_bit.group_size))
+    parts = [_search_rows(groups, low_bit, matters) for groups in padded.split(_ROWS_AT_A_TIME)]
     scales, zeros, row_scales = (torch.cat(part) for part in zip(*parts, strict=True))
     return ScaleGrid(low_bit, scales, zeros, row_scales)
 
 
 def _search_native(columns: Tensor, low_bit: LowBitFormat, matters: Tensor) -> ScaleGrid:
-    """As `_search_rows`, without temporaries. columns: (columns, rows)."""
-    ranges = native_steps.search_ranges(columns, low_bit, matters, LEAST_SCALE)
-    row_scales = to_scales(ranges[0].amax(0) / low_bit.highest_scale)
-    scales, zeros = native_steps.choose_whole(columns, low_bit, matters, ranges, row_scales.float())
+    """As `_search_rows`, without temporaries. columns: (columns, rows); matters: (columns,); both float32."""
+    steps = torch.empty(low_bit.num_groups(columns.shape[0]), columns.shape[1])
+    shifts = torch.empty_like(steps)
+    run_native_step("search_ranges", columns, low_bit.format_id, matters, LEAST_SCALE, steps, shifts)
+    row_scales = to_scales(steps.amax(0) / low_bit.highest_scale)
+    scales = torch.empty(steps.shape, dtype=torch.uint8)
+    zeros = torch.empty_like(scales)
+    found = steps, shifts, row_scales.float(), scales, zeros
+    run_native_step("choose_whole", columns, low_bit.format_id, matters, *found)
     return ScaleGrid(low_bit, scales.t().contiguous(), zeros.t().contiguous(), row_scales)
 
 

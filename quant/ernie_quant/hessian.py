@@ -6,7 +6,7 @@ The error of a quantized matrix over its inputs x is trace(E H E^T) with H the m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -36,13 +36,19 @@ def second_moments(tokens: Iterable[Tensor], weights: Tensor, columns: int) -> M
     if total == 0.0:
         return Moments(moments, 0.0)
     factors = (weights.float() / total).sqrt()
-    start = 0
+    # The matrix is symmetric: blocks below its diagonal are not computed, but copied from above.
+    step = -(-columns // 4)
+    blocks = [(start, start + step) for start in range(0, columns, step)]
+    done = 0
     for part in tokens:
-        rows = part.float() * factors[start : start + part.shape[0], None]
-        _add_gram(rows, moments)
-        start += part.shape[0]
-    assert start == weights.numel(), (start, weights.shape)
-    return Moments(_mirrored(moments), total**2 / float(weights.double().square().sum()))
+        rows = part.float() * factors[done : done + part.shape[0], None]
+        for start, stop in blocks:
+            moments[start:stop, start:].addmm_(rows[:, start:stop].t(), rows[:, start:])
+        done += part.shape[0]
+    assert done == weights.numel(), (done, weights.shape)
+    for start, stop in blocks:
+        moments[stop:, start:stop] = moments[start:stop, stop:].t()
+    return Moments(moments, total**2 / float(weights.double().square().sum()))
 
 
 def shrink(own: Moments, prior: Tensor, strength: float) -> Tensor:
@@ -97,22 +103,3 @@ def inverse_factor(hessian: Tensor) -> Tensor:
     identity = torch.eye(hessian.shape[0])
     factor: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
     return factor
-
-
-def _add_gram(rows: Tensor, gram: Tensor) -> None:
-    """Add rows^T rows to `gram`, except for blocks below its diagonal, as it is symmetric."""
-    for start, stop in _quarters(gram):
-        gram[start:stop, start:].addmm_(rows[:, start:stop].t(), rows[:, start:])
-
-
-def _mirrored(gram: Tensor) -> Tensor:
-    """`gram` with the blocks below its diagonal copied from above."""
-    for start, stop in _quarters(gram):
-        gram[stop:, start:stop] = gram[start:stop, stop:].t()
-    return gram
-
-
-def _quarters(gram: Tensor) -> Iterator[tuple[int, int]]:
-    columns = gram.shape[0]
-    quarter = -(-columns // 4)
-    return ((start, min(start + quarter, columns)) for start in range(0, columns, quarter))

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ernie_calibration.sequences import EncodedSample
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import UsageError
 from ernie_local.packing.layout import find_foreign
 from ernie_quant.foreign import FOREIGN_METHODS, check_library
 from ernie_quant.recipe import Recipe
-from ernie_quant.tokens import TokenSequence
-from ernie_quant.work import OnUnit, ResumeMode, check_empty
+from ernie_quant.work import OnUnit, ResumeMode, check_empty, tell_nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,18 @@ class Job:
     out: Path
     tables: QuantizationConfig
     recipe: Recipe
-    sequences: Sequence[TokenSequence] = ()
+    sequences: Sequence[EncodedSample] = ()
     resume: ResumeMode = "auto"
-    on_unit: OnUnit | None = None
+    on_unit: OnUnit = tell_nobody
     should_stop: Callable[[], bool] | None = None
-    on_note: Callable[[str], None] | None = None
+    on_note: Callable[[str], None] = tell_nobody
     statistics: Path | None = None
     most_memory: int | None = None
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether experts are made from calibration tokens."""
+        return self.recipe.method == "gptq" and bool(self.tables.experts)
 
     @property
     def partial(self) -> Path:

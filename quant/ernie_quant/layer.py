@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -25,6 +27,45 @@ Tensor = torch.Tensor
 CHUNK_TOKENS = 4096
 NEIGHBOUR_RANKS = 4  # times top_k: the lowest rank of a neighbour
 Expert = Callable[[Tensor, Tensor], Tensor]  # tokens (tokens, hidden_size), weights (tokens, 1) -> outputs
+
+
+@dataclass(frozen=True, slots=True)
+class StateFiles:
+    """Hidden states of `num_tokens` tokens on their way through the layers, in files of `folder`.
+
+    The input states of layer N are in the file `NAME.N`.
+    """
+
+    folder: Path
+    name: str
+    num_tokens: int
+    hidden_size: int
+
+    def open(self, suffix: int | str, *, is_new: bool = False) -> RowFile:
+        """The input states of layer `suffix`, or another file of this name."""
+        return RowFile(self._path(suffix), self.num_tokens, self.hidden_size, is_new=is_new)
+
+    @contextmanager
+    def layer(self, layer_id: int) -> Iterator[tuple[RowFile, RowFile, RowFile]]:
+        """The layer's input states, and new files for them with its attention and for its experts' sums.
+
+        When the block ends without an error, the last file becomes the input of the next layer.
+        """
+        with (
+            self.open(layer_id) as states,
+            self.open("attended", is_new=True) as attended,
+            self.open("routed", is_new=True) as routed,
+        ):
+            yield states, attended, routed
+            routed.sync()
+        self._path("routed").replace(self._path(layer_id + 1))
+
+    def delete(self, layer_id: int) -> None:
+        """Delete the input states of a layer that is done."""
+        self._path(layer_id).unlink()
+
+    def _path(self, suffix: int | str) -> Path:
+        return self.folder / f"{self.name}.{suffix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +97,11 @@ class NormedTokens:
             chunks = self.rows.split(CHUNK_TOKENS), self, weights[:, None].split(CHUNK_TOKENS)
             for rows, tokens, chunk_weights in zip(*chunks, strict=True):
                 yield rows, expert(tokens, chunk_weights)
+
+    def add_outputs(self, expert: Expert, weights: Tensor, sums: RowFile) -> None:
+        """Add the expert's weighted outputs to the same rows of `sums`."""
+        for rows, outputs in self.outputs(expert, weights):
+            sums.add(rows, outputs)
 
 
 @dataclass(frozen=True, slots=True)

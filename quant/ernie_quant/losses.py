@@ -7,8 +7,8 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch.nn import functional
@@ -24,24 +24,9 @@ Tensor = torch.Tensor
 PARTS = ("gate_up", "down")
 
 
-@dataclass(frozen=True, slots=True)
-class OptionLosses:
-    """power: sum over routed tokens of squared router weight times squared output; lost: by part and format,
-    the share of `power` that is lost when this part is rounded to this format."""
-
-    power: float
-    lost: dict[str, dict[str, float]]
-
-
-def expert_outputs(weights: ExpertWeights, tokens: Tensor) -> Tensor:
-    """down(silu(gate x) * up x), (tokens, hidden)."""
-    inner = functional.silu(tokens @ weights.gate.t()).mul_(tokens @ weights.up.t())
-    return inner @ weights.down.t()
-
-
-def weighted_expert(weights: ExpertWeights) -> Callable[[Tensor, Tensor], Tensor]:
-    """The expert as a function of tokens, (tokens, hidden), and router weights, (tokens, 1)."""
-    return lambda tokens, token_weights: expert_outputs(weights, tokens).mul_(token_weights)
+def rounded(matrix: Tensor, format_name: str, importance: Tensor | None = None) -> Tensor:
+    """What a matrix becomes in this format, by clip search. importance: (columns,), by default equal."""
+    return dequantize(round_to_grid(matrix, search_grid(matrix, find_format(format_name), importance)))
 
 
 def rounded_expert(
@@ -55,13 +40,13 @@ def rounded_expert(
     importance: (hidden,), mean squares of the inputs; down's inputs are those of `tokens`.
     """
     gate_up, down = formats
-    gate, up, down_weights = weights.gate, weights.up, weights.down
     if gate_up is not None:
-        gate, up = (_rounded(matrix, gate_up, importance) for matrix in (gate, up))
+        gate, up = (rounded(matrix, gate_up, importance) for matrix in (weights.gate, weights.up))
+        weights = replace(weights, gate=gate, up=up)
     if down is not None:
-        inner = functional.silu(tokens @ gate.t()).mul_(tokens @ up.t())
-        down_weights = _rounded(down_weights, down, inner.square().mean(0).clamp_(min=1e-12))
-    return ExpertWeights(gate, up, down_weights)
+        mean_squares = weights.inner(tokens).square().mean(0).clamp_(min=1e-12)
+        weights = replace(weights, down=rounded(weights.down, down, mean_squares))
+    return weights
 
 
 def option_losses(
@@ -70,12 +55,12 @@ def option_losses(
     tokens: Tensor,
     token_weights: Tensor,
     formats: Sequence[str],
-) -> OptionLosses:
-    """What each of `formats` loses on `tokens`, (tokens, hidden), at least one, which also give the power.
+) -> dict[str, dict[str, float]]:
+    """By part and format, the share of the outputs' power that the format loses.
 
-    token_weights: (tokens,) of the router, which count squared.
+    tokens: (tokens, hidden), at least one; token_weights: (tokens,) of the router, which count squared.
     """
-    exact = expert_outputs(weights, tokens)
+    exact = weights.outputs(tokens)
     squares = token_weights.square()[:, None]
     power = float((exact.square() * squares).sum(dtype=torch.float64))
     lost: dict[str, dict[str, float]] = {}
@@ -83,15 +68,10 @@ def option_losses(
         lost[part] = {}
         for name in formats:
             chosen = (name, None) if part == "gate_up" else (None, name)
-            outputs = expert_outputs(rounded_expert(weights, importance, tokens, chosen), tokens)
+            outputs = rounded_expert(weights, importance, tokens, chosen).outputs(tokens)
             change = float(((outputs - exact).square() * squares).sum(dtype=torch.float64))
             lost[part][name] = change / power if power > 0 else 0.0
-    return OptionLosses(power, lost)
-
-
-def _rounded(matrix: Tensor, format_name: str, importance: Tensor) -> Tensor:
-    low_bit = find_format(format_name)
-    return dequantize(round_to_grid(matrix, search_grid(matrix, low_bit, importance)))
+    return lost
 
 
 _POSITIONS_AT_A_TIME = 128  # 53 MB of logits over 103,424 words
@@ -102,35 +82,24 @@ class AnswerDivergence:
     """KL divergence from the unquantized model, whose final states are `exact`, (positions, hidden_size)."""
 
     def __init__(self, checkpoint: Checkpoint, config: ModelConfig, exact: Tensor) -> None:
-        self._checkpoint = checkpoint
+        self._checkpoint, self._exact = checkpoint, exact
         self._head = "lm_head.weight" if "lm_head.weight" in checkpoint else "embed_tokens.weight"
         self._norm = RMSNorm(config.text.hidden_size, config.text.rms_norm_eps)
-        weight = torch.empty(config.text.hidden_size)
-        checkpoint.read("norm.weight", weight)
-        self._norm.weight.data = weight
-        self._exact = exact
+        checkpoint.read("norm.weight", self._norm.weight.data)
 
     @torch.inference_mode()
-    def of(self, hidden: Tensor) -> float:
-        """Mean over the positions of KL(exact || `hidden`), in nats; hidden: (positions, hidden_size)."""
-        return self._mean(hidden, None)
+    def of(self, hidden: Tensor, head_format: str | None = None) -> float:
+        """Mean over the positions of KL(exact || `hidden`), in nats; hidden: (positions, hidden_size).
 
-    @torch.inference_mode()
-    def of_rounded_head(self, format_name: str) -> float:
-        """The same for a head rounded to this format."""
-        return self._mean(self._exact, format_name)
-
-    def _mean(self, hidden: Tensor, head_format: str | None) -> float:
-        if not len(hidden):
-            return 0.0
+        head_format: what the head of `hidden` is rounded to; None for the exact one.
+        """
         total = 0.0
         parts = zip(self._exact.split(_POSITIONS_AT_A_TIME), hidden.split(_POSITIONS_AT_A_TIME), strict=True)
         for exact, other in parts:
             target = functional.log_softmax(self._logits(exact, None), dim=-1)
             found = functional.log_softmax(self._logits(other, head_format), dim=-1)
-            divergence = functional.kl_div(found, target, reduction="sum", log_target=True)
-            total += float(divergence)
-        return total / len(hidden)
+            total += float(functional.kl_div(found, target, reduction="sum", log_target=True))
+        return total / max(len(hidden), 1)
 
     def _logits(self, hidden: Tensor, head_format: str | None) -> Tensor:
         normed = self._norm(hidden)
@@ -140,7 +109,6 @@ class AnswerDivergence:
             block = torch.empty(min(_ROWS_AT_A_TIME, rows - start), columns)
             self._checkpoint.read_rows(self._head, start, block)
             if head_format is not None:
-                low_bit = find_format(head_format)
-                block = dequantize(round_to_grid(block, search_grid(block, low_bit)))
+                block = rounded(block, head_format)
             logits[:, start : start + len(block)] = normed @ block.t()
         return logits

@@ -6,6 +6,7 @@ The order: disk space, all tensors that need no calibration, calibrated experts 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -22,21 +23,14 @@ from ernie_local.config import ModelConfig, QuantizationConfig, read_config
 from ernie_local.errors import DoesNotFit
 from ernie_quant.audit import audit
 from ernie_quant.calibration import Calibration, ExpertReports
-from ernie_quant.drift import Drift
 from ernie_quant.job import Job, check_job
-from ernie_quant.plan import Plan, check_memory, memory_bytes, rehearse, scratch_bytes, unit_costs
+from ernie_quant.plan import Plan, plan_run, rehearse, unit_costs
 from ernie_quant.recipe import Recipe
-from ernie_quant.report import gather, write_report
+from ernie_quant.report import write_report
+from ernie_quant.report.contents import gather
 from ernie_quant.source import FloatSource, fixed_tensor
 from ernie_quant.tokens import TokenTable
-from ernie_quant.work import (
-    Units,
-    Work,
-    calibration_identity,
-    settings_identity,
-    source_identity,
-    version_identity,
-)
+from ernie_quant.work import Units, Work, calibration_identity, source_identity, version_identity
 
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
 
@@ -55,39 +49,35 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         calibration={"method": job.recipe.method, "sequences": str(len(job.sequences))},
     )
     new_config = dataclasses.replace(config, quantization=tables)
-    calibrates = job.recipe.method == "gptq" and bool(tables.experts)
-    table = TokenTable.of(job.sequences, config) if calibrates else None
+    table = TokenTable.of(job.sequences, config) if job.calibrates else None
     reports: ExpertReports = {}
     agreement: dict[int, float] | None = None
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(job.source, config))
         files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
-        plan = _plan(job, config, files)
+        plan = plan_run(config, job.sequences, files, job.most_memory)
         # Not before the checks: a refused job leaves nothing behind.
         work = stack.enter_context(closing(Work(job.partial, _identity(job, tables), job.resume)))
         _make_files(job, files, plan, work)
         _write_rest(job, tables)
-        fixed = _fixed(files, calibrates=calibrates)
+        fixed = _fixed(job, files)
         costs = unit_costs(new_config, fixed, job.sequences, job.recipe)
         source = FloatSource(checkpoint)
-        if calibrates and not work.done.keys() & costs.keys():
+        if job.calibrates and not work.done.keys() & costs.keys():
             pace = rehearse(source, new_config, tables, job.recipe, job.partial)
             minutes = math.ceil(pace * sum(costs.values()) / 60)
-            _tell(job, f"tried the largest expert: about {minutes} min for all")
+            job.on_note(f"tried the largest expert: about {minutes} min for all")
         units = Units(work, files, costs, job.on_unit, job.should_stop)
         # For weights that have no second moments.
         without_data = Recipe("clip") if job.recipe.method == "gptq" else job.recipe
         for entry in fixed:
-            if not units.is_done(entry.name):
+            if entry.name not in units.done:
                 files.write(entry.name, fixed_tensor(entry, source, tables, without_data))
                 units.finish(entry.name)
         # Opening checks that every tensor of the model exists once, in its shape.
         with open_checkpoint(job.partial, read_config(job.partial)) as made:
             if table is not None:
-                drift = Drift(source, config, job.sequences, work)
-                calibration = Calibration(job, new_config, table, source, made, files, work, units, drift)
-                calibration.run()
-                reports, agreement = calibration.reports, calibration.routing_agreement
+                reports, agreement = Calibration(job, new_config, table, source, made, units).run()
         write_report(job.partial, gather(job, config, tables, reports, agreement), job.source)
         audit(job.partial, job.source, files.total_bytes, job.on_note, plan.memory_bytes)
         work.finish(job.out)
@@ -95,9 +85,10 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
 
 
 def _identity(job: Job, tables: QuantizationConfig) -> dict[str, str]:
+    settings = json.dumps([job.tables.to_json(), repr(job.recipe)], sort_keys=True)
     return {
         "source": tables.source["identity"],
-        "settings": settings_identity(job.tables, job.recipe),
+        "settings": hashlib.sha256(settings.encode()).hexdigest(),
         "calibration": calibration_identity(job.sequences),
         "version": version_identity(job.recipe),
     }
@@ -111,13 +102,12 @@ def plan_checkpoint(job: Job) -> Plan:
     config = read_config(job.source)
     check_job(job, config)
     new_config = dataclasses.replace(config, quantization=job.tables)
-    calibrates = job.recipe.method == "gptq" and bool(job.tables.experts)
     with open_checkpoint(job.source, config) as checkpoint:
         files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
-        plan = _plan(job, config, files)
-        if not calibrates:
+        plan = plan_run(config, job.sequences, files, job.most_memory)
+        if not job.calibrates:
             return plan
-        costs = unit_costs(new_config, _fixed(files, calibrates=True), job.sequences, job.recipe)
+        costs = unit_costs(new_config, _fixed(job, files), job.sequences, job.recipe)
         job.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=f".{job.out.name}.") as scratch:
             pace = rehearse(FloatSource(checkpoint), new_config, job.tables, job.recipe, Path(scratch))
@@ -134,29 +124,9 @@ def _entries(checkpoint: Checkpoint, new_config: ModelConfig) -> list[TensorEntr
     return entries + [TensorEntry(name, torch.uint8, shape) for name, shape in packed.shapes.items()]
 
 
-def _fixed(files: CheckpointFiles, *, calibrates: bool) -> list[TensorEntry]:
+def _fixed(job: Job, files: CheckpointFiles) -> list[TensorEntry]:
     """The tensors that need no calibration tokens, in the order of the files."""
-    entries = files.in_file_order()
-    return [entry for entry in entries if not (calibrates and expert_pages(entry.name))]
-
-
-def _plan(job: Job, config: ModelConfig, files: CheckpointFiles) -> Plan:
-    """DoesNotFit if the job needs more memory than it may take."""
-    pages = ((entry, expert_pages(entry.name)) for entry in files.in_file_order())
-    plan = Plan(
-        files.total_bytes,
-        scratch_bytes(config, job.sequences),
-        memory_bytes(config, job.sequences),
-        small_page_bytes=sum(entry.num_bytes for entry, kind in pages if kind is not None and kind.small),
-    )
-    if job.most_memory is not None:
-        check_memory(plan, job.most_memory)
-    return plan
-
-
-def _tell(job: Job, line: str) -> None:
-    if job.on_note is not None:
-        job.on_note(line)
+    return [entry for entry in files.in_file_order() if not (job.calibrates and expert_pages(entry.name))]
 
 
 def _make_files(job: Job, files: CheckpointFiles, plan: Plan, work: Work) -> None:

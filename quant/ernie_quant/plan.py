@@ -14,19 +14,19 @@ from pathlib import Path
 
 import torch
 
-from ernie_local.checkpoint.packed import page_formats
-from ernie_local.checkpoint.writer import TensorEntry
-from ernie_local.config import Bank, Modality, ModelConfig, QuantizationConfig
+from ernie_calibration.sequences import EncodedSample
+from ernie_local.checkpoint.packed import expert_pages, page_formats
+from ernie_local.checkpoint.writer import CheckpointFiles, TensorEntry
+from ernie_local.config import Bank, Modality, ModelConfig, QuantizationConfig, TextConfig
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.packing import pack_page
 from ernie_local.packing.page import read_layout
 from ernie_local.sizes import MIB, format_bytes
-from ernie_quant.drift import MOST_TOKENS
+from ernie_quant.calibration import MOST_DRIFT_TOKENS
 from ernie_quant.expert import ExpertInputs, quantize_expert
 from ernie_quant.layer import CHUNK_TOKENS
 from ernie_quant.recipe import Recipe
 from ernie_quant.source import BLOCK_ROWS, FloatSource
-from ernie_quant.tokens import TokenSequence
 from ernie_quant.work import expert_unit
 
 _FLOAT = 4
@@ -46,51 +46,54 @@ class Plan:
     small_page_bytes: int = 0
 
 
-def scratch_bytes(config: ModelConfig, sequences: Sequence[TokenSequence]) -> int:
+def plan_run(
+    config: ModelConfig, sequences: Sequence[EncodedSample], files: CheckpointFiles, most_memory: int | None
+) -> Plan:
+    """What it takes but for time. DoesNotFit if that is more memory than `most_memory` bytes."""
+    pages = ((entry, expert_pages(entry.name)) for entry in files.in_file_order())
+    plan = Plan(
+        files.total_bytes,
+        _scratch_bytes(config, sequences),
+        _memory_bytes(config, sequences),
+        small_page_bytes=sum(entry.num_bytes for entry, kind in pages if kind is not None and kind.small),
+    )
+    if most_memory is not None and plan.memory_bytes > most_memory:
+        raise DoesNotFit(
+            f"about {format_bytes(plan.memory_bytes)} of memory are needed, "
+            f"{parameter('most_memory')} allows {format_bytes(most_memory)}",
+            "an expert with its second moments, an image in the tower and all samples have to fit",
+            "allow more, or use fewer samples",
+        )
+    return plan
+
+
+def _scratch_bytes(config: ModelConfig, sequences: Sequence[EncodedSample]) -> int:
     """Disk space for hidden states of all tokens, and again for those on the exact path."""
     lengths = [len(sequence.token_ids) for sequence in sequences]
     if not lengths:
         return 0
-    exact = min(sum(lengths), max(MOST_TOKENS, lengths[0]))
+    exact = min(sum(lengths), max(MOST_DRIFT_TOKENS, lengths[0]))
     return _STATE_FILES * (sum(lengths) + exact) * config.text.hidden_size * _FLOAT
 
 
-def memory_bytes(config: ModelConfig, sequences: Sequence[TokenSequence]) -> int:
-    """The peak of memory."""
+def _memory_bytes(config: ModelConfig, sequences: Sequence[EncodedSample]) -> int:
+    """The peak of memory: that of the largest stage, with the program and all images."""
+    text = config.text
     images = [patches for sequence in sequences for patches in sequence.patches]
     pixels = sum(patches.pixel_values.nbytes for patches in images)
-    stages = [_blocks_bytes(config), _gated_mlp_bytes(config)]
+    widest = max(text.intermediate_size, text.shared_expert_size)
+    # Rows of the embedding or of a gated MLP that are rounded at once, with codes and candidates.
+    stages = [8 * rows * text.hidden_size * _FLOAT for rows in (BLOCK_ROWS, widest)]
     if sequences:
         largest = max((patches.pixel_values.shape[0] for patches in images), default=0)
         longest = max(len(sequence.token_ids) for sequence in sequences)
-        stages += [_expert_bytes(config), _tower_bytes(config, largest), _attention_bytes(config, longest)]
+        attention = 16 * longest * text.num_attention_heads * text.head_dim * _FLOAT
+        stages += [_expert_bytes(text), _tower_bytes(config, largest), attention]
     return _PROGRAM_BYTES + pixels + max(stages)
 
 
-def check_memory(plan: Plan, most: int) -> None:
-    """Raise DoesNotFit if the plan takes more memory than `most` bytes."""
-    if plan.memory_bytes > most:
-        raise DoesNotFit(
-            f"about {format_bytes(plan.memory_bytes)} of memory are needed, "
-            f"{parameter('most_memory')} allows {format_bytes(most)}",
-            "an expert with its second moments, an image in the tower and all samples have to fit",
-            "allow more, or use fewer samples",
-        )
-
-
-def _blocks_bytes(config: ModelConfig) -> int:
-    """Rounding a block of the embedding: the block, its codes, and the candidates of the search."""
-    return 8 * BLOCK_ROWS * config.text.hidden_size * _FLOAT
-
-
-def _gated_mlp_bytes(config: ModelConfig) -> int:
-    inner = max(config.text.intermediate_size, config.text.shared_expert_size)
-    return 8 * inner * config.text.hidden_size * _FLOAT
-
-
-def _expert_bytes(config: ModelConfig) -> int:
+def _expert_bytes(text: TextConfig) -> int:
     """Moments of the bank and the expert, their factor, weights, codes, errors and a chunk of tokens."""
-    text = config.text
     inner = max((bank.expert_size for bank in text.banks), default=0)
     moments = 14 * text.hidden_size**2
     matrices = 16 * 2 * inner * text.hidden_size
@@ -105,10 +108,6 @@ def _tower_bytes(config: ModelConfig, num_patches: int) -> int:
     return weights + config.text.vocab_size * config.text.hidden_size + activations
 
 
-def _attention_bytes(config: ModelConfig, longest: int) -> int:
-    return 16 * longest * config.text.num_attention_heads * config.text.head_dim * _FLOAT
-
-
 _GIGA = 1e9
 _FIXED_PER_BYTE = 1000.0  # multiply-adds to read, convert, round, pack and write a byte
 _PACKED_SHARE = 0.3  # cost of a product with packed weights, relative to floats
@@ -117,7 +116,7 @@ _ATTENTION_SLOWNESS = 2.5  # of attention, relative to products with packed weig
 
 
 def unit_costs(
-    config: ModelConfig, fixed: Sequence[TensorEntry], sequences: Sequence[TokenSequence], recipe: Recipe
+    config: ModelConfig, fixed: Sequence[TensorEntry], sequences: Sequence[EncodedSample], recipe: Recipe
 ) -> dict[str, float]:
     """Cost of each unit in billions of multiply-adds. fixed: tensors that need no calibration tokens."""
     costs = {entry.name: _fixed_cost(entry, recipe) for entry in fixed}
@@ -146,7 +145,7 @@ def _fixed_cost(entry: TensorEntry, recipe: Recipe) -> float:
     return entry.num_bytes * per_byte * (2 if entry.dtype == torch.uint8 else 1) / _GIGA
 
 
-def _image_cost(config: ModelConfig, sequence: TokenSequence) -> float:
+def _image_cost(config: ModelConfig, sequence: EncodedSample) -> float:
     vision = config.vision
     weights = vision.depth * vision.hidden_size * (4 * vision.hidden_size + 2 * vision.intermediate_size)
     total = 1e6
@@ -157,7 +156,7 @@ def _image_cost(config: ModelConfig, sequence: TokenSequence) -> float:
     return total / _GIGA
 
 
-def _layer_cost(config: ModelConfig, sequences: Sequence[TokenSequence]) -> float:
+def _layer_cost(config: ModelConfig, sequences: Sequence[EncodedSample]) -> float:
     text = config.text
     lengths = [len(sequence.token_ids) for sequence in sequences]
     heads = text.num_attention_heads * text.head_dim
@@ -196,7 +195,7 @@ def rehearse(
     generator = torch.Generator().manual_seed(0)
     tokens = [torch.randn(_TOKENS, hidden_size, generator=generator)]
     weights = torch.rand(_TOKENS, generator=generator)
-    inputs = ExpertInputs(_Listed(tokens), weights, _Listed(tokens), torch.eye(hidden_size))
+    inputs = ExpertInputs(tokens, weights, tokens, _TOKENS, torch.eye(hidden_size))
     began = time.perf_counter()
     expert = source.expert(layer_id, bank, 0)
     pages, _ = quantize_expert(expert, inputs, recipe, *map(page_formats, formats))
@@ -204,13 +203,6 @@ def rehearse(
         _save_and_read(pack_page(page), directory / "rehearsal")
     seconds = time.perf_counter() - began
     return seconds / expert_cost(config, bank, _TOKENS, recipe)
-
-
-class _Listed(list[torch.Tensor]):
-    """Parts of tokens whose length is that of all parts together."""
-
-    def __len__(self) -> int:
-        return sum(part.shape[0] for part in self)
 
 
 def _save_and_read(packed: torch.Tensor, path: Path) -> None:

@@ -13,10 +13,10 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
+from ernie_calibration.sequences import EncodedSample
 from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.config import ExpertBank, ModelConfig, read_config
 from ernie_local.errors import UsageError
@@ -24,24 +24,14 @@ from ernie_local.loading.build import build_layer
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.layers import GatedMLP, Linear
 from ernie_local.model.moe import served_tokens
-from ernie_local.packing import dequantize, find_format
 from ernie_local.packing.formats import formats_for, largest_first
-from ernie_quant.expert import ExpertWeights, RoutedExpert
-from ernie_quant.grid import round_to_grid, search_grid
+from ernie_quant.expert import ExpertWeights
 from ernie_quant.layer import NormedTokens, Routing, attend_layer, finish_layer, route_bank
-from ernie_quant.losses import (
-    PARTS,
-    AnswerDivergence,
-    OptionLosses,
-    expert_outputs,
-    option_losses,
-    rounded_expert,
-    weighted_expert,
-)
-from ernie_quant.measurements import Measurements, read_measurements, write_measurements
+from ernie_quant.losses import PARTS, AnswerDivergence, option_losses, rounded, rounded_expert
+from ernie_quant.measurements import ExpertLosses, Measurements, read_measurements, write_measurements
 from ernie_quant.source import FloatSource
-from ernie_quant.tokens import RowFile, TokenSequence, TokenTable, embed
-from ernie_quant.work import calibration_identity, source_identity, version_identity
+from ernie_quant.tokens import RowFile, TokenTable, embed
+from ernie_quant.work import calibration_identity, source_identity, tell_nobody, version_identity
 
 Tensor = torch.Tensor
 EXPERT_FORMATS = tuple(low_bit.name for low_bit in reversed(largest_first(formats_for("mixed"))))
@@ -53,15 +43,6 @@ _LEAST_TOKENS = 32  # with fewer, tokens that rank the expert next are added
 _RANKS_TOKENS = 64
 
 
-class AnsweredSequence(TokenSequence, Protocol):
-    """A sequence whose answers are known."""
-
-    @property
-    def answers(self) -> tuple[tuple[int, int], ...]:
-        """[start, end) of each answer among the ids."""
-        ...
-
-
 @dataclasses.dataclass(slots=True)
 class _Copies:
     """The copies of all tokens: the exact one, and those that were changed in one layer."""
@@ -69,15 +50,13 @@ class _Copies:
     table: TokenTable  # of one copy
     experts: dict[int, int] = dataclasses.field(default_factory=dict)  # layer -> copy
     dense: dict[int, int] = dataclasses.field(default_factory=dict)
-    count: int = 1
+
+    @property
+    def count(self) -> int:
+        return 1 + len(self.experts) + len(self.dense)
 
     def rows(self, copy_id: int) -> slice:
         return slice(copy_id * self.table.num_tokens, (copy_id + 1) * self.table.num_tokens)
-
-    def add(self, changed: dict[int, int], layer_id: int) -> int:
-        changed[layer_id] = self.count
-        self.count += 1
-        return changed[layer_id]
 
 
 class Probe:
@@ -87,17 +66,16 @@ class Probe:
         self,
         checkpoint: Checkpoint,
         config: ModelConfig,
-        sequences: Sequence[AnsweredSequence],
+        sequences: Sequence[EncodedSample],
         directory: Path,
-        on_layer: Callable[[int, int], None] | None = None,
+        on_layer: Callable[[int, int], None],
     ) -> None:
         """checkpoint: unquantized; on_layer: called with the number of layers done, and of all."""
         assert config.quantization is None
         self._checkpoint, self._config, self._sequences = checkpoint, config, sequences
         self._source, self._directory, self._on_layer = FloatSource(checkpoint), directory, on_layer
         self._copies = _Copies(TokenTable.of(sequences, config))
-        self._losses: dict[RoutedExpert, OptionLosses] = {}
-        self._visits: dict[RoutedExpert, int] = {}
+        self._losses: list[ExpertLosses] = []
 
     def run(self, identity: dict[str, str]) -> Measurements:
         """Measure everything; `identity` becomes part of the result."""
@@ -107,10 +85,10 @@ class Probe:
             pass
         for layer_id, has_experts in enumerate(self._config.text.moe_layers):
             states = self._run_layer(layer_id, has_experts, states)
-            if self._on_layer is not None:
-                self._on_layer(layer_id + 1, self._config.text.num_hidden_layers)
+            self._on_layer(layer_id + 1, self._config.text.num_hidden_layers)
         positions = _answer_positions(self._sequences, table)
-        distance = AnswerDivergence(self._checkpoint, self._config, states.read(positions))
+        exact = states.read(positions)
+        distance = AnswerDivergence(self._checkpoint, self._config, exact)
         result = Measurements(
             identity=identity,
             tokens={
@@ -118,13 +96,12 @@ class Probe:
             },
             positions=positions.numel(),
             probe_format=PROBE_FORMAT,
-            experts=self._losses,
-            visits=self._visits,
             expert_divergence=self._distances(self._copies.experts, states, positions, distance),
             dense_divergence=self._distances(self._copies.dense, states, positions, distance),
-            head_divergence=distance.of_rounded_head(DENSE_FORMAT),
+            head_divergence=distance.of(exact, DENSE_FORMAT),
+            experts=self._losses,
         )
-        self._drop(states)
+        states.close()
         return result
 
     def _distances(
@@ -140,19 +117,16 @@ class Probe:
         num_rows = copies * self._copies.table.num_tokens
         return RowFile(self._directory / name, num_rows, self._config.text.hidden_size, is_new=True)
 
-    @staticmethod
-    def _drop(rows: RowFile) -> None:
-        rows.close()
-        rows.path.unlink()
-
     def _run_layer(self, layer_id: int, has_experts: bool, states: RowFile) -> RowFile:
         """Run all copies through the layer, and one or two more that begin here; their output states."""
         copies = self._copies
         before = copies.count
         layer = build_layer(self._checkpoint, self._config, layer_id)
         coarse = _with_rounded_matrices(layer)
-        dense_copy = copies.add(copies.dense, layer_id)
-        expert_copy = copies.add(copies.experts, layer_id) if has_experts else None
+        dense_copy = copies.dense[layer_id] = copies.count
+        expert_copy = None
+        if has_experts:
+            expert_copy = copies.experts[layer_id] = copies.count
         attended = self._new_rows("attended", copies.count)
         routed = self._new_rows(f"states.{layer_id + 1}", copies.count)
         attend_layer(layer, self._config, copies.table.repeated(before), states, attended)
@@ -166,8 +140,9 @@ class Probe:
         finish_layer(coarse, layer_id, attended, routed, copies.rows(dense_copy))
         if expert_copy is not None:
             finish_layer(layer, layer_id, attended, routed, copies.rows(expert_copy))
-        self._drop(attended)
-        self._drop(states)
+        attended.close()
+        states.close()
+        states.path.unlink()
         return routed
 
     def _run_bank(
@@ -185,46 +160,45 @@ class Probe:
             rows, token_weights = routing.visitors(expert_id)
             power = 0.0  # of the exact copy's outputs
             tokens = NormedTokens(layer, attended, rows)
-            for part_rows, outputs in tokens.outputs(weighted_expert(weights), token_weights):
+            for part_rows, outputs in tokens.outputs(weights.weighted_outputs, token_weights):
                 routed.add(part_rows, outputs)
                 power += float(outputs[part_rows < num_tokens].square().sum(dtype=torch.float64))
             own_rows, own_weights = own.visitors(expert_id)
             visitors = NormedTokens(layer, attended, own_rows)
-            losses = self._measure(weights, importance, visitors, own_weights, own, expert_id)
-            self._visits[layer_id, bank.name, expert_id] = own_rows.numel()
-            self._losses[layer_id, bank.name, expert_id] = dataclasses.replace(losses, power=power)
+            lost = _measure(weights, importance, visitors, own_weights, own, expert_id)
+            self._losses.append(ExpertLosses(layer_id, bank.name, expert_id, len(visitors), power, lost))
             if own_rows.numel():
                 all_tokens = torch.cat(list(visitors))
                 coarse = rounded_expert(weights, importance, all_tokens, (PROBE_FORMAT, PROBE_FORMAT))
-                outputs = expert_outputs(coarse, all_tokens).mul_(own_weights[:, None])
+                outputs = coarse.weighted_outputs(all_tokens, own_weights[:, None])
                 routed.add(own_rows + expert_copy * num_tokens, outputs)
 
-    def _measure(
-        self,
-        weights: ExpertWeights,
-        importance: Tensor,
-        visitors: NormedTokens,
-        visitor_weights: Tensor,
-        own: Routing,
-        expert_id: int,
-    ) -> OptionLosses:
-        """The shares that formats lose on some of the tokens, and the power of these tokens."""
-        step = -(-max(len(visitors), 1) // _MOST_OF_EXPERT)
-        rows, token_weights = visitors.rows[::step], visitor_weights[::step]
-        if len(visitors) < _LEAST_TOKENS:
-            nearest = own.neighbours(expert_id, _RANKS_TOKENS)
-            if not len(visitors) and not len(nearest):
-                nearest = own.rows[:_RANKS_TOKENS]
-            typical = visitor_weights.mean() if len(visitors) else torch.tensor(1.0)
-            rows = torch.cat((rows, nearest))
-            token_weights = torch.cat((token_weights, typical.expand(len(nearest))))
-        if not len(rows):  # a bank without any token
-            return OptionLosses(0.0, {part: dict.fromkeys(EXPERT_FORMATS, 0.0) for part in PARTS})
-        tokens = torch.cat(list(NormedTokens(visitors.layer, visitors.states, rows)))
-        return option_losses(weights, importance, tokens, token_weights, EXPERT_FORMATS)
+
+def _measure(
+    weights: ExpertWeights,
+    importance: Tensor,
+    visitors: NormedTokens,
+    visitor_weights: Tensor,
+    own: Routing,
+    expert_id: int,
+) -> dict[str, dict[str, float]]:
+    """The shares that formats lose on some of the expert's tokens. own: the routing of the exact copy."""
+    step = -(-max(len(visitors), 1) // _MOST_OF_EXPERT)
+    rows, token_weights = visitors.rows[::step], visitor_weights[::step]
+    if len(visitors) < _LEAST_TOKENS:
+        nearest = own.neighbours(expert_id, _RANKS_TOKENS)
+        if not len(visitors) and not len(nearest):
+            nearest = own.rows[:_RANKS_TOKENS]
+        typical = visitor_weights.mean() if len(visitors) else torch.tensor(1.0)
+        rows = torch.cat((rows, nearest))
+        token_weights = torch.cat((token_weights, typical.expand(len(nearest))))
+    if not len(rows):  # a bank without any token
+        return {part: dict.fromkeys(EXPERT_FORMATS, 0.0) for part in PARTS}
+    tokens = torch.cat(list(NormedTokens(visitors.layer, visitors.states, rows)))
+    return option_losses(weights, importance, tokens, token_weights, EXPERT_FORMATS)
 
 
-def probe_sequences(sequences: Sequence[AnsweredSequence], most_tokens: int) -> list[AnsweredSequence]:
+def probe_sequences(sequences: Sequence[EncodedSample], most_tokens: int) -> list[EncodedSample]:
     """The first sequences with an answer, at least one, of at most `most_tokens` tokens together.
 
     Sequences with images come first, but leave a third of the tokens to those without, if there are any.
@@ -232,7 +206,7 @@ def probe_sequences(sequences: Sequence[AnsweredSequence], most_tokens: int) -> 
     answered = [sequence for sequence in sequences if sequence.answers]
     with_images = [sequence for sequence in answered if sequence.patches]
     texts = [sequence for sequence in answered if not sequence.patches]
-    chosen: list[AnsweredSequence] = []
+    chosen: list[EncodedSample] = []
     room = most_tokens
     for candidates, kept in ((with_images, most_tokens // 3 if texts else 0), (texts, 0)):
         for sequence in candidates:
@@ -243,7 +217,7 @@ def probe_sequences(sequences: Sequence[AnsweredSequence], most_tokens: int) -> 
     return chosen
 
 
-def _answer_positions(sequences: Sequence[AnsweredSequence], table: TokenTable) -> Tensor:
+def _answer_positions(sequences: Sequence[EncodedSample], table: TokenTable) -> Tensor:
     """Rows of the tokens before each id of an answer."""
     positions = [
         tokens.start + index - 1
@@ -257,14 +231,12 @@ def _answer_positions(sequences: Sequence[AnsweredSequence], table: TokenTable) 
 def _with_rounded_matrices(layer: DecoderLayer) -> DecoderLayer:
     """A copy of the layer whose attention and shared experts, or dense MLP, are rounded to DENSE_FORMAT."""
     coarse = copy.deepcopy(layer)
-    low_bit = find_format(DENSE_FORMAT)
     for module in coarse.modules():
         # Routers stay exact.
         if isinstance(module, (GatedMLP, type(coarse.self_attn))):
             for linear in module.children():
                 if isinstance(linear, Linear):
-                    weights = linear.weight.data
-                    linear.weight.data = dequantize(round_to_grid(weights, search_grid(weights, low_bit)))
+                    linear.weight.data = rounded(linear.weight.data, DENSE_FORMAT)
     return coarse
 
 
@@ -274,25 +246,22 @@ def _of_exact_copy(routing: Routing, num_tokens: int) -> Routing:
 
 
 def _mean_squares(tokens: NormedTokens, hidden_size: int) -> Tensor:
-    total = torch.zeros(hidden_size)
-    for part in tokens:
-        total += part.square().sum(0)
+    total = sum((part.square().sum(0) for part in tokens), torch.zeros(hidden_size))
     return total.div_(max(len(tokens), 1)).clamp_(min=1e-12)
 
 
 def measurements_in(
     path: Path,
     source: Path,
-    sequences: Sequence[AnsweredSequence],
-    on_layer: Callable[[int, int], None] | None = None,
-    most_tokens: int = MOST_TOKENS,
+    sequences: Sequence[EncodedSample],
+    on_layer: Callable[[int, int], None] = tell_nobody,
 ) -> Measurements:
     """Read the measurements in `path`, or measure the unquantized model in `source` and write them there.
 
-    sequences: the first ones with answers are used, at most `most_tokens`. UsageError if the file holds
+    sequences: the first ones with answers are used, of at most MOST_TOKENS. UsageError if the file holds
     measurements of something else, or if no sequence has an answer.
     """
-    chosen = probe_sequences(sequences, most_tokens)
+    chosen = probe_sequences(sequences, MOST_TOKENS)
     if not chosen:
         raise UsageError(
             f"0 of {len(sequences)} samples have an answer, at least 1 is needed",

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from ernie_local.packing import LowBitFormat, QuantizedMatrix, dequantize
-from ernie_quant import native_steps
 from ernie_quant.grid import ScaleGrid, best_whole_pair, grid_of
+from ernie_quant.native_steps import BLOCK, has_native_steps, run_native_step
 
 Tensor = torch.Tensor
 
@@ -31,30 +31,32 @@ def refine(
     weights: (rows, columns), the exact ones; hessian: (columns, columns) float32. Without
     `with_codes` codes stay, without `with_scales` scales and zeros.
     """
-    state = _State.start(weights, hessian, matrix)
-    is_native = native_steps.has_native_steps()
-    columns = weights.shape[1]
+    grid = grid_of(matrix)
+    state = _State(
+        low_bit=matrix.low_bit,
+        codes=matrix.codes.t().contiguous(),
+        scales=grid.scales.t().contiguous(),
+        zeros=grid.zeros.t().contiguous(),
+        row_scales=grid.row_scales.float(),
+        pull=hessian @ (weights.float() - dequantize(matrix)).t(),
+    )
+    is_native = has_native_steps()
+    columns, rows = state.pull.shape
     for _ in range(sweeps):
-        for start in range(0, columns, native_steps.BLOCK):
-            block = slice(start, min(start + native_steps.BLOCK, columns))
+        for start in range(0, columns, BLOCK):
+            stop = min(start + BLOCK, columns)
+            changes = torch.empty(stop - start, rows)
             if is_native:
-                change = native_steps.refine_block(
-                    hessian,
-                    state.pull,
-                    state.row_scales,
-                    state.low_bit,
-                    block,
-                    (state.codes, state.scales, state.zeros),
-                    with_codes=with_codes,
-                    with_scales=with_scales,
-                )
+                read = hessian, state.pull, state.row_scales, matrix.low_bit.format_id, start, stop
+                written = state.codes, state.scales, state.zeros, changes
+                run_native_step("refine_block", *read, with_codes, with_scales, *written)
             else:
-                change = _refine_block(state, hessian, block, with_codes=with_codes, with_scales=with_scales)
-            state.pull.addmm_(hessian[:, block], change, alpha=-1)
-    grid = ScaleGrid(
+                _refine_block(state, hessian, slice(start, stop), changes, with_codes, with_scales)
+            state.pull.addmm_(hessian[:, start:stop], changes, alpha=-1)
+    refined = ScaleGrid(
         matrix.low_bit, state.scales.t().contiguous(), state.zeros.t().contiguous(), state.row_scales.half()
     )
-    return grid.with_codes(state.codes.t().contiguous())
+    return refined.with_codes(state.codes.t().contiguous())
 
 
 def output_error(weights: Tensor, hessian: Tensor, matrix: QuantizedMatrix) -> float:
@@ -77,19 +79,6 @@ class _State:
     row_scales: Tensor  # (rows,) float32
     pull: Tensor  # (columns, rows): H (W - Q), the direction that reduces the error
 
-    @classmethod
-    def start(cls, weights: Tensor, hessian: Tensor, matrix: QuantizedMatrix) -> _State:
-        grid = grid_of(matrix)
-        error = (weights.float() - dequantize(matrix)).t()
-        return cls(
-            low_bit=matrix.low_bit,
-            codes=matrix.codes.t().contiguous(),
-            scales=grid.scales.t().contiguous(),
-            zeros=grid.zeros.t().contiguous(),
-            row_scales=grid.row_scales.float(),
-            pull=hessian @ error,
-        )
-
     def step_and_shift(self, group: int) -> tuple[Tensor, Tensor]:
         return self.scales[group] * self.row_scales, self.zeros[group] / self.low_bit.zero_divisor
 
@@ -100,12 +89,14 @@ class _State:
 
 
 def _refine_block(
-    state: _State, hessian: Tensor, block: slice, *, with_codes: bool, with_scales: bool
-) -> Tensor:
-    """As native_steps.refine_block; does not change `state.pull`."""
+    state: _State, hessian: Tensor, block: slice, changes: Tensor, with_codes: bool, with_scales: bool
+) -> None:
+    """Refine the block's groups in turn; write the changes of their values, (block, rows), to `changes`.
+
+    `state.pull` stays as it is.
+    """
     size = state.low_bit.group_size
     block_pull = state.pull[block].clone()
-    changes = torch.empty_like(block_pull)
     for start in range(block.start, block.stop, size):
         columns = slice(start, min(start + size, block.stop))
         inside = slice(columns.start - block.start, columns.stop - block.start)
@@ -119,7 +110,6 @@ def _refine_block(
             _refit(state, group, columns, own, pull)
         changes[inside] = state.values(group, columns).sub_(before)
         block_pull.addmm_(hessian[block, columns], changes[inside], alpha=-1)
-    return changes
 
 
 def _descend(state: _State, group: int, columns: slice, own: Tensor, pull: Tensor) -> None:

@@ -14,8 +14,9 @@ from ernie_local.config import QuantizationConfig
 from ernie_local.packing import ExpertPage, pack_matrix, pack_page
 from ernie_local.packing.formats import TILE_ROWS
 from ernie_local.packing.layout import find_foreign
+from ernie_local.packing.page import pack_foreign_page
 from ernie_quant.expert import ExpertWeights
-from ernie_quant.foreign import foreign_page
+from ernie_quant.foreign import quantize_foreign
 from ernie_quant.recipe import Recipe, quantize_matrix
 
 BLOCK_ROWS = 256 * TILE_ROWS  # 42 MB of the embedding, whose 103,424 rows would be 1 GB
@@ -34,7 +35,7 @@ class FloatSource:
         """
         parent, _, own = name.rpartition(".")
         if own == QKV:
-            yield torch.cat([self._read(f"{parent}.{part}_proj.weight") for part in "qkv"])
+            yield torch.cat([self.read(f"{parent}.{part}_proj.weight") for part in "qkv"])
             return
         is_tied = name == "lm_head" and "lm_head.weight" not in self.checkpoint
         plain = "embed_tokens.weight" if is_tied else f"{name}.weight"
@@ -47,17 +48,14 @@ class FloatSource:
     def expert(self, layer_id: int, bank: str, expert_id: int) -> ExpertWeights:
         """One routed expert."""
         prefix = f"experts.{layer_id}.{bank}.{expert_id}"
-        return ExpertWeights(*(self._read(f"{prefix}.{projection}") for projection in PROJECTIONS))
+        return ExpertWeights(*(self.read(f"{prefix}.{projection}") for projection in PROJECTIONS))
 
     def gated_mlp(self, name: str) -> ExpertWeights:
         """A dense layer's MLP, or merged shared experts."""
-        return ExpertWeights(*(self._read(f"{name}.{projection}.weight") for projection in PROJECTIONS))
+        return ExpertWeights(*(self.read(f"{name}.{projection}.weight") for projection in PROJECTIONS))
 
-    def plain(self, name: str) -> torch.Tensor:
-        """A tensor that stays unchanged, in its own dtype."""
-        return self._read(name, self.checkpoint.dtype(name))
-
-    def _read(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def read(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """A whole tensor in this dtype."""
         values = torch.empty(self.checkpoint.shape(name), dtype=dtype)
         self.checkpoint.read(name, values)
         return values
@@ -70,7 +68,7 @@ def fixed_tensor(
     name, _, format_name = entry.name.rpartition(".")
     pages = expert_pages(entry.name)
     if entry.dtype != torch.uint8:
-        yield source.plain(entry.name)
+        yield source.read(entry.name, entry.dtype)
     elif pages is not None:
         key = pages.layer_id, pages.bank
         table = tables.small_experts if pages.small else tables.experts
@@ -86,14 +84,10 @@ def fixed_tensor(
 
 
 def _page(weights: ExpertWeights, page_format: str, recipe: Recipe) -> torch.Tensor:
+    matrices = (weights.gate, weights.up, weights.down)
     foreign = find_foreign(page_format)
     if foreign is not None:
-        return foreign_page(weights.gate, weights.up, weights.down, foreign, recipe.method)
+        return pack_foreign_page(*(quantize_foreign(matrix, foreign, recipe.method) for matrix in matrices))
     gate_up, down = page_formats(page_format)
-    return pack_page(
-        ExpertPage(
-            quantize_matrix(weights.gate, gate_up, recipe),
-            quantize_matrix(weights.up, gate_up, recipe),
-            quantize_matrix(weights.down, down, recipe),
-        )
-    )
+    pairs = zip(matrices, (gate_up, gate_up, down), strict=True)
+    return pack_page(ExpertPage(*(quantize_matrix(matrix, low_bit, recipe) for matrix, low_bit in pairs)))

@@ -8,33 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 
+from ernie_calibration.sequences import EncodedSample
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError, parameter
 from ernie_local.loading.build import build_embedder
-from ernie_local.media.patches import Patches
 from ernie_local.media.tokens import MediaPrompt
-
-
-class TokenSequence(Protocol):
-    """Ids with expanded placeholders, and their images."""
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """(tokens,)."""
-        ...
-
-    @property
-    def patches(self) -> tuple[Patches, ...]:
-        """In the order of the placeholders."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +32,7 @@ class TokenTable:
     bounds: tuple[int, ...]
 
     @classmethod
-    def of(cls, sequences: Sequence[TokenSequence], config: ModelConfig) -> TokenTable:
+    def of(cls, sequences: Sequence[EncodedSample], config: ModelConfig) -> TokenTable:
         """UsageError for an empty list."""
         if not sequences:
             raise UsageError(
@@ -56,21 +41,16 @@ class TokenTable:
                 f"give samples, or use {parameter('method', 'rtn')}, which needs none",
             )
         prompts = [MediaPrompt.of(sequence.token_ids, sequence.patches, config) for sequence in sequences]
-        bounds = [0]
-        for sequence in sequences:
-            bounds.append(bounds[-1] + len(sequence.token_ids))
         return cls(
             torch.cat([prompt.positions for prompt in prompts], dim=1),
             torch.cat([prompt.is_vision for prompt in prompts]),
-            tuple(bounds),
+            tuple(accumulate((len(sequence.token_ids) for sequence in sequences), initial=0)),
         )
 
     def repeated(self, times: int) -> TokenTable:
         """The same sequences, repeated `times` times."""
-        bounds = [0]
-        for number in range(times):
-            bounds.extend(number * self.num_tokens + bound for bound in self.bounds[1:])
-        return TokenTable(self.positions.repeat(1, times), self.is_vision.repeat(times), tuple(bounds))
+        later = [copy * self.num_tokens + bound for copy in range(times) for bound in self.bounds[1:]]
+        return TokenTable(self.positions.repeat(1, times), self.is_vision.repeat(times), (0, *later))
 
     @property
     def num_tokens(self) -> int:
@@ -86,7 +66,7 @@ class TokenTable:
 def embed(
     checkpoint: Checkpoint,
     config: ModelConfig,
-    sequences: Sequence[TokenSequence],
+    sequences: Sequence[EncodedSample],
     table: TokenTable,
     states: RowFile,
     first: int = 0,
@@ -106,7 +86,6 @@ def embed(
 
 
 Tensor = torch.Tensor
-_ITEM_BYTES = torch.float32.itemsize
 
 
 class RowFile:
@@ -115,7 +94,7 @@ class RowFile:
     def __init__(self, path: Path, num_rows: int, width: int, *, is_new: bool = False) -> None:
         """Open a file of that size; with `is_new`, create it, all zero."""
         self.path, self.num_rows, self.width = path, num_rows, width
-        self._row_bytes = width * _ITEM_BYTES
+        self._row_bytes = width * torch.float32.itemsize
         flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if is_new else 0)
         self._descriptor = os.open(path, flags, 0o644)
         if is_new:
@@ -125,30 +104,14 @@ class RowFile:
 
     def read(self, rows: slice | Tensor) -> Tensor:
         """These rows, (rows, width); a tensor of ids is read fastest in ascending order."""
-        if isinstance(rows, slice):
-            start, stop, _ = rows.indices(self.num_rows)
-            runs, count = [(start, stop)], stop - start
-        else:
-            runs, count = list(_runs(rows)), rows.numel()
+        count = len(range(self.num_rows)[rows]) if isinstance(rows, slice) else rows.numel()
         values = torch.empty(count, self.width)
-        view = _bytes_of(values)
-        done = 0
-        for start, stop in runs:
-            num_bytes = (stop - start) * self._row_bytes
-            _transfer(os.preadv, self._descriptor, view[done : done + num_bytes], start * self._row_bytes)
-            done += num_bytes
+        self._transfer(os.preadv, rows, values)
         return values
 
     def write(self, rows: slice | Tensor, values: Tensor) -> None:
         """Write (rows, width) float32 to these rows."""
-        runs = [rows.indices(self.num_rows)[:2]] if isinstance(rows, slice) else list(_runs(rows))
-        view = _bytes_of(values.contiguous())
-        done = 0
-        for start, stop in runs:
-            num_bytes = (stop - start) * self._row_bytes
-            _transfer(os.pwritev, self._descriptor, view[done : done + num_bytes], start * self._row_bytes)
-            done += num_bytes
-        assert done == len(view), (done, len(view))
+        self._transfer(os.pwritev, rows, values.contiguous())
 
     def add(self, rows: Tensor, values: Tensor) -> None:
         """Add (rows, width) to these rows, all of them different."""
@@ -165,15 +128,23 @@ class RowFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
-
-def _bytes_of(values: Tensor) -> memoryview:
-    view: memoryview = values.view(-1).view(torch.uint8).numpy().data
-    return view
+    def _transfer(
+        self, call: Callable[[int, list[memoryview], int], int], rows: slice | Tensor, values: Tensor
+    ) -> None:
+        """Use `call`, preadv or pwritev, on each run of consecutive rows until all of `values` passed."""
+        view: memoryview = values.view(-1).view(torch.uint8).numpy().data
+        runs = [rows.indices(self.num_rows)[:2]] if isinstance(rows, slice) else _runs(rows)
+        for start, stop in runs:
+            offset, end = start * self._row_bytes, stop * self._row_bytes
+            while offset < end:
+                count = call(self._descriptor, [view[: end - offset]], offset)
+                if count == 0:
+                    raise EOFError(f"the file ends at byte {offset}, {end - offset} more are needed")
+                view, offset = view[count:], offset + count
+        assert not view, (len(view), rows)
 
 
 def _runs(rows: Tensor) -> Iterator[tuple[int, int]]:
@@ -185,13 +156,3 @@ def _runs(rows: Tensor) -> Iterator[tuple[int, int]]:
     firsts = rows[torch.tensor(bounds[:-1])].tolist()
     for first, start, stop in zip(firsts, bounds[:-1], bounds[1:], strict=True):
         yield first, first + stop - start
-
-
-def _transfer(
-    call: Callable[[int, list[memoryview], int], int], descriptor: int, view: memoryview, offset: int
-) -> None:
-    while view:
-        count = call(descriptor, [view], offset)
-        if count == 0:
-            raise EOFError(f"the file ends at byte {offset}, {len(view)} more are needed")
-        view, offset = view[count:], offset + count

@@ -19,13 +19,13 @@ from typing import IO, Literal
 import torch
 
 import ernie_local
+from ernie_calibration.sequences import EncodedSample
 from ernie_local.checkpoint.writer import CheckpointFiles
-from ernie_local.config import Bank, QuantizationConfig
+from ernie_local.config import Bank
 from ernie_local.errors import Stopped, UsageError, parameter
 from ernie_local.files import replaced
 from ernie_quant.foreign import FOREIGN_PACKAGES
 from ernie_quant.recipe import Recipe
-from ernie_quant.tokens import TokenSequence
 
 ResumeMode = Literal["auto", "required", "never"]
 _FOLDER = "work"  # inside the directory; gone before it gets its final name
@@ -34,15 +34,15 @@ _FOLDER = "work"  # inside the directory; gone before it gets its final name
 class Work:
     """`OUT.partial`, locked for this process until `close`."""
 
-    def __init__(self, directory: Path, identity: Mapping[str, str], resume: ResumeMode = "auto") -> None:
+    def __init__(self, directory: Path, identity: dict[str, str], resume: ResumeMode = "auto") -> None:
         """Resume the work in `directory` if it is the same, or start a new one.
 
         UsageError if another process works there, if the directory holds different work (`auto`, `required`),
         no work (`required`) or other files. `never` deletes the work that is there.
         """
         self.directory = directory
-        self._folder = directory / _FOLDER
-        is_there = self._folder.is_dir()
+        self.folder = directory / _FOLDER  # for temporary files
+        is_there = self.folder.is_dir()
         if resume == "required" and not is_there:
             raise UsageError(
                 f"{directory} holds no work to resume",
@@ -51,12 +51,12 @@ class Work:
             )
         if not is_there:
             check_empty(directory)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
         if is_there and resume == "never":
             self._clear()
-        self._journal_path = self._folder / "journal.jsonl"
-        self._check_identity(dict(identity))
+        self._journal_path = self.folder / "journal.jsonl"
+        self._check_identity(identity)
         self.done: dict[str, dict[str, float]] = self._read_journal()
         self._journal = self._journal_path.open("a", encoding="utf-8")
 
@@ -66,10 +66,6 @@ class Work:
         self._journal.write(json.dumps({"unit": unit, "report": self.done[unit]}) + "\n")
         self._journal.flush()
         os.fsync(self._journal.fileno())
-
-    def file(self, name: str) -> Path:
-        """The path of a temporary file of the work."""
-        return self._folder / name
 
     def finish(self, out: Path) -> None:
         """Give the directory its final name, and delete the temporary files."""
@@ -87,7 +83,7 @@ class Work:
         self._lock.close()
 
     def _take_lock(self) -> IO[str]:
-        lock = (self._folder / "lock").open("a", encoding="utf-8")
+        lock = (self.folder / "lock").open("a", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -103,12 +99,12 @@ class Work:
         for path in self.directory.iterdir():
             if path.is_file():
                 path.unlink()
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             if path.name != "lock":
                 path.unlink()
 
     def _check_identity(self, identity: dict[str, str]) -> None:
-        path = self._folder / "identity.json"
+        path = self.folder / "identity.json"
         if not path.exists():
             with replaced(path) as new:
                 new.write_text(json.dumps(identity, indent=1), encoding="utf-8")
@@ -124,9 +120,8 @@ class Work:
 
     def _read_journal(self) -> dict[str, dict[str, float]]:
         done: dict[str, dict[str, float]] = {}
-        if not self._journal_path.exists():
-            return done
         kept = 0
+        self._journal_path.touch()
         with self._journal_path.open("rb") as file:
             for line in file:
                 # A kill may leave half a line at the end; that unit is repeated.
@@ -152,7 +147,11 @@ def check_empty(directory: Path) -> None:
         )
 
 
-OnUnit = Callable[[str, float, float], None]
+OnUnit = Callable[[str, float, float], None]  # its name, the cost so far, the cost of all
+
+
+def tell_nobody(*_told: object) -> None:
+    """Ignore what nobody asked to be told: the default of callbacks."""
 
 
 def expert_unit(layer_id: int, bank: Bank, expert_id: int) -> str:
@@ -168,43 +167,29 @@ class Units:
         work: Work,
         files: CheckpointFiles,
         costs: Mapping[str, float],
-        on_unit: OnUnit | None,
+        on_unit: OnUnit,
         should_stop: Callable[[], bool] | None,
     ) -> None:
-        """costs: of every unit, in any measure; on_unit: called with unit, cost so far, total."""
-        self._work, self._files, self._costs = work, files, dict(costs)
+        """costs: of every unit, in any measure."""
+        self.work, self.files, self._costs = work, files, costs
+        self.done = work.done  # the reports of units that this run or an earlier one finished
         self._on_unit, self._should_stop = on_unit, should_stop
         self._cost_of_all = sum(costs.values())
-        self._cost_done = sum(self._costs.get(unit, 0.0) for unit in work.done)
-        if on_unit is not None:
-            on_unit("", self._cost_done, self._cost_of_all)
-
-    def is_done(self, unit: str) -> bool:
-        """Whether this run or an earlier one finished it."""
-        return unit in self._work.done
-
-    def report(self, unit: str) -> dict[str, float]:
-        """The report that was recorded with it."""
-        return self._work.done[unit]
+        self._cost_done = sum(costs.get(unit, 0.0) for unit in self.done)
+        on_unit("", self._cost_done, self._cost_of_all)
 
     def finish(self, unit: str, report: Mapping[str, float] | None = None) -> None:
-        """Sync its bytes to the disk and record it. Stopped if the caller asks for it."""
-        assert unit in self._costs, unit
-        self._files.sync()
-        self._work.record(unit, report)
+        """Sync its bytes to the disk and record it. Stopped if the caller asks; recorded units stay."""
+        self.files.sync()
+        self.work.record(unit, report)
         self._cost_done += self._costs[unit]
-        if self._on_unit is not None:
-            self._on_unit(unit, self._cost_done, self._cost_of_all)
-        self.stop_if_asked()
-
-    def stop_if_asked(self) -> None:
-        """Raise Stopped if the caller asks for it; recorded units stay."""
+        self._on_unit(unit, self._cost_done, self._cost_of_all)
         if self._should_stop is not None and self._should_stop():
-            num_done = len(self._work.done.keys() & self._costs.keys())
+            num_done = len(self.done.keys() & self._costs.keys())
             raise Stopped(
                 f"stopped after {num_done} of {len(self._costs)} units, "
                 f"{self._cost_done / self._cost_of_all:.0%} of the work",
-                f"a stop was requested; finished units are in {self._work.directory}",
+                f"a stop was requested; finished units are in {self.work.directory}",
                 "run the same command again to resume",
             )
 
@@ -229,7 +214,7 @@ def source_identity(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def calibration_identity(sequences: Iterable[TokenSequence]) -> str:
+def calibration_identity(sequences: Iterable[EncodedSample]) -> str:
     """A hash of all ids and pixels, in order."""
     digest = hashlib.sha256()
     for sequence in sequences:
@@ -237,11 +222,6 @@ def calibration_identity(sequences: Iterable[TokenSequence]) -> str:
         for patches in sequence.patches:
             digest.update(patches.pixel_values.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def settings_identity(tables: QuantizationConfig, recipe: Recipe) -> str:
-    """A hash of the format of every weight and of the recipe."""
-    return hashlib.sha256(json.dumps([tables.to_json(), repr(recipe)], sort_keys=True).encode()).hexdigest()
 
 
 def version_identity(recipe: Recipe | None = None) -> str:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import ernie_local
 from ernie_local.checkpoint.files import HASHES_FILE
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
@@ -64,7 +65,7 @@ def test_a_whole_checkpoint_answers_and_gets_the_same_hashes_again(made: Path, c
 
 
 def test_numbers_that_are_none_are_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ernie_quant.audit.load", None)  # which would find them too
+    monkeypatch.setattr(ernie_local, "load", None)  # which would find them too
     spoil(copied, "norm.weight", torch.nan)
     with pytest.raises(ModelUnusable, match=r"'norm\.weight' holds nan"):
         audit(copied, NANO_DIRECTORY, weight_bytes(copied))
@@ -107,7 +108,7 @@ def test_without_memory_nothing_is_loaded_and_that_is_said(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10 << 20))
-    monkeypatch.setattr("ernie_quant.audit.load", None)
+    monkeypatch.setattr(ernie_local, "load", None)
     notes: list[str] = []
     audit(copied, NANO_DIRECTORY, weight_bytes(copied), notes.append)
     assert "not audited" in notes[0]
@@ -115,7 +116,7 @@ def test_without_memory_nothing_is_loaded_and_that_is_said(
 
 
 def test_no_more_memory_is_taken_than_allowed(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ernie_quant.audit.load", None)
+    monkeypatch.setattr(ernie_local, "load", None)
     notes: list[str] = []
     audit(copied, NANO_DIRECTORY, weight_bytes(copied), notes.append, most_memory=3 << 20)
     assert "3.0 MiB" in notes[0]
@@ -136,14 +137,14 @@ def test_a_source_without_a_tokenizer_is_quantized_and_that_is_said(tmp_path: Pa
     assert (tmp_path / "out" / HASHES_FILE).exists()
 
 
-def test_what_fails_the_audit_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_arguments: object) -> None:
-        raise ModelUnusable("w", "y", "h")
+def test_what_fails_the_audit_gets_no_name(tmp_path: Path) -> None:
+    one = job(tmp_path / "out")
 
-    with monkeypatch.context() as context:
-        context.setattr("ernie_quant.pipeline.audit", refuse)
-        with pytest.raises(ModelUnusable):
-            quantize_checkpoint(job(tmp_path / "out"))
-        assert not (tmp_path / "out").exists()
-    quantize_checkpoint(dataclasses.replace(job(tmp_path / "out"), resume="required"))
-    assert (tmp_path / "out" / HASHES_FILE).exists()
+    def lose_the_tokenizer(_unit: str, _done: float, _all: float) -> None:
+        (one.partial / "tokenizer.model").unlink(missing_ok=True)
+
+    with pytest.raises(ModelUnusable, match=r"tokenizer\.model is missing"):
+        quantize_checkpoint(dataclasses.replace(one, on_unit=lose_the_tokenizer))
+    assert not one.out.exists()
+    quantize_checkpoint(dataclasses.replace(one, resume="required"))
+    assert (one.out / HASHES_FILE).exists()

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -39,35 +40,29 @@ def job(out: Path, experts: str, small: str | None = None, method: QuantizationM
     return Job(NANO_DIRECTORY, out, format_tables(CONFIG, tables(experts, small)), Recipe(method), sequences)
 
 
-class Parts(list[torch.Tensor]):
-    """Tokens in parts."""
-
-    def __len__(self) -> int:
-        return sum(part.shape[0] for part in self)
-
-
 def test_both_pages_are_those_that_each_would_be_alone() -> None:
     generator = torch.Generator().manual_seed(3)
     gate, up, down = (
         torch.randn(shape, generator=generator) * 0.05 for shape in ((48, 64), (48, 64), (64, 48))
     )
-    tokens = Parts(torch.randn(count, 64, generator=generator) for count in (90, 40))
-    neighbours = Parts([torch.randn(50, 64, generator=generator)])
+    tokens = [torch.randn(count, 64, generator=generator) for count in (90, 40)]
+    neighbours = [torch.randn(50, 64, generator=generator)]
     weights = torch.rand(130, generator=generator)
-    inputs = ExpertInputs(tokens, weights, neighbours, torch.eye(64))
+    inputs = ExpertInputs(tokens, weights, neighbours, 50, torch.eye(64))
     expert = ExpertWeights(gate, up, down)
     (page, small), both = quantize_expert(expert, inputs, Recipe(), W4, W2)
     (alone,), of_four = quantize_expert(expert, inputs, Recipe(), W4)
     (two,), of_two = quantize_expert(expert, inputs, Recipe(), W2)
     assert torch.equal(pack_page(page), pack_page(alone))
     assert torch.equal(pack_page(small), pack_page(two))
-    assert both == dataclasses.replace(
+    assert both == msgspec.structs.replace(
         of_four, small_gate_up_error=of_two.gate_up_error, small_down_error=of_two.down_error
     )
     assert of_four.gate_up_error < of_two.gate_up_error
-    assert set(both.values()) - set(of_four.values()) == {"small_gate_up_error", "small_down_error"}
-    assert ExpertReport.of_values(json.loads(json.dumps(both.values()))) == both
-    assert ExpertReport.of_values(of_four.values()) == of_four
+    values, of_one = msgspec.to_builtins(both), msgspec.to_builtins(of_four)
+    assert set(values) - set(of_one) == {"small_gate_up_error", "small_down_error"}
+    assert msgspec.convert(json.loads(json.dumps(values)), ExpertReport) == both
+    assert msgspec.convert(of_one, ExpertReport) == of_four
 
 
 def test_a_second_page_costs_nearly_as_much_as_the_first() -> None:

@@ -23,15 +23,20 @@ from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.errors import ErnieLocalError, ModelUnusable, UsageError
 from ernie_local.loading import LoadedModel
-from ernie_quant.evaluation.candidate import check_comparable, find_candidate
-from ernie_quant.evaluation.comparison import Comparer, head_of, same_experts
+from ernie_quant.evaluation.comparison import compare_turn, same_experts
 from ernie_quant.evaluation.observation import Observation, Observer
 from ernie_quant.evaluation.reference import load_head
-from ernie_quant.evaluation.run import Evaluation, EvaluationJob, Result
+from ernie_quant.evaluation.run import (
+    Evaluation,
+    EvaluationJob,
+    Result,
+    check_comparable,
+    find_candidate,
+)
 from tests.conftest import PackNano
 from tests.rounding import rounded_floats
 
-SAMPLES = 4
+SAMPLES = 3
 
 
 def job(cache: Path | None = None, **changes: Any) -> EvaluationJob:
@@ -47,8 +52,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluation(cache: Path) -> Evaluation:
-    return Evaluation(job(cache))
+def told() -> list[tuple[str, int, int]]:
+    """What `evaluation` tells of its progress."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def evaluation(cache: Path, told: list[tuple[str, int, int]]) -> Evaluation:
+    return Evaluation(job(cache, on_sample=lambda *each: told.append(each)))
+
+
+@pytest.fixture(scope="module")
+def near(evaluation: Evaluation, rounded: Path) -> Result:
+    return evaluation.evaluate(find_candidate(str(rounded)))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +118,7 @@ def test_states_are_those_of_one_pass_over_prompt_and_right_answer(
 ) -> None:
     """A row for each id of the answer and one for its end: nothing of what a chat fills in before."""
     turns = [(sample, turn) for sample in held_out_samples(SAMPLES) for turn in sample.turns]
-    assert len(turns) == len(observed) == SAMPLES + 2
+    assert len(turns) == len(observed) == SAMPLES + 1
     for (sample, turn), seen in zip(turns, observed, strict=True):
         assert (seen.asked.document, seen.asked.turn) == (sample.name, turn)
         assert nano.tokenizer.decode(seen.asked.forced_ids) == turn.answer
@@ -140,10 +156,9 @@ def test_a_checkpoint_against_itself_differs_in_nothing(evaluation: Evaluation) 
 
 
 def test_permuted_experts_are_found_far_off_and_rounded_ones_near(
-    evaluation: Evaluation, permuted: Path, rounded: Path
+    evaluation: Evaluation, permuted: Path, near: Result
 ) -> None:
     far = evaluation.evaluate(find_candidate(str(permuted)))
-    near = evaluation.evaluate(find_candidate(str(rounded)))
     assert 0.0 < near.summary.divergence.mean.value < 0.3
     assert far.summary.divergence.mean.low > 5 * near.summary.divergence.mean.high
     assert far.summary.divergence.top1.value < near.summary.divergence.top1.value
@@ -187,9 +202,8 @@ def test_same_experts_are_counted_as_sets() -> None:
 
 
 def test_kept_results_are_used_again_and_say_the_same(
-    evaluation: Evaluation, cache: Path, rounded: Path, monkeypatch: pytest.MonkeyPatch
+    near: Result, cache: Path, rounded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = evaluation.evaluate(find_candidate(str(rounded)))
     loaded: list[str] = []
     load = ernie_local.load
 
@@ -201,7 +215,7 @@ def test_kept_results_are_used_again_and_say_the_same(
     again = Evaluation(job(cache)).evaluate(find_candidate(str(rounded)))
     assert loaded == ["w2"]
     assert rounded_floats(dataclasses.asdict(again.summary)) == rounded_floats(
-        dataclasses.asdict(first.summary)
+        dataclasses.asdict(near.summary)
     )
 
 
@@ -260,7 +274,7 @@ def test_one_model_is_in_memory_at_a_time(
 
 def test_answers_of_the_reference_are_what_checkpoints_read(permuted: Path) -> None:
     """A reference that answers wrongly is followed to where it would have gone."""
-    evaluation = Evaluation(job(reference=find_candidate(str(permuted)), answers="reference", samples=2))
+    evaluation = Evaluation(job(reference=find_candidate(str(permuted)), answers="reference", samples=1))
     result = evaluation.evaluate(find_candidate("nano"))
     model = ernie_local.load("nano")
     for each in result.comparisons:
@@ -281,37 +295,42 @@ def test_the_head_alone_is_the_models_own(name: str, rounded: Path, tiny_checkpo
 
 
 def test_another_model_or_other_files_are_told(
-    tiny_checkpoint: Path, nano: LoadedModel, observed: list[Observation], tmp_path: Path
+    tiny_checkpoint: Path,
+    nano: LoadedModel,
+    observed: list[Observation],
+    evaluation: Evaluation,
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(ModelUnusable, match="has vocab_size 96, the reference 432"):
         check_comparable(find_candidate("nano"), find_candidate(str(tiny_checkpoint)))
-    comparer = Comparer(head_of(nano.network), head_of(nano.network), nano.config, "tags")
     other = dataclasses.replace(
         observed[0], asked=dataclasses.replace(observed[0].asked, prompt_identity="other")
     )
     with pytest.raises(ModelUnusable, match="tokenizer, chat template or settings for images"):
-        comparer.compare(observed[0], other)
+        compare_turn(observed[0], other, (nano.network, nano.network), "tags")
     shutil.copytree(NANO_DIRECTORY, tmp_path / "nano")
     settings = tmp_path / "nano" / "preprocessor_config.json"
     values = json.loads(settings.read_text())
     settings.write_text(json.dumps({**values, "image_mean": [0.5, 0.5, 0.5]}))
     with pytest.raises(ModelUnusable, match="tokens that are not"):
-        Evaluation(job(samples=1)).evaluate(find_candidate(str(tmp_path / "nano")))
+        evaluation.evaluate(find_candidate(str(tmp_path / "nano")))
 
 
 def test_logits_that_are_no_numbers_are_an_error(nano: LoadedModel, observed: list[Observation]) -> None:
-    comparer = Comparer(head_of(nano.network), head_of(nano.network), nano.config, "tags")
     broken = observed[0].states.clone()
     broken[0, 0] = float("nan")
+    other = dataclasses.replace(observed[0], states=broken)
     with pytest.raises(ErnieLocalError, match="not a number"):
-        comparer.compare(observed[0], dataclasses.replace(observed[0], states=broken))
+        compare_turn(observed[0], other, (nano.network, nano.network), "tags")
 
 
-def test_progress_is_told_after_each_sample(rounded: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    evaluation = Evaluation(job(samples=2, on_sample=lambda *each: told.append(each)))
-    evaluation.evaluate(find_candidate(str(rounded)))
-    assert told == [("nano", 1, 2), ("nano", 2, 2), (str(rounded), 1, 2), (str(rounded), 2, 2)]
+def test_progress_is_told_after_each_sample(
+    near: Result, rounded: Path, told: list[tuple[str, int, int]]
+) -> None:
+    for name in ("nano", str(rounded)):
+        own = [each for each in told if each[0] == name]
+        assert own[:SAMPLES] == [(name, number, SAMPLES) for number in range(1, SAMPLES + 1)]
+    assert told[:SAMPLES] == [each for each in told if each[0] == "nano"][:SAMPLES]
 
 
 def test_texts_have_no_exact_answers_and_no_vision_tokens(rounded: Path) -> None:

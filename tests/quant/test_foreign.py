@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bitsandbytes.functional as bnb
 import pytest
 import torch
 from optimum.quanto import WeightQBitsTensor, qint2, qint4
+from optimum.quanto.library.extensions import get_extension
 from optimum.quanto.tensor.packed import PackedTensor, pack_weights
 
 import ernie_local
@@ -147,17 +149,28 @@ def test_groups_of_equal_weights_keep_their_value(name: str, method: str) -> Non
 
 
 def test_hqq_does_not_wait_for_a_compiler() -> None:
-    code = (
-        "import torch; from ernie_quant.foreign import quantize_foreign; "
-        "from ernie_local.packing.layout import find_foreign; "
-        "quantize_foreign(torch.randn(16, 64), find_foreign('qint2g64'), 'quanto-hqq'); "
-        "from optimum.quanto.library.extensions import get_extension; "
-        "print(type(get_extension('quanto_cpp').lib).__name__)"
-    )
+    foreign = find_foreign("qint2g64")
+    assert foreign is not None
     started = time.monotonic()
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "SimpleNamespace"
+    quantize_foreign(torch.randn(16, 64), foreign, "quanto-hqq")
+    assert isinstance(get_extension("quanto_cpp").lib, SimpleNamespace)  # no compiled module
     assert time.monotonic() - started < 60
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nano with plain experts; all else as beside experts of any format."""
+    out = tmp_path_factory.mktemp("dense") / "model"
+    tables = format_tables(CONFIG, FormatChoice(experts=None))
+    quantize_checkpoint(Job(NANO_DIRECTORY, out, tables, Recipe("clip")))
+    return out
+
+
+@pytest.fixture(scope="module")
+def nf4_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("nf4") / "model"
+    quantize_checkpoint(foreign_job(out, "nf4", "nf4g64"))
+    return out
 
 
 def foreign_job(out: Path, method: Any, name: str) -> Job:
@@ -169,17 +182,22 @@ def foreign_job(out: Path, method: Any, name: str) -> Job:
 )
 @pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
 def test_a_checkpoint_is_what_its_pages_mean(
-    method: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    name: str,
+    dense: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Against the plain model, its experts overwritten by what the method makes of them; in torch, where
     activations are not rounded."""
+    if method == "nf4":
+        directory: Path = request.getfixturevalue("nf4_model")
+    else:
+        directory = tmp_path / "model"
+        quantize_checkpoint(foreign_job(directory, method, name))
     monkeypatch.setattr(native, "find_module", lambda: (None, "to compute with exact activations"))
-    quantize_checkpoint(foreign_job(tmp_path / "model", method, name))
-    apart = Job(
-        NANO_DIRECTORY, tmp_path / "dense", format_tables(CONFIG, FormatChoice(experts=None)), Recipe("clip")
-    )
-    quantize_checkpoint(apart)
-    model, plain = (ernie_local.load(tmp_path / each, kv_dtype="float32") for each in ("model", "dense"))
+    model, plain = (ernie_local.load(each, kv_dtype="float32") for each in (directory, dense))
     ids = list(range(20, 60))
     before = plain.logits(ids)
     assert isinstance(plain.network.experts, ResidentExperts)
@@ -197,12 +215,11 @@ def test_a_checkpoint_is_what_its_pages_mean(
     torch.testing.assert_close(model.logits(ids), wanted, rtol=0, atol=2e-4 * float(wanted.abs().max()))
 
 
-def test_nothing_of_the_libraries_is_needed_to_run(tmp_path: Path) -> None:
-    quantize_checkpoint(foreign_job(tmp_path / "model", "nf4", "nf4g64"))
+def test_nothing_of_the_libraries_is_needed_to_run(nf4_model: Path) -> None:
     code = (
         "import sys; sys.modules['bitsandbytes'] = sys.modules['optimum'] = None; "
         "from ernie_cli.main import run; "
-        f"sys.exit(run(['chat', {str(tmp_path / 'model')!r}, '-p', 'What is the total?', "
+        f"sys.exit(run(['chat', {str(nf4_model)!r}, '-p', 'What is the total?', "
         "'--image', 'examples/invoice.png']))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

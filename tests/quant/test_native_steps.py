@@ -7,13 +7,13 @@ import torch
 
 from ernie_local.kernels import native
 from ernie_local.packing import QuantizedMatrix, find_format
-from ernie_quant import native_steps
 from ernie_quant.gptq import gptq
 from ernie_quant.grid import round_to_grid, search_grid
 from ernie_quant.hessian import damped, second_moments
 from ernie_quant.refine import output_error, refine
 
 
+@pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
 @pytest.mark.parametrize("name", ["w4", "w3", "w2l", "w2", "w2s"])
 @pytest.mark.parametrize(("rows", "columns"), [(37, 208), (16, 128), (5, 48)])
 def test_compiled_steps_choose_as_torch_does(
@@ -34,7 +34,6 @@ def test_compiled_steps_choose_as_torch_does(
     compiled = quantize()
     with monkeypatch.context() as context:
         context.setattr(native, "find_module", lambda: (None, "to compute with torch"))
-        context.setattr(native_steps, "warn_without_native", lambda: None)
         plain = quantize()
     # Sums are rounded in another order: a near tie may fall the other way, and moves what comes after it.
     # Refined 8-bit scales are nearly flat in their cost, so of these only the error is compared.

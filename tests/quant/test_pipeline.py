@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,13 @@ from safetensors.torch import load_file, save_file
 
 import ernie_local
 from ernie_calibration.images import draw_image
+from ernie_calibration.sequences import EncodedSample
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.header import read_safetensors_header
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, ModelUnusable, Stopped, UsageError
 from ernie_local.loading import LoadedModel
-from ernie_local.media.patches import Patches
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import Recipe
@@ -34,31 +33,29 @@ CONFIG = read_config(NANO_DIRECTORY)
 TABLES = format_tables(CONFIG, FormatChoice(experts="w2"))
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """A calibration sequence."""
-
-    token_ids: tuple[int, ...]
-    patches: tuple[Patches, ...]
-
-
 @pytest.fixture(scope="module")
 def nano() -> LoadedModel:
     return ernie_local.load("nano")
 
 
-def draw(nano: LoadedModel, seed: int) -> Tokens:
+def draw(nano: LoadedModel, seed: int) -> EncodedSample:
     """An image with everything that is printed on it."""
     image = draw_image("receipt", seed, width=224, height=280)
     patches = nano.patches([image.image])
     media = CONFIG.media
     ids = [1, media.image_start, *[media.image] * patches[0].num_tokens, media.image_end]
-    return Tokens((*ids, *nano.tokenizer.encode(image.transcript)), tuple(patches))
+    token_ids = (*ids, *nano.tokenizer.encode(image.transcript))
+    return EncodedSample(str(seed), token_ids, tuple(patches), answers=())
 
 
 @pytest.fixture(scope="module")
-def sequences(nano: LoadedModel) -> list[Tokens]:
+def sequences(nano: LoadedModel) -> list[EncodedSample]:
     return [draw(nano, seed) for seed in range(7_000_000, 7_000_024)]
+
+
+@pytest.fixture(scope="module")
+def few(nano: LoadedModel) -> list[EncodedSample]:
+    return [draw(nano, seed) for seed in (7_000_000, 7_000_001)]
 
 
 def hashes(directory: Path) -> dict[str, str]:
@@ -67,13 +64,13 @@ def hashes(directory: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(sequences: list[Tokens], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(sequences: list[EncodedSample], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("calibrated") / "model"
     quantize_checkpoint(Job(NANO_DIRECTORY, out, TABLES, Recipe(), sequences))
     return out
 
 
-def divergence(nano: LoadedModel, directory: Path, held_out: list[Tokens]) -> float:
+def divergence(nano: LoadedModel, directory: Path, held_out: list[EncodedSample]) -> float:
     """Mean KL to nano behind the image, in nats."""
     other, total = ernie_local.load(directory), []
     for tokens in held_out:
@@ -87,7 +84,7 @@ def divergence(nano: LoadedModel, directory: Path, held_out: list[Tokens]) -> fl
 
 @pytest.mark.slow
 def test_calibration_beats_clipping_beats_rounding(
-    nano: LoadedModel, sequences: list[Tokens], whole: Path, tmp_path: Path
+    nano: LoadedModel, sequences: list[EncodedSample], whole: Path, tmp_path: Path
 ) -> None:
     held_out = [draw(nano, seed) for seed in range(7_100_000, 7_100_012)]
     for method in ("rtn", "clip"):
@@ -98,7 +95,9 @@ def test_calibration_beats_clipping_beats_rounding(
 
 
 @pytest.mark.slow
-def test_routing_drifts_more_with_fewer_bits(sequences: list[Tokens], whole: Path, tmp_path: Path) -> None:
+def test_routing_drifts_more_with_fewer_bits(
+    sequences: list[EncodedSample], whole: Path, tmp_path: Path
+) -> None:
     """By layer, beside the source's own choices: nearly all stay in four bits."""
     tables = format_tables(CONFIG, FormatChoice("w4"))
     job = Job(NANO_DIRECTORY, tmp_path / "four", tables, Recipe(), sequences)
@@ -117,7 +116,7 @@ def test_routing_drifts_more_with_fewer_bits(sequences: list[Tokens], whole: Pat
     "where", ["layers.0.mlp.w8", "sequence 9", "expert 1.text.3", "layer 2", "expert 5.vision.15"]
 )
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
-    where: str, sequences: list[Tokens], whole: Path, tmp_path: Path
+    where: str, sequences: list[EncodedSample], whole: Path, tmp_path: Path
 ) -> None:
     stops: list[str] = []
     job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe(), sequences)
@@ -140,7 +139,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
 
 @pytest.mark.slow
 def test_half_a_line_and_half_an_expert_are_done_again(
-    sequences: list[Tokens], whole: Path, tmp_path: Path
+    sequences: list[EncodedSample], whole: Path, tmp_path: Path
 ) -> None:
     """As after kill -9: the journal's last line was cut off, the page after it half written."""
     job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe(), sequences)
@@ -160,7 +159,7 @@ def test_half_a_line_and_half_an_expert_are_done_again(
 
 
 @pytest.mark.slow
-def test_every_unit_is_told_once(sequences: list[Tokens], tmp_path: Path) -> None:
+def test_every_unit_is_told_once(sequences: list[EncodedSample], tmp_path: Path) -> None:
     told: list[tuple[str, float, float]] = []
     tables = format_tables(CONFIG, FormatChoice(experts="w2s", vision=None))
     reports = quantize_checkpoint(
@@ -197,9 +196,9 @@ def change_calibration(job: Job) -> Job:
     ("change", "differing"), [(change_settings, "settings"), (change_calibration, "calibration")]
 )
 def test_other_work_is_not_gone_on_with(
-    change: Callable[[Job], Job], differing: str, sequences: list[Tokens], tmp_path: Path
+    change: Callable[[Job], Job], differing: str, few: list[EncodedSample], tmp_path: Path
 ) -> None:
-    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe(), sequences[:2], should_stop=lambda: True)
+    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe(), few, should_stop=lambda: True)
     with pytest.raises(Stopped):
         quantize_checkpoint(job)
     with pytest.raises(UsageError, match=f"other work: {differing} differ"):
@@ -228,7 +227,7 @@ def test_killed_at_the_very_end_the_checkpoint_is_there(
     def die(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ernie_quant.work.shutil.rmtree", die)
+    monkeypatch.setattr(shutil, "rmtree", die)
     with pytest.raises(KeyboardInterrupt):
         quantize_checkpoint(Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn")))
     assert bool(ernie_local.load(tmp_path / "model").logits([1, 20, 30]).isfinite().all())
@@ -241,10 +240,11 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     def write_too(unit: str, _done: float, _all: float) -> None:
         if unit and not refused:
             with pytest.raises(UsageError) as caught:
-                quantize_checkpoint(dataclasses.replace(job, on_unit=None))
+                quantize_checkpoint(job)
             refused.append(str(caught.value))
 
-    quantize_checkpoint(dataclasses.replace(job, on_unit=write_too))
+    with pytest.raises(Stopped):
+        quantize_checkpoint(dataclasses.replace(job, on_unit=write_too, should_stop=lambda: bool(refused)))
     assert "another process is writing" in refused[0]
 
 
@@ -293,7 +293,8 @@ def test_a_damaged_source_is_refused_and_nothing_appears(
 @pytest.mark.slow
 def test_a_bank_that_no_token_reaches_is_quantized_all_the_same(nano: LoadedModel, tmp_path: Path) -> None:
     """Text alone: every vision expert has 0 effective tokens, and says so."""
-    text = Tokens((1, *nano.tokenizer.encode("What is 7 plus 5?")), ())
+    ids = (1, *nano.tokenizer.encode("What is 7 plus 5?"))
+    text = EncodedSample("text", ids, patches=(), answers=())
     reports = quantize_checkpoint(Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe(), [text]))
     assert {reports[key].effective_tokens for key in reports if key[1] == "vision"} == {0.0}
     assert sum(reports[key].tokens for key in reports if key[1] == "text") > 0
@@ -301,9 +302,9 @@ def test_a_bank_that_no_token_reaches_is_quantized_all_the_same(nano: LoadedMode
 
 
 def test_a_page_that_changes_behind_the_quantizer_is_found_before_anything_is_computed_from_it(
-    sequences: list[Tokens], tmp_path: Path
+    few: list[EncodedSample], tmp_path: Path
 ) -> None:
-    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe(), sequences[:2])
+    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe(), few)
 
     def damage(unit: str, _done: float, _all: float) -> None:
         if unit == "expert 1.text.3":

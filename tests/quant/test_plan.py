@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,6 +77,6 @@ def test_no_room_for_hidden_states_is_told_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = job(tmp_path)
-    monkeypatch.setattr("ernie_quant.pipeline.shutil.disk_usage", lambda _path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000))
     with pytest.raises(DoesNotFit, match=r"bytes are needed beside the weights in .*, 1000 are free"):
         quantize_checkpoint(one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -14,16 +15,22 @@ import ernie_local
 from ernie_calibration.generated import generated_samples
 from ernie_calibration.sequences import EncodedSample, SampleEncoder
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import page_layout
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, InputUnreadable, UsageError
+from ernie_local.experts.resident import ResidentExperts
+from ernie_local.loading import LoadedModel
+from ernie_local.media.tokens import MediaPrompt
+from ernie_local.model.decoder import DecoderLayer
+from ernie_local.model.moe import served_tokens
 from ernie_local.packing import dequantize, find_format
-from ernie_quant import mixed_tables
-from ernie_quant.expert import ExpertWeights, RoutedExpert
+from ernie_quant.expert import ExpertWeights
 from ernie_quant.grid import round_to_grid, search_grid
-from ernie_quant.losses import expert_outputs, option_losses
+from ernie_quant.losses import option_losses, rounded_expert
 from ernie_quant.measurements import Measurements
+from ernie_quant.mixed_tables import FLOOR, MixedTables, expert_items, layer_factors, quantized_bytes
 from ernie_quant.probe import EXPERT_FORMATS, measurements_in, probe_sequences
 from ernie_quant.source import FloatSource
 
@@ -37,8 +44,14 @@ def samples() -> list[EncodedSample]:
 
 
 @pytest.fixture(scope="module")
-def measured(samples: list[EncodedSample], tmp_path_factory: pytest.TempPathFactory) -> Measurements:
-    return measurements_in(tmp_path_factory.mktemp("probe") / "statistics.json", NANO_DIRECTORY, samples)
+def statistics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `measured` is written."""
+    return tmp_path_factory.mktemp("probe") / "statistics.json"
+
+
+@pytest.fixture(scope="module")
+def measured(samples: list[EncodedSample], statistics: Path) -> Measurements:
+    return measurements_in(statistics, NANO_DIRECTORY, samples)
 
 
 def random_expert(seed: int) -> ExpertWeights:
@@ -53,9 +66,9 @@ def test_losses_are_the_change_of_weighted_outputs() -> None:
     tokens = torch.randn(50, 64, generator=torch.Generator().manual_seed(1))
     token_weights = torch.rand(50, generator=torch.Generator().manual_seed(2))
     importance = tokens.square().mean(0)
-    losses = option_losses(weights, importance, tokens, token_weights, ("w2", "w4"))
-    exact = expert_outputs(weights, tokens)
-    assert losses.power == pytest.approx(float(((exact * token_weights[:, None]) ** 2).sum()), rel=1e-5)
+    lost = option_losses(weights, importance, tokens, token_weights, ("w2", "w4"))
+    exact = weights.outputs(tokens)
+    power = float(((exact * token_weights[:, None]) ** 2).sum())
     low_bit = find_format("w2")
     gate, up = (
         dequantize(round_to_grid(matrix, search_grid(matrix, low_bit, importance)))
@@ -63,44 +76,57 @@ def test_losses_are_the_change_of_weighted_outputs() -> None:
     )
     changed = (functional.silu(tokens @ gate.t()) * (tokens @ up.t())) @ weights.down.t()
     change = float((((changed - exact) * token_weights[:, None]) ** 2).sum())
-    assert losses.lost["gate_up"]["w2"] == pytest.approx(change / losses.power, rel=1e-4)
-    assert losses.lost["down"]["w4"] < losses.lost["down"]["w2"]
+    assert lost["gate_up"]["w2"] == pytest.approx(change / power, rel=1e-4)
+    assert lost["down"]["w4"] < lost["down"]["w2"]
+
+
+def round_experts(model: LoadedModel, samples: list[EncodedSample], layer_id: int) -> None:
+    """Round them to w2 as the probe does, by the mean squares of what reaches them of these samples."""
+    parts: list[torch.Tensor] = []
+    layer = model.network.layers[layer_id]
+    assert isinstance(layer, DecoderLayer)
+    hook = layer.post_attention_layernorm.register_forward_hook(
+        lambda _module, _inputs, output: parts.append(output)
+    )
+    choices = torch.cat([model.router_choices(one.token_ids, one.patches)[layer_id] for one in samples])
+    hook.remove()
+    normed = torch.cat(parts)
+    is_vision = torch.cat([MediaPrompt.of(one.token_ids, one.patches, CONFIG).is_vision for one in samples])
+    resident = model.network.experts
+    assert isinstance(resident, ResidentExperts)
+    with open_checkpoint(NANO_DIRECTORY, CONFIG) as checkpoint:
+        source = FloatSource(checkpoint)
+        for bank in CONFIG.text.banks:
+            is_served = served_tokens(bank, is_vision)
+            importance = normed[is_served].square().mean(0).clamp(min=1e-12)
+            for expert_id in choices[is_served].unique().tolist():
+                tokens = normed[is_served & (choices == expert_id).any(1)]
+                exact = source.expert(layer_id, bank.name, expert_id)
+                coarse = rounded_expert(exact, importance, tokens, ("w2", "w2"))
+                for name, matrix in zip(PROJECTIONS, (coarse.gate, coarse.up, coarse.down), strict=True):
+                    resident.banks[layer_id, bank.name].projection(expert_id, name).copy_(matrix)
+
+
+@pytest.mark.slow
+def test_measuring_again_gives_the_same(
+    samples: list[EncodedSample], measured: Measurements, tmp_path: Path
+) -> None:
+    assert measurements_in(tmp_path / "statistics.json", NANO_DIRECTORY, samples) == measured
 
 
 @pytest.mark.slow
 def test_a_copy_ends_where_the_rounded_model_does(
-    samples: list[EncodedSample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    samples: list[EncodedSample], measured: Measurements
 ) -> None:
     """Layer 2 with its experts really rounded, in a whole model: the same divergence at the answers."""
-    # Columns alike, so that the model below needs no statistics of its own.
-    monkeypatch.setattr(
-        "ernie_quant.losses.search_grid",
-        lambda matrix, low_bit, _importance=None: search_grid(matrix, low_bit),
-    )
-    measured = measurements_in(tmp_path / "statistics.json", NANO_DIRECTORY, samples)
     model = ernie_local.load("nano", dtype="float32")
-    sequences = probe_sequences(samples, 4096)
-    answers = [sequence.answers for sequence in sequences]
-    exact = [
-        model.logits(list(sample.token_ids), images=sample.patches) for sample in samples[: len(answers)]
-    ]
-    experts = model.network.experts
-    with open_checkpoint(NANO_DIRECTORY, CONFIG) as checkpoint:
-        source = FloatSource(checkpoint)
-        for bank in ("text", "vision"):
-            for expert_id in range(CONFIG.text.banks[0].num_experts):
-                weights = source.expert(2, bank, expert_id)
-                for name, matrix in zip(
-                    ("gate_proj", "up_proj", "down_proj"),
-                    (weights.gate, weights.up, weights.down),
-                    strict=True,
-                ):
-                    rounded = dequantize(round_to_grid(matrix, search_grid(matrix, find_format("w2"))))
-                    experts.banks[2, bank].projection(expert_id, name).copy_(rounded)  # type: ignore[attr-defined]
+    chosen = probe_sequences(samples, 4096)
+    exact = [model.logits(one.token_ids, one.patches) for one in chosen]
+    round_experts(model, chosen, layer_id=2)
     total, count = 0.0, 0
-    for sample, spans, before in zip(samples, answers, exact, strict=False):
-        after = model.logits(list(sample.token_ids), images=sample.patches)
-        for start, end in spans:
+    for one, before in zip(chosen, exact, strict=True):
+        after = model.logits(one.token_ids, one.patches)
+        for start, end in one.answers:
             rows = slice(start - 1, end - 1)
             found, target = after[rows].log_softmax(-1), before[rows].log_softmax(-1)
             total += float(functional.kl_div(found, target, reduction="sum", log_target=True))
@@ -118,20 +144,20 @@ def test_everything_is_measured(measured: Measurements) -> None:
     assert 0 < measured.head_divergence < 0.1
     for layer in moe_layers:
         for bank, tokens in measured.tokens.items():
-            visits = sum(measured.visits[layer, bank, expert] for expert in range(text.banks[0].num_experts))
-            assert visits == tokens * text.experts_per_token
-    for losses in measured.experts.values():
+            visits = [one.tokens for one in measured.experts if (one.layer, one.bank) == (layer, bank)]
+            assert len(visits) == text.bank(bank).num_experts
+            assert sum(visits) == tokens * text.experts_per_token
+    for losses in measured.experts:
         for shares in losses.lost.values():
             assert set(shares) == set(EXPERT_FORMATS)
             assert shares["w4"] < shares["w3"] < shares["w2"] < 1
 
 
 def test_files_of_something_else_are_refused(
-    samples: list[EncodedSample], measured: Measurements, tmp_path: Path
+    samples: list[EncodedSample], measured: Measurements, statistics: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "statistics.json"
-    kept = measurements_in(path, NANO_DIRECTORY, samples)
-    assert kept == measured
+    path = tmp_path / "kept.json"
+    shutil.copy(statistics, path)
     assert measurements_in(path, NANO_DIRECTORY, samples) == measured
     with pytest.raises(UsageError, match="something else: calibration differ"):
         measurements_in(path, NANO_DIRECTORY, samples[1:])
@@ -145,7 +171,7 @@ def test_files_of_something_else_are_refused(
 
 @pytest.mark.parametrize("bits", [2.2, 2.5, 3.5])
 def test_experts_get_the_bits_that_were_asked_for(measured: Measurements, bits: float) -> None:
-    tables = mixed_tables.tables_of_bits(CONFIG, measured, bits, "w8")
+    tables = MixedTables(CONFIG, measured, "w8").of_bits(bits)
     nominal = weights = 0.0
     for (_, bank), formats in tables.experts.items():
         for name in formats:
@@ -162,15 +188,14 @@ def test_experts_get_the_bits_that_were_asked_for(measured: Measurements, bits: 
 
 def test_a_size_is_kept_and_used(measured: Measurements) -> None:
     for budget in (6 << 20, 7 << 20):
-        tables = mixed_tables.tables_of_size(CONFIG, measured, budget + 1000, 1000, "auto")
-        assert 0.98 * budget < mixed_tables.quantized_bytes(CONFIG, tables) <= budget
+        tables = MixedTables(CONFIG, measured, "auto").of_size(budget + 1000, kept=1000)
+        assert 0.98 * budget < quantized_bytes(CONFIG, tables) <= budget
         assert set(tables.matrices.values()) <= {"w4", "w8"}
 
 
 def test_a_gpu_holds_what_decoding_needs(measured: Measurements) -> None:
-    small, large = (
-        mixed_tables.tables_for_gpu(CONFIG, measured, size << 20, 1 << 20, "auto") for size in (5, 6)
-    )
+    choice = MixedTables(CONFIG, measured, "auto")
+    small, large = (choice.for_gpu(size << 20, beside=1 << 20) for size in (5, 6))
     for tables, size in ((small, 5 << 20), (large, 6 << 20)):
         matrices = {name: found for name, found in tables.matrices.items() if not name.startswith("vision.")}
         text = {key: formats for key, formats in tables.experts.items() if key[1] == "text"}
@@ -180,27 +205,23 @@ def test_a_gpu_holds_what_decoding_needs(measured: Measurements) -> None:
             for formats in text.values()
             for name in formats
         )
-        needed = mixed_tables.quantized_bytes(CONFIG, resident) + pages + (1 << 20)
+        needed = quantized_bytes(CONFIG, resident) + pages + (1 << 20)
         assert 0.95 * size < needed <= size
     with pytest.raises(DoesNotFit, match=r"MiB at least, 2\.0 MiB are wanted"):
-        mixed_tables.tables_for_gpu(CONFIG, measured, 2 << 20, 1 << 20, "auto")
+        choice.for_gpu(2 << 20, beside=1 << 20)
 
 
 def test_seldom_seen_experts_keep_a_floor(measured: Measurements) -> None:
     """An expert without a token loses as one with a fifth of the mean power would."""
-    key: RoutedExpert = (2, "text", 3)
-    unseen = dataclasses.replace(measured.experts[key], power=0.0)
-    items = mixed_tables.expert_items(
-        CONFIG, msgspec.structs.replace(measured, experts={**measured.experts, key: unseen})
-    )
-    bank = [measured.experts[2, "text", expert].power for expert in range(CONFIG.text.banks[0].num_experts)]
-    mean = (sum(bank) - measured.experts[key].power) / len(bank)
-    factor = mixed_tables.layer_factors(
-        msgspec.structs.replace(measured, experts={**measured.experts, key: unseen})
-    )[2]
-    loss = {option.name: option.loss for option in items["expert", 2, "text", 3]}["w2"]
+    bank = [one for one in measured.experts if (one.layer, one.bank) == (2, "text")]
+    seen = bank[3]
+    unseen = msgspec.structs.replace(seen, power=0.0)
+    experts = [unseen if one is seen else one for one in measured.experts]
+    changed = msgspec.structs.replace(measured, experts=experts)
+    mean = sum(one.power for one in bank if one is not seen) / len(bank)
+    loss = {option.name: option.loss for option in expert_items(CONFIG, changed)[2, "text", 3]}["w2"]
     lost = unseen.lost["gate_up"]["w2"] + unseen.lost["down"]["w2"]
-    assert loss == pytest.approx(factor * mixed_tables.FLOOR * mean * lost)
+    assert loss == pytest.approx(layer_factors(changed)[2] * FLOOR * mean * lost)
 
 
 def test_images_leave_a_third_of_the_room_to_texts() -> None:

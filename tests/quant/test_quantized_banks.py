@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import ernie_local
+from ernie_calibration.sequences import EncodedSample
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
-from ernie_local.media.patches import Patches
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import QuantizationMethod, Recipe
 from tests.banks import with_one_bank, without_banks
 from tests.runtime.paged_models import image, image_ids
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A calibration sequence."""
-
-    token_ids: tuple[int, ...]
-    patches: tuple[Patches, ...]
 
 
 @pytest.fixture(scope="module", params=[with_one_bank, without_banks], ids=["one bank", "no bank"])
@@ -41,7 +32,7 @@ def test_a_quantized_model_answers_about_the_same(
     patches = image(exact.network, 4, 4)
     ids = (1, *image_ids(exact.network, patches), *range(20, 120))
     tables = format_tables(read_config(plain), FormatChoice("w4"))
-    sequences = [Tokens(ids, (patches,))] if method == "gptq" else []
+    sequences = [EncodedSample("one", ids, (patches,), answers=())] if method == "gptq" else []
     quantize_checkpoint(Job(plain, tmp_path / "out", tables, Recipe(method), sequences))
     rounded = ernie_local.load(tmp_path / "out", dtype="float32")
     assert [bank.name for bank in rounded.config.text.banks] == [bank for _, bank in tables.experts][:1]

@@ -11,12 +11,12 @@ import torch
 from ernie_local.kernels import native
 from ernie_local.packing import LowBitFormat, QuantizedMatrix, dequantize, find_format
 from ernie_local.packing.rounding import round_to_nearest
-from ernie_quant import native_steps
 from ernie_quant.gptq import gptq
 from ernie_quant.grid import ScaleGrid, grid_of, round_to_grid, search_grid
 from ernie_quant.hessian import damped, second_moments
 from ernie_quant.refine import output_error, refine
 
+pytestmark = pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
 ASYMMETRIC = ("w4", "w3", "w2l", "w2", "w2s")
 
 
@@ -25,7 +25,6 @@ def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """Everything here holds for the compiled inner loops and for the plain torch code."""
     if request.param == "torch":
         monkeypatch.setattr(native, "find_module", lambda: (None, "to compute with torch"))
-        monkeypatch.setattr(native_steps, "warn_without_native", lambda: None)
     else:
         assert native.native_module() is not None
     return str(request.param)

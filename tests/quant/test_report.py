@@ -11,6 +11,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,8 +24,7 @@ from ernie_quant.expert import ExpertReport, RoutedExpert
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import Recipe
-from ernie_quant.report import ReportContents
-from ernie_quant.report.contents import measure_coverage, table_lines
+from ernie_quant.report.contents import ReportContents, measure_coverage, table_lines
 from ernie_quant.report.model_card import model_card
 from ernie_quant.report.page import heat_maps, html_page, layer_bars
 
@@ -133,7 +133,7 @@ def test_small_pages_have_errors_of_their_own() -> None:
     dual = replace(
         plain,
         experts={
-            key: replace(one, small_gate_up_error=0.4321, small_down_error=0.1234)
+            key: msgspec.structs.replace(one, small_gate_up_error=0.4321, small_down_error=0.1234)
             for key, one in plain.experts.items()
         },
         small_formats=dict.fromkeys(KEYS, "w2s"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from ernie_calibration.generated import LONG_KINDS
 from ernie_calibration.sample import SampleTurn
 from ernie_calibration.scoring import exact_match, score
-from ernie_local.config import ModelConfig
 from ernie_local.errors import ErnieLocalError, ModelUnusable, parameter
 from ernie_local.media.tokens import TEXT, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
@@ -21,13 +19,6 @@ from ernie_quant.evaluation.observation import Observation
 
 # Logits of the original's vocabulary take 0.8 MB a row in float64.
 _ROWS_AT_A_TIME = 32
-
-Head = Callable[[torch.Tensor], torch.Tensor]  # states (rows, hidden_size) -> logits (rows, vocab)
-
-
-def head_of(model: ErnieModel) -> Head:
-    """The head of a model, on the device of the model."""
-    return lambda states: model.logits(states.to(model.device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +46,8 @@ class Comparison:
     @property
     def exact(self) -> tuple[bool, bool]:
         """Whether the answers of the reference and of the other model are right to the letter."""
-        return (
-            bool(exact_match(self.reference_answer, self.turn.answer)),
-            bool(exact_match(self.answer, self.turn.answer)),
-        )
+        expected = self.turn.answer
+        return bool(exact_match(self.reference_answer, expected)), bool(exact_match(self.answer, expected))
 
     @property
     def scores(self) -> tuple[float, float]:
@@ -67,59 +56,54 @@ class Comparison:
         return score(kind, self.reference_answer, expected), score(kind, self.answer, expected)
 
 
-@dataclass(frozen=True, slots=True)
-class Comparer:
-    """Compares observations of one model with the reference's of the same turns."""
+def compare_turn(
+    reference: Observation, other: Observation, heads: tuple[ErnieModel, ErnieModel], vision_rule: VisionRule
+) -> Comparison:
+    """Compare what two models did with the same turn. heads: of the reference and of the other model.
 
-    reference_head: Head
-    head: Head
-    config: ModelConfig
-    vision_rule: VisionRule
-
-    def compare(self, reference: Observation, other: Observation) -> Comparison:
-        """ModelUnusable if their inputs differ; ErnieLocalError if the divergence is not finite."""
-        asked, read = reference.asked, other.asked
-        if (asked.document, asked.turn, asked.prompt_identity) != (
-            read.document,
-            read.turn,
-            read.prompt_identity,
-        ):
-            raise ModelUnusable(
-                f"{read.document}: the checkpoint reads {len(read.token_ids)} tokens that are not the "
-                f"{len(asked.token_ids)} of the reference",
-                "its tokenizer, chat template or settings for images differ",
-                "copy these files from the reference",
-            )
-        differences, agreements = [], []
-        for start in range(0, len(reference.states), _ROWS_AT_A_TIME):
-            rows = slice(start, start + _ROWS_AT_A_TIME)
-            with torch.no_grad():
-                expected = self.reference_head(reference.states[rows]).cpu()
-                found = self.head(other.states[rows]).cpu()
-            differences.append(divergence(expected, found))
-            agreements.append(expected.argmax(dim=-1) == found.argmax(dim=-1))
-        different = torch.cat(differences)
-        if not bool(different.isfinite().all()):
-            raise ErnieLocalError(
-                f"{asked.document}: the divergence is {float(different.sum())}, not a number",
-                "weights or activations overflowed in one of the two models",
-                f"run `ernie-local verify` on both, or use {parameter('dtype', 'float32')}",
-            )
-        is_vision = token_types(asked.token_ids, self.config.media, self.vision_rule) != TEXT
-        same = same_experts(reference.choices, other.choices)  # (MoE layers, tokens)
-        in_bank = is_vision.new_empty(len(is_vision), len(self.config.text.banks))
-        for column, bank in enumerate(self.config.text.banks):
-            in_bank[:, column] = served_tokens(bank, is_vision)
-        return Comparison(
-            document=asked.document,
-            turn=asked.turn,
-            divergence=different.numpy(),
-            agrees=torch.cat(agreements).numpy(),
-            same_experts=(same @ in_bank.double()).numpy(),
-            bank_tokens=in_bank.sum(dim=0).numpy(),
-            reference_answer=asked.answer,
-            answer=read.answer,
+    ModelUnusable if their inputs differ; ErnieLocalError if the divergence is not finite.
+    """
+    asked, read, config = reference.asked, other.asked, heads[1].config
+    first, second = ((each.document, each.turn, each.prompt_identity) for each in (asked, read))
+    if first != second:
+        raise ModelUnusable(
+            f"{read.document}: the checkpoint reads {len(read.token_ids)} tokens that are not the "
+            f"{len(asked.token_ids)} of the reference",
+            "its tokenizer, chat template or settings for images differ",
+            "copy these files from the reference",
         )
+    differences, agreements = [], []
+    for start in range(0, len(reference.states), _ROWS_AT_A_TIME):
+        rows = slice(start, start + _ROWS_AT_A_TIME)
+        with torch.no_grad():
+            expected, found = (
+                head.logits(observed.states[rows].to(head.device)).cpu()
+                for head, observed in zip(heads, (reference, other), strict=True)
+            )
+        differences.append(divergence(expected, found))
+        agreements.append(expected.argmax(dim=-1) == found.argmax(dim=-1))
+    different = torch.cat(differences)
+    if not bool(different.isfinite().all()):
+        raise ErnieLocalError(
+            f"{asked.document}: the divergence is {float(different.sum())}, not a number",
+            "weights or activations overflowed in one of the two models",
+            f"run `ernie-local verify` on both, or use {parameter('dtype', 'float32')}",
+        )
+    is_vision = token_types(asked.token_ids, config.media, vision_rule) != TEXT
+    same = same_experts(reference.choices, other.choices)  # (MoE layers, tokens)
+    in_bank = is_vision.new_empty(len(is_vision), len(config.text.banks))
+    for column, bank in enumerate(config.text.banks):
+        in_bank[:, column] = served_tokens(bank, is_vision)
+    return Comparison(
+        document=asked.document,
+        turn=asked.turn,
+        divergence=different.numpy(),
+        agrees=torch.cat(agreements).numpy(),
+        same_experts=(same @ in_bank.double()).numpy(),
+        bank_tokens=in_bank.sum(dim=0).numpy(),
+        reference_answer=asked.answer,
+        answer=read.answer,
+    )
 
 
 def same_experts(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ernie_calibration.sample import Sample, SampleTurn
+from ernie_calibration.sequences import EncodedSample
 from ernie_local.engine import Engine
 from ernie_local.loading import LoadedModel
 from ernie_local.loading.model import RouteRecord
@@ -65,12 +66,6 @@ class Observation:
     choices: torch.Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    token_ids: tuple[int, ...]
-    patches: tuple[Patches, ...]
-
-
 class Observer:
     """Runs turns through one model."""
 
@@ -98,16 +93,15 @@ class Observer:
         self, document: str, turn: SampleTurn, patches: tuple[Patches, ...], forced_ids: ForcedIds, index: int
     ) -> Observation:
         message = user_message(turn.question, (image.num_tokens for image in patches))
-        prompt = _Prompt(self._writer.prompt([message], thinking=False).token_ids, patches)
-        num_prompt = len(prompt.token_ids)
+        prompt_ids = self._writer.prompt([message], thinking=False).token_ids
         max_tokens = max(_FEWEST_TOKENS, 2 * len(self.encode(turn.answer)))
         # The model's own answer may take a few more ids when it is encoded again.
-        engine = self._model.engine(context_size=num_prompt + 2 * max_tokens)
+        engine = self._model.engine(context_size=len(prompt_ids) + 2 * max_tokens)
         routes = RouteRecord(engine, engine.context_size)
         with engine.reporting_routes(routes):
-            states = self._states(engine, prompt.token_ids, patches)[-1:].clone()
+            states = self._states(engine, prompt_ids, patches)[-1:].clone()
         behind_prompt = engine.mark()
-        answer = self._write(engine, states, prompt.token_ids, max_tokens)
+        answer = self._write(engine, states, prompt_ids, max_tokens)
         engine.rewind(behind_prompt)
         forced = tuple(forced_ids(index, turn, answer))
         if forced:
@@ -116,8 +110,8 @@ class Observer:
         asked = AskedTurn(
             document,
             turn,
-            prompt_identity=calibration_identity([prompt]),
-            token_ids=(*prompt.token_ids, *forced),
+            prompt_identity=calibration_identity([EncodedSample(document, prompt_ids, patches, answers=())]),
+            token_ids=(*prompt_ids, *forced),
             num_forced=len(forced),
             answer=answer,
         )

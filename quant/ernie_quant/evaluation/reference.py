@@ -89,12 +89,6 @@ def load_observations(path: Path, identity: Mapping[str, str]) -> list[Observati
             "a comparison with them would be meaningless",
             "use the model and options of that file, or name another file",
         )
-    observations = []
-    first_state = first_token = 0
-    for asked in turns:
-        after_states, after_tokens = first_state + asked.num_forced + 1, first_token + len(asked.token_ids)
-        observations.append(
-            Observation(asked, states[first_state:after_states], choices[:, first_token:after_tokens])
-        )
-        first_state, first_token = after_states, after_tokens
-    return observations
+    of_turns = states.split([asked.num_forced + 1 for asked in turns])
+    chosen = choices.split([len(asked.token_ids) for asked in turns], dim=1)
+    return [Observation(*parts) for parts in zip(turns, of_turns, chosen, strict=True)]

@@ -1,7 +1,11 @@
-"""Runs an evaluation: first the reference, then each checkpoint, with one model in memory at a time."""
+"""Runs an evaluation: first the reference, then each checkpoint, with one model in memory at a time.
+
+What is wrong with a model's files is told before any of them is loaded.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -12,15 +16,56 @@ from typing import Literal
 import ernie_local
 from ernie_calibration.generated import SampleFamily, held_out_samples
 from ernie_calibration.sample import Sample, SampleTurn
+from ernie_local.checkpoint.hub import resolve_model
+from ernie_local.checkpoint.parts import model_parts, routed_experts, stored_tensors
+from ernie_local.checkpoint.reader import open_checkpoint
+from ernie_local.config import ModelConfig, read_config
+from ernie_local.errors import ModelUnusable
 from ernie_local.loading import LoadedModel
-from ernie_quant.evaluation.candidate import Candidate
-from ernie_quant.evaluation.comparison import Comparer, Comparison, head_of
+from ernie_quant.evaluation.comparison import Comparison, compare_turn
 from ernie_quant.evaluation.observation import Observation, Observer
 from ernie_quant.evaluation.reference import check_place, load_head, load_observations, save_observations
 from ernie_quant.evaluation.summary import Summary, summarize_comparisons
-from ernie_quant.work import source_identity, version_identity
+from ernie_quant.work import source_identity, tell_nobody, version_identity
 
-AnswerSource = Literal["known", "reference"]
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """name: as given by the user; routed_bits: bits a weight of the routed experts, None without any."""
+
+    name: str
+    directory: Path
+    config: ModelConfig
+    num_bytes: int
+    routed_bits: float | None
+
+
+def find_candidate(name: str) -> Candidate:
+    """ModelUnusable if it is missing or incomplete."""
+    directory = resolve_model(name)
+    config = read_config(directory)
+    parts = model_parts(stored_tensors(open_checkpoint(directory, config).accounts, config), config)
+    routed = routed_experts(parts)
+    return Candidate(
+        name=name,
+        directory=directory,
+        config=config,
+        num_bytes=sum(part.num_bytes for part in parts),
+        routed_bits=None if routed is None else routed.bits_per_weight,
+    )
+
+
+def check_comparable(reference: Candidate, other: Candidate) -> None:
+    """Raise ModelUnusable unless `other` has all sizes of the reference."""
+    for part in ("text", "vision", "media"):
+        ours, theirs = (dataclasses.asdict(getattr(each.config, part)) for each in (reference, other))
+        for key, wanted in ours.items():
+            if theirs[key] != wanted:
+                raise ModelUnusable(
+                    f"{other.name} has {key} {theirs[key]}, the reference {wanted}",
+                    "only versions of one model can be compared position by position",
+                    "name checkpoints made from the reference",
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +82,11 @@ class EvaluationJob:
     seed: int
     families: tuple[SampleFamily, ...]
     questions_each: int
-    answers: AnswerSource
+    answers: Literal["known", "reference"]
     device: str
     dtype: str
     cache: Path | None = None
-    on_sample: Callable[[str, int, int], None] | None = None
+    on_sample: Callable[[str, int, int], None] = tell_nobody
     gpu_kernels: str = "auto"
 
     def draw(self) -> Iterator[Sample]:
@@ -60,8 +105,7 @@ class EvaluationJob:
         """The observations one by one; calls `on_sample` at the end of each sample."""
         for number, observations in enumerate(observed, start=1):
             yield from observations
-            if self.on_sample is not None:
-                self.on_sample(name, number, self.samples)
+            self.on_sample(name, number, self.samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +136,16 @@ class Evaluation:
 
     def evaluate(self, candidate: Candidate) -> Result:
         """Run `candidate` through every turn, hold it against the reference, and sum up."""
-        comparisons = self._compare(candidate)
-        summary = summarize_comparisons(comparisons, candidate.config.text, self._job.seed)
-        return Result(candidate, summary, comparisons)
-
-    def _compare(self, candidate: Candidate) -> list[Comparison]:
         model = self._job.load(candidate)
-        comparer = Comparer(
-            head_of(self._head), head_of(model.network), model.config, model.settings.vision_rule
-        )
         observed = Observer(model).observe(
             self._job.draw(), lambda index, _turn, _own: self._observations[index].asked.forced_ids
         )
-        told = self._job.told(candidate.name, observed)
-        return [comparer.compare(*pair) for pair in zip(self._observations, told, strict=True)]
+        comparisons = [
+            compare_turn(*pair, (self._head, model.network), model.settings.vision_rule)
+            for pair in zip(self._observations, self._job.told(candidate.name, observed), strict=True)
+        ]
+        summary = summarize_comparisons(comparisons, candidate.config.text, self._job.seed)
+        return Result(candidate, summary, comparisons)
 
     def _observe_reference(self) -> list[Observation]:
         observer = Observer(self._job.load(self._job.reference))

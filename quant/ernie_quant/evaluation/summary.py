@@ -38,11 +38,8 @@ def bootstrap_ratio(sums: ArrayLike, counts: ArrayLike, seed: int = 0) -> Estima
     totals, weights = totals[weights > 0], weights[weights > 0]
     if not len(weights):
         raise ValueError("nothing to take a mean of")
-    generator = numpy.random.default_rng(seed)
-    ratios = numpy.empty(_RESAMPLES)
-    for resample in range(_RESAMPLES):
-        drawn = generator.integers(len(weights), size=len(weights))
-        ratios[resample] = totals[drawn].sum() / weights[drawn].sum()
+    drawn = numpy.random.default_rng(seed).integers(len(weights), size=(_RESAMPLES, len(weights)))
+    ratios = totals[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
     low, high = numpy.quantile(ratios, [(1 - _SHARE) / 2, (1 + _SHARE) / 2])
     return Estimate(float(totals.sum() / weights.sum()), float(low), float(high))
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ernie_quant.report.contents import ReportContents, gather
+from ernie_quant.report.contents import ReportContents
 from ernie_quant.report.model_card import SOURCE_CARD, model_card
 from ernie_quant.report.page import html_page
-
-__all__ = ["ReportContents", "gather", "write_report"]
 
 _JSON, _PAGE, _CARD = "quant_report.json", "quant_report.html", "README.md"
 

@@ -10,33 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
-from ernie_local.checkpoint.files import read_stored_tensors
-from ernie_local.checkpoint.index import account
-from ernie_local.checkpoint.packed import PackedTensors
+from ernie_local.checkpoint.packed import expert_layout
 from ernie_local.checkpoint.parts import ModelPart, model_parts, stored_tensors
-from ernie_local.config import Bank, ModelConfig, QuantizationConfig
+from ernie_local.checkpoint.reader import open_checkpoint
+from ernie_local.config import Bank, BankKey, ModelConfig, QuantizationConfig
 from ernie_quant.expert import ExpertReport, RoutedExpert
 from ernie_quant.job import Job
 from ernie_quant.measurements import read_measurements
 from ernie_quant.work import version_identity
 
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
-_COLUMNS = "{:<8}{:>6}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}"
-COVERAGE_HEADER = (
-    "bank",
-    "layer",
-    "experts",
-    "tokens",
-    "none",
-    "scarce",
-    "least",
-    "10 %",
-    "median",
-    "90 %",
-    "most",
-)
+_COLUMNS = "{:<8}{:>6}" + 9 * "{:>9}"
+COVERAGE_HEADER = "bank|layer|experts|tokens|none|scarce|least|10 %|median|90 %|most".split("|")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +46,7 @@ class Coverage:
 
 
 def measure_coverage(
-    reports: Mapping[tuple[int, Bank, int], ExpertReport], columns: int, experts_per_token: int
+    reports: Mapping[RoutedExpert, ExpertReport], columns: int, experts_per_token: int
 ) -> list[Coverage]:
     """For each bank, all layers together and then each one; empty without calibration."""
     rows: list[Coverage] = []
@@ -71,20 +59,19 @@ def measure_coverage(
         tokens = max(map(sum, visits.values())) // experts_per_token
         everywhere = [count for counts in visits.values() for count in counts]
         by_layer: dict[int | None, list[int]] = {None: everywhere, **dict(sorted(visits.items()))}
-        rows += [_row(bank, layer, counts, tokens, columns) for layer, counts in by_layer.items()]
+        rows += [
+            Coverage(
+                bank=bank,
+                layer=layer,
+                num_experts=len(counts),
+                tokens=tokens,
+                unreached=sum(count == 0 for count in counts),
+                scarce=sum(count < columns for count in counts),
+                quantiles=tuple(np.quantile(counts, _QUANTILES).tolist()),
+            )
+            for layer, counts in by_layer.items()
+        ]
     return rows
-
-
-def _row(bank: Bank, layer: int | None, counts: list[int], tokens: int, columns: int) -> Coverage:
-    return Coverage(
-        bank=bank,
-        layer=layer,
-        num_experts=len(counts),
-        tokens=tokens,
-        unreached=sum(count == 0 for count in counts),
-        scarce=sum(count < columns for count in counts),
-        quantiles=tuple(float(value) for value in np.quantile(counts, _QUANTILES)),
-    )
 
 
 def coverage_cells(row: Coverage) -> tuple[str, ...]:
@@ -100,9 +87,6 @@ def table_lines(rows: Sequence[Coverage]) -> Iterator[str]:
         yield _COLUMNS.format(*COVERAGE_HEADER)
     for row in rows:
         yield _COLUMNS.format(*coverage_cells(row))
-
-
-SCHEMA = "ernie-local.quant-report/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +116,16 @@ class ReportContents:
     def to_json(self) -> str:
         """The text of quant_report.json, with one expert a line."""
         head: dict[str, object] = {
-            "schema": SCHEMA,
-            "source": dict(self.source),
-            "calibration": dict(self.calibration),
-            "settings": dict(self.settings),
+            "schema": "ernie-local.quant-report/1",
+            "source": self.source,
+            "calibration": self.calibration,
+            "settings": self.settings,
             "versions": self.versions,
             "parts": [_part(part) for part in self.parts],
             "source_parts": [_part(part) for part in self.source_parts],
             "coverage": [asdict(row) for row in self.coverage],
-            "sensitivity": _by_layer(self.sensitivity),
-            "routing_agreement": _by_layer(self.routing_agreement),
+            "sensitivity": self.sensitivity,
+            "routing_agreement": self.routing_agreement,
         }
         lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in head.items()]
         experts = [json.dumps(self._expert(key), allow_nan=False) for key in self.formats]
@@ -158,7 +142,7 @@ class ReportContents:
             "format": self.formats[key],
             "bits_per_weight": self.bits[key],
             **({"small_format": self.small_formats[key]} if self.small_formats else {}),
-            **({} if report is None else report.values()),
+            **({} if report is None else msgspec.to_builtins(report)),
         }
 
 
@@ -170,32 +154,23 @@ def gather(
     routing_agreement: Mapping[int, float] | None = None,
 ) -> ReportContents:
     """Gather the contents for `job.partial`. tables: its formats; config: of the source."""
-    packed_config = replace(config, quantization=tables)
-    packed = PackedTensors(packed_config)
-    formats: dict[RoutedExpert, str] = {}
-    bits: dict[RoutedExpert, float] = {}
-    for (layer, bank), names in tables.experts.items():
-        layouts = packed.page_layouts(layer, bank)
-        for expert, name in enumerate(names):
-            layout = layouts[name]
-            formats[layer, bank, expert] = name
-            bits[layer, bank, expert] = 8 * layout.page_bytes / (3 * layout.hidden_size * layout.inner_size)
+    text = config.text
+    formats = _by_expert(tables.experts)
     return ReportContents(
         source=tables.source,
         calibration=tables.calibration,
         settings=asdict(job.recipe),
         versions=version_identity(job.recipe),
-        parts=_parts_of(job.partial, packed_config),
+        parts=_parts_of(job.partial, replace(config, quantization=tables)),
         source_parts=_parts_of(job.source, config),
         formats=formats,
-        bits=bits,
-        experts=reports,
-        small_formats={
-            (layer, bank, expert): name
-            for (layer, bank), names in tables.small_experts.items()
-            for expert, name in enumerate(names)
+        bits={
+            key: _page_bits(name, text.hidden_size, text.bank(key[1]).expert_size)
+            for key, name in formats.items()
         },
-        coverage=measure_coverage(reports, config.text.hidden_size, config.text.experts_per_token),
+        experts=reports,
+        small_formats=_by_expert(tables.small_experts),
+        coverage=measure_coverage(reports, text.hidden_size, text.experts_per_token),
         sensitivity=None
         if job.statistics is None
         else read_measurements(job.statistics, {}).expert_divergence,
@@ -203,9 +178,21 @@ def gather(
     )
 
 
+def _by_expert(table: Mapping[BankKey, Sequence[str]]) -> dict[RoutedExpert, str]:
+    return {
+        (layer, bank, expert): name
+        for (layer, bank), names in table.items()
+        for expert, name in enumerate(names)
+    }
+
+
+def _page_bits(page_format: str, hidden_size: int, inner_size: int) -> float:
+    page_bytes = expert_layout(page_format, hidden_size, inner_size).page_bytes
+    return 8 * page_bytes / (3 * hidden_size * inner_size)
+
+
 def _parts_of(directory: Path, config: ModelConfig) -> list[ModelPart]:
-    accounts = account(directory, read_stored_tensors(directory), config)
-    return model_parts(stored_tensors(accounts, config), config)
+    return model_parts(stored_tensors(open_checkpoint(directory, config).accounts, config), config)
 
 
 def _part(part: ModelPart) -> dict[str, object]:
@@ -214,10 +201,6 @@ def _part(part: ModelPart) -> dict[str, object]:
         "weights": part.weights,
         "bytes": part.num_bytes,
         "bits_per_weight": part.bits_per_weight,
-        "formats": dict(part.formats),
-        "pages": dict(part.pages),
+        "formats": part.formats,
+        "pages": part.pages,
     }
-
-
-def _by_layer(values: Mapping[int, float] | None) -> dict[str, float] | None:
-    return None if values is None else {str(layer): value for layer, value in values.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ernie_local.checkpoint.parts import ModelPart, routed_experts, sum_of_parts
+from ernie_local.checkpoint.parts import routed_experts, sum_of_parts
 from ernie_local.sizes import format_bytes
 from ernie_quant.report.contents import ReportContents
 
@@ -61,7 +61,10 @@ def model_card(contents: ReportContents, source_card: str | None) -> str:
         source_size=format_bytes(before.num_bytes),
         bits=whole.bits_per_weight,
         experts="" if routed is None else f", {routed.bits_per_weight:.2f} in its routed experts",
-        parts="\n".join(map(_size_row, (*contents.parts, whole))),
+        parts="\n".join(
+            f"| {one.name} | {one.weights:,} | {one.bits_per_weight:.2f} | {format_bytes(one.num_bytes)} |"
+            for one in (*contents.parts, whole)
+        ),
         small=_SMALL.format(formats=", ".join(sorted(set(contents.small_formats.values()))))
         if contents.small_formats
         else "",
@@ -75,11 +78,6 @@ def _licence_lines(source_card: str | None) -> list[str]:
         return []
     front_matter, found, _ = source_card[4:].partition("\n---")
     return [match.group().rstrip() for match in _LICENSE.finditer(front_matter)] if found else []
-
-
-def _size_row(part: ModelPart) -> str:
-    size = format_bytes(part.num_bytes)
-    return f"| {part.name} | {part.weights:,} | {part.bits_per_weight:.2f} | {size} |"
 
 
 def _calibration(contents: ReportContents) -> str:

@@ -160,20 +160,6 @@ def _body(contents: ReportContents) -> Iterator[str]:
 def _plots(contents: ReportContents) -> Iterator[ReportPlot]:
     if len(set(contents.formats.values())) > 1:
         yield heat_maps(contents.bits, "Bits a weight", "With scales, zeros and padding.")
-    yield from _expert_plots(contents.experts)
-    if contents.sensitivity is not None:
-        caption = (
-            "KL divergence at the answers, in nats a position, when only the layer's experts are rounded."
-        )
-        yield layer_bars(contents.sensitivity, "Sensitivity of layers", caption)
-    if contents.routing_agreement is not None:
-        drift = {layer: 1 - share for layer, share in contents.routing_agreement.items()}
-        yield layer_bars(
-            drift, "Routing drift", "Share of routing choices that differ from those of the source."
-        )
-
-
-def _expert_plots(reports: Mapping[RoutedExpert, ExpertReport]) -> Iterator[ReportPlot]:
     lost = "Share of the outputs' power that was lost, over the second moments that were used."
     sent = "Tokens routed to each expert; red: none."
     weighted = "(sum w)^2 / sum w^2 of their squared router weights w; red: quantized from the bank alone."
@@ -183,30 +169,38 @@ def _expert_plots(reports: Mapping[RoutedExpert, ExpertReport]) -> Iterator[Repo
         ("Error of gate and up", lost, lambda report: report.gate_up_error, False),
         ("Error of down", lost, lambda report: report.down_error, False),
     ]
-    for title, caption, value, logarithmic in kinds if reports else ():
-        values = {key: value(report) for key, report in reports.items()}
+    for title, caption, value, logarithmic in kinds if contents.experts else ():
+        values = {key: value(report) for key, report in contents.experts.items()}
         yield heat_maps(values, title, caption, logarithmic=logarithmic)
+    if contents.sensitivity is not None:
+        caption = (
+            "KL divergence at the answers, in nats a position, when only the layer's experts are rounded."
+        )
+        yield layer_bars(contents.sensitivity, "Sensitivity of layers", caption)
+    if contents.routing_agreement is not None:
+        drift = {layer: 1 - share for layer, share in contents.routing_agreement.items()}
+        caption = "Share of routing choices that differ from those of the source."
+        yield layer_bars(drift, "Routing drift", caption)
 
 
 def _size_rows(contents: ReportContents) -> list[tuple[str, ...]]:
-    before = {part.name: part for part in contents.source_parts}
-    rows = [_size_row(part, before.get(part.name)) for part in contents.parts]
-    rows.append(_size_row(sum_of_parts("all", contents.parts), sum_of_parts("all", contents.source_parts)))
-    routed = routed_experts(contents.parts)
-    if routed is not None:
-        rows.append(_size_row(routed, routed_experts(contents.source_parts)))
-    return rows
+    before = {part.name: format_bytes(part.num_bytes) for part in _with_sums(contents.source_parts)}
+    return [
+        (
+            part.name,
+            f"{part.weights:,}",
+            before.get(part.name, ""),
+            format_bytes(part.num_bytes),
+            f"{part.bits_per_weight:.2f}",
+            ", ".join(name for name, _ in (part.pages or part.formats).most_common()),
+        )
+        for part in _with_sums(contents.parts)
+    ]
 
 
-def _size_row(part: ModelPart, before: ModelPart | None) -> tuple[str, ...]:
-    return (
-        part.name,
-        f"{part.weights:,}",
-        "" if before is None else format_bytes(before.num_bytes),
-        format_bytes(part.num_bytes),
-        f"{part.bits_per_weight:.2f}",
-        ", ".join(name for name, _ in (part.pages or part.formats).most_common()),
-    )
+def _with_sums(parts: Sequence[ModelPart]) -> list[ModelPart]:
+    routed = routed_experts(parts)
+    return [*parts, sum_of_parts("all", parts), *(() if routed is None else (routed,))]
 
 
 def _worst(contents: ReportContents) -> list[tuple[str, ...]]:
