@@ -19,8 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("ernie_local", "quant", "calibration", "cli")
 FOLDERS = (*PRODUCT, "tests", "csrc", "benchmarks", "examples", "docs")
 SUFFIXES = (".py", ".pyi", ".cpp", ".hpp", ".cu")
-# On the way to 290 files and 37,000 lines: lower these, never raise them.
-MAX_PRODUCT_FILES, MAX_PRODUCT_LINES = 301, 39_800
+MAX_PRODUCT_FILES, MAX_PRODUCT_LINES = 290, 37_000
 MAX_FILE_LINES, MAX_PRODUCT_FILE_LINES = 600, 400
 MAX_FUNCTION_LINES, MAX_CLASS_LINES = 60, 300
 LIST_LENGTH, LIST_PLACES = 6, 2
