@@ -37,11 +37,11 @@ _WITHOUT_TORCH = ("python", "memory", "kernels")
 
 def examine(subject: Subject) -> Iterator[Diagnosis]:
     """Run every check in order, each as the last one is told; without PyTorch, only those that need none."""
-    has_failed = False
+    lacks_torch = False
     for name, check in CHECKS.items():
-        if has_failed and name not in _WITHOUT_TORCH:
+        if lacks_torch and name not in _WITHOUT_TORCH:
             return
         found = check(subject)
         if found is not None:
-            has_failed = has_failed or found.verdict == "fails"
+            lacks_torch = lacks_torch or (name == "python" and found.verdict == "fails")
             yield dataclasses.replace(found, name=name)

@@ -193,7 +193,9 @@ def test_shards_are_found_again(packed: Path, tmp_path: Path) -> None:
     with open_checkpoint(packed, config) as checkpoint:
         tensors = load_file(packed / "model.safetensors")
         entries = [TensorEntry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
-        write_checkpoint(tmp_path, entries, lambda entry: tensors[entry.name].split(1), largest_shard=1 << 20)
+        write_checkpoint(
+            tmp_path, entries, lambda entry: tensors[entry.name].split(1 << 16), largest_shard=1 << 20
+        )
         (tmp_path / "config.json").write_text((packed / "config.json").read_text())
         assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 5
         with open_checkpoint(tmp_path, config) as again:

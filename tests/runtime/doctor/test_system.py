@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -90,6 +91,12 @@ def test_without_torch_it_fails_and_what_needs_torch_is_left_out(
     assert found[0].verdict == "fails"
     assert "PyTorch cannot be imported" in found[0].text
     assert found[0].facts["torch"] is None
+
+
+def test_a_checkpoint_that_fails_stops_no_other_check(subject: Subject, tmp_path: Path) -> None:
+    found = list(examine(dataclasses.replace(subject, model=str(tmp_path / "none"))))
+    assert [each.name for each in found][-3:] == ["checkpoint", "disk", "profile"]
+    assert found[-3].verdict == "fails"
 
 
 # memory

@@ -61,6 +61,7 @@ def check(needs: list[dict[str, Any]]) -> None:
             assert need["tensor_products"] > 0, need
 
 
+@pytest.mark.slow
 def test_decode_kernels_fit_old_and_new_gpus(tmp_path: Path) -> None:
     needs = compiled(tmp_path, "--arch", "75", "86", "--formats", "w4", "--decode")
     assert {(need["kernel"], need["arch"]) for need in needs} == set(product(DECODE, (75, 86)))
