@@ -27,8 +27,20 @@ _LARGEST = 1 << 60  # more than any machine has; sums of sizes still fit into 64
 
 
 def parse_bytes(text: str, name: str = "size") -> int:
-    """Bytes of "6GiB", "512MiB", "1.5g" or "1048576"; `name` is the argument that the UsageError names."""
-    return _parse(text, name, _BYTE_UNITS, "6GiB, 512MiB or a plain number of bytes")
+    """Bytes of "6GiB", "512MiB", "1.5g" or "1048576"; `name` is the argument that the UsageError names.
+
+    Refuses a plain number below a MiB: it was meant in another unit.
+    """
+    value = _parse(text, name, _BYTE_UNITS, "6GiB, 512MiB or a plain number of bytes")
+    plain = text.strip()
+    if value < MIB and not plain[-1].isalpha():
+        meant = f"{plain}{'GiB' if value < KIB else 'MiB'}"
+        raise UsageError(
+            f"{parameter(name, plain)} is {format_bytes(value)}, less than {format_bytes(MIB)}",
+            "a number without a unit counts bytes",
+            f"{parameter(name, meant)}? A limit that small takes its unit: {parameter(name, f'{plain}b')}",
+        )
+    return value
 
 
 def parse_count(text: str, name: str = "count") -> int:

@@ -5,6 +5,7 @@ Errors of the library name arguments (`ram="6GiB"`); here they become options (`
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 import typer
@@ -14,6 +15,7 @@ from ernie_local.errors import ErnieLocalError, Interrupted, OutOfMemory, UsageE
 # Options that are not called as the library's argument.
 _OPTIONS = {
     "context_size": "ctx-size",
+    "images": "image",
     "most_memory": "max-ram",
     "temperature": "temp",
     "thinking": "think",
@@ -73,8 +75,8 @@ def spell_options(text: str) -> str:
 
 
 def _option(name: str, value: str) -> str:
-    option = "--" + _OPTIONS.get(name, name).replace("_", "-")
-    return f"{option} {value}" if value not in ("", "True") else option
+    option = "-p" if name == "text" else "--" + _OPTIONS.get(name, name).replace("_", "-")
+    return f"{option} {shlex.quote(value)}" if value not in ("", "True") else option
 
 
 def _as_user_error(error: BaseException) -> ErnieLocalError | None:
@@ -87,9 +89,7 @@ def _as_user_error(error: BaseException) -> ErnieLocalError | None:
             error.format_message(), f"the command line does not fit what {command} takes", f"{command} --help"
         )
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted(
-            "interrupted", "Ctrl-C was pressed before there was an answer", "run the command again"
-        )
+        return Interrupted("interrupted", "Ctrl-C was pressed before the end", "run the command again")
     if isinstance(error, OSError):
         return ErnieLocalError(
             f"{error.filename or 'a file'}: {error.strerror or error}",

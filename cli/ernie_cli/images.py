@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ernie_cli.console import Console
+from ernie_local.errors import UsageError
 
 if TYPE_CHECKING:
     from ernie_local.media.open_image import OpenedImage
@@ -17,8 +18,20 @@ if TYPE_CHECKING:
 _STRONGLY_SHRUNK = 0.5
 
 
-def open_given_images(sources: Sequence[str], stdin: BinaryIO | None = None) -> list[OpenedImage]:
-    """Every image that `sources` name, opened now; raises InputUnreadable for one that is none."""
+def open_given_images(
+    sources: Sequence[str], stdin: BinaryIO | None = None, console: Console | None = None
+) -> list[OpenedImage]:
+    """Every image that `sources` name, opened now: files, folders, and patterns such as scans/*.png.
+
+    Raises UsageError for an empty name, InputUnreadable for what is no image. console: is told which files
+    of a folder are no images.
+    """
+    if not all(map(str.strip, sources)):
+        raise UsageError(
+            "--image '' names no file (0 characters)",
+            "an image is a file, pages of one, or - for stdin",
+            "--image invoice.png, or remove --image",
+        )
     if not sources:
         return []
     from ernie_local.media.open_image import open_images

@@ -15,6 +15,7 @@ from itertools import takewhile
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import ernie_local
 from ernie_cli import calibrate, doctor, inspect, quantize, verify
@@ -91,7 +92,20 @@ class Invocation:
         return cls("--json" in words, "--debug" in words, command)
 
 
+class _CommandGroup(TyperGroup):
+    """Names the nearest command where there is none of that name."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        word = args[0]
+        if word not in self.commands and not word.startswith("-") and not ctx.resilient_parsing:
+            from ernie_cli.unknown_command import unknown_command
+
+            raise unknown_command(word, args[1:], self.commands)
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=_CommandGroup,
     # Plain help: rich costs a tenth of a second and draws boxes that no pager or grep likes.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

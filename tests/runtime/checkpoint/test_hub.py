@@ -13,7 +13,7 @@ import pytest
 
 from ernie_local.checkpoint import hub
 from ernie_local.checkpoint.hub import resolve_model
-from ernie_local.errors import ModelUnusable
+from ernie_local.errors import ModelUnusable, UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -169,3 +169,33 @@ def test_only_weights_and_settings_are_downloaded(tmp_path: Path, monkeypatch: p
     assert asked == {"repo": "org/name", "revision": "v2"}
     assert isinstance(patterns, list)
     assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in patterns)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("p/inv.png", 'images="p/inv.png"'),
+        ("inv.PDF:1-3", 'images="inv.PDF:1-3"'),
+        ("What is the total?", 'text="What is the total?"'),
+        ("Total?", 'text="Total?"'),
+        ("x " * 500, 'text="TEXT"'),
+    ],
+)
+def test_an_image_or_a_question_in_the_place_of_the_model_is_known(name: str, hint: str) -> None:
+    assert hint in refused(name)
+
+
+def test_a_path_is_not_taken_for_a_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "my models").mkdir()
+    for name in ("models/lost", "./lost", "../lost", "my models/lost one"):
+        assert "hf:org/name" in refused(name), name
+    (tmp_path / "scan").write_bytes(b"")
+    assert 'images="scan"' in refused("scan")
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="empty"):
+        resolve_model(name)

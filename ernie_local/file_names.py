@@ -1,0 +1,14 @@
+"""Says what a file is by its name alone."""
+
+from __future__ import annotations
+
+import mimetypes
+
+# Python's table lacks them.
+_MORE_IMAGES = (".jp2", ".jfif", ".avif", ".heic", ".webp")
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is an image, or a PDF, whose pages are images."""
+    kind = mimetypes.guess_type(name, strict=False)[0] or ""
+    return kind.startswith("image/") or kind == "application/pdf" or name.lower().endswith(_MORE_IMAGES)
