@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ ENVIRONMENT: Mapping[str, str] = {
     ISA_VARIABLE: "instruction set of the CPU kernels, such as 'avx2'; 'ernie-local doctor' lists them",
     "NO_COLOR": "set to anything: no colour and no dimmed text",
     "TERM": "'dumb': no colour, no dimmed text, and no line editing",
+    "COLUMNS": "the width of tables, in place of that of the terminal",
     "XDG_CONFIG_HOME": "the folder in which 'bench' stores the machine's profile, in place of ~/.config",
     "APPDATA": "the same on Windows",
 }
@@ -25,6 +27,11 @@ ENVIRONMENT: Mapping[str, str] = {
 
 def terminal_is_plain() -> bool:
     """Whether the terminal is declared unable to do more than print lines."""
+def table_columns() -> int:
+    """How wide a table may be: as COLUMNS says, else as the terminal of stdout; 80 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
     return os.environ.get("TERM") == "dumb"
 
 

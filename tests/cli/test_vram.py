@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ernie_cli.settings import profile_path
-from ernie_cli.vram.text import bar_lines
+from ernie_cli.vram.tables import band_text, bar_lines
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
@@ -21,6 +21,7 @@ from ernie_local.machine import hardware
 from ernie_local.machine.hardware import find_hardware
 from ernie_local.planner.profile import HardwareKey, MachineProfile, write_profile
 from ernie_local.planner.rates import Rates
+from ernie_local.planner.speed import Band
 from ernie_local.planner.terms import Amount, MemoryPlan, Term
 from ernie_local.sizes import GIB, MIB
 from tests.cli.running import Command, run_python
@@ -236,6 +237,47 @@ def test_measured_rates_are_used_on_the_hardware_that_they_are_of(
     assert reckon(*arguments)["cpu"]["speed"] == assumed
 
 
+@pytest.mark.parametrize("columns", [80, 60, 40, 24])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--ram", "8GiB", "--image", "640x480"],
+        ["--gpu", "rtx4060", "--ram", "64GiB"],
+        ["--gpu", "all", "--ram", "8GiB"],
+        ["--ram", "8GiB", "--solve", "ctx"],
+    ],
+    ids=" ".join,
+)
+def test_tables_fit_the_width_there_is(
+    command: Command, arguments: list[str], columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = text_of(command, "--bits", "4", *arguments).splitlines()
+    words = ("GiB", "MiB", "KiB")
+    tables = [line for line in lines if ":" not in line and any(word in line for word in words)]
+    assert len(tables) > 5
+    assert max(map(len, tables)) <= columns
+
+
+def test_rates_read_as_numbers() -> None:
+    assert band_text(Band(0.0004, 1234.5, 98765.4)) == "1,234 (0.0004 to 98,765)"
+    assert band_text(Band(0.5, 12.345, 99.99)) == "12.3 (0.5 to 100)"
+
+
+def test_solving_for_the_context_shows_what_each_costs(reckon: Reckon, command: Command) -> None:
+    value = reckon("--bits", "4", "--ram", "8GiB", "--solve", "ctx")
+    contexts = value["contexts"]
+    sizes = [one["ctx_size"] for one in contexts]
+    assert sizes == sorted(set(sizes))
+    assert (sizes[0], sizes[-1]) == (4096, value["solved"]["ctx_size"])
+    shares = [one["resident_share"] for one in contexts]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > shares[-1]
+    out = text_of(command, "--bits", "4", "--ram", "8GiB", "--solve", "ctx")
+    assert f"{shares[0]:.0%}" in out
+    assert reckon("--bits", "4", "--ram", "8GiB")["contexts"] == []
+
+
 @pytest.mark.parametrize("suffix", [".svg", ".png"])
 def test_plots_show_every_term(tmp_path: Path, command: Command, suffix: str) -> None:
     path = tmp_path / f"memory{suffix}"
@@ -256,7 +298,9 @@ def test_bars_have_the_limit_as_a_mark() -> None:
     lines = list(bar_lines(plan))
     assert lines[0].count("█") == 30
     assert [line.index("│") for line in lines[:4]] == [68] * 4
-    assert lines[-1].endswith("2.00 GiB is the limit")
+    assert lines[-1].endswith("│ 2.00 GiB")
+    assert max(map(len, lines)) <= 80
+    assert max(map(len, bar_lines(plan, 40))) <= 40
     over = list(bar_lines(MemoryPlan("ram", plan.terms, GIB // 2)))
     assert over[0].index("│") == 38
 

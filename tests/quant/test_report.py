@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,7 +25,7 @@ from ernie_quant.expert import ExpertReport, RoutedExpert
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import Recipe
-from ernie_quant.report.contents import ReportContents, measure_coverage, table_lines
+from ernie_quant.report.contents import ReportContents, measure_coverage, table_lines, unreached_lines
 from ernie_quant.report.model_card import model_card
 from ernie_quant.report.page import heat_maps, html_page, layer_bars
 
@@ -68,6 +69,18 @@ def test_coverage_counts_tokens_unreached_and_scarce_experts() -> None:
     assert lines[1].split() == ["text", "all", "8", "30", "2", "4", "0", "0", "15", "30", "30"]
     assert len({len(line) for line in lines}) == 1
     assert list(table_lines(measure_coverage({}, 15, 2))) == []
+
+
+def test_a_bank_without_a_token_is_warned_of() -> None:
+    def warned(tokens_of: Callable[[RoutedExpert], int]) -> list[str]:
+        return list(unreached_lines(measure_coverage({key: report(tokens_of(key)) for key in KEYS}, 15, 2)))
+
+    assert warned(lambda key: key[2]) == []
+    (everywhere,) = warned(lambda key: int(key[1] == "text"))
+    assert "reached the vision experts of any layer" in everywhere
+    (one_layer,) = warned(lambda key: int(key[:2] != (2, "text")))
+    assert "reached the text experts of layers 2:" in one_layer
+    assert list(unreached_lines([])) == []
 
 
 def test_the_json_has_every_expert() -> None:

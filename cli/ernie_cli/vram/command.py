@@ -118,7 +118,7 @@ def vram(options: VramOptions, result: VramResult) -> None:
     if options.gpu == EVERY_GPU:
         gpus = list(reports.report_on_gpus(model, conversation, budget))
         result.set_gpus(gpus)
-        console.show([*text.model_lines(model), *text.gpu_lines(gpus)])
+        console.show([*text.model_lines(model), *text.known_gpu_lines(gpus)])
         return
     report = reports.report_on(model, conversation, reports.find_target(options, budget))
     if options.solve is not None:

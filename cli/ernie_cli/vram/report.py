@@ -34,7 +34,7 @@ from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.profile import MachineProfile
 from ernie_local.planner.ram import Budget, CpuPlan, plan_cpu
 from ernie_local.planner.rates import GpuRates
-from ernie_local.planner.speed import Speed, cpu_speed, gpu_speed
+from ernie_local.planner.speed import Band, Speed, cpu_speed, gpu_speed
 from ernie_local.planner.terms import MemoryPlan
 from ernie_local.sizes import format_bytes, parse_bytes, parse_count
 
@@ -61,8 +61,19 @@ class Target:
 
 
 @dataclass(slots=True)
+class ContextChoice:
+    """What a context of this length leaves: experts in memory, and speed."""
+
+    ctx_size: int
+    resident_share: float  #: Share of the text experts that are in fast memory in decode.
+    peak_bytes: int
+    decode_tok_s: Band
+
+
+@dataclass(slots=True)
 class Report:
-    """Plans of one model on one target. solved: what --solve found; flags: options that make it fit."""
+    """Plans of one model on one target. solved: what --solve found; flags: options that make it fit;
+    choices: contexts up to the longest that fits."""
 
     model: ModelSize
     conversation: ChatPlan
@@ -73,6 +84,7 @@ class Report:
     gpu_speed: Speed | None
     solved: dict[str, str | int | None] | None = None
     flags: list[str] = field(default_factory=list)
+    choices: list[ContextChoice] = field(default_factory=list)
 
     @property
     def fits(self) -> bool:
@@ -208,6 +220,8 @@ def solve(report: Report, options: VramOptions, plain: ModelSize) -> Report:
     elif options.solve == "ctx":
         longest = _longest_context(report)
         found = None if longest is None else _with_context(report, longest)
+        if found is not None:
+            found.choices = _choices_up_to(found)
         solved = {"ctx_size": longest}
     else:
         bits, found = _most_bits(report, options, plain)
@@ -220,6 +234,22 @@ def solve(report: Report, options: VramOptions, plain: ModelSize) -> Report:
 def _with_context(report: Report, context_size: int) -> Report:
     conversation = dataclasses.replace(report.conversation, context_size=context_size)
     return report_on(report.model, conversation, report.target)
+
+
+def _choices_up_to(longest: Report) -> list[ContextChoice]:
+    """Contexts, each twice as long as the one before, up to that of `longest`."""
+    most, least = longest.conversation.context_size, longest.conversation.image_tokens + 512
+    sizes = [1024 << step for step in range(2, 40) if least <= 1024 << step < most]
+    reports = [*(_with_context(longest, size) for size in sizes), longest]
+    return [
+        ContextChoice(
+            one.conversation.context_size,
+            one.resident_share,
+            one.memory.peak.best,
+            (one.cpu_speed if one.gpu_speed is None else one.gpu_speed).decode,
+        )
+        for one in reports
+    ]
 
 
 def _longest_context(report: Report) -> int | None:

@@ -134,6 +134,16 @@ class KnownGpuObject(GpuVerdictObject):
 
 
 @dataclass
+class ContextChoiceObject:
+    """A context that fits."""
+
+    ctx_size: int
+    resident_share: float  #: Share of the text experts that are in fast memory in decode.
+    peak_bytes: int
+    decode_tok_s: Band
+
+
+@dataclass
 class SessionTermObject:
     """Something that takes memory of the server's GPUs."""
 
@@ -186,6 +196,8 @@ class VramResult:
     solved: dict[str, str | int | None] | None = None
     """What `--solve` found: `bits`, `ctx_size` (null where none fits), or `experts_per_layer` and `of`, the
     number of all; the plans are those of what was found."""
+    contexts: list[ContextChoiceObject] = field(default_factory=list)
+    """With `--solve ctx`: what contexts up to the longest one cost."""
     sessions: SessionsObject | None = None
     make_it_fit: list[str] = field(default_factory=list)
     """Options, each of which alone makes it fit, the mildest first; empty where it fits."""
@@ -218,6 +230,7 @@ class VramResult:
             speed=report.cpu_speed,
         )
         self.solved, self.make_it_fit = report.solved, list(report.flags)
+        self.contexts = [fill_result(ContextChoiceObject, choice) for choice in report.choices]
         if gpu is not None:
             speed = report.gpu_speed if gpu.fits else None
             self.gpu = fill_result(GpuPlanObject, gpu, name=report.target.gpu_name, speed=speed)

@@ -1,5 +1,4 @@
-"""Shows people what `ernie-local vram` found: tables of terms and phases, a line for each GPU, bars, a
-plot."""
+"""Shows people what `ernie-local vram` found: the model, its images, the verdict, and a plot."""
 
 from __future__ import annotations
 
@@ -7,29 +6,21 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ernie_cli.settings import table_columns
 from ernie_cli.vram.report import Report
 from ernie_cli.vram.result import SessionsObject, count_model_weights
+from ernie_cli.vram.tables import band_text, bar_lines, context_lines, gpu_lines, memory_lines
 from ernie_local.media.image_size import ImageReport
 from ernie_local.model.memory_use import encoding_bytes
 from ernie_local.planner.gpu import GpuPlan
 from ernie_local.planner.gpus import GpuModel
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.speed import Band, Speed
+from ernie_local.planner.speed import Speed
 from ernie_local.planner.terms import NOTHING, PHASES, MemoryPlan
 from ernie_local.sizes import GIB, format_bytes
 
 _GPU_NOTICE = "figures for GPUs are predictions: this version has not run on a GPU yet"
-_PLACES = {"ram": "RAM", "vram": "gpu"}
-_ROW = "{:<26}" + "{:>11}" * len(PHASES) + "  {}"
-_GPU_ROW = "{:<22}{:>10}  {:<14}{:>11}  {:>16}"
-_BAR_WIDTH = 60
 _PLOT_INCHES = (9.0, 5.0)
-_TIERS = {
-    "resident": "fits resident",
-    "paged": "fits paged",
-    "needs ram": "needs --ram",
-    "does not fit": "does not fit",
-}
 
 
 def model_lines(model: ModelSize) -> Iterator[str]:
@@ -45,12 +36,15 @@ def report_lines(report: Report) -> Iterator[str]:
     kv_bytes = report.conversation.kv_size(report.model.config.text).bytes_per_token
     for image in report.conversation.images:
         yield _priced_image_line(image, report.model, kv_bytes)
-    yield from ("", *_memory_lines(report.memory))
+    width = table_columns()
+    yield from ("", *memory_lines(report.memory, width))
     if report.gpu is not None:
-        yield from ("", *_memory_lines(report.gpu.ram))
+        yield from ("", *memory_lines(report.gpu.ram, width))
     if sys.stdout.isatty():
-        yield from ("", *bar_lines(report.memory))
+        yield from ("", *bar_lines(report.memory, width))
     yield from ("", *_verdict_lines(report))
+    if report.choices:
+        yield from ("", *context_lines(report.choices, width))
     for name, value in (report.solved or {}).items():
         yield f"solved: {name} {value}"
     for flag in report.flags:
@@ -63,23 +57,6 @@ def _priced_image_line(image: ImageReport, model: ModelSize, kv_bytes: int) -> s
         f"{image.name}: {width}x{height} -> {new_width}x{new_height} ({image.scale:.2f}x), "
         f"{image.tokens} tokens, {format_bytes(image.tokens * kv_bytes)} of KV cache, "
         f"{format_bytes(encoding_bytes(model.config.vision, [image.patches]))} while it is encoded"
-    )
-
-
-def _memory_lines(memory: MemoryPlan) -> Iterator[str]:
-    """A line for each term, then the sums and their limit."""
-    yield _ROW.format(_PLACES[memory.place], *PHASES, "how").rstrip()
-    for term in memory.terms:
-        amounts = [term.phases.get(phase, NOTHING).best for phase in PHASES]
-        low, high = term.most.low, term.most.high
-        band = "" if low == high else f" ({format_bytes(low)} to {format_bytes(high)})"
-        yield _ROW.format(term.name, *map(_cell, amounts), term.provenance + band)
-    yield _ROW.format("all", *(_cell(memory.phase(phase).best) for phase in PHASES), "").rstrip()
-    peak = memory.peak
-    limit = "" if memory.limit_bytes is None else f", of {format_bytes(memory.limit_bytes)}"
-    yield (
-        f"peak: {format_bytes(peak.best)} in {memory.peak_phase} "
-        f"({format_bytes(peak.low)} to {format_bytes(peak.high)}){limit}"
     )
 
 
@@ -108,41 +85,14 @@ def _verdict_lines(report: Report) -> Iterator[str]:
 def _speed_text(speed: Speed) -> str:
     """Tokens per second, and by which rates."""
     source = "by this machine's measured rates" if speed.is_measured else "by assumed rates"
-    prefill = "" if speed.prefill is None else f", prompt {_band(speed.prefill)}"
-    return f"decode {_band(speed.decode)} tokens/s{prefill} ({source})"
+    prefill = "" if speed.prefill is None else f", prompt {band_text(speed.prefill)}"
+    return f"decode {band_text(speed.decode)} tokens/s{prefill} ({source})"
 
 
-def gpu_lines(gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]]) -> Iterator[str]:
-    """A line for each GPU."""
-    yield _GPU_ROW.format("gpu", "usable", "verdict", "experts", "decode, tokens/s")
-    for gpu, plan, speed in gpus:
-        fits = plan.tier != "does not fit"
-        verdict = _TIERS[plan.tier]
-        yield _GPU_ROW.format(
-            gpu.gpu_id,
-            format_bytes(gpu.usable_bytes),
-            verdict,
-            f"{plan.resident_share:.0%}" if fits else "",
-            _band(speed.decode) if plan.fits else "",
-        ).rstrip() + (f"  --ram {format_bytes(plan.host_bytes)}" if plan.tier == "needs ram" else "")
+def known_gpu_lines(gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]]) -> Iterator[str]:
+    """The table of GPUs."""
+    yield from gpu_lines(gpus, table_columns())
     yield _GPU_NOTICE
-
-
-def bar_lines(memory: MemoryPlan) -> Iterator[str]:
-    """The phases as bars, with a mark at the limit."""
-    limit = memory.limit_bytes or 0
-    full = max(limit, *(memory.phase(phase).best for phase in PHASES), 1)
-    mark = round(limit / full * _BAR_WIDTH) if limit else None
-    for phase in PHASES:
-        num_bytes = memory.phase(phase).best
-        cells = [
-            "█" if index < round(num_bytes / full * _BAR_WIDTH) else " " for index in range(_BAR_WIDTH + 1)
-        ]
-        if mark is not None:
-            cells[mark] = "│"
-        yield f"{phase:<8}{''.join(cells).rstrip()} {format_bytes(num_bytes)}"
-    if limit:
-        yield f"{'':<8}{' ' * (mark or 0)}│ {format_bytes(limit)} is the limit"
 
 
 def draw(memory: MemoryPlan, title: str, path: Path) -> None:
@@ -192,14 +142,6 @@ def _gpu_verdict(plan: GpuPlan) -> str:
     if plan.tier == "paged":
         return f"fits paged: {room}, all of them in RAM ({format_bytes(plan.host_bytes)})"
     return f"needs --ram {format_bytes(plan.host_bytes)} for all experts; on the GPU {room}"
-
-
-def _cell(num_bytes: int) -> str:
-    return format_bytes(num_bytes) if num_bytes else ""
-
-
-def _band(band: Band) -> str:
-    return f"{band.best:.3g} ({band.low:.3g} to {band.high:.3g})"
 
 
 def session_lines(sessions: SessionsObject) -> Iterator[str]:

@@ -89,6 +89,19 @@ def table_lines(rows: Sequence[Coverage]) -> Iterator[str]:
         yield _COLUMNS.format(*coverage_cells(row))
 
 
+def unreached_lines(rows: Sequence[Coverage]) -> Iterator[str]:
+    """What to warn of: a line for each bank of which layers saw no calibration token."""
+    for bank in dict.fromkeys(row.bank for row in rows):
+        layers = [row for row in rows if row.bank == bank and row.layer is not None]
+        unreached = [str(row.layer) for row in layers if row.unreached == row.num_experts]
+        if unreached:
+            where = "any layer" if len(unreached) == len(layers) else f"layers {', '.join(unreached)}"
+            yield (
+                f"no calibration token reached the {bank} experts of {where}: they were quantized without "
+                "data; calibrate on samples that are like what the model will be asked"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class ReportContents:
     """Contents for one new checkpoint. parts, source_parts: its parts and those of its source.
