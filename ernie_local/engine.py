@@ -19,6 +19,7 @@ from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes, image_prompt_bytes
 from ernie_local.model.moe import RouteHook
+from ernie_local.progress import OnProgress
 
 StopQuestion = Callable[[], bool]  # asked between pieces of work: whether to stop
 
@@ -96,15 +97,17 @@ class Engine:
         token_ids: Sequence[int],
         images: Sequence[Patches] = (),
         should_stop: StopQuestion | None = None,
+        on_progress: OnProgress | None = None,
     ) -> torch.Tensor:
         """Append tokens; give back the logits after the last, (vocab_size,) float32, on the model's device.
 
         token_ids: at least one; placeholders are expanded already, one for each token of each image, in the
         order of `images`. Raises DoesNotFit before any computing if they exceed the context, UsageError if
         placeholders and images disagree, and Interrupted, with the sequence as it was, if `should_stop`
-        says so between chunks.
+        says so between chunks. on_progress: gets "images" or "tokens", those that are computed, and all.
         """
-        hidden = self._append(token_ids, images, should_stop, lambda _start, chunk: chunk[-1:])
+        pauses = _Pauses(should_stop, on_progress)
+        hidden = self._append(token_ids, images, pauses, lambda _start, chunk: chunk[-1:])
         # Not in inference mode, so that samplers may write to it.
         with torch.no_grad():
             return self.model.logits(hidden)[0]
@@ -126,7 +129,7 @@ class Engine:
             out[start : start + chunk.shape[0]] = chunk if as_states else self.model.logits(chunk)
             return chunk[-1:]
 
-        self._append(token_ids, images, None, keep_rows)
+        self._append(token_ids, images, _Pauses(), keep_rows)
 
     def decode(self, token_id: int) -> torch.Tensor:
         """Append one token and give back the logits after it, as `prefill` does.
@@ -170,7 +173,7 @@ class Engine:
         self,
         token_ids: Sequence[int],
         images: Sequence[Patches],
-        should_stop: StopQuestion | None,
+        pauses: _Pauses,
         keep: Callable[[int, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """Run all chunks; `keep(start, hidden)` takes what is wanted of each. Returns that of the last."""
@@ -179,9 +182,9 @@ class Engine:
         self._cache.reserve(self._cache.length + prompt.num_tokens)
         try:
             with self._all_or_nothing(), torch.inference_mode():
-                features = self._encode(images, prompt.num_tokens, should_stop)
+                features = self._encode(images, prompt.num_tokens, pauses)
                 for start in range(0, prompt.num_tokens, self.chunk_tokens):
-                    _raise_if_stopped(should_stop, start, prompt.num_tokens)
+                    pauses.reach("tokens", start, prompt.num_tokens)
                     stop = min(start + self.chunk_tokens, prompt.num_tokens)
                     kept = keep(start, self._run_chunk(prompt, start, stop, features))
                 self.next_position = prompt.next_position
@@ -235,9 +238,7 @@ class Engine:
         self._check_position(prompt.next_position - 1)
         return prompt
 
-    def _encode(
-        self, images: Sequence[Patches], num_tokens: int, should_stop: StopQuestion | None
-    ) -> torch.Tensor:
+    def _encode(self, images: Sequence[Patches], num_tokens: int, pauses: _Pauses) -> torch.Tensor:
         """Features of all images, (placeholders, hidden_size). num_tokens: of their prompt."""
         if not images:
             return torch.empty(0, self.model.config.text.hidden_size)
@@ -252,9 +253,9 @@ class Engine:
         experts.make_room(self, self.model.encoding_bytes(images) + held)
         features: list[torch.Tensor] = []
         # Together unless a stop may come between them.
-        groups = [images] if should_stop is None else [[image] for image in images]
+        groups = [images] if pauses.should_stop is None else [[image] for image in images]
         for index, group in enumerate(groups):
-            _raise_if_stopped(should_stop, index, len(images), "images")
+            pauses.reach("images", index, len(images))
             features += self.model.encode_images(group)
         experts.make_room(self, held)
         return torch.cat(features)
@@ -299,12 +300,20 @@ def check_token_counts(context_size: int, chunk_tokens: int) -> None:
             )
 
 
-def _raise_if_stopped(
-    should_stop: StopQuestion | None, num_done: int, num_all: int, unit: str = "tokens"
-) -> None:
-    if should_stop is not None and should_stop():
-        raise Interrupted(
-            f"stopped after {num_done} of {num_all} {unit} of the prompt",
-            "a stop was asked for",
-            "ask again; the conversation is as it was before this prompt",
-        )
+@dataclass(frozen=True, slots=True)
+class _Pauses:
+    """What happens between pieces of work."""
+
+    should_stop: StopQuestion | None = None
+    on_progress: OnProgress | None = None
+
+    def reach(self, unit: str, num_done: int, num_all: int) -> None:
+        """So many units of the prompt are done; Interrupted where a stop was asked for."""
+        if self.should_stop is not None and self.should_stop():
+            raise Interrupted(
+                f"stopped after {num_done} of {num_all} {unit} of the prompt",
+                "a stop was asked for",
+                "ask again; the conversation is as it was before this prompt",
+            )
+        if self.on_progress is not None:
+            self.on_progress(unit, num_done, num_all)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ernie_cli.calibration_samples import SampleOptions, check_samples, draw_sequences
 from ernie_cli.console import Console
 from ernie_cli.options import CommonOptions, path_argument, source_argument
+from ernie_cli.signals import telling_what_is_kept
 from ernie_local.errors import UsageError
 
 
@@ -59,9 +60,10 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     if options.out.exists():
         raise UsageError(f"{options.out} exists already", "no file is overwritten", "name another file")
     directory = resolve_model(options.source)
-    sequences = draw_sequences(directory, options, console)
-    with UnitProgress(is_shown=not options.as_json) as progress:
-        measured = measurements_in(options.out, directory, sequences, progress.show_layer)
+    with telling_what_is_kept(lambda: f"nothing is kept: {options.out} is written when all is measured"):
+        sequences = draw_sequences(directory, options, console)
+        with UnitProgress(console) as progress:
+            measured = measurements_in(options.out, directory, sequences, progress.show_layer)
     result.out = str(options.out)
     result.tokens = {str(bank): count for bank, count in measured.tokens.items()}
     result.positions = measured.positions

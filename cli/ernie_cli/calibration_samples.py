@@ -63,18 +63,28 @@ def draw_sequences(model: Path, options: SampleOptions, console: Console) -> lis
     encoder = SampleEncoder.of_model(model)
     context = read_config(model).text.max_position_embeddings
     sequences: list[EncodedSample] = []
-    for sample in _samples(options, console):
-        encoded = encoder.encode(sample)
-        length = len(encoded.token_ids)
-        if length <= context:
-            sequences.append(encoded)
-        else:
-            console.warn(f"skipped: {sample.name} ({length:,} tokens, the model's context has {context:,})")
+    with console.working("drawing samples"):
+        for index, sample in enumerate(_samples(options, console)):
+            if options.calib is None:
+                console.status.show("drawing samples", index, options.samples)
+            encoded = encoder.encode(sample)
+            length = len(encoded.token_ids)
+            if length <= context:
+                sequences.append(encoded)
+            else:
+                console.warn(
+                    f"skipped: {sample.name} ({length:,} tokens, the model's context has {context:,})"
+                )
     if not sequences:
         raise DoesNotFit(
             f"0 samples fit into the model's context of {context:,} tokens, at least 1 is needed",
             "second moments come from the tokens that run through the model",
             "use smaller images or shorter texts, or more --samples",
+        )
+    if not any(encoded.patches for encoded in sequences):
+        console.warn(
+            "no sample has an image: vision experts will see no calibration token; "
+            "--family images or documents, or --calib DIR, adds some"
         )
     num_tokens = sum(len(encoded.token_ids) for encoded in sequences)
     console.note(f"calibrating on {len(sequences)} samples, {num_tokens:,} tokens")

@@ -11,6 +11,7 @@ from typing import TextIO
 
 from ernie_cli.failures import spell_options
 from ernie_cli.settings import terminal_is_plain
+from ernie_cli.status import StatusLine
 
 _STYLES = {"plain": "", "dim": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[1;31m"}
 _RESET = "\x1b[0m"
@@ -39,6 +40,9 @@ class Console:
         self._shows_result = not quiet if shows_result is None else shows_result
         no_color = bool(os.environ.get("NO_COLOR")) or terminal_is_plain()
         self._colored = self._stderr.isatty() and not no_color
+        self.status = StatusLine(
+            self._stderr, self._stderr.isatty() and not quiet and not terminal_is_plain()
+        )
         self._open_line: TextIO | None = None
 
     def answer(self, text: str) -> None:
@@ -85,9 +89,26 @@ class Console:
     def end_line(self) -> None:
         """Close the line that pieces left open, so that what follows starts on its own."""
         if self._open_line is not None:
-            self._open_line.write("\n")
-            self._open_line.flush()
+            with self.status.above(leaves_line_open=False):
+                self._open_line.write("\n")
+                self._open_line.flush()
             self._open_line = None
+
+    @contextmanager
+    def working(self, part: str) -> Iterator[None]:
+        """Meanwhile the last line of a terminal says this, or what `status.show` is told."""
+        self.status.show(part)
+        try:
+            yield
+        finally:
+            self.status.hide()
+
+    def step(self, part: str) -> None:
+        """What is done now: on the status line, or as a note where there is none."""
+        if self.status.is_shown:
+            self.status.show(part)
+        else:
+            self.note(part)
 
     def _line(self, line: str, style: str) -> None:
         self.end_line()
@@ -101,6 +122,7 @@ class Console:
         shown = text.translate(_CONTROL_CHARACTERS) if stream.isatty() else text
         if self._colored and stream is self._stderr and _STYLES[style]:
             shown = f"{_STYLES[style]}{shown}{_RESET}"
-        stream.write(shown)
-        stream.flush()
+        with self.status.above(leaves_line_open=not text.endswith("\n")):
+            stream.write(shown)
+            stream.flush()
         self._open_line = None if text.endswith("\n") else stream

@@ -21,6 +21,7 @@ from ernie_cli.options import (
     option,
     seed_option,
 )
+from ernie_cli.signals import telling_what_is_kept
 from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -73,8 +74,11 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
     """
     from ernie_cli.progress import UnitProgress
     from ernie_local import defaults
-    from ernie_local.loading.options import use_threads
-    from ernie_quant.evaluation.run import Evaluation, EvaluationJob, check_comparable, find_candidate
+
+    console = Console(quiet=options.as_json)
+    with console.working("starting"):
+        from ernie_local.loading.options import use_threads
+        from ernie_quant.evaluation.run import Evaluation, EvaluationJob, check_comparable, find_candidate
 
     use_threads(options.threads)
     reference, *others = [find_candidate(name) for name in (options.reference, *options.checkpoints)]
@@ -91,14 +95,25 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
         cache=options.reference_cache,
         **{name: getattr(options, name) for name in same},
     )
-    console = Console(quiet=options.as_json)
-    with console.telling_warnings(), UnitProgress(is_shown=not options.as_json) as progress:
+    with (
+        telling_what_is_kept(lambda: _what_is_kept(options)),
+        console.telling_warnings(),
+        UnitProgress(console) as progress,
+    ):
         evaluation = Evaluation(replace(job, on_sample=progress.show))
         evaluated = []
         for other in others:
             evaluated.append(evaluation.evaluate(other))
             result.update(job, evaluated)
     console.show(_eval_lines(reference, evaluated))
+
+
+def _what_is_kept(options: EvalOptions) -> str:
+    cache = options.reference_cache
+    if cache is None:
+        return "nothing is kept; --reference-cache FILE keeps the results of the reference"
+    is_there = "are kept" if cache.exists() else "were not complete, and would be kept"
+    return f"the results of the reference {is_there} in {cache}"
 
 
 def _eval_lines(reference: Candidate, results: Sequence[Evaluated]) -> Iterator[str]:

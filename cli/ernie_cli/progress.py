@@ -1,32 +1,22 @@
-"""Shows how far long work is."""
+"""Shows how far work in units is, and how long the rest will take."""
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from ernie_cli.console import Console
+from ernie_cli.status import duration
 
 _SECONDS_BETWEEN_LINES = 60.0
+_SECONDS_UNTIL_PACE = 2.0  # before that, the time left would be a guess
 
 
 class UnitProgress:
     """Shows finished units on stderr: a bar on a terminal, a line every minute elsewhere."""
 
-    def __init__(self, is_shown: bool = True) -> None:
-        self._is_shown = is_shown
-        self._bar = Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            # From the recent pace of the work itself, not of units, which differ in size.
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=Console(stderr=True),
-            disable=not (is_shown and sys.stderr.isatty()),
-        )
-        self._task = self._bar.add_task("", total=None)
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._last_line = self._began = time.monotonic()
         self._done_before: float | None = None
 
@@ -35,30 +25,23 @@ class UnitProgress:
         now = time.monotonic()
         if self._done_before is None:
             self._done_before, self._began = work_done, now
-            self._bar.reset(self._task, total=work_of_all, completed=int(work_done))
-        self._bar.update(self._task, description=unit, completed=work_done)
-        if self._is_shown and self._bar.disable and now - self._last_line > _SECONDS_BETWEEN_LINES:
+        done_here, rest = work_done - self._done_before, work_of_all - work_done
+        elapsed = now - self._began
+        is_known = done_here > 0 and rest > 0 and elapsed > _SECONDS_UNTIL_PACE
+        left = elapsed * rest / done_here if is_known else None
+        self._console.status.show(unit or "starting", work_done, work_of_all, left)
+        if not self._console.status.is_shown and now - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            done_here = work_done - self._done_before
-            left = (now - self._began) * (work_of_all - work_done) / done_here if done_here > 0 else None
             told = "" if left is None else f", about {duration(left)} left"
-            print(f"{work_done / work_of_all:.0%}: {unit}{told}", file=sys.stderr, flush=True)
+            self._console.note(f"{work_done / work_of_all:.0%}: {unit}{told}")
 
     def show_layer(self, num_done: int, num_layers: int) -> None:
         """A layer is done, the `num_done`th of all."""
         self.show(f"layer {num_done - 1}", num_done, num_layers)
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._console.status.show("starting")
         return self
 
     def __exit__(self, *_raised: object) -> None:
-        self._bar.stop()
-
-
-def duration(seconds: float) -> str:
-    """Hours and minutes, or minutes, or seconds."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+        self._console.status.hide()

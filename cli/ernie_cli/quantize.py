@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Literal
 from ernie_cli.console import Console
 from ernie_cli.json_object import fill_result
 from ernie_cli.quantize_options import QuantizeOptions, check_quantize_options
-from ernie_cli.signals import stop_requests
+from ernie_cli.signals import stop_requests, telling_what_is_kept
 from ernie_local.sizes import MIB, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ernie_calibration.sequences import EncodedSample
     from ernie_local.config import ModelConfig, QuantizationConfig
     from ernie_quant.job import Job
@@ -80,14 +82,38 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
     OUT appears when it is complete; until then the work is in OUT.partial. After Ctrl-C, SIGTERM (exit code
     75) or a crash, the same command continues where it stopped.
     """
-    from ernie_cli.calibration_samples import check_samples, draw_sequences
-    from ernie_local.loading.options import use_threads
+    from ernie_cli.calibration_samples import check_samples
 
     console = Console(quiet=options.as_json)
+    with console.working("starting"):
+        from ernie_local.loading.options import use_threads
+
     use_threads(options.threads)
     check_samples(options, options.method)
     check_quantize_options(options)
     job = _plan(options)
+    with telling_what_is_kept(lambda: _what_is_kept(job, options)):
+        _quantize(job, options, console, result)
+
+
+def _what_is_kept(job: Job, options: QuantizeOptions) -> str:
+    if job.partial.exists():
+        return f"finished units are kept in {job.partial}, and the same command continues there"
+    if (job.out / "config.json").exists():
+        return f"{job.out} is complete"
+    statistics = _statistics_path(job, options)
+    if options.is_mixed and statistics.exists():
+        return f"measurements are kept in {statistics}, and the same command continues with them"
+    return "nothing was written yet"
+
+
+def _statistics_path(job: Job, options: QuantizeOptions) -> Path:
+    return options.statistics or job.out.with_name(job.out.name + ".statistics.json")
+
+
+def _quantize(job: Job, options: QuantizeOptions, console: Console, result: QuantizeResult) -> None:
+    from ernie_cli.calibration_samples import draw_sequences
+
     most_memory = None if options.max_ram is None else parse_bytes(options.max_ram, "max_ram")
     sequences = draw_sequences(job.source, options, console) if options.method == "gptq" else []
     job = replace(job, sequences=sequences, resume=options.resume, most_memory=most_memory)
@@ -96,7 +122,7 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
     if options.dry_run:
         _tell_plan(job, options, console, result)
         return
-    _run(job, options, console, result)
+    _run(job, console, result)
     if job.statistics is not None and job.statistics != options.statistics:
         job.statistics.unlink()  # the checkpoint has it
 
@@ -133,11 +159,11 @@ def _mixed_job(
     from ernie_quant.probe import measurements_in
 
     config = read_config(job.source)
-    path = options.statistics or job.out.with_name(job.out.name + ".statistics.json")
+    path = _statistics_path(job, options)
     console.note(
         f"measurements are read from {path}" if path.exists() else f"measuring, measurements go to {path}"
     )
-    with UnitProgress(is_shown=not options.as_json) as progress:
+    with UnitProgress(console) as progress:
         measured = measurements_in(path, job.source, sequences, progress.show_layer)
     tables = _mixed_tables(job, options, config, measured, console)
     for line in allocation_lines(tables, measured):
@@ -170,20 +196,23 @@ def _mixed_tables(
     return tables.of_bits(_MIXED_BITS)
 
 
-def _run(job: Job, options: QuantizeOptions, console: Console, result: QuantizeResult) -> None:
+def _run(job: Job, console: Console, result: QuantizeResult) -> None:
     from ernie_cli.progress import UnitProgress
     from ernie_local.config import read_config
     from ernie_quant.pipeline import quantize_checkpoint
-    from ernie_quant.report.contents import measure_coverage, table_lines
+    from ernie_quant.report.contents import measure_coverage, table_lines, unreached_lines
 
     is_asked = Event()
 
     def ask_to_stop() -> None:
         is_asked.set()
-        console.note("stopping after the current unit; press again to stop at once")
+        console.note(
+            f"stopping after the current unit, finished ones stay in {job.partial}; "
+            "press again to stop at once"
+        )
 
     started = time.perf_counter()
-    with UnitProgress(is_shown=not options.as_json) as progress, stop_requests(ask_to_stop, SIGINT, SIGTERM):
+    with UnitProgress(console) as progress, stop_requests(ask_to_stop, SIGINT, SIGTERM):
         reports = quantize_checkpoint(
             replace(job, on_unit=progress.show, should_stop=is_asked.is_set, on_note=console.note)
         )
@@ -202,12 +231,14 @@ def _run(job: Job, options: QuantizeOptions, console: Console, result: QuantizeR
     rows = measure_coverage(reports, text.hidden_size, text.experts_per_token)
     for line in table_lines([row for row in rows if row.layer is None]):
         console.note(line)
+    for line in unreached_lines(rows):
+        console.warn(line)
 
 
 def _tell_plan(job: Job, options: QuantizeOptions, console: Console, result: QuantizeResult) -> None:
     import shutil
 
-    from ernie_cli.progress import duration
+    from ernie_cli.status import duration
     from ernie_quant.pipeline import plan_checkpoint
 
     plan = plan_checkpoint(job)

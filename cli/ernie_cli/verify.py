@@ -65,12 +65,13 @@ def verify_checkpoint(options: VerifyOptions, result: VerifyResult) -> None:
     """
     from ernie_cli.progress import UnitProgress
     from ernie_local.checkpoint.hub import resolve_model
-    from ernie_local.verify import verify as verify_directory
 
     console = Console(quiet=options.as_json)
     directory = resolve_model(options.model)
     result.directory = str(directory)
-    with UnitProgress(is_shown=not options.as_json) as progress:
+    with UnitProgress(console) as progress:
+        from ernie_local.verify import verify as verify_directory  # with torch, which takes a while
+
         found = verify_directory(directory, progress.show)
     result.tensors, result.pages, result.bytes = found.num_tensors, found.num_pages, found.num_bytes
     result.files = {name: file.sha256 for name, file in found.hashes.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -44,6 +44,7 @@ class Checkpoint:
     def __init__(self, accounts: Accounts) -> None:
         self.accounts = accounts
         self.packed: Mapping[str, StoredTensor] = accounts.packed
+        self.on_read: Callable[[int], None] = _tell_nobody  # gets the number of bytes of every read
         self._files: dict[Path, int] = {}
         self._opening = threading.Lock()
 
@@ -182,12 +183,17 @@ class Checkpoint:
                         DOWNLOAD_AGAIN,
                     )
                 view, offset = view[count:], offset + count
+                self.on_read(count)
         except OSError as error:
             raise ModelUnusable(
                 f"{stored} cannot be read at byte {offset}",
                 error.strerror or str(error),
                 "check the disk and its cable or network",
             ) from error
+
+
+def _tell_nobody(_num_bytes: int) -> None:
+    """The default of `on_read`."""
 
 
 def _pieces(target: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:

@@ -41,13 +41,15 @@ from ernie_local.model_files import ModelFiles, find_model_files
 from ernie_local.planner.fit import DEFAULT_RESERVE, AvailableMemory, Placement, expected_tokens, place
 from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.need import MemoryNeed, gpu_room, largest_prompt_bytes
+from ernie_local.progress import OnProgress
 
 _P = ParamSpec("_P")
 
 
-def load_model(files: ModelFiles, options: LoadOptions) -> LoadedModel:
+def load_model(files: ModelFiles, options: LoadOptions, on_progress: OnProgress | None = None) -> LoadedModel:
     """The model of these files in memory.
 
+    on_progress: gets "weights", bytes that were read, and bytes to read.
     UsageError for an option without a meaning, ModelUnusable for a missing or damaged model. DoesNotFit,
     before any weight is read, for a device or kernels that are not there, a context beyond the model's, or
     too little memory.
@@ -75,6 +77,8 @@ def load_model(files: ModelFiles, options: LoadOptions) -> LoadedModel:
         placement = place(need, ram, gpu)
         setup = _find_paging(placement, device, paging)
         recorder = choices.recorder(device)
+        if on_progress is not None:
+            _report_reads(checkpoint, on_progress, with_experts=setup is None)
         network = build_model(checkpoint, config, dtype, device, setup, recorder, choices.kernels)
         if setup is not None:
             checkpoint.drop_cached()
@@ -83,6 +87,20 @@ def load_model(files: ModelFiles, options: LoadOptions) -> LoadedModel:
     return LoadedModel(
         network, files, settings, need.weight_bytes, seconds, context_limit=options.context_size
     )
+
+
+def _report_reads(checkpoint: Checkpoint, on_progress: OnProgress, *, with_experts: bool) -> None:
+    sizes = {name: source.num_bytes for name, source in checkpoint.accounts.sources.items()}
+    sizes |= {name: tensor.num_bytes for name, tensor in checkpoint.packed.items()}
+    total = sum(size for name, size in sizes.items() if with_experts or not name.startswith("experts."))
+    num_read = 0
+
+    def report(num_bytes: int) -> None:
+        nonlocal num_read
+        num_read += num_bytes
+        on_progress("weights", num_read, total)
+
+    checkpoint.on_read = report
 
 
 def _taking(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ernie_local.errors import UsageError
 from ernie_local.loading import LoadedModel
+from ernie_local.progress import OnProgress
 from ernie_local.sampling import Sampler, SamplingOptions, model_sampling
 from ernie_local.session.answer import Answer, OpenQuestion, check_limits, no_answer
 from ernie_local.session.generation import Generation, find_limits
@@ -62,6 +63,8 @@ class Chat:
         self._running: Generator[Piece, None, None] | None = None
         # A plain flag, as a signal handler may set it at any moment: an Event would lock.
         self._stop_asked = False
+        #: Gets "images" or "tokens", how many of the prompt's are computed, and how many there are.
+        self.on_progress: OnProgress | None = None
 
     @property
     def system(self) -> str | None:
@@ -226,7 +229,7 @@ class Chat:
 
     def _stream(self, question: OpenQuestion, generation: Generation) -> Generator[Piece, None, None]:
         prompt, images = question.prompt, question.all_images
-        prefill = partial(self._sequence.advance_to, prompt, images, self._should_stop)
+        prefill = partial(self._sequence.advance_to, prompt, images, self._should_stop, self.on_progress)
         try:
             yield from generation.pieces(self._sequence, prefill, prompt.token_ids)
         except (GeneratorExit, KeyboardInterrupt):

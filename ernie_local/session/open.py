@@ -13,6 +13,7 @@ from ernie_local import defaults
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.loading import LoadedModel, LoadOptions, load_model
 from ernie_local.model_files import ModelFiles
+from ernie_local.progress import OnProgress
 from ernie_local.session.image import ChatImage
 from ernie_local.session.writer import ChatWriter
 from ernie_local.text.template import user_message
@@ -53,16 +54,21 @@ def check_first_question(
     )
 
 
-def open_model(files: ModelFiles, options: LoadOptions, profile: MachineProfile | None = None) -> LoadedModel:
+def open_model(
+    files: ModelFiles,
+    options: LoadOptions,
+    profile: MachineProfile | None = None,
+    on_progress: OnProgress | None = None,
+) -> LoadedModel:
     """Load the model; without a rule in `options`, missing experts follow the fastest one of `profile`.
 
-    profile: what `bench` has measured on this machine. Errors as from `load_model`.
+    profile: what `bench` has measured on this machine. on_progress and errors as of `load_model`.
     """
     if profile is not None:
         options = dataclasses.replace(
             options, misses=defaults.miss_rule(options.misses, profile.best_miss_rule)
         )
-    return load_model(files, options)
+    return load_model(files, options, on_progress)
 
 
 def opening_notes(model: LoadedModel, options: LoadOptions) -> list[str]:

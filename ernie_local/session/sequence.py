@@ -9,6 +9,7 @@ import torch
 from ernie_local.config import ModelConfig
 from ernie_local.engine import Engine, Mark
 from ernie_local.media.tokens import positions_3d
+from ernie_local.progress import OnProgress
 from ernie_local.session.image import ChatImage
 from ernie_local.text.template import TextPrompt
 
@@ -44,7 +45,11 @@ class CachedSequence:
         self._rewind(self.kept_length(prompt, images))
 
     def advance_to(
-        self, prompt: TextPrompt, images: Sequence[ChatImage], should_stop: Callable[[], bool]
+        self,
+        prompt: TextPrompt,
+        images: Sequence[ChatImage],
+        should_stop: Callable[[], bool],
+        on_progress: OnProgress | None = None,
     ) -> torch.Tensor:
         """Make the cache hold exactly `prompt`, computing only what is new; the logits (vocab,) after it.
 
@@ -55,7 +60,7 @@ class CachedSequence:
         placed = [(span.start, image) for span, image in zip(prompt.images, images, strict=True)]
         new_images = [(start, image) for start, image in placed if start >= kept]
         patches = [image.patches() for _, image in new_images]
-        logits = self.engine.prefill(prompt.token_ids[kept:], patches, should_stop)
+        logits = self.engine.prefill(prompt.token_ids[kept:], patches, should_stop, on_progress)
         self._token_ids.extend(prompt.token_ids[kept:])
         self._images.extend(new_images)
         for _, image in new_images:

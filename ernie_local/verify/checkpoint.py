@@ -5,7 +5,7 @@ It goes on after a fault, and holds at most one page or a few MiB of a file in m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.errors import ModelUnusable
 from ernie_local.media.processor_config import read_processor_config
+from ernie_local.progress import OnProgress
 from ernie_local.session.writer import check_same_model
 from ernie_local.strict_json import read_json_object
 from ernie_local.text.template import ChatTemplate, detect_variant, encode_segments, user_message
@@ -28,8 +29,6 @@ from ernie_local.verify.finding import Finding, Findings
 from ernie_local.verify.weights import PIECE_BYTES, FileStream, OnBytes, check_values
 
 _EMBEDDING = "embed_tokens.weight"
-# Gets the name of the file being read, bytes read, and bytes to be read in all; first of all "" and 0.
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,7 @@ def verify(
 ) -> Verification:
     """Check everything in `directory`. Faults are returned, not raised.
 
+    on_progress: gets the name of a file, and bytes of all files; first of all "" and 0.
     companions: also check that tokenizer, chat template and image processor can be read.
     """
     findings, notes = Findings(), list[str]()

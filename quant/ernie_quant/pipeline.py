@@ -78,7 +78,9 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         with open_checkpoint(job.partial, read_config(job.partial)) as made:
             if table is not None:
                 reports, agreement = Calibration(job, new_config, table, source, made, units).run()
+        units.tell("writing the report")
         write_report(job.partial, gather(job, config, tables, reports, agreement), job.source)
+        units.tell("checking the new checkpoint")
         audit(job.partial, job.source, files.total_bytes, job.on_note, plan.memory_bytes)
         work.finish(job.out)
     return reports

@@ -178,6 +178,10 @@ class Units:
         self._cost_done = sum(costs.get(unit, 0.0) for unit in self.done)
         on_unit("", self._cost_done, self._cost_of_all)
 
+    def tell(self, what: str) -> None:
+        """Tell the caller what is done now besides units."""
+        self._on_unit(what, self._cost_done, self._cost_of_all)
+
     def finish(self, unit: str, report: Mapping[str, float] | None = None) -> None:
         """Sync its bytes to the disk and record it. Stopped if the caller asks; recorded units stay."""
         self.files.sync()

@@ -169,12 +169,15 @@ class ScriptedEngine:
         token_ids: Sequence[int],
         images: Sequence[Patches] = (),
         should_stop: Callable[[], bool] | None = None,
+        on_progress: Callable[[str, int, int], None] | None = None,
     ) -> torch.Tensor:
         ids = list(token_ids)
         assert ids
         self.prefills.append((ids, list(images)))
         if should_stop is not None and should_stop():
             raise Interrupted("stopped", "asked", "again")
+        if on_progress is not None:
+            on_progress("tokens", 0, len(ids))
         grids = [image.grid for image in images]
         positions, following = positions_3d(ids, grids, MEDIA, 2, self._next_positions[-1])
         # The position of a text token is what the next position was before it.

@@ -225,6 +225,16 @@ def test_stop_between_images(tiny_oracle: Oracle, tiny_model: LoadedModel) -> No
     close(engine.prefill(ids, images, should_stop=lambda: False), tiny_oracle.run(ids, images).logits[-1])
 
 
+def test_progress_is_told_between_images_and_chunks(tiny_oracle: Oracle, tiny_model: LoadedModel) -> None:
+    engine = tiny_model.engine(context_size=64, chunk_tokens=4)
+    told: list[tuple[str, int, int]] = []
+    engine.prefill(tiny_oracle.prompt([10])[0], on_progress=lambda *progress: told.append(progress))
+    assert told == [("tokens", 0, 10), ("tokens", 4, 10), ("tokens", 8, 10)]
+    ids, images = tiny_oracle.prompt([tiny_oracle.image(4, 4, 1), tiny_oracle.image(4, 4, 2)])
+    engine.prefill(ids, images, lambda: False, lambda *progress: told.append(progress))
+    assert told[3:5] == [("images", 0, 2), ("images", 1, 2)]
+
+
 def test_a_failure_half_way_leaves_the_sequence_as_it_was(
     tiny_oracle: Oracle, tiny_model: LoadedModel
 ) -> None:

@@ -17,6 +17,8 @@ from ernie_cli.options import (
     share_option,
     size_option,
 )
+from ernie_cli.settings import profile_path
+from ernie_cli.signals import telling_what_is_kept
 from ernie_local.errors import UsageError
 from ernie_local.sizes import parse_bytes, parse_count
 
@@ -79,7 +81,8 @@ def bench(options: BenchOptions, result: BenchResult) -> None:
     if options.replay is None:
         from ernie_cli.bench.measure import measure
 
-        measure(options, result)
+        with telling_what_is_kept(lambda: _what_is_stored(options, result)):
+            measure(options, result)
         return
     from ernie_cli.bench.replay import replay_in_ram, replay_on_gpu
 
@@ -87,6 +90,15 @@ def bench(options: BenchOptions, result: BenchResult) -> None:
         replay_in_ram(options, budgets, result)
     else:
         replay_on_gpu(options, budgets, gpu_bytes, result)
+
+
+def _what_is_stored(options: BenchOptions, result: BenchResult) -> str:
+    if result.saved is not None:
+        return f"the profile is stored as {result.saved}"
+    path = profile_path()
+    if options.no_save or not path.exists():
+        return "nothing was stored: a profile is written when all is measured"
+    return f"{path} is as it was: a profile is written when all is measured"
 
 
 def _check_options(options: BenchOptions) -> None:

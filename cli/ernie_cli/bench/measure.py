@@ -51,6 +51,17 @@ def measure(options: BenchOptions, result: BenchResult) -> None:
     if (absence := native_absence()) is not None:
         raise DoesNotFit("bench measures the compiled kernels, which are missing", absence.why, absence.hint)
     console = Console(shows_result=not options.as_json)
+    with console.working("starting"):
+        _measure_all(options, files, image, console, result)
+
+
+def _measure_all(
+    options: BenchOptions,
+    files: ModelFiles | None,
+    image: OpenedImage | None,
+    console: Console,
+    result: BenchResult,
+) -> None:
     survey = _survey(files, console)
     profile = MachineProfile(
         hardware=find_hardware(),
@@ -144,9 +155,9 @@ def _open_image(name: str) -> OpenedImage:
     opened = open_given_images([name])
     if len(opened) > 1:
         raise UsageError(
-            f"--image {name} has {len(opened)} pages, 1 can be measured",
+            f"--image {name} has {len(opened)} images or pages, 1 can be measured",
             "each page is an image of its own",
-            f"name one of them: --image {name}:1",
+            f"name one of them: --image {opened[0].name}",
         )
     return opened[0]
 
@@ -171,7 +182,7 @@ def _survey(files: ModelFiles | None, console: Console) -> Survey:
         console.warn(
             f"{folder} is in memory ({storage.file_system}), not on a disk; set TMPDIR to a folder on one"
         )
-    return survey_machine(lambda what: console.note(f"measuring: {what}"), shard, page_bytes)
+    return survey_machine(lambda what: console.step(f"measuring: {what}"), shard, page_bytes)
 
 
 def _measure_model(
@@ -186,9 +197,9 @@ def _measure_model(
     from ernie_cli.chat.conversation import load_for_chat
     from ernie_local.machine.model_speed import measure_miss_rules, measure_model
 
-    console.note(f"loading {options.model}")
+    console.step(f"loading {options.model}")
     model = load_for_chat(_chat_options(options), files, console)
-    console.note("measuring: prompts and answers")
+    console.step("measuring: prompts and answers")
     patches = None if image is None else model.patches([image.image])[0]
     measured = measure_model(model, profile.rates_for(is_packed=files.config.has_packed_experts), patches)
     speed = ModelSpeed(
@@ -202,7 +213,7 @@ def _measure_model(
     )
     profile = dataclasses.replace(profile, model=speed)
     if options.vram is not None:
-        console.note("measuring: rules for experts that the GPU lacks")
+        console.step("measuring: rules for experts that the GPU lacks")
         profile = dataclasses.replace(profile, miss_rules=measure_miss_rules(model))
     result.set_model(model, measured)
     result.miss_rules = dict(profile.miss_rules)

@@ -5,7 +5,7 @@ Imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGINT
@@ -14,15 +14,19 @@ from ernie_cli.chat.options import ChatOptions
 from ernie_cli.console import Console
 from ernie_cli.failures import spell_options
 from ernie_cli.settings import stored_profile
-from ernie_cli.signals import stop_requests
+from ernie_cli.signals import Terminated, raising_terminated, stop_requests
 from ernie_local import session
+from ernie_local.errors import ErnieLocalError, Stopped
 from ernie_local.experts.options import PagingStats
 from ernie_local.kernels.native import native_notice
 from ernie_local.loading import LoadedModel
 from ernie_local.model_files import ModelFiles
+from ernie_local.progress import OnProgress
 from ernie_local.replay.trace import write_trace
 from ernie_local.sampling import SamplingOptions, model_sampling
 from ernie_local.sizes import format_bytes
+
+_PARTS = {"weights": "loading weights", "images": "looking at images", "tokens": "reading the prompt"}
 
 
 def load_for_chat(options: ChatOptions, files: ModelFiles, console: Console) -> LoadedModel:
@@ -30,11 +34,15 @@ def load_for_chat(options: ChatOptions, files: ModelFiles, console: Console) -> 
     load_options = options.load_options()
     # The profile says which rule for misses is fastest, and a rule matters only with two memories.
     profile = None if options.vram is None else stored_profile()
-    with console.telling_warnings():
-        model = session.open_model(files, load_options, profile)
+    with console.telling_warnings(), console.working("loading the model"):
+        model = session.open_model(files, load_options, profile, _progress_on(console))
     for note in session.opening_notes(model, load_options):
         console.note(spell_options(note))
     return model
+
+
+def _progress_on(console: Console) -> OnProgress:
+    return lambda unit, done, work: console.status.show(_PARTS[unit], done, work)
 
 
 def open_chat(options: ChatOptions, files: ModelFiles, console: Console) -> session.Chat:
@@ -75,6 +83,30 @@ def trace_written(path: Path | None, chat: session.Chat, console: Console) -> It
             )
 
 
+@contextmanager
+def saved_at_the_end(path: Path | None, chat: Callable[[], session.Chat]) -> Iterator[None]:
+    """When the block ends, also by SIGTERM or with its terminal, the chat is written to `path`.
+
+    After an error that is, too, what was said before it.
+    """
+    if path is None:
+        yield
+        return
+    try:
+        with raising_terminated():
+            yield
+    except ErnieLocalError:
+        if chat().history:
+            chat().save(path)
+        raise
+    except Terminated as error:
+        chat().save(path)
+        raise Stopped(
+            f"stopped by {error}", f"the chat until now is saved as {path}", f"--load {path} continues it"
+        ) from error
+    chat().save(path)
+
+
 def ask(
     chat: session.Chat,
     question: str,
@@ -87,8 +119,9 @@ def ask(
     Raises what `Chat.ask` raises, NoAnswer included, with all that was said shown.
     """
     held_back: list[str] = []
+    chat.on_progress = _progress_on(console)
     try:
-        with stop_requests(chat.stop, SIGINT):
+        with stop_requests(chat.stop, SIGINT), console.working("reading the question"):
             for piece in chat.ask(
                 question,
                 images=images,
@@ -98,11 +131,14 @@ def ask(
             ):
                 if options.as_json:
                     continue
-                if piece.kind == "reasoning":
-                    if not options.hide_thinking:
-                        console.thought(piece.text)
-                elif options.no_stream:
-                    held_back.append(piece.text)
+                is_thought = piece.kind == "reasoning"
+                if options.hide_thinking if is_thought else options.no_stream:
+                    console.status.show("thinking" if is_thought else "writing the answer")
+                    held_back += [] if is_thought else [piece.text]
+                    continue
+                console.status.hide()
+                if is_thought:
+                    console.thought(piece.text)
                 else:
                     console.answer(piece.text)
     finally:

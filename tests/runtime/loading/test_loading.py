@@ -19,6 +19,8 @@ from PIL import Image
 import ernie_local
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.errors import DoesNotFit, InputUnreadable, ModelUnusable, UsageError
+from ernie_local.loading import LoadOptions, load_model
+from ernie_local.model_files import find_model_files
 
 if TYPE_CHECKING:
     from ernie_local.loading import LoadedModel
@@ -303,3 +305,12 @@ def test_memory_while_loading_is_that_of_the_weights(
         assert weight_bytes > 64 << 20
         # A second copy of the weights, or of the embedding alone, would show.
         assert risen < weight_bytes + (16 << 20), dtype
+
+
+def test_progress_of_weights_ends_with_all_of_them(tiny_checkpoint: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    files = find_model_files(tiny_checkpoint)
+    load_model(files, LoadOptions(context_size=16), lambda *progress: told.append(progress))
+    assert {unit for unit, _, _ in told} == {"weights"}
+    assert [done for _, done, _ in told] == sorted({done for _, done, _ in told})
+    assert told[-1][1] == told[-1][2]
