@@ -34,9 +34,15 @@ def open_given_images(
         )
     if not sources:
         return []
+    from ernie_cli.image_paths import paths_of_source
     from ernie_local.media.open_image import open_images
 
-    return [opened for source in sources for opened in open_images(source, stdin=stdin)]
+    return [
+        opened
+        for source in sources
+        for path in paths_of_source(source, console)
+        for opened in open_images(path, stdin=stdin)
+    ]
 
 
 def show_reports(images: Sequence[ChatImage], console: Console) -> None:
@@ -64,4 +70,4 @@ def split_paths(text: str) -> list[str]:
         paths = [whole] if whole and Path(whole).expanduser().exists() else shlex.split(whole)
     except ValueError:  # a lone quote is part of the name
         paths = [whole]
-    return [str(Path(path).expanduser()) for path in paths]
+    return [path and str(Path(path).expanduser()) for path in paths]

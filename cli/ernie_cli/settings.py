@@ -22,16 +22,18 @@ ENVIRONMENT: Mapping[str, str] = {
     "COLUMNS": "the width of tables, in place of that of the terminal",
     "XDG_CONFIG_HOME": "the folder in which 'bench' stores the machine's profile, in place of ~/.config",
     "APPDATA": "the same on Windows",
+    "XDG_STATE_HOME": "the folder in which 'chat' keeps what was typed, in place of ~/.local/state",
+    "LOCALAPPDATA": "the same on Windows",
 }
 
 
-def terminal_is_plain() -> bool:
-    """Whether the terminal is declared unable to do more than print lines."""
 def table_columns() -> int:
     """How wide a table may be: as COLUMNS says, else as the terminal of stdout; 80 where there is none."""
     return shutil.get_terminal_size((80, 24)).columns
 
 
+def terminal_is_plain() -> bool:
+    """Whether the terminal is declared unable to do more than print lines."""
     return os.environ.get("TERM") == "dumb"
 
 
@@ -57,10 +59,23 @@ def profile_path(platform: str = sys.platform) -> Path:
     if platform == "win32":
         folder = Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
     else:
-        named = Path(os.environ.get("XDG_CONFIG_HOME") or "")
-        # The XDG Base Directory Specification says to ignore relative paths.
-        folder = named if named.is_absolute() else Path.home() / ".config"
+        folder = _xdg_folder("XDG_CONFIG_HOME", ".config")
     return folder / "ernie-local" / "machine.json"
+
+
+def history_path(platform: str = sys.platform) -> Path:
+    """Where the lines that were typed in chats are kept: in the user's own folder for states."""
+    if platform == "win32":
+        folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        folder = _xdg_folder("XDG_STATE_HOME", ".local/state")
+    return folder / "ernie-local" / "history"
+
+
+def _xdg_folder(variable: str, default: str) -> Path:
+    named = Path(os.environ.get(variable) or "")
+    # The XDG Base Directory Specification says to ignore relative paths.
+    return named if named.is_absolute() else Path.home() / default
 
 
 def stored_profile() -> MachineProfile | None:

@@ -108,7 +108,7 @@ class FakeChat:
         if not self.last.text and not self.is_stopped:
             raise NoAnswer("no answer", "thoughts", "--think-budget 5")
         if said:
-            self.history.append(SimpleNamespace(text=text))
+            self.history.append(SimpleNamespace(text=text, images=tuple(images)))
 
     def stop(self) -> None:
         self.is_stopped = True

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ernie_local.errors import DoesNotFit
 from ernie_local.text.reasoning import Piece
 from tests.cli.running import Command, FakeChat
 
@@ -113,3 +114,35 @@ def test_the_chat_is_saved_at_the_end(command: Command, fake_chat: FakeChat, tmp
     target = tmp_path / "chat.json"
     assert command("chat", "-p", "hi", "--save", str(target)).exit_code == 0
     assert fake_chat.calls == [f"save {target}"]
+
+
+def test_several_questions_are_turns_of_one_chat(
+    command: Command, fake_chat: FakeChat, invoice: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "chat.json"
+    arguments = ("chat", "-p", "one", "-p", "two", "--image", str(invoice), "--save", str(path))
+    result = command(*arguments)
+    assert (result.exit_code, result.stdout) == (0, "forty-two\nforty-two\n")
+    assert [(question["text"], question["images"]) for question in fake_chat.questions] == [
+        ("one", [str(invoice)]),
+        ("two", []),
+    ]
+    assert fake_chat.calls == [f"save {path}"]
+    value = command(*arguments, "--json").json()
+    assert value["text"] == "forty-two"
+    assert [answer["text"] for answer in value["earlier"]] == ["forty-two"]
+    assert value["earlier"][0]["usage"] == value["usage"]
+
+
+def test_what_was_said_before_an_error_is_told_and_saved(
+    command: Command, fake_chat: FakeChat, tmp_path: Path
+) -> None:
+    def fail_next() -> None:
+        fake_chat.error = DoesNotFit("9000 tokens, 4096 there", "too long", "fewer questions")
+
+    fake_chat.between = fail_next
+    path = tmp_path / "chat.json"
+    result = command("chat", "-p", "one", "-p", "two", "--save", str(path), "--json")
+    assert result.exit_code == 3
+    assert (result.json()["text"], result.json()["earlier"][0]["text"]) == (None, "forty-two")
+    assert fake_chat.calls == [f"save {path}"]

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from ernie_cli.chat.options import ChatOptions
-from ernie_cli.chat.request import read_question
+from ernie_cli.chat.request import read_questions
 from ernie_local.errors import InputUnreadable, UsageError
 
 
@@ -29,8 +29,9 @@ def read(
     interactive: bool = False,
     as_json: bool = False,
 ) -> str | None:
-    options = ChatOptions(prompt=prompt, images=tuple(images), interactive=interactive, as_json=as_json)
-    return read_question(options, stdin)
+    prompts = () if prompt is None else (prompt,)
+    options = ChatOptions(prompts=prompts, images=tuple(images), interactive=interactive, as_json=as_json)
+    return next(iter(read_questions(options, stdin)), None)
 
 
 def test_a_prompt_is_taken_as_it_is_and_stdin_left_alone() -> None:
@@ -111,4 +112,13 @@ def test_json_needs_one_question(prompt: str | None, interactive: bool) -> None:
 
 def test_closed_stdin_is_an_empty_question() -> None:
     with pytest.raises(UsageError, match="empty"):
-        read_question(ChatOptions(), None)
+        read_questions(ChatOptions(), None)
+
+
+def test_several_questions_keep_their_order_and_one_may_come_from_stdin() -> None:
+    options = ChatOptions(prompts=("one", "-", "three"))
+    assert read_questions(options, Stdin(b"two\n")) == ("one", "two", "three")
+    with pytest.raises(UsageError, match="wanted 2 times"):
+        read_questions(ChatOptions(prompts=("-", "-")), Stdin(b"x"))
+    with pytest.raises(UsageError, match="empty"):
+        read_questions(ChatOptions(prompts=("one", "")), Stdin(b""))

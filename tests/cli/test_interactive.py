@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from ernie_cli.chat.interactive import COMMANDS, PATH_COMMANDS
-from ernie_cli.chat.line_reader import make_completer, read_message
+from ernie_cli.chat.completion import make_completer
+from ernie_cli.chat.interactive import COMMANDS
+from ernie_cli.chat.line_reader import open_history, read_message
+from ernie_cli.console import Console
 from ernie_local import session
 from ernie_local.errors import DoesNotFit
 from tests.cli.running import Command, FakeChat
@@ -134,7 +137,7 @@ def test_help_names_every_command(talk: Talk) -> None:
     stderr = talk("/help").stderr
     assert all(f"\n{name}" in f"\n{stderr}" for name in COMMANDS)
     required = {"/image", "/think", "/stats", "/undo", "/save", "/load", "/help", "/exit", "/system"}
-    assert required == set(COMMANDS)
+    assert required | {"/retry", "/clear"} == set(COMMANDS)
 
 
 def test_an_unknown_command_is_explained_and_not_asked(talk: Talk, fake_chat: FakeChat) -> None:
@@ -190,8 +193,10 @@ def test_tab_completes_commands_and_paths(tmp_path: Path) -> None:
     from prompt_toolkit.completion import CompleteEvent
     from prompt_toolkit.document import Document
 
-    (tmp_path / "invoice.png").touch()
-    completer = make_completer(COMMANDS, PATH_COMMANDS)
+    for name in ("invoice.png", "my scan.png", "it's.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "my folder").mkdir()
+    completer = make_completer({name: command.arguments for name, command in COMMANDS.items()})
 
     def complete(text: str) -> list[str]:
         found = completer.get_completions(Document(text), CompleteEvent(completion_requested=True))
@@ -201,3 +206,78 @@ def test_tab_completes_commands_and_paths(tmp_path: Path) -> None:
     assert complete(f"/image {tmp_path}/in") == [f"/image {tmp_path}/invoice.png"]
     assert complete(f"/think {tmp_path}/in") == []
     assert complete("s") == []
+    assert complete("/think o") == ["/think on", "/think off"]
+    assert complete(f"/save {tmp_path}/in") == [f"/save {tmp_path}/invoice.png"]
+    assert complete(f"/image {tmp_path}/my s") == [f"/image '{tmp_path}/my scan.png'"]
+    assert complete(f"/load {tmp_path}/my s") == [f"/load {tmp_path}/my scan.png"]
+    assert complete(f"/image '{tmp_path}/my ") == [
+        f"/image '{tmp_path}/my folder/",
+        f"/image '{tmp_path}/my scan.png'",
+    ]
+    assert complete(f"/image a.png {tmp_path}/in") == [f"/image a.png {tmp_path}/invoice.png"]
+    assert complete(f"/image 'a b.png' \"{tmp_path}/my s") == [f"/image 'a b.png' \"{tmp_path}/my scan.png\""]
+    assert complete(f"/image a.png {tmp_path}/it") == [f'/image a.png "{tmp_path}/it\'s.png"']
+
+
+def test_retry_asks_the_last_question_again(talk: Talk, fake_chat: FakeChat, invoice: Path) -> None:
+    assert "nothing to ask again" in talk("/retry").stderr
+    talk("one", f"/image {invoice}", "two", "/retry", "/retry")
+    assert [(question["text"], question["images"]) for question in fake_chat.questions] == [
+        ("one", []),
+        *[("two", [str(invoice)])] * 3,
+    ]
+    assert [turn.text for turn in fake_chat.history] == ["one", "two"]
+
+
+def test_a_question_that_failed_is_asked_again(talk: Talk, fake_chat: FakeChat, invoice: Path) -> None:
+    fake_chat.error = DoesNotFit("9000 tokens, 4096 there", "too long", "/undo")
+    talk("one", f"/image {invoice}", "/retry", "/undo")
+    assert [question["text"] for question in fake_chat.questions] == ["one", "one"]
+    assert fake_chat.questions[1]["images"] == []
+
+
+def test_clear_begins_a_new_chat(
+    talk: Talk, fake_chat: FakeChat, invoice: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "Chat", lambda model, system, sampling: FakeChat(system=system))
+    fake_chat.system = "Be brief."
+    result = talk("one", f"/image {invoice}", "/clear", "/image", "/system", "/retry")
+    assert "next question: none" in result.stderr
+    assert "system: Be brief." in result.stderr
+    assert "nothing to ask again" in result.stderr
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("arguments", [("-i",), ("-p", "one")])
+def test_the_chat_is_saved_when_it_is_terminated(
+    command: Command,
+    fake_chat: FakeChat,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    signal_number: signal.Signals,
+) -> None:
+    fake_chat.between = lambda: os.kill(os.getpid(), signal_number)
+    path = tmp_path / "chat.json"
+    result = command("chat", *arguments, "--save", str(path), stdin=b"one\n")
+    assert result.exit_code == 75
+    assert fake_chat.calls == [f"save {path}"]
+    assert f"--load {path}" in result.stderr
+    assert result.stdout.startswith("forty")
+
+
+def test_typed_lines_last_for_their_owner_alone(tmp_path: Path) -> None:
+    told = io.StringIO()
+    console = Console(io.StringIO(), told)
+    path = tmp_path / "state" / "history"
+    history = open_history(path, console)
+    assert history is not None
+    history.append_string("one\nof two lines")
+    assert path.stat().st_mode & 0o777 == 0o600
+    again = open_history(path, console)
+    assert again is not None
+    assert list(again.load_history_strings()) == ["one\nof two lines"]
+    assert told.getvalue() == ""
+    path.unlink()
+    path.mkdir()
+    assert open_history(path, console) is None
+    assert str(path) in told.getvalue()

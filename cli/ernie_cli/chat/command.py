@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ernie_cli.chat.options import ChatOptions
-from ernie_cli.chat.request import check_chat_options, read_question
+from ernie_cli.chat.request import check_chat_options, read_questions
 from ernie_cli.console import Console
 from ernie_cli.images import open_given_images, show_reports
 from ernie_local.errors import Interrupted
@@ -29,30 +29,40 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
 
     result.model = options.model
     check_chat_options(options)
-    question = read_question(options, sys.stdin)
+    questions = read_questions(options, sys.stdin)
     console = Console(quiet=options.as_json)
-    opened = open_given_images(options.images, sys.stdin.buffer if sys.stdin is not None else None)
-    files = model_files.find_model_files(options.model)
-    from ernie_cli.chat import conversation, interactive
-    from ernie_local import session
+    with console.working("opening images"):
+        stdin = None if sys.stdin is None else sys.stdin.buffer
+        opened = open_given_images(options.images, stdin, console)
+    files = model_files.find_model_files(options.model)  # a download shows its own progress
+    with console.working("starting"):
+        from ernie_cli.chat import conversation, interactive
+        from ernie_local import session
 
-    measured = session.open_chat_images(opened, files.image_processor)
-    session.check_first_question(
-        files,
-        question or "",
-        measured,
-        system=options.system,
-        thinking=options.thinking(),
-        context_size=options.context_tokens(),
-    )
-    if question is None or options.interactive:
-        interactive.chat_line_by_line(options, files, console, measured, question)
+        measured = session.open_chat_images(opened, files.image_processor)
+        session.check_first_question(
+            files,
+            questions[0] if questions else "",
+            measured,
+            system=options.system,
+            thinking=options.thinking(),
+            context_size=options.context_tokens(),
+        )
+    if not questions or options.interactive:
+        interactive.chat_line_by_line(options, files, console, measured, questions)
         return
     show_reports(measured, console)
     result.set_images([image.report for image in measured])
     opened_chat = conversation.open_chat(options, files, console)
-    with conversation.trace_written(options.trace, opened_chat, console):
-        _answer_once(opened_chat, options, console, question, measured, result)
+    with (
+        conversation.trace_written(options.trace, opened_chat, console),
+        conversation.saved_at_the_end(options.save, lambda: opened_chat),
+    ):
+        images: Sequence[ChatImage] = measured
+        for question in questions:
+            result.begin_question()
+            _answer_once(opened_chat, options, console, question, images, result)
+            images = ()
 
 
 def _answer_once(
@@ -66,16 +76,15 @@ def _answer_once(
     """Answer the question; raises Interrupted or NoAnswer where that is how it ended."""
     from ernie_cli.chat.conversation import ask, cut_off_line, stats_line
 
+    before = chat.last
     try:
         answer = ask(chat, question, images, options, console)
     finally:
         # Also after NoAnswer or Ctrl-C: the figures say where the tokens and the time went.
-        if chat.last is not None:
+        if chat.last is not None and chat.last is not before:
             result.set_answer(chat.last, chat.model.load_seconds)
             if options.stats:
                 console.say(stats_line(chat.last, chat.model.load_seconds))
-    if options.save is not None:
-        chat.save(options.save)
     if answer.finish_reason == "interrupted":
         raise Interrupted(
             f"stopped after {answer.usage.completion_tokens} tokens",

@@ -15,10 +15,19 @@ from ernie_cli.chat.request import check_save_path
 from ernie_cli.console import Console
 from ernie_cli.failures import failure_of
 from ernie_cli.images import open_given_images, show_reports, split_paths
+from ernie_cli.signals import Terminated
 from ernie_local import session
 from ernie_local.errors import ErnieLocalError, UsageError
 from ernie_local.media.open_image import OpenedImage
 from ernie_local.model_files import ModelFiles
+
+
+class AskedQuestion(NamedTuple):
+    """A question of this session. is_kept: whether it is the last turn of the history."""
+
+    text: str
+    images: Sequence[session.ChatImage]
+    is_kept: bool
 
 
 class SlashCommand(NamedTuple):
@@ -52,17 +61,20 @@ class InteractiveChat:
         self._waiting: list[session.ChatImage] = []
         self._files = files
         self._is_over = False
+        self._last: AskedQuestion | None = None
         self._sampling = conversation.chat_sampling(options, files)
 
-    def run(self, read: LineReader, first_prompt: str | None = None) -> None:
+    def run(self, read: LineReader, first_prompts: Sequence[str] = ()) -> None:
         """Answer line after line until the end of input or /exit."""
-        if first_prompt is not None:
-            self._handle(first_prompt)
+        for prompt in first_prompts:
+            self._handle(prompt)
         while not self._is_over:
             try:
                 line = read_message(read)
             except EOFError:
                 return
+            except Terminated:
+                raise
             except KeyboardInterrupt:
                 self._console.say("(Ctrl-D or /exit leaves)")
                 continue
@@ -81,8 +93,8 @@ class InteractiveChat:
             if line.startswith("/"):
                 self._run_command(line)
             else:
-                self._ask(line)
-        except BrokenPipeError:  # the reader of stdout is gone
+                self._ask(line.strip(), self._waiting)
+        except (BrokenPipeError, Terminated):  # the reader of stdout, or whoever started this, is gone
             raise
         except (ErnieLocalError, OSError) as error:
             self._console.error(failure_of(error).text())
@@ -99,12 +111,14 @@ class InteractiveChat:
                 "(to send text that starts with a slash, type a blank first)"
             )
 
-    def _ask(self, question: str) -> None:
+    def _ask(self, question: str, images: Sequence[session.ChatImage]) -> None:
         num_turns = len(self.chat.history)
-        answer = conversation.ask(self.chat, question.strip(), self._waiting, self._options, self._console)
+        self._last = AskedQuestion(question, tuple(images), is_kept=False)
+        answer = conversation.ask(self.chat, question, images, self._options, self._console)
         is_kept = len(self.chat.history) > num_turns
         if is_kept:
-            self._waiting = []
+            self._last = self._last._replace(is_kept=True)
+            self._waiting = [image for image in self._waiting if not any(image is one for one in images)]
         if answer.finish_reason == "interrupted":
             kept = "this turn is kept, /undo forgets it" if is_kept else "nothing is kept of this turn"
             self._console.say(f"stopped; {kept}")
@@ -122,7 +136,7 @@ class InteractiveChat:
     @_slash_command("/image", "FILE...", "attach images to the next question; clear: drop them; alone: list")
     def _image(self, argument: str) -> None:
         if argument not in ("", "clear"):
-            self.attach(open_given_images(split_paths(argument)))
+            self.attach(open_given_images(split_paths(argument), console=self._console))
             return
         if argument:
             self._waiting.clear()
@@ -140,7 +154,7 @@ class InteractiveChat:
     @_slash_command("/system", "[TEXT]", "start a new chat with this system text; alone: show it")
     def _system(self, argument: str) -> None:
         if argument:
-            self.chat = session.Chat(self.chat.model, argument, self._sampling)
+            self._begin(session.Chat(self.chat.model, argument, self._sampling))
             self._console.say("a new chat begins with this system text")
         else:
             self._console.say(f"system: {self.chat.system or 'none'}")
@@ -158,7 +172,29 @@ class InteractiveChat:
     @_slash_command("/undo", "", "forget the last question and its answer")
     def _undo(self, _argument: str) -> None:
         text = textwrap.shorten(self.chat.undo().text, 60, placeholder="...")
+        self._last = None
         self._console.say(f"forgotten, with its answer: {text}")
+
+    @_slash_command("/retry", "", "ask the last question again, in place of its answer")
+    def _retry(self, _argument: str) -> None:
+        last = self._last
+        if last is None and self.chat.history:
+            turn = self.chat.history[-1]
+            last = AskedQuestion(turn.text, turn.images, is_kept=True)
+        if last is None:
+            raise UsageError("there is nothing to ask again", "the chat has 0 turns", "ask something first")
+        if last.is_kept:
+            self.chat.undo()
+        self._ask(last.text, last.images)
+
+    @_slash_command("/clear", "", "start a new chat with the same system text; drops waiting images")
+    def _clear(self, _argument: str) -> None:
+        self._begin(session.Chat(self.chat.model, self.chat.system, self._sampling))
+        self._waiting = []
+        self._console.say("a new chat begins")
+
+    def _begin(self, chat: session.Chat) -> None:
+        self.chat, self._last = chat, None
 
     @_slash_command("/save", "FILE", "write the chat to a file")
     def _save(self, argument: str) -> None:
@@ -170,7 +206,7 @@ class InteractiveChat:
     @_slash_command("/load", "FILE", "continue a chat from a file")
     def _load(self, argument: str) -> None:
         path = _one_path("/load", argument)
-        self.chat = session.Chat.load(path, self.chat.model, self._sampling)
+        self._begin(session.Chat.load(path, self.chat.model, self._sampling))
         self._console.say(f"continuing {path}")
 
     @_slash_command("/help", "", "show this list")
@@ -192,16 +228,12 @@ def _one_path(command: str, argument: str) -> Path:
     return Path(path).expanduser()
 
 
-# The commands after which Tab completes paths.
-PATH_COMMANDS = [name for name, command in COMMANDS.items() if command.arguments.startswith("FILE")]
-
-
 def chat_line_by_line(
     options: ChatOptions,
     files: ModelFiles,
     console: Console,
     images: Sequence[session.ChatImage],
-    first_prompt: str | None,
+    first_prompts: Sequence[str],
 ) -> None:
     """Load the model and chat until the person leaves, then save where --save says so."""
     loop = InteractiveChat(conversation.open_chat(options, files, console), options, files, console)
@@ -209,8 +241,11 @@ def chat_line_by_line(
     console.note(
         f"{options.model} is ready. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
     )
-    with conversation.trace_written(options.trace, loop.chat, console):
-        loop.run(make_reader(COMMANDS, PATH_COMMANDS), first_prompt)
+    reader = make_reader({name: command.arguments for name, command in COMMANDS.items()}, console)
+    with (
+        conversation.trace_written(options.trace, loop.chat, console),
+        conversation.saved_at_the_end(options.save, lambda: loop.chat),
+    ):
+        loop.run(reader, first_prompts)
     if options.save is not None:
-        loop.chat.save(options.save)
         console.note(f"chat saved as {options.save}")

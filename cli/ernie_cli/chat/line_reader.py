@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ernie_cli.settings import terminal_is_plain
+from ernie_cli.console import Console
+from ernie_cli.settings import history_path, terminal_is_plain
 
 if TYPE_CHECKING:
-    from prompt_toolkit.completion import Completer
+    from prompt_toolkit.history import History
 
 PROMPT = "> "
 MORE_PROMPT = ". "
@@ -19,23 +24,48 @@ _BLOCK = '"""'
 LineReader = Callable[[str], str]
 
 
-def make_reader(commands: Collection[str], path_commands: Collection[str]) -> LineReader:
-    """The best reader that stdin and stderr allow.
+def make_reader(arguments: Mapping[str, str], console: Console) -> LineReader:
+    """The best reader that stdin and stderr allow. arguments: what the commands take, by their names.
 
-    At a terminal: editing, the history of this chat, Tab for commands and for paths.
+    At a terminal: editing, the history of all chats, Tab for commands, words and paths.
     """
     if not (sys.stdin.isatty() and sys.stderr.isatty()) or terminal_is_plain():
         return _read_plainly
     from prompt_toolkit import PromptSession
     from prompt_toolkit.output import create_output
 
+    from ernie_cli.chat.completion import make_completer
+
     session: PromptSession[str] = PromptSession(
-        completer=make_completer(commands, path_commands),
+        completer=make_completer(arguments),
         complete_while_typing=False,
+        history=open_history(history_path(), console),
         # stdout is the answer's: the prompt goes to stderr, so that `ernie-local chat > answers.txt` works.
         output=create_output(stdout=sys.stderr),
     )
     return session.prompt
+
+
+def open_history(path: Path, console: Console) -> History | None:
+    """Lines of earlier chats, in a file for its owner alone; None, with a warning, where it cannot be."""
+    from prompt_toolkit.history import FileHistory
+
+    class LastingHistory(FileHistory):
+        """A line that cannot be written, as on a full disk, is remembered for this chat alone."""
+
+        def store_string(self, string: str) -> None:
+            with suppress(OSError, UnicodeError):
+                super().store_string(string)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        if not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a file")
+    except OSError as error:
+        console.warn(f"{path}: {error.strerror}; what is typed is remembered for this chat alone")
+        return None
+    return LastingHistory(path)
 
 
 def _read_plainly(prompt: str) -> str:
@@ -47,29 +77,6 @@ def _read_plainly(prompt: str) -> str:
     if not line:
         raise EOFError
     return line.rstrip("\r\n")
-
-
-def make_completer(commands: Collection[str], path_commands: Collection[str]) -> Completer:
-    """Completes `commands` at the start of a line, and paths after those of `path_commands`."""
-    from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
-    from prompt_toolkit.document import Document
-
-    paths = PathCompleter(expanduser=True)
-
-    class SlashCompleter(Completer):
-        """Told apart by the blank after the command."""
-
-        def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-            command, blank, argument = document.text_before_cursor.partition(" ")
-            if blank and command in path_commands:
-                # Only the argument: a path completer takes all that it is shown for a path.
-                yield from paths.get_completions(Document(argument.lstrip()), complete_event)
-            elif not blank and command.startswith("/"):
-                for name in commands:
-                    if name.startswith(command):
-                        yield Completion(name, start_position=-len(command))
-
-    return SlashCompleter()
 
 
 def read_message(read: LineReader) -> str:

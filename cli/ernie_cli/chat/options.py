@@ -31,11 +31,19 @@ class ChatOptions(ComputeOptions, CommonOptions):
     """What was said on the command line; None means that the model or the runtime decides."""
 
     model: str = model_argument(default="nano")
-    prompt: str | None = option("-p", "--prompt", metavar="TEXT", help="The question; - reads it from stdin.")
+    prompts: tuple[str, ...] = option(
+        "-p",
+        "--prompt",
+        default=(),
+        metavar="TEXT",
+        help="The question; - reads it from stdin. Repeatable: one after the other in the same chat, about "
+        "the same images.",
+    )
     images: tuple[str, ...] = file_option(
         "--image",
         default=(),
-        help="An image, or pages of a PDF (invoice.pdf:1-3); - reads stdin. Repeatable.",
+        help="An image, pages of a PDF (invoice.pdf:1-3), a folder, or a pattern such as 'scans/*.png'; "
+        "- reads stdin. Repeatable.",
     )
     interactive: bool = option(
         "-i", "--interactive", default=False, help="Chat line by line even if stdin is no terminal."

@@ -14,24 +14,29 @@ STDIN_MARK = "-"
 _ASK_WITH_PROMPT = 'add the question as -p "What is the total?"'
 
 
-def read_question(options: ChatOptions, stdin: TextIO | None) -> str | None:
-    """The question of this run, from stdin where an option or a pipe says so; None: a person will type.
+def read_questions(options: ChatOptions, stdin: TextIO | None) -> tuple[str, ...]:
+    """The questions of this run, from stdin where an option or a pipe says so; none: a person will type.
 
     An image that comes from stdin stays there. stdin: None where it is closed (`<&-`).
 
     Raises UsageError where nothing could be asked or stdin is wanted twice, InputUnreadable where
     the text is not UTF-8.
     """
-    question, source = options.prompt, "-p"
     is_terminal = stdin is not None and stdin.isatty()
     _check_readers(options, is_terminal)
-    if question == STDIN_MARK or (question is None and not options.interactive and not is_terminal):
-        question, source = _decode(b"" if stdin is None else stdin.buffer.read()), "stdin"
-    if options.as_json and (question is None or options.interactive):
+    prompts = options.prompts
+    if not prompts and not options.interactive and not is_terminal:
+        prompts = (STDIN_MARK,)
+    if options.as_json and (not prompts or options.interactive):
         raise UsageError(
             "--json without a question", "it prints one object for one question", _ASK_WITH_PROMPT
         )
-    return None if question is None else _checked(question, source)
+    return tuple(
+        _checked(_decode(b"" if stdin is None else stdin.buffer.read()), "stdin")
+        if prompt == STDIN_MARK
+        else _checked(prompt, "-p")
+        for prompt in prompts
+    )
 
 
 def _reads_stdin(image: str) -> bool:
@@ -42,7 +47,7 @@ def _reads_stdin(image: str) -> bool:
 def _check_readers(options: ChatOptions, is_terminal: bool) -> None:
     """At most one reader of stdin, and a pipe for an image."""
     num_image_readers = sum(map(_reads_stdin, options.images))
-    if num_image_readers and options.prompt is None and not options.interactive:
+    if num_image_readers and not options.prompts and not options.interactive:
         raise UsageError("no question was given", "stdin carries the image of --image -", _ASK_WITH_PROMPT)
     if num_image_readers and is_terminal:
         raise UsageError(
@@ -51,7 +56,7 @@ def _check_readers(options: ChatOptions, is_terminal: bool) -> None:
             "pipe it in: ernie-local chat -p TEXT --image - < invoice.png",
         )
     readers = (
-        ["-p -"] * (options.prompt == STDIN_MARK)
+        ["-p -"] * options.prompts.count(STDIN_MARK)
         + ["--image -"] * num_image_readers
         + ["--interactive"] * options.interactive
     )

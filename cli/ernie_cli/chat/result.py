@@ -20,7 +20,7 @@ class UsageObject:
     """Of the whole prompt: system text, earlier turns of `--load`, images, the question."""
     image_tokens: int | None = None  #: Those of them that stand for images.
     cached_tokens: int | None = None
-    """Those of them that were computed for an earlier turn and not again; 0 from the command line."""
+    """Those of them that were computed for an earlier turn and not again; 0 for the first question."""
     completion_tokens: int | None = None  #: That were generated, thoughts included.
     reasoning_tokens: int | None = None  #: Those of them that are thoughts.
 
@@ -84,6 +84,17 @@ class ImageObject:
 
 
 @dataclass
+class EarlierAnswerObject:
+    """An answer to a question before the last one."""
+
+    text: str
+    reasoning: str | None
+    finish_reason: str | None
+    usage: UsageObject
+    timings: TimingsObject
+
+
+@dataclass
 class ChatResult:
     """One object, whatever the end of the run: an answer, a wrong option, an unreadable image, Ctrl-C."""
 
@@ -98,6 +109,16 @@ class ChatResult:
     memory: PeakMemoryObject = field(default_factory=PeakMemoryObject)
     paging: PagingObject | None = None  #: Null where all experts are in memory.
     images: list[ImageObject] = field(default_factory=list)  #: In order; a PDF gives one for each page.
+    earlier: list[EarlierAnswerObject] = field(default_factory=list)
+    """With several `-p`: the answers before that of `text`, in order."""
+
+    def begin_question(self) -> None:
+        """Put the answer that is there, if any, with the earlier ones."""
+        if self.text is None:
+            return
+        self.earlier.append(fill_result(EarlierAnswerObject, self))
+        self.text = self.reasoning = self.finish_reason = self.paging = None
+        self.usage, self.timings, self.memory = UsageObject(), TimingsObject(), PeakMemoryObject()
 
     def set_images(self, reports: Sequence[ImageReport]) -> None:
         """Fill in what the model will see of the images."""
