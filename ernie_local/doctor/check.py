@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ernie_local.errors import InputUnreadable, ModelUnusable
 from ernie_local.machine.hardware import GpuStatus, compare_profile, installed_gpus
+from ernie_local.planner.control_groups import SYSTEM_ROOT
 
 if TYPE_CHECKING:
     from ernie_local.planner.profile import MachineProfile
@@ -70,7 +71,7 @@ class Subject:
 
     model: whose files are checked, None for none. temporary_folder: on the disk that is timed without one.
     profile_path: where `bench` stores what it measured. isa_setting: what a user sets to force an instruction
-    set; isa_is_forced: whether it is set.
+    set; isa_is_forced: whether it is set. system_root: the folder that holds proc and sys.
     """
 
     model: str | None
@@ -78,6 +79,7 @@ class Subject:
     profile_path: Path
     isa_setting: str = ""
     isa_is_forced: bool = False
+    system_root: Path = SYSTEM_ROOT
 
     @cached_property
     def gpus(self) -> tuple[GpuStatus, ...] | None:

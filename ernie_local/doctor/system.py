@@ -63,9 +63,9 @@ def check_python(_: Subject) -> Diagnosis:
     return Diagnosis.ok(text, facts)
 
 
-def check_main_memory(_: Subject) -> Diagnosis:
+def check_main_memory(subject: Subject) -> Diagnosis:
     """Slow where so little is free that the system would swap; a container's limit counts."""
-    memory, swap, free = psutil.virtual_memory(), psutil.swap_memory(), free_memory()
+    memory, swap, free = psutil.virtual_memory(), psutil.swap_memory(), free_memory(subject.system_root)
     facts = {
         "free_bytes": free,
         "total_bytes": memory.total,

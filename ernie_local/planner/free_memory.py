@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-_ROOT = Path("/sys/fs/cgroup")
-# Files of limit and use of a control group, and the statistic of cached file contents, in either version.
-GROUP_V2 = ("memory.max", "memory.current", "memory.stat", "inactive_file")
-GROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file")
+from ernie_local.planner.control_groups import SYSTEM_ROOT, ControlGroup, control_groups, read_small_file
+
+_LIMITS_V2 = ("memory.max", "memory.high")  # beyond the second one a process is made to wait
+_USED_V2, _USED_V1 = "memory.current", "memory.usage_in_bytes"
+# What the system takes back when memory is asked for: contents of files, whether read once or often, and its
+# own caches. In version 1 "total" counts the groups below, too, as the use does.
+_RECLAIMABLE = ("active_file", "inactive_file", "slab_reclaimable")
 
 
-def free_memory() -> int:
-    """Bytes that can be allocated without swapping."""
+def free_memory(root: Path = SYSTEM_ROOT) -> int:
+    """Bytes that can be allocated without swapping. root: the folder that holds proc and sys."""
     import psutil
 
-    in_groups = [left_in_group(group, names) for group, names in _memory_groups()]
+    in_groups = [left_in_group(group) for group in control_groups("memory", root)]
     free: int = min([psutil.virtual_memory().available, *(left for left in in_groups if left is not None)])
     return max(0, free)
 
@@ -28,32 +30,21 @@ def process_memory() -> int:
     return resident
 
 
-def _memory_groups() -> Iterator[tuple[Path, tuple[str, str, str, str]]]:
-    """The control groups that limit this process, its own and all above it; none where this is no Linux."""
-    for line in _text(Path("/proc/self/cgroup")).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, names = _ROOT, GROUP_V2
-        elif "memory" in controllers.split(","):
-            base, names = _ROOT / "memory", GROUP_V1
-        else:
-            continue
-        group = base / path.strip("/")
-        yield from ((one, names) for one in (group, *group.parents) if one.is_relative_to(base))
-
-
-def left_in_group(group: Path, names: tuple[str, str, str, str]) -> int | None:
-    """Bytes below the limit of a control group, None without one; inactive cached files count as free."""
-    limit, used, statistics = (_text(group / name).strip() for name in names[:3])
-    if not (limit.isdecimal() and used.isdecimal()):  # not there, or "max"
+def left_in_group(group: ControlGroup) -> int | None:
+    """Bytes below the limit of a control group; None without one. What can be reclaimed counts as free."""
+    lines = read_small_file(group.folder / "memory.stat").splitlines()
+    pairs = (line.partition(" ") for line in lines)
+    counts = {name: int(value) for name, _, value in pairs if value.isdecimal()}
+    if group.is_v2:
+        limits = [group.number(name) for name in _LIMITS_V2]
+        prefix = ""
+    else:
+        # The tightest limit of groups above, which a container may not see.
+        limits = [group.number("memory.limit_in_bytes"), counts.get("hierarchical_memory_limit")]
+        prefix = "total_"
+    known = [limit for limit in limits if limit is not None]
+    used = group.number(_USED_V2 if group.is_v2 else _USED_V1)
+    if not known or used is None:
         return None
-    inactive = dict(line.partition(" ")[::2] for line in statistics.splitlines()).get(names[3], "0")
-    return int(limit) - int(used) + int(inactive)
-
-
-def _text(path: Path) -> str:
-    """Of a small file; empty where it cannot be read."""
-    try:
-        return path.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
-        return ""
+    reclaimable = sum(counts.get(prefix + name, counts.get(name, 0)) for name in _RECLAIMABLE)
+    return min(known) - max(0, used - reclaimable)

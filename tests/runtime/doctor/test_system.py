@@ -111,7 +111,7 @@ def test_little_memory_is_slow_whatever_leaves_so_little(
     memory = SimpleNamespace(available=available, total=8 << 30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(total=4 << 30, used=1 << 30))
-    monkeypatch.setattr(system, "free_memory", lambda: free)
+    monkeypatch.setattr(system, "free_memory", lambda _root: free)
     found = look("memory")
     assert found.verdict == verdict
     assert "free of 8.00 GiB" in found.text

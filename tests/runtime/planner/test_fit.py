@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,6 @@ from ernie_local.planner.fit import (
     place,
     resident_total,
 )
-from ernie_local.planner.free_memory import GROUP_V1, GROUP_V2, free_memory, left_in_group
 from ernie_local.planner.need import MemoryNeed, gpu_room, working_bytes
 from ernie_local.sizes import GIB, MIB
 
@@ -238,7 +236,7 @@ def test_room_is_kept_for_an_image_and_for_attention() -> None:
     assert gpu_room(NANO, 1 << 17, 2048) > room
 
 
-# searches and free memory
+# searches
 
 
 @pytest.mark.parametrize("most_that_fits", [1024, 5000, 7168, 131072])
@@ -253,15 +251,3 @@ def test_the_longest_context_is_found(most_that_fits: int) -> None:
     assert len(asked) < 12
     assert longest_context(131072, lambda context_size: False) is None
     assert longest_context(3000, lambda context_size: True) == 3000
-
-
-def test_the_free_memory_is_that_of_the_tightest_group(tmp_path: Path) -> None:
-    """Both hierarchies; a group without a limit limits nothing, cached file contents count as free."""
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("400000\n")
-    (tmp_path / "memory.stat").write_text("anon 300000\ninactive_file 50000\n")
-    assert left_in_group(tmp_path, GROUP_V2) == 650000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert left_in_group(tmp_path, GROUP_V2) is None
-    assert left_in_group(tmp_path, GROUP_V1) is None
-    assert free_memory() > 0
