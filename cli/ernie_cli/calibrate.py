@@ -53,6 +53,7 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     """
     from ernie_cli.progress import UnitProgress
     from ernie_local.checkpoint.hub import resolve_model
+    from ernie_local.loading.options import use_threads
     from ernie_quant.probe import measurements_in
 
     console = Console(quiet=options.as_json)
@@ -60,6 +61,8 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     if options.out.exists():
         raise UsageError(f"{options.out} exists already", "no file is overwritten", "name another file")
     directory = resolve_model(options.source)
+    with console.telling_warnings():
+        use_threads(None)
     with telling_what_is_kept(lambda: f"nothing is kept: {options.out} is written when all is measured"):
         sequences = draw_sequences(directory, options, console)
         with UnitProgress(console) as progress:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ernie_cli.console import Console
-from ernie_cli.options import FamilyName, file_option, option, seed_option
+from ernie_cli.options import MOST_SAMPLES, FamilyName, file_option, option, seed_option
 from ernie_local.errors import DoesNotFit, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,11 @@ class SampleOptions:
     """What to calibrate on: samples of the folder first, then generated ones."""
 
     samples: int = option(
-        default=300, metavar="N", min=0, help="Number of generated documents, charts and texts."
+        default=300,
+        metavar="N",
+        min=0,
+        max=MOST_SAMPLES,
+        help="Number of generated documents, charts and texts.",
     )
     seed: int = seed_option()
     family: Literal["all", FamilyName] = option(

@@ -105,6 +105,7 @@ FACTS: Mapping[str, Any] = {
         torch=(str | None, "Version; null where it cannot be imported."),
         threads=(int | None, "Threads that PyTorch and the kernels compute with."),
         usable_cpus=(int | None, "CPUs that this process may run on."),
+        cpu_quota=(float | None, "CPUs whose time a container may have; null without a limit."),
     ),
     "memory": _object(
         "MemoryFacts",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from ernie_cli.console import Console
 from ernie_cli.options import (
+    MOST_SAMPLES,
     CommonOptions,
     ComputeOptions,
     FamilyName,
@@ -47,7 +48,11 @@ class EvalOptions(ComputeOptions, CommonOptions):
         metavar="CHECKPOINT...", help="One or more models made from it."
     )
     samples: int = option(
-        default=200, metavar="N", min=1, help="Held-out samples, which calibration never uses."
+        default=200,
+        metavar="N",
+        min=1,
+        max=MOST_SAMPLES,
+        help="Held-out samples, which calibration never uses.",
     )
     seed: int = seed_option()
     family: Literal[FamilyName, "all"] = option(
@@ -55,7 +60,11 @@ class EvalOptions(ComputeOptions, CommonOptions):
         help="Kind of samples: small images (the only kind that nano reads), pages of documents, charts.",
     )
     questions_each: int = option(
-        default=1, metavar="N", min=1, help="Questions per sample at most, not counting long answers."
+        default=1,
+        metavar="N",
+        min=1,
+        max=1000,
+        help="Questions per sample at most, not counting long answers.",
     )
     answers: Literal["known", "reference"] = option(
         default="known", help="Compare along the right answers, or along those that the reference gives."
@@ -80,7 +89,8 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
         from ernie_local.loading.options import use_threads
         from ernie_quant.evaluation.run import Evaluation, EvaluationJob, check_comparable, find_candidate
 
-    use_threads(options.threads)
+    with console.telling_warnings():
+        use_threads(options.threads)
     reference, *others = [find_candidate(name) for name in (options.reference, *options.checkpoints)]
     for other in others:
         check_comparable(reference, other)

@@ -42,6 +42,13 @@ def complete_gpu(incomplete: str) -> list[str]:
     return [gpu.gpu_id for gpu in gpu_models() if gpu.gpu_id.startswith(incomplete)]
 
 
+def possible_threads(threads: int | None) -> int | None:
+    """`threads`, if this machine has so many processors; DoesNotFit otherwise, before any file is opened."""
+    from ernie_local.planner.cpu_limits import check_threads
+
+    return check_threads(threads)
+
+
 def option(*names: str, default: Any = None, **settings: Any) -> Any:
     """A field of a command's options, declared as by `typer.Option(*names, **settings)`."""
     return field(default=default, metadata={"typer": typer.Option(*names, **settings)})
@@ -54,6 +61,8 @@ def argument(*, default: Any = MISSING, **settings: Any) -> Any:
 
 DTypeName = Literal["auto", "float32", "bfloat16"]
 KVDTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+LARGEST_SEED = 2**63 - 1
+MOST_SAMPLES = 1_000_000  # which take days to draw
 FamilyName = Literal["images", "documents", "charts", "texts"]
 
 size_option = partial(option, metavar="SIZE")
@@ -66,12 +75,18 @@ model_argument = partial(
 source_argument = partial(
     model_argument, metavar="SRC", help="A bfloat16 model: a directory, hf:org/name, or nano."
 )
-seed_option = partial(option, default=0, metavar="N", min=0, help="Use other samples.")
+seed_option = partial(option, default=0, metavar="N", min=0, max=LARGEST_SEED, help="Use other samples.")
 context_size_option = partial(
     option, "--ctx-size", metavar="N", help="Tokens of the whole chat, such as 32k."
 )
 kv_dtype_option = partial(option, default="auto", help="Number type of the KV cache.")
-threads_option = partial(option, metavar="N", min=1, help="CPU threads to compute with.")
+threads_option = partial(
+    option,
+    metavar="N",
+    min=1,
+    callback=possible_threads,
+    help="CPU threads to compute with. Default: as PyTorch chooses, at most the CPUs that it may use.",
+)
 ram_option = partial(
     size_option,
     help="Memory that the whole process may use, such as 6GiB; experts that do not fit are read from disk "

@@ -88,7 +88,8 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
     with console.working("starting"):
         from ernie_local.loading.options import use_threads
 
-    use_threads(options.threads)
+    with console.telling_warnings():
+        use_threads(options.threads)
     check_samples(options, options.method)
     check_quantize_options(options)
     job = _plan(options)

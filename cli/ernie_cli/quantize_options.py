@@ -64,7 +64,10 @@ class QuantizeOptions(SampleOptions, CommonOptions):
         "and quanto-hqq need optimum-quanto; matrices that these do not cover are quantized by clip.",
     )
     group_size: int | None = option(
-        metavar="N", min=1, help="Weights that share a scale, for nf4 (default 64) and quanto (128)."
+        metavar="N",
+        min=1,
+        max=65536,
+        help="Weights that share a scale, for nf4 (default 64) and quanto (128).",
     )
     resume: Literal["auto", "required", "never"] = option(
         default="auto",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ernie_local.doctor.check import Diagnosis, Subject
 from ernie_local.errors import ErnieLocalError
+from ernie_local.planner.cpu_limits import usable_cpus
 
 if TYPE_CHECKING:
     import torch
@@ -123,13 +124,18 @@ def measure_differences() -> dict[str, float]:
     module = native_module()
     if module is None:
         return {}
-    products = list(_products())
-    before, differences = module.instruction_set(), {}
+    import torch
+
+    before, threads, differences = module.instruction_set(), torch.get_num_threads(), {}
+    # As when a model is loaded: thousands of threads, by a wrong setting, would end the process.
+    torch.set_num_threads(min(threads, usable_cpus()))
     try:
+        products = list(_products())
         for name in module.instruction_sets():
             module.use_instruction_set(name)
             differences[name] = max(_relative_difference(*product) for product in products)
     finally:
+        torch.set_num_threads(threads)
         module.use_instruction_set(before)
     return differences
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from contextlib import nullcontext
@@ -12,6 +11,7 @@ import psutil
 
 from ernie_local.doctor.check import Diagnosis, Subject, WeightFiles
 from ernie_local.errors import ErnieLocalError, InputUnreadable, ModelUnusable
+from ernie_local.planner.cpu_limits import CpuLimits, cpu_quota, usable_cpus
 from ernie_local.planner.fit import runs_in_wsl
 from ernie_local.planner.free_memory import free_memory
 from ernie_local.sizes import GIB, MIB, format_bytes
@@ -36,27 +36,30 @@ _STORAGE_KINDS = {
 }
 
 
-def usable_cpus() -> int:
-    """Logical processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def check_python(_: Subject) -> Diagnosis:
-    """Fails without PyTorch; slow with threads that leave processors idle or compete for them."""
-    version, cpus = platform.python_version(), usable_cpus()
-    facts = {"python": version, "torch": None, "threads": None, "usable_cpus": cpus}
+def check_python(subject: Subject) -> Diagnosis:
+    """Fails without PyTorch; slow with threads that leave processors idle or compete for them, or where a
+    container has less than one CPU's time."""
+    version, cpus, quota = platform.python_version(), usable_cpus(), cpu_quota(subject.system_root)
+    facts = {"python": version, "torch": None, "threads": None, "usable_cpus": cpus, "cpu_quota": quota}
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a library that it loads is not there
         text = f"Python {version}, but PyTorch cannot be imported: {error}"
         return Diagnosis.fails(text, "pip install --force-reinstall torch", facts)
-    threads = torch.get_num_threads()
-    facts |= {"torch": str(torch.__version__), "threads": threads}
+    threads, useful = torch.get_num_threads(), CpuLimits(cpus, cpus, quota).useful_threads
+    if useful < cpus:
+        threads = min(threads, useful)  # as when a model is loaded
     shown = f"{_count(threads, 'thread')} on {_count(cpus, 'CPU')}"
+    if quota is not None and quota < cpus:
+        shown += f", a quota allows the time of {quota:g}"
+    facts |= {"torch": str(torch.__version__), "threads": threads}
     text = f"Python {version}, PyTorch {torch.__version__}, {shown}"
+    if quota is not None and quota < 1:
+        fix = "raise the container's quota to 1 CPU or more (docker --cpus, cpu.max, cpu.cfs_quota_us)"
+        return Diagnosis.slow(text, fix, facts)
     # By default torch takes one thread a core, which is half of the CPUs where each core counts as two.
-    if 2 * threads < cpus:
-        fix = f"unset OMP_NUM_THREADS, or set it to the number of cores to use, up to {cpus}"
+    if 2 * threads < useful:
+        fix = f"unset OMP_NUM_THREADS, or set it to the number of cores to use, up to {useful}"
         return Diagnosis.slow(text, fix, facts)
     if threads > cpus:
         return Diagnosis.slow(text, f"OMP_NUM_THREADS={cpus}: more threads wait for each other", facts)

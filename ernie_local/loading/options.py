@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 import torch
@@ -19,6 +21,8 @@ from ernie_local.kernels.gpu import check_gpu_kernels
 from ernie_local.kernels.graphs import CudaGraphRecorder
 from ernie_local.model.kv_cache import KV_DTYPES
 from ernie_local.model_files import ModelFiles
+from ernie_local.planner.control_groups import SYSTEM_ROOT
+from ernie_local.planner.cpu_limits import CpuLimits, check_threads, choose_threads
 from ernie_local.sizes import parse_bytes
 
 WEIGHT_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -31,7 +35,8 @@ class LoadOptions:
     device: cpu, cuda or cuda:N. dtype: float32 or bfloat16; auto is float32 on the CPU for packed weights and
     for plain ones of up to 4 GiB, else bfloat16. context_size: most tokens of a conversation, by default the
     model's own limit but at most 32768. kv_dtype: float32, float16, bfloat16 or int8; auto is dtype, or
-    bfloat16 where weights are packed. threads: CPU threads of this process; by default torch decides.
+    bfloat16 where weights are packed. threads: CPU threads of this process; by default torch decides, but no
+    more than the CPUs that the process may use, with a warning.
 
     ram: memory for the whole process, such as "6GiB" or a number of bytes; auto is what is free, less
     `reserve` (1 GiB). Where not all routed experts fit, they are paged from disk. vram: memory of the GPU;
@@ -69,10 +74,22 @@ class LoadOptions:
         return PagingOptions(MISS_RULES[name], self.small_below)
 
 
-def use_threads(threads: int | None) -> None:
-    """Set the number of CPU threads of this process; None leaves it to torch."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+class ThreadWarning(UserWarning):
+    """This machine or its container allows fewer CPU threads than were chosen."""
+
+
+def use_threads(threads: int | None, root: Path = SYSTEM_ROOT) -> None:
+    """Set the number of CPU threads of this process; None: as torch decides, within what is allowed here.
+
+    Warns where that is less. root: the folder that holds proc and sys. Errors as from `check_threads` and
+    `choose_threads`.
+    """
+    limits = CpuLimits.of_machine(root)
+    chosen, notice = choose_threads(check_threads(threads), torch.get_num_threads(), limits)
+    if chosen != torch.get_num_threads():
+        torch.set_num_threads(chosen)
+    if notice is not None:
+        warnings.warn(notice, ThreadWarning, stacklevel=2)
 
 
 def choose_dtype(name: str | torch.dtype, files: ModelFiles, device: torch.device) -> torch.dtype:

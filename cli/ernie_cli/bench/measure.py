@@ -38,6 +38,8 @@ _SMALL_PAGE = 1 << 20
 
 def measure(options: BenchOptions, result: BenchResult) -> None:
     """Measure, tell, store; what can be refused is refused before anything is measured."""
+    from ernie_local.loading.options import use_threads
+
     if options.vram is not None:
         from ernie_local.loading.options import find_device
 
@@ -62,6 +64,8 @@ def _measure_all(
     console: Console,
     result: BenchResult,
 ) -> None:
+    with console.telling_warnings():
+        use_threads(None)
     survey = _survey(files, console)
     profile = MachineProfile(
         hardware=find_hardware(),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ernie_cli.options import (
+    LARGEST_SEED,
     CommonOptions,
     ComputeOptions,
     KVDTypeName,
@@ -24,6 +25,8 @@ from ernie_cli.options import (
 if TYPE_CHECKING:
     from ernie_local.loading import LoadOptions
     from ernie_local.sampling import SamplingOptions
+
+_LARGEST_FACTOR = 1000.0  # of scores; beyond it, tokens differ by nothing or by all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +59,22 @@ class ChatOptions(ComputeOptions, CommonOptions):
         "--temperature",
         metavar="X",
         min=0.0,
+        max=_LARGEST_FACTOR,
         help="0 always takes the most likely token. Default: the model's generation_config.json, else 0.",
     )
     top_p: float | None = share_option(
         help="Sample from the smallest set of tokens with this total probability."
     )
-    top_k: int | None = option(metavar="N", min=0, help="Sample from the N most likely tokens; 0: from all.")
+    top_k: int | None = option(
+        metavar="N", min=0, max=2**31 - 1, help="Sample from the N most likely tokens; 0: from all."
+    )
     min_p: float | None = share_option(
         help="Drop tokens that are less likely than X times the most likely one."
     )
     repetition_penalty: float | None = option(
-        metavar="X", min=0.01, help="Above 1, repeated tokens become less likely."
+        metavar="X", min=0.01, max=_LARGEST_FACTOR, help="Above 1, repeated tokens become less likely."
     )
-    seed: int | None = option(metavar="N", min=0, help="Sample the same tokens every time.")
+    seed: int | None = option(metavar="N", min=0, max=LARGEST_SEED, help="Sample the same tokens every time.")
     think: Literal["on", "off", "auto"] = option(
         default="auto", help="Think before the answer; auto: as the model was made for."
     )

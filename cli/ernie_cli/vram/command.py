@@ -84,7 +84,9 @@ class VramOptions(CommonOptions):
         default=False,
         help="How many full-context sessions --gpus GPUs with --vram each hold at once.",
     )
-    gpus: int = option(default=1, metavar="N", min=1, help="With --sessions: number of GPUs of the server.")
+    gpus: int = option(
+        default=1, metavar="N", min=1, max=10_000, help="With --sessions: number of GPUs of the server."
+    )
     rule: Literal["rental", "ours"] = option(
         default="rental",
         help="With --sessions. rental: the published rule of a rental page; ours: also our own figure, with "

@@ -16,6 +16,7 @@ from ernie_local.doctor import Diagnosis, Subject, examine, system, worst_verdic
 from ernie_local.machine.hardware import GpuStatus
 from tests.runtime.doctor.looking import look
 from tests.runtime.doctor.made_up import one
+from tests.runtime.system_trees import v2_tree
 
 
 @pytest.fixture
@@ -78,8 +79,23 @@ def test_threads_suit_the_cpus(
     assert (found.facts["threads"], found.facts["usable_cpus"]) == (threads, cpus)
 
 
-def test_usable_cpus_are_those_of_the_process() -> None:
-    assert 1 <= system.usable_cpus() <= (psutil.cpu_count() or 1)
+@pytest.mark.parametrize(
+    ("quota", "verdict", "text"),
+    [
+        ("20000 100000", "slow", "1 thread on 2 CPUs, a quota allows the time of 0.2"),
+        ("100000 100000", "ok", "1 thread on 2 CPUs, a quota allows the time of 1"),
+        ("200000 100000", "ok", "2 threads on 2 CPUs"),
+    ],
+)
+def test_the_quota_of_a_container_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, verdict: str, text: str
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(system, "usable_cpus", lambda: 2)
+    found = look("python", system_root=v2_tree(tmp_path, "/", {"cpu.max": quota}))
+    assert (found.verdict, found.text.partition(f"{torch.__version__}, ")[2]) == (verdict, text)
+    assert found.facts["cpu_quota"] == float(quota.partition(" ")[0]) / 100000
+    assert (found.fix is not None) == (verdict == "slow")
 
 
 def test_without_torch_it_fails_and_what_needs_torch_is_left_out(

@@ -21,6 +21,8 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.errors import DoesNotFit, InputUnreadable, ModelUnusable, UsageError
 from ernie_local.loading import LoadOptions, load_model
 from ernie_local.model_files import find_model_files
+from ernie_local.loading.options import ThreadWarning, use_threads
+from tests.runtime.system_trees import v2_tree
 
 if TYPE_CHECKING:
     from ernie_local.loading import LoadedModel
@@ -65,6 +67,17 @@ def test_loading_and_running_imports_no_transformers(tiny_checkpoint: Path) -> N
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["True", "False", "False"]
+
+
+def test_a_quota_is_obeyed_and_told(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.warns(ThreadWarning, match=r"1 thread instead of 2: .* 0\.5 CPUs"):
+            use_threads(None, v2_tree(tmp_path, "/", {"cpu.max": "50000 100000"}))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_public_names() -> None:
