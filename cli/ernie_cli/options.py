@@ -92,7 +92,9 @@ ram_option = partial(
     help="Memory that the whole process may use, such as 6GiB; experts that do not fit are read from disk "
     "when they are needed. Default: what is free, less --reserve.",
 )
-reserve_option = partial(size_option, help="Free memory to leave to other programs. Default: 1GiB.")
+reserve_option = partial(
+    size_option, help="Free memory to leave to other programs. Default: 1GiB, or 1/8 of it if that is less."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

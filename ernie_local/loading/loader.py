@@ -38,9 +38,10 @@ from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.memory_use import grown_tokens
 from ernie_local.model_files import ModelFiles, find_model_files
-from ernie_local.planner.fit import DEFAULT_RESERVE, AvailableMemory, Placement, expected_tokens, place
+from ernie_local.planner.fit import AvailableMemory, Placement, expected_tokens, place
 from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.need import MemoryNeed, gpu_room, largest_prompt_bytes
+from ernie_local.planner.ram import PROCESS
 from ernie_local.progress import OnProgress
 
 _P = ParamSpec("_P")
@@ -73,8 +74,7 @@ def load_model(files: ModelFiles, options: LoadOptions, on_progress: OnProgress 
         gpu = None
         if demand.is_on_gpu:
             gpu = AvailableMemory.of_gpu(torch.cuda.mem_get_info(device)[0], limits.vram)
-        ram = AvailableMemory.of_ram(limits.ram, limits.reserve, used=process_memory(), free=free_memory())
-        placement = place(need, ram, gpu)
+        placement = place(need, limits.find_ram(), gpu)
         setup = _find_paging(placement, device, paging)
         recorder = choices.recorder(device)
         if on_progress is not None:
@@ -125,11 +125,11 @@ load = _taking(LoadOptions)
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimits:
-    """Bytes. ram: of the process, by default what is free less `reserve`. vram: of a GPU, by default what is
-    free there less a headroom."""
+    """Bytes. ram: of the process, by default what is free less `reserve`, None for the default one. vram: of
+    a GPU, by default what is free there less a headroom."""
 
     ram: int | None
-    reserve: int
+    reserve: int | None
     vram: int | None
 
     @staticmethod
@@ -142,7 +142,7 @@ class MemoryLimits:
                 "the first says how much of the free memory to leave, the second how much of it to take",
                 "give one of them",
             )
-        reserve = DEFAULT_RESERVE if options.reserve is None else find_bytes(options.reserve, "reserve")
+        reserve = None if options.reserve is None else find_bytes(options.reserve, "reserve")
         vram = find_limit(options.vram, "vram")
         if vram is not None and device.type == "cpu":
             raise UsageError(
@@ -151,6 +151,13 @@ class MemoryLimits:
                 f"use {parameter('device', 'cuda')}, or {parameter('ram')} instead of {parameter('vram')}",
             )
         return MemoryLimits(ram, reserve, vram)
+
+    def find_ram(self) -> AvailableMemory:
+        """The RAM for this process, which counts as at least as large as `vram` assumes of a fresh one."""
+        now = process_memory()
+        used = max(now, PROCESS.best)
+        free = max(0, free_memory() - (used - now))
+        return AvailableMemory.of_ram(self.ram, self.reserve, used=used, free=free)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import sys
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ernie_local.errors import DoesNotFit, parameter
@@ -16,7 +16,8 @@ from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.planner.need import MemoryNeed, working_bytes
 from ernie_local.sizes import GIB, MIB, format_bytes
 
-DEFAULT_RESERVE = GIB  # of the free RAM, left to other programs where no reserve was given
+# Left to other programs where no reserve was given: a GiB, or a share of what little there is.
+_MOST_RESERVED, _RESERVED_SHARE = GIB, 8
 # Leftovers of an allocator, stacks of threads, and modules that are imported late.
 SLACK_BYTES = 128 * MIB
 _SMALLEST_CHUNK = 128
@@ -41,10 +42,14 @@ class AvailableMemory:
     free: int | None = None
 
     @staticmethod
-    def of_ram(limit: int | None, reserve: int, *, used: int, free: int) -> AvailableMemory:
-        """For a process with `used` bytes: up to `limit`; without one, all that is free but the reserve."""
+    def of_ram(limit: int | None, reserve: int | None, *, used: int, free: int) -> AvailableMemory:
+        """For a process with `used` bytes: up to `limit`; without one, all that is free but the reserve.
+
+        No reserve: `default_reserve`.
+        """
         if limit is None:
-            return AvailableMemory(used + max(0, free - reserve), used, free=free)
+            left = default_reserve(used + free) if reserve is None else reserve
+            return AvailableMemory(used + max(0, free - left), used, free=free)
         return AvailableMemory(limit, used, "ram", free)
 
     @staticmethod
@@ -70,6 +75,11 @@ class Placement:
     gpu_bytes: int | None = None
     gpu_room_bytes: int | None = None
     gpu_cache_bytes: int | None = None
+
+
+def default_reserve(num_bytes: int) -> int:
+    """What is left to other programs of the RAM that a process could have: 1 GiB, or 1/8 if that is less."""
+    return min(_MOST_RESERVED, num_bytes // _RESERVED_SHARE)
 
 
 def headroom_bytes(system: str = sys.platform, release: str | None = None) -> int:
@@ -147,8 +157,11 @@ def _fixed_bytes(need: MemoryNeed, used: int) -> int:
     return used + need.fixed_bytes + SLACK_BYTES
 
 
-def _fit(memory: AvailableMemory, need: MemoryNeed) -> Placement:
-    """Keep all experts in `memory` if they fit, else page them. DoesNotFit where even that is too much."""
+def _fit(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed | None = None) -> Placement:
+    """Keep all experts in `memory` if they fit, else page them. DoesNotFit where even that is too much.
+
+    whole: what a full context would need, where `need` is that of a usual conversation.
+    """
     left = memory.total - _fixed_bytes(need, memory.used)
     chunk = DEFAULT_CHUNK_TOKENS if need.chunk_tokens is None else need.chunk_tokens
     working = working_bytes(need.config, chunk)
@@ -161,13 +174,13 @@ def _fit(memory: AvailableMemory, need: MemoryNeed) -> Placement:
         working = working_bytes(need.config, chunk)
     left -= working
     if left < need.paged_bytes(chunk):
-        raise _refusal(memory, need, memory.total - left + need.paged_bytes(chunk))
+        raise _refusal(memory, need, whole or need, memory.total - left + need.paged_bytes(chunk))
     return Placement(None if left >= need.resident_bytes else left, chunk)
 
 
 def _place_in_ram(need: MemoryNeed, ram: AvailableMemory) -> Placement:
     if ram.limit_name is None:
-        return _fit(ram, need.expecting(_EXPECTED_TOKENS))
+        return _fit(ram, need.expecting(_EXPECTED_TOKENS), need)
     placement = _fit(ram, need)
     if placement.paged_bytes is not None and ram.free is not None and ram.total - ram.used > ram.free:
         raise DoesNotFit(
@@ -191,13 +204,15 @@ def _check_free_on_gpu(gpu: AvailableMemory, need: MemoryNeed) -> None:
         )
 
 
-def _refusal(memory: AvailableMemory, need: MemoryNeed, least: int) -> DoesNotFit:
-    rounded = -(-least // (64 * MIB)) * 64
+def _refusal(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed, least: int) -> DoesNotFit:
     smaller = f"a smaller context, {parameter('kv_dtype', 'int8')}"
     if memory.limit_name is None:
         available = f"{format_bytes(memory.total)} are available"
-        hint = f"close other programs, or take {smaller} or a smaller checkpoint"
+        close = "close other programs, or raise the limit of the container"
+        limits = [] if need.room_bytes is not None else list(_sufficient_limits(memory, whole, least))
+        hint = f"{', '.join(limits) or close}, or take {smaller} or a smaller checkpoint"
     else:
+        rounded = -(-least // (64 * MIB)) * 64
         available = f"{parameter(memory.limit_name)} is {format_bytes(memory.total)}"
         hint = f"{parameter(memory.limit_name, f'{rounded}MiB')}, {smaller}"
     return DoesNotFit(
@@ -207,3 +222,15 @@ def _refusal(memory: AvailableMemory, need: MemoryNeed, least: int) -> DoesNotFi
         "process itself",
         hint,
     )
+
+
+def _sufficient_limits(ram: AvailableMemory, whole: MemoryNeed, least: int) -> Iterator[str]:
+    """Arguments that leave less to others; none where all that is free is too little.
+
+    least: with a usual conversation, which is all that is asked for without a limit.
+    """
+    most = ram.used + (ram.free or 0)
+    if (spare := (most - least) // MIB) > 0:
+        yield parameter("reserve", f"{spare}MiB")
+    if (enough := -(-least_total(whole, ram.used) // MIB)) * MIB <= most:
+        yield parameter("ram", f"{enough}MiB")

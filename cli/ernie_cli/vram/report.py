@@ -19,7 +19,7 @@ from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.media.image_size import ImageReport, measure_image
 from ernie_local.packing.formats import find_format, formats_for
-from ernie_local.planner.fit import DEFAULT_RESERVE, longest_context
+from ernie_local.planner.fit import longest_context
 from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.gpu import GpuPlan, plan_gpu
 from ernie_local.planner.gpus import UNKNOWN_GPU, GpuModel, find_gpu_model, gpu_models, match_gpu_model
@@ -36,7 +36,7 @@ from ernie_local.planner.ram import Budget, CpuPlan, plan_cpu
 from ernie_local.planner.rates import GpuRates
 from ernie_local.planner.speed import Band, Speed, cpu_speed, gpu_speed
 from ernie_local.planner.terms import MemoryPlan
-from ernie_local.sizes import format_bytes, parse_bytes, parse_count
+from ernie_local.sizes import MIB, format_bytes, parse_bytes, parse_count
 
 _SIZE = re.compile(r"([1-9][0-9]{0,5})[xX]([1-9][0-9]{0,5})", re.ASCII)
 # By --bits; mixed bits are 2.5 per weight on average.
@@ -155,7 +155,7 @@ def ram_budget(options: VramOptions) -> Budget:
     """The RAM that --ram names, else what is free less --reserve."""
     if options.ram is not None and options.ram != "auto":
         return Budget(parse_bytes(options.ram, "ram"))
-    reserve = DEFAULT_RESERVE if options.reserve is None else parse_bytes(options.reserve, "reserve")
+    reserve = None if options.reserve is None else parse_bytes(options.reserve, "reserve")
     # What this command uses is free again when the model is loaded.
     return Budget(None, free_memory() + process_memory(), reserve)
 
@@ -292,12 +292,23 @@ def flags_that_fit(report: Report, options: VramOptions, plain: ModelSize) -> li
         if enough is not None:
             flags.append(f"--bits {enough}")
     if report.gpu is None:
-        flags.append(f"--ram {_rounded_up(report.cpu.least_bytes)}")
+        flags += _ram_flags(report.target.ram, report.cpu.least_bytes)
     elif report.gpu.tier == "needs ram":
-        flags.append(f"--ram {_rounded_up(report.gpu.host_bytes)}")
+        flags += _ram_flags(report.target.ram, report.gpu.host_bytes)
     else:
         flags.append(f"a GPU with {_rounded_up(report.gpu.least_bytes)} of usable memory")
     return flags
+
+
+def _ram_flags(ram: Budget, least: int) -> Iterator[str]:
+    """Of this machine, whose free memory was looked at, no more than is free can be had."""
+    free = ram.free_bytes
+    if free is None or -(-least // _STEP) * _STEP <= free:
+        yield f"--ram {_rounded_up(least)}"
+    if free is not None and (spare := (free - least) // MIB) > 0:
+        yield f"--reserve {spare}MiB"
+    if free is not None and free < least:
+        yield f"{_rounded_up(least)} of free memory"
 
 
 def _rounded_up(num_bytes: int) -> str:

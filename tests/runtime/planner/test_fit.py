@@ -14,7 +14,9 @@ from ernie_local.model.memory_use import attention_bytes, encoding_bytes
 from ernie_local.planner.fit import (
     AvailableMemory,
     Placement,
+    default_reserve,
     headroom_bytes,
+    least_total,
     longest_context,
     place,
     resident_total,
@@ -128,6 +130,29 @@ def test_without_a_limit_the_free_memory_less_the_reserve_is_taken() -> None:
     assert taken == 8 * GIB
     with pytest.raises(DoesNotFit, match=r"300\.0 MiB are available"):
         placed(None, free=GIB)
+
+
+@pytest.mark.parametrize(("there", "reserve"), [(64 * GIB, GIB), (8 * GIB, GIB), (4 * GIB, GIB // 2), (0, 0)])
+def test_the_reserve_shrinks_with_the_memory_that_there_is(there: int, reserve: int) -> None:
+    assert default_reserve(there) == reserve
+    memory = AvailableMemory.of_ram(None, None, used=there // 4, free=there - there // 4)
+    assert memory.total == there - reserve
+
+
+def test_a_refusal_names_the_reserve_and_the_limit_that_would_do() -> None:
+    need = dataclasses.replace(NEED, context_size=4096)
+    least = least_total(need, PROCESS)
+    with pytest.raises(DoesNotFit) as caught:
+        placed(None, need, reserve=GIB, free=least - PROCESS + 64 * MIB)
+    reserve, limit = (int(found) for found in re.findall(r'(?:reserve|ram)="(\d+)MiB"', caught.value.hint))
+    assert (reserve, limit) == (64, -(-least // MIB))
+    assert placed(None, need, reserve=reserve * MIB, free=least - PROCESS + 64 * MIB).paged_bytes
+    assert placed(limit * MIB, need).paged_bytes
+    # Where all that is free is too little, neither helps.
+    with pytest.raises(DoesNotFit) as caught:
+        placed(None, need, reserve=GIB, free=least - PROCESS - 1)
+    assert "reserve=" not in caught.value.hint
+    assert "limit of the container" in caught.value.hint
 
 
 def test_a_limit_above_what_is_free_is_refused() -> None:
