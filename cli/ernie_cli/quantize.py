@@ -77,7 +77,7 @@ class QuantizeResult:
 
 
 def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
-    """Make a compact checkpoint whose experts have 4 bits, 2 bits, or as many as each one needs.
+    """Make a compact checkpoint whose experts have 2 to 8 bits, or as many as each one needs.
 
     OUT appears when it is complete; until then the work is in OUT.partial. After Ctrl-C, SIGTERM (exit code
     75) or a crash, the same command continues where it stopped.

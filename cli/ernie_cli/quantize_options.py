@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     ExpertBits = str
     DenseFormat = str
 else:  # typer shows what the table of formats offers
-    ExpertBits = Literal[(*(str(one.bits) for one in formats_for("experts")), "mixed")]
+    ExpertBits = Literal[(*(str(one.bits) for one in largest_first(formats_for("experts"))), "mixed")]
     DenseFormat = Literal[(*(one.name for one in largest_first(formats_for("dense"))), "auto")]
 
 
@@ -36,14 +36,15 @@ class QuantizeOptions(SampleOptions, CommonOptions):
     out: Path = path_argument(metavar="OUT", help="A new directory.")
     bits: ExpertBits = option(
         default="4",
-        help="Bits of the experts. 4: w4 (4.25 bits per weight); 2: w2 (2.25); with quanto qint4 or qint2; "
-        "mixed: 2.5 on average, more for the experts and matrices that need them.",
+        help="Bits of the experts. 8: w8 (8.13 bits per weight); 4: w4 (4.25); 3: w3 (3.19); 2: w2 (2.25); "
+        "with quanto qint4 or qint2; mixed: 2.5 on average, more for the experts and matrices that need "
+        "them.",
     )
     dual: bool = option(
         "--dual",
         default=False,
-        help="With --bits 4: write a second page in w2 for each expert, which `chat --small-below` reads for "
-        "experts of little weight.",
+        help="With --bits 3 or more: write a second page in w2 for each expert, which `chat --small-below` "
+        "reads for experts of little weight.",
     )
     dense: DenseFormat = option(
         default="w8",

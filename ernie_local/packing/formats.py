@@ -24,7 +24,7 @@ ALIGNMENT = 64  # bytes; codes of a tile start on a cache line
 
 # Where a format is offered: by its bits alone in `quantize --bits` and `vram --bits`; in `--dense`; among the
 # choices of mixed bits; and among those that `bench` measures, for experts and for dense matrices.
-Purpose = Literal["experts", "estimate", "dense", "mixed", "bench experts", "bench dense"]
+Purpose = Literal["experts", "dense", "mixed", "bench experts", "bench dense"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +116,12 @@ FORMATS: dict[str, LowBitFormat] = {
     low_bit.name: low_bit
     for low_bit in (
         # name, id, bits, group_size, scale_bits, zero_bits, purposes
-        LowBitFormat("w4", 1, 4, 64, 8, 8, ("experts", "estimate", "dense", "mixed", "bench experts")),
-        LowBitFormat("w3", 2, 3, 64, 6, 6, ("estimate", "mixed")),
+        LowBitFormat("w4", 1, 4, 64, 8, 8, ("experts", "dense", "mixed", "bench experts")),
+        LowBitFormat("w3", 2, 3, 64, 6, 6, ("experts", "mixed")),
         LowBitFormat("w2l", 3, 2, 16, 4, 4, ("mixed",)),
-        LowBitFormat("w2", 4, 2, 32, 4, 4, ("experts", "estimate", "mixed", "bench experts")),
+        LowBitFormat("w2", 4, 2, 32, 4, 4, ("experts", "mixed", "bench experts")),
         LowBitFormat("w2s", 5, 2, 64, 4, 4, ("mixed",)),
-        LowBitFormat("w8", 6, 8, 128, 16, 0, ("estimate", "dense", "bench dense")),
+        LowBitFormat("w8", 6, 8, 128, 16, 0, ("experts", "dense", "bench dense")),
     )
 }
 _BY_ID = {low_bit.format_id: low_bit for low_bit in FORMATS.values()}

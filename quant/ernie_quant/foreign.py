@@ -19,6 +19,7 @@ from ernie_local.packing.foreign import ForeignMatrix, unpack_quanto
 from ernie_local.packing.formats import formats_for
 from ernie_local.packing.layout import (
     ABSMAX_BLOCK,
+    KINDS,
     LARGEST_GROUP,
     NF4_BLOCK_SIZES,
     ForeignFormat,
@@ -45,7 +46,7 @@ def choose_expert_format(method: str, bits: int, group_size: int | None = None) 
         if group_size is not None:
             raise UsageError(
                 f"groups of {group_size} with the method {method}",
-                "our formats have fixed groups: 64 in w4, 32 in w2",
+                "our formats have fixed groups: 128 in w8, 64 in w4 and w3, 32 in w2",
                 f"omit {parameter('group_size')}, or use one of {', '.join(FOREIGN_METHODS)}",
             )
         return next(one.name for one in formats_for("experts") if one.bits == bits)
@@ -55,6 +56,12 @@ def choose_expert_format(method: str, bits: int, group_size: int | None = None) 
             f"nf4 with {bits} bits",
             "the format has 4 bits",
             f"omit {parameter('bits')}, or use {parameter('method', 'quanto')} for 2 bits",
+        )
+    if method != "nf4" and f"qint{bits}" not in KINDS.values():
+        raise UsageError(
+            f"{method} with {bits} bits",
+            "of its formats, those of 2 and 4 bits are read here",
+            f"{parameter('bits', 4)} or 2, or one of our own methods such as {parameter('method', 'gptq')}",
         )
     foreign = make_foreign("nf4" if method == "nf4" else f"qint{bits}", wanted)
     if foreign is None:

@@ -122,6 +122,19 @@ def test_without_calibration_nothing_is_drawn(quantize: Quantize, tmp_path: Path
     assert (said["calibration_tokens"], said["experts"]) == (0, [])
 
 
+@pytest.mark.parametrize("bits", ["8", "3"])
+def test_every_number_of_bits_makes_a_checkpoint_that_answers(
+    quantize: Quantize, command: Command, tmp_path: Path, bits: str
+) -> None:
+    out = str(tmp_path / "out")
+    code, _, errors = quantize("nano", out, "--bits", bits, "--method", "clip")
+    assert code == 0, errors
+    parts = {part["name"]: part for part in command("inspect", out, "--json").json()["parts"]}
+    assert set(parts["text experts"]["pages"]) == {f"w{bits}"}
+    question = ["-p", "What is the total?", "--image", "examples/invoice.png", "--max-tokens", "12"]
+    assert command("chat", out, *question).stdout.strip()[:6] == "£84.84"
+
+
 def test_small_pages_are_planned_made_and_told(quantize: Quantize, command: Command, tmp_path: Path) -> None:
     arguments = ("nano", str(tmp_path / "dual"), "--dual", "--method", "clip")
     _, said, _ = quantize(*arguments, "--dry-run")
@@ -197,11 +210,13 @@ def test_sigterm_stops_safely_and_the_same_command_goes_on(tmp_path: Path) -> No
     ("arguments", "code", "message"),
     [
         (("nano", "{tmp}/full"), 2, "1 entries"),
-        (("nano", "{tmp}/new", "--bits", "3"), 2, "'3' is not one of"),
+        (("nano", "{tmp}/new", "--bits", "5"), 2, "'5' is not one of"),
         (("{tmp}/missing", "{tmp}/new"), 4, "missing"),
         (("nano", "{tmp}/new", "--resume", "required"), 2, "new"),
         (("nano", "{tmp}/new", "--samples", "0"), 2, "--samples"),
         (("nano", "{tmp}/new", "--method", "nf4", "--bits", "2"), 2, "nf4 with 2 bits"),
+        (("nano", "{tmp}/new", "--method", "quanto", "--bits", "8"), 2, "quanto with 8 bits"),
+        (("nano", "{tmp}/new", "--method", "quanto-hqq", "--bits", "3"), 2, "quanto-hqq with 3 bits"),
         (("nano", "{tmp}/new", "--method", "nf4", "--group-size", "1024"), 2, "groups of 1024"),
         (("nano", "{tmp}/new", "--group-size", "64"), 2, "groups of 64 with the method gptq"),
     ],

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     BitsName = str
     DenseName = str
 else:  # typer shows what the table of formats offers
-    BitsName = Literal[("16", *(str(one.bits) for one in largest_first(formats_for("estimate"))), "mixed")]
+    BitsName = Literal[("16", *(str(one.bits) for one in largest_first(formats_for("experts"))), "mixed")]
     DenseName = Literal[tuple(one.name for one in largest_first(formats_for("dense")))]
 EVERY_GPU = "all"
 _PUBLISHED_MODEL = "ernie-4.5-vl-28b-a3b"

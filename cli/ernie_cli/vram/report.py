@@ -40,7 +40,7 @@ from ernie_local.sizes import MIB, format_bytes, parse_bytes, parse_count
 
 _SIZE = re.compile(r"([1-9][0-9]{0,5})[xX]([1-9][0-9]{0,5})", re.ASCII)
 # By --bits; mixed bits are 2.5 per weight on average.
-_EXPERT_FORMATS = {str(one.bits): one for one in formats_for("estimate")} | {"mixed": find_format("w2l")}
+_EXPERT_FORMATS = {str(one.bits): one for one in formats_for("experts")} | {"mixed": find_format("w2l")}
 _BEST_FIRST = (
     "16",
     *sorted(_EXPERT_FORMATS, key=lambda bits: _EXPERT_FORMATS[bits].nominal_bits, reverse=True),
