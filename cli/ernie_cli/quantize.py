@@ -30,7 +30,6 @@ _MIXED_BITS = 2.5  # per weight of the routed experts, where no size is asked fo
 # Besides the weights on a GPU: 8192 tokens of cache, and workspace.
 _CACHED_TOKENS = 8192
 _WORKSPACE_BYTES = 512 * MIB
-_HEADER_BYTES = MIB  # names and places of all tensors, at the beginning of the files
 
 
 @dataclass
@@ -177,14 +176,14 @@ def _mixed_tables(
 ) -> QuantizationConfig:
     """Formats that lose least within a size, on a GPU, or with as many bits on average."""
     from ernie_local.checkpoint.reader import open_checkpoint
-    from ernie_quant.mixed_tables import MixedTables, unquantized_bytes
+    from ernie_quant.mixed_tables import MixedTables
+    from ernie_quant.pipeline import checkpoint_bytes
 
     tables = MixedTables(config, measured, options.dense)
     if options.target_size is not None:
-        with open_checkpoint(job.source, config) as checkpoint:
-            kept_bytes = unquantized_bytes(checkpoint, config) + _HEADER_BYTES
         size = parse_bytes(options.target_size, "target_size")
-        return tables.of_size(size, kept_bytes)
+        with open_checkpoint(job.source, config) as checkpoint:
+            return tables.of_size(size, lambda chosen: checkpoint_bytes(checkpoint, config, chosen))
     if options.fit is not None:
         text = config.text
         cache = 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * _CACHED_TOKENS

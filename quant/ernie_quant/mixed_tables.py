@@ -13,7 +13,6 @@ from itertools import groupby
 
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.packed import PackedTensors, page_formats, page_layout
-from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.packing.formats import formats_for, largest_first
@@ -30,6 +29,7 @@ _LEAST_FACTOR = 0.1
 _DENSE = tuple(low_bit.name for low_bit in reversed(largest_first(formats_for("dense"))))
 # An item is an expert, or all other matrices of a layer: (layer, "", 0), or the head: (-1, "", 0).
 Items = dict[RoutedExpert, list[Option]]
+FilesBytes = Callable[[QuantizationConfig], int]
 
 
 class MixedTables:
@@ -54,14 +54,21 @@ class MixedTables:
         budget = int(weights * bits / 8) + sum(options[-1].num_bytes for options in self._dense.values())
         return self._tables(allocate(experts | self._dense, budget))
 
-    def of_size(self, size: int, kept: int) -> QuantizationConfig:
-        """Formats that lose least within `size` bytes with padded pages, of which `kept` stay unquantized.
+    def of_size(self, size: int, files_bytes: FilesBytes) -> QuantizationConfig:
+        """Formats that lose least within `size` bytes of files. DoesNotFit if the smallest take more.
 
-        DoesNotFit if the smallest formats already take more.
+        files_bytes: of all weight files in such tables, with headers and what stays unquantized.
         """
         items = expert_items(self._config, self._measured) | self._dense
-        room = _room(size, quantized_bytes(self._config, self._smallest) + kept)
-        return self._tables(allocate(items, room + _smallest_sum(items)))
+        room = _room(size, files_bytes(self._smallest), "target_size")
+        while True:
+            tables = self._tables(allocate(items, room + _smallest_sum(items)))
+            # Headers say places and shapes in digits, and grow by some bytes with the pages.
+            if (excess := files_bytes(tables) - size) <= 0:
+                return tables
+            if room == 0:
+                return self._smallest
+            room = max(0, room - excess)
 
     def for_gpu(self, size: int, beside: int) -> QuantizationConfig:
         """As `of_size` with `beside` bytes for other things than weights, where only what decoding a token
@@ -80,7 +87,8 @@ class MixedTables:
         items = decoded | self._dense
         resident = {name: found for name, found in start.matrices.items() if not name.startswith("vision.")}
         needed = dataclasses.replace(start, experts={}, matrices=resident)
-        room = _room(size, quantized_bytes(self._config, needed) + _smallest_sum(decoded) + beside)
+        least = quantized_bytes(self._config, needed) + _smallest_sum(decoded) + beside
+        room = _room(size, least, "fit")
         chosen = allocate(items, room + _smallest_sum(items))
         decoded_bytes = sum(chosen[key].num_bytes for key in decoded)
         for bank in text.banks:
@@ -133,12 +141,12 @@ class MixedTables:
         )
 
 
-def _room(size: int, least: int) -> int:
+def _room(size: int, least: int, name: str) -> int:
     if least > size:
         raise DoesNotFit(
             f"the weights take {format_bytes(least)} at least, {format_bytes(size)} are wanted",
             "the smallest formats already take more",
-            f"allow {format_bytes(least)} or more, or shrink dense weights: {parameter('dense', 'auto')}",
+            f"{parameter(name, least)} or more, or shrink dense weights: {parameter('dense', 'auto')}",
         )
     return size - least
 
@@ -155,16 +163,6 @@ def quantized_bytes(config: ModelConfig, tables: QuantizationConfig) -> int:
     """Bytes of all packed tensors in these tables."""
     packed = PackedTensors(dataclasses.replace(config, quantization=tables))
     return sum(math.prod(shape) for shape in packed.shapes.values())
-
-
-def unquantized_bytes(checkpoint: Checkpoint, config: ModelConfig) -> int:
-    """Bytes of the unquantized tensors: norms, routers, resampler, patch embedding, biases."""
-    packed = PackedTensors(dataclasses.replace(config, quantization=_smallest_tables(config, "w8")))
-    return sum(
-        math.prod(checkpoint.shape(name)) * checkpoint.dtype(name).itemsize
-        for name in checkpoint.names()
-        if not packed.replaces(name)
-    )
 
 
 def allocation_lines(tables: QuantizationConfig, measured: Measurements) -> Iterator[str]:

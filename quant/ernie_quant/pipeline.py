@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from ernie_local.checkpoint.header import files_bytes
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
 from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles, TensorEntry
@@ -114,6 +115,12 @@ def plan_checkpoint(job: Job) -> Plan:
         with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=f".{job.out.name}.") as scratch:
             pace = rehearse(FloatSource(checkpoint), new_config, job.tables, job.recipe, Path(scratch))
     return dataclasses.replace(plan, seconds=pace * sum(costs.values()))
+
+
+def checkpoint_bytes(checkpoint: Checkpoint, config: ModelConfig, tables: QuantizationConfig) -> int:
+    """Exact bytes of all weight files with these tables, made from a checkpoint of this config."""
+    entries = _entries(checkpoint, dataclasses.replace(config, quantization=tables))
+    return files_bytes(entries)
 
 
 def _entries(checkpoint: Checkpoint, new_config: ModelConfig) -> list[TensorEntry]:

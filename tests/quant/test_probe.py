@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import page_layout
 from ernie_local.checkpoint.reader import open_checkpoint
-from ernie_local.config import read_config
+from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.errors import DoesNotFit, InputUnreadable, UsageError
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.loading import LoadedModel
@@ -31,6 +32,7 @@ from ernie_quant.grid import round_to_grid, search_grid
 from ernie_quant.losses import option_losses, rounded_expert
 from ernie_quant.measurements import Measurements
 from ernie_quant.mixed_tables import FLOOR, MixedTables, expert_items, layer_factors, quantized_bytes
+from ernie_quant.pipeline import checkpoint_bytes
 from ernie_quant.probe import EXPERT_FORMATS, measurements_in, probe_sequences
 from ernie_quant.source import FloatSource
 
@@ -188,9 +190,35 @@ def test_experts_get_the_bits_that_were_asked_for(measured: Measurements, bits: 
 
 def test_a_size_is_kept_and_used(measured: Measurements) -> None:
     for budget in (6 << 20, 7 << 20):
-        tables = MixedTables(CONFIG, measured, "auto").of_size(budget + 1000, kept=1000)
+        choice = MixedTables(CONFIG, measured, "auto")
+        tables = choice.of_size(budget + 1000, lambda chosen: quantized_bytes(CONFIG, chosen) + 1000)
         assert 0.98 * budget < quantized_bytes(CONFIG, tables) <= budget
         assert set(tables.matrices.values()) <= {"w4", "w8"}
+
+
+@pytest.mark.parametrize("dense", ["auto", "w8"])
+def test_files_are_as_large_as_was_asked_and_the_floor_is_the_true_one(
+    measured: Measurements, dense: str
+) -> None:
+    choice = MixedTables(CONFIG, measured, dense)
+    with open_checkpoint(NANO_DIRECTORY, CONFIG) as checkpoint:
+
+        def num_bytes(tables: QuantizationConfig) -> int:
+            return checkpoint_bytes(checkpoint, CONFIG, tables)
+
+        with pytest.raises(DoesNotFit, match="1 bytes are wanted") as caught:
+            choice.of_size(1, num_bytes)
+        named = re.search(r"target_size=([0-9]+) or more", caught.value.hint)
+        assert named is not None
+        floor = int(named[1])
+        assert num_bytes(choice.of_size(floor, num_bytes)) == floor
+        with pytest.raises(DoesNotFit):
+            choice.of_size(floor - 1, num_bytes)
+        most = num_bytes(choice.of_size(1 << 40, num_bytes))
+        for step in range(1, 10):
+            size = floor + (most - floor) * step // 10
+            # What is left is less than the next step of an item.
+            assert size - 64 * 1024 < num_bytes(choice.of_size(size, num_bytes)) <= size
 
 
 def test_a_gpu_holds_what_decoding_needs(measured: Measurements) -> None:
