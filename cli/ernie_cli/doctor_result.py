@@ -91,6 +91,7 @@ _Gpu = _object(
     "",
     name=str,
     compute_capability=str | None,
+    last_pytorch=(str | None, "The last version that is built for it; null if newer ones are."),
     total_bytes=int | None,
     free_bytes=int | None,
     processes=(_list_of(_Process), "Programs that hold some of its memory."),

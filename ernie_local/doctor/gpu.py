@@ -11,12 +11,15 @@ from ernie_local.doctor.check import Diagnosis, Subject
 from ernie_local.kernels.gpu import LEAST_CAPABILITY
 from ernie_local.machine.hardware import GpuStatus
 from ernie_local.planner.free_memory import free_memory
+from ernie_local.planner.gpus import last_pytorch
 from ernie_local.sizes import GIB, MIB, format_bytes
 
 # By CUDA's major version, on Linux: within one, newer minor versions run on older drivers ("CUDA
 # Compatibility", table "Minor Version Compatibility").
 _LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
 _TRITON_PACKAGES = ("triton", "triton-windows")
+# The last version with CUDA 12.6, which is the last CUDA build for Pascal and Volta.
+_BUILD_FOR_OLD = "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"
 _BFLOAT16_CAPABILITY = (8, 0)  # below it there is no arithmetic in bfloat16
 # A GPU that shows a desktop has some of its memory in use, which is normal.
 _HELD_SHARE = 0.25
@@ -50,14 +53,18 @@ def check_cuda(subject: Subject) -> Diagnosis:
         except RuntimeError as error:
             return _unusable_cuda(str(error), facts)
         facts["is_available"] = True
+        unserved = next((gpu for gpu in gpus if _is_unserved(gpu, torch.cuda.get_arch_list())), None)
+        if unserved is not None:
+            text = f"not usable: PyTorch {torch.__version__} has no code for {_describe_gpu(unserved)}"
+            return Diagnosis.slow(text, _BUILD_FOR_OLD, facts)
         names = ", ".join(device["name"] for device in facts["devices"])
         shown = f"CUDA {built_for}" + (f", driver {driver}" if driver else "")
         return Diagnosis.ok(f"{shown}: {names}; used only where the device is cuda", facts)
     if gpus and built_for is None:
         text = f"not used: {gpus[0].name} is there, this PyTorch is built without CUDA"
-        return Diagnosis.slow(
-            text, "install a PyTorch with CUDA: https://pytorch.org/get-started/locally", facts
-        )
+        is_old = last_pytorch(gpus[0].compute_capability) is not None
+        newest = "install a PyTorch with CUDA: https://pytorch.org/get-started/locally"
+        return Diagnosis.slow(text, _BUILD_FOR_OLD if is_old else newest, facts)
     least = None if built_for is None else _LEAST_DRIVERS.get(_major(built_for))
     if driver is not None and least is not None and _major(driver) < least:
         return Diagnosis.slow(
@@ -81,6 +88,7 @@ def check_gpus(subject: Subject) -> Diagnosis:
             {
                 "name": gpu.name,
                 "compute_capability": _dotted(gpu.compute_capability),
+                "last_pytorch": last_pytorch(gpu.compute_capability),
                 "total_bytes": gpu.total_bytes,
                 "free_bytes": gpu.free_bytes,
                 "processes": [{"name": one.name, "bytes": one.bytes} for one in gpu.processes],
@@ -231,12 +239,22 @@ def _describe_gpu(gpu: GpuStatus) -> str:
             text += " (no Triton, no bfloat16)"
         elif gpu.compute_capability < _BFLOAT16_CAPABILITY:
             text += " (no bfloat16: float16 in its place)"
+        if (last := last_pytorch(gpu.compute_capability)) is not None:
+            text += f" (PyTorch {last} is the last version that is built for it)"
     if gpu.total_bytes is not None and gpu.free_bytes is not None:
         text += f", {format_bytes(gpu.free_bytes)} free of {format_bytes(gpu.total_bytes)}"
     holders = (
         one.name + ("" if one.bytes is None else f" {format_bytes(one.bytes)}") for one in gpu.processes
     )
     return text + (f" (held by {', '.join(holders)})" if gpu.processes else "")
+
+
+def _is_unserved(gpu: GpuStatus, built_for: list[str]) -> bool:
+    """Whether a PyTorch built for these (sm_60, sm_75) has no code for an old GPU."""
+    if last_pytorch(gpu.compute_capability) is None or gpu.compute_capability is None:
+        return False
+    major, minor = gpu.compute_capability
+    return not any(f"sm_{major}{lower}" in built_for for lower in range(minor + 1))
 
 
 def _fix_gpu(gpu: GpuStatus) -> str | None:

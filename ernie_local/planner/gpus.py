@@ -23,6 +23,8 @@ _NEAR_MATCHES = 5
 # Words of a driver's name that do not identify the model.
 _BUILD_WORDS = frozenset("nvidia geforce tesla generation pcie sxm sxm2 sxm4 sxm5 hbm2 hbm2e hbm3".split())
 _MEMORY_TOLERANCE = 0.12  # a driver keeps some for itself
+# Builds of later versions are for CUDA 13 alone, which begins with Turing (pytorch/pytorch issue 190385).
+_TURING, _LAST_BEFORE_TURING = (7, 5), "2.14"
 # For a GPU of which only the memory is known: a middling one of recent years.
 UNKNOWN_GPU = GpuRates(0.8 * 300e9, 0.8 * 15.8e9, 0.35 * 50e12)
 
@@ -38,6 +40,17 @@ class GpuModel:
     usable_bytes: int
     compute_capability: str
     rates: GpuRates
+
+    @property
+    def last_pytorch(self) -> str | None:
+        """As the function."""
+        major, minor = map(int, self.compute_capability.split("."))
+        return last_pytorch((major, minor))
+
+
+def last_pytorch(capability: tuple[int, int] | None) -> str | None:
+    """The last version of PyTorch that is built for this compute capability; None if newer ones are."""
+    return _LAST_BEFORE_TURING if capability is not None and capability < _TURING else None
 
 
 def gpu_models() -> list[GpuModel]:

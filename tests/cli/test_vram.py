@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 
+from ernie_cli.main import app
 from ernie_cli.settings import profile_path
+from ernie_cli.vram import report
 from ernie_cli.vram.tables import band_text, bar_lines
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
@@ -135,6 +138,64 @@ def test_a_config_of_another_kind_is_refused(reckon: Reckon, tmp_path: Path, key
     assert key in error["what"]
 
 
+def test_bits_are_those_that_quantize_makes() -> None:
+    offered = {
+        name: set(parameter.type.choices)
+        for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+        for parameter in command.params
+        if parameter.name == "bits"
+    }
+    assert offered["vram"] - {"16"} == offered["quantize"]  # 16 is the model as it is
+
+
+def free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    """So much is free before the command starts."""
+    monkeypatch.setattr(report, "free_memory", lambda: num_bytes)
+    monkeypatch.setattr(report, "process_memory", lambda: 0)
+
+
+def test_a_small_container_can_start_nano(reckon: Reckon, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (512 * MIB, 700 * MIB):
+        free(monkeypatch, size)
+        assert reckon("nano")["cpu"]["memory"]["limit_bytes"] == size * 7 // 8
+
+
+def test_with_little_free_memory_a_smaller_reserve_is_named(
+    reckon: Reckon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    least = reckon("nano", "--ram", "100MiB")["cpu"]["least_bytes"]
+    free(monkeypatch, least + 20 * MIB)
+    value = reckon("nano")
+    assert "0 bytes" not in value["error"]["what"]
+    (reserve,) = [flag for flag in value["make_it_fit"] if flag.startswith("--reserve")]
+    assert reckon("nano", *reserve.split())["ok"]
+    free(monkeypatch, least - 20 * MIB)
+    flags = reckon("nano")["make_it_fit"]
+    assert not any(flag.startswith(("--reserve", "--ram")) for flag in flags)
+    assert flags[-1].endswith("of free memory")
+
+
+def test_the_floor_is_that_of_chat(command: Command) -> None:
+    """To the MiB, in a process that does nothing else."""
+    told = command("vram", "nano", "--ram", "100MiB").stderr
+    code = "from ernie_cli.main import run; run(['chat', 'nano', '-p', 'hi', '--ram', '100MiB'])"
+    floors = [re.search(r"needs at least ([0-9.]+ MiB)", text) for text in (told, run_python(code).stderr)]
+    assert floors[0] is not None
+    assert floors[1] is not None
+    assert floors[0][1] == floors[1][1]
+
+
+@pytest.mark.parametrize(("gpu", "last"), [("gtx1060-6gb", "2.14"), ("teslav100", "2.14"), ("rtx3090", None)])
+def test_the_last_pytorch_for_an_old_gpu_is_named(
+    reckon: Reckon, command: Command, gpu: str, last: str | None
+) -> None:
+    arguments = ("--bits", "2", "--ram", "64GiB", "--ctx-size", "4k", "--gpu")
+    assert reckon(*arguments, gpu)["gpu"]["last_pytorch"] == last
+    assert ("PyTorch 2.14 is the last version" in text_of(command, *arguments, gpu)) == (last is not None)
+    of_all = text_of(command, *arguments, "all")
+    assert "PyTorch 2.14 is the last version that is built for compute capability 6.1, 7.0\n" in of_all
+
+
 def test_what_does_not_fit_is_3_with_options_that_make_it_fit(reckon: Reckon, command: Command) -> None:
     value = reckon("--bits", "4", "--ram", "3GiB")
     assert value["error"]["code"] == "does_not_fit"
@@ -207,10 +268,10 @@ def test_sessions_print_three_decimals(reckon: Reckon, command: Command) -> None
 
 
 def test_the_machine_s_own_gpu_is_asked_for(reckon: Reckon, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = hardware.GpuStatus(
+    gpu = hardware.GpuStatus(
         "NVIDIA GeForce RTX 3090", None, None, 24576 * MIB, 20000 * MIB, None, None, None, None, ()
     )
-    monkeypatch.setattr(hardware, "installed_gpus", lambda: (report,))
+    monkeypatch.setattr(hardware, "installed_gpus", lambda: (gpu,))
     value = reckon("--bits", "4", "--ram", "32GiB", "--ctx-size", "4k")
     assert value["gpu"]["name"] == "NVIDIA GeForce RTX 3090"
     assert value["gpu"]["vram"]["limit_bytes"] == 20000 * MIB

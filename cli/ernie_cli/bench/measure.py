@@ -38,7 +38,6 @@ _SMALL_PAGE = 1 << 20
 
 def measure(options: BenchOptions, result: BenchResult) -> None:
     """Measure, tell, store; what can be refused is refused before anything is measured."""
-    from ernie_local.loading.options import use_threads
 
     if options.vram is not None:
         from ernie_local.loading.options import find_device
@@ -64,6 +63,8 @@ def _measure_all(
     console: Console,
     result: BenchResult,
 ) -> None:
+    from ernie_local.loading.options import use_threads
+
     with console.telling_warnings():
         use_threads(None)
     survey = _survey(files, console)

@@ -22,7 +22,14 @@ from ernie_local.packing.formats import find_format, formats_for
 from ernie_local.planner.fit import longest_context
 from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.gpu import GpuPlan, plan_gpu
-from ernie_local.planner.gpus import UNKNOWN_GPU, GpuModel, find_gpu_model, gpu_models, match_gpu_model
+from ernie_local.planner.gpus import (
+    UNKNOWN_GPU,
+    GpuModel,
+    find_gpu_model,
+    gpu_models,
+    last_pytorch,
+    match_gpu_model,
+)
 from ernie_local.planner.model_size import (
     PUBLISHED_NAME,
     ModelSize,
@@ -50,14 +57,15 @@ _STEP = 64 << 20  # suggested limits are multiples of it
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where it should run. vram_bytes: usable memory of the GPU, None where the CPU computes. profile: of
-    this machine, None if it was not measured."""
+    """Where it should run. vram_bytes: usable memory of the GPU, None where the CPU computes. last_pytorch:
+    for that GPU, None if newer ones are. profile: of this machine, None if it was not measured."""
 
     ram: Budget
     vram_bytes: int | None = None
     gpu_name: str | None = None
     gpu_rates: GpuRates | None = None
     profile: MachineProfile | None = None
+    last_pytorch: str | None = None
 
 
 @dataclass(slots=True)
@@ -168,7 +176,7 @@ def find_target(options: VramOptions, budget: Budget) -> Target:
     asked = None if options.vram is None else parse_bytes(options.vram, "vram")
     if options.gpu is not None:
         gpu = find_gpu_model(options.gpu)
-        return Target(budget, asked or gpu.usable_bytes, gpu.name, gpu.rates, profile)
+        return Target(budget, asked or gpu.usable_bytes, gpu.name, gpu.rates, profile, gpu.last_pytorch)
     if asked is not None:
         return Target(budget, asked, f"a GPU with {options.vram}", UNKNOWN_GPU, profile)
     local = next((gpu for gpu in installed_gpus() or () if gpu.free_bytes is not None), None)
@@ -178,7 +186,8 @@ def find_target(options: VramOptions, budget: Budget) -> Target:
     rates = UNKNOWN_GPU if known is None else known.rates
     if profile is not None and profile.rates.gpu is not None:
         rates = profile.rates.gpu
-    return Target(budget, local.free_bytes, local.name, rates, profile)
+    last = last_pytorch(local.compute_capability)
+    return Target(budget, local.free_bytes, local.name, rates, profile, last)
 
 
 def report_on(model: ModelSize, conversation: ChatPlan, target: Target) -> Report:

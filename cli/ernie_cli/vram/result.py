@@ -107,6 +107,7 @@ class GpuVerdictObject:
     """The plan for a GPU; a prediction."""
 
     name: str
+    last_pytorch: str | None  #: The last version that is built for it; null if newer ones are, or unknown.
     verdict: Annotated[Tier, "tier"]
     slots_bytes: int  #: Memory of the GPU for paged experts in decode.
     resident_share: float  #: Share of the text experts that are in it.
@@ -233,7 +234,8 @@ class VramResult:
         self.contexts = [fill_result(ContextChoiceObject, choice) for choice in report.choices]
         if gpu is not None:
             speed = report.gpu_speed if gpu.fits else None
-            self.gpu = fill_result(GpuPlanObject, gpu, name=report.target.gpu_name, speed=speed)
+            name, last = report.target.gpu_name, report.target.last_pytorch
+            self.gpu = fill_result(GpuPlanObject, gpu, name=name, last_pytorch=last, speed=speed)
 
     def set_gpus(self, gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]]) -> None:
         """Fill in the table of GPUs."""

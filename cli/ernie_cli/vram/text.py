@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ernie_cli.settings import table_columns
@@ -67,6 +67,8 @@ def _verdict_lines(report: Report) -> Iterator[str]:
         yield f"on {report.target.gpu_name}: {_gpu_verdict(report.gpu)}"
         if report.gpu.fits:
             yield _speed_text(report.gpu_speed)
+        if report.target.last_pytorch is not None:
+            yield f"PyTorch {report.target.last_pytorch} is the last version that is built for this GPU"
         yield _GPU_NOTICE
         return
     yield f"on the CPU: {_cpu_verdict(report)}"
@@ -89,9 +91,16 @@ def _speed_text(speed: Speed) -> str:
     return f"decode {band_text(speed.decode)} tokens/s{prefill} ({source})"
 
 
-def known_gpu_lines(gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]]) -> Iterator[str]:
+def known_gpu_lines(gpus: Sequence[tuple[GpuModel, GpuPlan, Speed]]) -> Iterator[str]:
     """The table of GPUs."""
     yield from gpu_lines(gpus, table_columns())
+    old: dict[str, dict[str, None]] = {}  # versions of PyTorch, and what they are the last for
+    for gpu, _, _ in gpus:
+        if gpu.last_pytorch is not None:
+            old.setdefault(gpu.last_pytorch, {})[gpu.compute_capability] = None
+    for version, capabilities in old.items():
+        shown = ", ".join(capabilities)
+        yield f"PyTorch {version} is the last version that is built for compute capability {shown}"
     yield _GPU_NOTICE
 
 

@@ -106,6 +106,28 @@ def test_a_gpu_that_torch_cannot_use_is_slow_and_says_why(
     assert found.facts["driver"] == driver
 
 
+@pytest.mark.parametrize(
+    ("capability", "built_for", "is_served"),
+    [
+        ((6, 1), ["sm_50", "sm_60", "sm_70", "sm_75"], True),
+        ((7, 0), ["sm_60", "sm_70"], True),
+        ((6, 1), ["sm_70", "sm_75"], False),
+        ((7, 0), ["sm_75", "sm_80", "sm_90"], False),
+        ((7, 5), ["sm_80"], True),  # newer GPUs can be served by code for virtual ones
+    ],
+)
+def test_an_old_gpu_that_this_pytorch_leaves_out_is_told_the_last_one(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], built_for: list[str], is_served: bool
+) -> None:
+    fake_cuda(monkeypatch, "12.6", lambda: True)
+    device = SimpleNamespace(name="GPU 9000", total_memory=8 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built_for)
+    found = look("cuda", gpus=one(compute_capability=capability))
+    assert found.verdict == ("ok" if is_served else "slow")
+    assert ("torch<2.15" in (found.fix or "")) == (not is_served)
+
+
 # triton
 
 

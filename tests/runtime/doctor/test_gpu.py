@@ -27,6 +27,10 @@ def test_what_the_gpu_can_compute(capability: tuple[int, int], verdict: str, tex
     found = look("gpu", gpus=one(compute_capability=capability))
     assert found.verdict == verdict
     assert f"compute capability {text}" in found.text
+    told: Any = found.facts["gpus"]
+    last = "2.14" if capability < (7, 5) else None
+    assert told[0]["last_pytorch"] == last
+    assert (last is not None) == ("PyTorch 2.14 is the last" in found.text)
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(9 << 30, "ok"), ((9 << 30) - 1, "slow")])
@@ -40,6 +44,7 @@ def test_who_holds_the_memory_is_named(free: int, verdict: str) -> None:
         {
             "name": "GPU 9000",
             "compute_capability": "8.6",
+            "last_pytorch": None,
             "total_bytes": 12 << 30,
             "free_bytes": free,
             "processes": [{"name": "game", "bytes": 2 << 30}, {"name": "x", "bytes": None}],

@@ -20,8 +20,8 @@ import ernie_local
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.errors import DoesNotFit, InputUnreadable, ModelUnusable, UsageError
 from ernie_local.loading import LoadOptions, load_model
-from ernie_local.model_files import find_model_files
 from ernie_local.loading.options import ThreadWarning, use_threads
+from ernie_local.model_files import find_model_files
 from tests.runtime.system_trees import v2_tree
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import pytest
 from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.errors import UsageError
 from ernie_local.planner.gpu import plan_gpu, session_terms
-from ernie_local.planner.gpus import find_gpu_model, gpu_models, match_gpu_model
+from ernie_local.planner.gpus import find_gpu_model, gpu_models, last_pytorch, match_gpu_model
 from ernie_local.planner.model_size import published_model, with_formats
 from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.ram import Budget
@@ -102,6 +102,15 @@ def test_the_table_has_the_gpus_that_people_have() -> None:
         assert 6 <= float(gpu.compute_capability) <= 12
         assert 4e9 < gpu.rates.link_bytes_per_second < gpu.rates.memory_bytes_per_second < 4.8e12
         assert 3.5e11 < gpu.rates.operations_per_second < 7e14
+
+
+def test_the_last_pytorch_for_old_gpus_is_known() -> None:
+    """pytorch/pytorch issue 190385."""
+    assert [last_pytorch(one) for one in ((6, 0), (6, 1), (7, 0))] == ["2.14"] * 3
+    assert [last_pytorch(one) for one in ((7, 5), (8, 6), (12, 0), None)] == [None] * 4
+    told = {gpu.name: gpu.last_pytorch for gpu in gpu_models()}
+    assert (told["GeForce GTX 1060 6GB"], told["Tesla V100 32GB"]) == ("2.14", "2.14")
+    assert told["GeForce RTX 3090"] is None
 
 
 # What torch named as total capacity in public error messages, GiB.
