@@ -38,9 +38,9 @@ class ReasoningParser:
     """Takes generated text piece by piece. The joined result does not depend on where the text was cut.
 
     Newlines around reasoning and answer are dropped, so trailing ones are kept back until more text comes.
-    Before the answer's first letter <think>, </think> and <response> are tags; later they are text, since an
-    answer may speak about tags. With `with_tools`, calls are moved from the answer to `tool_calls`; one that
-    is not JSON with a name stays.
+    No tag stays in the answer, whatever is between its letters: before the answer's first letter <think>
+    opens a thought, later a tag is only dropped. With `with_tools`, calls are moved from the answer to
+    `tool_calls`; of one that is not JSON with a name the text stays.
     """
 
     def __init__(self, in_reasoning: bool, with_tools: bool = False) -> None:
@@ -48,8 +48,8 @@ class ReasoningParser:
         self._with_tools = with_tools
         self._section: PieceKind | Literal["tool call"] = "reasoning" if in_reasoning else "answer"
         self._at_start = True
-        self._in_response = False
         self._unread = ""
+        self._half_tags: list[str] = []  # at the end of the answer; more text may complete the last one
         self._newlines = ""
         self._call_text = ""
         self._pieces: list[Piece] = []
@@ -69,7 +69,9 @@ class ReasoningParser:
         """The pieces kept back until the end: half a tag is text, and an open tool call has ended."""
         self._read(is_last=True)
         if self._section == "tool call":
-            self._end_tool_call(closing_tag="")
+            self._end_tool_call()
+        self._take_body("answer", "".join(self._half_tags))
+        self._half_tags.clear()
         return self._taken_pieces()
 
     def _taken_pieces(self) -> list[Piece]:
@@ -99,12 +101,8 @@ class ReasoningParser:
             return (TOOL_CALL_CLOSE,)
         if self._section == "reasoning":
             return (THINK_CLOSE, THINK_OPEN) if self._at_start else (THINK_CLOSE,)
-        tags = [TOOL_CALL_OPEN] if self._with_tools else []
-        if self._at_start:
-            tags += [THINK_OPEN, THINK_CLOSE, RESPONSE_OPEN]
-        if self._in_response:
-            tags.append(RESPONSE_CLOSE)
-        return tags
+        may_think = self._at_start and not self._half_tags
+        return [TOOL_CALL_OPEN] * self._with_tools + [THINK_OPEN] * may_think
 
     def _take_tag(self, tag: str) -> None:
         if tag in (THINK_OPEN, THINK_CLOSE):
@@ -112,15 +110,34 @@ class ReasoningParser:
             self._at_start, self._newlines = True, ""
         elif tag == TOOL_CALL_OPEN:
             self._section = "tool call"
-        elif tag == TOOL_CALL_CLOSE:
-            self._end_tool_call(closing_tag=tag)
         else:
-            self._in_response = tag == RESPONSE_OPEN
+            self._end_tool_call()
 
     def _take_text(self, text: str) -> None:
         if self._section == "tool call":
             self._call_text += text
-            return
+        elif self._section == "reasoning":
+            self._take_body("reasoning", text)
+        else:
+            self._take_body("answer", self._without_tags(text))
+
+    def _without_tags(self, text: str) -> str:
+        """More text of the answer without tags, also those that appear when a tag between them goes."""
+        kept, half_tags = list[str](), self._half_tags
+        for letter in text:
+            grown = half_tags[-1] + letter if half_tags else letter
+            if letter == "<":
+                half_tags.append(letter)
+            elif half_tags and grown in OUTPUT_TAGS:
+                half_tags.pop()
+            elif half_tags and any(tag.startswith(grown) for tag in OUTPUT_TAGS):
+                half_tags[-1] = grown
+            else:
+                kept += [*half_tags, letter]
+                half_tags.clear()
+        return "".join(kept)
+
+    def _take_body(self, kind: PieceKind, text: str) -> None:
         if self._at_start:
             text = text.lstrip("\n")
         if not text:
@@ -128,17 +145,17 @@ class ReasoningParser:
         self._at_start = False
         body = text.rstrip("\n")
         if body:
-            self._pieces.append(Piece(self._section, self._newlines + body))
+            self._pieces.append(Piece(kind, self._newlines + body))
             self._newlines = ""
         self._newlines += text[len(body) :]
 
-    def _end_tool_call(self, closing_tag: str) -> None:
+    def _end_tool_call(self) -> None:
         text, self._call_text, self._section = self._call_text, "", "answer"
         call = parse_tool_call(text)
         if call is not None:
             self.tool_calls.append(call)
         else:
-            self._take_text(TOOL_CALL_OPEN + text + closing_tag)
+            self._take_text(text)
 
 
 def parse_tool_call(text: str) -> ToolCall | None:

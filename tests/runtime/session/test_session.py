@@ -240,9 +240,9 @@ def test_tool_calls_are_kept_as_structure(talk: Talks) -> None:
         f"\nAssistant: \n<think>\nlook\n</think>\n\n{call}{END}"
         "User: \n<tool_output>\ntoo small\n</tool_output>\n\nAssistant: \n<think>\nso\n</think>\n\nyes"
     )
-    # Without tools the same words are an answer like any other.
+    # Without tools the same words are an answer like any other, and its tags go.
     plain = talk(variant="thinking").ask("q", f"look</think>{call}")
-    assert (plain.text, plain.tool_calls) == (call.strip(), ())
+    assert (plain.text, plain.tool_calls) == ('{"name": "zoom", "arguments": {"bbox_2d": [1, 2, 3, 4]}}', ())
 
 
 def test_special_tokens_are_no_text(talk: Talks) -> None:

@@ -42,6 +42,17 @@ def test_the_thinking_switch(talk: Talks) -> None:
     assert two.cached_text().endswith(f"\nAssistant: \n{OFF}yes")
 
 
+def test_tags_that_the_model_writes_are_in_no_piece_and_in_no_history(talk: Talks) -> None:
+    one = talk()
+    tokenizer = one.chat.model.tokenizer
+    spelled = tokenizer.encode("forty</think> two</response>", allow_special=False)
+    one.engine._script = iter([*spelled, *tokenizer.encode("</think>!"), 2])
+    pieces = [piece.text for piece in one.chat.ask("q")]
+    assert "".join(pieces) == "forty two!"
+    assert one.chat.last is not None
+    assert one.chat.last.text == one.chat.history[-1].answer == "forty two!"
+
+
 def test_thinking_off_means_off(talk: Talks) -> None:
     """The script wants <think>; the second choice of the logits is "x"."""
     answer = talk().ask("a", "<think>y", max_tokens=2)

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ernie_local.text.reasoning import Piece, ReasoningParser, ToolCall, parse_tool_call
+from ernie_local.text.reasoning import OUTPUT_TAGS, Piece, ReasoningParser, ToolCall, parse_tool_call
 
-CALL = '<tool_call>\n{"name": "zoom", "arguments": {"box": [1, 2]}}\n</tool_call>'
+CALL_TEXT = '{"name": "zoom", "arguments": {"box": [1, 2]}}'
+CALL = f"<tool_call>\n{CALL_TEXT}\n</tool_call>"
 FRAGMENTS = (
-    "<think>", "</think>", "<response>", "</response>", "<tool_call>", "</tool_call>", CALL,
-    "\n", "\n\n", "text", "<", "</", "thi", "<thi", "nk>", " ", '{"name": "f"}', "<tool_call>{}</tool_call>",
+    *OUTPUT_TAGS, CALL, "\n", "\n\n", "text", "<", "</", "thi", "<thi", "nk>", " ", '{"name": "f"}',
+    "<tool_call>{}</tool_call>", "</tool", "_call>", "</resp", "onse>",
 )  # fmt: skip
 generated_text = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=3)), max_size=12).map(
     "".join
@@ -44,9 +45,15 @@ def test_no_letter_is_lost(text: str, in_reasoning: bool) -> None:
     """Only tags and newlines may go."""
     reasoning, answer, _ = parse([text], in_reasoning, with_tools=False)
     kept = reasoning + answer
-    for tag in ("<think>", "</think>", "<response>", "</response>"):
+    for tag in OUTPUT_TAGS:
         text, kept = text.replace(tag, ""), kept.replace(tag, "")
-    assert kept.replace("\n", "") == text.replace("\n", "") or "<" in kept
+    assert kept.replace("\n", "") == text.replace("\n", "") or "<" in text
+
+
+@given(text=generated_text, in_reasoning=st.booleans(), with_tools=st.booleans())
+def test_no_tag_stays_in_the_answer(text: str, in_reasoning: bool, with_tools: bool) -> None:
+    _, answer, _ = parse(list(text), in_reasoning, with_tools)
+    assert [tag for tag in OUTPUT_TAGS if tag in answer] == []
 
 
 @pytest.mark.parametrize(
@@ -59,9 +66,14 @@ def test_no_letter_is_lost(text: str, in_reasoning: bool) -> None:
         ("why</think>\n\n<response>a</response>b", "why", "ab"),
         ("<think>again</think>answer", "again", "answer"),
         ("never closed", "never closed", ""),
-        ("a</think>b</think>c", "a", "b</think>c"),
-        ("a</think>the tag <think> opens, <response> too", "a", "the tag <think> opens, <response> too"),
-        ("a</think>b</response>", "a", "b</response>"),
+        ("a</think>b</think>c", "a", "bc"),
+        ("a</think>the tag <think> opens, <response> too", "a", "the tag  opens,  too"),
+        ("a</think>b</response>", "a", "b"),
+        ("a</think>b\n</think>\n", "a", "b"),
+        ("a</think>b<thi</think>nk>c", "a", "bc"),  # what remains when a tag goes is no tag
+        ("a</think>b<<thi<thi</think>nk>nk>c", "a", "b<c"),
+        ("a</think><thi</think>nk>\n\nb", "a", "b"),
+        ("a</think>1 < 2 << 3", "a", "1 < 2 << 3"),
         ("a</think>b</thi", "a", "b</thi"),
         ("a</thi", "a</thi", ""),
         ("a</think> spaced ", "a", " spaced "),
@@ -79,7 +91,8 @@ def test_reasoning_is_told_from_the_answer(text: str, reasoning: str, answer: st
         ("\n</think>\n\nforty-two", "", "forty-two"),  # a second closing of a thought that was closed already
         ("<think>\nwhy\n</think>\n\n42", "why", "42"),  # it thinks although it was not to
         ("\n\n<response>42</response>", "", "42"),
-        (CALL, "", CALL),  # no tools were given, so this is text like any other
+        (CALL, "", CALL_TEXT),  # no tools were given
+        ("</thi<think>why</think>42", "", "</thiwhy42"),  # the answer has begun
     ],
 )
 def test_text_that_starts_with_the_answer(text: str, reasoning: str, answer: str) -> None:
@@ -95,10 +108,11 @@ def test_text_that_starts_with_the_answer(text: str, reasoning: str, answer: str
         (f"before\n{CALL}\nafter", "before\n\nafter", 1),
         ('<tool_call>\n{"name": "zoom", "arguments": {"box": [1, 2]}', "", 1),  # the end is missing
         ('<tool_call>{"name": "zoom", "arguments": {"box": [1, 2]}</tool_call>', "", 1),  # a brace is
-        ("<tool_call>not json</tool_call>!", "<tool_call>not json</tool_call>!", 0),
-        ("<tool_call>\nnot json", "<tool_call>\nnot json", 0),
-        ('<tool_call>{"arguments": {}}</tool_call>', '<tool_call>{"arguments": {}}</tool_call>', 0),
-        ("a </tool_call> b", "a </tool_call> b", 0),
+        ("<tool_call>not json</tool_call>!", "not json!", 0),
+        ("<tool_call>\nnot json", "not json", 0),
+        ('<tool_call>{"arguments": {}}</tool_call>', '{"arguments": {}}', 0),
+        ("a </tool_call> b", "a  b", 0),
+        (f"a<thi{CALL}nk>b", "ab", 1),
     ],
 )
 def test_tool_calls_are_taken_out(text: str, answer: str, num_calls: int) -> None:
