@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable
 from typing import ClassVar
 
+from ernie_local.escapes import printable_line
+
 # Name, value as text, value as Python writes it, between control characters that no message has.
 _PARAMETER = re.compile("\x02([^\x04]*)\x04([^\x04]*)\x04([^\x03]*)\x03")
 ParameterSpelling = Callable[[str, str], str]
@@ -55,7 +57,7 @@ class ErnieLocalError(Exception):
 
     def spelled(self, spelling: ParameterSpelling | None = None) -> tuple[str, str, str]:
         """What, why and hint, with arguments named as by `spell_parameters`."""
-        what, why, hint = (spell_parameters(part, spelling) for part in self.args)
+        what, why, hint = (printable_line(spell_parameters(part, spelling)) for part in self.args)
         return what, why, hint
 
 

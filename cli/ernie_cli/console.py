@@ -12,18 +12,18 @@ from typing import TextIO
 from ernie_cli.failures import spell_options
 from ernie_cli.settings import terminal_is_plain
 from ernie_cli.status import StatusLine
+from ernie_local.escapes import printable, printable_line
 
 _STYLES = {"plain": "", "dim": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[1;31m"}
 _RESET = "\x1b[0m"
 
-# A model repeats what it reads in an image; escape sequences must not reach a terminal as commands.
-_CONTROL_CHARACTERS = {
-    code: None for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if code not in (0x09, 0x0A)
-}
-
 
 class Console:
-    """The streams of one command run; keeps notes off the line on which an answer is still being written."""
+    """The streams of one command run; keeps notes off the line on which an answer is still being written.
+
+    Escape sequences in a text never reach a terminal as commands: names come from strangers, and a model
+    repeats what it reads in an image. Only an answer that goes to a file is left as it is.
+    """
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Console:
         """Lines of a result on stdout, unless the object of --json is printed in their place."""
         if self._shows_result:
             for line in lines:
-                self.answer(line + "\n")
+                self._write(self._stdout, printable_line(line) + "\n")
 
     def thought(self, text: str) -> None:
         """A piece of the reasoning on stderr, dimmed where the terminal can."""
@@ -62,7 +62,7 @@ class Console:
     def note(self, line: str) -> None:
         """A line of information on stderr."""
         if not self._quiet:
-            self._line(line, "plain")
+            self._line(printable_line(line), "plain")
 
     def say(self, line: str) -> None:
         """A line on stderr that was asked for: shown also when quiet."""
@@ -112,14 +112,14 @@ class Console:
 
     def _line(self, line: str, style: str) -> None:
         self.end_line()
-        self._write(self._stderr, line + "\n", style)
+        self._write(self._stderr, printable(line) + "\n", style)
 
     def _write(self, stream: TextIO, text: str, style: str = "plain") -> None:
         if not text:
             return
         if self._open_line is not None and self._open_line is not stream:
             self.end_line()
-        shown = text.translate(_CONTROL_CHARACTERS) if stream.isatty() else text
+        shown = printable(text) if stream.isatty() else text
         if self._colored and stream is self._stderr and _STYLES[style]:
             shown = f"{_STYLES[style]}{shown}{_RESET}"
         with self.status.above(leaves_line_open=not text.endswith("\n")):

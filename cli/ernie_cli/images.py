@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ernie_cli.console import Console
 from ernie_local.errors import UsageError
+from ernie_local.escapes import printable_line
 
 if TYPE_CHECKING:
     from ernie_local.media.open_image import OpenedImage
@@ -49,16 +50,17 @@ def show_reports(images: Sequence[ChatImage], console: Console) -> None:
     """Say what the model will see of each image, and warn where much of it is lost."""
     for image in images:
         report = image.report
+        name = printable_line(report.name)
         (width, height), (new_width, new_height) = report.original_size, report.resized_size
         console.note(
             f"{report.name} {width}x{height} -> {new_width}x{new_height}, "
             f"{report.tokens} tokens ({report.scale:.2f}x)"
         )
         for note in report.notes:
-            console.warn(f"{report.name}: {note}")
+            console.warn(f"{name}: {note}")
         if report.scale < _STRONGLY_SHRUNK:
             console.warn(
-                f"{report.name} keeps {report.scale:.0%} of its side length: small print may be unreadable; "
+                f"{name} keeps {report.scale:.0%} of its side length: small print may be unreadable; "
                 "crop it to the part that matters"
             )
 

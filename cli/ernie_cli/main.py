@@ -31,6 +31,7 @@ from ernie_cli.quantize_options import QuantizeOptions
 from ernie_cli.settings import use_forced_instruction_set
 from ernie_cli.streams import abandon_stdout, protect_streams
 from ernie_cli.vram import command as vram
+from ernie_local.escapes import printable_json
 
 INTERRUPTED = 130
 
@@ -186,10 +187,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _tell(error: BaseException, invocation: Invocation) -> Failure:
+    console = Console()
     if invocation.debug:
-        traceback.print_exception(error)
+        console.say("".join(traceback.format_exception(error)).rstrip("\n"))
     failure = failure_of(error)
-    Console().error(failure.text())
+    console.error(failure.text())
     return failure
 
 
@@ -202,7 +204,7 @@ def _print_json(invocation: Invocation, failure: Failure | None) -> None:
         import json
 
         value = finished(name, result, failure)
-        sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(printable_json(json.dumps(value, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ from typing import Self
 from ernie_cli.console import Console
 from ernie_cli.status import duration
 
+from ernie_local.escapes import printable_line
+
 _SECONDS_BETWEEN_LINES = 60.0
 _SECONDS_UNTIL_PACE = 2.0  # before that, the time left would be a guess
 
@@ -22,7 +24,7 @@ class UnitProgress:
 
     def show(self, unit: str, work_done: float, work_of_all: float) -> None:
         """`unit` is done. The first call says how much an earlier run did; the time left leaves that out."""
-        now = time.monotonic()
+        unit, now = printable_line(unit), time.monotonic()
         if self._done_before is None:
             self._done_before, self._began = work_done, now
         done_here, rest = work_done - self._done_before, work_of_all - work_done

@@ -79,8 +79,23 @@ def test_escape_sequences_do_not_reach_a_terminal_but_stay_in_a_file() -> None:
     terminal, file = Terminal(), io.StringIO()
     Console(terminal, io.StringIO()).answer(text)
     Console(file, io.StringIO()).answer(text)
-    assert terminal.getvalue() == "a]0;titleb\tc\n"
+    assert terminal.getvalue() == "a\\x1b]0;title\\x07b\tc\\x9b\n"
     assert file.getvalue() == text
+
+
+def test_a_name_in_a_line_never_commands_a_terminal_nor_makes_a_line_of_its_own() -> None:
+    """A log may be shown on a terminal later, so it makes no difference where the line goes."""
+    out, told = io.StringIO(), io.StringIO()
+    console = Console(out, told)
+    name = "a\x1b[31m\u202eb\rc"
+    console.show([f"source: {name}\nok", "next"])
+    console.note(f"{name}\nok")
+    console.say(name)
+    console.warn(name)
+    console.error(f"{name}\nwhy")
+    shown = "a\\x1b[31m\\u202eb\\x0dc"
+    assert out.getvalue() == f"source: {shown}\\x0aok\nnext\n"
+    assert told.getvalue() == f"{shown}\\x0aok\n{shown}\nwarning: {shown}\nerror: {shown}\nwhy\n"
 
 
 def test_quiet_drops_notes_alone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,24 @@ def inspected(command: Command, model: str) -> dict[str, dict[str, Any]]:
         8 * value["routed_experts"]["bytes"] / value["routed_experts"]["weights"]
     )
     return {part["name"]: part for part in value["parts"]}
+
+
+def test_names_of_strangers_reach_no_terminal(command: Command, packed: Path, tmp_path: Path) -> None:
+    name = "x\x1b[31m\x9b2J\nno part of the model: y"
+    model = Path(shutil.copytree(packed, tmp_path / "a\x1b[31mb"))
+    raw = json.loads((model / "config.json").read_text())
+    raw["quantization_config"] |= {"source": {"name": name}}
+    (model / "config.json").write_text(json.dumps(raw))
+    shown = command("inspect", str(model))
+    assert "source name: x\\x1b[31m\\x9b2J\\x0ano part of the model: y\n" in shown.stdout
+    as_json = command("inspect", str(model), "--json")
+    assert as_json.json()["source"] == {"name": name}
+    (model / "config.json").unlink()
+    refused = command("inspect", str(model))
+    assert refused.exit_code == 4
+    for text in (shown.stdout, as_json.stdout, refused.stderr, command("verify", str(model)).stderr):
+        assert "\x1b" not in text
+        assert "\x9b" not in text
 
 
 def test_parts_of_a_plain_model_are_its_tensors(command: Command) -> None:

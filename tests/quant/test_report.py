@@ -134,6 +134,19 @@ def test_the_page_needs_no_network_and_has_each_plot_for_both_themes() -> None:
     assert re.findall(r"https?://", text) == []
 
 
+def test_a_name_cannot_become_markup_or_command_a_terminal() -> None:
+    name = "<script>alert(1)</script>\x1b[31m\n# [x](y) | `z` & \u202e"
+    hostile = replace(contents(), source={"name": name, "a\x1b<b>": name}, versions=name)
+    page = html_page(hostile)
+    card = model_card(hostile, "---\nlicense_name: <script>\x1b[31m\n---\n")
+    for text in (page, card):
+        assert re.findall(r"<script|\x1b|\u202e", text) == []
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m\\x0a# [x](y) | `z` &amp; \\u202e" in page
+    assert Page(page).open == []
+    heading = "# &lt;script&gt;alert(1)&lt;/script&gt;\\\\x1b\\[31m\\\\x0a# \\[x\\](y) \\| \\`z\\` &amp; "
+    assert [line for line in card.splitlines() if line.startswith(heading)] != []
+
+
 def test_the_page_names_the_largest_errors_first() -> None:
     cells = Page(html_page(contents())).cells
     start = cells.index("0.3100")  # 30 tokens

@@ -10,6 +10,7 @@ from ernie_cli.settings import table_columns
 from ernie_cli.vram.report import Report
 from ernie_cli.vram.result import SessionsObject, count_model_weights
 from ernie_cli.vram.tables import band_text, bar_lines, context_lines, gpu_lines, memory_lines
+from ernie_local.escapes import printable_line
 from ernie_local.media.image_size import ImageReport
 from ernie_local.model.memory_use import encoding_bytes
 from ernie_local.planner.gpu import GpuPlan
@@ -121,7 +122,7 @@ def draw(memory: MemoryPlan, title: str, path: Path) -> None:
     if memory.limit_bytes is not None:
         axes.axhline(memory.limit_bytes / GIB, color="black", linestyle="--", label="limit")
     axes.set_ylabel("GiB")
-    axes.set_title(title)
+    axes.set_title(printable_line(title), parse_math=False)
     figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from html import escape
 
 from ernie_local.checkpoint.parts import routed_experts, sum_of_parts
+from ernie_local.escapes import printable_line
 from ernie_local.sizes import format_bytes
 from ernie_quant.report.contents import ReportContents
 
 SOURCE_CARD = "SOURCE_README.md"
+_MARKS = {ord(mark): f"\\{mark}" for mark in "\\`*[]|~"}
 _LICENSE = re.compile(r"^license(?:_name|_link)?:.*$", re.MULTILINE)
 
 
@@ -19,7 +22,7 @@ pipeline_tag: image-text-to-text
 
 # {name}, quantized
 
-{name} in {size} instead of {source_size}: {bits:.2f} bits a weight in all{experts}.
+This is {name} in {size} instead of {source_size}: {bits:.2f} bits a weight in all{experts}.
 Made by `ernie-local quantize`. It runs with ernie-local, whose docs/format.md specifies the format.
 
 ```
@@ -56,7 +59,7 @@ def model_card(contents: ReportContents, source_card: str | None) -> str:
     routed = routed_experts(contents.parts)
     card = _CARD.format(
         front="".join(f"{line}\n" for line in _licence_lines(source_card)),
-        name=contents.source.get("name", "a model"),
+        name=markdown_text(contents.source.get("name", "a model")),
         size=format_bytes(whole.num_bytes),
         source_size=format_bytes(before.num_bytes),
         bits=whole.bits_per_weight,
@@ -73,11 +76,18 @@ def model_card(contents: ReportContents, source_card: str | None) -> str:
     return card if source_card is None else card + _SOURCE
 
 
+def markdown_text(text: str) -> str:
+    """`text` of others, in a line of the card."""
+    return escape(printable_line(text).translate(_MARKS), quote=False)
+
+
 def _licence_lines(source_card: str | None) -> list[str]:
     if source_card is None or not source_card.startswith("---\n"):
         return []
     front_matter, found, _ = source_card[4:].partition("\n---")
-    return [match.group().rstrip() for match in _LICENSE.finditer(front_matter)] if found else []
+    lines = [match.group().rstrip() for match in _LICENSE.finditer(front_matter)] if found else []
+    # Of YAML; a tag in it has no business there.
+    return [printable_line(line).replace("<", "&lt;") for line in lines]
 
 
 def _calibration(contents: ReportContents) -> str:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ernie_local.checkpoint.parts import ModelPart, routed_experts, sum_of_parts
+from ernie_local.escapes import printable_line
 from ernie_local.sizes import format_bytes
 from ernie_quant.expert import ExpertReport, RoutedExpert
 from ernie_quant.report.contents import COVERAGE_HEADER, ReportContents, coverage_cells
@@ -117,8 +118,8 @@ def html_page(contents: ReportContents) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
+        f"<title>{html_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{html_text(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -136,10 +137,11 @@ def _body(contents: ReportContents) -> Iterator[str]:
     yield "<h2>Experts</h2>"
     kinds = sorted(set(contents.formats.values()))
     if len(kinds) == 1:
-        yield f'<p class="note">All {len(contents.formats):,} experts have the format {escape(kinds[0])}.</p>'
+        told = html_text(f"All {len(contents.formats):,} experts have the format {kinds[0]}.")
+        yield f'<p class="note">{told}</p>'
     if contents.small_formats:
         names = ", ".join(sorted(set(contents.small_formats.values())))
-        yield f'<p class="note">Each has a second, small page in {escape(names)}.</p>'
+        yield f'<p class="note">Each has a second, small page in {html_text(names)}.</p>'
     if not contents.experts:
         yield '<p class="note">Made without calibration, so there are no measurements of single experts.</p>'
     yield from map(_figure, _plots(contents))
@@ -226,9 +228,14 @@ def _worst(contents: ReportContents) -> list[tuple[str, ...]]:
     ]
 
 
+def html_text(text: str) -> str:
+    """`text` of others, in an element or an attribute of the page."""
+    return escape(printable_line(text))
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def line(tag: str, texts: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{html_text(text)}</{tag}>" for text in texts) + "</tr>"
 
     body = "\n".join(line("td", row) for row in rows)
     top = f"<thead>{line('th', head)}</thead>"
@@ -238,8 +245,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _figure(plot: ReportPlot) -> str:
     light, dark = ("data:image/png;base64," + base64.b64encode(p).decode() for p in (plot.light, plot.dark))
     return (
-        f"<figure>\n<h3>{escape(plot.title)}</h3>\n<picture>"
+        f"<figure>\n<h3>{html_text(plot.title)}</h3>\n<picture>"
         f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(plot.title)}: {escape(plot.caption)}"></picture>\n'
-        f"<figcaption>{escape(plot.caption)}</figcaption>\n</figure>"
+        f'<img src="{light}" alt="{html_text(plot.title)}: {html_text(plot.caption)}"></picture>\n'
+        f"<figcaption>{html_text(plot.caption)}</figcaption>\n</figure>"
     )
