@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.config import ModelConfig, read_config
+from ernie_local.config.keys import Keys
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
 from ernie_local.strict_json import read_json_object
 
@@ -51,9 +52,13 @@ class ModelFiles:
 
     @cached_property
     def generation_config(self) -> Mapping[str, object]:
-        """generation_config.json; empty where there is none."""
+        """generation_config.json, its token ids checked; empty where there is none."""
         path = self.directory / "generation_config.json"
-        return read_json_object(path) if path.exists() else {}
+        if not path.exists():
+            return {}
+        settings = read_json_object(path)
+        Keys(settings, str(path)).check_ids(self.config.text.vocab_size)
+        return settings
 
     @cached_property
     def weight_file_bytes(self) -> int:

@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 
+from ernie_local.config.keys import Keys
 from ernie_local.errors import ErnieLocalError, UsageError, parameter
+from ernie_local.strict_json import show
 
 _LARGEST_SEED = 2**63 - 1
+# Beyond these the quotient of two float32 is no number; what is drawn is the same.
+_COLDEST, _HOTTEST = 1e-37, 1e37
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +58,19 @@ class SamplingOptions:
 def model_sampling(generation_config: Mapping[str, object]) -> SamplingOptions:
     """How a model's own generation_config.json samples; greedy where it says nothing.
 
-    UsageError for a value without a meaning.
+    ModelUnusable, naming the key, for a value without a meaning.
     """
+    keys = Keys(generation_config, "generation_config.json")
     found: dict[str, Any] = {}
     for name in ("temperature", "top_p", "min_p", "repetition_penalty", "top_k"):
-        value = generation_config.get(name)
-        kinds = int if name == "top_k" else int | float
-        if isinstance(value, kinds) and not isinstance(value, bool):
-            found[name] = value if name == "top_k" else float(value)
-    if generation_config.get("do_sample") is False:
+        if not keys.has(name):
+            continue
+        found[name] = keys.integer(name, low=0) if name == "top_k" else keys.number(name)
+        try:
+            SamplingOptions(**{name: found[name]})
+        except UsageError as error:
+            raise keys.refuse(name, f"is {show(keys.value(name))}, {error.why}") from error
+    if not keys.boolean("do_sample", True):
         found["temperature"] = 0.0
     return SamplingOptions(**found)
 
@@ -115,7 +123,7 @@ class Sampler:
     def _filtered(self, scores: torch.Tensor) -> torch.Tensor:
         options = self._options
         # The largest becomes 0 first: a tiny temperature then gives minus infinity and not NaN.
-        scores = (scores - scores.max()) / options.temperature
+        scores = (scores - scores.max()) / min(max(options.temperature, _COLDEST), _HOTTEST)
         if 0 < options.top_k < scores.numel():
             smallest_kept = torch.topk(scores, options.top_k).values[-1]
             scores = scores.masked_fill(scores < smallest_kept, -math.inf)

@@ -7,7 +7,6 @@ from typing import Self
 
 from ernie_cli.console import Console
 from ernie_cli.status import duration
-
 from ernie_local.escapes import printable_line
 
 _SECONDS_BETWEEN_LINES = 60.0

@@ -63,11 +63,7 @@ def parse_hub(raw: Mapping[str, object], where: str) -> ModelConfig:
     vision = _vision(keys.section("vision_config"))
     keys.same_as("pixel_hidden_size", vision.hidden_size, "vision_config.hidden_size")
     keys.same_as("spatial_conv_size", vision.spatial_merge_size, "vision_config.spatial_merge_size")
-    for key, published in _MEDIA.values():
-        if not keys.has(key) and published >= text.vocab_size:
-            problem = f"is missing, and the published id {published} is beyond vocab_size {text.vocab_size}"
-            raise keys.refuse(key, problem)
-    media, tables = read_media(keys, _MEDIA), read_quantization(keys, text)
+    media, tables = read_media(keys, _MEDIA, text.vocab_size), read_quantization(keys, text)
     bos, eos = keys.optional_id("bos_token_id"), keys.ids("eos_token_id")
     config = ModelConfig(text, vision, media, bos, eos, "hub", tables)
     keys.finish()

@@ -127,6 +127,16 @@ class Keys:
             return self.integers(key)
         return () if value is None else (self.integer(key, low=0),)
 
+    def check_ids(self, vocab_size: int, *more: str) -> None:
+        """Refuse an id beyond the vocabulary under any `..._token_id`, used or not, and under `more`."""
+        for key, value in self._raw.items():
+            if value is None or not (key.endswith(("_token_id", "_token_ids")) or key in more):
+                continue
+            for token_id in value if isinstance(value, list | tuple) else (value,):
+                if not 0 <= self._checked_integer(key, token_id, -LARGEST_SIZE, LARGEST_SIZE) < vocab_size:
+                    problem = f"is {token_id}, the vocabulary has the ids 0 to {vocab_size - 1}"
+                    raise self.refuse(key, problem)
+
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number, zero or above."""
         value = self._value_or(key, default)

@@ -48,7 +48,8 @@ def parse_native(raw: Mapping[str, object], where: str) -> ModelConfig:
     text_keys = keys.section("text_config", {})
     text = _text(text_keys, tied=keys.boolean("tie_word_embeddings", True))
     vision = _vision(keys.section("vision_config", {}))
-    media, tables = read_media(keys, _MEDIA), read_quantization(keys, text)
+    text_keys.check_ids(text.vocab_size)
+    media, tables = read_media(keys, _MEDIA, text.vocab_size), read_quantization(keys, text)
     # Older files have these at the top, newer ones in text_config.
     bos, outer_bos = text_keys.optional_id("bos_token_id"), keys.optional_id("bos_token_id")
     eos, outer_eos = text_keys.ids("eos_token_id"), keys.ids("eos_token_id")

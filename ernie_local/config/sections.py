@@ -122,8 +122,14 @@ def read_tower(
     return tower
 
 
-def read_media(keys: Keys, names: Mapping[str, tuple[str, int]]) -> MediaTokens:
-    """The ids of image tokens. names: a layout's key and its default, by field."""
+def read_media(keys: Keys, names: Mapping[str, tuple[str, int]], vocab_size: int) -> MediaTokens:
+    """The ids of image tokens, once all ids of `keys` are checked. names: a layout's key and its default, by
+    field."""
+    keys.check_ids(vocab_size, *(key for key, _ in names.values()))
+    for key, published in names.values():
+        if not keys.has(key) and published >= vocab_size:
+            problem = f"is missing, and the published id {published} is beyond vocab_size {vocab_size}"
+            raise keys.refuse(key, problem)
     ids = {field: keys.integer(key, default, low=0) for field, (key, default) in names.items()}
     return MediaTokens(**ids)
 

@@ -43,6 +43,7 @@ from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.need import MemoryNeed, gpu_room, largest_prompt_bytes
 from ernie_local.planner.ram import PROCESS
 from ernie_local.progress import OnProgress
+from ernie_local.sampling import model_sampling
 
 _P = ParamSpec("_P")
 
@@ -57,6 +58,7 @@ def load_model(files: ModelFiles, options: LoadOptions, on_progress: OnProgress 
     """
     started = time.perf_counter()
     config = files.config
+    model_sampling(files.generation_config)  # what is wrong in it is told before the weights are read
     device = find_device(options.device)
     dtype = choose_dtype(options.dtype, files, device)
     kv_dtype = choose_kv_dtype(options.kv_dtype, dtype, is_packed=config.quantization is not None)

@@ -9,6 +9,8 @@ from ernie_local.errors import DoesNotFit, ModelUnusable, parameter
 from ernie_local.model_files import ModelFiles
 from ernie_local.text.template import (
     END_TOKENS,
+    IMAGE_END,
+    IMAGE_PLACEHOLDER,
     IMAGE_START,
     ChatTemplate,
     Message,
@@ -64,13 +66,15 @@ class ChatWriter:
 
 def check_same_model(tokenizer: ErnieTokenizer, media: MediaTokens) -> None:
     """ModelUnusable where tokenizer and config.json are not of the same model."""
-    start_id = tokenizer.id_of(IMAGE_START)
-    if start_id is not None and start_id != media.image_start:
-        raise ModelUnusable(
-            f"the tokenizer writes {IMAGE_START} as {start_id}, config.json as {media.image_start}",
-            "tokenizer.model belongs to another model",
-            "use config.json and tokenizer.model of the same repository",
-        )
+    ids = {IMAGE_START: media.image_start, IMAGE_END: media.image_end, IMAGE_PLACEHOLDER: media.image}
+    for tag, configured in ids.items():
+        token_id = tokenizer.id_of(tag)
+        if token_id is not None and token_id != configured:
+            raise ModelUnusable(
+                f"the tokenizer writes {tag} as {token_id}, config.json as {configured}",
+                "tokenizer.model belongs to another model, or config.json was changed",
+                "use config.json and tokenizer.model of the same repository",
+            )
 
 
 def check_fits(prompt: TextPrompt, context_size: int) -> None:

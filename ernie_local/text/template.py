@@ -23,7 +23,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 _VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 BEGIN, END = "<|begin_of_sentence|>", "<|end_of_sentence|>"
-IMAGE_START = "<|IMAGE_START|>"
+IMAGE_START, IMAGE_END = "<|IMAGE_START|>", "<|IMAGE_END|>"
+IMAGE_PLACEHOLDER = "<|IMAGE_PLACEHOLDER|>"
 END_TOKENS = ("</s>", END)
 
 THINKING_SYSTEM = (

@@ -21,8 +21,9 @@ from ernie_local.config import ModelConfig, read_config
 from ernie_local.errors import ModelUnusable
 from ernie_local.media.processor_config import read_processor_config
 from ernie_local.progress import OnProgress
+from ernie_local.model_files import ModelFiles
+from ernie_local.sampling import model_sampling
 from ernie_local.session.writer import check_same_model
-from ernie_local.strict_json import read_json_object
 from ernie_local.text.template import ChatTemplate, detect_variant, encode_segments, user_message
 from ernie_local.text.tokenizer import TOKENIZER_MODEL_NAME, ErnieTokenizer
 from ernie_local.verify.finding import Finding, Findings
@@ -189,9 +190,8 @@ def check_companions(directory: Path, config: ModelConfig, findings: Findings) -
     Each is read as `chat` reads it, and a question with an image is written as token ids.
     """
     findings.attempt(partial(read_processor_config, directory, config.vision))
-    generation = directory / "generation_config.json"
-    if generation.exists():
-        findings.attempt(partial(read_json_object, generation), generation.name)
+    files = ModelFiles(directory, config)
+    findings.attempt(lambda: model_sampling(files.generation_config), "generation_config.json")
     findings.attempt(partial(_try_question, directory, config), TOKENIZER_MODEL_NAME)
 
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ernie_local.errors import ErnieLocalError, UsageError
-from ernie_local.sampling import Sampler, SamplingOptions
+from ernie_local.errors import ErnieLocalError, ModelUnusable, UsageError
+from ernie_local.sampling import Sampler, SamplingOptions, model_sampling
 
 VOCAB_SIZE = 200
 
@@ -123,6 +123,41 @@ def test_logits_that_are_no_numbers_are_refused(broken: float) -> None:
     for temperature in (0.0, 1.0):
         with pytest.raises(ErnieLocalError, match=r"of 4 is (nan|inf|-inf)"):
             Sampler(SamplingOptions(temperature=temperature)).pick(torch.full((4,), broken))
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-38, 1e38, 1e300])
+def test_the_coldest_and_the_hottest_draw_a_token_that_is_allowed(temperature: float) -> None:
+    sampler = Sampler(SamplingOptions(temperature=temperature, seed=1))
+    assert {sampler.pick(torch.tensor([1.0, -math.inf, 0.0])) for _ in range(50)} <= {0, 2}
+
+
+def test_what_a_model_says_of_sampling_is_taken_over() -> None:
+    said = {"temperature": 1, "top_k": 5, "top_p": None, "min_p": 0.1, "eos_token_id": [2], "num_beams": 4}
+    assert model_sampling(said) == SamplingOptions(temperature=1.0, top_k=5, min_p=0.1)
+    assert model_sampling({**said, "do_sample": False}).temperature == 0.0
+    assert model_sampling({}) == SamplingOptions()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -5),
+        ("temperature", math.inf),
+        ("temperature", 10**400),
+        ("temperature", "hot"),
+        ("temperature", True),
+        ("top_p", 7),
+        ("top_p", [0.5]),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("min_p", 2),
+        ("repetition_penalty", 0),
+        ("do_sample", "no"),
+    ],
+)
+def test_nonsense_that_a_model_says_is_the_models_fault(name: str, value: object) -> None:
+    with pytest.raises(ModelUnusable, match=rf"^generation_config\.json: {name} is .*\n.*\n"):
+        model_sampling({"temperature": 0.7, name: value})
 
 
 def test_a_single_broken_logit_is_refused() -> None:

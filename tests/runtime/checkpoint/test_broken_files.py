@@ -41,6 +41,7 @@ CONFIG: dict[str, Any] = {
         "rope_parameters": {"mrope_section": [0, 0, 2]},
     },
     "vision_config": {"depth": 1, "hidden_size": 4, "num_heads": 1, "intermediate_size": 4, "patch_size": 2},
+    **{f"{name}_{place}token_id": 5 for name in ("image", "video") for place in ("", "start_", "end_")},
 }
 EXPERT = "model.layers.1.mlp.experts.4.up_proj.weight"  # (2, 8), vision expert 1
 NORM = "model.norm.weight"  # (8,)

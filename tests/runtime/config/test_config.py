@@ -96,7 +96,9 @@ def edited(base: Raw, changes: Raw) -> Raw:
 
 
 def native(top: Raw, text: Raw, vision: Raw) -> Raw:
-    raw: Raw = {"model_type": "ernie4_5_vl_moe", "tie_word_embeddings": True}
+    names = ("image", "image_start", "image_end", "video", "video_start", "video_end")
+    tags = {f"{name}_token_id": token_id for token_id, name in enumerate(names, start=5)}
+    raw: Raw = {"model_type": "ernie4_5_vl_moe", "tie_word_embeddings": True, **tags}
     raw |= {"text_config": edited(TEXT, text), "vision_config": edited(VISION, vision)}
     return edited(raw, top)
 
@@ -359,6 +361,12 @@ HUB_REFUSED: list[tuple[Raw, str]] = [
     ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf"),
     ({"rms_norm_eps": 10**400}, "rms_norm_eps is an integer of"),
     ({"image_start_token_id": DELETE}, "published id 101304 is beyond vocab_size 96"),
+    ({"image_end_token_id": 96}, "image_end_token_id is 96, the vocabulary has the ids 0 to 95"),
+    ({"im_patch_id": 10**6}, "im_patch_id is 1000000, the vocabulary has the ids 0 to 95"),
+    ({"pad_token_id": -1}, "pad_token_id is -1, the vocabulary has the ids 0 to 95"),
+    ({"bos_token_id": 96}, "bos_token_id is 96, the vocabulary"),
+    ({"eos_token_id": [2, 96]}, "eos_token_id is 96, the vocabulary"),
+    ({"decoder_start_token_id": "x"}, "decoder_start_token_id is 'x', an integer is expected"),
     ({"vision_config": DELETE}, "vision_config is missing"),
     ({"vision_config": []}, "vision_config is a list of 0 entries, an object is expected"),
     ({"moe_new_router": 1}, "unknown key 'moe_new_router' with value 1"),
@@ -410,6 +418,9 @@ NATIVE_REFUSED: list[tuple[tuple[Raw, Raw, Raw], str]] = [
     ),
     (({"model_type": ["ernie4_5_vl_moe"]}, {}, {}), "model_type is a list of 1 entries"),
     (({"eos_token_id": "</s>"}, {}, {}), "eos_token_id is '</s>', an integer is expected"),
+    (({}, {"pad_token_id": 96}, {}), "text_config.pad_token_id is 96, the vocabulary has the ids 0 to 95"),
+    (({"image_token_id": 96}, {}, {}), "image_token_id is 96, the vocabulary has the ids 0 to 95"),
+    (({"image_end_token_id": DELETE}, {}, {}), "published id 101305 is beyond vocab_size 96"),
 ]
 
 

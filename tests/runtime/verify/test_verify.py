@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import ernie_local
 from ernie_local.checkpoint.files import HASHES_FILE, FileHash, read_hashes, write_hashes
 from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.checkpoint.header import StoredTensor, read_safetensors_header
@@ -193,6 +195,30 @@ def test_a_nan_in_a_norm_is_found_without_hashes(packed: Path) -> None:
     assert "holds nan" in finding.error.what
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -5}, "generation_config.json: temperature is -5"),
+        ({"top_p": 7}, "generation_config.json: top_p is 7"),
+        (
+            {"eos_token_id": [2, 432]},
+            "generation_config.json: eos_token_id is 432, the vocabulary has the ids",
+        ),
+        ({"pad_token_id": -1}, "generation_config.json: pad_token_id is -1"),
+    ],
+)
+def test_nonsense_in_generation_config_is_found_and_nothing_is_loaded(
+    settings: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(NANO_DIRECTORY, tmp_path / "nano"))
+    (copy / "generation_config.json").write_text(json.dumps(settings))
+    finding = first(verify(copy))
+    assert finding.file == "generation_config.json"
+    assert message in finding.error.what
+    with pytest.raises(ModelUnusable, match=re.escape(message)):
+        ernie_local.load(copy)
+
+
 def test_all_damage_is_listed_not_the_first_alone(packed: Path) -> None:
     name = "experts.2.vision.w2-w2l"
     size = page_bytes(packed, name)
@@ -254,8 +280,11 @@ def test_a_tied_head_that_differs_is_found(tmp_path: Path) -> None:
 def test_a_tokenizer_of_another_model_is_found(tmp_path: Path) -> None:
     copy = Path(shutil.copytree(NANO_DIRECTORY, tmp_path / "nano"))
     raw = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**raw, "image_start_token_id": 300}))
-    assert first(verify(copy)).file == "tokenizer.model"
+    for key in ("image_start_token_id", "image_end_token_id", "im_patch_id"):
+        (copy / "config.json").write_text(json.dumps({**raw, key: 300}))
+        assert first(verify(copy)).file == "tokenizer.model", key
+        (copy / "config.json").write_text(json.dumps({**raw, key: 432}))
+        assert first(verify(copy)).file == "config.json", key
 
 
 @pytest.mark.parametrize(
