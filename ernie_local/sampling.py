@@ -75,11 +75,19 @@ def model_sampling(generation_config: Mapping[str, object]) -> SamplingOptions:
     return SamplingOptions(**found)
 
 
+def overflow_hint(dtype: torch.dtype) -> str:
+    """What to try where a model that computes in `dtype` gave no numbers."""
+    wider = "" if dtype == torch.float32 else f"{parameter('dtype', 'float32')}, or "
+    return f"{wider}`ernie-local verify`, which names damaged and too large weights; else another checkpoint"
+
+
 class Sampler:
     """Chooses the tokens of one answer. `seed` is the one in use, also where it was drawn."""
 
-    def __init__(self, options: SamplingOptions) -> None:
+    def __init__(self, options: SamplingOptions, dtype: torch.dtype = torch.float32) -> None:
+        """dtype: in which the logits are computed."""
         self._options = options
+        self._dtype = dtype
         self._generator = torch.Generator(device="cpu")
         self.seed = self._generator.seed() & _LARGEST_SEED if options.seed is None else options.seed
         self._generator.manual_seed(self.seed)
@@ -95,7 +103,7 @@ class Sampler:
             raise ErnieLocalError(
                 f"the model's score for token {best} of {scores.numel()} is {float(scores[best])}",
                 "weights or activations overflowed, so that no next token can be chosen",
-                f"run `ernie-local verify` on the model, or load it with {parameter('dtype', 'float32')}",
+                overflow_hint(self._dtype),
             )
         if self._options.temperature == 0:
             return best

@@ -1,4 +1,4 @@
-"""Streams values of a checkpoint into memory that the caller has allocated, and refuses NaN and infinity.
+"""Streams values of a checkpoint into memory that the caller has allocated, and refuses unusable ones.
 
 The headers were checked before (`header`, `files`, `index`). No size in a file decides how much is allocated.
 """
@@ -21,6 +21,7 @@ from ernie_local.checkpoint.index import Accounts, TensorSource, account
 from ernie_local.checkpoint.uncached_file import DOWNLOAD_AGAIN, drop_cached
 from ernie_local.config import ModelConfig
 from ernie_local.errors import ModelUnusable
+from ernie_local.packing.formats import LARGEST_WEIGHT
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Large enough for full speed, small enough to be in the cache when it is checked for NaN.
@@ -207,16 +208,20 @@ def _pieces(target: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
 
 
 def check_finite(stored: StoredTensor, start: int, piece: torch.Tensor) -> None:
-    """Raise ModelUnusable if `piece`, elements from `start` on of a tensor, holds NaN or infinity."""
+    """Raise ModelUnusable if `piece`, elements from `start` on of a tensor, holds one that cannot be used:
+    NaN, infinity, or a weight so large that what is computed from it overflows."""
     # Smallest and largest are NaN if any element is; this is twenty times faster than asking each element.
-    smallest, largest = torch.aminmax(piece)
-    if torch.isfinite(smallest) and torch.isfinite(largest):
+    smallest, largest = map(float, torch.aminmax(piece))
+    if smallest >= -LARGEST_WEIGHT and largest <= LARGEST_WEIGHT:
         return
-    bad = (~torch.isfinite(piece)).flatten().nonzero().flatten()
+    bad = (~(piece.float().abs() <= LARGEST_WEIGHT)).flatten().nonzero().flatten()
     position = int(bad[0])
+    value = float(piece.flatten()[position])
     raise ModelUnusable(
-        f"{stored} holds {float(piece.flatten()[position])} at element "
+        f"{stored} holds {value:.6g} at element "
         f"{start + position} of its part of the model, the first of {len(bad)} there",
-        "a weight that is not a finite number makes every answer useless",
+        f"weights over {LARGEST_WEIGHT:.0f} overflow when the model computes, in float32 too"
+        if math.isfinite(value)
+        else "a weight that is not a finite number makes every answer useless",
         DOWNLOAD_AGAIN,
     )

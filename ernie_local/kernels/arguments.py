@@ -145,7 +145,7 @@ def broken_token(op: str, name: str, index: int) -> UsageError:
     return UsageError(
         f"{op}: {name} holds a NaN or an infinity in token {index}",
         "int8 has no such number, and every sum would be lost",
-        "run in float32, and check the weights with `verify`",
+        "check the weights with `verify`; if this was computed in bfloat16, use float32",
     )
 
 

@@ -20,7 +20,9 @@ from ernie_local.errors import ModelUnusable, UsageError
 TILE_ROWS = 16  # rows that lie interleaved: one 32-bit lane each of a 512-bit register
 COLUMN_STEP = 16  # columns of every matrix are a multiple of it: one 2-bit register holds 16
 ALIGNMENT = 64  # bytes; codes of a tile start on a cache line
-
+# Trained weights are thousands of times smaller. A token is multiplied with gate, up and down and a norm
+# squares the product: the sixth power must be below 2^128, where float32 ends, with room for sums.
+LARGEST_WEIGHT = float(1 << 20)
 
 # Where a format is offered: by its bits alone in `quantize --bits` and `vram --bits`; in `--dense`; among the
 # choices of mixed bits; and among those that `bench` measures, for experts and for dense matrices.

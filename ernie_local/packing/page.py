@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.packing.foreign import ForeignMatrix, pack_foreign, split_foreign
-from ernie_local.packing.formats import TILE_ROWS, LowBitFormat
+from ernie_local.packing.formats import LARGEST_WEIGHT, TILE_ROWS, LowBitFormat
 from ernie_local.packing.layout import (
     FOREIGN_MAGIC,
     HEADER_BYTES,
@@ -181,7 +181,7 @@ def unpack_page(packed: Tensor, where: str = "the page") -> ExpertPage:
 
 
 def check_page(page: Tensor, wanted: PageLayout | ForeignLayout, where: str) -> None:
-    """Raise ModelUnusable unless `page`, (page_bytes,) uint8, is whole, of this layout, its scales finite."""
+    """Raise ModelUnusable unless `page`, (page_bytes,) uint8, is whole, of this layout, its scales usable."""
     found = (read_foreign_page if isinstance(wanted, ForeignLayout) else read_layout)(page, where)
     check_checksum(page, where)
     if found != wanted:
@@ -192,7 +192,7 @@ def check_page(page: Tensor, wanted: PageLayout | ForeignLayout, where: str) -> 
         )
     if isinstance(wanted, ForeignLayout):
         for start, shape in zip(wanted.offsets, wanted.shapes, strict=False):
-            _check_finite(split_foreign(page[start:], wanted.foreign, *shape)[0], where)
+            _check_magnitude(split_foreign(page[start:], wanted.foreign, *shape)[0], 1, where)
         return
     down_end = wanted.down_offset + wanted.down_bytes
     gate_up, down = page[wanted.gate_up_offset : wanted.down_offset], page[wanted.down_offset : down_end]
@@ -201,17 +201,23 @@ def check_page(page: Tensor, wanted: PageLayout | ForeignLayout, where: str) -> 
 
 
 def check_scales(tiles: Tensor, low_bit: LowBitFormat, columns: int, where: str) -> None:
-    """Raise ModelUnusable if an fp16 scale of these whole tiles, (bytes,) uint8, is no finite number."""
+    """Raise ModelUnusable if an fp16 scale of these whole tiles, (bytes,) uint8, is no usable number."""
     groups = low_bit.num_groups(columns) if low_bit.is_symmetric else 1
     rows = tiles.view(-1, low_bit.tile_bytes(columns))  # (tiles, tile_bytes)
-    _check_finite(rows[:, : 2 * TILE_ROWS * groups].contiguous().view(torch.float16), where)
+    scales = rows[:, : 2 * TILE_ROWS * groups].contiguous().view(torch.float16)
+    _check_magnitude(scales, max(low_bit.highest_scale, 1) * low_bit.highest_code, where)
 
 
-def _check_finite(scales: Tensor, where: str) -> None:
-    finite = scales.isfinite()
-    if not bool(finite.all()):
-        raise ModelUnusable(
-            f"{where}: {int((~finite).sum())} of {scales.numel()} scales are not finite numbers",
-            "each makes every output of its row NaN",
-            "verify the checkpoint",
-        )
+def _check_magnitude(scales: Tensor, largest_factor: int, where: str) -> None:
+    """largest_factor: what the widest range of a matrix is in units of its scale."""
+    # A range is twice the largest weight, and searched and rounded scales may be a little wider than it.
+    limit = 4 * LARGEST_WEIGHT / largest_factor
+    if float(scales.abs().amax()) <= limit:  # it is NaN if any is
+        return
+    bad = scales[~(scales.float().abs() <= limit)]
+    raise ModelUnusable(
+        f"{where}: {len(bad)} of {scales.numel()} scales are not finite or over {limit:.6g}, "
+        f"the first is {float(bad[0]):.6g}",
+        f"weights over {LARGEST_WEIGHT:.0f} overflow when the model computes, in float32 too",
+        "quantize the source again, or download the checkpoint again",
+    )

@@ -212,7 +212,7 @@ class Chat:
             thinking=thinking,
             all_images=all_images,
             prompt=prompt,
-            sampler=Sampler(self.sampling),
+            sampler=Sampler(self.sampling, self.model.network.dtype),
             started=started,
             image_seconds=image_seconds,
             cached_tokens=self._sequence.kept_length(prompt, all_images),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable
+from ernie_local.loading import LoadedModel
 from ernie_quant.audit import audit
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
@@ -64,29 +67,36 @@ def test_a_whole_checkpoint_answers_and_gets_the_same_hashes_again(made: Path, c
     assert said == right
 
 
-def test_numbers_that_are_none_are_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("value", [torch.nan, 2.0**127])
+def test_weights_that_cannot_be_used_are_refused(
+    value: float, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ernie_local, "load", None)  # which would find them too
-    spoil(copied, "norm.weight", torch.nan)
-    with pytest.raises(ModelUnusable, match=r"'norm\.weight' holds nan"):
+    spoil(copied, "norm.weight", value)
+    with pytest.raises(ModelUnusable, match=r"'norm\.weight' holds (nan|1\.70141e\+38)"):
         audit(copied, NANO_DIRECTORY, weight_bytes(copied))
     assert not (copied / HASHES_FILE).exists()
 
 
-def test_activations_that_overflow_are_refused(copied: Path) -> None:
-    spoil(copied, "norm.weight", 3e38)
-    with pytest.raises(ModelUnusable, match="packed_linear: tokens holds a NaN or an infinity"):
+def test_scores_that_are_no_numbers_are_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoadedModel, "logits", lambda *_: torch.tensor([[0.0], [torch.inf]]))
+    with pytest.raises(ModelUnusable, match="scores of 1 of 2 tokens are not finite"):
         audit(copied, NANO_DIRECTORY, weight_bytes(copied))
     assert not (copied / HASHES_FILE).exists()
 
 
-def test_scores_that_overflow_are_refused(tmp_path: Path) -> None:
-    out = tmp_path / "out"  # with a plain head, which computes with anything
-    tables = format_tables(read_config(NANO_DIRECTORY), FormatChoice(dense=None, embedding=None))
-    quantize_checkpoint(dataclasses.replace(job(out), tables=tables))
-    spoil(out, "norm.weight", 3e38)
-    with pytest.raises(ModelUnusable, match=r"scores of \d+ of \d+ tokens are not finite"):
-        audit(out, NANO_DIRECTORY, weight_bytes(out))
-    assert not (out / HASHES_FILE).exists()
+@pytest.mark.parametrize("recipe", [Recipe("rtn"), Recipe("clip")])
+def test_a_source_with_a_weight_that_overflows_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(NANO_DIRECTORY, tmp_path / "source"))
+    name = "model.layers.1.mlp.experts.0.gate_proj.weight"
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    shard = source / index["weight_map"][name]
+    tensors = load_file(shard)
+    tensors[name][3, 5] = 2.0**100
+    save_file(tensors, shard)
+    with pytest.raises(ModelUnusable, match=rf"'{re.escape(name)}' holds 1\.26765e\+30 at element "):
+        quantize_checkpoint(dataclasses.replace(job(tmp_path / "out", source), recipe=recipe))
+    assert not (tmp_path / "out").exists()
 
 
 def test_garbage_is_no_failure(copied: Path) -> None:

@@ -206,6 +206,7 @@ class ScriptedModel:
     """What a chat needs of a LoadedModel."""
 
     paging = None
+    network = SimpleNamespace(dtype=torch.float32)
 
     def __init__(self, tokenizer: ErnieTokenizer, directory: Path, context_size: int = 2000) -> None:
         self.directory = directory

@@ -131,6 +131,14 @@ def test_the_coldest_and_the_hottest_draw_a_token_that_is_allowed(temperature: f
     assert {sampler.pick(torch.tensor([1.0, -math.inf, 0.0])) for _ in range(50)} <= {0, 2}
 
 
+def test_float32_is_advised_where_it_is_wider_alone() -> None:
+    for dtype, is_advised in ((torch.bfloat16, True), (torch.float32, False)):
+        with pytest.raises(ErnieLocalError) as caught:
+            Sampler(SamplingOptions(), dtype).pick(torch.full((4,), math.nan))
+        assert ("float32" in caught.value.hint) is is_advised
+        assert "ernie-local verify" in caught.value.hint
+
+
 def test_what_a_model_says_of_sampling_is_taken_over() -> None:
     said = {"temperature": 1, "top_k": 5, "top_p": None, "min_p": 0.1, "eos_token_id": [2], "num_beams": 4}
     assert model_sampling(said) == SamplingOptions(temperature=1.0, top_k=5, min_p=0.1)

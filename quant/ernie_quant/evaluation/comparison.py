@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from ernie_calibration.generated import LONG_KINDS
 from ernie_calibration.sample import SampleTurn
 from ernie_calibration.scoring import exact_match, score
-from ernie_local.errors import ErnieLocalError, ModelUnusable, parameter
+from ernie_local.errors import ErnieLocalError, ModelUnusable
 from ernie_local.media.tokens import TEXT, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.moe import served_tokens
+from ernie_local.sampling import overflow_hint
 from ernie_quant.evaluation.observation import Observation
 
 # Logits of the original's vocabulary take 0.8 MB a row in float64.
@@ -87,7 +88,7 @@ def compare_turn(
         raise ErnieLocalError(
             f"{asked.document}: the divergence is {float(different.sum())}, not a number",
             "weights or activations overflowed in one of the two models",
-            f"run `ernie-local verify` on both, or use {parameter('dtype', 'float32')}",
+            overflow_hint(min((head.dtype for head in heads), key=lambda dtype: dtype.itemsize)),
         )
     is_vision = token_types(asked.token_ids, config.media, vision_rule) != TEXT
     same = same_experts(reference.choices, other.choices)  # (MoE layers, tokens)

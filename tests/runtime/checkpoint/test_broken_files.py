@@ -288,6 +288,7 @@ BROKEN_TENSORS: dict[str, tuple[Callable[[Tensors], object], str]] = {
         r"has the shape \(13, 8\), expected \(12, 8\)",
     ),
     "nan": (value_of(EXPERT, 13, b"\x00\x00\xc0\x7f"), "{expert} holds nan at element 13 "),
+    "overflows": (value_of(EXPERT, 13, b"\xca\xf2\x49\x71"), "{expert} holds 1e\\+30 at element 13 "),
     "inf": (value_of(NORM, 7, b"\x00\x00\x80\xff"), "{norm} holds -inf at element 7 "),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -193,6 +194,29 @@ def test_a_nan_in_a_norm_is_found_without_hashes(packed: Path) -> None:
     finding = first(verify(packed))
     assert (finding.file, finding.tensor) == (WEIGHTS, NORM)
     assert "holds nan" in finding.error.what
+
+
+@pytest.mark.parametrize("value", [2.0**100, -(2.0**127), 2.0**21])
+def test_a_weight_that_overflows_is_found_without_hashes(packed: Path, value: float) -> None:
+    def spoil(content: bytearray) -> None:
+        content[4:6] = struct.pack("<f", value)[2:]  # bfloat16
+
+    change_bytes(without_hashes(packed), NORM, 0, spoil)
+    finding = first(verify(packed))
+    assert (finding.file, finding.tensor) == (WEIGHTS, NORM)
+    assert f"holds {value:.6g} at element 2" in finding.error.what
+    assert "overflow" in finding.error.why
+
+
+def test_a_scale_that_makes_weights_overflow_is_found_without_hashes(packed: Path) -> None:
+    def spoil(content: bytearray) -> None:
+        content[0:2] = struct.pack("<e", 60000)
+
+    name = "layers.1.self_attn.o_proj.w8"
+    change_bytes(without_hashes(packed), name, 0, spoil)
+    finding = first(verify(packed))
+    assert finding.tensor == name
+    assert "the first is 60000" in finding.error.what
 
 
 @pytest.mark.parametrize(
