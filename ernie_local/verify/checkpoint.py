@@ -20,8 +20,8 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.errors import ModelUnusable
 from ernie_local.media.processor_config import read_processor_config
-from ernie_local.progress import OnProgress
 from ernie_local.model_files import ModelFiles
+from ernie_local.progress import OnProgress
 from ernie_local.sampling import model_sampling
 from ernie_local.session.writer import check_same_model
 from ernie_local.text.template import ChatTemplate, detect_variant, encode_segments, user_message
