@@ -1,10 +1,11 @@
-"""Replaces a file in one step, so that even a killed process leaves the old content or the new."""
+"""Replaces a file in one step, so that a killed process or a power loss leaves the old content or the new."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +21,7 @@ def replaced(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.new")
     try:
         yield temporary
-        temporary.replace(path)
+        _put(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -36,7 +37,7 @@ def written_whole(path: Path, what: str) -> Iterator[IO[bytes]]:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
             yield file.file
-        temporary.replace(path)
+        _put(temporary, path)
     except OSError as error:
         raise ErnieLocalError(
             f"cannot write {what} to {path}",
@@ -46,3 +47,25 @@ def written_whole(path: Path, what: str) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Flush the content of a file to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_names(directory: Path) -> None:
+    """Flush to the disk which files the directory has: without it, a rename may be lost."""
+    with suppress(OSError):  # some file systems of networks sync no directories
+        sync_file(directory)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Rename, after the content is on the disk: a rename may reach it before the content."""
+    sync_file(temporary)
+    temporary.replace(path)
+    sync_names(path.parent)

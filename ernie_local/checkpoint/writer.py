@@ -16,6 +16,8 @@ import torch
 
 from ernie_local.checkpoint.files import INDEX_FILE, SINGLE_FILE
 from ernie_local.checkpoint.header import ITEM_BYTES, LARGEST_SHARD, cut_into_shards, file_header
+from ernie_local.errors import ModelUnusable, parameter
+from ernie_local.files import replaced, sync_file, sync_names
 
 _CODES = {torch.uint8: "U8", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -85,7 +87,22 @@ class CheckpointFiles:
                 "metadata": {"total_size": sum(entry.num_bytes for entry in self.in_file_order())},
                 "weight_map": {name: place[0].name for name, place in self._places.items()},
             }
-            (self.directory / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
+            with replaced(self.directory / INDEX_FILE) as new:
+                new.write_text(json.dumps(index, indent=1), encoding="utf-8")
+        sync_names(self.directory)
+
+    def check(self) -> None:
+        """ModelUnusable unless every file is there as `create` made it: its header, its length."""
+        for path, header, shard in zip(self._paths, self._headers, self._shards, strict=True):
+            num_bytes = len(header) + sum(entry.num_bytes for entry in shard)
+            try:
+                found = path.stat().st_size
+                with path.open("rb") as file:
+                    begins_right = file.read(len(header)) == header
+            except OSError as error:
+                raise _damaged(path, error.strerror or str(error), f"it had {num_bytes} bytes") from error
+            if found != num_bytes or not begins_right:
+                raise _damaged(path, f"{found} bytes", f"it had {num_bytes}, with a header of {len(header)}")
 
     def write(self, name: str, pieces: Iterable[torch.Tensor], row: int | None = None) -> None:
         """Write a tensor, or one row of it, from pieces of its dtype that follow each other."""
@@ -112,12 +129,15 @@ class CheckpointFiles:
     def sync(self) -> None:
         """Flush everything that was written to the disk."""
         while self._changed:
-            path = self._changed.pop()
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_file(self._changed.pop())
+
+
+def _damaged(path: Path, found: str, expected: str) -> ModelUnusable:
+    return ModelUnusable(
+        f"the weights in {path} are not those of the work that was begun: {found}",
+        expected,
+        f"start again with {parameter('resume', 'never')}",
+    )
 
 
 def write_checkpoint(
