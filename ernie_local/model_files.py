@@ -5,6 +5,7 @@ They cost little and show most faults, so they are read before the weights.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +14,28 @@ from typing import TYPE_CHECKING
 from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.config.keys import Keys
-from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
+from ernie_local.errors import ModelUnusable
+from ernie_local.media.processor_config import (
+    PROCESSOR_FILES,
+    ImageProcessorConfig,
+    read_processor_config,
+    with_fault,
+)
 from ernie_local.strict_json import read_json_object
 
 if TYPE_CHECKING:
     from ernie_local.text.template import Variant
     from ernie_local.text.tokenizer import ErnieTokenizer
+
+_TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+# What decides how a model reads and answers, beside config.json. All but the tokenizer have defaults.
+INPUT_FILES = (
+    *PROCESSOR_FILES, *_TEMPLATE_FILES, "added_tokens.json", "generation_config.json", "tokenizer.model",
+)  # fmt: skip
+
+
+class MissingFileWarning(UserWarning):
+    """A model lacks a file that decides how it reads, and a default stands in for it."""
 
 
 class ModelFiles:
@@ -33,8 +50,39 @@ class ModelFiles:
 
     @cached_property
     def image_processor(self) -> ImageProcessorConfig:
-        """How images are resized and cut; the published defaults without a file for it."""
-        return read_processor_config(self.directory, self.config.vision)
+        """How images are resized and cut; without a file for it by the published defaults, if these fit."""
+        return with_fault(read_processor_config(self.directory, self.config.vision), self.config)
+
+    def missing_notes(self) -> list[str]:
+        """A line for each file that is missing and that a default stands in for."""
+        notes: list[str] = []
+        processor = self.image_processor
+        if not processor.has_limits:
+            effect = f"images get up to {processor.max_pixels} pixels"
+            if processor.fault is not None:
+                effect = f"it cannot read images, as {processor.fault}"
+            notes.append(f"{self.directory} has no {PROCESSOR_FILES[1]} with max_pixels: {effect}")
+        has_tokenizer = (self.directory / "tokenizer.model").exists()
+        if has_tokenizer and not any(os.path.lexists(self.directory / name) for name in _TEMPLATE_FILES):
+            notes.append(
+                f"{self.directory} has no {_TEMPLATE_FILES[0]} and no chat template: "
+                "it is asked as the PT checkpoints are"
+            )
+        return notes
+
+    def check_listed(self) -> None:
+        """ModelUnusable where hashes.json lists one of INPUT_FILES, and it is not there."""
+        # Only here: it takes as long to import as all else together.
+        from ernie_local.checkpoint.files import HASHES_FILE, read_hashes
+
+        for name, listed in (read_hashes(self.directory) or {}).items():
+            path = self.directory / name
+            if name in INPUT_FILES and not path.exists():
+                raise ModelUnusable(
+                    f"{path} is missing",
+                    f"{HASHES_FILE} lists it with {listed.num_bytes} bytes",
+                    "download or copy this file again",
+                )
 
     @cached_property
     def tokenizer(self) -> ErnieTokenizer:
@@ -54,7 +102,7 @@ class ModelFiles:
     def generation_config(self) -> Mapping[str, object]:
         """generation_config.json, its token ids checked; empty where there is none."""
         path = self.directory / "generation_config.json"
-        if not path.exists():
+        if not os.path.lexists(path):
             return {}
         settings = read_json_object(path)
         Keys(settings, str(path)).check_ids(self.config.text.vocab_size)

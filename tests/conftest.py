@@ -126,8 +126,8 @@ class Oracle:
         return OracleOutput(logits, choices)
 
     def save(self, directory: Path, layout: Layout = "hub", max_shard_size: str = "1GB") -> Path:
-        """Write config and weights. "native" and "saved" are what save_pretrained writes, in transformers'
-        tensor names and in the original ones; "hub" is what Baidu publishes: flat config and
+        """Write config, image settings and weights. "native" and "saved" are what save_pretrained writes, in
+        transformers' tensor names and in the original ones; "hub" is what Baidu publishes: flat config and
         `vision_model.` without prefix."""
         directory.mkdir(parents=True, exist_ok=True)
         if layout == "native":
@@ -137,6 +137,8 @@ class Oracle:
         if layout == "hub":
             _rename_vision(directory)
             (directory / "config.json").write_text(json.dumps(hub_config(self.config)))
+        limits = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 6177}
+        (directory / "preprocessor_config.json").write_text(json.dumps(limits))
         return directory
 
     def load(self, directory: Path, layout: Layout = "hub", **options: Any) -> LoadedModel:
@@ -365,7 +367,7 @@ def tiny_oracle() -> Oracle:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny_oracle` in the hub's layout: config and weights, no tokenizer. Not to be written to."""
+    """`tiny_oracle` in the hub's layout, without a tokenizer. Not to be written to."""
     return tiny_oracle.save(tmp_path_factory.mktemp("tiny_checkpoint"))
 
 

@@ -10,13 +10,13 @@ from ernie_local.config import MediaTokens, read_config
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor import to_patches
-from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
+from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.model_files import ModelFiles
 from ernie_local.text.template import (
     END,
     ChatTemplate,
     Segment,
     Tag,
-    detect_variant,
     encode_segments,
     user_message,
 )
@@ -48,12 +48,9 @@ class SampleEncoder:
     @classmethod
     def of_model(cls, directory: Path) -> SampleEncoder:
         """From the files of the model in `directory`."""
-        config = read_config(directory)
+        files = ModelFiles(directory, read_config(directory))
         return cls(
-            ErnieTokenizer.from_directory(directory),
-            read_processor_config(directory, config.vision),
-            config.media,
-            ChatTemplate(detect_variant(directory)),
+            files.tokenizer, files.image_processor, files.config.media, ChatTemplate(files.template_variant)
         )
 
     def encode(self, sample: Sample) -> EncodedSample:

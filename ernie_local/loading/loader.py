@@ -6,6 +6,7 @@ The arithmetic of memory is the planner's.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.memory_use import grown_tokens
 from ernie_local.model_files import ModelFiles, find_model_files
 from ernie_local.planner.fit import AvailableMemory, Placement, expected_tokens, place
+from ernie_local.model_files import MissingFileWarning, ModelFiles, find_model_files
+from ernie_local.planner.fit import DEFAULT_RESERVE, AvailableMemory, Placement, expected_tokens, place
 from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.need import MemoryNeed, gpu_room, largest_prompt_bytes
 from ernie_local.planner.ram import PROCESS
@@ -58,6 +61,7 @@ def load_model(files: ModelFiles, options: LoadOptions, on_progress: OnProgress 
     """
     started = time.perf_counter()
     config = files.config
+    files.check_listed()
     model_sampling(files.generation_config)  # what is wrong in it is told before the weights are read
     device = find_device(options.device)
     dtype = choose_dtype(options.dtype, files, device)
@@ -78,6 +82,9 @@ def load_model(files: ModelFiles, options: LoadOptions, on_progress: OnProgress 
             gpu = AvailableMemory.of_gpu(torch.cuda.mem_get_info(device)[0], limits.vram)
         placement = place(need, limits.find_ram(), gpu)
         setup = _find_paging(placement, device, paging)
+        # Not before all is checked: a refusal has its three lines alone.
+        for note in files.missing_notes():
+            warnings.warn(note, MissingFileWarning, stacklevel=2)
         recorder = choices.recorder(device)
         if on_progress is not None:
             _report_reads(checkpoint, on_progress, with_experts=setup is None)

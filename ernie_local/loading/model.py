@@ -84,7 +84,7 @@ class LoadedModel:
 
     @property
     def image_processor(self) -> ImageProcessorConfig:
-        """The directory's image settings, or the published defaults where it has no file for them."""
+        """How images are resized and cut, as `ModelFiles.image_processor`."""
         return self.files.image_processor
 
     def engine(

@@ -36,7 +36,11 @@ class ImageReport:
 def measure_image(
     name: str, size: tuple[int, int], processor: ImageProcessorConfig, notes: tuple[str, ...] = ()
 ) -> ImageReport:
-    """What the processor would make of an image of (width, height) `size`; errors as from `smart_resize`."""
+    """What the processor would make of an image of (width, height) `size`.
+
+    ModelUnusable where it is not known how the model reads images; errors as from `smart_resize`.
+    """
+    processor.check()
     width, height = size
     check_aspect_ratio(width, height, name)
     new_height, new_width = smart_resize(

@@ -5,14 +5,17 @@ Settings for which `processor` would make wrong patches are refused.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ernie_local.config import VisionConfig
+from ernie_local.config import ModelConfig, VisionConfig
 from ernie_local.errors import ModelUnusable
 from ernie_local.strict_json import read_json_object, show
 
+# In the order in which they are looked for.
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -48,7 +51,8 @@ class ImageProcessorConfig:
 
     min_pixels, max_pixels: limits on height * width after the resize. patch_size: pixels along each side of
     a patch. merge_size: patches along each side of a token. mean, std: of red, green and blue, after a byte
-    is multiplied by rescale_factor.
+    is multiplied by rescale_factor. has_limits: whether a file gives the limits, not the published defaults.
+    fault: why these limits are wrong for the model; None where they may be right.
     """
 
     min_pixels: int = _DEFAULT_MIN_PIXELS
@@ -58,11 +62,22 @@ class ImageProcessorConfig:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     rescale_factor: float = 1 / 255
+    has_limits: bool = field(default=True, compare=False)
+    fault: str | None = field(default=None, compare=False)
 
     @property
     def factor(self) -> int:
         """Pixels along each side of the square that one token stands for."""
         return self.patch_size * self.merge_size
+
+    def check(self) -> None:
+        """Raise ModelUnusable where images would be read at another size than the model was trained on."""
+        if self.fault is not None:
+            raise ModelUnusable(
+                f"the model has no {PROCESSOR_FILES[1]} with max_pixels, so it cannot read images",
+                self.fault,
+                f"copy {PROCESSOR_FILES[1]} from the model's original repository",
+            )
 
 
 def read_processor_config(directory: Path, vision: VisionConfig) -> ImageProcessorConfig:
@@ -78,15 +93,35 @@ def read_processor_config(directory: Path, vision: VisionConfig) -> ImageProcess
             "images are made into patches of red, green and blue",
             "such a model runs on patches made elsewhere, through `logits`",
         )
-    for name, key in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
+    for name, key in zip(PROCESSOR_FILES, ("image_processor", None), strict=True):
         path = directory / name
-        if not path.is_file():
+        if not os.path.lexists(path):  # a link that leads nowhere is a damaged model
             continue
         raw = read_json_object(path)
         section = raw if key is None else raw.get(key)
         if isinstance(section, dict):
             return _parse(_Settings(section, str(path)), vision)
-    return ImageProcessorConfig(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size)
+    return ImageProcessorConfig(
+        patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, has_limits=False
+    )
+
+
+def with_fault(processor: ImageProcessorConfig, config: ModelConfig) -> ImageProcessorConfig:
+    """The settings of a model, with a fault where no file gives limits and the published ones are wrong."""
+    return processor if processor.has_limits else replace(processor, fault=_fault_of_published_limits(config))
+
+
+def _fault_of_published_limits(config: ModelConfig) -> str | None:
+    published, vision = ImageProcessorConfig(), config.vision
+    if (vision.patch_size, vision.spatial_merge_size) != (published.patch_size, published.merge_size):
+        return (
+            f"the published limits are for tokens of {published.factor} x {published.factor} pixels, "
+            f"this model has {vision.patch_size * vision.spatial_merge_size}"
+        )
+    num_tokens, limit = published.max_pixels // published.factor**2, config.text.max_position_embeddings
+    if num_tokens > limit:
+        return f"by the published limits an image takes up to {num_tokens} tokens, this model reads {limit}"
+    return None
 
 
 def _parse(settings: _Settings, vision: VisionConfig) -> ImageProcessorConfig:
@@ -100,6 +135,7 @@ def _parse(settings: _Settings, vision: VisionConfig) -> ImageProcessorConfig:
         mean=settings.three_numbers("image_mean", CLIP_MEAN),
         std=settings.three_numbers("image_std", CLIP_STD),
         rescale_factor=settings.number("rescale_factor", 1 / 255),
+        has_limits=settings.has_limits,
     )
     if config.rescale_factor <= 0:
         raise settings.unusable("rescale_factor", config.rescale_factor, "bytes are multiplied by it")
@@ -162,6 +198,11 @@ class _Settings:
             why = f"it may be at most {ceiling} beside max_pixels {largest}"
             raise self.unusable("min_pixels", smallest, why)
         return smallest, largest
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether the largest number of pixels is said, which decides how small a page is made."""
+        return any(self.raw.get(key) for key in ("size", "max_pixels"))
 
     def positive(self, key: str, default: int) -> int:
         """A whole number from 1 on."""

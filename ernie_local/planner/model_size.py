@@ -18,7 +18,7 @@ from ernie_local.checkpoint.parts import ModelPart, ModelTensor, expected_tensor
 from ernie_local.config import ModelConfig, parse_config, read_config
 from ernie_local.errors import UsageError
 from ernie_local.experts.plan import PagingPlan
-from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
+from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config, with_fault
 from ernie_local.planner.need import WEIGHT_ITEM_BYTES, WeightBytes, expert_page_sizes, weights_in_memory
 from ernie_local.planner.rates import DecodeWork, count_decode_work
 from ernie_local.strict_json import read_json_object
@@ -96,7 +96,7 @@ def read_model(directory: Path) -> ModelSize:
     from ernie_local.checkpoint.index import account
 
     config = read_config(directory)
-    processor = read_processor_config(directory, config.vision)
+    processor = with_fault(read_processor_config(directory, config.vision), config)
     if not any((directory / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
         return ModelSize(str(directory), config, processor)
     stored = read_stored_tensors(directory)

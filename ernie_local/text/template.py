@@ -7,6 +7,7 @@ longer conversation begin with those of a shorter one.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -207,9 +208,19 @@ def detect_variant(directory: Path) -> Variant:
     texts = [json.dumps(read_object_if_there(directory / TOKENIZER_CONFIG_NAME).get("chat_template", ""))]
     for name in _CHAT_TEMPLATE_NAMES:
         path = directory / name
-        if path.is_file():
-            texts.append(path.read_text(encoding="utf-8", errors="replace"))
+        if os.path.lexists(path):
+            texts.append(_read_template(path))
     return "thinking" if any(mark in text for mark in _THINKING_MARKS for text in texts) else "pt"
+
+
+def _read_template(path: Path) -> str:
+    try:
+        if path.is_file():  # reading a pipe could block
+            return path.read_text(encoding="utf-8", errors="replace")
+        why = "it is a link that leads nowhere, or no plain file"
+    except OSError as error:
+        why = error.strerror or str(error)
+    raise ModelUnusable(f"the chat template {path} cannot be read", why, "fetch the model's files again")
 
 
 def check_variant(variant: str) -> Variant:

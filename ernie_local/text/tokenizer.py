@@ -6,6 +6,7 @@ A U+2581 in a text comes back as a space, because SentencePiece writes spaces wi
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -198,7 +199,7 @@ def _read_added_tokens(directory: Path) -> list[AddedToken]:
 
 def read_object_if_there(path: Path) -> dict[str, object]:
     """The JSON object in `path`, {} where there is no such file; ModelUnusable for a broken one."""
-    return read_json_object(path) if path.exists() else {}
+    return read_json_object(path) if os.path.lexists(path) else {}
 
 
 def _is_tag(text: str) -> bool:

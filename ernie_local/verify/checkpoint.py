@@ -6,6 +6,8 @@ It goes on after a fault, and holds at most one page or a few MiB of a file in m
 from __future__ import annotations
 
 from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from ernie_local.media.processor_config import read_processor_config
 from ernie_local.model_files import ModelFiles
 from ernie_local.progress import OnProgress
 from ernie_local.sampling import model_sampling
+from ernie_local.model_files import ModelFiles
 from ernie_local.session.writer import check_same_model
 from ernie_local.text.template import ChatTemplate, detect_variant, encode_segments, user_message
 from ernie_local.text.tokenizer import TOKENIZER_MODEL_NAME, ErnieTokenizer
@@ -79,6 +82,7 @@ def verify(
         findings.attempt(partial(_compare_tied_head, accounts))
     if companions and config is not None:
         check_companions(directory, config, findings)
+        notes += findings.attempt(ModelFiles(directory, config).missing_notes) or ()
     return Verification(
         num_tensors=0 if accounts is None else len(accounts.sources) + len(accounts.packed),
         num_pages=num_pages,
@@ -189,8 +193,10 @@ def check_companions(directory: Path, config: ModelConfig, findings: Findings) -
 
     Each is read as `chat` reads it, and a question with an image is written as token ids.
     """
-    findings.attempt(partial(read_processor_config, directory, config.vision))
     files = ModelFiles(directory, config)
+    processor = findings.attempt(lambda: files.image_processor)
+    if processor is not None:
+        findings.attempt(processor.check)
     findings.attempt(lambda: model_sampling(files.generation_config), "generation_config.json")
     findings.attempt(partial(_try_question, directory, config), TOKENIZER_MODEL_NAME)
 

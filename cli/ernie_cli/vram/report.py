@@ -130,7 +130,8 @@ def as_quantized(model: ModelSize, bits: str | None, dense: str) -> ModelSize:
 def converse(model: ModelSize, options: VramOptions) -> ChatPlan:
     """The conversation that the options describe; where they say nothing, what a chat would choose.
 
-    DoesNotFit for a context beyond the model's, or that images alone fill.
+    DoesNotFit for a context beyond the model's, or that images alone fill; ModelUnusable for images where the
+    model's files do not say how they are read.
     """
     asked = None if options.context_size is None else parse_count(options.context_size, "context_size")
     model_limit = model.config.text.max_position_embeddings
