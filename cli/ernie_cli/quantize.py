@@ -71,6 +71,8 @@ class QuantizeResult:
     """Tokens that went through the model; 0 for all methods but `gptq`."""
     seconds: float | None = None  #: Of this run; a resumed run counts its own only.
     plan: PlanObject | None = None  #: With `--dry-run`.
+    notes: list[str] = field(default_factory=list)
+    """Texts about what was not done: files of the source that were not copied, checks that were left out."""
     experts: list[ExpertObject] = field(default_factory=list)
     """One for each calibrated expert; empty for all methods but `gptq`."""
 
@@ -116,7 +118,7 @@ def _quantize(job: Job, options: QuantizeOptions, console: Console, result: Quan
 
     most_memory = None if options.max_ram is None else parse_bytes(options.max_ram, "max_ram")
     sequences = draw_sequences(job.source, options, console) if options.method == "gptq" else []
-    job = replace(job, sequences=sequences, resume=options.resume, most_memory=most_memory)
+    job = replace(job, sequences=sequences, most_memory=most_memory)
     if options.is_mixed:
         job = _mixed_job(job, options, sequences, console)
     if options.dry_run:
@@ -144,7 +146,7 @@ def _plan(options: QuantizeOptions) -> Job:
     tables = format_tables(
         config, FormatChoice(experts, dense, "w8", "w8", small_experts="w2" if options.dual else None)
     )
-    job = Job(directory, options.out, tables, Recipe(options.method))
+    job = Job(directory, options.out, tables, Recipe(options.method), resume=options.resume)
     check_job(job, config)
     return job
 
@@ -211,10 +213,18 @@ def _run(job: Job, console: Console, result: QuantizeResult) -> None:
             "press again to stop at once"
         )
 
+    def note(line: str) -> None:
+        result.notes.append(line)
+        console.note(line)
+
     started = time.perf_counter()
-    with UnitProgress(console) as progress, stop_requests(ask_to_stop, SIGINT, SIGTERM):
+    with (
+        UnitProgress(console) as progress,
+        stop_requests(ask_to_stop, SIGINT, SIGTERM),
+        console.telling_warnings(),
+    ):
         reports = quantize_checkpoint(
-            replace(job, on_unit=progress.show, should_stop=is_asked.is_set, on_note=console.note)
+            replace(job, on_unit=progress.show, should_stop=is_asked.is_set, on_note=note)
         )
     result.out, result.seconds = str(job.out), time.perf_counter() - started
     result.weight_bytes = sum(path.stat().st_size for path in job.out.glob("*.safetensors"))

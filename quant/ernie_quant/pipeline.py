@@ -22,8 +22,12 @@ from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles, TensorEntry
 from ernie_local.config import ModelConfig, QuantizationConfig, read_config
 from ernie_local.errors import DoesNotFit
+from ernie_local.files import replaced
+from ernie_local.model_files import ModelFiles
+from ernie_local.strict_json import read_json_object
 from ernie_quant.audit import audit
 from ernie_quant.calibration import Calibration, ExpertReports
+from ernie_quant.companions import copy_companions
 from ernie_quant.job import Job, check_job
 from ernie_quant.plan import Plan, plan_run, rehearse, unit_costs
 from ernie_quant.recipe import Recipe
@@ -32,8 +36,6 @@ from ernie_quant.report.contents import gather
 from ernie_quant.source import FloatSource, fixed_tensor
 from ernie_quant.tokens import TokenTable
 from ernie_quant.work import Units, Work, calibration_identity, source_identity, version_identity
-
-_WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
 
 
 def quantize_checkpoint(job: Job) -> ExpertReports:
@@ -53,6 +55,8 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
     table = TokenTable.of(job.sequences, config) if job.calibrates else None
     reports: ExpertReports = {}
     agreement: dict[int, float] | None = None
+    for note in ModelFiles(job.source, config).missing_notes():
+        job.on_note(f"the checkpoint will lack it too: {note}")
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(job.source, config))
         files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
@@ -60,7 +64,8 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         # Not before the checks: a refused job leaves nothing behind.
         work = stack.enter_context(closing(Work(job.partial, _identity(job, tables), job.resume)))
         _make_files(job, files, plan, work)
-        _write_rest(job, tables)
+        _write_config(job, tables)
+        copy_companions(job.source, checkpoint, job.partial, job.on_note)
         fixed = _fixed(job, files)
         costs = unit_costs(new_config, fixed, job.sequences, job.recipe)
         source = FloatSource(checkpoint)
@@ -162,13 +167,12 @@ def _make_files(job: Job, files: CheckpointFiles, plan: Plan, work: Work) -> Non
     work.record("files")
 
 
-def _write_rest(job: Job, tables: QuantizationConfig) -> None:
-    """Write config.json with the tables, and copy all other files of the source but its weights."""
-    raw = json.loads((job.source / "config.json").read_text(encoding="utf-8"))
+def _write_config(job: Job, tables: QuantizationConfig) -> None:
+    """Write config.json with the tables, and copy the measurements behind them."""
+    raw = read_json_object(job.source / "config.json")
     raw["quantization_config"] = tables.to_json()
-    (job.partial / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
+    with replaced(job.partial / "config.json") as new:
+        new.write_text(json.dumps(raw, indent=2), encoding="utf-8")
     if job.statistics is not None:
-        shutil.copy(job.statistics, job.partial / "statistics.json")
-    for path in job.source.iterdir():
-        if path.is_file() and path.name != "config.json" and not path.name.endswith(_WEIGHT_SUFFIXES):
-            shutil.copy(path, job.partial / path.name)
+        with replaced(job.partial / "statistics.json") as new:
+            shutil.copyfile(job.statistics, new)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ernie_local.files import replaced
 from ernie_quant.report.contents import ReportContents
 from ernie_quant.report.model_card import SOURCE_CARD, model_card
 from ernie_quant.report.page import html_page
@@ -18,8 +19,13 @@ def write_report(directory: Path, contents: ReportContents, source: Path) -> Non
     """Write the three files into `directory`, and a copy of the source's own README.md."""
     card = source / _CARD
     source_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
+    texts = {
+        _CARD: model_card(contents, source_card),
+        _JSON: contents.to_json(),
+        _PAGE: html_page(contents),
+    }
     if source_card is not None:
-        (directory / SOURCE_CARD).write_text(source_card, encoding="utf-8")
-    (directory / _CARD).write_text(model_card(contents, source_card), encoding="utf-8")
-    (directory / _JSON).write_text(contents.to_json(), encoding="utf-8")
-    (directory / _PAGE).write_text(html_page(contents), encoding="utf-8")
+        texts[SOURCE_CARD] = source_card
+    for name, text in texts.items():
+        with replaced(directory / name) as new:
+            new.write_text(text, encoding="utf-8")

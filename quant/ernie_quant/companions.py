@@ -1,0 +1,61 @@
+"""Copies the small files of a model beside its new weights: those of a known list, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ernie_local.checkpoint.files import HASHES_FILE, INDEX_FILE
+from ernie_local.checkpoint.reader import Checkpoint
+from ernie_local.errors import ModelUnusable
+from ernie_local.files import replaced
+from ernie_local.model_files import INPUT_FILES
+from ernie_local.strict_json import show
+
+# Without effect here: tokenizers and video settings that other programs read, and the terms of use.
+_FOR_OTHERS = ("tokenizer.json", "special_tokens_map.json", "video_preprocessor_config.json")
+_TERMS = tuple(f"{name}{suffix}" for name in ("LICENSE", "NOTICE") for suffix in ("", ".txt", ".md"))
+_COPIED = frozenset((*INPUT_FILES, *_FOR_OTHERS, *_TERMS))
+# Made anew for the checkpoint: README.md by the report, the others with the weights.
+_REPLACED = frozenset(("config.json", "README.md", INDEX_FILE, HASHES_FILE))
+_MOST_BYTES = 256 << 20  # the largest tokenizer.json has some 20 MB
+_MOST_NAMES = 8
+
+
+def copy_companions(source: Path, checkpoint: Checkpoint, out: Path, on_note: Callable[[str], None]) -> None:
+    """Copy the files of the list from `source`, and note the names of all that stays.
+
+    checkpoint: that of `source`. ModelUnusable for a file of the list that cannot be read or is too large.
+    """
+    weights = {tensor.stored.path.name for tensor in checkpoint.accounts.sources.values()}
+    left: list[str] = []
+    for path in sorted(source.iterdir()):
+        if path.name in _COPIED and not path.is_dir():
+            _copy(path, out / path.name)
+        elif path.name not in _REPLACED and path.name not in weights:
+            left.append(path.name)
+    if left:
+        more = f" and {len(left) - _MOST_NAMES} more" if len(left) > _MOST_NAMES else ""
+        on_note(f"left in {source}, not copied: {', '.join(map(show, left[:_MOST_NAMES]))}{more}")
+
+
+def _copy(path: Path, to: Path) -> None:
+    """A link is followed: the hub's cache consists of them."""
+    hint = "check the path and its permissions, or download the file again"
+    if not path.is_file():
+        raise ModelUnusable(
+            f"{path} cannot be copied", "it is a link that leads nowhere, or no plain file", hint
+        )
+    num_bytes = path.stat().st_size
+    if num_bytes > _MOST_BYTES:
+        raise ModelUnusable(
+            f"{path} has {num_bytes} bytes, over the limit of {_MOST_BYTES}",
+            "a file of this name holds settings, a vocabulary or terms of use",
+            "move it away, or download the model again",
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelUnusable(f"{path} cannot be copied", error.strerror or str(error), hint) from error
+    with replaced(to) as new:
+        new.write_bytes(content)
