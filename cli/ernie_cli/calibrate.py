@@ -54,12 +54,12 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     from ernie_cli.progress import UnitProgress
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.loading.options import use_threads
+    from ernie_quant.place import check_new_file
     from ernie_quant.probe import measurements_in
 
     console = Console(quiet=options.as_json)
     check_samples(options, "gptq")
-    if options.out.exists():
-        raise UsageError(f"{options.out} exists already", "no file is overwritten", "name another file")
+    check_new_file(options.out)
     directory = resolve_model(options.source)
     with console.telling_warnings():
         use_threads(None)

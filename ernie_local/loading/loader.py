@@ -38,10 +38,8 @@ from ernie_local.loading.options import (
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.kv_cache import kv_bytes_per_token
 from ernie_local.model.memory_use import grown_tokens
-from ernie_local.model_files import ModelFiles, find_model_files
-from ernie_local.planner.fit import AvailableMemory, Placement, expected_tokens, place
 from ernie_local.model_files import MissingFileWarning, ModelFiles, find_model_files
-from ernie_local.planner.fit import DEFAULT_RESERVE, AvailableMemory, Placement, expected_tokens, place
+from ernie_local.planner.fit import AvailableMemory, Placement, expected_tokens, place
 from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.need import MemoryNeed, gpu_room, largest_prompt_bytes
 from ernie_local.planner.ram import PROCESS

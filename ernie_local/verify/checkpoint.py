@@ -6,8 +6,6 @@ It goes on after a fault, and holds at most one page or a few MiB of a file in m
 from __future__ import annotations
 
 from collections.abc import Mapping
-import os
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +19,9 @@ from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.errors import ModelUnusable
-from ernie_local.media.processor_config import read_processor_config
 from ernie_local.model_files import ModelFiles
 from ernie_local.progress import OnProgress
 from ernie_local.sampling import model_sampling
-from ernie_local.model_files import ModelFiles
 from ernie_local.session.writer import check_same_model
 from ernie_local.text.template import ChatTemplate, detect_variant, encode_segments, user_message
 from ernie_local.text.tokenizer import TOKENIZER_MODEL_NAME, ErnieTokenizer

@@ -83,19 +83,12 @@ class Calibration:
             self._embed()
         for layer_id in range(first, text.num_hidden_layers):
             self._make_layer(layer_id)
-        reports = {
-            (layer_id, bank.name, expert_id): msgspec.convert(
-                done[expert_unit(layer_id, bank.name, expert_id)], ExpertReport
-            )
-            for layer_id, bank in text.layer_banks()
-            for expert_id in range(bank.num_experts)
-        }
         agreement = {
             layer_id: done[f"layer {layer_id}"]["routing_agreement"]
             for layer_id, has_experts in enumerate(text.moe_layers)
             if has_experts
         }
-        return reports, agreement
+        return reports_of(self._config, done), agreement
 
     def _embed(self) -> None:
         unit_names = [f"sequence {number}" for number in range(len(self._job.sequences))]
@@ -160,6 +153,16 @@ class Calibration:
         kinds = (False, True) if self._tables.small_experts else (False,)
         located = (self._packed.locate_experts(layer_id, bank, small=small) for small in kinds)
         return list(zip(*located, strict=True))
+
+
+def reports_of(config: ModelConfig, done: Mapping[str, Mapping[str, float]]) -> ExpertReports:
+    """The reports of all experts that the journal has. done: its units."""
+    return {
+        (layer_id, bank.name, expert_id): msgspec.convert(done[unit], ExpertReport)
+        for layer_id, bank in config.text.layer_banks()
+        for expert_id in range(bank.num_experts)
+        if (unit := expert_unit(layer_id, bank.name, expert_id)) in done
+    }
 
 
 def _packed_expert(page: torch.Tensor) -> Expert:

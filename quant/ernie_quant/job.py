@@ -11,8 +11,9 @@ from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import UsageError
 from ernie_local.packing.layout import find_foreign
 from ernie_quant.foreign import FOREIGN_METHODS, check_library
+from ernie_quant.place import check_empty, check_out, is_made, partial_of
 from ernie_quant.recipe import Recipe
-from ernie_quant.work import OnUnit, ResumeMode, check_empty, tell_nobody
+from ernie_quant.work import OnUnit, ResumeMode, check_resume, tell_nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Job:
     @property
     def partial(self) -> Path:
         """The directory of the work until it is complete."""
-        return self.out.with_name(self.out.name + ".partial")
+        return partial_of(self.out)
 
 
 def check_job(job: Job, config: ModelConfig) -> None:
@@ -70,4 +71,8 @@ def check_job(job: Job, config: ModelConfig) -> None:
         )
     if method in FOREIGN_METHODS:
         check_library(method)
-    check_empty(job.out)
+    check_out(job.out, job.source)
+    if not is_made(job.out):
+        check_resume(job.partial, job.resume)
+    elif job.resume == "never":
+        check_empty(job.out)

@@ -16,6 +16,7 @@ import torch
 
 from ernie_local.config import ExpertBank, ModelConfig
 from ernie_local.errors import ModelUnusable
+from ernie_local.files import sync_names
 from ernie_local.model.attention import choose_attention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.kv_cache import KVCache
@@ -59,6 +60,7 @@ class StateFiles:
             yield states, attended, routed
             routed.sync()
         self._path("routed").replace(self._path(layer_id + 1))
+        sync_names(self.folder)
 
     def delete(self, layer_id: int) -> None:
         """Delete the input states of a layer that is done."""

@@ -70,7 +70,7 @@ def read_measurements(path: Path, identity: dict[str, str]) -> Measurements:
         raise InputUnreadable(
             f"{path} cannot be read as statistics: {error}",
             "they are written by `ernie-local calibrate`",
-            "make them again",
+            "make them again, or remove the file to measure again",
         ) from error
     differing = sorted(name for name in identity if measured.identity.get(name) != identity[name])
     if differing:

@@ -26,9 +26,10 @@ from ernie_local.files import replaced
 from ernie_local.model_files import ModelFiles
 from ernie_local.strict_json import read_json_object
 from ernie_quant.audit import audit
-from ernie_quant.calibration import Calibration, ExpertReports
+from ernie_quant.calibration import Calibration, ExpertReports, reports_of
 from ernie_quant.companions import copy_companions
 from ernie_quant.job import Job, check_job
+from ernie_quant.place import is_made, rehearse_rename
 from ernie_quant.plan import Plan, plan_run, rehearse, unit_costs
 from ernie_quant.recipe import Recipe
 from ernie_quant.report import write_report
@@ -55,6 +56,8 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
     table = TokenTable.of(job.sequences, config) if job.calibrates else None
     reports: ExpertReports = {}
     agreement: dict[int, float] | None = None
+    if is_made(job.out):
+        return _remove_work(job, config, tables)
     for note in ModelFiles(job.source, config).missing_notes():
         job.on_note(f"the checkpoint will lack it too: {note}")
     with ExitStack() as stack:
@@ -63,6 +66,7 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         plan = plan_run(config, job.sequences, files, job.most_memory)
         # Not before the checks: a refused job leaves nothing behind.
         work = stack.enter_context(closing(Work(job.partial, _identity(job, tables), job.resume)))
+        rehearse_rename(work.folder, job.out)
         _make_files(job, files, plan, work)
         _write_config(job, tables)
         copy_companions(job.source, checkpoint, job.partial, job.on_note)
@@ -92,6 +96,15 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
     return reports
 
 
+def _remove_work(job: Job, config: ModelConfig, tables: QuantizationConfig) -> ExpertReports:
+    """Finish a run that was killed after the checkpoint had got its name; returns the reports of that run."""
+    work = Work(job.out, _identity(job, tables))
+    reports = reports_of(config, work.done)
+    work.remove()
+    job.on_note(f"{job.out} was complete: only the files of the work were left, and are removed")
+    return reports
+
+
 def _identity(job: Job, tables: QuantizationConfig) -> dict[str, str]:
     settings = json.dumps([job.tables.to_json(), repr(job.recipe)], sort_keys=True)
     return {
@@ -117,7 +130,7 @@ def plan_checkpoint(job: Job) -> Plan:
             return plan
         costs = unit_costs(new_config, _fixed(job, files), job.sequences, job.recipe)
         job.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=f".{job.out.name}.") as scratch:
+        with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=".ernie-local.") as scratch:
             pace = rehearse(FloatSource(checkpoint), new_config, job.tables, job.recipe, Path(scratch))
     return dataclasses.replace(plan, seconds=pace * sum(costs.values()))
 
@@ -146,6 +159,7 @@ def _fixed(job: Job, files: CheckpointFiles) -> list[TensorEntry]:
 def _make_files(job: Job, files: CheckpointFiles, plan: Plan, work: Work) -> None:
     """Create the files with their headers, once, and check that disk space for hidden states is left."""
     if "files" in work.done:
+        files.check()
         return
     try:
         files.create()

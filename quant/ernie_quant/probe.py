@@ -29,6 +29,7 @@ from ernie_quant.expert import ExpertWeights
 from ernie_quant.layer import NormedTokens, Routing, attend_layer, finish_layer, route_bank
 from ernie_quant.losses import PARTS, AnswerDivergence, option_losses, rounded, rounded_expert
 from ernie_quant.measurements import ExpertLosses, Measurements, read_measurements, write_measurements
+from ernie_quant.place import check_new_file
 from ernie_quant.source import FloatSource
 from ernie_quant.tokens import RowFile, TokenTable, embed
 from ernie_quant.work import calibration_identity, source_identity, tell_nobody, version_identity
@@ -259,7 +260,7 @@ def measurements_in(
     """Read the measurements in `path`, or measure the unquantized model in `source` and write them there.
 
     sequences: the first ones with answers are used, of at most MOST_TOKENS. UsageError if the file holds
-    measurements of something else, or if no sequence has an answer.
+    measurements of something else or cannot be written, or if no sequence has an answer.
     """
     chosen = probe_sequences(sequences, MOST_TOKENS)
     if not chosen:
@@ -282,10 +283,11 @@ def measurements_in(
             "losses are measured from the unquantized weights",
             "start from the bfloat16 checkpoint",
         )
+    check_new_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         open_checkpoint(source, config) as checkpoint,
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".ernie-local.") as scratch,
         torch.inference_mode(),
     ):
         measured = Probe(checkpoint, config, chosen, Path(scratch), on_layer).run(identity)

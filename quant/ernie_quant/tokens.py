@@ -20,6 +20,7 @@ from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError, parameter
 from ernie_local.loading.build import build_embedder
 from ernie_local.media.tokens import MediaPrompt
+from ernie_quant.work import damaged_work
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +93,21 @@ class RowFile:
     """(num_rows, width) float32 in `path`; rows that were never written are zero."""
 
     def __init__(self, path: Path, num_rows: int, width: int, *, is_new: bool = False) -> None:
-        """Open a file of that size; with `is_new`, create it, all zero."""
+        """Open a file of that size, ModelUnusable if it is not there; with `is_new`, create it, all zero."""
         self.path, self.num_rows, self.width = path, num_rows, width
         self._row_bytes = width * torch.float32.itemsize
         flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if is_new else 0)
-        self._descriptor = os.open(path, flags, 0o644)
+        num_bytes = num_rows * self._row_bytes
+        try:
+            self._descriptor = os.open(path, flags, 0o644)
+        except FileNotFoundError as error:
+            raise damaged_work(path, f"it is missing, and had {num_bytes} bytes") from error
         if is_new:
-            os.ftruncate(self._descriptor, num_rows * self._row_bytes)
+            os.ftruncate(self._descriptor, num_bytes)
         size = os.fstat(self._descriptor).st_size
-        assert size == num_rows * self._row_bytes, (path, size, num_rows, width)
+        if size != num_bytes:
+            os.close(self._descriptor)
+            raise damaged_work(path, f"it has {size} bytes, and had {num_bytes}")
 
     def read(self, rows: slice | Tensor) -> Tensor:
         """These rows, (rows, width); a tensor of ids is read fastest in ascending order."""

@@ -16,65 +16,99 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Literal
 
+import msgspec
 import torch
 
 import ernie_local
 from ernie_calibration.sequences import EncodedSample
 from ernie_local.checkpoint.writer import CheckpointFiles
 from ernie_local.config import Bank
-from ernie_local.errors import Stopped, UsageError, parameter
-from ernie_local.files import replaced
+from ernie_local.errors import ModelUnusable, Stopped, UsageError, parameter
+from ernie_local.files import replaced, sync_names
 from ernie_quant.foreign import FOREIGN_PACKAGES
+from ernie_quant.place import IDENTITY_FILE, WORK_FOLDER, check_empty, has_work, is_made
 from ernie_quant.recipe import Recipe
 
 ResumeMode = Literal["auto", "required", "never"]
-_FOLDER = "work"  # inside the directory; gone before it gets its final name
+_JOURNAL, _LOCK = "journal.jsonl", "lock"
+_BEGUN = "begun"  # the first unit, which stands for no work
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A line of the journal."""
+
+    unit: str
+    report: dict[str, int | float]  # whole numbers stay whole
 
 
 class Work:
-    """`OUT.partial`, locked for this process until `close`."""
+    """The work of a run in its directory, OUT.partial, locked for this process until `close`."""
 
     def __init__(self, directory: Path, identity: dict[str, str], resume: ResumeMode = "auto") -> None:
         """Resume the work in `directory` if it is the same, or start a new one.
 
         UsageError if another process works there, if the directory holds different work (`auto`, `required`),
-        no work (`required`) or other files. `never` deletes the work that is there.
+        no work (`required`) or other files; ModelUnusable for damaged work. `never` deletes the work that is
+        there.
         """
         self.directory = directory
-        self.folder = directory / _FOLDER  # for temporary files
-        is_there = self.folder.is_dir()
-        if resume == "required" and not is_there:
-            raise UsageError(
-                f"{directory} holds no work to resume",
-                f"{parameter('resume', 'required')} was given",
-                "omit it to start from the beginning",
-            )
+        self.folder = directory / WORK_FOLDER  # for temporary files
+        is_there = has_work(directory)
+        check_resume(directory, resume)
         if not is_there:
             check_empty(directory)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
-        if is_there and resume == "never":
-            self._clear()
-        self._journal_path = self.folder / "journal.jsonl"
-        self._check_identity(identity)
-        self.done: dict[str, dict[str, float]] = self._read_journal()
+        self._identity_path = self.folder / IDENTITY_FILE
+        self._journal_path = self.folder / _JOURNAL
+        self.done: dict[str, dict[str, float]] = {}
+        try:
+            if is_there and resume == "never":
+                self._clear()
+            self._begin(identity)
+        except BaseException:
+            self._lock.close()
+            raise
         self._journal = self._journal_path.open("a", encoding="utf-8")
 
     def record(self, unit: str, report: Mapping[str, float] | None = None) -> None:
         """Record a unit whose bytes are on the disk."""
         self.done[unit] = dict(report or {})
-        self._journal.write(json.dumps({"unit": unit, "report": self.done[unit]}) + "\n")
+        self._journal.write(_line(unit, self.done[unit]))
         self._journal.flush()
         os.fsync(self._journal.fileno())
 
     def finish(self, out: Path) -> None:
-        """Give the directory its final name, and delete the temporary files."""
+        """Give the directory its final name, and delete the temporary files.
+
+        UsageError if something has taken the name meanwhile; the work stays.
+        """
+        sync_names(self.directory)
+        try:
+            self.directory.rename(out)  # replaces an empty directory
+        except OSError as error:
+            raise UsageError(
+                f"the checkpoint is complete in {self.directory}, and cannot be renamed to {out}",
+                error.strerror or str(error),
+                f"move away what is in the place of {out}, and run the same command again",
+            ) from error
+        sync_names(out.parent)
+        self.directory, self.folder = out, out / WORK_FOLDER
+        self.remove()
+
+    def remove(self) -> None:
+        """Delete the temporary files of a complete checkpoint, and release the lock.
+
+        The identity goes last: a run that was killed here is known by it, and the same command goes on.
+        """
         self._journal.close()
-        if out.is_dir():  # empty, as checked before
-            out.rmdir()
-        # In this order: if killed in between, the checkpoint exists, with one folder too many.
-        self.directory.rename(out)
-        shutil.rmtree(out / _FOLDER)
+        last = (_LOCK, _JOURNAL, IDENTITY_FILE)
+        for path in self.folder.iterdir():
+            if path.name not in last:
+                _delete(path)
+        for name in last:
+            (self.folder / name).unlink(missing_ok=True)
+        self.folder.rmdir()
         self._lock.close()
 
     def close(self) -> None:
@@ -83,7 +117,7 @@ class Work:
         self._lock.close()
 
     def _take_lock(self) -> IO[str]:
-        lock = (self.folder / "lock").open("a", encoding="utf-8")
+        lock = (self.folder / _LOCK).open("a", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -100,17 +134,33 @@ class Work:
             if path.is_file():
                 path.unlink()
         for path in self.folder.iterdir():
-            if path.name != "lock":
-                path.unlink()
+            if path.name != _LOCK:
+                _delete(path)
+
+    def _begin(self, identity: dict[str, str]) -> None:
+        """Read what is done; where nothing is, write whose work this is."""
+        # Weights without an identity: of them nothing is known.
+        holds_files = any(path.name != WORK_FOLDER for path in self.directory.iterdir())
+        if holds_files or self._journal_path.exists():
+            self._check_identity(identity)
+            # Of a complete checkpoint it is removed before the identity.
+            if self._journal_path.exists() or not is_made(self.directory):
+                self._read_journal()
+            return
+        _write_whole(self._identity_path, json.dumps(identity, indent=1))
+        # Never empty: a journal without a line has lost them.
+        _write_whole(self._journal_path, _line(_BEGUN, {}))
+        sync_names(self.directory)
+        sync_names(self.directory.parent)
 
     def _check_identity(self, identity: dict[str, str]) -> None:
-        path = self.folder / "identity.json"
-        if not path.exists():
-            with replaced(path) as new:
-                new.write_text(json.dumps(identity, indent=1), encoding="utf-8")
-            return
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = msgspec.json.decode(self._identity_path.read_bytes(), type=dict[str, str])
+        except (OSError, ValueError) as error:  # also what msgspec raises
+            raise damaged_work(self._identity_path, str(error)) from error
         differing = sorted(name for name in {*before, *identity} if before.get(name) != identity.get(name))
+        if differing and is_made(self.directory):
+            check_empty(self.directory)  # a complete checkpoint of other settings
         if differing:
             raise UsageError(
                 f"{self.directory} holds other work: {', '.join(differing)} differ",
@@ -118,33 +168,59 @@ class Work:
                 f"use the settings of that work, or start again with {parameter('resume', 'never')}",
             )
 
-    def _read_journal(self) -> dict[str, dict[str, float]]:
-        done: dict[str, dict[str, float]] = {}
+    def _read_journal(self) -> None:
         kept = 0
-        self._journal_path.touch()
-        with self._journal_path.open("rb") as file:
-            for line in file:
-                # A kill may leave half a line at the end; that unit is repeated.
-                if not line.endswith(b"\n"):
-                    break
-                entry = json.loads(line)
-                done[entry["unit"]] = entry["report"]
-                kept += len(line)
+        try:
+            with self._journal_path.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    # A kill may leave half a line at the end; that unit is repeated.
+                    if not line.endswith(b"\n"):
+                        break
+                    try:
+                        entry = msgspec.json.decode(line, type=_Entry)
+                    except ValueError as error:
+                        raise damaged_work(self._journal_path, f"line {number}: {error}") from error
+                    self.done[entry.unit] = dict(entry.report)
+                    kept += len(line)
+        except OSError as error:
+            raise damaged_work(self._journal_path, error.strerror or str(error)) from error
+        if kept == 0:
+            raise damaged_work(self._journal_path, "it has no whole line, and the first is written with it")
         os.truncate(self._journal_path, kept)
-        return done
 
 
-def check_empty(directory: Path) -> None:
-    """Raise UsageError unless `directory` is empty or not there."""
-    if not directory.exists():
-        return
-    entries = len(list(directory.iterdir())) if directory.is_dir() else None
-    if entries != 0:
+def check_resume(directory: Path, resume: ResumeMode) -> None:
+    """Raise UsageError where work is required and `directory` holds none."""
+    if resume == "required" and not has_work(directory):
         raise UsageError(
-            f"{directory} is there and {'is a file' if entries is None else f'holds {entries} entries'}",
-            "existing files are never overwritten",
-            "name a new directory, or move its files away",
+            f"{directory} holds no work to resume",
+            f"{parameter('resume', 'required')} was given",
+            "omit it to start from the beginning",
         )
+
+
+def _line(unit: str, report: Mapping[str, float]) -> str:
+    return json.dumps({"unit": unit, "report": report}) + "\n"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    with replaced(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def damaged_work(path: Path, why: str) -> ModelUnusable:
+    """The error for a file of the work that is not as this code wrote it."""
+    hint = f"start again with {parameter('resume', 'never')}, or name another directory"
+    if is_made(path.parent.parent):
+        hint = f"the checkpoint is complete: delete {path.parent}, which is left of the work"
+    return ModelUnusable(f"{path} is damaged, so the work that was begun cannot go on", why, hint)
 
 
 OnUnit = Callable[[str, float, float], None]  # its name, the cost so far, the cost of all

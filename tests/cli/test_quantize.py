@@ -119,6 +119,7 @@ def test_sizes_that_cannot_be_are_refused(
 def test_without_calibration_nothing_is_drawn(quantize: Quantize, tmp_path: Path) -> None:
     code, said, _ = quantize("nano", str(tmp_path / "out"), "--method", "rtn", "--dense", "w4")
     assert code == 0
+    assert any("asked about an invoice" in note for note in said["notes"])
     assert (said["calibration_tokens"], said["experts"]) == (0, [])
 
 
@@ -211,6 +212,11 @@ def test_sigterm_stops_safely_and_the_same_command_goes_on(tmp_path: Path) -> No
     [
         (("nano", "{tmp}/full"), 2, "1 entries"),
         (("nano", "{tmp}/new", "--bits", "5"), 2, "'5' is not one of"),
+        (("nano", "{tmp}/dangling"), 2, "is a link to 'nowhere'"),
+        (("nano", "{tmp}/loop"), 2, "is a link to 'loop'"),
+        (("nano", "{tmp}/full/note/new"), 2, "no checkpoint can be written"),
+        (("nano", "/proc/new"), 2, "no checkpoint can be written"),
+        (("nano", "."), 2, "no checkpoint can be written"),
         (("{tmp}/missing", "{tmp}/new"), 4, "missing"),
         (("nano", "{tmp}/new", "--resume", "required"), 2, "new"),
         (("nano", "{tmp}/new", "--samples", "0"), 2, "--samples"),
@@ -226,6 +232,8 @@ def test_what_cannot_be_is_refused_before_any_work(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note").write_text("mine")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
     words = [word.replace("{tmp}", str(tmp_path)) for word in arguments]
     found, said, errors = quantize(*words, *(() if "--samples" in words else ("--samples", "2")))
     assert (found, said["ok"]) == (code, False)

@@ -223,18 +223,6 @@ def test_what_is_not_ours_in_the_place_of_the_work_is_kept(tmp_path: Path) -> No
     assert [path.name for path in partial.iterdir()] == ["note"]
 
 
-def test_killed_at_the_very_end_the_checkpoint_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(path: Path) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(shutil, "rmtree", die)
-    with pytest.raises(KeyboardInterrupt):
-        quantize_checkpoint(Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn")))
-    assert bool(ernie_local.load(tmp_path / "model").logits([1, 20, 30]).isfinite().all())
-
-
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn"))
     refused: list[str] = []
