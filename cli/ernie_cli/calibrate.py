@@ -11,7 +11,6 @@ from ernie_cli.calibration_samples import SampleOptions, check_samples, draw_seq
 from ernie_cli.console import Console
 from ernie_cli.options import CommonOptions, path_argument, source_argument
 from ernie_cli.signals import telling_what_is_kept
-from ernie_local.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
