@@ -24,7 +24,7 @@ import torch
 
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.experts.keys import UNIT_BYTES
-from ernie_local.kernels.memory import map_bytes, send
+from ernie_local.kernels.memory import empty_pinned, map_bytes, send
 from ernie_local.sizes import format_bytes
 
 LockStep = Literal["pinned", "locked", "pageable"]
@@ -226,7 +226,7 @@ class CudaDevice(Device):
     def read_back(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """See Device.read_back; the bytes of all travel in one buffer."""
         buffer = to_bytes(tensors)
-        host = torch.empty(buffer.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
+        host = empty_pinned(buffer.shape, torch.uint8)
         host.copy_(buffer, non_blocking=True)
         self._computing.synchronize()
         return from_bytes(host, tensors)

@@ -7,7 +7,10 @@ KiB.
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
+import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,12 +46,31 @@ def map_bytes(num_bytes: int) -> tuple[mmap.mmap, Tensor]:
     return mapping, everything[start : start + num_bytes]
 
 
+class PinningFailed(UserWarning):
+    """CUDA gives no page-locked memory: copies between host and GPU go through ordinary memory."""
+
+
+def empty_pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Host memory for copies from or to a GPU: page-locked, else ordinary, with a PinningFailed warning."""
+    try:
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
+    except RuntimeError as error:  # under WSL and Windows a driver gives little of it
+        _warn_of_ordinary_memory((str(error).splitlines() or ["no reason"])[0])
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+@functools.cache
+def _warn_of_ordinary_memory(reason: str) -> None:
+    notice = f"CUDA page-locks no memory for copies to or from the GPU ({reason}): the host waits for each"
+    warnings.warn(notice, PinningFailed, stacklevel=2)
+
+
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor`, on the host, as `device` sees it; the very tensor where that is the host.
 
-    To a GPU through page-locked memory, which torch keeps until it has been copied: of any other memory the
-    host waits until all work before the copy is done.
+    To a GPU through page-locked memory, which torch keeps until it has been copied: of any other memory, as
+    where there is none, the host waits until all work before the copy is done.
     """
     if device.type == "cpu":
         return tensor
-    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
+    return empty_pinned(tensor.shape, tensor.dtype).copy_(tensor).to(device, non_blocking=True)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from ernie_local.kernels.arguments import ExpertsCall, PackedMatrix
 from ernie_local.kernels.experts import add_packed_experts
 from ernie_local.kernels.linear import packed_linear
-from ernie_local.kernels.memory import empty_bytes
+from ernie_local.kernels.memory import empty_bytes, empty_pinned
 from ernie_local.machine.random_model import RandomWeights
 from ernie_local.packing import PageLayout, find_format
 from ernie_local.packing.formats import formats_for
@@ -140,7 +140,7 @@ def measure_gpu(
     """
     is_gpu = device.type == "cuda"
     dtype = torch.float16 if is_gpu else torch.float32
-    host = torch.ones(num_bytes // 4, dtype=torch.float32, pin_memory=is_gpu)
+    host = (empty_pinned if is_gpu else torch.empty)((num_bytes // 4,), dtype=torch.float32).fill_(1)
     memory = torch.empty_like(host, device=device)
     square = torch.ones(product_size, product_size, dtype=dtype, device=device)
 
