@@ -13,7 +13,7 @@ from ernie_local.doctor.check import Diagnosis, Subject, WeightFiles
 from ernie_local.errors import ErnieLocalError, InputUnreadable, ModelUnusable
 from ernie_local.planner.cpu_limits import CpuLimits, cpu_quota, usable_cpus
 from ernie_local.planner.fit import runs_in_wsl
-from ernie_local.planner.free_memory import free_memory
+from ernie_local.planner.free_memory import free_memory, system_memory
 from ernie_local.sizes import GIB, MIB, format_bytes
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def check_python(subject: Subject) -> Diagnosis:
 
 def check_main_memory(subject: Subject) -> Diagnosis:
     """Slow where so little is free that the system would swap; a container's limit counts."""
-    memory, swap, free = psutil.virtual_memory(), psutil.swap_memory(), free_memory(subject.system_root)
+    memory, swap, free = system_memory(), psutil.swap_memory(), free_memory(subject.system_root)
     facts = {
         "free_bytes": free,
         "total_bytes": memory.total,

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from ernie_local.planner.free_memory import system_memory
 from ernie_local.planner.profile import HardwareKey, MachineProfile, read_profile
 
 _LONGEST_NAME = 120
@@ -73,7 +74,7 @@ def find_hardware() -> HardwareKey:
     return HardwareKey(
         cpu=processor_name(),
         cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
-        ram_bytes=psutil.virtual_memory().total,
+        ram_bytes=system_memory().total,
         gpu=_line(gpus[0].name) if gpus else None,
     )
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from ernie_local.errors import DoesNotFit
 
 from ernie_local.planner.control_groups import SYSTEM_ROOT, ControlGroup, control_groups, read_small_file
 
@@ -15,19 +18,56 @@ _RECLAIMABLE = ("active_file", "inactive_file", "slab_reclaimable")
 
 def free_memory(root: Path = SYSTEM_ROOT) -> int:
     """Bytes that can be allocated without swapping. root: the folder that holds proc and sys."""
-    import psutil
-
-    in_groups = [left_in_group(group) for group in control_groups("memory", root)]
-    free: int = min([psutil.virtual_memory().available, *(left for left in in_groups if left is not None)])
+    limited = [left_in_group(group) for group in control_groups("memory", root)]
+    limited.append(left_of_addresses())
+    free: int = min([system_memory().available, *(left for left in limited if left is not None)])
     return max(0, free)
 
 
 def process_memory() -> int:
     """Bytes that this process has now."""
+    resident: int = _own_memory().rss
+    return resident
+
+
+def left_of_addresses() -> int | None:
+    """Bytes that this process may still map; None without a limit, which `ulimit -v` sets."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    mapped: int = _own_memory().vms
+    return limit - mapped
+
+
+def system_memory() -> Any:
+    """psutil's numbers of this machine's memory. DoesNotFit where the system does not tell: without /proc."""
     import psutil
 
-    resident: int = psutil.Process().memory_info().rss
-    return resident
+    try:
+        return psutil.virtual_memory()
+    except OSError as error:
+        raise _untold("this machine's memory", error) from error
+
+
+def _own_memory() -> Any:
+    import psutil
+
+    try:
+        return psutil.Process().memory_info()
+    except (OSError, psutil.Error) as error:
+        raise _untold("this process's memory", error) from error
+
+
+def _untold(what: str, error: Exception) -> DoesNotFit:
+    return DoesNotFit(
+        f"the system tells 0 bytes of {what} ({error})",
+        "whether a model fits is worked out before it is loaded, from what /proc says on Linux",
+        "run where /proc is mounted; a container or a sandbox may hide it",
+    )
 
 
 def left_in_group(group: ControlGroup) -> int | None:

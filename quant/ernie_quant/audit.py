@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import torch
 
 import ernie_local
@@ -21,6 +20,7 @@ from ernie_local.errors import ModelUnusable, NoAnswer, UsageError, parameter
 from ernie_local.loading import LoadedModel
 from ernie_local.loading.build import checkpoint_weights
 from ernie_local.media.patches import Patches
+from ernie_local.planner.free_memory import system_memory
 from ernie_local.session import Chat
 from ernie_local.session.writer import ChatWriter
 from ernie_local.sizes import format_bytes
@@ -77,7 +77,7 @@ def _try_answer(directory: Path, on_note: OnNote, most_memory: int | None) -> No
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
         weight_bytes = checkpoint_weights(checkpoint, config, torch.float32).total
-    room = int(_MEMORY_SHARE * psutil.virtual_memory().available)
+    room = int(_MEMORY_SHARE * system_memory().available)
     if most_memory is not None:
         room = min(room, most_memory)
     if weight_bytes > room:
