@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 
@@ -22,6 +24,8 @@ from ernie_local.model.moe import RouteHook
 from ernie_local.progress import OnProgress
 
 StopQuestion = Callable[[], bool]  # asked between pieces of work: whether to stop
+_P = ParamSpec("_P")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,30 @@ class Mark:
     next_position: int
 
 
+def _alone(
+    method: Callable[Concatenate[Engine, _P], _Result],
+) -> Callable[Concatenate[Engine, _P], _Result]:
+    """Run the method while no other thread computes with the engine's model; all of it, or nothing."""
+
+    @wraps(method)
+    def run(engine: Engine, /, *arguments: _P.args, **keywords: _P.kwargs) -> _Result:
+        def whole() -> _Result:
+            with engine._all_or_nothing():
+                return method(engine, *arguments, **keywords)
+
+        return engine.model.alone(whole)
+
+    return run
+
+
 class Engine:
-    """Runs one sequence over a model. Not for use from several threads at once."""
+    """Runs one sequence over a model.
+
+    Several engines of a model may be used from several threads: a prompt, or a decoded token, waits until
+    the model is free. So do calls of one engine, but tokens come in the order of the calls: a sequence
+    belongs to one thread at a time. After any exception, Ctrl-C too, the sequence is as it was before the
+    call, and the model computes as if it had not been made.
+    """
 
     def __init__(
         self,
@@ -85,13 +111,16 @@ class Engine:
 
     def mark(self) -> Mark:
         """Remember this point of the sequence."""
-        return Mark(self._cache.length, self.next_position)
+        with self.model.lock:
+            return Mark(self._cache.length, self.next_position)
 
     def rewind(self, mark: Mark) -> None:
         """Forget every token after `mark`, which must come from this sequence and not lie ahead of it."""
-        self._cache.truncate(mark.length)
-        self.next_position = mark.next_position
+        with self.model.lock:
+            self._cache.truncate(mark.length)
+            self.next_position = mark.next_position
 
+    @_alone
     def prefill(
         self,
         token_ids: Sequence[int],
@@ -104,7 +133,8 @@ class Engine:
         token_ids: at least one; placeholders are expanded already, one for each token of each image, in the
         order of `images`. Raises DoesNotFit before any computing if they exceed the context, UsageError if
         placeholders and images disagree, and Interrupted, with the sequence as it was, if `should_stop`
-        says so between chunks. on_progress: gets "images" or "tokens", those that are computed, and all.
+        says so between chunks, while the model waits. on_progress: gets "images" or "tokens", those that are
+        computed, and all.
         """
         pauses = _Pauses(should_stop, on_progress)
         hidden = self._append(token_ids, images, pauses, lambda _start, chunk: chunk[-1:])
@@ -112,6 +142,7 @@ class Engine:
         with torch.no_grad():
             return self.model.logits(hidden)[0]
 
+    @_alone
     def prefill_all(
         self,
         token_ids: Sequence[int],
@@ -131,6 +162,7 @@ class Engine:
 
         self._append(token_ids, images, _Pauses(), keep_rows)
 
+    @_alone
     def decode(self, token_id: int) -> torch.Tensor:
         """Append one token and give back the logits after it, as `prefill` does.
 
@@ -143,7 +175,7 @@ class Engine:
         media, device = self.model.config.media, self.model.device
         self._cache.reserve(self._cache.length + 1)
         self._make_room(1)
-        with self._all_or_nothing(), torch.inference_mode():
+        with torch.inference_mode():
             # Filled on the device: a copy would make the host wait for a GPU.
             hidden = self.model(
                 self.model.embed(torch.full((1,), token_id, device=device)),
@@ -167,6 +199,9 @@ class Engine:
             yield
         except BaseException:
             self.rewind(before)
+            # In this order: memory of images goes back to experts that are as they should be.
+            self.model.experts.abort()
+            self.model.experts.make_room(self, 0)
             raise
 
     def _append(
@@ -180,17 +215,15 @@ class Engine:
         prompt = self._prepare(token_ids, images)
         # For all chunks at once: a lack of memory is found before anything is computed.
         self._cache.reserve(self._cache.length + prompt.num_tokens)
-        try:
-            with self._all_or_nothing(), torch.inference_mode():
-                features = self._encode(images, prompt.num_tokens, pauses)
-                for start in range(0, prompt.num_tokens, self.chunk_tokens):
-                    pauses.reach("tokens", start, prompt.num_tokens)
-                    stop = min(start + self.chunk_tokens, prompt.num_tokens)
-                    kept = keep(start, self._run_chunk(prompt, start, stop, features))
-                self.next_position = prompt.next_position
-        finally:
-            if images:
-                self.model.experts.make_room(self, 0)
+        with torch.inference_mode():
+            features = self._encode(images, prompt.num_tokens, pauses)
+            for start in range(0, prompt.num_tokens, self.chunk_tokens):
+                pauses.reach("tokens", start, prompt.num_tokens)
+                stop = min(start + self.chunk_tokens, prompt.num_tokens)
+                kept = keep(start, self._run_chunk(prompt, start, stop, features))
+            self.next_position = prompt.next_position
+        if images:
+            self.model.experts.make_room(self, 0)
         return kept
 
     def _run_chunk(self, prompt: MediaPrompt, start: int, stop: int, features: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,11 @@ They cost little and show most faults, so they are read before the weights.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from functools import cached_property
+import threading
+from collections.abc import Callable, Mapping
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.config import ModelConfig, read_config
@@ -38,17 +39,38 @@ class MissingFileWarning(UserWarning):
     """A model lacks a file that decides how it reads, and a default stands in for it."""
 
 
+_Value = TypeVar("_Value")
+
+
+def _read_once(read: Callable[[ModelFiles], _Value]) -> cached_property[_Value]:
+    """A cached_property that one thread reads while others wait for it."""
+
+    @wraps(read)
+    def read_or_wait(files: ModelFiles) -> _Value:
+        known, name = vars(files), read.__name__
+        with files.lock:
+            value: _Value = known[name] if name in known else read(files)
+            known[name] = value
+        return value
+
+    return cached_property(read_or_wait)
+
+
 class ModelFiles:
-    """The small files of a model directory, read when first used; ModelUnusable for a broken one."""
+    """The small files of a model directory, read when first used; ModelUnusable for a broken one.
+
+    Several threads may ask for them.
+    """
 
     def __init__(self, directory: Path, config: ModelConfig) -> None:
         self.directory = directory
         self.config = config
+        self.lock = threading.RLock()  # of what is being read
 
     def __repr__(self) -> str:
         return f"ModelFiles({str(self.directory)!r})"
 
-    @cached_property
+    @_read_once
     def image_processor(self) -> ImageProcessorConfig:
         """How images are resized and cut; without a file for it by the published defaults, if these fit."""
         return with_fault(read_processor_config(self.directory, self.config.vision), self.config)
@@ -84,21 +106,21 @@ class ModelFiles:
                     "download or copy this file again",
                 )
 
-    @cached_property
+    @_read_once
     def tokenizer(self) -> ErnieTokenizer:
         """The tokenizer; ModelUnusable names a missing file."""
         from ernie_local.text.tokenizer import ErnieTokenizer
 
         return ErnieTokenizer.from_directory(self.directory)
 
-    @cached_property
+    @_read_once
     def template_variant(self) -> Variant:
         """Which chat template the model was trained with."""
         from ernie_local.text.template import detect_variant
 
         return detect_variant(self.directory)
 
-    @cached_property
+    @_read_once
     def generation_config(self) -> Mapping[str, object]:
         """generation_config.json, its token ids checked; empty where there is none."""
         path = self.directory / "generation_config.json"
@@ -108,7 +130,7 @@ class ModelFiles:
         Keys(settings, str(path)).check_ids(self.config.text.vocab_size)
         return settings
 
-    @cached_property
+    @_read_once
     def weight_file_bytes(self) -> int:
         """Bytes of all weight files."""
         return sum(path.stat().st_size for path in self.directory.glob("*.safetensors"))

@@ -36,20 +36,20 @@ class RamBudget:
 
         DoesNotFit for more than experts can give.
         """
-        is_less = num_bytes < self._needed.get(owner, 0)
+        before = self._needed.get(owner, 0)
         self._needed[owner] = num_bytes
-        needed = sum(self._needed.values())
+        needed = _sum_of(self._needed)
         num_frames = (self._num_bytes - needed) // self._plan.frame_bytes
         if num_frames < self._plan.least_frames:
-            self._needed[owner] = 0
+            self._needed[owner] = before
             least = self._plan.least_bytes
             raise DoesNotFit(
                 f"conversations and images need {format_bytes(needed)} besides experts, which need at least "
                 f"{format_bytes(least)}; {format_bytes(self._num_bytes)} is available for both",
                 "they share one memory, whose limit was set when the model was loaded",
-                f"raise {parameter('ram')}, shorten the conversation, or give fewer or smaller images",
+                f"raise {parameter('ram')}, shorten or end a conversation, or give fewer or smaller images",
             )
-        if is_less:
+        if num_bytes < before:
             trim_heap()
         self._level.use_frames(num_frames)
 
@@ -73,7 +73,7 @@ class GpuBudget:
         """Keep this much of the workspace for `owner` until it says another number, or is gone."""
         before = self._needed.get(owner, 0)
         self._needed[owner] = num_bytes
-        needed = sum(self._needed.values())
+        needed = _sum_of(self._needed)
         if needed > self._num_bytes:
             self._needed[owner] = before
             raise DoesNotFit(
@@ -128,6 +128,12 @@ class GpuCacheMemory:
     def resize(self, num_bytes: int) -> torch.Tensor:
         """(num_bytes,) uint8; see CacheMemory.resize."""
         return self._budget.resize_cache(self, num_bytes)
+
+
+def _sum_of(needed: WeakKeyDictionary[object, int]) -> int:
+    """Of owners that are not gone. One may go at any moment, by garbage collection in another thread."""
+    owners = [owner for reference in needed.keyrefs() if (owner := reference()) is not None]
+    return sum(needed.get(owner, 0) for owner in owners)
 
 
 MemoryBudget = RamBudget | GpuBudget  # answers `make_room` and `cache_memory` of an ExpertProvider

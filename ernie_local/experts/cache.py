@@ -82,11 +82,7 @@ class PageCache:
     def advance(self) -> None:
         """A forward begins."""
         if self.heat.advance():
-            for heap in self._candidates:
-                heap.clear()
-            self._queued.clear()
-            for key in self._slots:
-                self._queue(self._class_of(key), key)
+            self._queue_all()
 
     def pin(self, keys: Iterable[ExpertKey]) -> None:
         """Keep these pages until `unpin`."""
@@ -137,14 +133,24 @@ class PageCache:
             self.on_move(key, self.offset(key))
 
     def abort(self) -> None:
-        """Unpin every page, and free the slots of those in flight: after an error or an interruption."""
-        for key in self._in_flight:
-            self._free(key)
+        """Unpin every page, and free the slots of those that are not resident: after an error or Ctrl-C.
+
+        That may have come between any two steps. Which slots hold whole pages is certain all the same, since
+        a page is resident neither before it has been read nor while it is evicted; all else is worked out
+        again.
+        """
+        self._slots = {key: slot for key, slot in self._slots.items() if key in self._resident}
+        self._resident.intersection_update(self._slots)
+        self.slots.restore((self._class_of(key), slot) for key, slot in self._slots.items())
         self._in_flight.clear()
         self._pins.clear()
+        self._pages_of.clear()
+        self._num_vision_pages = 0
         for key in self._slots:
             self._note(key)
-            self._queue(self._class_of(key), key)
+            if self.on_move is not None:
+                self.on_move(key, self.offset(key))
+        self._queue_all()
 
     def admit(self, key: ExpertKey) -> None:
         """The committed page has been used. It stays, and is the first to go if it is the coldest."""
@@ -175,8 +181,8 @@ class PageCache:
         """Forget a resident page that is not pinned, and free its slot."""
         assert key not in self._pins, key
         assert key not in self._in_flight, key
-        del self._mates(key)[key]
         self._resident.remove(key)
+        del self._mates(key)[key]
         self._num_vision_pages -= key.bank == "vision"
         self._free(key)
         if self.on_move is not None:
@@ -284,6 +290,13 @@ class PageCache:
         for key in kept:
             self._queue(size_class, key)
         return protected if found is None and is_urgent else found
+
+    def _queue_all(self) -> None:
+        for heap in self._candidates:
+            heap.clear()
+        self._queued.clear()
+        for key in self._slots:
+            self._queue(self._class_of(key), key)
 
     def _queue(self, size_class: int, key: ExpertKey) -> None:
         if key not in self._queued:

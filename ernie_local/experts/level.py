@@ -79,8 +79,13 @@ class LastUses:
     """
 
     def __init__(self, num_bytes: int) -> None:
+        self._num_units = num_bytes // UNIT_BYTES
+        self.clear()
+
+    def clear(self) -> None:
+        """All events are over."""
         # Not backed by memory before something is noted.
-        self._numbers = np.zeros(num_bytes // UNIT_BYTES, dtype=np.int32)
+        self._numbers = np.zeros(self._num_units, dtype=np.int32)
         self._count = 0
         self._events: deque[tuple[int, Event]] = deque(maxlen=_KEPT_EVENTS)
 

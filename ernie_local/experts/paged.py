@@ -110,6 +110,12 @@ class PagedExperts:
         """Begin a forward: every layer will ask for the banks that have rows."""
         self._is_decode = self.traffic.begin({bank: len(own) for bank, own in rows.by_bank.items()})
 
+    def abort(self) -> None:
+        """Pages that are whole stay, all others go; see ExpertProvider.abort."""
+        self.traffic.abort()
+        for level in (self.ram, self.top):  # nothing is under way any more
+            level.last_uses.clear()
+
     def make_room(self, owner: object, num_bytes: int) -> None:
         """Keep memory that experts may take; see ExpertProvider.make_room."""
         self.budget.make_room(owner, num_bytes)
@@ -127,7 +133,7 @@ class PagedExperts:
         try:
             return compute(tokens)
         except BaseException:
-            self.traffic.abort()
+            self.abort()
             raise
         finally:
             for stats, reader in self._readers:
@@ -139,7 +145,7 @@ class PagedExperts:
 
     def close(self) -> None:
         """End the threads and close the files."""
-        self.traffic.abort()
+        self.abort()
         for _, reader in self._readers:
             reader.close()
         self._device.finish()

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import xxhash
@@ -23,6 +25,7 @@ from ernie_local.experts.level import PageLevel
 
 # Reads in flight at a time: one keeps a solid-state disk busy at pages of megabytes, a few hide its pauses.
 _READERS = 4
+_Result = TypeVar("_Result")
 # Looks at a page, (page_bytes,) uint8, that is read for the first time. Raises ModelUnusable, with the page's
 # name, for one that cannot be right.
 PageCheck = Callable[[ExpertKey, torch.Tensor], None]
@@ -99,6 +102,30 @@ class PageStore:
             )
 
 
+def _give(threads: ThreadPoolExecutor, ended: Future[_Result], work: Callable[[], _Result]) -> None:
+    """Have a thread do `work` unless `ended` has been cancelled by then.
+
+    `ended` is known before: of one that `submit` gives back, nobody knows where Ctrl-C comes just then, and
+    the page would be read into a slot that holds another one by now.
+    """
+
+    def run() -> None:
+        if ended.set_running_or_notify_cancel():
+            try:
+                ended.set_result(work())
+            except BaseException as error:
+                ended.set_exception(error)
+                raise
+
+    threads.submit(run)
+
+
+def _end_all(works: dict[ExpertKey, Future[_Result]]) -> None:
+    """Return when none of them is being done, or will be."""
+    wait([ended for ended in works.values() if not ended.cancel()])
+    works.clear()
+
+
 class DiskReader:
     """A PageReader from a store into a level's memory."""
 
@@ -112,7 +139,8 @@ class DiskReader:
     def start(self, key: ExpertKey) -> None:
         """Begin to read a page into its slot, once a GPU has copied what lay there."""
         last_use = self._level.last_uses.find(*self._level.range(key))
-        self._reads[key] = self._threads.submit(self._read, key, self._level.page(key), last_use)
+        self._reads[key] = ended = Future[None]()
+        _give(self._threads, ended, partial(self._read, key, self._level.page(key), last_use))
 
     def wait(self, keys: Sequence[ExpertKey]) -> None:
         """Return when all of these pages have been read. ModelUnusable for a page that cannot be read."""
@@ -125,8 +153,7 @@ class DiskReader:
 
     def abort(self) -> None:
         """Return when no page is in flight any more."""
-        wait(self._reads.values())
-        self._reads.clear()
+        _end_all(self._reads)
 
     def reading(self, key: ExpertKey) -> Future[None] | None:
         """Ends when the page has been read. None for a page that was not started, or was waited for."""
@@ -161,13 +188,12 @@ class PageCopier:
         source, into = self._lower.page(key), self._upper.page(key)
         after = self._upper.last_uses.find(*self._upper.range(key))
         reading = self._disk.reading(key)
+        self._copies[key] = copying = Future[Event]()
         if reading is None:
             # It is in RAM: a thread would cost more than the call.
-            copying: Future[Event] = Future()
             copying.set_result(self._gpu.copy(source, into, after))
         else:
-            copying = self._thread.submit(self._copy, reading, source, into, after)
-        self._copies[key] = copying
+            _give(self._thread, copying, partial(self._copy, reading, source, into, after))
 
     def wait(self, keys: Sequence[ExpertKey]) -> None:
         """Return when work given to the GPU from now on finds these pages. ModelUnusable as from the disk.
@@ -185,8 +211,7 @@ class PageCopier:
 
     def abort(self) -> None:
         """Return when no page is in flight any more."""
-        wait(self._copies.values())
-        self._copies.clear()
+        _end_all(self._copies)
         self._gpu.finish()
 
     def close(self) -> None:

@@ -41,6 +41,9 @@ class _AllInMemory:
     def begin(self, rows: TokenRows) -> None:
         pass
 
+    def abort(self) -> None:
+        pass
+
     def make_room(self, owner: object, num_bytes: int) -> None:
         pass
 

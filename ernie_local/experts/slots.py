@@ -6,7 +6,8 @@ free frames are lent to any class, and the cache takes them back for their owner
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,12 +38,23 @@ class SlotMap:
         self.frame_bytes = frame_bytes
         self.classes = list(classes)
         self.per_frame = [frame_bytes // size.page_bytes for size in classes]
-        self._owned = [size.frames for size in classes]
-        self._free_frames = list(reversed(range(num_frames)))
+        self._most_frames = num_frames
         self._removed: list[tuple[int, int]] = []  # frame, and the class that lost it
+        self.restore(())
+
+    def restore(self, held: Iterable[tuple[int, Slot]]) -> None:
+        """Begin again with these slots taken, (class, slot) each, and the frames out of use that are now."""
+        lost = Counter(loser for _, loser in self._removed)
+        self._owned = [size.frames - lost[index] for index, size in enumerate(self.classes)]
         # Of each class: its frames, each with the places that are free in it.
-        self._frames: list[dict[int, list[int]]] = [{} for _ in classes]
-        self._open: list[dict[int, None]] = [{} for _ in classes]  # frames with a free place, in order
+        self._frames: list[dict[int, list[int]]] = [{} for _ in self.classes]
+        for size_class, slot in held:
+            every = list(reversed(range(self.per_frame[size_class])))
+            self._frames[size_class].setdefault(slot.frame, every).remove(slot.place)
+        # Frames with a free place, in order.
+        self._open = [{frame: None for frame, places in frames.items() if places} for frames in self._frames]
+        taken = {frame for frames in self._frames for frame in frames} | {frame for frame, _ in self._removed}
+        self._free_frames = [frame for frame in reversed(range(self._most_frames)) if frame not in taken]
 
     @property
     def num_free_frames(self) -> int:

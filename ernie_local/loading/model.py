@@ -44,7 +44,11 @@ class EngineSettings:
 
 
 class LoadedModel:
-    """What `ernie_local.load` returns."""
+    """What `ernie_local.load` returns. May be used from several threads at once.
+
+    The model computes for one of them at a time: a prompt, or a decoded token, of one sequence waits for that
+    of another, and gives the same numbers as without them. Each engine and chat is one thread's at a time.
+    """
 
     def __init__(
         self,
@@ -129,7 +133,9 @@ class LoadedModel:
         """
         token_ids, patches = self._prepare(input_ids, images)
         logits = torch.empty(len(token_ids), self.config.text.vocab_size, dtype=torch.float32)
-        self._whole_prompt_engine(len(token_ids)).prefill_all(token_ids, patches, out=logits)
+        # Until the engine is gone: other threads must not find its memory in use.
+        with self.network.lock:
+            self._whole_prompt_engine(len(token_ids)).prefill_all(token_ids, patches, out=logits)
         return logits
 
     def router_choices(
@@ -139,7 +145,11 @@ class LoadedModel:
 
         Ids count within the token's own bank, best first; arguments as for `logits`.
         """
-        token_ids, patches = self._prepare(input_ids, images)
+        prepared = self._prepare(input_ids, images)
+        with self.network.lock:  # as in `logits`
+            return self._find_choices(*prepared)
+
+    def _find_choices(self, token_ids: list[int], patches: list[Patches]) -> list[torch.Tensor]:
         engine = self._whole_prompt_engine(len(token_ids))
         record = RouteRecord(engine, len(token_ids))
         with engine.reporting_routes(record):

@@ -6,7 +6,9 @@ ExpertProvider computes them. How tokens attend is chosen in attention.py, once 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,8 @@ from ernie_local.model.memory_use import encoding_bytes, tower_passes
 from ernie_local.model.moe import ExpertProvider, RouteHook, TokenRows
 from ernie_local.model.rope import TextRope
 from ernie_local.model.vision import Resampler, VisionTower
+
+_Result = TypeVar("_Result")
 
 
 class ErnieModel(nn.Module):
@@ -54,11 +58,41 @@ class ErnieModel(nn.Module):
             self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self._rope: TextRope | None = None
         self.recorder: Recorder | None = None
+        self._begin_life()
 
     def attach(self, experts: ExpertProvider, recorder: Recorder | None = None) -> None:
         """Finish the network. recorder: of decode on a GPU; None where it is not recorded."""
         self._experts = experts
         self.recorder = recorder
+        self._begin_life()
+
+    def _begin_life(self) -> None:
+        # Who holds it may compute. Taken by a plain `with`, which Ctrl-C cannot leave locked.
+        self.lock = threading.RLock()
+        self._is_computing = self._is_broken_off = False
+
+    def alone(self, run: Callable[[], _Result]) -> _Result:
+        """The result of `run`, which computes with this model while no other thread does.
+
+        Where a `run` did not end, because of an error or Ctrl-C, the next one begins with experts as they
+        should be. UsageError for a call from inside of a `run`.
+        """
+        with self.lock:
+            if self._is_computing:
+                raise UsageError(
+                    "2 computations of one model inside each other",
+                    "a hook, or a handler of a signal, asked the model while it was computing",
+                    "ask when it has ended, or ask another model",
+                )
+            if self._is_broken_off:
+                self.experts.abort()
+            self._is_computing = self._is_broken_off = True
+            try:
+                result = run()
+                self._is_broken_off = False
+            finally:
+                self._is_computing = False
+            return result
 
     @property
     def experts(self) -> ExpertProvider:

@@ -60,6 +60,10 @@ class ExpertProvider(Protocol):
         """Called when a forward begins: each layer will ask for the experts of `rows.by_bank`, in order."""
         ...
 
+    def abort(self) -> None:
+        """Forget what a forward has begun that will not end. It may have stopped between any two steps."""
+        ...
+
     def make_room(self, owner: object, num_bytes: int) -> None:
         """Reserve `num_bytes` of the experts' memory for `owner`, a cache or an image being encoded.
 

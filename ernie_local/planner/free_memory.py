@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ernie_local.errors import DoesNotFit
-
 from ernie_local.planner.control_groups import SYSTEM_ROOT, ControlGroup, control_groups, read_small_file
 
 _LIMITS_V2 = ("memory.max", "memory.high")  # beyond the second one a process is made to wait

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import threading
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import partial
@@ -32,10 +33,12 @@ from ernie_local.text.template import Role
 
 
 class Chat:
-    """A conversation. Not for use from several threads at once, except for `stop`.
+    """A conversation, of one thread at a time; several chats with a model may be used from several threads.
 
     model: the model that answers. sampling: how tokens are chosen from the next question on. An answer whose
-    pieces were not read to the end counts as interrupted at the next use of the chat.
+    pieces were not read to the end counts as interrupted at the next use of the chat. While a thread waits
+    for a piece, the others get a UsageError, except from `stop`; so does who reads on after another thread
+    has used the chat.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class Chat:
         self._writer = ChatWriter(model.files, system, tools, variant)
         self._turns: tuple[ChatTurn, ...] = ()
         self._sequence = CachedSequence(model.engine(), model.config)
-        self._running: Generator[Piece, None, None] | None = None
+        self._running: Generator[Piece, None, bool] | None = None
+        self._entry = threading.RLock()
+        self._ended_by = 0  # the thread that last made an answer count as interrupted
         # A plain flag, as a signal handler may set it at any moment: an Event would lock.
         self._stop_asked = False
         #: Gets "images" or "tokens", how many of the prompt's are computed, and how many there are.
@@ -100,12 +105,13 @@ class Chat:
         what a tool gave. The other arguments and the errors are those of `send`; this is `send` of the
         history and one more message.
         """
-        self._end_running()
-        started = time.perf_counter()
-        check_question([ChatMessage(role, text)])
-        opened = open_chat_images(as_sources(images), self.model.image_processor)
-        question = (ChatMessage(role, (*opened, text)),)
-        return self._start(started, self._turns, question, thinking, thinking_budget, max_tokens)
+        with self._entry:
+            self._end_running()
+            started = time.perf_counter()
+            check_question([ChatMessage(role, text)])
+            opened = open_chat_images(as_sources(images), self.model.image_processor)
+            question = (ChatMessage(role, (*opened, text)),)
+            return self._start(started, self._turns, question, thinking, thinking_budget, max_tokens)
 
     def send(
         self,
@@ -128,10 +134,12 @@ class Chat:
         after the last piece NoAnswer where no answer came, which leaves the history as it was. Ctrl-C, `stop`
         and `close` on the pieces keep what came until then as an interrupted turn.
         """
-        self._end_running()
-        started = time.perf_counter()
-        turns, question = split_turns([message.opened(self.model.image_processor) for message in messages])
-        return self._start(started, turns, question, thinking, thinking_budget, max_tokens)
+        with self._entry:
+            self._end_running()
+            started = time.perf_counter()
+            opened = [message.opened(self.model.image_processor) for message in messages]
+            turns, question = split_turns(opened)
+            return self._start(started, turns, question, thinking, thinking_budget, max_tokens)
 
     def stop(self) -> None:
         """End the running answer after the current token; also from another thread or a signal handler."""
@@ -139,15 +147,16 @@ class Chat:
 
     def undo(self) -> ChatTurn:
         """Forget the last question and its answer, and return them; UsageError where there is none."""
-        self._end_running()
-        if not self._turns:
-            raise UsageError("there is nothing to undo", "the chat has 0 turns", "ask something first")
-        *turns, last = self._turns
-        self._turns = tuple(turns)
-        messages = [message for turn in turns for message in turn.messages()]
-        prompt = self._writer.prompt([message.for_template() for message in messages])
-        self._sequence.trim(prompt, images_of(messages))
-        return last
+        with self._entry:
+            self._end_running()
+            if not self._turns:
+                raise UsageError("there is nothing to undo", "the chat has 0 turns", "ask something first")
+            *turns, last = self._turns
+            self._turns = tuple(turns)
+            messages = [message for turn in turns for message in turn.messages()]
+            prompt = self._writer.prompt([message.for_template() for message in messages])
+            self._sequence.trim(prompt, images_of(messages))
+            return last
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the chat as JSON, images by their paths; UsageError for an image that has none."""
@@ -222,12 +231,21 @@ class Chat:
         limits = find_limits(room, max_tokens, thinking_budget, len(writer.close_ids))
         generation = Generation(writer, opened.sampler, limits, self._should_stop, thinking=thinking)
         self._running = self._stream(opened, generation)
-        return self._running
+        return self._read(self._running)
+
+    def _read(self, running: Generator[Piece, None, bool]) -> Generator[Piece, None, None]:
+        has_ended_itself = yield from running
+        if not has_ended_itself and self._ended_by != threading.get_ident():
+            raise UsageError(
+                "another thread has used the chat before this answer was read to its end",
+                "a chat has one answer at a time, and the next use ends the one before",
+                "make a chat for each thread: they may share the model",
+            )
 
     def _should_stop(self) -> bool:
         return self._stop_asked
 
-    def _stream(self, question: OpenQuestion, generation: Generation) -> Generator[Piece, None, None]:
+    def _stream(self, question: OpenQuestion, generation: Generation) -> Generator[Piece, None, bool]:
         prompt, images = question.prompt, question.all_images
         prefill = partial(self._sequence.advance_to, prompt, images, self._should_stop, self.on_progress)
         try:
@@ -239,6 +257,7 @@ class Chat:
         self._keep(question, generation)
         if generation.finish_reason != "interrupted" and not generation.has_answer:
             raise no_answer(generation)
+        return True
 
     def _keep(self, question: OpenQuestion, generation: Generation) -> None:
         """Keep the answer that has ended as `last`, and in the history where it says anything."""
@@ -253,12 +272,15 @@ class Chat:
             self._end_running()
 
     def _end_running(self) -> None:
-        if self._running is None:
-            return
-        try:
-            self._running.close()
-        except ValueError as error:  # Python's word for a generator that another thread is in
-            raise UsageError(
-                "an answer is still being written", "a chat has one answer at a time", "call stop() first"
-            ) from error
-        self._running = None
+        with self._entry:
+            if self._running is None:
+                return
+            try:
+                self._running.close()
+            except ValueError as error:  # Python's word for a generator that another thread is in
+                raise UsageError(
+                    "an answer is still being written",
+                    "a chat has one answer at a time",
+                    "call stop() first, or make a chat for each thread: they may share the model",
+                ) from error
+            self._running, self._ended_by = None, threading.get_ident()

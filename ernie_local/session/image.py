@@ -69,15 +69,16 @@ class ChatImage:
 
         InputUnreadable where the file is gone or holds another image by now.
         """
-        if self._patches is None:
+        patches = self._patches  # which another chat may drop meanwhile
+        if patches is None:
             image = self._image
             if image is None:
                 assert self.path is not None, "an image without a path keeps its pixels"
                 image = _open_same(self.path, self.report.original_size).image
-            self._patches = image_to_patches(image, self._processor)
+            self._patches = patches = image_to_patches(image, self._processor)
             if self.path is not None:
                 self._image = None
-        return self._patches
+        return patches
 
     def release(self) -> None:
         """Drop the patches: the engine's cache holds what the model needs of them."""

@@ -118,6 +118,9 @@ class FakeGpu(CudaDevice):
             for stream in self._clocks:
                 self._known.learn(self._now(stream))
             self.carry_out(self._known)
+            # Whatever is given from now on begins after what the host has waited for.
+            for clock in self._clocks.values():
+                clock.learn(self._known)
 
     def copy(self, source: torch.Tensor, into: torch.Tensor, after: Event | None) -> Event:
         with self.lock_of_all:

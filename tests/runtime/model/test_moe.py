@@ -124,6 +124,9 @@ class DictProvider:
     def begin(self, rows: TokenRows) -> None:
         pass
 
+    def abort(self) -> None:
+        pass
+
     def make_room(self, owner: object, num_bytes: int) -> None:
         pass
 
