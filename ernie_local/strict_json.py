@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ernie_local.errors import ModelUnusable
+from ernie_local.files import read_plain
 
 _SHOWN_CHARACTERS = 120
 
@@ -17,18 +18,7 @@ _SHOWN_CHARACTERS = 120
 def read_json_object(path: Path, limit_bytes: int = 16 << 20) -> dict[str, object]:
     """The JSON object in the file `path`; ModelUnusable if it is missing, too large, or no such thing."""
     try:
-        # Reading a pipe or device could block or never end.
-        if not path.is_file():
-            raise _unreadable(path, "it is not there, or is not a plain file")
-        num_bytes = path.stat().st_size
-        if num_bytes > limit_bytes:
-            raise ModelUnusable(
-                f"{path} has {num_bytes} bytes, over the limit of {limit_bytes}",
-                "a file of settings or names is never that large",
-                "download the file again, or name another model directory",
-            )
-        with path.open("rb") as file:
-            raw = file.read(limit_bytes + 1)
+        raw = read_plain(path, limit_bytes)
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
     return parse_json_object(raw, str(path))

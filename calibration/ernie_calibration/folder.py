@@ -11,7 +11,8 @@ from pathlib import Path
 from ernie_calibration.images.forms import READ_QUESTIONS
 from ernie_calibration.sample import Sample, SampleTurn
 from ernie_local.errors import InputUnreadable, ModelUnusable
-from ernie_local.media.formats import sniff_format
+from ernie_local.files import open_plain, read_plain
+from ernie_local.media.formats import SNIFFED_BYTES, sniff_format
 from ernie_local.media.open_image import open_images
 from ernie_local.strict_json import read_json_object, show
 
@@ -21,7 +22,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".b
 MAX_TEXT_BYTES = 1 << 20
 # A text without an image answers this.
 WRITE_QUESTION = "Write a text."
-_HEAD_BYTES = 1024  # all that sniff_format looks at
 _HINT = 'write {"turns": [{"question": "...", "answer": "..."}]}'
 
 # Of one sample: its image, and the turns of its text; None for what there is not.
@@ -77,11 +77,9 @@ def _sort_out(directory: Path, note: Callable[[str], None]) -> tuple[list[Path],
 
 def _no_image(path: Path) -> str:
     """Why a file with any other name is not an image; empty if it is one."""
-    if not path.is_file():
-        return "not a regular file"
     try:
-        with path.open("rb") as file:
-            sniff_format(file.read(_HEAD_BYTES), path.name)
+        with open_plain(path) as file:
+            sniff_format(file.read(SNIFFED_BYTES), path.name)
     except InputUnreadable as error:
         return error.what.removeprefix(f"{path.name}: ")
     except OSError as error:
@@ -146,17 +144,12 @@ def _read_turns(path: Path, *, of_image: bool) -> tuple[SampleTurn, ...]:
 
 def _read_text(path: Path) -> str:
     try:
-        num_bytes = path.stat().st_size
-        if num_bytes > MAX_TEXT_BYTES:
-            raise InputUnreadable(
-                f"{path}: {num_bytes:,} bytes, at most {MAX_TEXT_BYTES:,} are read",
-                "a conversation has to fit the model's context",
-                "split it into several files",
-            )
-        data = path.read_bytes()
+        data = read_plain(path, MAX_TEXT_BYTES)
     except OSError as error:
         raise InputUnreadable(
-            f"{path}: cannot be read", f"the system says: {error.strerror or error}", "check its permissions"
+            f"{path}: cannot be read",
+            f"a text that fits the model's context is needed here: {error.strerror or error}",
+            "check its permissions, or split it into several files",
         ) from error
     try:
         return data.decode("utf-8-sig")

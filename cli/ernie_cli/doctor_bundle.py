@@ -22,7 +22,7 @@ from ernie_cli.doctor_result import DoctorResult
 from ernie_cli.json_object import finished
 from ernie_local.doctor import Subject
 from ernie_local.errors import InputUnreadable, UsageError
-from ernie_local.files import written_whole
+from ernie_local.files import place_of_new_file, written_whole
 from ernie_local.planner.profile import profile_to_json, read_profile
 
 # A path ends at these; one with a blank in it must be known by name.
@@ -36,10 +36,15 @@ _SHORTEST_NAME = 3
 
 def check_path(path: Path) -> None:
     """Raise UsageError where no file can be written, or another kind of file would be lost."""
-    if path.is_dir() or not path.parent.is_dir():
+    try:
+        folder = place_of_new_file(path).parent
+        reason = "" if folder.is_dir() else f"{folder} is not a directory"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
         raise UsageError(
             f"cannot write a bundle to {path}",
-            "it is a directory" if path.is_dir() else f"{path.parent} is not a directory",
+            reason,
             "give the path of a file, such as report.zip",
         )
     if path.exists() and not zipfile.is_zipfile(path):

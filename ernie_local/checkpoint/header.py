@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
 from typing import Protocol, TypeGuard, TypeVar
 
 from ernie_local.errors import ModelUnusable
+from ernie_local.files import open_plain
 from ernie_local.packing.layout import PAGE_ALIGNMENT
 from ernie_local.sizes import GIB, MIB, format_bytes
 from ernie_local.strict_json import git_lfs_pointer, parse_json_object, show
@@ -50,22 +51,17 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     Tensors must follow each other without gap or overlap and end where the file ends.
     """
     try:
-        status = path.stat()
-        # Opening a pipe would wait for a writer, so the kind is asked first.
-        if not S_ISREG(status.st_mode):
-            raise ModelUnusable(
-                f"{path} is not a plain file",
-                "weights are read from files, and this is a directory, pipe or device",
-                "remove it and download the model again",
-            )
-        with path.open("rb") as file:
+        with open_plain(path) as file:
+            file_bytes = os.fstat(file.fileno()).st_size
             start = file.read(64)
-            length = _checked_length(path, start, status.st_size)
+            length = _checked_length(path, start, file_bytes)
             file.seek(8)
             raw = file.read(length)
     except OSError as error:
         raise ModelUnusable(
-            f"{path} cannot be read", error.strerror or str(error), "check the path and its permissions"
+            f"{path} cannot be read",
+            error.strerror or str(error),
+            "check the path and its permissions, or download the model again",
         ) from error
     if len(raw) != length:
         problem = f"has {len(raw)} bytes of a header of {length}"
@@ -79,7 +75,7 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
         problem = "has __metadata__ that is not an object of texts"
         raise _broken(path, problem, "it was damaged or made wrongly")
     tensors = [_parse_entry(path, name, entry, data_start) for name, entry in entries.items()]
-    _check_coverage(path, tensors, data_start, status.st_size)
+    _check_coverage(path, tensors, data_start, file_bytes)
     return {tensor.name: tensor for tensor in tensors}
 
 

@@ -21,6 +21,7 @@ from ernie_local.checkpoint.index import Accounts, TensorSource, account
 from ernie_local.checkpoint.uncached_file import DOWNLOAD_AGAIN, drop_cached
 from ernie_local.config import ModelConfig
 from ernie_local.errors import ModelUnusable
+from ernie_local.files import open_descriptor
 from ernie_local.packing.formats import LARGEST_WEIGHT
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -166,7 +167,7 @@ class Checkpoint:
     def _descriptor(self, path: Path) -> int:
         with self._opening:
             if path not in self._files:
-                self._files[path] = os.open(path, os.O_RDONLY)
+                self._files[path] = open_descriptor(path)
             return self._files[path]
 
     def _read_bytes(self, stored: StoredTensor, offset: int, into: torch.Tensor) -> None:

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 from ernie_local.errors import ModelUnusable
+from ernie_local.files import open_descriptor
 
 # Of offsets, sizes and addresses of direct reads; enough for all common file systems.
 ALIGNMENT = 4096
@@ -26,7 +27,7 @@ class UncachedFile:
         self.path = path
         self._lock = threading.Lock()
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = open_descriptor(path)
         except OSError as error:
             raise _unreadable(path, 0, error) from error
         self._direct = _open_direct(path, os.fstat(self._descriptor).st_size)

@@ -51,10 +51,15 @@ _CONVERSIONS = {
     "video": "videos are not read yet; take single frames: ffmpeg -i in.mp4 -vf fps=1 frame%03d.png",
 }
 _SHOWN_BYTES = 24
+SNIFFED_BYTES = _PDF_SEARCH_BYTES  # all that `sniff_format` looks at
 
 
-def sniff_format(data: bytes, name: str) -> str:
-    """One of "PNG", "JPEG", "WebP", "GIF", "TIFF", "BMP" and "PDF"; InputUnreadable for anything else."""
+def sniff_format(data: bytes, name: str, num_bytes: int | None = None, *, shows_content: bool = True) -> str:
+    """One of "PNG", "JPEG", "WebP", "GIF", "TIFF", "BMP" and "PDF"; InputUnreadable for anything else.
+
+    data: the first SNIFFED_BYTES, or more. num_bytes: of the whole file, None where that is not known.
+    shows_content: the message may quote the file, as the user chose it.
+    """
     if not data:
         raise InputUnreadable(
             f"{name}: holds 0 bytes",
@@ -74,9 +79,11 @@ def sniff_format(data: bytes, name: str) -> str:
             f"{READABLE} are read",
             _CONVERSIONS.get(kind, "convert it to PNG with the program it was made in"),
         )
+    size = "at least" if num_bytes is None else "has"
+    size += f" {len(data) if num_bytes is None else num_bytes:,} bytes"
     raise InputUnreadable(
         f"{name}: is not an image",
-        f"{READABLE} are read; this file has {len(data):,} bytes and starts with {_show(data)}",
+        f"{READABLE} are read; this file {size}" + (f" and starts with {_show(data)}" * shows_content),
         "give the image itself; text belongs into the question",
     )
 

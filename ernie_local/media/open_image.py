@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 from PIL import Image
 
 from ernie_local.errors import InputUnreadable, UsageError
+from ernie_local.files import open_plain
 from ernie_local.media.decode import decode_pages, to_upright_rgb
-from ernie_local.media.formats import sniff_format
+from ernie_local.media.formats import SNIFFED_BYTES, sniff_format
 from ernie_local.media.pages import PageRequest, split_page_request
 from ernie_local.media.pdf import DEFAULT_DPI, render_pdf
 
@@ -44,7 +45,11 @@ class OpenedImage:
 
 
 def open_images(
-    source: ImageSource, *, stdin: BinaryIO | None = None, pdf_dpi: float = DEFAULT_DPI
+    source: ImageSource,
+    *,
+    stdin: BinaryIO | None = None,
+    pdf_dpi: float = DEFAULT_DPI,
+    shows_content: bool = True,
 ) -> list[OpenedImage]:
     """Open and decode PNG, JPEG, WebP, GIF, TIFF, BMP and PDF images, whatever the file is called.
 
@@ -52,20 +57,27 @@ def open_images(
     "-" or "-:1-3" for the bytes of `stdin`; bytes; a PIL image (its current frame); or a uint8 array or
     tensor of shape (h, w), (h, w, c) or (c, h, w), c 1, 3 (RGB) or 4 (RGBA). A PDF or TIFF gives one image
     for each page; without chosen pages it is refused above MAX_PAGES. Of a moving GIF, WebP or PNG the first
-    frame is read. PDF pages are drawn at `pdf_dpi`.
+    frame is read. PDF pages are drawn at `pdf_dpi`. shows_content: a refusal may quote what a file holds.
 
-    InputUnreadable for what cannot be read; size limits are checked before anything is decoded.
+    InputUnreadable for what cannot be read, and for paths of pipes, devices and folders; the kind and size of
+    a file are checked before it is read whole, and the size of an image before it is decoded.
     """
     if isinstance(source, Image.Image):
         return [_open_object(source)]
     if isinstance(source, bytes | bytearray | memoryview):
-        return _open_bytes(bytes(source), "image", None, pdf_dpi)
+        data = bytes(source)
+        kind = sniff_format(data, "image", len(data), shows_content=shows_content)
+        return _open_bytes(data, kind, "image", None, pdf_dpi)
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
         path_text, request = (text, None) if _exists(text) else split_page_request(text)
         if path_text == STDIN_MARK:
-            return _open_bytes(_read_stdin(stdin), "standard input", request, pdf_dpi)
-        return _open_bytes(_read_file(path_text), path_text, request, pdf_dpi)
+            name = "standard input"
+            data, kind = _read_stdin(stdin, name)
+        else:
+            name = path_text
+            data, kind = _read_file(path_text, shows_content)
+        return _open_bytes(data, kind, name, request, pdf_dpi)
     if hasattr(source, "__array__"):
         return [_open_object(_array_to_image(source))]
     raise InputUnreadable(
@@ -80,8 +92,9 @@ def _open_object(source: Image.Image) -> OpenedImage:
     return OpenedImage(image, "image", notes)
 
 
-def _open_bytes(data: bytes, name: str, request: PageRequest | None, pdf_dpi: float) -> list[OpenedImage]:
-    kind = sniff_format(data, name)
+def _open_bytes(
+    data: bytes, kind: str, name: str, request: PageRequest | None, pdf_dpi: float
+) -> list[OpenedImage]:
     is_pdf = kind == "PDF"
     pages = render_pdf(data, name, request, pdf_dpi) if is_pdf else decode_pages(data, kind, name, request)
     return [
@@ -98,17 +111,25 @@ def _exists(text: str) -> bool:
     return text != STDIN_MARK
 
 
-def _read_stdin(stdin: BinaryIO | None) -> bytes:
+def _read_stdin(stdin: BinaryIO | None, name: str) -> tuple[bytes, str]:
+    """All bytes of a stream, and their format. It is read in pieces, as no pipe says how long it is."""
     if stdin is None:
         raise UsageError(
             f"{STDIN_MARK!r} stands for standard input, which is not available here",
             "only the commands have a standard input to read an image from",
             "give the path, or the bytes themselves",
         )
-    return _read_all(stdin, "standard input")
+    data = bytearray(stdin.read(_READ_BYTES))
+    kind = sniff_format(bytes(data), name, len(data) if len(data) < _READ_BYTES else None)
+    while piece := stdin.read(_READ_BYTES):
+        data += piece
+        if len(data) > MAX_FILE_BYTES:
+            raise _too_long(name, f"{len(data):,} bytes or more")
+    return bytes(data), kind
 
 
-def _read_file(path_text: str) -> bytes:
+def _read_file(path_text: str, shows_content: bool) -> tuple[bytes, str]:
+    """All bytes of a file, and their format."""
     path = Path(path_text)
     try:
         if path_text.startswith("~") and not _exists(path_text):
@@ -119,8 +140,21 @@ def _read_file(path_text: str) -> bytes:
                 "images are given one by one, so that their order is clear",
                 "name a file in it",
             )
-        with path.open("rb") as stream:
-            return _read_all(stream, path_text)
+        if path.is_fifo() or path.is_char_device():
+            raise InputUnreadable(
+                f"{path_text}: is a pipe or a device, not a file",
+                "it could be read once, or without end, and a file is read again when a chat goes on",
+                f"give its bytes on standard input: {STDIN_MARK} in place of the path",
+            )
+        with open_plain(path) as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            head = file.read(SNIFFED_BYTES) or b""
+            kind = sniff_format(head, path_text, max(num_bytes, len(head)), shows_content=shows_content)
+            if num_bytes > MAX_FILE_BYTES:
+                raise _too_long(path_text, f"{num_bytes:,} bytes")
+            # A file of /proc tells a size of 0.
+            data = head + (file.read(num_bytes or _READ_BYTES) or b"")
+        return data, kind
     except FileNotFoundError as error:
         raise InputUnreadable(
             f"{path_text}: no such file",
@@ -131,23 +165,17 @@ def _read_file(path_text: str) -> bytes:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputUnreadable(
             f"{path_text}: cannot be read",
-            f"the system says: {reason}",
+            reason,
             "check the path and the rights to read it",
         ) from error
 
 
-def _read_all(stream: BinaryIO, name: str) -> bytes:
-    """All bytes of a file or pipe. It is read in pieces, as a pipe does not say how long it is."""
-    data = bytearray()
-    while piece := stream.read(_READ_BYTES):
-        data += piece
-        if len(data) > MAX_FILE_BYTES:
-            raise InputUnreadable(
-                f"{name}: {len(data):,} bytes or more, at most {MAX_FILE_BYTES:,} are read",
-                "the whole file is held in memory while it is decoded",
-                "cut out the pages or the part that matter",
-            )
-    return bytes(data)
+def _too_long(name: str, size: str) -> InputUnreadable:
+    return InputUnreadable(
+        f"{name}: {size}, at most {MAX_FILE_BYTES:,} are read",
+        "the whole file is held in memory while it is decoded",
+        "cut out the pages or the part that matter",
+    )
 
 
 def _array_to_image(source: Any) -> Image.Image:

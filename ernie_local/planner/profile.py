@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from ernie_local.errors import ErnieLocalError, InputUnreadable, ModelUnusable
-from ernie_local.files import written_whole
+from ernie_local.files import read_plain, written_whole
 from ernie_local.planner.rates import Rate, Rates, Seconds
 from ernie_local.sizes import GIB
 from ernie_local.strict_json import parse_json_object, show
@@ -144,9 +144,7 @@ def profile_to_json(profile: MachineProfile) -> dict[str, object]:
 def read_profile(path: Path) -> MachineProfile | None:
     """What was stored; None if there is no such file. InputUnreadable for a file that is no such profile."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST_FILE)
-        fields = parse_json_object(raw, path.name)
+        fields = parse_json_object(read_plain(path, _LARGEST_FILE), path.name)
         schema = fields.pop("schema", None)
         if schema != PROFILE_SCHEMA:
             raise _unusable(path, f"schema is {show(schema)}, not {PROFILE_SCHEMA}")

@@ -22,7 +22,7 @@ from ernie_local.config import MODALITIES, Bank, BankKey
 from ernie_local.errors import InputUnreadable
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.plan import PagingPlan
-from ernie_local.files import written_whole
+from ernie_local.files import open_plain, written_whole
 
 VERSION = 1
 _MOST_BYTES = 1 << 30  # unpacked: a million tokens of the original
@@ -159,7 +159,7 @@ def read_trace(path: Path) -> Trace:
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    with zipfile.ZipFile(path) as archive:
+    with open_plain(path) as file, zipfile.ZipFile(file) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
         _expect(set(sizes) == {f"{name}.npy" for name in _ARRAYS}, "its arrays are not those of a trace")
         _expect(sum(sizes.values()) <= _MOST_BYTES, f"it unpacks to more than {_MOST_BYTES} bytes")

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from ernie_local.errors import InputUnreadable, UsageError
-from ernie_local.files import written_whole
+from ernie_local.files import read_plain, written_whole
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model_files import ModelFiles
 from ernie_local.session.image import ChatImage, open_same_image
 from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason, MessagePart
+from ernie_local.strict_json import show
 from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import Role
 
 FORMAT_NAME = "ernie-local chat"
 FORMAT_VERSION = 2  # 1: a turn asked with one text after its images
+MAX_CHAT_BYTES = 64 << 20
 
 _Value = TypeVar("_Value")
 _ROLES: tuple[Role, ...] = get_args(Role)
@@ -61,14 +63,17 @@ def read_saved_chat(path: str | os.PathLike[str], files: ModelFiles) -> SavedCha
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(read_plain(path, MAX_CHAT_BYTES))
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+    except (ValueError, RecursionError) as error:
         raise _unreadable(path, str(error)) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
         raise _unreadable(path, f'it lacks "format": "{FORMAT_NAME}"')
-    if content.get("version") not in (1, FORMAT_VERSION):
+    version = content.get("version")
+    if version not in (1, FORMAT_VERSION):
         raise InputUnreadable(
-            f"{path}: a chat of version {content.get('version')!r}, only 1 and {FORMAT_VERSION} can be read",
+            f"{path}: a chat of version {show(version)}, only 1 and {FORMAT_VERSION} can be read",
             "another version of ernie-local wrote it",
             "use that version, or start a new chat",
         )
@@ -142,13 +147,13 @@ def _message_from_json(message: dict[str, object], processor: ImageProcessorConf
 
 def _expect(value: object, kind: type[_Value]) -> _Value:
     if not isinstance(value, kind):
-        raise TypeError(f"{value!r} where a {kind.__name__} belongs")
+        raise TypeError(f"{show(value)} where a {kind.__name__} belongs")
     return value
 
 
 def _one_of(known: tuple[_Value, ...], value: object) -> _Value:
     if value not in known:
-        raise ValueError(f"{value!r} where one of {known} belongs")
+        raise ValueError(f"{show(value)} where one of {known} belongs")
     return known[known.index(value)]
 
 

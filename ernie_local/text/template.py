@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 from ernie_local.config import MediaTokens
 from ernie_local.errors import ModelUnusable, UsageError, parameter
+from ernie_local.files import read_plain
 from ernie_local.text.reasoning import THINK_CLOSE, THINK_OPEN, TOOL_CALL_CLOSE, TOOL_CALL_OPEN, ToolCall
 from ernie_local.text.tokenizer import TOKENIZER_CONFIG_NAME, ErnieTokenizer, read_object_if_there
 
@@ -34,6 +35,7 @@ THINKING_SYSTEM = (
 # Each of these is in the Thinking template alone: the PT template has no tools.
 _THINKING_MARKS = ("tool_list", "tool_output", "tool_call", THINKING_SYSTEM)
 _CHAT_TEMPLATE_NAMES = ("chat_template.jinja", "chat_template.json")
+_MAX_TEMPLATE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,10 @@ def encode_segments(tokenizer: ErnieTokenizer, segments: Iterable[Segment], medi
 
 
 def detect_variant(directory: Path) -> Variant:
-    """The variant of the chat template among the files of `directory`; PT if there is none."""
+    """The variant of the chat template among the files of `directory`; PT if there is none.
+
+    ModelUnusable for a template that is there and cannot be read.
+    """
     texts = [json.dumps(read_object_if_there(directory / TOKENIZER_CONFIG_NAME).get("chat_template", ""))]
     for name in _CHAT_TEMPLATE_NAMES:
         path = directory / name
@@ -215,12 +220,13 @@ def detect_variant(directory: Path) -> Variant:
 
 def _read_template(path: Path) -> str:
     try:
-        if path.is_file():  # reading a pipe could block
-            return path.read_text(encoding="utf-8", errors="replace")
-        why = "it is a link that leads nowhere, or no plain file"
+        return read_plain(path, _MAX_TEMPLATE_BYTES).decode("utf-8", errors="replace")
     except OSError as error:
-        why = error.strerror or str(error)
-    raise ModelUnusable(f"the chat template {path} cannot be read", why, "fetch the model's files again")
+        raise ModelUnusable(
+            f"the chat template {path} cannot be read",
+            error.strerror or str(error),
+            "check its permissions, or fetch the model's files again",
+        ) from error
 
 
 def check_variant(variant: str) -> Variant:

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ernie_local.errors import ModelUnusable, UsageError
+from ernie_local.files import read_plain
 from ernie_local.strict_json import read_json_object
 from ernie_local.text.sentencepiece_file import FilePiece, SentencePieceKind, keep_spaces_exactly, read_pieces
 
 TOKENIZER_MODEL_NAME = "tokenizer.model"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+# ERNIE's file has 1.6 MB.
+MAX_TOKENIZER_BYTES = 64 << 20
 _SPACE_MARK = "\u2581"
 _REPLACEMENT = "\ufffd".encode()
 
@@ -83,7 +86,7 @@ class ErnieTokenizer:
         """
         path = Path(directory) / TOKENIZER_MODEL_NAME
         try:
-            model_proto = path.read_bytes()
+            model_proto = read_plain(path, MAX_TOKENIZER_BYTES)
         except FileNotFoundError as error:
             raise ModelUnusable(
                 f"the model has no tokenizer: {path} is missing",
@@ -91,7 +94,7 @@ class ErnieTokenizer:
                 f"copy {TOKENIZER_MODEL_NAME} and tokenizer_config.json from the model's original repository",
             ) from error
         except OSError as error:
-            raise _broken(path, str(error)) from error
+            raise _broken(path, error.strerror or str(error)) from error
         added = _read_added_tokens(Path(directory))
         try:
             return cls(model_proto, added)

@@ -19,6 +19,7 @@ from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.errors import ModelUnusable
+from ernie_local.files import open_plain
 from ernie_local.model_files import ModelFiles
 from ernie_local.progress import OnProgress
 from ernie_local.sampling import model_sampling
@@ -98,7 +99,7 @@ def _read_files(
     on_progress: OnProgress | None,
 ) -> tuple[dict[str, FileHash], int]:
     """Hashes of those files that are there and can be read, and the number of pages in them."""
-    paths = [path for path in (directory / name for name in names) if path.is_file()]
+    paths = [path for path in (directory / name for name in names) if path.exists()]
     total, done = sum(path.stat().st_size for path in paths), 0
 
     def note(name: str, num_bytes: int) -> None:
@@ -124,7 +125,7 @@ def _read_file(
     """Hash of a file and number of its pages. Values of weights are checked if `packed` is there."""
     num_pages: int | None = 0
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             stream = FileStream(file, on_bytes)
             if path.name.endswith(".safetensors") and packed is not None:
                 num_pages = findings.attempt(

@@ -9,7 +9,9 @@ import msgspec
 
 from ernie_local.config import Bank
 from ernie_local.errors import InputUnreadable, UsageError
-from ernie_local.files import replaced
+from ernie_local.files import read_plain, replaced
+
+_MAX_BYTES = 256 << 20  # of the original about 2 MB
 
 
 class ExpertLosses(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,7 +67,7 @@ def read_measurements(path: Path, identity: dict[str, str]) -> Measurements:
     version, with the names that differ from `identity`.
     """
     try:
-        measured = msgspec.json.decode(path.read_bytes(), type=Measurements)
+        measured = msgspec.json.decode(read_plain(path, _MAX_BYTES), type=Measurements)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputUnreadable(
             f"{path} cannot be read as statistics: {error}",

@@ -24,7 +24,7 @@ from ernie_calibration.sequences import EncodedSample
 from ernie_local.checkpoint.writer import CheckpointFiles
 from ernie_local.config import Bank
 from ernie_local.errors import ModelUnusable, Stopped, UsageError, parameter
-from ernie_local.files import replaced, sync_names
+from ernie_local.files import open_plain, replaced, sync_names
 from ernie_quant.foreign import FOREIGN_PACKAGES
 from ernie_quant.place import IDENTITY_FILE, WORK_FOLDER, check_empty, has_work, is_made
 from ernie_quant.recipe import Recipe
@@ -287,7 +287,7 @@ def source_identity(directory: Path) -> str:
     for path in sorted(directory.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             for sample in range(_SAMPLES):
                 file.seek(size * sample // _SAMPLES)
                 digest.update(file.read(_SAMPLE_BYTES))

@@ -103,7 +103,7 @@ def test_wrong_options_are_usage_errors(command: Command, trace: Path, arguments
 def test_a_trace_is_not_written_over_something_else(command: Command, invoice: Path, tmp_path: Path) -> None:
     for path, reason in (
         (invoice, "something else"),
-        (tmp_path, "it is a directory"),
+        (tmp_path, "a directory"),
         (tmp_path / "no" / "t", "is not a directory"),
     ):
         result = command("chat", "-p", "hi", "--trace", str(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,14 @@ def test_a_reader_that_ends_early_is_no_error(arguments: str) -> None:
     done = run_shell(f"{VRAM} {arguments} | head -c 1")
     assert done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("where", ["| cat", "> {file}", "> /dev/null", ">&-"])
+def test_a_chat_is_not_saved_into_stdout(where: str, tmp_path: Path) -> None:
+    done = run_shell(f"{CHAT} --save /dev/stdout {where.format(file=tmp_path / 'out')}")
+    assert done.returncode == 2
+    assert [line[:7] for line in done.stderr.splitlines()][::2] == ["error: ", "try: gi"]
+    assert Path("/dev/stdout").is_symlink()
 
 
 def test_with_all_streams_closed_a_command_ends() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TextIO
 
 from ernie_cli.chat.options import ChatOptions
 from ernie_local.errors import InputUnreadable, UsageError
+from ernie_local.files import open_plain, place_of_new_file
 from ernie_local.media.pages import split_page_request
 
 STDIN_MARK = "-"
@@ -152,14 +154,19 @@ def check_save_path(path: Path) -> None:
 
 def _check_output(path: Path, what: str, beginning: bytes, example: str) -> None:
     """beginning: the first bytes of such a file, which may be replaced."""
-    directory = path.parent
-    if path.is_dir() or not directory.is_dir():
-        reason = "it is a directory" if path.is_dir() else f"{directory} is not a directory"
+    try:
+        directory = place_of_new_file(path).parent
+        reason = "" if directory.is_dir() else f"{directory} is not a directory"
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(1)):
+            reason = "it is stdout, where the answer goes"
+    except OSError as error:  # a pipe such as /dev/stdout is not waited for
+        reason = error.strerror or str(error)
+    if reason:
         raise UsageError(
             f"cannot save {what} as {path}", reason, f"give the path of a file, such as {example}"
         )
     if path.exists():
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             start = file.read(64).lstrip()
         if start and not start.startswith(beginning):
             raise UsageError(

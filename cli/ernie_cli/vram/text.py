@@ -11,6 +11,7 @@ from ernie_cli.vram.report import Report
 from ernie_cli.vram.result import SessionsObject, count_model_weights
 from ernie_cli.vram.tables import band_text, bar_lines, context_lines, gpu_lines, memory_lines
 from ernie_local.escapes import printable_line
+from ernie_local.files import written_whole
 from ernie_local.media.image_size import ImageReport
 from ernie_local.model.memory_use import encoding_bytes
 from ernie_local.planner.gpu import GpuPlan
@@ -106,7 +107,7 @@ def known_gpu_lines(gpus: Sequence[tuple[GpuModel, GpuPlan, Speed]]) -> Iterator
 
 
 def draw(memory: MemoryPlan, title: str, path: Path) -> None:
-    """Write the image; its kind is the path's suffix, .svg or .png."""
+    """Write the image; its kind is the path's suffix, .svg or .png. ErnieLocalError where it cannot be."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -124,7 +125,8 @@ def draw(memory: MemoryPlan, title: str, path: Path) -> None:
     axes.set_ylabel("GiB")
     axes.set_title(printable_line(title), parse_math=False)
     figure.legend(loc="outside right upper", fontsize="small")
-    figure.savefig(path)
+    with written_whole(path, "the plot") as file:
+        figure.savefig(file, format=path.suffix.removeprefix("."))
 
 
 def _cpu_verdict(report: Report) -> str:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, UsageError
-from ernie_local.files import replaced
+from ernie_local.files import check_plain, place_of_new_file, replaced
 from ernie_local.loading.build import build_head
 from ernie_local.loading.options import WEIGHT_DTYPES, find_device, find_dtype
 from ernie_local.model.ernie import ErnieModel
@@ -41,10 +41,15 @@ def load_head(directory: Path, dtype: str, device: str) -> ErnieModel:
 
 def check_place(path: Path) -> None:
     """Raise UsageError unless a file can be written there; checked before hours of work."""
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    try:
+        is_good = os.access(place_of_new_file(path).parent, os.W_OK)
+        reason = "" if is_good else "its directory is missing or not writable"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
         raise UsageError(
             f"{path} cannot be written",
-            "it is a directory, or its directory is missing or not writable",
+            reason,
             "name a file in a writable directory",
         )
 
@@ -71,6 +76,7 @@ def save_observations(path: Path, identity: Mapping[str, str], observations: Seq
 def load_observations(path: Path, identity: Mapping[str, str]) -> list[Observation]:
     """Read what `save_observations` wrote. UsageError for another identity or any other file."""
     try:
+        check_plain(path)
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             before = msgspec.json.decode(metadata[_IDENTITY], type=dict[str, str])

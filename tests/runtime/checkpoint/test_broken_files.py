@@ -357,10 +357,10 @@ def test_a_git_lfs_pointer(tmp_path: Path) -> None:
 def test_a_directory_or_pipe_in_place_of_the_file(tmp_path: Path) -> None:
     path = write_config(tmp_path) / "model.safetensors"
     path.mkdir()
-    assert_refused(tmp_path, "model.safetensors is not a plain file")
+    assert_refused(tmp_path, "model.safetensors cannot be read", "not a plain file")
     path.rmdir()
     os.mkfifo(path)
-    assert_refused(tmp_path, "model.safetensors is not a plain file")
+    assert_refused(tmp_path, "model.safetensors cannot be read", "not a plain file")
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ BROKEN: dict[str, tuple[Callable[[Path, Index], object], str]] = {
         f"{SECOND} is missing, with 143 of the 173 tensors[^|]*lies in 2 files",
     ),
     "broken link": (broken_link, f"{SECOND} is missing"),
-    "a directory": (a_directory, f"{SECOND} is not a plain file"),
+    "a directory": (a_directory, f"{SECOND} cannot be read\n.*not a plain file"),
     "absent": (says("model.extra.weight", FIRST), f"{FIRST} has no tensor 'model.extra.weight' among its 30"),
     "elsewhere": (says(EMBEDDING, SECOND), f"{SECOND} has no tensor '{EMBEDDING}' among its 143"),
     "in two shards": (in_both, f"{SECOND} holds the tensor '{EMBEDDING}', which also lies in {FIRST}"),

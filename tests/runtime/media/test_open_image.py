@@ -7,7 +7,7 @@ import os
 import struct
 import subprocess
 import sys
-import threading
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
@@ -22,6 +22,7 @@ from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.media import decode, open_image
 from ernie_local.media.decode import MAX_PIXELS
 from ernie_local.media.open_image import open_images
+from tests.special_files import within_seconds
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 
@@ -414,20 +415,42 @@ def test_standard_input_is_read_where_there_is_one(arrow: Image.Image) -> None:
 
 def test_an_endless_source_is_refused_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_image, "MAX_FILE_BYTES", 1 << 20)
-    source = io.BytesIO(bytes(4 << 20))
+    source = io.BytesIO(encode(Image.new("L", (9, 9)), "PNG") + bytes(4 << 20))
     with pytest.raises(InputUnreadable, match="2,097,152 bytes or more, at most 1,048,576 are read"):
         open_images("-", stdin=source)
     assert source.tell() == 2 << 20
 
 
+def test_a_stream_that_is_no_image_is_refused_by_its_beginning() -> None:
+    source = io.BytesIO(b"once upon a time " * (1 << 18))
+    with pytest.raises(InputUnreadable, match="at least 1,048,576 bytes and starts with the text"):
+        open_images("-", stdin=source)
+    assert source.tell() == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"Once upon a time", "this file has 1,099,511,627,776 bytes and starts with the text"),
+        (b"\x89PNG\r\n\x1a\n", "1,099,511,627,776 bytes, at most 536,870,912 are read"),
+    ],
+)
+def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(content)
+    os.truncate(path, 1 << 40)
+    tracemalloc.start()
+    assert message in refusal(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_a_named_pipe_is_read(tmp_path: Path, arrow: Image.Image) -> None:
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    writer = threading.Thread(target=path.write_bytes, args=(encode(arrow, "PNG"),))
-    writer.start()
-    assert open_images(path)[0].image.size == (64, 40)
-    writer.join()
+def test_a_named_pipe_is_sent_to_standard_input(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with within_seconds(20):
+        assert "standard input: - in place of the path" in refusal(tmp_path / "pipe")
 
 
 def test_importing_the_readers_imports_neither_torch_nor_pypdfium2() -> None:

@@ -27,6 +27,7 @@ from ernie_local.verify import Finding, Verification, verify
 from ernie_local.verify.finding import Findings
 from ernie_local.verify.weights import FileStream, check_values
 from tests.conftest import PackNano
+from tests.special_files import SPECIAL_FILES, within_seconds
 
 WEIGHTS = "model.safetensors"
 NORM = "layers.1.input_layernorm.weight"
@@ -284,6 +285,18 @@ def test_an_old_weight_file_beside_the_shards_is_found_and_other_files_are_notes
     assert [finding.file for finding in result.findings] == [WEIGHTS]
     assert "is not in hashes.json" in first(result).error.what
     assert ["notes.txt" in note for note in result.notes] == [True]
+
+
+@pytest.mark.parametrize("kind", SPECIAL_FILES)
+def test_a_special_file_in_place_of_a_listed_one_is_found(kind: str, packed: Path) -> None:
+    known = read_hashes(packed)
+    assert known is not None
+    write_hashes(packed, {**known, "LICENSE.txt": next(iter(known.values()))})
+    SPECIAL_FILES[kind](packed / "LICENSE.txt")
+    with within_seconds(20):
+        finding = first(verify(packed))
+    assert finding.file == "LICENSE.txt"
+    assert "not a plain file" in finding.error.why
 
 
 def test_a_tied_head_that_differs_is_found(tmp_path: Path) -> None:
