@@ -15,6 +15,7 @@ from PIL import Image
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.image_size import ImageReport, measure_image
 from ernie_local.media.open_image import STDIN_MARK, ImageSource, OpenedImage, open_images
+from ernie_local.media.pages import split_page_request
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor import image_to_patches
 from ernie_local.media.processor_config import ImageProcessorConfig
@@ -99,7 +100,14 @@ def open_same_image(path: str, size: tuple[int, int], processor: ImageProcessorC
 
 
 def _open_same(path: str, size: tuple[int, int]) -> OpenedImage:
-    opened = open_images(path)
+    # The path may have come from a file of somebody else, who must not learn what another file holds.
+    if split_page_request(path)[0] == STDIN_MARK:
+        raise InputUnreadable(
+            f"{path!r}: standard input, where a file of {size[0]} x {size[1]} pixels is needed",
+            "what a pipe carried cannot be read again",
+            "name the file of the image in the saved chat, or start a new chat",
+        )
+    opened = open_images(path, shows_content=False)
     if [one.image.size for one in opened] != [size]:
         now = ", ".join(f"{one.image.width} x {one.image.height}" for one in opened)
         raise InputUnreadable(

@@ -15,6 +15,7 @@ from ernie_local.errors import (
 )
 from ernie_local.session import Chat, ToolCall
 from tests.runtime.conftest import Talk
+from tests.special_files import SPECIAL_FILES, within_seconds
 
 if TYPE_CHECKING:
     from tests.runtime.conftest import Talks
@@ -103,6 +104,25 @@ def test_a_image_that_changed_or_went_is_named(talk: Talks, image: Path, tmp_pat
     image.unlink()
     with pytest.raises(InputUnreadable, match=r"page\.png"):
         Chat.load(path, one.chat.model)
+
+
+@pytest.mark.parametrize("name", ["secret", "pipe", "device", "-", "-:2", "a\0b", "gone", ".", "x" * 9000])
+def test_a_saved_chat_names_images_alone_and_shows_no_other_file(
+    talk: Talks, image: Path, tmp_path: Path, name: str
+) -> None:
+    one = talk()
+    one.ask("q", "a", images=[image])
+    path = tmp_path / "chat.json"
+    one.chat.save(path)
+    (tmp_path / "secret").write_text("hunter2" * 9)
+    for kind in ("pipe", "device"):
+        SPECIAL_FILES[kind](tmp_path / kind)
+    named = name if name.startswith("-") else str(tmp_path / name)
+    path.write_text(path.read_text().replace(json.dumps(str(image)), json.dumps(named)))
+    with within_seconds(20), pytest.raises(InputUnreadable) as caught:
+        Chat.load(path, one.chat.model)
+    assert len(str(caught.value).splitlines()) == 3
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
