@@ -1,4 +1,4 @@
-"""Decodes the bytes of an image file to upright RGB images on white, with Pillow.
+"""Decodes the bytes of an image file to upright RGB images, with Pillow.
 
 Checks the number of pixels, and handles rotation, transparency, bit depth and colour.
 """
@@ -6,20 +6,24 @@ Checks the number of pixels, and handles rotation, transparency, bit depth and c
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
 
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     ExifTags,
     GifImagePlugin,
     Image,
     ImageFile,
+    ImageStat,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -28,11 +32,12 @@ from PIL import (
 )
 
 from ernie_local.errors import InputUnreadable
-from ernie_local.media.image_size import check_aspect_ratio
+from ernie_local.media.image_size import MOST_VISIBLE_PIXELS, check_aspect_ratio
 from ernie_local.media.pages import Page, PageRequest, choose_pages
 
-# Decoding takes 4 bytes a pixel and a copy; the model sees 5 million pixels at most.
+# Decoding takes up to 4 bytes a pixel; what the model cannot see is dropped then, strip by strip.
 MAX_PIXELS = 100_000_000
+_STRIP_ROWS = 256
 MAX_DOCUMENT_PIXELS = 3 * MAX_PIXELS
 
 # Image.open is not used: the error of its own limit has no width and height, and it warns below the limit.
@@ -44,11 +49,19 @@ _DECODERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
     "GIF": GifImagePlugin.GifImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+}
+# What Pillow may have been built without: its own name, the library, and a command that converts.
+_OPTIONAL = {
+    "WebP": ("webp", "libwebp", "dwebp in.webp -o out.png"),
+    "AVIF": ("avif", "libavif", "avifdec in.avif out.png"),
+    "JPEG 2000": ("jpg_2000", "OpenJPEG", "opj_decompress -i in.jp2 -o out.png"),
 }
 # What Pillow raises for damaged bytes; any other error is a defect and is not caught.
 _DECODER_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
-    zlib.error,
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, RuntimeError,
+    struct.error, zlib.error,
 )  # fmt: skip
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,26 +72,31 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_WHITE = (255, 255, 255, 255)
+# A JPEG may hold any number of passes over all of its pixels; common ones have up to 10.
+_MAX_JPEG_PASSES, _JPEG_PASS = 100, b"\xff\xda"
+# A drawing on a transparent ground is put on black where that shows this many times more of it than white.
+_CLEARLY_MORE = 4.0
+_LOOKED_AT_PIXELS = 512  # of the longer side
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
 def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None) -> list[Page]:
-    """Decode a file of format `kind` ("PNG", "JPEG", "WebP", "GIF", "TIFF" or "BMP").
+    """Decode a file of format `kind`, as `sniff_format` names it.
 
     Only TIFF has pages. Of a moving image the first frame is read, with a note. InputUnreadable for damaged
     files, pages that are not there, and, before it is decoded, for more than MAX_PIXELS pixels in a page or
     MAX_DOCUMENT_PIXELS in all pages.
     """
-    if kind == "WebP" and not features.check("webp"):
+    decoder = _find_decoder(kind, name)
+    if kind == "JPEG" and (num_passes := data.count(_JPEG_PASS)) > _MAX_JPEG_PASSES:
         raise InputUnreadable(
-            f"{name}: holds WebP data, which this Pillow cannot read",
-            "Pillow was built without libwebp",
-            "pip install --force-reinstall pillow, or convert the image: dwebp in.webp -o out.png",
+            f"{name}: a JPEG image of {num_passes} passes, at most {_MAX_JPEG_PASSES} are read",
+            "it was made to take long, or is damaged",
+            "open it in an image viewer and save it anew",
         )
     pages: list[Page] = []
     with _reported(name, kind, len(data)):
-        image = _DECODERS[kind](io.BytesIO(data))
+        image = decoder(io.BytesIO(data))
         num_pages = getattr(image, "n_frames", 1) if kind == "TIFF" else 1
         moves = kind != "TIFF" and getattr(image, "is_animated", False)
     notes = ("a moving image, of which the first frame is read",) if moves else ()
@@ -103,16 +121,41 @@ def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None)
     return pages
 
 
-def to_upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...]]:
-    """A new RGB image and notes for the user: turned by its EXIF data, on white, 16-bit gray in 8 bits.
+def _find_decoder(kind: str, name: str) -> Callable[[BinaryIO], ImageFile.ImageFile]:
+    """What opens a file of this format; InputUnreadable where this installation cannot."""
+    if kind == "HEIC":
+        try:
+            from pillow_heif import HeifImageFile
+        except ImportError as error:
+            raise InputUnreadable(
+                f"{name}: holds HEIC data, which this installation cannot read",
+                f"its decoder is optional: {error}",
+                "pip install 'ernie-local[heic]', or convert the image: heif-convert in.heic out.jpg, on a "
+                "Mac: sips -s format jpeg in.heic --out out.jpg",
+            ) from error
+        return HeifImageFile  # type: ignore[no-any-return]
+    feature, library, conversion = _OPTIONAL.get(kind, ("", "", ""))
+    if feature and not features.check(feature):
+        raise InputUnreadable(
+            f"{name}: holds {kind} data, which this Pillow cannot read",
+            f"Pillow was built without {library}",
+            f"pip install --force-reinstall pillow, or convert the image: {conversion}",
+        )
+    return _DECODERS[kind]
 
+
+def to_upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...]]:
+    """A new RGB image and notes for the user: turned by its EXIF data, opaque, 16-bit gray in 8 bits.
+
+    What is transparent becomes white, or black under a drawing that white would hide.
     InputUnreadable for gray of more bits, and for colours that cannot be converted to RGB.
     """
     check_size(image.width, image.height, name)
     with _reported(name, image.format or image.mode, None):
         image.load()
         orientation, notes = _orientation(image)
-        flat = _flatten(image, name)
+        flat, more_notes = _flatten(image, name)
+    notes += more_notes
     turn = _TURNS.get(orientation)
     return (flat if turn is None else flat.transpose(turn)), notes
 
@@ -137,23 +180,55 @@ def _orientation(image: Image.Image) -> tuple[int, tuple[str, ...]]:
         return 1, ("its EXIF data is damaged, so it was not turned",)
 
 
-def _flatten(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return _gray_16_to_8(image).convert("RGB")
+def _flatten(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...]]:
+    levels = _levels_of_16_bits(image) if image.mode.startswith("I;16") else None
     if image.mode in ("I", "F"):
         raise InputUnreadable(
             f"{name}: gray of 32 bits, at most 16 are read",
             "such files carry measurements, and which value is white is not said",
             "save it with 8 bits: magick in.tif -auto-level -depth 8 out.png",
         )
-    if image.has_transparency_data:
-        colour = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), colour).convert("RGB")
-    return image.convert("RGB")
+    notes: tuple[str, ...] = ()
+    ground = "white"
+    if levels is None and image.has_transparency_data:
+        # Every so many pixels tell the ground.
+        step = -(-max(image.size) // _LOOKED_AT_PIXELS)
+        few = image.resize((-(-image.width // step), -(-image.height // step)), Image.Resampling.NEAREST)
+        if _contrast_on(few, "black") > _CLEARLY_MORE * _contrast_on(few, "white"):
+            ground = "black"
+            notes = ("a light drawing on a transparent ground, read on black",)
+    factor = math.isqrt(image.width * image.height // MOST_VISIBLE_PIXELS)
+    if factor < 2:
+        return _on_ground(image, ground, levels), notes
+    # In strips: a whole copy in RGB would take 400 MB more.
+    flat = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    for top in range(0, image.height, factor * _STRIP_ROWS):
+        bottom = min(top + factor * _STRIP_ROWS, image.height)
+        strip = _on_ground(image.crop((0, top, image.width, bottom)), ground, levels)
+        flat.paste(strip.reduce(factor), (0, top // factor))
+    size = f"{image.width} x {image.height}"
+    return flat, (*notes, f"a large image of {size} pixels, read at 1/{factor} of its side length")
 
 
-def _gray_16_to_8(image: Image.Image) -> Image.Image:
-    """Scale by the file's bit depth (a TIFF may have 12 bits); Pillow's own convert would clip."""
+def _on_ground(image: Image.Image, ground: str, levels: Sequence[int] | None = None) -> Image.Image:
+    """An RGB image, with one colour behind what is transparent. levels: of 16-bit gray in 8 bits."""
+    if levels is not None:
+        return image.convert("I").point(levels, "L").convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    colour = image.convert("RGBA")
+    flat = Image.new("RGB", colour.size, ground)
+    flat.paste(colour, mask=colour.getchannel("A"))
+    return flat
+
+
+def _contrast_on(image: Image.Image, ground: str) -> float:
+    """Standard deviation of its gray."""
+    return ImageStat.Stat(_on_ground(image, ground).convert("L")).stddev[0]
+
+
+def _levels_of_16_bits(image: Image.Image) -> list[int]:
+    """Each value in 8 bits, by the file's bit depth (a TIFF may have 12); Pillow's own convert would clip."""
     bits, photometric = 16, None
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         depths = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))
@@ -163,7 +238,7 @@ def _gray_16_to_8(image: Image.Image) -> Image.Image:
     table = [min(255, round(value * 255 / white)) for value in range(1 << 16)]
     if photometric == _WHITE_IS_ZERO:
         table = [255 - value for value in table]
-    return image.convert("I").point(table, "L")
+    return table
 
 
 def _too_large(what: str) -> InputUnreadable:

@@ -19,20 +19,22 @@ _SIGNATURES = (
     (0, b"II+\0", "TIFF"),
     (0, b"MM\0+", "TIFF"),
     (0, b"BM", "BMP"),
+    (4, b"jP  \r\n\x87\n", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),  # without a container
 )
-READABLE = "PNG, JPEG, WebP, GIF, TIFF, BMP and PDF"
+# Of files that begin with a box of brands; what else begins so is a video.
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), "HEIC"),
+}
+_BRANDS_OF_EITHER = {b"mif1", b"msf1", b"mif2"}
+READABLE = "PNG, JPEG, WebP, AVIF, JPEG 2000, GIF, TIFF, BMP and PDF"
 # A PDF may start with other bytes; readers look for its mark in the first kilobyte.
 _PDF_MARK, _PDF_SEARCH_BYTES = b"%PDF-", 1024
 
 _KNOWN_ELSEWHERE = (
-    (4, b"ftyphei", "HEIC"),
-    (4, b"ftyphev", "HEIC"),
-    (4, b"ftypmif1", "HEIC"),
-    (4, b"ftypmsf1", "HEIC"),
-    (4, b"ftypavi", "AVIF"),
     (0, b"\xff\x0a", "JPEG XL"),
     (4, b"JXL \r\n\x87\n", "JPEG XL"),
-    (4, b"jP  \r\n\x87\n", "JPEG 2000"),
     (0, b"8BPS", "Photoshop"),
     (0, b"%!PS", "PostScript"),
     (0, b"PK\x03\x04", "ZIP (or an office document)"),
@@ -41,9 +43,6 @@ _KNOWN_ELSEWHERE = (
     (0, b"\x1a\x45\xdf\xa3", "video"),
 )
 _CONVERSIONS = {
-    "HEIC": "convert it: heif-convert in.heic out.jpg (package libheif-examples), "
-    "on a Mac: sips -s format jpeg in.heic --out out.jpg",
-    "AVIF": "convert it: avifdec in.avif out.png (package libavif-bin)",
     "JPEG XL": "convert it: djxl in.jxl out.png (package libjxl-tools)",
     "SVG": "convert it: rsvg-convert in.svg -o out.png (package librsvg2-bin)",
     "PostScript": "convert it: ps2pdf in.ps out.pdf (package ghostscript)",
@@ -55,7 +54,7 @@ SNIFFED_BYTES = _PDF_SEARCH_BYTES  # all that `sniff_format` looks at
 
 
 def sniff_format(data: bytes, name: str, num_bytes: int | None = None, *, shows_content: bool = True) -> str:
-    """One of "PNG", "JPEG", "WebP", "GIF", "TIFF", "BMP" and "PDF"; InputUnreadable for anything else.
+    """The format, such as "PNG", "JPEG 2000", "HEIC" or "PDF"; InputUnreadable for what is none of them.
 
     data: the first SNIFFED_BYTES, or more. num_bytes: of the whole file, None where that is not known.
     shows_content: the message may quote the file, as the user chose it.
@@ -66,7 +65,7 @@ def sniff_format(data: bytes, name: str, num_bytes: int | None = None, *, shows_
             "an empty file shows nothing; a download or a copy may have been cut off",
             "download or copy it again",
         )
-    found = _match(data, _SIGNATURES)
+    found = _match(data, _SIGNATURES) or _kind_by_brands(data)
     if found is not None:
         return found
     if _PDF_MARK in data[:_PDF_SEARCH_BYTES]:
@@ -86,6 +85,16 @@ def sniff_format(data: bytes, name: str, num_bytes: int | None = None, *, shows_
         f"{READABLE} are read; this file {size}" + (f" and starts with {_show(data)}" * shows_content),
         "give the image itself; text belongs into the question",
     )
+
+
+def _kind_by_brands(data: bytes) -> str | None:
+    """AVIF or HEIC: they share a container, whose first box names the brands of its content in order."""
+    if data[4:8] != b"ftyp":
+        return None
+    end = min(int.from_bytes(data[:4], "big"), SNIFFED_BYTES)
+    brands = [data[8:12], *(data[start : start + 4] for start in range(16, end, 4))]
+    kinds = [_BRANDS[brand] for brand in brands if brand in _BRANDS]
+    return kinds[0] if kinds else ("HEIC" if _BRANDS_OF_EITHER & {*brands} else None)
 
 
 def _match(data: bytes, signatures: tuple[tuple[int, bytes, str], ...]) -> str | None:

@@ -9,6 +9,8 @@ from ernie_local.errors import InputUnreadable
 from ernie_local.media.processor_config import ImageProcessorConfig
 
 MAX_ASPECT_RATIO = 200
+# The most that a model can see. Larger images are read at a lower resolution, with a note.
+MOST_VISIBLE_PIXELS = 28 * 28 * 16384
 
 
 @dataclass(frozen=True, slots=True)
