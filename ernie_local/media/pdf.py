@@ -1,105 +1,82 @@
-"""Renders pages of a PDF as RGB images, with pypdfium2 (imported when the first PDF is read)."""
+"""Renders pages of a PDF as RGB images, in a process of its own that is ended where it takes too long."""
 
 from __future__ import annotations
 
-import logging
-import math
-import threading
-from typing import Any
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import IO
+
+from PIL import Image
 
 from ernie_local.errors import InputUnreadable
-from ernie_local.media.decode import check_size
-from ernie_local.media.pages import Page, PageRequest, choose_pages
+from ernie_local.media.pages import Page, PageRequest
+from ernie_local.sizes import format_bytes
 
 # 8-point print is 16 pixels high. An A4 page takes 2,772 tokens; 200 dpi would take 4,956.
 DEFAULT_DPI = 150.0
-_POINTS_PER_INCH = 72.0
-# The most that a model can see. Larger pages, such as posters, are rendered at a lower resolution, with a
-# note.
-MAX_RENDERED_PIXELS = 28 * 28 * 16384
-
-# PDFium keeps global state and must not be entered by two threads at once.
-_PDFIUM_LOCK = threading.Lock()
+# Of computing, for a page.
+PAGE_SECONDS = 10
+# Of addresses, besides the document itself; drawing the largest page takes 100 MB.
+PDF_MEMORY_BYTES = 2 << 30
+# The process finds the packages of this one. -P: never those of the folder that it runs in.
+_FIND_PACKAGES = "import json, sys; sys.path[:] = json.loads(sys.argv[1])"
+_COMMAND = ("-P", "-c", f"{_FIND_PACKAGES}; from ernie_local.media.pdf_process import main; main()")
 
 
 def render_pdf(data: bytes, name: str, request: PageRequest | None, dpi: float = DEFAULT_DPI) -> list[Page]:
     """Render pages of a PDF on white, with filled form fields and annotations.
 
-    InputUnreadable for damaged, encrypted and empty files, and for pages that are not there.
+    InputUnreadable for damaged, encrypted and empty files, for pages that are not there, and for what takes
+    too much time or memory to draw.
     """
-    import pypdfium2
-
-    with _PDFIUM_LOCK:
+    asked = None if request is None else [request.first, request.last]
+    limits = {"page_seconds": PAGE_SECONDS, "memory_bytes": PDF_MEMORY_BYTES + 2 * len(data)}
+    job = json.dumps({"name": name, "pages": asked, "dpi": dpi, **limits}).encode() + b"\n"
+    with subprocess.Popen(
+        [sys.executable, *_COMMAND, json.dumps(sys.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdin is not None, "it is a pipe"
+        assert process.stdout is not None, "it is a pipe"
         try:
-            document = pypdfium2.PdfDocument(data)
-        except pypdfium2.PdfiumError as error:
-            raise _unreadable(error, len(data), name) from error
-        try:
-            # PDFium demands that this comes first.
-            notes = _prepare_forms(document)
-            pages = choose_pages(request, len(document), name)
-            return [_render_page(document, number, name, dpi, notes) for number in pages]
+            # It reads everything before it writes.
+            with suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(job)
+                process.stdin.write(data)
+            first = 1 if request is None else request.first
+            pages = list(_read_pages(process.stdout, first))
+            if process.wait():
+                raise _stopped(process.returncode, f"{name}:{first + len(pages)}")
+            return pages
         finally:
-            document.close()
+            process.kill()
 
 
-def _prepare_forms(document: Any) -> tuple[str, ...]:
-    """Have filled form fields drawn too; returns notes about what cannot be drawn."""
-    import pypdfium2
-    import pypdfium2.raw
-
-    # For an XFA form it logs how to rebuild pypdfium2; our note is enough for the user.
-    logger = logging.getLogger("pypdfium2")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        document.init_forms()
-    except pypdfium2.PdfiumError:
-        return ("holds a form that could not be read, so filled fields may be missing",)
-    finally:
-        logger.setLevel(level)
-    if document.get_formtype() in (pypdfium2.raw.FORMTYPE_XFA_FULL, pypdfium2.raw.FORMTYPE_XFA_FOREGROUND):
-        return ("holds an XFA form, of which only the plain fields are drawn",)
-    return ()
+def _read_pages(output: IO[bytes], number: int) -> Iterator[Page]:
+    """Pages up to the end of the output; `number` is that of the first one."""
+    while line := output.readline():
+        drawn = json.loads(line)
+        if "error" in drawn:
+            raise InputUnreadable(*drawn["error"])
+        width, height = drawn["size"]
+        pixels = output.read(3 * width * height)
+        if len(pixels) == 3 * width * height:
+            image = Image.frombytes("RGB", (width, height), pixels)
+            yield Page(number, drawn["num_pages"], image, tuple(drawn["notes"]))
+        number += 1
 
 
-def _render_page(document: Any, number: int, name: str, dpi: float, notes: tuple[str, ...]) -> Page:
-    import pypdfium2
-
-    try:
-        page = document[number - 1]
-        width, height = page.get_size()
-        scale = dpi / _POINTS_PER_INCH
-        # The renderer rounds both sides up to whole pixels.
-        excess = (width * scale + 1) * (height * scale + 1) / MAX_RENDERED_PIXELS
-        if excess > 1:
-            scale /= excess**0.5
-            notes = (*notes, f"a large page, read at {scale * _POINTS_PER_INCH:.0f} instead of {dpi:.0f} dpi")
-        check_size(math.ceil(width * scale), math.ceil(height * scale), f"{name}:{number}")
-        bitmap = page.render(scale=scale, rev_byteorder=True)
-        # Converting copies, so the image does not depend on the bitmap.
-        image = bitmap.to_pil().convert("RGB")
-        bitmap.close()
-        page.close()
-    except pypdfium2.PdfiumError as error:
-        raise InputUnreadable(
-            f"{name}: page {number} of {len(document)} cannot be drawn",
-            f"the page is damaged: {error}",
-            "open the PDF in a viewer and print it to a new PDF",
-        ) from error
-    return Page(number, len(document), image, notes)
-
-
-def _unreadable(error: Any, num_bytes: int, name: str) -> InputUnreadable:
-    import pypdfium2.raw
-
-    what = f"{name}: this PDF is cut off or damaged; {num_bytes:,} bytes were read"
-    why = f"the reader says: {error}"
-    hint = "download or copy it again, or open it in a viewer and print it to a new PDF"
-    if error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD:
-        what, why = f"{name}: this PDF is encrypted", "it opens with a password only"
-        hint = "take the password off first: qpdf --decrypt --password=PASSWORD in.pdf out.pdf"
-    elif error.err_code == pypdfium2.raw.FPDF_ERR_SECURITY:
-        what = f"{name}: this PDF is encrypted in a way that PDFium does not know"
-        hint = "open it in the program it was made for and print it to a new PDF"
-    return InputUnreadable(what, why, hint)
+def _stopped(return_code: int, name: str) -> InputUnreadable:
+    if return_code == -signal.SIGXCPU:
+        what = f"{name}: not drawn after {PAGE_SECONDS} seconds of computing"
+        why = "a page of text takes a tenth of a second; this one was made to take long, or is very detailed"
+    else:
+        what = f"{name}: the reader of PDFs failed (code {return_code}) with {format_bytes(PDF_MEMORY_BYTES)}"
+        why = "the page is damaged, or takes more memory than that"
+    return InputUnreadable(what, why, "take a screenshot of the page, or print it to a new PDF in a viewer")

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ernie_local.errors import InputUnreadable
+from ernie_local.media import pdf
 from ernie_local.media.open_image import OpenedImage, open_images
 from ernie_local.media.pages import MAX_PAGES, PageRequest, choose_pages, split_page_request
 
@@ -224,6 +225,40 @@ def test_locked_and_broken_pdfs_are_refused(data: bytes, message: str) -> None:
         open_images(data)
     assert caught.value.exit_code == 5
     assert len(str(caught.value).splitlines()) == 3
+
+
+def bomb() -> bytes:
+    """Forms in forms: each draws the next one ten times."""
+    forms = [
+        stream(
+            b"/Type /XObject /Subtype /Form /BBox [0 0 99 99] /Resources << /XObject << /F %d 0 R >> >>"
+            % (number + 1),
+            b"/F Do " * 10 if number < 15 else b"0 0 9 9 re f",
+        )
+        for number in range(5, 16)
+    ]
+    extra = b"/Contents 4 0 R /Resources << /XObject << /F 5 0 R >> >>"
+    return one_page(b"0 0 99 99", extra, more=(stream(b"", b"/F Do"), *forms))
+
+
+def test_a_page_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pdf, "PAGE_SECONDS", 1)
+    with pytest.raises(InputUnreadable, match="image:1: not drawn after 1 seconds") as caught:
+        open_images(bomb())
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_page_that_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pdf, "PDF_MEMORY_BYTES", 1 << 20)
+    with pytest.raises(InputUnreadable, match="image:1: the reader of PDFs failed") as caught:
+        open_images(one_page(b"0 0 14400 14400"))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_crop_box_outside_of_the_page_is_left_out_of_account() -> None:
+    (opened,) = open_images(one_page(b"0 0 72 144", b"/CropBox [500 500 600 700]"), pdf_dpi=100)
+    assert opened.image.size == (100, 200)
+    assert ["crop box" in note for note in opened.notes] == [True]
 
 
 def test_a_damaged_page_is_named() -> None:
