@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TypeAlias
 
 from PIL import Image
 
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.image_size import ImageReport, measure_image
+from ernie_local.media.looks import notes_on_looks
 from ernie_local.media.open_image import STDIN_MARK, ImageSource, OpenedImage, open_images
 from ernie_local.media.pages import split_page_request
 from ernie_local.media.patches import Patches
@@ -32,7 +34,9 @@ class ChatImage:
     def __init__(self, opened: OpenedImage, path: str | None, processor: ImageProcessorConfig) -> None:
         """InputUnreadable for an image too long and thin for the model."""
         image = opened.image
-        self.report: ImageReport = measure_image(opened.name, image.size, processor, opened.notes)
+        report = measure_image(opened.name, image.size, processor, opened.notes)
+        notes = notes_on_looks(image, report.scale)
+        self.report: ImageReport = replace(report, notes=report.notes + notes)
         self.path = path
         self._digest = hashlib.blake2b(image.tobytes(), key=repr(image.size).encode()).digest()
         self._image: Image.Image | None = image

@@ -71,9 +71,11 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def invoice(tmp_path: Path) -> Path:
-    """A blank page of 2480 x 3508 pixels."""
+    """A page of 2480 x 3508 pixels with a bar on it."""
     path = tmp_path / "invoice.png"
-    Image.new("L", (2480, 3508), 255).save(path)
+    page = Image.new("L", (2480, 3508), 255)
+    page.paste(0, (200, 200, 900, 260))
+    page.save(path)
     return path
 
 
