@@ -19,7 +19,7 @@ from ernie_local.sizes import GIB, MIB, format_bytes
 _LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
 _TRITON_PACKAGES = ("triton", "triton-windows")
 # The last version with CUDA 12.6, which is the last CUDA build for Pascal and Volta.
-_BUILD_FOR_OLD = "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"
+_BUILD_FOR_OLD = "install torch<2.15 built for CUDA 12.6, as pytorch.org's page of previous versions says"
 _BFLOAT16_CAPABILITY = (8, 0)  # below it there is no arithmetic in bfloat16
 # A GPU that shows a desktop has some of its memory in use, which is normal.
 _HELD_SHARE = 0.25
