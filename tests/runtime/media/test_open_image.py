@@ -358,21 +358,20 @@ def test_too_many_pixels_are_refused_from_the_header(kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "kind"), [("L", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("I;16", "TIFF")])
-def test_the_largest_image_is_read_in_little_time_and_memory(mode: str, kind: str) -> None:
+def test_the_largest_image_is_read_in_little_memory(mode: str, kind: str) -> None:
     data = encode(
         Image.new(mode, (10000, 10000)), kind, **({"compression": "tiff_deflate"} if kind == "TIFF" else {})
     )
     code = (
-        "import resource, sys; from ernie_local.media.open_image import open_images\n"
+        "import sys; from ernie_local.media.open_image import open_images\n"
         "(opened,) = open_images(sys.stdin.buffer.read()); print(opened.image.size, opened.notes)\n"
-        "used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_maxrss, used.ru_utime)"
+        # Not getrusage, whose peak includes that of the parent before this program began.
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
-    size, figures = done.stdout.decode().splitlines()
+    size, kilobytes = done.stdout.decode().splitlines()
     assert size.startswith("(5000, 5000) ('a large image of 10000 x 10000 pixels, read at 1/2")
-    kilobytes, seconds = map(float, figures.split())
-    assert kilobytes < 700_000
-    assert seconds < 6
+    assert int(kilobytes) < 700_000
 
 
 def test_a_large_image_keeps_what_is_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
