@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -13,24 +13,15 @@ from ernie_local.errors import Interrupted
 
 @contextmanager
 def stop_requests(on_stop: Callable[[], None], *signals: signal.Signals) -> Iterator[None]:
-    """Inside, the first of each of these signals calls `on_stop`; a second one acts as before.
-
-    A signal that the process was started to ignore, as SIGINT is in the background, stays ignored.
-    """
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in signals}
+    """Inside, the first of each of these signals calls `on_stop`; a second one acts as before."""
+    before = {number: signal.getsignal(number) for number in signals}
 
     def ask_to_stop(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
         on_stop()
 
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, ask_to_stop)
-    try:
+    with _handled(ask_to_stop, signals):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Terminated(KeyboardInterrupt):
@@ -44,20 +35,28 @@ def raising_terminated() -> Iterator[None]:
     def terminate(number: int, _frame: FrameType | None) -> None:
         raise Terminated(signal.Signals(number).name)
 
-    names = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-    before = {
-        getattr(signal, name): signal.getsignal(getattr(signal, name))
-        for name in names
-        if hasattr(signal, name)
-    }
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, terminate)
+    # Windows has no SIGHUP.
+    with _handled(terminate, [one for one in signal.Signals if one.name in ("SIGTERM", "SIGHUP")]):
+        yield
+
+
+@contextmanager
+def _handled(
+    handler: Callable[[int, FrameType | None], None], signals: Iterable[signal.Signals]
+) -> Iterator[None]:
+    """Inside, `handler` gets these signals, but for one that the process was started to ignore.
+
+    In the background, SIGINT is ignored and stays so.
+    """
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in signals}
+    for number, known in before.items():
+        if known is not signal.SIG_IGN:
+            signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, known in before.items():
+            signal.signal(number, known)
 
 
 @contextmanager
