@@ -81,7 +81,7 @@ class Checkpoint:
     def check_values(self, name: str, stored: torch.Tensor) -> None:
         """Raise ModelUnusable if `stored`, the bytes of our tensor `name`, hold NaN or infinity."""
         source = self.accounts.sources[name]
-        check_finite(source.stored, 0, stored.view(DTYPES[source.stored.dtype]))
+        check_usable(source.stored, 0, stored.view(DTYPES[source.stored.dtype]))
 
     def read(self, name: str, out: torch.Tensor) -> None:
         """Fill `out`, a floating-point CPU tensor of `shape(name)`, converting to its dtype.
@@ -162,7 +162,7 @@ class Checkpoint:
             staging = torch.empty(piece.shape, dtype=stored_dtype)
             self._read_bytes(source.stored, offset, staging)
             piece.copy_(staging)
-        check_finite(source.stored, start, piece)
+        check_usable(source.stored, start, piece)
 
     def _descriptor(self, path: Path) -> int:
         with self._opening:
@@ -208,9 +208,11 @@ def _pieces(target: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
         yield target[row : row + rows], row * row_size
 
 
-def check_finite(stored: StoredTensor, start: int, piece: torch.Tensor) -> None:
-    """Raise ModelUnusable if `piece`, elements from `start` on of a tensor, holds one that cannot be used:
-    NaN, infinity, or a weight so large that what is computed from it overflows."""
+def check_usable(stored: StoredTensor, start: int, piece: torch.Tensor) -> None:
+    """Raise ModelUnusable for NaN, infinity, or a weight so large that what is computed from it overflows.
+
+    piece: elements of a tensor from `start` on.
+    """
     # Smallest and largest are NaN if any element is; this is twenty times faster than asking each element.
     smallest, largest = map(float, torch.aminmax(piece))
     if smallest >= -LARGEST_WEIGHT and largest <= LARGEST_WEIGHT:

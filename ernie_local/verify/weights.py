@@ -17,7 +17,7 @@ from ernie_local.checkpoint.files import FileHash
 from ernie_local.checkpoint.header import StoredTensor
 from ernie_local.checkpoint.names import is_training_counter
 from ernie_local.checkpoint.packed import PackedTensors, known_format
-from ernie_local.checkpoint.reader import DTYPES, check_finite
+from ernie_local.checkpoint.reader import DTYPES, check_usable
 from ernie_local.errors import ModelUnusable
 from ernie_local.packing.page import check_page, check_scales
 from ernie_local.verify.finding import Findings
@@ -111,7 +111,7 @@ def _check_plain(stream: FileStream, tensor: StoredTensor) -> None:
     start = 0
     for piece in stream.pieces(tensor.num_bytes, dtype.itemsize):
         values = piece.view(dtype)
-        check_finite(tensor, start, values)
+        check_usable(tensor, start, values)
         start += values.numel()
 
 
