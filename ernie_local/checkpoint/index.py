@@ -11,6 +11,7 @@ from ernie_local.checkpoint.header import ITEM_BYTES, StoredTensor
 from ernie_local.checkpoint.names import (
     Part,
     WeightLayout,
+    is_paddle_name,
     is_training_counter,
     layout_of,
     map_name,
@@ -19,6 +20,7 @@ from ernie_local.checkpoint.names import (
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.shapes import ExpectedShapes, TensorShape
 from ernie_local.config import ModelConfig
+from ernie_local.config.relatives import paddle_format
 from ernie_local.errors import ModelUnusable
 from ernie_local.strict_json import show
 
@@ -51,6 +53,8 @@ class Accounts:
 
 def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig) -> Accounts:
     """Match the tensors of the files with those of `config`; ModelUnusable names the first that fails."""
+    stored = list(stored)
+    _check_not_paddle(stored, config)
     expected = ExpectedShapes(config)
     packed_tensors = PackedTensors(config)
     packed: dict[str, StoredTensor] = {}
@@ -92,6 +96,12 @@ def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig
     accounts = Accounts(sources, tuple(ignored), heads[0] if heads else None, layout, packed)
     _check_complete(directory, accounts, config, expected, packed_tensors)
     return accounts
+
+
+def _check_not_paddle(stored: Iterable[StoredTensor], config: ModelConfig) -> None:
+    for tensor in stored:
+        if is_paddle_name(tensor.name):
+            raise paddle_format(f"{tensor} is named as in a -Paddle repository", config.text.hidden_size)
 
 
 def _check_tensor(tensor: StoredTensor, parts: tuple[Part, ...], expected: ExpectedShapes) -> None:

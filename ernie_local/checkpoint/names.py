@@ -135,6 +135,11 @@ def is_training_counter(name: str) -> bool:
     return _IGNORED.fullmatch(name) is not None
 
 
+def is_paddle_name(name: str) -> bool:
+    """Whether a tensor is named as only the -Paddle repositories name them."""
+    return name.startswith("ernie.")
+
+
 def layout_of(name: str) -> WeightLayout | None:
     """The layout that writes `name`; None for a name that both write, and for ours."""
     if _NATIVE_ONLY.search(name):

@@ -1,7 +1,8 @@
 """Reads config.json of a checkpoint, in either of two layouts, strictly into frozen dataclasses.
 
 `model` holds the dataclasses. `hub` and `native` read one layout each, `sections` and `quantization` what
-both share; `keys` reads one JSON object and refuses unknown keys. No torch here.
+both share; `keys` reads one JSON object and refuses unknown keys; `relatives` names models that are not read.
+No torch here.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ernie_local.config.model import (
 )
 from ernie_local.config.native import parse_native
 from ernie_local.config.quantization import QuantizationConfig
+from ernie_local.config.relatives import check_relatives
 from ernie_local.errors import ModelUnusable
 from ernie_local.strict_json import read_json_object, show
 
@@ -64,6 +66,7 @@ def read_config(directory: Path) -> ModelConfig:
 
 def parse_config(raw: Mapping[str, object], where: str) -> ModelConfig:
     """A parsed config.json in either layout; `where` names it in the ModelUnusable."""
+    check_relatives(raw, where)
     model_type = raw.get("model_type")
     parse = _LAYOUTS.get(model_type) if isinstance(model_type, str) else None
     if parse is None:

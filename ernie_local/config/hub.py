@@ -30,6 +30,7 @@ from ernie_local.config.sections import (
 # The frames of a video have the placeholder of images; only the tags around them differ. Older files leave
 # these keys out and have the ids of the published tokenizer.
 _MEDIA = {"image": ("im_patch_id", 100295), "video": ("im_patch_id", 100295), **MEDIA_TAGS}
+_BOS, _EOS = 1, 2
 # Switches of the published code, with the values that are implemented here. The router takes the softmax of
 # its scores, picks by score plus bias and divides by the sum of those picked. No token changes its bank.
 _ALWAYS_ON = """
@@ -64,7 +65,7 @@ def parse_hub(raw: Mapping[str, object], where: str) -> ModelConfig:
     keys.same_as("pixel_hidden_size", vision.hidden_size, "vision_config.hidden_size")
     keys.same_as("spatial_conv_size", vision.spatial_merge_size, "vision_config.spatial_merge_size")
     media, tables = read_media(keys, _MEDIA, text.vocab_size), read_quantization(keys, text)
-    bos, eos = keys.optional_id("bos_token_id"), keys.ids("eos_token_id")
+    bos, eos = keys.integer("bos_token_id", _BOS, low=0), keys.ids("eos_token_id") or (_EOS,)
     config = ModelConfig(text, vision, media, bos, eos, "hub", tables)
     keys.finish()
     return config
@@ -76,6 +77,9 @@ def _text(keys: Keys) -> TextConfig:
     banks = _banks(keys) if any(in_range) else ()
     for key in ("moe_num_experts", "moe_k", "moe_intermediate_size"):
         keys.value(key)  # of no meaning in a model without experts
+    for key in ("moe_layer_start_index", "moe_layer_interval") if banks else ():
+        if not keys.has(key):  # the published code assumes an interval of 2, no published file has one
+            raise keys.refuse(key, "is missing")
     experts = DecoderExperts(
         moe_layers=in_range if banks else (False,) * num_layers,
         banks=banks,
@@ -89,6 +93,8 @@ def _text(keys: Keys) -> TextConfig:
 def _banks(keys: Keys) -> tuple[ExpertBank, ...]:
     """A number of experts is one bank for all tokens; a list has the number of each modality's bank."""
     value = keys.value("moe_num_experts")
+    if value is None and keys.has("moe_intermediate_size"):
+        raise keys.refuse("moe_num_experts", "is missing, but moe_intermediate_size is there")
     if value is None or (value == 0 and not isinstance(value, bool)):
         return ()
     if not isinstance(value, list | tuple):
@@ -118,5 +124,6 @@ def _vision(keys: Keys) -> VisionConfig:
     # The ratio may be a rounded quotient: 1e-6 makes up for what the product lacks to a whole number.
     ratio = keys.number("mlp_ratio", 4.0)
     inner_size = int(keys.integer(names["hidden_size"]) * ratio + 1e-6) or None
+    theta = keys.number("rope_theta", 10000.0, above_zero=True)
     defaults = {"intermediate_size": inner_size, "in_channels": 3, "spatial_merge_size": 2}
-    return read_tower(keys, names, defaults, rope_theta=keys.number("rope_theta", 10000.0))
+    return read_tower(keys, names, defaults, rope_theta=theta)

@@ -55,7 +55,7 @@ _TRAINING = """
     skip_recompute_ops use_recompute use_recompute_attn use_recompute_moe use_recompute_lm_head
     use_recompute_loss_fn use_recompute_resampler vit_num_recompute_layers vit_first_fwd_bsz
     micro_batch_size max_sequence_length modality_detach moe_layer_feed_fake_token using_precision_check
-    pp_data_balance initializer_factor pad_to_multiple_of
+    pp_data_balance initializer_factor pad_to_multiple_of loss_subbatch_seqlen
 """
 
 # How another runtime computed the same numbers: fused kernels, parallelism, dispatch of tokens.
@@ -137,8 +137,8 @@ class Keys:
                     problem = f"is {token_id}, the vocabulary has the ids 0 to {vocab_size - 1}"
                     raise self.refuse(key, problem)
 
-    def number(self, key: str, default: float | None = None) -> float:
-        """A finite number, zero or above."""
+    def number(self, key: str, default: float | None = None, *, above_zero: bool = False) -> float:
+        """A finite number, zero or above, or only above."""
         value = self._value_or(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.refuse(key, f"is {show(value)}, a number is expected")
@@ -148,6 +148,8 @@ class Keys:
             number = math.inf
         if not 0.0 <= number < math.inf:
             raise self.refuse(key, f"is {show(value)}, a finite number from 0 up is expected")
+        if above_zero and number == 0.0:
+            raise self.refuse(key, f"is {show(value)}, a finite number above 0 is expected")
         return number
 
     def boolean(self, key: str, default: bool | None = None) -> bool:

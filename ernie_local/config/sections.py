@@ -163,14 +163,16 @@ def read_rope(keys: Keys, default_theta: float | None, types: tuple[str, ...]) -
     keys.only("partial_rotary_factor", 1.0, 1)
     filled = [key for key in ("rope_scaling", "rope_parameters") if keys.value(key) not in (None, {})]
     if not filled:
-        return RopeSettings(keys.number("rope_theta", default_theta), None, _frequencies(keys))
+        theta = keys.number("rope_theta", default_theta, above_zero=True)
+        return RopeSettings(theta, None, _frequencies(keys))
     inner = keys.section(filled[0])
     inner.only("type", *types)
     inner.only("rope_type", *types)
     inner.only("partial_rotary_factor", 1.0, 1)
-    outer_theta = keys.number("rope_theta", default_theta) if not inner.has("rope_theta") else None
     keys.value("rope_theta")
-    theta = inner.number("rope_theta", outer_theta)
+    # Read where it counts, so that a message names the right one.
+    theta = (inner if inner.has("rope_theta") else keys).number("rope_theta", default_theta, above_zero=True)
+    inner.value("rope_theta")
     section = None
     if inner.has("mrope_section"):
         height, width, temporal = inner.integers("mrope_section", length=3)
@@ -200,7 +202,8 @@ def _settle_section(
         section, origin = (rest, rest, temporal), f"follows from freq_allocation {temporal} as"
     height, width, temporal = section
     if head_dim % 2 or sum(section) != head_dim // 2:
-        problem = f"{origin} {list(section)} with sum {sum(section)}, half of head_dim {head_dim} is due"
+        due = f"half of head_dim {head_dim} is {head_dim // 2}"
+        problem = f"{origin} {list(section)} with sum {sum(section)}, {due}"
         raise keys.refuse("mrope_section", problem)
     if height != width or temporal < 1 or height < 0:
         problem = f"{origin} {list(section)}, equal height and width and a temporal part are due"

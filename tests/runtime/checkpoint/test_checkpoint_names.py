@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ernie_local.checkpoint.header import StoredTensor
+from ernie_local.checkpoint.index import account
 from ernie_local.checkpoint.names import (
     Part,
     WeightLayout,
@@ -19,6 +22,8 @@ from ernie_local.checkpoint.names import (
 from ernie_local.checkpoint.shapes import ExpectedShapes
 from ernie_local.config import ExpertBank, ModelConfig, parse_config
 from ernie_local.config.model import bank_per_modality
+from ernie_local.errors import ModelUnusable
+from tests.published_files import PADDLE_424B, PT_28B
 
 LAYOUTS: tuple[WeightLayout, ...] = ("hub", "native")
 PUBLISHED = {"model_type": "ernie4_5_vl_moe"}  # every size left to its default is the 28B model
@@ -200,3 +205,11 @@ def test_any_name_maps_to_nothing_or_to_stable_names(words: list[str], num_exper
     layout_of(name)
     is_training_counter(name)
     assert_idempotent(map_name(name, banks_of(num_experts)), num_experts)
+
+
+def test_names_of_the_paddle_repositories_have_a_message_of_their_own(tmp_path: Path) -> None:
+    names = ["ernie.embed_tokens.weight", "ernie.layers.0.mlp.up_gate_proj.weight"]
+    stored = [StoredTensor(tmp_path / "model.safetensors", name, "BF16", (8, 8), 0, 128) for name in names]
+    for raw, repository in ((PT_28B, "28B-A3B-PT"), (PADDLE_424B, "424B-A47B-PT")):
+        with pytest.raises(ModelUnusable, match=rf"'ernie\.embed.*\n.*another format.*\n.*{repository}"):
+            account(tmp_path, stored, parse_config(raw, "config.json"))

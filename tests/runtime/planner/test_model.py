@@ -26,6 +26,7 @@ from ernie_local.planner.model_size import ModelSize, published_model, read_mode
 from ernie_local.planner.need import ChatPlan
 from ernie_local.sizes import MIB
 from tests.conftest import PackNano
+from tests.published_files import PADDLE_424B
 
 # From the reference: parameters of ERNIE-4.5-VL-28B-A3B by part, routers with their biases.
 PUBLISHED = {
@@ -51,6 +52,22 @@ def test_the_published_model_has_the_published_counts() -> None:
     assert {part.name: part.weights for part in model.parts} == PUBLISHED
     assert sum(PUBLISHED.values()) == 29_399_294_336
     assert model.weights(2).total == 2 * 29_399_294_336 + 2 * PUBLISHED["routers"]
+
+
+def test_the_424b_model_has_the_published_count(tmp_path: Path) -> None:
+    """423.5 B parameters; each weight by the sizes once more, without the names of tensors."""
+    (tmp_path / "config.json").write_text(json.dumps(PADDLE_424B))
+    model = read_model(tmp_path)
+    hidden, moe_layers = 8192, 51
+    counts = {part.name: part.weights for part in model.parts}
+    assert counts["text experts"] == moe_layers * 64 * 3 * hidden * 3584
+    assert counts["vision experts"] == moe_layers * 64 * 3 * hidden * 1536
+    assert counts["dense layers"] == 3 * 3 * hidden * 28672
+    assert counts["attention"] == 54 * 2 * (hidden + 8 * 128) * hidden
+    assert counts["head"] == counts["embedding"] == 103424 * hidden
+    assert counts["vision tower"] == PUBLISHED["vision tower"]
+    assert "shared experts" not in counts
+    assert round(sum(counts.values()) / 1e8) == 4235
 
 
 def test_each_token_of_the_published_model_takes_56_kib_of_cache() -> None:
