@@ -16,6 +16,9 @@ from ernie_local.strict_json import show
 _LARGEST_SEED = 2**63 - 1
 # Beyond these the quotient of two float32 is no number; what is drawn is the same.
 _COLDEST, _HOTTEST = 1e-37, 1e37
+# What a generation_config.json with do_sample leaves out, as transformers fills it in. Of the other settings
+# its defaults are those of SamplingOptions.
+_DRAWING: dict[str, Any] = {"temperature": 1.0, "top_k": 50}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,10 @@ class SamplingOptions:
 
 
 def model_sampling(generation_config: Mapping[str, object]) -> SamplingOptions:
-    """How a model's own generation_config.json samples; greedy where it says nothing.
+    """How a model's own generation_config.json samples, as `generate` of transformers reads it.
 
-    ModelUnusable, naming the key, for a value without a meaning.
+    Greedy unless do_sample is true, whatever the temperature. ModelUnusable, naming the key, for a value
+    without a meaning.
     """
     keys = Keys(generation_config, "generation_config.json")
     found: dict[str, Any] = {}
@@ -70,9 +74,9 @@ def model_sampling(generation_config: Mapping[str, object]) -> SamplingOptions:
             SamplingOptions(**{name: found[name]})
         except UsageError as error:
             raise keys.refuse(name, f"is {show(keys.value(name))}, {error.why}") from error
-    if not keys.boolean("do_sample", True):
-        found["temperature"] = 0.0
-    return SamplingOptions(**found)
+    if keys.boolean("do_sample", False):
+        return SamplingOptions(**{**_DRAWING, **found})
+    return SamplingOptions(**{**found, "temperature": 0.0})
 
 
 def overflow_hint(dtype: torch.dtype) -> str:

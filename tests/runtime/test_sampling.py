@@ -140,10 +140,50 @@ def test_float32_is_advised_where_it_is_wider_alone() -> None:
 
 
 def test_what_a_model_says_of_sampling_is_taken_over() -> None:
-    said = {"temperature": 1, "top_k": 5, "top_p": None, "min_p": 0.1, "eos_token_id": [2], "num_beams": 4}
-    assert model_sampling(said) == SamplingOptions(temperature=1.0, top_k=5, min_p=0.1)
+    said = {"temperature": 2, "top_k": 5, "top_p": None, "min_p": 0.1, "eos_token_id": [2], "num_beams": 4}
+    assert model_sampling({**said, "do_sample": True}) == SamplingOptions(temperature=2.0, top_k=5, min_p=0.1)
     assert model_sampling({**said, "do_sample": False}).temperature == 0.0
+    assert model_sampling({"do_sample": True}) == SamplingOptions(temperature=1.0, top_k=50)
     assert model_sampling({}) == SamplingOptions()
+
+
+ABSENT = object()
+
+
+@pytest.mark.parametrize("do_sample", [ABSENT, None, False, True])
+@given(
+    said=st.fixed_dictionaries(
+        {
+            "temperature": st.sampled_from([ABSENT, None, 0.2, 1, 1.5]),
+            "top_k": st.sampled_from([ABSENT, None, 0, 1, 50, 200]),
+            "top_p": st.sampled_from([ABSENT, None, 0.8, 1.0]),
+            "min_p": st.sampled_from([ABSENT, None, 0.0, 0.1]),
+            "repetition_penalty": st.sampled_from([ABSENT, None, 1.0, 1.05]),
+        }
+    )
+)
+def test_a_generation_config_means_what_it_means_to_transformers(
+    do_sample: object, said: dict[str, object]
+) -> None:
+    raw = {key: value for key, value in {**said, "do_sample": do_sample}.items() if value is not ABSENT}
+    assert model_sampling(raw) == sampling_of_transformers(raw)
+
+
+def sampling_of_transformers(raw: dict[str, Any]) -> SamplingOptions:
+    """What `generate` would do: the file, then the defaults of the library where that says nothing."""
+    from transformers import GenerationConfig
+
+    config: Any = GenerationConfig.from_dict(raw)
+    config.update(**config._get_default_generation_params(), defaults_only=True)
+    draws = {"temperature": config.temperature, "top_k": config.top_k}
+    if not config.do_sample:  # the filters are off then, and stand here for --temp
+        draws = {"temperature": 0.0, "top_k": raw.get("top_k") or 0}
+    return SamplingOptions(
+        **draws,
+        top_p=config.top_p,
+        min_p=config.min_p or 0.0,
+        repetition_penalty=config.repetition_penalty,
+    )
 
 
 @pytest.mark.parametrize(
