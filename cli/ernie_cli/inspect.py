@@ -1,6 +1,6 @@
 """The command `ernie-local inspect`: shows what a checkpoint is made of.
 
-Reads config.json and headers only, and imports no torch, not even when it runs.
+Reads the small JSON files and headers only, and imports no torch, not even when it runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from ernie_cli.options import CommonOptions, model_argument
 from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ernie_local.checkpoint.header import StoredTensor
     from ernie_local.checkpoint.parts import ModelPart
+    from ernie_local.config import ModelConfig
 
 _COLUMNS = "{:<18}  {:>14}  {:>6}  {:>11}  {:>6}  {}"
 
@@ -44,7 +48,7 @@ class PartObject:
 
 @dataclass
 class InspectResult:
-    """One object, from config.json and the headers of the weight files."""
+    """One object, from the small JSON files and the headers of the weight files."""
 
     directory: str | None = None  #: Where the model lies.
     layout: str | None = None  #: Whose tensor names the files use: `hub`, `native` or ours.
@@ -59,6 +63,8 @@ class InspectResult:
     """What a quantized checkpoint says it was made from."""
     calibration: dict[str, str] = field(default_factory=dict)
     """What a quantized checkpoint says it was calibrated on."""
+    notes: list[str] = field(default_factory=list)
+    """What the files say and this runtime does not do, and what they hold twice."""
 
 
 def inspect(options: InspectOptions, result: InspectResult) -> None:
@@ -83,6 +89,7 @@ def inspect(options: InspectOptions, result: InspectResult) -> None:
     result.parts = [described(part) for part in parts]
     result.routed_experts = None if routed is None else described(routed)
     result.ignored = list(accounts.ignored)
+    result.notes = list(_notes(directory, config, accounts.tied_head))
     if config.quantization is not None:
         result.source = dict(config.quantization.source)
         result.calibration = dict(config.quantization.calibration)
@@ -91,6 +98,22 @@ def inspect(options: InspectOptions, result: InspectResult) -> None:
     for title, texts in (("source", result.source), ("calibration", result.calibration)):
         console.show(f"{title} {key}: {value}" for key, value in texts.items())
     console.show(f"no part of the model: {name}" for name in result.ignored)
+    console.show(result.notes)
+
+
+def _notes(directory: Path, config: ModelConfig, tied_head: StoredTensor | None) -> Iterator[str]:
+    from ernie_local.errors import ModelUnusable
+    from ernie_local.media.processor_config import read_processor_config
+
+    if tied_head is not None:
+        size = format_bytes(tied_head.num_bytes)
+        yield f"{tied_head.name} holds the embedding once more ({size} of the files), and is not loaded"
+    try:
+        note = read_processor_config(directory, config.vision).note
+    except ModelUnusable as error:
+        note = error.what  # the weights can be shown all the same
+    if note is not None:
+        yield note
 
 
 def _part_lines(parts: Sequence[ModelPart], whole: ModelPart) -> Iterator[str]:

@@ -22,6 +22,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Defaults of the published processor.
 _DEFAULT_MIN_PIXELS = 56 * 56
 _DEFAULT_MAX_PIXELS = 28 * 28 * 6177
+# Every preprocessor_config.json of Baidu has this max_pixels, and the code published with it uses the default
+# above instead. A photo of 12 megapixels is a row of tokens larger by that. Any other value counts.
+_UNUSED_MAX_PIXELS = 28 * 28 * 6144
 _BICUBIC = 3  # Pillow's number for it
 _NUM_CHANNELS = 3
 # The largest published max_pixels: every image is enlarged to min_pixels, so this limits memory.
@@ -33,8 +36,10 @@ _SMALLEST_DEVIATION, _FAR = 1e-6, 1e6
 _STEPS_DONE = ("do_resize", "do_rescale", "do_normalize")
 _STEPS_NOT_DONE = ("do_center_crop", "do_pad")
 _SIZE_KEYS = ("size", "min_pixels", "max_pixels", "patch_size", "merge_size", "temporal_patch_size")
+# In a processor_config.json as the published code saves it; the other image settings are in the older file.
+_LIMITS_BESIDE = ("image_min_pixels", "image_max_pixels")
 _VALUE_KEYS = ("rescale_factor", "image_mean", "image_std", "resample")
-_READ_KEYS = frozenset((*_SIZE_KEYS, *_VALUE_KEYS, *_STEPS_DONE, *_STEPS_NOT_DONE))
+_READ_KEYS = frozenset((*_SIZE_KEYS, *_LIMITS_BESIDE, *_VALUE_KEYS, *_STEPS_DONE, *_STEPS_NOT_DONE))
 # Without effect on patches: for videos, for steps that are refused, or done when an image is opened.
 _VIDEO_KEYS = ("video_min_pixels", "video_max_pixels", "temporal_conv_size", "spatial_conv_size")
 _IDLE_KEYS = (
@@ -52,7 +57,8 @@ class ImageProcessorConfig:
     min_pixels, max_pixels: limits on height * width after the resize. patch_size: pixels along each side of
     a patch. merge_size: patches along each side of a token. mean, std: of red, green and blue, after a byte
     is multiplied by rescale_factor. has_limits: whether a file gives the limits, not the published defaults.
-    fault: why these limits are wrong for the model; None where they may be right.
+    fault: why these limits are wrong for the model; None where they may be right. note: what a file says and
+    is not done.
     """
 
     min_pixels: int = _DEFAULT_MIN_PIXELS
@@ -64,6 +70,7 @@ class ImageProcessorConfig:
     rescale_factor: float = 1 / 255
     has_limits: bool = field(default=True, compare=False)
     fault: str | None = field(default=None, compare=False)
+    note: str | None = field(default=None, compare=False)
 
     @property
     def factor(self) -> int:
@@ -84,8 +91,9 @@ def read_processor_config(directory: Path, vision: VisionConfig) -> ImageProcess
     """Read the image processor's settings of a model directory.
 
     From processor_config.json (key "image_processor"), else from preprocessor_config.json, as in
-    transformers; else the published defaults with the model's patch and merge size. ModelUnusable for
-    unreadable files, values that are not implemented, and sizes that differ from the model's.
+    transformers; else the published defaults with the model's patch and merge size. The hub's spelling of
+    processor_config.json has limits that count beside those of the other file. ModelUnusable for unreadable
+    files, values that are not implemented, and sizes that differ from the model's.
     """
     if vision.in_channels != _NUM_CHANNELS:
         raise ModelUnusable(
@@ -93,17 +101,17 @@ def read_processor_config(directory: Path, vision: VisionConfig) -> ImageProcess
             "images are made into patches of red, green and blue",
             "such a model runs on patches made elsewhere, through `logits`",
         )
-    for name, key in zip(PROCESSOR_FILES, ("image_processor", None), strict=True):
-        path = directory / name
-        if not os.path.lexists(path):  # a link that leads nowhere is a damaged model
-            continue
-        raw = read_json_object(path)
-        section = raw if key is None else raw.get(key)
+    newer, older = (directory / name for name in PROCESSOR_FILES)
+    limits: dict[str, object] = {}
+    if os.path.lexists(newer):  # a link that leads nowhere is a damaged model
+        raw = read_json_object(newer)
+        section = raw.get("image_processor")
         if isinstance(section, dict):
-            return _parse(_Settings(section, str(path)), vision)
-    return ImageProcessorConfig(
-        patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, has_limits=False
-    )
+            return _parse(_Settings(section, str(newer)), vision)
+        limits = {key: raw[key] for key in _LIMITS_BESIDE if key in raw}
+    if os.path.lexists(older):
+        return _parse(_Settings({**read_json_object(older), **limits}, str(older)), vision)
+    return _parse(_Settings(limits, str(newer)), vision)
 
 
 def with_fault(processor: ImageProcessorConfig, config: ModelConfig) -> ImageProcessorConfig:
@@ -136,6 +144,7 @@ def _parse(settings: _Settings, vision: VisionConfig) -> ImageProcessorConfig:
         std=settings.three_numbers("image_std", CLIP_STD),
         rescale_factor=settings.number("rescale_factor", 1 / 255),
         has_limits=settings.has_limits,
+        note=settings.note(max_pixels),
     )
     if config.rescale_factor <= 0:
         raise settings.unusable("rescale_factor", config.rescale_factor, "bytes are multiplied by it")
@@ -175,34 +184,50 @@ class _Settings:
                 raise self.unusable(key, self.raw[key], why)
 
     def pixel_limits(self) -> tuple[int, int]:
-        """(min_pixels, max_pixels), from the native `size` or the hub's keys, which must agree."""
+        """(min_pixels, max_pixels), which have several names that must agree."""
         size = self.raw.get("size")
         if size is not None and not isinstance(size, dict):
             why = "an object with shortest_edge and longest_edge is expected"
             raise self.unusable("size", size, why)
-        limits: list[int] = []
-        for hub_key, native_key, default in (
-            ("min_pixels", "shortest_edge", _DEFAULT_MIN_PIXELS),
-            ("max_pixels", "longest_edge", _DEFAULT_MAX_PIXELS),
-        ):
-            native, hub = (size or {}).get(native_key), self.raw.get(hub_key)
-            if size and native is None and hub is None:
-                raise self.unusable("size", size, f"neither size.{native_key} nor {hub_key} is there")
-            if native is not None and hub is not None and native != hub:
-                raise self.unusable(hub_key, hub, f"size.{native_key} says {show(native)}")
-            value = hub if native is None else native
-            limits.append(_Settings({hub_key: value}, self.where).positive(hub_key, default))
-        smallest, largest = limits
+        smallest = self._limit("min_pixels", "shortest_edge", _DEFAULT_MIN_PIXELS, unused=None)
+        largest = self._limit("max_pixels", "longest_edge", _DEFAULT_MAX_PIXELS, unused=_UNUSED_MAX_PIXELS)
         ceiling = min(largest, _LARGEST_MIN_PIXELS)
         if smallest > ceiling:
             why = f"it may be at most {ceiling} beside max_pixels {largest}"
             raise self.unusable("min_pixels", smallest, why)
         return smallest, largest
 
+    def _limit(self, key: str, native_key: str, default: int, unused: int | None) -> int:
+        """The limit `key`, by any of its names. unused: a value that counts under native names only."""
+        size = self.raw.get("size") or {}
+        assert isinstance(size, dict)  # pixel_limits saw to it
+        hub = {key: self.raw.get(key), f"size.{key}": size.get(key)}
+        others = {f"image_{key}": self.raw.get(f"image_{key}"), f"size.{native_key}": size.get(native_key)}
+        given = {name: value for name, value in {**hub, **others}.items() if value is not None}
+        if size and not given:
+            raise self.unusable("size", size, f"neither size.{native_key} nor {key} is there")
+        counting = {name: value for name, value in given.items() if name in others or value != unused}
+        if not counting:
+            return default
+        last = list(counting)[-1]
+        for name, value in counting.items():
+            if value != counting[last]:
+                raise self.unusable(name, value, f"{last} says {show(counting[last])}")
+        return _Settings({key: counting[last]}, self.where).positive(key, default)
+
+    def note(self, max_pixels: int) -> str | None:
+        """What is said of max_pixels and not done. max_pixels: the limit that counts."""
+        if self.raw.get("max_pixels") != _UNUSED_MAX_PIXELS or max_pixels == _UNUSED_MAX_PIXELS:
+            return None
+        return (
+            f"images get up to {max_pixels} pixels, as in the code that was published with the model; "
+            f"max_pixels {_UNUSED_MAX_PIXELS} in {self.where} is not used there"
+        )
+
     @property
     def has_limits(self) -> bool:
         """Whether the largest number of pixels is said, which decides how small a page is made."""
-        return any(self.raw.get(key) for key in ("size", "max_pixels"))
+        return any(self.raw.get(key) for key in ("size", "max_pixels", "image_max_pixels"))
 
     def positive(self, key: str, default: int) -> int:
         """A whole number from 1 on."""

@@ -79,7 +79,8 @@ def test_tiny_random_is_refused_for_its_frequencies_alone() -> None:
 NO_DEFAULT = """
     hidden_size intermediate_size max_position_embeddings model_type moe_intermediate_size moe_k
     moe_layer_interval moe_layer_start_index moe_num_experts num_attention_heads num_hidden_layers
-    rms_norm_eps rope_theta vocab_size tie_word_embeddings vision_config vision_config.depth vision_config.num_heads
+    rms_norm_eps rope_theta vocab_size tie_word_embeddings vision_config
+    vision_config.depth vision_config.num_heads
 """.split()
 # Where the published code's default is not the value of the 28B model: none shared, a head for each query.
 DIFFERENT = {

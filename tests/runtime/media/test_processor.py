@@ -16,13 +16,23 @@ from PIL import Image
 from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe import (
     Ernie4_5_VLMoeImageProcessorPil as PublishedProcessor,
 )
+from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe import (
+    smart_resize as published_resize,
+)
 
 from ernie_local.config import VisionConfig
 from ernie_local.errors import InputUnreadable, ModelUnusable
-from ernie_local.media.image_size import smart_resize
+from ernie_local.media.image_size import measure_image, smart_resize
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor import image_to_patches
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
+from ernie_local.planner.model_size import published_model
+from tests.published_files import (
+    PADDLE_PREPROCESSOR,
+    PREPROCESSOR,
+    TINY_RANDOM_PREPROCESSOR,
+    TINY_RANDOM_PROCESSOR,
+)
 
 VISION = VisionConfig(
     depth=2,
@@ -209,6 +219,81 @@ def test_settings_that_transformers_saved_are_read(tmp_path: Path) -> None:
 def test_settings_with_the_keys_of_the_hub_are_read(tmp_path: Path, hub: dict[str, Any]) -> None:
     write(tmp_path, "preprocessor_config.json", hub)
     assert read_processor_config(tmp_path, VISION) == ImageProcessorConfig(min_pixels=6272, max_pixels=9408)
+
+
+@pytest.mark.parametrize(
+    ("changes", "max_pixels"),
+    [
+        ({}, 4842768),
+        ({"max_pixels": 4816895}, 4816895),
+        ({"max_pixels": 4842768}, 4842768),
+        ({"max_pixels": 28 * 28 * 1280}, 28 * 28 * 1280),
+        ({"max_pixels": None, "size": None}, 4842768),
+        ({"size": {"max_pixels": 4816896, "min_pixels": 3136}}, 4842768),
+        ({"size": {"max_pixels": 9408, "min_pixels": 3136}}, 9408),
+        # transformers writes and obeys this one.
+        ({"size": {"shortest_edge": 3136, "longest_edge": 4816896}}, 4816896),
+        ({"size": {"shortest_edge": 3136, "longest_edge": 4842768}}, 4842768),
+    ],
+)
+def test_the_published_limit_is_that_of_the_published_code_and_any_other_counts(
+    tmp_path: Path, changes: dict[str, Any], max_pixels: int
+) -> None:
+    write(tmp_path, "preprocessor_config.json", PREPROCESSOR | changes)
+    config = read_processor_config(tmp_path, VISION)
+    assert config == ImageProcessorConfig(max_pixels=max_pixels)
+    said = (PREPROCESSOR | changes)["max_pixels"]
+    assert (config.note is not None) == (said == 4816896 != max_pixels)
+
+
+@pytest.mark.parametrize("raw", [PREPROCESSOR, PADDLE_PREPROCESSOR, TINY_RANDOM_PREPROCESSOR])
+def test_published_settings_are_those_of_transformers(tmp_path: Path, raw: dict[str, Any]) -> None:
+    write(tmp_path, "preprocessor_config.json", raw)
+    config = read_processor_config(tmp_path, VISION)
+    assert config == ImageProcessorConfig()
+    assert config.note is not None
+    assert "up to 4842768 pixels" in config.note
+    assert "max_pixels 4816896 in" in config.note
+
+
+def test_limits_beside_the_processor_class_count(tmp_path: Path) -> None:
+    write(tmp_path, "processor_config.json", TINY_RANDOM_PROCESSOR)
+    assert read_processor_config(tmp_path, VISION) == ImageProcessorConfig()
+    assert read_processor_config(tmp_path, VISION).has_limits
+    write(tmp_path, "preprocessor_config.json", TINY_RANDOM_PREPROCESSOR)
+    assert read_processor_config(tmp_path, VISION) == ImageProcessorConfig()
+    small = {"image_max_pixels": 9408, "image_min_pixels": 3136}
+    write(tmp_path, "processor_config.json", TINY_RANDOM_PROCESSOR | small)
+    assert read_processor_config(tmp_path, VISION).max_pixels == 9408
+    write(tmp_path, "preprocessor_config.json", TINY_RANDOM_PREPROCESSOR | {"max_pixels": 12544})
+    with pytest.raises(ModelUnusable, match=r"max_pixels = 12544 .*\n.*image_max_pixels says 9408"):
+        read_processor_config(tmp_path, VISION)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "resized", "by_the_file"),
+    [
+        (4000, 3000, (2520, 1904), (2520, 1876)),
+        (4032, 3024, (2520, 1904), (2520, 1876)),
+        (2480, 3508, (1848, 2604), (1820, 2604)),
+        (2550, 3300, (1932, 2492), (1904, 2492)),
+        (1920, 1080, (1932, 1092), (1932, 1092)),
+        (3840, 2160, (2912, 1624), (2912, 1624)),
+        (3000, 2000, (2688, 1792), (2688, 1792)),
+    ],
+)
+def test_large_images_get_the_size_of_the_published_code(
+    tmp_path: Path, width: int, height: int, resized: tuple[int, int], by_the_file: tuple[int, int]
+) -> None:
+    def of_transformers(max_pixels: int) -> tuple[int, ...]:
+        return published_resize(height, width, 28, 3136, max_pixels)[::-1]
+
+    assert of_transformers(PublishedProcessor().size["longest_edge"]) == resized
+    assert of_transformers(PREPROCESSOR["max_pixels"]) == by_the_file
+    write(tmp_path, "preprocessor_config.json", PREPROCESSOR)
+    config = read_processor_config(tmp_path, VISION)
+    assert measure_image("photo", (width, height), config).resized_size == resized
+    assert measure_image("photo", (width, height), published_model().processor).resized_size == resized
 
 
 @pytest.mark.parametrize(
