@@ -73,6 +73,8 @@ class Clock:
     def kind(unit: str) -> str:
         if unit == "layer 0":
             return "dense layer"
+        if unit.startswith("weights of "):
+            return "look through the source"
         for name in ("expert", "layer", "sequence"):
             if unit.startswith(f"{name} "):
                 return {"layer": "attention and shared experts", "sequence": "vision tower"}.get(
@@ -85,7 +87,7 @@ class Clock:
         return "tower's weights" if unit.startswith("vision.") else "the rest"
 
     def times(self, kind: str) -> float:
-        if kind in ("experts", "attention and shared experts"):
+        if kind in ("experts", "attention and shared experts", "look through the source"):
             return (LAYERS - 1) / (self._layers - 1)
         return BLOCKS / self._blocks if kind in ("vision tower", "tower's weights") else 1.0
 

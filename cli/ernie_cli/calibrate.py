@@ -65,7 +65,7 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     with telling_what_is_kept(lambda: f"nothing is kept: {options.out} is written when all is measured"):
         sequences = draw_sequences(directory, options, console)
         with UnitProgress(console) as progress:
-            measured = measurements_in(options.out, directory, sequences, progress.show_layer)
+            measured = measurements_in(options.out, directory, sequences, progress.show)
     result.out = str(options.out)
     result.tokens = {str(bank): count for bank, count in measured.tokens.items()}
     result.positions = measured.positions

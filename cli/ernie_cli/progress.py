@@ -36,10 +36,6 @@ class UnitProgress:
             told = "" if left is None else f", about {duration(left)} left"
             self._console.note(f"{work_done / work_of_all:.0%}: {unit}{told}")
 
-    def show_layer(self, num_done: int, num_layers: int) -> None:
-        """A layer is done, the `num_done`th of all."""
-        self.show(f"layer {num_done - 1}", num_done, num_layers)
-
     def __enter__(self) -> Self:
         self._console.status.show("starting")
         return self

@@ -166,7 +166,7 @@ def _mixed_job(
         f"measurements are read from {path}" if path.exists() else f"measuring, measurements go to {path}"
     )
     with UnitProgress(console) as progress:
-        measured = measurements_in(path, job.source, sequences, progress.show_layer)
+        measured = measurements_in(path, job.source, sequences, progress.show)
     tables = _mixed_tables(job, options, config, measured, console)
     for line in allocation_lines(tables, measured):
         console.note(line)

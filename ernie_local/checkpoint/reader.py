@@ -95,6 +95,14 @@ class Checkpoint:
         target = out.detach()
         self._read_elements(name, 0, target.t() if source.transposed else target)
 
+    def check(self, name: str) -> None:
+        """Read our tensor `name` as `read` does, for its errors alone."""
+        source = self.accounts.sources[name]
+        piece = torch.empty(_CHUNK_BYTES // 4, dtype=DTYPES[source.stored.dtype])
+        count = math.prod(source.shape)
+        for first in range(0, count, len(piece)):
+            self._read_elements(name, first, piece[: count - first])
+
     def read_rows(self, name: str, first_row: int, out: torch.Tensor) -> None:
         """As `read`, but rows from `first_row` on, as many as `out` has, which must be contiguous."""
         source = self.accounts.sources[name]

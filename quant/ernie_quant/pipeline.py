@@ -1,6 +1,7 @@
 """Quantizes a float checkpoint unit by unit; a run can be resumed after every unit.
 
-The order: disk space, all tensors that need no calibration, calibrated experts layer by layer, report, audit.
+The order: disk space, a look through the source where experts are calibrated, all tensors that need no
+calibration, calibrated experts layer by layer, report, audit.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from ernie_quant.recipe import Recipe
 from ernie_quant.report import write_report
 from ernie_quant.report.contents import gather
 from ernie_quant.source import FloatSource, fixed_tensor
+from ernie_quant.source_check import check_costs, check_weights
 from ernie_quant.tokens import TokenTable
 from ernie_quant.work import Units, Work, calibration_identity, source_identity, version_identity
 
@@ -72,12 +74,18 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         copy_companions(job.source, checkpoint, job.partial, job.on_note)
         fixed = _fixed(job, files)
         costs = unit_costs(new_config, fixed, job.sequences, job.recipe)
+        if job.calibrates:
+            costs = check_costs(checkpoint) | costs
         source = FloatSource(checkpoint)
         if job.calibrates and not work.done.keys() & costs.keys():
             pace = rehearse(source, new_config, tables, job.recipe, job.partial)
             minutes = math.ceil(pace * sum(costs.values()) / 60)
             job.on_note(f"tried the largest expert: about {minutes} min for all")
         units = Units(work, files, costs, job.on_unit, job.should_stop)
+        if job.calibrates:
+            # Without calibration the work itself reads everything within minutes.
+            for unit in check_weights(checkpoint, units.done):
+                units.finish(unit)
         # For weights that have no second moments.
         without_data = Recipe("clip") if job.recipe.method == "gptq" else job.recipe
         for entry in fixed:
@@ -128,7 +136,8 @@ def plan_checkpoint(job: Job) -> Plan:
         plan = plan_run(config, job.sequences, files, job.most_memory)
         if not job.calibrates:
             return plan
-        costs = unit_costs(new_config, _fixed(job, files), job.sequences, job.recipe)
+        costs = check_costs(checkpoint)
+        costs |= unit_costs(new_config, _fixed(job, files), job.sequences, job.recipe)
         job.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=".ernie-local.") as scratch:
             pace = rehearse(FloatSource(checkpoint), new_config, job.tables, job.recipe, Path(scratch))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,8 +31,9 @@ from ernie_quant.losses import PARTS, AnswerDivergence, option_losses, rounded, 
 from ernie_quant.measurements import ExpertLosses, Measurements, read_measurements, write_measurements
 from ernie_quant.place import check_new_file
 from ernie_quant.source import FloatSource
+from ernie_quant.source_check import check_weights
 from ernie_quant.tokens import RowFile, TokenTable, embed
-from ernie_quant.work import calibration_identity, source_identity, tell_nobody, version_identity
+from ernie_quant.work import OnUnit, calibration_identity, source_identity, tell_nobody, version_identity
 
 Tensor = torch.Tensor
 EXPERT_FORMATS = tuple(low_bit.name for low_bit in reversed(largest_first(formats_for("mixed"))))
@@ -69,12 +70,12 @@ class Probe:
         config: ModelConfig,
         sequences: Sequence[EncodedSample],
         directory: Path,
-        on_layer: Callable[[int, int], None],
+        on_unit: OnUnit,
     ) -> None:
-        """checkpoint: unquantized; on_layer: called with the number of layers done, and of all."""
+        """checkpoint: unquantized; on_unit: called with each layer, the number of layers done, and of all."""
         assert config.quantization is None
         self._checkpoint, self._config, self._sequences = checkpoint, config, sequences
-        self._source, self._directory, self._on_layer = FloatSource(checkpoint), directory, on_layer
+        self._source, self._directory, self._on_unit = FloatSource(checkpoint), directory, on_unit
         self._copies = _Copies(TokenTable.of(sequences, config))
         self._losses: list[ExpertLosses] = []
 
@@ -86,7 +87,7 @@ class Probe:
             pass
         for layer_id, has_experts in enumerate(self._config.text.moe_layers):
             states = self._run_layer(layer_id, has_experts, states)
-            self._on_layer(layer_id + 1, self._config.text.num_hidden_layers)
+            self._on_unit(f"layer {layer_id}", layer_id + 1, self._config.text.num_hidden_layers)
         positions = _answer_positions(self._sequences, table)
         exact = states.read(positions)
         distance = AnswerDivergence(self._checkpoint, self._config, exact)
@@ -255,7 +256,7 @@ def measurements_in(
     path: Path,
     source: Path,
     sequences: Sequence[EncodedSample],
-    on_layer: Callable[[int, int], None] = tell_nobody,
+    on_unit: OnUnit = tell_nobody,
 ) -> Measurements:
     """Read the measurements in `path`, or measure the unquantized model in `source` and write them there.
 
@@ -290,6 +291,8 @@ def measurements_in(
         tempfile.TemporaryDirectory(dir=path.parent, prefix=".ernie-local.") as scratch,
         torch.inference_mode(),
     ):
-        measured = Probe(checkpoint, config, chosen, Path(scratch), on_layer).run(identity)
+        for unit in check_weights(checkpoint):
+            on_unit(unit, 0, config.text.num_hidden_layers)
+        measured = Probe(checkpoint, config, chosen, Path(scratch), on_unit).run(identity)
     write_measurements(path, measured)
     return measured

@@ -1,7 +1,7 @@
 """Keeps a quantizing run resumable: OUT.partial with its lock, identity and journal of finished units.
 
-A unit is a tensor's name, `sequence NUMBER`, `expert LAYER.BANK.ID` or `layer ID`. It enters the journal
-after its bytes are on the disk, so a run may be killed at any time.
+A unit is `weights of PART` of the source, a tensor's name, `sequence NUMBER`, `expert LAYER.BANK.ID` or
+`layer ID`. It enters the journal after its bytes are on the disk, so a run may be killed at any time.
 """
 
 from __future__ import annotations
