@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.checkpoint.writer import TensorEntry, write_checkpoint
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable
+from ernie_local.packing.formats import FORMATS, TILE_ROWS
 from ernie_local.packing.page import seal
+from ernie_local.verify import verify
 from tests.conftest import PackNano
 
 Raw = dict[str, Any]
@@ -178,6 +181,42 @@ def test_is_refused_with_names_and_numbers(packed: Path, tmp_path: Path, name: s
     with pytest.raises(ModelUnusable) as caught:
         ernie_local.load(tmp_path)
     assert message in str(caught.value)
+
+
+MATRICES = (
+    "embed_tokens",
+    "lm_head",
+    "layers.2.self_attn.qkv_proj",
+    "layers.2.self_attn.o_proj",
+    "vision.blocks.0.attn.qkv",
+    "vision.blocks.0.mlp.fc2",
+)
+
+
+@pytest.mark.parametrize(("dense", "other"), [("w4", "w8"), ("w8", "w4")])
+def test_a_scale_that_is_not_usable_is_refused_in_every_matrix(
+    dense: str, other: str, pack_nano: PackNano, tmp_path: Path
+) -> None:
+    """At loading, and by verify: the last scale of each matrix, in both kinds of scales."""
+    packed = pack_nano(FormatChoice(dense=dense, embedding=other, vision=dense))
+    shapes = PackedTensors(read_config(packed))
+    tensors = load_file(packed / "model.safetensors")
+    (tmp_path / "config.json").write_text((packed / "config.json").read_text())
+    spoiled: dict[str, torch.Tensor] = {}
+    for stem, value in zip(MATRICES, (torch.nan, torch.inf, -60000.0) * 2, strict=True):
+        [name] = (name for name in shapes.shapes if name.rpartition(".")[0] == stem)
+        low_bit = FORMATS[name.rpartition(".")[2]]
+        columns = shapes.matrix_shape(stem)[1]
+        groups = low_bit.num_groups(columns) if low_bit.is_symmetric else 1
+        spoiled[name] = tensors[name].clone()
+        last_tile = spoiled[name].view(-1, low_bit.tile_bytes(columns))[-1]
+        last_tile[: 2 * TILE_ROWS * groups].view(torch.float16)[-1] = value
+        save_file(tensors | {name: spoiled[name]}, tmp_path / "model.safetensors")
+        with pytest.raises(ModelUnusable, match=rf"{re.escape(stem)}: 1 of \d+ scales .* {value:.6g}"):
+            ernie_local.load(tmp_path)
+    save_file(tensors | spoiled, tmp_path / "model.safetensors")
+    found = verify(tmp_path, companions=False).findings
+    assert {finding.tensor for finding in found} == spoiled.keys()
 
 
 def test_a_cut_file_is_refused(packed: Path, tmp_path: Path) -> None:
