@@ -126,7 +126,7 @@ def _quantize(job: Job, options: QuantizeOptions, console: Console, result: Quan
         return
     _run(job, console, result)
     if job.statistics is not None and job.statistics != options.statistics:
-        job.statistics.unlink()  # the checkpoint has it
+        job.statistics.unlink(missing_ok=True)  # the checkpoint has it
 
 
 def _plan(options: QuantizeOptions) -> Job:

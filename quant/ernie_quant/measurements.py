@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 
 from ernie_local.config import Bank
-from ernie_local.errors import InputUnreadable, UsageError
+from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.files import read_plain, replaced
 
+STATISTICS_FILE = "statistics.json"  # in a checkpoint whose formats were chosen by measurements
 _MAX_BYTES = 256 << 20  # of the original about 2 MB
 
 
@@ -63,17 +64,13 @@ def write_measurements(path: Path, measured: Measurements) -> None:
 def read_measurements(path: Path, identity: dict[str, str]) -> Measurements:
     """Read what `write_measurements` wrote.
 
-    InputUnreadable for any other file; UsageError for measurements of another model, other samples or another
+    ModelUnusable for any other file; UsageError for measurements of another model, other samples or another
     version, with the names that differ from `identity`.
     """
     try:
         measured = msgspec.json.decode(read_plain(path, _MAX_BYTES), type=Measurements)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputUnreadable(
-            f"{path} cannot be read as statistics: {error}",
-            "they are written by `ernie-local calibrate`",
-            "make them again, or remove the file to measure again",
-        ) from error
+    except (OSError, ValueError) as error:  # also what msgspec raises
+        raise damaged_measurements(path, str(error)) from error
     differing = sorted(name for name in identity if measured.identity.get(name) != identity[name])
     if differing:
         raise UsageError(
@@ -82,3 +79,12 @@ def read_measurements(path: Path, identity: dict[str, str]) -> Measurements:
             "name the statistics of this model and these samples, or remove the file to measure again",
         )
     return measured
+
+
+def damaged_measurements(path: Path, why: str) -> ModelUnusable:
+    """The error for a file that is not as `write_measurements` wrote it."""
+    return ModelUnusable(
+        f"{path} is damaged, so no measurements can be read from it",
+        why,
+        "delete this file and run the same command again, which then measures again",
+    )

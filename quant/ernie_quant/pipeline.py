@@ -30,6 +30,7 @@ from ernie_quant.audit import audit
 from ernie_quant.calibration import Calibration, ExpertReports, reports_of
 from ernie_quant.companions import copy_companions
 from ernie_quant.job import Job, check_job
+from ernie_quant.measurements import STATISTICS_FILE
 from ernie_quant.place import is_made, rehearse_rename
 from ernie_quant.plan import Plan, plan_run, rehearse, unit_costs
 from ernie_quant.recipe import Recipe
@@ -197,5 +198,5 @@ def _write_config(job: Job, tables: QuantizationConfig) -> None:
     with replaced(job.partial / "config.json") as new:
         new.write_text(json.dumps(raw, indent=2), encoding="utf-8")
     if job.statistics is not None:
-        with replaced(job.partial / "statistics.json") as new:
+        with replaced(job.partial / STATISTICS_FILE) as new:
             shutil.copyfile(job.statistics, new)

@@ -28,7 +28,13 @@ from ernie_local.packing.formats import formats_for, largest_first
 from ernie_quant.expert import ExpertWeights
 from ernie_quant.layer import NormedTokens, Routing, attend_layer, finish_layer, route_bank
 from ernie_quant.losses import PARTS, AnswerDivergence, option_losses, rounded, rounded_expert
-from ernie_quant.measurements import ExpertLosses, Measurements, read_measurements, write_measurements
+from ernie_quant.measurements import (
+    ExpertLosses,
+    Measurements,
+    damaged_measurements,
+    read_measurements,
+    write_measurements,
+)
 from ernie_quant.place import check_new_file
 from ernie_quant.source import FloatSource
 from ernie_quant.source_check import check_weights
@@ -261,7 +267,8 @@ def measurements_in(
     """Read the measurements in `path`, or measure the unquantized model in `source` and write them there.
 
     sequences: the first ones with answers are used, of at most MOST_TOKENS. UsageError if the file holds
-    measurements of something else or cannot be written, or if no sequence has an answer.
+    measurements of something else or cannot be written, or if no sequence has an answer; ModelUnusable if it
+    is damaged.
     """
     chosen = probe_sequences(sequences, MOST_TOKENS)
     if not chosen:
@@ -275,9 +282,9 @@ def measurements_in(
         "calibration": calibration_identity(chosen),
         "version": version_identity(),
     }
-    if path.exists():
-        return read_measurements(path, identity)
     config = read_config(source)
+    if path.exists():
+        return _checked(read_measurements(path, identity), path, config)
     if config.quantization is not None:
         raise UsageError(
             f"{source} is quantized already",
@@ -295,4 +302,31 @@ def measurements_in(
             on_unit(unit, 0, config.text.num_hidden_layers)
         measured = Probe(checkpoint, config, chosen, Path(scratch), on_unit).run(identity)
     write_measurements(path, measured)
+    return measured
+
+
+def _checked(measured: Measurements, path: Path, config: ModelConfig) -> Measurements:
+    """ModelUnusable unless every layer and expert of the model was measured in every format."""
+    text = config.text
+    layers = set(range(text.num_hidden_layers))
+    experts = [
+        (layer_id, bank.name, expert_id)
+        for layer_id, bank in text.layer_banks()
+        for expert_id in range(bank.num_experts)
+    ]
+    formats = set(EXPERT_FORMATS)
+    wrong = {
+        "dense_divergence": measured.dense_divergence.keys() != layers,
+        "expert_divergence": measured.expert_divergence.keys() != {layer_id for layer_id, _, _ in experts},
+        "tokens": measured.tokens.keys() != {bank.name for bank in text.banks},
+        "probe_format": measured.probe_format not in EXPERT_FORMATS,
+        "experts": [(one.layer, one.bank, one.expert) for one in measured.experts] != experts,
+        "lost": any(
+            one.lost.keys() != set(PARTS) or any(lost.keys() != formats for lost in one.lost.values())
+            for one in measured.experts
+        ),
+    }
+    for name, is_wrong in wrong.items():
+        if is_wrong:
+            raise damaged_measurements(path, f"{name} is not of the layers, experts and formats of the model")
     return measured

@@ -116,6 +116,17 @@ def test_sizes_that_cannot_be_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_damaged_measurements_beside_the_checkpoint_are_told(quantize: Quantize, tmp_path: Path) -> None:
+    damaged = tmp_path / "out.statistics.json"
+    damaged.write_bytes(bytes(100))
+    code, said, _ = quantize("nano", str(tmp_path / "out"), "--fit", "8GiB", "--samples", "2")
+    assert code == 4
+    assert isinstance(said["error"], dict)
+    assert said["error"]["what"].startswith(f"{damaged} is damaged")
+    assert said["error"]["hint"].startswith("delete this file")
+    assert damaged.exists()
+
+
 def test_without_calibration_nothing_is_drawn(quantize: Quantize, tmp_path: Path) -> None:
     code, said, _ = quantize("nano", str(tmp_path / "out"), "--method", "rtn", "--dense", "w4")
     assert code == 0

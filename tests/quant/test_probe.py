@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,7 +23,7 @@ from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import page_layout
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import QuantizationConfig, read_config
-from ernie_local.errors import DoesNotFit, InputUnreadable, UsageError
+from ernie_local.errors import DoesNotFit, ModelUnusable, UsageError
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.loading import LoadedModel
 from ernie_local.media.tokens import MediaPrompt
@@ -163,12 +166,54 @@ def test_files_of_something_else_are_refused(
     assert measurements_in(path, NANO_DIRECTORY, samples) == measured
     with pytest.raises(UsageError, match="something else: calibration differ"):
         measurements_in(path, NANO_DIRECTORY, samples[1:])
-    path.write_text("{}")
-    with pytest.raises(InputUnreadable, match="cannot be read as statistics"):
-        measurements_in(path, NANO_DIRECTORY, samples)
     unanswered = [dataclasses.replace(samples[0], answers=())]
     with pytest.raises(UsageError, match="0 of 1 samples have an answer"):
         measurements_in(tmp_path / "other.json", NANO_DIRECTORY, unanswered)
+
+
+def torn(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def zeroed(content: bytes) -> bytes:
+    return bytes(len(content))
+
+
+def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
+    def damage(content: bytes) -> bytes:
+        raw = json.loads(content)
+        change(raw)
+        return json.dumps(raw).encode()
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "torn": torn,
+    "empty": lambda _: b"",
+    "zeroed": zeroed,
+    "other JSON": lambda _: b"[1]",
+    "no text": lambda content: b"\xff" + content,
+    "without an expert": changed(lambda raw: raw["experts"].pop()),
+    "experts in another order": changed(lambda raw: raw["experts"].reverse()),
+    "without a format": changed(lambda raw: raw["experts"][3]["lost"]["down"].pop("w4")),
+    "without a part": changed(lambda raw: raw["experts"][3]["lost"].pop("down")),
+    "without a layer": changed(lambda raw: raw["dense_divergence"].pop("2")),
+    "without experts of a layer": changed(lambda raw: raw["expert_divergence"].pop("2")),
+    "without a bank": changed(lambda raw: raw["tokens"].pop("vision")),
+    "with an unknown format": changed(lambda raw: raw.update(probe_format="w5")),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_measurements_are_told_with_what_to_do(
+    name: str, samples: list[EncodedSample], measured: Measurements, statistics: Path, tmp_path: Path
+) -> None:
+    assert measured.positions
+    path = tmp_path / "out.statistics.json"
+    path.write_bytes(DAMAGES[name](statistics.read_bytes()))
+    with pytest.raises(ModelUnusable, match=r"statistics\.json is damaged[\s\S]*try: delete this file"):
+        measurements_in(path, NANO_DIRECTORY, samples)
 
 
 @pytest.mark.parametrize("bits", [2.2, 2.5, 3.5])

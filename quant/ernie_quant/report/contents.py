@@ -19,7 +19,7 @@ from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import Bank, BankKey, ModelConfig, QuantizationConfig
 from ernie_quant.expert import ExpertReport, RoutedExpert
 from ernie_quant.job import Job
-from ernie_quant.measurements import read_measurements
+from ernie_quant.measurements import STATISTICS_FILE, read_measurements
 from ernie_quant.work import version_identity
 
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
@@ -186,7 +186,7 @@ def gather(
         coverage=measure_coverage(reports, text.hidden_size, text.experts_per_token),
         sensitivity=None
         if job.statistics is None
-        else read_measurements(job.statistics, {}).expert_divergence,
+        else read_measurements(job.partial / STATISTICS_FILE, {}).expert_divergence,
         routing_agreement=routing_agreement,
     )
 
