@@ -141,17 +141,36 @@ class Chat:
             turns, question = split_turns(opened)
             return self._start(started, turns, question, thinking, thinking_budget, max_tokens)
 
+    def retry(
+        self,
+        thinking: bool | None = None,
+        thinking_budget: int | None = None,
+        max_tokens: int | None = None,
+    ) -> Generator[Piece, None, None]:
+        """Answer the last question again; the new turn takes the place of the old, unless no answer comes.
+
+        The question is asked with all its messages. Arguments and errors are those of `send`; UsageError
+        where there is no question.
+        """
+        with self._entry:
+            self._end_running()
+            *turns, last = self._some_turns("ask again")
+            started = time.perf_counter()
+            return self._start(started, tuple(turns), last.question, thinking, thinking_budget, max_tokens)
+
     def stop(self) -> None:
         """End the running answer after the current token; also from another thread or a signal handler."""
         self._stop_asked = True
 
     def undo(self) -> ChatTurn:
-        """Forget the last question and its answer, and return them; UsageError where there is none."""
+        """Forget the last question and its answer, and return them; UsageError where there is none.
+
+        The system text of the chat stays, also where the forgotten messages began with it.
+        """
         with self._entry:
             self._end_running()
-            if not self._turns:
-                raise UsageError("there is nothing to undo", "the chat has 0 turns", "ask something first")
-            *turns, last = self._turns
+            *turns, last = self._some_turns("undo")
+            self._writer.system = self.system
             self._turns = tuple(turns)
             messages = [message for turn in turns for message in turn.messages()]
             prompt = self._writer.prompt([message.for_template() for message in messages])
@@ -241,6 +260,11 @@ class Chat:
                 "a chat has one answer at a time, and the next use ends the one before",
                 "make a chat for each thread: they may share the model",
             )
+
+    def _some_turns(self, purpose: str) -> tuple[ChatTurn, ...]:
+        if not self._turns:
+            raise UsageError(f"there is nothing to {purpose}", "the chat has 0 turns", "ask something first")
+        return self._turns
 
     def _should_stop(self) -> bool:
         return self._stop_asked

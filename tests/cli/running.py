@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 
 from jsonschema import Draft202012Validator
 
-from ernie_local.errors import NoAnswer
+from ernie_local.errors import NoAnswer, UsageError
 from ernie_local.session import Answer, Piece, Timings, Usage
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -78,7 +78,7 @@ class FakeChat:
     calls: list[str] = field(default_factory=list)
     last: Answer | None = None
     model: Any = field(default_factory=lambda: SimpleNamespace(load_seconds=0.25))
-    history: list[Any] = field(default_factory=list)
+    history: tuple[Any, ...] = ()
     is_stopped: bool = False
 
     def ask(self, text: str, images: Sequence[Any] = (), **settings: Any) -> Iterator[Piece]:
@@ -108,14 +108,23 @@ class FakeChat:
         if not self.last.text and not self.is_stopped:
             raise NoAnswer("no answer", "thoughts", "--think-budget 5")
         if said:
-            self.history.append(SimpleNamespace(text=text, images=tuple(images)))
+            self.history = (*self.history, SimpleNamespace(text=text, images=tuple(images)))
+
+    def retry(self, **settings: Any) -> Iterator[Piece]:
+        if not self.history:
+            raise UsageError("there is nothing to ask again", "the chat has 0 turns", "ask something first")
+        *turns, last = self.history
+        self.history = tuple(turns)
+        return self.ask(last.text, last.images, **settings)
 
     def stop(self) -> None:
         self.is_stopped = True
 
     def undo(self) -> Any:
         self.calls.append("undo")
-        return self.history.pop()
+        *turns, last = self.history
+        self.history = tuple(turns)
+        return last
 
     def save(self, path: Path) -> None:
         self.calls.append(f"save {path}")

@@ -222,6 +222,49 @@ def test_interactive_with_a_real_model(
     assert (tmp_path / "c.json").is_file()
 
 
+def test_the_system_text_of_a_saved_chat_outlives_retry_undo_and_clear(
+    command: Command, small_model: Path, tmp_path: Path
+) -> None:
+    question = [
+        {"role": "system", "content": ["Be brief."]},
+        {"role": "user", "content": ["one"]},
+        {"role": "user", "content": ["two"]},
+    ]
+    turn = {
+        "question": question,
+        "thinking": False,
+        "reasoning": "",
+        "answer": "a",
+        "tool_calls": [],
+        "finish_reason": "stop",
+    }
+    chat = {
+        "format": "ernie-local chat",
+        "version": 2,
+        "model": "m",
+        "system": None,
+        "tools": [],
+        "turns": [turn],
+    }
+    (tmp_path / "chat.json").write_text(json.dumps(chat))
+    lines = ("/retry", f"/save {tmp_path / 'again.json'}", "/undo", "/system", "three", "/clear", "/system")
+    result = command(
+        "chat",
+        str(small_model),
+        "-i",
+        "--load",
+        str(tmp_path / "chat.json"),
+        "--max-tokens",
+        "3",
+        stdin="".join(f"{line}\n" for line in lines).encode(),
+    )
+    assert result.exit_code == 0
+    saved = json.loads((tmp_path / "again.json").read_text())
+    assert [turn["question"] for turn in saved["turns"]] == [question]
+    assert saved["turns"][0]["answer"] != "a"
+    assert result.stderr.count("system: Be brief.") == 2
+
+
 def test_device_that_is_not_there(command: Command, small_model: Path) -> None:
     import torch
 

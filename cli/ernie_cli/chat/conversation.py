@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from signal import SIGINT
 
@@ -109,22 +110,22 @@ def saved_at_the_end(path: Path | None, chat: Callable[[], session.Chat]) -> Ite
 
 def ask(
     chat: session.Chat,
-    question: str,
+    question: str | None,
     images: Sequence[session.ChatImage],
     options: ChatOptions,
     console: Console,
 ) -> session.Answer:
     """Ask, show the answer, and return it. Ctrl-C ends the answer early (`finish_reason` "interrupted").
 
-    Raises what `Chat.ask` raises, NoAnswer included, with all that was said shown.
+    question: None is that of the last turn again, with its own images. Raises what `Chat.ask` raises,
+    NoAnswer included, with all that was said shown.
     """
     held_back: list[str] = []
     chat.on_progress = _progress_on(console)
+    pieces = chat.retry if question is None else partial(chat.ask, question, images=images)
     try:
         with stop_requests(chat.stop, SIGINT), console.working("reading the question"):
-            for piece in chat.ask(
-                question,
-                images=images,
+            for piece in pieces(
                 thinking=options.thinking(),
                 thinking_budget=options.think_budget_count(),
                 max_tokens=options.max_tokens_count(),

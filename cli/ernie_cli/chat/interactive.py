@@ -23,11 +23,10 @@ from ernie_local.model_files import ModelFiles
 
 
 class AskedQuestion(NamedTuple):
-    """A question of this session. is_kept: whether it is the last turn of the history."""
+    """A question of this session that is no turn of the history."""
 
     text: str
     images: Sequence[session.ChatImage]
-    is_kept: bool
 
 
 class SlashCommand(NamedTuple):
@@ -61,7 +60,7 @@ class InteractiveChat:
         self._waiting: list[session.ChatImage] = []
         self._files = files
         self._is_over = False
-        self._last: AskedQuestion | None = None
+        self._unanswered: AskedQuestion | None = None
         self._sampling = conversation.chat_sampling(options, files)
 
     def run(self, read: LineReader, first_prompts: Sequence[str] = ()) -> None:
@@ -112,13 +111,16 @@ class InteractiveChat:
             )
 
     def _ask(self, question: str, images: Sequence[session.ChatImage]) -> None:
-        num_turns = len(self.chat.history)
-        self._last = AskedQuestion(question, tuple(images), is_kept=False)
-        answer = conversation.ask(self.chat, question, images, self._options, self._console)
-        is_kept = len(self.chat.history) > num_turns
-        if is_kept:
-            self._last = self._last._replace(is_kept=True)
+        self._unanswered = AskedQuestion(question, tuple(images))
+        if self._answer(question, images):
+            self._unanswered = None
             self._waiting = [image for image in self._waiting if not any(image is one for one in images)]
+
+    def _answer(self, question: str | None, images: Sequence[session.ChatImage] = ()) -> bool:
+        """Show the answer as `conversation.ask` does, and tell how it went; whether the chat keeps it."""
+        before = self.chat.history
+        answer = conversation.ask(self.chat, question, images, self._options, self._console)
+        is_kept = self.chat.history is not before
         if answer.finish_reason == "interrupted":
             kept = "this turn is kept, /undo forgets it" if is_kept else "nothing is kept of this turn"
             self._console.say(f"stopped; {kept}")
@@ -126,6 +128,7 @@ class InteractiveChat:
             self._console.warn(conversation.cut_off_line(answer))
         if self._options.stats:
             self._show_figures()
+        return is_kept
 
     def _show_figures(self) -> None:
         if self.chat.last is None:
@@ -172,20 +175,15 @@ class InteractiveChat:
     @_slash_command("/undo", "", "forget the last question and its answer")
     def _undo(self, _argument: str) -> None:
         text = textwrap.shorten(self.chat.undo().text, 60, placeholder="...")
-        self._last = None
+        self._unanswered = None
         self._console.say(f"forgotten, with its answer: {text}")
 
     @_slash_command("/retry", "", "ask the last question again, in place of its answer")
     def _retry(self, _argument: str) -> None:
-        last = self._last
-        if last is None and self.chat.history:
-            turn = self.chat.history[-1]
-            last = AskedQuestion(turn.text, turn.images, is_kept=True)
-        if last is None:
-            raise UsageError("there is nothing to ask again", "the chat has 0 turns", "ask something first")
-        if last.is_kept:
-            self.chat.undo()
-        self._ask(last.text, last.images)
+        if self._unanswered is not None:
+            self._ask(*self._unanswered)
+        else:
+            self._answer(None)
 
     @_slash_command("/clear", "", "start a new chat with the same system text; drops waiting images")
     def _clear(self, _argument: str) -> None:
@@ -194,7 +192,7 @@ class InteractiveChat:
         self._console.say("a new chat begins")
 
     def _begin(self, chat: session.Chat) -> None:
-        self.chat, self._last = chat, None
+        self.chat, self._unanswered = chat, None
 
     @_slash_command("/save", "FILE", "write the chat to a file")
     def _save(self, argument: str) -> None:

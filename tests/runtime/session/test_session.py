@@ -18,7 +18,7 @@ from ernie_local.errors import (
     UsageError,
 )
 from ernie_local.sampling import SamplingOptions
-from ernie_local.session import Chat, Piece, ToolCall
+from ernie_local.session import Chat, ChatMessage, Piece, ToolCall
 
 if TYPE_CHECKING:
     from tests.runtime.conftest import Talks
@@ -153,6 +153,54 @@ def test_undo_forgets_and_rewinds(talk: Talks, image: Path) -> None:
     one.chat.undo()
     one.chat.undo()
     assert one.engine.length == 0
+
+
+def test_retry_asks_the_whole_question_again(talk: Talks, image: Path) -> None:
+    """System text, order of texts and images, and several messages; not their text alone."""
+    one = talk()
+    question = [
+        ChatMessage("system", "Be brief."),
+        ChatMessage("user", ("Here:", image, "What is it?")),
+        ChatMessage("user", "Quick!"),
+    ]
+    one.engine.say("first")
+    list(one.chat.send(question))
+    before = one.cached_text()
+    one.engine.say("second")
+    list(one.chat.retry(max_tokens=50))
+    assert one.cached_text() == f"{before.removesuffix('first')}second"
+    (turn,) = one.chat.history
+    assert [message.role for message in turn.question] == ["system", "user", "user"]
+    assert (turn.answer, one.chat.system) == ("second", "Be brief.")
+    # The image is in the cache.
+    assert [len(images) for _, images in one.engine.prefills] == [1, 0]
+
+
+def test_retry_without_an_answer_keeps_the_turn(talk: Talks) -> None:
+    one = talk()
+    with pytest.raises(UsageError, match="nothing to ask again"):
+        one.chat.retry()
+    one.ask("one", "first")
+    one.ask("two", "second")
+    one.engine.say("")
+    with pytest.raises(NoAnswer):
+        list(one.chat.retry())
+    assert [turn.answer for turn in one.chat.history] == ["first", "second"]
+    with pytest.raises(UsageError, match="max_tokens"):
+        one.chat.retry(max_tokens=0)
+    one.engine.say("third")
+    list(one.chat.retry())
+    assert [(turn.text, turn.answer) for turn in one.chat.history] == [("one", "first"), ("two", "third")]
+
+
+def test_the_system_text_stays_when_its_turn_is_forgotten(talk: Talks) -> None:
+    one = talk(system="Be long.")
+    one.engine.say("a")
+    list(one.chat.send([ChatMessage("system", "Be brief."), ChatMessage("user", "q")]))
+    one.chat.undo()
+    assert one.chat.system == "Be brief."
+    one.ask("r", "b")
+    assert one.cached_text() == f"{BEGIN}Be brief.\nUser: r\nAssistant: {OFF}b"
 
 
 def test_another_image_of_the_same_size_is_computed(talk: Talks, image: Path, tmp_path: Path) -> None:
