@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 _TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 # What decides how a model reads and answers, beside config.json. All but the tokenizer have defaults.
 INPUT_FILES = (
-    *PROCESSOR_FILES, *_TEMPLATE_FILES, "added_tokens.json", "generation_config.json", "tokenizer.model",
+    *PROCESSOR_FILES, *_TEMPLATE_FILES, "added_tokens.json", "special_tokens_map.json",
+    "generation_config.json", "tokenizer.model",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from ernie_local.text.sentencepiece_file import FilePiece, SentencePieceKind, ke
 
 TOKENIZER_MODEL_NAME = "tokenizer.model"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+SPECIAL_TOKENS_NAME = "special_tokens_map.json"
 # ERNIE's file has 1.6 MB.
 MAX_TOKENIZER_BYTES = 64 << 20
 _SPACE_MARK = "\u2581"
@@ -46,8 +47,13 @@ class ErnieTokenizer:
     more than their letters.
     """
 
-    def __init__(self, model_proto: bytes, added: Sequence[AddedToken] = ()) -> None:
-        """ValueError where `model_proto` is not a SentencePiece model."""
+    def __init__(
+        self, model_proto: bytes, added: Sequence[AddedToken] = (), special: Collection[str] = ()
+    ) -> None:
+        """special: pieces and tokens that are special whatever their kind.
+
+        ValueError where `model_proto` is not a SentencePiece model.
+        """
         import sentencepiece
 
         pieces = read_pieces(model_proto)
@@ -66,21 +72,22 @@ class ErnieTokenizer:
         ):
             self._bytes[token_id] = content
             self._ids[text] = token_id
-            if is_special:
+            if is_special or text in special:
                 specials.add(token_id)
         self.special_ids = frozenset(specials)
         self.vocab_size = max(self._bytes) + 1
         self._unknown_id: int = self._pieces.unk_id()
         # SentencePiece finds its user-defined pieces in a text; other declared tokens are split off before.
         found_by_pieces = {piece.text for piece in pieces if piece.kind is SentencePieceKind.USER_DEFINED}
-        plain = {token.content for token in added if not token.special} - found_by_pieces
+        ordinary = {token.content for token in added if token.token_id not in self.special_ids}
+        plain = ordinary - found_by_pieces
         tags = {text for text, token_id in self._ids.items() if token_id in self.special_ids}
         self._split_all, self._split_plain = _alternation(plain | tags), _alternation(plain)
         self._spelled_out: dict[int, list[int]] = {}
 
     @classmethod
     def from_directory(cls, directory: Path) -> ErnieTokenizer:
-        """Read tokenizer.model and, if they are there, tokenizer_config.json and added_tokens.json.
+        """Read tokenizer.model and, if they are there, the files of declared and of special tokens.
 
         ModelUnusable names the file that is missing or cannot be read.
         """
@@ -97,13 +104,17 @@ class ErnieTokenizer:
             raise _broken(path, error.strerror or str(error)) from error
         added = _read_added_tokens(Path(directory))
         try:
-            return cls(model_proto, added)
+            return cls(model_proto, added, _special_names(Path(directory)))
         except ValueError as error:
             raise _broken(path, f"{len(model_proto)} bytes are no SentencePiece model: {error}") from error
 
     def id_of(self, text: str) -> int | None:
         """The id of the piece or token `text`, None if there is none."""
         return self._ids.get(text)
+
+    def is_named(self, token_id: int) -> bool:
+        """Whether a piece or a declared token has this id."""
+        return token_id in self._bytes
 
     def encode(self, text: str, allow_special: bool = True) -> list[int]:
         """Token ids of `text`. UsageError for half of a surrogate pair in it.
@@ -160,7 +171,7 @@ class ErnieTokenizer:
 class StreamDecoder:
     """Decodes ids one by one; the bytes of an unfinished character are kept for the next call.
 
-    The texts joined equal `tokenizer.decode` of the same ids without the hidden ones.
+    The texts joined equal `tokenizer.decode` of the same ids without the hidden ones and those of no piece.
     """
 
     def __init__(self, tokenizer: ErnieTokenizer, hidden_ids: Collection[int] = ()) -> None:
@@ -169,8 +180,8 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """The text that this id completes; "" for a hidden id, and while a character is unfinished."""
-        if token_id in self._hidden_ids:
+        """The text that this id completes; "" for one without text, and while a character is unfinished."""
+        if token_id in self._hidden_ids or not self._tokenizer.is_named(token_id):
             return ""
         return self._utf8.decode(self._tokenizer.token_bytes(token_id))
 
@@ -198,6 +209,24 @@ def _read_added_tokens(directory: Path) -> list[AddedToken]:
         token = _declared_token(path, key, entry)
         tokens[token.token_id] = token
     return [tokens[token_id] for token_id in sorted(tokens)]
+
+
+def _special_names(directory: Path) -> frozenset[str]:
+    """The tokens that the settings name as special, by the keys that transformers knows.
+
+    `mask_token` and `additional_special_tokens` name pieces such as <mask:4>, which nothing else tells from
+    text. A single character is always text.
+    """
+    named: list[object] = []
+    for name in (TOKENIZER_CONFIG_NAME, SPECIAL_TOKENS_NAME):
+        for key, value in read_object_if_there(directory / name).items():
+            if key.endswith("_token"):
+                named.append(value)
+            elif key in ("additional_special_tokens", "extra_special_tokens"):
+                values = value.values() if isinstance(value, dict) else value
+                named += values if isinstance(values, Iterable) else ()
+    texts = (entry.get("content") if isinstance(entry, Mapping) else entry for entry in named)
+    return frozenset(text for text in texts if isinstance(text, str) and len(text) > 1)
 
 
 def read_object_if_there(path: Path) -> dict[str, object]:

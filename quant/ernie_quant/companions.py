@@ -13,7 +13,7 @@ from ernie_local.model_files import INPUT_FILES
 from ernie_local.strict_json import show
 
 # Without effect here: tokenizers and video settings that other programs read, and the terms of use.
-_FOR_OTHERS = ("tokenizer.json", "special_tokens_map.json", "video_preprocessor_config.json")
+_FOR_OTHERS = ("tokenizer.json", "video_preprocessor_config.json")
 _TERMS = tuple(f"{name}{suffix}" for name in ("LICENSE", "NOTICE") for suffix in ("", ".txt", ".md"))
 _COPIED = frozenset((*INPUT_FILES, *_FOR_OTHERS, *_TERMS))
 # Made anew for the checkpoint: README.md by the report, the others with the weights.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +22,8 @@ from ernie_local.errors import (
 )
 from ernie_local.sampling import SamplingOptions
 from ernie_local.session import Chat, ChatMessage, Piece, ToolCall
+from ernie_local.text.tokenizer import ErnieTokenizer
+from tests.runtime.conftest import ScriptedModel, Talk
 
 if TYPE_CHECKING:
     from tests.runtime.conftest import Talks
@@ -296,6 +301,24 @@ def test_tool_calls_are_kept_as_structure(talk: Talks) -> None:
 def test_special_tokens_are_no_text(talk: Talks) -> None:
     answer = talk().ask("q", "a<|IMAGE_START|>b<|LOC_7|>c")
     assert answer.text == "ab<|LOC_7|>c"
+
+
+def test_tokens_that_the_settings_name_and_ids_of_no_piece_are_no_text(
+    tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    """As skip_special_tokens does in transformers: in pieces, in the answer and in the history."""
+    shutil.copytree(tokenizer_directory, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[SYS]": 700, "[TEXT]": 710}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"mask_token": "[SYS]"}))
+    tokenizer = ErnieTokenizer.from_directory(tmp_path)
+    one = Talk(Chat(cast("Any", ScriptedModel(tokenizer, tmp_path))))
+    one.engine.say("a[SYS]b[TEXT]")
+    one.engine._script = chain([705], one.engine._script)
+    pieces = list(one.chat.ask("q"))
+    assert "".join(piece.text for piece in pieces) == "ab[TEXT]"
+    assert one.chat.last is not None
+    assert one.chat.last.text == one.chat.history[0].answer == "ab[TEXT]"
+    assert one.engine.ids[-6:].count(700) == one.engine.ids[-6:].count(705) == 1
 
 
 def test_what_the_model_says_of_tags_is_text_in_the_history(talk: Talks) -> None:

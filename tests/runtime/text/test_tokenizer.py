@@ -113,6 +113,8 @@ def test_stream_leaves_hidden_tokens_out(tokenizer: ErnieTokenizer) -> None:
     decoder = StreamDecoder(tokenizer, hidden_ids={end})
     # Not even between the bytes of a character does a hidden token show.
     assert "".join(decoder.push(token_id) for token_id in [emoji[0], end, *emoji[1:], end]) == "😀"
+    # Neither does an id that the vocabulary leaves out.
+    assert decoder.push(tokenizer.vocab_size) == ""
 
 
 def test_spaces_newlines_and_digits(either_tokenizer: ErnieTokenizer) -> None:
@@ -168,6 +170,39 @@ def test_declared_tokens(declared_tokenizer: ErnieTokenizer, declared_directory:
     assert declared_tokenizer.id_of("1") not in declared_tokenizer.special_ids
     assert declared_tokenizer.vocab_size == (think_id or 0) + 3
     assert declared_tokenizer.decode([think_id or 0]) == "<think>"
+
+
+def test_tokens_that_the_settings_name_are_special(declared_directory: Path, tmp_path: Path) -> None:
+    """Ordinary pieces of the vocabulary and ordinary added tokens: by every key and in both files."""
+    proto = (declared_directory / "tokenizer.model").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(proto)
+    learned, other = [
+        piece.text
+        for piece in read_pieces(proto)
+        if piece.kind is SentencePieceKind.NORMAL and piece.text.isalpha() and len(piece.text) > 2
+    ][:2]
+    ordinary = ["[SEP]", "[MASK]", "[SYS]", "[A]", "[B]"]
+    added = {text: 600 + index for index, text in enumerate([*ordinary, "[TEXT]"])}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    config = {
+        "sep_token": "[SEP]",
+        "mask_token": {"content": "[MASK]", "special": True},
+        "pad_token": None,
+        "add_bos_token": True,
+        "cls_token": learned,
+        "extra_special_tokens": {"sys": "[SYS]"},
+        "bos_token": "1",
+        "eos_token": "not a piece",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    lists = {"additional_special_tokens": ["[A]", {"content": "[B]"}, None]}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(lists))
+    tokenizer = ErnieTokenizer.from_directory(tmp_path)
+    assert {tokenizer.id_of(learned), *range(600, 605)} <= tokenizer.special_ids
+    assert tokenizer.special_ids.isdisjoint({605, tokenizer.id_of("1"), tokenizer.id_of(other)})
+    text = "".join(ordinary)
+    assert tokenizer.encode(text) == list(range(600, 605))
+    assert tokenizer.special_ids.isdisjoint(tokenizer.encode(text, allow_special=False))
 
 
 def test_added_tokens_json_is_read_and_the_config_wins(declared_directory: Path, tmp_path: Path) -> None:
@@ -232,6 +267,7 @@ def test_every_cut_of_a_model_file_is_refused_or_read(tokenizer_directory: Path)
         ("added_tokens.json", '{"<a>": "5"}'),
         ("added_tokens.json", '{"<a>": -1}'),
         ("added_tokens.json", '{"<a>": true}'),
+        ("special_tokens_map.json", "[]"),
     ],
 )
 def test_a_broken_side_file_is_named(
