@@ -25,6 +25,7 @@ from ernie_local.session.messages import (
     images_of,
     split_turns,
 )
+from ernie_local.session.pieces import Pieces, is_in_use
 from ernie_local.session.sequence import CachedSequence
 from ernie_local.session.transcript import SavedChat, read_saved_chat, write_chat
 from ernie_local.session.writer import ChatWriter, check_fits
@@ -37,8 +38,8 @@ class Chat:
 
     model: the model that answers. sampling: how tokens are chosen from the next question on. An answer whose
     pieces were not read to the end counts as interrupted at the next use of the chat. While a thread waits
-    for a piece, the others get a UsageError, except from `stop`; so does who reads on after another thread
-    has used the chat.
+    for a piece, the others get a UsageError from the chat and from the pieces, except from `stop`; so does
+    who reads on after another thread has used the chat.
     """
 
     def __init__(
@@ -250,7 +251,7 @@ class Chat:
         limits = find_limits(room, max_tokens, thinking_budget, len(writer.close_ids))
         generation = Generation(writer, opened.sampler, limits, self._should_stop, thinking=thinking)
         self._running = self._stream(opened, generation)
-        return self._read(self._running)
+        return Pieces(self._read(self._running))
 
     def _read(self, running: Generator[Piece, None, bool]) -> Generator[Piece, None, None]:
         has_ended_itself = yield from running
@@ -301,7 +302,9 @@ class Chat:
                 return
             try:
                 self._running.close()
-            except ValueError as error:  # Python's word for a generator that another thread is in
+            except ValueError as error:
+                if not is_in_use(error):
+                    raise
                 raise UsageError(
                     "an answer is still being written",
                     "a chat has one answer at a time",

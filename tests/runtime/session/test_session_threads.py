@@ -55,6 +55,41 @@ def test_who_comes_while_a_piece_is_computed_is_refused(talk: Talks) -> None:
     assert [turn.text for turn in one.chat.history] == ["first", "third"]
 
 
+def test_who_reads_the_same_pieces_while_one_is_computed_is_refused(talk: Talks) -> None:
+    one = talk()
+    one.engine.say("a b c")
+    pieces = one.chat.ask("first")
+    uses: list[Callable[[], object]] = [
+        lambda: next(pieces),
+        lambda: list(pieces),
+        pieces.close,
+        lambda: pieces.throw(KeyboardInterrupt()),
+    ]
+    refused: list[BaseException | None] = []
+
+    def try_all(token_id: int) -> None:
+        if not refused:
+            refused.extend(elsewhere(use) for use in uses)
+            # In the same thread too, as from a signal handler.
+            with pytest.raises(UsageError, match="is still being computed"):
+                next(pieces)
+
+    one.engine.before_decode = try_all
+    assert "".join(piece.text for piece in pieces) == "a b c"
+    assert len(refused) == len(uses)
+    assert all(isinstance(error, UsageError) for error in refused)
+    assert [turn.answer for turn in one.chat.history] == ["a b c"]
+
+
+def test_two_threads_may_read_in_turns(talk: Talks) -> None:
+    one = talk()
+    one.engine.say("a b c")
+    pieces = one.chat.ask("first")
+    texts = [next(pieces).text]
+    assert elsewhere(lambda: texts.extend(piece.text for piece in pieces)) is None
+    assert "".join(texts) == "a b c"
+
+
 @pytest.mark.parametrize("has_begun", [True, False])
 def test_who_reads_on_after_another_thread_has_asked_is_told(talk: Talks, has_begun: bool) -> None:
     one = talk()
