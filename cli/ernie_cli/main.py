@@ -94,11 +94,28 @@ class Invocation:
 
 
 class _CommandGroup(TyperGroup):
-    """Names the nearest command where there is none of that name."""
+    """Names the nearest command where there is none of that name, or none at all before the options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+        if args and len(args[0]) > 1 and args[0].startswith("-") and args[0] not in own | {"--"}:
+            from ernie_cli.unknown_command import missing_command
+
+            takes_value = {
+                name: {
+                    option: not getattr(parameter, "is_flag", True)
+                    for parameter in command.params
+                    for option in (*parameter.opts, *parameter.secondary_opts)
+                }
+                for name, command in self.commands.items()
+            }
+            if not ctx.resilient_parsing:
+                raise missing_command(args, takes_value)
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         word = args[0]
-        if word not in self.commands and not word.startswith("-") and not ctx.resilient_parsing:
+        if word not in self.commands and not ctx.resilient_parsing:
             from ernie_cli.unknown_command import unknown_command
 
             raise unknown_command(word, args[1:], self.commands)
