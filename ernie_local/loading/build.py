@@ -19,8 +19,9 @@ from ernie_local.checkpoint.parts import stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.build import PagingSetup, build_paged_experts, open_page_store, paging_plan
+from ernie_local.experts.build import PagingSetup, build_paged_experts, open_page_store
 from ernie_local.experts.math import expert_math, gpu_math
+from ernie_local.experts.plan import PagingPlan
 from ernie_local.experts.resident import PackedExperts, ResidentExperts
 from ernie_local.kernels.arguments import PackedMatrix
 from ernie_local.kernels.graphs import Recorder
@@ -64,9 +65,8 @@ def build_model(
     # Experts come last: they can do with less if a GPU turns out to be smaller than it reported.
     experts: ExpertProvider
     if paging is not None:
-        plan = paging_plan(checkpoint, config, paging.options)
-        assert plan is not None, "only a model with experts is paged"
         store = open_page_store(checkpoint, config, paging.options)
+        plan = PagingPlan(store.page_bytes, config.text.experts_per_token)
         math_on = partial(expert_math, checkpoint, config, gpu_kernels=gpu_kernels)
         experts = build_paged_experts(store, plan, math_on, paging)
     elif config.has_packed_experts:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Concatenate, ParamSpec
@@ -20,39 +20,46 @@ from ernie_local.config import ModelConfig
 from ernie_local.engine import check_token_counts
 from ernie_local.errors import UsageError, parameter
 from ernie_local.experts.build import GpuShare, PagingSetup, paging_plan
-from ernie_local.experts.device import CudaDevice
+from ernie_local.experts.device import CudaDevice, trim_heap
 from ernie_local.experts.math import unpacking_room
 from ernie_local.experts.options import PagingOptions
 from ernie_local.loading.build import build_model, checkpoint_weights
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import (
+    WEIGHT_DTYPES,
     GpuChoices,
     LoadOptions,
     choose_dtype,
     choose_kv_dtype,
+    dtype_name,
     find_bytes,
     find_device,
     find_limit,
     use_threads,
 )
+from ernie_local.media.image_size import ImageReport
 from ernie_local.media.processor_config import ImageProcessorConfig
-from ernie_local.model.kv_cache import kv_bytes_per_token
-from ernie_local.model.memory_use import grown_tokens
 from ernie_local.model_files import MissingFileWarning, ModelFiles, find_model_files
-from ernie_local.planner.fit import AvailableMemory, Placement, expected_tokens, place
+from ernie_local.planner.fit import AvailableMemory, Placement, place
 from ernie_local.planner.free_memory import free_memory, process_memory
-from ernie_local.planner.need import MemoryNeed, gpu_room, largest_prompt_bytes
-from ernie_local.planner.ram import PROCESS
+from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need, chat_need_on_gpu
+from ernie_local.planner.ram import process_bytes
 from ernie_local.progress import OnProgress
 from ernie_local.sampling import model_sampling
 
 _P = ParamSpec("_P")
 
 
-def load_model(files: ModelFiles, options: LoadOptions, on_progress: OnProgress | None = None) -> LoadedModel:
+def load_model(
+    files: ModelFiles,
+    options: LoadOptions,
+    on_progress: OnProgress | None = None,
+    images: Sequence[ImageReport] = (),
+) -> LoadedModel:
     """The model of these files in memory.
 
-    on_progress: gets "weights", bytes that were read, and bytes to read.
+    on_progress: gets "weights", bytes that were read, and bytes to read. images: those of the first prompt,
+    which this process has opened; room is left for them.
     UsageError for an option without a meaning, ModelUnusable for a missing or damaged model. DoesNotFit,
     before any weight is read, for a device or kernels that are not there, a context beyond the model's, or
     too little memory.
@@ -69,7 +76,8 @@ def load_model(files: ModelFiles, options: LoadOptions, on_progress: OnProgress 
     chunk_tokens = options.chunk_tokens
     tokens = defaults.context_tokens(options.context_size, config.text.max_position_embeddings)
     check_token_counts(tokens, 1 if chunk_tokens is None else chunk_tokens)
-    demand = ComputeDemand(device, dtype, kv_dtype, tokens, chunk_tokens, choices.kernels)
+    chat = ChatPlan(tokens, dtype_name(dtype), dtype_name(kv_dtype), tuple(images))
+    demand = ComputeDemand(device, chat, chunk_tokens, choices.kernels)
     use_threads(options.threads)
     if demand.is_on_gpu:
         choices.check(config, device, kv_dtype)
@@ -78,7 +86,7 @@ def load_model(files: ModelFiles, options: LoadOptions, on_progress: OnProgress 
         gpu = None
         if demand.is_on_gpu:
             gpu = AvailableMemory.of_gpu(torch.cuda.mem_get_info(device)[0], limits.vram)
-        placement = place(need, limits.find_ram(), gpu)
+        placement = place(need, limits.find_ram(chat), gpu)
         setup = _find_paging(placement, device, paging)
         # Not before all is checked: a refusal has its three lines alone.
         for note in files.missing_notes():
@@ -159,22 +167,21 @@ class MemoryLimits:
             )
         return MemoryLimits(ram, reserve, vram)
 
-    def find_ram(self) -> AvailableMemory:
+    def find_ram(self, chat: ChatPlan) -> AvailableMemory:
         """The RAM for this process, which counts as at least as large as `vram` assumes of a fresh one."""
+        trim_heap()  # of what opening images has left
         now = process_memory()
-        used = max(now, PROCESS.best)
+        used = max(now, process_bytes(chat))
         free = max(0, free_memory() - (used - now))
         return AvailableMemory.of_ram(self.ram, self.reserve, used=used, free=free)
 
 
 @dataclass(frozen=True, slots=True)
 class ComputeDemand:
-    """What is asked for: where to compute, in which types, and for how many tokens."""
+    """What is asked for: where to compute, in which types, and which chat."""
 
     device: torch.device
-    dtype: torch.dtype
-    kv_dtype: torch.dtype
-    context_size: int
+    chat: ChatPlan
     chunk_tokens: int | None
     gpu_kernels: str = "auto"
 
@@ -193,21 +200,17 @@ def count_need(
     paging: PagingOptions | None,
 ) -> MemoryNeed:
     """The memory that the checkpoint and a conversation take. No weight is read."""
-    tokens = demand.context_size
-    cached = grown_tokens(tokens, tokens) if demand.is_on_gpu else tokens
-    weights = checkpoint_weights(checkpoint, config, demand.dtype)
+    weights = checkpoint_weights(checkpoint, config, WEIGHT_DTYPES[demand.chat.dtype])
     plan = paging_plan(checkpoint, config, paging)
-    at_once = expected_tokens(limits.ram if limits.vram is None else limits.vram, tokens)
-    return replace(
+    need = replace(
         MemoryNeed.of_weights(config.text, weights.dense, weights.experts, plan),
-        cache_bytes=cached * kv_bytes_per_token(config.text, demand.kv_dtype),
-        context_size=tokens,
-        prompt_bytes=largest_prompt_bytes(config, processor, at_once, demand.dtype.itemsize),
-        room_bytes=gpu_room(config, tokens, demand.chunk_tokens) if demand.is_on_gpu else None,
         # Kept for as long as the weights are, and for nothing else.
         scratch_bytes=unpacking_room(config, demand.device, demand.gpu_kernels) if demand.is_on_gpu else 0,
         chunk_tokens=demand.chunk_tokens,
     )
+    if demand.is_on_gpu:
+        return chat_need_on_gpu(need, config, demand.chat)
+    return chat_need(need, config, processor, demand.chat, limits.ram)
 
 
 def _find_paging(placement: Placement, device: torch.device, options: PagingOptions) -> PagingSetup | None:

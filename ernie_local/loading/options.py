@@ -107,8 +107,12 @@ def choose_kv_dtype(
     """The dtype of the KV cache: by name, or the default for these weights."""
     if name != defaults.AUTO:
         return find_dtype(name, "kv_dtype", KV_DTYPES)
-    own_name = next(known for known, dtype in WEIGHT_DTYPES.items() if dtype == weight_dtype)
-    return KV_DTYPES[defaults.kv_dtype(own_name, is_packed=is_packed)]
+    return KV_DTYPES[defaults.kv_dtype(dtype_name(weight_dtype), is_packed=is_packed)]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As options name it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def find_device(name: str | torch.device) -> torch.device:

@@ -128,17 +128,17 @@ def prompt_room(
     config: ModelConfig,
     num_tokens: int,
     chunk_tokens: int,
-    image_patches: int,
+    patch_counts: Sequence[int],
     prompt_patches: int,
     item_bytes: int,
 ) -> int:
     """What the largest prompt takes for a while besides weights, KV cache and a chunk at work.
 
-    num_tokens: of the context. image_patches, prompt_patches: of the largest image, and of all that one
-    prompt brings. item_bytes: of a number that is computed with.
+    num_tokens: of the context. patch_counts, prompt_patches: of images that are encoded one after the other,
+    and of all that one prompt brings. item_bytes: of a number that is computed with.
     """
     chunk = min(chunk_tokens, num_tokens)
-    encoding = encoding_bytes(config.vision, [image_patches])
+    encoding = encoding_bytes(config.vision, patch_counts)
     at_work = max(attention_bytes(config.text, chunk, num_tokens), encoding)
     num_image_tokens = prompt_patches // config.vision.spatial_merge_size**2
     return at_work + image_prompt_bytes(config, prompt_patches, num_image_tokens, chunk, item_bytes)

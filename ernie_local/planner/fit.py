@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
-from ernie_local.planner.need import MemoryNeed, working_bytes
+from ernie_local.planner.need import EXPECTED_TOKENS, MemoryNeed, working_bytes
 from ernie_local.sizes import GIB, MIB, format_bytes
 
 # Left to other programs where no reserve was given: a GiB, or a share of what little there is.
@@ -22,8 +22,6 @@ _MOST_RESERVED, _RESERVED_SHARE = GIB, 8
 SLACK_BYTES = 128 * MIB
 _SMALLEST_CHUNK = 128
 _WORKING_SHARE = 10  # a chunk of a prompt may take 1/10 of the bytes that experts could have
-# Without a limit, a conversation is expected to grow to this length before experts have to give way.
-_EXPECTED_TOKENS = 4096
 _CONTEXT_STEP = 1024
 
 
@@ -125,18 +123,14 @@ def place(need: MemoryNeed, ram: AvailableMemory, gpu: AvailableMemory | None = 
 
 def least_total(need: MemoryNeed, used: int) -> int:
     """The smallest `AvailableMemory.total` that `place` accepts for the whole context."""
-    working = working_bytes(need.config, _SMALLEST_CHUNK)
-    return _fixed_bytes(need, used) + working + need.paged_bytes(_SMALLEST_CHUNK)
+    chunk = _SMALLEST_CHUNK if need.chunk_tokens is None else need.chunk_tokens
+    working = working_bytes(need.config, chunk)
+    return _fixed_bytes(need, used) + working + need.least_bytes(chunk)
 
 
 def resident_total(need: MemoryNeed, used: int) -> int:
     """The smallest `AvailableMemory.total` with every expert in memory and chunks of full size."""
     return _fixed_bytes(need, used) + working_bytes(need.config, DEFAULT_CHUNK_TOKENS) + need.resident_bytes
-
-
-def expected_tokens(limit: int | None, context_size: int) -> int:
-    """Tokens that memory is planned for: all under a limit, else as many as a usual conversation has."""
-    return context_size if limit is not None else min(context_size, _EXPECTED_TOKENS)
 
 
 def longest_context(most: int, fits: Callable[[int], bool], least: int = _CONTEXT_STEP) -> int | None:
@@ -168,19 +162,19 @@ def _fit(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed | None = N
     if working + need.resident_bytes <= left:
         return Placement(None, chunk)
     while (need.chunk_tokens is None and chunk > _SMALLEST_CHUNK) and (
-        working * _WORKING_SHARE > left or working + need.paged_bytes(chunk) > left
+        working * _WORKING_SHARE > left or working + need.least_bytes(chunk) > left
     ):
         chunk //= 2
         working = working_bytes(need.config, chunk)
     left -= working
-    if left < need.paged_bytes(chunk):
-        raise _refusal(memory, need, whole or need, memory.total - left + need.paged_bytes(chunk))
+    if left < need.least_bytes(chunk):
+        raise _refusal(memory, need, whole or need, memory.total - left + need.least_bytes(chunk))
     return Placement(None if left >= need.resident_bytes else left, chunk)
 
 
 def _place_in_ram(need: MemoryNeed, ram: AvailableMemory) -> Placement:
     if ram.limit_name is None:
-        return _fit(ram, need.expecting(_EXPECTED_TOKENS), need)
+        return _fit(ram, need.expecting(EXPECTED_TOKENS), need)
     placement = _fit(ram, need)
     if placement.paged_bytes is not None and ram.free is not None and ram.total - ram.used > ram.free:
         raise DoesNotFit(
@@ -206,6 +200,8 @@ def _check_free_on_gpu(gpu: AvailableMemory, need: MemoryNeed) -> None:
 
 def _refusal(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed, least: int) -> DoesNotFit:
     smaller = f"a smaller context, {parameter('kv_dtype', 'int8')}"
+    if need.image_tokens:
+        smaller += ", fewer or smaller images"
     if memory.limit_name is None:
         available = f"{format_bytes(memory.total)} are available"
         close = "close other programs, or raise the limit of the container"

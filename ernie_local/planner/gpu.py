@@ -6,7 +6,7 @@ plain torch computes, `load` keeps some 30 MiB more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from ernie_local.errors import DoesNotFit
@@ -14,13 +14,12 @@ from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, grown_tokens
 from ernie_local.planner import fit
 from ernie_local.planner.fit import AvailableMemory, Placement, headroom_bytes
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.need import ChatPlan, MemoryNeed, gpu_room, working_bytes
+from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need_on_gpu, gpu_room, working_bytes
 from ernie_local.planner.ram import PROCESS, Budget
 from ernie_local.planner.terms import NOTHING, Amount, MemoryPlan, Phase, Term
 from ernie_local.sizes import MIB
 
 Tier = Literal["resident", "paged", "needs ram", "does not fit"]
-_ITEM_BYTES = 2  # of a number on a GPU: bfloat16 or float16
 _CONTEXT = Amount(250 * MIB, 450 * MIB, 800 * MIB)  # of CUDA, its libraries and kernels
 _HOST = Amount(300 * MIB, 700 * MIB, 2000 * MIB)  # what CUDA's libraries take of RAM
 _ENOUGH_RAM = AvailableMemory(1 << 60)  # the RAM is compared apart, so that both are told
@@ -67,10 +66,11 @@ def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> 
     except DoesNotFit:
         placement, fits = _place(need, least), False
     vram = MemoryPlan("vram", _terms(model, chat, placement, need), vram_bytes)
-    text_bytes = model.weights(_ITEM_BYTES).text_experts
+    text_bytes = model.weights(chat.item_bytes).text_experts
     slots = vram.in_decode(_SLOTS)
     beside = [
         Term.always("Python and torch", "measured", PROCESS),
+        Term("opened images", "computed", {"load": Amount.exactly(chat.opened_bytes)}),
         Term.always("CUDA's libraries", "assumed", _HOST),
     ]
     if slots is not None:
@@ -85,24 +85,20 @@ def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> 
 
 def session_terms(model: ModelSize, chat: ChatPlan, num_gpus: int) -> list[Term]:
     """What a server holds besides its sessions' caches: weights once, and on each GPU a context and room."""
-    room_bytes = gpu_room(model.config, chat.context_size, None)
+    room_bytes = gpu_room(model.config, chat)
     terms = [
         term
         if term.provenance == "exact"
         else Term.always(term.name, term.provenance, sum([term.most] * num_gpus, NOTHING))
-        for term in _fixed_terms(model, room_bytes, DEFAULT_CHUNK_TOKENS)
+        for term in _fixed_terms(model, chat, room_bytes, DEFAULT_CHUNK_TOKENS)
     ]
-    return terms + _expert_terms(model)
+    return terms + _expert_terms(model, chat)
 
 
 def _need(model: ModelSize, chat: ChatPlan) -> MemoryNeed:
-    weights, plan = model.weights(_ITEM_BYTES), model.paging_plan
-    return replace(
-        MemoryNeed.of_weights(model.config.text, weights.dense, weights.experts, plan),
-        cache_bytes=_cache_bytes(model, chat, chat.context_size),
-        context_size=chat.context_size,
-        room_bytes=gpu_room(model.config, chat.context_size, None),
-    )
+    weights, plan = model.weights(chat.item_bytes), model.paging_plan
+    need = MemoryNeed.of_weights(model.config.text, weights.dense, weights.experts, plan)
+    return chat_need_on_gpu(need, model.config, chat)
 
 
 def _place(need: MemoryNeed, vram_bytes: int) -> Placement:
@@ -116,10 +112,10 @@ def _cache_bytes(model: ModelSize, chat: ChatPlan, num_tokens: int) -> int:
 
 
 def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryNeed) -> tuple[Term, ...]:
-    terms = _fixed_terms(model, need.room_bytes or 0, placement.chunk_tokens)
+    terms = _fixed_terms(model, chat, need.room_bytes or 0, placement.chunk_tokens)
     full = Amount.exactly(need.cache_bytes)
     if placement.gpu_bytes is None:
-        terms += [*_expert_terms(model), Term("KV cache", "computed", dict.fromkeys(_COMPUTING, full))]
+        terms += [*_expert_terms(model, chat), Term("KV cache", "computed", dict.fromkeys(_COMPUTING, full))]
     else:
         plan = model.paging_plan
         assert plan is not None
@@ -135,9 +131,9 @@ def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryN
     return tuple(term for term in terms if term.most.best)
 
 
-def _fixed_terms(model: ModelSize, room_bytes: int, chunk_tokens: int) -> list[Term]:
+def _fixed_terms(model: ModelSize, chat: ChatPlan, room_bytes: int, chunk_tokens: int) -> list[Term]:
     """All but experts and cache, as `load` keeps memory for it; what is really used is not known yet."""
-    weights = model.weights(_ITEM_BYTES)
+    weights = model.weights(chat.item_bytes)
     dense = weights.parts.keys() - weights.expert_parts.keys()
     working = working_bytes(model.config.text, chunk_tokens) + fit.SLACK_BYTES
     return [
@@ -148,6 +144,6 @@ def _fixed_terms(model: ModelSize, room_bytes: int, chunk_tokens: int) -> list[T
     ]
 
 
-def _expert_terms(model: ModelSize) -> list[Term]:
-    parts = model.weights(_ITEM_BYTES).expert_parts
+def _expert_terms(model: ModelSize, chat: ChatPlan) -> list[Term]:
+    parts = model.weights(chat.item_bytes).expert_parts
     return [Term.exact(part, num_bytes) for part, num_bytes in parts.items() if num_bytes]

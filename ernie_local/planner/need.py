@@ -26,6 +26,10 @@ from ernie_local.model.memory_use import (
     KV_ITEM_BYTES,
     KVSize,
     attention_bytes,
+    encoding_bytes,
+    grown_tokens,
+    image_prompt_bytes,
+    mixed_chunk_bytes,
     prompt_room,
 )
 
@@ -34,6 +38,9 @@ _ROUTER_ITEM_BYTES = 4  # routers stay in float32, whatever the rest is in
 _TAGS = 2  # tokens around the placeholders of each image
 # Of an image of 1280 tokens, four patches each: a page that is read at its usual size.
 _PATCHES = 5120
+_PIXEL_BYTES = 4  # Pillow keeps a fourth byte beside red, green and blue
+# Without a limit, a conversation is expected to grow to this length before experts have to give way.
+EXPECTED_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,18 @@ class ChatPlan:
     def item_bytes(self) -> int:
         """Bytes of a number in weights that are not packed."""
         return WEIGHT_ITEM_BYTES[self.dtype]
+
+    @property
+    def patch_counts(self) -> list[int]:
+        """Patches of each image."""
+        return [image.patches for image in self.images]
+
+    @property
+    def opened_bytes(self) -> int:
+        """Pixels of the images as they were opened, which the process has until they are cut into patches."""
+        return sum(
+            _PIXEL_BYTES * width * height for width, height in (one.original_size for one in self.images)
+        )
 
     def kv_size(self, config: TextConfig) -> KVSize:
         """Size of the KV cache."""
@@ -82,6 +101,9 @@ class MemoryNeed:
     In RAM room_bytes is None: paged experts give way to a prompt and to attention over `context_size` tokens;
     beside resident ones prompt_bytes are kept free, the largest prompt's. On a GPU room_bytes are kept for
     all of that, as torch's allocator gives them out. scratch_bytes: for unpacking weights.
+
+    Of images that come first, in RAM: encoding_bytes while they are encoded; image_bytes from then on until
+    the prompt has been read, and mixed_token_bytes for each token of a chunk. image_tokens: in the cache.
     """
 
     config: TextConfig
@@ -94,6 +116,10 @@ class MemoryNeed:
     room_bytes: int | None = None
     scratch_bytes: int = 0
     chunk_tokens: int | None = None
+    encoding_bytes: int = 0
+    image_bytes: int = 0
+    mixed_token_bytes: int = 0
+    image_tokens: int = 0
 
     @classmethod
     def of_weights(cls, config: TextConfig, dense: int, experts: int, plan: PagingPlan | None) -> MemoryNeed:
@@ -120,16 +146,39 @@ class MemoryNeed:
             beside = 0 if self.least_expert_bytes is None else self.prompt_bytes
         return self.expert_bytes + self.cache_bytes + beside
 
+    def least_bytes(self, chunk_tokens: int) -> int:
+        """The least that experts and the conversation have together, wherever experts are."""
+        return min(self.paged_bytes(chunk_tokens), self.resident_bytes)
+
     def paged_bytes(self, chunk_tokens: int) -> int:
-        """The least that experts and the conversation have together."""
+        """The least that experts and the conversation have together where experts are paged."""
         beside = self.room_bytes
         if beside is None:
-            beside = attention_bytes(self.config, chunk_tokens, self.context_size)
+            beside = max(self.vision_bytes(chunk_tokens), self.prefill_bytes(chunk_tokens))
+        else:
+            beside += self.cache_bytes
         least = self.expert_bytes if self.least_expert_bytes is None else self.least_expert_bytes
-        return least + self.cache_bytes + beside
+        return least + beside
+
+    def vision_bytes(self, chunk_tokens: int) -> int:
+        """What images take of RAM beside paged experts while they are encoded; the cache is empty then."""
+        return self.encoding_bytes + self._held_bytes(chunk_tokens)
+
+    def prefill_bytes(self, chunk_tokens: int) -> int:
+        """What the conversation takes of RAM beside paged experts while its last chunk is read."""
+        return self.decode_bytes(chunk_tokens) + self._held_bytes(chunk_tokens)
+
+    def decode_bytes(self, chunk_tokens: int) -> int:
+        """What it takes once it has been read: what a prompt needed stays with the cache."""
+        chunk = min(chunk_tokens, self.context_size)
+        return self.cache_bytes + attention_bytes(self.config, chunk, self.context_size)
+
+    def _held_bytes(self, chunk_tokens: int) -> int:
+        return self.image_bytes + self.mixed_token_bytes * min(chunk_tokens, self.context_size)
 
     def expecting(self, num_tokens: int) -> MemoryNeed:
-        """The need of a conversation of at most `num_tokens` tokens."""
+        """The need of a conversation of at most `num_tokens` tokens, or of its images if they have more."""
+        num_tokens = max(num_tokens, self.image_tokens)
         if num_tokens >= self.context_size:
             return self
         cache_bytes = self.cache_bytes * num_tokens // self.context_size
@@ -148,22 +197,54 @@ def working_bytes(config: TextConfig, chunk_tokens: int) -> int:
     return chunk_tokens * (48 * config.hidden_size + 10 * inner)
 
 
-def gpu_room(config: ModelConfig, context_size: int, chunk_tokens: int | None) -> int:
-    """Bytes of a GPU kept for attention to a full context or for encoding, and for an image on its way.
+def chat_need(
+    need: MemoryNeed, config: ModelConfig, processor: ImageProcessorConfig, chat: ChatPlan, limit: int | None
+) -> MemoryNeed:
+    """What a chat takes of RAM besides the weights of `need`. limit: of the process, None without one."""
+    images, item_bytes = chat.patch_counts, chat.item_bytes
+    num_patches, num_tokens = sum(images), sum(image.tokens for image in chat.images)
+    at_once = chat.context_size if limit is not None else min(chat.context_size, EXPECTED_TOKENS)
+    return dataclasses.replace(
+        need,
+        cache_bytes=chat.kv_size(config.text).num_bytes,
+        context_size=chat.context_size,
+        prompt_bytes=_largest_prompt_bytes(config, processor, at_once, item_bytes),
+        encoding_bytes=encoding_bytes(config.vision, images),
+        image_bytes=image_prompt_bytes(config, num_patches, num_tokens, 0, item_bytes),
+        mixed_token_bytes=mixed_chunk_bytes(config.text, 1, item_bytes) if images else 0,
+        image_tokens=chat.image_tokens,
+    )
 
-    Not the KV cache: it shares memory with experts, or lies beside them where all are on the GPU.
+
+def chat_need_on_gpu(need: MemoryNeed, config: ModelConfig, chat: ChatPlan) -> MemoryNeed:
+    """What a chat takes of a GPU besides the weights of `need`, its cache as it grows."""
+    held = grown_tokens(chat.context_size, chat.context_size)
+    return dataclasses.replace(
+        need,
+        cache_bytes=held * chat.kv_size(config.text).bytes_per_token,
+        context_size=chat.context_size,
+        room_bytes=gpu_room(config, chat, need.chunk_tokens),
+    )
+
+
+def gpu_room(config: ModelConfig, chat: ChatPlan, chunk_tokens: int | None = None) -> int:
+    """Bytes of a GPU kept for attention to a full context or for encoding, and for images on their way.
+
+    At least for one of the usual size, since one may come later. Not the KV cache: it shares memory with
+    experts, or lies beside them where all are on the GPU.
     """
     chunk = DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
-    return prompt_room(config, context_size, chunk, _PATCHES, _PATCHES, FLOAT_BYTES)
+    prompts = ([_PATCHES], chat.patch_counts)
+    return max(prompt_room(config, chat.context_size, chunk, one, sum(one), FLOAT_BYTES) for one in prompts)
 
 
-def largest_prompt_bytes(
+def _largest_prompt_bytes(
     config: ModelConfig, processor: ImageProcessorConfig, num_tokens: int, item_bytes: int
 ) -> int:
     """Memory of a prompt while it is read, if images fill `num_tokens`, one of them of the largest size."""
     patches = num_tokens * processor.merge_size**2
     largest = min(patches, processor.max_pixels // processor.patch_size**2)
-    return prompt_room(config, num_tokens, DEFAULT_CHUNK_TOKENS, largest, patches, item_bytes)
+    return prompt_room(config, num_tokens, DEFAULT_CHUNK_TOKENS, [largest], patches, item_bytes)
 
 
 @dataclass(frozen=True, slots=True)

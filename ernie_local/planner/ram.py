@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ernie_local.errors import DoesNotFit
 from ernie_local.model.memory_use import (
     FLOAT_BYTES,
     attention_bytes,
     encoding_bytes,
-    image_prompt_bytes,
     mixed_chunk_bytes,
 )
 from ernie_local.planner import fit
 from ernie_local.planner.fit import AvailableMemory, Placement, default_reserve, place
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.need import ChatPlan, MemoryNeed, largest_prompt_bytes, working_bytes
+from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need, working_bytes
 from ernie_local.planner.terms import Amount, MemoryPlan, Phase, Term
 from ernie_local.sizes import HUGE_PAGE, KIB, MIB
 
 # Python with torch and this package when loading begins, 247 MiB with an image, and what comes later: modules
 # stacks of threads, leftovers of an allocator. Measured with torch 2.13 for the CPU (docs/performance.md).
-# `load` counts no less than the first, so that both name the same floor.
 PROCESS = Amount(215 * MIB, 248 * MIB, 290 * MIB)
 _LATE = Amount(5 * MIB, 26 * MIB, 100 * MIB)
 # Of the bytes kept free for a chunk: memory freed by one layer does not always suit the next.
@@ -59,11 +57,11 @@ class Budget:
         reserve = default_reserve(self.free_bytes) if self.reserve_bytes is None else self.reserve_bytes
         return max(0, self.free_bytes - reserve)
 
-    def memory(self) -> AvailableMemory:
-        """As `load` finds it in a process that has just started."""
+    def memory(self, used: int) -> AvailableMemory:
+        """As `load` finds it in a process that has `used` bytes."""
         assumed = self.limit_bytes or 1 << 60
-        free = assumed if self.free_bytes is None else max(0, self.free_bytes - PROCESS.best)
-        return AvailableMemory.of_ram(self.limit_bytes, self.reserve_bytes, used=PROCESS.best, free=free)
+        free = assumed if self.free_bytes is None else max(0, self.free_bytes - used)
+        return AvailableMemory.of_ram(self.limit_bytes, self.reserve_bytes, used=used, free=free)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,68 +90,39 @@ def plan_cpu(model: ModelSize, chat: ChatPlan, budget: Budget) -> CpuPlan:
 
     Where it does not fit, the terms are those of the smallest way to run it.
     """
-    need = _need(model, chat, budget)
-    least, smallest = _smallest(model, chat, need)
+    need, used = _need(model, chat, budget), process_bytes(chat)
+    least = fit.least_total(need, used)
     placement: Placement | None = None
     with suppress(DoesNotFit):
-        placement = place(need, budget.memory())
-    if placement is not None and _lacking_bytes(model, chat, placement) > 0:
-        placement = None
-    memory = MemoryPlan("ram", _terms(model, chat, placement or smallest), budget.allowed_bytes)
+        placement = place(need, budget.memory(used))
+    if placement is not None and placement.paged_bytes is not None:
+        # Without a limit `load` places a usual conversation; this chat fills its context.
+        placement = placement if placement.paged_bytes >= need.paged_bytes(placement.chunk_tokens) else None
+    shown = placement or place(need, Budget(least).memory(used))
+    memory = MemoryPlan("ram", _terms(model, chat, shown, need), budget.allowed_bytes)
     slots, plan = memory.in_decode(_SLOTS), model.paging_plan
     share = 1.0 if plan is None or slots is None else min(1.0, slots / plan.bytes_of("text"))
-    return CpuPlan(memory, placement, least, fit.resident_total(need, PROCESS.best), slots, share)
+    return CpuPlan(memory, placement, least, fit.resident_total(need, used), slots, share)
 
 
-def _smallest(model: ModelSize, chat: ChatPlan, need: MemoryNeed) -> tuple[int, Placement]:
-    """The smallest limit that the chat runs in with all its images, and where experts go then."""
-    least = fit.least_total(need, PROCESS.best)
-    placement = place(need, Budget(least).memory())
-    while (lacking := _lacking_bytes(model, chat, placement)) > 0:
-        least += lacking  # chunks may grow with it, and take more in turn
-        placement = place(need, Budget(least).memory())
-    return least, placement
-
-
-def _lacking_bytes(model: ModelSize, chat: ChatPlan, placement: Placement) -> int:
-    """What one token's experts lack when all else takes its most of the shared memory: the chat would end."""
-    if placement.paged_bytes is None:
-        return 0
-    plan = model.paging_plan
-    assert plan is not None
-    return plan.least_bytes + max(_beside_experts(model, chat, placement).values()) - placement.paged_bytes
-
-
-def _beside_experts(model: ModelSize, chat: ChatPlan, placement: Placement) -> dict[Phase, int]:
-    """What the engine takes of the memory that paged experts share, in each phase (engine.py)."""
-    text, num_tokens, images = model.config.text, chat.context_size, chat.images
-    chunk = min(placement.chunk_tokens, num_tokens)
-    held = encoding = 0
-    if images:
-        patches = [image.patches for image in images]
-        tokens = sum(image.tokens for image in images)
-        held = image_prompt_bytes(model.config, sum(patches), tokens, chunk, chat.item_bytes)
-        encoding = encoding_bytes(model.config.vision, patches)
-    talk = chat.kv_size(text).touched_bytes(num_tokens) + attention_bytes(text, chunk, num_tokens)
-    # What a prompt needed stays with the cache.
-    return {"vision": encoding + held, "prefill": talk + held, "decode": talk}
+def process_bytes(chat: ChatPlan) -> int:
+    """The process with the images of the chat, before weights are read; `load` counts no less than this."""
+    return PROCESS.best + chat.opened_bytes
 
 
 def _need(model: ModelSize, chat: ChatPlan, budget: Budget) -> MemoryNeed:
     weights, plan = model.weights(chat.item_bytes), model.paging_plan
-    num_tokens = fit.expected_tokens(budget.limit_bytes, chat.context_size)
-    return replace(
-        MemoryNeed.of_weights(model.config.text, weights.dense, weights.experts, plan),
-        cache_bytes=chat.kv_size(model.config.text).num_bytes,
-        context_size=chat.context_size,
-        prompt_bytes=largest_prompt_bytes(model.config, model.processor, num_tokens, chat.item_bytes),
-    )
+    need = MemoryNeed.of_weights(model.config.text, weights.dense, weights.experts, plan)
+    return chat_need(need, model.config, model.processor, chat, budget.limit_bytes)
 
 
-def _terms(model: ModelSize, chat: ChatPlan, placement: Placement) -> tuple[Term, ...]:
+def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryNeed) -> tuple[Term, ...]:
     weights, is_resident = model.weights(chat.item_bytes), placement.paged_bytes is None
+    opened = Amount.exactly(chat.opened_bytes)
     terms = [
         Term.always("Python and torch", "measured", PROCESS),
+        # An image that did not come from a file is kept.
+        Term("opened images", "computed", {"load": opened, "vision": Amount(0, 0, opened.best)}),
         Term("modules and threads", "measured", dict.fromkeys(_AFTER_LOAD, _LATE)),
     ]
     present = [part.name for part in model.parts if is_resident or not part.is_routed]
@@ -164,7 +133,13 @@ def _terms(model: ModelSize, chat: ChatPlan, placement: Placement) -> tuple[Term
     ends = Amount(0, pieces * HUGE_PAGE // 2, pieces * HUGE_PAGE)
     terms.append(Term.always("ends of huge pages", "computed", ends))
     if placement.paged_bytes is not None:
-        terms.append(_slots(model, placement.paged_bytes, _beside_experts(model, chat, placement)))
+        chunk = placement.chunk_tokens
+        beside: dict[Phase, int] = {
+            "vision": need.vision_bytes(chunk),
+            "prefill": need.prefill_bytes(chunk),
+            "decode": need.decode_bytes(chunk),
+        }
+        terms.append(_slots(model, placement.paged_bytes, beside))
     terms += _working_terms(model, chat, placement)
     return tuple(term for term in terms if term.most.best)
 
@@ -175,9 +150,8 @@ def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement) -> li
     num_tokens = chat.context_size
     chunk = min(placement.chunk_tokens, num_tokens)
     cache = Amount.exactly(chat.kv_size(text).touched_bytes(num_tokens))
-    patches = [image.patches for image in images]
-    pixels = Amount.exactly(sum(patches) * vision.patch_values * FLOAT_BYTES)
-    encoding = encoding_bytes(vision, patches)
+    pixels = Amount.exactly(sum(chat.patch_counts) * vision.patch_values * FLOAT_BYTES)
+    encoding = encoding_bytes(vision, chat.patch_counts)
     tower = Amount(encoding // 2, int(_ENCODING_SHARE * encoding), encoding)
     features = Amount.exactly(chat.image_tokens * text.hidden_size * FLOAT_BYTES)
     at_work = Amount.about(int(_CHUNK_SHARE * working_bytes(text, chunk)), 0.8, 1.2)
@@ -188,7 +162,7 @@ def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement) -> li
     early = Amount(0, 0, cache.best)
     return [
         Term("KV cache", "computed", {"vision": early, "prefill": cache, "decode": cache}),
-        Term("pixels of images", "exact", dict.fromkeys(_AFTER_LOAD, pixels)),
+        Term("patches of images", "exact", dict.fromkeys(_AFTER_LOAD, pixels)),
         Term("vision tower at work", "measured", {"vision": tower}),
         Term("features of images", "exact", {"vision": features, "prefill": features}),
         Term("a chunk at work", "measured", {"prefill": at_work}),

@@ -94,7 +94,7 @@ def cpu_speed(model: ModelSize, chat: ChatPlan, share: float | None, rates: Rate
 
 def gpu_speed(model: ModelSize, chat: ChatPlan, plan: GpuPlan, rates: GpuRates) -> Speed:
     """On a GPU with these rates, where missing experts come from RAM over the link."""
-    work = model.decode_work("bfloat16")
+    work = model.decode_work(chat.dtype)
     always = sum(work.always_bytes.values()) + _context_bytes(model, chat)
     routed = work.moe_layers * work.experts_per_token * work.expert_bytes
     hits = HitRates.of(1.0 if plan.tier == "resident" else plan.resident_share)

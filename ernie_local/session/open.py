@@ -6,7 +6,7 @@ The command line, a server and Python users call the same functions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ernie_local import defaults
@@ -59,16 +59,18 @@ def open_model(
     options: LoadOptions,
     profile: MachineProfile | None = None,
     on_progress: OnProgress | None = None,
+    images: Iterable[ChatImage] = (),
 ) -> LoadedModel:
     """Load the model; without a rule in `options`, missing experts follow the fastest one of `profile`.
 
-    profile: what `bench` has measured on this machine. on_progress and errors as of `load_model`.
+    profile: what `bench` has measured on this machine. images: those of the first prompt, which the memory
+    has to have room for. on_progress and errors as of `load_model`.
     """
     if profile is not None:
         options = dataclasses.replace(
             options, misses=defaults.miss_rule(options.misses, profile.best_miss_rule)
         )
-    return load_model(files, options, on_progress)
+    return load_model(files, options, on_progress, [image.report for image in images])
 
 
 def opening_notes(model: LoadedModel, options: LoadOptions) -> list[str]:

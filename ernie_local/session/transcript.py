@@ -36,6 +36,11 @@ class SavedChat:
     tools: tuple[Mapping[str, object], ...]
     turns: tuple[ChatTurn, ...]
 
+    @property
+    def images(self) -> list[ChatImage]:
+        """Those of all turns, in their order."""
+        return [image for turn in self.turns for image in turn.images]
+
 
 def write_chat(path: Path, chat: SavedChat, model_name: str) -> None:
     """Write a chat to `path`, whole or not at all; images by their paths.

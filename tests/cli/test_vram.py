@@ -7,21 +7,25 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 import typer
 from PIL import Image
 
 from ernie_cli.main import app
+from ernie_cli.quantize_options import ExpertBits
 from ernie_cli.settings import profile_path
 from ernie_cli.vram import report
 from ernie_cli.vram.tables import band_text, bar_lines
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
+from ernie_local.loading.options import choose_dtype, choose_kv_dtype, dtype_name
 from ernie_local.machine import hardware
 from ernie_local.machine.hardware import find_hardware
+from ernie_local.model_files import find_model_files
 from ernie_local.planner.profile import HardwareKey, MachineProfile, write_profile
 from ernie_local.planner.rates import Rates
 from ernie_local.planner.speed import Band
@@ -175,14 +179,39 @@ def test_with_little_free_memory_a_smaller_reserve_is_named(
     assert flags[-1].endswith("of free memory")
 
 
-def test_the_floor_is_that_of_chat(command: Command) -> None:
+@pytest.mark.parametrize("size", [None, (300, 200), (1240, 1754)])
+def test_the_floor_is_that_of_chat(size: tuple[int, int] | None, command: Command, tmp_path: Path) -> None:
     """To the MiB, in a process that does nothing else."""
-    told = command("vram", "nano", "--ram", "100MiB").stderr
-    code = "from ernie_cli.main import run; run(['chat', 'nano', '-p', 'hi', '--ram', '100MiB'])"
+    given = ["nano", "--ram", "100MiB"]
+    if size is not None:
+        Image.effect_noise(size, 60).convert("RGB").save(tmp_path / "page.png")
+        given += ["--image", str(tmp_path / "page.png")]
+    told = command("vram", *given).stderr
+    code = f"from ernie_cli.main import run; run(['chat', '-p', 'hi', *{given}])"
     floors = [re.search(r"needs at least ([0-9.]+ MiB)", text) for text in (told, run_python(code).stderr)]
     assert floors[0] is not None
     assert floors[1] is not None
     assert floors[0][1] == floors[1][1]
+
+
+def test_bits_that_are_advised_are_those_of_quantize() -> None:
+    assert {*report._BEST_FIRST} == {"16", *get_args(ExpertBits)}
+
+
+def test_number_types_are_those_that_load_chooses(reckon: Reckon, packed_nano: Path) -> None:
+    """On a GPU, bfloat16; on the CPU, float32 for a model of this size."""
+    for model in (NANO_DIRECTORY, packed_nano):
+        files = find_model_files(model)
+        for device, options in (("cpu", ()), ("cuda", ("--gpu", "rtx3090", "--ram", "64GiB"))):
+            dtype = choose_dtype("auto", files, torch.device(device))
+            kv_dtype = choose_kv_dtype("auto", dtype, is_packed=model is packed_nano)
+            planned = reckon(str(model), *options)["conversation"]
+            assert [planned["dtype"], planned["kv_dtype"]] == [dtype_name(dtype), dtype_name(kv_dtype)]
+    plans = [
+        reckon("nano", *options, *dtype)["gpu"]["vram"]["terms"] for dtype in ((), ("--dtype", "float32"))
+    ]
+    dense = [next(term for term in terms if term["name"] == "embedding") for terms in plans]
+    assert dense[1]["phases"]["load"]["best"] == 2 * dense[0]["phases"]["load"]["best"]
 
 
 @pytest.mark.parametrize(("gpu", "last"), [("gtx1060-6gb", "2.14"), ("teslav100", "2.14"), ("rtx3090", None)])

@@ -53,7 +53,7 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
         return
     show_reports(measured, console)
     result.set_images([image.report for image in measured])
-    opened_chat = conversation.open_chat(options, files, console)
+    opened_chat = conversation.open_chat(options, files, console, measured)
     with (
         conversation.trace_written(options.trace, opened_chat, console),
         conversation.saved_at_the_end(options.save, lambda: opened_chat),

@@ -30,13 +30,18 @@ from ernie_local.sizes import format_bytes
 _PARTS = {"weights": "loading weights", "images": "looking at images", "tokens": "reading the prompt"}
 
 
-def load_for_chat(options: ChatOptions, files: ModelFiles, console: Console) -> LoadedModel:
-    """Load the weights as the options say; what the runtime warns of is told on the console."""
+def load_for_chat(
+    options: ChatOptions, files: ModelFiles, console: Console, images: Sequence[session.ChatImage] = ()
+) -> LoadedModel:
+    """Load the weights as the options say; what the runtime warns of is told on the console.
+
+    images: those of the first prompt.
+    """
     load_options = options.load_options()
     # The profile says which rule for misses is fastest, and a rule matters only with two memories.
     profile = None if options.vram is None else stored_profile()
     with console.telling_warnings(), console.working("loading the model"):
-        model = session.open_model(files, load_options, profile, _progress_on(console))
+        model = session.open_model(files, load_options, profile, _progress_on(console), images)
     for note in session.opening_notes(model, load_options):
         console.note(spell_options(note))
     return model
@@ -46,12 +51,15 @@ def _progress_on(console: Console) -> OnProgress:
     return lambda unit, done, work: console.status.show(_PARTS[unit], done, work)
 
 
-def open_chat(options: ChatOptions, files: ModelFiles, console: Console) -> session.Chat:
-    """Load the model and begin a chat, or continue the one of --load."""
+def open_chat(
+    options: ChatOptions, files: ModelFiles, console: Console, images: Sequence[session.ChatImage]
+) -> session.Chat:
+    """Load the model and begin a chat, or continue the one of --load. images: of the first question."""
     # Built before the weights are read: they refuse values that mean nothing, and broken files.
     sampling = chat_sampling(options, files)
     saved = None if options.load is None else session.read_saved_chat(options.load, files)
-    model = load_for_chat(options, files, console)
+    before = [] if saved is None else saved.images
+    model = load_for_chat(options, files, console, [*before, *images])
     notice = native_notice()
     if notice is not None:
         console.warn(notice)

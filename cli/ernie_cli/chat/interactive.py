@@ -234,7 +234,7 @@ def chat_line_by_line(
     first_prompts: Sequence[str],
 ) -> None:
     """Load the model and chat until the person leaves, then save where --save says so."""
-    loop = InteractiveChat(conversation.open_chat(options, files, console), options, files, console)
+    loop = InteractiveChat(conversation.open_chat(options, files, console, images), options, files, console)
     loop.attach(images)
     console.note(
         f"{options.model} is ready. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."

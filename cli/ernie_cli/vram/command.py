@@ -111,18 +111,19 @@ def vram(options: VramOptions, result: VramResult) -> None:
         return
     plain = reports.find_model(options.model)
     model = reports.as_quantized(plain, options.bits, options.dense)
-    conversation = reports.converse(model, options)
-    result.set_model(model, conversation)
+    chats = reports.converse(model, options)
+    has_gpu = options.sessions or options.gpu is not None or options.vram is not None
+    result.set_model(model, chats.on_gpu if has_gpu else chats.on_cpu)
     if options.sessions:
-        console.show(text.session_lines(result.set_sessions(options, (model, conversation))))
+        console.show(text.session_lines(result.set_sessions(options, (model, chats.on_gpu))))
         return
     budget = reports.ram_budget(options)
     if options.gpu == EVERY_GPU:
-        gpus = list(reports.report_on_gpus(model, conversation, budget))
+        gpus = list(reports.report_on_gpus(model, chats.on_gpu, budget))
         result.set_gpus(gpus)
         console.show([*text.model_lines(model), *text.known_gpu_lines(gpus)])
         return
-    report = reports.report_on(model, conversation, reports.find_target(options, budget))
+    report = reports.report_on(model, chats, reports.find_target(options, budget))
     if options.solve is not None:
         report = reports.solve(report, options, plain)
     if not report.fits:

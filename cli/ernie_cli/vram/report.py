@@ -68,6 +68,20 @@ class Target:
     last_pytorch: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Chats:
+    """The chat that is planned for, in the number types of the CPU and of a GPU."""
+
+    on_cpu: ChatPlan
+    on_gpu: ChatPlan
+
+    def with_context(self, context_size: int) -> Chats:
+        """The same of another length."""
+        return Chats(
+            *(dataclasses.replace(chat, context_size=context_size) for chat in (self.on_cpu, self.on_gpu))
+        )
+
+
 @dataclass(slots=True)
 class ContextChoice:
     """What a context of this length leaves: experts in memory, and speed."""
@@ -84,7 +98,7 @@ class Report:
     choices: contexts up to the longest that fits."""
 
     model: ModelSize
-    conversation: ChatPlan
+    chats: Chats
     target: Target
     cpu: CpuPlan
     cpu_speed: Speed
@@ -93,6 +107,11 @@ class Report:
     solved: dict[str, str | int | None] | None = None
     flags: list[str] = field(default_factory=list)
     choices: list[ContextChoice] = field(default_factory=list)
+
+    @property
+    def conversation(self) -> ChatPlan:
+        """With the GPU if one is asked about, else in RAM."""
+        return self.chats.on_cpu if self.gpu is None else self.chats.on_gpu
 
     @property
     def fits(self) -> bool:
@@ -127,8 +146,10 @@ def as_quantized(model: ModelSize, bits: str | None, dense: str) -> ModelSize:
     return with_formats(model, choice, parameter("bits", bits))
 
 
-def converse(model: ModelSize, options: VramOptions) -> ChatPlan:
+def converse(model: ModelSize, options: VramOptions, images: tuple[ImageReport, ...] | None = None) -> Chats:
     """The conversation that the options describe; where they say nothing, what a chat would choose.
+
+    images: None for those of the options.
 
     DoesNotFit for a context beyond the model's, or that images alone fill; ModelUnusable for images where the
     model's files do not say how they are read.
@@ -136,18 +157,25 @@ def converse(model: ModelSize, options: VramOptions) -> ChatPlan:
     asked = None if options.context_size is None else parse_count(options.context_size, "context_size")
     model_limit = model.config.text.max_position_embeddings
     context_size = defaults.context_tokens(asked, model_limit)
+    if images is None:
+        images = tuple(image for source in options.image for image in _measured(source, model))
+    chats = Chats(
+        *(ChatPlan(context_size, *_number_types(model, options, on_gpu), images) for on_gpu in (False, True))
+    )
+    chats.on_cpu.check_images(model_limit)
+    return chats
+
+
+def _number_types(model: ModelSize, options: VramOptions, on_gpu: bool) -> tuple[str, str]:
+    """To compute in, and of the KV cache, as `load` chooses them."""
     is_packed = model.config.quantization is not None
     dtype: str = options.dtype
     if dtype == defaults.AUTO:
         # Only where it decides: finding the size of files takes longer than all else.
-        dtype = defaults.compute_dtype(0 if is_packed else model.file_bytes)
+        plain_bytes = 0 if is_packed or on_gpu else model.file_bytes
+        dtype = defaults.compute_dtype(plain_bytes, on_gpu=on_gpu)
     kv_dtype: str = options.kv_dtype
-    if kv_dtype == defaults.AUTO:
-        kv_dtype = defaults.kv_dtype(dtype, is_packed=is_packed)
-    images = tuple(image for source in options.image for image in _measured(source, model))
-    chat = ChatPlan(context_size, dtype, kv_dtype, images)
-    chat.check_images(model_limit)
-    return chat
+    return dtype, defaults.kv_dtype(dtype, is_packed=is_packed) if kv_dtype == defaults.AUTO else kv_dtype
 
 
 def _measured(source: str, model: ModelSize) -> Iterator[ImageReport]:
@@ -191,19 +219,19 @@ def find_target(options: VramOptions, budget: Budget) -> Target:
     return Target(budget, local.free_bytes, local.name, rates, profile, last)
 
 
-def report_on(model: ModelSize, conversation: ChatPlan, target: Target) -> Report:
+def report_on(model: ModelSize, chats: Chats, target: Target) -> Report:
     """Plans and speeds."""
-    cpu = plan_cpu(model, conversation, target.ram)
+    cpu = plan_cpu(model, chats.on_cpu, target.ram)
     share = None if cpu.slots_bytes is None else cpu.resident_share
     is_packed = model.config.has_packed_experts
     rates = None if target.profile is None else target.profile.rates_for(is_packed=is_packed)
-    speed = cpu_speed(model, conversation, share, rates)
+    speed = cpu_speed(model, chats.on_cpu, share, rates)
     gpu = on_gpu = None
     if target.vram_bytes is not None:
-        gpu = plan_gpu(model, conversation, target.vram_bytes, target.ram)
+        gpu = plan_gpu(model, chats.on_gpu, target.vram_bytes, target.ram)
         assert target.gpu_rates is not None
-        on_gpu = gpu_speed(model, conversation, gpu, target.gpu_rates)
-    return Report(model, conversation, target, cpu, speed, gpu, on_gpu)
+        on_gpu = gpu_speed(model, chats.on_gpu, gpu, target.gpu_rates)
+    return Report(model, chats, target, cpu, speed, gpu, on_gpu)
 
 
 def report_on_gpus(
@@ -242,8 +270,7 @@ def solve(report: Report, options: VramOptions, plain: ModelSize) -> Report:
 
 
 def _with_context(report: Report, context_size: int) -> Report:
-    conversation = dataclasses.replace(report.conversation, context_size=context_size)
-    return report_on(report.model, conversation, report.target)
+    return report_on(report.model, report.chats.with_context(context_size), report.target)
 
 
 def _choices_up_to(longest: Report) -> list[ContextChoice]:
@@ -286,8 +313,7 @@ def _most_bits(report: Report, options: VramOptions, plain: ModelSize) -> tuple[
 
 def _with_bits(report: Report, bits: str, options: VramOptions, plain: ModelSize) -> Report:
     model = as_quantized(plain, bits, options.dense)
-    conversation = dataclasses.replace(converse(model, options), images=report.conversation.images)
-    return report_on(model, conversation, report.target)
+    return report_on(model, converse(model, options, report.conversation.images), report.target)
 
 
 def flags_that_fit(report: Report, options: VramOptions, plain: ModelSize) -> list[str]:

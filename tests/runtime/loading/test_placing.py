@@ -26,7 +26,7 @@ from ernie_local.loading.loader import ComputeDemand, MemoryLimits, count_need
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.packing import pack_page
 from ernie_local.packing.foreign import Dequantize, dequantize_foreign
-from ernie_local.planner.need import MemoryNeed
+from ernie_local.planner.need import ChatPlan, MemoryNeed
 from tests.runtime.packing.test_foreign_pages import pattern_page
 from tests.runtime.random_matrices import random_page
 
@@ -118,7 +118,7 @@ def test_room_for_unpacking_is_kept_on_a_gpu_and_is_not_counted_as_weights(
     config = read_config(NANO_DIRECTORY)
 
     def need(device: torch.device) -> MemoryNeed:
-        demand = ComputeDemand(device, torch.bfloat16, torch.bfloat16, 4096, 2048)
+        demand = ComputeDemand(device, ChatPlan(4096, "bfloat16", "bfloat16"), 2048)
         with open_checkpoint(NANO_DIRECTORY, config) as checkpoint:
             return count_need(
                 checkpoint, ImageProcessorConfig(), config, demand, MemoryLimits(None, 0, None), None

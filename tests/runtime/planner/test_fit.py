@@ -10,6 +10,7 @@ import pytest
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
+from ernie_local.media.image_size import ImageReport
 from ernie_local.model.memory_use import attention_bytes, encoding_bytes
 from ernie_local.planner.fit import (
     AvailableMemory,
@@ -21,7 +22,7 @@ from ernie_local.planner.fit import (
     place,
     resident_total,
 )
-from ernie_local.planner.need import MemoryNeed, gpu_room, working_bytes
+from ernie_local.planner.need import ChatPlan, MemoryNeed, gpu_room, working_bytes
 from ernie_local.sizes import GIB, MIB
 
 NANO = read_config(NANO_DIRECTORY)
@@ -256,9 +257,16 @@ def test_windows_gets_more_headroom(system: str, release: str, headroom: int) ->
 
 
 def test_room_is_kept_for_an_image_and_for_attention() -> None:
-    room = gpu_room(NANO, 4096, None)
+    room = gpu_room(NANO, ChatPlan(4096, "bfloat16", "bfloat16"))
     assert room > encoding_bytes(NANO.vision, [5000])
-    assert gpu_room(NANO, 1 << 17, 2048) > room
+    assert gpu_room(NANO, ChatPlan(1 << 17, "bfloat16", "bfloat16"), 2048) > room
+    size = (1792, 1792)
+    image = ImageReport("large", size, size, patches=16384, tokens=4096)
+    pictured = ChatPlan(4200, "bfloat16", "bfloat16", (image, image))
+    assert gpu_room(NANO, pictured) > encoding_bytes(NANO.vision, [16384]) > room
+    # What comes later is not smaller than usual.
+    small = ImageReport("small", (28, 28), (28, 28), patches=4, tokens=1)
+    assert gpu_room(NANO, ChatPlan(4096, "bfloat16", "bfloat16", (small,))) == room
 
 
 # searches

@@ -247,14 +247,15 @@ def test_what_is_assumed_has_a_wider_band_than_what_is_measured() -> None:
 
 def test_a_gpu_follows_the_formula_of_the_reference() -> None:
     gpu = find_gpu_model("rtx3060-12gb")
-    plan = plan_gpu(W4, SHORT, gpu.usable_bytes, Budget(64 * GIB))
+    chat = ChatPlan(1024, "bfloat16", "bfloat16")
+    plan = plan_gpu(W4, chat, gpu.usable_bytes, Budget(64 * GIB))
     rates = GpuRates(288e9, 24e9, 18e12)
     work, hits = W4.decode_work("bfloat16"), HitRates.of(plan.resident_share)
     always = sum(work.always_bytes.values()) + 57344 * 512
     routed = 27 * 6 * work.expert_bytes
     seconds = 0.004 + 28 * 0.0001 + (always + hits.traced * routed) / 288e9
     seconds += (1 - hits.traced) * routed / 24e9
-    speed = gpu_speed(W4, SHORT, plan, rates)
+    speed = gpu_speed(W4, chat, plan, rates)
     assert speed.decode.best == pytest.approx(1 / seconds)
     assert 40 < speed.decode.best < 80
     assert speed.prefill is not None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import pytest
 
 from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.errors import DoesNotFit
 from ernie_local.media.image_size import measure_image
-from ernie_local.planner.fit import AvailableMemory, headroom_bytes, place
+from ernie_local.planner.fit import AvailableMemory, headroom_bytes, longest_context, place
 from ernie_local.planner.gpu import plan_gpu
 from ernie_local.planner.model_size import ModelSize, published_model, with_formats
 from ernie_local.planner.need import ChatPlan, MemoryNeed, gpu_room
@@ -20,6 +21,7 @@ from ernie_local.sizes import GIB, MIB
 W4 = with_formats(published_model(), FormatChoice(), "--bits 4")
 W2 = with_formats(published_model(), FormatChoice("w2", "w4"), "--bits 2")
 SHORT = ChatPlan(1024, "float32", "bfloat16")
+SHORT_ON_GPU = ChatPlan(1024, "bfloat16", "bfloat16")
 
 
 def with_image(conversation: ChatPlan, size: tuple[int, int] = (1240, 1754)) -> ChatPlan:
@@ -113,7 +115,7 @@ def test_images_take_memory_in_the_phases_in_which_they_are_there() -> None:
     assert pictured.memory.peak_phase == "vision"
     assert plain.memory.peak_phase == "prefill"
     assert set(best(pictured, "vision tower at work")) == {"vision"}
-    pixels = best(pictured, "pixels of images")
+    pixels = best(pictured, "patches of images")
     assert pixels["prefill"] == pixels["decode"] == 11088 * 588 * 4
     # An image that comes late finds the cache full: that is the high end.
     vision = pictured.memory.phase("vision")
@@ -137,20 +139,20 @@ def test_paged_experts_make_room_for_a_image_and_for_the_cache() -> None:
     ("gib", "tier"), [(4, "does not fit"), (6, "paged"), (12, "paged"), (24, "resident")]
 )
 def test_a_gpu_holds_everything_or_slots_or_nothing(gib: float, tier: str) -> None:
-    plan = plan_gpu(W4, SHORT, int(gib * GIB), Budget(64 * GIB))
+    plan = plan_gpu(W4, SHORT_ON_GPU, int(gib * GIB), Budget(64 * GIB))
     assert plan.tier == tier
     assert plan.fits == (tier in ("paged", "resident"))
     if tier == "paged":
         assert plan.vram.peak.best <= gib * GIB
         assert plan.host_bytes > W4.weights(2).experts
-        assert plan_gpu(W4, SHORT, int(gib * GIB), Budget(8 * GIB)).tier == "needs ram"
+        assert plan_gpu(W4, SHORT_ON_GPU, int(gib * GIB), Budget(8 * GIB)).tier == "needs ram"
     if tier == "does not fit":
-        assert plan_gpu(W4, SHORT, plan.least_bytes, Budget(64 * GIB)).tier == "paged"
-        assert plan_gpu(W4, SHORT, plan.least_bytes - 1, Budget(64 * GIB)).tier == "does not fit"
+        assert plan_gpu(W4, SHORT_ON_GPU, plan.least_bytes, Budget(64 * GIB)).tier == "paged"
+        assert plan_gpu(W4, SHORT_ON_GPU, plan.least_bytes - 1, Budget(64 * GIB)).tier == "does not fit"
 
 
 def test_experts_on_a_gpu_give_way_to_the_cache_as_it_grows() -> None:
-    plan = plan_gpu(W4, ChatPlan(32768, "float32", "bfloat16"), 8 * GIB, Budget(64 * GIB))
+    plan = plan_gpu(W4, ChatPlan(32768, "bfloat16", "bfloat16"), 8 * GIB, Budget(64 * GIB))
     terms = {term.name: term.phases for term in plan.vram.terms}
     cache, slots = terms["KV cache"], terms["slots of experts"]
     assert (cache["load"].best, cache["decode"].best) == (1024 * 57344, 32768 * 57344)
@@ -164,7 +166,7 @@ def test_experts_on_a_gpu_give_way_to_the_cache_as_it_grows() -> None:
 @pytest.mark.parametrize("context_size", [1000, 32768])
 def test_a_gpu_is_shared_out_as_load_does_it(context_size: int) -> None:
     conversation, weights, paging = (
-        ChatPlan(context_size, "float32", "int8"),
+        ChatPlan(context_size, "bfloat16", "int8"),
         W4.weights(2),
         W4.paging_plan,
     )
@@ -177,7 +179,7 @@ def test_a_gpu_is_shared_out_as_load_does_it(context_size: int) -> None:
         least_expert_bytes=paging.least_bytes,
         cache_bytes=cache_bytes,
         context_size=context_size,
-        room_bytes=gpu_room(W4.config, context_size, None),
+        room_bytes=gpu_room(W4.config, conversation),
     )
     expected = place(need, AvailableMemory(1 << 60), AvailableMemory.of_gpu(8 * GIB - 450 * MIB))
     assert expected.gpu_bytes is not None
@@ -189,7 +191,7 @@ def test_a_gpu_is_shared_out_as_load_does_it(context_size: int) -> None:
 
 def test_fewer_bits_leave_more_experts_on_a_gpu() -> None:
     shares = [
-        plan_gpu(model, SHORT, 8 * GIB, Budget(64 * GIB)).resident_share
+        plan_gpu(model, SHORT_ON_GPU, 8 * GIB, Budget(64 * GIB)).resident_share
         for model in (published_model(), W4, W2)
     ]
     assert shares == sorted(shares)
@@ -200,7 +202,7 @@ def test_every_term_says_where_it_comes_from() -> None:
     models: list[ModelSize] = [W4, W2, published_model()]
     for model in models:
         plans = [plan_cpu(model, with_image(SHORT, (640, 480)), Budget(8 * GIB)).memory]
-        plans.append(plan_gpu(model, with_image(SHORT, (640, 480)), 8 * GIB, Budget(64 * GIB)).vram)
+        plans.append(plan_gpu(model, with_image(SHORT_ON_GPU, (640, 480)), 8 * GIB, Budget(64 * GIB)).vram)
         for plan in plans:
             names = [term.name for term in plan.terms]
             assert len(set(names)) == len(names)
@@ -208,3 +210,37 @@ def test_every_term_says_where_it_comes_from() -> None:
                 if term.provenance == "exact":
                     assert all(amount.low == amount.high for amount in term.phases.values()), term
                 assert all(amount.low <= amount.best <= amount.high for amount in term.phases.values()), term
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_where_one_context_does_not_fit_no_longer_one_does(seed: int) -> None:
+    """What the search for the longest context assumes: at random limits and at those where a plan changes."""
+    draw = random.Random(seed)
+    model, on_gpu = draw.choice((W4, W2, published_model())), draw.random() < 0.5
+    dtype = "bfloat16" if on_gpu or model.config.quantization is None else "float32"
+    chat = ChatPlan(1024, dtype, draw.choice(("bfloat16", "int8")))
+    if draw.random() < 0.5:
+        chat = with_image(chat)
+    least = -(-(chat.image_tokens + 512) // 1024) * 1024
+    sizes = range(least, model.config.text.max_position_embeddings + 1, 1024)
+    limit = int(draw.uniform(2.5, 16) * GIB)
+    if draw.random() < 0.7:
+        longer = dataclasses.replace(chat, context_size=draw.choice(sizes))
+        if on_gpu:
+            limit = plan_gpu(model, longer, limit, Budget(64 * GIB)).vram.peak.best
+        else:
+            plan = plan_cpu(model, longer, Budget(limit))
+            limit = draw.choice((plan.memory.peak.best, plan.least_bytes, plan.resident_bytes))
+        limit += draw.choice((-30, -1, 0, 1, 30)) * MIB
+
+    def fits(context_size: int) -> bool:
+        longer = dataclasses.replace(chat, context_size=context_size)
+        if on_gpu:
+            gpu = plan_gpu(model, longer, limit, Budget(64 * GIB))
+            return gpu.fits and gpu.vram.fits
+        cpu = plan_cpu(model, longer, Budget(limit))
+        return cpu.fits and cpu.memory.fits
+
+    fitting = [size for size in sizes if fits(size)]
+    assert longest_context(sizes[-1], fits, least) == (fitting[-1] if fitting else None)
+    assert fitting == list(sizes[: len(fitting)])
