@@ -6,7 +6,8 @@ Everything that can be wrong is checked before samples are drawn.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from signal import SIGINT, SIGTERM
 from threading import Event
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ernie_local.config import ModelConfig, QuantizationConfig
     from ernie_quant.job import Job
     from ernie_quant.measurements import Measurements
+    from ernie_quant.mixed_tables import FilesBytes
 
 _MIXED_BITS = 2.5  # per weight of the routed experts, where no size is asked for
 # Besides the weights on a GPU: 8192 tokens of cache, and workspace.
@@ -94,6 +96,8 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
     check_samples(options, options.method)
     check_quantize_options(options)
     job = _plan(options)
+    if options.is_mixed:
+        _check_size(job, options)
     with telling_what_is_kept(lambda: _what_is_kept(job, options)):
         _quantize(job, options, console, result)
 
@@ -151,6 +155,40 @@ def _plan(options: QuantizeOptions) -> Job:
     return job
 
 
+def _check_size(job: Job, options: QuantizeOptions) -> None:
+    """DoesNotFit for a size below that of the smallest formats: measuring takes hours."""
+    from ernie_local.config import read_config
+    from ernie_quant.mixed_tables import room_in_files, room_on_gpu, smallest_tables
+
+    config = read_config(job.source)
+    smallest = smallest_tables(config, options.dense)
+    if options.target_size is not None:
+        size = parse_bytes(options.target_size, "target_size")
+        with _counting_files(job, config) as files_bytes:
+            room_in_files(smallest, size, files_bytes)
+    if options.fit is not None:
+        room_on_gpu(config, smallest, parse_bytes(options.fit, "fit"), _beside_weights(config))
+
+
+@contextmanager
+def _counting_files(job: Job, config: ModelConfig) -> Iterator[FilesBytes]:
+    """Counts the bytes of all weight files of a checkpoint in given tables."""
+    from ernie_local.checkpoint.reader import open_checkpoint
+    from ernie_quant.pipeline import checkpoint_bytes
+
+    with open_checkpoint(job.source, config) as checkpoint:
+        yield lambda tables: checkpoint_bytes(checkpoint, config, tables)
+
+
+def _beside_weights(config: ModelConfig) -> int:
+    return _cache_bytes(config) + _WORKSPACE_BYTES
+
+
+def _cache_bytes(config: ModelConfig) -> int:
+    text = config.text
+    return 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * _CACHED_TOKENS
+
+
 def _mixed_job(
     job: Job, options: QuantizeOptions, sequences: Sequence[EncodedSample], console: Console
 ) -> Job:
@@ -177,24 +215,18 @@ def _mixed_tables(
     job: Job, options: QuantizeOptions, config: ModelConfig, measured: Measurements, console: Console
 ) -> QuantizationConfig:
     """Formats that lose least within a size, on a GPU, or with as many bits on average."""
-    from ernie_local.checkpoint.reader import open_checkpoint
     from ernie_quant.mixed_tables import MixedTables
-    from ernie_quant.pipeline import checkpoint_bytes
 
     tables = MixedTables(config, measured, options.dense)
     if options.target_size is not None:
-        size = parse_bytes(options.target_size, "target_size")
-        with open_checkpoint(job.source, config) as checkpoint:
-            return tables.of_size(size, lambda chosen: checkpoint_bytes(checkpoint, config, chosen))
+        with _counting_files(job, config) as files_bytes:
+            return tables.of_size(parse_bytes(options.target_size, "target_size"), files_bytes)
     if options.fit is not None:
-        text = config.text
-        cache = 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * _CACHED_TOKENS
-        size = parse_bytes(options.fit, "fit")
         console.note(
-            f"besides the weights: {format_bytes(cache)} for {_CACHED_TOKENS} cached tokens, "
+            f"besides the weights: {format_bytes(_cache_bytes(config))} for {_CACHED_TOKENS} cached tokens, "
             f"{format_bytes(_WORKSPACE_BYTES)} of workspace"
         )
-        return tables.for_gpu(size, cache + _WORKSPACE_BYTES)
+        return tables.for_gpu(parse_bytes(options.fit, "fit"), _beside_weights(config))
     return tables.of_bits(_MIXED_BITS)
 
 

@@ -16,7 +16,6 @@ from ernie_local.checkpoint.packed import PackedTensors, page_formats, page_layo
 from ernie_local.config import BankKey, ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.packing.formats import formats_for, largest_first
-from ernie_local.sizes import format_bytes
 from ernie_quant.allocate import Option, allocate
 from ernie_quant.expert import RoutedExpert
 from ernie_quant.measurements import Measurements
@@ -40,7 +39,7 @@ class MixedTables:
 
     def __init__(self, config: ModelConfig, measured: Measurements, dense: str) -> None:
         self._config, self._measured = config, measured
-        self._smallest = _smallest_tables(config, dense)
+        self._smallest = smallest_tables(config, dense)
         self._dense = self._dense_items() if dense == "auto" else {}
 
     def of_bits(self, bits: float) -> QuantizationConfig:
@@ -60,7 +59,7 @@ class MixedTables:
         files_bytes: of all weight files in such tables, with headers and what stays unquantized.
         """
         items = expert_items(self._config, self._measured) | self._dense
-        room = _room(size, files_bytes(self._smallest), "target_size")
+        room = room_in_files(self._smallest, size, files_bytes)
         while True:
             tables = self._tables(allocate(items, room + _smallest_sum(items)))
             # Headers say places and shapes in digits, and grow by some bytes with the pages.
@@ -76,7 +75,7 @@ class MixedTables:
 
         Other banks get as many bits a weight as the bank of text tokens does.
         """
-        text, start = self._config.text, self._smallest
+        text = self._config.text
         experts = expert_items(self._config, self._measured)
         by_bank = {
             bank.name: {key: options for key, options in experts.items() if key[1] == bank.name}
@@ -85,10 +84,7 @@ class MixedTables:
         decoding = text.text_bank
         decoded = {} if decoding is None else by_bank[decoding.name]
         items = decoded | self._dense
-        resident = {name: found for name, found in start.matrices.items() if not name.startswith("vision.")}
-        needed = dataclasses.replace(start, experts={}, matrices=resident)
-        least = quantized_bytes(self._config, needed) + _smallest_sum(decoded) + beside
-        room = _room(size, least, "fit")
+        room = room_on_gpu(self._config, self._smallest, size, beside)
         chosen = allocate(items, room + _smallest_sum(items))
         decoded_bytes = sum(chosen[key].num_bytes for key in decoded)
         for bank in text.banks:
@@ -141,17 +137,36 @@ class MixedTables:
         )
 
 
+def room_in_files(smallest: QuantizationConfig, size: int, files_bytes: FilesBytes) -> int:
+    """Bytes that `size` leaves above files in the smallest tables; DoesNotFit where it is less than these."""
+    return _room(size, files_bytes(smallest), "target_size")
+
+
+def room_on_gpu(config: ModelConfig, smallest: QuantizationConfig, size: int, beside: int) -> int:
+    """Bytes of a GPU of `size` above what decoding needs in the smallest tables, and `beside`.
+
+    DoesNotFit where it is less.
+    """
+    decoding = config.text.text_bank
+    experts = {key: names for key, names in smallest.experts.items() if decoding and key[1] == decoding.name}
+    matrices = {name: found for name, found in smallest.matrices.items() if not name.startswith("vision.")}
+    pages = sum(_page_bytes(config, bank, name) for (_, bank), names in experts.items() for name in names)
+    needed = dataclasses.replace(smallest, experts={}, matrices=matrices)
+    return _room(size, quantized_bytes(config, needed) + pages + beside, "fit")
+
+
 def _room(size: int, least: int, name: str) -> int:
     if least > size:
         raise DoesNotFit(
-            f"the weights take {format_bytes(least)} at least, {format_bytes(size)} are wanted",
+            f"the weights take {least:,} bytes at least, {size:,} are wanted",
             "the smallest formats already take more",
             f"{parameter(name, least)} or more, or shrink dense weights: {parameter('dense', 'auto')}",
         )
     return size - least
 
 
-def _smallest_tables(config: ModelConfig, dense: str) -> QuantizationConfig:
+def smallest_tables(config: ModelConfig, dense: str) -> QuantizationConfig:
+    """The smallest format of each weight. dense: as of MixedTables."""
     return format_tables(config, FormatChoice("w2s", "w4" if dense == "auto" else dense, "w8", "w8"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from ernie_cli import calibration_samples
+from ernie_local.errors import Stopped
 from tests.cli.running import Command
 
 COMMAND = [sys.executable, "-m", "ernie_cli.main"]
@@ -100,9 +103,6 @@ def test_mixed_bits_come_from_measurements_that_stay_with_the_checkpoint(
         (("--dual", "--bits", "mixed"), 2, "--dual with mixed bits"),
         (("--dual", "--fit", "8GiB"), 2, "--dual with mixed bits"),
         (("--dual", "--method", "nf4"), 2, "experts in nf4g64"),
-        pytest.param(
-            ("--target-size", "1MiB", "--samples", "2"), 3, "1.0 MiB", marks=pytest.mark.slow
-        ),  # measured first
         (("--max-ram", "100MiB", "--samples", "2"), 3, "100.0 MiB"),
     ],
 )
@@ -125,6 +125,26 @@ def test_damaged_measurements_beside_the_checkpoint_are_told(quantize: Quantize,
     assert said["error"]["what"].startswith(f"{damaged} is damaged")
     assert said["error"]["hint"].startswith("delete this file")
     assert damaged.exists()
+
+
+@pytest.mark.parametrize("dense", ["w8", "auto"])
+@pytest.mark.parametrize("option", ["--target-size", "--fit"])
+def test_a_size_below_the_floor_is_refused_before_anything_is_measured(
+    option: str, dense: str, quantize: Quantize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(*_: object) -> None:
+        raise Stopped("drawing samples", "a test", "none")
+
+    monkeypatch.setattr(calibration_samples, "draw_sequences", draw)
+    arguments = ("nano", str(tmp_path / "out"), "--dense", dense, option)
+    code, said, _ = quantize(*arguments, "1MiB")
+    assert code == 3
+    assert isinstance(said["error"], dict)
+    (least,) = re.findall(r"take ([0-9,]+) bytes at least, 1,048,576 are wanted", said["error"]["what"])
+    assert f"{option} {least.replace(',', '')} or more" in said["error"]["hint"]
+    floor = int(least.replace(",", ""))
+    assert quantize(*arguments, str(floor - 1))[0] == 3
+    assert quantize(*arguments, str(floor))[1]["error"]["what"] == "drawing samples"
 
 
 def test_without_calibration_nothing_is_drawn(quantize: Quantize, tmp_path: Path) -> None:

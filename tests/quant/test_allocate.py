@@ -60,10 +60,24 @@ def test_more_bytes_never_lose_more() -> None:
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_left_is_too_little_for_any_better_option(seed: int) -> None:
+    """Also for those beside the hull."""
+    items = draw_items(seed)
+    least, most = (sum(options[at].num_bytes for options in items.values()) for at in (0, -1))
+    for budget in range(least, most + 1):
+        chosen = allocate(items, budget)
+        left = budget - sum(option.num_bytes for option in chosen.values())
+        assert left >= 0
+        for key, options in items.items():
+            better = [option.num_bytes for option in options if option.loss < chosen[key].loss]
+            assert not better or min(better) - chosen[key].num_bytes > left
+
+
 def test_too_few_bytes_are_refused_with_both_numbers() -> None:
     items = {"a": [Option("w2", 100, 1.0), Option("w4", 200, 0.1)], "b": [Option("w2", 50, 1.0)]}
     assert allocate(items, 150)["a"].name == "w2"
-    with pytest.raises(DoesNotFit, match="150 bytes at least, 149 bytes"):
+    with pytest.raises(DoesNotFit, match="150 bytes at least, 149 are wanted"):
         allocate(items, 149)
 
 
