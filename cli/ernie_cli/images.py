@@ -20,12 +20,15 @@ _STRONGLY_SHRUNK = 0.5
 
 
 def open_given_images(
-    sources: Sequence[str], stdin: BinaryIO | None = None, console: Console | None = None
+    sources: Sequence[str],
+    stdin: BinaryIO | None = None,
+    console: Console | None = None,
+    password: str | None = None,
 ) -> list[OpenedImage]:
     """Every image that `sources` name, opened now: files, folders, and patterns such as scans/*.png.
 
     Raises UsageError for an empty name, InputUnreadable for what is no image. console: is told which files
-    of a folder are no images.
+    of a folder are no images. password: of encrypted PDFs.
     """
     if not all(map(str.strip, sources)):
         raise UsageError(
@@ -42,7 +45,7 @@ def open_given_images(
         opened
         for source in sources
         for path in paths_of_source(source, console)
-        for opened in open_images(path, stdin=stdin)
+        for opened in open_images(path, stdin=stdin, password=password)
     ]
 
 

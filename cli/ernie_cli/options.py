@@ -80,6 +80,13 @@ context_size_option = partial(
     option, "--ctx-size", metavar="N", help="Tokens of the whole chat, such as 32k."
 )
 kv_dtype_option = partial(option, default="auto", help="Number type of the KV cache.")
+# Other users see the arguments of a process, not its environment.
+password_option = partial(
+    option,
+    metavar="TEXT",
+    envvar="ERNIE_LOCAL_PASSWORD",
+    help="Opens encrypted PDFs (or ERNIE_LOCAL_PASSWORD, as other users see the command line).",
+)
 threads_option = partial(
     option,
     metavar="N",

@@ -133,7 +133,8 @@ def _find_decoder(kind: str, name: str) -> Callable[[BinaryIO], ImageFile.ImageF
                 "pip install 'ernie-local[heic]', or convert the image: heif-convert in.heic out.jpg, on a "
                 "Mac: sips -s format jpeg in.heic --out out.jpg",
             ) from error
-        return HeifImageFile  # type: ignore[no-any-return]
+        decoder: Callable[[BinaryIO], ImageFile.ImageFile] = HeifImageFile
+        return decoder
     feature, library, conversion = _OPTIONAL.get(kind, ("", "", ""))
     if feature and not features.check(feature):
         raise InputUnreadable(

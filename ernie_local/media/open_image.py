@@ -6,7 +6,7 @@ The result are RGB images. An image that cannot be read is refused here, before 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -36,12 +36,13 @@ class OpenedImage:
     """An image ready for the image processor.
 
     image: mode RGB, upright, without transparency. name: for the user; of a file, the text that opens it
-    again ("invoice.pdf:2"). notes: what was left out or changed, for the user.
+    again ("invoice.pdf:2"). notes: what was left out or changed, for the user. password: opens it again.
     """
 
     image: Image.Image
     name: str
     notes: tuple[str, ...] = ()
+    password: str | None = field(default=None, repr=False)
 
 
 def open_images(
@@ -49,6 +50,7 @@ def open_images(
     *,
     stdin: BinaryIO | None = None,
     pdf_dpi: float = DEFAULT_DPI,
+    password: str | None = None,
     shows_content: bool = True,
 ) -> list[OpenedImage]:
     """Open and decode PNG, JPEG, WebP, GIF, TIFF, BMP and PDF images, whatever the file is called.
@@ -57,7 +59,8 @@ def open_images(
     "-" or "-:1-3" for the bytes of `stdin`; bytes; a PIL image (its current frame); or a uint8 array or
     tensor of shape (h, w), (h, w, c) or (c, h, w), c 1, 3 (RGB) or 4 (RGBA). A PDF or TIFF gives one image
     for each page; without chosen pages it is refused above MAX_PAGES. Of a moving GIF, WebP or PNG the first
-    frame is read. PDF pages are drawn at `pdf_dpi`. shows_content: a refusal may quote what a file holds.
+    frame is read. PDF pages are drawn at `pdf_dpi`. password: of encrypted PDFs; no message shows it.
+    shows_content: a refusal may quote what a file holds.
 
     InputUnreadable for what cannot be read, and for paths of pipes, devices and folders; the kind and size of
     a file are checked before it is read whole, and the size of an image before it is decoded.
@@ -67,7 +70,7 @@ def open_images(
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
         kind = sniff_format(data, "image", len(data), shows_content=shows_content)
-        return _open_bytes(data, kind, "image", None, pdf_dpi)
+        return _open_bytes(data, kind, "image", None, pdf_dpi, password)
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
         path_text, request = (text, None) if _exists(text) else split_page_request(text)
@@ -77,7 +80,7 @@ def open_images(
         else:
             name = path_text
             data, kind = _read_file(path_text, shows_content)
-        return _open_bytes(data, kind, name, request, pdf_dpi)
+        return _open_bytes(data, kind, name, request, pdf_dpi, password)
     if hasattr(source, "__array__"):
         return [_open_object(_array_to_image(source))]
     raise InputUnreadable(
@@ -93,12 +96,16 @@ def _open_object(source: Image.Image) -> OpenedImage:
 
 
 def _open_bytes(
-    data: bytes, kind: str, name: str, request: PageRequest | None, pdf_dpi: float
+    data: bytes, kind: str, name: str, request: PageRequest | None, pdf_dpi: float, password: str | None
 ) -> list[OpenedImage]:
-    is_pdf = kind == "PDF"
-    pages = render_pdf(data, name, request, pdf_dpi) if is_pdf else decode_pages(data, kind, name, request)
+    if kind == "PDF":
+        pages = render_pdf(data, name, request, pdf_dpi, password)
+    else:
+        pages = decode_pages(data, kind, name, request)
     return [
-        OpenedImage(page.image, name if page.num_pages == 1 else f"{name}:{page.number}", page.notes)
+        OpenedImage(
+            page.image, name if page.num_pages == 1 else f"{name}:{page.number}", page.notes, password
+        )
         for page in pages
     ]
 

@@ -27,15 +27,22 @@ _FIND_PACKAGES = "import json, sys; sys.path[:] = json.loads(sys.argv[1])"
 _COMMAND = ("-P", "-c", f"{_FIND_PACKAGES}; from ernie_local.media.pdf_process import main; main()")
 
 
-def render_pdf(data: bytes, name: str, request: PageRequest | None, dpi: float = DEFAULT_DPI) -> list[Page]:
+def render_pdf(
+    data: bytes,
+    name: str,
+    request: PageRequest | None,
+    dpi: float = DEFAULT_DPI,
+    password: str | None = None,
+) -> list[Page]:
     """Render pages of a PDF on white, with filled form fields and annotations.
 
-    InputUnreadable for damaged, encrypted and empty files, for pages that are not there, and for what takes
-    too much time or memory to draw.
+    InputUnreadable for damaged and empty files, encrypted ones that `password` does not open, for pages that
+    are not there, and for what takes too much time or memory to draw.
     """
     asked = None if request is None else [request.first, request.last]
     limits = {"page_seconds": PAGE_SECONDS, "memory_bytes": PDF_MEMORY_BYTES + 2 * len(data)}
-    job = json.dumps({"name": name, "pages": asked, "dpi": dpi, **limits}).encode() + b"\n"
+    # The password too goes through the pipe: other users see the arguments of a process.
+    job = json.dumps({"name": name, "pages": asked, "dpi": dpi, "password": password, **limits}).encode()
     with subprocess.Popen(
         [sys.executable, *_COMMAND, json.dumps(sys.path)],
         stdin=subprocess.PIPE,
@@ -47,7 +54,7 @@ def render_pdf(data: bytes, name: str, request: PageRequest | None, dpi: float =
         try:
             # It reads everything before it writes.
             with suppress(BrokenPipeError), process.stdin:
-                process.stdin.write(job)
+                process.stdin.write(job + b"\n")
                 process.stdin.write(data)
             first = 1 if request is None else request.first
             pages = list(_read_pages(process.stdout, first))

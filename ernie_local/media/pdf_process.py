@@ -8,7 +8,6 @@ too much time or memory.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import resource
 import sys
@@ -19,10 +18,12 @@ from typing import Any
 import pypdfium2
 import pypdfium2.raw
 
-from ernie_local.errors import InputUnreadable
+from ernie_local.errors import InputUnreadable, parameter
 from ernie_local.media.decode import check_size
 from ernie_local.media.image_size import MOST_VISIBLE_PIXELS
 from ernie_local.media.pages import PageRequest, choose_pages
+from ernie_local.media.pdf_forms import prepare_forms, reset_empty_fields
+from ernie_local.media.pdf_units import may_have_units, unit_in_points
 
 _POINTS_PER_INCH = 72.0
 
@@ -53,38 +54,44 @@ def _write(value: dict[str, object], pixels: bytes = b"") -> None:
 def _draw_pages(data: bytes, job: dict[str, Any]) -> Iterator[tuple[dict[str, object], bytes]]:
     name, seconds = job["name"], job["page_seconds"]
     _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + seconds)
-    try:
-        document = pypdfium2.PdfDocument(data)
-    except pypdfium2.PdfiumError as error:
-        raise _unreadable(error, len(data), name) from error
-    # PDFium demands that this comes before any page.
-    notes = _prepare_forms(document)
+    document = _open_document(data, name, job["password"])
+    notes = prepare_forms(document)
+    # A second copy, from which pages are taken apart.
+    spare = _open_document(data, name, job["password"]) if may_have_units(data) else None
     request = None if job["pages"] is None else PageRequest(*job["pages"])
     for number in choose_pages(request, len(document), name):
         _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + seconds)
-        image, page_notes = _draw_page(document, number, name, job["dpi"])
+        image, page_notes = _draw_page(document, spare, number, name, job["dpi"])
         drawn = {"num_pages": len(document), "size": image.size, "notes": (*notes, *page_notes)}
         yield drawn, image.tobytes()
 
 
-def _prepare_forms(document: Any) -> tuple[str, ...]:
-    """Have filled form fields drawn too; returns notes about what cannot be drawn."""
-    # For an XFA form it logs how to rebuild pypdfium2; our note is enough for the user.
-    logging.getLogger("pypdfium2").setLevel(logging.CRITICAL)
-    try:
-        document.init_forms()
-    except pypdfium2.PdfiumError:
-        return ("holds a form that could not be read, so filled fields may be missing",)
-    if document.get_formtype() in (pypdfium2.raw.FORMTYPE_XFA_FULL, pypdfium2.raw.FORMTYPE_XFA_FOREGROUND):
-        return ("holds an XFA form, of which only the plain fields are drawn",)
-    return ()
+def _open_document(data: bytes, name: str, password: str | None) -> Any:
+    # First without the password: it may be that of another file, and one that needs none would not open.
+    for given in dict.fromkeys((None, password or None)):
+        try:
+            # What is not UTF-8 on a command line is no password; PDFium is asked all the same.
+            return pypdfium2.PdfDocument(data, given and given.encode(errors="replace").decode())
+        except pypdfium2.PdfiumError as error:
+            failure = error
+            if error.err_code != pypdfium2.raw.FPDF_ERR_PASSWORD:
+                break
+    raise _unreadable(failure, len(data), name, has_password=bool(password)) from failure
 
 
-def _draw_page(document: Any, number: int, name: str, dpi: float) -> tuple[Any, tuple[str, ...]]:
-    """An RGB image of a page on white, with filled form fields and annotations; and notes for the user."""
+def _draw_page(
+    document: Any, spare: Any | None, number: int, name: str, dpi: float
+) -> tuple[Any, tuple[str, ...]]:
+    """An RGB image of a page on white, with filled form fields and annotations; and notes for the user.
+
+    spare: the same document once more, where its pages may have units of their own.
+    """
     notes: tuple[str, ...] = ()
     try:
         page = document[number - 1]
+        if reset_empty_fields(document, page):
+            page.close()
+            page = document[number - 1]
         width, height = page.get_size()
         if not width or not height:
             page.set_cropbox(*page.get_mediabox())
@@ -92,14 +99,16 @@ def _draw_page(document: Any, number: int, name: str, dpi: float) -> tuple[Any, 
             page = document[number - 1]
             width, height = page.get_size()
             notes = ("its crop box lies outside of the page, so the whole page is drawn",)
+        unit = 1.0 if spare is None else unit_in_points(spare, number)
+        width, height = width * unit, height * unit
         scale = dpi / _POINTS_PER_INCH
         # The renderer rounds both sides up to whole pixels.
         excess = (width * scale + 1) * (height * scale + 1) / MOST_VISIBLE_PIXELS
         if excess > 1:
             scale /= excess**0.5
-            notes += (f"a large page, read at {scale * _POINTS_PER_INCH:.0f} instead of {dpi:.0f} dpi",)
+            notes += (f"a large page, read at {scale * _POINTS_PER_INCH:.3g} instead of {dpi:.3g} dpi",)
         check_size(math.ceil(width * scale), math.ceil(height * scale), f"{name}:{number}")
-        return page.render(scale=scale, rev_byteorder=True).to_pil().convert("RGB"), notes
+        return page.render(scale=scale * unit, rev_byteorder=True).to_pil().convert("RGB"), notes
     except pypdfium2.PdfiumError as error:
         raise InputUnreadable(
             f"{name}: page {number} of {len(document)} cannot be drawn",
@@ -108,13 +117,17 @@ def _draw_page(document: Any, number: int, name: str, dpi: float) -> tuple[Any, 
         ) from error
 
 
-def _unreadable(error: Any, num_bytes: int, name: str) -> InputUnreadable:
+def _unreadable(error: Any, num_bytes: int, name: str, *, has_password: bool) -> InputUnreadable:
     what = f"{name}: this PDF is cut off or damaged; {num_bytes:,} bytes were read"
     why = f"the reader says: {error}"
     hint = "download or copy it again, or open it in a viewer and print it to a new PDF"
     if error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD:
-        what, why = f"{name}: this PDF is encrypted", "it opens with a password only"
-        hint = "take the password off first: qpdf --decrypt --password=PASSWORD in.pdf out.pdf"
+        what, why = f"{name}: this PDF is encrypted", "it opens with a password only, and none was given"
+        if has_password:
+            what += ", and the password does not open it"
+            why = "it was tried as the user's and as the owner's; capital and small letters differ"
+        hint = f"{parameter('password', 'PASSWORD')}; where that cannot be given, take the password off: "
+        hint += "qpdf --decrypt --password=PASSWORD in.pdf out.pdf"
     elif error.err_code == pypdfium2.raw.FPDF_ERR_SECURITY:
         what = f"{name}: this PDF is encrypted in a way that PDFium does not know"
         hint = "open it in the program it was made for and print it to a new PDF"

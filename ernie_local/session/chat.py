@@ -191,12 +191,14 @@ class Chat:
         sampling: SamplingOptions | None = None,
         *,
         variant: str | None = None,
+        password: str | None = None,
     ) -> Chat:
         """Continue a saved chat; its images are opened now, and computed with the next question.
 
+        password: of encrypted PDFs; the file does not hold it.
         InputUnreadable where the file, or an image that it names, is missing, broken or another by now.
         """
-        return cls.resume(read_saved_chat(path, model.files), model, sampling, variant=variant)
+        return cls.resume(read_saved_chat(path, model.files, password), model, sampling, variant=variant)
 
     @classmethod
     def resume(

@@ -40,6 +40,7 @@ class ChatImage:
         self.path = path
         self._digest = hashlib.blake2b(image.tobytes(), key=repr(image.size).encode()).digest()
         self._image: Image.Image | None = image
+        self._password = opened.password
         self._processor = processor
         self._patches: Patches | None = None
 
@@ -79,7 +80,7 @@ class ChatImage:
             image = self._image
             if image is None:
                 assert self.path is not None, "an image without a path keeps its pixels"
-                image = _open_same(self.path, self.report.original_size).image
+                image = _open_same(self.path, self.report.original_size, self._password).image
             self._patches = patches = image_to_patches(image, self._processor)
             if self.path is not None:
                 self._image = None
@@ -98,12 +99,14 @@ def open_chat_images(sources: Iterable[ChatImageSource], processor: ImageProcess
     return [image for source in sources for image in _open_source(source, processor)]
 
 
-def open_same_image(path: str, size: tuple[int, int], processor: ImageProcessorConfig) -> ChatImage:
+def open_same_image(
+    path: str, size: tuple[int, int], processor: ImageProcessorConfig, password: str | None = None
+) -> ChatImage:
     """The image at `path`, which had (width, height) `size`; InputUnreadable where it is not that one."""
-    return ChatImage(_open_same(path, size), _absolute(path), processor)
+    return ChatImage(_open_same(path, size, password), _absolute(path), processor)
 
 
-def _open_same(path: str, size: tuple[int, int]) -> OpenedImage:
+def _open_same(path: str, size: tuple[int, int], password: str | None) -> OpenedImage:
     # The path may have come from a file of somebody else, who must not learn what another file holds.
     if split_page_request(path)[0] == STDIN_MARK:
         raise InputUnreadable(
@@ -111,7 +114,7 @@ def _open_same(path: str, size: tuple[int, int]) -> OpenedImage:
             "what a pipe carried cannot be read again",
             "name the file of the image in the saved chat, or start a new chat",
         )
-    opened = open_images(path, shows_content=False)
+    opened = open_images(path, password=password, shows_content=False)
     if [one.image.size for one in opened] != [size]:
         now = ", ".join(f"{one.image.width} x {one.image.height}" for one in opened)
         raise InputUnreadable(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TypeAlias, TypeVar, get_args
 
 from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.files import read_plain, written_whole
-from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model_files import ModelFiles
 from ernie_local.session.image import ChatImage, open_same_image
 from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason, MessagePart
@@ -24,6 +24,7 @@ FORMAT_VERSION = 2  # 1: a turn asked with one text after its images
 MAX_CHAT_BYTES = 64 << 20
 
 _Value = TypeVar("_Value")
+_OpenImage: TypeAlias = Callable[[str, tuple[int, int]], ChatImage]
 _ROLES: tuple[Role, ...] = get_args(Role)
 _FINISH_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
 
@@ -60,8 +61,10 @@ def write_chat(path: Path, chat: SavedChat, model_name: str) -> None:
         file.write(text.encode())
 
 
-def read_saved_chat(path: str | os.PathLike[str], files: ModelFiles) -> SavedChat:
-    """The chat in `path` for the model of `files`, with its images opened.
+def read_saved_chat(
+    path: str | os.PathLike[str], files: ModelFiles, password: str | None = None
+) -> SavedChat:
+    """The chat in `path` for the model of `files`, with its images opened, encrypted PDFs by `password`.
 
     InputUnreadable where the file, or an image that it names, is missing, broken, of another version, or
     another by now.
@@ -86,7 +89,8 @@ def read_saved_chat(path: str | os.PathLike[str], files: ModelFiles) -> SavedCha
         system = None if content["system"] is None else _expect(content["system"], str)
         tools = tuple(_expect(tool, dict) for tool in _expect(content["tools"], list))
         entries = [_expect(turn, dict) for turn in _expect(content["turns"], list)]
-        turns = tuple(_turn_from_json(entry, files.image_processor) for entry in entries)
+        open_image = partial(open_same_image, processor=files.image_processor, password=password)
+        turns = tuple(_turn_from_json(entry, open_image) for entry in entries)
     except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(path, f"a part of it is missing or wrong: {error}") from error
     return SavedChat(system, tools, turns)
@@ -120,14 +124,14 @@ def _part_to_json(number: int, part: MessagePart) -> object:
     return {"path": part.path, "size": list(part.report.original_size)}
 
 
-def _turn_from_json(turn: dict[str, object], processor: ImageProcessorConfig) -> ChatTurn:
+def _turn_from_json(turn: dict[str, object], open_image: _OpenImage) -> ChatTurn:
     if "question" in turn:
         entries = [_expect(message, dict) for message in _expect(turn["question"], list)]
     else:  # version 1
         entries = [{"role": turn["role"], "content": [*_expect(turn["images"], list), turn["text"]]}]
     calls = [_expect(call, dict) for call in _expect(turn["tool_calls"], list)]
     return ChatTurn(
-        question=tuple(_message_from_json(entry, processor) for entry in entries),
+        question=tuple(_message_from_json(entry, open_image) for entry in entries),
         thinking=_expect(turn["thinking"], bool),
         reasoning=_expect(turn["reasoning"], str),
         answer=_expect(turn["answer"], str),
@@ -138,7 +142,7 @@ def _turn_from_json(turn: dict[str, object], processor: ImageProcessorConfig) ->
     )
 
 
-def _message_from_json(message: dict[str, object], processor: ImageProcessorConfig) -> ChatMessage:
+def _message_from_json(message: dict[str, object], open_image: _OpenImage) -> ChatMessage:
     parts: list[MessagePart] = []
     for part in _expect(message["content"], list):
         if isinstance(part, str):
@@ -146,7 +150,7 @@ def _message_from_json(message: dict[str, object], processor: ImageProcessorConf
             continue
         width, height = _expect(_expect(part, dict)["size"], list)
         size = (_expect(width, int), _expect(height, int))
-        parts.append(open_same_image(_expect(part["path"], str), size, processor))
+        parts.append(open_image(_expect(part["path"], str), size))
     return ChatMessage(_one_of(_ROLES, message["role"]), tuple(parts))
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.running import Command
+from tests.pdf_files import encrypted_red_page
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -165,6 +166,28 @@ def test_a_chat_goes_on_where_it_was_saved(
     assert len(json.loads(saved.read_text())["turns"]) == 1
     ask_until_answered("-p", "And now?", "--load", str(saved), "--save", str(saved))
     assert len(json.loads(saved.read_text())["turns"]) == 2
+
+
+def test_a_saved_chat_about_an_encrypted_pdf_goes_on_with_its_password(
+    command: Command, small_model: Path, tmp_path: Path
+) -> None:
+    path, saved = tmp_path / "locked.pdf", tmp_path / "chat.json"
+    path.write_bytes(encrypted_red_page("swordfish"))
+    ask = ("chat", str(small_model), "--max-tokens", "4", "-p", "What?")
+    asked = command(*ask, "--image", str(path), "--password", "swordfish", "--save", str(saved))
+    assert asked.exit_code in (0, 7)
+    turn: dict[str, Any] = {
+        "question": [{"role": "user", "content": [{"path": str(path), "size": [150, 150]}, "a"]}]
+    }
+    turn |= {"thinking": False, "reasoning": "", "answer": "b", "tool_calls": [], "finish_reason": "stop"}
+    chat = json.loads(saved.read_text())
+    assert "swordfish" not in saved.read_text()
+    chat["turns"] = [turn]
+    saved.write_text(json.dumps(chat))
+    goes_on = (*ask, "--load", str(saved))
+    assert command(*goes_on, "--password", "swordfish").exit_code in (0, 7)
+    assert_three_lines(command(*goes_on), 5)
+    assert_three_lines(command(*goes_on, "--password", "trout"), 5)
 
 
 def test_a_saved_chat_whose_image_is_gone_is_told_before_the_weights(

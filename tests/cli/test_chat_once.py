@@ -6,11 +6,13 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from ernie_local.errors import DoesNotFit
 from ernie_local.text.reasoning import Piece
 from tests.cli.running import Command, FakeChat
+from tests.pdf_files import encrypted_red_page
 
 THOUGHTFUL = (Piece("reasoning", "six "), Piece("reasoning", "sevens"), Piece("answer", "42"))
 
@@ -22,6 +24,29 @@ def test_stdout_carries_only_the_answer(command: Command, fake_chat: FakeChat, i
     assert "prompt 20 tokens (9 of images) in 0.30 s" in result.stderr
     assert "peak memory 3.00 GiB" in result.stderr
     assert fake_chat.questions[0]["images"] == [str(invoice)]
+
+
+def test_an_encrypted_pdf_opens_with_a_password_that_is_not_shown(
+    command: Command, fake_chat: FakeChat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "locked.pdf"
+    path.write_bytes(encrypted_red_page("swordfish"))
+    ask = ("chat", "-p", "hi", "--image", str(path))
+    for flags in ((), ("--json", "--debug")):
+        result = command(*ask, "--password", "swordfish", *flags)
+        assert result.exit_code == 0
+        assert "swordfish" not in result.stdout + result.stderr
+    assert fake_chat.questions[0]["images"] == [str(path)]
+    wrong: list[tuple[str, ...]] = [(), ("--password", "trout"), ("--password", "trout", "--json", "--debug")]
+    for more in wrong:
+        result = command(*ask, *more)
+        assert result.exit_code == 5
+        assert "try: --password PASSWORD" in result.stderr
+        assert "trout" not in result.stdout + result.stderr
+    monkeypatch.setenv("ERNIE_LOCAL_PASSWORD", "swordfish")
+    assert command(*ask).exit_code == 0
+    assert command("chat", "--interactive", "-p", "hi", stdin=f"/image {path}\n".encode()).exit_code == 0
+    assert command(*ask, "--password", "trout").exit_code == 5
 
 
 def test_no_figures_unless_asked_for(command: Command, fake_chat: FakeChat) -> None:

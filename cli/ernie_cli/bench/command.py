@@ -14,6 +14,7 @@ from ernie_cli.options import (
     file_option,
     model_argument,
     option,
+    password_option,
     share_option,
     size_option,
 )
@@ -34,6 +35,7 @@ class BenchOptions(CommonOptions):
         default=None, show_default=False, help="Also measure this model: a directory, hf:org/name, or nano."
     )
     image: str | None = file_option(help="Measure how long MODEL takes for this image.")
+    password: str | None = password_option()
     context_size: str | None = context_size_option()
     vram: str | None = size_option(
         help="With MODEL: memory of the GPU, as for chat; also measures the `--misses` rules. With --gpu: "

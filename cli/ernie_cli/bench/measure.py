@@ -43,7 +43,7 @@ def measure(options: BenchOptions, result: BenchResult) -> None:
         from ernie_local.loading.options import find_device
 
         find_device("cuda")
-    image = None if options.image is None else _open_image(options.image)
+    image = None if options.image is None else _open_image(options.image, options.password)
     files = None if options.model is None else find_model_files(options.model)
     if files is not None:
         model_limit = files.config.text.max_position_embeddings
@@ -156,8 +156,8 @@ def _line(name: str, measured: Measurement, unit: float, unit_name: str) -> str:
     return f"{name:<32}  {median:10.2f} {unit_name}  ({low:.2f} to {high:.2f})"
 
 
-def _open_image(name: str) -> OpenedImage:
-    opened = open_given_images([name])
+def _open_image(name: str, password: str | None) -> OpenedImage:
+    opened = open_given_images([name], password=password)
     if len(opened) > 1:
         raise UsageError(
             f"--image {name} has {len(opened)} images or pages, 1 can be measured",

@@ -33,7 +33,7 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
     console = Console(quiet=options.as_json)
     with console.working("opening images"):
         stdin = None if sys.stdin is None else sys.stdin.buffer
-        opened = open_given_images(options.images, stdin, console)
+        opened = open_given_images(options.images, stdin, console, options.password)
     files = model_files.find_model_files(options.model)  # a download shows its own progress
     with console.working("starting"):
         from ernie_cli.chat import conversation, interactive

@@ -57,7 +57,7 @@ def open_chat(
     """Load the model and begin a chat, or continue the one of --load. images: of the first question."""
     # Built before the weights are read: they refuse values that mean nothing, and broken files.
     sampling = chat_sampling(options, files)
-    saved = None if options.load is None else session.read_saved_chat(options.load, files)
+    saved = None if options.load is None else session.read_saved_chat(options.load, files, options.password)
     before = [] if saved is None else saved.images
     model = load_for_chat(options, files, console, [*before, *images])
     notice = native_notice()

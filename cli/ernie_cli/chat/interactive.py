@@ -139,7 +139,8 @@ class InteractiveChat:
     @_slash_command("/image", "FILE...", "attach images to the next question; clear: drop them; alone: list")
     def _image(self, argument: str) -> None:
         if argument not in ("", "clear"):
-            self.attach(open_given_images(split_paths(argument), console=self._console))
+            paths, password = split_paths(argument), self._options.password
+            self.attach(open_given_images(paths, console=self._console, password=password))
             return
         if argument:
             self._waiting.clear()
@@ -204,7 +205,8 @@ class InteractiveChat:
     @_slash_command("/load", "FILE", "continue a chat from a file")
     def _load(self, argument: str) -> None:
         path = _one_path("/load", argument)
-        self._begin(session.Chat.load(path, self.chat.model, self._sampling))
+        password = self._options.password
+        self._begin(session.Chat.load(path, self.chat.model, self._sampling, password=password))
         self._console.say(f"continuing {path}")
 
     @_slash_command("/help", "", "show this list")

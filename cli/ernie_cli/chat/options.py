@@ -16,6 +16,7 @@ from ernie_cli.options import (
     kv_dtype_option,
     model_argument,
     option,
+    password_option,
     ram_option,
     reserve_option,
     share_option,
@@ -48,6 +49,7 @@ class ChatOptions(ComputeOptions, CommonOptions):
         help="An image, pages of a PDF (invoice.pdf:1-3), a folder, or a pattern such as 'scans/*.png'; "
         "- reads stdin. Repeatable.",
     )
+    password: str | None = password_option()
     interactive: bool = option(
         "-i", "--interactive", default=False, help="Chat line by line even if stdin is no terminal."
     )

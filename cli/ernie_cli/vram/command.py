@@ -20,6 +20,7 @@ from ernie_cli.options import (
     kv_dtype_option,
     model_argument,
     option,
+    password_option,
     ram_option,
     reserve_option,
     size_option,
@@ -65,6 +66,7 @@ class VramOptions(CommonOptions):
         metavar="FILE|WxH",
         help="An image in the chat, or its size such as 2480x3508. Repeatable.",
     )
+    password: str | None = password_option()
     context_size: str | None = context_size_option()
     dtype: DTypeName = option(default="auto", help="Number type to compute in, as for chat.")
     kv_dtype: KVDTypeName = kv_dtype_option()

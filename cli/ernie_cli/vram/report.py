@@ -158,7 +158,9 @@ def converse(model: ModelSize, options: VramOptions, images: tuple[ImageReport, 
     model_limit = model.config.text.max_position_embeddings
     context_size = defaults.context_tokens(asked, model_limit)
     if images is None:
-        images = tuple(image for source in options.image for image in _measured(source, model))
+        images = tuple(
+            image for source in options.image for image in _measured(source, options.password, model)
+        )
     chats = Chats(
         *(ChatPlan(context_size, *_number_types(model, options, on_gpu), images) for on_gpu in (False, True))
     )
@@ -178,13 +180,13 @@ def _number_types(model: ModelSize, options: VramOptions, on_gpu: bool) -> tuple
     return dtype, defaults.kv_dtype(dtype, is_packed=is_packed) if kv_dtype == defaults.AUTO else kv_dtype
 
 
-def _measured(source: str, model: ModelSize) -> Iterator[ImageReport]:
+def _measured(source: str, password: str | None, model: ModelSize) -> Iterator[ImageReport]:
     """The images of `source`, a size or a file; InputUnreadable for a file that is none."""
     match = _SIZE.fullmatch(source)
     if match is not None:
         yield measure_image(source, (int(match[1]), int(match[2])), model.processor)
         return
-    for opened in open_given_images([source]):
+    for opened in open_given_images([source], password=password):
         yield measure_image(opened.name, opened.image.size, model.processor)
 
 
