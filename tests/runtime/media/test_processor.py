@@ -285,8 +285,9 @@ def test_limits_beside_the_processor_class_count(tmp_path: Path) -> None:
 def test_large_images_get_the_size_of_the_published_code(
     tmp_path: Path, width: int, height: int, resized: tuple[int, int], by_the_file: tuple[int, int]
 ) -> None:
-    def of_transformers(max_pixels: int) -> tuple[int, ...]:
-        return published_resize(height, width, 28, 3136, max_pixels)[::-1]
+    def of_transformers(max_pixels: int) -> tuple[int, int]:
+        new_height, new_width = published_resize(height, width, 28, 3136, max_pixels)
+        return new_width, new_height
 
     assert of_transformers(PublishedProcessor().size["longest_edge"]) == resized
     assert of_transformers(PREPROCESSOR["max_pixels"]) == by_the_file
