@@ -115,6 +115,12 @@ class ForeignFormat:
         """Of a code."""
         return 2 if self.kind == "qint2" else 4
 
+    @property
+    def nominal_bits(self) -> float:
+        """Bits of a weight with its share of scales, in a large matrix that the groups divide."""
+        scales = 8 + 32 / ABSMAX_BLOCK if self.kind == "nf4" else 32
+        return self.bits + scales / self.group_size
+
     def group_columns(self, columns: int) -> int:
         """Columns of a group of qint4 or qint2: groups of a row have one size, as optimum-quanto demands."""
         return max(size for size in range(1, min(columns, self.group_size) + 1) if columns % size == 0)

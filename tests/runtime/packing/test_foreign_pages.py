@@ -115,6 +115,7 @@ def test_bits_per_weight_count_everything(name: str, bits: float) -> None:
     for rows, columns in ((1536, 2560), (2560, 1536), (512, 2560), (2560, 512)):
         taken = 8 * found(name).matrix_bytes(rows, columns) / (rows * columns)
         assert taken == pytest.approx(bits, abs=6e-4)
+        assert taken == pytest.approx(found(name).nominal_bits, abs=6e-4)
 
 
 @pytest.mark.parametrize(
