@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,13 +38,29 @@ _ANSWER_TOKENS = 24
 OnNote = Callable[[str], None]
 
 
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """How much was read, and the answer to a question about a drawn invoice.
+
+    answer: None where no question was asked; why_not_asked then says why.
+    """
+
+    num_tensors: int
+    num_pages: int
+    num_bytes: int
+    question: str = ""
+    right_answer: str = ""
+    answer: str | None = None
+    why_not_asked: str = ""
+
+
 def audit(
     directory: Path,
     source: Path,
     planned_bytes: int,
     on_note: OnNote = tell_nobody,
     most_memory: int | None = None,
-) -> None:
+) -> AuditResult:
     """Check the new checkpoint in `directory` and write its hashes.json; `on_note` gets what was not checked.
 
     ModelUnusable names the first fault: a tensor that is missing or there twice, a value that is not finite,
@@ -67,13 +84,22 @@ def audit(
             f"they differ by more than {_SIZE_SHARE:.0%}",
             f"report this as a defect; start again with {parameter('resume', 'never')}",
         )
+    audited = AuditResult(
+        result.num_tensors,
+        result.num_pages,
+        result.num_bytes,
+        why_not_asked="the source lacks a file that a chat needs, or it cannot be read",
+    )
     if not found_in_source.all:
-        _try_answer(directory, on_note, most_memory)
+        audited = _try_answer(directory, audited, on_note, most_memory)
     write_hashes(directory, result.hashes)
+    return audited
 
 
-def _try_answer(directory: Path, on_note: OnNote, most_memory: int | None) -> None:
-    """Ask about one generated invoice, and note the answer, right or wrong."""
+def _try_answer(
+    directory: Path, audited: AuditResult, on_note: OnNote, most_memory: int | None
+) -> AuditResult:
+    """Ask about one generated invoice, and note the answer, right or wrong. Returns `audited` with it."""
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
         weight_bytes = checkpoint_weights(checkpoint, config, torch.float32).total
@@ -85,7 +111,9 @@ def _try_answer(directory: Path, on_note: OnNote, most_memory: int | None) -> No
             f"not audited: no question was asked, as the weights take {format_bytes(weight_bytes)} and "
             f"{format_bytes(room)} may be used; try it with `ernie-local chat`"
         )
-        return
+        # Without the free memory: another run on the same machine writes the same report.
+        needed = f"the weights take {format_bytes(weight_bytes)}, more memory than could be used"
+        return replace(audited, why_not_asked=needed)
     image = draw_image("invoice", "audit", width=308, height=200)
     question = image.questions[0]
     context_size = min(_MOST_TOKENS, config.text.max_position_embeddings)
@@ -99,6 +127,13 @@ def _try_answer(directory: Path, on_note: OnNote, most_memory: int | None) -> No
         )
         answer = "".join(piece.text for piece in pieces if piece.kind == "answer")
     on_note(f"asked about an invoice: {question.text} It answers {answer!r}, right is {question.answer!r}")
+    return replace(
+        audited,
+        question=question.text,
+        right_answer=question.answer,
+        answer=answer,
+        why_not_asked="",
+    )
 
 
 def _check_scores(model: LoadedModel, question: str, patches: list[Patches]) -> None:

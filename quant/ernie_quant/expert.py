@@ -79,6 +79,21 @@ class ExpertReport(msgspec.Struct, frozen=True, omit_defaults=True):
     small_gate_up_error: float | None = None
     small_down_error: float | None = None
 
+    @property
+    def loss(self) -> float | None:
+        """About the share of the power of the expert's own outputs that was lost; None without tokens.
+
+        Errors of gate and up, and of down, add up there.
+        """
+        return self.gate_up_error + self.down_error if self.tokens else None
+
+    @property
+    def small_loss(self) -> float | None:
+        """The same of its small page; None if there is none."""
+        if not self.tokens or self.small_gate_up_error is None or self.small_down_error is None:
+            return None
+        return self.small_gate_up_error + self.small_down_error
+
 
 def quantize_expert(
     weights: ExpertWeights,

@@ -1,7 +1,7 @@
 """Quantizes a float checkpoint unit by unit; a run can be resumed after every unit.
 
 The order: disk space, a look through the source where experts are calibrated, all tensors that need no
-calibration, calibrated experts layer by layer, report, audit.
+calibration, calibrated experts layer by layer, audit, report.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ernie_quant.measurements import STATISTICS_FILE
 from ernie_quant.place import is_made, rehearse_rename
 from ernie_quant.plan import Plan, plan_run, rehearse, unit_costs
 from ernie_quant.recipe import Recipe
-from ernie_quant.report import write_report
+from ernie_quant.report import write_numbers, write_report
 from ernie_quant.report.contents import gather
 from ernie_quant.source import FloatSource, fixed_tensor
 from ernie_quant.source_check import check_costs, check_weights
@@ -97,10 +97,12 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         with open_checkpoint(job.partial, read_config(job.partial)) as made:
             if table is not None:
                 reports, agreement = Calibration(job, new_config, table, source, made, units).run()
-        units.tell("writing the report")
-        write_report(job.partial, gather(job, config, tables, reports, agreement), job.source)
+        contents = gather(job, config, tables, reports, agreement)
+        write_numbers(job.partial, contents)
         units.tell("checking the new checkpoint")
-        audit(job.partial, job.source, files.total_bytes, job.on_note, plan.memory_bytes)
+        audited = audit(job.partial, job.source, files.total_bytes, job.on_note, plan.memory_bytes)
+        units.tell("writing the report")
+        write_report(job.partial, contents, audited, job.source)
         work.finish(job.out)
     return reports
 

@@ -20,6 +20,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable
 from ernie_local.loading import LoadedModel
+from ernie_local.verify import verify
 from ernie_quant.audit import audit
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
@@ -60,11 +61,17 @@ def spoil(directory: Path, name: str, value: float) -> None:
 
 def test_a_whole_checkpoint_answers_and_gets_the_same_hashes_again(made: Path, copied: Path) -> None:
     notes: list[str] = []
-    audit(copied, NANO_DIRECTORY, weight_bytes(copied), notes.append)
+    audited = audit(copied, NANO_DIRECTORY, weight_bytes(copied), notes.append)
     assert (copied / HASHES_FILE).read_bytes() == (made / HASHES_FILE).read_bytes()
     [note] = notes
     said, right = note.split("It answers ")[1].split(", right is ")
     assert said == right
+    assert audited.question in note
+    assert repr(audited.answer) == repr(audited.right_answer) == said
+    whole = verify(copied)
+    read = (audited.num_tensors, audited.num_pages, audited.num_bytes)
+    assert read == (whole.num_tensors, whole.num_pages, whole.num_bytes)
+    assert audited.num_pages > 5 * 2 * 16
 
 
 @pytest.mark.parametrize("value", [torch.nan, 2.0**127])
@@ -120,9 +127,12 @@ def test_without_memory_nothing_is_loaded_and_that_is_said(
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10 << 20))
     monkeypatch.setattr(ernie_local, "load", None)
     notes: list[str] = []
-    audit(copied, NANO_DIRECTORY, weight_bytes(copied), notes.append)
+    audited = audit(copied, NANO_DIRECTORY, weight_bytes(copied), notes.append)
     assert "not audited" in notes[0]
     assert "5.0 MiB" in notes[0]
+    assert audited.answer is None
+    assert "more memory than could be used" in audited.why_not_asked
+    assert "5.0 MiB" not in audited.why_not_asked  # or each run would write another report
 
 
 def test_no_more_memory_is_taken_than_allowed(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +154,9 @@ def test_a_source_without_a_tokenizer_is_quantized_and_that_is_said(tmp_path: Pa
     notes: list[str] = []
     quantize_checkpoint(dataclasses.replace(job(tmp_path / "out", source), on_note=notes.append))
     assert ["the source has it too" in note for note in notes] == [True]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "No question was asked: the source lacks a file that a chat needs" in card
+    assert str(tmp_path) not in card
     assert (tmp_path / "out" / HASHES_FILE).exists()
 
 

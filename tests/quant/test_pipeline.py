@@ -177,7 +177,7 @@ def test_every_unit_is_told_once(sequences: list[EncodedSample], tmp_path: Path)
     assert len(set(names)) == len(names)
     assert {f"sequence {len(sequences) - 1}", "layers.0.mlp.w8", "expert 1.text.0", "layer 3"} <= set(names)
     # After the last unit there is work that is none.
-    assert [name for name, _, _ in told[-2:]] == ["writing the report", "checking the new checkpoint"]
+    assert [name for name, _, _ in told[-2:]] == ["checking the new checkpoint", "writing the report"]
     done = [work for _, work, _ in told[:-2]]
     assert done == sorted(done)
     assert len(set(done)) == len(done)

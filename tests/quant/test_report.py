@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,40 +18,17 @@ from PIL import Image
 
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.checkpoint.parts import ModelPart
 from ernie_local.config import MODALITIES, read_config
-from ernie_quant.expert import ExpertReport, RoutedExpert
+from ernie_local.verify import verify
+from ernie_quant.expert import RoutedExpert
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import Recipe
-from ernie_quant.report.contents import ReportContents, measure_coverage, table_lines, unreached_lines
+from ernie_quant.report.contents import measure_coverage, table_lines, unreached_lines
 from ernie_quant.report.model_card import model_card
-from ernie_quant.report.page import heat_maps, html_page, layer_bars
-
-KEYS: list[RoutedExpert] = [
-    (layer, bank, expert) for layer in (1, 2) for bank in MODALITIES for expert in range(4)
-]
-
-
-def report(tokens: int) -> ExpertReport:
-    return ExpertReport(tokens, tokens / 2, 0.01 * (1 + tokens), 0.02)
-
-
-def contents() -> ReportContents:
-    """Two layers; text expert e of a layer has 10 e tokens."""
-    reports = {key: report(10 * key[2]) for key in KEYS}
-    return ReportContents(
-        source={"name": "<nano>", "identity": "abc"},
-        calibration={"sequences": "5"},
-        settings={"method": "gptq"},
-        versions="ernie-local 0",
-        parts=[ModelPart("text experts", 800, 250, Counter(w2=800), Counter(w2=8))],
-        source_parts=[ModelPart("text experts", 800, 1600, Counter(bf16=800))],
-        formats={key: "w2" if key[2] else "w4" for key in KEYS},
-        bits={key: 2.5 if key[2] else 4.5 for key in KEYS},
-        experts=reports,
-        coverage=measure_coverage(reports, columns=15, experts_per_token=2),
-    )
+from ernie_quant.report.page import html_page
+from ernie_quant.report.plots import heat_maps, layer_bars
+from tests.report_contents import AUDITED, KEYS, contents, report
 
 
 def test_coverage_counts_tokens_unreached_and_scarce_experts() -> None:
@@ -120,25 +96,28 @@ class Page(HTMLParser):
 
 
 def test_the_page_needs_no_network_and_has_each_plot_for_both_themes() -> None:
-    text = html_page(replace(contents(), sensitivity={1: 0.5, 2: 0.25}, routing_agreement={1: 1.0, 2: 0.9}))
+    text = html_page(
+        replace(contents(), sensitivity={1: 0.5, 2: 0.25}, routing_agreement={1: 1.0, 2: 0.9}), AUDITED
+    )
     page = Page(text)
     assert page.open == []
     assert "&lt;nano&gt;, quantized" in text
     assert "<nano>" not in text
-    assert len(page.sources) == 2 * 7
+    assert len(page.sources) == 2 * 8
     for source in page.sources:
         kind, _, content = source.partition(",")
         assert kind == "data:image/png;base64"
         Image.open(io.BytesIO(base64.b64decode(content))).verify()
-    assert len(set(page.sources)) == 2 * 7
+    assert len(set(page.sources)) == 2 * 8
     assert re.findall(r"https?://", text) == []
 
 
 def test_a_name_cannot_become_markup_or_command_a_terminal() -> None:
     name = "<script>alert(1)</script>\x1b[31m\n# [x](y) | `z` & \u202e"
     hostile = replace(contents(), source={"name": name, "a\x1b<b>": name}, versions=name)
-    page = html_page(hostile)
-    card = model_card(hostile, "---\nlicense_name: <script>\x1b[31m\n---\n")
+    audited = replace(AUDITED, answer=name)
+    page = html_page(hostile, audited)
+    card = model_card(hostile, audited, "---\nlicense_name: <script>\x1b[31m\n---\n")
     for text in (page, card):
         assert re.findall(r"<script|\x1b|\u202e", text) == []
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m\\x0a# [x](y) | `z` &amp; \\u202e" in page
@@ -148,9 +127,10 @@ def test_a_name_cannot_become_markup_or_command_a_terminal() -> None:
 
 
 def test_the_page_names_the_largest_errors_first() -> None:
-    cells = Page(html_page(contents())).cells
-    start = cells.index("0.3100")  # 30 tokens
-    assert cells[start - 5 : start + 2] == ["1", "text", "3", "w2", "30", "0.3100", "0.0200"]
+    cells = Page(html_page(contents(), AUDITED)).cells
+    start = cells.index("33.0\u00a0%")  # 30 tokens
+    rest = ["33.0\u00a0%", "31.0\u00a0%", "2.0\u00a0%"]
+    assert cells[start - 5 : start + 3] == ["1", "text", "3", "w2", "30", *rest]
 
 
 @pytest.mark.slow
@@ -164,25 +144,28 @@ def test_small_pages_have_errors_of_their_own() -> None:
         },
         small_formats=dict.fromkeys(KEYS, "w2s"),
     )
-    cells = Page(html_page(dual)).cells
-    start = cells.index("0.3100")
-    assert cells[start : start + 4] == ["0.3100", "0.0200", "0.4321", "0.1234"]
-    assert "second, small page in w2s" in html_page(dual)
-    assert "small" not in html_page(plain)
+    cells = Page(html_page(dual, AUDITED)).cells
+    start = cells.index("33.0\u00a0%")
+    shares = ["33.0", "31.0", "2.0", "55.5", "43.2", "12.3"]
+    assert cells[start : start + 6] == [f"{share}\u00a0%" for share in shares]
+    assert "second, small page in w2s" in html_page(dual, AUDITED)
+    assert "Small pages lost 55.5\u00a0%." in html_page(dual, AUDITED)
+    assert "small page" not in html_page(plain, AUDITED).lower()
     expert = json.loads(dual.to_json())["experts"][1]
     assert (expert["small_format"], expert["small_down_error"]) == ("w2s", 0.1234)
     assert "small" not in plain.to_json()
-    assert "second, small page in w2s" in model_card(dual, None)
-    assert "small page" not in model_card(plain, None)
+    assert "second, small page in w2s" in model_card(dual, AUDITED, None)
+    assert "small page" not in model_card(plain, AUDITED, None)
 
 
 def test_without_calibration_the_page_says_so() -> None:
     plain = replace(contents(), experts={}, coverage=[], formats=dict.fromkeys(KEYS, "w4"))
-    text = html_page(plain)
-    assert "Made without calibration" in text
-    assert "All 16 experts have the format w4." in text
+    text = html_page(plain, AUDITED)
     assert Page(text).sources == []
-    assert "Made without calibration (method gptq)." in model_card(plain, None)
+    for told in (text, model_card(plain, AUDITED, None)):
+        assert "quantized by gptq (without calibration)" in told
+        assert "Not measured, as no expert was calibrated." in told
+        assert "lost" not in told
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -190,7 +173,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 def test_plots_have_transparent_ground_and_ink_for_their_theme() -> None:
-    plot = heat_maps({key: float(1 + key[2]) for key in KEYS}, "t", "c")
+    plot = heat_maps({key: float(1 + key[2]) for key in KEYS}, "t", "c", "u")
     for png, ink in ((plot.light, 0x22), (plot.dark, 0xDD)):
         values = pixels(png)
         assert values[0, 0, 3] == 0
@@ -199,7 +182,7 @@ def test_plots_have_transparent_ground_and_ink_for_their_theme() -> None:
 
 @pytest.mark.parametrize("logarithmic", [False, True])
 def test_equal_values_have_equal_colours_in_both_banks(logarithmic: bool) -> None:
-    values = pixels(heat_maps(dict.fromkeys(KEYS, 0.25), "t", "c", logarithmic=logarithmic).light)
+    values = pixels(heat_maps(dict.fromkeys(KEYS, 0.25), "t", "c", "u", logarithmic=logarithmic).light)
     row = values[values.shape[0] // 2]
     inks, counts = np.unique(row[row[:, 3] == 255], axis=0, return_counts=True)
     assert counts.max() > 0.7 * row.shape[0], inks
@@ -208,19 +191,19 @@ def test_equal_values_have_equal_colours_in_both_banks(logarithmic: bool) -> Non
 def test_a_logarithmic_map_shows_zeros_in_a_colour_of_their_own() -> None:
     red = [0xD9, 0x53, 0x4F, 255]
     some = {key: float(10 * key[2]) for key in KEYS}
-    values = pixels(heat_maps(some, "t", "c", logarithmic=True).light)
+    values = pixels(heat_maps(some, "t", "c", "u", logarithmic=True).light)
     share = (values == red).all(-1).sum() / values[..., 0].size
     assert 0.1 < share < 0.25  # one column of four
-    nothing = pixels(heat_maps(dict.fromkeys(KEYS, 0.0), "t", "c", logarithmic=True).light)
+    nothing = pixels(heat_maps(dict.fromkeys(KEYS, 0.0), "t", "c", "u", logarithmic=True).light)
     assert (nothing == red).all(-1).sum() / nothing[..., 0].size > 0.5
 
 
 def test_a_users_matplotlib_settings_change_nothing() -> None:
     import matplotlib
 
-    before = layer_bars({1: 0.5, 2: 1.0}, "t", "c")
+    before = layer_bars({1: 0.5, 2: 1.0}, "t", "c", "u")
     with matplotlib.rc_context({"font.size": 30.0, "axes.facecolor": "red"}):
-        assert layer_bars({1: 0.5, 2: 1.0}, "t", "c") == before
+        assert layer_bars({1: 0.5, 2: 1.0}, "t", "c", "u") == before
 
 
 @pytest.mark.parametrize(
@@ -235,11 +218,12 @@ def test_a_users_matplotlib_settings_change_nothing() -> None:
     ],
 )
 def test_the_card_takes_the_licence_of_the_source(source_card: str | None, front: str) -> None:
-    card = model_card(contents(), source_card)
+    card = model_card(contents(), AUDITED, source_card)
     assert card.startswith(front)
     assert ("SOURCE_README.md" in card) == (source_card is not None)
     assert "| text experts | 800 | 2.50 | 250 bytes |" in card
-    assert "- text experts: 30 tokens; 2 of 8 experts were visited by none" in card
+    assert "30 tokens of samples went to the text experts: 15 to the median expert" in card
+    assert "Experts without any: 2 of 8." in card
 
 
 def test_a_checkpoint_carries_its_report_and_the_card_of_its_source(tmp_path: Path) -> None:
@@ -254,6 +238,11 @@ def test_a_checkpoint_carries_its_report_and_the_card_of_its_source(tmp_path: Pa
         part["weights"] for part in value["source_parts"]
     )
     assert (one / "SOURCE_README.md").read_bytes() == (NANO_DIRECTORY / "README.md").read_bytes()
-    assert "nano, quantized" in (one / "README.md").read_text()
+    checked = verify(one)
+    for name in ("README.md", "quant_report.html"):
+        text = (one / name).read_text()
+        assert "nano, quantized" in text
+        assert f"Passed: {checked.num_tensors} tensors, {checked.num_pages} pages and " in text
+        assert "Asked about a drawn invoice" in text
     for path in one.iterdir():
         assert path.read_bytes() == (two / path.name).read_bytes()

@@ -1,14 +1,16 @@
-"""Writes README.md of a quantized checkpoint: what it is, its size, how to run it, how it was made."""
+"""Writes README.md of a quantized checkpoint: what it is, its size, how to run it, the verdict on it."""
 
 from __future__ import annotations
 
 import re
 from html import escape
 
-from ernie_local.checkpoint.parts import routed_experts, sum_of_parts
+from ernie_local.checkpoint.parts import sum_of_parts
 from ernie_local.escapes import printable_line
 from ernie_local.sizes import format_bytes
+from ernie_quant.audit import AuditResult
 from ernie_quant.report.contents import ReportContents
+from ernie_quant.report.verdict import verdict_lines
 
 SOURCE_CARD = "SOURCE_README.md"
 _MARKS = {ord(mark): f"\\{mark}" for mark in "\\`*[]|~"}
@@ -22,7 +24,8 @@ pipeline_tag: image-text-to-text
 
 # {name}, quantized
 
-This is {name} in {size} instead of {source_size}: {bits:.2f} bits a weight in all{experts}.
+{identity}
+
 Made by `ernie-local quantize`. It runs with ernie-local, whose docs/format.md specifies the format.
 
 ```
@@ -34,44 +37,28 @@ ernie-local chat DIRECTORY --image page.png -p "What is the total?"
 |---|---:|---:|---:|
 {parts}
 
-{small}{calibration}
+{verdict}
 
 quant_report.html shows every expert, quant_report.json has the numbers, hashes.json the hash of each file.
 """
 _SOURCE = f"""
 The card of the original model, {SOURCE_CARD}, says what the model can do and what it is for.
 """
-_SMALL = """Each routed expert has a second, small page in {formats}, which a paging runtime can read instead
-of the first. Its weights are counted once.
-
-"""
-_CALIBRATED = """Each expert was quantized from the calibration tokens routed to it, and, where these are few,
-also from all tokens of its bank:
-"""
-_BANK = """
-- {bank} experts: {tokens:,} tokens; {unreached:,} of {experts:,} experts were visited by none,
-  the median expert by {median:,.0f}."""
 
 
-def model_card(contents: ReportContents, source_card: str | None) -> str:
+def model_card(contents: ReportContents, audited: AuditResult, source_card: str | None) -> str:
     """source_card: the README.md of the source, whose licence also applies here; None if it has none."""
-    whole, before = sum_of_parts("all", contents.parts), sum_of_parts("all", contents.source_parts)
-    routed = routed_experts(contents.parts)
+    identity, *verdict = verdict_lines(contents, audited)
+    whole = sum_of_parts("all", contents.parts)
     card = _CARD.format(
         front="".join(f"{line}\n" for line in _licence_lines(source_card)),
         name=markdown_text(contents.source.get("name", "a model")),
-        size=format_bytes(whole.num_bytes),
-        source_size=format_bytes(before.num_bytes),
-        bits=whole.bits_per_weight,
-        experts="" if routed is None else f", {routed.bits_per_weight:.2f} in its routed experts",
+        identity=markdown_text(identity.text),
         parts="\n".join(
             f"| {one.name} | {one.weights:,} | {one.bits_per_weight:.2f} | {format_bytes(one.num_bytes)} |"
             for one in (*contents.parts, whole)
         ),
-        small=_SMALL.format(formats=", ".join(sorted(set(contents.small_formats.values()))))
-        if contents.small_formats
-        else "",
-        calibration=_calibration(contents),
+        verdict="\n".join(f"- **{line.topic}.** {markdown_text(line.text)}" for line in verdict),
     )
     return card if source_card is None else card + _SOURCE
 
@@ -88,19 +75,3 @@ def _licence_lines(source_card: str | None) -> list[str]:
     lines = [match.group().rstrip() for match in _LICENSE.finditer(front_matter)] if found else []
     # Of YAML; a tag in it has no business there.
     return [printable_line(line).replace("<", "&lt;") for line in lines]
-
-
-def _calibration(contents: ReportContents) -> str:
-    if not contents.experts:
-        return f"Made without calibration (method {contents.settings.get('method')})."
-    return _CALIBRATED + "".join(
-        _BANK.format(
-            bank=row.bank,
-            tokens=row.tokens,
-            unreached=row.unreached,
-            experts=row.num_experts,
-            median=row.quantiles[2],
-        )
-        for row in contents.coverage
-        if row.layer is None
-    )
