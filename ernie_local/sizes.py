@@ -26,14 +26,14 @@ _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([a-z]*)", re.ASCII)
 _LARGEST = 1 << 60  # more than any machine has; sums of sizes still fit into 64 bits
 
 
-def parse_bytes(text: str, name: str = "size") -> int:
+def parse_bytes(text: str, name: str = "size", least: int = 1) -> int:
     """Bytes of "6GiB", "512MiB", "1.5g" or "1048576"; `name` is the argument that the UsageError names.
 
-    Refuses a plain number below a MiB: it was meant in another unit.
+    Refuses a plain number below a MiB: it was meant in another unit. 0 is taken where `least` is 0.
     """
-    value = _parse(text, name, _BYTE_UNITS, "6GiB, 512MiB or a plain number of bytes")
+    value = _parse(text, name, _BYTE_UNITS, "6GiB, 512MiB or a plain number of bytes", least)
     plain = text.strip()
-    if value < MIB and not plain[-1].isalpha():
+    if 0 < value < MIB and not plain[-1].isalpha():
         meant = f"{plain}{'GiB' if value < KIB else 'MiB'}"
         raise UsageError(
             f"{parameter(name, plain)} is {format_bytes(value)}, less than {format_bytes(MIB)}",
@@ -45,7 +45,7 @@ def parse_bytes(text: str, name: str = "size") -> int:
 
 def parse_count(text: str, name: str = "count") -> int:
     """A count such as "32k" (32768), "1m" or "4096"; `name` is the argument that the UsageError names."""
-    return _parse(text, name, _COUNT_UNITS, "32k or 32768")
+    return _parse(text, name, _COUNT_UNITS, "32k or 32768", 1)
 
 
 def format_bytes(num_bytes: int) -> str:
@@ -56,7 +56,7 @@ def format_bytes(num_bytes: int) -> str:
     return f"{num_bytes} bytes"
 
 
-def _parse(text: str, name: str, units: dict[str, int], examples: str) -> int:
+def _parse(text: str, name: str, units: dict[str, int], examples: str, least: int) -> int:
     match = _SIZE.fullmatch(text.strip().lower())
     shown = ascii(text[:40])
     if match is None or match.group(2) not in units:
@@ -68,10 +68,16 @@ def _parse(text: str, name: str, units: dict[str, int], examples: str) -> int:
     number, unit = match.groups()
     # A float only where there is a point, so that large integers stay exact.
     value = int(float(number) * units[unit]) if "." in number else int(number) * units[unit]
-    if not 0 < value <= _LARGEST:
+    if value < least:
         raise UsageError(
-            f"{parameter(name)} {shown} is {value}, outside of 1 to {_LARGEST}",
-            "a size must be above zero and within what a machine can have",
+            f"{parameter(name)} {shown} is {value}, at least {least} is needed",
+            "a limit of 0 leaves nothing to work with",
+            f"omit {parameter(name)} for its default, or write it as {examples}",
+        )
+    if value > _LARGEST:
+        raise UsageError(
+            f"{parameter(name)} {shown} is {value}, outside of {least} to {_LARGEST}",
+            "a size must be within what a machine can have",
             f"write it as {examples}",
         )
     return value

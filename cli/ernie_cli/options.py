@@ -100,7 +100,8 @@ ram_option = partial(
     "when they are needed. Default: what is free, less --reserve.",
 )
 reserve_option = partial(
-    size_option, help="Free memory to leave to other programs. Default: 1GiB, or 1/8 of it if that is less."
+    size_option,
+    help="Free memory to leave to other programs, or 0. Default: 1GiB, or 1/8 of it if that is less.",
 )
 
 

@@ -157,7 +157,7 @@ class MemoryLimits:
                 "the first says how much of the free memory to leave, the second how much of it to take",
                 "give one of them",
             )
-        reserve = None if options.reserve is None else find_bytes(options.reserve, "reserve")
+        reserve = None if options.reserve is None else find_bytes(options.reserve, "reserve", least=0)
         vram = find_limit(options.vram, "vram")
         if vram is not None and device.type == "cpu":
             raise UsageError(

@@ -155,14 +155,14 @@ def _unknown(argument: str, given: object, known: Iterable[str], why: str, best:
     return UsageError(what, why, f"use {parameter(argument, best)}")
 
 
-def find_bytes(size: str | int, name: str) -> int:
-    """A memory limit in bytes, from "6GiB" or a number; UsageError names the argument."""
+def find_bytes(size: str | int, name: str, least: int = 1) -> int:
+    """An amount of memory in bytes, from "6GiB" or a number; UsageError names the argument."""
     if isinstance(size, str):
-        return parse_bytes(size, name)
-    if size < 1:
+        return parse_bytes(size, name, least)
+    if size < least:
         raise UsageError(
-            f"{parameter(name)} is {size} bytes, at least 1 is needed",
-            "a memory limit is a number of bytes above zero",
+            f"{parameter(name)} is {size} bytes, at least {least} is needed",
+            f"it is a number of bytes, {least} or more",
             f"use {parameter(name, '6GiB')}",
         )
     return size

@@ -162,6 +162,7 @@ def test_a_small_container_can_start_nano(reckon: Reckon, monkeypatch: pytest.Mo
     for size in (512 * MIB, 700 * MIB):
         free(monkeypatch, size)
         assert reckon("nano")["cpu"]["memory"]["limit_bytes"] == size * 7 // 8
+        assert reckon("nano", "--reserve", "0")["cpu"]["memory"]["limit_bytes"] == size
 
 
 def test_with_little_free_memory_a_smaller_reserve_is_named(

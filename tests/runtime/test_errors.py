@@ -85,6 +85,15 @@ def test_what_is_no_size_is_refused_with_the_name_of_the_option(text: str) -> No
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("text", ["0", "0GiB", "0.0k", " 0 b"])
+def test_nothing_is_a_size_only_where_it_means_something(text: str) -> None:
+    assert parse_bytes(text, "reserve", least=0) == 0
+    for parse in (parse_bytes, parse_count):
+        if parse is parse_bytes or text == "0":
+            with pytest.raises(UsageError, match=r"is 0, at least 1 is needed[\s\S]*try: omit ram"):
+                parse(text, "ram")
+
+
 def test_a_count_has_no_byte_units() -> None:
     with pytest.raises(UsageError, match=r"'32GiB' is not a size"):
         parse_count("32GiB", "--context")

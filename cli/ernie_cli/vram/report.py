@@ -194,7 +194,7 @@ def ram_budget(options: VramOptions) -> Budget:
     """The RAM that --ram names, else what is free less --reserve."""
     if options.ram is not None and options.ram != "auto":
         return Budget(parse_bytes(options.ram, "ram"))
-    reserve = None if options.reserve is None else parse_bytes(options.reserve, "reserve")
+    reserve = None if options.reserve is None else parse_bytes(options.reserve, "reserve", least=0)
     # What this command uses is free again when the model is loaded.
     return Budget(None, free_memory() + process_memory(), reserve)
 

@@ -20,6 +20,7 @@ import ernie_local
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.errors import DoesNotFit, InputUnreadable, ModelUnusable, UsageError
 from ernie_local.loading import LoadOptions, load_model
+from ernie_local.loading.loader import MemoryLimits
 from ernie_local.loading.options import ThreadWarning, use_threads
 from ernie_local.model_files import find_model_files
 from tests.runtime.system_trees import v2_tree
@@ -109,6 +110,8 @@ def test_a_gpu_that_is_not_there(tiny_checkpoint: Path) -> None:
         ({"ram": 0}, r"ram is 0 bytes, at least 1"),
         ({"ram": "6GiB", "reserve": "1GiB"}, r"reserve=\"1GiB\" with ram=\"6GiB\""),
         ({"reserve": "some"}, r"reserve 'some' is not a size"),
+        ({"reserve": -1}, r"reserve is -1 bytes, at least 0"),
+        ({"ram": "0"}, r"ram '0' is 0, at least 1"),
         ({"context_size": 0}, r"context size of 0 tokens, at least 1"),
         ({"chunk_tokens": 0}, r"chunk size of 0 tokens, at least 1"),
     ],
@@ -116,6 +119,14 @@ def test_a_gpu_that_is_not_there(tiny_checkpoint: Path) -> None:
 def test_options_that_mean_nothing(tiny_checkpoint: Path, options: dict[str, Any], what: str) -> None:
     with pytest.raises(UsageError, match=what):
         ernie_local.load(tiny_checkpoint, **options)
+
+
+@pytest.mark.parametrize("reserve", [0, "0", "0GiB"])
+def test_nothing_may_be_left_to_others(reserve: str | int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ernie_local.loading.loader.free_memory", lambda: 40 << 30)
+    options = LoadOptions(reserve=reserve)
+    ram = MemoryLimits.of(options, torch.device("cpu")).find_ram()
+    assert ram.total - ram.used > (40 << 30) - (1 << 30)
 
 
 @pytest.mark.usefixtures("no_reads")
