@@ -40,6 +40,7 @@ class PlanObject:
 
     weight_bytes: int  #: Of its weight files.
     small_page_bytes: int  #: Of these, the second pages of `--dual`.
+    companion_bytes: int  #: Of the small files that are copied beside them.
     scratch_bytes: int  #: Disk besides them while it runs.
     memory_bytes: int  #: Most memory at any time.
     seconds: float | None  #: Null for methods without calibration.
@@ -286,7 +287,7 @@ def _tell_plan(job: Job, options: QuantizeOptions, console: Console, result: Qua
     plan = plan_checkpoint(job)
     result.plan = fill_result(PlanObject, plan)
     free = shutil.disk_usage(job.out.resolve().parent).free
-    disk = plan.weight_bytes + plan.scratch_bytes
+    disk = plan.weight_bytes + plan.companion_bytes + plan.scratch_bytes
     small = f", {format_bytes(plan.small_page_bytes)} of them small pages" if plan.small_page_bytes else ""
     if plan.seconds is not None:
         told = f"about {duration(plan.seconds)}"
@@ -296,6 +297,7 @@ def _tell_plan(job: Job, options: QuantizeOptions, console: Console, result: Qua
     console.show(
         [
             f"weights:  {format_bytes(plan.weight_bytes)}, {plan.weight_bytes:,} bytes{small}",
+            f"copied:   {format_bytes(plan.companion_bytes)} of other files",
             f"disk:     {format_bytes(disk)} while it runs, {format_bytes(free)} are free",
             f"memory:   at most about {format_bytes(plan.memory_bytes)}",
             f"time:     {told}",

@@ -20,6 +20,7 @@ _COPIED = frozenset((*INPUT_FILES, *_FOR_OTHERS, *_TERMS))
 _REPLACED = frozenset(("config.json", "README.md", INDEX_FILE, HASHES_FILE))
 _MOST_BYTES = 256 << 20  # the largest tokenizer.json has some 20 MB
 _MOST_NAMES = 8
+_HINT = "check the path and its permissions, or download the file again"
 
 
 def copy_companions(source: Path, checkpoint: Checkpoint, out: Path, on_note: Callable[[str], None]) -> None:
@@ -29,8 +30,9 @@ def copy_companions(source: Path, checkpoint: Checkpoint, out: Path, on_note: Ca
     """
     weights = {tensor.stored.path.name for tensor in checkpoint.accounts.sources.values()}
     left: list[str] = []
+    copied = _companions(source)
     for path in sorted(source.iterdir()):
-        if path.name in _COPIED and not path.is_dir():
+        if path in copied:
             _copy(path, out / path.name)
         elif path.name not in _REPLACED and path.name not in weights:
             left.append(path.name)
@@ -39,12 +41,21 @@ def copy_companions(source: Path, checkpoint: Checkpoint, out: Path, on_note: Ca
         on_note(f"left in {source}, not copied: {', '.join(map(show, left[:_MOST_NAMES]))}{more}")
 
 
-def _copy(path: Path, to: Path) -> None:
-    """A link is followed: the hub's cache consists of them."""
-    hint = "check the path and its permissions, or download the file again"
+def companion_bytes(source: Path) -> int:
+    """Bytes of all that a checkpoint has from `source` unchanged. Errors as from `copy_companions`."""
+    card = source / "README.md"  # which the report copies
+    return sum(map(_checked_bytes, _companions(source))) + (card.stat().st_size if card.is_file() else 0)
+
+
+def _companions(source: Path) -> list[Path]:
+    return [path for path in source.iterdir() if path.name in _COPIED and not path.is_dir()]
+
+
+def _checked_bytes(path: Path) -> int:
+    """The size of a file that can be copied. A link is followed: the hub's cache consists of them."""
     if not path.is_file():
         raise ModelUnusable(
-            f"{path} cannot be copied", "it is a link that leads nowhere, or no plain file", hint
+            f"{path} cannot be copied", "it is a link that leads nowhere, or no plain file", _HINT
         )
     num_bytes = path.stat().st_size
     if num_bytes > _MOST_BYTES:
@@ -53,9 +64,14 @@ def _copy(path: Path, to: Path) -> None:
             "a file of this name holds settings, a vocabulary or terms of use",
             "move it away, or download the model again",
         )
+    return num_bytes
+
+
+def _copy(path: Path, to: Path) -> None:
+    _checked_bytes(path)
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ModelUnusable(f"{path} cannot be copied", error.strerror or str(error), hint) from error
+        raise ModelUnusable(f"{path} cannot be copied", error.strerror or str(error), _HINT) from error
     with replaced(to) as new:
         new.write_bytes(content)

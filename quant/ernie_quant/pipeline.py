@@ -28,7 +28,7 @@ from ernie_local.model_files import ModelFiles
 from ernie_local.strict_json import read_json_object
 from ernie_quant.audit import audit
 from ernie_quant.calibration import Calibration, ExpertReports, reports_of
-from ernie_quant.companions import copy_companions
+from ernie_quant.companions import companion_bytes, copy_companions
 from ernie_quant.job import Job, check_job
 from ernie_quant.measurements import STATISTICS_FILE
 from ernie_quant.place import is_made, rehearse_rename
@@ -137,6 +137,7 @@ def plan_checkpoint(job: Job) -> Plan:
     with open_checkpoint(job.source, config) as checkpoint:
         files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
         plan = plan_run(config, job.sequences, files, job.most_memory)
+        plan = dataclasses.replace(plan, companion_bytes=_copied_bytes(job))
         if not job.calibrates:
             return plan
         costs = check_costs(checkpoint)
@@ -145,6 +146,11 @@ def plan_checkpoint(job: Job) -> Plan:
         with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=".ernie-local.") as scratch:
             pace = rehearse(FloatSource(checkpoint), new_config, job.tables, job.recipe, Path(scratch))
     return dataclasses.replace(plan, seconds=pace * sum(costs.values()))
+
+
+def _copied_bytes(job: Job) -> int:
+    measurements = 0 if job.statistics is None else job.statistics.stat().st_size
+    return companion_bytes(job.source) + measurements
 
 
 def checkpoint_bytes(checkpoint: Checkpoint, config: ModelConfig, tables: QuantizationConfig) -> int:

@@ -37,13 +37,15 @@ _STATE_FILES = 3  # hidden states: a layer's input, with its attention, with its
 @dataclass(frozen=True, slots=True)
 class Plan:
     """weight_bytes: of all weight files; small_page_bytes: the part of them that is small pages;
-    scratch_bytes: temporary disk space; memory_bytes: the peak; seconds: None if nothing was timed."""
+    companion_bytes: of the files that are copied beside them; scratch_bytes: temporary disk space;
+    memory_bytes: the peak; seconds: None if nothing was timed."""
 
     weight_bytes: int
     scratch_bytes: int
     memory_bytes: int
     seconds: float | None = None
     small_page_bytes: int = 0
+    companion_bytes: int = 0
 
 
 def plan_run(

@@ -15,7 +15,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import ModelUnusable
 from ernie_quant.job import Job
-from ernie_quant.pipeline import quantize_checkpoint
+from ernie_quant.pipeline import plan_checkpoint, quantize_checkpoint
 from ernie_quant.recipe import Recipe
 
 TABLES = format_tables(read_config(NANO_DIRECTORY), FormatChoice("w2"))
@@ -88,6 +88,23 @@ def test_a_file_of_the_list_that_is_none_is_refused_before_any_unit(
     with pytest.raises(ModelUnusable, match=r"tokenizer\.json"):
         quantized(source)
     assert not source.with_name("out").exists()
+
+
+@pytest.mark.parametrize("make", [to_nowhere, far_too_large, os.mkfifo])
+def test_a_plan_refuses_it_too(make: Callable[[Path], None], source: Path) -> None:
+    make(source / "tokenizer.json")
+    with pytest.raises(ModelUnusable, match=r"tokenizer\.json"):
+        plan_checkpoint(Job(source, source.with_name("out"), TABLES, Recipe("rtn")))
+
+
+def test_a_plan_counts_what_is_copied(source: Path) -> None:
+    (source / "LICENSE").write_text("Apache 2.0")
+    (source / "tokenizer.json").symlink_to(source / "tokenizer.model")
+    (source / "notes.txt").write_text("not copied")
+    planned = plan_checkpoint(Job(source, source.with_name("out"), TABLES, Recipe("rtn"))).companion_bytes
+    out, _ = quantized(source)
+    copied = OF_NANO | {"LICENSE", "tokenizer.json", "SOURCE_README.md"}
+    assert planned == sum((out / name).stat().st_size for name in copied)
 
 
 def test_the_lack_of_image_settings_is_not_copied_in_silence(source: Path) -> None:
