@@ -32,6 +32,7 @@ from PIL import (
 )
 
 from ernie_local.errors import InputUnreadable
+from ernie_local.media.decoding_memory import check_decoding_memory
 from ernie_local.media.image_size import MOST_VISIBLE_PIXELS, check_aspect_ratio
 from ernie_local.media.pages import Page, PageRequest, choose_pages
 
@@ -85,10 +86,11 @@ def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None)
 
     Only TIFF has pages. Of a moving image the first frame is read, with a note. InputUnreadable for damaged
     files, pages that are not there, and, before it is decoded, for more than MAX_PIXELS pixels in a page or
-    MAX_DOCUMENT_PIXELS in all pages.
+    MAX_DOCUMENT_PIXELS in all pages, or for too much memory.
     """
     decoder = _find_decoder(kind, name)
-    if kind == "JPEG" and (num_passes := data.count(_JPEG_PASS)) > _MAX_JPEG_PASSES:
+    num_passes = data.count(_JPEG_PASS) if kind == "JPEG" else 0
+    if num_passes > _MAX_JPEG_PASSES:
         raise InputUnreadable(
             f"{name}: a JPEG image of {num_passes} passes, at most {_MAX_JPEG_PASSES} are read",
             "it was made to take long, or is damaged",
@@ -100,7 +102,7 @@ def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None)
         num_pages = getattr(image, "n_frames", 1) if kind == "TIFF" else 1
         moves = kind != "TIFF" and getattr(image, "is_animated", False)
     notes = ("a moving image, of which the first frame is read",) if moves else ()
-    total_pixels = 0
+    total_pixels = kept_pixels = 0
     for page in choose_pages(request, num_pages, name):
         with _reported(name, kind, len(data)):
             if page > 1:
@@ -115,6 +117,17 @@ def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None)
                     "all pages asked for are held in memory together",
                     f"choose fewer pages ({fewer} would do), or scan with fewer dots an inch",
                 )
+            page_pixels = image.width * image.height // _reduction(image) ** 2
+            check_decoding_memory(
+                image,
+                kind,
+                page_pixels,
+                kept_pixels,
+                num_passes=num_passes,
+                num_bytes=len(data),
+                name=name,
+            )
+            kept_pixels += page_pixels
             image.load()
         flat, flat_notes = to_upright_rgb(image, name)
         pages.append(Page(page, num_pages, flat, notes + flat_notes))
@@ -198,17 +211,22 @@ def _flatten(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...
         if _contrast_on(few, "black") > _CLEARLY_MORE * _contrast_on(few, "white"):
             ground = "black"
             notes = ("a light drawing on a transparent ground, read on black",)
-    factor = math.isqrt(image.width * image.height // MOST_VISIBLE_PIXELS)
-    if factor < 2:
-        return _on_ground(image, ground, levels), notes
-    # In strips: a whole copy in RGB would take 400 MB more.
+    factor = _reduction(image)
+    # In strips: the steps of a whole copy would take up to 900 MB more.
     flat = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
     for top in range(0, image.height, factor * _STRIP_ROWS):
         bottom = min(top + factor * _STRIP_ROWS, image.height)
         strip = _on_ground(image.crop((0, top, image.width, bottom)), ground, levels)
         flat.paste(strip.reduce(factor), (0, top // factor))
-    size = f"{image.width} x {image.height}"
-    return flat, (*notes, f"a large image of {size} pixels, read at 1/{factor} of its side length")
+    if factor > 1:
+        size = f"{image.width} x {image.height}"
+        notes += (f"a large image of {size} pixels, read at 1/{factor} of its side length",)
+    return flat, notes
+
+
+def _reduction(image: Image.Image) -> int:
+    """By which factor each side is divided: the model does not see more."""
+    return max(1, math.isqrt(image.width * image.height // MOST_VISIBLE_PIXELS))
 
 
 def _on_ground(image: Image.Image, ground: str, levels: Sequence[int] | None = None) -> Image.Image:
