@@ -107,7 +107,7 @@ def _notes(directory: Path, config: ModelConfig, tied_head: StoredTensor | None)
 
     if tied_head is not None:
         size = format_bytes(tied_head.num_bytes)
-        yield f"{tied_head.name} holds the embedding once more ({size} of the files), and is not loaded"
+        yield f"{tied_head.name} is the embedding once more: {size} of the files, and none of the memory"
     try:
         note = read_processor_config(directory, config.vision).note
     except ModelUnusable as error:

@@ -28,7 +28,10 @@ def copy_companions(source: Path, checkpoint: Checkpoint, out: Path, on_note: Ca
 
     checkpoint: that of `source`. ModelUnusable for a file of the list that cannot be read or is too large.
     """
-    weights = {tensor.stored.path.name for tensor in checkpoint.accounts.sources.values()}
+    accounts = checkpoint.accounts
+    weights = {tensor.stored.path.name for tensor in accounts.sources.values()}
+    if accounts.tied_head is not None:
+        weights.add(accounts.tied_head.path.name)
     left: list[str] = []
     copied = _companions(source)
     for path in sorted(source.iterdir()):
