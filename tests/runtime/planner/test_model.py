@@ -14,7 +14,7 @@ from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.parts import model_parts, stored_tensors
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.checkpoint.writer import CheckpointFiles, TensorEntry
-from ernie_local.config import read_config
+from ernie_local.config import parse_config, read_config
 from ernie_local.errors import DoesNotFit, InputUnreadable, ModelUnusable, UsageError
 from ernie_local.experts.build import page_ranges, stored_page_bytes
 from ernie_local.loading.build import build_model, checkpoint_weights
@@ -26,7 +26,7 @@ from ernie_local.planner.model_size import ModelSize, published_model, read_mode
 from ernie_local.planner.need import ChatPlan
 from ernie_local.sizes import MIB
 from tests.conftest import PackNano
-from tests.published_files import PADDLE_424B
+from tests.published_files import PADDLE_424B, PT_28B
 
 # From the reference: parameters of ERNIE-4.5-VL-28B-A3B by part, routers with their biases.
 PUBLISHED = {
@@ -50,6 +50,7 @@ def nano(choice: FormatChoice) -> ModelSize:
 def test_the_published_model_has_the_published_counts() -> None:
     model = published_model()
     assert {part.name: part.weights for part in model.parts} == PUBLISHED
+    assert model.config == parse_config(PT_28B, "config.json")
     assert sum(PUBLISHED.values()) == 29_399_294_336
     assert model.weights(2).total == 2 * 29_399_294_336 + 2 * PUBLISHED["routers"]
 
