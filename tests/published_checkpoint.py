@@ -31,6 +31,7 @@ SMALL_28B: Raw = PT_28B | {
     "rope_scaling": {"type": "default", "mrope_section": [3, 3, 2]},
     "vision_config": PT_28B["vision_config"] | {"embed_dim": 32, "hidden_size": 32, "num_heads": 2},
 }
+TOKENIZER: Raw = {"tokenizer_class": "Ernie4_5_VLTokenizer", "additional_special_tokens": None}
 GENERATION: Raw = {"do_sample": True, "top_p": 0.8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
@@ -134,17 +135,14 @@ def write_checkpoint(directory: Path, raw: Raw, *, is_sparse: bool) -> Path:
         name = f"model-{number:05}-of-{NUM_SHARDS:05}.safetensors"
         weight_map |= {tensor.name: name for tensor in shard}
         _write_shard(directory / name, shard, None if is_sparse else random)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    for name, content in (
-        ("model.safetensors.index.json", index),
-        ("config.json", raw),
-        ("generation_config.json", GENERATION),
-        ("preprocessor_config.json", PREPROCESSOR),
-        (
-            "tokenizer_config.json",
-            {"tokenizer_class": "Ernie4_5_VLTokenizer", "additional_special_tokens": None},
-        ),
-    ):
+    files: dict[str, Raw] = {
+        "model.safetensors.index.json": {"metadata": {"total_size": total}, "weight_map": weight_map},
+        "config.json": raw,
+        "generation_config.json": GENERATION,
+        "preprocessor_config.json": PREPROCESSOR,
+        "tokenizer_config.json": TOKENIZER,
+    }
+    for name, content in files.items():
         (directory / name).write_text(json.dumps(content))
     (directory / "tokenizer.model").write_bytes(tokenizer_model())
     return directory
@@ -162,8 +160,8 @@ def _write_shard(path: Path, shard: list[Tensor], random: np.random.Generator | 
     text = text.ljust(-(-len(text) // 8) * 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in () if random is None else shard:
-            file.write(_values(tensor, random))
+        if random is not None:
+            file.writelines(_values(tensor, random) for tensor in shard)
     os.truncate(path, 8 + len(text) + offset)
 
 

@@ -22,6 +22,7 @@ from ernie_local.loading import LoadedModel
 from ernie_local.loading.build import checkpoint_weights
 from ernie_local.media.patches import Patches
 from ernie_local.planner.free_memory import system_memory
+from ernie_local.sampling import SamplingOptions
 from ernie_local.session import Chat
 from ernie_local.session.writer import ChatWriter
 from ernie_local.sizes import format_bytes
@@ -122,7 +123,8 @@ def _try_answer(
     _check_scores(model, question.text, patches)
     answer = ""
     with suppress(NoAnswer):  # an untrained model may say nothing
-        pieces = Chat(model).ask(
+        # Greedy whatever its generation_config.json says, so that the same weights give the same note.
+        pieces = Chat(model, sampling=SamplingOptions()).ask(
             question.text, images=[image.image], thinking=False, max_tokens=_ANSWER_TOKENS
         )
         answer = "".join(piece.text for piece in pieces if piece.kind == "answer")

@@ -74,6 +74,15 @@ def test_a_whole_checkpoint_answers_and_gets_the_same_hashes_again(made: Path, c
     assert audited.num_pages > 5 * 2 * 16
 
 
+def test_the_answer_is_greedy_whatever_the_model_says(copied: Path) -> None:
+    settings = {"do_sample": True, "temperature": 900.0, "top_k": 0}
+    (copied / "generation_config.json").write_text(json.dumps(settings))
+    notes: list[str] = []
+    audit(copied, NANO_DIRECTORY, weight_bytes(copied), notes.append)
+    said, right = notes[0].split("It answers ")[1].split(", right is ")
+    assert said == right
+
+
 @pytest.mark.parametrize("value", [torch.nan, 2.0**127])
 def test_weights_that_cannot_be_used_are_refused(
     value: float, copied: Path, monkeypatch: pytest.MonkeyPatch

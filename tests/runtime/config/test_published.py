@@ -47,6 +47,13 @@ def test_424b_is_read_where_it_says_less() -> None:
     assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
 
 
+def test_424b_with_every_key_of_its_class_is_the_same_model() -> None:
+    """The keys of tiny-random, which the classes of 424B-A47B-PT wrote, with the sizes of 424B."""
+    ends = {"moe_layer_start_index": [3, 3], "moe_layer_end_index": [53, 53], "moe_num_shared_experts": 0}
+    config = parse_config(TINY_RANDOM | PADDLE_424B | ends, "config.json")
+    assert config == parse_config(PADDLE_424B, "config.json")
+
+
 def test_28b_paddle_is_another_format() -> None:
     error = refusal(PADDLE_28B)
     assert "-Paddle repository" in error.what
