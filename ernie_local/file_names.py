@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mimetypes
 
+# Weights, settings, tokenizers, templates and licences. No code: what is downloaded is never run.
+MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 # Python's table lacks them.
 _MORE_IMAGES = (".jp2", ".jfif", ".avif", ".heic", ".webp")
 

@@ -23,6 +23,7 @@ import torch
 
 from ernie_local.config import ModelConfig, parse_config
 from ernie_local.media.patches import Patches
+from tests.hub_double import HubDouble
 
 if TYPE_CHECKING:
     from ernie_local.checkpoint.format_tables import FormatChoice
@@ -404,3 +405,19 @@ def no_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from ernie_local.kernels import native
 
     monkeypatch.setattr(native, "find_module", lambda: (None, "the C++ build failed"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubDouble]:
+    """A hub on loopback that this process asks, with the cache in tmp_path / "cache", and no token."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with HubDouble() as double:
+        files = f"{double.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "ENDPOINT", double.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        yield double

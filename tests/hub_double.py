@@ -371,7 +371,7 @@ class _Handler(BaseHTTPRequestHandler):
             start += len(block)
             if fault.bytes_per_second is not None:
                 time.sleep(len(block) / fault.bytes_per_second)
-        if limit < end or fault.length_error > 0:
+        if limit < end or fault.length_error:
             self._hang_up(reset=fault.reset)
 
     def _hang_up(self, *, reset: bool) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TypeGuard
 
 from ernie_local.checkpoint.header import StoredTensor, read_safetensors_header
-from ernie_local.checkpoint.hub import MODEL_FILES
 from ernie_local.errors import ModelUnusable
+from ernie_local.file_names import MODEL_FILES
 from ernie_local.files import replaced
 from ernie_local.strict_json import read_json_object, show
 

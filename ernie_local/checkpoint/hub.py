@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from ernie_local.checkpoint.hub_failures import list_or_cached, told_failures
 from ernie_local.errors import ModelUnusable, UsageError, parameter
 from ernie_local.file_names import is_image_name
+from ernie_local.progress import OnProgress
 from ernie_local.strict_json import show
 
 NANO_DIRECTORY = Path(__file__).parent.parent / "nano"
@@ -16,14 +21,14 @@ _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?",
 _LONGEST_HINT = 80
 _SENTENCE_ENDS = ("?", "!", "\uff1f", "\uff01")
 _PAGES = re.compile(r":[0-9]+(-[0-9]+)?$", re.ASCII)  # of a document: invoice.pdf:1-3
-# Weights, settings, tokenizers, templates and licences. No code: nothing that is downloaded is ever run.
-MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
-def resolve_model(name: str) -> Path:
-    """The directory of the model `name`; downloads a hub model that is not in the cache yet.
+def resolve_model(name: str, on_progress: OnProgress | None = None) -> Path:
+    """The directory of the model `name`; downloads what is not in the cache of a hub model yet.
 
-    UsageError for an empty name, ModelUnusable if there is no such directory, or the hub cannot give it.
+    on_progress: gets the name of the model that is downloaded, bytes that are here, and bytes of all.
+    UsageError for an empty name, ModelUnusable if there is no such directory, or the hub cannot give it;
+    DoesNotFit where the disk has too little room. HubUnreachable warns that a copy in the cache is used.
     """
     if not name.strip():
         raise UsageError(
@@ -32,7 +37,7 @@ def resolve_model(name: str) -> Path:
     if name == "nano":
         return _existing(NANO_DIRECTORY, "this installation lacks nano", "install ernie-local again")
     if name.startswith(_HUB_PREFIX):
-        return _from_hub(name.removeprefix(_HUB_PREFIX))
+        return _from_hub(name.removeprefix(_HUB_PREFIX), on_progress)
     return _existing(_expanded(name), "no such directory", _probable_meaning(name))
 
 
@@ -78,45 +83,44 @@ def _existing(directory: Path, reason: str, hint: str) -> Path:
     raise ModelUnusable(f"model {show(str(directory))} cannot be found", reason, hint)
 
 
-def _from_hub(hub_name: str) -> Path:
+def _parsed(hub_name: str) -> tuple[str, str]:
+    """Repository and revision; ModelUnusable for what can be neither."""
     match = _HUB_NAME.fullmatch(hub_name)
-    if match is None:
+    if match is None or ".." in (match["revision"] or "").split("/"):
         raise ModelUnusable(
             f"model {show(_HUB_PREFIX + hub_name)} cannot be found",
             "a hub model is written hf:org/name or hf:org/name@revision",
             "for example hf:baidu/ERNIE-4.5-VL-28B-A3B-PT",
         )
-    try:
-        from huggingface_hub import errors, snapshot_download
-    except ImportError as error:
-        raise ModelUnusable(
-            f"model hf:{hub_name} cannot be found",
-            f"the package huggingface_hub cannot be imported: {error}",
-            "pip install huggingface_hub, or name a directory",
-        ) from error
-    # The bases of its HTTP error name the HTTP library that this huggingface_hub uses.
-    bases = errors.HfHubHTTPError.__mro__
-    http_errors = [base for base in bases if issubclass(base, Exception) and base is not Exception]
-    failures: tuple[type[Exception], ...] = (*http_errors, ValueError, RuntimeError)
-    repo, revision = match["repo"], match["revision"]
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(MODEL_FILES)))
-    except failures as error:
-        message = next(iter(str(error).splitlines()), "no message")
-        if isinstance(error, errors.GatedRepoError):
-            reason = "its terms have to be accepted first"
-            hint = f"accept its terms at https://huggingface.co/{repo}, then log in with 'hf auth login'"
-        elif isinstance(error, errors.RepositoryNotFoundError):
-            reason = f"the hub has no model {repo}, or you have no access to it"
-            hint = "check the spelling; for a private model log in with 'hf auth login'"
-        elif isinstance(error, errors.RevisionNotFoundError):
-            reason = f"the hub has {repo}, but no revision {revision}"
-            hint = f"leave out @{revision}, or look at https://huggingface.co/{repo}/tree/main for the others"
-        elif isinstance(error, errors.LocalEntryNotFoundError):
-            reason = f"the hub cannot be reached, and the cache has no complete copy ({message})"
-            hint = "connect to the network and unset HF_HUB_OFFLINE, or name a directory or nano"
-        else:
-            reason = f"{type(error).__name__}: {message}"
-            hint = "try again: a download continues where it stopped; or name a directory or nano"
-        what = f"model hf:{hub_name} could not be downloaded from the Hugging Face hub"
-        raise ModelUnusable(what, reason, hint) from error
+    return match["repo"], match["revision"] or "main"
+
+
+def _from_hub(hub_name: str, on_progress: OnProgress | None) -> Path:
+    repo, revision = _parsed(hub_name)
+    with told_failures(hub_name, repo, revision):
+        from ernie_local.checkpoint.hub_download import download
+
+        listed = list_or_cached(repo, revision)
+        return listed if isinstance(listed, Path) else download(listed, revision, on_progress)
+
+
+@contextmanager
+def outlined_model(name: str) -> Iterator[Path]:
+    """The directory of the model `name`, for those who read small files and headers and no weights.
+
+    Of a hub model whose weights are not here, only that much is fetched: meanwhile there is a directory in
+    which each file of weights has its header and its size, and holes in place of the weights. Errors as of
+    `resolve_model`.
+    """
+    if not name.startswith(_HUB_PREFIX):
+        yield resolve_model(name)
+        return
+    hub_name = name.removeprefix(_HUB_PREFIX)
+    repo, revision = _parsed(hub_name)
+    with TemporaryDirectory(prefix="ernie-local-") as folder:
+        with told_failures(hub_name, repo, revision):
+            from ernie_local.checkpoint.hub_outline import outline
+
+            listed = list_or_cached(repo, revision)
+            directory = listed if isinstance(listed, Path) else outline(listed, revision, Path(folder))
+        yield directory

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -59,7 +58,10 @@ def test_nano_is_the_directory_in_the_package(tmp_path: Path, monkeypatch: pytes
     assert "lacks nano" in refused("nano")
 
 
-@pytest.mark.parametrize("name", ["hf:", "hf:ernie", "hf:a/b/c", "hf:a/b@", "hf:a b/c", "hf:../../etc"])
+@pytest.mark.parametrize(
+    "name",
+    ["hf:", "hf:ernie", "hf:a/b/c", "hf:a/b@", "hf:a b/c", "hf:../../etc", "hf:a/b@../../x", "hf:a/.."],
+)
 def test_a_misspelt_hub_name_is_refused_without_asking_the_hub(name: str) -> None:
     message = refused(name)
     assert "hf:org/name@revision" in message or "could not be downloaded" in message
@@ -115,60 +117,8 @@ def test_without_a_network_what_is_not_cached_is_refused(name: str, tmp_path: Pa
     assert result.returncode == 4
     assert len(result.stderr.splitlines()) == 3
     assert result.stderr.startswith(f"model {name} could not be downloaded from the Hugging Face hub\n")
-    assert "the cache has no complete copy" in result.stderr
-    assert "HF_HUB_OFFLINE" in result.stderr.splitlines()[2]
-
-
-def http_error(kind: str) -> Exception:
-    from huggingface_hub import errors
-
-    # Made without a response of the server, which is all that these classes want at birth.
-    error_class: Any = getattr(errors, kind)
-    error: Exception = error_class.__new__(error_class)
-    error.args = ("first line\nsecond line",)
-    return error
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("GatedRepoError", "terms have to be accepted"),
-        ("RepositoryNotFoundError", "the hub has no model org/name"),
-        ("RevisionNotFoundError", "has org/name, but no revision v2"),
-        ("LocalEntryNotFoundError", "the hub cannot be reached"),
-        ("HfHubHTTPError", "HfHubHTTPError: "),
-        ("OfflineModeIsEnabled", "OfflineModeIsEnabled: first line"),
-        ("HFValidationError", "HFValidationError: first line"),
-        ("HTTPError", "HTTPError: first line"),
-    ],
-)
-def test_errors_of_the_hub_are_put_into_words(
-    kind: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    error = http_error(kind)
-
-    def fail(*arguments: object, **options: object) -> str:
-        raise error
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    text = refused("hf:org/name@v2")
-    assert message in text
-    assert "second line" not in text
-
-
-def test_only_weights_and_settings_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, object] = {}
-
-    def download(repo: str, **options: object) -> str:
-        asked.update(repo=repo, **options)
-        return str(tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert resolve_model("hf:org/name@v2") == tmp_path
-    patterns = asked.pop("allow_patterns")
-    assert asked == {"repo": "org/name", "revision": "v2"}
-    assert isinstance(patterns, list)
-    assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in patterns)
+    assert "HF_HUB_OFFLINE forbids to ask the hub, and the cache has no copy" in result.stderr
+    assert "unset HF_HUB_OFFLINE" in result.stderr.splitlines()[2]
 
 
 @pytest.mark.parametrize(
