@@ -22,6 +22,7 @@ from ernie_local.media.processor_config import (
     read_processor_config,
     with_fault,
 )
+from ernie_local.progress import OnProgress
 from ernie_local.strict_json import read_json_object
 
 if TYPE_CHECKING:
@@ -137,7 +138,10 @@ class ModelFiles:
         return sum(path.stat().st_size for path in self.directory.glob("*.safetensors"))
 
 
-def find_model_files(model: str | Path) -> ModelFiles:
-    """The files of a directory, of `hf:org/name[@revision]`, or of `nano`; ModelUnusable if not found."""
-    directory = resolve_model(str(model))
+def find_model_files(model: str | Path, on_progress: OnProgress | None = None) -> ModelFiles:
+    """The files of a directory, of `hf:org/name[@revision]`, or of `nano`; ModelUnusable if not found.
+
+    on_progress: of a download, as of `resolve_model`.
+    """
+    directory = resolve_model(str(model), on_progress)
     return ModelFiles(directory, read_config(directory))

@@ -50,7 +50,7 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     through a rounded version. `quantize` measures by itself where no file is named; its samples must be the
     same.
     """
-    from ernie_cli.progress import UnitProgress
+    from ernie_cli.progress import UnitProgress, downloaded
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.loading.options import use_threads
     from ernie_quant.place import check_new_file
@@ -59,7 +59,7 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     console = Console(quiet=options.as_json)
     check_samples(options, "gptq")
     check_new_file(options.out)
-    directory = resolve_model(options.source)
+    directory = resolve_model(downloaded(options.source, console))
     with console.telling_warnings():
         use_threads(None)
     with telling_what_is_kept(lambda: f"nothing is kept: {options.out} is written when all is measured"):

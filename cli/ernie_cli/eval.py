@@ -81,7 +81,7 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
     and the experts chosen. Every third small image is also read out completely. One model at a time is in
     memory.
     """
-    from ernie_cli.progress import UnitProgress
+    from ernie_cli.progress import UnitProgress, downloaded
     from ernie_local import defaults
 
     console = Console(quiet=options.as_json)
@@ -91,7 +91,10 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
 
     with console.telling_warnings():
         use_threads(options.threads)
-    reference, *others = [find_candidate(name) for name in (options.reference, *options.checkpoints)]
+    names = (options.reference, *options.checkpoints)
+    for name in names:
+        downloaded(name, console)
+    reference, *others = [find_candidate(name) for name in names]
     for other in others:
         check_comparable(reference, other)
     dtype: str = options.dtype

@@ -50,7 +50,8 @@ class PartObject:
 class InspectResult:
     """One object, from the small JSON files and the headers of the weight files."""
 
-    directory: str | None = None  #: Where the model lies.
+    directory: str | None = None
+    """Where the model lies; the name of a hub model whose weights are not here."""
     layout: str | None = None  #: Whose tensor names the files use: `hub`, `native` or ours.
     weights: int | None = None  #: Of all parts together.
     bytes: int | None = None  #: Of all parts together.
@@ -70,21 +71,26 @@ class InspectResult:
 def inspect(options: InspectOptions, result: InspectResult) -> None:
     """Show a model's parts: weights, bits per weight, bytes and formats. Reads headers only."""
     from ernie_local.checkpoint.files import read_stored_tensors
-    from ernie_local.checkpoint.hub import resolve_model
+    from ernie_local.checkpoint.hub import outlined_model
     from ernie_local.checkpoint.index import account
     from ernie_local.checkpoint.parts import model_parts, routed_experts, stored_tensors, sum_of_parts
     from ernie_local.config import read_config
 
-    directory = resolve_model(options.model)
-    config = read_config(directory)
-    accounts = account(directory, read_stored_tensors(directory), config)
+    console = Console(quiet=options.as_json)
+    with console.telling_warnings(), outlined_model(options.model) as directory:
+        config = read_config(directory)
+        accounts = account(directory, read_stored_tensors(directory), config)
     parts = model_parts(stored_tensors(accounts, config), config)
     whole, routed = sum_of_parts("all", parts), routed_experts(parts)
 
     def described(part: ModelPart) -> PartObject:
         return fill_result(PartObject, part, share=part.num_bytes / whole.num_bytes)
 
-    result.directory, result.layout = str(directory), accounts.layout
+    result.layout = accounts.layout
+    result.directory = str(directory)
+    if not directory.exists():  # it was for the headers alone
+        result.directory = options.model
+        console.note(f"the weights of {options.model} are not here: their headers alone were fetched")
     result.weights, result.bytes = whole.weights, whole.num_bytes
     result.parts = [described(part) for part in parts]
     result.routed_experts = None if routed is None else described(routed)
@@ -93,7 +99,6 @@ def inspect(options: InspectOptions, result: InspectResult) -> None:
     if config.quantization is not None:
         result.source = dict(config.quantization.source)
         result.calibration = dict(config.quantization.calibration)
-    console = Console(quiet=options.as_json)
     console.show(_part_lines([*parts, whole, *([] if routed is None else [routed])], whole))
     for title, texts in (("source", result.source), ("calibration", result.calibration)):
         console.show(f"{title} {key}: {value}" for key, value in texts.items())

@@ -1,4 +1,4 @@
-"""Shows how far work in units is, and how long the rest will take."""
+"""Shows how far work in units is, and how long the rest will take; downloads models while it is shown."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Self
 from ernie_cli.console import Console
 from ernie_cli.status import duration
 from ernie_local.escapes import printable_line
+from ernie_local.sizes import format_bytes
 
 _SECONDS_BETWEEN_LINES = 60.0
 _SECONDS_UNTIL_PACE = 2.0  # before that, the time left would be a guess
@@ -42,3 +43,25 @@ class UnitProgress:
 
     def __exit__(self, *_raised: object) -> None:
         self._console.status.hide()
+
+
+def downloaded(name: str, console: Console) -> str:
+    """The directory of a hub model, after what is not in the cache is downloaded; any other name as it is.
+
+    Errors as of `resolve_model`.
+    """
+    if not name.startswith("hf:"):
+        return name
+    from ernie_local.checkpoint.hub import resolve_model
+
+    progress, is_told = UnitProgress(console), False
+
+    def show(model: str, done: int, total: int) -> None:
+        nonlocal is_told
+        if not is_told:
+            console.note(f"downloading {model}: {format_bytes(total - done)} of {format_bytes(total)}")
+            is_told = True
+        progress.show(f"downloading {model}", done, total)
+
+    with console.telling_warnings(), console.working("asking the hub"):
+        return str(resolve_model(name, show))

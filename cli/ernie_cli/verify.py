@@ -64,11 +64,11 @@ def verify_checkpoint(options: VerifyOptions, result: VerifyResult) -> None:
 
     Exit code 4 and the first fault where something is wrong. Needs little memory, whatever the model's size.
     """
-    from ernie_cli.progress import UnitProgress
+    from ernie_cli.progress import UnitProgress, downloaded
     from ernie_local.checkpoint.hub import resolve_model
 
     console = Console(quiet=options.as_json)
-    directory = resolve_model(options.model)
+    directory = resolve_model(downloaded(options.model, console))
     result.directory = str(directory)
     with UnitProgress(console) as progress:
         from ernie_local.verify import verify as verify_directory  # with torch, which takes a while

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ernie_cli.chat.options import ChatOptions
 from ernie_cli.console import Console
 from ernie_cli.images import open_given_images
+from ernie_cli.progress import downloaded
 from ernie_cli.settings import profile_path
 from ernie_local import defaults
 from ernie_local.errors import DoesNotFit, UsageError
@@ -44,14 +45,14 @@ def measure(options: BenchOptions, result: BenchResult) -> None:
 
         find_device("cuda")
     image = None if options.image is None else _open_image(options.image, options.password)
-    files = None if options.model is None else find_model_files(options.model)
+    console = Console(shows_result=not options.as_json)
+    files = None if options.model is None else find_model_files(downloaded(options.model, console))
     if files is not None:
         model_limit = files.config.text.max_position_embeddings
         defaults.context_tokens(_chat_options(options).context_tokens(), model_limit)
     # Without them, measuring would take an hour, and mean nothing.
     if (absence := native_absence()) is not None:
         raise DoesNotFit("bench measures the compiled kernels, which are missing", absence.why, absence.hint)
-    console = Console(shows_result=not options.as_json)
     with console.working("starting"):
         _measure_all(options, files, image, console, result)
 

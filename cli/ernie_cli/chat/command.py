@@ -25,6 +25,7 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
 
     The answer goes to stdout, everything else to stderr.
     """
+    from ernie_cli.progress import downloaded
     from ernie_local import model_files
 
     result.model = options.model
@@ -34,7 +35,7 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
     with console.working("opening images"):
         stdin = None if sys.stdin is None else sys.stdin.buffer
         opened = open_given_images(options.images, stdin, console, options.password)
-    files = model_files.find_model_files(options.model)  # a download shows its own progress
+    files = model_files.find_model_files(downloaded(options.model, console))
     with console.working("starting"):
         from ernie_cli.chat import conversation, interactive
         from ernie_local import session

@@ -111,7 +111,8 @@ def vram(options: VramOptions, result: VramResult) -> None:
     if options.sessions and options.rule == "rental":  # this rule holds for one model only
         console.show(text.session_lines(result.set_sessions(options)))
         return
-    plain = reports.find_model(options.model)
+    with console.telling_warnings():
+        plain = reports.find_model(options.model)
     model = reports.as_quantized(plain, options.bits, options.dense)
     chats = reports.converse(model, options)
     has_gpu = options.sessions or options.gpu is not None or options.vram is not None

@@ -15,7 +15,7 @@ from ernie_cli.settings import stored_profile
 from ernie_cli.vram.command import VramOptions
 from ernie_local import defaults
 from ernie_local.checkpoint.format_tables import FormatChoice
-from ernie_local.checkpoint.hub import resolve_model
+from ernie_local.checkpoint.hub import outlined_model
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.media.image_size import ImageReport, measure_image
 from ernie_local.packing.formats import find_format, formats_for
@@ -134,7 +134,8 @@ def find_model(name: str) -> ModelSize:
     if name.lower() == PUBLISHED_NAME:
         return published_model()
     # Named as the user named it: nano's directory would mean nothing to them.
-    return dataclasses.replace(read_model(resolve_model(name)), name=name)
+    with outlined_model(name) as directory:
+        return dataclasses.replace(read_model(directory), name=name)
 
 
 def as_quantized(model: ModelSize, bits: str | None, dense: str) -> ModelSize:
