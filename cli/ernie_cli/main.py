@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 import ernie_local
-from ernie_cli import calibrate, doctor, inspect, quantize, verify
+from ernie_cli import calibrate, doctor, inspect, models, quantize, verify
 from ernie_cli import eval as eval_command
 from ernie_cli.bench import command as bench
 from ernie_cli.chat import command as chat
@@ -67,6 +67,7 @@ COMMANDS: Mapping[str, Command] = {
     "bench": Command(bench.bench, bench.BenchOptions, "ernie_cli.bench.result:BenchResult"),
     "inspect": Command(inspect.inspect, inspect.InspectOptions, "ernie_cli.inspect:InspectResult"),
     "vram": Command(vram.vram, vram.VramOptions, "ernie_cli.vram.result:VramResult", computes=False),
+    "models": Command(models.models, models.ModelsOptions, "ernie_cli.models:ModelsResult", computes=False),
     "verify": Command(verify.verify_checkpoint, verify.VerifyOptions, "ernie_cli.verify:VerifyResult"),
     "doctor": Command(doctor.doctor, doctor.DoctorOptions, "ernie_cli.doctor_result:DoctorResult"),
 }

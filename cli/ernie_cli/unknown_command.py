@@ -14,7 +14,9 @@ from ernie_local.errors import UsageError
 _ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("run", "ask", "start", "generate", "complete", "prompt", "serve"), "chat"),
     **dict.fromkeys(("pull", "get", "download", "fetch", "install"), "chat hf:org/name"),
-    **dict.fromkeys(("show", "info", "list", "ls", "describe"), "inspect"),
+    **dict.fromkeys(("show", "info", "describe"), "inspect"),
+    **dict.fromkeys(("list", "ls", "catalog", "cache"), "models"),
+    **dict.fromkeys(("remove", "rm", "delete"), "models remove NAME"),
     **dict.fromkeys(("convert", "create", "compress", "export"), "quantize"),
     **dict.fromkeys(("check", "validate", "test"), "verify"),
     **dict.fromkeys(("measure", "profile", "speed"), "bench"),

@@ -19,6 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from ernie_local.checkpoint.hub_fetch import FetchStopped, RemoteFile, RemoteModel, fetch_file
+from ernie_local.checkpoint.published import refusal_of
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, ModelUnusable
 from ernie_local.file_names import MODEL_FILES
@@ -151,10 +152,20 @@ def download(
         _check_room(model, missing, cache)
         arrival = _Arrival(model, wanted, cache, on_progress)
         _fetch_all(model, [file for file in small if file in missing], cache, arrival)
-        read_config(snapshot)
+        _check_config(model, snapshot)
         _fetch_all(model, [file for file in weights if file in missing], cache, arrival)
     cache.remember(revision, model.commit)
     return snapshot
+
+
+def _check_config(model: RemoteModel, snapshot: Path) -> None:
+    try:
+        read_config(snapshot)
+    except ModelUnusable as error:
+        known = refusal_of(model.repo)
+        if known is None:
+            raise
+        raise ModelUnusable(error.what, known, "'ernie-local models' lists those that run") from error
 
 
 class _Arrival:

@@ -37,6 +37,11 @@ def published_models() -> tuple[PublishedModel, ...]:
     return tuple(PublishedModel(**row) for row in rows)
 
 
+def refusal_of(repo: str) -> str | None:
+    """Why this program does not run a published repository; None for one that it runs or does not know."""
+    return next((model.refusal for model in published_models() if model.name == repo), None)
+
+
 def nearest_published(repo: str) -> str | None:
     """The published name that is most like the wrong `repo`; None where none is like it."""
     by_lower = {model.name.lower(): model.name for model in published_models()}

@@ -30,6 +30,7 @@ from ernie_local.strict_json import read_json_object, show
 
 __all__ = [
     "MODALITIES",
+    "MODEL_TYPES",
     "Bank",
     "BankKey",
     "ExpertBank",
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 _LAYOUTS = {"ernie4_5_moe_vl": parse_hub, "ernie4_5_vl_moe": parse_native}
+MODEL_TYPES = tuple(_LAYOUTS)
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -71,7 +73,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> ModelConfig:
     parse = _LAYOUTS.get(model_type) if isinstance(model_type, str) else None
     if parse is None:
         raise ModelUnusable(
-            f"{where}: model_type is {show(model_type)}, expected one of {', '.join(_LAYOUTS)}",
+            f"{where}: model_type is {show(model_type)}, expected one of {', '.join(MODEL_TYPES)}",
             "only ERNIE-4.5-VL models can be run",
             "name a directory with an ERNIE-4.5-VL checkpoint, or nano",
         )
