@@ -67,7 +67,7 @@ COMMANDS: Mapping[str, Command] = {
     "bench": Command(bench.bench, bench.BenchOptions, "ernie_cli.bench.result:BenchResult"),
     "inspect": Command(inspect.inspect, inspect.InspectOptions, "ernie_cli.inspect:InspectResult"),
     "vram": Command(vram.vram, vram.VramOptions, "ernie_cli.vram.result:VramResult", computes=False),
-    "models": Command(models.models, models.ModelsOptions, "ernie_cli.models:ModelsResult", computes=False),
+    "models": Command(models.models, models.ModelsOptions, "ernie_cli.models:ModelsResult"),
     "verify": Command(verify.verify_checkpoint, verify.VerifyOptions, "ernie_cli.verify:VerifyResult"),
     "doctor": Command(doctor.doctor, doctor.DoctorOptions, "ernie_cli.doctor_result:DoctorResult"),
 }

@@ -6,6 +6,7 @@ import time
 from typing import Self
 
 from ernie_cli.console import Console
+from ernie_cli.signals import telling_what_is_kept
 from ernie_cli.status import duration
 from ernie_local.escapes import printable_line
 from ernie_local.sizes import format_bytes
@@ -63,5 +64,6 @@ def downloaded(name: str, console: Console) -> str:
             is_told = True
         progress.show(f"downloading {model}", done, total)
 
-    with console.telling_warnings(), console.working("asking the hub"):
+    kept = "what has arrived is kept in the cache, and the download goes on from there"
+    with telling_what_is_kept(lambda: kept), console.telling_warnings(), console.working("asking the hub"):
         return str(resolve_model(name, show))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ernie_local.checkpoint.header import LARGEST_HEADER
 from ernie_local.checkpoint.hub_download import HubCache, download, weight_files
-from ernie_local.checkpoint.hub_fetch import RemoteFile, RemoteModel, open_range
+from ernie_local.checkpoint.hub_fetch import (
+    WAITS,
+    RemoteFile,
+    RemoteModel,
+    http_error,
+    open_range,
+    seconds_to_wait,
+)
 
 _FIRST_BYTES = 1 << 18  # hold the header of most files; a shard of the 28B model has one of 130 KB
 _NUM_AT_A_TIME = 4
@@ -47,10 +55,18 @@ def _write_outline(model: RemoteModel, file: RemoteFile, folder: Path) -> None:
 
 def _read_range(model: RemoteModel, file: RemoteFile, num_bytes: int) -> bytes:
     """The first bytes of a file."""
-    parts: list[bytes] = []
-    with open_range(model, file, 0, num_bytes) as response:
-        for block in response.iter_bytes():
-            parts.append(block)
-            if sum(map(len, parts)) >= num_bytes:
-                break
-    return b"".join(parts)[:num_bytes]
+    for wait in (*WAITS[:3], None):
+        content = bytearray()
+        try:
+            with open_range(model, file, 0, num_bytes) as response:
+                for block in response.iter_bytes():
+                    content += block
+                    if len(content) >= num_bytes:
+                        return bytes(content[:num_bytes])
+            raise ConnectionError(f"{len(content)} of the first {num_bytes} bytes of {file.path} arrived")
+        except (http_error(), ConnectionError) as error:
+            asked = seconds_to_wait(error)
+            if wait is None or asked is None:
+                raise
+            time.sleep(max(wait, asked))
+    raise AssertionError("the last attempt returns or raises")

@@ -64,7 +64,7 @@ def describe_model(name: str, directory: Path, refs: tuple[str, ...] = ()) -> St
         parts = model_parts(stored_tensors(accounts, config), config)
         bits = sum_of_parts("all", parts).bits_per_weight
     except ModelUnusable as error:
-        fault = error.what
+        fault = error.what.replace(f"{directory}/", "")
     return StoredModel(name, directory, num_bytes, bits, fault, refs)
 
 

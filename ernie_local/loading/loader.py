@@ -127,7 +127,8 @@ def _taking(
         """Load a model into memory: a directory, `hf:org/name[@revision]`, or `nano`.
 
         The keyword arguments are the fields of `LoadOptions`, which describes them; errors as from
-        `load_model`.
+        `load_model`. Nothing is said while a model is downloaded: to see how far it is, pass what
+        `find_model_files(model, on_progress)` returns.
         """
         files = model if isinstance(model, ModelFiles) else find_model_files(model)
         return load_model(files, options(*arguments, **keywords))

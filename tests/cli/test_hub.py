@@ -59,6 +59,21 @@ def test_a_long_header_takes_a_second_range(
     assert len(ranges) == 2 * ranges.count("bytes=0-63")
 
 
+def test_headers_are_asked_for_again(
+    command: Command, nano_on_hub: HubDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ernie_local.checkpoint.hub_outline.WAITS", (0.0,) * 3)
+    nano_on_hub.faults += [
+        Fault("/cdn/*.safetensors", status=503, times=2),
+        Fault("/cdn/*.safetensors", drop_after=100_000, times=1),
+    ]
+    assert command("inspect", NAME, "--json").exit_code == 0
+    nano_on_hub.faults.append(Fault("/cdn/*.safetensors", drop_after=100_000))
+    result = command("inspect", NAME)
+    assert result.exit_code == 4
+    assert "the hub cannot be reached (RemoteProtocolError" in result.stderr
+
+
 def test_what_is_here_is_inspected_where_it_lies(command: Command, nano_on_hub: HubDouble) -> None:
     assert command("verify", NAME).exit_code == 0
     fetched = fetched_weights(nano_on_hub)
@@ -100,6 +115,7 @@ def test_ctrl_c_ends_a_download_soon(command: Command, nano_on_hub: HubDouble) -
     began = time.monotonic()
     result = command("verify", NAME)
     assert result.exit_code == 130
+    assert "what has arrived is kept" in result.stderr
     assert time.monotonic() - began < 5  # all of it would take 15 s
     nano_on_hub.faults.clear()
     assert command("verify", NAME).exit_code == 0
