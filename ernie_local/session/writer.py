@@ -21,6 +21,8 @@ from ernie_local.text.template import (
 )
 from ernie_local.text.tokenizer import ErnieTokenizer
 
+VIDEO_START, VIDEO_END = "<|VIDEO_START|>", "<|VIDEO_END|>"
+
 
 class ChatWriter:
     """A model's chat template with its tokenizer.
@@ -66,14 +68,23 @@ class ChatWriter:
 
 def check_same_model(tokenizer: ErnieTokenizer, media: MediaTokens) -> None:
     """ModelUnusable where tokenizer and config.json are not of the same model."""
-    ids = {IMAGE_START: media.image_start, IMAGE_END: media.image_end, IMAGE_PLACEHOLDER: media.image}
+    ids = {
+        IMAGE_START: media.image_start,
+        IMAGE_END: media.image_end,
+        IMAGE_PLACEHOLDER: media.image,
+        VIDEO_START: media.video_start,
+        VIDEO_END: media.video_end,
+    }
     for tag, configured in ids.items():
         token_id = tokenizer.id_of(tag)
-        if token_id is not None and token_id != configured:
+        written = tag if token_id == configured else tokenizer.decode([configured])
+        if token_id not in (configured, None) or written in tokenizer.special_texts - {tag}:
             raise ModelUnusable(
-                f"the tokenizer writes {tag} as {token_id}, config.json as {configured}",
-                "tokenizer.model belongs to another model, or config.json was changed",
-                "use config.json and tokenizer.model of the same repository",
+                f"the tokenizer writes {tag} as {'no token' if token_id is None else token_id}, "
+                f"config.json as {configured}",
+                "tokenizer.model or the file of its special tokens belongs to another model, or config.json "
+                f"was changed: the tokenizer's {configured} is {written}",
+                "use config.json and the tokenizer files of the same repository",
             )
 
 

@@ -1,4 +1,4 @@
-"""Reads the kind of each piece from a SentencePiece model file, which the library does not tell.
+"""Reads from a SentencePiece model file what the library does not tell: kinds of pieces, rules for spaces.
 
 The protobuf fields are parsed here because the library's own parser needs the protobuf package.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 
 class SentencePieceKind(IntEnum):
@@ -21,12 +22,23 @@ class SentencePieceKind(IntEnum):
     BYTE = 6
 
 
-@dataclass(frozen=True, slots=True)
-class FilePiece:
+class FilePiece(NamedTuple):
     """One entry of the vocabulary; its index is its token id."""
 
     text: str
     kind: SentencePieceKind
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceRules:
+    """What the file says of spaces; with neither rule every space of a text is kept.
+
+    prefix: a space is added before each text. removal: several spaces in a row become one, and those at both
+    ends go.
+    """
+
+    prefix: bool
+    removal: bool
 
 
 # Field numbers of sentencepiece_model.proto: ModelProto, its SentencePiece and its NormalizerSpec.
@@ -38,25 +50,33 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _PIECE_TEXT_KEY = _PIECE_TEXT_FIELD << 3 | _BYTES
 
 
-def read_pieces(model_proto: bytes) -> list[FilePiece]:
-    """All pieces of the model in the order of their ids; ValueError if the bytes are no such file."""
-    pieces = [
-        _read_piece(value)
-        for field, value in _fields(model_proto)
-        if field == _PIECES_FIELD and isinstance(value, bytes)
-    ]
+def read_model_file(model_proto: bytes) -> tuple[list[FilePiece], SpaceRules]:
+    """All pieces of the model in the order of their ids, and its rules for spaces.
+
+    A rule that the file does not name is on, as the format has it. ValueError if the bytes are no such file.
+    """
+    pieces: list[FilePiece] = []
+    switches = {_ADD_DUMMY_PREFIX_FIELD: True, _REMOVE_EXTRA_WHITESPACES_FIELD: True}
+    for field, value in _fields(model_proto):
+        if not isinstance(value, bytes):
+            continue
+        if field == _PIECES_FIELD:
+            pieces.append(_read_piece(value))
+        elif field == _NORMALIZER_FIELD:
+            switches.update((one, bool(set_to)) for one, set_to in _fields(value) if one in switches)
     if not pieces:
         raise ValueError("no vocabulary pieces in it")
-    return pieces
+    return pieces, SpaceRules(switches[_ADD_DUMMY_PREFIX_FIELD], switches[_REMOVE_EXTRA_WHITESPACES_FIELD])
 
 
-def keep_spaces_exactly(model_proto: bytes) -> bytes:
-    """The same model, but it adds no space before a text and keeps several spaces in a row.
+def with_space_rules(model_proto: bytes, rules: SpaceRules) -> bytes:
+    """The same model with other rules for spaces.
 
     Protobuf merges a repeated message field by field: a second NormalizerSpec at the end of the file changes
     these two switches alone.
     """
-    switches = bytes([_ADD_DUMMY_PREFIX_FIELD << 3, 0, _REMOVE_EXTRA_WHITESPACES_FIELD << 3, 0])
+    keys = (_ADD_DUMMY_PREFIX_FIELD << 3, _REMOVE_EXTRA_WHITESPACES_FIELD << 3)
+    switches = bytes([keys[0], rules.prefix, keys[1], rules.removal])
     return model_proto + bytes([_NORMALIZER_FIELD << 3 | _BYTES, len(switches)]) + switches
 
 
@@ -78,7 +98,11 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """(field number, value) of each field; fixed-width numbers come as their bytes."""
     position = 0
     while position < len(message):
-        key, position = _varint(message, position)
+        # Nearly all keys and lengths are one byte.
+        key = message[position]
+        position += 1
+        if key >= 0x80:
+            key, position = _varint(message, position - 1)
         field, wire_type = key >> 3, key & 7
         if wire_type == _VARINT:
             number, position = _varint(message, position)

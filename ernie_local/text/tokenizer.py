@@ -6,62 +6,77 @@ A U+2581 in a text comes back as a space, because SentencePiece writes spaces wi
 from __future__ import annotations
 
 import codecs
-import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.files import read_plain
-from ernie_local.strict_json import read_json_object
-from ernie_local.text.sentencepiece_file import FilePiece, SentencePieceKind, keep_spaces_exactly, read_pieces
+from ernie_local.text.sentencepiece_file import (
+    FilePiece,
+    SentencePieceKind,
+    SpaceRules,
+    read_model_file,
+    with_space_rules,
+)
+from ernie_local.text.special_tokens import (
+    TOKENIZER_CONFIG_NAME,
+    DeclaredTokens,
+    broken_tokenizer_file,
+    is_tag,
+    read_declared_tokens,
+    read_object_if_there,
+)
 
 TOKENIZER_MODEL_NAME = "tokenizer.model"
-TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
-SPECIAL_TOKENS_NAME = "special_tokens_map.json"
 # ERNIE's file has 1.6 MB.
 MAX_TOKENIZER_BYTES = 64 << 20
 _SPACE_MARK = "\u2581"
 _REPLACEMENT = "\ufffd".encode()
 
 
-@dataclass(frozen=True, slots=True)
-class AddedToken:
-    """A token that a file declares beside the pieces. A special one is never made from a user's text.
-
-    Tags are special whatever the file says: files declare <think> an ordinary token only to keep it visible
-    in decoded text, and a user's "</think>" must not close a thought.
-    """
-
-    token_id: int
-    content: str
-    special: bool
-
-
 class ErnieTokenizer:
-    """Encodes without a begin token and without a prefix space; every space of a text is kept.
+    """Encodes without a begin token; of spaces it keeps what the rules of its file keep.
 
     vocab_size: ids are below it; some may be unused. special_ids: ids of control pieces and tags, which mean
-    more than their letters.
+    more than their letters; special_texts: what they are written as. notes: a line for each rule of the files
+    that changes spaces, or is not followed.
     """
 
     def __init__(
-        self, model_proto: bytes, added: Sequence[AddedToken] = (), special: Collection[str] = ()
+        self,
+        model_proto: bytes,
+        declared: DeclaredTokens | None = None,
+        *,
+        add_prefix_space: bool | None = None,
     ) -> None:
-        """special: pieces and tokens that are special whatever their kind.
+        """add_prefix_space: what tokenizer_config.json says of a space before each text.
 
-        ValueError where `model_proto` is not a SentencePiece model.
+        ValueError where `model_proto` is not a SentencePiece model, ModelUnusable where `declared` does not
+        fit it.
         """
         import sentencepiece
 
-        pieces = read_pieces(model_proto)
-        self._pieces: Any = sentencepiece.SentencePieceProcessor()
+        pieces, of_model = read_model_file(model_proto)
+        rules, self.notes = _choose_rules(of_model, add_prefix_space)
+        keep_all = SpaceRules(prefix=False, removal=False)
         try:
-            self._pieces.LoadFromSerializedProto(keep_spaces_exactly(model_proto))
+            self._pieces: Any = sentencepiece.SentencePieceProcessor(
+                model_proto=with_space_rules(model_proto, keep_all)
+            )
+            # Rules hold for a whole text; parts of it, between added tokens, are encoded without.
+            self._normalizer: Any = None
+            if rules != keep_all:
+                self._normalizer = sentencepiece.SentencePieceProcessor(
+                    model_proto=with_space_rules(model_proto, rules)
+                )
         except RuntimeError as error:
             raise ValueError(str(error)) from error
+        declared = declared or DeclaredTokens()
+        added = declared.placed(
+            {piece.text: token_id for token_id, piece in enumerate(pieces)}, len(pieces)
+        )
         self._bytes: dict[int, bytes] = {}
         self._ids: dict[str, int] = {}
         specials: set[int] = set()
@@ -72,7 +87,7 @@ class ErnieTokenizer:
         ):
             self._bytes[token_id] = content
             self._ids[text] = token_id
-            if is_special or text in special:
+            if is_special or text in declared.special:
                 specials.add(token_id)
         self.special_ids = frozenset(specials)
         self.vocab_size = max(self._bytes) + 1
@@ -82,14 +97,15 @@ class ErnieTokenizer:
         ordinary = {token.content for token in added if token.token_id not in self.special_ids}
         plain = ordinary - found_by_pieces
         tags = {text for text, token_id in self._ids.items() if token_id in self.special_ids}
-        self._split_all, self._split_plain = _alternation(plain | tags), _alternation(plain)
+        self.special_texts = frozenset(tags)
+        self._split_tags, self._split_plain = _alternation(tags), _alternation(plain)
         self._spelled_out: dict[int, list[int]] = {}
 
     @classmethod
     def from_directory(cls, directory: Path) -> ErnieTokenizer:
-        """Read tokenizer.model and, if they are there, the files of declared and of special tokens.
+        """Read tokenizer.model, and the files beside it that declare tokens.
 
-        ModelUnusable names the file that is missing or cannot be read.
+        ModelUnusable names the file that is missing or cannot be read, and files that disagree.
         """
         path = Path(directory) / TOKENIZER_MODEL_NAME
         try:
@@ -101,12 +117,15 @@ class ErnieTokenizer:
                 f"copy {TOKENIZER_MODEL_NAME} and tokenizer_config.json from the model's original repository",
             ) from error
         except OSError as error:
-            raise _broken(path, error.strerror or str(error)) from error
-        added = _read_added_tokens(Path(directory))
+            raise broken_tokenizer_file(path, error.strerror or str(error)) from error
+        declared = read_declared_tokens(Path(directory))
+        prefix = read_object_if_there(Path(directory) / TOKENIZER_CONFIG_NAME).get("add_prefix_space")
         try:
-            return cls(model_proto, added, _special_names(Path(directory)))
+            return cls(model_proto, declared, add_prefix_space=prefix if isinstance(prefix, bool) else None)
         except ValueError as error:
-            raise _broken(path, f"{len(model_proto)} bytes are no SentencePiece model: {error}") from error
+            raise broken_tokenizer_file(
+                path, f"{len(model_proto)} bytes are no SentencePiece model: {error}"
+            ) from error
 
     def id_of(self, text: str) -> int | None:
         """The id of the piece or token `text`, None if there is none."""
@@ -130,15 +149,17 @@ class ErnieTokenizer:
                 f"U+{ord(text[error.start]):04X} is half of a surrogate pair and has no UTF-8 form",
                 "remove that character, or pass the text in UTF-8",
             ) from error
-        pattern = self._split_all if allow_special else self._split_plain
+        if not allow_special:
+            return self._encode_text(text, allow_special)
         ids: list[int] = []
-        for index, part in enumerate(pattern.split(text)):
-            # The pattern is one group, so the parts are text, token, text, ...
-            if index % 2:
-                ids.append(self._ids[part])
-            elif part:
-                ids.extend(self._encode_plain(part, allow_special))
+        for index, part in enumerate(self.split_at_tags(text)):
+            ids += [self._ids[part]] if index % 2 else self._encode_text(part, allow_special)
         return ids
+
+    def split_at_tags(self, text: str) -> list[str]:
+        """Text, special token, text, ...: always an odd number of parts, some of them empty."""
+        # The pattern is one group, so the tokens are kept.
+        return self._split_tags.split(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, with special tokens as written; U+FFFD for invalid UTF-8 and unknown ids."""
@@ -147,6 +168,16 @@ class ErnieTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """UTF-8 bytes of one id, which may be one byte of a longer character."""
         return self._bytes.get(token_id, _REPLACEMENT)
+
+    def _encode_text(self, text: str, allow_special: bool) -> list[int]:
+        """Ids of a text between tags."""
+        if self._normalizer is not None:
+            text = self._normalizer.normalize(text).replace(_SPACE_MARK, " ")
+        ids: list[int] = []
+        for index, part in enumerate(self._split_plain.split(text)):
+            if part:
+                ids += [self._ids[part]] if index % 2 else self._encode_plain(part, allow_special)
+        return ids
 
     def _encode_plain(self, text: str, allow_special: bool) -> list[int]:
         ids: list[int] = self._pieces.encode(text)
@@ -190,69 +221,36 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def _read_added_tokens(directory: Path) -> list[AddedToken]:
-    """The tokens of tokenizer_config.json and added_tokens.json by id; [] where neither file is there.
+def _choose_rules(of_model: SpaceRules, add_prefix_space: bool | None) -> tuple[SpaceRules, tuple[str, ...]]:
+    """The rules for spaces that are followed, and notes on them.
 
-    Where both name an id, tokenizer_config.json wins: it also says what is special.
+    The original code hands every text between tags to SentencePiece with the rules of the file. What
+    tokenizer_config.json says of a prefix comes first where it takes one away, as in transformers.
     """
-    tokens: dict[int, AddedToken] = {}
-    path = directory / "added_tokens.json"
-    for content, token_id in read_object_if_there(path).items():
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
-            raise _broken(path, f"the token {content!r} has the id {token_id!r}, not a whole number")
-        tokens[token_id] = AddedToken(token_id, content, _is_tag(content))
-    path = directory / TOKENIZER_CONFIG_NAME
-    declared = read_object_if_there(path).get("added_tokens_decoder", {})
-    if not isinstance(declared, dict):
-        raise _broken(path, "its added_tokens_decoder is not an object")
-    for key, entry in declared.items():
-        token = _declared_token(path, key, entry)
-        tokens[token.token_id] = token
-    return [tokens[token_id] for token_id in sorted(tokens)]
-
-
-def _special_names(directory: Path) -> frozenset[str]:
-    """The tokens that the settings name as special, by the keys that transformers knows.
-
-    `mask_token` and `additional_special_tokens` name pieces such as <mask:4>, which nothing else tells from
-    text. A single character is always text.
-    """
-    named: list[object] = []
-    for name in (TOKENIZER_CONFIG_NAME, SPECIAL_TOKENS_NAME):
-        for key, value in read_object_if_there(directory / name).items():
-            if key.endswith("_token"):
-                named.append(value)
-            elif key in ("additional_special_tokens", "extra_special_tokens"):
-                values = value.values() if isinstance(value, dict) else value
-                named += values if isinstance(values, Iterable) else ()
-    texts = (entry.get("content") if isinstance(entry, Mapping) else entry for entry in named)
-    return frozenset(text for text in texts if isinstance(text, str) and len(text) > 1)
-
-
-def read_object_if_there(path: Path) -> dict[str, object]:
-    """The JSON object in `path`, {} where there is no such file; ModelUnusable for a broken one."""
-    return read_json_object(path) if os.path.lexists(path) else {}
-
-
-def _is_tag(text: str) -> bool:
-    """Whether a token is written as a tag: <think>, <|IMAGE_START|>, </s>."""
-    return len(text) > 2 and text[0] == "<" and text[-1] == ">" and not any(map(str.isspace, text))
-
-
-def _declared_token(path: Path, key: str, entry: object) -> AddedToken:
-    content = entry.get("content") if isinstance(entry, Mapping) else entry
-    if not (key.isascii() and key.isdecimal()) or not isinstance(content, str) or not content:
-        raise _broken(path, f"its added_tokens_decoder has the unreadable entry {key!r}: {entry!r}")
-    declared_special = bool(entry.get("special")) if isinstance(entry, Mapping) else False
-    # Some files of ERNIE declare the ten digits special; a digit is always text.
-    return AddedToken(int(key), content, _is_tag(content) or (declared_special and len(content) > 1))
+    notes: list[str] = []
+    rules = SpaceRules(of_model.prefix and add_prefix_space is not False, of_model.removal)
+    says_prefix = f"{TOKENIZER_CONFIG_NAME} says add_prefix_space: {str(add_prefix_space).lower()}"
+    if rules.prefix:
+        notes.append(f"{TOKENIZER_MODEL_NAME} adds a space before each text between two tags")
+    elif of_model.prefix:
+        notes.append(
+            f"{TOKENIZER_MODEL_NAME} would add a space before each text; {says_prefix}: none is added"
+        )
+    elif add_prefix_space:
+        notes.append(f"{says_prefix}, but {TOKENIZER_MODEL_NAME} adds no space before a text: none is added")
+    if rules.removal:
+        notes.append(
+            f"{TOKENIZER_MODEL_NAME} removes extra spaces: the model sees one in place of several in a row, "
+            "and none at the ends of a text"
+        )
+    return rules, tuple(notes)
 
 
 def _is_special(piece: FilePiece) -> bool:
     if piece.kind in (SentencePieceKind.CONTROL, SentencePieceKind.UNKNOWN):
         return True
     # Digits, "User:" and runs of spaces are user-defined too, and are plain text.
-    return piece.kind is SentencePieceKind.USER_DEFINED and _is_tag(piece.text)
+    return piece.kind is SentencePieceKind.USER_DEFINED and is_tag(piece.text)
 
 
 def _piece_bytes(piece: FilePiece) -> bytes:
@@ -265,7 +263,3 @@ def _alternation(texts: Collection[str]) -> re.Pattern[str]:
     """One group that matches any of these, the longest first."""
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-
-
-def _broken(path: Path, why: str) -> ModelUnusable:
-    return ModelUnusable(f"cannot use the tokenizer file {path}", why, "fetch the model's files again")

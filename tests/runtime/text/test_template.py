@@ -302,6 +302,8 @@ def test_a_vocabulary_without_tags(tmp_path: Path) -> None:
             hard_vocab_limit=False,
             byte_fallback=True,
             normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
             user_defined_symbols=symbols,
             minloglevel=2,
         )
