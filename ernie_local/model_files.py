@@ -118,7 +118,7 @@ class ModelFiles:
     @_read_once
     def template_variant(self) -> Variant:
         """Which chat template the model was trained with."""
-        from ernie_local.text.template import detect_variant
+        from ernie_local.text.template_file import detect_variant
 
         return detect_variant(self.directory)
 

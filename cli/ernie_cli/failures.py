@@ -20,6 +20,7 @@ _OPTIONS = {
     "temperature": "temp",
     "thinking": "think",
     "thinking_budget": "think-budget",
+    "variant": "template",
 }
 CODE_NAMES = {
     1: "failed",

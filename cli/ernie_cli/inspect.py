@@ -65,7 +65,8 @@ class InspectResult:
     calibration: dict[str, str] = field(default_factory=dict)
     """What a quantized checkpoint says it was calibrated on."""
     notes: list[str] = field(default_factory=list)
-    """What the files say and this runtime does not do, and what they hold twice."""
+    """What the files say and this runtime does not do, what they hold twice, and what the tokenizer does with
+    spaces."""
 
 
 def inspect(options: InspectOptions, result: InspectResult) -> None:
@@ -80,6 +81,7 @@ def inspect(options: InspectOptions, result: InspectResult) -> None:
     with console.telling_warnings(), outlined_model(options.model) as directory:
         config = read_config(directory)
         accounts = account(directory, read_stored_tensors(directory), config)
+        result.notes = list(_notes(directory, config, accounts.tied_head))
     parts = model_parts(stored_tensors(accounts, config), config)
     whole, routed = sum_of_parts("all", parts), routed_experts(parts)
 
@@ -95,7 +97,6 @@ def inspect(options: InspectOptions, result: InspectResult) -> None:
     result.parts = [described(part) for part in parts]
     result.routed_experts = None if routed is None else described(routed)
     result.ignored = list(accounts.ignored)
-    result.notes = list(_notes(directory, config, accounts.tied_head))
     if config.quantization is not None:
         result.source = dict(config.quantization.source)
         result.calibration = dict(config.quantization.calibration)
@@ -103,22 +104,30 @@ def inspect(options: InspectOptions, result: InspectResult) -> None:
     for title, texts in (("source", result.source), ("calibration", result.calibration)):
         console.show(f"{title} {key}: {value}" for key, value in texts.items())
     console.show(f"no part of the model: {name}" for name in result.ignored)
-    console.show(result.notes)
+    for note in result.notes:
+        console.note(note)
 
 
 def _notes(directory: Path, config: ModelConfig, tied_head: StoredTensor | None) -> Iterator[str]:
     from ernie_local.errors import ModelUnusable
     from ernie_local.media.processor_config import read_processor_config
+    from ernie_local.text.tokenizer import TOKENIZER_MODEL_NAME, ErnieTokenizer
 
     if tied_head is not None:
         size = format_bytes(tied_head.num_bytes)
         yield f"{tied_head.name} is the embedding once more: {size} of the files, and none of the memory"
+    # The weights can be shown whatever is wrong with the other files.
     try:
         note = read_processor_config(directory, config.vision).note
     except ModelUnusable as error:
-        note = error.what  # the weights can be shown all the same
+        note = error.what
     if note is not None:
         yield note
+    if (directory / TOKENIZER_MODEL_NAME).exists():
+        try:
+            yield from ErnieTokenizer.from_directory(directory).notes
+        except ModelUnusable as error:
+            yield error.what
 
 
 def _part_lines(parts: Sequence[ModelPart], whole: ModelPart) -> Iterator[str]:

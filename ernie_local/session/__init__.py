@@ -9,7 +9,7 @@ from ernie_local.media.image_size import ImageReport
 from ernie_local.session.answer import Answer, Timings, Usage
 from ernie_local.session.chat import Chat
 from ernie_local.session.image import ChatImage, open_chat_images
-from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason
+from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason, MessagePart
 from ernie_local.session.open import check_first_question, open_model, opening_notes
 from ernie_local.session.transcript import SavedChat, read_saved_chat
 from ernie_local.text.reasoning import Piece, ToolCall
@@ -22,6 +22,7 @@ __all__ = [
     "ChatTurn",
     "FinishReason",
     "ImageReport",
+    "MessagePart",
     "Piece",
     "SavedChat",
     "Timings",

@@ -20,6 +20,7 @@ from ernie_local.session.image import ChatImageSource, open_chat_images
 from ernie_local.session.messages import (
     ChatMessage,
     ChatTurn,
+    MessagePart,
     as_sources,
     check_question,
     images_of,
@@ -54,9 +55,11 @@ class Chat:
         """system: the system text; None is the model's own, "" is none. sampling: None is as the model's
         generation_config.json says, greedy where it says nothing.
 
-        variant: the chat template, "pt" or "thinking"; None is what the model's files say. tools:
-        descriptions, as JSON values, of functions that a Thinking model may call.
-        Raises ModelUnusable where the tokenizer is missing or another model's, UsageError for tools with PT.
+        variant: the chat template, "pt" or "thinking", or "file": the one among the model's files; None is
+        what the files say. Where sources of the two disagree, it may name choices: "thinking,tools=after"
+        (see `ChatTemplate`). tools: descriptions, as JSON values, of functions that the model may call.
+        Raises ModelUnusable where the tokenizer is missing or another model's, or the template of the files
+        cannot be used; UsageError for tools with PT.
         """
         self.model = model
         self.sampling = model_sampling(model.files.generation_config) if sampling is None else sampling
@@ -92,7 +95,7 @@ class Chat:
 
     def ask(
         self,
-        text: str,
+        text: str | Sequence[MessagePart],
         images: Iterable[ChatImageSource] | ChatImageSource = (),
         thinking: bool | None = None,
         thinking_budget: int | None = None,
@@ -102,16 +105,17 @@ class Chat:
     ) -> Generator[Piece, None, None]:
         """Ask about text and images; yields reasoning and answer in pieces, as the model writes them.
 
-        images: what `open_images` takes, or what it gave; they stand before the text. role "tool" hands in
-        what a tool gave. The other arguments and the errors are those of `send`; this is `send` of the
-        history and one more message.
+        text: or texts and images in their order, as of ChatMessage. images: what `open_images` takes, or what
+        it gave; they stand before the text. role "tool" hands in what a tool gave. The other arguments and
+        the errors are those of `send`; this is `send` of the history and one more message.
         """
         with self._entry:
             self._end_running()
             started = time.perf_counter()
-            check_question([ChatMessage(role, text)])
+            asked = ChatMessage(role, text).opened(self.model.image_processor)
+            check_question([asked])
             opened = open_chat_images(as_sources(images), self.model.image_processor)
-            question = (ChatMessage(role, (*opened, text)),)
+            question = (ChatMessage(role, (*opened, *asked.parts)),)
             return self._start(started, self._turns, question, thinking, thinking_budget, max_tokens)
 
     def send(
@@ -228,9 +232,11 @@ class Chat:
         check_limits(max_tokens, thinking_budget)
         image_seconds = time.perf_counter() - started
         writer, context_size = self._writer, self._sequence.engine.context_size
-        thinking = writer.thinks_by_default if thinking is None else thinking
         messages = [message for turn in turns for message in turn.messages()] + list(question)
-        prompt = writer.prompt([message.for_template() for message in messages], thinking)
+        prompt = writer.prompt(
+            [message.for_template() for message in messages],
+            writer.thinks_by_default if thinking is None else thinking,
+        )
         check_fits(prompt, context_size)
         all_images = images_of(messages)
         patching = time.perf_counter()
@@ -240,7 +246,7 @@ class Chat:
         opened = OpenQuestion(
             history=turns,
             messages=question,
-            thinking=thinking,
+            thinking=prompt.thought == "open",
             all_images=all_images,
             prompt=prompt,
             sampler=Sampler(self.sampling, self.model.network.dtype),
@@ -251,7 +257,7 @@ class Chat:
         )
         room = context_size - len(prompt.token_ids)
         limits = find_limits(room, max_tokens, thinking_budget, len(writer.close_ids))
-        generation = Generation(writer, opened.sampler, limits, self._should_stop, thinking=thinking)
+        generation = Generation(writer, opened.sampler, limits, self._should_stop, thought=prompt.thought)
         self._running = self._stream(opened, generation)
         return Pieces(self._read(self._running))
 

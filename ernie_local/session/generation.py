@@ -19,6 +19,7 @@ from ernie_local.session.messages import FinishReason
 from ernie_local.session.sequence import CachedSequence
 from ernie_local.session.writer import ChatWriter
 from ernie_local.text.reasoning import OUTPUT_TAGS, THINK_OPEN, Piece, ReasoningParser, ToolCall
+from ernie_local.text.template import ThoughtState
 from ernie_local.text.tokenizer import ErnieTokenizer, StreamDecoder
 
 # A quarter of the tokens is kept for the answer, so that a thought never takes all of them; the share is
@@ -76,9 +77,9 @@ class Generation:
         limits: AnswerLimits,
         should_stop: Callable[[], bool],
         *,
-        thinking: bool,
+        thought: ThoughtState,
     ) -> None:
-        """writer: of the prompt. should_stop: asked before each token. thinking: a thought is open."""
+        """writer: of the prompt. should_stop: asked before each token. thought: how the prompt ends."""
         self.finish_reason: FinishReason = "interrupted"
         self.num_tokens = 0
         self.num_reasoning_tokens = 0
@@ -87,12 +88,12 @@ class Generation:
         self._num_places = 0
         self._writer = writer
         self._sampler = sampler
-        self._parser = ReasoningParser(in_reasoning=thinking, with_tools=bool(writer.tools))
+        self._parser = ReasoningParser(in_reasoning=thought == "open", with_tools=bool(writer.tools))
         self._decoder = StreamDecoder(writer.tokenizer, hidden_ids(writer.tokenizer))
         self._limits = limits
         self._should_stop = should_stop
         # A thought that is not wanted, or was closed from outside, is not to be opened again.
-        self._may_think = thinking
+        self._may_think = thought != "closed"
         self._thought_has_ended = False
         self._texts: dict[str, list[str]] = {"reasoning": [], "answer": []}
         self._has_ended = False

@@ -30,12 +30,13 @@ def check_first_question(
     system: str | None = None,
     thinking: bool | None = None,
     context_size: int | None = None,
+    variant: str | None = None,
 ) -> None:
     """Try the first question before any weight is read.
 
-    DoesNotFit where it alone fills the context, ModelUnusable without a tokenizer.
+    variant: as of Chat. DoesNotFit where it alone fills the context, ModelUnusable without a tokenizer.
     """
-    writer = ChatWriter(files, system)
+    writer = ChatWriter(files, system, variant=variant)
     message = user_message(text, (image.num_tokens for image in images))
     num_tokens = len(
         writer.prompt([message], writer.thinks_by_default if thinking is None else thinking).token_ids
@@ -74,11 +75,12 @@ def open_model(
 
 
 def opening_notes(model: LoadedModel, options: LoadOptions) -> list[str]:
-    """What a user should know of an opened model, a line each: how experts are paged, and idle options.
+    """What a user should know of an opened model, a line each: how spaces are read and experts paged, and
+    idle options.
 
     Arguments are marked as by `errors.parameter`.
     """
-    notes = model.paging_notes()
+    notes = [*model.files.tokenizer.notes, *model.paging_notes()]
     if model.paging is None:
         given = {
             "misses": options.misses != defaults.AUTO,

@@ -28,7 +28,7 @@ class CachedSequence:
 
         The last id always needs it, as its logits are what comes next.
         """
-        length = min(len(prompt.token_ids) - 1, len(self._token_ids), self.engine.length)
+        length = min(max(len(prompt.token_ids) - 1, 0), len(self._token_ids), self.engine.length)
         pairs = zip(prompt.token_ids[:length], self._token_ids, strict=False)
         length = next((index for index, (new, old) in enumerate(pairs) if new != old), length)
         for index, (span, image) in enumerate(zip(prompt.images, images, strict=True)):

@@ -12,16 +12,17 @@ from ernie_local.text.template import (
     IMAGE_END,
     IMAGE_PLACEHOLDER,
     IMAGE_START,
-    ChatTemplate,
+    VIDEO_END,
+    VIDEO_START,
     Message,
     Segment,
     TextPrompt,
-    check_variant,
+    Thinking,
     encode_segments,
+    user_message,
 )
+from ernie_local.text.template_file import Template, open_template
 from ernie_local.text.tokenizer import ErnieTokenizer
-
-VIDEO_START, VIDEO_END = "<|VIDEO_START|>", "<|VIDEO_END|>"
 
 
 class ChatWriter:
@@ -39,26 +40,30 @@ class ChatWriter:
         tools: Sequence[Mapping[str, object]] = (),
         variant: str | None = None,
     ) -> None:
-        """ModelUnusable where the tokenizer is missing or another model's, UsageError for tools with PT."""
+        """variant: as of `open_template`.
+
+        ModelUnusable where the tokenizer is missing or another model's, or the template of the files cannot
+        be used; UsageError for tools with PT.
+        """
         self.system = system
         self.tools = tuple(tools)
         self.tokenizer = files.tokenizer
         self._media = files.config.media
-        self._template = ChatTemplate(check_variant(variant) if variant else files.template_variant)
+        self._template: Template = open_template(variant, files.directory, self.tokenizer)
         check_same_model(self.tokenizer, self._media)
         # Training ends an answer with </s> and history with <|end_of_sentence|>: either may come.
         ends = [self.tokenizer.id_of(token) for token in END_TOKENS] + list(files.config.eos_token_ids)
         self.stop_ids = frozenset(token_id for token_id in ends if token_id is not None)
         self.close_ids = self._encode(self._template.forced_close()).token_ids
         # An opening that cannot be written down is an error now, not at the first question.
-        self.prompt([])
+        self.prompt([user_message("?")])
 
     @property
-    def thinks_by_default(self) -> bool:
-        """Whether this model was made to reason before it answers."""
+    def thinks_by_default(self) -> Thinking:
+        """Whether this model reasons before it answers, where nobody says so."""
         return self._template.thinks_by_default
 
-    def prompt(self, messages: Sequence[Message], thinking: bool | None = None) -> TextPrompt:
+    def prompt(self, messages: Sequence[Message], thinking: Thinking | None = None) -> TextPrompt:
         """The messages, then the opening of an answer, which `thinking` None leaves out."""
         return self._encode(self._template.segments(messages, self.system, self.tools, thinking))
 

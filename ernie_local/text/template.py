@@ -1,4 +1,4 @@
-"""Writes a conversation as token ids, by the chat template of the PT or the Thinking checkpoints.
+"""Writes a conversation as segments, by the chat template of the PT or the Thinking checkpoints, and as ids.
 
 Only the template writes tags, never a user. A finished turn is always written the same way, so the ids of a
 longer conversation begin with those of a shorter one.
@@ -7,35 +7,32 @@ longer conversation begin with those of a shorter one.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
-from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 from ernie_local.config import MediaTokens
 from ernie_local.errors import ModelUnusable, UsageError, parameter
-from ernie_local.files import read_plain
 from ernie_local.text.reasoning import THINK_CLOSE, THINK_OPEN, TOOL_CALL_CLOSE, TOOL_CALL_OPEN, ToolCall
-from ernie_local.text.tokenizer import TOKENIZER_CONFIG_NAME, ErnieTokenizer, read_object_if_there
+from ernie_local.text.tokenizer import ErnieTokenizer
 
 Variant = Literal["pt", "thinking"]
 Role = Literal["system", "user", "assistant", "tool"]
+# Whether the model is to think. "free": neither asked for nor forbidden, the model decides.
+Thinking: TypeAlias = bool | Literal["free"]
+# Where a prompt ends: inside a thought, behind one that the template has closed, or without any.
+ThoughtState = Literal["open", "closed", "none"]
 _VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 BEGIN, END = "<|begin_of_sentence|>", "<|end_of_sentence|>"
 IMAGE_START, IMAGE_END = "<|IMAGE_START|>", "<|IMAGE_END|>"
+VIDEO_START, VIDEO_END = "<|VIDEO_START|>", "<|VIDEO_END|>"
 IMAGE_PLACEHOLDER = "<|IMAGE_PLACEHOLDER|>"
 END_TOKENS = ("</s>", END)
 
 THINKING_SYSTEM = (
     "You are a multimodal AI assistant called ERNIE developed by Baidu based on the PaddlePaddle framework."
 )
-# Each of these is in the Thinking template alone: the PT template has no tools.
-_THINKING_MARKS = ("tool_list", "tool_output", "tool_call", THINKING_SYSTEM)
-_CHAT_TEMPLATE_NAMES = ("chat_template.jinja", "chat_template.json")
-_MAX_TEMPLATE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +50,31 @@ class ImageSlot:
     num_tokens: int
 
 
-Segment = str | Tag | ImageSlot
+@dataclass(frozen=True, slots=True)
+class VideoSlot:
+    """The place of one video."""
+
+    num_tokens: int
+
+
+Segment = str | Tag | ImageSlot | VideoSlot
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation: a text, or texts and the places of images.
+    """One message of a conversation: a text, or texts and the places of images and videos in their order.
 
     Only users and tools have images, only assistants reasoning and tool_calls.
     """
 
     role: Role
-    content: str | tuple[str | ImageSlot, ...]
+    content: str | tuple[str | ImageSlot | VideoSlot, ...]
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
 
     @property
-    def parts(self) -> tuple[str | ImageSlot, ...]:
-        """Its texts and images."""
+    def parts(self) -> tuple[str | ImageSlot | VideoSlot, ...]:
+        """Its texts, images and videos."""
         return (self.content,) if isinstance(self.content, str) else self.content
 
     @property
@@ -86,10 +90,12 @@ def user_message(text: str, image_tokens: Iterable[int] = ()) -> Message:
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """Token ids, and where the placeholders of each image are among them."""
+    """Token ids, where the placeholders of each image and video are among them, and how the prompt ends."""
 
     token_ids: tuple[int, ...]
-    images: tuple[range, ...]
+    images: tuple[range, ...] = ()
+    videos: tuple[range, ...] = ()
+    thought: ThoughtState = "none"
 
     @property
     def num_image_tokens(self) -> int:
@@ -99,21 +105,32 @@ class TextPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """One of the two published chat templates."""
+    """One of the two published chat templates.
+
+    Its sources disagree in places; each such choice is a field. tools: whether they stand before or after the
+    system text. results: whether the output of a tool begins a line of its own, or follows "User: ". labels:
+    whether a space stands before "Picture 1:". thinks: what happens where nobody says whether to think.
+    """
 
     variant: Variant
+    tools: Literal["before", "after"] = "before"
+    results: Literal["own-line", "same-line"] = "own-line"
+    labels: Literal["spaced", "plain"] | None = None  # None: spaced for Thinking, plain for PT
+    thinks: Literal["on", "off", "free"] | None = None  # None: on for Thinking, off for PT
 
     @property
-    def thinks_by_default(self) -> bool:
-        """Whether its checkpoint was trained to reason before it answers."""
-        return self.variant == "thinking"
+    def thinks_by_default(self) -> Thinking:
+        """Whether it thinks where nobody says so."""
+        if self.thinks is None:
+            return self.variant == "thinking"
+        return "free" if self.thinks == "free" else self.thinks == "on"
 
     def segments(
         self,
         messages: Sequence[Message],
         system: str | None = None,
         tools: Sequence[Mapping[str, object]] = (),
-        thinking: bool | None = None,
+        thinking: Thinking | None = None,
     ) -> list[Segment]:
         """The conversation, and the beginning of the assistant's next turn unless `thinking` is None.
 
@@ -128,31 +145,57 @@ class ChatTemplate:
             )
         if messages and messages[0].role == "system":
             system, messages = messages[0].text, messages[1:]
-        segments: list[Segment] = [Tag(BEGIN, required=True)]
-        if tools:
-            listed = json.dumps(list(tools), ensure_ascii=False)
-            segments += ["\n", Tag("<tool_list>"), f"\n{listed}\n", Tag("</tool_list>"), "\n"]
         if system is None:
             system = THINKING_SYSTEM if self.variant == "thinking" else ""
-        if system:
-            segments.append(f"{system}\n")
-        image_numbers = count(1)
+        segments: list[Segment] = [Tag(BEGIN, required=True), *self._opening(system, tools)]
+        counts = {"Picture": 0, "Video": 0}
         for message in messages:
             if message.role == "assistant":
                 segments += self._assistant_turn(message)
             elif message.role == "system":
                 segments.append(f"{message.text}\n")
             else:
-                segments += _user_turn(message, image_numbers)
+                segments += self._user_turn(message, counts)
         if thinking is not None:
-            newline = "\n" if self.variant == "thinking" else ""
-            segments += [f"\nAssistant: {newline}", Tag(THINK_OPEN)]
-            segments += [newline] if thinking else ["\n\n", Tag(THINK_CLOSE), "\n\n"]
+            segments += self._answer_opening(thinking)
         return segments
 
     def forced_close(self) -> list[Segment]:
         """What ends the reasoning from outside, so that the answer comes next."""
         return ["\n", Tag(THINK_CLOSE), "\n\n"]
+
+    def _opening(self, system: str, tools: Sequence[Mapping[str, object]]) -> list[Segment]:
+        """System text and tools."""
+        text: list[Segment] = [f"{system}\n"] if system else []
+        if not tools:
+            return text
+        listed = json.dumps(list(tools), ensure_ascii=False)
+        tool_list: list[Segment] = ["\n", Tag("<tool_list>"), f"\n{listed}\n", Tag("</tool_list>"), "\n"]
+        # After the system text, they are the end of it: its line break comes behind them.
+        return [*tool_list, *text] if self.tools == "before" else [system, *tool_list, "\n"]
+
+    def _answer_opening(self, thinking: Thinking) -> list[Segment]:
+        newline = "\n" if self.variant == "thinking" else ""
+        opening = f"\nAssistant: {newline}"
+        if thinking == "free":
+            return [opening]
+        thought: list[Segment] = [newline] if thinking else ["\n\n", Tag(THINK_CLOSE), "\n\n"]
+        return [opening, Tag(THINK_OPEN), *thought]
+
+    def _user_turn(self, message: Message, counts: dict[str, int]) -> list[Segment]:
+        """counts: how many pictures and videos have been numbered; grows."""
+        is_spaced = self.variant == "thinking" if self.labels is None else self.labels == "spaced"
+        parts: list[Segment] = []
+        for part in message.parts:
+            if not isinstance(part, str):
+                kind = "Picture" if isinstance(part, ImageSlot) else "Video"
+                counts[kind] += 1
+                parts.append(f"{' ' if is_spaced else ''}{kind} {counts[kind]}:")
+            parts.append(part)
+        if message.role == "user":
+            return ["User: ", *parts]
+        opening = "User: \n" if self.results == "own-line" else "User: "
+        return [opening, Tag("<tool_output>"), "\n", *parts, "\n", Tag("</tool_output>"), "\n"]
 
     def _assistant_turn(self, message: Message) -> list[Segment]:
         reasoning, answer = message.reasoning.strip("\n"), message.text.lstrip("\n")
@@ -173,80 +216,86 @@ class ChatTemplate:
 def encode_segments(tokenizer: ErnieTokenizer, segments: Iterable[Segment], media: MediaTokens) -> TextPrompt:
     """Ids of the segments. Neighbouring texts are encoded together, as in one string.
 
-    The ids of an image's tags and placeholders are those of config.json. ModelUnusable if the vocabulary
-    lacks a required tag.
+    The ids of tags and placeholders of images and videos are those of config.json. ModelUnusable if the
+    vocabulary lacks a required tag.
     """
     token_ids: list[int] = []
     images: list[range] = []
+    videos: list[range] = []
+    thought: ThoughtState = "none"
     text = ""
     for segment in segments:
         if isinstance(segment, str):
             text += segment
             continue
         if isinstance(segment, Tag):
+            thought = _THOUGHT_STATES.get(segment.text, thought)
             tag_id = tokenizer.id_of(segment.text)
             if tag_id is None:
                 if segment.required:
-                    size = tokenizer.vocab_size
-                    raise ModelUnusable(
-                        f"the tokenizer has no token {segment.text}",
-                        f"none of its {size} tokens is written so, and every conversation needs it",
-                        "use tokenizer.model and tokenizer_config.json of the model's original repository",
-                    )
+                    raise _no_such_token(segment, tokenizer)
                 text += segment.text
                 continue
             token_ids += [*tokenizer.encode(text, allow_special=False), tag_id]
         else:
-            token_ids += [*tokenizer.encode(text, allow_special=False), media.image_start]
-            images.append(range(len(token_ids), len(token_ids) + segment.num_tokens))
-            token_ids += [media.image] * segment.num_tokens + [media.image_end]
+            is_image = isinstance(segment, ImageSlot)
+            start, placeholder, end = (
+                (media.image_start, media.image, media.image_end)
+                if is_image
+                else (media.video_start, media.video, media.video_end)
+            )
+            token_ids += [*tokenizer.encode(text, allow_special=False), start]
+            span = range(len(token_ids), len(token_ids) + segment.num_tokens)
+            (images if is_image else videos).append(span)
+            token_ids += [placeholder] * segment.num_tokens + [end]
         text = ""
     token_ids += tokenizer.encode(text, allow_special=False)
-    return TextPrompt(tuple(token_ids), tuple(images))
+    return TextPrompt(tuple(token_ids), tuple(images), tuple(videos), thought)
 
 
-def detect_variant(directory: Path) -> Variant:
-    """The variant of the chat template among the files of `directory`; PT if there is none.
-
-    ModelUnusable for a template that is there and cannot be read.
-    """
-    texts = [json.dumps(read_object_if_there(directory / TOKENIZER_CONFIG_NAME).get("chat_template", ""))]
-    for name in _CHAT_TEMPLATE_NAMES:
-        path = directory / name
-        if os.path.lexists(path):
-            texts.append(_read_template(path))
-    return "thinking" if any(mark in text for mark in _THINKING_MARKS for text in texts) else "pt"
+# A new turn has no thought yet.
+_THOUGHT_STATES: Mapping[str, ThoughtState] = {
+    THINK_OPEN: "open", THINK_CLOSE: "closed", BEGIN: "none", END: "none",
+}  # fmt: skip
 
 
-def _read_template(path: Path) -> str:
-    try:
-        return read_plain(path, _MAX_TEMPLATE_BYTES).decode("utf-8", errors="replace")
-    except OSError as error:
-        raise ModelUnusable(
-            f"the chat template {path} cannot be read",
-            error.strerror or str(error),
-            "check its permissions, or fetch the model's files again",
-        ) from error
-
-
-def check_variant(variant: str) -> Variant:
-    """`variant`, if there is such a template; else UsageError."""
-    for known in _VARIANTS:
-        if variant == known:
-            return known
-    raise UsageError(
-        f"{parameter('variant')} {variant!r} is not a chat template",
-        f"the templates are {' and '.join(_VARIANTS)}",
-        f"leave out {parameter('variant')}: the model's files say which one is right",
+def _no_such_token(tag: Tag, tokenizer: ErnieTokenizer) -> ModelUnusable:
+    return ModelUnusable(
+        f"the tokenizer has no token {tag.text}",
+        f"none of its {tokenizer.vocab_size} tokens is written so, and every conversation needs it",
+        "use tokenizer.model and tokenizer_config.json of the model's original repository",
     )
 
 
-def _user_turn(message: Message, image_numbers: Iterator[int]) -> list[Segment]:
-    parts: list[Segment] = []
-    for part in message.parts:
-        if isinstance(part, ImageSlot):
-            parts.append(f"Picture {next(image_numbers)}:")
-        parts.append(part)
-    if message.role == "tool":
-        return ["User: \n", Tag("<tool_output>"), "\n", *parts, "\n", Tag("</tool_output>"), "\n"]
-    return ["User: ", *parts]
+def parse_template(text: str) -> ChatTemplate:
+    """The template that `text` names: "pt" or "thinking", then its choices, as in "thinking,tools=after".
+
+    UsageError names what is known where a name or a choice is not.
+    """
+    name, *settings = (part.strip() for part in text.split(","))
+    if name not in _VARIANTS:
+        raise UsageError(
+            f"{parameter('variant')} {name!r} is not a chat template",
+            f"the templates are {', '.join(_VARIANTS)}, and file: the one among the model's files",
+            f"leave out {parameter('variant')}: the model's files say which one is right",
+        )
+    chosen: dict[str, str] = {}
+    for setting in settings:
+        field, _, value = setting.partition("=")
+        if value not in TEMPLATE_CHOICES.get(field, ()) or field in chosen:
+            known = "; ".join(f"{one}={'|'.join(values)}" for one, values in TEMPLATE_CHOICES.items())
+            raise UsageError(
+                f"{parameter('variant')} {text!r}: {setting!r} is not a choice, or stands there twice",
+                f"the choices are {known}",
+                f"{parameter('variant', 'thinking,tools=after')}",
+            )
+        chosen[field] = value
+    return ChatTemplate(name, **chosen)  # type: ignore[arg-type]
+
+
+TEMPLATE_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "tools": ("before", "after"),
+    "results": ("own-line", "same-line"),
+    "labels": ("spaced", "plain"),
+    "thinks": ("on", "off", "free"),
+}

@@ -74,9 +74,7 @@ class ErnieTokenizer:
         except RuntimeError as error:
             raise ValueError(str(error)) from error
         declared = declared or DeclaredTokens()
-        added = declared.placed(
-            {piece.text: token_id for token_id, piece in enumerate(pieces)}, len(pieces)
-        )
+        added = declared.placed({piece.text: token_id for token_id, piece in enumerate(pieces)}, len(pieces))
         self._bytes: dict[int, bytes] = {}
         self._ids: dict[str, int] = {}
         specials: set[int] = set()

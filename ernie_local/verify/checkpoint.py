@@ -24,7 +24,8 @@ from ernie_local.model_files import ModelFiles
 from ernie_local.progress import OnProgress
 from ernie_local.sampling import model_sampling
 from ernie_local.session.writer import check_same_model
-from ernie_local.text.template import ChatTemplate, detect_variant, encode_segments, user_message
+from ernie_local.text.template import ChatTemplate, encode_segments, user_message
+from ernie_local.text.template_file import detect_variant
 from ernie_local.text.tokenizer import TOKENIZER_MODEL_NAME, ErnieTokenizer
 from ernie_local.verify.finding import Finding, Findings
 from ernie_local.verify.weights import PIECE_BYTES, FileStream, OnBytes, check_values

@@ -288,6 +288,48 @@ def test_the_system_text_of_a_saved_chat_outlives_retry_undo_and_clear(
     assert result.stderr.count("system: Be brief.") == 2
 
 
+def test_the_chat_template_can_be_chosen(command: Command, small_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(small_model, tmp_path / "model"))
+    source = "{{ cls_token }}User: {{ messages[-1].content }}\nAssistant: "
+    files = {"cls_token": "<|begin_of_sentence|>", "chat_template": source}
+    (model / "tokenizer_config.json").write_text(json.dumps(files))
+
+    def prompt_tokens(*options: str) -> int:
+        result = command("chat", str(model), "-p", "hi", "--json", "--max-tokens", "1", *options).json()
+        return int(result["usage"]["prompt_tokens"])
+
+    usual = prompt_tokens()
+    assert prompt_tokens("--template", "pt") == usual
+    # Both without <think> and </think>; this tokenizer makes spaces of line breaks.
+    assert prompt_tokens("--template", "pt,thinks=free") == usual - 2
+    assert prompt_tokens("--template", "file") == usual - 2
+    assert prompt_tokens("--template", "thinking", "-s", "S") > usual
+
+
+@pytest.mark.parametrize(
+    ("name", "exit_code", "words"),
+    [
+        ("chatml", 2, "--template 'chatml'"),
+        ("pt,tools=first", 2, "tools=before|after"),
+        ("file", 4, "--template file"),
+    ],
+)
+def test_a_template_that_is_not_there_is_told_before_the_weights(
+    command: Command, no_weights: None, small_model: Path, name: str, exit_code: int, words: str
+) -> None:
+    result = command("chat", str(small_model), "-p", "hi", "--template", name)
+    assert_three_lines(result, exit_code)
+    assert words in result.stderr
+
+
+def test_rules_for_spaces_are_told(command: Command, small_model: Path) -> None:
+    """The tiny model's tokenizer was trained with the library's default for them."""
+    told = command("chat", str(small_model), "-p", "hi", "--max-tokens", "1").stderr
+    assert "removes extra spaces" in told
+    inspected = command("inspect", str(small_model), "--json").json()
+    assert ["removes extra spaces" in note for note in inspected["notes"]] == [True]
+
+
 def test_device_that_is_not_there(command: Command, small_model: Path) -> None:
     import torch
 

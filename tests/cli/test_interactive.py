@@ -17,6 +17,7 @@ from ernie_cli.chat.line_reader import open_history, read_message
 from ernie_cli.console import Console
 from ernie_local import session
 from ernie_local.errors import DoesNotFit
+from ernie_local.session import ChatMessage, ChatTurn
 from tests.cli.running import Command, FakeChat
 
 Talk = Callable[..., Any]
@@ -118,14 +119,14 @@ def test_load_and_system_change_the_chat(
 ) -> None:
     opened: list[Any] = []
 
-    def remember(*arguments: Any) -> Any:
+    def remember(*arguments: Any, **options: Any) -> Any:
         opened.append(arguments)
         return fake_chat
 
     class RememberedChat:
         load = staticmethod(remember)
 
-        def __new__(cls, *arguments: Any) -> Any:
+        def __new__(cls, *arguments: Any, **options: Any) -> Any:
             return remember(*arguments)
 
     monkeypatch.setattr(session, "Chat", RememberedChat)
@@ -229,6 +230,17 @@ def test_retry_asks_the_last_question_again(talk: Talk, fake_chat: FakeChat, inv
     assert [turn.text for turn in fake_chat.history] == ["one", "two"]
 
 
+def test_retry_of_a_loaded_chat_keeps_text_and_images_in_their_order(
+    talk: Talk, fake_chat: FakeChat, invoice: Path
+) -> None:
+    asked = (ChatMessage("system", "Be brief."), ChatMessage("user", ("Is ", invoice, " paid?")))
+    fake_chat.history = [ChatTurn(asked, "Yes.")]
+    talk("/retry")
+    assert [(question["text"], question["images"]) for question in fake_chat.questions] == [
+        (["Is ", invoice, " paid?"], [])
+    ]
+
+
 def test_a_question_that_failed_is_asked_again(talk: Talk, fake_chat: FakeChat, invoice: Path) -> None:
     fake_chat.error = DoesNotFit("9000 tokens, 4096 there", "too long", "/undo")
     talk("one", f"/image {invoice}", "/retry", "/undo")
@@ -239,7 +251,7 @@ def test_a_question_that_failed_is_asked_again(talk: Talk, fake_chat: FakeChat, 
 def test_clear_begins_a_new_chat(
     talk: Talk, fake_chat: FakeChat, invoice: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "Chat", lambda model, system, sampling: FakeChat(system=system))
+    monkeypatch.setattr(session, "Chat", lambda model, system, sampling, variant: FakeChat(system=system))
     fake_chat.system = "Be brief."
     result = talk("one", f"/image {invoice}", "/clear", "/image", "/system", "/retry")
     assert "next question: none" in result.stderr

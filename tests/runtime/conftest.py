@@ -233,7 +233,7 @@ class Talk:
         self.chat = chat
         self.engine = cast("ScriptedEngine", chat._sequence.engine)
 
-    def ask(self, text: str, says: str, end: str = "</s>", **options: Any) -> Answer:
+    def ask(self, text: str | Sequence[Any], says: str, end: str = "</s>", **options: Any) -> Answer:
         """The answer to a question, read to its end."""
         self.engine.say(says, end)
         list(self.chat.ask(text, **options))

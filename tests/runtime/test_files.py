@@ -21,7 +21,7 @@ from ernie_local.planner.profile import read_profile
 from ernie_local.replay.trace import read_trace
 from ernie_local.session import read_saved_chat
 from ernie_local.strict_json import read_json_object
-from ernie_local.text.template import detect_variant
+from ernie_local.text.template_file import detect_variant
 from ernie_local.text.tokenizer import ErnieTokenizer
 from ernie_quant.evaluation.reference import load_observations
 from ernie_quant.measurements import read_measurements

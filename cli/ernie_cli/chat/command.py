@@ -48,6 +48,7 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
             system=options.system,
             thinking=options.thinking(),
             context_size=options.context_tokens(),
+            variant=options.variant,
         )
     if not questions or options.interactive:
         interactive.chat_line_by_line(options, files, console, measured, questions)

@@ -66,8 +66,8 @@ def open_chat(
     if options.trace is not None:
         model.record_trace()
     if saved is not None:
-        return session.Chat.resume(saved, model, sampling)
-    return session.Chat(model, options.system, sampling)
+        return session.Chat.resume(saved, model, sampling, variant=options.variant)
+    return session.Chat(model, options.system, sampling, variant=options.variant)
 
 
 def chat_sampling(options: ChatOptions, files: ModelFiles) -> SamplingOptions:

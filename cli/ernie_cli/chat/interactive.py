@@ -158,7 +158,7 @@ class InteractiveChat:
     @_slash_command("/system", "[TEXT]", "start a new chat with this system text; alone: show it")
     def _system(self, argument: str) -> None:
         if argument:
-            self._begin(session.Chat(self.chat.model, argument, self._sampling))
+            self._begin(self._new_chat(argument))
             self._console.say("a new chat begins with this system text")
         else:
             self._console.say(f"system: {self.chat.system or 'none'}")
@@ -188,9 +188,12 @@ class InteractiveChat:
 
     @_slash_command("/clear", "", "start a new chat with the same system text; drops waiting images")
     def _clear(self, _argument: str) -> None:
-        self._begin(session.Chat(self.chat.model, self.chat.system, self._sampling))
+        self._begin(self._new_chat(self.chat.system))
         self._waiting = []
         self._console.say("a new chat begins")
+
+    def _new_chat(self, system: str | None) -> session.Chat:
+        return session.Chat(self.chat.model, system, self._sampling, variant=self._options.variant)
 
     def _begin(self, chat: session.Chat) -> None:
         self.chat, self._unanswered = chat, None
@@ -205,8 +208,9 @@ class InteractiveChat:
     @_slash_command("/load", "FILE", "continue a chat from a file")
     def _load(self, argument: str) -> None:
         path = _one_path("/load", argument)
-        password = self._options.password
-        self._begin(session.Chat.load(path, self.chat.model, self._sampling, password=password))
+        variant, password = self._options.variant, self._options.password
+        chat = session.Chat.load(path, self.chat.model, self._sampling, variant=variant, password=password)
+        self._begin(chat)
         self._console.say(f"continuing {path}")
 
     @_slash_command("/help", "", "show this list")

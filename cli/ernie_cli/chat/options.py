@@ -47,7 +47,7 @@ class ChatOptions(ComputeOptions, CommonOptions):
         "--image",
         default=(),
         help="An image, pages of a PDF (invoice.pdf:1-3), a folder, or a pattern such as 'scans/*.png'; "
-        "- reads stdin. Repeatable.",
+        "- reads stdin. Repeatable. Images stand before the text.",
     )
     password: str | None = password_option()
     interactive: bool = option(
@@ -79,6 +79,13 @@ class ChatOptions(ComputeOptions, CommonOptions):
     seed: int | None = option(metavar="N", min=0, max=LARGEST_SEED, help="Sample the same tokens every time.")
     think: Literal["on", "off", "auto"] = option(
         default="auto", help="Think before the answer; auto: as the model was made for."
+    )
+    variant: str | None = option(
+        "--template",
+        metavar="NAME",
+        help="The chat template: pt, thinking, or file for the one among the model's files. Choices may "
+        "follow, as in thinking,tools=after: tools=before|after, results=own-line|same-line, "
+        "labels=spaced|plain, thinks=on|off|free. Default: as the model's files say.",
     )
     think_budget: str | None = option(metavar="N", help="End the thoughts after N tokens and answer.")
     hide_thinking: bool = option("--hide-thinking", default=False, help="Do not show the thoughts.")

@@ -130,7 +130,7 @@ class Observer:
             logits = network.logits(state.to(network.device))[0]
         limits = find_limits(engine.context_size - engine.length, max_tokens, None, len(writer.close_ids))
         generation = Generation(
-            writer, Sampler(SamplingOptions()), limits, should_stop=lambda: False, thinking=False
+            writer, Sampler(SamplingOptions()), limits, should_stop=lambda: False, thought="closed"
         )
         for _ in generation.pieces(CachedSequence(engine, network.config), lambda: logits, prompt_ids):
             pass

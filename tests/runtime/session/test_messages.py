@@ -50,6 +50,21 @@ def test_text_and_images_keep_their_order(talk: Talks, image: Path) -> None:
     assert [shown.name for shown in one.chat.history[0].images] == [str(image), "image"]
 
 
+def test_a_question_may_have_images_inside(talk: Talks, image: Path, tmp_path: Path) -> None:
+    one = talk(variant="thinking", system="")
+    one.ask(["Is ", image, " as large as"], "</think>same", images=[image])
+    asked = f"User:  Picture 1:{EIGHT}Is  Picture 2:{EIGHT} as large as\nAssistant: "
+    assert asked in one.cached_text()
+    one.chat.save(tmp_path / "chat.json")
+    loaded = Talk(Chat.load(tmp_path / "chat.json", one.chat.model, variant="thinking"))
+    loaded.ask("again", "</think>yes")
+    assert asked in loaded.cached_text()
+    # Of the first turn all but its end was there: with the order kept, no image is computed twice.
+    assert one.ask("again", "</think>yes").usage.cached_tokens > 16
+    with pytest.raises(UsageError, match="a question of 1 characters"):
+        one.chat.ask(["", " "])
+
+
 def test_what_was_computed_before_is_not_computed_again(talk: Talks, image: Path) -> None:
     one = talk()
     data = image.read_bytes()
@@ -98,7 +113,7 @@ def test_results_of_tools_are_messages(talk: Talks, image: Path) -> None:
         ChatMessage("tool", [image]),
     ]
     send(one, messages, "a sign</think>STOP")
-    assert f"<tool_output>\nPicture 1:{EIGHT}\n</tool_output>" in one.cached_text()
+    assert f"<tool_output>\n Picture 1:{EIGHT}\n</tool_output>" in one.cached_text()
 
 
 @pytest.mark.parametrize(

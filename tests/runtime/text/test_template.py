@@ -21,11 +21,12 @@ from ernie_local.text.template import (
     ImageSlot,
     Message,
     TextPrompt,
-    check_variant,
-    detect_variant,
+    VideoSlot,
     encode_segments,
+    parse_template,
     user_message,
 )
+from ernie_local.text.template_file import detect_variant
 from ernie_local.text.tokenizer import ErnieTokenizer
 
 PT, THINKING = ChatTemplate("pt"), ChatTemplate("thinking")
@@ -103,6 +104,75 @@ def test_images_stand_where_their_message_has_them(tokenizer: ErnieTokenizer) ->
     )
 
 
+def test_thinking_numbers_images_and_videos_in_their_places(tokenizer: ErnieTokenizer) -> None:
+    messages = [
+        Message("user", ("Compare", ImageSlot(1), " with", ImageSlot(1), " and", VideoSlot(1), ".")),
+        Message("assistant", "Same.", "Look."),
+        Message("user", ("And this?", VideoSlot(1), ImageSlot(1))),
+    ]
+    one_video = "<|VIDEO_START|><|VIDEO_PLACEHOLDER|><|VIDEO_END|>"
+    assert render(THINKING, tokenizer, messages, system="") == (
+        f"{BEGIN}User: Compare Picture 1:{ONE_IMAGE} with Picture 2:{ONE_IMAGE} and Video 1:{one_video}."
+        f"\nAssistant: \n<think>\nLook.\n</think>\n\nSame.{END}"
+        f"User: And this? Video 2:{one_video} Picture 3:{ONE_IMAGE}"
+    )
+    prompt = encode_segments(tokenizer, THINKING.segments(messages), MEDIA)
+    assert [prompt.token_ids[span.start] for span in prompt.videos] == [MEDIA.video] * 2
+    assert [len(span) for span in prompt.images] == [1] * 3
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ("", f"\n<tool_list>\n[{{}}]\n</tool_list>\nS\nUser:  Picture 1:{ONE_IMAGE}q"),
+        (",tools=after", f"S\n<tool_list>\n[{{}}]\n</tool_list>\n\nUser:  Picture 1:{ONE_IMAGE}q"),
+        (",labels=plain", f"\n<tool_list>\n[{{}}]\n</tool_list>\nS\nUser: Picture 1:{ONE_IMAGE}q"),
+    ],
+)
+def test_where_sources_disagree_there_is_a_choice(
+    tokenizer: ErnieTokenizer, choices: str, expected: str
+) -> None:
+    template = parse_template(f"thinking{choices}")
+    messages = [user_message("q", (1,))]
+    assert render(template, tokenizer, messages, system="S", tools=[{}]) == f"{BEGIN}{expected}"
+
+
+@pytest.mark.parametrize(("choice", "opening"), [("own-line", "User: \n"), ("same-line", "User: ")])
+def test_where_the_output_of_a_tool_begins(tokenizer: ErnieTokenizer, choice: str, opening: str) -> None:
+    template = parse_template(f"thinking, results={choice}")
+    rendered = render(template, tokenizer, [Message("tool", "7")], system="")
+    assert rendered == f"{BEGIN}{opening}<tool_output>\n7\n</tool_output>\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "opening", "thought"),
+    [
+        ("pt", "\nAssistant: <think>\n\n</think>\n\n", "closed"),
+        ("pt,thinks=on", "\nAssistant: <think>", "open"),
+        ("pt,thinks=free", "\nAssistant: ", "none"),
+        ("thinking", "\nAssistant: \n<think>\n", "open"),
+        ("thinking,thinks=off", "\nAssistant: \n<think>\n\n</think>\n\n", "closed"),
+        ("thinking,thinks=free", "\nAssistant: \n", "none"),
+    ],
+)
+def test_how_an_answer_begins_where_nobody_says_whether_to_think(
+    tokenizer: ErnieTokenizer, name: str, opening: str, thought: str
+) -> None:
+    template = parse_template(name)
+    messages = [Message("user", "one"), Message("assistant", "a", "because"), Message("user", "two")]
+    segments = template.segments(messages, thinking=template.thinks_by_default)
+    prompt = encode_segments(tokenizer, segments, MEDIA)
+    assert text_of(tokenizer, prompt).endswith(f"{END}User: two{opening}")
+    # The closed thought of an earlier turn says nothing of this one.
+    assert prompt.thought == thought
+
+
+@pytest.mark.parametrize("name", ["pt,tools", "pt,labels=none", "pt,x=1", "pt,thinks=on,thinks=on", "pt,"])
+def test_an_unknown_choice_is_refused_with_those_there_are(name: str) -> None:
+    with pytest.raises(UsageError, match=r"not a choice(.|\n)*tools=before\|after; results="):
+        parse_template(name)
+
+
 def test_a_system_message_at_the_start_goes_before_the_system_text(tokenizer: ErnieTokenizer) -> None:
     messages = [Message("system", "Be brief."), Message("user", "Hi"), Message("system", "Now sing.")]
     expected = f"{BEGIN}Be brief.\nUser: HiNow sing.\n"
@@ -127,11 +197,12 @@ def test_pt_history_exactly(tokenizer: ErnieTokenizer) -> None:
 
 def test_thinking_prompt_exactly(tokenizer: ErnieTokenizer) -> None:
     question = user_message("Hi", (1,))
-    start = f"{BEGIN}{THINKING_SYSTEM}\nUser: Picture 1:{ONE_IMAGE}Hi\nAssistant: \n"
+    # Two spaces after "User:", as the published template has them.
+    start = f"{BEGIN}{THINKING_SYSTEM}\nUser:  Picture 1:{ONE_IMAGE}Hi\nAssistant: \n"
     assert render(THINKING, tokenizer, [question], thinking=True) == f"{start}<think>\n"
     assert render(THINKING, tokenizer, [question], thinking=False) == f"{start}<think>\n\n</think>\n\n"
     no_system = render(THINKING, tokenizer, [question], system="", thinking=True)
-    assert no_system.startswith(f"{BEGIN}User: Picture 1:")
+    assert no_system.startswith(f"{BEGIN}User:  Picture 1:")
 
 
 def test_thinking_history_exactly(tokenizer: ErnieTokenizer) -> None:
@@ -156,11 +227,11 @@ def test_tools_and_their_results_exactly(tokenizer: ErnieTokenizer) -> None:
     ]
     assert render(THINKING, tokenizer, messages, system="", tools=[ZOOM], thinking=True) == (
         f"{BEGIN}\n<tool_list>\n{json.dumps([ZOOM])}\n</tool_list>\n"
-        f"User: Picture 1:{ONE_IMAGE}Read the sign"
+        f"User:  Picture 1:{ONE_IMAGE}Read the sign"
         "\nAssistant: \n<think>\nzoom\n</think>\n\n"
         '<tool_call>\n{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [285, 235, 999, 652]}}'
         "\n</tool_call>\n"
-        f"{END}User: \n<tool_output>\nPicture 2:{ONE_IMAGE}\n</tool_output>\n\nAssistant: \n<think>\n"
+        f"{END}User: \n<tool_output>\n Picture 2:{ONE_IMAGE}\n</tool_output>\n\nAssistant: \n<think>\n"
     )
 
 
@@ -344,9 +415,9 @@ def test_no_template_file_means_pt(tmp_path: Path) -> None:
 
 
 def test_an_unknown_variant_is_refused() -> None:
-    assert check_variant("thinking") == "thinking"
-    with pytest.raises(UsageError, match=r"'base'(.|\n)*pt and thinking"):
-        check_variant("base")
+    assert parse_template("thinking") == THINKING
+    with pytest.raises(UsageError, match=r"'base'(.|\n)*pt, thinking, and file"):
+        parse_template("base")
 
 
 def _media_of(tokenizer: ErnieTokenizer) -> MediaTokens:
