@@ -38,7 +38,8 @@ class VerifyResult:
     plain weights are finite numbers up to 2^20, beyond which what is computed from them overflows; the header
     and the checksum of every page, and the scales of every page and packed matrix; the second copy of a tied
     head; that tokenizer, chat template, image processor and generation_config.json can be read and belong to
-    the model; and, if there is a `hashes.json`, size and SHA-256 of every file in it.
+    the model; that the chat template of the files writes what ours does (else `--template file` asks by it);
+    and, if there is a `hashes.json`, size and SHA-256 of every file in it.
     `quantize` writes `hashes.json` over all files that a download by `hf:` brings (not README.md and
     quant_report.html, which may be changed). Only the hashes show a page in the place of another one, and
     changed codes, whole scales and zeros of a packed matrix outside of pages.

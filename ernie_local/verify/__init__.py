@@ -1,6 +1,7 @@
 """Checks that a model's directory is whole: every file, tensor, page and number, each byte read once.
 
-`checkpoint` goes through the directory, `weights` through one weight file, `finding` collects the faults.
+`checkpoint` goes through the directory, `weights` through one weight file, `templates` compares the chat
+template, `finding` collects the faults.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from ernie_local.text.template import ChatTemplate, encode_segments, user_messag
 from ernie_local.text.template_file import detect_variant
 from ernie_local.text.tokenizer import TOKENIZER_MODEL_NAME, ErnieTokenizer
 from ernie_local.verify.finding import Finding, Findings
+from ernie_local.verify.templates import compare_template
 from ernie_local.verify.weights import PIECE_BYTES, FileStream, OnBytes, check_values
 
 _EMBEDDING = "embed_tokens.weight"
@@ -51,12 +52,17 @@ class Verification:
 
 
 def verify(
-    directory: Path, on_progress: OnProgress | None = None, *, companions: bool = True
+    directory: Path,
+    on_progress: OnProgress | None = None,
+    *,
+    companions: bool = True,
+    template: bool = True,
 ) -> Verification:
     """Check everything in `directory`. Faults are returned, not raised.
 
     on_progress: gets the name of a file, and bytes of all files; first of all "" and 0.
-    companions: also check that tokenizer, chat template and image processor can be read.
+    companions: also check that tokenizer, chat template and image processor can be read. template: also
+    compare the chat template with ours.
     """
     findings, notes = Findings(), list[str]()
     config = findings.attempt(partial(read_config, directory), "config.json")
@@ -80,7 +86,13 @@ def verify(
         findings.attempt(partial(_compare_tied_head, accounts))
     if companions and config is not None:
         check_companions(directory, config, findings)
-        notes += findings.attempt(ModelFiles(directory, config).missing_notes) or ()
+        files = ModelFiles(directory, config)
+        notes += findings.attempt(files.missing_notes) or ()
+        tokenizer = findings.attempt(lambda: files.tokenizer)
+        if tokenizer is not None:
+            notes += tokenizer.notes
+            if template:
+                findings.attempt(partial(compare_template, directory, tokenizer))
     return Verification(
         num_tensors=0 if accounts is None else len(accounts.sources) + len(accounts.packed),
         num_pages=num_pages,
