@@ -78,7 +78,11 @@ def inspect(options: InspectOptions, result: InspectResult) -> None:
     from ernie_local.config import read_config
 
     console = Console(quiet=options.as_json)
-    with console.telling_warnings(), outlined_model(options.model) as directory:
+    with (
+        console.telling_warnings(),
+        console.working("reading headers"),
+        outlined_model(options.model) as directory,
+    ):
         config = read_config(directory)
         accounts = account(directory, read_stored_tensors(directory), config)
         result.notes = list(_notes(directory, config, accounts.tied_head))

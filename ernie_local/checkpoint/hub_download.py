@@ -154,7 +154,8 @@ def download(
         _fetch_all(model, [file for file in small if file in missing], cache, arrival)
         _check_config(model, snapshot)
         _fetch_all(model, [file for file in weights if file in missing], cache, arrival)
-    cache.remember(revision, model.commit)
+    if with_weights:  # without a network, the last whole commit is what is wanted
+        cache.remember(revision, model.commit)
     return snapshot
 
 

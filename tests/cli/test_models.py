@@ -81,11 +81,18 @@ def test_the_cache_is_listed_by_revision(command: Command, hub: HubDouble) -> No
     assert [(model["name"], model["fault"], model["refs"]) for model in first] == [(NAME, None, ["main"])]
     assert Path(first[0]["directory"]).is_dir()
     commit = Path(first[0]["directory"]).name
-    hub.add_folder("org/nano", NANO_DIRECTORY)
-    assert command("inspect", NAME).exit_code == 0  # has its small files alone
+    later = hub.add_folder("org/nano", NANO_DIRECTORY)
+    assert command("inspect", NAME).exit_code == 0  # fetches the small files alone
     models = command("models", "--json").json()["cached"]
-    assert sorted(model["name"] for model in models) == [NAME, f"{NAME}@{commit}"]
-    assert sum(model["fault"] is None for model in models) == 1
+    assert {model["name"]: model["fault"] is None for model in models} == {
+        NAME: True,
+        f"{NAME}@{later}": False,
+    }
+    # Without the hub, what is whole is used.
+    hub.faults.append(Fault("/api/*", status=404, headers={"X-Error-Code": "RepoNotFound"}))
+    found = command("verify", NAME, "--json")
+    assert Path(found.json()["directory"]).name == commit
+    assert "its copy of commit" in found.stderr
 
 
 def test_a_download_that_was_stopped_is_listed_with_what_has_arrived(

@@ -111,7 +111,7 @@ def vram(options: VramOptions, result: VramResult) -> None:
     if options.sessions and options.rule == "rental":  # this rule holds for one model only
         console.show(text.session_lines(result.set_sessions(options)))
         return
-    with console.telling_warnings():
+    with console.telling_warnings(), console.working("reading headers"):
         plain = reports.find_model(options.model)
     model = reports.as_quantized(plain, options.bits, options.dense)
     chats = reports.converse(model, options)
