@@ -17,7 +17,6 @@ from ernie_cli.chat.line_reader import open_history, read_message
 from ernie_cli.console import Console
 from ernie_local import session
 from ernie_local.errors import DoesNotFit
-from ernie_local.session import ChatMessage, ChatTurn
 from tests.cli.running import Command, FakeChat
 
 Talk = Callable[..., Any]
@@ -228,17 +227,6 @@ def test_retry_asks_the_last_question_again(talk: Talk, fake_chat: FakeChat, inv
         *[("two", [str(invoice)])] * 3,
     ]
     assert [turn.text for turn in fake_chat.history] == ["one", "two"]
-
-
-def test_retry_of_a_loaded_chat_keeps_text_and_images_in_their_order(
-    talk: Talk, fake_chat: FakeChat, invoice: Path
-) -> None:
-    asked = (ChatMessage("system", "Be brief."), ChatMessage("user", ("Is ", invoice, " paid?")))
-    fake_chat.history = [ChatTurn(asked, "Yes.")]
-    talk("/retry")
-    assert [(question["text"], question["images"]) for question in fake_chat.questions] == [
-        (["Is ", invoice, " paid?"], [])
-    ]
 
 
 def test_a_question_that_failed_is_asked_again(talk: Talk, fake_chat: FakeChat, invoice: Path) -> None:

@@ -23,6 +23,7 @@ from ernie_local.loading import LoadOptions, load_model
 from ernie_local.loading.loader import MemoryLimits
 from ernie_local.loading.options import ThreadWarning, use_threads
 from ernie_local.model_files import find_model_files
+from ernie_local.planner.need import ChatPlan
 from tests.runtime.system_trees import v2_tree
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ def test_options_that_mean_nothing(tiny_checkpoint: Path, options: dict[str, Any
 def test_nothing_may_be_left_to_others(reserve: str | int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ernie_local.loading.loader.free_memory", lambda: 40 << 30)
     options = LoadOptions(reserve=reserve)
-    ram = MemoryLimits.of(options, torch.device("cpu")).find_ram()
+    chat = ChatPlan(1024, "float32", "float32")
+    ram = MemoryLimits.of(options, torch.device("cpu")).find_ram(chat)
     assert ram.total - ram.used > (40 << 30) - (1 << 30)
 
 
