@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import mimetypes
 
+# Known answers, and the image that those of the published weights ask about (`ernie_local.verify.golden`).
+GOLDEN_FILE, GOLDEN_IMAGE = "golden.json", "benchmark.jpg"
 # Weights, settings, tokenizers, templates and licences. No code: what is downloaded is never run.
-MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", GOLDEN_IMAGE)
 # Python's table lacks them.
 _MORE_IMAGES = (".jp2", ".jfif", ".avif", ".heic", ".webp")
 

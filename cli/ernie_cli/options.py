@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from ernie_local.loading import LoadOptions
 
 
 def complete_path(incomplete: str) -> list[str]:
@@ -94,6 +97,14 @@ threads_option = partial(
     callback=possible_threads,
     help="CPU threads to compute with. Default: as PyTorch chooses, at most the CPUs that it may use.",
 )
+template_option = partial(
+    option,
+    "--template",
+    metavar="NAME",
+    help="The chat template: pt, thinking, or file for the one among the model's files. Choices may "
+    "follow, as in thinking,tools=after: tools=before|after, results=own-line|same-line, "
+    "labels=spaced|plain, thinks=on|off|free. Default: as the model's files say.",
+)
 ram_option = partial(
     size_option,
     help="Memory that the whole process may use, such as 6GiB; experts that do not fit are read from disk "
@@ -129,6 +140,14 @@ class ComputeOptions:
         "auto: Triton where it runs, else PyTorch with a warning.",
     )
     threads: int | None = threads_option()
+
+
+def load_options(options: ComputeOptions, **counts: Any) -> LoadOptions:
+    """How a model is loaded: the options that `load` has too, as far as they were given, and `counts`."""
+    from ernie_local.loading import LoadOptions
+
+    given = {one.name: getattr(options, one.name, None) for one in fields(LoadOptions)} | counts
+    return LoadOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def command_from(

@@ -4,18 +4,46 @@ runs."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ernie_cli.console import Console
 from ernie_cli.json_object import fill_result
-from ernie_cli.options import CommonOptions, model_argument
+from ernie_cli.options import (
+    CommonOptions,
+    ComputeOptions,
+    load_options,
+    model_argument,
+    option,
+    ram_option,
+    reserve_option,
+    size_option,
+    template_option,
+)
 from ernie_local.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ernie_local.model_files import ModelFiles
+    from ernie_local.verify.golden import GoldenOutcome
+    from ernie_local.verify.golden_file import GoldenPrompts
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyOptions(CommonOptions):
-    """What was said on the command line."""
+class VerifyOptions(ComputeOptions, CommonOptions):
+    """What was said on the command line. All but `model` and `golden` are for `golden`."""
 
     model: str = model_argument(default="nano")
+    golden: bool = option(
+        "--golden",
+        default=False,
+        help="Also compare answers with known ones: those of the published Thinking weights, or "
+        "those of golden.json in the model's folder.",
+    )
+    variant: str | None = template_option()
+    ram: str | None = ram_option()
+    reserve: str | None = reserve_option()
+    vram: str | None = size_option(help="With --device cuda: memory of the GPU to use.")
 
 
 @dataclass
@@ -28,6 +56,20 @@ class FindingObject:
     what: str
     why: str
     hint: str
+
+
+@dataclass
+class GoldenObject:
+    """How the model meets one known answer."""
+
+    name: str
+    num_ids: int  #: Known ids of the answer.
+    agreed: int  #: Of these, how many the model finds likeliest, each after the known ones before it.
+    first_other: int | None  #: Index of the first id where it chooses another; null for none.
+    expected: str  #: The text of the known id there.
+    chosen: str  #: The text of the id that it chooses there.
+    gap: float  #: How much larger the logit of the chosen one is; below 0.25 rounding may explain it.
+    skipped: str | None  #: Why it was not tried; null where it was.
 
 
 @dataclass
@@ -58,12 +100,15 @@ class VerifyResult:
     """All faults in the order in which they were met, of one matrix, page or plain tensor only the first.
     Empty with `ok` false when the model was not found; otherwise `error` is the first of them, with exit code
     4."""
+    golden: list[GoldenObject] = field(default_factory=list)  #: With `--golden`, one for each known answer.
+    suspicion: str | None = None  #: What to suspect where an answer is another one.
 
 
 def verify_checkpoint(options: VerifyOptions, result: VerifyResult) -> None:
     """Read a whole checkpoint once: hashes, tensors, pages, numbers, tokenizer and processor.
 
-    Exit code 4 and the first fault where something is wrong. Needs little memory, whatever the model's size.
+    Exit code 4 and the first fault where something is wrong. Needs little memory, whatever the model's size,
+    but for --golden, which loads the model.
     """
     from ernie_cli.progress import UnitProgress, downloaded
     from ernie_local.checkpoint.hub import resolve_model
@@ -71,6 +116,7 @@ def verify_checkpoint(options: VerifyOptions, result: VerifyResult) -> None:
     console = Console(quiet=options.as_json)
     directory = resolve_model(downloaded(options.model, console))
     result.directory = str(directory)
+    golden = _find_golden(directory) if options.golden else None
     with UnitProgress(console) as progress:
         from ernie_local.verify import verify as verify_directory  # with torch, which takes a while
 
@@ -91,3 +137,55 @@ def verify_checkpoint(options: VerifyOptions, result: VerifyResult) -> None:
         f"{found.num_compared} of them compared with their recorded hashes"
     )
     console.show([text])
+    if golden is not None:
+        _compare_golden(options, *golden, result, console)
+
+
+def _find_golden(directory: Path) -> tuple[ModelFiles, GoldenPrompts]:
+    from ernie_local.config import read_config
+    from ernie_local.model_files import ModelFiles
+    from ernie_local.verify.golden_file import find_golden
+
+    files = ModelFiles(directory, read_config(directory))
+    return files, find_golden(files)
+
+
+def _compare_golden(
+    options: VerifyOptions, files: ModelFiles, golden: GoldenPrompts, result: VerifyResult, console: Console
+) -> None:
+    """ModelUnusable for plain weights that part from an answer where rounding does not explain it."""
+    from ernie_local import session
+    from ernie_local.errors import ModelUnusable
+    from ernie_local.verify.golden import compare_golden, suspicion
+
+    with console.telling_warnings(), console.working("loading the model"):
+        model = session.open_model(files, load_options(options))
+    is_quantized = files.config.quantization is not None
+    outcomes: list[GoldenOutcome] = []
+    with console.working("comparing answers"):
+        for outcome in compare_golden(model, golden, options.variant):
+            outcomes.append(outcome)
+            result.golden.append(fill_result(GoldenObject, outcome))
+            console.show([_golden_line(outcome)])
+    result.suspicion = suspicion(outcomes, is_quantized=is_quantized)
+    if result.suspicion is None:
+        return
+    console.note(f"suspect {result.suspicion}")
+    parted = [one for one in outcomes if one.first_other is not None and not one.is_near_tie]
+    if parted and not is_quantized:
+        raise ModelUnusable(
+            f"{parted[0].name}: {parted[0].agreed} of {parted[0].num_ids} golden ids, and others were chosen",
+            f"these are {golden.source}; suspect {result.suspicion}",
+            "compare config.json, tokenizer files and templates with those of the model's repository",
+        )
+
+
+def _golden_line(outcome: GoldenOutcome) -> str:
+    if outcome.skipped is not None:
+        return f"golden {outcome.name}: not tried, as {outcome.skipped}"
+    if outcome.first_other is None:
+        return f"golden {outcome.name}: match, all {outcome.num_ids} ids"
+    return (
+        f"golden {outcome.name}: {outcome.agreed} of {outcome.num_ids} ids agree; the first other one is id "
+        f"{outcome.first_other + 1}, {outcome.chosen!r} for {outcome.expected!r}, by {outcome.gap:.2f}"
+    )

@@ -8,14 +8,15 @@ from pathlib import Path
 from ernie_local.checkpoint.files import HASHES_FILE, INDEX_FILE
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.errors import ModelUnusable
+from ernie_local.file_names import GOLDEN_FILE, GOLDEN_IMAGE
 from ernie_local.files import replaced
 from ernie_local.model_files import INPUT_FILES
 from ernie_local.strict_json import show
 
-# Without effect here: tokenizers and video settings that other programs read, and the terms of use.
+# Without effect on answers: what other programs read, the terms of use, and what `verify --golden` reads.
 _FOR_OTHERS = ("tokenizer.json", "video_preprocessor_config.json")
 _TERMS = tuple(f"{name}{suffix}" for name in ("LICENSE", "NOTICE") for suffix in ("", ".txt", ".md"))
-_COPIED = frozenset((*INPUT_FILES, *_FOR_OTHERS, *_TERMS))
+_COPIED = frozenset((*INPUT_FILES, *_FOR_OTHERS, *_TERMS, GOLDEN_FILE, GOLDEN_IMAGE))
 # Made anew for the checkpoint: README.md by the report, the others with the weights.
 _REPLACED = frozenset(("config.json", "README.md", INDEX_FILE, HASHES_FILE))
 _MOST_BYTES = 256 << 20  # the largest tokenizer.json has some 20 MB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -47,3 +48,21 @@ def test_a_missing_model_ends_with_4(command: Command, tmp_path: Path) -> None:
     value = result.json()
     assert result.exit_code == 4
     assert (value["directory"], value["findings"]) == (None, [])
+
+
+def test_golden_answers_are_told_one_by_one(command: Command, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(NANO_DIRECTORY, tmp_path / "nano"))
+    prompt = {"name": "text", "content": ["What is the total?"], "ids": [3, 3]}
+    golden = {"source": "made up", "thinking": False, "prompts": [prompt]}
+    (copy / "golden.json").write_text(json.dumps(golden))
+    result = command("verify", str(copy), "--golden", "--json")
+    value = result.json()
+    assert (result.exit_code, value["ok"]) == (4, False)
+    (one,) = value["golden"]
+    assert (one["name"], one["num_ids"], one["first_other"]) == ("text", 2, 0)
+    assert "tokenizer.model" in value["suspicion"]
+    assert "made up" in value["error"]["why"]
+
+    result = command("verify", "nano", "--golden")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "no golden answers" in result.stderr

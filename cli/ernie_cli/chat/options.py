@@ -14,6 +14,7 @@ from ernie_cli.options import (
     context_size_option,
     file_option,
     kv_dtype_option,
+    load_options,
     model_argument,
     option,
     password_option,
@@ -21,6 +22,7 @@ from ernie_cli.options import (
     reserve_option,
     share_option,
     size_option,
+    template_option,
 )
 
 if TYPE_CHECKING:
@@ -80,13 +82,7 @@ class ChatOptions(ComputeOptions, CommonOptions):
     think: Literal["on", "off", "auto"] = option(
         default="auto", help="Think before the answer; auto: as the model was made for."
     )
-    variant: str | None = option(
-        "--template",
-        metavar="NAME",
-        help="The chat template: pt, thinking, or file for the one among the model's files. Choices may "
-        "follow, as in thinking,tools=after: tools=before|after, results=own-line|same-line, "
-        "labels=spaced|plain, thinks=on|off|free. Default: as the model's files say.",
-    )
+    variant: str | None = template_option()
     think_budget: str | None = option(metavar="N", help="End the thoughts after N tokens and answer.")
     hide_thinking: bool = option("--hide-thinking", default=False, help="Do not show the thoughts.")
     kv_dtype: KVDTypeName = kv_dtype_option()
@@ -134,12 +130,8 @@ class ChatOptions(ComputeOptions, CommonOptions):
         return 0 if self.think_budget == "0" else _count(self.think_budget, "thinking_budget")
 
     def load_options(self) -> LoadOptions:
-        """How the model is loaded: the options that `load` has too, as far as they were given."""
-        from ernie_local.loading import LoadOptions
-
-        given = {field.name: getattr(self, field.name, None) for field in fields(LoadOptions)}
-        given["context_size"] = self.context_tokens()
-        return LoadOptions(**{name: value for name, value in given.items() if value is not None})
+        """How the model is loaded."""
+        return load_options(self, context_size=self.context_tokens())
 
     def sampling(self, of_model: SamplingOptions) -> SamplingOptions:
         """How tokens are drawn: the options that were given over the model's own."""
