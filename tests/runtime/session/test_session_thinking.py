@@ -14,6 +14,18 @@ BEGIN, END = "<|begin_of_sentence|>", "<|end_of_sentence|>"
 OFF = "<think>\n\n</think>\n\n"
 
 
+def test_a_model_may_decide_itself_whether_it_thinks(talk: Talks) -> None:
+    one = talk(variant="pt,thinks=free")
+    thought = one.ask("q", "<think>\nwhy\n</think>\nbecause")
+    assert (thought.reasoning, thought.text) == ("why", "because")
+    assert "User: q\nAssistant: <think>" in one.cached_text()
+    plain = one.ask("q", "so")
+    assert (plain.reasoning, plain.text) == ("", "so")
+    # Who says that it shall not think still closes the thought.
+    assert one.ask("q", "no", thinking=False).text == "no"
+    assert one.cached_text().endswith("<think>\n\n</think>\n\nno")
+
+
 def test_thinking_comes_as_reasoning(talk: Talks) -> None:
     one = talk(variant="thinking", system="")
     one.engine.say("let me see\n</think>\n\n\nforty two")

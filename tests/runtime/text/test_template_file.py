@@ -191,7 +191,7 @@ ENDLESS = "{% for x in range(9999) %}" * 4 + "{% endfor %}" * 4
     ("source", "why"),
     [
         (ENDLESS, "its process ended with code -24"),
-        ("{{ 'a' * 10**12 }}", "MemoryError|process ended with code"),
+        ("{{ 'a' * 2000000000 }}", "MemoryError"),
         ("{% for x in range(99999) %}{{ 'as many as these' }}{% endfor %}", "writes more than 10486"),
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),
         ("{% set n = namespace(__class__=1) %}", "SecurityError"),

@@ -133,14 +133,19 @@ def test_spaces_newlines_and_digits(either_tokenizer: ErnieTokenizer) -> None:
 RULES = [SpaceRules(prefix, removal) for prefix in (False, True) for removal in (False, True)]
 
 
+# Further fields of the file: spaces stay as they are in pieces; the space before a text comes behind it.
+KEEPS_SPACES, PREFIX_BEHIND = b"\x1a\x02\x28\x00", b"\x12\x03\xc0\x01\x01"
+
+
+@pytest.mark.parametrize("more", [b"", KEEPS_SPACES, PREFIX_BEHIND])
 @pytest.mark.parametrize("rules", RULES)
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(text=any_mixture)
 def test_rules_of_the_file_for_spaces_are_followed(
-    tokenizer_directory: Path, rules: SpaceRules, text: str
+    tokenizer_directory: Path, rules: SpaceRules, more: bytes, text: str
 ) -> None:
     """As the original code does, which hands each text between tags to the library."""
-    proto = with_space_rules((tokenizer_directory / "tokenizer.model").read_bytes(), rules)
+    proto = with_space_rules((tokenizer_directory / "tokenizer.model").read_bytes(), rules) + more
     library = sentencepiece.SentencePieceProcessor(model_proto=proto)
     if "<" in text:
         return  # tags are split off, or spelled out
