@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ernie_cli.console import Console
+from ernie_cli.failures import spell_options
 from ernie_cli.json_object import fill_result
 from ernie_cli.options import (
     CommonOptions,
@@ -123,9 +124,9 @@ def verify_checkpoint(options: VerifyOptions, result: VerifyResult) -> None:
         found = verify_directory(directory, progress.show)
     result.tensors, result.pages, result.bytes = found.num_tensors, found.num_pages, found.num_bytes
     result.files = {name: file.sha256 for name, file in found.hashes.items()}
-    result.compared, result.notes = found.num_compared, list(found.notes)
+    result.compared, result.notes = found.num_compared, [spell_options(note) for note in found.notes]
     result.findings = [fill_result(FindingObject, one, one.error) for one in found.findings]
-    for note in found.notes:
+    for note in result.notes:
         console.note(note)
     if found.findings:
         if len(found.findings) > 1:

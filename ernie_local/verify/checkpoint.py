@@ -91,8 +91,10 @@ def verify(
         tokenizer = findings.attempt(lambda: files.tokenizer)
         if tokenizer is not None:
             notes += tokenizer.notes
-            if template:
-                findings.attempt(partial(compare_template, directory, tokenizer))
+            difference = (
+                findings.attempt(partial(compare_template, directory, tokenizer)) if template else None
+            )
+            notes += [] if difference is None else [difference]
     return Verification(
         num_tensors=0 if accounts is None else len(accounts.sources) + len(accounts.packed),
         num_pages=num_pages,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ernie_local.errors import ModelUnusable, parameter
+from ernie_local.errors import parameter
 from ernie_local.strict_json import show
 from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import (
@@ -41,14 +41,15 @@ _CALLS = (
 )
 
 
-def compare_template(directory: Path, tokenizer: ErnieTokenizer) -> None:
-    """ModelUnusable for the first conversation that the file writes otherwise, with both texts around it.
+def compare_template(directory: Path, tokenizer: ErnieTokenizer) -> str | None:
+    """A note on the first conversation that the file writes otherwise, with both texts around the place.
 
-    Nothing where the files have no template.
+    None where all are written alike, and where the files have no template. It is no fault: which of the two
+    the model was trained with is not known. ModelUnusable for a template that fails.
     """
     file = read_file_template(directory, tokenizer)
     if file is None:
-        return
+        return None
     variant = detect_variant(directory)
     ours = ChatTemplate(variant)
     cases = _cases(variant)
@@ -63,12 +64,12 @@ def compare_template(directory: Path, tokenizer: ErnieTokenizer) -> None:
         )
         place = min(len(here), len(there)) if place is None else place
         around = slice(max(place - _SHOWN_BEFORE, 0), place + _SHOWN_BEHIND)
-        raise ModelUnusable(
+        return (
             f"the chat template in {file.path} writes {name}, {_told(one.thinking)}, otherwise than ours "
-            f"for {variant}, from character {place} on",
-            f"the file: {_shown(there[around])}; ours: {_shown(here[around])}",
-            f"{parameter('variant', 'file')} to ask as the file says",
+            f"for {variant}, from character {place} on: the file {_shown(there[around])}, ours "
+            f"{_shown(here[around])}; {parameter('variant', 'file')} asks as the file says"
         )
+    return None
 
 
 def _cases(variant: Variant) -> list[tuple[str, TemplateInput]]:

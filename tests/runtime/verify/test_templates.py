@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.errors import ModelUnusable
 from ernie_local.text.sentencepiece_file import SpaceRules, with_space_rules
 from ernie_local.text.tokenizer import ErnieTokenizer
 from ernie_local.verify import verify
@@ -39,21 +39,21 @@ def give_template(directory: Path, source: str) -> None:
 @pytest.mark.parametrize("source", [THINKING_JINJA, PT_SOURCE])
 def test_a_template_that_writes_what_ours_does(nano: Path, tokenizer: ErnieTokenizer, source: str) -> None:
     give_template(nano, source)
-    compare_template(nano, tokenizer)
+    assert compare_template(nano, tokenizer) is None
 
 
 def test_without_a_template_there_is_nothing_to_compare(nano: Path, tokenizer: ErnieTokenizer) -> None:
-    compare_template(nano, tokenizer)
+    assert compare_template(nano, tokenizer) is None
 
 
 @pytest.mark.parametrize(
     ("source", "old", "new", "message"),
     [
         (THINKING_JINJA, "' Picture ", "'Picture ",
-         r"an image and a text, thinking on,(.|\n)*: '.*User: Picture 1:.*; ours: '.*User: \\x20Picture 1:"),
+         r"an image and a text, thinking on,.*'.*User: Picture 1:.*, ours '.*User: \\x20Picture 1:"),
         (THINKING_JINJA, "'thinking_mode': true", "'thinking_mode': false", "a text, thinking by default"),
         (PT_SOURCE, "if enable_thinking", "if enable_thinking is not defined or enable_thinking",
-         r"a text, thinking by default(.|\n)*the file: '.*<think>'; ours: '.*<think>\\n\\n</think>"),
+         r"a text, thinking by default.*the file '.*<think>', ours '.*<think>\\n\\n</think>"),
         (THINKING_JINJA, "User: \\n<tool_output>", "User: <tool_output>", "output of a tool, thinking on"),
         (THINKING_JINJA, "{{- sep_token -}}", "", "several turns, thinking on"),
     ],
@@ -63,17 +63,18 @@ def test_the_first_difference_is_told_with_both_texts(
 ) -> None:
     assert old in source
     give_template(nano, source.replace(old, new))
-    with pytest.raises(ModelUnusable, match=r"otherwise than ours(.|\n)*try: variant=\"file\""):
-        compare_template(nano, tokenizer)
-    with pytest.raises(ModelUnusable, match=message):
-        compare_template(nano, tokenizer)
+    note = compare_template(nano, tokenizer)
+    assert note is not None
+    assert re.search(r"otherwise than ours.*; \S+ asks as the file says", note)
+    assert re.search(message, note)
 
 
-def test_verify_finds_a_template_that_differs_or_fails(nano: Path) -> None:
+def test_verify_notes_a_template_that_differs_and_finds_one_that_fails(nano: Path) -> None:
     give_template(nano, THINKING_JINJA.replace("' Picture ", "'Picture "))
-    (finding,) = verify(nano).findings
-    assert "otherwise than ours for thinking" in finding.error.what
-    assert not verify(nano, template=False).findings
+    result = verify(nano)
+    assert not result.findings
+    assert ["otherwise than ours for thinking" in note for note in result.notes] == [False, True]
+    assert len(verify(nano, template=False).notes) == 1
     give_template(nano, THINKING_JINJA + "{{ raise_exception('never') }}")
     (finding,) = verify(nano).findings
     assert finding.error.why == "TemplateError: never"
