@@ -15,7 +15,7 @@ from ernie_local.progress import OnProgress
 from ernie_local.strict_json import show
 
 NANO_DIRECTORY = Path(__file__).parent.parent / "nano"
-_HUB_PREFIX = "hf:"
+HUB_PREFIX = "hf:"
 _NAMES = "name a directory, hf:org/name to download one, or nano for the model that comes with the package"
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _LONGEST_HINT = 80
@@ -36,8 +36,8 @@ def resolve_model(name: str, on_progress: OnProgress | None = None) -> Path:
         )
     if name == "nano":
         return _existing(NANO_DIRECTORY, "this installation lacks nano", "install ernie-local again")
-    if name.startswith(_HUB_PREFIX):
-        return _from_hub(name.removeprefix(_HUB_PREFIX), on_progress)
+    if name.startswith(HUB_PREFIX):
+        return _from_hub(name.removeprefix(HUB_PREFIX), on_progress)
     return _existing(_expanded(name), "no such directory", _probable_meaning(name))
 
 
@@ -83,12 +83,12 @@ def _existing(directory: Path, reason: str, hint: str) -> Path:
     raise ModelUnusable(f"model {show(str(directory))} cannot be found", reason, hint)
 
 
-def _parsed(hub_name: str) -> tuple[str, str]:
-    """Repository and revision; ModelUnusable for what can be neither."""
+def parse_hub_name(hub_name: str) -> tuple[str, str]:
+    """Repository and revision of `org/name[@revision]`; ModelUnusable for what can be neither."""
     match = _HUB_NAME.fullmatch(hub_name)
     if match is None or ".." in (match["revision"] or "").split("/"):
         raise ModelUnusable(
-            f"model {show(_HUB_PREFIX + hub_name)} cannot be found",
+            f"model {show(HUB_PREFIX + hub_name)} cannot be found",
             "a hub model is written hf:org/name or hf:org/name@revision",
             "for example hf:baidu/ERNIE-4.5-VL-28B-A3B-PT",
         )
@@ -96,7 +96,7 @@ def _parsed(hub_name: str) -> tuple[str, str]:
 
 
 def _from_hub(hub_name: str, on_progress: OnProgress | None) -> Path:
-    repo, revision = _parsed(hub_name)
+    repo, revision = parse_hub_name(hub_name)
     with told_failures(hub_name, repo, revision):
         from ernie_local.checkpoint.hub_download import download
 
@@ -112,11 +112,11 @@ def outlined_model(name: str) -> Iterator[Path]:
     which each file of weights has its header and its size, and holes in place of the weights. Errors as of
     `resolve_model`.
     """
-    if not name.startswith(_HUB_PREFIX):
+    if not name.startswith(HUB_PREFIX):
         yield resolve_model(name)
         return
-    hub_name = name.removeprefix(_HUB_PREFIX)
-    repo, revision = _parsed(hub_name)
+    hub_name = name.removeprefix(HUB_PREFIX)
+    repo, revision = parse_hub_name(hub_name)
     with TemporaryDirectory(prefix="ernie-local-") as folder:
         with told_failures(hub_name, repo, revision):
             from ernie_local.checkpoint.hub_outline import outline

@@ -40,11 +40,13 @@ def open_checkpoint(directory: Path, config: ModelConfig) -> Checkpoint:
 class Checkpoint:
     """The tensors of a model under our names. Threads may read different tensors at the same time.
 
-    accounts: where every tensor lies. packed: the packed tensors by name.
+    accounts: where every tensor lies. packed: the packed tensors by name. open_file: gives a descriptor of a
+    file, and may wait until the file is there.
     """
 
     def __init__(self, accounts: Accounts) -> None:
         self.accounts = accounts
+        self.open_file: Callable[[Path], int] = open_descriptor
         self.packed: Mapping[str, StoredTensor] = accounts.packed
         self.on_read: Callable[[int], None] = _tell_nobody  # gets the number of bytes of every read
         self._files: dict[Path, int] = {}
@@ -175,7 +177,7 @@ class Checkpoint:
     def _descriptor(self, path: Path) -> int:
         with self._opening:
             if path not in self._files:
-                self._files[path] = open_descriptor(path)
+                self._files[path] = self.open_file(path)
             return self._files[path]
 
     def _read_bytes(self, stored: StoredTensor, offset: int, into: torch.Tensor) -> None:

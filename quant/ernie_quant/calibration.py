@@ -71,24 +71,24 @@ class Calibration:
         exact_config = dataclasses.replace(config, quantization=None)
         self._exact = _ExactPath(source, exact_config, first, exact_files)
 
-    def run(self) -> tuple[ExpertReports, dict[int, float]]:
-        """Make all experts that are not done yet.
+    def run(self, layer_id: int | None) -> None:
+        """Make all experts of a layer that are not done yet, after those of the layers before.
 
-        Returns the reports of all, and for each layer with experts the share of routing choices that equal
-        the source's.
+        None embeds the tokens, which comes first.
         """
-        text, done = self._config.text, self._units.done
-        first = sum(f"layer {layer_id}" in done for layer_id in range(text.num_hidden_layers))
-        if first == 0:
-            self._embed()
-        for layer_id in range(first, text.num_hidden_layers):
+        if layer_id is None:
+            if "layer 0" not in self._units.done:
+                self._embed()
+        elif f"layer {layer_id}" not in self._units.done:
             self._make_layer(layer_id)
-        agreement = {
-            layer_id: done[f"layer {layer_id}"]["routing_agreement"]
-            for layer_id, has_experts in enumerate(text.moe_layers)
+
+    def agreement(self) -> dict[int, float]:
+        """For each layer with experts, the share of routing choices that equal the source's."""
+        return {
+            layer_id: self._units.done[f"layer {layer_id}"]["routing_agreement"]
+            for layer_id, has_experts in enumerate(self._config.text.moe_layers)
             if has_experts
         }
-        return reports_of(self._config, done), agreement
 
     def _embed(self) -> None:
         unit_names = [f"sequence {number}" for number in range(len(self._job.sequences))]

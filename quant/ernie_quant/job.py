@@ -11,6 +11,7 @@ from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import UsageError
 from ernie_local.packing.layout import find_foreign
 from ernie_quant.foreign import FOREIGN_METHODS, check_library
+from ernie_quant.hub_source import HubSource
 from ernie_quant.place import check_empty, check_out, is_made, partial_of
 from ernie_quant.recipe import Recipe
 from ernie_quant.work import OnUnit, ResumeMode, check_resume, tell_nobody
@@ -23,7 +24,8 @@ class Job:
     on_unit: called with each finished unit, the cost so far and the total cost; at first with an empty name
     and the cost of earlier runs. should_stop: asked after every unit. on_note: called with a line about
     something that could not be done. statistics: the measurements behind `tables`, copied to statistics.json
-    in the checkpoint. most_memory: bytes that the work may take; a job that needs more is refused.
+    in the checkpoint. most_memory: bytes that the work may take; a job that needs more is refused. hub: of
+    which model on the hub `source` is the directory. on_download: as of ShardStore.
     """
 
     source: Path
@@ -37,6 +39,8 @@ class Job:
     on_note: Callable[[str], None] = tell_nobody
     statistics: Path | None = None
     most_memory: int | None = None
+    hub: HubSource | None = None
+    on_download: Callable[[int, int], None] = tell_nobody
 
     @property
     def calibrates(self) -> bool:

@@ -1,7 +1,7 @@
 """Quantizes a float checkpoint unit by unit; a run can be resumed after every unit.
 
-The order: disk space, a look through the source where experts are calibrated, all tensors that need no
-calibration, calibrated experts layer by layer, audit, report.
+The order: disk space; a look through a source that is here, where experts are calibrated; stage by stage the
+tensors that need no calibration, and the experts; audit; report.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import json
 import math
 import shutil
 import tempfile
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -36,10 +37,20 @@ from ernie_quant.plan import Plan, plan_run, rehearse, unit_costs
 from ernie_quant.recipe import Recipe
 from ernie_quant.report import write_numbers, write_report
 from ernie_quant.report.contents import gather
+from ernie_quant.shard_store import Download, ShardStore
+from ernie_quant.shard_uses import ShardUses
 from ernie_quant.source import FloatSource, fixed_tensor
 from ernie_quant.source_check import check_costs, check_weights
+from ernie_quant.stages import WorkStage, make_stages, source_files
 from ernie_quant.tokens import TokenTable
-from ernie_quant.work import Units, Work, calibration_identity, source_identity, version_identity
+from ernie_quant.work import (
+    Units,
+    Work,
+    calibration_identity,
+    source_identity,
+    tell_nobody,
+    version_identity,
+)
 
 
 def quantize_checkpoint(job: Job) -> ExpertReports:
@@ -52,13 +63,11 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
     check_job(job, config)
     tables = dataclasses.replace(
         job.tables,
-        source={"identity": source_identity(job.source), "name": job.source.name},
+        source=_source_table(job),
         calibration={"method": job.recipe.method, "sequences": str(len(job.sequences))},
     )
     new_config = dataclasses.replace(config, quantization=tables)
     table = TokenTable.of(job.sequences, config) if job.calibrates else None
-    reports: ExpertReports = {}
-    agreement: dict[int, float] | None = None
     if is_made(job.out):
         return _remove_work(job, config, tables)
     for note in ModelFiles(job.source, config).missing_notes():
@@ -66,37 +75,25 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(job.source, config))
         files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
-        plan = plan_run(config, job.sequences, files, job.most_memory)
+        fixed = _fixed(job, files)
+        stages = make_stages(fixed, config.text)
+        plan = _plan(job, config, files, checkpoint, stages)
         # Not before the checks: a refused job leaves nothing behind.
         work = stack.enter_context(closing(Work(job.partial, _identity(job, tables), job.resume)))
+        if job.hub is not None:
+            job.hub.pin(work.folder)
         rehearse_rename(work.folder, job.out)
         _make_files(job, files, plan, work)
         _write_config(job, tables)
         copy_companions(job.source, checkpoint, job.partial, job.on_note)
-        fixed = _fixed(job, files)
-        costs = unit_costs(new_config, fixed, job.sequences, job.recipe)
-        if job.calibrates:
-            costs = check_costs(checkpoint) | costs
-        source = FloatSource(checkpoint)
+        costs = _unit_costs(job, new_config, fixed, checkpoint)
         if job.calibrates and not work.done.keys() & costs.keys():
-            pace = rehearse(source, new_config, tables, job.recipe, job.partial)
+            pace = rehearse(new_config, tables, job.recipe, job.partial)
             minutes = math.ceil(pace * sum(costs.values()) / 60)
-            job.on_note(f"tried the largest expert: about {minutes} min for all")
+            job.on_note(f"tried an expert of the largest size: about {minutes} min for all")
         units = Units(work, files, costs, job.on_unit, job.should_stop)
-        if job.calibrates:
-            # Without calibration the work itself reads everything within minutes.
-            for unit in check_weights(checkpoint, units.done):
-                units.finish(unit)
-        # For weights that have no second moments.
-        without_data = Recipe("clip") if job.recipe.method == "gptq" else job.recipe
-        for entry in fixed:
-            if entry.name not in units.done:
-                files.write(entry.name, fixed_tensor(entry, source, tables, without_data))
-                units.finish(entry.name)
-        # Opening checks that every tensor of the model exists once, in its shape.
-        with open_checkpoint(job.partial, read_config(job.partial)) as made:
-            if table is not None:
-                reports, agreement = Calibration(job, new_config, table, source, made, units).run()
+        agreement = _make_units(job, new_config, table, checkpoint, stages, units)
+        reports = reports_of(new_config, work.done)
         contents = gather(job, config, tables, reports, agreement)
         write_numbers(job.partial, contents)
         units.tell("checking the new checkpoint")
@@ -105,6 +102,98 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         write_report(job.partial, contents, audited, job.source)
         work.finish(job.out)
     return reports
+
+
+def _make_units(
+    job: Job,
+    config: ModelConfig,
+    table: TokenTable | None,
+    checkpoint: Checkpoint,
+    stages: Sequence[WorkStage],
+    units: Units,
+) -> dict[int, float] | None:
+    """Make all tensors; the agreement of routing, if there is calibration. config: with the new tables."""
+    assert config.quantization is not None
+    for unit in check_weights(checkpoint, units.done) if _looks_through(job) else ():
+        units.finish(unit)
+    source = FloatSource(checkpoint)
+    # For weights that have no second moments.
+    without_data = Recipe("clip") if job.recipe.method == "gptq" else job.recipe
+    # Opening checks that every tensor of the model exists once, in its shape.
+    with (
+        open_checkpoint(job.partial, read_config(job.partial)) as made,
+        _fetching(job, checkpoint, stages, units) as finish_stage,
+    ):
+        calibration = None if table is None else Calibration(job, config, table, source, made, units)
+        for stage in stages:
+            for entry in stage.fixed:
+                if entry.name not in units.done:
+                    values = fixed_tensor(entry, source, config.quantization, without_data)
+                    units.files.write(entry.name, values)
+                    units.finish(entry.name)
+            if calibration is not None:
+                calibration.run(stage.layer_id)
+            finish_stage()
+        return None if calibration is None else calibration.agreement()
+
+
+def _looks_through(job: Job) -> bool:
+    """Whether all weights are read before hours of work: without calibration the work itself takes minutes,
+    and those of a source on the hub are not here."""
+    return job.calibrates and (job.hub is None or job.hub.model is None)
+
+
+def _unit_costs(
+    job: Job, config: ModelConfig, fixed: Sequence[TensorEntry], checkpoint: Checkpoint
+) -> dict[str, float]:
+    """The cost of each unit of the work. config: with the new tables."""
+    checks = check_costs(checkpoint) if _looks_through(job) else {}
+    return checks | unit_costs(config, fixed, job.sequences, job.recipe)
+
+
+@contextmanager
+def _fetching(
+    job: Job, checkpoint: Checkpoint, stages: Sequence[WorkStage], units: Units
+) -> Iterator[Callable[[], None]]:
+    """Inside, `checkpoint` gets the files of a source on the hub as they come. Yields what ends a stage."""
+    if job.hub is None or job.hub.model is None:
+        yield tell_nobody
+        return
+    uses = _shard_uses(job, checkpoint, stages, units.done)
+    folder = units.work.folder / "shards"
+    with closing(ShardStore(job.hub.model, uses, folder, job.on_download, units.check_stop)) as store:
+        checkpoint.open_file = store.open
+
+        def finish_stage() -> None:
+            checkpoint.close()  # or a deleted file would keep its place on the disk
+            store.finish_stage()
+
+        yield finish_stage
+
+
+def _shard_uses(
+    job: Job, checkpoint: Checkpoint, stages: Sequence[WorkStage], done: Collection[str]
+) -> ShardUses:
+    names = source_files(stages, checkpoint.accounts, done, calibrates=job.calibrates)
+    return ShardUses(names, keeps=job.hub is not None and job.hub.keeps)
+
+
+def _source_table(job: Job) -> dict[str, str]:
+    if job.hub is None:
+        return {"identity": source_identity(job.source), "name": job.source.name}
+    return {"identity": job.hub.identity, "name": job.hub.repo}
+
+
+def _plan(
+    job: Job, config: ModelConfig, files: CheckpointFiles, checkpoint: Checkpoint, stages: Sequence[WorkStage]
+) -> Plan:
+    """What the job takes but for time, if nothing of it is done. DoesNotFit as from `plan_run`."""
+    plan = plan_run(config, job.sequences, files, job.most_memory)
+    plan = dataclasses.replace(plan, companion_bytes=_copied_bytes(job))
+    if job.hub is None or job.hub.model is None:
+        return plan
+    uses = _shard_uses(job, checkpoint, stages, ())
+    return dataclasses.replace(plan, download=Download.of(job.hub.model, uses))
 
 
 def _remove_work(job: Job, config: ModelConfig, tables: QuantizationConfig) -> ExpertReports:
@@ -136,15 +225,18 @@ def plan_checkpoint(job: Job) -> Plan:
     new_config = dataclasses.replace(config, quantization=job.tables)
     with open_checkpoint(job.source, config) as checkpoint:
         files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
-        plan = plan_run(config, job.sequences, files, job.most_memory)
-        plan = dataclasses.replace(plan, companion_bytes=_copied_bytes(job))
-        if not job.calibrates:
-            return plan
-        costs = check_costs(checkpoint)
-        costs |= unit_costs(new_config, _fixed(job, files), job.sequences, job.recipe)
-        job.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=".ernie-local.") as scratch:
-            pace = rehearse(FloatSource(checkpoint), new_config, job.tables, job.recipe, Path(scratch))
+        fixed = _fixed(job, files)
+        plan = _plan(job, config, files, checkpoint, make_stages(fixed, config.text))
+        costs = _unit_costs(job, new_config, fixed, checkpoint)
+    if job.hub is not None and plan.download is not None:
+        rate = job.hub.measure_rate()
+        download = dataclasses.replace(plan.download, seconds=plan.download.num_bytes / rate)
+        plan = dataclasses.replace(plan, download=download)
+    if not job.calibrates:
+        return plan
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=".ernie-local.") as scratch:
+        pace = rehearse(new_config, job.tables, job.recipe, Path(scratch))
     return dataclasses.replace(plan, seconds=pace * sum(costs.values()))
 
 
@@ -189,10 +281,10 @@ def _make_files(job: Job, files: CheckpointFiles, plan: Plan, work: Work) -> Non
             "free that much on the disk, or name a directory on another disk",
         ) from error
     free = shutil.disk_usage(job.partial).free
-    if free < plan.scratch_bytes:
+    if free < plan.work_bytes:
         raise DoesNotFit(
-            f"{plan.scratch_bytes} bytes are needed beside the weights in {job.partial}, {free} are free",
-            "hidden states of the calibration tokens are stored there until the end",
+            f"{plan.work_bytes} bytes are needed beside the weights in {job.partial}, {free} are free",
+            "hidden states of the calibration tokens, and files of a source on the hub, lie there for a time",
             "free that much on the disk, name a directory on another disk, or use fewer samples",
         )
     files.sync()

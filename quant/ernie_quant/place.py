@@ -16,6 +16,7 @@ from ernie_local.strict_json import show
 
 # Inside the directory; removed after it got its final name, the identity last.
 WORK_FOLDER, IDENTITY_FILE = "work", "identity.json"
+PIN_FILE = "source.json"  # the commit of a source on the hub
 
 
 def has_work(directory: Path) -> bool:

@@ -23,10 +23,11 @@ from ernie_local.packing import pack_page
 from ernie_local.packing.page import read_layout
 from ernie_local.sizes import MIB, format_bytes
 from ernie_quant.calibration import MOST_DRIFT_TOKENS
-from ernie_quant.expert import ExpertInputs, quantize_expert
+from ernie_quant.expert import ExpertInputs, ExpertWeights, quantize_expert
 from ernie_quant.layer import CHUNK_TOKENS
 from ernie_quant.recipe import Recipe
-from ernie_quant.source import BLOCK_ROWS, FloatSource
+from ernie_quant.shard_store import Download
+from ernie_quant.source import BLOCK_ROWS
 from ernie_quant.work import expert_unit
 
 _FLOAT = 4
@@ -38,7 +39,7 @@ _STATE_FILES = 3  # hidden states: a layer's input, with its attention, with its
 class Plan:
     """weight_bytes: of all weight files; small_page_bytes: the part of them that is small pages;
     companion_bytes: of the files that are copied beside them; scratch_bytes: temporary disk space;
-    memory_bytes: the peak; seconds: None if nothing was timed."""
+    memory_bytes: the peak; seconds: None if nothing was timed. download: of a source on the hub."""
 
     weight_bytes: int
     scratch_bytes: int
@@ -46,6 +47,12 @@ class Plan:
     seconds: float | None = None
     small_page_bytes: int = 0
     companion_bytes: int = 0
+    download: Download | None = None
+
+    @property
+    def work_bytes(self) -> int:
+        """Disk space besides the weights, until the end."""
+        return self.scratch_bytes + (0 if self.download is None else self.download.disk_bytes)
 
 
 def plan_run(
@@ -183,10 +190,8 @@ def expert_cost(config: ModelConfig, bank: Bank, tokens: float, recipe: Recipe) 
 _TOKENS = 512
 
 
-def rehearse(
-    source: FloatSource, config: ModelConfig, tables: QuantizationConfig, recipe: Recipe, directory: Path
-) -> float:
-    """Quantize the largest expert on random tokens before hours of work; the seconds for a unit of cost.
+def rehearse(config: ModelConfig, tables: QuantizationConfig, recipe: Recipe, directory: Path) -> float:
+    """Quantize a random expert as large as the largest before hours of work; the seconds for a unit of cost.
 
     Its pages are written to `directory` and read back, so a failure shows now and not at the end. recipe:
     with the method `gptq`. DoesNotFit if a page cannot be written.
@@ -198,8 +203,10 @@ def rehearse(
     tokens = [torch.randn(_TOKENS, hidden_size, generator=generator)]
     weights = torch.rand(_TOKENS, generator=generator)
     inputs = ExpertInputs(tokens, weights, tokens, _TOKENS, torch.eye(hidden_size))
+    inner_size = config.text.bank(bank).expert_size
+    gate, up = (torch.randn(inner_size, hidden_size, generator=generator) for _ in range(2))
+    expert = ExpertWeights(gate, up, torch.randn(hidden_size, inner_size, generator=generator))
     began = time.perf_counter()
-    expert = source.expert(layer_id, bank, 0)
     pages, _ = quantize_expert(expert, inputs, recipe, *map(page_formats, formats))
     for page in pages:
         _save_and_read(pack_page(page), directory / "rehearsal")

@@ -263,12 +263,13 @@ def measurements_in(
     source: Path,
     sequences: Sequence[EncodedSample],
     on_unit: OnUnit = tell_nobody,
+    source_name: str | None = None,
 ) -> Measurements:
     """Read the measurements in `path`, or measure the unquantized model in `source` and write them there.
 
-    sequences: the first ones with answers are used, of at most MOST_TOKENS. UsageError if the file holds
-    measurements of something else or cannot be written, or if no sequence has an answer; ModelUnusable if it
-    is damaged.
+    sequences: the first ones with answers are used, of at most MOST_TOKENS. source_name: the identity of a
+    model on the hub. UsageError if the file holds measurements of something else or cannot be written, or if
+    no sequence has an answer; ModelUnusable if it is damaged.
     """
     chosen = probe_sequences(sequences, MOST_TOKENS)
     if not chosen:
@@ -278,7 +279,7 @@ def measurements_in(
             "give samples with questions and answers, or keep the generated ones",
         )
     identity = {
-        "source": source_identity(source),
+        "source": source_name or source_identity(source),
         "calibration": calibration_identity(chosen),
         "version": version_identity(),
     }

@@ -26,7 +26,7 @@ from ernie_local.config import Bank
 from ernie_local.errors import ModelUnusable, Stopped, UsageError, parameter
 from ernie_local.files import open_plain, replaced, sync_names
 from ernie_quant.foreign import FOREIGN_PACKAGES
-from ernie_quant.place import IDENTITY_FILE, WORK_FOLDER, check_empty, has_work, is_made
+from ernie_quant.place import IDENTITY_FILE, PIN_FILE, WORK_FOLDER, check_empty, has_work, is_made
 from ernie_quant.recipe import Recipe
 
 ResumeMode = Literal["auto", "required", "never"]
@@ -102,7 +102,7 @@ class Work:
         The identity goes last: a run that was killed here is known by it, and the same command goes on.
         """
         self._journal.close()
-        last = (_LOCK, _JOURNAL, IDENTITY_FILE)
+        last = (_LOCK, _JOURNAL, PIN_FILE, IDENTITY_FILE)
         for path in self.folder.iterdir():
             if path.name not in last:
                 _delete(path)
@@ -259,11 +259,15 @@ class Units:
         self._on_unit(what, self._cost_done, self._cost_of_all)
 
     def finish(self, unit: str, report: Mapping[str, float] | None = None) -> None:
-        """Sync its bytes to the disk and record it. Stopped if the caller asks; recorded units stay."""
+        """Sync its bytes to the disk and record it. Stopped as from `check_stop`."""
         self.files.sync()
         self.work.record(unit, report)
         self._cost_done += self._costs[unit]
         self._on_unit(unit, self._cost_done, self._cost_of_all)
+        self.check_stop()
+
+    def check_stop(self) -> None:
+        """Raise Stopped if the caller asks for it; recorded units stay."""
         if self._should_stop is not None and self._should_stop():
             num_done = len(self.done.keys() & self._costs.keys())
             raise Stopped(
