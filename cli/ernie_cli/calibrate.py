@@ -53,6 +53,7 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     from ernie_cli.progress import UnitProgress, downloaded
     from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.loading.options import use_threads
+    from ernie_quant.hub_source import hub_identity
     from ernie_quant.place import check_new_file
     from ernie_quant.probe import measurements_in
 
@@ -65,7 +66,8 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     with telling_what_is_kept(lambda: f"nothing is kept: {options.out} is written when all is measured"):
         sequences = draw_sequences(directory, options, console)
         with UnitProgress(console) as progress:
-            measured = measurements_in(options.out, directory, sequences, progress.show)
+            identity = hub_identity(options.source, directory)
+            measured = measurements_in(options.out, directory, sequences, progress.show, identity)
     result.out = str(options.out)
     result.tokens = {str(bank): count for bank, count in measured.tokens.items()}
     result.positions = measured.positions

@@ -13,6 +13,7 @@ from ernie_local.sizes import format_bytes
 
 _SECONDS_BETWEEN_LINES = 60.0
 _SECONDS_UNTIL_PACE = 2.0  # before that, the time left would be a guess
+_SECONDS_OF_RATE = 5.0  # over which the speed of a download is taken
 
 
 class UnitProgress:
@@ -22,6 +23,9 @@ class UnitProgress:
         self._console = console
         self._last_line = self._began = time.monotonic()
         self._done_before: float | None = None
+        self._shown: tuple[str, float, float, float | None] = ("starting", 0.0, 0.0, None)
+        self._download = self._rate = ""
+        self._rate_began, self._bytes_before = self._began, 0
 
     def show(self, unit: str, work_done: float, work_of_all: float) -> None:
         """`unit` is done. The first call says how much an earlier run did; the time left leaves that out."""
@@ -32,11 +36,32 @@ class UnitProgress:
         elapsed = now - self._began
         is_known = done_here > 0 and rest > 0 and elapsed > _SECONDS_UNTIL_PACE
         left = elapsed * rest / done_here if is_known else None
-        self._console.status.show(unit or "starting", work_done, work_of_all, left)
+        self._shown = unit or "starting", work_done, work_of_all, left
+        self._tell()
+
+    def show_download(self, num_bytes: int, bytes_of_all: int) -> None:
+        """So many bytes of the source have arrived. Called by another thread than `show`."""
+        now = time.monotonic()
+        seconds = now - self._rate_began
+        if seconds > _SECONDS_OF_RATE or not self._download:
+            rate = max(num_bytes - self._bytes_before, 0) / max(seconds, 1e-3)
+            self._rate = f"{format_bytes(int(rate))}/s"
+            self._rate_began, self._bytes_before = now, num_bytes
+        self._download = (
+            f"; fetched {format_bytes(num_bytes)} of {format_bytes(bytes_of_all)} at {self._rate}"
+        )
+        self._tell()
+
+    def _tell(self) -> None:
+        unit, done, of_all, left = self._shown
+        unit += self._download
+        self._console.status.show(unit, done, of_all, left)
+        now = time.monotonic()
         if not self._console.status.is_shown and now - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = now
             told = "" if left is None else f", about {duration(left)} left"
-            self._console.note(f"{work_done / work_of_all:.0%}: {unit}{told}")
+            share = f"{done / of_all:.0%}: " if of_all else ""
+            self._console.note(f"{share}{unit}{told}")
 
     def __enter__(self) -> Self:
         self._console.status.show("starting")

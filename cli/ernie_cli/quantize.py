@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from signal import SIGINT, SIGTERM
 from threading import Event
@@ -17,6 +17,7 @@ from ernie_cli.console import Console
 from ernie_cli.json_object import fill_result
 from ernie_cli.quantize_options import QuantizeOptions, check_quantize_options
 from ernie_cli.signals import stop_requests, telling_what_is_kept
+from ernie_local.errors import UsageError
 from ernie_local.sizes import MIB, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -24,14 +25,28 @@ if TYPE_CHECKING:
 
     from ernie_calibration.sequences import EncodedSample
     from ernie_local.config import ModelConfig, QuantizationConfig
+    from ernie_quant.hub_source import HubSource
     from ernie_quant.job import Job
     from ernie_quant.measurements import Measurements
     from ernie_quant.mixed_tables import FilesBytes
+    from ernie_quant.shard_store import Download
 
 _MIXED_BITS = 2.5  # per weight of the routed experts, where no size is asked for
 # Besides the weights on a GPU: 8192 tokens of cache, and workspace.
 _CACHED_TOKENS = 8192
 _WORKSPACE_BYTES = 512 * MIB
+
+
+@dataclass
+class DownloadObject:
+    """What is fetched of a source on the hub, and how much of it is on the disk at any time."""
+
+    num_files: int  #: Files of weights that are not in the cache of the hub.
+    num_fetches: int  #: More than `num_files` where some are fetched twice, to keep few on the disk.
+    num_bytes: int  #: Of all fetches.
+    seconds: float | None  #: At the rate at which a part of the largest file just came; null without one.
+    most_files: int  #: Files on the disk at any time, besides those that were in the cache before.
+    disk_bytes: int  #: Bytes of these; 0 with `--keep-source`, which keeps them in the cache.
 
 
 @dataclass
@@ -41,9 +56,10 @@ class PlanObject:
     weight_bytes: int  #: Of its weight files.
     small_page_bytes: int  #: Of these, the second pages of `--dual`.
     companion_bytes: int  #: Of the small files that are copied beside them.
-    scratch_bytes: int  #: Disk besides them while it runs.
+    scratch_bytes: int  #: Disk besides them and files of the source while it runs.
     memory_bytes: int  #: Most memory at any time.
     seconds: float | None  #: Null for methods without calibration.
+    download: DownloadObject | None  #: Null where all weights of the source are here.
 
 
 @dataclass
@@ -96,11 +112,53 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
         use_threads(options.threads)
     check_samples(options, options.method)
     check_quantize_options(options)
-    job = _plan(options)
-    if options.is_mixed:
-        _check_size(job, options)
-    with telling_what_is_kept(lambda: _what_is_kept(job, options)):
-        _quantize(job, options, console, result)
+    with _source(options, console) as (directory, hub):
+        job = _plan(options, directory, hub)
+        if options.is_mixed:
+            _check_size(job, options)
+        with telling_what_is_kept(lambda: _what_is_kept(job, options)):
+            _quantize(job, options, console, result)
+
+
+@contextmanager
+def _source(options: QuantizeOptions, console: Console) -> Iterator[tuple[Path, HubSource | None]]:
+    """The directory of the source; of one on the hub also what is to be fetched while it is read."""
+    from ernie_local.checkpoint.hub import HUB_PREFIX, resolve_model
+    from ernie_quant.hub_source import hub_source
+    from ernie_quant.place import partial_of
+
+    if not options.source.startswith(HUB_PREFIX):
+        yield resolve_model(options.source), None
+        return
+    works = () if options.resume == "never" else (options.out, partial_of(options.out))
+    with ExitStack() as stack:
+        with console.working("reading the headers of the source"), console.telling_warnings():
+            found = hub_source(options.source, works, keeps=options.keep_source)
+            hub = stack.enter_context(found)
+        if hub.is_pinned:
+            console.note(f"going on with {hub.identity}, with which the work was begun")
+        if options.is_mixed and not _statistics_path(options).exists():
+            hub = _whole_source(hub, options, console)
+        yield hub.directory, hub
+
+
+def _whole_source(hub: HubSource, options: QuantizeOptions, console: Console) -> HubSource:
+    """The source with all its weights in the hub's cache; UsageError if they would not be kept there."""
+    from pathlib import Path
+
+    from ernie_cli.progress import downloaded
+    from ernie_local.checkpoint.hub_download import weight_files
+
+    if hub.model is None:
+        return hub
+    if not options.keep_source:
+        size = format_bytes(sum(file.num_bytes for file in weight_files(hub.model.files)))
+        raise UsageError(
+            f"mixed bits of {options.source}, whose {size} of weights are not in the cache of the hub",
+            "they are read twice, to measure and to quantize, and would be downloaded twice",
+            "add --keep-source; or name measurements of `ernie-local calibrate` with --statistics",
+        )
+    return replace(hub, directory=Path(downloaded(hub.identity, console)), model=None)
 
 
 def _what_is_kept(job: Job, options: QuantizeOptions) -> str:
@@ -108,14 +166,14 @@ def _what_is_kept(job: Job, options: QuantizeOptions) -> str:
         return f"finished units are kept in {job.partial}, and the same command continues there"
     if (job.out / "config.json").exists():
         return f"{job.out} is complete"
-    statistics = _statistics_path(job, options)
+    statistics = _statistics_path(options)
     if options.is_mixed and statistics.exists():
         return f"measurements are kept in {statistics}, and the same command continues with them"
     return "nothing was written yet"
 
 
-def _statistics_path(job: Job, options: QuantizeOptions) -> Path:
-    return options.statistics or job.out.with_name(job.out.name + ".statistics.json")
+def _statistics_path(options: QuantizeOptions) -> Path:
+    return options.statistics or options.out.with_name(options.out.name + ".statistics.json")
 
 
 def _quantize(job: Job, options: QuantizeOptions, console: Console, result: QuantizeResult) -> None:
@@ -134,15 +192,13 @@ def _quantize(job: Job, options: QuantizeOptions, console: Console, result: Quan
         job.statistics.unlink(missing_ok=True)  # the checkpoint has it
 
 
-def _plan(options: QuantizeOptions) -> Job:
+def _plan(options: QuantizeOptions, directory: Path, hub: HubSource | None) -> Job:
     from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-    from ernie_local.checkpoint.hub import resolve_model
     from ernie_local.config import read_config
     from ernie_quant.foreign import choose_expert_format
     from ernie_quant.job import Job, check_job
     from ernie_quant.recipe import Recipe
 
-    directory = resolve_model(options.source)
     config = read_config(directory)
     # Of mixed bits the smallest ones for now: what fits is known when all is measured.
     bits = 2 if options.is_mixed else int(options.bits)
@@ -151,7 +207,7 @@ def _plan(options: QuantizeOptions) -> Job:
     tables = format_tables(
         config, FormatChoice(experts, dense, "w8", "w8", small_experts="w2" if options.dual else None)
     )
-    job = Job(directory, options.out, tables, Recipe(options.method), resume=options.resume)
+    job = Job(directory, options.out, tables, Recipe(options.method), resume=options.resume, hub=hub)
     check_job(job, config)
     return job
 
@@ -200,12 +256,13 @@ def _mixed_job(
     from ernie_quant.probe import measurements_in
 
     config = read_config(job.source)
-    path = _statistics_path(job, options)
+    path = _statistics_path(options)
     console.note(
         f"measurements are read from {path}" if path.exists() else f"measuring, measurements go to {path}"
     )
     with UnitProgress(console) as progress:
-        measured = measurements_in(path, job.source, sequences, progress.show)
+        identity = None if job.hub is None else job.hub.identity
+        measured = measurements_in(path, job.source, sequences, progress.show, identity)
     tables = _mixed_tables(job, options, config, measured, console)
     for line in allocation_lines(tables, measured):
         console.note(line)
@@ -257,7 +314,13 @@ def _run(job: Job, console: Console, result: QuantizeResult) -> None:
         console.telling_warnings(),
     ):
         reports = quantize_checkpoint(
-            replace(job, on_unit=progress.show, should_stop=is_asked.is_set, on_note=note)
+            replace(
+                job,
+                on_unit=progress.show,
+                on_download=progress.show_download,
+                should_stop=is_asked.is_set,
+                on_note=note,
+            )
         )
     result.out, result.seconds = str(job.out), time.perf_counter() - started
     result.weight_bytes = sum(path.stat().st_size for path in job.out.glob("*.safetensors"))
@@ -287,7 +350,7 @@ def _tell_plan(job: Job, options: QuantizeOptions, console: Console, result: Qua
     plan = plan_checkpoint(job)
     result.plan = fill_result(PlanObject, plan)
     free = shutil.disk_usage(job.out.resolve().parent).free
-    disk = plan.weight_bytes + plan.companion_bytes + plan.scratch_bytes
+    disk = plan.weight_bytes + plan.companion_bytes + plan.work_bytes
     small = f", {format_bytes(plan.small_page_bytes)} of them small pages" if plan.small_page_bytes else ""
     if plan.seconds is not None:
         told = f"about {duration(plan.seconds)}"
@@ -298,8 +361,26 @@ def _tell_plan(job: Job, options: QuantizeOptions, console: Console, result: Qua
         [
             f"weights:  {format_bytes(plan.weight_bytes)}, {plan.weight_bytes:,} bytes{small}",
             f"copied:   {format_bytes(plan.companion_bytes)} of other files",
+            *(() if plan.download is None else _download_lines(plan.download)),
             f"disk:     {format_bytes(disk)} while it runs, {format_bytes(free)} are free",
             f"memory:   at most about {format_bytes(plan.memory_bytes)}",
             f"time:     {told}",
         ]
     )
+
+
+def _download_lines(download: Download) -> Iterator[str]:
+    from ernie_cli.status import duration
+
+    at = ""
+    if download.seconds:
+        rate = int(download.num_bytes / download.seconds)
+        at = f", about {duration(download.seconds)} at the {format_bytes(rate)}/s of now"
+    again = download.num_fetches - download.num_files
+    twice = f", {again} of them twice to keep few on the disk" if again else ""
+    yield f"download: {format_bytes(download.num_bytes)} in {download.num_files} files{twice}{at}"
+    if download.disk_bytes:
+        size = format_bytes(download.disk_bytes)
+        yield f"source:   at most {download.most_files} of them on the disk at any time, {size}"
+    else:
+        yield "source:   all of them stay in the cache of the hub"

@@ -59,6 +59,12 @@ class QuantizeOptions(SampleOptions, CommonOptions):
         "the vision tower."
     )
     statistics: Path | None = file_option(help="Measurements of `ernie-local calibrate`, for mixed bits.")
+    keep_source: bool = option(
+        "--keep-source",
+        default=False,
+        help="Keep the weights of a source hf:ORG/NAME in the hub's cache. Otherwise each file of them is "
+        "deleted after its last use, and at most 4 are on the disk.",
+    )
     method: Literal["gptq", "clip", "rtn", "nf4", "quanto", "quanto-hqq"] = option(
         default="gptq",
         help="gptq calibrates each expert; the others look at weights alone. nf4 needs bitsandbytes, quanto "
@@ -119,6 +125,12 @@ def check_quantize_options(options: QuantizeOptions) -> None:
                 "it matters for mixed bits only",
                 f"add --bits mixed, --target-size or --fit, or remove {given}",
             )
+    if options.keep_source and not options.source.startswith("hf:"):
+        raise UsageError(
+            f"--keep-source with {options.source}",
+            "only what is downloaded from the hub is deleted",
+            "remove --keep-source, or name the source hf:ORG/NAME",
+        )
     for name, text in (("target_size", options.target_size), ("fit", options.fit)):
         if text is not None:
             parse_bytes(text, name)
