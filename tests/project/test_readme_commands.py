@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
 import shutil
@@ -13,6 +14,8 @@ import pytest
 from PIL import Image
 
 from ernie_cli.main import run
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from tests.hub_double import HubDouble
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "ernie-local"
@@ -124,3 +127,26 @@ def test_all_commands_work_one_after_the_other(folder: Path, monkeypatch: pytest
     for line in program_lines():
         run_line(line, monkeypatch)
     assert (folder / "OUT" / "quant_report.json").exists()
+
+
+@pytest.mark.slow
+def test_the_way_to_the_real_model_works_with_a_model_of_its_name(
+    folder: Path, hub: HubDouble, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """nano stands for the published model: on a hub of its own, with a known answer of its own."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```sh\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line.split("  #")[0].removeprefix(PROGRAM) for line in block.splitlines()]
+    (name,) = {word for line in lines for word in line.split() if word.startswith("hf:")}
+    source = Path(shutil.copytree(NANO_DIRECTORY, folder / "source"))
+    prompt = {"name": "text", "content": ["What is the total?"], "ids": [300]}
+    golden = {"source": "a test", "thinking": False, "prompts": [prompt]}
+    (source / "golden.json").write_text(json.dumps(golden))
+    hub.add_folder(name.removeprefix("hf:"), source)
+    assert len(lines) == 4
+    for line in lines:
+        run_line(line, monkeypatch)
+    said = capfd.readouterr()
+    assert "download: " in said.out
+    assert "golden text: " in said.out
+    assert said.out.splitlines()[-1] == "£84.84"
