@@ -111,11 +111,11 @@ FACTS: Mapping[str, Any] = {
     "memory": _object(
         "MemoryFacts",
         "RAM.",
-        free_bytes=(int, "Without swapping."),
-        total_bytes=int,
-        is_limited=(bool, "Whether a container allows less than the machine has free."),
-        swap_total_bytes=int,
-        swap_used_bytes=int,
+        free_bytes=(int | None, "Without swapping. All null where the system does not tell."),
+        total_bytes=int | None,
+        is_limited=(bool | None, "Whether a container allows less than the machine has free."),
+        swap_total_bytes=int | None,
+        swap_used_bytes=int | None,
     ),
     "kernels": _object(
         "KernelsFacts",

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 
 import typer
 
-from ernie_local.errors import ErnieLocalError, Interrupted, OutOfMemory, UsageError, spell_parameters
+from ernie_local.errors import (
+    DoesNotFit,
+    ErnieLocalError,
+    Interrupted,
+    OutOfMemory,
+    UsageError,
+    spell_parameters,
+)
+from ernie_local.machine.libraries import load_failure
+from ernie_local.planner.free_memory import address_limit
+from ernie_local.sizes import format_bytes
 
 # Options that are not called as the library's argument.
 _OPTIONS = {
@@ -35,6 +45,7 @@ CODE_NAMES = {
 }
 # torch reports exhausted memory as RuntimeError; only its words tell it from a defect.
 _OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory")
+_NO_THREAD = "can't start new thread"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,15 @@ def _as_user_error(error: BaseException) -> ErnieLocalError | None:
         return UsageError(
             error.format_message(), f"the command line does not fit what {command} takes", f"{command} --help"
         )
+    failed = load_failure(error)
+    if failed is not None:
+        return failed
+    if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
+        return DoesNotFit(
+            f"a thread cannot be started: {error}",
+            "processes are limited (ulimit -u, pids.max of a container), or addresses (ulimit -v)",
+            "raise that limit, or end other programs",
+        )
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted", "Ctrl-C was pressed before the end", "run the command again")
     if isinstance(error, OSError):
@@ -100,8 +120,13 @@ def _as_user_error(error: BaseException) -> ErnieLocalError | None:
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY_WORDS)
     ):
+        what = f"memory ran out: {(str(error).splitlines() or ['allocation failed'])[0]}"
+        limit = address_limit()
+        if limit is not None:
+            why = f"the addresses that this process may use are limited to {format_bytes(limit)} (ulimit -v)"
+            return OutOfMemory(what, why, "raise that limit, a smaller model, or a smaller --ctx-size")
         return OutOfMemory(
-            f"memory ran out: {(str(error).splitlines() or ['allocation failed'])[0]}",
+            what,
             "the model, its context and the images need more than this machine has free",
             "a smaller --ctx-size, --dtype bfloat16, fewer images, or a machine with more memory",
         )

@@ -32,6 +32,7 @@ from ernie_cli.settings import use_forced_instruction_set
 from ernie_cli.streams import abandon_stdout, protect_streams
 from ernie_cli.vram import command as vram
 from ernie_local.escapes import printable_json
+from ernie_local.machine.libraries import torch_failure
 
 INTERRUPTED = 130
 
@@ -41,13 +42,14 @@ class Command:
     """A row of the table: what runs, with which options, and the class of its result as module:name.
 
     The result's module is imported when the command runs, `run` gets an empty one and fills it. A command
-    that computes obeys ERNIE_LOCAL_ISA.
+    that computes obeys ERNIE_LOCAL_ISA; one that needs PyTorch is refused where that cannot be loaded.
     """
 
     run: Callable[[Any, Any], None]
     options: type[Any]
     result: str
     computes: bool = True
+    needs_torch: bool = True
 
     def new_result(self) -> Any:
         """The result of a run that knows nothing yet."""
@@ -65,11 +67,19 @@ COMMANDS: Mapping[str, Command] = {
         eval_command.compare_checkpoints, eval_command.EvalOptions, "ernie_cli.eval_result:EvalResult"
     ),
     "bench": Command(bench.bench, bench.BenchOptions, "ernie_cli.bench.result:BenchResult"),
-    "inspect": Command(inspect.inspect, inspect.InspectOptions, "ernie_cli.inspect:InspectResult"),
-    "vram": Command(vram.vram, vram.VramOptions, "ernie_cli.vram.result:VramResult", computes=False),
-    "models": Command(models.models, models.ModelsOptions, "ernie_cli.models:ModelsResult"),
+    "inspect": Command(
+        inspect.inspect, inspect.InspectOptions, "ernie_cli.inspect:InspectResult", needs_torch=False
+    ),
+    "vram": Command(
+        vram.vram, vram.VramOptions, "ernie_cli.vram.result:VramResult", computes=False, needs_torch=False
+    ),
+    "models": Command(
+        models.models, models.ModelsOptions, "ernie_cli.models:ModelsResult", needs_torch=False
+    ),
     "verify": Command(verify.verify_checkpoint, verify.VerifyOptions, "ernie_cli.verify:VerifyResult"),
-    "doctor": Command(doctor.doctor, doctor.DoctorOptions, "ernie_cli.doctor_result:DoctorResult"),
+    "doctor": Command(
+        doctor.doctor, doctor.DoctorOptions, "ernie_cli.doctor_result:DoctorResult", needs_torch=False
+    ),
 }
 
 
@@ -138,6 +148,9 @@ def _register(name: str, command: Command) -> None:
             use_forced_instruction_set()
         result = command.new_result()
         context.ensure_object(Invocation).result = result
+        failed = torch_failure() if command.needs_torch else None
+        if failed is not None:
+            raise failed
         command.run(options, result)
 
     app.command(name)(command_from(command.options, run, command.run.__doc__))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ernie_local.doctor.check import Diagnosis, Subject
 from ernie_local.errors import ErnieLocalError
+from ernie_local.machine.libraries import load_failure
 from ernie_local.planner.cpu_limits import usable_cpus
 
 if TYPE_CHECKING:
@@ -89,7 +90,14 @@ def check_instruction_set(subject: Subject) -> Diagnosis:
 def check_results(subject: Subject) -> Diagnosis:
     """Fails where small products of any instruction set differ too much from plain PyTorch."""
     setting = subject.isa_setting
-    differences = measure_differences()
+    try:
+        differences = measure_differences()
+    except RuntimeError as error:
+        failed = load_failure(error)
+        if failed is None:
+            raise
+        unknown = {"limit": LARGEST_DIFFERENCE, "largest_difference": None, "differences": list[object]()}
+        return Diagnosis.fails(f"{failed.what}; {failed.why}", failed.hint, unknown)
     largest = max(differences.values(), default=0.0)
     facts = {
         "limit": LARGEST_DIFFERENCE,

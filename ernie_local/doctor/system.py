@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import psutil
 
 from ernie_local.doctor.check import Diagnosis, Subject, WeightFiles
-from ernie_local.errors import ErnieLocalError, InputUnreadable, ModelUnusable
+from ernie_local.errors import DoesNotFit, ErnieLocalError, InputUnreadable, ModelUnusable
+from ernie_local.machine.libraries import load_failure, torch_failure
 from ernie_local.planner.cpu_limits import CpuLimits, cpu_quota, usable_cpus
 from ernie_local.planner.fit import runs_in_wsl
 from ernie_local.planner.free_memory import free_memory, system_memory
@@ -41,11 +42,16 @@ def check_python(subject: Subject) -> Diagnosis:
     container has less than one CPU's time."""
     version, cpus, quota = platform.python_version(), usable_cpus(), cpu_quota(subject.system_root)
     facts = {"python": version, "torch": None, "threads": None, "usable_cpus": cpus, "cpu_quota": quota}
+    failed = torch_failure()
     try:
-        import torch
-    except (ImportError, OSError) as error:  # OSError: a library that it loads is not there
-        text = f"Python {version}, but PyTorch cannot be imported: {error}"
-        return Diagnosis.fails(text, "pip install --force-reinstall torch", facts)
+        if failed is None:
+            import torch
+    except Exception as error:
+        failed = load_failure(error)
+        if failed is None:
+            raise
+    if failed is not None:
+        return Diagnosis.fails(f"Python {version}, but {failed.what}; {failed.why}", failed.hint, facts)
     threads, useful = torch.get_num_threads(), CpuLimits(cpus, cpus, quota).useful_threads
     if useful < cpus:
         threads = min(threads, useful)  # as when a model is loaded
@@ -68,7 +74,11 @@ def check_python(subject: Subject) -> Diagnosis:
 
 def check_main_memory(subject: Subject) -> Diagnosis:
     """Slow where so little is free that the system would swap; a container's limit counts."""
-    memory, swap, free = system_memory(), psutil.swap_memory(), free_memory(subject.system_root)
+    try:
+        memory, swap, free = system_memory(), psutil.swap_memory(), free_memory(subject.system_root)
+    except DoesNotFit as error:
+        keys = ("free_bytes", "total_bytes", "is_limited", "swap_total_bytes", "swap_used_bytes")
+        return Diagnosis.fails(f"{error.what}; {error.why}", error.hint, dict.fromkeys(keys))
     facts = {
         "free_bytes": free,
         "total_bytes": memory.total,
@@ -107,7 +117,10 @@ def check_battery(_: Subject) -> Diagnosis:
     """Slow on battery; ok on mains, and where there is none or the system does not tell."""
     # Some systems have no such function, some no battery.
     sensors = getattr(psutil, "sensors_battery", None)
-    state = None if sensors is None else sensors()
+    state = None
+    if sensors is not None:
+        with suppress(OSError):  # of a system without /sys
+            state = sensors()
     plugged = None if state is None else state.power_plugged
     facts = {"present": state is not None, "power_plugged": plugged}
     if state is None:
@@ -142,6 +155,9 @@ def check_disk(subject: Subject) -> Diagnosis:
             measured = measure_disk(path, _PAGE_BYTES, _DISK_SECONDS)
     except ErnieLocalError as error:
         return Diagnosis.slow(f"{whose} cannot be timed: {error.why}", error.hint, facts)
+    except RuntimeError as error:  # no thread can be started
+        limits = "raise the limit of processes (ulimit -u, pids.max) or of addresses (ulimit -v)"
+        return Diagnosis.slow(f"{whose} cannot be timed: {error}", limits, facts)
     speed = measured.speed.median
     facts |= {"page_bytes": _PAGE_BYTES, "bytes_per_second": speed, "is_direct": measured.is_direct}
     kind = _STORAGE_KINDS[storage.kind] + ("" if storage.file_system is None else f" ({storage.file_system})")

@@ -58,7 +58,10 @@ def find_storage(
 ) -> Storage:
     """What the file or folder `path`, which exists, lies on. partitions: as psutil lists them."""
     if partitions is None:
-        partitions = psutil.disk_partitions(all=True)
+        try:
+            partitions = psutil.disk_partitions(all=True)
+        except OSError:  # without /proc
+            partitions = ()
     file_system = _file_system(path.resolve(), partitions)
     if file_system in _NETWORK:
         return Storage("network", file_system)

@@ -103,7 +103,8 @@ def choose_threads(
         fewer = f"{parameter('threads', possible)}, or " if possible > 0 else ""
         raise DoesNotFit(
             f"{wanted} more threads are needed to compute with {threads}, the system lets {left} start",
-            "the number of processes is limited, for this user (ulimit -u) or this container (pids.max)",
+            "processes are limited, of this user (ulimit -u) or this container (pids.max), or the addresses "
+            "that their stacks take (ulimit -v)",
             f"{fewer}raise that limit, or end other programs",
         )
     if left < wanted:

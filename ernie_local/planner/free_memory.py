@@ -29,14 +29,20 @@ def process_memory() -> int:
     return resident
 
 
-def left_of_addresses() -> int | None:
-    """Bytes that this process may still map; None without a limit, which `ulimit -v` sets."""
+def address_limit() -> int | None:
+    """Bytes that this process may map; None without a limit, which `ulimit -v` sets."""
     try:
         import resource
     except ImportError:  # Windows
         return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY:
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def left_of_addresses() -> int | None:
+    """Bytes that this process may still map; None without a limit."""
+    limit = address_limit()
+    if limit is None:
         return None
     mapped: int = _own_memory().vms
     return limit - mapped

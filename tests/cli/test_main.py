@@ -79,6 +79,8 @@ def test_no_command_shows_help_and_is_a_usage_error(command: Command) -> None:
         (Interrupted("w", "y", "h"), 130, "interrupted"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 6, "out_of_memory"),
+        (RuntimeError("can't start new thread"), 3, "does_not_fit"),
+        (ImportError("libfoo.so: cannot open shared object file", name="foo"), 3, "does_not_fit"),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
             6,

@@ -105,7 +105,7 @@ def test_without_torch_it_fails_and_what_needs_torch_is_left_out(
     found = list(examine(subject))
     assert [each.name for each in found] == ["python", "memory", "kernels"]
     assert found[0].verdict == "fails"
-    assert "PyTorch cannot be imported" in found[0].text
+    assert "PyTorch cannot be loaded" in found[0].text
     assert found[0].facts["torch"] is None
 
 
@@ -161,6 +161,30 @@ def test_on_battery_it_is_slow(
     found = look("battery")
     assert (found.verdict, found.facts["power_plugged"]) == (verdict, plugged)
     assert found.facts["present"] == (state is not None)
+
+
+def test_without_sys_there_is_no_battery_and_without_proc_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **_options: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/or/sys")
+
+    monkeypatch.setattr(psutil, "sensors_battery", missing, raising=False)
+    assert look("battery").verdict == "ok"
+    monkeypatch.setattr(psutil, "virtual_memory", missing)
+    found = look("memory")
+    assert (found.verdict, set(found.facts.values())) == ("fails", {None})
+    assert "/proc is mounted" in (found.fix or "")
+    monkeypatch.setattr(psutil, "disk_partitions", missing)
+    assert look("disk").facts["file_system"] is None
+
+
+def test_without_cpuinfo_the_self_test_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> dict[str, float]:
+        raise RuntimeError("Failed to initialize cpuinfo!")
+
+    monkeypatch.setattr("ernie_local.doctor.cpu.measure_differences", fail)
+    found = look("self-test")
+    assert (found.verdict, found.facts["differences"]) == ("fails", [])
+    assert "/proc is mounted" in (found.fix or "")
 
 
 def test_a_system_that_knows_no_batteries(monkeypatch: pytest.MonkeyPatch) -> None:
