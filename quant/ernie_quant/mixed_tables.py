@@ -139,7 +139,7 @@ class MixedTables:
 
 def room_in_files(smallest: QuantizationConfig, size: int, files_bytes: FilesBytes) -> int:
     """Bytes that `size` leaves above files in the smallest tables; DoesNotFit where it is less than these."""
-    return _room(size, files_bytes(smallest), "target_size")
+    return _room(smallest, size, files_bytes(smallest), "target_size")
 
 
 def room_on_gpu(config: ModelConfig, smallest: QuantizationConfig, size: int, beside: int) -> int:
@@ -152,15 +152,17 @@ def room_on_gpu(config: ModelConfig, smallest: QuantizationConfig, size: int, be
     matrices = {name: found for name, found in smallest.matrices.items() if not name.startswith("vision.")}
     pages = sum(_page_bytes(config, bank, name) for (_, bank), names in experts.items() for name in names)
     needed = dataclasses.replace(smallest, experts={}, matrices=matrices)
-    return _room(size, quantized_bytes(config, needed) + pages + beside, "fit")
+    return _room(smallest, size, quantized_bytes(config, needed) + pages + beside, "fit")
 
 
-def _room(size: int, least: int, name: str) -> int:
+def _room(smallest: QuantizationConfig, size: int, least: int, name: str) -> int:
     if least > size:
+        shrinks = {*smallest.gated_mlps.values()} - {_DENSE[0]}
+        or_less = f", or shrink dense weights: {parameter('dense', 'auto')}" if shrinks else ""
         raise DoesNotFit(
             f"the weights take {least:,} bytes at least, {size:,} are wanted",
             "the smallest formats already take more",
-            f"{parameter(name, least)} or more, or shrink dense weights: {parameter('dense', 'auto')}",
+            f"{parameter(name, least)} or more{or_less}",
         )
     return size - least
 

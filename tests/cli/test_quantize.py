@@ -142,6 +142,7 @@ def test_a_size_below_the_floor_is_refused_before_anything_is_measured(
     assert isinstance(said["error"], dict)
     (least,) = re.findall(r"take ([0-9,]+) bytes at least, 1,048,576 are wanted", said["error"]["what"])
     assert f"{option} {least.replace(',', '')} or more" in said["error"]["hint"]
+    assert ("--dense auto" in said["error"]["hint"]) == (dense == "w8")
     floor = int(least.replace(",", ""))
     assert quantize(*arguments, str(floor - 1))[0] == 3
     assert quantize(*arguments, str(floor))[1]["error"]["what"] == "drawing samples"

@@ -268,8 +268,8 @@ def test_files_are_as_large_as_was_asked_and_the_floor_is_the_true_one(
 
 def test_a_gpu_holds_what_decoding_needs(measured: Measurements) -> None:
     choice = MixedTables(CONFIG, measured, "auto")
-    small, large = (choice.for_gpu(size << 20, beside=1 << 20) for size in (5, 6))
-    for tables, size in ((small, 5 << 20), (large, 6 << 20)):
+    for size in range(5 << 20, 6 << 20, 100_000):
+        tables = choice.for_gpu(size, beside=1 << 20)
         matrices = {name: found for name, found in tables.matrices.items() if not name.startswith("vision.")}
         text = {key: formats for key, formats in tables.experts.items() if key[1] == "text"}
         resident = dataclasses.replace(tables, matrices=matrices, experts={})
@@ -279,7 +279,8 @@ def test_a_gpu_holds_what_decoding_needs(measured: Measurements) -> None:
             for name in formats
         )
         needed = quantized_bytes(CONFIG, resident) + pages + (1 << 20)
-        assert 0.95 * size < needed <= size
+        # Pages differ by 4096 bytes; what is left is less than the next step of any expert.
+        assert size - 2 * 4096 < needed <= size
     with pytest.raises(DoesNotFit, match="bytes at least, 2,097,152 are wanted"):
         choice.for_gpu(2 << 20, beside=1 << 20)
 
