@@ -54,15 +54,13 @@ class Clock:
     def __init__(self, partial: Path, layers: int, blocks: int) -> None:
         self._partial, self._layers, self._blocks = partial, layers, blocks
         self._last = time.perf_counter()
-        self._work_done = 0.0
+        self.predicted = 0.0  # seconds of all, before the first unit
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.work: defaultdict[str, float] = defaultdict(float)
         self.most_bytes = 0
 
-    def tick(self, unit: str, done: float, _all: float) -> None:
+    def tick(self, unit: str, _done: float, of_all: float) -> None:
         now = time.perf_counter()
-        self.work[self.kind(unit)] += done - self._work_done
-        self._work_done = done
+        self.predicted = self.predicted or of_all
         self.seconds[self.kind(unit)] += now - self._last
         self._last = now
         if unit.startswith(("layer ", "sequence ")):
@@ -118,15 +116,14 @@ def main() -> None:
         Job(source, out, tables, Recipe(arguments.method), sequences, resume="never", on_unit=clock.tick)
     )
     weight_bytes = sum(path.stat().st_size for path in out.iterdir())
-    # How long the bar thinks that each kind takes, from the pace of all: an honest one says the same.
-    pace = sum(clock.seconds.values()) / sum(clock.work.values())
-    print("| | measured, s | reckoned, s | times | whole model, min |\n|---|---:|---:|---:|---:|")
+    print("| | measured, s | times | whole model, min |\n|---|---:|---:|---:|")
     whole = 0.0
     for kind, seconds in clock.seconds.items():
         whole += seconds * clock.times(kind)
-        reckoned, times = pace * clock.work[kind], clock.times(kind)
-        print(f"| {kind} | {seconds:.1f} | {reckoned:.1f} | {times:g} | {seconds * times / 60:.1f} |")
-    print(f"| all | {sum(clock.seconds.values()):.1f} | | | {whole / 60:.0f} |")
+        times = clock.times(kind)
+        print(f"| {kind} | {seconds:.1f} | {times:g} | {seconds * times / 60:.1f} |")
+    print(f"| all | {sum(clock.seconds.values()):.1f} | | {whole / 60:.0f} |")
+    print(f"predicted after the rehearsal: {clock.predicted:.1f} s")
     tokens = sum(len(sequence.token_ids) for sequence in sequences)
     print(f"{tokens} tokens, {torch.get_num_threads()} threads, peak memory {peak_mib()} MiB")
     if clock.most_bytes:

@@ -42,7 +42,7 @@ from ernie_quant.source import FloatSource
 from ernie_quant.tokens import RowFile, TokenTable, embed
 from ernie_quant.work import Units, expert_unit
 
-_NEIGHBOURS_PER_COLUMN = 2  # tokens for the prior of down, for each of its columns
+NEIGHBOURS_PER_COLUMN = 2  # tokens for the prior of down, for each of its columns
 MOST_DRIFT_TOKENS = 2048  # on the exact path, but at least one whole sequence
 ExpertReports = dict[RoutedExpert, ExpertReport]
 
@@ -105,6 +105,7 @@ class Calibration:
         layer = build_layer(self._made, self._config, layer_id)
         with self._files.layer(layer_id) as (states, attended, routed):
             attend_layer(layer, self._config, self._table, states, attended)
+            self._units.count_for(f"layer {layer_id}")
             routings = {
                 bank.name: self._make_bank(layer, layer_id, bank, attended, routed)
                 for bank in (self._config.text.banks if layer.moe is not None else ())
@@ -120,6 +121,7 @@ class Calibration:
     ) -> Routing:
         """Make the bank's experts, add their outputs to `routed`, and return the routing."""
         routing = route_bank(layer, self._table, attended, bank)
+        self._units.count_for(f"layer {layer_id}")
         moments: torch.Tensor | None = None
         for expert_id, places in enumerate(self._places(layer_id, bank.name)):
             unit = expert_unit(layer_id, bank.name, expert_id)
@@ -130,7 +132,8 @@ class Calibration:
                     everything = NormedTokens(layer, attended, routing.rows)
                     alike = torch.ones(len(everything))
                     moments = second_moments(everything, alike, self._config.text.hidden_size).matrix
-                nearest = routing.neighbours(expert_id, _NEIGHBOURS_PER_COLUMN * bank.expert_size)
+                    self._units.count_for(f"layer {layer_id}")
+                nearest = routing.neighbours(expert_id, NEIGHBOURS_PER_COLUMN * bank.expert_size)
                 neighbours = NormedTokens(layer, attended, nearest)
                 pages, report = quantize_expert(
                     self._source.expert(layer_id, bank.name, expert_id),
@@ -145,7 +148,7 @@ class Calibration:
             name, row = places[0]
             made = self._units.files.read(name, row)
             check_checksum(made, f"{self._units.files.directory}: page {row} of {name}")
-            tokens.add_outputs(_packed_expert(made[None]), weights, routed)
+            tokens.add_outputs(packed_expert(made[None]), weights, routed)
         return routing
 
     def _places(self, layer_id: int, bank: Bank) -> list[tuple[tuple[str, int], ...]]:
@@ -165,7 +168,7 @@ def reports_of(config: ModelConfig, done: Mapping[str, Mapping[str, float]]) -> 
     }
 
 
-def _packed_expert(page: torch.Tensor) -> Expert:
+def packed_expert(page: torch.Tensor) -> Expert:
     """The expert that the runtime computes from its page, (1, page_bytes)."""
     return lambda tokens, weights: packed_experts(
         ExpertsCall(tokens, page, torch.zeros(len(tokens), 1, dtype=torch.int64), weights)

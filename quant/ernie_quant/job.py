@@ -21,11 +21,11 @@ from ernie_quant.work import OnUnit, ResumeMode, check_resume, tell_nobody
 class Job:
     """Source, output and settings. sequences: calibration tokens, which only the method `gptq` needs.
 
-    on_unit: called with each finished unit, the cost so far and the total cost; at first with an empty name
-    and the cost of earlier runs. should_stop: asked after every unit. on_note: called with a line about
-    something that could not be done. statistics: the measurements behind `tables`, copied to statistics.json
-    in the checkpoint. most_memory: bytes that the work may take; a job that needs more is refused. hub: of
-    which model on the hub `source` is the directory. on_download: as of ShardStore.
+    on_unit: called with each finished unit, the seconds so far and about the seconds of all; at first with
+    an empty name and about the seconds of earlier runs. should_stop: asked after every unit. on_note: called
+    with a line about something that could not be done. statistics: the measurements behind `tables`, copied
+    to statistics.json in the checkpoint. most_memory: bytes that the work may take; a job that needs more is
+    refused. hub: of which model on the hub `source` is the directory. on_download: as of ShardStore.
     """
 
     source: Path

@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -32,9 +32,11 @@ from ernie_quant.calibration import Calibration, ExpertReports, reports_of
 from ernie_quant.companions import companion_bytes, copy_companions
 from ernie_quant.job import Job, check_job
 from ernie_quant.measurements import STATISTICS_FILE
+from ernie_quant.pace import REPORT_SECONDS, Pace, audit_seconds
 from ernie_quant.place import is_made, rehearse_rename
-from ernie_quant.plan import Plan, plan_run, rehearse, unit_costs
+from ernie_quant.plan import Plan, expert_tokens, plan_run, unit_costs
 from ernie_quant.recipe import Recipe
+from ernie_quant.rehearsal import rehearse
 from ernie_quant.report import write_numbers, write_report
 from ernie_quant.report.contents import gather
 from ernie_quant.shard_store import Download, ShardStore
@@ -87,18 +89,21 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         _write_config(job, tables)
         copy_companions(job.source, checkpoint, job.partial, job.on_note)
         costs = _unit_costs(job, new_config, fixed, checkpoint)
-        if job.calibrates and not work.done.keys() & costs.keys():
-            pace = rehearse(new_config, tables, job.recipe, job.partial)
-            minutes = math.ceil(pace * sum(costs.values()) / 60)
-            job.on_note(f"tried an expert of the largest size: about {minutes} min for all")
-        units = Units(work, files, costs, job.on_unit, job.should_stop)
+        checking = audit_seconds(files.total_bytes)
+        pace = _rehearsed_pace(job, new_config, costs, job.partial)
+        if job.calibrates:
+            left = {unit: cost for unit, cost in costs.items() if unit not in work.done}
+            minutes = math.ceil((pace.seconds(left) + REPORT_SECONDS + checking) / 60)
+            rest = "the rest" if len(left) < len(costs) else "all"
+            job.on_note(f"tried an expert of each kind: about {minutes} min for {rest}")
+        units = Units(work, files, costs, pace, REPORT_SECONDS + checking, job.on_unit, job.should_stop)
         agreement = _make_units(job, new_config, table, checkpoint, stages, units)
         reports = reports_of(new_config, work.done)
         contents = gather(job, config, tables, reports, agreement)
         write_numbers(job.partial, contents)
-        units.tell("checking the new checkpoint")
+        units.tell("checking the new checkpoint", REPORT_SECONDS + checking)
         audited = audit(job.partial, job.source, files.total_bytes, job.on_note, plan.memory_bytes)
-        units.tell("writing the report")
+        units.tell("writing the report", REPORT_SECONDS)
         write_report(job.partial, contents, audited, job.source)
         work.finish(job.out)
     return reports
@@ -236,8 +241,19 @@ def plan_checkpoint(job: Job) -> Plan:
         return plan
     job.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.out.parent, prefix=".ernie-local.") as scratch:
-        pace = rehearse(new_config, job.tables, job.recipe, Path(scratch))
-    return dataclasses.replace(plan, seconds=pace * sum(costs.values()))
+        pace = _rehearsed_pace(job, new_config, costs, Path(scratch))
+    seconds = pace.seconds(costs) + REPORT_SECONDS + audit_seconds(plan.weight_bytes)
+    return dataclasses.replace(plan, seconds=seconds)
+
+
+def _rehearsed_pace(job: Job, config: ModelConfig, costs: Mapping[str, float], directory: Path) -> Pace:
+    """What units of these costs take; pages that are made for it are in `directory` for a moment.
+
+    config: with the new tables.
+    """
+    if not job.calibrates:
+        return Pace(costs, {})
+    return Pace(costs, rehearse(config, job.recipe, directory, expert_tokens(config, job.sequences)))
 
 
 def _copied_bytes(job: Job) -> int:

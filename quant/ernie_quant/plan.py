@@ -1,29 +1,24 @@
 """Estimates what a quantizing run takes before it begins: bytes, disk, memory, time.
 
 Bytes of the checkpoint are exact. Memory is an upper estimate from the largest objects that exist at the same
-time. Costs of units were fitted at the model's real shapes (docs/performance.md); only their proportions
-matter.
+time. Costs of units were fitted at the model's real shapes (docs/performance.md); `pace` makes seconds of
+them.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from ernie_calibration.sequences import EncodedSample
-from ernie_local.checkpoint.packed import expert_pages, page_formats
+from ernie_local.checkpoint.packed import expert_pages
 from ernie_local.checkpoint.writer import CheckpointFiles, TensorEntry
-from ernie_local.config import Bank, Modality, ModelConfig, QuantizationConfig, TextConfig
+from ernie_local.config import Bank, Modality, ModelConfig, TextConfig
 from ernie_local.errors import DoesNotFit, parameter
-from ernie_local.packing import pack_page
-from ernie_local.packing.page import read_layout
 from ernie_local.sizes import MIB, format_bytes
 from ernie_quant.calibration import MOST_DRIFT_TOKENS
-from ernie_quant.expert import ExpertInputs, ExpertWeights, quantize_expert
 from ernie_quant.layer import CHUNK_TOKENS
 from ernie_quant.recipe import Recipe
 from ernie_quant.shard_store import Download
@@ -133,18 +128,25 @@ def unit_costs(
         return costs
     for number, sequence in enumerate(sequences):
         costs[f"sequence {number}"] = _image_cost(config, sequence)
-    num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
-    num_vision = sum(patches.num_tokens for sequence in sequences for patches in sequence.patches)
-    counts: dict[Modality, int] = {"text": num_tokens - num_vision, "vision": num_vision}
+    num_tokens = expert_tokens(config, sequences)
     for layer_id, has_experts in enumerate(config.text.moe_layers):
         for bank in config.text.banks if has_experts else ():
-            bank_tokens = sum(counts[modality] for modality in bank.serves)
-            tokens = bank_tokens * config.text.experts_per_token / bank.num_experts
-            cost = expert_cost(config, bank.name, tokens, recipe)
+            cost = expert_cost(config, bank.name, num_tokens[bank.name], recipe)
             for expert_id in range(bank.num_experts):
                 costs[expert_unit(layer_id, bank.name, expert_id)] = cost
         costs[f"layer {layer_id}"] = _layer_cost(config, sequences)
     return costs
+
+
+def expert_tokens(config: ModelConfig, sequences: Sequence[EncodedSample]) -> dict[Bank, float]:
+    """Mean number of calibration tokens of an expert of each bank."""
+    num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
+    num_vision = sum(patches.num_tokens for sequence in sequences for patches in sequence.patches)
+    counts: dict[Modality, int] = {"text": num_tokens - num_vision, "vision": num_vision}
+    return {
+        bank.name: sum(counts[one] for one in bank.serves) * config.text.experts_per_token / bank.num_experts
+        for bank in config.text.banks
+    }
 
 
 def _fixed_cost(entry: TensorEntry, recipe: Recipe) -> float:
@@ -185,45 +187,3 @@ def expert_cost(config: ModelConfig, bank: Bank, tokens: float, recipe: Recipe) 
     # Gate and up of each page give the inputs of down; all three of the first page feed the next layer.
     products = (3 + 2 * pages) * tokens * inner * hidden
     return (pages * chosen + moments + products) / _GIGA
-
-
-_TOKENS = 512
-
-
-def rehearse(config: ModelConfig, tables: QuantizationConfig, recipe: Recipe, directory: Path) -> float:
-    """Quantize a random expert as large as the largest before hours of work; the seconds for a unit of cost.
-
-    Its pages are written to `directory` and read back, so a failure shows now and not at the end. recipe:
-    with the method `gptq`. DoesNotFit if a page cannot be written.
-    """
-    layer_id, bank = max(tables.experts, key=lambda key: config.text.bank(key[1]).expert_size)
-    formats = [table[layer_id, bank][0] for table in (tables.experts, tables.small_experts) if table]
-    hidden_size = config.text.hidden_size
-    generator = torch.Generator().manual_seed(0)
-    tokens = [torch.randn(_TOKENS, hidden_size, generator=generator)]
-    weights = torch.rand(_TOKENS, generator=generator)
-    inputs = ExpertInputs(tokens, weights, tokens, _TOKENS, torch.eye(hidden_size))
-    inner_size = config.text.bank(bank).expert_size
-    gate, up = (torch.randn(inner_size, hidden_size, generator=generator) for _ in range(2))
-    expert = ExpertWeights(gate, up, torch.randn(hidden_size, inner_size, generator=generator))
-    began = time.perf_counter()
-    pages, _ = quantize_expert(expert, inputs, recipe, *map(page_formats, formats))
-    for page in pages:
-        _save_and_read(pack_page(page), directory / "rehearsal")
-    seconds = time.perf_counter() - began
-    return seconds / expert_cost(config, bank, _TOKENS, recipe)
-
-
-def _save_and_read(packed: torch.Tensor, path: Path) -> None:
-    try:
-        path.write_bytes(packed.numpy().tobytes())
-        again = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-    except OSError as error:
-        raise DoesNotFit(
-            f"a page of {packed.numel()} bytes cannot be written to {path.parent} and read back",
-            error.strerror or str(error),
-            "free some space there, or name a directory on another disk",
-        ) from error
-    path.unlink()
-    assert torch.equal(again, packed), path
-    read_layout(again, str(path))

@@ -12,6 +12,8 @@ import importlib.metadata
 import json
 import os
 import shutil
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Literal
@@ -26,6 +28,7 @@ from ernie_local.config import Bank
 from ernie_local.errors import ModelUnusable, Stopped, UsageError, parameter
 from ernie_local.files import open_plain, replaced, sync_names
 from ernie_quant.foreign import FOREIGN_PACKAGES
+from ernie_quant.pace import Pace
 from ernie_quant.place import IDENTITY_FILE, PIN_FILE, WORK_FOLDER, check_empty, has_work, is_made
 from ernie_quant.recipe import Recipe
 
@@ -223,7 +226,8 @@ def damaged_work(path: Path, why: str) -> ModelUnusable:
     return ModelUnusable(f"{path} is damaged, so the work that was begun cannot go on", why, hint)
 
 
-OnUnit = Callable[[str, float, float], None]  # its name, the cost so far, the cost of all
+# Its name, the seconds so far, earlier runs included, and about the seconds of all.
+OnUnit = Callable[[str, float, float], None]
 
 
 def tell_nobody(*_told: object) -> None:
@@ -243,36 +247,59 @@ class Units:
         work: Work,
         files: CheckpointFiles,
         costs: Mapping[str, float],
+        pace: Pace,
+        seconds_after: float,
         on_unit: OnUnit,
         should_stop: Callable[[], bool] | None,
     ) -> None:
-        """costs: of every unit, in any measure."""
-        self.work, self.files, self._costs = work, files, costs
+        """costs: of every unit; pace: what it takes; seconds_after: what follows the last unit."""
+        self.work, self.files, self._pace = work, files, pace
         self.done = work.done  # the reports of units that this run or an earlier one finished
         self._on_unit, self._should_stop = on_unit, should_stop
-        self._cost_of_all = sum(costs.values())
-        self._cost_done = sum(costs.get(unit, 0.0) for unit in self.done)
-        on_unit("", self._cost_done, self._cost_of_all)
+        self._num_units, self._seconds_after = len(costs), seconds_after
+        self._left = {unit: cost for unit, cost in costs.items() if unit not in self.done}
+        done_before = {unit: cost for unit, cost in costs.items() if unit in self.done}
+        self._seconds_before = pace.seconds(done_before)
+        self._began = self._counted = time.monotonic()
+        self._spent: defaultdict[str, float] = defaultdict(float)  # on units that are not finished
+        self._tell("")
 
-    def tell(self, what: str) -> None:
-        """Tell the caller what is done now besides units."""
-        self._on_unit(what, self._cost_done, self._cost_of_all)
+    def tell(self, what: str, seconds_after: float) -> None:
+        """Tell the caller what is done now that all units are; it and what follows take `seconds_after`."""
+        self._seconds_after = seconds_after
+        self._tell(what)
+
+    def count_for(self, unit: str) -> None:
+        """Count the time since the last unit for this one, which is not finished."""
+        now = time.monotonic()
+        self._spent[unit] += now - self._counted
+        self._counted = now
+
+    def _tell(self, what: str) -> None:
+        self._on_unit(what, *self._seconds())
+
+    def _seconds(self) -> tuple[float, float]:
+        """Those so far, and about those of all."""
+        done = self._seconds_before + time.monotonic() - self._began
+        return done, done + self._pace.seconds(self._left) + self._seconds_after
 
     def finish(self, unit: str, report: Mapping[str, float] | None = None) -> None:
         """Sync its bytes to the disk and record it. Stopped as from `check_stop`."""
         self.files.sync()
         self.work.record(unit, report)
-        self._cost_done += self._costs[unit]
-        self._on_unit(unit, self._cost_done, self._cost_of_all)
+        self.count_for(unit)
+        self._pace.learn(unit, self._spent.pop(unit))
+        del self._left[unit]
+        self._tell(unit)
         self.check_stop()
 
     def check_stop(self) -> None:
         """Raise Stopped if the caller asks for it; recorded units stay."""
         if self._should_stop is not None and self._should_stop():
-            num_done = len(self.done.keys() & self._costs.keys())
+            done, of_all = self._seconds()
             raise Stopped(
-                f"stopped after {num_done} of {len(self._costs)} units, "
-                f"{self._cost_done / self._cost_of_all:.0%} of the work",
+                f"stopped after {self._num_units - len(self._left)} of {self._num_units} units, "
+                f"{done / of_all:.0%} of the work",
                 f"a stop was requested; finished units are in {self.work.directory}",
                 "run the same command again to resume",
             )

@@ -172,7 +172,8 @@ def test_every_unit_is_told_once(sequences: list[EncodedSample], tmp_path: Path)
             on_unit=lambda *unit: told.append(unit),
         )
     )
-    assert told[0][:2] == ("", 0.0)
+    assert told[0][0] == ""
+    assert 0 <= told[0][1] < 1
     names = [name for name, _, _ in told[1:]]
     assert len(set(names)) == len(names)
     assert {f"sequence {len(sequences) - 1}", "layers.0.mlp.w8", "expert 1.text.0", "layer 3"} <= set(names)
@@ -181,7 +182,8 @@ def test_every_unit_is_told_once(sequences: list[EncodedSample], tmp_path: Path)
     done = [work for _, work, _ in told[:-2]]
     assert done == sorted(done)
     assert len(set(done)) == len(done)
-    assert all(of_all == pytest.approx(done[-1]) for _, _, of_all in told)
+    assert all(seconds < of_all for _, seconds, of_all in told)
+    assert told[-1][2] - told[-1][1] < told[-2][2] - told[-2][1]
     assert len(reports) == sum(map(len, tables.experts.values()))
     assert all(0 < report.down_error < 0.3 for report in reports.values())
 

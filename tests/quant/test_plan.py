@@ -13,12 +13,12 @@ from ernie_calibration.generated import generated_samples
 from ernie_calibration.sequences import SampleEncoder
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import read_config
+from ernie_local.config import Bank, read_config
 from ernie_local.errors import DoesNotFit
 from ernie_quant.job import Job
 from ernie_quant.pipeline import plan_checkpoint, quantize_checkpoint
-from ernie_quant.plan import rehearse
 from ernie_quant.recipe import Recipe
+from ernie_quant.rehearsal import rehearse
 
 CONFIG = read_config(NANO_DIRECTORY)
 TABLES = format_tables(CONFIG, FormatChoice("w2"))
@@ -64,8 +64,10 @@ def test_too_much_memory_is_refused_before_anything_is_written(tmp_path: Path) -
 
 
 def test_a_rehearsal_that_cannot_save_fails_before_the_work(tmp_path: Path) -> None:
+    new_config = dataclasses.replace(CONFIG, quantization=TABLES)
+    tokens: dict[Bank, float] = {"text": 8, "vision": 8}
     with pytest.raises(DoesNotFit, match=r"a page of [0-9]+ bytes cannot be written"):
-        rehearse(CONFIG, TABLES, Recipe(), tmp_path / "not there")
+        rehearse(new_config, Recipe(), tmp_path / "not there", tokens)
 
 
 def test_no_room_for_hidden_states_is_told_before_the_work(
