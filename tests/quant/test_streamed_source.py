@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -36,6 +37,7 @@ from ernie_quant.recipe import Recipe
 from ernie_quant.shard_store import ShardStore
 from ernie_quant.shard_uses import MOST_SHARDS, ShardUses
 from ernie_quant.stages import make_stages, source_files
+from ernie_quant.work import Work
 from tests.hub_double import Fault, HubDouble, HubRequest
 from tests.sharded import write_deep_nano
 
@@ -108,6 +110,12 @@ def test_out_is_the_same_from_the_hub_its_cache_and_a_directory(
     def look(*_: object) -> None:
         seen.append([path.stat().st_size for path in shards.iterdir()] if shards.exists() else [])
 
+    def look_at_open_files(*_: object) -> None:
+        """A deleted file takes its place on the disk while it is open."""
+        look()
+        links = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        assert not [link for link in links if link.startswith(str(shards)) and link.endswith("(deleted)")]
+
     with hub_source(NAME) as source:
         download = plan_checkpoint(job_of(source, tmp_path / "streamed")).download
     assert download is not None
@@ -122,7 +130,7 @@ def test_out_is_the_same_from_the_hub_its_cache_and_a_directory(
         look()
 
     hub.requests.clear()
-    source = quantize(tmp_path / "streamed", on_unit=look, on_download=on_download)
+    source = quantize(tmp_path / "streamed", on_unit=look_at_open_files, on_download=on_download)
     assert source.identity == f"hf:{REPO}@{commit}"
     assert fetched(hub.requests) == dict.fromkeys(sizes, 1)
     assert max(map(len, seen)) == MOST_SHARDS
@@ -229,6 +237,7 @@ def test_an_outage_that_ends_before_the_file_is_needed_is_no_error(
         with closing(ShardStore(source.model, uses, tmp_path / "shards")) as store:
             os.close(store.open(Path(shard(1))))
             store.finish_stage()
+            assert not (tmp_path / "shards" / shard(1)).exists()
             while len(hub.asked(f"*resolve*{shard(2)}")) < 1 + len(hub_fetch.WAITS) + 1:  # one for the header
                 time.sleep(0.01)
             with pytest.raises(ModelUnusable, match="could not be downloaded"):
@@ -237,6 +246,37 @@ def test_an_outage_that_ends_before_the_file_is_needed_is_no_error(
             descriptor = store.open(Path(shard(2)))
             assert os.fstat(descriptor).st_size == (deep / shard(2)).stat().st_size
             os.close(descriptor)
+
+
+def test_what_an_earlier_run_left_is_used_continued_or_deleted(
+    hub: HubDouble, deep: Path, tmp_path: Path
+) -> None:
+    hub.add_folder(REPO, deep)
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    shutil.copy(deep / shard(3), folder)
+    shutil.copy(deep / shard(4), folder)  # of a finished stage
+    for number in (5, 6):
+        begun = (deep / shard(number)).read_bytes()[:70_000]
+        (folder / f"{shard(number)}.partial").write_bytes(begun)
+    with hub_source(NAME) as source:
+        assert source.model is not None
+        hub.requests.clear()
+        uses = ShardUses([[], [shard(3), shard(5)], [shard(6)]])
+        with closing(ShardStore(source.model, uses, folder)) as store:
+            # The second of two partial files would be one more than is allowed.
+            assert not (folder / shard(4)).exists()
+            assert not (folder / f"{shard(6)}.partial").exists() or fetched(hub.requests)[shard(6)]
+            store.finish_stage()
+            for number in (3, 5):
+                os.close(store.open(Path(shard(number))))
+            assert (folder / shard(5)).read_bytes() == (deep / shard(5)).read_bytes()
+            store.finish_stage()
+            os.close(store.open(Path(shard(6))))
+            assert {path.name for path in folder.iterdir()} == {shard(6)}
+    assert fetched(hub.requests) == {shard(5): 1, shard(6): 1}
+    ranges = [request.range for request in hub.asked("/cdn/*")]
+    assert ranges == ["bytes=70000-", None]
 
 
 def test_without_the_hub_three_lines_say_why(
@@ -259,7 +299,7 @@ def test_without_the_hub_three_lines_say_why(
 
 
 def test_resumed_work_stays_with_the_commit_that_it_was_begun_with(
-    hub: HubDouble, deep: Path, tmp_path: Path
+    hub: HubDouble, deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = hub.add_folder(REPO, deep)
     files = {path.name: path for path in deep.iterdir()}
@@ -275,13 +315,22 @@ def test_resumed_work_stays_with_the_commit_that_it_was_begun_with(
     hub.add(REPO, {**files, "generation_config.json": b'{"top_p": 0.6}'}, branch="v2")
     with pytest.raises(UsageError, match="holds other work: source differ"):
         quantize(tmp_path / "out", name=f"{NAME}@v2")
-    source = quantize(tmp_path / "out")
+
+    def be_killed(_work: Work) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Work, "remove", be_killed)
+        quantize(tmp_path / "out")
+    notes: list[str] = []
+    source = quantize(tmp_path / "out", on_note=notes.append)
+    assert "was complete" in notes[0]
+    assert not (tmp_path / "out" / "work").exists()
     assert (source.commit, source.is_pinned) == (first, True)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["quantization_config"]["source"]["identity"] == f"hf:{REPO}@{first}"
-    anew = quantize(tmp_path / "new")
-    assert (anew.commit, anew.is_pinned) == (second, False)
-    (tmp_path / "out").rename(tmp_path / "moved")
+    with hub_source(NAME, (tmp_path / "new", tmp_path / "new.partial")) as anew:
+        assert (anew.commit, anew.is_pinned) == (second, False)
 
 
 KILLED = """
