@@ -60,6 +60,12 @@ class HubSource:
         with replaced(work_folder / PIN_FILE) as new:
             new.write_bytes(msgspec.json.encode(_Pin(self.repo, self.revision, self.commit)))
 
+    def remember(self) -> None:
+        """Let the revision be found without a network, if all of its files are in the cache of the hub."""
+        cache = HubCache(self.repo)
+        if self.model is not None and all(cache.has(self.commit, file) for file in self.model.files):
+            cache.remember(self.revision, self.commit)
+
     def measure_rate(self) -> float:
         """Bytes per second that arrive now, from a part of the largest file, which is thrown away.
 

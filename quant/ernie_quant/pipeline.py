@@ -174,6 +174,7 @@ def _fetching(
             store.finish_stage()
 
         yield finish_stage
+    job.hub.remember()
 
 
 def _shard_uses(

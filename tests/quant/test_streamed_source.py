@@ -100,7 +100,7 @@ def weight_bytes(requests: list[HubRequest]) -> int:
 
 
 def test_out_is_the_same_from_the_hub_its_cache_and_a_directory(
-    hub: HubDouble, deep: Path, tmp_path: Path
+    hub: HubDouble, deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = hub.add_folder(REPO, deep)
     sizes = {path.name: path.stat().st_size for path in deep.glob("*.safetensors")}
@@ -141,8 +141,10 @@ def test_out_is_the_same_from_the_hub_its_cache_and_a_directory(
     quantize(tmp_path / "kept", keeps=True)
     assert fetched(hub.requests) == dict.fromkeys(sizes, 1)
     hub.requests.clear()
-    quantize(tmp_path / "cached")
-    assert fetched(hub.requests) == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert quantize(tmp_path / "cached").commit == commit
+    assert hub.requests == []
     assert len(list((tmp_path / "cache").rglob("snapshots/*/*.safetensors"))) == NUM_FILES
     quantize_checkpoint(job_of(deep, tmp_path / "local"))
     streamed, local = contents(tmp_path / "streamed"), contents(tmp_path / "local")
