@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from ernie_local.checkpoint.hub_download import download, weight_files
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.checkpoint.writer import TensorEntry
 from ernie_local.config import read_config
-from ernie_local.errors import ModelUnusable, Stopped, UsageError
+from ernie_local.errors import DoesNotFit, ModelUnusable, Stopped, UsageError
 from ernie_quant.hub_source import HubSource, hub_source
 from ernie_quant.job import Job
 from ernie_quant.pipeline import plan_checkpoint, quantize_checkpoint
@@ -298,6 +299,19 @@ def test_without_the_hub_three_lines_say_why(
     assert len(str(caught.value).splitlines()) == 3
     assert "the hub answered 502" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_no_room_for_files_of_the_source_is_told_before_they_come(
+    hub: HubDouble, deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_folder(REPO, deep)
+    largest = sorted(path.stat().st_size for path in deep.glob("*.safetensors"))[-MOST_SHARDS:]
+    with hub_source(NAME) as source:
+        hub.requests.clear()
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000))
+        with pytest.raises(DoesNotFit, match=f"{sum(largest)} bytes are needed beside the weights"):
+            quantize_checkpoint(job_of(source, tmp_path / "out"))
+    assert hub.requests == []
 
 
 def test_resumed_work_stays_with_the_commit_that_it_was_begun_with(
