@@ -2,7 +2,8 @@
 
 Each item has options of some bytes and some loss. Over the convex hulls of all items' options, the step that
 saves most loss a byte is taken first. This is what a Lagrange multiplier would choose, exact except for the
-last step (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988).
+last step (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988). What is
+left then goes to options beside the hulls, those first that save most.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ernie_local.errors import DoesNotFit
-from ernie_local.sizes import format_bytes
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -27,7 +27,7 @@ class Option:
 
 
 def allocate(items: Mapping[Key, Sequence[Option]], budget: int) -> dict[Key, Option]:
-    """An option for every item, together at most `budget` bytes.
+    """An option for every item, together at most `budget` bytes; with what is left, none can lose less.
 
     DoesNotFit if the smallest options already take more.
     """
@@ -36,9 +36,9 @@ def allocate(items: Mapping[Key, Sequence[Option]], budget: int) -> dict[Key, Op
     spent = sum(hull[0].num_bytes for hull in hulls.values())
     if spent > budget:
         raise DoesNotFit(
-            f"quantized weights take {format_bytes(spent)} at least, {format_bytes(budget)} are wanted",
+            f"quantized weights take {spent:,} bytes at least, {budget:,} are wanted",
             "the smallest formats already take more",
-            f"ask for {format_bytes(spent)} or more",
+            f"ask for {spent:,} bytes or more",
         )
     steps = [(key, to) for key, hull in hulls.items() for to in range(1, len(hull))]
     # Sorting keeps the order of equal gains: the earlier item first.
@@ -48,7 +48,25 @@ def allocate(items: Mapping[Key, Sequence[Option]], budget: int) -> dict[Key, Op
         if chosen[key] == to - 1 and spent + more <= budget:
             spent += more
             chosen[key] = to
-    return {key: hulls[key][at] for key, at in chosen.items()}
+    found = {key: hulls[key][at] for key, at in chosen.items()}
+    _fill(items, found, budget - spent)
+    return found
+
+
+def _fill(items: Mapping[Key, Sequence[Option]], found: dict[Key, Option], left: int) -> None:
+    """Exchange options in `found` for better ones that take at most `left` bytes more together."""
+    better = [
+        (found[key].loss - option.loss, key, option)
+        for key, options in items.items()
+        for option in options
+        if option.loss < found[key].loss and option.num_bytes - found[key].num_bytes <= left
+    ]
+    # One pass is enough: what does not fit now will not fit later, when less is left.
+    for _, key, option in sorted(better, key=lambda each: -each[0]):
+        more = option.num_bytes - found[key].num_bytes
+        if option.loss < found[key].loss and more <= left:
+            left -= more
+            found[key] = option
 
 
 def convex_hull(options: Sequence[Option]) -> list[Option]:
