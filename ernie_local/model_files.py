@@ -21,6 +21,7 @@ from ernie_local.media.processor_config import (
     ImageProcessorConfig,
     read_processor_config,
     with_fault,
+    with_max_pixels,
 )
 from ernie_local.progress import OnProgress
 from ernie_local.strict_json import read_json_object
@@ -64,9 +65,11 @@ class ModelFiles:
     Several threads may ask for them.
     """
 
-    def __init__(self, directory: Path, config: ModelConfig) -> None:
+    def __init__(self, directory: Path, config: ModelConfig, max_pixels: int | None = None) -> None:
+        """max_pixels: of an image for the model; None is as the files say."""
         self.directory = directory
         self.config = config
+        self._max_pixels = max_pixels
         self.lock = threading.RLock()  # of what is being read
 
     def __repr__(self) -> str:
@@ -74,8 +77,12 @@ class ModelFiles:
 
     @_read_once
     def image_processor(self) -> ImageProcessorConfig:
-        """How images are resized and cut; without a file for it by the published defaults, if these fit."""
-        return with_fault(read_processor_config(self.directory, self.config.vision), self.config)
+        """How images are resized and cut; without a file for it by the published defaults, if these fit.
+
+        UsageError for a chosen limit that cannot be.
+        """
+        processor = with_fault(read_processor_config(self.directory, self.config.vision), self.config)
+        return with_max_pixels(processor, self._max_pixels)
 
     def missing_notes(self) -> list[str]:
         """A line for each file that is missing and that a default stands in for."""
@@ -138,10 +145,12 @@ class ModelFiles:
         return sum(path.stat().st_size for path in self.directory.glob("*.safetensors"))
 
 
-def find_model_files(model: str | Path, on_progress: OnProgress | None = None) -> ModelFiles:
+def find_model_files(
+    model: str | Path, on_progress: OnProgress | None = None, max_pixels: int | None = None
+) -> ModelFiles:
     """The files of a directory, of `hf:org/name[@revision]`, or of `nano`; ModelUnusable if not found.
 
-    on_progress: of a download, as of `resolve_model`.
+    on_progress: of a download, as of `resolve_model`. max_pixels: as of ModelFiles.
     """
     directory = resolve_model(str(model), on_progress)
-    return ModelFiles(directory, read_config(directory))
+    return ModelFiles(directory, read_config(directory), max_pixels)

@@ -105,6 +105,12 @@ template_option = partial(
     "follow, as in thinking,tools=after: tools=before|after, results=own-line|same-line, "
     "labels=spaced|plain, thinks=on|off|free. Default: as the model's files say.",
 )
+max_pixels_option = partial(
+    option,
+    metavar="N",
+    help="Shrink larger images to N pixels, such as 1m; fewer are read faster, and small text is lost. "
+    "Default: as the model's files say, or the code published with them.",
+)
 ram_option = partial(
     size_option,
     help="Memory that the whole process may use, such as 6GiB; experts that do not fit are read from disk "
@@ -140,6 +146,13 @@ class ComputeOptions:
         "auto: Triton where it runs, else PyTorch with a warning.",
     )
     threads: int | None = threads_option()
+
+
+def max_pixels_count(text: str | None) -> int | None:
+    """What --max-pixels says."""
+    from ernie_local.sizes import parse_count
+
+    return None if text is None else parse_count(text, "max_pixels")
 
 
 def load_options(options: ComputeOptions, **counts: Any) -> LoadOptions:

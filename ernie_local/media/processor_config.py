@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ernie_local.config import ModelConfig, VisionConfig
-from ernie_local.errors import ModelUnusable
+from ernie_local.errors import ModelUnusable, UsageError, parameter
 from ernie_local.strict_json import read_json_object, show
 
 # In the order in which they are looked for.
@@ -117,6 +117,24 @@ def read_processor_config(directory: Path, vision: VisionConfig) -> ImageProcess
 def with_fault(processor: ImageProcessorConfig, config: ModelConfig) -> ImageProcessorConfig:
     """The settings of a model, with a fault where no file gives limits and the published ones are wrong."""
     return processor if processor.has_limits else replace(processor, fault=_fault_of_published_limits(config))
+
+
+def with_max_pixels(processor: ImageProcessorConfig, max_pixels: int | None) -> ImageProcessorConfig:
+    """The settings with the limit that a user chose, whatever the files say; None leaves theirs.
+
+    UsageError for less than the smallest image, or more than the model can see.
+    """
+    if max_pixels is None:
+        return processor
+    least, most = max(processor.min_pixels, processor.factor**2), _LARGEST_MIN_PIXELS
+    if not least <= max_pixels <= most:
+        raise UsageError(
+            f"{parameter('max_pixels')} is {max_pixels}, {least} to {most} are possible",
+            f"smaller images are enlarged to {processor.min_pixels} pixels, and a token stands for "
+            f"{processor.factor} x {processor.factor} of them",
+            f"{parameter('max_pixels', str(min(max(max_pixels, least), most)))}",
+        )
+    return replace(processor, max_pixels=max_pixels, has_limits=True, fault=None, note=None)
 
 
 def _fault_of_published_limits(config: ModelConfig) -> str | None:

@@ -352,3 +352,17 @@ def test_options_of_paging_that_change_nothing_are_named(command: Command) -> No
     refused = command("chat", "-p", "hi", "--small-below", "0.1").stderr
     assert "small pages" in refused
     assert "0 of them" in refused
+
+
+def test_images_shrink_to_the_pixels_that_are_asked_for(command: Command) -> None:
+    """chat and vram agree, and a number that cannot be is a wrong option."""
+    image = str(Path(__file__).parents[2] / "examples" / "invoice.png")
+    tokens = {}
+    for option in ((), ("--max-pixels", "20k")):
+        answer = command("chat", "nano", "-p", "?", "--image", image, "--max-tokens", "1", "--json", *option)
+        plan = command("vram", "nano", "--image", image, "--json", *option).json()
+        tokens[option] = answer.json()["usage"]["image_tokens"]
+        assert tokens[option] == plan["images"][0]["tokens"]
+    full, small = tokens.values()
+    assert small < full / 2
+    assert_three_lines(command("chat", "nano", "-p", "?", "--image", image, "--max-pixels", "5"), 2)

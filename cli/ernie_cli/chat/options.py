@@ -15,6 +15,7 @@ from ernie_cli.options import (
     file_option,
     kv_dtype_option,
     load_options,
+    max_pixels_option,
     model_argument,
     option,
     password_option,
@@ -52,6 +53,7 @@ class ChatOptions(ComputeOptions, CommonOptions):
         "- reads stdin. Repeatable. Images stand before the text.",
     )
     password: str | None = password_option()
+    max_pixels: str | None = max_pixels_option()
     interactive: bool = option(
         "-i", "--interactive", default=False, help="Chat line by line even if stdin is no terminal."
     )

@@ -18,6 +18,8 @@ from ernie_cli.options import (
     context_size_option,
     file_option,
     kv_dtype_option,
+    max_pixels_count,
+    max_pixels_option,
     model_argument,
     option,
     password_option,
@@ -66,6 +68,7 @@ class VramOptions(CommonOptions):
         metavar="FILE|WxH",
         help="An image in the chat, or its size such as 2480x3508. Repeatable.",
     )
+    max_pixels: str | None = max_pixels_option()
     password: str | None = password_option()
     context_size: str | None = context_size_option()
     dtype: DTypeName = option(default="auto", help="Number type to compute in, as for chat.")
@@ -112,7 +115,7 @@ def vram(options: VramOptions, result: VramResult) -> None:
         console.show(text.session_lines(result.set_sessions(options)))
         return
     with console.telling_warnings(), console.working("reading headers"):
-        plain = reports.find_model(options.model)
+        plain = reports.find_model(options.model, max_pixels_count(options.max_pixels))
     model = reports.as_quantized(plain, options.bits, options.dense)
     chats = reports.converse(model, options)
     has_gpu = options.sessions or options.gpu is not None or options.vram is not None

@@ -18,6 +18,7 @@ from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.checkpoint.hub import outlined_model
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.media.image_size import ImageReport, measure_image
+from ernie_local.media.processor_config import with_max_pixels
 from ernie_local.packing.formats import find_format, formats_for
 from ernie_local.planner.fit import longest_context
 from ernie_local.planner.free_memory import free_memory, process_memory
@@ -129,13 +130,18 @@ class Report:
         return self.cpu.resident_share if self.gpu is None else self.gpu.resident_share
 
 
-def find_model(name: str) -> ModelSize:
-    """The model that `name` stands for, as it is; ModelUnusable where there is none."""
+def find_model(name: str, max_pixels: int | None) -> ModelSize:
+    """The model that `name` stands for, as it is; ModelUnusable where there is none.
+
+    max_pixels: as of `with_max_pixels`.
+    """
     if name.lower() == PUBLISHED_NAME:
-        return published_model()
-    # Named as the user named it: nano's directory would mean nothing to them.
-    with outlined_model(name) as directory:
-        return dataclasses.replace(read_model(directory), name=name)
+        model = published_model()
+    else:
+        # Named as the user named it: nano's directory would mean nothing to them.
+        with outlined_model(name) as directory:
+            model = dataclasses.replace(read_model(directory), name=name)
+    return dataclasses.replace(model, processor=with_max_pixels(model.processor, max_pixels))
 
 
 def as_quantized(model: ModelSize, bits: str | None, dense: str) -> ModelSize:

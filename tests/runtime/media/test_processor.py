@@ -21,11 +21,11 @@ from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe im
 )
 
 from ernie_local.config import VisionConfig
-from ernie_local.errors import InputUnreadable, ModelUnusable
+from ernie_local.errors import InputUnreadable, ModelUnusable, UsageError
 from ernie_local.media.image_size import measure_image, smart_resize
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor import image_to_patches
-from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config
+from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config, with_max_pixels
 from ernie_local.planner.model_size import published_model
 from tests.published_files import (
     PADDLE_PREPROCESSOR,
@@ -351,3 +351,29 @@ def test_a_file_that_is_not_settings_is_refused(tmp_path: Path, content: str) ->
 def test_a_tower_of_other_channels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelUnusable, match="in_channels = 1, but images have 3"):
         read_processor_config(tmp_path, replace(VISION, in_channels=1))
+
+
+@pytest.mark.parametrize(
+    ("max_pixels", "resized"), [(3136, (56, 28)), (1_000_000, (1148, 840)), (28 * 28 * 6144, (2520, 1876))]
+)
+def test_a_chosen_limit_replaces_that_of_the_files(
+    tmp_path: Path, max_pixels: int, resized: tuple[int, int]
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    processor = with_max_pixels(read_processor_config(tmp_path, VISION), max_pixels)
+    assert measure_image("photo", (4000, 3000), processor).resized_size == resized
+    assert published_resize(3000, 4000, 28, 3136, max_pixels) == resized[::-1]
+    assert processor.note is None
+
+
+@pytest.mark.parametrize("max_pixels", [1, 3135, 28 * 28 * 16384 + 1])
+def test_a_limit_that_cannot_be_is_refused(max_pixels: int) -> None:
+    with pytest.raises(UsageError, match=f"is {max_pixels}, 3136 to 12845056 are possible"):
+        with_max_pixels(ImageProcessorConfig(), max_pixels)
+
+
+def test_a_chosen_limit_makes_up_for_a_missing_file() -> None:
+    faulty = ImageProcessorConfig(has_limits=False, fault="the published limits are too large")
+    with_max_pixels(faulty, 100_000).check()
+    with pytest.raises(ModelUnusable):
+        with_max_pixels(faulty, None).check()
