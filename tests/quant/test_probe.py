@@ -18,6 +18,7 @@ from torch.nn import functional
 import ernie_local
 from ernie_calibration.generated import generated_samples
 from ernie_calibration.sequences import EncodedSample, SampleEncoder
+from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import page_layout
@@ -32,11 +33,13 @@ from ernie_local.model.moe import served_tokens
 from ernie_local.packing import dequantize, find_format
 from ernie_quant.expert import ExpertWeights
 from ernie_quant.grid import round_to_grid, search_grid
+from ernie_quant.job import Job
 from ernie_quant.losses import option_losses, rounded_expert
 from ernie_quant.measurements import Measurements
 from ernie_quant.mixed_tables import FLOOR, MixedTables, expert_items, layer_factors, quantized_bytes
-from ernie_quant.pipeline import checkpoint_bytes
+from ernie_quant.pipeline import checkpoint_bytes, quantize_checkpoint
 from ernie_quant.probe import EXPERT_FORMATS, measurements_in, probe_sequences
+from ernie_quant.recipe import Recipe
 from ernie_quant.source import FloatSource
 
 CONFIG = read_config(NANO_DIRECTORY)
@@ -214,6 +217,23 @@ def test_damaged_measurements_are_told_with_what_to_do(
     path.write_bytes(DAMAGES[name](statistics.read_bytes()))
     with pytest.raises(ModelUnusable, match=r"statistics\.json is damaged[\s\S]*try: delete this file"):
         measurements_in(path, NANO_DIRECTORY, samples)
+
+
+def test_measurements_that_go_during_the_work_are_in_the_checkpoint(
+    measured: Measurements, statistics: Path, tmp_path: Path
+) -> None:
+    """The report, which is written after hours, needs the copy alone."""
+    path = Path(shutil.copy(statistics, tmp_path / "out.statistics.json"))
+
+    def lose(unit: str, _done: float, _all: float) -> None:
+        if unit:
+            path.unlink(missing_ok=True)
+
+    tables = format_tables(CONFIG, FormatChoice("w2"))
+    job = Job(NANO_DIRECTORY, tmp_path / "out", tables, Recipe("rtn"), on_unit=lose, statistics=path)
+    quantize_checkpoint(job)
+    told = json.loads((job.out / "quant_report.json").read_text())["sensitivity"]
+    assert {int(layer): value for layer, value in told.items()} == measured.expert_divergence
 
 
 @pytest.mark.parametrize("bits", [2.2, 2.5, 3.5])
