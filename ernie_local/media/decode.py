@@ -59,6 +59,7 @@ _OPTIONAL = {
     "AVIF": ("avif", "libavif", "avifdec in.avif out.png"),
     "JPEG 2000": ("jpg_2000", "OpenJPEG", "opj_decompress -i in.jp2 -o out.png"),
 }
+_MORE_THAN_ONE = {"HEIC": "a file of several images, of which the main one is read"}
 # What Pillow raises for damaged bytes; any other error is a defect and is not caught.
 _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, RuntimeError,
@@ -101,7 +102,7 @@ def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None)
         image = decoder(io.BytesIO(data))
         num_pages = getattr(image, "n_frames", 1) if kind == "TIFF" else 1
         moves = kind != "TIFF" and getattr(image, "is_animated", False)
-    notes = ("a moving image, of which the first frame is read",) if moves else ()
+    notes = (_MORE_THAN_ONE.get(kind, "a moving image, of which the first frame is read"),) if moves else ()
     total_pixels = kept_pixels = 0
     for page in choose_pages(request, num_pages, name):
         with _reported(name, kind, len(data)):
