@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ernie_local.media.text_direction import text_is_sideways
+
 # Fewer pixels than one square that the model sees.
 _TINY_PIXELS = 28 * 28
 _LEAST_CONTRAST = 24
@@ -20,9 +22,6 @@ _LOOKED_AT_PIXELS = 4_000_000
 _INK_CONTRAST, _INK_SHARES = 64, (0.002, 0.3)
 # Lines of text on a page: at least so many, and of at most this share of its side.
 _LEAST_LINES, _TALLEST_LINE = 10, 0.04
-# On its side a page has many lines across, this many times more than along, in each of so many strips. Strips
-# are for scans that are a little askew.
-_LEAST_LINES_ACROSS, _CLEARLY_MORE, _STRIPS = 12, 2.5, (4, 8)
 # The rows with ink of a line are this share of its font size.
 _SHARE_OF_FONT = 0.72
 _READABLE_PIXELS = 8
@@ -58,9 +57,7 @@ def _notes_on_text(gray: Image.Image, factor: int, scale: float) -> tuple[str, .
     ink = np.abs(np.asarray(gray, np.int16) - paper) > _INK_CONTRAST
     if not _INK_SHARES[0] < ink.mean() < _INK_SHARES[1]:
         return ()
-    is_sideways = _count_lines(ink, 1) < _LEAST_LINES_ACROSS <= _count_lines(ink.T, _STRIPS[0]) and all(
-        _count_lines(ink.T, strips) > _CLEARLY_MORE * _count_lines(ink, strips) for strips in _STRIPS
-    )
+    is_sideways = text_is_sideways(ink)
     heights = _line_heights((ink.T if is_sideways else ink).mean(axis=1))
     notes: tuple[str, ...] = ()
     if is_sideways:
@@ -75,12 +72,6 @@ def _notes_on_text(gray: Image.Image, factor: int, scale: float) -> tuple[str, .
         advice = advice if scale < 1 else "use a sharper scan"
         notes += (f"{seen}, and hard to read under {_READABLE_PIXELS}: {advice}",)
     return notes
-
-
-def _count_lines(ink: NDArray[Any], num_strips: int) -> float:
-    """Lines of text along the rows, in the middle one of the strips that the page is cut into."""
-    strips = np.array_split(ink, num_strips, axis=1)
-    return float(np.median([len(_line_heights(strip.mean(axis=1))) for strip in strips]))
 
 
 def _line_heights(profile: NDArray[Any]) -> NDArray[Any]:

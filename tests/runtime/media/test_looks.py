@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from random import Random
 
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from ernie_calibration import charts, documents
 from ernie_calibration.scan import noise
+from ernie_local.media import text_direction
 from ernie_local.media.looks import notes_on_looks
 
 WORDS = (
@@ -42,13 +44,61 @@ def test_a_blank_page_is_noted_although_the_scanner_adds_noise(colour: str) -> N
 
 
 @pytest.mark.parametrize("turn", [Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270])
-@pytest.mark.parametrize("font_pixels", [12, 16])
+@pytest.mark.parametrize("font_pixels", [12, 16, 30, 44, 60])
 def test_a_page_on_its_side_is_noted(font_pixels: int, turn: Image.Transpose) -> None:
     upright = page(font_pixels)
     assert notes_on_looks(upright, 1.0) == ()
     (note,) = notes_on_looks(upright.transpose(turn), 1.0)
     assert "turn the image by 90 degrees" in note
     assert "turn the image" in notes_on_looks(noise(Random(1), upright.transpose(turn)), 1.0)[0]
+    askew = upright.transpose(turn).rotate(2, Image.Resampling.BICUBIC, fillcolor="white")
+    assert "turn the image" in notes_on_looks(askew, 1.0)[0]
+    assert notes_on_looks(upright.rotate(2, Image.Resampling.BICUBIC, fillcolor="white"), 1.0) == ()
+
+
+@pytest.mark.parametrize("kind", documents.KINDS)
+def test_documents_on_their_side_are_noted(kind: str) -> None:
+    noted = [
+        any("turn the image" in note for note in notes_on_looks(image.transpose(turn), 1.0))
+        for image in (documents.draw_document(kind, seed).image for seed in (3,))
+        for turn in (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)
+    ]
+    assert noted == [True] * 2
+
+
+def drawn_bars(tallest: int) -> Image.Image:
+    """Many upright bars: a code, a fence, or, where they are short, dashes."""
+    image, random = Image.new("RGB", (1000, 1000), "white"), Random(0)
+    draw = ImageDraw.Draw(image)
+    for left in range(50, 950, 12):
+        for top in range(50, 950, tallest + 10):
+            draw.rectangle((left, top, left + 4, top + random.randint(tallest // 3, tallest)), fill="black")
+    return image
+
+
+@pytest.mark.parametrize("tallest", [20, 30, 60, 110, 300, 800])
+def test_what_is_no_text_is_not_on_its_side(tallest: int) -> None:
+    assert notes_on_looks(drawn_bars(tallest), 1.0) == ()
+
+
+def test_connected_ink_is_found_as_by_filling_it_pixel_by_pixel() -> None:
+    for seed in range(20):
+        mask = np.random.default_rng(seed).random((30, 40)) < 0.2 + 0.02 * seed
+        shapes = text_direction._find_shapes(text_direction._find_runs(mask))
+        expected = []
+        left = {(int(row), int(column)) for row, column in np.argwhere(mask)}
+        while left:
+            found, waiting = set(), [left.pop()]
+            while waiting:
+                row, column = waiting.pop()
+                found.add((row, column))
+                near = {(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)} & left
+                left -= near
+                waiting.extend(near)
+            rows, columns = zip(*found, strict=True)
+            expected.append((max(columns) - min(columns) + 1, max(rows) - min(rows) + 1))
+        sizes = zip(shapes.widths.tolist(), shapes.heights.tolist(), strict=True)
+        assert sorted(sizes) == sorted(expected)
 
 
 @pytest.mark.parametrize("font_pixels", [12, 20, 32])
