@@ -10,12 +10,17 @@ from ernie_local.sizes import format_bytes
 # What any file may take, or so many bytes for each of its own: a page of fax has 200 pixels for each byte.
 _MOST_BYTES, _BYTES_PER_FILE_BYTE = 512 << 20, 1000
 # How Pillow stores a pixel; RGB too takes 4 bytes.
-_RGB_BYTES = 4
+RGB_BYTES = 4
 _BYTES_BY_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 # Peaks that were measured, by pixel: the planes and frames of the libraries come on top of Pillow's pixels.
 _BYTES_BY_FORMAT = {"WebP": 15, "AVIF": 14, "HEIC": 11}
 _JPEG2000_BYTES_PER_BAND = 6
 _COEFFICIENT_BYTES = 2
+
+
+def most_decoding_bytes(num_bytes: int) -> int:
+    """What decoding all images of a file of `num_bytes` may take."""
+    return max(_MOST_BYTES, _BYTES_PER_FILE_BYTE * num_bytes)
 
 
 def check_decoding_memory(
@@ -34,16 +39,16 @@ def check_decoding_memory(
     earlier_pixels: of those made of earlier pages. num_passes: over a JPEG.
     """
     num_pixels = image.width * image.height
-    stored = num_pixels * _BYTES_BY_MODE.get(image.mode, _RGB_BYTES)
+    stored = num_pixels * _BYTES_BY_MODE.get(image.mode, RGB_BYTES)
     decoding = max(stored, num_pixels * _BYTES_BY_FORMAT.get(kind, 0))
     if kind == "JPEG 2000":
         decoding = num_pixels * _JPEG2000_BYTES_PER_BAND * len(image.getbands())
     if isinstance(image, JpegImagePlugin.JpegImageFile) and (num_passes > 1 or "progressive" in image.info):
         # Coefficients wait for the last pass.
         decoding += round(_COEFFICIENT_BYTES * _samples_per_pixel(image) * num_pixels)
-    flattening = stored + 2 * _RGB_BYTES * page_pixels  # once more where it is turned
-    needed = _RGB_BYTES * earlier_pixels + max(decoding, flattening)
-    most = max(_MOST_BYTES, _BYTES_PER_FILE_BYTE * num_bytes)
+    flattening = stored + 2 * RGB_BYTES * page_pixels  # once more where it is turned
+    needed = RGB_BYTES * earlier_pixels + max(decoding, flattening)
+    most = most_decoding_bytes(num_bytes)
     if needed > most:
         earlier = " after the pages before" if earlier_pixels else ""
         raise InputUnreadable(

@@ -13,6 +13,7 @@ from typing import IO
 from PIL import Image
 
 from ernie_local.errors import InputUnreadable
+from ernie_local.media.decoding_memory import RGB_BYTES, most_decoding_bytes
 from ernie_local.media.pages import Page, PageRequest
 from ernie_local.sizes import format_bytes
 
@@ -57,7 +58,12 @@ def render_pdf(
                 process.stdin.write(job + b"\n")
                 process.stdin.write(data)
             first = 1 if request is None else request.first
-            pages = list(_read_pages(process.stdout, first))
+            pages: list[Page] = []
+            memory = 0
+            for page in _read_pages(process.stdout, first):
+                pages.append(page)
+                memory += RGB_BYTES * page.image.width * page.image.height
+                _check_memory(memory, len(data), name, first, page.number)
             if process.wait():
                 raise _stopped(process.returncode, f"{name}:{first + len(pages)}")
             return pages
@@ -77,6 +83,17 @@ def _read_pages(output: IO[bytes], number: int) -> Iterator[Page]:
             image = Image.frombytes("RGB", (width, height), pixels)
             yield Page(number, drawn["num_pages"], image, tuple(drawn["notes"]))
         number += 1
+
+
+def _check_memory(memory: int, num_bytes: int, name: str, first: int, last: int) -> None:
+    most = most_decoding_bytes(num_bytes)
+    if memory > most:
+        raise InputUnreadable(
+            f"{name}: pages {first} to {last} take {format_bytes(memory)}, at most {format_bytes(most)} for "
+            f"a file of {num_bytes:,} bytes",
+            "all pages asked for are held in memory together, and these are large",
+            f"choose fewer pages: {name}:{first}-{max(first, last - 1)}",
+        )
 
 
 def _stopped(return_code: int, name: str) -> InputUnreadable:

@@ -14,6 +14,7 @@ from PIL import Image
 from ernie_local.errors import InputUnreadable
 from ernie_local.media import decoding_memory
 from ernie_local.media.open_image import open_images
+from tests.pdf_files import make_pdf
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -85,6 +86,15 @@ def resized_header(kind: str, mode: str = "RGB", **options: Any) -> bytes:
 def test_a_small_file_that_would_fill_the_memory_is_refused(data: bytes) -> None:
     assert len(data) < 100_000
     assert re.search(r"to decode, at most 512\.0 MiB for a file of [0-9,]+ bytes\n", refused(data))
+
+
+def test_a_small_pdf_of_many_large_pages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding_memory, "_MOST_BYTES", 1 << 20)
+    page = b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 200 200] >>"
+    pages = b"<< /Type /Pages /Kids [3 0 R 4 0 R 5 0 R 6 0 R] /Count 4 >>"
+    data = make_pdf([b"<< /Type /Catalog /Pages 2 0 R >>", pages, *[page] * 4])
+    assert "pages 1 to 2 take 1.3 MiB, at most 1.0 MiB for a file of" in refused(data)
+    assert len(open_images(data + bytes(3000))) == 4
 
 
 def test_a_large_file_may_take_more(monkeypatch: pytest.MonkeyPatch) -> None:
