@@ -39,6 +39,7 @@ _KNOWN_ELSEWHERE = (
     (0, b"%!PS", "PostScript"),
     (0, b"PK\x03\x04", "ZIP (or an office document)"),
     (0, b"\0\0\x01\0", "icon"),
+    (0, b"icns", "icon"),
     (4, b"ftyp", "video"),
     (0, b"\x1a\x45\xdf\xa3", "video"),
 )

@@ -118,8 +118,11 @@ def test_load_and_system_change_the_chat(
 ) -> None:
     opened: list[Any] = []
 
+    passwords: list[object] = []
+
     def remember(*arguments: Any, **options: Any) -> Any:
         opened.append(arguments)
+        passwords.append(options.get("password"))
         return fake_chat
 
     class RememberedChat:
@@ -129,8 +132,9 @@ def test_load_and_system_change_the_chat(
             return remember(*arguments)
 
     monkeypatch.setattr(session, "Chat", RememberedChat)
-    talk("/load chat.json", "/system Be brief.", "/system")
+    talk("/load chat.json", "/system Be brief.", "/system", options=("--password", "swordfish"))
     assert (opened[0][0], opened[1][1]) == (Path("chat.json"), "Be brief.")
+    assert passwords[0] == "swordfish"
 
 
 def test_help_names_every_command(talk: Talk) -> None:

@@ -277,6 +277,7 @@ def test_a_cut_off_image_is_refused_wherever_the_cut_is(kind: str, arrow: Image.
         (b"\0\0\0\x18ftypisom" + b"\0" * 40, "holds video data.*\n.*\n.*ffmpeg"),
         (b'<?xml version="1.0"?>\n<svg width="5">', "holds SVG data"),
         (b"PK\x03\x04" + b"\0" * 40, "holds ZIP"),
+        (b"icns" + b"\0" * 40, "holds icon data"),
         (b"\x89PNG\r\n\x1a\n", "this PNG image cannot be decoded; 8 bytes were read"),
     ],
 )
