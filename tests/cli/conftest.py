@@ -53,7 +53,7 @@ def fake_chat(monkeypatch: pytest.MonkeyPatch) -> FakeChat:
     files = model_files.ModelFiles(Path("model"), cast("Any", config))
     files.image_processor = ImageProcessorConfig()
     files.generation_config = {}
-    monkeypatch.setattr(model_files, "find_model_files", lambda name: files)
+    monkeypatch.setattr(model_files, "find_model_files", lambda name, **_: files)
     monkeypatch.setattr(session, "check_first_question", lambda *arguments, **options: None)
     monkeypatch.setattr(conversation, "open_chat", lambda *arguments: chat)
     return chat

@@ -220,7 +220,9 @@ def test_a_reader_of_json_that_goes_away_sees_the_error_alone() -> None:
 def test_ctrl_c_before_there_is_a_chat_is_130(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     from ernie_local import model_files
 
-    monkeypatch.setattr(model_files, "find_model_files", lambda name: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(
+        model_files, "find_model_files", lambda name, **_: os.kill(os.getpid(), signal.SIGINT)
+    )
     result = command("chat", "-p", "hi", "--json")
     assert result.exit_code == 130
     assert result.json()["error"]["code"] == "interrupted"
