@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+from typing import TypeGuard
 
 # Known answers, and the image that those of the published weights ask about (`ernie_local.verify.golden`).
 GOLDEN_FILE, GOLDEN_IMAGE = "golden.json", "benchmark.jpg"
@@ -10,6 +11,15 @@ GOLDEN_FILE, GOLDEN_IMAGE = "golden.json", "benchmark.jpg"
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", GOLDEN_IMAGE)
 # Python's table lacks them.
 _MORE_IMAGES = (".jp2", ".jfif", ".avif", ".heic", ".webp")
+_MOST_NAME_BYTES = 255  # of Linux and of most file systems
+
+
+def is_file_name(name: object) -> TypeGuard[str]:
+    """Whether `name` is a file of a directory itself; a path could lead to any other file of the user."""
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        return False
+    # The system refuses longer ones with an error, even where it is only asked whether they are there.
+    return len(name.encode("utf-8", "surrogatepass")) <= _MOST_NAME_BYTES
 
 
 def is_image_name(name: str) -> bool:

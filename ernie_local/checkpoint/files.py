@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TypeGuard
 
 from ernie_local.checkpoint.header import StoredTensor, read_safetensors_header
 from ernie_local.errors import ModelUnusable
-from ernie_local.file_names import MODEL_FILES
+from ernie_local.file_names import MODEL_FILES, is_file_name
 from ernie_local.files import replaced
 from ernie_local.strict_json import read_json_object, show
 
@@ -83,7 +82,7 @@ def _read_weight_map(index_path: Path) -> dict[str, str]:
         )
     checked: dict[str, str] = {}
     for name, file_name in weight_map.items():
-        if not _is_file_name(file_name) or not file_name.endswith(".safetensors"):
+        if not is_file_name(file_name) or not file_name.endswith(".safetensors"):
             raise ModelUnusable(
                 f"{index_path}: tensor {show(name)} is said to lie in {show(file_name)}",
                 "weights are read only from .safetensors files directly in the model's directory",
@@ -91,11 +90,6 @@ def _read_weight_map(index_path: Path) -> dict[str, str]:
             )
         checked[name] = file_name
     return checked
-
-
-def _is_file_name(name: object) -> TypeGuard[str]:
-    """Whether `name` is a file of the directory itself; a path could lead to any other file of the user."""
-    return isinstance(name, str) and name != "" and not set(name) & set("/\\\0")
 
 
 def _check_agreement(
@@ -175,7 +169,7 @@ def read_hashes(directory: Path) -> dict[str, FileHash] | None:
 
 
 def _parse_hash(path: Path, name: str, value: object) -> FileHash:
-    if not _is_file_name(name):
+    if not is_file_name(name):
         raise _hashes_refused(path, f"names {show(name)}, which is no file of the model's own directory")
     if not isinstance(value, dict) or set(value) != {"num_bytes", "sha256"}:
         raise _hashes_refused(path, f"has for {show(name)} not exactly num_bytes and sha256")

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from ernie_local.config import TextConfig
 from ernie_local.config.keys import Keys
 from ernie_local.errors import ModelUnusable
-from ernie_local.file_names import GOLDEN_FILE
+from ernie_local.file_names import GOLDEN_FILE, is_file_name
 from ernie_local.model_files import ModelFiles
 from ernie_local.strict_json import read_json_object, show
 
@@ -128,7 +128,7 @@ def _part(raw: object, where: str, directory: Path) -> GoldenPart:
     part: GoldenPart
     if keys.has("image"):
         name = keys.value("image")
-        if not isinstance(name, str) or Path(name).name != name:
+        if not is_file_name(name):
             raise keys.refuse("image", f"is {show(name)}, the name of a file beside it is expected")
         part = GoldenImage(directory / name, (width, height))
     else:

@@ -168,7 +168,10 @@ def test_the_published_ones_are_those_of_thinking_weights(tmp_path: Path) -> Non
         ({"prompts": [{"name": "a", "content": ["b"], "ids": [432]}]}, "below 432"),
         ({"prompts": [{"name": "a", "content": ["b"], "ids": [4], "more_experts": 1}]}, "more_experts"),
         ({"prompts": ["a"]}, "an object"),
-        ({"prompts": [{"name": "a", "content": [{"image": "../x", "size": [1, 1]}], "ids": [4]}]}, "image"),
+        *(
+            ({"prompts": [{"name": "a", "content": [{"image": name, "size": [1, 1]}], "ids": [4]}]}, "image")
+            for name in ("../x", "..", "a\0b", "x" * 256)
+        ),
         ({"prompts": [{"name": "a", "content": [{"image": "x", "size": [1, 9999]}], "ids": [4]}]}, "size"),
         (
             {
