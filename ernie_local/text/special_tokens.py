@@ -65,8 +65,8 @@ class DeclaredTokens:
                 continue
             if next_id in added:
                 raise _disagreement(
-                    f"{content} would have the id {next_id} by the lists of special tokens, "
-                    f"which {added[next_id].content} has",
+                    f"{show(content)} would have the id {next_id} by the lists of special tokens, "
+                    f"which {show(added[next_id].content)} has",
                     f"the {len(self.listed)} listed tokens follow {num_pieces} pieces and the added ones",
                 )
             added[next_id] = AddedToken(next_id, content, special=True)
@@ -154,7 +154,7 @@ def _added_tokens(path: Path) -> Iterator[AddedToken]:
     for content, token_id in read_object_if_there(path).items():
         if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
             raise broken_tokenizer_file(
-                path, f"the token {content!r} has the id {token_id!r}, not a whole number"
+                path, f"the token {show(content)} has the id {show(token_id)}, not a whole number"
             )
         yield AddedToken(token_id, content, is_tag(content))
 
@@ -167,7 +167,7 @@ def _decoder_tokens(path: Path, config: Mapping[str, object]) -> Iterator[AddedT
         content = _content_of(entry)
         if not (key.isascii() and key.isdecimal()) or not content:
             raise broken_tokenizer_file(
-                path, f"its added_tokens_decoder has the unreadable entry {key!r}: {entry!r}"
+                path, f"its added_tokens_decoder has the unreadable entry {show(key)}: {show(entry)}"
             )
         declared_special = bool(entry.get("special")) if isinstance(entry, Mapping) else False
         # Some files of ERNIE declare the ten digits special; a digit is always text.

@@ -187,11 +187,29 @@ def test_files_that_disagree_are_refused(small: Path, files: dict[str, object], 
     assert caught.match(f"(?s).*{message}")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("added_tokens.json", {"<a>": ["x"] * 999}),
+        ("added_tokens.json", {"x" * 9999: -1}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 999 + "x": "<a>"}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"900": {"text": "x" * 9999}}}),
+    ],
+)
+def test_a_message_shows_no_more_than_a_terminal_does(small: Path, name: str, content: object) -> None:
+    write(small, name, content)
+    with pytest.raises(ModelUnusable, match=name) as caught:
+        ErnieTokenizer.from_directory(small)
+    assert len(caught.value.why) < 300
+
+
 def test_a_list_that_runs_into_an_added_id_is_refused(small: Path) -> None:
     first = ErnieTokenizer.from_directory(small).vocab_size
     write(small, "added_tokens.json", {"<|A|>": first + 1})
     write(small, "special_tokens_map.json", {"additional_special_tokens": ["<|B|>"]})
-    with pytest.raises(ModelUnusable, match=rf"<\|B\|> would have the id {first + 1} .* which <\|A\|> has"):
+    with pytest.raises(
+        ModelUnusable, match=rf"<\|B\|>' would have the id {first + 1} .* which '<\|A\|>' has"
+    ):
         ErnieTokenizer.from_directory(small)
 
 
