@@ -2,7 +2,9 @@
 
 It is a Jinja program of strangers. It runs in a sandbox in a process of its own, and only what it writes
 itself can become a tag: in all texts that it is given, the letters at both ends of tags are replaced by
-others, which are turned back when the tags have been found.
+others, which are turned back when the tags have been found. A template that makes those letters of others,
+as by unescaping HTML, is found by a second rendering: with texts that say nothing, it has to write the same
+tags.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ernie_local.errors import ModelUnusable, parameter
 from ernie_local.files import read_plain
@@ -55,6 +58,8 @@ _MEDIA = re.compile(
 )
 _LONE_PLACEHOLDER = re.compile(r"<\|(?:image|video)@placeholder\|>|<\|(?:IMAGE|VIDEO)_PLACEHOLDER\|>")
 _FIRST_GUARD = 0xE000  # of the private use area
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+_SAYS_SOMETHING = re.compile(r"\S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +113,11 @@ class FileTemplate:
         guards = {ord(letter): ord(next(unused)) for letter in letters}
         # Without messages most templates fail, and nothing is said.
         said = [one for one in inputs if one.messages]
-        written = iter(
-            self._render([self._variables(one, guards) for one in said], len(given)) if said else ()
-        )
-        return [self._read(one, next(written), guards) if one.messages else [] for one in inputs]
+        both = [self._variables(which, guards) for one in said for which in (one, _without_words(one))]
+        written = iter(self._render(both, len(given)) if both else ())
+        return [
+            self._read(one, next(written), next(written), guards) if one.messages else [] for one in inputs
+        ]
 
     def _source(self, has_tools: bool) -> str:
         name = "tool_use" if has_tools and "tool_use" in self.sources else "default"
@@ -168,8 +174,14 @@ class FileTemplate:
                 raise _unusable(self.path, result["error"])
         return [result["text"] for result in results]
 
-    def _read(self, one: TemplateInput, written: str, guards: Mapping[int, int]) -> list[Segment]:
-        """Segments of what the template has written."""
+    def _read(
+        self, one: TemplateInput, written: str, without_words: str, guards: Mapping[int, int]
+    ) -> list[Segment]:
+        """Segments of what the template has written, of the conversation and of one without words."""
+        if _HALF_A_PAIR.search(without_words):
+            raise _unusable(self.path, "it writes half of a surrogate pair, which has no UTF-8 form")
+        if self._tags(written) != self._tags(without_words):
+            raise _unusable(self.path, "it makes tags of what messages say, and a user must not write any")
         for what, text in _expected_texts(one):
             if text.strip().translate(guards) not in written:
                 raise _unusable(self.path, f"it leaves out {what}")
@@ -188,6 +200,10 @@ class FileTemplate:
             segments += [slots[index - 1]] if index else []
             segments += self._segments_of_text(text, unguarded)
         return segments
+
+    def _tags(self, written: str) -> list[str]:
+        thoughts = re.findall(f"{THINK_OPEN}|{THINK_CLOSE}", written)
+        return [*self.tokenizer.split_at_tags(written)[1::2], *thoughts]
 
     def _segments_of_text(self, text: str, unguarded: Mapping[int, int]) -> Iterator[Segment]:
         # The vocabulary may lack tags of thoughts; they still say where a thought begins.
@@ -296,6 +312,28 @@ def _message_object(message: Message, source: str) -> dict[str, object]:
         functions = [{"name": call.name, "arguments": call.arguments} for call in message.tool_calls]
         written["tool_calls"] = [{"type": "function", "function": function} for function in functions]
     return written
+
+
+def _without_words(one: TemplateInput) -> TemplateInput:
+    """The same conversation with an x in place of each letter. An empty text stays one, and a line a line."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, str):
+            return _SAYS_SOMETHING.sub("x", value)
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value
+
+    messages = [
+        replace(
+            message,
+            content=plain(message.content),
+            reasoning=plain(message.reasoning),
+            tool_calls=tuple(replace(call, arguments=plain(call.arguments)) for call in message.tool_calls),
+        )
+        for message in one.messages
+    ]
+    return replace(one, messages=messages, system=plain(one.system))
 
 
 def _texts_of(one: TemplateInput) -> list[object]:

@@ -175,6 +175,29 @@ def test_no_user_writes_a_tag(template: Callable[..., FileTemplate], tokenizer: 
     assert "</think\ue000\ue001" in text_of(tokenizer, prompt)
 
 
+CHANGED = "{{ messages[0].content }}{{ messages[0].content%s }}"
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (CHANGED % "|striptags", "&lt;/think&gt;"),
+        (CHANGED % "|replace('[', '<')|replace(']', '>')", "[/think]"),
+        (CHANGED % ".encode().decode('unicode_escape')", r"\x3c/think\x3e"),
+        (CHANGED % ".format(60, 62)", "{:c}/think{:c}"),
+        ("<{{ messages[0].content }}>", "/think"),
+        ("{{ messages[0].content }}{% if 'stop' in messages[0].content %}</s>{% endif %}", "stop"),
+    ],
+)
+def test_a_template_that_makes_tags_of_texts_is_refused(
+    template: Callable[..., FileTemplate], source: str, text: str
+) -> None:
+    file = template(source)
+    assert written(file.segments([Message("user", "an apple")])).strip("<>").startswith("an apple")
+    with pytest.raises(ModelUnusable, match="makes tags of what messages say"):
+        file.segments([Message("user", text)])
+
+
 def test_a_template_may_look_at_texts_and_change_them(template: Callable[..., FileTemplate]) -> None:
     source = (
         "{% for message in messages %}{% set text = message.content %}"
@@ -202,6 +225,9 @@ ENDLESS = "{% for x in range(9999) %}" * 4 + "{% endfor %}" * 4
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{{ messages | tojson(ensure_ascii=true) }}", "not supported"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError|code"),
+        ("{% break %}", "SyntaxError: 'break' outside loop"),
+        ("{{ 1e400 | int }}", "NameError"),
+        (r"{{ messages[0].content }}{{ '\ud800' }}", "half of a surrogate pair"),
         ("User: ", "leaves out a text of message 1"),
         ("{{ messages[0].content }}<|IMAGE_START|><|image@placeholder|><|IMAGE_END|>", "1 images and videos"),
         ("{{ messages[0].content }}<|image@placeholder|>", "0 images and videos"),
