@@ -108,6 +108,8 @@ def read_processor_config(directory: Path, vision: VisionConfig) -> ImageProcess
         section = raw.get("image_processor")
         if isinstance(section, dict):
             return _parse(_Settings(section, str(newer)), vision)
+        if section is not None:
+            raise _Settings(raw, str(newer)).unusable("image_processor", section, "an object is expected")
         limits = {key: raw[key] for key in _LIMITS_BESIDE if key in raw}
     if os.path.lexists(older):
         return _parse(_Settings({**read_json_object(older), **limits}, str(older)), vision)

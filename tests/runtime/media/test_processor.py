@@ -340,6 +340,13 @@ def test_settings_that_ask_for_another_processor_are_refused_by_name(
         read_processor_config(tmp_path, VISION)
 
 
+@pytest.mark.parametrize("section", [[], "X", 3, False])
+def test_an_image_processor_that_is_no_object_is_refused(tmp_path: Path, section: object) -> None:
+    write(tmp_path, "processor_config.json", {"image_processor": section})
+    with pytest.raises(ModelUnusable, match=r"processor_config\.json: image_processor = "):
+        read_processor_config(tmp_path, VISION)
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", "", "\udcff"])
 def test_a_file_that_is_not_settings_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "preprocessor_config.json"
