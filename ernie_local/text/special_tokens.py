@@ -64,7 +64,7 @@ class DeclaredTokens:
                 added.setdefault(pieces[content], AddedToken(pieces[content], content, special))
                 continue
             if next_id in added:
-                raise _disagreement(
+                raise disagreement(
                     f"{show(content)} would have the id {next_id} by the lists of special tokens, "
                     f"which {show(added[next_id].content)} has",
                     f"the {len(self.listed)} listed tokens follow {num_pieces} pieces and the added ones",
@@ -137,13 +137,13 @@ def _check_agreement(
     """by_id, by_content: what was read before, with the file that said so."""
     other_name, other_id = by_content.get(token.content, (name, token.token_id))
     if other_id != token.token_id:
-        raise _disagreement(
+        raise disagreement(
             f"{show(token.content)} has the id {other_id} in {other_name} and {token.token_id} in {name}",
             "a token has one id",
         )
     if token.token_id in by_id and by_id[token.token_id][1].content != token.content:
         other_name, other = by_id[token.token_id]
-        raise _disagreement(
+        raise disagreement(
             f"the id {token.token_id} is {show(other.content)} in {other_name} "
             f"and {show(token.content)} in {name}",
             "an id is one token",
@@ -207,5 +207,6 @@ def _content_of(entry: object) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _disagreement(what: str, why: str) -> ModelUnusable:
+def disagreement(what: str, why: str) -> ModelUnusable:
+    """The error for two files of a tokenizer that say different things."""
     return ModelUnusable(what, why, "use the tokenizer files of one repository, and of one revision of it")

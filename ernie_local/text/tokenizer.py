@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.files import read_plain
+from ernie_local.strict_json import show
 from ernie_local.text.sentencepiece_file import (
     FilePiece,
     SentencePieceKind,
@@ -22,8 +23,10 @@ from ernie_local.text.sentencepiece_file import (
 )
 from ernie_local.text.special_tokens import (
     TOKENIZER_CONFIG_NAME,
+    AddedToken,
     DeclaredTokens,
     broken_tokenizer_file,
+    disagreement,
     is_tag,
     read_declared_tokens,
     read_object_if_there,
@@ -75,6 +78,7 @@ class ErnieTokenizer:
             raise ValueError(str(error)) from error
         declared = declared or DeclaredTokens()
         added = declared.placed({piece.text: token_id for token_id, piece in enumerate(pieces)}, len(pieces))
+        _check_replaced(pieces, added)
         self._bytes: dict[int, bytes] = {}
         self._ids: dict[str, int] = {}
         specials: set[int] = set()
@@ -191,7 +195,8 @@ class ErnieTokenizer:
     def _spell_out(self, token_id: int) -> list[int]:
         """Ids of a special token's text, encoded as plain text: in two parts, neither of which is a tag."""
         if token_id not in self._spelled_out:
-            text = self.token_bytes(token_id).decode("utf-8")
+            # That of the piece, which was in the text; a declared token may have another.
+            text = self._pieces.id_to_piece(token_id).replace(_SPACE_MARK, " ")
             parts = self._encode_plain(text[:1], False) + self._encode_plain(text[1:], False)
             self._spelled_out[token_id] = parts
         return self._spelled_out[token_id]
@@ -242,6 +247,21 @@ def _choose_rules(of_model: SpaceRules, add_prefix_space: bool | None) -> tuple[
             "and none at the ends of a text"
         )
     return rules, tuple(notes)
+
+
+def _check_replaced(pieces: Sequence[FilePiece], added: Iterable[AddedToken]) -> None:
+    """ModelUnusable where a token of another text takes the id of a piece that texts are made of."""
+    of_no_text = (SentencePieceKind.CONTROL, SentencePieceKind.UNKNOWN, SentencePieceKind.UNUSED)
+    for token in added:
+        piece = pieces[token.token_id] if token.token_id < len(pieces) else None
+        if piece is None or piece.kind in of_no_text or _is_special(piece):
+            continue
+        if _piece_bytes(piece) != token.content.encode("utf-8", "replace"):
+            raise disagreement(
+                f"the id {token.token_id} is {show(piece.text)} in {TOKENIZER_MODEL_NAME} and "
+                f"{show(token.content)} by the lists of tokens beside it",
+                "texts are made of that piece, and would be read as the token",
+            )
 
 
 def _is_special(piece: FilePiece) -> bool:

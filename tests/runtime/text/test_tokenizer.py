@@ -259,6 +259,34 @@ def test_tokens_that_the_settings_name_are_special(declared_directory: Path, tmp
     assert tokenizer.special_ids.isdisjoint(tokenizer.encode(text, allow_special=False))
 
 
+@pytest.mark.parametrize("piece", ["\u2581", "e", "7", "<0xC3>"])
+def test_a_token_in_place_of_a_piece_of_texts_is_refused(
+    tokenizer_directory: Path, tmp_path: Path, piece: str
+) -> None:
+    proto = (tokenizer_directory / "tokenizer.model").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(proto)
+    token_id = [one.text for one in read_model_file(proto)[0]].index(piece)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|new|>": token_id}))
+    with pytest.raises(ModelUnusable, match=rf"the id {token_id} is .* in tokenizer.model and '<\|new\|>'"):
+        ErnieTokenizer.from_directory(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({piece.replace("\u2581", " "): token_id}))
+    if piece != "<0xC3>":  # a byte is written as no text
+        assert ErnieTokenizer.from_directory(tmp_path).decode([token_id]) == piece.replace("\u2581", " ")
+
+
+def test_the_old_name_of_a_tag_stays_text(tokenizer_directory: Path, tmp_path: Path) -> None:
+    proto = (tokenizer_directory / "tokenizer.model").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(proto)
+    token_id = [one.text for one in read_model_file(proto)[0]].index("<think>")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|new|>": token_id}))
+    tokenizer = ErnieTokenizer.from_directory(tmp_path)
+    assert tokenizer.encode("<|new|>") == [token_id]
+    for text in ("a <think> b", "<|new|>"):
+        ids = tokenizer.encode(text, allow_special=False)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.special_ids.isdisjoint(ids)
+
+
 def test_both_files_with_ids_are_read(declared_directory: Path, tmp_path: Path) -> None:
     model = (declared_directory / "tokenizer.model").read_bytes()
     (tmp_path / "tokenizer.model").write_bytes(model)
