@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 from ernie_local.checkpoint.hub_fetch import FetchStopped, RemoteFile, RemoteModel, fetch_file
 from ernie_local.checkpoint.published import refusal_of
@@ -25,6 +26,7 @@ from ernie_local.errors import DoesNotFit, ModelUnusable
 from ernie_local.file_names import MODEL_FILES
 from ernie_local.progress import OnProgress
 from ernie_local.sizes import format_bytes
+from ernie_local.strict_json import show
 
 COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
@@ -106,19 +108,27 @@ def list_model(repo: str, revision: str) -> RemoteModel:
     """
     from huggingface_hub import HfApi
 
-    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=_SECONDS_FOR_LISTING)
-    files = [
-        RemoteFile(one.rfilename, one.size or 0, one.lfs.sha256 if one.lfs else one.blob_id or "")
-        for one in info.siblings or ()
-        if any(fnmatch(one.rfilename, pattern) for pattern in MODEL_FILES)
-    ]
-    commit = info.sha or ""
-    for text, pattern in [(commit, COMMIT), *((file.digest, _DIGEST) for file in files)]:
-        if pattern.fullmatch(text) is None:
-            raise ValueError(f"the answer about {repo} has no commit, or a file without a hash")
+    try:
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=_SECONDS_FOR_LISTING)
+        # A size that is missing is refused below.
+        files = [
+            RemoteFile(one.rfilename, cast("int", one.size), one.lfs.sha256 if one.lfs else one.blob_id or "")
+            for one in info.siblings or ()
+            if any(fnmatch(one.rfilename, pattern) for pattern in MODEL_FILES)
+        ]
+        commit = info.sha or ""
+        for text, pattern in [(commit, COMMIT), *((file.digest, _DIGEST) for file in files)]:
+            if pattern.fullmatch(text) is None:
+                raise ValueError(f"the answer about {repo} has no commit, or a file without a hash")
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        # huggingface_hub reads an answer as it comes, without a look at its types.
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"the answer about {repo} has another form than one of the hub ({what})") from error
     for file in files:
         if ".." in PurePosixPath(file.path).parts or PurePosixPath(file.path).is_absolute():
-            raise ValueError(f"{repo} has a file {file.path!r}, which would lie outside of the model")
+            raise ValueError(f"{repo} has a file {show(file.path)}, which would lie outside of the model")
+        if type(file.num_bytes) is not int or file.num_bytes < 0:
+            raise ValueError(f"{repo} has a file {show(file.path)} of {show(file.num_bytes)} bytes")
     return RemoteModel(repo, commit, tuple(sorted(files, key=lambda file: file.path)))
 
 

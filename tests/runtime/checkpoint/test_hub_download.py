@@ -339,6 +339,39 @@ def test_a_file_outside_of_the_model_is_refused(hub: HubDouble, path: str) -> No
     assert hub.asked("*resolve*") == []
 
 
+LISTED = {"rfilename": "config.json", "size": 3, "blobId": "0" * 40}
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (None, "another form"),
+        ([], "another form"),
+        ({}, "another form"),
+        ({"id": NAME, "sha": "0" * 40, "siblings": "files"}, "another form"),
+        *(
+            ({"id": NAME, "sha": "0" * 40, "siblings": [file]}, why)
+            for file, why in (
+                (1, "another form"),
+                ({}, "another form"),
+                ({**LISTED, "rfilename": 3}, "another form"),
+                ({**LISTED, "blobId": 3}, "another form"),
+                ({**LISTED, "lfs": {"size": 3}}, "another form"),
+                ({**LISTED, "size": "3"}, "'config.json' of '3' bytes"),
+                ({**LISTED, "size": 1.5}, "'config.json' of 1.5 bytes"),
+                ({**LISTED, "size": -1}, "'config.json' of -1 bytes"),
+                ({**LISTED, "size": None}, "'config.json' of null bytes"),
+            )
+        ),
+    ],
+)
+def test_an_answer_that_no_hub_gives_is_refused(hub: HubDouble, answer: object, why: str) -> None:
+    hub.add(NAME, FILES)
+    hub.faults.append(Fault("/api/models/*", status=200, body=json.dumps(answer).encode()))
+    assert why in refusal().why
+    assert hub.asked("*resolve*") == []
+
+
 def test_the_token_goes_to_the_hub_alone(hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(NAME, FILES, private=True)
     monkeypatch.setenv("HF_TOKEN", "hf_good")
