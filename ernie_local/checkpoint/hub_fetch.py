@@ -17,11 +17,12 @@ from typing import IO, Any, Protocol
 from ernie_local.errors import ModelUnusable
 from ernie_local.files import sync_file
 
-# Seconds before each further attempt while nothing arrives. After any byte it begins anew.
+# Seconds before each further attempt while nothing arrives. After some it begins anew.
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _LONGEST_WAIT = 300.0  # that a server may ask for
 _PASSING = (408, 429, 500, 502, 503, 504)
 _READ_BLOCK = 1 << 20
+_LEAST_BYTES = 64 << 10  # an answer with fewer is as good as none: it would never end
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +100,12 @@ def fetch_file(
                         _empty(out)
                         digest = file.new_hash()
                     _append(response, file, out, digest, on_bytes, stop)
-                if out.tell() == start:
-                    raise ConnectionError(f"the answer for byte {start} of {file.path} was empty")
+                arrived = out.tell() - start
+                if arrived < min(_LEAST_BYTES, file.num_bytes - start):
+                    raise ConnectionError(f"the answer for byte {start} of {file.path} had {arrived} bytes")
             except (http_error(), ConnectionError) as error:
                 wait = seconds_to_wait(error)
-                num_failures = 0 if out.tell() > start else num_failures + 1
+                num_failures = 0 if out.tell() - start >= _LEAST_BYTES else num_failures + 1
                 if wait is None or num_failures > len(WAITS):
                     raise
                 wait = max(wait, WAITS[num_failures - 1] if num_failures else 0)

@@ -469,3 +469,12 @@ def test_a_copy_in_the_cache_is_used_when_the_hub_is_down(hub: HubDouble, is_who
         return
     with pytest.warns(UserWarning, match=r"the hub answered 503.*; its copy of commit .* is used"):
         assert resolve_model(f"hf:{NAME}") == directory
+
+
+@pytest.mark.parametrize("answer", [b"", b"xx"])
+def test_a_server_that_gives_next_to_nothing_is_asked_some_times_only(hub: HubDouble, answer: bytes) -> None:
+    hub.add(NAME, FILES)
+    fault = Fault("/cdn/*/model.safetensors", status=206, body=answer)
+    hub.faults.append(fault)
+    assert f"had {len(answer)} bytes" in refusal().why
+    assert len(hub.asked("/cdn/*/model.safetensors")) == 1 + len(hub_fetch.WAITS)
