@@ -112,6 +112,8 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
         use_threads(options.threads)
     check_samples(options, options.method)
     check_quantize_options(options)
+    if options.is_mixed:
+        _check_statistics(_statistics_path(options))
     with _source(options, console) as (directory, hub):
         job = _plan(options, directory, hub)
         if options.is_mixed:
@@ -174,6 +176,17 @@ def _what_is_kept(job: Job, options: QuantizeOptions) -> str:
 
 def _statistics_path(options: QuantizeOptions) -> Path:
     return options.statistics or options.out.with_name(options.out.name + ".statistics.json")
+
+
+def _check_statistics(path: Path) -> None:
+    """Raise what reading the measurements there would, or writing them: samples take minutes to draw."""
+    from ernie_quant.measurements import read_measurements
+    from ernie_quant.place import check_new_file
+
+    if path.exists():
+        read_measurements(path, {})
+    else:
+        check_new_file(path)
 
 
 def _quantize(job: Job, options: QuantizeOptions, console: Console, result: QuantizeResult) -> None:

@@ -18,6 +18,7 @@ import pytest
 from ernie_cli import calibration_samples
 from ernie_local.errors import Stopped
 from tests.cli.running import Command
+from tests.special_files import SPECIAL_FILES, within_seconds
 
 COMMAND = [sys.executable, "-m", "ernie_cli.main"]
 Quantize = Callable[..., tuple[int, dict[str, Any], str]]
@@ -125,6 +126,36 @@ def test_damaged_measurements_beside_the_checkpoint_are_told(quantize: Quantize,
     assert said["error"]["what"].startswith(f"{damaged} is damaged")
     assert said["error"]["hint"].startswith("delete this file")
     assert damaged.exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        *((make, 4) for make in SPECIAL_FILES.values()),
+        (lambda path: path.write_bytes(b'{"identity'), 4),
+        (lambda path: path.symlink_to("nowhere"), 2),
+        (lambda path: path.symlink_to(path), 2),
+    ],
+    ids=[*SPECIAL_FILES, "torn", "dangling", "loop"],
+)
+def test_measurements_that_cannot_be_read_or_written_are_told_before_samples_are_drawn(
+    make: Callable[[Path], object],
+    code: int,
+    quantize: Quantize,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def draw(*_: object) -> None:
+        raise Stopped("drawing samples", "a test", "none")
+
+    monkeypatch.setattr(calibration_samples, "draw_sequences", draw)
+    make(tmp_path / "measured")
+    arguments = ("nano", str(tmp_path / "out"), "--bits", "mixed", "--statistics")
+    with within_seconds(60):
+        found, said, _ = quantize(*arguments, str(tmp_path / "measured"))
+    assert found == code
+    assert str(tmp_path / "measured") in said["error"]["what"]
+    assert quantize(*arguments, str(tmp_path / "new"))[1]["error"]["what"] == "drawing samples"
 
 
 @pytest.mark.parametrize("dense", ["w8", "auto"])
