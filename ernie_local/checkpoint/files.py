@@ -7,6 +7,7 @@ README.md and quant_report.html are not among them and may be changed.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -157,7 +158,7 @@ def write_hashes(directory: Path, hashes: Mapping[str, FileHash]) -> None:
 def read_hashes(directory: Path) -> dict[str, FileHash] | None:
     """The content of hashes.json, by file name; None without one. ModelUnusable for one that is not ours."""
     path = directory / HASHES_FILE
-    if not path.exists():
+    if not os.path.lexists(path):  # a link that leads nowhere is a file that is lost
         return None
     raw = read_json_object(path)
     version, files = raw.get("version"), raw.get("files")

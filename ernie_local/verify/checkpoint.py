@@ -5,6 +5,7 @@ It goes on after a fault, and holds at most one page or a few MiB of a file in m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +71,7 @@ def verify(
     if config is not None:
         accounts = findings.attempt(lambda: account(directory, read_stored_tensors(directory), config))
     known = findings.attempt(partial(read_hashes, directory), HASHES_FILE)
-    if not (directory / HASHES_FILE).exists():
+    if not os.path.lexists(directory / HASHES_FILE):
         notes.append(
             f"{directory} has no {HASHES_FILE}: its bytes are compared with nothing, "
             "only headers and numbers are checked"

@@ -345,6 +345,17 @@ def test_hashes_of_a_stranger_are_refused(content: str, packed: Path) -> None:
     assert first(verify(packed)).file == HASHES_FILE
 
 
+@pytest.mark.parametrize("target", ["nowhere", HASHES_FILE])
+def test_hashes_behind_a_link_that_leads_nowhere_are_not_none(target: str, packed: Path) -> None:
+    (packed / HASHES_FILE).unlink()
+    (packed / HASHES_FILE).symlink_to(target)
+    with pytest.raises(ModelUnusable, match=r"hashes\.json"):
+        read_hashes(packed)
+    result = verify(packed)
+    assert first(result).file == HASHES_FILE
+    assert not any(f"has no {HASHES_FILE}" in note for note in result.notes)
+
+
 def test_a_large_tensor_is_read_in_pieces(tmp_path: Path) -> None:
     path = tmp_path / WEIGHTS
     save_file({"large": torch.ones(32 << 18)}, path)  # 32 MiB
