@@ -103,6 +103,7 @@ def test_a_limit_of_processes_lowers_the_default_and_says_so() -> None:
     chosen, notice = choose_threads(None, 8, FREE, lambda wanted: min(wanted, 12))
     assert chosen == 3
     assert "pids.max" in (notice or "")
+    assert "ulimit -v" in (notice or "")
     with pytest.raises(DoesNotFit, match="lets 2 start"):
         choose_threads(None, 8, FREE, lambda wanted: 2)
 
