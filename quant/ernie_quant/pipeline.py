@@ -33,7 +33,7 @@ from ernie_quant.companions import companion_bytes, copy_companions
 from ernie_quant.job import Job, check_job
 from ernie_quant.measurements import STATISTICS_FILE
 from ernie_quant.pace import REPORT_SECONDS, Pace, audit_seconds
-from ernie_quant.place import is_made, rehearse_rename
+from ernie_quant.place import is_made, rehearse_rename, telling_full_disk
 from ernie_quant.plan import Plan, expert_tokens, plan_run, unit_costs
 from ernie_quant.recipe import Recipe
 from ernie_quant.rehearsal import rehearse
@@ -74,7 +74,7 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         return _remove_work(job, config, tables)
     for note in ModelFiles(job.source, config).missing_notes():
         job.on_note(f"the checkpoint will lack it too: {note}")
-    with ExitStack() as stack:
+    with telling_full_disk(job.partial, "finished units are kept"), ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(job.source, config))
         files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
         fixed = _fixed(job, files)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ernie_local.checkpoint.files import HASHES_FILE
-from ernie_local.errors import UsageError
+from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.strict_json import show
 
 # Inside the directory; removed after it got its final name, the identity last.
@@ -95,6 +98,21 @@ def rehearse_rename(folder: Path, out: Path) -> None:
             out.rmdir()
     except OSError as error:
         raise _unusable(out, error.strerror or str(error)) from error
+
+
+@contextmanager
+def telling_full_disk(folder: Path, kept: str) -> Iterator[None]:
+    """Inside, a write to `folder` that finds the disk full ends as DoesNotFit, which says what is `kept`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DoesNotFit(
+            f"the disk is full: {folder} cannot grow, {shutil.disk_usage(folder).free} bytes are free",
+            f"{error.strerror}, after the space was enough at the start; {kept}",
+            "free space on the disk, and run the same command again",
+        ) from error
 
 
 def _check_name(directory: Path) -> None:

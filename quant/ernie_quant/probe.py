@@ -35,7 +35,7 @@ from ernie_quant.measurements import (
     read_measurements,
     write_measurements,
 )
-from ernie_quant.place import check_new_file
+from ernie_quant.place import check_new_file, telling_full_disk
 from ernie_quant.source import FloatSource
 from ernie_quant.source_check import check_weights
 from ernie_quant.tokens import RowFile, TokenTable, embed
@@ -295,6 +295,7 @@ def measurements_in(
     check_new_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
+        telling_full_disk(path.parent, "nothing is kept, measurements are written when all is measured"),
         open_checkpoint(source, config) as checkpoint,
         tempfile.TemporaryDirectory(dir=path.parent, prefix=".ernie-local.") as scratch,
         torch.inference_mode(),
@@ -302,7 +303,7 @@ def measurements_in(
         for unit in check_weights(checkpoint):
             on_unit(unit, 0, config.text.num_hidden_layers)
         measured = Probe(checkpoint, config, chosen, Path(scratch), on_unit).run(identity)
-    write_measurements(path, measured)
+        write_measurements(path, measured)
     return measured
 
 

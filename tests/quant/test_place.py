@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -13,10 +14,10 @@ import pytest
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
-from ernie_local.errors import UsageError
+from ernie_local.errors import DoesNotFit, UsageError
 from ernie_quant.job import Job, check_job
 from ernie_quant.pipeline import quantize_checkpoint
-from ernie_quant.place import check_new_file, check_out, rehearse_rename
+from ernie_quant.place import check_new_file, check_out, rehearse_rename, telling_full_disk
 from ernie_quant.recipe import Recipe
 
 CONFIG = read_config(NANO_DIRECTORY)
@@ -171,3 +172,28 @@ def test_a_name_taken_during_the_work_leaves_the_work_to_the_same_command(tmp_pa
     assert not any("expert" in unit or "layers" in unit for unit in told)
     assert (job.out / "hashes.json").exists()
     shutil.rmtree(job.out)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_is_told_with_what_is_kept(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second unit finds no space; with space again, the run goes on."""
+    told: list[str] = []
+
+    def fill(unit: str, *_: object) -> None:
+        told.append(unit)
+        if len(told) == 2:
+            raise OSError(number, os.strerror(number))  # as pwritev does, which names no file
+
+    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn"), on_unit=fill)
+    with pytest.raises(DoesNotFit, match="finished units are kept") as caught:
+        quantize_checkpoint(job)
+    assert caught.value.what.startswith(f"the disk is full: {tmp_path / 'model.partial'} cannot grow, ")
+    quantize_checkpoint(job)
+    assert (tmp_path / "model" / "config.json").exists()
+
+
+def test_another_failure_of_the_disk_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="broken"), telling_full_disk(tmp_path, "nothing"):
+        raise OSError(errno.EIO, "broken")
