@@ -108,8 +108,7 @@ def inspect(options: InspectOptions, result: InspectResult) -> None:
     for title, texts in (("source", result.source), ("calibration", result.calibration)):
         console.show(f"{title} {key}: {value}" for key, value in texts.items())
     console.show(f"no part of the model: {name}" for name in result.ignored)
-    for note in result.notes:
-        console.note(note)
+    console.show(result.notes)
 
 
 def _notes(directory: Path, config: ModelConfig, tied_head: StoredTensor | None) -> Iterator[str]:

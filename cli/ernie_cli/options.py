@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import typer
 
+from ernie_cli.settings import PASSWORD_VARIABLE
+
 if TYPE_CHECKING:
     from ernie_local.loading import LoadOptions
 
@@ -87,8 +89,8 @@ kv_dtype_option = partial(option, default="auto", help="Number type of the KV ca
 password_option = partial(
     option,
     metavar="TEXT",
-    envvar="ERNIE_LOCAL_PASSWORD",
-    help="Opens encrypted PDFs (or ERNIE_LOCAL_PASSWORD, as other users see the command line).",
+    envvar=PASSWORD_VARIABLE,
+    help=f"Opens encrypted PDFs (or {PASSWORD_VARIABLE}, as other users see the command line).",
 )
 threads_option = partial(
     option,
