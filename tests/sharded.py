@@ -57,7 +57,7 @@ def write_deep_nano(
         # Without README.md, which is not downloaded.
         if path.suffix != ".md" and path.name != "config.json" and ".safetensors" not in path.name:
             shutil.copy(path, out / path.name)
-    _write_files(out, deep, num_files)
+    write_files(out, deep, num_files)
     return out
 
 
@@ -75,7 +75,8 @@ def _with_few_experts(layer: Tensors, banks: list[int]) -> Tensors:
     return kept
 
 
-def _write_files(out: Path, tensors: Tensors, num_files: int) -> None:
+def write_files(out: Path, tensors: Tensors, num_files: int) -> None:
+    """Cut the tensors into files of about equal size, in their order, and write the index."""
     total = sum(tensor.nbytes for tensor in tensors.values())
     files: list[Tensors] = [{} for _ in range(num_files)]
     begun = 0
