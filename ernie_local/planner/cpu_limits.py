@@ -110,7 +110,7 @@ def choose_threads(
     if left < wanted:
         return possible, (
             f"{_count(possible, 'thread')} instead of {threads}: the number of processes is limited "
-            "(ulimit -u, or pids.max of a container)"
+            "(ulimit -u, or pids.max of a container), or the addresses for their stacks (ulimit -v)"
         )
     if threads < default and asked is None:
         return threads, f"{_count(threads, 'thread')} instead of {default}: {_allowed(limits)}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ernie_quant.measurements import Measurements, write_measurements
 from tests.cli.running import Command
 
 
@@ -40,7 +41,7 @@ def test_ctrl_c_in_quantize_says_where_finished_work_is(
     (tmp_path / "out.partial").mkdir()
     assert f"kept in {out}.partial" in command("quantize", "nano", str(out)).stderr
     statistics = tmp_path / "other.statistics.json"
-    statistics.touch()
+    write_measurements(statistics, Measurements({}, {}, 0, "w2", {}, {}, 0.0, []))
     arguments = ("quantize", "nano", str(tmp_path / "other"), "--bits", "mixed")
     assert f"kept in {statistics}" in command(*arguments).stderr
     assert "nothing is kept" in command("calibrate", "nano", str(tmp_path / "new.json")).stderr
