@@ -359,7 +359,7 @@ from tests.quant.test_streamed_source import calibrated_job
 from ernie_quant.hub_source import hub_source
 from ernie_quant.pipeline import quantize_checkpoint
 
-out, name, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+out, name, (kills, num_units) = Path(sys.argv[1]), sys.argv[2], map(int, sys.argv[3:])
 partial, generator = out.with_name(out.name + ".partial"), random.Random(0)
 journal, shards = partial / "work" / "journal.jsonl", partial / "work" / "shards"
 most = 0
@@ -387,12 +387,13 @@ for round_number in range(kills + 1):
             os._exit(1)
         os._exit(0)
     if round_number < kills:
-        goal = lines() + generator.randint(0, 24)
+        # Spread over the run, so that the last one comes before its end, however fast the machine is.
+        goal = int(num_units * (round_number + generator.random()) / (kills + 2))
         while lines() < goal:
             assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it was killed"
             most = max(most, len(list(shards.iterdir())) if shards.exists() else 0)
             time.sleep(0.005)
-        time.sleep(generator.uniform(0, 0.8))
+        time.sleep(generator.uniform(0, 0.2))
         os.kill(child, signal.SIGKILL)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it ended before it was killed"
     else:
@@ -418,13 +419,15 @@ def test_twenty_kills_change_no_byte_and_fetch_nothing_of_finished_layers_again(
     # Sums depend on the number of threads.
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    quantize_checkpoint(calibrated_job(deep, tmp_path / "local"))
+    units: list[str] = []
+    job = calibrated_job(deep, tmp_path / "local")
+    quantize_checkpoint(dataclasses.replace(job, on_unit=lambda unit, *_: units.append(unit)))
     torch.set_num_threads(num_threads)
     kills = 20
     environment = hub.environment(tmp_path / "home", TMPDIR=str(tmp_path), OMP_NUM_THREADS="1")
     environment["PYTHONPATH"] = ":".join(sys.path)
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "out"), NAME, str(kills)],
+        [sys.executable, "-c", KILLED, str(tmp_path / "out"), NAME, str(kills), str(len(units))],
         env=environment,
         capture_output=True,
         text=True,
