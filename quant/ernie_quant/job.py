@@ -43,6 +43,15 @@ class Job:
     on_download: Callable[[int, int], None] = tell_nobody
 
     @property
+    def source_name(self) -> str:
+        """What to call the source to the user, who knows nothing of a temporary directory with headers."""
+        return str(self.source) if self.hub is None else self.hub.identity
+
+    def note(self, line: str) -> None:
+        """Tell `on_note`, with the source called by its name."""
+        self.on_note(line.replace(str(self.source), self.source_name))
+
+    @property
     def calibrates(self) -> bool:
         """Whether experts are made from calibration tokens."""
         return self.recipe.method == "gptq" and bool(self.tables.experts)
@@ -60,7 +69,7 @@ def check_job(job: Job, config: ModelConfig) -> None:
     """
     if config.quantization is not None:
         raise UsageError(
-            f"{job.source} is quantized already",
+            f"{job.source_name} is quantized already",
             "quantizing it again would add up the errors of both",
             "start from the bfloat16 checkpoint",
         )

@@ -73,7 +73,7 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
     if is_made(job.out):
         return _remove_work(job, config, tables)
     for note in ModelFiles(job.source, config).missing_notes():
-        job.on_note(f"the checkpoint will lack it too: {note}")
+        job.note(f"the checkpoint will lack it too: {note}")
     with telling_full_disk(job.partial, "finished units are kept"), ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(job.source, config))
         files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
@@ -87,7 +87,7 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         rehearse_rename(work.folder, job.out)
         _make_files(job, files, plan, work)
         _write_config(job, tables)
-        copy_companions(job.source, checkpoint, job.partial, job.on_note)
+        copy_companions(job.source, checkpoint, job.partial, job.note)
         costs = _unit_costs(job, new_config, fixed, checkpoint)
         checking = audit_seconds(files.total_bytes)
         pace = _rehearsed_pace(job, new_config, costs, job.partial)
@@ -102,7 +102,7 @@ def quantize_checkpoint(job: Job) -> ExpertReports:
         contents = gather(job, config, tables, reports, agreement)
         write_numbers(job.partial, contents)
         units.tell("checking the new checkpoint", REPORT_SECONDS + checking)
-        audited = audit(job.partial, job.source, files.total_bytes, job.on_note, plan.memory_bytes)
+        audited = audit(job.partial, job.source, files.total_bytes, job.note, plan.memory_bytes)
         units.tell("writing the report", REPORT_SECONDS)
         write_report(job.partial, contents, audited, job.source)
         work.finish(job.out)

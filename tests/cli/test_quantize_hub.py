@@ -73,6 +73,19 @@ def test_a_model_of_the_hub_is_quantized_and_its_weights_do_not_stay(
     assert command("quantize", NAME, str(out), *PLAIN).exit_code == 2
 
 
+def test_notes_call_the_source_by_its_name(
+    hub: HubDouble, deep: Path, command: Command, tmp_path: Path
+) -> None:
+    """Its headers are in a temporary directory, whose name says nothing."""
+    files = {path.name: path for path in deep.iterdir() if path.name != "preprocessor_config.json"}
+    commit = hub.add("org/bare", {**files, "more.json": b"{}"})
+    notes = command("quantize", "hf:org/bare", str(tmp_path / "out"), *PLAIN, "--json").json()["notes"]
+    name = f"hf:org/bare@{commit}"
+    assert any(f"{name} has no preprocessor_config.json" in note for note in notes)
+    assert any(note.startswith(f"left in {name}, not copied: 'more.json'") for note in notes)
+    assert not any("/ernie-local-" in note for note in notes)
+
+
 def test_mixed_bits_would_be_downloaded_twice(published: HubDouble, command: Command, tmp_path: Path) -> None:
     published.requests.clear()
     said = command("quantize", NAME, str(tmp_path / "out"), "--bits", "mixed", "--samples", "2")
