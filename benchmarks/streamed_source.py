@@ -1,6 +1,7 @@
-"""Measure the disk that `quantize hf:...` takes: 29 files of the published widths, on a hub on loopback.
+"""Measure the disk that `quantize hf:...` takes of a model of the published widths, from a hub on loopback.
 
-    PYTHONPATH=. python benchmarks/streamed_source.py DIR        # 12 GB in DIR for a while, some minutes
+    PYTHONPATH=. python benchmarks/streamed_source.py DIR              # 29 files; 12 GB in DIR, some minutes
+    PYTHONPATH=. python benchmarks/streamed_source.py DIR --files 6    # a layer in 3 of them, as published
 
 The weights are random, the layers few. The same source is quantized from its directory, too, and all weights
 must be equal.
@@ -75,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("work", type=Path)
     parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--files", type=int, default=NUM_FILES)
     arguments = parser.parse_args()
     work: Path = arguments.work
     plain, source = work / "plain", work / "source"
@@ -84,7 +86,7 @@ def main() -> None:
         tensors |= load_file(path)
     source.mkdir()
     shutil.copy(plain / "config.json", source)
-    write_files(source, tensors, NUM_FILES)
+    write_files(source, tensors, arguments.files)
     del tensors
     shutil.rmtree(plain)
     sizes = sorted(path.stat().st_size for path in source.glob("*.safetensors"))
