@@ -3,7 +3,7 @@ runs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from ernie_cli.console import Console
@@ -20,6 +20,7 @@ from ernie_cli.options import (
     size_option,
     template_option,
 )
+from ernie_local.errors import UsageError, parameter
 from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from ernie_local.model_files import ModelFiles
     from ernie_local.verify.golden import GoldenOutcome
     from ernie_local.verify.golden_file import GoldenPrompts
+
+
+_OF_GOLDEN = ("variant", "ram", "reserve", "vram")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,7 @@ def verify_checkpoint(options: VerifyOptions, result: VerifyResult) -> None:
     from ernie_cli.progress import UnitProgress, downloaded
     from ernie_local.checkpoint.hub import resolve_model
 
+    _check_options(options)
     console = Console(quiet=options.as_json)
     directory = resolve_model(downloaded(options.model, console))
     result.directory = str(directory)
@@ -140,6 +145,20 @@ def verify_checkpoint(options: VerifyOptions, result: VerifyResult) -> None:
     console.show([text])
     if golden is not None:
         _compare_golden(options, *golden, result, console)
+
+
+def _check_options(options: VerifyOptions) -> None:
+    """UsageError for options that say how the model is loaded, if it is not."""
+    if options.golden:
+        return
+    of_golden = [*fields(ComputeOptions), *(one for one in fields(options) if one.name in _OF_GOLDEN)]
+    given = [one.name for one in of_golden if getattr(options, one.name) != one.default]
+    if given:
+        raise UsageError(
+            f"{parameter(given[0])} without --golden",
+            "only for golden answers is the model loaded and asked",
+            f"add --golden, or remove {parameter(given[0])}",
+        )
 
 
 def _find_golden(directory: Path) -> tuple[ModelFiles, GoldenPrompts]:

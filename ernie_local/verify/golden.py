@@ -18,7 +18,14 @@ from ernie_local.media.patches import Patches
 from ernie_local.media.processor import image_to_patches
 from ernie_local.session.writer import ChatWriter
 from ernie_local.text.template import ImageSlot, Message, VideoSlot
-from ernie_local.verify.golden_file import GoldenImage, GoldenPart, GoldenPrompt, GoldenPrompts, GoldenVideo
+from ernie_local.verify.golden_file import (
+    GoldenImage,
+    GoldenKind,
+    GoldenPart,
+    GoldenPrompt,
+    GoldenPrompts,
+    GoldenVideo,
+)
 
 # Published weights compute in bfloat16, whose logits of 16 to 32 are rounded to multiples of an eighth.
 NEAR_TIE = 0.25
@@ -34,6 +41,7 @@ class GoldenOutcome:
     """
 
     name: str
+    kind: GoldenKind
     num_ids: int
     agreed: int = 0
     first_other: int | None = None
@@ -68,36 +76,38 @@ def compare_golden(
 def suspicion(outcomes: Sequence[GoldenOutcome], *, is_quantized: bool) -> str | None:
     """What to suspect where a model does not meet its golden answers; None where it does."""
     parted = [outcome for outcome in outcomes if outcome.first_other is not None]
+    kinds = {outcome.kind for outcome in parted}
     if not parted:
         return None
     if all(outcome.is_near_tie for outcome in parted):
         return "rounding: both tokens are about as likely there, and another processor may choose the other"
     if is_quantized:
         return "the lower precision of the weights; the source of this checkpoint should meet them all"
-    if "text" in [outcome.name for outcome in parted]:
+    if "text" in kinds:
         return "tokenizer.model and its flags, the chat template, or the weights"
-    if "image" in [outcome.name for outcome in parted]:
-        return "the image: its size after resizing, and how the template writes it; text alone is right"
-    return "the video: its frames, and how the template writes it; text and image are right"
+    if "image" in kinds:
+        return "the image: its size after resizing, and how the template writes it"
+    return "the video: its frames, and how the template writes it"
 
 
 def _compare(
     model: LoadedModel, writer: ChatWriter, prompt: GoldenPrompt, *, thinking: bool
 ) -> GoldenOutcome:
+    outcome = GoldenOutcome(prompt.name, prompt.kind, len(prompt.token_ids))
     patches: list[Patches] = []
     parts: list[str | ImageSlot | VideoSlot] = []
     for part in prompt.content:
         if isinstance(part, GoldenImage) and not part.path.exists():
-            why = f"{part.path} is not there; the model's repository has it"
-            return GoldenOutcome(prompt.name, len(prompt.token_ids), skipped=why)
+            return replace(outcome, skipped=f"{part.path} is not there; the model's repository has it")
         if not isinstance(part, str):
             patches.append(_patches(part, model))
         parts.append(_slot(part, patches))
     token_ids = writer.prompt([Message("user", tuple(parts))], thinking).token_ids
     engine = model.engine(context_size=len(token_ids) + len(prompt.token_ids))
     logits = engine.prefill(token_ids, patches)
-    outcome = GoldenOutcome(prompt.name, len(prompt.token_ids))
     for index, expected in enumerate(prompt.token_ids):
+        if index:
+            logits = engine.decode(prompt.token_ids[index - 1])
         chosen = int(torch.argmax(logits))
         if chosen == expected:
             outcome = replace(outcome, agreed=outcome.agreed + 1)
@@ -105,7 +115,6 @@ def _compare(
             words = [writer.tokenizer.decode([token_id]) for token_id in (expected, chosen)]
             gap = float(logits[chosen] - logits[expected])
             outcome = replace(outcome, first_other=index, expected=words[0], chosen=words[1], gap=gap)
-        logits = engine.decode(expected)
     return outcome
 
 

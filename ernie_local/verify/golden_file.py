@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from ernie_local.config import TextConfig
 from ernie_local.config.keys import Keys
@@ -42,6 +42,7 @@ class GoldenVideo:
     pixels: int
 
 
+GoldenKind = Literal["text", "image", "video"]
 GoldenPart: TypeAlias = "str | GoldenImage | GoldenVideo"
 
 
@@ -52,6 +53,13 @@ class GoldenPrompt:
     name: str
     content: tuple[GoldenPart, ...]
     token_ids: tuple[int, ...]
+
+    @property
+    def kind(self) -> GoldenKind:
+        """What it shows besides text."""
+        if any(isinstance(part, GoldenVideo) for part in self.content):
+            return "video"
+        return "image" if any(isinstance(part, GoldenImage) for part in self.content) else "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,7 @@ def find_golden(files: ModelFiles) -> GoldenPrompts:
     if os.path.lexists(own):
         return _read(own, files)
     text = files.config.text
-    sizes = _section(read_json_object(_OF_THINKING), "sizes", str(_OF_THINKING))
+    sizes = Keys(read_json_object(_OF_THINKING), str(_OF_THINKING)).mapping("sizes")
     if files.template_variant == "thinking" and sizes == {name: getattr(text, name) for name in sizes}:
         return _read(_OF_THINKING, files)
     raise ModelUnusable(
@@ -122,7 +130,7 @@ def _part(raw: object, where: str, directory: Path) -> GoldenPart:
     if isinstance(raw, str):
         return raw
     keys = Keys(_object(raw, where), where)
-    width, height = keys.integers("size", length=2)
+    width, height = keys.integers("size", length=2, low=1)
     if max(width, height) > _LARGEST_SIDE:
         raise keys.refuse("size", f"is {width} x {height}, at most {_LARGEST_SIDE} each are expected")
     part: GoldenPart
@@ -156,7 +164,3 @@ def _object(raw: object, where: str) -> Mapping[str, object]:
     if isinstance(raw, dict):
         return raw
     raise ModelUnusable(f"{where} is {show(raw)}", "an object {...} is expected", "mend the file")
-
-
-def _section(raw: Mapping[str, object], key: str, where: str) -> Mapping[str, object]:
-    return _object(raw.get(key), f"{where}: {key}")

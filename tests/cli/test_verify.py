@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from tests.cli.running import Command
 
@@ -66,3 +68,10 @@ def test_golden_answers_are_told_one_by_one(command: Command, tmp_path: Path) ->
     result = command("verify", "nano", "--golden")
     assert (result.exit_code, result.stdout) == (4, "")
     assert "no golden answers" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--ram 8GiB", "--template pt", "--device cuda", "--threads 1"])
+def test_options_that_would_do_nothing_are_refused(command: Command, option: str) -> None:
+    result = command("verify", "nano", *option.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"error: {option.split(maxsplit=1)[0]} without --golden" in result.stderr

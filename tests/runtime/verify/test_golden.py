@@ -132,12 +132,12 @@ def test_a_missing_image_is_skipped_by_name(golden_nano: Path, tmp_path: Path) -
 
 
 def test_suspicion_follows_what_parts() -> None:
-    match = GoldenOutcome("text", 8, agreed=8)
-    tie = GoldenOutcome("video", 8, agreed=7, first_other=3, gap=0.1)
+    match = GoldenOutcome("the first", "text", 8, agreed=8)
+    tie = GoldenOutcome("the second", "video", 8, agreed=7, first_other=3, gap=0.1)
     far = replace(tie, gap=4.0)
     assert "rounding" in str(suspicion([match, tie], is_quantized=False))
     assert "video" in str(suspicion([match, far], is_quantized=False))
-    assert "tokenizer" in str(suspicion([replace(far, name="text"), far], is_quantized=False))
+    assert "tokenizer" in str(suspicion([replace(far, kind="text"), far], is_quantized=False))
 
 
 def test_nano_has_none(nano: LoadedModel) -> None:
@@ -173,6 +173,7 @@ def test_the_published_ones_are_those_of_thinking_weights(tmp_path: Path) -> Non
             for name in ("../x", "..", "a\0b", "x" * 256)
         ),
         ({"prompts": [{"name": "a", "content": [{"image": "x", "size": [1, 9999]}], "ids": [4]}]}, "size"),
+        ({"prompts": [{"name": "a", "content": [{"image": "x", "size": [0, 9]}], "ids": [4]}]}, "size"),
         (
             {
                 "prompts": [
