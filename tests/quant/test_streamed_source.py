@@ -100,6 +100,20 @@ def weight_bytes(requests: list[HubRequest]) -> int:
     )
 
 
+def sizes_in(folder: Path) -> Iterator[int]:
+    """Of the files there, while another thread renames and deletes some."""
+    for path in folder.iterdir() if folder.exists() else ():
+        with suppress(FileNotFoundError):
+            yield path.stat().st_size
+
+
+def open_files() -> Iterator[str]:
+    """What the descriptors of this process lead to, while another thread closes some."""
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            yield str(path.readlink())
+
+
 def test_out_is_the_same_from_the_hub_its_cache_and_a_directory(
     hub: HubDouble, deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,20 +123,14 @@ def test_out_is_the_same_from_the_hub_its_cache_and_a_directory(
     seen: list[list[int]] = []
 
     def look(*_: object) -> None:
-        sizes_now: list[int] = []
-        for path in shards.iterdir() if shards.exists() else ():
-            with suppress(FileNotFoundError):  # the other thread has renamed or deleted it
-                sizes_now.append(path.stat().st_size)
-        seen.append(sizes_now)
+        seen.append(list(sizes_in(shards)))
 
     def look_at_open_files(*_: object) -> None:
         """A deleted file takes its place on the disk while it is open."""
         look()
-        links: list[str] = []
-        for path in Path("/proc/self/fd").iterdir():
-            with suppress(OSError):  # closed by the other thread
-                links.append(str(path.readlink()))
-        assert not [link for link in links if link.startswith(str(shards)) and link.endswith("(deleted)")]
+        assert not [
+            link for link in open_files() if link.startswith(str(shards)) and link.endswith("(deleted)")
+        ]
 
     with hub_source(NAME) as source:
         download = plan_checkpoint(job_of(source, tmp_path / "streamed")).download
