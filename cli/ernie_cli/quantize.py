@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from signal import SIGINT, SIGTERM
 from threading import Event
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Literal
 from ernie_cli.console import Console
 from ernie_cli.json_object import fill_result
 from ernie_cli.quantize_options import QuantizeOptions, check_quantize_options
+from ernie_cli.quantize_source import download_lines, opened_source
 from ernie_cli.signals import stop_requests, telling_what_is_kept
-from ernie_local.errors import UsageError
 from ernie_local.sizes import MIB, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ernie_quant.job import Job
     from ernie_quant.measurements import Measurements
     from ernie_quant.mixed_tables import FilesBytes
-    from ernie_quant.shard_store import Download
 
 _MIXED_BITS = 2.5  # per weight of the routed experts, where no size is asked for
 # Besides the weights on a GPU: 8192 tokens of cache, and workspace.
@@ -113,8 +112,8 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
     check_samples(options, options.method)
     check_quantize_options(options)
     if options.is_mixed:
-        _check_statistics(_statistics_path(options))
-    with _source(options, console) as (directory, hub):
+        _check_statistics(options.statistics_path)
+    with opened_source(options, console) as (directory, hub):
         job = _plan(options, directory, hub)
         if options.is_mixed:
             _check_size(job, options)
@@ -122,60 +121,15 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
             _quantize(job, options, console, result)
 
 
-@contextmanager
-def _source(options: QuantizeOptions, console: Console) -> Iterator[tuple[Path, HubSource | None]]:
-    """The directory of the source; of one on the hub also what is to be fetched while it is read."""
-    from ernie_local.checkpoint.hub import HUB_PREFIX, resolve_model
-    from ernie_quant.hub_source import hub_source
-    from ernie_quant.place import partial_of
-
-    if not options.source.startswith(HUB_PREFIX):
-        yield resolve_model(options.source), None
-        return
-    works = () if options.resume == "never" else (options.out, partial_of(options.out))
-    with ExitStack() as stack:
-        with console.working("reading the headers of the source"), console.telling_warnings():
-            found = hub_source(options.source, works, keeps=options.keep_source)
-            hub = stack.enter_context(found)
-        if hub.is_pinned:
-            console.note(f"going on with {hub.identity}, with which the work was begun")
-        if options.is_mixed and not _statistics_path(options).exists():
-            hub = _whole_source(hub, options, console)
-        yield hub.directory, hub
-
-
-def _whole_source(hub: HubSource, options: QuantizeOptions, console: Console) -> HubSource:
-    """The source with all its weights in the hub's cache; UsageError if they would not be kept there."""
-    from pathlib import Path
-
-    from ernie_cli.progress import downloaded
-    from ernie_local.checkpoint.hub_download import weight_files
-
-    if hub.model is None:
-        return hub
-    if not options.keep_source:
-        size = format_bytes(sum(file.num_bytes for file in weight_files(hub.model.files)))
-        raise UsageError(
-            f"mixed bits of {options.source}, whose {size} of weights are not in the cache of the hub",
-            "they are read twice, to measure and to quantize, and would be downloaded twice",
-            "add --keep-source; or name measurements of `ernie-local calibrate` with --statistics",
-        )
-    return replace(hub, directory=Path(downloaded(hub.identity, console)), model=None)
-
-
 def _what_is_kept(job: Job, options: QuantizeOptions) -> str:
     if job.partial.exists():
         return f"finished units are kept in {job.partial}, and the same command continues there"
     if (job.out / "config.json").exists():
         return f"{job.out} is complete"
-    statistics = _statistics_path(options)
+    statistics = options.statistics_path
     if options.is_mixed and statistics.exists():
         return f"measurements are kept in {statistics}, and the same command continues with them"
     return "nothing was written yet"
-
-
-def _statistics_path(options: QuantizeOptions) -> Path:
-    return options.statistics or options.out.with_name(options.out.name + ".statistics.json")
 
 
 def _check_statistics(path: Path) -> None:
@@ -269,7 +223,7 @@ def _mixed_job(
     from ernie_quant.probe import measurements_in
 
     config = read_config(job.source)
-    path = _statistics_path(options)
+    path = options.statistics_path
     console.note(
         f"measurements are read from {path}" if path.exists() else f"measuring, measurements go to {path}"
     )
@@ -374,26 +328,9 @@ def _tell_plan(job: Job, options: QuantizeOptions, console: Console, result: Qua
         [
             f"weights:  {format_bytes(plan.weight_bytes)}, {plan.weight_bytes:,} bytes{small}",
             f"copied:   {format_bytes(plan.companion_bytes)} of other files",
-            *(() if plan.download is None else _download_lines(plan.download)),
+            *(() if plan.download is None else download_lines(plan.download)),
             f"disk:     {format_bytes(disk)} while it runs, {format_bytes(free)} are free",
             f"memory:   at most about {format_bytes(plan.memory_bytes)}",
             f"time:     {told}",
         ]
     )
-
-
-def _download_lines(download: Download) -> Iterator[str]:
-    from ernie_cli.status import duration
-
-    at = ""
-    if download.seconds:
-        rate = int(download.num_bytes / download.seconds)
-        at = f", about {duration(download.seconds)} at the {format_bytes(rate)}/s of now"
-    again = download.num_fetches - download.num_files
-    twice = f", {again} of them twice to keep few on the disk" if again else ""
-    yield f"download: {format_bytes(download.num_bytes)} in {download.num_files} files{twice}{at}"
-    if download.disk_bytes:
-        size = format_bytes(download.disk_bytes)
-        yield f"source:   at most {download.most_files} of them on the disk at any time, {size}"
-    else:
-        yield "source:   all of them stay in the cache of the hub"

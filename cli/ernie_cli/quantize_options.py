@@ -94,6 +94,11 @@ class QuantizeOptions(SampleOptions, CommonOptions):
         """Whether formats come from measurements."""
         return self.bits == "mixed" or self.target_size is not None or self.fit is not None
 
+    @property
+    def statistics_path(self) -> Path:
+        """Where the measurements behind mixed bits are, or will be."""
+        return self.statistics or self.out.with_name(f"{self.out.name}.statistics.json")
+
 
 def check_quantize_options(options: QuantizeOptions) -> None:
     """UsageError for options that contradict each other; costs nothing."""

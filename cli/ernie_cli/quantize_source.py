@@ -1,0 +1,75 @@
+"""Opens the source of `quantize`: a directory, or a model on the hub that is fetched while it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ernie_cli.console import Console
+from ernie_cli.quantize_options import QuantizeOptions
+from ernie_local.errors import UsageError
+from ernie_local.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from ernie_quant.hub_source import HubSource
+    from ernie_quant.shard_store import Download
+
+
+@contextmanager
+def opened_source(options: QuantizeOptions, console: Console) -> Iterator[tuple[Path, HubSource | None]]:
+    """The directory of the source; of one on the hub also what is to be fetched while it is read."""
+    from ernie_local.checkpoint.hub import HUB_PREFIX, resolve_model
+    from ernie_quant.hub_source import hub_source
+    from ernie_quant.place import partial_of
+
+    if not options.source.startswith(HUB_PREFIX):
+        yield resolve_model(options.source), None
+        return
+    works = () if options.resume == "never" else (options.out, partial_of(options.out))
+    with ExitStack() as stack:
+        with console.working("reading the headers of the source"), console.telling_warnings():
+            found = hub_source(options.source, works, keeps=options.keep_source)
+            hub = stack.enter_context(found)
+        if hub.is_pinned:
+            console.note(f"going on with {hub.identity}, with which the work was begun")
+        if options.is_mixed and not options.statistics_path.exists():
+            hub = _whole_source(hub, options, console)
+        yield hub.directory, hub
+
+
+def _whole_source(hub: HubSource, options: QuantizeOptions, console: Console) -> HubSource:
+    """The source with all its weights in the hub's cache; UsageError if they would not be kept there."""
+    from ernie_cli.progress import downloaded
+    from ernie_local.checkpoint.hub_download import weight_files
+
+    if hub.model is None:
+        return hub
+    if not options.keep_source:
+        size = format_bytes(sum(file.num_bytes for file in weight_files(hub.model.files)))
+        raise UsageError(
+            f"mixed bits of {options.source}, whose {size} of weights are not in the cache of the hub",
+            "they are read twice, to measure and to quantize, and would be downloaded twice",
+            "add --keep-source; or name measurements of `ernie-local calibrate` with --statistics",
+        )
+    return replace(hub, directory=Path(downloaded(hub.identity, console)), model=None)
+
+
+def download_lines(download: Download) -> Iterator[str]:
+    """What is fetched of the source, and how much of it is on the disk at any time."""
+    from ernie_cli.status import duration
+
+    at = ""
+    if download.seconds:
+        rate = int(download.num_bytes / download.seconds)
+        at = f", about {duration(download.seconds)} at the {format_bytes(rate)}/s of now"
+    again = download.num_fetches - download.num_files
+    twice = f", {again} of them twice to keep few on the disk" if again else ""
+    yield f"download: {format_bytes(download.num_bytes)} in {download.num_files} files{twice}{at}"
+    if download.disk_bytes:
+        size = format_bytes(download.disk_bytes)
+        yield f"source:   at most {download.most_files} of them on the disk at any time, {size}"
+    else:
+        yield "source:   all of them stay in the cache of the hub"
