@@ -74,7 +74,7 @@ def compare(work: Path, pair: str, arguments: argparse.Namespace) -> dict[str, o
         }
         if "tower_s" in mine:
             figures |= {"image tokens": mine["image_tok_s"], "vision tower, s": mine["tower_s"]}
-            figures["bfloat16 product, G mac/s"] = mine["bf16_gmac_s"]
+            figures["float32 product, G mac/s"] = mine["float32_gmac_s"]
         print(pair, json.dumps({name: round(value, 2) for name, value in figures.items()}), flush=True)
         for name, value in figures.items():
             measured.setdefault(name, []).append(value)
