@@ -1,0 +1,168 @@
+// The vocabulary of AVX2 with FMA and half floats: two 32-byte registers stand for one of 64.
+//
+// Each instruction set's file that includes this has a copy of its own, in an unnamed namespace: compiled with that
+// file's flags, and never taken for another's.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "formats.hpp"
+
+namespace ernie_local {
+namespace {
+
+struct Avx2 {
+    struct Ints {
+        __m256i half[2];
+    };
+    struct Floats {
+        __m256 half[2];
+    };
+    using Codes = Ints;
+    static constexpr int kNumWidths = 3;
+    static constexpr bool kSignedW8 = true;
+    static constexpr bool kWholeByteDots = false;
+    static constexpr int kDotVectors = 1;  // two would not fit into 16 registers
+
+    static ERNIE_LOCAL_INLINE void prefetch_far(const uint8_t* from) {
+        _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1);
+    }
+    static ERNIE_LOCAL_INLINE void prefetch_near(const uint8_t* from) {
+        _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
+    }
+
+    template <class Function>
+    static ERNIE_LOCAL_INLINE Ints ints(Function function) {
+        return {{function(0), function(1)}};
+    }
+    template <class Function>
+    static ERNIE_LOCAL_INLINE Floats floats(Function function) {
+        return {{function(0), function(1)}};
+    }
+    static ERNIE_LOCAL_INLINE __m256i word(const int8_t* four) {
+        int32_t value;
+        std::memcpy(&value, four, 4);
+        return _mm256_set1_epi32(value);
+    }
+    static ERNIE_LOCAL_INLINE Codes load_codes(const uint8_t* from) {
+        return ints([=](int i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32 * i)); });
+    }
+    template <int kShift, int kMask>
+    static ERNIE_LOCAL_INLINE Codes field(const Codes& codes) {
+        return ints([&](int i) {
+            const __m256i moved = kShift ? _mm256_srli_epi16(codes.half[i], kShift) : codes.half[i];
+            return _mm256_and_si256(moved, _mm256_set1_epi8(kMask));
+        });
+    }
+    static ERNIE_LOCAL_INLINE Codes add_four_where(const Codes& codes, const uint8_t* bits) {
+        const __m256i byte_of_lane = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2,
+                                                      2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+        const __m256i bit_of_lane = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ull));
+        return ints([&](int i) {
+            const __m256i spread = _mm256_shuffle_epi8(word(reinterpret_cast<const int8_t*>(bits + 4 * i)), byte_of_lane);
+            const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit_of_lane), bit_of_lane);
+            return _mm256_or_si256(codes.half[i], _mm256_and_si256(set, _mm256_set1_epi8(4)));
+        });
+    }
+    static ERNIE_LOCAL_INLINE Ints zero_ints() { return {{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
+    // Codes up to 15: pairs of products stay far from the 16-bit limit.
+    static ERNIE_LOCAL_INLINE Ints dot(const Ints& sum, const Codes& codes, const int8_t* four) {
+        const __m256i columns = word(four), ones = _mm256_set1_epi16(1);
+        return ints([&](int i) {
+            const __m256i pairs = _mm256_maddubs_epi16(codes.half[i], columns);
+            return _mm256_add_epi32(sum.half[i], _mm256_madd_epi16(pairs, ones));
+        });
+    }
+    // Around 128: the sign goes to the columns, so that a pair of products is at most 2 * 128 * 127.
+    static ERNIE_LOCAL_INLINE Ints dot_w8(const Ints& sum, const Codes& codes, const int8_t* four) {
+        const __m256i columns = word(four), ones = _mm256_set1_epi16(1), middle = _mm256_set1_epi8(-128);
+        return ints([&](int i) {
+            const __m256i weights = _mm256_xor_si256(codes.half[i], middle);
+            const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(columns, weights));
+            return _mm256_add_epi32(sum.half[i], _mm256_madd_epi16(pairs, ones));
+        });
+    }
+    static ERNIE_LOCAL_INLINE Ints add(const Ints& a, const Ints& b) {
+        return ints([&](int i) { return _mm256_add_epi32(a.half[i], b.half[i]); });
+    }
+    static ERNIE_LOCAL_INLINE Ints widen(__m128i bytes) {
+        return {{_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))}};
+    }
+    static ERNIE_LOCAL_INLINE Ints load_bytes(const uint8_t* from) {
+        return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+    static ERNIE_LOCAL_INLINE Ints load_nibbles(const uint8_t* from) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+        const __m128i mask = _mm_set1_epi8(15);
+        const __m128i low = _mm_and_si128(bytes, mask), high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
+        return widen(_mm_unpacklo_epi8(low, high));
+    }
+    template <int kShift, int kMask>
+    static ERNIE_LOCAL_INLINE Ints int_field(const Ints& values) {
+        return ints([&](int i) {
+            return _mm256_and_si256(_mm256_srli_epi32(values.half[i], kShift), _mm256_set1_epi32(kMask));
+        });
+    }
+    static ERNIE_LOCAL_INLINE Floats load_halves(const uint8_t* from) {
+        return floats([=](int i) {
+            return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * i)));
+        });
+    }
+    template <int kShift>
+    static ERNIE_LOCAL_INLINE Floats nibble_to_float(const Ints& bytes) {
+        return to_floats(int_field<kShift, 15>(bytes));
+    }
+    static ERNIE_LOCAL_INLINE Floats to_floats(const Ints& values) {
+        return floats([&](int i) { return _mm256_cvtepi32_ps(values.half[i]); });
+    }
+    static ERNIE_LOCAL_INLINE Floats splat(float value) { return {{_mm256_set1_ps(value), _mm256_set1_ps(value)}}; }
+    static ERNIE_LOCAL_INLINE Floats multiply(const Floats& a, const Floats& b) {
+        return floats([&](int i) { return _mm256_mul_ps(a.half[i], b.half[i]); });
+    }
+    static ERNIE_LOCAL_INLINE Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) {
+        return floats([&](int i) { return _mm256_fmadd_ps(a.half[i], b.half[i], c.half[i]); });
+    }
+    // c - a * b
+    static ERNIE_LOCAL_INLINE Floats multiply_subtract_from(const Floats& a, const Floats& b, const Floats& c) {
+        return floats([&](int i) { return _mm256_fnmadd_ps(a.half[i], b.half[i], c.half[i]); });
+    }
+    static ERNIE_LOCAL_INLINE void store(float* to, const Floats& values) {
+        _mm256_storeu_ps(to, values.half[0]);
+        _mm256_storeu_ps(to + 8, values.half[1]);
+    }
+    static ERNIE_LOCAL_INLINE Floats load(const float* from) {
+        return {{_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}};
+    }
+    static ERNIE_LOCAL_INLINE Floats load_bfloats(const uint8_t* from) {
+        return floats([=](int i) {
+            const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * i));
+            return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
+        });
+    }
+    static ERNIE_LOCAL_INLINE Ints load_signed_bytes(const uint8_t* from) {
+        return ints([=](int i) {
+            return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * i)));
+        });
+    }
+    static ERNIE_LOCAL_INLINE void store_halves(uint8_t* to, const Floats& values) {
+        for (int i = 0; i < 2; ++i)
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 16 * i),
+                             _mm256_cvtps_ph(values.half[i], _MM_FROUND_TO_NEAREST_INT));
+    }
+    // Where a is NaN, b.
+    static ERNIE_LOCAL_INLINE Floats maximum(const Floats& a, const Floats& b) {
+        return floats([&](int i) { return _mm256_max_ps(a.half[i], b.half[i]); });
+    }
+    // The sum of each one's lanes.
+    static ERNIE_LOCAL_INLINE void sums(const Floats four[4], float out[4]) {
+        const auto folded = [&](int i) { return _mm256_add_ps(four[i].half[0], four[i].half[1]); };
+        const __m256 pairs = _mm256_hadd_ps(folded(0), folded(1)), others = _mm256_hadd_ps(folded(2), folded(3));
+        const __m256 quads = _mm256_hadd_ps(pairs, others);
+        _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1)));
+    }
+};
+
+}  // namespace
+}  // namespace ernie_local
