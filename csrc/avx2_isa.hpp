@@ -53,7 +53,7 @@ struct Avx2 {
     static ERNIE_LOCAL_INLINE Codes field(const Codes& codes) {
         return ints([&](int i) {
             const __m256i moved = kShift ? _mm256_srli_epi16(codes.half[i], kShift) : codes.half[i];
-            return _mm256_and_si256(moved, _mm256_set1_epi8(kMask));
+            return kMask == 0xff ? moved : _mm256_and_si256(moved, _mm256_set1_epi8(static_cast<char>(kMask)));
         });
     }
     static ERNIE_LOCAL_INLINE Codes add_four_where(const Codes& codes, const uint8_t* bits) {

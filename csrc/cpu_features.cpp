@@ -83,6 +83,7 @@ std::vector<std::string> detect() {
     add(os_ymm && has_bit(extended.ebx, 5), "avx2");
     add(os_ymm && has_bit(basic.ecx, 12), "fma");
     add(os_ymm && has_bit(basic.ecx, 29), "f16c");
+    add(os_ymm && has_bit(extended1.eax, 4), "avxvnni");
     add(os_zmm && has_bit(extended.ebx, 16), "avx512f");
     add(os_zmm && has_bit(extended.ebx, 17), "avx512dq");
     add(os_zmm && has_bit(extended.ebx, 30), "avx512bw");

@@ -121,8 +121,8 @@ struct RefineTask {
 template <class Task>
 using StripKernel = void (*)(const Task& task, int first_row, int count);
 
-constexpr int kWidths[] = {1, 2, 4, 8, 12};
-constexpr int kNumWidths = 5;
+constexpr int kWidths[] = {1, 2, 4, 6, 8, 12};
+constexpr int kNumWidths = 6;
 constexpr int kWidest = 12;
 
 struct KernelTable {

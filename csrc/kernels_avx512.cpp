@@ -10,7 +10,7 @@ struct Avx512 {
     using Ints = __m512i;
     using Floats = __m512;
     using Codes = __m512i;
-    static constexpr int kNumWidths = 5;
+    static constexpr int kNumWidths = 6;
     static constexpr bool kSignedW8 = false;
     static constexpr bool kWholeByteDots = true;
     static constexpr int kDotVectors = 5;  // with four rows: 20 sums, 4 rows and a vector in 32 registers

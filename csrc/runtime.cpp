@@ -14,6 +14,7 @@ namespace ernie_local {
 // Each kernels_*.cpp defines one of these; CMakeLists.txt says which are built for which processors.
 const KernelTable& scalar_kernels();
 const KernelTable& avx2_kernels();
+const KernelTable& avxvnni_kernels();
 const KernelTable& avx512_kernels();
 const KernelTable& neon_kernels();
 
@@ -24,6 +25,11 @@ using Kernels = const KernelTable& (*)();
 constexpr Kernels kAvx512 = avx512_kernels, kAvx2 = avx2_kernels;
 #else
 constexpr Kernels kAvx512 = nullptr, kAvx2 = nullptr;
+#endif
+#if defined(ERNIE_LOCAL_KERNELS_AVXVNNI)
+constexpr Kernels kAvxVnni = avxvnni_kernels;
+#else
+constexpr Kernels kAvxVnni = nullptr;
 #endif
 #if defined(ERNIE_LOCAL_KERNELS_ARM)
 constexpr Kernels kNeon = neon_kernels;
@@ -70,6 +76,7 @@ Runtime& runtime() {
 
 std::vector<InstructionSet> known_instruction_sets() {
     return {{"avx512vnni", {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni"}, kAvx512},
+            {"avxvnni", {"avx2", "fma", "f16c", "avxvnni"}, kAvxVnni},
             {"avx2", {"avx2", "fma", "f16c"}, kAvx2},
             {"neon", {"dotprod"}, kNeon},
             {"scalar", {}, scalar_kernels}};

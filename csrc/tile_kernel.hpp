@@ -237,8 +237,9 @@ void fill_format(KernelTable& table) {
     row[0] = &tile_kernel<Isa, Format, 1>;
     row[1] = &tile_kernel<Isa, Format, 2>;
     row[2] = &tile_kernel<Isa, Format, 4>;
-    if constexpr (Isa::kNumWidths >= 4) row[3] = &tile_kernel<Isa, Format, 8>;
-    if constexpr (Isa::kNumWidths >= 5) row[4] = &tile_kernel<Isa, Format, 12>;
+    if constexpr (Isa::kNumWidths >= 4) row[3] = &tile_kernel<Isa, Format, 6>;
+    if constexpr (Isa::kNumWidths >= 5) row[4] = &tile_kernel<Isa, Format, 8>;
+    if constexpr (Isa::kNumWidths >= 6) row[5] = &tile_kernel<Isa, Format, 12>;
 }
 
 template <class Isa, class... Rows>

@@ -9,23 +9,24 @@ trap 'rm -rf "$out"' EXIT
 common=(cpu_features decode_ops expert_page kernels_scalar packed_attention packed_experts packed_linear packed_rows quantize_ops
         runtime thread_pool tokens)
 
-# build COMPILER DEFINITION FLAGS... ; kernel files are given as NAME:FLAGS
+# build COMPILER DEFINITIONS FLAGS... ; kernel files are given as NAME:FLAGS
 build() {
-    local compiler="$1" definition="$2" flags="$3" objects=() part
+    local compiler="$1" flags="$3 ${2//ERNIE/-DERNIE}" objects=() part
     shift 3
     for part in "${common[@]/%/:}" "$@"; do
         # shellcheck disable=SC2086  # flags are words
-        "$compiler" -std=c++17 -ffp-contract=off -fno-trapping-math $flags -D"$definition" ${part#*:} -c "../${part%%:*}.cpp" -o "$out/${part%%:*}.o" &
+        "$compiler" -std=c++17 -ffp-contract=off -fno-trapping-math $flags ${part#*:} -c "../${part%%:*}.cpp" -o "$out/${part%%:*}.o" &
         objects+=("$out/${part%%:*}.o")
     done
     wait
     # shellcheck disable=SC2086
-    "$compiler" -std=c++17 -ffp-contract=off -fno-trapping-math $flags -D"$definition" kernels_test.cpp "${objects[@]}" -o "$out/kernels_test" -pthread
+    "$compiler" -std=c++17 -ffp-contract=off -fno-trapping-math $flags kernels_test.cpp "${objects[@]}" -o "$out/kernels_test" -pthread
 }
 
 if [ "$(uname -m)" = x86_64 ]; then
-    build c++ ERNIE_LOCAL_KERNELS_X86 "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
+    build c++ "ERNIE_LOCAL_KERNELS_X86 ERNIE_LOCAL_KERNELS_AVXVNNI" "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
         "kernels_avx2:-mavx2 -mfma -mf16c" \
+        "kernels_avxvnni:-mavx2 -mfma -mf16c -mavxvnni" \
         "kernels_avx512:-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
     echo "with sanitizers:"
     "$out/kernels_test"

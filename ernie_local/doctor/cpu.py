@@ -44,7 +44,7 @@ def check_native_module(_: Subject) -> Diagnosis:
 
 
 def check_instruction_set(subject: Subject) -> Diagnosis:
-    """Slow where a faster set could run, or where only the one that needs no feature can."""
+    """Slow where a faster set could run, or could if it were built, or where only the scalar one can."""
     from ernie_local.kernels.native import known_instruction_sets, native_module
 
     setting, is_forced = subject.isa_setting, subject.isa_is_forced
@@ -69,16 +69,24 @@ def check_instruction_set(subject: Subject) -> Diagnosis:
         own = torch.backends.cpu.get_cpu_capability()
         return Diagnosis.ok(f"PyTorch's own choice, {own}: there are no kernels to choose for", facts)
     names = [each.name for each in known]
-    out_of_reach = [each for each in known[: names.index(in_use)] if each.is_built and each.lacking]
+    faster = known[: names.index(in_use)]
+    out_of_reach = [each for each in faster if each.is_built and each.lacking]
+    not_built = [each.name for each in faster if not each.is_built and not each.lacking]
     text = in_use + (f", forced by {setting}" if is_forced else "")
     others = [name for name in available if name != in_use]
     if others:
         text += f"; also here: {', '.join(others)}"
     for each in out_of_reach:
         text += f"; lacks {', '.join(each.lacking)} for {each.name}"
+    for name in not_built:
+        text += f"; {name} was not built"
     if in_use != available[0]:
         return Diagnosis.slow(text, f"unset {setting}: {available[0]} is faster", facts)
     if in_use != names[-1]:
+        if not_built:
+            return Diagnosis.slow(
+                text, f"build the kernels with a newer GCC or Clang: {not_built[0]} is faster", facts
+            )
         return Diagnosis.ok(text, facts)
     fix = "build the kernels with GCC or Clang on x86-64 or 64-bit ARM: no others were built"
     if out_of_reach:

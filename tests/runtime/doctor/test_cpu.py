@@ -83,6 +83,20 @@ def test_the_fastest_set_is_ok_and_what_it_would_take_for_a_faster_one_is_told(
     }
 
 
+def test_a_faster_set_that_this_processor_could_run_but_that_was_not_built_is_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = [
+        InstructionSet("fast", False, ()),
+        InstructionSet("arm", False, ("d",)),
+        InstructionSet("old", True, ()),
+        SCALAR,
+    ]
+    found = check_sets(monkeypatch, known, "old")
+    assert (found.verdict, found.text) == ("slow", "old; also here: scalar; fast was not built")
+    assert found.fix == "build the kernels with a newer GCC or Clang: fast is faster"
+
+
 def test_a_forced_set_is_slow_where_a_faster_one_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     known = [InstructionSet("fast", True, ()), SCALAR]
     found = check_sets(monkeypatch, known, "scalar", is_forced=True)

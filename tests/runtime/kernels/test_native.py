@@ -21,6 +21,7 @@ LINUX_NAMES = {
         "avx2": "avx2",
         "fma": "fma",
         "f16c": "f16c",
+        "avxvnni": "avx_vnni",
         "avx512f": "avx512f",
         "avx512dq": "avx512dq",
         "avx512bw": "avx512bw",
