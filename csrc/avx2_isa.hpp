@@ -24,6 +24,7 @@ struct Avx2 {
     static constexpr int kNumWidths = 3;
     static constexpr bool kSignedW8 = true;
     static constexpr bool kWholeByteDots = false;
+    static constexpr bool kTokenPairs = false;
     static constexpr int kDotVectors = 1;  // two would not fit into 16 registers
 
     static ERNIE_LOCAL_INLINE void prefetch_far(const uint8_t* from) {

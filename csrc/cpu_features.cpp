@@ -98,13 +98,30 @@ std::vector<std::string> detect() {
 
 #elif defined(ERNIE_LOCAL_ARM)
 
+#if defined(__APPLE__)
+bool has_feature(const char* name) {
+    int present = 0;
+    size_t num_bytes = sizeof(present);
+    return sysctlbyname(name, &present, &num_bytes, nullptr, 0) == 0 && present != 0;
+}
+#endif
+
 bool has_dotprod() {
 #if defined(__linux__)
     return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #elif defined(__APPLE__)
-    int present = 0;
-    size_t num_bytes = sizeof(present);
-    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &present, &num_bytes, nullptr, 0) == 0 && present != 0;
+    return has_feature("hw.optional.arm.FEAT_DotProd");
+#else
+    return false;
+#endif
+}
+
+bool has_i8mm() {
+#if defined(__linux__)
+    constexpr unsigned long kI8mm = 1ul << 13;  // HWCAP2_I8MM, which headers before Linux 5.10 lack
+    return (getauxval(AT_HWCAP2) & kI8mm) != 0;
+#elif defined(__APPLE__)
+    return has_feature("hw.optional.arm.FEAT_I8MM");
 #else
     return false;
 #endif
@@ -113,6 +130,7 @@ bool has_dotprod() {
 std::vector<std::string> detect() {
     std::vector<std::string> names{"neon"};  // part of every 64-bit ARM
     if (has_dotprod()) names.emplace_back("dotprod");
+    if (has_i8mm()) names.emplace_back("i8mm");
     return names;
 }
 

@@ -13,6 +13,7 @@ struct Avx512 {
     static constexpr int kNumWidths = 6;
     static constexpr bool kSignedW8 = false;
     static constexpr bool kWholeByteDots = true;
+    static constexpr bool kTokenPairs = false;
     static constexpr int kDotVectors = 5;  // with four rows: 20 sums, 4 rows and a vector in 32 registers
 
     static ERNIE_LOCAL_INLINE void prefetch_far(const uint8_t* from) {

@@ -17,6 +17,7 @@ struct Scalar {
     static constexpr int kNumWidths = 3;
     static constexpr bool kSignedW8 = false;
     static constexpr bool kWholeByteDots = false;
+    static constexpr bool kTokenPairs = false;
     static constexpr int kDotVectors = 1;
 
     static void prefetch_far(const uint8_t*) {}

@@ -26,6 +26,7 @@ struct Neon {
     static constexpr int kNumWidths = 3;
     static constexpr bool kSignedW8 = true;
     static constexpr bool kWholeByteDots = false;
+    static constexpr bool kTokenPairs = false;
     static constexpr int kDotVectors = 1;
 
     static ERNIE_LOCAL_INLINE void prefetch_far(const uint8_t* from) { __builtin_prefetch(from, 0, 2); }

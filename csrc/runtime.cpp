@@ -17,6 +17,7 @@ const KernelTable& avx2_kernels();
 const KernelTable& avxvnni_kernels();
 const KernelTable& avx512_kernels();
 const KernelTable& neon_kernels();
+const KernelTable& neon_i8mm_kernels();
 
 namespace {
 
@@ -35,6 +36,11 @@ constexpr Kernels kAvxVnni = nullptr;
 constexpr Kernels kNeon = neon_kernels;
 #else
 constexpr Kernels kNeon = nullptr;
+#endif
+#if defined(ERNIE_LOCAL_KERNELS_I8MM)
+constexpr Kernels kNeonI8mm = neon_i8mm_kernels;
+#else
+constexpr Kernels kNeonI8mm = nullptr;
 #endif
 
 long process_id() {
@@ -78,6 +84,7 @@ std::vector<InstructionSet> known_instruction_sets() {
     return {{"avx512vnni", {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni"}, kAvx512},
             {"avxvnni", {"avx2", "fma", "f16c", "avxvnni"}, kAvxVnni},
             {"avx2", {"avx2", "fma", "f16c"}, kAvx2},
+            {"neon_i8mm", {"dotprod", "i8mm"}, kNeonI8mm},
             {"neon", {"dotprod"}, kNeon},
             {"scalar", {}, scalar_kernels}};
 }

@@ -34,9 +34,14 @@ fi
 
 if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null; then
     rm -f "$out"/*
-    build aarch64-linux-gnu-g++ ERNIE_LOCAL_KERNELS_ARM "-O2 -static" "kernels_neon:-march=armv8.2-a+dotprod"
-    echo "64-bit ARM, emulated:"
-    qemu-aarch64 -cpu max "$out/kernels_test"
+    build aarch64-linux-gnu-g++ "ERNIE_LOCAL_KERNELS_ARM ERNIE_LOCAL_KERNELS_I8MM" "-O2 -static" \
+        "kernels_neon:-march=armv8.2-a+dotprod" \
+        "kernels_neon_i8mm:-march=armv8.2-a+dotprod+i8mm"
+    echo "64-bit ARM, emulated, with and without i8mm, and without dot products:"
+    for cpu in "max: neon_i8mm neon scalar" "neoverse-n1: neon scalar" "cortex-a72: scalar"; do
+        qemu-aarch64 -cpu "${cpu%%:*}" "$out/kernels_test" | tee "$out/says"
+        grep -qxF "kernels agree:${cpu#*:}" "$out/says" || { echo "on ${cpu%%:*} the sets should be${cpu#*:}" && exit 1; }
+    done
 else
     echo "64-bit ARM: not tried, aarch64-linux-gnu-g++ or qemu-aarch64 is missing (Debian: g++-aarch64-linux-gnu qemu-user)"
 fi

@@ -31,7 +31,7 @@ LINUX_NAMES = {
         "amx_bf16": "amx_bf16",
         "amx_int8": "amx_int8",
     },
-    "aarch64": {"neon": "asimd", "dotprod": "asimddp"},
+    "aarch64": {"neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm"},
 }
 
 
