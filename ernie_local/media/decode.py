@@ -34,6 +34,7 @@ from PIL import (
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.decoding_memory import check_decoding_memory
 from ernie_local.media.image_size import MOST_VISIBLE_PIXELS, check_aspect_ratio
+from ernie_local.media.image_view import ImageView
 from ernie_local.media.pages import Page, PageRequest, choose_pages
 
 # Decoding takes up to 4 bytes a pixel; what the model cannot see is dropped then, strip by strip.
@@ -130,8 +131,8 @@ def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None)
             )
             kept_pixels += page_pixels
             image.load()
-        flat, flat_notes = to_upright_rgb(image, name)
-        pages.append(Page(page, num_pages, flat, notes + flat_notes))
+        flat, view, flat_notes = to_upright_rgb(image, name)
+        pages.append(Page(page, num_pages, flat, view, notes + flat_notes))
     return pages
 
 
@@ -159,8 +160,10 @@ def _find_decoder(kind: str, name: str) -> Callable[[BinaryIO], ImageFile.ImageF
     return _DECODERS[kind]
 
 
-def to_upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...]]:
-    """A new RGB image and notes for the user: turned by its EXIF data, opaque, 16-bit gray in 8 bits.
+def to_upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, ImageView, tuple[str, ...]]:
+    """A new RGB image, where it lies in `image`, and notes for the user.
+
+    It is turned by its EXIF data, opaque, and has 16-bit gray in 8 bits.
 
     What is transparent becomes white, or black under a drawing that white would hide.
     InputUnreadable for gray of more bits, and for colours that cannot be converted to RGB.
@@ -172,7 +175,8 @@ def to_upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, tuple[st
         flat, more_notes = _flatten(image, name)
     notes += more_notes
     turn = _TURNS.get(orientation)
-    return (flat if turn is None else flat.transpose(turn)), notes
+    upright = flat if turn is None else flat.transpose(turn)
+    return upright, ImageView.whole(upright.size, image.size, 1 if turn is None else orientation), notes
 
 
 def check_size(width: int, height: int, name: str) -> None:

@@ -6,7 +6,7 @@ The result are RGB images. An image that cannot be read is refused here, before 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -16,6 +16,7 @@ from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.files import open_plain
 from ernie_local.media.decode import decode_pages, to_upright_rgb
 from ernie_local.media.formats import SNIFFED_BYTES, sniff_format
+from ernie_local.media.image_view import CropBox, ImageView
 from ernie_local.media.pages import PageRequest, split_page_request
 from ernie_local.media.pdf import DEFAULT_DPI, render_pdf
 
@@ -36,13 +37,20 @@ class OpenedImage:
     """An image ready for the image processor.
 
     image: mode RGB, upright, without transparency. name: for the user; of a file, the text that opens it
-    again ("invoice.pdf:2"). notes: what was left out or changed, for the user. password: opens it again.
+    again ("invoice.pdf:2"). view: where it lies in the original. notes: what was left out or changed, for the
+    user. password: opens it again.
     """
 
     image: Image.Image
     name: str
+    view: ImageView
     notes: tuple[str, ...] = ()
     password: str | None = field(default=None, repr=False)
+
+    def cropped(self, box: CropBox) -> OpenedImage:
+        """A part of it; ValueError for a box that does not lie in it."""
+        view = self.view.cropped(box)
+        return replace(self, image=self.image.crop(box), view=view)
 
 
 def open_images(
@@ -91,8 +99,8 @@ def open_images(
 
 
 def _open_object(source: Image.Image) -> OpenedImage:
-    image, notes = to_upright_rgb(source, "image")
-    return OpenedImage(image, "image", notes)
+    image, view, notes = to_upright_rgb(source, "image")
+    return OpenedImage(image, "image", view, notes)
 
 
 def _open_bytes(
@@ -104,7 +112,11 @@ def _open_bytes(
         pages = decode_pages(data, kind, name, request)
     return [
         OpenedImage(
-            page.image, name if page.num_pages == 1 else f"{name}:{page.number}", page.notes, password
+            page.image,
+            name if page.num_pages == 1 else f"{name}:{page.number}",
+            page.view,
+            page.notes,
+            password,
         )
         for page in pages
     ]

@@ -11,6 +11,8 @@ from ernie_local.errors import InputUnreadable
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ernie_local.media.image_view import ImageView
+
 MAX_PAGES = 32  # a page takes some thousand tokens, so more pages fit no context
 _REQUEST = re.compile(r"(?P<path>.+):(?P<first>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9}))?", re.DOTALL)
 
@@ -28,11 +30,12 @@ class PageRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Page:
-    """A page that was read. number: from 1. image: upright, RGB. notes: for the user."""
+    """A page that was read. number: from 1. image: upright, RGB. view: all of it. notes: for the user."""
 
     number: int
     num_pages: int
     image: Image.Image
+    view: ImageView
     notes: tuple[str, ...] = ()
 
 

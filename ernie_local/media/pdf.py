@@ -14,6 +14,7 @@ from PIL import Image
 
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.decoding_memory import RGB_BYTES, most_decoding_bytes
+from ernie_local.media.image_view import ImageView
 from ernie_local.media.pages import Page, PageRequest
 from ernie_local.sizes import format_bytes
 
@@ -81,7 +82,9 @@ def _read_pages(output: IO[bytes], number: int) -> Iterator[Page]:
         pixels = output.read(3 * width * height)
         if len(pixels) == 3 * width * height:
             image = Image.frombytes("RGB", (width, height), pixels)
-            yield Page(number, drawn["num_pages"], image, tuple(drawn["notes"]))
+            points_wide, points_high = drawn["points"]
+            view = ImageView.whole((width, height), (points_wide, points_high))
+            yield Page(number, drawn["num_pages"], image, view, tuple(drawn["notes"]))
         number += 1
 
 

@@ -61,8 +61,13 @@ def _draw_pages(data: bytes, job: dict[str, Any]) -> Iterator[tuple[dict[str, ob
     request = None if job["pages"] is None else PageRequest(*job["pages"])
     for number in choose_pages(request, len(document), name):
         _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + seconds)
-        image, page_notes = _draw_page(document, spare, number, name, job["dpi"])
-        drawn = {"num_pages": len(document), "size": image.size, "notes": (*notes, *page_notes)}
+        image, points, page_notes = _draw_page(document, spare, number, name, job["dpi"])
+        drawn = {
+            "num_pages": len(document),
+            "size": image.size,
+            "points": points,
+            "notes": (*notes, *page_notes),
+        }
         yield drawn, image.tobytes()
 
 
@@ -81,8 +86,8 @@ def _open_document(data: bytes, name: str, password: str | None) -> Any:
 
 def _draw_page(
     document: Any, spare: Any | None, number: int, name: str, dpi: float
-) -> tuple[Any, tuple[str, ...]]:
-    """An RGB image of a page on white, with filled form fields and annotations; and notes for the user.
+) -> tuple[Any, tuple[float, float], tuple[str, ...]]:
+    """An RGB image of a page on white, with filled form fields and annotations; its size in points; notes.
 
     spare: the same document once more, where its pages may have units of their own.
     """
@@ -108,7 +113,8 @@ def _draw_page(
             scale /= excess**0.5
             notes += (f"a large page, read at {scale * _POINTS_PER_INCH:.3g} instead of {dpi:.3g} dpi",)
         check_size(math.ceil(width * scale), math.ceil(height * scale), f"{name}:{number}")
-        return page.render(scale=scale * unit, rev_byteorder=True).to_pil().convert("RGB"), notes
+        image = page.render(scale=scale * unit, rev_byteorder=True).to_pil().convert("RGB")
+        return image, (width, height), notes
     except pypdfium2.PdfiumError as error:
         raise InputUnreadable(
             f"{name}: page {number} of {len(document)} cannot be drawn",
