@@ -1,4 +1,4 @@
-"""The public names of the runtime: `load`, `Chat`, its messages, and the version.
+"""The public names of the runtime: `load`, `Chat`, its messages and images, and the version.
 
 Importing this package imports neither torch nor transformers: each public name is looked up when first used.
 """
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ernie_local.loading import LoadedModel, load
-    from ernie_local.session import Chat, ChatMessage
+    from ernie_local.session import Chat, ChatMessage, ImagePart, ImageView
 
 __version__ = "0.1.0"
-__all__ = ["Chat", "ChatMessage", "LoadedModel", "__version__", "load"]
+__all__ = ["Chat", "ChatMessage", "ImagePart", "ImageView", "LoadedModel", "__version__", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> object:
         from ernie_local import loading
 
         return getattr(loading, name)
-    if name in ("Chat", "ChatMessage"):
+    if name in ("Chat", "ChatMessage", "ImagePart", "ImageView"):
         from ernie_local import session
 
         return getattr(session, name)

@@ -16,6 +16,7 @@ from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.config.keys import Keys
 from ernie_local.errors import ModelUnusable
+from ernie_local.media.detail import with_image_tokens
 from ernie_local.media.processor_config import (
     PROCESSOR_FILES,
     ImageProcessorConfig,
@@ -65,11 +66,19 @@ class ModelFiles:
     Several threads may ask for them.
     """
 
-    def __init__(self, directory: Path, config: ModelConfig, max_pixels: int | None = None) -> None:
-        """max_pixels: of an image for the model; None is as the files say."""
+    def __init__(
+        self,
+        directory: Path,
+        config: ModelConfig,
+        max_pixels: int | None = None,
+        image_tokens: int | None = None,
+    ) -> None:
+        """max_pixels: of an image for the model; None is as the files say. image_tokens: a bound that makes
+        images smaller than that, never larger.
+        """
         self.directory = directory
         self.config = config
-        self._max_pixels = max_pixels
+        self._max_pixels, self._image_tokens = max_pixels, image_tokens
         self.lock = threading.RLock()  # of what is being read
 
     def __repr__(self) -> str:
@@ -82,7 +91,7 @@ class ModelFiles:
         UsageError for a chosen limit that cannot be.
         """
         processor = with_fault(read_processor_config(self.directory, self.config.vision), self.config)
-        return with_max_pixels(processor, self._max_pixels)
+        return with_image_tokens(with_max_pixels(processor, self._max_pixels), self._image_tokens)
 
     def missing_notes(self) -> list[str]:
         """A line for each file that is missing and that a default stands in for."""
@@ -146,11 +155,14 @@ class ModelFiles:
 
 
 def find_model_files(
-    model: str | Path, on_progress: OnProgress | None = None, max_pixels: int | None = None
+    model: str | Path,
+    on_progress: OnProgress | None = None,
+    max_pixels: int | None = None,
+    image_tokens: int | None = None,
 ) -> ModelFiles:
     """The files of a directory, of `hf:org/name[@revision]`, or of `nano`; ModelUnusable if not found.
 
-    on_progress: of a download, as of `resolve_model`. max_pixels: as of ModelFiles.
+    on_progress: of a download, as of `resolve_model`. max_pixels, image_tokens: as of ModelFiles.
     """
     directory = resolve_model(str(model), on_progress)
-    return ModelFiles(directory, read_config(directory), max_pixels)
+    return ModelFiles(directory, read_config(directory), max_pixels, image_tokens)

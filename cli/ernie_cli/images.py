@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ernie_cli.console import Console
+from ernie_cli.failures import spell_options
 from ernie_local.errors import UsageError
 from ernie_local.escapes import printable_line
 
 if TYPE_CHECKING:
+    from ernie_local.media.image_size import ImageReport
     from ernie_local.media.open_image import OpenedImage
     from ernie_local.session.image import ChatImage
 
@@ -54,18 +56,29 @@ def show_reports(images: Sequence[ChatImage], console: Console) -> None:
     for image in images:
         report = image.report
         name = printable_line(report.name)
-        (width, height), (new_width, new_height) = report.original_size, report.resized_size
-        console.note(
-            f"{report.name} {width}x{height} -> {new_width}x{new_height}, "
-            f"{report.tokens} tokens ({report.scale:.2f}x)"
-        )
+        console.note(f"{report.name} {shrink_text(report)}, {token_text(report)} ({report.scale:.2f}x)")
         for note in report.notes:
-            console.warn(f"{name}: {note}")
+            console.warn(f"{name}: {spell_options(note)}")
         if report.scale < _STRONGLY_SHRUNK:
             console.warn(
                 f"{name} keeps {report.scale:.0%} of its side length: small print may be unreadable; "
                 "crop it to the part that matters"
             )
+
+
+def shrink_text(report: ImageReport) -> str:
+    """The sizes of an image in pixels: as it was, without cut margins, as the model sees it."""
+    sizes = [f"{width}x{height}" for width, height in (report.original_size, report.resized_size)]
+    if report.crop is not None:
+        width, height = report.read_size
+        sizes[0] = f"trimmed {sizes[0]} to {width}x{height}"
+    return " -> ".join(sizes)
+
+
+def token_text(report: ImageReport) -> str:
+    """The tokens of an image, with their bound where the user has set one."""
+    bound = "" if report.max_tokens is None else f" of at most {report.max_tokens}"
+    return f"{report.tokens}{bound} tokens"
 
 
 def split_paths(text: str) -> list[str]:

@@ -107,12 +107,6 @@ template_option = partial(
     "follow, as in thinking,tools=after: tools=before|after, results=own-line|same-line, "
     "labels=spaced|plain, thinks=on|off|free. Default: as the model's files say.",
 )
-max_pixels_option = partial(
-    option,
-    metavar="N",
-    help="Shrink larger images to N pixels, such as 1m; fewer are read faster, and small text is lost. "
-    "Default: as the model's files say, or the code published with them.",
-)
 ram_option = partial(
     size_option,
     help="Memory that the whole process may use, such as 6GiB; experts that do not fit are read from disk "
@@ -150,11 +144,43 @@ class ComputeOptions:
     threads: int | None = threads_option()
 
 
-def max_pixels_count(text: str | None) -> int | None:
-    """What --max-pixels says."""
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How closely a model looks at images."""
+
+    max_pixels: str | None = option(
+        metavar="N",
+        help="Shrink larger images to N pixels, such as 1m; fewer are read faster, and small text is lost. "
+        "Default: as the model's files say, or the code published with them.",
+    )
+    image_tokens: str | None = option(
+        metavar="N",
+        help="Shrink images that take more than N tokens; none is enlarged. Of this, --max-pixels and "
+        "--detail, the smallest limit counts.",
+    )
+    detail: Literal["low", "high", "auto"] = option(
+        default="high",
+        help="high: as many tokens as the model's files or --max-pixels allow; low: at most 256 an image; "
+        "auto: as high, but images that would take more than half of the context share that half.",
+    )
+    trim: bool = option(
+        "--trim", default=False, help="Cut the blank margins of pages and scans; a small one stays."
+    )
+
+    def max_pixels_count(self) -> int | None:
+        """What --max-pixels says."""
+        return parse_given_count(self.max_pixels, "max_pixels")
+
+    def image_tokens_count(self) -> int | None:
+        """What --image-tokens says."""
+        return parse_given_count(self.image_tokens, "image_tokens")
+
+
+def parse_given_count(text: str | None, name: str) -> int | None:
+    """The count of an option, as of `parse_count`; None where it was not given."""
     from ernie_local.sizes import parse_count
 
-    return None if text is None else parse_count(text, "max_pixels")
+    return None if text is None else parse_count(text, name)
 
 
 def load_options(options: ComputeOptions, **counts: Any) -> LoadOptions:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ernie_local.errors import InputUnreadable
+from ernie_local.errors import InputUnreadable, parameter
+from ernie_local.media.image_view import CropBox
 from ernie_local.media.processor_config import ImageProcessorConfig
 
 MAX_ASPECT_RATIO = 200
@@ -18,7 +19,8 @@ class ImageReport:
     """What the model sees of an image. Sizes are (width, height) in pixels.
 
     tokens: placeholders in the prompt, without the two tags around them. notes: what was left out or changed
-    when the image was opened.
+    when the image was opened. crop: (left, top, right, bottom) of the part of it that was read, None for
+    all. max_tokens: the bound that a user has set for them, None without one.
     """
 
     name: str
@@ -27,29 +29,55 @@ class ImageReport:
     patches: int
     tokens: int
     notes: tuple[str, ...] = ()
+    crop: CropBox | None = None
+    max_tokens: int | None = None
+
+    @property
+    def read_size(self) -> tuple[int, int]:
+        """(width, height) of the part of the original that was read."""
+        if self.crop is None:
+            return self.original_size
+        left, top, right, bottom = self.crop
+        return right - left, bottom - top
 
     @property
     def scale(self) -> float:
-        """New side length over the original one: the root of the ratio of the areas."""
-        (width, height), (new_width, new_height) = self.original_size, self.resized_size
+        """New side length over that of the part that was read: the root of the ratio of the areas."""
+        (width, height), (new_width, new_height) = self.read_size, self.resized_size
         return float((new_width * new_height / (width * height)) ** 0.5)
 
 
 def measure_image(
-    name: str, size: tuple[int, int], processor: ImageProcessorConfig, notes: tuple[str, ...] = ()
+    name: str,
+    size: tuple[int, int],
+    processor: ImageProcessorConfig,
+    notes: tuple[str, ...] = (),
+    crop: CropBox | None = None,
 ) -> ImageReport:
-    """What the processor would make of an image of (width, height) `size`.
+    """What the processor would make of an image of (width, height) `size`, or of a part of it.
 
-    ModelUnusable where it is not known how the model reads images; errors as from `smart_resize`.
+    ModelUnusable where it is not known how the model reads images; InputUnreadable for an image too thin for
+    its bound of tokens, and as from `smart_resize`.
     """
     processor.check()
-    width, height = size
+    report = ImageReport(name, size, size, 0, 0, notes, crop, processor.max_tokens)
+    width, height = report.read_size
     check_aspect_ratio(width, height, name)
     new_height, new_width = smart_resize(
         height, width, processor.factor, processor.min_pixels, processor.max_pixels
     )
     tokens = (new_height // processor.factor) * (new_width // processor.factor)
-    return ImageReport(name, size, (new_width, new_height), tokens * processor.merge_size**2, tokens, notes)
+    if processor.max_tokens is not None and tokens > processor.max_tokens:
+        enough = max(tokens, math.ceil(max(width, height) / min(width, height)))
+        raise InputUnreadable(
+            f"{name}: {width} x {height} pixels take {tokens} tokens, at most {processor.max_tokens} are "
+            "allowed",
+            f"the model sees whole squares of {processor.factor} pixels, and at least {processor.min_pixels} "
+            "pixels, which so long and thin an image fills with more tokens",
+            f"{parameter('image_tokens', enough)} or more, or crop the image into shorter pieces",
+        )
+    patches = tokens * processor.merge_size**2
+    return replace(report, resized_size=(new_width, new_height), patches=patches, tokens=tokens)
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:

@@ -28,7 +28,7 @@ _UNUSED_MAX_PIXELS = 28 * 28 * 6144
 _BICUBIC = 3  # Pillow's number for it
 _NUM_CHANNELS = 3
 # The largest published max_pixels: every image is enlarged to min_pixels, so this limits memory.
-_LARGEST_MIN_PIXELS = 28 * 28 * 16384
+LARGEST_PIXELS = 28 * 28 * 16384
 # Beyond these, quotients overflow or lose all differences between bytes in float32.
 _SMALLEST_DEVIATION, _FAR = 1e-6, 1e6
 
@@ -56,7 +56,8 @@ class ImageProcessorConfig:
 
     min_pixels, max_pixels: limits on height * width after the resize. patch_size: pixels along each side of
     a patch. merge_size: patches along each side of a token. mean, std: of red, green and blue, after a byte
-    is multiplied by rescale_factor. has_limits: whether a file gives the limits, not the published defaults.
+    is multiplied by rescale_factor. max_tokens: of an image, where a user bounds them (`with_image_tokens`);
+    max_pixels is as small then. has_limits: whether a file gives the limits, not the published defaults.
     fault: why these limits are wrong for the model; None where they may be right. note: what a file says and
     is not done.
     """
@@ -68,6 +69,7 @@ class ImageProcessorConfig:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     rescale_factor: float = 1 / 255
+    max_tokens: int | None = None
     has_limits: bool = field(default=True, compare=False)
     fault: str | None = field(default=None, compare=False)
     note: str | None = field(default=None, compare=False)
@@ -128,7 +130,7 @@ def with_max_pixels(processor: ImageProcessorConfig, max_pixels: int | None) -> 
     """
     if max_pixels is None:
         return processor
-    least, most = max(processor.min_pixels, processor.factor**2), _LARGEST_MIN_PIXELS
+    least, most = max(processor.min_pixels, processor.factor**2), LARGEST_PIXELS
     if not least <= max_pixels <= most:
         raise UsageError(
             f"{parameter('max_pixels')} is {max_pixels}, {least} to {most} are possible",
@@ -211,7 +213,7 @@ class _Settings:
             raise self.unusable("size", size, why)
         smallest = self._limit("min_pixels", "shortest_edge", _DEFAULT_MIN_PIXELS, unused=None)
         largest = self._limit("max_pixels", "longest_edge", _DEFAULT_MAX_PIXELS, unused=_UNUSED_MAX_PIXELS)
-        ceiling = min(largest, _LARGEST_MIN_PIXELS)
+        ceiling = min(largest, LARGEST_PIXELS)
         if smallest > ceiling:
             why = f"it may be at most {ceiling} beside max_pixels {largest}"
             raise self.unusable("min_pixels", smallest, why)

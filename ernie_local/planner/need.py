@@ -86,7 +86,8 @@ class ChatPlan:
         raise DoesNotFit(
             f"the images take {self.image_tokens} tokens, the context has {self.context_size}",
             "the question and the answer need room, too",
-            "fewer or smaller images" if enough is None else parameter("context_size", enough),
+            f"{'fewer images' if enough is None else parameter('context_size', enough)}, or "
+            f"{parameter('detail', 'auto')}",
         )
 
 

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from ernie_local.media.image_size import ImageReport
+from ernie_local.media.image_view import ImageView
 from ernie_local.session.answer import Answer, Timings, Usage
 from ernie_local.session.chat import Chat
-from ernie_local.session.image import ChatImage, open_chat_images
+from ernie_local.session.image import ChatImage, ImagePart, open_chat_images
 from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason, MessagePart
 from ernie_local.session.open import check_first_question, open_model, opening_notes
 from ernie_local.session.transcript import SavedChat, read_saved_chat
@@ -21,7 +22,9 @@ __all__ = [
     "ChatMessage",
     "ChatTurn",
     "FinishReason",
+    "ImagePart",
     "ImageReport",
+    "ImageView",
     "MessagePart",
     "Piece",
     "SavedChat",

@@ -105,16 +105,17 @@ class Chat:
     ) -> Generator[Piece, None, None]:
         """Ask about text and images; yields reasoning and answer in pieces, as the model writes them.
 
-        text: or texts and images in their order, as of ChatMessage. images: what `open_images` takes, or what
-        it gave; they stand before the text. role "tool" hands in what a tool gave. The other arguments and
-        the errors are those of `send`; this is `send` of the history and one more message.
+        text: or texts and images in their order, as of ChatMessage. images: what `open_images` takes, what it
+        gave, or ImageParts; they stand before the text. role "tool" hands in what a tool gave. The other
+        arguments and the errors are those of `send`; this is `send` of the history and one more message.
         """
         with self._entry:
             self._end_running()
             started = time.perf_counter()
-            asked = ChatMessage(role, text).opened(self.model.image_processor)
+            processor, context_size = self.model.image_processor, self._sequence.engine.context_size
+            asked = ChatMessage(role, text).opened(processor, context_size)
             check_question([asked])
-            opened = open_chat_images(as_sources(images), self.model.image_processor)
+            opened = open_chat_images(as_sources(images), processor, context_size)
             question = (ChatMessage(role, (*opened, *asked.parts)),)
             return self._start(started, self._turns, question, thinking, thinking_budget, max_tokens)
 
@@ -142,7 +143,8 @@ class Chat:
         with self._entry:
             self._end_running()
             started = time.perf_counter()
-            opened = [message.opened(self.model.image_processor) for message in messages]
+            processor, context_size = self.model.image_processor, self._sequence.engine.context_size
+            opened = [message.opened(processor, context_size) for message in messages]
             turns, question = split_turns(opened)
             return self._start(started, turns, question, thinking, thinking_budget, max_tokens)
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import replace
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
 
 from PIL import Image
 
 from ernie_local.errors import InputUnreadable
+from ernie_local.media.detail import Detail, WantedImage, check_detail, settle_details, with_image_tokens
 from ernie_local.media.image_size import ImageReport, measure_image
+from ernie_local.media.image_view import CropBox, ImageView
 from ernie_local.media.looks import notes_on_looks
 from ernie_local.media.open_image import STDIN_MARK, ImageSource, OpenedImage, open_images
 from ernie_local.media.pages import split_page_request
@@ -22,23 +24,47 @@ from ernie_local.media.patches import Patches
 from ernie_local.media.processor import image_to_patches
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.tokens import Grid
+from ernie_local.media.trim import trim_margins
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImagePart:
+    """An image of a question, and how closely the model is to look at it.
+
+    source: what `open_images` takes, a str being a path, or what it gave. detail: "high" is as much as the
+    model's image processor allows, "low" at most 256 tokens, "auto" as high unless the images of its message
+    take more than half of the context; see `settle_details`. image_tokens: at most so many, whatever `detail`
+    says; an image is never enlarged. trim: cut blank margins. UsageError for another detail.
+    """
+
+    source: ImageSource | OpenedImage
+    detail: Detail = "high"
+    image_tokens: int | None = None
+    trim: bool = False
+
+    def __post_init__(self) -> None:
+        check_detail(self.detail)
 
 
 class ChatImage:
     """An opened image and its size in tokens. Its patches are dropped once the engine has taken them.
 
-    report: its sizes before and after resizing. path: absolute, with the page ("/scans/a.pdf:2"), or None
-    for an image that came from memory. Images of equal pixels are equal.
+    report: its sizes before and after resizing. view: where what the model sees lies in the original. path:
+    absolute, with the page ("/scans/a.pdf:2"), or None for an image that came from memory. Images are equal
+    where the model sees equal pixels at an equal size.
     """
 
     def __init__(self, opened: OpenedImage, path: str | None, processor: ImageProcessorConfig) -> None:
-        """InputUnreadable for an image too long and thin for the model."""
-        image = opened.image
-        report = measure_image(opened.name, image.size, processor, opened.notes)
+        """InputUnreadable for an image too long and thin for the model, or for its bound of tokens."""
+        image, view = opened.image, opened.view
+        crop = view.crop if view.is_cropped else None
+        report = measure_image(opened.name, view.opened_size, processor, opened.notes, crop)
         notes = notes_on_looks(image, report.scale)
         self.report: ImageReport = replace(report, notes=report.notes + notes)
+        self.view: ImageView = view.resized(report.resized_size)
         self.path = path
-        self._digest = hashlib.blake2b(image.tobytes(), key=repr(image.size).encode()).digest()
+        key = repr((image.size, report.resized_size)).encode()
+        self._digest = hashlib.blake2b(image.tobytes(), key=key).digest()
         self._image: Image.Image | None = image
         self._password = opened.password
         self._processor = processor
@@ -80,7 +106,8 @@ class ChatImage:
             image = self._image
             if image is None:
                 assert self.path is not None, "an image without a path keeps its pixels"
-                image = _open_same(self.path, self.report.original_size, self._password).image
+                report = self.report
+                image = _open_same(self.path, report.original_size, report.crop, self._password).image
             self._patches = patches = image_to_patches(image, self._processor)
             if self.path is not None:
                 self._image = None
@@ -91,22 +118,51 @@ class ChatImage:
         self._patches = None
 
 
-ChatImageSource: TypeAlias = "ImageSource | OpenedImage | ChatImage"
+ChatImageSource: TypeAlias = "ImageSource | OpenedImage | ImagePart | ChatImage"
 
 
-def open_chat_images(sources: Iterable[ChatImageSource], processor: ImageProcessorConfig) -> list[ChatImage]:
-    """Open and measure images, several of a source with pages; InputUnreadable names the first bad one."""
-    return [image for source in sources for image in _open_source(source, processor)]
+def open_chat_images(
+    sources: Iterable[ChatImageSource], processor: ImageProcessorConfig, context_size: int | None = None
+) -> list[ChatImage]:
+    """Open and measure images, several of a source with pages; InputUnreadable names the first bad one.
+
+    context_size: in tokens, of which images with the detail "auto" share a half.
+    """
+    return [image for images in open_each(sources, processor, context_size) for image in images]
+
+
+def open_each(
+    sources: Iterable[ChatImageSource], processor: ImageProcessorConfig, context_size: int | None
+) -> list[list[ChatImage]]:
+    """The images of each source; the rest is as of `open_chat_images`."""
+    opened = [_open_source(source, processor) for source in sources]
+    read = [one for group in opened for one in group if isinstance(one, _ReadImage)]
+    settled = iter(settle_details([one.wanted for one in read], context_size))
+
+    def chat_image(one: _ReadImage | ChatImage) -> ChatImage:
+        if isinstance(one, ChatImage):
+            return one
+        limited, notes = next(settled)
+        return ChatImage(replace(one.opened, notes=one.opened.notes + notes), one.path, limited)
+
+    return [[chat_image(one) for one in group] for group in opened]
 
 
 def open_same_image(
-    path: str, size: tuple[int, int], processor: ImageProcessorConfig, password: str | None = None
+    path: str,
+    size: tuple[int, int],
+    processor: ImageProcessorConfig,
+    password: str | None = None,
+    crop: CropBox | None = None,
 ) -> ChatImage:
-    """The image at `path`, which had (width, height) `size`; InputUnreadable where it is not that one."""
-    return ChatImage(_open_same(path, size, password), _absolute(path), processor)
+    """The image at `path`, which had (width, height) `size`; InputUnreadable where it is not that one.
+
+    crop: the part that was read; ValueError for one that does not lie in it.
+    """
+    return ChatImage(_open_same(path, size, crop, password), _absolute(path), processor)
 
 
-def _open_same(path: str, size: tuple[int, int], password: str | None) -> OpenedImage:
+def _open_same(path: str, size: tuple[int, int], crop: CropBox | None, password: str | None) -> OpenedImage:
     # The path may have come from a file of somebody else, who must not learn what another file holds.
     if split_page_request(path)[0] == STDIN_MARK:
         raise InputUnreadable(
@@ -122,15 +178,36 @@ def _open_same(path: str, size: tuple[int, int], password: str | None) -> Opened
             "the chat continues from this image, and another one would not match what was said about it",
             "restore the image, or start a new chat",
         )
-    return opened[0]
+    return opened[0] if crop is None else opened[0].cropped(crop)
 
 
-def _open_source(source: ChatImageSource, processor: ImageProcessorConfig) -> list[ChatImage]:
+class _ReadImage(NamedTuple):
+    """An image before its size for the model is settled."""
+
+    opened: OpenedImage
+    path: str | None
+    wanted: WantedImage
+
+
+def _open_source(
+    source: ChatImageSource, processor: ImageProcessorConfig
+) -> list[_ReadImage] | list[ChatImage]:
     if isinstance(source, ChatImage):
         return [source]
-    opened = [source] if isinstance(source, OpenedImage) else open_images(source)
-    may_be_path = _may_be_path(source)
-    return [ChatImage(one, _absolute(one.name) if may_be_path else None, processor) for one in opened]
+    part = source if isinstance(source, ImagePart) else ImagePart(source)
+    bounded = with_image_tokens(processor, part.image_tokens)
+    opened = [part.source] if isinstance(part.source, OpenedImage) else open_images(part.source)
+    if part.trim:
+        opened = [trim_margins(one) for one in opened]
+    may_be_path = _may_be_path(part.source)
+    return [
+        _ReadImage(
+            one,
+            _absolute(one.name) if may_be_path else None,
+            WantedImage(one.name, one.view.cropped_size, part.detail, bounded),
+        )
+        for one in opened
+    ]
 
 
 def _may_be_path(source: ImageSource | OpenedImage) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image
 from ernie_local.errors import UsageError
 from ernie_local.media.open_image import OpenedImage
 from ernie_local.media.processor_config import ImageProcessorConfig
-from ernie_local.session.image import ChatImage, ChatImageSource, open_chat_images
+from ernie_local.session.image import ChatImage, ChatImageSource, ImagePart, open_each
 from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import ImageSlot, Message, Role
 
@@ -28,8 +28,8 @@ class ChatMessage:
 
     role: system, user, assistant, or tool (what a called tool gave). content: a text, or texts and images in
     their order: a str is text, anything else is an image as `open_images` takes it, such as a Path, bytes or
-    a PIL image. reasoning and tool_calls: what an assistant thought before its text, and called after it.
-    UsageError for an unknown role, and for images of a system or an assistant.
+    a PIL image, or an ImagePart. reasoning and tool_calls: what an assistant thought before its text, and
+    called after it. UsageError for an unknown role, and for images of a system or an assistant.
     """
 
     role: Role
@@ -67,11 +67,16 @@ class ChatMessage:
         """Its images, as far as they have been opened."""
         return tuple(part for part in self.parts if isinstance(part, ChatImage))
 
-    def opened(self, processor: ImageProcessorConfig) -> ChatMessage:
-        """The same with its images opened, each page of a document an image; errors as `open_chat_images`."""
+    def opened(self, processor: ImageProcessorConfig, context_size: int | None = None) -> ChatMessage:
+        """The same with its images opened, each page of a document an image.
+
+        context_size and errors as of `open_chat_images`.
+        """
+        sources = [part for part in self.parts if not isinstance(part, str)]
+        opened = iter(open_each(sources, processor, context_size))
         parts: list[MessagePart] = []
         for part in self.parts:
-            parts.extend([part] if isinstance(part, str) else open_chat_images([part], processor))
+            parts.extend([part] if isinstance(part, str) else next(opened))
         return replace(self, content=tuple(parts))
 
     def for_template(self) -> Message:
@@ -153,7 +158,7 @@ def check_question(messages: Sequence[ChatMessage]) -> None:
 
 def as_sources(images: Iterable[ChatImageSource] | ChatImageSource) -> Iterable[ChatImageSource]:
     """Several images, or one alone, as several: a string is a sequence of strings, an array one of arrays."""
-    is_one = isinstance(images, str | bytes | os.PathLike | OpenedImage | ChatImage | Image.Image)
+    is_one = isinstance(images, str | bytes | os.PathLike | OpenedImage | ImagePart | ChatImage | Image.Image)
     if is_one or hasattr(images, "__array__"):
         return [cast("ChatImageSource", images)]
     return cast("Iterable[ChatImageSource]", images)

@@ -45,7 +45,7 @@ def check_first_question(
     limit = defaults.context_tokens(context_size, model_limit)
     if num_tokens < limit:
         return
-    shorter = "a shorter question" + (", or fewer or smaller images" if images else "")
+    shorter = "a shorter question" + (f", fewer images, or {parameter('detail', 'auto')}" if images else "")
     roomy = defaults.roomier_context(num_tokens, model_limit)
     image_tokens = sum(image.num_tokens for image in images)
     raise DoesNotFit(

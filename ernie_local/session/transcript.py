@@ -12,6 +12,9 @@ from typing import TypeAlias, TypeVar, get_args
 
 from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.files import read_plain, written_whole
+from ernie_local.media.detail import with_image_tokens
+from ernie_local.media.image_view import CropBox
+from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model_files import ModelFiles
 from ernie_local.session.image import ChatImage, open_same_image
 from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason, MessagePart
@@ -20,11 +23,11 @@ from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import Role
 
 FORMAT_NAME = "ernie-local chat"
-FORMAT_VERSION = 2  # 1: a turn asked with one text after its images
+FORMAT_VERSION = 3  # 2: no image was cut or bounded; 1: a turn asked with one text after its images
 MAX_CHAT_BYTES = 64 << 20
 
 _Value = TypeVar("_Value")
-_OpenImage: TypeAlias = Callable[[str, tuple[int, int]], ChatImage]
+_OpenImage: TypeAlias = Callable[[dict[str, object]], ChatImage]
 _ROLES: tuple[Role, ...] = get_args(Role)
 _FINISH_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
 
@@ -79,9 +82,9 @@ def read_saved_chat(
     if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
         raise _unreadable(path, f'it lacks "format": "{FORMAT_NAME}"')
     version = content.get("version")
-    if version not in (1, FORMAT_VERSION):
+    if version not in range(1, FORMAT_VERSION + 1):
         raise InputUnreadable(
-            f"{path}: a chat of version {show(version)}, only 1 and {FORMAT_VERSION} can be read",
+            f"{path}: a chat of version {show(version)}, only 1 to {FORMAT_VERSION} can be read",
             "another version of ernie-local wrote it",
             "use that version, or start a new chat",
         )
@@ -89,7 +92,7 @@ def read_saved_chat(
         system = None if content["system"] is None else _expect(content["system"], str)
         tools = tuple(_expect(tool, dict) for tool in _expect(content["tools"], list))
         entries = [_expect(turn, dict) for turn in _expect(content["turns"], list)]
-        open_image = partial(open_same_image, processor=files.image_processor, password=password)
+        open_image = partial(_image_from_json, processor=files.image_processor, password=password)
         turns = tuple(_turn_from_json(entry, open_image) for entry in entries)
     except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(path, f"a part of it is missing or wrong: {error}") from error
@@ -111,7 +114,7 @@ def _turn_to_json(number: int, turn: ChatTurn) -> dict[str, object]:
 
 
 def _part_to_json(number: int, part: MessagePart) -> object:
-    """A text as it is, an image as its path and size."""
+    """A text as it is, an image as its path and size, with what was cut and the bound of its tokens."""
     if isinstance(part, str):
         return part
     assert isinstance(part, ChatImage), "a turn holds opened images"
@@ -121,7 +124,28 @@ def _part_to_json(number: int, part: MessagePart) -> object:
             "a saved chat names its images by their files, and this one came from memory or a pipe",
             "save the image as a file and ask about that file",
         )
-    return {"path": part.path, "size": list(part.report.original_size)}
+    entry: dict[str, object] = {"path": part.path, "size": list(part.report.original_size)}
+    if part.report.crop is not None:
+        entry["crop"] = list(part.report.crop)
+    if part.report.max_tokens is not None:
+        entry["max_tokens"] = part.report.max_tokens
+    return entry
+
+
+def _image_from_json(
+    entry: dict[str, object], processor: ImageProcessorConfig, password: str | None
+) -> ChatImage:
+    width, height = (_expect(value, int) for value in _expect(entry["size"], list))
+    crop: CropBox | None = None
+    if "crop" in entry:
+        left, top, right, bottom = (_expect(value, int) for value in _expect(entry["crop"], list))
+        crop = left, top, right, bottom
+    if "max_tokens" in entry:
+        try:
+            processor = with_image_tokens(processor, _expect(entry["max_tokens"], int))
+        except UsageError as error:
+            raise ValueError(error.what) from error
+    return open_same_image(_expect(entry["path"], str), (width, height), processor, password, crop)
 
 
 def _turn_from_json(turn: dict[str, object], open_image: _OpenImage) -> ChatTurn:
@@ -143,15 +167,9 @@ def _turn_from_json(turn: dict[str, object], open_image: _OpenImage) -> ChatTurn
 
 
 def _message_from_json(message: dict[str, object], open_image: _OpenImage) -> ChatMessage:
-    parts: list[MessagePart] = []
-    for part in _expect(message["content"], list):
-        if isinstance(part, str):
-            parts.append(part)
-            continue
-        width, height = _expect(_expect(part, dict)["size"], list)
-        size = (_expect(width, int), _expect(height, int))
-        parts.append(open_image(_expect(part["path"], str), size))
-    return ChatMessage(_one_of(_ROLES, message["role"]), tuple(parts))
+    content = _expect(message["content"], list)
+    parts = tuple(part if isinstance(part, str) else open_image(_expect(part, dict)) for part in content)
+    return ChatMessage(_one_of(_ROLES, message["role"]), parts)
 
 
 def _expect(value: object, kind: type[_Value]) -> _Value:

@@ -101,5 +101,6 @@ def check_fits(prompt: TextPrompt, context_size: int) -> None:
     raise DoesNotFit(
         f"the prompt of {num_tokens} tokens leaves no room in the context of {context_size} tokens",
         f"{prompt.num_image_tokens} are for {len(prompt.images)} images, and an answer needs at least 1 more",
-        f"a larger {parameter('context_size')}, a shorter text, fewer or smaller images, or fewer turns",
+        f"a larger {parameter('context_size')}, a shorter text, a smaller {parameter('image_tokens')}, or "
+        "fewer turns",
     )

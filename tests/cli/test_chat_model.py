@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import zlib
@@ -354,15 +355,51 @@ def test_options_of_paging_that_change_nothing_are_named(command: Command) -> No
     assert "0 of them" in refused
 
 
-def test_images_shrink_to_the_pixels_that_are_asked_for(command: Command) -> None:
+def test_images_shrink_as_it_is_asked_for(command: Command) -> None:
     """chat and vram agree, and a number that cannot be is a wrong option."""
     image = str(Path(__file__).parents[2] / "examples" / "invoice.png")
-    tokens = {}
-    for option in ((), ("--max-pixels", "20k")):
-        answer = command("chat", "nano", "-p", "?", "--image", image, "--max-tokens", "1", "--json", *option)
-        plan = command("vram", "nano", "--image", image, "--json", *option).json()
-        tokens[option] = answer.json()["usage"]["image_tokens"]
-        assert tokens[option] == plan["images"][0]["tokens"]
-    full, small = tokens.values()
-    assert small < full / 2
-    assert_three_lines(command("chat", "nano", "-p", "?", "--image", image, "--max-pixels", "5"), 2)
+    found = {}
+    for option in (
+        "",
+        "--max-pixels 20k",
+        "--image-tokens 30",
+        "--detail low",
+        "--trim",
+        "--trim --image-tokens 50",
+    ):
+        given = option.split()
+        answer = command("chat", "nano", "-p", "?", "--image", image, "--max-tokens", "1", "--json", *given)
+        plan = command("vram", "nano", "--image", image, "--json", *given).json()
+        (said,), (planned,) = answer.json()["images"], plan["images"]
+        assert (said["resized"], said["tokens"]) == (planned["resized_size"], planned["tokens"])
+        assert (said["crop"], said["max_tokens"]) == (planned["crop"], planned["max_tokens"])
+        assert answer.json()["usage"]["image_tokens"] == said["tokens"]
+        found[option] = said
+    full = found[""]
+    assert (full["crop"], full["max_tokens"]) == (None, None)
+    assert found["--max-pixels 20k"]["tokens"] < full["tokens"] / 2
+    assert (found["--image-tokens 30"]["max_tokens"], found["--image-tokens 30"]["tokens"]) == (30, 24)
+    # nano's own limit is lower than that of low.
+    assert found["--detail low"] == full
+    assert found["--trim"]["crop"] is not None
+    assert found["--trim --image-tokens 50"]["crop"] == found["--trim"]["crop"]
+    asked = ("chat", "nano", "-p", "?", "--image", image)
+    for wrong in (
+        ("--max-pixels", "5"),
+        ("--image-tokens", "1"),
+        ("--image-tokens", "x"),
+        ("--detail", "some"),
+    ):
+        assert_three_lines(command(*asked, *wrong), 2)
+
+
+def test_what_was_cut_and_bounded_is_said(command: Command, tmp_path: Path) -> None:
+    page = Image.new("RGB", (800, 600), "white")
+    page.paste((0, 0, 0), (300, 200, 500, 300))
+    page.save(tmp_path / "page.png")
+    asked = ("chat", "nano", "-p", "?", "--max-tokens", "1", "--image", str(tmp_path / "page.png"))
+    shown = command(*asked, "--trim", "--image-tokens", "20").stderr
+    assert re.search(r"page\.png trimmed 800x600 to 2\d\dx1\d\d -> \d+x\d+, 1\d of at most 20 tokens", shown)
+    assert "trimmed" not in command(*asked).stderr
+    Image.new("RGB", (1500, 50), "red").save(tmp_path / "page.png")
+    assert_three_lines(command(*asked, "--image-tokens", "10"), 5)

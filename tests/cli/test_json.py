@@ -107,7 +107,15 @@ def test_an_answer_fills_the_object(command: Command, fake_chat: FakeChat, invoi
     assert value["timings"] == {"load": 0.25, "image": 0.1, "prefill": 0.2, "decode": 0.4, "total": 0.7}
     assert value["memory"] == {"peak_rss_bytes": 3 << 30}
     assert value["images"] == [
-        {"name": str(invoice), "size": [2480, 3508], "resized": [1848, 2604], "tokens": 6138, "scale": 0.7437}
+        {
+            "name": str(invoice),
+            "size": [2480, 3508],
+            "resized": [1848, 2604],
+            "tokens": 6138,
+            "scale": 0.7437,
+            "crop": None,
+            "max_tokens": None,
+        }
     ]
 
 

@@ -15,6 +15,7 @@ import typer
 from PIL import Image
 
 from ernie_cli.main import app
+from ernie_cli.options import ImageOptions
 from ernie_cli.quantize_options import ExpertBits
 from ernie_cli.settings import profile_path
 from ernie_cli.vram import report
@@ -25,6 +26,7 @@ from ernie_local.config import read_config
 from ernie_local.loading.options import choose_dtype, choose_kv_dtype, dtype_name
 from ernie_local.machine import hardware
 from ernie_local.machine.hardware import find_hardware
+from ernie_local.media.detail import LOW_DETAIL_TOKENS
 from ernie_local.model_files import find_model_files
 from ernie_local.planner.profile import HardwareKey, MachineProfile, write_profile
 from ernie_local.planner.rates import Rates
@@ -114,6 +116,12 @@ def test_images_are_priced_by_size_and_by_file(reckon: Reckon, tmp_path: Path) -
         (["--sessions", "--vram", "16GiB", "--bits", "mixed"], 2, "--bits mixed"),
         (["--gpu", "all", "--vram", "8GiB"], 2, "--vram with --gpu all"),
         (["--bits", "5"], 2, "5"),
+        (["--image-tokens", "0"], 2, "--image-tokens '0'"),
+        (["--image-tokens", "3"], 2, "is 3, 4 to 16384 are possible"),
+        (["--image-tokens", "1m"], 2, "is 1048576, 4 to 16384"),
+        (["--detail", "best"], 2, "best"),
+        (["--trim", "--image", "20x20"], 2, "--trim with --image 20x20"),
+        (["--image", "4000x40", "--image-tokens", "50"], 5, "4000x40: 4000 x 40 pixels take 70 tokens"),
         (["--ram", "lots"], 2, "lots"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -224,6 +232,27 @@ def test_the_last_pytorch_for_an_old_gpu_is_named(
     assert ("PyTorch 2.14 is the last version" in text_of(command, *arguments, gpu)) == (last is not None)
     of_all = text_of(command, *arguments, "all")
     assert "PyTorch 2.14 is the last version that is built for compute capability 6.1, 7.0\n" in of_all
+
+
+def test_bounded_images_take_less(reckon: Reckon, command: Command) -> None:
+    asked = ("--bits", "4", "--ram", "32GiB", "--ctx-size", "8k", "--image", "2480x3508")
+    high, low, bounded, auto = (
+        reckon(*asked, *more)["images"][0]
+        for more in ((), ("--detail", "low"), ("--image-tokens", "800"), ("--detail", "auto"))
+    )
+    assert [image["tokens"] for image in (high, low, bounded)] == [6138, 247, 759]
+    assert [image["max_tokens"] for image in (high, low, bounded)] == [None, 256, 800]
+    assert 4000 < auto["tokens"] <= 4096
+    assert bounded["encoder_bytes"] < high["encoder_bytes"] / 3
+    assert "759 of at most 800 tokens" in text_of(command, *asked, "--image-tokens", "800")
+    shown = text_of(command, *asked, "--detail", "auto")
+    assert "  --detail auto: at most" in shown
+    assert "half of the context of 8192" in shown
+
+
+def test_the_help_names_the_bound_of_low() -> None:
+    (detail,) = [one for one in dataclasses.fields(ImageOptions) if one.name == "detail"]
+    assert f"low: at most {LOW_DETAIL_TOKENS} an image" in detail.metadata["typer"].help
 
 
 def test_what_does_not_fit_is_3_with_options_that_make_it_fit(reckon: Reckon, command: Command) -> None:

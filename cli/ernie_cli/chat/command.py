@@ -13,7 +13,6 @@ from ernie_cli.chat.options import ChatOptions
 from ernie_cli.chat.request import check_chat_options, read_questions
 from ernie_cli.console import Console
 from ernie_cli.images import open_given_images, show_reports
-from ernie_cli.options import max_pixels_count
 from ernie_local.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -36,13 +35,15 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
     with console.working("opening images"):
         stdin = None if sys.stdin is None else sys.stdin.buffer
         opened = open_given_images(options.images, stdin, console, options.password)
-    max_pixels = max_pixels_count(options.max_pixels)
-    files = model_files.find_model_files(downloaded(options.model, console), max_pixels=max_pixels)
+    max_pixels, image_tokens = options.max_pixels_count(), options.image_tokens_count()
+    files = model_files.find_model_files(
+        downloaded(options.model, console), max_pixels=max_pixels, image_tokens=image_tokens
+    )
     with console.working("starting"):
         from ernie_cli.chat import conversation, interactive
         from ernie_local import session
 
-        measured = session.open_chat_images(opened, files.image_processor)
+        measured = conversation.measure_images(opened, options, files)
         session.check_first_question(
             files,
             questions[0] if questions else "",

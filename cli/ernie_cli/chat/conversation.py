@@ -16,11 +16,12 @@ from ernie_cli.console import Console
 from ernie_cli.failures import spell_options
 from ernie_cli.settings import stored_profile
 from ernie_cli.signals import Terminated, raising_terminated, stop_requests
-from ernie_local import session
+from ernie_local import defaults, session
 from ernie_local.errors import ErnieLocalError, Stopped
 from ernie_local.experts.options import PagingStats
 from ernie_local.kernels.native import native_notice
 from ernie_local.loading import LoadedModel
+from ernie_local.media.open_image import OpenedImage
 from ernie_local.model_files import ModelFiles
 from ernie_local.progress import OnProgress
 from ernie_local.replay.trace import write_trace
@@ -28,6 +29,16 @@ from ernie_local.sampling import SamplingOptions, model_sampling
 from ernie_local.sizes import format_bytes
 
 _PARTS = {"weights": "loading weights", "images": "looking at images", "tokens": "reading the prompt"}
+
+
+def measure_images(
+    opened: Sequence[OpenedImage], options: ChatOptions, files: ModelFiles
+) -> list[session.ChatImage]:
+    """The images as the model will see them, trimmed and shrunk as the options say."""
+    parts = [session.ImagePart(one, options.detail, trim=options.trim) for one in opened]
+    model_limit = files.config.text.max_position_embeddings
+    context_size = defaults.context_tokens(options.context_tokens(), model_limit)
+    return session.open_chat_images(parts, files.image_processor, context_size)
 
 
 def load_for_chat(

@@ -18,7 +18,6 @@ from ernie_cli.images import open_given_images, show_reports, split_paths
 from ernie_cli.signals import Terminated
 from ernie_local import session
 from ernie_local.errors import ErnieLocalError, UsageError
-from ernie_local.media.open_image import OpenedImage
 from ernie_local.model_files import ModelFiles
 
 
@@ -80,11 +79,10 @@ class InteractiveChat:
             if line.strip():
                 self._handle(line)
 
-    def attach(self, images: Sequence[OpenedImage | session.ChatImage]) -> None:
+    def attach(self, images: Sequence[session.ChatImage]) -> None:
         """Let images wait for the next question, and say what the model will see of them."""
-        measured = session.open_chat_images(images, self._files.image_processor)
-        show_reports(measured, self._console)
-        self._waiting.extend(measured)
+        show_reports(images, self._console)
+        self._waiting.extend(images)
 
     def _handle(self, line: str) -> None:
         """Do what `line` says; an error is shown, and the chat goes on."""
@@ -140,7 +138,8 @@ class InteractiveChat:
     def _image(self, argument: str) -> None:
         if argument not in ("", "clear"):
             paths, password = split_paths(argument), self._options.password
-            self.attach(open_given_images(paths, console=self._console, password=password))
+            opened = open_given_images(paths, console=self._console, password=password)
+            self.attach(conversation.measure_images(opened, self._options, self._files))
             return
         if argument:
             self._waiting.clear()

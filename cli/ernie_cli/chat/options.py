@@ -10,14 +10,15 @@ from ernie_cli.options import (
     LARGEST_SEED,
     CommonOptions,
     ComputeOptions,
+    ImageOptions,
     KVDTypeName,
     context_size_option,
     file_option,
     kv_dtype_option,
     load_options,
-    max_pixels_option,
     model_argument,
     option,
+    parse_given_count,
     password_option,
     ram_option,
     reserve_option,
@@ -34,7 +35,7 @@ _LARGEST_FACTOR = 1000.0  # of scores; beyond it, tokens differ by nothing or by
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions(ComputeOptions, CommonOptions):
+class ChatOptions(ImageOptions, ComputeOptions, CommonOptions):
     """What was said on the command line; None means that the model or the runtime decides."""
 
     model: str = model_argument(default="nano")
@@ -53,7 +54,6 @@ class ChatOptions(ComputeOptions, CommonOptions):
         "- reads stdin. Repeatable. Images stand before the text.",
     )
     password: str | None = password_option()
-    max_pixels: str | None = max_pixels_option()
     interactive: bool = option(
         "-i", "--interactive", default=False, help="Chat line by line even if stdin is no terminal."
     )
@@ -121,15 +121,15 @@ class ChatOptions(ComputeOptions, CommonOptions):
 
     def max_tokens_count(self) -> int | None:
         """Tokens that an answer with its thoughts may have."""
-        return _count(self.max_tokens, "max_tokens")
+        return parse_given_count(self.max_tokens, "max_tokens")
 
     def context_tokens(self) -> int | None:
         """Tokens that the whole chat may have."""
-        return _count(self.context_size, "context_size")
+        return parse_given_count(self.context_size, "context_size")
 
     def think_budget_count(self) -> int | None:
         """Tokens that the thoughts may have before they are closed; 0 closes them at once."""
-        return 0 if self.think_budget == "0" else _count(self.think_budget, "thinking_budget")
+        return 0 if self.think_budget == "0" else parse_given_count(self.think_budget, "thinking_budget")
 
     def load_options(self) -> LoadOptions:
         """How the model is loaded."""
@@ -139,9 +139,3 @@ class ChatOptions(ComputeOptions, CommonOptions):
         """How tokens are drawn: the options that were given over the model's own."""
         given = {field.name: getattr(self, field.name) for field in fields(of_model)}
         return replace(of_model, **{name: value for name, value in given.items() if value is not None})
-
-
-def _count(text: str | None, name: str) -> int | None:
-    from ernie_local.sizes import parse_count
-
-    return None if text is None else parse_count(text, name)

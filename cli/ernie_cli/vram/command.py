@@ -13,13 +13,12 @@ from ernie_cli.console import Console
 from ernie_cli.options import (
     CommonOptions,
     DTypeName,
+    ImageOptions,
     KVDTypeName,
     complete_gpu,
     context_size_option,
     file_option,
     kv_dtype_option,
-    max_pixels_count,
-    max_pixels_option,
     model_argument,
     option,
     password_option,
@@ -49,7 +48,7 @@ def _complete_gpu_or_all(incomplete: str) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VramOptions(CommonOptions):
+class VramOptions(ImageOptions, CommonOptions):
     """What was said on the command line; None where it was not."""
 
     model: str = model_argument(
@@ -68,7 +67,6 @@ class VramOptions(CommonOptions):
         metavar="FILE|WxH",
         help="An image in the chat, or its size such as 2480x3508. Repeatable.",
     )
-    max_pixels: str | None = max_pixels_option()
     password: str | None = password_option()
     context_size: str | None = context_size_option()
     dtype: DTypeName = option(default="auto", help="Number type to compute in, as for chat.")
@@ -115,7 +113,7 @@ def vram(options: VramOptions, result: VramResult) -> None:
         console.show(text.session_lines(result.set_sessions(options)))
         return
     with console.telling_warnings(), console.working("reading headers"):
-        plain = reports.find_model(options.model, max_pixels_count(options.max_pixels))
+        plain = reports.find_model(options)
     model = reports.as_quantized(plain, options.bits, options.dense)
     chats = reports.converse(model, options)
     has_gpu = options.sessions or options.gpu is not None or options.vram is not None

@@ -16,8 +16,10 @@ from ernie_cli.vram.command import VramOptions
 from ernie_local import defaults
 from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.checkpoint.hub import outlined_model
-from ernie_local.errors import DoesNotFit, parameter
+from ernie_local.errors import DoesNotFit, UsageError, parameter
+from ernie_local.media.detail import WantedImage, settle_details, with_image_tokens
 from ernie_local.media.image_size import ImageReport, measure_image
+from ernie_local.media.image_view import ImageView
 from ernie_local.media.processor_config import with_max_pixels
 from ernie_local.packing.formats import find_format, formats_for
 from ernie_local.planner.fit import longest_context
@@ -130,18 +132,17 @@ class Report:
         return self.cpu.resident_share if self.gpu is None else self.gpu.resident_share
 
 
-def find_model(name: str, max_pixels: int | None) -> ModelSize:
-    """The model that `name` stands for, as it is; ModelUnusable where there is none.
-
-    max_pixels: as of `with_max_pixels`.
-    """
+def find_model(options: VramOptions) -> ModelSize:
+    """The model of the options, as it is; ModelUnusable where there is none."""
+    name = options.model
     if name.lower() == PUBLISHED_NAME:
         model = published_model()
     else:
         # Named as the user named it: nano's directory would mean nothing to them.
         with outlined_model(name) as directory:
             model = dataclasses.replace(read_model(directory), name=name)
-    return dataclasses.replace(model, processor=with_max_pixels(model.processor, max_pixels))
+    processor = with_max_pixels(model.processor, options.max_pixels_count())
+    return dataclasses.replace(model, processor=with_image_tokens(processor, options.image_tokens_count()))
 
 
 def as_quantized(model: ModelSize, bits: str | None, dense: str) -> ModelSize:
@@ -165,9 +166,7 @@ def converse(model: ModelSize, options: VramOptions, images: tuple[ImageReport, 
     model_limit = model.config.text.max_position_embeddings
     context_size = defaults.context_tokens(asked, model_limit)
     if images is None:
-        images = tuple(
-            image for source in options.image for image in _measured(source, options.password, model)
-        )
+        images = tuple(_measured(options, model, context_size))
     chats = Chats(
         *(ChatPlan(context_size, *_number_types(model, options, on_gpu), images) for on_gpu in (False, True))
     )
@@ -187,14 +186,29 @@ def _number_types(model: ModelSize, options: VramOptions, on_gpu: bool) -> tuple
     return dtype, defaults.kv_dtype(dtype, is_packed=is_packed) if kv_dtype == defaults.AUTO else kv_dtype
 
 
-def _measured(source: str, password: str | None, model: ModelSize) -> Iterator[ImageReport]:
-    """The images of `source`, a size or a file; InputUnreadable for a file that is none."""
+def _measured(options: VramOptions, model: ModelSize, context_size: int) -> Iterator[ImageReport]:
+    """The images of --image; InputUnreadable for a file that is none."""
+    views = [view for source in options.image for view in _views(source, options)]
+    wanted = [WantedImage(name, view.cropped_size, options.detail, model.processor) for name, view in views]
+    for (name, view), (processor, notes) in zip(views, settle_details(wanted, context_size), strict=True):
+        crop = view.crop if view.is_cropped else None
+        yield measure_image(name, view.opened_size, processor, notes, crop)
+
+
+def _views(source: str, options: VramOptions) -> Iterator[tuple[str, ImageView]]:
+    """The name of each image of `source`, a size or a file, and the part of it that is read."""
     match = _SIZE.fullmatch(source)
-    if match is not None:
-        yield measure_image(source, (int(match[1]), int(match[2])), model.processor)
-        return
-    for opened in open_given_images([source], password=password):
-        yield measure_image(opened.name, opened.image.size, model.processor)
+    if match is None:
+        from ernie_local.media.trim import trim_margins
+
+        for opened in open_given_images([source], password=options.password):
+            yield opened.name, (trim_margins(opened) if options.trim else opened).view
+    elif options.trim:
+        raise UsageError(
+            f"--trim with --image {source}", "a size has no margins that could be cut", "give the file itself"
+        )
+    else:
+        yield source, ImageView.whole((int(match[1]), int(match[2])))
 
 
 def ram_budget(options: VramOptions) -> Budget:

@@ -81,8 +81,12 @@ class PricedImageObject:
     name: str
     original_size: list[int]
     resized_size: list[int]  #: As the model sees it.
+    crop: list[int] | None
+    """[left, top, right, bottom] of the part that `--trim` left, in pixels of `original_size`; null for all
+    of it."""
     patches: int
     tokens: int
+    max_tokens: int | None  #: The bound that `--image-tokens` or `--detail` has set; null without one.
     kv_bytes: int  #: In the KV cache.
     encoder_bytes: int  #: Kept free while it is encoded.
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ernie_cli.failures import spell_options
+from ernie_cli.images import shrink_text, token_text
 from ernie_cli.settings import table_columns
 from ernie_cli.vram.report import Report
 from ernie_cli.vram.result import SessionsObject, count_model_weights
@@ -38,6 +40,7 @@ def report_lines(report: Report) -> Iterator[str]:
     kv_bytes = report.conversation.kv_size(report.model.config.text).bytes_per_token
     for image in report.conversation.images:
         yield _priced_image_line(image, report.model, kv_bytes)
+        yield from (f"  {spell_options(note)}" for note in image.notes)
     width = table_columns()
     yield from ("", *memory_lines(report.memory, width))
     if report.gpu is not None:
@@ -54,10 +57,9 @@ def report_lines(report: Report) -> Iterator[str]:
 
 
 def _priced_image_line(image: ImageReport, model: ModelSize, kv_bytes: int) -> str:
-    (width, height), (new_width, new_height) = image.original_size, image.resized_size
     return (
-        f"{image.name}: {width}x{height} -> {new_width}x{new_height} ({image.scale:.2f}x), "
-        f"{image.tokens} tokens, {format_bytes(image.tokens * kv_bytes)} of KV cache, "
+        f"{image.name}: {shrink_text(image)} ({image.scale:.2f}x), "
+        f"{token_text(image)}, {format_bytes(image.tokens * kv_bytes)} of KV cache, "
         f"{format_bytes(encoding_bytes(model.config.vision, [image.patches]))} while it is encoded"
     )
 
