@@ -13,6 +13,8 @@ AUTO = "auto"
 _MOST_FLOAT32_BYTES = 4 << 30
 # 1.75 GiB of KV cache for the 28B model in 16 bits; its own limit of 131072 would be 7 GiB.
 _MOST_CONTEXT_TOKENS = 32768
+_CACHE_BYTES = 1 << 30  # a second question about each of 18 pages of 1000 tokens
+_MOST_FEATURE_BYTES = 64 << 20  # of seven such pages in float32
 
 
 def compute_dtype(plain_bytes: int, *, on_gpu: bool = False) -> str:
@@ -50,3 +52,13 @@ def roomier_context(num_tokens: int, model_limit: int) -> int | None:
 def miss_rule(asked: str, fastest: str | None) -> str:
     """What happens to experts that the GPU lacks: as asked, else the rule measured as fastest, else fetch."""
     return (fastest or "fetch") if asked == AUTO else asked
+
+
+def cache_bytes(asked: int | None) -> int:
+    """The most that a cache folder holds: as asked, else 1 GiB."""
+    return _CACHE_BYTES if asked is None else asked
+
+
+def feature_bytes(spare_bytes: int) -> int:
+    """Memory for features of images that were seen before. spare_bytes: what a model leaves of its memory."""
+    return min(_MOST_FEATURE_BYTES, spare_bytes)

@@ -5,25 +5,25 @@ Works on token ids and image patches; the state is the KV cache and the next pos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from itertools import pairwise
 from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from ernie_local.errors import DoesNotFit, Interrupted, UsageError
+from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.kernels.memory import send
-from ernie_local.media.patches import Patches
+from ernie_local.media.patches import EncodedImage, Patches
 from ernie_local.media.tokens import TEXT, MediaPrompt, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes, image_prompt_bytes
 from ernie_local.model.moe import RouteHook
-from ernie_local.progress import OnProgress
+from ernie_local.progress import OnEncoded, OnProgress, Pauses, StopQuestion
 
-StopQuestion = Callable[[], bool]  # asked between pieces of work: whether to stop
 _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
 
@@ -96,6 +96,11 @@ class Engine:
         return self._cache.length
 
     @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of keys and values in the cache."""
+        return self._cache.dtype
+
+    @property
     def kv_cache_bytes(self) -> int:
         """Bytes allocated for keys and values now."""
         return self._cache.num_bytes
@@ -124,9 +129,12 @@ class Engine:
     def prefill(
         self,
         token_ids: Sequence[int],
-        images: Sequence[Patches] = (),
+        images: Sequence[Patches | EncodedImage] = (),
         should_stop: StopQuestion | None = None,
         on_progress: OnProgress | None = None,
+        *,
+        on_encoded: OnEncoded | None = None,
+        cuts: Sequence[int] = (),
     ) -> torch.Tensor:
         """Append tokens; give back the logits after the last, (vocab_size,) float32, on the model's device.
 
@@ -134,10 +142,11 @@ class Engine:
         order of `images`. Raises DoesNotFit before any computing if they exceed the context, UsageError if
         placeholders and images disagree, and Interrupted, with the sequence as it was, if `should_stop`
         says so between chunks, while the model waits. on_progress: gets "images" or "tokens", those that are
-        computed, and all.
+        computed, and all. on_encoded: gets what the tower made of an image, as soon as it is there.
+        cuts: numbers of tokens after which a chunk ends, ascending, besides those that `chunk_tokens` makes.
         """
-        pauses = _Pauses(should_stop, on_progress)
-        hidden = self._append(token_ids, images, pauses, lambda _start, chunk: chunk[-1:])
+        pauses = Pauses(should_stop, on_progress, on_encoded)
+        hidden = self._append(token_ids, images, pauses, lambda _start, chunk: chunk[-1:], cuts)
         # Not in inference mode, so that samplers may write to it.
         with torch.no_grad():
             return self.model.logits(hidden)[0]
@@ -160,7 +169,31 @@ class Engine:
             out[start : start + chunk.shape[0]] = chunk if as_states else self.model.logits(chunk)
             return chunk[-1:]
 
-        self._append(token_ids, images, _Pauses(), keep_rows)
+        self._append(token_ids, images, Pauses(), keep_rows)
+
+    def row_bytes(self, num_tokens: int) -> int:
+        """Bytes of the keys and values of so many tokens."""
+        return self._cache.row_bytes(num_tokens)
+
+    def read_rows(self, start: int, stop: int) -> Iterator[torch.Tensor]:
+        """Keys and values of these tokens, as `KVCache.read_rows` gives them."""
+        return self._cache.read_rows(start, stop)
+
+    @_alone
+    def restore(self, num_tokens: int, fill: Callable[[Iterable[torch.Tensor]], bool]) -> bool:
+        """Append tokens whose keys and values are known; whether that was done.
+
+        fill: fills the pieces that `KVCache.write_rows` describes, and says whether they are what they should
+        be. Only a call of `rewind` sets the position of the next token then.
+        """
+        length = self._cache.length + num_tokens
+        self._check_room(num_tokens)
+        self._cache.reserve(length)
+        self._make_room(num_tokens, num_attending=1)
+        is_filled = fill(self._cache.write_rows(num_tokens))
+        if is_filled:
+            self._cache.advance(num_tokens)
+        return is_filled
 
     @_alone
     def decode(self, token_id: int) -> torch.Tensor:
@@ -170,8 +203,8 @@ class Engine:
         embedding is its own, as no image comes with it. Raises DoesNotFit at the end of the context.
         """
         self._check_room(1)
-        self._check_position(self.next_position)
-        self._check_ids([token_id])
+        _check_position(self.next_position, self.model.config.text.max_position_embeddings)
+        _check_ids([token_id], self.model.config.text.vocab_size)
         media, device = self.model.config.media, self.model.device
         self._cache.reserve(self._cache.length + 1)
         self._make_room(1)
@@ -207,9 +240,10 @@ class Engine:
     def _append(
         self,
         token_ids: Sequence[int],
-        images: Sequence[Patches],
-        pauses: _Pauses,
+        images: Sequence[Patches | EncodedImage],
+        pauses: Pauses,
         keep: Callable[[int, torch.Tensor], torch.Tensor],
+        cuts: Sequence[int] = (),
     ) -> torch.Tensor:
         """Run all chunks; `keep(start, hidden)` takes what is wanted of each. Returns that of the last."""
         prompt = self._prepare(token_ids, images)
@@ -217,9 +251,9 @@ class Engine:
         self._cache.reserve(self._cache.length + prompt.num_tokens)
         with torch.inference_mode():
             features = self._encode(images, prompt.num_tokens, pauses)
-            for start in range(0, prompt.num_tokens, self.chunk_tokens):
+            stops = chunk_stops(prompt.num_tokens, self.chunk_tokens, cuts)
+            for start, stop in pairwise((0, *stops)):
                 pauses.reach("tokens", start, prompt.num_tokens)
-                stop = min(start + self.chunk_tokens, prompt.num_tokens)
                 kept = keep(start, self._run_chunk(prompt, start, stop, features))
             self.next_position = prompt.next_position
         if images:
@@ -247,17 +281,20 @@ class Engine:
         )
         return states
 
-    def _make_room(self, num_new: int) -> None:
-        """Keep memory for states and attention of the next tokens, of that which experts may take."""
+    def _make_room(self, num_new: int, num_attending: int | None = None) -> None:
+        """Keep memory for states and attention of the next tokens, of that which experts may take.
+
+        num_attending: how many attend at once; None for all of them.
+        """
         num_all = self._cache.length + num_new
         needed = self._cache.touched_bytes(num_all) + attention_bytes(
-            self.model.config.text, num_new, num_all
+            self.model.config.text, num_new if num_attending is None else num_attending, num_all
         )
         if needed > self._needed_bytes:
             self.model.experts.make_room(self._cache, needed)
             self._needed_bytes = needed
 
-    def _prepare(self, token_ids: Sequence[int], images: Sequence[Patches]) -> MediaPrompt:
+    def _prepare(self, token_ids: Sequence[int], images: Sequence[Patches | EncodedImage]) -> MediaPrompt:
         ids = list(token_ids)
         if not ids:
             raise UsageError(
@@ -266,32 +303,43 @@ class Engine:
                 "give a prompt that is not empty",
             )
         self._check_room(len(ids))
-        self._check_ids(ids)
+        _check_ids(ids, self.model.config.text.vocab_size)
         prompt = MediaPrompt.of(ids, images, self.model.config, self.vision_rule, self.next_position)
-        self._check_position(prompt.next_position - 1)
+        _check_position(prompt.next_position - 1, self.model.config.text.max_position_embeddings)
         return prompt
 
-    def _encode(self, images: Sequence[Patches], num_tokens: int, pauses: _Pauses) -> torch.Tensor:
+    def _encode(
+        self, images: Sequence[Patches | EncodedImage], num_tokens: int, pauses: Pauses
+    ) -> torch.Tensor:
         """Features of all images, (placeholders, hidden_size). num_tokens: of their prompt."""
         if not images:
             return torch.empty(0, self.model.config.text.hidden_size)
         experts = self.model.experts
+        new = [(index, image) for index, image in enumerate(images) if isinstance(image, Patches)]
         held = image_prompt_bytes(
             self.model.config,
-            sum(image.pixel_values.shape[0] for image in images),
+            sum(image.pixel_values.shape[0] for _, image in new),
             sum(image.num_tokens for image in images),
             min(self.chunk_tokens, num_tokens),
             self.model.dtype.itemsize,
         )
-        experts.make_room(self, self.model.encoding_bytes(images) + held)
-        features: list[torch.Tensor] = []
+        experts.make_room(self, self.model.encoding_bytes([image for _, image in new]) + held)
+        features = {
+            index: send(image.features, self.model.device)
+            for index, image in enumerate(images)
+            if isinstance(image, EncodedImage)
+        }
         # Together unless a stop may come between them.
-        groups = [images] if pauses.should_stop is None else [[image] for image in images]
-        for index, group in enumerate(groups):
-            pauses.reach("images", index, len(images))
-            features += self.model.encode_images(group)
+        groups = [new] if pauses.should_stop is None else [[one] for one in new]
+        for num_done, group in enumerate(groups if new else []):
+            pauses.reach("images", num_done, len(new))
+            encoded = self.model.encode_images([image for _, image in group])
+            for (index, _), one in zip(group, encoded, strict=True):
+                features[index] = one
+                if pauses.on_encoded is not None:
+                    pauses.on_encoded(index, one)
         experts.make_room(self, held)
-        return torch.cat(features)
+        return torch.cat([features[index] for index in range(len(images))])
 
     def _check_room(self, num_new: int) -> None:
         if self._cache.length + num_new > self.context_size:
@@ -301,25 +349,15 @@ class Engine:
                 "shorten the text, give fewer or smaller images, or raise the context size",
             )
 
-    def _check_position(self, largest: int) -> None:
-        # Not the number of tokens: an image of 6000 tokens moves the position by its longer side only.
-        num_positions = self.model.config.text.max_position_embeddings
-        if largest >= num_positions:
-            raise DoesNotFit(
-                f"the text reaches position {largest}, the model knows 0 to {num_positions - 1}",
-                "the model was not trained on positions beyond (max_position_embeddings in config.json)",
-                "shorten the text, or start a new conversation",
-            )
 
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        vocab_size = self.model.config.text.vocab_size
-        lowest, highest = min(ids), max(ids)
-        if lowest < 0 or highest >= vocab_size:
-            raise UsageError(
-                f"token id {lowest if lowest < 0 else highest} is outside of 0 to {vocab_size - 1}",
-                f"the model's vocabulary has {vocab_size} tokens",
-                "make the ids with this model's own tokenizer",
-            )
+def chunk_stops(num_tokens: int, chunk_tokens: int, cuts: Sequence[int] = ()) -> list[int]:
+    """Where the chunks of a prompt end: after `chunk_tokens`, at each of the ascending `cuts`, at its end."""
+    stops: list[int] = []
+    start = 0
+    for cut in (*(cut for cut in cuts if 0 < cut < num_tokens), num_tokens):
+        stops += [*range(start + chunk_tokens, cut, chunk_tokens), cut]
+        start = cut
+    return stops
 
 
 def check_token_counts(context_size: int, chunk_tokens: int) -> None:
@@ -333,20 +371,21 @@ def check_token_counts(context_size: int, chunk_tokens: int) -> None:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Pauses:
-    """What happens between pieces of work."""
+def _check_position(largest: int, num_positions: int) -> None:
+    # Not the number of tokens: an image of 6000 tokens moves the position by its longer side only.
+    if largest >= num_positions:
+        raise DoesNotFit(
+            f"the text reaches position {largest}, the model knows 0 to {num_positions - 1}",
+            "the model was not trained on positions beyond (max_position_embeddings in config.json)",
+            "shorten the text, or start a new conversation",
+        )
 
-    should_stop: StopQuestion | None = None
-    on_progress: OnProgress | None = None
 
-    def reach(self, unit: str, num_done: int, num_all: int) -> None:
-        """So many units of the prompt are done; Interrupted where a stop was asked for."""
-        if self.should_stop is not None and self.should_stop():
-            raise Interrupted(
-                f"stopped after {num_done} of {num_all} {unit} of the prompt",
-                "a stop was asked for",
-                "ask again; the conversation is as it was before this prompt",
-            )
-        if self.on_progress is not None:
-            self.on_progress(unit, num_done, num_all)
+def _check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    lowest, highest = min(ids), max(ids)
+    if lowest < 0 or highest >= vocab_size:
+        raise UsageError(
+            f"token id {lowest if lowest < 0 else highest} is outside of 0 to {vocab_size - 1}",
+            f"the model's vocabulary has {vocab_size} tokens",
+            "make the ids with this model's own tokenizer",
+        )

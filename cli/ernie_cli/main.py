@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 import ernie_local
-from ernie_cli import calibrate, doctor, inspect, models, quantize, verify
+from ernie_cli import cache, calibrate, doctor, inspect, models, quantize, verify
 from ernie_cli import eval as eval_command
 from ernie_cli.bench import command as bench
 from ernie_cli.chat import command as chat
@@ -75,6 +75,9 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "models": Command(
         models.models, models.ModelsOptions, "ernie_cli.models:ModelsResult", needs_torch=False
+    ),
+    "cache": Command(
+        cache.cache, cache.CacheOptions, "ernie_cli.cache:CacheResult", computes=False, needs_torch=False
     ),
     "verify": Command(verify.verify_checkpoint, verify.VerifyOptions, "ernie_cli.verify:VerifyResult"),
     "doctor": Command(

@@ -45,6 +45,7 @@ from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need, chat_need_on_gpu
 from ernie_local.planner.ram import process_bytes
 from ernie_local.progress import OnProgress
+from ernie_local.reuse.results import KeptResults, ModelCache
 from ernie_local.sampling import model_sampling
 
 _P = ParamSpec("_P")
@@ -78,6 +79,8 @@ def load_model(
     check_token_counts(tokens, 1 if chunk_tokens is None else chunk_tokens)
     chat = ChatPlan(tokens, dtype_name(dtype), dtype_name(kv_dtype), tuple(images))
     demand = ComputeDemand(device, chat, chunk_tokens, choices.kernels)
+    folder = options.open_cache()
+    cache = None if folder is None else ModelCache(folder, files.directory, _choices(options))
     use_threads(options.threads)
     if demand.is_on_gpu:
         choices.check(config, device, kv_dtype)
@@ -98,10 +101,15 @@ def load_model(
         if setup is not None:
             checkpoint.drop_cached()
     settings = EngineSettings(tokens, kv_dtype, placement.chunk_tokens)
+    # Paged experts have the memory: a page helps every token, features only who asks about an image again.
+    results = KeptResults(device, dtype, defaults.feature_bytes(placement.spare_bytes), cache)
     seconds = time.perf_counter() - started
-    return LoadedModel(
-        network, files, settings, need.weight_bytes, seconds, context_limit=options.context_size
-    )
+    return LoadedModel(network, files, settings, need.weight_bytes, seconds, options.context_size, results)
+
+
+def _choices(options: LoadOptions) -> str:
+    """What changes the bits that are computed; experts give the same ones wherever they are."""
+    return f"{options.small_below} {options.gpu_kernels}"
 
 
 def _report_reads(checkpoint: Checkpoint, on_progress: OnProgress, *, with_experts: bool) -> None:

@@ -28,6 +28,7 @@ from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.model_files import ModelFiles
 from ernie_local.replay.recorder import TraceRecorder
+from ernie_local.reuse.results import KeptResults
 
 if TYPE_CHECKING:
     from ernie_local.text.tokenizer import ErnieTokenizer
@@ -58,13 +59,14 @@ class LoadedModel:
         weight_bytes: int,
         load_seconds: float,
         context_limit: int | None = None,
+        results: KeptResults | None = None,
     ) -> None:
-        """context_limit: most tokens, if the caller has set it."""
+        """context_limit: most tokens, if the caller has set it. results: what chats keep for each other."""
         self.network, self.files, self.settings = network, files, settings
         self.directory = files.directory
         self.config: ModelConfig = network.config
         self.weight_bytes, self.load_seconds = weight_bytes, load_seconds
-        self._context_limit = context_limit
+        self._context_limit, self.results = context_limit, results
         self.recorder: TraceRecorder | None = None  # see `record_trace`
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ernie_local.model.kv_cache import KV_DTYPES
 from ernie_local.model_files import ModelFiles
 from ernie_local.planner.control_groups import SYSTEM_ROOT
 from ernie_local.planner.cpu_limits import CpuLimits, check_threads, choose_threads
+from ernie_local.reuse.cache_folder import CacheFolder
 from ernie_local.sizes import parse_bytes
 
 WEIGHT_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -50,6 +52,10 @@ class LoadOptions:
     gpu_kernels: what computes packed weights on a GPU: triton, torch (slower; for comparing), or auto, which
     is triton where that runs, with a warning where it does not. cuda_graphs: on records what a decoded token
     computes on a GPU apart from routed experts, and replays it; auto is off.
+
+    cache: a folder in which results are kept for later processes: features of images, and keys and values of
+    conversations. They tell what was in images and said about them; only this user may read the folder.
+    cache_size: most bytes of it, by default 1 GiB.
     """
 
     device: str | torch.device = "cpu"
@@ -65,6 +71,21 @@ class LoadOptions:
     chunk_tokens: int | None = None
     gpu_kernels: str = defaults.AUTO
     cuda_graphs: str = defaults.AUTO
+    cache: str | os.PathLike[str] | None = None
+    cache_size: str | int | None = None
+
+    def open_cache(self) -> CacheFolder | None:
+        """The cache folder, if one was chosen; UsageError for one that cannot be used, or a size alone."""
+        size = None if self.cache_size is None else find_bytes(self.cache_size, "cache_size")
+        if self.cache is not None:
+            return CacheFolder.open(self.cache, defaults.cache_bytes(size))
+        if size is not None:
+            raise UsageError(
+                f"{parameter('cache_size', self.cache_size)} without {parameter('cache')}",
+                "it limits the folder that results are kept in, and none is kept without a folder",
+                f"add {parameter('cache', 'FOLDER')}, or omit it",
+            )
+        return None
 
     def paging(self) -> PagingOptions:
         """The choices about paging; UsageError for an unknown rule."""

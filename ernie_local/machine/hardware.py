@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from ernie_local.planner.cpu_limits import cpu_model_name
 from ernie_local.planner.free_memory import system_memory
 from ernie_local.planner.profile import HardwareKey, MachineProfile, read_profile
 
@@ -81,12 +80,7 @@ def find_hardware() -> HardwareKey:
 
 def processor_name(information: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's own name for itself, else the kind of machine."""
-    try:
-        text = information.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    named = re.search(r"^model name[ \t]*:[ \t]*(\S.*)", text, re.MULTILINE)
-    return _line(named[1] if named else platform.processor() or platform.machine())
+    return _line(cpu_model_name(information))
 
 
 def compare_profile(path: Path) -> tuple[MachineProfile | None, str | None]:

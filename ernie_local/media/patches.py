@@ -1,4 +1,4 @@
-"""Holds one image as the vision tower takes it: rows of patches and their grid. Imports no torch."""
+"""Holds one image as the vision tower takes it, or as the tower left it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -37,3 +37,19 @@ class Patches:
             )
         if self.num_tokens < 1 or num_patches % self.num_tokens:
             raise ValueError(f"{num_patches} patches cannot be shared out over {self.num_tokens} tokens")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedImage:
+    """An image that has been through the vision tower before, in place of its patches.
+
+    features: (num_tokens, hidden_size), on the CPU. grid: as of Patches.
+    """
+
+    features: torch.Tensor
+    grid: tuple[int, int, int]
+
+    @property
+    def num_tokens(self) -> int:
+        """Placeholder tokens of the image."""
+        return int(self.features.shape[0])

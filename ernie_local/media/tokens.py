@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from ernie_local.config import MediaTokens, ModelConfig
-    from ernie_local.media.patches import Patches
+    from ernie_local.media.patches import EncodedImage, Patches
 
 VisionRule = Literal["tags", "placeholder"]
 Grid = tuple[int, int, int]  # frames, rows, columns, counted in patches
@@ -188,7 +188,7 @@ class MediaPrompt:
     def of(
         cls,
         token_ids: Sequence[int],
-        images: Sequence[Patches],
+        images: Sequence[Patches | EncodedImage],
         config: ModelConfig,
         vision_rule: VisionRule = "tags",
         start: int = 0,

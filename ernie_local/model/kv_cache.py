@@ -7,6 +7,7 @@ prompt into other chunks does not change the result.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -201,6 +202,35 @@ class KVCache:
             exact = all_states[layer_id, :, :, :end].float() * all_scales[layer_id, :, :, :end]
             stored = exact.to(keys.dtype)
         return stored[0], stored[1]
+
+    def row_bytes(self, num_tokens: int) -> int:
+        """Bytes of the rows of so many tokens: exact."""
+        return num_tokens * self._size.bytes_per_token
+
+    def read_rows(self, start: int, stop: int) -> Iterator[Tensor]:
+        """The rows of these visible tokens, piece by piece: copies on the CPU, contiguous.
+
+        For each layer (2, kv_heads, tokens, head_dim), with int8 then the scales, (2, kv_heads, tokens, 1).
+        """
+        assert 0 <= start <= stop <= self.length, (start, stop, self.length)
+        for rows in self._pieces(start, stop):
+            yield rows.to("cpu", copy=True).contiguous()
+
+    def write_rows(self, num_tokens: int) -> Iterator[Tensor]:
+        """Pieces as of `read_rows`, to be filled one by one, of tokens behind the visible ones.
+
+        Each is copied into its place when the next one is asked for; call `advance` after the last one.
+        """
+        for rows in self._pieces(self.length, self.length + num_tokens):
+            piece = torch.empty(rows.shape, dtype=rows.dtype, device="cpu")
+            yield piece
+            rows.copy_(piece)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[Tensor]:
+        for layer_id, states in enumerate(self._layout.states):
+            yield states[:, :, start:stop]
+            if self._layout.scales is not None:
+                yield self._layout.scales[layer_id, :, :, start:stop]
 
     def storage(self, layer_id: int) -> LayerStorage:
         """This layer's rows, for an operator that stores and attends at once; it writes at `length`.

@@ -1,9 +1,14 @@
-"""Chooses how many CPU threads to compute with: what processors, quotas and limits of processes allow."""
+"""Chooses how many CPU threads to compute with: what processors, quotas and limits of processes allow.
+
+And says which processor it is.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import platform
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -140,3 +145,13 @@ def _num_processors() -> int:
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def cpu_model_name(information: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's own name for itself as it says it, else the kind of machine."""
+    try:
+        text = information.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    named = re.search(r"^model name[ \t]*:[ \t]*(\S.*)", text, re.MULTILINE)
+    return named[1] if named else platform.processor() or platform.machine()

@@ -9,7 +9,7 @@ import platform
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
@@ -65,7 +65,7 @@ class Placement:
     paged_bytes: RAM for paged experts, shared with the conversation unless there is a second memory; None
     where all experts are resident. gpu_bytes: of the second memory, for experts and the conversation.
     On a GPU only the KV cache shares it, and takes at most gpu_cache_bytes; all other work has gpu_room_bytes
-    of its own. These two are None in RAM.
+    of its own. These two are None in RAM. spare_bytes: RAM that is left where all experts are resident.
     """
 
     paged_bytes: int | None
@@ -73,6 +73,7 @@ class Placement:
     gpu_bytes: int | None = None
     gpu_room_bytes: int | None = None
     gpu_cache_bytes: int | None = None
+    spare_bytes: int = field(default=0, compare=False)
 
 
 def default_reserve(num_bytes: int) -> int:
@@ -104,7 +105,7 @@ def place(need: MemoryNeed, ram: AvailableMemory, gpu: AvailableMemory | None = 
     _check_free_on_gpu(gpu, need)
     split = _fit(gpu, need)
     if split.paged_bytes is None:
-        return split
+        return replace(split, spare_bytes=max(0, ram.total - ram.used - SLACK_BYTES))
     assert need.least_expert_bytes is not None, "what cannot be paged is resident, or was refused"
     left = ram.total - ram.used - SLACK_BYTES
     if left < need.least_expert_bytes:
@@ -160,7 +161,7 @@ def _fit(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed | None = N
     chunk = DEFAULT_CHUNK_TOKENS if need.chunk_tokens is None else need.chunk_tokens
     working = working_bytes(need.config, chunk)
     if working + need.resident_bytes <= left:
-        return Placement(None, chunk)
+        return Placement(None, chunk, spare_bytes=left - working - need.resident_bytes)
     while (need.chunk_tokens is None and chunk > _SMALLEST_CHUNK) and (
         working * _WORKING_SHARE > left or working + need.least_bytes(chunk) > left
     ):
@@ -169,7 +170,9 @@ def _fit(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed | None = N
     left -= working
     if left < need.least_bytes(chunk):
         raise _refusal(memory, need, whole or need, memory.total - left + need.least_bytes(chunk))
-    return Placement(None if left >= need.resident_bytes else left, chunk)
+    if left >= need.resident_bytes:
+        return Placement(None, chunk, spare_bytes=left - need.resident_bytes)
+    return Placement(left, chunk)
 
 
 def _place_in_ram(need: MemoryNeed, ram: AvailableMemory) -> Placement:

@@ -16,6 +16,7 @@ from ernie_local.sampling import Sampler
 from ernie_local.session.generation import Generation
 from ernie_local.session.image import ChatImage
 from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason, images_of
+from ernie_local.session.sequence import Reuse
 from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import TextPrompt
 
@@ -25,7 +26,9 @@ class Usage:
     """Counts of tokens.
 
     prompt_tokens: the whole conversation up to the answer; image_tokens of them stand for images (of all
-    turns), cached_tokens of them were there from the turns before and not computed again.
+    turns), cached_tokens of them were there already and not computed again: from the turns before, or, these
+    are restored_tokens, from the cache folder. reused_images: those of its images whose tokens were computed,
+    but whose features the vision tower had made before.
     completion_tokens: those that the model chose, without the end token; reasoning_tokens are the part of
     the reasoning.
     """
@@ -35,6 +38,8 @@ class Usage:
     cached_tokens: int
     completion_tokens: int
     reasoning_tokens: int
+    restored_tokens: int = 0
+    reused_images: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +90,10 @@ class OpenQuestion:
     sampler: Sampler
     started: float
     image_seconds: float
-    cached_tokens: int
     paging_before: PagingStats | None
 
-    def to_answer(self, generation: Generation, paging: PagingStats | None) -> Answer:
-        """What is known of the answer now. paging: what paging has done up to now."""
+    def to_answer(self, generation: Generation, reuse: Reuse, paging: PagingStats | None) -> Answer:
+        """What is known of the answer now. reuse: of the prompt. paging: what paging has done up to now."""
         return Answer(
             text=generation.text,
             reasoning=generation.reasoning,
@@ -98,9 +102,11 @@ class OpenQuestion:
             usage=Usage(
                 prompt_tokens=len(self.prompt.token_ids),
                 image_tokens=self.prompt.num_image_tokens,
-                cached_tokens=self.cached_tokens,
+                cached_tokens=reuse.cached_tokens,
                 completion_tokens=generation.num_tokens,
                 reasoning_tokens=generation.num_reasoning_tokens,
+                restored_tokens=reuse.restored_tokens,
+                reused_images=reuse.reused_images,
             ),
             timings=Timings(
                 image=self.image_seconds,

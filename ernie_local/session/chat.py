@@ -16,7 +16,7 @@ from ernie_local.progress import OnProgress
 from ernie_local.sampling import Sampler, SamplingOptions, model_sampling
 from ernie_local.session.answer import Answer, OpenQuestion, check_limits, no_answer
 from ernie_local.session.generation import Generation, find_limits
-from ernie_local.session.image import ChatImageSource, open_chat_images
+from ernie_local.session.image import ChatImage, ChatImageSource, open_chat_images
 from ernie_local.session.messages import (
     ChatMessage,
     ChatTurn,
@@ -31,7 +31,7 @@ from ernie_local.session.sequence import CachedSequence
 from ernie_local.session.transcript import SavedChat, read_saved_chat, write_chat
 from ernie_local.session.writer import ChatWriter, check_fits
 from ernie_local.text.reasoning import Piece
-from ernie_local.text.template import Role
+from ernie_local.text.template import Role, TextPrompt
 
 
 class Chat:
@@ -66,13 +66,14 @@ class Chat:
         self._last: Answer | None = None
         self._writer = ChatWriter(model.files, system, tools, variant)
         self._turns: tuple[ChatTurn, ...] = ()
-        self._sequence = CachedSequence(model.engine(), model.config)
+        self._sequence = CachedSequence(model.engine(), model.config, model.results)
         self._running: Generator[Piece, None, bool] | None = None
         self._entry = threading.RLock()
         self._ended_by = 0  # the thread that last made an answer count as interrupted
         # A plain flag, as a signal handler may set it at any moment: an Event would lock.
         self._stop_asked = False
-        #: Gets "images" or "tokens", how many of the prompt's are computed, and how many there are.
+        #: Gets "images" or "tokens", how many of the prompt's are computed, and how many there are; "model",
+        #: the bytes of its files, while they are hashed for the cache folder.
         self.on_progress: OnProgress | None = None
 
     @property
@@ -179,9 +180,7 @@ class Chat:
             *turns, last = self._some_turns("undo")
             self._writer.system = self.system
             self._turns = tuple(turns)
-            messages = [message for turn in turns for message in turn.messages()]
-            prompt = self._writer.prompt([message.for_template() for message in messages])
-            self._sequence.trim(prompt, images_of(messages))
+            self._sequence.trim(*self._said())
             return last
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -242,8 +241,10 @@ class Chat:
         check_fits(prompt, context_size)
         all_images = images_of(messages)
         patching = time.perf_counter()
-        for image in images_of(question):
-            image.patches()
+        asked = images_of(question)
+        for image in self._sequence.images_to_encode(prompt, all_images):
+            if image in asked:
+                image.patches()
         image_seconds += time.perf_counter() - patching
         opened = OpenQuestion(
             history=turns,
@@ -254,7 +255,6 @@ class Chat:
             sampler=Sampler(self.sampling, self.model.network.dtype),
             started=started,
             image_seconds=image_seconds,
-            cached_tokens=self._sequence.kept_length(prompt, all_images),
             paging_before=self.model.paging,
         )
         room = context_size - len(prompt.token_ids)
@@ -296,10 +296,17 @@ class Chat:
 
     def _keep(self, question: OpenQuestion, generation: Generation) -> None:
         """Keep the answer that has ended as `last`, and in the history where it says anything."""
-        self._last = question.to_answer(generation, self.model.paging)
+        self._last = question.to_answer(generation, self._sequence.reuse, self.model.paging)
         is_interrupted = generation.finish_reason == "interrupted"
         if generation.has_answer or (is_interrupted and generation.reasoning):
             self._turns = (*question.history, question.to_turn(generation))
+        prompt, images = self._said()
+        self._sequence.store(prompt, images, self._should_stop, self.on_progress)
+
+    def _said(self) -> tuple[TextPrompt, tuple[ChatImage, ...]]:
+        """The turns as the next prompt will begin with them, and their images."""
+        messages = [message for turn in self._turns for message in turn.messages()]
+        return self._writer.prompt([message.for_template() for message in messages]), images_of(messages)
 
     def _end_half_read(self) -> None:
         # One that nobody has begun to read is still to be read.

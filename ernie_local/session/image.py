@@ -5,7 +5,6 @@ Opening measures an image and keeps its pixels; patches, which are larger, are m
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from ernie_local.media.processor import image_to_patches
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.tokens import Grid
 from ernie_local.media.trim import trim_margins
+from ernie_local.reuse.identity import digest_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,8 +50,8 @@ class ChatImage:
     """An opened image and its size in tokens. Its patches are dropped once the engine has taken them.
 
     report: its sizes before and after resizing. view: where what the model sees lies in the original. path:
-    absolute, with the page ("/scans/a.pdf:2"), or None for an image that came from memory. Images are equal
-    where the model sees equal pixels at an equal size.
+    absolute, with the page ("/scans/a.pdf:2"), or None for an image that came from memory. content_key: a
+    hash of its pixels and of all that makes patches of them. Images of an equal key are equal.
     """
 
     def __init__(self, opened: OpenedImage, path: str | None, processor: ImageProcessorConfig) -> None:
@@ -63,8 +63,10 @@ class ChatImage:
         self.report: ImageReport = replace(report, notes=report.notes + notes)
         self.view: ImageView = view.resized(report.resized_size)
         self.path = path
-        key = repr((image.size, report.resized_size)).encode()
-        self._digest = hashlib.blake2b(image.tobytes(), key=key).digest()
+        shape = (image.size, report.resized_size, processor.patch_size, processor.merge_size)
+        self.content_key = digest_of(
+            *shape, processor.mean, processor.std, processor.rescale_factor, image.tobytes()
+        )
         self._image: Image.Image | None = image
         self._password = opened.password
         self._processor = processor
@@ -74,10 +76,10 @@ class ChatImage:
         return f"ChatImage({self.report.name!r}, {self.report.tokens} tokens)"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ChatImage) and self._digest == other._digest
+        return isinstance(other, ChatImage) and self.content_key == other.content_key
 
     def __hash__(self) -> int:
-        return hash(self._digest)
+        return hash(self.content_key)
 
     @property
     def name(self) -> str:

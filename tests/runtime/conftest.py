@@ -137,6 +137,8 @@ EXTRA_ROWS = 7  # rows of the logits that no token of the tokenizer has
 class ScriptedEngine:
     """An engine that keeps ids and positions as the real one does, and whose logits follow a script."""
 
+    chunk_tokens = 2048
+
     def __init__(self, tokenizer: ErnieTokenizer, context_size: int) -> None:
         self.context_size = context_size
         self.ids: list[int] = []
@@ -170,6 +172,8 @@ class ScriptedEngine:
         images: Sequence[Patches] = (),
         should_stop: Callable[[], bool] | None = None,
         on_progress: Callable[[str, int, int], None] | None = None,
+        on_encoded: Callable[[int, torch.Tensor], None] | None = None,
+        cuts: Sequence[int] = (),
     ) -> torch.Tensor:
         ids = list(token_ids)
         assert ids
@@ -205,7 +209,7 @@ class ScriptedEngine:
 class ScriptedModel:
     """What a chat needs of a LoadedModel."""
 
-    paging = None
+    paging = results = None
     network = SimpleNamespace(dtype=torch.float32)
 
     def __init__(self, tokenizer: ErnieTokenizer, directory: Path, context_size: int = 2000) -> None:

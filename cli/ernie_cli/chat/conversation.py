@@ -28,7 +28,12 @@ from ernie_local.replay.trace import write_trace
 from ernie_local.sampling import SamplingOptions, model_sampling
 from ernie_local.sizes import format_bytes
 
-_PARTS = {"weights": "loading weights", "images": "looking at images", "tokens": "reading the prompt"}
+_PARTS = {
+    "weights": "loading weights",
+    "images": "looking at images",
+    "tokens": "reading the prompt",
+    "model": "hashing the model, once for this cache",
+}
 
 
 def measure_images(
@@ -143,7 +148,11 @@ def ask(
     chat.on_progress = _progress_on(console)
     pieces = chat.retry if question is None else partial(chat.ask, question, images=images)
     try:
-        with stop_requests(chat.stop, SIGINT), console.working("reading the question"):
+        with (
+            stop_requests(chat.stop, SIGINT),
+            console.telling_warnings(),
+            console.working("reading the question"),
+        ):
             for piece in pieces(
                 thinking=options.thinking(),
                 thinking_budget=options.think_budget_count(),
@@ -165,7 +174,20 @@ def ask(
         console.answer("".join(held_back))
         console.end_line()
     assert chat.last is not None
+    if options.cache is not None and (line := reuse_line(chat.last)) is not None:
+        console.note(line)
     return chat.last
+
+
+def reuse_line(answer: session.Answer) -> str | None:
+    """What an answer took from earlier runs and chats in one line; None where that was nothing."""
+    usage = answer.usage
+    parts = []
+    if usage.restored_tokens:
+        parts.append(f"{usage.restored_tokens} of {usage.prompt_tokens} tokens of the prompt")
+    if usage.reused_images:
+        parts.append(f"features of {usage.reused_images} images")
+    return f"from the cache: {', '.join(parts)}" if parts else None
 
 
 def stats_line(answer: session.Answer, load_seconds: float) -> str:

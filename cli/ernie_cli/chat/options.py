@@ -107,6 +107,16 @@ class ChatOptions(ImageOptions, ComputeOptions, CommonOptions):
         help="For experts that are not in memory and whose router weight is below X, use the small pages of "
         "a checkpoint made with --dual. Changes answers a little."
     )
+    cache: Path | None = file_option(
+        metavar="DIR",
+        help="Keep in DIR what was computed for images and conversations, and look there before computing: "
+        "a later run answers a question about the same image without reading it again. Private: the files "
+        "tell what images showed and what was said; only you can read them. `ernie-local cache` clears DIR.",
+    )
+    cache_size: str | None = size_option(
+        help="Most bytes of --cache; what was not used for longest goes first, and everything after 30 "
+        "days. Default: 1GiB."
+    )
     no_stream: bool = option("--no-stream", default=False, help="Print the answer when it is complete.")
     stats: bool = option("--stats", default=False, help="Show tokens, seconds and memory after each answer.")
     save: Path | None = file_option(help="Write the chat to FILE at the end.")

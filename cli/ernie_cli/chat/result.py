@@ -20,7 +20,14 @@ class UsageObject:
     """Of the whole prompt: system text, earlier turns of `--load`, images, the question."""
     image_tokens: int | None = None  #: Those of them that stand for images.
     cached_tokens: int | None = None
-    """Those of them that were computed for an earlier turn and not again; 0 for the first question."""
+    """Those of them that were computed earlier and not again: for an earlier turn, or an earlier run with
+    `--cache`; 0 for the first question without it."""
+    restored_tokens: int | None = (
+        None  #: Those of `cached_tokens` that were read from the folder of `--cache`.
+    )
+    reused_images: int | None = None
+    """Images that were not looked at again, although their tokens were computed: the vision tower's features
+    of them were in memory or in the folder of `--cache`."""
     completion_tokens: int | None = None  #: That were generated, thoughts included.
     reasoning_tokens: int | None = None  #: Those of them that are thoughts.
 

@@ -1,0 +1,50 @@
+"""Says what the bits of a result depend on besides model and input: this code, this processor, its threads.
+
+Another version, instruction set or number of threads gives another identity, and never finds the result.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+
+from ernie_local.kernels.native import native_module
+from ernie_local.planner.cpu_limits import cpu_model_name
+
+_DIGEST_BYTES = 16
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def digest_of(*parts: object) -> str:
+    """A hash of the texts of `parts`, each ended, so that no two lists of parts look alike; hexadecimal."""
+    state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for part in parts:
+        text = part if isinstance(part, bytes) else str(part).encode()
+        state.update(b"%d:" % len(text) + text)
+    return state.hexdigest()
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Of all that computes: the files of this package, the libraries below it, the processor.
+
+    torch chooses its code by the processor, and another choice may round otherwise.
+    """
+    files = sorted(path for path in _PACKAGE.rglob("*") if path.suffix in (".py", ".so", ".pyd"))
+    texts = [part for path in files for part in (path.relative_to(_PACKAGE), path.read_bytes())]
+    libraries = (torch.__version__, np.__version__, PIL.__version__, torch.backends.cpu.get_cpu_capability())
+    return digest_of(*texts, *libraries, cpu_model_name())
+
+
+def computation(device: torch.device, dtype: torch.dtype) -> str:
+    """What the bits of a result depend on besides model and input, as it is at this moment."""
+    module = native_module()
+    instruction_set = None if module is None else module.instruction_set()
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    # Sums are split by thread.
+    return digest_of(_code_digest(), instruction_set, torch.get_num_threads(), gpu, dtype)
