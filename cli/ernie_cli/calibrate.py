@@ -10,6 +10,7 @@ from pathlib import Path
 from ernie_cli.calibration_samples import SampleOptions, check_samples, draw_sequences
 from ernie_cli.console import Console
 from ernie_cli.options import CommonOptions, path_argument, source_argument
+from ernie_cli.settings import efficiency_cores
 from ernie_cli.signals import telling_what_is_kept
 
 
@@ -62,7 +63,7 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     check_new_file(options.out)
     directory = resolve_model(downloaded(options.source, console))
     with console.telling_warnings():
-        use_threads(None)
+        use_threads(None, efficiency_cores=efficiency_cores(None))
     with telling_what_is_kept(lambda: f"nothing is kept: {options.out} is written when all is measured"):
         sequences = draw_sequences(directory, options, console)
         with UnitProgress(console) as progress:

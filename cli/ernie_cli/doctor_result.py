@@ -107,6 +107,7 @@ FACTS: Mapping[str, Any] = {
         threads=(int | None, "Threads that PyTorch and the kernels compute with."),
         usable_cpus=(int | None, "CPUs that this process may run on."),
         cpu_quota=(float | None, "CPUs whose time a container may have; null without a limit."),
+        performance_cores=(int | None, "Cores of the faster kind that it may use; null where all are alike."),
     ),
     "memory": _object(
         "MemoryFacts",

@@ -22,6 +22,7 @@ from ernie_cli.options import (
     option,
     seed_option,
 )
+from ernie_cli.settings import efficiency_cores
 from ernie_cli.signals import telling_what_is_kept
 from ernie_local.sizes import format_bytes
 
@@ -90,7 +91,7 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
         from ernie_quant.evaluation.run import Evaluation, EvaluationJob, check_comparable, find_candidate
 
     with console.telling_warnings():
-        use_threads(options.threads)
+        use_threads(options.threads, efficiency_cores=efficiency_cores(options.threads))
     names = (options.reference, *options.checkpoints)
     for name in names:
         downloaded(name, console)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import typer
 
-from ernie_cli.settings import PASSWORD_VARIABLE
+from ernie_cli.settings import PASSWORD_VARIABLE, efficiency_cores
 
 if TYPE_CHECKING:
     from ernie_local.loading import LoadOptions
@@ -97,7 +97,8 @@ threads_option = partial(
     metavar="N",
     min=1,
     callback=possible_threads,
-    help="CPU threads to compute with. Default: as PyTorch chooses, at most the CPUs that it may use.",
+    help="CPU threads to compute with. Default: as PyTorch chooses, at most the CPUs that it may use, and "
+    "efficiency cores only where `bench` measured that they help.",
 )
 template_option = partial(
     option,
@@ -188,6 +189,7 @@ def load_options(options: ComputeOptions, **counts: Any) -> LoadOptions:
     from ernie_local.loading import LoadOptions
 
     given = {one.name: getattr(options, one.name, None) for one in fields(LoadOptions)} | counts
+    given["efficiency_cores"] = efficiency_cores(options.threads)
     return LoadOptions(**{name: value for name, value in given.items() if value is not None})
 
 

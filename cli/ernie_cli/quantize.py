@@ -17,6 +17,7 @@ from ernie_cli.console import Console
 from ernie_cli.json_object import fill_result
 from ernie_cli.quantize_options import QuantizeOptions, check_quantize_options
 from ernie_cli.quantize_source import download_lines, opened_source
+from ernie_cli.settings import efficiency_cores
 from ernie_cli.signals import stop_requests, telling_what_is_kept
 from ernie_local.sizes import MIB, format_bytes, parse_bytes
 
@@ -108,7 +109,7 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
         from ernie_local.loading.options import use_threads
 
     with console.telling_warnings():
-        use_threads(options.threads)
+        use_threads(options.threads, efficiency_cores=efficiency_cores(options.threads))
     check_samples(options, options.method)
     check_quantize_options(options)
     if options.is_mixed:

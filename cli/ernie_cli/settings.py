@@ -79,6 +79,16 @@ def _xdg_folder(variable: str, default: str) -> Path:
     return named if named.is_absolute() else Path.home() / default
 
 
+def efficiency_cores(threads: int | None) -> bool | None:
+    """Whether `bench` measured that they help; None where `threads` is given or cores are of one kind."""
+    from ernie_local.planner.cpu_limits import CpuLimits
+
+    if threads is not None or CpuLimits.of_machine().kinds is None:
+        return None
+    profile = stored_profile()
+    return None if profile is None else profile.efficiency_cores
+
+
 def stored_profile() -> MachineProfile | None:
     """What `bench` measured on this hardware; None if it measured none, or another machine's."""
     path = profile_path()

@@ -41,7 +41,9 @@ def check_python(subject: Subject) -> Diagnosis:
     """Fails without PyTorch; slow with threads that leave processors idle or compete for them, or where a
     container has less than one CPU's time."""
     version, cpus, quota = platform.python_version(), usable_cpus(), cpu_quota(subject.system_root)
+    limits = CpuLimits.of_machine(subject.system_root)._replace(usable=cpus)
     facts = {"python": version, "torch": None, "threads": None, "usable_cpus": cpus, "cpu_quota": quota}
+    facts["performance_cores"] = None if limits.kinds is None else limits.kinds.performance
     failed = torch_failure()
     try:
         if failed is None:
@@ -52,13 +54,12 @@ def check_python(subject: Subject) -> Diagnosis:
             raise
     if failed is not None:
         return Diagnosis.fails(f"Python {version}, but {failed.what}; {failed.why}", failed.hint, facts)
-    threads, useful = torch.get_num_threads(), CpuLimits(cpus, cpus, quota).useful_threads
+    threads, useful = torch.get_num_threads(), limits.useful_threads
     if useful < cpus:
         threads = min(threads, useful)  # as when a model is loaded
-    shown = f"{_count(threads, 'thread')} on {_count(cpus, 'CPU')}"
-    if quota is not None and quota < cpus:
-        shown += f", a quota allows the time of {quota:g}"
-    facts |= {"torch": str(torch.__version__), "threads": threads}
+    used = _threads_in_use(subject, limits, threads)
+    shown = f"{_count(used, 'thread')} on {_described(limits)}"
+    facts |= {"torch": str(torch.__version__), "threads": used}
     text = f"Python {version}, PyTorch {torch.__version__}, {shown}"
     if quota is not None and quota < 1:
         fix = "raise the container's quota to 1 CPU or more (docker --cpus, cpu.max, cpu.cfs_quota_us)"
@@ -70,6 +71,23 @@ def check_python(subject: Subject) -> Diagnosis:
     if threads > cpus:
         return Diagnosis.slow(text, f"OMP_NUM_THREADS={cpus}: more threads wait for each other", facts)
     return Diagnosis.ok(text, facts)
+
+
+def _threads_in_use(subject: Subject, limits: CpuLimits, threads: int) -> int:
+    """Of `threads`, as many as a loaded model computes with: efficiency cores only where they were faster."""
+    profile = None if limits.kinds is None else subject.own_profile
+    if limits.kinds is None or (profile is not None and profile.efficiency_cores):
+        return threads
+    return min(threads, limits.kinds.performance)
+
+
+def _described(limits: CpuLimits) -> str:
+    text = _count(limits.usable, "CPU")
+    if limits.kinds is not None:
+        text += f" with {_count(limits.kinds.performance, 'performance core')}"
+    if limits.quota is not None and limits.quota < limits.usable:
+        text += f", a quota allows the time of {limits.quota:g}"
+    return text
 
 
 def check_main_memory(subject: Subject) -> Diagnosis:

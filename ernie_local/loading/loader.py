@@ -81,7 +81,7 @@ def load_model(
     demand = ComputeDemand(device, chat, chunk_tokens, choices.kernels)
     folder = options.open_cache()
     cache = None if folder is None else ModelCache(folder, files.directory, _choices(options))
-    use_threads(options.threads)
+    use_threads(options.threads, efficiency_cores=options.efficiency_cores)
     if demand.is_on_gpu:
         choices.check(config, device, kv_dtype)
     with open_checkpoint(files.directory, config) as checkpoint:

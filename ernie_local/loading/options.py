@@ -38,7 +38,8 @@ class LoadOptions:
     for plain ones of up to 4 GiB, else bfloat16. context_size: most tokens of a conversation, by default the
     model's own limit but at most 32768. kv_dtype: float32, float16, bfloat16 or int8; auto is dtype, or
     bfloat16 where weights are packed. threads: CPU threads of this process; by default torch decides, but no
-    more than the CPUs that the process may use, with a warning.
+    more than the CPUs that the process may use, with a warning. efficiency_cores: whether torch may count
+    them in on a processor that has performance cores besides, where `bench` measured that they help.
 
     ram: memory for the whole process, such as "6GiB" or a number of bytes; auto is what is free, less
     `reserve` (1 GiB, or 1/8 of what there is if that is less). Where not all routed experts fit, they are
@@ -63,6 +64,7 @@ class LoadOptions:
     kv_dtype: str | torch.dtype = defaults.AUTO
     context_size: int | None = None
     threads: int | None = None
+    efficiency_cores: bool | None = None
     ram: str | int = defaults.AUTO
     reserve: str | int | None = None
     vram: str | int = defaults.AUTO
@@ -97,17 +99,21 @@ class LoadOptions:
 
 
 class ThreadWarning(UserWarning):
-    """This machine or its container allows fewer CPU threads than were chosen."""
+    """Fewer CPU threads compute than torch chose, as machine or container allow or kinds of cores suggest."""
 
 
-def use_threads(threads: int | None, root: Path = SYSTEM_ROOT) -> None:
+def use_threads(
+    threads: int | None, root: Path = SYSTEM_ROOT, *, efficiency_cores: bool | None = None
+) -> None:
     """Set the number of CPU threads of this process; None: as torch decides, within what is allowed here.
 
-    Warns where that is less. root: the folder that holds proc and sys. Errors as from `check_threads` and
-    `choose_threads`.
+    Warns where that is less. root: the folder that holds proc and sys. efficiency_cores and errors: as of
+    `check_threads` and `choose_threads`.
     """
-    limits = CpuLimits.of_machine(root)
-    chosen, notice = choose_threads(check_threads(threads), torch.get_num_threads(), limits)
+    limits, default = CpuLimits.of_machine(root), torch.get_num_threads()
+    chosen, notice = choose_threads(
+        check_threads(threads), default, limits, efficiency_cores=efficiency_cores
+    )
     if chosen != torch.get_num_threads():
         torch.set_num_threads(chosen)
     if notice is not None:

@@ -21,7 +21,8 @@ from ernie_local.kernels.memory import empty_bytes, empty_pinned
 from ernie_local.machine.random_model import RandomWeights
 from ernie_local.packing import PageLayout, find_format
 from ernie_local.packing.formats import formats_for
-from ernie_local.planner.profile import Measurement
+from ernie_local.planner.core_kinds import CoreKinds
+from ernie_local.planner.profile import EFFICIENCY_CORE_MEASUREMENTS, Measurement
 from ernie_local.planner.rates import GpuRates
 from ernie_local.sizes import MIB
 
@@ -109,14 +110,32 @@ def measure_kernels(
         yield format_measurement(name), _token_rate(_dense_calls(sizes, name, memory_bytes), clock)
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         yield format_measurement(name), _token_rate(_plain_calls(sizes, dtype, memory_bytes), clock)
-    slots = sizes.random_slots("w4", 2 * _DISTINCT_PAGES)
-    ids = torch.rand(sizes.prompt_tokens, len(slots)).topk(sizes.top_k).indices  # (tokens, top_k)
-    operations = 2 * ids.numel() * 3 * sizes.hidden * sizes.inner
-    yield PROMPT, measure_rate(_experts_call(slots, ids, sizes.hidden), operations, clock=clock)
+    yield PROMPT, _prompt_rate(sizes, clock)
     hidden = torch.randn(sizes.prompt_tokens, sizes.hidden)
     weights = torch.randn(4 * sizes.inner, sizes.hidden)
     operations = 2 * sizes.prompt_tokens * weights.numel()
     yield PLAIN_PROMPT, measure_rate(lambda: functional.linear(hidden, weights), operations, clock=clock)
+
+
+def measure_core_kinds(
+    kinds: CoreKinds,
+    set_threads: Callable[[int], None] = torch.set_num_threads,
+    memory_bytes: int = 256 * MIB,
+    clock: Clock = time.perf_counter,
+    sizes: LayerSizes | None = None,
+) -> dict[str, Measurement]:
+    """Rates of w4 experts, for a token and for a prompt, with performance cores alone and with all."""
+    sizes = LayerSizes() if sizes is None else sizes
+    (all_token, token), (all_prompt, prompt) = EFFICIENCY_CORE_MEASUREMENTS
+    measured = {}
+    for threads, token_name, prompt_name in (
+        (kinds.performance, token, prompt),
+        (kinds.all, all_token, all_prompt),
+    ):
+        set_threads(threads)
+        measured[token_name] = _token_rate(expert_calls(sizes, "w4", memory_bytes), clock)
+        measured[prompt_name] = _prompt_rate(sizes, clock)
+    return measured
 
 
 def expert_calls(sizes: LayerSizes, format_name: str, memory_bytes: int) -> _Calls:
@@ -173,6 +192,13 @@ def _token_rate(calls: _Calls, clock: Clock) -> Measurement:
             next(turn)()
 
     return measure_rate(run, CALLS_A_ROUND * num_bytes, clock=clock)
+
+
+def _prompt_rate(sizes: LayerSizes, clock: Clock) -> Measurement:
+    slots = sizes.random_slots("w4", 2 * _DISTINCT_PAGES)
+    ids = torch.rand(sizes.prompt_tokens, len(slots)).topk(sizes.top_k).indices  # (tokens, top_k)
+    operations = 2 * ids.numel() * 3 * sizes.hidden * sizes.inner
+    return measure_rate(_experts_call(slots, ids, sizes.hidden), operations, clock=clock)
 
 
 def _experts_call(slots: torch.Tensor, ids: torch.Tensor, hidden_size: int) -> Callable[[], object]:

@@ -30,8 +30,9 @@ from ernie_local.machine import compute, disk
 from ernie_local.machine.random_model import text_ids, write_random
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import kv_bytes_per_token
+from ernie_local.planner.cpu_limits import CpuLimits
 from ernie_local.planner.model_size import read_model
-from ernie_local.planner.profile import Measurement
+from ernie_local.planner.profile import Measurement, efficiency_cores_help
 from ernie_local.planner.rates import GpuRates, PagingCosts, Rates, decode_seconds
 from ernie_local.sizes import MIB
 from ernie_local.strict_json import read_json_object
@@ -55,6 +56,8 @@ def survey_machine(
 ) -> Survey:
     """Measure everything; half a minute. tell: is told what is measured now.
 
+    Where efficiency cores are there, computes from then on with as many threads as were faster.
+
     model_file: a file of the model's, to read from where it is large enough; else one is written to the
     folder for temporary files. page_bytes: of a read.
     """
@@ -62,6 +65,7 @@ def survey_machine(
     with tempfile.TemporaryDirectory(prefix="ernie-local-bench.") as folder:
         tell("disk")
         measurements |= _measure_disk(model_file, page_bytes, Path(folder))
+        measurements |= choose_cores(CpuLimits.of_machine(), tell)
         tell("CPU kernels")
         measurements |= dict(compute.measure_kernels())
         gpu = None
@@ -192,6 +196,21 @@ def measure_fixed_costs(directory: Path, rates: Rates, decode: DecodeRounds | No
     missing = [[one for one in tokens if one.misses] for tokens in decode(scarce)]
     page = _by_rounds(missing, lambda one: beyond(one) / one.misses)
     return FixedCosts(token, layer, paged_layer, page)
+
+
+def choose_cores(limits: CpuLimits, tell: Callable[[str], None]) -> dict[str, Measurement]:
+    """Compute with performance cores alone or with all, as is faster from now on; returns what was measured.
+
+    Nothing where cores are of one kind, or a quota leaves no time for efficiency cores.
+    """
+    kinds, useful = limits.kinds, limits.useful_threads
+    if kinds is None or kinds.performance >= useful:
+        return {}
+    kinds = kinds._replace(all=min(kinds.all, useful))
+    tell("cores of two kinds")
+    measured = compute.measure_core_kinds(kinds)
+    torch.set_num_threads(kinds.all if efficiency_cores_help(measured) else kinds.performance)
+    return measured
 
 
 def _measure_disk(model_file: Path | None, page_bytes: int, folder: Path) -> dict[str, Measurement]:

@@ -1,4 +1,4 @@
-"""Chooses how many CPU threads to compute with: what processors, quotas and limits of processes allow.
+"""Chooses how many CPU threads to compute with: by kinds of cores, quotas and limits of processes.
 
 And says which processor it is.
 """
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ernie_local.errors import DoesNotFit, UsageError, parameter
 from ernie_local.planner.control_groups import SYSTEM_ROOT, ControlGroup, control_groups
+from ernie_local.planner.core_kinds import CoreKinds, find_core_kinds
 
 # torch and our kernels each have threads of their own, one of which is the caller.
 _POOLS = 2
@@ -26,16 +27,18 @@ _OTHER_THREADS = 8
 
 class CpuLimits(NamedTuple):
     """processors: of the machine; usable: those of them that this process may run on; quota: CPUs of time
-    that a container may have, None without a limit."""
+    that a container may have, None without a limit; kinds: the usable cores where they are of two kinds."""
 
     processors: int
     usable: int
     quota: float | None
+    kinds: CoreKinds | None = None
 
     @staticmethod
     def of_machine(root: Path = SYSTEM_ROOT) -> CpuLimits:
         """root: the folder that holds proc and sys."""
-        return CpuLimits(_num_processors(), usable_cpus(), cpu_quota(root))
+        kinds = find_core_kinds(_usable_processors(), root)
+        return CpuLimits(_num_processors(), usable_cpus(), cpu_quota(root), kinds)
 
     @property
     def useful_threads(self) -> int:
@@ -45,7 +48,7 @@ class CpuLimits(NamedTuple):
 
 def usable_cpus() -> int:
     """Logical processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else _num_processors()
+    return len(_usable_processors())
 
 
 def cpu_quota(root: Path = SYSTEM_ROOT) -> float | None:
@@ -94,13 +97,18 @@ def choose_threads(
     default: int,
     limits: CpuLimits,
     startable: Callable[[int], int] = startable_threads,
+    *,
+    efficiency_cores: bool | None = None,
 ) -> tuple[int, str | None]:
     """The threads to compute with, and what a user should know about that.
 
-    asked: None for `default`, or as many as are useful. DoesNotFit where the system lets so few start that
-    `asked` cannot be had.
+    asked: None for `default`, or as many as are useful. efficiency_cores: whether they made computing faster,
+    None where nobody measured. DoesNotFit where the system lets so few start that `asked` cannot be had.
     """
-    threads = min(default, limits.useful_threads) if asked is None else asked
+    allowed = min(default, limits.useful_threads)
+    threads = allowed if asked is None else asked
+    if asked is None and limits.kinds is not None and not efficiency_cores:
+        threads = min(allowed, limits.kinds.performance)
     wanted = _POOLS * (threads - 1) + _OTHER_THREADS
     left = startable(wanted)
     possible = (left - _OTHER_THREADS) // _POOLS + 1
@@ -117,11 +125,19 @@ def choose_threads(
             f"{_count(possible, 'thread')} instead of {threads}: the number of processes is limited "
             "(ulimit -u, or pids.max of a container), or the addresses for their stacks (ulimit -v)"
         )
+    if threads < allowed and asked is None:
+        return threads, f"{_count(threads, 'thread')} instead of {allowed}: {_why_not_all(efficiency_cores)}"
     if threads < default and asked is None:
         return threads, f"{_count(threads, 'thread')} instead of {default}: {_allowed(limits)}"
     if threads > limits.useful_threads:
         return threads, f"{threads} threads will wait for each other: {_allowed(limits)}"
     return threads, None
+
+
+def _why_not_all(efficiency_cores: bool | None) -> str:
+    if efficiency_cores is None:
+        return "efficiency cores may make the others wait; `ernie-local bench` measures whether they help"
+    return "with this processor's efficiency cores, `ernie-local bench` measured less speed"
 
 
 def _allowed(limits: CpuLimits) -> str:
@@ -137,6 +153,10 @@ def _group_quota(group: ControlGroup) -> float | None:
         numbers = [group.number("cpu.cfs_quota_us"), group.number("cpu.cfs_period_us")]
     quota, period = numbers if len(numbers) == 2 else (None, None)
     return quota / period if quota and period else None
+
+
+def _usable_processors() -> frozenset[int]:
+    return frozenset(os.sched_getaffinity(0) if sys.platform == "linux" else range(_num_processors()))
 
 
 def _num_processors() -> int:

@@ -20,6 +20,11 @@ from ernie_local.sizes import GIB
 from ernie_local.strict_json import parse_json_object, show
 
 PROFILE_SCHEMA = "ernie-local.machine/1"
+# Names of rates with all cores and with performance cores alone, of a token and of a prompt.
+EFFICIENCY_CORE_MEASUREMENTS = (
+    ("all_cores_token_bytes_per_second", "performance_cores_token_bytes_per_second"),
+    ("all_cores_prompt_operations_per_second", "performance_cores_prompt_operations_per_second"),
+)
 _LARGEST_FILE = 1 << 20
 # Names are shown in a terminal, so they hold no control characters and no marks that turn text around.
 _UNPRINTABLE = r"\x00-\x1f\x7f-\xa0\xad\u061c\u200b-\u200f\u2028-\u202f\u205f-\u206f\ufeff\ud800-\uf8ff"
@@ -103,6 +108,11 @@ class MachineProfile:
         return max(self.miss_rules, key=self.miss_rules.__getitem__, default=None)
 
     @property
+    def efficiency_cores(self) -> bool | None:
+        """Whether they made computing faster; None where that was not measured."""
+        return efficiency_cores_help(self.measurements)
+
+    @property
     def summary(self) -> str:
         """One line for people."""
         rates, gpu = self.rates, self.rates.gpu
@@ -119,6 +129,16 @@ class MachineProfile:
     def rates_for(self, *, is_packed: bool) -> Rates:
         """Of a model whose weights are packed, or plain."""
         return self.rates if is_packed else self.plain_rates
+
+
+def efficiency_cores_help(measurements: Mapping[str, Measurement]) -> bool | None:
+    """Whether token and prompt, taken together, were faster with them; None where that was not measured."""
+    gain = 1.0
+    for with_all, without in EFFICIENCY_CORE_MEASUREMENTS:
+        if with_all not in measurements or without not in measurements:
+            return None
+        gain *= measurements[with_all].median / measurements[without].median
+    return gain > 1.0
 
 
 def write_profile(path: Path, profile: MachineProfile) -> None:

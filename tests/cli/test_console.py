@@ -6,11 +6,14 @@ import io
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from ernie_cli import settings
 from ernie_cli.console import Console
-from ernie_cli.settings import ENVIRONMENT, forced_instruction_set
+from ernie_cli.settings import ENVIRONMENT, efficiency_cores, forced_instruction_set
+from ernie_local.planner.core_kinds import CoreKinds
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
 README = Path(__file__).parents[2] / "cli" / "README.md"
@@ -118,3 +121,15 @@ def test_an_empty_instruction_set_is_none(monkeypatch: pytest.MonkeyPatch) -> No
     for value, expected in (("", None), ("avx2", "avx2")):
         monkeypatch.setenv("ERNIE_LOCAL_ISA", value)
         assert forced_instruction_set() == expected
+
+
+@pytest.mark.parametrize("kinds", [None, CoreKinds(4, 12)])
+def test_the_profile_is_asked_of_efficiency_cores_where_there_are_any(
+    monkeypatch: pytest.MonkeyPatch, kinds: CoreKinds | None
+) -> None:
+    monkeypatch.setattr("ernie_local.planner.cpu_limits.find_core_kinds", lambda *_: kinds)
+    monkeypatch.setattr(settings, "stored_profile", lambda: SimpleNamespace(efficiency_cores=True))
+    assert efficiency_cores(8) is None
+    assert efficiency_cores(None) is (None if kinds is None else True)
+    monkeypatch.setattr(settings, "stored_profile", lambda: None)
+    assert efficiency_cores(None) is None

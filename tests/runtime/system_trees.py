@@ -14,6 +14,29 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
+def hybrid_files(performance: int, efficiency: int, told_by: str = "counters") -> dict[str, str]:
+    """Files of a processor whose performance cores, each of two logical processors, come first.
+
+    told_by: Intel's counters, or the name of a file of each logical processor, as on ARM.
+    """
+    fast, num_all = 2 * performance, 2 * performance + efficiency
+    processors = "sys/devices/system/cpu"
+    files = {
+        f"{processors}/cpu{cpu}/topology/core_cpus_list": f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}"
+        if cpu < fast
+        else f"{cpu}"
+        for cpu in range(num_all)
+    }
+    if told_by == "counters":
+        return files | {
+            "sys/devices/cpu_core/cpus": f"0-{fast - 1}",
+            "sys/devices/cpu_atom/cpus": f"{fast}-{num_all - 1}",
+        }
+    # Of performance cores, the favoured first one is a little faster.
+    numbers = {cpu: 1024 if cpu == 0 else 1000 if cpu < fast else 446 for cpu in range(num_all)}
+    return files | {f"{processors}/cpu{cpu}/{told_by}": str(number) for cpu, number in numbers.items()}
+
+
 def mounted(kind: str, folder: str, options: str, top: str = "/") -> str:
     """A line of proc/self/mountinfo."""
     return f"35 31 0:32 {top} {folder} rw,relatime shared:9 - {kind} {kind} {options}"

@@ -22,7 +22,13 @@ from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.kernels.native import native_absence
 from ernie_local.machine.hardware import find_hardware, own_profile
 from ernie_local.model_files import ModelFiles, find_model_files
-from ernie_local.planner.profile import MachineProfile, Measurement, ModelSpeed, write_profile
+from ernie_local.planner.profile import (
+    EFFICIENCY_CORE_MEASUREMENTS,
+    MachineProfile,
+    Measurement,
+    ModelSpeed,
+    write_profile,
+)
 from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:  # with torch: imported when it is known that something will be measured
@@ -67,7 +73,7 @@ def _measure_all(
     from ernie_local.loading.options import use_threads
 
     with console.telling_warnings():
-        use_threads(None)
+        use_threads(None, efficiency_cores=True)  # the survey finds out whether they help
     survey = _survey(files, console)
     profile = MachineProfile(
         hardware=find_hardware(),
@@ -109,6 +115,12 @@ def machine_lines(survey: Survey) -> Iterator[str]:
     measured = survey.measurements
     yield _line("disk, pages of experts", measured["disk_bytes_per_second"], 1e9, "GB/s")
     yield _line("disk, 4 KiB at a time", measured["disk_4096_bytes_per_second"], 1e9, "GB/s")
+    for with_all, without in EFFICIENCY_CORE_MEASUREMENTS:
+        if without in measured:
+            unit = "GB/s" if "bytes" in without else "G operations/s"
+            kind = "one token" if "token" in without else "prompt"
+            yield _line(f"{kind}, performance cores", measured[without], 1e9, unit)
+            yield _line(f"{kind}, all cores", measured[with_all], 1e9, unit)
     for name in (*measured_formats(), "float32", "bfloat16"):
         yield _line(f"one token, {name} weights", measured[f"{name}_bytes_per_second"], 1e9, "GB/s")
     yield _line("prompt, w4 experts", measured["prompt_operations_per_second"], 1e9, "G operations/s")
@@ -200,11 +212,14 @@ def _measure_model(
     result: BenchResult,
 ) -> MachineProfile:
     """Measure, tell, and return the profile with what was measured of the model."""
+    import torch
+
     from ernie_cli.chat.conversation import load_for_chat
     from ernie_local.machine.model_speed import measure_miss_rules, measure_model
 
     console.step(f"loading {options.model}")
-    model = load_for_chat(_chat_options(options), files, console)
+    chat_options = dataclasses.replace(_chat_options(options), threads=torch.get_num_threads())
+    model = load_for_chat(chat_options, files, console)
     console.step("measuring: prompts and answers")
     patches = None if image is None else model.patches([image.image])[0]
     measured = measure_model(model, profile.rates_for(is_packed=files.config.has_packed_experts), patches)

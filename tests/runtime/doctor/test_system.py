@@ -14,9 +14,10 @@ import torch
 
 from ernie_local.doctor import Diagnosis, Subject, examine, system, worst_verdict
 from ernie_local.machine.hardware import GpuStatus
+from ernie_local.planner import cpu_limits
 from tests.runtime.doctor.looking import look
 from tests.runtime.doctor.made_up import one
-from tests.runtime.system_trees import v2_tree
+from tests.runtime.system_trees import hybrid_files, v2_tree, write_tree
 
 
 @pytest.fixture
@@ -96,6 +97,23 @@ def test_the_quota_of_a_container_is_told(
     assert (found.verdict, found.text.partition(f"{torch.__version__}, ")[2]) == (verdict, text)
     assert found.facts["cpu_quota"] == float(quota.partition(" ")[0]) / 100000
     assert (found.fix is not None) == (verdict == "slow")
+
+
+@pytest.mark.parametrize("helps", [None, False, True])
+def test_performance_cores_are_told_and_used_as_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, helps: bool | None
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 12)
+    monkeypatch.setattr(system, "usable_cpus", lambda: 16)
+    monkeypatch.setattr(cpu_limits, "_usable_processors", lambda: frozenset(range(16)))
+    stored = None if helps is None else (SimpleNamespace(efficiency_cores=helps), None)
+    found = look(
+        "python", system_root=write_tree(tmp_path, hybrid_files(4, 8)), stored_profile=stored or (None, None)
+    )
+    threads = 12 if helps else 4
+    assert found.verdict == "ok"
+    assert found.text.endswith(f", {threads} threads on 16 CPUs with 4 performance cores")
+    assert (found.facts["threads"], found.facts["performance_cores"]) == (threads, 4)
 
 
 def test_without_torch_it_fails_and_what_needs_torch_is_left_out(

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from ernie_local.loading.loader import MemoryLimits
 from ernie_local.loading.options import ThreadWarning, use_threads
 from ernie_local.model_files import find_model_files
 from ernie_local.planner.need import ChatPlan
-from tests.runtime.system_trees import v2_tree
+from tests.runtime.system_trees import hybrid_files, v2_tree, write_tree
 
 if TYPE_CHECKING:
     from ernie_local.loading import LoadedModel
@@ -78,6 +79,26 @@ def test_a_quota_is_obeyed_and_told(tmp_path: Path) -> None:
         with pytest.warns(ThreadWarning, match=r"1 thread instead of 2: .* 0\.5 CPUs"):
             use_threads(None, v2_tree(tmp_path, "/", {"cpu.max": "50000 100000"}))
         assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("measured", "threads"), [(None, 2), (False, 2), (True, 6)])
+def test_efficiency_cores_compute_as_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: bool | None, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(6)
+    monkeypatch.setattr("ernie_local.planner.cpu_limits._usable_processors", lambda: frozenset(range(8)))
+    expected = (
+        nullcontext()
+        if measured
+        else pytest.warns(ThreadWarning, match="2 threads instead of 6: .*efficiency cores")
+    )
+    try:
+        with expected:
+            use_threads(None, write_tree(tmp_path, hybrid_files(2, 4)), efficiency_cores=measured)
+        assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
 

@@ -24,7 +24,9 @@ from ernie_local.machine.compute import (
 )
 from ernie_local.machine.disk import DiskSpeed, measure_disk, measure_small_reads, temporary_file
 from ernie_local.machine.survey import FixedCosts
-from ernie_local.planner.profile import Measurement
+from ernie_local.planner.core_kinds import CoreKinds
+from ernie_local.planner.cpu_limits import CpuLimits
+from ernie_local.planner.profile import EFFICIENCY_CORE_MEASUREMENTS, Measurement
 from ernie_local.planner.rates import PagingCosts, Rates
 
 RATES = Rates(1e9, 1e10, 1e12, 0.0, 0.0)
@@ -168,7 +170,43 @@ def test_a_gpu_is_measured_in_bytes_and_operations() -> None:
     }
 
 
+def test_kinds_of_cores_are_measured_with_as_many_threads(native_kernels: object) -> None:
+    threads: list[int] = []
+    sizes = LayerSizes(hidden=64, inner=32, dense_rows=32, top_k=2, prompt_tokens=3)
+    found = compute.measure_core_kinds(CoreKinds(2, 5), threads.append, 1, Ticks(), sizes)
+    assert threads == [2, 5]
+    assert set(found) == {name for names in EFFICIENCY_CORE_MEASUREMENTS for name in names}
+    page_bytes = sizes.page_layout("w4").page_bytes
+    for names in EFFICIENCY_CORE_MEASUREMENTS:
+        for name in names:
+            work = 8 * 2 * page_bytes if "token" in name else 2 * 3 * 2 * 3 * 64 * 32
+            assert found[name].median == work
+
+
 # survey
+
+
+@pytest.mark.parametrize(("gain", "threads"), [(1.5, 12), (0.9, 4)])
+def test_the_survey_goes_on_with_the_cores_that_were_faster(
+    monkeypatch: pytest.MonkeyPatch, gain: float, threads: int
+) -> None:
+    chosen: list[int] = []
+
+    def measure(kinds: CoreKinds) -> dict[str, Measurement]:
+        assert kinds == CoreKinds(4, 12)
+        (all_token, token), (all_prompt, prompt) = EFFICIENCY_CORE_MEASUREMENTS
+        values = {all_token: gain, token: 1.0, all_prompt: 1.0, prompt: 1.0}
+        return {name: Measurement(value, value, value, 1) for name, value in values.items()}
+
+    monkeypatch.setattr(compute, "measure_core_kinds", measure)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    limits = CpuLimits(20, 20, 12.0, CoreKinds(4, 16))
+    told: list[str] = []
+    assert survey.choose_cores(limits, told.append)
+    assert (chosen, told) == ([threads], ["cores of two kinds"])
+    assert survey.choose_cores(limits._replace(quota=3.0), told.append) == {}
+    assert survey.choose_cores(limits._replace(kinds=None), told.append) == {}
+    assert len(chosen) == 1
 
 
 def test_the_survey_names_everything_and_takes_rates_from_it(

@@ -47,7 +47,7 @@ def test_the_tightest_quota_of_nested_groups_decides(tmp_path: Path) -> None:
 
 def test_without_groups_there_is_no_quota(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path) is None
-    assert CpuLimits.of_machine(tmp_path) == (os.cpu_count(), usable_cpus(), None)
+    assert CpuLimits.of_machine(tmp_path) == (os.cpu_count(), usable_cpus(), None, None)
     assert 1 <= usable_cpus() <= (os.cpu_count() or 1)
 
 

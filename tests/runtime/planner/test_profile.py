@@ -12,6 +12,7 @@ import pytest
 
 from ernie_local.errors import ErnieLocalError, InputUnreadable
 from ernie_local.planner.profile import (
+    EFFICIENCY_CORE_MEASUREMENTS,
     PROFILE_SCHEMA,
     HardwareKey,
     MachineProfile,
@@ -34,6 +35,23 @@ PROFILE = MachineProfile(
     measurements={"disk_bytes_per_second": Measurement(2.5e9, 1e9, 3e9, 80)},
     model=ModelSpeed("nano", 59_000_000, 4000.0, 240.5, 239.0, 8 << 20, 0.75),
 )
+
+
+@pytest.mark.parametrize(
+    ("with_all", "without", "helps"),
+    [((20.0, 300.0), (25.0, 200.0), True), ((20.0, 210.0), (25.0, 200.0), False), ((), (25.0, 200.0), None)],
+)
+def test_efficiency_cores_help_where_a_token_and_a_prompt_together_are_faster(
+    with_all: tuple[float, ...], without: tuple[float, ...], helps: bool | None
+) -> None:
+    measured = {
+        name: Measurement(value, value, value, 1)
+        for names, values in zip(
+            zip(*EFFICIENCY_CORE_MEASUREMENTS, strict=True), (with_all, without), strict=True
+        )
+        for name, value in zip(names, values, strict=False)
+    }
+    assert dataclasses.replace(PROFILE, measurements=measured).efficiency_cores is helps
 
 
 @pytest.fixture
