@@ -34,6 +34,7 @@ def image(size: str) -> Image.Image:
 
 def converse(model: LoadedModel, sizes: list[str], num_decoded: int) -> dict[str, int]:
     """A prompt of images and random text that fills the context, and so many tokens behind it."""
+    model.wait_until_resident()
     marks = {"load": status_bytes("VmHWM")}
     media = model.config.media
     patches = model.patches([image(size) for size in sizes])

@@ -160,6 +160,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = load(arguments.model)
+    model.wait_until_resident()
     print(f"loaded {model.weight_bytes / 1e9:.2f} GB in {model.load_seconds:.0f} s")
     vocab_size = model.config.text.vocab_size
     results: dict[str, object] = {"model": str(arguments.model)}

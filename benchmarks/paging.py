@@ -128,6 +128,7 @@ def main() -> None:
         misses=arguments.misses,
         small_below=arguments.small_below,
     )
+    model.wait_until_resident()
     print(f"loaded in {model.load_seconds:.0f} s")
     results = measure(model, arguments.prompt, arguments.decode, memory)
     print(json.dumps({**vars(arguments), "model": arguments.model.name, **results}))

@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5)
     arguments = parser.parse_args()
     model = load(arguments.model, context_size=CONTEXT)
+    model.wait_until_resident()
     samples = list(generated_samples(arguments.documents, seed=7, families=["images"], held_out=True))
     asked = list(questions(model, samples))
     expected = answers(model, asked)

@@ -180,6 +180,7 @@ def _compare_golden(
 
     with console.telling_warnings(), console.working("loading the model"):
         model = session.open_model(files, load_options(options))
+        model.wait_until_resident()  # which checks all pages
     is_quantized = files.config.quantization is not None
     outcomes: list[GoldenOutcome] = []
     with console.working("comparing answers"):

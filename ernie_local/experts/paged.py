@@ -106,6 +106,9 @@ class PagedExperts:
             notes.append("the file system has no direct reads: experts pass through the system's cache")
         return notes
 
+    def check_unchanged(self) -> None:
+        """Nothing: each page is compared with what it was; see ExpertProvider.check_unchanged."""
+
     def begin(self, rows: TokenRows) -> None:
         """Begin a forward: every layer will ask for the banks that have rows."""
         self._is_decode = self.traffic.begin({bank: len(own) for bank, own in rows.by_bank.items()})
@@ -123,6 +126,9 @@ class PagedExperts:
     def cache_memory(self) -> CacheMemory | None:
         """Memory for one new KV cache; see ExpertProvider.cache_memory."""
         return self.budget.cache_memory()
+
+    def wait_until_resident(self) -> None:
+        """Nothing: pages come and go; see ExpertProvider.wait_until_resident."""
 
     def compute(self, tokens: RoutedTokens) -> torch.Tensor:
         """Weighted sum of each token's experts; see ExpertProvider.compute.

@@ -1,4 +1,4 @@
-"""Computes routed experts that are all in memory: from plain tensors, or from packed pages."""
+"""Computes routed experts that are all in memory: from plain tensors, or on a GPU from packed pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from ernie_local.config import BankKey, TextConfig
 from ernie_local.experts.math import PageMath, page_call
-from ernie_local.kernels.experts import packed_experts
 from ernie_local.model.moe import RoutedTokens, TokenRows
 
 
@@ -38,6 +37,9 @@ class _AllInMemory:
     def describe(self) -> list[str]:
         return []
 
+    def check_unchanged(self) -> None:
+        pass
+
     def begin(self, rows: TokenRows) -> None:
         pass
 
@@ -48,6 +50,9 @@ class _AllInMemory:
         pass
 
     def cache_memory(self) -> None:
+        pass
+
+    def wait_until_resident(self) -> None:
         pass
 
 
@@ -111,16 +116,14 @@ def _grouped(weights: BankWeights, tokens: RoutedTokens) -> torch.Tensor:
 
 
 class PackedExperts(_AllInMemory):
-    """An ExpertProvider over packed pages: expert i of a bank lies in slot i."""
+    """An ExpertProvider over packed pages on a GPU: expert i of a bank lies in slot i."""
 
     takes_shared_page = True
 
-    def __init__(
-        self, banks: dict[BankKey, torch.Tensor], gpu_math: Mapping[BankKey, PageMath] | None = None
-    ) -> None:
+    def __init__(self, banks: dict[BankKey, torch.Tensor], gpu_math: Mapping[BankKey, PageMath]) -> None:
         """banks: (experts, slot bytes) uint8 for every (layer, bank); pages may be of different formats.
 
-        gpu_math: what computes each of them where they lie on a GPU; None on the processor.
+        gpu_math: what computes each of them.
         """
         self.banks = banks
         self._gpu_math = gpu_math
@@ -134,8 +137,6 @@ class PackedExperts(_AllInMemory):
         """See ExpertProvider.compute."""
         key = tokens.layer_id, tokens.bank
         call = page_call(tokens, self.banks[key], None)
-        if self._gpu_math is None:
-            return packed_experts(call)
         output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
         self._gpu_math[key].add(output, call)
         return output.to(tokens.hidden.dtype)

@@ -6,13 +6,17 @@ Packed weights stay packed: their layers replace the plain ones. Routed experts 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 
+from ernie_local.checkpoint.header import StoredTensor
+from ernie_local.checkpoint.mapped_file import MappedFiles, fetch_mapped
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import QKV, PackedTensors, known_format
 from ernie_local.checkpoint.parts import stored_tensors
@@ -20,6 +24,7 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.build import PagingSetup, build_paged_experts, open_page_store
+from ernie_local.experts.mapped import MappedExperts
 from ernie_local.experts.math import expert_math, gpu_math
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.experts.resident import PackedExperts, ResidentExperts
@@ -35,15 +40,20 @@ from ernie_local.packing.page import check_page, check_scales
 from ernie_local.planner.need import WeightBytes, weights_in_memory
 
 _HOST = torch.device("cpu")
+_READERS = 4  # of packed tensors; one alone does not keep a fast disk busy
 _ALIGNMENT = 64  # where packed tensors begin: a line of the processor's cache
 
 
-def checkpoint_weights(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> WeightBytes:
+def checkpoint_weights(
+    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, *, in_slots: bool = False
+) -> WeightBytes:
     """Exact bytes of all weights in memory: packed as they are, routers in float32, the rest in `dtype`.
 
-    Small pages of experts are not counted: only paging uses them, and reads them from the files.
+    Small pages of experts are not counted: only paging uses them, and reads them from the files. in_slots: as
+    of `weights_in_memory`.
     """
-    return weights_in_memory(stored_tensors(checkpoint.accounts, config), config.text, dtype.itemsize)
+    tensors = stored_tensors(checkpoint.accounts, config)
+    return weights_in_memory(tensors, config.text, dtype.itemsize, in_slots=in_slots)
 
 
 def build_model(
@@ -61,7 +71,10 @@ def build_model(
     weights on a GPU. DoesNotFit for packed weights on a device without code for them, or a GPU with less
     memory than it reported.
     """
-    model = build_without_experts(checkpoint, config, dtype, device, gpu_kernels)
+    # Paged models share memory with nobody: they give it away when experts need it.
+    is_mapped = paging is None and device.type == "cpu" and config.has_packed_experts
+    files = MappedFiles() if is_mapped else None
+    model = build_without_experts(checkpoint, config, dtype, device, gpu_kernels, files)
     # Experts come last: they can do with less if a GPU turns out to be smaller than it reported.
     experts: ExpertProvider
     if paging is not None:
@@ -69,9 +82,11 @@ def build_model(
         plan = PagingPlan(store.page_bytes, config.text.experts_per_token)
         math_on = partial(expert_math, checkpoint, config, gpu_kernels=gpu_kernels)
         experts = build_paged_experts(store, plan, math_on, paging)
+    elif files is not None:
+        experts = MappedExperts(checkpoint, config, files)
     elif config.has_packed_experts:
-        on_gpu = None if device.type == "cpu" else gpu_math(config, device, gpu_kernels)
-        experts = PackedExperts(_read_banks(checkpoint, config, device), on_gpu)
+        banks = _read_banks(checkpoint, config, device)
+        experts = PackedExperts(banks, gpu_math(config, device, gpu_kernels))
     else:
         experts = _read_plain_experts(checkpoint, config, dtype, device)
     model.attach(experts, recorder)
@@ -84,9 +99,11 @@ def build_without_experts(
     dtype: torch.dtype,
     device: torch.device,
     gpu_kernels: str = "auto",
+    files: MappedFiles | None = None,
 ) -> ErnieModel:
-    """As `build_model`, without routed experts."""
+    """As `build_model`, without routed experts. files: to map packed weights from; None to read them."""
     filler = _Filler(checkpoint, config, dtype, device, gpu_kernels)
+    filler.files = files
     with init_empty_weights(include_buffers=True):
         model = ErnieModel(config, gpu_kernels)
     filler.place_packed(model, lambda _: True)
@@ -145,6 +162,7 @@ class _Filler:
         gpu_kernels: str = "auto",
     ) -> None:
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
+        self.files: MappedFiles | None = None  # which packed weights are mapped from, not read
         self.packed, self.tables, self.gpu_kernels = PackedTensors(config), config.quantization, gpu_kernels
         if self.packed.shapes and self.device.type not in ("cpu", "cuda"):
             raise DoesNotFit(
@@ -172,19 +190,19 @@ class _Filler:
             for table in (self.tables.gated_mlps, self.tables.matrices)
         )
         places = self._allocate([f"{name}.{value}" for name, value in (gated_mlps | matrices).items()])
+        reads = [
+            partial(self._read_page, name, places[f"{name}.{value}"]) for name, value in gated_mlps.items()
+        ]
+        reads += [
+            partial(self._read_matrix, name, places[f"{name}.{value}"]) for name, value in matrices.items()
+        ]
+        _do_at_once(reads)
         for name, page_format in gated_mlps.items():
             place, layout = places[f"{name}.{page_format}"], self.packed.gated_mlp_layout(name)
-            page = self._read_packed(f"{name}.{page_format}", place)
-            check_page(page[0], layout, f"the page of {name}")
-            model.set_submodule(
-                name.removeprefix(prefix), PackedGatedMLP(place.copy_(page), layout, self.gpu_kernels)
-            )
+            model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(place, layout, self.gpu_kernels))
         for name, format_name in matrices.items():
             rows, columns = self.packed.matrix_shape(name)
-            place = places[f"{name}.{format_name}"]
-            read = self._read_packed(f"{name}.{format_name}", place)
-            check_scales(read, known_format(format_name), columns, name)
-            matrix = PackedMatrix(place.copy_(read), format_name, rows, self.gpu_kernels)
+            matrix = PackedMatrix(places[f"{name}.{format_name}"], format_name, rows, self.gpu_kernels)
             parent, _, own = name.removeprefix(prefix).rpartition(".")
             if name == "embed_tokens":
                 model.set_submodule(own, PackedEmbedding(matrix, columns, self.dtype))
@@ -201,19 +219,61 @@ class _Filler:
                 setattr(model.get_submodule(parent), own, PackedLinear(matrix, bias))
 
     def _allocate(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Places of packed tensors in one allocation: separate ones would waste half a huge page each."""
+        """Places of packed tensors: mapped, or in one allocation, as separate ones waste half a huge page."""
         stored = [self.checkpoint.packed[name] for name in names]
+        if self.files is not None:
+            with suppress(OSError):  # of files that cannot be mapped
+                return {one.name: _mapped(one, self.files) for one in stored}
+            self.files = None
         sizes = [-(-tensor.num_bytes // _ALIGNMENT) * _ALIGNMENT for tensor in stored]
         total, on_host = sum(sizes), self.device.type == "cpu"
         memory = empty_bytes(total) if on_host else torch.empty(total, dtype=torch.uint8, device=self.device)
         places = zip(memory.split(sizes), stored, strict=True)
         return {one.name: place[: one.num_bytes].view(one.shape) for place, one in places}
 
+    def _read_page(self, name: str, place: torch.Tensor) -> None:
+        """Fill `place`, on any device, with the page of the gated MLP `name`, which is checked."""
+        layout = self.packed.gated_mlp_layout(name)
+        assert self.tables is not None
+        page = self._read_packed(f"{name}.{self.tables.gated_mlps[name]}", place)
+        check_page(page[0], layout, f"the page of {name}")
+        place.copy_(page)
+
+    def _read_matrix(self, name: str, place: torch.Tensor) -> None:
+        """As `_read_page`, with the packed matrix `name`."""
+        assert self.tables is not None
+        format_name = self.tables.matrices[name]
+        read = self._read_packed(f"{name}.{format_name}", place)
+        check_scales(read, known_format(format_name), self.packed.matrix_shape(name)[1], name)
+        place.copy_(read)
+
     def _read_packed(self, name: str, place: torch.Tensor) -> torch.Tensor:
         """The packed tensor `name` on the host, to be checked: in its place, if that is there."""
+        if self.files is not None:
+            if not fetch_mapped(place):  # a read says what is wrong, or fetches it on an old Linux
+                self.checkpoint.read_packed(name, torch.empty_like(place))
+            return place
         host = place if place.is_cpu else torch.empty(place.shape, dtype=torch.uint8)
         self.checkpoint.read_packed(name, host)
         return host
+
+
+def _mapped(stored: StoredTensor, files: MappedFiles) -> torch.Tensor:
+    """OSError for a tensor that cannot be mapped."""
+    if stored.offset % _ALIGNMENT:
+        raise OSError(f"{stored} does not begin at a multiple of {_ALIGNMENT} bytes")
+    place = files.content([stored])[stored.offset : stored.offset + stored.num_bytes]
+    return place.view(stored.shape)
+
+
+def _do_at_once(reads: Iterable[Callable[[], None]]) -> None:
+    """Do all of them on a few threads. Raises the first error."""
+    threads = ThreadPoolExecutor(_READERS, thread_name_prefix="ernie-load")
+    try:
+        for read in [threads.submit(one) for one in reads]:
+            read.result()
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _read_plain_experts(

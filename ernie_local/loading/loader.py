@@ -5,6 +5,7 @@ The arithmetic of memory is the planner's.
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -96,7 +97,9 @@ def load_model(
             warnings.warn(note, MissingFileWarning, stacklevel=2)
         recorder = choices.recorder(device)
         if on_progress is not None:
-            _report_reads(checkpoint, on_progress, with_experts=setup is None)
+            # Paged experts are read when they are needed, packed ones on the CPU in the background.
+            is_whole = setup is None and (demand.is_on_gpu or not config.has_packed_experts)
+            _report_reads(checkpoint, on_progress, with_experts=is_whole)
         network = build_model(checkpoint, config, dtype, device, setup, recorder, choices.kernels)
         if setup is not None:
             checkpoint.drop_cached()
@@ -116,12 +119,13 @@ def _report_reads(checkpoint: Checkpoint, on_progress: OnProgress, *, with_exper
     sizes = {name: source.num_bytes for name, source in checkpoint.accounts.sources.items()}
     sizes |= {name: tensor.num_bytes for name, tensor in checkpoint.packed.items()}
     total = sum(size for name, size in sizes.items() if with_experts or not name.startswith("experts."))
-    num_read = 0
+    num_read, reporting = 0, threading.Lock()
 
     def report(num_bytes: int) -> None:
         nonlocal num_read
-        num_read += num_bytes
-        on_progress("weights", num_read, total)
+        with reporting:  # several threads read
+            num_read += num_bytes
+            on_progress("weights", num_read, total)
 
     checkpoint.on_read = report
 
@@ -209,7 +213,8 @@ def count_need(
     paging: PagingOptions | None,
 ) -> MemoryNeed:
     """The memory that the checkpoint and a conversation take. No weight is read."""
-    weights = checkpoint_weights(checkpoint, config, WEIGHT_DTYPES[demand.chat.dtype])
+    dtype = WEIGHT_DTYPES[demand.chat.dtype]
+    weights = checkpoint_weights(checkpoint, config, dtype, in_slots=demand.is_on_gpu)
     plan = paging_plan(checkpoint, config, paging)
     need = replace(
         MemoryNeed.of_weights(config.text, weights.dense, weights.experts, plan),

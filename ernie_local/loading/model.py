@@ -83,6 +83,13 @@ class LoadedModel:
         """Lines about paging that a user should read; may be none."""
         return self.network.experts.describe()
 
+    def wait_until_resident(self) -> None:
+        """Return when all weights that stay in memory have been read, so that speed can be measured.
+
+        Until then a computation waits for those that it needs. ModelUnusable for a damaged page.
+        """
+        self.network.experts.wait_until_resident()
+
     @property
     def tokenizer(self) -> ErnieTokenizer:
         """The directory's tokenizer; ModelUnusable names the file that is missing."""

@@ -99,6 +99,7 @@ def measure_model(
             f"{parameter('context_size', decoded + _PROMPT_TOKENS)} or more",
         )
     ids = text_ids(model.config, prompt_tokens + decoded)
+    model.wait_until_resident()
 
     def read_prompt() -> Engine:
         engine = model.engine(context_size=len(ids))

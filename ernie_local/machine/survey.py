@@ -138,6 +138,7 @@ class SmallModelDecoder:
             paging = PagingSetup(expert_bytes + conversation)
         with open_checkpoint(self.directory, config) as checkpoint:
             network = build_model(checkpoint, config, torch.float32, torch.device("cpu"), paging)
+        network.experts.wait_until_resident()
         marks: list[float] = []
         network.layers[0].register_forward_pre_hook(lambda *_: marks.append(self.clock()))
         network.layers[-1].register_forward_hook(lambda *_: marks.append(self.clock()))

@@ -86,6 +86,7 @@ class ErnieModel(nn.Module):
                 )
             if self._is_broken_off:
                 self.experts.abort()
+            self.experts.check_unchanged()
             self._is_computing = self._is_broken_off = True
             try:
                 result = run()

@@ -56,6 +56,10 @@ class ExpertProvider(Protocol):
         """What a user should know of where experts are, a line each; may be none."""
         ...
 
+    def check_unchanged(self) -> None:
+        """Raise ModelUnusable if a file was changed from which any weights of the model are used."""
+        ...
+
     def begin(self, rows: TokenRows) -> None:
         """Called when a forward begins: each layer will ask for the experts of `rows.by_bank`, in order."""
         ...
@@ -73,6 +77,13 @@ class ExpertProvider(Protocol):
 
     def cache_memory(self) -> CacheMemory | None:
         """Memory for one new KV cache, shared with experts; None if the cache allocates its own."""
+        ...
+
+    def wait_until_resident(self) -> None:
+        """Return when everything that stays in memory has been read, so that computing waits for no disk.
+
+        Paged experts wait for nothing. ModelUnusable for a damaged page.
+        """
         ...
 
     def compute(self, tokens: RoutedTokens) -> Tensor:

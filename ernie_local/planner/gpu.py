@@ -66,7 +66,7 @@ def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> 
     except DoesNotFit:
         placement, fits = _place(need, least), False
     vram = MemoryPlan("vram", _terms(model, chat, placement, need), vram_bytes)
-    text_bytes = model.weights(chat.item_bytes).text_experts
+    text_bytes = model.weights(chat.item_bytes, in_slots=True).text_experts
     slots = vram.in_decode(_SLOTS)
     beside = [
         Term.always("Python and torch", "measured", PROCESS),
@@ -96,7 +96,7 @@ def session_terms(model: ModelSize, chat: ChatPlan, num_gpus: int) -> list[Term]
 
 
 def _need(model: ModelSize, chat: ChatPlan) -> MemoryNeed:
-    weights, plan = model.weights(chat.item_bytes), model.paging_plan
+    weights, plan = model.weights(chat.item_bytes, in_slots=True), model.paging_plan
     need = MemoryNeed.of_weights(model.config.text, weights.dense, weights.experts, plan)
     return chat_need_on_gpu(need, model.config, chat)
 
@@ -133,7 +133,7 @@ def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryN
 
 def _fixed_terms(model: ModelSize, chat: ChatPlan, room_bytes: int, chunk_tokens: int) -> list[Term]:
     """All but experts and cache, as `load` keeps memory for it; what is really used is not known yet."""
-    weights = model.weights(chat.item_bytes)
+    weights = model.weights(chat.item_bytes, in_slots=True)
     dense = weights.parts.keys() - weights.expert_parts.keys()
     working = working_bytes(model.config.text, chunk_tokens) + fit.SLACK_BYTES
     return [
@@ -145,5 +145,5 @@ def _fixed_terms(model: ModelSize, chat: ChatPlan, room_bytes: int, chunk_tokens
 
 
 def _expert_terms(model: ModelSize, chat: ChatPlan) -> list[Term]:
-    parts = model.weights(chat.item_bytes).expert_parts
+    parts = model.weights(chat.item_bytes, in_slots=True).expert_parts
     return [Term.exact(part, num_bytes) for part, num_bytes in parts.items() if num_bytes]

@@ -36,7 +36,9 @@ class ModelSize:
     processor: ImageProcessorConfig
     stored: tuple[tuple[ModelTensor, ...], int] | None = None
     # What was asked for before: a model has thousands of tensors.
-    _weights: dict[int, WeightBytes] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _weights: dict[tuple[int, bool], WeightBytes] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     _work: dict[str, DecodeWork] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -65,11 +67,13 @@ class ModelSize:
         sizes = expert_page_sizes(self.tensors, self.config)
         return PagingPlan(sizes, self.config.text.experts_per_token) if sizes else None
 
-    def weights(self, item_bytes: int) -> WeightBytes:
-        """Weights in memory, with item_bytes for a number that is not packed."""
-        if item_bytes not in self._weights:
-            self._weights[item_bytes] = weights_in_memory(self.tensors, self.config.text, item_bytes)
-        return self._weights[item_bytes]
+    def weights(self, item_bytes: int, *, in_slots: bool = False) -> WeightBytes:
+        """Weights in memory, with item_bytes for a number that is not packed; see `weights_in_memory`."""
+        key = (item_bytes, in_slots)
+        if key not in self._weights:
+            text = self.config.text
+            self._weights[key] = weights_in_memory(self.tensors, text, item_bytes, in_slots=in_slots)
+        return self._weights[key]
 
     def decode_work(self, dtype: str) -> DecodeWork:
         """What a decoded text token reads, with plain weights in `dtype`."""

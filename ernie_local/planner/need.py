@@ -281,10 +281,12 @@ class WeightBytes:
         return self.total - self.experts
 
 
-def weights_in_memory(tensors: Iterable[ModelTensor], text: TextConfig, item_bytes: int) -> WeightBytes:
+def weights_in_memory(
+    tensors: Iterable[ModelTensor], text: TextConfig, item_bytes: int, *, in_slots: bool = False
+) -> WeightBytes:
     """Bytes of all weights: packed ones as they are, routers in float32, the rest in `item_bytes` a number.
 
-    Each packed expert has a slot of the size of its bank's largest page.
+    in_slots: whether each packed expert has a slot of the size of its bank's largest page, as on a GPU.
     """
     parts: Counter[str] = Counter()
     slots: dict[tuple[int, str], int] = {}
@@ -294,7 +296,10 @@ def weights_in_memory(tensors: Iterable[ModelTensor], text: TextConfig, item_byt
             parts[tensor.part] += bytes_in_memory(tensor, item_bytes)
         elif not pages.small:
             key = (pages.layer_id, pages.bank)
-            slots[key] = max(slots.get(key, 0), tensor.num_bytes // tensor.pages)
+            if in_slots:
+                slots[key] = max(slots.get(key, 0), tensor.num_bytes // tensor.pages)
+            else:
+                parts[tensor.part] += tensor.num_bytes
     for (_, bank), slot_bytes in slots.items():
         parts[experts_part(bank)] += text.bank(bank).num_experts * slot_bytes
     return WeightBytes(parts, text.banks)

@@ -17,7 +17,7 @@ from ernie_local.planner import fit
 from ernie_local.planner.fit import AvailableMemory, Placement, default_reserve, place
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need, working_bytes
-from ernie_local.planner.terms import Amount, MemoryPlan, Phase, Term
+from ernie_local.planner.terms import NOTHING, Amount, MemoryPlan, Phase, Term
 from ernie_local.sizes import HUGE_PAGE, KIB, MIB
 
 # Python with torch and this package when loading begins, 247 MiB with an image, and what comes later: modules
@@ -127,10 +127,9 @@ def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryN
     ]
     present = [part.name for part in model.parts if is_resident or not part.is_routed]
     terms += [Term.exact(name, weights.parts.get(name, 0)) for name in present]
-    # Packed memory comes in whole huge pages: one piece for each layer and bank, one for the rest.
-    tables = model.config.quantization
-    pieces = 0 if tables is None else 1 + (len(tables.experts) if is_resident else 0)
-    ends = Amount(0, pieces * HUGE_PAGE // 2, pieces * HUGE_PAGE)
+    # Packed weights besides paged experts come in whole huge pages; where all are resident they are mapped.
+    has_end = model.config.quantization is not None and not is_resident
+    ends = Amount(0, HUGE_PAGE // 2, HUGE_PAGE) if has_end else NOTHING
     terms.append(Term.always("ends of huge pages", "computed", ends))
     if placement.paged_bytes is not None:
         chunk = placement.chunk_tokens

@@ -120,6 +120,7 @@ def _try_answer(
     question = image.questions[0]
     context_size = min(_MOST_TOKENS, config.text.max_position_embeddings)
     model = ernie_local.load(directory, context_size=context_size)
+    model.wait_until_resident()  # which checks the pages that no token of the question uses
     patches = model.patches([image.image])
     _check_scores(model, question.text, patches)
     answer = ""

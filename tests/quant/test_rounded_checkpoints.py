@@ -16,7 +16,8 @@ from ernie_local.checkpoint.header import read_safetensors_header
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.errors import UsageError
-from ernie_local.experts.resident import PackedExperts, ResidentExperts
+from ernie_local.experts.mapped import MappedExperts
+from ernie_local.experts.resident import ResidentExperts
 from ernie_local.kernels import native
 from ernie_local.loading import LoadedModel
 from ernie_local.packing import FORMATS, dequantize, unpack_page
@@ -128,7 +129,7 @@ def test_weight_bytes_are_those_in_memory(exported: tuple[Path, str]) -> None:
     model = ernie_local.load(exported[0])
     held = sum(tensor.nbytes for tensor in model.network.state_dict().values())
     experts = model.network.experts
-    assert isinstance(experts, PackedExperts | ResidentExperts)
+    assert isinstance(experts, MappedExperts | ResidentExperts)
     assert model.weight_bytes == held + experts.num_bytes
 
 

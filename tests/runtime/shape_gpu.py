@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ernie_local.experts.mapped import MappedExperts
 from ernie_local.experts.math import PageMath
 from ernie_local.experts.resident import PackedExperts
 from ernie_local.kernels.arguments import ExpertsCall
@@ -77,9 +78,14 @@ def on_shape_gpu(model: ErnieModel, monkeypatch: pytest.MonkeyPatch) -> Iterator
         monkeypatch.setattr(f"ernie_local.{module}.send", gpu.send)
     monkeypatch.setattr(layers, "packed_gated_mlp", lambda hidden, *others: torch.empty_like(hidden))
     experts = model.experts
-    assert isinstance(experts, PackedExperts)
+    assert isinstance(experts, MappedExperts)
     model.to(DEVICE)
-    banks = {key: slots.to(DEVICE) for key, slots in experts.banks.items()}
+    banks = {
+        (layer_id, bank): torch.stack(
+            [page.memory for key, page in experts.pages.items() if key[:2] == (layer_id, bank)]
+        ).to(DEVICE)
+        for layer_id, bank in experts.banks
+    }
     model.attach(PackedExperts(banks, dict.fromkeys(banks, gpu)), model.recorder)
     with gpu:
         yield gpu

@@ -97,9 +97,11 @@ class EvaluationJob:
 
     def load(self, candidate: Candidate) -> LoadedModel:
         """Load its weights."""
-        return ernie_local.load(
+        model = ernie_local.load(
             candidate.directory, device=self.device, dtype=self.dtype, gpu_kernels=self.gpu_kernels
         )
+        model.wait_until_resident()  # a damaged page would else be found hours later, or never
+        return model
 
     def told(self, name: str, observed: Iterator[list[Observation]]) -> Iterator[Observation]:
         """The observations one by one; calls `on_sample` at the end of each sample."""

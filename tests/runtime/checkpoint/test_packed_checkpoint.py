@@ -179,7 +179,7 @@ def test_is_refused_with_names_and_numbers(packed: Path, tmp_path: Path, name: s
     (tmp_path / "config.json").write_text(json.dumps(raw))
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ModelUnusable) as caught:
-        ernie_local.load(tmp_path)
+        ernie_local.load(tmp_path).wait_until_resident()
     assert message in str(caught.value)
 
 
@@ -213,7 +213,7 @@ def test_a_scale_that_is_not_usable_is_refused_in_every_matrix(
         last_tile[: 2 * TILE_ROWS * groups].view(torch.float16)[-1] = value
         save_file(tensors | {name: spoiled[name]}, tmp_path / "model.safetensors")
         with pytest.raises(ModelUnusable, match=rf"{re.escape(stem)}: 1 of \d+ scales .* {value:.6g}"):
-            ernie_local.load(tmp_path)
+            ernie_local.load(tmp_path).wait_until_resident()
     save_file(tensors | spoiled, tmp_path / "model.safetensors")
     found = verify(tmp_path, companions=False).findings
     assert {finding.tensor for finding in found} == spoiled.keys()
@@ -224,7 +224,7 @@ def test_a_cut_file_is_refused(packed: Path, tmp_path: Path) -> None:
     content = (packed / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[:-100])
     with pytest.raises(ModelUnusable, match=r"has \d+ bytes, but tensor"):
-        ernie_local.load(tmp_path)
+        ernie_local.load(tmp_path).wait_until_resident()
 
 
 def test_shards_are_found_again(packed: Path, tmp_path: Path) -> None:

@@ -313,4 +313,4 @@ def test_damaged_checkpoints_are_refused(
     (tmp_path / "config.json").write_text(json.dumps(raw))
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ModelUnusable, match=message):
-        ernie_local.load(tmp_path)
+        ernie_local.load(tmp_path).wait_until_resident()

@@ -1,0 +1,123 @@
+"""Pages that are read in the background: in which order, who waits, and who gets an error."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from ernie_local.errors import ModelUnusable, UsageError
+from ernie_local.experts import background
+from ernie_local.experts.background import BackgroundReader
+from ernie_local.experts.keys import ExpertKey
+
+KEYS = [
+    ExpertKey(layer, bank, expert) for layer in (1, 2) for bank in ("text", "vision") for expert in (0, 1)
+]
+DAMAGED = ExpertKey(1, "vision", 1)
+
+
+class Disk:
+    """Reads a page when the test lets it, and notes the order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, num_readers: int = 1) -> None:
+        monkeypatch.setattr(background, "_READERS", num_readers)
+        self.order: list[ExpertKey] = []
+        self.num_ended = 0
+        self._pages = threading.Semaphore(0)
+        self.reader = BackgroundReader(dict.fromkeys(KEYS, 100), self._read, self._end)
+
+    def let(self, num_pages: int) -> None:
+        self._pages.release(num_pages)
+
+    def let_all(self) -> None:
+        self.let(len(KEYS))
+        for thread in self.reader._threads:
+            thread.join(30)
+
+    def _end(self) -> None:
+        self.num_ended += 1
+
+    def _read(self, key: ExpertKey) -> None:
+        assert self._pages.acquire(timeout=30)
+        self.order.append(key)
+        if key == DAMAGED:
+            raise ModelUnusable(f"{key} is damaged", "a test", "none")
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    one = Disk(monkeypatch)
+    yield one
+    one.let(len(KEYS))
+    one.reader.close()
+
+
+def wait_beside(disk: Disk, key: ExpertKey) -> threading.Thread:
+    """A thread that waits for this page; returns once it has said so."""
+    waiting = threading.Thread(target=disk.reader.wait, args=([key],))
+    waiting.start()
+    while next(iter(disk.reader._later)) != key:
+        pass
+    return waiting
+
+
+def test_pages_are_read_in_order_and_the_end_is_told_once(disk: Disk) -> None:
+    disk.let_all()
+    with pytest.raises(ModelUnusable):
+        disk.reader.wait_for_all()
+    assert disk.order == KEYS
+    assert disk.num_ended == 1
+
+
+def test_a_page_that_is_waited_for_is_read_next(disk: Disk) -> None:
+    waiting = wait_beside(disk, KEYS[-1])
+    disk.let(2)
+    waiting.join(30)
+    assert disk.order == [KEYS[0], KEYS[-1]]  # the first one was on its way
+    assert disk.reader.read_bytes == 200
+
+
+def test_preferred_banks_come_first(disk: Disk) -> None:
+    disk.reader.prefer({"vision"})
+    disk.let_all()
+    ordered = [key for key in KEYS[1:] if key.bank == "vision"]
+    assert disk.order[1:] == [*ordered, *(key for key in KEYS[1:] if key.bank == "text")]
+
+
+def test_an_error_reaches_those_who_wait_for_its_page_alone(disk: Disk) -> None:
+    disk.let(len(KEYS))
+    disk.reader.wait(key for key in KEYS if key != DAMAGED)
+    for _ in range(2):
+        with pytest.raises(ModelUnusable, match="is damaged"):
+            disk.reader.wait([DAMAGED])
+    assert not disk.reader.is_complete
+    assert disk.reader.read_bytes == 100 * (len(KEYS) - 1)
+
+
+def test_who_waits_when_reading_is_stopped_is_told(disk: Disk) -> None:
+    errors: list[UsageError] = []
+
+    def wait() -> None:
+        with pytest.raises(UsageError, match="8 of 8 pages of experts were not read") as caught:
+            disk.reader.wait([KEYS[-1]])
+        errors.append(caught.value)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    disk.reader.stop()
+    waiting.join(30)
+    assert len(errors) == 1
+    disk.let(1)
+    disk.reader.close()
+    assert disk.order == KEYS[:1]  # the page that was on its way
+    with pytest.raises(UsageError):
+        disk.reader.wait_for_all()
+
+
+def test_several_threads_read_each_page_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch, num_readers=3)
+    disk.let_all()
+    assert sorted(disk.order) == sorted(KEYS)
+    assert disk.num_ended == 1
