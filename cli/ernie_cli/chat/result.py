@@ -87,7 +87,8 @@ class ImageObject:
     size: Annotated[list[int], "original_size"]  #: As it was.
     resized: Annotated[list[int], "resized_size"]  #: As the model sees it.
     tokens: int  #: In the prompt.
-    scale: float  #: Share of the side length that is left: the root of the ratio of the two areas.
+    scale: float
+    """Share of the side length that is left of what is read: the root of the ratio of the two areas."""
     crop: list[int] | None
     """[left, top, right, bottom] of the part that `--trim` left, in pixels of `size`; null for all of it."""
     max_tokens: int | None  #: The bound that `--image-tokens` or `--detail` has set; null without one.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 from ernie_local.errors import UsageError
-from ernie_local.media.image_size import MOST_VISIBLE_PIXELS
+from ernie_local.media import decode
 from ernie_local.media.image_view import ImageView, ViewBox
 from ernie_local.media.open_image import open_images
 from tests.pdf_files import one_page, stream
@@ -114,24 +114,40 @@ def test_an_unknown_unit_is_refused() -> None:
         ImageView.whole((10, 10)).to_original((1, 1), "percent")  # type: ignore[arg-type]
 
 
-def test_a_large_image_is_true_to_the_pixels_that_were_joined() -> None:
-    side = 1 + 2 * int(MOST_VISIBLE_PIXELS**0.5)
-    image = Image.new("L", (side, side), 255)
-    image.paste(0, (6000, 5000, 6100, 5100))
-    (opened,) = open_images(image)
-    assert opened.view.opened_size == opened.image.size != image.size
-    rows, columns = np.nonzero(np.asarray(opened.image.convert("L")) < 128)
-    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    found = opened.view.box_to_original(box, "pixels")
-    assert found == pytest.approx((6000, 5000, 6100, 5100), abs=2)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_large_image_is_true_to_the_pixels_that_were_joined(
+    orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By threes, which divide neither side."""
+    monkeypatch.setattr(decode, "MOST_VISIBLE_PIXELS", 200 * 100 // 9)
+    image = Image.new("RGB", (200, 100), "white")
+    image.paste((0, 0, 0), (120, 30, 150, 48))
+    (opened,) = open_images(_with_orientation(image, orientation))
+    assert sorted(opened.image.size) == [34, 67]
+    assert (opened.view.opened_size, opened.view.original_size) == (opened.image.size, (200, 100))
+    found = opened.view.box_to_original(dark_box(opened.image), "pixels")
+    assert found == pytest.approx((120, 30, 150, 48), abs=3)
 
 
-def test_a_page_of_a_pdf_is_measured_in_points(tmp_path: Path) -> None:
+def dark_box(image: Image.Image) -> ViewBox:
+    rows, columns = np.nonzero(np.asarray(image.convert("L")) < 128)
+    return float(columns.min()), float(rows.min()), float(columns.max()) + 1, float(rows.max()) + 1
+
+
+@pytest.mark.parametrize(
+    ("turn", "size", "box"),
+    [
+        (b"", [612, 792], (100, 72, 150, 92)),  # the page counts from its lower left corner
+        (b"/Rotate 90", [792, 612], (700, 100, 720, 150)),
+        (b"/CropBox [50 600 350 792]", [300, 192], (50, 72, 100, 92)),
+    ],
+)
+def test_a_page_of_a_pdf_is_measured_in_points_as_it_is_shown(
+    tmp_path: Path, turn: bytes, size: list[float], box: ViewBox
+) -> None:
     path = tmp_path / "page.pdf"
-    path.write_bytes(one_page(b"0 0 612 792", b"/Contents 4 0 R", more=(stream(b"", b"100 700 50 20 re f"),)))
+    content = stream(b"", b"100 700 50 20 re f")
+    path.write_bytes(one_page(b"0 0 612 792", b"/Contents 4 0 R " + turn, more=(content,)))
     (opened,) = open_images(path)
-    assert list(opened.view.original_size) == [612, 792]
-    rows, columns = np.nonzero(np.asarray(opened.image.convert("L")) < 128)
-    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    # The page counts from its lower left corner.
-    assert opened.view.box_to_original(box, "pixels") == pytest.approx((100, 72, 150, 92), abs=0.6)
+    assert list(opened.view.original_size) == size
+    assert opened.view.box_to_original(dark_box(opened.image), "pixels") == pytest.approx(box, abs=0.6)
