@@ -26,6 +26,8 @@ struct Avx2 {
     static constexpr bool kWholeByteDots = false;
     static constexpr bool kTokenPairs = false;
     static constexpr int kDotVectors = 1;  // two would not fit into 16 registers
+    static constexpr bool kHasBlocks = true;
+    static constexpr bool kShortSums = true;
 
     static ERNIE_LOCAL_INLINE void prefetch_far(const uint8_t* from) {
         _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1);
@@ -88,6 +90,44 @@ struct Avx2 {
     static ERNIE_LOCAL_INLINE Ints add(const Ints& a, const Ints& b) {
         return ints([&](int i) { return _mm256_add_epi32(a.half[i], b.half[i]); });
     }
+    static ERNIE_LOCAL_INLINE void store_codes(uint8_t* to, const Codes& codes) {
+        for (int i = 0; i < 2; ++i) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 32 * i), codes.half[i]);
+    }
+    // Computed here and now: GCC would load for all tokens before it multiplies, and run out of registers.
+    static ERNIE_LOCAL_INLINE void keep(Ints& sum) { __asm__ volatile("" : "+x"(sum.half[0]), "+x"(sum.half[1])); }
+    static ERNIE_LOCAL_INLINE Ints pairs(const Codes& codes, const int8_t* four) {
+        const __m256i columns = word(four);
+        return ints([&](int i) { return _mm256_maddubs_epi16(codes.half[i], columns); });
+    }
+    static ERNIE_LOCAL_INLINE Ints add_pairs(const Ints& a, const Ints& b) {
+        return ints([&](int i) { return _mm256_add_epi16(a.half[i], b.half[i]); });
+    }
+    static ERNIE_LOCAL_INLINE Ints widen_pairs(const Ints& pairs) {
+        const __m256i ones = _mm256_set1_epi16(1);
+        return ints([&](int i) { return _mm256_madd_epi16(pairs.half[i], ones); });
+    }
+    static ERNIE_LOCAL_INLINE Codes magnitudes(const Codes& codes) {
+        return ints([&](int i) { return _mm256_abs_epi8(_mm256_xor_si256(codes.half[i], _mm256_set1_epi8(-128))); });
+    }
+    // In a lane of 16 bytes: where each code finds its column among the first (or second) four, or four further on the
+    // negative of it.
+    static ERNIE_LOCAL_INLINE Codes sign_places(const Codes& codes, bool is_second) {
+        const __m256i places = _mm256_set1_epi32(is_second ? 0x0b0a0908 : 0x03020100);
+        return ints([&](int i) {
+            const __m256i is_negative = _mm256_andnot_si256(codes.half[i], _mm256_set1_epi8(-128));
+            return _mm256_or_si256(places, _mm256_srli_epi16(is_negative, 5));
+        });
+    }
+    static ERNIE_LOCAL_INLINE __m256i load_mirrored(const int8_t* from) {
+        return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+    // The sign goes to the columns by a shuffle, which runs beside the products: Zen's vpsignb would wait for their ports.
+    static ERNIE_LOCAL_INLINE Ints signed_pairs(const Codes& magnitudes, const uint8_t* places, __m256i mirrored) {
+        const Codes at = load_codes(places);
+        return ints([&](int i) {
+            return _mm256_maddubs_epi16(magnitudes.half[i], _mm256_shuffle_epi8(mirrored, at.half[i]));
+        });
+    }
     static ERNIE_LOCAL_INLINE Ints widen(__m128i bytes) {
         return {{_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))}};
     }
@@ -135,6 +175,20 @@ struct Avx2 {
     }
     static ERNIE_LOCAL_INLINE Floats load(const float* from) {
         return {{_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}};
+    }
+    // The largest sum of a quarter of the absolute values of columns 8i + {0, 1, 4, 5} and of 8i + {2, 3, 6, 7}: those that
+    // two signed_pairs add in 16 bits.
+    static ERNIE_LOCAL_INLINE float largest_four(const float* x, int count) {
+        const __m256 sign = _mm256_set1_ps(-0.0f), quarter = _mm256_set1_ps(0.25f);
+        __m128 largest = _mm_setzero_ps();
+        for (int i = 0; i < count; i += 16) {
+            const __m256 low = _mm256_mul_ps(_mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)), quarter);
+            const __m256 high = _mm256_mul_ps(_mm256_andnot_ps(sign, _mm256_loadu_ps(x + i + 8)), quarter);
+            const __m256 twos = _mm256_hadd_ps(low, high);
+            largest = _mm_max_ps(largest, _mm_add_ps(_mm256_castps256_ps128(twos), _mm256_extractf128_ps(twos, 1)));
+        }
+        largest = _mm_max_ps(largest, _mm_movehl_ps(largest, largest));
+        return std::fmax(_mm_cvtss_f32(largest), _mm_cvtss_f32(_mm_movehdup_ps(largest)));
     }
     static ERNIE_LOCAL_INLINE Floats load_bfloats(const uint8_t* from) {
         return floats([=](int i) {

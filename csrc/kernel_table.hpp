@@ -23,6 +23,17 @@ struct TokenTile {
 // one: as many bytes of it are brought near meanwhile; any address will do where there is none.
 using TileKernel = void (*)(const uint8_t* tile, const uint8_t* next, int columns, const TokenTile& tokens, float* out);
 
+// The same for many tokens: a tile's columns are unpacked block by block, and each block serves all tokens.
+// Columns [start, start + count), whole groups but for the last one, into `out`, which has kUnpackedBytes.
+using UnpackKernel = void (*)(const uint8_t* tile, int columns, int start, int count, uint8_t* out);
+
+// Adds an unpacked block of `count` columns to sums[width][16], which `is_first` sets to 0 before; `tokens` begin at the
+// same column. With the last block come the tile's `row_scales` (the tile itself), before that null.
+using BlockKernel = void (*)(const uint8_t* unpacked, int count, const uint8_t* row_scales, const TokenTile& tokens,
+                             bool is_first, float* sums);
+constexpr int kBlockColumns = 512;  // so that a block stays in the first cache
+constexpr size_t kUnpackedBytes = 17 << 10;
+
 // One token, one group size: values[columns], scales[groups], sums[groups] (of value * scale).
 // Returns false, having written nothing of use, if a column is NaN or infinite.
 using QuantizeKernel = bool (*)(const float* row, int columns, int group, int8_t* values, float* scales,
@@ -124,13 +135,18 @@ using StripKernel = void (*)(const Task& task, int first_row, int count);
 constexpr int kWidths[] = {1, 2, 4, 6, 8, 12};
 constexpr int kNumWidths = 6;
 constexpr int kWidest = 12;
+constexpr int kNumBlockWidths = 4;
 
 struct KernelTable {
     const char* name;
     int num_widths;      // how many of kWidths there are kernels for
-    QuantizeKernel quantize;
+    QuantizeKernel quantize, quantize_bounded;  // the second one for mirrored tokens, or null
     SwigluKernel swiglu;
     TileKernel tile[kNumFormats][kNumWidths];  // [format id - 1][index in kWidths]
+    bool has_blocks;                           // or else tile kernels serve many tokens too
+    bool takes_mirrored[kNumFormats];          // the block kernel takes tokens with their negatives: see TokenTiles
+    UnpackKernel unpack[kNumFormats];
+    BlockKernel block[kNumFormats][kNumBlockWidths];
     RmsNormKernel rms_norm;
     DotKernel dot;
     SoftmaxKernel softmax;

@@ -15,6 +15,8 @@ struct Avx512 {
     static constexpr bool kWholeByteDots = true;
     static constexpr bool kTokenPairs = false;
     static constexpr int kDotVectors = 5;  // with four rows: 20 sums, 4 rows and a vector in 32 registers
+    static constexpr bool kHasBlocks = false;
+    static constexpr bool kShortSums = false;
 
     static ERNIE_LOCAL_INLINE void prefetch_far(const uint8_t* from) {
         _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1);

@@ -19,6 +19,8 @@ struct Scalar {
     static constexpr bool kWholeByteDots = false;
     static constexpr bool kTokenPairs = false;
     static constexpr int kDotVectors = 1;
+    static constexpr bool kHasBlocks = false;
+    static constexpr bool kShortSums = false;
 
     static void prefetch_far(const uint8_t*) {}
     static void prefetch_near(const uint8_t*) {}

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_kernel.hpp"
+#include "block_kernel.hpp"
 #include "quantize_kernel.hpp"
 #include "tile_kernel.hpp"
 
@@ -12,9 +13,11 @@ KernelTable make_table(const char* name) {
     KernelTable table{};
     table.name = name;
     table.num_widths = Isa::kNumWidths;
-    table.quantize = &quantize_row<Isa>;
+    table.quantize = &quantize_row<Isa, false>;
+    if constexpr (Isa::kShortSums) table.quantize_bounded = &quantize_row<Isa, true>;
     table.swiglu = &swiglu<Isa>;
     fill_formats<Isa>(table, Formats{});
+    if constexpr (Isa::kHasBlocks) fill_blocks<Isa>(table, Formats{});
     table.rms_norm = &rms_norm_row<Isa>;
     table.dot = &dot_floats<Isa>;
     table.softmax = &softmax_row<Isa>;

@@ -28,6 +28,8 @@ struct Neon {
     static constexpr bool kWholeByteDots = false;
     static constexpr bool kTokenPairs = false;
     static constexpr int kDotVectors = 1;
+    static constexpr bool kHasBlocks = false;
+    static constexpr bool kShortSums = false;
 
     static ERNIE_LOCAL_INLINE void prefetch_far(const uint8_t* from) { __builtin_prefetch(from, 0, 2); }
     static ERNIE_LOCAL_INLINE void prefetch_near(const uint8_t* from) { __builtin_prefetch(from, 0, 3); }

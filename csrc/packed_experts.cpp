@@ -8,7 +8,7 @@
 #include "expert_page.hpp"
 #include "pieces.hpp"
 #include "runtime.hpp"
-#include "tokens.hpp"
+#include "tile_products.hpp"
 
 namespace ernie_local {
 namespace {
@@ -16,6 +16,11 @@ namespace {
 // The products of gate and up have long tails: rounded to int8 once they cost the result 1 to 1.7 %. Of few tokens, where
 // reading the weights takes the time, they go in as two rows, the second one of what the first left over.
 int rows_each(const ExpertsCall& call) { return call.num_tokens <= 16 ? 2 : 1; }
+
+// Few tokens stay within a hundredth of the result only where they are rounded as well as can be.
+bool are_bounded(const ExpertsCall& call, const KernelTable& kernels, const FormatInfo& format) {
+    return rows_each(call) == 1 && kernels.takes_mirrored[format.id - 1];
+}
 
 struct Choice {
     int64_t expert;
@@ -116,7 +121,8 @@ void take_memory(const ExpertsCall& call, const Runtime& state, Scratch& scratch
         QuantizedRows& rows = scratch.input[format];
         if (!scratch.has_input[format]) {
             scratch.has_input[format] = true;
-            rows.resize(call.num_tokens, call.hidden_size, group.page.gate_up->group);
+            rows.resize(call.num_tokens, call.hidden_size, *group.page.gate_up,
+                        are_bounded(call, kernels, *group.page.gate_up));
             scratch.shared_input[format].shape(kernels, rows, 1);
         }
         // A lone token may name an expert twice.
@@ -126,7 +132,8 @@ void take_memory(const ExpertsCall& call, const Runtime& state, Scratch& scratch
             group.own_input.shape(kernels, rows, group.count);
             for (int tile = 0; tile < group.own_input.num_tiles(); ++tile) scratch.input_tiles.push_back({index, tile});
         }
-        group.inner_rows.resize(inner_rows * group.count, group.page.inner_size, group.page.down->group);
+        group.inner_rows.resize(inner_rows * group.count, group.page.inner_size, *group.page.down,
+                                are_bounded(call, kernels, *group.page.down));
         group.inner.shape(kernels, group.inner_rows, inner_rows * group.count);
         for (int token = 0; token < group.count; ++token) scratch.rows.push_back({index, token});
         // Those of a single token are filled as soon as its row is.
@@ -183,27 +190,25 @@ int64_t quantize_input(const ExpertsCall& call, Runtime& state, Scratch& scratch
 void gate_and_up(Runtime& state, Scratch& scratch) {
     const KernelTable& kernels = *state.kernels;
     state.pool.run(static_cast<int>(scratch.gate_up_pieces.size()), [&](int index) {
-        float gate[kWidest * kTileRows], up[kWidest * kTileRows];
         const Piece& piece = scratch.gate_up_pieces[index];
         const Group& group = scratch.groups[piece.group];
         const ExpertPage& page = group.page;
-        const auto* kernel = kernels.tile[page.gate_up->id - 1];
+        TileProducts products(kernels, *page.gate_up, page.hidden_size, *group.input);
         const size_t tile_bytes = page.gate_up->tile_bytes(page.hidden_size);
-        for (int tile = piece.first_tile; tile < piece.last_tile; ++tile) {
-            const uint8_t* gate_tile = page.gate_up_tiles + 2 * tile * tile_bytes;
-            const uint8_t* up_tile = gate_tile + tile_bytes;
-            const uint8_t* next = tile + 1 < piece.last_tile ? up_tile + tile_bytes : up_tile;
-            for (const auto& part : group.input->tiles()) {
-                const TokenTile tokens = group.input->tokens(part);
-                kernel[part.width_index](gate_tile, up_tile, page.hidden_size, tokens, gate);
-                kernel[part.width_index](up_tile, next, page.hidden_size, tokens, up);
-                kernels.swiglu(gate, up, kTileRows * part.count, gate);
-                for (int token = 0; token < part.count; ++token)
-                    std::copy_n(gate + kTileRows * token, kTileRows,
-                                &scratch.inner[group.inner_at + static_cast<size_t>(part.first + token) * page.inner_size +
-                                               static_cast<size_t>(tile) * kTileRows]);
+        for (int range = 0; range < products.num_ranges(); ++range)
+            for (int tile = piece.first_tile; tile < piece.last_tile; ++tile) {
+                const uint8_t* gate_tile = page.gate_up_tiles + 2 * tile * tile_bytes;
+                const uint8_t* up_tile = gate_tile + tile_bytes;
+                const uint8_t* next = tile + 1 < piece.last_tile ? up_tile + tile_bytes : up_tile;
+                products.multiply_both(gate_tile, up_tile, next, range,
+                                       [&](const TokenTiles::Tile& part, float* gate, const float* up) {
+                    kernels.swiglu(gate, up, kTileRows * part.count, gate);
+                    for (int token = 0; token < part.count; ++token)
+                        std::copy_n(gate + kTileRows * token, kTileRows,
+                                    &scratch.inner[group.inner_at + static_cast<size_t>(part.first + token) * page.inner_size +
+                                                   static_cast<size_t>(tile) * kTileRows]);
+                });
             }
-        }
     });
 }
 
@@ -238,7 +243,6 @@ void down(const ExpertsCall& call, Runtime& state, Scratch& scratch) {
     const KernelTable& kernels = *state.kernels;
     const int inner_rows = rows_each(call);
     state.pool.run(static_cast<int>(scratch.down_pieces.size()), [&](int piece) {
-        float result[kWidest * kTileRows];
         const int first_tile = scratch.down_pieces[piece].first_tile, last_tile = scratch.down_pieces[piece].last_tile;
         const int first_row = first_tile * kTileRows, last_row = std::min(call.hidden_size, last_tile * kTileRows);
         for (int token = 0; token < call.num_tokens && !call.adds; ++token) {
@@ -250,30 +254,30 @@ void down(const ExpertsCall& call, Runtime& state, Scratch& scratch) {
             const Group& group = scratch.groups[number];
             const ExpertPage& page = group.page;
             const size_t tile_bytes = page.down->tile_bytes(page.inner_size);
-            for (int tile = first_tile; tile < last_tile; ++tile) {
-                const int at = tile * kTileRows, num_rows = std::min(kTileRows, call.hidden_size - at);
-                const uint8_t* here = page.down_tiles + tile * tile_bytes;
-                const uint8_t* next = here;
-                if (tile + 1 < last_tile) {
-                    next = here + tile_bytes;
-                } else if (number + 1 < scratch.num_groups) {
-                    const ExpertPage& other = scratch.groups[number + 1].page;
-                    next = other.down_tiles + first_tile * other.down->tile_bytes(other.inner_size);
-                }
-                for (const auto& part : group.inner.tiles()) {
-                    kernels.tile[page.down->id - 1][part.width_index](here, next, page.inner_size,
-                                                                      group.inner.tokens(part), result);
-                    // Two rows of a choice lie side by side, in one part: widths are even. They are one number before they
-                    // are added, so that a sum over choices is the same whoever makes it.
-                    for (int index = 0; index < part.count; index += inner_rows) {
-                        const Choice& choice = scratch.choices[group.first + (part.first + index) / inner_rows];
-                        float* row = call.out + static_cast<size_t>(choice.token) * call.hidden_size + at;
-                        float* own = result + kTileRows * index;
-                        for (int i = 0; i < num_rows && inner_rows == 2; ++i) own[i] += own[kTileRows + i];
-                        for (int i = 0; i < num_rows; ++i) row[i] += choice.weight * own[i];
+            TileProducts products(kernels, *page.down, page.inner_size, group.inner);
+            for (int range = 0; range < products.num_ranges(); ++range)
+                for (int tile = first_tile; tile < last_tile; ++tile) {
+                    const int at = tile * kTileRows, num_rows = std::min(kTileRows, call.hidden_size - at);
+                    const uint8_t* here = page.down_tiles + tile * tile_bytes;
+                    const uint8_t* next = here;
+                    if (tile + 1 < last_tile) {
+                        next = here + tile_bytes;
+                    } else if (number + 1 < scratch.num_groups) {
+                        const ExpertPage& other = scratch.groups[number + 1].page;
+                        next = other.down_tiles + first_tile * other.down->tile_bytes(other.inner_size);
                     }
+                    products.multiply(here, next, range, [&](const TokenTiles::Tile& part, float* result) {
+                        // Two rows of a choice lie side by side, in one part: widths are even. They are one number before
+                        // they are added, so that a sum over choices is the same whoever makes it.
+                        for (int index = 0; index < part.count; index += inner_rows) {
+                            const Choice& choice = scratch.choices[group.first + (part.first + index) / inner_rows];
+                            float* row = call.out + static_cast<size_t>(choice.token) * call.hidden_size + at;
+                            float* own = result + kTileRows * index;
+                            for (int i = 0; i < num_rows && inner_rows == 2; ++i) own[i] += own[kTileRows + i];
+                            for (int i = 0; i < num_rows; ++i) row[i] += choice.weight * own[i];
+                        }
+                    });
                 }
-            }
         }
     });
 }

@@ -6,7 +6,7 @@
 
 #include "pieces.hpp"
 #include "runtime.hpp"
-#include "tokens.hpp"
+#include "tile_products.hpp"
 
 namespace ernie_local {
 namespace {
@@ -29,7 +29,7 @@ int packed_linear(const float* input, int num_tokens, int columns, const uint8_t
     TokenTiles& tiled = scratch.tiled;
     std::vector<Piece>& pieces = scratch.pieces;
 
-    quantized.resize(num_tokens, columns, format.group);
+    quantized.resize(num_tokens, columns, format, kernels.takes_mirrored[format.id - 1]);
     tiled.shape(kernels, quantized, num_tokens);
     const int num_tiles = format.num_tiles(rows);
     const size_t tile_bytes = format.tile_bytes(columns);
@@ -46,19 +46,19 @@ int packed_linear(const float* input, int num_tokens, int columns, const uint8_t
     state.pool.run(tiled.num_tiles(), [&](int tile) { tiled.fill(tile, format, quantized, nullptr); });
 
     state.pool.run(static_cast<int>(pieces.size()), [&](int piece) {
-        float result[kWidest * kTileRows];
+        TileProducts products(kernels, format, columns, tiled);
         const int stop = pieces[piece].last_tile;
-        for (int tile = pieces[piece].first_tile; tile < stop; ++tile) {
-            const int first_row = tile * kTileRows, num_rows = std::min(kTileRows, rows - first_row);
-            const uint8_t* here = packed + tile * tile_bytes;
-            const uint8_t* next = tile + 1 < stop ? here + tile_bytes : here;
-            for (const auto& part : tiled.tiles()) {
-                kernels.tile[format.id - 1][part.width_index](here, next, columns, tiled.tokens(part), result);
-                for (int token = 0; token < part.count; ++token)
-                    std::copy_n(result + kTileRows * token, num_rows,
-                                out + static_cast<size_t>(part.first + token) * rows + first_row);
+        for (int range = 0; range < products.num_ranges(); ++range)
+            for (int tile = pieces[piece].first_tile; tile < stop; ++tile) {
+                const int first_row = tile * kTileRows, num_rows = std::min(kTileRows, rows - first_row);
+                const uint8_t* here = packed + tile * tile_bytes;
+                const uint8_t* next = tile + 1 < stop ? here + tile_bytes : here;
+                products.multiply(here, next, range, [&](const TokenTiles::Tile& part, const float* result) {
+                    for (int token = 0; token < part.count; ++token)
+                        std::copy_n(result + kTileRows * token, num_rows,
+                                    out + static_cast<size_t>(part.first + token) * rows + first_row);
+                });
             }
-        }
     });
     return -1;
 }

@@ -211,8 +211,10 @@ void tile_kernel(const uint8_t* tile, const uint8_t* next, int columns, const To
     }
 }
 
-// Symmetric int8, a scale for each group. Written for the compiler to vectorize.
-template <class Isa>
+// Symmetric int8, a scale for each group. Written for the compiler to vectorize. kBoundFours: the absolute values of the
+// four columns whose products with w8 are added in 16 bits (block_kernel.hpp) are 255 together at most, so that 128 times
+// them fit. 252 are allowed before rounding, which adds a half to each at most.
+template <class Isa, bool kBoundFours>
 bool quantize_row(const float* row, int columns, int group, int8_t* values, float* scales, float* sums) {
     constexpr uint32_t kInfinity = 0x7f800000u;
     for (int start = 0, index = 0; start < columns; start += group, ++index) {
@@ -230,8 +232,14 @@ bool quantize_row(const float* row, int columns, int group, int8_t* values, floa
         std::memcpy(&largest, &largest_bits, 4);
         // Below this the reciprocal would overflow; such a group is zero in any sum that matters.
         const bool empty = largest < 1e-30f;
-        const float inverse = empty ? 0.0f : 127.0f / largest;
-        const float scale = empty ? 0.0f : largest / 127.0f;
+        float limit = 127.0f;
+        if constexpr (kBoundFours) {
+            constexpr float kLimit = 252.0f / 4;
+            const float four = Isa::largest_four(x, count);
+            if (four * 127.0f > largest * kLimit) largest = four, limit = kLimit;
+        }
+        const float inverse = empty ? 0.0f : limit / largest;
+        const float scale = empty ? 0.0f : largest / limit;
         int32_t total = 0;
         int8_t* v = values + start;
         for (int i = 0; i < count; ++i) {
