@@ -6,6 +6,7 @@
 
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "formats.hpp"
@@ -25,6 +26,8 @@ struct Avx2 {
     static constexpr bool kSignedW8 = true;
     static constexpr bool kWholeByteDots = false;
     static constexpr bool kTokenPairs = false;
+    static constexpr bool kAsksFar = false;  // on Zen 3 it is in the way of the processor's own streams
+    static constexpr int kNearBytes = 1792;
     static constexpr int kDotVectors = 1;  // two would not fit into 16 registers
     static constexpr bool kHasBlocks = true;
     static constexpr bool kShortSums = true;
@@ -77,6 +80,25 @@ struct Avx2 {
             const __m256i pairs = _mm256_maddubs_epi16(codes.half[i], columns);
             return _mm256_add_epi32(sum.half[i], _mm256_madd_epi16(pairs, ones));
         });
+    }
+    // In 16 bits. The compiler is kept from adding in another order: for that it would move sums to memory and back.
+    static ERNIE_LOCAL_INLINE Ints dot_short(const Ints& sum, const Codes& codes, const int8_t* four) {
+        const __m256i columns = word(four);
+        return ints([&](int i) {
+            __m256i next = _mm256_add_epi16(sum.half[i], _mm256_maddubs_epi16(codes.half[i], columns));
+            __asm__("" : "+x"(next));
+            return next;
+        });
+    }
+    static ERNIE_LOCAL_INLINE Ints add_shorts(const Ints& a, const Ints& b) {
+        return ints([&](int i) { return _mm256_add_epi16(a.half[i], b.half[i]); });
+    }
+    static ERNIE_LOCAL_INLINE Ints quarter_shorts(const Ints& shorts) {
+        return ints([&](int i) { return _mm256_srai_epi16(shorts.half[i], 2); });
+    }
+    // Neighbours added, in 32 bits.
+    static ERNIE_LOCAL_INLINE Ints widen_shorts(const Ints& shorts) {
+        return ints([&](int i) { return _mm256_madd_epi16(shorts.half[i], _mm256_set1_epi16(1)); });
     }
     // Around 128: the sign goes to the columns, so that a pair of products is at most 2 * 128 * 127.
     static ERNIE_LOCAL_INLINE Ints dot_w8(const Ints& sum, const Codes& codes, const int8_t* four) {
@@ -132,7 +154,9 @@ struct Avx2 {
         return {{_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))}};
     }
     static ERNIE_LOCAL_INLINE Ints load_bytes(const uint8_t* from) {
-        return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+        return ints([=](int i) {
+            return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * i)));
+        });
     }
     static ERNIE_LOCAL_INLINE Ints load_nibbles(const uint8_t* from) {
         const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
@@ -153,6 +177,7 @@ struct Avx2 {
     }
     template <int kShift>
     static ERNIE_LOCAL_INLINE Floats nibble_to_float(const Ints& bytes) {
+        if constexpr (kShift == 4) return to_floats(ints([&](int i) { return _mm256_srli_epi32(bytes.half[i], 4); }));
         return to_floats(int_field<kShift, 15>(bytes));
     }
     static ERNIE_LOCAL_INLINE Floats to_floats(const Ints& values) {

@@ -20,7 +20,7 @@ struct TokenTile {
 };
 
 // out[width][16]: the tile's 16 rows for each token. `next` is the tile that is computed after this
-// one: as many bytes of it are brought near meanwhile; any address will do where there is none.
+// one: some sets bring as many bytes of it near meanwhile; any address will do where there is none.
 using TileKernel = void (*)(const uint8_t* tile, const uint8_t* next, int columns, const TokenTile& tokens, float* out);
 
 // The same for many tokens: a tile's columns are unpacked block by block, and each block serves all tokens.

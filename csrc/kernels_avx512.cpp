@@ -14,6 +14,8 @@ struct Avx512 {
     static constexpr bool kSignedW8 = false;
     static constexpr bool kWholeByteDots = true;
     static constexpr bool kTokenPairs = false;
+    static constexpr bool kAsksFar = true;
+    static constexpr int kNearBytes = 1024;
     static constexpr int kDotVectors = 5;  // with four rows: 20 sums, 4 rows and a vector in 32 registers
     static constexpr bool kHasBlocks = false;
     static constexpr bool kShortSums = false;

@@ -10,7 +10,6 @@ struct AvxVnni : Avx2 {
     static constexpr bool kSignedW8 = false;
     static constexpr bool kWholeByteDots = true;
     static constexpr bool kShortSums = false;
-    static constexpr bool kShortSums = false;
 
     static ERNIE_LOCAL_INLINE Ints dot(const Ints& sum, const Codes& codes, const int8_t* four) {
         const __m256i columns = word(four);

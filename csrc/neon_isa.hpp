@@ -27,6 +27,8 @@ struct Neon {
     static constexpr bool kSignedW8 = true;
     static constexpr bool kWholeByteDots = false;
     static constexpr bool kTokenPairs = false;
+    static constexpr bool kAsksFar = true;
+    static constexpr int kNearBytes = 1024;
     static constexpr int kDotVectors = 1;
     static constexpr bool kHasBlocks = false;
     static constexpr bool kShortSums = false;

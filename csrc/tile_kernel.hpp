@@ -85,6 +85,36 @@ struct Unpack<Isa, 3> {
     }
 };
 
+// The same where a group's products with a token add up in 16 bits, two columns at a time, in two sums: of the first and
+// third register, and of the others. Two-bit codes in the latter stay in their places and count fourfold.
+template <class Isa, int kBits>
+struct UnpackShort : Unpack<Isa, kBits> {
+    static constexpr int kLargest = kBits == 4 ? 15 : 14;  // of a code, or of one from each sum where these are added
+    // Both sums in 32 bits.
+    static ERNIE_LOCAL_INLINE typename Isa::Ints total(const typename Isa::Ints sums[2]) {
+        if constexpr (kBits == 4)
+            return Isa::add(Isa::widen_shorts(sums[0]), Isa::widen_shorts(sums[1]));
+        else
+            return Isa::widen_shorts(Isa::add_shorts(sums[0], sums[1]));
+    }
+};
+
+template <class Isa>
+struct UnpackShort<Isa, 2> {
+    static constexpr int kLargest = 12;  // of a code that counts fourfold
+    static ERNIE_LOCAL_INLINE void quads(const uint8_t* codes, const uint8_t*, typename Isa::Codes out[4]) {
+        const auto all = Isa::load_codes(codes);
+        const auto upper = Isa::template field<4, 0xff>(all);
+        out[0] = Isa::template field<0, 0x03>(all);
+        out[1] = Isa::template field<0, 0x0c>(all);
+        out[2] = Isa::template field<0, 0x03>(upper);
+        out[3] = Isa::template field<0, 0x0c>(upper);
+    }
+    static ERNIE_LOCAL_INLINE typename Isa::Ints total(const typename Isa::Ints sums[2]) {
+        return Isa::widen_shorts(Isa::add_shorts(sums[0], Isa::quarter_shorts(sums[1])));
+    }
+};
+
 // Scales of one group's 16 rows, and their zeros in units of 1 / zero_divisor.
 template <class Isa, class Format>
 ERNIE_LOCAL_INLINE void load_group(const uint8_t* metadata, typename Isa::Floats& scales, typename Isa::Floats& zeros) {
@@ -106,14 +136,12 @@ ERNIE_LOCAL_INLINE void load_group(const uint8_t* metadata, typename Isa::Floats
     }
 }
 
-// Memory is asked for twice: the same place of the next tile into the second cache, as hardware prefetchers stop at the
-// end of a page and the first cache can wait for few lines at a time; then what follows soon into the first.
-// Measured in docs/decisions.md.
-constexpr int kNearBytes = 1024;
+// What follows soon is asked for into the first cache; before that, the same place of the next tile into the second, where
+// the hardware's own prefetchers stop at the end of a page. Measured in docs/decisions.md.
 template <class Isa>
 ERNIE_LOCAL_INLINE void ask_ahead(const uint8_t* from, ptrdiff_t to_next) {
-    Isa::prefetch_far(from + to_next);
-    Isa::prefetch_near(from + kNearBytes);
+    if constexpr (Isa::kAsksFar) Isa::prefetch_far(from + to_next);
+    Isa::prefetch_near(from + Isa::kNearBytes);
 }
 
 // Adds 16 columns to the dots of tokens that are multiplied two at a time. Two tokens' dots are parted at the end of
@@ -138,8 +166,9 @@ void tile_kernel(const uint8_t* tile, const uint8_t* next, int columns, const To
     // With few tokens unpacking is most of the work.
     constexpr bool kInPlace = Isa::kWholeByteDots && kWidth <= 2 && (Format::bits == 2 || Format::bits == 4);
     constexpr bool kPairs = Isa::kTokenPairs && kWidth % 2 == 0;
+    constexpr bool kShort = Isa::kShortSums && kWidth <= 4 && Format::bits != 8;
     // With one token a single chain of dot products would wait for itself.
-    constexpr int kChains = kInPlace ? 2 : kPairs ? 1 : kWidth == 1 ? 4 : kWidth == 2 ? 2 : 1;
+    constexpr int kChains = kInPlace || kShort ? 2 : kPairs ? 1 : kWidth == 1 ? 4 : kWidth == 2 ? 2 : 1;
     constexpr int kStepBytes = kTileRows * kColumnStep * (Format::bits == 3 ? 2 : Format::bits) / 8;
 
     const ptrdiff_t to_next = next - tile;
@@ -152,6 +181,20 @@ void tile_kernel(const uint8_t* tile, const uint8_t* next, int columns, const To
 
     Floats sums[kWidth];
     for (int token = 0; token < kWidth; ++token) sums[token] = Isa::splat(0.0f);
+    typename Isa::Ints totals[kWidth];
+    const auto add_group = [&] {  // whose products are in totals
+        Floats row_scales, zeros;
+        ask_ahead<Isa>(metadata, to_next);
+        load_group<Isa, Format>(metadata, row_scales, zeros);
+        for (int token = 0; token < kWidth; ++token) {
+            const Floats dot = Isa::multiply(Isa::to_floats(totals[token]), Isa::splat(scales[token]));
+            const Floats shifted = Isa::multiply_subtract_from(zeros, Isa::splat(offsets[token]), dot);
+            sums[token] = Isa::multiply_add(row_scales, shifted, sums[token]);
+        }
+        metadata += Format::group_metadata;
+        scales += kWidth;
+        offsets += kWidth;
+    };
     for (int start = 0; start < columns; start += Format::group) {
         typename Isa::Ints dots[kWidth][kChains];
         for (int token = 0; token < kWidth; ++token)
@@ -161,6 +204,8 @@ void tile_kernel(const uint8_t* tile, const uint8_t* next, int columns, const To
             for (int line = 0; line < kStepBytes; line += 64) ask_ahead<Isa>(codes + line, to_next);
             if constexpr (kInPlace)
                 UnpackInPlace<Isa, Format::bits>::quads(codes, quads);
+            else if constexpr (kShort)
+                UnpackShort<Isa, Format::bits>::quads(codes, high, quads);
             else
                 Unpack<Isa, Format::bits>::quads(codes, high, quads);
             if constexpr (kPairs) add_pairs<Isa, Format, kWidth>(quads, values, &dots[0][0]);
@@ -173,7 +218,12 @@ void tile_kernel(const uint8_t* tile, const uint8_t* next, int columns, const To
                     } else {
                         auto& dot = dots[token][quad % kChains];
                         const int8_t* four = values + (quad * kWidth + token) * 4;
-                        dot = Format::bits == 8 ? Isa::dot_w8(dot, quads[quad], four) : Isa::dot(dot, quads[quad], four);
+                        if constexpr (kShort)
+                            dot = Isa::dot_short(dot, quads[quad], four);
+                        else if constexpr (Format::bits == 8)
+                            dot = Isa::dot_w8(dot, quads[quad], four);
+                        else
+                            dot = Isa::dot(dot, quads[quad], four);
                     }
                 }
             codes += kStepBytes;
@@ -187,23 +237,24 @@ void tile_kernel(const uint8_t* tile, const uint8_t* next, int columns, const To
         }
         if constexpr (kPairs)
             for (int token = 0; token < kWidth; token += 2) Isa::part_tokens(dots[token][0], dots[token + 1][0]);
-        Floats row_scales, zeros;
-        ask_ahead<Isa>(metadata, to_next);
-        load_group<Isa, Format>(metadata, row_scales, zeros);
-        for (int token = 0; token < kWidth; ++token) {
-            auto total = dots[token][0];
-            if constexpr (kInPlace)
-                total = Isa::add(total, Isa::sixteenth(dots[token][1]));
-            else
-                for (int chain = 1; chain < kChains; ++chain) total = Isa::add(total, dots[token][chain]);
-            const Floats dot = Isa::multiply(Isa::to_floats(total), Isa::splat(scales[token]));
-            const Floats shifted = Isa::multiply_subtract_from(zeros, Isa::splat(offsets[token]), dot);
-            sums[token] = Isa::multiply_add(row_scales, shifted, sums[token]);
+        // The group before: its totals are there, and nothing waits.
+        if constexpr (kShort) {
+            static_assert(Format::group / 8 * 2 * 127 * UnpackShort<Isa, Format::bits>::kLargest <= 32767);
+            if (start > 0) add_group();
         }
-        metadata += Format::group_metadata;
-        scales += kWidth;
-        offsets += kWidth;
+        for (int token = 0; token < kWidth; ++token) {
+            totals[token] = dots[token][0];
+            if constexpr (kInPlace)
+                totals[token] = Isa::add(totals[token], Isa::sixteenth(dots[token][1]));
+            else if constexpr (kShort)
+                totals[token] = UnpackShort<Isa, Format::bits>::total(dots[token]);
+            else
+                for (int chain = 1; chain < kChains; ++chain) totals[token] = Isa::add(totals[token], dots[token][chain]);
+        }
+        if constexpr (!kShort) add_group();
     }
+    if constexpr (kShort)
+        if (columns > 0) add_group();
     for (int token = 0; token < kWidth; ++token) {
         Floats result = sums[token];
         if constexpr (Format::bits != 8) result = Isa::multiply(result, Isa::load_halves(tile));

@@ -194,6 +194,23 @@ void test_ends_of_w8() {
     }
 }
 
+// The greatest codes times the greatest numbers: no sum overflows.
+void test_largest_sums() {
+    const int rows = 16, columns = 256;
+    for (const FormatInfo& format : kFormats)
+        for (const int num_tokens : {1, 2, 4, 12})
+            for (const float number : {1.0f, -1.0f}) {
+                auto packed = random_matrix(format, rows, columns);
+                std::fill(packed.begin() + static_cast<long>(format.metadata_bytes(columns)), packed.end(), 0xff);
+                const std::vector<float> input(static_cast<size_t>(num_tokens) * columns, number);
+                compare_all("largest sums, format " + std::to_string(format.id), [&] {
+                    std::vector<float> out(static_cast<size_t>(num_tokens) * rows);
+                    packed_linear(input.data(), num_tokens, columns, packed.data(), format, rows, out.data());
+                    return out;
+                });
+            }
+}
+
 // Multiplied with one column of ones and zeros, a matrix gives that column.
 void test_rows() {
     const int rows = 40, columns = 144;
@@ -462,6 +479,7 @@ int main() {
     test_linear();
     test_many_tokens();
     test_ends_of_w8();
+    test_largest_sums();
     test_rows();
     test_experts();
     test_cut_pages();
