@@ -161,7 +161,7 @@ def _fit(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed | None = N
     chunk = DEFAULT_CHUNK_TOKENS if need.chunk_tokens is None else need.chunk_tokens
     working = working_bytes(need.config, chunk)
     if working + need.resident_bytes <= left:
-        return Placement(None, chunk, spare_bytes=left - working - need.resident_bytes)
+        return Placement(None, chunk, spare_bytes=need.spare_bytes(left - working))
     while (need.chunk_tokens is None and chunk > _SMALLEST_CHUNK) and (
         working * _WORKING_SHARE > left or working + need.least_bytes(chunk) > left
     ):
@@ -171,7 +171,7 @@ def _fit(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed | None = N
     if left < need.least_bytes(chunk):
         raise _refusal(memory, need, whole or need, memory.total - left + need.least_bytes(chunk))
     if left >= need.resident_bytes:
-        return Placement(None, chunk, spare_bytes=left - need.resident_bytes)
+        return Placement(None, chunk, spare_bytes=need.spare_bytes(left))
     return Placement(left, chunk)
 
 

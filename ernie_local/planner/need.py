@@ -147,6 +147,11 @@ class MemoryNeed:
             beside = 0 if self.least_expert_bytes is None else self.prompt_bytes
         return self.expert_bytes + self.cache_bytes + beside
 
+    def spare_bytes(self, left: int) -> int:
+        """What all experts, the conversation and its largest prompt leave of `left` bytes."""
+        beside = self.prompt_bytes if self.room_bytes is None else self.room_bytes
+        return max(0, left - self.expert_bytes - self.cache_bytes - beside)
+
     def least_bytes(self, chunk_tokens: int) -> int:
         """The least that experts and the conversation have together, wherever experts are."""
         return min(self.paged_bytes(chunk_tokens), self.resident_bytes)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ernie_local.defaults import feature_bytes
 from ernie_local.errors import DoesNotFit
 from ernie_local.model.memory_use import (
     FLOAT_BYTES,
@@ -153,6 +154,8 @@ def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement) -> li
     encoding = encoding_bytes(vision, chat.patch_counts)
     tower = Amount(encoding // 2, int(_ENCODING_SHARE * encoding), encoding)
     features = Amount.exactly(chat.image_tokens * text.hidden_size * FLOAT_BYTES)
+    most_kept = feature_bytes(placement.spare_bytes)
+    kept = min(features.best, most_kept)
     at_work = Amount.about(int(_CHUNK_SHARE * working_bytes(text, chunk)), 0.8, 1.2)
     mixed = mixed_chunk_bytes(text, chunk, chat.item_bytes) if images else 0
     programs = Amount.about(_num_programs(model, chat, chunk) * _PROGRAM_BYTES, 0.0, 1.5)
@@ -164,6 +167,8 @@ def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement) -> li
         Term("patches of images", "exact", dict.fromkeys(_AFTER_LOAD, pixels)),
         Term("vision tower at work", "measured", {"vision": tower}),
         Term("features of images", "exact", {"vision": features, "prefill": features}),
+        # For chats to come; high end: other images, which the process has seen before.
+        Term("features kept", "computed", dict.fromkeys(_AFTER_LOAD, Amount(0, kept, most_kept))),
         Term("a chunk at work", "measured", {"prefill": at_work}),
         Term("a chunk with images", "computed", {"prefill": Amount(0, mixed, mixed)}),
         Term("compiled products", "measured", {"prefill": programs}),

@@ -120,8 +120,7 @@ class CacheFolder:
             ) as file:
                 fault = read_entry(file, name, num_bytes, buffers)
                 if fault is None:
-                    with suppress(OSError):
-                        os.utime(file.fileno())  # when it was last used
+                    self.touch([name])
                     return True
         except FileNotFoundError:
             return False
@@ -169,9 +168,10 @@ class CacheFolder:
 
     def touch(self, names: Iterable[str]) -> None:
         """Count these as used now, one after the other: what is named last is kept longest."""
+        follows = os.utime not in os.supports_follow_symlinks  # Windows
         for name in names:
             with suppress(OSError):
-                os.utime(self.path / name, follow_symlinks=False)
+                os.utime(self.path / name, follow_symlinks=follows)
 
     def purge(self, coming_bytes: int = 0) -> None:
         """Remove what nobody used for 30 days, then the least recently used until `coming_bytes` fit."""

@@ -53,7 +53,7 @@ def image_groups_end(images: Sequence[PlacedImage], num_tokens: int) -> list[int
     after = [*(image.start for image in images[1:]), num_tokens + _MOST_LABEL_TOKENS]
     ends = [
         image.stop + 1
-        for image, following in zip(images, after, strict=True)
+        for image, following in zip(images, after, strict=False)
         if following - image.stop >= _MOST_LABEL_TOKENS
     ]
     return [end for end in ends if end < num_tokens]

@@ -6,13 +6,15 @@ import inspect
 import os
 import threading
 import time
+import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from ernie_local.errors import UsageError
+from ernie_local.errors import ErnieLocalError, UsageError
 from ernie_local.loading import LoadedModel
-from ernie_local.progress import OnProgress
+from ernie_local.progress import OnProgress, StopQuestion
+from ernie_local.reuse.cache_folder import CacheWarning
 from ernie_local.sampling import Sampler, SamplingOptions, model_sampling
 from ernie_local.session.answer import Answer, OpenQuestion, check_limits, no_answer
 from ernie_local.session.generation import Generation, find_limits
@@ -72,8 +74,7 @@ class Chat:
         self._ended_by = 0  # the thread that last made an answer count as interrupted
         # A plain flag, as a signal handler may set it at any moment: an Event would lock.
         self._stop_asked = False
-        #: Gets "images" or "tokens", how many of the prompt's are computed, and how many there are; "model",
-        #: the bytes of its files, while they are hashed for the cache folder.
+        #: Gets "images", "tokens", or "model" (bytes that are hashed), how many are done, and all of them.
         self.on_progress: OnProgress | None = None
 
     @property
@@ -241,9 +242,8 @@ class Chat:
         check_fits(prompt, context_size)
         all_images = images_of(messages)
         patching = time.perf_counter()
-        asked = images_of(question)
         for image in self._sequence.images_to_encode(prompt, all_images):
-            if image in asked:
+            if image in images_of(question):
                 image.patches()
         image_seconds += time.perf_counter() - patching
         opened = OpenQuestion(
@@ -288,8 +288,10 @@ class Chat:
         except (GeneratorExit, KeyboardInterrupt):
             generation.end()
             self._keep(question, generation)
+            self._store(lambda: True)  # who leaves does not wait for a model to be hashed
             raise
         self._keep(question, generation)
+        self._store(self._should_stop)
         if generation.finish_reason != "interrupted" and not generation.has_answer:
             raise no_answer(generation)
         return True
@@ -300,8 +302,16 @@ class Chat:
         is_interrupted = generation.finish_reason == "interrupted"
         if generation.has_answer or (is_interrupted and generation.reasoning):
             self._turns = (*question.history, question.to_turn(generation))
-        prompt, images = self._said()
-        self._sequence.store(prompt, images, self._should_stop, self.on_progress)
+
+    def _store(self, should_stop: StopQuestion) -> None:
+        """Write what was computed into the cache folder, if there is one."""
+        if self._sequence.has_folder:
+            try:
+                self._sequence.store(*self._said(), should_stop, self.on_progress)
+            except ErnieLocalError as error:  # a template may refuse what the model wrote
+                warnings.warn(
+                    f"the chat is not stored in the cache: {error.what}", CacheWarning, stacklevel=2
+                )
 
     def _said(self) -> tuple[TextPrompt, tuple[ChatImage, ...]]:
         """The turns as the next prompt will begin with them, and their images."""

@@ -116,8 +116,11 @@ class ChatImage:
         return patches
 
     def release(self) -> None:
-        """Drop the patches: the engine's cache holds what the model needs of them."""
+        """Drop the patches: the engine's cache holds what the model needs of them. So it does of the pixels,
+        which a file has."""
         self._patches = None
+        if self.path is not None:
+            self._image = None
 
 
 ChatImageSource: TypeAlias = "ImageSource | OpenedImage | ImagePart | ChatImage"

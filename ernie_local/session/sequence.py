@@ -48,6 +48,11 @@ class CachedSequence:
         # Where segments end whose keys and values were computed as their names say.
         self._ends: list[tuple[int, SegmentKind]] = []
 
+    @property
+    def has_folder(self) -> bool:
+        """Whether `store` writes anything."""
+        return self._results is not None and self._results.folder is not None
+
     def kept_length(self, prompt: TextPrompt, images: Sequence[ChatImage]) -> int:
         """How many of the prompt's ids need no computing: the cache holds them, and no image is cut.
 
@@ -123,7 +128,7 @@ class CachedSequence:
             self._ends += [(kept + stop, "c") for stop in stops]
         self._token_ids.extend(new_ids)
         self._images.extend(new_images)
-        for _, image in new_images:
+        for image in images:
             image.release()
         return logits
 
@@ -146,13 +151,15 @@ class CachedSequence:
         should_stop: StopQuestion,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """Write what the cache has in common with `prompt` into the cache folder, if there is one.
+        """Write what the cache has in common with `prompt` into the cache folder, which is there.
 
         prompt: with which the next one will begin. The first time for a model, its files are hashed before,
         unless `should_stop` says no.
         """
         results = self._results
-        if results is None or results.folder is None or not results.identify(on_progress, should_stop):
+        assert results is not None
+        assert results.folder is not None
+        if not results.identify(on_progress, should_stop):
             return
         shared = self.kept_length(prompt, images)
         if shared > self._last_end:
@@ -185,7 +192,7 @@ class CachedSequence:
 
     def _cuts(self, placed: Sequence[PlacedImage], prompt: TextPrompt) -> list[int]:
         """Where chunks end so that they can be stored; nowhere without a folder, as it costs a little."""
-        if self._results is None or self._results.folder is None:
+        if not self.has_folder:
             return []
         return image_groups_end(placed, len(prompt.token_ids))
 

@@ -170,8 +170,8 @@ def test_wrong_option_with_json_prints_one_object(command: Command) -> None:
     assert result.json()["model"] is None
 
 
-def test_every_command_but_vram_obeys_the_instruction_set() -> None:
-    assert {name for name, command in COMMANDS.items() if not command.computes} == {"vram"}
+def test_every_command_that_computes_obeys_the_instruction_set() -> None:
+    assert {name for name, command in COMMANDS.items() if not command.computes} == {"vram", "cache"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

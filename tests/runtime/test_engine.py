@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+from ernie_local.engine import Mark
 from ernie_local.errors import DoesNotFit, Interrupted, UsageError
-from ernie_local.media.patches import Patches
+from ernie_local.media.patches import EncodedImage, Patches
 
 if TYPE_CHECKING:
     from ernie_local.config import Bank
@@ -48,6 +50,38 @@ def test_chunks_do_not_change_the_result_of_a_rounded_cache(
     bound = 1e-5 if kv_dtype == "float32" else 0.02
     chunked = tiny_model.engine(context_size=64, kv_dtype=kv_dtype, chunk_tokens=4).prefill(ids, images)
     torch.testing.assert_close(chunked, whole, atol=bound, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "int8", "bfloat16"])
+def test_restored_tokens_and_known_features_give_the_same_bits(
+    tiny_oracle: Oracle, tiny_model: LoadedModel, kv_dtype: str
+) -> None:
+    ids, images = tiny_oracle.prompt([5, tiny_oracle.image(4, 8, 1), tiny_oracle.image(4, 4, 2), 9])
+    cut, encoded = 5 + 2 + 8, dict[int, torch.Tensor]()
+    first = tiny_model.engine(context_size=64, kv_dtype=kv_dtype)
+    asked = {"should_stop": lambda: False, "on_encoded": encoded.__setitem__}
+    expected = first.prefill(ids, images, **asked, cuts=[cut])  # type: ignore[arg-type]
+    assert sorted(encoded) == [0, 1]
+    pieces = [piece.clone() for piece in first.read_rows(0, cut)]
+    assert sum(piece.nbytes for piece in pieces) == first.row_bytes(cut)
+    again = tiny_model.engine(context_size=64, kv_dtype=kv_dtype)
+    assert not again.restore(cut, lambda targets: not list(targets))
+    assert again.length == 0
+
+    def fill(targets: Iterable[torch.Tensor]) -> bool:
+        for piece, target in zip(pieces, targets, strict=True):
+            target.copy_(piece)
+        return True
+
+    assert again.restore(cut, fill)
+    again.rewind(Mark(cut, 5 + 2 + 4))  # the image is four tokens high
+    known = EncodedImage(encoded[1].clone(), images[1].grid)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(tiny_model.network), "encode_images", _press_ctrl_c)
+        assert torch.equal(again.prefill(ids[cut:], [known]), expected)
+    assert torch.equal(again.decode(40), first.decode(40))
+    with pytest.raises(DoesNotFit):
+        again.restore(64, fill)
 
 
 def test_decode_equals_teacher_forcing(tiny_oracle: Oracle, tiny_engine: Engine) -> None:

@@ -78,6 +78,15 @@ def test_all_experts_are_resident_where_they_fit_and_not_a_byte_below() -> None:
     assert placed(all_bytes() - 1).paged_bytes == NEED.expert_bytes + NEED.cache_bytes - 1
 
 
+def test_what_resident_experts_and_the_largest_prompt_leave_is_spare() -> None:
+    assert [placed(all_bytes() + more).spare_bytes for more in (0, 5)] == [0, 5]
+    assert placed(all_bytes() - 1).spare_bytes == 0
+    pictured = dataclasses.replace(NEED, prompt_bytes=2 * GIB)
+    for need in (pictured, dataclasses.replace(pictured, least_expert_bytes=None)):
+        spare = [placed(all_bytes() + 2 * GIB + more, need).spare_bytes for more in (0, 7)]
+        assert spare == [0, 7]
+
+
 def test_experts_stay_resident_where_the_largest_prompt_has_room_beside_them() -> None:
     """Resident experts cannot give way to an image, paged ones can: the limit holds with both."""
     pictured = dataclasses.replace(NEED, prompt_bytes=2 * GIB)

@@ -88,7 +88,8 @@ def open_model(directory: Path, tmp_path: Path) -> Open:
     """Loads the model as a new process would, with the cache folder of the test."""
 
     def make(model: Path = directory, **options: Any) -> LoadedModel:
-        return load(model, **({"cache": tmp_path / "kept", "context_size": 400} | options))
+        chosen: dict[str, Any] = {"cache": tmp_path / "kept", "context_size": 400} | options
+        return load(model, **chosen)
 
     return make
 
@@ -254,8 +255,9 @@ def test_another_instruction_set_or_number_of_threads_never_hits(
         native_kernels.use_instruction_set(name)
         assert ask(Chat(open_model()), "What?", [picture()]).restored_tokens == 0
         assert ask(Chat(open_model()), "Which?", [picture()]).restored_tokens > 6
+    chat = Chat(open_model())
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    usage = ask(Chat(open_model()), "What?", [picture()])
+    usage = ask(chat, "What?", [picture()])
     assert (usage.restored_tokens, usage.reused_images) == (0, 0)
 
 
@@ -292,6 +294,48 @@ def test_paged_experts_leave_no_memory_to_features(
     assert ask(Chat(open_model(packed_nano)), "Which?", [picture()], num_tokens=1).restored_tokens > 6
 
 
+def test_a_long_text_is_found_in_whole_chunks(open_model: Open, counter: Counter, tmp_path: Path) -> None:
+    text = "What is the total of the invoice? " * 8
+    ask(Chat(open_model(chunk_tokens=16)), text + "One?")
+    counter.taken()
+    chat = Chat(open_model(chunk_tokens=16))
+    usage = ask(chat, text + "And another one?", num_tokens=1)
+    assert usage.restored_tokens % 16 == 0
+    assert usage.restored_tokens > 32
+    assert counter.taken() == (0, usage.prompt_tokens - usage.restored_tokens)
+    anew = Chat(open_model(chunk_tokens=16, cache=None))
+    ask(anew, text + "And another one?", num_tokens=1)
+    assert torch.equal(next_logits(chat), next_logits(anew))
+    # As large chunks would be computed otherwise, they are others.
+    assert ask(Chat(open_model(chunk_tokens=32)), text + "And another one?").restored_tokens == 0
+
+
+def test_a_folder_that_loses_an_entry_on_the_way_costs_nothing_but_time(
+    open_model: Open, counter: Counter, tmp_path: Path
+) -> None:
+    first = Chat(open_model(chunk_tokens=7))
+    ask(first, "What is the total?", [picture()], num_tokens=1)
+    names = [path for path in (tmp_path / "kept").iterdir() if path.name.startswith("prefix")]
+    for path in names:
+        content = path.read_bytes()
+        for damaged in (content[:-1], b"", content[:300] + b"!" + content[301:]):
+            path.write_bytes(damaged)
+            chat = Chat(open_model(chunk_tokens=7))
+            with pytest.warns(CacheWarning, match="it is computed again"):
+                ask(chat, "What is the total?", [picture()], num_tokens=1)
+            assert torch.equal(next_logits(chat), logits_of(first))
+            assert path.read_bytes() == content
+
+
+def logits_of(chat: Chat) -> torch.Tensor:
+    """As `next_logits`, with the chat as it was before."""
+    engine = chat._sequence.engine
+    mark = engine.mark()
+    logits = engine.decode(40)
+    engine.rewind(mark)
+    return logits
+
+
 def test_an_interrupted_answer_leaves_the_image(open_model: Open, counter: Counter) -> None:
     chat = Chat(open_model())
     pieces = chat.ask("What is the total?", [picture()])
@@ -320,6 +364,34 @@ def test_a_large_model_is_hashed_after_its_first_answer(
     again.on_progress = chat.on_progress
     usage = ask(again, "What?", [picture()])
     assert (usage.reused_images, counter.taken()[0], read) == (1, 0, [])
+
+
+def test_who_leaves_does_not_wait_for_a_hash(open_model: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ernie_local.reuse import model_hash
+
+    monkeypatch.setattr(model_hash, "_HASHED_AT_ONCE", 0)
+    chat = Chat(open_model())
+    pieces = chat.ask("What is the total?", [picture()])
+    next(pieces)
+    with pytest.warns(CacheWarning, match="stopped before its files were hashed"):
+        pieces.close()
+    assert chat.history
+    assert chat.model.results is not None
+    assert chat.model.results.folder is not None
+    assert chat.model.results.folder.names() == []
+
+
+def test_pixels_that_a_file_has_are_not_kept(open_model: Open, tmp_path: Path) -> None:
+    picture().save(tmp_path / "page.png")
+    for _ in range(2):  # computed, then restored
+        chat = Chat(open_model())
+        ask(chat, "What?", [tmp_path / "page.png"])
+        (image,) = chat.history[0].images
+        assert (image._image, image._patches) == (None, None)
+    assert chat.last is not None
+    assert chat.last.usage.restored_tokens
+    ask(chat, "What?", [picture()])
+    assert chat.history[1].images[0].patches().num_tokens == 6
 
 
 def test_files_that_changed_under_a_loaded_model_are_told(
