@@ -213,7 +213,7 @@ struct Avx2 {
             largest = _mm_max_ps(largest, _mm_add_ps(_mm256_castps256_ps128(twos), _mm256_extractf128_ps(twos, 1)));
         }
         largest = _mm_max_ps(largest, _mm_movehl_ps(largest, largest));
-        return std::fmax(_mm_cvtss_f32(largest), _mm_cvtss_f32(_mm_movehdup_ps(largest)));
+        return _mm_cvtss_f32(_mm_max_ss(largest, _mm_movehdup_ps(largest)));
     }
     static ERNIE_LOCAL_INLINE Floats load_bfloats(const uint8_t* from) {
         return floats([=](int i) {
