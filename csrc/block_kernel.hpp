@@ -2,8 +2,8 @@
 //
 // `Isa` supplies what tile_kernel.hpp says, and besides: store_codes, keep, and kShortSums, whether it adds products of
 // bytes in 16 bits. If so: pairs, add_pairs and widen_pairs; for w8 also magnitudes, sign_places, load_mirrored and
-// signed_pairs. Otherwise the dot products of tile_kernel.hpp serve here too. A token's result is the same to the bit as
-// the tile kernel's.
+// signed_pairs. With kTokenPairs: dot_eight. Otherwise the dot products of tile_kernel.hpp serve here too. A token's result
+// is the same to the bit as the tile kernel's.
 #pragma once
 
 #include "tile_kernel.hpp"
@@ -49,6 +49,7 @@ void unpack_block(const uint8_t* tile, int columns, int start, int count, uint8_
             for (int line = 0; line < kStepBytes; line += 64) Isa::prefetch_far(codes + kAhead + line);
             typename Isa::Codes quads[4];
             Unpack<Isa, Format::bits>::quads(codes, high, quads);
+            if constexpr (Isa::kTokenPairs) join_quads<Isa, Format>(quads);
             for (int quad = 0; quad < 4; ++quad) {
                 if constexpr (Layout::kSigned) {
                     uint8_t* eight = to + 256 * (quad / 2) + 64 * (quad % 2);
@@ -74,7 +75,11 @@ constexpr int short_sum() {
 // Adds kQuads times four columns to the dots of kWidth tokens, and goes on behind them.
 template <class Isa, class Format, int kWidth, int kQuads>
 ERNIE_LOCAL_INLINE void add_dots(const uint8_t*& codes, const int8_t*& values, typename Isa::Ints* dots) {
-    if constexpr (!Isa::kShortSums) {
+    if constexpr (Isa::kTokenPairs) {
+        static_assert(kQuads % 2 == 0, "8 columns are multiplied at once");
+        for (int quad = 0; quad < kQuads; quad += 2, codes += 128, values += 8 * kWidth)
+            Isa::template dot_eight<kWidth>(codes, values, dots);
+    } else if constexpr (!Isa::kShortSums) {
         for (int quad = 0; quad < kQuads; ++quad, codes += 64, values += 4 * kWidth) {
             const auto four = Isa::load_codes(codes);
             for (int token = 0; token < kWidth; ++token) {
@@ -122,7 +127,7 @@ void multiply_block(const uint8_t* unpacked, int count, const uint8_t* row_scale
     Floats totals[kWidth];
     for (int token = 0; token < kWidth; ++token) totals[token] = is_first ? Isa::splat(0.0f) : Isa::load(sums + 16 * token);
     for (int column = 0; column < count; column += Format::group, unpacked += Layout::kGroupBytes) {
-        typename Isa::Ints dots[kWidth];
+        typename Isa::Ints dots[Isa::kTokenPairs ? (kWidth + 1) / 2 * 2 : kWidth];
         for (auto& dot : dots) dot = Isa::zero_ints();
         const uint8_t* codes = unpacked + Layout::kCodesAt;
         if (count - column >= Format::group) {
@@ -131,6 +136,8 @@ void multiply_block(const uint8_t* unpacked, int count, const uint8_t* row_scale
             for (int rest = column; rest < count; rest += kColumnStep)
                 add_dots<Isa, Format, kWidth, kColumnStep / 4>(codes, values, dots);
         }
+        if constexpr (Isa::kTokenPairs)
+            for (int token = 0; token < kWidth; token += 2) Isa::part_tokens(dots[token], dots[token + 1]);
         const Floats group_scales = Isa::load(reinterpret_cast<const float*>(unpacked));
         const Floats zeros = Isa::load(reinterpret_cast<const float*>(unpacked + Layout::kZerosAt));
         for (int token = 0; token < kWidth; ++token) {

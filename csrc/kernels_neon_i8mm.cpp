@@ -8,6 +8,7 @@ namespace {
 
 struct NeonI8mm : Neon {
     static constexpr bool kTokenPairs = true;
+    static constexpr bool kHasBlocks = true;
 
     // Four columns of 16 rows and the next four become 8 columns of the rows 0, 1, 4, 5, 8, 9, 12, 13 and of the others.
     static ERNIE_LOCAL_INLINE void join_columns(Codes& first, Codes& second) {
@@ -33,6 +34,22 @@ struct NeonI8mm : Neon {
         return each<Ints>([&](int i) {
             return vmmlaq_s32(sum.quarter[i], vreinterpretq_s8_u8(codes.quarter[i]), columns);
         });
+    }
+    // 8 joined columns from memory, for all tokens. A single token is paired with none.
+    template <int kWidth>
+    static ERNIE_LOCAL_INLINE void dot_eight(const uint8_t* codes, const int8_t* values, Ints* sums) {
+        constexpr int kPairs = (kWidth + 1) / 2;
+        int8x16_t columns[kPairs];
+        for (int pair = 0; pair < kPairs; ++pair)
+            columns[pair] =
+                kWidth == 1 ? vcombine_s8(vld1_s8(values), vdup_n_s8(0)) : two_tokens(values + 8 * pair, 4 * kWidth);
+        for (int i = 0; i < 8; ++i) {
+            const int8x16_t rows = vreinterpretq_s8_u8(vld1q_u8(codes + 16 * i));
+            for (int pair = 0; pair < kPairs; ++pair) {
+                int32x4_t& sum = sums[2 * pair + i / 4].quarter[i % 4];
+                sum = vmmlaq_s32(sum, rows, columns[pair]);
+            }
+        }
     }
     // The sums of dot_pairs with both halves of join_columns become the 16 rows of the first and the second token.
     static ERNIE_LOCAL_INLINE void part_tokens(Ints& first, Ints& second) {

@@ -48,6 +48,9 @@ struct Neon {
     static ERNIE_LOCAL_INLINE Codes load_codes(const uint8_t* from) {
         return each<Codes>([=](int i) { return vld1q_u8(from + 16 * i); });
     }
+    static ERNIE_LOCAL_INLINE void store_codes(uint8_t* to, const Codes& codes) {
+        for (int i = 0; i < 4; ++i) vst1q_u8(to + 16 * i, codes.quarter[i]);
+    }
     template <int kShift, int kMask>
     static ERNIE_LOCAL_INLINE Codes field(const Codes& codes) {
         return each<Codes>([&](int i) {

@@ -144,14 +144,18 @@ ERNIE_LOCAL_INLINE void ask_ahead(const uint8_t* from, ptrdiff_t to_next) {
     Isa::prefetch_near(from + Isa::kNearBytes);
 }
 
-// Adds 16 columns to the dots of tokens that are multiplied two at a time. Two tokens' dots are parted at the end of
-// their group (part_tokens).
+// 16 columns as tokens that are multiplied two at a time take them.
+template <class Isa, class Format>
+ERNIE_LOCAL_INLINE void join_quads(typename Isa::Codes quads[4]) {
+    for (int quad = 0; quad < 4 && Format::bits == 8; ++quad) quads[quad] = Isa::signed_codes(quads[quad]);
+    for (int quad = 0; quad < 4; quad += 2) Isa::join_columns(quads[quad], quads[quad + 1]);
+}
+
+// Adds 16 columns to the dots of two tokens at a time, which are parted at the end of their group (part_tokens).
 template <class Isa, class Format, int kWidth>
-ERNIE_LOCAL_INLINE void add_pairs(typename Isa::Codes quads[4], const int8_t* values, typename Isa::Ints* dots) {
+ERNIE_LOCAL_INLINE void add_token_pairs(typename Isa::Codes quads[4], const int8_t* values, typename Isa::Ints* dots) {
+    join_quads<Isa, Format>(quads);
     for (int quad = 0; quad < 4; quad += 2) {
-        if constexpr (Format::bits == 8)
-            for (int i = quad; i < quad + 2; ++i) quads[i] = Isa::signed_codes(quads[i]);
-        Isa::join_columns(quads[quad], quads[quad + 1]);
         for (int token = 0; token < kWidth; token += 2) {
             const auto columns = Isa::two_tokens(values + (quad * kWidth + token) * 4, 4 * kWidth);
             for (int i = 0; i < 2; ++i) dots[token + i] = Isa::dot_pairs(dots[token + i], quads[quad + i], columns);
@@ -208,7 +212,7 @@ void tile_kernel(const uint8_t* tile, const uint8_t* next, int columns, const To
                 UnpackShort<Isa, Format::bits>::quads(codes, high, quads);
             else
                 Unpack<Isa, Format::bits>::quads(codes, high, quads);
-            if constexpr (kPairs) add_pairs<Isa, Format, kWidth>(quads, values, &dots[0][0]);
+            if constexpr (kPairs) add_token_pairs<Isa, Format, kWidth>(quads, values, &dots[0][0]);
             for (int quad = 0; quad < 4 && !kPairs; ++quad)
                 for (int token = 0; token < kWidth; ++token) {
                     if constexpr (kInPlace) {
