@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -30,6 +30,8 @@ class StatusLine:
         self._part, self._began = "", 0.0
         self._share: float | None = None
         self._seconds_left: float | None = None
+        # What else goes on, "" for nothing; asked whenever the line is drawn.
+        self.beside: Callable[[], str] = str
         self._is_drawn = self._is_covered = False
 
     def show(self, part: str, done: float = 0, work: float = 0, seconds_left: float | None = None) -> None:
@@ -65,7 +67,8 @@ class StatusLine:
 
     def text(self) -> str:
         """What is shown."""
-        seconds = f"{time.monotonic() - self._began:.0f} s"
+        beside = self.beside()
+        seconds = f"{time.monotonic() - self._began:.0f} s" + (beside and f", {beside}")
         if self._share is None:
             return f"{self._part}, {seconds}"
         cells = int(self._share * _BAR_CELLS)

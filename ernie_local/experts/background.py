@@ -30,7 +30,7 @@ class BackgroundReader:
         when_ended: is called once, when the last thread has ended.
         """
         self.total_bytes = sum(page_bytes.values())
-        self.read_bytes = 0
+        self.read_bytes = 0  # of pages that turned out damaged, too
         self._page_bytes = page_bytes
         self._read = read
         self._later = OrderedDict.fromkeys(page_bytes)  # which no thread has taken yet
@@ -108,9 +108,9 @@ class BackgroundReader:
             except BaseException as raised:  # noqa: BLE001 - whoever waits for the page gets it
                 error = raised
             with self._changed:
+                self.read_bytes += self._page_bytes[key]
                 if error is None:
                     self._unread.remove(key)
-                    self.read_bytes += self._page_bytes[key]
                 else:
                     self._errors[key] = error
                 self._changed.notify_all()

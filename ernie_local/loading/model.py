@@ -16,6 +16,7 @@ from ernie_local.config import Bank, ModelConfig
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit, UsageError, parameter
 from ernie_local.experts.build import stored_page_bytes
+from ernie_local.experts.mapped import MappedExperts
 from ernie_local.experts.options import PagingStats
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading.options import choose_kv_dtype
@@ -89,6 +90,12 @@ class LoadedModel:
         Until then a computation waits for those that it needs. ModelUnusable for a damaged page.
         """
         self.network.experts.wait_until_resident()
+
+    @property
+    def resident_share(self) -> float:
+        """The share of the bytes of experts that have been read, 1 in the end, and where none are awaited."""
+        experts = self.network.experts
+        return experts.reader.read_bytes / experts.num_bytes if isinstance(experts, MappedExperts) else 1.0
 
     @property
     def tokenizer(self) -> ErnieTokenizer:

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from ernie_cli.console import Console
 from ernie_cli.progress import UnitProgress
+from ernie_cli.status import StatusLine
 from tests.cli.test_console import Terminal
 
 ERASE = "\r\x1b[K"
@@ -34,6 +36,15 @@ def wait_for(is_true: Callable[[], bool]) -> None:
 def screen(text: str) -> list[str]:
     """The lines that a terminal shows in the end."""
     return [line.rpartition(ERASE)[2] for line in text.split("\n")]
+
+
+def test_what_goes_on_beside_is_asked_whenever_the_line_is_drawn() -> None:
+    line = StatusLine(Terminal(), is_shown=True)
+    line.show("reading the prompt")
+    for beside, shown in (("12% of the experts read", ", 12% of the experts read"), ("", "")):
+        line.beside = partial(str, beside)
+        assert line.text() == f"reading the prompt, 0 s{shown}"
+    line.hide()
 
 
 def test_part_percent_and_seconds_are_shown_and_erased() -> None:

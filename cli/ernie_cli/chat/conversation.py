@@ -5,6 +5,7 @@ Imports torch.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -58,9 +59,17 @@ def load_for_chat(
     profile = None if options.vram is None else stored_profile()
     with console.telling_warnings(), console.working("loading the model"):
         model = session.open_model(files, load_options, profile, _progress_on(console), images)
+    console.status.beside = partial(_reading_text, weakref.ref(model))
     for note in session.opening_notes(model, load_options):
         console.note(spell_options(note))
     return model
+
+
+def _reading_text(loaded: weakref.ref[LoadedModel]) -> str:
+    """How much of the experts has been read while the model computes; "" when all have been."""
+    model = loaded()
+    share = 1.0 if model is None else model.resident_share
+    return "" if share == 1 else f"{share:.0%} of the experts read"
 
 
 def _progress_on(console: Console) -> OnProgress:

@@ -36,7 +36,7 @@ class UsageObject:
 class TimingsObject:
     """Seconds."""
 
-    load: float | None = None  #: Loading the model from disk.
+    load: float | None = None  #: Loading the model, until it can compute.
     image: float | None = None  #: Preparing the images.
     prefill: float | None = None  #: The prompt, vision tower included.
     decode: float | None = None  #: The answer.

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import ernie_local
 from ernie_local.checkpoint.files import read_stored_tensors
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
@@ -182,6 +183,14 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(directory: Path, gate: th
         model.experts.wait_until_resident()
     with pytest.raises(ModelUnusable, match="has 65536 bytes and was changed at"):
         say(model)
+
+
+def test_a_loaded_model_tells_how_much_is_read(directory: Path, gate: threading.Event) -> None:
+    model = ernie_local.load(directory)
+    assert model.resident_share == 0
+    gate.set()
+    model.wait_until_resident()
+    assert model.resident_share == 1
 
 
 def test_a_file_that_changes_later_is_an_error(directory: Path) -> None:
