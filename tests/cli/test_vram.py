@@ -348,13 +348,16 @@ def test_measured_rates_are_used_on_the_hardware_that_they_are_of(
     rates = Rates(1e9, 50e9, 2e12, 0.001, 0.0001)
     profile = MachineProfile(find_hardware(), "2026-11-27", rates, rates, {})
     write_profile(profile_path(), profile)
-    measured = reckon(*arguments)["cpu"]["speed"]
+    measured, start = (reckon(*arguments)["cpu"][key] for key in ("speed", "start"))
+    assert 0 < start["warm"] < start["cold"] < start["all_read"]
+    assert "begins to compute after" in text_of(command, *arguments)
     assert (assumed["is_measured"], measured["is_measured"]) == (False, True)
     assert measured["decode_tok_s"]["best"] > assumed["decode_tok_s"]["best"]
     assert profile.summary in text_of(command, *arguments)
     other = dataclasses.replace(profile, hardware=HardwareKey("another", 1, 1, None))
     write_profile(profile_path(), other)
     assert reckon(*arguments)["cpu"]["speed"] == assumed
+    assert reckon(*arguments)["cpu"]["start"] is None
 
 
 @pytest.mark.parametrize("columns", [80, 60, 40, 24])

@@ -45,6 +45,7 @@ from ernie_local.planner.profile import MachineProfile
 from ernie_local.planner.ram import Budget, CpuPlan, plan_cpu
 from ernie_local.planner.rates import GpuRates
 from ernie_local.planner.speed import Band, Speed, cpu_speed, gpu_speed
+from ernie_local.planner.start import Start, predict_start
 from ernie_local.planner.terms import MemoryPlan
 from ernie_local.sizes import MIB, format_bytes, parse_bytes, parse_count
 
@@ -97,14 +98,16 @@ class ContextChoice:
 
 @dataclass(slots=True)
 class Report:
-    """Plans of one model on one target. solved: what --solve found; flags: options that make it fit;
-    choices: contexts up to the longest that fits."""
+    """Plans of one model on one target. start: None where it does not fit, or nothing was measured here.
+    solved: what --solve found; flags: options that make it fit; choices: contexts up to the longest that
+    fits."""
 
     model: ModelSize
     chats: Chats
     target: Target
     cpu: CpuPlan
     cpu_speed: Speed
+    start: Start | None
     gpu: GpuPlan | None
     gpu_speed: Speed | None
     solved: dict[str, str | int | None] | None = None
@@ -249,12 +252,15 @@ def report_on(model: ModelSize, chats: Chats, target: Target) -> Report:
     is_packed = model.config.has_packed_experts
     rates = None if target.profile is None else target.profile.rates_for(is_packed=is_packed)
     speed = cpu_speed(model, chats.on_cpu, share, rates)
+    start = None
+    if rates is not None and cpu.placement is not None:
+        start = predict_start(model, cpu.placement, chats.on_cpu.item_bytes, rates)
     gpu = on_gpu = None
     if target.vram_bytes is not None:
         gpu = plan_gpu(model, chats.on_gpu, target.vram_bytes, target.ram)
         assert target.gpu_rates is not None
         on_gpu = gpu_speed(model, chats.on_gpu, gpu, target.gpu_rates)
-    return Report(model, chats, target, cpu, speed, gpu, on_gpu)
+    return Report(model, chats, target, cpu, speed, start, gpu, on_gpu)
 
 
 def report_on_gpus(

@@ -13,6 +13,7 @@ from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.rental import SESSION_TOKENS, RentedServer, our_sessions, published_sessions
 from ernie_local.planner.speed import Band, HitRates, Speed
+from ernie_local.planner.start import Start
 from ernie_local.planner.terms import Amount, Provenance, Term
 from ernie_local.sizes import GIB, parse_bytes
 
@@ -104,6 +105,7 @@ class CpuPlanObject:
     resident_bytes: int  #: The smallest limit with all experts in memory.
     memory: MemoryPlanObject
     speed: SpeedEstimateObject
+    start: Start | None  #: Null where it does not fit, or `bench` has stored no rates of this machine.
 
 
 @dataclass(kw_only=True)
@@ -233,6 +235,7 @@ class VramResult:
             experts=experts,
             chunk_tokens=None if placement is None else placement.chunk_tokens,
             speed=report.cpu_speed,
+            start=report.start,
         )
         self.solved, self.make_it_fit = report.solved, list(report.flags)
         self.contexts = [fill_result(ContextChoiceObject, choice) for choice in report.choices]

@@ -20,6 +20,7 @@ from ernie_local.planner.gpu import GpuPlan
 from ernie_local.planner.gpus import GpuModel
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.speed import Speed
+from ernie_local.planner.start import Start
 from ernie_local.planner.terms import NOTHING, PHASES, MemoryPlan
 from ernie_local.sizes import GIB, format_bytes
 
@@ -79,6 +80,8 @@ def _verdict_lines(report: Report) -> Iterator[str]:
     if not report.cpu.fits:
         return
     yield _speed_text(report.cpu_speed)
+    if report.start is not None:
+        yield _start_text(report.start)
     if report.target.profile is not None:
         yield report.target.profile.summary
     if not report.cpu.memory.fits:
@@ -93,6 +96,15 @@ def _speed_text(speed: Speed) -> str:
     source = "by this machine's measured rates" if speed.is_measured else "by assumed rates"
     prefill = "" if speed.prefill is None else f", prompt {band_text(speed.prefill)}"
     return f"decode {band_text(speed.decode)} tokens/s{prefill} ({source})"
+
+
+def _start_text(start: Start) -> str:
+    """Seconds until it computes, and until all is in memory."""
+    later = f", the last weights after {start.all_read:.1f} s" if start.all_read > start.cold else ""
+    return (
+        f"begins to compute after {start.warm:.1f} s (plus Python and torch) with its files in the page "
+        f"cache, else after {start.cold:.1f} s{later}"
+    )
 
 
 def known_gpu_lines(gpus: Sequence[tuple[GpuModel, GpuPlan, Speed]]) -> Iterator[str]:
