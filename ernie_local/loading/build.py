@@ -250,7 +250,9 @@ class _Filler:
     def _read_packed(self, name: str, place: torch.Tensor) -> torch.Tensor:
         """The packed tensor `name` on the host, to be checked: in its place, if that is there."""
         if self.files is not None:
-            if not fetch_mapped(place):  # a read says what is wrong, or fetches it on an old Linux
+            if fetch_mapped(place):
+                self.checkpoint.on_read(place.nbytes)
+            else:  # a read says what is wrong, or fetches it on an old Linux
                 self.checkpoint.read_packed(name, torch.empty_like(place))
             return place
         host = place if place.is_cpu else torch.empty(place.shape, dtype=torch.uint8)

@@ -60,8 +60,9 @@ def load_model(
 ) -> LoadedModel:
     """The model of these files in memory.
 
-    on_progress: gets "weights", bytes that were read, and bytes to read. images: those of the first prompt,
-    which this process has opened; room is left for them.
+    on_progress: gets "weights", bytes that were read, and bytes to read before this returns: packed experts
+    on the CPU are read later. images: those of the first prompt, which this process has opened; room is left
+    for them.
     UsageError for an option without a meaning, ModelUnusable for a missing or damaged model. DoesNotFit,
     before any weight is read, for a device or kernels that are not there, a context beyond the model's, or
     too little memory.

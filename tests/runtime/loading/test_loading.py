@@ -354,9 +354,10 @@ def test_memory_while_loading_is_that_of_the_weights(
         assert risen < weight_bytes + (16 << 20), dtype
 
 
-def test_progress_of_weights_ends_with_all_of_them(tiny_checkpoint: Path) -> None:
+@pytest.mark.parametrize("name", ["tiny_checkpoint", "packed_nano"])
+def test_progress_of_weights_ends_with_all_of_them(request: pytest.FixtureRequest, name: str) -> None:
     told: list[tuple[str, int, int]] = []
-    files = find_model_files(tiny_checkpoint)
+    files = find_model_files(request.getfixturevalue(name))
     load_model(files, LoadOptions(context_size=16), lambda *progress: told.append(progress))
     assert {unit for unit, _, _ in told} == {"weights"}
     assert [done for _, done, _ in told] == sorted({done for _, done, _ in told})
