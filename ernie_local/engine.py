@@ -233,7 +233,7 @@ class Engine:
         except BaseException:
             self.rewind(before)
             # In this order: memory of images goes back to experts that are as they should be.
-            self.model.experts.abort()
+            self.model.abort()
             self.model.experts.make_room(self, 0)
             raise
 
@@ -338,6 +338,7 @@ class Engine:
                 features[index] = one
                 if pauses.on_encoded is not None:
                     pauses.on_encoded(index, one)
+        self.model.drop_image_weights()
         experts.make_room(self, held)
         return torch.cat([features[index] for index in range(len(images))])
 

@@ -29,6 +29,9 @@ _MARKS = (
     ("head", "lm_head"),
     ("norms", "norm"),
 )
+# Only images pass through them.
+IMAGE_PARTS = ("vision tower", "resampler")
+_IMAGE_PREFIXES = tuple(mark for part, mark in _MARKS if part in IMAGE_PARTS)
 
 
 @dataclass(slots=True)
@@ -156,6 +159,11 @@ def part_of(name: str) -> str:
     if name.startswith("small_experts."):
         return _small_pages_part(name.split(".")[2])
     return next(part for part, mark in _MARKS if mark in name)
+
+
+def is_for_images(name: str) -> bool:
+    """Whether our tensor or module `name` is of a part that only images pass through."""
+    return name.startswith(_IMAGE_PREFIXES)
 
 
 def _packed_tensor(name: str, packed: PackedTensors) -> ModelTensor:

@@ -49,11 +49,15 @@ class GpuShare(NamedTuple):
 
 
 class PagingSetup(NamedTuple):
-    """What paging has, and how it is to page. ram_bytes: at least the plan's `least_bytes`."""
+    """What paging has, and how it is to page. ram_bytes: at least the plan's `least_bytes`.
+
+    swaps_image_weights: whether experts have the memory of vision tower and resampler between images.
+    """
 
     ram_bytes: int
     options: PagingOptions = PagingOptions()
     gpu: GpuShare | None = None
+    swaps_image_weights: bool = False
 
 
 def build_paged_experts(

@@ -19,7 +19,7 @@ from ernie_local.checkpoint.header import StoredTensor
 from ernie_local.checkpoint.mapped_file import MappedFiles, fetch_mapped
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import QKV, PackedTensors, known_format
-from ernie_local.checkpoint.parts import stored_tensors
+from ernie_local.checkpoint.parts import is_for_images, stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig
 from ernie_local.errors import DoesNotFit
@@ -31,6 +31,7 @@ from ernie_local.experts.resident import PackedExperts, ResidentExperts
 from ernie_local.kernels.arguments import PackedMatrix
 from ernie_local.kernels.graphs import Recorder
 from ernie_local.kernels.memory import empty_bytes
+from ernie_local.loading.image_weights import ImageWeights
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
@@ -74,7 +75,10 @@ def build_model(
     # Paged models share memory with nobody: they give it away when experts need it.
     is_mapped = paging is None and device.type == "cpu" and config.has_packed_experts
     files = MappedFiles() if is_mapped else None
-    model = build_without_experts(checkpoint, config, dtype, device, gpu_kernels, files)
+    swaps = paging is not None and paging.swaps_image_weights
+    model = build_without_experts(
+        checkpoint, config, dtype, device, gpu_kernels, files, swaps_image_weights=swaps
+    )
     # Experts come last: they can do with less if a GPU turns out to be smaller than it reported.
     experts: ExpertProvider
     if paging is not None:
@@ -100,13 +104,20 @@ def build_without_experts(
     device: torch.device,
     gpu_kernels: str = "auto",
     files: MappedFiles | None = None,
+    *,
+    swaps_image_weights: bool = False,
 ) -> ErnieModel:
-    """As `build_model`, without routed experts. files: to map packed weights from; None to read them."""
+    """As `build_model`, without routed experts. files: to map packed weights from; None to read them.
+
+    Weights for images that are swapped are not read yet.
+    """
     filler = _Filler(checkpoint, config, dtype, device, gpu_kernels)
     filler.files = files
     with init_empty_weights(include_buffers=True):
         model = ErnieModel(config, gpu_kernels)
-    filler.place_packed(model, lambda _: True)
+    if swaps_image_weights:
+        model.image_weights = ImageWeights(checkpoint, config, model, dtype)
+    filler.place_packed(model, lambda name: not (swaps_image_weights and is_for_images(name)))
     filler.fill(model)
     return model.eval()
 
@@ -175,6 +186,8 @@ class _Filler:
         """Fill every parameter from the tensor with `prefix` and the parameter's name."""
         for module_name, module in model.named_modules():
             for own_name, empty in list(module.named_parameters(recurse=False)):
+                if not empty.is_meta:
+                    continue  # its memory is of another kind, and is filled later
                 # The router stays in float32, whatever the rest is.
                 kept_dtype = empty.dtype if isinstance(module, Router) else self.dtype
                 filled = torch.empty(empty.shape, dtype=kept_dtype, device=self.device)

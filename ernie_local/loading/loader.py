@@ -16,6 +16,7 @@ from typing import Concatenate, ParamSpec
 import torch
 
 from ernie_local import defaults
+from ernie_local.checkpoint.parts import is_for_images
 from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.engine import check_token_counts
@@ -100,7 +101,8 @@ def load_model(
         if on_progress is not None:
             # Paged experts are read when they are needed, packed ones on the CPU in the background.
             is_whole = setup is None and (demand.is_on_gpu or not config.has_packed_experts)
-            _report_reads(checkpoint, on_progress, with_experts=is_whole)
+            swaps = setup is not None and setup.swaps_image_weights
+            _report_reads(checkpoint, on_progress, with_experts=is_whole, with_image_weights=not swaps)
         network = build_model(checkpoint, config, dtype, device, setup, recorder, choices.kernels)
         if setup is not None:
             checkpoint.drop_cached()
@@ -116,10 +118,18 @@ def _choices(options: LoadOptions) -> str:
     return f"{options.small_below} {options.gpu_kernels}"
 
 
-def _report_reads(checkpoint: Checkpoint, on_progress: OnProgress, *, with_experts: bool) -> None:
+def _report_reads(
+    checkpoint: Checkpoint, on_progress: OnProgress, *, with_experts: bool, with_image_weights: bool
+) -> None:
     sizes = {name: source.num_bytes for name, source in checkpoint.accounts.sources.items()}
     sizes |= {name: tensor.num_bytes for name, tensor in checkpoint.packed.items()}
-    total = sum(size for name, size in sizes.items() if with_experts or not name.startswith("experts."))
+
+    def is_read_now(name: str) -> bool:
+        if name.startswith("experts."):
+            return with_experts
+        return with_image_weights or not is_for_images(name)
+
+    total = sum(size for name, size in sizes.items() if is_read_now(name))
     num_read, reporting = 0, threading.Lock()
 
     def report(num_bytes: int) -> None:
@@ -218,7 +228,7 @@ def count_need(
     weights = checkpoint_weights(checkpoint, config, dtype, in_slots=demand.is_on_gpu)
     plan = paging_plan(checkpoint, config, paging)
     need = replace(
-        MemoryNeed.of_weights(config.text, weights.dense, weights.experts, plan),
+        MemoryNeed.of_weights(config.text, weights, plan),
         # Kept for as long as the weights are, and for nothing else.
         scratch_bytes=unpacking_room(config, demand.device, demand.gpu_kernels) if demand.is_on_gpu else 0,
         chunk_tokens=demand.chunk_tokens,
@@ -239,4 +249,4 @@ def _find_paging(placement: Placement, device: torch.device, options: PagingOpti
         gpu = GpuShare(
             CudaDevice(device), placement.gpu_bytes, placement.gpu_cache_bytes, placement.gpu_room_bytes
         )
-    return PagingSetup(placement.paged_bytes, options, gpu)
+    return PagingSetup(placement.paged_bytes, options, gpu, placement.swapped_bytes > 0)

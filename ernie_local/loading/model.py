@@ -30,6 +30,7 @@ from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.model_files import ModelFiles
 from ernie_local.replay.recorder import TraceRecorder
 from ernie_local.reuse.results import KeptResults
+from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
     from ernie_local.text.tokenizer import ErnieTokenizer
@@ -82,7 +83,11 @@ class LoadedModel:
 
     def paging_notes(self) -> list[str]:
         """Lines about paging that a user should read; may be none."""
-        return self.network.experts.describe()
+        notes, swapped = self.network.experts.describe(), self.network.image_weights
+        if swapped is not None:
+            size = format_bytes(swapped.num_bytes)
+            notes.append(f"vision tower and resampler: {size}, in memory only while images are encoded")
+        return notes
 
     def wait_until_resident(self) -> None:
         """Return when all weights that stay in memory have been read, so that speed can be measured.

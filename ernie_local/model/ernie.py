@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,20 @@ from ernie_local.model.vision import Resampler, VisionTower
 _Result = TypeVar("_Result")
 
 
+class SwappedWeights(Protocol):
+    """Weights that are in memory only while they are used, all or none."""
+
+    num_bytes: int  # in memory
+
+    def read(self) -> None:
+        """Bring them into memory, if they are not there."""
+        ...
+
+    def drop(self) -> None:
+        """Give their memory back, whatever a `read` has got to."""
+        ...
+
+
 class ErnieModel(nn.Module):
     """ERNIE-4.5-VL for one sequence; the state of the sequence is the KVCache that the caller keeps."""
 
@@ -43,6 +57,8 @@ class ErnieModel(nn.Module):
         self._gpu_kernels = gpu_kernels
         self.config = config
         self._experts: ExpertProvider | None = None
+        # Vision tower and resampler, where experts have their memory while no image is encoded.
+        self.image_weights: SwappedWeights | None = None
         text = config.text
         self.embed_tokens: Embedding | PackedEmbedding = Embedding(text.vocab_size, text.hidden_size)
         self.vision = VisionTower(config.vision)
@@ -85,7 +101,7 @@ class ErnieModel(nn.Module):
                     "ask when it has ended, or ask another model",
                 )
             if self._is_broken_off:
-                self.experts.abort()
+                self.abort()
             self.experts.check_unchanged()
             self._is_computing = self._is_broken_off = True
             try:
@@ -94,6 +110,16 @@ class ErnieModel(nn.Module):
             finally:
                 self._is_computing = False
             return result
+
+    def abort(self) -> None:
+        """Forget what a computation has begun that will not end. It may have stopped anywhere."""
+        self.drop_image_weights()
+        self.experts.abort()
+
+    def drop_image_weights(self) -> None:
+        """Give back the memory of weights that `encode_images` has read; of others, nothing."""
+        if self.image_weights is not None:
+            self.image_weights.drop()
 
     @property
     def experts(self) -> ExpertProvider:
@@ -117,7 +143,12 @@ class ErnieModel(nn.Module):
         return embedded
 
     def encode_images(self, images: Sequence[Patches]) -> list[Tensor]:
-        """Features of each image, (num_tokens, hidden_size), that replace its placeholders' embeddings."""
+        """Features of each image, (num_tokens, hidden_size), that replace its placeholders' embeddings.
+
+        `image_weights` are read unless they are in memory, and stay until they are dropped.
+        """
+        if self.image_weights is not None:
+            self.image_weights.read()
         features: list[Tensor] = []
         for together in tower_passes([image.pixel_values.shape[0] for image in images]):
             group = images[together]
@@ -128,8 +159,12 @@ class ErnieModel(nn.Module):
         return features
 
     def encoding_bytes(self, images: Sequence[Patches]) -> int:
-        """About the memory that `encode_images` takes besides its results (measured, within a tenth)."""
-        return encoding_bytes(self.config.vision, [image.pixel_values.shape[0] for image in images])
+        """About the memory that `encode_images` takes besides its results (measured, within a tenth).
+
+        With `image_weights` where they are not always there.
+        """
+        weights = 0 if self.image_weights is None or not images else self.image_weights.num_bytes
+        return weights + encoding_bytes(self.config.vision, [image.pixel_values.shape[0] for image in images])
 
     def decode_graphs(self, kv_dtype: torch.dtype) -> DecodeGraphs | None:
         """The graphs of one new cache of this dtype; None where decode is not recorded.

@@ -66,6 +66,9 @@ class Placement:
     where all experts are resident. gpu_bytes: of the second memory, for experts and the conversation.
     On a GPU only the KV cache shares it, and takes at most gpu_cache_bytes; all other work has gpu_room_bytes
     of its own. These two are None in RAM. spare_bytes: RAM that is left where all experts are resident.
+
+    swapped_bytes: of vision tower and resampler where they are in memory only while images are encoded, in
+    paged_bytes then; 0 where they stay.
     """
 
     paged_bytes: int | None
@@ -74,6 +77,7 @@ class Placement:
     gpu_room_bytes: int | None = None
     gpu_cache_bytes: int | None = None
     spare_bytes: int = field(default=0, compare=False)
+    swapped_bytes: int = 0
 
 
 def default_reserve(num_bytes: int) -> int:
@@ -163,7 +167,7 @@ def _fit(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed | None = N
     if working + need.resident_bytes <= left:
         return Placement(None, chunk, spare_bytes=need.spare_bytes(left - working))
     while (need.chunk_tokens is None and chunk > _SMALLEST_CHUNK) and (
-        working * _WORKING_SHARE > left or working + need.least_bytes(chunk) > left
+        working * _WORKING_SHARE > left + need.image_weight_bytes or working + need.least_bytes(chunk) > left
     ):
         chunk //= 2
         working = working_bytes(need.config, chunk)
@@ -172,7 +176,14 @@ def _fit(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed | None = N
         raise _refusal(memory, need, whole or need, memory.total - left + need.least_bytes(chunk))
     if left >= need.resident_bytes:
         return Placement(None, chunk, spare_bytes=need.spare_bytes(left))
-    return Placement(left, chunk)
+    swapped = 0 if _holds_experts_of_decode(need, left, chunk) else need.image_weight_bytes
+    return Placement(left + swapped, chunk, swapped_bytes=swapped)
+
+
+def _holds_experts_of_decode(need: MemoryNeed, left: int, chunk_tokens: int) -> bool:
+    """Whether these bytes hold every expert of decode besides a conversation: more of them gain nothing."""
+    enough = max(need.text_expert_bytes, need.least_expert_bytes or 0)
+    return left >= enough + need.prefill_bytes(chunk_tokens)
 
 
 def _place_in_ram(need: MemoryNeed, ram: AvailableMemory) -> Placement:
@@ -216,9 +227,9 @@ def _refusal(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed, least
         hint = f"{parameter(memory.limit_name, f'{rounded}MiB')}, {smaller}"
     return DoesNotFit(
         f"the model needs at least {format_bytes(least)} of memory, {available}",
-        f"every token reads {format_bytes(need.fixed_bytes)} of weights, the KV cache takes "
-        f"{format_bytes(need.cache_bytes)}, and the rest is the experts of one token, workspace and the "
-        "process itself",
+        f"every token reads {format_bytes(need.fixed_bytes - need.image_weight_bytes)} of weights, the KV "
+        f"cache takes {format_bytes(need.cache_bytes)}, and the rest is the experts of one token, workspace "
+        "and the process itself",
         hint,
     )
 

@@ -97,7 +97,7 @@ def session_terms(model: ModelSize, chat: ChatPlan, num_gpus: int) -> list[Term]
 
 def _need(model: ModelSize, chat: ChatPlan) -> MemoryNeed:
     weights, plan = model.weights(chat.item_bytes, in_slots=True), model.paging_plan
-    need = MemoryNeed.of_weights(model.config.text, weights.dense, weights.experts, plan)
+    need = MemoryNeed.of_weights(model.config.text, weights, plan)
     return chat_need_on_gpu(need, model.config, chat)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
-from ernie_local.checkpoint.parts import ModelTensor, experts_part
+from ernie_local.checkpoint.parts import IMAGE_PARTS, ModelTensor, experts_part
 from ernie_local.config import ExpertBank, ModelConfig, TextConfig
 from ernie_local.defaults import roomier_context
 from ernie_local.errors import DoesNotFit, parameter
@@ -105,6 +105,9 @@ class MemoryNeed:
 
     Of images that come first, in RAM: encoding_bytes while they are encoded; image_bytes from then on until
     the prompt has been read, and mixed_token_bytes for each token of a chunk. image_tokens: in the cache.
+
+    image_weight_bytes: of dense_bytes, what may leave RAM while no image is encoded; 0 where that gains no
+    frame. text_expert_bytes: of the frames that hold every expert of decode.
     """
 
     config: TextConfig
@@ -121,12 +124,23 @@ class MemoryNeed:
     image_bytes: int = 0
     mixed_token_bytes: int = 0
     image_tokens: int = 0
+    image_weight_bytes: int = 0
+    text_expert_bytes: int = 0
 
     @classmethod
-    def of_weights(cls, config: TextConfig, dense: int, experts: int, plan: PagingPlan | None) -> MemoryNeed:
-        """What weights of these bytes take, before any conversation. No plan: experts cannot be paged."""
-        least = None if plan is None else plan.least_bytes
-        return cls(config=config, dense_bytes=dense, expert_bytes=experts, least_expert_bytes=least)
+    def of_weights(cls, config: TextConfig, weights: WeightBytes, plan: PagingPlan | None) -> MemoryNeed:
+        """What these weights take, before any conversation. No plan: experts cannot be paged."""
+        need = cls(
+            config=config, dense_bytes=weights.dense, expert_bytes=weights.experts, least_expert_bytes=None
+        )
+        if plan is None:
+            return need
+        return dataclasses.replace(
+            need,
+            least_expert_bytes=plan.least_bytes,
+            image_weight_bytes=weights.for_images if weights.for_images >= plan.frame_bytes else 0,
+            text_expert_bytes=plan.bytes_of("text"),
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -153,22 +167,30 @@ class MemoryNeed:
         return max(0, left - self.expert_bytes - self.cache_bytes - beside)
 
     def least_bytes(self, chunk_tokens: int) -> int:
-        """The least that experts and the conversation have together, wherever experts are."""
-        return min(self.paged_bytes(chunk_tokens), self.resident_bytes)
+        """The least that experts and the conversation have together besides `fixed_bytes`.
 
-    def paged_bytes(self, chunk_tokens: int) -> int:
-        """The least that experts and the conversation have together where experts are paged."""
+        Below 0 where the weights for images leave more memory than is needed.
+        """
+        swapped = self.image_weight_bytes
+        return min(self.paged_bytes(chunk_tokens, swapped) - swapped, self.resident_bytes)
+
+    def paged_bytes(self, chunk_tokens: int, swapped_bytes: int) -> int:
+        """The least that experts and the conversation have together where experts are paged.
+
+        swapped_bytes: of weights for images, which are there only while these are encoded.
+        """
         beside = self.room_bytes
         if beside is None:
-            beside = max(self.vision_bytes(chunk_tokens), self.prefill_bytes(chunk_tokens))
+            beside = max(self.vision_bytes(chunk_tokens, swapped_bytes), self.prefill_bytes(chunk_tokens))
         else:
             beside += self.cache_bytes
         least = self.expert_bytes if self.least_expert_bytes is None else self.least_expert_bytes
         return least + beside
 
-    def vision_bytes(self, chunk_tokens: int) -> int:
+    def vision_bytes(self, chunk_tokens: int, swapped_bytes: int) -> int:
         """What images take of RAM beside paged experts while they are encoded; the cache is empty then."""
-        return self.encoding_bytes + self._held_bytes(chunk_tokens)
+        weights = swapped_bytes if self.image_tokens else 0
+        return weights + self.encoding_bytes + self._held_bytes(chunk_tokens)
 
     def prefill_bytes(self, chunk_tokens: int) -> int:
         """What the conversation takes of RAM beside paged experts while its last chunk is read."""
@@ -230,6 +252,7 @@ def chat_need_on_gpu(need: MemoryNeed, config: ModelConfig, chat: ChatPlan) -> M
         cache_bytes=held * chat.kv_size(config.text).bytes_per_token,
         context_size=chat.context_size,
         room_bytes=gpu_room(config, chat, need.chunk_tokens),
+        image_weight_bytes=0,  # they stay on a GPU
     )
 
 
@@ -274,6 +297,11 @@ class WeightBytes:
     def text_experts(self) -> int:
         """Of the routed experts that serve text tokens, and so decoding."""
         return sum(self.parts.get(experts_part(bank.name), 0) for bank in self.banks if "text" in bank.serves)
+
+    @property
+    def for_images(self) -> int:
+        """Of all that only images pass through."""
+        return sum(self.parts.get(part, 0) for part in IMAGE_PARTS)
 
     @property
     def expert_parts(self) -> dict[str, int]:

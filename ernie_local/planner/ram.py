@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ernie_local.checkpoint.parts import IMAGE_PARTS
 from ernie_local.defaults import feature_bytes
 from ernie_local.errors import DoesNotFit
 from ernie_local.model.memory_use import (
@@ -98,7 +99,8 @@ def plan_cpu(model: ModelSize, chat: ChatPlan, budget: Budget) -> CpuPlan:
         placement = place(need, budget.memory(used))
     if placement is not None and placement.paged_bytes is not None:
         # Without a limit `load` places a usual conversation; this chat fills its context.
-        placement = placement if placement.paged_bytes >= need.paged_bytes(placement.chunk_tokens) else None
+        enough = need.paged_bytes(placement.chunk_tokens, placement.swapped_bytes)
+        placement = placement if placement.paged_bytes >= enough else None
     shown = placement or place(need, Budget(least).memory(used))
     memory = MemoryPlan("ram", _terms(model, chat, shown, need), budget.allowed_bytes)
     slots, plan = memory.in_decode(_SLOTS), model.paging_plan
@@ -113,7 +115,7 @@ def process_bytes(chat: ChatPlan) -> int:
 
 def _need(model: ModelSize, chat: ChatPlan, budget: Budget) -> MemoryNeed:
     weights, plan = model.weights(chat.item_bytes), model.paging_plan
-    need = MemoryNeed.of_weights(model.config.text, weights.dense, weights.experts, plan)
+    need = MemoryNeed.of_weights(model.config.text, weights, plan)
     return chat_need(need, model.config, model.processor, chat, budget.limit_bytes)
 
 
@@ -126,8 +128,12 @@ def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryN
         Term("opened images", "computed", {"load": opened, "vision": Amount(0, 0, opened.best)}),
         Term("modules and threads", "measured", dict.fromkeys(_AFTER_LOAD, _LATE)),
     ]
-    present = [part.name for part in model.parts if is_resident or not part.is_routed]
-    terms += [Term.exact(name, weights.parts.get(name, 0)) for name in present]
+    for name in [part.name for part in model.parts if is_resident or not part.is_routed]:
+        num_bytes = Amount.exactly(weights.parts.get(name, 0))
+        if not placement.swapped_bytes or name not in IMAGE_PARTS:
+            terms.append(Term.always(name, "exact", num_bytes))
+        elif chat.images:
+            terms.append(Term(name, "exact", {"vision": num_bytes}))
     # Packed weights besides paged experts come in whole huge pages; where all are resident they are mapped.
     has_end = model.config.quantization is not None and not is_resident
     ends = Amount(0, HUGE_PAGE // 2, HUGE_PAGE) if has_end else NOTHING
@@ -135,7 +141,7 @@ def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryN
     if placement.paged_bytes is not None:
         chunk = placement.chunk_tokens
         beside: dict[Phase, int] = {
-            "vision": need.vision_bytes(chunk),
+            "vision": need.vision_bytes(chunk, placement.swapped_bytes),
             "prefill": need.prefill_bytes(chunk),
             "decode": need.decode_bytes(chunk),
         }

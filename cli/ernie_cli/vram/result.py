@@ -100,6 +100,7 @@ class CpuPlanObject:
     experts: Literal["resident", "paged"] | None  #: Null where it does not fit.
     chunk_tokens: int | None  #: Tokens of a prompt that are computed at a time.
     slots_bytes: int | None  #: Memory for paged experts in decode.
+    swapped_bytes: int  #: Of vision tower and resampler if they are there only while images are encoded.
     resident_share: float  #: Share of the text experts that are in it.
     least_bytes: int  #: The smallest limit that works.
     resident_bytes: int  #: The smallest limit with all experts in memory.
@@ -234,6 +235,7 @@ class VramResult:
             report.cpu,
             experts=experts,
             chunk_tokens=None if placement is None else placement.chunk_tokens,
+            swapped_bytes=0 if placement is None else placement.swapped_bytes,
             speed=report.cpu_speed,
             start=report.start,
         )

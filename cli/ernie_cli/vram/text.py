@@ -77,8 +77,10 @@ def _verdict_lines(report: Report) -> Iterator[str]:
         yield _GPU_NOTICE
         return
     yield f"on the CPU: {_cpu_verdict(report)}"
-    if not report.cpu.fits:
+    if report.cpu.placement is None:
         return
+    if swapped := report.cpu.placement.swapped_bytes:
+        yield f"vision tower and resampler: {format_bytes(swapped)}, in memory only while images are encoded"
     yield _speed_text(report.cpu_speed)
     if report.start is not None:
         yield _start_text(report.start)

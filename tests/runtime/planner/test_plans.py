@@ -29,15 +29,8 @@ def with_image(conversation: ChatPlan, size: tuple[int, int] = (1240, 1754)) -> 
 
 
 def short_need() -> MemoryNeed:
-    weights, paging = W4.weights(4), W4.paging_plan
-    assert paging is not None
-    return MemoryNeed(
-        config=W4.config.text,
-        dense_bytes=weights.dense,
-        expert_bytes=weights.experts,
-        least_expert_bytes=paging.least_bytes,
-        cache_bytes=1024 * 57344,
-    )
+    need = MemoryNeed.of_weights(W4.config.text, W4.weights(4), W4.paging_plan)
+    return dataclasses.replace(need, cache_bytes=1024 * 57344)
 
 
 def best(plan: CpuPlan, name: str) -> dict[str, int]:
@@ -79,7 +72,7 @@ def test_experts_go_where_load_puts_them(limit: int) -> None:
 
 
 def test_the_least_limit_is_taken_and_less_is_refused() -> None:
-    plan = plan_cpu(W4, SHORT, Budget(2 * GIB))
+    plan = plan_cpu(W4, SHORT, Budget(GIB))
     assert not plan.fits
     assert plan_cpu(W4, SHORT, Budget(plan.least_bytes)).fits
     assert not plan_cpu(W4, SHORT, Budget(plan.least_bytes - 1)).fits
