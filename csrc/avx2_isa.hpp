@@ -28,7 +28,7 @@ struct Avx2 {
     static constexpr bool kTokenPairs = false;
     static constexpr bool kAsksFar = false;  // on Zen 3 it is in the way of the processor's own streams
     static constexpr int kNearBytes = 1792;
-    static constexpr int kDotVectors = 1;  // two would not fit into 16 registers
+    static constexpr int kDotVectors = 5, kDotRows = 1;  // ten sums, a row and a vector in 16 registers
     static constexpr bool kHasBlocks = true;
     static constexpr bool kShortSums = true;
 

@@ -16,7 +16,7 @@ struct Avx512 {
     static constexpr bool kTokenPairs = false;
     static constexpr bool kAsksFar = true;
     static constexpr int kNearBytes = 1024;
-    static constexpr int kDotVectors = 5;  // with four rows: 20 sums, 4 rows and a vector in 32 registers
+    static constexpr int kDotVectors = 5, kDotRows = 4;  // 20 sums, 4 rows and a vector in 32 registers
     static constexpr bool kHasBlocks = false;
     static constexpr bool kShortSums = false;
 

@@ -29,7 +29,7 @@ struct Neon {
     static constexpr bool kTokenPairs = false;
     static constexpr bool kAsksFar = true;
     static constexpr int kNearBytes = 1024;
-    static constexpr int kDotVectors = 1;
+    static constexpr int kDotVectors = 1, kDotRows = 4;
     static constexpr bool kHasBlocks = false;
     static constexpr bool kShortSums = false;
 

@@ -19,28 +19,34 @@ ERNIE_LOCAL_INLINE typename Isa::Floats load_rest(const uint8_t* from, int count
 template <class Isa, class Numbers, int kVectors>
 ERNIE_LOCAL_INLINE void dot_four(const uint8_t* const rows[4], int columns, const float* vectors, float out[][4]) {
     using Floats = typename Isa::Floats;
+    constexpr int kRows = kVectors == 1 ? 4 : Isa::kDotRows;  // whose sums are in registers at a time
+    const int whole = columns / kLanes * kLanes;
     Floats sums[kVectors][4];
-    for (int vector = 0; vector < kVectors; ++vector)
-        for (int i = 0; i < 4; ++i) sums[vector][i] = Isa::splat(0.0f);
-    int column = 0;
-    for (; column + kLanes <= columns; column += kLanes) {
-        Floats numbers[4];
-        for (int i = 0; i < 4; ++i) numbers[i] = Numbers::load(rows[i] + Numbers::kBytes * column);
-        for (int vector = 0; vector < kVectors; ++vector) {
-            const Floats factors = Isa::load(vectors + static_cast<size_t>(vector) * columns + column);
-            for (int i = 0; i < 4; ++i) sums[vector][i] = Isa::multiply_add(numbers[i], factors, sums[vector][i]);
+    for (int first = 0; first < 4; first += kRows) {
+        Floats chains[kVectors][kRows];
+        for (int vector = 0; vector < kVectors; ++vector)
+            for (int i = 0; i < kRows; ++i) chains[vector][i] = Isa::splat(0.0f);
+        for (int column = 0; column < whole; column += kLanes) {
+            Floats numbers[kRows];
+            for (int i = 0; i < kRows; ++i) numbers[i] = Numbers::load(rows[first + i] + Numbers::kBytes * column);
+            for (int vector = 0; vector < kVectors; ++vector) {
+                const Floats factors = Isa::load(vectors + static_cast<size_t>(vector) * columns + column);
+                for (int i = 0; i < kRows; ++i) chains[vector][i] = Isa::multiply_add(numbers[i], factors, chains[vector][i]);
+            }
         }
+        for (int vector = 0; vector < kVectors; ++vector)
+            for (int i = 0; i < kRows; ++i) sums[vector][first + i] = chains[vector][i];
     }
     for (int vector = 0; vector < kVectors; ++vector) Isa::sums(sums[vector], out[vector]);
-    if (column == columns) return;
+    if (whole == columns) return;
     // Into sums of their own: the others stay in registers.
-    const int rest = columns - column;
+    const int rest = columns - whole;
     for (int vector = 0; vector < kVectors; ++vector) {
-        const Floats factors = load_some<Isa>(vectors + static_cast<size_t>(vector) * columns + column, rest);
+        const Floats factors = load_some<Isa>(vectors + static_cast<size_t>(vector) * columns + whole, rest);
         Floats products[4];
         float rests[4];
         for (int i = 0; i < 4; ++i)
-            products[i] = Isa::multiply(load_rest<Isa, Numbers>(rows[i] + Numbers::kBytes * column, rest), factors);
+            products[i] = Isa::multiply(load_rest<Isa, Numbers>(rows[i] + Numbers::kBytes * whole, rest), factors);
         Isa::sums(products, rests);
         for (int i = 0; i < 4; ++i) out[vector][i] += rests[i];
     }
