@@ -31,6 +31,12 @@ ERNIE_LOCAL_INLINE void store_new_token(const AttendTask& task, float* turned) {
     }
 }
 
+template <class Isa, CacheFormat kFormat>
+void store_token(const AttendTask& task) {
+    float turned[kMostHeadDim];
+    store_new_token<Isa, Stored<Isa, kFormat>>(task, turned);
+}
+
 ERNIE_LOCAL_INLINE void multiply_by(float* values, const float* factors, int count) {
     for (int i = 0; i < count; ++i) values[i] *= factors[i];
 }

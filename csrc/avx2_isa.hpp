@@ -18,6 +18,7 @@ struct Avx2 {
     struct Ints {
         __m256i half[2];
     };
+    static constexpr int kPairRows = 6;    // with two registers of columns and two of products: 16
     struct Floats {
         __m256 half[2];
     };
@@ -109,6 +110,17 @@ struct Avx2 {
             return _mm256_add_epi32(sum.half[i], _mm256_madd_epi16(pairs, ones));
         });
     }
+    // Two int16 of each lane times the two of `pair`, added to the lane's sum.
+    static ERNIE_LOCAL_INLINE Ints dot_shorts(const Ints& sum, const Codes& pairs, int32_t pair) {
+        const __m256i both = _mm256_set1_epi32(pair);
+        Ints out = sum;
+        for (int i = 0; i < 2; ++i) {
+            const __m256i products = _mm256_madd_epi16(pairs.half[i], both);
+            // Added in its place: left to itself GCC moves sums from register to register, and some out of them.
+            asm("vpaddd %1, %0, %0" : "+x"(out.half[i]) : "x"(products));
+        }
+        return out;
+    }
     static ERNIE_LOCAL_INLINE Ints add(const Ints& a, const Ints& b) {
         return ints([&](int i) { return _mm256_add_epi32(a.half[i], b.half[i]); });
     }
@@ -182,6 +194,19 @@ struct Avx2 {
     }
     static ERNIE_LOCAL_INLINE Floats to_floats(const Ints& values) {
         return floats([&](int i) { return _mm256_cvtepi32_ps(values.half[i]); });
+    }
+    static ERNIE_LOCAL_INLINE Ints to_ints(const Floats& values) {
+        return ints([&](int i) { return _mm256_cvtps_epi32(values.half[i]); });
+    }
+    static ERNIE_LOCAL_INLINE Floats times_power(const Floats& values, const Ints& powers) {
+        return floats([&](int i) {
+            const __m256i bits = _mm256_castps_si256(values.half[i]);
+            return _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_slli_epi32(powers.half[i], 23)));
+        });
+    }
+    static ERNIE_LOCAL_INLINE void store_shorts(int16_t* to, const Ints& values) {
+        const __m256i mixed = _mm256_packs_epi32(values.half[0], values.half[1]);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(mixed, 0xd8));
     }
     static ERNIE_LOCAL_INLINE Floats splat(float value) { return {{_mm256_set1_ps(value), _mm256_set1_ps(value)}}; }
     static ERNIE_LOCAL_INLINE Floats multiply(const Floats& a, const Floats& b) {

@@ -1,10 +1,13 @@
 #include "decode_bindings.hpp"
 
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/vector.h>
 
 #include <limits>
 #include <optional>
+#include <vector>
 
+#include "block_attention.hpp"
 #include "decode_ops.hpp"
 #include "tensor_view.hpp"
 
@@ -85,6 +88,62 @@ bool bound_decode_attention(nb::handle queries_tensor, nb::handle keys_tensor, n
     return true;
 }
 
+bool bound_chunk_attention(nb::handle queries_tensor, nb::handle keys_tensor, nb::handle values_tensor,
+                           nb::handle cosines_tensor, nb::handle sines_tensor, nb::handle cached_keys_tensor,
+                           nb::handle cached_values_tensor, std::optional<nb::handle> key_scales_tensor,
+                           std::optional<nb::handle> value_scales_tensor, int64_t length, nb::handle out_tensor) {
+    const TensorView queries(queries_tensor), keys(keys_tensor), values(values_tensor), cosines(cosines_tensor),
+        sines(sines_tensor), out(out_tensor);
+    if (!queries.has_dimensions(3)) return false;
+    const int64_t num_tokens = queries.size(0), heads = queries.size(1);
+    ChunkCall chunk{};
+    AttentionCall& call = chunk.call;
+    if (!read_cache({cached_keys_tensor, cached_values_tensor, key_scales_tensor, value_scales_tensor}, length, heads, call))
+        return false;
+    const int64_t head_dim = call.head_dim, angles = head_dim / 2;
+    if (head_dim > kMostHeadDim || num_tokens < 1 || num_tokens > call.capacity - length || !is_int(num_tokens * heads))
+        return false;
+    if (!queries.is_rows(kFloat, {num_tokens, heads, head_dim}) || !keys.is_rows(kFloat, {num_tokens, call.kv_heads, head_dim}) ||
+        !values.is_rows(kFloat, {num_tokens, call.kv_heads, head_dim}) || !cosines.is(kFloat, {num_tokens, angles}) ||
+        !sines.is(kFloat, {num_tokens, angles}) || !out.is(kFloat, {num_tokens, heads, head_dim}))
+        return false;
+    call.queries = queries.data<const float>();
+    call.keys = keys.data<const float>();
+    call.values = values.data<const float>();
+    call.cosines = cosines.data<const float>();
+    call.sines = sines.data<const float>();
+    call.out = out.data<float>();
+    chunk.num_tokens = static_cast<int>(num_tokens);
+    chunk.query_stride = queries.row_stride();
+    chunk.key_stride = keys.row_stride();
+    chunk.value_stride = values.row_stride();
+    const nb::gil_scoped_release released;
+    chunk_attention(chunk);
+    return true;
+}
+
+bool bound_frame_attention(nb::handle states_tensor, nb::handle cosines_tensor, nb::handle sines_tensor, int64_t heads,
+                           const std::vector<int64_t>& frame_sizes, nb::handle out_tensor) {
+    const TensorView states(states_tensor), cosines(cosines_tensor), sines(sines_tensor), out(out_tensor);
+    if (!states.has_dimensions(2) || heads < 1 || states.size(1) % (3 * heads) != 0) return false;
+    const int64_t patches = states.size(0), head_dim = states.size(1) / (3 * heads);
+    if (head_dim < 2 || head_dim % 2 || head_dim > kMostHeadDim || !is_int(patches) || !is_int(heads)) return false;
+    if (!states.is(kFloat, {patches, 3 * heads * head_dim}) || !cosines.is(kFloat, {patches, head_dim / 2}) ||
+        !sines.is(kFloat, {patches, head_dim / 2}) || !out.is(kFloat, {patches, heads * head_dim}))
+        return false;
+    int64_t left = patches;
+    for (const int64_t size : frame_sizes) {
+        if (size < 1 || size > left || !is_int(size * heads)) return false;
+        left -= size;
+    }
+    if (left != 0 || frame_sizes.empty() || !is_int(static_cast<int64_t>(frame_sizes.size()))) return false;
+    const nb::gil_scoped_release released;
+    frame_attention({states.data<const float>(), cosines.data<const float>(), sines.data<const float>(), frame_sizes.data(),
+                     static_cast<int>(frame_sizes.size()), static_cast<int>(heads), static_cast<int>(head_dim),
+                     out.data<float>()});
+    return true;
+}
+
 }  // namespace
 
 bool read_cache(const CacheTensors& cache, int64_t length, int64_t heads, AttentionCall& call) {
@@ -141,6 +200,13 @@ void bind_decode_ops(nb::module_& module) {
                nb::arg("cosines"), nb::arg("sines"), nb::arg("cached_keys"), nb::arg("cached_values"),
                nb::arg("key_scales").none(), nb::arg("value_scales").none(), nb::arg("length"), nb::arg("out"),
                "Fills out and the cache's row `length`; False, having done nothing, if the arguments do not fit.");
+    module.def("chunk_attention", &bound_chunk_attention, nb::arg("queries"), nb::arg("keys"), nb::arg("values"),
+               nb::arg("cosines"), nb::arg("sines"), nb::arg("cached_keys"), nb::arg("cached_values"),
+               nb::arg("key_scales").none(), nb::arg("value_scales").none(), nb::arg("length"), nb::arg("out"),
+               "As decode_attention, for tokens one behind the other: rows of queries, keys and values may have gaps.");
+    module.def("frame_attention", &bound_frame_attention, nb::arg("states"), nb::arg("cosines"), nb::arg("sines"),
+               nb::arg("heads"), nb::arg("frame_sizes"), nb::arg("out"),
+               "Fills out; False, having done nothing, if the arguments do not fit each other.");
 }
 
 }  // namespace ernie_local

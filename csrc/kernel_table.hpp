@@ -85,6 +85,56 @@ using AttendKernel = void (*)(const AttendTask& task);
 // out[head_dim]: the attention of the `query`-th of a group, from all pieces of the context.
 using MergeKernel = void (*)(const AttendPart* parts, int num_parts, int query, int head_dim, float* out);
 
+// Attention of many queries goes over blocks of keys, with blocks of rows: a row is one token's query of one head.
+constexpr int kKeyBlock = 128, kRowBlock = 96;
+constexpr int kMostHeadDim = 128;
+
+// Which numbers of a head are turned together: neighbours, or those half a head apart.
+enum class Turn { kNone, kPairs, kHalves };
+
+// Keys and values of up to kKeyBlock tokens of one head, rounded to whole steps and interleaved for products of pairs.
+struct alignas(64) KeyBlock {
+    int16_t keys[kKeyBlock * kMostHeadDim];    // [key / 16][column / 2][16 keys][2 columns], columns up to whole 16
+    int16_t values[kKeyBlock * kMostHeadDim];  // [column / 16][key / 2][16 columns][2 keys]
+    float key_steps[kKeyBlock];       // of each token: NaN if its key or value is NaN or infinite
+    float value_steps[kMostHeadDim];  // of each column
+    bool is_broken;                   // whether one of the tokens is
+};
+// ernie_local/model/memory_use.py counts with this.
+static_assert(sizeof(KeyBlock) == 66624, "the planner knows the size of a block");
+
+
+struct KeyBlockTask {
+    const uint8_t *keys, *values;               // of the first token
+    size_t token_bytes;                         // from one token to the next
+    const float *key_scales, *value_scales;     // [count], int8 only
+    const float *cosines, *sines;               // [count][head_dim / 2]; null where keys are turned already
+    int count, head_dim;                        // head_dim even, at most kMostHeadDim
+    KeyBlock* out;
+};
+using KeyBlockKernel = void (*)(const KeyBlockTask& task);
+
+// Rows [0, count) of one key-value head, those of a token one after the other, over blocks that follow each other.
+struct RowBlockTask {
+    const float* queries;               // of the first token's first row
+    size_t token_stride;                // from one token's queries to the next one's
+    const float *cosines, *sines;       // [tokens][head_dim / 2], of the first token
+    Turn turn;
+    int group, first_row, count;        // rows of a token; the first one is first_row-th of its token
+    int head_dim;
+    const KeyBlock* blocks;
+    int num_blocks;
+    int64_t num_keys;                   // in these blocks
+    // How many of these keys the first token sees: the next one sees one more. Without masks: kSeesAll.
+    int64_t first_sees;
+    bool is_first, is_last;             // whether no blocks came before, or come after
+    float *largest, *total;             // [count], kept from blocks to blocks
+    float* out;                         // where queries lie, with out_stride
+    size_t out_stride;
+};
+constexpr int64_t kSeesAll = INT64_MAX / 2;
+using RowBlockKernel = void (*)(const RowBlockTask& task);
+
 // What codes, scales and zeros of a format can be; whole numbers, held as floats where they are computed with.
 struct CodeRange {
     int group_size;
@@ -152,6 +202,9 @@ struct KernelTable {
     SoftmaxKernel softmax;
     AttendKernel attend[kNumCacheFormats];
     MergeKernel merge;
+    AttendKernel store_token[kNumCacheFormats];  // of head_dim up to kMostHeadDim; reads what is new, attends to nothing
+    KeyBlockKernel round_keys[kNumCacheFormats];
+    RowBlockKernel attend_rows;
     StripKernel<SearchTask> search_ranges;
     StripKernel<WholeTask> choose_whole;
     StripKernel<GptqTask> gptq_block;

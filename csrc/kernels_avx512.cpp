@@ -19,6 +19,7 @@ struct Avx512 {
     static constexpr int kDotVectors = 5, kDotRows = 4;  // 20 sums, 4 rows and a vector in 32 registers
     static constexpr bool kHasBlocks = false;
     static constexpr bool kShortSums = false;
+    static constexpr int kPairRows = 12;  // sums that do not wait for each other
 
     static ERNIE_LOCAL_INLINE void prefetch_far(const uint8_t* from) {
         _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1);
@@ -45,6 +46,10 @@ struct Avx512 {
         return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(word));
     }
     static ERNIE_LOCAL_INLINE Ints dot_w8(Ints sum, Codes codes, const int8_t* four) { return dot(sum, codes, four); }
+    // Two int16 of each lane times the two of `pair`, added to the lane's sum.
+    static ERNIE_LOCAL_INLINE Ints dot_shorts(Ints sum, Codes pairs, int32_t pair) {
+        return _mm512_dpwssd_epi32(sum, pairs, _mm512_set1_epi32(pair));
+    }
     static ERNIE_LOCAL_INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
     static ERNIE_LOCAL_INLINE Ints load_bytes(const uint8_t* from) {
         return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
@@ -72,6 +77,13 @@ struct Avx512 {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     }
     static ERNIE_LOCAL_INLINE Floats to_floats(Ints ints) { return _mm512_cvtepi32_ps(ints); }
+    static ERNIE_LOCAL_INLINE Ints to_ints(Floats floats) { return _mm512_cvtps_epi32(floats); }
+    static ERNIE_LOCAL_INLINE Floats times_power(Floats floats, Ints powers) {
+        return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(floats), _mm512_slli_epi32(powers, 23)));
+    }
+    static ERNIE_LOCAL_INLINE void store_shorts(int16_t* to, Ints ints) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtsepi32_epi16(ints));
+    }
     static ERNIE_LOCAL_INLINE Floats splat(float value) { return _mm512_set1_ps(value); }
     static ERNIE_LOCAL_INLINE Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
     static ERNIE_LOCAL_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }

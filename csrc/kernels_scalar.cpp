@@ -23,6 +23,7 @@ struct Scalar {
     static constexpr int kDotVectors = 1, kDotRows = 4;
     static constexpr bool kHasBlocks = false;
     static constexpr bool kShortSums = false;
+    static constexpr int kPairRows = 1;
 
     static void prefetch_far(const uint8_t*) {}
     static void prefetch_near(const uint8_t*) {}
@@ -54,6 +55,14 @@ struct Scalar {
         return sum;
     }
     static Ints dot_w8(Ints sum, const Codes& codes, const int8_t* four) { return dot(sum, codes, four); }
+    // Two int16 of each lane times the two of `pair`, added to the lane's sum.
+    static Ints dot_shorts(Ints sum, const Codes& pairs, int32_t pair) {
+        int16_t all[32], both[2];
+        std::memcpy(all, pairs.byte, sizeof all);
+        std::memcpy(both, &pair, sizeof both);
+        for (int i = 0; i < 16; ++i) sum.lane[i] += all[2 * i] * both[0] + all[2 * i + 1] * both[1];
+        return sum;
+    }
     static Ints add(Ints a, const Ints& b) {
         for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
         return a;
@@ -90,6 +99,33 @@ struct Scalar {
     }
     static Floats to_floats(const Ints& ints) {
         return each([&](int i) { return static_cast<float>(ints.lane[i]); });
+    }
+    // To the nearest whole number, of less than 2^22: the sum has it in its lowest bits.
+    static Ints to_ints(const Floats& floats) {
+        Ints out;
+        for (int i = 0; i < 16; ++i) {
+            const float sum = floats.lane[i] + 12582912.0f;
+            std::memcpy(&out.lane[i], &sum, 4);
+            out.lane[i] -= 0x4b400000;
+        }
+        return out;
+    }
+    // Each times 2 to the power: added to its exponent, which must not overflow.
+    static Floats times_power(Floats floats, const Ints& powers) {
+        for (int i = 0; i < 16; ++i) {
+            uint32_t bits;
+            std::memcpy(&bits, &floats.lane[i], 4);
+            bits += static_cast<uint32_t>(powers.lane[i]) << 23;
+            std::memcpy(&floats.lane[i], &bits, 4);
+        }
+        return floats;
+    }
+    // The nearest int16.
+    static void store_shorts(int16_t* to, const Ints& ints) {
+        for (int i = 0; i < 16; ++i) {
+            const int32_t lane = ints.lane[i];
+            to[i] = static_cast<int16_t>(lane < -32768 ? -32768 : lane > 32767 ? 32767 : lane);
+        }
     }
     static Floats splat(float value) {
         return each([=](int) { return value; });

@@ -2,11 +2,20 @@
 #pragma once
 
 #include "attention_kernel.hpp"
+#include "block_attention_kernel.hpp"
 #include "block_kernel.hpp"
 #include "quantize_kernel.hpp"
 #include "tile_kernel.hpp"
 
 namespace ernie_local {
+
+template <class Isa, CacheFormat kFormat>
+void fill_cache_format(KernelTable& table) {
+    constexpr int at = static_cast<int>(kFormat);
+    table.attend[at] = &attend<Isa, kFormat>;
+    table.store_token[at] = &store_token<Isa, kFormat>;
+    table.round_keys[at] = &round_keys<Isa, kFormat>;
+}
 
 template <class Isa>
 KernelTable make_table(const char* name) {
@@ -21,11 +30,12 @@ KernelTable make_table(const char* name) {
     table.rms_norm = &rms_norm_row<Isa>;
     table.dot = &dot_floats<Isa>;
     table.softmax = &softmax_row<Isa>;
-    table.attend[static_cast<int>(CacheFormat::kFloat32)] = &attend<Isa, CacheFormat::kFloat32>;
-    table.attend[static_cast<int>(CacheFormat::kBFloat16)] = &attend<Isa, CacheFormat::kBFloat16>;
-    table.attend[static_cast<int>(CacheFormat::kFloat16)] = &attend<Isa, CacheFormat::kFloat16>;
-    table.attend[static_cast<int>(CacheFormat::kInt8)] = &attend<Isa, CacheFormat::kInt8>;
+    fill_cache_format<Isa, CacheFormat::kFloat32>(table);
+    fill_cache_format<Isa, CacheFormat::kBFloat16>(table);
+    fill_cache_format<Isa, CacheFormat::kFloat16>(table);
+    fill_cache_format<Isa, CacheFormat::kInt8>(table);
     table.merge = &merge_parts<Isa>;
+    table.attend_rows = &attend_rows<Isa>;
     table.search_ranges = &quantizing::search_ranges<Isa>;
     table.choose_whole = &quantizing::choose_whole<Isa>;
     table.gptq_block = &quantizing::gptq_block<Isa>;

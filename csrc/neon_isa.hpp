@@ -20,6 +20,7 @@ struct Neon {
     struct Floats {
         float32x4_t quarter[4];
     };
+    static constexpr int kPairRows = 4;
     struct Codes {
         uint8x16_t quarter[4];
     };
@@ -84,6 +85,15 @@ struct Neon {
             return vdotq_s32(sum.quarter[i], vreinterpretq_s8_u8(weights), columns);
         });
     }
+    // Two int16 of each lane times the two of `pair`, added to the lane's sum.
+    static ERNIE_LOCAL_INLINE Ints dot_shorts(const Ints& sum, const Codes& pairs, int32_t pair) {
+        const int16x8_t both = vreinterpretq_s16_s32(vdupq_n_s32(pair));
+        return each<Ints>([&](int i) {
+            const int16x8_t four = vreinterpretq_s16_u8(pairs.quarter[i]);
+            const int32x4_t low = vmull_s16(vget_low_s16(four), vget_low_s16(both));
+            return vaddq_s32(sum.quarter[i], vpaddq_s32(low, vmull_high_s16(four, both)));
+        });
+    }
     static ERNIE_LOCAL_INLINE Ints add(const Ints& a, const Ints& b) {
         return each<Ints>([&](int i) { return vaddq_s32(a.quarter[i], b.quarter[i]); });
     }
@@ -117,6 +127,18 @@ struct Neon {
     }
     static ERNIE_LOCAL_INLINE Floats to_floats(const Ints& values) {
         return each<Floats>([&](int i) { return vcvtq_f32_s32(values.quarter[i]); });
+    }
+    static ERNIE_LOCAL_INLINE Ints to_ints(const Floats& values) {
+        return each<Ints>([&](int i) { return vcvtnq_s32_f32(values.quarter[i]); });
+    }
+    static ERNIE_LOCAL_INLINE Floats times_power(const Floats& values, const Ints& powers) {
+        return each<Floats>([&](int i) {
+            const int32x4_t bits = vreinterpretq_s32_f32(values.quarter[i]);
+            return vreinterpretq_f32_s32(vaddq_s32(bits, vshlq_n_s32(powers.quarter[i], 23)));
+        });
+    }
+    static ERNIE_LOCAL_INLINE void store_shorts(int16_t* to, const Ints& values) {
+        for (int i = 0; i < 4; ++i) vst1_s16(to + 4 * i, vqmovn_s32(values.quarter[i]));
     }
     static ERNIE_LOCAL_INLINE Floats splat(float value) {
         return each<Floats>([=](int) { return vdupq_n_f32(value); });

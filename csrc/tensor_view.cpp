@@ -100,12 +100,21 @@ void TensorView::take(void* data, bool on_cpu, int num_dimensions, const int64_t
     num_dimensions_ = num_dimensions;
     if (!on_cpu || num_dimensions > kMostDimensions) return;
     std::copy_n(shape, num_dimensions, shape_);
-    usable_ = data != nullptr || std::find(shape, shape + num_dimensions, 0) != shape + num_dimensions;
+    has_usable_rows_ = data != nullptr || std::find(shape, shape + num_dimensions, 0) != shape + num_dimensions;
     int64_t expected = 1;
-    for (int i = num_dimensions - 1; i >= 0; --i) {
-        if (strides != nullptr && shape[i] != 1 && strides[i] != expected) usable_ = false;
+    for (int i = num_dimensions - 1; i > 0; --i) {
+        if (strides != nullptr && shape[i] != 1 && strides[i] != expected) has_usable_rows_ = false;
         expected *= shape[i];
     }
+    const bool has_strides = num_dimensions > 0 && strides != nullptr && shape[0] != 1;
+    row_stride_ = has_strides ? strides[0] : expected;
+    usable_ = has_usable_rows_ && row_stride_ == expected;
+    if (row_stride_ < expected) has_usable_rows_ = false;
+}
+
+bool TensorView::is_rows(NumberType type, std::initializer_list<int64_t> shape) const {
+    return has_usable_rows_ && type_ == type && num_dimensions_ == static_cast<int>(shape.size()) &&
+           std::equal(shape.begin(), shape.end(), shape_);
 }
 
 bool TensorView::is(NumberType type, std::initializer_list<int64_t> shape) const {

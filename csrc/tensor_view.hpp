@@ -21,6 +21,9 @@ public:
 
     // Whether it lies on the CPU, row by row without gaps, with this type and shape.
     bool is(NumberType type, std::initializer_list<int64_t> shape) const;
+    // As `is`, but rows of the first dimension may lie further apart, row_stride() numbers from one to the next.
+    bool is_rows(NumberType type, std::initializer_list<int64_t> shape) const;
+    int64_t row_stride() const { return row_stride_; }
     // Whether it has as many dimensions, whatever lies in it.
     bool has_dimensions(int count) const { return num_dimensions_ == count; }
 
@@ -39,7 +42,8 @@ private:
     void* data_ = nullptr;
     NumberType type_ = NumberType::kOther;
     int num_dimensions_ = -1;
-    bool usable_ = false;
+    bool usable_ = false, has_usable_rows_ = false;
+    int64_t row_stride_ = 0;
     int64_t shape_[kMostDimensions] = {};
     nanobind::ndarray<> owner_;  // where the table is missing
 };

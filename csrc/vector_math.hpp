@@ -64,8 +64,10 @@ ERNIE_LOCAL_INLINE float greatest_of(const float* values, int count, float least
     for (; i + kLanes <= count; i += kLanes) lanes = Isa::maximum(Isa::load(values + i), lanes);
     float candidates[kLanes];
     Isa::store(candidates, lanes);
-    float greatest = least;
-    for (const float candidate : candidates) greatest = candidate > greatest ? candidate : greatest;
+    for (int half = kLanes / 2; half > 0; half /= 2)  // one after the other they would wait for each other
+        for (int j = 0; j < half; ++j)
+            candidates[j] = candidates[half + j] > candidates[j] ? candidates[half + j] : candidates[j];
+    float greatest = candidates[0];
     for (; i < count; ++i) greatest = values[i] > greatest ? values[i] : greatest;
     return greatest;
 }

@@ -288,7 +288,10 @@ class Engine:
         """
         num_all = self._cache.length + num_new
         needed = self._cache.touched_bytes(num_all) + attention_bytes(
-            self.model.config.text, num_new if num_attending is None else num_attending, num_all
+            self.model.config.text,
+            num_new if num_attending is None else num_attending,
+            num_all,
+            in_blocks=self.model.in_blocks,
         )
         if needed > self._needed_bytes:
             self.model.experts.make_room(self._cache, needed)

@@ -55,6 +55,16 @@ class NewToken(NamedTuple):
     sines: Tensor  # (head_dim / 2,)
 
 
+class NewTokens(NamedTuple):
+    """What some new tokens, one behind the other, bring to attention, before rotation; float32."""
+
+    queries: Tensor  # (tokens, heads, head_dim)
+    keys: Tensor  # (tokens, kv_heads, head_dim)
+    values: Tensor  # (tokens, kv_heads, head_dim)
+    cosines: Tensor  # (tokens, head_dim / 2)
+    sines: Tensor  # (tokens, head_dim / 2)
+
+
 class LayerStorage(NamedTuple):
     """One layer's rows of a KV cache, read and written in place: (kv_heads, capacity, head_dim) each.
 

@@ -18,6 +18,7 @@ from ernie_local.kernels import gpu
 from ernie_local.kernels.arguments import (
     LayerStorage,
     NewToken,
+    NewTokens,
     PackedAttentionCall,
     PackedMatrix,
     check_float_rows,
@@ -96,12 +97,18 @@ def attention_in_parts(step: PackedAttentionCall, cache: LayerStorage, length: i
 
 
 def _check_attention(new_token: NewToken, cache: LayerStorage, length: int) -> None:
-    queries, device = new_token.queries, new_token.queries.device
-    check_float_rows(_OP, "queries", queries, "(heads, head_dim)")
-    heads, head_dim = queries.shape
+    check_float_rows(_OP, "queries", new_token.queries, "(heads, head_dim)")
+    check_new_tokens(_OP, new_token, cache, length)
+
+
+def check_new_tokens(op: str, new: NewToken | NewTokens, cache: LayerStorage, length: int) -> None:
+    """Raise UsageError unless keys, values, angles and cache fit the queries, (..., heads, head_dim)."""
+    queries, device = new.queries, new.queries.device
+    *tokens, heads, head_dim = queries.shape
+    num_new = tokens[0] if tokens else 1
     if cache.keys.ndim != 3 or not cache.keys.shape[0] or cache.keys.dtype not in CACHE_DTYPES:
         raise UsageError(
-            f"{_OP}: cached_keys is {describe_tensor(cache.keys)}, wanted float32, bfloat16, float16 or int8 "
+            f"{op}: cached_keys is {describe_tensor(cache.keys)}, wanted float32, bfloat16, float16 or int8 "
             "(kv_heads, capacity, head_dim)",
             "a layer's cache holds a row for each token of each head",
             "pass what KVCache.storage gives",
@@ -109,40 +116,42 @@ def _check_attention(new_token: NewToken, cache: LayerStorage, length: int) -> N
     kv_heads, capacity = cache.keys.shape[:2]
     if not heads or heads % kv_heads or head_dim < 2 or head_dim % 2:
         raise UsageError(
-            f"{_OP}: queries is {describe_tensor(queries)} for {kv_heads} heads of keys",
+            f"{op}: queries is {describe_tensor(queries)} for {kv_heads} heads of keys",
             "each head of keys serves the same number of query heads, and a head is made of pairs",
             "take the numbers of heads and their size from the model's configuration",
         )
-    for name, tensor in (("keys", new_token.keys), ("values", new_token.values)):
-        check_tensor(_OP, name, tensor, (kv_heads, head_dim), device)
-    for name, tensor in (("cosines", new_token.cosines), ("sines", new_token.sines)):
-        check_tensor(_OP, name, tensor, (head_dim // 2,), device)
+    for name, tensor in (("keys", new.keys), ("values", new.values)):
+        check_tensor(op, name, tensor, (*tokens, kv_heads, head_dim), device)
+    for name, tensor in (("cosines", new.cosines), ("sines", new.sines)):
+        check_tensor(op, name, tensor, (*tokens, head_dim // 2), device)
     for name, tensor in (("cached_keys", cache.keys), ("cached_values", cache.values)):
-        check_tensor(_OP, name, tensor, (kv_heads, capacity, head_dim), device, cache.keys.dtype)
-        _check_without_gaps(name, tensor)
+        check_tensor(op, name, tensor, (kv_heads, capacity, head_dim), device, cache.keys.dtype)
+        _check_without_gaps(op, name, tensor)
     for name, scales in (("key_scales", cache.key_scales), ("value_scales", cache.value_scales)):
         if (scales is not None) != (cache.keys.dtype == torch.int8):
             raise UsageError(
-                f"{_OP}: {name} is {'missing' if scales is None else describe_tensor(scales)} for a cache in "
+                f"{op}: {name} is {'missing' if scales is None else describe_tensor(scales)} for a cache in "
                 f"{cache.keys.dtype}",
                 "an int8 cache has scales, the others have none",
                 "pass what KVCache.storage gives",
             )
         if scales is not None:
-            check_tensor(_OP, name, scales, (kv_heads, capacity, 1), device)
-            _check_without_gaps(name, scales)
-    if not 0 <= length < capacity:
+            check_tensor(op, name, scales, (kv_heads, capacity, 1), device)
+            _check_without_gaps(op, name, scales)
+    if not 0 <= length <= capacity - num_new:
         raise UsageError(
-            f"{_OP}: length is {length}, the capacity {capacity}",
-            "the new token needs a row behind those that are cached",
-            "pass a length of 0 to capacity - 1",
+            f"{op}: length is {length}, the capacity {capacity}",
+            f"{num_new} new tokens need rows behind those that are cached"
+            if num_new > 1
+            else "the new token needs a row behind those that are cached",
+            f"pass a length of 0 to capacity - {num_new}",
         )
 
 
-def _check_without_gaps(name: str, tensor: Tensor) -> None:
+def _check_without_gaps(op: str, name: str, tensor: Tensor) -> None:
     if not tensor.is_contiguous():
         raise UsageError(
-            f"{_OP}: {name} {tuple(tensor.shape)} has strides {tensor.stride()}, wanted no gaps",
+            f"{op}: {name} {tuple(tensor.shape)} has strides {tensor.stride()}, wanted no gaps",
             "it is written in place, and a copy would be lost",
             "pass what KVCache.storage gives",
         )

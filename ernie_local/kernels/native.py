@@ -19,6 +19,9 @@ MODULE_NAME = "ernie_local._kernels"
 # What operators on packed pages answer (csrc/packed_bindings.cpp); anything else: refused, nothing was done.
 DONE, BROKEN_TOKEN, BROKEN_PAGE = 0, 1, 2
 
+# Columns of a head that attention in blocks takes (csrc/kernel_table.hpp).
+MOST_HEAD_DIM = 128
+
 
 class NativeModuleMissing(UserWarning):
     """The compiled kernels are not there; slower PyTorch code computes instead."""
@@ -35,6 +38,11 @@ def find_module() -> tuple[ModuleType | None, str]:
         return None, "the C++ build failed when it was installed, or nothing was installed from this checkout"
     except ImportError as error:
         return None, f"it was built but cannot be loaded: {error}"
+
+
+def attends_in_blocks(head_dim: int) -> bool:
+    """Whether kernels/block_attention.py serves heads of this size here, in float32 on the CPU."""
+    return native_module() is not None and head_dim <= MOST_HEAD_DIM and head_dim % 2 == 0
 
 
 def native_module() -> ModuleType | None:

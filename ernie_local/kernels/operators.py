@@ -73,15 +73,17 @@ def needs_no_dispatch(tensor: Tensor) -> bool:
 
 
 def suits_decode_ops(hidden: Tensor, most_tokens: int = MOST_TOKENS) -> bool:
-    """Whether norm, router and attention of few tokens serve `hidden`, (tokens, size).
+    """Whether norm, router and attention of few tokens serve `hidden`, (tokens, size)."""
+    return suits_native(hidden) and hidden.shape[0] <= most_tokens
 
-    They do on the CPU, in float32, without gradients.
-    """
+
+def suits_native(hidden: Tensor) -> bool:
+    """Whether hidden is (at least one token, size) float32 on the CPU, and wants no gradients."""
     return (
         hidden.dtype == torch.float32
         and hidden.is_cpu
         and hidden.ndim == 2
-        and 1 <= hidden.shape[0] <= most_tokens
+        and hidden.shape[0] >= 1
         and not torch.is_grad_enabled()
     )
 

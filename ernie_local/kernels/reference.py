@@ -6,6 +6,7 @@ and computes experts in other libraries' formats. Activations are not rounded. A
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -19,6 +20,7 @@ from ernie_local.kernels.arguments import (
     ExpertsCall,
     LayerStorage,
     NewToken,
+    NewTokens,
     PackedMatrix,
     broken_page,
     broken_token,
@@ -125,6 +127,41 @@ def plain_attention(new_token: NewToken, cache: LayerStorage, length: int) -> Te
     scores = grouped @ all_keys.mT / queries.shape[-1] ** 0.5  # (kv_heads, group, length + 1)
     attended: Tensor = scores.softmax(-1) @ all_values  # (kv_heads, group, head_dim)
     return attended.reshape(queries.shape)
+
+
+def plain_chunk_attention(chunk: NewTokens, cache: LayerStorage, length: int) -> Tensor:
+    """(tokens, heads, head_dim) float32, one token after the other. Writes rows from `length` on."""
+    tokens = zip(*chunk, strict=True)
+    attended = [
+        plain_attention(NewToken(*token), cache, length + index) for index, token in enumerate(tokens)
+    ]
+    return torch.stack(attended)
+
+
+def plain_frame_attention(
+    states: Tensor, cosines: Tensor, sines: Tensor, heads: int, frame_sizes: Sequence[int]
+) -> Tensor:
+    """(patches, heads * head_dim), in any float dtype; turned in float32."""
+    fused = states.view(states.shape[0], 3, heads, -1)  # (patches, 3, heads, head_dim)
+    queries, keys = (rotate_halves(part, cosines, sines) for part in (fused[:, 0], fused[:, 1]))
+    by_frame = zip(
+        *(
+            part.transpose(0, 1)[None].split(list(frame_sizes), dim=2)
+            for part in (queries, keys, fused[:, 2])
+        ),
+        strict=True,
+    )  # (1, heads, patches of the frame, head_dim) each
+    frames = [functional.scaled_dot_product_attention(*one_frame) for one_frame in by_frame]
+    attended = frames[0] if len(frames) == 1 else torch.cat(frames, dim=2)
+    return attended[0].transpose(0, 1).reshape(states.shape[0], -1)
+
+
+def rotate_halves(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Turn pairs half a head apart. states: (patches, heads, head_dim); angles: (patches, head_dim / 2)."""
+    first, second = states.float().chunk(2, dim=-1)  # (patches, heads, head_dim / 2) each
+    cosines, sines = cosines[:, None], sines[:, None]  # (patches, 1, head_dim / 2)
+    turned = torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)
+    return turned.to(states.dtype)
 
 
 def _rotated(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Computes causal grouped-query self-attention of the decoder over a KV cache, in one of several ways.
 
 A token sees itself and every token before it, whatever they are. `choose_attention` picks the way once for
-all layers of a forward: a chunk by torch, or one token by an operator on the CPU or by a kernel on a GPU.
+all layers of a forward: a chunk by torch or in blocks, one token by an operator or by a GPU's kernel.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ernie_local.config import TextConfig
-from ernie_local.kernels.arguments import LayerStorage, NewToken, PackedAttentionCall
+from ernie_local.kernels.arguments import LayerStorage, NewToken, NewTokens, PackedAttentionCall
 from ernie_local.kernels.attention import attend_token, decode_attention, gpu_attends, packed_attention
-from ernie_local.kernels.operators import suits_decode_ops
+from ernie_local.kernels.block_attention import chunk_attention
+from ernie_local.kernels.operators import suits_decode_ops, suits_native
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.layers import Linear, PackedLinear, RMSNorm
 from ernie_local.model.rope import rotate_pairs
@@ -93,9 +94,17 @@ TokenKernel = Callable[[NewToken, LayerStorage, Tensor], Tensor]
 
 
 def choose_attention(
-    hidden: Tensor, cosines: Tensor, sines: Tensor, cache: KVCache, gpu_kernels: str = "auto"
+    hidden: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    cache: KVCache,
+    gpu_kernels: str = "auto",
+    in_blocks: bool = False,
 ) -> AttentionStep:
-    """The way in which these tokens attend. hidden: (tokens, hidden_size); angles: (tokens, head_dim / 2)."""
+    """The way in which these tokens attend. hidden: (tokens, hidden_size); angles: (tokens, head_dim / 2).
+
+    in_blocks: whether many tokens on the CPU do without torch (`chunks_in_blocks`).
+    """
     num_tokens, device = hidden.shape[0], hidden.device
     if num_tokens == 1:
         kernel = token_kernel(device, cache.dtype, gpu_kernels)
@@ -104,6 +113,8 @@ def choose_attention(
             return KernelAttention(cosines, sines, cache, length, kernel)
         if suits_decode_ops(hidden):
             return FusedAttention(cosines, sines, cache)
+    elif in_blocks and suits_native(hidden):
+        return BlockAttention(cosines, sines, cache)
     return ChunkAttention(cosines, sines, cache, causal_masks(num_tokens, cache.length, device))
 
 
@@ -161,6 +172,23 @@ class ChunkAttention:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockAttention:
+    """Any number of tokens on the CPU, by an operator that holds no masks and reads the cache in place."""
+
+    cosines: Tensor
+    sines: Tensor
+    cache: KVCache
+
+    def add_to(self, hidden: Tensor, norm: RMSNorm, attention: SelfAttention) -> Tensor:
+        """See AttentionStep."""
+        chunk = NewTokens(*attention.project(norm(hidden)), self.cosines, self.sines)
+        storage = self.cache.storage(attention.layer_id)
+        attended = chunk_attention(chunk, storage, self.cache.length)  # (tokens, heads, head_dim)
+        output: Tensor = attention.o_proj(attended.flatten(1))
+        return hidden + output
+
+
+@dataclass(frozen=True, slots=True)
 class FusedAttention:
     """One token on the CPU: all in one operator with packed projections, else all between the projections."""
 
@@ -206,4 +234,4 @@ class KernelAttention:
 
 # How the tokens of one forward attend, in every layer: `add_to` gives hidden + attention(norm(hidden)), and
 # appends the layer's keys and values to the cache. hidden: (tokens, hidden_size) -> the same shape.
-AttentionStep = ChunkAttention | FusedAttention | KernelAttention
+AttentionStep = ChunkAttention | BlockAttention | FusedAttention | KernelAttention

@@ -23,7 +23,7 @@ from ernie_local.model.decode_graphs import DecodeGraphs
 from ernie_local.model.decoder import DecoderLayer, LayerStep
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.layers import Embedding, Linear, PackedEmbedding, PackedLinear, RMSNorm
-from ernie_local.model.memory_use import encoding_bytes, tower_passes
+from ernie_local.model.memory_use import chunks_in_blocks, encoding_bytes, tower_passes
 from ernie_local.model.moe import ExpertProvider, RouteHook, TokenRows
 from ernie_local.model.rope import TextRope
 from ernie_local.model.vision import Resampler, VisionTower
@@ -61,9 +61,9 @@ class ErnieModel(nn.Module):
         self.image_weights: SwappedWeights | None = None
         text = config.text
         self.embed_tokens: Embedding | PackedEmbedding = Embedding(text.vocab_size, text.hidden_size)
-        self.vision = VisionTower(config.vision)
-        self.resampler = Resampler(config)
         is_packed = config.quantization is not None
+        self.vision = VisionTower(config.vision, is_packed=is_packed)
+        self.resampler = Resampler(config)
         self.layers = nn.ModuleList(
             DecoderLayer(text, layer_id, is_packed=is_packed) for layer_id in range(text.num_hidden_layers)
         )
@@ -137,6 +137,11 @@ class ErnieModel(nn.Module):
         """The dtype of hidden states; routers and angles are float32 whatever it is."""
         return self.norm.weight.dtype
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether a chunk of a prompt attends in blocks, which takes no masks and no copy of the cache."""
+        return self.device.type == "cpu" and chunks_in_blocks(self.config, str(self.dtype)[6:])
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids: (tokens,) integers -> (tokens, hidden_size)."""
         embedded: Tensor = self.embed_tokens(token_ids)
@@ -202,7 +207,7 @@ class ErnieModel(nn.Module):
         cosines, sines = self._rope.angles(positions)
         rows = TokenRows.of(is_vision, self.config.text.banks, hidden.device)
         self.experts.begin(rows)
-        attention = choose_attention(hidden, cosines, sines, cache, self._gpu_kernels)
+        attention = choose_attention(hidden, cosines, sines, cache, self._gpu_kernels, self.in_blocks)
         step = LayerStep(attention, rows, self.experts, on_route)
         normed: Tensor
         if graphs is not None and num_tokens == 1 and not is_vision[0]:

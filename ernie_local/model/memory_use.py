@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ernie_local.config import ModelConfig, TextConfig, VisionConfig
+from ernie_local.kernels.native import attends_in_blocks
 from ernie_local.sizes import HUGE_PAGE
 
 # Big enough that an expert's weights are read for many tokens at once, small enough that one layer's
@@ -29,6 +30,8 @@ _SMALL_PAGE = 4096
 # The step in which a cache grows: 56 MiB of the 28B model in bfloat16. Each step copies the whole cache;
 # smaller steps would cost more copying than they give to experts.
 CACHE_STEP_TOKENS = 1024
+# Rounded keys and values that attention in blocks holds (csrc/block_attention.cpp): 8.3 MiB at most.
+_BLOCK_TOKENS, _BLOCKS_HELD, _BLOCK_BYTES = 128, 128, 66624
 _ALIGNED_TOKENS = 64  # its rows begin at multiples of 256 bytes, whatever the context size
 
 
@@ -73,14 +76,27 @@ def grown_tokens(num_tokens: int, context_size: int) -> int:
     return min(stepped, -(-context_size // _ALIGNED_TOKENS) * _ALIGNED_TOKENS)
 
 
-def attention_bytes(config: TextConfig, num_new: int, num_all: int) -> int:
+def chunks_in_blocks(config: ModelConfig, dtype: str) -> bool:
+    """Whether a chunk of a prompt attends by kernels/block_attention.py on the CPU. dtype: of hidden states.
+
+    Only in a packed model: what it rounds is little next to packed products, but a plain model is exact.
+    """
+    return config.quantization is not None and dtype == "float32" and attends_in_blocks(config.text.head_dim)
+
+
+def attention_bytes(config: TextConfig, num_new: int, num_all: int, *, in_blocks: bool = False) -> int:
     """About the bytes that attention of `num_new` tokens to `num_all` tokens takes besides the cache.
 
-    Masks, as bool and as the numbers that SDPA makes of them, and the cached keys and values converted for
-    computing, twice for a moment. One new token takes nothing: it reads the cache in place.
+    In blocks: the blocks that are held at a time, which stay, and two numbers for each row. Else masks, as
+    bool and as the numbers that SDPA makes of them, and the cached keys and values converted for computing,
+    twice for a moment. One new token takes nothing: it reads the cache in place.
     """
     if num_new == 1:
         return 0
+    if in_blocks:
+        heads = config.num_key_value_heads
+        blocks = heads * min(-(-num_all // _BLOCK_TOKENS), max(1, _BLOCKS_HELD // heads))
+        return blocks * _BLOCK_BYTES + 2 * FLOAT_BYTES * config.num_attention_heads * num_new
     states = 2 * config.num_key_value_heads * config.head_dim * FLOAT_BYTES  # of one token
     # SDPA makes one block of a mask at a time, but each is a little wider than the one before, so the
     # allocator cannot reuse the memory of earlier ones: all of them stay.
@@ -131,6 +147,8 @@ def prompt_room(
     patch_counts: Sequence[int],
     prompt_patches: int,
     item_bytes: int,
+    *,
+    in_blocks: bool = False,
 ) -> int:
     """What the largest prompt takes for a while besides weights, KV cache and a chunk at work.
 
@@ -139,6 +157,6 @@ def prompt_room(
     """
     chunk = min(chunk_tokens, num_tokens)
     encoding = encoding_bytes(config.vision, patch_counts)
-    at_work = max(attention_bytes(config.text, chunk, num_tokens), encoding)
+    at_work = max(attention_bytes(config.text, chunk, num_tokens, in_blocks=in_blocks), encoding)
     num_image_tokens = prompt_patches // config.vision.spatial_merge_size**2
     return at_work + image_prompt_bytes(config, prompt_patches, num_image_tokens, chunk, item_bytes)

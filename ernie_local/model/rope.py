@@ -64,11 +64,3 @@ class VisionRope:
         turns = positions.float()[..., None] * self.frequencies  # (2, patches, head_dim / 4)
         turns = torch.cat((turns[0], turns[1]), dim=-1)
         return turns.cos(), turns.sin()
-
-
-def rotate_halves(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn pairs half a head apart. states: (patches, heads, head_dim); angles: (patches, head_dim / 2)."""
-    first, second = states.float().chunk(2, dim=-1)  # (patches, heads, head_dim / 2) each
-    cosines, sines = cosines[:, None], sines[:, None]  # (patches, 1, head_dim / 2)
-    turned = torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)
-    return turned.to(states.dtype)

@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ernie_local.config import ModelConfig, VisionConfig
+from ernie_local.kernels.block_attention import frame_attention
 from ernie_local.kernels.memory import send
+from ernie_local.kernels.native import attends_in_blocks
+from ernie_local.kernels.operators import suits_native
+from ernie_local.kernels.reference import plain_frame_attention
 from ernie_local.media.tokens import Grid
 from ernie_local.model.layers import Linear, RMSNorm
-from ernie_local.model.rope import VisionRope, patch_positions, rotate_halves
+from ernie_local.model.rope import VisionRope, patch_positions
 
 
 def quick_gelu(inner: Tensor) -> Tensor:
@@ -27,29 +31,18 @@ def quick_gelu(inner: Tensor) -> Tensor:
 class VisionAttention(nn.Module):
     """Full attention within each frame, fused query-key-value projection, with biases."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, *, in_blocks: bool) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self._in_blocks = in_blocks
         self.qkv: nn.Module = Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj: nn.Module = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden: Tensor, cosines: Tensor, sines: Tensor, frame_sizes: Sequence[int]) -> Tensor:
         """hidden: (patches, hidden_size), frames one after another -> the same shape."""
-        num_patches = hidden.shape[0]
-        fused = self.qkv(hidden).view(num_patches, 3, self.num_heads, -1)  # (patches, 3, heads, head_dim)
-        queries, keys, values = fused.unbind(1)
-        queries = rotate_halves(queries, cosines, sines)
-        keys = rotate_halves(keys, cosines, sines)
-        by_frame = zip(
-            *(
-                states.transpose(0, 1)[None].split(list(frame_sizes), dim=2)
-                for states in (queries, keys, values)
-            ),
-            strict=True,
-        )  # (1, heads, patches of the frame, head_dim) each
-        frames = [functional.scaled_dot_product_attention(*one_frame) for one_frame in by_frame]
-        attended = frames[0] if len(frames) == 1 else torch.cat(frames, dim=2)
-        output: Tensor = self.proj(attended[0].transpose(0, 1).reshape(num_patches, -1))
+        states = self.qkv(hidden)
+        attend = frame_attention if self._in_blocks and suits_native(states) else plain_frame_attention
+        output: Tensor = self.proj(attend(states, cosines, sines, self.num_heads, frame_sizes))
         return output
 
 
@@ -70,11 +63,11 @@ class VisionMLP(nn.Module):
 class VisionBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, *, in_blocks: bool) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.attn = VisionAttention(config)
+        self.attn = VisionAttention(config, in_blocks=in_blocks)
         self.mlp = VisionMLP(config)
 
     def forward(self, hidden: Tensor, cosines: Tensor, sines: Tensor, frame_sizes: Sequence[int]) -> Tensor:
@@ -87,11 +80,13 @@ class VisionBlock(nn.Module):
 class VisionTower(nn.Module):
     """Patch embedding, blocks and a closing LayerNorm; positions by rope only."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, *, is_packed: bool = False) -> None:
+        """is_packed: whether weights of the model are; then patches attend by our own operator on the CPU."""
         super().__init__()
         self.config = config
+        in_blocks = is_packed and attends_in_blocks(config.hidden_size // config.num_heads)
         self.patch_embed = Linear(config.patch_values, config.hidden_size, bias=False)
-        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(VisionBlock(config, in_blocks=in_blocks) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, pixel_values: Tensor, grids: Sequence[Grid]) -> Tensor:

@@ -26,6 +26,7 @@ from ernie_local.model.memory_use import (
     KV_ITEM_BYTES,
     KVSize,
     attention_bytes,
+    chunks_in_blocks,
     encoding_bytes,
     grown_tokens,
     image_prompt_bytes,
@@ -105,6 +106,7 @@ class MemoryNeed:
 
     Of images that come first, in RAM: encoding_bytes while they are encoded; image_bytes from then on until
     the prompt has been read, and mixed_token_bytes for each token of a chunk. image_tokens: in the cache.
+    in_blocks: how chunks attend in RAM, see `chunks_in_blocks`.
 
     image_weight_bytes: of dense_bytes, what may leave RAM while no image is encoded; 0 where that gains no
     frame. text_expert_bytes: of the frames that hold every expert of decode.
@@ -126,6 +128,7 @@ class MemoryNeed:
     image_tokens: int = 0
     image_weight_bytes: int = 0
     text_expert_bytes: int = 0
+    in_blocks: bool = False
 
     @classmethod
     def of_weights(cls, config: TextConfig, weights: WeightBytes, plan: PagingPlan | None) -> MemoryNeed:
@@ -198,8 +201,12 @@ class MemoryNeed:
 
     def decode_bytes(self, chunk_tokens: int) -> int:
         """What it takes once it has been read: what a prompt needed stays with the cache."""
+        return self.cache_bytes + self.attention_bytes(chunk_tokens)
+
+    def attention_bytes(self, chunk_tokens: int) -> int:
+        """What the attention of the last chunk takes of RAM besides the cache."""
         chunk = min(chunk_tokens, self.context_size)
-        return self.cache_bytes + attention_bytes(self.config, chunk, self.context_size)
+        return attention_bytes(self.config, chunk, self.context_size, in_blocks=self.in_blocks)
 
     def _held_bytes(self, chunk_tokens: int) -> int:
         return self.image_bytes + self.mixed_token_bytes * min(chunk_tokens, self.context_size)
@@ -231,16 +238,18 @@ def chat_need(
     """What a chat takes of RAM besides the weights of `need`. limit: of the process, None without one."""
     images, item_bytes = chat.patch_counts, chat.item_bytes
     num_patches, num_tokens = sum(images), sum(image.tokens for image in chat.images)
+    in_blocks = chunks_in_blocks(config, chat.dtype)
     at_once = chat.context_size if limit is not None else min(chat.context_size, EXPECTED_TOKENS)
     return dataclasses.replace(
         need,
         cache_bytes=chat.kv_size(config.text).num_bytes,
         context_size=chat.context_size,
-        prompt_bytes=_largest_prompt_bytes(config, processor, at_once, item_bytes),
+        prompt_bytes=_largest_prompt_bytes(config, processor, at_once, item_bytes, in_blocks),
         encoding_bytes=encoding_bytes(config.vision, images),
         image_bytes=image_prompt_bytes(config, num_patches, num_tokens, 0, item_bytes),
         mixed_token_bytes=mixed_chunk_bytes(config.text, 1, item_bytes) if images else 0,
         image_tokens=chat.image_tokens,
+        in_blocks=in_blocks,
     )
 
 
@@ -268,12 +277,14 @@ def gpu_room(config: ModelConfig, chat: ChatPlan, chunk_tokens: int | None = Non
 
 
 def _largest_prompt_bytes(
-    config: ModelConfig, processor: ImageProcessorConfig, num_tokens: int, item_bytes: int
+    config: ModelConfig, processor: ImageProcessorConfig, num_tokens: int, item_bytes: int, in_blocks: bool
 ) -> int:
     """Memory of a prompt while it is read, if images fill `num_tokens`, one of them of the largest size."""
     patches = num_tokens * processor.merge_size**2
     largest = min(patches, processor.max_pixels // processor.patch_size**2)
-    return prompt_room(config, num_tokens, DEFAULT_CHUNK_TOKENS, [largest], patches, item_bytes)
+    return prompt_room(
+        config, num_tokens, DEFAULT_CHUNK_TOKENS, [largest], patches, item_bytes, in_blocks=in_blocks
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from ernie_local.defaults import feature_bytes
 from ernie_local.errors import DoesNotFit
 from ernie_local.model.memory_use import (
     FLOAT_BYTES,
-    attention_bytes,
     encoding_bytes,
     mixed_chunk_bytes,
 )
@@ -146,11 +145,11 @@ def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryN
             "decode": need.decode_bytes(chunk),
         }
         terms.append(_slots(model, placement.paged_bytes, beside))
-    terms += _working_terms(model, chat, placement)
+    terms += _working_terms(model, chat, placement, need)
     return tuple(term for term in terms if term.most.best)
 
 
-def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement) -> list[Term]:
+def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryNeed) -> list[Term]:
     """What a chat takes besides weights."""
     text, vision, images = model.config.text, model.config.vision, chat.images
     num_tokens = chat.context_size
@@ -165,7 +164,7 @@ def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement) -> li
     at_work = Amount.about(int(_CHUNK_SHARE * working_bytes(text, chunk)), 0.8, 1.2)
     mixed = mixed_chunk_bytes(text, chunk, chat.item_bytes) if images else 0
     programs = Amount.about(_num_programs(model, chat, chunk) * _PROGRAM_BYTES, 0.0, 1.5)
-    attention = Amount.about(attention_bytes(text, chunk, num_tokens), 0.5, 1.2)
+    attention = Amount.about(need.attention_bytes(placement.chunk_tokens), 0.5, 1.2)
     # High end: an image that comes when the cache is full.
     early = Amount(0, 0, cache.best)
     return [

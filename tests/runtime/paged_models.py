@@ -36,9 +36,14 @@ GPU_ROOM = 64 << 20
 
 def room(model: ErnieModel) -> int:
     """What a conversation of CONTEXT_SIZE tokens with small images takes of the experts' memory."""
-    text, small = model.config.text, [256, 256]  # patches of two images of 64 tokens
+    small = [256, 256]  # patches of two images of 64 tokens
     images = encoding_bytes(model.config.vision, small) + (1 << 20)
-    return Engine(model, CONTEXT_SIZE).kv_cache_bytes + attention_bytes(text, 256, 256) + images
+    return Engine(model, CONTEXT_SIZE).kv_cache_bytes + attended_bytes(model, 256) + images
+
+
+def attended_bytes(model: ErnieModel, num_tokens: int) -> int:
+    """What attention takes of a prompt of so many tokens that is computed at once."""
+    return attention_bytes(model.config.text, num_tokens, num_tokens, in_blocks=model.in_blocks)
 
 
 @cache

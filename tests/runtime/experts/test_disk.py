@@ -22,7 +22,7 @@ from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.readers import DiskReader, PageRange, PageStore
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import kv_bytes_per_token
-from ernie_local.model.memory_use import attention_bytes
+from ernie_local.model.memory_use import attention_bytes, chunks_in_blocks
 from tests.runtime.paged_models import build, paged_experts, plan_of
 
 CONTEXT = 64
@@ -55,9 +55,10 @@ def _deadline() -> Iterator[None]:
 
 def small(directory: Path) -> ErnieModel:
     """Almost every page is read whenever it is wanted."""
-    text = read_config(directory).text
-    beside = CONTEXT * kv_bytes_per_token(text, torch.float32)
-    beside = 3 * (beside + attention_bytes(text, len(PROMPT), CONTEXT))
+    config = read_config(directory)
+    in_blocks = chunks_in_blocks(config, "float32")
+    attended = attention_bytes(config.text, len(PROMPT), CONTEXT, in_blocks=in_blocks)
+    beside = 3 * (CONTEXT * kv_bytes_per_token(config.text, torch.float32) + attended)
     return build(directory, plan_of(directory).least_bytes + beside)
 
 

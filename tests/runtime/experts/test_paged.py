@@ -18,10 +18,18 @@ from ernie_local.errors import DoesNotFit
 from ernie_local.experts.device import PageMemory
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
-from ernie_local.model.memory_use import attention_bytes
 from tests.plain_export import export_plainly
 from tests.runtime import paged_models
-from tests.runtime.paged_models import answer_logits, build, ids, image_ids, paged_experts, plan_of, room
+from tests.runtime.paged_models import (
+    answer_logits,
+    attended_bytes,
+    build,
+    ids,
+    image_ids,
+    paged_experts,
+    plan_of,
+    room,
+)
 
 CONFIG = read_config(NANO_DIRECTORY)
 Turn = tuple[list[int], list[Patches], list[int]]
@@ -110,7 +118,7 @@ def test_any_prompt_in_any_memory(data: st.DataObject, directory: Path, resident
 
 
 def test_hits_and_misses_are_counted(directory: Path, resident: ErnieModel) -> None:
-    beside = Engine(resident, 200).kv_cache_bytes + attention_bytes(CONFIG.text, 40, 40)
+    beside = Engine(resident, 200).kv_cache_bytes + attended_bytes(resident, 40)
     model = build(directory, plan_of(directory).least_bytes + beside)
     experts = paged_experts(model)
     top_k, num_layers = CONFIG.text.experts_per_token, sum(CONFIG.text.moe_layers)
@@ -138,7 +146,7 @@ def test_a_conversation_takes_memory_from_experts_and_gives_it_back(directory: P
     engine = Engine(model, 512)
     engine.prefill(ids(30, 1))
     left = experts.top.cache.slots.num_frames
-    beside = engine.kv_cache_bytes + attention_bytes(CONFIG.text, 30, 30)
+    beside = engine.kv_cache_bytes + attended_bytes(model, 30)
     assert left == min(everything, (plan.most_bytes - beside) // plan.frame_bytes)
     assert left < everything
     del engine
@@ -167,7 +175,7 @@ def test_a_image_is_encoded_in_memory_of_experts(directory: Path, resident: Erni
 
 def test_what_has_no_room_is_refused_and_nothing_is_lost(directory: Path, resident: ErnieModel) -> None:
     plan = plan_of(directory)
-    beside = Engine(resident, 64).kv_cache_bytes + attention_bytes(CONFIG.text, 20, 20)
+    beside = Engine(resident, 64).kv_cache_bytes + attended_bytes(resident, 20)
     model = build(directory, plan.least_bytes + beside)
     engine, other = Engine(model, 64), Engine(resident, 64)
     prompt = ids(20, 1)

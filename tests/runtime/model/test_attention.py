@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from ernie_local.config import TextConfig, parse_config
-from ernie_local.model.attention import ChunkAttention, SelfAttention, causal_masks, choose_attention
+from ernie_local.model.attention import (
+    BlockAttention,
+    ChunkAttention,
+    SelfAttention,
+    causal_masks,
+    choose_attention,
+)
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.layers import RMSNorm
+from ernie_local.model.memory_use import attention_bytes
 from ernie_local.model.rope import TextRope, rotate_pairs
 
 CPU = torch.device("cpu")
@@ -92,3 +99,42 @@ def test_masks_stay_small_at_any_context() -> None:
 def test_no_mask_where_none_is_needed() -> None:
     assert causal_masks(num_new=1, num_past=5, device=CPU) == []
     assert causal_masks(num_new=500, num_past=0, device=CPU) == []
+
+
+@pytest.mark.parametrize("chunk", [11, 4])
+@torch.inference_mode()
+def test_chunks_in_blocks_attend_as_torch_does(chunk: int) -> None:
+    torch.manual_seed(1)
+    config = make_config(6, 2)
+    attention, rope, norm = SelfAttention(config, 0), TextRope(config, CPU), RMSNorm(40, 1e-5)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    hidden, positions = torch.randn(11, 40), torch.randint(0, 30, (3, 11))
+    results = []
+    for in_blocks in (False, True):
+        cache, parts = KVCache(config, 11, torch.bfloat16, CPU), []
+        for start in range(0, 11, chunk):
+            part, angles = hidden[start : start + chunk], rope.angles(positions[:, start : start + chunk])
+            step = choose_attention(part, *angles, cache, in_blocks=in_blocks)
+            assert isinstance(step, BlockAttention) == in_blocks
+            parts.append(step.add_to(part, norm, attention))
+            cache.advance(len(part))
+        results.append(torch.cat(parts))
+    difference = (results[1] - results[0]).norm() / (results[0] - hidden).norm()
+    assert 0 < difference < 1e-3
+
+
+def test_gradients_and_other_dtypes_attend_by_torch() -> None:
+    cache, angles = KVCache(make_config(6, 2), 11, torch.float32, CPU), (torch.ones(3, 4), torch.ones(3, 4))
+    assert isinstance(choose_attention(torch.ones(3, 40), *angles, cache, in_blocks=True), ChunkAttention)
+    with torch.inference_mode():
+        halves = torch.ones(3, 40).bfloat16()
+        assert isinstance(choose_attention(halves, *angles, cache, in_blocks=True), ChunkAttention)
+
+
+def test_memory_of_blocks_does_not_grow_with_the_context() -> None:
+    config = make_config(6, 2)
+    most = 128 * 66624 + 8 * 6 * 2048
+    assert attention_bytes(config, 2048, 1 << 20, in_blocks=True) == most
+    assert attention_bytes(config, 2048, 2048, in_blocks=True) == 2 * 16 * 66624 + 8 * 6 * 2048
+    assert attention_bytes(config, 1, 1 << 20, in_blocks=True) == 0

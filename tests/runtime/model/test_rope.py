@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ernie_local.config import parse_config
-from ernie_local.model.rope import TextRope, VisionRope, patch_positions, rotate_halves, rotate_pairs
+from ernie_local.kernels.reference import rotate_halves
+from ernie_local.model.rope import TextRope, VisionRope, patch_positions, rotate_pairs
 
 if TYPE_CHECKING:
     from ernie_local.config import TextConfig, VisionConfig
