@@ -1,10 +1,13 @@
 """Reads pages of experts in the background, those first that somebody waits for.
 
-Each page is read once, and stays.
+Each page is fetched once, checked once, and stays. Fetching waits for the disk; checking takes the processor,
+and on Linux gives way to whoever computes.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -13,7 +16,9 @@ from ernie_local.config import Bank
 from ernie_local.errors import UsageError
 from ernie_local.experts.keys import ExpertKey
 
-_READERS = 4  # as many reads in flight keep a solid-state disk busy
+_FETCHERS = 4  # as many reads in flight keep a solid-state disk busy
+_CHECKERS = 2
+_NICE = 15  # of checkers: the vision tower computes meanwhile, and needs no expert
 
 
 class BackgroundReader:
@@ -22,26 +27,30 @@ class BackgroundReader:
     def __init__(
         self,
         page_bytes: Mapping[ExpertKey, int],
-        read: Callable[[ExpertKey], None],
+        fetch: Callable[[ExpertKey], None],
+        check: Callable[[ExpertKey], None],
         when_ended: Callable[[], None],
     ) -> None:
-        """read: is called for each key, on several threads, and returns when the page can be used.
+        """fetch, check: are called for each key, one after the other, on several threads.
 
-        when_ended: is called once, when the last thread has ended.
+        When `check` returns, the page can be used. when_ended: is called once, when all threads have ended.
         """
         self.total_bytes = sum(page_bytes.values())
-        self.read_bytes = 0  # of pages that turned out damaged, too
+        self.read_bytes = 0
         self._page_bytes = page_bytes
-        self._read = read
+        self._fetch, self._check = fetch, check
         self._later = OrderedDict.fromkeys(page_bytes)  # which no thread has taken yet
+        self._fetched: OrderedDict[ExpertKey, None] = OrderedDict()  # but not yet checked
         self._unread = set(page_bytes)
         self._errors: dict[ExpertKey, BaseException] = {}
         self._is_stopped = False
-        self._when_ended, self._num_running = when_ended, _READERS
+        self._when_ended, self._num_running = when_ended, _FETCHERS + _CHECKERS
+        self._num_fetching = _FETCHERS
         self._changed = threading.Condition()
         # Not daemons: those are cut off when Python ends, and torch's code does not bear that.
         self._threads = [
-            threading.Thread(target=self._run, name=f"ernie-read-{number}") for number in range(_READERS)
+            threading.Thread(target=self._run, args=(step,), name=f"ernie-read-{number}")
+            for number, step in enumerate([self._fetch_pages] * _FETCHERS + [self._check_pages] * _CHECKERS)
         ]
         for thread in self._threads:
             thread.start()
@@ -54,8 +63,9 @@ class BackgroundReader:
     def prefer(self, banks: Collection[Bank]) -> None:
         """Read the pages of these banks before all others."""
         with self._changed:
-            ordered = sorted(self._later, key=lambda key: key.bank not in banks)  # stable
-            self._later = OrderedDict.fromkeys(ordered)
+            for queue in (self._later, self._fetched):
+                for key in [key for key in queue if key.bank not in banks]:
+                    queue.move_to_end(key)
 
     def wait(self, keys: Iterable[ExpertKey]) -> None:
         """Return when all of these pages can be used. Raises what reading one of them has raised.
@@ -65,8 +75,9 @@ class BackgroundReader:
         with self._changed:
             missing = [key for key in keys if key in self._unread]
             for key in reversed(missing):
-                if key in self._later:
-                    self._later.move_to_end(key, last=False)
+                for queue in (self._later, self._fetched):
+                    if key in queue:
+                        queue.move_to_end(key, last=False)
             for key in missing:
                 self._wait(key)
 
@@ -100,29 +111,55 @@ class BackgroundReader:
         for thread in self._threads:
             thread.join()
 
-    def _run(self) -> None:
-        while (key := self._take()) is not None:
-            error: BaseException | None = None
-            try:
-                self._read(key)
-            except BaseException as raised:  # noqa: BLE001 - whoever waits for the page gets it
-                error = raised
-            with self._changed:
-                self.read_bytes += self._page_bytes[key]
-                if error is None:
-                    self._unread.remove(key)
-                else:
-                    self._errors[key] = error
-                self._changed.notify_all()
+    def _run(self, read_pages: Callable[[], None]) -> None:
+        read_pages()
         with self._changed:
             self._num_running -= 1
             is_last = not self._num_running
         if is_last:
             self._when_ended()
 
-    def _take(self) -> ExpertKey | None:
-        # When Python ends it waits for this thread, which is not to read all that is left before.
-        if self._is_stopped or not threading.main_thread().is_alive():
-            return None
+    def _fetch_pages(self) -> None:
+        while (key := self._take(self._later)) is not None:
+            if self._succeeds(self._fetch, key):
+                with self._changed:
+                    self._fetched[key] = None
+                    self._changed.notify_all()
         with self._changed:
-            return self._later.popitem(last=False)[0] if self._later else None
+            self._num_fetching -= 1
+            self._changed.notify_all()
+
+    def _check_pages(self) -> None:
+        if sys.platform == "linux":  # elsewhere a thread has no niceness of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        while True:
+            with self._changed:
+                while not (self._fetched or self._has_ended() or not self._num_fetching):
+                    self._changed.wait(1)  # whether Python ends, nobody tells
+            if (key := self._take(self._fetched)) is not None:
+                if self._succeeds(self._check, key):
+                    with self._changed:
+                        self._unread.remove(key)
+                        self.read_bytes += self._page_bytes[key]
+                        self._changed.notify_all()
+            elif self._has_ended() or not self._num_fetching:
+                return
+
+    def _succeeds(self, step: Callable[[ExpertKey], None], key: ExpertKey) -> bool:
+        try:
+            step(key)
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the page gets it
+            with self._changed:
+                self._errors[key] = error
+                self.read_bytes += self._page_bytes[key]  # nothing more will come of it
+                self._changed.notify_all()
+            return False
+        return True
+
+    def _take(self, queue: OrderedDict[ExpertKey, None]) -> ExpertKey | None:
+        with self._changed:
+            return queue.popitem(last=False)[0] if queue and not self._has_ended() else None
+
+    def _has_ended(self) -> bool:
+        # When Python ends it waits for these threads, which are not to read all that is left before.
+        return self._is_stopped or not threading.main_thread().is_alive()

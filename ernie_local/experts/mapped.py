@@ -39,12 +39,15 @@ class _StoredPage(NamedTuple):
     memory: torch.Tensor  # (page_bytes,) uint8
     is_mapped: bool
 
-    def read(self, checkpoint: Checkpoint) -> None:
-        """Bring the page into its memory, and check it. ModelUnusable for one that is damaged or cut off."""
+    def fetch(self, checkpoint: Checkpoint) -> None:
+        """Bring the page into its memory. ModelUnusable for one that is cut off."""
         if not (self.is_mapped and fetch_mapped(self.memory)):
             # A read says what is wrong where memory could not; on an old Linux it fetches what is mapped.
             into = torch.empty_like(self.memory) if self.is_mapped else self.memory
             checkpoint.read_packed(self.tensor_name, into, self.row)
+
+    def check(self) -> None:
+        """ModelUnusable for a page that is damaged."""
         check_page(self.memory, self.layout, f"page {self.row} of {self.tensor_name}")
 
 
@@ -72,7 +75,8 @@ class MappedExperts:
         self._preferred: Collection[str] = ()
         self.reader = BackgroundReader(
             {key: page.memory.nbytes for key, page in self.pages.items()},
-            partial(_read, builder.pages, builder.checkpoint),
+            partial(_fetch, builder.pages, builder.checkpoint),
+            partial(_check, builder.pages),
             builder.checkpoint.close,
         )
         weakref.finalize(self, self.reader.stop)
@@ -125,8 +129,12 @@ class MappedExperts:
         self.reader.close()
 
 
-def _read(pages: dict[ExpertKey, _StoredPage], checkpoint: Checkpoint, key: ExpertKey) -> None:
-    pages[key].read(checkpoint)
+def _fetch(pages: dict[ExpertKey, _StoredPage], checkpoint: Checkpoint, key: ExpertKey) -> None:
+    pages[key].fetch(checkpoint)
+
+
+def _check(pages: dict[ExpertKey, _StoredPage], key: ExpertKey) -> None:
+    pages[key].check()
 
 
 class _Builder:

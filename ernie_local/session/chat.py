@@ -242,9 +242,8 @@ class Chat:
         check_fits(prompt, context_size)
         all_images = images_of(messages)
         patching = time.perf_counter()
-        for image in self._sequence.images_to_encode(prompt, all_images):
-            if image in images_of(question):
-                image.patches()
+        for image in set(self._sequence.images_to_encode(prompt, all_images)) & set(images_of(question)):
+            image.patches()
         image_seconds += time.perf_counter() - patching
         opened = OpenQuestion(
             history=turns,
@@ -309,9 +308,8 @@ class Chat:
             try:
                 self._sequence.store(*self._said(), should_stop, self.on_progress)
             except ErnieLocalError as error:  # a template may refuse what the model wrote
-                warnings.warn(
-                    f"the chat is not stored in the cache: {error.what}", CacheWarning, stacklevel=2
-                )
+                told = f"the chat is not stored in the cache: {error.what}"
+                warnings.warn(told, CacheWarning, stacklevel=2)
 
     def _said(self) -> tuple[TextPrompt, tuple[ChatImage, ...]]:
         """The turns as the next prompt will begin with them, and their images."""

@@ -22,11 +22,11 @@ class Disk:
     """Reads a page when the test lets it, and notes the order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, num_readers: int = 1) -> None:
-        monkeypatch.setattr(background, "_READERS", num_readers)
+        monkeypatch.setattr(background, "_FETCHERS", num_readers)
         self.order: list[ExpertKey] = []
         self.num_ended = 0
         self._pages = threading.Semaphore(0)
-        self.reader = BackgroundReader(dict.fromkeys(KEYS, 100), self._read, self._end)
+        self.reader = BackgroundReader(dict.fromkeys(KEYS, 100), self._fetch, self._check, self._end)
 
     def let(self, num_pages: int) -> None:
         self._pages.release(num_pages)
@@ -39,9 +39,11 @@ class Disk:
     def _end(self) -> None:
         self.num_ended += 1
 
-    def _read(self, key: ExpertKey) -> None:
+    def _fetch(self, key: ExpertKey) -> None:
         assert self._pages.acquire(timeout=30)
         self.order.append(key)
+
+    def _check(self, key: ExpertKey) -> None:
         if key == DAMAGED:
             raise ModelUnusable(f"{key} is damaged", "a test", "none")
 
