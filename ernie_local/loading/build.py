@@ -283,9 +283,11 @@ def _mapped(stored: StoredTensor, files: MappedFiles) -> torch.Tensor:
 
 def _do_at_once(reads: Iterable[Callable[[], None]]) -> None:
     """Do all of them on a few threads. Raises the first error."""
+    # Each thread has a mode of its own, and only within inference mode can its tensors be filled.
+    mode = partial(torch.inference_mode, torch.is_inference_mode_enabled())
     threads = ThreadPoolExecutor(_READERS, thread_name_prefix="ernie-load")
     try:
-        for read in [threads.submit(one) for one in reads]:
+        for read in [threads.submit(mode()(one)) for one in reads]:
             read.result()
     finally:
         threads.shutdown(cancel_futures=True)

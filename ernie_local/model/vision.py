@@ -24,11 +24,11 @@ from ernie_local.model.rope import VisionRope, patch_positions
 
 
 def quick_gelu(inner: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), the approximation that the tower was trained with; may write over `inner`."""
+    """x * sigmoid(1.702 x), the approximation that the tower was trained with."""
     if inner.requires_grad:
         return inner * torch.sigmoid(1.702 * inner)
-    # In place: new memory for three results takes as long as computing them.
-    return functional.silu(inner.mul_(1.702), inplace=True).mul_(1 / 1.702)
+    # In place: new memory for three results takes longer than computing them.
+    return functional.silu(1.702 * inner, inplace=True).mul_(1 / 1.702)
 
 
 class VisionAttention(nn.Module):

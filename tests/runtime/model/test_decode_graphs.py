@@ -65,7 +65,7 @@ def packed(packed_nano: Path) -> Path:
 def model(request: pytest.FixtureRequest, packed: Path) -> ErnieModel:
     if request.param == "plain":
         return paged_models.build(NANO_DIRECTORY, None)
-    needed = paged_models.plan_of(packed).least_bytes * 2 if request.param == "paged" else None
+    needed = paged_models.plan_of(packed).least_bytes * 3 if request.param == "paged" else None
     return paged_models.build(packed, needed)
 
 

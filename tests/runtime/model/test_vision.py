@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ernie_local.model import memory_use
+from ernie_local.model.vision import quick_gelu
 
 if TYPE_CHECKING:
     from ernie_local.loading import LoadedModel
@@ -75,3 +76,14 @@ def test_one_pass_of_the_tower_is_bounded(
     assert passes == [24, 40, 16]  # an image over the bound goes alone
     for one, other in zip(limited, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_quick_gelu_is_the_same_in_place_and_for_gradients() -> None:
+    inner = torch.linspace(-100, 100, 4001)
+    expected = inner * torch.sigmoid(1.702 * inner)
+    torch.testing.assert_close(quick_gelu(inner.clone()), expected, atol=1e-6, rtol=1e-6)
+    leaf = inner.clone().requires_grad_()
+    torch.testing.assert_close(quick_gelu(leaf * 1), expected, atol=1e-6, rtol=1e-6)
+    quick_gelu(leaf * 1).sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.isfinite().all()
