@@ -78,26 +78,42 @@ class BackgroundReader:
                 for queue in (self._later, self._fetched):
                     if key in queue:
                         queue.move_to_end(key, last=False)
-            for key in missing:
-                self._wait(key)
+        for key in missing:
+            self._wait(key)
 
     def wait_for_all(self) -> None:
         """As `wait`, of every page, in any order."""
-        with self._changed:
-            for key in self._page_bytes:
-                self._wait(key)
+        for key in self._page_bytes:
+            self._wait(key)
 
     def _wait(self, key: ExpertKey) -> None:
-        while key in self._unread:
-            if key in self._errors:
-                raise self._errors[key]
-            if self._is_stopped:
-                raise UsageError(
-                    f"{len(self._unread)} of {len(self._page_bytes)} pages of experts were not read",
-                    "the model was closed before",
-                    "load it again",
-                )
-            self._changed.wait()
+        while self._is_missing(key):
+            # Checkers give way to every other program. Who waits does not, and checks what has been fetched.
+            try:
+                if self._take(self._fetched, key) is not None:
+                    self._check_page(key)
+            except KeyboardInterrupt:
+                with self._changed:
+                    self._fetched[key] = None
+                    self._changed.notify_all()
+                raise
+
+    def _is_missing(self, key: ExpertKey) -> bool:
+        """Wait until the page can be used, False, or checked, True."""
+        with self._changed:
+            while key in self._unread:
+                if key in self._errors:
+                    raise self._errors[key]
+                if self._is_stopped:
+                    raise UsageError(
+                        f"{len(self._unread)} of {len(self._page_bytes)} pages of experts were not read",
+                        "the model was closed before",
+                        "load it again",
+                    )
+                if key in self._fetched:
+                    return True
+                self._changed.wait()
+        return False
 
     def stop(self) -> None:
         """Have the threads end after the pages that they are reading. Never waits: see `close`."""
@@ -137,17 +153,23 @@ class BackgroundReader:
                 while not (self._fetched or self._has_ended() or not self._num_fetching):
                     self._changed.wait(1)  # whether Python ends, nobody tells
             if (key := self._take(self._fetched)) is not None:
-                if self._succeeds(self._check, key):
-                    with self._changed:
-                        self._unread.remove(key)
-                        self.read_bytes += self._page_bytes[key]
-                        self._changed.notify_all()
+                self._check_page(key)
             elif self._has_ended() or not self._num_fetching:
                 return
+
+    def _check_page(self, key: ExpertKey) -> None:
+        if self._succeeds(self._check, key):
+            with self._changed:
+                if key in self._unread:  # after an interrupt a page may be checked twice
+                    self._unread.remove(key)
+                    self.read_bytes += self._page_bytes[key]
+                self._changed.notify_all()
 
     def _succeeds(self, step: Callable[[ExpertKey], None], key: ExpertKey) -> bool:
         try:
             step(key)
+        except KeyboardInterrupt:  # of who waits
+            raise
         except BaseException as error:  # noqa: BLE001 - whoever waits for the page gets it
             with self._changed:
                 self._errors[key] = error
@@ -156,9 +178,15 @@ class BackgroundReader:
             return False
         return True
 
-    def _take(self, queue: OrderedDict[ExpertKey, None]) -> ExpertKey | None:
+    def _take(self, queue: OrderedDict[ExpertKey, None], wanted: ExpertKey | None = None) -> ExpertKey | None:
+        """Take the first page, or the wanted one, from a queue; None where it is not there."""
         with self._changed:
-            return queue.popitem(last=False)[0] if queue and not self._has_ended() else None
+            if wanted is None and queue and not self._has_ended():
+                wanted = next(iter(queue))
+            if wanted is None or wanted not in queue:
+                return None
+            del queue[wanted]
+            return wanted
 
     def _has_ended(self) -> bool:
         # When Python ends it waits for these threads, which are not to read all that is left before.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -78,6 +79,7 @@ def test_a_page_that_is_waited_for_is_read_next(disk: Disk) -> None:
     disk.let(2)
     waiting.join(30)
     assert disk.order == [KEYS[0], KEYS[-1]]  # the first one was on its way
+    disk.reader.wait([KEYS[0]])
     assert disk.reader.read_bytes == 200
 
 
@@ -123,3 +125,30 @@ def test_several_threads_read_each_page_once(monkeypatch: pytest.MonkeyPatch) ->
     disk.let_all()
     assert sorted(disk.order) == sorted(KEYS)
     assert disk.num_ended == 1
+
+
+def test_who_waits_checks_what_has_been_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkers may starve beside other programs."""
+    monkeypatch.setattr(background, "_CHECKERS", 0)
+    disk = Disk(monkeypatch)
+    disk.let_all()
+    disk.reader.wait(KEYS[:2])
+    assert disk.reader.read_bytes == 200
+    with pytest.raises(ModelUnusable, match="is damaged"):
+        disk.reader.wait_for_all()
+
+
+def test_an_interrupted_check_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "_CHECKERS", 0)
+    disk, check = Disk(monkeypatch), Disk._check
+    disk.let_all()
+
+    def interrupt(_key: ExpertKey) -> None:
+        raise KeyboardInterrupt
+
+    disk.reader._check = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        disk.reader.wait(KEYS[:1])
+    disk.reader._check = partial(check, disk)
+    disk.reader.wait(KEYS[:1])
+    assert disk.reader.read_bytes == 100
