@@ -32,7 +32,7 @@ WIDE_TOWER = {
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "num_hidden_layers": 8,
-        "moe_intermediate_size": [512, 256],
+        "moe_intermediate_size": [1024, 512],
         "vocab_size": 103424,
         "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "mrope_section": [12, 12, 8]},
         "bos_token_id": 1,
@@ -119,7 +119,6 @@ def test_a_tower_that_comes_and_goes_keeps_the_limit(tmp_path: Path) -> None:
     plan = plan_cpu(model, ChatPlan(1024, "float32", "bfloat16", (image,)), Budget(limit))
     assert plan.placement is not None
     assert plan.placement.swapped_bytes == found["image_weight_bytes"] > 140 * MIB
-    assert plan.memory.peak_phase == "vision"
     assert plan.memory.peak.low <= found["peak_bytes"] <= 1.01 * plan.memory.peak.best < limit
     marks = {mark["moment"]: mark for mark in found["marks"]}
     assert model.paging_plan is not None
