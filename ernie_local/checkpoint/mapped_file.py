@@ -67,9 +67,10 @@ class MappedFile:
 
 
 class MappedFiles:
-    """Files that are mapped when they are first asked for."""
+    """Files that are mapped when they are first asked for. notes: lines on what could not be."""
 
     def __init__(self) -> None:
+        self.notes: list[str] = []
         self._files: dict[Path, MappedFile] = {}
 
     def content(self, tensors: Collection[StoredTensor]) -> Tensor:

@@ -87,11 +87,12 @@ class MappedExperts:
         return self.reader.total_bytes
 
     def describe(self) -> list[str]:
-        """Which experts are not mapped, and why; see ExpertProvider.describe."""
-        return [
+        """Which weights are not mapped, and why; see ExpertProvider.describe."""
+        experts = [
             f"experts: {format_bytes(num_bytes)} are read into memory of their own, not mapped: {reason}"
             for reason, num_bytes in self._not_mapped.items()
         ]
+        return experts + self._files.notes
 
     def check_unchanged(self) -> None:
         """ModelUnusable for files that were written to meanwhile; see ExpertProvider.check_unchanged."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 
 import torch
@@ -39,6 +38,7 @@ from ernie_local.model.layers import PackedEmbedding, PackedGatedMLP, PackedLine
 from ernie_local.model.moe import ExpertProvider, Router
 from ernie_local.packing.page import check_page, check_scales
 from ernie_local.planner.need import WeightBytes, weights_in_memory
+from ernie_local.sizes import format_bytes
 
 _HOST = torch.device("cpu")
 _READERS = 4  # of packed tensors; one alone does not keep a fast disk busy
@@ -235,8 +235,11 @@ class _Filler:
         """Places of packed tensors: mapped, or in one allocation, as separate ones waste half a huge page."""
         stored = [self.checkpoint.packed[name] for name in names]
         if self.files is not None:
-            with suppress(OSError):  # of files that cannot be mapped
+            try:
                 return {one.name: _mapped(one, self.files) for one in stored}
+            except OSError as error:
+                size = format_bytes(sum(tensor.num_bytes for tensor in stored))
+                self.files.notes.append(f"all but experts: {size} are read into memory, not mapped: {error}")
             self.files = None
         sizes = [-(-tensor.num_bytes // _ALIGNMENT) * _ALIGNMENT for tensor in stored]
         total, on_host = sum(sizes), self.device.type == "cpu"
