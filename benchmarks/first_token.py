@@ -17,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def main() -> None:
         return
     image = Path(arguments.image)
     if not image.exists():
-        image = Path(os.environ.get("TMPDIR", "/tmp")) / f"first-token-{arguments.image}.png"
+        image = Path(tempfile.gettempdir()) / f"first-token-{arguments.image}.png"
         write_image(arguments.image, image)
     checkouts = {"this": Path(__file__).parents[1]}
     if arguments.against is not None:

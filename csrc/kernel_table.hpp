@@ -103,7 +103,6 @@ struct alignas(64) KeyBlock {
 // ernie_local/model/memory_use.py counts with this.
 static_assert(sizeof(KeyBlock) == 66624, "the planner knows the size of a block");
 
-
 struct KeyBlockTask {
     const uint8_t *keys, *values;               // of the first token
     size_t token_bytes;                         // from one token to the next

@@ -21,7 +21,7 @@ from ernie_local.planner.core_kinds import CoreKinds, find_core_kinds
 
 # torch and our kernels each have threads of their own, one of which is the caller.
 _POOLS = 2
-# Besides: four that read pages, one that copies them to a GPU, and some to spare.
+# Besides: four that read pages, two that check them or one that copies them to a GPU, and some to spare.
 _OTHER_THREADS = 8
 
 
