@@ -83,9 +83,11 @@ class ErnieModel(nn.Module):
         self._begin_life()
 
     def _begin_life(self) -> None:
-        # Who holds it may compute. Taken by a plain `with`, which Ctrl-C cannot leave locked.
+        # Who holds it may compute. Both are taken by a plain `with`, which Ctrl-C cannot leave locked; a flag
+        # it could leave set, because a module sets its attributes in Python.
         self.lock = threading.RLock()
-        self._is_computing = self._is_broken_off = False
+        self._computing = threading.Lock()
+        self._is_broken_off = False
 
     def alone(self, run: Callable[[], _Result]) -> _Result:
         """The result of `run`, which computes with this model while no other thread does.
@@ -94,7 +96,7 @@ class ErnieModel(nn.Module):
         should be. UsageError for a call from inside of a `run`.
         """
         with self.lock:
-            if self._is_computing:
+            if self._computing.locked():
                 raise UsageError(
                     "2 computations of one model inside each other",
                     "a hook, or a handler of a signal, asked the model while it was computing",
@@ -103,12 +105,10 @@ class ErnieModel(nn.Module):
             if self._is_broken_off:
                 self.abort()
             self.experts.check_unchanged()
-            self._is_computing = self._is_broken_off = True
-            try:
+            with self._computing:
+                self._is_broken_off = True
                 result = run()
                 self._is_broken_off = False
-            finally:
-                self._is_computing = False
             return result
 
     def abort(self) -> None:

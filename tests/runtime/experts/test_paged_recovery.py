@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -143,6 +143,34 @@ def test_ctrl_c_at_any_moment(model: ErnieModel, expected: list[torch.Tensor]) -
             check(model, expected)
     finally:
         signal.signal(signal.SIGALRM, handler)
+
+
+def test_stopped_while_an_attribute_of_the_model_is_set(
+    model: ErnieModel, expected: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules do so in Python, where a signal finds its way in: before the attribute is set, or behind it."""
+    for count in range(1, 5):
+        for behind in (False, True):
+            stop = _stop_at_attribute(count, behind=behind)
+            with monkeypatch.context() as patch, suppress(_Stop):
+                patch.setattr(ErnieModel, "__setattr__", stop)
+                all_logits(model)
+            check(model, expected)
+
+
+def _stop_at_attribute(count: int, *, behind: bool) -> Callable[[ErnieModel, str, Any], None]:
+    """A `__setattr__` that raises the count-th time, before or behind its work."""
+    left = count
+
+    def set_attribute(model: ErnieModel, name: str, value: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left or behind:
+            super(ErnieModel, model).__setattr__(name, value)
+        if not left:
+            raise _Stop
+
+    return set_attribute
 
 
 def test_a_refusal_leaves_what_was_kept_before(packed_nano: Path) -> None:
