@@ -32,9 +32,9 @@ A4 = (2480, 3508)
 
 @given(st.integers(4, 16384), st.integers(20, 6000), st.integers(20, 6000))
 def test_an_image_takes_at_most_its_bound_and_is_never_enlarged(bound: int, width: int, height: int) -> None:
+    assume(max(width, height) <= 200 * min(width, height))
     processor = with_image_tokens(PUBLISHED, bound)
     free = measure_image("x", (width, height), PUBLISHED)
-    assume(max(width, height) <= 200 * min(width, height))
     is_thin = max(width, height) / min(width, height) > bound
     is_tiny = width * height < PUBLISHED.min_pixels and bound < 30
     try:
