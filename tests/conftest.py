@@ -20,6 +20,7 @@ import pytest
 os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 import torch
+from hypothesis import settings
 
 from ernie_local.config import ModelConfig, parse_config
 from ernie_local.media.patches import Patches
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from ernie_local.checkpoint.format_tables import FormatChoice
     from ernie_local.engine import Engine
     from ernie_local.loading import LoadedModel
+
+# How long an example takes says more about the machine's load than about the code. Every run draws the same,
+# so that no change fails on what its author could not see; `--hypothesis-profile=default` draws new ones.
+settings.register_profile("ernie-local", deadline=None, derandomize=True)
+settings.load_profile("ernie-local")
 
 Layout = Literal["native", "saved", "hub"]
 IMAGE_TOKEN, IMAGE_START, IMAGE_END = 5, 6, 7

@@ -16,7 +16,6 @@ from typing import Any, cast
 import pytest
 import sentencepiece
 import torch
-from hypothesis import settings
 from PIL import Image
 
 from ernie_local.config import MediaTokens
@@ -29,10 +28,6 @@ from ernie_local.media.tokens import positions_3d
 from ernie_local.model_files import ModelFiles
 from ernie_local.session import Answer, Chat
 from ernie_local.text.tokenizer import ErnieTokenizer
-
-# How long an example takes says more about the machine's load than about the code.
-settings.register_profile("ernie-local", deadline=None)
-settings.load_profile("ernie-local")
 
 MODULE = native_module()
 
