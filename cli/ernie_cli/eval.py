@@ -17,7 +17,9 @@ from ernie_cli.options import (
     CommonOptions,
     ComputeOptions,
     FamilyName,
+    KVDTypeName,
     file_option,
+    kv_dtype_option,
     model_argument,
     option,
     seed_option,
@@ -70,6 +72,10 @@ class EvalOptions(ComputeOptions, CommonOptions):
     answers: Literal["known", "reference"] = option(
         default="known", help="Compare along the right answers, or along those that the reference gives."
     )
+    kv_dtype: KVDTypeName = kv_dtype_option(
+        help="Number type of the KV cache of each CHECKPOINT; that of REFERENCE stays auto. To see what a "
+        "smaller cache loses, name one model twice.",
+    )
     reference_cache: Path | None = file_option(
         help="Keep the reference's results in FILE, and reuse them if it exists."
     )
@@ -101,7 +107,7 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
     dtype: str = options.dtype
     if dtype == defaults.AUTO:
         dtype = defaults.compute_dtype(reference.num_bytes, on_gpu=options.device != "cpu")
-    same = ("samples", "seed", "questions_each", "answers", "device", "gpu_kernels")
+    same = ("samples", "seed", "questions_each", "answers", "device", "kv_dtype", "gpu_kernels")
     job = EvaluationJob(
         reference=reference,
         families=get_args(FamilyName) if options.family == "all" else (options.family,),

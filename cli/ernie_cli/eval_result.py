@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from ernie_cli.json_object import fill_result
-from ernie_cli.options import FamilyName
+from ernie_cli.options import FamilyName, KVDTypeName
 from ernie_quant.evaluation.summary import Answers, Divergence, RoutingAgreement, Task
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class EvalResult:
     """What the models were made to read: `known`, the right answers, or `reference`, those that it gave."""
     device: str | None = None  #: What all models were computed on.
     dtype: str | None = None  #: What all models were computed in.
+    kv_dtype: KVDTypeName | None = None  #: Of the KV caches of the checkpoints, as asked for.
     gpu_kernels: Literal["auto", "triton", "torch"] | None = None  #: As asked for.
     reference: CandidateObject | None = None  #: The unquantized model.
     checkpoints: list[CheckpointObject] = field(default_factory=list)  #: One for each, in the order given.
@@ -71,6 +72,7 @@ class EvalResult:
         self.samples, self.seed, self.families = job.samples, job.seed, list(job.families)
         self.questions_each, self.answers = job.questions_each, job.answers
         self.device, self.dtype = job.device, job.dtype
+        self.kv_dtype = job.kv_dtype  # type: ignore[assignment]
         self.gpu_kernels = job.gpu_kernels  # type: ignore[assignment]
         self.reference = fill_result(CandidateObject, job.reference, directory=str(job.reference.directory))
         self.checkpoints = [_checkpoint(one) for one in evaluated]

@@ -61,6 +61,13 @@ def test_the_object_has_every_figure_of_the_table(command: Command, rounded: Pat
     assert rounded_floats(command(*arguments).json()) == rounded_floats(said)
 
 
+def test_the_checkpoints_cache_alone_has_the_type_that_is_asked_for(command: Command) -> None:
+    said = command("eval", "nano", "nano", "--samples", "2", "--kv-dtype", "int8", "--json").json()
+    (found,) = said["checkpoints"]
+    assert said["kv_dtype"] == "int8"
+    assert 0 < found["divergence"]["mean"]["value"] < 0.01, "it reads keys and values that are rounded"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -16,6 +16,7 @@ from typing import Literal
 import ernie_local
 from ernie_calibration.generated import SampleFamily, held_out_samples
 from ernie_calibration.sample import Sample, SampleTurn
+from ernie_local import defaults
 from ernie_local.checkpoint.hub import resolve_model
 from ernie_local.checkpoint.parts import model_parts, routed_experts, stored_tensors
 from ernie_local.checkpoint.reader import open_checkpoint
@@ -73,8 +74,9 @@ class EvaluationJob:
     """What to evaluate on, and how.
 
     answers: the answers that models are forced to read, the right ones or those of the reference. dtype: of
-    all models. cache: a file of the reference's results, read if it exists, else written. on_sample: called
-    after each sample with the model's name, the samples done, and all samples.
+    all models. kv_dtype: of the checkpoints' KV caches; the reference's is the default one. cache: a file of the
+    reference's results, read if it exists, else written. on_sample: called after each sample with the model's
+    name, the samples done, and all samples.
     """
 
     reference: Candidate
@@ -85,6 +87,7 @@ class EvaluationJob:
     answers: Literal["known", "reference"]
     device: str
     dtype: str
+    kv_dtype: str = defaults.AUTO
     cache: Path | None = None
     on_sample: Callable[[str, int, int], None] = tell_nobody
     gpu_kernels: str = "auto"
@@ -95,10 +98,14 @@ class EvaluationJob:
             self.samples, self.seed, families=self.families, questions_each=self.questions_each
         )
 
-    def load(self, candidate: Candidate) -> LoadedModel:
-        """Load its weights."""
+    def load(self, candidate: Candidate, kv_dtype: str = defaults.AUTO) -> LoadedModel:
+        """Load its weights; kv_dtype: of its KV cache."""
         model = ernie_local.load(
-            candidate.directory, device=self.device, dtype=self.dtype, gpu_kernels=self.gpu_kernels
+            candidate.directory,
+            device=self.device,
+            dtype=self.dtype,
+            kv_dtype=kv_dtype,
+            gpu_kernels=self.gpu_kernels,
         )
         model.wait_until_resident()  # a damaged page would else be found hours later, or never
         return model
@@ -138,7 +145,7 @@ class Evaluation:
 
     def evaluate(self, candidate: Candidate) -> Result:
         """Run `candidate` through every turn, hold it against the reference, and sum up."""
-        model = self._job.load(candidate)
+        model = self._job.load(candidate, self._job.kv_dtype)
         observed = Observer(model).observe(
             self._job.draw(), lambda index, _turn, _own: self._observations[index].asked.forced_ids
         )
