@@ -1,4 +1,4 @@
-"""Says what an int8 KV cache costs in quality, as measured on nano (docs/performance.md, "An int8 KV cache")."""
+"""Says what an int8 KV cache costs in quality: measured on nano (docs/performance.md, "An int8 KV cache")."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class KVLoss:
-    """Against a float32 cache. divergence: mean KL in nats where an answer is written, most_divergence: the upper
-    end of its 95 % interval. exact, exact_before: of `questions`, answers that are right to the letter, with and
-    without it.
+    """Against a float32 cache. divergence: mean KL in nats where an answer is written; most_divergence: the
+    upper end of its 95 % interval. exact, exact_before: of `questions`, answers that are right to the letter,
+    with it and without.
     """
 
     divergence: float
@@ -27,6 +27,4 @@ class KVLoss:
         )
 
 
-INT8_KV_LOSS = KVLoss(
-    divergence=0.00007, most_divergence=0.00012, questions=200, exact_before=176, exact=176
-)
+INT8_KV_LOSS = KVLoss(divergence=0.00007, most_divergence=0.00012, questions=200, exact_before=176, exact=176)

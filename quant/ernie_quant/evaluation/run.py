@@ -74,9 +74,9 @@ class EvaluationJob:
     """What to evaluate on, and how.
 
     answers: the answers that models are forced to read, the right ones or those of the reference. dtype: of
-    all models. kv_dtype: of the checkpoints' KV caches; the reference's is the default one. cache: a file of the
-    reference's results, read if it exists, else written. on_sample: called after each sample with the model's
-    name, the samples done, and all samples.
+    all models. cache: a file of the reference's results, read if it exists, else written. on_sample: called
+    after each sample with the model's name, the samples done, and all samples. kv_dtype: of the checkpoints'
+    KV caches; that of the reference is the default one.
     """
 
     reference: Candidate
@@ -87,10 +87,10 @@ class EvaluationJob:
     answers: Literal["known", "reference"]
     device: str
     dtype: str
-    kv_dtype: str = defaults.AUTO
     cache: Path | None = None
     on_sample: Callable[[str, int, int], None] = tell_nobody
     gpu_kernels: str = "auto"
+    kv_dtype: str = defaults.AUTO
 
     def draw(self) -> Iterator[Sample]:
         """The samples, drawn again for each model, because their images would fill the memory."""
