@@ -1,7 +1,8 @@
 """Reads pages of experts in the background, those first that somebody waits for.
 
-Each page is fetched once, checked once, and stays. Fetching waits for the disk; checking takes the processor,
-and on Linux gives way to whoever computes.
+Each page is fetched once, checked once, and stays. Fetching waits for the disk, checking takes the processor.
+While the model computes, only pages that it waits for are checked, and others only as long as it waits for
+the disk; the rest are checked when it does not compute.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from ernie_local.experts.keys import ExpertKey
 
 _FETCHERS = 4  # as many reads in flight keep a solid-state disk busy
 _CHECKERS = 2
-_NICE = 15  # of checkers: the vision tower computes meanwhile, and needs no expert
+_NICE = 15  # of checkers, on Linux: other programs come first
+_LOOK_SECONDS = 0.1  # how often checkers look for what nobody tells them
 
 
 class BackgroundReader:
@@ -30,18 +32,21 @@ class BackgroundReader:
         fetch: Callable[[ExpertKey], None],
         check: Callable[[ExpertKey], None],
         when_ended: Callable[[], None],
+        is_busy: Callable[[], bool],
     ) -> None:
         """fetch, check: are called for each key, one after the other, on several threads.
 
         When `check` returns, the page can be used. when_ended: is called once, when all threads have ended.
+        is_busy: whether the model computes; nobody tells when that changes.
         """
         self.total_bytes = sum(page_bytes.values())
-        self.read_bytes = 0
+        self.read_bytes = 0  # in memory, whether checked or not
         self._page_bytes = page_bytes
-        self._fetch, self._check = fetch, check
+        self._fetch, self._check, self._is_busy = fetch, check, is_busy
         self._later = OrderedDict.fromkeys(page_bytes)  # which no thread has taken yet
         self._fetched: OrderedDict[ExpertKey, None] = OrderedDict()  # but not yet checked
-        self._unread = set(page_bytes)
+        self._unread, self._unchecked = set(page_bytes), set(page_bytes)
+        self._wanted: set[ExpertKey] = set()  # unchecked, and somebody waits for it
         self._errors: dict[ExpertKey, BaseException] = {}
         self._is_stopped = False
         self._when_ended, self._num_running = when_ended, _FETCHERS + _CHECKERS
@@ -57,14 +62,14 @@ class BackgroundReader:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every page has been read."""
-        return not self._unread
+        """Whether every page has been read and checked."""
+        return not self._unchecked
 
     def prefer(self, banks: Collection[Bank]) -> None:
         """Read the pages of these banks before all others."""
         with self._changed:
             for queue in (self._later, self._fetched):
-                for key in [key for key in queue if key.bank not in banks]:
+                for key in [key for key in queue if not (key.bank in banks or key in self._wanted)]:
                     queue.move_to_end(key)
 
     def wait(self, keys: Iterable[ExpertKey]) -> None:
@@ -73,18 +78,19 @@ class BackgroundReader:
         UsageError after `stop`.
         """
         with self._changed:
-            missing = [key for key in keys if key in self._unread]
+            missing = [key for key in keys if key in self._unchecked]
+            self._wanted.update(missing)
             for key in reversed(missing):
                 for queue in (self._later, self._fetched):
                     if key in queue:
                         queue.move_to_end(key, last=False)
+            self._changed.notify_all()
         for key in missing:
             self._wait(key)
 
     def wait_for_all(self) -> None:
-        """As `wait`, of every page, in any order."""
-        for key in self._page_bytes:
-            self._wait(key)
+        """As `wait`, of every page."""
+        self.wait(self._page_bytes)
 
     def _wait(self, key: ExpertKey) -> None:
         while self._is_missing(key):
@@ -101,17 +107,17 @@ class BackgroundReader:
     def _is_missing(self, key: ExpertKey) -> bool:
         """Wait until the page can be used, False, or checked, True."""
         with self._changed:
-            while key in self._unread:
+            while key in self._unchecked:
                 if key in self._errors:
                     raise self._errors[key]
+                if key in self._fetched:
+                    return True
                 if self._is_stopped:
                     raise UsageError(
                         f"{len(self._unread)} of {len(self._page_bytes)} pages of experts were not read",
                         "the model was closed before",
                         "load it again",
                     )
-                if key in self._fetched:
-                    return True
                 self._changed.wait()
         return False
 
@@ -137,10 +143,14 @@ class BackgroundReader:
 
     def _fetch_pages(self) -> None:
         while (key := self._take(self._later)) is not None:
-            if self._succeeds(self._fetch, key):
-                with self._changed:
+            is_there = self._succeeds(self._fetch, key)
+            with self._changed:
+                self._unread.remove(key)
+                self.read_bytes += self._page_bytes[key]  # after an error nothing more will come of it
+                if is_there:
                     self._fetched[key] = None
-                    self._changed.notify_all()
+                    self._fetched.move_to_end(key, last=key not in self._wanted)
+                self._changed.notify_all()
         with self._changed:
             self._num_fetching -= 1
             self._changed.notify_all()
@@ -148,21 +158,29 @@ class BackgroundReader:
     def _check_pages(self) -> None:
         if sys.platform == "linux":  # elsewhere a thread has no niceness of its own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-        while True:
-            with self._changed:
-                while not (self._fetched or self._has_ended() or not self._num_fetching):
-                    self._changed.wait(1)  # whether Python ends, nobody tells
-            if (key := self._take(self._fetched)) is not None:
-                self._check_page(key)
-            elif self._has_ended() or not self._num_fetching:
-                return
+        while (key := self._take_to_check()) is not None:
+            self._check_page(key)
+
+    def _take_to_check(self) -> ExpertKey | None:
+        """Take the first page that is to be checked now, when there is one; None if none will come."""
+        with self._changed:
+            while not self._has_ended() and (self._fetched or self._num_fetching):
+                # Who waits for pages has them at the front.
+                key = next(iter(self._fetched), None)
+                if key is not None and (key in self._wanted or self._is_idle()):
+                    return self._take(self._fetched, key)
+                self._changed.wait(_LOOK_SECONDS)
+        return None
+
+    def _is_idle(self) -> bool:
+        """Whether the model does not compute, or waits for the disk."""
+        return not self._is_busy() or not self._wanted.isdisjoint(self._unread)
 
     def _check_page(self, key: ExpertKey) -> None:
         if self._succeeds(self._check, key):
             with self._changed:
-                if key in self._unread:  # after an interrupt a page may be checked twice
-                    self._unread.remove(key)
-                    self.read_bytes += self._page_bytes[key]
+                self._unchecked.discard(key)  # after an interrupt a page may be checked twice
+                self._wanted.discard(key)
                 self._changed.notify_all()
 
     def _succeeds(self, step: Callable[[ExpertKey], None], key: ExpertKey) -> bool:
@@ -173,7 +191,7 @@ class BackgroundReader:
         except BaseException as error:  # noqa: BLE001 - whoever waits for the page gets it
             with self._changed:
                 self._errors[key] = error
-                self.read_bytes += self._page_bytes[key]  # nothing more will come of it
+                self._wanted.discard(key)
                 self._changed.notify_all()
             return False
         return True

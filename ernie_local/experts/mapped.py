@@ -1,13 +1,14 @@
 """Computes packed experts from the files they lie in, mapped into memory, while they are still being read.
 
 Nothing is copied: a second process shares the memory, and a second start finds the pages there. Each page is
-checked before it is computed with for the first time. Banks that cannot be mapped are read into memory.
+checked before it is computed with for the first time, others while nothing is computed.
+Banks that cannot be mapped are read into memory.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
@@ -63,8 +64,17 @@ class MappedExperts:
 
     takes_shared_page = True
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, files: MappedFiles) -> None:
-        """checkpoint: may be closed afterwards. files: all that the model computes from."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        files: MappedFiles,
+        is_computing: Callable[[], bool],
+    ) -> None:
+        """checkpoint: may be closed afterwards. files: all that the model computes from.
+
+        is_computing: whether the model does; it must not keep the model alive.
+        """
         builder = _Builder(Checkpoint(checkpoint.accounts), config, files)
         self.banks: dict[BankKey, BankPages] = {
             (layer_id, bank.name): builder.place(layer_id, bank.name)
@@ -78,6 +88,7 @@ class MappedExperts:
             partial(_fetch, builder.pages, builder.checkpoint),
             partial(_check, builder.pages),
             builder.checkpoint.close,
+            is_computing,
         )
         weakref.finalize(self, self.reader.stop)
 

@@ -6,6 +6,7 @@ Packed weights stay packed: their layers replace the plain ones. Routed experts 
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -87,7 +88,7 @@ def build_model(
         math_on = partial(expert_math, checkpoint, config, gpu_kernels=gpu_kernels)
         experts = build_paged_experts(store, plan, math_on, paging)
     elif files is not None:
-        experts = MappedExperts(checkpoint, config, files)
+        experts = MappedExperts(checkpoint, config, files, partial(_is_computing, weakref.ref(model)))
     elif config.has_packed_experts:
         banks = _read_banks(checkpoint, config, device)
         experts = PackedExperts(banks, gpu_math(config, device, gpu_kernels))
@@ -95,6 +96,11 @@ def build_model(
         experts = _read_plain_experts(checkpoint, config, dtype, device)
     model.attach(experts, recorder)
     return model
+
+
+def _is_computing(network: weakref.ref[ErnieModel]) -> bool:
+    model = network()
+    return model is not None and model.is_computing
 
 
 def build_without_experts(

@@ -90,7 +90,7 @@ class LoadedModel:
         return notes
 
     def wait_until_resident(self) -> None:
-        """Return when all weights that stay in memory have been read, so that speed can be measured.
+        """Return when all weights that stay in memory have been read and checked.
 
         Until then a computation waits for those that it needs. ModelUnusable for a damaged page.
         """
@@ -98,7 +98,10 @@ class LoadedModel:
 
     @property
     def resident_share(self) -> float:
-        """The share of the bytes of experts that have been read, 1 in the end, and where none are awaited."""
+        """The share of the bytes of experts that have been read, 1 in the end, and where none are awaited.
+
+        Each is checked before it is first computed with, or later, when the model does not compute.
+        """
         experts = self.network.experts
         return experts.reader.read_bytes / experts.num_bytes if isinstance(experts, MappedExperts) else 1.0
 

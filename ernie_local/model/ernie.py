@@ -111,6 +111,11 @@ class ErnieModel(nn.Module):
                 self._is_broken_off = False
             return result
 
+    @property
+    def is_computing(self) -> bool:
+        """Whether a thread is inside of `alone`."""
+        return self._computing.locked()
+
     def abort(self) -> None:
         """Forget what a computation has begun that will not end. It may have stopped anywhere."""
         self.drop_image_weights()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -20,22 +21,35 @@ DAMAGED = ExpertKey(1, "vision", 1)
 
 
 class Disk:
-    """Reads a page when the test lets it, and notes the order."""
+    """Reads a page when the test lets it, and notes in which order pages are read and checked.
+
+    The model computes while `is_busy`.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, num_readers: int = 1) -> None:
         monkeypatch.setattr(background, "_FETCHERS", num_readers)
         self.order: list[ExpertKey] = []
+        self.checked: list[ExpertKey] = []
+        self.is_busy = False
         self.num_ended = 0
         self._pages = threading.Semaphore(0)
-        self.reader = BackgroundReader(dict.fromkeys(KEYS, 100), self._fetch, self._check, self._end)
+        self.reader = BackgroundReader(
+            dict.fromkeys(KEYS, 100), self._fetch, self._check, self._end, lambda: self.is_busy
+        )
 
     def let(self, num_pages: int) -> None:
         self._pages.release(num_pages)
 
     def let_all(self) -> None:
+        """Returns when all pages have been read, and checked unless the model computes."""
         self.let(len(KEYS))
         for thread in self.reader._threads:
-            thread.join(30)
+            if not (self.is_busy and thread in self.checkers):
+                thread.join(30)
+
+    @property
+    def checkers(self) -> list[threading.Thread]:
+        return self.reader._threads[background._FETCHERS :]
 
     def _end(self) -> None:
         self.num_ended += 1
@@ -45,6 +59,7 @@ class Disk:
         self.order.append(key)
 
     def _check(self, key: ExpertKey) -> None:
+        self.checked.append(key)
         if key == DAMAGED:
             raise ModelUnusable(f"{key} is damaged", "a test", "none")
 
@@ -133,7 +148,7 @@ def test_who_waits_checks_what_has_been_fetched(monkeypatch: pytest.MonkeyPatch)
     disk = Disk(monkeypatch)
     disk.let_all()
     disk.reader.wait(KEYS[:2])
-    assert disk.reader.read_bytes == 200
+    assert disk.checked == KEYS[:2]
     with pytest.raises(ModelUnusable, match="is damaged"):
         disk.reader.wait_for_all()
 
@@ -151,4 +166,46 @@ def test_an_interrupted_check_is_made_again(monkeypatch: pytest.MonkeyPatch) -> 
         disk.reader.wait(KEYS[:1])
     disk.reader._check = partial(check, disk)
     disk.reader.wait(KEYS[:1])
-    assert disk.reader.read_bytes == 100
+    assert disk.checked == KEYS[:1]
+
+
+def test_only_pages_that_are_waited_for_are_checked_while_the_model_computes(disk: Disk) -> None:
+    disk.is_busy = True
+    disk.let_all()
+    disk.reader.wait(KEYS[2:6:2])
+    assert disk.reader.read_bytes == disk.reader.total_bytes
+    assert sorted(disk.checked) == KEYS[2:6:2]
+    assert not disk.reader.is_complete
+    disk.is_busy = False
+    for thread in disk.checkers:
+        thread.join(30)
+    assert sorted(disk.checked) == sorted(KEYS)
+    with pytest.raises(ModelUnusable, match="is damaged"):
+        disk.reader.wait([DAMAGED])
+
+
+def test_other_pages_are_checked_while_the_model_waits_for_the_disk(disk: Disk) -> None:
+    disk.is_busy = True
+    waiting = wait_beside(disk, KEYS[-1])
+    disk.let(1)
+    give_up = time.monotonic() + 30
+    while disk.checked != KEYS[:1] and time.monotonic() < give_up:
+        time.sleep(0.01)
+    assert disk.checked == KEYS[:1]  # which was on its way already
+    disk.let(1)
+    waiting.join(30)
+    assert disk.checked == [KEYS[0], KEYS[-1]]
+
+
+def test_checkers_help_who_waits(disk: Disk) -> None:
+    disk.is_busy = True
+    together, check = threading.Barrier(2), disk._check
+
+    def check_beside_another(key: ExpertKey) -> None:
+        together.wait(30)
+        check(key)
+
+    disk.reader._check = check_beside_another
+    disk.let_all()
+    disk.reader.wait(KEYS[-2:])
+    assert sorted(disk.checked) == KEYS[-2:]

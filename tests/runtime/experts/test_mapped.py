@@ -21,11 +21,15 @@ from ernie_local.checkpoint.files import read_stored_tensors
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.mapped_file import MappedFile, fetch_mapped
-from ernie_local.config import read_config
+from ernie_local.config import Bank, read_config
+from ernie_local.engine import Engine
 from ernie_local.errors import ModelUnusable
-from ernie_local.experts import mapped
+from ernie_local.experts import background, mapped
+from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.mapped import MappedExperts
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.packing.layout import ForeignLayout, PageLayout
+from ernie_local.packing.page import check_page
 from tests.plain_export import export_plainly
 from tests.runtime.paged_models import answer_logits, build, ids, image, image_ids
 
@@ -174,6 +178,53 @@ def test_a_damaged_page_that_no_token_uses_harms_nothing(directory: Path) -> Non
     assert torch.equal(answer_logits(model, [(ids(20, 1), [], [])]), expected)
     with pytest.raises(ModelUnusable, match=f"^page 0 of {name} has the checksum"):
         model.experts.wait_until_resident()
+
+
+def test_a_damaged_page_is_named_by_the_turn_that_needs_it(directory: Path) -> None:
+    name = damage(directory, "vision", CONFIG.text.bank("vision").num_experts)
+    model = build(directory, None)
+    answer_logits(model, [(ids(20, 1), [], [])])
+    for thread in experts_of(model).reader._threads:
+        thread.join(60)
+    with pytest.raises(ModelUnusable, match=rf"^page \d+ of {name} has the checksum"):
+        say(model)
+
+
+def test_a_first_answer_checks_only_pages_that_it_uses(
+    directory: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+
+    def check(page: torch.Tensor, layout: PageLayout | ForeignLayout, where: str) -> None:
+        checked.append(where)
+        check_page(page, layout, where)
+
+    monkeypatch.setattr(mapped, "check_page", check)
+    model = build(directory, None)
+    experts, used = experts_of(model), set[str]()
+    names = {key: f"page {page.row} of {page.tensor_name}" for key, page in experts.pages.items()}
+
+    def note_used(layer_id: int, bank: Bank, expert_ids: torch.Tensor, *_: torch.Tensor) -> None:
+        used.update(names[ExpertKey(layer_id, bank, expert_id)] for expert_id in expert_ids.unique().tolist())
+
+    def read_all(*_: object) -> None:
+        gate.set()
+        for thread in experts.reader._threads[: background._FETCHERS]:
+            thread.join(60)
+
+    checked_before_tower_ended: list[str] = []
+    checked_before_end: list[str] = []
+    model.vision.register_forward_pre_hook(read_all)
+    model.vision.register_forward_hook(lambda *_: checked_before_tower_ended.extend(checked))
+    model.norm.register_forward_hook(lambda *_: checked_before_end.extend(checked))
+    small = image(model, 2, 2)
+    Engine(model, 64, on_route=note_used).prefill([*image_ids(model, small), *ids(1, 1)], [small])
+    assert checked_before_tower_ended == []
+    assert 0 < len(used) < len(names)
+    assert sorted(checked_before_end) == sorted(used)
+    for thread in experts.reader._threads:
+        thread.join(60)
+    assert sorted(checked) == sorted(names.values())
 
 
 def test_a_file_cut_short_while_it_is_read_is_an_error(directory: Path, gate: threading.Event) -> None:
