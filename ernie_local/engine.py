@@ -291,7 +291,7 @@ class Engine:
             self.model.config.text,
             num_new if num_attending is None else num_attending,
             num_all,
-            in_blocks=self.model.in_blocks,
+            self.model.attention_way,
         )
         if needed > self._needed_bytes:
             self.model.experts.make_room(self._cache, needed)

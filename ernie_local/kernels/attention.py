@@ -2,7 +2,7 @@
 
 The latter is the attention half of a layer in one call. Between two long reads each small call costs several
 times what it costs by itself, as the weights have swept Python out of the processor's caches. On a GPU the
-model calls `attend_token`, which takes the cache's length from the GPU.
+model calls `attend_token`, which takes the cache's length from the GPU, and for many tokens `attend_chunk`.
 """
 
 from __future__ import annotations
@@ -74,6 +74,16 @@ def attend_token(new_token: NewToken, cache: LayerStorage, length: Tensor) -> Te
     from ernie_local.kernels.triton.attention import attend_by_triton
 
     return attend_by_triton(new_token, cache, length, gpu.require_triton(new_token.queries.device))
+
+
+def attend_chunk(queries: Tensor, cache: LayerStorage, length: int) -> Tensor:
+    """What many new tokens see, on a GPU: (tokens, heads, head_dim), turned and stored -> the same shape.
+
+    Their keys and values are in the cache from row `length` on; it is read in place, whatever its dtype.
+    """
+    from ernie_local.kernels.triton.chunk_attention import attend_chunk_by_triton
+
+    return attend_chunk_by_triton(queries, cache, length, gpu.require_triton(queries.device))
 
 
 def attention_in_parts(step: PackedAttentionCall, cache: LayerStorage, length: int) -> Tensor:

@@ -25,6 +25,7 @@ from ernie_local.kernels.arguments import (
     broken_page,
     broken_token,
 )
+from ernie_local.kernels.bounded_attention import attend_frame
 from ernie_local.packing import TILE_ROWS, LowBitFormat, PageLayout, dequantize, find_format, unpack_matrix
 from ernie_local.packing.foreign import Dequantize, dequantize_foreign, foreign_weight
 from ernie_local.packing.layout import ForeignLayout
@@ -151,7 +152,7 @@ def plain_frame_attention(
         ),
         strict=True,
     )  # (1, heads, patches of the frame, head_dim) each
-    frames = [functional.scaled_dot_product_attention(*one_frame) for one_frame in by_frame]
+    frames = [attend_frame(*one_frame) for one_frame in by_frame]
     attended = frames[0] if len(frames) == 1 else torch.cat(frames, dim=2)
     return attended[0].transpose(0, 1).reshape(states.shape[0], -1)
 

@@ -25,6 +25,7 @@ from ernie_local.experts.build import GpuShare, PagingSetup, paging_plan
 from ernie_local.experts.device import CudaDevice, trim_heap
 from ernie_local.experts.math import unpacking_room
 from ernie_local.experts.options import PagingOptions
+from ernie_local.kernels.gpu import find_triton
 from ernie_local.loading.build import build_model, checkpoint_weights
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import (
@@ -41,6 +42,7 @@ from ernie_local.loading.options import (
 )
 from ernie_local.media.image_size import ImageReport
 from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.model.memory_use import gpu_attention_way
 from ernie_local.model_files import MissingFileWarning, ModelFiles, find_model_files
 from ernie_local.planner.fit import AvailableMemory, Placement, place
 from ernie_local.planner.free_memory import free_memory, process_memory
@@ -234,7 +236,8 @@ def count_need(
         chunk_tokens=demand.chunk_tokens,
     )
     if demand.is_on_gpu:
-        return chat_need_on_gpu(need, config, demand.chat)
+        has_triton = find_triton(demand.device, demand.gpu_kernels) is not None
+        return chat_need_on_gpu(need, config, demand.chat, gpu_attention_way(has_triton=has_triton))
     return chat_need(need, config, processor, demand.chat, limits.ram)
 
 

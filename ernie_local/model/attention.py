@@ -1,7 +1,8 @@
 """Computes causal grouped-query self-attention of the decoder over a KV cache, in one of several ways.
 
 A token sees itself and every token before it, whatever they are. `choose_attention` picks the way once for
-all layers of a forward: a chunk by torch or in blocks, one token by an operator or by a GPU's kernel.
+all layers of a forward: a chunk by torch, in blocks or by a GPU's kernel, one token by an operator or by a
+GPU's kernel for one.
 """
 
 from __future__ import annotations
@@ -15,11 +16,19 @@ from torch.nn import functional
 
 from ernie_local.config import TextConfig
 from ernie_local.kernels.arguments import LayerStorage, NewToken, NewTokens, PackedAttentionCall
-from ernie_local.kernels.attention import attend_token, decode_attention, gpu_attends, packed_attention
+from ernie_local.kernels.attention import (
+    attend_chunk,
+    attend_token,
+    decode_attention,
+    gpu_attends,
+    packed_attention,
+)
 from ernie_local.kernels.block_attention import chunk_attention
+from ernie_local.kernels.bounded_attention import attend_in_pieces
 from ernie_local.kernels.operators import suits_decode_ops, suits_native
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.layers import Linear, PackedLinear, RMSNorm
+from ernie_local.model.memory_use import AttentionWay
 from ernie_local.model.rope import rotate_pairs
 
 # Entries of one mask: 4 Mi are 4 MiB as bool and 16 MiB as the float that SDPA makes of it, at any context
@@ -91,6 +100,9 @@ class SelfAttention(nn.Module):
 
 # A GPU's kernel: one token, the layer's rows of the cache, and its length as (1,) int64 -> (heads, head_dim).
 TokenKernel = Callable[[NewToken, LayerStorage, Tensor], Tensor]
+# On a GPU: turned queries of stored tokens, (tokens, heads, head_dim), the layer's rows, and the number of
+# tokens before them -> like queries.
+StoredTokens = Callable[[Tensor, LayerStorage, int], Tensor]
 
 
 def choose_attention(
@@ -98,12 +110,12 @@ def choose_attention(
     cosines: Tensor,
     sines: Tensor,
     cache: KVCache,
+    way: AttentionWay = "masks",
     gpu_kernels: str = "auto",
-    in_blocks: bool = False,
 ) -> AttentionStep:
-    """The way in which these tokens attend. hidden: (tokens, hidden_size); angles: (tokens, head_dim / 2).
+    """How these tokens attend. hidden: (tokens, hidden_size); angles: (tokens, head_dim / 2).
 
-    in_blocks: whether many tokens on the CPU do without torch (`chunks_in_blocks`).
+    way: how many tokens do, unless it is wanted that they have gradients; a GPU's is "kernel" or "pieces".
     """
     num_tokens, device = hidden.shape[0], hidden.device
     if num_tokens == 1:
@@ -113,8 +125,12 @@ def choose_attention(
             return KernelAttention(cosines, sines, cache, length, kernel)
         if suits_decode_ops(hidden):
             return FusedAttention(cosines, sines, cache)
-    elif in_blocks and suits_native(hidden):
+    elif way == "blocks" and suits_native(hidden):
         return BlockAttention(cosines, sines, cache)
+    if way in ("kernel", "pieces") and not torch.is_grad_enabled():
+        # One token has too few rows for a chunk's kernel: few of its programs would read all of the cache.
+        attend = attend_chunk if way == "kernel" and num_tokens > 1 else attend_in_pieces
+        return StoredAttention(cosines, sines, cache, attend)
     return ChunkAttention(cosines, sines, cache, causal_masks(num_tokens, cache.length, device))
 
 
@@ -125,7 +141,7 @@ def token_kernel(device: torch.device, kv_dtype: torch.dtype, gpu_kernels: str) 
 
 @dataclass(frozen=True, slots=True)
 class ChunkAttention:
-    """Any number of tokens by torch. masks: from `causal_masks`."""
+    """Any number of tokens by torch on the CPU, or with gradients. masks: from `causal_masks`."""
 
     cosines: Tensor
     sines: Tensor
@@ -189,6 +205,25 @@ class BlockAttention:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredAttention:
+    """Any number of tokens on a GPU, without masks: they are stored first, and the cache is read in place."""
+
+    cosines: Tensor
+    sines: Tensor
+    cache: KVCache
+    attend: StoredTokens
+
+    def add_to(self, hidden: Tensor, norm: RMSNorm, attention: SelfAttention) -> Tensor:
+        """See AttentionStep."""
+        queries, keys, values = attention.project(norm(hidden))
+        queries = rotate_pairs(queries, self.cosines, self.sines)
+        self.cache.store(attention.layer_id, rotate_pairs(keys, self.cosines, self.sines), values)
+        attended = self.attend(queries, self.cache.storage(attention.layer_id), self.cache.length)
+        output: Tensor = attention.o_proj(attended.flatten(1))
+        return hidden + output
+
+
+@dataclass(frozen=True, slots=True)
 class FusedAttention:
     """One token on the CPU: all in one operator with packed projections, else all between the projections."""
 
@@ -234,4 +269,4 @@ class KernelAttention:
 
 # How the tokens of one forward attend, in every layer: `add_to` gives hidden + attention(norm(hidden)), and
 # appends the layer's keys and values to the cache. hidden: (tokens, hidden_size) -> the same shape.
-AttentionStep = ChunkAttention | BlockAttention | FusedAttention | KernelAttention
+AttentionStep = ChunkAttention | BlockAttention | StoredAttention | FusedAttention | KernelAttention

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError, parameter
+from ernie_local.kernels.gpu import find_triton
 from ernie_local.kernels.graphs import Recorder
 from ernie_local.media.patches import Patches
 from ernie_local.model.attention import choose_attention, token_kernel
@@ -23,7 +24,13 @@ from ernie_local.model.decode_graphs import DecodeGraphs
 from ernie_local.model.decoder import DecoderLayer, LayerStep
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.layers import Embedding, Linear, PackedEmbedding, PackedLinear, RMSNorm
-from ernie_local.model.memory_use import chunks_in_blocks, encoding_bytes, tower_passes
+from ernie_local.model.memory_use import (
+    AttentionWay,
+    cpu_attention_way,
+    encoding_bytes,
+    gpu_attention_way,
+    tower_passes,
+)
 from ernie_local.model.moe import ExpertProvider, RouteHook, TokenRows
 from ernie_local.model.rope import TextRope
 from ernie_local.model.vision import Resampler, VisionTower
@@ -51,7 +58,7 @@ class ErnieModel(nn.Module):
     def __init__(self, config: ModelConfig, gpu_kernels: str = "auto") -> None:
         """A network without routed experts, which `attach` brings: parts of it work without them.
 
-        gpu_kernels: what attends with one token on a GPU, one of kernels.arguments.GpuKernels.
+        gpu_kernels: what attends on a GPU, one of kernels.arguments.GpuKernels.
         """
         super().__init__()
         self._gpu_kernels = gpu_kernels
@@ -143,9 +150,11 @@ class ErnieModel(nn.Module):
         return self.norm.weight.dtype
 
     @property
-    def in_blocks(self) -> bool:
-        """Whether a chunk of a prompt attends in blocks, which takes no masks and no copy of the cache."""
-        return self.device.type == "cpu" and chunks_in_blocks(self.config, str(self.dtype)[6:])
+    def attention_way(self) -> AttentionWay:
+        """How a chunk of a prompt attends."""
+        if self.device.type == "cpu":
+            return cpu_attention_way(self.config, str(self.dtype)[6:])
+        return gpu_attention_way(has_triton=find_triton(self.device, self._gpu_kernels) is not None)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids: (tokens,) integers -> (tokens, hidden_size)."""
@@ -212,7 +221,7 @@ class ErnieModel(nn.Module):
         cosines, sines = self._rope.angles(positions)
         rows = TokenRows.of(is_vision, self.config.text.banks, hidden.device)
         self.experts.begin(rows)
-        attention = choose_attention(hidden, cosines, sines, cache, self._gpu_kernels, self.in_blocks)
+        attention = choose_attention(hidden, cosines, sines, cache, self.attention_way, self._gpu_kernels)
         step = LayerStep(attention, rows, self.experts, on_route)
         normed: Tensor
         if graphs is not None and num_tokens == 1 and not is_vision[0]:

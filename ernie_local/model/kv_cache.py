@@ -178,10 +178,23 @@ class KVCache:
             raise interruption
 
     def append(self, layer_id: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new states behind the visible ones; give back all of this layer, old and new.
+        """As `store`; gives back all of this layer, old and new.
 
-        keys, values: (tokens, kv_heads, head_dim). Returns (kv_heads, length + tokens, head_dim) in their
-        dtype, views of the cache where the dtypes agree. `length` stays until `advance`, when all layers have
+        Returns (kv_heads, length + tokens, head_dim) in the dtype of keys, views of the cache where that is
+        its own.
+        """
+        self.store(layer_id, keys, values)
+        states, scales = self._layout.states[layer_id], self._layout.scales
+        stored = states[:, :, : self.length + keys.shape[0]]
+        if scales is not None:
+            stored = stored.float() * scales[layer_id, :, :, : stored.shape[2]]
+        stored = stored.to(keys.dtype)
+        return stored[0], stored[1]
+
+    def store(self, layer_id: int, keys: Tensor, values: Tensor) -> None:
+        """Store new states behind the visible ones.
+
+        keys, values: (tokens, kv_heads, head_dim). `length` stays until `advance`, when all layers have
         written.
         """
         end = self.length + keys.shape[0]
@@ -190,7 +203,6 @@ class KVCache:
         states = torch.stack((keys, values)).transpose(1, 2)  # (2, kv_heads, tokens, head_dim)
         if all_scales is None:
             all_states[layer_id, :, :, self.length : end] = states.to(self.dtype)
-            stored = all_states[layer_id, :, :, :end].to(keys.dtype)
         else:
             # Without a least scale a state of zeros would be 0 / 0, and NaN as int8 is undefined.
             largest = states.abs().amax(-1, keepdim=True).float()
@@ -199,9 +211,6 @@ class KVCache:
             all_states[layer_id, :, :, self.length : end] = torch.round(states.float() / scales).to(
                 torch.int8
             )
-            exact = all_states[layer_id, :, :, :end].float() * all_scales[layer_id, :, :, :end]
-            stored = exact.to(keys.dtype)
-        return stored[0], stored[1]
 
     def row_bytes(self, num_tokens: int) -> int:
         """Bytes of the rows of so many tokens: exact."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ernie_local.config import ModelConfig, TextConfig, VisionConfig
+from ernie_local.kernels.attention_pieces import AttentionPiece
 from ernie_local.kernels.native import attends_in_blocks
 from ernie_local.sizes import HUGE_PAGE
 
@@ -26,6 +28,9 @@ _BYTES_A_PATCH, _BYTES_A_WEIGHT = 64, 211
 FLOAT_BYTES = 4  # of a float32
 # Bytes of a number in the KV cache; int8 has a float32 scale for each head's vector beside it.
 KV_ITEM_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+# How a prompt's chunk attends. On the CPU: by torch with masks, or in blocks by our own operator; on a GPU:
+# by Triton's kernel, or by torch in pieces.
+AttentionWay = Literal["masks", "blocks", "kernel", "pieces"]
 _SMALL_PAGE = 4096
 # The step in which a cache grows: 56 MiB of the 28B model in bfloat16. Each step copies the whole cache;
 # smaller steps would cost more copying than they give to experts.
@@ -76,24 +81,38 @@ def grown_tokens(num_tokens: int, context_size: int) -> int:
     return min(stepped, -(-context_size // _ALIGNED_TOKENS) * _ALIGNED_TOKENS)
 
 
-def chunks_in_blocks(config: ModelConfig, dtype: str) -> bool:
-    """Whether a chunk of a prompt attends by kernels/block_attention.py on the CPU. dtype: of hidden states.
+def cpu_attention_way(config: ModelConfig, dtype: str) -> AttentionWay:
+    """How a chunk of a prompt attends on the CPU. dtype: of hidden states.
 
-    Only in a packed model: what it rounds is little next to packed products, but a plain model is exact.
+    In blocks only in a packed model: what they round is little next to packed products, but a plain model is
+    exact.
     """
-    return config.quantization is not None and dtype == "float32" and attends_in_blocks(config.text.head_dim)
+    in_blocks = dtype == "float32" and attends_in_blocks(config.text.head_dim)
+    return "blocks" if config.quantization is not None and in_blocks else "masks"
 
 
-def attention_bytes(config: TextConfig, num_new: int, num_all: int, *, in_blocks: bool = False) -> int:
+def gpu_attention_way(*, has_triton: bool) -> AttentionWay:
+    """How a chunk of a prompt attends on a GPU: by Triton's kernel where it runs."""
+    return "kernel" if has_triton else "pieces"
+
+
+def attention_bytes(config: TextConfig, num_new: int, num_all: int, way: AttentionWay) -> int:
     """About the bytes that attention of `num_new` tokens to `num_all` tokens takes besides the cache.
 
-    In blocks: the blocks that are held at a time, which stay, and two numbers for each row. Else masks, as
-    bool and as the numbers that SDPA makes of them, and the cached keys and values converted for computing,
-    twice for a moment. One new token takes nothing: it reads the cache in place.
+    Masks: as bool and as the numbers that SDPA makes of them, and the cached keys and values converted for
+    computing, twice for a moment. Blocks: those that are held at a time, which stay, and two numbers for each
+    row. On the CPU one new token takes nothing: it reads the cache in place.
+
+    Pieces: one of them. The kernel: nothing for a chunk, but one token is attended to in pieces where the GPU
+    does not multiply what the cache holds.
     """
+    if way in ("kernel", "pieces"):
+        in_pieces = 1 if way == "kernel" else num_new
+        of_heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        return AttentionPiece.of(*of_heads, in_pieces, num_all).num_bytes
     if num_new == 1:
         return 0
-    if in_blocks:
+    if way == "blocks":
         heads = config.num_key_value_heads
         blocks = heads * min(-(-num_all // _BLOCK_TOKENS), max(1, _BLOCKS_HELD // heads))
         return blocks * _BLOCK_BYTES + 2 * FLOAT_BYTES * config.num_attention_heads * num_new
@@ -147,8 +166,7 @@ def prompt_room(
     patch_counts: Sequence[int],
     prompt_patches: int,
     item_bytes: int,
-    *,
-    in_blocks: bool = False,
+    way: AttentionWay,
 ) -> int:
     """What the largest prompt takes for a while besides weights, KV cache and a chunk at work.
 
@@ -157,6 +175,6 @@ def prompt_room(
     """
     chunk = min(chunk_tokens, num_tokens)
     encoding = encoding_bytes(config.vision, patch_counts)
-    at_work = max(attention_bytes(config.text, chunk, num_tokens, in_blocks=in_blocks), encoding)
+    at_work = max(attention_bytes(config.text, chunk, num_tokens, way), encoding)
     num_image_tokens = prompt_patches // config.vision.spatial_merge_size**2
     return at_work + image_prompt_bytes(config, prompt_patches, num_image_tokens, chunk, item_bytes)

@@ -24,9 +24,10 @@ from ernie_local.model.memory_use import (
     DEFAULT_CHUNK_TOKENS,
     FLOAT_BYTES,
     KV_ITEM_BYTES,
+    AttentionWay,
     KVSize,
     attention_bytes,
-    chunks_in_blocks,
+    cpu_attention_way,
     encoding_bytes,
     grown_tokens,
     image_prompt_bytes,
@@ -106,7 +107,7 @@ class MemoryNeed:
 
     Of images that come first, in RAM: encoding_bytes while they are encoded; image_bytes from then on until
     the prompt has been read, and mixed_token_bytes for each token of a chunk. image_tokens: in the cache.
-    in_blocks: how chunks attend in RAM, see `chunks_in_blocks`.
+    attention: how chunks attend in RAM.
 
     image_weight_bytes: of dense_bytes, what may leave RAM while no image is encoded; 0 where that gains no
     frame. text_expert_bytes: of the frames that hold every expert of decode.
@@ -128,7 +129,7 @@ class MemoryNeed:
     image_tokens: int = 0
     image_weight_bytes: int = 0
     text_expert_bytes: int = 0
-    in_blocks: bool = False
+    attention: AttentionWay = "masks"
 
     @classmethod
     def of_weights(cls, config: TextConfig, weights: WeightBytes, plan: PagingPlan | None) -> MemoryNeed:
@@ -206,7 +207,7 @@ class MemoryNeed:
     def attention_bytes(self, chunk_tokens: int) -> int:
         """What the attention of the last chunk takes of RAM besides the cache."""
         chunk = min(chunk_tokens, self.context_size)
-        return attention_bytes(self.config, chunk, self.context_size, in_blocks=self.in_blocks)
+        return attention_bytes(self.config, chunk, self.context_size, self.attention)
 
     def _held_bytes(self, chunk_tokens: int) -> int:
         return self.image_bytes + self.mixed_token_bytes * min(chunk_tokens, self.context_size)
@@ -238,53 +239,68 @@ def chat_need(
     """What a chat takes of RAM besides the weights of `need`. limit: of the process, None without one."""
     images, item_bytes = chat.patch_counts, chat.item_bytes
     num_patches, num_tokens = sum(images), sum(image.tokens for image in chat.images)
-    in_blocks = chunks_in_blocks(config, chat.dtype)
+    attention = cpu_attention_way(config, chat.dtype)
     at_once = chat.context_size if limit is not None else min(chat.context_size, EXPECTED_TOKENS)
     return dataclasses.replace(
         need,
         cache_bytes=chat.kv_size(config.text).num_bytes,
         context_size=chat.context_size,
-        prompt_bytes=_largest_prompt_bytes(config, processor, at_once, item_bytes, in_blocks),
+        prompt_bytes=_largest_prompt_bytes(config, processor, at_once, item_bytes, attention),
         encoding_bytes=encoding_bytes(config.vision, images),
         image_bytes=image_prompt_bytes(config, num_patches, num_tokens, 0, item_bytes),
         mixed_token_bytes=mixed_chunk_bytes(config.text, 1, item_bytes) if images else 0,
         image_tokens=chat.image_tokens,
-        in_blocks=in_blocks,
+        attention=attention,
     )
 
 
-def chat_need_on_gpu(need: MemoryNeed, config: ModelConfig, chat: ChatPlan) -> MemoryNeed:
-    """What a chat takes of a GPU besides the weights of `need`, its cache as it grows."""
+def chat_need_on_gpu(
+    need: MemoryNeed, config: ModelConfig, chat: ChatPlan, attention: AttentionWay = "kernel"
+) -> MemoryNeed:
+    """What a chat takes of a GPU besides the weights of `need`, its cache as it grows.
+
+    attention: of a chunk on this GPU, see `gpu_attention_way`.
+    """
     held = grown_tokens(chat.context_size, chat.context_size)
     return dataclasses.replace(
         need,
         cache_bytes=held * chat.kv_size(config.text).bytes_per_token,
         context_size=chat.context_size,
-        room_bytes=gpu_room(config, chat, need.chunk_tokens),
+        room_bytes=gpu_room(config, chat, need.chunk_tokens, attention),
         image_weight_bytes=0,  # they stay on a GPU
     )
 
 
-def gpu_room(config: ModelConfig, chat: ChatPlan, chunk_tokens: int | None = None) -> int:
+def gpu_room(
+    config: ModelConfig,
+    chat: ChatPlan,
+    chunk_tokens: int | None = None,
+    attention: AttentionWay = "kernel",
+) -> int:
     """Bytes of a GPU kept for attention to a full context or for encoding, and for images on their way.
 
     At least for one of the usual size, since one may come later. Not the KV cache: it shares memory with
-    experts, or lies beside them where all are on the GPU.
+    experts, or lies beside them where all are on the GPU. attention: of a chunk, see `gpu_attention_way`.
     """
     chunk = DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
     prompts = ([_PATCHES], chat.patch_counts)
-    return max(prompt_room(config, chat.context_size, chunk, one, sum(one), FLOAT_BYTES) for one in prompts)
+    return max(
+        prompt_room(config, chat.context_size, chunk, one, sum(one), FLOAT_BYTES, attention)
+        for one in prompts
+    )
 
 
 def _largest_prompt_bytes(
-    config: ModelConfig, processor: ImageProcessorConfig, num_tokens: int, item_bytes: int, in_blocks: bool
+    config: ModelConfig,
+    processor: ImageProcessorConfig,
+    num_tokens: int,
+    item_bytes: int,
+    attention: AttentionWay,
 ) -> int:
     """Memory of a prompt while it is read, if images fill `num_tokens`, one of them of the largest size."""
     patches = num_tokens * processor.merge_size**2
     largest = min(patches, processor.max_pixels // processor.patch_size**2)
-    return prompt_room(
-        config, num_tokens, DEFAULT_CHUNK_TOKENS, [largest], patches, item_bytes, in_blocks=in_blocks
-    )
+    return prompt_room(config, num_tokens, DEFAULT_CHUNK_TOKENS, [largest], patches, item_bytes, attention)
 
 
 @dataclass(frozen=True, slots=True)

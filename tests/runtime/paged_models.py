@@ -43,7 +43,7 @@ def room(model: ErnieModel) -> int:
 
 def attended_bytes(model: ErnieModel, num_tokens: int) -> int:
     """What attention takes of a prompt of so many tokens that is computed at once."""
-    return attention_bytes(model.config.text, num_tokens, num_tokens, in_blocks=model.in_blocks)
+    return attention_bytes(model.config.text, num_tokens, num_tokens, model.attention_way)
 
 
 @cache

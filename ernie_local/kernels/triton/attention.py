@@ -160,7 +160,7 @@ def turn_and_store(
 @triton.jit
 def load_queries(pointers, inside, DTYPE: tl.constexpr):
     """(rows, columns) in DTYPE, and (rows,) float32, what products with them have to be multiplied with."""
-    queries = tl.load(pointers, mask=inside, other=0.0)
+    queries = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     before, after = halvings_below_32768(tl.max(tl.abs(queries), axis=1))
     return (queries * before[:, None]).to(DTYPE), after
 

@@ -151,3 +151,16 @@ class TritonDevice:
         if not self.uses_tensor_cores:
             return {"AT_ONCE": 16, "num_warps": 8, "num_stages": 1}
         return {"AT_ONCE": 64, "num_warps": 4, "num_stages": 2}
+
+    def dtype_of_cache(self, cache_dtype: torch.dtype) -> torch.dtype:
+        """What a chunk's attention multiplies: a cache as it lies there, int8 as this GPU's dtype, and what
+        it does not multiply as float32."""
+        dtype = self.dtype if cache_dtype == torch.int8 else cache_dtype
+        return torch.float32 if dtype == torch.bfloat16 and not self.uses_tensor_cores else dtype
+
+    def sizes_for_chunk(self, dtype: torch.dtype) -> dict[str, int]:
+        """Of a program of `attend_many` that multiplies this dtype: rows, tokens at a time, and how it is
+        compiled."""
+        if not self.uses_tensor_cores or dtype == torch.float32:
+            return {"ROWS": 32, "AT_ONCE": 16, "num_warps": 8, "num_stages": 1}
+        return {"ROWS": 64, "AT_ONCE": 32, "num_warps": 4, "num_stages": 2}

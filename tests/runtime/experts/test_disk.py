@@ -22,7 +22,7 @@ from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.readers import DiskReader, PageRange, PageStore
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import kv_bytes_per_token
-from ernie_local.model.memory_use import attention_bytes, chunks_in_blocks
+from ernie_local.model.memory_use import attention_bytes, cpu_attention_way
 from tests.runtime.paged_models import build, paged_experts, plan_of
 
 CONTEXT = 64
@@ -56,8 +56,8 @@ def _deadline() -> Iterator[None]:
 def small(directory: Path) -> ErnieModel:
     """Almost every page is read whenever it is wanted."""
     config = read_config(directory)
-    in_blocks = chunks_in_blocks(config, "float32")
-    attended = attention_bytes(config.text, len(PROMPT), CONTEXT, in_blocks=in_blocks)
+    way = cpu_attention_way(config, "float32")
+    attended = attention_bytes(config.text, len(PROMPT), CONTEXT, way)
     beside = 3 * (CONTEXT * kv_bytes_per_token(config.text, torch.float32) + attended)
     return build(directory, plan_of(directory).least_bytes + beside)
 

@@ -15,8 +15,9 @@ from ernie_local.model.attention import (
 )
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.layers import RMSNorm
-from ernie_local.model.memory_use import attention_bytes
+from ernie_local.model.memory_use import AttentionWay, attention_bytes
 from ernie_local.model.rope import TextRope, rotate_pairs
+from ernie_local.planner.model_size import published_model
 
 CPU = torch.device("cpu")
 
@@ -115,7 +116,7 @@ def test_chunks_in_blocks_attend_as_torch_does(chunk: int) -> None:
         cache, parts = KVCache(config, 11, torch.bfloat16, CPU), []
         for start in range(0, 11, chunk):
             part, angles = hidden[start : start + chunk], rope.angles(positions[:, start : start + chunk])
-            step = choose_attention(part, *angles, cache, in_blocks=in_blocks)
+            step = choose_attention(part, *angles, cache, "blocks" if in_blocks else "masks")
             assert isinstance(step, BlockAttention) == in_blocks
             parts.append(step.add_to(part, norm, attention))
             cache.advance(len(part))
@@ -126,15 +127,23 @@ def test_chunks_in_blocks_attend_as_torch_does(chunk: int) -> None:
 
 def test_gradients_and_other_dtypes_attend_by_torch() -> None:
     cache, angles = KVCache(make_config(6, 2), 11, torch.float32, CPU), (torch.ones(3, 4), torch.ones(3, 4))
-    assert isinstance(choose_attention(torch.ones(3, 40), *angles, cache, in_blocks=True), ChunkAttention)
+    assert isinstance(choose_attention(torch.ones(3, 40), *angles, cache, "blocks"), ChunkAttention)
     with torch.inference_mode():
         halves = torch.ones(3, 40).bfloat16()
-        assert isinstance(choose_attention(halves, *angles, cache, in_blocks=True), ChunkAttention)
+        assert isinstance(choose_attention(halves, *angles, cache, "blocks"), ChunkAttention)
 
 
 def test_memory_of_blocks_does_not_grow_with_the_context() -> None:
     config = make_config(6, 2)
     most = 128 * 66624 + 8 * 6 * 2048
-    assert attention_bytes(config, 2048, 1 << 20, in_blocks=True) == most
-    assert attention_bytes(config, 2048, 2048, in_blocks=True) == 2 * 16 * 66624 + 8 * 6 * 2048
-    assert attention_bytes(config, 1, 1 << 20, in_blocks=True) == 0
+    assert attention_bytes(config, 2048, 1 << 20, "blocks") == most
+    assert attention_bytes(config, 2048, 2048, "blocks") == 2 * 16 * 66624 + 8 * 6 * 2048
+    assert attention_bytes(config, 1, 1 << 20, "blocks") == 0
+
+
+@pytest.mark.parametrize("way", ["kernel", "pieces"])
+def test_memory_on_a_gpu_stays_within_a_few_mebibytes(way: AttentionWay) -> None:
+    text = published_model().config.text
+    for num_new in (1, 2, 100, 2048):
+        for num_all in (2048, 32768, 131072):
+            assert attention_bytes(text, num_new, num_all, way) < 10 << 20

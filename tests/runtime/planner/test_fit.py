@@ -110,7 +110,7 @@ def test_without_a_limit_a_conversation_is_expected_to_have_a_usual_length() -> 
     assert placed(None, short, free=free - 1).paged_bytes is not None
     # Paged experts make room for attention as well: below that the limit is refused.
     unpaged = PROCESS + NEED.dense_bytes + 128 * MIB + 100 * MIB + GIB // 2 + working_bytes(CONFIG, 128)
-    least = unpaged + attention_bytes(CONFIG, 128, 4096) - PROCESS + GIB
+    least = unpaged + attention_bytes(CONFIG, 128, 4096, "masks") - PROCESS + GIB
     assert placed(None, long, free=least).chunk_tokens == 128
     with pytest.raises(DoesNotFit):
         placed(None, long, free=least - 1)
@@ -268,7 +268,8 @@ def test_windows_gets_more_headroom(system: str, release: str, headroom: int) ->
 def test_room_is_kept_for_an_image_and_for_attention() -> None:
     room = gpu_room(NANO, ChatPlan(4096, "bfloat16", "bfloat16"))
     assert room > encoding_bytes(NANO.vision, [5000])
-    assert gpu_room(NANO, ChatPlan(1 << 17, "bfloat16", "bfloat16"), 2048) > room
+    for way in ("kernel", "pieces"):
+        assert gpu_room(NANO, ChatPlan(1 << 17, "bfloat16", "bfloat16"), 2048, way) == room
     size = (1792, 1792)
     image = ImageReport("large", size, size, patches=16384, tokens=4096)
     pictured = ChatPlan(4200, "bfloat16", "bfloat16", (image, image))
