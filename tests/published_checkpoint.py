@@ -203,10 +203,10 @@ def tokenizer_model() -> bytes:
             text, kind = f"<0x{token_id - 13:02X}>", 6
         else:
             text = next((one for one in plain if not one.isdigit()), f"word{token_id}")
+        score = b"\x15" + np.float32(-token_id).tobytes()
+        # As in published files, a kind that is the default is not written.
         pieces.append(
-            _message(
-                1, _field(1, text.encode()) + b"\x15" + np.float32(-token_id).tobytes() + _number(3, kind)
-            )
+            _message(1, _field(1, text.encode()) + score + (_number(3, kind) if kind != 1 else b""))
         )
     trainer = _number(3, 2) + _number(4, NUM_PIECES) + _number(35, 1)
     normalizer = _field(1, b"identity") + _number(3, 0) + _number(4, 0) + _number(5, 1)
