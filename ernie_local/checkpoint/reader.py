@@ -25,8 +25,9 @@ from ernie_local.files import open_descriptor
 from ernie_local.packing.formats import LARGEST_WEIGHT
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Large enough for full speed, small enough to be in the cache when it is checked for NaN.
-_CHUNK_BYTES = 4 << 20
+# Large enough for full speed, small enough to be in the cache when it is checked for NaN, and for a copy in
+# each thread that reads.
+_CHUNK_BYTES = 1 << 20
 
 
 def open_checkpoint(directory: Path, config: ModelConfig) -> Checkpoint:
@@ -88,7 +89,7 @@ class Checkpoint:
     def read(self, name: str, out: torch.Tensor) -> None:
         """Fill `out`, a floating-point CPU tensor of `shape(name)`, converting to its dtype.
 
-        Takes at most 4 MiB of memory. ModelUnusable if the file is cut short or holds NaN or infinity.
+        Takes at most 1 MiB of memory. ModelUnusable if the file is cut short or holds NaN or infinity.
         """
         source = self.accounts.sources[name]
         assert out.device.type == "cpu", (name, out.device)
@@ -209,7 +210,7 @@ def _tell_nobody(_num_bytes: int) -> None:
 
 
 def _pieces(target: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
-    """Parts of `target` of about 4 MiB at most, each with the number of elements before it."""
+    """Parts of `target` of about 1 MiB at most, each with the number of elements before it."""
     if target.is_contiguous():
         target = target.view(-1)
     row_size = max(target[0].numel(), 1) if target.dim() > 1 else 1

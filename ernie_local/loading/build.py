@@ -42,7 +42,7 @@ from ernie_local.planner.need import WeightBytes, weights_in_memory
 from ernie_local.sizes import format_bytes
 
 _HOST = torch.device("cpu")
-_READERS = 4  # of packed tensors; one alone does not keep a fast disk busy
+_READERS = 4  # of tensors; one alone does not keep a fast disk busy, nor two cores that convert
 _ALIGNMENT = 64  # where packed tensors begin: a line of the processor's cache
 
 
@@ -124,7 +124,8 @@ def build_without_experts(
     if swaps_image_weights:
         model.image_weights = ImageWeights(checkpoint, config, model, dtype)
     filler.place_packed(model, lambda name: not (swaps_image_weights and is_for_images(name)))
-    filler.fill(model)
+    filler.place_plain(model)
+    filler.read()
     return model.eval()
 
 
@@ -135,7 +136,8 @@ def build_embedder(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
     with init_empty_weights(include_buffers=True):
         model = ErnieModel(dataclasses.replace(config, text=text))
     filler.place_packed(model, lambda name: not name.startswith(("layers.", "lm_head")))
-    filler.fill(model)
+    filler.place_plain(model)
+    filler.read()
     return model.eval()
 
 
@@ -146,7 +148,8 @@ def build_layer(checkpoint: Checkpoint, config: ModelConfig, layer_id: int) -> D
     with init_empty_weights(include_buffers=True):
         layer = DecoderLayer(config.text, layer_id, is_packed=config.quantization is not None)
     filler.place_packed(layer, lambda name: name.startswith(prefix), prefix)
-    filler.fill(layer, prefix)
+    filler.place_plain(layer, prefix)
+    filler.read()
     layer.self_attn.layer_id = 0
     return layer.eval()
 
@@ -163,12 +166,16 @@ def build_head(
     filler.place_packed(model, lambda name: name in names)
     # The norm too: its weight tells the model's device and dtype.
     for name in ("norm", "embed_tokens" if model.lm_head is None else "lm_head"):
-        filler.fill(model.get_submodule(name), name)
+        filler.place_plain(model.get_submodule(name), name)
+    filler.read()
     return model.eval()
 
 
 class _Filler:
-    """Fills modules from a checkpoint: plain tensors in `dtype`, packed ones as they are, on `device`."""
+    """Fills modules from a checkpoint: plain tensors in `dtype`, packed ones as they are, on `device`.
+
+    First all have their places, then `read` fills them.
+    """
 
     def __init__(
         self,
@@ -180,6 +187,8 @@ class _Filler:
     ) -> None:
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
         self.files: MappedFiles | None = None  # which packed weights are mapped from, not read
+        self._plain: list[Callable[[], None]] = []  # reads of plain tensors, which may be large
+        self._packed: list[Callable[[], None]] = []
         self.packed, self.tables, self.gpu_kernels = PackedTensors(config), config.quantization, gpu_kernels
         if self.packed.shapes and self.device.type not in ("cpu", "cuda"):
             raise DoesNotFit(
@@ -188,8 +197,17 @@ class _Filler:
                 'load with device="cpu"',
             )
 
-    def fill(self, model: nn.Module, prefix: str = "") -> None:
-        """Fill every parameter from the tensor with `prefix` and the parameter's name."""
+    def read(self) -> None:
+        """Fill everything that has a place."""
+        if self.device.type == "cpu":
+            _do_at_once(self._plain + self._packed)  # large ones first, so that no thread ends much later
+            return
+        _do_at_once(self._packed)
+        for read_plain in self._plain:  # each passes through memory of the CPU
+            read_plain()
+
+    def place_plain(self, model: nn.Module, prefix: str = "") -> None:
+        """Give every other parameter a place, for the tensor with `prefix` and the parameter's name."""
         for module_name, module in model.named_modules():
             for own_name, empty in list(module.named_parameters(recurse=False)):
                 if not empty.is_meta:
@@ -197,7 +215,8 @@ class _Filler:
                 # The router stays in float32, whatever the rest is.
                 kept_dtype = empty.dtype if isinstance(module, Router) else self.dtype
                 filled = torch.empty(empty.shape, dtype=kept_dtype, device=self.device)
-                _read_into(self.checkpoint, f"{prefix}{module_name}.{own_name}", filled)
+                name = f"{prefix}{module_name}.{own_name}"
+                self._plain.append(partial(_read_into, self.checkpoint, name, filled))
                 setattr(module, own_name, nn.Parameter(filled, requires_grad=False))
 
     def place_packed(self, model: nn.Module, is_wanted: Callable[[str], bool], prefix: str = "") -> None:
@@ -209,19 +228,14 @@ class _Filler:
             for table in (self.tables.gated_mlps, self.tables.matrices)
         )
         places = self._allocate([f"{name}.{value}" for name, value in (gated_mlps | matrices).items()])
-        reads = [
-            partial(self._read_page, name, places[f"{name}.{value}"]) for name, value in gated_mlps.items()
-        ]
-        reads += [
-            partial(self._read_matrix, name, places[f"{name}.{value}"]) for name, value in matrices.items()
-        ]
-        _do_at_once(reads)
         for name, page_format in gated_mlps.items():
             place, layout = places[f"{name}.{page_format}"], self.packed.gated_mlp_layout(name)
+            self._packed.append(partial(self._read_page, name, place))
             model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(place, layout, self.gpu_kernels))
         for name, format_name in matrices.items():
-            rows, columns = self.packed.matrix_shape(name)
-            matrix = PackedMatrix(places[f"{name}.{format_name}"], format_name, rows, self.gpu_kernels)
+            place, (rows, columns) = places[f"{name}.{format_name}"], self.packed.matrix_shape(name)
+            self._packed.append(partial(self._read_matrix, name, place))
+            matrix = PackedMatrix(place, format_name, rows, self.gpu_kernels)
             parent, _, own = name.removeprefix(prefix).rpartition(".")
             if name == "embed_tokens":
                 model.set_submodule(own, PackedEmbedding(matrix, columns, self.dtype))
@@ -233,7 +247,7 @@ class _Filler:
                 bias = None
                 if f"{name}.bias" in self.checkpoint:
                     bias = torch.empty(rows, dtype=self.dtype, device=self.device)
-                    _read_into(self.checkpoint, f"{name}.bias", bias)
+                    self._plain.append(partial(_read_into, self.checkpoint, f"{name}.bias", bias))
                 # A tied model has had no head until now, so set_submodule would not find it.
                 setattr(model.get_submodule(parent), own, PackedLinear(matrix, bias))
 
@@ -306,11 +320,14 @@ def _read_plain_experts(
     checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> ResidentExperts:
     resident = ResidentExperts(config.text, dtype, device)
+    reads: list[Callable[[], None]] = []
     for (layer_id, bank), weights in resident.banks.items():
         for expert_id in range(config.text.bank(bank).num_experts):
             for projection in PROJECTIONS:
                 name = f"experts.{layer_id}.{bank}.{expert_id}.{projection}"
-                _read_into(checkpoint, name, weights.projection(expert_id, projection))
+                place = weights.projection(expert_id, projection)
+                reads.append(partial(_read_into, checkpoint, name, place))
+    _do_at_once(reads)  # on a GPU too: each takes a few megabytes of the CPU's memory
     return resident
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 from PIL import Image
 
 import ernie_local
-from ernie_local.checkpoint.reader import Checkpoint
+from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.errors import DoesNotFit, InputUnreadable, ModelUnusable, UsageError
 from ernie_local.loading import LoadOptions, load_model
 from ernie_local.loading.loader import MemoryLimits
@@ -352,6 +354,20 @@ def test_memory_while_loading_is_that_of_the_weights(
         assert weight_bytes > 64 << 20
         # A second copy of the weights, or of the embedding alone, would show.
         assert risen < weight_bytes + (16 << 20), dtype
+
+
+def test_several_threads_read_plain_weights(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, read, num_reads = threading.Barrier(2), Checkpoint.read, itertools.count()
+
+    def read_beside_another(self: Checkpoint, name: str, out: torch.Tensor) -> None:
+        if next(num_reads) < 2:
+            together.wait(30)
+        read(self, name, out)
+
+    monkeypatch.setattr(Checkpoint, "read", read_beside_another)
+    model = ernie_local.load(tiny_checkpoint)
+    with open_checkpoint(tiny_checkpoint, model.config) as checkpoint:
+        assert next(num_reads) == len(checkpoint.names())
 
 
 @pytest.mark.parametrize("name", ["tiny_checkpoint", "packed_nano"])
