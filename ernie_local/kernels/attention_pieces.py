@@ -30,8 +30,8 @@ class AttentionPiece:
     @property
     def num_bytes(self) -> int:
         """Memory of one piece: scores and what masks them, keys or values in float32, and for each new token
-        its queries, the sums so far and the result, with largest scores and totals, old and new."""
+        its queries and the sums so far, with largest scores and totals, old and new."""
         rows = self.heads * self.num_new
         scores = rows * self.num_cached * _FLOAT_BYTES + 2 * self.num_new * self.num_cached
         states = self.kv_heads * self.num_cached * self.head_dim * _FLOAT_BYTES
-        return scores + states + rows * (4 * self.head_dim + 8) * _FLOAT_BYTES
+        return scores + states + rows * (2 * self.head_dim + 8) * _FLOAT_BYTES

@@ -41,8 +41,8 @@ def _attend_rows(queries: Tensor, cache: LayerStorage, length: int, at_once: int
     new = torch.arange(length, length + num_new, device=rows.device)
     for start in range(0, length + num_new, at_once):
         stop = min(start + at_once, length + num_new)
-        states = _converted(cache.keys, cache.key_scales, start, stop)
-        scores = rows @ states.mT  # (kv_heads, new * group, cached)
+        # Nothing holds the keys any longer once there are values.
+        scores = rows @ _converted(cache.keys, cache.key_scales, start, stop).mT  # (kv_heads, rows, cached)
         if stop > length + 1:
             is_later = torch.arange(start, stop, device=rows.device) > new[:, None]  # (new, cached)
             scores.unflatten(1, (num_new, -1)).masked_fill_(is_later[:, None], -torch.inf)
@@ -50,9 +50,9 @@ def _attend_rows(queries: Tensor, cache: LayerStorage, length: int, at_once: int
         weights = scores.sub_(highest).exp_()
         fading = largest.sub_(highest).exp_()
         total.mul_(fading).add_(weights.sum(-1, keepdim=True))
-        states = _converted(cache.values, cache.value_scales, start, stop)
-        sums.mul_(fading).baddbmm_(weights, states)
+        sums.mul_(fading).baddbmm_(weights, _converted(cache.values, cache.value_scales, start, stop))
         largest = highest
+        del scores, weights  # before the next ones are made
     attended: Tensor = sums.div_(total).unflatten(1, (num_new, -1))  # (kv_heads, new, group, head_dim)
     return attended.transpose(0, 1).flatten(1, 2)
 
@@ -70,7 +70,7 @@ def attend_frame(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     they take no bfloat16. Else in slices of queries, whose scores are as large as 4 * head_dim columns more.
     """
     given = (queries, keys, values)
-    if queries.device.type == "cpu" or _is_fused(*given):
+    if _is_fused(*given):
         return functional.scaled_dot_product_attention(*given)
     queries, keys, values = (part.float() for part in given)
     if _is_fused(queries, keys, values):
@@ -87,6 +87,8 @@ def attend_frame(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def _is_fused(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether a kernel of torch computes this attention without writing its scores down."""
+    """Whether torch computes this attention without writing its scores down. On the CPU it always does."""
+    if queries.device.type == "cpu":
+        return True
     given = SDPAParams(queries, keys, values, None, 0.0, False, False)
     return bool(can_use_flash_attention(given) or can_use_efficient_attention(given))

@@ -1,7 +1,7 @@
 """Predicts what a chat takes of a GPU and of the RAM beside it.
 
 These are predictions: weights are exact, what CUDA takes is assumed. They are for the Triton kernels; where
-plain torch computes, `load` keeps some 30 MiB more for weights, and up to 10 for attention.
+plain torch computes, `load` keeps some 30 MiB more for weights, and up to 8 for attention.
 """
 
 from __future__ import annotations

@@ -4,13 +4,9 @@ torch's own calls on the processor, in tensors of the 28B model's sizes."""
 from __future__ import annotations
 
 import dataclasses
-import weakref
-from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
@@ -28,44 +24,11 @@ from ernie_local.packing import pack_page
 from ernie_local.packing.foreign import Dequantize, dequantize_foreign
 from ernie_local.planner.need import ChatPlan, MemoryNeed
 from tests.runtime.packing.test_foreign_pages import pattern_page
+from tests.runtime.peak_bytes import PeakBytes
 from tests.runtime.random_matrices import random_page
 
 GPU = torch.device("cuda:0")
 HIDDEN, INNER = 2560, 1536
-
-
-class PeakBytes(TorchDispatchMode):
-    """most: bytes of all tensors that calls made and somebody held, at the worst moment."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.most = self._held = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(one.untyped_storage()) for one in tree_leaves((args, kwargs)) if _is_tensor(one)}
-        output = func(*args, **(kwargs or {}))
-        for one in tree_leaves(output):
-            if _is_tensor(one):
-                self._count(one.untyped_storage(), given)
-        return output
-
-    def _count(self, storage: torch.UntypedStorage, given: set[int]) -> None:
-        start = storage.data_ptr()
-        if id(storage) in given or start in self._known or not storage.nbytes():
-            return
-        self._known.add(start)
-        self._held += storage.nbytes()
-        self.most = max(self.most, self._held)
-        weakref.finalize(storage, self._forget, start, storage.nbytes())
-
-    def _forget(self, start: int, num_bytes: int) -> None:
-        self._known.discard(start)
-        self._held -= num_bytes
-
-
-def _is_tensor(one: object) -> bool:
-    return isinstance(one, torch.Tensor)
 
 
 def peak(page: torch.Tensor, dequantize: Dequantize = dequantize_foreign) -> int:
