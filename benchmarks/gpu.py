@@ -1,13 +1,14 @@
 """On an NVIDIA GPU: every Triton kernel against float32, and what of its memory's speed decode reaches.
 
-    python benchmarks/gpu.py                # two tables; the last line is one JSON object
+    python benchmarks/gpu.py                # three tables; the last line is one JSON object
     python benchmarks/gpu.py --model DIR --vram 4GiB --vram 8GiB   # and a checkpoint at these budgets
 
 DIR is one of synthesize.py's, or any other. Graphs of decode are tried off and on.
 
 Decode figures are bytes of packed weights (or of cache) over seconds, medians on weights that no cache holds,
-beside a copy on the GPU in the same rounds, which counts what it reads and what it writes. Without a GPU it
-says so and leaves with 3.
+beside a copy on the GPU in the same rounds, which counts what it reads and what it writes. A prompt's
+attention is told in multiply-adds, those of tokens that are not seen left out. Without a GPU it says so and
+leaves with 3.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from gpu_model import Run, runs, table
 from ernie_local.errors import DoesNotFit, ErnieLocalError
 from ernie_local.kernels import reference
 from ernie_local.kernels.arguments import ExpertsCall, LayerStorage, NewToken, PackedMatrix
-from ernie_local.kernels.attention import decode_attention
+from ernie_local.kernels.attention import attend_chunk, decode_attention
+from ernie_local.kernels.bounded_attention import attend_in_pieces
 from ernie_local.kernels.experts import packed_experts
 from ernie_local.kernels.gpu import require_triton
 from ernie_local.kernels.linear import packed_linear
@@ -41,10 +43,12 @@ HIDDEN, TEXT_INNER, VISION_INNER, TOP_K, HEADS, KV_HEADS, HEAD_DIM = 2560, 1536,
 QKV_ROWS = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 FORMATS = ("w4", "w2", "w8")
 MANY = 200
-CONTEXT = 8192
+CONTEXT, PROMPT = 8192, 512
+CHUNK_DTYPES = (torch.bfloat16, torch.float16, torch.int8)
 COPY_BYTES = 1 << 28
 # What tokens cost by being rounded to 11 digits of binary, through three products; few are not rounded.
 LARGEST_ERROR_MANY, LARGEST_ERROR_ONE = 2.0**-9, 1e-4
+LARGEST_ERROR_BFLOAT16 = 2.0**-6  # it has 8 digits
 RANDOM = RandomWeights()
 Arguments = TypeVar("Arguments", NewToken, LayerStorage)
 
@@ -60,11 +64,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Reading:
-    """A call whose bytes are known; `calls` go through different weights in turn."""
+    """A call whose work is known; `calls` go through different weights in turn."""
 
     name: str
     calls: list[Callable[[], object]]
-    num_bytes: int
+    work: int  # of one call: bytes, or for prompts multiply-adds
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -122,6 +126,20 @@ def check_attention(device: torch.device) -> list[Check]:
         expected = reference.plain_attention(new, cache, length)
         kind = str(dtype).removeprefix("torch.")
         found.append(Check(f"attention, {kind}", relative_error(actual, expected), LARGEST_ERROR_MANY))
+    return found
+
+
+def check_chunks(device: torch.device) -> list[Check]:
+    """MANY tokens behind some, by the kernel against plain torch on the processor."""
+    found = []
+    for dtype in CHUNK_DTYPES:
+        cache = attention_arguments(dtype, 2 * MANY)[1]
+        queries = torch.randn(MANY, HEADS, HEAD_DIM)
+        actual = attend_chunk(queries.to(device), on_device(cache, device), MANY)
+        kind = str(dtype).removeprefix("torch.")
+        error = relative_error(actual, attend_in_pieces(queries, cache, MANY))
+        limit = LARGEST_ERROR_BFLOAT16 if dtype == torch.bfloat16 else LARGEST_ERROR_MANY
+        found.append(Check(f"attention, {kind}, tokens: {MANY}", error, limit))
     return found
 
 
@@ -196,6 +214,22 @@ def attention_readings(device: torch.device) -> list[Reading]:
     return readings
 
 
+def chunk_readings(device: torch.device) -> list[Reading]:
+    """The last PROMPT tokens of CONTEXT, by the kernel and by plain torch."""
+    length = CONTEXT - PROMPT
+    seen = sum(range(length + 1, CONTEXT + 1))
+    queries = torch.randn(PROMPT, HEADS, HEAD_DIM, device=device, dtype=torch.bfloat16)
+    readings = []
+    for dtype in CHUNK_DTYPES:
+        cache = on_device(attention_arguments(dtype, CONTEXT)[1], device)
+        kind = str(dtype).removeprefix("torch.")
+        for way, attend in (("kernel", attend_chunk), ("plain torch", attend_in_pieces)):
+            calls: list[Callable[[], object]] = [partial(attend, queries, cache, length)]
+            name = f"attention of {PROMPT} tokens to {CONTEXT}, {kind}, {way}"
+            readings.append(Reading(name, calls, 2 * HEADS * HEAD_DIM * seen))
+    return readings
+
+
 def copy_reading(device: torch.device) -> Reading:
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -203,7 +237,10 @@ def copy_reading(device: torch.device) -> Reading:
 
 
 def measure(readings: list[Reading], rounds: int) -> dict[str, float]:
-    """GB/s of each, medians of interleaved rounds. A graph replays the calls: Python is not timed."""
+    """Work of each in a second, in units of 1e9: medians of interleaved rounds.
+
+    A graph replays the calls: Python is not timed.
+    """
     graphs = []
     for reading in readings:
         for call in reading.calls:
@@ -224,8 +261,7 @@ def measure(readings: list[Reading], rounds: int) -> dict[str, float]:
             end.synchronize()
             seconds[reading.name].append(start.elapsed_time(end) / 1e3 / len(reading.calls))
     return {
-        reading.name: reading.num_bytes / statistics.median(seconds[reading.name]) / 1e9
-        for reading in readings
+        reading.name: reading.work / statistics.median(seconds[reading.name]) / 1e9 for reading in readings
     }
 
 
@@ -246,7 +282,12 @@ def find_device() -> torch.device:
 def run(rounds: int, model: Path | None, budgets: Sequence[str]) -> int:
     device = find_device()
     torch.manual_seed(0)
-    checks = [*check_linear(device), *check_experts(device), *check_attention(device)]
+    checks = [
+        *check_linear(device),
+        *check_experts(device),
+        *check_attention(device),
+        *check_chunks(device),
+    ]
     print("| against float32 | relative error | limit |\n|---|---:|---:|")
     for check in checks:
         verdict = "" if check.error <= check.limit else " **wrong**"
@@ -257,6 +298,10 @@ def run(rounds: int, model: Path | None, budgets: Sequence[str]) -> int:
     print("\n| decode | GB/s | of the copy |\n|---|---:|---:|")
     for name, speed in speeds.items():
         print(f"| {name} | {speed:.0f} | {100 * speed / speeds[copy.name]:.0f} % |")
+    products = measure(chunk_readings(device), rounds)
+    print("\n| prompts | G multiply-adds a second |\n|---|---:|")
+    for name, speed in products.items():
+        print(f"| {name} | {speed:.0f} |")
     measured: list[Run] = []
     if model is not None:
         copies = measure_gpu(device)
@@ -270,6 +315,7 @@ def run(rounds: int, model: Path | None, budgets: Sequence[str]) -> int:
         "torch": torch.__version__,
         "errors": {check.name: check.error for check in checks},
         "gigabytes_a_second": speeds,
+        "billion_products_a_second": products,
         "model": [dataclasses.asdict(one) | {"share_of_limit": one.share} for one in measured],
     }
     print(json.dumps(told))

@@ -29,6 +29,7 @@ from triton.runtime.jit import JITFunction
 
 from ernie_local.kernels.arguments import ExpertsCall, LayerStorage, NewToken
 from ernie_local.kernels.triton.attention import attend_by_triton
+from ernie_local.kernels.triton.chunk_attention import attend_chunk_by_triton
 from ernie_local.kernels.triton.device import TritonDevice
 from ernie_local.kernels.triton.experts import add_experts
 from ernie_local.kernels.triton.linear import look_up_rows, multiply_tokens
@@ -101,13 +102,21 @@ def experts(tokens: int, format_name: str, gpu: TritonDevice) -> None:
     add_experts(empty(tokens, HIDDEN), call, [layout], shared, gpu)
 
 
+def empty_cache(dtype: torch.dtype) -> LayerStorage:
+    states = [empty(KV_HEADS, CAPACITY, HEAD_DIM, dtype=dtype) for _ in range(2)]
+    has_scales = dtype == torch.int8
+    return LayerStorage(*states, *(empty(KV_HEADS, CAPACITY, 1) if has_scales else None for _ in range(2)))
+
+
 def attention(cache_dtype: torch.dtype, gpu: TritonDevice) -> None:
-    cache = [empty(KV_HEADS, CAPACITY, HEAD_DIM, dtype=cache_dtype) for _ in range(2)]
-    has_scales = cache_dtype == torch.int8
-    scales = [empty(KV_HEADS, CAPACITY, 1) if has_scales else None for _ in range(2)]
     new = [empty(heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     angles = [empty(HEAD_DIM // 2) for _ in range(2)]
-    attend_by_triton(NewToken(*new, *angles), LayerStorage(*cache, *scales), empty(1, dtype=torch.int64), gpu)
+    attend_by_triton(NewToken(*new, *angles), empty_cache(cache_dtype), empty(1, dtype=torch.int64), gpu)
+
+
+def chunk_attention(cache_dtype: torch.dtype, gpu: TritonDevice) -> None:
+    queries = empty(PROMPT_TOKENS, HEADS, HEAD_DIM, dtype=torch.bfloat16)
+    attend_chunk_by_triton(queries, empty_cache(cache_dtype), CAPACITY - PROMPT_TOKENS, gpu)
 
 
 def compile_calls(call: Callable[[], None], what: str) -> Iterator[tuple[str, str, Any]]:
@@ -142,6 +151,9 @@ def all_kernels(formats: Sequence[str], arch: int, is_decode: bool) -> list[tupl
             ]
         calls.append((partial(rows, name), name))
     calls += [(partial(attention, dtype, gpu), str(dtype)[6:]) for dtype in (torch.float16, torch.int8)]
+    if not is_decode:
+        dtypes = (torch.float16, torch.bfloat16, torch.int8, torch.float32)
+        calls += [(partial(chunk_attention, dtype, gpu), str(dtype)[6:]) for dtype in dtypes]
     if gpu.uses_tensor_cores and not is_decode:
         brain = TritonDevice.of_capability(divmod(arch, 10), torch.bfloat16)
         calls.append((partial(experts, PROMPT_TOKENS, "w4", brain), "w4, bfloat16"))

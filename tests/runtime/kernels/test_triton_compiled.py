@@ -31,7 +31,9 @@ DECODE = (
     "attend_stretch",
     "join_stretches",
 )
-ALL = {*DECODE, *PRODUCTS_OF_MANY, "order_by_plane"}
+ALL = {*DECODE, *PRODUCTS_OF_MANY, "order_by_plane", "attend_many"}
+# Of one program, so that a multiprocessor of any GPU with tensor cores has room for two of them.
+MOST_CHUNK_SHARED = 49152
 
 
 def compiled(cache: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -56,8 +58,12 @@ def check(needs: list[dict[str, Any]]) -> None:
             assert need["wide_loads"] >= 2, need  # 32 bytes of codes for each thread
         if need["kernel"] == "attend_stretch":
             assert need["wide_loads"] >= 2, need  # keys and values
-        if need["kernel"] in PRODUCTS_OF_MANY and need["arch"] >= 80:
+        is_on_tensor_cores = need["arch"] >= 80 and need["what"] != "float32"
+        if need["kernel"] in (*PRODUCTS_OF_MANY, "attend_many") and is_on_tensor_cores:
             assert need["tensor_products"] > 0, need
+        if need["kernel"] == "attend_many":
+            assert need["wide_loads"] >= 2, need  # queries, keys and values
+            assert need["shared_bytes"] <= MOST_CHUNK_SHARED, need
 
 
 @pytest.mark.slow

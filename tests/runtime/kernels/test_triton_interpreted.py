@@ -115,6 +115,30 @@ MUTATIONS = [
         "is_token = token < visible + 1",
         "test_attention.py",
     ),
+    Mutation(
+        "later tokens seen",
+        "chunk_attention.py",
+        "<= length + new",
+        "<= length + 1 + new",
+        "test_chunk_attention.py",
+        "later",
+    ),
+    Mutation(
+        "rows of other heads",
+        "chunk_attention.py",
+        "new = row // GROUP",
+        "new = row // (GROUP + 1)",
+        "test_chunk_attention.py",
+        "sees_itself",
+    ),
+    Mutation(
+        "scales of a chunk's values left out",
+        "chunk_attention.py",
+        "weights *= tl.div_rn(scales, biggest)[None, :]",
+        "pass",
+        "test_chunk_attention.py",
+        "sees_itself",
+    ),
     Mutation("weights not faded", "attention.py", "total * fading", "total", "test_attention.py"),
     Mutation(
         "stretches not joined", "attention.py", "sums * before + own", "sums + own", "test_attention.py"

@@ -15,13 +15,16 @@ from ernie_local.kernels.arguments import (
     NewToken,
     PackedMatrix,
 )
-from ernie_local.kernels.attention import decode_attention
+from ernie_local.kernels.attention import attend_chunk, decode_attention
+from ernie_local.kernels.attention_pieces import AttentionPiece
+from ernie_local.kernels.bounded_attention import attend_frame, attend_in_pieces
 from ernie_local.kernels.experts import add_packed_experts
 from ernie_local.kernels.gpu import require_triton
 from ernie_local.kernels.linear import packed_linear, packed_rows
 from ernie_local.packing import FORMATS, pack_matrix, pack_page
-from tests.runtime.kernel_tolerances import EXACT, EXPERTS_FLOAT16, FLOAT16, relative_error
+from tests.runtime.kernel_tolerances import BFLOAT16, EXACT, EXPERTS_FLOAT16, FLOAT16, relative_error
 from tests.runtime.random_matrices import random_matrix, random_page
+from tests.runtime.stored_chunks import StoredChunk, exact_attention, make_chunk
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda")
@@ -89,3 +92,45 @@ def test_attention(dtype: torch.dtype, length: int) -> None:
     on_gpu = NewToken(*(part.to(GPU) for part in new_token))
     actual = decode_attention(on_gpu, LayerStorage(*there), length)
     assert relative_error(actual.cpu(), expected) < FLOAT16
+
+
+def sent(chunk: StoredChunk) -> StoredChunk:
+    parts: list[Any] = [None if part is None else part.to(GPU) for part in chunk.cache]
+    return StoredChunk(chunk.queries.to(GPU), LayerStorage(*parts), chunk.length)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        (torch.float32, EXACT),
+        (torch.float16, FLOAT16),
+        (torch.bfloat16, BFLOAT16),
+        (torch.int8, FLOAT16),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("num_new", "length"), [(2, 0), (513, 0), (100, 4000)])
+def test_chunks_attend_without_memory(
+    dtype: torch.dtype, tolerance: float, num_new: int, length: int
+) -> None:
+    chunk = make_chunk((20, 4, 128), dtype, num_new, length)
+    there, expected = sent(chunk), exact_attention(chunk)
+    piece = AttentionPiece.of(20, 4, 128, num_new, length + num_new).num_bytes
+    for attend, most, error in ((attend_chunk, 0, tolerance), (attend_in_pieces, piece, EXACT)):
+        assert relative_error(attend(*there).cpu(), expected) < error  # compiled and warm, too
+        torch.cuda.reset_peak_memory_stats(GPU)
+        held = torch.cuda.memory_allocated(GPU)
+        attend(*there)
+        taken = torch.cuda.max_memory_allocated(GPU) - held
+        assert taken <= there.queries.nbytes + most + (64 << 10)  # torch rounds up
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_page_of_a_document_is_encoded_without_all_scores(dtype: torch.dtype) -> None:
+    """11088 patches, an A4 page at 150 dpi; the scores of its 16 heads would be 7.3 GiB in float32."""
+    frame = [torch.randn(1, 16, 11088, 80, device=GPU, dtype=dtype) for _ in range(3)]
+    torch.cuda.reset_peak_memory_stats(GPU)
+    held = torch.cuda.memory_allocated(GPU)
+    attended = attend_frame(*frame)
+    assert attended.dtype == dtype
+    assert torch.cuda.max_memory_allocated(GPU) - held <= 40 * 11088 * 16 * 80
