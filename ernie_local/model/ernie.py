@@ -183,7 +183,8 @@ class ErnieModel(nn.Module):
         With `image_weights` where they are not always there.
         """
         weights = 0 if self.image_weights is None or not images else self.image_weights.num_bytes
-        return weights + encoding_bytes(self.config.vision, [image.pixel_values.shape[0] for image in images])
+        patch_counts = [image.pixel_values.shape[0] for image in images]
+        return weights + encoding_bytes(self.config.vision, patch_counts, self.dtype.itemsize)
 
     def decode_graphs(self, kv_dtype: torch.dtype) -> DecodeGraphs | None:
         """The graphs of one new cache of this dtype; None where decode is not recorded.

@@ -15,17 +15,20 @@ from ernie_local.kernels.attention_pieces import AttentionPiece
 from ernie_local.kernels.native import attends_in_blocks
 from ernie_local.sizes import HUGE_PAGE
 
+FLOAT_BYTES = 4  # of a float32
 # Big enough that an expert's weights are read for many tokens at once, small enough that one layer's
 # activations of the 28B model (2048 x 12288 in the dense layer) stay near 100 MiB.
 DEFAULT_CHUNK_TOKENS = 2048
 # Small images share one pass through the tower; a large one goes alone, so that the tower's memory has a
 # bound that does not grow with the number of images.
 PATCHES_PER_PASS = 8192
-# Bytes for each patch and column of the tower while an image is encoded, and for each pair of columns, since
-# products want their weights in another order. Measured with 1280 columns: 600, 1100 and 2050 MiB for 3600,
-# 11088 and 24552 patches.
-_BYTES_A_PATCH, _BYTES_A_WEIGHT = 64, 211
-FLOAT_BYTES = 4  # of a float32
+# The tower's MLP, its norms and the resampler take so many rows at a time: their inner activations, 10 MiB in
+# float32, stay in the caches.
+ROWS_AT_ONCE = 512
+# Numbers for each patch and column of the tower while an image is encoded (the patch, its query, key and
+# value, and what attention makes of them), and for each of ROWS_AT_ONCE and column (of MLP or resampler).
+# Measured with 1280 columns in float32: 60, 143 and 298 MiB for 900, 3600 and 11088 patches.
+_NUMBERS_A_PATCH, _NUMBERS_A_ROW = 5, 28
 # Bytes of a number in the KV cache; int8 has a float32 scale for each head's vector beside it.
 KV_ITEM_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 # How a prompt's chunk attends. On the CPU: by torch with masks, or in blocks by our own operator; on a GPU:
@@ -152,11 +155,12 @@ def image_prompt_bytes(
     return patches + features + mixed_chunk_bytes(config.text, chunk_tokens, item_bytes)
 
 
-def encoding_bytes(config: VisionConfig, patch_counts: Sequence[int]) -> int:
-    """About the memory that encoding images takes besides the results (measured, within a tenth)."""
+def encoding_bytes(config: VisionConfig, patch_counts: Sequence[int], item_bytes: int = FLOAT_BYTES) -> int:
+    """About the most memory that encoding images takes besides the results. item_bytes: of a number that is
+    computed with."""
     most = max((sum(patch_counts[together]) for together in tower_passes(patch_counts)), default=0)
-    weights = _BYTES_A_WEIGHT * config.hidden_size**2 if most else 0
-    return most * config.hidden_size * _BYTES_A_PATCH + weights
+    rows = _NUMBERS_A_ROW * min(most, ROWS_AT_ONCE)
+    return (_NUMBERS_A_PATCH * most + rows) * config.hidden_size * item_bytes
 
 
 def prompt_room(
@@ -174,7 +178,7 @@ def prompt_room(
     and of all that one prompt brings. item_bytes: of a number that is computed with.
     """
     chunk = min(chunk_tokens, num_tokens)
-    encoding = encoding_bytes(config.vision, patch_counts)
+    encoding = encoding_bytes(config.vision, patch_counts, item_bytes)
     at_work = max(attention_bytes(config.text, chunk, num_tokens, way), encoding)
     num_image_tokens = prompt_patches // config.vision.spatial_merge_size**2
     return at_work + image_prompt_bytes(config, prompt_patches, num_image_tokens, chunk, item_bytes)

@@ -6,7 +6,7 @@ language model's width. Two frames make one row of tokens; a single image stands
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ernie_local.kernels.operators import suits_native
 from ernie_local.kernels.reference import plain_frame_attention
 from ernie_local.media.tokens import Grid
 from ernie_local.model.layers import Linear, RMSNorm
+from ernie_local.model.memory_use import ROWS_AT_ONCE
 from ernie_local.model.rope import VisionRope, patch_positions
 
 
@@ -41,12 +42,11 @@ class VisionAttention(nn.Module):
         self.qkv: nn.Module = Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj: nn.Module = Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, cosines: Tensor, sines: Tensor, frame_sizes: Sequence[int]) -> Tensor:
-        """hidden: (patches, hidden_size), frames one after another -> the same shape."""
-        states = self.qkv(hidden)
+    def forward(self, states: Tensor, cosines: Tensor, sines: Tensor, frame_sizes: Sequence[int]) -> Tensor:
+        """states: (patches, 3 * hidden_size) from `qkv`, frames one after another -> (patches, hidden_size),
+        which `proj` is still to take."""
         attend = frame_attention if self._in_blocks and suits_native(states) else plain_frame_attention
-        output: Tensor = self.proj(attend(states, cosines, sines, self.num_heads, frame_sizes))
-        return output
+        return attend(states, cosines, sines, self.num_heads, frame_sizes)
 
 
 class VisionMLP(nn.Module):
@@ -64,7 +64,7 @@ class VisionMLP(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), by slices of patches wherever these do not mix."""
 
     def __init__(self, config: VisionConfig, *, in_blocks: bool) -> None:
         super().__init__()
@@ -74,10 +74,35 @@ class VisionBlock(nn.Module):
         self.mlp = VisionMLP(config)
 
     def forward(self, hidden: Tensor, cosines: Tensor, sines: Tensor, frame_sizes: Sequence[int]) -> Tensor:
-        """hidden: (patches, hidden_size) -> the same shape."""
-        hidden = hidden + self.attn(self.norm1(hidden), cosines, sines, frame_sizes)
-        output: Tensor = hidden + self.mlp(self.norm2(hidden))
-        return output
+        """hidden: (patches, hidden_size), overwritten unless gradients are wanted -> the same shape."""
+        states = by_slices(lambda part: self.attn.qkv(self.norm1(part)), hidden)
+        attended = self.attn(states, cosines, sines, frame_sizes)
+        del states
+        hidden = add_by_slices(hidden, self.attn.proj, attended)
+        return add_by_slices(hidden, lambda part: self.mlp(self.norm2(part)), hidden)
+
+
+def by_slices(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """function(rows), which takes each row for itself."""
+    if torch.is_grad_enabled() or len(rows) <= ROWS_AT_ONCE:
+        return function(rows)
+    result: Tensor | None = None
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = function(rows[start : start + ROWS_AT_ONCE])
+        if result is None:
+            result = part.new_empty(len(rows), *part.shape[1:])
+        result[start : start + ROWS_AT_ONCE] = part
+    assert result is not None
+    return result
+
+
+def add_by_slices(total: Tensor, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """total + function(rows), which takes each row for itself; in `total` unless gradients are wanted."""
+    if torch.is_grad_enabled():
+        return total + function(rows)
+    for sums, own_rows in zip(total.split(ROWS_AT_ONCE), rows.split(ROWS_AT_ONCE), strict=True):
+        sums.add_(function(own_rows))
+    return total
 
 
 class VisionTower(nn.Module):
@@ -143,19 +168,25 @@ class Resampler(nn.Module):
 
     def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
         """patches: (patches of all grids, vision hidden_size) -> (tokens of all grids, text hidden_size)."""
-        windows = self.spatial(patches.reshape(-1, patches.shape[-1] * self.window))  # (windows, window_size)
-        sizes = [frames * rows * columns // self.window for frames, rows, columns in grids]
-        paired = [
-            self._pair_frames(part, grid[0]) for part, grid in zip(windows.split(sizes), grids, strict=True)
-        ]
-        tokens: Tensor = self.norm(self.mlp(self.temporal(torch.cat(paired))))
+        windows = by_slices(
+            self.spatial, patches.reshape(-1, patches.shape[-1] * self.window)
+        )  # (windows, window_size)
+        pairs = send(window_pairs(grids, self.window), windows.device)
+        return by_slices(lambda some: self._merge(windows[some].flatten(1)), pairs)
+
+    def _merge(self, paired: Tensor) -> Tensor:
+        """paired: (tokens, 2 * window_size) -> (tokens, text hidden_size)."""
+        tokens: Tensor = self.norm(self.mlp(self.temporal(paired)))
         return tokens
 
-    @staticmethod
-    def _pair_frames(windows: Tensor, num_frames: int) -> Tensor:
-        """windows: (frames * windows per frame, size) -> (frame pairs * windows per frame, 2 * size)."""
-        if num_frames == 1:
-            return torch.cat((windows, windows), dim=-1)
-        assert num_frames % 2 == 0, num_frames
-        frames = windows.unflatten(0, (num_frames, -1))  # (frames, windows per frame, size)
-        return torch.cat((frames[0::2], frames[1::2]), dim=-1).flatten(0, 1)
+
+def window_pairs(grids: Sequence[Grid], window: int) -> Tensor:
+    """Which two windows become each token: of two frames, or a single image's twice. (tokens, 2) int64."""
+    pairs, start = [], 0
+    for frames, rows, columns in grids:
+        assert frames == 1 or frames % 2 == 0, frames
+        size = rows * columns // window
+        ids = torch.arange(start, start + frames * size).view(-1, 1 if frames == 1 else 2, size)
+        pairs.append(ids.transpose(1, 2).flatten(0, 1).expand(-1, 2))
+        start += frames * size
+    return torch.cat(pairs)

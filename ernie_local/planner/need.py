@@ -246,7 +246,7 @@ def chat_need(
         cache_bytes=chat.kv_size(config.text).num_bytes,
         context_size=chat.context_size,
         prompt_bytes=_largest_prompt_bytes(config, processor, at_once, item_bytes, attention),
-        encoding_bytes=encoding_bytes(config.vision, images),
+        encoding_bytes=encoding_bytes(config.vision, images, item_bytes),
         image_bytes=image_prompt_bytes(config, num_patches, num_tokens, 0, item_bytes),
         mixed_token_bytes=mixed_chunk_bytes(config.text, 1, item_bytes) if images else 0,
         image_tokens=chat.image_tokens,

@@ -156,7 +156,7 @@ def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement, need:
     chunk = min(placement.chunk_tokens, num_tokens)
     cache = Amount.exactly(chat.kv_size(text).touched_bytes(num_tokens))
     pixels = Amount.exactly(sum(chat.patch_counts) * vision.patch_values * FLOAT_BYTES)
-    encoding = encoding_bytes(vision, chat.patch_counts)
+    encoding = encoding_bytes(vision, chat.patch_counts, chat.item_bytes)
     tower = Amount(encoding // 2, int(_ENCODING_SHARE * encoding), encoding)
     features = Amount.exactly(chat.image_tokens * text.hidden_size * FLOAT_BYTES)
     most_kept = feature_bytes(placement.spare_bytes)

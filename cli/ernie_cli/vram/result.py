@@ -220,7 +220,7 @@ class VramResult:
                 PricedImageObject,
                 image,
                 kv_bytes=image.tokens * token_bytes,
-                encoder_bytes=encoding_bytes(model.config.vision, [image.patches]),
+                encoder_bytes=encoding_bytes(model.config.vision, [image.patches], conversation.item_bytes),
             )
             for image in conversation.images
         ]

@@ -38,9 +38,10 @@ def model_lines(model: ModelSize) -> Iterator[str]:
 def report_lines(report: Report) -> Iterator[str]:
     """The model, its images, every term of memory, bars on a terminal, and whether it fits."""
     yield from model_lines(report.model)
-    kv_bytes = report.conversation.kv_size(report.model.config.text).bytes_per_token
-    for image in report.conversation.images:
-        yield _priced_image_line(image, report.model, kv_bytes)
+    conversation = report.conversation
+    kv_bytes = conversation.kv_size(report.model.config.text).bytes_per_token
+    for image in conversation.images:
+        yield _priced_image_line(image, report.model, kv_bytes, conversation.item_bytes)
         yield from (f"  {spell_options(note)}" for note in image.notes)
     width = table_columns()
     yield from ("", *memory_lines(report.memory, width))
@@ -57,11 +58,12 @@ def report_lines(report: Report) -> Iterator[str]:
         yield f"make it fit: {flag}"
 
 
-def _priced_image_line(image: ImageReport, model: ModelSize, kv_bytes: int) -> str:
+def _priced_image_line(image: ImageReport, model: ModelSize, kv_bytes: int, item_bytes: int) -> str:
+    encoder_bytes = encoding_bytes(model.config.vision, [image.patches], item_bytes)
     return (
         f"{image.name}: {shrink_text(image)} ({image.scale:.2f}x), "
         f"{token_text(image)}, {format_bytes(image.tokens * kv_bytes)} of KV cache, "
-        f"{format_bytes(encoding_bytes(model.config.vision, [image.patches]))} while it is encoded"
+        f"{format_bytes(encoder_bytes)} while it is encoded"
     )
 
 

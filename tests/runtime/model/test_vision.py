@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from ernie_local.model import memory_use
+from ernie_local.kernels import reference
+from ernie_local.kernels.reference import plain_frame_attention
+from ernie_local.model import memory_use, vision
 from ernie_local.model.vision import quick_gelu
 
 if TYPE_CHECKING:
@@ -87,3 +89,53 @@ def test_quick_gelu_is_the_same_in_place_and_for_gradients() -> None:
     quick_gelu(leaf * 1).sum().backward()
     assert leaf.grad is not None
     assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 5, 512])
+@torch.inference_mode()
+def test_slices_of_patches_and_tokens_change_nothing(
+    tiny_oracle: Oracle, tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+) -> None:
+    grids, seen = [(4, 4, 6), (1, 6, 8)], []
+    values = torch.randn(
+        144, tiny_oracle.config.vision.patch_values, generator=torch.Generator().manual_seed(2)
+    )
+    network = tiny_model.network
+    hook = network.get_submodule("vision.blocks.0.mlp.fc1").register_forward_hook(
+        lambda _module, _inputs, output: seen.append(len(output))
+    )
+    monkeypatch.setattr(vision, "ROWS_AT_ONCE", rows_at_once)
+    features = network.resampler(network.vision(values, grids), grids)
+    hook.remove()
+    assert max(seen) == min(rows_at_once, 144)
+    assert sum(seen) == 144
+    torch.testing.assert_close(features, expected_features(tiny_oracle, values, grids), atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_come_through_as_without_slices(
+    tiny_oracle: Oracle, tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids, network = [(1, 6, 8)], tiny_model.network
+    values = torch.randn(
+        48, tiny_oracle.config.vision.patch_values, generator=torch.Generator().manual_seed(3)
+    )
+    monkeypatch.setattr(vision, "ROWS_AT_ONCE", 5)
+    leaf = values.clone().requires_grad_()
+    with_gradients = network.resampler(network.vision(leaf, grids), grids)
+    with_gradients.square().sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.abs().sum() > 0
+    with torch.inference_mode():
+        torch.testing.assert_close(with_gradients, network.resampler(network.vision(values, grids), grids))
+
+
+@pytest.mark.parametrize("heads_at_once", [1, 3, 16])
+def test_heads_that_are_turned_together_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, heads_at_once: int
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    states, angles = torch.randn(10, 3 * 4 * 8, generator=generator), torch.randn(10, 4, generator=generator)
+    expected = plain_frame_attention(states, angles.cos(), angles.sin(), 4, [4, 6])
+    monkeypatch.setattr(reference, "_TURNED_AT_ONCE", 10 * heads_at_once)
+    actual = plain_frame_attention(states, angles.cos(), angles.sin(), 4, [4, 6])
+    torch.testing.assert_close(actual, expected)

@@ -272,8 +272,9 @@ def test_room_is_kept_for_an_image_and_for_attention() -> None:
         assert gpu_room(NANO, ChatPlan(1 << 17, "bfloat16", "bfloat16"), 2048, way) == room
     size = (1792, 1792)
     image = ImageReport("large", size, size, patches=16384, tokens=4096)
-    pictured = ChatPlan(4200, "bfloat16", "bfloat16", (image, image))
-    assert gpu_room(NANO, pictured) > encoding_bytes(NANO.vision, [16384]) > room
+    pictured = ChatPlan(512, "bfloat16", "bfloat16", (image, image))
+    assert gpu_room(NANO, pictured) > encoding_bytes(NANO.vision, [16384])
+    assert gpu_room(NANO, pictured) > gpu_room(NANO, ChatPlan(512, "bfloat16", "bfloat16"))
     # What comes later is not smaller than usual.
     small = ImageReport("small", (28, 28), (28, 28), patches=4, tokens=1)
     assert gpu_room(NANO, ChatPlan(4096, "bfloat16", "bfloat16", (small,))) == room

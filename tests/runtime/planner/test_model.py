@@ -209,7 +209,8 @@ def test_images_cost_what_the_reference_says(width: int, height: int, tokens: in
     assert priced.resized_size == resized[::-1]
     assert (priced.tokens, priced.patches) == (tokens, 4 * tokens)
     assert priced.scale == pytest.approx(scale, abs=0.01)
-    assert encoding_bytes(config.vision, [priced.patches]) == 4 * tokens * 1280 * 64 + 211 * 1280**2
+    assert encoding_bytes(config.vision, [priced.patches]) == (5 * 4 * tokens + 28 * 512) * 1280 * 4
+    assert encoding_bytes(config.vision, [priced.patches], 2) == (5 * 4 * tokens + 28 * 512) * 1280 * 2
 
 
 def test_a_strip_is_refused() -> None:
