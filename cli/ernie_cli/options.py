@@ -115,7 +115,7 @@ ram_option = partial(
 )
 reserve_option = partial(
     size_option,
-    help="Free memory to leave to other programs, or 0. Default: 1GiB, or 1/8 of it if that is less.",
+    help="Free memory to leave to other programs, or 0. Default: 2GiB, or 1/7 of it if that is less.",
 )
 
 

@@ -42,7 +42,7 @@ class LoadOptions:
     them in on a processor that has performance cores besides, where `bench` measured that they help.
 
     ram: memory for the whole process, such as "6GiB" or a number of bytes; auto is what is free, less
-    `reserve` (1 GiB, or 1/8 of what there is if that is less). Where not all routed experts fit, they are
+    `reserve` (2 GiB, or 1/7 of what there is if that is less). Where not all routed experts fit, they are
     paged from disk. vram: memory of the GPU;
     auto is what is free there, less a headroom. Experts that do not fit there are paged through `ram`.
     misses: what happens to experts that the GPU lacks: fetch, compute (on the CPU) or split; auto is fetch.

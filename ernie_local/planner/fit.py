@@ -16,8 +16,9 @@ from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.planner.need import EXPECTED_TOKENS, MemoryNeed, working_bytes
 from ernie_local.sizes import GIB, MIB, format_bytes
 
-# Left to other programs where no reserve was given: a GiB, or a share of what little there is.
-_MOST_RESERVED, _RESERVED_SHARE = GIB, 8
+# Left to other programs where no reserve was given. A desktop leaves some 3/4 of a laptop's memory free, and
+# at less than a tenth of it programs such as earlyoom kill the largest process.
+_MOST_RESERVED, _RESERVED_SHARE = 2 * GIB, 7
 # Leftovers of an allocator, stacks of threads, and modules that are imported late.
 SLACK_BYTES = 128 * MIB
 _SMALLEST_CHUNK = 128
@@ -81,7 +82,7 @@ class Placement:
 
 
 def default_reserve(num_bytes: int) -> int:
-    """What is left to other programs of the RAM that a process could have: 1 GiB, or 1/8 if that is less."""
+    """What is left to other programs of the RAM that a process could have: 2 GiB, or 1/7 if that is less."""
     return min(_MOST_RESERVED, num_bytes // _RESERVED_SHARE)
 
 

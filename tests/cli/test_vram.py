@@ -169,7 +169,7 @@ def free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
 def test_a_small_container_can_start_nano(reckon: Reckon, monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (512 * MIB, 700 * MIB):
         free(monkeypatch, size)
-        assert reckon("nano")["cpu"]["memory"]["limit_bytes"] == size * 7 // 8
+        assert reckon("nano")["cpu"]["memory"]["limit_bytes"] == size - size // 7
         assert reckon("nano", "--reserve", "0")["cpu"]["memory"]["limit_bytes"] == size
 
 

@@ -142,7 +142,9 @@ def test_without_a_limit_the_free_memory_less_the_reserve_is_taken() -> None:
         placed(None, free=GIB)
 
 
-@pytest.mark.parametrize(("there", "reserve"), [(64 * GIB, GIB), (8 * GIB, GIB), (4 * GIB, GIB // 2), (0, 0)])
+@pytest.mark.parametrize(
+    ("there", "reserve"), [(64 * GIB, 2 * GIB), (14 * GIB, 2 * GIB), (7 * GIB, GIB), (0, 0)]
+)
 def test_the_reserve_shrinks_with_the_memory_that_there_is(there: int, reserve: int) -> None:
     assert default_reserve(there) == reserve
     memory = AvailableMemory.of_ram(None, None, used=there // 4, free=there - there // 4)

@@ -10,7 +10,7 @@ import pytest
 from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.errors import DoesNotFit
 from ernie_local.media.image_size import measure_image
-from ernie_local.planner.fit import AvailableMemory, headroom_bytes, longest_context, place
+from ernie_local.planner.fit import AvailableMemory, default_reserve, headroom_bytes, longest_context, place
 from ernie_local.planner.gpu import plan_gpu
 from ernie_local.planner.model_size import ModelSize, published_model, with_formats
 from ernie_local.planner.need import ChatPlan, MemoryNeed, gpu_room
@@ -96,7 +96,7 @@ def test_without_a_limit_the_free_memory_counts_as_load_counts_it() -> None:
     plan, need = plan_cpu(W4, SHORT, Budget(None, free_bytes=9 * GIB)), short_need()
     found = {"used": PROCESS.best, "free": 9 * GIB - PROCESS.best}
     assert plan.placement == place(need, AvailableMemory.of_ram(None, None, **found))
-    assert plan.memory.limit_bytes == 8 * GIB
+    assert plan.memory.limit_bytes == 9 * GIB - default_reserve(9 * GIB)
     with pytest.raises(DoesNotFit):
         place(need, AvailableMemory.of_ram(None, 8 * GIB, **found))
     assert not plan_cpu(W4, SHORT, Budget(None, 9 * GIB, reserve_bytes=8 * GIB)).fits
