@@ -166,6 +166,11 @@ def is_for_images(name: str) -> bool:
     return name.startswith(_IMAGE_PREFIXES)
 
 
+def is_of_layers(name: str) -> bool:
+    """Whether our tensor `name` is of decoder layers, experts excepted."""
+    return name.startswith("layers.")
+
+
 def _packed_tensor(name: str, packed: PackedTensors) -> ModelTensor:
     shape = packed.shapes[name]
     stem, _, format_name = name.rpartition(".")

@@ -191,7 +191,7 @@ class Checkpoint:
                 if count == 0:
                     raise ModelUnusable(
                         f"{stored} should reach byte {stored.offset + stored.num_bytes}, "
-                        f"the file ends at byte {offset}",
+                        f"the file ends at byte {os.fstat(descriptor).st_size}",
                         "the file became shorter while it was read",
                         DOWNLOAD_AGAIN,
                     )

@@ -1,4 +1,4 @@
-"""Reads pages of experts in the background, those first that somebody waits for.
+"""Reads pages of weights in the background, those first that somebody waits for.
 
 Each page is fetched once, checked once, and stays. Fetching waits for the disk, checking takes the processor.
 While the model computes, only pages that it waits for are checked, and others only as long as it waits for
@@ -11,26 +11,27 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Generic, TypeVar
 
-from ernie_local.config import Bank
 from ernie_local.errors import UsageError
-from ernie_local.experts.keys import ExpertKey
 
 _FETCHERS = 4  # as many reads in flight keep a solid-state disk busy
 _CHECKERS = 2
 _NICE = 15  # of checkers, on Linux: other programs come first
 _LOOK_SECONDS = 0.1  # how often checkers look for what nobody tells them
 
+Key = TypeVar("Key", bound=Hashable)
 
-class BackgroundReader:
+
+class BackgroundReader(Generic[Key]):
     """Threads that read pages, each with its number of bytes, in the order given."""
 
     def __init__(
         self,
-        page_bytes: Mapping[ExpertKey, int],
-        fetch: Callable[[ExpertKey], None],
-        check: Callable[[ExpertKey], None],
+        page_bytes: Mapping[Key, int],
+        fetch: Callable[[Key], None],
+        check: Callable[[Key], None],
         when_ended: Callable[[], None],
         is_busy: Callable[[], bool],
     ) -> None:
@@ -44,10 +45,10 @@ class BackgroundReader:
         self._page_bytes = page_bytes
         self._fetch, self._check, self._is_busy = fetch, check, is_busy
         self._later = OrderedDict.fromkeys(page_bytes)  # which no thread has taken yet
-        self._fetched: OrderedDict[ExpertKey, None] = OrderedDict()  # but not yet checked
+        self._fetched: OrderedDict[Key, None] = OrderedDict()  # but not yet checked
         self._unread, self._unchecked = set(page_bytes), set(page_bytes)
-        self._wanted: set[ExpertKey] = set()  # unchecked, and somebody waits for it
-        self._errors: dict[ExpertKey, BaseException] = {}
+        self._wanted: set[Key] = set()  # unchecked, and somebody waits for it
+        self._errors: dict[Key, BaseException] = {}
         self._is_stopped = False
         self._when_ended, self._num_running = when_ended, _FETCHERS + _CHECKERS
         self._num_fetching = _FETCHERS
@@ -65,14 +66,14 @@ class BackgroundReader:
         """Whether every page has been read and checked."""
         return not self._unchecked
 
-    def prefer(self, banks: Collection[Bank]) -> None:
-        """Read the pages of these banks before all others."""
+    def prefer(self, is_preferred: Callable[[Key], bool]) -> None:
+        """Read these pages before all others, unless somebody waits for one."""
         with self._changed:
             for queue in (self._later, self._fetched):
-                for key in [key for key in queue if not (key.bank in banks or key in self._wanted)]:
+                for key in [key for key in queue if not (is_preferred(key) or key in self._wanted)]:
                     queue.move_to_end(key)
 
-    def wait(self, keys: Iterable[ExpertKey]) -> None:
+    def wait(self, keys: Iterable[Key]) -> None:
         """Return when all of these pages can be used. Raises what reading one of them has raised.
 
         UsageError after `stop`.
@@ -92,7 +93,7 @@ class BackgroundReader:
         """As `wait`, of every page."""
         self.wait(self._page_bytes)
 
-    def _wait(self, key: ExpertKey) -> None:
+    def _wait(self, key: Key) -> None:
         while self._is_missing(key):
             # Checkers give way to every other program. Who waits does not, and checks what has been fetched.
             try:
@@ -104,7 +105,7 @@ class BackgroundReader:
                     self._changed.notify_all()
                 raise
 
-    def _is_missing(self, key: ExpertKey) -> bool:
+    def _is_missing(self, key: Key) -> bool:
         """Wait until the page can be used, False, or checked, True."""
         with self._changed:
             while key in self._unchecked:
@@ -114,7 +115,7 @@ class BackgroundReader:
                     return True
                 if self._is_stopped:
                     raise UsageError(
-                        f"{len(self._unread)} of {len(self._page_bytes)} pages of experts were not read",
+                        f"{len(self._unread)} of {len(self._page_bytes)} parts of the weights were not read",
                         "the model was closed before",
                         "load it again",
                     )
@@ -161,7 +162,7 @@ class BackgroundReader:
         while (key := self._take_to_check()) is not None:
             self._check_page(key)
 
-    def _take_to_check(self) -> ExpertKey | None:
+    def _take_to_check(self) -> Key | None:
         """Take the first page that is to be checked now, when there is one; None if none will come."""
         with self._changed:
             while not self._has_ended() and (self._fetched or self._num_fetching):
@@ -176,14 +177,14 @@ class BackgroundReader:
         """Whether the model does not compute, or waits for the disk."""
         return not self._is_busy() or not self._wanted.isdisjoint(self._unread)
 
-    def _check_page(self, key: ExpertKey) -> None:
+    def _check_page(self, key: Key) -> None:
         if self._succeeds(self._check, key):
             with self._changed:
                 self._unchecked.discard(key)  # after an interrupt a page may be checked twice
                 self._wanted.discard(key)
                 self._changed.notify_all()
 
-    def _succeeds(self, step: Callable[[ExpertKey], None], key: ExpertKey) -> bool:
+    def _succeeds(self, step: Callable[[Key], None], key: Key) -> bool:
         try:
             step(key)
         except KeyboardInterrupt:  # of who waits
@@ -196,7 +197,7 @@ class BackgroundReader:
             return False
         return True
 
-    def _take(self, queue: OrderedDict[ExpertKey, None], wanted: ExpertKey | None = None) -> ExpertKey | None:
+    def _take(self, queue: OrderedDict[Key, None], wanted: Key | None = None) -> Key | None:
         """Take the first page, or the wanted one, from a queue; None where it is not there."""
         with self._changed:
             if wanted is None and queue and not self._has_ended():

@@ -1,14 +1,15 @@
 """Computes packed experts from the files they lie in, mapped into memory, while they are still being read.
 
-Nothing is copied: a second process shares the memory, and a second start finds the pages there. Each page is
-checked before it is computed with for the first time, others while nothing is computed.
-Banks that cannot be mapped are read into memory.
+Packed weights of layers that are no experts are read in the same way, before them; a forward waits for all of
+those. Nothing is copied: a second process shares the memory, and a second start finds the pages there. Each
+page is checked before it is computed with for the first time, others while nothing is computed. What cannot
+be mapped is read into memory.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
@@ -26,30 +27,28 @@ from ernie_local.kernels.experts import packed_experts
 from ernie_local.kernels.memory import empty_bytes
 from ernie_local.model.kv_cache import CacheMemory
 from ernie_local.model.moe import RoutedTokens, TokenRows
-from ernie_local.packing.layout import ForeignLayout, PageLayout
 from ernie_local.packing.page import check_page
 from ernie_local.sizes import format_bytes
 
 
-class _StoredPage(NamedTuple):
-    """A page in the files, and the memory that it is to be in."""
+class StoredPart(NamedTuple):
+    """Packed weights in the files, the memory that they are to be in, and what checks them there.
+
+    row: of the tensor; None for all of it. check: raises ModelUnusable if the memory holds damaged weights.
+    """
 
     tensor_name: str
-    row: int
-    layout: PageLayout | ForeignLayout
-    memory: torch.Tensor  # (page_bytes,) uint8
+    row: int | None
+    memory: torch.Tensor  # uint8, contiguous
     is_mapped: bool
+    check: Callable[[], None]
 
     def fetch(self, checkpoint: Checkpoint) -> None:
-        """Bring the page into its memory. ModelUnusable for one that is cut off."""
+        """Bring the weights into their memory. ModelUnusable for what is cut off."""
         if not (self.is_mapped and fetch_mapped(self.memory)):
             # A read says what is wrong where memory could not; on an old Linux it fetches what is mapped.
             into = torch.empty_like(self.memory) if self.is_mapped else self.memory
             checkpoint.read_packed(self.tensor_name, into, self.row)
-
-    def check(self) -> None:
-        """ModelUnusable for a page that is damaged."""
-        check_page(self.memory, self.layout, f"page {self.row} of {self.tensor_name}")
 
 
 class BankPages(NamedTuple):
@@ -69,11 +68,13 @@ class MappedExperts:
         checkpoint: Checkpoint,
         config: ModelConfig,
         files: MappedFiles,
+        dense: Sequence[StoredPart],
         is_computing: Callable[[], bool],
     ) -> None:
         """checkpoint: may be closed afterwards. files: all that the model computes from.
 
-        is_computing: whether the model does; it must not keep the model alive.
+        dense: are read before experts, and a forward waits for them. is_computing: whether the model does; it
+        must not keep the model alive.
         """
         builder = _Builder(Checkpoint(checkpoint.accounts), config, files)
         self.banks: dict[BankKey, BankPages] = {
@@ -81,12 +82,15 @@ class MappedExperts:
             for layer_id, bank in config.text.layer_banks()
         }
         self.pages, self._files = builder.pages, files
+        self._dense = [part.tensor_name for part in dense]
+        keys: list[ExpertKey | str] = [*self._dense, *self.pages]
+        parts = dict(zip(keys, [*dense, *self.pages.values()], strict=True))
         self._not_mapped = builder.not_mapped
         self._preferred: Collection[str] = ()
-        self.reader = BackgroundReader(
-            {key: page.memory.nbytes for key, page in self.pages.items()},
-            partial(_fetch, builder.pages, builder.checkpoint),
-            partial(_check, builder.pages),
+        self.reader = BackgroundReader[ExpertKey | str](
+            {key: part.memory.nbytes for key, part in parts.items()},
+            partial(_fetch, parts, builder.checkpoint),
+            partial(_check, parts),
             builder.checkpoint.close,
             is_computing,
         )
@@ -94,8 +98,8 @@ class MappedExperts:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all pages."""
-        return self.reader.total_bytes
+        """Bytes of all pages of experts."""
+        return sum(page.memory.nbytes for page in self.pages.values())
 
     def describe(self) -> list[str]:
         """Which weights are not mapped, and why; see ExpertProvider.describe."""
@@ -110,10 +114,16 @@ class MappedExperts:
         self._files.check_unchanged()
 
     def begin(self, rows: TokenRows) -> None:
-        """Read first what the forward needs."""
-        if not self.reader.is_complete and self._preferred != rows.by_bank.keys():
+        """Read first what the forward needs. Waits for all but experts; ModelUnusable for damaged weights."""
+        if self.reader.is_complete:
+            return
+        if self._preferred != rows.by_bank.keys():
             self._preferred = rows.by_bank.keys()
-            self.reader.prefer(self._preferred)
+            self.reader.prefer(self._is_preferred)
+        self.reader.wait(self._dense)
+
+    def _is_preferred(self, key: ExpertKey | str) -> bool:
+        return isinstance(key, str) or key.bank in self._preferred
 
     def abort(self) -> None:
         """Nothing: a forward leaves nothing behind, and reading goes on."""
@@ -133,7 +143,7 @@ class MappedExperts:
         return packed_experts(page_call(tokens, pages.memory, pages.places))
 
     def wait_until_resident(self) -> None:
-        """Return when every page has been read and checked; ModelUnusable for a bad one."""
+        """Return when everything has been read and checked; ModelUnusable for damaged weights."""
         self.reader.wait_for_all()
 
     def close(self) -> None:
@@ -141,12 +151,15 @@ class MappedExperts:
         self.reader.close()
 
 
-def _fetch(pages: dict[ExpertKey, _StoredPage], checkpoint: Checkpoint, key: ExpertKey) -> None:
-    pages[key].fetch(checkpoint)
+_Parts = Mapping[ExpertKey | str, StoredPart]
 
 
-def _check(pages: dict[ExpertKey, _StoredPage], key: ExpertKey) -> None:
-    pages[key].check()
+def _fetch(parts: _Parts, checkpoint: Checkpoint, key: ExpertKey | str) -> None:
+    parts[key].fetch(checkpoint)
+
+
+def _check(parts: _Parts, key: ExpertKey | str) -> None:
+    parts[key].check()
 
 
 class _Builder:
@@ -154,7 +167,7 @@ class _Builder:
 
     def __init__(self, checkpoint: Checkpoint, config: ModelConfig, files: MappedFiles) -> None:
         self.checkpoint = checkpoint
-        self.pages: dict[ExpertKey, _StoredPage] = {}
+        self.pages: dict[ExpertKey, StoredPart] = {}
         self._files = files
         self.not_mapped: dict[str, int] = {}  # bytes, by the reason
         self._packed = PackedTensors(config)
@@ -174,8 +187,9 @@ class _Builder:
         for expert_id, ((name, row), offset) in enumerate(zip(located, offsets, strict=True)):
             layout = layouts[name.rpartition(".")[2]]
             page = memory[offset : offset + sizes[expert_id]]
+            check = partial(check_page, page, layout, f"page {row} of {name}")
             key = ExpertKey(layer_id, bank, expert_id)
-            self.pages[key] = _StoredPage(name, row, layout, page, is_mapped)
+            self.pages[key] = StoredPart(name, row, page, is_mapped, check)
         units = memory[: len(memory) // UNIT_BYTES * UNIT_BYTES].view(-1, UNIT_BYTES)
         return BankPages(units, torch.tensor(offsets, dtype=torch.int64) // UNIT_BYTES)
 

@@ -19,12 +19,12 @@ from ernie_local.checkpoint.header import StoredTensor
 from ernie_local.checkpoint.mapped_file import MappedFiles, fetch_mapped
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import QKV, PackedTensors, known_format
-from ernie_local.checkpoint.parts import is_for_images, stored_tensors
+from ernie_local.checkpoint.parts import is_for_images, is_of_layers, stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.build import PagingSetup, build_paged_experts, open_page_store
-from ernie_local.experts.mapped import MappedExperts
+from ernie_local.experts.mapped import MappedExperts, StoredPart
 from ernie_local.experts.math import expert_math, gpu_math
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.experts.resident import PackedExperts, ResidentExperts
@@ -37,6 +37,7 @@ from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.layers import PackedEmbedding, PackedGatedMLP, PackedLinear
 from ernie_local.model.moe import ExpertProvider, Router
+from ernie_local.packing.layout import PageLayout
 from ernie_local.packing.page import check_page, check_scales
 from ernie_local.planner.need import WeightBytes, weights_in_memory
 from ernie_local.sizes import format_bytes
@@ -58,6 +59,12 @@ def checkpoint_weights(
     return weights_in_memory(tensors, config.text, dtype.itemsize, in_slots=in_slots)
 
 
+def is_mapped(config: ModelConfig, device: torch.device, paging: PagingSetup | None) -> bool:
+    """Whether packed weights are mapped, where that can be, and those of layers read in the background."""
+    # Paged models share memory with nobody: they give it away when experts need it.
+    return paging is None and device.type == "cpu" and config.has_packed_experts
+
+
 def build_model(
     checkpoint: Checkpoint,
     config: ModelConfig,
@@ -73,13 +80,9 @@ def build_model(
     weights on a GPU. DoesNotFit for packed weights on a device without code for them, or a GPU with less
     memory than it reported.
     """
-    # Paged models share memory with nobody: they give it away when experts need it.
-    is_mapped = paging is None and device.type == "cpu" and config.has_packed_experts
-    files = MappedFiles() if is_mapped else None
-    swaps = paging is not None and paging.swaps_image_weights
-    model = build_without_experts(
-        checkpoint, config, dtype, device, gpu_kernels, files, swaps_image_weights=swaps
-    )
+    files = MappedFiles() if is_mapped(config, device, paging) else None
+    filler = _Filler(checkpoint, config, dtype, device, gpu_kernels, files)
+    model = filler.build_network(swaps_image_weights=paging is not None and paging.swaps_image_weights)
     # Experts come last: they can do with less if a GPU turns out to be smaller than it reported.
     experts: ExpertProvider
     if paging is not None:
@@ -88,7 +91,8 @@ def build_model(
         math_on = partial(expert_math, checkpoint, config, gpu_kernels=gpu_kernels)
         experts = build_paged_experts(store, plan, math_on, paging)
     elif files is not None:
-        experts = MappedExperts(checkpoint, config, files, partial(_is_computing, weakref.ref(model)))
+        is_computing = partial(_is_computing, weakref.ref(model))
+        experts = MappedExperts(checkpoint, config, files, filler.later, is_computing)
     elif config.has_packed_experts:
         banks = _read_banks(checkpoint, config, device)
         experts = PackedExperts(banks, gpu_math(config, device, gpu_kernels))
@@ -108,25 +112,9 @@ def build_without_experts(
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
-    gpu_kernels: str = "auto",
-    files: MappedFiles | None = None,
-    *,
-    swaps_image_weights: bool = False,
 ) -> ErnieModel:
-    """As `build_model`, without routed experts. files: to map packed weights from; None to read them.
-
-    Weights for images that are swapped are not read yet.
-    """
-    filler = _Filler(checkpoint, config, dtype, device, gpu_kernels)
-    filler.files = files
-    with init_empty_weights(include_buffers=True):
-        model = ErnieModel(config, gpu_kernels)
-    if swaps_image_weights:
-        model.image_weights = ImageWeights(checkpoint, config, model, dtype)
-    filler.place_packed(model, lambda name: not (swaps_image_weights and is_for_images(name)))
-    filler.place_plain(model)
-    filler.read()
-    return model.eval()
+    """As `build_model`, without routed experts; nothing is mapped."""
+    return _Filler(checkpoint, config, dtype, device).build_network()
 
 
 def build_embedder(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
@@ -174,7 +162,8 @@ def build_head(
 class _Filler:
     """Fills modules from a checkpoint: plain tensors in `dtype`, packed ones as they are, on `device`.
 
-    First all have their places, then `read` fills them.
+    First all have their places, then `read` fills them. later: packed weights of layers, which it does not
+    fill where files are mapped.
     """
 
     def __init__(
@@ -184,9 +173,12 @@ class _Filler:
         dtype: torch.dtype,
         device: torch.device,
         gpu_kernels: str = "auto",
+        files: MappedFiles | None = None,
     ) -> None:
-        self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
-        self.files: MappedFiles | None = None  # which packed weights are mapped from, not read
+        """files: to map packed weights from; None to read them."""
+        self.checkpoint, self.config, self.dtype, self.device = checkpoint, config, dtype, device
+        self.files = files  # None too where they cannot be mapped
+        self._reads_later, self.later = files is not None, list[StoredPart]()
         self._plain: list[Callable[[], None]] = []  # reads of plain tensors, which may be large
         self._packed: list[Callable[[], None]] = []
         self.packed, self.tables, self.gpu_kernels = PackedTensors(config), config.quantization, gpu_kernels
@@ -197,13 +189,26 @@ class _Filler:
                 'load with device="cpu"',
             )
 
+    def build_network(self, *, swaps_image_weights: bool = False) -> ErnieModel:
+        """A filled model without routed experts. Weights for images that are swapped are not read yet."""
+        with init_empty_weights(include_buffers=True):
+            model = ErnieModel(self.config, self.gpu_kernels)
+        if swaps_image_weights:
+            model.image_weights = ImageWeights(self.checkpoint, self.config, model, self.dtype)
+        self.place_packed(model, lambda name: not (swaps_image_weights and is_for_images(name)))
+        self.place_plain(model)
+        self.read()
+        return model.eval()
+
     def read(self) -> None:
-        """Fill everything that has a place."""
+        """Fill everything that has a place, but what is for later."""
+        plain, packed = self._plain, self._packed
+        self._plain, self._packed = [], []  # which refer to this object, and to memory that may be given back
         if self.device.type == "cpu":
-            _do_at_once(self._plain + self._packed)  # large ones first, so that no thread ends much later
+            _do_at_once(plain + packed)  # large ones first, so that no thread ends much later
             return
-        _do_at_once(self._packed)
-        for read_plain in self._plain:  # each passes through memory of the CPU
+        _do_at_once(packed)
+        for read_plain in plain:  # each passes through memory of the CPU
             read_plain()
 
     def place_plain(self, model: nn.Module, prefix: str = "") -> None:
@@ -230,11 +235,13 @@ class _Filler:
         places = self._allocate([f"{name}.{value}" for name, value in (gated_mlps | matrices).items()])
         for name, page_format in gated_mlps.items():
             place, layout = places[f"{name}.{page_format}"], self.packed.gated_mlp_layout(name)
-            self._packed.append(partial(self._read_page, name, place))
+            check = partial(_check_gated_mlp, layout=layout, name=name)
+            self._add_packed(f"{name}.{page_format}", place, check)
             model.set_submodule(name.removeprefix(prefix), PackedGatedMLP(place, layout, self.gpu_kernels))
         for name, format_name in matrices.items():
             place, (rows, columns) = places[f"{name}.{format_name}"], self.packed.matrix_shape(name)
-            self._packed.append(partial(self._read_matrix, name, place))
+            check = partial(check_scales, low_bit=known_format(format_name), columns=columns, where=name)
+            self._add_packed(f"{name}.{format_name}", place, check)
             matrix = PackedMatrix(place, format_name, rows, self.gpu_kernels)
             parent, _, own = name.removeprefix(prefix).rpartition(".")
             if name == "embed_tokens":
@@ -267,20 +274,16 @@ class _Filler:
         places = zip(memory.split(sizes), stored, strict=True)
         return {one.name: place[: one.num_bytes].view(one.shape) for place, one in places}
 
-    def _read_page(self, name: str, place: torch.Tensor) -> None:
-        """Fill `place`, on any device, with the page of the gated MLP `name`, which is checked."""
-        layout = self.packed.gated_mlp_layout(name)
-        assert self.tables is not None
-        page = self._read_packed(f"{name}.{self.tables.gated_mlps[name]}", place)
-        check_page(page[0], layout, f"the page of {name}")
-        place.copy_(page)
+    def _add_packed(self, name: str, place: torch.Tensor, check: Callable[[torch.Tensor], None]) -> None:
+        """Have `place`, on any device, filled with the packed tensor `name`, which `check` looks through."""
+        if self._reads_later and is_of_layers(name):
+            self.later.append(StoredPart(name, None, place, self.files is not None, partial(check, place)))
+        else:
+            self._packed.append(partial(self._read_and_check, name, place, check))
 
-    def _read_matrix(self, name: str, place: torch.Tensor) -> None:
-        """As `_read_page`, with the packed matrix `name`."""
-        assert self.tables is not None
-        format_name = self.tables.matrices[name]
-        read = self._read_packed(f"{name}.{format_name}", place)
-        check_scales(read, known_format(format_name), self.packed.matrix_shape(name)[1], name)
+    def _read_and_check(self, name: str, place: torch.Tensor, check: Callable[[torch.Tensor], None]) -> None:
+        read = self._read_packed(name, place)
+        check(read)
         place.copy_(read)
 
     def _read_packed(self, name: str, place: torch.Tensor) -> torch.Tensor:
@@ -294,6 +297,11 @@ class _Filler:
         host = place if place.is_cpu else torch.empty(place.shape, dtype=torch.uint8)
         self.checkpoint.read_packed(name, host)
         return host
+
+
+def _check_gated_mlp(page: torch.Tensor, layout: PageLayout, name: str) -> None:
+    """page: (1, page_bytes) uint8."""
+    check_page(page[0], layout, f"the page of {name}")
 
 
 def _mapped(stored: StoredTensor, files: MappedFiles) -> torch.Tensor:

@@ -16,7 +16,7 @@ from typing import Concatenate, ParamSpec
 import torch
 
 from ernie_local import defaults
-from ernie_local.checkpoint.parts import is_for_images
+from ernie_local.checkpoint.parts import is_for_images, is_of_layers
 from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.config import ModelConfig
 from ernie_local.engine import check_token_counts
@@ -26,7 +26,7 @@ from ernie_local.experts.device import CudaDevice, trim_heap
 from ernie_local.experts.math import unpacking_room
 from ernie_local.experts.options import PagingOptions
 from ernie_local.kernels.gpu import find_triton
-from ernie_local.loading.build import build_model, checkpoint_weights
+from ernie_local.loading.build import build_model, checkpoint_weights, is_mapped
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import (
     WEIGHT_DTYPES,
@@ -63,9 +63,9 @@ def load_model(
 ) -> LoadedModel:
     """The model of these files in memory.
 
-    on_progress: gets "weights", bytes that were read, and bytes to read before this returns: packed experts
-    on the CPU are read later. images: those of the first prompt, which this process has opened; room is left
-    for them.
+    on_progress: gets "weights", bytes that were read, and bytes to read before this returns: packed layers on
+    the CPU are read later. images: those of the first prompt, which this process has opened; room is left for
+    them.
     UsageError for an option without a meaning, ModelUnusable for a missing or damaged model. DoesNotFit,
     before any weight is read, for a device or kernels that are not there, a context beyond the model's, or
     too little memory.
@@ -101,10 +101,7 @@ def load_model(
             warnings.warn(note, MissingFileWarning, stacklevel=2)
         recorder = choices.recorder(device)
         if on_progress is not None:
-            # Paged experts are read when they are needed, packed ones on the CPU in the background.
-            is_whole = setup is None and (demand.is_on_gpu or not config.has_packed_experts)
-            swaps = setup is not None and setup.swaps_image_weights
-            _report_reads(checkpoint, on_progress, with_experts=is_whole, with_image_weights=not swaps)
+            _report_reads(checkpoint, on_progress, setup, maps=is_mapped(config, device, setup))
         network = build_model(checkpoint, config, dtype, device, setup, recorder, choices.kernels)
         if setup is not None:
             checkpoint.drop_cached()
@@ -121,15 +118,20 @@ def _choices(options: LoadOptions) -> str:
 
 
 def _report_reads(
-    checkpoint: Checkpoint, on_progress: OnProgress, *, with_experts: bool, with_image_weights: bool
+    checkpoint: Checkpoint, on_progress: OnProgress, paging: PagingSetup | None, *, maps: bool
 ) -> None:
+    """Report what is read before `load_model` ends: nothing paged or swapped, no packed layers if mapped."""
     sizes = {name: source.num_bytes for name, source in checkpoint.accounts.sources.items()}
     sizes |= {name: tensor.num_bytes for name, tensor in checkpoint.packed.items()}
 
     def is_read_now(name: str) -> bool:
+        if name.startswith("small_experts."):
+            return False  # only paging uses them
         if name.startswith("experts."):
-            return with_experts
-        return with_image_weights or not is_for_images(name)
+            return paging is None and not maps
+        if maps and is_of_layers(name) and name in checkpoint.packed:
+            return False  # in the background
+        return paging is None or not (paging.swaps_image_weights and is_for_images(name))
 
     total = sum(size for name, size in sizes.items() if is_read_now(name))
     num_read, reporting = 0, threading.Lock()

@@ -98,12 +98,14 @@ class LoadedModel:
 
     @property
     def resident_share(self) -> float:
-        """The share of the bytes of experts that have been read, 1 in the end, and where none are awaited.
+        """The share of the layers' packed weights that have been read, 1 in the end, or if `load` read them.
 
-        Each is checked before it is first computed with, or later, when the model does not compute.
+        Each part is checked before it is first computed with, or later, when the model does not compute.
         """
         experts = self.network.experts
-        return experts.reader.read_bytes / experts.num_bytes if isinstance(experts, MappedExperts) else 1.0
+        if not isinstance(experts, MappedExperts):
+            return 1.0
+        return experts.reader.read_bytes / experts.reader.total_bytes
 
     @property
     def tokenizer(self) -> ErnieTokenizer:

@@ -40,7 +40,7 @@ def predict_start(model: ModelSize, placement: Placement, item_bytes: int, rates
     for tensor in model.tensors:
         if tensor.name.startswith("small_experts.") or (is_paged and tensor.name.startswith("experts.")):
             continue  # read when a token wants them
-        if is_mapped and tensor.name.startswith("experts."):
+        if is_mapped and tensor.is_packed and tensor.name.startswith(("experts.", "layers.")):
             later_bytes += tensor.num_bytes
             continue
         first_bytes += tensor.num_bytes

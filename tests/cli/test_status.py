@@ -41,7 +41,7 @@ def screen(text: str) -> list[str]:
 def test_what_goes_on_beside_is_asked_whenever_the_line_is_drawn() -> None:
     line = StatusLine(Terminal(), is_shown=True)
     line.show("reading the prompt")
-    for beside, shown in (("12% of the experts read", ", 12% of the experts read"), ("", "")):
+    for beside, shown in (("12% of the layers read", ", 12% of the layers read"), ("", "")):
         line.beside = partial(str, beside)
         assert line.text() == f"reading the prompt, 0 s{shown}"
     line.hide()

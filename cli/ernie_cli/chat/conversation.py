@@ -66,10 +66,10 @@ def load_for_chat(
 
 
 def _reading_text(loaded: weakref.ref[LoadedModel]) -> str:
-    """How much of the experts has been read while the model computes; "" when all have been."""
+    """How much of the layers has been read while the model computes; "" when all have been."""
     model = loaded()
     share = 1.0 if model is None else model.resident_share
-    return "" if share == 1 else f"{share:.0%} of the experts read"
+    return "" if share == 1 else f"{share:.0%} of the layers read"
 
 
 def _progress_on(console: Console) -> OnProgress:

@@ -99,7 +99,7 @@ def test_a_page_that_is_waited_for_is_read_next(disk: Disk) -> None:
 
 
 def test_preferred_banks_come_first(disk: Disk) -> None:
-    disk.reader.prefer({"vision"})
+    disk.reader.prefer(lambda key: key.bank == "vision")
     disk.let_all()
     ordered = [key for key in KEYS[1:] if key.bank == "vision"]
     assert disk.order[1:] == [*ordered, *(key for key in KEYS[1:] if key.bank == "text")]
@@ -119,7 +119,7 @@ def test_who_waits_when_reading_is_stopped_is_told(disk: Disk) -> None:
     errors: list[UsageError] = []
 
     def wait() -> None:
-        with pytest.raises(UsageError, match="8 of 8 pages of experts were not read") as caught:
+        with pytest.raises(UsageError, match="8 of 8 parts of the weights were not read") as caught:
             disk.reader.wait([KEYS[-1]])
         errors.append(caught.value)
 

@@ -150,8 +150,13 @@ def test_pages_at_odd_places_are_read(directory: Path) -> None:
 def damage(directory: Path, bank: str, num_pages: int) -> str:
     """Change a byte of the first pages of a bank in layer 1. Returns the tensor's name."""
     layer_id = CONFIG.text.moe_layers.index(True)
+    return damage_tensor(directory, f"experts.{layer_id}.{bank}.", num_pages)
+
+
+def damage_tensor(directory: Path, prefix: str, num_pages: int) -> str:
+    """Change a byte of the first pages of the one tensor whose name begins with this, and return the name."""
     stored = read_stored_tensors(directory)
-    (tensor,) = (one for one in stored if one.name.startswith(f"experts.{layer_id}.{bank}."))
+    (tensor,) = (one for one in stored if one.name.startswith(prefix))
     with (directory / FILE).open("r+b") as file:
         for row in range(num_pages):
             place = tensor.offset + row * tensor.shape[1] + 300
@@ -168,6 +173,23 @@ def test_a_damaged_page_is_named_before_it_is_used(directory: Path) -> None:
     with pytest.raises(ModelUnusable, match=rf"^page \d+ of {name} has the checksum"):
         answer_logits(model, [(ids(1, 1), [], [])])
     with pytest.raises(ModelUnusable, match=rf"^page \d+ of {name} has the checksum"):
+        model.experts.wait_until_resident()
+
+
+def test_layers_are_not_waited_for_before_a_forward(directory: Path, gate: threading.Event) -> None:
+    name = damage_tensor(directory, "layers.1.moe.shared_experts.", 1).rpartition(".")[0]
+    model = build(directory, None)
+    model.encode_images([image(model, 2, 2)])
+    model.embed(torch.tensor([20]))
+    assert experts_of(model).reader.read_bytes == 0
+    gate.set()
+    layers_run: list[object] = []
+    model.layers[0].register_forward_pre_hook(lambda *_: layers_run.append(0))
+    for _ in range(2):
+        with pytest.raises(ModelUnusable, match=f"^the page of {name} has the checksum"):
+            answer_logits(model, [(ids(20, 1), [], [])])
+    assert not layers_run
+    with pytest.raises(ModelUnusable, match=f"^the page of {name} has the checksum"):
         model.experts.wait_until_resident()
 
 
@@ -291,6 +313,11 @@ def test_a_forward_that_is_interrupted_while_it_waits_can_be_repeated(
 @pytest.mark.parametrize("closes", [True, False])
 def test_models_leave_no_threads_and_no_mappings(directory: Path, closes: bool) -> None:
     def left() -> tuple[int, int]:
+        gc.collect()
+        for thread in threading.enumerate():
+            if thread.name.startswith("ernie-read"):
+                thread.join(30)
+        gc.collect()
         return len(mappings(directory / FILE)), len(list(Path("/proc/self/fd").iterdir()))
 
     before = left()
@@ -300,12 +327,8 @@ def test_models_leave_no_threads_and_no_mappings(directory: Path, closes: bool) 
             experts_of(model).close()
         del model
         gc.collect()
-    for thread in threading.enumerate():
-        if thread.name.startswith("ernie-read"):
-            thread.join(30)
-    gc.collect()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ernie-read")]
     assert left() == before
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ernie-read")]
 
 
 def test_a_program_ends_without_reading_the_rest(directory: Path) -> None:
