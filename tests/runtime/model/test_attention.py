@@ -6,10 +6,16 @@ import pytest
 import torch
 
 from ernie_local.config import TextConfig, parse_config
+from ernie_local.kernels.attention import attend_chunk
+from ernie_local.kernels.bounded_attention import attend_in_pieces
+from ernie_local.model import attention
 from ernie_local.model.attention import (
+    AttentionStep,
     BlockAttention,
     ChunkAttention,
+    KernelAttention,
     SelfAttention,
+    StoredAttention,
     causal_masks,
     choose_attention,
 )
@@ -55,8 +61,9 @@ def textbook(
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (5, 1), (1, 1)])
 @pytest.mark.parametrize("chunk", [11, 4, 1])
+@pytest.mark.parametrize("way", ["masks", "pieces"])
 @torch.inference_mode()
-def test_attention_matches_the_textbook(heads: int, kv_heads: int, chunk: int) -> None:
+def test_attention_matches_the_textbook(heads: int, kv_heads: int, chunk: int, way: AttentionWay) -> None:
     torch.manual_seed(heads)
     config = make_config(heads, kv_heads)
     attention, rope, norm = SelfAttention(config, 0), TextRope(config, CPU), RMSNorm(40, 1e-5)
@@ -70,8 +77,8 @@ def test_attention_matches_the_textbook(heads: int, kv_heads: int, chunk: int) -
         part = hidden[start : start + chunk]
         cosines, sines = rope.angles(positions[:, start : start + chunk])
         masks = causal_masks(len(part), start, CPU, max_entries=24)  # several, of some rows each
-        step = choose_attention(part, cosines, sines, cache)
-        if len(part) > 1:
+        step = choose_attention(part, cosines, sines, cache, way)
+        if len(part) > 1 and way == "masks":
             step = ChunkAttention(cosines, sines, cache, masks)
         parts.append(step.add_to(part, norm, attention))
         cache.advance(len(part))
@@ -131,6 +138,34 @@ def test_gradients_and_other_dtypes_attend_by_torch() -> None:
     with torch.inference_mode():
         halves = torch.ones(3, 40).bfloat16()
         assert isinstance(choose_attention(halves, *angles, cache, "blocks"), ChunkAttention)
+
+
+def on_gpu(num_tokens: int, kv_dtype: torch.dtype, way: AttentionWay) -> AttentionStep:
+    cache = KVCache(make_config(6, 2), 8, kv_dtype, torch.device("meta"))
+    hidden, angles = torch.ones(num_tokens, 40, device="meta"), torch.ones(num_tokens, 4, device="meta")
+    return choose_attention(hidden, angles, angles, cache, way)
+
+
+@torch.inference_mode()
+def test_a_gpu_makes_no_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "gpu_attends", lambda device, kv_dtype, kernels: kv_dtype == torch.float16)
+    chosen = {
+        (num_tokens, kv_dtype, way): on_gpu(num_tokens, kv_dtype, way)
+        for num_tokens in (1, 3)
+        for kv_dtype in (torch.float16, torch.bfloat16)
+        for way in ("kernel", "pieces")
+    }
+    for (num_tokens, kv_dtype, way), step in chosen.items():
+        if num_tokens == 1 and kv_dtype == torch.float16:
+            assert isinstance(step, KernelAttention)
+        else:
+            assert isinstance(step, StoredAttention)
+            by_kernel = num_tokens > 1 and way == "kernel"
+            assert step.attend is (attend_chunk if by_kernel else attend_in_pieces)
+
+
+def test_gradients_on_a_gpu_take_masks() -> None:
+    assert isinstance(on_gpu(3, torch.float16, "kernel"), ChunkAttention)
 
 
 def test_memory_of_blocks_does_not_grow_with_the_context() -> None:
