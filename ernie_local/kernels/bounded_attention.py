@@ -14,6 +14,8 @@ from torch.nn import functional
 from ernie_local.kernels.arguments import LayerStorage
 from ernie_local.kernels.attention_pieces import AttentionPiece
 
+_FRAME_SCORES = 1 << 19
+
 
 def attend_in_pieces(queries: Tensor, cache: LayerStorage, length: int) -> Tensor:
     """What the tokens behind `length` cached ones see of those and of each other, themselves included.
@@ -67,7 +69,7 @@ def attend_frame(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Full attention of one frame, (1, heads, patches, head_dim) each -> the same shape and dtype.
 
     By torch's fused kernels where they serve, in float32 if not in the dtype: before compute capability 8.0
-    they take no bfloat16. Else in slices of queries, whose scores are as large as 4 * head_dim columns more.
+    they take no bfloat16. Else in slices of queries, with 2 MiB of scores at a time, and of their softmax.
     """
     given = (queries, keys, values)
     if _is_fused(*given):
@@ -76,13 +78,12 @@ def attend_frame(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     if _is_fused(queries, keys, values):
         attended = functional.scaled_dot_product_attention(queries, keys, values)
     else:
-        head_dim = queries.shape[-1]
-        queries = queries * head_dim**-0.5
-        slices = [
-            (some @ keys.mT).softmax(-1) @ values  # scores: (1, heads, 2 * head_dim, patches), twice
-            for some in queries.split(2 * head_dim, dim=2)
-        ]
-        attended = torch.cat(slices, dim=2)
+        _, heads, patches, head_dim = queries.shape
+        at_once = max(1, _FRAME_SCORES // (heads * patches))
+        attended = torch.empty_like(queries)
+        for rows, results in zip(queries.split(at_once, dim=2), attended.split(at_once, dim=2), strict=True):
+            scores = rows @ keys.mT  # (1, heads, rows, patches)
+            torch.matmul(scores.mul_(head_dim**-0.5).softmax(-1), values, out=results)
     return attended.to(given[0].dtype)
 
 

@@ -14,12 +14,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from ernie_local.kernels import attention_pieces, bounded_attention
 from ernie_local.kernels.attention_pieces import AttentionPiece
 from ernie_local.kernels.bounded_attention import attend_frame, attend_in_pieces
+from ernie_local.kernels.reference import plain_frame_attention
 from ernie_local.model.kv_cache import KV_DTYPES
+from ernie_local.model.memory_use import encoding_bytes
+from ernie_local.planner.model_size import published_model
 from tests.runtime.decode_cases import randn
 from tests.runtime.kernel_tolerances import EXACT, relative_error
 from tests.runtime.peak_bytes import PeakBytes
 from tests.runtime.stored_chunks import exact_attention, make_chunk
 
+VISION = published_model().config.vision
 DTYPES = pytest.mark.parametrize("dtype", KV_DTYPES.values(), ids=str)
 Frame = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -86,8 +90,8 @@ def test_memory_is_that_of_one_piece(dtype: torch.dtype, num_new: int, length: i
     assert taken > 0.9 * predicted or dtype == torch.float32
 
 
-def make_frame(patches: int, dtype: torch.dtype = torch.float32, head_dim: int = 16) -> Frame:
-    first, second, third = (randn(1, 3, patches, head_dim, seed=seed).to(dtype) for seed in range(3))
+def make_frame(patches: int, dtype: torch.dtype = torch.float32) -> Frame:
+    first, second, third = (randn(1, 3, patches, 16, seed=seed).to(dtype) for seed in range(3))
     return first, second, third
 
 
@@ -101,10 +105,11 @@ def fuse(monkeypatch: pytest.MonkeyPatch, *dtypes: torch.dtype) -> None:
 def test_a_frame_is_attended_to_exactly(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, fused: list[torch.dtype]
 ) -> None:
-    frame = make_frame(75, dtype)  # 2 * 16 queries at a time
+    frame = make_frame(75, dtype)
     queries, keys, values = (part.double() for part in frame)
     exact = scaled_dot_product_attention(queries, keys, values).float()
     fuse(monkeypatch, *fused)
+    monkeypatch.setattr(bounded_attention, "_FRAME_SCORES", 32 * 3 * 75)  # 32 queries at a time
     attended = attend_frame(*frame)
     assert attended.dtype == dtype
     assert relative_error(attended.float(), exact) < (EXACT if dtype == torch.float32 else 2**-8)
@@ -125,17 +130,20 @@ def test_torch_is_asked_for_what_is_fused(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == [torch.bfloat16, torch.float32]
 
 
+@pytest.mark.parametrize("fused", [[], [torch.float32]], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_large_frame_takes_no_more_than_the_rule_for_images_has(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+def test_a_page_takes_no_more_than_the_rule_for_images_has(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, fused: list[torch.dtype]
 ) -> None:
-    """encoding_bytes counts 64 bytes for each patch and column of the tower; 40 are left beside attention."""
-    fuse(monkeypatch)
-    patches, heads, head_dim = 3000, 3, 16
+    """Besides its result attention has the bytes that are counted for rows of the MLP, now not at work."""
+    fuse(monkeypatch, *fused)
+    patches, heads, head_dim = 11088, 1, 80  # one head is turned at a time
+    states = randn(patches, 3 * heads * head_dim).to(dtype)
+    angles = randn(patches, head_dim // 2)
     with PeakBytes() as watched:
-        attend_frame(*make_frame(patches, dtype, head_dim))
-    assert watched.most < 40 * patches * heads * head_dim
-    assert watched.most < patches**2 * heads  # bytes: a quarter of all scores
+        attended = plain_frame_attention(states, angles.cos(), angles.sin(), heads, [patches])
+    rows = encoding_bytes(VISION, [patches], dtype.itemsize) - 5 * patches * 1280 * dtype.itemsize
+    assert watched.most - attended.nbytes < rows
 
 
 def test_a_gpu_without_values_is_asked_for_none() -> None:
