@@ -34,6 +34,8 @@ MACHINES = (
     Machine("laptop, 8 GiB of RAM", "6GiB"),
     Machine("laptop, 16 GiB of RAM", "13GiB"),
     Machine("laptop, 32 GiB of RAM", "28GiB"),
+    Machine("laptop, 16 GiB of RAM, GPU of 4 GB (RTX 3050)", "13GiB", "rtx3050-laptop"),
+    Machine("laptop, 16 GiB of RAM, GPU of 8 GB (RTX 4060)", "13GiB", "rtx4060-laptop"),
     Machine("GPU of 6 GB (RTX 2060)", "28GiB", "rtx2060"),
     Machine("GPU of 8 GB (RTX 4060)", "28GiB", "rtx4060"),
     Machine("GPU of 12 GB (RTX 3060)", "28GiB", "rtx3060-12gb"),
@@ -64,7 +66,8 @@ def cell(answer: dict[str, Any]) -> str:
     if share == 1:
         where = "experts on the GPU" if gpu else "experts in RAM"
     elif gpu:
-        where = f"{share:.0%} of the experts on the GPU, the rest in RAM"
+        below = "in RAM and on disk" if gpu["verdict"] == "paged from disk" else "in RAM"
+        where = f"{share:.0%} of the experts on the GPU, the rest {below}"
     else:
         where = f"{share:.0%} of the experts in RAM, the rest on disk"
     rate = found["speed"]["decode_tok_s"]

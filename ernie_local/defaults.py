@@ -13,6 +13,7 @@ AUTO = "auto"
 _MOST_FLOAT32_BYTES = 4 << 30
 # 1.75 GiB of KV cache for the 28B model in 16 bits; its own limit of 131072 would be 7 GiB.
 _MOST_CONTEXT_TOKENS = 32768
+ANSWER_TOKENS = 512  # that images leave to the question and its answer
 _CACHE_BYTES = 1 << 30  # a second question about each of 18 pages of 1000 tokens
 _MOST_FEATURE_BYTES = 64 << 20  # of seven such pages in float32
 
@@ -45,7 +46,7 @@ def context_tokens(asked: int | None, model_limit: int) -> int:
 
 def roomier_context(num_tokens: int, model_limit: int) -> int | None:
     """A context for a prompt of `num_tokens` and an answer; None if that is beyond the model's limit."""
-    context = -(-(num_tokens + 512) // 1024) * 1024
+    context = -(-(num_tokens + ANSWER_TOKENS) // 1024) * 1024
     return context if context <= model_limit else None
 
 

@@ -46,6 +46,7 @@ from ernie_local.model.memory_use import gpu_attention_way
 from ernie_local.model_files import MissingFileWarning, ModelFiles, find_model_files
 from ernie_local.planner.fit import AvailableMemory, Placement, place
 from ernie_local.planner.free_memory import free_memory, process_memory
+from ernie_local.planner.gpu import host_process_bytes
 from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need, chat_need_on_gpu
 from ernie_local.planner.ram import process_bytes
 from ernie_local.progress import OnProgress
@@ -94,7 +95,7 @@ def load_model(
         gpu = None
         if demand.is_on_gpu:
             gpu = AvailableMemory.of_gpu(torch.cuda.mem_get_info(device)[0], limits.vram)
-        placement = place(need, limits.find_ram(chat), gpu)
+        placement = place(need, limits.find_ram(demand.process_bytes), gpu)
         setup = _find_paging(placement, device, paging)
         # Not before all is checked: a refusal has its three lines alone.
         for note in files.missing_notes():
@@ -195,11 +196,11 @@ class MemoryLimits:
             )
         return MemoryLimits(ram, reserve, vram)
 
-    def find_ram(self, chat: ChatPlan) -> AvailableMemory:
-        """The RAM for this process, which counts as at least as large as `vram` assumes of a fresh one."""
+    def find_ram(self, least_used: int) -> AvailableMemory:
+        """The RAM for this process, which counts as at least `least_used`, as `vram` assumes of a new one."""
         trim_heap()  # of what opening images has left
         now = process_memory()
-        used = max(now, process_bytes(chat))
+        used = max(now, least_used)
         free = max(0, free_memory() - (used - now))
         return AvailableMemory.of_ram(self.ram, self.reserve, used=used, free=free)
 
@@ -217,6 +218,11 @@ class ComputeDemand:
     def is_on_gpu(self) -> bool:
         """Whether the device has a memory of its own."""
         return self.device.type != "cpu"
+
+    @property
+    def process_bytes(self) -> int:
+        """What `vram` assumes of a process before weights are read."""
+        return host_process_bytes(self.chat) if self.is_on_gpu else process_bytes(self.chat)
 
 
 def count_need(

@@ -15,15 +15,17 @@ from ernie_local.planner import fit
 from ernie_local.planner.fit import AvailableMemory, Placement, headroom_bytes
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need_on_gpu, gpu_room, working_bytes
-from ernie_local.planner.ram import PROCESS, Budget
+from ernie_local.planner.ram import PROCESS, Budget, process_bytes
 from ernie_local.planner.terms import NOTHING, Amount, MemoryPlan, Phase, Term
 from ernie_local.sizes import MIB
 
-Tier = Literal["resident", "paged", "needs ram", "does not fit"]
+# paged: from RAM, which holds all experts; paged from disk: RAM holds a part of them.
+Tier = Literal["resident", "paged", "paged from disk", "needs ram", "does not fit"]
 _CONTEXT = Amount(250 * MIB, 450 * MIB, 800 * MIB)  # of CUDA, its libraries and kernels
 _HOST = Amount(300 * MIB, 700 * MIB, 2000 * MIB)  # what CUDA's libraries take of RAM
 _ENOUGH_RAM = AvailableMemory(1 << 60)  # the RAM is compared apart, so that both are told
 _SLOTS = "slots of experts"
+_ONLY_ON_GPU = 0.5  # of the GPU's pages, what RAM has no copy of (docs/decisions.md, "Planner")
 _COMPUTING: tuple[Phase, ...] = ("vision", "prefill", "decode")
 
 
@@ -31,7 +33,8 @@ _COMPUTING: tuple[Phase, ...] = ("vision", "prefill", "decode")
 class GpuPlan:
     """Bytes. slots_bytes: of the GPU, for experts in decode; text_bytes: what all text experts would take.
 
-    host_bytes: RAM in which all experts lie; least_bytes: the smallest GPU with which experts can be paged.
+    ram_slots_bytes: of RAM, for experts that are not on the GPU; host_bytes: RAM of the process in which all
+    experts lie. Floors, with which experts can be paged: least_bytes of the GPU, host_least_bytes of RAM.
     """
 
     tier: Tier
@@ -41,20 +44,28 @@ class GpuPlan:
     text_bytes: int
     host_bytes: int
     least_bytes: int
+    ram_slots_bytes: int = 0
+    host_least_bytes: int = 0
 
     @property
     def fits(self) -> bool:
-        """Whether it would run without reading experts from disk for every token."""
-        return self.tier in ("resident", "paged")
+        """Whether it can be loaded."""
+        return self.tier not in ("needs ram", "does not fit")
 
     @property
     def resident_share(self) -> float:
         """Share of the text experts that are on the GPU in decode."""
         return min(1.0, self.slots_bytes / self.text_bytes) if self.text_bytes else 1.0
 
+    @property
+    def memory_share(self) -> float:
+        """Share of the text experts that are on the GPU or in RAM in decode."""
+        held = _ONLY_ON_GPU * self.slots_bytes + self.ram_slots_bytes
+        return min(1.0, held / self.text_bytes) if self.text_bytes else 1.0
+
 
 def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> GpuPlan:
-    """All on the GPU if it fits, else experts in slots there and all of them in RAM, as `load` places them.
+    """All on the GPU if it fits, else experts in slots there and in RAM, the rest on disk, as `load` does it.
 
     vram_bytes: free on the GPU before the process starts. Where it does not fit, the terms are those of the
     smallest way to run it.
@@ -68,19 +79,51 @@ def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> 
     vram = MemoryPlan("vram", _terms(model, chat, placement, need), vram_bytes)
     text_bytes = model.weights(chat.item_bytes, in_slots=True).text_experts
     slots = vram.in_decode(_SLOTS)
-    beside = [
+    if slots is None:
+        host = MemoryPlan("ram", _host_terms(chat), ram.allowed_bytes)
+        return GpuPlan("resident" if fits else "does not fit", vram, host, text_bytes, text_bytes, 0, least)
+    plan = model.paging_plan
+    assert plan is not None, "what is paged has pages"
+    used = host_process_bytes(chat) + fit.SLACK_BYTES
+    room = _room_in_ram(need, vram_bytes if fits else least, ram.memory(host_process_bytes(chat)))
+    tier: Tier = "paged" if room >= plan.most_bytes else "paged from disk"
+    if room < plan.least_bytes:
+        tier = "needs ram"
+    held = min(max(room, plan.least_bytes), plan.most_bytes) // plan.frame_bytes * plan.frame_bytes
+    experts = Term.always("experts in RAM", "computed", Amount.exactly(held))
+    host = MemoryPlan("ram", (*_host_terms(chat), experts), ram.allowed_bytes)
+    return GpuPlan(
+        tier if fits else "does not fit",
+        vram,
+        host,
+        slots,
+        text_bytes,
+        host_bytes=used + plan.most_bytes,
+        least_bytes=least,
+        ram_slots_bytes=held,
+        host_least_bytes=used + plan.least_bytes,
+    )
+
+
+def host_process_bytes(chat: ChatPlan) -> int:
+    """RAM of a process with a GPU, before weights are read; `load` counts no less than this."""
+    return process_bytes(chat) + _HOST.best
+
+
+def _room_in_ram(need: MemoryNeed, vram_bytes: int, ram: AvailableMemory) -> int:
+    """What `load` leaves of RAM to experts that are not on the GPU; 0 where it refuses."""
+    try:
+        return _place(need, vram_bytes, ram).paged_bytes or 0
+    except DoesNotFit:
+        return 0
+
+
+def _host_terms(chat: ChatPlan) -> tuple[Term, ...]:
+    return (
         Term.always("Python and torch", "measured", PROCESS),
         Term("opened images", "computed", {"load": Amount.exactly(chat.opened_bytes)}),
         Term.always("CUDA's libraries", "assumed", _HOST),
-    ]
-    if slots is not None:
-        beside.append(Term.exact("experts in RAM", need.expert_bytes))
-    host = MemoryPlan("ram", tuple(beside), ram.allowed_bytes)
-    if slots is None:
-        tier: Tier = "resident" if fits else "does not fit"
-        return GpuPlan(tier, vram, host, text_bytes, text_bytes, 0, least)
-    tier = "does not fit" if not fits else "paged" if host.fits else "needs ram"
-    return GpuPlan(tier, vram, host, slots, text_bytes, host.peak.best, least)
+    )
 
 
 def session_terms(model: ModelSize, chat: ChatPlan, num_gpus: int) -> list[Term]:
@@ -101,8 +144,8 @@ def _need(model: ModelSize, chat: ChatPlan) -> MemoryNeed:
     return chat_need_on_gpu(need, model.config, chat)
 
 
-def _place(need: MemoryNeed, vram_bytes: int) -> Placement:
-    return fit.place(need, _ENOUGH_RAM, AvailableMemory.of_gpu(max(0, vram_bytes - _CONTEXT.best)))
+def _place(need: MemoryNeed, vram_bytes: int, ram: AvailableMemory = _ENOUGH_RAM) -> Placement:
+    return fit.place(need, ram, AvailableMemory.of_gpu(max(0, vram_bytes - _CONTEXT.best)))
 
 
 def _cache_bytes(model: ModelSize, chat: ChatPlan, num_tokens: int) -> int:

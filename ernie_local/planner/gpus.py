@@ -75,6 +75,13 @@ def gpu_models() -> list[GpuModel]:
         ]
 
 
+def usable_bytes(size: int) -> int:
+    """What programs have of a GPU that is sold with `size` bytes: the least of the table, else 9/10."""
+    return min(
+        (gpu.usable_bytes for gpu in gpu_models() if gpu.vram_gb * GIB == size), default=size * 9 // 10
+    )
+
+
 def find_gpu_model(text: str) -> GpuModel:
     """The GPU with this id or name, in any case, with or without dashes. UsageError for an unknown one."""
     gpus = gpu_models()

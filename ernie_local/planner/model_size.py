@@ -16,14 +16,21 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.header import files_bytes
 from ernie_local.checkpoint.parts import ModelPart, ModelTensor, expected_tensors, model_parts, stored_tensors
 from ernie_local.config import ModelConfig, parse_config, read_config
-from ernie_local.errors import UsageError
+from ernie_local.errors import UsageError, parameter
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config, with_fault
+from ernie_local.packing.formats import find_format, formats_for
 from ernie_local.planner.need import WEIGHT_ITEM_BYTES, WeightBytes, expert_page_sizes, weights_in_memory
 from ernie_local.planner.rates import DecodeWork, count_decode_work
 from ernie_local.strict_json import read_json_object
 
 PUBLISHED_NAME = "ernie-4.5-vl-28b-a3b"
+# Formats of experts by `quantize --bits`; mixed bits are 2.5 per weight on average.
+_EXPERT_FORMATS = {str(one.bits): one for one in formats_for("experts")} | {"mixed": find_format("w2l")}
+BITS_BEST_FIRST = (
+    "16",
+    *sorted(_EXPERT_FORMATS, key=lambda bits: _EXPERT_FORMATS[bits].nominal_bits, reverse=True),
+)
 _PUBLISHED_CONFIG = Path(__file__).with_name(f"{PUBLISHED_NAME}.json")
 
 
@@ -107,6 +114,18 @@ def read_model(directory: Path) -> ModelSize:
     tensors = tuple(stored_tensors(account(directory, stored, config), config))
     file_bytes = sum(path.stat().st_size for path in {tensor.path for tensor in stored})
     return ModelSize(str(directory), config, processor, (tensors, file_bytes))
+
+
+def with_bits(model: ModelSize, bits: str | None, dense: str) -> ModelSize:
+    """The model with its experts in this many bits and other matrices in `dense`; None and 16 change nothing.
+
+    UsageError if it is quantized already.
+    """
+    if bits is None or (bits == "16" and model.config.quantization is None):
+        return model
+    low_bit = _EXPERT_FORMATS.get(bits)
+    choice = FormatChoice(experts=None if low_bit is None else low_bit.name, dense=dense)
+    return with_formats(model, choice, parameter("bits", bits))
 
 
 def with_formats(model: ModelSize, choice: FormatChoice, option: str) -> ModelSize:

@@ -1,21 +1,23 @@
 """Predicts tokens a second in decode and prefill, from bytes to read, arithmetic, and a machine's rates.
 
-On the CPU by the formula of rates.py; on a GPU, where nothing was measured, missing experts come over the
-link after those that are there have been computed.
+On the CPU by the formula of rates.py; on a GPU, where nothing was measured, with the experts that it lacks by
+the formula of tiers.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from ernie_local.checkpoint.parts import experts_part
+from ernie_local.experts.options import MISS_RULES, MissRule
 from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.planner.gpu import GpuPlan
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.rates import GpuRates, Rates, decode_seconds
+from ernie_local.planner.tiers import ExpertTimes, layer_seconds
 
 # Of a machine that was not measured: two server cores with DDR4, a solid-state disk.
 ASSUMED = Rates(
@@ -33,6 +35,7 @@ _TRACED = ((0.0, 0.0), (0.3, 0.42), (0.5, 0.6), (0.83, 0.88), (1.0, 1.0))
 _STICKY = ((0.0, 0.0), (0.25, 0.54), (0.5, 0.72), (0.75, 0.87), (1.0, 1.0))
 # A GPU's work between reading weights: a launch and a look at the router in each layer. Assumed.
 _GPU_TOKEN_SECONDS, _GPU_LAYER_SECONDS = 0.004, 0.0001
+_CHANGE = 0.3  # of a rate, to see what a prediction hangs on
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,50 +74,120 @@ class HitRates:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """decode, prefill: tokens a second, prefill None where it is unknown; is_measured: on this machine."""
+    """decode, prefill: tokens a second, prefill None where it is unknown; is_measured: on this machine.
+
+    hits: in the memory that computes; memory_hits: there or in RAM below it, None without a GPU.
+    by_miss_rule: likely decode under each rule for experts that the GPU lacks, the fastest of which `decode`
+    is of; empty where it lacks none.
+    """
 
     decode: Band
     prefill: Band | None
     hits: HitRates
     is_measured: bool
+    memory_hits: HitRates | None = None
+    by_miss_rule: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def miss_rule(self) -> str | None:
+        """The fastest rule; None where the GPU lacks no expert."""
+        return max(self.by_miss_rule, key=self.by_miss_rule.__getitem__, default=None)
 
 
-def cpu_speed(model: ModelSize, chat: ChatPlan, share: float | None, rates: Rates | None = None) -> Speed:
-    """share: of the text experts that are in memory, None where nothing is paged. rates: None for assumed."""
-    known, band = (ASSUMED, _ASSUMED_BAND) if rates is None else (rates, _MEASURED_BAND)
+def cpu_speed(
+    model: ModelSize,
+    chat: ChatPlan,
+    share: float | None,
+    rates: Rates = ASSUMED,
+    *,
+    is_measured: bool = False,
+) -> Speed:
+    """share: of the text experts that are in memory, None where nothing is paged; is_measured: the rates."""
+    band = _MEASURED_BAND if is_measured else _ASSUMED_BAND
     work, context_bytes = model.decode_work(chat.dtype), _context_bytes(model, chat)
     hits = HitRates.of(1.0 if share is None else share)
 
     def tokens_a_second(hit_rate: float) -> float:
-        return 1 / decode_seconds(work, known, None if share is None else hit_rate, context_bytes)
+        return 1 / decode_seconds(work, rates, None if share is None else hit_rate, context_bytes)
 
-    prefill = Band.about(known.operations_per_second / operations_per_token(model), band)
-    return Speed(hits.band(tokens_a_second, band), prefill, hits, rates is not None)
+    prefill = Band.about(rates.operations_per_second / operations_per_token(model), band)
+    return Speed(hits.band(tokens_a_second, band), prefill, hits, is_measured)
 
 
-def gpu_speed(model: ModelSize, chat: ChatPlan, plan: GpuPlan, rates: GpuRates) -> Speed:
-    """On a GPU with these rates, where missing experts come from RAM over the link."""
+def gpu_speed(
+    model: ModelSize, chat: ChatPlan, plan: GpuPlan, rates: GpuRates, host: Rates = ASSUMED
+) -> Speed:
+    """On a GPU with these rates, in a machine of the rates `host`, under the fastest miss rule."""
+    is_resident = plan.tier == "resident"
+    hits = HitRates.of(1.0 if is_resident else plan.resident_share)
+    memory_hits = HitRates.of(1.0 if is_resident else plan.memory_share)
+    tokens_a_second = _gpu_decode(model, chat, rates, host)
+    by_rule = {
+        name: tokens_a_second(hits.traced, memory_hits.traced, rule) for name, rule in MISS_RULES.items()
+    }
+    rule = MISS_RULES[max(by_rule, key=by_rule.__getitem__)]
+    low, high = _GPU_BAND
+    decode = Band(
+        low * tokens_a_second(hits.uniform, memory_hits.uniform, rule),
+        tokens_a_second(hits.traced, memory_hits.traced, rule),
+        high * tokens_a_second(hits.sticky, memory_hits.sticky, rule),
+    )
+    prefill = _gpu_prefill(model, chat, plan, rates, host)
+    return Speed(decode, prefill, hits, False, memory_hits, {} if hits.uniform >= 1 else by_rule)
+
+
+def gpu_sensitivity(
+    model: ModelSize, chat: ChatPlan, plan: GpuPlan, rates: GpuRates, host: Rates = ASSUMED
+) -> dict[str, Band]:
+    """What 30 % less and more of each assumed rate make of `gpu_speed`, under the fastest rule each time.
+
+    By what is changed: `link`, `cpu`, `disk`, `hits`, the share of experts that are found in memory. Empty
+    where the GPU lacks no expert.
+    """
+    if plan.tier == "resident":
+        return {}
+    hit_rate, memory_hit_rate = (
+        HitRates.of(share).traced for share in (plan.resident_share, plan.memory_share)
+    )
+
+    def fastest(link: float = 1.0, cpu: float = 1.0, disk: float = 1.0, hits: float = 1.0) -> float:
+        gpu = replace(rates, link_bytes_per_second=link * rates.link_bytes_per_second)
+        below = replace(host.slowed(cpu), disk_bytes_per_second=disk * host.disk_bytes_per_second)
+        tokens_a_second = _gpu_decode(model, chat, gpu, below)
+        in_memory = 1.0 if memory_hit_rate >= 1 else min(1.0, hits * memory_hit_rate)
+        found = min(in_memory, hits * hit_rate), in_memory
+        return max(tokens_a_second(*found, rule) for rule in MISS_RULES.values())
+
+    changed = [name for name in ("link", "cpu", "disk", "hits") if name != "disk" or memory_hit_rate < 1]
+    less, more = 1 - _CHANGE, 1 + _CHANGE
+    return {name: Band(fastest(**{name: less}), fastest(), fastest(**{name: more})) for name in changed}
+
+
+def _gpu_decode(
+    model: ModelSize, chat: ChatPlan, rates: GpuRates, host: Rates
+) -> Callable[[float, float, MissRule], float]:
+    """Tokens a second by the share of experts on the GPU, the share there or in RAM, and the miss rule."""
     work = model.decode_work(chat.dtype)
     always = sum(work.always_bytes.values()) + _context_bytes(model, chat)
-    routed = work.moe_layers * work.experts_per_token * work.expert_bytes
-    hits = HitRates.of(1.0 if plan.tier == "resident" else plan.resident_share)
     fixed = _GPU_TOKEN_SECONDS + work.num_layers * _GPU_LAYER_SECONDS
+    fixed += always / rates.memory_bytes_per_second
+    times = ExpertTimes.of(work, rates, host)
 
-    def tokens_a_second(hit_rate: float) -> float:
-        on_gpu = (always + hit_rate * routed) / rates.memory_bytes_per_second
-        return 1 / (fixed + on_gpu + (1 - hit_rate) * routed / rates.link_bytes_per_second)
+    def tokens_a_second(hit_rate: float, memory_hit_rate: float, rule: MissRule) -> float:
+        of_layer = layer_seconds(times, work.experts_per_token, hit_rate, memory_hit_rate, rule)
+        return 1 / (fixed + work.moe_layers * of_layer)
 
-    prefill = _gpu_prefill(model, chat, plan, rates)
-    return Speed(hits.band(tokens_a_second, _GPU_BAND), prefill, hits, is_measured=False)
+    return tokens_a_second
 
 
-def _gpu_prefill(model: ModelSize, chat: ChatPlan, plan: GpuPlan, rates: GpuRates) -> Band:
-    """A chunk takes as long as its arithmetic or, where experts are missing, their way over the link."""
+def _gpu_prefill(model: ModelSize, chat: ChatPlan, plan: GpuPlan, rates: GpuRates, host: Rates) -> Band:
+    """A chunk takes as long as its arithmetic or, where experts are missing, their way to the GPU."""
     chunk = min(DEFAULT_CHUNK_TOKENS, chat.context_size)
     seconds = chunk * operations_per_token(model) / rates.operations_per_second
     if plan.tier != "resident":
         streamed = plan.text_bytes * (1 - plan.resident_share)
-        seconds = max(seconds, streamed / rates.link_bytes_per_second)
+        read = plan.text_bytes * (1 - plan.memory_share)
+        seconds = max(seconds, streamed / rates.link_bytes_per_second, read / host.disk_bytes_per_second)
     return Band.about(chunk / seconds, _ASSUMED_BAND)
 
 

@@ -28,6 +28,7 @@ from ernie_local.machine import hardware
 from ernie_local.machine.hardware import find_hardware
 from ernie_local.media.detail import LOW_DETAIL_TOKENS
 from ernie_local.model_files import find_model_files
+from ernie_local.planner.model_size import BITS_BEST_FIRST
 from ernie_local.planner.profile import HardwareKey, MachineProfile, write_profile
 from ernie_local.planner.rates import Rates
 from ernie_local.planner.speed import Band
@@ -204,7 +205,7 @@ def test_the_floor_is_that_of_chat(size: tuple[int, int] | None, command: Comman
 
 
 def test_bits_that_are_advised_are_those_of_quantize() -> None:
-    assert {*report._BEST_FIRST} == {"16", *get_args(ExpertBits)}
+    assert {*BITS_BEST_FIRST} == {"16", *get_args(ExpertBits)}
 
 
 def test_number_types_are_those_that_load_chooses(reckon: Reckon, packed_nano: Path) -> None:
@@ -270,24 +271,51 @@ def test_what_does_not_fit_is_3_with_options_that_make_it_fit(reckon: Reckon, co
 
 
 def test_a_gpu_that_needs_ram_says_how_much(reckon: Reckon) -> None:
-    value = reckon("--bits", "4", "--gpu", "rtx4060", "--ctx-size", "8k", "--ram", "8GiB")
+    arguments = ("--bits", "4", "--gpu", "rtx4060", "--ctx-size", "8k")
+    value = reckon(*arguments, "--ram", "1GiB")
     assert value["gpu"]["verdict"] == "needs ram"
     assert value["error"]["exit_code"] == 3
     (ram,) = [flag for flag in value["make_it_fit"] if flag.startswith("--ram")]
-    assert (
-        reckon("--bits", "4", "--gpu", "rtx4060", "--ctx-size", "8k", *ram.split())["gpu"]["verdict"]
-        == "paged"
+    assert reckon(*arguments, *ram.split())["gpu"]["verdict"] == "paged from disk"
+
+
+def test_ram_that_lacks_experts_beside_a_gpu_is_a_slower_plan(reckon: Reckon, command: Command) -> None:
+    arguments = ("--bits", "4", "--gpu", "rtx4060", "--ctx-size", "8k", "--ram")
+    small, large = (reckon(*arguments, ram)["gpu"] for ram in ("8GiB", "24GiB"))
+    assert (small["verdict"], large["verdict"]) == ("paged from disk", "paged")
+    assert small["memory_share"] < large["memory_share"] == 1
+    speeds = [plan["speed"]["decode_tok_s"]["best"] for plan in (small, large)]
+    assert speeds[0] < speeds[1]
+    assert small["sensitivity"].keys() == {"link", "cpu", "disk", "hits"}
+    rules = large["speed"]["by_miss_rule"]
+    assert max(rules.values()) == speeds[1]
+    told = text_of(command, *arguments, "8GiB")
+    assert f"{small['memory_share']:.0%} of them, the rest on disk" in told
+    assert "with 30 % less or more of an assumed rate: link" in told
+    assert "least with paged experts: " in told
+
+
+@pytest.mark.parametrize(
+    ("option", "gpu"),
+    [("--cpu-rate", True), ("--link-rate", True), ("--disk-rate", True), ("--cpu-rate", False)],
+)
+def test_given_rates_replace_the_assumed_ones(reckon: Reckon, option: str, gpu: bool) -> None:
+    where = ("--gpu", "rtx4060", "--ram", "7GiB") if gpu else ("--ram", "32GiB")
+    slow, fast = (
+        reckon("--bits", "4", "--ctx-size", "4k", *where, option, rate)["gpu" if gpu else "cpu"]["speed"]
+        for rate in ("1", "30")
     )
+    assert slow["decode_tok_s"]["best"] < fast["decode_tok_s"]["best"]
+    assert reckon("--bits", "4", "--gpu", "all", option, "1")["gpus"]
 
 
 def test_every_gpu_is_a_line(command: Command) -> None:
     lines = text_of(command, "--bits", "4", "--gpu", "all", "--ram", "32GiB", "--ctx-size", "8k").splitlines()
-    assert re.search(r"^rtx3060-12gb .*GiB  fits paged .*%", "\n".join(lines), re.MULTILINE)
-    assert re.search(r"^rtx3090 .*fits resident ", "\n".join(lines), re.MULTILINE)
+    assert re.search(r"^rtx3060-12gb .*GiB  paged .*% .*k .*[0-9] to [0-9]", "\n".join(lines), re.MULTILINE)
+    assert re.search(r"^rtx3090 .*  resident  ", "\n".join(lines), re.MULTILINE)
     assert "predictions" in lines[-1]
-    short = text_of(command, "--bits", "16", "--gpu", "all", "--ram", "16GiB")
-    assert "needs --ram" in short
-    assert "does not fit" in short
+    assert "needs RAM" in text_of(command, "--bits", "16", "--gpu", "all", "--ram", "1GiB")
+    assert "too small" in text_of(command, "--bits", "16", "--gpu", "all", "--ram", "16GiB")
 
 
 @pytest.mark.parametrize("memory", [["--ram", "8GiB"], ["--gpu", "rtx4060", "--ram", "64GiB"]], ids=" ".join)
@@ -317,6 +345,51 @@ def test_solve_finds_the_most_bits_with_all_text_experts_in_memory(
 def test_solve_tells_how_many_experts_stay(reckon: Reckon) -> None:
     value = reckon("--bits", "4", "--ram", "8GiB", "--ctx-size", "4k", "--solve", "experts")
     assert value["solved"] == {"experts_per_layer": int(value["cpu"]["resident_share"] * 64), "of": 64}
+
+
+@pytest.mark.parametrize("option", ["--ram", "--vram"])
+def test_solve_finds_the_largest_page(reckon: Reckon, command: Command, option: str) -> None:
+    """In little more than a chat without images needs."""
+    asked = ["--bits", "4", "--ctx-size", "8k"]
+    none = reckon(*asked, "--ram", "2GiB", "--vram", "1GiB")
+    where, more = ("gpu", 300) if option == "--vram" else ("cpu", 1200)
+    asked += [option, f"{none[where]['least_bytes'] + more * MIB}"]
+    value = reckon(*asked, "--solve", "image")
+    solved, in_the_way = value["solved"], value["in_the_way"]
+    (image,) = value["images"]
+    assert image["original_size"] == [solved["width"], solved["height"]]
+    assert image["tokens"] == solved["image_tokens"]
+    assert solved["width"] == round(solved["a4_dpi"] * 210 / 25.4)
+    size = f"{solved['width']}x{solved['height']}"
+    assert reckon(*asked, "--image", size)["ok"]
+    assert in_the_way["needed"] > in_the_way["available"]
+    told = text_of(command, *asked, "--solve", "image")
+    assert f"solved: a4_dpi {solved['a4_dpi']}\n" in told
+    assert f"in the way of A4 at {solved['a4_dpi'] + 1} dpi, " in told
+
+
+def test_where_nothing_fits_the_number_in_the_way_is_told(reckon: Reckon, command: Command) -> None:
+    asked = ("--bits", "4", "--vram", "2GiB", "--ram", "8GiB", "--ctx-size", "4k")
+    for wanted, key in (("ctx", "ctx_size"), ("image", "a4_dpi")):
+        value = reckon(*asked, "--solve", wanted)
+        assert value["error"]["exit_code"] == 3
+        assert value["solved"] == {key: None}
+        assert (value["in_the_way"]["of"], value["in_the_way"]["available"]) == ("vram", 2 * GIB)
+        told = text_of(command, *asked, "--solve", wanted)
+        assert re.search(r"^in the way of .* GiB on the GPU, 2\.00 GiB there$", told, re.MULTILINE)
+    assert reckon(*asked[2:], "--bits", "4")["in_the_way"] is None
+
+
+def test_pages_and_contexts_of_the_table_are_those_that_are_solved(reckon: Reckon) -> None:
+    asked = ("--bits", "2", "--ctx-size", "8k", "--ram", "14GiB")
+    rows = {row["id"]: row for row in reckon(*asked, "--gpu", "all")["gpus"]}
+    for gpu in ("rtx2060", "rtx4060", "rtx3090"):
+        page, context = (
+            reckon(*asked, "--gpu", gpu, "--solve", wanted)["solved"] for wanted in ("image", "ctx")
+        )
+        assert rows[gpu]["longest_ctx_size"] == context["ctx_size"]
+        assert rows[gpu]["largest_a4_dpi"] == page["a4_dpi"]
+        assert rows[gpu]["largest_a4_tokens"] == page["image_tokens"]
 
 
 def test_sessions_print_three_decimals(reckon: Reckon, command: Command) -> None:

@@ -15,6 +15,7 @@ from ernie_local.config import MODALITIES
 from ernie_local.experts.options import MISS_RULES, BankStats
 from ernie_local.planner.gpus import GpuModel, find_gpu_model
 from ernie_local.planner.speed import ASSUMED
+from ernie_local.planner.tiers import COPY_SECONDS
 from ernie_local.replay.replay import Replayed, check_budget, compare
 from ernie_local.replay.simulate import GpuTimes, MachineTimes, Simulated, simulate
 from ernie_local.replay.trace import Trace, read_trace
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ernie_cli.bench.command import BenchOptions
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
-_COPY_SECONDS = 20e-6  # of a copy besides its bytes: a launch and its way over the bus. Assumed.
 _COLUMNS = "{:>11}  {:<9}  {:>9}  {:>11}  {:>14}"
 _GPU_COLUMNS = "{:>11}  {:<7}  {:>9}  {:>9}  {:>10}  {:>9}  {:>9}"
 
@@ -62,7 +62,7 @@ def replay_on_gpu(options: BenchOptions, budgets: Sequence[int], gpu_bytes: int,
     times = MachineTimes(
         rates.disk_bytes_per_second,
         rates.memory_bytes_per_second,
-        gpu=GpuTimes(of_gpu.memory_bytes_per_second, of_gpu.link_bytes_per_second, _COPY_SECONDS),
+        gpu=GpuTimes(of_gpu.memory_bytes_per_second, of_gpu.link_bytes_per_second, COPY_SECONDS),
     )
     result.set_trace(options.replay, trace)
     console = Console(shows_result=not options.as_json)

@@ -6,6 +6,7 @@ Reads headers or config.json only, and imports no torch, not even when it runs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -40,6 +41,7 @@ else:  # typer shows what the table of formats offers
     DenseName = Literal[tuple(one.name for one in largest_first(formats_for("dense")))]
 EVERY_GPU = "all"
 _PUBLISHED_MODEL = "ernie-4.5-vl-28b-a3b"
+rate_option = partial(option, metavar="X", min=0.001)
 _PLOT_SUFFIXES = (".svg", ".png")
 
 
@@ -79,8 +81,18 @@ class VramOptions(ImageOptions, CommonOptions):
         autocompletion=_complete_gpu_or_all,
     )
     vram: str | None = size_option(help="Memory of the GPU, instead of what --gpu has.")
-    solve: Literal["bits", "ctx", "experts"] | None = option(
-        help="Find the most bits, the longest context, or the number of experts in memory that fit."
+    solve: Literal["ctx", "bits", "experts", "image"] | None = option(
+        help="Find what fits with all else as given: the longest context, the most bits, the number of "
+        "experts in the fastest memory, or the largest page of the shape of A4. Says which number is in the "
+        "way of more."
+    )
+    cpu_rate: float | None = rate_option(
+        help="GB/s at which the CPU reads experts that it computes, instead of what `bench` measured or "
+        "25, which is assumed."
+    )
+    link_rate: float | None = rate_option(help="GB/s of copies to the GPU, instead of what its bus suggests.")
+    disk_rate: float | None = rate_option(
+        help="GB/s of reads from the disk, instead of what `bench` measured or 1.5, which is assumed."
     )
     sessions: bool = option(
         "--sessions",
@@ -105,7 +117,8 @@ def vram(options: VramOptions, result: VramResult) -> None:
     --ctx-size, images first. Exit code 3 if it does not fit, with the options that make it fit.
     """
     from ernie_cli.vram import report as reports
-    from ernie_cli.vram import text
+    from ernie_cli.vram import solving, text
+    from ernie_local.planner.model_size import with_bits
 
     _check_options(options)
     console = Console(quiet=options.as_json)
@@ -114,7 +127,7 @@ def vram(options: VramOptions, result: VramResult) -> None:
         return
     with console.telling_warnings(), console.working("reading headers"):
         plain = reports.find_model(options)
-    model = reports.as_quantized(plain, options.bits, options.dense)
+    model = with_bits(plain, options.bits, options.dense)
     chats = reports.converse(model, options)
     has_gpu = options.sessions or options.gpu is not None or options.vram is not None
     result.set_model(model, chats.on_gpu if has_gpu else chats.on_cpu)
@@ -123,22 +136,22 @@ def vram(options: VramOptions, result: VramResult) -> None:
         return
     budget = reports.ram_budget(options)
     if options.gpu == EVERY_GPU:
-        gpus = list(reports.report_on_gpus(model, chats.on_gpu, budget))
+        gpus = list(reports.report_on_gpus(model, chats.on_gpu, budget, options))
         result.set_gpus(gpus)
-        console.show([*text.model_lines(model), *text.known_gpu_lines(gpus)])
+        console.show([*text.model_lines(model), *text.known_gpu_lines(gpus, chats.on_gpu)])
         return
     report = reports.report_on(model, chats, reports.find_target(options, budget))
     if options.solve is not None:
-        report = reports.solve(report, options, plain)
+        report = solving.solve(report, options, plain)
     if not report.fits:
-        report.flags = reports.flags_that_fit(report, options, plain)
+        report.flags = solving.flags_that_fit(report, options, plain)
     result.set_report(report)
     if options.plot is not None:
         text.draw(report.memory, model.name, options.plot)
         console.note(f"drawn as {options.plot}")
     console.show(text.report_lines(report))
     if not report.fits:
-        raise reports.does_not_fit(report)
+        raise solving.does_not_fit(report)
 
 
 def _check_options(options: VramOptions) -> None:

@@ -8,21 +8,20 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from ernie_cli.images import open_given_images
 from ernie_cli.settings import stored_profile
 from ernie_cli.vram.command import VramOptions
 from ernie_local import defaults
-from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.checkpoint.hub import outlined_model
-from ernie_local.errors import DoesNotFit, UsageError, parameter
+from ernie_local.errors import ModelUnusable, UsageError
 from ernie_local.media.detail import WantedImage, settle_details, with_image_tokens
 from ernie_local.media.image_size import ImageReport, measure_image
 from ernie_local.media.image_view import ImageView
-from ernie_local.media.processor_config import with_max_pixels
-from ernie_local.packing.formats import find_format, formats_for
-from ernie_local.planner.fit import longest_context
+from ernie_local.media.processor_config import ImageProcessorConfig, with_max_pixels
 from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.gpu import GpuPlan, plan_gpu
 from ernie_local.planner.gpus import (
@@ -38,25 +37,50 @@ from ernie_local.planner.model_size import (
     ModelSize,
     published_model,
     read_model,
-    with_formats,
 )
 from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.profile import MachineProfile
 from ernie_local.planner.ram import Budget, CpuPlan, plan_cpu
-from ernie_local.planner.rates import GpuRates
-from ernie_local.planner.speed import Band, Speed, cpu_speed, gpu_speed
+from ernie_local.planner.rates import GpuRates, Rates
+from ernie_local.planner.solve import (
+    Machine,
+    Obstacle,
+    ScannedPage,
+    solve_context,
+    solve_image,
+)
+from ernie_local.planner.speed import ASSUMED, Band, Speed, cpu_speed, gpu_sensitivity, gpu_speed
 from ernie_local.planner.start import Start, predict_start
 from ernie_local.planner.terms import MemoryPlan
-from ernie_local.sizes import MIB, format_bytes, parse_bytes, parse_count
+from ernie_local.sizes import parse_bytes, parse_count
 
 _SIZE = re.compile(r"([1-9][0-9]{0,5})[xX]([1-9][0-9]{0,5})", re.ASCII)
-# By --bits; mixed bits are 2.5 per weight on average.
-_EXPERT_FORMATS = {str(one.bits): one for one in formats_for("experts")} | {"mixed": find_format("w2l")}
-_BEST_FIRST = (
-    "16",
-    *sorted(_EXPERT_FORMATS, key=lambda bits: _EXPERT_FORMATS[bits].nominal_bits, reverse=True),
-)
-_STEP = 64 << 20  # suggested limits are multiples of it
+_LARGE_PAGE = (4961, 7016)  # A4 at 600 dpi
+
+
+@dataclass(frozen=True, slots=True)
+class GivenRates:
+    """Rates of --cpu-rate, --link-rate and --disk-rate in bytes a second; None where others count."""
+
+    cpu: float | None = None
+    link: float | None = None
+    disk: float | None = None
+
+    @staticmethod
+    def of(options: VramOptions) -> GivenRates:
+        """What was given in GB/s."""
+        given = (options.cpu_rate, options.link_rate, options.disk_rate)
+        return GivenRates(*(None if rate is None else rate * 1e9 for rate in given))
+
+    def on_host(self, rates: Rates) -> Rates:
+        """These rates of a CPU and a disk, or the given ones."""
+        if self.cpu is not None:
+            rates = dataclasses.replace(rates, memory_bytes_per_second=self.cpu, format_rates={})
+        return rates if self.disk is None else dataclasses.replace(rates, disk_bytes_per_second=self.disk)
+
+    def on_gpu(self, rates: GpuRates) -> GpuRates:
+        """These rates of a GPU, or the given one."""
+        return rates if self.link is None else dataclasses.replace(rates, link_bytes_per_second=self.link)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +89,26 @@ class Target:
     for that GPU, None if newer ones are. profile: of this machine, None if it was not measured."""
 
     ram: Budget
+    given: GivenRates
     vram_bytes: int | None = None
     gpu_name: str | None = None
     gpu_rates: GpuRates | None = None
     profile: MachineProfile | None = None
     last_pytorch: str | None = None
+
+    @property
+    def machine(self) -> Machine:
+        """Its memories."""
+        return Machine(self.ram, self.vram_bytes)
+
+    def measured_rates(self, model: ModelSize) -> Rates | None:
+        """Of this machine's CPU and disk with such weights; None if it was not measured."""
+        is_packed = model.config.has_packed_experts
+        return None if self.profile is None else self.profile.rates_for(is_packed=is_packed)
+
+    def host_rates(self, model: ModelSize) -> Rates:
+        """Of the CPU and the disk: given, else measured, else assumed."""
+        return self.given.on_host(self.measured_rates(model) or ASSUMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +118,9 @@ class Chats:
     on_cpu: ChatPlan
     on_gpu: ChatPlan
 
-    def with_context(self, context_size: int) -> Chats:
-        """The same of another length."""
-        return Chats(
-            *(dataclasses.replace(chat, context_size=context_size) for chat in (self.on_cpu, self.on_gpu))
-        )
+    def changed(self, **changes: Any) -> Chats:
+        """The same with other fields of both."""
+        return Chats(*(dataclasses.replace(chat, **changes) for chat in (self.on_cpu, self.on_gpu)))
 
 
 @dataclass(slots=True)
@@ -96,11 +133,22 @@ class ContextChoice:
     decode_tok_s: Band
 
 
+@dataclass(frozen=True, slots=True)
+class GpuRow:
+    """One GPU. context_size: the longest that fits; page: the largest in the context that was asked for."""
+
+    gpu: GpuModel
+    plan: GpuPlan
+    speed: Speed
+    context_size: int | None
+    page: ScannedPage | None
+
+
 @dataclass(slots=True)
 class Report:
     """Plans of one model on one target. start: None where it does not fit, or nothing was measured here.
-    solved: what --solve found; flags: options that make it fit; choices: contexts up to the longest that
-    fits."""
+    solved: what --solve found, and obstacle: what is in the way of more; flags: options that make it fit;
+    choices: contexts up to the longest that fits."""
 
     model: ModelSize
     chats: Chats
@@ -111,6 +159,7 @@ class Report:
     gpu: GpuPlan | None
     gpu_speed: Speed | None
     solved: dict[str, str | int | None] | None = None
+    obstacle: Obstacle | None = None
     flags: list[str] = field(default_factory=list)
     choices: list[ContextChoice] = field(default_factory=list)
 
@@ -134,6 +183,13 @@ class Report:
         """Share of the text experts that are in fast memory in decode."""
         return self.cpu.resident_share if self.gpu is None else self.gpu.resident_share
 
+    def sensitivity(self) -> dict[str, Band]:
+        """As `gpu_sensitivity`; empty without a GPU that experts are paged to."""
+        gpu, rates = self.gpu, self.target.gpu_rates
+        if gpu is None or rates is None or not gpu.fits:
+            return {}
+        return gpu_sensitivity(self.model, self.chats.on_gpu, gpu, rates, self.target.host_rates(self.model))
+
 
 def find_model(options: VramOptions) -> ModelSize:
     """The model of the options, as it is; ModelUnusable where there is none."""
@@ -146,15 +202,6 @@ def find_model(options: VramOptions) -> ModelSize:
             model = dataclasses.replace(read_model(directory), name=name)
     processor = with_max_pixels(model.processor, options.max_pixels_count())
     return dataclasses.replace(model, processor=with_image_tokens(processor, options.image_tokens_count()))
-
-
-def as_quantized(model: ModelSize, bits: str | None, dense: str) -> ModelSize:
-    """The model with its experts in this many bits; None and 16 leave it as it is."""
-    if bits is None or (bits == "16" and model.config.quantization is None):
-        return model
-    low_bit = _EXPERT_FORMATS.get(bits)
-    choice = FormatChoice(experts=None if low_bit is None else low_bit.name, dense=dense)
-    return with_formats(model, choice, parameter("bits", bits))
 
 
 def converse(model: ModelSize, options: VramOptions, images: tuple[ImageReport, ...] | None = None) -> Chats:
@@ -214,6 +261,14 @@ def _views(source: str, options: VramOptions) -> Iterator[tuple[str, ImageView]]
         yield source, ImageView.whole((int(match[1]), int(match[2])))
 
 
+def processor_of_a_page(options: VramOptions, model: ModelSize, context_size: int) -> ImageProcessorConfig:
+    """How closely the model looks at one page of any size."""
+    ((processor, _),) = settle_details(
+        [WantedImage("a page", _LARGE_PAGE, options.detail, model.processor)], context_size
+    )
+    return processor
+
+
 def ram_budget(options: VramOptions) -> Budget:
     """The RAM that --ram names, else what is free less --reserve."""
     if options.ram is not None and options.ram != "auto":
@@ -227,171 +282,59 @@ def find_target(options: VramOptions, budget: Budget) -> Target:
     """The GPU that was named, else this machine's, else none."""
     from ernie_local.machine.hardware import installed_gpus
 
-    profile = stored_profile()
+    profile, given = stored_profile(), GivenRates.of(options)
     asked = None if options.vram is None else parse_bytes(options.vram, "vram")
     if options.gpu is not None:
         gpu = find_gpu_model(options.gpu)
-        return Target(budget, asked or gpu.usable_bytes, gpu.name, gpu.rates, profile, gpu.last_pytorch)
+        vram, rates = asked or gpu.usable_bytes, given.on_gpu(gpu.rates)
+        return Target(budget, given, vram, gpu.name, rates, profile, gpu.last_pytorch)
     if asked is not None:
-        return Target(budget, asked, f"a GPU with {options.vram}", UNKNOWN_GPU, profile)
+        rates = given.on_gpu(UNKNOWN_GPU)
+        return Target(budget, given, asked, f"a GPU with {options.vram}", rates, profile)
     local = next((gpu for gpu in installed_gpus() or () if gpu.free_bytes is not None), None)
     if local is None:
-        return Target(budget, profile=profile)
+        return Target(budget, given, profile=profile)
     known = match_gpu_model(local.name, local.total_bytes)
     rates = UNKNOWN_GPU if known is None else known.rates
     if profile is not None and profile.rates.gpu is not None:
         rates = profile.rates.gpu
     last = last_pytorch(local.compute_capability)
-    return Target(budget, local.free_bytes, local.name, rates, profile, last)
+    return Target(budget, given, local.free_bytes, local.name, given.on_gpu(rates), profile, last)
 
 
 def report_on(model: ModelSize, chats: Chats, target: Target) -> Report:
     """Plans and speeds."""
     cpu = plan_cpu(model, chats.on_cpu, target.ram)
     share = None if cpu.slots_bytes is None else cpu.resident_share
-    is_packed = model.config.has_packed_experts
-    rates = None if target.profile is None else target.profile.rates_for(is_packed=is_packed)
-    speed = cpu_speed(model, chats.on_cpu, share, rates)
+    rates = target.host_rates(model)
+    is_measured = target.profile is not None and target.given == GivenRates()
+    speed = cpu_speed(model, chats.on_cpu, share, rates, is_measured=is_measured)
     start = None
-    if rates is not None and cpu.placement is not None:
+    if target.profile is not None and cpu.placement is not None:
         start = predict_start(model, cpu.placement, chats.on_cpu.item_bytes, rates)
     gpu = on_gpu = None
     if target.vram_bytes is not None:
         gpu = plan_gpu(model, chats.on_gpu, target.vram_bytes, target.ram)
         assert target.gpu_rates is not None
-        on_gpu = gpu_speed(model, chats.on_gpu, gpu, target.gpu_rates)
+        on_gpu = gpu_speed(model, chats.on_gpu, gpu, target.gpu_rates, rates)
     return Report(model, chats, target, cpu, speed, start, gpu, on_gpu)
 
 
 def report_on_gpus(
-    model: ModelSize, conversation: ChatPlan, ram: Budget
-) -> Iterator[tuple[GpuModel, GpuPlan, Speed]]:
-    """Every GPU of the table."""
+    model: ModelSize, chat: ChatPlan, budget: Budget, options: VramOptions
+) -> Iterator[GpuRow]:
+    """Every GPU of the table, in this machine or one with --ram."""
+    given, profile = GivenRates.of(options), stored_profile()
+    host = Target(budget, given, profile=profile).host_rates(model)
+    processor = processor_of_a_page(options, model, chat.context_size)
+    solved: dict[int, tuple[int | None, ScannedPage | None]] = {}  # many have the same memory
     for gpu in gpu_models():
-        plan = plan_gpu(model, conversation, gpu.usable_bytes, ram)
-        yield gpu, plan, gpu_speed(model, conversation, plan, gpu.rates)
-
-
-def solve(report: Report, options: VramOptions, plain: ModelSize) -> Report:
-    """The report on the best setting that fits, and that setting; the given report where none fits.
-
-    plain: the model before --bits.
-    """
-    found: Report | None
-    solved: dict[str, str | int | None]
-    if options.solve == "experts":
-        bank = report.model.config.text.text_bank
-        num_experts = 0 if bank is None else bank.num_experts
-        resident = int(report.resident_share * num_experts) if report.fits else 0
-        found, solved = report, {"experts_per_layer": resident, "of": num_experts}
-    elif options.solve == "ctx":
-        longest = _longest_context(report)
-        found = None if longest is None else _with_context(report, longest)
-        if found is not None:
-            found.choices = _choices_up_to(found)
-        solved = {"ctx_size": longest}
-    else:
-        bits, found = _most_bits(report, options, plain)
-        solved = {"bits": bits}
-    found = found or report
-    found.solved = solved
-    return found
-
-
-def _with_context(report: Report, context_size: int) -> Report:
-    return report_on(report.model, report.chats.with_context(context_size), report.target)
-
-
-def _choices_up_to(longest: Report) -> list[ContextChoice]:
-    """Contexts, each twice as long as the one before, up to that of `longest`."""
-    most, least = longest.conversation.context_size, longest.conversation.image_tokens + 512
-    sizes = [1024 << step for step in range(2, 40) if least <= 1024 << step < most]
-    reports = [*(_with_context(longest, size) for size in sizes), longest]
-    return [
-        ContextChoice(
-            one.conversation.context_size,
-            one.resident_share,
-            one.memory.peak.best,
-            (one.cpu_speed if one.gpu_speed is None else one.gpu_speed).decode,
-        )
-        for one in reports
-    ]
-
-
-def _longest_context(report: Report) -> int | None:
-    def fits(context_size: int) -> bool:
-        found = _with_context(report, context_size)
-        return found.fits and found.memory.fits
-
-    least = max(1024, -(-(report.conversation.image_tokens + 512) // 1024) * 1024)
-    most = report.model.config.text.max_position_embeddings
-    return longest_context(most, fits, least) if least <= most else None
-
-
-def _most_bits(report: Report, options: VramOptions, plain: ModelSize) -> tuple[str | None, Report | None]:
-    """The most bits with every text expert in fast memory, else the fewest bits that fit at all."""
-    fewest: tuple[str | None, Report | None] = (None, None)
-    for bits in _BEST_FIRST:
-        found = _with_bits(report, bits, options, plain)
-        if found.fits:
-            fewest = bits, found
-            if found.resident_share >= 1 and found.memory.fits:
-                break
-    return fewest
-
-
-def _with_bits(report: Report, bits: str, options: VramOptions, plain: ModelSize) -> Report:
-    model = as_quantized(plain, bits, options.dense)
-    return report_on(model, converse(model, options, report.conversation.images), report.target)
-
-
-def flags_that_fit(report: Report, options: VramOptions, plain: ModelSize) -> list[str]:
-    """Options, each of which alone makes it fit, the mildest first."""
-    flags: list[str] = []
-    longest = _longest_context(report)
-    if longest is not None and longest < report.conversation.context_size:
-        flags.append(f"--ctx-size {longest // 1024}k")
-    if plain.config.quantization is None:
-        tried = _BEST_FIRST[_BEST_FIRST.index(options.bits or "16") + 1 :]
-        enough = next((bits for bits in tried if _with_bits(report, bits, options, plain).fits), None)
-        if enough is not None:
-            flags.append(f"--bits {enough}")
-    if report.gpu is None:
-        flags += _ram_flags(report.target.ram, report.cpu.least_bytes)
-    elif report.gpu.tier == "needs ram":
-        flags += _ram_flags(report.target.ram, report.gpu.host_bytes)
-    else:
-        flags.append(f"a GPU with {_rounded_up(report.gpu.least_bytes)} of usable memory")
-    return flags
-
-
-def _ram_flags(ram: Budget, least: int) -> Iterator[str]:
-    """Of this machine, whose free memory was looked at, no more than is free can be had."""
-    free = ram.free_bytes
-    if free is None or -(-least // _STEP) * _STEP <= free:
-        yield f"--ram {_rounded_up(least)}"
-    if free is not None and (spare := (free - least) // MIB) > 0:
-        yield f"--reserve {spare}MiB"
-    if free is not None and free < least:
-        yield f"{_rounded_up(least)} of free memory"
-
-
-def _rounded_up(num_bytes: int) -> str:
-    return f"{-(-num_bytes // _STEP) * _STEP >> 20}MiB"
-
-
-def does_not_fit(report: Report) -> DoesNotFit:
-    """The error of a report that does not fit."""
-    gpu = report.gpu
-    if gpu is None:
-        memory, least, place = report.cpu.memory, report.cpu.least_bytes, "of RAM"
-    elif gpu.tier == "needs ram":
-        memory, least, place = gpu.ram, gpu.host_bytes, "of RAM besides the GPU"
-    else:
-        memory, least, place = gpu.vram, gpu.least_bytes, f"on {report.target.gpu_name}"
-    return DoesNotFit(
-        f"the model needs at least {format_bytes(least)} {place}; "
-        f"{format_bytes(memory.limit_bytes or 0)} is available",
-        "dense weights, the KV cache, workspace and the experts of one token must fit",
-        " or ".join(report.flags),
-    )
+        machine = Machine(budget, gpu.usable_bytes)
+        if gpu.usable_bytes not in solved:
+            page: ScannedPage | None = None
+            with suppress(ModelUnusable):  # its files do not say how it reads images
+                page = solve_image(model, chat, machine, processor).value
+            solved[gpu.usable_bytes] = solve_context(model, chat, machine).value, page
+        plan = plan_gpu(model, chat, gpu.usable_bytes, budget)
+        speed = gpu_speed(model, chat, plan, given.on_gpu(gpu.rates), host)
+        yield GpuRow(gpu, plan, speed, *solved[gpu.usable_bytes])

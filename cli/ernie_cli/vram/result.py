@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from ernie_cli.json_object import fill_result
 from ernie_local.model.memory_use import encoding_bytes
-from ernie_local.planner.gpu import GpuPlan, Tier, session_terms
+from ernie_local.planner.gpu import Tier, session_terms
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.rental import SESSION_TOKENS, RentedServer, our_sessions, published_sessions
-from ernie_local.planner.speed import Band, HitRates, Speed
+from ernie_local.planner.speed import Band, HitRates
 from ernie_local.planner.start import Start
 from ernie_local.planner.terms import Amount, Provenance, Term
 from ernie_local.sizes import GIB, parse_bytes
 
 if TYPE_CHECKING:
     from ernie_cli.vram.command import VramOptions
-    from ernie_cli.vram.report import Report
-    from ernie_local.planner.gpus import GpuModel
+    from ernie_cli.vram.report import GpuRow, Report
 
 
 @dataclass
@@ -40,6 +39,11 @@ class SpeedEstimateObject:
     decode_tok_s: Annotated[Band, "decode"]
     prefill_tok_s: Annotated[Band | None, "prefill"]
     hit_rates: Annotated[HitRates, "hits"]
+    memory_hit_rates: Annotated[HitRates | None, "memory_hits"]
+    """Shares that are on the GPU or in RAM; null without a GPU."""
+    by_miss_rule: dict[str, float]
+    """Likely decode by the rule for experts that the GPU lacks (`--misses`), the fastest of which the other
+    figures are of; empty where it lacks none."""
     is_measured: bool  #: By the rates that `bench` measured on this machine; else by assumed rates.
 
 
@@ -118,9 +122,12 @@ class GpuVerdictObject:
     verdict: Annotated[Tier, "tier"]
     slots_bytes: int  #: Memory of the GPU for paged experts in decode.
     resident_share: float  #: Share of the text experts that are in it.
-    host_bytes: int  #: RAM that is needed.
+    host_bytes: int  #: RAM with which all experts are in it; 0 where all are on the GPU.
+    host_least_bytes: int  #: RAM that is needed for paged experts.
+    ram_slots_bytes: int  #: RAM for experts that are not on the GPU.
+    memory_share: float  #: Share of the text experts that are on the GPU or in RAM; the rest is on disk.
     least_bytes: int  #: Memory of the GPU that is needed, CUDA's own and the headroom included.
-    speed: SpeedEstimateObject | None  #: Null where it would read from disk or not fit.
+    speed: SpeedEstimateObject | None  #: Null where it does not fit.
 
 
 @dataclass(kw_only=True)
@@ -129,6 +136,9 @@ class GpuPlanObject(GpuVerdictObject):
 
     vram: MemoryPlanObject
     ram: MemoryPlanObject
+    sensitivity: dict[str, Band]
+    """Decode with 30 % less and more of `link`, `cpu`, `disk` (rates), or `hits` (the share of experts found
+    in memory); empty where the GPU lacks none."""
 
 
 @dataclass(kw_only=True)
@@ -139,6 +149,12 @@ class KnownGpuObject(GpuVerdictObject):
     kind: str
     compute_capability: str
     usable_bytes: int
+    longest_ctx_size: Annotated[int | None, "context_size"]
+    """The longest context that fits, with the images that were given; null where none does."""
+    largest_a4_dpi: int | None
+    """The resolution of the largest A4 page that fits into the context that was asked for; null where none
+    does, or the model's files do not say how it reads images."""
+    largest_a4_tokens: int | None  #: Tokens of that page.
 
 
 @dataclass
@@ -149,6 +165,17 @@ class ContextChoiceObject:
     resident_share: float  #: Share of the text experts that are in fast memory in decode.
     peak_bytes: int
     decode_tok_s: Band
+
+
+@dataclass
+class ObstacleObject:
+    """The one number in the way."""
+
+    of: Literal["ram", "vram", "context_size", "model_context"]
+    """Bytes of memory; else tokens of the chat, or those that the model was made for."""
+    needed: int
+    available: int
+    asked: str  #: For what it is needed.
 
 
 @dataclass
@@ -202,8 +229,11 @@ class VramResult:
     gpu: GpuPlanObject | None = None
     gpus: list[KnownGpuObject] = field(default_factory=list)
     solved: dict[str, str | int | None] | None = None
-    """What `--solve` found: `bits`, `ctx_size` (null where none fits), or `experts_per_layer` and `of`, the
-    number of all; the plans are those of what was found."""
+    """What `--solve` found: `bits`, `ctx_size`, or `a4_dpi` with `width`, `height` and `image_tokens` of that
+    page (null where none fits), or `experts_per_layer` and `of`, the number of all; the plans are those of
+    what was found."""
+    in_the_way: ObstacleObject | None = None
+    """With `--solve`: what keeps more from fitting, or all; null where nothing does."""
     contexts: list[ContextChoiceObject] = field(default_factory=list)
     """With `--solve ctx`: what contexts up to the longest one cost."""
     sessions: SessionsObject | None = None
@@ -240,17 +270,34 @@ class VramResult:
             start=report.start,
         )
         self.solved, self.make_it_fit = report.solved, list(report.flags)
+        if report.obstacle is not None:
+            self.in_the_way = fill_result(ObstacleObject, report.obstacle)
         self.contexts = [fill_result(ContextChoiceObject, choice) for choice in report.choices]
         if gpu is not None:
             speed = report.gpu_speed if gpu.fits else None
             name, last = report.target.gpu_name, report.target.last_pytorch
-            self.gpu = fill_result(GpuPlanObject, gpu, name=name, last_pytorch=last, speed=speed)
+            self.gpu = fill_result(
+                GpuPlanObject,
+                gpu,
+                name=name,
+                last_pytorch=last,
+                speed=speed,
+                sensitivity=report.sensitivity(),
+            )
 
-    def set_gpus(self, gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]]) -> None:
+    def set_gpus(self, gpus: Iterable[GpuRow]) -> None:
         """Fill in the table of GPUs."""
         self.gpus = [
-            fill_result(KnownGpuObject, gpu, plan, speed=speed if plan.fits else None)
-            for gpu, plan, speed in gpus
+            fill_result(
+                KnownGpuObject,
+                row.gpu,
+                row.plan,
+                row,
+                speed=row.speed if row.plan.fits else None,
+                largest_a4_dpi=None if row.page is None else row.page.dpi,
+                largest_a4_tokens=None if row.page is None else row.page.image.tokens,
+            )
+            for row in gpus
         ]
 
     def set_sessions(

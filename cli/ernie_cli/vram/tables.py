@@ -5,25 +5,24 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from ernie_cli.vram.report import ContextChoice
-from ernie_local.planner.gpu import GpuPlan
-from ernie_local.planner.gpus import GpuModel
-from ernie_local.planner.speed import Band, Speed
+from ernie_cli.vram.report import ContextChoice, GpuRow
+from ernie_local.planner.speed import Band
 from ernie_local.planner.terms import NOTHING, PHASES, Amount, MemoryPlan
 from ernie_local.sizes import format_bytes
 
 _PLACES = {"ram": "RAM", "vram": "gpu"}
 _ROW = "{:<25}" + "{:>11}" * len(PHASES) + "  {}"
 _SHORT_ROW = "{:<22}{:>11}  {}"
-_GPU_ROW = "{:<20}{:>10}  {:<13}{:>8}  {:>22}"
+_GPU_ROW = "{:<19}{:>10}  {:<9}{:>8}{:>8}{:>7}  {:>15}"
 _CONTEXT_ROW = "{:>10}{:>10}{:>13}  {}"
 _WIDTH_OF_TABLES = 79
 _BAR_LABEL, _BAR_AMOUNT = 8, 12
 _TIERS = {
-    "resident": "fits resident",
-    "paged": "fits paged",
-    "needs ram": "needs --ram",
-    "does not fit": "does not fit",
+    "resident": "resident",
+    "paged": "paged",
+    "paged from disk": "from disk",
+    "needs ram": "needs RAM",
+    "does not fit": "too small",
 }
 
 
@@ -56,22 +55,28 @@ def _range_lines(amount: Amount) -> Iterator[str]:
         yield f"{'':<25}  {format_bytes(amount.low)} to {format_bytes(amount.high)}"
 
 
-def gpu_lines(gpus: Iterable[tuple[GpuModel, GpuPlan, Speed]], width: int) -> Iterator[str]:
+def gpu_lines(rows: Iterable[GpuRow], width: int) -> Iterator[str]:
     """A line for each GPU, or some in a narrow place."""
-    yield from _wrapped(_GPU_ROW.format("gpu", "usable", "verdict", "experts", "decode, tokens/s"), width)
-    for gpu, plan, speed in gpus:
-        if plan.fits:
-            last = band_text(speed.decode)
-        else:
-            last = f"{format_bytes(plan.host_bytes)} of RAM" if plan.tier == "needs ram" else ""
-        row = _GPU_ROW.format(
-            gpu.gpu_id,
-            format_bytes(gpu.usable_bytes),
+    heads = ("gpu", "usable", "fits", "experts", "context", "A4 dpi", "tokens/s")
+    yield from _wrapped(_GPU_ROW.format(*heads), width)
+    for row in rows:
+        plan, page = row.plan, row.page
+        line = _GPU_ROW.format(
+            row.gpu.gpu_id,
+            format_bytes(row.gpu.usable_bytes),
             _TIERS[plan.tier],
-            f"{plan.resident_share:.0%}" if plan.tier != "does not fit" else "",
-            last,
+            f"{plan.resident_share:.0%}" if plan.fits else "-",
+            "-" if row.context_size is None else f"{row.context_size // 1024}k",
+            "-" if page is None else page.dpi,
+            _short_band_text(row.speed.decode) if plan.fits else "-",
         )
-        yield from _wrapped(row.rstrip(), width)
+        yield from _wrapped(line.rstrip(), width)
+
+
+def _short_band_text(band: Band) -> str:
+    """As `band_text`, in the two digits that a prediction deserves."""
+    best, low, high = (f"{float(f'{rate:.2g}'):,g}" for rate in (band.best, band.low, band.high))
+    return f"{best} ({low} to {high})"
 
 
 def context_lines(choices: Sequence[ContextChoice], width: int) -> Iterator[str]:

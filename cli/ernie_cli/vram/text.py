@@ -9,7 +9,7 @@ from pathlib import Path
 from ernie_cli.failures import spell_options
 from ernie_cli.images import shrink_text, token_text
 from ernie_cli.settings import table_columns
-from ernie_cli.vram.report import Report
+from ernie_cli.vram.report import GpuRow, Report
 from ernie_cli.vram.result import SessionsObject, count_model_weights
 from ernie_cli.vram.tables import band_text, bar_lines, context_lines, gpu_lines, memory_lines
 from ernie_local.escapes import printable_line
@@ -17,8 +17,9 @@ from ernie_local.files import written_whole
 from ernie_local.media.image_size import ImageReport
 from ernie_local.model.memory_use import encoding_bytes
 from ernie_local.planner.gpu import GpuPlan
-from ernie_local.planner.gpus import GpuModel
 from ernie_local.planner.model_size import ModelSize
+from ernie_local.planner.need import ChatPlan
+from ernie_local.planner.solve import Obstacle
 from ernie_local.planner.speed import Speed
 from ernie_local.planner.start import Start
 from ernie_local.planner.terms import NOTHING, PHASES, MemoryPlan
@@ -54,8 +55,20 @@ def report_lines(report: Report) -> Iterator[str]:
         yield from ("", *context_lines(report.choices, width))
     for name, value in (report.solved or {}).items():
         yield f"solved: {name} {value}"
+    if report.obstacle is not None:
+        yield f"in the way of {_obstacle_text(report.obstacle)}"
     for flag in report.flags:
         yield f"make it fit: {flag}"
+
+
+def _obstacle_text(obstacle: Obstacle) -> str:
+    """What is asked for, and both numbers."""
+    needed, available = obstacle.needed, obstacle.available
+    if obstacle.of in ("ram", "vram"):
+        place = "of RAM" if obstacle.of == "ram" else "on the GPU"
+        return f"{obstacle.asked}: needs {format_bytes(needed)} {place}, {format_bytes(available)} there"
+    place = "the context" if obstacle.of == "context_size" else "the longest context of the model"
+    return f"{obstacle.asked}: needs {needed:,} tokens, {place} has {available:,}"
 
 
 def _priced_image_line(image: ImageReport, model: ModelSize, kv_bytes: int, item_bytes: int) -> str:
@@ -74,6 +87,13 @@ def _verdict_lines(report: Report) -> Iterator[str]:
         yield f"on {report.target.gpu_name}: {_gpu_verdict(report.gpu)}"
         if report.gpu.fits:
             yield _speed_text(report.gpu_speed)
+            yield from _miss_lines(report)
+        if report.gpu.host_least_bytes:
+            yield (
+                f"least with paged experts: {format_bytes(report.gpu.least_bytes)} of GPU memory, "
+                f"{format_bytes(report.gpu.host_least_bytes)} of RAM, "
+                f"{format_bytes(report.model.file_bytes)} on disk"
+            )
         if report.target.last_pytorch is not None:
             yield f"PyTorch {report.target.last_pytorch} is the last version that is built for this GPU"
         yield _GPU_NOTICE
@@ -102,6 +122,19 @@ def _speed_text(speed: Speed) -> str:
     return f"decode {band_text(speed.decode)} tokens/s{prefill} ({source})"
 
 
+def _miss_lines(report: Report) -> Iterator[str]:
+    """How fast each rule for experts that the GPU lacks is, and what the prediction hangs on."""
+    speed = report.gpu_speed
+    if speed is None or not speed.by_miss_rule:
+        return
+    rules = ", ".join(f"{name} {rate:.3g}" for name, rate in speed.by_miss_rule.items())
+    yield f"with --misses {speed.miss_rule} for experts that the GPU lacks: {rules} tokens/s"
+    changed = "; ".join(
+        f"{name} {band.low:.3g} to {band.high:.3g}" for name, band in report.sensitivity().items()
+    )
+    yield f"with 30 % less or more of an assumed rate: {changed} tokens/s"
+
+
 def _start_text(start: Start) -> str:
     """Seconds until it computes, and until all is in memory."""
     later = f", the last weights after {start.all_read:.1f} s" if start.all_read > start.cold else ""
@@ -111,13 +144,15 @@ def _start_text(start: Start) -> str:
     )
 
 
-def known_gpu_lines(gpus: Sequence[tuple[GpuModel, GpuPlan, Speed]]) -> Iterator[str]:
-    """The table of GPUs."""
-    yield from gpu_lines(gpus, table_columns())
+def known_gpu_lines(rows: Sequence[GpuRow], chat: ChatPlan) -> Iterator[str]:
+    """The table of GPUs, each with the chat that was asked for, and what would fit at most."""
+    yield from gpu_lines(rows, table_columns())
+    yield f"fits, experts (on the GPU), tokens/s: with a context of {chat.context_size // 1024}k"
+    yield "context: the longest that fits; A4 dpi: the largest page that fits into the context asked for"
     old: dict[str, dict[str, None]] = {}  # versions of PyTorch, and what they are the last for
-    for gpu, _, _ in gpus:
-        if gpu.last_pytorch is not None:
-            old.setdefault(gpu.last_pytorch, {})[gpu.compute_capability] = None
+    for row in rows:
+        if row.gpu.last_pytorch is not None:
+            old.setdefault(row.gpu.last_pytorch, {})[row.gpu.compute_capability] = None
     for version, capabilities in old.items():
         shown = ", ".join(capabilities)
         yield f"PyTorch {version} is the last version that is built for compute capability {shown}"
@@ -171,7 +206,12 @@ def _gpu_verdict(plan: GpuPlan) -> str:
     room = f"{format_bytes(plan.slots_bytes)} for experts in decode, {share}"
     if plan.tier == "paged":
         return f"fits paged: {room}, all of them in RAM ({format_bytes(plan.host_bytes)})"
-    return f"needs --ram {format_bytes(plan.host_bytes)} for all experts; on the GPU {room}"
+    if plan.tier == "paged from disk":
+        return (
+            f"fits paged from disk: {room}, with RAM {plan.memory_share:.0%} of them, the rest on disk; "
+            f"--ram {format_bytes(plan.host_bytes)} holds all"
+        )
+    return f"needs --ram {format_bytes(plan.host_least_bytes)} for experts on their way; on the GPU {room}"
 
 
 def session_lines(sessions: SessionsObject) -> Iterator[str]:

@@ -27,6 +27,7 @@ from ernie_local.loading.loader import MemoryLimits
 from ernie_local.loading.options import ThreadWarning, use_threads
 from ernie_local.model_files import find_model_files
 from ernie_local.planner.need import ChatPlan
+from ernie_local.planner.ram import process_bytes
 from tests.runtime.system_trees import hybrid_files, v2_tree, write_tree
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def test_nothing_may_be_left_to_others(reserve: str | int, monkeypatch: pytest.M
     monkeypatch.setattr("ernie_local.loading.loader.free_memory", lambda: 40 << 30)
     options = LoadOptions(reserve=reserve)
     chat = ChatPlan(1024, "float32", "float32")
-    ram = MemoryLimits.of(options, torch.device("cpu")).find_ram(chat)
+    ram = MemoryLimits.of(options, torch.device("cpu")).find_ram(process_bytes(chat))
     assert ram.total - ram.used > (40 << 30) - (1 << 30)
 
 

@@ -132,3 +132,45 @@ def test_a_chat_with_an_image_works_at_the_floor(packed_nano: Path, monkeypatch:
     short = LoadOptions(ram=least - 1, context_size=512)
     with pytest.raises(DoesNotFit, match=r"the model needs at least .*\n.*\n.*fewer or smaller images"):
         session.open_model(files, short, images=[image])
+
+
+@pytest.mark.parametrize("files", ["w4", "tiny"], indirect=True)
+def test_ram_beside_a_gpu_holds_what_load_puts_there(
+    files: ModelFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the rest is read from disk; the floor is named to the byte."""
+    monkeypatch.setattr(loader, "unpacking_room", lambda *_: 0)  # as with Triton
+    monkeypatch.setattr(loader, "process_memory", lambda: 0)
+    monkeypatch.setattr(loader, "free_memory", lambda: 64 * GIB)
+    model, chat = read_model(files.directory), planned_chat(files, 512, ((300, 200),), "bfloat16")
+    demand = ComputeDemand(torch.device("cuda:0"), chat, None)
+    with open_checkpoint(files.directory, files.config) as checkpoint:
+        need = count_need(
+            checkpoint, files.image_processor, files.config, demand, MemoryLimits(None, None, None), None
+        )
+    vram = plan_gpu(model, chat, MIB, Budget(64 * GIB)).least_bytes
+    roomy, paging = plan_gpu(model, chat, vram, Budget(64 * GIB)), model.paging_plan
+    assert paging is not None
+    assert roomy.tier == "paged"
+    gpu = AvailableMemory.of_gpu(4 * GIB, vram - 450 * MIB - headroom_bytes())
+    seen = set()
+    middle = (roomy.host_least_bytes + roomy.host_bytes) // 2
+    for limit in (
+        roomy.host_least_bytes - 1,
+        roomy.host_least_bytes,
+        middle,
+        roomy.host_bytes - 1,
+        roomy.host_bytes,
+    ):
+        plan = plan_gpu(model, chat, vram, Budget(limit))
+        seen.add(plan.tier)
+        try:
+            placed = place(need, MemoryLimits(limit, None, None).find_ram(demand.process_bytes), gpu)
+        except DoesNotFit:
+            assert plan.tier == "needs ram"
+            continue
+        assert placed.paged_bytes is not None
+        frames = paging.build_cache(placed.paged_bytes).slots.num_frames
+        assert plan.ram_slots_bytes == frames * paging.frame_bytes
+        assert (plan.tier == "paged") == (placed.paged_bytes >= paging.most_bytes)
+    assert seen == {"needs ram", "paged from disk", "paged"}

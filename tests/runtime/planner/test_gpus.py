@@ -6,6 +6,7 @@ import pytest
 
 from ernie_local.checkpoint.format_tables import FormatChoice
 from ernie_local.errors import UsageError
+from ernie_local.experts.options import MISS_RULES
 from ernie_local.planner.gpu import plan_gpu, session_terms
 from ernie_local.planner.gpus import find_gpu_model, gpu_models, last_pytorch, match_gpu_model
 from ernie_local.planner.model_size import published_model, with_formats
@@ -17,9 +18,11 @@ from ernie_local.planner.speed import (
     ASSUMED,
     HitRates,
     cpu_speed,
+    gpu_sensitivity,
     gpu_speed,
     operations_per_token,
 )
+from ernie_local.planner.tiers import ExpertTimes, layer_seconds
 from ernie_local.sizes import GIB, MIB
 
 # The published page's table for 4 bits: GPU, GPUs, GB of each, sessions.
@@ -42,6 +45,7 @@ ROWS = [row.split() for row in RENTAL_ROWS.splitlines()]
 W4 = with_formats(published_model(), FormatChoice(), "--bits 4")
 W2 = with_formats(published_model(), FormatChoice("w2", "w4"), "--bits 2")
 SHORT = ChatPlan(1024, "float32", "bfloat16")
+SHORT_ON_GPU = ChatPlan(1024, "bfloat16", "bfloat16")
 # Two cores of a Xeon as measured (docs/performance.md): disk while decoding, a plain read of memory, prefill.
 XEON = Rates(1.5e9, 27e9, 0.62e12, 0.001, 0.00022)
 
@@ -222,7 +226,7 @@ def test_decode_from_disk_is_predicted_within_a_fifth(
 ) -> None:
     assert model in (W4, W2)
     rates = Rates(gb_s * 1e9, 27e9, 0.62e12, 0.001, 0.00022)
-    speed = cpu_speed(W4 if model is W4 else W2, SHORT, hit_share, rates)
+    speed = cpu_speed(W4 if model is W4 else W2, SHORT, hit_share, rates, is_measured=True)
     assert speed.decode.best == pytest.approx(measured, rel=0.2)
     assert speed.decode.low < measured < speed.decode.high
     assert speed.is_measured
@@ -239,24 +243,61 @@ def test_more_of_anything_is_never_slower() -> None:
 
 
 def test_what_is_assumed_has_a_wider_band_than_what_is_measured() -> None:
-    measured, assumed = cpu_speed(W4, SHORT, 1.0, ASSUMED), cpu_speed(W4, SHORT, 1.0)
+    measured, assumed = cpu_speed(W4, SHORT, 1.0, is_measured=True), cpu_speed(W4, SHORT, 1.0)
     assert measured.decode.best == assumed.decode.best
     assert assumed.decode.low < measured.decode.low < measured.decode.high < assumed.decode.high
     assert (measured.is_measured, assumed.is_measured) == (True, False)
 
 
-def test_a_gpu_follows_the_formula_of_the_reference() -> None:
+def test_a_gpu_reads_what_every_token_reads_and_then_waits_for_its_experts() -> None:
     gpu = find_gpu_model("rtx3060-12gb")
     chat = ChatPlan(1024, "bfloat16", "bfloat16")
     plan = plan_gpu(W4, chat, gpu.usable_bytes, Budget(64 * GIB))
     rates = GpuRates(288e9, 24e9, 18e12)
     work, hits = W4.decode_work("bfloat16"), HitRates.of(plan.resident_share)
     always = sum(work.always_bytes.values()) + 57344 * 512
-    routed = 27 * 6 * work.expert_bytes
-    seconds = 0.004 + 28 * 0.0001 + (always + hits.traced * routed) / 288e9
-    seconds += (1 - hits.traced) * routed / 24e9
+    times = ExpertTimes.of(work, rates, ASSUMED)
+    seconds = {
+        name: 0.004
+        + 28 * 0.0001
+        + always / 288e9
+        + 27 * layer_seconds(times, 6, hits.traced, 1.0, MISS_RULES[name])
+        for name in MISS_RULES
+    }
     speed = gpu_speed(W4, chat, plan, rates)
-    assert speed.decode.best == pytest.approx(1 / seconds)
+    assert speed.by_miss_rule == {name: pytest.approx(1 / found) for name, found in seconds.items()}
+    assert speed.decode.best == max(speed.by_miss_rule.values()) == speed.by_miss_rule[str(speed.miss_rule)]
     assert 40 < speed.decode.best < 80
     assert speed.prefill is not None
     assert speed.prefill.best < 18e12 / 6e9
+
+
+def test_less_ram_beside_a_gpu_is_slower_and_named() -> None:
+    """Experts that RAM does not hold come from the disk."""
+    chat = SHORT_ON_GPU
+    rates = find_gpu_model("rtx4060-laptop").rates
+    plans = [plan_gpu(W4, chat, 8 * GIB, Budget(gib * GIB)) for gib in (4, 8, 12, 20)]
+    assert [plan.tier for plan in plans] == ["paged from disk"] * 3 + ["paged"]
+    speeds = [gpu_speed(W4, chat, plan, rates) for plan in plans]
+    assert [speed.decode.best for speed in speeds] == sorted(speed.decode.best for speed in speeds)
+    assert speeds[0].decode.best < speeds[-1].decode.best / 2
+    assert speeds[0].prefill is not None
+    assert speeds[-1].prefill is not None
+    assert speeds[0].prefill.best < speeds[-1].prefill.best
+    changed = gpu_sensitivity(W4, chat, plans[0], rates)
+    assert changed.keys() == {"link", "cpu", "disk", "hits"}
+    assert gpu_sensitivity(W4, chat, plans[-1], rates).keys() == {"link", "cpu", "hits"}
+    for name, band in changed.items():
+        assert band.low <= speeds[0].decode.best <= band.high, name
+    assert changed["disk"].low < 0.8 * speeds[0].decode.best, "it waits for the disk above all"
+
+
+def test_nothing_is_missing_where_all_experts_are_on_the_gpu() -> None:
+    rates = find_gpu_model("rtx3090").rates
+    plan = plan_gpu(W4, SHORT_ON_GPU, 24 * GIB, Budget(8 * GIB))
+    speed = gpu_speed(W4, SHORT_ON_GPU, plan, rates)
+    assert (plan.tier, speed.miss_rule, gpu_sensitivity(W4, SHORT_ON_GPU, plan, rates)) == (
+        "resident",
+        None,
+        {},
+    )

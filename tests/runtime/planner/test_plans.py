@@ -138,7 +138,11 @@ def test_a_gpu_holds_everything_or_slots_or_nothing(gib: float, tier: str) -> No
     if tier == "paged":
         assert plan.vram.peak.best <= gib * GIB
         assert plan.host_bytes > W4.weights(2).experts
-        assert plan_gpu(W4, SHORT_ON_GPU, int(gib * GIB), Budget(8 * GIB)).tier == "needs ram"
+        assert plan_gpu(W4, SHORT_ON_GPU, int(gib * GIB), Budget(8 * GIB)).tier == "paged from disk"
+        for ram, there in ((plan.host_bytes, "paged"), (plan.host_least_bytes, "paged from disk")):
+            assert plan_gpu(W4, SHORT_ON_GPU, int(gib * GIB), Budget(ram)).tier == there
+        less = plan_gpu(W4, SHORT_ON_GPU, int(gib * GIB), Budget(plan.host_least_bytes - 1))
+        assert (less.tier, less.fits) == ("needs ram", False)
     if tier == "does not fit":
         assert plan_gpu(W4, SHORT_ON_GPU, plan.least_bytes, Budget(64 * GIB)).tier == "paged"
         assert plan_gpu(W4, SHORT_ON_GPU, plan.least_bytes - 1, Budget(64 * GIB)).tier == "does not fit"
