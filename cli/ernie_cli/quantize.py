@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from ernie_quant.mixed_tables import FilesBytes
 
 _MIXED_BITS = 2.5  # per weight of the routed experts, where no size is asked for
-# Besides the weights on a GPU: 8192 tokens of cache, and workspace.
-_CACHED_TOKENS = 8192
-_WORKSPACE_BYTES = 512 * MIB
 
 
 @dataclass
@@ -60,6 +57,18 @@ class PlanObject:
     memory_bytes: int  #: Most memory at any time.
     seconds: float | None  #: Null for methods without calibration.
     download: DownloadObject | None  #: Null where all weights of the source are here.
+
+
+@dataclass
+class FitObject:
+    """What `--fit` chose for a GPU of that size, by predictions."""
+
+    bits: int | None  #: Of all experts; null where mixed bits fill the GPU.
+    dense: str  #: The format of other matrices, or `auto` where it is measured for each layer.
+    usable_bytes: int  #: What programs have of such a GPU.
+    slots_bytes: int  #: Memory for experts in decode; where bits are mixed, of the smallest formats.
+    resident_share: float  #: Share of the text experts that are on the GPU.
+    host_bytes: int  #: RAM with which no expert is read from disk; 0 where all are on the GPU.
 
 
 @dataclass
@@ -90,6 +99,7 @@ class QuantizeResult:
     """Tokens that went through the model; 0 for all methods but `gptq`."""
     seconds: float | None = None  #: Of this run; a resumed run counts its own only.
     plan: PlanObject | None = None  #: With `--dry-run`.
+    fit: FitObject | None = None  #: With `--fit`.
     notes: list[str] = field(default_factory=list)
     """Texts about what was not done: files of the source that were not copied, checks that were left out."""
     experts: list[ExpertObject] = field(default_factory=list)
@@ -112,12 +122,14 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
         use_threads(options.threads, efficiency_cores=efficiency_cores(options.threads))
     check_samples(options, options.method)
     check_quantize_options(options)
-    if options.is_mixed:
-        _check_statistics(options.statistics_path)
-    with opened_source(options, console) as (directory, hub):
-        job = _plan(options, directory, hub)
+    with opened_source(options, console) as (directory, hub, options, fit):
         if options.is_mixed:
-            _check_size(job, options)
+            _check_statistics(options.statistics_path)
+        job = _plan(options, directory, hub)
+        if options.target_size is not None:
+            _check_size(job, options, options.target_size)
+        if fit is not None:
+            result.fit = fill_result(FitObject, fit, fit.plan, usable_bytes=fit.plan.vram.limit_bytes)
         with telling_what_is_kept(lambda: _what_is_kept(job, options)):
             _quantize(job, options, console, result)
 
@@ -171,7 +183,7 @@ def _plan(options: QuantizeOptions, directory: Path, hub: HubSource | None) -> J
     # Of mixed bits the smallest ones for now: what fits is known when all is measured.
     bits = 2 if options.is_mixed else int(options.bits)
     experts = choose_expert_format(options.method, bits, options.group_size)
-    dense = "w4" if options.dense == "auto" else options.dense
+    dense = "w4" if options.dense == "auto" else options.dense or "w8"
     tables = format_tables(
         config, FormatChoice(experts, dense, "w8", "w8", small_experts="w2" if options.dual else None)
     )
@@ -180,19 +192,15 @@ def _plan(options: QuantizeOptions, directory: Path, hub: HubSource | None) -> J
     return job
 
 
-def _check_size(job: Job, options: QuantizeOptions) -> None:
+def _check_size(job: Job, options: QuantizeOptions, target_size: str) -> None:
     """DoesNotFit for a size below that of the smallest formats: measuring takes hours."""
     from ernie_local.config import read_config
-    from ernie_quant.mixed_tables import room_in_files, room_on_gpu, smallest_tables
+    from ernie_quant.mixed_tables import room_in_files, smallest_tables
 
     config = read_config(job.source)
-    smallest = smallest_tables(config, options.dense)
-    if options.target_size is not None:
-        size = parse_bytes(options.target_size, "target_size")
-        with _counting_files(job, config) as files_bytes:
-            room_in_files(smallest, size, files_bytes)
-    if options.fit is not None:
-        room_on_gpu(config, smallest, parse_bytes(options.fit, "fit"), _beside_weights(config))
+    with _counting_files(job, config) as files_bytes:
+        smallest = smallest_tables(config, options.dense or "w8")
+        room_in_files(smallest, parse_bytes(target_size, "target_size"), files_bytes)
 
 
 @contextmanager
@@ -203,15 +211,6 @@ def _counting_files(job: Job, config: ModelConfig) -> Iterator[FilesBytes]:
 
     with open_checkpoint(job.source, config) as checkpoint:
         yield lambda tables: checkpoint_bytes(checkpoint, config, tables)
-
-
-def _beside_weights(config: ModelConfig) -> int:
-    return _cache_bytes(config) + _WORKSPACE_BYTES
-
-
-def _cache_bytes(config: ModelConfig) -> int:
-    text = config.text
-    return 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * _CACHED_TOKENS
 
 
 def _mixed_job(
@@ -231,28 +230,29 @@ def _mixed_job(
     with UnitProgress(console) as progress:
         identity = None if job.hub is None else job.hub.identity
         measured = measurements_in(path, job.source, sequences, progress.show, identity)
-    tables = _mixed_tables(job, options, config, measured, console)
+    tables = _mixed_tables(job, options, config, measured)
     for line in allocation_lines(tables, measured):
         console.note(line)
     return replace(job, tables=tables, statistics=path)
 
 
 def _mixed_tables(
-    job: Job, options: QuantizeOptions, config: ModelConfig, measured: Measurements, console: Console
+    job: Job, options: QuantizeOptions, config: ModelConfig, measured: Measurements
 ) -> QuantizationConfig:
     """Formats that lose least within a size, on a GPU, or with as many bits on average."""
+    from ernie_local.media.processor_config import read_processor_config
+    from ernie_local.planner.gpus import usable_bytes
+    from ernie_quant.gpu_fit import plan_in
     from ernie_quant.mixed_tables import MixedTables
 
-    tables = MixedTables(config, measured, options.dense)
+    tables = MixedTables(config, measured, options.dense or "w8")
     if options.target_size is not None:
         with _counting_files(job, config) as files_bytes:
             return tables.of_size(parse_bytes(options.target_size, "target_size"), files_bytes)
     if options.fit is not None:
-        console.note(
-            f"besides the weights: {format_bytes(_cache_bytes(config))} for {_CACHED_TOKENS} cached tokens, "
-            f"{format_bytes(_WORKSPACE_BYTES)} of workspace"
-        )
-        return tables.for_gpu(parse_bytes(options.fit, "fit"), _beside_weights(config))
+        processor = read_processor_config(job.source, config.vision)
+        vram = usable_bytes(parse_bytes(options.fit, "fit"))
+        return tables.for_gpu(lambda one: plan_in(config, processor, one, vram).resident_share >= 1)
     return tables.of_bits(_MIXED_BITS)
 
 

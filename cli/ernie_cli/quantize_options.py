@@ -46,17 +46,17 @@ class QuantizeOptions(SampleOptions, CommonOptions):
         help="With --bits 3 or more: write a second page in w2 for each expert, which `chat --small-below` "
         "reads for experts of little weight.",
     )
-    dense: DenseFormat = option(
-        default="w8",
+    dense: DenseFormat | None = option(
         help="Format of attention, shared experts, dense layers and head, which every token reads. auto: "
-        "chosen for each layer by measurement.",
+        "chosen for each layer by measurement. Default: w8, or what --fit needs.",
     )
     target_size: str | None = size_option(
         help="Mixed bits so that the weights take at most SIZE, such as 10GiB."
     )
     fit: str | None = size_option(
-        help="Mixed bits so that what decoding needs fits on a GPU of SIZE: all but the vision experts and "
-        "the vision tower."
+        help="Choose bits for a GPU that is sold with SIZE, such as 8GiB, and a chat of 8192 tokens: mixed "
+        "bits that fill it where every text expert fits there, else the most bits of which a quarter of the "
+        "text experts do."
     )
     statistics: Path | None = file_option(help="Measurements of `ernie-local calibrate`, for mixed bits.")
     keep_source: bool = option(
@@ -91,7 +91,7 @@ class QuantizeOptions(SampleOptions, CommonOptions):
 
     @property
     def is_mixed(self) -> bool:
-        """Whether formats come from measurements."""
+        """Whether formats come from measurements; with --fit they may."""
         return self.bits == "mixed" or self.target_size is not None or self.fit is not None
 
     @property

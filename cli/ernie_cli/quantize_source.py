@@ -6,27 +6,41 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ernie_cli.console import Console
 from ernie_cli.quantize_options import QuantizeOptions
 from ernie_local.errors import UsageError
-from ernie_local.sizes import format_bytes
+from ernie_local.sizes import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
+    from ernie_quant.gpu_fit import GpuFit
     from ernie_quant.hub_source import HubSource
     from ernie_quant.shard_store import Download
 
 
+class OpenedSource(NamedTuple):
+    """directory: of the source; hub: of one on the hub, what is to be fetched while it is read.
+
+    options: with the formats that `fit` says, None where --fit was not given.
+    """
+
+    directory: Path
+    hub: HubSource | None
+    options: QuantizeOptions
+    fit: GpuFit | None
+
+
 @contextmanager
-def opened_source(options: QuantizeOptions, console: Console) -> Iterator[tuple[Path, HubSource | None]]:
-    """The directory of the source; of one on the hub also what is to be fetched while it is read."""
+def opened_source(options: QuantizeOptions, console: Console) -> Iterator[OpenedSource]:
+    """The source, while it is read. DoesNotFit for a GPU that is too small for any formats."""
     from ernie_local.checkpoint.hub import HUB_PREFIX, resolve_model
     from ernie_quant.hub_source import hub_source
     from ernie_quant.place import partial_of
 
     if not options.source.startswith(HUB_PREFIX):
-        yield resolve_model(options.source), None
+        directory = resolve_model(options.source)
+        yield OpenedSource(directory, None, *_fitted(options, directory, console))
         return
     works = () if options.resume == "never" else (options.out, partial_of(options.out))
     with ExitStack() as stack:
@@ -35,9 +49,30 @@ def opened_source(options: QuantizeOptions, console: Console) -> Iterator[tuple[
             hub = stack.enter_context(found)
         if hub.is_pinned:
             console.note(f"going on with {hub.identity}, with which the work was begun")
+        options, fit = _fitted(options, hub.directory, console)
         if options.is_mixed and not options.statistics_path.exists():
             hub = _whole_source(hub, options, console)
-        yield hub.directory, hub
+        yield OpenedSource(hub.directory, hub, options, fit)
+
+
+def _fitted(
+    options: QuantizeOptions, directory: Path, console: Console
+) -> tuple[QuantizeOptions, GpuFit | None]:
+    """The options with the formats that --fit stands for."""
+    from ernie_local.config import read_config
+    from ernie_local.media.processor_config import read_processor_config
+    from ernie_quant.gpu_fit import fit_gpu
+
+    if options.fit is None:
+        return options, None
+    config = read_config(directory)
+    processor = read_processor_config(directory, config.vision)
+    fit = fit_gpu(config, processor, parse_bytes(options.fit, "fit"), options.dense)
+    for line in fit.lines:
+        console.note(line)
+    if fit.bits is None:
+        return replace(options, dense=fit.dense), fit
+    return replace(options, bits=str(fit.bits), dense=fit.dense, fit=None, statistics=None), fit
 
 
 def _whole_source(hub: HubSource, options: QuantizeOptions, console: Console) -> HubSource:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
@@ -25,6 +26,7 @@ from ernie_quant.measurements import Measurements
 FLOOR = 0.2
 # A layer's factor is at least this share of the median: few positions measure small factors badly.
 _LEAST_FACTOR = 0.1
+_STEP = 1 << 16  # of bytes that a GPU may have room for
 _DENSE = tuple(low_bit.name for low_bit in reversed(largest_first(formats_for("dense"))))
 # An item is an expert, or all other matrices of a layer: (layer, "", 0), or the head: (-1, "", 0).
 Items = dict[RoutedExpert, list[Option]]
@@ -69,11 +71,10 @@ class MixedTables:
                 return self._smallest
             room = max(0, room - excess)
 
-    def for_gpu(self, size: int, beside: int) -> QuantizationConfig:
-        """As `of_size` with `beside` bytes for other things than weights, where only what decoding a token
-        needs has to fit: the experts of text tokens, and no tower.
+    def for_gpu(self, holds: Callable[[QuantizationConfig], bool]) -> QuantizationConfig:
+        """Formats that lose least where `holds` says that a GPU has room for what decoding a token needs.
 
-        Other banks get as many bits a weight as the bank of text tokens does.
+        It is true of the smallest formats. Other banks than that of text tokens get as many bits a weight.
         """
         text = self._config.text
         experts = expert_items(self._config, self._measured)
@@ -84,15 +85,20 @@ class MixedTables:
         decoding = text.text_bank
         decoded = {} if decoding is None else by_bank[decoding.name]
         items = decoded | self._dense
-        room = room_on_gpu(self._config, self._smallest, size, beside)
-        chosen = allocate(items, room + _smallest_sum(items))
-        decoded_bytes = sum(chosen[key].num_bytes for key in decoded)
-        for bank in text.banks:
-            if decoding is not None and bank is not decoding:
-                own = by_bank[bank.name]
-                ratio = bank.expert_size / decoding.expert_size
-                chosen |= allocate(own, max(_smallest_sum(own), int(decoded_bytes * ratio)))
-        return self._tables(chosen)
+
+        def tables(steps: int) -> QuantizationConfig:
+            chosen = allocate(items, steps * _STEP + _smallest_sum(items))
+            decoded_bytes = sum(chosen[key].num_bytes for key in decoded)
+            for bank in text.banks:
+                if decoding is not None and bank is not decoding:
+                    own = by_bank[bank.name]
+                    ratio = bank.expert_size / decoding.expert_size
+                    chosen |= allocate(own, max(_smallest_sum(own), int(decoded_bytes * ratio)))
+            return self._tables(chosen)
+
+        most = -(-(_largest_sum(items) - _smallest_sum(items)) // _STEP)
+        steps = bisect_left(range(1, most + 1), True, key=lambda one: not holds(tables(one)))
+        return tables(steps)
 
     def _dense_items(self) -> Items:
         options = {
@@ -139,30 +145,14 @@ class MixedTables:
 
 def room_in_files(smallest: QuantizationConfig, size: int, files_bytes: FilesBytes) -> int:
     """Bytes that `size` leaves above files in the smallest tables; DoesNotFit where it is less than these."""
-    return _room(smallest, size, files_bytes(smallest), "target_size")
-
-
-def room_on_gpu(config: ModelConfig, smallest: QuantizationConfig, size: int, beside: int) -> int:
-    """Bytes of a GPU of `size` above what decoding needs in the smallest tables, and `beside`.
-
-    DoesNotFit where it is less.
-    """
-    decoding = config.text.text_bank
-    experts = {key: names for key, names in smallest.experts.items() if decoding and key[1] == decoding.name}
-    matrices = {name: found for name, found in smallest.matrices.items() if not name.startswith("vision.")}
-    pages = sum(_page_bytes(config, bank, name) for (_, bank), names in experts.items() for name in names)
-    needed = dataclasses.replace(smallest, experts={}, matrices=matrices)
-    return _room(smallest, size, quantized_bytes(config, needed) + pages + beside, "fit")
-
-
-def _room(smallest: QuantizationConfig, size: int, least: int, name: str) -> int:
+    least = files_bytes(smallest)
     if least > size:
         shrinks = {*smallest.gated_mlps.values()} - {_DENSE[0]}
         or_less = f", or shrink dense weights: {parameter('dense', 'auto')}" if shrinks else ""
         raise DoesNotFit(
             f"the weights take {least:,} bytes at least, {size:,} are wanted",
             "the smallest formats already take more",
-            f"{parameter(name, least)} or more{or_less}",
+            f"{parameter('target_size', least)} or more{or_less}",
         )
     return size - least
 
@@ -174,6 +164,10 @@ def smallest_tables(config: ModelConfig, dense: str) -> QuantizationConfig:
 
 def _smallest_sum(items: Items) -> int:
     return sum(min(option.num_bytes for option in options) for options in items.values())
+
+
+def _largest_sum(items: Items) -> int:
+    return sum(max(option.num_bytes for option in options) for options in items.values())
 
 
 def quantized_bytes(config: ModelConfig, tables: QuantizationConfig) -> int:

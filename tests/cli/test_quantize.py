@@ -16,7 +16,14 @@ from typing import Any
 import pytest
 
 from ernie_cli import calibration_samples
+from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.config import read_config
 from ernie_local.errors import Stopped
+from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.planner.gpus import usable_bytes
+from ernie_local.planner.model_size import published_model
+from ernie_local.sizes import GIB, parse_bytes
+from ernie_quant.gpu_fit import GpuFit, fit_gpu
 from tests.cli.running import Command
 from tests.special_files import SPECIAL_FILES, within_seconds
 
@@ -92,6 +99,10 @@ def test_mixed_bits_come_from_measurements_that_stay_with_the_checkpoint(
     assert "kept.json" in said["error"]["what"]
 
 
+def stop_drawing(*_: object) -> None:
+    raise Stopped("drawing samples", "a test", "none")
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -159,24 +170,80 @@ def test_measurements_that_cannot_be_read_or_written_are_told_before_samples_are
 
 
 @pytest.mark.parametrize("dense", ["w8", "auto"])
-@pytest.mark.parametrize("option", ["--target-size", "--fit"])
 def test_a_size_below_the_floor_is_refused_before_anything_is_measured(
-    option: str, dense: str, quantize: Quantize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dense: str, quantize: Quantize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def draw(*_: object) -> None:
-        raise Stopped("drawing samples", "a test", "none")
-
-    monkeypatch.setattr(calibration_samples, "draw_sequences", draw)
-    arguments = ("nano", str(tmp_path / "out"), "--dense", dense, option)
+    monkeypatch.setattr(calibration_samples, "draw_sequences", stop_drawing)
+    arguments = ("nano", str(tmp_path / "out"), "--dense", dense, "--target-size")
     code, said, _ = quantize(*arguments, "1MiB")
     assert code == 3
     assert isinstance(said["error"], dict)
     (least,) = re.findall(r"take ([0-9,]+) bytes at least, 1,048,576 are wanted", said["error"]["what"])
-    assert f"{option} {least.replace(',', '')} or more" in said["error"]["hint"]
+    assert f"--target-size {least.replace(',', '')} or more" in said["error"]["hint"]
     assert ("--dense auto" in said["error"]["hint"]) == (dense == "w8")
     floor = int(least.replace(",", ""))
     assert quantize(*arguments, str(floor - 1))[0] == 3
     assert quantize(*arguments, str(floor))[1]["error"]["what"] == "drawing samples"
+
+
+def test_a_gpu_below_the_floor_is_refused_before_anything_is_measured(
+    quantize: Quantize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration_samples, "draw_sequences", stop_drawing)
+    arguments = ("nano", str(tmp_path / "out"), "--fit")
+    code, said, _ = quantize(*arguments, "512MiB")
+    assert code == 3
+    assert isinstance(said["error"], dict)
+    assert "one of 512.0 MiB has 460.8 MiB" in said["error"]["what"]
+    (enough,) = re.findall(r"--fit ([0-9]+GiB) or more", said["error"]["hint"])
+    _, said, _ = quantize(*arguments, enough)
+    assert said["error"]["what"] == "drawing samples"
+    assert (said["fit"]["bits"], said["fit"]["resident_share"]) == (None, 1.0)
+
+
+def test_paged_experts_are_not_measured(
+    quantize: Quantize, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One format is chosen for all of them, and told by a dry run."""
+    config = read_config(NANO_DIRECTORY)
+    plan = fit_gpu(config, ImageProcessorConfig(), 4 * GIB, None).plan
+    monkeypatch.setattr("ernie_quant.gpu_fit.fit_gpu", lambda *_: GpuFit(3, "w4", plan))
+    arguments = ("--fit", "4GiB", "--samples", "1", "--dry-run")
+    code, said, errors = quantize("nano", str(tmp_path / "out"), *arguments)
+    assert code == 0, errors
+    assert (said["fit"]["bits"], said["fit"]["dense"]) == (3, "w4")
+    told = command("quantize", "nano", str(tmp_path / "out"), *arguments).stderr
+    assert "experts in 3 bits, the rest in w4" in told
+    assert "measuring" not in told
+    by_hand = quantize("nano", str(tmp_path / "out"), "--bits", "3", "--dense", "w4", *arguments[2:])[1]
+    assert said["plan"]["weight_bytes"] == by_hand["plan"]["weight_bytes"]
+    assert by_hand["fit"] is None
+
+
+@pytest.mark.parametrize("size", ["6GiB", "8GiB"])
+def test_bits_for_a_gpu_are_those_with_which_the_planner_says_that_it_runs(
+    size: str, command: Command
+) -> None:
+    """Where experts have to be paged."""
+    model = published_model()
+    fit = fit_gpu(model.config, model.processor, parse_bytes(size, "fit"), None)
+    assert fit.bits == 2 or fit.plan.resident_share >= 0.25
+    usable = f"{usable_bytes(parse_bytes(size, 'fit'))}"
+    asked = ("vram", "--dense", fit.dense, "--vram", usable, "--ctx-size", "8k", "--ram", "64GiB", "--json")
+    found = command(*asked, "--bits", str(fit.bits)).json()["gpu"]
+    assert found["verdict"] == "paged"
+    assert found["slots_bytes"] == fit.plan.slots_bytes
+    assert found["resident_share"] == pytest.approx(fit.plan.resident_share)
+    assert any(f"experts in {fit.bits} bits" in line for line in fit.lines)
+    if fit.bits == 2:
+        better = command(*asked, "--bits", "3").json()["gpu"]
+        assert not better or better["resident_share"] < 0.25
+
+
+def test_a_gpu_that_holds_every_text_expert_is_filled_with_mixed_bits() -> None:
+    model = published_model()
+    fits = [fit_gpu(model.config, model.processor, gib * GIB, None) for gib in (16, 24)]
+    assert [(fit.bits, fit.dense, fit.plan.resident_share) for fit in fits] == [(None, "w8", 1.0)] * 2
 
 
 def test_without_calibration_nothing_is_drawn(quantize: Quantize, tmp_path: Path) -> None:

@@ -288,21 +288,28 @@ def test_files_are_as_large_as_was_asked_and_the_floor_is_the_true_one(
 
 def test_a_gpu_holds_what_decoding_needs(measured: Measurements) -> None:
     choice = MixedTables(CONFIG, measured, "auto")
-    for size in range(5 << 20, 6 << 20, 100_000):
-        tables = choice.for_gpu(size, beside=1 << 20)
+
+    def needed(tables: QuantizationConfig) -> int:
         matrices = {name: found for name, found in tables.matrices.items() if not name.startswith("vision.")}
-        text = {key: formats for key, formats in tables.experts.items() if key[1] == "text"}
         resident = dataclasses.replace(tables, matrices=matrices, experts={})
         pages = sum(
             page_layout(name, CONFIG.text.hidden_size, CONFIG.text.bank("text").expert_size).page_bytes
-            for formats in text.values()
+            for (_, bank), formats in tables.experts.items()
             for name in formats
+            if bank == "text"
         )
-        needed = quantized_bytes(CONFIG, resident) + pages + (1 << 20)
-        # Pages differ by 4096 bytes; what is left is less than the next step of any expert.
-        assert size - 2 * 4096 < needed <= size
-    with pytest.raises(DoesNotFit, match="bytes at least, 2,097,152 are wanted"):
-        choice.for_gpu(2 << 20, beside=1 << 20)
+        return quantized_bytes(CONFIG, resident) + pages
+
+    least, most = needed(choice.for_gpu(lambda _: False)), needed(choice.for_gpu(lambda _: True))
+    assert least < most / 1.5
+    for size in range(least, most, (most - least) // 10):
+
+        def holds(tables: QuantizationConfig, size: int = size) -> bool:
+            return needed(tables) <= size
+
+        found = needed(choice.for_gpu(holds))
+        # It is searched in steps of 64 KiB, and pages differ by 4096 bytes.
+        assert size - (1 << 16) - 2 * 4096 < found <= size
 
 
 def test_seldom_seen_experts_keep_a_floor(measured: Measurements) -> None:
