@@ -17,6 +17,7 @@ from ernie_local.files import written_whole
 from ernie_local.media.image_size import ImageReport
 from ernie_local.model.memory_use import encoding_bytes
 from ernie_local.planner.gpu import GpuPlan
+from ernie_local.planner.kv_loss import INT8_KV_LOSS
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.solve import Obstacle
@@ -51,6 +52,8 @@ def report_lines(report: Report) -> Iterator[str]:
     if sys.stdout.isatty():
         yield from ("", *bar_lines(report.memory, width))
     yield from ("", *_verdict_lines(report))
+    if report.conversation.kv_dtype == "int8":
+        yield INT8_KV_LOSS.line
     if report.choices:
         yield from ("", *context_lines(report.choices, width))
     for name, value in (report.solved or {}).items():
