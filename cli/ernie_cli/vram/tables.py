@@ -13,7 +13,7 @@ from ernie_local.sizes import format_bytes
 _PLACES = {"ram": "RAM", "vram": "gpu"}
 _ROW = "{:<25}" + "{:>11}" * len(PHASES) + "  {}"
 _SHORT_ROW = "{:<22}{:>11}  {}"
-_GPU_ROW = "{:<19}{:>10}  {:<9}{:>8}{:>8}{:>7}  {:>15}"
+_GPU_ROW = "{:<19}{:>10}  {:<9}{:>8}{:>8}{:>7} {:>16}"
 _CONTEXT_ROW = "{:>10}{:>10}{:>13}  {}"
 _WIDTH_OF_TABLES = 79
 _BAR_LABEL, _BAR_AMOUNT = 8, 12
