@@ -99,7 +99,7 @@ def test_images_are_priced_by_size_and_by_file(reckon: Reckon, tmp_path: Path) -
     assert by_file == by_size
     assert (by_size["tokens"], by_size["resized_size"]) == (6138, [1848, 2604])
     assert by_size["kv_bytes"] == 6138 * 57_344
-    assert by_size["encoder_bytes"] == 4 * 6138 * 1280 * 64 + 211 * 1280**2
+    assert by_size["encoder_bytes"] == (5 * 4 * 6138 + 28 * 512) * 1280 * 4
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,8 @@ def test_loading_swaps_what_the_planner_says(directory: Path, monkeypatch: pytes
     size = read_model(directory)
     image = measure_image("image", (112, 84), size.processor)
     chat = ChatPlan(512, "float32", "bfloat16", (image,))
-    ram = plan_cpu(size, chat, Budget(MIB)).least_bytes
+    # So much more than the least that experts run beside a tower that stays, too.
+    ram = plan_cpu(size, chat, Budget(MIB)).least_bytes + MIB
     planned = plan_cpu(size, chat, Budget(ram)).placement
     assert planned is not None
     new = loaded(directory, ram)
