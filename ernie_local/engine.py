@@ -20,7 +20,12 @@ from ernie_local.media.patches import EncodedImage, Patches
 from ernie_local.media.tokens import TEXT, MediaPrompt, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import KVCache
-from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, attention_bytes, image_prompt_bytes
+from ernie_local.model.memory_use import (
+    DEFAULT_CHUNK_TOKENS,
+    attention_bytes,
+    chunk_bytes_on_gpu,
+    image_prompt_bytes,
+)
 from ernie_local.model.moe import RouteHook
 from ernie_local.progress import OnEncoded, OnProgress, Pauses, StopQuestion
 
@@ -147,8 +152,7 @@ class Engine:
         """
         pauses = Pauses(should_stop, on_progress, on_encoded)
         hidden = self._append(token_ids, images, pauses, lambda _start, chunk: chunk[-1:], cuts)
-        # Not in inference mode, so that samplers may write to it.
-        with torch.no_grad():
+        with torch.no_grad():  # not in inference mode, so that samplers may write to it
             return self.model.logits(hidden)[0]
 
     @_alone
@@ -186,9 +190,8 @@ class Engine:
         fill: fills the pieces that `KVCache.write_rows` describes, and says whether they are what they should
         be. Only a call of `rewind` sets the position of the next token then.
         """
-        length = self._cache.length + num_tokens
         self._check_room(num_tokens)
-        self._cache.reserve(length)
+        self._cache.reserve(self._cache.length + num_tokens)
         self._make_room(num_tokens, num_attending=1)
         is_filled = fill(self._cache.write_rows(num_tokens))
         if is_filled:
@@ -209,17 +212,15 @@ class Engine:
         self._cache.reserve(self._cache.length + 1)
         self._make_room(1)
         with torch.inference_mode():
-            # Filled on the device: a copy would make the host wait for a GPU.
             hidden = self.model(
-                self.model.embed(torch.full((1,), token_id, device=device)),
+                self.model.embed_one(token_id),
                 torch.full((3, 1), self.next_position, device=device),
                 token_types([token_id], media, self.vision_rule) != TEXT,
                 self._cache,
                 self._on_route,
                 self._graphs,
             )
-            # Not in inference mode, so that samplers may write to it.
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # so that samplers may write to it
                 logits = self.model.logits(hidden)[0]
             self.next_position += 1
         return logits
@@ -232,9 +233,9 @@ class Engine:
             yield
         except BaseException:
             self.rewind(before)
-            # In this order: memory of images goes back to experts that are as they should be.
             self.model.abort()
-            self.model.experts.make_room(self, 0)
+            for owner in (self, self.model):
+                self.model.experts.make_room(owner, 0)
             raise
 
     def _append(
@@ -247,10 +248,13 @@ class Engine:
     ) -> torch.Tensor:
         """Run all chunks; `keep(start, hidden)` takes what is wanted of each. Returns that of the last."""
         prompt = self._prepare(token_ids, images)
-        # For all chunks at once: a lack of memory is found before anything is computed.
-        self._cache.reserve(self._cache.length + prompt.num_tokens)
+        length = self._cache.length + prompt.num_tokens
+        # For all chunks at once, before anything is computed; but on a GPU images have that memory first.
+        if not (images and self._cache.is_lent):
+            self._cache.reserve(length)
         with torch.inference_mode():
             features = self._encode(images, prompt.num_tokens, pauses)
+            self._cache.reserve(length)
             stops = chunk_stops(prompt.num_tokens, self.chunk_tokens, cuts)
             for start, stop in pairwise((0, *stops)):
                 pauses.reach("tokens", start, prompt.num_tokens)
@@ -267,7 +271,7 @@ class Engine:
         """
         device = self.model.device
         self._make_room(stop - start)
-        hidden = self.model.embed(send(prompt.token_ids[start:stop], device))  # (chunk, hidden_size)
+        hidden = self.model.embed(prompt.token_ids[start:stop])  # (chunk, hidden_size)
         placeholders = prompt.is_placeholder[start:stop].nonzero()[:, 0]  # (placeholders of the chunk,)
         if len(placeholders):
             first = int(prompt.is_placeholder[:start].sum())
@@ -286,13 +290,13 @@ class Engine:
 
         num_attending: how many attend at once; None for all of them.
         """
-        num_all = self._cache.length + num_new
-        needed = self._cache.touched_bytes(num_all) + attention_bytes(
-            self.model.config.text,
-            num_new if num_attending is None else num_attending,
-            num_all,
-            self.model.attention_way,
-        )
+        text, num_all = self.model.config.text, self._cache.length + num_new
+        num_attending = num_new if num_attending is None else num_attending
+        sizes = text, num_attending, num_all, self.model.attention_way
+        if self._cache.is_lent:  # on a GPU; what computes there does so for one engine at a time
+            self.model.experts.make_room(self.model, chunk_bytes_on_gpu(*sizes))
+            return
+        needed = self._cache.touched_bytes(num_all) + attention_bytes(*sizes)
         if needed > self._needed_bytes:
             self.model.experts.make_room(self._cache, needed)
             self._needed_bytes = needed
@@ -326,7 +330,8 @@ class Engine:
             min(self.chunk_tokens, num_tokens),
             self.model.dtype.itemsize,
         )
-        experts.make_room(self, self.model.encoding_bytes([image for _, image in new]) + held)
+        experts.make_room(self, held)
+        experts.make_room(self.model, self.model.encoding_bytes([image for _, image in new]))
         features = {
             index: send(image.features, self.model.device)
             for index, image in enumerate(images)
@@ -342,7 +347,7 @@ class Engine:
                 if pauses.on_encoded is not None:
                     pauses.on_encoded(index, one)
         self.model.drop_image_weights()
-        experts.make_room(self, held)
+        experts.make_room(self.model, 0)
         return torch.cat([features[index] for index in range(len(images))])
 
     def _check_room(self, num_new: int) -> None:

@@ -11,6 +11,7 @@ from ernie_local.errors import UsageError, parameter
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 HUGE_PAGE = 2 * MIB  # the unit of memory that is allocated for streamed weights and states
+CACHE_LINE = 64
 
 # "G" and "GB" mean the binary unit too, as memory is sold: two meanings would make a limit a guess.
 _BYTE_UNITS = {
@@ -46,6 +47,11 @@ def parse_bytes(text: str, name: str = "size", least: int = 1) -> int:
 def parse_count(text: str, name: str = "count") -> int:
     """A count such as "32k" (32768), "1m" or "4096"; `name` is the argument that the UsageError names."""
     return _parse(text, name, _COUNT_UNITS, "32k or 32768", 1)
+
+
+def aligned(num_bytes: int, unit: int = CACHE_LINE) -> int:
+    """Rounded up to a multiple of `unit`."""
+    return -(-num_bytes // unit) * unit
 
 
 def format_bytes(num_bytes: int) -> str:

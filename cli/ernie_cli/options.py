@@ -84,7 +84,11 @@ seed_option = partial(option, default=0, metavar="N", min=0, max=LARGEST_SEED, h
 context_size_option = partial(
     option, "--ctx-size", metavar="N", help="Tokens of the whole chat, such as 32k."
 )
-kv_dtype_option = partial(option, default="auto", help="Number type of the KV cache.")
+kv_dtype_option = partial(
+    option,
+    default="auto",
+    help="Number type of the KV cache; auto: 16 bits or more, on a GPU int8 where experts lack memory.",
+)
 # Other users see the arguments of a process, not its environment.
 password_option = partial(
     option,

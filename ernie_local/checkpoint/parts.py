@@ -34,6 +34,12 @@ IMAGE_PARTS = ("vision tower", "resampler")
 _IMAGE_PREFIXES = tuple(mark for part, mark in _MARKS if part in IMAGE_PARTS)
 
 
+def image_stage(name: str) -> str:
+    """The module in which a tensor of IMAGE_PARTS computes: a block of the tower, or the whole resampler."""
+    parts = name.split(".")
+    return ".".join(parts[: 1 if parts[0] == "resampler" else 3 if parts[1] == "blocks" else 2])
+
+
 @dataclass(slots=True)
 class ModelPart:
     """One row of a table of parts.

@@ -1,9 +1,9 @@
 """Shares memory between experts, conversations and images: experts give way.
 
 In RAM, frames go back to the system and come again. On a GPU, the KV cache of one conversation lies at the
-end of the allocation that holds pages, and experts lose their last frames as it grows. Attention, images in
-the vision tower and a second conversation use torch's own allocator, which cannot use a hole in that
-allocation: a workspace of fixed size was left for them when the model was loaded.
+end of the allocation that holds pages, and experts lose their last frames as it grows; weights for images lie
+before it while these are encoded. Chunks of prompts, images in the vision tower and a second conversation use
+torch's own allocator, which has the front of the allocation for as long as there are any (gpu_memory.py).
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import torch
 
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.experts.device import trim_heap
+from ernie_local.experts.gpu_memory import GpuMemory
+from ernie_local.experts.keys import UNIT_BYTES
 from ernie_local.experts.level import PageLevel
-from ernie_local.experts.plan import PagingPlan
+from ernie_local.experts.plan import PagingPlan, lent_bytes
 from ernie_local.experts.traffic import PageTraffic
 from ernie_local.sizes import format_bytes
 
@@ -53,6 +55,12 @@ class RamBudget:
             trim_heap()
         self._level.use_frames(num_frames)
 
+    def begin_decode(self) -> None:
+        """Nothing: frames come back as soon as others need less."""
+
+    def abort(self) -> None:
+        """Nothing: `make_room` follows."""
+
     def cache_memory(self) -> None:
         """None: reserved memory that is not touched costs nothing, so a KV cache may have its own."""
 
@@ -62,15 +70,23 @@ class GpuBudget:
 
     def __init__(self, level: PageLevel, traffic: PageTraffic, plan: PagingPlan, num_bytes: int) -> None:
         """level, traffic: of the GPU; their cache was built by `plan`. num_bytes: of the workspace."""
+        assert isinstance(level.memory, GpuMemory)
         self._level = level
+        self._memory = level.memory
         self._traffic = traffic
         self._plan = plan
         self._num_bytes = num_bytes
         self._needed: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         self._at_end: weakref.ref[GpuCacheMemory] | None = None
+        self._end_bytes = 0  # of that cache
+        self._weight_bytes = 0  # before it, for images
+        self._may_take_back = True
 
     def make_room(self, owner: object, num_bytes: int) -> None:
-        """Keep this much of the workspace for `owner` until it says another number, or is gone."""
+        """Keep this much of the workspace for `owner` until it says another number, or is gone.
+
+        DoesNotFit for more than there is.
+        """
         before = self._needed.get(owner, 0)
         self._needed[owner] = num_bytes
         needed = _sum_of(self._needed)
@@ -81,6 +97,31 @@ class GpuBudget:
                 "workspace for attention, images and a second conversation is fixed when a model is loaded",
                 "give fewer or smaller images, end other conversations, or load with a larger context",
             )
+        if needed:
+            self._may_take_back = True
+        if needed > self._memory.lent_bytes < self._memory.workspace_bytes:
+            lent = lent_bytes(self._memory.workspace_bytes, needed)
+            frames = self._frames(lent, self._end_bytes + self._weight_bytes)
+            if len(frames) < self._plan.least_frames:
+                self._needed[owner] = before
+                raise self._refusal(f"{format_bytes(needed)} of GPU workspace needed")
+            self._traffic.drain()
+            self._level.use_only_frames(frames)
+            self._memory.lend(needed)
+
+    def begin_decode(self) -> None:
+        """A token will be decoded: where nothing needs the workspace, experts have its memory."""
+        if self._memory.lent_bytes and self._may_take_back and not _sum_of(self._needed):
+            # What torch has left there will not be gone before the next prompt.
+            self._may_take_back = False
+            if self._memory.take_back():
+                self._level.use_only_frames(self._frames(0, self._end_bytes))
+
+    def abort(self) -> None:
+        """Give pages the frames that nobody else has; a change of them may have been interrupted."""
+        self._level.use_only_frames(
+            self._frames(self._memory.lent_bytes, self._end_bytes + self._weight_bytes)
+        )
 
     def cache_memory(self) -> GpuCacheMemory:
         """Memory for a new KV cache: the end of the pages' allocation, or the workspace if that is taken."""
@@ -103,20 +144,54 @@ class GpuBudget:
         self.make_room(cache, num_bytes)
         return memory
 
+    def lend_for_weights(self, num_bytes: int) -> torch.Tensor:
+        """(num_bytes,) uint8 for weights that images pass through, until `take_weights_back`.
+
+        DoesNotFit for more than experts can give. Call it when the workspace for encoding has been kept.
+        """
+        num_bytes = -(-num_bytes // UNIT_BYTES) * UNIT_BYTES
+        self._give_end(self._end_bytes + num_bytes, "the image and its conversation need {} of the GPU")
+        self._weight_bytes = num_bytes
+        start = self._memory.num_bytes - self._end_bytes - num_bytes
+        return self._memory.bytes[start : start + num_bytes]
+
+    def take_weights_back(self) -> None:
+        """Have the frames for experts again, if any were lent."""
+        if self._weight_bytes:
+            self._weight_bytes = 0
+            self._traffic.drain()
+            self._level.use_only_frames(self._frames(self._memory.lent_bytes, self._end_bytes))
+
     def _take_end(self, num_bytes: int) -> torch.Tensor:
-        memory, frame_bytes = self._level.memory, self._plan.frame_bytes
-        num_frames = (memory.num_bytes - num_bytes) // frame_bytes
-        if num_frames < self._plan.least_frames:
-            least = format_bytes(self._plan.least_frames * frame_bytes)
-            raise DoesNotFit(
-                f"the conversation needs {format_bytes(num_bytes)} of the GPU and experts at least {least}; "
-                f"{format_bytes(memory.num_bytes)} is available for both",
-                "they share one allocation, as large as the GPU allowed when the model was loaded",
-                "shorten the conversation, use kv_dtype int8, or load with more vram",
-            )
+        assert not self._weight_bytes, "no image is encoded while a cache is resized"
+        self._give_end(num_bytes, "the conversation needs {} of the GPU")
+        self._end_bytes = num_bytes
+        return self._memory.bytes[self._memory.num_bytes - num_bytes :]
+
+    def _give_end(self, num_bytes: int, what: str) -> None:
+        """Take the last `num_bytes` from experts. what: the words of a refusal, with a place for them."""
+        frames = self._frames(self._memory.lent_bytes, num_bytes)
+        if len(frames) < self._plan.least_frames:
+            raise self._refusal(what.format(format_bytes(num_bytes)))
         self._traffic.drain()
-        self._level.use_first_frames(num_frames)
-        return memory.bytes[memory.num_bytes - num_bytes :]
+        self._level.use_only_frames(frames)
+
+    def _refusal(self, what: str) -> DoesNotFit:
+        least = format_bytes(self._plan.least_frames * self._plan.frame_bytes)
+        lent = self._memory.lent_bytes
+        beside = f", of which {format_bytes(lent)} are workspace" if lent else ""
+        return DoesNotFit(
+            f"{what} and experts at least {least}; {format_bytes(self._memory.num_bytes)} is available for "
+            f"both{beside}",
+            "they share one allocation, as large as the GPU allowed when the model was loaded",
+            f"shorten the conversation, use {parameter('kv_dtype', 'int8')}, give smaller images, or load "
+            f"with more {parameter('vram')}",
+        )
+
+    def _frames(self, first_bytes: int, last_bytes: int) -> range:
+        """Whole frames between so many bytes at the front and at the end."""
+        frame_bytes = self._plan.frame_bytes
+        return range(-(-first_bytes // frame_bytes), (self._memory.num_bytes - last_bytes) // frame_bytes)
 
 
 class GpuCacheMemory:

@@ -20,7 +20,8 @@ from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig
 from ernie_local.errors import UsageError, parameter
 from ernie_local.experts.budget import GpuBudget, RamBudget
-from ernie_local.experts.device import CudaDevice, PageMemory, allocate_pages
+from ernie_local.experts.device import CudaDevice, PageMemory
+from ernie_local.experts.gpu_memory import allocate_pages
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.level import PageLevel
 from ernie_local.experts.math import PageMath
@@ -31,6 +32,7 @@ from ernie_local.experts.readers import DiskReader, PageCheck, PageCopier, PageR
 from ernie_local.experts.traffic import PageTraffic
 from ernie_local.experts.two_levels import PinningReader, TwoLevels
 from ernie_local.packing.page import check_page
+from ernie_local.sizes import aligned
 
 # What computes experts of each layer and bank from pages on this device.
 MathOn = Callable[[torch.device], Mapping[BankKey, PageMath]]
@@ -39,11 +41,13 @@ MathOn = Callable[[torch.device], Mapping[BankKey, PageMath]]
 class GpuShare(NamedTuple):
     """What paging has of a GPU.
 
-    num_bytes: for pages and one KV cache, which takes up to cache_bytes. room_bytes: to leave free besides.
+    num_bytes: for pages, one KV cache, and room_bytes of workspace. least_bytes: of that, what a conversation
+    and one token's experts take; cache_bytes: the largest cache.
     """
 
     device: CudaDevice
     num_bytes: int
+    least_bytes: int
     cache_bytes: int
     room_bytes: int
 
@@ -78,11 +82,10 @@ def build_paged_experts(
     if gpu is None:
         return PagedExperts(store, ram, RamBudget(level, plan, setup.ram_bytes), options)
 
-    wanted = min(gpu.num_bytes, plan.most_bytes + gpu.cache_bytes)
-    # The allocation is of whole frames, the KV cache is not.
-    least = plan.frame_bytes * (plan.least_frames + -(-gpu.cache_bytes // plan.frame_bytes))
-    memory_above = allocate_pages(gpu.device.allocate, wanted, least, gpu.room_bytes, plan.frame_bytes)
-    cache_above = plan.build_cache(memory_above.num_bytes)
+    beside = max(gpu.cache_bytes + gpu.room_bytes, gpu.least_bytes - plan.least_bytes)
+    wanted = min(gpu.num_bytes, aligned(plan.most_bytes + beside, plan.frame_bytes))
+    memory_above = allocate_pages(gpu.device, wanted, gpu.least_bytes, gpu.room_bytes, plan.frame_bytes)
+    cache_above = plan.build_cache(memory_above.num_bytes, is_shared=True)
     math_above = math_on(memory_above.bytes.device)
     level_above = PageLevel(cache_above, memory_above, math_above, sizes, gpu.device)
     copier = PageCopier(level_above, level, disk, gpu.device)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from ernie_local.config import Bank
 from ernie_local.experts.heat import AdaptiveHeat, Heat
@@ -203,16 +203,18 @@ class PageCache:
                 self.evict(key)
         return self.slots.remove_frame()
 
-    def remove_frames_from(self, num_kept: int) -> None:
-        """Take all frames but the first `num_kept` out of use. No page is pinned or in flight.
+    def keep_frames(self, kept: Collection[int]) -> None:
+        """Take all frames but these out of use. No page is pinned or in flight.
 
         Not for a cache that `remove_coldest_frame` has been used on.
         """
         for key, slot in list(self._slots.items()):
-            if slot.frame >= num_kept:
+            if slot.frame not in kept:
                 self.evict(key)
-        for frame in reversed(range(num_kept, self.slots.num_frames)):
-            self.slots.remove_frame(frame)
+        removed = self.slots.removed_frames
+        for frame in range(self.slots.num_frames + len(removed)):
+            if frame not in kept and frame not in removed:
+                self.slots.remove_frame(frame)
 
     def _note(self, key: ExpertKey) -> None:
         mates = self._mates(key)

@@ -22,10 +22,8 @@ from typing import Literal, Protocol
 
 import torch
 
-from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.experts.keys import UNIT_BYTES
 from ernie_local.kernels.memory import empty_pinned, map_bytes, send
-from ernie_local.sizes import format_bytes
 
 LockStep = Literal["pinned", "locked", "pageable"]
 # Locks memory by address and bytes. Gives back what went wrong, or None.
@@ -109,58 +107,6 @@ def trim_heap() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-class GpuMemory:
-    """Memory of a GPU for pages and a KV cache. `units`: (units, UNIT_BYTES) uint8.
-
-    One allocation, of which no part goes back: an allocator of the GPU could not use a hole in it.
-    """
-
-    def __init__(self, memory: torch.Tensor, planned_bytes: int) -> None:
-        """memory: (num_bytes,) uint8, of a multiple of UNIT_BYTES; planned_bytes: what was asked for."""
-        assert len(memory) % UNIT_BYTES == 0, len(memory)
-        self.num_bytes = len(memory)
-        self.planned_bytes = planned_bytes
-        self.bytes = memory
-        self.units = memory.view(-1, UNIT_BYTES)
-
-
-_STEPS = 16  # after a failed allocation, the next try asks for a sixteenth of the wanted bytes less
-
-
-def allocate_pages(
-    allocate: Callable[[int], torch.Tensor],
-    wanted_bytes: int,
-    least_bytes: int,
-    room_bytes: int,
-    frame_bytes: int,
-) -> GpuMemory:
-    """Allocate up to `wanted_bytes` of a GPU in whole frames, leaving `room_bytes` free for other work.
-
-    allocate: gives (num_bytes,) uint8 of the GPU, or raises torch.OutOfMemoryError. DoesNotFit if not even
-    `least_bytes` are left.
-    """
-    wanted_bytes = wanted_bytes // frame_bytes * frame_bytes
-    step = -(-wanted_bytes // _STEPS)
-    room: torch.Tensor | None = None
-    attempt = wanted_bytes
-    while attempt >= least_bytes:
-        try:
-            # Held while pages are allocated: torch keeps it after the free and uses it for other work.
-            room = allocate(room_bytes) if room is None else room
-            return GpuMemory(allocate(attempt), wanted_bytes)
-        except torch.OutOfMemoryError:
-            smaller = max(least_bytes, attempt - step) if attempt > least_bytes else 0
-            attempt = smaller // frame_bytes * frame_bytes
-    raise DoesNotFit(
-        f"could not allocate {format_bytes(least_bytes)} on the GPU, the minimum for a conversation and one "
-        f"token's experts, besides {format_bytes(room_bytes)} of workspace; {format_bytes(wanted_bytes)} "
-        "was planned",
-        "another program took memory of the GPU meanwhile, or its driver keeps more than it reports",
-        f"close other programs, use a smaller context or {parameter('kv_dtype', 'int8')}, or lower "
-        f"{parameter('vram')}",
-    )
-
-
 class Event(Protocol):
     """A point in the work given to a device, after all that was given before in its stream.
 
@@ -197,6 +143,18 @@ class Device:
 HOST = Device()
 
 
+class _Span:
+    """Memory of a GPU by its address, as torch accepts it."""
+
+    def __init__(self, address: int, num_bytes: int) -> None:
+        self.__cuda_array_interface__ = {
+            "data": (address, False),
+            "shape": (num_bytes,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+
 class CudaDevice(Device):
     """A CUDA GPU, with a memory of its own, and a second stream that copies pages there in order.
 
@@ -216,8 +174,23 @@ class CudaDevice(Device):
         return found
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
-        """(num_bytes,) uint8 of torch's own allocator. torch.OutOfMemoryError if there is not enough."""
+        """See Allocator."""
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
+
+    def drop_unused(self) -> None:
+        """See Allocator."""
+        torch.cuda.empty_cache()
+
+    def span(self, first: torch.Tensor, num_bytes: int) -> torch.Tensor:
+        """See Allocator."""
+        return torch.as_tensor(_Span(first.data_ptr(), num_bytes), device=self.device)
+
+    def bring(self, source: torch.Tensor, into: torch.Tensor) -> None:
+        """Copy bytes of the host between what was and what will be given to be computed.
+
+        The host waits only if the source is not page-locked.
+        """
+        into.copy_(source, non_blocking=True)
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
         """See Device.send."""

@@ -13,7 +13,8 @@ import torch
 
 from ernie_local.config import Bank, BankKey
 from ernie_local.experts.cache import PageCache
-from ernie_local.experts.device import HOST, Device, Event, GpuMemory, PageMemory
+from ernie_local.experts.device import HOST, Device, Event, PageMemory
+from ernie_local.experts.gpu_memory import GpuMemory
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.math import PageMath, page_call
 from ernie_local.kernels.arguments import ABSENT_SLOT
@@ -164,15 +165,17 @@ class PageLevel:
         while slots.num_frames < num_frames and slots.add_frame() is not None:
             pass
 
-    def use_first_frames(self, num_frames: int) -> None:
-        """Have pages only in the first `num_frames` frames. No page is pinned or in flight.
+    def use_only_frames(self, wanted: Collection[int]) -> None:
+        """Have pages only in these frames. No page is pinned or in flight.
 
-        The memory behind them is used by work given to the device after this call and before the next one.
+        The memory of the others is used by work given to the device after this call and before the next one.
         Frames that come back are overwritten only after that work.
         """
         slots = self.cache.slots
-        self.cache.remove_frames_from(num_frames)
-        event = self._device.mark() if slots.num_frames < num_frames else None
-        while slots.num_frames < num_frames and (frame := slots.add_frame()) is not None:
+        self.cache.keep_frames(wanted)
+        back = [frame for frame in slots.removed_frames if frame in wanted]
+        event = self._device.mark() if back else None
+        for frame in reversed(back):
+            slots.add_frame(frame)
             if event is not None:
                 self.last_uses.note([(frame * slots.frame_bytes, slots.frame_bytes)], event)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from ernie_local.experts.budget import MemoryBudget
-from ernie_local.experts.device import HOST, Device, GpuMemory, PageLock
+from ernie_local.experts.device import HOST, Device, PageLock
+from ernie_local.experts.gpu_memory import GpuMemory
 from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.level import PageLevel
 from ernie_local.experts.options import MissRule, PagingOptions, PagingStats
@@ -98,7 +99,10 @@ class PagedExperts:
         if self._gpu is not None:
             memory = self._gpu.memory
             had, planned = format_bytes(memory.num_bytes), format_bytes(memory.planned_bytes)
-            notes.append(f"GPU: {had} for experts, shared with the KV cache; {self.miss_rule.description}")
+            shared = "shared with KV cache and workspace"
+            notes.append(f"GPU: {had} for experts, {shared}; {self.miss_rule.description}")
+            if not memory.workspace_bytes:
+                notes.append("GPU: workspace lies apart, as its memory was not given in one piece")
             if memory.num_bytes < memory.planned_bytes:
                 notes.append(f"GPU: {had} available for experts and the KV cache ({planned} planned)")
             notes.append(f"memory of experts: {self._gpu.page_lock.describe()}")
@@ -112,12 +116,15 @@ class PagedExperts:
     def begin(self, rows: TokenRows) -> None:
         """Begin a forward: every layer will ask for the banks that have rows."""
         self._is_decode = self.traffic.begin({bank: len(own) for bank, own in rows.by_bank.items()})
+        if self._is_decode:
+            self.budget.begin_decode()
 
     def abort(self) -> None:
         """Pages that are whole stay, all others go; see ExpertProvider.abort."""
         self.traffic.abort()
         for level in (self.ram, self.top):  # nothing is under way any more
             level.last_uses.clear()
+        self.budget.abort()
 
     def make_room(self, owner: object, num_bytes: int) -> None:
         """Keep memory that experts may take; see ExpertProvider.make_room."""

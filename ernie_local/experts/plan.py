@@ -1,4 +1,4 @@
-"""Divides a memory among pages: sizes of slots and frames, and each bank's share.
+"""Divides a memory among pages: sizes of slots and frames, each bank's share, and a GPU's workspace.
 
 Pure Python, without torch: the runtime pages by a plan, a replay and the planner compute with the same one.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import NamedTuple
 
 from ernie_local.config import MODALITIES, Bank
@@ -16,6 +16,7 @@ from ernie_local.experts.cache import PageCache
 from ernie_local.experts.heat import FIRST_DECAY, AdaptiveHeat, Heat
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.slots import SizeClass, SlotMap
+from ernie_local.sizes import MIB
 
 # The bank of a page, or _SMALL. Small pages come for a token and go, and have slots for no more than that: a
 # byte of memory saves more reading if it holds part of a page that serves every use of its expert.
@@ -85,12 +86,15 @@ class PagingPlan:
         """Of the frames that hold all pages of a kind."""
         return self.frame_bytes * sum(self._frames_for(one, one.num_pages) for one in self._of_kind(kind))
 
-    def build_cache(self, memory_bytes: int, decay: float | None = None) -> PageCache:
+    def build_cache(
+        self, memory_bytes: int, decay: float | None = None, *, is_shared: bool = False
+    ) -> PageCache:
         """A cache that takes at most `memory_bytes`, which are at least `least_bytes`.
 
-        decay: see Heat; None lets the tokens decide.
+        decay: see Heat; None lets the tokens decide. is_shared: whether others may have any part of the
+        memory for a while, so that all of it is cut into frames.
         """
-        num_frames = min(memory_bytes, self.most_bytes) // self.frame_bytes
+        num_frames = (memory_bytes if is_shared else min(memory_bytes, self.most_bytes)) // self.frame_bytes
         classes = self._share_frames(num_frames)
         slots = SlotMap(self.frame_bytes, num_frames, classes)
         text = [index for index, one in enumerate(self._classes) if one.kind == "text"]
@@ -198,3 +202,20 @@ def frame_bytes(page_bytes: Sequence[int]) -> int:
         return sum(count * candidate / (candidate // size) for size, count in counts.items())
 
     return min((max(counts) * pages for pages in range(1, _MOST_PAGES_A_FRAME + 1)), key=taken)
+
+
+_GRANULE = 2 * MIB  # torch's allocator rounds large blocks to it
+_PIECES = 8  # a short prompt takes one of them, and pages keep the others
+
+
+def workspace_pieces(num_bytes: int) -> list[int]:
+    """Bytes of the pieces of a workspace of at least `num_bytes`, which is rounded up to what torch gives."""
+    granules = -(-num_bytes // _GRANULE)
+    each, more = divmod(granules, _PIECES)
+    return [size * _GRANULE for size in [each + 1] * more + [each] * (_PIECES - more) if size]
+
+
+def lent_bytes(workspace_bytes: int, needed_bytes: int) -> int:
+    """What torch has of a workspace while `needed_bytes` of it are needed: whole pieces."""
+    pieces = workspace_pieces(workspace_bytes)
+    return next(total for total in accumulate(pieces, initial=0) if total >= min(needed_bytes, sum(pieces)))

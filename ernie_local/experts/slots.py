@@ -57,6 +57,11 @@ class SlotMap:
         self._free_frames = [frame for frame in reversed(range(self._most_frames)) if frame not in taken]
 
     @property
+    def removed_frames(self) -> list[int]:
+        """Frames that are out of use."""
+        return [frame for frame, _ in self._removed]
+
+    @property
     def num_free_frames(self) -> int:
         """Frames that no class holds."""
         return len(self._free_frames)
@@ -120,11 +125,12 @@ class SlotMap:
         self._removed.append((frame, loser))
         return frame
 
-    def add_frame(self) -> int | None:
-        """Put the frame that was removed last back into use; None if there is none."""
+    def add_frame(self, frame: int | None = None) -> int | None:
+        """Put this frame back into use, or the one that was removed last; None if there is none."""
         if not self._removed:
             return None
-        frame, owner = self._removed.pop()
+        index = -1 if frame is None else [removed for removed, _ in self._removed].index(frame)
+        frame, owner = self._removed.pop(index)
         self._owned[owner] += 1
         self._free_frames.append(frame)
         return frame

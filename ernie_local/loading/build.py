@@ -23,6 +23,7 @@ from ernie_local.checkpoint.parts import is_for_images, is_of_layers, stored_ten
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig
 from ernie_local.errors import DoesNotFit
+from ernie_local.experts.budget import GpuBudget
 from ernie_local.experts.build import PagingSetup, build_paged_experts, open_page_store
 from ernie_local.experts.mapped import MappedExperts, StoredPart
 from ernie_local.experts.math import expert_math, gpu_math
@@ -31,6 +32,7 @@ from ernie_local.experts.resident import PackedExperts, ResidentExperts
 from ernie_local.kernels.arguments import PackedMatrix
 from ernie_local.kernels.graphs import Recorder
 from ernie_local.kernels.memory import empty_bytes
+from ernie_local.loading.gpu_image_weights import GpuImageWeights
 from ernie_local.loading.image_weights import ImageWeights
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
@@ -82,7 +84,8 @@ def build_model(
     """
     files = MappedFiles() if is_mapped(config, device, paging) else None
     filler = _Filler(checkpoint, config, dtype, device, gpu_kernels, files)
-    model = filler.build_network(swaps_image_weights=paging is not None and paging.swaps_image_weights)
+    swaps = paging is not None and paging.swaps_image_weights
+    model = filler.build_network(swaps_image_weights=swaps)
     # Experts come last: they can do with less if a GPU turns out to be smaller than it reported.
     experts: ExpertProvider
     if paging is not None:
@@ -90,6 +93,12 @@ def build_model(
         plan = PagingPlan(store.page_bytes, config.text.experts_per_token)
         math_on = partial(expert_math, checkpoint, config, gpu_kernels=gpu_kernels)
         experts = build_paged_experts(store, plan, math_on, paging)
+        if swaps and paging.gpu is not None:
+            assert isinstance(model.image_weights, ImageWeights)
+            assert isinstance(experts.budget, GpuBudget)
+            model.image_weights = GpuImageWeights(
+                model.image_weights, model, experts.budget, paging.gpu.device
+            )
     elif files is not None:
         is_computing = partial(_is_computing, weakref.ref(model))
         experts = MappedExperts(checkpoint, config, files, filler.later, is_computing)
@@ -194,8 +203,21 @@ class _Filler:
         with init_empty_weights(include_buffers=True):
             model = ErnieModel(self.config, self.gpu_kernels)
         if swaps_image_weights:
-            model.image_weights = ImageWeights(self.checkpoint, self.config, model, self.dtype)
-        self.place_packed(model, lambda name: not (swaps_image_weights and is_for_images(name)))
+            kernels = self.gpu_kernels
+            model.image_weights = ImageWeights(self.checkpoint, self.config, model, self.dtype, kernels)
+        on_host = set()
+        if self.device.type != "cpu" and not self.config.text.tie_word_embeddings:
+            # A token reads one row of it, which is sent as fast as its number.
+            on_host = {"embed_tokens"}
+            host = _Filler(self.checkpoint, self.config, self.dtype, _HOST)
+            host.place_packed(model, on_host.__contains__)
+            host.place_plain(model.embed_tokens, "embed_tokens")
+            host.read()
+
+        def is_wanted(name: str) -> bool:
+            return name not in on_host and not (swaps_image_weights and is_for_images(name))
+
+        self.place_packed(model, is_wanted)
         self.place_plain(model)
         self.read()
         return model.eval()

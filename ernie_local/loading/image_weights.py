@@ -6,6 +6,7 @@ next images they are read from the files again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -26,19 +27,22 @@ from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.layers import PackedLinear
 from ernie_local.packing.formats import LowBitFormat
 from ernie_local.packing.page import check_scales
-from ernie_local.sizes import HUGE_PAGE
-
-_ALIGNMENT = 64  # where tensors begin: a line of the processor's cache
+from ernie_local.sizes import HUGE_PAGE, aligned, format_bytes
 
 
 class ImageWeights:
     """The weights of vision tower and resampler, on the CPU: zeros until `read`, and again after `drop`.
 
-    num_bytes: of all of them.
+    num_bytes: of all of them; places: where each lies, by its name in the files.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, config: ModelConfig, model: ErnieModel, dtype: torch.dtype
+        self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        model: ErnieModel,
+        dtype: torch.dtype,
+        gpu_kernels: str = "auto",
     ) -> None:
         """Give them to `model`, plain ones in `dtype`. No value is read before `read`."""
         self._checkpoint = Checkpoint(checkpoint.accounts)  # opens files of its own
@@ -51,19 +55,24 @@ class ImageWeights:
         shapes = {name: sources[name].shape if name in sources else packed[name].shape for name in in_order}
         dtypes = {name: dtype if name in sources else torch.uint8 for name in in_order}
         sizes = [torch.Size(shapes[name]).numel() * dtypes[name].itemsize for name in in_order]
-        self.num_bytes = sum(sizes)
-        rounded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+        self.num_bytes = self.budget_bytes = sum(sizes)
+        rounded = [aligned(size) for size in sizes]
         # Whole huge pages: of one that goes back in part, the rest would stay.
-        self._memory = PageMemory(-(-sum(rounded) // HUGE_PAGE) * HUGE_PAGE)
-        self._used = self._memory.bytes[: sum(rounded)]
-        self._places = {
+        self.memory = PageMemory(aligned(sum(rounded), HUGE_PAGE))
+        self._used = self.memory.bytes[: sum(rounded)]
+        self.places = {
             name: piece[:size].view(dtypes[name]).view(shapes[name])
             for name, piece, size in zip(in_order, self._used.split(rounded), sizes, strict=True)
         }
         self._checksum: int | None = None  # after the first read
         self._is_in_memory = False
         self._files = {one.path: _FileVersion.of(one.path) for one in stored.values()}
-        self._give_to(model)
+        for matrix in self._matrices.values():
+            place = self.places[matrix.stored_name]
+            layer = PackedLinear(PackedMatrix(place, matrix.low_bit.name, matrix.rows, gpu_kernels))
+            model.set_submodule(matrix.name, layer)
+        self._owners = {name: self._owner(model, name) for name in in_order}
+        self.give(self.places)
 
     def read(self) -> None:
         """Bring all of them into memory, or none: ModelUnusable, with nothing kept, where that cannot be.
@@ -76,7 +85,7 @@ class ImageWeights:
         try:
             for path, known in self._files.items():
                 known.check(path)
-            for name, place in self._places.items():
+            for name, place in self.places.items():
                 matrix = self._matrices.get(name)
                 if matrix is None:
                     self._checkpoint.read(name, place)
@@ -94,7 +103,19 @@ class ImageWeights:
     def drop(self) -> None:
         """Give their memory back to the system, whatever a `read` has got to."""
         self._is_in_memory = False
-        self._memory.discard(0, self._memory.num_bytes)
+        self.memory.discard(0, self.memory.num_bytes)
+
+    def give(self, places: Mapping[str, torch.Tensor]) -> None:
+        """Have the model compute from these places, of the same shapes and dtypes."""
+        for name, place in places.items():
+            module, own = self._owners[name]
+            is_buffer = isinstance(module, PackedLinear)
+            setattr(module, own, place if is_buffer else nn.Parameter(place, requires_grad=False))
+
+    def describe(self) -> str:
+        """For people."""
+        size = format_bytes(self.num_bytes)
+        return f"vision tower and resampler: {size}, in memory only while images are encoded"
 
     def _check_sum(self) -> None:
         """ModelUnusable unless what was read is what was read before."""
@@ -109,16 +130,12 @@ class ImageWeights:
                 "run `ernie-local verify` on the checkpoint, then load the model again",
             )
 
-    def _give_to(self, model: ErnieModel) -> None:
-        for name, matrix in self._matrices.items():
-            packed = PackedMatrix(self._places[name], matrix.low_bit.name, matrix.rows)
-            bias = self._places.get(f"{matrix.name}.bias")
-            model.set_submodule(matrix.name, PackedLinear(packed, bias))
-        for name in self._places.keys() - self._matrices.keys():
-            parent, _, own = name.rpartition(".")
-            module = model.get_submodule(parent)
-            if not isinstance(module, PackedLinear):  # which has its bias
-                setattr(module, own, nn.Parameter(self._places[name], requires_grad=False))
+    def _owner(self, model: ErnieModel, name: str) -> tuple[nn.Module, str]:
+        """The module that has this tensor, and the attribute."""
+        if name in self._matrices:
+            return model.get_submodule(self._matrices[name].name), "packed"
+        parent, _, own = name.rpartition(".")
+        return model.get_submodule(parent), own
 
 
 class _Matrix(NamedTuple):

@@ -42,12 +42,15 @@ from ernie_local.loading.options import (
 )
 from ernie_local.media.image_size import ImageReport
 from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.model.kv_cache import KV_DTYPES
 from ernie_local.model.memory_use import gpu_attention_way
 from ernie_local.model_files import MissingFileWarning, ModelFiles, find_model_files
 from ernie_local.planner.fit import AvailableMemory, Placement, place
 from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.gpu import host_process_bytes
-from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need, chat_need_on_gpu
+from ernie_local.planner.gpu_fit import GpuPlacement, place_on_gpu
+from ernie_local.planner.gpu_need import GpuNeed
+from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need
 from ernie_local.planner.ram import process_bytes
 from ernie_local.progress import OnProgress
 from ernie_local.reuse.results import KeptResults, ModelCache
@@ -83,7 +86,8 @@ def load_model(
     chunk_tokens = options.chunk_tokens
     tokens = defaults.context_tokens(options.context_size, config.text.max_position_embeddings)
     check_token_counts(tokens, 1 if chunk_tokens is None else chunk_tokens)
-    chat = ChatPlan(tokens, dtype_name(dtype), dtype_name(kv_dtype), tuple(images))
+    types = dtype_name(dtype), dtype_name(kv_dtype)
+    chat = ChatPlan(tokens, *types, tuple(images), may_shrink_cache=options.kv_dtype == defaults.AUTO)
     demand = ComputeDemand(device, chat, chunk_tokens, choices.kernels)
     folder = options.open_cache()
     cache = None if folder is None else ModelCache(folder, files.directory, _choices(options))
@@ -92,10 +96,9 @@ def load_model(
         choices.check(config, device, kv_dtype)
     with open_checkpoint(files.directory, config) as checkpoint:
         need = count_need(checkpoint, files.image_processor, config, demand, limits, paging)
-        gpu = None
-        if demand.is_on_gpu:
-            gpu = AvailableMemory.of_gpu(torch.cuda.mem_get_info(device)[0], limits.vram)
-        placement = place(need, limits.find_ram(demand.process_bytes), gpu)
+        placement = _place(need, demand, limits)
+        if isinstance(placement, GpuPlacement):
+            kv_dtype = KV_DTYPES[placement.layout.kv_dtype]
         setup = _find_paging(placement, device, paging)
         # Not before all is checked: a refusal has its three lines alone.
         for note in files.missing_notes():
@@ -110,7 +113,8 @@ def load_model(
     # Paged experts have the memory: a page helps every token, features only who asks about an image again.
     results = KeptResults(device, dtype, defaults.feature_bytes(placement.spare_bytes), cache)
     seconds = time.perf_counter() - started
-    return LoadedModel(network, files, settings, need.weight_bytes, seconds, options.context_size, results)
+    told = need.weight_bytes, seconds, options.context_size, results, placement.decisions
+    return LoadedModel(network, files, settings, *told)
 
 
 def _choices(options: LoadOptions) -> str:
@@ -232,32 +236,52 @@ def count_need(
     demand: ComputeDemand,
     limits: MemoryLimits,
     paging: PagingOptions | None,
-) -> MemoryNeed:
-    """The memory that the checkpoint and a conversation take. No weight is read."""
+) -> MemoryNeed | GpuNeed:
+    """The memory that the checkpoint and a conversation take, of a GPU where that computes.
+
+    No weight is read.
+    """
     dtype = WEIGHT_DTYPES[demand.chat.dtype]
     weights = checkpoint_weights(checkpoint, config, dtype, in_slots=demand.is_on_gpu)
     plan = paging_plan(checkpoint, config, paging)
-    need = replace(
-        MemoryNeed.of_weights(config.text, weights, plan),
-        # Kept for as long as the weights are, and for nothing else.
-        scratch_bytes=unpacking_room(config, demand.device, demand.gpu_kernels) if demand.is_on_gpu else 0,
-        chunk_tokens=demand.chunk_tokens,
-    )
     if demand.is_on_gpu:
         has_triton = find_triton(demand.device, demand.gpu_kernels) is not None
-        return chat_need_on_gpu(need, config, demand.chat, gpu_attention_way(has_triton=has_triton))
+        return GpuNeed(
+            config=config,
+            chat=demand.chat,
+            weights=weights,
+            plan=plan,
+            # Kept for as long as the weights are, and for nothing else.
+            scratch_bytes=unpacking_room(config, demand.device, demand.gpu_kernels),
+            chunk_tokens=demand.chunk_tokens,
+            attention=gpu_attention_way(has_triton=has_triton),
+        )
+    need = replace(MemoryNeed.of_weights(config.text, weights, plan), chunk_tokens=demand.chunk_tokens)
     return chat_need(need, config, processor, demand.chat, limits.ram)
 
 
-def _find_paging(placement: Placement, device: torch.device, options: PagingOptions) -> PagingSetup | None:
+def _place(
+    need: MemoryNeed | GpuNeed, demand: ComputeDemand, limits: MemoryLimits
+) -> Placement | GpuPlacement:
+    if isinstance(need, MemoryNeed):
+        return place(need, limits.find_ram(demand.process_bytes))
+    gpu = AvailableMemory.of_gpu(torch.cuda.mem_get_info(demand.device)[0], limits.vram)
+    return place_on_gpu(need, limits.find_ram(demand.process_bytes), gpu)
+
+
+def _find_paging(
+    placement: Placement | GpuPlacement, device: torch.device, options: PagingOptions
+) -> PagingSetup | None:
     """How the placed experts are paged; None if all of them are in memory."""
     if placement.paged_bytes is None:
         return None
     gpu: GpuShare | None = None
-    if placement.gpu_bytes is not None:
-        assert placement.gpu_cache_bytes is not None
-        assert placement.gpu_room_bytes is not None
+    if isinstance(placement, GpuPlacement):
         gpu = GpuShare(
-            CudaDevice(device), placement.gpu_bytes, placement.gpu_cache_bytes, placement.gpu_room_bytes
+            CudaDevice(device),
+            placement.shared_bytes,
+            placement.least_bytes,
+            placement.cache_bytes,
+            placement.room_bytes,
         )
     return PagingSetup(placement.paged_bytes, options, gpu, placement.swapped_bytes > 0)

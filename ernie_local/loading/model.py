@@ -30,7 +30,6 @@ from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.model_files import ModelFiles
 from ernie_local.replay.recorder import TraceRecorder
 from ernie_local.reuse.results import KeptResults
-from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
     from ernie_local.text.tokenizer import ErnieTokenizer
@@ -62,13 +61,18 @@ class LoadedModel:
         load_seconds: float,
         context_limit: int | None = None,
         results: KeptResults | None = None,
+        decisions: Sequence[str] = (),
     ) -> None:
-        """context_limit: most tokens, if the caller has set it. results: what chats keep for each other."""
+        """context_limit: most tokens, if the caller has set it. results: what chats keep for each other.
+
+        decisions: what the placement chose so that the model fits, a line each.
+        """
         self.network, self.files, self.settings = network, files, settings
         self.directory = files.directory
         self.config: ModelConfig = network.config
         self.weight_bytes, self.load_seconds = weight_bytes, load_seconds
         self._context_limit, self.results = context_limit, results
+        self.decisions = decisions
         self.recorder: TraceRecorder | None = None  # see `record_trace`
 
     def __repr__(self) -> str:
@@ -83,11 +87,8 @@ class LoadedModel:
 
     def paging_notes(self) -> list[str]:
         """Lines about paging that a user should read; may be none."""
-        notes, swapped = self.network.experts.describe(), self.network.image_weights
-        if swapped is not None:
-            size = format_bytes(swapped.num_bytes)
-            notes.append(f"vision tower and resampler: {size}, in memory only while images are encoded")
-        return notes
+        notes, swapped = [*self.decisions, *self.network.experts.describe()], self.network.image_weights
+        return notes if swapped is None else [*notes, swapped.describe()]
 
     def wait_until_resident(self) -> None:
         """Return when all weights that stay in memory have been read and checked.

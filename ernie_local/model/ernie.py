@@ -18,6 +18,7 @@ from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError, parameter
 from ernie_local.kernels.gpu import find_triton
 from ernie_local.kernels.graphs import Recorder
+from ernie_local.kernels.memory import send
 from ernie_local.media.patches import Patches
 from ernie_local.model.attention import choose_attention, token_kernel
 from ernie_local.model.decode_graphs import DecodeGraphs
@@ -39,16 +40,24 @@ _Result = TypeVar("_Result")
 
 
 class SwappedWeights(Protocol):
-    """Weights that are in memory only while they are used, all or none."""
+    """Weights that are there only while they are used.
 
-    num_bytes: int  # in memory
+    num_bytes: of all; budget_bytes: of those that `ExpertProvider.make_room` keeps memory for.
+    """
+
+    num_bytes: int
+    budget_bytes: int
 
     def read(self) -> None:
-        """Bring them into memory, if they are not there."""
+        """Make them ready for computing, if they are not."""
         ...
 
     def drop(self) -> None:
         """Give their memory back, whatever a `read` has got to."""
+        ...
+
+    def describe(self) -> str:
+        """What a user should know of them."""
         ...
 
 
@@ -125,8 +134,9 @@ class ErnieModel(nn.Module):
 
     def abort(self) -> None:
         """Forget what a computation has begun that will not end. It may have stopped anywhere."""
-        self.drop_image_weights()
+        # In this order: experts that are as they should be have the memory of weights for images.
         self.experts.abort()
+        self.drop_image_weights()
 
     def drop_image_weights(self) -> None:
         """Give back the memory of weights that `encode_images` has read; of others, nothing."""
@@ -157,9 +167,25 @@ class ErnieModel(nn.Module):
         return gpu_attention_way(has_triton=find_triton(self.device, self._gpu_kernels) is not None)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """token_ids: (tokens,) integers -> (tokens, hidden_size)."""
-        embedded: Tensor = self.embed_tokens(token_ids)
+        """token_ids: (tokens,) integers on the host -> (tokens, hidden_size) on the model's device."""
+        if self._embeds_on_host:
+            return send(self.embed_tokens(token_ids), self.device)
+        embedded: Tensor = self.embed_tokens(send(token_ids, self.device))
         return embedded
+
+    def embed_one(self, token_id: int) -> Tensor:
+        """As `embed`, (1, hidden_size), of a token that was decoded."""
+        if self._embeds_on_host:
+            return self.embed(torch.full((1,), token_id, device="cpu"))
+        # Filled on the device: a copy would make the host wait for a GPU.
+        embedded: Tensor = self.embed_tokens(torch.full((1,), token_id, device=self.device))
+        return embedded
+
+    @property
+    def _embeds_on_host(self) -> bool:
+        """Whether the table lies in RAM beside a GPU, to which only rows of it go."""
+        table = self.embed_tokens
+        return (table.packed if isinstance(table, PackedEmbedding) else table.weight).is_cpu
 
     def encode_images(self, images: Sequence[Patches]) -> list[Tensor]:
         """Features of each image, (num_tokens, hidden_size), that replace its placeholders' embeddings.
@@ -182,7 +208,7 @@ class ErnieModel(nn.Module):
 
         With `image_weights` where they are not always there.
         """
-        weights = 0 if self.image_weights is None or not images else self.image_weights.num_bytes
+        weights = 0 if self.image_weights is None or not images else self.image_weights.budget_bytes
         patch_counts = [image.pixel_values.shape[0] for image in images]
         return weights + encoding_bytes(self.config.vision, patch_counts, self.dtype.itemsize)
 

@@ -140,6 +140,11 @@ class KVCache:
         self._layout = CacheLayout.allocate(config, capacity if memory is None else 0, dtype, device)
 
     @property
+    def is_lent(self) -> bool:
+        """Whether it lies in memory that was lent, as on a GPU."""
+        return self._memory is not None
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the whole allocation, as large as it is now."""
         return self._layout.num_bytes

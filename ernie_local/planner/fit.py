@@ -1,4 +1,4 @@
-"""Decides what of a model a memory holds, RAM or a GPU's alike, and refuses what does not fit.
+"""Decides what of a model RAM holds, and refuses what does not fit; gpu_fit.py does so with a GPU.
 
 Nothing is read for that: `load` places a model by these functions, and `vram` predicts with the same ones.
 """
@@ -9,11 +9,11 @@ import platform
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ernie_local.errors import DoesNotFit, parameter
-from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
-from ernie_local.planner.need import EXPECTED_TOKENS, MemoryNeed, working_bytes
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, working_bytes
+from ernie_local.planner.need import EXPECTED_TOKENS, MemoryNeed
 from ernie_local.sizes import GIB, MIB, format_bytes
 
 # Left to other programs where no reserve was given. A desktop leaves some 3/4 of a laptop's memory free, and
@@ -61,24 +61,20 @@ class AvailableMemory:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a model goes.
+    """Where a model without a GPU goes.
 
-    paged_bytes: RAM for paged experts, shared with the conversation unless there is a second memory; None
-    where all experts are resident. gpu_bytes: of the second memory, for experts and the conversation.
-    On a GPU only the KV cache shares it, and takes at most gpu_cache_bytes; all other work has gpu_room_bytes
-    of its own. These two are None in RAM. spare_bytes: RAM that is left where all experts are resident.
+    paged_bytes: RAM for paged experts, shared with the conversation; None where all experts are resident.
+    spare_bytes: RAM that is left where all experts are resident.
 
     swapped_bytes: of vision tower and resampler where they are in memory only while images are encoded, in
-    paged_bytes then; 0 where they stay.
+    paged_bytes then; 0 where they stay. decisions: lines for people, of which there are none.
     """
 
     paged_bytes: int | None
     chunk_tokens: int
-    gpu_bytes: int | None = None
-    gpu_room_bytes: int | None = None
-    gpu_cache_bytes: int | None = None
     spare_bytes: int = field(default=0, compare=False)
     swapped_bytes: int = 0
+    decisions: tuple[str, ...] = ()
 
 
 def default_reserve(num_bytes: int) -> int:
@@ -100,31 +96,22 @@ def runs_in_wsl(release: str | None = None) -> bool:
     return "microsoft" in (platform.release() if release is None else release).lower()
 
 
-def place(need: MemoryNeed, ram: AvailableMemory, gpu: AvailableMemory | None = None) -> Placement:
-    """Keep the model in RAM; with a GPU, keep it there, and experts that do not fit there in RAM or on disk.
+def place(need: MemoryNeed, ram: AvailableMemory) -> Placement:
+    """Keep the model in RAM, with experts paged from disk where not all of them fit.
 
-    need: of the GPU where there is one. DoesNotFit, with the numbers, where even paging does not help.
+    DoesNotFit, with the numbers, where even that is too much. For a GPU, see gpu_fit.py.
     """
-    if gpu is None:
-        return _place_in_ram(need, ram)
-    _check_free_on_gpu(gpu, need)
-    split = _fit(gpu, need)
-    if split.paged_bytes is None:
-        return replace(split, spare_bytes=max(0, ram.total - ram.used - SLACK_BYTES))
-    assert need.least_expert_bytes is not None, "what cannot be paged is resident, or was refused"
-    left = ram.total - ram.used - SLACK_BYTES
-    if left < need.least_expert_bytes:
-        least = ram.used + SLACK_BYTES + need.least_expert_bytes
+    if ram.limit_name is None:
+        return _fit(ram, need.expecting(EXPECTED_TOKENS), need)
+    placement = _fit(ram, need)
+    if placement.paged_bytes is not None and ram.free is not None and ram.total - ram.used > ram.free:
         raise DoesNotFit(
-            f"{format_bytes(max(0, left))} of RAM are left for experts besides the GPU, "
-            f"{format_bytes(need.least_expert_bytes)} are needed",
-            "experts that are not on the GPU pass through RAM, at least those of one token",
-            f"{parameter('ram', f'{-(-least // MIB)}MiB')} or more",
+            f"{parameter(ram.limit_name)} is {format_bytes(ram.total)}, but the process has "
+            f"{format_bytes(ram.used)} and {format_bytes(ram.free)} are free",
+            "paged experts fill the limit, and a system that swaps takes minutes for every token",
+            f"{parameter(ram.limit_name, 'auto')}, or a limit within what is free",
         )
-    if need.room_bytes is None:
-        return Placement(left, split.chunk_tokens, split.paged_bytes)
-    shared = split.paged_bytes - need.room_bytes
-    return Placement(left, split.chunk_tokens, shared, need.room_bytes, need.cache_bytes)
+    return placement
 
 
 def least_total(need: MemoryNeed, used: int) -> int:
@@ -154,7 +141,7 @@ def longest_context(most: int, fits: Callable[[int], bool], least: int = _CONTEX
 
 
 def _fixed_bytes(need: MemoryNeed, used: int) -> int:
-    return used + need.fixed_bytes + SLACK_BYTES
+    return used + need.dense_bytes + SLACK_BYTES
 
 
 def _fit(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed | None = None) -> Placement:
@@ -187,32 +174,6 @@ def _holds_experts_of_decode(need: MemoryNeed, left: int, chunk_tokens: int) -> 
     return left >= enough + need.prefill_bytes(chunk_tokens)
 
 
-def _place_in_ram(need: MemoryNeed, ram: AvailableMemory) -> Placement:
-    if ram.limit_name is None:
-        return _fit(ram, need.expecting(EXPECTED_TOKENS), need)
-    placement = _fit(ram, need)
-    if placement.paged_bytes is not None and ram.free is not None and ram.total - ram.used > ram.free:
-        raise DoesNotFit(
-            f"{parameter(ram.limit_name)} is {format_bytes(ram.total)}, but the process has "
-            f"{format_bytes(ram.used)} and {format_bytes(ram.free)} are free",
-            "paged experts fill the limit, and a system that swaps takes minutes for every token",
-            f"{parameter(ram.limit_name, 'auto')}, or a limit within what is free",
-        )
-    return placement
-
-
-def _check_free_on_gpu(gpu: AvailableMemory, need: MemoryNeed) -> None:
-    wanted = need.fixed_bytes + need.resident_bytes
-    if gpu.free is not None and gpu.limit_name is not None and gpu.free < min(gpu.total, wanted):
-        raise DoesNotFit(
-            f"{parameter(gpu.limit_name)} is {format_bytes(gpu.total)}, "
-            f"but {format_bytes(gpu.free)} are free on the GPU",
-            "the model would take more than is free",
-            f"{parameter(gpu.limit_name, f'{gpu.free // MIB}MiB')} or less, or close other programs that use "
-            "the GPU",
-        )
-
-
 def _refusal(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed, least: int) -> DoesNotFit:
     smaller = f"a smaller context, {parameter('kv_dtype', 'int8')}"
     if need.image_tokens:
@@ -220,15 +181,15 @@ def _refusal(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed, least
     if memory.limit_name is None:
         available = f"{format_bytes(memory.total)} are available"
         close = "close other programs, or raise the limit of the container"
-        limits = [] if need.room_bytes is not None else list(_sufficient_limits(memory, whole, least))
-        hint = f"{', '.join(limits) or close}, or take {smaller} or a smaller checkpoint"
+        limits = ", ".join(_sufficient_limits(memory, whole, least))
+        hint = f"{limits or close}, or take {smaller} or a smaller checkpoint"
     else:
         rounded = -(-least // (64 * MIB)) * 64
         available = f"{parameter(memory.limit_name)} is {format_bytes(memory.total)}"
         hint = f"{parameter(memory.limit_name, f'{rounded}MiB')}, {smaller}"
     return DoesNotFit(
         f"the model needs at least {format_bytes(least)} of memory, {available}",
-        f"every token reads {format_bytes(need.fixed_bytes - need.image_weight_bytes)} of weights, the KV "
+        f"every token reads {format_bytes(need.dense_bytes - need.image_weight_bytes)} of weights, the KV "
         f"cache takes {format_bytes(need.cache_bytes)}, and the rest is the experts of one token, workspace "
         "and the process itself",
         hint,

@@ -6,15 +6,17 @@ plain torch computes, `load` keeps some 30 MiB more for weights, and up to 8 for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from ernie_local.checkpoint.parts import IMAGE_PARTS
 from ernie_local.errors import DoesNotFit
-from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, grown_tokens
-from ernie_local.planner import fit
-from ernie_local.planner.fit import AvailableMemory, Placement, headroom_bytes
+from ernie_local.planner.fit import SLACK_BYTES, AvailableMemory, headroom_bytes
+from ernie_local.planner.gpu_fit import GpuPlacement, least_gpu_total, place_on_gpu
+from ernie_local.planner.gpu_need import EMBEDDING_PART, GpuNeed
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need_on_gpu, gpu_room, working_bytes
+from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.ram import PROCESS, Budget, process_bytes
 from ernie_local.planner.terms import NOTHING, Amount, MemoryPlan, Phase, Term
 from ernie_local.sizes import MIB
@@ -26,7 +28,6 @@ _HOST = Amount(300 * MIB, 700 * MIB, 2000 * MIB)  # what CUDA's libraries take o
 _ENOUGH_RAM = AvailableMemory(1 << 60)  # the RAM is compared apart, so that both are told
 _SLOTS = "slots of experts"
 _ONLY_ON_GPU = 0.5  # of the GPU's pages, what RAM has no copy of (docs/decisions.md, "Planner")
-_COMPUTING: tuple[Phase, ...] = ("vision", "prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class GpuPlan:
 
     ram_slots_bytes: of RAM, for experts that are not on the GPU; host_bytes: RAM of the process in which all
     experts lie. Floors, with which experts can be paged: least_bytes of the GPU, host_least_bytes of RAM.
+    chat: with the KV cache that was chosen. decisions: what was chosen so that it fits, a line each.
     """
 
     tier: Tier
@@ -44,6 +46,9 @@ class GpuPlan:
     text_bytes: int
     host_bytes: int
     least_bytes: int
+    chat: ChatPlan
+    chunk_tokens: int
+    decisions: tuple[str, ...] = ()
     ram_slots_bytes: int = 0
     host_least_bytes: int = 0
 
@@ -71,35 +76,38 @@ def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> 
     smallest way to run it.
     """
     need = _need(model, chat)
-    least = _CONTEXT.best + headroom_bytes() + fit.least_total(need, 0)
+    least = _CONTEXT.best + headroom_bytes() + least_gpu_total(need)
     try:
         placement, fits = _place(need, vram_bytes), True
     except DoesNotFit:
         placement, fits = _place(need, least), False
-    vram = MemoryPlan("vram", _terms(model, chat, placement, need), vram_bytes)
-    text_bytes = model.weights(chat.item_bytes, in_slots=True).text_experts
-    slots = vram.in_decode(_SLOTS)
+    vram = MemoryPlan("vram", tuple(_terms(need, placement)), vram_bytes)
+    text_bytes, slots = need.weights.text_experts, vram.in_decode(_SLOTS)
+    chosen = replace(chat, kv_dtype=placement.layout.kv_dtype), placement.chunk_tokens, placement.decisions
+    host_terms = tuple(_host_terms(need, placement))
     if slots is None:
-        host = MemoryPlan("ram", _host_terms(chat), ram.allowed_bytes)
-        return GpuPlan("resident" if fits else "does not fit", vram, host, text_bytes, text_bytes, 0, least)
+        host = MemoryPlan("ram", host_terms, ram.allowed_bytes)
+        tier: Tier = "resident" if fits else "does not fit"
+        return GpuPlan(tier, vram, host, text_bytes, text_bytes, 0, least, *chosen)
     plan = model.paging_plan
     assert plan is not None, "what is paged has pages"
-    used = host_process_bytes(chat) + fit.SLACK_BYTES
+    used = host_process_bytes(chat) + placement.host_bytes + SLACK_BYTES
     room = _room_in_ram(need, vram_bytes if fits else least, ram.memory(host_process_bytes(chat)))
-    tier: Tier = "paged" if room >= plan.most_bytes else "paged from disk"
+    tier = "paged" if room >= plan.most_bytes else "paged from disk"
     if room < plan.least_bytes:
         tier = "needs ram"
     held = min(max(room, plan.least_bytes), plan.most_bytes) // plan.frame_bytes * plan.frame_bytes
     experts = Term.always("experts in RAM", "computed", Amount.exactly(held))
-    host = MemoryPlan("ram", (*_host_terms(chat), experts), ram.allowed_bytes)
+    host = MemoryPlan("ram", (*host_terms, experts), ram.allowed_bytes)
     return GpuPlan(
         tier if fits else "does not fit",
         vram,
         host,
         slots,
         text_bytes,
-        host_bytes=used + plan.most_bytes,
-        least_bytes=least,
+        used + plan.most_bytes,
+        least,
+        *chosen,
         ram_slots_bytes=held,
         host_least_bytes=used + plan.least_bytes,
     )
@@ -110,7 +118,7 @@ def host_process_bytes(chat: ChatPlan) -> int:
     return process_bytes(chat) + _HOST.best
 
 
-def _room_in_ram(need: MemoryNeed, vram_bytes: int, ram: AvailableMemory) -> int:
+def _room_in_ram(need: GpuNeed, vram_bytes: int, ram: AvailableMemory) -> int:
     """What `load` leaves of RAM to experts that are not on the GPU; 0 where it refuses."""
     try:
         return _place(need, vram_bytes, ram).paged_bytes or 0
@@ -118,75 +126,92 @@ def _room_in_ram(need: MemoryNeed, vram_bytes: int, ram: AvailableMemory) -> int
         return 0
 
 
-def _host_terms(chat: ChatPlan) -> tuple[Term, ...]:
-    return (
-        Term.always("Python and torch", "measured", PROCESS),
-        Term("opened images", "computed", {"load": Amount.exactly(chat.opened_bytes)}),
-        Term.always("CUDA's libraries", "assumed", _HOST),
-    )
-
-
 def session_terms(model: ModelSize, chat: ChatPlan, num_gpus: int) -> list[Term]:
     """What a server holds besides its sessions' caches: weights once, and on each GPU a context and room."""
-    room_bytes = gpu_room(model.config, chat)
-    terms = [
-        term
-        if term.provenance == "exact"
-        else Term.always(term.name, term.provenance, sum([term.most] * num_gpus, NOTHING))
-        for term in _fixed_terms(model, chat, room_bytes, DEFAULT_CHUNK_TOKENS)
-    ]
-    return terms + _expert_terms(model, chat)
-
-
-def _need(model: ModelSize, chat: ChatPlan) -> MemoryNeed:
-    weights, plan = model.weights(chat.item_bytes, in_slots=True), model.paging_plan
-    need = MemoryNeed.of_weights(model.config.text, weights, plan)
-    return chat_need_on_gpu(need, model.config, chat)
-
-
-def _place(need: MemoryNeed, vram_bytes: int, ram: AvailableMemory = _ENOUGH_RAM) -> Placement:
-    return fit.place(need, ram, AvailableMemory.of_gpu(max(0, vram_bytes - _CONTEXT.best)))
-
-
-def _cache_bytes(model: ModelSize, chat: ChatPlan, num_tokens: int) -> int:
-    """A growing cache that holds `num_tokens`."""
-    held = grown_tokens(num_tokens, chat.context_size)
-    return held * chat.kv_size(model.config.text).bytes_per_token
-
-
-def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryNeed) -> tuple[Term, ...]:
-    terms = _fixed_terms(model, chat, need.room_bytes or 0, placement.chunk_tokens)
-    full = Amount.exactly(need.cache_bytes)
-    if placement.gpu_bytes is None:
-        terms += [*_expert_terms(model, chat), Term("KV cache", "computed", dict.fromkeys(_COMPUTING, full))]
-    else:
-        plan = model.paging_plan
-        assert plan is not None
-        # Experts give way as the cache grows. High end: an image that comes when it is full.
-        first = Amount.exactly(_cache_bytes(model, chat, 1))
-        early = Amount(first.best, first.best, full.best)
-        cache: dict[Phase, Amount] = {"load": first, "vision": early, "prefill": full, "decode": full}
-        slots: dict[Phase, Amount] = {}
-        for phase, amount in cache.items():
-            shared = min(plan.most_bytes, placement.gpu_bytes - amount.best)
-            slots[phase] = Amount.exactly(shared // plan.frame_bytes * plan.frame_bytes)
-        terms += [Term("KV cache", "computed", cache), Term(_SLOTS, "computed", slots)]
-    return tuple(term for term in terms if term.most.best)
-
-
-def _fixed_terms(model: ModelSize, chat: ChatPlan, room_bytes: int, chunk_tokens: int) -> list[Term]:
-    """All but experts and cache, as `load` keeps memory for it; what is really used is not known yet."""
-    weights = model.weights(chat.item_bytes, in_slots=True)
-    dense = weights.parts.keys() - weights.expert_parts.keys()
-    working = working_bytes(model.config.text, chunk_tokens) + fit.SLACK_BYTES
+    need = _need(model, chat)
+    layout = next(need.layouts())
+    room = Amount(0, need.room_bytes(layout) + SLACK_BYTES, need.room_bytes(layout) + SLACK_BYTES)
+    on_each = [_context_term(), Term.always("kept for images and chunks", "computed", room)]
     return [
-        Term.always("CUDA context and kernels", "assumed", _CONTEXT),
-        *(Term.exact(part, num_bytes) for part, num_bytes in weights.parts.items() if part in dense),
-        Term.always("kept for attention, images", "computed", Amount(0, room_bytes, room_bytes)),
-        Term.always("kept for a chunk", "computed", Amount(0, working, working)),
+        *(Term.always(term.name, term.provenance, sum([term.most] * num_gpus, NOTHING)) for term in on_each),
+        *(Term.exact(part, num_bytes) for part, num_bytes in need.weights.parts.items() if num_bytes),
     ]
 
 
-def _expert_terms(model: ModelSize, chat: ChatPlan) -> list[Term]:
-    parts = model.weights(chat.item_bytes, in_slots=True).expert_parts
-    return [Term.exact(part, num_bytes) for part, num_bytes in parts.items() if num_bytes]
+def _need(model: ModelSize, chat: ChatPlan) -> GpuNeed:
+    weights = model.weights(chat.item_bytes, in_slots=True)
+    return GpuNeed(config=model.config, chat=chat, weights=weights, plan=model.paging_plan)
+
+
+def _place(need: GpuNeed, vram_bytes: int, ram: AvailableMemory = _ENOUGH_RAM) -> GpuPlacement:
+    return place_on_gpu(need, ram, AvailableMemory.of_gpu(max(0, vram_bytes - _CONTEXT.best)))
+
+
+def _context_term() -> Term:
+    return Term.always("CUDA context and kernels", "assumed", _CONTEXT)
+
+
+def _terms(need: GpuNeed, placement: GpuPlacement) -> Iterator[Term]:
+    """What takes memory of the GPU; workspace is what is kept, as what is used of it is not known yet."""
+    layout, parts = placement.layout, need.weights.parts
+    yield _context_term()
+    elsewhere = {*need.weights.expert_parts} if placement.paged_bytes is not None else set()
+    elsewhere |= {*IMAGE_PARTS} if placement.swapped_bytes else set()
+    elsewhere |= {EMBEDDING_PART} if need.host_embedding_bytes else set()
+    for part, num_bytes in parts.items():
+        if num_bytes and part not in elsewhere:
+            yield Term.exact(part, num_bytes)
+    window = need.window_bytes(layout)
+    if window:
+        yield Term("a part of the vision tower", "exact", {"vision": Amount.exactly(window)})
+    rooms: dict[Phase, int] = {
+        "vision": need.encoding_bytes(layout) - window,
+        "prefill": need.prefill_bytes(layout) - need.cache_bytes(layout),
+    }
+    yield Term(
+        "kept for images and chunks",
+        "computed",
+        {phase: Amount(0, num_bytes, num_bytes) for phase, num_bytes in rooms.items()},
+    )
+    yield Term.always("kept for all else", "computed", Amount(0, SLACK_BYTES, SLACK_BYTES))
+    full, first = need.cache_bytes(layout), need.cache_bytes(layout, 1)
+    early = need.early_cache_bytes(layout)
+    if placement.paged_bytes is None:
+        cache = dict.fromkeys(("vision", "prefill", "decode"), Amount.exactly(full))
+        yield Term("KV cache", "computed", cache)  # type: ignore[arg-type]
+        return
+    # Experts give way as the cache grows. High end: an image that comes when it is full.
+    exactly = Amount.exactly
+    yield Term(
+        "KV cache",
+        "computed",
+        {
+            "load": exactly(first),
+            "vision": Amount(first, early, full),
+            "prefill": exactly(full),
+            "decode": exactly(full),
+        },
+    )
+    beside: dict[Phase, int] = {
+        "load": first,
+        "vision": early + rooms["vision"] + window,
+        "prefill": full + rooms["prefill"],
+        "decode": full,
+    }
+    slots = {phase: exactly(_slots(need, placement, taken)) for phase, taken in beside.items()}
+    yield Term(_SLOTS, "computed", slots)
+
+
+def _slots(need: GpuNeed, placement: GpuPlacement, taken: int) -> int:
+    """Whole frames for experts beside what others have `taken`."""
+    assert need.plan is not None
+    frame = need.plan.frame_bytes
+    return min(placement.shared_bytes - taken, need.plan.most_bytes) // frame * frame
+
+
+def _host_terms(need: GpuNeed, placement: GpuPlacement) -> Iterator[Term]:
+    yield Term.always("Python and torch", "measured", PROCESS)
+    yield Term("opened images", "computed", {"load": Amount.exactly(need.chat.opened_bytes)})
+    yield Term.always("CUDA's libraries", "assumed", _HOST)
+    if placement.host_bytes:
+        yield Term.exact("other weights in RAM", placement.host_bytes)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
-from ernie_local.checkpoint.parts import IMAGE_PARTS, ModelTensor, experts_part
+from ernie_local.checkpoint.parts import IMAGE_PARTS, ModelTensor, experts_part, image_stage
 from ernie_local.config import ExpertBank, ModelConfig, TextConfig
 from ernie_local.defaults import roomier_context
 from ernie_local.errors import DoesNotFit, parameter
@@ -22,24 +22,21 @@ from ernie_local.media.image_size import ImageReport
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.memory_use import (
     DEFAULT_CHUNK_TOKENS,
-    FLOAT_BYTES,
     KV_ITEM_BYTES,
     AttentionWay,
     KVSize,
     attention_bytes,
     cpu_attention_way,
     encoding_bytes,
-    grown_tokens,
     image_prompt_bytes,
     mixed_chunk_bytes,
     prompt_room,
 )
+from ernie_local.sizes import aligned
 
 WEIGHT_ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 _ROUTER_ITEM_BYTES = 4  # routers stay in float32, whatever the rest is in
 _TAGS = 2  # tokens around the placeholders of each image
-# Of an image of 1280 tokens, four patches each: a page that is read at its usual size.
-_PATCHES = 5120
 _PIXEL_BYTES = 4  # Pillow keeps a fourth byte beside red, green and blue
 # Without a limit, a conversation is expected to grow to this length before experts have to give way.
 EXPECTED_TOKENS = 4096
@@ -47,12 +44,16 @@ EXPECTED_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class ChatPlan:
-    """A chat to plan for: it fills its context, images first. dtype: of computation."""
+    """A chat to plan for: it fills its context, images first. dtype: of computation.
+
+    may_shrink_cache: whether a GPU may have the KV cache in int8 where `kv_dtype` leaves experts too little.
+    """
 
     context_size: int
     dtype: str
     kv_dtype: str
     images: tuple[ImageReport, ...] = ()
+    may_shrink_cache: bool = False
 
     @property
     def image_tokens(self) -> int:
@@ -95,19 +96,18 @@ class ChatPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryNeed:
-    """What a model and a conversation take of one memory, in bytes.
+    """What a model and a conversation take of RAM, in bytes; of a GPU, see gpu_need.py.
 
     dense_bytes: all weights but routed experts. expert_bytes: routed experts; least_expert_bytes: the
     least to page them with, None where they cannot be paged. cache_bytes: the KV cache of `context_size`
     tokens. chunk_tokens: of a prompt, computed at a time; None for as many as suit the memory.
 
-    In RAM room_bytes is None: paged experts give way to a prompt and to attention over `context_size` tokens;
-    beside resident ones prompt_bytes are kept free, the largest prompt's. On a GPU room_bytes are kept for
-    all of that, as torch's allocator gives them out. scratch_bytes: for unpacking weights.
+    Paged experts give way to a prompt and to attention over `context_size` tokens; beside resident ones
+    prompt_bytes are kept free, the largest prompt's.
 
-    Of images that come first, in RAM: encoding_bytes while they are encoded; image_bytes from then on until
+    Of images that come first: encoding_bytes while they are encoded; image_bytes from then on until
     the prompt has been read, and mixed_token_bytes for each token of a chunk. image_tokens: in the cache.
-    attention: how chunks attend in RAM.
+    attention: how chunks attend.
 
     image_weight_bytes: of dense_bytes, what may leave RAM while no image is encoded; 0 where that gains no
     frame. text_expert_bytes: of the frames that hold every expert of decode.
@@ -120,8 +120,6 @@ class MemoryNeed:
     cache_bytes: int = 0
     context_size: int = 0
     prompt_bytes: int = 0
-    room_bytes: int | None = None
-    scratch_bytes: int = 0
     chunk_tokens: int | None = None
     encoding_bytes: int = 0
     image_bytes: int = 0
@@ -152,26 +150,18 @@ class MemoryNeed:
         return self.dense_bytes + self.expert_bytes
 
     @property
-    def fixed_bytes(self) -> int:
-        """What is there wherever experts go."""
-        return self.dense_bytes + self.scratch_bytes
-
-    @property
     def resident_bytes(self) -> int:
         """All experts and what stays free beside them."""
-        beside = self.room_bytes
-        if beside is None:
-            # A model that cannot be paged has no choice, so nothing is kept free for a prompt.
-            beside = 0 if self.least_expert_bytes is None else self.prompt_bytes
+        # A model that cannot be paged has no choice, so nothing is kept free for a prompt.
+        beside = 0 if self.least_expert_bytes is None else self.prompt_bytes
         return self.expert_bytes + self.cache_bytes + beside
 
     def spare_bytes(self, left: int) -> int:
         """What all experts, the conversation and its largest prompt leave of `left` bytes."""
-        beside = self.prompt_bytes if self.room_bytes is None else self.room_bytes
-        return max(0, left - self.expert_bytes - self.cache_bytes - beside)
+        return max(0, left - self.expert_bytes - self.cache_bytes - self.prompt_bytes)
 
     def least_bytes(self, chunk_tokens: int) -> int:
-        """The least that experts and the conversation have together besides `fixed_bytes`.
+        """The least that experts and the conversation have together besides `dense_bytes`.
 
         Below 0 where the weights for images leave more memory than is needed.
         """
@@ -183,11 +173,7 @@ class MemoryNeed:
 
         swapped_bytes: of weights for images, which are there only while these are encoded.
         """
-        beside = self.room_bytes
-        if beside is None:
-            beside = max(self.vision_bytes(chunk_tokens, swapped_bytes), self.prefill_bytes(chunk_tokens))
-        else:
-            beside += self.cache_bytes
+        beside = max(self.vision_bytes(chunk_tokens, swapped_bytes), self.prefill_bytes(chunk_tokens))
         least = self.expert_bytes if self.least_expert_bytes is None else self.least_expert_bytes
         return least + beside
 
@@ -221,18 +207,6 @@ class MemoryNeed:
         return dataclasses.replace(self, cache_bytes=cache_bytes, context_size=num_tokens)
 
 
-def working_bytes(config: TextConfig, chunk_tokens: int) -> int:
-    """About what a chunk of a prompt takes while a layer is computed.
-
-    Hidden states and what attention makes of them, and the widest layer's inner activations with their int8
-    copies. Within a tenth of what was measured with the 28B model's sizes, 0.25 MiB a token.
-    """
-    widest = max((bank.expert_size for bank in config.banks), default=0)
-    routed = config.experts_per_token * widest + config.shared_expert_size
-    inner = max(config.intermediate_size, routed)
-    return chunk_tokens * (48 * config.hidden_size + 10 * inner)
-
-
 def chat_need(
     need: MemoryNeed, config: ModelConfig, processor: ImageProcessorConfig, chat: ChatPlan, limit: int | None
 ) -> MemoryNeed:
@@ -254,42 +228,6 @@ def chat_need(
     )
 
 
-def chat_need_on_gpu(
-    need: MemoryNeed, config: ModelConfig, chat: ChatPlan, attention: AttentionWay = "kernel"
-) -> MemoryNeed:
-    """What a chat takes of a GPU besides the weights of `need`, its cache as it grows.
-
-    attention: of a chunk on this GPU, see `gpu_attention_way`.
-    """
-    held = grown_tokens(chat.context_size, chat.context_size)
-    return dataclasses.replace(
-        need,
-        cache_bytes=held * chat.kv_size(config.text).bytes_per_token,
-        context_size=chat.context_size,
-        room_bytes=gpu_room(config, chat, need.chunk_tokens, attention),
-        image_weight_bytes=0,  # they stay on a GPU
-    )
-
-
-def gpu_room(
-    config: ModelConfig,
-    chat: ChatPlan,
-    chunk_tokens: int | None = None,
-    attention: AttentionWay = "kernel",
-) -> int:
-    """Bytes of a GPU kept for attention to a full context or for encoding, and for images on their way.
-
-    At least for one of the usual size, since one may come later. Not the KV cache: it shares memory with
-    experts, or lies beside them where all are on the GPU. attention: of a chunk, see `gpu_attention_way`.
-    """
-    chunk = DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
-    prompts = ([_PATCHES], chat.patch_counts)
-    return max(
-        prompt_room(config, chat.context_size, chunk, one, sum(one), FLOAT_BYTES, attention)
-        for one in prompts
-    )
-
-
 def _largest_prompt_bytes(
     config: ModelConfig,
     processor: ImageProcessorConfig,
@@ -305,10 +243,14 @@ def _largest_prompt_bytes(
 
 @dataclass(frozen=True, slots=True)
 class WeightBytes:
-    """Bytes in memory by part (checkpoint/parts.py). Small pages of experts stay in the files."""
+    """Bytes in memory by part (checkpoint/parts.py). Small pages of experts stay in the files.
+
+    image_window: of the largest stage that only images pass through.
+    """
 
     parts: Mapping[str, int]
     banks: tuple[ExpertBank, ...]
+    image_window: int = 0
 
     @property
     def total(self) -> int:
@@ -349,11 +291,15 @@ def weights_in_memory(
     in_slots: whether each packed expert has a slot of the size of its bank's largest page, as on a GPU.
     """
     parts: Counter[str] = Counter()
+    image_stages: Counter[str] = Counter()
     slots: dict[tuple[int, str], int] = {}
     for tensor in tensors:
         pages = expert_pages(tensor.name) if tensor.is_packed else None
         if pages is None:
-            parts[tensor.part] += bytes_in_memory(tensor, item_bytes)
+            num_bytes = bytes_in_memory(tensor, item_bytes)
+            parts[tensor.part] += num_bytes
+            if tensor.part in IMAGE_PARTS:
+                image_stages[image_stage(tensor.name)] += aligned(num_bytes)
         elif not pages.small:
             key = (pages.layer_id, pages.bank)
             if in_slots:
@@ -362,7 +308,7 @@ def weights_in_memory(
                 parts[tensor.part] += tensor.num_bytes
     for (_, bank), slot_bytes in slots.items():
         parts[experts_part(bank)] += text.bank(bank).num_experts * slot_bytes
-    return WeightBytes(parts, text.banks)
+    return WeightBytes(parts, text.banks, max(image_stages.values(), default=0))
 
 
 def bytes_in_memory(tensor: ModelTensor, item_bytes: int) -> int:

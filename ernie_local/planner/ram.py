@@ -13,11 +13,12 @@ from ernie_local.model.memory_use import (
     FLOAT_BYTES,
     encoding_bytes,
     mixed_chunk_bytes,
+    working_bytes,
 )
 from ernie_local.planner import fit
 from ernie_local.planner.fit import AvailableMemory, Placement, default_reserve, place
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need, working_bytes
+from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need
 from ernie_local.planner.terms import NOTHING, Amount, MemoryPlan, Phase, Term
 from ernie_local.sizes import HUGE_PAGE, KIB, MIB
 

@@ -12,7 +12,6 @@ from itertools import pairwise
 
 from ernie_local.checkpoint.parts import experts_part
 from ernie_local.experts.options import MISS_RULES, MissRule
-from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS
 from ernie_local.planner.gpu import GpuPlan
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.need import ChatPlan
@@ -121,7 +120,7 @@ def gpu_speed(
     is_resident = plan.tier == "resident"
     hits = HitRates.of(1.0 if is_resident else plan.resident_share)
     memory_hits = HitRates.of(1.0 if is_resident else plan.memory_share)
-    tokens_a_second = _gpu_decode(model, chat, rates, host)
+    tokens_a_second = _gpu_decode(model, plan.chat, rates, host)
     by_rule = {
         name: tokens_a_second(hits.traced, memory_hits.traced, rule) for name, rule in MISS_RULES.items()
     }
@@ -182,7 +181,7 @@ def _gpu_decode(
 
 def _gpu_prefill(model: ModelSize, chat: ChatPlan, plan: GpuPlan, rates: GpuRates, host: Rates) -> Band:
     """A chunk takes as long as its arithmetic or, where experts are missing, their way to the GPU."""
-    chunk = min(DEFAULT_CHUNK_TOKENS, chat.context_size)
+    chunk = min(plan.chunk_tokens, chat.context_size)
     seconds = chunk * operations_per_token(model) / rates.operations_per_second
     if plan.tier != "resident":
         streamed = plan.text_bytes * (1 - plan.resident_share)

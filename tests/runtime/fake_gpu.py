@@ -8,6 +8,7 @@ covers who wrote or read it before. Bytes move when somebody has waited for them
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from ernie_local.experts.math import PageMath
 from ernie_local.experts.readers import PageStore
 from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall, LayerStorage
 from ernie_local.model.kv_cache import KVCache
+from tests.runtime.caching_allocator import CachingAllocator
 
 Stream = Literal["computing", "copying"]
 Range = tuple[int, int]  # first byte, and the one behind the last
@@ -68,15 +70,17 @@ class Copy:
 class FakeGpu(CudaDevice):
     """A GPU with memory of the processor, of which `num_bytes` can be had."""
 
-    def __init__(self, num_bytes: int = 1 << 40) -> None:
-        self.num_bytes = num_bytes
+    def __init__(self, num_bytes: int = 1 << 40, *, leaves_gaps: bool = True) -> None:
+        """leaves_gaps: whether nothing is allocated next to anything else, so that workspace lies apart."""
+        self.allocator = CachingAllocator(num_bytes, leaves_gaps=leaves_gaps)
+        self.num_bytes_brought = 0
+        self._backing: dict[int, torch.Tensor] = {}  # of segments, by their address
         self.num_read_backs = self.num_host_waits = self.num_sent = 0
         self.lock_of_all = threading.RLock()
         self._clocks: dict[Stream, Clock] = {"computing": Clock(), "copying": Clock()}
         self._known = Clock()  # by whoever is on the host
         self._own = threading.local()  # by a thread of the host alone
         self._pending: list[Copy] = []
-        self._memories: list[Range] = []
         # What was done last to which bytes: (range, number).
         self._written: list[tuple[Range, int]] = []
         self._read: list[tuple[Range, int]] = []
@@ -87,16 +91,36 @@ class FakeGpu(CudaDevice):
         return PageLock("pageable", ("there is no GPU",))
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
-        if num_bytes > self.num_bytes:
-            raise torch.OutOfMemoryError(f"{num_bytes} bytes")
-        self.num_bytes -= num_bytes
-        memory = torch.full((num_bytes,), _SPOILT, dtype=torch.uint8)
-        self._memories.append(_range(memory))
+        block = self.allocator.allocate(num_bytes)
+        self._backing = {
+            one.address: self._backing[one.address]
+            for one in self.allocator.segments
+            if one.address in self._backing
+        }
+        segment = block.segment
+        if segment.address not in self._backing:
+            self._backing[segment.address] = torch.full((segment.num_bytes,), _SPOILT, dtype=torch.uint8)
+        memory = self._backing[segment.address][block.start : block.start + num_bytes]
+        weakref.finalize(memory, self.allocator.free, block)
         return memory
+
+    def drop_unused(self) -> None:
+        self.allocator.drop_unused()
+
+    def span(self, first: torch.Tensor, num_bytes: int) -> torch.Tensor:
+        start = first.data_ptr()
+        whole = next(one for one in self._backing.values() if _overlap(_range(one), (start, start + 1)))
+        start -= whole.data_ptr()
+        return whole[start : start + num_bytes]
+
+    def bring(self, source: torch.Tensor, into: torch.Tensor) -> None:
+        self.work_in(_range(into))
+        self.num_bytes_brought += source.nbytes
+        into.copy_(source)
 
     def owns(self, memory: torch.Tensor) -> bool:
         """Whether it lies in the GPU's memory, not the host's."""
-        return any(_overlap(one, _range(memory)) for one in self._memories)
+        return any(_overlap(_range(one), _range(memory)) for one in self._backing.values())
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
         self.num_sent += 1

@@ -28,6 +28,7 @@ from ernie_local.loading.build import build_model, build_without_experts
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import KVSize, attention_bytes, encoding_bytes, grown_tokens
+from ernie_local.sizes import aligned
 from tests.runtime.fake_gpu import FakeGpu, watched_math
 
 CONTEXT_SIZE = 512
@@ -96,9 +97,11 @@ def build(
 
 
 def gpu_share(directory: Path, gpu: FakeGpu, expert_bytes: int, context_size: int = CONTEXT_SIZE) -> GpuShare:
-    """Of a GPU, these bytes for experts besides the cache of a full context."""
+    """Of a GPU, these bytes for experts besides workspace and the cache of a full context."""
     cache_bytes = gpu_cache_bytes(read_config(directory), context_size, context_size)
-    return GpuShare(gpu, expert_bytes + cache_bytes, cache_bytes, GPU_ROOM)
+    beside, plan = cache_bytes + GPU_ROOM, plan_of(directory)
+    num_bytes, least = (aligned(one + beside, plan.frame_bytes) for one in (expert_bytes, plan.least_bytes))
+    return GpuShare(gpu, num_bytes, least, cache_bytes, GPU_ROOM)
 
 
 def ids(count: int, seed: int) -> list[int]:

@@ -74,7 +74,7 @@ def _devices(tree: object) -> set[torch.device]:
 def on_shape_gpu(model: ErnieModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[ShapeGpu]:
     """`model`, with packed experts in memory, moves to a ShapeGpu for good."""
     gpu = ShapeGpu()
-    for module in ("engine", "model.moe", "model.rope", "model.vision"):
+    for module in ("engine", "model.ernie", "model.moe", "model.rope", "model.vision"):
         monkeypatch.setattr(f"ernie_local.{module}.send", gpu.send)
     monkeypatch.setattr(layers, "packed_gated_mlp", lambda hidden, *others: torch.empty_like(hidden))
     experts = model.experts

@@ -166,7 +166,7 @@ class Report:
     @property
     def conversation(self) -> ChatPlan:
         """With the GPU if one is asked about, else in RAM."""
-        return self.chats.on_cpu if self.gpu is None else self.chats.on_gpu
+        return self.chats.on_cpu if self.gpu is None else self.gpu.chat
 
     @property
     def fits(self) -> bool:
@@ -188,7 +188,7 @@ class Report:
         gpu, rates = self.gpu, self.target.gpu_rates
         if gpu is None or rates is None or not gpu.fits:
             return {}
-        return gpu_sensitivity(self.model, self.chats.on_gpu, gpu, rates, self.target.host_rates(self.model))
+        return gpu_sensitivity(self.model, gpu.chat, gpu, rates, self.target.host_rates(self.model))
 
 
 def find_model(options: VramOptions) -> ModelSize:
@@ -217,9 +217,9 @@ def converse(model: ModelSize, options: VramOptions, images: tuple[ImageReport, 
     context_size = defaults.context_tokens(asked, model_limit)
     if images is None:
         images = tuple(_measured(options, model, context_size))
-    chats = Chats(
-        *(ChatPlan(context_size, *_number_types(model, options, on_gpu), images) for on_gpu in (False, True))
-    )
+    may_shrink = options.kv_dtype == defaults.AUTO
+    types = [_number_types(model, options, on_gpu) for on_gpu in (False, True)]
+    chats = Chats(*(ChatPlan(context_size, *both, images, may_shrink) for both in types))
     chats.on_cpu.check_images(model_limit)
     return chats
 

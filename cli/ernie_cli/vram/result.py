@@ -134,6 +134,8 @@ class GpuVerdictObject:
 class GpuPlanObject(GpuVerdictObject):
     """The plan for one GPU; a prediction."""
 
+    chunk_tokens: int  #: Tokens of a prompt that are computed at a time.
+    decisions: list[str]  #: What was chosen so that experts have enough of the GPU, a line for each.
     vram: MemoryPlanObject
     ram: MemoryPlanObject
     sensitivity: dict[str, Band]

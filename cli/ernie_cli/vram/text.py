@@ -88,6 +88,7 @@ def _verdict_lines(report: Report) -> Iterator[str]:
     if report.gpu is not None:
         assert report.gpu_speed is not None
         yield f"on {report.target.gpu_name}: {_gpu_verdict(report.gpu)}"
+        yield from (f"  {decision}" for decision in report.gpu.decisions)
         if report.gpu.fits:
             yield _speed_text(report.gpu_speed)
             yield from _miss_lines(report)

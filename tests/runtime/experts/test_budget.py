@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from ernie_local.experts.two_levels import TwoLevels
 from ernie_local.model import memory_use
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import CacheLayout, KVCache, RowMove
-from ernie_local.model.memory_use import KVSize
+from ernie_local.model.memory_use import KVSize, chunk_bytes_on_gpu
 from tests.runtime import paged_models
 from tests.runtime.fake_gpu import FakeGpu, RaceError, watch
 from tests.runtime.paged_models import (
@@ -157,7 +158,8 @@ def test_a_second_conversation_lies_in_the_fixed_room_until_the_first_is_gone(
         )
     assert num_frames(model) == frames
     budget = paged_experts(model).budget
-    budget.make_room(first, paged_models.GPU_ROOM - gpu_cache_bytes(CONFIG, 360))
+    at_work = chunk_bytes_on_gpu(CONFIG.text, 60, 180, model.attention_way)
+    budget.make_room(first, paged_models.GPU_ROOM - gpu_cache_bytes(CONFIG, 360) - at_work)
     with pytest.raises(DoesNotFit, match=r"64\.0 MiB was kept"):
         second.prefill(ids(100, 5))
     budget.make_room(first, 0)
@@ -167,7 +169,10 @@ def test_a_second_conversation_lies_in_the_fixed_room_until_the_first_is_gone(
         second.prefill(ids(300, 6)), expected.prefill(ids(300, 6)), rtol=1e-4, atol=1e-4
     )
     assert num_frames(model) < frames
-    budget.make_room(model, paged_models.GPU_ROOM - (4 << 20))  # what it had in the fixed room is free
+    # What it had in the fixed room is free.
+    budget.make_room(
+        second, paged_models.GPU_ROOM - chunk_bytes_on_gpu(CONFIG.text, 300, 480, model.attention_way)
+    )
 
 
 def test_a_context_that_experts_cannot_give_is_refused_and_nothing_is_lost(
@@ -197,7 +202,7 @@ def fill_from_below(model: ErnieModel) -> None:
 
 def test_pages_that_come_back_wait_for_the_cache(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = on_gpu(directory, monkeypatch, upper=0.3, lower=1.0)
-    uses, keep = paged_experts(model).top.last_uses, PageLevel.use_first_frames
+    uses, keep = paged_experts(model).top.last_uses, PageLevel.use_only_frames
     engine = Engine(model, CONTEXT)
     begin = engine.mark()
 
@@ -210,13 +215,13 @@ def test_pages_that_come_back_wait_for_the_cache(directory: Path, monkeypatch: p
         engine._cache.reserve(20)
         fill_from_below(model)
 
-    def forgetful(self: PageLevel, num_frames: int) -> None:
+    def forgetful(self: PageLevel, wanted: Collection[int]) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(uses, "note", lambda ranges, event: None)
-            keep(self, num_frames)
+            keep(self, wanted)
 
     begin_again()
-    monkeypatch.setattr(PageLevel, "use_first_frames", forgetful)
+    monkeypatch.setattr(PageLevel, "use_only_frames", forgetful)
     with pytest.raises(RaceError, match="overwritten while it is computed with"):
         begin_again()
 

@@ -14,14 +14,14 @@ from ernie_local.checkpoint import uncached_file
 from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit, ModelUnusable
-from ernie_local.experts.device import GpuMemory
+from ernie_local.experts.gpu_memory import GpuMemory
 from ernie_local.experts.options import FETCH, MISS_RULES, MissRule, PagingOptions
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.experts.readers import DiskReader, PageCopier
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.sizes import format_bytes
-from tests.runtime import paged_models
+from tests.runtime import caching_allocator, paged_models
 from tests.runtime.fake_gpu import FakeGpu, RaceError, watch
 from tests.runtime.paged_models import (
     answer_logits,
@@ -252,13 +252,17 @@ def test_ctrl_c_while_pages_are_copied(
 def test_a_gpu_that_has_less_than_it_said_holds_fewer_experts(
     directory: Path, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A model this small would not fill what torch asks of a driver at a time.
+    monkeypatch.setitem(caching_allocator.SIZES, "LARGE", 0)
+    monkeypatch.setitem(caching_allocator.SIZES, "GRANULE", 512)
     cache_bytes = paged_models.gpu_cache_bytes(read_config(directory), paged_models.CONTEXT_SIZE)
     planned, had = share(directory, 0.6) + cache_bytes, share(directory, 0.3) + cache_bytes
     gpu = FakeGpu(had + paged_models.GPU_ROOM)
     model = on_gpu(directory, gpu, monkeypatch, upper=0.6)
     memory = paged_experts(model).top.memory
     assert isinstance(memory, GpuMemory)
-    assert had - planned / 8 < memory.num_bytes <= had < memory.planned_bytes <= planned
+    assert had - planned / 8 < memory.num_bytes <= had < memory.planned_bytes
+    assert memory.planned_bytes < planned + plan_of(directory).frame_bytes
     notes = "\n".join(model.experts.describe())
     assert f"({format_bytes(memory.planned_bytes)} planned)" in notes
     assert "neither page-locked nor locked" in notes

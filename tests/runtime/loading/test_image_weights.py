@@ -162,7 +162,7 @@ def test_experts_have_the_memory_between_images(directory: Path, kept: ErnieMode
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="asks Linux what is in memory")
 def test_the_system_has_their_memory_back(swapped: ErnieModel) -> None:
     def held() -> int:
-        memory = weights_of(swapped)._memory
+        memory = weights_of(swapped).memory
         assert isinstance(memory, PageMemory)
         start = memory.bytes.data_ptr()
         total = 0

@@ -22,7 +22,8 @@ from ernie_local.loading.loader import ComputeDemand, MemoryLimits, count_need
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.packing import pack_page
 from ernie_local.packing.foreign import Dequantize, dequantize_foreign
-from ernie_local.planner.need import ChatPlan, MemoryNeed
+from ernie_local.planner.gpu_need import GpuNeed
+from ernie_local.planner.need import ChatPlan
 from tests.runtime.packing.test_foreign_pages import pattern_page
 from tests.runtime.peak_bytes import PeakBytes
 from tests.runtime.random_matrices import random_page
@@ -79,15 +80,13 @@ def test_room_for_unpacking_is_kept_on_a_gpu_and_is_not_counted_as_weights(
 ) -> None:
     monkeypatch.setattr(loader, "unpacking_room", lambda config, device, gpu_kernels: UNPACKING_BYTES)
     config = read_config(NANO_DIRECTORY)
-
-    def need(device: torch.device) -> MemoryNeed:
-        demand = ComputeDemand(device, ChatPlan(4096, "bfloat16", "bfloat16"), 2048)
-        with open_checkpoint(NANO_DIRECTORY, config) as checkpoint:
-            return count_need(
-                checkpoint, ImageProcessorConfig(), config, demand, MemoryLimits(None, 0, None), None
-            )
-
-    there, here = need(GPU), need(torch.device("cpu"))
-    assert (there.scratch_bytes, here.scratch_bytes) == (UNPACKING_BYTES, 0)
-    assert there.weight_bytes == here.weight_bytes
-    assert there.fixed_bytes == there.dense_bytes + UNPACKING_BYTES
+    demand = ComputeDemand(GPU, ChatPlan(4096, "bfloat16", "bfloat16"), 2048)
+    with open_checkpoint(NANO_DIRECTORY, config) as checkpoint:
+        need = count_need(
+            checkpoint, ImageProcessorConfig(), config, demand, MemoryLimits(None, 0, None), None
+        )
+    assert isinstance(need, GpuNeed)
+    without = dataclasses.replace(need, scratch_bytes=0)
+    layout = next(need.layouts())
+    assert need.weight_bytes == without.weight_bytes
+    assert need.dense_bytes(layout) == without.dense_bytes(layout) + UNPACKING_BYTES

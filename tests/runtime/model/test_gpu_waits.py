@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ernie_local.kernels.arguments import LayerStorage, NewToken
 from ernie_local.kernels.graphs import Outputs, Recorded, Recorder
 from ernie_local.model import attention, ernie
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.layers import PackedEmbedding, PackedLinear
 from tests.runtime import paged_models
 from tests.runtime.shape_gpu import DEVICE, ShapeGpu, WaitError, on_shape_gpu
 
@@ -42,6 +44,22 @@ def test_prompts_images_and_decode_wait_for_nothing(
         assert logits.shape == (model.config.text.vocab_size,)
         assert gpu.num_sent == sent, "a decoded token is filled in on the GPU"
     assert gpu.num_page_sums > 0
+
+
+def test_of_an_embedding_in_ram_rows_are_sent_and_nothing_waits(
+    model: ErnieModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = copy.deepcopy(model.embed_tokens)
+    with on_shape_gpu(model, monkeypatch) as gpu:
+        assert isinstance(model.embed_tokens, PackedEmbedding)
+        model.lm_head = PackedLinear(model.embed_tokens._matrix())
+        model.embed_tokens = table
+        engine = Engine(model, 256, torch.bfloat16, chunk_tokens=16)
+        engine.prefill([20, 21, *range(30, 50)])
+        sent = gpu.num_sent
+        for count, token in enumerate((60, 61, 62), 1):
+            assert engine.decode(token).device == DEVICE
+            assert gpu.num_sent == sent + count
 
 
 class ShapeRecorder:

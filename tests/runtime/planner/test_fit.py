@@ -10,8 +10,7 @@ import pytest
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit
-from ernie_local.media.image_size import ImageReport
-from ernie_local.model.memory_use import attention_bytes, encoding_bytes
+from ernie_local.model.memory_use import attention_bytes, working_bytes
 from ernie_local.planner.fit import (
     AvailableMemory,
     Placement,
@@ -22,7 +21,7 @@ from ernie_local.planner.fit import (
     place,
     resident_total,
 )
-from ernie_local.planner.need import ChatPlan, MemoryNeed, gpu_room, working_bytes
+from ernie_local.planner.need import MemoryNeed
 from ernie_local.sizes import GIB, MIB
 
 NANO = read_config(NANO_DIRECTORY)
@@ -42,16 +41,6 @@ NEED = MemoryNeed(
     cache_bytes=GIB,
 )
 PROCESS = 300 * MIB
-# As of the full size in four bits.
-ROOM = 1400 * MIB
-GPU_NEED = MemoryNeed(
-    config=NANO.text,
-    dense_bytes=1500 * MIB,
-    expert_bytes=14 * GIB,
-    least_expert_bytes=300 * MIB,
-    cache_bytes=900 * MIB,
-    room_bytes=ROOM,
-)
 
 
 def ram(limit: int | None, reserve: int = GIB, free: int = 16 * GIB) -> AvailableMemory:
@@ -172,87 +161,11 @@ def test_a_limit_above_what_is_free_is_refused() -> None:
         placed(4 * GIB, free=2 * GIB)
 
 
-def test_a_second_memory_has_what_every_token_reads_and_experts_what_is_left() -> None:
-    split = place(NEED, ram(5 * GIB), AvailableMemory(6 * GIB))
-    beside = NEED.dense_bytes + working_bytes(CONFIG, 1024) + 128 * MIB
-    assert split == Placement(5 * GIB - PROCESS - 128 * MIB, 1024, 6 * GIB - beside)
-    assert place(NEED, ram(None), AvailableMemory(6 * GIB)).paged_bytes == 15 * GIB - 128 * MIB
-    everything = all_bytes() - PROCESS
-    assert place(NEED, ram(1), AvailableMemory(everything)) == Placement(None, 2048)
-    assert place(NEED, ram(5 * GIB), AvailableMemory(everything - 1)).gpu_bytes is not None
-
-
-def test_a_gpu_or_a_memory_below_it_that_is_too_small_is_refused() -> None:
-    with pytest.raises(DoesNotFit, match=r"vram is 3\.00 GiB") as refused:
-        place(NEED, ram(5 * GIB), AvailableMemory(3 * GIB, limit_name="vram"))
-    assert 'vram="3' in refused.value.hint
-    least = PROCESS + 128 * MIB + 100 * MIB
-    assert place(NEED, ram(least), AvailableMemory(6 * GIB)).paged_bytes == 100 * MIB
-    with pytest.raises(DoesNotFit, match=r"99\.0 MiB .* 100\.0 MiB") as refused:
-        place(NEED, ram(least - MIB), AvailableMemory(6 * GIB))
-    assert refused.value.hint.startswith(f'ram="{least // MIB}MiB"')
-
-
 def test_a_model_without_pages_gets_smaller_chunks_and_is_never_paged() -> None:
     unpaged = dataclasses.replace(NEED, least_expert_bytes=None)
     assert placed(all_bytes() - 1, unpaged) == Placement(None, 1024)
     with pytest.raises(DoesNotFit):
         placed(8 * GIB, unpaged)
-
-
-# a GPU
-
-
-def on_gpu(
-    gpu_free: int, vram_limit: int | None = None, need: MemoryNeed = GPU_NEED, ram_limit: int | None = None
-) -> Placement:
-    return place(
-        need, ram(ram_limit, reserve=0), AvailableMemory.of_gpu(gpu_free, vram_limit, headroom=512 * MIB)
-    )
-
-
-def test_on_a_gpu_experts_get_what_is_left_by_all_else() -> None:
-    placement = on_gpu(8 * GIB)
-    assert placement.gpu_bytes is not None
-    assert placement.paged_bytes is not None
-    assert (placement.gpu_room_bytes, placement.gpu_cache_bytes) == (ROOM, GPU_NEED.cache_bytes)
-    assert placement.paged_bytes > 14 * GIB
-    taken = GPU_NEED.dense_bytes + ROOM + placement.gpu_bytes
-    assert 8 * GIB - 512 * MIB - 256 * MIB < taken <= 8 * GIB - 512 * MIB
-    limited = on_gpu(8 * GIB, 6 * GIB)
-    assert limited.gpu_bytes is not None
-    assert abs(placement.gpu_bytes - limited.gpu_bytes - 1536 * MIB) < 64 * MIB
-
-
-def test_experts_get_less_of_a_gpu_by_what_is_kept_for_unpacking() -> None:
-    unpacking = dataclasses.replace(GPU_NEED, scratch_bytes=100 * MIB, chunk_tokens=2048)
-    without = on_gpu(8 * GIB, need=dataclasses.replace(GPU_NEED, chunk_tokens=2048)).gpu_bytes
-    assert without is not None
-    assert on_gpu(8 * GIB, need=unpacking).gpu_bytes == without - 100 * MIB
-    assert unpacking.weight_bytes == GPU_NEED.weight_bytes
-
-
-def test_what_fits_on_a_gpu_is_not_paged() -> None:
-    small = dataclasses.replace(
-        GPU_NEED,
-        dense_bytes=100 * MIB,
-        expert_bytes=200 * MIB,
-        cache_bytes=50 * MIB,
-        least_expert_bytes=20 * MIB,
-    )
-    assert on_gpu(4 * GIB, need=small).paged_bytes is None
-    assert on_gpu(4 * GIB, 8 * GIB, need=small).paged_bytes is None
-
-
-def test_what_does_not_fit_on_a_gpu_is_refused_with_both_numbers() -> None:
-    with pytest.raises(DoesNotFit, match=r"vram is 8\.00 GiB, but 6\.00 GiB are free on the GPU"):
-        on_gpu(6 * GIB, 8 * GIB)
-    with pytest.raises(DoesNotFit, match=r"of memory, vram is 3\.00 GiB"):
-        on_gpu(8 * GIB, 3 * GIB)
-    with pytest.raises(DoesNotFit, match=r"of memory, 2\.50 GiB are available"):
-        on_gpu(3 * GIB)
-    with pytest.raises(DoesNotFit, match=r"0 bytes of RAM .* 300\.0 MiB are needed"):
-        on_gpu(8 * GIB, ram_limit=1 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -265,21 +178,6 @@ def test_what_does_not_fit_on_a_gpu_is_refused_with_both_numbers() -> None:
 )
 def test_windows_gets_more_headroom(system: str, release: str, headroom: int) -> None:
     assert headroom_bytes(system, release) == headroom
-
-
-def test_room_is_kept_for_an_image_and_for_attention() -> None:
-    room = gpu_room(NANO, ChatPlan(4096, "bfloat16", "bfloat16"))
-    assert room > encoding_bytes(NANO.vision, [5000])
-    for way in ("kernel", "pieces"):
-        assert gpu_room(NANO, ChatPlan(1 << 17, "bfloat16", "bfloat16"), 2048, way) == room
-    size = (1792, 1792)
-    image = ImageReport("large", size, size, patches=16384, tokens=4096)
-    pictured = ChatPlan(512, "bfloat16", "bfloat16", (image, image))
-    assert gpu_room(NANO, pictured) > encoding_bytes(NANO.vision, [16384])
-    assert gpu_room(NANO, pictured) > gpu_room(NANO, ChatPlan(512, "bfloat16", "bfloat16"))
-    # What comes later is not smaller than usual.
-    small = ImageReport("small", (28, 28), (28, 28), patches=4, tokens=1)
-    assert gpu_room(NANO, ChatPlan(4096, "bfloat16", "bfloat16", (small,))) == room
 
 
 # searches

@@ -17,8 +17,10 @@ from ernie_local.loading import LoadOptions, load_model, loader
 from ernie_local.loading.loader import ComputeDemand, MemoryLimits, count_need
 from ernie_local.media.image_size import measure_image
 from ernie_local.model_files import ModelFiles, find_model_files
-from ernie_local.planner.fit import AvailableMemory, headroom_bytes, place
+from ernie_local.planner.fit import AvailableMemory, headroom_bytes
 from ernie_local.planner.gpu import plan_gpu
+from ernie_local.planner.gpu_fit import place_on_gpu
+from ernie_local.planner.gpu_need import GpuNeed
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.ram import Budget, plan_cpu
@@ -97,14 +99,16 @@ def test_the_smallest_gpu_is_that_of_load(
     files: ModelFiles, context: int, sizes: tuple[tuple[int, int], ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "unpacking_room", lambda *_: 0)  # as with Triton
+    monkeypatch.setattr(loader, "find_triton", lambda *_: object())
     model, chat = read_model(files.directory), planned_chat(files, context, sizes, "bfloat16")
     demand, limits = ComputeDemand(torch.device("cuda:0"), chat, None), MemoryLimits(None, None, None)
     with open_checkpoint(files.directory, files.config) as checkpoint:
         need = count_need(checkpoint, files.image_processor, files.config, demand, limits, None)
+    assert isinstance(need, GpuNeed)
 
     def loads(limit: int) -> bool:
         try:
-            place(need, AvailableMemory(1 << 60), AvailableMemory.of_gpu(4 * GIB, limit))
+            place_on_gpu(need, AvailableMemory(1 << 60), AvailableMemory.of_gpu(4 * GIB, limit))
         except DoesNotFit:
             return False
         return True
@@ -140,6 +144,7 @@ def test_ram_beside_a_gpu_holds_what_load_puts_there(
 ) -> None:
     """And the rest is read from disk; the floor is named to the byte."""
     monkeypatch.setattr(loader, "unpacking_room", lambda *_: 0)  # as with Triton
+    monkeypatch.setattr(loader, "find_triton", lambda *_: object())
     monkeypatch.setattr(loader, "process_memory", lambda: 0)
     monkeypatch.setattr(loader, "free_memory", lambda: 64 * GIB)
     model, chat = read_model(files.directory), planned_chat(files, 512, ((300, 200),), "bfloat16")
@@ -148,6 +153,7 @@ def test_ram_beside_a_gpu_holds_what_load_puts_there(
         need = count_need(
             checkpoint, files.image_processor, files.config, demand, MemoryLimits(None, None, None), None
         )
+    assert isinstance(need, GpuNeed)
     vram = plan_gpu(model, chat, MIB, Budget(64 * GIB)).least_bytes
     roomy, paging = plan_gpu(model, chat, vram, Budget(64 * GIB)), model.paging_plan
     assert paging is not None
@@ -165,7 +171,8 @@ def test_ram_beside_a_gpu_holds_what_load_puts_there(
         plan = plan_gpu(model, chat, vram, Budget(limit))
         seen.add(plan.tier)
         try:
-            placed = place(need, MemoryLimits(limit, None, None).find_ram(demand.process_bytes), gpu)
+            ram = MemoryLimits(limit, None, None).find_ram(demand.process_bytes)
+            placed = place_on_gpu(need, ram, gpu)
         except DoesNotFit:
             assert plan.tier == "needs ram"
             continue

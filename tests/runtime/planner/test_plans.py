@@ -13,8 +13,10 @@ from ernie_local.media.image_size import measure_image
 from ernie_local.model.memory_use import encoding_bytes
 from ernie_local.planner.fit import AvailableMemory, default_reserve, headroom_bytes, longest_context, place
 from ernie_local.planner.gpu import plan_gpu
+from ernie_local.planner.gpu_fit import place_on_gpu
+from ernie_local.planner.gpu_need import GpuNeed
 from ernie_local.planner.model_size import ModelSize, published_model, with_formats
-from ernie_local.planner.need import ChatPlan, MemoryNeed, gpu_room
+from ernie_local.planner.need import ChatPlan, MemoryNeed
 from ernie_local.planner.ram import PROCESS, Budget, CpuPlan, plan_cpu
 from ernie_local.planner.terms import PHASES, Amount, MemoryPlan, Term
 from ernie_local.sizes import GIB, MIB
@@ -131,7 +133,7 @@ def test_paged_experts_make_room_for_a_image_and_for_the_cache() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gib", "tier"), [(3, "does not fit"), (4, "paged"), (6, "paged"), (12, "paged"), (24, "resident")]
+    ("gib", "tier"), [(2.5, "does not fit"), (4, "paged"), (6, "paged"), (12, "paged"), (24, "resident")]
 )
 def test_a_gpu_holds_everything_or_slots_or_nothing(gib: float, tier: str) -> None:
     plan = plan_gpu(W4, SHORT_ON_GPU, int(gib * GIB), Budget(64 * GIB))
@@ -164,27 +166,12 @@ def test_experts_on_a_gpu_give_way_to_the_cache_as_it_grows() -> None:
 
 @pytest.mark.parametrize("context_size", [1000, 32768])
 def test_a_gpu_is_shared_out_as_load_does_it(context_size: int) -> None:
-    conversation, weights, paging = (
-        ChatPlan(context_size, "bfloat16", "int8"),
-        W4.weights(2),
-        W4.paging_plan,
-    )
-    assert paging is not None
-    cache_bytes = 28 * 2 * 4 * (128 + 4) * -(-context_size // 64) * 64
-    need = MemoryNeed(
-        config=W4.config.text,
-        dense_bytes=weights.dense,
-        expert_bytes=weights.experts,
-        least_expert_bytes=paging.least_bytes,
-        cache_bytes=cache_bytes,
-        context_size=context_size,
-        room_bytes=gpu_room(W4.config, conversation),
-    )
-    expected = place(need, AvailableMemory(1 << 60), AvailableMemory.of_gpu(8 * GIB - 450 * MIB))
-    assert expected.gpu_bytes is not None
-    plan = plan_gpu(W4, conversation, 8 * GIB, Budget(64 * GIB))
-    shared = (expected.gpu_bytes - cache_bytes) // paging.frame_bytes * paging.frame_bytes
-    assert plan.slots_bytes == shared
+    chat, paging = ChatPlan(context_size, "bfloat16", "int8"), W4.paging_plan
+    weights = W4.weights(2, in_slots=True)
+    need = GpuNeed(config=W4.config, chat=chat, weights=weights, plan=paging)
+    expected = place_on_gpu(need, AvailableMemory(1 << 60), AvailableMemory.of_gpu(8 * GIB - 450 * MIB))
+    plan = plan_gpu(W4, chat, 8 * GIB, Budget(64 * GIB))
+    assert plan.slots_bytes == need.slots_bytes(expected.layout, expected.shared_bytes) > 0
     assert plan.vram.peak.best <= 8 * GIB - headroom_bytes()
 
 

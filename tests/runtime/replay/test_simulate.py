@@ -96,7 +96,7 @@ def test_it_counts_what_a_real_run_counts(monkeypatch: pytest.MonkeyPatch, rule:
     directory: Path = NANO_DIRECTORY
     monkeypatch.setattr(PagedExperts, "cache_memory", lambda _: None)
     ram_bytes, gpu_bytes = share(directory, 0.5), None if rule is None else share(directory, 0.2)
-    gpu = None if gpu_bytes is None else GpuShare(FakeGpu(), gpu_bytes, 0, GPU_ROOM)
+    gpu = None if gpu_bytes is None else GpuShare(FakeGpu(), gpu_bytes + GPU_ROOM, 0, 0, GPU_ROOM)
     network = build(directory, ram_bytes, PagingOptions(FETCH if rule is None else rule), gpu)
     files = ModelFiles(directory, network.config)
     model = LoadedModel(network, files, EngineSettings(200, torch.float32), 0, 0.0)

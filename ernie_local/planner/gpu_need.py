@@ -1,0 +1,183 @@
+"""Counts what a model and a chat take of a GPU: what stays there, and what is there for a phase alone.
+
+Exact for weights, pages and the cache; workspace by the rules that the engine keeps it by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ernie_local.config import ModelConfig
+from ernie_local.experts.keys import UNIT_BYTES
+from ernie_local.experts.plan import PagingPlan, lent_bytes, workspace_pieces
+from ernie_local.model.memory_use import (
+    CACHE_STEP_TOKENS,
+    DEFAULT_CHUNK_TOKENS,
+    AttentionWay,
+    chunk_bytes_on_gpu,
+    encoding_bytes,
+    grown_tokens,
+    image_prompt_bytes,
+)
+from ernie_local.planner.need import ChatPlan, WeightBytes
+from ernie_local.sizes import aligned
+
+# Of an image of 1280 tokens, four patches each: a page that is read at its usual size. One may come later.
+_PATCHES = 5120
+SMALLEST_CHUNK = 128
+EMBEDDING_PART = "embedding"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLayout:
+    """What a placement may choose. swaps_image_weights: whether vision tower and resampler lie in RAM, and
+    pass through the GPU while images are encoded. chunk_tokens: of a prompt, computed at a time."""
+
+    kv_dtype: str
+    swaps_image_weights: bool
+    chunk_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuNeed:
+    """What a model and its chat take of a GPU; all numbers are bytes.
+
+    weights: with a slot for each expert. plan: of their pages, None where they cannot be paged.
+    scratch_bytes: for unpacking weights. chunk_tokens: as asked for; None for as many as suit the memory.
+    attention: of a chunk, see `gpu_attention_way`.
+    """
+
+    config: ModelConfig
+    chat: ChatPlan
+    weights: WeightBytes
+    plan: PagingPlan | None
+    scratch_bytes: int = 0
+    chunk_tokens: int | None = None
+    attention: AttentionWay = "kernel"
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights, wherever they are."""
+        return self.weights.total
+
+    @property
+    def host_embedding_bytes(self) -> int:
+        """Of an embedding that lies in RAM: where the head is another matrix, a token reads one row of it."""
+        return 0 if self.config.text.tie_word_embeddings else self.weights.parts.get(EMBEDDING_PART, 0)
+
+    def layouts(self) -> Iterator[GpuLayout]:
+        """The ways to place it, each with one measure more than the one before, for the largest chunk."""
+        kv_dtype, chunk = self.chat.kv_dtype, self.chunks()[0]
+        yield GpuLayout(kv_dtype, False, chunk)
+        swaps = self.plan is not None and self.weights.for_images > 0
+        if swaps:
+            yield GpuLayout(kv_dtype, True, chunk)
+        if self.chat.may_shrink_cache and kv_dtype != "int8":
+            yield GpuLayout("int8", swaps, chunk)
+
+    def chunks(self) -> list[int]:
+        """The chunks that may be chosen, the largest first."""
+        if self.chunk_tokens is not None:
+            return [self.chunk_tokens]
+        steps = (DEFAULT_CHUNK_TOKENS // SMALLEST_CHUNK).bit_length()
+        return [DEFAULT_CHUNK_TOKENS >> step for step in range(steps)]
+
+    def dense_bytes(self, layout: GpuLayout) -> int:
+        """All that stays on the GPU besides experts and the chat."""
+        swapped = self.weights.for_images if layout.swaps_image_weights else 0
+        return self.weights.dense - self.host_embedding_bytes - swapped + self.scratch_bytes
+
+    def host_bytes(self, layout: GpuLayout) -> int:
+        """Weights in RAM besides experts."""
+        return self.host_embedding_bytes + (self.weights.for_images if layout.swaps_image_weights else 0)
+
+    def cache_bytes(self, layout: GpuLayout, num_tokens: int | None = None) -> int:
+        """The KV cache, grown to hold so many tokens; None for the whole context."""
+        chat = replace(self.chat, kv_dtype=layout.kv_dtype)
+        held = grown_tokens(chat.context_size if num_tokens is None else num_tokens, chat.context_size)
+        return held * chat.kv_size(self.config.text).bytes_per_token
+
+    def encoding_room(self, layout: GpuLayout) -> int:
+        """Workspace while an image is encoded."""
+        return max(
+            encoding_bytes(self.config.vision, patches, self.chat.item_bytes)
+            + self._held_bytes(layout, patches)
+            for patches in self._images()
+        )
+
+    def chunk_room(self, layout: GpuLayout) -> int:
+        """Workspace while the last chunk of a prompt with images is read."""
+        context, held = self.chat.context_size, max(self._held_bytes(layout, one) for one in self._images())
+        chunk = min(layout.chunk_tokens, context)
+        return held + chunk_bytes_on_gpu(self.config.text, chunk, context, self.attention)
+
+    def room_bytes(self, layout: GpuLayout) -> int:
+        """The workspace: of the phase that takes most, rounded up to what torch gives out."""
+        return sum(workspace_pieces(max(self.encoding_room(layout), self.chunk_room(layout))))
+
+    def window_bytes(self, layout: GpuLayout) -> int:
+        """What weights that pass through the GPU take while images are encoded."""
+        return aligned(self.weights.image_window, UNIT_BYTES) if layout.swaps_image_weights else 0
+
+    def encoding_bytes(self, layout: GpuLayout) -> int:
+        """What experts do without while an image is encoded, besides the cache."""
+        return lent_bytes(self.room_bytes(layout), self.encoding_room(layout)) + self.window_bytes(layout)
+
+    def early_cache_bytes(self, layout: GpuLayout) -> int:
+        """The cache while the first images are encoded: it has room for them already."""
+        usual = _PATCHES // self.config.vision.spatial_merge_size**2
+        return self.cache_bytes(layout, min(max(usual, self.chat.image_tokens), self.chat.context_size))
+
+    def most_tokens_with_image(self, layout: GpuLayout, shared_bytes: int) -> int:
+        """Tokens of the longest conversation, of the whole context at most, that still takes an image."""
+        assert self.plan is not None
+        beside = self.plan.least_bytes + self.encoding_bytes(layout)
+        left = shared_bytes // self.plan.frame_bytes * self.plan.frame_bytes - beside
+        return min(self.chat.context_size, left // self.cache_bytes(layout, 1) * CACHE_STEP_TOKENS)
+
+    def prefill_bytes(self, layout: GpuLayout) -> int:
+        """What experts do without while the last chunk is read."""
+        return lent_bytes(self.room_bytes(layout), self.chunk_room(layout)) + self.cache_bytes(layout)
+
+    def paged_bytes(self, layout: GpuLayout, times: int = 1) -> int:
+        """The least that paged experts share with the chat: pages of so many tokens, and the largest phase.
+
+        Images come first: later ones find less room.
+        """
+        assert self.plan is not None
+        frame = self.plan.frame_bytes
+        vision = self.encoding_bytes(layout) + self.early_cache_bytes(layout)
+        beside = max(vision, self.prefill_bytes(layout))
+        return aligned(times * self.plan.least_bytes + beside, frame)
+
+    def resident_bytes(self, layout: GpuLayout) -> int:
+        """All experts beside the chat."""
+        return self.weights.experts + self.cache_bytes(layout) + self.room_bytes(layout)
+
+    def least_bytes(self) -> int:
+        """The least besides what others have of the GPU, all measures taken."""
+        smallest = self.chunks()[-1]
+        least = []
+        for layout in (replace(one, chunk_tokens=smallest) for one in self.layouts()):
+            ways = [self.resident_bytes(layout)]
+            if self.plan is not None:
+                ways.append(self.paged_bytes(layout))
+            least.append(self.dense_bytes(layout) + min(ways))
+        return min(least)
+
+    def slots_bytes(self, layout: GpuLayout, shared_bytes: int) -> int:
+        """Whole frames for experts in decode, of bytes that they share with the cache and the workspace."""
+        assert self.plan is not None
+        frame, cache = self.plan.frame_bytes, self.cache_bytes(layout)
+        return min(shared_bytes // frame * frame - cache, self.plan.most_bytes) // frame * frame
+
+    def _images(self) -> tuple[list[int], ...]:
+        """Patches of images that a prompt may bring: one of the usual size, and those of the chat."""
+        return [_PATCHES], self.chat.patch_counts
+
+    def _held_bytes(self, layout: GpuLayout, patch_counts: list[int]) -> int:
+        patches = sum(patch_counts)
+        tokens = patches // self.config.vision.spatial_merge_size**2
+        chunk = min(layout.chunk_tokens, self.chat.context_size)
+        return image_prompt_bytes(self.config, patches, tokens, chunk, self.chat.item_bytes)

@@ -1,0 +1,202 @@
+"""What a GPU holds, and the measures that give experts more of it, one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from ernie_local.checkpoint.format_tables import FormatChoice
+from ernie_local.errors import DoesNotFit
+from ernie_local.media.image_size import ImageReport, measure_image
+from ernie_local.model.memory_use import chunk_bytes_on_gpu, encoding_bytes
+from ernie_local.planner import gpu_fit
+from ernie_local.planner.fit import SLACK_BYTES, AvailableMemory
+from ernie_local.planner.gpu import plan_gpu
+from ernie_local.planner.gpu_fit import GpuPlacement, least_gpu_total, place_on_gpu
+from ernie_local.planner.gpu_need import GpuLayout, GpuNeed
+from ernie_local.planner.model_size import ModelSize, published_model, with_formats
+from ernie_local.planner.need import ChatPlan
+from ernie_local.planner.ram import Budget
+from ernie_local.sizes import GIB, MIB
+
+W2 = with_formats(published_model(), FormatChoice("w2"), "--bits 2")
+W4 = with_formats(published_model(), FormatChoice("w4"), "--bits 4")
+ENOUGH = AvailableMemory(64 * GIB)
+CHAT = ChatPlan(8192, "bfloat16", "bfloat16", may_shrink_cache=True)
+PAGE = measure_image("page", (1240, 1754), W2.processor)
+
+
+def need_of(model: ModelSize, chat: ChatPlan = CHAT, chunk_tokens: int | None = None) -> GpuNeed:
+    weights = model.weights(chat.item_bytes, in_slots=True)
+    return GpuNeed(
+        config=model.config, chat=chat, weights=weights, plan=model.paging_plan, chunk_tokens=chunk_tokens
+    )
+
+
+def placed(need: GpuNeed, gib: float, ram: AvailableMemory = ENOUGH) -> GpuPlacement:
+    return place_on_gpu(need, ram, AvailableMemory(int(gib * GIB)))
+
+
+def slots(need: GpuNeed, placement: GpuPlacement) -> int:
+    return need.slots_bytes(placement.layout, placement.shared_bytes)
+
+
+def taken(need: GpuNeed, placement: GpuPlacement) -> int:
+    """Of the GPU, by all that is placed there."""
+    return need.dense_bytes(placement.layout) + placement.shared_bytes + SLACK_BYTES
+
+
+def test_measures_are_taken_one_after_the_other_as_a_gpu_gets_smaller() -> None:
+    need = need_of(W2, dataclasses.replace(CHAT, context_size=32768))
+    seen: list[tuple[bool, str]] = []
+    for gib in range(30, 7, -1):
+        placement = placed(need, gib / 2)
+        state = (placement.swapped_bytes > 0, placement.layout.kv_dtype)
+        if placement.paged_bytes is not None and state not in seen:
+            seen.append(state)
+        assert taken(need, placement) <= gib * GIB / 2
+    assert seen == [(False, "bfloat16"), (True, "bfloat16"), (True, "int8")]
+
+
+def test_a_measure_is_taken_where_experts_would_get_less_than_the_floor_and_nowhere_else() -> None:
+    need = need_of(W4)
+    floor = gpu_fit._floor_bytes(need)
+    assert need.plan is not None
+    plain = next(need.layouts())
+    enough = need.dense_bytes(plain) + need.cache_bytes(plain) + floor + need.plan.frame_bytes + SLACK_BYTES
+    roomy, tight = placed(need, enough / GIB), placed(need, (enough - 2 * need.plan.frame_bytes) / GIB)
+    assert (roomy.swapped_bytes, roomy.decisions) == (0, ())
+    assert slots(need, roomy) >= floor
+    assert tight.swapped_bytes == need.weights.for_images
+    assert slots(need, tight) - slots(need, roomy) > 800 * MIB
+    assert any(line.startswith("vision tower and resampler: 886.9 MiB in RAM") for line in tight.decisions)
+
+
+@pytest.mark.parametrize(("kv_dtype", "may_shrink"), [("bfloat16", False), ("float16", False)])
+def test_a_number_type_that_was_asked_for_stays(kv_dtype: str, may_shrink: bool) -> None:
+    chat = dataclasses.replace(CHAT, kv_dtype=kv_dtype, may_shrink_cache=may_shrink)
+    assert placed(need_of(W2, chat), 3.5).layout.kv_dtype == kv_dtype
+    assert placed(need_of(W2), 3.5).layout.kv_dtype == "int8"
+
+
+def test_a_smaller_cache_that_gains_next_to_nothing_is_not_taken() -> None:
+    short = dataclasses.replace(CHAT, context_size=1024)
+    placement = placed(need_of(W4, short), 4.5)
+    assert (placement.layout.kv_dtype, placement.swapped_bytes > 0) == ("bfloat16", True)
+
+
+def test_chunks_shrink_before_anything_is_refused_unless_one_was_asked_for() -> None:
+    need = need_of(W2)
+    least = least_gpu_total(need)
+    placement = placed(need, least / GIB)
+    assert placement.chunk_tokens == 128
+    assert any(line.startswith("prompts: 128 tokens at a time") for line in placement.decisions)
+    fixed = need_of(W2, chunk_tokens=2048)
+    assert least_gpu_total(fixed) > least
+    assert placed(fixed, least_gpu_total(fixed) / GIB).chunk_tokens == 2048
+
+
+def test_workspace_is_that_of_the_largest_phase() -> None:
+    chat = dataclasses.replace(CHAT, images=(PAGE,))
+    need, layout = need_of(W2, chat), GpuLayout("int8", True, 2048)
+    encoding, chunk = need.encoding_room(layout), need.chunk_room(layout)
+    assert max(encoding, chunk) <= need.room_bytes(layout) < max(encoding, chunk) + 2 * MIB
+    assert encoding > encoding_bytes(W2.config.vision, [PAGE.patches], chat.item_bytes)
+    assert chunk > chunk_bytes_on_gpu(W2.config.text, 2048, 8192, "kernel")
+    smaller = dataclasses.replace(layout, chunk_tokens=256)
+    assert need.chunk_room(smaller) < chunk / 2
+    # What comes later is not smaller than usual.
+    tiny = dataclasses.replace(PAGE, patches=4, tokens=1)
+    assert need_of(W2, dataclasses.replace(CHAT, images=(tiny,))).encoding_room(layout) == need_of(
+        W2
+    ).encoding_room(layout)
+
+
+def test_everything_is_placed_or_one_byte_less_is_refused() -> None:
+    for model in (W2, W4, published_model()):
+        for chat in (CHAT, dataclasses.replace(CHAT, images=(PAGE, PAGE))):
+            need = need_of(model, chat)
+            least = least_gpu_total(need)
+            assert place_on_gpu(need, ENOUGH, AvailableMemory(least)).paged_bytes is not None
+            with pytest.raises(DoesNotFit):
+                place_on_gpu(need, ENOUGH, AvailableMemory(least - 1))
+
+
+def test_a_refusal_names_the_floor_and_the_two_settings_that_lower_it_most() -> None:
+    chat = dataclasses.replace(CHAT, context_size=65536, may_shrink_cache=False, images=(PAGE,))
+    need = need_of(W2, chat, chunk_tokens=256)
+    with pytest.raises(DoesNotFit) as refused:
+        place_on_gpu(need, ENOUGH, AvailableMemory(3 * GIB, limit_name="vram"))
+    assert refused.value.what.startswith("the model needs at least")
+    first, *others = refused.value.hint.split(", or ")
+    limit = re.fullmatch(r'vram="(\d+)MiB"', first)
+    assert limit is not None
+    assert len(others) == 2
+    assert others == ["context_size=32768", 'kv_dtype="auto"']
+    assert 0 <= int(limit[1]) * MIB - least_gpu_total(need) < 64 * MIB
+    # Both do what they say.
+    for changed in (
+        dataclasses.replace(chat, context_size=32768),
+        dataclasses.replace(chat, may_shrink_cache=True),
+    ):
+        assert least_gpu_total(need_of(W2, changed, 256)) < least_gpu_total(need) - GIB
+
+
+def test_weights_that_left_the_gpu_take_ram() -> None:
+    need = need_of(W2)
+    placement = placed(need, 3.5)
+    assert placement.host_bytes == placement.swapped_bytes == need.weights.for_images
+    assert need.plan is not None
+    least = SLACK_BYTES + placement.host_bytes + need.plan.least_bytes
+    assert placed(need, 3.5, AvailableMemory(least)).paged_bytes == need.plan.least_bytes
+    with pytest.raises(DoesNotFit, match="of RAM are left for experts"):
+        placed(need, 3.5, AvailableMemory(least - 1))
+
+
+def test_an_embedding_that_is_not_the_head_lies_in_ram() -> None:
+    tied = need_of(W2)
+    text = dataclasses.replace(W2.config.text, tie_word_embeddings=False)
+    untied = dataclasses.replace(tied, config=dataclasses.replace(W2.config, text=text))
+    layout = next(tied.layouts())
+    size = tied.weights.parts["embedding"]
+    assert (tied.host_embedding_bytes, untied.host_embedding_bytes) == (0, size)
+    assert untied.dense_bytes(layout) == tied.dense_bytes(layout) - size
+    assert "a token reads one row" in placed(untied, 8).decisions[0]
+
+
+def test_what_fits_is_not_paged_and_takes_no_measure_but_smaller_chunks() -> None:
+    need = need_of(W2)
+    whole = placed(need, 12)
+    assert (whole.paged_bytes, whole.decisions, whole.layout.kv_dtype) == (None, (), "bfloat16")
+    plain = dataclasses.replace(next(need.layouts()), chunk_tokens=128)
+    least = need.dense_bytes(plain) + need.resident_bytes(plain) + SLACK_BYTES
+    assert placed(need, least / GIB).paged_bytes is None
+    assert place_on_gpu(need, ENOUGH, AvailableMemory(least - 1)).paged_bytes is not None
+
+
+def test_what_is_not_free_is_refused() -> None:
+    gpu = AvailableMemory.of_gpu(6 * GIB, 8 * GIB)
+    with pytest.raises(DoesNotFit, match=r"vram is 8\.00 GiB, but 6\.00 GiB are free on the GPU"):
+        place_on_gpu(need_of(W4), ENOUGH, gpu)
+
+
+@pytest.mark.parametrize(
+    ("model", "gib", "context_size", "images", "least_slots"),
+    [
+        (W2, 3.6, 8192, (PAGE,), int(0.9 * GIB)),
+        (W2, 3.6, 32768, (), 1),
+        (W2, 5.6, 32768, (PAGE,), int(1.8 * GIB)),
+        (W4, 3.6, 4096, (), 1),
+    ],
+)
+def test_what_common_gpus_hold(
+    model: ModelSize, gib: float, context_size: int, images: tuple[ImageReport, ...], least_slots: int
+) -> None:
+    """gib: usable memory of the GPU, with what CUDA takes of it and what is left to others."""
+    chat = dataclasses.replace(CHAT, context_size=context_size, images=images)
+    plan = plan_gpu(model, chat, int(gib * GIB), Budget(64 * GIB))
+    assert plan.tier == "paged"
+    assert plan.slots_bytes >= least_slots
+    assert plan.vram.peak.best <= gib * GIB
