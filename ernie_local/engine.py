@@ -151,7 +151,8 @@ class Engine:
         cuts: numbers of tokens after which a chunk ends, ascending, besides those that `chunk_tokens` makes.
         """
         pauses = Pauses(should_stop, on_progress, on_encoded)
-        hidden = self._append(token_ids, images, pauses, lambda _start, chunk: chunk[-1:], cuts)
+        # A copy, as a part of the chunk would keep all of it.
+        hidden = self._append(token_ids, images, pauses, lambda _start, chunk: chunk[-1:].clone(), cuts)
         with torch.no_grad():  # not in inference mode, so that samplers may write to it
             return self.model.logits(hidden)[0]
 
@@ -250,11 +251,12 @@ class Engine:
         prompt = self._prepare(token_ids, images)
         length = self._cache.length + prompt.num_tokens
         # For all chunks at once, before anything is computed; but on a GPU images have that memory first.
-        if not (images and self._cache.is_lent):
-            self._cache.reserve(length)
+        images_first = images and self._cache.is_lent
+        self._cache.reserve(self._cache.length if images_first else length)
         with torch.inference_mode():
             features = self._encode(images, prompt.num_tokens, pauses)
-            self._cache.reserve(length)
+            if images_first:
+                self._cache.reserve(length)
             stops = chunk_stops(prompt.num_tokens, self.chunk_tokens, cuts)
             for start, stop in pairwise((0, *stops)):
                 pauses.reach("tokens", start, prompt.num_tokens)

@@ -20,7 +20,7 @@ from ernie_local.experts.keys import UNIT_BYTES
 from ernie_local.experts.level import PageLevel
 from ernie_local.experts.plan import PagingPlan, lent_bytes
 from ernie_local.experts.traffic import PageTraffic
-from ernie_local.sizes import format_bytes
+from ernie_local.sizes import aligned, format_bytes
 
 
 class RamBudget:
@@ -78,9 +78,14 @@ class GpuBudget:
         self._num_bytes = num_bytes
         self._needed: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         self._at_end: weakref.ref[GpuCacheMemory] | None = None
-        self._end_bytes = 0  # of that cache
+        self._cache_bytes = 0  # of that cache
         self._weight_bytes = 0  # before it, for images
         self._may_take_back = True
+
+    @property
+    def _end_bytes(self) -> int:
+        """Of the cache at the end; 0 when it is gone."""
+        return 0 if self._at_end is None or self._at_end() is None else self._cache_bytes
 
     def make_room(self, owner: object, num_bytes: int) -> None:
         """Keep this much of the workspace for `owner` until it says another number, or is gone.
@@ -149,7 +154,7 @@ class GpuBudget:
 
         DoesNotFit for more than experts can give. Call it when the workspace for encoding has been kept.
         """
-        num_bytes = -(-num_bytes // UNIT_BYTES) * UNIT_BYTES
+        num_bytes = aligned(num_bytes, UNIT_BYTES)
         self._give_end(self._end_bytes + num_bytes, "the image and its conversation need {} of the GPU")
         self._weight_bytes = num_bytes
         start = self._memory.num_bytes - self._end_bytes - num_bytes
@@ -165,7 +170,7 @@ class GpuBudget:
     def _take_end(self, num_bytes: int) -> torch.Tensor:
         assert not self._weight_bytes, "no image is encoded while a cache is resized"
         self._give_end(num_bytes, "the conversation needs {} of the GPU")
-        self._end_bytes = num_bytes
+        self._cache_bytes = num_bytes
         return self._memory.bytes[self._memory.num_bytes - num_bytes :]
 
     def _give_end(self, num_bytes: int, what: str) -> None:

@@ -163,6 +163,10 @@ class CudaDevice(Device):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        # At its first product cuBLAS takes memory that it keeps: not of what is lent for a prompt later.
+        ones = torch.ones(16, 16, device=device)
+        torch.nn.functional.linear(ones, ones, ones[0])
+        torch.nn.functional.linear(ones, ones)
         self._computing = torch.cuda.current_stream(device)
         self._copying = torch.cuda.Stream(device)
 

@@ -21,7 +21,7 @@ import torch
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.experts.keys import UNIT_BYTES
 from ernie_local.experts.plan import lent_bytes, workspace_pieces
-from ernie_local.sizes import format_bytes
+from ernie_local.sizes import aligned, format_bytes
 
 _STEPS = (
     16  # after a failed allocation, the next try asks for a sixteenth of what pages and cache wanted less
@@ -78,6 +78,7 @@ class GpuMemory:
 
     def take_back(self) -> bool:
         """Have all of the front for pages. False, with nothing changed, where torch still uses some of it."""
+        self._allocator.drop_unused()  # which a piece might get instead of its place
         start, pieces = self.bytes.data_ptr(), [*self._pieces]
         for index, size in enumerate(self._sizes):
             if pieces[index] is None:
@@ -107,7 +108,7 @@ def allocate_pages(
     least_bytes: for pages and cache; all numbers include the workspace. DoesNotFit if not even that is left.
     """
     wanted_bytes = wanted_bytes // frame_bytes * frame_bytes
-    least_bytes = -(-least_bytes // frame_bytes) * frame_bytes
+    least_bytes = aligned(least_bytes, frame_bytes)
     step = -(-(wanted_bytes - workspace_bytes) // _STEPS)
     attempt = wanted_bytes
     while attempt >= least_bytes:

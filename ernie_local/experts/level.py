@@ -168,8 +168,8 @@ class PageLevel:
     def use_only_frames(self, wanted: Collection[int]) -> None:
         """Have pages only in these frames. No page is pinned or in flight.
 
-        The memory of the others is used by work given to the device after this call and before the next one.
-        Frames that come back are overwritten only after that work.
+        Others may have the memory of other frames until the next call, for work in the computing stream.
+        Copies of pages into frames that come back wait for that work.
         """
         slots = self.cache.slots
         self.cache.keep_frames(wanted)
@@ -177,5 +177,5 @@ class PageLevel:
         event = self._device.mark() if back else None
         for frame in reversed(back):
             slots.add_frame(frame)
-            if event is not None:
-                self.last_uses.note([(frame * slots.frame_bytes, slots.frame_bytes)], event)
+        if event is not None:
+            self.last_uses.note([(frame * slots.frame_bytes, slots.frame_bytes) for frame in back], event)

@@ -42,11 +42,10 @@ from ernie_local.model.moe import ExpertProvider, Router
 from ernie_local.packing.layout import PageLayout
 from ernie_local.packing.page import check_page, check_scales
 from ernie_local.planner.need import WeightBytes, weights_in_memory
-from ernie_local.sizes import format_bytes
+from ernie_local.sizes import CACHE_LINE, aligned, format_bytes
 
 _HOST = torch.device("cpu")
 _READERS = 4  # of tensors; one alone does not keep a fast disk busy, nor two cores that convert
-_ALIGNMENT = 64  # where packed tensors begin: a line of the processor's cache
 
 
 def checkpoint_weights(
@@ -290,7 +289,7 @@ class _Filler:
                 size = format_bytes(sum(tensor.num_bytes for tensor in stored))
                 self.files.notes.append(f"all but experts: {size} are read into memory, not mapped: {error}")
             self.files = None
-        sizes = [-(-tensor.num_bytes // _ALIGNMENT) * _ALIGNMENT for tensor in stored]
+        sizes = [aligned(tensor.num_bytes) for tensor in stored]
         total, on_host = sum(sizes), self.device.type == "cpu"
         memory = empty_bytes(total) if on_host else torch.empty(total, dtype=torch.uint8, device=self.device)
         places = zip(memory.split(sizes), stored, strict=True)
@@ -328,8 +327,8 @@ def _check_gated_mlp(page: torch.Tensor, layout: PageLayout, name: str) -> None:
 
 def _mapped(stored: StoredTensor, files: MappedFiles) -> torch.Tensor:
     """OSError for a tensor that cannot be mapped."""
-    if stored.offset % _ALIGNMENT:
-        raise OSError(f"{stored} does not begin at a multiple of {_ALIGNMENT} bytes")
+    if stored.offset % CACHE_LINE:
+        raise OSError(f"{stored} does not begin at a multiple of {CACHE_LINE} bytes")
     place = files.content([stored])[stored.offset : stored.offset + stored.num_bytes]
     return place.view(stored.shape)
 

@@ -7,6 +7,7 @@ pass through the tower copies all of them once.
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from typing import Protocol
 
@@ -57,7 +58,7 @@ class GpuImageWeights:
         self._window: dict[str, torch.Tensor] = {}  # each tensor's place in it
         self._there: str | None = None
         for stage in self._stages:
-            model.get_submodule(stage).register_forward_pre_hook(partial(self._bring, stage))
+            model.get_submodule(stage).register_forward_pre_hook(partial(_bring, weakref.ref(self), stage))
 
     def _place(self, names: list[str]) -> int:
         """Give each tensor of a stage its place in the window; the bytes that they take."""
@@ -95,11 +96,18 @@ class GpuImageWeights:
             "while images are encoded"
         )
 
-    def _bring(self, stage: str, *_: object) -> None:
-        """Called before the stage computes."""
+    def bring(self, stage: str) -> None:
+        """Have the stage in the window; it computes next."""
         if self._there == stage:
             return
         self._there = None
         for name in self._stages[stage]:
             self._device.bring(self._host.places[name], self._window[name])
         self._there = stage
+
+
+def _bring(weights: weakref.ref[GpuImageWeights], stage: str, *_: object) -> None:
+    """A hook of the stage's module. As weights know the module, it does not keep them alive."""
+    found = weights()
+    assert found is not None, "the model has them"
+    found.bring(stage)

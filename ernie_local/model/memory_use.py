@@ -19,6 +19,7 @@ FLOAT_BYTES = 4  # of a float32
 # Big enough that an expert's weights are read for many tokens at once, small enough that one layer's
 # activations of the 28B model (2048 x 12288 in the dense layer) stay near 100 MiB.
 DEFAULT_CHUNK_TOKENS = 2048
+SMALLEST_CHUNK_TOKENS = 128  # where memory is scarce
 # Small images share one pass through the tower; a large one goes alone, so that the tower's memory has a
 # bound that does not grow with the number of images.
 PATCHES_PER_PASS = 8192

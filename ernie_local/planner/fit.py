@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ernie_local.errors import DoesNotFit, parameter
-from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, working_bytes
+from ernie_local.model.memory_use import DEFAULT_CHUNK_TOKENS, SMALLEST_CHUNK_TOKENS, working_bytes
 from ernie_local.planner.need import EXPECTED_TOKENS, MemoryNeed
 from ernie_local.sizes import GIB, MIB, format_bytes
 
@@ -21,7 +21,6 @@ from ernie_local.sizes import GIB, MIB, format_bytes
 _MOST_RESERVED, _RESERVED_SHARE = 2 * GIB, 7
 # Leftovers of an allocator, stacks of threads, and modules that are imported late.
 SLACK_BYTES = 128 * MIB
-_SMALLEST_CHUNK = 128
 _WORKING_SHARE = 10  # a chunk of a prompt may take 1/10 of the bytes that experts could have
 _CONTEXT_STEP = 1024
 
@@ -116,7 +115,7 @@ def place(need: MemoryNeed, ram: AvailableMemory) -> Placement:
 
 def least_total(need: MemoryNeed, used: int) -> int:
     """The smallest `AvailableMemory.total` that `place` accepts for the whole context."""
-    chunk = _SMALLEST_CHUNK if need.chunk_tokens is None else need.chunk_tokens
+    chunk = SMALLEST_CHUNK_TOKENS if need.chunk_tokens is None else need.chunk_tokens
     working = working_bytes(need.config, chunk)
     return _fixed_bytes(need, used) + working + need.least_bytes(chunk)
 
@@ -154,7 +153,7 @@ def _fit(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed | None = N
     working = working_bytes(need.config, chunk)
     if working + need.resident_bytes <= left:
         return Placement(None, chunk, spare_bytes=need.spare_bytes(left - working))
-    while (need.chunk_tokens is None and chunk > _SMALLEST_CHUNK) and (
+    while (need.chunk_tokens is None and chunk > SMALLEST_CHUNK_TOKENS) and (
         working * _WORKING_SHARE > left + need.image_weight_bytes or working + need.least_bytes(chunk) > left
     ):
         chunk //= 2

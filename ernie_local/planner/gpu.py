@@ -66,7 +66,7 @@ class GpuPlan:
     def memory_share(self) -> float:
         """Share of the text experts that are on the GPU or in RAM in decode."""
         held = _ONLY_ON_GPU * self.slots_bytes + self.ram_slots_bytes
-        return min(1.0, held / self.text_bytes) if self.text_bytes else 1.0
+        return max(self.resident_share, min(1.0, held / self.text_bytes)) if self.text_bytes else 1.0
 
 
 def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> GpuPlan:
@@ -165,7 +165,7 @@ def _terms(need: GpuNeed, placement: GpuPlacement) -> Iterator[Term]:
     if window:
         yield Term("a part of the vision tower", "exact", {"vision": Amount.exactly(window)})
     rooms: dict[Phase, int] = {
-        "vision": need.encoding_bytes(layout) - window,
+        "vision": need.vision_bytes(layout) - window,
         "prefill": need.prefill_bytes(layout) - need.cache_bytes(layout),
     }
     yield Term(

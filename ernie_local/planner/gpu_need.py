@@ -14,6 +14,7 @@ from ernie_local.experts.plan import PagingPlan, lent_bytes, workspace_pieces
 from ernie_local.model.memory_use import (
     CACHE_STEP_TOKENS,
     DEFAULT_CHUNK_TOKENS,
+    SMALLEST_CHUNK_TOKENS,
     AttentionWay,
     chunk_bytes_on_gpu,
     encoding_bytes,
@@ -25,7 +26,6 @@ from ernie_local.sizes import aligned
 
 # Of an image of 1280 tokens, four patches each: a page that is read at its usual size. One may come later.
 _PATCHES = 5120
-SMALLEST_CHUNK = 128
 EMBEDDING_PART = "embedding"
 
 
@@ -80,7 +80,7 @@ class GpuNeed:
         """The chunks that may be chosen, the largest first."""
         if self.chunk_tokens is not None:
             return [self.chunk_tokens]
-        steps = (DEFAULT_CHUNK_TOKENS // SMALLEST_CHUNK).bit_length()
+        steps = (DEFAULT_CHUNK_TOKENS // SMALLEST_CHUNK_TOKENS).bit_length()
         return [DEFAULT_CHUNK_TOKENS >> step for step in range(steps)]
 
     def dense_bytes(self, layout: GpuLayout) -> int:
@@ -120,7 +120,7 @@ class GpuNeed:
         """What weights that pass through the GPU take while images are encoded."""
         return aligned(self.weights.image_window, UNIT_BYTES) if layout.swaps_image_weights else 0
 
-    def encoding_bytes(self, layout: GpuLayout) -> int:
+    def vision_bytes(self, layout: GpuLayout) -> int:
         """What experts do without while an image is encoded, besides the cache."""
         return lent_bytes(self.room_bytes(layout), self.encoding_room(layout)) + self.window_bytes(layout)
 
@@ -132,13 +132,13 @@ class GpuNeed:
     def most_tokens_with_image(self, layout: GpuLayout, shared_bytes: int) -> int:
         """Tokens of the longest conversation, of the whole context at most, that still takes an image."""
         assert self.plan is not None
-        beside = self.plan.least_bytes + self.encoding_bytes(layout)
+        beside = self.plan.least_bytes + self.vision_bytes(layout)
         left = shared_bytes // self.plan.frame_bytes * self.plan.frame_bytes - beside
         return min(self.chat.context_size, left // self.cache_bytes(layout, 1) * CACHE_STEP_TOKENS)
 
     def prefill_bytes(self, layout: GpuLayout) -> int:
-        """What experts do without while the last chunk is read."""
-        return lent_bytes(self.room_bytes(layout), self.chunk_room(layout)) + self.cache_bytes(layout)
+        """What experts do without while the last chunk is read; what encoding took comes back in decode."""
+        return self.room_bytes(layout) + self.cache_bytes(layout)
 
     def paged_bytes(self, layout: GpuLayout, times: int = 1) -> int:
         """The least that paged experts share with the chat: pages of so many tokens, and the largest phase.
@@ -147,7 +147,7 @@ class GpuNeed:
         """
         assert self.plan is not None
         frame = self.plan.frame_bytes
-        vision = self.encoding_bytes(layout) + self.early_cache_bytes(layout)
+        vision = self.vision_bytes(layout) + self.early_cache_bytes(layout)
         beside = max(vision, self.prefill_bytes(layout))
         return aligned(times * self.plan.least_bytes + beside, frame)
 

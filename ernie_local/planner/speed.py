@@ -113,9 +113,7 @@ def cpu_speed(
     return Speed(hits.band(tokens_a_second, band), prefill, hits, is_measured)
 
 
-def gpu_speed(
-    model: ModelSize, chat: ChatPlan, plan: GpuPlan, rates: GpuRates, host: Rates = ASSUMED
-) -> Speed:
+def gpu_speed(model: ModelSize, plan: GpuPlan, rates: GpuRates, host: Rates = ASSUMED) -> Speed:
     """On a GPU with these rates, in a machine of the rates `host`, under the fastest miss rule."""
     is_resident = plan.tier == "resident"
     hits = HitRates.of(1.0 if is_resident else plan.resident_share)
@@ -131,12 +129,12 @@ def gpu_speed(
         tokens_a_second(hits.traced, memory_hits.traced, rule),
         high * tokens_a_second(hits.sticky, memory_hits.sticky, rule),
     )
-    prefill = _gpu_prefill(model, chat, plan, rates, host)
+    prefill = _gpu_prefill(model, plan, rates, host)
     return Speed(decode, prefill, hits, False, memory_hits, {} if hits.uniform >= 1 else by_rule)
 
 
 def gpu_sensitivity(
-    model: ModelSize, chat: ChatPlan, plan: GpuPlan, rates: GpuRates, host: Rates = ASSUMED
+    model: ModelSize, plan: GpuPlan, rates: GpuRates, host: Rates = ASSUMED
 ) -> dict[str, Band]:
     """What 30 % less and more of each assumed rate make of `gpu_speed`, under the fastest rule each time.
 
@@ -152,7 +150,7 @@ def gpu_sensitivity(
     def fastest(link: float = 1.0, cpu: float = 1.0, disk: float = 1.0, hits: float = 1.0) -> float:
         gpu = replace(rates, link_bytes_per_second=link * rates.link_bytes_per_second)
         below = replace(host.slowed(cpu), disk_bytes_per_second=disk * host.disk_bytes_per_second)
-        tokens_a_second = _gpu_decode(model, chat, gpu, below)
+        tokens_a_second = _gpu_decode(model, plan.chat, gpu, below)
         in_memory = 1.0 if memory_hit_rate >= 1 else min(1.0, hits * memory_hit_rate)
         found = min(in_memory, hits * hit_rate), in_memory
         return max(tokens_a_second(*found, rule) for rule in MISS_RULES.values())
@@ -179,9 +177,9 @@ def _gpu_decode(
     return tokens_a_second
 
 
-def _gpu_prefill(model: ModelSize, chat: ChatPlan, plan: GpuPlan, rates: GpuRates, host: Rates) -> Band:
+def _gpu_prefill(model: ModelSize, plan: GpuPlan, rates: GpuRates, host: Rates) -> Band:
     """A chunk takes as long as its arithmetic or, where experts are missing, their way to the GPU."""
-    chunk = min(plan.chunk_tokens, chat.context_size)
+    chunk = min(plan.chunk_tokens, plan.chat.context_size)
     seconds = chunk * operations_per_token(model) / rates.operations_per_second
     if plan.tier != "resident":
         streamed = plan.text_bytes * (1 - plan.resident_share)

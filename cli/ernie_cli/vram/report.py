@@ -188,7 +188,7 @@ class Report:
         gpu, rates = self.gpu, self.target.gpu_rates
         if gpu is None or rates is None or not gpu.fits:
             return {}
-        return gpu_sensitivity(self.model, gpu.chat, gpu, rates, self.target.host_rates(self.model))
+        return gpu_sensitivity(self.model, gpu, rates, self.target.host_rates(self.model))
 
 
 def find_model(options: VramOptions) -> ModelSize:
@@ -316,7 +316,7 @@ def report_on(model: ModelSize, chats: Chats, target: Target) -> Report:
     if target.vram_bytes is not None:
         gpu = plan_gpu(model, chats.on_gpu, target.vram_bytes, target.ram)
         assert target.gpu_rates is not None
-        on_gpu = gpu_speed(model, chats.on_gpu, gpu, target.gpu_rates, rates)
+        on_gpu = gpu_speed(model, gpu, target.gpu_rates, rates)
     return Report(model, chats, target, cpu, speed, start, gpu, on_gpu)
 
 
@@ -336,5 +336,5 @@ def report_on_gpus(
                 page = solve_image(model, chat, machine, processor).value
             solved[gpu.usable_bytes] = solve_context(model, chat, machine).value, page
         plan = plan_gpu(model, chat, gpu.usable_bytes, budget)
-        speed = gpu_speed(model, chat, plan, given.on_gpu(gpu.rates), host)
+        speed = gpu_speed(model, plan, given.on_gpu(gpu.rates), host)
         yield GpuRow(gpu, plan, speed, *solved[gpu.usable_bytes])

@@ -21,8 +21,10 @@ from ernie_local.config import read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.build import GpuShare, PagingSetup
+from ernie_local.experts.gpu_memory import GpuMemory
 from ernie_local.loading.build import build_model
 from ernie_local.media.image_size import ImageReport
+from ernie_local.media.patches import Patches
 from ernie_local.model import memory_use
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.planner import gpu_need
@@ -142,6 +144,7 @@ def converse(model: ErnieModel, others: list[ErnieModel], seed: int, kv_dtype: t
             logits = engines[0].prefill(tokens, images)
         except DoesNotFit:
             assert images, "text always finds room"
+            assert engines[0].length, "a first image too"
             refused += 1
             continue
         for engine in engines[1:]:
@@ -168,7 +171,7 @@ def count_computing(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Counted:
     return counted
 
 
-@pytest.mark.parametrize("above_least", [0, 3 * MIB])
+@pytest.mark.parametrize("above_least", [0, 6 * MIB])
 def test_no_conversation_takes_more_than_was_planned(
     packed_nano: Path, monkeypatch: pytest.MonkeyPatch, above_least: int
 ) -> None:
@@ -197,6 +200,64 @@ def test_answers_are_those_of_the_resident_model(packed_nano: Path, kv_dtype: st
         gc.collect()
 
 
+def picture(model: ErnieModel) -> tuple[list[int], list[Patches]]:
+    """A prompt of the largest image alone."""
+    patches = paged_models.image(model, ROWS, COLUMNS)
+    return image_ids(model, patches), [patches]
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_an_image_finds_the_memory_of_a_conversation_that_ended(packed_nano: Path, is_gone: bool) -> None:
+    """Whether its engine is gone, or was emptied and goes on."""
+    _, placement = planned(packed_nano, 0)
+    model = loaded(packed_nano, placement, FakeGpu(placement.shared_bytes + SLACK, leaves_gaps=False))
+    engine = Engine(model, CONTEXT, torch.float32, CHUNK)
+    start = engine.mark()
+    engine.prefill(ids(CONTEXT - 8, 1))
+    with pytest.raises(DoesNotFit):
+        Engine(model, CONTEXT, torch.float32, CHUNK).prefill(*picture(model))
+    if is_gone:
+        engine = Engine(model, CONTEXT, torch.float32, CHUNK)
+        gc.collect()
+    else:
+        engine.rewind(start)
+    engine.prefill(*picture(model))
+
+
+@pytest.mark.parametrize("num_tokens", [CHUNK, CHUNK + 1, 2 * CHUNK + 1])
+def test_experts_have_the_workspace_in_decode(
+    packed_nano: Path, monkeypatch: pytest.MonkeyPatch, num_tokens: int
+) -> None:
+    """Also behind a last chunk of one token, which is computed as a decoded one is."""
+    _, placement = planned(packed_nano, 0)
+    gpu = FakeGpu(placement.shared_bytes + SLACK, leaves_gaps=False)
+    model = loaded(packed_nano, placement, gpu)
+    count_computing(gpu, monkeypatch)
+    memory = paged_experts(model).top.memory
+    engine = Engine(model, CONTEXT, torch.float32, CHUNK)
+    engine.prefill(ids(num_tokens, 1))
+    engine.decode(50)
+    assert isinstance(memory, GpuMemory)
+    assert memory.workspace_bytes
+    assert not memory.lent_bytes
+
+
+def test_a_model_is_gone_with_its_last_name(packed_nano: Path) -> None:
+    """Its memory of the GPU has to be free at once, for the next model."""
+    _, placement = planned(packed_nano, 0)
+    assert placement.swapped_bytes
+    gpu = FakeGpu(placement.shared_bytes + SLACK, leaves_gaps=False)
+    model = loaded(packed_nano, placement, gpu)
+    Engine(model, CONTEXT, torch.float32, CHUNK).prefill(*picture(model))
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert not gpu.allocator.allocated
+    finally:
+        gc.enable()
+
+
 def test_a_workspace_that_is_too_small_is_found(packed_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stand-in refuses what the plan left out."""
     monkeypatch.setattr(gpu_need, "encoding_bytes", lambda *_: 0)
@@ -206,10 +267,9 @@ def test_a_workspace_that_is_too_small_is_found(packed_nano: Path, monkeypatch: 
     _, placement = planned(packed_nano, 0)
     gpu = FakeGpu(placement.shared_bytes + SLACK, leaves_gaps=False)
     model = loaded(packed_nano, placement, gpu)
-    patches = paged_models.image(model, ROWS, COLUMNS)
     count_computing(gpu, monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
-        Engine(model, CONTEXT, chunk_tokens=CHUNK).prefill(image_ids(model, patches), [patches])
+        Engine(model, CONTEXT, chunk_tokens=CHUNK).prefill(*picture(model))
 
 
 def test_each_phase_stays_within_what_is_kept_for_it(

@@ -264,7 +264,7 @@ def test_a_gpu_reads_what_every_token_reads_and_then_waits_for_its_experts() -> 
         + 27 * layer_seconds(times, 6, hits.traced, 1.0, MISS_RULES[name])
         for name in MISS_RULES
     }
-    speed = gpu_speed(W4, chat, plan, rates)
+    speed = gpu_speed(W4, plan, rates)
     assert speed.by_miss_rule == {name: pytest.approx(1 / found) for name, found in seconds.items()}
     assert speed.decode.best == max(speed.by_miss_rule.values()) == speed.by_miss_rule[str(speed.miss_rule)]
     assert 40 < speed.decode.best < 80
@@ -278,15 +278,15 @@ def test_less_ram_beside_a_gpu_is_slower_and_named() -> None:
     rates = find_gpu_model("rtx4060-laptop").rates
     plans = [plan_gpu(W4, chat, 8 * GIB, Budget(gib * GIB)) for gib in (4, 8, 12, 20)]
     assert [plan.tier for plan in plans] == ["paged from disk"] * 3 + ["paged"]
-    speeds = [gpu_speed(W4, chat, plan, rates) for plan in plans]
+    speeds = [gpu_speed(W4, plan, rates) for plan in plans]
     assert [speed.decode.best for speed in speeds] == sorted(speed.decode.best for speed in speeds)
     assert speeds[0].decode.best < speeds[-1].decode.best / 2
     assert speeds[0].prefill is not None
     assert speeds[-1].prefill is not None
     assert speeds[0].prefill.best < speeds[-1].prefill.best
-    changed = gpu_sensitivity(W4, chat, plans[0], rates)
+    changed = gpu_sensitivity(W4, plans[0], rates)
     assert changed.keys() == {"link", "cpu", "disk", "hits"}
-    assert gpu_sensitivity(W4, chat, plans[-1], rates).keys() == {"link", "cpu", "hits"}
+    assert gpu_sensitivity(W4, plans[-1], rates).keys() == {"link", "cpu", "hits"}
     for name, band in changed.items():
         assert band.low <= speeds[0].decode.best <= band.high, name
     assert changed["disk"].low < 0.8 * speeds[0].decode.best, "it waits for the disk above all"
@@ -295,8 +295,8 @@ def test_less_ram_beside_a_gpu_is_slower_and_named() -> None:
 def test_nothing_is_missing_where_all_experts_are_on_the_gpu() -> None:
     rates = find_gpu_model("rtx3090").rates
     plan = plan_gpu(W4, SHORT_ON_GPU, 24 * GIB, Budget(8 * GIB))
-    speed = gpu_speed(W4, SHORT_ON_GPU, plan, rates)
-    assert (plan.tier, speed.miss_rule, gpu_sensitivity(W4, SHORT_ON_GPU, plan, rates)) == (
+    speed = gpu_speed(W4, plan, rates)
+    assert (plan.tier, speed.miss_rule, gpu_sensitivity(W4, plan, rates)) == (
         "resident",
         None,
         {},
