@@ -28,6 +28,9 @@ else:  # typer shows what the table of formats offers
     DenseFormat = Literal[(*(one.name for one in largest_first(formats_for("dense"))), "auto")]
 
 
+_DEFAULT_BITS = "4"
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions(SampleOptions, CommonOptions):
     """What was said on the command line."""
@@ -35,7 +38,7 @@ class QuantizeOptions(SampleOptions, CommonOptions):
     source: str = source_argument()
     out: Path = path_argument(metavar="OUT", help="A new directory.")
     bits: ExpertBits = option(
-        default="4",
+        default=_DEFAULT_BITS,
         help="Bits of the experts. 8: w8 (8.13 bits per weight); 4: w4 (4.25); 3: w3 (3.19); 2: w2 (2.25); "
         "with quanto qint4 or qint2; mixed: 2.5 on average, more for the experts and matrices that need "
         "them.",
@@ -106,6 +109,12 @@ def check_quantize_options(options: QuantizeOptions) -> None:
         raise UsageError(
             f"--target-size {options.target_size} and --fit {options.fit}",
             "one limits the size of the checkpoint, the other the memory of a GPU",
+            "use one of them",
+        )
+    if options.fit is not None and options.bits not in ("mixed", _DEFAULT_BITS):
+        raise UsageError(
+            f"--fit {options.fit} with --bits {options.bits}",
+            "--fit chooses the bits of the experts",
             "use one of them",
         )
     if options.is_mixed and options.method != "gptq":

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 from ernie_local.defaults import AUTO
 from ernie_local.errors import DoesNotFit, parameter
-from ernie_local.model.memory_use import SMALLEST_CHUNK_TOKENS
 from ernie_local.planner.fit import SLACK_BYTES, AvailableMemory
 from ernie_local.planner.gpu_need import GpuLayout, GpuNeed
 from ernie_local.sizes import MIB, format_bytes
@@ -207,7 +206,6 @@ def lowering_settings(need: GpuNeed) -> list[str]:
         parameter("context_size", half): replace(need, chat=replace(chat, context_size=half)),
         parameter("kv_dtype", AUTO): replace(need, chat=replace(chat, may_shrink_cache=True)),
         "fewer or smaller images": replace(need, chat=replace(chat, images=())),
-        parameter("chunk_tokens", SMALLEST_CHUNK_TOKENS): replace(need, chunk_tokens=None),
     }
     gains = {text: least - other.least_bytes() for text, other in changed.items()}
     return sorted((text for text, gain in gains.items() if gain > 0), key=lambda text: -gains[text])[:2]

@@ -66,8 +66,8 @@ def fit_gpu(config: ModelConfig, processor: ImageProcessorConfig, size: int, den
     def planned(experts: str, dense_format: str) -> GpuPlan:
         return plan_in(config, processor, _uniform(config, experts, dense_format), vram)
 
-    if planned("w2s", wanted[-1]).resident_share >= 1:
-        is_enough = planned("w2s", wanted[0]).resident_share >= 1
+    if _holds_all(planned("w2s", wanted[-1])):
+        is_enough = _holds_all(planned("w2s", wanted[0]))
         chosen = "auto" if dense == "auto" or not is_enough else wanted[0]
         return GpuFit(None, chosen, planned("w2s", wanted[-1] if chosen == "auto" else chosen))
     fewest: GpuFit | None = None
@@ -84,13 +84,18 @@ def fit_gpu(config: ModelConfig, processor: ImageProcessorConfig, size: int, den
     return fewest
 
 
+def _holds_all(plan: GpuPlan) -> bool:
+    return plan.fits and plan.resident_share >= 1
+
+
 def plan_in(
     config: ModelConfig, processor: ImageProcessorConfig, tables: QuantizationConfig, vram_bytes: int
 ) -> GpuPlan:
     """A usual conversation with the model in these tables, with RAM enough."""
     model = ModelSize("the quantized model", dataclasses.replace(config, quantization=tables), processor)
     context_size = min(USUAL_TOKENS, config.text.max_position_embeddings)
-    return plan_gpu(model, ChatPlan(context_size, "bfloat16", "bfloat16"), vram_bytes, Budget(None))
+    chat = ChatPlan(context_size, "bfloat16", "bfloat16", may_shrink_cache=True)
+    return plan_gpu(model, chat, vram_bytes, Budget(None))
 
 
 def _uniform(config: ModelConfig, experts: str, dense: str) -> QuantizationConfig:

@@ -107,6 +107,8 @@ def stop_drawing(*_: object) -> None:
     ("options", "code", "message"),
     [
         (("--target-size", "9GiB", "--fit", "8GiB"), 2, "--target-size 9GiB and --fit 8GiB"),
+        (("--bits", "2", "--fit", "8GiB"), 2, "--fit 8GiB with --bits 2"),
+        (("--fit", "1MiB"), 3, "one of 1.0 MiB has 921.6 KiB"),
         (("--bits", "mixed", "--method", "rtn"), 2, "mixed bits with --method rtn"),
         (("--dense", "auto"), 2, "--dense auto with --bits 4"),
         (("--statistics", "s.json"), 2, "--statistics with --bits 4"),

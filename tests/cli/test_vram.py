@@ -117,6 +117,8 @@ def test_images_are_priced_by_size_and_by_file(reckon: Reckon, tmp_path: Path) -
         (["--sessions", "--vram", "16GiB", "--bits", "mixed"], 2, "--bits mixed"),
         (["--gpu", "all", "--vram", "8GiB"], 2, "--vram with --gpu all"),
         (["--bits", "5"], 2, "5"),
+        (["--disk-rate", "nan"], 2, "--disk-rate nan"),
+        (["--gpu", "rtx4060", "--link-rate", "inf"], 2, "--link-rate"),
         (["--image-tokens", "0"], 2, "--image-tokens '0'"),
         (["--image-tokens", "3"], 2, "is 3, 4 to 16384 are possible"),
         (["--image-tokens", "1m"], 2, "is 1048576, 4 to 16384"),
@@ -291,7 +293,7 @@ def test_ram_that_lacks_experts_beside_a_gpu_is_a_slower_plan(reckon: Reckon, co
     assert max(rules.values()) == speeds[1]
     told = text_of(command, *arguments, "8GiB")
     assert f"{small['memory_share']:.0%} of them, the rest on disk" in told
-    assert "with 30 % less or more of an assumed rate: link" in told
+    assert "with 30 % less or more of a rate: link" in told
     assert "least with paged experts: " in told
 
 

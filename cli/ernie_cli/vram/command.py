@@ -41,7 +41,7 @@ else:  # typer shows what the table of formats offers
     DenseName = Literal[tuple(one.name for one in largest_first(formats_for("dense")))]
 EVERY_GPU = "all"
 _PUBLISHED_MODEL = "ernie-4.5-vl-28b-a3b"
-rate_option = partial(option, metavar="X", min=0.001)
+rate_option = partial(option, metavar="X", min=0.001, max=100_000)
 _PLOT_SUFFIXES = (".svg", ".png")
 
 

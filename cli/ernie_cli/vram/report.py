@@ -6,6 +6,7 @@ Joins the quantizer's choice of formats with the planner. Imports no torch.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -69,8 +70,11 @@ class GivenRates:
     @staticmethod
     def of(options: VramOptions) -> GivenRates:
         """What was given in GB/s."""
-        given = (options.cpu_rate, options.link_rate, options.disk_rate)
-        return GivenRates(*(None if rate is None else rate * 1e9 for rate in given))
+        given = {"cpu": options.cpu_rate, "link": options.link_rate, "disk": options.disk_rate}
+        for name, rate in given.items():
+            if rate is not None and not math.isfinite(rate):
+                raise UsageError(f"--{name}-rate {rate}", "a rate is a number of GB/s", f"--{name}-rate 10")
+        return GivenRates(**{name: None if rate is None else rate * 1e9 for name, rate in given.items()})
 
     def on_host(self, rates: Rates) -> Rates:
         """These rates of a CPU and a disk, or the given ones."""

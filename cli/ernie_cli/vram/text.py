@@ -136,7 +136,7 @@ def _miss_lines(report: Report) -> Iterator[str]:
     changed = "; ".join(
         f"{name} {band.low:.3g} to {band.high:.3g}" for name, band in report.sensitivity().items()
     )
-    yield f"with 30 % less or more of an assumed rate: {changed} tokens/s"
+    yield f"with 30 % less or more of a rate: {changed} tokens/s"
 
 
 def _start_text(start: Start) -> str:

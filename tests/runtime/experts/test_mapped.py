@@ -121,6 +121,7 @@ def test_mapped_experts_give_what_read_ones_give(
         monkeypatch.setattr(MappedFile, "__init__", refuse)
     else:
         monkeypatch.setattr(mapped, "fetch_mapped", lambda _: False)
+    others = len(mappings(original / FILE))  # of models of other tests that are not gone yet
     model = build(original, None)
     assert torch.equal(say(model), expected)
     model.experts.wait_until_resident()
@@ -129,7 +130,7 @@ def test_mapped_experts_give_what_read_ones_give(
         assert [note.partition(":")[0] for note in notes] == ["experts", "all but experts"]
         for note in notes:
             assert note.endswith("not mapped: " + f"{original / FILE} cannot be mapped into memory: a test")
-        assert not mappings(original / FILE) or way != "read"
+        assert len(mappings(original / FILE)) <= others
     else:
         assert notes == []
 
