@@ -75,9 +75,8 @@ class Engine:
         vision_rule: VisionRule = "tags",
         on_route: RouteHook | None = None,
     ) -> None:
-        """context_size: most tokens the sequence can have; the cache for them is allocated here, once.
-
-        Unless it shares memory with experts: then it grows with the sequence, and experts give way.
+        """context_size: most tokens the sequence can have; the cache for them is allocated here, once, unless
+        it shares memory with experts: then it grows with the sequence, and experts give way.
 
         kv_dtype: None for the model's dtype. chunk_tokens: most tokens computed at a time in prefill.
         vision_rule: whether an image's start and end tags count as vision ("tags") or not ("placeholder").
@@ -151,7 +150,7 @@ class Engine:
         cuts: numbers of tokens after which a chunk ends, ascending, besides those that `chunk_tokens` makes.
         """
         pauses = Pauses(should_stop, on_progress, on_encoded)
-        # A copy, as a part of the chunk would keep all of it.
+        # A copy of one row: a part of the chunk would keep all of it.
         hidden = self._append(token_ids, images, pauses, lambda _start, chunk: chunk[-1:].clone(), cuts)
         with torch.no_grad():  # not in inference mode, so that samplers may write to it
             return self.model.logits(hidden)[0]
@@ -255,8 +254,7 @@ class Engine:
         self._cache.reserve(self._cache.length if images_first else length)
         with torch.inference_mode():
             features = self._encode(images, prompt.num_tokens, pauses)
-            if images_first:
-                self._cache.reserve(length)
+            self._cache.reserve(length)  # as it is, unless images came first
             stops = chunk_stops(prompt.num_tokens, self.chunk_tokens, cuts)
             for start, stop in pairwise((0, *stops)):
                 pauses.reach("tokens", start, prompt.num_tokens)
