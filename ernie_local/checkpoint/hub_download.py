@@ -230,8 +230,8 @@ def _fetch_all(model: RemoteModel, files: Sequence[RemoteFile], cache: HubCache,
     """Fetch files at the same time. The first error stops all; what has arrived is kept."""
     stop = threading.Event()
     with ThreadPoolExecutor(_NUM_AT_A_TIME) as pool:
-        tasks = [pool.submit(_fetch, model, file, cache, arrival, stop) for file in files]
-        try:
+        try:  # around the start of threads too: Ctrl-C may come when the first one has begun
+            tasks = [pool.submit(_fetch, model, file, cache, arrival, stop) for file in files]
             for task in as_completed(tasks):
                 task.result()
         except BaseException as error:
