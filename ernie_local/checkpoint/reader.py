@@ -27,7 +27,7 @@ from ernie_local.packing.formats import LARGEST_WEIGHT
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Large enough for full speed, small enough to be in the cache when it is checked for NaN, and for a copy in
 # each thread that reads.
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 256 << 10
 
 
 def open_checkpoint(directory: Path, config: ModelConfig) -> Checkpoint:
@@ -210,7 +210,7 @@ def _tell_nobody(_num_bytes: int) -> None:
 
 
 def _pieces(target: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
-    """Parts of `target` of about 1 MiB at most, each with the number of elements before it."""
+    """Parts of `target` of about 256 KiB at most, each with the number of elements before it."""
     if target.is_contiguous():
         target = target.view(-1)
     row_size = max(target[0].numel(), 1) if target.dim() > 1 else 1
