@@ -129,6 +129,29 @@ def image_ids(model: ErnieModel, patches: Patches) -> list[int]:
     return [media.image_start, *[media.image] * patches.num_tokens, media.image_end]
 
 
+def num_frames(model: ErnieModel) -> int:
+    """Frames that experts have now, of the fastest memory."""
+    return paged_experts(model).top.cache.slots.num_frames
+
+
+def image_prompt(model: ErnieModel, seed: int, num_images: int = 1) -> tuple[list[int], list[Patches]]:
+    """Images of 3 x 4 tokens, and a short text."""
+    images = [image(model, 3, 4, seed + number) for number in range(num_images)]
+    return [*(token for one in images for token in image_ids(model, one)), *ids(7, seed)], images
+
+
+def talk_of_images(model: ErnieModel, text_tokens: int, answer_tokens: int) -> torch.Tensor:
+    """An image, text, a late image, text, a step back, and two images at once: logits of all."""
+    engine = Engine(model, 400, chunk_tokens=50)
+    rows = [engine.prefill(*image_prompt(model, 1)), *map(engine.decode, ids(answer_tokens, 2))]
+    rows += [engine.prefill(ids(text_tokens, 3)), *map(engine.decode, ids(answer_tokens, 4))]
+    back = engine.mark()
+    rows += [engine.prefill(*image_prompt(model, 5)), *map(engine.decode, ids(answer_tokens, 6))]
+    engine.rewind(back)
+    rows += [engine.prefill(ids(9, 7)), engine.prefill(*image_prompt(model, 8, 2)), engine.decode(50)]
+    return torch.stack(rows)
+
+
 def answer_logits(
     model: ErnieModel,
     turns: Sequence[tuple[Sequence[int], Sequence[Patches], Sequence[int]]],

@@ -17,15 +17,22 @@ from ernie_local.experts.build import PagingSetup
 from ernie_local.experts.math import expert_math
 from ernie_local.loading.build import build_model, checkpoint_weights
 from ernie_local.loading.gpu_image_weights import GpuImageWeights
-from ernie_local.media.patches import Patches
 from ernie_local.model import memory_use
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.sizes import MIB
 from tests.runtime import paged_models
 from tests.runtime.fake_gpu import FakeGpu, watch, watched_math
-from tests.runtime.paged_models import gpu_share, ids, image_ids, paged_experts, plan_of, share
+from tests.runtime.paged_models import (
+    gpu_share,
+    ids,
+    image_prompt,
+    num_frames,
+    paged_experts,
+    plan_of,
+    share,
+    talk_of_images,
+)
 
-Prompt = tuple[list[int], list[Patches]]
 ROOM = 24 * MIB
 
 
@@ -67,25 +74,8 @@ def weights_of(model: ErnieModel) -> GpuImageWeights:
     return model.image_weights
 
 
-def num_frames(model: ErnieModel) -> int:
-    return paged_experts(model).top.cache.slots.num_frames
-
-
-def prompt(model: ErnieModel, seed: int, num_images: int = 1) -> Prompt:
-    images = [paged_models.image(model, 3, 4, seed + number) for number in range(num_images)]
-    return [*(token for image in images for token in image_ids(model, image)), *ids(7, seed)], images
-
-
-def talk(model: ErnieModel) -> torch.Tensor:
-    """An image, text, a late image, text, a step back, and two images at once: logits of all."""
-    engine = Engine(model, 400, chunk_tokens=50)
-    rows = [engine.prefill(*prompt(model, 1)), *map(engine.decode, ids(3, 2))]
-    rows += [engine.prefill(ids(70, 3)), *map(engine.decode, ids(3, 4))]
-    back = engine.mark()
-    rows += [engine.prefill(*prompt(model, 5)), *map(engine.decode, ids(3, 6))]
-    engine.rewind(back)
-    rows += [engine.prefill(ids(9, 7)), engine.prefill(*prompt(model, 8, 2)), engine.decode(50)]
-    return torch.stack(rows)
+# An image, text, a late image, text, a step back, and two images at once: logits of all.
+talk = partial(talk_of_images, text_tokens=70, answer_tokens=3)
 
 
 @pytest.mark.parametrize("gaps", [False, True])
@@ -108,7 +98,7 @@ def test_an_image_brings_each_byte_once_and_text_none(
     engine.prefill(ids(20, 1))
     engine.decode(5)
     assert gpu.num_bytes_brought == 0
-    engine.prefill(*prompt(model, 2))
+    engine.prefill(*image_prompt(model, 2))
     engine.decode(5)
     assert gpu.num_bytes_brought == weights.num_bytes
     config = read_config(directory)
@@ -116,9 +106,9 @@ def test_an_image_brings_each_byte_once_and_text_none(
         counted = checkpoint_weights(checkpoint, config, torch.float32)
     assert (weights.num_bytes, weights.window_bytes) == (counted.for_images, counted.image_window)
     assert weights.window_bytes < weights.num_bytes
-    engine.prefill(*prompt(model, 3, 2))  # in one pass
+    engine.prefill(*image_prompt(model, 3, 2))  # in one pass
     assert gpu.num_bytes_brought == 2 * weights.num_bytes
-    Engine(model, 400).prefill(*prompt(model, 4, 2), should_stop=lambda: False)  # one after the other
+    Engine(model, 400).prefill(*image_prompt(model, 4, 2), should_stop=lambda: False)  # one after the other
     assert gpu.num_bytes_brought == 4 * weights.num_bytes
 
 
@@ -132,7 +122,7 @@ def test_experts_give_frames_up_for_a_stage_and_have_them_again(
     engine.prefill(ids(5, 1))
     engine.decode(50)
     before = num_frames(model)
-    engine.prefill(*prompt(model, 2))
+    engine.prefill(*image_prompt(model, 2))
     after = num_frames(model)
     engine.decode(50)
     frame = plan_of(directory).frame_bytes
@@ -159,10 +149,10 @@ def test_the_window_is_in_no_page_s_way(directory: Path, monkeypatch: pytest.Mon
 
     model.vision.register_forward_pre_hook(look)
     engine.prefill(ids(5, 1))
-    engine.prefill(*prompt(model, 2))
+    engine.prefill(*image_prompt(model, 2))
     engine.prefill(ids(60, 1))
     engine.decode(50)
-    engine.prefill(*prompt(model, 3))
+    engine.prefill(*image_prompt(model, 3))
     assert seen[1] < seen[0]
 
 
@@ -177,7 +167,7 @@ def test_an_interruption_anywhere_leaves_experts_as_they_should_be(
     model, _ = on_gpu(directory, monkeypatch, swaps=True)
     engine, other = Engine(model, 400), Engine(kept, 400)
     for one in (engine, other):
-        one.prefill(*prompt(kept, 1))
+        one.prefill(*image_prompt(kept, 1))
         one.decode(50)
     before, frames, bring = engine.mark(), num_frames(model), FakeGpu.bring
     num_calls = len(weights_of(model)._host.places)
@@ -192,13 +182,13 @@ def test_an_interruption_anywhere_leaves_experts_as_they_should_be(
 
         monkeypatch.setattr(FakeGpu, "bring", stop)
         with pytest.raises(_Stop):
-            engine.prefill(*prompt(kept, 2))
+            engine.prefill(*image_prompt(kept, 2))
         assert engine.mark() == before
         engine.decode(60)  # the workspace comes back with it
         engine.rewind(before)
         assert num_frames(model) == frames
     monkeypatch.setattr(FakeGpu, "bring", bring)
-    assert torch.equal(engine.prefill(*prompt(kept, 3)), other.prefill(*prompt(kept, 3)))
+    assert torch.equal(engine.prefill(*image_prompt(kept, 3)), other.prefill(*image_prompt(kept, 3)))
 
 
 def test_a_stop_between_images_gives_the_window_back(
@@ -212,7 +202,7 @@ def test_a_stop_between_images_gives_the_window_back(
         return len(asked) == 2
 
     with pytest.raises(Interrupted, match="1 of 2 images"):
-        engine.prefill(*prompt(model, 1, 2), should_stop=should_stop)
+        engine.prefill(*image_prompt(model, 1, 2), should_stop=should_stop)
     assert num_frames(model) > asked[1]
 
 
@@ -227,7 +217,7 @@ def test_an_image_for_which_experts_cannot_give_way_is_refused(
     mark, brought = engine.mark(), gpu.num_bytes_brought
     monkeypatch.setattr(weights_of(model), "window_bytes", weights_of(model).window_bytes + ROOM)
     with pytest.raises(DoesNotFit, match="the image and its conversation need"):
-        engine.prefill(*prompt(model, 1))
+        engine.prefill(*image_prompt(model, 1))
     assert (engine.mark(), gpu.num_bytes_brought) == (mark, brought)
     engine.decode(7)
     assert num_frames(model) == frames

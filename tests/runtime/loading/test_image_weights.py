@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,6 @@ from ernie_local.loading import LoadedModel, LoadOptions, load_model, loader
 from ernie_local.loading.build import build_model, checkpoint_weights
 from ernie_local.loading.image_weights import ImageWeights
 from ernie_local.media.image_size import measure_image
-from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.memory_use import image_prompt_bytes
 from ernie_local.model_files import find_model_files
@@ -31,10 +31,13 @@ from ernie_local.planner.model_size import read_model
 from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.ram import Budget, plan_cpu
 from ernie_local.sizes import MIB
-from tests.runtime import paged_models
-from tests.runtime.paged_models import ids, image_ids, paged_experts, plan_of
-
-Prompt = tuple[list[int], list[Patches]]
+from tests.runtime.paged_models import (
+    ids,
+    image_prompt,
+    num_frames,
+    plan_of,
+    talk_of_images,
+)
 
 
 @pytest.fixture(scope="module", params=["packed", "plain"])
@@ -75,25 +78,8 @@ def is_gone(model: ErnieModel) -> bool:
     return not any(tensor.any() for tensor in model.vision.parameters())
 
 
-def num_frames(model: ErnieModel) -> int:
-    return paged_experts(model).top.cache.slots.num_frames
-
-
-def prompt(model: ErnieModel, seed: int, num_images: int = 1) -> Prompt:
-    images = [paged_models.image(model, 3, 4, seed + number) for number in range(num_images)]
-    return [*(token for image in images for token in image_ids(model, image)), *ids(7, seed)], images
-
-
-def talk(model: ErnieModel) -> torch.Tensor:
-    """An image, text, an image again, text, a step back, and two images at once: logits of all."""
-    engine = Engine(model, 400, chunk_tokens=50)
-    rows = [engine.prefill(*prompt(model, 1)), *map(engine.decode, ids(4, 2))]
-    rows += [engine.prefill(ids(30, 3)), *map(engine.decode, ids(4, 4))]
-    back = engine.mark()
-    rows += [engine.prefill(*prompt(model, 5)), *map(engine.decode, ids(4, 6))]
-    engine.rewind(back)
-    rows += [engine.prefill(ids(9, 7)), engine.prefill(*prompt(model, 8, 2)), engine.decode(50)]
-    return torch.stack(rows)
+# An image, text, a late image, text, a step back, and two images at once: logits of all.
+talk = partial(talk_of_images, text_tokens=30, answer_tokens=4)
 
 
 def test_answers_are_those_of_a_model_that_keeps_its_tower(kept: ErnieModel, swapped: ErnieModel) -> None:
@@ -128,18 +114,18 @@ def test_each_prompt_with_images_reads_them_once_and_others_never(swapped: Ernie
     engine.prefill(ids(20, 1))
     engine.decode(5)
     assert sum(seen) == 0
-    engine.prefill(*prompt(swapped, 2, 3), should_stop=lambda: False)  # one after the other
+    engine.prefill(*image_prompt(swapped, 2, 3), should_stop=lambda: False)  # one after the other
     assert sum(seen) == plain + packed
     engine.decode(5)
     Engine(swapped, 400).prefill(ids(20, 3))
     assert sum(seen) == plain + packed
-    Engine(swapped, 400).prefill(*prompt(swapped, 4))
+    Engine(swapped, 400).prefill(*image_prompt(swapped, 4))
     assert sum(seen) == 2 * (plain + packed)
 
 
 def test_experts_have_the_memory_between_images(directory: Path, kept: ErnieModel) -> None:
     """While an image is encoded in the least memory, experts have their least."""
-    plan, (tokens, images) = plan_of(directory), prompt(kept, 2)
+    plan, (tokens, images) = plan_of(directory), image_prompt(kept, 2)
     beside = kept.encoding_bytes(images) + image_prompt_bytes(kept.config, 48, 12, len(tokens), 4)
     num_bytes = weights_of(build(directory, swaps=True)).num_bytes
 
@@ -226,13 +212,13 @@ def test_a_file_that_is_not_the_same_any_more(
     copy = Path(shutil.copytree(packed_nano, tmp_path / "model"))
     model, reference = build(copy, swaps=True), build(packed_nano, swaps=False)
     engine, other = Engine(model, 200), Engine(reference, 200)
-    first = prompt(model, 1)
+    first = image_prompt(model, 1)
     assert torch.equal(engine.prefill(*first), other.prefill(*first))
     frames, before = num_frames(model), engine.mark()
     (path,) = copy.glob("*.safetensors")
     harm(path)
     with pytest.raises(ModelUnusable, match=message):
-        engine.prefill(*prompt(model, 2))
+        engine.prefill(*image_prompt(model, 2))
     assert is_gone(model)
     assert (engine.mark(), num_frames(model)) == (before, frames)
     # Pages of experts come from files that are open.
@@ -245,7 +231,7 @@ def test_a_file_that_changes_before_the_first_image(tmp_path: Path, packed_nano:
     (path,) = copy.glob("*.safetensors")
     replace(path)
     with pytest.raises(ModelUnusable, match="when the model was loaded"):
-        Engine(model, 200).prefill(*prompt(model, 2))
+        Engine(model, 200).prefill(*image_prompt(model, 2))
 
 
 def test_values_that_cannot_be_used_are_refused_by_the_first_image(tmp_path: Path, packed_nano: Path) -> None:
@@ -261,7 +247,7 @@ def test_values_that_cannot_be_used_are_refused_by_the_first_image(tmp_path: Pat
     engine = Engine(model, 200)
     for _ in range(2):
         with pytest.raises(ModelUnusable, match="holds nan at element"):
-            engine.prefill(*prompt(model, 1))
+            engine.prefill(*image_prompt(model, 1))
         assert is_gone(model)
     engine.prefill(ids(5, 1))
 
@@ -275,7 +261,7 @@ def test_a_read_that_is_interrupted_anywhere_leaves_nothing_behind(
 ) -> None:
     reads = bytes_read(swapped)
     engine, other = Engine(swapped, 300), Engine(kept, 300)
-    start = prompt(kept, 1)
+    start = image_prompt(kept, 1)
     assert torch.equal(engine.prefill(*start), other.prefill(*start))
     before, frames, num_reads = engine.mark(), num_frames(swapped), len(reads)
     for wanted in range(0, num_reads, max(1, num_reads // 5)):
@@ -288,11 +274,11 @@ def test_a_read_that_is_interrupted_anywhere_leaves_nothing_behind(
 
         weights_of(swapped)._checkpoint.on_read = stop
         with pytest.raises(_Stop):
-            engine.prefill(*prompt(kept, 2))
+            engine.prefill(*image_prompt(kept, 2))
         assert is_gone(swapped)
         assert (engine.mark(), num_frames(swapped)) == (before, frames)
     bytes_read(swapped)
-    following = prompt(kept, 3)
+    following = image_prompt(kept, 3)
     assert torch.equal(engine.prefill(*following), other.prefill(*following))
 
 
@@ -304,7 +290,7 @@ def test_a_stop_between_images_drops_them(swapped: ErnieModel) -> None:
         return len(asked) == 2
 
     with pytest.raises(Interrupted, match="1 of 2 images"):
-        Engine(swapped, 200).prefill(*prompt(swapped, 1, 2), should_stop=should_stop)
+        Engine(swapped, 200).prefill(*image_prompt(swapped, 1, 2), should_stop=should_stop)
     assert asked == [True, False]
     assert is_gone(swapped)
 
@@ -331,7 +317,7 @@ def test_an_image_for_which_experts_cannot_give_way_is_refused_before_anything_i
     engine = Engine(model, 50)
     engine.prefill(ids(5, 1))
     with pytest.raises(DoesNotFit, match="besides experts"):
-        engine.prefill(*prompt(model, 1))
+        engine.prefill(*image_prompt(model, 1))
     assert seen == []
     engine.decode(7)
 
@@ -341,8 +327,10 @@ def test_sequences_of_one_model_take_turns(kept: ErnieModel, swapped: ErnieModel
 
     def ask(model: ErnieModel, seed: int) -> torch.Tensor:
         engine = Engine(model, 150)
-        rows = [engine.prefill(*prompt(model, seed)), *map(engine.decode, ids(5, seed))]
-        return torch.stack([*rows, engine.prefill(ids(6, seed)), engine.prefill(*prompt(model, seed + 9))])
+        rows = [engine.prefill(*image_prompt(model, seed)), *map(engine.decode, ids(5, seed))]
+        return torch.stack(
+            [*rows, engine.prefill(ids(6, seed)), engine.prefill(*image_prompt(model, seed + 9))]
+        )
 
     with ThreadPoolExecutor(3) as threads:
         found = list(threads.map(lambda seed: ask(swapped, seed), range(3)))
@@ -379,7 +367,7 @@ def test_loading_swaps_what_the_planner_says(directory: Path, monkeypatch: pytes
 
     def ask(model: LoadedModel) -> tuple[torch.Tensor, int]:
         engine = model.engine()
-        logits = [engine.prefill(*prompt(model.network, 1)), engine.decode(9)]
+        logits = [engine.prefill(*image_prompt(model.network, 1)), engine.decode(9)]
         return torch.stack(logits), num_frames(model.network)
 
     (mine, many), (theirs, few) = ask(new), ask(old)
