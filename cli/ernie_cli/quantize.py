@@ -242,7 +242,7 @@ def _mixed_tables(
     """Formats that lose least within a size, on a GPU, or with as many bits on average."""
     from ernie_local.media.processor_config import read_processor_config
     from ernie_local.planner.gpus import usable_bytes
-    from ernie_quant.gpu_fit import plan_in
+    from ernie_quant.formats_for_gpu import plan_in
     from ernie_quant.mixed_tables import MixedTables
 
     tables = MixedTables(config, measured, options.dense or "w8")
@@ -252,7 +252,7 @@ def _mixed_tables(
     if options.fit is not None:
         processor = read_processor_config(job.source, config.vision)
         vram = usable_bytes(parse_bytes(options.fit, "fit"))
-        return tables.for_gpu(lambda one: plan_in(config, processor, one, vram).resident_share >= 1)
+        return tables.for_gpu(lambda one: plan_in(config, processor, one, vram).holds_text_experts)
     return tables.of_bits(_MIXED_BITS)
 
 

@@ -14,7 +14,7 @@ from ernie_local.errors import UsageError
 from ernie_local.sizes import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from ernie_quant.gpu_fit import GpuFit
+    from ernie_quant.formats_for_gpu import GpuFit
     from ernie_quant.hub_source import HubSource
     from ernie_quant.shard_store import Download
 
@@ -61,7 +61,7 @@ def _fitted(
     """The options with the formats that --fit stands for."""
     from ernie_local.config import read_config
     from ernie_local.media.processor_config import read_processor_config
-    from ernie_quant.gpu_fit import fit_gpu
+    from ernie_quant.formats_for_gpu import fit_gpu
 
     if options.fit is None:
         return options, None

@@ -23,9 +23,8 @@ from ernie_local.experts.keys import UNIT_BYTES
 from ernie_local.experts.plan import lent_bytes, workspace_pieces
 from ernie_local.sizes import aligned, format_bytes
 
-_STEPS = (
-    16  # after a failed allocation, the next try asks for a sixteenth of what pages and cache wanted less
-)
+# After a failed allocation, the next try asks for a sixteenth less of what pages and cache wanted.
+_STEPS = 16
 
 
 class Allocator(Protocol):

@@ -22,7 +22,7 @@ _MOST_RESERVED, _RESERVED_SHARE = 2 * GIB, 7
 # Leftovers of an allocator, stacks of threads, and modules that are imported late.
 SLACK_BYTES = 128 * MIB
 _WORKING_SHARE = 10  # a chunk of a prompt may take 1/10 of the bytes that experts could have
-_CONTEXT_STEP = 1024
+CONTEXT_STEP = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def resident_total(need: MemoryNeed, used: int) -> int:
     return _fixed_bytes(need, used) + working_bytes(need.config, DEFAULT_CHUNK_TOKENS) + need.resident_bytes
 
 
-def longest_context(most: int, fits: Callable[[int], bool], least: int = _CONTEXT_STEP) -> int | None:
+def longest_context(most: int, fits: Callable[[int], bool], least: int = CONTEXT_STEP) -> int | None:
     """The most tokens, in steps of 1024 from `least` to `most`, that fit; None if not even `least` does.
 
     Where one length does not fit, no longer one may fit.
@@ -134,9 +134,9 @@ def longest_context(most: int, fits: Callable[[int], bool], least: int = _CONTEX
         return None
     if fits(most):
         return most
-    steps = range(most // _CONTEXT_STEP, least // _CONTEXT_STEP, -1)  # the first one does not fit
-    skipped = bisect_left(steps, True, lo=1, key=lambda step: fits(step * _CONTEXT_STEP))
-    return max(least, (most // _CONTEXT_STEP - skipped) * _CONTEXT_STEP)
+    steps = range(most // CONTEXT_STEP, least // CONTEXT_STEP, -1)  # the first one does not fit
+    skipped = bisect_left(steps, True, lo=1, key=lambda step: fits(step * CONTEXT_STEP))
+    return max(least, (most // CONTEXT_STEP - skipped) * CONTEXT_STEP)
 
 
 def _fixed_bytes(need: MemoryNeed, used: int) -> int:

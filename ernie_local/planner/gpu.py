@@ -63,6 +63,11 @@ class GpuPlan:
         return min(1.0, self.slots_bytes / self.text_bytes) if self.text_bytes else 1.0
 
     @property
+    def holds_text_experts(self) -> bool:
+        """Whether it fits, with every text expert on the GPU in decode."""
+        return self.fits and self.resident_share >= 1
+
+    @property
     def memory_share(self) -> float:
         """Share of the text experts that are on the GPU or in RAM in decode."""
         held = _ONLY_ON_GPU * self.slots_bytes + self.ram_slots_bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ernie_local.defaults import AUTO
+from ernie_local.defaults import ANSWER_TOKENS, AUTO
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.planner.fit import SLACK_BYTES, AvailableMemory
 from ernie_local.planner.gpu_need import GpuLayout, GpuNeed
@@ -201,7 +201,7 @@ def _refusal(gpu: AvailableMemory, need: GpuNeed) -> DoesNotFit:
 def lowering_settings(need: GpuNeed) -> list[str]:
     """The two settings that lower the least memory most, the better one first; fewer where fewer do."""
     chat, least = need.chat, need.least_bytes()
-    half = max(chat.image_tokens + 512, chat.context_size // 2)
+    half = max(chat.image_tokens + ANSWER_TOKENS, chat.context_size // 2)
     changed = {
         parameter("context_size", half): replace(need, chat=replace(chat, context_size=half)),
         parameter("kv_dtype", AUTO): replace(need, chat=replace(chat, may_shrink_cache=True)),

@@ -16,7 +16,7 @@ from typing import Generic, Literal, TypeVar
 from ernie_local.defaults import ANSWER_TOKENS, roomier_context
 from ernie_local.media.image_size import ImageReport, measure_image
 from ernie_local.media.processor_config import ImageProcessorConfig
-from ernie_local.planner.fit import longest_context
+from ernie_local.planner.fit import CONTEXT_STEP, longest_context
 from ernie_local.planner.gpu import GpuPlan, plan_gpu
 from ernie_local.planner.model_size import BITS_BEST_FIRST, ModelSize, with_bits
 from ernie_local.planner.need import ChatPlan
@@ -24,7 +24,6 @@ from ernie_local.planner.ram import Budget, CpuPlan, plan_cpu
 from ernie_local.sizes import MIB
 
 Value = TypeVar("Value")
-_CONTEXT_STEP = 1024
 _A4_INCHES = (210 / 25.4, 297 / 25.4)
 _LEAST_DPI = 8  # an icon: 66 x 94 pixels
 _MEMORY_STEP = 64 * MIB
@@ -122,7 +121,7 @@ def solve_context(model: ModelSize, chat: ChatPlan, machine: Machine) -> Solutio
         return Solution(None, obstacle(least))
     if found == most:
         return Solution(found)
-    return Solution(found, obstacle(min(most, (found // _CONTEXT_STEP + 1) * _CONTEXT_STEP)))
+    return Solution(found, obstacle(min(most, (found // CONTEXT_STEP + 1) * CONTEXT_STEP)))
 
 
 def solve_image(

@@ -66,8 +66,8 @@ def fit_gpu(config: ModelConfig, processor: ImageProcessorConfig, size: int, den
     def planned(experts: str, dense_format: str) -> GpuPlan:
         return plan_in(config, processor, _uniform(config, experts, dense_format), vram)
 
-    if _holds_all(planned("w2s", wanted[-1])):
-        is_enough = _holds_all(planned("w2s", wanted[0]))
+    if planned("w2s", wanted[-1]).holds_text_experts:
+        is_enough = planned("w2s", wanted[0]).holds_text_experts
         chosen = "auto" if dense == "auto" or not is_enough else wanted[0]
         return GpuFit(None, chosen, planned("w2s", wanted[-1] if chosen == "auto" else chosen))
     fewest: GpuFit | None = None
@@ -82,10 +82,6 @@ def fit_gpu(config: ModelConfig, processor: ImageProcessorConfig, size: int, den
     if fewest is None:
         raise _too_small(planned(paged[-1].name, wanted[-1]), size, wanted[-1])
     return fewest
-
-
-def _holds_all(plan: GpuPlan) -> bool:
-    return plan.fits and plan.resident_share >= 1
 
 
 def plan_in(

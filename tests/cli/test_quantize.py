@@ -23,7 +23,7 @@ from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.planner.gpus import usable_bytes
 from ernie_local.planner.model_size import published_model
 from ernie_local.sizes import GIB, parse_bytes
-from ernie_quant.gpu_fit import GpuFit, fit_gpu
+from ernie_quant.formats_for_gpu import GpuFit, fit_gpu
 from tests.cli.running import Command
 from tests.special_files import SPECIAL_FILES, within_seconds
 
@@ -209,7 +209,7 @@ def test_paged_experts_are_not_measured(
     """One format is chosen for all of them, and told by a dry run."""
     config = read_config(NANO_DIRECTORY)
     plan = fit_gpu(config, ImageProcessorConfig(), 4 * GIB, None).plan
-    monkeypatch.setattr("ernie_quant.gpu_fit.fit_gpu", lambda *_: GpuFit(3, "w4", plan))
+    monkeypatch.setattr("ernie_quant.formats_for_gpu.fit_gpu", lambda *_: GpuFit(3, "w4", plan))
     arguments = ("--fit", "4GiB", "--samples", "1", "--dry-run")
     code, said, errors = quantize("nano", str(tmp_path / "out"), *arguments)
     assert code == 0, errors

@@ -181,3 +181,12 @@ def test_ram_beside_a_gpu_holds_what_load_puts_there(
         assert plan.ram_slots_bytes == frames * paging.frame_bytes
         assert (plan.tier == "paged") == (placed.paged_bytes >= paging.most_bytes)
     assert seen == {"needs ram", "paged from disk", "paged"}
+
+
+def test_a_gpu_that_is_too_small_holds_no_experts() -> None:
+    """Whatever share of them the smallest way to run it would have there."""
+    chat, model = ChatPlan(1024, "bfloat16", "bfloat16"), read_model(NANO_DIRECTORY)
+    too_small = plan_gpu(model, chat, MIB, Budget(64 * GIB))
+    assert not too_small.fits
+    assert not too_small.holds_text_experts
+    assert plan_gpu(model, chat, 4 * GIB, Budget(64 * GIB)).holds_text_experts
