@@ -1,8 +1,9 @@
-"""Says what a file is by its name alone."""
+"""Says what a file is by its name alone, and in which order people expect names."""
 
 from __future__ import annotations
 
 import mimetypes
+import re
 from typing import TypeGuard
 
 # Known answers, and the image that those of the published weights ask about (`ernie_local.verify.golden`).
@@ -26,3 +27,8 @@ def is_image_name(name: str) -> bool:
     """Whether a file of this name is an image, or a PDF, whose pages are images."""
     kind = mimetypes.guess_type(name, strict=False)[0] or ""
     return kind.startswith("image/") or kind == "application/pdf" or name.lower().endswith(_MORE_IMAGES)
+
+
+def by_number(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by, which puts page2 before page10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import glob
-import re
 from pathlib import Path
 
 from ernie_cli.console import Console
 from ernie_local.errors import InputUnreadable
-from ernie_local.file_names import is_image_name
+from ernie_local.file_names import by_number, is_image_name
 from ernie_local.media.pages import MAX_PAGES, split_page_request
 
 
@@ -40,7 +39,7 @@ def paths_of_source(source: str, console: Console | None = None) -> list[str]:
             "each image takes some hundred to some thousand tokens of the model's context",
             "a narrower pattern, such as 'scans/page-0*.png'",
         )
-    return [name + pages for name in sorted(found, key=_by_number)]
+    return [name + pages for name in sorted(found, key=by_number)]
 
 
 def _is_there(name: str) -> bool:
@@ -64,8 +63,3 @@ def _images_in(folder: Path, console: Console | None) -> list[str]:
     if others and images and console is not None:
         console.note(f"{folder}: left out {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}")
     return [str(path) for path in images]
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    """Orders page2 before page10."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]

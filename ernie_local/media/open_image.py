@@ -38,7 +38,7 @@ class OpenedImage:
 
     image: mode RGB, upright, without transparency. name: for the user; of a file, the text that opens it
     again ("invoice.pdf:2"). view: where it lies in the original. notes: what was left out or changed, for the
-    user. password: opens it again.
+    user. password: opens it again. num_pages: of the file that it is a page of.
     """
 
     image: Image.Image
@@ -46,6 +46,7 @@ class OpenedImage:
     view: ImageView
     notes: tuple[str, ...] = ()
     password: str | None = field(default=None, repr=False)
+    num_pages: int = 1
 
     def cropped(self, box: CropBox) -> OpenedImage:
         """A part of it; ValueError for a box that does not lie in it."""
@@ -56,6 +57,7 @@ class OpenedImage:
 def open_images(
     source: ImageSource,
     *,
+    pages: PageRequest | None = None,
     stdin: BinaryIO | None = None,
     pdf_dpi: float = DEFAULT_DPI,
     password: str | None = None,
@@ -67,8 +69,8 @@ def open_images(
     "-" or "-:1-3" for the bytes of `stdin`; bytes; a PIL image (its current frame); or a uint8 array or
     tensor of shape (h, w), (h, w, c) or (c, h, w), c 1, 3 (RGB) or 4 (RGBA). A PDF or TIFF gives one image
     for each page; without chosen pages it is refused above MAX_PAGES. Of a moving GIF, WebP or PNG the first
-    frame is read. PDF pages are drawn at `pdf_dpi`. password: of encrypted PDFs; no message shows it.
-    shows_content: a refusal may quote what a file holds.
+    frame is read. pages: these of the file of exactly that path. PDF pages are drawn at `pdf_dpi`. password:
+    of encrypted PDFs; no message shows it. shows_content: a refusal may quote what a file holds.
 
     InputUnreadable for what cannot be read, and for paths of pipes, devices and folders; the kind and size of
     a file are checked before it is read whole, and the size of an image before it is decoded.
@@ -81,7 +83,8 @@ def open_images(
         return _open_bytes(data, kind, "image", None, pdf_dpi, password)
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
-        path_text, request = (text, None) if _exists(text) else split_page_request(text)
+        is_whole = pages is not None or _exists(text)
+        path_text, request = (text, pages) if is_whole else split_page_request(text)
         if path_text == STDIN_MARK:
             name = "standard input"
             data, kind = _read_stdin(stdin, name)
@@ -117,6 +120,7 @@ def _open_bytes(
             page.view,
             page.notes,
             password,
+            page.num_pages,
         )
         for page in pages
     ]
