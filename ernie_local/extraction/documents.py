@@ -1,0 +1,199 @@
+"""Finds the documents below folders, in the order that people expect, and opens them one by one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ernie_local.errors import InputUnreadable, UsageError, parameter
+from ernie_local.file_names import by_number, is_image_name
+from ernie_local.files import open_plain
+from ernie_local.media.formats import SNIFFED_BYTES, sniff_format
+from ernie_local.media.open_image import OpenedImage, open_images
+from ernie_local.media.pages import PageRequest
+
+_KINDS_WITH_PAGES = ("PDF", "TIFF")
+_SHOWN_NAMES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentFile:
+    """A file that was found. name: its path from the folder that was given, with "/"."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFiles:
+    """What lies below the given paths. folder: from which names count. others: names of what is no image."""
+
+    folder: Path
+    files: tuple[DocumentFile, ...]
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What one record is of. page: from 1; None for an image, and for a file asked about as a whole.
+
+    num_pages: of its file. opened: its images where they are open already. error: why it cannot be opened.
+    """
+
+    file: DocumentFile
+    page: int | None = None
+    num_pages: int = 1
+    opened: tuple[OpenedImage, ...] = field(default=(), repr=False)
+    error: InputUnreadable | None = None
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """As `Record.key` of its record."""
+        return self.file.name, self.page
+
+    def open(self, password: str | None = None) -> tuple[OpenedImage, ...]:
+        """Its image, or that of each of its pages; InputUnreadable where they cannot be read."""
+        if self.error is not None:
+            raise self.error
+        if self.opened:
+            return self.opened
+        request = None if self.page is None else PageRequest(self.page, self.page)
+        return tuple(open_images(self.file.path, pages=request, password=password))
+
+
+def find_files(
+    paths: Sequence[Path], pattern: str | None = None, leave_out: Sequence[Path] = ()
+) -> FoundFiles:
+    """The documents at `paths`: files themselves, and images and PDFs in folders and the folders below.
+
+    pattern: such as "*.pdf" or "2024/*"; then these files of the folders, whatever their kind. leave_out:
+    folders that are not searched. Hidden files and folders are left out; links to folders are not followed.
+    Names count from the one folder that was given, else from the deepest folder above all paths.
+    InputUnreadable for a path that is not there and for a folder that cannot be read; UsageError for none.
+    """
+    if not paths:
+        raise UsageError(
+            "no document was named (0 paths)", "a file or a folder is needed", "ernie-local extract DIR"
+        )
+    roots = [Path(os.path.abspath(path.expanduser())) for path in paths]  # noqa: PTH100  links stay
+    for root, path in zip(roots, paths, strict=True):
+        if not root.exists():
+            raise InputUnreadable(
+                f"{path}: no such file or folder", f"nothing is at {root}", "check the spelling of the path"
+            )
+    folder = Path(os.path.commonpath([root if root.is_dir() else root.parent for root in roots]))
+    skipped = {each.resolve() for each in leave_out}
+    found: dict[Path, None] = {}
+    others: list[str] = []
+    for root in roots:
+        if not root.is_dir():
+            found[root] = None
+            continue
+        for path in _files_below(root, skipped):
+            if _is_wanted(path, root, pattern):
+                found[path] = None
+            elif pattern is None:
+                others.append(path.relative_to(folder).as_posix())
+    files = [DocumentFile(path, path.relative_to(folder).as_posix()) for path in found]
+    return FoundFiles(folder, tuple(sorted(files, key=lambda file: by_number(file.name))), tuple(others))
+
+
+def check_found(found: FoundFiles, pattern: str | None = None) -> None:
+    """InputUnreadable where there is no document at all."""
+    if found.files:
+        return
+    kinds = "images or PDFs" if pattern is None else f"files that {parameter('glob', pattern)} matches"
+    raise InputUnreadable(
+        f"{found.folder}: 0 {kinds}",
+        f"{len(found.others)} other files are there: {', '.join(found.others[:_SHOWN_NAMES])}"
+        if found.others
+        else "it and the folders in it hold no such file",
+        f"name another folder, or choose files by {parameter('glob', '*.png')}",
+    )
+
+
+def documents_of(
+    files: Iterable[DocumentFile],
+    done: Container[tuple[str, int | None]] = (),
+    *,
+    per_file: bool = False,
+    password: str | None = None,
+    on_file: Callable[[DocumentFile, int], None] | None = None,
+) -> Iterator[Document]:
+    """The documents of files that are not in `done`: each page of a PDF and of a TIFF of several, each image.
+
+    per_file: all pages of a file are one document. done: keys of records. A file that cannot be read is a
+    document with an error. on_file: gets each file with its number of documents when that is known.
+    """
+    for file in files:
+        if (file.name, None) in done:
+            documents = [Document(file)]
+        else:
+            documents = list(_documents_in(file, per_file, password))
+        if on_file is not None:
+            on_file(file, len(documents))
+        yield from (document for document in documents if document.key not in done)
+
+
+def _documents_in(file: DocumentFile, per_file: bool, password: str | None) -> Iterator[Document]:
+    if per_file:
+        yield Document(file)
+        return
+    try:
+        kind = _kind(file.path)
+        if kind not in _KINDS_WITH_PAGES:
+            yield Document(file)
+            return
+        first = open_images(file.path, pages=PageRequest(1, 1), password=password)
+    except InputUnreadable as error:
+        yield Document(file, error=error)
+        return
+    num_pages = first[0].num_pages
+    if num_pages == 1 and kind == "TIFF":
+        yield Document(file, opened=tuple(first))
+        return
+    yield Document(file, 1, num_pages, tuple(first))
+    for page in range(2, num_pages + 1):
+        yield Document(file, page, num_pages)
+
+
+def _kind(path: Path) -> str:
+    """Of the content; InputUnreadable where it is no image."""
+    try:
+        with open_plain(path) as file:
+            head = file.read(SNIFFED_BYTES) or b""
+    except OSError as error:
+        raise InputUnreadable(
+            f"{path}: cannot be read",
+            error.strerror or str(error),
+            "check the path and the rights to read it",
+        ) from error
+    return sniff_format(head, str(path), path.stat().st_size)
+
+
+def _files_below(root: Path, skipped: Container[Path]) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise InputUnreadable(
+            f"{error.filename}: cannot be read",
+            f"the system says: {error.strerror}",
+            "check the rights to read the folder",
+        ) from error
+
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and Path(folder, name).resolve() not in skipped
+        ]
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(folder, name)
+
+
+def _is_wanted(path: Path, root: Path, pattern: str | None) -> bool:
+    if pattern is None:
+        return is_image_name(path.name)
+    return fnmatchcase(path.name, pattern) or fnmatchcase(path.relative_to(root).as_posix(), pattern)
