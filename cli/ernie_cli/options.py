@@ -6,6 +6,7 @@ Imports typer and nothing heavy: `--help` and shell completion read this module.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 
 from ernie_cli.settings import PASSWORD_VARIABLE, efficiency_cores
+from ernie_local.errors import UsageError
 
 if TYPE_CHECKING:
     from ernie_local.loading import LoadOptions
@@ -179,6 +181,94 @@ class ImageOptions:
     def image_tokens_count(self) -> int | None:
         """What --image-tokens says."""
         return parse_given_count(self.image_tokens, "image_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions(ComputeOptions):
+    """How much memory a loaded model and its conversations take, and what happens where it is short."""
+
+    context_size: str | None = context_size_option()
+    kv_dtype: KVDTypeName = kv_dtype_option()
+    ram: str | None = ram_option()
+    reserve: str | None = reserve_option()
+    vram: str | None = size_option(
+        help="With --device cuda: memory of the GPU to use; experts that do not fit there are paged. "
+        "Default: what is free, less a headroom."
+    )
+    misses: Literal["auto", "fetch", "compute", "split"] = option(
+        default="auto",
+        help="For experts that are not on the GPU. fetch: copy them there; compute: compute them on the CPU; "
+        "split: half of each; auto: what bench found fastest here, else fetch.",
+    )
+    cuda_graphs: Literal["auto", "on", "off"] = option(
+        default="auto",
+        help="Record the GPU work of a token, all but the experts, and replay it; auto is off.",
+    )
+    small_below: float | None = share_option(
+        help="For experts that are not in memory and whose router weight is below X, use the small pages of "
+        "a checkpoint made with --dual. Changes answers a little."
+    )
+
+    def context_tokens(self) -> int | None:
+        """Tokens that the whole chat may have."""
+        return parse_given_count(self.context_size, "context_size")
+
+    def load_options(self) -> LoadOptions:
+        """How the model is loaded."""
+        return load_options(self, context_size=self.context_tokens())
+
+    def check_memory(self) -> None:
+        """UsageError for a size of the context or a share that means nothing."""
+        self.context_tokens()
+        if self.small_below is not None:
+            check_is_number("--small-below", self.small_below)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinkingOptions:
+    """How long an answer may become, and whether it begins with a thought."""
+
+    max_tokens: str | None = option(metavar="N", help="End an answer after N tokens, thoughts included.")
+    think: Literal["on", "off", "auto"] = option(
+        default="auto", help="Think before the answer; auto: as the model was made for."
+    )
+    variant: str | None = template_option()
+    think_budget: str | None = option(metavar="N", help="End the thoughts after N tokens and answer.")
+
+    def thinking(self) -> bool | None:
+        """Whether to think; None is what the model was made for."""
+        return {"on": True, "off": False, "auto": None}[self.think]
+
+    def max_tokens_count(self) -> int | None:
+        """Tokens that an answer with its thoughts may have."""
+        return parse_given_count(self.max_tokens, "max_tokens")
+
+    def think_budget_count(self) -> int | None:
+        """Tokens that the thoughts may have before they are closed; 0 closes them at once."""
+        return 0 if self.think_budget == "0" else parse_given_count(self.think_budget, "thinking_budget")
+
+    def check_lengths(self, context_size: int | None) -> None:
+        """UsageError for limits that mean nothing, or that contradict each other or --ctx-size."""
+        max_tokens = self.max_tokens_count()
+        self.think_budget_count()
+        if max_tokens is not None and context_size is not None and max_tokens >= context_size:
+            raise UsageError(
+                f"--max-tokens {max_tokens} does not fit into --ctx-size {context_size}",
+                "the context holds the question and the answer",
+                f"--ctx-size {max_tokens + 1024} or more",
+            )
+        if self.think == "off" and self.think_budget is not None:
+            raise UsageError(
+                f"--think-budget {self.think_budget} with --think off",
+                "there are no thoughts to limit",
+                "remove one of them",
+            )
+
+
+def check_is_number(option: str, value: float) -> None:
+    """Raise UsageError for nan, which passes all bounds."""
+    if math.isnan(value):
+        raise UsageError(f"{option} nan is not a number", "it must be from 0 to 1", f"{option} 0.1")
 
 
 def parse_given_count(text: str | None, name: str) -> int | None:

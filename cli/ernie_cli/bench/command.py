@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ernie_cli.chat.request import check_is_number
 from ernie_cli.options import (
     CommonOptions,
+    check_is_number,
     complete_gpu,
     context_size_option,
     file_option,

@@ -15,6 +15,7 @@ from signal import SIGINT
 from ernie_cli.chat.options import ChatOptions
 from ernie_cli.console import Console
 from ernie_cli.failures import spell_options
+from ernie_cli.options import MemoryOptions
 from ernie_cli.settings import stored_profile
 from ernie_cli.signals import Terminated, raising_terminated, stop_requests
 from ernie_local import defaults, session
@@ -48,7 +49,7 @@ def measure_images(
 
 
 def load_for_chat(
-    options: ChatOptions, files: ModelFiles, console: Console, images: Sequence[session.ChatImage] = ()
+    options: MemoryOptions, files: ModelFiles, console: Console, images: Sequence[session.ChatImage] = ()
 ) -> LoadedModel:
     """Load the weights as the options say; what the runtime warns of is told on the console.
 

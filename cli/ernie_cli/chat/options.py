@@ -4,38 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ernie_cli.options import (
     LARGEST_SEED,
     CommonOptions,
-    ComputeOptions,
     ImageOptions,
-    KVDTypeName,
-    context_size_option,
+    MemoryOptions,
+    ThinkingOptions,
     file_option,
-    kv_dtype_option,
-    load_options,
     model_argument,
     option,
-    parse_given_count,
     password_option,
-    ram_option,
-    reserve_option,
     share_option,
     size_option,
-    template_option,
 )
 
 if TYPE_CHECKING:
-    from ernie_local.loading import LoadOptions
     from ernie_local.sampling import SamplingOptions
 
 _LARGEST_FACTOR = 1000.0  # of scores; beyond it, tokens differ by nothing or by all
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions(ImageOptions, ComputeOptions, CommonOptions):
+class ChatOptions(ThinkingOptions, MemoryOptions, ImageOptions, CommonOptions):
     """What was said on the command line; None means that the model or the runtime decides."""
 
     model: str = model_argument(default="nano")
@@ -58,8 +50,6 @@ class ChatOptions(ImageOptions, ComputeOptions, CommonOptions):
         "-i", "--interactive", default=False, help="Chat line by line even if stdin is no terminal."
     )
     system: str | None = option("-s", "--system", metavar="TEXT", help="How the model should behave.")
-    max_tokens: str | None = option(metavar="N", help="End an answer after N tokens, thoughts included.")
-    context_size: str | None = context_size_option()
     temperature: float | None = option(
         "--temp",
         "--temperature",
@@ -81,32 +71,7 @@ class ChatOptions(ImageOptions, ComputeOptions, CommonOptions):
         metavar="X", min=0.01, max=_LARGEST_FACTOR, help="Above 1, repeated tokens become less likely."
     )
     seed: int | None = option(metavar="N", min=0, max=LARGEST_SEED, help="Sample the same tokens every time.")
-    think: Literal["on", "off", "auto"] = option(
-        default="auto", help="Think before the answer; auto: as the model was made for."
-    )
-    variant: str | None = template_option()
-    think_budget: str | None = option(metavar="N", help="End the thoughts after N tokens and answer.")
     hide_thinking: bool = option("--hide-thinking", default=False, help="Do not show the thoughts.")
-    kv_dtype: KVDTypeName = kv_dtype_option()
-    ram: str | None = ram_option()
-    reserve: str | None = reserve_option()
-    vram: str | None = size_option(
-        help="With --device cuda: memory of the GPU to use; experts that do not fit there are paged. "
-        "Default: what is free, less a headroom."
-    )
-    misses: Literal["auto", "fetch", "compute", "split"] = option(
-        default="auto",
-        help="For experts that are not on the GPU. fetch: copy them there; compute: compute them on the CPU; "
-        "split: half of each; auto: what bench found fastest here, else fetch.",
-    )
-    cuda_graphs: Literal["auto", "on", "off"] = option(
-        default="auto",
-        help="Record the GPU work of a token, all but the experts, and replay it; auto is off.",
-    )
-    small_below: float | None = share_option(
-        help="For experts that are not in memory and whose router weight is below X, use the small pages of "
-        "a checkpoint made with --dual. Changes answers a little."
-    )
     cache: Path | None = file_option(
         metavar="DIR",
         help="Keep in DIR what was computed for images and conversations, and look there before computing: "
@@ -124,26 +89,6 @@ class ChatOptions(ImageOptions, ComputeOptions, CommonOptions):
     trace: Path | None = file_option(
         help="Record in FILE which experts the tokens chose, for `bench --replay`."
     )
-
-    def thinking(self) -> bool | None:
-        """Whether to think; None is what the model was made for."""
-        return {"on": True, "off": False, "auto": None}[self.think]
-
-    def max_tokens_count(self) -> int | None:
-        """Tokens that an answer with its thoughts may have."""
-        return parse_given_count(self.max_tokens, "max_tokens")
-
-    def context_tokens(self) -> int | None:
-        """Tokens that the whole chat may have."""
-        return parse_given_count(self.context_size, "context_size")
-
-    def think_budget_count(self) -> int | None:
-        """Tokens that the thoughts may have before they are closed; 0 closes them at once."""
-        return 0 if self.think_budget == "0" else parse_given_count(self.think_budget, "thinking_budget")
-
-    def load_options(self) -> LoadOptions:
-        """How the model is loaded."""
-        return load_options(self, context_size=self.context_tokens())
 
     def sampling(self, of_model: SamplingOptions) -> SamplingOptions:
         """How tokens are drawn: the options that were given over the model's own."""

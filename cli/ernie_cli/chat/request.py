@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import TextIO
@@ -102,22 +101,8 @@ def _checked(question: str, source: str) -> str:
 
 def check_chat_options(options: ChatOptions) -> None:
     """Raise for options that contradict each other, and for files that cannot be read or written."""
-    max_tokens, context_size = options.max_tokens_count(), options.context_tokens()
-    options.think_budget_count()
-    if max_tokens is not None and context_size is not None and max_tokens >= context_size:
-        raise UsageError(
-            f"--max-tokens {max_tokens} does not fit into --ctx-size {context_size}",
-            "the context holds the question and the answer",
-            f"--ctx-size {max_tokens + 1024} or more",
-        )
-    if options.think == "off" and options.think_budget is not None:
-        raise UsageError(
-            f"--think-budget {options.think_budget} with --think off",
-            "there are no thoughts to limit",
-            "remove one of them",
-        )
-    if options.small_below is not None:
-        check_is_number("--small-below", options.small_below)
+    options.check_memory()
+    options.check_lengths(options.context_tokens())
     if options.load is not None:
         if options.system is not None:
             raise UsageError(
@@ -139,12 +124,6 @@ def check_chat_options(options: ChatOptions) -> None:
                 "a saved chat names the files of its images, and a pipe has no name",
                 "give the image as a file",
             )
-
-
-def check_is_number(option: str, value: float) -> None:
-    """Raise UsageError for nan, which passes all bounds."""
-    if math.isnan(value):
-        raise UsageError(f"{option} nan is not a number", "it must be from 0 to 1", f"{option} 0.1")
 
 
 def check_save_path(path: Path) -> None:
