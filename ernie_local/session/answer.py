@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ernie_local.errors import NoAnswer, UsageError, parameter
+from ernie_local.errors import NoAnswer, parameter
 from ernie_local.experts.options import PagingStats
 from ernie_local.media.image_size import ImageReport
 from ernie_local.sampling import Sampler
@@ -19,6 +20,8 @@ from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason, im
 from ernie_local.session.sequence import Reuse
 from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import TextPrompt
+
+_SHOWN_CHARACTERS = 60  # of an answer that was cut off
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,9 @@ class Timings:
 class Answer:
     """One answer that has ended. `images` are the images of this turn; `seed` is the one that was used.
 
+    value: what a whole answer in a form means: its JSON as Python has it, or its text; None without a form,
+    and for an answer that was cut off. confidence: how sure the model was of each part of the value, from 0
+    to 1, by path, as in `lines[0].price` (see `structured.confidence`).
     peak_memory_bytes: the most that this process has had resident; None where the system does not tell.
     paging: what this answer cost where experts are paged; None where all are in memory.
     """
@@ -72,6 +78,8 @@ class Answer:
     seed: int
     peak_memory_bytes: int | None
     paging: PagingStats | None = None
+    value: Any = None
+    confidence: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,7 @@ class OpenQuestion:
 
     def to_answer(self, generation: Generation, reuse: Reuse, paging: PagingStats | None) -> Answer:
         """What is known of the answer now. reuse: of the prompt. paging: what paging has done up to now."""
+        value, confidence = generation.find_value()
         return Answer(
             text=generation.text,
             reasoning=generation.reasoning,
@@ -118,6 +127,8 @@ class OpenQuestion:
             seed=self.sampler.seed,
             peak_memory_bytes=peak_memory_bytes(),
             paging=None if paging is None or self.paging_before is None else paging.since(self.paging_before),
+            value=value,
+            confidence=confidence,
         )
 
     def to_turn(self, generation: Generation) -> ChatTurn:
@@ -132,30 +143,30 @@ class OpenQuestion:
         )
 
 
-def check_limits(max_tokens: int | None, thinking_budget: int | None) -> None:
-    """Raise UsageError for limits of an answer that mean nothing."""
-    for name, value, least in (("max_tokens", max_tokens, 1), ("thinking_budget", thinking_budget, 0)):
-        if value is not None and value < least:
-            raise UsageError(
-                f"{parameter(name, value)} cannot be used",
-                f"it must be {least} or more",
-                parameter(name, max(least, 256)),
-            )
-
-
 def no_answer(generation: Generation) -> NoAnswer:
-    """The error for an answer that has ended without text and without a call of a tool."""
+    """The error for an answer that has ended without text and a call of a tool, or within its form."""
     num_tokens, num_reasoning = generation.num_tokens, generation.num_reasoning_tokens
-    if generation.finish_reason == "length":
-        why = f"{parameter('max_tokens')} or the context ended it before the answer began"
-        hint = (
-            f"a larger {parameter('max_tokens')} or {parameter('context_size')}, a smaller "
-            f"{parameter('thinking_budget')}, or no thinking"
+    what = f"no answer after {num_tokens} tokens, {num_reasoning} of them reasoning"
+    if generation.finish_reason != "length":
+        return NoAnswer(
+            what,
+            "the model ended its turn without one",
+            "ask in other words, or with another temperature or seed",
         )
-    else:
-        why = "the model ended its turn without one"
-        hint = "ask in other words, or with another temperature or seed"
-    return NoAnswer(f"no answer after {num_tokens} tokens, {num_reasoning} of them reasoning", why, hint)
+    why = f"{parameter('max_tokens')} or the context ended it before the answer began"
+    if generation.text:
+        end = generation.text[-_SHOWN_CHARACTERS:]
+        what = f"no whole answer after {num_tokens} tokens, {num_reasoning} of them reasoning"
+        why = (
+            f"{parameter('max_tokens')} or the context ended it within its form, after "
+            f"{len(generation.text)} characters: {'...' * (end != generation.text)}{end}"
+        )
+    return NoAnswer(
+        what,
+        why,
+        f"a larger {parameter('max_tokens')} or {parameter('context_size')}, a smaller "
+        f"{parameter('thinking_budget')}, or no thinking",
+    )
 
 
 def peak_memory_bytes() -> int | None:

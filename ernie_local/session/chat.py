@@ -16,8 +16,8 @@ from ernie_local.loading import LoadedModel
 from ernie_local.progress import OnProgress, StopQuestion
 from ernie_local.reuse.cache_folder import CacheWarning
 from ernie_local.sampling import Sampler, SamplingOptions, model_sampling
-from ernie_local.session.answer import Answer, OpenQuestion, check_limits, no_answer
-from ernie_local.session.generation import Generation, find_limits
+from ernie_local.session.answer import Answer, OpenQuestion, no_answer
+from ernie_local.session.generation import AnswerOptions, Generation
 from ernie_local.session.image import ChatImage, ChatImageSource, open_chat_images
 from ernie_local.session.messages import (
     ChatMessage,
@@ -27,11 +27,13 @@ from ernie_local.session.messages import (
     check_question,
     images_of,
     split_turns,
+    with_instruction,
 )
 from ernie_local.session.pieces import Pieces, is_in_use
 from ernie_local.session.sequence import CachedSequence
 from ernie_local.session.transcript import SavedChat, read_saved_chat, write_chat
 from ernie_local.session.writer import ChatWriter, check_fits
+from ernie_local.structured import AnswerForm, FormSource
 from ernie_local.text.reasoning import Piece
 from ernie_local.text.template import Role, TextPrompt
 
@@ -103,6 +105,7 @@ class Chat:
         thinking_budget: int | None = None,
         max_tokens: int | None = None,
         *,
+        schema: FormSource | None = None,
         role: Role = "user",
     ) -> Generator[Piece, None, None]:
         """Ask about text and images; yields reasoning and answer in pieces, as the model writes them.
@@ -119,7 +122,8 @@ class Chat:
             check_question([asked])
             opened = open_chat_images(as_sources(images), processor, context_size)
             question = (ChatMessage(role, (*opened, *asked.parts)),)
-            return self._start(started, self._turns, question, thinking, thinking_budget, max_tokens)
+            options = _options(thinking, thinking_budget, max_tokens, schema)
+            return self._start(started, self._turns, question, options)
 
     def send(
         self,
@@ -127,6 +131,8 @@ class Chat:
         thinking: bool | None = None,
         thinking_budget: int | None = None,
         max_tokens: int | None = None,
+        *,
+        schema: FormSource | None = None,
     ) -> Generator[Piece, None, None]:
         """Answer a whole conversation, whose last message comes from user or tool; yields pieces.
 
@@ -137,9 +143,11 @@ class Chat:
         The call itself opens the images and checks everything; the model computes while pieces are read.
         thinking: None is what the model was made for. thinking_budget: tokens after which a thought is
         closed. max_tokens: most tokens of thought and answer together; a share is kept for the answer.
+        schema: what `AnswerForm.of` takes. The answer is held to that form token by token (a thought is free,
+        and no tool is called), and the model is told of it behind the question.
 
         Raises UsageError, InputUnreadable, and DoesNotFit with the tokens of the prompt and of the context;
-        after the last piece NoAnswer where no answer came, which leaves the history as it was. Ctrl-C, `stop`
+        after the last piece NoAnswer without a whole answer, and the history is as it was. Ctrl-C, `stop`
         and `close` on the pieces keep what came until then as an interrupted turn.
         """
         with self._entry:
@@ -148,24 +156,27 @@ class Chat:
             processor, context_size = self.model.image_processor, self._sequence.engine.context_size
             opened = [message.opened(processor, context_size) for message in messages]
             turns, question = split_turns(opened)
-            return self._start(started, turns, question, thinking, thinking_budget, max_tokens)
+            options = _options(thinking, thinking_budget, max_tokens, schema)
+            return self._start(started, turns, question, options)
 
     def retry(
         self,
         thinking: bool | None = None,
         thinking_budget: int | None = None,
         max_tokens: int | None = None,
+        *,
+        schema: FormSource | None = None,
     ) -> Generator[Piece, None, None]:
         """Answer the last question again; the new turn takes the place of the old, unless no answer comes.
 
-        The question is asked with all its messages. Arguments and errors are those of `send`; UsageError
-        where there is no question.
+        All its messages are asked. Arguments and errors are those of `send`; UsageError without a question.
         """
         with self._entry:
             self._end_running()
             *turns, last = self._some_turns("ask again")
             started = time.perf_counter()
-            return self._start(started, tuple(turns), last.question, thinking, thinking_budget, max_tokens)
+            options = _options(thinking, thinking_budget, max_tokens, schema)
+            return self._start(started, tuple(turns), last.question, options)
 
     def stop(self) -> None:
         """End the running answer after the current token; also from another thread or a signal handler."""
@@ -225,23 +236,15 @@ class Chat:
         started: float,
         turns: tuple[ChatTurn, ...],
         question: tuple[ChatMessage, ...],
-        thinking: bool | None,
-        thinking_budget: int | None,
-        max_tokens: int | None,
+        options: AnswerOptions,
     ) -> Generator[Piece, None, None]:
         """Check and prepare everything that needs no model. started: when it was asked."""
-        self._stop_asked = False
-        check_limits(max_tokens, thinking_budget)
-        image_seconds = time.perf_counter() - started
+        self._stop_asked, image_seconds = False, time.perf_counter() - started
         writer, context_size = self._writer, self._sequence.engine.context_size
         messages = [message for turn in turns for message in turn.messages()] + list(question)
-        prompt = writer.prompt(
-            [message.for_template() for message in messages],
-            writer.thinks_by_default if thinking is None else thinking,
-        )
+        prompt = _prompt(writer, messages, options)
         check_fits(prompt, context_size)
-        all_images = images_of(messages)
-        patching = time.perf_counter()
+        all_images, patching = images_of(messages), time.perf_counter()
         for image in set(self._sequence.images_to_encode(prompt, all_images)) & set(images_of(question)):
             image.patches()
         image_seconds += time.perf_counter() - patching
@@ -256,9 +259,8 @@ class Chat:
             image_seconds=image_seconds,
             paging_before=self.model.paging,
         )
-        room = context_size - len(prompt.token_ids)
-        limits = find_limits(room, max_tokens, thinking_budget, len(writer.close_ids))
-        generation = Generation(writer, opened.sampler, limits, self._should_stop, thought=prompt.thought)
+        room, thought = context_size - len(prompt.token_ids), prompt.thought
+        generation = Generation(writer, opened.sampler, options, room, self._should_stop, thought)
         self._running = self._stream(opened, generation)
         return Pieces(self._read(self._running))
 
@@ -336,3 +338,20 @@ class Chat:
                     "call stop() first, or make a chat for each thread: they may share the model",
                 ) from error
             self._running, self._ended_by = None, threading.get_ident()
+
+
+def _options(
+    thinking: bool | None,
+    thinking_budget: int | None,
+    max_tokens: int | None,
+    schema: FormSource | None,
+) -> AnswerOptions:
+    form = None if schema is None else AnswerForm.of(schema)
+    return AnswerOptions(thinking, thinking_budget, max_tokens, form)
+
+
+def _prompt(writer: ChatWriter, messages: Sequence[ChatMessage], options: AnswerOptions) -> TextPrompt:
+    """The conversation with the opening of an answer, and what the model is told of its form."""
+    told = messages if options.form is None else with_instruction(messages, options.form.instruction)
+    thinking = writer.thinks_by_default if options.thinking is None else options.thinking
+    return writer.prompt([message.for_template() for message in told], thinking)

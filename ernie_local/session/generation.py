@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from ernie_local.errors import Interrupted
+from ernie_local.errors import Interrupted, UsageError, parameter
 from ernie_local.sampling import Sampler
 from ernie_local.session.messages import FinishReason
 from ernie_local.session.sequence import CachedSequence
 from ernie_local.session.writer import ChatWriter
+from ernie_local.structured import AnswerForm
+from ernie_local.structured.guide import AnswerGuide
 from ernie_local.text.reasoning import OUTPUT_TAGS, THINK_OPEN, Piece, ReasoningParser, ToolCall
 from ernie_local.text.template import ThoughtState
 from ernie_local.text.tokenizer import ErnieTokenizer, StreamDecoder
@@ -27,6 +30,28 @@ from ernie_local.text.tokenizer import ErnieTokenizer, StreamDecoder
 _ANSWER_SHARE = 4
 _LARGEST_ANSWER_RESERVE = 1024
 _LOCATION_START = "<|LOC_"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """How a question is to be answered, as `Chat.send` says it. UsageError for limits that mean nothing."""
+
+    thinking: bool | None = None
+    thinking_budget: int | None = None
+    max_tokens: int | None = None
+    form: AnswerForm | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("max_tokens", self.max_tokens, 1),
+            ("thinking_budget", self.thinking_budget, 0),
+        ):
+            if value is not None and value < least:
+                raise UsageError(
+                    f"{parameter(name, value)} cannot be used",
+                    f"it must be {least} or more",
+                    parameter(name, max(least, 256)),
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +66,12 @@ class AnswerLimits:
     room: int
 
 
-def find_limits(
-    room: int, max_tokens: int | None, thinking_budget: int | None, close_length: int
-) -> AnswerLimits:
+def find_limits(options: AnswerOptions, room: int, close_length: int) -> AnswerLimits:
     """Limits from what was asked for and the `room` that the context has.
 
     Whatever the budget, a thought leaves places for closing it (`close_length`) and a share for the answer.
     """
+    max_tokens, thinking_budget = options.max_tokens, options.thinking_budget
     most = room if max_tokens is None else min(room, max_tokens)
     reserve = max(1, min(most // _ANSWER_SHARE, _LARGEST_ANSWER_RESERVE))
     thinking = max(0, min(most, room - close_length) - reserve)
@@ -74,12 +98,15 @@ class Generation:
         self,
         writer: ChatWriter,
         sampler: Sampler,
-        limits: AnswerLimits,
+        options: AnswerOptions,
+        room: int,
         should_stop: Callable[[], bool],
-        *,
         thought: ThoughtState,
     ) -> None:
-        """writer: of the prompt. should_stop: asked before each token. thought: how the prompt ends."""
+        """writer: of the prompt. room: places in the context behind it. should_stop: asked before each token.
+
+        thought: how the prompt ends. In a form, a thought before the answer is free, and no tool is called.
+        """
         self.finish_reason: FinishReason = "interrupted"
         self.num_tokens = 0
         self.num_reasoning_tokens = 0
@@ -90,13 +117,17 @@ class Generation:
         self._sampler = sampler
         self._parser = ReasoningParser(in_reasoning=thought == "open", with_tools=bool(writer.tools))
         self._decoder = StreamDecoder(writer.tokenizer, hidden_ids(writer.tokenizer))
-        self._limits = limits
+        self._limits = find_limits(options, room, len(writer.close_ids))
         self._should_stop = should_stop
         # A thought that is not wanted, or was closed from outside, is not to be opened again.
         self._may_think = thought != "closed"
         self._thought_has_ended = False
         self._texts: dict[str, list[str]] = {"reasoning": [], "answer": []}
         self._has_ended = False
+        form = options.form
+        self._guide = None if form is None else AnswerGuide(form, writer.tokenizer, writer.stop_ids)
+        # A model writes it itself, unless its answer is held to a form.
+        self._separator_is_due = thought == "open"
 
     @property
     def text(self) -> str:
@@ -110,8 +141,16 @@ class Generation:
 
     @property
     def has_answer(self) -> bool:
-        """Whether there is text of an answer, or a call of a tool."""
+        """Whether there is text of an answer, or a call of a tool; in a form, all of the text."""
+        if self._guide is not None and self.finish_reason != "interrupted":
+            return self._guide.is_fulfilled
         return bool(self.text.strip() or self.tool_calls)
+
+    def find_value(self) -> tuple[Any, dict[str, float]]:
+        """What a whole answer in a form means, and the confidence of its values; None, {} for others."""
+        if self._guide is None or self.finish_reason == "interrupted" or not self._guide.is_fulfilled:
+            return None, {}
+        return self._guide.read(self.text)
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
@@ -132,40 +171,43 @@ class Generation:
             return
         finally:
             self.prefill_seconds = time.perf_counter() - started
-        seen, close_ids = set(prompt_ids), self._writer.close_ids
+        seen = set(prompt_ids)
         while not self._should_stop():
-            is_spent = self.num_reasoning_tokens >= self._limits.thinking_tokens
-            must_close = self._parser.in_reasoning and (is_spent or self._thought_has_ended)
-            if self._is_full(len(close_ids) if must_close else 0):
+            if self._form_is_complete():
+                self.finish_reason = "stop"
+                break
+            closing = self._closing_ids()
+            if self._is_full(len(closing)):
                 self.finish_reason = "length"
                 break
-            if must_close:
+            if closing:
                 yield from self._recorded(self._parser.push(self._decoder.finish()))
-                self._may_think = False
-                self._num_places += len(close_ids)
+                self._may_think = self._separator_is_due = False
+                self._num_places += len(closing)
                 with self._timed():
-                    logits = sequence.append(close_ids)
-                yield from self._recorded(self._parser.push(self._writer.tokenizer.decode(close_ids)))
-                seen.update(close_ids)
+                    logits = sequence.append(closing)
+                yield from self._recorded(self._parser.push(self._writer.tokenizer.decode(closing)))
+                seen.update(closing)
                 continue
             with self._timed():
-                token_id = self._pick(logits, seen)
-            if token_id in self._writer.stop_ids:
+                new_ids = self._forced_ids() or [self._pick(logits, seen)]
+            if new_ids[0] in self._writer.stop_ids:
                 if self._parser.in_reasoning:
                     # A model that ends its turn inside its thought has an answer all the same.
                     self._thought_has_ended = True
                     continue
                 self.finish_reason = "stop"
                 break
-            seen.add(token_id)
-            self.num_tokens += 1
-            self._num_places += 1
-            self.num_reasoning_tokens += self._parser.in_reasoning
-            yield from self._recorded(self._parser.push(self._decoder.push(token_id)))
+            seen.update(new_ids)
+            for token_id in new_ids:
+                self.num_tokens += 1
+                self._num_places += 1
+                self.num_reasoning_tokens += self._parser.in_reasoning
+                yield from self._recorded(self._written(token_id))
             # Nobody would read the logits after the last token.
-            if not self._is_full(0):
+            if not self._form_is_complete() and not self._is_full(0):
                 with self._timed():
-                    logits = sequence.decode(token_id)
+                    logits = sequence.append(new_ids)
         yield from self.end()
 
     def end(self) -> list[Piece]:
@@ -173,7 +215,44 @@ class Generation:
         if self._has_ended:
             return []
         self._has_ended = True
-        return self._recorded(self._parser.push(self._decoder.finish()) + self._parser.finish())
+        rest = self._decoder.finish()
+        if self._is_guided:
+            return self._recorded([Piece("answer", rest)] if rest else [])
+        return self._recorded(self._parser.push(rest) + self._parser.finish())
+
+    @property
+    def _is_guided(self) -> bool:
+        """Whether the next token belongs to an answer in a form."""
+        return self._guide is not None and not self._parser.in_reasoning
+
+    def _form_is_complete(self) -> bool:
+        return self._guide is not None and self._is_guided and self._guide.is_complete
+
+    def _closing_ids(self) -> Sequence[int]:
+        """Tokens that come now without a choice: they close a thought, or part it from the answer."""
+        if not self._parser.in_reasoning:
+            return self._writer.separator_ids if self._separator_is_due and self._is_guided else ()
+        is_spent = self.num_reasoning_tokens >= self._limits.thinking_tokens
+        return self._writer.close_ids if is_spent or self._thought_has_ended else ()
+
+    def _forced_ids(self) -> list[int]:
+        """Tokens of the answer that its form leaves no choice of, as many as the limits have room for."""
+        if self._guide is None or not self._is_guided:
+            return []
+        limits = self._limits
+        room = min(limits.max_tokens - self.num_tokens, limits.room - self._num_places)
+        forced = self._guide.forced_ids()[:room]
+        self._guide.take_forced(forced)
+        return forced
+
+    def _written(self, token_id: int) -> list[Piece]:
+        """The pieces that a token makes certain."""
+        text = self._decoder.push(token_id)
+        if self._is_guided:  # a tag in it is text of a value
+            return [Piece("answer", text)] if text else []
+        pieces = self._parser.push(text)
+        # Letters behind a </think> that is spelled out are not in the form.
+        return pieces if self._guide is None else [piece for piece in pieces if piece.kind == "reasoning"]
 
     def _is_full(self, num_coming: int) -> bool:
         """Whether no token may be chosen any more once `num_coming` others are there."""
@@ -183,6 +262,10 @@ class Generation:
     def _pick(self, logits: torch.Tensor, seen: Collection[int]) -> int:
         # Rows behind the tokenizer's last id stand for no text.
         logits = logits[: self._writer.tokenizer.vocab_size]
+        if self._guide is not None and self._is_guided:
+            token_id = self._sampler.pick(self._guide.allowed(logits), seen)
+            self._guide.take(token_id)
+            return token_id
         think_id = self._writer.tokenizer.id_of(THINK_OPEN)
         if not self._may_think and think_id is not None:
             logits = logits.index_fill(0, torch.tensor([think_id], device=logits.device), -math.inf)

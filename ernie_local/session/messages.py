@@ -143,6 +143,16 @@ def split_turns(messages: Sequence[ChatMessage]) -> tuple[tuple[ChatTurn, ...], 
     return tuple(turns), tuple(question)
 
 
+def with_instruction(messages: Sequence[ChatMessage], instruction: str) -> list[ChatMessage]:
+    """The messages with an instruction behind the last one of the user, if any."""
+    told = list(messages)
+    for index in reversed(range(len(told) if instruction else 0)):
+        if told[index].role == "user":
+            told[index] = replace(told[index], content=(*told[index].parts, f"\n{instruction}"))
+            break
+    return told
+
+
 def check_question(messages: Sequence[ChatMessage]) -> None:
     """Raise UsageError unless a user or a tool says something."""
     asked = [message for message in messages if message.role in _ROLES_WITH_IMAGES]

@@ -140,6 +140,8 @@ class CachedSequence:
 
     def append(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Append ids of plain text in one go; the logits (vocab,) after them."""
+        if len(token_ids) == 1:
+            return self.decode(token_ids[0])
         logits = self.engine.prefill(token_ids)
         self._token_ids.extend(token_ids)
         return logits

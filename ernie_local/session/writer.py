@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from ernie_local.config import MediaTokens
 from ernie_local.errors import DoesNotFit, ModelUnusable, parameter
 from ernie_local.model_files import ModelFiles
+from ernie_local.text.reasoning import THINK_CLOSE
 from ernie_local.text.template import (
     END_TOKENS,
     IMAGE_END,
@@ -30,7 +31,7 @@ class ChatWriter:
 
     system: the system text of chats that do not begin with one; None is the model's own, "" is none. tools:
     as JSON values; may be changed. stop_ids: tokens that end an answer. close_ids: tokens that close a
-    thought from outside.
+    thought from outside; separator_ids: those of them that stand between a thought's end and the answer.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ChatWriter:
         ends = [self.tokenizer.id_of(token) for token in END_TOKENS] + list(files.config.eos_token_ids)
         self.stop_ids = frozenset(token_id for token_id in ends if token_id is not None)
         self.close_ids = self._encode(self._template.forced_close()).token_ids
+        self.separator_ids = _after(self.close_ids, self.tokenizer.id_of(THINK_CLOSE))
         # An opening that cannot be written down is an error now, not at the first question.
         self.prompt([user_message("?")])
 
@@ -69,6 +71,11 @@ class ChatWriter:
 
     def _encode(self, segments: Sequence[Segment]) -> TextPrompt:
         return encode_segments(self.tokenizer, segments, self._media)
+
+
+def _after(token_ids: tuple[int, ...], token_id: int | None) -> tuple[int, ...]:
+    """What stands behind this id; nothing where it is not there."""
+    return token_ids[token_ids.index(token_id) + 1 :] if token_id in token_ids else ()
 
 
 def check_same_model(tokenizer: ErnieTokenizer, media: MediaTokens) -> None:

@@ -163,6 +163,10 @@ class ErnieTokenizer:
         # The pattern is one group, so the tokens are kept.
         return self._split_tags.split(text)
 
+    def encode_part(self, text: str) -> list[int]:
+        """Token ids of a part of a text, with every space of it kept and no tags in it."""
+        return self._encode_parts(text, allow_special=False)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, with special tokens as written; U+FFFD for invalid UTF-8 and unknown ids."""
         return b"".join(self.token_bytes(token_id) for token_id in ids).decode("utf-8", errors="replace")
@@ -175,6 +179,10 @@ class ErnieTokenizer:
         """Ids of a text between tags."""
         if self._normalizer is not None:
             text = self._normalizer.normalize(text).replace(_SPACE_MARK, " ")
+        return self._encode_parts(text, allow_special)
+
+    def _encode_parts(self, text: str, allow_special: bool) -> list[int]:
+        """Ids of a text as it is, where tokens that are no pieces are split off."""
         ids: list[int] = []
         for index, part in enumerate(self._split_plain.split(text)):
             if part:
