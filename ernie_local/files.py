@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -104,21 +105,45 @@ def written_whole(path: Path, what: str) -> Iterator[IO[bytes]]:
     ErnieLocalError, which calls the content `what`, if the file cannot be written.
     """
     temporary: Path | None = None
+    with _naming_failures(path, what):
+        try:
+            place = place_of_new_file(path)
+            with tempfile.NamedTemporaryFile(
+                dir=place.parent, prefix=f".{place.name}.", delete=False
+            ) as file:
+                temporary = Path(file.name)
+                yield file.file
+            _put(temporary, place)
+        finally:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def shared_file(path: Path, what: str) -> Iterator[Path]:
+    """The path of a new file with the rights of any new file, which replaces `path` as by `written_whole`."""
+    temporary: Path | None = None
+    with _naming_failures(path, what):
+        try:
+            place = place_of_new_file(path)
+            temporary = place.with_name(f".{secrets.token_hex(8)}.new")
+            yield temporary
+            _put(temporary, place)
+        finally:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming_failures(path: Path, what: str) -> Iterator[None]:
     try:
-        place = place_of_new_file(path)
-        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=f".{place.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            yield file.file
-        _put(temporary, place)
+        yield
     except OSError as error:
         raise ErnieLocalError(
             f"cannot write {what} to {path}",
             error.strerror or str(error),
             "give a path in a folder that you may write to",
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:

@@ -73,6 +73,11 @@ class ImageView:
         return replace(self, original_size=size, orientation=1)
 
     @property
+    def opened(self) -> ImageView:
+        """The same with the opened image, all of it, in the place of the original."""
+        return replace(self, original_size=self.opened_size, orientation=1)
+
+    @property
     def is_cropped(self) -> bool:
         """Whether a part of the opened image is left out."""
         return self.crop != (0, 0, *self.opened_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ernie_local.media.image_size import ImageReport
 from ernie_local.media.image_view import ImageView
 from ernie_local.session.answer import Answer, Timings, Usage
+from ernie_local.session.boxes import AnswerBox, drawing_paths, write_drawings
 from ernie_local.session.chat import Chat
 from ernie_local.session.image import ChatImage, ImagePart, open_chat_images
 from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason, MessagePart
@@ -17,6 +18,7 @@ from ernie_local.text.reasoning import Piece, ToolCall
 
 __all__ = [
     "Answer",
+    "AnswerBox",
     "Chat",
     "ChatImage",
     "ChatMessage",
@@ -32,8 +34,10 @@ __all__ = [
     "ToolCall",
     "Usage",
     "check_first_question",
+    "drawing_paths",
     "open_chat_images",
     "open_model",
     "opening_notes",
     "read_saved_chat",
+    "write_drawings",
 ]

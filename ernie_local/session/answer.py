@@ -14,6 +14,7 @@ from ernie_local.errors import NoAnswer, parameter
 from ernie_local.experts.options import PagingStats
 from ernie_local.media.image_size import ImageReport
 from ernie_local.sampling import Sampler
+from ernie_local.session.boxes import AnswerBox, locate_boxes
 from ernie_local.session.generation import Generation
 from ernie_local.session.image import ChatImage
 from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason, images_of
@@ -64,6 +65,8 @@ class Answer:
     value: what a whole answer in a form means: its JSON as Python has it, or its text; None without a form,
     and for an answer that was cut off. confidence: how sure the model was of each part of the value, from 0
     to 1, by path, as in `lines[0].price` (see `structured.confidence`).
+    boxes: the places in images that the text names, in its order. box_notes: what of it looks like a box and
+    is none, or was cut at the edge of the image, a line each.
     peak_memory_bytes: the most that this process has had resident; None where the system does not tell.
     paging: what this answer cost where experts are paged; None where all are in memory.
     """
@@ -80,6 +83,8 @@ class Answer:
     paging: PagingStats | None = None
     value: Any = None
     confidence: Mapping[str, float] = field(default_factory=dict)
+    boxes: tuple[AnswerBox, ...] = ()
+    box_notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,8 @@ class OpenQuestion:
     def to_answer(self, generation: Generation, reuse: Reuse, paging: PagingStats | None) -> Answer:
         """What is known of the answer now. reuse: of the prompt. paging: what paging has done up to now."""
         value, confidence = generation.find_value()
+        asked = images_of(self.messages)
+        boxes, box_notes = locate_boxes(generation.text, self.all_images, len(asked))
         return Answer(
             text=generation.text,
             reasoning=generation.reasoning,
@@ -123,12 +130,14 @@ class OpenQuestion:
                 decode=generation.decode_seconds,
                 total=time.perf_counter() - self.started,
             ),
-            images=tuple(image.report for image in images_of(self.messages)),
+            images=tuple(image.report for image in asked),
             seed=self.sampler.seed,
             peak_memory_bytes=peak_memory_bytes(),
             paging=None if paging is None or self.paging_before is None else paging.since(self.paging_before),
             value=value,
             confidence=confidence,
+            boxes=boxes,
+            box_notes=box_notes,
         )
 
     def to_turn(self, generation: Generation) -> ChatTurn:

@@ -115,6 +115,16 @@ class ChatImage:
                 self._image = None
         return patches
 
+    def in_full(self) -> OpenedImage:
+        """The image upright with its margins, as large as it was opened; read again where it is a file.
+
+        Of one from memory only the part that the model sees is left. InputUnreadable as of `patches`.
+        """
+        if self.path is not None:
+            return _open_same(self.path, self.report.original_size, None, self._password)
+        assert self._image is not None, "an image without a path keeps its pixels"
+        return OpenedImage(self._image, self.name, self.view)
+
     def release(self) -> None:
         """Drop the patches: the engine's cache holds what the model needs of them. So it does of the pixels,
         which a file has."""

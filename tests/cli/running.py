@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 
 from ernie_local.errors import NoAnswer, UsageError
 from ernie_local.session import Answer, Piece, Timings, Usage
+from ernie_local.session.boxes import locate_boxes
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -94,8 +95,11 @@ class FakeChat:
             yield piece
             if index == 0 and self.between is not None:
                 self.between()
+        answer = "".join(piece.text for piece in said if piece.kind == "answer")
+        shown = [image for turn in self.history for image in turn.images] + list(images)
+        boxes, box_notes = locate_boxes(answer, shown, len(images))
         self.last = Answer(
-            text="".join(piece.text for piece in said if piece.kind == "answer"),
+            text=answer,
             reasoning="".join(piece.text for piece in said if piece.kind == "reasoning"),
             tool_calls=(),
             finish_reason=cast("Any", "interrupted" if self.is_stopped else self.finish_reason),
@@ -104,6 +108,8 @@ class FakeChat:
             images=(),
             seed=0,
             peak_memory_bytes=3 << 30,
+            boxes=boxes,
+            box_notes=box_notes,
         )
         if not self.last.text and not self.is_stopped:
             raise NoAnswer("no answer", "thoughts", "--think-budget 5")

@@ -141,7 +141,7 @@ def test_help_names_every_command(talk: Talk) -> None:
     stderr = talk("/help").stderr
     assert all(f"\n{name}" in f"\n{stderr}" for name in COMMANDS)
     required = {"/image", "/think", "/stats", "/undo", "/save", "/load", "/help", "/exit", "/system"}
-    assert required | {"/retry", "/clear"} == set(COMMANDS)
+    assert required | {"/retry", "/clear", "/draw"} == set(COMMANDS)
 
 
 def test_an_unknown_command_is_explained_and_not_asked(talk: Talk, fake_chat: FakeChat) -> None:

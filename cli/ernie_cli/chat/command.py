@@ -17,7 +17,7 @@ from ernie_local.errors import Interrupted
 
 if TYPE_CHECKING:
     from ernie_cli.chat.result import ChatResult
-    from ernie_local.session import Chat, ChatImage
+    from ernie_local.session import Answer, AnswerBox, Chat, ChatImage
 
 
 def chat(options: ChatOptions, result: ChatResult) -> None:
@@ -53,6 +53,8 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
             context_size=options.context_tokens(),
             variant=options.variant,
         )
+        if options.draw is not None:
+            session.drawing_paths(options.draw, measured)
     if not questions or options.interactive:
         interactive.chat_line_by_line(options, files, console, measured, questions)
         return
@@ -64,10 +66,13 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
         conversation.saved_at_the_end(options.save, lambda: opened_chat),
     ):
         images: Sequence[ChatImage] = measured
+        boxes: list[AnswerBox] = []
         for question in questions:
             result.begin_question()
-            _answer_once(opened_chat, options, console, question, images, result)
+            boxes += _answer_once(opened_chat, options, console, question, images, result).boxes
             images = ()
+        if options.draw is not None:
+            result.drawings = conversation.draw_answers(options.draw, boxes, opened_chat, console)
 
 
 def _answer_once(
@@ -77,7 +82,7 @@ def _answer_once(
     question: str,
     images: Sequence[ChatImage],
     result: ChatResult,
-) -> None:
+) -> Answer:
     """Answer the question; raises Interrupted or NoAnswer where that is how it ended."""
     from ernie_cli.chat.conversation import ask, cut_off_line, stats_line
 
@@ -98,3 +103,4 @@ def _answer_once(
         )
     if answer.finish_reason == "length":
         console.warn(cut_off_line(answer))
+    return answer

@@ -20,6 +20,7 @@ from ernie_cli.settings import stored_profile
 from ernie_cli.signals import Terminated, raising_terminated, stop_requests
 from ernie_local import defaults, session
 from ernie_local.errors import ErnieLocalError, Stopped
+from ernie_local.escapes import printable_line
 from ernie_local.experts.options import PagingStats
 from ernie_local.kernels.native import native_notice
 from ernie_local.loading import LoadedModel
@@ -187,6 +188,29 @@ def ask(
     if options.cache is not None and (line := reuse_line(chat.last)) is not None:
         console.note(line)
     return chat.last
+
+
+def draw_answers(
+    path: Path, boxes: Sequence[session.AnswerBox], chat: session.Chat, console: Console
+) -> list[str]:
+    """Draw boxes on copies of the images of the chat, and tell what was drawn where; the files written."""
+    images = [image for turn in chat.history for image in turn.images]
+    notes = chat.last.box_notes if chat.last is not None else ()
+    for note in notes:
+        console.warn(printable_line(note))
+    for number, box in enumerate(boxes, start=1):
+        label = "" if box.label is None else f" {printable_line(box.label)}"
+        if box.original is None:
+            console.warn(f"box {number}{label}: the answer does not say in which image it is")
+        else:
+            place = ", ".join(f"{side:.0f}" for side in box.original)
+            console.note(f"box {number}{label}: {box.name} [{place}]")
+    written = session.write_drawings(path, boxes, images)
+    for drawing in written:
+        console.note(f"drawn: {drawing}")
+    if not written:
+        console.warn(f"nothing is drawn: the answer names no place in {len(images)} images")
+    return [str(drawing) for drawing in written]
 
 
 def reuse_line(answer: session.Answer) -> str | None:

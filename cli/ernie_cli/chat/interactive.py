@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ernie_cli.chat import conversation
 from ernie_cli.chat.line_reader import LineReader, make_reader, read_message
 from ernie_cli.chat.options import ChatOptions
-from ernie_cli.chat.request import check_save_path
+from ernie_cli.chat.request import check_drawing_path, check_save_path
 from ernie_cli.console import Console
 from ernie_cli.failures import failure_of
 from ernie_cli.images import open_given_images, show_reports, split_paths
@@ -197,6 +197,13 @@ class InteractiveChat:
     def _begin(self, chat: session.Chat) -> None:
         self.chat, self._unanswered = chat, None
 
+    @_slash_command("/draw", "FILE", "draw the boxes of the last answer on a copy of the image")
+    def _draw(self, argument: str) -> None:
+        path = _one_path("/draw", argument)
+        check_drawing_path(path)
+        boxes = () if self.chat.last is None else self.chat.last.boxes
+        conversation.draw_answers(path, boxes, self.chat, self._console)
+
     @_slash_command("/save", "FILE", "write the chat to a file")
     def _save(self, argument: str) -> None:
         path = _one_path("/save", argument)
@@ -227,7 +234,7 @@ def _one_path(command: str, argument: str) -> Path:
     """The path that the whole of `argument` is, with or without quotes around it."""
     path = argument[1:-1] if argument[:1] in ("'", '"') and argument[-1:] == argument[:1] else argument
     if not path:
-        raise UsageError(f"{command} takes 1 path, not 0", "a chat is one file", f"{command} chat.json")
+        raise UsageError(f"{command} takes 1 path, not 0", "it writes or reads one file", f"{command} FILE")
     return Path(path).expanduser()
 
 

@@ -84,6 +84,11 @@ class ChatOptions(ThinkingOptions, MemoryOptions, ImageOptions, CommonOptions):
     )
     no_stream: bool = option("--no-stream", default=False, help="Print the answer when it is complete.")
     stats: bool = option("--stats", default=False, help="Show tokens, seconds and memory after each answer.")
+    draw: Path | None = file_option(
+        metavar="PNG",
+        help="Draw the boxes that the answers name on a copy of the image, and save it in PNG; with several "
+        "images, number 2 is in NAME-2.png.",
+    )
     save: Path | None = file_option(help="Write the chat to FILE at the end.")
     load: Path | None = file_option(help="Continue a chat written by --save.")
     trace: Path | None = file_option(

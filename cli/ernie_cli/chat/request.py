@@ -32,6 +32,10 @@ def read_questions(options: ChatOptions, stdin: TextIO | None) -> tuple[str, ...
         raise UsageError(
             "--json without a question", "it prints one object for one question", _ASK_WITH_PROMPT
         )
+    if options.draw is not None and (not prompts or options.interactive):
+        raise UsageError(
+            "--draw without a question", "it draws what the answer to -p names", "/draw FILE during the chat"
+        )
     return tuple(
         _checked(_decode(b"" if stdin is None else stdin.buffer.read()), "stdin")
         if prompt == STDIN_MARK
@@ -116,6 +120,8 @@ def check_chat_options(options: ChatOptions) -> None:
             )
     if options.trace is not None:
         _check_output(options.trace, "a trace", b"PK", "chat.trace")
+    if options.draw is not None:
+        check_drawing_path(options.draw)
     if options.save is not None:
         check_save_path(options.save)
         if any(_reads_stdin(image) for image in options.images):
@@ -129,6 +135,11 @@ def check_chat_options(options: ChatOptions) -> None:
 def check_save_path(path: Path) -> None:
     """Raise UsageError where a chat cannot be written, or would replace a file that holds no chat."""
     _check_output(path, "a chat", b"{", "chat.json")
+
+
+def check_drawing_path(path: Path) -> None:
+    """Raise UsageError where a drawing cannot be written, or would replace a file that is no PNG image."""
+    _check_output(path, "a drawing", b"\x89PNG", "boxes.png")
 
 
 def _check_output(path: Path, what: str, beginning: bytes, example: str) -> None:

@@ -95,6 +95,21 @@ class ImageObject:
 
 
 @dataclass
+class BoxObject:
+    """A place in an image that the answer names."""
+
+    label: str | None  #: What the answer says of it.
+    image: int | None
+    """Number of the image, from 1 over the whole chat; null where there are several and the answer does not
+    say which."""
+    name: str | None  #: Of that image.
+    box: Annotated[list[float] | None, "original"]
+    """[left, top, right, bottom] in pixels of the file as it is stored, before a turn by its EXIF data; of a
+    page of a PDF in points; null as `image`."""
+    thousandths: list[float]  #: The same as the answer has it, of what the model sees.
+
+
+@dataclass
 class EarlierAnswerObject:
     """An answer to a question before the last one."""
 
@@ -103,6 +118,7 @@ class EarlierAnswerObject:
     finish_reason: str | None
     usage: UsageObject
     timings: TimingsObject
+    boxes: list[BoxObject]
 
 
 @dataclass
@@ -120,6 +136,10 @@ class ChatResult:
     memory: PeakMemoryObject = field(default_factory=PeakMemoryObject)
     paging: PagingObject | None = None  #: Null where all experts are in memory.
     images: list[ImageObject] = field(default_factory=list)  #: In order; a PDF gives one for each page.
+    boxes: list[BoxObject] = field(default_factory=list)  #: In the order of the answer.
+    box_notes: list[str] = field(default_factory=list)
+    """What of the answer looks like a box and is none, or was cut at the edge of the image."""
+    drawings: list[str] = field(default_factory=list)  #: The files that `--draw` wrote.
     earlier: list[EarlierAnswerObject] = field(default_factory=list)
     """With several `-p`: the answers before that of `text`, in order."""
 
@@ -130,6 +150,7 @@ class ChatResult:
         self.earlier.append(fill_result(EarlierAnswerObject, self))
         self.text = self.reasoning = self.finish_reason = self.paging = None
         self.usage, self.timings, self.memory = UsageObject(), TimingsObject(), PeakMemoryObject()
+        self.boxes, self.box_notes = [], []
 
     def set_images(self, reports: Sequence[ImageReport]) -> None:
         """Fill in what the model will see of the images."""
@@ -147,5 +168,7 @@ class ChatResult:
                 for seconds in (load_seconds, timings.image, timings.prefill, timings.decode, timings.total)
             )
         )
+        self.boxes = [fill_result(BoxObject, box) for box in answer.boxes]
+        self.box_notes = list(answer.box_notes)
         self.memory = PeakMemoryObject(answer.peak_memory_bytes)
         self.paging = None if answer.paging is None else fill_result(PagingObject, answer.paging)
