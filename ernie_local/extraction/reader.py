@@ -1,0 +1,183 @@
+"""Asks a model about the images of a document, checks its answer, and asks once more where a check fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ernie_local.errors import Interrupted, UsageError, parameter
+from ernie_local.extraction.boxes import BOX_INSTRUCTION, schema_with_boxes, split_boxes, split_confidence
+from ernie_local.extraction.checks import Check, failed_checks
+from ernie_local.extraction.questions import FieldQuestion, object_schema, put, questions_of
+from ernie_local.extraction.run import FoundFields
+from ernie_local.media.detail import Detail
+from ernie_local.media.open_image import OpenedImage
+from ernie_local.session import Answer, Chat, ChatImage, ChatMessage, ImagePart, Piece, open_chat_images
+from ernie_local.structured import AnswerForm
+
+DEFAULT_PROMPT = "Read the fields of this document."
+# A model may repeat itself until the context is full.
+DEFAULT_MAX_TOKENS = 2048
+AskMode = Literal["together", "each"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingOptions:
+    """What is asked about each document.
+
+    form: of the fields, an object. ask: "together" asks for all fields in one answer of JSON; "each" asks one
+    question for each field, for small models. prompt: what is asked; with "each", what stands before each
+    question. boxes: ask for the place of each value too. checks: of the fields. retry: ask once more where a
+    check fails. thinking, thinking_budget,
+    max_tokens: of each answer, as of `Chat.send`. detail, trim: of each image, as of `ImagePart`.
+    """
+
+    form: AnswerForm
+    ask: AskMode = "together"
+    prompt: str | None = None
+    boxes: bool = False
+    checks: tuple[Check, ...] = ()
+    retry: bool = False
+    thinking: bool | None = None
+    thinking_budget: int | None = None
+    max_tokens: int | None = DEFAULT_MAX_TOKENS
+    detail: Detail = "high"
+    trim: bool = False
+
+    def __post_init__(self) -> None:
+        object_schema(self.form)
+        if self.boxes and self.ask == "each":
+            raise UsageError(
+                f"{parameter('boxes')} with {parameter('ask', 'each')}",
+                "a model that answers one value at a time writes no box beside it",
+                parameter("ask", "together"),
+            )
+
+    def identity(self) -> dict[str, str]:
+        """What the records depend on, by name: the file of records is continued for the same alone."""
+        schema = json.dumps(self.form.schema, ensure_ascii=False)
+        return {
+            "schema": hashlib.sha256(schema.encode()).hexdigest()[:16],
+            "ask": self.ask,
+            "prompt": self.prompt or "",
+            "boxes": str(self.boxes),
+            "check": "; ".join(check.text for check in self.checks),
+            "retry": str(self.retry),
+            "think": f"{self.thinking}, {self.thinking_budget}",
+            "detail": f"{self.detail}{', trimmed' * self.trim}",
+        }
+
+
+class ChatReader:
+    """A DocumentReader with a chat of its own, whose history it replaces."""
+
+    def __init__(self, chat: Chat, options: ReadingOptions) -> None:
+        """UsageError for a form without named fields."""
+        self.prompt_tokens = self.completion_tokens = 0
+        self._chat, self._options = chat, options
+        self._questions = questions_of(options.form) if options.ask == "each" else ()
+        self._form = _form_with_boxes(options.form) if options.boxes else options.form
+        self._is_stopped = False
+
+    def read(self, images: Sequence[OpenedImage]) -> FoundFields:
+        """As of DocumentReader."""
+        options, model = self._options, self._chat.model
+        parts = [ImagePart(image, options.detail, trim=options.trim) for image in images]
+        opened = open_chat_images(parts, model.image_processor, model.settings.context_size)
+        found = self._ask_fields(opened, self._questions) if self._questions else self._ask_together(opened)
+        failed = failed_checks(options.checks, found.fields)
+        if failed and options.retry:
+            again = self._ask_again(opened, failed, found)
+            failed_again = failed_checks(options.checks, again.fields)
+            if len(failed_again) < len(failed):
+                found, failed = again, failed_again
+        return replace(found, failed_checks=tuple(check.text for check in failed))
+
+    def stop(self) -> None:
+        """As of DocumentReader; for good."""
+        self._is_stopped = True
+        self._chat.stop()
+
+    def _ask_together(self, images: Sequence[ChatImage]) -> FoundFields:
+        answer = self._ask(images, self._options.prompt or DEFAULT_PROMPT, self._form)
+        return self._found(answer, images)
+
+    def _found(self, answer: Answer, images: Sequence[ChatImage]) -> FoundFields:
+        """What an answer to all questions says."""
+        if not self._options.boxes:
+            return FoundFields(answer.value, answer.confidence)
+        if len(images) > 1:
+            raise UsageError(
+                f"{parameter('boxes')} with {len(images)} images in one question",
+                "a box does not say in which of them it lies",
+                f"one page at a time, without {parameter('per_file')}",
+            )
+        fields, boxes, _ = split_boxes(answer.value, images[0].view)
+        return FoundFields(fields, split_confidence(answer.confidence), boxes)
+
+    def _ask_again(
+        self, images: Sequence[ChatImage], failed: Sequence[Check], found: FoundFields
+    ) -> FoundFields:
+        """What the model finds after it has been told what does not hold."""
+        told = f"This does not hold: {'; '.join(check.describe(found.fields) for check in failed)}."
+        if not self._questions:
+            text = f"{told} Look at the document again, and correct the fields."
+            answer = self._run(self._chat.ask(text, **self._limits, schema=self._form))
+            return self._found(answer, images)
+        named = {path for check in failed for path in check.fields}
+        doubtful = [each for each in self._questions if each.is_in(named)]
+        return self._ask_fields(images, doubtful, f"{told} ", found)
+
+    def _ask_fields(
+        self,
+        images: Sequence[ChatImage],
+        questions: Sequence[FieldQuestion],
+        told: str = "",
+        known: FoundFields | None = None,
+    ) -> FoundFields:
+        """One question after the other; the images are computed once. known: what other fields are."""
+        fields = {} if known is None else deepcopy(dict(known.fields))
+        confidence = {} if known is None else dict(known.confidence)
+        prompt = f"{self._options.prompt} " if self._options.prompt else ""
+        for question in questions:
+            answer = self._ask(images, f"{prompt}{told}{question.text}", question.form)
+            put(fields, question.names, question.read(answer.value))
+            for path in [path for path in confidence if question.has(path)]:
+                del confidence[path]  # of a longer list, before
+            confidence |= {question.path_of(path): share for path, share in answer.confidence.items()}
+        return FoundFields(fields, confidence)
+
+    def _ask(self, images: Sequence[ChatImage], text: str, form: AnswerForm) -> Answer:
+        message = ChatMessage("user", (*images, text))
+        return self._run(self._chat.send([message], **self._limits, schema=form))
+
+    @property
+    def _limits(self) -> dict[str, Any]:
+        names = ("thinking", "thinking_budget", "max_tokens")
+        return {name: getattr(self._options, name) for name in names}
+
+    def _run(self, pieces: Iterator[Piece]) -> Answer:
+        """The answer, written to its end; its tokens are counted, whatever the end."""
+        before = self._chat.last
+        try:
+            for _ in pieces:
+                if self._is_stopped:  # before the answer began
+                    self._chat.stop()
+        finally:
+            answer = self._chat.last
+            if answer is not None and answer is not before:
+                self.prompt_tokens += answer.usage.prompt_tokens
+                self.completion_tokens += answer.usage.completion_tokens
+        assert answer is not None, "it has ended"
+        if answer.finish_reason == "interrupted":
+            raise Interrupted("stopped within an answer", "a stop was asked for", "ask again")
+        return answer
+
+
+def _form_with_boxes(form: AnswerForm) -> AnswerForm:
+    paired = AnswerForm.of(schema_with_boxes(form.schema or {}))
+    return paired.with_instruction(f"{paired.instruction} {BOX_INSTRUCTION}")
