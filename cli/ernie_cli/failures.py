@@ -78,15 +78,16 @@ def failure_of(error: BaseException) -> Failure:
             hint="run again with --debug for the traceback",
         )
     code = CODE_NAMES.get(known.exit_code, "failed")
-    return Failure(code, known.exit_code, *known.spelled(_option))
+    return Failure(code, known.exit_code, *known.spelled(as_option))
 
 
 def spell_options(text: str) -> str:
     """A text of the library with its arguments named as options of the command line."""
-    return spell_parameters(text, _option)
+    return spell_parameters(text, as_option)
 
 
-def _option(name: str, value: str) -> str:
+def as_option(name: str, value: str) -> str:
+    """How an argument of the library is written on the command line, with its value if it is not ""."""
     option = "-p" if name == "text" else "--" + _OPTIONS.get(name, name).replace("_", "-")
     return f"{option} {shlex.quote(value)}" if value not in ("", "True") else option
 

@@ -24,6 +24,8 @@ from ernie_cli.bench import command as bench
 from ernie_cli.chat import command as chat
 from ernie_cli.chat.options import ChatOptions
 from ernie_cli.console import Console
+from ernie_cli.extract import command as extract
+from ernie_cli.extract.options import ExtractOptions
 from ernie_cli.failures import Failure, failure_of
 from ernie_cli.json_object import finished
 from ernie_cli.options import command_from
@@ -59,6 +61,7 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "chat": Command(chat.chat, ChatOptions, "ernie_cli.chat.result:ChatResult"),
+    "extract": Command(extract.extract, ExtractOptions, "ernie_cli.extract.result:ExtractResult"),
     "quantize": Command(quantize.quantize, QuantizeOptions, "ernie_cli.quantize:QuantizeResult"),
     "calibrate": Command(
         calibrate.calibrate, calibrate.CalibrateOptions, "ernie_cli.calibrate:CalibrateResult"

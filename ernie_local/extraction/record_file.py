@@ -130,7 +130,7 @@ def _is_of_records(path: Path) -> bool:
 
 
 def _check_identity(path: Path, state: Path, identity: Mapping[str, str]) -> None:
-    start_anew = f"another file, or {parameter('resume', False)} to write it anew"
+    hint = f"another file, or {parameter('resume', 'never')} starts over"
     try:
         before = json.loads(read_plain(state, _STATE_BYTES))
         if not isinstance(before, dict) or before.get("version") != _VERSION:
@@ -139,7 +139,7 @@ def _check_identity(path: Path, state: Path, identity: Mapping[str, str]) -> Non
         raise UsageError(
             f"{path} cannot be continued: {state} cannot be read",
             f"it says which schema and model the records are of: {error}",
-            start_anew,
+            hint,
         ) from error
     differing = [name for name in identity if before.get(name) != identity[name]]
     if differing:
@@ -147,7 +147,7 @@ def _check_identity(path: Path, state: Path, identity: Mapping[str, str]) -> Non
         raise UsageError(
             f"{path} holds records of another run: {', '.join(differing)} differ",
             f"{name} was {_shown(before.get(name))}, and is {_shown(identity[name])}",
-            start_anew,
+            hint,
         )
 
 

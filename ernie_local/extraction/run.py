@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from ernie_local.extraction.record import Record, RecordError
 from ernie_local.media.image_view import CropBox
 from ernie_local.media.open_image import OpenedImage
 
+OnRead = Callable[[Record, Sequence[OpenedImage]], None]
 # What one document may end with; anything else would meet all of them.
 DOCUMENT_ERRORS = (InputUnreadable, NoAnswer, DoesNotFit)
 
@@ -65,21 +66,23 @@ class Extraction:
         readers: Sequence[DocumentReader],
         *,
         min_confidence: float | None = None,
+        on_read: OnRead | None = None,
         password: str | None = None,
         spelling: ParameterSpelling | None = None,
     ) -> None:
         """readers: each works in a thread of its own. min_confidence: values below it are to be reviewed.
-
+        on_read: gets each record with the images it is of, in the thread of its reader.
         password: of encrypted PDFs. spelling: how arguments are called in the errors of records.
         """
         self._documents, self._readers = iter(documents), readers
         self._min_confidence, self._password, self._spelling = min_confidence, password, spelling
+        self._on_read = on_read
         self._taking = threading.Lock()
         self._results: SimpleQueue[Record | BaseException | None] = SimpleQueue()
         # A plain flag, as a signal handler may set it at any moment.
         self.is_stopped = False
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Generator[Record, None, None]:
         """Each record once its document is done. After `stop` it ends, without documents that are half read.
 
         Raises what ends the whole run, such as OutOfMemory. Closing the iterator stops the run.
@@ -128,25 +131,31 @@ class Extraction:
     def _read(self, document: Document, reader: DocumentReader) -> Record:
         started = time.perf_counter()
         finding, failure = None, None
+        images: tuple[OpenedImage, ...] = ()
         reader.prompt_tokens = reader.completion_tokens = 0
         try:
-            finding = reader.read(document.open(self._password))
+            images = document.open(self._password)
+            finding = reader.read(images)
         except DOCUMENT_ERRORS as error:
             failure = RecordError.of(error, self._spelling)
         found = finding or FoundFields({})
-        return Record(
+        confidence = {path: round(share, 4) for path, share in found.confidence.items()}
+        record = Record(
             file=document.file.name,
             page=document.page,
-            fields=None if finding is None else finding.fields,
-            confidence=found.confidence,
-            boxes=found.boxes,
-            review=to_review(found.confidence, self._min_confidence),
-            failed_checks=found.failed_checks,
             seconds=round(time.perf_counter() - started, 3),
             prompt_tokens=reader.prompt_tokens,
             completion_tokens=reader.completion_tokens,
+            fields=None if finding is None else finding.fields,
+            confidence=confidence,
+            boxes=found.boxes,
+            review=to_review(confidence, self._min_confidence),
+            failed_checks=found.failed_checks,
             error=failure,
         )
+        if self._on_read is not None:
+            self._on_read(record, images)
+        return record
 
 
 def to_review(confidence: Mapping[str, float], least: float | None) -> tuple[str, ...]:

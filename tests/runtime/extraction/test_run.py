@@ -159,7 +159,7 @@ def test_whoever_leaves_early_stops_the_run() -> None:
     reader = WidthReader()
     records = Extraction(map(document, range(9, 10_000)), [reader]).records()
     next(records)
-    records.close()  # type: ignore[attr-defined]
+    records.close()
     assert reader.is_stopped
     time.sleep(0)
     assert not [thread for thread in threading.enumerate() if "_work" in thread.name]

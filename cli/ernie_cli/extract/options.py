@@ -1,0 +1,108 @@
+"""Declares the options of `ernie-local extract`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ernie_cli.options import (
+    CommonOptions,
+    ImageOptions,
+    MemoryOptions,
+    ThinkingOptions,
+    complete_model,
+    file_option,
+    option,
+    password_option,
+    path_argument,
+    share_option,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions(ThinkingOptions, MemoryOptions, ImageOptions, CommonOptions):
+    """What was said on the command line; None means that the model or the runtime decides."""
+
+    paths: tuple[Path, ...] = path_argument(
+        metavar="PATH...", help="Documents, and folders of them: images and PDFs, also in folders below."
+    )
+    model: str = option(
+        "-m",
+        "--model",
+        default="nano",
+        metavar="MODEL",
+        help="A directory, hf:org/name[@revision], or nano.",
+        autocompletion=complete_model,
+    )
+    schema: str | None = file_option(
+        metavar="FILE|JSON", help="The JSON schema of the fields: a file, or the schema itself."
+    )
+    fields: str | None = option(
+        metavar="TEXT",
+        help="The fields in short, as in 'vendor, total: number, lines[]: {item, price: number}'.",
+    )
+    out: Path | None = file_option(
+        "-o",
+        "--out",
+        help="Write the records to FILE, a line of JSON each, and go on where an earlier run ended. "
+        "Default: stdout.",
+    )
+    glob: str | None = option(
+        metavar="PATTERN", help="Of folders, read the files that match, such as '*.pdf' or '2024/*'."
+    )
+    per_file: bool = option(
+        "--per-file", default=False, help="Ask about all pages of a file together. Default: page by page."
+    )
+    limit: int | None = option(metavar="N", min=1, help="End after N documents.")
+    ask: Literal["together", "each"] = option(
+        default="together",
+        help="together: all fields in one answer; each: a question for each field, by its description or "
+        "name, for small models such as nano, which write no JSON.",
+    )
+    prompt: str | None = option(
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        help="What is asked about each document; with --ask each, what stands before each question.",
+    )
+    check: tuple[str, ...] = option(
+        default=(),
+        metavar="EXPRESSION",
+        help="What must hold between fields, such as 'total == sum(lines.price)'; the record names checks "
+        "that fail. Repeatable.",
+    )
+    retry: bool = option(
+        "--retry", default=False, help="Where a check fails, tell the model, and ask once more."
+    )
+    min_confidence: float | None = share_option(help="List fields below this confidence under `review`.")
+    boxes: bool = option(
+        "--boxes", default=False, help="Ask where each value stands, in pixels of the original."
+    )
+    draw: Path | None = file_option(
+        metavar="DIR", help="Draw the boxes on copies of the images, in DIR. Turns --boxes on."
+    )
+    parallel: str = option(
+        default="auto", metavar="N|auto", help="Documents that are read at once; auto: one."
+    )
+    resume: Literal["auto", "never"] = option(
+        default="auto",
+        help="auto: documents that FILE of --out has are not read again; never: start over.",
+    )
+    skip_errors: bool = option(
+        "--skip-errors", default=False, help="Exit with 0 even if documents could not be read."
+    )
+    dry_run: bool = option(
+        "--dry-run",
+        default=False,
+        help="Open the documents, and say how many tokens they take and for how long. Loads no model.",
+    )
+    watch: bool = option(
+        "--watch", default=False, help="Wait for more files in the folders, until Ctrl-C or --limit."
+    )
+    password: str | None = password_option()
+
+    @property
+    def wants_boxes(self) -> bool:
+        """--boxes, or --draw, which needs them."""
+        return self.boxes or self.draw is not None

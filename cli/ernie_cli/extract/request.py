@@ -1,0 +1,129 @@
+"""Checks what `extract` is asked before weights are read; turns its options into what the library takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ernie_cli.extract.options import ExtractOptions
+from ernie_cli.options import check_is_number
+from ernie_local.errors import InputUnreadable, UsageError
+from ernie_local.extraction.checks import parse_check
+from ernie_local.extraction.documents import FoundFiles, find_files
+from ernie_local.extraction.questions import object_schema
+from ernie_local.extraction.reader import DEFAULT_MAX_TOKENS, ReadingOptions
+from ernie_local.files import read_plain
+from ernie_local.model_files import ModelFiles
+from ernie_local.structured import AnswerForm
+
+_MOST_SCHEMA_BYTES = 4 << 20
+_MOST_PARALLEL = 64
+_FIELDS = "--fields 'vendor, date: date, total: number'"
+
+
+def check_extract_options(options: ExtractOptions) -> None:
+    """Raise UsageError for options that contradict each other or mean nothing."""
+    options.check_memory()
+    options.check_lengths(options.context_tokens())
+    num_readers(options)
+    if options.min_confidence is not None:
+        check_is_number("--min-confidence", options.min_confidence)
+    if (options.schema is None) == (options.fields is None):
+        both = options.schema is not None
+        raise UsageError(
+            "--schema and --fields together"
+            if both
+            else "no fields were named: neither --schema nor --fields",
+            "both say which fields are read" if both else "extract reads what a schema asks for",
+            "remove one of them" if both else _FIELDS,
+        )
+    contradictions = {
+        "--retry without --check": options.retry and not options.check,
+        "--resume never without --out": options.resume == "never" and options.out is None,
+        "--boxes with --per-file": options.wants_boxes and options.per_file,
+        "--watch with --dry-run": options.watch and options.dry_run,
+    }
+    reasons = {
+        "--retry without --check": "a model is asked again where a check fails",
+        "--resume never without --out": "records that go to stdout are not continued",
+        "--boxes with --per-file": "a box does not say on which of several pages it lies",
+        "--watch with --dry-run": "what is not there yet cannot be counted",
+    }
+    for what, is_so in contradictions.items():
+        if is_so:
+            raise UsageError(what, reasons[what], "remove one of them, or add what is missing")
+
+
+def find_documents(options: ExtractOptions) -> FoundFiles:
+    """What lies at the paths now; drawings are no documents. Errors as of `find_files`."""
+    return find_files(options.paths, options.glob, [] if options.draw is None else [options.draw])
+
+
+def num_readers(options: ExtractOptions) -> int:
+    """How many documents are read at once."""
+    if options.parallel == "auto":
+        return 1
+    if not options.parallel.isdecimal() or not 1 <= int(options.parallel) <= _MOST_PARALLEL:
+        raise UsageError(
+            f"--parallel {options.parallel} cannot be used",
+            f"it is a number of documents from 1 to {_MOST_PARALLEL}, or auto",
+            "--parallel 4",
+        )
+    return int(options.parallel)
+
+
+def reading_options(options: ExtractOptions) -> ReadingOptions:
+    """What is asked about each document. UsageError for a schema and checks that cannot be used."""
+    form = _form(options)
+    schema = object_schema(form)
+    max_tokens = options.max_tokens_count()
+    return ReadingOptions(
+        form=form,
+        ask=options.ask,
+        prompt=options.prompt,
+        boxes=options.wants_boxes,
+        checks=tuple(parse_check(text, schema) for text in options.check),
+        retry=options.retry,
+        thinking=options.thinking(),
+        thinking_budget=options.think_budget_count(),
+        max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
+        detail=options.detail,
+        trim=options.trim,
+    )
+
+
+def run_identity(
+    options: ExtractOptions, reading: ReadingOptions, files: ModelFiles, found: FoundFiles
+) -> Mapping[str, str]:
+    """What the records of a run depend on, by name."""
+    return {
+        **reading.identity(),
+        "model": str(files.directory.resolve()),
+        "folder": str(found.folder),
+        "per-file": str(options.per_file),
+        "min-confidence": str(options.min_confidence),
+        "max-tokens": str(reading.max_tokens),
+        "image size": f"{options.max_pixels}, {options.image_tokens}",
+    }
+
+
+def _form(options: ExtractOptions) -> AnswerForm:
+    if options.fields is not None:
+        return AnswerForm.from_fields(options.fields)
+    assert options.schema is not None, "checked before"
+    if options.schema.lstrip().startswith("{"):
+        return AnswerForm.of(options.schema)
+    try:
+        text = read_plain(Path(options.schema).expanduser(), _MOST_SCHEMA_BYTES).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputUnreadable(
+            f"--schema {options.schema} cannot be read", reason, f"a file with a JSON schema, or {_FIELDS}"
+        ) from error
+    if not text.lstrip().startswith("{"):
+        raise UsageError(
+            f"--schema {options.schema} holds no JSON object",
+            "a schema is an object, and begins with {",
+            f"a file with a JSON schema, or {_FIELDS}",
+        )
+    return AnswerForm.of(text)
