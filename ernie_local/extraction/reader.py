@@ -67,6 +67,7 @@ class ReadingOptions:
             "boxes": str(self.boxes),
             "check": "; ".join(check.text for check in self.checks),
             "retry": str(self.retry),
+            "max-tokens": str(self.max_tokens),
             "think": f"{self.thinking}, {self.thinking_budget}",
             "detail": f"{self.detail}{', trimmed' * self.trim}",
         }

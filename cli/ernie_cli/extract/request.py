@@ -102,7 +102,6 @@ def run_identity(
         "folder": str(found.folder),
         "per-file": str(options.per_file),
         "min-confidence": str(options.min_confidence),
-        "max-tokens": str(reading.max_tokens),
         "image size": f"{options.max_pixels}, {options.image_tokens}",
     }
 
