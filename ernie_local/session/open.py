@@ -15,7 +15,9 @@ from ernie_local.loading import LoadedModel, LoadOptions, load_model
 from ernie_local.model_files import ModelFiles
 from ernie_local.progress import OnProgress
 from ernie_local.session.image import ChatImage
+from ernie_local.session.messages import ChatMessage, with_instruction
 from ernie_local.session.writer import ChatWriter
+from ernie_local.structured import AnswerForm
 from ernie_local.text.template import user_message
 
 if TYPE_CHECKING:
@@ -31,12 +33,16 @@ def check_first_question(
     thinking: bool | None = None,
     context_size: int | None = None,
     variant: str | None = None,
+    form: AnswerForm | None = None,
 ) -> None:
     """Try the first question before any weight is read.
 
-    variant: as of Chat. DoesNotFit where it alone fills the context, ModelUnusable without a tokenizer.
+    variant: as of Chat. form: of the answer. DoesNotFit where the question alone fills the context,
+    ModelUnusable without a tokenizer.
     """
     writer = ChatWriter(files, system, variant=variant)
+    if form is not None:
+        text = with_instruction([ChatMessage("user", text)], form.instruction)[0].text
     message = user_message(text, (image.num_tokens for image in images))
     num_tokens = len(
         writer.prompt([message], writer.thinks_by_default if thinking is None else thinking).token_ids

@@ -173,8 +173,9 @@ class _FieldReader:
         start = max(0, self._start - _SHOWN_CHARACTERS)
         before = ("..." if start else "") + self._text[start : self._start]
         after = self._text[self._start :][:_SHOWN_CHARACTERS] or "(end)"
+        place = f"character {self._start + 1}" if self._start < len(self._text) else "the end"
         raise UsageError(
-            f"{parameter('fields')}: {what}, at character {self._start + 1} of {len(self._text)}",
+            f"{parameter('fields')}: {what}, at {place} of {len(self._text)} characters",
             f"it stands here: {before}>>>{after}",
             parameter("fields", _EXAMPLE),
         )

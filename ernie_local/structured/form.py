@@ -25,7 +25,7 @@ class SchemaModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """What an answer has to look like. Make one by `of`, `from_fields`, `from_regex` or `from_choices`.
+    """What an answer has to look like. Made by `of` and the methods beside it.
 
     kind: "json" for an answer that is JSON, "text" for one that is not. schema: the JSON schema as it was
     given; None for text. instruction: what the model is told of the form behind the question, "" for nothing;
@@ -45,24 +45,28 @@ class AnswerForm:
         """
         if isinstance(source, AnswerForm):
             return source
-        if isinstance(source, str):
-            if not source.lstrip().startswith("{"):
-                source = parse_fields(source)
-        elif isinstance(source, SchemaModel):
-            source = source.model_json_schema()
-        elif not isinstance(source, Mapping):
+        if isinstance(source, SchemaModel):
+            return cls.from_schema(source.model_json_schema())
+        if isinstance(source, str) and not source.lstrip().startswith("{"):
+            return cls.from_fields(source)
+        if not isinstance(source, str | Mapping):
             raise UsageError(
                 f"{parameter('schema')} of the type {type(source).__name__}",
                 "it must be a JSON schema (dict or text), a Pydantic model, text of fields, or an AnswerForm",
                 'schema="vendor, total: number"',
             )
+        return cls.from_schema(source)
+
+    @classmethod
+    def from_schema(cls, source: Mapping[str, Any] | str) -> AnswerForm:
+        """From a JSON schema, as a mapping or JSON text."""
         schema = read_schema(source)
         return cls("json", schema_grammar(schema), schema_instruction(schema), schema)
 
     @classmethod
     def from_fields(cls, text: str) -> AnswerForm:
         """From text in the language of `structured.fields`, as in `vendor, date: date, lines[]: {item}`."""
-        return cls.of(parse_fields(text))
+        return cls.from_schema(parse_fields(text))
 
     @classmethod
     def from_regex(cls, pattern: str) -> AnswerForm:

@@ -7,8 +7,9 @@ an answer cannot go on in blanks.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ernie_local.errors import UsageError, parameter
 from ernie_local.structured.schema import (
@@ -21,6 +22,7 @@ from ernie_local.structured.schema import (
 )
 
 if TYPE_CHECKING:
+    from llguidance import LLTokenizer
     from llguidance._lib import JsonCompileOptions
 
 _OPTIONS: JsonCompileOptions = {
@@ -30,32 +32,41 @@ _OPTIONS: JsonCompileOptions = {
     # Without \u: it could write any letter, so that a name that is taken came a second time.
     "json_allowed_escapes": 'nrbtf\\"',
 }
-_ANY = "any value"  # the name of a definition that allows everything
+# As Python reads it, and not as RFC 3339 also allows: small t and z, leap seconds, fractions without end.
+_CLOCK = r"\d\d:\d\d:[0-5]\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
+_CLOCK_PATTERNS = {"time": f"^{_CLOCK}", "date-time": rf"^\d{{4}}-\d\d-\d\dT{_CLOCK}"}
+# Definitions: of every value, and of the whole schema, where references lead to.
+_ANY, _ROOT = "ernie-local.any", "ernie-local.root"
 
 
 def schema_grammar(schema: Schema) -> str:
     """The grammar of a schema that `read_schema` gave; UsageError for what the engine does not follow."""
-    grammar = _compiled(schema)
-    fault = _fault(grammar)
-    if fault:
-        raise refused(*_deepest_fault("$", schema, schema, fault))
-    return grammar
+    for path, part in _parts_alone("$", schema):
+        # Also where the whole could do without this part: it is there because someone wants it.
+        fault = _fault(_compiled(part, schema))
+        if fault:
+            raise refused(path, fault)
+    return _compiled(schema, schema)
 
 
 def regex_grammar(pattern: str) -> str:
-    """The grammar of a regular expression that the whole answer has to match; UsageError for a wrong one."""
-    from llguidance import LLMatcher
+    """The grammar of a regular expression that the whole answer has to match; UsageError for a wrong one.
+
+    Its classes, such as `\\d`, are of ASCII, as in JSON schemas.
+    """
+    from llguidance import LLMatcher, regex_to_lark
 
     # It always has to match as a whole, and the engine has no anchors.
     whole = pattern.removeprefix("^")
     without_end = whole.removesuffix("$")
     num_backslashes = len(without_end) - len(without_end.rstrip("\\"))
-    grammar: str = LLMatcher.grammar_from_regex(whole if num_backslashes % 2 else without_end)
-    fault = _fault(grammar)
+    body = regex_to_lark(whole if num_backslashes % 2 else without_end, use_ascii="dw")
+    grammar: str = LLMatcher.grammar_from_lark(f"start: /{body}/")
+    fault = _fault(grammar) if pattern else "it is empty, and an answer is not"
     if fault:
         raise UsageError(
             f"{parameter('regex', pattern)} cannot be used",
-            fault,
+            fault.rpartition("error: ")[2].partition(" 1 | ")[0],  # without the engine's drawing of the place
             f"{parameter('regex', '[0-9]+ (EUR|USD)')}; lookaround and backreferences cannot be used",
         )
     return grammar
@@ -72,11 +83,12 @@ def choices_grammar(choices: Sequence[str]) -> str:
     return grammar
 
 
-def _compiled(schema: Schema) -> str:
+def _compiled(part: Schema, root: Schema) -> str:
+    """The grammar of a schema in `root`, or of all of it."""
     from llguidance import LLMatcher
 
-    followed = _for_engine(schema, is_closed=True)
-    followed.setdefault("$defs", {})[_ANY] = _any_value()
+    followed = _for_engine(part)
+    followed["$defs"] = {_ANY: _any_value(), _ROOT: _for_engine(root)}
     grammar: str = LLMatcher.grammar_from_json_schema(json.dumps(followed), overrides=_OPTIONS)
     return grammar
 
@@ -85,61 +97,99 @@ def _fault(grammar: str) -> str:
     """What the engine says against a grammar, in one line; "" for nothing."""
     from llguidance import LLMatcher
 
-    is_wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
-    return " ".join(" ".join(messages).split())[:200] if is_wrong else ""
+    matcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0)
+    if not matcher.is_error() and not any(matcher.compute_bitmask()):
+        return "no answer would fit it"
+    fault = " ".join(str(matcher.get_error()).split())[:200]
+    return "no answer would fit it" if fault.startswith("NoExtension") else fault
 
 
-def _deepest_fault(path: str, part: Schema, root: Schema, fault: str) -> tuple[str, str]:
-    """Place and words of a fault in the smallest schema that has it alone."""
-    definitions: Schema = {key: root[key] for key in ("$defs", "definitions") if key in root}
+@cache
+def _byte_tokenizer() -> LLTokenizer:
+    """One token for each byte: some faults show only when an answer begins."""
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    return LLTokenizer(TokenizerWrapper(_Bytes()), eos_token=_Bytes.eos_token_id)
+
+
+class _Bytes:
+    """What llguidance asks of a tokenizer."""
+
+    bos_token_id = None
+    eos_token_id = 256
+    special_token_ids: ClassVar = [256]
+    tokens: ClassVar = [*(bytes([byte]) for byte in range(256)), b"</s>"]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """The bytes."""
+        return list(text if isinstance(text, bytes) else text.encode())
+
+
+def _parts_alone(path: str, part: Any) -> Iterator[tuple[str, Schema]]:
+    """The schemas that mean the same where they stand alone, with their places, the innermost first."""
     for child_path, child in children(path, part):
-        if isinstance(child, dict) and (found := _fault(_compiled({**definitions, **child}))):
-            return _deepest_fault(child_path, child, root, found)
-    return path, fault
+        if not child_path.startswith(tuple(f"{path}.{key}[" for key in ("anyOf", "oneOf", "allOf"))):
+            yield from _parts_alone(child_path, child)
+    if isinstance(part, dict):
+        yield path, part
 
 
-def _for_engine(schema: Any, *, is_closed: bool) -> Any:
+def _for_engine(schema: Any, *, is_joined: bool = False) -> Any:
     """The schema with ends to its numbers and objects, without annotations.
 
-    is_closed: whether objects that say nothing of other properties than theirs have none.
+    is_joined: whether other schemas hold for the same value.
     """
     if isinstance(schema, bool):
         return _any_reference() if schema else schema
     own = {key: value for key, value in schema.items() if key not in ANNOTATIONS and not key.startswith("x-")}
     own.pop("$id", None)
-    # What is joined says of one object which properties it has, so that no part of it can say: no others.
-    joined = len(own.get("allOf", ())) > 1 or (
-        "properties" in own and any(key in own for key in ("anyOf", "oneOf", "allOf"))
-    )
-    is_closed = is_closed and not joined
+    if "$ref" in own:
+        own["$ref"] = f"#/$defs/{_ROOT}{own['$ref'].removeprefix('#')}"
+    joins = [key for key in ("anyOf", "oneOf", "allOf") if key in own]
+    # One branch alone says all that there is to say.
+    is_joined |= len(own.get("allOf", ())) > 1 or (bool(joins) and "properties" in own)
     for key in ("properties", "patternProperties", "$defs", "definitions"):
         if key in own:
-            own[key] = {name: _for_engine(one, is_closed=True) for name, one in own[key].items()}
-    for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
-        if key in own:
-            own[key] = [_for_engine(one, is_closed=is_closed or key == "prefixItems") for one in own[key]]
+            own[key] = {name: _for_engine(one) for name, one in own[key].items()}
+    for key in joins:
+        own[key] = [_for_engine(one, is_joined=is_joined) for one in own[key]]
     for key in ("items", "additionalProperties"):
         if key in own:
-            own[key] = _for_engine(own[key], is_closed=True)
-    if not {"$ref", "enum", "const"} & own.keys():
-        _end_numbers(own)
-        _say_rest(own, is_closed)
+            own[key] = _for_engine(own[key])
+    if "prefixItems" in own:
+        own["prefixItems"] = [_for_engine(one) for one in own["prefixItems"]]
+    if own.get("format") in _CLOCK_PATTERNS:
+        own.setdefault("pattern", _CLOCK_PATTERNS[own["format"]])
+    if not joins and not {"$ref", "enum", "const"} & own.keys():
+        _end_numbers(own, is_joined)
+        _say_rest(own, is_joined)
     return own
 
 
-def _end_numbers(schema: Schema) -> None:
+def _end_numbers(schema: Schema, is_joined: bool) -> None:
     """Bound numbers on both sides, and their digits: without, a model may write digits without end."""
-    if schema.get("type") != "integer":
+    kinds = _types(schema, [] if is_joined else ["number"])
+    if "number" in kinds:
         schema.setdefault("multipleOf", SMALLEST_STEP)
-    schema.setdefault("minimum", -LARGEST_NUMBER)
-    schema.setdefault("maximum", LARGEST_NUMBER)
+    if "number" in kinds or "integer" in kinds:
+        schema.setdefault("minimum", -LARGEST_NUMBER)
+        schema.setdefault("maximum", LARGEST_NUMBER)
 
 
-def _say_rest(schema: Schema, is_closed: bool) -> None:
-    """Say what other properties and items may be."""
-    is_open = not is_closed or "properties" not in schema
-    schema.setdefault("additionalProperties", _any_reference() if is_open else False)
-    schema.setdefault("items", _any_reference())
+def _say_rest(schema: Schema, is_joined: bool) -> None:
+    """Say what other properties and items may be: no properties beside those that are listed."""
+    # What is joined says of one object which properties it has, so that no part of it can say: no others.
+    is_open = is_joined or "properties" not in schema
+    kinds = _types(schema, ["object", "array"])
+    if "object" in kinds:
+        schema.setdefault("additionalProperties", _any_reference() if is_open else False)
+    if "array" in kinds:
+        schema.setdefault("items", _any_reference())
+
+
+def _types(schema: Schema, default: list[str]) -> list[str]:
+    types = schema.get("type", default)
+    return [types] if isinstance(types, str) else types
 
 
 def _any_reference() -> Schema:
@@ -148,7 +198,7 @@ def _any_reference() -> Schema:
 
 def _any_value() -> Schema:
     number: Schema = {"type": "number"}
-    _end_numbers(number)
+    _end_numbers(number, is_joined=False)
     return {
         "anyOf": [
             number,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 from ernie_local.errors import ModelUnusable, UsageError, parameter
 from ernie_local.strict_json import parse_json_object, show
@@ -81,7 +82,7 @@ def all_schemas(schema: Any, path: str = "$", depth: int = 0) -> Iterator[tuple[
 def resolve(reference: str, root: Schema) -> Any:
     """What `$ref` leads to, None where nothing is there."""
     found: Any = root
-    for step in reference.removeprefix("#").split("/")[1:]:
+    for step in unquote(reference.removeprefix("#")).split("/")[1:]:
         key = step.replace("~1", "/").replace("~0", "~")
         if isinstance(found, list) and key.isdecimal() and int(key) < len(found):
             found = found[int(key)]
@@ -93,7 +94,9 @@ def resolve(reference: str, root: Schema) -> Any:
 
 
 def _step(name: str) -> str:
-    return f".{name}" if name.isidentifier() else f"[{json.dumps(name, ensure_ascii=False)}]"
+    return (
+        f".{name}" if name.removeprefix("$").isidentifier() else f"[{json.dumps(name, ensure_ascii=False)}]"
+    )
 
 
 def _as_json(source: Mapping[str, Any] | str) -> Schema:
@@ -187,7 +190,7 @@ def _check_ends(root: Schema) -> None:
         return
     place = next(
         (
-            path
+            f"{path}.$ref"
             for path, part in all_schemas(root)
             if isinstance(part, dict) and "$ref" in part and part["$ref"] not in ending
         ),

@@ -58,7 +58,7 @@ def test_flags_reach_the_chat(command: Command, fake_chat: FakeChat) -> None:
         command("chat", "-p", "hi", "--think", "on", "--think-budget", "2k", "--max-tokens", "4k").exit_code
         == 0
     )
-    expected = {"thinking": True, "thinking_budget": 2048, "max_tokens": 4096}
+    expected = {"thinking": True, "thinking_budget": 2048, "max_tokens": 4096, "schema": None}
     assert fake_chat.questions == [{"text": "hi", "images": [], **expected}]
     command("chat", "-p", "hi", "--think", "off")
     command("chat", "-p", "hi", "--think-budget", "0")

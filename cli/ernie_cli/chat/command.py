@@ -52,6 +52,7 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
             thinking=options.thinking(),
             context_size=options.context_tokens(),
             variant=options.variant,
+            form=options.form,
         )
         if options.draw is not None:
             session.drawing_paths(options.draw, measured)

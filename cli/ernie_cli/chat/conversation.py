@@ -168,6 +168,7 @@ def ask(
                 thinking=options.thinking(),
                 thinking_budget=options.think_budget_count(),
                 max_tokens=options.max_tokens_count(),
+                schema=options.form,
             ):
                 if options.as_json:
                     continue

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ernie_cli.form_options import FormOptions
 from ernie_cli.options import (
     LARGEST_SEED,
     CommonOptions,
@@ -27,7 +28,7 @@ _LARGEST_FACTOR = 1000.0  # of scores; beyond it, tokens differ by nothing or by
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions(ThinkingOptions, MemoryOptions, ImageOptions, CommonOptions):
+class ChatOptions(FormOptions, ThinkingOptions, MemoryOptions, ImageOptions, CommonOptions):
     """What was said on the command line; None means that the model or the runtime decides."""
 
     model: str = model_argument(default="nano")

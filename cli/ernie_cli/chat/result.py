@@ -116,6 +116,8 @@ class EarlierAnswerObject:
     text: str
     reasoning: str | None
     finish_reason: str | None
+    value: object
+    confidence: dict[str, float]
     usage: UsageObject
     timings: TimingsObject
     boxes: list[BoxObject]
@@ -131,6 +133,12 @@ class ChatResult:
     finish_reason: Literal["stop", "length", "interrupted", "tool_calls"] | None = None
     """`stop`: the model ended its turn; `length`: `--max-tokens` or the context ended it; `interrupted`:
     Ctrl-C."""
+    value: object = None
+    """What `text` means with `--schema` or `--fields`: its JSON; with `--regex` or `--choice` the text. Null
+    without them, and where the answer was cut off."""
+    confidence: dict[str, float] = field(default_factory=dict)
+    """How sure the model was of each part of `value`, from 0 to 1: the product of the probabilities of its
+    tokens among those that were allowed. By path, as in `lines[0].price`; "" is the whole."""
     usage: UsageObject = field(default_factory=UsageObject)
     timings: TimingsObject = field(default_factory=TimingsObject)
     memory: PeakMemoryObject = field(default_factory=PeakMemoryObject)
@@ -148,7 +156,8 @@ class ChatResult:
         if self.text is None:
             return
         self.earlier.append(fill_result(EarlierAnswerObject, self))
-        self.text = self.reasoning = self.finish_reason = self.paging = None
+        self.text = self.reasoning = self.finish_reason = self.paging = self.value = None
+        self.confidence = {}
         self.usage, self.timings, self.memory = UsageObject(), TimingsObject(), PeakMemoryObject()
         self.boxes, self.box_notes = [], []
 
@@ -161,6 +170,8 @@ class ChatResult:
         timings = answer.timings
         self.text, self.reasoning = answer.text, answer.reasoning or None
         self.finish_reason = answer.finish_reason
+        self.value = answer.value
+        self.confidence = {path: round(share, 4) for path, share in answer.confidence.items()}
         self.usage = fill_result(UsageObject, answer.usage)
         self.timings = TimingsObject(
             *(
