@@ -18,7 +18,7 @@ from ernie_local.loading import LoadedModel
 from ernie_local.loading.model import RouteRecord
 from ernie_local.media.patches import Patches
 from ernie_local.sampling import Sampler, SamplingOptions
-from ernie_local.session.generation import Generation, find_limits
+from ernie_local.session.generation import AnswerOptions, Generation
 from ernie_local.session.sequence import CachedSequence
 from ernie_local.session.writer import ChatWriter
 from ernie_local.text.template import user_message
@@ -128,9 +128,9 @@ class Observer:
         network, writer = self._model.network, self._writer
         with torch.no_grad():
             logits = network.logits(state.to(network.device))[0]
-        limits = find_limits(engine.context_size - engine.length, max_tokens, None, len(writer.close_ids))
+        options, room = AnswerOptions(max_tokens=max_tokens), engine.context_size - engine.length
         generation = Generation(
-            writer, Sampler(SamplingOptions()), limits, should_stop=lambda: False, thought="closed"
+            writer, Sampler(SamplingOptions()), options, room, should_stop=lambda: False, thought="closed"
         )
         for _ in generation.pieces(CachedSequence(engine, network.config), lambda: logits, prompt_ids):
             pass
