@@ -23,6 +23,11 @@ def is_file_name(name: object) -> TypeGuard[str]:
     return len(name.encode("utf-8", "surrogatepass")) <= _MOST_NAME_BYTES
 
 
+def leads_below(path: str) -> bool:
+    """Whether a path with "/" stays below the folder that it counts from."""
+    return not path.startswith("/") and ".." not in path.split("/") and "\0" not in path
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is an image, or a PDF, whose pages are images."""
     kind = mimetypes.guess_type(name, strict=False)[0] or ""

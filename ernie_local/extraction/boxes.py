@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ernie_local.errors import UsageError, parameter
 from ernie_local.extraction.paths import named
 from ernie_local.extraction.record import Record
+from ernie_local.file_names import leads_below
 from ernie_local.files import shared_file
 from ernie_local.media.draw_boxes import DrawnBox, draw_boxes
 from ernie_local.media.image_view import CropBox, ImageView
@@ -90,14 +91,13 @@ def drawing_of(folder: Path, record: Record) -> Path:
     UsageError for a record whose file lies outside of the folder that was read.
     """
     page = "" if record.page is None else f"-{record.page}"
-    path = Path(f"{record.file}{page}.png")
-    if path.is_absolute() or ".." in path.parts:
+    if not leads_below(record.file):
         raise UsageError(
             f"the file {record.file!r} of a record lies outside of its folder",
             "a drawing of it would be written outside of the folder for drawings",
             "check where the records come from",
         )
-    return folder / path
+    return folder / f"{record.file}{page}.png"
 
 
 def draw_record(record: Record, image: OpenedImage, folder: Path) -> Path | None:
