@@ -120,7 +120,7 @@ def check_chat_options(options: ChatOptions) -> None:
                 "check the path, or remove --load",
             )
     if options.trace is not None:
-        _check_output(options.trace, "a trace", b"PK", "chat.trace")
+        check_output_path(options.trace, "a trace", b"PK", "chat.trace")
     if options.draw is not None:
         check_drawing_path(options.draw)
     if options.save is not None:
@@ -135,16 +135,19 @@ def check_chat_options(options: ChatOptions) -> None:
 
 def check_save_path(path: Path) -> None:
     """Raise UsageError where a chat cannot be written, or would replace a file that holds no chat."""
-    _check_output(path, "a chat", b"{", "chat.json")
+    check_output_path(path, "a chat", b"{", "chat.json")
 
 
 def check_drawing_path(path: Path) -> None:
     """Raise UsageError where a drawing cannot be written, or would replace a file that is no PNG image."""
-    _check_output(path, "a drawing", b"\x89PNG", "boxes.png")
+    check_output_path(path, "a drawing", b"\x89PNG", "boxes.png")
 
 
-def _check_output(path: Path, what: str, beginning: bytes, example: str) -> None:
-    """beginning: the first bytes of such a file, which may be replaced."""
+def check_output_path(path: Path, what: str, beginning: bytes | tuple[bytes, ...], example: str) -> None:
+    """Raise UsageError where a file cannot be written, or would replace one that is no such file.
+
+    beginning: the first bytes of such a file, which may be replaced.
+    """
     try:
         directory = place_of_new_file(path).parent
         reason = "" if directory.is_dir() else f"{directory} is not a directory"

@@ -36,12 +36,15 @@ def extract(options: ExtractOptions, result: ExtractResult) -> None:
     result.model, result.out = options.model, None if options.out is None else str(options.out)
     with console.working("starting"):
         from ernie_cli.extract import request
+        from ernie_cli.extract.exports import check_exports, exported
         from ernie_cli.extract.job import ReadingJob
         from ernie_cli.extract.output import open_output
         from ernie_local.extraction.documents import check_found
 
         request.check_extract_options(options)
         reading = request.reading_options(options)
+        schema = reading.form.schema or {}
+        check_exports(options, schema)
     with console.working("looking for documents"):
         found = request.find_documents(options)
     if not options.watch:
@@ -58,7 +61,10 @@ def extract(options: ExtractOptions, result: ExtractResult) -> None:
         result.forecast = _forecast(options, reading, files, found, console)
         return
     identity = request.run_identity(options, reading, files, found)
-    with open_output(options, identity, console, result) as output:
+    with (
+        open_output(options, identity, console, result) as lines,
+        exported(options, schema, found.folder, lines, console, result) as output,
+    ):
         result.done_before, result.broken = len(output.done), output.num_broken
         job = ReadingJob(options, reading, files, found, output, console, result)
         job.run()

@@ -82,6 +82,14 @@ class ExtractOptions(ThinkingOptions, MemoryOptions, ImageOptions, CommonOptions
     draw: Path | None = file_option(
         metavar="DIR", help="Draw the boxes on copies of the images, in DIR. Turns --boxes on."
     )
+    csv: Path | None = file_option(
+        help="Write all records of --out, or of this run, as a table too; each list in the fields becomes a "
+        "table beside it: FILE.lines.csv."
+    )
+    xlsx: Path | None = file_option(help="The same as an Excel file, with a sheet for each list.")
+    html: Path | None = file_option(
+        help="The same as one HTML page for people: image beside fields, what is least sure first."
+    )
     parallel: str = option(
         default="auto", metavar="N|auto", help="Documents that are read at once; auto: one."
     )

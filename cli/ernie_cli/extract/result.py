@@ -70,6 +70,7 @@ class ExtractResult:
     seconds: float = 0.0  #: Of this run, without loading the model.
     documents_per_hour: float | None = None
     records: list[RecordObject] = field(default_factory=list)  #: Without `--out`.
+    tables: list[str] = field(default_factory=list)  #: Files that `--csv`, `--xlsx` and `--html` wrote.
     forecast: ForecastObject | None = None  #: With `--dry-run`.
 
     def add(self, record: Record, seconds: float) -> None:
