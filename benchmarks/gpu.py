@@ -105,7 +105,8 @@ def check_experts(device: torch.device) -> list[Check]:
             hidden, weights = torch.randn(num_tokens, HIDDEN), torch.rand(num_tokens, TOP_K)
             ids = torch.rand(num_tokens, 8).topk(TOP_K).indices
             arguments = (hidden, slots, ids, weights, shared)
-            actual = packed_experts(ExpertsCall(*(part.to(device) for part in arguments)))
+            tokens = hidden.to(device), slots.to(device), ids.to(device), weights.to(device)
+            actual = packed_experts(ExpertsCall(*tokens, shared.to(device)))
             error = relative_error(actual, reference.plain_experts(ExpertsCall(*arguments)))
             found.append(Check(f"experts, {name}, inner: {inner}, tokens: {num_tokens}", error, limit))
     return found

@@ -24,6 +24,7 @@ namespace {
 constexpr int kDone = 0, kBrokenToken = 1, kBrokenPage = 2, kRefused = 3;
 constexpr auto kFloat = NumberType::kFloat32;
 using Outcome = std::pair<int, int64_t>;
+constexpr int64_t kFewTokens = 16;
 
 // With room for what rounds it up to whole tiles and groups.
 bool fits_int(int64_t size) { return size >= 1 && size <= std::numeric_limits<int>::max() - 128; }
@@ -49,7 +50,8 @@ Outcome bound_packed_linear(nb::handle tokens_tensor, nb::handle packed_tensor, 
 
 Outcome bound_packed_experts(nb::handle hidden_tensor, nb::handle slots_tensor, nb::handle expert_ids_tensor,
                              nb::handle weights_tensor, std::optional<nb::handle> shared_tensor,
-                             std::optional<nb::handle> places_tensor, nb::handle out_tensor, bool adds) {
+                             std::optional<nb::handle> places_tensor, std::optional<bool> are_few, nb::handle out_tensor,
+                             bool adds) {
     const TensorView hidden(hidden_tensor), slots(slots_tensor), expert_ids(expert_ids_tensor), weights(weights_tensor),
         out(out_tensor);
     if (!hidden.has_dimensions(2) || !slots.has_dimensions(2) || !expert_ids.has_dimensions(2)) return {kRefused, 0};
@@ -86,7 +88,8 @@ Outcome bound_packed_experts(nb::handle hidden_tensor, nb::handle slots_tensor, 
     const auto result = packed_experts({hidden.data<const float>(), static_cast<int>(num_tokens),
                                         static_cast<int>(hidden_size), slots.data<const uint8_t>(),
                                         num_slots, static_cast<size_t>(slots.size(1)), ids, places, weights.data<const float>(),
-                                        static_cast<int>(top_k), shared_page, shared_bytes, out.data<float>(), adds});
+                                        static_cast<int>(top_k), shared_page, shared_bytes, out.data<float>(), adds,
+                                        are_few.value_or(num_tokens <= kFewTokens)});
     switch (result.kind) {
         case ExpertsResult::kBrokenToken: return {kBrokenToken, result.index};
         case ExpertsResult::kBrokenPage: return {kBrokenPage, result.index};
@@ -160,7 +163,8 @@ void bind_packed_ops(nb::module_& module) {
                "Fills out: (0, _); or (1, first token that is not finite); or (3, _), having done nothing, if the arguments "
                "do not fit each other.");
     module.def("packed_experts", &bound_packed_experts, nb::arg("hidden"), nb::arg("slots"), nb::arg("expert_ids"),
-               nb::arg("weights"), nb::arg("shared_page").none(), nb::arg("places").none(), nb::arg("out"), nb::arg("adds"),
+               nb::arg("weights"), nb::arg("shared_page").none(), nb::arg("places").none(), nb::arg("are_few").none(), nb::arg("out"),
+               nb::arg("adds"),
                "As packed_linear; or (2, first expert with a broken page, -1 for the shared one). Adds to out if asked.");
     module.def("packed_attention", &bound_packed_attention, nb::arg("hidden"), nb::arg("norm"), nb::arg("eps"),
                nb::arg("qkv"), nb::arg("qkv_format"), nb::arg("o"), nb::arg("o_format"), nb::arg("heads"),

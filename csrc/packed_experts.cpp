@@ -15,7 +15,7 @@ namespace {
 
 // The products of gate and up have long tails: rounded to int8 once they cost the result 1 to 1.7 %. Of few tokens, where
 // reading the weights takes the time, they go in as two rows, the second one of what the first left over.
-int rows_each(const ExpertsCall& call) { return call.num_tokens <= 16 ? 2 : 1; }
+int rows_each(const ExpertsCall& call) { return call.are_few ? 2 : 1; }
 
 // Few tokens stay within a hundredth of the result only where they are rounded as well as can be.
 bool are_bounded(const ExpertsCall& call, const KernelTable& kernels, const FormatInfo& format) {

@@ -23,6 +23,7 @@ struct ExpertsCall {
     size_t shared_bytes;
     float* out;                // [num_tokens][hidden_size]
     bool adds = false;         // to what is in out
+    bool are_few = false;      // the tokens are rounded as well as can be
 };
 
 struct ExpertsResult {

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
 from itertools import pairwise
 from typing import Concatenate, ParamSpec, TypeVar
@@ -18,8 +17,10 @@ from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.kernels.memory import send
 from ernie_local.media.patches import EncodedImage, Patches
 from ernie_local.media.tokens import TEXT, MediaPrompt, VisionRule, token_types
-from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.decode_step import Mark, TokenRequest, compute_tokens, free_logits
+from ernie_local.model.ernie import ErnieModel, NextToken
 from ernie_local.model.kv_cache import KVCache
+from ernie_local.model.limits import check_ids, check_position, check_token_counts, chunk_stops
 from ernie_local.model.memory_use import (
     DEFAULT_CHUNK_TOKENS,
     attention_bytes,
@@ -31,14 +32,6 @@ from ernie_local.progress import OnEncoded, OnProgress, Pauses, StopQuestion
 
 _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A point to rewind to: tokens in the cache, and the position of the token after them."""
-
-    length: int
-    next_position: int
 
 
 def _alone(
@@ -60,8 +53,9 @@ def _alone(
 class Engine:
     """Runs one sequence over a model.
 
-    Several engines of a model may be used from several threads: a prompt, or a decoded token, waits until
-    the model is free. So do calls of one engine, but tokens come in the order of the calls: a sequence
+    Several engines of a model may be used from several threads: a prompt waits until the model is free, and
+    tokens that are to be decoded at about the same time are computed together, where each gives the same bits
+    as alone (`ErnieModel.joins_sequences`). Calls of one engine are computed in their order: a sequence
     belongs to one thread at a time. After any exception, Ctrl-C too, the sequence is as it was before the
     call, and the model computes as if it had not been made.
     """
@@ -88,7 +82,7 @@ class Engine:
         self.chunk_tokens = chunk_tokens
         self.vision_rule: VisionRule = vision_rule
         self.next_position = 0  # of the next text token, on all three axes
-        self._on_route = on_route
+        self.on_route = on_route
         self._needed_bytes = 0  # the most so far: the cache gives no memory back before it is gone
         dtype, memory = kv_dtype or model.dtype, model.experts.cache_memory()
         self._cache = KVCache(model.config.text, context_size, dtype, model.device, memory)
@@ -112,11 +106,11 @@ class Engine:
     @contextmanager
     def reporting_routes(self, hook: RouteHook) -> Iterator[None]:
         """Inside, `hook` sees every routing decision, and no other hook does."""
-        before, self._on_route = self._on_route, hook
+        before, self.on_route = self.on_route, hook
         try:
             yield
         finally:
-            self._on_route = before
+            self.on_route = before
 
     def mark(self) -> Mark:
         """Remember this point of the sequence."""
@@ -152,8 +146,7 @@ class Engine:
         pauses = Pauses(should_stop, on_progress, on_encoded)
         # A copy of one row: a part of the chunk would keep all of it.
         hidden = self._append(token_ids, images, pauses, lambda _start, chunk: chunk[-1:].clone(), cuts)
-        with torch.no_grad():  # not in inference mode, so that samplers may write to it
-            return self.model.logits(hidden)[0]
+        return free_logits(self.model, hidden)[0]
 
     @_alone
     def prefill_all(
@@ -198,32 +191,49 @@ class Engine:
             self._cache.advance(num_tokens)
         return is_filled
 
-    @_alone
     def decode(self, token_id: int) -> torch.Tensor:
         """Append one token and give back the logits after it, as `prefill` does.
 
         A vision token is served by the vision bank like any other and takes an ordinary position; its
         embedding is its own, as no image comes with it. Raises DoesNotFit at the end of the context.
         """
-        self._check_room(1)
-        _check_position(self.next_position, self.model.config.text.max_position_embeddings)
-        _check_ids([token_id], self.model.config.text.vocab_size)
-        media, device = self.model.config.media, self.model.device
-        self._cache.reserve(self._cache.length + 1)
-        self._make_room(1)
+        is_text = bool((token_types([token_id], self.model.config.media, self.vision_rule) == TEXT).all())
+        request = TokenRequest(self, token_id, is_text=is_text)
+        try:
+            self.model.compute_step(request, compute_tokens)
+        except BaseException:
+            with self.model.lock:  # a thread that computes it has ended
+                if request.before is not None and request.is_done:
+                    self.rewind(request.before)
+            raise
+        assert request.logits is not None
+        return request.logits
+
+    def decode_alone(self, token_id: int) -> torch.Tensor:
+        """As `decode`, for a step of the model."""
+        self.begin_token(token_id)
+        is_vision = token_types([token_id], self.model.config.media, self.vision_rule) != TEXT
+        position = torch.full((3, 1), self.next_position, device=self.model.device)
         with torch.inference_mode():
-            hidden = self.model(
-                self.model.embed_one(token_id),
-                torch.full((3, 1), self.next_position, device=device),
-                token_types([token_id], media, self.vision_rule) != TEXT,
-                self._cache,
-                self._on_route,
-                self._graphs,
-            )
-            with torch.inference_mode(False), torch.no_grad():  # so that samplers may write to it
-                logits = self.model.logits(hidden)[0]
+            token = self.model.embed_one(token_id)
+            hidden = self.model(token, position, is_vision, self._cache, self.on_route, self._graphs)
+            logits = free_logits(self.model, hidden)[0]
             self.next_position += 1
         return logits
+
+    def begin_token(self, token_id: int) -> NextToken:
+        """Check that the token can be decoded, and make room for it; for a step of the model."""
+        self._check_room(1)
+        check_position(self.next_position, self.model.config.text.max_position_embeddings)
+        check_ids([token_id], self.model.config.text.vocab_size)
+        self._cache.reserve(self._cache.length + 1)
+        self._make_room(1)
+        return NextToken(token_id, self.next_position, self._cache)
+
+    def end_token(self) -> None:
+        """The token that was begun has been computed, and is in the cache."""
+        self._cache.advance(1)
+        self.next_position += 1
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -232,11 +242,15 @@ class Engine:
         try:
             yield
         except BaseException:
-            self.rewind(before)
-            self.model.abort()
-            for owner in (self, self.model):
-                self.model.experts.make_room(owner, 0)
+            self.undo(before)
             raise
+
+    def undo(self, before: Mark) -> None:
+        """Forget what was begun after `before` and did not end."""
+        self.rewind(before)
+        self.model.abort()
+        for owner in (self, self.model):
+            self.model.experts.make_room(owner, 0)
 
     def _append(
         self,
@@ -253,7 +267,7 @@ class Engine:
         images_first = images and self._cache.is_lent
         self._cache.reserve(self._cache.length if images_first else length)
         with torch.inference_mode():
-            features = self._encode(images, prompt.num_tokens, pauses)
+            features = _encode(self, images, prompt.num_tokens, pauses)
             self._cache.reserve(length)  # as it is, unless images came first
             stops = chunk_stops(prompt.num_tokens, self.chunk_tokens, cuts)
             for start, stop in pairwise((0, *stops)):
@@ -281,7 +295,7 @@ class Engine:
             send(prompt.positions[:, start:stop], device),
             prompt.is_vision[start:stop],
             self._cache,
-            self._on_route,
+            self.on_route,
         )
         return states
 
@@ -310,45 +324,10 @@ class Engine:
                 "give a prompt that is not empty",
             )
         self._check_room(len(ids))
-        _check_ids(ids, self.model.config.text.vocab_size)
+        check_ids(ids, self.model.config.text.vocab_size)
         prompt = MediaPrompt.of(ids, images, self.model.config, self.vision_rule, self.next_position)
-        _check_position(prompt.next_position - 1, self.model.config.text.max_position_embeddings)
+        check_position(prompt.next_position - 1, self.model.config.text.max_position_embeddings)
         return prompt
-
-    def _encode(
-        self, images: Sequence[Patches | EncodedImage], num_tokens: int, pauses: Pauses
-    ) -> torch.Tensor:
-        """Features of all images, (placeholders, hidden_size). num_tokens: of their prompt."""
-        if not images:
-            return torch.empty(0, self.model.config.text.hidden_size)
-        experts = self.model.experts
-        new = [(index, image) for index, image in enumerate(images) if isinstance(image, Patches)]
-        held = image_prompt_bytes(
-            self.model.config,
-            sum(image.pixel_values.shape[0] for _, image in new),
-            sum(image.num_tokens for image in images),
-            min(self.chunk_tokens, num_tokens),
-            self.model.dtype.itemsize,
-        )
-        experts.make_room(self, held)
-        experts.make_room(self.model, self.model.encoding_bytes([image for _, image in new]))
-        features = {
-            index: send(image.features, self.model.device)
-            for index, image in enumerate(images)
-            if isinstance(image, EncodedImage)
-        }
-        # Together unless a stop may come between them.
-        groups = [new] if pauses.should_stop is None else [[one] for one in new]
-        for num_done, group in enumerate(groups if new else []):
-            pauses.reach("images", num_done, len(new))
-            encoded = self.model.encode_images([image for _, image in group])
-            for (index, _), one in zip(group, encoded, strict=True):
-                features[index] = one
-                if pauses.on_encoded is not None:
-                    pauses.on_encoded(index, one)
-        self.model.drop_image_weights()
-        experts.make_room(self.model, 0)
-        return torch.cat([features[index] for index in range(len(images))])
 
     def _check_room(self, num_new: int) -> None:
         if self._cache.length + num_new > self.context_size:
@@ -359,42 +338,38 @@ class Engine:
             )
 
 
-def chunk_stops(num_tokens: int, chunk_tokens: int, cuts: Sequence[int] = ()) -> list[int]:
-    """Where the chunks of a prompt end: after `chunk_tokens`, at each of the ascending `cuts`, at its end."""
-    stops: list[int] = []
-    start = 0
-    for cut in (*(cut for cut in cuts if 0 < cut < num_tokens), num_tokens):
-        stops += [*range(start + chunk_tokens, cut, chunk_tokens), cut]
-        start = cut
-    return stops
-
-
-def check_token_counts(context_size: int, chunk_tokens: int) -> None:
-    """Raise UsageError for a number that no engine can have."""
-    for name, value in (("context size", context_size), ("chunk size", chunk_tokens)):
-        if value < 1:
-            raise UsageError(
-                f"{name} of {value} tokens, at least 1 is needed",
-                "every token needs a place",
-                f"give a {name} of 1 or more",
-            )
-
-
-def _check_position(largest: int, num_positions: int) -> None:
-    # Not the number of tokens: an image of 6000 tokens moves the position by its longer side only.
-    if largest >= num_positions:
-        raise DoesNotFit(
-            f"the text reaches position {largest}, the model knows 0 to {num_positions - 1}",
-            "the model was not trained on positions beyond (max_position_embeddings in config.json)",
-            "shorten the text, or start a new conversation",
-        )
-
-
-def _check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    lowest, highest = min(ids), max(ids)
-    if lowest < 0 or highest >= vocab_size:
-        raise UsageError(
-            f"token id {lowest if lowest < 0 else highest} is outside of 0 to {vocab_size - 1}",
-            f"the model's vocabulary has {vocab_size} tokens",
-            "make the ids with this model's own tokenizer",
-        )
+def _encode(
+    engine: Engine, images: Sequence[Patches | EncodedImage], num_tokens: int, pauses: Pauses
+) -> torch.Tensor:
+    """Features of all images, (placeholders, hidden_size). num_tokens: of their prompt."""
+    model = engine.model
+    if not images:
+        return torch.empty(0, model.config.text.hidden_size)
+    experts = model.experts
+    new = [(index, image) for index, image in enumerate(images) if isinstance(image, Patches)]
+    held = image_prompt_bytes(
+        model.config,
+        sum(image.pixel_values.shape[0] for _, image in new),
+        sum(image.num_tokens for image in images),
+        min(engine.chunk_tokens, num_tokens),
+        model.dtype.itemsize,
+    )
+    experts.make_room(engine, held)
+    experts.make_room(model, model.encoding_bytes([image for _, image in new]))
+    features = {
+        index: send(image.features, model.device)
+        for index, image in enumerate(images)
+        if isinstance(image, EncodedImage)
+    }
+    # Together unless a stop may come between them.
+    groups = [new] if pauses.should_stop is None else [[one] for one in new]
+    for num_done, group in enumerate(groups if new else []):
+        pauses.reach("images", num_done, len(new))
+        encoded = model.encode_images([image for _, image in group])
+        for (index, _), one in zip(group, encoded, strict=True):
+            features[index] = one
+            if pauses.on_encoded is not None:
+                pauses.on_encoded(index, one)
+    model.drop_image_weights()
+    experts.make_room(model, 0)
+    return torch.cat([features[index] for index in range(len(images))])

@@ -250,7 +250,8 @@ void test_experts() {
         const std::vector<float> weights(slot_ids.size(), 0.5f);
         std::vector<float> out(input.size());
         ExpertsCall call{input.data(), num_tokens, hidden_size, slots.data(), static_cast<int64_t>(pages.size()), slot_bytes,
-                         slot_ids.data(), nullptr, weights.data(), top_k, pages[0].data(), pages[0].size(), out.data()};
+                         slot_ids.data(), nullptr, weights.data(), top_k, pages[0].data(), pages[0].size(), out.data(),
+                         false, num_tokens <= 16};
         for (const int num_threads : {1, 3}) {
             runtime().pool.resize(num_threads);
             compare_all("experts of " + std::to_string(num_tokens) + " tokens", [&] {

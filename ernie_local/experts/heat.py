@@ -49,7 +49,7 @@ class Heat:
         return False
 
     def touch(self, keys: Sequence[ExpertKey]) -> None:
-        """The token chose these experts of a layer."""
+        """Decoded tokens chose these experts of a layer, each as often as it stands there."""
         for key in keys:
             self._add(key, 1.0)
 
@@ -131,13 +131,14 @@ class AdaptiveHeat:
         return True
 
     def touch(self, keys: Sequence[ExpertKey]) -> None:
-        """The token chose these experts of a layer."""
+        """As Heat.touch. Of several tokens all together want a page once."""
         is_watched = self._is_watched(keys[0])
-        self._uses += is_watched * len(keys)
+        wanted = dict.fromkeys(keys)
+        self._uses += is_watched * len(wanted)
         for cache in self._caches:
             cache.heat.touch(keys)
             if is_watched:
-                cache.hits += cache.use(keys)
+                cache.hits += cache.use(wanted)
 
     def touch_in_prompt(self, key: ExpertKey, share: float) -> None:
         """This share of the prompt's tokens of the bank chose the expert."""

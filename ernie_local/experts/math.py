@@ -33,7 +33,13 @@ def page_call(tokens: RoutedTokens, memory: torch.Tensor, places: torch.Tensor |
     places: (experts,) int64, see ExpertsCall.
     """
     return ExpertsCall(
-        tokens.hidden, memory, tokens.expert_ids, tokens.expert_weights, tokens.shared_page, places
+        tokens.hidden,
+        memory,
+        tokens.expert_ids,
+        tokens.expert_weights,
+        tokens.shared_page,
+        places,
+        tokens.are_few,
     )
 
 

@@ -115,7 +115,8 @@ class PagedExperts:
 
     def begin(self, rows: TokenRows) -> None:
         """Begin a forward: every layer will ask for the banks that have rows."""
-        self._is_decode = self.traffic.begin({bank: len(own) for bank, own in rows.by_bank.items()})
+        tokens = {bank: len(own) for bank, own in rows.by_bank.items()}
+        self._is_decode = self.traffic.begin(tokens, rows.num_sequences)
         if self._is_decode:
             self.budget.begin_decode()
 
@@ -170,22 +171,25 @@ class PagedExperts:
         first = next(groups)
         output = torch.zeros_like(tokens.hidden, dtype=torch.float32)
         has_small = self.options.small_below is not None and any(key.is_small for key in chosen)
-        if len(first.keys) == len(chosen) and not has_small:
+        if first.is_last and not has_small:
             self.top.add(output, tokens, chosen)
             return output.to(tokens.hidden.dtype)
         shared = torch.zeros_like(output)
         if tokens.shared_page is not None:
             self.top.add_some(shared, tokens, ())
         parts = self._compute_apart(chain([first], groups), tokens, on_host)
-        for position in sorted(range(len(chosen)), key=chosen.__getitem__):
-            output += parts[position]
+        # Of each token its experts in the order of their ids, as one call adds them.
+        order = on_host.expert_ids.argsort(dim=1, stable=True)  # (tokens, top_k)
+        order += torch.arange(0, len(chosen), order.shape[1], device=order.device)[:, None]
+        for part in parts[self._device.send(order)].unbind(1):  # (tokens, hidden_size)
+            output += part
         output += shared
         return output.to(tokens.hidden.dtype)
 
     def _compute_apart(
         self, groups: Iterable[PageGroup], tokens: RoutedTokens, on_host: RoutedTokens
     ) -> torch.Tensor:
-        """What each choice of a token gives, (top_k, hidden_size) float32.
+        """What each choice of each token gives, (tokens * top_k, hidden_size) float32.
 
         The rows are added in a fixed order, so that the sum is the same to the bit wherever the pages were.
         """
@@ -204,7 +208,7 @@ class PagedExperts:
         return parts
 
     def _read_back(self, tokens: RoutedTokens) -> RoutedTokens:
-        """What the host needs to know of one token, in one transfer; all else stays on the device."""
+        """What the host needs to know of the tokens, in one transfer; all else stays on the device."""
         if self._gpu is None:
             return tokens
         wanted = [tokens.expert_ids]
@@ -220,15 +224,17 @@ class PagedExperts:
         return [keys[expert_id] for expert_id in ids.flatten().tolist()]
 
     def _with_small_pages(self, chosen: list[ExpertKey], weights: torch.Tensor) -> list[ExpertKey]:
-        """The pages to use for a token's choices: small ones for missing experts of little weight."""
+        """The pages to use for these choices: small ones for missing experts of little weight for all."""
         below = self.options.small_below
         if below is None or chosen[0].bank != "text":
             return chosen
         top, ram = self.top.cache, self.ram.cache
-        pages = [
-            key._replace(is_small=weight < below and key not in top and key not in ram)
+        large = {
+            key
             for key, weight in zip(chosen, weights.flatten().tolist(), strict=True)
-        ]
+            if weight >= below or key in top or key in ram
+        }
+        pages = [key._replace(is_small=key not in large) for key in chosen]
         self.stats.small_pages_used += sum(key.is_small for key in pages)
         return pages
 

@@ -80,8 +80,8 @@ class PageTraffic:
         self._most_pages: dict[Bank, int] = {}
         self._is_decode = False
 
-    def begin(self, tokens: Mapping[Bank, int]) -> bool:
-        """Begin a forward. Gives back whether it is decode, of one token, and not a prompt.
+    def begin(self, tokens: Mapping[Bank, int], num_sequences: int = 1) -> bool:
+        """Begin a forward. Gives back whether it is decode, of one token a sequence, and not a prompt.
 
         tokens: of each bank that has any, text first; every layer will ask for these banks.
         """
@@ -90,41 +90,59 @@ class PageTraffic:
         self._calls = [(layer_id, bank) for layer_id in self._layer_ids for bank in tokens]
         num_tokens = sum(tokens.values())
         self.cache.advance()
-        self._is_decode = num_tokens == 1
+        self._is_decode = num_tokens == num_sequences
         if self._is_decode:
-            self.stats.decoded_tokens += 1
+            self.stats.decoded_tokens += num_tokens
         else:
             self.stats.prompt_tokens += num_tokens
             self._most_pages = self._plan.prompt_shares(self.cache)
         return self._is_decode
 
     def decode(self, bank: Bank, chosen: Sequence[ExpertKey]) -> Iterator[PageGroup]:
-        """Serve a token that chose these pages of a layer: resident ones first, even if there are none."""
+        """Serve tokens that chose these pages of a layer: resident ones first, even if there are none.
+
+        Then the others, a few at a time, while more are read. Several tokens may choose more pages than there
+        are slots: those that have been computed go.
+        """
         present, missing = self.find(bank, chosen)
-        if missing:
-            self.fetch(missing)
-            yield PageGroup(present, is_last=False)
-            self.receive(missing)
-            yield PageGroup(missing, is_last=True)
-            self.finish(present, missing)
-        else:
+        if not missing:
             yield PageGroup(present, is_last=True)
+            return
+        num_started = self._start_urgently(missing)
+        yield PageGroup(present, is_last=False)
+        self.cache.unpin(present)
+        while missing:
+            num_started += self._start_urgently(missing[num_started:])
+            group = missing[: min(num_started, self._pages_a_call)]
+            assert group, "there are slots for the experts of a token"
+            self.receive(group)
+            missing, num_started = missing[len(group) :], num_started - len(group)
+            num_started += self._start_urgently(missing[num_started:])
+            yield PageGroup(group, is_last=not missing)
+            self._admit(group)
+
+    def _start_urgently(self, keys: Sequence[ExpertKey]) -> int:
+        """Begin to read pages that tokens wait for, as long as there are slots; how many."""
+        return next(
+            (index for index, key in enumerate(keys) if not self._start(key, is_urgent=True)), len(keys)
+        )
 
     def find(
         self, bank: Bank, chosen: Sequence[ExpertKey], *, pin: bool = True
     ) -> tuple[list[ExpertKey], list[ExpertKey]]:
-        """Count a token's choice of these pages of a layer. Gives back the resident ones and the missing.
+        """Count tokens' choice of these pages of a layer. Gives back the resident ones and the missing.
 
         pin: whether the resident ones are pinned until `finish` if any is missing.
         """
         cache, stats = self.cache, self.stats.banks[bank]
         cache.heat.touch(chosen)
-        if cache.has_all(chosen):
-            stats.decode_hits += len(chosen)
-            return [*chosen], []
-        present = [key for key in chosen if key in cache]
+        pages = list(dict.fromkeys(chosen))
+        if cache.has_all(pages):
+            stats.decode_hits += len(pages)
+            return pages, []
+        present = [key for key in pages if key in cache]
         stats.decode_hits += len(present)
-        missing = [key for key in dict.fromkeys(chosen) if key not in cache]
+        missing = [key for key in pages if key not in cache]
         stats.decode_misses += len(missing)
         if pin:
             cache.pin(present)

@@ -64,10 +64,10 @@ class TwoLevels:
         self.lower = lower
         self.rule = rule
 
-    def begin(self, tokens: Mapping[Bank, int]) -> bool:
+    def begin(self, tokens: Mapping[Bank, int], num_sequences: int = 1) -> bool:
         """Begin a forward in both memories; see PageTraffic.begin."""
-        self.upper.begin(tokens)
-        return self.lower.begin(tokens)
+        self.upper.begin(tokens, num_sequences)
+        return self.lower.begin(tokens, num_sequences)
 
     def decode(self, bank: Bank, chosen: Sequence[ExpertKey]) -> Iterator[PageGroup]:
         """Serve a token; see PageTraffic.decode. Pages of level 1 are computed below."""

@@ -43,6 +43,8 @@ class ExpertsCall(NamedTuple):
     shared_page: Tensor | None = None  # (1, bytes) uint8: an expert that every token visits with weight 1
     # (experts,) int64: the slot where each expert's page begins, or ABSENT_SLOT. None: expert i is in slot i.
     places: Tensor | None = None
+    # Whether the CPU's kernels round as well as they can. None: as for up to 16 tokens, if there are so few.
+    are_few: bool | None = None
 
 
 class NewToken(NamedTuple):

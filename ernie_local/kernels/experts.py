@@ -199,7 +199,12 @@ def _is_computed(outcome: int, index: int, output: Tensor, call: ExpertsCall) ->
     add_plain_experts(output, call._replace(shared_page=None))
     if call.shared_page is not None:
         only, ones = torch.zeros_like(call.expert_ids[:, :1]), torch.ones_like(call.weights[:, :1])
-        _add_experts_cpu(output, ExpertsCall(call.hidden, call.shared_page, only, ones))
+        _add_experts_cpu(
+            output,
+            call._replace(
+                slots=call.shared_page, expert_ids=only, weights=ones, shared_page=None, places=None
+            ),
+        )
     return True
 
 
@@ -246,7 +251,7 @@ def read_layouts(slots: Tensor, starts: Tensor) -> list[PageLayout]:
 
 _FIELDS = (
     "Tensor hidden, Tensor slots, Tensor expert_ids, Tensor weights, "
-    "Tensor? shared_page=None, Tensor? places=None"
+    "Tensor? shared_page=None, Tensor? places=None, bool? are_few=None"
 )
 register(f"packed_experts({_FIELDS}) -> Tensor", (ExpertsCall,), _experts_cpu, experts_on_gpu)
 register(

@@ -19,7 +19,6 @@ from ernie_local import defaults
 from ernie_local.checkpoint.parts import is_for_images, is_of_layers
 from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.config import ModelConfig
-from ernie_local.engine import check_token_counts
 from ernie_local.errors import UsageError, parameter
 from ernie_local.experts.build import GpuShare, PagingSetup, paging_plan
 from ernie_local.experts.device import CudaDevice, trim_heap
@@ -43,6 +42,7 @@ from ernie_local.loading.options import (
 from ernie_local.media.image_size import ImageReport
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model.kv_cache import KV_DTYPES
+from ernie_local.model.limits import check_token_counts
 from ernie_local.model.memory_use import gpu_attention_way
 from ernie_local.model_files import MissingFileWarning, ModelFiles, find_model_files
 from ernie_local.planner.fit import AvailableMemory, Placement, place

@@ -139,8 +139,41 @@ def token_kernel(device: torch.device, kv_dtype: torch.dtype, gpu_kernels: str) 
     return attend_token if gpu_attends(device, kv_dtype, gpu_kernels) else None
 
 
+class AttentionStep:
+    """How the tokens of one forward attend, in every layer."""
+
+    __slots__ = ()
+
+    def add_to(self, hidden: Tensor, norm: RMSNorm, attention: SelfAttention) -> Tensor:
+        """hidden + attention(norm(hidden)), whose keys and values go into the cache.
+
+        hidden: (tokens, hidden_size) -> the same shape.
+        """
+        attended = self.attend(attention.layer_id, *attention.project(norm(hidden)))
+        output: Tensor = attention.o_proj(attended.flatten(1).to(hidden.dtype))
+        return hidden + output
+
+    def attend(self, layer_id: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Not yet turned, (tokens, their heads, head_dim) each -> (tokens, heads, head_dim)."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
-class ChunkAttention:
+class JoinedAttention(AttentionStep):
+    """Tokens of several sequences, projected together. parts: the tokens of each, and how they attend."""
+
+    parts: Sequence[tuple[int, AttentionStep]]
+
+    def attend(self, layer_id: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See AttentionStep."""
+        counts = [count for count, _ in self.parts]
+        states = zip(*(one.split(counts) for one in (queries, keys, values)), strict=True)
+        parts = zip(self.parts, states, strict=True)
+        return torch.cat([step.attend(layer_id, *own) for (_, step), own in parts])
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkAttention(AttentionStep):
     """Any number of tokens by torch on the CPU, or with gradients. masks: from `causal_masks`."""
 
     cosines: Tensor
@@ -148,16 +181,13 @@ class ChunkAttention:
     cache: KVCache
     masks: Sequence[Tensor] = ()
 
-    def add_to(self, hidden: Tensor, norm: RMSNorm, attention: SelfAttention) -> Tensor:
+    def attend(self, layer_id: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See AttentionStep."""
-        queries, keys, values = attention.project(norm(hidden))
         queries = rotate_pairs(queries, self.cosines, self.sines)
         keys = rotate_pairs(keys, self.cosines, self.sines)
         # (kv_heads, visible, head_dim) each
-        all_keys, all_values = self.cache.append(attention.layer_id, keys, values)
-        attended = self._attend(queries, all_keys[None], all_values[None])
-        output: Tensor = attention.o_proj(attended.reshape(hidden.shape[0], -1))
-        return hidden + output
+        all_keys, all_values = self.cache.append(layer_id, keys, values)
+        return self._attend(queries, all_keys[None], all_values[None])
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """queries: (tokens, heads, head_dim); keys, values: (1, kv_heads, all, head_dim) -> like queries."""
@@ -188,43 +218,37 @@ class ChunkAttention:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockAttention:
+class BlockAttention(AttentionStep):
     """Any number of tokens on the CPU, by an operator that holds no masks and reads the cache in place."""
 
     cosines: Tensor
     sines: Tensor
     cache: KVCache
 
-    def add_to(self, hidden: Tensor, norm: RMSNorm, attention: SelfAttention) -> Tensor:
+    def attend(self, layer_id: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See AttentionStep."""
-        chunk = NewTokens(*attention.project(norm(hidden)), self.cosines, self.sines)
-        storage = self.cache.storage(attention.layer_id)
-        attended = chunk_attention(chunk, storage, self.cache.length)  # (tokens, heads, head_dim)
-        output: Tensor = attention.o_proj(attended.flatten(1))
-        return hidden + output
+        chunk = NewTokens(queries, keys, values, self.cosines, self.sines)
+        return chunk_attention(chunk, self.cache.storage(layer_id), self.cache.length)
 
 
 @dataclass(frozen=True, slots=True)
-class StoredAttention:
+class StoredAttention(AttentionStep):
     """Any number of tokens on a GPU, without masks: they are stored first, and the cache is read in place."""
 
     cosines: Tensor
     sines: Tensor
     cache: KVCache
-    attend: StoredTokens
+    kernel: StoredTokens
 
-    def add_to(self, hidden: Tensor, norm: RMSNorm, attention: SelfAttention) -> Tensor:
+    def attend(self, layer_id: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See AttentionStep."""
-        queries, keys, values = attention.project(norm(hidden))
         queries = rotate_pairs(queries, self.cosines, self.sines)
-        self.cache.store(attention.layer_id, rotate_pairs(keys, self.cosines, self.sines), values)
-        attended = self.attend(queries, self.cache.storage(attention.layer_id), self.cache.length)
-        output: Tensor = attention.o_proj(attended.flatten(1))
-        return hidden + output
+        self.cache.store(layer_id, rotate_pairs(keys, self.cosines, self.sines), values)
+        return self.kernel(queries, self.cache.storage(layer_id), self.cache.length)
 
 
 @dataclass(frozen=True, slots=True)
-class FusedAttention:
+class FusedAttention(AttentionStep):
     """One token on the CPU: all in one operator with packed projections, else all between the projections."""
 
     cosines: Tensor
@@ -233,22 +257,22 @@ class FusedAttention:
 
     def add_to(self, hidden: Tensor, norm: RMSNorm, attention: SelfAttention) -> Tensor:
         """See AttentionStep."""
-        storage = self.cache.storage(attention.layer_id)
         packed = attention.packed_projections
-        if packed is not None:
-            qkv, o = packed
-            weights = (norm.weight, norm.eps, qkv.packed, qkv.format_name, o.packed, o.format_name)
-            call = PackedAttentionCall(hidden, *weights, attention.num_heads, self.cosines, self.sines)
-            return packed_attention(call, storage, self.cache.length)
-        queries, keys, values = attention.project(norm(hidden))
+        if packed is None:
+            return AttentionStep.add_to(self, hidden, norm, attention)
+        qkv, o = packed
+        weights = (norm.weight, norm.eps, qkv.packed, qkv.format_name, o.packed, o.format_name)
+        call = PackedAttentionCall(hidden, *weights, attention.num_heads, self.cosines, self.sines)
+        return packed_attention(call, self.cache.storage(attention.layer_id), self.cache.length)
+
+    def attend(self, layer_id: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See AttentionStep."""
         new_token = NewToken(queries[0], keys[0], values[0], self.cosines[0], self.sines[0])
-        attended = decode_attention(new_token, storage, self.cache.length)
-        output: Tensor = attention.o_proj(attended.view(1, -1))  # (1, heads * head_dim)
-        return hidden + output
+        return decode_attention(new_token, self.cache.storage(layer_id), self.cache.length)[None]
 
 
 @dataclass(frozen=True, slots=True)
-class KernelAttention:
+class KernelAttention(AttentionStep):
     """One token on a GPU, by its kernel. length: (1,) int64, of the cache, on the GPU as all else."""
 
     cosines: Tensor
@@ -257,16 +281,7 @@ class KernelAttention:
     length: Tensor
     kernel: TokenKernel
 
-    def add_to(self, hidden: Tensor, norm: RMSNorm, attention: SelfAttention) -> Tensor:
+    def attend(self, layer_id: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See AttentionStep."""
-        queries, keys, values = attention.project(norm(hidden))
         new_token = NewToken(queries[0], keys[0], values[0], self.cosines[0], self.sines[0])
-        attended = self.kernel(new_token, self.cache.storage(attention.layer_id), self.length)
-        # (1, heads * head_dim)
-        output: Tensor = attention.o_proj(attended.view(1, -1).to(hidden.dtype))
-        return hidden + output
-
-
-# How the tokens of one forward attend, in every layer: `add_to` gives hidden + attention(norm(hidden)), and
-# appends the layer's keys and values to the cache. hidden: (tokens, hidden_size) -> the same shape.
-AttentionStep = ChunkAttention | BlockAttention | StoredAttention | FusedAttention | KernelAttention
+        return self.kernel(new_token, self.cache.storage(layer_id), self.length)[None]

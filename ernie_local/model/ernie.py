@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,9 @@ from ernie_local.errors import UsageError, parameter
 from ernie_local.kernels.gpu import find_triton
 from ernie_local.kernels.graphs import Recorder
 from ernie_local.kernels.memory import send
+from ernie_local.kernels.native import native_module
 from ernie_local.media.patches import Patches
-from ernie_local.model.attention import choose_attention, token_kernel
+from ernie_local.model.attention import AttentionStep, JoinedAttention, choose_attention, token_kernel
 from ernie_local.model.decode_graphs import DecodeGraphs
 from ernie_local.model.decoder import DecoderLayer, LayerStep
 from ernie_local.model.kv_cache import KVCache
@@ -34,7 +35,9 @@ from ernie_local.model.memory_use import (
 )
 from ernie_local.model.moe import ExpertProvider, RouteHook, TokenRows
 from ernie_local.model.rope import TextRope
+from ernie_local.model.shared_steps import SharedSteps, StepRequest
 from ernie_local.model.vision import Resampler, VisionTower
+from ernie_local.packing.formats import FORMATS
 
 _Result = TypeVar("_Result")
 
@@ -61,8 +64,19 @@ class SwappedWeights(Protocol):
         ...
 
 
+class NextToken(NamedTuple):
+    """A text token, its position on all three axes, and the cache of the sequence that it continues."""
+
+    token_id: int
+    position: int
+    cache: KVCache
+
+
 class ErnieModel(nn.Module):
-    """ERNIE-4.5-VL for one sequence; the state of the sequence is the KVCache that the caller keeps."""
+    """ERNIE-4.5-VL for one sequence; the state of the sequence is the KVCache that the caller keeps.
+
+    `decode_together` continues several.
+    """
 
     def __init__(self, config: ModelConfig, gpu_kernels: str = "auto") -> None:
         """A network without routed experts, which `attach` brings: parts of it work without them.
@@ -90,12 +104,14 @@ class ErnieModel(nn.Module):
             self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self._rope: TextRope | None = None
         self.recorder: Recorder | None = None
+        self._has_exact_rows = False
         self._begin_life()
 
     def attach(self, experts: ExpertProvider, recorder: Recorder | None = None) -> None:
         """Finish the network. recorder: of decode on a GPU; None where it is not recorded."""
         self._experts = experts
         self.recorder = recorder
+        self._has_exact_rows = self._computes_rows_apart()
         self._begin_life()
 
     def _begin_life(self) -> None:
@@ -104,6 +120,8 @@ class ErnieModel(nn.Module):
         self.lock = threading.RLock()
         self._computing = threading.Lock()
         self._is_broken_off = False
+        self._computing_thread = 0
+        self.steps: SharedSteps[Any] = SharedSteps(self.lock)
 
     def alone(self, run: Callable[[], _Result]) -> _Result:
         """The result of `run`, which computes with this model while no other thread does.
@@ -122,15 +140,30 @@ class ErnieModel(nn.Module):
                 self.abort()
             self.experts.check_unchanged()
             with self._computing:
+                self._computing_thread = threading.get_ident()
                 self._is_broken_off = True
                 result = run()
                 self._is_broken_off = False
             return result
 
+    def compute_step(self, request: StepRequest, compute: Callable[[Sequence[Any]], None]) -> None:
+        """Return when the request is done, by `compute` in `alone`, with those of other threads, or by one.
+
+        See SharedSteps.ask; UsageError as of `alone`.
+        """
+        if self.is_computing_here:
+            self.alone(lambda: compute([request]))
+        self.steps.ask(request, lambda requests: self.alone(lambda: compute(requests)))
+
     @property
     def is_computing(self) -> bool:
         """Whether a thread is inside of `alone`."""
         return self._computing.locked()
+
+    @property
+    def is_computing_here(self) -> bool:
+        """Whether this thread is inside of `alone`."""
+        return self.is_computing and self._computing_thread == threading.get_ident()
 
     def abort(self) -> None:
         """Forget what a computation has begun that will not end. It may have stopped anywhere."""
@@ -158,6 +191,22 @@ class ErnieModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of hidden states; routers and angles are float32 whatever it is."""
         return self.norm.weight.dtype
+
+    @property
+    def joins_sequences(self) -> bool:
+        """Whether decoding several sequences together gives each the same bits as alone.
+
+        Our kernels for packed weights on the CPU compute each row by itself; torch's products do not.
+        """
+        return self._has_exact_rows and self.device.type == "cpu" and self.dtype == torch.float32
+
+    def _computes_rows_apart(self) -> bool:
+        tables = self.config.quantization
+        if tables is None or not tables.experts or native_module() is None:
+            return False
+        names = {part for formats in tables.experts.values() for one in formats for part in one.split("-")}
+        modules = [*self.layers.modules(), self.embed_tokens if self.lm_head is None else self.lm_head]
+        return names <= FORMATS.keys() and not any(isinstance(one, Linear | Embedding) for one in modules)
 
     @property
     def attention_way(self) -> AttentionWay:
@@ -243,21 +292,46 @@ class ErnieModel(nn.Module):
         cache; they run a single text token. Returns (tokens, hidden_size), with graphs until the next call.
         """
         num_tokens = hidden.shape[0]
-        if self._rope is None or self._rope.frequencies.device != hidden.device:
-            self._rope = TextRope(self.config.text, hidden.device)
-        cosines, sines = self._rope.angles(positions)
         rows = TokenRows.of(is_vision, self.config.text.banks, hidden.device)
+        attention = self._choose_attention(hidden, *self._angles(positions), cache)
         self.experts.begin(rows)
-        attention = choose_attention(hidden, cosines, sines, cache, self.attention_way, self._gpu_kernels)
         step = LayerStep(attention, rows, self.experts, on_route)
-        normed: Tensor
         if graphs is not None and num_tokens == 1 and not is_vision[0]:
             normed = graphs.run(hidden, step)
         else:
-            for layer in self.layers:
-                hidden = layer(hidden, step)
-            normed = self.norm(hidden)
+            normed = self._run_layers(hidden, step)
         cache.advance(num_tokens)
+        return normed
+
+    def decode_together(self, tokens: Sequence[NextToken], on_route: RouteHook | None = None) -> Tensor:
+        """As `forward` of one token of each of these sequences: (sequences, hidden_size).
+
+        The caches are left as they are; `KVCache.advance` follows.
+        """
+        hidden = self.embed(torch.tensor([one.token_id for one in tokens], device="cpu"))
+        positions = send(torch.tensor([[one.position for one in tokens]] * 3, device="cpu"), self.device)
+        angles = (one.split(1) for one in self._angles(positions))
+        parts = zip(hidden.split(1), *angles, (one.cache for one in tokens), strict=True)
+        attention = JoinedAttention([(1, self._choose_attention(*part)) for part in parts])
+        is_vision = torch.zeros(len(tokens), dtype=torch.bool, device="cpu")
+        rows = TokenRows.of(is_vision, self.config.text.banks, hidden.device, num_sequences=len(tokens))
+        self.experts.begin(rows)
+        return self._run_layers(hidden, LayerStep(attention, rows, self.experts, on_route))
+
+    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        if self._rope is None or self._rope.frequencies.device != positions.device:
+            self._rope = TextRope(self.config.text, positions.device)
+        return self._rope.angles(positions)
+
+    def _choose_attention(
+        self, hidden: Tensor, cosines: Tensor, sines: Tensor, cache: KVCache
+    ) -> AttentionStep:
+        return choose_attention(hidden, cosines, sines, cache, self.attention_way, self._gpu_kernels)
+
+    def _run_layers(self, hidden: Tensor, step: LayerStep) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden, step)
+        normed: Tensor = self.norm(hidden)
         return normed
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class RoutedTokens(NamedTuple):
 
     hidden: (tokens, hidden_size); expert_ids: (tokens, top_k) int64, within the bank; expert_weights:
     (tokens, top_k) in hidden's dtype; shared_page: (1, page_bytes) uint8, an expert that every token visits
-    with weight 1, only for providers with `takes_shared_page`.
+    with weight 1, only for providers with `takes_shared_page`; are_few: see ExpertsCall.
     """
 
     layer_id: int
@@ -35,15 +35,17 @@ class RoutedTokens(NamedTuple):
     expert_ids: Tensor
     expert_weights: Tensor
     shared_page: Tensor | None = None
+    are_few: bool | None = None
 
     def apart(self) -> RoutedTokens:
-        """Of one token: a row for each of its choices, so that each gives its own result; no shared page."""
+        """A row for each choice of each token, so that each gives its own result; no shared page."""
         return RoutedTokens(
             self.layer_id,
             self.bank,
-            self.hidden.expand(self.expert_ids.shape[1], -1).contiguous(),
-            self.expert_ids.view(-1, 1),  # (top_k, 1)
+            self.hidden.repeat_interleave(self.expert_ids.shape[1], 0),
+            self.expert_ids.view(-1, 1),  # (tokens * top_k, 1)
             self.expert_weights.view(-1, 1),
+            are_few=True,
         )
 
 
@@ -95,7 +97,7 @@ class ExpertProvider(Protocol):
 
 
 # Sees every routing decision, for capture, traces and tests: layer and bank, ids and weights of the experts,
-# (tokens, top_k) each, and the rows of the forward, (tokens,).
+# (tokens, top_k) each, and the place of each token among the new ones of its sequence, (tokens,).
 RouteHook = Callable[[int, Bank, Tensor, Tensor, Tensor], None]
 
 
@@ -104,12 +106,16 @@ class TokenRows:
     """Which rows of a forward each bank serves, worked out once for all layers.
 
     by_bank: (tokens of the bank,) int64 for each bank that serves any token, in the order of the config.
+    num_sequences: to which the tokens belong; if more than one, each has one token.
     """
 
     by_bank: Mapping[Bank, Tensor]
+    num_sequences: int = 1
 
     @staticmethod
-    def of(is_vision: Tensor, banks: Iterable[ExpertBank], device: torch.device) -> TokenRows:
+    def of(
+        is_vision: Tensor, banks: Iterable[ExpertBank], device: torch.device, num_sequences: int = 1
+    ) -> TokenRows:
         """is_vision: (tokens,) bool, on the host, so that no GPU is waited for; rows are on `device`."""
         num_tokens = is_vision.shape[0]
         vision = is_vision.nonzero()[:, 0]  # (vision tokens,)
@@ -123,7 +129,12 @@ class TokenRows:
                 rows[bank.name] = torch.arange(num_tokens, device=device)
             elif served:
                 rows[bank.name] = send(served_tokens(bank, is_vision).nonzero()[:, 0], device)
-        return TokenRows(rows)
+        return TokenRows(rows, num_sequences)
+
+    def places(self, bank: Bank) -> Tensor:
+        """Of each of the bank's tokens, its place among the new ones of its sequence, (tokens,)."""
+        rows = self.by_bank[bank]
+        return rows if self.num_sequences == 1 else torch.zeros_like(rows)
 
     @property
     def only_bank(self) -> Bank | None:
@@ -216,7 +227,7 @@ class MoEBlock(nn.Module):
         With the shared experts, where these are one page and the bank serves all tokens.
         """
         if on_route is not None:
-            on_route(self.layer_id, bank, *chosen, rows.by_bank[bank])
+            on_route(self.layer_id, bank, *chosen, rows.places(bank))
         page = self._shared_page(experts) if rows.only_bank is not None else None
         return experts.compute(RoutedTokens(self.layer_id, bank, hidden, *chosen, page))
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Calls:
-    """Of one forward: what each call chose, and which rows are whose."""
+    """Of one forward: what each call chose, and the place of each token among those of its sequence."""
 
     token_indices: dict[Bank, NDArray[np.int64]] = field(default_factory=dict)
     expert_ids: list[NDArray[np.uint16]] = field(default_factory=list)
@@ -75,4 +75,8 @@ def _to_forward(calls: _Calls) -> Forward:
     is_vision = np.zeros(sum(map(len, calls.token_indices.values())), np.bool_)
     if "vision" in calls.token_indices:
         is_vision[calls.token_indices["vision"]] = True
-    return Forward(is_vision, np.concatenate(calls.expert_ids), np.concatenate(calls.expert_weights))
+    # Each has a first token, if not of those banks that an interrupted forward came to.
+    num_sequences = max(1, sum(int((places == 0).sum()) for places in calls.token_indices.values()))
+    return Forward(
+        is_vision, np.concatenate(calls.expert_ids), np.concatenate(calls.expert_weights), num_sequences
+    )

@@ -90,7 +90,7 @@ def walk(
     Go through the groups of each before the next one is asked for.
     """
     for forward in trace.forwards:
-        is_decode = traffic.begin(forward.tokens)
+        is_decode = traffic.begin(forward.tokens, forward.num_sequences)
         for number, call in enumerate(trace.calls(forward)):
             of_bank = keys[call.layer_id, call.bank]
             chosen = [of_bank[expert_id] for expert_id in call.expert_ids.ravel().tolist()]
@@ -133,7 +133,7 @@ def list_visits(trace: Trace) -> Iterator[Visit]:
         for call in trace.calls(forward):
             ids = dict.fromkeys(call.expert_ids.ravel().tolist())
             keys = tuple(ExpertKey(call.layer_id, call.bank, expert_id) for expert_id in ids)
-            if len(forward.is_vision) == 1:
+            if forward.is_decode:
                 yield Visit(keys, is_decode=True)
             else:
                 yield from (Visit((key,), is_decode=False) for key in sorted(keys))

@@ -24,7 +24,7 @@ from ernie_local.experts.keys import ExpertKey
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.files import open_plain, written_whole
 
-VERSION = 1
+VERSION = 2
 _MOST_BYTES = 1 << 30  # unpacked: a million tokens of the original
 # Of each array: dtype and number of dimensions.
 _ARRAYS = {
@@ -32,6 +32,7 @@ _ARRAYS = {
     "model": ("|u1", 1),  # its name in UTF-8
     "pages": ("<i8", 2),  # layer, bank (0 text, 1 vision), expert, bytes
     "forward_tokens": ("<i8", 1),
+    "forward_sequences": ("<i8", 1),
     "forward_rows": ("<i8", 1),
     "is_vision": ("|b1", 1),  # of every token of every forward
     "expert_ids": ("<u2", 2),  # of all forwards, one after the other
@@ -43,7 +44,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """One prompt chunk, or one decoded token.
+    """One prompt chunk, or one decoded token of each of some sequences.
 
     is_vision: (tokens,) bool, whether the bank of vision serves the token. expert_ids: (rows, top_k) uint16,
     within the bank; expert_weights: the same shape, float32. A row for each token of each layer: layers in
@@ -54,6 +55,12 @@ class Forward:
     is_vision: NDArray[np.bool_]
     expert_ids: NDArray[np.uint16]
     expert_weights: NDArray[np.float32]
+    num_sequences: int = 1
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether each sequence has one token."""
+        return len(self.is_vision) == self.num_sequences
 
     @property
     def tokens(self) -> dict[Bank, int]:
@@ -98,8 +105,8 @@ class Trace:
 
     @property
     def decoded_tokens(self) -> int:
-        """Forwards of one token."""
-        return sum(len(forward.is_vision) == 1 for forward in self.forwards)
+        """Tokens of forwards that decode."""
+        return sum(forward.num_sequences for forward in self.forwards if forward.is_decode)
 
     @property
     def prompt_tokens(self) -> int:
@@ -131,6 +138,7 @@ def write_trace(path: Path, trace: Trace) -> None:
             for key, size in sorted(trace.page_bytes.items())
         ],
         "forward_tokens": [len(forward.is_vision) for forward in forwards],
+        "forward_sequences": [forward.num_sequences for forward in forwards],
         "forward_rows": [len(forward.expert_ids) for forward in forwards],
         "is_vision": np.concatenate([np.empty(0), *(forward.is_vision for forward in forwards)]),
         "expert_ids": np.concatenate([*nothing, *(forward.expert_ids for forward in forwards)]),
@@ -180,8 +188,12 @@ def _to_array(name: str, data: bytes) -> NDArray[Any]:
 def _to_trace(arrays: Arrays, top_k: int) -> Trace:
     page_bytes = _page_bytes(arrays["pages"], top_k)
     tokens, rows = arrays["forward_tokens"], arrays["forward_rows"]
+    sequences = arrays["forward_sequences"]
     ids, weights = arrays["expert_ids"], arrays["expert_weights"]
     _expect(len(tokens) == len(rows), f"{len(tokens)} forwards have tokens, {len(rows)} have choices")
+    _expect(len(tokens) == len(sequences), f"{len(tokens)} forwards have tokens, {len(sequences)} sequences")
+    is_known = (sequences == 1) | ((sequences == tokens) & (sequences > 0))
+    _expect(bool(is_known.all()), "a sequence of several has more or fewer tokens than one")
     _expect(bool((tokens > 0).all() and (rows > 0).all()), "a forward has no tokens or no choices")
     _expect(int(tokens.sum()) == len(arrays["is_vision"]), "its tokens are more or fewer than it says")
     _expect(ids.shape == weights.shape == (int(rows.sum()), top_k), "its choices are more or fewer")
@@ -193,8 +205,11 @@ def _to_trace(arrays: Arrays, top_k: int) -> Trace:
             arrays["is_vision"][slice(*token_bounds)],
             ids[slice(*row_bounds)],
             weights[slice(*row_bounds)].astype(np.float32),
+            num_sequences,
         )
-        for token_bounds, row_bounds in zip(pairwise(token_ends), pairwise(row_ends), strict=True)
+        for token_bounds, row_bounds, num_sequences in zip(
+            pairwise(token_ends), pairwise(row_ends), sequences.tolist(), strict=True
+        )
     )
     trace = Trace(arrays["model"].tobytes().decode(), top_k, page_bytes, forwards)
     _check_choices(trace)

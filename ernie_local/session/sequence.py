@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 
 from ernie_local.config import ModelConfig
-from ernie_local.engine import Engine, Mark, chunk_stops
+from ernie_local.engine import Engine
 from ernie_local.media.patches import EncodedImage, Patches
 from ernie_local.media.tokens import positions_3d
+from ernie_local.model.decode_step import Mark
+from ernie_local.model.limits import chunk_stops
 from ernie_local.progress import OnProgress, StopQuestion
 from ernie_local.reuse.prefixes import PlacedImage, PrefixNames, Segment, SegmentKind, image_groups_end
 from ernie_local.reuse.results import KeptResults, bytes_of

@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 
 from ernie_local.config import MediaTokens
-from ernie_local.engine import Mark
 from ernie_local.errors import Interrupted
 from ernie_local.kernels.native import native_module
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.tokens import positions_3d
+from ernie_local.model.decode_step import Mark
 from ernie_local.model_files import ModelFiles
 from ernie_local.session import Answer, Chat
 from ernie_local.text.tokenizer import ErnieTokenizer

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from ernie_local.engine import Mark
 from ernie_local.errors import DoesNotFit, Interrupted, UsageError
 from ernie_local.media.patches import EncodedImage, Patches
+from ernie_local.model.decode_step import Mark
 
 if TYPE_CHECKING:
     from ernie_local.config import Bank

@@ -64,7 +64,8 @@ def test_experts(formats: tuple[str, str], num_tokens: int) -> None:
     ids = torch.randint(8, (num_tokens, 6))
     shared = pack_page(random_page("w8", "w8", HIDDEN, 2 * INNER))[None]
     call = ExpertsCall(hidden, units, ids, weights, shared, places)
-    there = ExpertsCall(*(part.to(GPU) for part in call if part is not None))
+    tokens = hidden.to(GPU), units.to(GPU), ids.to(GPU), weights.to(GPU)
+    there = ExpertsCall(*tokens, shared.to(GPU), places.to(GPU))
     expected, on_gpu = torch.zeros(num_tokens, HIDDEN), torch.zeros(num_tokens, HIDDEN, device=GPU)
     reference.add_plain_experts(expected, call)
     add_packed_experts(on_gpu, there)

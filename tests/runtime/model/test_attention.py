@@ -161,7 +161,7 @@ def test_a_gpu_makes_no_masks(monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             assert isinstance(step, StoredAttention)
             by_kernel = num_tokens > 1 and way == "kernel"
-            assert step.attend is (attend_chunk if by_kernel else attend_in_pieces)
+            assert step.kernel is (attend_chunk if by_kernel else attend_in_pieces)
 
 
 def test_gradients_on_a_gpu_take_masks() -> None:

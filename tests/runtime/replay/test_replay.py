@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ernie_calibration.images import draw_image
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
+from ernie_local.engine import Engine
 from ernie_local.experts.options import PagingStats
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading import LoadedModel
@@ -22,7 +24,8 @@ from ernie_local.model_files import ModelFiles
 from ernie_local.replay.replay import replay_trace
 from ernie_local.replay.trace import Trace, read_trace, write_trace
 from tests.plain_export import export_plainly
-from tests.runtime.paged_models import build, plan_of
+from tests.runtime.paged_models import build, ids, paged_experts, plan_of
+from tests.runtime.test_threads import in_threads
 
 pytestmark = pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
 
@@ -97,6 +100,25 @@ def test_a_replay_counts_what_the_engine_counted(directory: Path, tmp_path: Path
 
     write_trace(tmp_path / "chat.trace", recorder.trace())
     assert counted(replay_trace(read_trace(tmp_path / "chat.trace"), memory_bytes)) == stats
+    experts.close()
+
+
+@pytest.mark.usefixtures("fixed_memory")
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_steps_of_several_sequences_are_replayed(packed_nano: Path, share: float) -> None:
+    model, memory_bytes = paged_model(packed_nano, share)
+    recorder = model.record_trace()
+
+    def run(engine: Engine, seed: int) -> None:
+        engine.prefill(ids(9, seed))
+        for token in ids(12, seed + 50):
+            engine.decode(token)
+
+    in_threads([partial(run, model.engine(context_size=32), seed) for seed in range(5)])
+    trace, experts = recorder.trace(), paged_experts(model.network)
+    assert max(forward.num_sequences for forward in trace.forwards) > 2
+    assert trace.decoded_tokens == experts.stats.decoded_tokens == 5 * 12
+    assert counted(replay_trace(trace, memory_bytes)) == counted(experts.stats)
     experts.close()
 
 

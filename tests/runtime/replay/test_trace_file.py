@@ -24,9 +24,9 @@ PAGES = {
 }
 
 
-def forward(is_vision: list[bool], ids: list[list[int]]) -> Forward:
+def forward(is_vision: list[bool], ids: list[list[int]], num_sequences: int = 1) -> Forward:
     weights = np.full((len(ids), 2), 0.5, np.float32)
-    return Forward(np.array(is_vision), np.array(ids, np.uint16), weights)
+    return Forward(np.array(is_vision), np.array(ids, np.uint16), weights, num_sequences)
 
 
 @pytest.fixture
@@ -65,6 +65,15 @@ def test_what_is_written_comes_back(trace: Trace, path: Path) -> None:
     ]
 
 
+def test_a_step_of_several_sequences_comes_back(tmp_path: Path) -> None:
+    ids = [[0, 1], [1, 2], [3, 4], [0, 2]]
+    forwards = forward([False, False], ids, 2), forward([False, False], ids, 1)
+    write_trace(tmp_path / "t", Trace("m", 2, PAGES, forwards))
+    read = read_trace(tmp_path / "t")
+    assert [one.is_decode for one in read.forwards] == [True, False]
+    assert (read.decoded_tokens, read.prompt_tokens) == (2, 2)
+
+
 def test_a_trace_without_forwards(tmp_path: Path) -> None:
     write_trace(tmp_path / "t", Trace("m", 2, PAGES, ()))
     assert read_trace(tmp_path / "t").forwards == ()
@@ -90,7 +99,7 @@ def replaced(name: str, make: Callable[[Any], Any]) -> Change:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (put("numbers", 0, 2), r"version \[2\], version 1"),
+        (put("numbers", 0, 1), r"version \[1\], version 2"),
         (put("numbers", 1, 3), "more or fewer"),
         (put("numbers", 1, 0), "chose 0 of 5"),
         (replaced("numbers", lambda array: array[:1]), "lacks the number"),
@@ -99,6 +108,8 @@ def replaced(name: str, make: Callable[[Any], Any]) -> Change:
         (put("expert_weights", (1, 1), np.inf), "not finite"),
         (put("forward_tokens", 0, 0), "no tokens"),
         (put("forward_tokens", 0, 4), "tokens are more or fewer"),
+        (put("forward_sequences", 0, 2), "more or fewer tokens than one"),
+        (replaced("forward_sequences", lambda array: array[1:]), "3 forwards have tokens, 2 sequences"),
         (put("forward_rows", 0, 5), "choices are more or fewer"),
         (replaced("forward_rows", lambda array: np.array([4, 4, 1])), "ends in a bank"),
         (replaced("forward_rows", lambda array: np.array([5, 3, 1])), "choices of no layer"),

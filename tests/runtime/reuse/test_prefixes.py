@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ernie_local.engine import chunk_stops
+from ernie_local.model.limits import chunk_stops
 from ernie_local.reuse.features import FeatureMemory
 from ernie_local.reuse.prefixes import PlacedImage, PrefixNames, Segment, SegmentKind, image_groups_end
 

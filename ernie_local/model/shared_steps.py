@@ -1,0 +1,132 @@
+"""Joins what several threads ask of one model at about the same time: one of them computes it for all.
+
+Locks are taken by plain `with` statements alone, which Ctrl-C cannot leave locked; a thread that waits looks
+again after a while, so that nothing depends on being woken by one that Ctrl-C hit.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
+from typing import Generic, TypeVar
+
+# Of one step. Up to so many rows, kernels give each row the same bits as alone (kernels/operators.py).
+MOST_SEQUENCES = 16
+# Who took part in the last step is waited for, this share of its time, within these bounds: a step for all
+# reads weights once. Who does not come is not waited for again before it has come.
+_PATIENCE, _LEAST_SECONDS, _MOST_SECONDS = 0.5, 0.005, 0.1
+_LOOK_AGAIN_SECONDS = 0.05
+
+
+class Commit:
+    """Makes all results of a step valid at once, by one assignment."""
+
+    is_done = False
+
+
+class StepRequest:
+    """What a thread wants of a step. is_alone: whether it is to be computed without others."""
+
+    def __init__(self, owner: object, kind: Hashable | None) -> None:
+        """owner: the sequence; a step has one request of it. kind: equal for those that may be joined."""
+        self.owner = owner
+        self.kind = kind
+        self.is_alone = kind is None
+        self.is_withdrawn = False
+        self.commit = Commit()
+        self.thread = threading.get_ident()
+        self.wake = threading.Lock()  # released when there is something to look at
+        self.wake.acquire()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a result."""
+        return self.commit.is_done
+
+
+_Request = TypeVar("_Request", bound=StepRequest)
+
+
+class SharedSteps(Generic[_Request]):
+    """The requests of one model that wait for a step."""
+
+    def __init__(self, lock: AbstractContextManager[object]) -> None:
+        """lock: of the model; a thread may take it again that has it."""
+        self._lock = lock
+        self._stepping = threading.Lock()  # while a step is computed
+        self._mutex = threading.Lock()  # of what follows
+        self._waiting: list[_Request] = []  # until they are done
+        self._expected: frozenset[int] = frozenset()  # threads
+        self._patient_until = 0.0
+
+    def ask(self, request: _Request, compute: Callable[[Sequence[_Request]], None]) -> None:
+        """Return when the request is done: by `compute` here, with others that wait, or by another thread.
+
+        compute: computes a step, or raises. Requests that it leaves undone wait on, those of which it has
+        made `is_alone` true for steps of their own.
+        """
+        try:
+            with self._mutex:
+                self._waiting.append(request)
+            while not request.is_done:
+                seconds = self._seconds_to_wait()
+                if seconds > 0:
+                    request.wake.acquire(timeout=seconds)
+                else:
+                    self._lead(request, compute)
+        except BaseException:
+            request.is_withdrawn = True
+            raise
+        finally:
+            with self._mutex:
+                self._waiting = [one for one in self._waiting if one is not request]
+
+    def _seconds_to_wait(self) -> float:
+        """Until others have come, or a step has ended; 0 where it is time to compute."""
+        with self._mutex:
+            if self._stepping.locked():
+                return _LOOK_AGAIN_SECONDS
+            if self._expected <= {one.thread for one in self._waiting}:
+                return 0
+            return min(self._patient_until - time.monotonic(), _LOOK_AGAIN_SECONDS)
+
+    def _lead(self, request: _Request, compute: Callable[[Sequence[_Request]], None]) -> None:
+        try:
+            with self._lock:
+                if not request.is_done:
+                    self._compute(request, compute)
+        finally:
+            self._wake_all()
+
+    def _compute(self, request: _Request, compute: Callable[[Sequence[_Request]], None]) -> None:
+        with self._stepping:
+            started = time.monotonic()
+            try:
+                compute(self._choose(request))
+            finally:
+                ended = time.monotonic()
+                patience = min(max(_LEAST_SECONDS, _PATIENCE * (ended - started)), _MOST_SECONDS)
+                self._patient_until = ended + patience
+
+    def _choose(self, mine: _Request) -> list[_Request]:
+        """Those that are computed now, in the order in which they came; they may be others than `mine`."""
+        with self._mutex:
+            # Ctrl-C may have left some behind.
+            waiting = [one for one in self._waiting if not (one.is_withdrawn or one.is_done)]
+            self._waiting = [*waiting]
+            self._expected = frozenset(one.thread for one in waiting)
+        if mine.is_alone:
+            return [mine]
+        by_owner: dict[int, _Request] = {}
+        for one in waiting:
+            if one.kind == mine.kind and not one.is_alone:
+                by_owner.setdefault(id(one.owner), one)
+        return list(by_owner.values())[:MOST_SEQUENCES]
+
+    def _wake_all(self) -> None:
+        with self._mutex:
+            for one in self._waiting:
+                if one.wake.locked():
+                    one.wake.release()
