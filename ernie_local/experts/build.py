@@ -92,7 +92,7 @@ def build_paged_experts(
     traffic_above = PageTraffic(cache_above, plan, PinningReader(traffic, copier), stats.gpu)
     both = TwoLevels(traffic_above, traffic, options.miss_rule)
     tier = GpuTier(level_above, memory_above, both, copier, gpu.device, gpu.device.lock(memory))
-    budget = GpuBudget(level_above, traffic_above, plan, gpu.room_bytes)
+    budget = GpuBudget(level_above, level, traffic_above, plan, gpu.room_bytes)
     return PagedExperts(store, ram, budget, options, tier)
 
 

@@ -216,6 +216,11 @@ class PageCache:
             if frame not in kept and frame not in removed:
                 self.slots.remove_frame(frame)
 
+    def clear(self) -> None:
+        """Forget every page. None is pinned or in flight."""
+        for key in list(self._slots):
+            self.evict(key)
+
     def _note(self, key: ExpertKey) -> None:
         mates = self._mates(key)
         self._num_vision_pages += key.bank == "vision" and key not in mates

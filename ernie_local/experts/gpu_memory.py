@@ -11,20 +11,23 @@ pages do without.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from itertools import accumulate
 from typing import Protocol
 
 import torch
 
-from ernie_local.errors import DoesNotFit, parameter
+from ernie_local.errors import DoesNotFit, OutOfMemory, parameter
 from ernie_local.experts.keys import UNIT_BYTES
 from ernie_local.experts.plan import lent_bytes, workspace_pieces
 from ernie_local.sizes import aligned, format_bytes
 
 # After a failed allocation, the next try asks for a sixteenth less of what pages and cache wanted.
 _STEPS = 16
+
+
+class GpuMemoryWarning(UserWarning):
+    """Experts have less memory of a GPU than was planned."""
 
 
 class Allocator(Protocol):
@@ -49,23 +52,75 @@ class Allocator(Protocol):
 class GpuMemory:
     """Memory of a GPU for pages, a KV cache and, in front, workspace. `units`: (units, UNIT_BYTES) uint8.
 
-    num_bytes: of all; planned_bytes: what was asked for. workspace_bytes: what torch may have of the front, 0
-    where it has a workspace apart. Pages lie behind what it has now.
+    num_bytes: of all; total_bytes: with a workspace that lies apart. workspace_bytes: what torch may have of
+    the front, 0 where it lies apart. Pages lie behind what torch has now.
     """
 
-    def __init__(
-        self, allocator: Allocator, pages: torch.Tensor, pieces: Sequence[torch.Tensor], planned_bytes: int
-    ) -> None:
-        """pages: (bytes,) uint8; pieces: of the workspace, right before it, one behind the other."""
+    def __init__(self, allocator: Allocator, workspace_bytes: int, frame_bytes: int) -> None:
+        """Nothing yet; `allocate` follows. workspace_bytes: that torch shall have, in front or apart."""
         self._allocator = allocator
-        self._pages = pages
+        self._wanted_workspace = workspace_bytes
+        self._frame_bytes = frame_bytes
+        self._planned_bytes = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._owned: torch.Tensor | None = None
+        self._sizes: list[int] = []  # of the pieces
+        self._pieces: list[torch.Tensor | None] = []  # None for those that torch has
+        self.workspace_bytes = self.num_bytes = self.total_bytes = 0
+        self.bytes = torch.empty(0, dtype=torch.uint8)
+        self.units = self.bytes.view(-1, UNIT_BYTES)
+
+    def allocate(self, wanted_bytes: int, least_bytes: int) -> None:
+        """Have up to `wanted_bytes` in whole frames instead of what there was, whose content is lost.
+
+        least_bytes: for pages and cache; both include the workspace. DoesNotFit, with nothing left, if not
+        even that can be had.
+        """
+        frame = self._frame_bytes
+        wanted_bytes = wanted_bytes // frame * frame
+        self._planned_bytes = max(self._planned_bytes, wanted_bytes)
+        least_bytes = aligned(least_bytes, frame)
+        step = -(-(wanted_bytes - self._wanted_workspace) // _STEPS)
+        self._clear()
+        attempt = wanted_bytes
+        while attempt >= least_bytes:
+            try:
+                self._allocate(attempt)
+                return
+            except torch.OutOfMemoryError:
+                smaller = max(least_bytes, attempt - step) if attempt > least_bytes else 0
+                attempt = smaller // frame * frame
+        raise DoesNotFit(
+            f"could not allocate {format_bytes(least_bytes)} on the GPU, the minimum for a conversation, one "
+            f"token's experts and {format_bytes(self._wanted_workspace)} of workspace; "
+            f"{format_bytes(wanted_bytes)} was planned",
+            "another program took memory of the GPU meanwhile, or its driver keeps more than it reports",
+            f"close other programs, use a smaller context or {parameter('kv_dtype', 'int8')}, or lower "
+            f"{parameter('vram')}",
+        )
+
+    def _allocate(self, num_bytes: int) -> None:
+        # A block as large as all parts together: they get their places in it, one behind the other.
+        sizes = workspace_pieces(self._wanted_workspace)
+        self._allocator.drop_unused()
+        whole = self._allocator.allocate(num_bytes)
+        start = whole.data_ptr()
+        del whole
+        pieces = [self._allocator.allocate(size) for size in sizes]
+        pages = self._allocator.allocate(num_bytes - sum(sizes))
+        ends = accumulate(sizes, initial=start)
+        if any(part.data_ptr() != end for part, end in zip([*pieces, pages], ends, strict=True)):
+            # torch keeps the pieces after they are dropped, and uses them for other work.
+            pieces = []
+        self._owned, self._pieces = pages, [*pieces]
         self._sizes = [len(piece) for piece in pieces]
-        self._pieces: list[torch.Tensor | None] = [*pieces]  # None for those that torch has
         self.workspace_bytes = sum(self._sizes)
-        self.num_bytes = self.workspace_bytes + len(pages)
+        self.num_bytes, self.total_bytes = self.workspace_bytes + len(pages), num_bytes
         assert self.num_bytes % UNIT_BYTES == 0, self.num_bytes
-        self.planned_bytes = planned_bytes
-        self.bytes = allocator.span(pieces[0], self.num_bytes) if pieces else pages
+        # It owns nothing, so that nobody who computes with it keeps the memory.
+        self.bytes = self._allocator.span(pieces[0] if pieces else pages, self.num_bytes)
         self.units = self.bytes.view(-1, UNIT_BYTES)
 
     def lend(self, needed_bytes: int) -> None:
@@ -93,6 +148,11 @@ class GpuMemory:
         return True
 
     @property
+    def planned_bytes(self) -> int:
+        """What was asked for at first, of what may lie here."""
+        return self._planned_bytes - (self.total_bytes - self.num_bytes)
+
+    @property
     def lent_bytes(self) -> int:
         """What torch has of the front now."""
         ends = accumulate(self._sizes)
@@ -102,40 +162,16 @@ class GpuMemory:
 def allocate_pages(
     allocator: Allocator, wanted_bytes: int, least_bytes: int, workspace_bytes: int, frame_bytes: int
 ) -> GpuMemory:
-    """Allocate up to `wanted_bytes` of a GPU in whole frames, with the workspace in front of them.
+    """Memory of up to `wanted_bytes`; see GpuMemory.allocate for numbers and errors."""
+    memory = GpuMemory(allocator, workspace_bytes, frame_bytes)
+    memory.allocate(wanted_bytes, least_bytes)
+    return memory
 
-    least_bytes: for pages and cache; all numbers include the workspace. DoesNotFit if not even that is left.
-    """
-    wanted_bytes = wanted_bytes // frame_bytes * frame_bytes
-    least_bytes = aligned(least_bytes, frame_bytes)
-    step = -(-(wanted_bytes - workspace_bytes) // _STEPS)
-    attempt = wanted_bytes
-    while attempt >= least_bytes:
-        try:
-            return _allocate(allocator, attempt, workspace_pieces(workspace_bytes), wanted_bytes)
-        except torch.OutOfMemoryError:
-            smaller = max(least_bytes, attempt - step) if attempt > least_bytes else 0
-            attempt = smaller // frame_bytes * frame_bytes
-    raise DoesNotFit(
-        f"could not allocate {format_bytes(least_bytes)} on the GPU, the minimum for a conversation, one "
-        f"token's experts and {format_bytes(workspace_bytes)} of workspace; {format_bytes(wanted_bytes)} "
-        "was planned",
-        "another program took memory of the GPU meanwhile, or its driver keeps more than it reports",
-        f"close other programs, use a smaller context or {parameter('kv_dtype', 'int8')}, or lower "
-        f"{parameter('vram')}",
+
+def out_of_memory(refusal: str) -> OutOfMemory:
+    """Of a memory of which experts can give nothing up. refusal: what the allocator says."""
+    return OutOfMemory(
+        f"the GPU has no more memory: {refusal}",
+        "another program took memory that was free when the model was loaded, and experts give none up",
+        f"close other programs, or load with less {parameter('vram')}, so that experts can give way",
     )
-
-
-def _allocate(allocator: Allocator, num_bytes: int, sizes: Sequence[int], planned_bytes: int) -> GpuMemory:
-    # A block as large as all parts together: they get their places in it, one behind the other.
-    allocator.drop_unused()
-    whole = allocator.allocate(num_bytes)
-    start = whole.data_ptr()
-    del whole
-    pieces = [allocator.allocate(size) for size in sizes]
-    pages = allocator.allocate(num_bytes - sum(sizes))
-    ends = accumulate(sizes, initial=start)
-    if all(part.data_ptr() == end for part, end in zip([*pieces, pages], ends, strict=True)):
-        return GpuMemory(allocator, pages, pieces, planned_bytes)
-    # torch keeps the pieces after they are dropped, and uses them for other work.
-    return GpuMemory(allocator, pages, [], planned_bytes - sum(sizes))

@@ -21,6 +21,7 @@ from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import BankKey, ModelConfig
 from ernie_local.experts.background import BackgroundReader
+from ernie_local.experts.gpu_memory import out_of_memory
 from ernie_local.experts.keys import UNIT_BYTES, ExpertKey
 from ernie_local.experts.math import page_call
 from ernie_local.kernels.experts import packed_experts
@@ -130,6 +131,10 @@ class MappedExperts:
 
     def make_room(self, owner: object, num_bytes: int) -> None:
         """Nothing: experts give no memory away."""
+
+    def give_up_memory(self, refusal: str) -> None:
+        """OutOfMemory: experts are files of the system."""
+        raise out_of_memory(refusal)
 
     def cache_memory(self) -> CacheMemory | None:
         """None: a KV cache has its own memory."""

@@ -80,6 +80,10 @@ class PagingStats:
     prompt_wait_seconds: float = 0.0
     unused_pages_read: int = 0  # prefetched for a prompt's layer that then did not want them
     small_pages_used: int = 0  # in place of a decoded token's missing pages
+    given_up_bytes: int = 0  # of a GPU, for good, as others took its memory
+    kept_workspaces: int = (
+        0  # of a GPU: prompts after which torch kept some of it, which pages lack in decode
+    )
     banks: dict[Bank, BankStats] = field(default_factory=dict)
     gpu: PagingStats | None = None
 

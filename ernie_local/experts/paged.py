@@ -6,6 +6,7 @@ one stream, and pages are prefetched a window ahead of the computing.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from itertools import chain
 from typing import NamedTuple
@@ -117,8 +118,7 @@ class PagedExperts:
         """Begin a forward: every layer will ask for the banks that have rows."""
         tokens = {bank: len(own) for bank, own in rows.by_bank.items()}
         self._is_decode = self.traffic.begin(tokens, rows.num_sequences)
-        if self._is_decode:
-            self.budget.begin_decode()
+        self.budget.begin(is_decode=self._is_decode)
 
     def abort(self) -> None:
         """Pages that are whole stay, all others go; see ExpertProvider.abort."""
@@ -134,6 +134,11 @@ class PagedExperts:
     def cache_memory(self) -> CacheMemory | None:
         """Memory for one new KV cache; see ExpertProvider.cache_memory."""
         return self.budget.cache_memory()
+
+    def give_up_memory(self, refusal: str) -> None:
+        """Have fewer pages on a GPU from now on; see ExpertProvider.give_up_memory. Told as a warning."""
+        gc.collect()  # what the failed computation held in cycles
+        self.budget.give_up_memory(refusal)
 
     def wait_until_resident(self) -> None:
         """Nothing: pages come and go; see ExpertProvider.wait_until_resident."""

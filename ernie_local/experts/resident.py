@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from ernie_local.config import BankKey, TextConfig
+from ernie_local.experts.gpu_memory import out_of_memory
 from ernie_local.experts.math import PageMath, page_call
 from ernie_local.model.moe import RoutedTokens, TokenRows
 
@@ -51,6 +52,9 @@ class _AllInMemory:
 
     def cache_memory(self) -> None:
         pass
+
+    def give_up_memory(self, refusal: str) -> None:
+        raise out_of_memory(refusal)
 
     def wait_until_resident(self) -> None:
         pass

@@ -126,8 +126,9 @@ class ErnieModel(nn.Module):
     def alone(self, run: Callable[[], _Result]) -> _Result:
         """The result of `run`, which computes with this model while no other thread does.
 
-        Where a `run` did not end, because of an error or Ctrl-C, the next one begins with experts as they
-        should be. UsageError for a call from inside of a `run`.
+        It is called again where a GPU lacks memory and experts give some up. Where a `run` did not end,
+        because of an error or Ctrl-C, the next one begins with experts as they should be. UsageError for a
+        call from inside of a `run`.
         """
         with self.lock:
             if self._computing.locked():
@@ -142,9 +143,20 @@ class ErnieModel(nn.Module):
             with self._computing:
                 self._computing_thread = threading.get_ident()
                 self._is_broken_off = True
-                result = run()
+                result = self._run_with_less(run)
                 self._is_broken_off = False
             return result
+
+    def _run_with_less(self, run: Callable[[], _Result]) -> _Result:
+        """The result of `run`, begun again with fewer experts wherever a GPU has no memory for it."""
+        while True:
+            try:
+                return run()
+            except torch.OutOfMemoryError as error:
+                refusal = ". ".join(str(error).split(". ")[:3])
+            # Not before: the error holds what has been computed.
+            self.abort()
+            self.experts.give_up_memory(refusal)
 
     def compute_step(self, request: StepRequest, compute: Callable[[Sequence[Any]], None]) -> None:
         """Return when the request is done, by `compute` in `alone`, with those of other threads, or by one.

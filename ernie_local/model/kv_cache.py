@@ -7,7 +7,7 @@ prompt into other chunks does not change the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -117,6 +117,13 @@ class CacheMemory(Protocol):
         """
         ...
 
+    def on_move(self, follow: Callable[[Tensor], None]) -> None:
+        """Between forwards the bytes may be copied elsewhere: `follow` gets that memory, as large as before.
+
+        It is a method, whose object is not kept alive.
+        """
+        ...
+
 
 class KVCache:
     """Room for `capacity` tokens in every layer. `length` counts the tokens that later tokens may see."""
@@ -138,6 +145,8 @@ class KVCache:
         self._memory = memory
         self._size = KVSize.of(config, capacity, dtype.itemsize)
         self._layout = CacheLayout.allocate(config, capacity if memory is None else 0, dtype, device)
+        if memory is not None:
+            memory.on_move(self._follow)
 
     @property
     def is_lent(self) -> bool:
@@ -169,6 +178,12 @@ class KVCache:
         size = KVSize.of(self._config, wanted, self.dtype.itemsize)
         memory = self._memory.resize(size.num_bytes)
         self._move_to(CacheLayout.inside(memory, self._config, wanted, self.dtype))
+
+    def _follow(self, memory: Tensor) -> None:
+        # Where rows could not be moved to more memory, they have the end of it.
+        now = self._layout
+        memory = memory[memory.nbytes - now.num_bytes :]
+        self._layout = CacheLayout.inside(memory, self._config, now.capacity, self.dtype)
 
     def _move_to(self, layout: CacheLayout) -> None:
         move = RowMove(self._layout, layout, self.length)

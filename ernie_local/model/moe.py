@@ -81,6 +81,14 @@ class ExpertProvider(Protocol):
         """Memory for one new KV cache, shared with experts; None if the cache allocates its own."""
         ...
 
+    def give_up_memory(self, refusal: str) -> None:
+        """Do with less of a GPU's memory for good, as it refused some that had been counted: others took it.
+
+        refusal: what its allocator says. Nobody computes. DoesNotFit where experts have their least,
+        OutOfMemory where they never give any.
+        """
+        ...
+
     def wait_until_resident(self) -> None:
         """Return when everything that stays in memory has been read, so that computing waits for no disk.
 

@@ -265,6 +265,8 @@ def _paging_line(paging: PagingStats) -> str:
         text = paging.gpu.banks["text"]
         rate = "" if text.decode_hit_rate is None else f"{text.decode_hit_rate:.0%} of the answer's there; "
         line += f"\nGPU: {rate}{_bytes_and_waits(paging.gpu, 'copied to it')}"
+        if paging.gpu.given_up_bytes:
+            line += f"; {format_bytes(paging.gpu.given_up_bytes)} given up to other programs"
     return line
 
 

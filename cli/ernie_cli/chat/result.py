@@ -74,6 +74,8 @@ class PagingObject:
     prompt_wait_seconds: float
     unused_pages_read: int
     small_pages_used: int  #: With `--small-below`.
+    given_up_bytes: int  #: Of a GPU, since other programs took its memory while the model ran.
+    kept_workspaces: int  #: Of a GPU: prompts whose workspace did not come back for experts of the answer.
     banks: dict[str, BankPagingObject]  #: By bank: `text` and `vision`.
     gpu: Optional[PagingObject]  # noqa: UP045  a class cannot be joined with None in its own body
     """With a GPU, the same of its memory; else null."""

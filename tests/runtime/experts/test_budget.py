@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -279,6 +279,9 @@ class OneMemory:
 
     def resize(self, num_bytes: int) -> torch.Tensor:
         return self.memory[self.memory.nbytes - num_bytes :]
+
+    def on_move(self, follow: Callable[[torch.Tensor], None]) -> None:
+        """Nothing: it stays."""
 
 
 @pytest.mark.parametrize("when", [0, 1, 2, 3, 40, 41])

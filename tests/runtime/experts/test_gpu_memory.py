@@ -11,7 +11,7 @@ import torch
 
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit
-from ernie_local.experts.gpu_memory import GpuMemory, allocate_pages
+from ernie_local.experts.gpu_memory import GpuMemory, GpuMemoryWarning, allocate_pages
 from ernie_local.experts.options import MISS_RULES, PagingOptions
 from ernie_local.experts.plan import lent_bytes, workspace_pieces
 from ernie_local.model import memory_use
@@ -178,9 +178,14 @@ def test_a_prompt_while_torch_keeps_something_of_the_last_one(
         return tried[-1]
 
     monkeypatch.setattr(GpuMemory, "take_back", watched)
-    for token in range(50, 54):
-        engine.decode(token)
+    with pytest.warns(GpuMemoryWarning, match=r"MiB of workspace did not come back"):
+        engine.decode(50)
+    for token in range(51, 54):
+        engine.decode(token)  # said once
     assert (frames(model), tried) == (in_prompt, [False])
+    stats = paged_experts(model).stats.gpu
+    assert stats is not None
+    assert stats.kept_workspaces == 1
     del kept
     engine.prefill(ids(3, 2))
     engine.decode(60)
