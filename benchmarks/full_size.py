@@ -13,7 +13,7 @@ import json
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -94,9 +94,11 @@ def prefill_image(model: LoadedModel, image: Patches) -> tuple[float, float]:
     ids = [media.image_start, *[media.image] * image.num_tokens, media.image_end]
     encode, seconds = network.encode_images, []
 
-    def timed(images: Sequence[Patches]) -> list[torch.Tensor]:
+    def timed(
+        images: Sequence[Patches], before_stage: Callable[[], None] | None = None
+    ) -> list[torch.Tensor]:
         start = time.perf_counter()
-        features = encode(images)
+        features = encode(images, before_stage)
         seconds.append(time.perf_counter() - start)
         return features
 

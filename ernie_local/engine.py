@@ -13,6 +13,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 
+from ernie_local.encoding import encode_in_turn
 from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.kernels.memory import send
 from ernie_local.media.patches import EncodedImage, Patches
@@ -26,6 +27,7 @@ from ernie_local.model.memory_use import (
     attention_bytes,
     chunk_bytes_on_gpu,
     image_prompt_bytes,
+    logits_rows,
 )
 from ernie_local.model.moe import RouteHook
 from ernie_local.progress import OnEncoded, OnProgress, Pauses, StopQuestion
@@ -162,8 +164,11 @@ class Engine:
         as_states: write what the head takes instead, (tokens, hidden_size) normed states.
         """
 
+        num_rows = logits_rows(self.model.config.text)
+
         def keep_rows(start: int, chunk: torch.Tensor) -> torch.Tensor:
-            out[start : start + chunk.shape[0]] = chunk if as_states else self.model.logits(chunk)
+            for place, part in zip(out[start:].split(num_rows), chunk.split(num_rows), strict=False):
+                place[: len(part)] = part if as_states else self.model.logits(part)
             return chunk[-1:]
 
         self._append(token_ids, images, Pauses(), keep_rows)
@@ -355,21 +360,16 @@ def _encode(
         model.dtype.itemsize,
     )
     experts.make_room(engine, held)
-    experts.make_room(model, model.encoding_bytes([image for _, image in new]))
     features = {
         index: send(image.features, model.device)
         for index, image in enumerate(images)
         if isinstance(image, EncodedImage)
     }
-    # Together unless a stop may come between them.
-    groups = [new] if pauses.should_stop is None else [[one] for one in new]
-    for num_done, group in enumerate(groups if new else []):
-        pauses.reach("images", num_done, len(new))
-        encoded = model.encode_images([image for _, image in group])
-        for (index, _), one in zip(group, encoded, strict=True):
-            features[index] = one
-            if pauses.on_encoded is not None:
-                pauses.on_encoded(index, one)
+    encoded = encode_in_turn(model, [image for _, image in new], pauses)
+    for (index, _), one in zip(new, encoded, strict=True):
+        features[index] = one
+        if pauses.on_encoded is not None:
+            pauses.on_encoded(index, one)
     model.drop_image_weights()
     experts.make_room(model, 0)
     return torch.cat([features[index] for index in range(len(images))])

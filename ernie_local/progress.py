@@ -27,11 +27,15 @@ class Pauses:
 
     def reach(self, unit: str, num_done: int, num_all: int) -> None:
         """So many units of the prompt are done; Interrupted where a stop was asked for."""
+        self.ask(unit, num_done, num_all)
+        if self.on_progress is not None:
+            self.on_progress(unit, num_done, num_all)
+
+    def ask(self, unit: str, num_done: int, num_all: int) -> None:
+        """As `reach`, where no more units are done than when it was called."""
         if self.should_stop is not None and self.should_stop():
             raise Interrupted(
                 f"stopped after {num_done} of {num_all} {unit} of the prompt",
                 "a stop was asked for",
                 "ask again; the conversation is as it was before this prompt",
             )
-        if self.on_progress is not None:
-            self.on_progress(unit, num_done, num_all)

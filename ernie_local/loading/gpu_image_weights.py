@@ -1,8 +1,8 @@
 """Keeps vision tower and resampler in RAM, and has each stage of them on a GPU while it computes.
 
 Experts give up memory for the largest stage while images are encoded, and have it again afterwards. Stages
-come in the order in which they compute, on the stream that computes, so that none overwrites one in use. A
-pass through the tower copies all of them once.
+come in the order in which they compute, on the stream that computes, so that none overwrites one in use. The
+images of a prompt have a stage one after the other, so that all stages are copied once for them.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class GpuImageWeights:
     """SwappedWeights that compute on a GPU. Between `read` and `drop` the model's layers lie in a window."""
 
     budget_bytes = 0  # the window is lent apart
+    is_streamed = True
 
     def __init__(
         self, host: ImageWeights, model: ErnieModel, lender: WeightLender, device: CudaDevice

@@ -36,6 +36,8 @@ class ImageWeights:
     num_bytes: of all of them; places: where each lies, by its name in the files.
     """
 
+    is_streamed = False
+
     def __init__(
         self,
         checkpoint: Checkpoint,

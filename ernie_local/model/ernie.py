@@ -7,7 +7,7 @@ ExpertProvider computes them. How tokens attend is chosen in attention.py, once 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -36,7 +36,7 @@ from ernie_local.model.memory_use import (
 from ernie_local.model.moe import ExpertProvider, RouteHook, TokenRows
 from ernie_local.model.rope import TextRope
 from ernie_local.model.shared_steps import SharedSteps, StepRequest
-from ernie_local.model.vision import Resampler, VisionTower
+from ernie_local.model.vision import Resampler, VisionTower, run_in_step
 from ernie_local.packing.formats import FORMATS
 
 _Result = TypeVar("_Result")
@@ -45,11 +45,13 @@ _Result = TypeVar("_Result")
 class SwappedWeights(Protocol):
     """Weights that are there only while they are used.
 
-    num_bytes: of all; budget_bytes: of those that `ExpertProvider.make_room` keeps memory for.
+    num_bytes: of all; budget_bytes: of those that `ExpertProvider.make_room` keeps memory for. is_streamed:
+    whether each stage comes when it computes, in place of the one before.
     """
 
     num_bytes: int
     budget_bytes: int
+    is_streamed: bool
 
     def read(self) -> None:
         """Make them ready for computing, if they are not."""
@@ -183,6 +185,11 @@ class ErnieModel(nn.Module):
         self.experts.abort()
         self.drop_image_weights()
 
+    def read_image_weights(self) -> None:
+        """Have weights for images ready that are not always there."""
+        if self.image_weights is not None:
+            self.image_weights.read()
+
     def drop_image_weights(self) -> None:
         """Give back the memory of weights that `encode_images` has read; of others, nothing."""
         if self.image_weights is not None:
@@ -248,30 +255,46 @@ class ErnieModel(nn.Module):
         table = self.embed_tokens
         return (table.packed if isinstance(table, PackedEmbedding) else table.weight).is_cpu
 
-    def encode_images(self, images: Sequence[Patches]) -> list[Tensor]:
+    def encode_images(
+        self, images: Sequence[Patches], before_stage: Callable[[], None] | None = None
+    ) -> list[Tensor]:
         """Features of each image, (num_tokens, hidden_size), that replace its placeholders' embeddings.
 
-        `image_weights` are read unless they are in memory, and stay until they are dropped.
+        `image_weights` are read unless they are in memory, and stay until they are dropped. Where they pass
+        through a GPU they do so once for all images; before_stage: is called before each part of that.
         """
-        if self.image_weights is not None:
-            self.image_weights.read()
+        self.read_image_weights()
+        groups = [images[together] for together in tower_passes([len(one.pixel_values) for one in images])]
+        inputs = (
+            (torch.cat([image.pixel_values for image in group]), [image.grid for image in group])
+            for group in groups
+        )
+        encoded: Iterable[Tensor]
+        if self.streams_image_weights:
+            passes = [self.vision.stages(*one) for one in inputs]
+            encoded = run_in_step(passes, before_stage or (lambda: None))
+        else:
+            encoded = (self.vision(*one) for one in inputs)
         features: list[Tensor] = []
-        for together in tower_passes([image.pixel_values.shape[0] for image in images]):
-            group = images[together]
-            pixel_values = torch.cat([image.pixel_values for image in group])  # (patches, channels * patch^2)
-            grids = [image.grid for image in group]
-            tokens = self.resampler(self.vision(pixel_values, grids), grids)
+        for group, states in zip(groups, encoded, strict=True):
+            tokens = self.resampler(states, [image.grid for image in group])
             features.extend(tokens.split([image.num_tokens for image in group]))
         return features
 
-    def encoding_bytes(self, images: Sequence[Patches]) -> int:
+    @property
+    def streams_image_weights(self) -> bool:
+        """Whether vision tower and resampler pass through a GPU while images are encoded."""
+        return self.image_weights is not None and self.image_weights.is_streamed
+
+    def encoding_bytes(self, images: Sequence[Patches], passes_at_once: int = 1) -> int:
         """About the memory that `encode_images` takes besides its results (measured, within a tenth).
 
         With `image_weights` where they are not always there.
         """
         weights = 0 if self.image_weights is None or not images else self.image_weights.budget_bytes
         patch_counts = [image.pixel_values.shape[0] for image in images]
-        return weights + encoding_bytes(self.config.vision, patch_counts, self.dtype.itemsize)
+        sizes = self.config.vision, patch_counts, self.dtype.itemsize, passes_at_once
+        return weights + encoding_bytes(*sizes)
 
     def decode_graphs(self, kv_dtype: torch.dtype) -> DecodeGraphs | None:
         """The graphs of one new cache of this dtype; None where decode is not recorded.

@@ -13,7 +13,7 @@ from typing import Literal
 from ernie_local.config import ModelConfig, TextConfig, VisionConfig
 from ernie_local.kernels.attention_pieces import AttentionPiece
 from ernie_local.kernels.native import attends_in_blocks
-from ernie_local.sizes import HUGE_PAGE
+from ernie_local.sizes import HUGE_PAGE, MIB
 
 FLOAT_BYTES = 4  # of a float32
 # Big enough that an expert's weights are read for many tokens at once, small enough that one layer's
@@ -30,6 +30,10 @@ ROWS_AT_ONCE = 512
 # value, and what attention makes of them), and for each of ROWS_AT_ONCE and column (of MLP or resampler).
 # Measured with 1280 columns in float32: 60, 143 and 298 MiB for 900, 3600 and 11088 patches.
 _NUMBERS_A_PATCH, _NUMBERS_A_ROW = 5, 28
+_NUMBERS_A_WAITING_PATCH = 2  # of a pass that waits: the patch, and its angles in float32, which are narrower
+# Logits of a whole prompt are made for so many tokens at a time that they take this much in float32: a part
+# of the slack that every plan keeps.
+_LOGITS_BYTES = 32 * MIB
 # Bytes of a number in the KV cache; int8 has a float32 scale for each head's vector beside it.
 KV_ITEM_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 # How a prompt's chunk attends. On the CPU: by torch with masks, or in blocks by our own operator; on a GPU:
@@ -157,6 +161,11 @@ def _inner_bytes(config: TextConfig) -> int:
     return 10 * max(config.intermediate_size, routed)
 
 
+def logits_rows(config: TextConfig) -> int:
+    """Tokens of a prompt whose logits are made at a time."""
+    return max(1, _LOGITS_BYTES // (config.vocab_size * FLOAT_BYTES))
+
+
 def tower_passes(patch_counts: Sequence[int]) -> Iterator[slice]:
     """Which images go through the tower together, pass by pass. patch_counts: of each, in order."""
     start = num_patches = 0
@@ -187,12 +196,23 @@ def image_prompt_bytes(
     return patches + features + mixed_chunk_bytes(config.text, chunk_tokens, item_bytes)
 
 
-def encoding_bytes(config: VisionConfig, patch_counts: Sequence[int], item_bytes: int = FLOAT_BYTES) -> int:
+def encoding_bytes(
+    config: VisionConfig,
+    patch_counts: Sequence[int],
+    item_bytes: int = FLOAT_BYTES,
+    passes_at_once: int = 1,
+) -> int:
     """About the most memory that encoding images takes besides the results. item_bytes: of a number that is
-    computed with."""
-    most = max((sum(patch_counts[together]) for together in tower_passes(patch_counts)), default=0)
-    rows = _NUMBERS_A_ROW * min(most, ROWS_AT_ONCE)
-    return (_NUMBERS_A_PATCH * most + rows) * config.hidden_size * item_bytes
+    computed with. passes_at_once: through the tower, of which each waits for the others after every block."""
+    sizes = [sum(patch_counts[together]) for together in tower_passes(patch_counts)]
+    groups = [sizes[start : start + passes_at_once] for start in range(0, len(sizes), passes_at_once)]
+    numbers = (
+        _NUMBERS_A_PATCH * max(group)
+        + _NUMBERS_A_WAITING_PATCH * (sum(group) - max(group))
+        + _NUMBERS_A_ROW * min(max(group), ROWS_AT_ONCE)
+        for group in groups
+    )
+    return max(numbers, default=0) * config.hidden_size * item_bytes
 
 
 def prompt_room(

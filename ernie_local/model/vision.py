@@ -6,7 +6,7 @@ language model's width. Two frames make one row of tokens; a single image stands
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,10 @@ class VisionTower(nn.Module):
 
         Patches lie in merge-window order within each frame, frames and grids one after another.
         """
+        return run_in_step([self.stages(pixel_values, grids)])[0]
+
+    def stages(self, pixel_values: Tensor, grids: Sequence[Grid]) -> Generator[None, None, Tensor]:
+        """What `forward` does, with a pause after each stage whose weights are a module's of their own."""
         weight = self.patch_embed.weight
         merge = self.config.spatial_merge_size
         positions = torch.cat(
@@ -131,10 +135,31 @@ class VisionTower(nn.Module):
         frame_sizes = [rows * columns for frames, rows, columns in grids for _ in range(frames)]
         cosines, sines = VisionRope(self.config, weight.device).angles(send(positions, weight.device))
         hidden = self.patch_embed(send(pixel_values.to(weight.dtype), weight.device))
+        del pixel_values  # which nobody else may hold, while this waits for other passes
         for block in self.blocks:
+            yield
             hidden = block(hidden, cosines, sines, frame_sizes)
+        yield
         normed: Tensor = self.norm(hidden)
         return normed
+
+
+def run_in_step(
+    passes: Sequence[Generator[None, None, Tensor]], before_each: Callable[[], None] = lambda: None
+) -> list[Tensor]:
+    """The results of passes through the tower that do each stage one after the other, before the next stage.
+
+    So weights that are brought for a stage serve all of them. before_each: of every pass.
+    """
+    results: dict[int, Tensor] = {}
+    while len(results) < len(passes):
+        for index, one in enumerate(passes):
+            before_each()
+            try:
+                next(one)
+            except StopIteration as ended:
+                results[index] = ended.value
+    return [results[index] for index in range(len(passes))]
 
 
 class MergeLayer(nn.Module):

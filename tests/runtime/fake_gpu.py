@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,7 +100,9 @@ class FakeGpu(CudaDevice):
         }
         segment = block.segment
         if segment.address not in self._backing:
-            self._backing[segment.address] = torch.full((segment.num_bytes,), _SPOILT, dtype=torch.uint8)
+            # Not by torch, whose calls may be counted.
+            spoilt = np.full(segment.num_bytes, _SPOILT, dtype=np.uint8)
+            self._backing[segment.address] = torch.from_numpy(spoilt)
         memory = self._backing[segment.address][block.start : block.start + num_bytes]
         weakref.finalize(memory, self.allocator.free, block)
         return memory

@@ -10,7 +10,9 @@ import torch
 
 from ernie_local.errors import DoesNotFit, Interrupted, UsageError
 from ernie_local.media.patches import EncodedImage, Patches
+from ernie_local.model import memory_use
 from ernie_local.model.decode_step import Mark
+from ernie_local.model.memory_use import logits_rows
 
 if TYPE_CHECKING:
     from ernie_local.config import Bank
@@ -330,3 +332,24 @@ def test_logits_may_be_written_to(tiny_engine: Engine) -> None:
     """Samplers mask in place; a tensor born in inference mode would refuse."""
     tiny_engine.prefill([20, 21])[3] = float("-inf")
     tiny_engine.decode(22)[3] = float("-inf")
+
+
+def test_logits_of_a_prompt_are_made_in_slices(
+    tiny_oracle: Oracle, tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that they take bounded memory of a GPU besides what is kept for a chunk."""
+    ids, images = tiny_oracle.prompt([100, tiny_oracle.image(8, 8, 1), *range(100, 117)])
+    expected, network = tiny_model.logits(ids, images), tiny_model.network
+    assert logits_rows(network.config.text) > len(ids)
+    row_bytes = 4 * network.config.text.vocab_size
+    monkeypatch.setattr(memory_use, "_LOGITS_BYTES", 3 * row_bytes + 1)
+    sizes, logits = [], network.logits
+
+    def watched(hidden: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(hidden))
+        return logits(hidden)
+
+    monkeypatch.setattr(network, "logits", watched)
+    torch.testing.assert_close(tiny_model.logits(ids, images), expected, rtol=1e-5, atol=1e-5)
+    assert set(sizes[:-1]) == {3}
+    assert sum(sizes) == len(ids)

@@ -17,6 +17,7 @@ from ernie_local.experts.build import PagingSetup
 from ernie_local.experts.math import expert_math
 from ernie_local.loading.build import build_model, checkpoint_weights
 from ernie_local.loading.gpu_image_weights import GpuImageWeights
+from ernie_local.media.patches import EncodedImage
 from ernie_local.model import memory_use
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.sizes import MIB
@@ -90,7 +91,7 @@ def test_answers_are_those_of_a_model_that_keeps_its_tower(
     assert gpu.num_host_waits == 0
 
 
-def test_an_image_brings_each_byte_once_and_text_none(
+def test_the_images_of_a_prompt_bring_each_byte_once_and_text_none(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, gpu = on_gpu(directory, monkeypatch, swaps=True)
@@ -108,8 +109,22 @@ def test_an_image_brings_each_byte_once_and_text_none(
     assert weights.window_bytes < weights.num_bytes
     engine.prefill(*image_prompt(model, 3, 2))  # in one pass
     assert gpu.num_bytes_brought == 2 * weights.num_bytes
-    Engine(model, 400).prefill(*image_prompt(model, 4, 2), should_stop=lambda: False)  # one after the other
-    assert gpu.num_bytes_brought == 4 * weights.num_bytes
+    # Also where a stop may come between them, and in several passes.
+    monkeypatch.setattr(memory_use, "PATCHES_PER_PASS", 50)
+    Engine(model, 400).prefill(*image_prompt(model, 4, 3), should_stop=lambda: False)
+    assert gpu.num_bytes_brought == 3 * weights.num_bytes
+    # But in groups where there is less memory than all of them take.
+    given = model.encoding_bytes
+    monkeypatch.setattr(
+        model, "encoding_bytes", lambda images, at_once: 2 * ROOM if at_once > 2 else given(images, at_once)
+    )
+    tokens, images = image_prompt(model, 4, 3)
+    features: list[torch.Tensor] = []
+    Engine(model, 400).prefill(tokens, images, on_encoded=lambda _, one: features.append(one))
+    assert gpu.num_bytes_brought == 5 * weights.num_bytes
+    known = [EncodedImage(one, patches.grid) for one, patches in zip(features, images, strict=True)]
+    Engine(model, 400).prefill(tokens, known)
+    assert gpu.num_bytes_brought == 5 * weights.num_bytes
 
 
 def test_experts_give_frames_up_for_a_stage_and_have_them_again(
@@ -117,7 +132,7 @@ def test_experts_give_frames_up_for_a_stage_and_have_them_again(
 ) -> None:
     model, _ = on_gpu(directory, monkeypatch, swaps=True)
     during: list[int] = []
-    model.vision.register_forward_pre_hook(lambda *_: during.append(num_frames(model)))
+    model.vision.patch_embed.register_forward_pre_hook(lambda *_: during.append(num_frames(model)))
     engine = Engine(model, 400)
     engine.prefill(ids(5, 1))
     engine.decode(50)
@@ -147,7 +162,7 @@ def test_the_window_is_in_no_page_s_way(directory: Path, monkeypatch: pytest.Mon
         assert window + weights_of(model).window_bytes <= first_of_cache
         seen.append(window)
 
-    model.vision.register_forward_pre_hook(look)
+    model.vision.patch_embed.register_forward_pre_hook(look)
     engine.prefill(ids(5, 1))
     engine.prefill(*image_prompt(model, 2))
     engine.prefill(ids(60, 1))
@@ -201,7 +216,7 @@ def test_a_stop_between_images_gives_the_window_back(
         asked.append(num_frames(model))
         return len(asked) == 2
 
-    with pytest.raises(Interrupted, match="1 of 2 images"):
+    with pytest.raises(Interrupted, match="0 of 2 images"):
         engine.prefill(*image_prompt(model, 1, 2), should_stop=should_stop)
     assert num_frames(model) > asked[1]
 
