@@ -113,7 +113,7 @@ class ErnieModel(nn.Module):
         """Finish the network. recorder: of decode on a GPU; None where it is not recorded."""
         self._experts = experts
         self.recorder = recorder
-        self._has_exact_rows = self._computes_rows_apart()
+        self._has_exact_rows = _computes_rows_apart(self)
         self._begin_life()
 
     def _begin_life(self) -> None:
@@ -218,14 +218,6 @@ class ErnieModel(nn.Module):
         Our kernels for packed weights on the CPU compute each row by itself; torch's products do not.
         """
         return self._has_exact_rows and self.device.type == "cpu" and self.dtype == torch.float32
-
-    def _computes_rows_apart(self) -> bool:
-        tables = self.config.quantization
-        if tables is None or not tables.experts or native_module() is None:
-            return False
-        names = {part for formats in tables.experts.values() for one in formats for part in one.split("-")}
-        modules = [*self.layers.modules(), self.embed_tokens if self.lm_head is None else self.lm_head]
-        return names <= FORMATS.keys() and not any(isinstance(one, Linear | Embedding) for one in modules)
 
     @property
     def attention_way(self) -> AttentionWay:
@@ -378,3 +370,13 @@ class ErnieModel(nn.Module):
         else:
             scores = functional.linear(hidden, self.embed_tokens.weight)
         return scores.float()
+
+
+def _computes_rows_apart(model: ErnieModel) -> bool:
+    """Whether all products are those of our kernels for packed weights."""
+    tables = model.config.quantization
+    if tables is None or not tables.experts or native_module() is None:
+        return False
+    names = {part for formats in tables.experts.values() for one in formats for part in one.split("-")}
+    modules = [*model.layers.modules(), model.embed_tokens if model.lm_head is None else model.lm_head]
+    return names <= FORMATS.keys() and not any(isinstance(one, Linear | Embedding) for one in modules)
