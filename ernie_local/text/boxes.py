@@ -32,6 +32,9 @@ _FULL = 1000.0
 _MOST_BOXES = 1000
 _MOST_LABEL_CHARACTERS = 200
 
+# Letters that may be read in vain: of brackets that are never closed each is tried. About a second.
+_MOST_EFFORT, _DEEP_EFFORT = 20_000_000, 20_000
+
 Thousandths: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
 _JSON = json.JSONDecoder()
@@ -87,9 +90,9 @@ def find_boxes(text: str) -> FoundBoxes:
     """The boxes in an answer, at most 1,000; the docstring of this module says what counts as one."""
     boxes: list[FoundBox] = []
     refused: list[str] = []
-    written = sorted([*_in_json(text), *_in_locations(text)], key=lambda one: one.start)
+    written = sorted([*_in_json(text, refused), *_in_locations(text)], key=lambda one: one.start)
     if not written:
-        return FoundBoxes((), ())
+        return FoundBoxes((), tuple(refused))
     mentioned = [(match.start(), int(match[1])) for match in _IMAGE_BEFORE.finditer(text)]
     for one in written:
         place, problem = read_box(one.value)
@@ -133,15 +136,23 @@ def read_box(value: object) -> tuple[Thousandths | None, str | None]:
     return cut, None if is_whole else f"{shown} reaches over the edge of the image and is cut there"
 
 
-def _in_json(text: str) -> Iterator[_Written]:
+def _in_json(text: str, refused: list[str]) -> Iterator[_Written]:
     """From all JSON values in the text, also from the whole ones within a value that was cut off."""
-    position = 0
+    position, effort = 0, 0
     while match := _OPENING.search(text, position):
         start = match.start()
+        if effort > _MOST_EFFORT:
+            refused.append(f"not searched from letter {start + 1} on: too many brackets are never closed")
+            return
         try:
             value, end = _JSON.raw_decode(text, start)
-        except (ValueError, RecursionError):
+        except json.JSONDecodeError as error:
             position = start + 1
+            effort += error.pos - start
+            continue
+        except (ValueError, RecursionError):  # a number of too many digits, or too deep
+            position = start + 1
+            effort += _DEEP_EFFORT
             continue
         position = end
         before = _KEY_BEFORE.search(text, max(0, start - 60), start)
