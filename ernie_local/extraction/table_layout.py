@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ernie_local.errors import UsageError
 from ernie_local.extraction.paths import named
 from ernie_local.extraction.record import Record
 from ernie_local.extraction.schema_sample import JSONSchema, resolved
@@ -20,6 +21,7 @@ from ernie_local.extraction.schema_sample import JSONSchema, resolved
 _ALTERNATIVES = ("anyOf", "oneOf", "allOf")
 _REST = "*"  # the column of names that a schema allows without naming them
 _ITEM = "value"  # the column of a list that holds no objects
+MOST_COLUMNS = 16_000  # a sheet of Excel has 16,384
 _MOST_DEPTH = 40  # of a schema; those that contain themselves end at their first repetition
 
 
@@ -69,8 +71,9 @@ class RecordTables:
     """The tables of a schema. `layouts` has the one of the documents first."""
 
     def __init__(self, schema: JSONSchema) -> None:
-        """schema: of the fields, an object."""
+        """schema: of the fields, an object. UsageError for one of more than MOST_COLUMNS fields."""
         self._root = schema
+        self._num_columns = 0
         self._main = _Table("")
         self._read_object(schema, (), self._main, "", ())
         tables = list(_all_tables(self._main))
@@ -117,13 +120,13 @@ class RecordTables:
             self._read(one, (*keys, key), table, named(name, key), seen)
         if has_rest:
             rest = f"{name}.{_REST}" if name else _REST
-            table.columns.append(TableColumn(rest, keys, "", _step(keys), frozenset(properties)))
+            self._add(table, TableColumn(rest, keys, "", _step(keys), frozenset(properties)))
 
     def _read(
         self, schema: Any, keys: tuple[str, ...], table: _Table, name: str, seen: tuple[str, ...]
     ) -> None:
         references = _references(schema)
-        alternatives = _flat(schema, self._root, 0)
+        alternatives = _flat(schema, self._root)
         kinds = {_kind(one) for one in alternatives}
         if set(references) & set(seen) or len(keys) > _MOST_DEPTH:
             kinds = {"leaf"}  # it contains itself: the inner one is a cell
@@ -139,11 +142,21 @@ class RecordTables:
             if len(items) == len(alternatives):
                 self._read({"anyOf": items}, (), inner, "", seen)
             else:
-                inner.columns.append(TableColumn(_ITEM, ()))  # of items that the schema leaves open
+                self._add(inner, TableColumn(_ITEM, ()))  # of items that the schema leaves open
         else:
             forms = {str(one.get("format", "")) for one in alternatives}
             form = forms.pop() if len(forms) == 1 else ""
-            table.columns.append(TableColumn(name or _ITEM, keys, form, _step(keys)))
+            self._add(table, TableColumn(name or _ITEM, keys, form, _step(keys)))
+
+    def _add(self, table: _Table, column: TableColumn) -> None:
+        table.columns.append(column)
+        self._num_columns += 1
+        if self._num_columns > MOST_COLUMNS:
+            raise UsageError(
+                f"a table with more than {MOST_COLUMNS} columns",
+                "each field of the schema is one, and a definition that is used twice is counted twice",
+                "a smaller schema, or no table: the records themselves have no such limit",
+            )
 
 
 def _all_tables(table: _Table) -> Iterator[_Table]:
@@ -209,16 +222,25 @@ def _joined(path: str, keys: Sequence[str]) -> str:
     return path
 
 
-def _flat(schema: Any, root: JSONSchema, depth: int) -> list[dict[str, Any]]:
-    """What a schema stands for: without references and alternatives, and without null among several."""
-    if not isinstance(schema, Mapping) or depth > _MOST_DEPTH:
+def _flat(schema: Any, root: JSONSchema, seen: set[str] | None = None) -> list[dict[str, Any]]:
+    """What a schema stands for: without references and alternatives, and without null among several.
+
+    seen: references that were followed; a second time they would add nothing.
+    """
+    seen = set() if seen is None else seen
+    if not isinstance(schema, Mapping):
         return [{}]
-    schema = resolved(schema, root)
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        if reference in seen:
+            return []
+        seen.add(reference)
+        schema = resolved(schema, root)
     inside = [one for key in _ALTERNATIVES for one in schema.get(key, ())]
     if not inside:
         return [dict(schema)]
     own = {key: one for key, one in schema.items() if key not in _ALTERNATIVES}
-    found = [flat for one in inside for flat in _flat(one, root, depth + 1)]
+    found = [flat for one in inside for flat in _flat(one, root, seen)]
     if own.keys() & {"properties", "items", "format"}:
         found.append(own)
     return [one for one in found if one.get("type") != "null"] or [{}]
@@ -249,7 +271,7 @@ def _properties(schema: JSONSchema, root: JSONSchema) -> tuple[dict[str, Any], b
     """The properties of all alternatives, and whether others are allowed as well."""
     properties: dict[str, list[Any]] = {}
     has_rest = False
-    for one in _flat(schema, root, 0):
+    for one in _flat(schema, root):
         has_rest = has_rest or bool(one.get("additionalProperties", "properties" not in one))
         has_rest = has_rest or "patternProperties" in one
         for name, inner in one.get("properties", {}).items():

@@ -14,7 +14,6 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ernie_local.errors import UsageError, parameter
 from ernie_local.extraction.csv_tables import WrittenTables
 from ernie_local.extraction.record import Record
 from ernie_local.extraction.schema_sample import JSONSchema
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from xlsxwriter.worksheet import Worksheet
 
 # What Excel takes.
-_MOST_ROWS, _MOST_COLUMNS = 1 << 20, 1 << 14
+_MOST_ROWS = 1 << 20
 _MOST_SHEET_NAME = 31
 _LARGEST_EXACT, _LARGEST_NUMBER = 2**53, 9.99e307  # its numbers are float64
 _FIRST_YEAR = 1900
@@ -41,14 +40,13 @@ _LEAST_WIDTH, _MOST_WIDTH = 10, 40  # of a column, in letters
 def write_xlsx(path: Path, records: Iterable[Record], schema: JSONSchema) -> WrittenTables:
     """Write the tables of records, whose fields fit `schema`, to `path`, whole or not at all.
 
-    A table of more rows than a sheet takes goes on in another sheet. UsageError for more columns than that;
+    A table of more rows than a sheet takes goes on in another sheet. UsageError as of RecordTables, and
     ErnieLocalError where the file cannot be written. Records are taken one by one.
     """
     from xlsxwriter import Workbook
     from xlsxwriter.exceptions import FileCreateError
 
     tables = RecordTables(schema)
-    _check_columns(tables)
     with (
         shared_file(path, "a table") as new,
         # The rows until the file is put together; in a folder of its own, so that none is left behind.
@@ -100,7 +98,7 @@ class _BookWriter:
                 self._sheets[number], self._rows[number] = self._sheet(self._tables.layouts[number]), 1
             sheet, row = self._sheets[number], self._rows[number]
             for column, cell in enumerate(cells):
-                colour = _YELLOW if cell.path in review and cell.path else ""
+                colour = _YELLOW if cell.path in review else ""
                 if is_bad and number == 0 and not cell.path:
                     colour = _RED
                 self._write_cell(sheet, row, column, cell, colour)
@@ -166,13 +164,3 @@ def _moment(value: object, form: str) -> date | datetime | None:
     # Excel counts a day too many until February of 1900, and knows no time zones.
     has_zone = isinstance(moment, datetime) and moment.tzinfo is not None
     return None if has_zone or moment.year <= _FIRST_YEAR else moment
-
-
-def _check_columns(tables: RecordTables) -> None:
-    most = max(len(layout.header) for layout in tables.layouts)
-    if most > _MOST_COLUMNS:
-        raise UsageError(
-            f"{parameter('xlsx')} with {most} columns, a sheet of Excel has at most {_MOST_COLUMNS}",
-            "each field of the schema is a column",
-            parameter("csv", "records.csv"),
-        )

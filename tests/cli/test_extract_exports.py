@@ -99,10 +99,12 @@ def test_a_stopped_run_has_tables_of_what_was_read(
     ("options", "told"),
     [
         (("--csv", "10.png"), "will not write a table over"),
-        (("--xlsx", "notes.txt"), "will not write an Excel file over"),
+        (("--xlsx", "notes.xlsx"), "will not write an Excel file over"),
         (("--html", "notes.txt"), "will not write a page over"),
+        (("--xlsx", "o.csv"), "--xlsx o.xlsx"),
+        (("--csv", "o.XLSX"), "--csv o.csv"),
         (("--csv", "no/o.csv"), "is not a directory"),
-        (("--csv", "o", "--xlsx", "o"), "is to be written twice"),
+        (("--csv", "o", "--html", "o"), "is to be written twice"),
         (("--csv", "o.jsonl", "--out", "o.jsonl"), "is to be written twice"),
         (("--csv", "o.csv", "--watch"), "--watch with a table, but without --out"),
     ],
@@ -115,7 +117,8 @@ def test_files_that_are_refused_before_anything_is_read(
 
     use_reader(monkeypatch, read)
     monkeypatch.chdir(folder)
-    (folder / "notes.txt").write_text("my notes")
+    for name in ("notes.txt", "notes.xlsx"):
+        (folder / name).write_text("my notes")
     before = (folder / "10.png").read_bytes()
     result = command("extract", ".", *WIDTH, *options)
     assert result.exit_code == 2

@@ -19,6 +19,7 @@ from ernie_local.extraction.csv_tables import csv_paths, write_csv
 from ernie_local.extraction.record import Record
 from ernie_local.extraction.record_file import read_records
 from ernie_local.extraction.review_page import write_review_page
+from ernie_local.extraction.table_layout import RecordTables
 from ernie_local.extraction.xlsx_tables import write_xlsx
 
 # A table of ours that was edited in Excel has lost its byte order mark, or has semicolons.
@@ -27,7 +28,16 @@ _CSV_BEGINNINGS = (b"\xef\xbb\xbf", b"file,", b"file;")
 
 def check_exports(options: ExtractOptions, schema: Mapping[str, Any]) -> None:
     """Raise UsageError for files that cannot be written, or would replace something else."""
+    if options.csv is not None or options.xlsx is not None:
+        RecordTables(schema)  # refuses a schema of too many columns
     paths = [] if options.csv is None else csv_paths(options.csv, schema)
+    for name, given in (("csv", options.csv), ("xlsx", options.xlsx)):
+        if given is not None and (given.suffix.lower() == ".xlsx") != (name == "xlsx"):
+            raise UsageError(
+                f"--{name} {given}: a file of another kind by its name",
+                "Excel opens a file only as what its name says",
+                f"--{name} {given.with_suffix(f'.{name}')}",
+            )
     for path in paths:
         check_output_path(path, "a table", _CSV_BEGINNINGS, "records.csv")
     if options.xlsx is not None:

@@ -348,9 +348,20 @@ def test_a_full_sheet_goes_on_in_another(tmp_path: Path, monkeypatch: pytest.Mon
     assert [len(rows) for rows in sheets.values()] == [3, 3, 3, 2, 3, 1]
     files = [row["file"] for title, rows in sheets.items() if title.startswith("documents") for row in rows]
     assert files == [f"{n}.png" for n in range(5)]
-    monkeypatch.setattr(xlsx_tables, "_MOST_COLUMNS", 5)
-    with pytest.raises(UsageError, match=r"with 6 columns, a sheet of Excel has at most 5"):
-        write_xlsx(tmp_path / "out.xlsx", records, an_object(a=TEXT))
+
+
+def test_schemas_that_would_grow_without_end() -> None:
+    again = {"anyOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B0"}]}
+    chain = {f"B{n}": {"anyOf": [{"$ref": f"#/$defs/B{n + 1}"}] * 2} for n in range(40)}
+    schema = {**an_object(a={"$ref": "#/$defs/A"}), "$defs": {"A": again, **chain, "B40": NUMBER}}
+    assert RecordTables(schema).layouts[0].header[2:3] == ("a",)
+    tree: dict[str, Any] = {
+        f"N{n}": an_object(a={"$ref": f"#/$defs/N{n + 1}"}, b={"$ref": f"#/$defs/N{n + 1}"})
+        for n in range(40)
+    }
+    schema = {**an_object(a={"$ref": "#/$defs/N0"}), "$defs": {**tree, "N40": NUMBER}}
+    with pytest.raises(UsageError, match=r"a table with more than 16000 columns"):
+        RecordTables(schema)
 
 
 @pytest.mark.parametrize("write", [write_csv, write_xlsx])
