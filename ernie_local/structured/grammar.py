@@ -7,6 +7,7 @@ an answer cannot go on in blanks.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -54,14 +55,11 @@ def regex_grammar(pattern: str) -> str:
 
     Its classes, such as `\\d`, are of ASCII, as in JSON schemas.
     """
-    from llguidance import LLMatcher, regex_to_lark
-
     # It always has to match as a whole, and the engine has no anchors.
     whole = pattern.removeprefix("^")
     without_end = whole.removesuffix("$")
     num_backslashes = len(without_end) - len(without_end.rstrip("\\"))
-    body = regex_to_lark(whole if num_backslashes % 2 else without_end, use_ascii="dw")
-    grammar: str = LLMatcher.grammar_from_lark(f"start: /{body}/")
+    grammar = _regex(whole if num_backslashes % 2 else without_end)
     fault = _fault(grammar) if pattern else "it is empty, and an answer is not"
     if fault:
         raise UsageError(
@@ -74,12 +72,18 @@ def regex_grammar(pattern: str) -> str:
 
 def choices_grammar(choices: Sequence[str]) -> str:
     """The grammar of several texts, of which the answer is one."""
-    from llguidance import LLMatcher
-
-    grammar: str = LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choices)))
+    # As one expression: the engine follows at most 2,000 alternatives of a rule.
+    grammar = _regex("|".join(map(re.escape, choices)))
     fault = _fault(grammar)
     if fault:
-        raise UsageError(f"{len(choices)} choices cannot be used", fault, parameter("choices", "yes,no"))
+        raise UsageError(f"{len(choices)} choices cannot be used", fault, parameter("choice", "yes,no"))
+    return grammar
+
+
+def _regex(pattern: str) -> str:
+    from llguidance import LLMatcher, regex_to_lark
+
+    grammar: str = LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(pattern, use_ascii='dws')}/")
     return grammar
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime, time
+from functools import partial
 from typing import Any
 
+import jsonschema
 import torch
 from hypothesis import strategies as st
 
@@ -13,6 +16,16 @@ from ernie_local.structured.guide import AnswerGuide
 from ernie_local.text.tokenizer import ErnieTokenizer
 
 Raw = dict[str, Any]
+VALIDATOR = jsonschema.Draft202012Validator
+FORMAT_CHECKER = jsonschema.FormatChecker()
+
+
+def _has_zone(value: object, kind: type[time | datetime]) -> bool:
+    return not isinstance(value, str) or kind.fromisoformat(value).tzinfo is not None
+
+
+FORMAT_CHECKER.checks("time", raises=ValueError)(partial(_has_zone, kind=time))
+FORMAT_CHECKER.checks("date-time", raises=ValueError)(partial(_has_zone, kind=datetime))
 PATTERNS = (
     "^[A-Z]{2}[0-9]{4}$",
     "^(EUR|USD) [0-9]+$",
@@ -62,7 +75,8 @@ def _joined(*parts: st.SearchStrategy[Raw]) -> st.SearchStrategy[Raw]:
     return st.tuples(*parts).map(lambda drawn: {key: one for part in drawn for key, one in part.items()})
 
 
-def _scalars() -> st.SearchStrategy[Raw]:
+def scalars() -> st.SearchStrategy[Raw]:
+    """Schemas of single values."""
     return st.one_of(
         _joined(st.just({"type": "string"}), _ordered("minLength", "maxLength", st.integers(0, 12))),
         st.sampled_from(PATTERNS).map(lambda one: {"type": "string", "pattern": one}),
@@ -108,7 +122,7 @@ def _arrays(inner: st.SearchStrategy[Raw]) -> st.SearchStrategy[Raw]:
 def schemas() -> st.SearchStrategy[Raw]:
     """Schemas of types, bounds, patterns, formats, enums, lists, objects, anyOf, $defs and $ref."""
     whole = st.recursive(
-        _scalars(),
+        scalars(),
         lambda inner: st.one_of(
             _objects(inner),
             _arrays(inner),
