@@ -33,9 +33,12 @@ _OPTIONS: JsonCompileOptions = {
     # Without \u: it could write any letter, so that a name that is taken came a second time.
     "json_allowed_escapes": 'nrbtf\\"',
 }
-# As Python reads it, and not as RFC 3339 also allows: small t and z, leap seconds, fractions without end.
-_CLOCK = r"\d\d:\d\d:[0-5]\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
-_CLOCK_PATTERNS = {"time": f"^{_CLOCK}", "date-time": rf"^\d{{4}}-\d\d-\d\dT{_CLOCK}"}
+# What the engine's own formats leave open: days that are not there, and what RFC 3339 allows and Python does
+# not read, such as years before 1000, small letters, leap seconds, and fractions without end.
+_LEAP_YEAR = r"([1-9]\d(0[48]|[2468][048]|[13579][26])|([2468][048]|[13579][26])00)"
+_DAY = rf"([1-9]\d{{3}}-((0[13-9]|1[0-2])-\d\d|02-([01]\d|2[0-8]))|{_LEAP_YEAR}-02-29)"
+_CLOCK = r"\d\d:\d\d:[0-5]\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)"
+_FORMATS = {"date": f"^{_DAY}$", "time": f"^{_CLOCK}$", "date-time": f"^{_DAY}T{_CLOCK}$"}
 # Definitions: of every value, and of the whole schema, where references lead to.
 _ANY, _ROOT = "ernie-local.any", "ernie-local.root"
 
@@ -158,15 +161,18 @@ def _for_engine(schema: Any, *, is_joined: bool = False) -> Any:
     for key in joins:
         own[key] = [_for_engine(one, is_joined=is_joined) for one in own[key]]
     for key in ("items", "additionalProperties"):
-        if key in own:
+        # What is joined cannot refer to the definition of any value: it would be joined with itself.
+        if key in own and not (is_joined and own[key] is True):
             own[key] = _for_engine(own[key])
     if "prefixItems" in own:
         own["prefixItems"] = [_for_engine(one) for one in own["prefixItems"]]
-    if own.get("format") in _CLOCK_PATTERNS:
-        own.setdefault("pattern", _CLOCK_PATTERNS[own["format"]])
+    if own.get("format") in _FORMATS:
+        # Beside a pattern that may be there.
+        own["allOf"] = [*own.get("allOf", ()), {"pattern": _FORMATS[own["format"]]}]
     if not joins and not {"$ref", "enum", "const"} & own.keys():
         _end_numbers(own, is_joined)
-        _say_rest(own, is_joined)
+        if not is_joined:  # a part cannot say that the whole has no other properties
+            _say_rest(own)
     return own
 
 
@@ -180,13 +186,11 @@ def _end_numbers(schema: Schema, is_joined: bool) -> None:
         schema.setdefault("maximum", LARGEST_NUMBER)
 
 
-def _say_rest(schema: Schema, is_joined: bool) -> None:
+def _say_rest(schema: Schema) -> None:
     """Say what other properties and items may be: no properties beside those that are listed."""
-    # What is joined says of one object which properties it has, so that no part of it can say: no others.
-    is_open = is_joined or "properties" not in schema
     kinds = _types(schema, ["object", "array"])
     if "object" in kinds:
-        schema.setdefault("additionalProperties", _any_reference() if is_open else False)
+        schema.setdefault("additionalProperties", False if "properties" in schema else _any_reference())
     if "array" in kinds:
         schema.setdefault("items", _any_reference())
 
