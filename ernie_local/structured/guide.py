@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ernie_local.errors import ErnieLocalError
@@ -31,7 +31,7 @@ class AnswerGuide:
         self._matcher = LLMatcher(self._vocabulary.engine, form.grammar, log_level=0)
         self._check()
         self._num_bytes = 0
-        self._allowed_logits: torch.Tensor | None = None
+        self._allowed_scores: npt.NDArray[np.float32] | None = None
 
     @property
     def is_fulfilled(self) -> bool:
@@ -55,22 +55,25 @@ class AnswerGuide:
         """The logits, (vocab,) float32 on the CPU, minus infinity for what the form does not allow here."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
+        # By NumPy, which does this in one thread: so little work waits longer for others than it takes.
         is_allowed = np.unpackbits(bits, count=logits.numel(), bitorder="little").view(np.bool_)
-        scores = logits.detach().to("cpu", torch.float32)
-        self._allowed_logits = torch.where(torch.from_numpy(is_allowed), scores, -math.inf)
-        return self._allowed_logits
+        scores = logits.detach().to("cpu", torch.float32).numpy()
+        self._allowed_scores = np.where(is_allowed, scores, -np.float32(np.inf))
+        return torch.from_numpy(self._allowed_scores)
 
     def take(self, token_id: int) -> None:
         """Go on with this token, which was chosen from what `allowed` gave last; a stop token ends."""
-        assert self._allowed_logits is not None, "allowed comes first"
-        probabilities = torch.softmax(self._allowed_logits, dim=0)
-        ending = 1 - float(probabilities[self._vocabulary.number_ids].sum())
+        scores = self._allowed_scores
+        assert scores is not None, "allowed comes first"
+        shares = np.exp(scores - scores.max())
+        shares /= shares.sum()
+        ending = max(0.0, 1 - float(shares[self._vocabulary.number_ids].sum()))
         if token_id in self._stop_ids:
             # Whichever of them came, the answer ends.
-            chosen = float(probabilities[self._stop_ids].sum())
+            chosen = float(shares[self._stop_ids].sum())
             self.choices.append(Choice(self._num_bytes, self._num_bytes, chosen, ending))
         else:
-            self._go_on(token_id, float(probabilities[token_id]), ending)
+            self._go_on(token_id, float(shares[token_id]), ending)
 
     def take_forced(self, token_ids: Sequence[int]) -> None:
         """Go on with tokens that `forced_ids` gave."""

@@ -6,7 +6,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from ernie_local.text.tokenizer import ErnieTokenizer
 
@@ -33,13 +33,13 @@ class Vocabulary:
         stops = sorted(token_id for token_id in stop_ids if token_id < len(tokens))
         described = _DescribedTokenizer(tokenizer, tokens, stops[0])
         self.engine: LLTokenizer = LLTokenizer(TokenizerWrapper(described), eos_token=stops)
-        self.number_ids = torch.tensor(
+        self.number_ids = np.array(
             [
                 token_id
                 for token_id, content in enumerate(tokens)
                 if content[:1] and content[0] in _NUMBER_BYTES and token_id not in tokenizer.special_ids
             ],
-            dtype=torch.int64,
+            dtype=np.int64,
         )
 
 
