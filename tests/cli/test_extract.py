@@ -190,10 +190,10 @@ def test_another_folder_is_another_run(
 
 WRONG = {
     "no fields": ((), "no fields were named"),
-    "both": ((*WIDTH, "--schema", "{}"), "--schema and --fields together"),
+    "both": ((*WIDTH, "--schema", "{}"), "--schema and --fields are given"),
     "no schema": (("--schema", '{"type": "table"}'), "cannot be used at $.type"),
     "no JSON": (("--schema", '{"type": '), "is not a JSON object"),
-    "no such file": (("--schema", "nowhere.json"), "--schema nowhere.json cannot be read"),
+    "no such file": (("--schema", "nowhere.json"), "the schema nowhere.json cannot be read"),
     "a list": (("--schema", '{"type": "array", "items": {"type": "string"}}'), "--schema names no fields"),
     "without end": (
         ("--schema", '{"properties": {"x": {"$ref": "#"}}, "required": ["x"], "type": "object"}'),
@@ -236,7 +236,7 @@ def test_a_schema_comes_from_a_file(command: Command, folder: Path, use_readers:
     )
     assert command("extract", str(folder / "10.png"), "--schema", str(path)).exit_code == 0
     path.write_text("width: integer", encoding="utf-8")
-    assert "holds no JSON object" in command("extract", str(folder), "--schema", str(path)).stderr
+    assert "is not a JSON object" in command("extract", str(folder), "--schema", str(path)).stderr
     path.write_bytes(b"\xff")
     assert "it is not UTF-8 text" in command("extract", str(folder), "--schema", str(path)).stderr
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ernie_cli.form_options import SchemaOptions
 from ernie_cli.options import (
     CommonOptions,
     ImageOptions,
@@ -21,7 +22,7 @@ from ernie_cli.options import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractOptions(ThinkingOptions, MemoryOptions, ImageOptions, CommonOptions):
+class ExtractOptions(SchemaOptions, ThinkingOptions, MemoryOptions, ImageOptions, CommonOptions):
     """What was said on the command line; None means that the model or the runtime decides."""
 
     paths: tuple[Path, ...] = path_argument(
@@ -34,13 +35,6 @@ class ExtractOptions(ThinkingOptions, MemoryOptions, ImageOptions, CommonOptions
         metavar="MODEL",
         help="A directory, hf:org/name[@revision], or nano.",
         autocompletion=complete_model,
-    )
-    schema: str | None = file_option(
-        metavar="FILE|JSON", help="The JSON schema of the fields: a file, or the schema itself."
-    )
-    fields: str | None = option(
-        metavar="TEXT",
-        help="The fields in short, as in 'vendor, total: number, lines[]: {item, price: number}'.",
     )
     out: Path | None = file_option(
         "-o",

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from ernie_cli.extract.options import ExtractOptions
 from ernie_cli.options import check_is_number
-from ernie_local.errors import InputUnreadable, UsageError
+from ernie_local.errors import UsageError
 from ernie_local.extraction.checks import parse_check
 from ernie_local.extraction.documents import FoundFiles, find_files
 from ernie_local.extraction.questions import object_schema
 from ernie_local.extraction.reader import DEFAULT_MAX_TOKENS, ReadingOptions
-from ernie_local.files import read_plain
 from ernie_local.model_files import ModelFiles
-from ernie_local.structured import AnswerForm
 
-_MOST_SCHEMA_BYTES = 4 << 20
 _MOST_PARALLEL = 64
 _FIELDS = "--fields 'vendor, date: date, total: number'"
 
@@ -28,15 +24,6 @@ def check_extract_options(options: ExtractOptions) -> None:
     num_readers(options)
     if options.min_confidence is not None:
         check_is_number("--min-confidence", options.min_confidence)
-    if (options.schema is None) == (options.fields is None):
-        both = options.schema is not None
-        raise UsageError(
-            "--schema and --fields together"
-            if both
-            else "no fields were named: neither --schema nor --fields",
-            "both say which fields are read" if both else "extract reads what a schema asks for",
-            "remove one of them" if both else _FIELDS,
-        )
     contradictions = {
         "--retry without --check": options.retry and not options.check,
         "--resume never without --out": options.resume == "never" and options.out is None,
@@ -74,7 +61,13 @@ def num_readers(options: ExtractOptions) -> int:
 
 def reading_options(options: ExtractOptions) -> ReadingOptions:
     """What is asked about each document. UsageError for a schema and checks that cannot be used."""
-    form = _form(options)
+    form = options.form
+    if form is None:
+        raise UsageError(
+            "no fields were named: neither --schema nor --fields",
+            "extract reads what a schema asks for",
+            _FIELDS,
+        )
     schema = object_schema(form)
     max_tokens = options.max_tokens_count()
     return ReadingOptions(
@@ -102,27 +95,6 @@ def run_identity(
         "folder": str(found.folder),
         "per-file": str(options.per_file),
         "min-confidence": str(options.min_confidence),
+        "bare-question": str(options.bare_question),
         "image size": f"{options.max_pixels}, {options.image_tokens}",
     }
-
-
-def _form(options: ExtractOptions) -> AnswerForm:
-    if options.fields is not None:
-        return AnswerForm.from_fields(options.fields)
-    assert options.schema is not None, "checked before"
-    if options.schema.lstrip().startswith("{"):
-        return AnswerForm.of(options.schema)
-    try:
-        text = read_plain(Path(options.schema).expanduser(), _MOST_SCHEMA_BYTES).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputUnreadable(
-            f"--schema {options.schema} cannot be read", reason, f"a file with a JSON schema, or {_FIELDS}"
-        ) from error
-    if not text.lstrip().startswith("{"):
-        raise UsageError(
-            f"--schema {options.schema} holds no JSON object",
-            "a schema is an object, and begins with {",
-            f"a file with a JSON schema, or {_FIELDS}",
-        )
-    return AnswerForm.of(text)

@@ -54,6 +54,8 @@ FIELDS: dict[str, Any] = {
         ("items.price * items.count >= 0.2", True),
         ("items.price >= 0.2", False),
         ("total == 0.41", False),
+        ("123456.7 * 3 == 370370.1", True),
+        ("123456.7 * 3 == 370370.11", False),
         ("abs(total - net) <= 0.1", True),
         ("round(total * 10) == 4", True),
         ("max(items.price) == 0.2 and min(items.price, ) == 0.1 and len(items) == 2", True),

@@ -39,6 +39,7 @@ class WidthReader:
         self.is_asked.set()
         self.may_answer.wait(20)
         if self.is_stopped:
+            time.sleep(0.05)
             raise Interrupted("stopped", "a stop was asked for", "ask again")
         width = images[0].image.width
         self.prompt_tokens += 10
@@ -159,9 +160,11 @@ def test_whoever_leaves_early_stops_the_run() -> None:
     reader = WidthReader()
     records = Extraction(map(document, range(9, 10_000)), [reader]).records()
     next(records)
+    reader.may_answer.clear()
+    reader.is_asked.clear()
+    assert reader.is_asked.wait(20)
     records.close()
     assert reader.is_stopped
-    time.sleep(0)
     assert not [thread for thread in threading.enumerate() if "_work" in thread.name]
 
 
