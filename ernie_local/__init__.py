@@ -1,4 +1,4 @@
-"""The public names of the runtime: `load`, `Chat`, its messages and images, and the version.
+"""The public names of the runtime: `load`, `Chat`, its messages and images, `extract`, and the version.
 
 Importing this package imports neither torch nor transformers: each public name is looked up when first used.
 """
@@ -8,11 +8,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ernie_local.extraction.extract import extract
+    from ernie_local.extraction.reader import ReadingOptions
     from ernie_local.loading import LoadedModel, load
     from ernie_local.session import Chat, ChatMessage, ImagePart, ImageView
 
 __version__ = "0.1.0"
-__all__ = ["Chat", "ChatMessage", "ImagePart", "ImageView", "LoadedModel", "__version__", "load"]
+__all__ = [
+    "Chat",
+    "ChatMessage",
+    "ImagePart",
+    "ImageView",
+    "LoadedModel",
+    "ReadingOptions",
+    "__version__",
+    "extract",
+    "load",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -24,6 +36,14 @@ def __getattr__(name: str) -> object:
         from ernie_local import session
 
         return getattr(session, name)
+    if name == "extract":
+        from ernie_local.extraction.extract import extract
+
+        return extract
+    if name == "ReadingOptions":
+        from ernie_local.extraction.reader import ReadingOptions
+
+        return ReadingOptions
     raise AttributeError(f"module 'ernie_local' has no attribute {name!r}")
 
 

@@ -61,7 +61,7 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "chat": Command(chat.chat, ChatOptions, "ernie_cli.chat.result:ChatResult"),
-    "extract": Command(extract.extract, ExtractOptions, "ernie_cli.extract.result:ExtractResult"),
+    "extract": Command(extract.extract_fields, ExtractOptions, "ernie_cli.extract.result:ExtractResult"),
     "quantize": Command(quantize.quantize, QuantizeOptions, "ernie_cli.quantize:QuantizeResult"),
     "calibrate": Command(
         calibrate.calibrate, calibrate.CalibrateOptions, "ernie_cli.calibrate:CalibrateResult"

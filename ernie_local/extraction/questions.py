@@ -7,6 +7,7 @@ one field.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -21,9 +22,12 @@ from ernie_local.structured.schema import Schema
 _MOST_DEPTH = 8  # of objects in objects; a schema may contain itself
 _ANNOTATIONS = {"type", "title", "description", "examples"}
 _LINE = r"[^\x00-\x1f]+"
-# As printed, with commas between thousands, which the value leaves out.
-_INTEGER = r"-?([0-9]{1,3}(,[0-9]{3}){1,4}|[0-9]{1,15})"
-_NUMBER = rf"{_INTEGER}(\.[0-9]{{1,9}})?"
+# As printed, with commas between thousands and a sign of currency, which the value leaves out: a model that
+# may not write the sign takes a wrong digit in its place.
+_SIGN = r"([$€£¥]|[A-Z]{3})"
+_DIGITS = r"([0-9]{1,3}(,[0-9]{3}){1,4}|[0-9]{1,15})"
+_INTEGER = rf"-?({_SIGN} ?)?{_DIGITS}( ?({_SIGN}|%))?"
+_NUMBER = rf"-?({_SIGN} ?)?{_DIGITS}(\.[0-9]{{1,9}})?( ?({_SIGN}|%))?"
 _DATE = r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 
 
@@ -123,16 +127,12 @@ def _one_value(name: str, field: Mapping[str, Any], root: Schema) -> tuple[Answe
 
 
 def _read_number(text: str) -> float | int:
-    plain = text.replace(",", "")
+    plain = re.sub(r"[^0-9.-]", "", text)
     return float(plain) if "." in plain else int(plain)
-
-
-def _read_integer(text: str) -> int:
-    return int(text.replace(",", ""))
 
 
 _PLAIN: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "string": (_LINE, str.strip),
     "number": (_NUMBER, _read_number),
-    "integer": (_INTEGER, _read_integer),
+    "integer": (_INTEGER, _read_number),
 }

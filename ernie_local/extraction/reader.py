@@ -14,8 +14,10 @@ from ernie_local.extraction.boxes import BOX_INSTRUCTION, schema_with_boxes, spl
 from ernie_local.extraction.checks import Check, failed_checks
 from ernie_local.extraction.questions import FieldQuestion, object_schema, put, questions_of
 from ernie_local.extraction.run import FoundFields
+from ernie_local.loading import LoadedModel
 from ernie_local.media.detail import Detail
 from ernie_local.media.open_image import OpenedImage
+from ernie_local.sampling import SamplingOptions
 from ernie_local.session import Answer, Chat, ChatImage, ChatMessage, ImagePart, Piece, open_chat_images
 from ernie_local.structured import AnswerForm
 
@@ -182,3 +184,18 @@ class ChatReader:
 def _form_with_boxes(form: AnswerForm) -> AnswerForm:
     paired = AnswerForm.of(schema_with_boxes(form.schema or {}))
     return paired.with_instruction(f"{paired.instruction} {BOX_INSTRUCTION}")
+
+
+def chat_readers(
+    model: LoadedModel, options: ReadingOptions, count: int, variant: str | None = None
+) -> list[ChatReader]:
+    """So many readers, each with a chat of its own. variant: of the chat template, as of Chat.
+
+    They choose the likeliest tokens: what is read must not hang on a seed.
+    """
+    if count < 1:
+        raise UsageError(
+            f"{parameter('parallel', count)} cannot be used", "it must be 1 or more", parameter("parallel", 1)
+        )
+    chats = [Chat(model, sampling=SamplingOptions(), variant=variant) for _ in range(count)]
+    return [ChatReader(chat, options) for chat in chats]

@@ -23,7 +23,7 @@ INSTALL = "python3 -m venv"
 # Questions for a chat that is not given one; it reads them where a terminal would type them.
 TYPED = b"What is the total?\n"
 # The subcommands that nano answers within a few seconds.
-QUICK = ("chat", "vram", "doctor")
+QUICK = ("chat", "extract", "vram", "doctor")
 # The same work on fewer samples: with all of them it takes minutes.
 FEWER = {"quantize": ["--samples", "6"], "eval": ["--samples", "4"]}
 # doctor ends with 1 where this machine is slow, and everything else was run all the same.
@@ -84,7 +84,7 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_line_is_an_installation_or_the_program() -> None:
     strange = [line for line in command_lines() if not line.startswith((INSTALL, f"{PROGRAM} "))]
     assert strange == []
-    assert len(program_lines()) <= 10
+    assert len(program_lines()) <= 11
     assert any(is_quick(line) for line in program_lines())
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _SHOWN_NAMES = 5
 
 
-def extract(options: ExtractOptions, result: ExtractResult) -> None:
+def extract_fields(options: ExtractOptions, result: ExtractResult) -> None:
     """Read fields from documents into JSON lines: each page of PDFs, each image, in folders too.
 
     Each line has the fields as --schema or --fields says, how sure the model was of each, which checks

@@ -22,14 +22,12 @@ from ernie_cli.signals import stop_requests
 from ernie_local.errors import ErnieLocalError, Interrupted, Stopped
 from ernie_local.extraction.boxes import draw_record
 from ernie_local.extraction.documents import Document, FoundFiles, documents_of
-from ernie_local.extraction.reader import ChatReader, ReadingOptions
+from ernie_local.extraction.reader import ReadingOptions, chat_readers
 from ernie_local.extraction.record import Record
 from ernie_local.extraction.run import DocumentReader, Extraction
 from ernie_local.extraction.watch import watched_files
 from ernie_local.media.open_image import OpenedImage
 from ernie_local.model_files import ModelFiles
-from ernie_local.sampling import SamplingOptions
-from ernie_local.session import Chat
 
 
 @dataclass(slots=True)
@@ -122,8 +120,4 @@ def load_readers(
 ) -> list[DocumentReader]:
     """Load the model; each reader has a chat of its own."""
     model = load_for_chat(options, files, console)
-    # The likeliest tokens: what is read must not hang on a seed.
-    return [
-        ChatReader(Chat(model, sampling=SamplingOptions(), variant=options.variant), reading)
-        for _ in range(request.num_readers(options))
-    ]
+    return [*chat_readers(model, reading, request.num_readers(options), options.variant)]

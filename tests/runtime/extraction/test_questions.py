@@ -60,6 +60,12 @@ def test_each_field_is_one_question() -> None:
         ("vendor", " Acme & Co ", "Acme & Co"),
         ("total", "1,234.50", 1234.5),
         ("total", "-7", -7),
+        ("total", "$1,234.50", 1234.5),
+        ("total", "-£ 3.00", -3.0),
+        ("total", "12.00 EUR", 12.0),
+        ("total", "USD 7", 7),
+        ("total", "19%", 19),
+        ("num_pages", "¥12,000", 12000),
         ("num_pages", "12,000", 12000),
         ("due", "2026-11-29", "2026-11-29"),
         ("paid", "yes", True),
@@ -84,10 +90,12 @@ def test_numbers_are_read_as_they_are_printed(number: int) -> None:
     for text in (str(number), f"{number:,}"):
         assert re.fullmatch(module._INTEGER, text)
         assert re.fullmatch(module._NUMBER, f"{text}.25")
-        assert module._read_integer(text) == number
+        assert module._read_number(text) == number
 
 
-@pytest.mark.parametrize("text", ["1,23", "1,2345", ",123", "12,", "1.", ".5", "--1", "1e5", "$1", ""])
+@pytest.mark.parametrize(
+    "text", ["1,23", "1,2345", ",123", "12,", "1.", ".5", "--1", "1e5", "$", "EUR", "1 000", ""]
+)
 def test_other_numbers_are_no_answers(text: str) -> None:
     assert not re.fullmatch(module._NUMBER, text)
 

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 import ernie_local
-from ernie_local.errors import Interrupted, NoAnswer, UsageError
+from ernie_local.errors import InputUnreadable, Interrupted, NoAnswer, UsageError
 from ernie_local.extraction.checks import parse_check
+from ernie_local.extraction.extract import extract
 from ernie_local.extraction.reader import DEFAULT_PROMPT, ChatReader, ReadingOptions
 from ernie_local.media.open_image import OpenedImage, open_images
 from ernie_local.media.processor_config import ImageProcessorConfig
@@ -227,3 +228,30 @@ def test_the_images_of_a_document_are_computed_once(nano: ernie_local.LoadedMode
     assert chat.last is not None
     usage = chat.last.usage
     assert usage.cached_tokens > usage.image_tokens > 0
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_python_users_get_the_records_of_a_folder(
+    nano: ernie_local.LoadedModel, tmp_path: Path, parallel: int
+) -> None:
+    for name in ("1.png", "2.png", "10.png"):
+        (tmp_path / name).write_bytes(INVOICE.read_bytes())
+    (tmp_path / "3.png").write_bytes(b"no image")
+    options = ReadingOptions(AnswerForm.of('date "What is the date?"'), ask="each")
+    records = list(extract(nano, tmp_path, options, parallel=parallel, min_confidence=0.5))
+    assert sorted((record.file, record.error is None) for record in records) == [
+        ("1.png", True),
+        ("10.png", True),
+        ("2.png", True),
+        ("3.png", False),
+    ]
+    assert all(record.fields == {"date": "24.06.2022"} for record in records if record.error is None)
+
+
+def test_python_users_are_told_before_anything_is_read(nano: ernie_local.LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(InputUnreadable, match="0 images or PDFs"):
+        extract(nano, tmp_path, "date")
+    with pytest.raises(UsageError, match="parallel=0"):
+        extract(nano, INVOICE, "date", parallel=0)
+    with pytest.raises(UsageError, match="stands twice"):
+        extract(nano, INVOICE, "date, date")
