@@ -86,8 +86,8 @@ class Engine:
         self.next_position = 0  # of the next text token, on all three axes
         self.on_route = on_route
         self._needed_bytes = 0  # the most so far: the cache gives no memory back before it is gone
-        dtype, memory = kv_dtype or model.dtype, model.experts.cache_memory()
-        self._cache = KVCache(model.config.text, context_size, dtype, model.device, memory)
+        where = model.device, model.experts.cache_memory(), model.host.num_layers
+        self._cache = KVCache(model.config.text, context_size, kv_dtype or model.dtype, *where)
         self._graphs = model.decode_graphs(self._cache.dtype)
 
     @property
@@ -136,7 +136,7 @@ class Engine:
         on_encoded: OnEncoded | None = None,
         cuts: Sequence[int] = (),
     ) -> torch.Tensor:
-        """Append tokens; give back the logits after the last, (vocab_size,) float32, on the model's device.
+        """Append tokens; give back the logits after the last, (vocab_size,) float32, where the head is.
 
         token_ids: at least one; placeholders are expanded already, one for each token of each image, in the
         order of `images`. Raises DoesNotFit before any computing if they exceed the context, UsageError if

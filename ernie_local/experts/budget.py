@@ -79,11 +79,17 @@ class GpuBudget:
     """A GPU's memory besides weights. One forward at a time, and none while a cache is resized."""
 
     def __init__(
-        self, level: PageLevel, ram: PageLevel, traffic: PageTraffic, plan: PagingPlan, num_bytes: int
+        self,
+        level: PageLevel,
+        ram: PageLevel,
+        traffic: PageTraffic,
+        plan: PagingPlan,
+        num_bytes: int,
+        host_cache_bytes: int = 0,
     ) -> None:
         """level, traffic: of the GPU; their cache was built by `plan`, as that of `ram` was, the level below.
 
-        num_bytes: of the workspace.
+        num_bytes: of the workspace. host_cache_bytes: of RAM, for rows of caches that lie there.
         """
         assert isinstance(level.memory, GpuMemory)
         self._level = level
@@ -95,6 +101,8 @@ class GpuBudget:
         self._plan = plan
         self._num_bytes = num_bytes
         self._needed: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+        self._host_cache_bytes = host_cache_bytes
+        self._in_ram: WeakKeyDictionary[object, int] = WeakKeyDictionary()  # of that, by cache
         self._at_end: weakref.ref[GpuCacheMemory] | None = None
         self._cache_bytes = 0  # of that cache
         self._weight_bytes = 0  # before it, for images
@@ -276,6 +284,22 @@ class GpuBudget:
         self.make_room(cache, num_bytes)
         return memory
 
+    def keep_in_ram(self, cache: GpuCacheMemory, num_bytes: int) -> None:
+        """See CacheMemory.keep_in_ram."""
+        before = self._in_ram.get(cache, 0)
+        if num_bytes <= before:
+            return  # a cache gives no memory back before it is gone
+        self._in_ram[cache] = num_bytes
+        needed = _sum_of(self._in_ram)
+        if needed > self._host_cache_bytes:
+            self._in_ram[cache] = before
+            raise DoesNotFit(
+                f"conversations need {format_bytes(needed)} of RAM for layers that attend there, "
+                f"{format_bytes(self._host_cache_bytes)} was kept",
+                "it was kept for one conversation of the whole context when the model was loaded",
+                "end other conversations, or shorten this one",
+            )
+
     def lend_for_weights(self, num_bytes: int) -> torch.Tensor:
         """(num_bytes,) uint8 for weights that images pass through, until `take_weights_back`.
 
@@ -348,6 +372,10 @@ class GpuCacheMemory:
     def resize(self, num_bytes: int) -> torch.Tensor:
         """(num_bytes,) uint8; see CacheMemory.resize."""
         return self._budget.resize_cache(self, num_bytes)
+
+    def keep_in_ram(self, num_bytes: int) -> None:
+        """See CacheMemory.keep_in_ram."""
+        self._budget.keep_in_ram(self, num_bytes)
 
 
 def _sum_of(needed: WeakKeyDictionary[object, int]) -> int:

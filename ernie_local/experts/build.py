@@ -42,7 +42,8 @@ class GpuShare(NamedTuple):
     """What paging has of a GPU.
 
     num_bytes: for pages, one KV cache, and room_bytes of workspace. least_bytes: of that, what a conversation
-    and one token's experts take; cache_bytes: the largest cache.
+    and one token's experts take; cache_bytes: the largest cache. host_cache_bytes: of RAM, for the rows of
+    layers that attend there.
     """
 
     device: CudaDevice
@@ -50,6 +51,7 @@ class GpuShare(NamedTuple):
     least_bytes: int
     cache_bytes: int
     room_bytes: int
+    host_cache_bytes: int = 0
 
 
 class PagingSetup(NamedTuple):
@@ -92,7 +94,8 @@ def build_paged_experts(
     traffic_above = PageTraffic(cache_above, plan, PinningReader(traffic, copier), stats.gpu)
     both = TwoLevels(traffic_above, traffic, options.miss_rule)
     tier = GpuTier(level_above, memory_above, both, copier, gpu.device, gpu.device.lock(memory))
-    budget = GpuBudget(level_above, level, traffic_above, plan, gpu.room_bytes)
+    beside_pages = gpu.room_bytes, gpu.host_cache_bytes
+    budget = GpuBudget(level_above, level, traffic_above, plan, *beside_pages)
     return PagedExperts(store, ram, budget, options, tier)
 
 

@@ -1,4 +1,4 @@
-"""Allocates host memory in huge pages, and sends tensors of the host to a GPU without waiting.
+"""Allocates host memory in huge pages, sends tensors of the host to a GPU without waiting, receives others.
 
 With 4 KiB pages a stream of weights asks for a new translation, and the hardware's prefetchers stop, every 4
 KiB.
@@ -74,3 +74,8 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     return empty_pinned(tensor.shape, tensor.dtype).copy_(tensor).to(device, non_blocking=True)
+
+
+def receive(tensor: Tensor) -> Tensor:
+    """`tensor`, of any device, on the host, which waits until it is there; the very tensor if it was."""
+    return tensor if tensor.is_cpu else empty_pinned(tensor.shape, tensor.dtype).copy_(tensor)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -17,26 +16,27 @@ from torch import nn
 
 from ernie_local.checkpoint.header import StoredTensor
 from ernie_local.checkpoint.mapped_file import MappedFiles, fetch_mapped
-from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import QKV, PackedTensors, known_format
 from ernie_local.checkpoint.parts import is_for_images, is_of_layers, stored_tensors
 from ernie_local.checkpoint.reader import Checkpoint
-from ernie_local.config import BankKey, ModelConfig
+from ernie_local.config import ModelConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.budget import GpuBudget
 from ernie_local.experts.build import PagingSetup, build_paged_experts, open_page_store
 from ernie_local.experts.mapped import MappedExperts, StoredPart
 from ernie_local.experts.math import expert_math, gpu_math
 from ernie_local.experts.plan import PagingPlan
-from ernie_local.experts.resident import PackedExperts, ResidentExperts
+from ernie_local.experts.resident import PackedExperts
 from ernie_local.kernels.arguments import PackedMatrix
 from ernie_local.kernels.graphs import Recorder
 from ernie_local.kernels.memory import empty_bytes
 from ernie_local.loading.gpu_image_weights import GpuImageWeights
 from ernie_local.loading.image_weights import ImageWeights
+from ernie_local.loading.reads import do_at_once, read_banks, read_into, read_plain_experts
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.host_parts import ALL_ON_GPU, HostParts
 from ernie_local.model.layers import PackedEmbedding, PackedGatedMLP, PackedLinear
 from ernie_local.model.moe import ExpertProvider, Router
 from ernie_local.packing.layout import PageLayout
@@ -45,7 +45,6 @@ from ernie_local.planner.need import WeightBytes, weights_in_memory
 from ernie_local.sizes import CACHE_LINE, aligned, format_bytes
 
 _HOST = torch.device("cpu")
-_READERS = 4  # of tensors; one alone does not keep a fast disk busy, nor two cores that convert
 
 
 def checkpoint_weights(
@@ -74,17 +73,18 @@ def build_model(
     paging: PagingSetup | None = None,
     recorder: Recorder | None = None,
     gpu_kernels: str = "auto",
+    host: HostParts = ALL_ON_GPU,
 ) -> ErnieModel:
     """A filled model, for inference only. Each tensor is read to where it stays.
 
     paging: how routed experts are paged; None for all of them in memory. gpu_kernels: what computes packed
-    weights on a GPU. DoesNotFit for packed weights on a device without code for them, or a GPU with less
-    memory than it reported.
+    weights on a GPU. host: what lies in RAM beside it. DoesNotFit for packed weights on a device without code
+    for them, or a GPU with less memory than it reported.
     """
     files = MappedFiles() if is_mapped(config, device, paging) else None
     filler = _Filler(checkpoint, config, dtype, device, gpu_kernels, files)
     swaps = paging is not None and paging.swaps_image_weights
-    model = filler.build_network(swaps_image_weights=swaps)
+    model = filler.build_network(host, swaps_image_weights=swaps)
     # Experts come last: they can do with less if a GPU turns out to be smaller than it reported.
     experts: ExpertProvider
     if paging is not None:
@@ -102,10 +102,10 @@ def build_model(
         is_computing = partial(_is_computing, weakref.ref(model))
         experts = MappedExperts(checkpoint, config, files, filler.later, is_computing)
     elif config.has_packed_experts:
-        banks = _read_banks(checkpoint, config, device)
+        banks = read_banks(checkpoint, config, device)
         experts = PackedExperts(banks, gpu_math(config, device, gpu_kernels))
     else:
-        experts = _read_plain_experts(checkpoint, config, dtype, device)
+        experts = read_plain_experts(checkpoint, config, dtype, device)
     model.attach(experts, recorder)
     return model
 
@@ -120,9 +120,10 @@ def build_without_experts(
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
+    host: HostParts = ALL_ON_GPU,
 ) -> ErnieModel:
     """As `build_model`, without routed experts; nothing is mapped."""
-    return _Filler(checkpoint, config, dtype, device).build_network()
+    return _Filler(checkpoint, config, dtype, device).build_network(host)
 
 
 def build_embedder(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
@@ -144,7 +145,7 @@ def build_layer(checkpoint: Checkpoint, config: ModelConfig, layer_id: int) -> D
     with init_empty_weights(include_buffers=True):
         layer = DecoderLayer(config.text, layer_id, is_packed=config.quantization is not None)
     filler.place_packed(layer, lambda name: name.startswith(prefix), prefix)
-    filler.place_plain(layer, prefix)
+    filler.place_plain(layer, f"layers.{layer_id}")
     filler.read()
     layer.self_attn.layer_id = 0
     return layer.eval()
@@ -197,43 +198,52 @@ class _Filler:
                 'load with device="cpu"',
             )
 
-    def build_network(self, *, swaps_image_weights: bool = False) -> ErnieModel:
+    def build_network(self, host: HostParts = ALL_ON_GPU, *, swaps_image_weights: bool = False) -> ErnieModel:
         """A filled model without routed experts. Weights for images that are swapped are not read yet."""
         with init_empty_weights(include_buffers=True):
             model = ErnieModel(self.config, self.gpu_kernels)
         if swaps_image_weights:
             kernels = self.gpu_kernels
             model.image_weights = ImageWeights(self.checkpoint, self.config, model, self.dtype, kernels)
-        on_host = set()
-        if self.device.type != "cpu" and not self.config.text.tie_word_embeddings:
-            # A token reads one row of it, which is sent as fast as its number.
-            on_host = {"embed_tokens"}
-            host = _Filler(self.checkpoint, self.config, self.dtype, _HOST)
-            host.place_packed(model, on_host.__contains__)
-            host.place_plain(model.embed_tokens, "embed_tokens")
-            host.read()
+        on_host = self._fill_on_host(model, host)
 
         def is_wanted(name: str) -> bool:
-            return name not in on_host and not (swaps_image_weights and is_for_images(name))
+            return not _is_within(name, on_host) and not (swaps_image_weights and is_for_images(name))
 
         self.place_packed(model, is_wanted)
         self.place_plain(model)
         self.read()
         return model.eval()
 
+    def _fill_on_host(self, model: ErnieModel, host: HostParts) -> list[str]:
+        """Fill what lies in RAM beside a GPU; gives back its modules."""
+        model.host = host
+        if self.device.type == "cpu" and host == ALL_ON_GPU:
+            return []
+        layers, words = host.layer_modules, host.word_modules(self.config)
+        # The processor's own operators take float32, in which packed weights are no larger.
+        layer_dtype = self.dtype if self.tables is None else torch.float32
+        for modules, dtype in ((layers, layer_dtype), (words, self.dtype)):
+            filler = _Filler(self.checkpoint, self.config, dtype, _HOST)
+            filler.place_packed(model, partial(_is_within, modules=modules))
+            for module in modules:
+                filler.place_plain(model.get_submodule(module), module)
+            filler.read()
+        return [*layers, *words]
+
     def read(self) -> None:
         """Fill everything that has a place, but what is for later."""
         plain, packed = self._plain, self._packed
         self._plain, self._packed = [], []  # which refer to this object, and to memory that may be given back
         if self.device.type == "cpu":
-            _do_at_once(plain + packed)  # large ones first, so that no thread ends much later
+            do_at_once(plain + packed)  # large ones first, so that no thread ends much later
             return
-        _do_at_once(packed)
+        do_at_once(packed)
         for read_plain in plain:  # each passes through memory of the CPU
             read_plain()
 
     def place_plain(self, model: nn.Module, prefix: str = "") -> None:
-        """Give every other parameter a place, for the tensor with `prefix` and the parameter's name."""
+        """Give every other parameter a place, for the tensor of that name in a module named `prefix`."""
         for module_name, module in model.named_modules():
             for own_name, empty in list(module.named_parameters(recurse=False)):
                 if not empty.is_meta:
@@ -241,8 +251,8 @@ class _Filler:
                 # The router stays in float32, whatever the rest is.
                 kept_dtype = empty.dtype if isinstance(module, Router) else self.dtype
                 filled = torch.empty(empty.shape, dtype=kept_dtype, device=self.device)
-                name = f"{prefix}{module_name}.{own_name}"
-                self._plain.append(partial(_read_into, self.checkpoint, name, filled))
+                name = ".".join(filter(None, (prefix, module_name, own_name)))
+                self._plain.append(partial(read_into, self.checkpoint, name, filled))
                 setattr(module, own_name, nn.Parameter(filled, requires_grad=False))
 
     def place_packed(self, model: nn.Module, is_wanted: Callable[[str], bool], prefix: str = "") -> None:
@@ -275,7 +285,7 @@ class _Filler:
                 bias = None
                 if f"{name}.bias" in self.checkpoint:
                     bias = torch.empty(rows, dtype=self.dtype, device=self.device)
-                    self._plain.append(partial(_read_into, self.checkpoint, f"{name}.bias", bias))
+                    self._plain.append(partial(read_into, self.checkpoint, f"{name}.bias", bias))
                 # A tied model has had no head until now, so set_submodule would not find it.
                 setattr(model.get_submodule(parent), own, PackedLinear(matrix, bias))
 
@@ -320,6 +330,11 @@ class _Filler:
         return host
 
 
+def _is_within(name: str, modules: Sequence[str]) -> bool:
+    """Whether a module of this name is one of them, or a part of one."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
 def _check_gated_mlp(page: torch.Tensor, layout: PageLayout, name: str) -> None:
     """page: (1, page_bytes) uint8."""
     check_page(page[0], layout, f"the page of {name}")
@@ -331,58 +346,3 @@ def _mapped(stored: StoredTensor, files: MappedFiles) -> torch.Tensor:
         raise OSError(f"{stored} does not begin at a multiple of {CACHE_LINE} bytes")
     place = files.content([stored])[stored.offset : stored.offset + stored.num_bytes]
     return place.view(stored.shape)
-
-
-def _do_at_once(reads: Iterable[Callable[[], None]]) -> None:
-    """Do all of them on a few threads. Raises the first error."""
-    # Each thread has a mode of its own, and only within inference mode can its tensors be filled.
-    mode = partial(torch.inference_mode, torch.is_inference_mode_enabled())
-    threads = ThreadPoolExecutor(_READERS, thread_name_prefix="ernie-load")
-    try:
-        for read in [threads.submit(mode()(one)) for one in reads]:
-            read.result()
-    finally:
-        threads.shutdown(cancel_futures=True)
-
-
-def _read_plain_experts(
-    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device
-) -> ResidentExperts:
-    resident = ResidentExperts(config.text, dtype, device)
-    reads: list[Callable[[], None]] = []
-    for (layer_id, bank), weights in resident.banks.items():
-        for expert_id in range(config.text.bank(bank).num_experts):
-            for projection in PROJECTIONS:
-                name = f"experts.{layer_id}.{bank}.{expert_id}.{projection}"
-                place = weights.projection(expert_id, projection)
-                reads.append(partial(_read_into, checkpoint, name, place))
-    _do_at_once(reads)  # on a GPU too: each takes a few megabytes of the CPU's memory
-    return resident
-
-
-def _read_banks(
-    checkpoint: Checkpoint, config: ModelConfig, device: torch.device
-) -> dict[BankKey, torch.Tensor]:
-    """Pages of all experts, each in a slot of its bank's largest page."""
-    packed = PackedTensors(config)
-    banks: dict[BankKey, torch.Tensor] = {}
-    for layer_id, bank in config.quantization.experts if config.quantization else ():
-        layouts = packed.page_layouts(layer_id, bank)
-        slot_bytes = max(layout.page_bytes for layout in layouts.values())
-        slots = empty_bytes(config.text.bank(bank).num_experts * slot_bytes).view(-1, slot_bytes)
-        for expert_id, (name, row) in enumerate(packed.locate_experts(layer_id, bank)):
-            page = slots[expert_id, : packed.shapes[name][1]]
-            checkpoint.read_packed(name, page, row)
-            check_page(page, layouts[name.rpartition(".")[2]], f"page {row} of {name}")
-        banks[layer_id, bank] = slots.to(device)
-    return banks
-
-
-def _read_into(checkpoint: Checkpoint, name: str, target: torch.Tensor) -> None:
-    if target.device.type == "cpu":
-        checkpoint.read(name, target)
-        return
-    # The checkpoint fills CPU memory only; one tensor at a time passes through it.
-    staging = torch.empty(target.shape, dtype=target.dtype)
-    checkpoint.read(name, staging)
-    target.copy_(staging)

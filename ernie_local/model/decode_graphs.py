@@ -18,6 +18,7 @@ from ernie_local.kernels.arguments import LayerStorage
 from ernie_local.kernels.graphs import Recorded, Recorder
 from ernie_local.model.attention import KernelAttention
 from ernie_local.model.decoder import DecoderLayer, LayerStep
+from ernie_local.model.host_attention import HostAttention
 from ernie_local.model.layers import RMSNorm
 
 
@@ -47,15 +48,17 @@ class DecodeGraphs:
     """The recorded pieces of one cache. They are recorded again when the cache moves or grows."""
 
     def __init__(self, layers: Sequence[DecoderLayer], norm: RMSNorm, recorder: Recorder) -> None:
+        """layers: those that attend on the GPU, at least one, up to the last of the network."""
         self._norm = norm
         self._recorder = recorder
+        self._first_layer = layers[0].self_attn.layer_id
         self._pieces = _cut(layers)
         self._recorded: list[Recorded[Junction]] = []
         self._inputs: _Inputs | None = None
-        self._rows: LayerStorage | None = None  # of the first layer; all move together
+        self._rows: LayerStorage | None = None  # of the first of these layers; all move together
 
     def run(self, hidden: Tensor, step: LayerStep) -> Tensor:
-        """All layers and the last norm for one text token: hidden (1, hidden_size) -> the same shape.
+        """These layers and the last norm for one text token: hidden (1, hidden_size) -> the same shape.
 
         The result is valid until the next call.
         """
@@ -77,8 +80,10 @@ class DecodeGraphs:
     def _fill(self, hidden: Tensor, step: LayerStep) -> _Inputs:
         """Copy the token's values to where pieces read them; drop the pieces if the cache has moved."""
         given = step.attention
+        if isinstance(given, HostAttention):
+            given = given.above
         assert isinstance(given, KernelAttention)
-        rows = given.cache.storage(0)
+        rows = given.cache.storage(self._first_layer)
         if self._inputs is None or rows is not self._rows:
             self._recorded.clear()
             self._rows = rows

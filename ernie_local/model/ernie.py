@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -18,12 +19,14 @@ from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError, parameter
 from ernie_local.kernels.gpu import find_triton
 from ernie_local.kernels.graphs import Recorder
-from ernie_local.kernels.memory import send
+from ernie_local.kernels.memory import receive, send
 from ernie_local.kernels.native import native_module
 from ernie_local.media.patches import Patches
-from ernie_local.model.attention import AttentionStep, JoinedAttention, choose_attention, token_kernel
+from ernie_local.model.attention import AttentionStep, choose_attention, token_kernel
 from ernie_local.model.decode_graphs import DecodeGraphs
 from ernie_local.model.decoder import DecoderLayer, LayerStep
+from ernie_local.model.host_attention import HostAttention, join_tokens
+from ernie_local.model.host_parts import ALL_ON_GPU
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.layers import Embedding, Linear, PackedEmbedding, PackedLinear, RMSNorm
 from ernie_local.model.memory_use import (
@@ -88,6 +91,7 @@ class ErnieModel(nn.Module):
         super().__init__()
         self._gpu_kernels = gpu_kernels
         self.config = config
+        self.host = ALL_ON_GPU  # what lies in RAM beside a GPU; who fills the network sets it
         self._experts: ExpertProvider | None = None
         # Vision tower and resampler, where experts have their memory while no image is encoded.
         self.image_weights: SwappedWeights | None = None
@@ -291,9 +295,10 @@ class ErnieModel(nn.Module):
     def decode_graphs(self, kv_dtype: torch.dtype) -> DecodeGraphs | None:
         """The graphs of one new cache of this dtype; None where decode is not recorded.
 
-        UsageError if no attention kernel serves such a cache, since nothing else can be recorded.
+        Layers on the CPU are not recorded. UsageError if no attention kernel serves such a cache.
         """
-        if self.recorder is None:
+        num_below = self.host.num_layers
+        if self.recorder is None or num_below == len(self.layers):
             return None
         if token_kernel(self.device, kv_dtype, self._gpu_kernels) is None:
             raise UsageError(
@@ -301,7 +306,7 @@ class ErnieModel(nn.Module):
                 f"there is no attention kernel for it on {self.device}, and without one nothing is recorded",
                 f"use {parameter('kv_dtype')} int8 or float16, or no {parameter('cuda_graphs')}",
             )
-        return DecodeGraphs([*self.layers], self.norm, self.recorder)
+        return DecodeGraphs([*self.layers][num_below:], self.norm, self.recorder)
 
     def forward(
         self,
@@ -324,6 +329,8 @@ class ErnieModel(nn.Module):
         self.experts.begin(rows)
         step = LayerStep(attention, rows, self.experts, on_route)
         if graphs is not None and num_tokens == 1 and not is_vision[0]:
+            for layer in islice(self.layers, cache.host_layers):
+                hidden = layer(hidden, step)
             normed = graphs.run(hidden, step)
         else:
             normed = self._run_layers(hidden, step)
@@ -339,7 +346,7 @@ class ErnieModel(nn.Module):
         positions = send(torch.tensor([[one.position for one in tokens]] * 3, device="cpu"), self.device)
         angles = (one.split(1) for one in self._angles(positions))
         parts = zip(hidden.split(1), *angles, (one.cache for one in tokens), strict=True)
-        attention = JoinedAttention([(1, self._choose_attention(*part)) for part in parts])
+        attention = join_tokens([self._choose_attention(*part) for part in parts])
         is_vision = torch.zeros(len(tokens), dtype=torch.bool, device="cpu")
         rows = TokenRows.of(is_vision, self.config.text.banks, hidden.device, num_sequences=len(tokens))
         self.experts.begin(rows)
@@ -353,7 +360,10 @@ class ErnieModel(nn.Module):
     def _choose_attention(
         self, hidden: Tensor, cosines: Tensor, sines: Tensor, cache: KVCache
     ) -> AttentionStep:
-        return choose_attention(hidden, cosines, sines, cache, self.attention_way, self._gpu_kernels)
+        above = choose_attention(hidden, cosines, sines, cache, self.attention_way, self._gpu_kernels)
+        if not cache.host_layers:
+            return above
+        return HostAttention.under(above, hidden, (cosines, sines), cache, self.config, self.layers[0])
 
     def _run_layers(self, hidden: Tensor, step: LayerStep) -> Tensor:
         for layer in self.layers:
@@ -362,14 +372,19 @@ class ErnieModel(nn.Module):
         return normed
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: (tokens, hidden_size) from `forward` -> (tokens, vocab_size) float32."""
-        if self.lm_head is not None:
-            scores: Tensor = self.lm_head(hidden)
-        elif isinstance(self.embed_tokens, PackedEmbedding):
-            scores = self.embed_tokens.score(hidden)
-        else:
-            scores = functional.linear(hidden, self.embed_tokens.weight)
-        return scores.float()
+        """hidden: (tokens, hidden_size) from `forward` -> (tokens, vocab_size) float32, where the head is."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        if self.host.has_head:
+            hidden = receive(hidden)
+            hidden = hidden if isinstance(head, Linear | Embedding) else hidden.float()
+        return _score(head, hidden).float()
+
+
+def _score(head: Linear | Embedding | PackedLinear | PackedEmbedding, hidden: Tensor) -> Tensor:
+    if isinstance(head, Embedding):
+        return functional.linear(hidden, head.weight)
+    scores: Tensor = head.score(hidden) if isinstance(head, PackedEmbedding) else head(hidden)
+    return scores
 
 
 def _computes_rows_apart(model: ErnieModel) -> bool:

@@ -1,5 +1,6 @@
 """Keeps keys and values of the tokens seen so far: 32-bit, 16-bit, or int8 with scales; whole, or growing.
 
+Beside a GPU, the rows of the first layers may lie in RAM.
 What is written is what is attended to: a token's own keys pass through the stored format too, so cutting a
 prompt into other chunks does not change the result.
 """
@@ -38,9 +39,9 @@ class CacheLayout:
         )
 
     @staticmethod
-    def allocate(config: TextConfig, capacity: int, dtype: torch.dtype, device: torch.device) -> CacheLayout:
+    def allocate(size: KVSize, config: TextConfig, dtype: torch.dtype, device: torch.device) -> CacheLayout:
         """In new memory, not initialised."""
-        shape = _shape(config, capacity)
+        shape = _shape(size, config)
         scales = None
         if dtype == torch.int8:
             scales = torch.empty((*shape[:-1], 1), dtype=torch.float32, device=device)
@@ -51,9 +52,9 @@ class CacheLayout:
         return CacheLayout(memory.view(dtype).view(shape), scales)
 
     @staticmethod
-    def inside(memory: Tensor, config: TextConfig, capacity: int, dtype: torch.dtype) -> CacheLayout:
+    def inside(memory: Tensor, size: KVSize, config: TextConfig, dtype: torch.dtype) -> CacheLayout:
         """memory: (num_bytes,) uint8, exactly what it takes (KVSize.num_bytes): states first, then scales."""
-        shape = _shape(config, capacity)
+        shape = _shape(size, config)
         states_bytes = math.prod(shape) * dtype.itemsize
         states = memory[:states_bytes].view(dtype).view(shape)
         scales = None
@@ -124,6 +125,13 @@ class CacheMemory(Protocol):
         """
         ...
 
+    def keep_in_ram(self, num_bytes: int) -> None:
+        """Count so much of RAM for rows that lie there, until the cache is gone.
+
+        DoesNotFit, with nothing changed, for more than was left to caches.
+        """
+        ...
+
 
 class KVCache:
     """Room for `capacity` tokens in every layer. `length` counts the tokens that later tokens may see."""
@@ -135,16 +143,25 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         memory: CacheMemory | None = None,
+        host_layers: int = 0,
     ) -> None:
-        """memory: where the cache lies, and grows by `reserve`; None for its own, allocated whole."""
+        """memory: where the cache lies, and grows by `reserve`; None for its own, allocated whole.
+
+        host_layers: layers, from the first one on, whose rows lie in RAM, allocated whole, wherever the
+        others lie.
+        """
         assert dtype in KV_DTYPES.values(), dtype
         self.capacity = capacity
         self.dtype = dtype
         self.length = 0
+        self.host_layers = host_layers
         self._config = config
         self._memory = memory
-        self._size = KVSize.of(config, capacity, dtype.itemsize)
-        self._layout = CacheLayout.allocate(config, capacity if memory is None else 0, dtype, device)
+        sizes = KVSize.of(config, capacity, dtype.itemsize).split(config, host_layers)
+        self._host_size, self._size = sizes
+        size = self._size if memory is None else self._size.holding(0)
+        self._host = CacheLayout.allocate(self._host_size, config, dtype, torch.device("cpu"))
+        self._layout = CacheLayout.allocate(size, config, dtype, device)
         if memory is not None:
             memory.on_move(self._follow)
 
@@ -156,14 +173,16 @@ class KVCache:
     @property
     def num_bytes(self) -> int:
         """Bytes of the whole allocation, as large as it is now."""
-        return self._layout.num_bytes
+        return self._host.num_bytes + self._layout.num_bytes
 
     def touched_bytes(self, num_tokens: int) -> int:
         """Memory of its own that is in use once so many tokens have been stored.
 
         0 where memory was lent: the lender counts it.
         """
-        return self._size.touched_bytes(num_tokens) if self._memory is None else 0
+        if self._memory is not None:
+            return 0
+        return self._host_size.touched_bytes(num_tokens) + self._size.touched_bytes(num_tokens)
 
     def reserve(self, num_tokens: int) -> None:
         """Make room for `num_tokens` in all, the visible ones included. Call it between forwards.
@@ -172,18 +191,21 @@ class KVCache:
         invalid then. DoesNotFit, with the cache unchanged, if there is no memory. Ctrl-C waits for the move.
         """
         assert self.length <= num_tokens <= self.capacity, (self.length, num_tokens, self.capacity)
-        wanted, now = grown_tokens(num_tokens, self.capacity), self._layout.capacity
-        if self._memory is None or wanted == now or (wanted < now and self.length):
+        if self._memory is None:
             return
-        size = KVSize.of(self._config, wanted, self.dtype.itemsize)
+        self._memory.keep_in_ram(self._host_size.touched_bytes(num_tokens))
+        wanted, now = grown_tokens(num_tokens, self.capacity), self._layout.capacity
+        if wanted == now or (wanted < now and self.length):
+            return
+        size = self._size.holding(wanted)
         memory = self._memory.resize(size.num_bytes)
-        self._move_to(CacheLayout.inside(memory, self._config, wanted, self.dtype))
+        self._move_to(CacheLayout.inside(memory, size, self._config, self.dtype))
 
     def _follow(self, memory: Tensor) -> None:
         # Where rows could not be moved to more memory, they have the end of it.
         now = self._layout
         memory = memory[memory.nbytes - now.num_bytes :]
-        self._layout = CacheLayout.inside(memory, self._config, now.capacity, self.dtype)
+        self._layout = CacheLayout.inside(memory, self._size.holding(now.capacity), self._config, self.dtype)
 
     def _move_to(self, layout: CacheLayout) -> None:
         move = RowMove(self._layout, layout, self.length)
@@ -204,10 +226,10 @@ class KVCache:
         its own.
         """
         self.store(layer_id, keys, values)
-        states, scales = self._layout.states[layer_id], self._layout.scales
+        states, scales = self._rows_of(layer_id)
         stored = states[:, :, : self.length + keys.shape[0]]
         if scales is not None:
-            stored = stored.float() * scales[layer_id, :, :, : stored.shape[2]]
+            stored = stored.float() * scales[:, :, : stored.shape[2]]
         stored = stored.to(keys.dtype)
         return stored[0], stored[1]
 
@@ -219,22 +241,20 @@ class KVCache:
         """
         end = self.length + keys.shape[0]
         assert end <= self._layout.capacity, (end, self._layout.capacity)
-        all_states, all_scales = self._layout.states, self._layout.scales
+        layer_states, layer_scales = self._rows_of(layer_id)
         states = torch.stack((keys, values)).transpose(1, 2)  # (2, kv_heads, tokens, head_dim)
-        if all_scales is None:
-            all_states[layer_id, :, :, self.length : end] = states.to(self.dtype)
+        if layer_scales is None:
+            layer_states[:, :, self.length : end] = states.to(self.dtype)
         else:
             # Without a least scale a state of zeros would be 0 / 0, and NaN as int8 is undefined.
             largest = states.abs().amax(-1, keepdim=True).float()
             scales = (largest / _INT8_LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
-            all_scales[layer_id, :, :, self.length : end] = scales
-            all_states[layer_id, :, :, self.length : end] = torch.round(states.float() / scales).to(
-                torch.int8
-            )
+            layer_scales[:, :, self.length : end] = scales
+            layer_states[:, :, self.length : end] = torch.round(states.float() / scales).to(torch.int8)
 
     def row_bytes(self, num_tokens: int) -> int:
         """Bytes of the rows of so many tokens: exact."""
-        return num_tokens * self._size.bytes_per_token
+        return num_tokens * (self._host_size.bytes_per_token + self._size.bytes_per_token)
 
     def read_rows(self, start: int, stop: int) -> Iterator[Tensor]:
         """The rows of these visible tokens, piece by piece: copies on the CPU, contiguous.
@@ -256,10 +276,21 @@ class KVCache:
             rows.copy_(piece)
 
     def _pieces(self, start: int, stop: int) -> Iterator[Tensor]:
-        for layer_id, states in enumerate(self._layout.states):
-            yield states[:, :, start:stop]
-            if self._layout.scales is not None:
-                yield self._layout.scales[layer_id, :, :, start:stop]
+        for layer_id in range(self._config.num_hidden_layers):
+            for rows in self._rows_of(layer_id):
+                if rows is not None:
+                    yield rows[:, :, start:stop]
+
+    def _rows_of(self, layer_id: int) -> tuple[Tensor, Tensor | None]:
+        """States and scales of this layer, (2, kv_heads, capacity, head_dim or 1)."""
+        layout, index = self._place(layer_id)
+        return layout.states[index], None if layout.scales is None else layout.scales[index]
+
+    def _place(self, layer_id: int) -> tuple[CacheLayout, int]:
+        """The layout that has the layer's rows, and its number there."""
+        if layer_id < self.host_layers:
+            return self._host, layer_id
+        return self._layout, layer_id - self.host_layers
 
     def storage(self, layer_id: int) -> LayerStorage:
         """This layer's rows, for an operator that stores and attends at once; it writes at `length`.
@@ -267,7 +298,8 @@ class KVCache:
         Valid until the next `reserve`, which may move them: ask again in every forward. The same object as
         long as they did not move.
         """
-        return self._layout.layers[layer_id]
+        layout, index = self._place(layer_id)
+        return layout.layers[index]
 
     def advance(self, num_tokens: int) -> None:
         """Make the tokens that every layer has appended visible."""
@@ -285,5 +317,6 @@ def kv_bytes_per_token(config: TextConfig, dtype: torch.dtype) -> int:
     return KVSize.of(config, 1, dtype.itemsize).bytes_per_token
 
 
-def _shape(config: TextConfig, capacity: int) -> tuple[int, int, int, int, int]:
-    return (config.num_hidden_layers, 2, config.num_key_value_heads, capacity, config.head_dim)
+def _shape(size: KVSize, config: TextConfig) -> tuple[int, int, int, int, int]:
+    heads = config.num_key_value_heads
+    return size.rows // (2 * heads), 2, heads, size.capacity, config.head_dim

@@ -7,7 +7,7 @@ measured (docs/performance.md); those for the KV cache are exact.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ernie_local.config import ModelConfig, TextConfig, VisionConfig
@@ -64,9 +64,18 @@ class KVSize:
         scale_bytes = FLOAT_BYTES if item_bytes == 1 else 0
         return KVSize(rows, capacity, config.head_dim * item_bytes, scale_bytes)
 
+    def split(self, config: TextConfig, num_layers: int) -> tuple[KVSize, KVSize]:
+        """Of the first `num_layers` layers, and of the others."""
+        first = num_layers * 2 * config.num_key_value_heads
+        return replace(self, rows=first), replace(self, rows=self.rows - first)
+
+    def holding(self, num_tokens: int) -> KVSize:
+        """With another capacity."""
+        return replace(self, capacity=num_tokens)
+
     @property
     def bytes_per_token(self) -> int:
-        """Over all layers: exact."""
+        """Over its layers: exact."""
         return self.rows * (self.state_bytes + self.scale_bytes)
 
     @property
@@ -149,6 +158,15 @@ def chunk_bytes_on_gpu(config: TextConfig, num_new: int, num_all: int, way: Atte
         return 0
     inner = num_new * _inner_bytes(config)
     return num_new * _states_bytes(config) + max(inner, attention_bytes(config, num_new, num_all, way))
+
+
+def host_attention_bytes(config: ModelConfig, num_new: int, num_all: int, dtype: str) -> int:
+    """About what attention of a chunk takes of RAM in layers that attend there beside a GPU.
+
+    num_all: with the new ones; dtype: of hidden states there. The states count in float32, as the angles.
+    """
+    way = cpu_attention_way(config, dtype)
+    return num_new * _states_bytes(config.text) + attention_bytes(config.text, num_new, num_all, way)
 
 
 def _states_bytes(config: TextConfig) -> int:

@@ -260,12 +260,12 @@ def test_no_row_is_overwritten_before_it_is_copied(
     dtype: torch.dtype, old: int, new: int, length: int
 ) -> None:
     config = CONFIG.text
-    sizes = [KVSize.of(config, capacity, dtype.itemsize).num_bytes for capacity in (old, new)]
-    memory = torch.randint(0, 100, (sizes[1],), dtype=torch.uint8)
-    before = CacheLayout.inside(memory[sizes[1] - sizes[0] :], config, old, dtype)
+    smaller, larger = (KVSize.of(config, capacity, dtype.itemsize) for capacity in (old, new))
+    memory = torch.randint(0, 100, (larger.num_bytes,), dtype=torch.uint8)
+    before = CacheLayout.inside(memory[larger.num_bytes - smaller.num_bytes :], smaller, config, dtype)
     expected = [row.clone() for row in before.rows(length)]
-    after = CacheLayout.inside(memory, config, new, dtype)
-    assert after.num_bytes == sizes[1]
+    after = CacheLayout.inside(memory, larger, config, dtype)
+    assert after.num_bytes == larger.num_bytes
     RowMove(before, after, length).finish()
     for row, wanted in zip(after.rows(length), expected, strict=True):
         assert torch.equal(row.view(torch.uint8), wanted.view(torch.uint8))
@@ -282,6 +282,9 @@ class OneMemory:
 
     def on_move(self, follow: Callable[[torch.Tensor], None]) -> None:
         """Nothing: it stays."""
+
+    def keep_in_ram(self, num_bytes: int) -> None:
+        assert num_bytes == 0
 
 
 @pytest.mark.parametrize("when", [0, 1, 2, 3, 40, 41])

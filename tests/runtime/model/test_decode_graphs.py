@@ -16,6 +16,7 @@ from ernie_local.kernels.arguments import LayerStorage, NewToken
 from ernie_local.model import attention as model_attention
 from ernie_local.model import ernie
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.host_parts import HostParts
 from ernie_local.model.kv_cache import CacheLayout
 from ernie_local.model.moe import RouteHook
 from tests.runtime import paged_models
@@ -105,6 +106,18 @@ def test_every_token_is_that_of_decode(model: ErnieModel) -> None:
     assert tape.num_recorded == num_pieces(model)
 
 
+@pytest.mark.parametrize("num_layers", [2, 6])
+def test_layers_that_attend_on_the_cpu_are_not_recorded(packed: Path, num_layers: int) -> None:
+    model = paged_models.build(packed, None)
+    model.host = HostParts(num_layers)
+    plain, graphed, tape = engines(model)
+    for engine in (plain, graphed):
+        engine.prefill([20, 21, 22])
+    assert_same(plain, graphed)
+    recorded = sum(model.config.text.moe_layers[num_layers:]) + 1
+    assert tape.num_recorded == (recorded if num_layers < 6 else 0)
+
+
 def test_engines_do_not_share_graphs(packed: Path) -> None:
     model = paged_models.build(packed, None)
     plain, graphed, _ = engines(model)
@@ -116,16 +129,19 @@ def test_engines_do_not_share_graphs(packed: Path) -> None:
         assert_same(other_plain, other, [token + 1])
 
 
-def test_a_cache_that_moved_is_recorded_anew(packed: Path) -> None:
+@pytest.mark.parametrize("host_layers", [0, 2])
+def test_a_cache_that_moved_is_recorded_anew(packed: Path, host_layers: int) -> None:
     model = paged_models.build(packed, None)
+    model.host = HostParts(host_layers)
     plain, graphed, tape = engines(model)
     for engine in (plain, graphed):
         engine.prefill([20, 21])
     assert_same(plain, graphed)
     cache = graphed._cache
-    cache._move_to(CacheLayout.allocate(model.config.text, 256, torch.bfloat16, torch.device("cpu")))
+    size, text = cache._size, model.config.text
+    cache._move_to(CacheLayout.allocate(size, text, torch.bfloat16, torch.device("cpu")))
     assert_same(plain, graphed)
-    assert tape.num_recorded == 2 * num_pieces(model)
+    assert tape.num_recorded == 2 * (num_pieces(model) - sum(model.config.text.moe_layers[:host_layers]))
 
 
 def test_an_interrupted_recording_goes_on(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

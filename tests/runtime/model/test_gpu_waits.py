@@ -12,8 +12,9 @@ import torch
 from ernie_local.engine import Engine
 from ernie_local.kernels.arguments import LayerStorage, NewToken
 from ernie_local.kernels.graphs import Outputs, Recorded, Recorder
-from ernie_local.model import attention, ernie
+from ernie_local.model import attention, ernie, host_attention
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.host_parts import HostParts
 from ernie_local.model.layers import PackedEmbedding, PackedLinear
 from tests.runtime import paged_models
 from tests.runtime.shape_gpu import DEVICE, ShapeGpu, WaitError, on_shape_gpu
@@ -60,6 +61,35 @@ def test_of_an_embedding_in_ram_rows_are_sent_and_nothing_waits(
         for count, token in enumerate((60, 61, 62), 1):
             assert engine.decode(token).device == DEVICE
             assert gpu.num_sent == sent + count
+
+
+@pytest.mark.parametrize("num_layers", [1, 6])
+def test_layers_in_ram_take_and_give_states_alone(
+    model: ErnieModel, monkeypatch: pytest.MonkeyPatch, num_layers: int
+) -> None:
+    """Nothing of the host's is computed with on the GPU, and nothing else is waited for."""
+    below = copy.deepcopy([*model.layers][:num_layers])
+    received: list[torch.Size] = []
+
+    def receive(tensor: torch.Tensor) -> torch.Tensor:
+        assert tensor.device == DEVICE
+        received.append(tensor.shape)
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
+
+    monkeypatch.setattr(host_attention, "receive", receive)
+    with on_shape_gpu(model, monkeypatch) as gpu:
+        monkeypatch.setattr(host_attention, "send", gpu.send)
+        for layer, on_host in zip(model.layers, below, strict=False):
+            layer.input_layernorm, layer.self_attn = on_host.input_layernorm, on_host.self_attn
+        model.host = HostParts(num_layers)
+        engine = Engine(model, 256, torch.bfloat16, chunk_tokens=16)
+        engine.prefill([20, 21, *range(30, 50)])
+        received.clear()
+        sent = gpu.num_sent
+        assert engine.decode(60).device == DEVICE
+    angles = model.config.text.head_dim // 2
+    assert received == [(1, angles), (1, angles), *[(1, model.config.text.hidden_size)] * num_layers]
+    assert gpu.num_sent == sent + num_layers
 
 
 class ShapeRecorder:

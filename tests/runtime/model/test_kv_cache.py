@@ -106,3 +106,30 @@ def test_bytes_of_the_28b_model_and_of_a_real_allocation(config: TextConfig) -> 
     assert kv_bytes_per_token(full, torch.int8) == 28 * 2 * 4 * (128 + 4)
     for dtype in (torch.float32, torch.bfloat16, torch.int8):
         assert KVCache(config, 7, dtype, CPU).num_bytes == 7 * kv_bytes_per_token(config, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
+@pytest.mark.parametrize("host_layers", [1, 2])
+def test_layers_in_ram_have_the_rows_that_they_would_have_elsewhere(
+    config: TextConfig, dtype: torch.dtype, host_layers: int
+) -> None:
+    """What attention sees, what is read for a file, what was written from one, and what is forgotten."""
+    whole, split = KVCache(config, 9, dtype, CPU), KVCache(config, 9, dtype, CPU, host_layers=host_layers)
+    for cache in (whole, split):
+        for layer_id in range(2):
+            cache.append(layer_id, *states(5, layer_id))
+        cache.advance(5)
+        cache.truncate(4)
+    assert (split.num_bytes, split.row_bytes(3)) == (whole.num_bytes, whole.row_bytes(3))
+    read = [list(cache.read_rows(1, 4)) for cache in (whole, split)]
+    assert all(torch.equal(one, other) for one, other in zip(*read, strict=True))
+    for given, piece in zip(read[0], split.write_rows(3), strict=True):
+        piece.copy_(given)
+    split.advance(3)
+    again = list(split.read_rows(4, 7))
+    assert all(torch.equal(one, other) for one, other in zip(read[0], again, strict=True))
+    split.truncate(4)
+    for layer_id in range(2):
+        of_both = (cache.append(layer_id, *states(1, 7)) for cache in (whole, split))
+        for one, other in zip(*of_both, strict=True):
+            assert torch.equal(one, other)
