@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from ernie_local.checkpoint.index import Accounts
 
 # Parts in the order of every table; the routed experts of each bank and their small pages come before them.
+ATTENTION_PART, EMBEDDING_PART, HEAD_PART = "attention", "embedding", "head"
 # A tensor belongs to the first part whose mark is in its name.
 _MARKS = (
     ("routers", "_router."),
     ("shared experts", "shared_experts"),
     ("vision tower", "vision."),
     ("resampler", "resampler."),
-    ("attention", "self_attn"),
+    (ATTENTION_PART, "self_attn"),
     ("dense layers", ".mlp."),
-    ("embedding", "embed_tokens"),
-    ("head", "lm_head"),
+    (EMBEDDING_PART, "embed_tokens"),
+    (HEAD_PART, "lm_head"),
     ("norms", "norm"),
 )
 # Only images pass through them.

@@ -41,6 +41,7 @@ from ernie_local.loading.options import (
 )
 from ernie_local.media.image_size import ImageReport
 from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.model.host_parts import ALL_ON_GPU, HostParts
 from ernie_local.model.kv_cache import KV_DTYPES
 from ernie_local.model.limits import check_token_counts
 from ernie_local.model.memory_use import gpu_attention_way
@@ -90,13 +91,14 @@ def load_model(
     chat = ChatPlan(tokens, *types, tuple(images), may_shrink_cache=options.kv_dtype == defaults.AUTO)
     demand = ComputeDemand(device, chat, chunk_tokens, choices.kernels)
     folder = options.open_cache()
-    cache = None if folder is None else ModelCache(folder, files.directory, _choices(options))
     use_threads(options.threads, efficiency_cores=options.efficiency_cores)
     if demand.is_on_gpu:
         choices.check(config, device, kv_dtype)
     with open_checkpoint(files.directory, config) as checkpoint:
         need = count_need(checkpoint, files.image_processor, config, demand, limits, paging)
         placement = _place(need, demand, limits)
+        chosen = _choices(options, placement)
+        cache = None if folder is None else ModelCache(folder, files.directory, chosen)
         if isinstance(placement, GpuPlacement):
             kv_dtype = KV_DTYPES[placement.layout.kv_dtype]
         setup = _find_paging(placement, device, paging)
@@ -106,20 +108,28 @@ def load_model(
         recorder = choices.recorder(device)
         if on_progress is not None:
             _report_reads(checkpoint, on_progress, setup, maps=is_mapped(config, device, setup))
-        network = build_model(checkpoint, config, dtype, device, setup, recorder, choices.kernels)
+        to_build = checkpoint, config, dtype, device, setup, recorder, choices.kernels
+        network = build_model(*to_build, _host_parts(placement))
         if setup is not None:
             checkpoint.drop_cached()
     settings = EngineSettings(tokens, kv_dtype, placement.chunk_tokens)
     # Paged experts have the memory: a page helps every token, features only who asks about an image again.
     results = KeptResults(device, dtype, defaults.feature_bytes(placement.spare_bytes), cache)
     seconds = time.perf_counter() - started
-    told = need.weight_bytes, seconds, options.context_size, results, placement.decisions
-    return LoadedModel(network, files, settings, *told)
+    about = need.weight_bytes, seconds, options.context_size, results, placement.decisions
+    return LoadedModel(network, files, settings, *about)
 
 
-def _choices(options: LoadOptions) -> str:
-    """What changes the bits that are computed; experts give the same ones wherever they are."""
-    return f"{options.small_below} {options.gpu_kernels}"
+def _host_parts(placement: Placement | GpuPlacement) -> HostParts:
+    return placement.layout.host if isinstance(placement, GpuPlacement) else ALL_ON_GPU
+
+
+def _choices(options: LoadOptions, placement: Placement | GpuPlacement) -> str:
+    """What changes the bits that are computed; experts give the same ones wherever they are.
+
+    Attention rounds otherwise on the CPU than on a GPU.
+    """
+    return f"{options.small_below} {options.gpu_kernels} {_host_parts(placement).num_layers}"
 
 
 def _report_reads(
@@ -283,5 +293,6 @@ def _find_paging(
             placement.least_bytes,
             placement.cache_bytes,
             placement.room_bytes,
+            placement.host_cache_bytes,
         )
     return PagingSetup(placement.paged_bytes, options, gpu, placement.swapped_bytes > 0)

@@ -374,13 +374,15 @@ class ErnieModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (tokens, hidden_size) from `forward` -> (tokens, vocab_size) float32, where the head is."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        if self.host.has_head:
-            hidden = receive(hidden)
-            hidden = hidden if isinstance(head, Linear | Embedding) else hidden.float()
-        return _score(head, hidden).float()
+        return _score(head, hidden, on_host=self.host.has_head).float()
 
 
-def _score(head: Linear | Embedding | PackedLinear | PackedEmbedding, hidden: Tensor) -> Tensor:
+def _score(
+    head: Linear | Embedding | PackedLinear | PackedEmbedding, hidden: Tensor, *, on_host: bool
+) -> Tensor:
+    if on_host:  # where packed weights take float32
+        hidden = receive(hidden)
+        hidden = hidden if isinstance(head, Linear | Embedding) else hidden.float()
     if isinstance(head, Embedding):
         return functional.linear(hidden, head.weight)
     scores: Tensor = head.score(hidden) if isinstance(head, PackedEmbedding) else head(hidden)

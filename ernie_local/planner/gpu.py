@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ernie_local.checkpoint.parts import IMAGE_PARTS
 from ernie_local.errors import DoesNotFit
+from ernie_local.model.host_parts import ALL_ON_GPU, HostParts
 from ernie_local.planner.fit import SLACK_BYTES, AvailableMemory, headroom_bytes
 from ernie_local.planner.gpu_fit import GpuPlacement, least_gpu_total, place_on_gpu
-from ernie_local.planner.gpu_need import EMBEDDING_PART, GpuNeed
+from ernie_local.planner.gpu_need import GpuNeed
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.ram import PROCESS, Budget, process_bytes
@@ -36,7 +36,8 @@ class GpuPlan:
 
     ram_slots_bytes: of RAM, for experts that are not on the GPU; host_bytes: RAM of the process in which all
     experts lie. Floors, with which experts can be paged: least_bytes of the GPU, host_least_bytes of RAM.
-    chat: with the KV cache that was chosen. decisions: what was chosen so that it fits, a line each.
+    chat: with the KV cache that was chosen. decisions: what was chosen so that it fits, a line each. host:
+    what the processor computes besides experts.
     """
 
     tier: Tier
@@ -51,6 +52,7 @@ class GpuPlan:
     decisions: tuple[str, ...] = ()
     ram_slots_bytes: int = 0
     host_least_bytes: int = 0
+    host: HostParts = ALL_ON_GPU
 
     @property
     def fits(self) -> bool:
@@ -93,7 +95,9 @@ def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> 
     if slots is None:
         host = MemoryPlan("ram", host_terms, ram.allowed_bytes)
         tier: Tier = "resident" if fits else "does not fit"
-        return GpuPlan(tier, vram, host, text_bytes, text_bytes, 0, least, *chosen)
+        return GpuPlan(
+            tier, vram, host, text_bytes, text_bytes, 0, least, *chosen, host=placement.layout.host
+        )
     plan = model.paging_plan
     assert plan is not None, "what is paged has pages"
     used = host_process_bytes(chat) + placement.host_bytes + SLACK_BYTES
@@ -115,6 +119,7 @@ def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> 
         *chosen,
         ram_slots_bytes=held,
         host_least_bytes=used + plan.least_bytes,
+        host=placement.layout.host,
     )
 
 
@@ -160,12 +165,12 @@ def _terms(need: GpuNeed, placement: GpuPlacement) -> Iterator[Term]:
     """What takes memory of the GPU; workspace is what is kept, as what is used of it is not known yet."""
     layout, parts = placement.layout, need.weights.parts
     yield _context_term()
-    elsewhere = {*need.weights.expert_parts} if placement.paged_bytes is not None else set()
-    elsewhere |= {*IMAGE_PARTS} if placement.swapped_bytes else set()
-    elsewhere |= {EMBEDDING_PART} if need.host_embedding_bytes else set()
+    moved = need.moved_parts(layout)
+    if placement.paged_bytes is not None:
+        moved |= need.weights.expert_parts
     for part, num_bytes in parts.items():
-        if num_bytes and part not in elsewhere:
-            yield Term.exact(part, num_bytes)
+        if left := num_bytes - moved.get(part, 0):
+            yield Term.exact(part, left)
     window = need.window_bytes(layout)
     if window:
         yield Term("a part of the vision tower", "exact", {"vision": Amount.exactly(window)})
@@ -218,5 +223,11 @@ def _host_terms(need: GpuNeed, placement: GpuPlacement) -> Iterator[Term]:
     yield Term.always("Python and torch", "measured", PROCESS)
     yield Term("opened images", "computed", {"load": Amount.exactly(need.chat.opened_bytes)})
     yield Term.always("CUDA's libraries", "assumed", _HOST)
-    if placement.host_bytes:
-        yield Term.exact("other weights in RAM", placement.host_bytes)
+    layout = placement.layout
+    if num_bytes := need.host_weight_bytes(layout):
+        yield Term.exact("other weights in RAM", num_bytes)
+    cache, room = need.host_cache_bytes(layout), need.host_room_bytes(layout)
+    if cache:
+        grown = Amount(0, cache, cache)
+        yield Term("KV cache in RAM", "computed", {"prefill": grown, "decode": grown})
+        yield Term("attention in RAM", "computed", {"prefill": Amount(0, room, room)})

@@ -27,7 +27,8 @@ class GpuPlacement:
     paged_bytes: RAM for experts, of which the GPU has a part; None where all of them are on the GPU.
     shared_bytes: of the GPU, for experts, a KV cache of at most cache_bytes, and room_bytes of workspace; at
     least least_bytes. swapped_bytes: of vision tower and resampler where they lie in RAM; host_bytes: of all
-    weights there but experts. spare_bytes: RAM that is left. decisions: a line for each, for people.
+    there but experts, of which host_cache_bytes are for KV caches. spare_bytes: RAM that is left. decisions:
+    a line for each, for people.
     """
 
     layout: GpuLayout
@@ -38,6 +39,7 @@ class GpuPlacement:
     room_bytes: int = 0
     swapped_bytes: int = 0
     host_bytes: int = 0
+    host_cache_bytes: int = 0
     spare_bytes: int = 0
     decisions: tuple[str, ...] = ()
 
@@ -76,7 +78,8 @@ def place_on_gpu(need: GpuNeed, ram: AvailableMemory, gpu: AvailableMemory) -> G
             f"{format_bytes(max(0, host))} of RAM are left for experts besides the GPU, "
             f"{format_bytes(need.plan.least_bytes)} are needed",
             "experts that are not on the GPU pass through RAM, at least those of one token",
-            f"{parameter('ram', f'{-(-least // MIB)}MiB')} or more",
+            f"{parameter('ram', f'{-(-least // MIB)}MiB')} or more"
+            + (f", or less {parameter('context_size')}" if layout.host.num_layers else ""),
         )
     return GpuPlacement(
         layout,
@@ -87,6 +90,7 @@ def place_on_gpu(need: GpuNeed, ram: AvailableMemory, gpu: AvailableMemory) -> G
         room_bytes=need.room_bytes(layout),
         swapped_bytes=need.weights.for_images if layout.swaps_image_weights else 0,
         host_bytes=need.host_bytes(layout),
+        host_cache_bytes=need.host_cache_bytes(layout),
         decisions=tuple(_decisions(need, layout, left)),
     )
 
@@ -111,7 +115,10 @@ def _resident(need: GpuNeed, left: int) -> GpuLayout | None:
 
 
 def _paged(need: GpuNeed, left: int) -> GpuLayout | None:
-    """The first layout with enough slots in decode, or else the one with most; None where none fits."""
+    """The first layout with enough slots in decode, or else the one with most; None where none fits.
+
+    The processor takes over no more than lets it fit: what every token reads is best on the GPU.
+    """
     best: GpuLayout | None = None
     most = 0
     for layout in need.layouts() if need.plan is not None else ():
@@ -124,7 +131,10 @@ def _paged(need: GpuNeed, left: int) -> GpuLayout | None:
             best, most = chosen, slots
         if most >= _floor_bytes(need):
             break
-    return best
+    if best is not None:
+        return best
+    fitting = (one for one in need.last_layouts() if need.dense_bytes(one) + need.paged_bytes(one) <= left)
+    return next(fitting, None)
 
 
 def _with_chunk(need: GpuNeed, layout: GpuLayout, shared_bytes: int) -> GpuLayout | None:
@@ -158,12 +168,27 @@ def _decisions(need: GpuNeed, layout: GpuLayout, left: int) -> Iterator[str]:
     if layout.kv_dtype != plain.kv_dtype:
         before, after = (format_bytes(need.cache_bytes(one)) for one in (plain, layout))
         yield f"KV cache: {layout.kv_dtype}, {after} instead of {before} in {plain.kv_dtype}, {why}"
+    yield from _host_decisions(need, layout)
     if need.plan is not None and _resident(need, left) is None:
         most = need.most_tokens_with_image(layout, left - need.dense_bytes(layout))
         if most < need.chat.context_size:
             yield f"images: conversations of more than {most} tokens leave no room for one"
     if layout.chunk_tokens < need.chunks()[0]:
         yield f"prompts: {layout.chunk_tokens} tokens at a time, as larger chunks leave too little to experts"
+
+
+def _host_decisions(need: GpuNeed, layout: GpuLayout) -> Iterator[str]:
+    why, (num_layers, has_head) = "it does not fit otherwise", layout.host
+    if has_head:
+        size = format_bytes(need.moved_parts(layout)[need.head_part])
+        yield f"head: {size} in RAM, where the CPU computes the logits of a token, as {why}"
+    if num_layers:
+        weights = format_bytes(sum(one.on_host for one in need.weights.projections[:num_layers]))
+        yield (
+            f"attention: {num_layers} of {need.config.text.num_hidden_layers} layers attend on the CPU, with "
+            f"{weights} of weights and {format_bytes(need.host_cache_bytes(layout))} of the KV cache in RAM, "
+            f"as {why}"
+        )
 
 
 def _check_free(gpu: AvailableMemory, need: GpuNeed) -> None:
@@ -188,12 +213,12 @@ def _refusal(gpu: AvailableMemory, need: GpuNeed) -> DoesNotFit:
     else:
         available = f"{parameter(gpu.limit_name)} is {format_bytes(gpu.total)}"
         hints.insert(0, parameter(gpu.limit_name, f"{-(-least // (64 * MIB)) * 64}MiB"))
-    *_, last = need.layouts()
+    *_, last = (*need.layouts(), *need.last_layouts())
     return DoesNotFit(
         f"the model needs at least {format_bytes(least)} of the GPU's memory, {available}",
-        f"every token reads {format_bytes(need.dense_bytes(last))} of weights, the KV cache takes "
-        f"{format_bytes(need.cache_bytes(last))}, workspace {format_bytes(need.room_bytes(last))}, and the "
-        "rest is the experts of one token",
+        f"with all measures {format_bytes(need.dense_bytes(last))} of weights stay on the GPU, the KV cache "
+        f"takes {format_bytes(need.cache_bytes(last))}, workspace {format_bytes(need.room_bytes(last))}, and "
+        "the rest is the experts of one token",
         ", or ".join(hints),
     )
 

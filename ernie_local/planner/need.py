@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
@@ -241,16 +242,25 @@ def _largest_prompt_bytes(
     return prompt_room(config, num_tokens, DEFAULT_CHUNK_TOKENS, [largest], patches, item_bytes, attention)
 
 
+class ProjectionBytes(NamedTuple):
+    """Of one layer's attention: as the rest of the model is held, and in RAM beside a GPU, where plain ones
+    of a packed model are float32."""
+
+    as_is: int
+    on_host: int
+
+
 @dataclass(frozen=True, slots=True)
 class WeightBytes:
     """Bytes in memory by part (checkpoint/parts.py). Small pages of experts stay in the files.
 
-    image_window: of the largest stage that only images pass through.
+    image_window: of the largest stage that only images pass through. projections: of each layer's attention.
     """
 
     parts: Mapping[str, int]
     banks: tuple[ExpertBank, ...]
     image_window: int = 0
+    projections: tuple[ProjectionBytes, ...] = ()
 
     @property
     def total(self) -> int:
@@ -292,6 +302,7 @@ def weights_in_memory(
     """
     parts: Counter[str] = Counter()
     image_stages: Counter[str] = Counter()
+    projections: list[ModelTensor] = []
     slots: dict[tuple[int, str], int] = {}
     for tensor in tensors:
         pages = expert_pages(tensor.name) if tensor.is_packed else None
@@ -300,6 +311,8 @@ def weights_in_memory(
             parts[tensor.part] += num_bytes
             if tensor.part in IMAGE_PARTS:
                 image_stages[image_stage(tensor.name)] += aligned(num_bytes)
+            elif tensor.part == "attention":
+                projections.append(tensor)
         elif not pages.small:
             key = (pages.layer_id, pages.bank)
             if in_slots:
@@ -308,7 +321,23 @@ def weights_in_memory(
                 parts[tensor.part] += tensor.num_bytes
     for (_, bank), slot_bytes in slots.items():
         parts[experts_part(bank)] += text.bank(bank).num_experts * slot_bytes
-    return WeightBytes(parts, text.banks, max(image_stages.values(), default=0))
+    window = max(image_stages.values(), default=0)
+    return WeightBytes(parts, text.banks, window, tuple(_projection_bytes(projections, text, item_bytes)))
+
+
+def _projection_bytes(
+    tensors: Iterable[ModelTensor], text: TextConfig, item_bytes: int
+) -> Iterator[ProjectionBytes]:
+    of_layer: dict[int, list[ModelTensor]] = {layer_id: [] for layer_id in range(text.num_hidden_layers)}
+    is_packed = False
+    for tensor in tensors:
+        of_layer[int(tensor.name.split(".")[1])].append(tensor)
+        is_packed |= tensor.is_packed
+    for own in of_layer.values():
+        on_host = WEIGHT_ITEM_BYTES["float32"] if is_packed else item_bytes
+        yield ProjectionBytes(
+            *(sum(bytes_in_memory(one, item) for one in own) for item in (item_bytes, on_host))
+        )
 
 
 def bytes_in_memory(tensor: ModelTensor, item_bytes: int) -> int:

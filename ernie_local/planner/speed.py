@@ -13,6 +13,7 @@ from itertools import pairwise
 from ernie_local.checkpoint.parts import experts_part
 from ernie_local.experts.options import MISS_RULES, MissRule
 from ernie_local.planner.gpu import GpuPlan
+from ernie_local.planner.host_work import HostWork, context_bytes
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.rates import GpuRates, Rates, decode_seconds
@@ -103,11 +104,11 @@ def cpu_speed(
 ) -> Speed:
     """share: of the text experts that are in memory, None where nothing is paged; is_measured: the rates."""
     band = _MEASURED_BAND if is_measured else _ASSUMED_BAND
-    work, context_bytes = model.decode_work(chat.dtype), _context_bytes(model, chat)
+    work, cache_bytes = model.decode_work(chat.dtype), context_bytes(model, chat)
     hits = HitRates.of(1.0 if share is None else share)
 
     def tokens_a_second(hit_rate: float) -> float:
-        return 1 / decode_seconds(work, rates, None if share is None else hit_rate, context_bytes)
+        return 1 / decode_seconds(work, rates, None if share is None else hit_rate, cache_bytes)
 
     prefill = Band.about(rates.operations_per_second / operations_per_token(model), band)
     return Speed(hits.band(tokens_a_second, band), prefill, hits, is_measured)
@@ -118,7 +119,7 @@ def gpu_speed(model: ModelSize, plan: GpuPlan, rates: GpuRates, host: Rates = AS
     is_resident = plan.tier == "resident"
     hits = HitRates.of(1.0 if is_resident else plan.resident_share)
     memory_hits = HitRates.of(1.0 if is_resident else plan.memory_share)
-    tokens_a_second = _gpu_decode(model, plan.chat, rates, host)
+    tokens_a_second = _gpu_decode(model, plan, rates, host)
     by_rule = {
         name: tokens_a_second(hits.traced, memory_hits.traced, rule) for name, rule in MISS_RULES.items()
     }
@@ -150,7 +151,7 @@ def gpu_sensitivity(
     def fastest(link: float = 1.0, cpu: float = 1.0, disk: float = 1.0, hits: float = 1.0) -> float:
         gpu = replace(rates, link_bytes_per_second=link * rates.link_bytes_per_second)
         below = replace(host.slowed(cpu), disk_bytes_per_second=disk * host.disk_bytes_per_second)
-        tokens_a_second = _gpu_decode(model, plan.chat, gpu, below)
+        tokens_a_second = _gpu_decode(model, plan, gpu, below)
         in_memory = 1.0 if memory_hit_rate >= 1 else min(1.0, hits * memory_hit_rate)
         found = min(in_memory, hits * hit_rate), in_memory
         return max(tokens_a_second(*found, rule) for rule in MISS_RULES.values())
@@ -161,12 +162,13 @@ def gpu_sensitivity(
 
 
 def _gpu_decode(
-    model: ModelSize, chat: ChatPlan, rates: GpuRates, host: Rates
+    model: ModelSize, plan: GpuPlan, rates: GpuRates, host: Rates
 ) -> Callable[[float, float, MissRule], float]:
     """Tokens a second by the share of experts on the GPU, the share there or in RAM, and the miss rule."""
+    chat, on_host = plan.chat, HostWork.of(model, plan.chat, plan.host)
     work = model.decode_work(chat.dtype)
-    always = sum(work.always_bytes.values()) + _context_bytes(model, chat)
-    fixed = _GPU_TOKEN_SECONDS + work.num_layers * _GPU_LAYER_SECONDS
+    always = sum(work.always_bytes.values()) + context_bytes(model, chat) - on_host.all_bytes
+    fixed = _GPU_TOKEN_SECONDS + work.num_layers * _GPU_LAYER_SECONDS + on_host.decode_seconds(host)
     fixed += always / rates.memory_bytes_per_second
     times = ExpertTimes.of(work, rates, host)
 
@@ -185,12 +187,8 @@ def _gpu_prefill(model: ModelSize, plan: GpuPlan, rates: GpuRates, host: Rates) 
         streamed = plan.text_bytes * (1 - plan.resident_share)
         read = plan.text_bytes * (1 - plan.memory_share)
         seconds = max(seconds, streamed / rates.link_bytes_per_second, read / host.disk_bytes_per_second)
+    seconds += chunk * HostWork.of(model, plan.chat, plan.host).prompt_seconds(host)
     return Band.about(chunk / seconds, _ASSUMED_BAND)
-
-
-def _context_bytes(model: ModelSize, chat: ChatPlan) -> int:
-    """Of the KV cache that a token in the middle of the chat reads."""
-    return chat.kv_size(model.config.text).bytes_per_token * chat.context_size // 2
 
 
 def operations_per_token(model: ModelSize) -> float:

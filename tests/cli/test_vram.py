@@ -317,7 +317,7 @@ def test_every_gpu_is_a_line(command: Command) -> None:
     assert re.search(r"^rtx3090 .*  resident  ", "\n".join(lines), re.MULTILINE)
     assert "predictions" in lines[-1]
     assert "needs RAM" in text_of(command, "--bits", "16", "--gpu", "all", "--ram", "1GiB")
-    assert "too small" in text_of(command, "--bits", "16", "--gpu", "all", "--ram", "16GiB")
+    assert "too small" in text_of(command, "--dtype", "float32", "--gpu", "all", "--ram", "16GiB")
 
 
 @pytest.mark.parametrize("memory", [["--ram", "8GiB"], ["--gpu", "rtx4060", "--ram", "64GiB"]], ids=" ".join)

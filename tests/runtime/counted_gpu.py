@@ -104,12 +104,18 @@ def planned(directory: Path, above_least: int, kv_dtype: str = "float32") -> tup
 
 def loaded(directory: Path, placement: GpuPlacement, gpu: FakeGpu) -> ErnieModel:
     share = GpuShare(
-        gpu, placement.shared_bytes, placement.least_bytes, placement.cache_bytes, placement.room_bytes
+        gpu,
+        placement.shared_bytes,
+        placement.least_bytes,
+        placement.cache_bytes,
+        placement.room_bytes,
+        placement.host_cache_bytes,
     )
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
         setup = PagingSetup(64 * MIB, gpu=share, swaps_image_weights=placement.swapped_bytes > 0)
-        return build_model(checkpoint, config, torch.float32, torch.device("cpu"), setup)
+        device, host = torch.device("cpu"), placement.layout.host
+        return build_model(checkpoint, config, torch.float32, device, setup, host=host)
 
 
 def converse(model: ErnieModel, others: list[ErnieModel], seed: int, kv_dtype: torch.dtype) -> int:

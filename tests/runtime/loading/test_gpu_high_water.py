@@ -38,6 +38,7 @@ from tests.runtime.paged_models import ids, image_ids, paged_experts
 # Experts that give memory up would hide that more is taken than was planned.
 pytestmark = pytest.mark.filterwarnings("error::ernie_local.experts.gpu_memory.GpuMemoryWarning")
 CONVERSATIONS = 6
+TIGHT = 5 * MIB // 2  # above the least, where the head and every layer are on the GPU
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +46,15 @@ def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_units(monkeypatch)
 
 
-@pytest.mark.parametrize("above_least", [0, 6 * MIB])
+@pytest.mark.parametrize(
+    ("above_least", "host_layers"), [(0, 6), (3 * MIB // 2, 2), (TIGHT, 0), (6 * MIB, 0)]
+)
 def test_no_conversation_takes_more_than_was_planned(
-    packed_nano: Path, monkeypatch: pytest.MonkeyPatch, above_least: int
+    packed_nano: Path, monkeypatch: pytest.MonkeyPatch, above_least: int, host_layers: int
 ) -> None:
     need, placement = planned(packed_nano, above_least)
-    assert (placement.swapped_bytes > 0) == (above_least == 0)
+    assert placement.layout.host.num_layers == host_layers
+    assert (placement.swapped_bytes > 0) == (above_least < 6 * MIB)
     gpu = FakeGpu(placement.shared_bytes + SLACK, leaves_gaps=False)
     model = loaded(packed_nano, placement, gpu)
     memory = paged_experts(model).top.memory
@@ -59,6 +63,9 @@ def test_no_conversation_takes_more_than_was_planned(
     for seed in range(CONVERSATIONS):
         converse(model, [], seed, torch.float32)
         gc.collect()
+    engine = Engine(model, CONTEXT, torch.float32, CHUNK)
+    engine.prefill(ids(CONTEXT, 1))
+    assert engine._cache._layout.num_bytes == placement.cache_bytes
     peak = gpu.allocator.peak  # the allocator refuses more
     assert abs(peak - placement.shared_bytes) <= max(SLACK, 0.03 * peak)
     assert need.slots_bytes(placement.layout, placement.shared_bytes) > 0
@@ -83,7 +90,7 @@ def picture(model: ErnieModel) -> tuple[list[int], list[Patches]]:
 @pytest.mark.parametrize("is_gone", [True, False])
 def test_an_image_finds_the_memory_of_a_conversation_that_ended(packed_nano: Path, is_gone: bool) -> None:
     """Whether its engine is gone, or was emptied and goes on."""
-    _, placement = planned(packed_nano, 0)
+    _, placement = planned(packed_nano, TIGHT)
     model = loaded(packed_nano, placement, FakeGpu(placement.shared_bytes + SLACK, leaves_gaps=False))
     engine = Engine(model, CONTEXT, torch.float32, CHUNK)
     start = engine.mark()
@@ -103,7 +110,7 @@ def test_experts_have_the_workspace_in_decode(
     packed_nano: Path, monkeypatch: pytest.MonkeyPatch, num_tokens: int
 ) -> None:
     """Also behind a last chunk of one token, which is computed as a decoded one is."""
-    _, placement = planned(packed_nano, 0)
+    _, placement = planned(packed_nano, TIGHT)
     gpu = FakeGpu(placement.shared_bytes + SLACK, leaves_gaps=False)
     model = loaded(packed_nano, placement, gpu)
     count_computing(gpu, monkeypatch)
@@ -118,7 +125,7 @@ def test_experts_have_the_workspace_in_decode(
 
 def test_a_model_is_gone_with_its_last_name(packed_nano: Path) -> None:
     """Its memory of the GPU has to be free at once, for the next model."""
-    _, placement = planned(packed_nano, 0)
+    _, placement = planned(packed_nano, TIGHT)
     assert placement.swapped_bytes
     gpu = FakeGpu(placement.shared_bytes + SLACK, leaves_gaps=False)
     model = loaded(packed_nano, placement, gpu)
@@ -138,7 +145,7 @@ def test_a_workspace_that_is_too_small_is_found(packed_nano: Path, monkeypatch: 
     monkeypatch.setattr(gpu_need, "chunk_bytes_on_gpu", lambda *_: 0)
     monkeypatch.setattr("ernie_local.model.ernie.encoding_bytes", lambda *_: 0)
     monkeypatch.setattr("ernie_local.engine.chunk_bytes_on_gpu", lambda *_: 0)
-    _, placement = planned(packed_nano, 0)
+    _, placement = planned(packed_nano, TIGHT)
     gpu = FakeGpu(placement.shared_bytes + SLACK, leaves_gaps=False)
     model = loaded(packed_nano, placement, gpu)
     count_computing(gpu, monkeypatch)
@@ -150,7 +157,7 @@ def test_each_phase_stays_within_what_is_kept_for_it(
     packed_nano: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And none waits for what another one kept: what is kept is the largest."""
-    need, placement = planned(packed_nano, 0)
+    need, placement = planned(packed_nano, TIGHT)
     gpu = FakeGpu(placement.shared_bytes + SLACK, leaves_gaps=False)
     model = loaded(packed_nano, placement, gpu)
     peaks: dict[str, int] = {}

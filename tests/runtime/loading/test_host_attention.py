@@ -16,7 +16,7 @@ from ernie_local.errors import DoesNotFit
 from ernie_local.experts.build import PagingSetup
 from ernie_local.loading.build import build_model, build_without_experts
 from ernie_local.model import memory_use
-from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.ernie import ErnieModel, NextToken
 from ernie_local.model.host_parts import ALL_ON_GPU, HostParts
 from ernie_local.model.memory_use import KVSize
 from ernie_local.sizes import MIB
@@ -108,3 +108,19 @@ def test_a_second_conversation_needs_its_own_ram(packed_nano: Path) -> None:
     assert second.mark() == mark
     del first
     second.prefill(ids(300, 2))
+
+
+def test_tokens_of_several_sequences_attend_together(packed_nano: Path) -> None:
+    """As each alone, to the bit."""
+    model = paged_models.build(packed_nano, None)
+    model.host = HostParts(3, has_head=True)
+    engines = [Engine(model, CONTEXT) for _ in range(2)]
+    for number, engine in enumerate(engines):
+        engine.prefill(ids(20 + number, number))
+    marks = [engine.mark() for engine in engines]
+    tokens = [NextToken(50 + one, engine.next_position, engine._cache) for one, engine in enumerate(engines)]
+    with torch.inference_mode():
+        together = model.logits(model.decode_together(tokens))
+    for number, (engine, mark) in enumerate(zip(engines, marks, strict=True)):
+        engine.rewind(mark)
+        assert torch.equal(together[number], engine.decode(50 + number))

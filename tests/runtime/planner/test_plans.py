@@ -133,7 +133,8 @@ def test_paged_experts_make_room_for_a_image_and_for_the_cache() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gib", "tier"), [(2.5, "does not fit"), (4, "paged"), (6, "paged"), (12, "paged"), (24, "resident")]
+    ("gib", "tier"),
+    [(2, "does not fit"), (2.5, "paged"), (4, "paged"), (6, "paged"), (12, "paged"), (24, "resident")],
 )
 def test_a_gpu_holds_everything_or_slots_or_nothing(gib: float, tier: str) -> None:
     plan = plan_gpu(W4, SHORT_ON_GPU, int(gib * GIB), Budget(64 * GIB))
