@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from ernie_local.doctor.check import Diagnosis, Subject
-from ernie_local.kernels.gpu import LEAST_CAPABILITY
+from ernie_local.kernels.gpu_capability import LEAST_CAPABILITY, multiplies_bfloat16
 from ernie_local.machine.hardware import GpuStatus
 from ernie_local.planner.free_memory import free_memory
 from ernie_local.planner.gpus import last_pytorch
@@ -20,7 +20,6 @@ _LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
 _TRITON_PACKAGES = ("triton", "triton-windows")
 # The last version with CUDA 12.6, which is the last CUDA build for Pascal and Volta.
 _BUILD_FOR_OLD = "install torch<2.15 built for CUDA 12.6, as pytorch.org's page of previous versions says"
-_BFLOAT16_CAPABILITY = (8, 0)  # below it there is no arithmetic in bfloat16
 # A GPU that shows a desktop has some of its memory in use, which is normal.
 _HELD_SHARE = 0.25
 # Bytes a second of one lane, by generation of PCI Express, after its line code.
@@ -237,7 +236,7 @@ def _describe_gpu(gpu: GpuStatus) -> str:
         text += f", compute capability {_dotted(gpu.compute_capability)}"
         if gpu.compute_capability < LEAST_CAPABILITY:
             text += " (no Triton, no bfloat16)"
-        elif gpu.compute_capability < _BFLOAT16_CAPABILITY:
+        elif not multiplies_bfloat16(gpu.compute_capability):
             text += " (no bfloat16: float16 in its place)"
         if (last := last_pytorch(gpu.compute_capability)) is not None:
             text += f" (PyTorch {last} is the last version that is built for it)"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ernie_local.errors import DoesNotFit
+from ernie_local.kernels.gpu_capability import LEAST_CAPABILITY
 from ernie_local.kernels.native import Absence
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     from ernie_local.kernels.triton.device import TritonDevice
 
-# Older GPUs (Pascal, 6.x) have no Triton; for this one and newer ones every kernel has been compiled.
-LEAST_CAPABILITY = (7, 0)
 _WHAT = "ernie-local runs without its Triton kernels"
 _TURNED_OFF = Absence(
     _WHAT, "plain PyTorch was asked for (gpu_kernels torch)", "leave gpu_kernels at its default, auto"

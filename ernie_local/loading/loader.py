@@ -24,7 +24,8 @@ from ernie_local.experts.build import GpuShare, PagingSetup, paging_plan
 from ernie_local.experts.device import CudaDevice, trim_heap
 from ernie_local.experts.math import unpacking_room
 from ernie_local.experts.options import PagingOptions
-from ernie_local.kernels.gpu import find_triton
+from ernie_local.kernels.gpu import capability_of, find_triton
+from ernie_local.kernels.gpu_capability import multiplies_bfloat16
 from ernie_local.loading.build import build_model, checkpoint_weights, is_mapped
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import (
@@ -93,7 +94,8 @@ def load_model(
     folder = options.open_cache()
     use_threads(options.threads, efficiency_cores=options.efficiency_cores)
     if demand.is_on_gpu:
-        choices.check(config, device, kv_dtype)
+        expected = chat.kv_dtype_on_gpu(multiplies_bfloat16=demand.multiplies_bfloat16)
+        choices.check(config, device, KV_DTYPES[expected])
     with open_checkpoint(files.directory, config) as checkpoint:
         need = count_need(checkpoint, files.image_processor, config, demand, limits, paging)
         placement = _place(need, demand, limits)
@@ -234,6 +236,11 @@ class ComputeDemand:
         return self.device.type != "cpu"
 
     @property
+    def multiplies_bfloat16(self) -> bool:
+        """Whether the device does."""
+        return multiplies_bfloat16(capability_of(self.device))
+
+    @property
     def process_bytes(self) -> int:
         """What `vram` assumes of a process before weights are read."""
         return host_process_bytes(self.chat) if self.is_on_gpu else process_bytes(self.chat)
@@ -265,6 +272,7 @@ def count_need(
             scratch_bytes=unpacking_room(config, demand.device, demand.gpu_kernels),
             chunk_tokens=demand.chunk_tokens,
             attention=gpu_attention_way(has_triton=has_triton),
+            multiplies_bfloat16=demand.multiplies_bfloat16,
         )
     need = replace(MemoryNeed.of_weights(config.text, weights, plan), chunk_tokens=demand.chunk_tokens)
     return chat_need(need, config, processor, demand.chat, limits.ram)

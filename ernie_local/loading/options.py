@@ -37,7 +37,8 @@ class LoadOptions:
     device: cpu, cuda or cuda:N. dtype: float32 or bfloat16; auto is float32 on the CPU for packed weights and
     for plain ones of up to 4 GiB, else bfloat16. context_size: most tokens of a conversation, by default the
     model's own limit but at most 32768. kv_dtype: float32, float16, bfloat16 or int8; auto is dtype, or
-    bfloat16 where weights are packed, and on a GPU int8 where that leaves too little to experts.
+    bfloat16 where weights are packed; on a GPU float16 where it does not multiply bfloat16, and int8 where
+    that leaves too little to experts.
 
     threads: CPU threads of this process; by default torch decides, but no more than the CPUs that the process
     may use, with a warning. efficiency_cores: whether torch may count them in on a processor that has

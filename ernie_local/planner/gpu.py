@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ernie_local.errors import DoesNotFit
+from ernie_local.kernels.gpu_capability import LEAST_CAPABILITY, multiplies_bfloat16
 from ernie_local.model.host_parts import ALL_ON_GPU, HostParts
+from ernie_local.model.memory_use import gpu_attention_way
 from ernie_local.planner.fit import SLACK_BYTES, AvailableMemory, headroom_bytes
 from ernie_local.planner.gpu_fit import GpuPlacement, least_gpu_total, place_on_gpu
 from ernie_local.planner.gpu_need import GpuNeed
@@ -76,13 +78,19 @@ class GpuPlan:
         return max(self.resident_share, min(1.0, held / self.text_bytes)) if self.text_bytes else 1.0
 
 
-def plan_gpu(model: ModelSize, chat: ChatPlan, vram_bytes: int, ram: Budget) -> GpuPlan:
+def plan_gpu(
+    model: ModelSize,
+    chat: ChatPlan,
+    vram_bytes: int,
+    ram: Budget,
+    capability: tuple[int, int] | None = None,
+) -> GpuPlan:
     """All on the GPU if it fits, else experts in slots there and in RAM, the rest on disk, as `load` does it.
 
-    vram_bytes: free on the GPU before the process starts. Where it does not fit, the terms are those of the
-    smallest way to run it.
+    vram_bytes: free on the GPU before the process starts. capability: its compute capability, None for a new
+    one. Where it does not fit, the terms are those of the smallest way to run it.
     """
-    need = _need(model, chat)
+    need = _need(model, chat, capability)
     least = _CONTEXT.best + headroom_bytes() + least_gpu_total(need)
     try:
         placement, fits = _place(need, vram_bytes), True
@@ -148,9 +156,16 @@ def session_terms(model: ModelSize, chat: ChatPlan, num_gpus: int) -> list[Term]
     ]
 
 
-def _need(model: ModelSize, chat: ChatPlan) -> GpuNeed:
-    weights = model.weights(chat.item_bytes, in_slots=True)
-    return GpuNeed(config=model.config, chat=chat, weights=weights, plan=model.paging_plan)
+def _need(model: ModelSize, chat: ChatPlan, capability: tuple[int, int] | None = None) -> GpuNeed:
+    has_triton = capability is None or capability >= LEAST_CAPABILITY
+    return GpuNeed(
+        config=model.config,
+        chat=chat,
+        weights=model.weights(chat.item_bytes, in_slots=True),
+        plan=model.paging_plan,
+        attention=gpu_attention_way(has_triton=has_triton),
+        multiplies_bfloat16=multiplies_bfloat16(capability),
+    )
 
 
 def _place(need: GpuNeed, vram_bytes: int, ram: AvailableMemory = _ENOUGH_RAM) -> GpuPlacement:

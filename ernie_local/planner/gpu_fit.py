@@ -165,6 +165,8 @@ def _decisions(need: GpuNeed, layout: GpuLayout, left: int) -> Iterator[str]:
             f"vision tower and resampler: {size} in RAM, on the GPU part by part ({window}) while images are "
             f"encoded, {why}"
         )
+    if layout.kv_dtype == plain.kv_dtype != need.chat.kv_dtype:
+        yield f"KV cache: {layout.kv_dtype}, as this GPU has no products of {need.chat.kv_dtype}"
     if layout.kv_dtype != plain.kv_dtype:
         before, after = (format_bytes(need.cache_bytes(one)) for one in (plain, layout))
         yield f"KV cache: {layout.kv_dtype}, {after} instead of {before} in {plain.kv_dtype}, {why}"

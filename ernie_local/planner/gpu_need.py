@@ -50,7 +50,7 @@ class GpuNeed:
 
     weights: with a slot for each expert. plan: of their pages, None where they cannot be paged.
     scratch_bytes: for unpacking weights. chunk_tokens: as asked for; None for as many as suit the memory.
-    attention: of a chunk, see `gpu_attention_way`.
+    attention: of a chunk, see `gpu_attention_way`. multiplies_bfloat16: whether the GPU does.
     """
 
     config: ModelConfig
@@ -60,6 +60,7 @@ class GpuNeed:
     scratch_bytes: int = 0
     chunk_tokens: int | None = None
     attention: AttentionWay = "kernel"
+    multiplies_bfloat16: bool = True
 
     @property
     def weight_bytes(self) -> int:
@@ -78,7 +79,8 @@ class GpuNeed:
 
     def layouts(self) -> Iterator[GpuLayout]:
         """The ways to place it, each with one measure more than the one before, for the largest chunk."""
-        kv_dtype, chunk = self.chat.kv_dtype, self.chunks()[0]
+        kv_dtype = self.chat.kv_dtype_on_gpu(multiplies_bfloat16=self.multiplies_bfloat16)
+        chunk = self.chunks()[0]
         yield GpuLayout(kv_dtype, False, chunk)
         swaps = self.plan is not None and self.weights.for_images > 0
         if swaps:

@@ -42,10 +42,15 @@ class GpuModel:
     rates: GpuRates
 
     @property
+    def capability(self) -> tuple[int, int]:
+        """The compute capability as numbers."""
+        major, minor = map(int, self.compute_capability.split("."))
+        return major, minor
+
+    @property
     def last_pytorch(self) -> str | None:
         """As the function."""
-        major, minor = map(int, self.compute_capability.split("."))
-        return last_pytorch((major, minor))
+        return last_pytorch(self.capability)
 
 
 def last_pytorch(capability: tuple[int, int] | None) -> str | None:

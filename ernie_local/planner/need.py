@@ -47,7 +47,8 @@ EXPECTED_TOKENS = 4096
 class ChatPlan:
     """A chat to plan for: it fills its context, images first. dtype: of computation.
 
-    may_shrink_cache: whether a GPU may have the KV cache in int8 where `kv_dtype` leaves experts too little.
+    may_shrink_cache: whether a GPU may have the KV cache in another type than `kv_dtype`: in float16 where it
+    does not multiply bfloat16, in int8 where more leaves experts too little.
     """
 
     context_size: int
@@ -55,6 +56,11 @@ class ChatPlan:
     kv_dtype: str
     images: tuple[ImageReport, ...] = ()
     may_shrink_cache: bool = False
+
+    def kv_dtype_on_gpu(self, *, multiplies_bfloat16: bool) -> str:
+        """Of the KV cache on a GPU that has room: another type of 16 bits where it has no products of one."""
+        suits = multiplies_bfloat16 or self.kv_dtype != "bfloat16" or not self.may_shrink_cache
+        return self.kv_dtype if suits else "float16"
 
     @property
     def image_tokens(self) -> int:

@@ -6,11 +6,10 @@ longer chat or a larger image, so that all below what fits does, too, and bisect
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
 from ernie_local.defaults import ANSWER_TOKENS, roomier_context
@@ -32,16 +31,18 @@ _MOST_MEMORY_STEPS = 1 << 14  # a TiB
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """vram_bytes: free on its GPU before the process starts; None where the CPU computes."""
+    """vram_bytes: free on its GPU before the process starts; None where the CPU computes. capability: of that
+    GPU, as of `plan_gpu`."""
 
     ram: Budget
     vram_bytes: int | None = None
+    capability: tuple[int, int] | None = None
 
     def plan(self, model: ModelSize, chat: ChatPlan) -> CpuPlan | GpuPlan:
         """Where the model goes on it."""
         if self.vram_bytes is None:
             return plan_cpu(model, chat, self.ram)
-        return plan_gpu(model, chat, self.vram_bytes, self.ram)
+        return plan_gpu(model, chat, self.vram_bytes, self.ram, self.capability)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def solve_context(model: ModelSize, chat: ChatPlan, machine: Machine) -> Solutio
         return Solution(None, Obstacle("model_context", needed, most, f"{needed} tokens"))
 
     def obstacle(context_size: int) -> Obstacle | None:
-        plan = machine.plan(model, dataclasses.replace(chat, context_size=context_size))
+        plan = machine.plan(model, replace(chat, context_size=context_size))
         return find_obstacle(plan, f"{context_size} tokens")
 
     found = longest_context(most, lambda context_size: obstacle(context_size) is None, least)
@@ -139,7 +140,7 @@ def solve_image(
     def obstacle(dpi: int) -> Obstacle | None:
         image = page(dpi)
         asked = f"{image.name}, {image.tokens} tokens"
-        larger = dataclasses.replace(chat, images=(*chat.images, image))
+        larger = replace(chat, images=(*chat.images, image))
         needed = larger.image_tokens + ANSWER_TOKENS
         if needed > chat.context_size:
             return Obstacle("context_size", needed, chat.context_size, asked)
@@ -198,7 +199,7 @@ def _obstacle_of_all(model: ModelSize, chat: ChatPlan, machine: Machine, asked: 
 
     def holds_all(steps: int) -> bool:
         larger = steps * _MEMORY_STEP
-        enough = Machine(machine.ram, larger) if on_gpu else Machine(Budget(larger))
+        enough = replace(machine, vram_bytes=larger) if on_gpu else Machine(Budget(larger))
         plan = enough.plan(model, chat)
         return plan.fits and plan.resident_share >= 1
 

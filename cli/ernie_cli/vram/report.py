@@ -89,8 +89,8 @@ class GivenRates:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where it should run. vram_bytes: usable memory of the GPU, None where the CPU computes. last_pytorch:
-    for that GPU, None if newer ones are. profile: of this machine, None if it was not measured."""
+    """Where it should run. vram_bytes: usable memory of the GPU, None where the CPU computes. capability: of
+    that GPU, None if unknown. profile: of this machine, None if it was not measured."""
 
     ram: Budget
     given: GivenRates
@@ -98,12 +98,17 @@ class Target:
     gpu_name: str | None = None
     gpu_rates: GpuRates | None = None
     profile: MachineProfile | None = None
-    last_pytorch: str | None = None
+    capability: tuple[int, int] | None = None
+
+    @property
+    def last_pytorch(self) -> str | None:
+        """For its GPU; None if newer ones are built for it, too."""
+        return last_pytorch(self.capability)
 
     @property
     def machine(self) -> Machine:
         """Its memories."""
-        return Machine(self.ram, self.vram_bytes)
+        return Machine(self.ram, self.vram_bytes, self.capability)
 
     def measured_rates(self, model: ModelSize) -> Rates | None:
         """Of this machine's CPU and disk with such weights; None if it was not measured."""
@@ -291,7 +296,7 @@ def find_target(options: VramOptions, budget: Budget) -> Target:
     if options.gpu is not None:
         gpu = find_gpu_model(options.gpu)
         vram, rates = asked or gpu.usable_bytes, given.on_gpu(gpu.rates)
-        return Target(budget, given, vram, gpu.name, rates, profile, gpu.last_pytorch)
+        return Target(budget, given, vram, gpu.name, rates, profile, gpu.capability)
     if asked is not None:
         rates = given.on_gpu(UNKNOWN_GPU)
         return Target(budget, given, asked, f"a GPU with {options.vram}", rates, profile)
@@ -302,8 +307,8 @@ def find_target(options: VramOptions, budget: Budget) -> Target:
     rates = UNKNOWN_GPU if known is None else known.rates
     if profile is not None and profile.rates.gpu is not None:
         rates = profile.rates.gpu
-    last = last_pytorch(local.compute_capability)
-    return Target(budget, given, local.free_bytes, local.name, given.on_gpu(rates), profile, last)
+    on_gpu = given.on_gpu(rates)
+    return Target(budget, given, local.free_bytes, local.name, on_gpu, profile, local.compute_capability)
 
 
 def report_on(model: ModelSize, chats: Chats, target: Target) -> Report:
@@ -318,7 +323,7 @@ def report_on(model: ModelSize, chats: Chats, target: Target) -> Report:
         start = predict_start(model, cpu.placement, chats.on_cpu.item_bytes, rates)
     gpu = on_gpu = None
     if target.vram_bytes is not None:
-        gpu = plan_gpu(model, chats.on_gpu, target.vram_bytes, target.ram)
+        gpu = plan_gpu(model, chats.on_gpu, target.vram_bytes, target.ram, target.capability)
         assert target.gpu_rates is not None
         on_gpu = gpu_speed(model, gpu, target.gpu_rates, rates)
     return Report(model, chats, target, cpu, speed, start, gpu, on_gpu)
@@ -331,14 +336,16 @@ def report_on_gpus(
     given, profile = GivenRates.of(options), stored_profile()
     host = Target(budget, given, profile=profile).host_rates(model)
     processor = processor_of_a_page(options, model, chat.context_size)
-    solved: dict[int, tuple[int | None, ScannedPage | None]] = {}  # many have the same memory
+    # Many have the same memory and abilities.
+    solved: dict[tuple[int, tuple[int, int]], tuple[int | None, ScannedPage | None]] = {}
     for gpu in gpu_models():
-        machine = Machine(budget, gpu.usable_bytes)
-        if gpu.usable_bytes not in solved:
+        machine = Machine(budget, gpu.usable_bytes, gpu.capability)
+        kind = gpu.usable_bytes, gpu.capability
+        if kind not in solved:
             page: ScannedPage | None = None
             with suppress(ModelUnusable):  # its files do not say how it reads images
                 page = solve_image(model, chat, machine, processor).value
-            solved[gpu.usable_bytes] = solve_context(model, chat, machine).value, page
-        plan = plan_gpu(model, chat, gpu.usable_bytes, budget)
+            solved[kind] = solve_context(model, chat, machine).value, page
+        plan = plan_gpu(model, chat, gpu.usable_bytes, budget, gpu.capability)
         speed = gpu_speed(model, plan, given.on_gpu(gpu.rates), host)
-        yield GpuRow(gpu, plan, speed, *solved[gpu.usable_bytes])
+        yield GpuRow(gpu, plan, speed, *solved[kind])

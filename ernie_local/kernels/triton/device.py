@@ -13,11 +13,11 @@ import torch
 import triton
 
 from ernie_local.errors import UsageError
+from ernie_local.kernels.gpu_capability import TENSOR_CORES_FROM
 from ernie_local.packing import TILE_ROWS, LowBitFormat, PageLayout
 
 _BLOCK_BITS = 32  # of one row in a block of codes
 _W3_LOW_BITS = 2  # the third lies in a plane of its own
-_TENSOR_CORES_FROM = (8, 0)  # Triton uses none before Ampere, though Turing has some
 MULTIPLIED_DTYPES = (torch.float16, torch.bfloat16)
 
 
@@ -128,7 +128,7 @@ class TritonDevice:
     @staticmethod
     def of_capability(capability: tuple[int, int], dtype: torch.dtype = torch.float16) -> TritonDevice:
         """The device with this compute capability. UsageError for a dtype that it does not multiply."""
-        uses_tensor_cores = capability >= _TENSOR_CORES_FROM
+        uses_tensor_cores = capability >= TENSOR_CORES_FROM
         if dtype not in MULTIPLIED_DTYPES or (dtype == torch.bfloat16 and not uses_tensor_cores):
             raise UsageError(
                 f"a GPU of compute capability {capability[0]}.{capability[1]} multiplies no {dtype}",

@@ -90,3 +90,19 @@ def test_room_for_unpacking_is_kept_on_a_gpu_and_is_not_counted_as_weights(
     layout = next(need.layouts())
     assert need.weight_bytes == without.weight_bytes
     assert need.dense_bytes(layout) == without.dense_bytes(layout) + UNPACKING_BYTES
+
+
+@pytest.mark.parametrize(("capability", "kv_dtype"), [((7, 5), "float16"), ((8, 0), "bfloat16")])
+def test_load_chooses_the_cache_by_what_the_gpu_multiplies(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], kv_dtype: str
+) -> None:
+    monkeypatch.setattr(loader, "capability_of", lambda device: capability)
+    monkeypatch.setattr(loader, "find_triton", lambda device, gpu_kernels: None)
+    monkeypatch.setattr(loader, "unpacking_room", lambda config, device, gpu_kernels: 0)
+    config = read_config(NANO_DIRECTORY)
+    chat = ChatPlan(4096, "bfloat16", "bfloat16", may_shrink_cache=True)
+    with open_checkpoint(NANO_DIRECTORY, config) as checkpoint:
+        demand, limits = ComputeDemand(GPU, chat, 2048), MemoryLimits(None, 0, None)
+        need = count_need(checkpoint, ImageProcessorConfig(), config, demand, limits, None)
+    assert isinstance(need, GpuNeed)
+    assert next(need.layouts()).kv_dtype == kv_dtype

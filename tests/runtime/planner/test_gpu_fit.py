@@ -12,7 +12,7 @@ from ernie_local.errors import DoesNotFit
 from ernie_local.media.image_size import ImageReport, measure_image
 from ernie_local.model.host_parts import ALL_ON_GPU
 from ernie_local.model.memory_use import chunk_bytes_on_gpu, encoding_bytes
-from ernie_local.planner import gpu_fit
+from ernie_local.planner import gpu, gpu_fit
 from ernie_local.planner.fit import SLACK_BYTES, AvailableMemory
 from ernie_local.planner.gpu import plan_gpu
 from ernie_local.planner.gpu_fit import GpuPlacement, least_gpu_total, place_on_gpu
@@ -235,9 +235,9 @@ def test_what_fits_is_not_paged_and_takes_no_measure_but_smaller_chunks() -> Non
 
 
 def test_what_is_not_free_is_refused() -> None:
-    gpu = AvailableMemory.of_gpu(6 * GIB, 8 * GIB)
+    free = AvailableMemory.of_gpu(6 * GIB, 8 * GIB)
     with pytest.raises(DoesNotFit, match=r"vram is 8\.00 GiB, but 6\.00 GiB are free on the GPU"):
-        place_on_gpu(need_of(W4), ENOUGH, gpu)
+        place_on_gpu(need_of(W4), ENOUGH, free)
 
 
 @pytest.mark.parametrize(
@@ -258,3 +258,25 @@ def test_what_common_gpus_hold(
     assert plan.tier == "paged"
     assert plan.slots_bytes >= least_slots
     assert plan.vram.peak.best <= gib * GIB
+
+
+def test_a_gpu_without_products_of_bfloat16_has_the_cache_in_float16() -> None:
+    need = dataclasses.replace(need_of(W2), multiplies_bfloat16=False)
+    roomy, tight = placed(need, 12), placed(need, 3.5)
+    assert roomy.layout.kv_dtype == "float16"
+    assert "KV cache: float16, as this GPU has no products of bfloat16" in roomy.decisions
+    assert tight.layout.kv_dtype == "int8"
+    (line,) = [one for one in tight.decisions if one.startswith("KV cache")]
+    assert "in float16" in line
+    asked = dataclasses.replace(need, chat=dataclasses.replace(CHAT, may_shrink_cache=False))
+    assert placed(asked, 12).layout.kv_dtype == "bfloat16"
+
+
+def test_a_plan_knows_what_kernels_its_gpu_runs() -> None:
+    new, turing, pascal = (
+        plan_gpu(W2, CHAT, 12 * GIB, Budget(64 * GIB), capability) for capability in (None, (7, 5), (6, 1))
+    )
+    assert [plan.chat.kv_dtype for plan in (new, turing, pascal)] == ["bfloat16", "float16", "float16"]
+    # Without Triton a chunk attends in pieces.
+    ways = [gpu._need(W2, CHAT, capability).attention for capability in (None, (7, 5), (6, 1))]
+    assert ways == ["kernel", "kernel", "pieces"]
