@@ -140,7 +140,7 @@ def longest_context(most: int, fits: Callable[[int], bool], least: int = CONTEXT
 
 
 def _fixed_bytes(need: MemoryNeed, used: int) -> int:
-    return used + need.dense_bytes + SLACK_BYTES
+    return used + need.dense_bytes + need.compiled_bytes + SLACK_BYTES
 
 
 def _fit(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed | None = None) -> Placement:

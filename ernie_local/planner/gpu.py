@@ -96,7 +96,7 @@ def plan_gpu(
         placement, fits = _place(need, vram_bytes), True
     except DoesNotFit:
         placement, fits = _place(need, least), False
-    vram = MemoryPlan("vram", tuple(_terms(need, placement)), vram_bytes)
+    vram = MemoryPlan("vram", tuple(_terms(need, placement)), vram_bytes, headroom_bytes())
     text_bytes, slots = need.weights.text_experts, vram.in_decode(_SLOTS)
     chosen = replace(chat, kv_dtype=placement.layout.kv_dtype), placement.chunk_tokens, placement.decisions
     host_terms = tuple(_host_terms(need, placement))
@@ -205,14 +205,14 @@ def _terms(need: GpuNeed, placement: GpuPlacement) -> Iterator[Term]:
         cache = dict.fromkeys(("vision", "prefill", "decode"), Amount.exactly(full))
         yield Term("KV cache", "computed", cache)  # type: ignore[arg-type]
         return
-    # Experts give way as the cache grows. High end: an image that comes when it is full.
+    # Experts give way as the cache grows, also for an image that comes when it is full.
     exactly = Amount.exactly
     yield Term(
         "KV cache",
         "computed",
         {
             "load": exactly(first),
-            "vision": Amount(first, early, full),
+            "vision": exactly(early),
             "prefill": exactly(full),
             "decode": exactly(full),
         },

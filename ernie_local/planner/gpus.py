@@ -88,12 +88,22 @@ def usable_bytes(size: int) -> int:
 
 
 def find_gpu_model(text: str) -> GpuModel:
-    """The GPU with this id or name, in any case, with or without dashes. UsageError for an unknown one."""
+    """The GPU with this id, or a name as people or drivers write it. UsageError for an unknown one."""
     gpus = gpu_models()
     wanted = _bare(text)
     for gpu in gpus:
         if wanted in (_bare(gpu.gpu_id), _bare(gpu.name)):
             return gpu
+    words, gigabytes = _model_words(text)
+    alike = [gpu for gpu in gpus if _model_words(gpu.name)[0] == words and gigabytes in (None, gpu.vram_gb)]
+    if len(alike) == 1:
+        return alike[0]
+    if alike:
+        raise UsageError(
+            f"{parameter('gpu', text)} is the name of {len(alike)} of {len(gpus)} known GPUs",
+            "they differ in their memory",
+            " or ".join(parameter("gpu", gpu.gpu_id) for gpu in alike),
+        )
     names = {_bare(gpu.gpu_id): gpu.gpu_id for gpu in gpus}
     digits = "".join(filter(str.isdigit, text))
     similar = [gpu.gpu_id for gpu in gpus if len(digits) >= 3 and digits in gpu.gpu_id]

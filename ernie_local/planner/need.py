@@ -33,12 +33,15 @@ from ernie_local.model.memory_use import (
     mixed_chunk_bytes,
     prompt_room,
 )
-from ernie_local.sizes import aligned
+from ernie_local.sizes import KIB, aligned
 
 WEIGHT_ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 _ROUTER_ITEM_BYTES = 4  # routers stay in float32, whatever the rest is in
 _TAGS = 2  # tokens around the placeholders of each image
 _PIXEL_BYTES = 4  # Pillow keeps a fourth byte beside red, green and blue
+# Products of plain bfloat16 experts: on a processor with instructions for them torch keeps a compiled program
+# for each number of tokens that an expert got, up to this many.
+_MOST_PROGRAMS, _PROGRAM_BYTES = 1024, 500 * KIB
 # Without a limit, a conversation is expected to grow to this length before experts have to give way.
 EXPECTED_TOKENS = 4096
 
@@ -116,6 +119,8 @@ class MemoryNeed:
     the prompt has been read, and mixed_token_bytes for each token of a chunk. image_tokens: in the cache.
     attention: how chunks attend.
 
+    compiled_bytes: of programs that torch compiles for products, and keeps.
+
     image_weight_bytes: of dense_bytes, what may leave RAM while no image is encoded; 0 where that gains no
     frame. text_expert_bytes: of the frames that hold every expert of decode.
     """
@@ -135,6 +140,7 @@ class MemoryNeed:
     image_weight_bytes: int = 0
     text_expert_bytes: int = 0
     attention: AttentionWay = "masks"
+    compiled_bytes: int = 0
 
     @classmethod
     def of_weights(cls, config: TextConfig, weights: WeightBytes, plan: PagingPlan | None) -> MemoryNeed:
@@ -232,7 +238,21 @@ def chat_need(
         mixed_token_bytes=mixed_chunk_bytes(config.text, 1, item_bytes) if images else 0,
         image_tokens=chat.image_tokens,
         attention=attention,
+        compiled_bytes=compiled_bytes(config, chat, DEFAULT_CHUNK_TOKENS),
     )
+
+
+def compiled_bytes(config: ModelConfig, chat: ChatPlan, chunk_tokens: int) -> int:
+    """About what torch keeps of programs for products of plain bfloat16 experts.
+
+    Two products for each expert that a chunk visits; text alone visits only the banks that serve it.
+    """
+    if config.has_packed_experts or chat.dtype != "bfloat16":
+        return 0
+    text = config.text
+    num_experts = sum(bank.num_experts for bank in text.banks if chat.images or "text" in bank.serves)
+    num_chunks = -(-chat.context_size // chunk_tokens)
+    return min(_MOST_PROGRAMS, 2 * num_chunks * sum(text.moe_layers) * num_experts) * _PROGRAM_BYTES
 
 
 def _largest_prompt_bytes(

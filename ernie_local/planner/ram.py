@@ -18,9 +18,9 @@ from ernie_local.model.memory_use import (
 from ernie_local.planner import fit
 from ernie_local.planner.fit import AvailableMemory, Placement, default_reserve, place
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need
+from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need, compiled_bytes
 from ernie_local.planner.terms import NOTHING, Amount, MemoryPlan, Phase, Term
-from ernie_local.sizes import HUGE_PAGE, KIB, MIB
+from ernie_local.sizes import HUGE_PAGE, MIB
 
 # Python with torch and this package when loading begins, 247 MiB with an image, and what comes later: modules
 # stacks of threads, leftovers of an allocator. Measured with torch 2.13 for the CPU (docs/performance.md).
@@ -30,9 +30,6 @@ _LATE = Amount(5 * MIB, 26 * MIB, 100 * MIB)
 _CHUNK_SHARE = 1.12
 _ENCODING_SHARE = 0.92  # of the bytes kept free for the tower, what it really takes
 _SLOTS = "slots of paged experts"
-# Products of plain bfloat16 experts: on a processor with instructions for them torch keeps a compiled program
-# for each number of tokens that an expert got, up to this many.
-_MOST_PROGRAMS, _PROGRAM_BYTES = 1024, 500 * KIB
 _AFTER_LOAD: tuple[Phase, ...] = ("vision", "prefill", "decode")
 
 
@@ -164,7 +161,7 @@ def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement, need:
     kept = min(features.best, most_kept)
     at_work = Amount.about(int(_CHUNK_SHARE * working_bytes(text, chunk)), 0.8, 1.2)
     mixed = mixed_chunk_bytes(text, chunk, chat.item_bytes) if images else 0
-    programs = Amount.about(_num_programs(model, chat, chunk) * _PROGRAM_BYTES, 0.0, 1.5)
+    programs = Amount.about(compiled_bytes(model.config, chat, chunk), 0.0, 1.5)
     attention = Amount.about(need.attention_bytes(placement.chunk_tokens), 0.5, 1.2)
     # High end: an image that comes when the cache is full.
     early = Amount(0, 0, cache.best)
@@ -180,16 +177,6 @@ def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement, need:
         Term("compiled products", "measured", {"prefill": programs}),
         Term("attention at work", "measured", {"prefill": attention}),
     ]
-
-
-def _num_programs(model: ModelSize, chat: ChatPlan, chunk_tokens: int) -> int:
-    """Two products for each expert that a chunk visits; text alone visits only the banks that serve it."""
-    if model.config.has_packed_experts or chat.dtype != "bfloat16":
-        return 0
-    text = model.config.text
-    num_experts = sum(bank.num_experts for bank in text.banks if chat.images or "text" in bank.serves)
-    num_chunks = -(-chat.context_size // chunk_tokens)
-    return min(_MOST_PROGRAMS, 2 * num_chunks * sum(text.moe_layers) * num_experts)
 
 
 def _slots(model: ModelSize, shared_bytes: int, beside: Mapping[Phase, int]) -> Term:

@@ -50,10 +50,10 @@ class Obstacle:
     """The one number in the way of a setting, which needs more of something than there is.
 
     of: ram, vram: bytes that the machine has; context_size: tokens of the chat; model_context: those that the
-    model was made for. asked: the setting, for people.
+    model was made for; image_size: pixels of an image that it looks at. asked: the setting, for people.
     """
 
-    of: Literal["ram", "vram", "context_size", "model_context"]
+    of: Literal["ram", "vram", "context_size", "model_context", "image_size"]
     needed: int
     available: int
     asked: str
@@ -121,7 +121,8 @@ def solve_context(model: ModelSize, chat: ChatPlan, machine: Machine) -> Solutio
     if found is None:
         return Solution(None, obstacle(least))
     if found == most:
-        return Solution(found)
+        more = most + CONTEXT_STEP
+        return Solution(found, Obstacle("model_context", more, most, f"{more} tokens"))
     return Solution(found, obstacle(min(most, (found // CONTEXT_STEP + 1) * CONTEXT_STEP)))
 
 
@@ -151,7 +152,13 @@ def solve_image(
     found = _largest(_LEAST_DPI, most, lambda dpi: obstacle(dpi) is None)
     if found is None:
         return Solution(None, obstacle(_LEAST_DPI))
-    return Solution(ScannedPage(found, page(found)), None if found == most else obstacle(found + 1))
+    if found == most:
+        pixels = round(width * (most + 1)) * round(height * (most + 1))
+        asked = f"A4 at {most + 1} dpi, which the model would shrink"
+        return Solution(
+            ScannedPage(found, page(found)), Obstacle("image_size", pixels, processor.max_pixels, asked)
+        )
+    return Solution(ScannedPage(found, page(found)), obstacle(found + 1))
 
 
 def solve_bits(

@@ -65,11 +65,15 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """All terms of one memory, RAM or a GPU's. limit_bytes: what may be taken of it; None if unknown."""
+    """All terms of one memory, RAM or a GPU's. limit_bytes: what may be taken of it; None if unknown.
+
+    left_bytes: of the limit, what is left to others.
+    """
 
     place: Literal["ram", "vram"]
     terms: tuple[Term, ...]
     limit_bytes: int | None
+    left_bytes: int = 0
 
     def phase(self, phase: Phase) -> Amount:
         """The sum of all terms in a phase."""

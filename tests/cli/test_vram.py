@@ -28,6 +28,7 @@ from ernie_local.machine import hardware
 from ernie_local.machine.hardware import find_hardware
 from ernie_local.media.detail import LOW_DETAIL_TOKENS
 from ernie_local.model_files import find_model_files
+from ernie_local.planner.gpus import gpu_models
 from ernie_local.planner.model_size import BITS_BEST_FIRST
 from ernie_local.planner.profile import HardwareKey, MachineProfile, write_profile
 from ernie_local.planner.rates import Rates
@@ -313,9 +314,11 @@ def test_given_rates_replace_the_assumed_ones(reckon: Reckon, option: str, gpu: 
 
 def test_every_gpu_is_a_line(command: Command) -> None:
     lines = text_of(command, "--bits", "4", "--gpu", "all", "--ram", "32GiB", "--ctx-size", "8k").splitlines()
-    assert re.search(r"^rtx3060-12gb .*GiB  paged .*% .*k .*[0-9] to [0-9]", "\n".join(lines), re.MULTILINE)
-    assert re.search(r"^rtx3090 .*  resident  ", "\n".join(lines), re.MULTILINE)
+    assert re.search(r"^rtx3060-12gb .*GiB paged .*% .*k .*[0-9]-[0-9]", "\n".join(lines), re.MULTILINE)
+    assert re.search(r"^rtx3090 .* resident  ", "\n".join(lines), re.MULTILINE)
     assert "predictions" in lines[-1]
+    names = {one.gpu_id for one in gpu_models()}
+    assert all(len(line) < 80 for line in lines if line.partition(" ")[0] in names)
     assert "needs RAM" in text_of(command, "--bits", "16", "--gpu", "all", "--ram", "1GiB")
     assert "too small" in text_of(command, "--dtype", "float32", "--gpu", "all", "--ram", "16GiB")
 
@@ -366,7 +369,7 @@ def test_solve_finds_the_largest_page(reckon: Reckon, command: Command, option: 
     assert reckon(*asked, "--image", size)["ok"]
     assert in_the_way["needed"] > in_the_way["available"]
     told = text_of(command, *asked, "--solve", "image")
-    assert f"solved: a4_dpi {solved['a4_dpi']}\n" in told
+    assert f"largest page of A4: {solved['a4_dpi']} dpi ({solved['width']} x {solved['height']}, " in told
     assert f"in the way of A4 at {solved['a4_dpi'] + 1} dpi, " in told
 
 
@@ -536,3 +539,26 @@ def test_flags_are_not_offered_for_a_quantized_model(reckon: Reckon, tmp_path: P
     value = reckon(str(tmp_path), "--ram", "100MiB")
     assert [flag.split()[0] for flag in value["make_it_fit"]] == ["--ram"]
     assert reckon(str(tmp_path), "--bits", "2")["error"]["exit_code"] == 2
+
+
+def test_a_peak_and_the_verdict_agree_for_plain_weights(reckon: Reckon) -> None:
+    """Programs that torch compiles for bfloat16 products are kept room for."""
+    value = reckon("--ram", "8GiB")
+    memory = value["cpu"]["memory"]
+    assert value["ok"]
+    assert memory["peak"]["best"] <= memory["limit_bytes"]
+    assert reckon("--ram", "8GiB", "--solve", "ctx")["solved"]["ctx_size"] >= 32768
+
+
+def test_given_rates_are_said_and_need_what_they_are_for(command: Command) -> None:
+    assert "by the given cpu and disk rate" in text_of(
+        command, "--bits", "4", "--ram", "8GiB", "--cpu-rate", "9", "--disk-rate", "2"
+    )
+    failed = command("vram", "--bits", "4", "--ram", "8GiB", "--link-rate", "10")
+    assert failed.exit_code == 2
+    assert "--link-rate 10 without a GPU" in failed.stderr
+
+
+def test_what_is_left_to_others_on_a_gpu_is_said(command: Command) -> None:
+    told = text_of(command, "--bits", "4", "--gpu", "V100-SXM2-32GB", "--ram", "32GiB")
+    assert "of 31.73 GiB, of which 512.0 MiB are left to others" in " ".join(told.split())

@@ -138,9 +138,18 @@ def vram(options: VramOptions, result: VramResult) -> None:
     if options.gpu == EVERY_GPU:
         gpus = list(reports.report_on_gpus(model, chats.on_gpu, budget, options))
         result.set_gpus(gpus)
-        console.show([*text.model_lines(model), *text.known_gpu_lines(gpus, chats.on_gpu)])
+        is_plain = model.config.quantization is None
+        lines = text.known_gpu_lines(gpus, chats.on_gpu, is_plain=is_plain)
+        console.show([*text.model_lines(model), *lines])
         return
-    report = reports.report_on(model, chats, reports.find_target(options, budget))
+    target = reports.find_target(options, budget)
+    if target.vram_bytes is None and options.link_rate is not None:
+        raise UsageError(
+            f"--link-rate {options.link_rate:g} without a GPU",
+            "it is the rate of copies to a GPU, and this machine has none that is known",
+            f"--gpu NAME --link-rate {options.link_rate:g}",
+        )
+    report = reports.report_on(model, chats, target)
     if options.solve is not None:
         report = solving.solve(report, options, plain)
     if not report.fits:

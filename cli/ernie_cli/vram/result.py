@@ -173,8 +173,9 @@ class ContextChoiceObject:
 class ObstacleObject:
     """The one number in the way."""
 
-    of: Literal["ram", "vram", "context_size", "model_context"]
-    """Bytes of memory; else tokens of the chat, or those that the model was made for."""
+    of: Literal["ram", "vram", "context_size", "model_context", "image_size"]
+    """Bytes of memory; tokens of the chat, or those that the model was made for; pixels of an image that the
+    model looks at."""
     needed: int
     available: int
     asked: str  #: For what it is needed.

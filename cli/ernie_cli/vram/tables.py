@@ -13,7 +13,7 @@ from ernie_local.sizes import format_bytes
 _PLACES = {"ram": "RAM", "vram": "gpu"}
 _ROW = "{:<25}" + "{:>11}" * len(PHASES) + "  {}"
 _SHORT_ROW = "{:<22}{:>11}  {}"
-_GPU_ROW = "{:<19}{:>10}  {:<9}{:>8}{:>8}{:>7} {:>16}"
+_GPU_ROW = "{:<19}{:>9} {:<9}{:>8}{:>8}{:>7} {:>16}"
 _CONTEXT_ROW = "{:>10}{:>10}{:>13}  {}"
 _WIDTH_OF_TABLES = 79
 _BAR_LABEL, _BAR_AMOUNT = 8, 12
@@ -40,10 +40,12 @@ def memory_lines(memory: MemoryPlan, width: int) -> Iterator[str]:
         rows += [(term.name, _cell(term.most.best), term.provenance) for term in memory.terms]
         rows += [(f"all in {phase}", _cell(memory.phase(phase).best), "") for phase in PHASES]
         for row in rows:
-            yield from _wrapped(_SHORT_ROW.format(*row).rstrip(), width)
+            yield from wrapped(_SHORT_ROW.format(*row).rstrip(), width)
     peak = memory.peak
     limit = "" if memory.limit_bytes is None else f", of {format_bytes(memory.limit_bytes)}"
-    yield from _wrapped(
+    if memory.left_bytes:
+        limit += f", of which {format_bytes(memory.left_bytes)} are left to others"
+    yield from wrapped(
         f"peak: {format_bytes(peak.best)} in {memory.peak_phase} "
         f"({format_bytes(peak.low)} to {format_bytes(peak.high)}){limit}",
         width,
@@ -58,7 +60,7 @@ def _range_lines(amount: Amount) -> Iterator[str]:
 def gpu_lines(rows: Iterable[GpuRow], width: int) -> Iterator[str]:
     """A line for each GPU, or some in a narrow place."""
     heads = ("gpu", "usable", "fits", "experts", "context", "A4 dpi", "tokens/s")
-    yield from _wrapped(_GPU_ROW.format(*heads), width)
+    yield from wrapped(_GPU_ROW.format(*heads), width)
     for row in rows:
         plan, page = row.plan, row.page
         line = _GPU_ROW.format(
@@ -70,18 +72,18 @@ def gpu_lines(rows: Iterable[GpuRow], width: int) -> Iterator[str]:
             "-" if page is None else page.dpi,
             _short_band_text(row.speed.decode) if plan.fits else "-",
         )
-        yield from _wrapped(line.rstrip(), width)
+        yield from wrapped(line.rstrip(), width)
 
 
 def _short_band_text(band: Band) -> str:
     """As `band_text`, in the two digits that a prediction deserves."""
     best, low, high = (f"{float(f'{rate:.2g}'):,g}" for rate in (band.best, band.low, band.high))
-    return f"{best} ({low} to {high})"
+    return f"{best} ({low}-{high})"
 
 
 def context_lines(choices: Sequence[ContextChoice], width: int) -> Iterator[str]:
     """What a longer context costs: experts that have to leave memory, and speed."""
-    yield from _wrapped(_CONTEXT_ROW.format("--ctx-size", "experts", "peak", "decode, tokens/s"), width)
+    yield from wrapped(_CONTEXT_ROW.format("--ctx-size", "experts", "peak", "decode, tokens/s"), width)
     for choice in choices:
         row = _CONTEXT_ROW.format(
             f"{choice.ctx_size // 1024}k",
@@ -89,7 +91,7 @@ def context_lines(choices: Sequence[ContextChoice], width: int) -> Iterator[str]
             format_bytes(choice.peak_bytes),
             band_text(choice.decode_tok_s),
         )
-        yield from _wrapped(row, width)
+        yield from wrapped(row, width)
 
 
 def bar_lines(memory: MemoryPlan, width: int = 80) -> Iterator[str]:
@@ -125,7 +127,7 @@ def _cell(num_bytes: int) -> str:
     return format_bytes(num_bytes) if num_bytes else ""
 
 
-def _wrapped(line: str, width: int) -> list[str]:
+def wrapped(line: str, width: int) -> list[str]:
     """The line, or its words in lines of this width."""
     if len(line) <= width:
         return [line]

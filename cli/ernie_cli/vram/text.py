@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ernie_cli.failures import spell_options
 from ernie_cli.images import shrink_text, token_text
 from ernie_cli.settings import table_columns
-from ernie_cli.vram.report import GpuRow, Report
+from ernie_cli.vram.report import GivenRates, GpuRow, Report, Target
 from ernie_cli.vram.result import SessionsObject, count_model_weights
-from ernie_cli.vram.tables import band_text, bar_lines, context_lines, gpu_lines, memory_lines
+from ernie_cli.vram.tables import band_text, bar_lines, context_lines, gpu_lines, memory_lines, wrapped
 from ernie_local.escapes import printable_line
 from ernie_local.files import written_whole
 from ernie_local.media.image_size import ImageReport
@@ -56,12 +56,28 @@ def report_lines(report: Report) -> Iterator[str]:
         yield INT8_KV_LOSS.line
     if report.choices:
         yield from ("", *context_lines(report.choices, width))
-    for name, value in (report.solved or {}).items():
-        yield f"solved: {name} {value}"
+    if report.solved is not None:
+        yield _solved_text(report.solved)
     if report.obstacle is not None:
         yield f"in the way of {_obstacle_text(report.obstacle)}"
     for flag in report.flags:
         yield f"make it fit: {flag}"
+
+
+def _solved_text(solved: Mapping[str, str | int | None]) -> str:
+    """What --solve found at most."""
+    if "a4_dpi" in solved:
+        found = solved["a4_dpi"]
+        if found is None:
+            return "largest page of A4: none fits"
+        size = f"{solved['width']} x {solved['height']}, {solved['image_tokens']} tokens"
+        return f"largest page of A4: {found} dpi ({size})"
+    if "of" in solved:
+        return f"experts in the fastest memory: {solved['experts_per_layer']} of {solved['of']} in each layer"
+    if "bits" in solved:
+        return f"most bits of experts: {'none fit' if solved['bits'] is None else solved['bits']}"
+    context = solved["ctx_size"]
+    return f"longest context: {'none fits' if context is None else f'{context} tokens'}"
 
 
 def _obstacle_text(obstacle: Obstacle) -> str:
@@ -70,6 +86,8 @@ def _obstacle_text(obstacle: Obstacle) -> str:
     if obstacle.of in ("ram", "vram"):
         place = "of RAM" if obstacle.of == "ram" else "on the GPU"
         return f"{obstacle.asked}: needs {format_bytes(needed)} {place}, {format_bytes(available)} there"
+    if obstacle.of == "image_size":
+        return f"{obstacle.asked}: {needed:,} pixels, the model looks at {available:,} of an image at most"
     place = "the context" if obstacle.of == "context_size" else "the longest context of the model"
     return f"{obstacle.asked}: needs {needed:,} tokens, {place} has {available:,}"
 
@@ -88,9 +106,10 @@ def _verdict_lines(report: Report) -> Iterator[str]:
     if report.gpu is not None:
         assert report.gpu_speed is not None
         yield f"on {report.target.gpu_name}: {_gpu_verdict(report.gpu)}"
-        yield from (f"  {decision}" for decision in report.gpu.decisions)
+        for decision in report.gpu.decisions:
+            yield from wrapped(f"  {decision}", table_columns())
         if report.gpu.fits:
-            yield _speed_text(report.gpu_speed)
+            yield _speed_text(report.gpu_speed, report.target)
             yield from _miss_lines(report)
         if report.gpu.host_least_bytes:
             yield (
@@ -107,7 +126,7 @@ def _verdict_lines(report: Report) -> Iterator[str]:
         return
     if swapped := report.cpu.placement.swapped_bytes:
         yield f"vision tower and resampler: {format_bytes(swapped)}, in memory only while images are encoded"
-    yield _speed_text(report.cpu_speed)
+    yield _speed_text(report.cpu_speed, report.target)
     if report.start is not None:
         yield _start_text(report.start)
     if report.target.profile is not None:
@@ -119,9 +138,13 @@ def _verdict_lines(report: Report) -> Iterator[str]:
         )
 
 
-def _speed_text(speed: Speed) -> str:
+def _speed_text(speed: Speed, target: Target) -> str:
     """Tokens per second, and by which rates."""
     source = "by this machine's measured rates" if speed.is_measured else "by assumed rates"
+    if target.given != GivenRates():
+        names = [name for name in ("cpu", "link", "disk") if getattr(target.given, name) is not None]
+        others = "assumed" if target.profile is None else "measured or assumed"
+        source = f"by the given {' and '.join(names)} rate, others {others}"
     prefill = "" if speed.prefill is None else f", prompt {band_text(speed.prefill)}"
     return f"decode {band_text(speed.decode)} tokens/s{prefill} ({source})"
 
@@ -148,8 +171,13 @@ def _start_text(start: Start) -> str:
     )
 
 
-def known_gpu_lines(rows: Sequence[GpuRow], chat: ChatPlan) -> Iterator[str]:
-    """The table of GPUs, each with the chat that was asked for, and what would fit at most."""
+def known_gpu_lines(rows: Sequence[GpuRow], chat: ChatPlan, *, is_plain: bool) -> Iterator[str]:
+    """The table of GPUs, each with the chat that was asked for, and what would fit at most.
+
+    is_plain: whether experts are in 16 bits.
+    """
+    if is_plain:
+        yield "for experts in 16 bits, as published: --bits 4, 3 or 2 shows what smaller GPUs hold"
     yield from gpu_lines(rows, table_columns())
     yield f"fits, experts (on the GPU), tokens/s: with a context of {chat.context_size // 1024}k"
     yield "context: the longest that fits; A4 dpi: the largest page that fits into the context asked for"

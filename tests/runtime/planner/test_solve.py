@@ -54,9 +54,10 @@ def test_the_context_is_that_of_a_scan(seed: int) -> None:
     assert found.value == max(fitting, default=None)
     assert fitting == list(range(1024, (found.value or 0) + 1, 1024)), "all shorter ones fit, too"
     larger = (found.value or 0) + 1024
-    assert found.obstacle == (obstacle(larger) if larger <= 131072 else None)
-    if found.obstacle is not None:
-        assert found.obstacle.needed > found.obstacle.available
+    limit = Obstacle("model_context", larger, 131072, f"{larger} tokens")
+    assert found.obstacle == (obstacle(larger) if larger <= 131072 else limit)
+    assert found.obstacle is not None
+    assert found.obstacle.needed > found.obstacle.available
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -77,7 +78,10 @@ def test_the_page_is_that_of_a_scan(seed: int) -> None:
     else:
         assert (found.value.dpi, found.value.image) == fitting[-1]
         assert len(fitting) == found.value.dpi - 7, "all smaller ones fit, too"
-    assert (found.obstacle is None) == (found.value is not None and found.value.dpi == 223)
+    assert found.obstacle is not None
+    is_largest = found.value is not None and found.value.dpi == 223
+    assert (found.obstacle.of == "image_size") == is_largest
+    assert found.obstacle.needed > found.obstacle.available
 
 
 def test_the_context_may_be_in_the_way_of_an_image() -> None:
@@ -96,7 +100,11 @@ def test_no_page_is_larger_than_the_model_sees_it() -> None:
     small = solve_image(W4, chat_on(machine), machine, with_image_tokens(W4.processor, 800))
     assert whole.value is not None
     assert small.value is not None
-    assert (whole.value.image.tokens, whole.obstacle) == (6138, None)
+    most = W4.processor.max_pixels
+    pixels = round(224 * 210 / 25.4) * round(224 * 297 / 25.4)
+    asked = "A4 at 224 dpi, which the model would shrink"
+    assert (whole.value.dpi, whole.value.image.tokens) == (223, 6138)
+    assert whole.obstacle == Obstacle("image_size", pixels, most, asked)
     assert 700 < small.value.image.tokens <= 800
 
 
