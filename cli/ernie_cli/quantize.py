@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Literal
 
 from ernie_cli.console import Console
 from ernie_cli.json_object import fill_result
-from ernie_cli.quantize_options import QuantizeOptions, check_quantize_options
+from ernie_cli.quantize_options import DEFAULT_BITS, QuantizeOptions, check_quantize_options
 from ernie_cli.quantize_source import download_lines, opened_source
 from ernie_cli.settings import efficiency_cores
-from ernie_cli.signals import stop_requests, telling_what_is_kept
+from ernie_cli.signals import raising_terminated, stop_requests, telling_what_is_kept
 from ernie_local.sizes import MIB, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ def quantize(options: QuantizeOptions, result: QuantizeResult) -> None:
             _check_size(job, options, options.target_size)
         if fit is not None:
             result.fit = fill_result(FitObject, fit, fit.plan, usable_bytes=fit.plan.vram.limit_bytes)
-        with telling_what_is_kept(lambda: _what_is_kept(job, options)):
+        # What is measured has its folder beside OUT, which goes whoever ends this.
+        with telling_what_is_kept(lambda: _what_is_kept(job, options)), raising_terminated():
             _quantize(job, options, console, result)
 
 
@@ -181,7 +182,7 @@ def _plan(options: QuantizeOptions, directory: Path, hub: HubSource | None) -> J
 
     config = read_config(directory)
     # Of mixed bits the smallest ones for now: what fits is known when all is measured.
-    bits = 2 if options.is_mixed else int(options.bits)
+    bits = 2 if options.is_mixed else int(options.bits or DEFAULT_BITS)
     experts = choose_expert_format(options.method, bits, options.group_size)
     dense = "w4" if options.dense == "auto" else options.dense or "w8"
     tables = format_tables(

@@ -28,7 +28,7 @@ else:  # typer shows what the table of formats offers
     DenseFormat = Literal[(*(one.name for one in largest_first(formats_for("dense"))), "auto")]
 
 
-_DEFAULT_BITS = "4"
+DEFAULT_BITS = "4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +37,10 @@ class QuantizeOptions(SampleOptions, CommonOptions):
 
     source: str = source_argument()
     out: Path = path_argument(metavar="OUT", help="A new directory.")
-    bits: ExpertBits = option(
-        default=_DEFAULT_BITS,
+    bits: ExpertBits | None = option(
         help="Bits of the experts. 8: w8 (8.13 bits per weight); 4: w4 (4.25); 3: w3 (3.19); 2: w2 (2.25); "
         "with quanto qint4 or qint2; mixed: 2.5 on average, more for the experts and matrices that need "
-        "them.",
+        f"them. Default: {DEFAULT_BITS}, or what --fit chooses.",
     )
     dual: bool = option(
         "--dual",
@@ -111,7 +110,7 @@ def check_quantize_options(options: QuantizeOptions) -> None:
             "one limits the size of the checkpoint, the other the memory of a GPU",
             "use one of them",
         )
-    if options.fit is not None and options.bits not in ("mixed", _DEFAULT_BITS):
+    if options.fit is not None and options.bits not in ("mixed", None):
         raise UsageError(
             f"--fit {options.fit} with --bits {options.bits}",
             "--fit chooses the bits of the experts",
@@ -135,7 +134,7 @@ def check_quantize_options(options: QuantizeOptions) -> None:
     ):
         if is_given and not options.is_mixed:
             raise UsageError(
-                f"{given} with --bits {options.bits}",
+                f"{given} with --bits {options.bits or DEFAULT_BITS}",
                 "it matters for mixed bits only",
                 f"add --bits mixed, --target-size or --fit, or remove {given}",
             )

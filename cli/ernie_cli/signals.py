@@ -61,10 +61,11 @@ def _handled(
 
 @contextmanager
 def telling_what_is_kept(kept: Callable[[], str]) -> Iterator[None]:
-    """Inside, Ctrl-C ends as Interrupted, which says what is `kept` of the work."""
+    """Inside, Ctrl-C, and Terminated, end as Interrupted, which says what is `kept` of the work."""
     try:
         yield
     except KeyboardInterrupt as error:
+        why = f"{error} came" if isinstance(error, Terminated) else "Ctrl-C was pressed"
         raise Interrupted(
-            "interrupted: Ctrl-C was pressed before the end", kept(), "run the same command again"
+            f"interrupted: {why} before the end", kept(), "run the same command again"
         ) from error

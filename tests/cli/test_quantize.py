@@ -108,6 +108,7 @@ def stop_drawing(*_: object) -> None:
     [
         (("--target-size", "9GiB", "--fit", "8GiB"), 2, "--target-size 9GiB and --fit 8GiB"),
         (("--bits", "2", "--fit", "8GiB"), 2, "--fit 8GiB with --bits 2"),
+        (("--bits", "4", "--fit", "8GiB"), 2, "--fit 8GiB with --bits 4"),
         (("--fit", "1MiB"), 3, "one of 1.0 MiB has 921.6 KiB"),
         (("--bits", "mixed", "--method", "rtn"), 2, "mixed bits with --method rtn"),
         (("--dense", "auto"), 2, "--dense auto with --bits 4"),
@@ -318,6 +319,18 @@ def test_other_libraries_checkpoints_answer(
     answer = command("chat", str(out), *question)
     # After the right beginning, two bits without calibration make nano repeat itself.
     assert (answer.exit_code, answer.stdout.strip()[:6]) == (0, "£84.84")
+
+
+def test_sigterm_leaves_no_work_folder_of_a_dry_run(tmp_path: Path) -> None:
+    command = [*COMMAND, "quantize", "nano", str(tmp_path / "out"), "--bits", "mixed", "--dry-run"]
+    process = subprocess.Popen([*command, "--samples", "40"], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not any(path.is_dir() for path in tmp_path.iterdir()):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted: SIGTERM came before the end" in errors
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
 
 
 @pytest.mark.slow
