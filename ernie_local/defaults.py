@@ -13,6 +13,7 @@ AUTO = "auto"
 _MOST_FLOAT32_BYTES = 4 << 30
 # 1.75 GiB of KV cache for the 28B model in 16 bits; its own limit of 131072 would be 7 GiB.
 _MOST_CONTEXT_TOKENS = 32768
+MOST_PARALLEL = 8  # twice as many gain little: eight tokens want half of a layer's experts, sixteen most
 ANSWER_TOKENS = 512  # that images leave to the question and its answer
 _CACHE_BYTES = 1 << 30  # a second question about each of 18 pages of 1000 tokens
 _MOST_FEATURE_BYTES = 64 << 20  # of seven such pages in float32

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Concatenate, ParamSpec
 
@@ -47,7 +48,7 @@ from ernie_local.model.kv_cache import KV_DTYPES
 from ernie_local.model.limits import check_token_counts
 from ernie_local.model.memory_use import gpu_attention_way
 from ernie_local.model_files import MissingFileWarning, ModelFiles, find_model_files
-from ernie_local.planner.fit import AvailableMemory, Placement, place
+from ernie_local.planner.fit import AvailableMemory, Placement, most_parallel, place
 from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.gpu import host_process_bytes
 from ernie_local.planner.gpu_fit import GpuPlacement, place_on_gpu
@@ -85,7 +86,7 @@ def load_model(
     kv_dtype = choose_kv_dtype(options.kv_dtype, dtype, is_packed=config.quantization is not None)
     limits, paging = MemoryLimits.of(options, device), options.paging()
     choices = GpuChoices.of(options.gpu_kernels, options.cuda_graphs, device)
-    chunk_tokens = options.chunk_tokens
+    chunk_tokens, parallel = options.chunk_tokens, options.num_parallel(device)
     tokens = defaults.context_tokens(options.context_size, config.text.max_position_embeddings)
     check_token_counts(tokens, 1 if chunk_tokens is None else chunk_tokens)
     types = dtype_name(dtype), dtype_name(kv_dtype)
@@ -97,7 +98,9 @@ def load_model(
         expected = chat.kv_dtype_on_gpu(multiplies_bfloat16=demand.multiplies_bfloat16)
         choices.check(config, device, KV_DTYPES[expected])
     with open_checkpoint(files.directory, config) as checkpoint:
-        need = count_need(checkpoint, files.image_processor, config, demand, limits, paging)
+        need_of = partial(count_need, checkpoint, files.image_processor, config, limits=limits, paging=paging)
+        demand = _find_parallel(need_of, demand, limits, parallel)
+        need = need_of(demand)
         placement = _place(need, demand, limits)
         chosen = _choices(options, placement)
         cache = None if folder is None else ModelCache(folder, files.directory, chosen)
@@ -114,7 +117,7 @@ def load_model(
         network = build_model(*to_build, _host_parts(placement))
         if setup is not None:
             checkpoint.drop_cached()
-    settings = EngineSettings(tokens, kv_dtype, placement.chunk_tokens)
+    settings = EngineSettings(tokens, kv_dtype, placement.chunk_tokens, parallel=demand.chat.parallel)
     # Paged experts have the memory: a page helps every token, features only who asks about an image again.
     results = KeptResults(device, dtype, defaults.feature_bytes(placement.spare_bytes), cache)
     seconds = time.perf_counter() - started
@@ -276,6 +279,27 @@ def count_need(
         )
     need = replace(MemoryNeed.of_weights(config.text, weights, plan), chunk_tokens=demand.chunk_tokens)
     return chat_need(need, config, processor, demand.chat, limits.ram)
+
+
+def _find_parallel(
+    need_of: Callable[[ComputeDemand], MemoryNeed | GpuNeed],
+    demand: ComputeDemand,
+    limits: MemoryLimits,
+    asked: int | None,
+) -> ComputeDemand:
+    """The demand for as many chats at once as were asked for; None: as many as suit the memory."""
+
+    def of(parallel: int) -> ComputeDemand:
+        return replace(demand, chat=replace(demand.chat, parallel=parallel))
+
+    def ram_need(parallel: int) -> MemoryNeed:
+        need = need_of(of(parallel))
+        assert isinstance(need, MemoryNeed), "a GPU has one chat"
+        return need
+
+    if asked is None:
+        asked = most_parallel(ram_need, limits.find_ram(demand.process_bytes), defaults.MOST_PARALLEL)
+    return of(asked)
 
 
 def _place(

@@ -37,19 +37,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Defaults for the engines of a model."""
+    """Defaults for the engines of a model. parallel: for how many of them at once there is memory."""
 
     context_size: int
     kv_dtype: torch.dtype
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     vision_rule: VisionRule = "tags"
+    parallel: int = 1
 
 
 class LoadedModel:
     """What `ernie_local.load` returns. May be used from several threads at once.
 
-    The model computes for one of them at a time: a prompt, or a decoded token, of one sequence waits for that
-    of another, and gives the same numbers as without them. Each engine and chat is one thread's at a time.
+    A prompt waits until the model is free; tokens that several threads decode at about the same time are
+    computed together (see Engine). All get the same numbers as without the others. Each engine and chat is
+    one thread's at a time; `settings.parallel` of them have memory at once.
     """
 
     def __init__(

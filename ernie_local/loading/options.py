@@ -21,6 +21,7 @@ from ernie_local.kernels.attention import gpu_attends
 from ernie_local.kernels.gpu import check_gpu_kernels
 from ernie_local.kernels.graphs import CudaGraphRecorder
 from ernie_local.model.kv_cache import KV_DTYPES
+from ernie_local.model.shared_steps import MOST_SEQUENCES
 from ernie_local.model_files import ModelFiles
 from ernie_local.planner.control_groups import SYSTEM_ROOT
 from ernie_local.planner.cpu_limits import CpuLimits, check_threads, choose_threads
@@ -51,7 +52,9 @@ class LoadOptions:
     misses: what happens to experts that the GPU lacks: fetch, compute (on the CPU) or split; auto is fetch.
     small_below: experts of less router weight are served by their small pages where the others are not in
     memory; it changes what the model computes. chunk_tokens: most tokens of a prompt computed at a time, by
-    default 2048 or what the memory allows.
+    default 2048 or what the memory allows. parallel: conversations for which there is memory at once, 1 to
+    16, whose tokens are decoded together on the CPU where weights are packed; auto is up to 8 that leave
+    experts most of the memory, and 1 on a GPU.
 
     gpu_kernels: what computes packed weights on a GPU: triton, torch (slower; for comparing), or auto, which
     is triton where that runs, with a warning where it does not. cuda_graphs: on records what a decoded token
@@ -74,6 +77,7 @@ class LoadOptions:
     misses: str = defaults.AUTO
     small_below: float | None = None
     chunk_tokens: int | None = None
+    parallel: int | str = 1
     gpu_kernels: str = defaults.AUTO
     cuda_graphs: str = defaults.AUTO
     cache: str | os.PathLike[str] | None = None
@@ -91,6 +95,24 @@ class LoadOptions:
                 f"add {parameter('cache', 'FOLDER')}, or omit it",
             )
         return None
+
+    def num_parallel(self, device: torch.device) -> int | None:
+        """Conversations at once; None where that is to be found. UsageError for a number that cannot be."""
+        if self.parallel == defaults.AUTO:
+            return None if device.type == "cpu" else 1
+        if not isinstance(self.parallel, int) or not 1 <= self.parallel <= MOST_SEQUENCES:
+            raise UsageError(
+                f"{parameter('parallel', self.parallel)} is not a number from 1 to {MOST_SEQUENCES}, or auto",
+                "so many sequences share a step of the model at most",
+                parameter("parallel", defaults.AUTO),
+            )
+        if self.parallel > 1 and device.type != "cpu":
+            raise UsageError(
+                f"{parameter('parallel', self.parallel)} with {parameter('device', device)}",
+                "on a GPU memory is planned for 1 conversation, and tokens are decoded one after the other",
+                f"omit it, or use {parameter('device', 'cpu')}",
+            )
+        return self.parallel
 
     def paging(self) -> PagingOptions:
         """The choices about paging; UsageError for an unknown rule."""

@@ -23,6 +23,8 @@ _MOST_RESERVED, _RESERVED_SHARE = 2 * GIB, 7
 SLACK_BYTES = 128 * MIB
 _WORKING_SHARE = 10  # a chunk of a prompt may take 1/10 of the bytes that experts could have
 CONTEXT_STEP = 1024
+# Of the memory for paged experts that several chats at once leave: caches of eight take an eighth of 8 GiB.
+_LEAST_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,32 @@ def place(need: MemoryNeed, ram: AvailableMemory) -> Placement:
             f"{parameter(ram.limit_name, 'auto')}, or a limit within what is free",
         )
     return placement
+
+
+def most_parallel(need_of: Callable[[int], MemoryNeed], ram: AvailableMemory, most: int) -> int:
+    """How many chats, at most `most`, are answered at once without making each step slower than it gains.
+
+    need_of: of so many. Experts that are resident with one chat stay so; paged ones keep _LEAST_SHARE of the
+    memory that one chat leaves them. DoesNotFit where one does not fit.
+    """
+    alone = place(need_of(1), ram)
+    enough = _decode_slots(need_of(1), alone) * _LEAST_SHARE
+    for count in range(2, most + 1):
+        try:
+            placement = place(need_of(count), ram)
+        except DoesNotFit:
+            return count - 1
+        is_paged = placement.paged_bytes is not None
+        if is_paged != (alone.paged_bytes is not None) or _decode_slots(need_of(count), placement) < enough:
+            return count - 1
+    return most
+
+
+def _decode_slots(need: MemoryNeed, placement: Placement) -> int:
+    """Bytes for paged experts in decode; 0 where all are resident."""
+    if placement.paged_bytes is None:
+        return 0
+    return min(placement.paged_bytes - need.decode_bytes(placement.chunk_tokens), need.text_expert_bytes)
 
 
 def least_total(need: MemoryNeed, used: int) -> int:

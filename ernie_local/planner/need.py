@@ -52,6 +52,7 @@ class ChatPlan:
 
     may_shrink_cache: whether a GPU may have the KV cache in another type than `kv_dtype`: in float16 where it
     does not multiply bfloat16, in int8 where more leaves experts too little.
+    parallel: chats like this that are answered at once; their prompts are read one after the other.
     """
 
     context_size: int
@@ -59,6 +60,7 @@ class ChatPlan:
     kv_dtype: str
     images: tuple[ImageReport, ...] = ()
     may_shrink_cache: bool = False
+    parallel: int = 1
 
     def kv_dtype_on_gpu(self, *, multiplies_bfloat16: bool) -> str:
         """Of the KV cache on a GPU that has room: another type of 16 bits where it has no products of one."""
@@ -88,7 +90,7 @@ class ChatPlan:
         )
 
     def kv_size(self, config: TextConfig) -> KVSize:
-        """Size of the KV cache."""
+        """Size of the KV cache of one chat."""
         return KVSize.of(config, self.context_size, KV_ITEM_BYTES[self.kv_dtype])
 
     def check_images(self, most: int) -> None:
@@ -109,8 +111,9 @@ class MemoryNeed:
     """What a model and a conversation take of RAM, in bytes; of a GPU, see gpu_need.py.
 
     dense_bytes: all weights but routed experts. expert_bytes: routed experts; least_expert_bytes: the
-    least to page them with, None where they cannot be paged. cache_bytes: the KV cache of `context_size`
-    tokens. chunk_tokens: of a prompt, computed at a time; None for as many as suit the memory.
+    least to page them with, None where they cannot be paged. cache_bytes: the KV caches of `context_size`
+    tokens of `parallel` conversations. chunk_tokens: of a prompt, computed at a time; None for as many as
+    suit the memory.
 
     Paged experts give way to a prompt and to attention over `context_size` tokens; beside resident ones
     prompt_bytes are kept free, the largest prompt's.
@@ -141,6 +144,7 @@ class MemoryNeed:
     text_expert_bytes: int = 0
     attention: AttentionWay = "masks"
     compiled_bytes: int = 0
+    parallel: int = 1
 
     @classmethod
     def of_weights(cls, config: TextConfig, weights: WeightBytes, plan: PagingPlan | None) -> MemoryNeed:
@@ -200,8 +204,8 @@ class MemoryNeed:
         return self.decode_bytes(chunk_tokens) + self._held_bytes(chunk_tokens)
 
     def decode_bytes(self, chunk_tokens: int) -> int:
-        """What it takes once it has been read: what a prompt needed stays with the cache."""
-        return self.cache_bytes + self.attention_bytes(chunk_tokens)
+        """What it takes once it has been read: what a prompt needed stays with its cache."""
+        return self.cache_bytes + self.parallel * self.attention_bytes(chunk_tokens)
 
     def attention_bytes(self, chunk_tokens: int) -> int:
         """What the attention of the last chunk takes of RAM besides the cache."""
@@ -230,7 +234,7 @@ def chat_need(
     at_once = chat.context_size if limit is not None else min(chat.context_size, EXPECTED_TOKENS)
     return dataclasses.replace(
         need,
-        cache_bytes=chat.kv_size(config.text).num_bytes,
+        cache_bytes=chat.parallel * chat.kv_size(config.text).num_bytes,
         context_size=chat.context_size,
         prompt_bytes=_largest_prompt_bytes(config, processor, at_once, item_bytes, attention),
         encoding_bytes=encoding_bytes(config.vision, images, item_bytes),
@@ -239,6 +243,7 @@ def chat_need(
         image_tokens=chat.image_tokens,
         attention=attention,
         compiled_bytes=compiled_bytes(config, chat, DEFAULT_CHUNK_TOKENS),
+        parallel=chat.parallel,
     )
 
 

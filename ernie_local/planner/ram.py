@@ -152,7 +152,7 @@ def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement, need:
     text, vision, images = model.config.text, model.config.vision, chat.images
     num_tokens = chat.context_size
     chunk = min(placement.chunk_tokens, num_tokens)
-    cache = Amount.exactly(chat.kv_size(text).touched_bytes(num_tokens))
+    cache = Amount.exactly(chat.parallel * chat.kv_size(text).touched_bytes(num_tokens))
     pixels = Amount.exactly(sum(chat.patch_counts) * vision.patch_values * FLOAT_BYTES)
     encoding = encoding_bytes(vision, chat.patch_counts, chat.item_bytes)
     tower = Amount(encoding // 2, int(_ENCODING_SHARE * encoding), encoding)

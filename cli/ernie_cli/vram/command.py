@@ -71,6 +71,13 @@ class VramOptions(ImageOptions, CommonOptions):
     )
     password: str | None = password_option()
     context_size: str | None = context_size_option()
+    parallel: int = option(
+        default=1,
+        metavar="N",
+        min=1,
+        max=16,
+        help="Chats that are answered at once on the CPU, each with a KV cache of its own.",
+    )
     dtype: DTypeName = option(default="auto", help="Number type to compute in, as for chat.")
     kv_dtype: KVDTypeName = kv_dtype_option()
     ram: str | None = ram_option()
@@ -190,6 +197,13 @@ def _check_options(options: VramOptions) -> None:
             "--sessions without --vram",
             "the number of sessions follows from the memory of the GPUs",
             "--sessions --gpus 2 --vram 16GiB --bits 4",
+        )
+    others = {"--gpu": options.gpu, "--vram": options.vram, "--sessions": options.sessions or None}
+    if options.parallel > 1 and (other := next((name for name in others if others[name] is not None), None)):
+        raise UsageError(
+            f"--parallel {options.parallel} with {other}",
+            "several chats at once are planned for the CPU alone",
+            f"remove --parallel or {other}",
         )
     given = {"--gpu": options.gpu, "--vram": options.vram, "--solve": options.solve, "--plot": options.plot}
     if options.sessions:

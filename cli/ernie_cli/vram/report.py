@@ -228,7 +228,13 @@ def converse(model: ModelSize, options: VramOptions, images: tuple[ImageReport, 
         images = tuple(_measured(options, model, context_size))
     may_shrink = options.kv_dtype == defaults.AUTO
     types = [_number_types(model, options, on_gpu) for on_gpu in (False, True)]
-    chats = Chats(*(ChatPlan(context_size, *both, images, may_shrink) for both in types))
+    counts = options.parallel, 1
+    chats = Chats(
+        *(
+            ChatPlan(context_size, *both, images, may_shrink, count)
+            for both, count in zip(types, counts, strict=True)
+        )
+    )
     chats.on_cpu.check_images(model_limit)
     return chats
 

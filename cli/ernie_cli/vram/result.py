@@ -77,6 +77,7 @@ class ConversationObject:
     dtype: str
     kv_dtype: str
     kv_bytes_per_token: int  #: Over all layers.
+    parallel: int  #: Chats like this that are answered at once.
 
 
 @dataclass

@@ -139,11 +139,20 @@ def test_a_gpu_that_is_not_there(tiny_checkpoint: Path) -> None:
         ({"ram": "0"}, r"ram '0' is 0, at least 1"),
         ({"context_size": 0}, r"context size of 0 tokens, at least 1"),
         ({"chunk_tokens": 0}, r"chunk size of 0 tokens, at least 1"),
+        ({"parallel": 0}, r"parallel=0 is not a number from 1 to 16"),
+        ({"parallel": 17}, r"parallel=17 is not a number from 1 to 16"),
+        ({"parallel": "many"}, r"parallel=\"many\" is not a number"),
     ],
 )
 def test_options_that_mean_nothing(tiny_checkpoint: Path, options: dict[str, Any], what: str) -> None:
     with pytest.raises(UsageError, match=what):
         ernie_local.load(tiny_checkpoint, **options)
+
+
+def test_conversations_at_once(tiny_checkpoint: Path) -> None:
+    for asked, expected in (("auto", 8), (5, 5), (1, 1)):
+        model = ernie_local.load(tiny_checkpoint, context_size=64, parallel=asked)
+        assert model.settings.parallel == expected
 
 
 @pytest.mark.parametrize("reserve", [0, "0", "0GiB"])

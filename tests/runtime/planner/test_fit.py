@@ -18,6 +18,7 @@ from ernie_local.planner.fit import (
     headroom_bytes,
     least_total,
     longest_context,
+    most_parallel,
     place,
     resident_total,
 )
@@ -195,3 +196,39 @@ def test_the_longest_context_is_found(most_that_fits: int) -> None:
     assert len(asked) < 12
     assert longest_context(131072, lambda context_size: False) is None
     assert longest_context(3000, lambda context_size: True) == 3000
+
+
+def need_of(parallel: int, expert_bytes: int = 10 * GIB, cache_bytes: int = GIB // 4) -> MemoryNeed:
+    return dataclasses.replace(
+        NEED,
+        expert_bytes=expert_bytes,
+        text_expert_bytes=expert_bytes * 3 // 4,
+        cache_bytes=parallel * cache_bytes,
+        parallel=parallel,
+    )
+
+
+def test_chats_at_once_leave_resident_experts_resident() -> None:
+    just_three = 2 * GIB + 10 * GIB + 3 * (GIB // 4) + PROCESS + 128 * MIB + working_bytes(CONFIG, 2048)
+    for limit, expected in ((just_three - MIB, 2), (just_three, 3), (60 * GIB, 8)):
+        memory = ram(limit, free=64 * GIB)
+        assert most_parallel(need_of, memory, 8) == expected
+        assert place(need_of(expected), memory).paged_bytes is None
+
+
+def test_chats_at_once_leave_paged_experts_most_of_their_memory() -> None:
+    for limit in (4 * GIB, 6 * GIB, 8 * GIB, 10 * GIB):
+        memory = ram(limit)
+
+        def slots(parallel: int, memory: AvailableMemory = memory) -> int:
+            need = need_of(parallel)
+            placement = place(need, memory)
+            assert placement.paged_bytes is not None
+            beside = need.cache_bytes + parallel * attention_bytes(CONFIG, 0, 0, "masks")
+            return min(placement.paged_bytes - beside, need.text_expert_bytes)
+
+        count = most_parallel(need_of, memory, 8)
+        assert slots(count) >= 0.8 * slots(1)
+        assert count == 8 or slots(count + 1) < 0.8 * slots(1)
+    with pytest.raises(DoesNotFit):
+        most_parallel(need_of, ram(GIB), 8)
