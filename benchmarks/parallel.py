@@ -3,9 +3,8 @@
     python benchmarks/parallel.py MODEL [--ram 8GiB] [--sequences 1 2 4 8] [--rounds 5] [--tokens 16]
 
 Each sequence has a thread of its own, which samples as a chat does. Tokens are random, so that answers of a
-model with random weights do not repeat themselves. The last line is one JSON object: medians over all rounds
-of tokens a second, and of their ratio to one sequence in the same round. With --profile, where the time of
-the last round went.
+model with random weights do not repeat themselves. A first round fills the memory. The last line is one JSON
+object: medians over all others of tokens a second, and of their ratio to one sequence in the same round.
 """
 
 from __future__ import annotations
@@ -64,26 +63,34 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--parallel", type=int, help="conversations that memory is planned for")
     arguments = parser.parse_args()
-    model = load(arguments.model, ram=arguments.ram, threads=arguments.threads, context_size=4096)
-    model.wait_until_resident()
-    options = SamplingOptions(temperature=arguments.temperature, top_p=arguments.top_p)
-    total = arguments.rounds * len(arguments.sequences) * arguments.tokens
     most = max(arguments.sequences)
-    engines = make_engines(model, most, arguments.prompt, arguments.prompt + total + 1)
+    total = (arguments.rounds + 1) * len(arguments.sequences) * arguments.tokens
+    context_size = arguments.prompt + total + 1
+    model = load(
+        arguments.model,
+        ram=arguments.ram,
+        threads=arguments.threads,
+        context_size=context_size,
+        parallel=arguments.parallel or most,
+    )
+    model.wait_until_resident()
+    print(*model.paging_notes(), sep="\n")
+    options = SamplingOptions(temperature=arguments.temperature, top_p=arguments.top_p)
+    engines = make_engines(model, most, arguments.prompt, context_size)
     speeds: dict[int, list[float]] = {count: [] for count in arguments.sequences}
     stream = iter(text_ids(model.config, most * total, 99))
-    for _ in range(arguments.rounds):
+    for number in range(arguments.rounds + 1):
         for count in arguments.sequences:
             ids = [[next(stream) for _ in range(arguments.tokens)] for _ in range(count)]
             before = model.paging
-            speeds[count].append(run(engines[:count], ids, options))
+            speed = run(engines[:count], ids, options)
+            if number:
+                speeds[count].append(speed)
             if (after := model.paging) is not None and before is not None:
                 read = (after.decode_bytes_read - before.decode_bytes_read) / sum(map(len, ids))
-                print(
-                    f"{count} sequences: {speeds[count][-1]:.2f} tokens/s, {read / 1e6:.0f} MB read a token"
-                )
+                print(f"{count} sequences: {speed:.2f} tokens/s, {read / 1e6:.0f} MB read a token")
     first = arguments.sequences[0]
     result = {
         "tokens_per_second": {count: statistics.median(found) for count, found in speeds.items()},
