@@ -120,8 +120,7 @@ def load_model(
     settings = EngineSettings(tokens, kv_dtype, placement.chunk_tokens, parallel=demand.chat.parallel)
     # Paged experts have the memory: a page helps every token, features only who asks about an image again.
     results = KeptResults(device, dtype, defaults.feature_bytes(placement.spare_bytes), cache)
-    seconds = time.perf_counter() - started
-    about = need.weight_bytes, seconds, options.context_size, results, placement.decisions
+    about = need.weight_bytes, time.perf_counter() - started, options.context_size, results, placement.decisions
     return LoadedModel(network, files, settings, *about)
 
 
