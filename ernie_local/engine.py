@@ -55,11 +55,11 @@ def _alone(
 class Engine:
     """Runs one sequence over a model.
 
-    Several engines of a model may be used from several threads: a prompt waits until the model is free, and
-    tokens that are to be decoded at about the same time are computed together, where each gives the same bits
-    as alone (`ErnieModel.joins_sequences`). Calls of one engine are computed in their order: a sequence
-    belongs to one thread at a time. After any exception, Ctrl-C too, the sequence is as it was before the
-    call, and the model computes as if it had not been made.
+    Several engines of a model may be used from several threads. A prompt waits until the model is free, and
+    lets tokens be decoded between its chunks. Tokens that are wanted at about the same time are decoded
+    together where each gets the same bits as alone (`ErnieModel.joins_sequences`). Calls of one engine are
+    computed in their order: a sequence belongs to one thread at a time. After any exception, Ctrl-C too, the
+    sequence is as it was before the call, and the model computes as if it had not been made.
     """
 
     def __init__(
@@ -277,6 +277,8 @@ class Engine:
             stops = chunk_stops(prompt.num_tokens, self.chunk_tokens, cuts)
             for start, stop in pairwise((0, *stops)):
                 pauses.reach("tokens", start, prompt.num_tokens)
+                if start:  # answers go on meanwhile
+                    self.model.steps.serve(compute_tokens)
                 kept = keep(start, self._run_chunk(prompt, start, stop, features))
             self.next_position = prompt.next_position
         if images:

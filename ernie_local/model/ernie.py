@@ -127,7 +127,7 @@ class ErnieModel(nn.Module):
         self._computing = threading.Lock()
         self._is_broken_off = False
         self._computing_thread = 0
-        self.steps: SharedSteps[Any] = SharedSteps(self.lock)
+        self.steps: SharedSteps[Any] = SharedSteps(self.lock, self._computing.locked)
 
     def alone(self, run: Callable[[], _Result]) -> _Result:
         """The result of `run`, which computes with this model while no other thread does.
@@ -146,11 +146,14 @@ class ErnieModel(nn.Module):
             if self._is_broken_off:
                 self.abort()
             self.experts.check_unchanged()
-            with self._computing:
-                self._computing_thread = threading.get_ident()
-                self._is_broken_off = True
-                result = self._run_with_less(run)
-                self._is_broken_off = False
+            try:
+                with self._computing:
+                    self._computing_thread = threading.get_ident()
+                    self._is_broken_off = True
+                    result = self._run_with_less(run)
+                    self._is_broken_off = False
+            finally:
+                self.steps.wake()
             return result
 
     def _run_with_less(self, run: Callable[[], _Result]) -> _Result:

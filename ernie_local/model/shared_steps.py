@@ -45,6 +45,11 @@ class StepRequest:
         """Whether there is a result."""
         return self.commit.is_done
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a thread still waits for a result."""
+        return not (self.is_done or self.is_withdrawn)
+
 
 _Request = TypeVar("_Request", bound=StepRequest)
 
@@ -52,9 +57,13 @@ _Request = TypeVar("_Request", bound=StepRequest)
 class SharedSteps(Generic[_Request]):
     """The requests of one model that wait for a step."""
 
-    def __init__(self, lock: AbstractContextManager[object]) -> None:
-        """lock: of the model; a thread may take it again that has it."""
+    def __init__(self, lock: AbstractContextManager[object], is_busy: Callable[[], bool]) -> None:
+        """lock: of the model; a thread may take it again that has it. is_busy: whether one computes with it.
+
+        `wake` is to be called when that has ended.
+        """
         self._lock = lock
+        self._is_busy = is_busy
         self._stepping = threading.Lock()  # while a step is computed
         self._mutex = threading.Lock()  # of what follows
         self._waiting: list[_Request] = []  # until they are done
@@ -83,10 +92,29 @@ class SharedSteps(Generic[_Request]):
             with self._mutex:
                 self._waiting = [one for one in self._waiting if one is not request]
 
+    def serve(self, compute: Callable[[Sequence[_Request]], None]) -> None:
+        """Compute a step for those that wait, in a thread that has the model, between parts of its work."""
+        if not self._waiting:
+            return
+        with self._mutex:
+            first = next((one for one in self._waiting if one.is_open and not one.is_alone), None)
+        if first is not None:
+            try:
+                self._compute(first, compute)
+            finally:
+                self.wake()
+
+    def wake(self) -> None:
+        """Have all that wait look again."""
+        with self._mutex:
+            for one in self._waiting:
+                if one.wake.locked():
+                    one.wake.release()
+
     def _seconds_to_wait(self) -> float:
         """Until others have come, or a step has ended; 0 where it is time to compute."""
         with self._mutex:
-            if self._stepping.locked():
+            if self._stepping.locked() or self._is_busy():
                 return _LOOK_AGAIN_SECONDS
             if self._expected <= {one.thread for one in self._waiting}:
                 return 0
@@ -98,7 +126,7 @@ class SharedSteps(Generic[_Request]):
                 if not request.is_done:
                     self._compute(request, compute)
         finally:
-            self._wake_all()
+            self.wake()
 
     def _compute(self, request: _Request, compute: Callable[[Sequence[_Request]], None]) -> None:
         with self._stepping:
@@ -114,7 +142,7 @@ class SharedSteps(Generic[_Request]):
         """Those that are computed now, in the order in which they came; they may be others than `mine`."""
         with self._mutex:
             # Ctrl-C may have left some behind.
-            waiting = [one for one in self._waiting if not (one.is_withdrawn or one.is_done)]
+            waiting = [one for one in self._waiting if one.is_open]
             self._waiting = [*waiting]
             self._expected = frozenset(one.thread for one in waiting)
         if mine.is_alone:
@@ -124,9 +152,3 @@ class SharedSteps(Generic[_Request]):
             if one.kind == mine.kind and not one.is_alone:
                 by_owner.setdefault(id(one.owner), one)
         return list(by_owner.values())[:MOST_SEQUENCES]
-
-    def _wake_all(self) -> None:
-        with self._mutex:
-            for one in self._waiting:
-                if one.wake.locked():
-                    one.wake.release()

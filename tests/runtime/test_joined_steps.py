@@ -194,6 +194,30 @@ def test_a_damaged_page_stops_only_who_wants_it(packed_nano: Path, monkeypatch: 
     assert steps.sizes
 
 
+@pytest.mark.parametrize("budget", ["resident", "some"])
+def test_answers_go_on_between_the_chunks_of_a_prompt(packed_nano: Path, budget: str) -> None:
+    model = paged(packed_nano, budget, 2)
+    prompt, answer = ids(90, 1), ids(20, 2)
+    expected = decode_all(Engine(model, 32), answer)
+    reader, writer, found = Engine(model, 128, chunk_tokens=20), Engine(model, 32), list[torch.Tensor]()
+    lengths: list[int] = []
+
+    def note(_unit: str, num_done: int, _num_all: int) -> None:
+        if not num_done:
+            thread.start()
+        while not model.steps._waiting:
+            assert thread.is_alive()
+        lengths.append(writer.length)
+
+    thread = threading.Thread(target=decode_into, args=(found, writer, answer))
+    logits = reader.prefill(prompt, on_progress=note)
+    thread.join(60)
+    assert not thread.is_alive()
+    assert lengths == [0, 0, 1, 2, 3]
+    assert torch.equal(logits, Engine(model, 128, chunk_tokens=20).prefill(prompt))
+    assert torch.equal(torch.stack(found), expected)
+
+
 def test_a_hook_cannot_decode(packed_nano: Path) -> None:
     model = build(packed_nano, None)
     engine, other = Engine(model, 32), Engine(model, 32)

@@ -32,7 +32,7 @@ class Machine:
     """Counts the tokens of steps; between the first and the last of a step, others may run."""
 
     def __init__(self) -> None:
-        self.steps = SharedSteps[Request](threading.RLock())
+        self.steps = SharedSteps[Request](threading.RLock(), lambda: False)
         self.sizes: list[int] = []
         self.before_step: Callable[[], None] = lambda: None
 
