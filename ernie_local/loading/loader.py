@@ -99,8 +99,7 @@ def load_model(
         choices.check(config, device, KV_DTYPES[expected])
     with open_checkpoint(files.directory, config) as checkpoint:
         need_of = partial(count_need, checkpoint, files.image_processor, config, limits=limits, paging=paging)
-        demand = _find_parallel(need_of, demand, limits, parallel)
-        need = need_of(demand)
+        need = need_of(demand := _find_parallel(need_of, demand, limits, parallel))
         placement = _place(need, demand, limits)
         chosen = _choices(options, placement)
         cache = None if folder is None else ModelCache(folder, files.directory, chosen)
@@ -120,7 +119,8 @@ def load_model(
     settings = EngineSettings(tokens, kv_dtype, placement.chunk_tokens, parallel=demand.chat.parallel)
     # Paged experts have the memory: a page helps every token, features only who asks about an image again.
     results = KeptResults(device, dtype, defaults.feature_bytes(placement.spare_bytes), cache)
-    about = need.weight_bytes, time.perf_counter() - started, options.context_size, results, placement.decisions
+    seconds, limit = time.perf_counter() - started, options.context_size
+    about = need.weight_bytes, seconds, limit, results, placement.decisions
     return LoadedModel(network, files, settings, *about)
 
 
