@@ -20,7 +20,6 @@ from ernie_local.errors import UsageError, parameter
 from ernie_local.kernels.gpu import find_triton
 from ernie_local.kernels.graphs import Recorder
 from ernie_local.kernels.memory import receive, send
-from ernie_local.kernels.native import native_module
 from ernie_local.media.patches import Patches
 from ernie_local.model.attention import AttentionStep, choose_attention, token_kernel
 from ernie_local.model.decode_graphs import DecodeGraphs
@@ -28,7 +27,14 @@ from ernie_local.model.decoder import DecoderLayer, LayerStep
 from ernie_local.model.host_attention import HostAttention, join_tokens
 from ernie_local.model.host_parts import ALL_ON_GPU
 from ernie_local.model.kv_cache import KVCache
-from ernie_local.model.layers import Embedding, Linear, PackedEmbedding, PackedLinear, RMSNorm
+from ernie_local.model.layers import (
+    Embedding,
+    Linear,
+    PackedEmbedding,
+    PackedLinear,
+    RMSNorm,
+    computes_rows_apart,
+)
 from ernie_local.model.memory_use import (
     AttentionWay,
     cpu_attention_way,
@@ -40,7 +46,6 @@ from ernie_local.model.moe import ExpertProvider, RouteHook, TokenRows
 from ernie_local.model.rope import TextRope
 from ernie_local.model.shared_steps import SharedSteps, StepRequest
 from ernie_local.model.vision import Resampler, VisionTower, run_in_step
-from ernie_local.packing.formats import FORMATS
 
 _Result = TypeVar("_Result")
 
@@ -110,14 +115,13 @@ class ErnieModel(nn.Module):
             self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self._rope: TextRope | None = None
         self.recorder: Recorder | None = None
-        self._has_exact_rows = False
         self._begin_life()
 
     def attach(self, experts: ExpertProvider, recorder: Recorder | None = None) -> None:
         """Finish the network. recorder: of decode on a GPU; None where it is not recorded."""
-        self._experts = experts
-        self.recorder = recorder
-        self._has_exact_rows = _computes_rows_apart(self)
+        self._experts, self.recorder = experts, recorder
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        self._has_exact_rows = computes_rows_apart(self.config, [*self.layers.modules(), head])
         self._begin_life()
 
     def _begin_life(self) -> None:
@@ -390,13 +394,3 @@ def _score(
         return functional.linear(hidden, head.weight)
     scores: Tensor = head.score(hidden) if isinstance(head, PackedEmbedding) else head(hidden)
     return scores
-
-
-def _computes_rows_apart(model: ErnieModel) -> bool:
-    """Whether all products are those of our kernels for packed weights."""
-    tables = model.config.quantization
-    if tables is None or not tables.experts or native_module() is None:
-        return False
-    names = {part for formats in tables.experts.values() for one in formats for part in one.split("-")}
-    modules = [*model.layers.modules(), model.embed_tokens if model.lm_head is None else model.lm_head]
-    return names <= FORMATS.keys() and not any(isinstance(one, Linear | Embedding) for one in modules)

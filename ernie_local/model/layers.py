@@ -7,18 +7,22 @@ on empty (meta) tensors it makes torch import its compiler, for seconds.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ernie_local.config import ModelConfig
 from ernie_local.kernels.arguments import PackedMatrix
 from ernie_local.kernels.experts import packed_gated_mlp
 from ernie_local.kernels.linear import packed_linear, packed_rows
+from ernie_local.kernels.native import native_module
 from ernie_local.kernels.norm_route import rms_norm
 from ernie_local.kernels.operators import MOST_TOKENS, suits_decode_ops
 from ernie_local.kernels.reference import plain_rms_norm
 from ernie_local.packing import PageLayout
+from ernie_local.packing.formats import FORMATS
 
 
 class Linear(nn.Linear):
@@ -135,3 +139,12 @@ class PackedGatedMLP(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: (tokens, hidden_size) -> the same shape."""
         return packed_gated_mlp(hidden, self.page, self.layout, self._gpu_kernels)
+
+
+def computes_rows_apart(config: ModelConfig, modules: Iterable[nn.Module]) -> bool:
+    """Whether all products of a network of these modules are those of our kernels for packed weights."""
+    tables = config.quantization
+    if tables is None or not tables.experts or native_module() is None:
+        return False
+    names = {part for formats in tables.experts.values() for one in formats for part in one.split("-")}
+    return names <= FORMATS.keys() and not any(isinstance(one, Linear | Embedding) for one in modules)
