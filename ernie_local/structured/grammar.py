@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ernie_local.errors import UsageError, parameter
+from ernie_local.strict_json import show
 from ernie_local.structured.schema import (
     ANNOTATIONS,
     LARGEST_NUMBER,
@@ -45,12 +46,13 @@ _ANY, _ROOT = "ernie-local.any", "ernie-local.root"
 
 def schema_grammar(schema: Schema) -> str:
     """The grammar of a schema that `read_schema` gave; UsageError for what the engine does not follow."""
+    root = _for_engine(schema)
     for path, part in _parts_alone("$", schema):
         # Also where the whole could do without this part: it is there because someone wants it.
-        fault = _fault(_compiled(part, schema))
+        fault = _fault(_compiled(_for_engine(part), root))
         if fault:
             raise refused(path, fault)
-    return _compiled(schema, schema)
+    return _compiled(root, root)
 
 
 def regex_grammar(pattern: str) -> str:
@@ -62,6 +64,7 @@ def regex_grammar(pattern: str) -> str:
     whole = pattern.removeprefix("^")
     without_end = whole.removesuffix("$")
     num_backslashes = len(without_end) - len(without_end.rstrip("\\"))
+    _check_letters("regex", pattern)
     grammar = _regex(whole if num_backslashes % 2 else without_end)
     fault = _fault(grammar) if pattern else "it is empty, and an answer is not"
     if fault:
@@ -75,12 +78,24 @@ def regex_grammar(pattern: str) -> str:
 
 def choices_grammar(choices: Sequence[str]) -> str:
     """The grammar of several texts, of which the answer is one."""
+    for choice in choices:
+        _check_letters("choice", choice)
     # As one expression: the engine follows at most 2,000 alternatives of a rule.
     grammar = _regex("|".join(map(re.escape, choices)))
     fault = _fault(grammar)
     if fault:
         raise UsageError(f"{len(choices)} choices cannot be used", fault, parameter("choice", "yes,no"))
     return grammar
+
+
+def _check_letters(name: str, text: str) -> None:
+    bad = next((letter for letter in text if 0xD800 <= ord(letter) < 0xE000), None)
+    if bad is not None:
+        raise UsageError(
+            f"{parameter(name)} with {show(text)} cannot be used",
+            f"U+{ord(bad):04X} is half of a surrogate pair and has no UTF-8 form",
+            "remove that character, or pass the text in UTF-8",
+        )
 
 
 def _regex(pattern: str) -> str:
@@ -91,12 +106,15 @@ def _regex(pattern: str) -> str:
 
 
 def _compiled(part: Schema, root: Schema) -> str:
-    """The grammar of a schema in `root`, or of all of it."""
+    """The grammar of a schema in `root`, or of all of it; both as `_for_engine` gave them."""
     from llguidance import LLMatcher
 
-    followed = _for_engine(part)
-    followed["$defs"] = {_ANY: _any_value(), _ROOT: _for_engine(root)}
-    grammar: str = LLMatcher.grammar_from_json_schema(json.dumps(followed), overrides=_OPTIONS)
+    text = json.dumps(part)
+    definitions = {_ANY: _any_value()}
+    if f"#/$defs/{_ROOT}" in text:  # else it would be read for each of its parts
+        definitions[_ROOT] = root
+    text = json.dumps({**part, "$defs": definitions})
+    grammar: str = LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS)
     return grammar
 
 

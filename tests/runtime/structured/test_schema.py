@@ -157,3 +157,21 @@ def test_a_form_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_half_a_surrogate_pair_is_told() -> None:
+    """Bytes of the command line that are not UTF-8 arrive so."""
+    with pytest.raises(UsageError, match="surrogate"):
+        AnswerForm.from_regex("a\udc80")
+    with pytest.raises(UsageError, match="surrogate"):
+        AnswerForm.from_choices(["a", "\udc80"])
+    with pytest.raises(UsageError, match="surrogates"):
+        AnswerForm.of('{"title": "\udc80"}')
+
+
+def test_many_properties_are_read_once() -> None:
+    """Each of them is also checked alone, without reading all the others again."""
+    many = {f"p{index}": {"type": "string"} for index in range(600)}
+    form = AnswerForm.of({"type": "object", "properties": many})
+    assert form.schema is not None
+    assert len(form.schema["properties"]) == 600
