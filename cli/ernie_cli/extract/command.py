@@ -65,6 +65,8 @@ def extract_fields(options: ExtractOptions, result: ExtractResult) -> None:
         open_output(options, identity, console, result) as lines,
         exported(options, schema, found.folder, lines, console, result) as output,
     ):
+        if options.model == "nano" and options.ask == "together":
+            console.note("nano was not trained to write JSON; --ask each suits it better")
         result.done_before, result.broken = len(output.done), output.num_broken
         job = ReadingJob(options, reading, files, found, output, console, result)
         job.run()
