@@ -48,6 +48,8 @@ def schema_grammar(schema: Schema) -> str:
     """The grammar of a schema that `read_schema` gave; UsageError for what the engine does not follow."""
     root = _for_engine(schema)
     for path, part in _parts_alone("$", schema):
+        if part.keys() - ANNOTATIONS <= {"type"}:
+            continue
         # Also where the whole could do without this part: it is there because someone wants it.
         fault = _fault(_compiled(_for_engine(part), root))
         if fault:
