@@ -120,4 +120,4 @@ def load_readers(
 ) -> list[DocumentReader]:
     """Load the model; each reader has a chat of its own."""
     model = load_for_chat(options, files, console)
-    return [*chat_readers(model, reading, request.num_readers(options), options.variant)]
+    return [*chat_readers(model, reading, model.settings.parallel, options.variant)]

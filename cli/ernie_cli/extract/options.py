@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ernie_cli.form_options import SchemaOptions
 from ernie_cli.options import (
@@ -14,11 +14,15 @@ from ernie_cli.options import (
     ThinkingOptions,
     complete_model,
     file_option,
+    load_options,
     option,
     password_option,
     path_argument,
     share_option,
 )
+
+if TYPE_CHECKING:
+    from ernie_local.loading import LoadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,10 @@ class ExtractOptions(SchemaOptions, ThinkingOptions, MemoryOptions, ImageOptions
         help="The same as one HTML page for people: image beside fields, what is least sure first."
     )
     parallel: str = option(
-        default="auto", metavar="N|auto", help="Documents that are read at once; auto: one."
+        default="auto",
+        metavar="N|auto",
+        help="Documents that are read at once, so that the model's weights are read once for all of their "
+        "tokens; auto: as many as leave experts most of the memory, up to 8, and 1 on a GPU.",
     )
     resume: Literal["auto", "never"] = option(
         default="auto",
@@ -108,3 +115,10 @@ class ExtractOptions(SchemaOptions, ThinkingOptions, MemoryOptions, ImageOptions
     def wants_boxes(self) -> bool:
         """--boxes, or --draw, which needs them."""
         return self.boxes or self.draw is not None
+
+    def load_options(self) -> LoadOptions:
+        """How the model is loaded: with memory for so many documents at once."""
+        parallel: int | str = self.parallel
+        if self.parallel.isdecimal():
+            parallel = int(self.parallel)
+        return load_options(self, context_size=self.context_tokens(), parallel=parallel)

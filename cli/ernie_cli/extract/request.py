@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from ernie_cli.extract.options import ExtractOptions
 from ernie_cli.options import check_is_number
 from ernie_local.errors import UsageError
@@ -13,7 +15,6 @@ from ernie_local.extraction.questions import object_schema
 from ernie_local.extraction.reader import DEFAULT_MAX_TOKENS, ReadingOptions
 from ernie_local.model_files import ModelFiles
 
-_MOST_PARALLEL = 64
 _FIELDS = "--fields 'vendor, date: date, total: number'"
 
 
@@ -21,7 +22,7 @@ def check_extract_options(options: ExtractOptions) -> None:
     """Raise UsageError for options that contradict each other or mean nothing."""
     options.check_memory()
     options.check_lengths(options.context_tokens())
-    num_readers(options)
+    options.load_options().num_parallel(torch.device("cpu"))  # a GPU is asked by `load`
     if options.min_confidence is not None:
         check_is_number("--min-confidence", options.min_confidence)
     contradictions = {
@@ -44,19 +45,6 @@ def check_extract_options(options: ExtractOptions) -> None:
 def find_documents(options: ExtractOptions) -> FoundFiles:
     """What lies at the paths now; drawings are no documents. Errors as of `find_files`."""
     return find_files(options.paths, options.glob, [] if options.draw is None else [options.draw])
-
-
-def num_readers(options: ExtractOptions) -> int:
-    """How many documents are read at once."""
-    if options.parallel == "auto":
-        return 1
-    if not options.parallel.isdecimal() or not 1 <= int(options.parallel) <= _MOST_PARALLEL:
-        raise UsageError(
-            f"--parallel {options.parallel} cannot be used",
-            f"it is a number of documents from 1 to {_MOST_PARALLEL}, or auto",
-            "--parallel 4",
-        )
-    return int(options.parallel)
 
 
 def reading_options(options: ExtractOptions) -> ReadingOptions:
