@@ -11,6 +11,8 @@ namespace {
 
 // A piece of the context worth a thread's while.
 constexpr int64_t kLeastPiece = 64;
+// Numbers of a norm that are worth more than one thread.
+constexpr size_t kLeastNumbers = 1 << 16;
 
 struct RouteScratch {
     std::vector<float> scores, biased;
@@ -55,7 +57,11 @@ void rms_norm(const float* hidden, int num_tokens, const float* weight, int size
         const size_t at = static_cast<size_t>(token) * size;
         state.kernels->rms_norm(hidden + at, weight, size, eps, out + at);
     };
-    state.pool.run(num_tokens, task);
+    // To wake threads takes longer than a few rows.
+    if (static_cast<size_t>(num_tokens) * size <= kLeastNumbers)
+        for (int token = 0; token < num_tokens; ++token) task(token);
+    else
+        state.pool.run(num_tokens, task);
 }
 
 void route(const RouteCall& call) {
