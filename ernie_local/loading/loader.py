@@ -95,8 +95,7 @@ def load_model(
     folder = options.open_cache()
     use_threads(options.threads, efficiency_cores=options.efficiency_cores)
     if demand.is_on_gpu:
-        expected = chat.kv_dtype_on_gpu(multiplies_bfloat16=demand.multiplies_bfloat16)
-        choices.check(config, device, KV_DTYPES[expected])
+        choices.check(config, device, KV_DTYPES[demand.kv_dtype])
     with open_checkpoint(files.directory, config) as checkpoint:
         need_of = partial(count_need, checkpoint, files.image_processor, config, limits=limits, paging=paging)
         need = need_of(demand := _find_parallel(need_of, demand, limits, parallel))
@@ -241,6 +240,11 @@ class ComputeDemand:
     def multiplies_bfloat16(self) -> bool:
         """Whether the device does."""
         return multiplies_bfloat16(capability_of(self.device))
+
+    @property
+    def kv_dtype(self) -> str:
+        """Of the KV cache on this GPU, if it has room."""
+        return self.chat.kv_dtype_on_gpu(multiplies_bfloat16=self.multiplies_bfloat16)
 
     @property
     def process_bytes(self) -> int:
