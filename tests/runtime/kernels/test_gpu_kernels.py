@@ -35,7 +35,7 @@ def capability(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
     monkeypatch.setattr(gpu, "capability_of", lambda device: request.param)
     monkeypatch.setattr(loader, "find_device", lambda name: DEVICE)
 
-    def count_need(*_: object) -> None:
+    def count_need(*_: object, **__: object) -> None:
         raise PlacedError
 
     monkeypatch.setattr(loader, "count_need", count_need)
@@ -63,7 +63,7 @@ def test_load_chooses_and_leaves_nothing_behind(
     asked: list[str] = []
 
     def note(
-        _checkpoint: object, _processor: object, _config: object, demand: ComputeDemand, *_: object
+        _checkpoint: object, _processor: object, _config: object, demand: ComputeDemand, **_: object
     ) -> None:
         asked.append(demand.gpu_kernels)
         raise PlacedError
