@@ -15,23 +15,35 @@ import torch
 
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local.experts.paged import PagedExperts
 from ernie_local.model.ernie import ErnieModel, NextToken
 from ernie_local.model.moe import RouteHook
 from ernie_local.model.shared_steps import MOST_SEQUENCES
-from tests.runtime.paged_models import build, ids, image_prompt, paged_experts, plan_of, room
+from tests.runtime.paged_models import build, ids, image_prompt, paged_experts, plan_of
 from tests.runtime.test_threads import in_threads
 
 BUDGETS = ("resident", "least", "some")
 
 
-def paged(directory: Path, budget: str, num_sequences: int) -> ErnieModel:
+@pytest.fixture(autouse=True)
+def _fixed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversations and images take memory of their own: all of nano's experts would fit into it."""
+    monkeypatch.setattr(PagedExperts, "make_room", lambda *_: None)
+
+
+def paged(directory: Path, budget: str) -> ErnieModel:
     """Packed nano; experts have all memory, the least that there is, or some more of it."""
-    resident = build(directory, None)
     if budget == "resident":
-        return resident
+        return build(directory, None)
     plan = plan_of(directory)
     more = 0 if budget == "least" else (plan.most_bytes - plan.least_bytes) // 3
-    return build(directory, plan.least_bytes + more + num_sequences * room(resident))
+    return build(directory, plan.least_bytes + more)
+
+
+def check_missed(model: ErnieModel) -> None:
+    """Decode has read pages, unless all are resident."""
+    experts = model.experts
+    assert not isinstance(experts, PagedExperts) or experts.stats.banks["text"].decode_misses > 20
 
 
 class Steps:
@@ -65,12 +77,13 @@ def talk(model: ErnieModel, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_conversations_share_steps(packed_nano: Path, budget: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, alone = paged(packed_nano, budget, 6), build(packed_nano, None)
+    model, alone = paged(packed_nano, budget), build(packed_nano, None)
     steps = Steps(model, monkeypatch)
     expected = [talk(alone, seed) for seed in range(6)]
     found = in_threads([partial(talk, model, seed) for seed in range(6)])
     assert all(map(torch.equal, found, expected))
     assert max(steps.sizes) > 2
+    check_missed(model)
 
 
 def decode_all(engine: Engine, tokens: Sequence[int]) -> torch.Tensor:
@@ -80,7 +93,7 @@ def decode_all(engine: Engine, tokens: Sequence[int]) -> torch.Tensor:
 def test_more_sequences_than_a_step_has(packed_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token asks for other experts: more of a layer than the least memory has slots."""
     count = MOST_SEQUENCES + 3
-    model = paged(packed_nano, "least", count)
+    model = paged(packed_nano, "least")
     steps = Steps(model, monkeypatch)
     engines = [Engine(model, 32) for _ in range(count)]
     answers = [ids(8, seed) for seed in range(count)]
@@ -91,6 +104,7 @@ def test_more_sequences_than_a_step_has(packed_nano: Path, monkeypatch: pytest.M
         for one, answer in zip(found, answers, strict=True)
     )
     assert 8 < max(steps.sizes) <= MOST_SEQUENCES
+    check_missed(model)
     assert not paged_experts(model).top.cache.has_pins
 
 
@@ -147,7 +161,7 @@ def decode_into(rows: list[torch.Tensor], engine: Engine, tokens: Sequence[int])
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer")
 @pytest.mark.parametrize("budget", ["resident", "some"])
 def test_ctrl_c_while_others_go_on(packed_nano: Path, budget: str) -> None:
-    model, is_over = paged(packed_nano, budget, 3), threading.Event()
+    model, is_over = paged(packed_nano, budget), threading.Event()
     answer = ids(20, 5)
     expected = decode_all(Engine(model, 32), answer)
 
@@ -178,7 +192,7 @@ def test_ctrl_c_while_others_go_on(packed_nano: Path, budget: str) -> None:
 
 def test_a_damaged_page_stops_only_who_wants_it(packed_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All tokens of a step that met it are tried again, each alone."""
-    model = paged(packed_nano, "some", 3)
+    model = paged(packed_nano, "some")
     steps = Steps(model, monkeypatch)
     together = model.decode_together
 
@@ -196,7 +210,7 @@ def test_a_damaged_page_stops_only_who_wants_it(packed_nano: Path, monkeypatch: 
 
 @pytest.mark.parametrize("budget", ["resident", "some"])
 def test_answers_go_on_between_the_chunks_of_a_prompt(packed_nano: Path, budget: str) -> None:
-    model = paged(packed_nano, budget, 2)
+    model = paged(packed_nano, budget)
     prompt, answer = ids(90, 1), ids(20, 2)
     expected = decode_all(Engine(model, 32), answer)
     reader, writer, found = Engine(model, 128, chunk_tokens=20), Engine(model, 32), list[torch.Tensor]()
