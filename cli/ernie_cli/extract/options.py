@@ -52,7 +52,7 @@ class ExtractOptions(SchemaOptions, ThinkingOptions, MemoryOptions, ImageOptions
     per_file: bool = option(
         "--per-file", default=False, help="Ask about all pages of a file together. Default: page by page."
     )
-    limit: int | None = option(metavar="N", min=1, help="End after N documents.")
+    limit: int | None = option(metavar="N", min=1, max=2**31 - 1, help="End after N documents.")
     ask: Literal["together", "each"] = option(
         default="together",
         help="together: all fields in one answer; each: a question for each field, by its description or "

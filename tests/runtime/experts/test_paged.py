@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,9 +163,9 @@ def test_a_image_is_encoded_in_memory_of_experts(directory: Path, resident: Erni
     during: list[int] = []
     encode = model.encode_images
 
-    def watched(images: list[Patches]) -> list[torch.Tensor]:
+    def watched(images: list[Patches], *more: Any) -> list[torch.Tensor]:
         during.append(experts.top.cache.slots.num_frames)
-        return encode(images)
+        return encode(images, *more)
 
     model.encode_images = watched  # type: ignore[method-assign, assignment]
     prompt = [*image_ids(model, patches), *ids(5, 1)]

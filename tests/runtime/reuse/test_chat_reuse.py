@@ -44,9 +44,9 @@ class Counter:
 def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
     counter, encode, forward = Counter(), ErnieModel.encode_images, ErnieModel.forward
 
-    def count_images(self: ErnieModel, images: Sequence[Patches]) -> list[torch.Tensor]:
+    def count_images(self: ErnieModel, images: Sequence[Patches], *more: Any) -> list[torch.Tensor]:
         counter.num_images += len(images)
-        return encode(self, images)
+        return encode(self, images, *more)
 
     def count_tokens(self: ErnieModel, hidden: torch.Tensor, *arguments: Any) -> torch.Tensor:
         counter.num_tokens += hidden.shape[0]
