@@ -41,7 +41,8 @@ from ernie_local.text.template import Role, TextPrompt
 class Chat:
     """A conversation, of one thread at a time; several chats with a model may be used from several threads.
 
-    model: the model that answers. sampling: how tokens are chosen from the next question on. An answer whose
+    model: the model that answers. sampling: how tokens are chosen from the next question on. writer: writes
+    messages down; its tools are those that the model may call from the next question on. An answer whose
     pieces were not read to the end counts as interrupted at the next use of the chat. While a thread waits
     for a piece, the others get a UsageError from the chat and from the pieces, except from `stop`; so does
     who reads on after another thread has used the chat.
@@ -68,7 +69,7 @@ class Chat:
         self.model = model
         self.sampling = model_sampling(model.files.generation_config) if sampling is None else sampling
         self._last: Answer | None = None
-        self._writer = ChatWriter(model.files, system, tools, variant)
+        self.writer = ChatWriter(model.files, system, tools, variant)
         self._turns: tuple[ChatTurn, ...] = ()
         self._sequence = CachedSequence(model.engine(), model.config, model.results)
         self._running: Generator[Piece, None, bool] | None = None
@@ -83,7 +84,7 @@ class Chat:
     def system(self) -> str | None:
         """The system text: of the messages if they begin with one, else as it was given."""
         messages = self._turns[0].question if self._turns else ()
-        return messages[0].text if messages and messages[0].role == "system" else self._writer.system
+        return messages[0].text if messages and messages[0].role == "system" else self.writer.system
 
     @property
     def history(self) -> tuple[ChatTurn, ...]:
@@ -190,14 +191,14 @@ class Chat:
         with self._entry:
             self._end_running()
             *turns, last = self._some_turns("undo")
-            self._writer.system = self.system
+            self.writer.system = self.system
             self._turns = tuple(turns)
             self._sequence.trim(*self._said())
             return last
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the chat as JSON, images by their paths; UsageError for an image that has none."""
-        saved = SavedChat(self._writer.system, self._writer.tools, self.history)
+        saved = SavedChat(self.writer.system, self.writer.tools, self.history)
         write_chat(Path(path), saved, str(self.model.directory))
 
     @classmethod
@@ -240,7 +241,7 @@ class Chat:
     ) -> Generator[Piece, None, None]:
         """Check and prepare everything that needs no model. started: when it was asked."""
         self._stop_asked, image_seconds = False, time.perf_counter() - started
-        writer, context_size = self._writer, self._sequence.engine.context_size
+        writer, context_size = self.writer, self._sequence.engine.context_size
         messages = [message for turn in turns for message in turn.messages()] + list(question)
         prompt = _prompt(writer, messages, options)
         check_fits(prompt, context_size)
@@ -316,7 +317,7 @@ class Chat:
     def _said(self) -> tuple[TextPrompt, tuple[ChatImage, ...]]:
         """The turns as the next prompt will begin with them, and their images."""
         messages = [message for turn in self._turns for message in turn.messages()]
-        return self._writer.prompt([message.for_template() for message in messages]), images_of(messages)
+        return self.writer.prompt([message.for_template() for message in messages]), images_of(messages)
 
     def _end_half_read(self) -> None:
         # One that nobody has begun to read is still to be read.

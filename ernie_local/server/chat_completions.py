@@ -1,0 +1,159 @@
+"""Answers POST /v1/chat/completions, whole or as a stream of pieces."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any
+
+from ernie_local.sampling import SamplingOptions
+from ernie_local.server.asking import check_supported, max_tokens_of, stops_of, thinking_of
+from ernie_local.server.attachments import AttachmentLimits, Attachments
+from ernie_local.server.conversation import call_arguments, chat_messages, tool_descriptions
+from ernie_local.server.events import DONE, PING, data_line
+from ernie_local.server.failures import bad_request
+from ernie_local.server.forms import call_form_of, form_of
+from ernie_local.server.requests import Body, ChatRequest, message_key
+from ernie_local.server.service import Begun, ClientQuestion, Ended, Event, Silence
+from ernie_local.session import Answer, ChatMessage, FinishReason, Piece, ToolCall
+
+
+def question_of(
+    body: Body[ChatRequest], limits: AttachmentLimits, of_model: SamplingOptions
+) -> ClientQuestion:
+    """The question of a request; ApiError where it asks for what is not possible."""
+    request = body.request
+    check_supported(request)
+    thinking, thinking_budget = thinking_of(request)
+    call_form = call_form_of(request.tools or (), request.tool_choice)
+
+    def messages() -> Sequence[ChatMessage]:
+        read, prefill = chat_messages(request.messages, Attachments(limits))
+        if prefill:
+            raise bad_request("a last message from the assistant cannot be continued here", "messages")
+        return read
+
+    return ClientQuestion(
+        messages=messages,
+        keys=[message_key(message) for message in request.messages],
+        sampling=body.sampling_over(of_model),
+        tools=() if request.tool_choice == "none" else tool_descriptions(request.tools),
+        thinking=thinking,
+        thinking_budget=thinking_budget,
+        max_tokens=max_tokens_of(request),
+        stops=stops_of(request.stop),
+        form=call_form or form_of(request.response_format),
+        is_call=call_form is not None,
+    )
+
+
+class ChatCompletion:
+    """The objects of one answer: all of them have its id."""
+
+    def __init__(self, model_name: str, request: ChatRequest) -> None:
+        self._head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": model_name,
+        }
+        options = request.stream_options
+        self._includes_usage = bool(options is not None and options.include_usage)
+
+    async def whole(self, events: AsyncIterator[Event]) -> dict[str, Any]:
+        """The object for a client that waits for all of it."""
+        texts: dict[str, list[str]] = {"reasoning": [], "answer": []}
+        ended: Ended | None = None
+        async for event in events:
+            if isinstance(event, Piece):
+                texts[event.kind].append(event.text)
+            elif isinstance(event, Ended):
+                ended = event
+        assert ended is not None
+        calls = _calls(ended.tool_calls)
+        content = "".join(texts["answer"])
+        message: dict[str, Any] = {"role": "assistant", "content": content if content or not calls else None}
+        message["refusal"] = None
+        if texts["reasoning"]:
+            message["reasoning_content"] = message["reasoning"] = "".join(texts["reasoning"])
+        if calls:
+            message["tool_calls"] = calls
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": _finish_reason(ended.finish_reason, bool(calls)),
+        }
+        usage = usage_of(ended.answer)
+        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage}
+
+    async def lines(self, events: AsyncIterator[Event]) -> AsyncGenerator[bytes, None]:
+        """Server-sent events: the role, pieces, calls of tools, how it ended, perhaps the usage, [DONE]."""
+        yield self._chunk({"role": "assistant", "content": ""})
+        async for event in events:
+            match event:
+                case Silence():
+                    yield PING
+                case Begun():
+                    pass
+                case Piece(kind="reasoning", text=text):
+                    yield self._chunk({"reasoning_content": text, "reasoning": text})
+                case Piece(text=text):
+                    yield self._chunk({"content": text})
+                case Ended(answer=answer, finish_reason=reason, tool_calls=calls):
+                    for index, call in enumerate(_calls(calls)):
+                        for delta in _call_deltas(index, call):
+                            yield self._chunk({"tool_calls": [delta]})
+                    yield self._chunk({}, _finish_reason(reason, bool(calls)))
+                    if self._includes_usage:
+                        yield data_line(self._chunk_object([], usage=usage_of(answer)))
+        yield DONE
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return data_line(self._chunk_object([choice]))
+
+    def _chunk_object(self, choices: list[Any], **more: Any) -> dict[str, Any]:
+        return {**self._head, "object": "chat.completion.chunk", "choices": choices, **more}
+
+
+def usage_of(answer: Answer) -> dict[str, Any]:
+    """Counts of tokens by the names that clients read."""
+    usage = answer.usage
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "image_tokens": usage.image_tokens,
+        },
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def _finish_reason(reason: FinishReason, has_calls: bool) -> str:
+    if has_calls:
+        return "tool_calls"
+    return "length" if reason == "length" else "stop"
+
+
+def _calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"call_{uuid.uuid4().hex[:24]}",
+            "type": "function",
+            "function": {
+                "name": call.name,
+                "arguments": call_arguments(call),
+            },
+        }
+        for call in calls
+    ]
+
+
+def _call_deltas(index: int, call: dict[str, Any]) -> list[dict[str, Any]]:
+    """First who is called, then with what."""
+    function = call["function"]
+    first = {**call, "index": index, "function": {"name": function["name"], "arguments": ""}}
+    return [first, {"index": index, "function": {"arguments": function["arguments"]}}]

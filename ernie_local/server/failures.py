@@ -1,0 +1,91 @@
+"""Turns what goes wrong into an HTTP status and the error object that clients of OpenAI's interface read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from ernie_local.errors import (
+    DoesNotFit,
+    ErnieLocalError,
+    InputUnreadable,
+    Interrupted,
+    ModelUnusable,
+    OutOfMemory,
+    UsageError,
+)
+
+# Arguments of the library that are called otherwise in a request.
+_FIELDS = {
+    "context_size": "the context size of the server (--ctx-size)",
+    "image_tokens": "the server's --image-tokens",
+    "thinking": "reasoning_effort",
+    "text": "messages",
+}
+
+
+class ApiError(Exception):
+    """A refusal. code: for programs, such as context_length_exceeded; param: the field that is at fault."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    @property
+    def kind(self) -> str:
+        """The value of `type`, by which the clients choose their exception."""
+        kinds = {
+            HTTPStatus.UNAUTHORIZED: "authentication_error",
+            HTTPStatus.FORBIDDEN: "permission_error",
+            HTTPStatus.NOT_FOUND: "not_found_error",
+            HTTPStatus.SERVICE_UNAVAILABLE: "unavailable_error",
+            HTTPStatus.INTERNAL_SERVER_ERROR: "server_error",
+        }
+        return kinds.get(HTTPStatus(self.status), "invalid_request_error")
+
+    def as_json(self) -> dict[str, object]:
+        """The object of the answer's body."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """A request that means nothing here."""
+    return ApiError(HTTPStatus.BAD_REQUEST, message, code, param)
+
+
+def api_error(error: BaseException) -> ApiError:
+    """What a client is told of an exception: of a defect nothing but that it is one."""
+    if isinstance(error, ApiError):
+        return error
+    if not isinstance(error, ErnieLocalError):
+        return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the server's log has the details")
+    what, why, hint = error.spelled(_spelled_field)
+    message = f"{what}: {why}; try: {hint}"
+    if isinstance(error, DoesNotFit):
+        return bad_request(message, "messages", "context_length_exceeded")
+    if isinstance(error, InputUnreadable):
+        return bad_request(message, "messages", "image_unreadable")
+    if isinstance(error, UsageError):
+        return bad_request(message)
+    if isinstance(error, Interrupted):
+        return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, message, "stopped")
+    if isinstance(error, OutOfMemory | ModelUnusable):
+        return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, message)
+    return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, message)
+
+
+def _spelled_field(name: str, value: str) -> str:
+    spelled = _FIELDS.get(name, name)
+    return f"{spelled} {value}" if value else spelled
