@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 import ernie_local
-from ernie_cli import cache, calibrate, doctor, inspect, models, quantize, verify
+from ernie_cli import cache, calibrate, doctor, inspect, models, quantize, serve, verify
 from ernie_cli import eval as eval_command
 from ernie_cli.bench import command as bench
 from ernie_cli.chat import command as chat
@@ -62,6 +62,7 @@ class Command:
 COMMANDS: Mapping[str, Command] = {
     "chat": Command(chat.chat, ChatOptions, "ernie_cli.chat.result:ChatResult"),
     "extract": Command(extract.extract_fields, ExtractOptions, "ernie_cli.extract.result:ExtractResult"),
+    "serve": Command(serve.serve, serve.ServeOptions, "ernie_cli.serve:ServeResult"),
     "quantize": Command(quantize.quantize, QuantizeOptions, "ernie_cli.quantize:QuantizeResult"),
     "calibrate": Command(
         calibrate.calibrate, calibrate.CalibrateOptions, "ernie_cli.calibrate:CalibrateResult"

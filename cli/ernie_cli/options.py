@@ -114,6 +114,7 @@ template_option = partial(
     "follow, as in thinking,tools=after: tools=before|after, results=own-line|same-line, "
     "labels=spaced|plain, thinks=on|off|free. Default: as the model's files say.",
 )
+parallel_option = partial(option, metavar="N|auto")
 ram_option = partial(
     size_option,
     help="Memory that the whole process may use, such as 6GiB; experts that do not fit are read from disk "
@@ -276,6 +277,11 @@ def parse_given_count(text: str | None, name: str) -> int | None:
     from ernie_local.sizes import parse_count
 
     return None if text is None else parse_count(text, name)
+
+
+def parse_parallel(text: str) -> int | str:
+    """What --parallel says, as `load` takes it, which refuses what means nothing."""
+    return int(text) if text.isdecimal() else text
 
 
 def load_options(options: ComputeOptions, **counts: Any) -> LoadOptions:

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from ernie_local.planner.profile import MachineProfile
 
 ISA_VARIABLE, PASSWORD_VARIABLE = "ERNIE_LOCAL_ISA", "ERNIE_LOCAL_PASSWORD"
+API_KEY_VARIABLE = "ERNIE_LOCAL_API_KEY"
 
 # The one table of environment variables that ernie-local's commands read.
 ENVIRONMENT: Mapping[str, str] = {
     ISA_VARIABLE: "instruction set of the CPU kernels, such as 'avx2'; 'ernie-local doctor' lists them",
     PASSWORD_VARIABLE: "in place of '--password', which other users of the machine can see",
+    API_KEY_VARIABLE: "in place of '--api-key' of 'serve'",
     "NO_COLOR": "set to anything: no colour and no dimmed text",
     "TERM": "'dumb': no colour, no dimmed text, and no line editing",
     "COLUMNS": "the width of tables, in place of that of the terminal",

@@ -19,7 +19,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-import ernie_local
 from ernie_local.sampling import model_sampling
 from ernie_local.server.attachments import AttachmentLimits
 from ernie_local.server.chat_completions import ChatCompletion, question_of
@@ -41,9 +40,13 @@ _Lines = Callable[[AsyncIterator[Event]], AsyncGenerator[bytes, None]]
 
 @dataclass(kw_only=True)
 class Server:
-    """What the endpoints share. service: None until the model is loaded. model_name: as clients call it."""
+    """What the endpoints share. service: None until the model is loaded. model_name: as clients call it.
+
+    version: of the program.
+    """
 
     model_name: str
+    version: str = ""
     guard: GuardSettings = field(default_factory=GuardSettings)
     attachments: AttachmentLimits = field(default_factory=AttachmentLimits)
     service: Service | None = None
@@ -104,7 +107,7 @@ class Server:
 
     async def _openapi(self, _request: Request) -> Response:
         has_key = self.guard.api_key is not None
-        return JSONResponse(openapi_document(ernie_local.__version__, has_key=has_key))
+        return JSONResponse(openapi_document(self.version, has_key=has_key))
 
     async def _page(self, request: Request) -> Response:
         return page_file(request.path_params.get("name", "index.html"))

@@ -41,11 +41,10 @@ from ernie_local.text.template import Role, TextPrompt
 class Chat:
     """A conversation, of one thread at a time; several chats with a model may be used from several threads.
 
-    model: the model that answers. sampling: how tokens are chosen from the next question on. writer: writes
-    messages down; its tools are those that the model may call from the next question on. An answer whose
-    pieces were not read to the end counts as interrupted at the next use of the chat. While a thread waits
-    for a piece, the others get a UsageError from the chat and from the pieces, except from `stop`; so does
-    who reads on after another thread has used the chat.
+    model: the model that answers. sampling, writer.tools: how tokens are chosen, and what the model may call,
+    from the next question on. An answer whose pieces were not read to the end counts as interrupted at the
+    next use of the chat. While a thread waits for a piece, the others get a UsageError from the chat and from
+    the pieces, except from `stop`; so does who reads on after another thread has used the chat.
     """
 
     def __init__(

@@ -16,6 +16,8 @@ from ernie_cli.options import (
     file_option,
     load_options,
     option,
+    parallel_option,
+    parse_parallel,
     password_option,
     path_argument,
     share_option,
@@ -88,9 +90,8 @@ class ExtractOptions(SchemaOptions, ThinkingOptions, MemoryOptions, ImageOptions
     html: Path | None = file_option(
         help="The same as one HTML page for people: image beside fields, what is least sure first."
     )
-    parallel: str = option(
+    parallel: str = parallel_option(
         default="auto",
-        metavar="N|auto",
         help="Documents that are read at once, so that the model's weights are read once for all of their "
         "tokens; auto: as many as leave experts most of the memory, up to 8, and 1 on a GPU.",
     )
@@ -118,7 +119,4 @@ class ExtractOptions(SchemaOptions, ThinkingOptions, MemoryOptions, ImageOptions
 
     def load_options(self) -> LoadOptions:
         """How the model is loaded: with memory for so many documents at once."""
-        parallel: int | str = self.parallel
-        if self.parallel.isdecimal():
-            parallel = int(self.parallel)
-        return load_options(self, context_size=self.context_tokens(), parallel=parallel)
+        return load_options(self, context_size=self.context_tokens(), parallel=parse_parallel(self.parallel))
