@@ -141,14 +141,17 @@ class Generation:
 
     @property
     def has_answer(self) -> bool:
-        """Whether there is text of an answer, or a call of a tool; in a form, all of the text."""
+        """Whether there is text of an answer, or a call of a tool; in a form, all of the text.
+
+        What a limit has cut off is not whole, even where it matches the form: 24 of 24.90.
+        """
         if self._guide is not None and self.finish_reason != "interrupted":
-            return self._guide.is_fulfilled
+            return self.finish_reason == "stop" and self._guide.is_fulfilled
         return bool(self.text.strip() or self.tool_calls)
 
     def find_value(self) -> tuple[Any, dict[str, float]]:
         """What a whole answer in a form means, and the confidence of its values; None, {} for others."""
-        if self._guide is None or self.finish_reason == "interrupted" or not self._guide.is_fulfilled:
+        if self._guide is None or self.finish_reason == "interrupted" or not self.has_answer:
             return None, {}
         return self._guide.read(self.text)
 

@@ -188,10 +188,25 @@ def test_an_answer_that_just_fits_is_whole(talk: Talks) -> None:
         say_in_form(talk(), "q", WRITTEN, FIELDS, max_tokens=num_tokens - 1)
 
 
-def test_a_text_that_may_go_on_is_an_answer_where_it_is_cut(talk: Talks) -> None:
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        (AnswerForm.from_regex("a+"), "aaaaaaaa"),
+        (AnswerForm.of({"type": "number"}), "45987.5"),
+        (AnswerForm.from_regex("a*"), "aaaaaaaa"),
+    ],
+)
+def test_what_is_cut_off_is_no_answer_even_where_it_matches_the_form(
+    talk: Talks, form: AnswerForm, says: str
+) -> None:
     one = talk()
-    answer = say_in_form(one, "q", "aaaaaaaa", AnswerForm.from_regex("a+"), max_tokens=5)
-    assert (answer.text, answer.value, answer.finish_reason) == ("aaaaa", "aaaaa", "length")
+    with pytest.raises(NoAnswer, match="no whole answer after 3 tokens"):
+        say_in_form(one, "q", says, form, max_tokens=3)
+    answer = one.chat.last
+    assert answer is not None
+    assert (answer.value, answer.confidence, answer.finish_reason) == (None, {}, "length")
+    assert says.startswith(answer.text)
+    assert one.chat.history == ()
 
 
 @pytest.mark.parametrize("room", [1, 2, 5, 9, 30, 80])
