@@ -69,6 +69,11 @@ class RecordFile:
         os.fsync(self._descriptor)
 
 
+def state_path(path: Path) -> Path:
+    """The file beside the records at `path` that says of which run they are."""
+    return path.with_name(f"{path.name}.state")
+
+
 def read_records(path: Path) -> Iterator[Record]:
     """The records of a file, one after the other; half a line at its end is left out. InputUnreadable for
     other lines."""
@@ -92,7 +97,7 @@ def open_record_file(path: Path, identity: Mapping[str, str], *, resume: bool = 
         raise _unwritable(path, error) from error
     try:
         _lock(descriptor, path)
-        file, state = RecordFile(path, descriptor), place.with_name(f"{place.name}.state")
+        file, state = RecordFile(path, descriptor), state_path(place)
         is_empty = os.fstat(descriptor).st_size == 0
         if not is_empty and not (state.exists() or _is_of_records(path)):
             raise UsageError(

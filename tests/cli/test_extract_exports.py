@@ -106,6 +106,9 @@ def test_a_stopped_run_has_tables_of_what_was_read(
         (("--csv", "no/o.csv"), "is not a directory"),
         (("--csv", "o", "--html", "o"), "is to be written twice"),
         (("--csv", "o.jsonl", "--out", "o.jsonl"), "is to be written twice"),
+        (("--html", "../documents/o.jsonl", "--out", "o.jsonl"), "is to be written twice"),
+        (("--html", "link", "--out", "o.jsonl"), "is to be written twice"),
+        (("--html", "o.jsonl.state", "--out", "link"), "is to be written twice"),
         (("--csv", "o.csv", "--watch"), "--watch with a table, but without --out"),
     ],
 )
@@ -119,6 +122,7 @@ def test_files_that_are_refused_before_anything_is_read(
     monkeypatch.chdir(folder)
     for name in ("notes.txt", "notes.xlsx"):
         (folder / name).write_text("my notes")
+    (folder / "link").symlink_to("o.jsonl")
     before = (folder / "10.png").read_bytes()
     result = command("extract", ".", *WIDTH, *options)
     assert result.exit_code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from ernie_cli.extract.result import ExtractResult
 from ernie_local.errors import Interrupted, Stopped, UsageError
 from ernie_local.extraction.csv_tables import csv_paths, write_csv
 from ernie_local.extraction.record import Record
-from ernie_local.extraction.record_file import read_records
+from ernie_local.extraction.record_file import read_records, state_path
 from ernie_local.extraction.review_page import write_review_page
 from ernie_local.extraction.table_layout import RecordTables
 from ernie_local.extraction.xlsx_tables import write_xlsx
@@ -52,9 +53,12 @@ def check_exports(options: ExtractOptions, schema: Mapping[str, Any]) -> None:
             "a run that goes on and on keeps its records in the file of --out",
             "add --out records.jsonl",
         )
+    places = [os.path.realpath(path) for path in paths]
     if options.out is not None:
-        paths.append(options.out)
-    doubles = [path for path in paths if paths.count(path) > 1]
+        out = Path(os.path.realpath(options.out))
+        paths += [options.out, state_path(options.out)]
+        places += [str(out), str(state_path(out))]
+    doubles = [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]
     if doubles:
         raise UsageError(
             f"{doubles[0]} is to be written twice", "each output has a file of its own", "give another path"
