@@ -402,6 +402,19 @@ def test_watching_takes_files_that_come(
     assert widths(out) == [10, 11, 12, 14, 13, None, 40]
 
 
+def test_watching_ends_where_a_record_cannot_be_written(
+    folder: Path, use_readers: UseReaders, tmp_path: Path
+) -> None:
+    use_readers()
+    arguments = ["extract", str(folder), *WIDTH, "--out", str(tmp_path / "out.jsonl"), "--watch"]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
+        signal.alarm(60)  # kills what waits for ever
+
+    assert _in_child(arguments, limit) == 1
+
+
 def test_a_dry_run_counts_and_loads_nothing(
     command: Command, folder: Path, use_readers: UseReaders, no_weights: None
 ) -> None:

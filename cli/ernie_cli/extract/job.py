@@ -43,6 +43,7 @@ class ReadingJob:
     result: ExtractResult
     first_error: str = ""
     _stop_asked: str = field(default="", init=False)
+    _extraction: Extraction | None = field(default=None, init=False)
 
     def run(self) -> None:
         """Read what is not done. Raises Interrupted or Stopped where a signal has ended it."""
@@ -55,7 +56,7 @@ class ReadingJob:
                 return  # without loading the model
             documents = chain([first], documents)
         readers = load_readers(options, self.reading, self.files, self.console)
-        extraction = Extraction(
+        self._extraction = extraction = Extraction(
             documents,
             readers,
             min_confidence=options.min_confidence,
@@ -76,7 +77,7 @@ class ReadingJob:
         options = self.options
         files = self.found.files
         wanted = documents_of(
-            watched_files(partial(request.find_documents, options), lambda: bool(self._stop_asked))
+            watched_files(partial(request.find_documents, options), self._is_over)
             if options.watch
             else files,
             self.output.done,
@@ -99,6 +100,10 @@ class ReadingJob:
             if record.error is not None:
                 self.first_error = self.first_error or record.error.what
                 self.console.warn(record.error.what)
+
+    def _is_over(self) -> bool:
+        """Whether no more documents are wanted: after a signal, and after an error that ended the run."""
+        return self._extraction is not None and self._extraction.is_stopped
 
     def _stop(self, extraction: Extraction, name: str) -> None:
         self._stop_asked = name
