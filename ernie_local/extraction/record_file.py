@@ -9,8 +9,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from ernie_local.errors import ErnieLocalError, InputUnreadable, UsageError, parameter
@@ -25,9 +26,11 @@ _BEGINNING = b'{"file": '
 class RecordFile:
     """The open file. done: keys of the records in it. num_broken: how many of them are errors."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        """descriptor: of `path`, locked, for reading and writing."""
-        self.path, self._descriptor = path, descriptor
+    def __init__(self, path: Path, descriptor: int, begin: Callable[[], None] | None = None) -> None:
+        """descriptor: of `path`, locked, for reading and writing. begin: called before the first record of a
+        run that starts over, whose old records are kept until then.
+        """
+        self.path, self._descriptor, self._begin = path, descriptor, begin
         self.done: set[tuple[str, int | None]] = set()
         self.num_broken = 0
         self._size = 0
@@ -35,6 +38,9 @@ class RecordFile:
     def append(self, record: Record) -> None:
         """Write a record; when this returns it is on the disk. After an OSError the file is as before."""
         line = record.to_json().encode() + b"\n"
+        if self._begin is not None:
+            self._begin()
+            self._begin = None
         try:
             if (written := os.pwrite(self._descriptor, line, self._size)) < len(line):
                 # A full disk takes the first part; the rest tells what is wrong.
@@ -64,10 +70,6 @@ class RecordFile:
         os.ftruncate(self._descriptor, self._size)
         os.fsync(self._descriptor)
 
-    def _clear(self) -> None:
-        os.ftruncate(self._descriptor, 0)
-        os.fsync(self._descriptor)
-
 
 def state_path(path: Path) -> Path:
     """The file beside the records at `path` that says of which run they are."""
@@ -86,7 +88,8 @@ def read_records(path: Path) -> Iterator[Record]:
 def open_record_file(path: Path, identity: Mapping[str, str], *, resume: bool = True) -> Iterator[RecordFile]:
     """The file at `path`, new or with the records of an earlier run.
 
-    identity: what records depend on, by a name for the user, such as "schema". resume: False begins anew.
+    identity: what records depend on, by a name for the user, such as "schema". resume: False begins anew,
+    with the first record that is appended: a run that never gets there leaves the old records.
     UsageError where another process writes to the file, where it holds something else, or records of another
     identity, which it names; ErnieLocalError where it cannot be written.
     """
@@ -97,7 +100,7 @@ def open_record_file(path: Path, identity: Mapping[str, str], *, resume: bool = 
         raise _unwritable(path, error) from error
     try:
         _lock(descriptor, path)
-        file, state = RecordFile(path, descriptor), state_path(place)
+        state = state_path(place)
         is_empty = os.fstat(descriptor).st_size == 0
         if not is_empty and not (state.exists() or _is_of_records(path)):
             raise UsageError(
@@ -107,11 +110,10 @@ def open_record_file(path: Path, identity: Mapping[str, str], *, resume: bool = 
             )
         if resume and not is_empty:
             _check_identity(path, state, identity)
+            file = RecordFile(path, descriptor)
             file._read()
         else:
-            file._clear()
-            _write_state(state, identity)
-            sync_names(place.parent)
+            file = RecordFile(path, descriptor, partial(_start_over, descriptor, state, identity))
         yield file
     finally:
         os.close(descriptor)  # and with it the lock
@@ -161,9 +163,13 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _write_state(state: Path, identity: Mapping[str, str]) -> None:
+def _start_over(descriptor: int, state: Path, identity: Mapping[str, str]) -> None:
+    """Empty the file, and only then say that it is of this run."""
+    os.ftruncate(descriptor, 0)
+    os.fsync(descriptor)
     with written_whole(state, "the state of the run") as file:
         file.write(json.dumps({"version": _VERSION, **identity}, indent=1).encode())
+    sync_names(state.parent)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -55,9 +55,18 @@ def test_half_a_line_is_cut_off(path: Path, num_bytes: int) -> None:
 def test_anew_begins_with_nothing(path: Path) -> None:
     with open_record_file(path, {"schema": "other"}, resume=False) as file:
         assert file.done == set()
-    assert path.read_bytes() == b""
-    with open_record_file(path, {"schema": "other"}):
+        file.append(RECORDS[1])
+    assert list(read_records(path)) == RECORDS[1:2]
+    with open_record_file(path, {"schema": "other"}) as file:
+        file.append(RECORDS[0])
+    assert list(read_records(path)) == RECORDS[1::-1]
+
+
+def test_records_are_kept_until_the_first_of_the_new_run(path: Path) -> None:
+    with open_record_file(path, {"schema": "other"}, resume=False):
         pass
+    with open_record_file(path, IDENTITY) as file:
+        assert file.done == {record.key for record in RECORDS}
 
 
 def test_records_of_another_run_are_refused_by_name(path: Path) -> None:
