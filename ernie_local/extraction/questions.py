@@ -87,11 +87,14 @@ def put(fields: dict[str, Any], names: tuple[str, ...], value: Any) -> None:
 
 def _questions(schema: Mapping[str, Any], root: Schema, names: tuple[str, ...]) -> Iterator[FieldQuestion]:
     for name, of_name in resolved(schema, root)["properties"].items():
+        if of_name is False:
+            continue  # no answer has it
         field, path = resolved(of_name, root), (*names, name)
         if field.get("type") == "object" and field.get("properties") and len(path) < _MOST_DEPTH:
             yield from _questions(field, root, path)
             continue
-        text = _text(path, {**field, **of_name}.get("description"))
+        described = field if of_name is True else {**field, **of_name}
+        text = _text(path, described.get("description"))
         yield FieldQuestion(path, reduce(named, path, ""), text, *_one_value(name, field, root))
 
 

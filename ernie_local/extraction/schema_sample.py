@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ernie_local.structured.schema import resolve
+
 _MOST_DEPTH = 12  # a schema may contain itself
 _EXAMPLES: Mapping[str, Any] = {"number": 1.0, "integer": 1, "boolean": True, "string": "text"}
 JSONSchema = Mapping[str, Any]
@@ -16,19 +18,16 @@ def sample_of(schema: JSONSchema) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def resolved(schema: JSONSchema, root: JSONSchema) -> JSONSchema:
-    """What a `$ref` such as "#/$defs/Line" leads to; the schema itself where it is none."""
+def resolved(schema: JSONSchema | bool, root: JSONSchema) -> JSONSchema:
+    """What a `$ref` such as "#/$defs/Line" leads to; the schema itself where it is none, {} for a boolean."""
     for _ in range(_MOST_DEPTH):
-        reference = schema.get("$ref")
-        if not isinstance(reference, str):
+        if isinstance(schema, bool) or "$ref" not in schema:
             break
-        schema = root
-        for name in reference.removeprefix("#").split("/")[1:]:
-            schema = schema[name.replace("~1", "/").replace("~0", "~")]
-    return schema
+        schema = resolve(schema["$ref"], root)
+    return {} if isinstance(schema, bool) else schema
 
 
-def _sample(schema: JSONSchema, root: JSONSchema, depth: int) -> Any:
+def _sample(schema: JSONSchema | bool, root: JSONSchema, depth: int) -> Any:
     if depth > _MOST_DEPTH:
         return None
     schema = resolved(schema, root)

@@ -79,7 +79,7 @@ def all_schemas(schema: Any, path: str = "$", depth: int = 0) -> Iterator[tuple[
         yield from all_schemas(child, child_path, depth + 1)
 
 
-def resolve(reference: str, root: Schema) -> Any:
+def resolve(reference: str, root: Mapping[str, Any]) -> Any:
     """What `$ref` leads to, None where nothing is there."""
     found: Any = root
     for step in unquote(reference.removeprefix("#")).split("/")[1:]:

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from ernie_local.errors import UsageError
 from ernie_local.extraction import questions as module
+from ernie_local.extraction.checks import parse_check
 from ernie_local.extraction.paths import leaves
 from ernie_local.extraction.questions import put, questions_of
+from ernie_local.extraction.schema_sample import sample_of
 from ernie_local.structured import AnswerForm
 
 SCHEMA: dict[str, Any] = {
@@ -33,6 +35,14 @@ SCHEMA: dict[str, Any] = {
         "buyer": {"type": "object", "properties": {"city": {"type": "string"}, "tax no": {"type": "string"}}}
     },
 }
+
+
+def test_subschemas_may_be_true_and_false() -> None:
+    schema = {"type": "object", "properties": {"a": True, "b": {"type": "array", "items": True}, "c": False}}
+    found = questions_of(AnswerForm.of(schema))
+    assert [(each.path, each.text) for each in found] == [("a", "What is the a?"), ("b", "What is the b?")]
+    assert sample_of(schema) == {"a": None, "b": [None], "c": None}
+    assert parse_check("len(b) == 1", schema).holds({"b": [2]})
 
 
 def test_each_field_is_one_question() -> None:
