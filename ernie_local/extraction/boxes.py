@@ -8,6 +8,7 @@ for values with places, it wrote both in one object.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,9 @@ BOX_INSTRUCTION = (
     f"{BOX_KEY} is where the value stands in the image, as [left, top, right, bottom] in thousandths of its "
     "width and height; null where it stands nowhere."
 )
+# The ends of paths: of a value that has a box, and of the box or a side of it. An empty list has no box.
+_PAIRED_VALUE = re.compile(rf"(^|\.){VALUE_KEY}$")
+_IN_BOX = re.compile(rf"(^|\.){BOX_KEY}(\[\d\])?$")
 _SIDE = {"type": "integer", "minimum": 0, "maximum": 1000}
 _BOX = {"anyOf": [{"type": "array", "items": _SIDE, "minItems": 4, "maxItems": 4}, {"type": "null"}]}
 _ALTERNATIVES = ("anyOf", "oneOf", "allOf")
@@ -77,11 +81,8 @@ def split_boxes(value: Any, view: ImageView) -> SplitAnswer:
 
 def split_confidence(confidence: Mapping[str, float]) -> dict[str, float]:
     """The confidence of the values alone, under the paths that they have without boxes."""
-    ending = f".{VALUE_KEY}"
     return {
-        path.removesuffix(ending) if path != VALUE_KEY else "": share
-        for path, share in confidence.items()
-        if path == VALUE_KEY or path.endswith(ending)
+        _PAIRED_VALUE.sub("", path): share for path, share in confidence.items() if not _IN_BOX.search(path)
     }
 
 

@@ -89,6 +89,11 @@ def test_what_is_asked_for_and_taken_out_is_the_answer(value: dict[str, Any]) ->
     assert split_confidence(shares) == dict.fromkeys(paths, 0.5)
 
 
+def test_empty_lists_and_objects_keep_their_confidence() -> None:
+    shares = {"lines": 0.3, "total.value": 0.9, "total.bbox_2d[0]": 0.1, "other.bbox_2d": 0.2, "a[0].b": 0.4}
+    assert split_confidence(shares) == {"lines": 0.3, "total": 0.9, "a[0].b": 0.4}
+
+
 def test_alternatives_references_and_enums() -> None:
     line = {"type": "object", "properties": {"price": {"$ref": "#/$defs/Money"}}, "required": ["price"]}
     schema = {
