@@ -21,7 +21,7 @@ def extract(
     *,
     pattern: str | None = None,
     per_file: bool = False,
-    parallel: int = 1,
+    parallel: int | None = None,
     min_confidence: float | None = None,
     password: str | None = None,
 ) -> Generator[Record, None, None]:
@@ -29,8 +29,8 @@ def extract(
 
     fields: what `AnswerForm.of` makes a form of, or ReadingOptions, which say how they are asked for, too.
     pattern: of folders, the files that match, such as "*.pdf". per_file: the pages of a file are one
-    document. parallel: documents that are read at once. min_confidence: values below it are under `review`.
-    password: of encrypted PDFs.
+    document. parallel: documents that are read at once; None is as many as the model was loaded for.
+    min_confidence: values below it are under `review`. password: of encrypted PDFs.
 
     The call itself finds the documents and checks the fields: UsageError, InputUnreadable. A document that
     cannot be read has a record with an error. Closing the generator ends the run.
@@ -41,7 +41,7 @@ def extract(
     check_found(found, pattern)
     return Extraction(
         documents_of(found.files, per_file=per_file, password=password),
-        chat_readers(model, options, parallel),
+        chat_readers(model, options, model.settings.parallel if parallel is None else parallel),
         min_confidence=min_confidence,
         password=password,
     ).records()

@@ -197,5 +197,12 @@ def chat_readers(
         raise UsageError(
             f"{parameter('parallel', count)} cannot be used", "it must be 1 or more", parameter("parallel", 1)
         )
+    most = model.settings.parallel
+    if count > most:
+        raise UsageError(
+            f"{parameter('parallel', count)} is more than the {most} that the model was loaded for",
+            "each has its own memory of the context, which was planned when the model was loaded",
+            f"load(..., parallel={count})",
+        )
     chats = [Chat(model, sampling=SamplingOptions(), variant=variant) for _ in range(count)]
     return [ChatReader(chat, options) for chat in chats]

@@ -231,14 +231,13 @@ def test_the_images_of_a_document_are_computed_once(nano: ernie_local.LoadedMode
 
 
 @pytest.mark.parametrize("parallel", [1, 3])
-def test_python_users_get_the_records_of_a_folder(
-    nano: ernie_local.LoadedModel, tmp_path: Path, parallel: int
-) -> None:
+def test_python_users_get_the_records_of_a_folder(tmp_path: Path, parallel: int) -> None:
+    model = ernie_local.load("nano", parallel=parallel)
     for name in ("1.png", "2.png", "10.png"):
         (tmp_path / name).write_bytes(INVOICE.read_bytes())
     (tmp_path / "3.png").write_bytes(b"no image")
     options = ReadingOptions(AnswerForm.of('date "What is the date?"'), ask="each")
-    records = list(extract(nano, tmp_path, options, parallel=parallel, min_confidence=0.5))
+    records = list(extract(model, tmp_path, options, min_confidence=0.5))
     assert sorted((record.file, record.error is None) for record in records) == [
         ("1.png", True),
         ("10.png", True),
@@ -253,5 +252,7 @@ def test_python_users_are_told_before_anything_is_read(nano: ernie_local.LoadedM
         extract(nano, tmp_path, "date")
     with pytest.raises(UsageError, match="parallel=0"):
         extract(nano, INVOICE, "date", parallel=0)
+    with pytest.raises(UsageError, match="parallel=2 is more than the 1 that"):
+        extract(nano, INVOICE, "date", parallel=2)
     with pytest.raises(UsageError, match="stands twice"):
         extract(nano, INVOICE, "date, date")
