@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
 from ernie_cli.extract.options import ExtractOptions
 from ernie_cli.options import check_is_number
+from ernie_local.checkpoint.files import HASHES_FILE, INDEX_FILE
 from ernie_local.errors import UsageError
 from ernie_local.extraction.checks import parse_check
 from ernie_local.extraction.documents import FoundFiles, find_files
 from ernie_local.extraction.questions import object_schema
 from ernie_local.extraction.reader import DEFAULT_MAX_TOKENS, ReadingOptions
 from ernie_local.model_files import ModelFiles
+from ernie_local.reuse.identity import digest_of
 
 _FIELDS = "--fields 'vendor, date: date, total: number'"
 
@@ -80,9 +83,22 @@ def run_identity(
     return {
         **reading.identity(),
         "model": str(files.directory.resolve()),
+        "files of the model": _digest_of_model(files.directory),
         "folder": str(found.folder),
         "per-file": str(options.per_file),
         "min-confidence": str(options.min_confidence),
         "bare-question": str(options.bare_question),
         "image size": f"{options.max_pixels}, {options.image_tokens}",
+        "template": str(options.variant),
+        "dtype": options.dtype,
+        "kv-dtype": options.kv_dtype,
+        "ctx-size": str(options.context_tokens()),
+        "small-below": str(options.small_below),
     }
+
+
+def _digest_of_model(directory: Path) -> str:
+    """Of the files that change with the weights: another model may come to lie at the same path."""
+    names = ("config.json", INDEX_FILE, HASHES_FILE)
+    paths = [path for name in names if (path := directory / name).exists()]
+    return digest_of(*(part for path in paths for part in (path.name, path.read_bytes())))
