@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ernie_cli.console import Console
 from ernie_cli.options import file_option, option
 from ernie_local.errors import InputUnreadable, UsageError
 
@@ -89,6 +90,12 @@ class FormOptions(SchemaOptions):
         if self.choice is not None:
             return AnswerForm.from_choices(text.strip() for text in self.choice.split(","))
         return super()._made()
+
+
+def note_form(console: Console, model: str, better: str) -> None:
+    """Tell of a model that makes nothing of a form that it is told of. better: an option."""
+    if model == "nano":
+        console.note(f"nano was not trained to answer in a form that it is told of; {better} suits it better")
 
 
 def _read_text(path: Path) -> str:

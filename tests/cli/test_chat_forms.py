@@ -35,6 +35,13 @@ def test_each_option_is_a_form(command: Command, fake_chat: FakeChat, tmp_path: 
     assert [one["schema"] for one in fake_chat.questions[-2:]] == [AnswerForm.from_choices(["a", "b"])] * 2
 
 
+def test_nano_is_better_not_told_of_a_form(command: Command, fake_chat: FakeChat) -> None:
+    form = ("-p", "hi", "--regex", "[0-9]+")
+    assert "--bare-question suits it better" in command("chat", *form).stderr
+    assert "suits it better" not in command("chat", *form, "--bare-question").stderr
+    assert "suits it better" not in command("chat", "-p", "hi").stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "words"),
     [

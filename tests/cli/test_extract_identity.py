@@ -1,4 +1,4 @@
-"""What records depend on: each option of `extract` either parts the records of two runs, or does not matter."""
+"""What records depend on: each option of `extract` parts the records of two runs, or does not matter."""
 
 from __future__ import annotations
 

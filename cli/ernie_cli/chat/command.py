@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ernie_cli.chat.options import ChatOptions
 from ernie_cli.chat.request import check_chat_options, read_questions
 from ernie_cli.console import Console
+from ernie_cli.form_options import note_form
 from ernie_cli.images import open_given_images, show_reports
 from ernie_local.errors import Interrupted
 
@@ -56,6 +57,8 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
         )
         if options.draw is not None:
             session.drawing_paths(options.draw, measured)
+    if options.form is not None and options.form.instruction:
+        note_form(console, options.model, "--bare-question")
     if not questions or options.interactive:
         interactive.chat_line_by_line(options, files, console, measured, questions)
         return

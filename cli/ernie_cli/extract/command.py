@@ -39,6 +39,7 @@ def extract_fields(options: ExtractOptions, result: ExtractResult) -> None:
         from ernie_cli.extract.exports import check_exports, exported
         from ernie_cli.extract.job import ReadingJob
         from ernie_cli.extract.output import open_output
+        from ernie_cli.form_options import note_form
         from ernie_local.extraction.documents import check_found
 
         request.check_extract_options(options)
@@ -65,8 +66,8 @@ def extract_fields(options: ExtractOptions, result: ExtractResult) -> None:
         open_output(options, identity, console, result) as lines,
         exported(options, schema, found.folder, lines, console, result) as output,
     ):
-        if options.model == "nano" and options.ask == "together":
-            console.note("nano was not trained to write JSON; --ask each suits it better")
+        if options.ask == "together":
+            note_form(console, options.model, "--ask each")
         result.done_before, result.broken = len(output.done), output.num_broken
         job = ReadingJob(options, reading, files, found, output, console, result)
         job.run()
