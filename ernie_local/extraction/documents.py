@@ -165,17 +165,20 @@ def _kind(path: Path) -> str:
     try:
         with open_plain(path) as file:
             head = file.read(SNIFFED_BYTES) or b""
+            num_bytes = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise InputUnreadable(
             f"{path}: cannot be read",
             error.strerror or str(error),
             "check the path and the rights to read it",
         ) from error
-    return sniff_format(head, str(path), path.stat().st_size)
+    return sniff_format(head, str(path), num_bytes)
 
 
 def _files_below(root: Path, skipped: Container[Path]) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError) and Path(error.filename) != root:
+            return  # it was removed a moment ago
         raise InputUnreadable(
             f"{error.filename}: cannot be read",
             f"the system says: {error.strerror}",

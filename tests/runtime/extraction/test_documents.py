@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.extraction.documents import Document, check_found, documents_of, find_files
+from ernie_local.files import open_plain
 
 WHITE = Image.new("RGB", (40, 30), "white")
 
@@ -123,3 +125,34 @@ def test_a_page_of_a_file_is_not_that_of_one_called_so(tmp_path: Path) -> None:
         (("a.pdf", 2), False),
         (("a.pdf:2", None), True),
     ]
+
+
+def test_a_folder_that_goes_while_it_is_looked_through_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "a.png").write_bytes(b"x")
+    scan = os.scandir
+
+    def scan_or_miss(path: Any) -> Any:
+        if str(path).endswith("gone"):
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan_or_miss)
+    assert [file.name for file in find_files([tmp_path]).files] == ["a.png"]
+
+
+def test_a_file_that_goes_once_it_is_open_is_one_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+
+    def open_and_remove(path: Path) -> Any:
+        file = open_plain(path)
+        path.unlink()
+        return file
+
+    monkeypatch.setattr("ernie_local.extraction.documents.open_plain", open_and_remove)
+    found = find_files([tmp_path])
+    assert [document.key for document in documents_of(found.files)] == [("a.png", None)]
