@@ -63,7 +63,7 @@ class SchemaOptions:
         from ernie_local.structured import AnswerForm
 
         if self.schema is not None:
-            is_json = self.schema.lstrip().startswith("{")
+            is_json = self.schema.lstrip().startswith(("{", "["))
             return AnswerForm.from_schema(self.schema if is_json else _read_text(Path(self.schema)))
         return None if self.fields is None else AnswerForm.from_fields(self.fields)
 

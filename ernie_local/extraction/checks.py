@@ -8,6 +8,7 @@ less than a billionth of the larger: `0.1 + 0.2 == 0.3`. A check of a field with
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,20 +121,38 @@ def _parse(text: str) -> ast.expr:
     if depth > _MOST_DEPTH:
         raise _unusable(text, f"it is nested {depth} deep, at most {_MOST_DEPTH} is read", "a simpler one")
     for node in ast.walk(tree):
-        allowed = isinstance(node, _NODES)
-        if isinstance(node, ast.Call):
-            allowed = isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS and not node.keywords
-        elif isinstance(node, ast.Attribute):
-            allowed = isinstance(node.value, ast.Name | ast.Attribute)
-        elif isinstance(node, ast.Constant):
-            allowed = isinstance(node.value, str | int | float)
-        if not allowed:
+        if not _is_read(node):
             raise _unusable(
                 text,
                 f"{ast.unparse(node)!r} is not read here: numbers, texts, fields, + - * / // %, comparisons, "
                 f"and, or, not, and {', '.join(FUNCTIONS)} are",
             )
+        if isinstance(node, ast.Call):
+            _check_arguments(text, node)
     return tree.body
+
+
+def _is_read(node: ast.AST) -> bool:
+    """Whether a node is of the language of checks. An operator is told of with what it joins."""
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS and not node.keywords
+    if isinstance(node, ast.Attribute):
+        return isinstance(node.value, ast.Name | ast.Attribute)
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, str | int | float)
+    if isinstance(node, ast.BinOp | ast.UnaryOp):
+        return isinstance(node.op, _NODES)
+    if isinstance(node, ast.Compare):
+        return all(isinstance(operator, _NODES) for operator in node.ops)
+    return isinstance(node, _NODES)
+
+
+def _check_arguments(text: str, call: ast.Call) -> None:
+    name = ast.unparse(call.func)
+    try:
+        inspect.signature(FUNCTIONS[name]).bind(*call.args)
+    except TypeError as error:
+        raise _unusable(text, f"{name}: {error}") from error
 
 
 def _paths(node: ast.AST) -> Iterator[str]:

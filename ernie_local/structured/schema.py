@@ -159,6 +159,8 @@ def _check_part(path: str, part: Any, root: Schema) -> None:
 def _check_reference(path: str, reference: str, root: Schema) -> None:
     if not reference.startswith("#"):
         raise refused(path, f"{show(reference)} is elsewhere, and nothing is fetched")
+    if reference != "#" and not reference.startswith("#/"):
+        raise refused(path, f"{show(reference)} is an anchor; a place is named as in #/$defs/line")
     if not isinstance(resolve(reference, root), dict | bool):
         raise refused(path, f"{show(reference)} leads to no schema")
 

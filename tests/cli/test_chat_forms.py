@@ -47,6 +47,7 @@ def test_nano_is_better_not_told_of_a_form(command: Command, fake_chat: FakeChat
     [
         (["--schema", "missing.json"], 5, "the schema missing.json cannot be read"),
         (["--schema", "{"], 2, "--schema is not a JSON object"),
+        (["--schema", "[1]"], 2, "--schema is not a JSON object"),
         (["--schema", '{"if": {}}'], 2, "--schema cannot be used at $.if"),
         (["--fields", "a, a"], 2, "--fields: the field 'a' stands twice"),
         (["--fields", ""], 2, "--fields: a field's name is missing"),

@@ -54,6 +54,7 @@ def within(part: Any) -> dict[str, Any]:
         (within({"pattern": "["}), "$.properties.a", ""),
         (within({"$ref": "http://example.com/schema"}), "$.properties.a.$ref", "nothing is fetched"),
         (within({"$ref": "other.json"}), "$.properties.a.$ref", "nothing is fetched"),
+        (within({"$ref": "#foo"}), "$.properties.a.$ref", "is an anchor"),
         (within({"$ref": "#/$defs/none"}), "$.properties.a.$ref", "leads to no schema"),
         ({"$ref": "#"}, "$.$ref", "no value of it has an end"),
         ({"$ref": "#/$defs/node", "$defs": {"node": NODE}}, "$.$ref", "no value of it has an end"),
