@@ -37,9 +37,9 @@ class Record:
     that was asked about as a whole. fields: the answer, a JSON object; None where there is none.
     Values in it have paths such as "total" and "lines[0].price":
     confidence: the share of the probability that the value got, 0 to 1. boxes: where it stands, left, top,
-    right and bottom in pixels of the original. review: the paths below the asked confidence.
-    failed_checks: the expressions that do not hold. seconds: from opening the file to the last answer.
-    prompt_tokens, completion_tokens: of all questions about it.
+    right and bottom in pixels of the original, points of a PDF page. review: the paths below the asked
+    confidence. failed_checks: the expressions that do not hold. seconds: from opening the file to the last
+    answer. prompt_tokens, completion_tokens: of all questions about it.
     """
 
     file: str
