@@ -270,10 +270,7 @@ class GpuBudget:
         self._check_there()
         owner = None if self._at_end is None else self._at_end()
         if owner is None or owner is cache:
-            memory = self._take_end(num_bytes)
-            self._at_end = weakref.ref(cache)
-            self.make_room(cache, 0)
-            return memory
+            return self._take_end(num_bytes)
         before = self._needed.get(cache, 0)
         self.make_room(cache, before + num_bytes)
         try:
@@ -283,6 +280,14 @@ class GpuBudget:
             raise
         self.make_room(cache, num_bytes)
         return memory
+
+    def use_resized(self, cache: GpuCacheMemory, memory: torch.Tensor) -> None:
+        """See CacheMemory.use_resized. Only now is the end the cache's, as its rows were elsewhere before."""
+        if memory.untyped_storage().data_ptr() != self._memory.bytes.untyped_storage().data_ptr():
+            return  # in the workspace
+        self._cache_bytes = memory.nbytes
+        self._at_end = weakref.ref(cache)
+        self._needed.pop(cache, None)
 
     def keep_in_ram(self, cache: GpuCacheMemory, num_bytes: int) -> None:
         """See CacheMemory.keep_in_ram."""
@@ -321,7 +326,6 @@ class GpuBudget:
     def _take_end(self, num_bytes: int) -> torch.Tensor:
         assert not self._weight_bytes, "no image is encoded while a cache is resized"
         self._give_end(num_bytes, "the conversation needs {} of the GPU")
-        self._cache_bytes = num_bytes
         return self._at_end_now(num_bytes)
 
     def _give_end(self, num_bytes: int, what: str) -> None:
@@ -372,6 +376,10 @@ class GpuCacheMemory:
     def resize(self, num_bytes: int) -> torch.Tensor:
         """(num_bytes,) uint8; see CacheMemory.resize."""
         return self._budget.resize_cache(self, num_bytes)
+
+    def use_resized(self, memory: torch.Tensor) -> None:
+        """See CacheMemory.use_resized."""
+        self._budget.use_resized(self, memory)
 
     def keep_in_ram(self, num_bytes: int) -> None:
         """See CacheMemory.keep_in_ram."""

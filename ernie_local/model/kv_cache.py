@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -111,11 +112,15 @@ class CacheMemory(Protocol):
     """Memory lent to one cache, as much as it needs at the moment."""
 
     def resize(self, num_bytes: int) -> Tensor:
-        """(num_bytes,) uint8 for the cache from now on.
+        """(num_bytes,) uint8 for the cache, which has its rows where they were until `use_resized`.
 
         DoesNotFit, with nothing changed, if there is not enough. Memory lent before keeps its bytes until the
         next call or the first write to the new memory. Where both overlap they end at the same byte.
         """
+        ...
+
+    def use_resized(self, memory: Tensor) -> None:
+        """The rows are in `memory`, which `resize` gave; it may be said twice."""
         ...
 
     def on_move(self, follow: Callable[[Tensor], None]) -> None:
@@ -199,21 +204,23 @@ class KVCache:
             return
         size = self._size.holding(wanted)
         memory = self._memory.resize(size.num_bytes)
-        self._move_to(CacheLayout.inside(memory, size, self._config, self.dtype))
+        layout = CacheLayout.inside(memory, size, self._config, self.dtype)
+        self._move_to(layout, partial(self._memory.use_resized, memory))
 
     def _follow(self, memory: Tensor) -> None:
-        # Where rows could not be moved to more memory, they have the end of it.
-        now = self._layout
-        memory = memory[memory.nbytes - now.num_bytes :]
-        self._layout = CacheLayout.inside(memory, self._size.holding(now.capacity), self._config, self.dtype)
+        size = self._size.holding(self._layout.capacity)
+        self._layout = CacheLayout.inside(memory, size, self._config, self.dtype)
 
-    def _move_to(self, layout: CacheLayout) -> None:
+    def _move_to(self, layout: CacheLayout, tell: Callable[[], None]) -> None:
         move = RowMove(self._layout, layout, self.length)
         interruption: KeyboardInterrupt | None = None
-        while self._layout is not layout:
+        is_told = False
+        while not is_told:
             try:
                 move.finish()
                 self._layout = layout
+                tell()
+                is_told = True
             except KeyboardInterrupt as error:  # a half-moved cache would be lost
                 interruption = error
         if interruption is not None:

@@ -280,6 +280,9 @@ class OneMemory:
     def resize(self, num_bytes: int) -> torch.Tensor:
         return self.memory[self.memory.nbytes - num_bytes :]
 
+    def use_resized(self, memory: torch.Tensor) -> None:
+        """Nothing: nobody else has any."""
+
     def on_move(self, follow: Callable[[torch.Tensor], None]) -> None:
         """Nothing: it stays."""
 

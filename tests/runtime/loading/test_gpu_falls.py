@@ -13,7 +13,9 @@ import torch
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit, OutOfMemory
 from ernie_local.experts.gpu_memory import GpuMemory, GpuMemoryWarning
+from ernie_local.model import memory_use
 from ernie_local.model.ernie import ErnieModel
+from ernie_local.model.kv_cache import RowMove
 from ernie_local.planner.gpu_fit import GpuPlacement
 from ernie_local.sizes import MIB
 from tests.runtime import paged_models
@@ -204,6 +206,41 @@ def test_a_conversation_that_ends_meanwhile_leaves_nothing(
     expected = Engine(other.model, CONTEXT, chunk_tokens=CHUNK).prefill(ids(40, 5))
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
     assert paged_experts(model).ram.cache.slots.num_frames == frames
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.int8])
+def test_a_fall_before_rows_of_a_second_conversation_have_moved_loses_none(
+    packed_nano: Path, monkeypatch: pytest.MonkeyPatch, kv_dtype: torch.dtype
+) -> None:
+    """The first has ended, so that the second has its place when it grows; the GPU refuses a buffer."""
+    model, _, _, _ = contended(packed_nano, 8 * MIB, 0)
+    first = Engine(model, CONTEXT, chunk_tokens=CHUNK)
+    first.prefill(ids(30, 1))
+    pair = [
+        Engine(one, CONTEXT, kv_dtype, chunk_tokens=CHUNK)
+        for one in (model, paged_models.build(packed_nano, None))
+    ]
+    for engine in pair:
+        engine.prefill(ids(memory_use.CACHE_STEP_TOKENS, 2))
+    second, other = pair
+    rows = rows_of(second)
+    del first
+    gc.collect()
+    begin, left = RowMove.__init__, [1]
+
+    def refuse_once(*arguments: object) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise torch.OutOfMemoryError("Tried to allocate 7 bytes. None are free.")
+        begin(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RowMove, "__init__", refuse_once)
+    with pytest.warns(GpuMemoryWarning):
+        logits = second.decode(60)
+    assert left[0] < 0
+    moved = second.read_rows(0, second.length - 1)
+    assert all(map(torch.equal, moved, rows))
+    torch.testing.assert_close(logits, other.decode(60), rtol=1e-3, atol=1e-3)
 
 
 def test_experts_at_their_floor_refuse_with_both_numbers(

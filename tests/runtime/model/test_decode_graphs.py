@@ -139,7 +139,7 @@ def test_a_cache_that_moved_is_recorded_anew(packed: Path, host_layers: int) -> 
     assert_same(plain, graphed)
     cache = graphed._cache
     size, text = cache._size, model.config.text
-    cache._move_to(CacheLayout.allocate(size, text, torch.bfloat16, torch.device("cpu")))
+    cache._move_to(CacheLayout.allocate(size, text, torch.bfloat16, torch.device("cpu")), lambda: None)
     assert_same(plain, graphed)
     assert tape.num_recorded == 2 * (num_pieces(model) - sum(model.config.text.moe_layers[:host_layers]))
 
