@@ -195,9 +195,14 @@ class MemoryNeed:
         return least + beside
 
     def vision_bytes(self, chunk_tokens: int, swapped_bytes: int) -> int:
-        """What images take of RAM beside paged experts while they are encoded; the cache is empty then."""
+        """What images take of RAM beside paged experts while they are encoded.
+
+        The cache of their conversation is empty then, those of all others are full.
+        """
         weights = swapped_bytes if self.image_tokens else 0
-        return weights + self.encoding_bytes + self._held_bytes(chunk_tokens)
+        one = self.cache_bytes // self.parallel + self.attention_bytes(chunk_tokens)
+        others = (self.parallel - 1) * one
+        return weights + self.encoding_bytes + self._held_bytes(chunk_tokens) + others
 
     def prefill_bytes(self, chunk_tokens: int) -> int:
         """What the conversation takes of RAM beside paged experts while its last chunk is read."""

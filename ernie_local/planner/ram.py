@@ -152,7 +152,8 @@ def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement, need:
     text, vision, images = model.config.text, model.config.vision, chat.images
     num_tokens = chat.context_size
     chunk = min(placement.chunk_tokens, num_tokens)
-    cache = Amount.exactly(chat.parallel * chat.kv_size(text).touched_bytes(num_tokens))
+    one_cache = chat.kv_size(text).touched_bytes(num_tokens)
+    cache = Amount.exactly(chat.parallel * one_cache)
     pixels = Amount.exactly(sum(chat.patch_counts) * vision.patch_values * FLOAT_BYTES)
     encoding = encoding_bytes(vision, chat.patch_counts, chat.item_bytes)
     tower = Amount(encoding // 2, int(_ENCODING_SHARE * encoding), encoding)
@@ -163,8 +164,8 @@ def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement, need:
     mixed = mixed_chunk_bytes(text, chunk, chat.item_bytes) if images else 0
     programs = Amount.about(compiled_bytes(model.config, chat, chunk), 0.0, 1.5)
     attention = Amount.about(need.attention_bytes(placement.chunk_tokens), 0.5, 1.2)
-    # High end: an image that comes when the cache is full.
-    early = Amount(0, 0, cache.best)
+    # High end: an image that comes when the cache of its chat is full, too.
+    early = Amount(0, (chat.parallel - 1) * one_cache, cache.best)
     return [
         Term("KV cache", "computed", {"vision": early, "prefill": cache, "decode": cache}),
         Term("patches of images", "exact", dict.fromkeys(_AFTER_LOAD, pixels)),
