@@ -277,8 +277,7 @@ class Engine:
             stops = chunk_stops(prompt.num_tokens, self.chunk_tokens, cuts)
             for start, stop in pairwise((0, *stops)):
                 pauses.reach("tokens", start, prompt.num_tokens)
-                if start:  # answers go on meanwhile
-                    self.model.steps.serve(compute_tokens)
+                self.model.steps.serve(compute_tokens)  # answers go on meanwhile
                 kept = keep(start, self._run_chunk(prompt, start, stop, features))
             self.next_position = prompt.next_position
         if images:
@@ -369,6 +368,7 @@ def _encode(
     }
     encoded = encode_in_turn(model, [image for _, image in new], pauses)
     for (index, _), one in zip(new, encoded, strict=True):
+        model.steps.serve(compute_tokens)
         features[index] = one
         if pauses.on_encoded is not None:
             pauses.on_encoded(index, one)

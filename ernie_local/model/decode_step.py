@@ -9,7 +9,6 @@ from typing import Protocol
 
 import torch
 
-from ernie_local.errors import ErnieLocalError
 from ernie_local.model.ernie import ErnieModel, NextToken
 from ernie_local.model.moe import RouteHook
 from ernie_local.model.shared_steps import Commit, StepRequest
@@ -75,7 +74,9 @@ def compute_tokens(requests: Sequence[TokenRequest]) -> None:
         return
     try:
         _compute(requests)
-    except ErnieLocalError:
+    except Exception as error:  # a hook of another thread may raise any
+        if isinstance(error, torch.OutOfMemoryError):
+            raise  # experts give way, and the step is tried again
         # Each thread finds out whether it is its own, with a step for its token alone.
         for request in requests:
             request.is_alone = True

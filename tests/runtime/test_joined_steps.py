@@ -227,9 +227,85 @@ def test_answers_go_on_between_the_chunks_of_a_prompt(packed_nano: Path, budget:
     logits = reader.prefill(prompt, on_progress=note)
     thread.join(60)
     assert not thread.is_alive()
-    assert lengths == [0, 0, 1, 2, 3]
+    assert lengths == [0, 1, 2, 3, 4]
     assert torch.equal(logits, Engine(model, 128, chunk_tokens=20).prefill(prompt))
     assert torch.equal(torch.stack(found), expected)
+
+
+def test_an_answer_goes_on_before_a_prompt_of_one_chunk(packed_nano: Path) -> None:
+    model = build(packed_nano, None)
+    reader, writer, found = Engine(model, 32), Engine(model, 32), list[torch.Tensor]()
+    thread = threading.Thread(target=decode_into, args=(found, writer, ids(1, 2)))
+    lengths: list[int] = []
+
+    def see(*_: object) -> None:
+        lengths.append(writer.length)
+
+    def start(_unit: str, num_done: int, _num_all: int) -> None:
+        if not num_done:
+            thread.start()
+            while not model.steps._waiting:
+                assert thread.is_alive()
+
+    with reader.reporting_routes(see):
+        reader.prefill(ids(9, 1), on_progress=start)
+    thread.join(60)
+    assert not thread.is_alive()
+    assert lengths[0] == 1
+
+
+def test_an_answer_goes_on_between_images(packed_nano: Path) -> None:
+    model = build(packed_nano, None)
+    reader, writer, found = Engine(model, 128), Engine(model, 32), list[torch.Tensor]()
+    prompt, images = image_prompt(model, 3, num_images=2)
+    expected = Engine(model, 128).prefill(prompt, images)
+    thread = threading.Thread(target=decode_into, args=(found, writer, ids(20, 2)))
+    lengths: list[int] = []
+
+    def note(unit: str, num_done: int, _num_all: int) -> None:
+        if unit == "images":
+            if not num_done:
+                thread.start()
+            while not model.steps._waiting:
+                assert thread.is_alive()
+            lengths.append(writer.length)
+
+    logits = reader.prefill(prompt, images, lambda: False, note)
+    thread.join(60)
+    assert lengths[1] >= 1
+    assert torch.equal(logits, expected)
+
+
+def test_any_error_of_one_sequence_is_only_its_own(packed_nano: Path) -> None:
+    """A hook that raises what is no error of ours, in a step that a prompt computes for it."""
+    model = build(packed_nano, None)
+    reader, writer = Engine(model, 128, chunk_tokens=20), Engine(model, 32)
+    writer.prefill(ids(3, 1))
+    expected = Engine(model, 128, chunk_tokens=20).prefill(ids(90, 1))
+    errors: list[ValueError] = []
+
+    def bad(*_: object) -> None:
+        raise ValueError("the hook of the answer")
+
+    def answer() -> None:
+        with writer.reporting_routes(bad):
+            try:
+                writer.decode(30)
+            except ValueError as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=answer)
+
+    def note(_unit: str, num_done: int, _num_all: int) -> None:
+        if not num_done:
+            thread.start()
+        while not model.steps._waiting and thread.is_alive():
+            pass
+
+    assert torch.equal(reader.prefill(ids(90, 1), on_progress=note), expected)
+    thread.join(60)
+    assert len(errors) == 1
+    assert writer.length == 3
 
 
 def test_a_hook_cannot_decode(packed_nano: Path) -> None:
