@@ -80,7 +80,7 @@ class SharedSteps(Generic[_Request]):
             with self._mutex:
                 self._waiting.append(request)
             while not request.is_done:
-                seconds = self._seconds_to_wait()
+                seconds = self._seconds_to_wait(request)
                 if seconds > 0:
                     request.wake.acquire(timeout=seconds)
                 else:
@@ -111,12 +111,12 @@ class SharedSteps(Generic[_Request]):
                 if one.wake.locked():
                     one.wake.release()
 
-    def _seconds_to_wait(self) -> float:
+    def _seconds_to_wait(self, request: _Request) -> float:
         """Until others have come, or a step has ended; 0 where it is time to compute."""
         with self._mutex:
             if self._stepping.locked() or self._is_busy():
                 return _LOOK_AGAIN_SECONDS
-            if self._expected <= {one.thread for one in self._waiting}:
+            if request.is_alone or self._expected <= {one.thread for one in self._waiting}:
                 return 0
             return min(self._patient_until - time.monotonic(), _LOOK_AGAIN_SECONDS)
 
@@ -144,7 +144,7 @@ class SharedSteps(Generic[_Request]):
             # Ctrl-C may have left some behind.
             waiting = [one for one in self._waiting if one.is_open]
             self._waiting = [*waiting]
-            self._expected = frozenset(one.thread for one in waiting)
+            self._expected = frozenset(one.thread for one in waiting if not one.is_alone)
         if mine.is_alone:
             return [mine]
         by_owner: dict[int, _Request] = {}

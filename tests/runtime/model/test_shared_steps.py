@@ -117,8 +117,8 @@ def test_one_thread_with_two_sequences_waits_for_nobody(monkeypatch: pytest.Monk
     waited: list[float] = []
     find = machine.steps._seconds_to_wait
 
-    def note() -> float:
-        waited.append(find())
+    def note(request: Request) -> float:
+        waited.append(find(request))
         return waited[-1]
 
     monkeypatch.setattr(machine.steps, "_seconds_to_wait", note)
@@ -126,6 +126,18 @@ def test_one_thread_with_two_sequences_waits_for_nobody(monkeypatch: pytest.Monk
         machine.ask(one)
         machine.ask(other)
     assert waited == [0] * 20
+
+
+def test_who_is_computed_alone_waits_for_nobody_and_is_not_waited_for() -> None:
+    machine = Machine()
+    asked, started = Request(Counter(), None), Request(Counter())
+    in_threads([lambda: machine.ask(Counter())])
+    machine.steps._patient_until = time.monotonic() + 60
+    assert machine.steps._expected
+    assert machine.steps._seconds_to_wait(started) > 0
+    assert machine.steps._seconds_to_wait(asked) == 0
+    machine.steps.ask(asked, machine.compute)
+    assert not machine.steps._expected
 
 
 def test_an_error_of_a_step_leaves_the_others_waiting() -> None:
