@@ -178,8 +178,17 @@ class Engine:
         return self._cache.row_bytes(num_tokens)
 
     def read_rows(self, start: int, stop: int) -> Iterator[torch.Tensor]:
-        """Keys and values of these tokens, as `KVCache.read_rows` gives them."""
-        return self._cache.read_rows(start, stop)
+        """Keys and values of these tokens, as `KVCache.read_rows` gives them.
+
+        The model is free while the caller has a piece; then the rows may be moved.
+        """
+        pieces = self._cache.read_rows(start, stop)
+        while True:
+            with self.model.lock:
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     @_alone
     def restore(self, num_tokens: int, fill: Callable[[Iterable[torch.Tensor]], bool]) -> bool:

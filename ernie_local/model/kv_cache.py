@@ -284,7 +284,8 @@ class KVCache:
 
     def _pieces(self, start: int, stop: int) -> Iterator[Tensor]:
         for layer_id in range(self._config.num_hidden_layers):
-            for rows in self._rows_of(layer_id):
+            for part in range(2):
+                rows = self._rows_of(layer_id)[part]  # anew: rows may move while the caller has a piece
                 if rows is not None:
                     yield rows[:, :, start:stop]
 

@@ -243,6 +243,23 @@ def test_a_fall_before_rows_of_a_second_conversation_have_moved_loses_none(
     torch.testing.assert_close(logits, other.decode(60), rtol=1e-3, atol=1e-3)
 
 
+def test_rows_that_move_while_they_are_read_are_read_where_they_are(
+    packed_nano: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, _, _ = contended(packed_nano, 8 * MIB, 0)
+    stored = Engine(model, CONTEXT, torch.int8, chunk_tokens=CHUNK)
+    stored.prefill(ids(100, 1))
+    pieces = stored._cache._pieces(0, stored.length)
+    next(pieces)
+    other = Engine(model, 32, torch.int8, chunk_tokens=CHUNK)
+    fail_once(other, monkeypatch)
+    with pytest.warns(GpuMemoryWarning):
+        other.prefill(ids(3, 2))
+    scales = stored._cache._rows_of(0)[1]
+    assert scales is not None
+    assert next(pieces).data_ptr() == scales.data_ptr()
+
+
 def test_experts_at_their_floor_refuse_with_both_numbers(
     packed_nano: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
