@@ -419,6 +419,8 @@ def test_the_machine_s_own_gpu_is_asked_for(reckon: Reckon, monkeypatch: pytest.
     value = reckon("--bits", "4", "--ram", "32GiB", "--ctx-size", "4k")
     assert value["gpu"]["name"] == "NVIDIA GeForce RTX 3090"
     assert value["gpu"]["vram"]["limit_bytes"] == 20000 * MIB
+    error = reckon("--bits", "4", "--parallel", "8")["error"]
+    assert error["what"] == "--parallel 8 on a machine with a GPU"
 
 
 def test_measured_rates_are_used_on_the_hardware_that_they_are_of(

@@ -150,6 +150,12 @@ def vram(options: VramOptions, result: VramResult) -> None:
         console.show([*text.model_lines(model), *lines])
         return
     target = reports.find_target(options, budget)
+    if options.parallel > 1 and target.vram_bytes is not None:
+        raise UsageError(
+            f"--parallel {options.parallel} on a machine with a GPU",
+            "several chats at once are planned for the CPU alone",
+            "remove --parallel, or ask on a machine without a GPU",
+        )
     if target.vram_bytes is None and options.link_rate is not None:
         raise UsageError(
             f"--link-rate {options.link_rate:g} without a GPU",
