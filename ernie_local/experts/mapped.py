@@ -63,6 +63,7 @@ class MappedExperts:
     """An ExpertProvider over packed pages on the processor. Reading begins at once, layer by layer."""
 
     takes_shared_page = True
+    has_exact_rows = True
 
     def __init__(
         self,

@@ -63,6 +63,7 @@ class PagedExperts:
         """budget: of the memory that experts share with conversations and images."""
         self.store = store
         self.options = options
+        self.has_exact_rows = options.small_below is None
         self.ram = ram.level
         self.top = ram.level if gpu is None else gpu.level
         self.budget = budget

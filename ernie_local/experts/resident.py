@@ -35,6 +35,8 @@ class BankWeights:
 class _AllInMemory:
     """What an ExpertProvider says of paging where all experts are in a memory of their own."""
 
+    has_exact_rows = True  # as far as their products are
+
     def describe(self) -> list[str]:
         return []
 

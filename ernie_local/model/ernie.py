@@ -226,9 +226,11 @@ class ErnieModel(nn.Module):
     def joins_sequences(self) -> bool:
         """Whether decoding several sequences together gives each the same bits as alone.
 
-        Our kernels for packed weights on the CPU compute each row by itself; torch's products do not.
+        Our kernels for packed weights on the CPU compute each row by itself; torch's products do not. Nor
+        do small pages, which one sequence uses or not by the pages that others had read.
         """
-        return self._has_exact_rows and self.device.type == "cpu" and self.dtype == torch.float32
+        is_exact = self._has_exact_rows and self.experts.has_exact_rows
+        return is_exact and self.device.type == "cpu" and self.dtype == torch.float32
 
     @property
     def attention_way(self) -> AttentionWay:

@@ -53,6 +53,7 @@ class ExpertProvider(Protocol):
     """Computes routed experts; the model knows nothing else about them."""
 
     takes_shared_page: bool  # whether `compute` adds the shared experts, where they are one packed page
+    has_exact_rows: bool  # whether the pages of a token do not depend on tokens computed with it
 
     def describe(self) -> list[str]:
         """What a user should know of where experts are, a line each; may be none."""

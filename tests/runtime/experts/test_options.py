@@ -91,6 +91,11 @@ def test_missing_experts_of_little_weight_are_served_by_small_pages(
     assert (num_small > 0) == (below > 0)
 
 
+def test_sequences_are_not_joined_with_small_pages(dual: Path) -> None:
+    assert least(dual, PagingOptions())[0].joins_sequences
+    assert not least(dual, PagingOptions(small_below=0.1))[0].joins_sequences
+
+
 def test_small_pages_save_reading(dual: Path) -> None:
     read = []
     for below in (None, 1.1):

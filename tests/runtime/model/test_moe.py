@@ -118,6 +118,7 @@ class DictProvider:
     """An ExpertProvider that notes what it was asked and answers with a constant for each bank."""
 
     takes_shared_page = False
+    has_exact_rows = False
 
     asked: list[tuple[int, Bank, int]] = field(default_factory=list)
 
