@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ernie_local.errors import UsageError, parameter
-from ernie_local.extraction.paths import named
 from ernie_local.extraction.record import Record
 from ernie_local.file_names import leads_below
 from ernie_local.files import shared_file
 from ernie_local.media.draw_boxes import DrawnBox, draw_boxes
 from ernie_local.media.image_view import CropBox, ImageView
 from ernie_local.media.open_image import OpenedImage
+from ernie_local.structured.confidence import named
 from ernie_local.text.boxes import read_box
 
 VALUE_KEY, BOX_KEY = "value", "bbox_2d"

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
-_PLAIN_NAME = re.compile(r"[\w-]+")
-
-
-def named(path: str, name: str) -> str:
-    """The path of the value `name` in the object at `path`, "" for the whole answer."""
-    if not _PLAIN_NAME.fullmatch(name):
-        return f"{path}[{json.dumps(name, ensure_ascii=False)}]"
-    return f"{path}.{name}" if path else name
+from ernie_local.structured.confidence import named
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,9 +14,9 @@ from functools import reduce
 from typing import Any
 
 from ernie_local.errors import UsageError, parameter
-from ernie_local.extraction.paths import named
 from ernie_local.extraction.schema_sample import resolved
 from ernie_local.structured import AnswerForm
+from ernie_local.structured.confidence import named
 from ernie_local.structured.schema import Schema
 
 _MOST_DEPTH = 8  # of objects in objects; a schema may contain itself

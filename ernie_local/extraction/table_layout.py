@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ernie_local.errors import UsageError
-from ernie_local.extraction.paths import named
 from ernie_local.extraction.record import Record
 from ernie_local.extraction.schema_sample import JSONSchema, resolved
+from ernie_local.structured.confidence import named
 
 _ALTERNATIVES = ("anyOf", "oneOf", "allOf")
 _REST = "*"  # the column of names that a schema allows without naming them

@@ -35,6 +35,13 @@ class Choice:
     ending: float
 
 
+def named(path: str, name: str) -> str:
+    """The path of the value `name` in the object at `path`, "" for the whole answer."""
+    if not _PLAIN_NAME.fullmatch(name):
+        return f"{path}[{json.dumps(name, ensure_ascii=False)}]"
+    return f"{path}.{name}" if path else name
+
+
 def find_confidence(form: AnswerForm, text: str, choices: Sequence[Choice]) -> dict[str, float]:
     """The confidence of each value in a whole answer, by its path, as in `lines[0].price`; "" is the whole.
 
@@ -92,10 +99,4 @@ def _values(text: str) -> Iterator[tuple[str, int, int, Any]]:
         else:
             name, position = decoder.raw_decode(text, position)
             position += len(": ")
-            path += _name_step(name, is_first=not path)
-
-
-def _name_step(name: str, *, is_first: bool) -> str:
-    if not _PLAIN_NAME.fullmatch(name):
-        return f"[{json.dumps(name, ensure_ascii=False)}]"
-    return name if is_first else f".{name}"
+            path = named(path, name)
