@@ -56,10 +56,11 @@ class Engine:
     """Runs one sequence over a model.
 
     Several engines of a model may be used from several threads. A prompt waits until the model is free, and
-    lets tokens be decoded between its chunks. Tokens that are wanted at about the same time are decoded
-    together where each gets the same bits as alone (`ErnieModel.joins_sequences`). Calls of one engine are
-    computed in their order: a sequence belongs to one thread at a time. After any exception, Ctrl-C too, the
-    sequence is as it was before the call, and the model computes as if it had not been made.
+    lets tokens be decoded before each of its chunks where they can be joined (`ErnieModel.joins_sequences`);
+    elsewhere, as on a GPU, they wait for its end. Tokens that are wanted at about the same time are decoded
+    together where each gets the same bits as alone. Calls of one engine are computed in their order: a
+    sequence belongs to one thread at a time. After any exception, Ctrl-C too, the sequence is as it was
+    before the call, and the model computes as if it had not been made.
     """
 
     def __init__(

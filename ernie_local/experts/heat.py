@@ -1,6 +1,7 @@
 """Scores how often and how recently each expert was chosen, and adapts how fast scores decay.
 
-A score is a count that decays with every token. With decay 1 the order is that of counts (LFU), with decay 0
+A score is a count that decays with every step, whether it decodes one sequence's token or those of several.
+With decay 1 the order is that of counts (LFU), with decay 0
 that of the last use (LRU). `AdaptiveHeat` tries several decays and follows the one with the most hits.
 """
 

@@ -50,7 +50,10 @@ class PagingOptions:
 
 @dataclass(slots=True)
 class BankStats:
-    """Counts of one bank, in decode and in prompts; a page counts once for each layer and forward."""
+    """Counts of one bank, in decode and in prompts; a page counts once for each layer and forward.
+
+    Also where a forward decodes tokens of several sequences, each of which PagingStats.decoded_tokens counts.
+    """
 
     decode_hits: int = 0
     decode_misses: int = 0

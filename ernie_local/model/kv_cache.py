@@ -193,7 +193,8 @@ class KVCache:
         """Make room for `num_tokens` in all, the visible ones included. Call it between forwards.
 
         A cache in lent memory grows in steps, and shrinks when it is empty. What `storage` returned before is
-        invalid then. DoesNotFit, with the cache unchanged, if there is no memory. Ctrl-C waits for the move.
+        invalid then. DoesNotFit, with the cache unchanged, if there is no memory; RAM
+        counted for rows of host layers stays counted. Ctrl-C waits for the move.
         """
         assert self.length <= num_tokens <= self.capacity, (self.length, num_tokens, self.capacity)
         if self._memory is None:
