@@ -83,10 +83,7 @@ class NextToken(NamedTuple):
 
 
 class ErnieModel(nn.Module):
-    """ERNIE-4.5-VL for one sequence; the state of the sequence is the KVCache that the caller keeps.
-
-    `decode_together` continues several.
-    """
+    """ERNIE-4.5-VL for one sequence, or several (`decode_together`); the caller keeps each one's KVCache."""
 
     def __init__(self, config: ModelConfig, gpu_kernels: str = "auto") -> None:
         """A network without routed experts, which `attach` brings: parts of it work without them.
