@@ -263,15 +263,16 @@ class Generation:
         return self.num_tokens >= limits.max_tokens or self._num_places + num_coming >= limits.room
 
     def _pick(self, logits: torch.Tensor, seen: Collection[int]) -> int:
-        # Rows behind the tokenizer's last id stand for no text.
-        logits = logits[: self._writer.tokenizer.vocab_size]
+        # Rows behind the tokenizer's last id stand for no text. On the CPU, as a GPU that lacks memory for more
+        # would end the answer here: experts give way to what the model computes alone.
+        logits = logits[: self._writer.tokenizer.vocab_size].to("cpu")
         if self._guide is not None and self._is_guided:
             token_id = self._sampler.pick(self._guide.allowed(logits), seen)
             self._guide.take(token_id)
             return token_id
         think_id = self._writer.tokenizer.id_of(THINK_OPEN)
         if not self._may_think and think_id is not None:
-            logits = logits.index_fill(0, torch.tensor([think_id], device=logits.device), -math.inf)
+            logits = logits.index_fill(0, torch.tensor([think_id]), -math.inf)
         return self._sampler.pick(logits, seen)
 
     @contextmanager
