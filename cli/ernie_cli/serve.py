@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT, SIGTERM
@@ -126,8 +128,7 @@ def serve(options: ServeOptions, result: ServeResult) -> None:
         guard=_guard_settings(options),
         attachments=_attachment_limits(options),
     )
-    logging.getLogger("ernie_local").addHandler(_ConsoleHandler(console))
-    with Listening(server, options.host, options.port) as listening:
+    with _logs_shown(console), Listening(server, options.host, options.port) as listening:
         result.url = listening.url
         files = model_files.find_model_files(
             downloaded(options.model, console),
@@ -176,6 +177,17 @@ def _attachment_limits(options: ServeOptions) -> AttachmentLimits:
         media_path=options.media_path,
         allow_remote=options.allow_remote_images,
     )
+
+
+@contextmanager
+def _logs_shown(console: Console) -> Iterator[None]:
+    """Inside, what the server logs is shown."""
+    handler, logger = _ConsoleHandler(console), logging.getLogger("ernie_local")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 class _ConsoleHandler(logging.Handler):

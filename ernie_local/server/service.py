@@ -211,14 +211,18 @@ class Service:
                 except TimeoutError:
                     event = Silence()
                 if event is None:
+                    # Whoever goes on with this conversation at once is to find its slot free.
+                    await asyncio.shield(running)
                     return
                 if isinstance(event, BaseException):
                     raise event
                 yield event
         finally:
             slot.cancel(job)
-            # The slot is free again when its thread is, whether or not the client waits for that.
-            running.add_done_callback(lambda _: self._give_back(slot))
+            if running.done():
+                self._give_back(slot)
+            else:  # a client that has gone does not wait for the thread
+                running.add_done_callback(lambda _: self._give_back(slot))
 
     def _take(self, keys: Sequence[object]) -> asyncio.Future[_Slot]:
         """A slot, now or later."""

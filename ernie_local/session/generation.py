@@ -263,8 +263,8 @@ class Generation:
         return self.num_tokens >= limits.max_tokens or self._num_places + num_coming >= limits.room
 
     def _pick(self, logits: torch.Tensor, seen: Collection[int]) -> int:
-        # Rows behind the tokenizer's last id stand for no text. On the CPU, as a GPU that lacks memory for more
-        # would end the answer here: experts give way to what the model computes alone.
+        # Rows behind the last id of the tokenizer stand for no text. On the CPU, as a GPU that lacks memory
+        # for more would end the answer here: experts give way to what the model computes alone.
         logits = logits[: self._writer.tokenizer.vocab_size].to("cpu")
         if self._guide is not None and self._is_guided:
             token_id = self._sampler.pick(self._guide.allowed(logits), seen)

@@ -108,7 +108,9 @@ def test_answers_are_the_same_beside_another_program(
 
 
 @pytest.mark.slow
-def test_more_conversations_beside_another_program(packed_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_conversations_beside_another_program(
+    packed_nano: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert talk_for_long(packed_nano, monkeypatch, range(100, 130), "float32") > 0
 
 

@@ -239,3 +239,16 @@ def test_closing_ends_what_runs_and_refuses_what_waits() -> None:
             await collected(service, question("d"))
 
     run(test)
+
+
+def test_a_slot_is_free_when_its_answer_has_ended() -> None:
+    """So that the next question about the same finds what was computed."""
+
+    async def test(service: Service) -> None:
+        for number in range(20):
+            go(1)
+            await collected(service, question(f"{number}", ["same", number]))
+            assert service.num_running == 0
+        assert [len(chat.asked) for chat in SlowChat.made] == [20, 0]
+
+    run(test, num_slots=2)
