@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from ernie_cli.main import run
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.server.listening import Listening
 from tests.hub_double import HubDouble
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,8 +124,20 @@ def test_the_first_command_answers_about_the_invoice(
     assert capfd.readouterr().out.strip() == "£84.84"
 
 
+def end_servers_when_they_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`serve` has no end of its own."""
+
+    def answers(listening: Listening) -> bool:
+        with urllib.request.urlopen(f"{listening.url}/health", timeout=20) as answer:
+            assert json.load(answer) == {"status": "ok"}
+        return False
+
+    monkeypatch.setattr(Listening, "is_alive", property(answers))
+
+
 @pytest.mark.slow
 def test_all_commands_work_one_after_the_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    end_servers_when_they_answer(monkeypatch)
     for line in program_lines():
         run_line(line, monkeypatch)
     assert (folder / "OUT" / "quant_report.json").exists()
