@@ -51,6 +51,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(remote, "is_public", lambda address: address == "127.0.0.1" or is_public(address))
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Host)
     server.daemon_threads = True
+    # Who is cut off while it sends says nothing of it.
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
