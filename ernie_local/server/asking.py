@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from ernie_local.server.failures import bad_request
 from ernie_local.server.requests import ChatRequest, Effort
 
-# Tokens of a thought; None is as many as the context leaves.
-_EFFORT_TOKENS: Mapping[Effort, int | None] = {
-    "none": 0,
-    "minimal": 256,
-    "low": 1024,
-    "medium": 4096,
-    "high": None,
-    "xhigh": None,
-}
+# Most tokens of a thought; of the other efforts as many as the context leaves.
+_EFFORT_TOKENS: Mapping[Effort | None, int] = {"minimal": 256, "low": 1024, "medium": 4096}
 
 
 def thinking_of(request: ChatRequest) -> tuple[bool | None, int | None]:
@@ -30,7 +23,7 @@ def thinking_of(request: ChatRequest) -> tuple[bool | None, int | None]:
     budgets = [
         request.thinking_budget,
         None if template is None else template.thinking_budget,
-        None if effort in (None, "none") else _EFFORT_TOKENS[effort],
+        _EFFORT_TOKENS.get(effort),
     ]
     return wanted, next((budget for budget in budgets if budget is not None), None)
 

@@ -12,11 +12,10 @@ from ernie_local.server.asking import check_supported, max_tokens_of, stops_of, 
 from ernie_local.server.attachments import AttachmentLimits, Attachments
 from ernie_local.server.conversation import call_arguments, chat_messages, tool_descriptions
 from ernie_local.server.events import DONE, PING, data_line
-from ernie_local.server.failures import bad_request
 from ernie_local.server.forms import call_form_of, form_of
 from ernie_local.server.requests import Body, ChatRequest, message_key
 from ernie_local.server.service import Begun, ClientQuestion, Ended, Event, Silence
-from ernie_local.session import Answer, ChatMessage, FinishReason, Piece, ToolCall
+from ernie_local.session import Answer, FinishReason, Piece, ToolCall
 
 
 def question_of(
@@ -27,15 +26,8 @@ def question_of(
     check_supported(request)
     thinking, thinking_budget = thinking_of(request)
     call_form = call_form_of(request.tools or (), request.tool_choice)
-
-    def messages() -> Sequence[ChatMessage]:
-        read, prefill = chat_messages(request.messages, Attachments(limits))
-        if prefill:
-            raise bad_request("a last message from the assistant cannot be continued here", "messages")
-        return read
-
     return ClientQuestion(
-        messages=messages,
+        messages=lambda: chat_messages(request.messages, Attachments(limits)),
         keys=[message_key(message) for message in request.messages],
         sampling=body.sampling_over(of_model),
         tools=() if request.tool_choice == "none" else tool_descriptions(request.tools),

@@ -32,22 +32,20 @@ _ROLES: Mapping[str, Role] = {
 }
 
 
-def chat_messages(
-    messages: Sequence[ChatRequestMessage], attachments: Attachments
-) -> tuple[list[ChatMessage], str]:
-    """The messages, and the beginning of the answer: the text of a last one from the assistant, else "".
+def chat_messages(messages: Sequence[ChatRequestMessage], attachments: Attachments) -> list[ChatMessage]:
+    """The messages; ApiError for what cannot be said to a model.
 
-    ApiError for what cannot be said to a model.
+    A last one from the assistant may be empty, and is left out; it is not continued.
     """
-    prefill = ""
     if messages[-1].role == "assistant":
         *messages, last = messages
         if last.tool_calls:
             raise bad_request("the last message is a call of a tool without its result", "messages")
-        prefill = "".join(part for part in _parts(last, attachments) if isinstance(part, str))
+        if any(_parts(last, attachments)):
+            raise bad_request("a last message from the assistant cannot be continued here", "messages")
     if not messages:
         raise bad_request("no message comes before that of the assistant", "messages")
-    return [_message(message, attachments) for message in messages], prefill
+    return [_message(message, attachments) for message in messages]
 
 
 def _message(message: ChatRequestMessage, attachments: Attachments) -> ChatMessage:

@@ -45,14 +45,14 @@ class ApiError(Exception):
     @property
     def kind(self) -> str:
         """The value of `type`, by which the clients choose their exception."""
-        kinds = {
+        kinds: dict[int, str] = {
             HTTPStatus.UNAUTHORIZED: "authentication_error",
             HTTPStatus.FORBIDDEN: "permission_error",
             HTTPStatus.NOT_FOUND: "not_found_error",
             HTTPStatus.SERVICE_UNAVAILABLE: "unavailable_error",
             HTTPStatus.INTERNAL_SERVER_ERROR: "server_error",
         }
-        return kinds.get(HTTPStatus(self.status), "invalid_request_error")
+        return kinds.get(self.status, "invalid_request_error")
 
     def as_json(self) -> dict[str, object]:
         """The object of the answer's body."""
@@ -65,8 +65,11 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(HTTPStatus.BAD_REQUEST, message, code, param)
 
 
-def api_error(error: BaseException) -> ApiError:
-    """What a client is told of an exception: of a defect nothing but that it is one."""
+def api_error(error: BaseException, param: str | None = None) -> ApiError:
+    """What a client is told of an exception: of a defect nothing but that it is one.
+
+    param: the field that is at fault, where the caller knows it.
+    """
     if isinstance(error, ApiError):
         return error
     if not isinstance(error, ErnieLocalError):
@@ -78,7 +81,7 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, InputUnreadable):
         return bad_request(message, "messages", "image_unreadable")
     if isinstance(error, UsageError):
-        return bad_request(message)
+        return bad_request(message, param)
     if isinstance(error, Interrupted):
         return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, message, "stopped")
     if isinstance(error, OutOfMemory | ModelUnusable):

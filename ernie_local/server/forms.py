@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ernie_local.errors import UsageError
-from ernie_local.server.failures import bad_request
+from ernie_local.server.failures import api_error, bad_request
 from ernie_local.server.requests import ChosenTool, ResponseFormat, Tool
 from ernie_local.structured import AnswerForm
 
@@ -23,7 +23,7 @@ def form_of(response_format: ResponseFormat | None) -> AnswerForm | None:
     try:
         return AnswerForm.of(named.schema)
     except UsageError as error:
-        raise bad_request(f"{error.what}: {error.why}; try: {error.hint}", "response_format") from error
+        raise api_error(error, "response_format") from error
 
 
 def call_form_of(
@@ -45,7 +45,7 @@ def call_form_of(
         calls = [_call_schema(tool, definitions) for tool in chosen]
         form = AnswerForm.of({"anyOf": calls, "$defs": definitions})
     except UsageError as error:
-        raise bad_request(f"{error.what}: {error.why}; try: {error.hint}", "tools") from error
+        raise api_error(error, "tools") from error
     return form.with_instruction("Answer with a call of a tool, as JSON with its name and arguments.")
 
 

@@ -1,6 +1,6 @@
 """Defines the bodies of requests as clients of OpenAI's interface send them, and reads them.
 
-Unknown fields are allowed everywhere; `unknown_fields` names those at the top.
+Unknown fields are allowed everywhere; `Body.unknown` names those at the top.
 """
 
 from __future__ import annotations

@@ -125,7 +125,6 @@ class _Slot:
 
     def _answer(self, job: _Job) -> None:
         question, chat = job.question, self.chat
-        self.keys = question.keys
         chat.sampling = question.sampling
         chat.writer.tools = tuple(question.tools)
         pieces = chat.send(
@@ -138,6 +137,8 @@ class _Slot:
         # A stop before `send` had begun would be lost.
         if job.is_cancelled.is_set():
             return
+        # Not before: a refused question leaves the conversation as it was.
+        self.keys = question.keys
         job.put(Begun())
         stops = StopTexts(question.stops)
         try:

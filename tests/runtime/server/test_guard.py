@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ernie_local.server.failures import ApiError
 from tests.runtime.server.serving import Served
 
 CHAT = "/v1/chat/completions"
@@ -142,3 +143,11 @@ def test_pages_of_other_sites_may_not_ask(guarded: Callable[..., Served], origin
     status, _ = ask(served, "POST", CHAT, Host="localhost:80", Origin=origin, Content_Length="0")
     assert status == expected
     assert ask(served, "GET", "/v1/models", Host="localhost:80", Origin=origin)[0] == 200
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 413, 499, 500, 503])
+def test_every_refusal_can_be_written(status: int) -> None:
+    """Also 499, which is no status of the standard: the client has gone."""
+    error: Any = ApiError(status, "why").as_json()["error"]
+    assert error["message"] == "why"
+    assert error["type"].endswith("_error")

@@ -252,3 +252,18 @@ def test_a_slot_is_free_when_its_answer_has_ended() -> None:
         assert [len(chat.asked) for chat in SlowChat.made] == [20, 0]
 
     run(test, num_slots=2)
+
+
+def test_a_refused_question_leaves_its_slot_what_it_knows() -> None:
+    async def test(service: Service) -> None:
+        go(3)
+        await collected(service, question("first", ["same"]))
+        first = SlowChat.made[0]
+        assert first.asked == ["first"]
+        for key in ("of the one slot", "of the other"):
+            with pytest.raises(UsageError):
+                await collected(service, question("", [key]))
+        await collected(service, question("more", ["same", "answer", "more"]))
+        assert first.asked == ["first", "more"]
+
+    run(test, num_slots=2)
