@@ -121,15 +121,17 @@ def most_parallel(need_of: Callable[[int], MemoryNeed], ram: AvailableMemory, mo
     need_of: of so many. Experts that are resident with one chat stay so; paged ones keep _LEAST_SHARE of the
     memory that one chat leaves them. DoesNotFit where one does not fit.
     """
-    alone = place(need_of(1), ram)
-    enough = _decode_slots(need_of(1), alone) * _LEAST_SHARE
+    need = need_of(1)
+    alone = place(need, ram)
+    enough = _decode_slots(need, alone) * _LEAST_SHARE
     for count in range(2, most + 1):
         try:
-            placement = place(need_of(count), ram)
+            need = need_of(count)
+            placement = place(need, ram)
         except DoesNotFit:
             return count - 1
         is_paged = placement.paged_bytes is not None
-        if is_paged != (alone.paged_bytes is not None) or _decode_slots(need_of(count), placement) < enough:
+        if is_paged != (alone.paged_bytes is not None) or _decode_slots(need, placement) < enough:
             return count - 1
     return most
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -77,11 +78,7 @@ class AnswerForm:
     def from_choices(cls, choices: Iterable[str]) -> AnswerForm:
         """One of these texts. UsageError for none of them, an empty one, and one that stands twice."""
         texts = tuple(choices)
-        doubles = (
-            [text for text in dict.fromkeys(texts) if texts.count(text) > 1]
-            if len(set(texts)) < len(texts)
-            else []
-        )
+        doubles = [text for text, count in Counter(texts).items() if count > 1]
         if not texts or "" in texts or doubles:
             raise UsageError(
                 f"{parameter('choice')} with {len(texts)} texts cannot be used",

@@ -28,21 +28,30 @@ def check_extract_options(options: ExtractOptions) -> None:
     options.load_options().num_parallel(torch.device("cpu"))  # a GPU is asked by `load`
     if options.min_confidence is not None:
         check_is_number("--min-confidence", options.min_confidence)
-    contradictions = {
-        "--retry without --check": options.retry and not options.check,
-        "--resume never without --out": options.resume == "never" and options.out is None,
-        "--boxes with --per-file": options.wants_boxes and options.per_file,
-        "--watch with --dry-run": options.watch and options.dry_run,
-    }
-    reasons = {
-        "--retry without --check": "a model is asked again where a check fails",
-        "--resume never without --out": "records that go to stdout are not continued",
-        "--boxes with --per-file": "a box does not say on which of several pages it lies",
-        "--watch with --dry-run": "what is not there yet cannot be counted",
-    }
-    for what, is_so in contradictions.items():
+    for is_so, what, why in (
+        (
+            options.retry and not options.check,
+            "--retry without --check",
+            "a model is asked again where a check fails",
+        ),
+        (
+            options.resume == "never" and options.out is None,
+            "--resume never without --out",
+            "records that go to stdout are not continued",
+        ),
+        (
+            options.wants_boxes and options.per_file,
+            "--boxes with --per-file",
+            "a box does not say on which of several pages it lies",
+        ),
+        (
+            options.watch and options.dry_run,
+            "--watch with --dry-run",
+            "what is not there yet cannot be counted",
+        ),
+    ):
         if is_so:
-            raise UsageError(what, reasons[what], "remove one of them, or add what is missing")
+            raise UsageError(what, why, "remove one of them, or add what is missing")
 
 
 def find_documents(options: ExtractOptions) -> FoundFiles:
