@@ -190,8 +190,10 @@ def test_ctrl_c_while_others_go_on(packed_nano: Path, budget: str) -> None:
     assert torch.equal(decode_all(Engine(model, 32), answer), expected)
 
 
-def test_a_damaged_page_stops_only_who_wants_it(packed_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All tokens of a step that met it are tried again, each alone."""
+def test_tokens_of_a_failed_step_are_decoded_alone(
+    packed_nano: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has caused the error meets it again, and nobody else does."""
     model = paged(packed_nano, "some")
     steps = Steps(model, monkeypatch)
     together = model.decode_together

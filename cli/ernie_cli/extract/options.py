@@ -77,7 +77,9 @@ class ExtractOptions(SchemaOptions, ThinkingOptions, MemoryOptions, ImageOptions
     )
     min_confidence: float | None = share_option(help="List fields below this confidence under `review`.")
     boxes: bool = option(
-        "--boxes", default=False, help="Ask where each value stands, in pixels of the original."
+        "--boxes",
+        default=False,
+        help="Ask where each value stands, in pixels of the original or points of a PDF page.",
     )
     draw: Path | None = file_option(
         metavar="DIR", help="Draw the boxes on copies of the images, in DIR. Turns --boxes on."

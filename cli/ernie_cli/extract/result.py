@@ -29,7 +29,8 @@ class RecordObject:
     page: int | None  #: From 1; null for an image, and with `--per-file`.
     fields: dict[str, object] | None  #: As the schema says; null where there is no answer.
     confidence: dict[str, float]  #: How sure the model was of each value, from 0 to 1.
-    boxes: dict[str, list[int]]  #: With `--boxes`: [left, top, right, bottom] in pixels of the original.
+    boxes: dict[str, list[int]]
+    """With `--boxes`: [left, top, right, bottom] in pixels of the original; in points of a PDF page."""
     review: list[str]  #: Paths of values below `--min-confidence`.
     failed_checks: list[str]  #: Expressions of `--check` that do not hold.
     seconds: float  #: From opening the file to the answer.
