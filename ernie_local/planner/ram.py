@@ -22,9 +22,9 @@ from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need, compiled_b
 from ernie_local.planner.terms import NOTHING, Amount, MemoryPlan, Phase, Term
 from ernie_local.sizes import HUGE_PAGE, MIB
 
-# Python with torch and this package when loading begins, 247 MiB with an image, and what comes later: modules
-# stacks of threads, leftovers of an allocator. Measured with torch 2.13 for the CPU (docs/performance.md).
-PROCESS = Amount(215 * MIB, 248 * MIB, 290 * MIB)
+# Python with torch and this package when loading begins (246 to 249 MiB, by processor), and what comes later:
+# modules, stacks of threads, leftovers of an allocator. Torch 2.13 for the CPU (docs/performance.md).
+PROCESS = Amount(215 * MIB, 252 * MIB, 290 * MIB)
 _LATE = Amount(5 * MIB, 26 * MIB, 100 * MIB)
 # Of the bytes kept free for a chunk: memory freed by one layer does not always suit the next.
 _CHUNK_SHARE = 1.12
