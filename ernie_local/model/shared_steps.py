@@ -1,15 +1,15 @@
 """Joins what several threads ask of one model at about the same time: one of them computes it for all.
 
-Locks are taken by plain `with` statements alone, which Ctrl-C cannot leave locked; a thread that waits looks
-again after a while, so that nothing depends on being woken by one that Ctrl-C hit.
+Where Ctrl-C may come, in the main thread, locks are taken by plain `with` statements, which it cannot leave
+locked; a thread that waits looks again after a while, so that nothing depends on one that Ctrl-C hit.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 # Of one step. Up to so many rows, kernels give each row the same bits as alone (kernels/operators.py).
@@ -54,10 +54,25 @@ class StepRequest:
 _Request = TypeVar("_Request", bound=StepRequest)
 
 
+@contextmanager
+def _held_soon(lock: threading.RLock) -> Iterator[bool]:
+    """Inside, whether this thread has the lock; it waits long for it in the main thread only."""
+    if threading.current_thread() is threading.main_thread():
+        with lock:
+            yield True
+        return
+    is_held = lock.acquire(timeout=_LOOK_AGAIN_SECONDS)
+    try:
+        yield is_held
+    finally:
+        if is_held:
+            lock.release()
+
+
 class SharedSteps(Generic[_Request]):
     """The requests of one model that wait for a step."""
 
-    def __init__(self, lock: AbstractContextManager[object], is_busy: Callable[[], bool]) -> None:
+    def __init__(self, lock: threading.RLock, is_busy: Callable[[], bool]) -> None:
         """lock: of the model; a thread may take it again that has it. is_busy: whether one computes with it.
 
         `wake` is to be called when that has ended.
@@ -122,8 +137,9 @@ class SharedSteps(Generic[_Request]):
 
     def _lead(self, request: _Request, compute: Callable[[Sequence[_Request]], None]) -> None:
         try:
-            with self._lock:
-                if not request.is_done:
+            # Who has it may be a prompt that computes this request between its chunks.
+            with _held_soon(self._lock) as is_held:
+                if is_held and not request.is_done:
                     self._compute(request, compute)
         finally:
             self.wake()

@@ -31,8 +31,8 @@ class Request(StepRequest):
 class Machine:
     """Counts the tokens of steps; between the first and the last of a step, others may run."""
 
-    def __init__(self) -> None:
-        self.steps = SharedSteps[Request](threading.RLock(), lambda: False)
+    def __init__(self, lock: threading.RLock | None = None) -> None:
+        self.steps = SharedSteps[Request](lock or threading.RLock(), lambda: False)
         self.sizes: list[int] = []
         self.before_step: Callable[[], None] = lambda: None
 
@@ -79,6 +79,20 @@ def test_a_step_has_at_most_so_many_and_one_of_each_sequence() -> None:
     assert (shared.length, machine.sizes) == (4, [1] * 4)
     in_threads([lambda: machine.ask(Counter()) for _ in range(2 * MOST_SEQUENCES)])
     assert max(machine.sizes) <= MOST_SEQUENCES
+
+
+def test_a_thread_returns_when_who_has_the_model_has_computed_for_it() -> None:
+    """A thread that was about to lead a step must not wait for the end of a prompt that came before it."""
+    lock, counter = threading.RLock(), Counter()
+    machine = Machine(lock)
+    with lock:
+        thread = threading.Thread(target=machine.ask, args=(counter,))
+        thread.start()
+        while not counter.length:
+            machine.steps.serve(machine.compute)
+        thread.join(60)
+        assert not thread.is_alive()
+    assert machine.sizes == [1]
 
 
 def test_other_kinds_are_computed_apart() -> None:
