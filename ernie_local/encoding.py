@@ -23,8 +23,8 @@ def encode_in_turn(model: ErnieModel, images: Sequence[Patches], pauses: Pauses)
         groups = _streamed_groups(model, images)
     else:
         model.experts.make_room(model, model.encoding_bytes(images))
-        # Together unless a stop may come between them.
-        groups = [images] if pauses.should_stop is None else [[one] for one in images]
+        # Products of torch may give a row other bits beside other rows, and a stop may come between images.
+        groups = [[one] for one in images]
     num_done = 0
     for group in groups if images else ():
         pauses.reach("images", num_done, len(images))
