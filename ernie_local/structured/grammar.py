@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ernie_local.errors import UsageError, parameter
 from ernie_local.strict_json import show
+from ernie_local.structured.joins import BRANCH_KEYS, Neighbours, says_more_than_kind
 from ernie_local.structured.schema import (
     ANNOTATIONS,
     LARGEST_NUMBER,
@@ -21,6 +22,7 @@ from ernie_local.structured.schema import (
     Schema,
     children,
     refused,
+    resolve,
 )
 
 if TYPE_CHECKING:
@@ -41,17 +43,19 @@ _DAY = rf"([1-9]\d{{3}}-((0[13-9]|1[0-2])-\d\d|02-([01]\d|2[0-8]))|{_LEAP_YEAR}-
 _CLOCK = r"\d\d:\d\d:[0-5]\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)"
 _FORMATS = {"date": f"^{_DAY}$", "time": f"^{_CLOCK}$", "date-time": f"^{_DAY}T{_CLOCK}$"}
 # Definitions: of every value, and of the whole schema, where references lead to.
+_DEFINITIONS = frozenset(["$defs", "definitions"])
 _ANY, _ROOT = "ernie-local.any", "ernie-local.root"
 
 
 def schema_grammar(schema: Schema) -> str:
     """The grammar of a schema that `read_schema` gave; UsageError for what the engine does not follow."""
-    root = _for_engine(schema)
+    alone = Neighbours(schema)
+    root = _for_engine(schema, alone)
     for path, part in _parts_alone("$", schema):
         if part.keys() - ANNOTATIONS <= {"type"}:
             continue
         # Also where the whole could do without this part: it is there because someone wants it.
-        fault = _fault(_compiled(_for_engine(part), root))
+        fault = _fault(_compiled(_for_engine(part, alone), root))
         if fault:
             raise refused(path, fault)
     return _compiled(root, root)
@@ -155,63 +159,111 @@ class _Bytes:
 def _parts_alone(path: str, part: Any) -> Iterator[tuple[str, Schema]]:
     """The schemas that mean the same where they stand alone, with their places, the innermost first."""
     for child_path, child in children(path, part):
-        if not child_path.startswith(tuple(f"{path}.{key}[" for key in ("anyOf", "oneOf", "allOf"))):
+        if not child_path.startswith(tuple(f"{path}.{key}[" for key in BRANCH_KEYS)):
             yield from _parts_alone(child_path, child)
     if isinstance(part, dict):
         yield path, part
 
 
-def _for_engine(schema: Any, *, is_joined: bool = False) -> Any:
-    """The schema with ends to its numbers and objects, without annotations.
-
-    is_joined: whether other schemas hold for the same value.
+def _for_engine(schema: Any, near: Neighbours) -> Any:
+    """The schema with ends to its numbers and objects, without annotations. near: what else holds for its
+    values.
     """
-    if isinstance(schema, bool):
-        return _any_reference() if schema else schema
-    own = {key: value for key, value in schema.items() if key not in ANNOTATIONS and not key.startswith("x-")}
-    own.pop("$id", None)
-    if "$ref" in own:
-        own["$ref"] = f"#/$defs/{_ROOT}{own['$ref'].removeprefix('#')}"
-    joins = [key for key in ("anyOf", "oneOf", "allOf") if key in own]
-    # One branch alone says all that there is to say.
-    is_joined |= len(own.get("allOf", ())) > 1 or (bool(joins) and "properties" in own)
-    for key in ("properties", "patternProperties", "$defs", "definitions"):
-        if key in own:
-            own[key] = {name: _for_engine(one) for name, one in own[key].items()}
-    for key in joins:
-        own[key] = [_for_engine(one, is_joined=is_joined) for one in own[key]]
-    for key in ("items", "additionalProperties"):
-        # What is joined cannot refer to the definition of any value: it would be joined with itself.
-        if key in own and not (is_joined and own[key] is True):
-            own[key] = _for_engine(own[key])
-    if "prefixItems" in own:
-        own["prefixItems"] = [_for_engine(one) for one in own["prefixItems"]]
+    if schema is True and not near.are_there:
+        return _any_reference()
+    if schema is False:
+        return False
+    own = {} if schema is True else _rules(schema)
+    reference = own.get("$ref")
+    if reference is not None and (near.are_there or says_more_than_kind(own)):
+        # The engine joins what a reference leads to only as it stands there, closed.
+        del own["$ref"]
+        if not own.keys() - _DEFINITIONS:
+            return _for_engine(resolve(reference, near.root), near.after(reference))
+        own["allOf"] = [{"$ref": reference}, *own.get("allOf", ())]
+    elif reference is not None:
+        own["$ref"] = f"#/$defs/{_ROOT}{reference.removeprefix('#')}"
+    beside = _convert_branches(own, near)
+    _convert_members(own, beside)
+    has_branches = any(key in own for key in BRANCH_KEYS)
     if own.get("format") in _FORMATS:
         # Beside a pattern that may be there.
         own["allOf"] = [*own.get("allOf", ()), {"pattern": _FORMATS[own["format"]]}]
-    if not joins and not {"$ref", "enum", "const"} & own.keys():
-        _end_numbers(own, is_joined)
-        if not is_joined:  # a part cannot say that the whole has no other properties
-            _say_rest(own)
+    if not {"$ref", "enum", "const"} & own.keys() and (says_more_than_kind(own) or not has_branches):
+        _end_numbers(own, beside)
+        _say_rest(own, beside)
     return own
 
 
-def _end_numbers(schema: Schema, is_joined: bool) -> None:
-    """Bound numbers on both sides, and their digits: without, a model may write digits without end."""
-    kinds = _types(schema, [] if is_joined else ["number"])
-    if "number" in kinds:
+def _convert_members(own: Schema, beside: Neighbours) -> None:
+    """Convert the schemas of properties and items, and the definitions, in place."""
+    alone = Neighbours(beside.root)
+    for key in own.keys() & {"patternProperties", *_DEFINITIONS}:
+        own[key] = {name: _for_engine(one, alone) for name, one in own[key].items()}
+    if "properties" in own:
+        own["properties"] = {
+            name: _for_engine(one, beside.of("properties", name)) for name, one in own["properties"].items()
+        }
+    for key in ("items", "additionalProperties"):
+        # What is joined cannot refer to the definition of any value: it would be joined with itself.
+        if key in own and not (beside.are_there and own[key] is True):
+            own[key] = _for_engine(own[key], beside.of(key) if key == "items" else alone)
+    if "prefixItems" in own:
+        own["prefixItems"] = [_for_engine(one, alone) for one in own["prefixItems"]]
+
+
+def _rules(schema: Schema) -> Schema:
+    """Without what says nothing about values."""
+    return {
+        key: value
+        for key, value in schema.items()
+        if key not in ANNOTATIONS and key != "$id" and not key.startswith("x-")
+    }
+
+
+def _convert_branches(own: Schema, near: Neighbours) -> Neighbours:
+    """Convert the branches of a schema in place; returns what holds beside the schema without them."""
+    itself = {key: value for key, value in own.items() if key not in BRANCH_KEYS}
+    all_of = own.get("allOf", [])
+    choices = [(key, {key: own[key]}) for key in ("anyOf", "oneOf") if key in own]
+    parts = (*([itself] if says_more_than_kind(own) else []), *all_of, *(choice for _, choice in choices))
+    first = len(parts) - len(all_of) - len(choices)
+    around = [near.around(parts[:index], parts[index + 1 :]) for index in range(len(parts))]
+    if all_of:
+        own["allOf"] = [_for_engine(one, around[first + index]) for index, one in enumerate(all_of)]
+    for index, (key, choice) in enumerate(choices, first + len(all_of)):
+        own[key] = [_for_engine(one, around[index]) for one in choice[key]]
+    return around[0] if first else near
+
+
+def _end_numbers(schema: Schema, beside: Neighbours) -> None:
+    """Bound numbers on both sides, and their digits: without, a model may write digits without end.
+
+    Of joined schemas the first does so for all: two multipleOf would use up the engine's fuel.
+    """
+    if beside.before:
+        return
+    kinds = _types(schema, ["number"])
+    if "number" in kinds and not beside.have("multipleOf"):
         schema.setdefault("multipleOf", SMALLEST_STEP)
     if "number" in kinds or "integer" in kinds:
         schema.setdefault("minimum", -LARGEST_NUMBER)
         schema.setdefault("maximum", LARGEST_NUMBER)
 
 
-def _say_rest(schema: Schema) -> None:
+def _say_rest(schema: Schema, beside: Neighbours) -> None:
     """Say what other properties and items may be: no properties beside those that are listed."""
     kinds = _types(schema, ["object", "array"])
-    if "object" in kinds:
-        schema.setdefault("additionalProperties", False if "properties" in schema else _any_reference())
-    if "array" in kinds:
+    says_rest = "additionalProperties" in schema or (beside.are_there and "patternProperties" in schema)
+    names = beside.names
+    if "object" in kinds and not says_rest and names is not None:
+        if "properties" in schema:
+            listed_beside = {name: True for name in names if name not in schema["properties"]}
+            schema["properties"] = {**schema["properties"], **listed_beside}
+            schema["additionalProperties"] = False
+        elif not beside.before and not beside.have("properties"):
+            schema["additionalProperties"] = _any_reference()
+    if "array" in kinds and not beside.before and not beside.have("items"):
         schema.setdefault("items", _any_reference())
 
 
@@ -226,7 +278,7 @@ def _any_reference() -> Schema:
 
 def _any_value() -> Schema:
     number: Schema = {"type": "number"}
-    _end_numbers(number, is_joined=False)
+    _end_numbers(number, Neighbours(number))
     return {
         "anyOf": [
             number,

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ernie_local.structured.joins import says_more_than_kind
 from ernie_local.structured.schema import Schema, resolve
 
 _MOST_VALUES = 30  # of an enum that are listed
@@ -41,17 +42,27 @@ def _outline(part: Any, root: Schema, around: frozenset[str]) -> str:
 def _words(part: Schema, root: Schema, around: frozenset[str]) -> str:
     if "enum" in part or "const" in part:
         return _listed(map(_json, part.get("enum", [part.get("const")])), " | ")
-    if "$ref" in part:
-        reference = part["$ref"]
-        if reference in around:
-            return f"again {reference.rpartition('/')[2] or 'the whole'}"
-        return _outline(resolve(reference, root), root, around | {reference})
+    joined = [_referred(part["$ref"], root, around)] if "$ref" in part else []
     for key, joint in (("anyOf", " | "), ("oneOf", " | "), ("allOf", " & ")):
         if key in part:
-            return joint.join(_outline(one, root, around) for one in part[key])
-    types = part.get("type", [])
-    kinds = [types] if isinstance(types, str) else types
-    return " | ".join(_of_type(kind, part, root, around) for kind in kinds) or "any JSON"
+            joined.append(joint.join(_outline(one, root, around) for one in part[key]))
+    if joined and not says_more_than_kind(part):
+        return " & ".join(joined)
+    kinds = _types(part)
+    itself = " | ".join(_of_type(kind, part, root, around) for kind in kinds) or "any JSON"
+    return " & ".join([itself, *(f"({one})" for one in joined)])
+
+
+def _types(part: Schema) -> list[str]:
+    """The types of a schema; where it names none but has properties, those of an object."""
+    types = part.get("type", ["object"] if "properties" in part else [])
+    return [types] if isinstance(types, str) else types
+
+
+def _referred(reference: str, root: Schema, around: frozenset[str]) -> str:
+    if reference in around:
+        return f"again {reference.rpartition('/')[2] or 'the whole'}"
+    return _outline(resolve(reference, root), root, around | {reference})
 
 
 def _of_type(kind: str, part: Schema, root: Schema, around: frozenset[str]) -> str:

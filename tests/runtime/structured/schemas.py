@@ -107,6 +107,32 @@ def _objects(inner: st.SearchStrategy[Raw]) -> st.SearchStrategy[Raw]:
     return draw_object()
 
 
+def _joins(inner: st.SearchStrategy[Raw]) -> st.SearchStrategy[Raw]:
+    """Objects in parts, which stand side by side and in branches; numbers and texts with bounds in parts."""
+
+    @st.composite
+    def draw_parts(draw: st.DrawFn) -> Raw:
+        drawn = draw(st.dictionaries(st.sampled_from(NAMES), inner, min_size=3, max_size=6))
+        places = {name: draw(st.integers(0, 2)) for name in drawn}
+        parts: list[Raw] = [
+            {"properties": (here := {name: one for name, one in drawn.items() if places[name] == place}),
+             "required": [name for name in here if draw(st.booleans())]}
+            for place in range(3)
+        ]  # fmt: skip
+        joined: list[Raw] = [
+            {"type": "object", "allOf": parts},
+            {"type": "object", **parts[0], "anyOf": parts[1:]},
+            {"allOf": [{"type": "object", **parts[0]}, {"anyOf": parts[1:]}]},
+        ]
+        return draw(st.sampled_from(joined))
+
+    bounds = _small.map(lambda low: {"allOf": [{"minimum": low}, {"type": "number"}, {"maximum": low + 3.5}]})
+    lengths = st.integers(0, 5).map(
+        lambda low: {"type": "string", "minLength": low, "allOf": [{"maxLength": low + 2}, {}]}
+    )
+    return st.one_of(draw_parts(), draw_parts(), bounds, lengths)
+
+
 def _arrays(inner: st.SearchStrategy[Raw]) -> st.SearchStrategy[Raw]:
     return st.one_of(
         _joined(
@@ -120,12 +146,13 @@ def _arrays(inner: st.SearchStrategy[Raw]) -> st.SearchStrategy[Raw]:
 
 
 def schemas() -> st.SearchStrategy[Raw]:
-    """Schemas of types, bounds, patterns, formats, enums, lists, objects, anyOf, $defs and $ref."""
+    """Schemas of types, bounds, patterns, formats, enums, lists, objects, anyOf, allOf, $defs and $ref."""
     whole = st.recursive(
         scalars(),
         lambda inner: st.one_of(
             _objects(inner),
             _arrays(inner),
+            _joins(inner),
             st.lists(inner, min_size=1, max_size=3).map(lambda options: {"anyOf": options}),
         ),
         max_leaves=8,

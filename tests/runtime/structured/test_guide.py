@@ -91,6 +91,9 @@ def is_writable(value: Any) -> bool:
     return not isinstance(value, int) or abs(value) < 10**15
 
 
+PARTS: Raw = {"allOf": [{"properties": {"a": {"type": "integer"}}}, {"properties": {"b": {"type": "null"}}}]}
+
+
 @pytest.mark.parametrize(
     ("schema", "text"),
     [
@@ -115,6 +118,20 @@ def is_writable(value: Any) -> bool:
             {"allOf": [{"properties": {"a": {"type": "integer"}}}, {"required": ["a"], "type": "object"}]},
             "{}",
         ),
+        # Numbers without an end, whose bounds stand in parts.
+        ({"type": "number", "allOf": [{"minimum": 0}, {"maximum": 9}]}, "0.1234567891"),
+        ({"type": "integer", "minimum": 0, "allOf": [{}, {"minimum": 2}]}, "1" * 20),
+        ({"allOf": [{"minimum": 0}, {"$ref": "#/$defs/n"}], "$defs": {"n": {"type": "number"}}}, "1" * 20),
+        # Names that no part lists, and that another branch lists.
+        (PARTS, '{"a": 1, "b": null, "c": 1}'),
+        (
+            {**PARTS["allOf"][0], "anyOf": [PARTS["allOf"][1], {"properties": {"c": {}}}]},
+            '{"b": null, "c": 1}',
+        ),
+        (
+            {"allOf": [{"$ref": "#/$defs/a"}, {"required": ["a"]}], "$defs": {"a": PARTS["allOf"][0]}},
+            '{"b": 1',
+        ),
     ],
 )
 def test_what_is_never_written(schema: Raw, text: str) -> None:
@@ -123,16 +140,30 @@ def test_what_is_never_written(schema: Raw, text: str) -> None:
     assert guide._matcher.try_consume_tokens(ids) < len(ids)
 
 
-def test_parts_of_one_object_leave_each_other_room() -> None:
-    """Neither says that it has no other properties."""
-    parts: list[Raw] = [
-        {"properties": {"a": {"type": "integer"}}, "required": ["a"]},
-        {"properties": {"b": {"type": "null"}}, "required": ["b"]},
-    ]
-    for schema in ({"type": "object", "allOf": parts}, {"type": "object", **parts[0], "anyOf": [parts[1]]}):
-        guide = AnswerGuide(AnswerForm.of(schema), NANO, STOPS)
-        ids = NANO.encode_part('{"a": 1, "b": null}')
-        assert guide._matcher.try_consume_tokens(ids) == len(ids)
+BASE: Raw = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+MORE: Raw = {"properties": {"b": {"type": "null"}}, "required": ["b"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "allOf": [BASE, MORE]},
+        {**BASE, "anyOf": [MORE]},
+        {**BASE, "anyOf": [MORE, {"properties": {"c": {"type": "null"}}, "required": ["c"]}]},
+        {"allOf": [{"$ref": "#/$defs/base"}, MORE], "$defs": {"base": BASE}},
+        {"allOf": [{"properties": {"a": True}}, {"properties": {"a": {}, "b": {}}}], "type": "object"},
+        {"allOf": [{"type": "object"}, {"required": ["a"]}]},
+        {
+            "allOf": [{"$ref": "#/$defs/base"}, {"properties": {"b": {"$ref": "#/$defs/b"}}}],
+            "$defs": {"base": {"allOf": [{"$ref": "#/$defs/more"}, {}]}, "more": BASE, "b": {"const": None}},
+        },
+    ],
+)
+def test_parts_of_one_object_leave_each_other_room(schema: Raw) -> None:
+    """None can say alone that the whole has no other properties."""
+    guide = AnswerGuide(AnswerForm.of(schema), NANO, STOPS)
+    ids = NANO.encode_part('{"a": 1, "b": null}')
+    assert guide._matcher.try_consume_tokens(ids) == len(ids)
 
 
 CHOICES = ["yes", "yesterday", "no", "n", "日本", "日", "😀", "a b", "</think>", "84.84", "84.8"]

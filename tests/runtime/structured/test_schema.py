@@ -66,6 +66,11 @@ def within(part: Any) -> dict[str, Any]:
         (within({"minimum": 10**30}), "$.properties.a.minimum", "1e+18"),
         ({"type": "object", "minProperties": 2}, "$.minProperties", "differ"),
         (DEEP, "$.items", "inside each other"),
+        (
+            {"$ref": "#/$defs/a", "$defs": {"a": {"minimum": 1, "anyOf": [{"$ref": "#/$defs/a"}, {}]}}},
+            "#/$defs/a",
+            "leads back to itself",
+        ),
         ({"$schema": "http://json-schema.org/draft-07/schema#", "items": [{}]}, "$.items", "older drafts"),
     ],
 )  # fmt: skip
@@ -124,6 +129,19 @@ def test_pydantic_models_json_text_and_fields_are_forms() -> None:
         '"lines": [{"item": string, "price": number >= 0}, ...], "note"?: string | null}'
     )
     assert AnswerForm.of("vendor").schema == AnswerForm.from_fields("vendor").schema
+
+
+def test_parts_of_an_object_are_told_together() -> None:
+    base = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    more = {"properties": {"b": {"type": "null"}}, "required": ["b"]}
+    for schema in (
+        {"allOf": [{"$ref": "#/$defs/base"}, more], "$defs": {"base": base}},
+        {**base, "anyOf": [more]},
+        {**more, "$ref": "#/$defs/base", "$defs": {"base": base}},
+    ):
+        told = AnswerForm.of(schema).instruction
+        assert '"a"?: integer' in told
+        assert '"b": null' in told
 
 
 def test_a_long_enum_is_told_in_part() -> None:
