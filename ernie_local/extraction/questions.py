@@ -17,6 +17,7 @@ from ernie_local.errors import UsageError, parameter
 from ernie_local.extraction.schema_sample import resolved
 from ernie_local.structured import AnswerForm
 from ernie_local.structured.confidence import named
+from ernie_local.structured.grammar import DAY_PATTERN
 from ernie_local.structured.schema import Schema
 
 _MOST_DEPTH = 8  # of objects in objects; a schema may contain itself
@@ -28,7 +29,6 @@ _SIGN = r"([$€£¥]|[A-Z]{3})"
 _DIGITS = r"([0-9]{1,3}(,[0-9]{3}){1,4}|[0-9]{1,15})"
 _INTEGER = rf"-?({_SIGN} ?)?{_DIGITS}( ?({_SIGN}|%))?"
 _NUMBER = rf"-?({_SIGN} ?)?{_DIGITS}(\.[0-9]{{1,9}})?( ?({_SIGN}|%))?"
-_DATE = r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _one_value(name: str, field: Mapping[str, Any], root: Schema) -> tuple[Answe
         pattern, read = _PLAIN[kind]
         return AnswerForm.from_regex(pattern).with_instruction(""), read
     if rules == {"format"} and kind == "string" and field["format"] == "date":
-        return AnswerForm.from_regex(_DATE).with_instruction("Answer as YYYY-MM-DD."), str
+        return AnswerForm.from_regex(DAY_PATTERN).with_instruction("Answer as YYYY-MM-DD."), str
     if not rules and kind == "boolean":
         return AnswerForm.from_choices(("yes", "no")), lambda text: text == "yes"
     if rules == {"enum"} and all(isinstance(each, str) and each for each in choices):

@@ -39,9 +39,12 @@ _OPTIONS: JsonCompileOptions = {
 # What the engine's own formats leave open: days that are not there, and what RFC 3339 allows and Python does
 # not read, such as years before 1000, small letters, leap seconds, and fractions without end.
 _LEAP_YEAR = r"([1-9]\d(0[48]|[2468][048]|[13579][26])|([2468][048]|[13579][26])00)"
-_DAY = rf"([1-9]\d{{3}}-((0[13-9]|1[0-2])-\d\d|02-([01]\d|2[0-8]))|{_LEAP_YEAR}-02-29)"
+_COMMON_DAY = (
+    r"((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)|02-(0[1-9]|1\d|2[0-8]))"
+)
+DAY_PATTERN = rf"([1-9]\d{{3}}-{_COMMON_DAY}|{_LEAP_YEAR}-02-29)"
 _CLOCK = r"\d\d:\d\d:[0-5]\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)"
-_FORMATS = {"date": f"^{_DAY}$", "time": f"^{_CLOCK}$", "date-time": f"^{_DAY}T{_CLOCK}$"}
+_FORMATS = {"date": f"^{DAY_PATTERN}$", "time": f"^{_CLOCK}$", "date-time": f"^{DAY_PATTERN}T{_CLOCK}$"}
 # Definitions: of every value, and of the whole schema, where references lead to.
 _DEFINITIONS = frozenset(["$defs", "definitions"])
 _ANY, _ROOT = "ernie-local.any", "ernie-local.root"

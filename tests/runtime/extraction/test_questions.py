@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from ernie_local.extraction.paths import leaves
 from ernie_local.extraction.questions import put, questions_of
 from ernie_local.extraction.schema_sample import sample_of
 from ernie_local.structured import AnswerForm
+from ernie_local.structured.grammar import DAY_PATTERN
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -108,6 +110,21 @@ def test_numbers_are_read_as_they_are_printed(number: int) -> None:
 )
 def test_other_numbers_are_no_answers(text: str) -> None:
     assert not re.fullmatch(module._NUMBER, text)
+
+
+def test_a_day_that_is_not_there_is_no_answer() -> None:
+    """Every month of a leap year and of another one, by Python's own calendar."""
+    for year in (1900, 2024, 2025, 2000):
+        for month in range(14):
+            for day in range(33):
+                text = f"{year}-{month:02}-{day:02}"
+                try:
+                    is_there = bool(date.fromisoformat(text))
+                except ValueError:
+                    is_there = False
+                assert bool(re.fullmatch(DAY_PATTERN, text)) == is_there, text
+    (question,) = questions_of(AnswerForm.of("due: date"))
+    assert question.form.grammar == AnswerForm.from_regex(DAY_PATTERN).grammar
 
 
 def test_paths_of_confidences_are_those_among_all_fields() -> None:
