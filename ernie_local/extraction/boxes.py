@@ -17,7 +17,7 @@ from ernie_local.errors import UsageError, parameter
 from ernie_local.extraction.record import Record
 from ernie_local.file_names import leads_below
 from ernie_local.files import shared_file
-from ernie_local.media.draw_boxes import DrawnBox, draw_boxes
+from ernie_local.media.draw_boxes import DrawnBox, draw_boxes, save_drawing
 from ernie_local.media.image_view import CropBox, ImageView
 from ernie_local.media.open_image import OpenedImage
 from ernie_local.structured.confidence import named
@@ -123,7 +123,7 @@ def draw_record(record: Record, image: OpenedImage, folder: Path) -> Path | None
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     with shared_file(path, "a drawing") as new:
-        draw_boxes(image.image, drawn).save(new, "PNG")
+        save_drawing(draw_boxes(image.image, drawn), new)
     return path
 
 

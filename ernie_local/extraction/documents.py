@@ -11,9 +11,10 @@ from pathlib import Path
 from ernie_local.errors import InputUnreadable, UsageError, parameter
 from ernie_local.file_names import by_number, is_image_name
 from ernie_local.files import open_plain
+from ernie_local.media.draw_boxes import is_drawing
 from ernie_local.media.formats import SNIFFED_BYTES, sniff_format
 from ernie_local.media.open_image import OpenedImage, open_images
-from ernie_local.media.pages import PageRequest
+from ernie_local.media.pages import MAX_PAGES, PageRequest
 
 _KINDS_WITH_PAGES = ("PDF", "TIFF")
 _SHOWN_NAMES = 5
@@ -21,10 +22,14 @@ _SHOWN_NAMES = 5
 
 @dataclass(frozen=True, slots=True)
 class DocumentFile:
-    """A file that was found. name: its path from the folder that was given, with "/"."""
+    """A file that was found. name: its path from the folder that was given, with "/".
+
+    error: of a folder that cannot be read, which stands here for what is in it.
+    """
 
     path: Path
     name: str
+    error: InputUnreadable | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +75,10 @@ def find_files(
     """The documents at `paths`: files themselves, and images and PDFs in folders and the folders below.
 
     pattern: such as "*.pdf" or "2024/*"; then these files of the folders, whatever their kind. leave_out:
-    folders that are not searched. Hidden files and folders are left out; links to folders are not followed.
-    Names count from the one folder that was given, else from the deepest folder above all paths.
-    InputUnreadable for a path that is not there and for a folder that cannot be read; UsageError for none.
+    files of the folders that are no documents, such as outputs. Also left out are drawings of boxes, and
+    hidden files and folders; links to folders are not followed. Names count from the one folder that was
+    given, else from the deepest folder above all paths. A folder below that cannot be read is a file with
+    an error. InputUnreadable for a path that is not there or cannot be read; UsageError for none.
     """
     if not paths:
         raise UsageError(
@@ -80,25 +86,23 @@ def find_files(
         )
     roots = [Path(os.path.abspath(path.expanduser())) for path in paths]  # noqa: PTH100  links stay
     for root, path in zip(roots, paths, strict=True):
-        if not root.exists():
+        if not os.path.exists(root):  # noqa: PTH110  also where a folder above is closed
             raise InputUnreadable(
                 f"{path}: no such file or folder", f"nothing is at {root}", "check the spelling of the path"
             )
     folder = Path(os.path.commonpath([root if root.is_dir() else root.parent for root in roots]))
-    skipped = {each.resolve() for each in leave_out}
-    found: dict[Path, None] = {}
+    skipped = {os.path.realpath(each) for each in leave_out}
+    found: dict[Path, DocumentFile] = {}
     others: list[str] = []
     for root in roots:
-        if not root.is_dir():
-            found[root] = None
-            continue
-        for path in _files_below(root, skipped):
-            if _is_wanted(path, root, pattern):
-                found[path] = None
+        for path, error in _files_below(root) if root.is_dir() else [(root, None)]:
+            name = path.relative_to(folder).as_posix()
+            if path == root or error is not None or _is_wanted(path, root, pattern, skipped):
+                found[path] = DocumentFile(path, name, error)
             elif pattern is None:
-                others.append(path.relative_to(folder).as_posix())
-    files = [DocumentFile(path, path.relative_to(folder).as_posix()) for path in found]
-    return FoundFiles(folder, tuple(sorted(files, key=lambda file: by_number(file.name))), tuple(others))
+                others.append(name)
+    files = sorted(found.values(), key=lambda file: by_number(file.name))
+    return FoundFiles(folder, tuple(files), tuple(others))
 
 
 def check_found(found: FoundFiles, pattern: str | None = None) -> None:
@@ -129,8 +133,8 @@ def documents_of(
     document with an error. on_file: gets each file with its number of documents when that is known.
     """
     for file in files:
-        if (file.name, None) in done:
-            documents = [Document(file)]
+        if (file.name, None) in done or file.error is not None:
+            documents = [Document(file, error=file.error)]
         else:
             documents = list(_documents_in(file, per_file, password))
         if on_file is not None:
@@ -139,9 +143,6 @@ def documents_of(
 
 
 def _documents_in(file: DocumentFile, per_file: bool, password: str | None) -> Iterator[Document]:
-    if per_file:
-        yield Document(file)
-        return
     try:
         kind = _kind(file.path)
         if kind not in _KINDS_WITH_PAGES:
@@ -152,12 +153,25 @@ def _documents_in(file: DocumentFile, per_file: bool, password: str | None) -> I
         yield Document(file, error=error)
         return
     num_pages = first[0].num_pages
-    if num_pages == 1 and kind == "TIFF":
+    if num_pages == 1 and (per_file or kind == "TIFF"):
         yield Document(file, opened=tuple(first))
-        return
-    yield Document(file, 1, num_pages, tuple(first))
-    for page in range(2, num_pages + 1):
-        yield Document(file, page, num_pages)
+    elif per_file:
+        yield Document(file, num_pages=num_pages, error=_page_fault(file, num_pages))
+    else:
+        yield Document(file, 1, num_pages, tuple(first))
+        for page in range(2, num_pages + 1):
+            yield Document(file, page, num_pages)
+
+
+def _page_fault(file: DocumentFile, num_pages: int) -> InputUnreadable | None:
+    """What is wrong with asking about all pages of a file together; None for nothing."""
+    if num_pages <= MAX_PAGES:
+        return None
+    return InputUnreadable(
+        f"{file.path}: {num_pages} pages, at most {MAX_PAGES} are asked about together",
+        "each page takes some thousand tokens of the model's context",
+        f"without {parameter('per_file')} each page is a document of its own; or split the file",
+    )
 
 
 def _kind(path: Path) -> str:
@@ -175,28 +189,34 @@ def _kind(path: Path) -> str:
     return sniff_format(head, str(path), num_bytes)
 
 
-def _files_below(root: Path, skipped: Container[Path]) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        if isinstance(error, FileNotFoundError) and Path(error.filename) != root:
+def _files_below(root: Path) -> Iterator[tuple[Path, InputUnreadable | None]]:
+    """The files in a folder and below, and folders that cannot be read, with why. Raises it for `root`."""
+    closed: list[tuple[Path, InputUnreadable]] = []
+
+    def note(error: OSError) -> None:
+        path = Path(error.filename)
+        if isinstance(error, FileNotFoundError) and path != root:
             return  # it was removed a moment ago
-        raise InputUnreadable(
-            f"{error.filename}: cannot be read",
+        unreadable = InputUnreadable(
+            f"{path}: cannot be read",
             f"the system says: {error.strerror}",
             "check the rights to read the folder",
-        ) from error
+        )
+        if path == root:
+            raise unreadable from error
+        closed.append((path, unreadable))
 
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and Path(folder, name).resolve() not in skipped
-        ]
+    for folder, folders, names in os.walk(root, onerror=note):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for name in sorted(names):
             if not name.startswith("."):
-                yield Path(folder, name)
+                yield Path(folder, name), None
+    yield from closed
 
 
-def _is_wanted(path: Path, root: Path, pattern: str | None) -> bool:
+def _is_wanted(path: Path, root: Path, pattern: str | None, skipped: Container[str]) -> bool:
     if pattern is None:
-        return is_image_name(path.name)
-    return fnmatchcase(path.name, pattern) or fnmatchcase(path.relative_to(root).as_posix(), pattern)
+        fits = is_image_name(path.name)
+    else:
+        fits = fnmatchcase(path.name, pattern) or fnmatchcase(path.relative_to(root).as_posix(), pattern)
+    return fits and os.path.realpath(path) not in skipped and not is_drawing(path)

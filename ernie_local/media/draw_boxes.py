@@ -1,4 +1,4 @@
-"""Draws boxes with numbers and labels on a copy of an image."""
+"""Draws boxes with numbers and labels on a copy of an image, and knows such a copy again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
+from ernie_local.files import open_plain
 from ernie_local.media.image_view import ViewBox
 
 # Okabe and Ito, without black: eight colours less one that people with any colour blindness tell apart.
@@ -18,6 +20,8 @@ _SIDE_OF_LINE, _SIDE_OF_TEXT = 500, 50  # pixels of the longer side for one pixe
 _LEAST_LINE, _LEAST_TEXT = 2, 12
 _MOST_LABEL_CHARACTERS = 40
 _NO_GLYPH = "\uffff"  # is no character, so that every font draws its sign for a missing one
+_SOFTWARE = "ernie-local, boxes drawn on a copy"  # as the file says of itself, near its beginning
+_HEAD_BYTES = 256
 _BRIGHT = 140  # luma of 255 above which black is easier to read than white
 
 _Corners: TypeAlias = tuple[float, float, float, float]
@@ -53,6 +57,24 @@ def draw_boxes(image: Image.Image, boxes: Sequence[DrawnBox]) -> Image.Image:
     for box in boxes:
         _write_label(draw, box, font, line, taken)
     return copy
+
+
+def save_drawing(drawing: Image.Image, path: Path) -> None:
+    """Write a drawing as PNG, so that `is_drawing` knows it; OSError where it cannot be written."""
+    information = PngInfo()
+    information.add_text("Software", _SOFTWARE)
+    drawing.save(path, "PNG", pnginfo=information)
+
+
+def is_drawing(path: Path) -> bool:
+    """Whether `save_drawing` wrote this file; False for one that cannot be read."""
+    if path.suffix.lower() != ".png":
+        return False
+    try:
+        with open_plain(path) as file:
+            return _SOFTWARE.encode() in (file.read(_HEAD_BYTES) or b"")
+    except OSError:
+        return False
 
 
 def _write_label(

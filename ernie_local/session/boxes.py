@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ernie_local.errors import UsageError
 from ernie_local.files import place_of_new_file, shared_file
-from ernie_local.media.draw_boxes import DrawnBox, draw_boxes
+from ernie_local.media.draw_boxes import DrawnBox, draw_boxes, save_drawing
 from ernie_local.media.image_view import ViewBox
 from ernie_local.media.pages import split_page_request
 from ernie_local.session.image import ChatImage
@@ -109,6 +109,6 @@ def write_drawings(path: Path, boxes: Sequence[AnswerBox], images: Sequence[Chat
             at = (corners[0] - left, corners[1] - top, corners[2] - left, corners[3] - top)
             drawn.append(DrawnBox(at, number, box.label))
         with shared_file(place_of_new_file(place), "a drawing") as new:
-            draw_boxes(opened.image, drawn).save(new, "PNG")
+            save_drawing(draw_boxes(opened.image, drawn), new)
         written.append(place)
     return written

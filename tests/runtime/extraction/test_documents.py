@@ -12,6 +12,7 @@ from PIL import Image
 from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.extraction.documents import Document, check_found, documents_of, find_files
 from ernie_local.files import open_plain
+from ernie_local.media.draw_boxes import DrawnBox, draw_boxes, save_drawing
 
 WHITE = Image.new("RGB", (40, 30), "white")
 
@@ -55,10 +56,17 @@ def test_names_count_from_the_deepest_common_folder(tmp_path: Path) -> None:
     assert names(tmp_path / "x/c.png") == ["c.png"]
 
 
-def test_folders_of_results_and_links_to_folders_are_left_out(tmp_path: Path) -> None:
-    write_images(tmp_path, "a.png", "drawn/a.png")
+def test_drawings_outputs_and_links_to_folders_are_left_out(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png", "out.png", "b/c.PNG")
     (tmp_path / "loop").symlink_to(tmp_path)
-    assert [file.name for file in find_files([tmp_path], None, [tmp_path / "drawn"]).files] == ["a.png"]
+    (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
+    for name in ("b/drawn.png", "drawn.png"):
+        save_drawing(draw_boxes(WHITE, [DrawnBox((1, 1, 9, 9), 1, "total")]), tmp_path / name)
+    found = find_files([tmp_path], None, [tmp_path / "b" / ".." / "out.png"])
+    assert [file.name for file in found.files] == ["a.png", "b/c.PNG", "round.png"]
+    assert sorted(found.others) == ["b/drawn.png", "drawn.png", "out.png"]
+    assert names(tmp_path, "*.png") == ["a.png", "out.png", "round.png"]
+    assert names(tmp_path / "drawn.png") == ["drawn.png"]  # who names it means it
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
@@ -72,11 +80,37 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     assert raised.value.why == "1 other files are there: notes.txt"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    (tmp_path / "closed").mkdir(mode=0)
+def test_a_folder_below_that_cannot_be_read_is_one_document_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path, "a.png", "closed/b.png", "d/c.png")
+    scan = os.scandir
+
+    def scan_or_refuse(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan_or_refuse)
+    documents = list(documents_of(find_files([tmp_path]).files))
+    assert keys(documents) == [("a.png", None), ("closed", None), ("d/c.png", None)]
     with pytest.raises(InputUnreadable, match="closed: cannot be read"):
-        find_files([tmp_path])
+        documents[1].open()
+    assert find_files([tmp_path]) == find_files([tmp_path])  # as a watched folder is looked at
+    with pytest.raises(InputUnreadable, match="closed: cannot be read"):
+        find_files([tmp_path / "closed"])
+
+
+def test_too_many_pages_for_one_question_are_told_how_to_go_on(tmp_path: Path) -> None:
+    write_pdf(tmp_path / "a.pdf", 33)
+    write_pdf(tmp_path / "b.pdf", 32)
+    files = find_files([tmp_path]).files
+    long, short = documents_of(files, per_file=True)
+    with pytest.raises(InputUnreadable, match="33 pages, at most 32 are asked about together") as raised:
+        long.open()
+    assert "without per_file each page is a document" in raised.value.hint.replace("=True", "")
+    assert short.error is None
+    assert len(list(documents_of(files))) == 65
 
 
 def keys(documents: list[Document]) -> list[tuple[str, int | None]]:
