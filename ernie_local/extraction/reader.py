@@ -58,6 +58,16 @@ class ReadingOptions:
                 "a model that answers one value at a time writes no box beside it",
                 parameter("ask", "together"),
             )
+        if self.boxes:
+            schema_with_boxes(self.form.schema or {})  # refuses what could not be told apart
+
+    @property
+    def answer_form(self) -> AnswerForm:
+        """Of an answer to all questions: with a box beside each value, where boxes are asked for."""
+        if not self.boxes:
+            return self.form
+        paired = AnswerForm.of(schema_with_boxes(self.form.schema or {}))
+        return paired.with_instruction(f"{paired.instruction} {BOX_INSTRUCTION}")
 
     def identity(self) -> dict[str, str]:
         """What the records depend on, by name: the file of records is continued for the same alone."""
@@ -83,7 +93,7 @@ class ChatReader:
         self.prompt_tokens = self.completion_tokens = 0
         self._chat, self._options = chat, options
         self._questions = questions_of(options.form) if options.ask == "each" else ()
-        self._form = _form_with_boxes(options.form) if options.boxes else options.form
+        self._form = options.answer_form
         self._is_stopped = False
 
     def read(self, images: Sequence[OpenedImage]) -> FoundFields:
@@ -119,8 +129,8 @@ class ChatReader:
                 "a box does not say in which of them it lies",
                 f"one page at a time, without {parameter('per_file')}",
             )
-        fields, boxes, _ = split_boxes(answer.value, images[0].view)
-        return FoundFields(fields, split_confidence(answer.confidence), boxes)
+        fields, boxes, notes = split_boxes(answer.value, images[0].view)
+        return FoundFields(fields, split_confidence(answer.confidence), boxes, notes=notes)
 
     def _ask_again(
         self, images: Sequence[ChatImage], failed: Sequence[Check], found: FoundFields
@@ -179,11 +189,6 @@ class ChatReader:
         if answer.finish_reason == "interrupted":
             raise Interrupted("stopped within an answer", "a stop was asked for", "ask again")
         return answer
-
-
-def _form_with_boxes(form: AnswerForm) -> AnswerForm:
-    paired = AnswerForm.of(schema_with_boxes(form.schema or {}))
-    return paired.with_instruction(f"{paired.instruction} {BOX_INSTRUCTION}")
 
 
 def chat_readers(

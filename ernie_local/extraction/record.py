@@ -38,8 +38,9 @@ class Record:
     Values in it have paths such as "total" and "lines[0].price":
     confidence: the share of the probability that the value got, 0 to 1. boxes: where it stands, left, top,
     right and bottom in pixels of the original, points of a PDF page. review: the paths below the asked
-    confidence. failed_checks: the expressions that do not hold. seconds: from opening the file to the last
-    answer. prompt_tokens, completion_tokens: of all questions about it.
+    confidence. failed_checks: the expressions that do not hold. notes: places in the answer that are no box,
+    or were cut at the edge of the image. seconds: from opening the file to the last answer. prompt_tokens,
+    completion_tokens: of all questions about it.
     """
 
     file: str
@@ -49,6 +50,7 @@ class Record:
     boxes: Mapping[str, CropBox] = field(default_factory=dict)
     review: tuple[str, ...] = ()
     failed_checks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     seconds: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -94,6 +96,7 @@ def _record_of(keys: dict[str, Any]) -> Record:
         "boxes": boxes,
         "review": tuple(keys["review"]),
         "failed_checks": tuple(keys["failed_checks"]),
+        "notes": tuple(keys["notes"]),
         "error": None if keys["error"] is None else RecordError(**keys["error"]),
     }
     return Record(**{**keys, **changed})

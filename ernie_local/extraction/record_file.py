@@ -19,7 +19,7 @@ from ernie_local.extraction.record import Record, parse_record
 from ernie_local.files import open_plain, place_of_new_file, read_plain, sync_names, written_whole
 
 _STATE_BYTES = 1 << 20
-_VERSION = "ernie-local.extract/1"
+_VERSION = "ernie-local.extract/2"
 _BEGINNING = b'{"file": '
 
 
@@ -84,6 +84,19 @@ def read_records(path: Path) -> Iterator[Record]:
             yield parse_record(_text(line, path, number), f"line {number} of {path}")
 
 
+def find_done(path: Path, identity: Mapping[str, str]) -> set[tuple[str, int | None]]:
+    """Keys of the records at `path`, which a run of this identity would not read again; writes nothing.
+
+    Errors as of `open_record_file`, but for a file that another process writes to.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return set()
+    state = state_path(place_of_new_file(path))
+    _check_holds_records(path, state)
+    _check_identity(path, state, identity)
+    return {record.key for record in read_records(path)}
+
+
 @contextmanager
 def open_record_file(path: Path, identity: Mapping[str, str], *, resume: bool = True) -> Iterator[RecordFile]:
     """The file at `path`, new or with the records of an earlier run.
@@ -102,12 +115,8 @@ def open_record_file(path: Path, identity: Mapping[str, str], *, resume: bool = 
         _lock(descriptor, path)
         state = state_path(place)
         is_empty = os.fstat(descriptor).st_size == 0
-        if not is_empty and not (state.exists() or _is_of_records(path)):
-            raise UsageError(
-                f"{path} holds something else than records",
-                "they would be written into it",
-                "give another path",
-            )
+        if not is_empty:
+            _check_holds_records(path, state)
         if resume and not is_empty:
             _check_identity(path, state, identity)
             file = RecordFile(path, descriptor)
@@ -130,10 +139,15 @@ def _lock(descriptor: int, path: Path) -> None:
         ) from error
 
 
-def _is_of_records(path: Path) -> bool:
-    """Whether it begins like a record."""
+def _check_holds_records(path: Path, state: Path) -> None:
     with open_plain(path) as file:
-        return file.read(len(_BEGINNING)) == _BEGINNING
+        begins_like_a_record = file.read(len(_BEGINNING)) == _BEGINNING
+    if not (state.exists() or begins_like_a_record):
+        raise UsageError(
+            f"{path} holds something else than records",
+            "they would be written into it",
+            "give another path",
+        )
 
 
 def _check_identity(path: Path, state: Path, identity: Mapping[str, str]) -> None:

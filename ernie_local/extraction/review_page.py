@@ -163,6 +163,7 @@ def _article(record: Record, album: _Album) -> str:
         shown = f'<div class="none">{_text(address)}</div>'
     told = [f"<p><code>{_text(check)}</code> does not hold</p>" for check in record.failed_checks]
     bad = f'<div class="bad"><b>checks failed</b>{"".join(told)}</div>' if told else ""
+    bad += "".join(f"<p>{_text(note)}</p>" for note in record.notes)
     if record.error is not None:
         error = record.error
         bad += (

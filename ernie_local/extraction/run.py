@@ -37,6 +37,7 @@ class FoundFields:
     confidence: Mapping[str, float] = field(default_factory=dict)
     boxes: Mapping[str, CropBox] = field(default_factory=dict)
     failed_checks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class DocumentReader(Protocol):
@@ -143,6 +144,7 @@ class Extraction:
         record = Record(
             file=document.file.name,
             page=document.page,
+            notes=found.notes,
             seconds=round(time.perf_counter() - started, 3),
             prompt_tokens=reader.prompt_tokens,
             completion_tokens=reader.completion_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -431,6 +432,37 @@ def test_a_dry_run_counts_and_loads_nothing(
     assert result.exit_code == 0
 
 
+def test_a_dry_run_counts_what_this_run_would_read_and_write(
+    command: Command, folder: Path, use_readers: UseReaders, tmp_path: Path
+) -> None:
+    use_readers()
+    out = ("--out", str(tmp_path / "out.jsonl"))
+
+    def forecast(*options: str) -> dict[str, Any]:
+        found = command("extract", str(folder), *WIDTH, "--dry-run", "--json", *options).json()["forecast"]
+        assert isinstance(found, dict)
+        return found
+
+    plain = forecast(*out)
+    boxes = forecast("--boxes")
+    assert boxes["prompt_tokens"] > plain["prompt_tokens"] + 5 * 20  # told in the instruction
+    assert boxes["completion_tokens"] > plain["completion_tokens"] + 5 * 16
+    thoughts = forecast("--think", "on", "--think-budget", "100")
+    assert thoughts["thought_tokens"] == 500
+    assert thoughts["completion_tokens"] == plain["completion_tokens"] + 500
+    assert forecast("--think", "on")["seconds_high"] > thoughts["seconds_high"]
+    each = forecast("--ask", "each", "--think", "on", "--think-budget", "100")
+    assert each["thought_tokens"] == 500
+    retried = forecast("--check", "width > 0", "--retry")
+    assert retried["seconds_high"] > plain["seconds_high"]
+    assert retried["seconds_likely"] == plain["seconds_likely"]
+    command("extract", str(folder), *WIDTH, *out, "--limit", "2")
+    value = command("extract", str(folder), *WIDTH, "--dry-run", "--json", *out).json()
+    assert (value["done_before"], value["forecast"]["documents"], value["forecast"]["images"]) == (2, 4, 3)
+    assert forecast(*out, "--resume", "never")["documents"] == 6
+    assert command("extract", str(folder), "--fields", "width", "--dry-run", *out).exit_code == 2
+
+
 def test_boxes_are_drawn_on_copies(
     command: Command, folder: Path, use_readers: UseReaders, tmp_path: Path
 ) -> None:
@@ -440,8 +472,80 @@ def test_boxes_are_drawn_on_copies(
         path.relative_to(folder / "drawn").as_posix() for path in (folder / "drawn").rglob("*.png")
     )
     assert drawn == ["10.png.png", "11.png.png", "12.png.png", "14.png.png", "below/13.png.png"]
-    again = command("extract", str(folder), *WIDTH, "--draw", str(folder / "drawn"))
-    assert len(again.stdout.splitlines()) == 6  # drawings are no documents
+    for options in (("--draw", str(folder / "drawn")), ("--draw", str(folder)), (), ("--glob", "*.png")):
+        again = command("extract", str(folder), *WIDTH, *options)
+        assert len(again.stdout.splitlines()) == 6  # drawings are no documents
+    assert "left out 5: 10.png.png" in again.stderr or "--glob" in options
+
+
+def test_outputs_among_the_documents_are_none(
+    command: Command, folder: Path, use_readers: UseReaders
+) -> None:
+    use_readers()
+    outputs = [
+        word
+        for name in ("out", "csv", "xlsx", "html")
+        for word in (f"--{name}", str(folder / f"x.{'jsonl' if name == 'out' else name}"))
+    ]
+    for _ in range(2):
+        result = command("extract", str(folder), *WIDTH, "--glob", "*", *outputs, "--json").json()
+        assert result["done_before"] + result["documents"] == 6
+
+
+def test_what_is_wrong_with_boxes_is_in_the_record_and_the_summary(
+    command: Command, folder: Path, use_readers: UseReaders
+) -> None:
+    use_readers(lambda width: FoundFields({"width": width}, notes=("width: no box",) * (width < 12)))
+    result = command("extract", str(folder), *WIDTH, "--boxes", "--skip-errors")
+    assert json.loads(result.stdout.splitlines()[0])["notes"] == ["width: no box"]
+    assert "2 with places that are no box" in result.stderr
+
+
+def test_a_closed_folder_is_one_error(
+    command: Command, folder: Path, use_readers: UseReaders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_readers()
+    scan = os.scandir
+
+    def scan_or_refuse(path: Any) -> Any:
+        if str(path).endswith("below"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan_or_refuse)
+    (folder / "broken.png").unlink()
+    result = command("extract", str(folder), *WIDTH)
+    assert result.exit_code == 1
+    assert "1 of 5 documents have no fields" in result.stderr
+    assert "below: cannot be read" in result.stderr
+    assert command("extract", str(folder), *WIDTH, "--skip-errors").exit_code == 0
+
+
+@pytest.mark.slow
+def test_of_a_thousand_files_the_broken_ones_are_named(
+    command: Command, tmp_path: Path, use_readers: UseReaders
+) -> None:
+    """950 results, 50 errors by name, and exit code 1 with the count, or 0 where that is asked for."""
+    use_readers()
+    good, cut = io.BytesIO(), Image.new("RGB", (10, 9))
+    cut.save(good, "PNG")
+    broken = {f"{number:04}.png" for number in range(7, 1000, 20)}
+    for number in range(1000):
+        name = f"{number:04}.png"
+        content = good.getvalue()
+        # Cut, empty, of another kind, and of bytes that are none.
+        faults = (content[:40], b"", b"%PDF-1.7", bytes(range(256)))
+        (tmp_path / name).write_bytes(faults[number // 20 % 4] if name in broken else content)
+    out = tmp_path / "out.jsonl"
+    result = command("extract", str(tmp_path), *WIDTH, "--out", str(out), "--parallel", "2")
+    records = list(read_records(out))
+    assert {record.file for record in records if record.error is not None} == broken
+    assert (len(records), sum(record.fields == {"width": 10} for record in records)) == (1000, 950)
+    assert result.exit_code == 1
+    assert "50 of 1000 documents have no fields" in result.stderr
+    assert all(name in result.stderr for name in broken)
+    again = command("extract", str(tmp_path), *WIDTH, "--out", str(out), "--skip-errors")
+    assert again.exit_code == 0
 
 
 def _in_child(

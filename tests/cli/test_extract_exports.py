@@ -12,6 +12,7 @@ import openpyxl
 import pytest
 from PIL import Image
 
+from ernie_local.errors import Interrupted
 from ernie_local.extraction.run import FoundFields
 from tests.cli.running import Command
 from tests.cli.test_extract import WIDTH, StubReader, find_width
@@ -93,6 +94,26 @@ def test_a_stopped_run_has_tables_of_what_was_read(
     result = command("extract", str(folder), *WIDTH, "--min-confidence", "0.6", "--csv", str(table))
     assert result.exit_code == 130
     assert rows(table) == WIDTHS[: result.stdout.count("\n")]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_run_that_is_stopped_before_its_first_record_leaves_the_tables(
+    command: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    def stopping(_: int) -> FoundFields:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise Interrupted("stopped", "a stop was asked for", "ask again")
+
+    table = tmp_path / "o.csv"
+    out = ("--out", str(tmp_path / "o.jsonl")) if keeps else ()
+    ask = ("extract", str(folder), "--min-confidence", "0.6", "--csv", str(table), *out)
+    command(*ask, *WIDTH)
+    table.write_text("file,mine\n", encoding="utf-8")
+    use_reader(monkeypatch, stopping)
+    result = command(*ask, "--fields", "width: number", *(("--resume", "never") if keeps else ()))
+    assert result.exit_code == 130
+    assert "no tables: this run has no record yet" in result.stderr
+    assert table.read_text(encoding="utf-8") == "file,mine\n"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ TESTED_BESIDE = {"schema", "paths", "model"}
 
 
 def identity(options: ExtractOptions, model: Path | str = "nano") -> Any:
-    files, found = find_model_files(model), request.find_documents(options)
+    files, found = find_model_files(model), request.find_documents(options, {})
     return request.run_identity(options, request.reading_options(options), files, found)
 
 

@@ -5,6 +5,7 @@ Everything that can be wrong but the documents themselves is checked before the 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ def extract_fields(options: ExtractOptions, result: ExtractResult) -> None:
         schema = reading.form.schema or {}
         check_exports(options, schema)
     with console.working("looking for documents"):
-        found = request.find_documents(options)
+        found = request.find_documents(options, schema)
     if not options.watch:
         check_found(found, options.glob)
     if found.others:
@@ -58,10 +59,12 @@ def extract_fields(options: ExtractOptions, result: ExtractResult) -> None:
         max_pixels=options.max_pixels_count(),
         image_tokens=options.image_tokens_count(),
     )
-    if options.dry_run:
-        result.forecast = _forecast(options, reading, files, found, console)
-        return
     identity = request.run_identity(options, reading, files, found)
+    if options.dry_run:
+        done = request.find_done_before(options, identity)
+        result.done_before = len(done)
+        result.forecast = _forecast(options, reading, files, found, done, console)
+        return
     with (
         open_output(options, identity, console, result) as lines,
         exported(options, schema, found.folder, lines, console, result) as output,
@@ -90,6 +93,7 @@ def _summary(result: ExtractResult) -> str:
         (result.broken, "without fields"),
         (result.to_review, "to review"),
         (result.failing, "with a failed check"),
+        (result.noted, "with places that are no box or reach over the edge"),
     ):
         if count:
             parts.append(f"{count} {what}")
@@ -101,13 +105,14 @@ def _forecast(
     reading: ReadingOptions,
     files: ModelFiles,
     found: FoundFiles,
+    done: Collection[tuple[str, int | None]],
     console: Console,
 ) -> ForecastObject:
     from ernie_cli.extract.forecast import forecast, forecast_lines
     from ernie_local.extraction.documents import documents_of
 
-    documents = documents_of(found.files, per_file=options.per_file, password=options.password)
+    documents = documents_of(found.files, done, per_file=options.per_file, password=options.password)
     with console.working("opening documents"):
         seen = forecast(options, reading, files, islice(documents, options.limit))
-    console.show(forecast_lines(seen))
+    console.show(forecast_lines(seen, len(done)))
     return seen

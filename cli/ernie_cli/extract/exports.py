@@ -27,11 +27,17 @@ from ernie_local.extraction.xlsx_tables import write_xlsx
 _CSV_BEGINNINGS = (b"\xef\xbb\xbf", b"file,", b"file;")
 
 
+def output_paths(options: ExtractOptions, schema: Mapping[str, Any]) -> list[Path]:
+    """All files that a run writes but drawings, which may lie among its documents."""
+    tables = [] if options.csv is None else csv_paths(options.csv, schema)
+    records = [] if options.out is None else [options.out, state_path(options.out)]
+    return [*tables, *(path for path in (options.xlsx, options.html) if path is not None), *records]
+
+
 def check_exports(options: ExtractOptions, schema: Mapping[str, Any]) -> None:
     """Raise UsageError for files that cannot be written, or would replace something else."""
     if options.csv is not None or options.xlsx is not None:
         RecordTables(schema)  # refuses a schema of too many columns
-    paths = [] if options.csv is None else csv_paths(options.csv, schema)
     for name, given in (("csv", options.csv), ("xlsx", options.xlsx)):
         if given is not None and (given.suffix.lower() == ".xlsx") != (name == "xlsx"):
             raise UsageError(
@@ -39,25 +45,22 @@ def check_exports(options: ExtractOptions, schema: Mapping[str, Any]) -> None:
                 "Excel opens a file only as what its name says",
                 f"--{name} {given.with_suffix(f'.{name}')}",
             )
-    for path in paths:
+    for path in [] if options.csv is None else csv_paths(options.csv, schema):
         check_output_path(path, "a table", _CSV_BEGINNINGS, "records.csv")
     if options.xlsx is not None:
         check_output_path(options.xlsx, "an Excel file", b"PK", "records.xlsx")
-        paths.append(options.xlsx)
     if options.html is not None:
         check_output_path(options.html, "a page", b"<!DOCTYPE html", "records.html")
-        paths.append(options.html)
-    if paths and options.watch and options.out is None:
+    if (options.csv or options.xlsx or options.html) and options.watch and options.out is None:
         raise UsageError(
             "--watch with a table, but without --out",
             "a run that goes on and on keeps its records in the file of --out",
             "add --out records.jsonl",
         )
+    paths = output_paths(options, schema)
     places = [os.path.realpath(path) for path in paths]
     if options.out is not None:
-        out = Path(os.path.realpath(options.out))
-        paths += [options.out, state_path(options.out)]
-        places += [str(out), str(state_path(out))]
+        places[-1] = str(state_path(Path(places[-2])))  # beside what --out leads to
     doubles = [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]
     if doubles:
         raise UsageError(
@@ -87,7 +90,11 @@ def exported(
         try:
             yield output if options.out is not None else replace(output, write=_written_twice(output, path))
         except (Interrupted, Stopped):
-            _export(options, schema, folder, path, console, result)
+            if result.documents or (result.done_before and options.resume == "auto"):
+                _export(options, schema, folder, path, console, result)
+            else:
+                # A table of an earlier run stays, and the records that --resume never would have replaced.
+                console.note("no tables: this run has no record yet")
             raise
         _export(options, schema, folder, path, console, result)
 

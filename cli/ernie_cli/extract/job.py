@@ -77,7 +77,9 @@ class ReadingJob:
         options = self.options
         files = self.found.files
         wanted = documents_of(
-            watched_files(partial(request.find_documents, options), self._is_over)
+            watched_files(
+                partial(request.find_documents, options, self.reading.form.schema or {}), self._is_over
+            )
             if options.watch
             else files,
             self.output.done,

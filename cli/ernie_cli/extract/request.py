@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ernie_cli.extract.exports import output_paths
 from ernie_cli.extract.options import ExtractOptions
 from ernie_cli.options import check_is_number
 from ernie_local.checkpoint.files import HASHES_FILE, INDEX_FILE
@@ -15,6 +17,7 @@ from ernie_local.extraction.checks import parse_check
 from ernie_local.extraction.documents import FoundFiles, find_files
 from ernie_local.extraction.questions import object_schema
 from ernie_local.extraction.reader import DEFAULT_MAX_TOKENS, ReadingOptions
+from ernie_local.extraction.record_file import find_done
 from ernie_local.model_files import ModelFiles
 from ernie_local.reuse.identity import digest_of
 
@@ -54,9 +57,9 @@ def check_extract_options(options: ExtractOptions) -> None:
             raise UsageError(what, why, "remove one of them, or add what is missing")
 
 
-def find_documents(options: ExtractOptions) -> FoundFiles:
-    """What lies at the paths now; drawings are no documents. Errors as of `find_files`."""
-    return find_files(options.paths, options.glob, [] if options.draw is None else [options.draw])
+def find_documents(options: ExtractOptions, schema: Mapping[str, Any]) -> FoundFiles:
+    """What lies at the paths now; what this run writes is no document. Errors as of `find_files`."""
+    return find_files(options.paths, options.glob, output_paths(options, schema))
 
 
 def reading_options(options: ExtractOptions) -> ReadingOptions:
@@ -104,6 +107,13 @@ def run_identity(
         "ctx-size": str(options.context_tokens()),
         "small-below": str(options.small_below),
     }
+
+
+def find_done_before(options: ExtractOptions, identity: Mapping[str, str]) -> set[tuple[str, int | None]]:
+    """Keys of the documents that a run with these options would not read again."""
+    if options.out is None or options.resume == "never":
+        return set()
+    return find_done(options.out, identity)
 
 
 def _digest_of_model(directory: Path) -> str:

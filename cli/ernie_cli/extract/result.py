@@ -33,6 +33,7 @@ class RecordObject:
     """With `--boxes`: [left, top, right, bottom] in pixels of the original; in points of a PDF page."""
     review: list[str]  #: Paths of values below `--min-confidence`.
     failed_checks: list[str]  #: Expressions of `--check` that do not hold.
+    notes: list[str]  #: Places in the answer that are no box, or were cut at the edge of the image.
     seconds: float  #: From opening the file to the answer.
     prompt_tokens: int  #: Of all questions about it.
     completion_tokens: int
@@ -41,13 +42,19 @@ class RecordObject:
 
 @dataclass
 class ForecastObject:
-    """What a run would take, without loading the model."""
+    """What a run would take, without loading the model: of documents that FILE of `--out` does not have.
+
+    Documents one after the other: several at once (`--parallel`) take less. Thoughts of an unknown length
+    count 256 tokens, or as many as they may have where that is less. `seconds_high` counts the longest
+    thoughts, and with `--retry` every question twice.
+    """
 
     documents: int
     unreadable: int  #: Of them: they could not be opened.
-    images: int
+    images: int  #: Pages and pictures.
     prompt_tokens: int  #: Of one question about each document, or of one for each field with `--ask each`.
-    completion_tokens: int  #: About: those of an answer with one item in each list.
+    completion_tokens: int  #: About: of answers with one item in each list, and of thoughts.
+    thought_tokens: int  #: Of them: of thoughts.
     seconds_low: float
     seconds_likely: float
     seconds_high: float
@@ -66,6 +73,7 @@ class ExtractResult:
     broken: int = 0  #: Without fields: of this run, and of FILE.
     to_review: int = 0  #: Of this run, with a field below `--min-confidence`.
     failing: int = 0  #: Of this run, with a failed check.
+    noted: int = 0  #: Of this run, with `notes`.
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0  #: Of this run, without loading the model.
@@ -80,6 +88,7 @@ class ExtractResult:
         self.broken += record.error is not None
         self.to_review += bool(record.review)
         self.failing += bool(record.failed_checks)
+        self.noted += bool(record.notes)
         self.prompt_tokens += record.prompt_tokens
         self.completion_tokens += record.completion_tokens
         self.seconds = round(seconds, 3)

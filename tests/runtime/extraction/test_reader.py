@@ -162,6 +162,19 @@ def test_boxes_are_taken_out_of_the_answer(page: list[OpenedImage]) -> None:
         reader(ScriptedChat({"total": {"value": 12, "bbox_2d": None}}), form, boxes=True).read([*page, *page])
 
 
+def test_what_is_wrong_with_boxes_is_noted(page: list[OpenedImage]) -> None:
+    form = AnswerForm.of("total: number, date")
+    boxes = {"total": [100, 200, 500, 2000], "date": [300, 300, 300, 400]}
+    chat = ScriptedChat({name: {"value": 1, "bbox_2d": box} for name, box in boxes.items()})
+    found = reader(chat, form, boxes=True).read(page)
+    assert list(found.boxes) == ["total"]
+    assert [note.partition(":")[0] for note in found.notes] == ["total", "date"]
+    assert "is cut there" in found.notes[0]
+    assert "has no area" in found.notes[1]
+    with pytest.raises(UsageError, match="could not be told apart"):
+        ReadingOptions(AnswerForm.of("a: {value, bbox_2d}"), boxes=True)
+
+
 def test_several_pages_are_one_question(page: list[OpenedImage]) -> None:
     chat = ScriptedChat({"total": 1, "lines": []})
     reader(chat).read([*page, *page, *page])

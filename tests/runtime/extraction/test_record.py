@@ -31,6 +31,7 @@ RECORDS = st.builds(
     boxes=st.dictionaries(TEXT, st.tuples(COUNTS, COUNTS, COUNTS, COUNTS), max_size=3),
     review=st.lists(TEXT, max_size=3).map(tuple),
     failed_checks=st.lists(TEXT, max_size=3).map(tuple),
+    notes=st.lists(TEXT, max_size=3).map(tuple),
     seconds=st.floats(0, 1e6),
     prompt_tokens=COUNTS,
     completion_tokens=COUNTS,
