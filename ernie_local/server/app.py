@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -19,19 +20,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ernie_local.sampling import model_sampling
+from ernie_local.sampling import SamplingOptions, model_sampling
 from ernie_local.server.attachments import AttachmentLimits
 from ernie_local.server.chat_completions import ChatCompletion, question_of
+from ernie_local.server.completions import Completion, completion_question
 from ernie_local.server.events import data_line
 from ernie_local.server.failures import ApiError, api_error
 from ernie_local.server.guard import Endpoint, Guard, GuardSettings, error_response, receive_body, too_large
 from ernie_local.server.metrics import CONTENT_TYPE, Metrics
 from ernie_local.server.openapi import openapi_document
 from ernie_local.server.page import looks_of, page_file, page_state, safe_html
-from ernie_local.server.requests import Body, ChatRequest, read_body
+from ernie_local.server.requests import Body, ChatRequest, CompletionRequest, read_body
 from ernie_local.server.responses import ResponseWriter
 from ernie_local.server.responses_request import ResponsesRequest, as_chat_request
-from ernie_local.server.service import Ended, Event, Service
+from ernie_local.server.service import ClientQuestion, Ended, Event, Service
 
 _LOG = logging.getLogger("ernie_local.server")
 _Result = TypeVar("_Result")
@@ -70,6 +72,7 @@ class Server:
                 ("GET", "/metrics", self._metrics),
                 ("GET", "/openapi.json", self._openapi),
                 ("POST", "/v1/chat/completions", self._chat_completions),
+                ("POST", "/v1/completions", self._completions),
                 ("POST", "/v1/responses", self._responses),
             )
         ]
@@ -173,20 +176,32 @@ class Server:
 
     async def _chat_completions(self, request: Request) -> Response:
         body = read_body(await receive_body(request, self.guard), ChatRequest)
-        return await self._answered(request, body, ChatCompletion(self.model_name, body.request))
+        writer = ChatCompletion(self.model_name, body.request)
+        return await self._answered(request, body, writer, partial(question_of, body, self.attachments))
+
+    async def _completions(self, request: Request) -> Response:
+        body = read_body(await receive_body(request, self.guard), CompletionRequest)
+        writer = Completion(self.model_name, body.request)
+        return await self._answered(request, body, writer, partial(completion_question, body))
 
     async def _responses(self, request: Request) -> Response:
         read = read_body(await receive_body(request, self.guard), ResponsesRequest)
         body = Body(as_chat_request(read.request), read.sampling, read.unknown)
-        return await self._answered(request, body, ResponseWriter(self.model_name, body.request))
+        writer = ResponseWriter(self.model_name, body.request)
+        return await self._answered(request, body, writer, partial(question_of, body, self.attachments))
 
     async def _answered(
-        self, request: Request, body: Body[ChatRequest], writer: ChatCompletion | ResponseWriter
+        self,
+        request: Request,
+        body: Body[Any],
+        writer: ChatCompletion | Completion | ResponseWriter,
+        asked: Callable[[SamplingOptions], ClientQuestion],
     ) -> Response:
+        """asked: the question, given the sampling of the model."""
         service = self.ready_service()
         self._tell_unknown(body.unknown)
         of_model = model_sampling(service.model.files.generation_config)
-        events = self._counted(service.answer(question_of(body, self.attachments, of_model)))
+        events = self._counted(service.answer(asked(of_model)))
         if body.request.stream:
             return await _streamed(writer.lines, events)
         async with aclosing(events):

@@ -32,8 +32,8 @@ def check_supported(request: ChatRequest) -> None:
     """ApiError 400 for what changes an answer and is not possible here."""
     if request.n not in (None, 1):
         raise bad_request(f"n is {request.n}; one answer a request is possible", "n")
-    if request.logprobs or request.top_logprobs:
-        raise bad_request("the probabilities of tokens are not told here", "logprobs")
+    if request.top_logprobs and not request.logprobs:
+        raise bad_request(f"top_logprobs is {request.top_logprobs} without logprobs: true", "top_logprobs")
 
 
 def max_tokens_of(request: ChatRequest) -> int | None:

@@ -13,9 +13,11 @@ from ernie_local.server.attachments import AttachmentLimits, Attachments
 from ernie_local.server.conversation import call_arguments, chat_messages, tool_descriptions
 from ernie_local.server.events import DONE, PING, data_line
 from ernie_local.server.forms import call_form_of, form_of
+from ernie_local.server.logprobs import chat_logprobs
 from ernie_local.server.requests import Body, ChatRequest, message_key
 from ernie_local.server.service import Begun, ClientQuestion, Ended, Event, Silence
 from ernie_local.session import Answer, FinishReason, Piece, ToolCall
+from ernie_local.text.reasoning import TokenScore
 
 
 def question_of(
@@ -37,6 +39,7 @@ def question_of(
         stops=stops_of(request.stop),
         form=call_form or form_of(request.response_format),
         is_call=call_form is not None,
+        top_scores=request.top_logprobs or 0 if request.logprobs else None,
     )
 
 
@@ -51,14 +54,17 @@ class ChatCompletion:
         }
         options = request.stream_options
         self._includes_usage = bool(options is not None and options.include_usage)
+        self._has_logprobs = bool(request.logprobs)
 
     async def whole(self, events: AsyncIterator[Event]) -> dict[str, Any]:
         """The object for a client that waits for all of it."""
         texts: dict[str, list[str]] = {"reasoning": [], "answer": []}
+        scores: list[TokenScore] = []
         ended: Ended | None = None
         async for event in events:
             if isinstance(event, Piece):
                 texts[event.kind].append(event.text)
+                scores += event.scores
             elif isinstance(event, Ended):
                 ended = event
         assert ended is not None
@@ -73,7 +79,7 @@ class ChatCompletion:
         choice = {
             "index": 0,
             "message": message,
-            "logprobs": None,
+            "logprobs": self._logprobs(scores),
             "finish_reason": _finish_reason(ended.finish_reason, bool(calls)),
         }
         usage = usage_of(ended.answer)
@@ -90,8 +96,8 @@ class ChatCompletion:
                     pass
                 case Piece(kind="reasoning", text=text):
                     yield self._chunk({"reasoning_content": text, "reasoning": text})
-                case Piece(text=text):
-                    yield self._chunk({"content": text})
+                case Piece(text=text, scores=scores):
+                    yield self._chunk({"content": text}, scores=scores)
                 case Ended(answer=answer, finish_reason=reason, tool_calls=calls):
                     for index, call in enumerate(_calls(calls)):
                         for delta in _call_deltas(index, call):
@@ -101,8 +107,14 @@ class ChatCompletion:
                         yield data_line(self._chunk_object([], usage=usage_of(answer)))
         yield DONE
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _logprobs(self, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
+        return chat_logprobs(scores) if self._has_logprobs else None
+
+    def _chunk(
+        self, delta: dict[str, Any], finish_reason: str | None = None, scores: Sequence[TokenScore] = ()
+    ) -> bytes:
+        logprobs = self._logprobs(scores) if scores else None
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         return data_line(self._chunk_object([choice]))
 
     def _chunk_object(self, choices: list[Any], **more: Any) -> dict[str, Any]:

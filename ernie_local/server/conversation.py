@@ -33,19 +33,16 @@ _ROLES: Mapping[str, Role] = {
 
 
 def chat_messages(messages: Sequence[ChatRequestMessage], attachments: Attachments) -> list[ChatMessage]:
-    """The messages; ApiError for what cannot be said to a model.
-
-    A last one from the assistant may be empty, and is left out; it is not continued.
+    """The messages; ApiError for what cannot be said to a model. An empty last one from the assistant, with
+    which some clients ask for an answer, is left out.
     """
-    if messages[-1].role == "assistant":
-        *messages, last = messages
-        if last.tool_calls:
-            raise bad_request("the last message is a call of a tool without its result", "messages")
-        if any(_parts(last, attachments)):
-            raise bad_request("a last message from the assistant cannot be continued here", "messages")
-    if not messages:
+    said = [_message(message, attachments) for message in messages]
+    last = said[-1]
+    if last.role == "assistant" and not (last.text or last.reasoning or last.tool_calls):
+        said.pop()
+    if all(message.role == "assistant" for message in said):
         raise bad_request("no message comes before that of the assistant", "messages")
-    return [_message(message, attachments) for message in messages]
+    return said
 
 
 def _message(message: ChatRequestMessage, attachments: Attachments) -> ChatMessage:

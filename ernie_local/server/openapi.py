@@ -8,12 +8,13 @@ from typing import Any
 import msgspec
 
 from ernie_local.sampling import SamplingOptions
-from ernie_local.server.requests import AnyRequest, ChatRequest
+from ernie_local.server.requests import AnyRequest, ChatRequest, CompletionRequest
 from ernie_local.server.responses_request import ResponsesRequest
 
 _REF = "#/components/schemas/{name}"
 _REQUESTS: dict[str, tuple[str, type[AnyRequest]]] = {
     "/v1/chat/completions": ("Answer a conversation, whole or as server-sent events.", ChatRequest),
+    "/v1/completions": ("Go on with a text, whole or as server-sent events.", CompletionRequest),
     "/v1/responses": ("The same in the newer form; nothing is kept.", ResponsesRequest),
 }
 _READING = {

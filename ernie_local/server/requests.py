@@ -18,6 +18,7 @@ from ernie_local.server.failures import bad_request
 
 AskedDetail: TypeAlias = Literal["low", "high", "auto", "original"]
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
+AskedStops: TypeAlias = str | Annotated[list[str], Meta(max_length=16)] | None
 _Request = TypeVar("_Request", bound=Struct)
 
 
@@ -167,7 +168,7 @@ class ChatRequest(AnyRequest, kw_only=True):
     messages: Annotated[list[ChatRequestMessage], Meta(min_length=1)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
-    stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
+    stop: AskedStops = None
     n: int | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
@@ -179,6 +180,19 @@ class ChatRequest(AnyRequest, kw_only=True):
     chat_template_kwargs: TemplateSettings | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+
+class CompletionRequest(AnyRequest, kw_only=True):
+    """The body of POST /v1/completions. prompt: a text, token ids, or a list of one of these."""
+
+    prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
+    max_tokens: Count | None = None
+    stop: AskedStops = None
+    n: int | None = None
+    best_of: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -32,13 +32,15 @@ class ClientQuestion:
     """What a client asks.
 
     messages: makes the conversation in the thread of the slot, as images are opened and fetched there. keys:
-    one for each message, equal for equal messages. is_call: whether what is in the form is a call of a tool.
-    The rest is as of `Chat.send`.
+    one for each message, equal for equal messages. prompt: in place of messages, what `Chat.complete` takes.
+    is_call: whether what is in the form is a call of a tool. The rest is as of `Chat`.
     """
 
-    messages: Callable[[], Sequence[ChatMessage]]
     keys: Sequence[object]
     sampling: SamplingOptions
+    messages: Callable[[], Sequence[ChatMessage]] = tuple
+    prompt: str | Sequence[int] | None = None
+    top_scores: int | None = None
     tools: Sequence[Mapping[str, object]] = ()
     thinking: bool | None = None
     thinking_budget: int | None = None
@@ -127,13 +129,8 @@ class _Slot:
         question, chat = job.question, self.chat
         chat.sampling = question.sampling
         chat.writer.tools = tuple(question.tools)
-        pieces = chat.send(
-            question.messages(),
-            question.thinking,
-            question.thinking_budget,
-            question.max_tokens,
-            schema=question.form,
-        )
+        chat.top_scores = question.top_scores
+        pieces = self._ask(question)
         # A stop before `send` had begun would be lost.
         if job.is_cancelled.is_set():
             return
@@ -144,9 +141,10 @@ class _Slot:
         try:
             for piece in pieces:
                 self.phase = ""
-                text = stops.push(piece.text) if piece.kind == "answer" else piece.text
-                if text and not (question.is_call and piece.kind == "answer"):
-                    job.put(Piece(piece.kind, text))
+                shown = stops.push(piece) if piece.kind == "answer" else piece
+                is_said = bool(shown.text or shown.scores)
+                if is_said and not (question.is_call and piece.kind == "answer"):
+                    job.put(shown)
                 if stops.has_stopped:
                     pieces.close()
                     break
@@ -157,9 +155,20 @@ class _Slot:
         held, calls = stops.finish(), answer.tool_calls
         if question.is_call:
             calls = () if answer.value is None else (ToolCall(**answer.value),)
-        elif held:
-            job.put(Piece("answer", held))
+        elif held.text or held.scores:
+            job.put(held)
         job.put(Ended(answer, "stop" if stops.has_stopped else answer.finish_reason, calls))
+
+    def _ask(self, question: ClientQuestion) -> Generator[Piece, None, None]:
+        if question.prompt is not None:
+            return self.chat.complete(question.prompt, question.max_tokens)
+        return self.chat.send(
+            question.messages(),
+            question.thinking,
+            question.thinking_budget,
+            question.max_tokens,
+            schema=question.form,
+        )
 
 
 class Service:

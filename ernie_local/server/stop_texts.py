@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+
+from ernie_local.session import Piece
+from ernie_local.text.reasoning import TokenScore
 
 
 class StopTexts:
-    """Takes an answer piece by piece, and gives it on up to the first of the stop texts, without it."""
+    """Takes an answer piece by piece, and gives it on up to the first of the stop texts, without it.
+
+    The scores of a piece go with the first letter of it that is shown.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
+        self._num_taken = self._num_shown = 0  # characters
+        self._scores: deque[tuple[int, tuple[TokenScore, ...]]] = deque()  # and where their pieces begin
         self.has_stopped = False
 
-    def push(self, text: str) -> str:
-        """What can be shown now."""
+    def push(self, piece: Piece) -> Piece:
+        """What can be shown now, perhaps nothing."""
         if self.has_stopped:
-            return ""
+            return Piece("answer", "")
+        self._scores.append((self._num_taken, piece.scores))
+        self._num_taken += len(piece.text)
+        shown = self._taken(piece.text)
+        self._num_shown += len(shown)
+        scores: list[TokenScore] = []
+        while self._scores and self._scores[0][0] < self._num_shown:
+            scores += self._scores.popleft()[1]
+        return Piece("answer", shown, tuple(scores))
+
+    def _taken(self, text: str) -> str:
         self._held += text
         ends = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if ends:
@@ -28,10 +47,14 @@ class StopTexts:
         self._held = self._held[len(shown) :]
         return shown
 
-    def finish(self) -> str:
+    def finish(self) -> Piece:
         """What was held back when the answer ended otherwise."""
+        if self.has_stopped:
+            return Piece("answer", "")
+        scores = tuple(score for _, some in self._scores for score in some)
         held, self._held = self._held, ""
-        return held
+        self._scores.clear()
+        return Piece("answer", held, scores)
 
     def _half_stop(self) -> int:
         """Characters at the end that may begin a stop text."""

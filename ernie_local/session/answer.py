@@ -92,18 +92,21 @@ class OpenQuestion:
     """Everything about a question that is known before the model computes.
 
     history: the turns before. messages: what is asked, with images opened. all_images: of the whole
-    conversation, in the order of the prompt.
+    conversation, in the order of the prompt. begun: an answer that goes on. is_plain: whether no template
+    has written the prompt, so that no turn comes of it.
     """
 
-    history: tuple[ChatTurn, ...]
-    messages: tuple[ChatMessage, ...]
-    thinking: bool
-    all_images: Sequence[ChatImage]
     prompt: TextPrompt
     sampler: Sampler
     started: float
-    image_seconds: float
     paging_before: PagingStats | None
+    history: tuple[ChatTurn, ...] = ()
+    messages: tuple[ChatMessage, ...] = ()
+    thinking: bool = False
+    all_images: Sequence[ChatImage] = ()
+    image_seconds: float = 0.0
+    begun: ChatMessage | None = None
+    is_plain: bool = False
 
     def to_answer(self, generation: Generation, reuse: Reuse, paging: PagingStats | None) -> Answer:
         """What is known of the answer now. reuse: of the prompt. paging: what paging has done up to now."""
@@ -144,8 +147,8 @@ class OpenQuestion:
         """The question with what the model wrote."""
         return ChatTurn(
             question=self.messages,
-            answer=generation.text,
-            reasoning=generation.reasoning,
+            answer=("" if self.begun is None else self.begun.text) + generation.text,
+            reasoning=("" if self.begun is None else self.begun.reasoning) + generation.reasoning,
             tool_calls=generation.tool_calls,
             thinking=self.thinking,
             finish_reason=generation.finish_reason,

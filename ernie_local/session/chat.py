@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import threading
 import time
 import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from ernie_local.errors import ErnieLocalError, UsageError
 from ernie_local.loading import LoadedModel
-from ernie_local.progress import OnProgress, StopQuestion
 from ernie_local.reuse.cache_folder import CacheWarning
-from ernie_local.sampling import Sampler, SamplingOptions, model_sampling
-from ernie_local.session.answer import Answer, OpenQuestion, no_answer
+from ernie_local.sampling import Sampler, SamplingOptions
+from ernie_local.session.answer import OpenQuestion
+from ernie_local.session.answering import Answering
 from ernie_local.session.generation import AnswerOptions, Generation
 from ernie_local.session.image import ChatImage, ChatImageSource, open_chat_images
 from ernie_local.session.messages import (
@@ -24,13 +21,13 @@ from ernie_local.session.messages import (
     ChatTurn,
     MessagePart,
     as_sources,
+    check_begun,
     check_question,
     images_of,
+    split_begun,
     split_turns,
     with_instruction,
 )
-from ernie_local.session.pieces import Pieces, is_in_use
-from ernie_local.session.sequence import CachedSequence
 from ernie_local.session.transcript import SavedChat, read_saved_chat, write_chat
 from ernie_local.session.writer import ChatWriter, check_fits
 from ernie_local.structured import AnswerForm, FormSource
@@ -38,7 +35,7 @@ from ernie_local.text.reasoning import Piece
 from ernie_local.text.template import Role, TextPrompt
 
 
-class Chat:
+class Chat(Answering):
     """A conversation, of one thread at a time; several chats with a model may be used from several threads.
 
     model: the model that answers. sampling, writer.tools: how tokens are chosen, and what the model may call,
@@ -65,19 +62,8 @@ class Chat:
         Raises ModelUnusable where the tokenizer is missing or another model's, or the template of the files
         cannot be used; UsageError for tools with PT.
         """
-        self.model = model
-        self.sampling = model_sampling(model.files.generation_config) if sampling is None else sampling
-        self._last: Answer | None = None
-        self.writer = ChatWriter(model.files, system, tools, variant)
+        super().__init__(model, system, sampling, variant, tools)
         self._turns: tuple[ChatTurn, ...] = ()
-        self._sequence = CachedSequence(model.engine(), model.config, model.results)
-        self._running: Generator[Piece, None, bool] | None = None
-        self._entry = threading.RLock()
-        self._ended_by = 0  # the thread that last made an answer count as interrupted
-        # A plain flag, as a signal handler may set it at any moment: an Event would lock.
-        self._stop_asked = False
-        #: Gets "images", "tokens", or "model" (bytes that are hashed), how many are done, and all of them.
-        self.on_progress: OnProgress | None = None
 
     @property
     def system(self) -> str | None:
@@ -90,12 +76,6 @@ class Chat:
         """The turns so far, interrupted ones included."""
         self._end_half_read()
         return self._turns
-
-    @property
-    def last(self) -> Answer | None:
-        """The answer that ended last, also an interrupted or an empty one; None before the first."""
-        self._end_half_read()
-        return self._last
 
     def ask(
         self,
@@ -134,11 +114,13 @@ class Chat:
         *,
         schema: FormSource | None = None,
     ) -> Generator[Piece, None, None]:
-        """Answer a whole conversation, whose last message comes from user or tool; yields pieces.
+        """Answer a whole conversation, or go on with the answer that is its last message; yields pieces.
 
         The conversation takes the place of the history, unless no answer comes. What its beginning has in
         common with what was computed before is not computed again; images are compared by their pixels.
-        A system message at the start goes before the chat's own system text.
+        A system message at the start goes before the chat's own system text. A last message from assistant
+        stands behind the opening of an answer, and the pieces are what follows it: after its text, more of
+        the answer, with its reasoning, or none, as the thought; after reasoning alone, more of the thought.
 
         The call itself opens the images and checks everything; the model computes while pieces are read.
         thinking: None is what the model was made for. thinking_budget: tokens after which a thought is
@@ -155,9 +137,10 @@ class Chat:
             started = time.perf_counter()
             processor, context_size = self.model.image_processor, self._sequence.engine.context_size
             opened = [message.opened(processor, context_size) for message in messages]
-            turns, question = split_turns(opened)
+            said, begun = split_begun(opened)
+            turns, question = split_turns(said)
             options = _options(thinking, thinking_budget, max_tokens, schema)
-            return self._start(started, turns, question, options)
+            return self._start(started, turns, question, options, begun)
 
     def retry(
         self,
@@ -177,10 +160,6 @@ class Chat:
             started = time.perf_counter()
             options = _options(thinking, thinking_budget, max_tokens, schema)
             return self._start(started, tuple(turns), last.question, options)
-
-    def stop(self) -> None:
-        """End the running answer after the current token; also from another thread or a signal handler."""
-        self._stop_asked = True
 
     def undo(self) -> ChatTurn:
         """Forget the last question and its answer, and return them; UsageError where there is none.
@@ -237,13 +216,13 @@ class Chat:
         turns: tuple[ChatTurn, ...],
         question: tuple[ChatMessage, ...],
         options: AnswerOptions,
+        begun: ChatMessage | None = None,
     ) -> Generator[Piece, None, None]:
         """Check and prepare everything that needs no model. started: when it was asked."""
         self._stop_asked, image_seconds = False, time.perf_counter() - started
-        writer, context_size = self.writer, self._sequence.engine.context_size
         messages = [message for turn in turns for message in turn.messages()] + list(question)
-        prompt = _prompt(writer, messages, options)
-        check_fits(prompt, context_size)
+        prompt = _prompt(self.writer, messages, options, begun)
+        check_fits(prompt, self._sequence.engine.context_size)
         all_images, patching = images_of(messages), time.perf_counter()
         for image in set(self._sequence.images_to_encode(prompt, all_images)) & set(images_of(question)):
             image.patches()
@@ -258,57 +237,30 @@ class Chat:
             started=started,
             image_seconds=image_seconds,
             paging_before=self.model.paging,
+            begun=begun,
         )
-        room, thought = context_size - len(prompt.token_ids), prompt.thought
-        generation = Generation(writer, opened.sampler, options, room, self._should_stop, thought)
-        self._running = self._stream(opened, generation)
-        return Pieces(self._read(self._running))
-
-    def _read(self, running: Generator[Piece, None, bool]) -> Generator[Piece, None, None]:
-        has_ended_itself = yield from running
-        if not has_ended_itself and self._ended_by != threading.get_ident():
-            raise UsageError(
-                "another thread has used the chat before this answer was read to its end",
-                "a chat has one answer at a time, and the next use ends the one before",
-                "make a chat for each thread: they may share the model",
-            )
+        return self._answer(opened, options)
 
     def _some_turns(self, purpose: str) -> tuple[ChatTurn, ...]:
         if not self._turns:
             raise UsageError(f"there is nothing to {purpose}", "the chat has 0 turns", "ask something first")
         return self._turns
 
-    def _should_stop(self) -> bool:
-        return self._stop_asked
-
-    def _stream(self, question: OpenQuestion, generation: Generation) -> Generator[Piece, None, bool]:
-        prompt, images = question.prompt, question.all_images
-        prefill = partial(self._sequence.advance_to, prompt, images, self._should_stop, self.on_progress)
-        try:
-            yield from generation.pieces(self._sequence, prefill, prompt.token_ids)
-        except (GeneratorExit, KeyboardInterrupt):
-            generation.end()
-            self._keep(question, generation)
-            self._store(lambda: True)  # who leaves does not wait for a model to be hashed
-            raise
-        self._keep(question, generation)
-        self._store(self._should_stop)
-        if generation.finish_reason != "interrupted" and not generation.has_answer:
-            raise no_answer(generation)
-        return True
-
     def _keep(self, question: OpenQuestion, generation: Generation) -> None:
-        """Keep the answer that has ended as `last`, and in the history where it says anything."""
-        self._last = question.to_answer(generation, self._sequence.reuse, self.model.paging)
+        """Also in the history, where it says anything, and in the cache folder."""
+        super()._keep(question, generation)
+        if question.is_plain:
+            return
         is_interrupted = generation.finish_reason == "interrupted"
         if generation.has_answer or (is_interrupted and generation.reasoning):
             self._turns = (*question.history, question.to_turn(generation))
+        self._store()
 
-    def _store(self, should_stop: StopQuestion) -> None:
+    def _store(self) -> None:
         """Write what was computed into the cache folder, if there is one."""
         if self._sequence.has_folder:
             try:
-                self._sequence.store(*self._said(), should_stop, self.on_progress)
+                self._sequence.store(*self._said(), self._should_stop, self.on_progress)
             except ErnieLocalError as error:  # a template may refuse what the model wrote
                 told = f"the chat is not stored in the cache: {error.what}"
                 warnings.warn(told, CacheWarning, stacklevel=2)
@@ -317,27 +269,6 @@ class Chat:
         """The turns as the next prompt will begin with them, and their images."""
         messages = [message for turn in self._turns for message in turn.messages()]
         return self.writer.prompt([message.for_template() for message in messages]), images_of(messages)
-
-    def _end_half_read(self) -> None:
-        # One that nobody has begun to read is still to be read.
-        if self._running is not None and inspect.getgeneratorstate(self._running) != inspect.GEN_CREATED:
-            self._end_running()
-
-    def _end_running(self) -> None:
-        with self._entry:
-            if self._running is None:
-                return
-            try:
-                self._running.close()
-            except ValueError as error:
-                if not is_in_use(error):
-                    raise
-                raise UsageError(
-                    "an answer is still being written",
-                    "a chat has one answer at a time",
-                    "call stop() first, or make a chat for each thread: they may share the model",
-                ) from error
-            self._running, self._ended_by = None, threading.get_ident()
 
 
 def _options(
@@ -350,8 +281,14 @@ def _options(
     return AnswerOptions(thinking, thinking_budget, max_tokens, form)
 
 
-def _prompt(writer: ChatWriter, messages: Sequence[ChatMessage], options: AnswerOptions) -> TextPrompt:
-    """The conversation with the opening of an answer, and what the model is told of its form."""
+def _prompt(
+    writer: ChatWriter, messages: Sequence[ChatMessage], options: AnswerOptions, begun: ChatMessage | None
+) -> TextPrompt:
+    """The conversation with the opening of an answer, or its beginning, and what is told of its form."""
     told = messages if options.form is None else with_instruction(messages, options.form.instruction)
-    thinking = writer.thinks_by_default if options.thinking is None else options.thinking
-    return writer.prompt([message.for_template() for message in told], thinking)
+    written = [message.for_template() for message in told]
+    if begun is None:
+        thinking = writer.thinks_by_default if options.thinking is None else options.thinking
+        return writer.prompt(written, thinking)
+    check_begun(begun, options.thinking, has_form=options.form is not None)
+    return writer.begun_prompt(written, begun.for_template())

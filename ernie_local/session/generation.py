@@ -16,12 +16,20 @@ import torch
 
 from ernie_local.errors import Interrupted, UsageError, parameter
 from ernie_local.sampling import Sampler
-from ernie_local.session.messages import FinishReason
+from ernie_local.session.messages import ChatMessage, FinishReason
 from ernie_local.session.sequence import CachedSequence
+from ernie_local.session.token_scores import AnswerScores
 from ernie_local.session.writer import ChatWriter
 from ernie_local.structured import AnswerForm
 from ernie_local.structured.guide import AnswerGuide
-from ernie_local.text.reasoning import OUTPUT_TAGS, THINK_OPEN, Piece, ReasoningParser, ToolCall
+from ernie_local.text.reasoning import (
+    OUTPUT_TAGS,
+    THINK_OPEN,
+    Piece,
+    PlainText,
+    ReasoningParser,
+    ToolCall,
+)
 from ernie_local.text.template import ThoughtState
 from ernie_local.text.tokenizer import ErnieTokenizer, StreamDecoder
 
@@ -40,6 +48,7 @@ class AnswerOptions:
     thinking_budget: int | None = None
     max_tokens: int | None = None
     form: AnswerForm | None = None
+    top_scores: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -88,6 +97,14 @@ def hidden_ids(tokenizer: ErnieTokenizer) -> frozenset[int]:
     )
 
 
+def _parser_of(
+    thought: ThoughtState | None, begun: ChatMessage | None, *, with_tools: bool
+) -> ReasoningParser | PlainText:
+    if thought is None:
+        return PlainText()
+    return ReasoningParser(in_reasoning=thought == "open", with_tools=with_tools, has_begun=begun is not None)
+
+
 class Generation:
     """The answer to one prompt. Until it has ended otherwise, it counts as interrupted.
 
@@ -101,11 +118,13 @@ class Generation:
         options: AnswerOptions,
         room: int,
         should_stop: Callable[[], bool],
-        thought: ThoughtState,
+        thought: ThoughtState | None,
+        begun: ChatMessage | None = None,
     ) -> None:
         """writer: of the prompt. room: places in the context behind it. should_stop: asked before each token.
 
-        thought: how the prompt ends. In a form, a thought before the answer is free, and no tool is called.
+        thought: how the prompt ends; None where nothing but text is expected. In a form, a thought before the
+        answer is free, and no tool is called. begun: what of the answer is in the prompt.
         """
         self.finish_reason: FinishReason = "interrupted"
         self.num_tokens = 0
@@ -115,17 +134,21 @@ class Generation:
         self._num_places = 0
         self._writer = writer
         self._sampler = sampler
-        self._parser = ReasoningParser(in_reasoning=thought == "open", with_tools=bool(writer.tools))
+        self._parser = _parser_of(thought, begun, with_tools=bool(writer.tools))
         self._decoder = StreamDecoder(writer.tokenizer, hidden_ids(writer.tokenizer))
         self._limits = find_limits(options, room, len(writer.close_ids))
         self._should_stop = should_stop
         # A thought that is not wanted, or was closed from outside, is not to be opened again.
         self._may_think = thought != "closed"
+        # Of a text without a turn, and of an answer that has begun, nothing more is still something.
+        self._is_answered = thought is None or bool(begun is not None and begun.text.strip())
         self._thought_has_ended = False
         self._texts: dict[str, list[str]] = {"reasoning": [], "answer": []}
         self._has_ended = False
         form = options.form
         self._guide = None if form is None else AnswerGuide(form, writer.tokenizer, writer.stop_ids)
+        num_likeliest = options.top_scores
+        self._scores = None if num_likeliest is None else AnswerScores(writer.tokenizer, num_likeliest)
         # A model writes it itself, unless its answer is held to a form.
         self._separator_is_due = thought == "open"
 
@@ -147,7 +170,7 @@ class Generation:
         """
         if self._guide is not None and self.finish_reason != "interrupted":
             return self.finish_reason == "stop" and self._guide.is_fulfilled
-        return bool(self.text.strip() or self.tool_calls)
+        return bool(self._is_answered or self.text.strip() or self.tool_calls)
 
     def find_value(self) -> tuple[Any, dict[str, float]]:
         """What a whole answer in a form means, and the confidence of its values; None, {} for others."""
@@ -220,8 +243,12 @@ class Generation:
         self._has_ended = True
         rest = self._decoder.finish()
         if self._is_guided:
-            return self._recorded([Piece("answer", rest)] if rest else [])
-        return self._recorded(self._parser.push(rest) + self._parser.finish())
+            pieces = [Piece("answer", rest)] if rest else []
+        else:
+            pieces = self._parser.push(rest) + self._parser.finish()
+        if self._scores is not None:
+            pieces = self._scores.on_last(pieces)
+        return self._recorded(pieces)
 
     @property
     def _is_guided(self) -> bool:
@@ -250,12 +277,18 @@ class Generation:
 
     def _written(self, token_id: int) -> list[Piece]:
         """The pieces that a token makes certain."""
-        text = self._decoder.push(token_id)
+        was_in_answer, text = self._parser.in_answer, self._decoder.push(token_id)
         if self._is_guided:  # a tag in it is text of a value
-            return [Piece("answer", text)] if text else []
-        pieces = self._parser.push(text)
-        # Letters behind a </think> that is spelled out are not in the form.
-        return pieces if self._guide is None else [piece for piece in pieces if piece.kind == "reasoning"]
+            pieces = [Piece("answer", text)] if text else []
+        else:
+            pieces = self._parser.push(text)
+            if self._guide is not None:
+                # Letters behind a </think> that is spelled out are not in the form.
+                pieces = [piece for piece in pieces if piece.kind == "reasoning"]
+        if self._scores is not None:
+            self._scores.add(token_id, in_answer=was_in_answer and self._parser.in_answer)
+            pieces = self._scores.on(pieces)
+        return pieces
 
     def _is_full(self, num_coming: int) -> bool:
         """Whether no token may be chosen any more once `num_coming` others are there."""
@@ -266,14 +299,18 @@ class Generation:
         # Rows behind the last id of the tokenizer stand for no text. On the CPU, as a GPU that lacks memory
         # for more would end the answer here: experts give way to what the model computes alone.
         logits = logits[: self._writer.tokenizer.vocab_size].to("cpu")
-        if self._guide is not None and self._is_guided:
-            token_id = self._sampler.pick(self._guide.allowed(logits), seen)
-            self._guide.take(token_id)
-            return token_id
-        think_id = self._writer.tokenizer.id_of(THINK_OPEN)
-        if not self._may_think and think_id is not None:
-            logits = logits.index_fill(0, torch.tensor([think_id]), -math.inf)
-        return self._sampler.pick(logits, seen)
+        guide, think_id = self._guide, self._writer.tokenizer.id_of(THINK_OPEN)
+        if guide is not None and self._is_guided:
+            logits = guide.allowed(logits)
+            token_id = self._sampler.pick(logits, seen)
+            guide.take(token_id)
+        else:
+            if not self._may_think and think_id is not None:
+                logits = logits.index_fill(0, torch.tensor([think_id]), -math.inf)
+            token_id = self._sampler.pick(logits, seen)
+        if self._scores is not None:
+            self._scores.rate(logits, token_id)
+        return token_id
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

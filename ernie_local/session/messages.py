@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, cast, get_args
 
 from PIL import Image
 
-from ernie_local.errors import UsageError
+from ernie_local.errors import UsageError, parameter
 from ernie_local.media.open_image import OpenedImage
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.session.image import ChatImage, ChatImageSource, ImagePart, open_each
@@ -141,6 +141,45 @@ def split_turns(messages: Sequence[ChatMessage]) -> tuple[tuple[ChatTurn, ...], 
         question = []
     check_question(question)
     return tuple(turns), tuple(question)
+
+
+def split_begun(messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], ChatMessage | None]:
+    """The messages before an answer that is to go on, and that answer; None where the last one is none.
+
+    UsageError for a call of a tool, which ends an answer.
+    """
+    last = messages[-1] if messages else None
+    if last is None or last.role != "assistant" or not (last.text or last.reasoning or last.tool_calls):
+        return messages, None
+    if last.tool_calls:
+        raise UsageError(
+            f"the last message is an answer with {len(last.tool_calls)} calls of tools",
+            "a call ends an answer; what comes next is what the tool gave",
+            'a last message such as ChatMessage("tool", "42")',
+        )
+    return messages[:-1], last
+
+
+def check_begun(begun: ChatMessage, thinking: bool | None, *, has_form: bool) -> None:
+    """Raise UsageError unless this answer can go on. thinking: as it was asked for."""
+    if has_form:
+        raise UsageError(
+            f"an answer in a form with {len(begun.text)} characters of it given",
+            "a form holds an answer from its first letter on",
+            "leave out the form, or the last message",
+        )
+    if thinking is True and not begun.reasoning:
+        raise UsageError(
+            f"{parameter('thinking')} before an answer of which {len(begun.text)} characters are given",
+            "a thought comes before the first letter of its answer",
+            "give the reasoning with the last message, or ask for no thinking",
+        )
+    if thinking is False and not begun.text:
+        raise UsageError(
+            f"no {parameter('thinking')}, and {len(begun.reasoning)} characters of a thought to go on with",
+            "the last message has reasoning and no text",
+            "give its text, or ask for thinking",
+        )
 
 
 def with_instruction(messages: Sequence[ChatMessage], instruction: str) -> list[ChatMessage]:

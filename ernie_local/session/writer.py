@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ernie_local.config import MediaTokens
-from ernie_local.errors import DoesNotFit, ModelUnusable, parameter
+from ernie_local.errors import DoesNotFit, ModelUnusable, UsageError, parameter
 from ernie_local.model_files import ModelFiles
 from ernie_local.text.reasoning import THINK_CLOSE
 from ernie_local.text.template import (
+    BEGIN,
     END_TOKENS,
     IMAGE_END,
     IMAGE_PLACEHOLDER,
@@ -17,6 +18,7 @@ from ernie_local.text.template import (
     VIDEO_START,
     Message,
     Segment,
+    Tag,
     TextPrompt,
     Thinking,
     encode_segments,
@@ -68,6 +70,29 @@ class ChatWriter:
     def prompt(self, messages: Sequence[Message], thinking: Thinking | None = None) -> TextPrompt:
         """The messages, then the opening of an answer, which `thinking` None leaves out."""
         return self._encode(self._template.segments(messages, self.system, self.tools, thinking))
+
+    def begun_prompt(self, messages: Sequence[Message], begun: Message) -> TextPrompt:
+        """The messages, then the opening of an answer with what the assistant has begun to say.
+
+        UsageError where it has begun a thought, and the template opens none.
+        """
+        segments = self._template.segments(messages, self.system, self.tools, bool(begun.reasoning))
+        thought, text = begun.reasoning.lstrip("\n"), begun.text.lstrip("\n")
+        segments += [thought] if thought else []
+        if text:
+            segments += [*(self._template.forced_close() if thought else ()), text]
+        prompt = self._encode(segments)
+        if not text and prompt.thought != "open":
+            raise UsageError(
+                f"a thought of {len(thought)} characters to go on with",
+                "this model's chat template opens no thought",
+                "give the text of the answer with it",
+            )
+        return prompt
+
+    def plain(self, text: str) -> TextPrompt:
+        """The begin token and a text, in which tags are letters."""
+        return self._encode([Tag(BEGIN, required=True), text])
 
     def _encode(self, segments: Sequence[Segment]) -> TextPrompt:
         return encode_segments(self.tokenizer, segments, self._media)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 RESPONSE_OPEN, RESPONSE_CLOSE = "<response>", "</response>"
@@ -18,12 +18,32 @@ OUTPUT_TAGS = (THINK_OPEN, THINK_CLOSE, RESPONSE_OPEN, RESPONSE_CLOSE, TOOL_CALL
 PieceKind = Literal["reasoning", "answer"]
 
 
+class ScoredToken(NamedTuple):
+    """A token, its bytes, which may be a part of a character, and the logarithm of its probability."""
+
+    token_id: int
+    text: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """A token of an answer, and the likeliest ones in its place, the likeliest first."""
+
+    chosen: ScoredToken
+    likeliest: tuple[ScoredToken, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the reasoning or of the answer; the parts of a kind joined are the whole."""
+    """A part of the reasoning or of the answer; the parts of a kind joined are the whole.
+
+    scores: where they were asked for, of the tokens that came since the piece of the answer before.
+    """
 
     kind: PieceKind
     text: str
+    scores: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +63,12 @@ class ReasoningParser:
     `tool_calls`; of one that is not JSON with a name the text stays.
     """
 
-    def __init__(self, in_reasoning: bool, with_tools: bool = False) -> None:
+    def __init__(self, in_reasoning: bool, with_tools: bool = False, *, has_begun: bool = False) -> None:
+        """has_begun: whether text of the same section stands before; then newlines at the start are kept."""
         self.tool_calls: list[ToolCall] = []
         self._with_tools = with_tools
         self._section: PieceKind | Literal["tool call"] = "reasoning" if in_reasoning else "answer"
-        self._at_start = True
+        self._at_start = not has_begun
         self._unread = ""
         self._half_tags: list[str] = []  # at the end of the answer; more text may complete the last one
         self._newlines = ""
@@ -58,6 +79,11 @@ class ReasoningParser:
     def in_reasoning(self) -> bool:
         """Whether the next text belongs to the reasoning."""
         return self._section == "reasoning"
+
+    @property
+    def in_answer(self) -> bool:
+        """Whether the next text belongs to the answer."""
+        return self._section == "answer"
 
     def push(self, text: str) -> list[Piece]:
         """The pieces that are certain now."""
@@ -156,6 +182,21 @@ class ReasoningParser:
             self.tool_calls.append(call)
         else:
             self._take_text(text)
+
+
+class PlainText:
+    """Takes text as a ReasoningParser does, and gives all of it as the answer, tags too."""
+
+    in_reasoning, in_answer = False, True
+    tool_calls: Sequence[ToolCall] = ()
+
+    def push(self, text: str) -> list[Piece]:
+        """The text."""
+        return [Piece("answer", text)] if text else []
+
+    def finish(self) -> list[Piece]:
+        """Nothing: nothing is kept back."""
+        return []
 
 
 def parse_tool_call(text: str) -> ToolCall | None:

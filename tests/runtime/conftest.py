@@ -212,6 +212,7 @@ class ScriptedModel:
         self.context_size = context_size
         config: Any = SimpleNamespace(
             media=MEDIA,
+            text=SimpleNamespace(vocab_size=tokenizer.vocab_size),
             vision=SimpleNamespace(spatial_merge_size=2, temporal_merge_size=2),
             eos_token_ids=(2,),
         )

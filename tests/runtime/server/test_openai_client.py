@@ -113,7 +113,6 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
         ({"temperature": -1}, "temperature"),
         ({"messages": [{"role": "user", "content": "x" * 30_000}]}, "context"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"logprobs": True}, "probabilities"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"if": {}}}}},
             "if",

@@ -120,7 +120,7 @@ def test_results_of_tools_are_messages(talk: Talks, image: Path) -> None:
     ("messages", "told"),
     [
         ([], "0 characters in 0 messages"),
-        ([("user", "one"), ("assistant", "two")], "0 messages"),
+        ([("user", "one"), ("assistant", "")], "0 messages"),
         ([("user", "  ")], "2 characters in 1 messages"),
         ([("system", "Be brief.")], "0 messages"),
         ([("nobody", "one")], "the role 'nobody'"),
