@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from itertools import pairwise
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -30,7 +30,7 @@ from ernie_local.model.memory_use import (
     logits_rows,
 )
 from ernie_local.model.moe import RouteHook
-from ernie_local.progress import OnEncoded, OnProgress, Pauses, StopQuestion
+from ernie_local.progress import OnEncoded, OnProgress, Pause, Pauses, StopQuestion
 
 _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
@@ -142,8 +142,8 @@ class Engine:
         token_ids: at least one; placeholders are expanded already, one for each token of each image, in the
         order of `images`. Raises DoesNotFit before any computing if they exceed the context, UsageError if
         placeholders and images disagree, and Interrupted, with the sequence as it was, if `should_stop`
-        says so between chunks, while the model waits. on_progress: gets "images" or "tokens", those that are
-        computed, and all. on_encoded: gets what the tower made of an image, as soon as it is there.
+        says so before a layer of a chunk or a block of the tower. on_progress: gets "images" or "tokens",
+        those that are computed, and all. on_encoded: gets what the tower made of an image, at once.
         cuts: numbers of tokens after which a chunk ends, ascending, besides those that `chunk_tokens` makes.
         """
         pauses = Pauses(should_stop, on_progress, on_encoded)
@@ -288,13 +288,16 @@ class Engine:
             for start, stop in pairwise((0, *stops)):
                 pauses.reach("tokens", start, prompt.num_tokens)
                 self.model.steps.serve(compute_tokens)  # answers go on meanwhile
-                kept = keep(start, self._run_chunk(prompt, start, stop, features))
+                ask = partial(pauses.ask, "tokens", start, prompt.num_tokens)
+                kept = keep(start, self._run_chunk(prompt, start, stop, features, ask))
             self.next_position = prompt.next_position
         if images:
             self.model.experts.make_room(self, 0)
         return kept
 
-    def _run_chunk(self, prompt: MediaPrompt, start: int, stop: int, features: torch.Tensor) -> torch.Tensor:
+    def _run_chunk(
+        self, prompt: MediaPrompt, start: int, stop: int, features: torch.Tensor, before_layer: Pause
+    ) -> torch.Tensor:
         """States, (stop - start, hidden_size), of the prompt's tokens from `start` to before `stop`.
 
         features: (placeholders of the prompt, hidden_size), which a chunk boundary may cut anywhere.
@@ -312,6 +315,7 @@ class Engine:
             prompt.is_vision[start:stop],
             self._cache,
             self.on_route,
+            before_layer=before_layer,
         )
         return states
 
@@ -334,11 +338,7 @@ class Engine:
     def _prepare(self, token_ids: Sequence[int], images: Sequence[Patches | EncodedImage]) -> MediaPrompt:
         ids = list(token_ids)
         if not ids:
-            raise UsageError(
-                "a prompt of 0 tokens, at least 1 is needed",
-                "the model predicts what follows a token",
-                "give a prompt that is not empty",
-            )
+            raise _empty_prompt()
         self._check_room(len(ids))
         check_ids(ids, self.model.config.text.vocab_size)
         prompt = MediaPrompt.of(ids, images, self.model.config, self.vision_rule, self.next_position)
@@ -352,6 +352,14 @@ class Engine:
                 f"{self._cache.length} are in use and {num_new} more are asked for",
                 "shorten the text, give fewer or smaller images, or raise the context size",
             )
+
+
+def _empty_prompt() -> UsageError:
+    return UsageError(
+        "a prompt of 0 tokens, at least 1 is needed",
+        "the model predicts what follows a token",
+        "give a prompt that is not empty",
+    )
 
 
 def _encode(

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 # Gets the name of the part that is worked on, how much of it is done, and all of it, in any measure.
 OnProgress = Callable[[str, int, int], None]
-StopQuestion = Callable[[], bool]  # asked between pieces of work: whether to stop
+StopQuestion = Callable[[], bool]  # asked often, between pieces of work: whether to stop
+Pause = Callable[[], None]  # called between pieces of work, which end where it raises
 OnEncoded = Callable[[int, "torch.Tensor"], None]  # gets the index of an image and its (tokens, hidden_size)
 
 

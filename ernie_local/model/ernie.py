@@ -46,6 +46,7 @@ from ernie_local.model.moe import ExpertProvider, RouteHook, TokenRows
 from ernie_local.model.rope import TextRope
 from ernie_local.model.shared_steps import SharedSteps, StepRequest
 from ernie_local.model.vision import Resampler, VisionTower, run_in_step
+from ernie_local.progress import Pause
 
 _Result = TypeVar("_Result")
 
@@ -257,13 +258,11 @@ class ErnieModel(nn.Module):
         table = self.embed_tokens
         return (table.packed if isinstance(table, PackedEmbedding) else table.weight).is_cpu
 
-    def encode_images(
-        self, images: Sequence[Patches], before_stage: Callable[[], None] | None = None
-    ) -> list[Tensor]:
+    def encode_images(self, images: Sequence[Patches], before_stage: Pause | None = None) -> list[Tensor]:
         """Features of each image, (num_tokens, hidden_size), that replace its placeholders' embeddings.
 
         `image_weights` are read unless they are in memory, and stay until they are dropped. Where they pass
-        through a GPU they do so once for all images; before_stage: is called before each part of that.
+        through a GPU they do so once for all images. before_stage: is called before each block.
         """
         self.read_image_weights()
         groups = [images[together] for together in tower_passes([len(one.pixel_values) for one in images])]
@@ -273,10 +272,9 @@ class ErnieModel(nn.Module):
         )
         encoded: Iterable[Tensor]
         if self.streams_image_weights:
-            passes = [self.vision.stages(*one) for one in inputs]
-            encoded = run_in_step(passes, before_stage or (lambda: None))
+            encoded = run_in_step([self.vision.stages(*one) for one in inputs], before_stage)
         else:
-            encoded = (self.vision(*one) for one in inputs)
+            encoded = (self.vision(*one, before_stage) for one in inputs)
         features: list[Tensor] = []
         for group, states in zip(groups, encoded, strict=True):
             tokens = self.resampler(states, [image.grid for image in group])
@@ -322,12 +320,14 @@ class ErnieModel(nn.Module):
         cache: KVCache,
         on_route: RouteHook | None = None,
         graphs: DecodeGraphs | None = None,
+        before_layer: Pause | None = None,
     ) -> Tensor:
         """Run new tokens after those in the cache, append them to it, and return their normed last states.
 
         hidden: (tokens, hidden_size) embeddings or image features; positions: (3, tokens) int64, rows T, H,
         W; is_vision: (tokens,) bool, on the host, which decides the bank of each token. graphs: of this
-        cache; they run a single text token. Returns (tokens, hidden_size), with graphs until the next call.
+        cache; they run a single text token. before_layer: is called before each layer of other runs, and may
+        raise, as any error breaks off. Returns (tokens, hidden_size), with graphs until the next call.
         """
         num_tokens = hidden.shape[0]
         rows = TokenRows.of(is_vision, self.config.text.banks, hidden.device)
@@ -339,7 +339,7 @@ class ErnieModel(nn.Module):
                 hidden = layer(hidden, step)
             normed = graphs.run(hidden, step)
         else:
-            normed = self._run_layers(hidden, step)
+            normed = self._run_layers(hidden, step, before_layer)
         cache.advance(num_tokens)
         return normed
 
@@ -371,8 +371,10 @@ class ErnieModel(nn.Module):
             return above
         return HostAttention.under(above, hidden, (cosines, sines), cache, self.config, self.layers[0])
 
-    def _run_layers(self, hidden: Tensor, step: LayerStep) -> Tensor:
+    def _run_layers(self, hidden: Tensor, step: LayerStep, before_layer: Pause | None = None) -> Tensor:
         for layer in self.layers:
+            if before_layer is not None:
+                before_layer()
             hidden = layer(hidden, step)
         normed: Tensor = self.norm(hidden)
         return normed

@@ -22,6 +22,7 @@ from ernie_local.media.tokens import Grid
 from ernie_local.model.layers import Linear, RMSNorm
 from ernie_local.model.memory_use import ROWS_AT_ONCE
 from ernie_local.model.rope import VisionRope, patch_positions
+from ernie_local.progress import Pause
 
 
 def quick_gelu(inner: Tensor) -> Tensor:
@@ -117,12 +118,15 @@ class VisionTower(nn.Module):
         self.blocks = nn.ModuleList(VisionBlock(config, in_blocks=in_blocks) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def forward(self, pixel_values: Tensor, grids: Sequence[Grid]) -> Tensor:
+    def forward(
+        self, pixel_values: Tensor, grids: Sequence[Grid], before_stage: Pause | None = None
+    ) -> Tensor:
         """pixel_values: (patches of all grids, channels * patch * patch) -> (patches, hidden_size).
 
-        Patches lie in merge-window order within each frame, frames and grids one after another.
+        Patches lie in merge-window order within each frame, frames and grids one after another. before_stage:
+        as of `run_in_step`.
         """
-        return run_in_step([self.stages(pixel_values, grids)])[0]
+        return run_in_step([self.stages(pixel_values, grids)], before_stage)[0]
 
     def stages(self, pixel_values: Tensor, grids: Sequence[Grid]) -> Generator[None, None, Tensor]:
         """What `forward` does, with a pause after each stage whose weights are a module's of their own."""
@@ -145,16 +149,18 @@ class VisionTower(nn.Module):
 
 
 def run_in_step(
-    passes: Sequence[Generator[None, None, Tensor]], before_each: Callable[[], None] = lambda: None
+    passes: Sequence[Generator[None, None, Tensor]], before_stage: Pause | None = None
 ) -> list[Tensor]:
     """The results of passes through the tower that do each stage one after the other, before the next stage.
 
-    So weights that are brought for a stage serve all of them. before_each: of every pass.
+    So weights that are brought for a stage serve all of them. before_stage: is called before each of them,
+    of every pass.
     """
     results: dict[int, Tensor] = {}
     while len(results) < len(passes):
         for index, one in enumerate(passes):
-            before_each()
+            if before_stage is not None:
+                before_stage()
             try:
                 next(one)
             except StopIteration as ended:

@@ -244,19 +244,69 @@ def test_stop_between_chunks_leaves_the_sequence_as_it_was(
     engine = tiny_model.engine(context_size=64, chunk_tokens=4)
     first, _ = tiny_oracle.prompt([7])
     engine.prefill(first)
-    answers = iter([False, False, True])
-    with pytest.raises(Interrupted, match=r"stopped after 8 of 12 tokens"):
-        engine.prefill(tiny_oracle.prompt([12], seed=1)[0], should_stop=lambda: next(answers))
+    done: list[int] = []
+    with pytest.raises(Interrupted, match=r"stopped after 4 of 12 tokens"):
+        engine.prefill(
+            tiny_oracle.prompt([12], seed=1)[0],
+            should_stop=lambda: done[-1:] == [4],
+            on_progress=lambda _unit, num_done, _all: done.append(num_done),
+        )
+    assert done == [0, 4]
     assert (engine.length, engine.next_position) == (7, 7)
     close(engine.decode(20), tiny_oracle.run([*first, 20]).logits[-1])
+
+
+def test_a_stop_comes_before_the_next_layer(tiny_oracle: Oracle, tiny_model: LoadedModel) -> None:
+    engine = tiny_model.engine(context_size=64)
+    first, _ = tiny_oracle.prompt([7])
+    engine.prefill(first)
+    num_layers = tiny_oracle.config.text.num_hidden_layers
+    computed: list[object] = []
+    for num_before in range(num_layers):
+        computed.clear()
+        # Asked once before the chunk, then before each of its layers.
+        answers = iter([False] * (num_before + 1) + [True])
+        with (
+            engine.reporting_routes(lambda *route, **named: computed.append(route)),
+            pytest.raises(Interrupted, match=r"stopped after 0 of 12 tokens"),
+        ):
+            engine.prefill(tiny_oracle.prompt([12], seed=1)[0], should_stop=answers.__next__)
+        moe_layers = tiny_oracle.config.text.moe_layers[:num_before]
+        assert len(computed) == sum(moe_layers)
+        assert (engine.length, engine.next_position) == (7, 7)
+    close(engine.decode(20), tiny_oracle.run([*first, 20]).logits[-1])
+
+
+def test_a_stop_comes_before_the_next_block_of_the_tower(
+    tiny_oracle: Oracle, tiny_model: LoadedModel
+) -> None:
+    engine = tiny_model.engine(context_size=64)
+    ids, images = tiny_oracle.prompt([tiny_oracle.image(4, 4, 1)])
+    blocks = tiny_model.network.vision.blocks
+    computed: list[object] = []
+    hooks = [block.register_forward_hook(lambda *_: computed.append(None)) for block in blocks]
+    try:
+        with pytest.raises(Interrupted, match=r"stopped after 0 of 1 images"):
+            engine.prefill(ids, images, should_stop=lambda: len(computed) == 1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(computed) == 1 < len(blocks)
+    assert engine.length == 0
+    close(engine.prefill(ids, images, should_stop=lambda: False), tiny_oracle.run(ids, images).logits[-1])
 
 
 def test_stop_between_images(tiny_oracle: Oracle, tiny_model: LoadedModel) -> None:
     engine = tiny_model.engine(context_size=64)
     ids, images = tiny_oracle.prompt([tiny_oracle.image(4, 4, 1), tiny_oracle.image(4, 4, 2)])
-    answers = iter([False, True])
+    done: list[int] = []
     with pytest.raises(Interrupted, match=r"stopped after 1 of 2 images"):
-        engine.prefill(ids, images, should_stop=lambda: next(answers))
+        engine.prefill(
+            ids,
+            images,
+            should_stop=lambda: done[-1:] == [1],
+            on_progress=lambda _unit, num_done, _all: done.append(num_done),
+        )
     assert engine.length == 0
     close(engine.prefill(ids, images, should_stop=lambda: False), tiny_oracle.run(ids, images).logits[-1])
 

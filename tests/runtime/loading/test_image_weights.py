@@ -283,15 +283,18 @@ def test_a_read_that_is_interrupted_anywhere_leaves_nothing_behind(
 
 
 def test_a_stop_between_images_drops_them(swapped: ErnieModel) -> None:
-    asked = []
+    done: list[int] = []
+    are_gone: list[bool] = []
 
     def should_stop() -> bool:
-        asked.append(is_gone(swapped))
-        return len(asked) == 2
+        are_gone.append(is_gone(swapped))
+        return done[-1:] == [1]
 
     with pytest.raises(Interrupted, match="1 of 2 images"):
-        Engine(swapped, 200).prefill(*image_prompt(swapped, 1, 2), should_stop=should_stop)
-    assert asked == [True, False]
+        Engine(swapped, 200).prefill(
+            *image_prompt(swapped, 1, 2), should_stop, lambda _unit, num_done, _all: done.append(num_done)
+        )
+    assert (are_gone[0], are_gone[-1]) == (True, False)
     assert is_gone(swapped)
 
 
