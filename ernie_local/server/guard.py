@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ernie_local.server.failures import ApiError
 from ernie_local.sizes import format_bytes
 
+# Else what still comes of a body, or never comes, would be waited for.
+_CLOSE = {"Connection": "close"}
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -100,6 +102,7 @@ def too_large(max_bytes: int) -> ApiError:
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         f"a request of more than {format_bytes(max_bytes)}, the most that is read",
         "request_too_large",
+        headers=_CLOSE,
     )
 
 
@@ -119,7 +122,9 @@ async def receive_body(request: Request, settings: GuardSettings) -> bytes:
                     raise too_large(settings.max_body_bytes)
     except TimeoutError:
         raise ApiError(
-            HTTPStatus.REQUEST_TIMEOUT, f"the request did not come within {settings.body_seconds:g} s"
+            HTTPStatus.REQUEST_TIMEOUT,
+            f"the request did not come within {settings.body_seconds:g} s",
+            headers=_CLOSE,
         ) from None
     return bytes(body)
 

@@ -64,6 +64,8 @@ def fetch_image(url: str, max_bytes: int, max_seconds: float) -> bytes:
     deadline = time.monotonic() + max_seconds
     with httpcore2.ConnectionPool(network_backend=_PublicHosts(), retries=0) as pool:
         for _ in range(MAX_REDIRECTS + 1):
+            if not url.isascii():  # letters of other scripts may become those of an address
+                raise _refused(url, "it is no web address")
             if urlsplit(url).scheme not in ("http", "https"):
                 raise _refused(url, "only http and https are fetched")
             try:

@@ -215,7 +215,7 @@ def read_body(body: bytes, kind: type[_Request]) -> Body[_Request]:
     """The request in a body; ApiError 400 that names the place for one that is none."""
     try:
         raw = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise bad_request(f"the body is not JSON: {error}") from None
     except RecursionError:
         raise bad_request("the body is nested too deeply") from None
