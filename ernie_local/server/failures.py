@@ -17,8 +17,8 @@ from ernie_local.errors import (
 
 # Arguments of the library that are called otherwise in a request.
 _FIELDS = {
-    "context_size": "the context size of the server (--ctx-size)",
-    "image_tokens": "the server's --image-tokens",
+    "context_size": "--ctx-size of the server",
+    "image_tokens": "--image-tokens of the server",
     "thinking": "reasoning_effort",
     "text": "messages",
 }
@@ -77,7 +77,8 @@ def api_error(error: BaseException, param: str | None = None) -> ApiError:
     what, why, hint = error.spelled(_spelled_field)
     message = f"{what}: {why}; try: {hint}"
     if isinstance(error, DoesNotFit):
-        return bad_request(message, "messages", "context_length_exceeded")
+        # Some clients, such as litellm, tell this refusal from others by these words alone.
+        return bad_request(f"the prompt is too long: {message}", "messages", "context_length_exceeded")
     if isinstance(error, InputUnreadable):
         return bad_request(message, "messages", "image_unreadable")
     if isinstance(error, UsageError):
