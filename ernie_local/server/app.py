@@ -35,6 +35,8 @@ from ernie_local.server.responses import ResponseWriter
 from ernie_local.server.responses_request import ResponsesRequest, as_chat_request
 from ernie_local.server.service import ClientQuestion, Ended, Event, Service
 
+# What the conversation is called in requests that do not call it messages.
+_PROMPT_FIELDS = {"/v1/completions": "prompt", "/v1/responses": "input"}
 _LOG = logging.getLogger("ernie_local.server")
 _Result = TypeVar("_Result")
 _Lines = Callable[[AsyncIterator[Event]], AsyncGenerator[bytes, None]]
@@ -99,7 +101,10 @@ class Server:
             try:
                 response = await endpoint(request)
             except Exception as error:  # noqa: BLE001  (a client gets an answer whatever happens)
-                response = error_response(_told(error))
+                failure = _told(error)
+                if failure.param == "messages":
+                    failure.param = _PROMPT_FIELDS.get(path, failure.param)
+                response = error_response(failure)
             self.metrics.count_request(path, response.status_code)
             return response
 

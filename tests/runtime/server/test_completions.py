@@ -121,7 +121,7 @@ def test_a_tag_in_a_text_is_letters_and_an_id_is_a_tag(
         ({"prompt": None}, "prompt"),
         ({"logprobs": 21}, "logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"prompt": "x " * 5000}, "context"),
+        ({"prompt": "x " * 5000}, "prompt the prompt is too long"),
         ({"prompt": "half \ud800"}, "body|invalid character"),
     ],
 )
