@@ -34,7 +34,7 @@ from PIL import (
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.decoding_memory import check_decoding_memory
 from ernie_local.media.image_size import MOST_VISIBLE_PIXELS, check_aspect_ratio
-from ernie_local.media.image_view import ImageView
+from ernie_local.media.image_view import CropBox, ImageView, ViewBox, whole_pixels
 from ernie_local.media.pages import Page, PageRequest, choose_pages
 
 # Decoding takes up to 4 bytes a pixel; what the model cannot see is dropped then, strip by strip.
@@ -83,10 +83,13 @@ _LOOKED_AT_PIXELS = 512  # of the longer side
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
-def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None) -> list[Page]:
+def decode_pages(
+    data: bytes, kind: str, name: str, request: PageRequest | None, part: ViewBox | None = None
+) -> list[Page]:
     """Decode a file of format `kind`, as `sniff_format` names it.
 
-    Only TIFF has pages. Of a moving image the first frame is read, with a note. InputUnreadable for damaged
+    Only TIFF has pages. Of a moving image the first frame is read, with a note. part: keep only this, as of
+    `to_upright_rgb`. InputUnreadable for damaged
     files, pages that are not there, and, before it is decoded, for more than MAX_PIXELS pixels in a page or
     MAX_DOCUMENT_PIXELS in all pages, or for too much memory.
     """
@@ -119,7 +122,7 @@ def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None)
                     "all pages asked for are held in memory together",
                     f"choose fewer pages ({fewer} would do), or scan with fewer dots an inch",
                 )
-            page_pixels = image.width * image.height // _reduction(image) ** 2
+            page_pixels = image.width * image.height // (_reduction(image) ** 2 if part is None else 1)
             check_decoding_memory(
                 image,
                 kind,
@@ -131,7 +134,7 @@ def decode_pages(data: bytes, kind: str, name: str, request: PageRequest | None)
             )
             kept_pixels += page_pixels
             image.load()
-        flat, view, flat_notes = to_upright_rgb(image, name)
+        flat, view, flat_notes = to_upright_rgb(image, name, part)
         pages.append(Page(page, num_pages, flat, view, notes + flat_notes))
     return pages
 
@@ -160,10 +163,13 @@ def _find_decoder(kind: str, name: str) -> Callable[[BinaryIO], ImageFile.ImageF
     return _DECODERS[kind]
 
 
-def to_upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, ImageView, tuple[str, ...]]:
+def to_upright_rgb(
+    image: Image.Image, name: str, part: ViewBox | None = None
+) -> tuple[Image.Image, ImageView, tuple[str, ...]]:
     """A new RGB image, where it lies in `image`, and notes for the user.
 
-    It is turned by its EXIF data, opaque, and has 16-bit gray in 8 bits.
+    It is turned by its EXIF data, opaque, and has 16-bit gray in 8 bits. part: (left, top, right, bottom)
+    before that turn, of which the pixels are kept as they are; None: all, reduced where they are very many.
 
     What is transparent becomes white, or black under a drawing that white would hide.
     InputUnreadable for gray of more bits, and for colours that cannot be converted to RGB.
@@ -172,11 +178,17 @@ def to_upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, ImageVie
     with _reported(name, image.format or image.mode, None):
         image.load()
         orientation, notes = _orientation(image)
-        flat, more_notes = _flatten(image, name)
+        box = None if part is None else whole_pixels(part, image.size)
+        flat, more_notes = _flatten(image, name, box)
     notes += more_notes
     turn = _TURNS.get(orientation)
     upright = flat if turn is None else flat.transpose(turn)
-    return upright, ImageView.whole(upright.size, image.size, 1 if turn is None else orientation), notes
+    turned = 1 if turn is None else orientation
+    if box is None:
+        return upright, ImageView.whole(upright.size, image.size, turned), notes
+    view = ImageView.unreduced(image.size, turned)
+    crop = whole_pixels(view.box_from_original(box, "pixels"), view.opened_size)
+    return upright, view.cropped(crop), notes
 
 
 def check_size(width: int, height: int, name: str) -> None:
@@ -199,7 +211,7 @@ def _orientation(image: Image.Image) -> tuple[int, tuple[str, ...]]:
         return 1, ("its EXIF data is damaged, so it was not turned",)
 
 
-def _flatten(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...]]:
+def _flatten(image: Image.Image, name: str, part: CropBox | None) -> tuple[Image.Image, tuple[str, ...]]:
     levels = _levels_of_16_bits(image) if image.mode.startswith("I;16") else None
     if image.mode in ("I", "F"):
         raise InputUnreadable(
@@ -216,13 +228,14 @@ def _flatten(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...
         if _contrast_on(few, "black") > _CLEARLY_MORE * _contrast_on(few, "white"):
             ground = "black"
             notes = ("a light drawing on a transparent ground, read on black",)
-    factor = _reduction(image)
+    factor = _reduction(image) if part is None else 1
+    left, upper, right, lower = part or (0, 0, *image.size)
     # In strips: the steps of a whole copy would take up to 900 MB more.
-    flat = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
-    for top in range(0, image.height, factor * _STRIP_ROWS):
-        bottom = min(top + factor * _STRIP_ROWS, image.height)
-        strip = _on_ground(image.crop((0, top, image.width, bottom)), ground, levels)
-        flat.paste(strip.reduce(factor), (0, top // factor))
+    flat = Image.new("RGB", (-(-(right - left) // factor), -(-(lower - upper) // factor)))
+    for top in range(upper, lower, factor * _STRIP_ROWS):
+        bottom = min(top + factor * _STRIP_ROWS, lower)
+        strip = _on_ground(image.crop((left, top, right, bottom)), ground, levels)
+        flat.paste(strip.reduce(factor), (0, (top - upper) // factor))
     if factor > 1:
         size = f"{image.width} x {image.height}"
         notes += (f"a large image of {size} pixels, read at 1/{factor} of its side length",)

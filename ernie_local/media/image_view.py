@@ -6,6 +6,7 @@ and the shrinking to the model's limit. Pure arithmetic: imports no Pillow.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
@@ -28,6 +29,8 @@ _TURNS = {
     7: (True, True, True),
     8: (True, False, True),
 }
+
+_NEARLY = 1e-6  # of a pixel
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,12 @@ class ImageView:
         swaps = _TURNS[orientation][0]
         stored_size = opened_size[::-1] if swaps else opened_size
         return cls(original_size or stored_size, orientation, opened_size, (0, 0, *opened_size), opened_size)
+
+    @classmethod
+    def unreduced(cls, stored_size: tuple[int, int], orientation: int = 1) -> ImageView:
+        """All of an image of (width, height) `stored_size`, turned and otherwise as it is stored."""
+        swaps = _TURNS[orientation][0]
+        return cls.whole(stored_size[::-1] if swaps else stored_size, stored_size, orientation)
 
     @property
     def upright(self) -> ImageView:
@@ -148,6 +157,16 @@ class ImageView:
                 'use "thousandths" or "pixels"',
             )
         return (1000, 1000) if unit == "thousandths" else self.seen_size
+
+
+def whole_pixels(box: ViewBox, size: tuple[int, int]) -> CropBox:
+    """All pixels of an image of (width, height) `size` that the box touches, at least one."""
+    width, height = size
+    # An edge that was mapped there and back lies some billionths beside its pixel.
+    left, top = (max(0, math.floor(side + _NEARLY)) for side in box[:2])
+    right, bottom = (math.ceil(side - _NEARLY) for side in box[2:])
+    left, top = min(left, width - 1), min(top, height - 1)
+    return left, top, min(max(right, left + 1), width), min(max(bottom, top + 1), height)
 
 
 def _spanned(first: ViewPoint, second: ViewPoint) -> ViewBox:

@@ -16,8 +16,8 @@ from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.files import open_plain
 from ernie_local.media.decode import decode_pages, to_upright_rgb
 from ernie_local.media.formats import SNIFFED_BYTES, sniff_format
-from ernie_local.media.image_view import CropBox, ImageView
-from ernie_local.media.pages import PageRequest, split_page_request
+from ernie_local.media.image_view import CropBox, ImageView, ViewBox
+from ernie_local.media.pages import POINTS_PER_INCH, PageRequest, split_page_request
 from ernie_local.media.pdf import DEFAULT_DPI, render_pdf
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndar
 
 STDIN_MARK = "-"
 MAX_FILE_BYTES = 512 << 20
+PART_DPI = 600.0  # letters of 4 points, the smallest that are printed, are 33 pixels high
 _READ_BYTES = 1 << 20
 _CHANNEL_COUNTS = (1, 3, 4)
 
@@ -99,6 +100,24 @@ def open_images(
         "paths, bytes, PIL images, NumPy arrays and torch tensors are",
         "give a path, or several images one by one",
     )
+
+
+def open_part(path: str, part: ViewBox, max_pixels: int, password: str | None = None) -> OpenedImage:
+    """A part of the image or page in a file, in full: nothing is reduced before it is cut.
+
+    path: as of `open_images`, with one page. part: (left, top, right, bottom) in the original, as of
+    `ImageView.to_original`; all pixels that it touches are taken. A page of a PDF is drawn anew, so that the
+    part gets `max_pixels`, up to PART_DPI. InputUnreadable as by `open_images`.
+    """
+    path_text, request = (path, None) if _exists(path) else split_page_request(path)
+    data, kind = _read_file(path_text, shows_content=False)
+    if kind == "PDF":
+        square_inches = (part[2] - part[0]) * (part[3] - part[1]) / POINTS_PER_INCH**2
+        dpi = min(PART_DPI, (max_pixels / square_inches) ** 0.5)
+        (page,) = render_pdf(data, path_text, request or PageRequest(1, 1), dpi, password, part)
+    else:
+        (page,) = decode_pages(data, kind, path_text, request or PageRequest(1, 1), part)
+    return OpenedImage(page.image, path, page.view, page.notes, password, page.num_pages)
 
 
 def _open_object(source: Image.Image) -> OpenedImage:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ernie_local.media.image_view import ImageView
 
 MAX_PAGES = 32  # a page takes some thousand tokens, so more pages fit no context
+POINTS_PER_INCH = 72.0
 _REQUEST = re.compile(r"(?P<path>.+):(?P<first>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9}))?", re.DOTALL)
 
 

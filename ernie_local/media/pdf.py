@@ -14,7 +14,7 @@ from PIL import Image
 
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.decoding_memory import RGB_BYTES, most_decoding_bytes
-from ernie_local.media.image_view import ImageView
+from ernie_local.media.image_view import ImageView, ViewBox
 from ernie_local.media.pages import Page, PageRequest
 from ernie_local.sizes import format_bytes
 
@@ -35,16 +35,20 @@ def render_pdf(
     request: PageRequest | None,
     dpi: float = DEFAULT_DPI,
     password: str | None = None,
+    part: ViewBox | None = None,
 ) -> list[Page]:
     """Render pages of a PDF on white, with filled form fields and annotations.
 
+    part: draw only this of a page: (left, top, right, bottom) in points, as a viewer shows it.
     InputUnreadable for damaged and empty files, encrypted ones that `password` does not open, for pages that
     are not there, and for what takes too much time or memory to draw.
     """
     asked = None if request is None else [request.first, request.last]
     limits = {"page_seconds": PAGE_SECONDS, "memory_bytes": PDF_MEMORY_BYTES + 2 * len(data)}
     # The password too goes through the pipe: other users see the arguments of a process.
-    job = json.dumps({"name": name, "pages": asked, "dpi": dpi, "password": password, **limits}).encode()
+    job = json.dumps(
+        {"name": name, "pages": asked, "dpi": dpi, "password": password, "part": part, **limits}
+    ).encode()
     with subprocess.Popen(
         [sys.executable, *_COMMAND, json.dumps(sys.path)],
         stdin=subprocess.PIPE,
@@ -83,7 +87,9 @@ def _read_pages(output: IO[bytes], number: int) -> Iterator[Page]:
         if len(pixels) == 3 * width * height:
             image = Image.frombytes("RGB", (width, height), pixels)
             points_wide, points_high = drawn["points"]
-            view = ImageView.whole((width, height), (points_wide, points_high))
+            page_wide, page_high, left, top = drawn["place"]
+            whole = ImageView.whole((page_wide, page_high), (points_wide, points_high))
+            view = whole.cropped((left, top, left + width, top + height))
             yield Page(number, drawn["num_pages"], image, view, tuple(drawn["notes"]))
         number += 1
 

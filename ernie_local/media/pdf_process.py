@@ -21,11 +21,10 @@ import pypdfium2.raw
 from ernie_local.errors import InputUnreadable, parameter
 from ernie_local.media.decode import check_size
 from ernie_local.media.image_size import MOST_VISIBLE_PIXELS
-from ernie_local.media.pages import PageRequest, choose_pages
+from ernie_local.media.image_view import whole_pixels
+from ernie_local.media.pages import POINTS_PER_INCH, PageRequest, choose_pages
 from ernie_local.media.pdf_forms import prepare_forms, reset_empty_fields
 from ernie_local.media.pdf_units import may_have_units, unit_in_points
-
-_POINTS_PER_INCH = 72.0
 
 
 def main() -> None:
@@ -61,13 +60,8 @@ def _draw_pages(data: bytes, job: dict[str, Any]) -> Iterator[tuple[dict[str, ob
     request = None if job["pages"] is None else PageRequest(*job["pages"])
     for number in choose_pages(request, len(document), name):
         _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + seconds)
-        image, points, page_notes = _draw_page(document, spare, number, name, job["dpi"])
-        drawn = {
-            "num_pages": len(document),
-            "size": image.size,
-            "points": points,
-            "notes": (*notes, *page_notes),
-        }
+        drawn, image = _draw_page(document, spare, number, name, job)
+        drawn["notes"] = (*notes, *drawn["notes"])
         yield drawn, image.tobytes()
 
 
@@ -85,13 +79,14 @@ def _open_document(data: bytes, name: str, password: str | None) -> Any:
 
 
 def _draw_page(
-    document: Any, spare: Any | None, number: int, name: str, dpi: float
-) -> tuple[Any, tuple[float, float], tuple[str, ...]]:
-    """An RGB image of a page on white, with filled form fields and annotations; its size in points; notes.
+    document: Any, spare: Any | None, number: int, name: str, job: dict[str, Any]
+) -> tuple[dict[str, Any], Any]:
+    """A page on white, with filled form fields and annotations: what is told of it, and its RGB image.
 
     spare: the same document once more, where its pages may have units of their own.
     """
     notes: tuple[str, ...] = ()
+    dpi = job["dpi"]
     try:
         page = document[number - 1]
         if reset_empty_fields(document, page):
@@ -106,15 +101,25 @@ def _draw_page(
             notes = ("its crop box lies outside of the page, so the whole page is drawn",)
         unit = 1.0 if spare is None else unit_in_points(spare, number)
         width, height = width * unit, height * unit
-        scale = dpi / _POINTS_PER_INCH
+        scale = dpi / POINTS_PER_INCH
+        part = job["part"] or (0.0, 0.0, width, height)
         # The renderer rounds both sides up to whole pixels.
-        excess = (width * scale + 1) * (height * scale + 1) / MOST_VISIBLE_PIXELS
+        excess = ((part[2] - part[0]) * scale + 1) * ((part[3] - part[1]) * scale + 1) / MOST_VISIBLE_PIXELS
         if excess > 1:
             scale /= excess**0.5
-            notes += (f"a large page, read at {scale * _POINTS_PER_INCH:.3g} instead of {dpi:.3g} dpi",)
-        check_size(math.ceil(width * scale), math.ceil(height * scale), f"{name}:{number}")
-        image = page.render(scale=scale * unit, rev_byteorder=True).to_pil().convert("RGB")
-        return image, (width, height), notes
+            notes += (f"a large page, read at {scale * POINTS_PER_INCH:.3g} instead of {dpi:.3g} dpi",)
+        factor = scale * unit  # pixels for one of the page's own units
+        whole = (math.ceil(page.get_width() * factor), math.ceil(page.get_height() * factor))
+        left, top, right, bottom = (0, 0, *whole)
+        if job["part"] is not None:
+            left, top, right, bottom = whole_pixels(tuple(side * scale for side in part), whole)
+        check_size(right - left, bottom - top, f"{name}:{number}")
+        # What is cut is given in units too, and rounded up to pixels.
+        cut = (left, whole[1] - bottom, whole[0] - right, top)
+        crop = tuple(max(0.0, side - 0.5) / factor for side in cut)
+        image = page.render(scale=factor, crop=crop, rev_byteorder=True).to_pil().convert("RGB")
+        drawn = {"num_pages": len(document), "size": image.size, "points": (width, height), "notes": notes}
+        return {**drawn, "place": (*whole, left, top)}, image
     except pypdfium2.PdfiumError as error:
         raise InputUnreadable(
             f"{name}: page {number} of {len(document)} cannot be drawn",
