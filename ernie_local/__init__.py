@@ -1,4 +1,4 @@
-"""The public names of the runtime: `load`, `Chat`, its messages and images, `extract`, and the version.
+"""The public names of the runtime: `load`, `Chat` and what it takes, `extract`, and the version.
 
 Importing this package imports neither torch nor transformers: each public name is looked up when first used.
 """
@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from ernie_local.extraction.extract import extract
     from ernie_local.extraction.reader import ReadingOptions
     from ernie_local.loading import LoadedModel, load
-    from ernie_local.session import Chat, ChatMessage, ImagePart, ImageView
+    from ernie_local.session import Chat, ChatMessage, ChatTool, ImagePart, ImageView
 
 __version__ = "0.1.0"
 __all__ = [
     "Chat",
     "ChatMessage",
+    "ChatTool",
     "ImagePart",
     "ImageView",
     "LoadedModel",
@@ -32,7 +33,7 @@ def __getattr__(name: str) -> object:
         from ernie_local import loading
 
         return getattr(loading, name)
-    if name in ("Chat", "ChatMessage", "ImagePart", "ImageView"):
+    if name in ("Chat", "ChatMessage", "ChatTool", "ImagePart", "ImageView"):
         from ernie_local import session
 
         return getattr(session, name)

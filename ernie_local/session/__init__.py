@@ -11,8 +11,11 @@ from ernie_local.session.answer import Answer, Timings, Usage
 from ernie_local.session.boxes import AnswerBox, drawing_paths, write_drawings
 from ernie_local.session.chat import Chat
 from ernie_local.session.image import ChatImage, ImagePart, open_chat_images
+from ernie_local.session.image_tools import image_search_tool
 from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason, MessagePart
 from ernie_local.session.open import check_first_question, open_model, opening_notes
+from ernie_local.session.tool_programs import ToolProgram
+from ernie_local.session.tools import ChatTool, ToolContext, ToolError, ToolStep
 from ernie_local.session.transcript import SavedChat, read_saved_chat
 from ernie_local.text.reasoning import Piece, ToolCall
 
@@ -22,6 +25,7 @@ __all__ = [
     "Chat",
     "ChatImage",
     "ChatMessage",
+    "ChatTool",
     "ChatTurn",
     "FinishReason",
     "ImagePart",
@@ -32,9 +36,14 @@ __all__ = [
     "SavedChat",
     "Timings",
     "ToolCall",
+    "ToolContext",
+    "ToolError",
+    "ToolProgram",
+    "ToolStep",
     "Usage",
     "check_first_question",
     "drawing_paths",
+    "image_search_tool",
     "open_chat_images",
     "open_model",
     "opening_notes",

@@ -1,11 +1,10 @@
-"""Keeps what is known of a question until it is answered, and what is known of the answer then."""
+"""Defines an answer with its figures, and the error for one that says nothing."""
 
 from __future__ import annotations
 
 import re
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,11 @@ from typing import Any
 from ernie_local.errors import NoAnswer, parameter
 from ernie_local.experts.options import PagingStats
 from ernie_local.media.image_size import ImageReport
-from ernie_local.sampling import Sampler
-from ernie_local.session.boxes import AnswerBox, locate_boxes
+from ernie_local.session.boxes import AnswerBox
 from ernie_local.session.generation import Generation
-from ernie_local.session.image import ChatImage
-from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason, images_of
-from ernie_local.session.sequence import Reuse
+from ernie_local.session.messages import FinishReason
+from ernie_local.session.tools import ToolStep
 from ernie_local.text.reasoning import ToolCall
-from ernie_local.text.template import TextPrompt
 
 _SHOWN_CHARACTERS = 60  # of an answer that was cut off
 
@@ -30,11 +26,11 @@ class Usage:
     """Counts of tokens.
 
     prompt_tokens: the whole conversation up to the answer; image_tokens of them stand for images (of all
-    turns), cached_tokens of them were there already and not computed again: from the turns before, or, these
-    are restored_tokens, from the cache folder. reused_images: those of its images whose tokens were computed,
-    but whose features the vision tower had made before.
-    completion_tokens: those that the model chose, without the end token; reasoning_tokens are the part of
-    the reasoning.
+    turns), cached_tokens of them were there already and not computed again: from the turns before, as what
+    the model wrote in rounds of calls, or, these are restored_tokens, from the cache folder. reused_images:
+    those of its images whose tokens were computed, but whose features the vision tower had made before.
+    completion_tokens: those that the model chose, in all rounds, without the end token; reasoning_tokens are
+    the part of the reasoning.
     """
 
     prompt_tokens: int
@@ -62,6 +58,8 @@ class Timings:
 class Answer:
     """One answer that has ended. `images` are the images of this turn; `seed` is the one that was used.
 
+    text, reasoning: with rounds of calls, of all of them, parted by blank lines. steps: the calls that the
+    chat ran. tool_calls: of the end, which whoever asked runs.
     value: what a whole answer in a form means: its JSON as Python has it, or its text; None without a form,
     and for an answer that was cut off. confidence: how sure the model was of each part of the value, from 0
     to 1, by path, as in `lines[0].price` (see `structured.confidence`).
@@ -85,74 +83,7 @@ class Answer:
     confidence: Mapping[str, float] = field(default_factory=dict)
     boxes: tuple[AnswerBox, ...] = ()
     box_notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class OpenQuestion:
-    """Everything about a question that is known before the model computes.
-
-    history: the turns before. messages: what is asked, with images opened. all_images: of the whole
-    conversation, in the order of the prompt. begun: an answer that goes on. is_plain: whether no template
-    has written the prompt, so that no turn comes of it.
-    """
-
-    prompt: TextPrompt
-    sampler: Sampler
-    started: float
-    paging_before: PagingStats | None
-    history: tuple[ChatTurn, ...] = ()
-    messages: tuple[ChatMessage, ...] = ()
-    thinking: bool = False
-    all_images: Sequence[ChatImage] = ()
-    image_seconds: float = 0.0
-    begun: ChatMessage | None = None
-    is_plain: bool = False
-
-    def to_answer(self, generation: Generation, reuse: Reuse, paging: PagingStats | None) -> Answer:
-        """What is known of the answer now. reuse: of the prompt. paging: what paging has done up to now."""
-        value, confidence = generation.find_value()
-        asked = images_of(self.messages)
-        boxes, box_notes = locate_boxes(generation.text, self.all_images, len(asked))
-        return Answer(
-            text=generation.text,
-            reasoning=generation.reasoning,
-            tool_calls=generation.tool_calls,
-            finish_reason=generation.finish_reason,
-            usage=Usage(
-                prompt_tokens=len(self.prompt.token_ids),
-                image_tokens=self.prompt.num_image_tokens,
-                cached_tokens=reuse.cached_tokens,
-                completion_tokens=generation.num_tokens,
-                reasoning_tokens=generation.num_reasoning_tokens,
-                restored_tokens=reuse.restored_tokens,
-                reused_images=reuse.reused_images,
-            ),
-            timings=Timings(
-                image=self.image_seconds,
-                prefill=generation.prefill_seconds,
-                decode=generation.decode_seconds,
-                total=time.perf_counter() - self.started,
-            ),
-            images=tuple(image.report for image in asked),
-            seed=self.sampler.seed,
-            peak_memory_bytes=peak_memory_bytes(),
-            paging=None if paging is None or self.paging_before is None else paging.since(self.paging_before),
-            value=value,
-            confidence=confidence,
-            boxes=boxes,
-            box_notes=box_notes,
-        )
-
-    def to_turn(self, generation: Generation) -> ChatTurn:
-        """The question with what the model wrote."""
-        return ChatTurn(
-            question=self.messages,
-            answer=("" if self.begun is None else self.begun.text) + generation.text,
-            reasoning=("" if self.begun is None else self.begun.reasoning) + generation.reasoning,
-            tool_calls=generation.tool_calls,
-            thinking=self.thinking,
-            finish_reason=generation.finish_reason,
-        )
+    steps: tuple[ToolStep, ...] = ()
 
 
 def no_answer(generation: Generation) -> NoAnswer:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Generator, Sequence
 
 from ernie_local.errors import UsageError
 from ernie_local.loading import LoadedModel
 from ernie_local.model.limits import check_ids
 from ernie_local.progress import OnProgress
 from ernie_local.sampling import Sampler, SamplingOptions, model_sampling
-from ernie_local.session.answer import Answer, OpenQuestion, no_answer
-from ernie_local.session.generation import AnswerOptions, Generation
-from ernie_local.session.pieces import Pieces, is_in_use
+from ernie_local.session.answer import Answer
+from ernie_local.session.generation import AnswerOptions
+from ernie_local.session.pieces import Pieces, ended_elsewhere, is_in_use, still_written
+from ernie_local.session.rounds import ChatParts, OpenQuestion
 from ernie_local.session.sequence import CachedSequence
-from ernie_local.session.writer import ChatWriter, check_fits
+from ernie_local.session.tools import Toolbox, ToolStep
+from ernie_local.session.writer import ChatWriter
 from ernie_local.text.reasoning import Piece
 from ernie_local.text.template import TextPrompt
 
@@ -36,12 +36,13 @@ class Answering:
         system: str | None,
         sampling: SamplingOptions | None,
         variant: str | None,
-        tools: Sequence[Mapping[str, object]],
+        toolbox: Toolbox,
     ) -> None:
         self.model = model
         self.sampling = model_sampling(model.files.generation_config) if sampling is None else sampling
         self.top_scores: int | None = None
-        self.writer = ChatWriter(model.files, system, tools, variant)
+        self.toolbox = toolbox
+        self.writer = ChatWriter(model.files, system, toolbox.descriptions, variant)
         self._last: Answer | None = None
         self._sequence = CachedSequence(model.engine(), model.config, model.results)
         self._running: Generator[Piece, None, bool] | None = None
@@ -51,6 +52,8 @@ class Answering:
         self._stop_asked = False
         #: Gets "images", "tokens", or "model" (bytes that are hashed), how many are done, and all of them.
         self.on_progress: OnProgress | None = None
+        #: Gets each call of a tool that the chat has run.
+        self.on_step: Callable[[ToolStep], None] | None = None
 
     @property
     def last(self) -> Answer | None:
@@ -75,17 +78,9 @@ class Answering:
             self._end_running()
             started = time.perf_counter()
             written = self.writer.plain(prompt) if isinstance(prompt, str) else TextPrompt(tuple(prompt))
-            self._stop_asked = False
             self._check_ids(written.token_ids)
-            check_fits(written, self._sequence.engine.context_size)
-            opened = OpenQuestion(
-                prompt=written,
-                sampler=Sampler(self.sampling, self.model.network.dtype),
-                started=started,
-                paging_before=self.model.paging,
-                is_plain=True,
-            )
-            return self._answer(opened, AnswerOptions(max_tokens=max_tokens))
+            options = AnswerOptions(max_tokens=max_tokens, top_scores=self.top_scores)
+            return self._answer(OpenQuestion(self._parts(), options, started, plain=written))
 
     def _check_ids(self, token_ids: Sequence[int]) -> None:
         """UsageError for ids that no text has, or only together with an image."""
@@ -99,50 +94,48 @@ class Answering:
             )
         check_ids(token_ids, self.model.config.text.vocab_size)
 
-    def _answer(self, question: OpenQuestion, options: AnswerOptions) -> Generator[Piece, None, None]:
-        """The pieces of the answer to a prompt that fits."""
-        generation = Generation(
-            self.writer,
-            question.sampler,
-            replace(options, top_scores=self.top_scores),
-            self._sequence.engine.context_size - len(question.prompt.token_ids),
-            self._should_stop,
-            None if question.is_plain else question.prompt.thought,
-            question.begun,
+    def _parts(self) -> ChatParts:
+        """For the next question, which nobody has asked to stop yet."""
+        self._stop_asked = False
+        return ChatParts(
+            model=self.model,
+            writer=self.writer,
+            sequence=self._sequence,
+            toolbox=self.toolbox,
+            sampler=Sampler(self.sampling, self.model.network.dtype),
+            should_stop=self._should_stop,
+            on_step=self.on_step,
         )
-        self._running = self._stream(question, generation)
+
+    def _answer(self, question: OpenQuestion) -> Generator[Piece, None, None]:
+        """The pieces of the answer."""
+        self._running = self._stream(question)
         return Pieces(self._read(self._running))
 
     def _read(self, running: Generator[Piece, None, bool]) -> Generator[Piece, None, None]:
         has_ended_itself = yield from running
         if not has_ended_itself and self._ended_by != threading.get_ident():
-            raise UsageError(
-                "another thread has used the chat before this answer was read to its end",
-                "a chat has one answer at a time, and the next use ends the one before",
-                "make a chat for each thread: they may share the model",
-            )
+            raise ended_elsewhere()
 
     def _should_stop(self) -> bool:
         return self._stop_asked
 
-    def _stream(self, question: OpenQuestion, generation: Generation) -> Generator[Piece, None, bool]:
-        prompt, images = question.prompt, question.all_images
-        prefill = partial(self._sequence.advance_to, prompt, images, self._should_stop, self.on_progress)
+    def _stream(self, question: OpenQuestion) -> Generator[Piece, None, bool]:
         try:
-            yield from generation.pieces(self._sequence, prefill, prompt.token_ids)
+            yield from question.pieces(self.on_progress)
         except (GeneratorExit, KeyboardInterrupt):
-            generation.end()
+            question.end()
             self._stop_asked = True  # who leaves does not wait for what is stored
-            self._keep(question, generation)
+            self._keep(question)
             raise
-        self._keep(question, generation)
-        if generation.finish_reason != "interrupted" and not generation.has_answer:
-            raise no_answer(generation)
+        self._keep(question)
+        if not question.is_interrupted and not question.has_answer:
+            raise question.failure()
         return True
 
-    def _keep(self, question: OpenQuestion, generation: Generation) -> None:
+    def _keep(self, question: OpenQuestion) -> None:
         """Keep the answer that has ended as `last`."""
-        self._last = question.to_answer(generation, self._sequence.reuse, self.model.paging)
+        self._last = question.to_answer()
 
     def _end_half_read(self) -> None:
         # One that nobody has begun to read is still to be read.
@@ -158,9 +151,5 @@ class Answering:
             except ValueError as error:
                 if not is_in_use(error):
                     raise
-                raise UsageError(
-                    "an answer is still being written",
-                    "a chat has one answer at a time",
-                    "call stop() first, or make a chat for each thread: they may share the model",
-                ) from error
+                raise still_written() from error
             self._running, self._ended_by = None, threading.get_ident()

@@ -34,16 +34,21 @@ class AnswerBox:
 
 
 def locate_boxes(
-    text: str, images: Sequence[ChatImage], num_asked: int
+    text: str, images: Sequence[ChatImage], num_asked: int, num_given: int = 0
 ) -> tuple[tuple[AnswerBox, ...], tuple[str, ...]]:
     """The boxes of an answer, and notes on what is no box.
 
-    images: of the whole chat, as the prompt numbers them; the last `num_asked` belong to this question. A box
-    without a number lies in the only image of the chat, or else of the question.
+    images: of the whole chat, as the prompt numbers them. The last `num_given` came from tools, and the
+    `num_asked` before them belong to this question. A box without a number lies in the only image of the
+    chat, or else of the question; never in a part that was zoomed into, as models write thousandths of the
+    whole.
     """
     found = find_boxes(text)
     notes = list(found.refused)
-    boxes = [_located(box, images, num_asked) for box in found.boxes]
+    shown = images[: len(images) - num_given]
+    whole = [number for number, image in enumerate(shown, start=1) if image.origin is None]
+    likely = whole[-1] if whole and (len(whole) == 1 or num_asked == 1) else None
+    boxes = [_located(box, images, likely) for box in found.boxes]
     notes.extend(
         f"{box.label or 'a box'}: image {box.image} of a chat with {len(images)}"
         for box in found.boxes
@@ -52,10 +57,8 @@ def locate_boxes(
     return tuple(boxes), tuple(notes)
 
 
-def _located(box: FoundBox, images: Sequence[ChatImage], num_asked: int) -> AnswerBox:
-    number = box.image
-    if number is None and (len(images) == 1 or num_asked == 1):
-        number = len(images)
+def _located(box: FoundBox, images: Sequence[ChatImage], likely: int | None) -> AnswerBox:
+    number = likely if box.image is None else box.image
     if number is None or number > len(images):
         return AnswerBox(box.label, None, None, None, box.place)
     image = images[number - 1]
@@ -66,15 +69,18 @@ def _located(box: FoundBox, images: Sequence[ChatImage], num_asked: int) -> Answ
 def drawing_paths(path: Path, images: Sequence[ChatImage]) -> list[Path]:
     """Where `write_drawings` puts each image: at `path`, or numbered (boxes-2.png) where there are several.
 
+    Parts that were zoomed into are always numbered.
+
     UsageError where that is the file of an image, or no PNG.
     """
     if path.suffix.lower() != ".png":
         raise UsageError(
             f"a drawing cannot be saved as {path}", "drawings are PNG files", f"{path.with_suffix('.png')}"
         )
-    many = len(images) > 1
+    num_whole = sum(image.origin is None for image in images)
     paths = [
-        path.with_stem(f"{path.stem}-{number}") if many else path for number in range(1, len(images) + 1)
+        path if num_whole == 1 and image.origin is None else path.with_stem(f"{path.stem}-{number}")
+        for number, image in enumerate(images, start=1)
     ]
     files = [Path(split_page_request(image.path)[0]) for image in images if image.path is not None]
     files += [Path(image.path) for image in images if image.path is not None]

@@ -5,31 +5,31 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ernie_local.errors import ErnieLocalError, UsageError
 from ernie_local.loading import LoadedModel
 from ernie_local.reuse.cache_folder import CacheWarning
-from ernie_local.sampling import Sampler, SamplingOptions
-from ernie_local.session.answer import OpenQuestion
+from ernie_local.sampling import SamplingOptions
 from ernie_local.session.answering import Answering
-from ernie_local.session.generation import AnswerOptions, Generation
+from ernie_local.session.generation import AnswerOptions
 from ernie_local.session.image import ChatImage, ChatImageSource, open_chat_images
+from ernie_local.session.image_tools import zoom_tool
 from ernie_local.session.messages import (
     ChatMessage,
     ChatTurn,
     MessagePart,
     as_sources,
-    check_begun,
     check_question,
     images_of,
     split_begun,
     split_turns,
-    with_instruction,
 )
+from ernie_local.session.rounds import OpenQuestion
+from ernie_local.session.tools import MOST_ROUNDS, Toolbox, ToolSource
 from ernie_local.session.transcript import SavedChat, read_saved_chat, write_chat
-from ernie_local.session.writer import ChatWriter, check_fits
 from ernie_local.structured import AnswerForm, FormSource
 from ernie_local.text.reasoning import Piece
 from ernie_local.text.template import Role, TextPrompt
@@ -51,18 +51,26 @@ class Chat(Answering):
         sampling: SamplingOptions | None = None,
         *,
         variant: str | None = None,
-        tools: Sequence[Mapping[str, object]] = (),
+        tools: Sequence[ToolSource] = (),
+        zoom: bool = False,
+        max_rounds: int = MOST_ROUNDS,
     ) -> None:
         """system: the system text; None is the model's own, "" is none. sampling: None is as the model's
         generation_config.json says, greedy where it says nothing.
 
         variant: the chat template, "pt" or "thinking", or "file": the one among the model's files; None is
         what the files say. Where sources of the two disagree, it may name choices: "thinking,tools=after"
-        (see `ChatTemplate`). tools: descriptions, as JSON values, of functions that the model may call.
+        (see `ChatTemplate`).
+
+        tools: what the model may call. Functions and ChatTools are run by the chat, until the model answers,
+        in at most `max_rounds` rounds; a mapping describes, in JSON, a tool that whoever asks runs. zoom: add
+        `zoom_tool`, by which the model looks closer at a part of an image.
+
         Raises ModelUnusable where the tokenizer is missing or another model's, or the template of the files
-        cannot be used; UsageError for tools with PT.
+        cannot be used; UsageError for tools with PT, and as of Toolbox.
         """
-        super().__init__(model, system, sampling, variant, tools)
+        toolbox = Toolbox([*tools, *([zoom_tool()] if zoom else [])], max_rounds)
+        super().__init__(model, system, sampling, variant, toolbox)
         self._turns: tuple[ChatTurn, ...] = ()
 
     @property
@@ -188,13 +196,17 @@ class Chat(Answering):
         *,
         variant: str | None = None,
         password: str | None = None,
+        tools: Sequence[ToolSource] = (),
+        zoom: bool = False,
+        max_rounds: int = MOST_ROUNDS,
     ) -> Chat:
         """Continue a saved chat; its images are opened now, and computed with the next question.
 
-        password: of encrypted PDFs; the file does not hold it.
+        password: of encrypted PDFs, which the file does not hold. tools, zoom: as of `SavedChat.with_tools`.
         InputUnreadable where the file, or an image that it names, is missing, broken or another by now.
         """
-        return cls.resume(read_saved_chat(path, model.files, password), model, sampling, variant=variant)
+        saved = read_saved_chat(path, model.files, password).with_tools(tools, zoom)
+        return cls.resume(saved, model, sampling, variant=variant, max_rounds=max_rounds)
 
     @classmethod
     def resume(
@@ -204,9 +216,10 @@ class Chat(Answering):
         sampling: SamplingOptions | None = None,
         *,
         variant: str | None = None,
+        max_rounds: int = MOST_ROUNDS,
     ) -> Chat:
         """Continue a chat that `read_saved_chat` has read."""
-        chat = cls(model, saved.system, sampling, variant=variant, tools=saved.tools)
+        chat = cls(model, saved.system, sampling, variant=variant, tools=saved.tools, max_rounds=max_rounds)
         chat._turns = saved.turns
         return chat
 
@@ -219,41 +232,25 @@ class Chat(Answering):
         begun: ChatMessage | None = None,
     ) -> Generator[Piece, None, None]:
         """Check and prepare everything that needs no model. started: when it was asked."""
-        self._stop_asked, image_seconds = False, time.perf_counter() - started
-        messages = [message for turn in turns for message in turn.messages()] + list(question)
-        prompt = _prompt(self.writer, messages, options, begun)
-        check_fits(prompt, self._sequence.engine.context_size)
-        all_images, patching = images_of(messages), time.perf_counter()
-        for image in set(self._sequence.images_to_encode(prompt, all_images)) & set(images_of(question)):
-            image.patches()
-        image_seconds += time.perf_counter() - patching
+        question_options = replace(options, top_scores=self.top_scores)
         opened = OpenQuestion(
-            history=turns,
-            messages=question,
-            thinking=prompt.thought == "open",
-            all_images=all_images,
-            prompt=prompt,
-            sampler=Sampler(self.sampling, self.model.network.dtype),
-            started=started,
-            image_seconds=image_seconds,
-            paging_before=self.model.paging,
-            begun=begun,
+            self._parts(), question_options, started, history=turns, messages=question, begun=begun
         )
-        return self._answer(opened, options)
+        return self._answer(opened)
 
     def _some_turns(self, purpose: str) -> tuple[ChatTurn, ...]:
         if not self._turns:
             raise UsageError(f"there is nothing to {purpose}", "the chat has 0 turns", "ask something first")
         return self._turns
 
-    def _keep(self, question: OpenQuestion, generation: Generation) -> None:
+    def _keep(self, question: OpenQuestion) -> None:
         """Also in the history, where it says anything, and in the cache folder."""
-        super()._keep(question, generation)
+        super()._keep(question)
         if question.is_plain:
             return
-        is_interrupted = generation.finish_reason == "interrupted"
-        if generation.has_answer or (is_interrupted and generation.reasoning):
-            self._turns = (*question.history, question.to_turn(generation))
+        turn = question.to_turn()
+        if turn is not None:
+            self._turns = (*question.history, turn)
         self._store()
 
     def _store(self) -> None:
@@ -279,16 +276,3 @@ def _options(
 ) -> AnswerOptions:
     form = None if schema is None else AnswerForm.of(schema)
     return AnswerOptions(thinking, thinking_budget, max_tokens, form)
-
-
-def _prompt(
-    writer: ChatWriter, messages: Sequence[ChatMessage], options: AnswerOptions, begun: ChatMessage | None
-) -> TextPrompt:
-    """The conversation with the opening of an answer, or its beginning, and what is told of its form."""
-    told = messages if options.form is None else with_instruction(messages, options.form.instruction)
-    written = [message.for_template() for message in told]
-    if begun is None:
-        thinking = writer.thinks_by_default if options.thinking is None else options.thinking
-        return writer.prompt(written, thinking)
-    check_begun(begun, options.thinking, has_form=options.form is not None)
-    return writer.begun_prompt(written, begun.for_template())

@@ -6,7 +6,7 @@ Opening measures an image and keeps its pixels; patches, which are larger, are m
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -15,9 +15,9 @@ from PIL import Image
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.detail import Detail, WantedImage, check_detail, settle_details, with_image_tokens
 from ernie_local.media.image_size import ImageReport, measure_image
-from ernie_local.media.image_view import CropBox, ImageView
+from ernie_local.media.image_view import CropBox, ImageView, ViewBox, whole_pixels
 from ernie_local.media.looks import notes_on_looks
-from ernie_local.media.open_image import STDIN_MARK, ImageSource, OpenedImage, open_images
+from ernie_local.media.open_image import STDIN_MARK, ImageSource, OpenedImage, open_images, open_part
 from ernie_local.media.pages import split_page_request
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor import image_to_patches
@@ -46,15 +46,30 @@ class ImagePart:
         check_detail(self.detail)
 
 
+class ImageOrigin(NamedTuple):
+    """Where an image was cut from. path: as of ChatImage, None for one from memory. box: as of
+    `ImageView.to_original`."""
+
+    path: str | None
+    box: ViewBox
+
+
 class ChatImage:
     """An opened image and its size in tokens. Its patches are dropped once the engine has taken them.
 
     report: its sizes before and after resizing. view: where what the model sees lies in the original. path:
-    absolute, with the page ("/scans/a.pdf:2"), or None for an image that came from memory. content_key: a
-    hash of its pixels and of all that makes patches of them. Images of an equal key are equal.
+    absolute, with the page ("/scans/a.pdf:2"), or None for an image that came from memory. origin: of a part
+    that was zoomed into; such a one has no path, and keeps its pixels. content_key: a hash of its pixels and
+    of all that makes patches of them. Images of an equal key are equal.
     """
 
-    def __init__(self, opened: OpenedImage, path: str | None, processor: ImageProcessorConfig) -> None:
+    def __init__(
+        self,
+        opened: OpenedImage,
+        path: str | None,
+        processor: ImageProcessorConfig,
+        origin: ImageOrigin | None = None,
+    ) -> None:
         """InputUnreadable for an image too long and thin for the model, or for its bound of tokens."""
         image, view = opened.image, opened.view
         crop = view.crop if view.is_cropped else None
@@ -63,6 +78,7 @@ class ChatImage:
         self.report: ImageReport = replace(report, notes=report.notes + notes)
         self.view: ImageView = view.resized(report.resized_size)
         self.path = path
+        self.origin = origin
         shape = (image.size, report.resized_size, processor.patch_size, processor.merge_size)
         self.content_key = digest_of(
             *shape, processor.mean, processor.std, processor.rescale_factor, image.tobytes()
@@ -125,6 +141,25 @@ class ChatImage:
         assert self._image is not None, "an image without a path keeps its pixels"
         return OpenedImage(self._image, self.name, self.view)
 
+    def zoomed(self, place: ViewBox) -> ChatImage:
+        """A part of it as an image of its own, cut from the pixels of the original.
+
+        place: thousandths of what the model sees of this one; all pixels that it touches are taken. The part
+        is as large as the image processor makes it, and bounded as this image is. InputUnreadable where the
+        file is gone or another by now, and for a part too long and thin.
+        """
+        path, box = self.path if self.origin is None else self.origin.path, self.view.box_to_original(place)
+        if path is not None:
+            size = self.view.original_size
+            return open_zoomed(ImageOrigin(path, box), size, self._processor, self._password)
+        assert self._image is not None, "an image without a path keeps its pixels"
+        left, top = self.view.crop[:2]
+        corners = self.view.opened.box_to_original(place)
+        inside = (corners[0] - left, corners[1] - top, corners[2] - left, corners[3] - top)
+        whole = OpenedImage(self._image, _part_name(self.name, box), self.view)
+        part = whole.cropped(whole_pixels(inside, self._image.size))
+        return ChatImage(part, None, self._processor, ImageOrigin(None, box))
+
     def release(self) -> None:
         """Drop the patches: the engine's cache holds what the model needs of them. So it does of the pixels,
         which a file has."""
@@ -177,23 +212,55 @@ def open_same_image(
     return ChatImage(_open_same(path, size, crop, password), _absolute(path), processor)
 
 
+def open_zoomed(
+    origin: ImageOrigin,
+    original_size: tuple[float, float],
+    processor: ImageProcessorConfig,
+    password: str | None = None,
+) -> ChatImage:
+    """The part of a file that `ChatImage.zoomed` gives; InputUnreadable where the original has another size.
+
+    original_size: as of ImageView.
+    """
+    assert origin.path is not None, "a part of an image from memory is not opened again"
+    _check_is_file(origin.path, original_size)
+    opened = open_part(origin.path, origin.box, processor.max_pixels, password)
+    if opened.view.original_size != tuple(original_size):
+        raise _another_image(origin.path, original_size, [opened.view.original_size])
+    return ChatImage(replace(opened, name=_part_name(origin.path, origin.box)), None, processor, origin)
+
+
+def _part_name(name: str, box: ViewBox) -> str:
+    return f"{name} [{', '.join(f'{side:.0f}' for side in box)}]"
+
+
 def _open_same(path: str, size: tuple[int, int], crop: CropBox | None, password: str | None) -> OpenedImage:
     # The path may have come from a file of somebody else, who must not learn what another file holds.
+    _check_is_file(path, size)
+    opened = open_images(path, password=password, shows_content=False)
+    if [one.image.size for one in opened] != [size]:
+        raise _another_image(path, size, [one.image.size for one in opened])
+    return opened[0] if crop is None else opened[0].cropped(crop)
+
+
+def _check_is_file(path: str, size: tuple[float, float]) -> None:
     if split_page_request(path)[0] == STDIN_MARK:
         raise InputUnreadable(
             f"{path!r}: standard input, where a file of {size[0]} x {size[1]} pixels is needed",
             "what a pipe carried cannot be read again",
             "name the file of the image in the saved chat, or start a new chat",
         )
-    opened = open_images(path, password=password, shows_content=False)
-    if [one.image.size for one in opened] != [size]:
-        now = ", ".join(f"{one.image.width} x {one.image.height}" for one in opened)
-        raise InputUnreadable(
-            f"{path}: {size[0]} x {size[1]} pixels when it was asked about, {now} now",
-            "the chat continues from this image, and another one would not match what was said about it",
-            "restore the image, or start a new chat",
-        )
-    return opened[0] if crop is None else opened[0].cropped(crop)
+
+
+def _another_image(
+    path: str, size: tuple[float, float], sizes: Sequence[tuple[float, float]]
+) -> InputUnreadable:
+    now = ", ".join(f"{width} x {height}" for width, height in sizes)
+    return InputUnreadable(
+        f"{path}: {size[0]} x {size[1]} pixels when it was asked about, {now} now",
+        "the chat continues from this image, and another one would not match what was said about it",
+        "restore the image, or start a new chat",
+    )
 
 
 class _ReadImage(NamedTuple):

@@ -89,10 +89,25 @@ class ChatMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class CallRound:
+    """What a model wrote and called on the way to its answer, and what the tools gave, a message each."""
+
+    text: str
+    reasoning: str
+    tool_calls: tuple[ToolCall, ...]
+    results: tuple[ChatMessage, ...]
+
+    def messages(self) -> tuple[ChatMessage, ...]:
+        """As the prompt has them."""
+        return (ChatMessage("assistant", self.text, self.reasoning, self.tool_calls), *self.results)
+
+
+@dataclass(frozen=True, slots=True)
 class ChatTurn:
     """What was said since the answer before, with images opened, and the answer.
 
-    thinking: whether the model was to think before it.
+    thinking: whether the model was to think before it. rounds: of calls that the chat ran for it. tool_calls:
+    those of the answer itself, which whoever asked runs.
     """
 
     question: tuple[ChatMessage, ...]
@@ -101,6 +116,7 @@ class ChatTurn:
     tool_calls: tuple[ToolCall, ...] = ()
     thinking: bool = False
     finish_reason: FinishReason = "stop"
+    rounds: tuple[CallRound, ...] = ()
 
     @property
     def text(self) -> str:
@@ -109,13 +125,18 @@ class ChatTurn:
 
     @property
     def images(self) -> tuple[ChatImage, ...]:
-        """The images of the question."""
-        return images_of(self.question)
+        """The images of the question, and those that tools gave."""
+        return images_of(self.messages())
 
     def messages(self) -> tuple[ChatMessage, ...]:
-        """The question and the answer."""
+        """The question, the rounds, and the answer."""
         answer = ChatMessage("assistant", self.answer, self.reasoning, self.tool_calls)
-        return (*self.question, answer)
+        return (*self.question, *messages_of(self.rounds), answer)
+
+
+def messages_of(rounds: Iterable[CallRound]) -> list[ChatMessage]:
+    """All messages of the rounds, in order."""
+    return [message for one in rounds for message in one.messages()]
 
 
 def images_of(messages: Iterable[ChatMessage]) -> tuple[ChatImage, ...]:

@@ -16,6 +16,7 @@ from ernie_local.model_files import ModelFiles
 from ernie_local.progress import OnProgress
 from ernie_local.session.image import ChatImage
 from ernie_local.session.messages import ChatMessage, with_instruction
+from ernie_local.session.tools import Toolbox, ToolSource
 from ernie_local.session.writer import ChatWriter
 from ernie_local.structured import AnswerForm
 from ernie_local.text.template import user_message
@@ -34,13 +35,14 @@ def check_first_question(
     context_size: int | None = None,
     variant: str | None = None,
     form: AnswerForm | None = None,
+    tools: Sequence[ToolSource] = (),
 ) -> None:
     """Try the first question before any weight is read.
 
-    variant: as of Chat. form: of the answer. DoesNotFit where the question alone fills the context,
+    variant, tools: as of Chat. form: of the answer. DoesNotFit where the question alone fills the context,
     ModelUnusable without a tokenizer.
     """
-    writer = ChatWriter(files, system, variant=variant)
+    writer = ChatWriter(files, system, Toolbox(tools).descriptions, variant)
     if form is not None:
         text = with_instruction([ChatMessage("user", text)], form.instruction)[0].text
     message = user_message(text, (image.num_tokens for image in images))

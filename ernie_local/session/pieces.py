@@ -46,3 +46,21 @@ def _in_turn(use: Callable[..., _Result], *arguments: object) -> _Result:
 def is_in_use(error: ValueError) -> bool:
     """Whether this is Python's error for a generator that is running, in another thread or further up."""
     return str(error) == "generator already executing"
+
+
+def ended_elsewhere() -> UsageError:
+    """The error for who reads on after another thread has used the chat."""
+    return UsageError(
+        "another thread has used the chat before this answer was read to its end",
+        "a chat has one answer at a time, and the next use ends the one before",
+        "make a chat for each thread: they may share the model",
+    )
+
+
+def still_written() -> UsageError:
+    """The error for who uses a chat while another thread waits for a piece of its answer."""
+    return UsageError(
+        "an answer is still being written",
+        "a chat has one answer at a time",
+        "call stop() first, or make a chat for each thread: they may share the model",
+    )

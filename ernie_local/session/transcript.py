@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar, get_args
@@ -16,15 +16,19 @@ from ernie_local.media.detail import with_image_tokens
 from ernie_local.media.image_view import CropBox
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model_files import ModelFiles
-from ernie_local.session.image import ChatImage, open_same_image
-from ernie_local.session.messages import ChatMessage, ChatTurn, FinishReason, MessagePart
+from ernie_local.session.image import ChatImage, ImageOrigin, open_same_image, open_zoomed
+from ernie_local.session.image_tools import zoom_tool
+from ernie_local.session.messages import CallRound, ChatMessage, ChatTurn, FinishReason, MessagePart
+from ernie_local.session.tools import Toolbox, ToolSource, described_name
 from ernie_local.strict_json import show
 from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import Role
 
 FORMAT_NAME = "ernie-local chat"
-FORMAT_VERSION = 3  # 2: no image was cut or bounded; 1: a turn asked with one text after its images
+# 3: no tool was run; 2: no image was cut or bounded; 1: a turn asked with one text after its images.
+FORMAT_VERSION = 4
 MAX_CHAT_BYTES = 64 << 20
+_LARGEST = 1e9  # side of a place in an image
 
 _Value = TypeVar("_Value")
 _OpenImage: TypeAlias = Callable[[dict[str, object]], ChatImage]
@@ -34,16 +38,30 @@ _FINISH_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
 
 @dataclass(frozen=True, slots=True)
 class SavedChat:
-    """What a file of a chat holds. system: where no message says it."""
+    """What a file of a chat holds. system: where no message says it. tools: described, as the file has them,
+    or what the chat runs in their place."""
 
     system: str | None
-    tools: tuple[Mapping[str, object], ...]
+    tools: tuple[ToolSource, ...]
     turns: tuple[ChatTurn, ...]
 
     @property
     def images(self) -> list[ChatImage]:
         """Those of all turns, in their order."""
         return [image for turn in self.turns for image in turn.images]
+
+    def with_tools(self, tools: Sequence[ToolSource], zoom: bool) -> SavedChat:
+        """The same with tools to run, in the places of those that the file describes by the same names.
+
+        zoom: also `zoom_tool`, which a chat keeps that had it.
+        """
+        own = zoom_tool()
+        given = [*tools, *([own] if zoom or own.described() in self.tools else [])]
+        described = zip(Toolbox(given).descriptions, given, strict=True)
+        named = {described_name(one): source for one, source in described}
+        saved = [one for one in self.tools if isinstance(one, Mapping)]
+        kept = [named.pop(described_name(one), one) for one in saved]
+        return replace(self, tools=(*kept, *named.values()))
 
 
 def write_chat(path: Path, chat: SavedChat, model_name: str) -> None:
@@ -56,7 +74,7 @@ def write_chat(path: Path, chat: SavedChat, model_name: str) -> None:
         "version": FORMAT_VERSION,
         "model": model_name,
         "system": chat.system,
-        "tools": list(chat.tools),
+        "tools": list(Toolbox(chat.tools).descriptions),
         "turns": [_turn_to_json(number, turn) for number, turn in enumerate(chat.turns, start=1)],
     }
     text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
@@ -101,16 +119,33 @@ def read_saved_chat(
 
 def _turn_to_json(number: int, turn: ChatTurn) -> dict[str, object]:
     return {
-        "question": [
-            {"role": message.role, "content": [_part_to_json(number, part) for part in message.parts]}
-            for message in turn.question
+        "question": _messages_to_json(number, turn.question),
+        "rounds": [
+            {
+                "reasoning": one.reasoning,
+                "text": one.text,
+                "tool_calls": _calls_to_json(one.tool_calls),
+                "results": _messages_to_json(number, one.results),
+            }
+            for one in turn.rounds
         ],
         "thinking": turn.thinking,
         "reasoning": turn.reasoning,
         "answer": turn.answer,
-        "tool_calls": [{"name": call.name, "arguments": call.arguments} for call in turn.tool_calls],
+        "tool_calls": _calls_to_json(turn.tool_calls),
         "finish_reason": turn.finish_reason,
     }
+
+
+def _messages_to_json(number: int, messages: Sequence[ChatMessage]) -> list[dict[str, object]]:
+    return [
+        {"role": message.role, "content": [_part_to_json(number, part) for part in message.parts]}
+        for message in messages
+    ]
+
+
+def _calls_to_json(calls: Sequence[ToolCall]) -> list[dict[str, object]]:
+    return [{"name": call.name, "arguments": call.arguments} for call in calls]
 
 
 def _part_to_json(number: int, part: MessagePart) -> object:
@@ -118,15 +153,20 @@ def _part_to_json(number: int, part: MessagePart) -> object:
     if isinstance(part, str):
         return part
     assert isinstance(part, ChatImage), "a turn holds opened images"
-    if part.path is None:
+    entry: dict[str, object]
+    if part.origin is not None and part.origin.path is not None:
+        size, box = part.view.original_size, part.origin.box
+        entry = {"path": part.origin.path, "original_size": list(size), "zoomed": list(box)}
+    elif part.path is None:
         raise UsageError(
             f"turn {number} of the chat has an image without a path ({part.name})",
             "a saved chat names its images by their files, and this one came from memory or a pipe",
             "save the image as a file and ask about that file",
         )
-    entry: dict[str, object] = {"path": part.path, "size": list(part.report.original_size)}
-    if part.report.crop is not None:
-        entry["crop"] = list(part.report.crop)
+    else:
+        entry = {"path": part.path, "size": list(part.report.original_size)}
+        if part.report.crop is not None:
+            entry["crop"] = list(part.report.crop)
     if part.report.max_tokens is not None:
         entry["max_tokens"] = part.report.max_tokens
     return entry
@@ -135,17 +175,32 @@ def _part_to_json(number: int, part: MessagePart) -> object:
 def _image_from_json(
     entry: dict[str, object], processor: ImageProcessorConfig, password: str | None
 ) -> ChatImage:
-    width, height = (_expect(value, int) for value in _expect(entry["size"], list))
-    crop: CropBox | None = None
-    if "crop" in entry:
-        left, top, right, bottom = (_expect(value, int) for value in _expect(entry["crop"], list))
-        crop = left, top, right, bottom
+    path = _expect(entry["path"], str)
     if "max_tokens" in entry:
         try:
             processor = with_image_tokens(processor, _expect(entry["max_tokens"], int))
         except UsageError as error:
             raise ValueError(error.what) from error
-    return open_same_image(_expect(entry["path"], str), (width, height), processor, password, crop)
+    if "zoomed" in entry:
+        left, top, right, bottom = _numbers(entry["zoomed"], 4)
+        width, height = _numbers(entry["original_size"], 2)
+        box = (left, top, right, bottom)
+        if not (left < right and top < bottom):
+            raise ValueError(f"{box} is no part of an image")
+        return open_zoomed(ImageOrigin(path, box), (width, height), processor, password)
+    width, height = (_expect(value, int) for value in _expect(entry["size"], list))
+    crop: CropBox | None = None
+    if "crop" in entry:
+        left, top, right, bottom = (_expect(value, int) for value in _expect(entry["crop"], list))
+        crop = left, top, right, bottom
+    return open_same_image(path, (width, height), processor, password, crop)
+
+
+def _numbers(value: object, count: int) -> list[float]:
+    numbers = _expect(value, list)
+    if len(numbers) != count or not all(type(one) in (int, float) and 0 <= one < _LARGEST for one in numbers):
+        raise ValueError(f"{show(value)} where {count} numbers belong")
+    return numbers
 
 
 def _turn_from_json(turn: dict[str, object], open_image: _OpenImage) -> ChatTurn:
@@ -153,17 +208,31 @@ def _turn_from_json(turn: dict[str, object], open_image: _OpenImage) -> ChatTurn
         entries = [_expect(message, dict) for message in _expect(turn["question"], list)]
     else:  # version 1
         entries = [{"role": turn["role"], "content": [*_expect(turn["images"], list), turn["text"]]}]
-    calls = [_expect(call, dict) for call in _expect(turn["tool_calls"], list)]
+    rounds = [_expect(one, dict) for one in _expect(turn.get("rounds", []), list)]
     return ChatTurn(
         question=tuple(_message_from_json(entry, open_image) for entry in entries),
+        rounds=tuple(_round_from_json(one, open_image) for one in rounds),
         thinking=_expect(turn["thinking"], bool),
         reasoning=_expect(turn["reasoning"], str),
         answer=_expect(turn["answer"], str),
-        tool_calls=tuple(
-            ToolCall(_expect(call["name"], str), _expect(call["arguments"], dict)) for call in calls
-        ),
+        tool_calls=_calls_from_json(turn["tool_calls"]),
         finish_reason=_one_of(_FINISH_REASONS, turn["finish_reason"]),
     )
+
+
+def _round_from_json(one: dict[str, object], open_image: _OpenImage) -> CallRound:
+    results = [_expect(message, dict) for message in _expect(one["results"], list)]
+    return CallRound(
+        text=_expect(one["text"], str),
+        reasoning=_expect(one["reasoning"], str),
+        tool_calls=_calls_from_json(one["tool_calls"]),
+        results=tuple(_message_from_json(message, open_image) for message in results),
+    )
+
+
+def _calls_from_json(value: object) -> tuple[ToolCall, ...]:
+    calls = [_expect(call, dict) for call in _expect(value, list)]
+    return tuple(ToolCall(_expect(call["name"], str), _expect(call["arguments"], dict)) for call in calls)
 
 
 def _message_from_json(message: dict[str, object], open_image: _OpenImage) -> ChatMessage:

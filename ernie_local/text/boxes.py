@@ -136,6 +136,12 @@ def read_box(value: object) -> tuple[Thousandths | None, str | None]:
     return cut, None if is_whole else f"{shown} reaches over the edge of the image and is cut there"
 
 
+def is_reversed(value: object) -> bool:
+    """Whether a box has its right corner left of the other, or the lower one above."""
+    numbers = _flattened(value) or []
+    return len(numbers) == 4 and (numbers[0] > numbers[2] or numbers[1] > numbers[3])
+
+
 def _in_json(text: str, refused: list[str]) -> Iterator[_Written]:
     """From all JSON values in the text, also from the whole ones within a value that was cut off."""
     position, effort = 0, 0

@@ -148,12 +148,18 @@ class ScriptedEngine:
     def length(self) -> int:
         return len(self.ids)
 
-    def say(self, text: str, end: str = "</s>") -> None:
-        """What the model says from the next logits on; without an end it goes on saying nothing new."""
-        ids = self._tokenizer.encode(text)
-        end_id = self._tokenizer.id_of(end) if end else ids[-1]
-        assert end_id is not None
-        self._script = iter([*ids, *[end_id] * 10_000])
+    def say(self, *texts: str, end: str = "</s>") -> None:
+        """What the model says from the next logits on; without an end it goes on saying nothing new.
+
+        Of several texts, each is the answer to another prompt.
+        """
+        script: list[int] = []
+        for text in texts:
+            ids = self._tokenizer.encode(text)
+            end_id = self._tokenizer.id_of(end) if end else ids[-1]
+            assert end_id is not None
+            script += [*ids, end_id]
+        self._script = iter([*script, *script[-1:] * 10_000])
 
     def rewind(self, mark: Mark) -> None:
         assert mark.length <= len(self.ids)
@@ -235,7 +241,7 @@ class Talk:
 
     def ask(self, text: str | Sequence[Any], says: str, end: str = "</s>", **options: Any) -> Answer:
         """The answer to a question, read to its end."""
-        self.engine.say(says, end)
+        self.engine.say(says, end=end)
         list(self.chat.ask(text, **options))
         answer = self.chat.last
         assert answer is not None

@@ -48,9 +48,11 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
         counter.num_images += len(images)
         return encode(self, images, *more)
 
-    def count_tokens(self: ErnieModel, hidden: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    def count_tokens(
+        self: ErnieModel, hidden: torch.Tensor, *arguments: Any, **keywords: Any
+    ) -> torch.Tensor:
         counter.num_tokens += hidden.shape[0]
-        return forward(self, hidden, *arguments)
+        return forward(self, hidden, *arguments, **keywords)
 
     monkeypatch.setattr(ErnieModel, "encode_images", count_images)
     monkeypatch.setattr(ErnieModel, "forward", count_tokens)

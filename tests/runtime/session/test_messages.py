@@ -18,7 +18,7 @@ EIGHT = "<|IMAGE_START|>" + "<|IMAGE_PLACEHOLDER|>" * 8 + "<|IMAGE_END|>"
 
 
 def send(one: Talk, messages: list[ChatMessage], says: str, end: str = "</s>") -> str:
-    one.engine.say(says, end)
+    one.engine.say(says, end=end)
     return "".join(piece.text for piece in one.chat.send(messages))
 
 

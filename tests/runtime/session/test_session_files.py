@@ -130,7 +130,7 @@ def test_a_saved_chat_names_images_alone_and_shows_no_other_file(
     [
         ("", "cannot read the chat"),
         ("[]", 'lacks "format"'),
-        ('{"format": "ernie-local chat", "version": 4}', "version 4, only 1 to 3 can be read"),
+        ('{"format": "ernie-local chat", "version": 5}', "version 5, only 1 to 4 can be read"),
         ('{"format": "ernie-local chat", "version": 1}', "missing or wrong: 'system'"),
         (
             '{"format": "ernie-local chat", "version": 1, "system": 3, "tools": [], "turns": []}',

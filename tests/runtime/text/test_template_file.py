@@ -294,7 +294,7 @@ def test_a_chat_by_the_file(talk: Talks, tmp_path: Path, image: Path) -> None:
     write_template(tmp_path, THINKING_JINJA)
     one = talk(variant="file", system="")
     question = ChatMessage("user", ("Look:", image, "what?"))
-    one.engine.say("I see.</think>A page.", "</s>")
+    one.engine.say("I see.</think>A page.")
     list(one.chat.send([question]))
     assert one.chat.last is not None
     # The file's own default: it opens a thought.
