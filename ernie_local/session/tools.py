@@ -120,8 +120,8 @@ class ToolStep:
     """A call that the chat ran on the way to an answer, and what came of it.
 
     round: in which, from 1. result: what the model reads. first_image: the number of its first image in the
-    chat, None where it has none. seconds: that it ran. paging: what the experts of the following round cost,
-    in which the model reads the result; None where all are in memory, or nothing followed.
+    chat, None where it has none. seconds: until the result was there. paging: what the experts of the
+    following round cost, in which the model reads it; None where all are in memory, or nothing followed.
     """
 
     round: int

@@ -50,13 +50,15 @@ class SavedChat:
         """Those of all turns, in their order."""
         return [image for turn in self.turns for image in turn.images]
 
-    def with_tools(self, tools: Sequence[ToolSource], zoom: bool) -> SavedChat:
+    def with_tools(self, tools: Sequence[ToolSource], zoom: bool = False) -> SavedChat:
         """The same with tools to run, in the places of those that the file describes by the same names.
 
         zoom: also `zoom_tool`, which a chat keeps that had it.
         """
         own = zoom_tool()
-        given = [*tools, *([own] if zoom or own.described() in self.tools else [])]
+        names = {described_name(one) for one in Toolbox(tools).descriptions}
+        is_kept = own.described() in self.tools and own.name not in names
+        given = [*tools, *([own] if zoom or is_kept else [])]
         described = zip(Toolbox(given).descriptions, given, strict=True)
         named = {described_name(one): source for one, source in described}
         saved = [one for one in self.tools if isinstance(one, Mapping)]

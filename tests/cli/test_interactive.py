@@ -243,7 +243,7 @@ def test_a_question_that_failed_is_asked_again(talk: Talk, fake_chat: FakeChat, 
 def test_clear_begins_a_new_chat(
     talk: Talk, fake_chat: FakeChat, invoice: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "Chat", lambda model, system, sampling, variant: FakeChat(system=system))
+    monkeypatch.setattr(session, "Chat", lambda model, system, *_, **__: FakeChat(system=system))
     fake_chat.system = "Be brief."
     result = talk("one", f"/image {invoice}", "/clear", "/image", "/system", "/retry")
     assert "next question: none" in result.stderr

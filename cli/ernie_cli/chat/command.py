@@ -42,8 +42,10 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
     )
     with console.working("starting"):
         from ernie_cli.chat import conversation, interactive
+        from ernie_cli.chat.tool_calls import make_tools
         from ernie_local import session
 
+        tools = make_tools(options, console)
         measured = conversation.measure_images(opened, options, files)
         session.check_first_question(
             files,
@@ -54,17 +56,18 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
             context_size=options.context_tokens(),
             variant=options.variant,
             form=options.form,
+            tools=tools,
         )
         if options.draw is not None:
             session.drawing_paths(options.draw, measured)
     if options.form is not None and options.form.instruction:
         note_form(console, options.model, "--bare-question")
     if not questions or options.interactive:
-        interactive.chat_line_by_line(options, files, console, measured, questions)
+        interactive.chat_line_by_line(options, files, console, measured, questions, tools)
         return
     show_reports(measured, console)
     result.set_images([image.report for image in measured])
-    opened_chat = conversation.open_chat(options, files, console, measured)
+    opened_chat = conversation.open_chat(options, files, console, measured, tools)
     with (
         conversation.trace_written(options.trace, opened_chat, console),
         conversation.saved_at_the_end(options.save, lambda: opened_chat),

@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from signal import SIGINT
+from typing import TypedDict
 
 from ernie_cli.chat.options import ChatOptions
+from ernie_cli.chat.tool_calls import show_step, step_lines
 from ernie_cli.console import Console
 from ernie_cli.failures import spell_options
 from ernie_cli.options import MemoryOptions
@@ -29,6 +31,7 @@ from ernie_local.model_files import ModelFiles
 from ernie_local.progress import OnProgress
 from ernie_local.replay.trace import write_trace
 from ernie_local.sampling import SamplingOptions, model_sampling
+from ernie_local.session.tools import MOST_ROUNDS
 from ernie_local.sizes import format_bytes
 
 _PARTS = {
@@ -79,12 +82,18 @@ def _progress_on(console: Console) -> OnProgress:
 
 
 def open_chat(
-    options: ChatOptions, files: ModelFiles, console: Console, images: Sequence[session.ChatImage]
+    options: ChatOptions,
+    files: ModelFiles,
+    console: Console,
+    images: Sequence[session.ChatImage],
+    tools: Sequence[session.ChatTool] = (),
 ) -> session.Chat:
     """Load the model and begin a chat, or continue the one of --load. images: of the first question."""
     # Built before the weights are read: they refuse values that mean nothing, and broken files.
     sampling = chat_sampling(options, files)
     saved = None if options.load is None else session.read_saved_chat(options.load, files, options.password)
+    saved = None if saved is None else saved.with_tools(tools)
+    settings = chat_settings(options)
     before = [] if saved is None else saved.images
     model = load_for_chat(options, files, console, [*before, *images])
     notice = native_notice()
@@ -93,8 +102,20 @@ def open_chat(
     if options.trace is not None:
         model.record_trace()
     if saved is not None:
-        return session.Chat.resume(saved, model, sampling, variant=options.variant)
-    return session.Chat(model, options.system, sampling, variant=options.variant)
+        return session.Chat.resume(saved, model, sampling, **settings)
+    return session.Chat(model, options.system, sampling, tools=tools, **settings)
+
+
+class ChatSettings(TypedDict):
+    """What new, resumed and loaded chats are given alike."""
+
+    variant: str | None
+    max_rounds: int
+
+
+def chat_settings(options: ChatOptions) -> ChatSettings:
+    """As the options say."""
+    return {"variant": options.variant, "max_rounds": options.max_rounds or MOST_ROUNDS}
 
 
 def chat_sampling(options: ChatOptions, files: ModelFiles) -> SamplingOptions:
@@ -157,6 +178,7 @@ def ask(
     """
     held_back: list[str] = []
     chat.on_progress = _progress_on(console)
+    chat.on_step = partial(show_step, options, console)
     pieces = chat.retry if question is None else partial(chat.ask, question, images=images)
     try:
         with (
@@ -188,6 +210,8 @@ def ask(
     assert chat.last is not None
     if options.cache is not None and (line := reuse_line(chat.last)) is not None:
         console.note(line)
+    for call in chat.last.tool_calls if chat.last.finish_reason == "stop" else ():
+        console.warn(f"the model calls {printable_line(call.name)}, which was not run")
     return chat.last
 
 
@@ -241,7 +265,7 @@ def stats_line(answer: session.Answer, load_seconds: float) -> str:
     ]
     if answer.peak_memory_bytes is not None:
         parts.append(f"peak memory {format_bytes(answer.peak_memory_bytes)}")
-    line = "; ".join(parts)
+    line = "\n".join(["; ".join(parts), *step_lines(answer)])
     return line if answer.paging is None else f"{line}\n{_paging_line(answer.paging)}"
 
 

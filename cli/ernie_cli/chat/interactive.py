@@ -52,8 +52,16 @@ def _slash_command(name: str, arguments: str, help_text: str) -> Callable[[Any],
 class InteractiveChat:
     """One chat with a person, and the slash commands, which change it."""
 
-    def __init__(self, chat: session.Chat, options: ChatOptions, files: ModelFiles, console: Console) -> None:
+    def __init__(
+        self,
+        chat: session.Chat,
+        options: ChatOptions,
+        files: ModelFiles,
+        console: Console,
+        tools: Sequence[session.ChatTool] = (),
+    ) -> None:
         self.chat = chat
+        self._tools = tools
         self._options = options
         self._console = console
         self._waiting: list[session.ChatImage] = []
@@ -192,7 +200,8 @@ class InteractiveChat:
         self._console.say("a new chat begins")
 
     def _new_chat(self, system: str | None) -> session.Chat:
-        return session.Chat(self.chat.model, system, self._sampling, variant=self._options.variant)
+        settings = conversation.chat_settings(self._options)
+        return session.Chat(self.chat.model, system, self._sampling, tools=self._tools, **settings)
 
     def _begin(self, chat: session.Chat) -> None:
         self.chat, self._unanswered = chat, None
@@ -214,8 +223,14 @@ class InteractiveChat:
     @_slash_command("/load", "FILE", "continue a chat from a file")
     def _load(self, argument: str) -> None:
         path = _one_path("/load", argument)
-        variant, password = self._options.variant, self._options.password
-        chat = session.Chat.load(path, self.chat.model, self._sampling, variant=variant, password=password)
+        chat = session.Chat.load(
+            path,
+            self.chat.model,
+            self._sampling,
+            password=self._options.password,
+            tools=self._tools,
+            **conversation.chat_settings(self._options),
+        )
         self._begin(chat)
         self._console.say(f"continuing {path}")
 
@@ -244,9 +259,11 @@ def chat_line_by_line(
     console: Console,
     images: Sequence[session.ChatImage],
     first_prompts: Sequence[str],
+    tools: Sequence[session.ChatTool] = (),
 ) -> None:
     """Load the model and chat until the person leaves, then save where --save says so."""
-    loop = InteractiveChat(conversation.open_chat(options, files, console, images), options, files, console)
+    chat = conversation.open_chat(options, files, console, images, tools)
+    loop = InteractiveChat(chat, options, files, console, tools)
     loop.attach(images)
     console.note(
         f"{options.model} is ready. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ernie_cli.chat.tool_options import ToolOptions
 from ernie_cli.form_options import FormOptions
 from ernie_cli.options import (
     LARGEST_SEED,
@@ -28,7 +29,7 @@ _LARGEST_FACTOR = 1000.0  # of scores; beyond it, tokens differ by nothing or by
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions(FormOptions, ThinkingOptions, MemoryOptions, ImageOptions, CommonOptions):
+class ChatOptions(ToolOptions, FormOptions, ThinkingOptions, MemoryOptions, ImageOptions, CommonOptions):
     """What was said on the command line; None means that the model or the runtime decides."""
 
     model: str = model_argument(default="nano")

@@ -106,6 +106,7 @@ def _checked(question: str, source: str) -> str:
 def check_chat_options(options: ChatOptions) -> None:
     """Raise for options that contradict each other, and for files that cannot be read or written."""
     options.check_form()
+    options.check_tools(options.form is not None, options.load is not None)
     options.check_memory()
     options.check_lengths(options.context_tokens())
     if options.load is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 from ernie_cli.json_object import fill_result
 
 if TYPE_CHECKING:
-    from ernie_local.session import Answer, ImageReport
+    from ernie_local.session import Answer, ImageReport, ToolStep
 
 
 @dataclass
@@ -112,6 +112,50 @@ class BoxObject:
 
 
 @dataclass
+class StepImageObject:
+    """An image that a tool showed to the model. Sizes are [width, height] in pixels."""
+
+    number: int  #: In the chat, from 1; `--steps` calls its file picture-N.png.
+    name: str
+    box: list[float] | None
+    """[left, top, right, bottom] of the part that was zoomed into, in pixels of the file as it is stored,
+    before a turn by its EXIF data; of a page of a PDF in points; null for other images."""
+    size: Annotated[list[int], "read_size"]  #: Before it was resized.
+    resized: Annotated[list[int], "resized_size"]  #: As the model sees it.
+    tokens: int
+
+
+@dataclass
+class StepObject:
+    """A call of a tool on the way to the answer."""
+
+    round: int  #: From 1; a round may have several calls.
+    name: Annotated[str, "call.name"]
+    arguments: Annotated[dict[str, object], "call.arguments"]
+    text: Annotated[str, "result.text"]  #: What the model reads, without images.
+    is_error: bool
+    seconds: float  #: Until the result was there, with the time in which a person was asked.
+    images: list[StepImageObject]
+    paging: PagingObject | None
+    """What the experts of the following round cost, in which the model reads the result; null where all are
+    in memory."""
+
+    @classmethod
+    def of(cls, step: ToolStep) -> StepObject:
+        """The call as it was run."""
+        images = [
+            fill_result(
+                StepImageObject,
+                image.report,
+                number=number,
+                box=None if image.origin is None else list(image.origin.box),
+            )
+            for number, image in enumerate(step.result.images, start=step.first_image or 1)
+        ]
+        return fill_result(cls, step, images=images, seconds=round(step.seconds, 4))
+
+
+@dataclass
 class EarlierAnswerObject:
     """An answer to a question before the last one."""
 
@@ -123,6 +167,7 @@ class EarlierAnswerObject:
     usage: UsageObject
     timings: TimingsObject
     boxes: list[BoxObject]
+    steps: list[StepObject]
 
 
 @dataclass
@@ -149,6 +194,8 @@ class ChatResult:
     boxes: list[BoxObject] = field(default_factory=list)  #: In the order of the answer.
     box_notes: list[str] = field(default_factory=list)
     """What of the answer looks like a box and is none, or was cut at the edge of the image."""
+    steps: list[StepObject] = field(default_factory=list)
+    """The calls of tools that were run on the way to the answer, in order: `--zoom`, `--tool`."""
     drawings: list[str] = field(default_factory=list)  #: The files that `--draw` wrote.
     earlier: list[EarlierAnswerObject] = field(default_factory=list)
     """With several `-p`: the answers before that of `text`, in order."""
@@ -161,7 +208,7 @@ class ChatResult:
         self.text = self.reasoning = self.finish_reason = self.paging = self.value = None
         self.confidence = {}
         self.usage, self.timings, self.memory = UsageObject(), TimingsObject(), PeakMemoryObject()
-        self.boxes, self.box_notes = [], []
+        self.boxes, self.box_notes, self.steps = [], [], []
 
     def set_images(self, reports: Sequence[ImageReport]) -> None:
         """Fill in what the model will see of the images."""
@@ -183,5 +230,6 @@ class ChatResult:
         )
         self.boxes = [fill_result(BoxObject, box) for box in answer.boxes]
         self.box_notes = list(answer.box_notes)
+        self.steps = [StepObject.of(step) for step in answer.steps]
         self.memory = PeakMemoryObject(answer.peak_memory_bytes)
         self.paging = None if answer.paging is None else fill_result(PagingObject, answer.paging)

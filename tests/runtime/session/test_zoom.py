@@ -152,14 +152,16 @@ def test_the_model_sees_the_part_as_the_next_picture(talk: Talks, tmp_path: Path
 def test_a_box_of_the_answer_is_in_the_whole_image(talk: Talks) -> None:
     images = open_chat_images([noise((100, 60)), noise((90, 90), 1)], PROCESSOR)
     shown = [*images, images[1].zoomed((0, 0, 500, 500))]
+    part = images[0].zoomed((0, 0, 500, 500))
     cases: list[tuple[Any, ...]] = [
-        (1, "[1, 2, 3, 4]", 1, [shown[0], images[0].zoomed((0, 0, 500, 500))]),
-        (2, "[1, 2, 3, 4]", 1, shown),
-        (None, "[1, 2, 3, 4]", 2, shown),
-        (3, "Picture 3: [0, 0, 1000, 1000]", 2, shown),
+        (1, "[1, 2, 3, 4]", 1, 1, [images[0], part]),
+        (1, "[1, 2, 3, 4]", 0, 0, [images[0], part]),  # the next question
+        (2, "[1, 2, 3, 4]", 1, 1, shown),
+        (None, "[1, 2, 3, 4]", 2, 1, shown),
+        (3, "Picture 3: [0, 0, 1000, 1000]", 2, 1, shown),
     ]
-    for number, text, num_asked, chat in cases:
-        (box,), _ = locate_boxes(text, chat, num_asked, 1)
+    for number, text, num_asked, num_given, chat in cases:
+        (box,), _ = locate_boxes(text, chat, num_asked, num_given)
         assert box.image == number
         assert number != 3 or box.original == (0, 0, 45, 45)
     paths = drawing_paths(Path("out.png"), [shown[1], shown[2]])
