@@ -58,8 +58,7 @@ class ReadingOptions:
                 "a model that answers one value at a time writes no box beside it",
                 parameter("ask", "together"),
             )
-        if self.boxes:
-            schema_with_boxes(self.form.schema or {})  # refuses what could not be told apart
+        _ = self.answer_form  # refuses a schema that has no form with boxes
 
     @property
     def answer_form(self) -> AnswerForm:

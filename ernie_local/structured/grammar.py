@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ernie_local.errors import UsageError, parameter
 from ernie_local.strict_json import show
-from ernie_local.structured.joins import BRANCH_KEYS, Neighbours, says_more_than_kind
+from ernie_local.structured.joins import BRANCH_KEYS, DEFINITION_KEYS, Neighbours, says_more_than_kind
 from ernie_local.structured.schema import (
     ANNOTATIONS,
     LARGEST_NUMBER,
@@ -22,7 +22,6 @@ from ernie_local.structured.schema import (
     Schema,
     children,
     refused,
-    resolve,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +45,6 @@ DAY_PATTERN = rf"([1-9]\d{{3}}-{_COMMON_DAY}|{_LEAP_YEAR}-02-29)"
 _CLOCK = r"\d\d:\d\d:[0-5]\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)"
 _FORMATS = {"date": f"^{DAY_PATTERN}$", "time": f"^{_CLOCK}$", "date-time": f"^{DAY_PATTERN}T{_CLOCK}$"}
 # Definitions: of every value, and of the whole schema, where references lead to.
-_DEFINITIONS = frozenset(["$defs", "definitions"])
 _ANY, _ROOT = "ernie-local.any", "ernie-local.root"
 
 
@@ -181,8 +179,8 @@ def _for_engine(schema: Any, near: Neighbours) -> Any:
     if reference is not None and (near.are_there or says_more_than_kind(own)):
         # The engine joins what a reference leads to only as it stands there, closed.
         del own["$ref"]
-        if not own.keys() - _DEFINITIONS:
-            return _for_engine(resolve(reference, near.root), near.after(reference))
+        if not own.keys() - DEFINITION_KEYS:
+            return _for_engine(*near.follow(reference))
         own["allOf"] = [{"$ref": reference}, *own.get("allOf", ())]
     elif reference is not None:
         own["$ref"] = f"#/$defs/{_ROOT}{reference.removeprefix('#')}"
@@ -200,8 +198,8 @@ def _for_engine(schema: Any, near: Neighbours) -> Any:
 
 def _convert_members(own: Schema, beside: Neighbours) -> None:
     """Convert the schemas of properties and items, and the definitions, in place."""
-    alone = Neighbours(beside.root)
-    for key in own.keys() & {"patternProperties", *_DEFINITIONS}:
+    alone = beside.alone()
+    for key in own.keys() & {"patternProperties", *DEFINITION_KEYS}:
         own[key] = {name: _for_engine(one, alone) for name, one in own[key].items()}
     if "properties" in own:
         own["properties"] = {

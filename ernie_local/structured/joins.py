@@ -10,7 +10,8 @@ from ernie_local.structured.schema import ANNOTATIONS, refused, resolve
 
 BRANCH_KEYS = ("anyOf", "oneOf", "allOf")
 _REST_KEYS = frozenset(["additionalProperties", "patternProperties"])
-_KIND_KEYS = frozenset(["type", "$id", "$defs", "definitions"])
+DEFINITION_KEYS = frozenset(["$defs", "definitions"])
+_KIND_KEYS = frozenset(["type", "$id"]) | DEFINITION_KEYS
 _Parts: TypeAlias = tuple[Any, ...]
 
 
@@ -18,7 +19,7 @@ _Parts: TypeAlias = tuple[Any, ...]
 class Neighbours:
     """The schemas that hold for the same value as another one, before and behind it.
 
-    root: where references lead. followed: the references that led to the one in the middle.
+    root: where references lead. followed: the references whose schemas the one in the middle stands in.
     """
 
     root: Mapping[str, Any]
@@ -50,13 +51,23 @@ class Neighbours:
     def of(self, *keys: str) -> Neighbours:
         """Those of the part that `keys` lead to, such as a property."""
         before, behind = (tuple(self._parts(parts, keys)) for parts in (self.before, self.behind))
-        return Neighbours(self.root, before, behind)
+        return replace(self, before=before, behind=behind)
 
-    def after(self, reference: str) -> Neighbours:
-        """Those of what a reference leads to; UsageError where it was followed already."""
+    def alone(self) -> Neighbours:
+        """No neighbours, at the same place."""
+        return replace(self, before=(), behind=())
+
+    def follow(self, reference: str) -> tuple[Any, Neighbours]:
+        """What a reference leads to, to be written in its place, and these there.
+
+        UsageError where that stands in itself: it would be written without end.
+        """
         if reference in self.followed:
             raise refused(reference, "it leads back to itself, and other rules hold for the same value")
-        return replace(self, followed=self.followed | {reference})
+        found = resolve(reference, self.root)
+        if isinstance(found, Mapping):
+            found = {key: value for key, value in found.items() if key not in DEFINITION_KEYS}
+        return found, replace(self, followed=self.followed | {reference})
 
     def _leaves(self) -> Iterator[Mapping[str, Any]]:
         for part in (*self.before, *self.behind):

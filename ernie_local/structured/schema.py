@@ -116,6 +116,9 @@ def _as_json(source: Mapping[str, Any] | str) -> Schema:
 def _check_is_schema(schema: Schema) -> None:
     import jsonschema
 
+    draft = schema.get("$schema", "")
+    if not isinstance(draft, str):
+        raise refused("$.$schema", f"it is no JSON schema: {show(draft)} is not the address of a draft")
     try:
         kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
         kind.check_schema(schema)
@@ -147,13 +150,19 @@ def _check_part(path: str, part: Any, root: Schema) -> None:
             _check_value(f"{path}.{key}", value)
     for name in part.get("properties", {}):
         _check_value(f"{path}.properties{_step(name)}", name)
-    for key in _BOUNDS:
-        if abs(part.get(key, 0)) > LARGEST_NUMBER:
-            why = f"{show(part[key])}: numbers of up to {LARGEST_NUMBER:.0e} are written"
-            raise refused(f"{path}.{key}", why)
+    _check_bounds(path, part)
     is_open = part.get("additionalProperties", "properties" not in part)
     if is_open and part.get("minProperties", 0) > len(part.get("required", ())):
         raise refused(f"{path}.minProperties", "the engine cannot tell that names without a list differ")
+
+
+def _check_bounds(path: str, part: Schema) -> None:
+    for key in _BOUNDS:
+        if isinstance(part.get(key), bool):
+            raise refused(f"{path}.{key}", f"{show(part[key])} is of draft 4", f"{key} with the bound itself")
+        if abs(part.get(key, 0)) > LARGEST_NUMBER:
+            why = f"{show(part[key])}: numbers of up to {LARGEST_NUMBER:.0e} are written"
+            raise refused(f"{path}.{key}", why)
 
 
 def _check_reference(path: str, reference: str, root: Schema) -> None:

@@ -49,6 +49,12 @@ def within(part: Any) -> dict[str, Any]:
         (within({"oneOf": [{"type": "number"}, {"type": "integer"}]}), "$.properties.a", "oneOf"),
         ({**within({}), "required": ["b"], "additionalProperties": False}, "$", "'b'"),
         ({**within({}), "required": ["b"]}, "$", "'b'"),
+        (
+            {"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 3, "exclusiveMinimum": True},
+            "$.exclusiveMinimum",
+            "is of draft 4",
+        ),
+        ({"$schema": []}, "$.$schema", "is not the address of a draft"),
         (within({"type": "word"}), "$.properties.a.type", "no JSON schema"),
         (within({"items": 3}), "$.properties.a.items", "no JSON schema"),
         (within({"pattern": "["}), "$.properties.a", ""),
@@ -68,6 +74,15 @@ def within(part: Any) -> dict[str, Any]:
         (DEEP, "$.items", "inside each other"),
         (
             {"$ref": "#/$defs/a", "$defs": {"a": {"minimum": 1, "anyOf": [{"$ref": "#/$defs/a"}, {}]}}},
+            "#/$defs/a",
+            "leads back to itself",
+        ),
+        ({"items": {"minimum": 2, "$ref": "#"}, "minItems": 0}, "#", "leads back to itself"),
+        (
+            {
+                "minimum": 1,
+                "$defs": {"a": {"additionalProperties": {"multipleOf": 2, "anyOf": [{"$ref": "#/$defs/a"}]}}},
+            },
             "#/$defs/a",
             "leads back to itself",
         ),
@@ -104,6 +119,11 @@ def test_recursion_without_an_end_is_told_from_recursion_with_one() -> None:
         AnswerForm.of({"type": "array", "items": {"$ref": "#"}, "minItems": 1})
     either = {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}
     AnswerForm.of({"$ref": "#/$defs/node", "$defs": {"node": {**NODE, "properties": {"next": either}}}})
+
+
+def test_the_whole_is_written_where_it_is_joined_without_its_definitions() -> None:
+    inner = {"additionalProperties": {"multipleOf": 2, "anyOf": [{"type": "number"}, {"$ref": "#"}]}}
+    AnswerForm.of({"minimum": 4, "$defs": {"a": inner}})
 
 
 class Line(pydantic.BaseModel):
