@@ -18,7 +18,7 @@ from ernie_local.session.pieces import Pieces, ended_elsewhere, is_in_use, still
 from ernie_local.session.rounds import ChatParts, OpenQuestion
 from ernie_local.session.sequence import CachedSequence
 from ernie_local.session.tools import Toolbox, ToolStep
-from ernie_local.session.writer import ChatWriter
+from ernie_local.session.writer import ChatWriter, check_may_fit
 from ernie_local.text.reasoning import Piece
 from ernie_local.text.template import TextPrompt
 
@@ -77,6 +77,9 @@ class Answering:
         with self._entry:
             self._end_running()
             started = time.perf_counter()
+            if isinstance(prompt, str):
+                context_size = self._sequence.engine.context_size
+                check_may_fit([prompt], context_size, self.writer.tokenizer.longest_bytes)
             written = self.writer.plain(prompt) if isinstance(prompt, str) else TextPrompt(tuple(prompt))
             self._check_ids(written.token_ids)
             options = AnswerOptions(max_tokens=max_tokens, top_scores=self.top_scores)

@@ -29,7 +29,7 @@ from ernie_local.session.messages import (
 )
 from ernie_local.session.sequence import CachedSequence
 from ernie_local.session.tools import Toolbox, ToolContext, ToolStep, error_message
-from ernie_local.session.writer import ChatWriter, check_fits
+from ernie_local.session.writer import ChatWriter, check_fits, check_may_fit
 from ernie_local.text.reasoning import Piece, PieceKind
 from ernie_local.text.template import TextPrompt
 
@@ -81,8 +81,12 @@ class OpenQuestion:
         self._ended: list[Generation] = []  # of the rounds before
         self._computed = self._restored = self._reused = 0  # in the rounds before
         self._last_call_is_refused = False
+        context_size = parts.sequence.engine.context_size
+        said = [*messages, *(message for turn in history for message in turn.messages())]
+        texts = [text for message in said for text in (message.text, message.reasoning)]
+        check_may_fit(texts, context_size, parts.writer.tokenizer.longest_bytes)
         prompt, images = self._prompt()
-        check_fits(prompt, parts.sequence.engine.context_size)
+        check_fits(prompt, context_size)
         self._begin_round(prompt, images)
 
     def pieces(self, on_progress: OnProgress | None) -> Iterator[Piece]:

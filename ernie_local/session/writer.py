@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ernie_local.config import MediaTokens
 from ernie_local.errors import DoesNotFit, ModelUnusable, UsageError, parameter
@@ -123,6 +123,20 @@ def check_same_model(tokenizer: ErnieTokenizer, media: MediaTokens) -> None:
                 f"was changed: the tokenizer's {configured} is {written}",
                 "use config.json and the tokenizer files of the same repository",
             )
+
+
+def check_may_fit(texts: Iterable[str], context_size: int, longest_bytes: int) -> None:
+    """DoesNotFit for texts that must be too long, before memory is spent on their tokens.
+
+    longest_bytes: of a token.
+    """
+    num_characters = sum(map(len, texts))
+    if num_characters > context_size * longest_bytes:
+        raise DoesNotFit(
+            f"{num_characters} characters of text leave no room in the context of {context_size} tokens",
+            f"a token has at most {longest_bytes} characters",
+            f"a larger {parameter('context_size')}, or a shorter text",
+        )
 
 
 def check_fits(prompt: TextPrompt, context_size: int) -> None:

@@ -42,9 +42,9 @@ _REPLACEMENT = "\ufffd".encode()
 class ErnieTokenizer:
     """Encodes without a begin token; of spaces it keeps what the rules of its file keep.
 
-    vocab_size: ids are below it; some may be unused. special_ids: ids of control pieces and tags, which mean
-    more than their letters; special_texts: what they are written as. notes: a line for each rule of the files
-    that changes spaces, or is not followed.
+    vocab_size: ids are below it; some may be unused. longest_bytes: of one of them. special_ids: ids of
+    control pieces and tags, which mean more than their letters; special_texts: what they are written as.
+    notes: a line for each rule of the files that changes spaces, or is not followed.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class ErnieTokenizer:
                 specials.add(token_id)
         self.special_ids = frozenset(specials)
         self.vocab_size = max(self._bytes) + 1
+        self.longest_bytes = max(map(len, self._bytes.values()))
         self._unknown_id: int = self._pieces.unk_id()
         # SentencePiece finds its user-defined pieces in a text; other declared tokens are split off before.
         found_by_pieces = {piece.text for piece in pieces if piece.kind is SentencePieceKind.USER_DEFINED}

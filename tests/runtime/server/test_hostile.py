@@ -275,3 +275,26 @@ def test_no_path_leads_out_of_the_page(served: Served, path: str) -> None:
     assert answer.status == 404
     assert b"root:" not in body
     assert b"import" not in body
+
+
+def test_a_text_that_cannot_fit_is_not_made_tokens(
+    served: Served, nano_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = nano_model.tokenizer
+    longest = max(len(tokenizer.token_bytes(one)) for one in range(tokenizer.vocab_size))
+    seen: list[int] = []
+    encode = tokenizer.encode
+
+    def note(text: str, allow_special: bool = True) -> list[int]:
+        seen.append(len(text))
+        return encode(text, allow_special)
+
+    monkeypatch.setattr(tokenizer, "encode", note)
+    just, over = "x" * 4096 * longest, "x" * (4096 * longest + 1)
+    for path, body in (("/v1/completions", {"prompt": over}), (CHAT, json.loads(asked(over)))):
+        status, told = post(served, json.dumps(body).encode(), path)
+        assert (status, told["error"]["code"]) == (400, "context_length_exceeded")
+        assert "characters" in told["error"]["message"]
+    assert not seen or max(seen) < 1000
+    assert post(served, asked(just[:-20]))[0] == 400
+    assert max(seen) > 1000
