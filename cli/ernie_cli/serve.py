@@ -116,6 +116,7 @@ def serve(options: ServeOptions, result: ServeResult) -> None:
     from ernie_local import model_files
     from ernie_local.server.app import Server
     from ernie_local.server.listening import Listening
+    from ernie_local.server.memory import ServedMemory
     from ernie_local.server.service import Service
     from ernie_local.session import Chat
 
@@ -135,7 +136,10 @@ def serve(options: ServeOptions, result: ServeResult) -> None:
             max_pixels=options.max_pixels_count(),
             image_tokens=options.image_tokens_count(),
         )
+        memory = ServedMemory(options.load_options())
         model = load_for_chat(options, files, console)
+        memory.plan(model)
+        server.memory = memory
         chats = [Chat(model, options.system, variant=options.variant) for _ in range(model.settings.parallel)]
         server.service = Service(chats, options.max_waiting)
         console.say(

@@ -20,20 +20,23 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.sampling import SamplingOptions, model_sampling
-from ernie_local.server.attachments import AttachmentLimits
+from ernie_local.server.attachments import AttachmentLimits, check_attached_size
 from ernie_local.server.chat_completions import ChatCompletion, question_of
 from ernie_local.server.completions import Completion, completion_question
 from ernie_local.server.events import data_line
 from ernie_local.server.failures import ApiError, api_error
-from ernie_local.server.guard import Endpoint, Guard, GuardSettings, error_response, receive_body, too_large
+from ernie_local.server.guard import Endpoint, Guard, GuardSettings, error_response, receive_body
+from ernie_local.server.memory import ServedMemory
 from ernie_local.server.metrics import CONTENT_TYPE, Metrics
 from ernie_local.server.openapi import openapi_document
-from ernie_local.server.page import looks_of, page_file, page_state, safe_html
+from ernie_local.server.page import looks_of, page_file, safe_html, view_of
 from ernie_local.server.requests import Body, ChatRequest, CompletionRequest, read_body
 from ernie_local.server.responses import ResponseWriter
 from ernie_local.server.responses_request import ResponsesRequest, as_chat_request
 from ernie_local.server.service import ClientQuestion, Ended, Event, Service
+from ernie_local.server.state import page_state
 
 # What the conversation is called in requests that do not call it messages.
 _PROMPT_FIELDS = {"/v1/completions": "prompt", "/v1/responses": "input"}
@@ -46,7 +49,7 @@ _Lines = Callable[[AsyncIterator[Event]], AsyncGenerator[bytes, None]]
 class Server:
     """What the endpoints share. service: None until the model is loaded. model_name: as clients call it.
 
-    version: of the program.
+    version: of the program. memory: what the page shows of it; None for nothing.
     """
 
     model_name: str
@@ -54,6 +57,7 @@ class Server:
     guard: GuardSettings = field(default_factory=GuardSettings)
     attachments: AttachmentLimits = field(default_factory=AttachmentLimits)
     service: Service | None = None
+    memory: ServedMemory | None = None
     metrics: Metrics = field(default_factory=Metrics)
     told_fields: set[str] = field(default_factory=set)
 
@@ -69,6 +73,7 @@ class Server:
                 ("GET", "/", self._page),
                 ("GET", "/page/state", self._page_state),
                 ("POST", "/page/look", self._page_look),
+                ("POST", "/page/view/{page:int}", self._page_view),
                 ("POST", "/page/markdown", self._page_markdown),
                 ("GET", "/page/{name}", self._page),
                 ("GET", "/metrics", self._metrics),
@@ -121,15 +126,24 @@ class Server:
         return page_file(request.path_params.get("name", "index.html"))
 
     async def _page_state(self, _request: Request) -> Response:
-        return JSONResponse(page_state(self.model_name, self.service))
+        about = self.model_name, self.service, self.memory, self.guard, self.attachments
+        return JSONResponse(await to_thread.run_sync(page_state, *about))
 
     async def _page_look(self, request: Request) -> Response:
+        return JSONResponse(await to_thread.run_sync(looks_of, *await self._received_file(request)))
+
+    async def _page_view(self, request: Request) -> Response:
+        file, page = await self._received_file(request), request.path_params["page"]
+        return Response(await to_thread.run_sync(view_of, *file, page), media_type="image/jpeg")
+
+    async def _received_file(
+        self, request: Request
+    ) -> tuple[bytes, ImageProcessorConfig, int, AttachmentLimits]:
+        """The bytes of a file, with what says how the model will see it."""
         model, limits = self.ready_service().model, self.attachments
         data = await receive_body(request, self.guard)
-        if len(data) > limits.max_bytes:
-            raise too_large(limits.max_bytes)
-        looks = await to_thread.run_sync(looks_of, data, model.image_processor, model.settings.context_size)
-        return JSONResponse(looks)
+        check_attached_size(data, limits)
+        return data, model.image_processor, model.settings.context_size, limits
 
     async def _page_markdown(self, request: Request) -> Response:
         text = (await receive_body(request, self.guard)).decode("utf-8", "replace")

@@ -75,8 +75,7 @@ class Attachments:
         return self._part(self._bounded(data), None)
 
     def _part(self, data: bytes, detail: AskedDetail | None) -> ImagePart:
-        seen: Detail = "high" if detail == "original" else detail or self._limits.detail
-        return ImagePart(data, seen, trim=self._limits.trim)
+        return attached_part(data, detail, self._limits)
 
     def _count(self) -> None:
         self._num_images += 1
@@ -89,14 +88,7 @@ class Attachments:
             )
 
     def _bounded(self, data: bytes) -> bytes:
-        if len(data) > self._limits.max_bytes:
-            raise ApiError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"an image of {format_bytes(len(data))}, at most {format_bytes(self._limits.max_bytes)} "
-                "are read",
-                "image_too_large",
-                "messages",
-            )
+        check_attached_size(data, self._limits)
         return data
 
     def _file(self, url: str) -> bytes:
@@ -119,6 +111,23 @@ class Attachments:
                 return self._bounded(file.read(self._limits.max_bytes + 1))
         except (OSError, ValueError) as error:
             raise outside from error
+
+
+def check_attached_size(data: bytes, limits: AttachmentLimits) -> None:
+    """ApiError 413, with both sizes, for an image or document that is too large."""
+    if len(data) > limits.max_bytes:
+        raise ApiError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"an image of {format_bytes(len(data))}, at most {format_bytes(limits.max_bytes)} are read",
+            "image_too_large",
+            "messages",
+        )
+
+
+def attached_part(data: bytes, detail: AskedDetail | None, limits: AttachmentLimits) -> ImagePart:
+    """An image or document as the model will see it. detail: None where the client says nothing of it."""
+    seen: Detail = "high" if detail == "original" else detail or limits.detail
+    return ImagePart(data, seen, trim=limits.trim)
 
 
 def _data_of(url: str) -> bytes:

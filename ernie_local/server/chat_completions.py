@@ -76,6 +76,7 @@ class ChatCompletion:
             message["reasoning_content"] = message["reasoning"] = "".join(texts["reasoning"])
         if calls:
             message["tool_calls"] = calls
+        message |= boxes_of(ended.answer)
         choice = {
             "index": 0,
             "message": message,
@@ -102,7 +103,7 @@ class ChatCompletion:
                     for index, call in enumerate(_calls(calls)):
                         for delta in _call_deltas(index, call):
                             yield self._chunk({"tool_calls": [delta]})
-                    yield self._chunk({}, _finish_reason(reason, bool(calls)))
+                    yield self._chunk(boxes_of(answer), _finish_reason(reason, bool(calls)))
                     if self._includes_usage:
                         yield data_line(self._chunk_object([], usage=usage_of(answer)))
         yield DONE
@@ -134,6 +135,15 @@ def usage_of(answer: Answer) -> dict[str, Any]:
         },
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
+
+
+def boxes_of(answer: Answer) -> dict[str, Any]:
+    """The field `boxes` with the places in images that the answer names; no field where it names none."""
+    boxes = [
+        {"label": box.label, "image": box.image, "box": box.thousandths, "original": box.original}
+        for box in answer.boxes
+    ]
+    return {"boxes": boxes} if boxes else {}
 
 
 def _finish_reason(reason: FinishReason, has_calls: bool) -> str:

@@ -1,4 +1,4 @@
-"""Serves the page for a browser, and what it asks: the server's state, how files are seen, Markdown as HTML.
+"""Serves the page for a browser, and what it asks: how files are seen, and Markdown as HTML.
 
 The page is a client of /v1/chat/completions like any other. Nothing of it comes from another host.
 """
@@ -15,16 +15,13 @@ import nh3
 from markdown_it import MarkdownIt
 from starlette.responses import Response
 
-from ernie_local.media.open_image import open_images
 from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.server.attachments import AttachmentLimits, attached_part
 from ernie_local.server.failures import ApiError
-from ernie_local.server.service import Service
-from ernie_local.session import ImagePart, open_chat_images
-from ernie_local.session.answer import peak_memory_bytes
-from ernie_local.sizes import format_bytes
+from ernie_local.session import ChatImage, open_chat_images
 
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-_THUMBNAIL_PIXELS = 240
+_THUMBNAIL_PIXELS, _VIEW_PIXELS = 240, 1600  # of the longer side
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -47,38 +44,49 @@ def page_file(name: str) -> Response:
     return Response((folder / name).read_bytes(), media_type=kind, headers=dict(HEADERS))
 
 
-def page_state(model_name: str, service: Service | None) -> dict[str, Any]:
-    """What the head of the page shows, and the memory of the process."""
-    if service is None:
-        return {"model": model_name, "line": "loading the model"}
-    parts = [service.phase or ("idle" if not service.num_running else "writing")]
-    if service.num_waiting:
-        parts.append(f"{service.num_waiting} questions wait")
-    peak = peak_memory_bytes()
-    if peak is not None:
-        parts.append(f"at most {format_bytes(peak)} of memory used")
-    return {"model": model_name, "line": ", ".join(parts)}
-
-
-def looks_of(data: bytes, processor: ImageProcessorConfig, context_size: int) -> list[dict[str, Any]]:
+def looks_of(
+    data: bytes, processor: ImageProcessorConfig, context_size: int, limits: AttachmentLimits
+) -> list[dict[str, Any]]:
     """For each page of a file how the model will see it; InputUnreadable for what is no image."""
-    looks = []
-    for opened in open_images(data):
-        report = open_chat_images([ImagePart(opened)], processor, context_size)[0].report
-        thumbnail = opened.image.copy()
-        thumbnail.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
-        file = io.BytesIO()
-        thumbnail.save(file, "JPEG", quality=80)
-        looks.append(
-            {
-                "size": report.original_size,
-                "seen_size": report.resized_size,
-                "tokens": report.tokens,
-                "notes": report.notes,
-                "thumbnail": f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}",
-            }
-        )
-    return looks
+    return [
+        {
+            "size": image.report.original_size,
+            "seen_size": image.report.resized_size,
+            "tokens": image.report.tokens,
+            "notes": image.report.notes,
+            "thumbnail": _thumbnail(image),
+        }
+        for image in _seen(data, processor, context_size, limits)
+    ]
+
+
+def view_of(
+    data: bytes, processor: ImageProcessorConfig, context_size: int, limits: AttachmentLimits, page: int
+) -> bytes:
+    """A JPEG of what the model sees of a page, from 1, large enough to read; ApiError 404 for no page."""
+    images = _seen(data, processor, context_size, limits)
+    if not 1 <= page <= len(images):
+        raise ApiError(404, f"page {page} of a file with {len(images)}")
+    return _jpeg(images[page - 1], _VIEW_PIXELS)
+
+
+def _seen(
+    data: bytes, processor: ImageProcessorConfig, context_size: int, limits: AttachmentLimits
+) -> list[ChatImage]:
+    return open_chat_images([attached_part(data, None, limits)], processor, context_size)
+
+
+def _thumbnail(image: ChatImage) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(_jpeg(image, _THUMBNAIL_PIXELS)).decode()}"
+
+
+def _jpeg(image: ChatImage, most_pixels: int) -> bytes:
+    """The part of an image that the model sees, its longer side at most `most_pixels`."""
+    shown = image.in_full().image.copy()
+    shown.thumbnail((most_pixels, most_pixels))
+    file = io.BytesIO()
+    shown.save(file, "JPEG", quality=85)
+    return file.getvalue()
 
 
 def safe_html(markdown: str) -> str:

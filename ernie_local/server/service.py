@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ernie_local.errors import NoAnswer
 from ernie_local.sampling import SamplingOptions
@@ -24,7 +24,14 @@ from ernie_local.structured import AnswerForm
 
 RETRY_SECONDS = 5
 SILENCE_SECONDS = 10.0
-_PHASES = {"images": "looking at image", "tokens": "reading token", "model": "hashing byte"}
+
+
+class Progress(NamedTuple):
+    """How far a prompt is. unit: images, tokens, or model (bytes that are hashed)."""
+
+    unit: str
+    done: int
+    work: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +97,8 @@ class _Slot:
     def __init__(self, chat: Chat, number: int) -> None:
         self.chat = chat
         self.keys: Sequence[object] = ()
-        self.phase = ""
+        self.progress: Progress | None = None
+        self.num_pieces = 0
         self.chat.on_progress = self._show
         self._threads = ThreadPoolExecutor(1, thread_name_prefix=f"answers-{number}")
 
@@ -105,7 +113,7 @@ class _Slot:
         return asyncio.get_running_loop().run_in_executor(self._threads, self._run, job)
 
     def _show(self, unit: str, done: int, work: int) -> None:
-        self.phase = f"{_PHASES[unit]} {done} of {work}"
+        self.progress = Progress(unit, done, work)
 
     def close(self) -> None:
         self.chat.stop()
@@ -122,7 +130,7 @@ class _Slot:
         except BaseException as error:  # noqa: BLE001  (the client's task raises it)
             job.put(error)
         finally:
-            self.phase = ""
+            self.progress = None
             job.put(None)
 
     def _answer(self, job: _Job) -> None:
@@ -140,7 +148,8 @@ class _Slot:
         stops = StopTexts(question.stops)
         try:
             for piece in pieces:
-                self.phase = ""
+                self.progress = None
+                self.num_pieces += 1
                 shown = stops.push(piece) if piece.kind == "answer" else piece
                 is_said = bool(shown.text or shown.scores)
                 if is_said and not (question.is_call and piece.kind == "answer"):
@@ -194,9 +203,14 @@ class Service:
         return len(self._waiting)
 
     @property
-    def phase(self) -> str:
-        """What the first of the running answers is at: images or tokens of its prompt; "" for none."""
-        return next((slot.phase for slot in self._slots if slot.phase), "")
+    def progress(self) -> Progress | None:
+        """How far the first of the prompts is that are read now; None where none is."""
+        return next((slot.progress for slot in self._slots if slot.progress), None)
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces of text that were written since the server began, about one for each token."""
+        return sum(slot.num_pieces for slot in self._slots)
 
     async def answer(self, question: ClientQuestion) -> AsyncGenerator[Event, None]:
         """The events of one answer. Whoever stops reading cancels it.
@@ -248,8 +262,8 @@ class Service:
         else:
             raise ApiError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                f"{self.num_running} answers are being written and {self.num_waiting} questions wait, the "
-                "most that may",
+                f"answers being written: {self.num_running}, questions waiting: {self.num_waiting}, the most "
+                "that may",
                 "busy",
                 headers={"Retry-After": str(RETRY_SECONDS)},
             )

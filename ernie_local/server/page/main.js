@@ -1,71 +1,98 @@
-// Joins the parts of the page: chats, the question, the answer that is being written.
+// Joins the parts of the page: the list of chats, the question, and the answers that are being written.
 
-import { onKeyNeeded, serverState, streamAnswer } from "./api.js";
-import { attach, attachments, setAttachments } from "./attachments.js";
-import { appendQuestion, beginAnswer, showMessages } from "./messages.js";
-import { allChats, newChat, removeChat, saveChat, titleOf } from "./store.js";
+import { onKeyNeeded } from "./api.js";
+import { beginComposer, draft, focusQuestion, requestFor, setBusy, setDraft, setEditing, showProblem } from "./composer.js";
+import { announce, askInDialog, button, element, find } from "./dom.js";
+import { endRunning, showMessages } from "./messages.js";
+import { AnswerRun } from "./run.js";
+import { watchServer } from "./server.js";
+import { chatHeads, newChat, onChange, readChat, removeChat, saveChat, whyNothingIsKept } from "./store.js";
 
-const STATE_PAUSE = 3000; // milliseconds
-const find = (selector) => document.querySelector(selector);
-const question = find("#question");
-const problem = find("#problem");
-
+const isPhone = () => matchMedia("(max-width: 46rem)").matches;
+const runs = new Map(); // the answers that are being written, by chat
+const drafts = new Map(); // what was written and not asked, by the id of the chat
 let chat = newChat();
-let running = null; // the AbortController of the answer that is being written
+let shownChats = ""; // the list as it is shown
+let editing = null; // the index of the question that is being changed
 
 // Chats
 
 async function showChats() {
-  const chats = await allChats();
-  find("#chat-list").replaceChildren(
-    ...chats.map((one) => {
-      const item = document.createElement("li");
-      const open = button(titleOf(one), () => openChat(one));
-      if (one.id === chat.id) open.setAttribute("aria-current", "true");
-      const title = titleOf(one);
-      item.append(
-        open,
-        button("Export", () => exportChat(one), `Export ${title}`),
-        button("Delete", () => deleteChat(one), `Delete ${title}`),
-      );
-      return item;
-    }),
-  );
+  const heads = await chatHeads();
+  const running = [...runs.keys()].map((one) => one.id);
+  const looks = JSON.stringify([heads.map((head) => [head.id, head.title]), chat.id, running]);
+  if (looks !== shownChats) {
+    shownChats = looks;
+    const focused = document.activeElement.closest?.("#chat-list li")?.dataset.id;
+    find("#chat-list").replaceChildren(...heads.map((head) => chatItem(head, running.includes(head.id))));
+    if (focused) find(`#chat-list [data-id="${focused}"] button`)?.focus();
+  }
+  const whyNot = await whyNothingIsKept();
+  find("#kept").textContent = whyNot
+    ? `Chats are lost with this page: the browser keeps no data (${whyNot}).`
+    : "Chats are kept in this browser, and nowhere else.";
 }
 
-function button(text, act, label) {
-  const made = document.createElement("button");
-  made.type = "button";
-  made.textContent = text;
-  if (label) made.setAttribute("aria-label", label);
-  made.onclick = act;
-  return made;
+function chatItem(head, isRunning) {
+  const item = element("li", isRunning ? "busy" : "");
+  item.dataset.id = head.id;
+  const open = button(head.title, () => openById(head.id), { className: "open" });
+  open.dir = "auto";
+  open.title = new Date(head.changed).toLocaleString();
+  if (head.id === chat.id) open.setAttribute("aria-current", "true");
+  item.append(
+    open,
+    button("", () => exportChat(head), { icon: "save", label: `Export ${head.title} as JSON` }),
+    button("", () => deleteChat(head), { icon: "delete", label: `Delete ${head.title}` }),
+  );
+  return item;
+}
+
+async function openById(id) {
+  const running = [...runs.keys()].find((one) => one.id === id);
+  const found = running ?? (await readChat(id));
+  if (found) openChat(found);
 }
 
 function openChat(one) {
-  if (running) return;
+  drafts.set(chat.id, draft());
   chat = one;
-  setAttachments([]);
-  problem.textContent = "";
-  showMessages(chat.messages, actions);
+  editing = null;
+  setEditing(false);
+  setDraft(drafts.get(chat.id));
+  showProblem("");
+  showConversation();
   showChats();
   toggleChats(false);
-  question.focus();
+  if (!isPhone()) focusQuestion(); // the keyboard of a phone would cover the chat
 }
 
-async function deleteChat(one) {
-  if (running && one.id === chat.id) return;
-  await removeChat(one.id);
-  if (one.id === chat.id) openChat(newChat());
-  else showChats();
+function showConversation() {
+  const run = runs.get(chat);
+  const views = showMessages(chat.messages, run?.message, actions);
+  if (run) run.view = views.get(run.message);
+  setBusy(Boolean(run));
 }
 
-function exportChat(one) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(one, null, 1)], { type: "application/json" }));
-  link.download = "chat.json";
+async function deleteChat(head) {
+  find("#delete-name").textContent = head.title;
+  if (!(await askInDialog(find("#delete-dialog")))) return;
+  const running = [...runs.entries()].find(([one]) => one.id === head.id);
+  running?.[1].forget();
+  await removeChat(head.id);
+  if (head.id === chat.id) openChat(newChat());
+  else await showChats();
+  announce("The chat is deleted.");
+}
+
+async function exportChat(head) {
+  const exported = [...runs.keys()].find((one) => one.id === head.id) ?? (await readChat(head.id));
+  const link = element("a");
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(exported, null, 1)], { type: "application/json" }));
+  const name = head.title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 40);
+  link.download = `${name || "chat"}.json`;
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
 function toggleChats(isShown) {
@@ -73,194 +100,148 @@ function toggleChats(isShown) {
   find("#show-chats").setAttribute("aria-expanded", String(isShown));
 }
 
+async function keep(one) {
+  try {
+    if (await saveChat(one)) showProblem("Another window has changed this chat. What you see here is kept as a copy.");
+  } catch (error) {
+    const isFull = error.name === "QuotaExceededError";
+    showProblem(`This chat is lost with the page: ${isFull ? "the browser has no more room for it. Export it, or delete other chats" : error.message || error.name}.`);
+  }
+  await showChats();
+}
+
+onChange(async (id) => {
+  if (id === chat.id && !runs.has(chat) && editing === null) {
+    const changed = await readChat(id);
+    if (changed) {
+      chat = changed;
+      showConversation();
+    }
+  }
+  showChats();
+});
+
 // Asking
 
 const actions = {
   edit(index) {
-    if (running) return;
-    const message = chat.messages[index];
-    chat.messages = chat.messages.slice(0, index);
-    question.value = message.text;
-    setAttachments([...message.images]);
-    showMessages(chat.messages, actions);
-    question.focus();
+    editing = index;
+    const { text, images } = chat.messages[index];
+    setDraft({ text, images: [...images] });
+    setEditing(true);
+    showProblem("");
+    focusQuestion();
   },
-  again(index) {
-    if (running) return;
-    chat.messages = chat.messages.slice(0, index);
-    showMessages(chat.messages, actions);
-    answer();
+  again() {
+    answer(chat.messages.at(-1)?.role === "assistant" ? chat.messages.slice(0, -1) : chat.messages);
+  },
+  results(texts) {
+    const results = chat.messages.at(-1).calls.map((call, index) => ({ role: "tool", callId: call.id, name: call.name, text: texts[index] }));
+    answer([...chat.messages, ...results]);
   },
 };
 
 function ask() {
-  const text = question.value;
-  if (running || (!text.trim() && !attachments().length)) return;
-  const message = { role: "user", text, images: attachments() };
-  chat.messages.push(message);
-  appendQuestion(message);
-  question.value = "";
-  setAttachments([]);
-  answer();
+  const { text, images } = draft();
+  if (runs.has(chat) || (!text.trim() && !images.length)) return;
+  const before = editing === null ? chat.messages : chat.messages.slice(0, editing);
+  if (!answer([...before, { role: "user", text, images }])) return;
+  setDraft();
 }
 
-function asRequest() {
-  const messages = chat.messages.map((message) => {
-    if (message.role === "assistant") return { role: "assistant", content: message.text };
-    const parts = message.images.map((image) =>
-      image.kind === "application/pdf"
-        ? { type: "file", file: { filename: image.name, file_data: image.url } }
-        : { type: "image_url", image_url: { url: image.url } },
-    );
-    return { role: "user", content: [...parts, { type: "text", text: message.text }] };
-  });
-  const body = { messages };
-  if (find("#thinking").value) body.reasoning_effort = find("#thinking").value;
-  if (find("#max-tokens").value) body.max_completion_tokens = Number(find("#max-tokens").value);
-  if (find("#form").value === "schema") {
-    body.response_format = { type: "json_schema", json_schema: { name: "answer", schema: JSON.parse(find("#schema").value) } };
-  }
-  return body;
+function cancelEdit() {
+  editing = null;
+  setEditing(false);
+  setDraft();
+  focusQuestion();
 }
 
-async function answer() {
-  problem.textContent = "";
+/** Has the model answer these messages, which become those of the chat; false where they cannot be asked. */
+function answer(messages) {
   let body;
   try {
-    body = asRequest();
+    body = requestFor(messages);
   } catch (error) {
-    problem.textContent = `The schema is not JSON: ${error.message}`;
-    return;
+    showProblem(error.message);
+    return false;
   }
-  running = new AbortController();
-  setBusy(true);
-  const message = { role: "assistant", text: "", reasoning: "", figures: "", isJson: Boolean(body.response_format) };
-  const view = beginAnswer(message);
-  const started = performance.now();
-  let first = null;
-  try {
-    await streamAnswer(body, running.signal, (object) => {
-      const delta = object.choices[0]?.delta ?? {};
-      if (delta.content || delta.reasoning_content) first ??= performance.now();
-      message.text += delta.content ?? "";
-      message.reasoning += delta.reasoning_content ?? "";
-      if (object.choices[0]?.finish_reason === "length") message.problem = "cut off by the limit of tokens";
-      if (object.usage) message.figures = figuresOf(object.usage, started, first);
-      view.update();
-    });
-  } catch (error) {
-    if (error.name === "AbortError") message.problem = "stopped";
-    else message.problem = error.message;
-  }
-  running = null;
-  setBusy(false);
-  await view.end();
-  if (message.text || message.reasoning) chat.messages.push(message);
-  else problem.textContent = message.problem ?? "the model gave no answer";
-  await saveChat(chat);
-  showMessages(chat.messages, actions);
-  await showChats();
-  question.focus();
+  showProblem("");
+  editing = null;
+  setEditing(false);
+  const asked = chat;
+  const run = new AnswerRun(body, () => keep(asked));
+  asked.messages = [...messages, run.message];
+  runs.set(asked, run);
+  showConversation();
+  keep(asked);
+  run.go().then(async () => {
+    runs.delete(asked);
+    if (run.isForgotten) return;
+    if (asked === chat) {
+      setBusy(false);
+      endRunning(run.message, actions);
+    }
+    await keep(asked);
+    if (asked === chat && document.activeElement === document.body && !isPhone()) focusQuestion();
+  });
+  return true;
 }
-
-function figuresOf(usage, started, first) {
-  const now = performance.now();
-  const seconds = (milliseconds) => (milliseconds / 1000).toFixed(1);
-  const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
-  const images = usage.prompt_tokens_details?.image_tokens ?? 0;
-  const parts = [`${usage.prompt_tokens} tokens read${cached ? `, ${cached} known before` : ""}${images ? `, ${images} of images` : ""}`];
-  if (first !== null) {
-    const rate = usage.completion_tokens / Math.max(0.001, (now - first) / 1000);
-    parts.push(`first word after ${seconds(first - started)} s`, `${usage.completion_tokens} tokens, ${rate.toFixed(1)} a second`);
-  }
-  return parts.join(" · ");
-}
-
-function setBusy(isBusy) {
-  find("#send").hidden = isBusy;
-  find("#stop").hidden = !isBusy;
-}
-
-// Files
-
-async function take(files) {
-  const kinds = [...files].filter((file) => file.type.startsWith("image/") || file.type === "application/pdf");
-  const left = files.length - kinds.length;
-  const problems = await attach(kinds);
-  if (left) problems.push(`${left} files are neither images nor PDFs`);
-  problem.textContent = problems.join("; ");
-}
-
-document.addEventListener("dragover", (event) => {
-  event.preventDefault();
-  document.body.classList.add("dropping");
-});
-document.addEventListener("dragleave", (event) => {
-  if (!event.relatedTarget) document.body.classList.remove("dropping");
-});
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  document.body.classList.remove("dropping");
-  take(event.dataTransfer.files);
-});
-document.addEventListener("paste", (event) => {
-  if (event.clipboardData.files.length) {
-    event.preventDefault();
-    take(event.clipboardData.files);
-  }
-});
-find("#files").addEventListener("change", (event) => {
-  take(event.target.files);
-  event.target.value = "";
-});
 
 // The rest of the page
 
-find("#composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  ask();
-});
-question.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-    event.preventDefault();
-    ask();
-  }
-});
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") running?.abort();
-});
-find("#stop").onclick = () => running?.abort();
-find("#new-chat").onclick = () => openChat(newChat());
-find("#show-chats").onclick = () => toggleChats(!find("#chats").classList.contains("shown"));
-find("#form").onchange = (event) => {
-  find("#schema-row").hidden = event.target.value !== "schema";
-};
-find("#theme").value = localStorage.getItem("theme") ?? "auto";
-find("#theme").onchange = (event) => {
-  localStorage.setItem("theme", event.target.value);
-  document.documentElement.dataset.theme = event.target.value;
-};
-document.documentElement.dataset.theme = find("#theme").value;
-
-onKeyNeeded(
-  () =>
-    new Promise((resolve) => {
-      const dialog = find("#key-dialog");
-      dialog.onclose = () => resolve(find("#key").value);
-      dialog.showModal();
-    }),
-);
-
-async function showState() {
-  try {
-    const state = await serverState();
-    find("#model").textContent = state.model;
-    find("#server-state").textContent = state.line;
-  } catch {
-    find("#server-state").textContent = "the server does not answer";
-  }
-  setTimeout(showState, STATE_PAUSE);
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  find("#theme").value = theme;
 }
 
-showState();
+function beginTheme() {
+  let theme = "auto";
+  try {
+    theme = localStorage.getItem("theme") ?? theme;
+  } catch {
+    // A browser that keeps nothing.
+  }
+  setTheme(theme);
+  find("#theme").onchange = (event) => {
+    setTheme(event.target.value);
+    try {
+      localStorage.setItem("theme", event.target.value);
+    } catch {
+      // It holds as long as the page does.
+    }
+  };
+}
+
+async function askForKey(isWrong) {
+  const dialog = find("#key-dialog");
+  find("#key").value = "";
+  find("#key-problem").hidden = !isWrong;
+  find("#key-cancel").onclick = () => dialog.close("");
+  return (await askInDialog(dialog)) && find("#key").value;
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || event.isComposing || find("dialog[open]")) return;
+  if (find("#chats").classList.contains("shown")) {
+    toggleChats(false);
+    find("#show-chats").focus();
+  } else if (editing !== null) cancelEdit();
+  else runs.get(chat)?.stop();
+});
+find("#new-chat").onclick = () => (chat.messages.length ? openChat(newChat()) : (toggleChats(false), focusQuestion()));
+find("#show-chats").onclick = () => {
+  toggleChats(true);
+  find("#close-chats").focus();
+};
+find("#close-chats").onclick = () => {
+  toggleChats(false);
+  find("#show-chats").focus();
+};
+
+beginTheme();
+onKeyNeeded(askForKey);
+beginComposer({ ask, stop: () => runs.get(chat)?.stop(), cancelEdit });
+watchServer();
+showConversation();
 showChats();
+if (!isPhone()) focusQuestion();

@@ -1,167 +1,265 @@
 // Shows a conversation: questions with their images, thoughts folded, answers in Markdown or as a table.
 
 import { rendered } from "./api.js";
-import { figureOf } from "./attachments.js";
+import { fileView } from "./attachments.js";
+import { boxesView, pagesOf } from "./boxes.js";
+import { announce, button, count, counted, element, find } from "./dom.js";
+import { jsonView } from "./values.js";
 
-const MARKDOWN_PAUSE = 200; // milliseconds between two renderings of an answer that grows
-const section = document.querySelector("#messages");
-const known = new Map(); // HTML of texts that were rendered before
+const LEAST_PAUSE = 200; // milliseconds between two renderings of an answer that grows
+const PAUSE_SHARE = 4; // of what a rendering took: a long answer is not to slow down the model
+const NEAR_END = 80; // pixels
+const section = find("#messages");
+const known = new Map(); // HTML of answers that were rendered before
+let sticks = true; // to the end, while an answer grows
 
-function element(name, className, text) {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
+section.addEventListener("scroll", () => {
+  sticks = section.scrollHeight - section.scrollTop - section.clientHeight < NEAR_END;
+  find("#latest").hidden = sticks;
+});
+// Images come after the text, and the question that is being written takes room.
+section.addEventListener("load", () => sticks && scrollToEnd(), true);
+new ResizeObserver(() => {
+  document.body.style.setProperty("--composer", `${find("#composer").offsetHeight}px`);
+  if (sticks) scrollToEnd();
+}).observe(section);
+find("#latest").onclick = () => scrollToEnd();
+
+function scrollToEnd() {
+  section.scrollTop = section.scrollHeight;
+  sticks = true;
+  find("#latest").hidden = true;
 }
 
-/** Shows all messages. actions: edit(index) and again(index). */
-export function showMessages(messages, actions) {
-  section.replaceChildren();
-  messages.forEach((message, index) => {
-    const view = message.role === "user" ? questionView(message) : new AnswerView(message);
-    const shown = view.article ?? view; // of an answer, or of a question
-    const buttons = element("p", "buttons");
-    const action = element("button", "", message.role === "user" ? "Edit" : "Ask again");
-    action.type = "button";
-    action.onclick = () => (message.role === "user" ? actions.edit(index) : actions.again(index));
-    buttons.append(action);
-    shown.append(buttons);
-    section.append(shown);
+/** Shows all messages; gives the view of each answer. actions: edit(index), again(), results(texts). */
+export function showMessages(messages, running, actions) {
+  const views = new Map();
+  const shown = messages.map((message, index) => {
+    const pages = () => pagesOf(messages.slice(0, index));
+    if (message.role !== "assistant") return questionView(message, index, actions);
+    const view = new AnswerView(message, pages, message === running);
+    views.set(message, view);
+    return view.article;
   });
-  scrollDown();
+  section.replaceChildren(...(shown.length ? shown : [emptyView()]));
+  section.classList.toggle("running", Boolean(running));
+  if (shown.length && !running) addActions(messages.at(-1), actions);
+  scrollToEnd();
+  return views;
 }
 
-/** Appends the view of an answer that is being written. */
-export function beginAnswer(message) {
-  const view = new AnswerView(message);
-  view.article.setAttribute("aria-busy", "true");
-  section.append(view.article);
-  scrollDown();
+/** Shows what can be done now that the last answer grows no more. */
+export function endRunning(last, actions) {
+  section.classList.remove("running");
+  addActions(last, actions);
+  if (sticks) scrollToEnd();
+}
+
+function emptyView() {
+  const view = element("div", "empty");
+  const picture = button("", () => find("#files").click(), { icon: "image", label: "Add images or PDFs" });
+  view.append(picture, element("h2", "", "Ask about an image, or anything else"));
+  view.append(element("p", "quiet", "Drop images or PDFs anywhere on this page, paste them, or pick files. They go to your server only, which keeps nothing of them."));
   return view;
 }
 
-export function appendQuestion(message) {
-  section.append(questionView(message));
-  scrollDown();
+function addActions(last, actions) {
+  const article = section.lastChild;
+  const buttons = article.querySelector(".buttons");
+  if (last.role === "assistant" && last.calls?.length) article.insertBefore(resultsView(last.calls, actions), buttons);
+  buttons.append(button(last.role === "assistant" ? "Ask again" : "Ask", actions.again));
 }
 
-function scrollDown() {
-  section.scrollTop = section.scrollHeight;
-}
-
-function questionView(message) {
-  const article = element("article", "user");
-  article.append(element("h2", "who", "You"));
-  if (message.images.length) {
+function questionView(message, index, actions) {
+  const isTool = message.role === "tool";
+  const article = element("article", isTool ? "tool" : "user");
+  article.append(element("h2", isTool ? "who" : "who hidden", isTool ? `Result of ${message.name}` : "You"));
+  if (message.images?.length) {
     const list = element("ul", "images");
-    list.append(...message.images.map(figureOf));
+    list.append(...message.images.map(fileView));
     article.append(list);
   }
-  article.append(element("p", "text", message.text));
+  const text = element("p", "text", message.text);
+  text.dir = "auto";
+  if (message.text) article.append(text);
+  const buttons = element("p", "buttons");
+  if (!isTool) buttons.append(button("Edit", () => actions.edit(index), { label: "Edit this question" }));
+  article.append(buttons);
   return article;
 }
 
-class AnswerView {
-  constructor(message) {
+function resultsView(calls, actions) {
+  const form = element("form", "results");
+  const inputs = calls.map((call, index) => {
+    const label = element("label", "", `Result of ${call.name}`);
+    const input = element("textarea");
+    input.rows = 2;
+    input.id = `result-${index}`;
+    label.htmlFor = input.id;
+    form.append(label, input);
+    return input;
+  });
+  const send = element("button", "main", "Send the result");
+  form.append(send);
+  form.onsubmit = (event) => {
+    event.preventDefault();
+    actions.results(inputs.map((input) => input.value));
+  };
+  return form;
+}
+
+export class AnswerView {
+  /** pages: gives the pages that the boxes of the answer lie in. */
+  constructor(message, pages, isRunning) {
     this.message = message;
+    this.pages = pages;
     this.article = element("article", "assistant");
-    this.article.append(element("h2", "who", "Answer"));
+    this.article.append(element("h2", "who hidden", "Answer"));
     this.thought = element("details", "thought");
     this.thought.append(element("summary", "", "Thought"), element("p", "text"));
     this.body = element("div", "body");
+    this.extras = element("div");
+    this.wait = element("p", "wait");
+    this.problem = element("p", "problem");
     this.figures = element("p", "quiet figures");
-    this.article.append(this.thought, this.body, this.figures);
-    this.waits = false;
+    this.buttons = element("p", "buttons");
+    this.article.append(this.thought, this.body, this.extras, this.wait, this.problem, this.figures, this.buttons);
+    this.isRunning = isRunning;
+    this.isRendering = false;
+    this.shownText = null;
+    this.article.setAttribute("aria-busy", "true"); // until all of it is shown
+    if (!isRunning) this.finish();
     this.update();
   }
 
   /** Shows what the message has by now. */
   update() {
-    const { text, reasoning, figures, problem } = this.message;
+    const { text, reasoning, figures, problem, waits } = this.message;
     this.thought.hidden = !reasoning;
     this.thought.lastChild.textContent = reasoning;
-    this.figures.textContent = [figures, problem].filter(Boolean).join(" · ");
-    this.figures.classList.toggle("problem", Boolean(problem));
-    const table = this.message.isJson ? jsonTable(text) : null;
-    if (table) this.body.replaceChildren(table);
-    else if (!this.waits) this.renderSoon(text);
-    const isAtEnd = section.scrollHeight - section.scrollTop - section.clientHeight < 120;
-    if (isAtEnd) scrollDown();
+    this.thought.firstChild.textContent = this.isRunning && reasoning && !text ? "Thinking…" : "Thought";
+    this.problem.textContent = this.isRunning ? "" : (problem ?? "");
+    this.problem.classList.toggle("calm", Boolean(this.message.isStopped));
+    this.figures.textContent = figures ?? "";
+    this.wait.hidden = !this.isRunning || Boolean(text);
+    this.wait.textContent = waits || "";
+    if (text !== this.shownText && !this.isRendering) this.render(text);
+    if (sticks) scrollToEnd();
   }
 
-  async renderSoon(text) {
-    if (!text) return;
-    if (known.has(text)) {
-      this.body.innerHTML = known.get(text);
+  /** Shows all of an answer that grows no more. */
+  end() {
+    this.isRunning = false;
+    this.shownText = null; // boxes are drawn on what is whole
+    this.finish();
+    this.update();
+    announce(this.message.problem || "The answer is complete.");
+  }
+
+  finish() {
+    const { text, calls } = this.message;
+    if (text) this.buttons.append(button("Copy", (event) => copy(text, event.currentTarget)));
+    this.extras.replaceChildren(...(calls ?? []).map(callView));
+  }
+
+  async render(text) {
+    this.isRendering = true;
+    const started = performance.now();
+    if (this.message.isJson) this.renderJson(text);
+    else await this.renderMarkdown(text);
+    this.shownText = text;
+    this.addBoxes();
+    if (!this.isRunning && text === this.message.text) this.article.removeAttribute("aria-busy");
+    if (sticks) scrollToEnd();
+    const took = performance.now() - started;
+    const goOn = () => {
+      this.isRendering = false;
+      if (this.message.text !== this.shownText) this.update();
+    };
+    if (this.isRunning) setTimeout(goOn, Math.max(LEAST_PAUSE, took * PAUSE_SHARE));
+    else goOn();
+  }
+
+  renderJson(text) {
+    const table = jsonView(text);
+    const raw = element("pre", "", text);
+    if (!table) {
+      this.body.replaceChildren(raw);
       return;
     }
-    this.waits = true;
+    const source = element("details");
+    source.append(element("summary", "", "JSON"), raw);
+    const scroller = element("div", "scroller");
+    scroller.append(table);
+    this.body.replaceChildren(scroller, source);
+  }
+
+  async renderMarkdown(text) {
     try {
-      const html = await rendered(text);
-      if (!this.article.hasAttribute("aria-busy")) known.set(text, html);
-      this.body.innerHTML = html;
+      const html = known.get(text) ?? (text && (await rendered(text)));
+      if (!this.isRunning) known.set(text, html);
+      showHtml(this.body, html);
     } catch {
-      this.body.textContent = text;
+      this.body.replaceChildren(element("p", "text", text));
     }
-    setTimeout(() => {
-      this.waits = false;
-      if (this.message.text !== text) this.update();
-    }, MARKDOWN_PAUSE);
   }
 
-  /** Shows all of the answer, which grows no more. */
-  async end() {
-    this.article.removeAttribute("aria-busy");
-    this.update();
-    await this.renderSoon(this.message.isJson ? "" : this.message.text);
+  addBoxes() {
+    const { boxes, text } = this.message;
+    if (this.isRunning || !boxes?.length || this.shownText !== text) return;
+    this.extras.querySelector(".boxes")?.remove();
+    this.extras.append(boxesView(boxes, this.pages(), this.body));
   }
 }
 
-/** A JSON value as a table, null while it is not whole. */
-function jsonTable(text) {
-  let value;
+/** Shows HTML that the server has made safe; what is there already stays, with what is selected in it. */
+function showHtml(body, html) {
+  const made = element("template");
+  made.innerHTML = html;
+  for (const one of made.content.querySelectorAll("a")) one.target = "_blank";
+  for (const one of made.content.querySelectorAll("pre, table")) one.tabIndex = 0; // what scrolls is to be reached by keys
+  for (const one of made.content.querySelectorAll("p, ul, ol, li, h1, h2, h3, h4, h5, h6, blockquote, th, td")) one.dir = "auto";
+  const fresh = [...made.content.childNodes];
+  const shown = [...body.childNodes];
+  let same = 0;
+  while (same < Math.min(fresh.length, shown.length) && fresh[same].isEqualNode(shown[same])) same += 1;
+  for (const one of shown.slice(same)) one.remove();
+  body.append(...fresh.slice(same));
+}
+
+function callView(call) {
+  const view = element("section", "call");
+  view.setAttribute("aria-label", `Call of ${call.name}`);
+  const title = element("p", "", "Calls ");
+  title.append(element("b", "", call.name));
+  view.append(title, jsonView(call.arguments) ?? element("pre", "", call.arguments));
+  return view;
+}
+
+async function copy(text, pressed) {
+  let told = "Copied";
   try {
-    value = JSON.parse(text);
+    await navigator.clipboard.writeText(text);
   } catch {
-    return null;
+    told = "The browser does not allow it";
   }
-  return valueView(value);
+  pressed.textContent = told;
+  announce(told);
+  setTimeout(() => (pressed.textContent = "Copy"), 2000);
 }
 
-function valueView(value) {
-  if (value === null || typeof value !== "object") return element("span", "", value === null ? "—" : String(value));
-  const isList = Array.isArray(value);
-  const isTable = isList && value.length > 0 && value.every((one) => one && typeof one === "object" && !Array.isArray(one));
-  const table = element("table");
-  if (isTable) {
-    const columns = [...new Set(value.flatMap((row) => Object.keys(row)))];
-    const head = element("tr");
-    head.append(...columns.map((name) => scoped(element("th", "", name), "col")));
-    table.append(head, ...value.map((row) => rowOf(columns.map((name) => valueView(row[name] ?? null)))));
-  } else {
-    const entries = isList ? value.map((one, index) => [index + 1, one]) : Object.entries(value);
-    for (const [name, one] of entries) {
-      const row = rowOf([valueView(one)]);
-      row.prepend(scoped(element("th", "", name), "row"));
-      table.append(row);
-    }
+/** What the last piece of a stream tells of an answer, in words. */
+export function figuresOf(usage, started, first) {
+  const seconds = (milliseconds) => (milliseconds / 1000).toFixed(1);
+  const { cached_tokens: cached = 0, image_tokens: images = 0 } = usage.prompt_tokens_details ?? {};
+  const ofImages = images ? ` (${count(images)} of images)` : "";
+  const before = cached ? `, ${count(cached)} of them known before` : "";
+  const parts = [`${counted(usage.prompt_tokens, "token")} read${ofImages}${before}`];
+  if (first !== null) {
+    const rate = (1000 * (usage.completion_tokens - 1)) / (performance.now() - first);
+    parts.push(`first word after ${seconds(first - started)} s`);
+    const speed = Number.isFinite(rate) && rate > 0 ? `, ${rate.toFixed(1)} a second` : "";
+    parts.push(`${counted(usage.completion_tokens, "token")} written${speed}`);
   }
-  return table;
-}
-
-function scoped(cell, scope) {
-  cell.scope = scope;
-  return cell;
-}
-
-function rowOf(views) {
-  const row = element("tr");
-  row.append(
-    ...views.map((view) => {
-      const cell = element("td");
-      cell.append(view);
-      return cell;
-    }),
-  );
-  return row;
+  return parts.join(" · ");
 }

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from ernie_local.server.page import safe_html
-from tests.runtime.server.serving import INVOICE, Served
+from ernie_local.loading import LoadedModel, LoadOptions
+from ernie_local.loading.options import dtype_name
+from ernie_local.media.image_size import measure_image
+from ernie_local.planner.model_size import read_model
+from ernie_local.planner.need import ChatPlan
+from ernie_local.planner.ram import Budget, plan_cpu
+from ernie_local.planner.terms import PHASES
+from ernie_local.server.attachments import AttachmentLimits, attached_part
+from ernie_local.server.failures import ApiError
+from ernie_local.server.memory import ServedMemory
+from ernie_local.server.page import looks_of, safe_html, view_of
+from ernie_local.session import open_chat_images
+from tests.runtime.server.conftest import serving
+from tests.runtime.server.scripted import ScriptedChat
+from tests.runtime.server.serving import INVOICE, Served, data_url
 
 
 def fetch(served: Served, path: str, body: bytes | None = None) -> Any:
@@ -26,7 +42,7 @@ def test_the_page_loads_nothing_from_elsewhere(served: Served) -> None:
     assert "unsafe" not in policy
     named = re.findall(r'(?:src|href)="([^"#]+)"', page)
     names = [name for name in named if not name.startswith("data:")]
-    assert set(names) == {"page/style.css", "page/main.js"}
+    assert set(names) == {"page/layout.css", "page/content.css", "page/main.js"}
     unread, read = list(names), set()
     while unread:
         name = unread.pop()
@@ -39,6 +55,13 @@ def test_the_page_loads_nothing_from_elsewhere(served: Served) -> None:
             f"page/{one}" for one in re.findall(r'from "\./([^"]+)"', text) if f"page/{one}" not in read
         ]
     assert "page/store.js" in read
+
+
+def test_no_style_or_script_is_in_the_page_itself(served: Served) -> None:
+    """The policy has no exception for them, so that none could come from an answer."""
+    with fetch(served, "/") as answer:
+        page = answer.read().decode()
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?! type=\"module\" src=)", page)
 
 
 @pytest.mark.parametrize("name", ["none.js", "index.py", "..%2fpage.py", ".", "%00.js"])
@@ -60,11 +83,94 @@ def test_an_image_is_shown_as_the_model_sees_it(served: Served) -> None:
         assert json.load(answer)["error"]["code"] == "image_unreadable"
 
 
-def test_the_state_names_the_model(served: Served) -> None:
+def test_an_image_is_shown_as_the_server_lets_it_be_seen(nano_model: LoadedModel) -> None:
+    """Trimmed, where the server trims: in the look, in the view, and in a question."""
+    sheet = Image.new("RGB", (600, 600), "white")
+    sheet.paste(Image.open(INVOICE).resize((300, 200)), (150, 300))
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    for limits in (
+        AttachmentLimits(),
+        AttachmentLimits(trim=True),
+        AttachmentLimits(trim=True, detail="low"),
+    ):
+        about = file.getvalue(), nano_model.image_processor, 4096, limits
+        part = attached_part(file.getvalue(), None, limits)
+        (seen,) = open_chat_images([part], nano_model.image_processor, 4096)
+        (look,) = looks_of(*about)
+        assert (look["seen_size"], look["tokens"]) == (seen.report.resized_size, seen.num_tokens)
+        view = Image.open(io.BytesIO(view_of(*about, 1)))
+        assert view.size == seen.view.cropped_size
+        with pytest.raises(ApiError, match="page 2 of a file with 1"):
+            view_of(*about, 2)
+
+
+def test_a_view_of_a_page_is_served(served: Served) -> None:
+    with fetch(served, "/page/view/1", INVOICE.read_bytes()) as answer:
+        assert answer.headers["Content-Type"] == "image/jpeg"
+        assert Image.open(io.BytesIO(answer.read())).size == (1001, 700)
+
+
+def test_the_state_tells_the_model_its_limits_and_what_it_is_at(served: Served) -> None:
     with fetch(served, "/page/state") as answer:
         state = json.load(answer)
-    assert state["model"] == "nano"
-    assert state["line"].startswith("idle")
+    assert (state["model"], state["is_ready"], state["phase"], state["running"]) == ("nano", True, None, 0)
+    assert state["context_size"] == 4096
+    assert state["limits"] == {"file_bytes": 64 << 20, "request_bytes": 256 << 20, "images": 32}
+
+
+def test_pieces_that_are_written_are_counted(served: Served) -> None:
+    def pieces() -> int:
+        with fetch(served, "/page/state") as answer:
+            return int(json.load(answer)["pieces"])
+
+    before = pieces()
+    body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}).encode()
+    with fetch(served, "/v1/chat/completions", body):
+        pass
+    assert 1 <= pieces() - before <= 6
+
+
+def test_the_memory_is_the_one_that_vram_predicts(nano_model: LoadedModel) -> None:
+    options = LoadOptions(context_size=4096, ram="2GiB")
+    memory = ServedMemory(options)
+    assert memory.as_json() == []
+    memory.plan(nano_model)
+    (ram,) = memory.as_json()
+    # With the image of a page that does not come from a file.
+    page = measure_image("a page", (1654, 2339), nano_model.image_processor)
+    size, dtype = read_model(nano_model.directory), dtype_name(nano_model.network.dtype)
+    plan = plan_cpu(size, ChatPlan(4096, dtype, dtype, (page,)), Budget(2 << 30)).memory
+    assert ram["limit_bytes"] == 2 << 30
+    assert {name: amount["best"] for name, amount in ram["phases"].items()} == {
+        name: plan.phase(name).best for name in PHASES
+    }
+    assert 0 < ram["used_bytes"] <= ram["peak_bytes"]
+
+
+def test_boxes_are_told_in_the_answer(nano_model: LoadedModel) -> None:
+    text = 'It is there: [{"bbox_2d": [100, 200, 500, 900], "label": "total"}]'
+    body = {
+        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": data_url(INVOICE)}]}]
+    }
+    boxes = [
+        {
+            "label": "total",
+            "image": 1,
+            "box": [100.0, 200.0, 500.0, 900.0],
+            "original": pytest.approx([100.1, 140.0, 500.5, 630.0]),
+        }
+    ]
+    with contextmanager(serving)(ScriptedChat(nano_model, {"": text})) as served:
+        with fetch(served, "/v1/chat/completions", json.dumps(body).encode()) as answer:
+            assert json.load(answer)["choices"][0]["message"]["boxes"] == boxes
+        with fetch(served, "/v1/chat/completions", json.dumps(body | {"stream": True}).encode()) as answer:
+            lines = [line[6:] for line in answer.read().decode().splitlines() if line.startswith("data: {")]
+        deltas = [json.loads(line)["choices"][0]["delta"] for line in lines]
+        assert [delta["boxes"] for delta in deltas if "boxes" in delta] == [boxes]
+        plain = json.dumps({"messages": [{"role": "user", "content": "no box"}]}).encode()
+        with fetch(served, "/v1/chat/completions", plain) as answer:
+            assert "boxes" not in json.load(answer)["choices"][0]["message"]
 
 
 @pytest.mark.parametrize(

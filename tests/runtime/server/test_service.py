@@ -120,7 +120,7 @@ def test_who_comes_first_is_answered_first_and_too_many_are_refused() -> None:
     async def test(service: Service) -> None:
         running = [asyncio.create_task(collected(service, question(text))) for text in "abc"]
         await until(lambda: service.num_waiting == 2)
-        with pytest.raises(ApiError, match="2 questions wait") as refused:
+        with pytest.raises(ApiError, match="questions waiting: 2") as refused:
             await collected(service, question("d"))
         assert refused.value.status == 503
         assert refused.value.headers["Retry-After"]
