@@ -143,7 +143,6 @@ def test_chats_are_there_after_a_reload_and_are_exported(served: str, visit: Ope
     here.attached(1)
     said = here.ask(QUESTION).locator(".body").inner_text()
     here.page.reload()
-    here.page.click("#chat-list .open")
     assert here.ended(0).locator(".body").inner_text() == said
     with here.page.expect_download() as download:
         here.page.click("#chat-list [aria-label^=Export]")
@@ -162,6 +161,27 @@ def test_chats_are_there_after_a_reload_and_are_exported(served: str, visit: Ope
     here.page.reload()
     here.page.locator(".empty").wait_for()
     assert here.page.locator("#chat-list li").count() == 0
+
+
+def test_an_answer_grows_while_another_chat_is_shown(script: Script, visit: OpenVisit) -> None:
+    here = visit(script.serve({"long": "one two three"}, is_slow=True))
+    here.page.fill("#question", "long")
+    here.page.press("#question", "Enter")
+    script.may_go.release(1)
+    here.page.locator("article.assistant .body", has_text="one").wait_for()
+    here.page.click("#new-chat")
+    assert here.page.locator("article").count() == 0
+    here.page.fill("#question", "not asked yet")
+    script.may_go.release(2)
+    here.page.locator("#chat-list li:not(.busy) .open").click()
+    assert here.ended(0).locator(".body").inner_text() == "one two three"
+    assert here.page.input_value("#question") == ""
+    # A page that is closed in the middle keeps what it has.
+    here.page.fill("#question", "again and again")
+    here.page.press("#question", "Enter")
+    here.page.locator("article.assistant").nth(1).wait_for()
+    here.page.reload()
+    assert here.ended(1).locator(".problem").inner_text() == "Stopped when the page was closed."
 
 
 def test_an_answer_in_a_schema_is_a_table(served: str, visit: OpenVisit) -> None:

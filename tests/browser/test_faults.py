@@ -69,8 +69,11 @@ def test_a_question_waits_until_the_model_is_loaded(nano: Any, visit: OpenVisit)
         here.page.fill("#question", "Hello")
         here.page.press("#question", "Enter")
         here.page.locator(".wait", has_text="Loading model. Asking again").wait_for()
+        here.drop(png("invoice.png", INVOICE))
+        here.page.locator(".reading", has_text="Reading invoice.png").wait_for()
         server.service = service_module.Service([ScriptedChat(nano[0], {})])
         assert here.ended(0).locator(".body").inner_text() == "Hello"
+        here.attached(1)
 
 
 def test_a_key_is_asked_for_until_it_is_right(script: Script, visit: OpenVisit) -> None:
@@ -183,6 +186,7 @@ def test_two_windows_show_and_keep_the_same_chats(script: Script, visit: OpenVis
     texts = set()
     for index in range(2):
         other.click(f"#chat-list .open >> nth={index}")
+        other.locator(f"#chat-list li >> nth={index} >> [aria-current]").wait_for()
         other.locator("article.assistant:not([aria-busy])").nth(2).wait_for()
         texts.add(other.locator("article.user .text").last.inner_text())
     assert texts == {"here", "there"}

@@ -69,7 +69,7 @@ export async function serverState() {
 
 /** How the model will see a file: for each page its size, tokens, notes and a small image. */
 export async function lookAt(file) {
-  return (await checked(await request("page/look", posted(file)))).json();
+  return (await patiently("page/look", posted(file))).json();
 }
 
 /** What the model sees of a page, from 1, as a JPEG. */
@@ -83,23 +83,21 @@ export async function rendered(text) {
 }
 
 /** Asks, and asks again while the server is busy or loading and says when; wait(message) is told of it. */
-async function begin(body, signal, wait) {
-  const json = JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } });
-  const headers = { "Content-Type": "application/json" };
+async function patiently(path, options, wait = () => {}) {
   for (;;) {
-    const response = await request("v1/chat/completions", { method: "POST", headers, body: json, signal });
+    const response = await request(path, options);
     const seconds = Number(response.headers.get("Retry-After"));
     if (response.status !== 503 || !seconds) return checked(response);
     const refusal = await checked(response).catch((error) => error);
     wait(`${refusal.message}. Asking again every ${seconds} seconds.`);
-    await pause(seconds * 1000, signal);
+    await pause(seconds * 1000, options.signal);
   }
 }
 
 function pause(milliseconds, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, milliseconds);
-    signal.addEventListener("abort", () => {
+    signal?.addEventListener("abort", () => {
       clearTimeout(timer);
       reject(signal.reason);
     });
@@ -108,7 +106,9 @@ function pause(milliseconds, signal) {
 
 /** Calls `take` with each object of the stream; Refusal where it ends too early. */
 export async function streamAnswer(body, signal, take, wait) {
-  const response = await begin(body, signal, wait);
+  const asked = JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } });
+  const headers = { "Content-Type": "application/json" };
+  const response = await patiently("v1/chat/completions", { method: "POST", headers, body: asked, signal }, wait);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let unread = "";
   for (;;) {

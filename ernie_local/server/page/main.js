@@ -13,6 +13,7 @@ const runs = new Map(); // the answers that are being written, by chat
 const drafts = new Map(); // what was written and not asked, by the id of the chat
 let chat = newChat();
 let shownChats = ""; // the list as it is shown
+let opening = 0; // counts what is opened, so that a chat that is read slowly does not come over a later one
 let editing = null; // the index of the question that is being changed
 
 // Chats
@@ -48,15 +49,35 @@ function chatItem(head, isRunning) {
   return item;
 }
 
+/** Which chat this window shows, for when it is loaded again. */
+function remember(id) {
+  try {
+    sessionStorage.setItem("chat", id);
+  } catch {
+    // A browser that keeps nothing.
+  }
+}
+
+function remembered() {
+  try {
+    return sessionStorage.getItem("chat");
+  } catch {
+    return null;
+  }
+}
+
 async function openById(id) {
+  const mine = ++opening;
   const running = [...runs.keys()].find((one) => one.id === id);
   const found = running ?? (await readChat(id));
-  if (found) openChat(found);
+  if (found && mine === opening) openChat(found);
 }
 
 function openChat(one) {
+  opening += 1;
   drafts.set(chat.id, draft());
   chat = one;
+  remember(chat.id);
   editing = null;
   setEditing(false);
   setDraft(drafts.get(chat.id));
@@ -172,6 +193,7 @@ function answer(messages) {
   const run = new AnswerRun(body, () => keep(asked));
   asked.messages = [...messages, run.message];
   runs.set(asked, run);
+  remember(asked.id);
   showConversation();
   keep(asked);
   run.go().then(async () => {
@@ -245,3 +267,5 @@ watchServer();
 showConversation();
 showChats();
 if (!isPhone()) focusQuestion();
+const last = remembered();
+if (last) openById(last);

@@ -11,7 +11,7 @@ export class AnswerRun {
   constructor(body, keep) {
     this.body = body;
     this.keep = keep;
-    this.message = { role: "assistant", text: "", reasoning: "", isJson: Boolean(body.response_format), problem: "stopped when the page was closed" };
+    this.message = { role: "assistant", text: "", reasoning: "", isJson: Boolean(body.response_format), problem: "Stopped when the page was closed." };
     this.view = null;
     this.isForgotten = false;
     this.abort = new AbortController();

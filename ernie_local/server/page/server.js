@@ -13,6 +13,7 @@ const panel = find("#server");
 const rates = [];
 let before = null;
 let state = null;
+let shownPlan = "";
 
 /** What the server said last; null before the first time. */
 export const lastState = () => state;
@@ -69,7 +70,11 @@ function showPanel(rate) {
     ? [`${state.running} of ${counted(state.parallel, "answer")} being written`, `${counted(state.waiting, "question")} waiting`, `a context of ${count(state.context_size)} tokens`]
     : ["the model is being loaded"];
   panel.firstChild.replaceChildren(element("h2", "", "Speed"), number, chart(), element("p", "quiet", facts.join(", ")));
-  if (panel.childElementCount === 1) panel.append(...state.memory.map(memoryView));
+  const plan = JSON.stringify(state.memory.map((memory) => [memory.limit_bytes, memory.phases]));
+  if (plan !== shownPlan) {
+    shownPlan = plan;
+    panel.replaceChildren(panel.firstChild, ...state.memory.map(memoryView));
+  }
   for (const [index, memory] of state.memory.entries()) showUse(panel.children[index + 1], memory);
 }
 
@@ -86,7 +91,7 @@ function chart() {
   return made;
 }
 
-/** Its plan, which does not change while the server runs; `showUse` fills in the rest. */
+/** Its plan, which is the same until the server is started anew; `showUse` fills in the rest. */
 function memoryView(memory) {
   const view = element("div", "memory");
   const rows = element("ul", "phases");
