@@ -191,6 +191,11 @@ def test_an_answer_in_a_schema_is_a_table(served: str, visit: OpenVisit) -> None
     here = visit(served)
     here.page.click("#show-options")
     here.page.select_option("#form", "schema")
+    here.page.fill("#max-tokens", "0")
+    here.page.fill("#question", QUESTION)
+    here.page.press("#question", "Enter")
+    assert here.text("#problem") == "Most tokens, under Options, is a whole number from 1 on."
+    here.page.fill("#max-tokens", "")
     here.page.fill("#schema", "{")
     here.page.fill("#question", QUESTION)
     here.page.press("#question", "Enter")

@@ -52,9 +52,8 @@ export function attach(files) {
 async function attachOne(file, into) {
   const name = file.name || "pasted image";
   try {
-    if (limits && file.size > limits.file_bytes) {
-      throw new Error(`${bytes(file.size)}, and this server reads at most ${bytes(limits.file_bytes)} of a file`);
-    }
+    const most = Math.min(limits?.file_bytes ?? Infinity, limits?.request_bytes ?? Infinity);
+    if (file.size > most) throw new Error(`${bytes(file.size)}, and this server reads at most ${bytes(most)} of a file`);
     if (limits && into.length >= limits.images) throw new Error(`more than ${limits.images} files`);
     const url = await dataUrl(file);
     into.push({ name, kind: file.type, url, pages: await lookAt(file) });

@@ -76,6 +76,7 @@ export function requestFor(messages) {
   const most = lastState()?.limits.request_bytes ?? Infinity;
   if (size > most) throw new Error(`The images of this chat have ${bytes(size)} as they are sent, and this server reads at most ${bytes(most)} of a request.`);
   if (find("#thinking").value) body.reasoning_effort = find("#thinking").value;
+  if (!find("#max-tokens").checkValidity()) throw new Error("Most tokens, under Options, is a whole number from 1 on.");
   if (find("#max-tokens").value) body.max_completion_tokens = Number(find("#max-tokens").value);
   const schema = find("#form").value === "schema" && readSchema();
   if (schema) body.response_format = { type: "json_schema", json_schema: { name: "answer", schema } };
