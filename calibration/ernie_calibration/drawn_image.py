@@ -13,6 +13,11 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 FONT_FILES = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf", "built-in")
+MORE_FONT_FILES = (
+    *FONT_FILES,
+    *("DejaVuSans-Oblique.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSerif-Italic.ttf", "DejaVuSansMono-Bold.ttf"),
+    *("STIXGeneral.ttf", "STIXGeneralBol.ttf", "STIXGeneralItalic.ttf"),
+)
 LINE_PITCH = 28  # page units: one text line to a row of image tokens
 Color = tuple[int, int, int]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -21,11 +26,18 @@ SHARE_BEFORE = {"left": 0.0, "middle": 0.5, "right": 1.0}  # of aligned text: wh
 
 @dataclass(frozen=True, slots=True)
 class Glyph:
-    """One printed character and the centre of its cell, in page units (before the page's scale)."""
+    """One printed character, the centre of its cell and the box of its ink, in page units (before the page's
+    scale)."""
 
     character: str
     x: float
     y: float
+    box: Box
+
+    def moved(self, x: float, y: float) -> Glyph:
+        """The glyph on a page on which its own page begins at (x, y)."""
+        left, top, right, bottom = self.box
+        return Glyph(self.character, self.x + x, self.y + y, (left + x, top + y, right + x, bottom + y))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +56,16 @@ class Run:
         """The last occurrence of `text`. ValueError if there is none."""
         start = self.text.rindex(text)
         return Run(text, self.glyphs[start : start + len(text)])
+
+    def moved(self, x: float, y: float) -> Run:
+        """The text on a page on which its own page begins at (x, y)."""
+        return Run(self.text, tuple(None if glyph is None else glyph.moved(x, y) for glyph in self.glyphs))
+
+    @property
+    def box(self) -> Box:
+        """Around the ink of all its glyphs, in page units. ValueError where nothing is printed."""
+        lefts, tops, rights, bottoms = zip(*(glyph.box for glyph in self.glyphs if glyph), strict=True)
+        return min(lefts), min(tops), max(rights), max(bottoms)
 
 
 def join(runs: Sequence[Run], separator: str) -> Run:
@@ -98,6 +120,12 @@ class DrawnImage:
         """All lines, top to bottom."""
         return "\n".join(line.text for line in self.lines)
 
+    def line_of(self, question: Question) -> Run:
+        """The line that holds the answer; of several, the one with most words of the question."""
+        words = set(question.text.strip("?.").split())
+        holding = [line for line in self.lines if question.answer in line.text]
+        return max(holding, key=lambda line: len(words & set(line.text.split())), default=Run("", ()))
+
     @property
     def glyphs(self) -> tuple[Glyph, ...]:
         """All printed glyphs, in the order of the transcript."""
@@ -115,10 +143,34 @@ def load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(folder / name), size)
 
 
-class Canvas:
-    """A white or tinted sheet of `width` x `height` page units, drawn `scale` times larger."""
+@lru_cache(maxsize=8192)
+def ink_heights(face: ImageFont.FreeTypeFont, letter: str) -> tuple[float, float]:
+    """Top and bottom of a letter's ink in pixels, counted from the middle of its line."""
+    _, top, _, bottom = face.getbbox(letter, anchor="lm")
+    return top, bottom
 
-    def __init__(self, width: int, height: int, scale: float, background: Color) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What pages may look like: their fonts, the heights of letters in page units, and how many are dark."""
+
+    fonts: tuple[str, ...] = FONT_FILES
+    sizes: tuple[float, float] = (17.0, 21.0)
+    dark_share: float = 0.0
+
+
+PLAIN_LOOK = Look()
+VARIED_LOOK = Look(MORE_FONT_FILES, (14.0, 22.0), 0.12)
+
+
+class Canvas:
+    """A sheet of `width` x `height` page units, drawn `scale` times larger."""
+
+    def __init__(
+        self, width: int, height: int, scale: float, background: Color, look: Look = PLAIN_LOOK
+    ) -> None:
+        self.look = look
+        self.is_dark = sum(background) < 384
         self.width = width
         self.height = height
         self.scale = scale
@@ -136,10 +188,19 @@ class Canvas:
         face = load_font(font, round(size * self.scale))
         left = x * self.scale - face.getlength(text) * SHARE_BEFORE[align]
         self.draw.text((left, y * self.scale), text, font=face, fill=ink, anchor="lm")
-        ends = (face.getlength(text[:length]) for length in range(len(text) + 1))
-        middles = ((left + (start + end) / 2) / self.scale for start, end in pairwise(ends))
-        glyphs = zip(text, middles, strict=True)
-        return Run(text, tuple(None if letter == " " else Glyph(letter, x, y) for letter, x in glyphs))
+        ends = (left + face.getlength(text[:length]) for length in range(len(text) + 1))
+        glyphs = zip(text, pairwise(ends), strict=True)
+        return Run(
+            text,
+            tuple(None if letter == " " else self._glyph(letter, span, y, face) for letter, span in glyphs),
+        )
+
+    def _glyph(self, letter: str, span: tuple[float, float], y: float, face: ImageFont.FreeTypeFont) -> Glyph:
+        """A letter that takes the pixels of `span` across, on a line whose middle is `y`."""
+        start, end = (place / self.scale for place in span)
+        above, below = ink_heights(face, letter)
+        box = (start, y + above / self.scale, end, y + below / self.scale)
+        return Glyph(letter, (start + end) / 2, y, box)
 
     def rectangle(self, box: Box, fill: Color | None, outline: Color | None = None) -> None:
         """A box in page units."""
@@ -156,15 +217,19 @@ class Canvas:
         self.draw.ellipse([value * self.scale for value in box], fill=color)
 
 
-def random_background(random: Random) -> Color:
-    """White, or a light paper tint."""
+def random_background(random: Random, look: Look = PLAIN_LOOK) -> Color:
+    """White, a light paper tint, or dark."""
+    if look.dark_share and random.random() < look.dark_share:
+        return (random.randint(0, 70), random.randint(0, 70), random.randint(0, 90))
     if random.random() < 0.5:
         return (255, 255, 255)
     return (random.randint(232, 255), random.randint(232, 255), random.randint(228, 255))
 
 
-def random_ink(random: Random) -> Color:
-    """Black, or a dark colour with enough contrast on any background of ours."""
+def random_ink(random: Random, *, on_dark: bool = False) -> Color:
+    """Black, or a dark colour with enough contrast on any background of ours; light on a dark one."""
+    if on_dark:
+        return (random.randint(205, 255), random.randint(205, 255), random.randint(190, 255))
     if random.random() < 0.5:
         return (0, 0, 0)
     return (random.randint(0, 80), random.randint(0, 70), random.randint(0, 90))
@@ -187,13 +252,14 @@ def count_lines(height: float) -> int:
     return round(height / LINE_PITCH)
 
 
-def random_style(random: Random, height: int) -> Style:
-    """A style whose lines fill `height` exactly, so that every line lies on one row of image tokens."""
-    font = random.choice(FONT_FILES)
+def random_style(random: Random, page: Canvas) -> Style:
+    """A style whose lines fill the page exactly, so that every line lies on one row of image tokens."""
+    font = random.choice(page.look.fonts)
     bold = "DejaVuSans-Bold.ttf" if font == "DejaVuSans.ttf" and random.random() < 0.5 else font
-    size = random.uniform(17.0, 21.0)
-    pitch = height / count_lines(height)
-    return Style(font, bold, size, random_ink(random), pitch, random.uniform(6.0, 14.0))
+    size = random.uniform(*page.look.sizes)
+    pitch = page.height / count_lines(page.height)
+    ink = random_ink(random, on_dark=page.is_dark)
+    return Style(font, bold, size, ink, pitch, random.uniform(6.0, 14.0))
 
 
 def fit_size(page: Canvas, text: str, font: str, size: float, room: float) -> float:

@@ -15,9 +15,10 @@ from ernie_calibration.images import draw_image
 from ernie_calibration.images.forms import READ_QUESTIONS
 from ernie_calibration.sample import Sample, SampleTurn
 from ernie_calibration.scan import worn
+from ernie_calibration.skills.samples import clip_samples, closeup_samples, field_samples
 from ernie_calibration.texts import make_texts
 
-SampleFamily = Literal["images", "documents", "charts", "texts"]
+SampleFamily = Literal["images", "documents", "charts", "texts", "fields", "clips", "closeups"]
 # Page sizes (width, height) in page units of each kind of small image, and how much larger it is drawn.
 LANDSCAPE, PORTRAIT = (308, 200), (224, 280)
 PAGES = {
@@ -36,6 +37,8 @@ MIX: tuple[SampleFamily, ...] = (
     *("images", "texts", "documents", "charts", "texts", "images"),
     *("documents", "texts", "charts", "images", "texts", "documents"),
 )
+# What nano was trained on: it reads small images, finds places in them, watches clips, and zooms.
+SKILL_MIX: tuple[SampleFamily, ...] = ("images", "fields", "clips", "closeups", "images", "texts")
 TRANSCRIPT = "transcript"
 LONG_KINDS = (TRANSCRIPT, "text")  # long answers, which are never right to the letter
 # One small image in three is read out whole: text experts see mostly long answers.
@@ -155,6 +158,9 @@ _FAMILIES: dict[str, Callable[[int, bool], Iterator[Sample]]] = {
     "documents": partial(_pages, "documents"),
     "charts": partial(_pages, "charts"),
     "texts": _texts,
+    "fields": field_samples,
+    "clips": clip_samples,
+    "closeups": closeup_samples,
 }
 
 

@@ -1,19 +1,23 @@
-"""Scores answers by three measures from the literature; each kind of question takes one of them."""
+"""Scores answers by measures from the literature; each kind of question takes one of them."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Literal
 
 import numpy
 
-Metric = Literal["exact", "anls", "relaxed"]
+from ernie_local.text.boxes import Thousandths, find_boxes
+
+Metric = Literal["exact", "anls", "relaxed", "box", "json"]
 
 # Small images have one answer, given as it is printed. Counts and names elsewhere have to be exact too.
 _EXACT = (
     "total, date, number, line item, vendor, form field, table cell, bar value, bar highest, bar lowest, "
-    "line point, line extreme, document count, chart extreme, chart count"
+    "line point, line extreme, document count, chart extreme, chart count, absent field, month in words, "
+    "currency in words, small count, small difference, clip number, clip time, clip word, small print"
 ).split(", ")
 # Pages and scans: as DocVQA is scored; and long answers, of which "given" ones come from the user's folder.
 _ANLS = (
@@ -26,7 +30,10 @@ METRIC_OF_KIND: dict[str, Metric] = {
     **dict.fromkeys(_EXACT, "exact"),
     **dict.fromkeys(_ANLS, "anls"),
     **dict.fromkeys(_RELAXED, "relaxed"),
+    "place": "box",
+    "json fields": "json",
 }
+LEAST_OVERLAP = 0.5
 ANLS_THRESHOLD = 0.5
 RELATIVE_TOLERANCE = 0.05
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
@@ -68,10 +75,35 @@ def relaxed_accuracy(answer: str, expected: str) -> float:
     return float(abs(number - wanted) <= RELATIVE_TOLERANCE * abs(wanted))
 
 
+def overlap(first: Thousandths, second: Thousandths) -> float:
+    """Area that both boxes have over the area that either has (intersection over union)."""
+    width, height = (min(first[i + 2], second[i + 2]) - max(first[i], second[i]) for i in (0, 1))
+    common = max(0.0, width) * max(0.0, height)
+    areas = ((right - left) * (bottom - top) for left, top, right, bottom in (first, second))
+    return common / (sum(areas) - common)
+
+
+def box_match(answer: str, expected: str) -> float:
+    """1.0 if the first box of the answer overlaps the expected one by LEAST_OVERLAP, else 0.0."""
+    found, wanted = find_boxes(answer).boxes, find_boxes(expected).boxes
+    return float(bool(found) and overlap(found[0].place, wanted[0].place) >= LEAST_OVERLAP)
+
+
+def json_match(answer: str, expected: str) -> float:
+    """1.0 if the answer is the expected JSON: the same keys and values, in any order and spacing."""
+    try:
+        found = json.loads(answer)
+    except (ValueError, RecursionError):
+        return 0.0
+    return float(found == json.loads(expected))
+
+
 METRICS: dict[Metric, Callable[[str, str], float]] = {
     "exact": exact_match,
     "anls": anls,
     "relaxed": relaxed_accuracy,
+    "box": box_match,
+    "json": json_match,
 }
 
 

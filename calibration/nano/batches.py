@@ -85,17 +85,17 @@ def with_noise(random: Random, image: Image.Image, size: tuple[int, int]) -> NDA
     return pixels
 
 
-def page_size(random: Random, grid: tuple[int, int], token_pixels: int) -> dict[str, int]:
+def page_size(random: Random, grid: tuple[int, int], token_pixels: int) -> tuple[int, int]:
     """A page that the image processor brings to `grid`; mostly it squeezes a side a little.
 
     The height stays under half a line more, so that each line of text still gets one row of image tokens.
     """
     rows, columns = grid
     if random.random() < 0.4:
-        return {"width": columns * token_pixels, "height": rows * token_pixels}
+        return columns * token_pixels, rows * token_pixels
     width = columns * random.uniform(0.97, 1.06)
     height = rows * random.uniform(0.97, 1.0) if random.random() < 0.3 else rows + random.uniform(0.0, 0.45)
-    return {"width": round(width * token_pixels), "height": round(height * token_pixels)}
+    return round(width * token_pixels), round(height * token_pixels)
 
 
 def flatten_patches(pixels: torch.Tensor, shape: NanoShape) -> torch.Tensor:
@@ -153,7 +153,9 @@ class BatchMaker(IterableDataset[Batch]):
                 kind = random.choice(stream.kinds)
                 seed = random.getrandbits(60)
                 size = page_size(random, stream.grid, side)
-                drawn = draw_image(kind, seed, **size, scale=scale, held_out=self.held_out)
+                drawn = draw_image(
+                    kind, seed, held_out=self.held_out, scale=scale, width=size[0], height=size[1]
+                )
                 if transcribes:
                     turns = [transcript_turn(random, drawn)]
                 else:

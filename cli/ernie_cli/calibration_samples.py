@@ -5,7 +5,7 @@ A file that cannot be read is found here, before any work is done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -31,8 +31,10 @@ class SampleOptions:
         help="Number of generated documents, charts and texts.",
     )
     seed: int = seed_option()
-    family: Literal["all", FamilyName] = option(
-        default="all", help="Kind of generated samples. nano reads small images only."
+    family: Literal["all", "skills", FamilyName] = option(
+        default="all",
+        help="Kind of generated samples. nano reads small images only. fields: places and JSON; clips: short "
+        "videos; closeups: calls of the zoom tool; skills: these three with images and texts.",
     )
     calib: Path | None = file_option(
         metavar="DIR",
@@ -98,12 +100,13 @@ def draw_sequences(model: Path, options: SampleOptions, console: Console) -> lis
 def _samples(options: SampleOptions, console: Console) -> Iterator[Sample]:
     from ernie_calibration.documents import missing_languages
     from ernie_calibration.folder import folder_samples
-    from ernie_calibration.generated import MIX, generated_samples
+    from ernie_calibration.generated import MIX, SKILL_MIX, generated_samples
 
     if options.calib is not None:
         yield from folder_samples(options.calib, console.warn)
     if options.samples and options.family in ("all", "documents"):
         for line in missing_languages():
             console.note(line)
-    families = MIX if options.family == "all" else (options.family,)
+    mixes = {"all": MIX, "skills": SKILL_MIX}
+    families: Sequence[str] = mixes.get(options.family, (options.family,))
     yield from generated_samples(options.samples, options.seed, families=families)

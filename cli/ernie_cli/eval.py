@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from ernie_cli.console import Console
 from ernie_cli.options import (
@@ -60,7 +60,9 @@ class EvalOptions(ComputeOptions, CommonOptions):
     seed: int = seed_option()
     family: Literal[FamilyName, "all"] = option(
         default="images",
-        help="Kind of samples: small images (the only kind that nano reads), pages of documents, charts.",
+        help="Kind of samples: small images (the only kind that nano reads), pages of documents, charts, "
+        "texts, or all four in turn; fields: places, JSON and what is not there; clips: short videos; "
+        "closeups: print too small to read, asked without the zoom tool.",
     )
     questions_each: int = option(
         default=1,
@@ -79,6 +81,9 @@ class EvalOptions(ComputeOptions, CommonOptions):
     reference_cache: Path | None = file_option(
         help="Keep the reference's results in FILE, and reuse them if it exists."
     )
+
+
+_ALL_FAMILIES: tuple[FamilyName, ...] = ("images", "documents", "charts", "texts")
 
 
 def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
@@ -110,7 +115,7 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
     same = ("samples", "seed", "questions_each", "answers", "device", "kv_dtype", "gpu_kernels")
     job = EvaluationJob(
         reference=reference,
-        families=get_args(FamilyName) if options.family == "all" else (options.family,),
+        families=_ALL_FAMILIES if options.family == "all" else (options.family,),
         dtype=dtype,
         cache=options.reference_cache,
         **{name: getattr(options, name) for name in same},

@@ -70,7 +70,7 @@ DTypeName = Literal["auto", "float32", "bfloat16"]
 KVDTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 LARGEST_SEED = 2**63 - 1
 MOST_SAMPLES = 1_000_000  # which take days to draw
-FamilyName = Literal["images", "documents", "charts", "texts"]
+FamilyName = Literal["images", "documents", "charts", "texts", "fields", "clips", "closeups"]
 
 size_option = partial(option, metavar="SIZE")
 share_option = partial(option, metavar="X", min=0.0, max=1.0)

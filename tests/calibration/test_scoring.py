@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from random import Random
+
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ernie_calibration.generated import generated_samples
+from ernie_calibration.generated import SKILL_MIX, generated_samples
 from ernie_calibration.scoring import (
     METRIC_OF_KIND,
     anls,
     edit_distance,
     exact_match,
+    overlap,
     relaxed_accuracy,
     score,
 )
@@ -71,8 +75,32 @@ def test_numbers_may_be_off_by_a_twentieth(answer: str, expected: str, right: fl
     assert relaxed_accuracy(answer, expected) == right
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_overlap_of_boxes_is_that_of_their_pixels(seed: int) -> None:
+    random = Random(seed)
+    boxes, masks = [], []
+    for _ in range(2):
+        (left, right), (top, bottom) = (sorted(random.sample(range(40), 2)) for _ in "xy")
+        boxes.append((float(left), float(top), float(right), float(bottom)))
+        masks.append(numpy.zeros((40, 40), dtype=bool))
+        masks[-1][top:bottom, left:right] = True
+    counted = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
+    assert overlap(*boxes) == pytest.approx(counted)
+
+
+def test_a_box_is_right_from_half_overlap_on_and_json_whatever_its_spaces() -> None:
+    wanted = '{"bbox_2d": [100, 100, 300, 200], "label": "total"}'
+    assert score("place", "It is at [100, 100, 300, 150]", wanted) == 1.0
+    assert score("place", '{"bbox_2d": [100, 100, 300, 149]}', wanted) == 0.0
+    assert score("place", "nowhere", wanted) == 0.0
+    assert score("json fields", '{"b":null,"a":"1"}', '{"a": "1", "b": null}') == 1.0
+    assert score("json fields", '{"a": "1"}', '{"a": "1", "b": null}') == 0.0
+    assert score("json fields", '{"a": "1"', '{"a": "1"}') == 0.0
+
+
 def test_every_kind_that_is_drawn_has_a_measure() -> None:
-    turns = [turn for sample in generated_samples(36) for turn in sample.turns]
+    samples = [*generated_samples(36), *generated_samples(12, families=SKILL_MIX)]
+    turns = [turn for sample in samples for turn in sample.turns]
     assert {turn.kind for turn in turns} <= set(METRIC_OF_KIND)
     assert all(score(turn.kind, turn.answer, turn.answer) == 1.0 for turn in turns)
     assert all(score(turn.kind, "~", turn.answer) == 0.0 for turn in turns)

@@ -8,9 +8,11 @@ from PIL import Image
 import ernie_local
 from ernie_calibration.sample import Sample, SampleTurn
 from ernie_calibration.sequences import SampleEncoder
+from ernie_calibration.skills.samples import clip_samples, closeup_samples
+from ernie_calibration.zoom_tool import ZOOM_TOOL
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.errors import InputUnreadable
-from ernie_local.text.template import ChatTemplate, encode_segments, user_message
+from ernie_local.text.template import ChatTemplate, ImageSlot, Message, encode_segments, user_message
 
 IMAGE = Image.new("RGB", (308, 196), "white")
 TURNS = (
@@ -56,3 +58,40 @@ def test_a_picture_alone_and_text_alone_are_sequences_too(encoder: SampleEncoder
     assert encoder.media.image not in text.token_ids
     with pytest.raises(InputUnreadable, match="sample nothing has 0 images and 0 turns"):
         encoder.encode(Sample("nothing", (), ()))
+
+
+def test_a_clip_is_a_video_before_the_first_question(encoder: SampleEncoder) -> None:
+    sample = next(clip_samples(3, held_out=False))
+    encoded = encoder.encode(sample)
+    (patches,), frames = encoded.patches, sample.clips[0].frames
+    assert patches.grid[0] == len(frames) + len(frames) % 2
+    assert patches.num_tokens == len(patches.pixel_values) // 8
+    ids = encoded.token_ids
+    assert ids.count(encoder.media.video) == patches.num_tokens
+    assert ids.index(encoder.media.video_start) < ids.index(encoder.media.video) < encoded.answers[0][0]
+    model = ernie_local.load("nano")
+    assert model.logits(ids, encoded.patches).shape[0] == len(ids)
+
+
+def test_a_closeup_is_a_prompt_with_tools_then_a_call_then_a_prompt_with_its_picture(
+    encoder: SampleEncoder,
+) -> None:
+    sample = next(closeup_samples(1, held_out=False))
+    encoded, (turn,) = encoder.encode(sample), sample.turns
+    sheet, crop = (ImageSlot(one.num_tokens) for one in encoded.patches)
+    messages = [Message("user", (sheet, turn.question))]
+    template, tools = ChatTemplate("thinking"), [ZOOM_TOOL]
+
+    def prompt() -> tuple[int, ...]:
+        segments = template.segments(messages, tools=tools, thinking=True)
+        return encode_segments(encoder.tokenizer, segments, encoder.media).token_ids
+
+    assert encoded.token_ids[: len(prompt())] == prompt()
+    (look,) = turn.rounds
+    messages += [Message("assistant", "", look.thought, (look.call,)), Message("tool", (crop,))]
+    second = prompt()
+    assert encoded.token_ids[: len(second)] == second
+    ((start, end),) = encoded.answers
+    written = encoder.tokenizer.decode(encoded.token_ids[len(second) :])
+    assert written == f"{turn.thought}\n</think>\n\n{turn.answer}<|end_of_sentence|>"
+    assert encoder.tokenizer.decode(encoded.token_ids[start : end - 1]) == turn.answer

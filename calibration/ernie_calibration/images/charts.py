@@ -71,7 +71,7 @@ def draw_bar_chart(random: Random, names: NameSource, page: Canvas) -> tuple[lis
     lying = random.random() < 0.4
     room = count_lines(page.height) - 1 if lying else page.width // 70
     count = random.randint(3, max(3, min(5, room)))
-    style = random_style(random, page.height)
+    style = random_style(random, page)
     labels: list[str] = []
     while len(labels) < count:
         label = names.city() if random.random() < 0.3 else names.item()
@@ -169,7 +169,7 @@ def draw_line_chart(
 ) -> tuple[list[Run], list[Question]]:
     """A line of 4 to 6 points over months or years."""
     count = random.randint(4, max(4, min(6, page.width // 60)))
-    style = random_style(random, page.height)
+    style = random_style(random, page)
     if random.random() < 0.6:
         start = random.randrange(12 - count + 1)
         labels = list(SHORT_MONTHS[start : start + count])

@@ -24,7 +24,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 def draw_form(random: Random, names: NameSource, page: Canvas) -> tuple[list[Run], list[Question]]:
     """A title, and 3 to 8 labels with values, one to a line."""
     num_fields = random.randint(3, max(3, min(8, count_lines(page.height) - 1)))
-    style = random_style(random, page.height)
+    style = random_style(random, page)
     fields = random.sample(_form_values(random, names), num_fields)
     title, y, right = random.choice(TITLES), style.pitch / 2, page.width - style.left
     lines = [page.text(style.left, y, title, style.bold, style.size, style.ink)]
@@ -73,7 +73,7 @@ def draw_table(random: Random, names: NameSource, page: Canvas) -> tuple[list[Ru
     """2 to 3 named columns and up to 7 named rows, one number in each cell."""
     num_columns = random.randint(2, 3) if page.width >= 340 else 2
     num_rows = random.randint(3, max(3, min(7, count_lines(page.height) - 1)))
-    style = random_style(random, page.height)
+    style = random_style(random, page)
     columns = random.sample(COLUMNS, num_columns)
     people = random.random() < 0.4
     rows = different(num_rows, names.first_name if people else names.item)
@@ -115,7 +115,7 @@ def _cell(random: Random, column: str) -> str:
 
 def draw_text_card(random: Random, names: NameSource, page: Canvas) -> tuple[list[Run], list[Question]]:
     """As many lines as fit the page; each as long as fits."""
-    style = random_style(random, page.height)
+    style = random_style(random, page)
     room = page.width - 2 * style.left
     lines: list[Run] = []
     for row in range(count_lines(page.height)):

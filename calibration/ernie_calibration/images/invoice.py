@@ -45,7 +45,7 @@ SHOP_QUESTIONS = ("Which shop is it?", "What is the name of the shop?", "Where w
 def draw_invoice(random: Random, names: NameSource, page: Canvas) -> tuple[list[Run], list[Question]]:
     """A vendor, a number, a date, 2 to 4 items with quantities and prices, and their total."""
     num_items = random.randint(2, max(2, min(4, count_lines(page.height) - 5)))
-    style = random_style(random, page.height)
+    style = random_style(random, page)
     vendor, number, date = names.company(), names.document_number(), names.date()
     currency = random.choice(("$", "£", "", "EUR", "USD"))
     items = names.items(num_items)
@@ -108,7 +108,7 @@ def _ask_item(form: str, item: Run, answer: Run) -> Question:
 def draw_receipt(random: Random, names: NameSource, page: Canvas) -> tuple[list[Run], list[Question]]:
     """A shop, 2 to 6 items with prices, their total, and a date above or below them."""
     num_items = random.randint(2, max(2, min(6, count_lines(page.height) - 3)))
-    style = random_style(random, page.height)
+    style = random_style(random, page)
     shop, date = names.company(), names.date()
     items = names.items(num_items)
     cents = [names.cents() for _ in items]

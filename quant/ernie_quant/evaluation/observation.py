@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ernie_calibration.sample import Sample, SampleTurn
-from ernie_calibration.sequences import EncodedSample
+from ernie_calibration.sequences import EncodedSample, clips_to_patches, media_slot
 from ernie_local.engine import Engine
 from ernie_local.loading import LoadedModel
 from ernie_local.loading.model import RouteRecord
@@ -21,7 +21,7 @@ from ernie_local.sampling import Sampler, SamplingOptions
 from ernie_local.session.generation import AnswerOptions, Generation
 from ernie_local.session.sequence import CachedSequence
 from ernie_local.session.writer import ChatWriter
-from ernie_local.text.template import user_message
+from ernie_local.text.template import Message
 from ernie_quant.work import calibration_identity
 
 # An answer is cut at twice the length of the right one, but not below this length.
@@ -82,7 +82,8 @@ class Observer:
         """The observations of each sample's turns."""
         num_turns = 0
         for sample in samples:
-            patches = tuple(self._model.patches(sample.images))
+            clips = clips_to_patches(sample.clips, self._model.image_processor) if sample.clips else []
+            patches = (*self._model.patches(sample.images), *clips)
             observed = []
             for turn in sample.turns:
                 observed.append(self._observe_turn(sample.name, turn, patches, forced_ids, num_turns))
@@ -92,7 +93,7 @@ class Observer:
     def _observe_turn(
         self, document: str, turn: SampleTurn, patches: tuple[Patches, ...], forced_ids: ForcedIds, index: int
     ) -> Observation:
-        message = user_message(turn.question, (image.num_tokens for image in patches))
+        message = Message("user", (*map(media_slot, patches), turn.question))
         prompt_ids = self._writer.prompt([message], thinking=False).token_ids
         max_tokens = max(_FEWEST_TOKENS, 2 * len(self.encode(turn.answer)))
         # The model's own answer may take a few more ids when it is encoded again.

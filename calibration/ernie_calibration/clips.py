@@ -1,0 +1,154 @@
+"""Draws short clips from a seed: numbers and words that change, the time on each frame, and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from PIL import Image
+
+from ernie_calibration.clip_stamp import write_stamp
+from ernie_calibration.drawn_image import (
+    LINE_PITCH,
+    PLAIN_LOOK,
+    Canvas,
+    Look,
+    Question,
+    Run,
+    fit_size,
+    random_background,
+    random_style,
+)
+from ernie_calibration.names import NameSource, different
+
+CLIP_NUMBER, CLIP_TIME, CLIP_WORD = "clip number", "clip time", "clip word"
+FRAMES_JOINED = 2  # frames that one token of a video joins
+STEPS = (1, 1, 2, 3, 5)  # seconds from frame to frame
+NUMBER_QUESTIONS = (
+    "What number is shown at {}?",
+    "Which number is shown at {}?",
+    "What is the number at {}?",
+)
+ENDS_QUESTIONS = {"first": "What number is shown first?", "last": "What number is shown last?"}
+TIME_QUESTIONS = ("When does {} appear?", "At what time does {} appear?", "When is {} shown first?")
+WORD_QUESTIONS = ("What word is shown at {}?", "Which word is shown at {}?")
+_MOST_LETTERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnClip:
+    """Frames with the seconds that are written on them, and questions.
+
+    `width` and `height` are page units of a frame; images may be larger. Glyphs lie on a page on which the
+    frames that one token joins lie on each other, and each such pair below the one before.
+    """
+
+    frames: tuple[Image.Image, ...]
+    times: tuple[float, ...]
+    width: int
+    height: int
+    questions: tuple[Question, ...]
+
+
+def clock(seconds: float) -> str:
+    """Whole seconds as people write them: "0:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def draw_clip(
+    seed: int | str,
+    *,
+    num_frames: int,
+    width: int,
+    height: int,
+    scale: float = 1.0,
+    held_out: bool = False,
+    look: Look = PLAIN_LOOK,
+) -> DrawnClip:
+    """A clip of 2 frames or more, each `width` x `height` page units, drawn `scale` times larger."""
+    random = Random(f"clip/{seed}/{held_out}")
+    names = NameSource(random, held_out)
+    step = random.choice(STEPS)
+    times = tuple(float(index * step) for index in range(num_frames))
+    numbers, words = _numbers(random, num_frames), _words(random, names, num_frames)
+    background = random_background(random, look)
+    style = random_style(random, Canvas(width, height, scale, background, look))
+    rows = random.sample(range(1, height // LINE_PITCH), 2)
+    x_number, x_word = (random.uniform(0.3, 0.7) * width for _ in range(2))
+    frames, stamps, number_runs, word_runs = [], [], [], []
+    for index, seconds in enumerate(times):
+        page = Canvas(width, height, scale, background, look)
+        below = index // FRAMES_JOINED * height
+        runs = []
+        for text, x, row in ((numbers[index], x_number, rows[0]), (words[index], x_word, rows[1])):
+            size = fit_size(page, text, style.font, style.size + 4, 0.55 * width)
+            y = (row + 0.5) * style.pitch
+            runs.append(
+                page.text(x, y, text, ink=style.ink, font=style.font, size=size, align="middle").moved(
+                    0, below
+                )
+            )
+        stamps.append(write_stamp(page.image, seconds, scale).moved(0, below))
+        frames.append(page.image)
+        number_runs.append(runs[0])
+        word_runs.append(runs[1])
+    questions = [
+        *_ask_numbers(random, times, stamps, number_runs),
+        *_ask_words(random, times, stamps, word_runs),
+    ]
+    return DrawnClip(tuple(frames), times, width, height, tuple(questions))
+
+
+def _numbers(random: Random, num_frames: int) -> list[str]:
+    """Different numbers, some of which stay for two frames."""
+    top = random.choice((20, 99, 999))
+    new = iter(different(num_frames, lambda: str(random.randint(1, top))))
+    numbers = [next(new)]
+    while len(numbers) < num_frames:
+        numbers.append(numbers[-1] if random.random() < 0.25 else next(new))
+    return numbers
+
+
+def _words(random: Random, names: NameSource, num_frames: int) -> list[str]:
+    """Two words, one after the other; nothing is shown before the first one."""
+
+    def short_name() -> str:
+        return next(name for name in iter(names.item, "") if len(name) <= _MOST_LETTERS)
+
+    first, second = different(2, short_name)
+    start = random.randrange(num_frames)
+    change = random.randint(start + 1, num_frames)
+    return [""] * start + [first] * (change - start) + [second] * (num_frames - change)
+
+
+def _ask_numbers(
+    random: Random, times: Sequence[float], stamps: Sequence[Run], numbers: Sequence[Run]
+) -> list[Question]:
+    questions = []
+    for index in random.sample(range(len(times)), min(2, len(times))):
+        moment = clock(times[index])
+        text = random.choice(NUMBER_QUESTIONS).format(moment)
+        questions.append(Question(CLIP_NUMBER, text, numbers[index], ((moment, stamps[index].part(moment)),)))
+    which = random.choice(("first", "last"))
+    end = numbers[0 if which == "first" else -1]
+    questions.append(Question(CLIP_NUMBER, ENDS_QUESTIONS[which], end, ((which, end),)))
+    return questions
+
+
+def _ask_words(
+    random: Random, times: Sequence[float], stamps: Sequence[Run], words: Sequence[Run]
+) -> list[Question]:
+    questions = []
+    for word in dict.fromkeys(run.text for run in words if run.text):
+        index = next(index for index, run in enumerate(words) if run.text == word)
+        text = random.choice(TIME_QUESTIONS).format(word)
+        moment = stamps[index].part(clock(times[index]))
+        questions.append(Question(CLIP_TIME, text, moment, ((word, words[index]),)))
+    index = random.choice([index for index, run in enumerate(words) if run.text])
+    moment_words = clock(times[index])
+    mention = (moment_words, stamps[index].part(moment_words))
+    text = random.choice(WORD_QUESTIONS).format(moment_words)
+    questions.append(Question(CLIP_WORD, text, words[index], (mention,)))
+    return questions

@@ -1,0 +1,72 @@
+"""Generated clips: equal seeds draw the same, and every answer lies in the frame whose time is asked for."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import numpy
+import pytest
+from PIL import Image, ImageChops
+
+from ernie_calibration.clip_stamp import stamp_words, write_stamp
+from ernie_calibration.clips import CLIP_NUMBER, CLIP_TIME, CLIP_WORD, DrawnClip, clock, draw_clip
+from ernie_calibration.drawn_image import Run
+
+WIDTH, HEIGHT = 224, 140
+
+
+def clip(seed: int, num_frames: int) -> DrawnClip:
+    return draw_clip(seed, num_frames=num_frames, width=WIDTH, height=HEIGHT)
+
+
+def pair_of(run: Run) -> int:
+    """Which two frames show what is written."""
+    (pair,) = {int(glyph.y // HEIGHT) for glyph in run.glyphs if glyph}
+    return pair
+
+
+@pytest.mark.parametrize("num_frames", [2, 5, 8])
+def test_an_answer_lies_in_the_frames_of_the_time_asked_for(num_frames: int) -> None:
+    for seed in range(8):
+        drawn, again = clip(seed, num_frames), clip(seed, num_frames)
+        assert drawn == again
+        assert len(drawn.frames) == len(drawn.times) == num_frames
+        shown = [clock(seconds) for seconds in drawn.times]
+        assert len(set(shown)) == num_frames
+        assert {question.kind for question in drawn.questions} == {CLIP_NUMBER, CLIP_TIME, CLIP_WORD}
+        for question in drawn.questions:
+            words, run = question.mentions[0]
+            assert words in question.text
+            if question.kind == CLIP_TIME:
+                assert shown.index(question.answer) // 2 == pair_of(question.printed) == pair_of(run)
+            elif words in shown:
+                assert shown.index(words) // 2 == pair_of(question.printed) == pair_of(run)
+            else:
+                assert pair_of(question.printed) == (0 if words == "first" else (num_frames - 1) // 2)
+
+
+def test_frames_differ_where_their_numbers_and_times_stand_and_nowhere_else() -> None:
+    drawn = draw_clip(11, num_frames=2, width=WIDTH, height=HEIGHT)
+    runs = [question.printed for question in drawn.questions]
+    left, top, right, bottom = ImageChops.difference(*drawn.frames).getbbox() or (0, 0, 0, 0)
+    assert top < HEIGHT * 0.15
+    boxes = [run.box for run in runs if pair_of(run) == 0]
+    assert right <= max(95, *(box[2] + 3 for box in boxes))
+    assert bottom <= max(box[3] + 3 for box in boxes)
+    assert left < right
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.0, 65.5, 3723.25])
+def test_a_stamp_is_a_time_in_the_upper_left_corner(seconds: float) -> None:
+    words = stamp_words(seconds).removeprefix("time: ")
+    hours, minutes, rest = words.split(":")
+    assert timedelta(hours=int(hours), minutes=int(minutes), seconds=float(rest)).total_seconds() == seconds
+    frame = Image.new("RGB", (2 * WIDTH, 2 * HEIGHT), (128, 128, 128))
+    run = write_stamp(frame, seconds, 2.0)
+    assert run.text.endswith(words)
+    changed = (numpy.asarray(frame)[..., 0] != 128).nonzero()
+    left, top, right, bottom = run.box
+    assert abs(changed[0].min() / 2 - top) <= 2
+    assert abs(changed[0].max() / 2 - bottom) <= 2
+    assert changed[1].max() / 2 == pytest.approx(right, abs=3)
+    assert left <= 1
