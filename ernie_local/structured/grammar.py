@@ -41,6 +41,7 @@ _LEAP_YEAR = r"([1-9]\d(0[48]|[2468][048]|[13579][26])|([2468][048]|[13579][26])
 _COMMON_DAY = (
     r"((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)|02-(0[1-9]|1\d|2[0-8]))"
 )
+_LIMIT_WORDS = ("too big", "too large", "limit for this grammar")  # as the engine says that something is full
 DAY_PATTERN = rf"([1-9]\d{{3}}-{_COMMON_DAY}|{_LEAP_YEAR}-02-29)"
 _CLOCK = r"\d\d:\d\d:[0-5]\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)"
 _FORMATS = {"date": f"^{DAY_PATTERN}$", "time": f"^{_CLOCK}$", "date-time": f"^{DAY_PATTERN}T{_CLOCK}$"}
@@ -58,8 +59,15 @@ def schema_grammar(schema: Schema) -> str:
         # Also where the whole could do without this part: it is there because someone wants it.
         fault = _fault(_compiled(_for_engine(part, alone), root))
         if fault:
-            raise refused(path, fault)
+            raise _unusable_part(path, fault)
     return _compiled(root, root)
+
+
+def _unusable_part(path: str, fault: str) -> UsageError:
+    if any(words in fault for words in _LIMIT_WORDS):
+        hint = "fewer fields in one schema, shorter patterns and enums, or smaller bounds of lengths"
+        return refused(path, f"it is too large for the engine of grammars: {fault}", hint)
+    return refused(path, fault)
 
 
 def regex_grammar(pattern: str) -> str:

@@ -189,6 +189,14 @@ def test_patterns_that_cannot_be_followed(pattern: str) -> None:
         AnswerForm.from_regex(pattern)
 
 
+@pytest.mark.slow
+def test_a_schema_that_is_too_large_is_told_so() -> None:
+    with pytest.raises(UsageError) as error:
+        AnswerForm.from_fields(", ".join(f"f{number}: number" for number in range(3000)))
+    assert "too large for the engine of grammars" in error.value.why
+    assert "fewer fields" in error.value.hint
+
+
 def test_a_form_needs_no_torch() -> None:
     """It is made before a command loads anything."""
     code = (
