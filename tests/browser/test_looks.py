@@ -28,8 +28,7 @@ def serious_faults(here: Visit) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 375])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 375)])
 def test_nothing_keeps_people_from_using_it(
     script: Script, visit: OpenVisit, scheme: str, width: int
 ) -> None:
