@@ -1,7 +1,4 @@
-"""Renders batches of conversations in a worker process; all images of a batch have one grid of tokens.
-
-A `Stream` chooses kinds of images and a grid; a stage mixes streams by weight.
-"""
+"""Makes batches of conversations in a worker process; a stage mixes streams by weight."""
 
 from __future__ import annotations
 
@@ -12,90 +9,34 @@ from random import Random
 import numpy
 import sentencepiece
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import IterableDataset
 
-from ernie_calibration.drawn_image import DrawnImage, Glyph
-from ernie_calibration.images import draw_image
-from ernie_calibration.names import NameSource
+from ernie_calibration.clips import FRAMES_JOINED
+from ernie_local.config import MediaTokens
 from ernie_local.media.processor_config import CLIP_MEAN, CLIP_STD
-from nano.conversation import IGNORED, Pointer, TrainingConversation, image_turns, text_turns, transcript_turn
-from nano.network import SLOTS, Batch
+from ernie_local.media.tokens import TEXT, positions_3d, token_types
+from nano.conversation import (
+    IGNORED,
+    Pointer,
+    TrainingConversation,
+)
+from nano.network import Batch, PictureBatch
 from nano.shape import NanoShape
+from nano.streams import Conversed, Converser, Stream, cell_of
 
-CHARACTERS = "".join(chr(code) for code in range(33, 127)) + "£"
-NUM_CHARACTER_CLASSES = len(CHARACTERS) + 1  # 0: nothing printed
-
-THINKING_BATCHES = 0.12
+MEDIA = MediaTokens(image=7, image_start=8, image_end=9, video=7, video_start=11, video_end=12)
 LENGTH_STEP = 32  # tokens; few different shapes, see layers.CAPACITY_STEP
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """Images of `kinds` on a `grid` of (rows, columns) image tokens; no kinds: text only.
-
-    `transcripts`: the share of batches that ask for all that is printed, instead of `questions`.
-    """
-
-    kinds: tuple[str, ...]
-    grid: tuple[int, int]
-    batch: int
-    weight: float
-    questions: int = 3
-    transcripts: float = 0.0
-
-
-def cell_of(glyph: Glyph, drawn: DrawnImage, grid: tuple[int, int]) -> int | None:
-    """The image token (row * columns + column) whose cell holds the glyph's centre; None beyond the page."""
-    rows, columns = grid
-    row, column = int(glyph.y * rows // drawn.height), int(glyph.x * columns // drawn.width)
-    return row * columns + column if 0 <= row < rows and 0 <= column < columns else None
-
-
-def character_classes(drawn: DrawnImage, grid: tuple[int, int]) -> NDArray[numpy.int64]:
-    """(rows * columns, SLOTS) classes of the first characters centred in each cell, in reading order."""
-    classes = numpy.zeros((grid[0] * grid[1], SLOTS), dtype=numpy.int64)
-    filled = [0] * len(classes)
-    for glyph in sorted(drawn.glyphs, key=lambda glyph: (glyph.y, glyph.x)):
-        cell = cell_of(glyph, drawn, grid)
-        if cell is not None and filled[cell] < SLOTS:
-            classes[cell, filled[cell]] = CHARACTERS.find(glyph.character) + 1
-            filled[cell] += 1
-    return classes
-
-
-def located(
-    pointers: list[Pointer], index: int, drawn: DrawnImage, grid: tuple[int, int]
-) -> list[tuple[int, int, int]]:
-    """(`index`, position, image token) of every pointer whose glyph lies on the page."""
-    cells = ((position, cell_of(glyph, drawn, grid)) for position, glyph in pointers)
-    return [(index, position, cell) for position, cell in cells if cell is not None]
-
-
-def with_noise(random: Random, image: Image.Image, size: tuple[int, int]) -> NDArray[numpy.uint8]:
-    """The image at `size` as (height, width, 3), sometimes with sensor noise or another contrast."""
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    pixels = numpy.asarray(image, dtype=numpy.uint8)
-    if random.random() < 0.3:
-        generator = numpy.random.default_rng(random.getrandbits(32))
-        noise = generator.normal(0.0, random.uniform(2.0, 10.0), pixels.shape[:2]).astype(numpy.float32)
-        pixels = numpy.clip(pixels + noise[..., None], 0, 255).astype(numpy.uint8)
-    return pixels
-
-
-def page_size(random: Random, grid: tuple[int, int], token_pixels: int) -> tuple[int, int]:
-    """A page that the image processor brings to `grid`; mostly it squeezes a side a little.
-
-    The height stays under half a line more, so that each line of text still gets one row of image tokens.
-    """
-    rows, columns = grid
-    if random.random() < 0.4:
-        return columns * token_pixels, rows * token_pixels
-    width = columns * random.uniform(0.97, 1.06)
-    height = rows * random.uniform(0.97, 1.0) if random.random() < 0.3 else rows + random.uniform(0.0, 0.45)
-    return round(width * token_pixels), round(height * token_pixels)
+def located(pointers: list[Pointer], index: int, conversed: Conversed) -> list[tuple[int, int, int]]:
+    """(`index`, position, position of the image token) of every pointer whose glyph lies on its picture."""
+    places = []
+    for position, glyph, picture in pointers:
+        width, height, grid = conversed.drawn[picture]
+        cell = cell_of(glyph, (width, height), grid)
+        if cell is not None:
+            places.append((index, position, conversed.conversation.starts[picture] + cell))
+    return places
 
 
 def flatten_patches(pixels: torch.Tensor, shape: NanoShape) -> torch.Tensor:
@@ -115,6 +56,56 @@ def padded(rows: list[list[int]], fill: int) -> torch.Tensor:
     """(rows, length of the longest in whole LENGTH_STEPs) int64, filled up at the end."""
     longest = -(-max(map(len, rows)) // LENGTH_STEP) * LENGTH_STEP
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
+
+
+def media_positions(conversation: TrainingConversation, grids: list[tuple[int, int, int]]) -> torch.Tensor:
+    """(3, tokens) positions by the runtime's rule; grids: (frames, rows, columns) in image tokens."""
+    in_patches = [(frames, rows, columns) for frames, rows, columns in grids]
+    return positions_3d(conversation.ids, in_patches, MEDIA, merge=1, temporal_merge=FRAMES_JOINED)[0]
+
+
+def stacked(streams: list[Conversed], picture: int, shape: NanoShape) -> PictureBatch:
+    """The pictures of that number of all conversations."""
+    characters = [one.characters[picture] for one in streams]
+    frames = torch.from_numpy(numpy.stack([one.frames[picture] for one in streams]))
+    side = shape.token_pixels
+    return PictureBatch(
+        pixels=flatten_patches(frames.flatten(0, 1), shape).unflatten(0, frames.shape[:2]).bfloat16(),
+        grid=(frames.shape[2] // side, frames.shape[3] // side),
+        starts=torch.tensor([one.conversation.starts[picture] for one in streams]),
+        characters=None
+        if any(one is None for one in characters)
+        else torch.from_numpy(numpy.stack([one for one in characters if one is not None])),
+    )
+
+
+def batch_of(streams: list[Conversed], shape: NanoShape) -> Batch:
+    """All conversations as one batch."""
+    conversations = [one.conversation for one in streams]
+    ids = padded([conversation.ids for conversation in conversations], 0)
+    pictures = tuple(stacked(streams, picture, shape) for picture in range(len(streams[0].frames)))
+    positions = torch.zeros(len(streams), 3, ids.shape[1], dtype=torch.long)
+    is_vision = torch.zeros(ids.shape, dtype=torch.bool)
+    answer_pointers: list[tuple[int, int, int]] = []
+    mention_pointers: list[tuple[int, int, int]] = []
+    for index, (one, conversation) in enumerate(zip(streams, conversations, strict=True)):
+        grids = [(len(frames), *picture.grid) for frames, picture in zip(one.frames, pictures, strict=True)]
+        length = len(conversation.ids)
+        positions[index, :, :length] = media_positions(conversation, grids)
+        is_vision[index, :length] = token_types(conversation.ids, MEDIA) != TEXT
+        answer_pointers += located(conversation.answer_pointers, index, one)
+        mention_pointers += located(conversation.mention_pointers, index, one)
+    return Batch(
+        ids=ids,
+        labels=padded([conversation.labels for conversation in conversations], IGNORED),
+        valid=padded([[1] * len(conversation.ids) for conversation in conversations], 0).bool(),
+        positions=positions,
+        is_vision=is_vision,
+        pictures=pictures,
+        answer_pointers=torch.tensor(answer_pointers, dtype=torch.long).view(-1, 3),
+        mention_pointers=torch.tensor(mention_pointers, dtype=torch.long).view(-1, 3),
+        kinds=tuple(one.kind for one in streams),
+    )
 
 
 @dataclass(eq=False)
@@ -137,50 +128,5 @@ class BatchMaker(IterableDataset[Batch]):
 
     def make(self, stream: Stream, random: Random, tokenizer: sentencepiece.SentencePieceProcessor) -> Batch:
         """One batch of `stream`."""
-        rows, columns = stream.grid
-        side = self.shape.token_pixels
-        image_tokens = rows * columns if stream.kinds else 0
-        conversations, images, characters, kinds = [], [], [], []
-        answer_pointers: list[tuple[int, int, int]] = []
-        mention_pointers: list[tuple[int, int, int]] = []
-        # Long turns lie in batches of their own, or each batch would be as long as its one transcript.
-        transcribes = random.random() < stream.transcripts
-        thinks = not self.held_out and random.random() < THINKING_BATCHES
-        for index in range(stream.batch):
-            conversation = TrainingConversation(tokenizer)
-            if stream.kinds:
-                scale = random.uniform(1.2, 2.8) if random.random() < 0.2 else 1.0
-                kind = random.choice(stream.kinds)
-                seed = random.getrandbits(60)
-                size = page_size(random, stream.grid, side)
-                drawn = draw_image(
-                    kind, seed, held_out=self.held_out, scale=scale, width=size[0], height=size[1]
-                )
-                if transcribes:
-                    turns = [transcript_turn(random, drawn)]
-                else:
-                    share = 0.7 if thinks else 0.0
-                    turns = image_turns(random, drawn, stream.questions, thinking_share=share)
-                images.append(with_noise(random, drawn.image, (columns * side, rows * side)))
-                characters.append(character_classes(drawn, stream.grid))
-            else:
-                turns = text_turns(NameSource(random, self.held_out), stream.questions)
-            conversation.add_turns(turns, image_tokens)
-            if stream.kinds:
-                answer_pointers += located(conversation.answer_pointers, index, drawn, stream.grid)
-                mention_pointers += located(conversation.mention_pointers, index, drawn, stream.grid)
-            conversations.append(conversation)
-            kinds.append(turns[0].kind)
-        pixels = torch.from_numpy(numpy.stack(images)) if images else None
-        return Batch(
-            ids=padded([conversation.ids for conversation in conversations], 0),
-            labels=padded([conversation.labels for conversation in conversations], IGNORED),
-            valid=padded([[1] * len(conversation.ids) for conversation in conversations], 0).bool(),
-            pixels=None if pixels is None else flatten_patches(pixels, self.shape).bfloat16(),
-            grid=stream.grid if images else (0, 0),
-            image_start=conversations[0].image_start,
-            characters=torch.from_numpy(numpy.stack(characters)) if characters else None,
-            answer_pointers=torch.tensor(answer_pointers, dtype=torch.long).view(-1, 3),
-            mention_pointers=torch.tensor(mention_pointers, dtype=torch.long).view(-1, 3),
-            kinds=tuple(kinds),
-        )
+        converse = Converser(stream, random, tokenizer, self.shape, self.held_out)
+        return batch_of([converse.next() for _ in range(stream.batch)], self.shape)

@@ -1,21 +1,27 @@
-"""Writes questions on an image, or without one, as a training conversation in ERNIE's PT chat format.
+"""Writes questions on an image or a clip, or without one, as a training conversation.
 
-A scored turn carries the empty (or filled) thought that the runtime prefills. A finished turn of a real chat
-does not, so some turns are written as history, unscored.
+In ERNIE's PT chat format, or in the Thinking format with the zoom tool; a test holds both against the
+runtime's templates. A scored turn carries the empty (or filled) thought that the runtime prefills. A finished
+turn of a real PT chat does not, so some turns are written as history, unscored.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from random import Random
+from typing import Literal, NamedTuple
 
 import sentencepiece
 
 from ernie_calibration.drawn_image import DrawnImage, Glyph, Question, Run, join
 from ernie_calibration.images.forms import READ_QUESTIONS
 from ernie_calibration.names import MONTHS, NameSource
+from ernie_calibration.zoom_tool import ZOOM_TOOL
+from ernie_local.text.reasoning import ToolCall
+from ernie_local.text.template import THINKING_SYSTEM, Variant
 
 IGNORED = -100
 NOTHING = Run("", ())
@@ -30,8 +36,22 @@ GREETINGS = {
     "Thanks": "You are welcome.",
     "Goodbye": "Goodbye!",
 }
-Pointer = tuple[int, Glyph]  # the position of a token, and the glyph that it writes next or names
+# The position of a token, the glyph that it writes next or names, and the picture that shows it.
+Pointer = tuple[int, Glyph, int]
+MediaKind = Literal["image", "video"]
 DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+
+
+class TrainingLook(NamedTuple):
+    """A thought on the first picture, a call of the zoom tool, and the tokens of the picture that it gives.
+
+    `is_scored`: whether the model has to write the call; else it is only there to be read.
+    """
+
+    thought: Run
+    call: ToolCall
+    image_tokens: int
+    is_scored: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +59,7 @@ class TrainingTurn:
     """A question, the thought before the answer (empty: thinking is off), and the answer.
 
     `is_history`: written as the chat template writes a finished turn, without the empty thought, and not
-    scored.
+    scored. `look`: what comes before the thought; thought and answer are then read from its picture.
     """
 
     question: str
@@ -48,37 +68,46 @@ class TrainingTurn:
     mentions: tuple[tuple[str, Run], ...] = ()
     kind: str = "text only"
     is_history: bool = False
-
-
-def evidence(drawn: DrawnImage, question: Question) -> Run:
-    """The printed line that holds the answer; of several, the one with most words of the question."""
-    words = set(question.text.strip("?.").split())
-    holding = [line for line in drawn.lines if question.answer in line.text]
-    return max(holding, key=lambda line: len(words & set(line.text.split())), default=NOTHING)
+    look: TrainingLook | None = None
 
 
 class TrainingConversation:
     """Collects ids and labels turn by turn; labels cover what the model has to write.
 
-    `answer_pointers`: for each token before a written glyph, that glyph. `mention_pointers`: for each token
-    of a question that names something printed, the glyph it names.
+    `starts`: the first placeholder of each picture or clip. `answer_pointers`: for each token before a
+    written glyph, that glyph. `mention_pointers`: for each token of a question that names something printed,
+    the glyph it names.
     """
 
-    def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
+    def __init__(
+        self,
+        tokenizer: sentencepiece.SentencePieceProcessor,
+        variant: Variant = "pt",
+        *,
+        with_zoom: bool = False,
+    ) -> None:
         self.tokenizer = tokenizer
+        self.variant = variant
         self.end = tokenizer.piece_to_id("<|end_of_sentence|>")
         self.stop = tokenizer.eos_id()
         self.ids: list[int] = [tokenizer.piece_to_id("<|begin_of_sentence|>")]
         self.labels: list[int] = [IGNORED]
-        self.image_start = 0
+        self.starts: list[int] = []
         self.answer_pointers: list[Pointer] = []
         self.mention_pointers: list[Pointer] = []
+        if with_zoom:
+            self._append_text(f"\n<tool_list>\n{json.dumps([ZOOM_TOOL], ensure_ascii=False)}\n</tool_list>\n")
+        if variant == "thinking":
+            self._append_text(f"{THINKING_SYSTEM}\n")
 
     def _append(self, ids: Sequence[int], scored: bool) -> None:
         self.ids += ids
         self.labels += ids if scored else [IGNORED] * len(ids)
 
-    def _encode(self, run: Run, position: int) -> tuple[list[int], list[Pointer]]:
+    def _append_text(self, text: str, scored: bool = False) -> None:
+        self._append(self.tokenizer.encode(text), scored)
+
+    def _encode(self, run: Run, position: int, picture: int) -> tuple[list[int], list[Pointer]]:
         """Token ids of `run`, and pointers to their first glyphs, from `position` on.
 
         A piece is as long as its text.
@@ -89,13 +118,29 @@ class TrainingConversation:
             raise ValueError(f"{run.text!r} holds characters that the tokenizer writes as bytes")
         ids = [self.tokenizer.piece_to_id(piece) for piece in pieces]
         glyphs = enumerate((run.glyphs[start] for start in starts), position)
-        return ids, [(place, glyph) for place, glyph in glyphs if glyph is not None]
+        return ids, [(place, glyph, picture) for place, glyph in glyphs if glyph is not None]
 
-    def _append_written(self, run: Run) -> None:
+    def _append_written(self, run: Run, picture: int = 0) -> None:
         """Tokens that the model has to write."""
-        ids, pointers = self._encode(run, len(self.ids) - 1)
+        ids, pointers = self._encode(run, len(self.ids) - 1, picture)
         self.answer_pointers += pointers
         self._append(ids, scored=True)
+
+    def _append_end(self) -> None:
+        # As ERNIE was trained: the context holds the end tag of a history turn, the label is </s>.
+        self.ids.append(self.end)
+        self.labels.append(self.stop)
+
+    def _append_picture(self, opening: str, image_tokens: int, kind: MediaKind = "image") -> None:
+        """Its number and its placeholders, without the tag behind them, which begins the next text."""
+        space, name, tag = (
+            " " if self.variant == "thinking" else "",
+            "Picture" if kind == "image" else "Video",
+            kind.upper(),
+        )
+        self._append_text(f"{opening}{space}{name} {len(self.starts) + 1}:<|{tag}_START|>")
+        self.starts.append(len(self.ids))
+        self._append([self.tokenizer.piece_to_id("<|IMAGE_PLACEHOLDER|>")] * image_tokens, scored=False)
 
     def _append_question(self, opening: str, turn: TrainingTurn) -> None:
         text = f"{opening}{turn.question}\nAssistant: "
@@ -104,44 +149,61 @@ class TrainingConversation:
             start = text.lower().rindex(words.lower())
             named = run.glyphs[: len(words)]
             glyphs[start : start + len(named)] = named
-        ids, pointers = self._encode(Run(text, tuple(glyphs)), len(self.ids))
+        ids, pointers = self._encode(Run(text, tuple(glyphs)), len(self.ids), 0)
         self.mention_pointers += pointers
         self._append(ids, scored=False)
 
-    def add_turns(self, turns: Sequence[TrainingTurn], image_tokens: int) -> None:
-        """Append all turns; the image, if `image_tokens` is not 0, stands before the first question."""
-        encode = self.tokenizer.encode
+    def _append_thought(self, thought: Run, picture: int = 0) -> None:
+        """From its tag on; empty: as the runtime prefills it where thinking is off."""
+        before = "\n" if self.variant == "thinking" else ""
+        if not thought.text:
+            self._append_text(f"{before}<think>\n\n</think>\n\n")
+            return
+        self._append_text(f"{before}<think>{before}")
+        lines = (thought, NOTHING) if before else (NOTHING, thought, NOTHING)
+        self._append_written(join(lines, "\n"), picture)
+        self._append_text("</think>\n\n", scored=True)
+
+    def _append_look(self, look: TrainingLook) -> None:
+        """A call, and the turn that answers it."""
+        beginning = len(self.ids), len(self.answer_pointers)
+        self._append_thought(look.thought)
+        call = {"name": look.call.name, "arguments": look.call.arguments}
+        self._append_text(f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>\n", scored=True)
+        self._append_end()
+        if not look.is_scored:
+            self.labels[beginning[0] :] = [IGNORED] * (len(self.ids) - beginning[0])
+            del self.answer_pointers[beginning[1] :]
+        self._append_picture("User: \n<tool_output>\n", look.image_tokens)
+        self._append_text("<|IMAGE_END|>\n</tool_output>\n\nAssistant: ")
+
+    def add_turns(self, turns: Sequence[TrainingTurn], image_tokens: int, kind: MediaKind = "image") -> None:
+        """Append all turns; the image or clip comes before the first question, if `image_tokens` is not 0."""
         for index, turn in enumerate(turns):
             opening = "User: "
             if index == 0 and image_tokens:
-                self._append(encode("User: Picture 1:<|IMAGE_START|>"), scored=False)
-                self.image_start = len(self.ids)
-                placeholder = self.tokenizer.piece_to_id("<|IMAGE_PLACEHOLDER|>")
-                self._append([placeholder] * image_tokens, scored=False)
-                opening = "<|IMAGE_END|>"
+                self._append_picture(opening, image_tokens, kind)
+                opening = f"<|{kind.upper()}_END|>"
             self._append_question(opening, turn)
             if turn.is_history:
-                self._append([*encode(turn.answer.text), self.end], scored=False)
+                self._append_text(turn.answer.text)
+                self._append([self.end], scored=False)
                 continue
-            if turn.thought.text:
-                self._append(encode("<think>"), scored=False)
-                self._append_written(join((NOTHING, turn.thought, NOTHING), "\n"))
-                self._append(encode("</think>\n\n"), scored=True)
-            else:
-                self._append(encode("<think>\n\n</think>\n\n"), scored=False)
-            self._append_written(turn.answer)
-            # As ERNIE was trained: the context holds the end tag of a history turn, the label is </s>.
-            self.ids.append(self.end)
-            self.labels.append(self.stop)
+            if turn.look is not None:
+                self._append_look(turn.look)
+            picture = int(turn.look is not None)
+            self._append_thought(turn.thought, picture)
+            self._append_written(turn.answer, picture)
+            self._append_end()
 
 
-def image_turns(random: Random, drawn: DrawnImage, most: int, thinking_share: float) -> list[TrainingTurn]:
-    """Up to `most` of the image's questions in random order."""
-    questions = list(drawn.questions)
-    random.shuffle(questions)
+def image_turns(
+    random: Random, drawn: DrawnImage, questions: Sequence[Question], most: int, thinking_share: float
+) -> list[TrainingTurn]:
+    """Up to `most` of the questions about an image in random order."""
     turns = []
-    for question in questions[:most]:
-        thought = evidence(drawn, question) if random.random() < thinking_share else NOTHING
+    for question in random.sample(questions, min(most, len(questions))):
+        thought = drawn.line_of(question) if random.random() < thinking_share else NOTHING
         turns.append(TrainingTurn(question.text, question.printed, thought, question.mentions, question.kind))
     return some_as_history(random, turns)
 

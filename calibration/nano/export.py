@@ -99,6 +99,8 @@ def preprocessor_config(shape: NanoShape) -> dict[str, object]:
         "image_std": list(CLIP_STD),
         "min_pixels": 4 * shape.token_pixels**2,
         "max_pixels": shape.max_image_tokens * shape.token_pixels**2,
+        "video_min_pixels": 4 * shape.token_pixels**2,
+        "video_max_pixels": shape.max_frame_tokens * shape.token_pixels**2,
         "patch_size": shape.patch_size,
         "temporal_conv_size": 2,
         "merge_size": shape.merge_size,

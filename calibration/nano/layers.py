@@ -155,9 +155,12 @@ class Layer(nn.Module):
         shape = self.shape
         kv_width = shape.num_key_value_heads * shape.head_dim
         parts = product(x, self.qkv).split((width, kv_width, kv_width), dim=-1)
-        query, key, value = (part.unflatten(-1, (-1, shape.head_dim)) for part in parts)
+        # (batch * tokens, heads, head_dim): every conversation has its own positions
+        query, key, value = (part.reshape(batch * tokens, -1, shape.head_dim) for part in parts)
         query, key = rotate_pairs(query, *angles), rotate_pairs(key, *angles)
-        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+        query, key, value = (
+            states.view(batch, tokens, -1, shape.head_dim).transpose(1, 2) for states in (query, key, value)
+        )
         groups = shape.num_heads // shape.num_key_value_heads
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         mixed, scores = causal_attention(query, key, value)
@@ -168,8 +171,8 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(batch, tokens, width) float32 -> the same, and the attention's scores.
 
-        `angles`: cosines and sines, (tokens, head_dim / 2); `rows`: of batch * tokens, those of each bank.
-        `shared_scale` (batch, tokens, 1) multiplies what the shared expert says, in training only.
+        `angles`: cosines and sines, (batch * tokens, head_dim / 2); `rows`: of batch * tokens, those of each
+        bank. `shared_scale` (batch, tokens, 1) multiplies what the shared expert says, in training only.
         """
         width = x.shape[-1]
         mixed, scores = self.attention(functional.rms_norm(x, (width,), self.norm1, 1e-5), angles)

@@ -1,7 +1,8 @@
-"""The trainable network: the forward pass of ERNIE-4.5-VL over a batch of equal layouts, bfloat16 products.
+"""The trainable network: the forward pass of ERNIE-4.5-VL over a batch of equal pictures, bfloat16 products.
 
-A batch is rectangular: text, one image of the same grid, text. The runtime's model has neither batches nor
-gradients, so training has its own model; the exporter's test checks that both give the same logits.
+A batch is rectangular: each of its conversations has as many pictures of the same grids. The runtime's model
+has neither batches nor gradients, so training has its own model; the exporter's test checks that both give
+the same logits.
 """
 
 from __future__ import annotations
@@ -21,23 +22,47 @@ from nano.vision_tower import TrainedVisionTower
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Token ids (batch, tokens), 0 where padded; labels -100 where not scored; one image each or none.
+class PictureBatch:
+    """The first image of each conversation, or the second, or its clip.
 
-    `pixels`: (batch, patches, 588) in the published patch order; `grid`: image tokens (rows, columns).
-    `characters`: (batch, image tokens, 4) character classes printed in each token's cell, 0 for none.
+    `pixels`: (batch, frames, patches, 588) in the published patch order, one frame for an image; `grid`:
+    image tokens (rows, columns) of a frame, or of two. `starts`: (batch,) the position of its first image
+    token. `characters`: (batch, image tokens, 4) character classes printed in each token's cell, 0 for none;
+    None for a clip.
+    """
+
+    pixels: Tensor
+    grid: tuple[int, int]
+    starts: Tensor
+    characters: Tensor | None
+
+    @property
+    def num_tokens(self) -> int:
+        """Image tokens of each conversation."""
+        return max(1, self.pixels.shape[1] // 2) * self.grid[0] * self.grid[1]
+
+    @property
+    def places(self) -> Tensor:
+        """(batch, image tokens) positions of the image tokens."""
+        return self.starts[:, None] + torch.arange(self.num_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Token ids (batch, tokens), 0 where padded; labels -100 where not scored; equally many pictures each.
+
+    `positions`: (batch, 3, tokens), time, row, column. `is_vision`: which tokens the vision bank serves.
     `answer_pointers`, `mention_pointers`: (pointers, 3), each a row of the batch, the position of a text
-    token, and the image token whose cell shows what is written next, or what a word of the question names.
-    `kinds`: the kind of each conversation's first question.
+    token, and that of the image token whose cell shows what is written next, or what a word of the question
+    names. `kinds`: the kind of each conversation's first question.
     """
 
     ids: Tensor
     labels: Tensor
     valid: Tensor
-    pixels: Tensor | None
-    grid: tuple[int, int]
-    image_start: int
-    characters: Tensor | None
+    positions: Tensor
+    is_vision: Tensor
+    pictures: tuple[PictureBatch, ...]
     answer_pointers: Tensor
     mention_pointers: Tensor
     kinds: tuple[str, ...]
@@ -89,40 +114,33 @@ class NanoNetwork(nn.Module):
                 nn.init.zeros_(parameter)
 
     def _angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        tokens, (rows, columns), start = batch.ids.shape[1], batch.grid, batch.image_start
-        positions = torch.arange(tokens).repeat(3, 1)  # (T H W, tokens)
-        count = rows * columns
-        if batch.pixels is not None:
-            positions[:, start : start + count] = start
-            positions[1:, start : start + count] += patch_positions(rows, columns, 1)
-            positions[:, start + count :] += max(rows, columns) - count
+        """Cosines and sines, (batch * tokens, head_dim / 2)."""
         height, width, time = self.shape.mrope_section
         index = torch.arange(height + width + time)
         axis = torch.where(index >= height + width, 0, torch.where(index % 2 == 0, 1, 2))
         frequencies = self.shape.rope_theta ** (-2.0 * index / self.shape.head_dim)
-        angles = positions[axis].T * frequencies  # (tokens, head_dim / 2)
-        return angles.cos(), angles.sin()
+        angles = batch.positions[:, axis].mT * frequencies  # (batch, tokens, head_dim / 2)
+        flat = angles.flatten(0, 1)
+        return flat.cos(), flat.sin()
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[int, Tensor], dict[int, Tensor]]:
-        """Hidden states before the scored positions, their labels, and by layer: the residual at the image
-        tokens behind it, its attention scores."""
+        """Hidden states before the scored positions, their labels, and by layer: the residual behind it, its
+        attention scores."""
         x = functional.embedding(batch.ids, self.embed)  # (batch, tokens, hidden)
-        is_vision = torch.zeros_like(batch.valid)
-        start, count = batch.image_start, batch.grid[0] * batch.grid[1]
-        if batch.pixels is not None:
-            x = torch.cat((x[:, :start], self.vision(batch.pixels, batch.grid), x[:, start + count :]), dim=1)
-            is_vision[:, start - 1 : start + count + 1] = True
-        flat_vision = is_vision.reshape(-1)
+        for picture in batch.pictures:
+            features = self.vision(picture.pixels, picture.grid)  # (batch, image tokens, hidden)
+            x = x.scatter(1, picture.places[..., None].expand_as(features), features)
+        flat_vision = batch.is_vision.reshape(-1)
         is_text = batch.valid.reshape(-1) & ~flat_vision
         rows = {"text": is_text.nonzero().squeeze(1), "vision": flat_vision.nonzero().squeeze(1)}
         angles = self._angles(batch)
         seen: dict[int, Tensor] = {}
         scores: dict[int, Tensor] = {}
-        drops = self.training and batch.pixels is not None
+        drops = self.training and batch.pictures
         for index, layer in enumerate(self.layers):
-            shared_scale = self._shared_scale(is_vision) if drops else None
+            shared_scale = self._shared_scale(batch.is_vision) if drops else None
             x, scores[index] = layer(x, angles, rows, shared_scale)
-            seen[index] = x[:, start : start + count]
+            seen[index] = x
         x = functional.rms_norm(x, x.shape[-1:], self.norm, 1e-5)
         labels = batch.labels[:, 1:].reshape(-1)
         scored = (labels >= 0).nonzero().squeeze(1)
@@ -134,16 +152,18 @@ class NanoNetwork(nn.Module):
         dropped = torch.rand(is_vision.shape[0], 1) < SHARED_DROP
         return (~(is_vision & dropped)).bfloat16().unsqueeze(-1)
 
-    def _reading(self, batch: Batch, seen: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+    def _reading(self, picture: PictureBatch, seen: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss of the reading heads, and the share of characters that the last one names rightly."""
-        assert batch.characters is not None
-        row, column = patch_positions(*batch.grid, 1)
-        wanted = batch.characters.flatten().long()
+        assert picture.characters is not None
+        row, column = patch_positions(*picture.grid, 1)
+        wanted = picture.characters.flatten().long()
         printed = wanted > 0
+        places = picture.places[..., None].expand(-1, -1, self.shape.hidden_size)
         weight = torch.where(printed, 1.0, 0.1)
         losses = []
         for head, index in zip(self.reading_heads, READING_LAYERS, strict=True):
-            hidden = functional.rms_norm(seen[index], seen[index].shape[-1:])
+            residual = seen[index].gather(1, places)  # (batch, image tokens, hidden)
+            hidden = functional.rms_norm(residual, residual.shape[-1:])
             logits = product(hidden, head).float()  # (batch, image tokens, classes)
             characters, row_logits, column_logits = logits.split(
                 (SLOTS * self.num_characters, MOST_ROWS, MOST_ROWS), dim=-1
@@ -163,20 +183,20 @@ class NanoNetwork(nn.Module):
         logits = product(hidden, self.embed).float()
         answer = functional.cross_entropy(logits, labels)
         tokens_right = (logits.argmax(-1) == labels).float().mean()
-        if batch.characters is None or not len(batch.answer_pointers):
-            none = torch.full((), math.nan)
-            return Losses(answer, torch.zeros(()), torch.zeros(()), tokens_right, none, none)
-        reading, characters_right = self._reading(batch, seen)
-        pointing = torch.zeros(())
+        none = torch.full((), math.nan)
+        read = [self._reading(picture, seen) for picture in batch.pictures if picture.characters is not None]
+        reading = torch.stack([loss for loss, _ in read]).mean() if read else torch.zeros(())
+        characters_right = torch.stack([right for _, right in read]).mean() if read else none
+        pointing, pointers_right = torch.zeros(()), none
         for layers, head, pointers in (
             (MENTION_LAYERS, MENTION_HEAD, batch.mention_pointers),
             (ANSWER_LAYERS, ANSWER_HEAD, batch.answer_pointers),
         ):
             if not len(pointers):
                 continue
-            row, position, cell = pointers.unbind(1)
+            row, position, place = pointers.unbind(1)
             for index in layers:
                 attention = scores[index][row, head, position].float()  # (pointers, tokens)
-                pointing = pointing + functional.cross_entropy(attention, batch.image_start + cell)
-        right = attention.argmax(-1) == batch.image_start + cell
-        return Losses(answer, reading, pointing, tokens_right, characters_right, right.float().mean())
+                pointing = pointing + functional.cross_entropy(attention, place)
+            pointers_right = (attention.argmax(-1) == place).float().mean()
+        return Losses(answer, reading, pointing, tokens_right, characters_right, pointers_right)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class NanoShape:
     """ERNIE-4.5-VL in miniature: every ratio of the original that a runtime depends on, few parameters."""
 
-    vocab_size: int = 432
+    vocab_size: int = 503
     hidden_size: int = 192
     num_layers: int = 6
     num_heads: int = 4
@@ -17,8 +17,8 @@ class NanoShape:
     dense_size: int = 256
     num_experts: int = 16
     experts_per_token: int = 4
-    text_expert_size: int = 192
-    vision_expert_size: int = 64
+    text_expert_size: int = 320
+    vision_expert_size: int = 128
     rope_theta: float = 10000.0
     mrope_section: tuple[int, int, int] = (8, 8, 8)
     max_positions: int = 4096
@@ -29,6 +29,7 @@ class NanoShape:
     patch_size: int = 14
     merge_size: int = 2
     max_image_tokens: int = 90
+    max_frame_tokens: int = 40
 
     @property
     def head_dim(self) -> int:

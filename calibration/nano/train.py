@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,14 +24,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch.utils.data import DataLoader
 
+from ernie_calibration.drawn_image import VARIED_LOOK
 from ernie_local.files import replaced
-from nano.batches import NUM_CHARACTER_CLASSES, BatchMaker, Stream
+from nano.batches import BatchMaker
 from nano.layers import TrainedBank, product
 from nano.network import Batch, NanoNetwork
 from nano.optimizer import Muon
 from nano.shape import NanoShape
+from nano.streams import NUM_CHARACTER_CLASSES, Stream
 from nano.tokenizer import train_tokenizer
+from nano.warm_start import start_from
 
+Optimizers = list[torch.optim.Optimizer]
 REPORT_EVERY = 20
 SHOWN = ("answer", "reading", "pointing", "tokens", "characters", "pointers")  # how a report names `Losses`
 CHECKPOINT_EVERY = 100
@@ -57,46 +63,77 @@ class Stage:
     pointing_weight: float
 
 
-TEXT_ONLY = Stream((), (0, 0), batch=96, weight=0.06, questions=3)
+TEXT_ONLY = Stream((), (0, 0), batch=96, weight=0.05, questions=3)
 CHARTS = ("bar chart", "line chart")
-LANDSCAPE, PORTRAIT = (7, 11), (10, 8)
-LINES = (Stream(("text card",), (3, 5), batch=64, weight=1.0),)
+LANDSCAPE, PORTRAIT, FRAME = (7, 11), (10, 8), (5, 8)
+LINES = (Stream(("text card",), (3, 5), batch=64, weight=1.0, look=VARIED_LOOK),)
 SMALL_PAGES = (
-    Stream(("invoice", "form", "receipt"), (7, 9), batch=48, weight=0.45, transcripts=0.3),
-    Stream((*CHARTS, "table"), (6, 10), batch=48, weight=0.45, transcripts=0.2),
+    Stream(("invoice", "form", "receipt"), (7, 9), batch=48, weight=0.45, transcripts=0.3, skills=0.2),
+    Stream((*CHARTS, "table"), (6, 10), batch=48, weight=0.45, transcripts=0.2, skills=0.2),
     TEXT_ONLY,
 )
 PAGES = (
-    Stream(("invoice", "form", "table", *CHARTS), LANDSCAPE, batch=48, weight=0.70, transcripts=0.15),
-    Stream(("receipt", "form", "invoice"), PORTRAIT, batch=48, weight=0.24, transcripts=0.15),
-    TEXT_ONLY,
-)
-PRACTICE = (
     Stream(
-        ("invoice", "form", "table", "table", *CHARTS, *CHARTS),
+        ("invoice", "form", "table", *CHARTS),
         LANDSCAPE,
         batch=48,
-        weight=0.72,
+        weight=0.6,
         transcripts=0.12,
+        skills=0.35,
+        look=VARIED_LOOK,
     ),
-    Stream(("receipt", "form", "invoice"), PORTRAIT, batch=48, weight=0.22, transcripts=0.12),
+    Stream(
+        ("receipt", "form", "invoice"),
+        PORTRAIT,
+        batch=48,
+        weight=0.2,
+        transcripts=0.12,
+        skills=0.35,
+        look=VARIED_LOOK,
+    ),
     TEXT_ONLY,
 )
-# The shipped weights went through these stages with a tower half as wide up to step 1000, and were taught
-# what superlatives mean from step 1600 on (docs/decisions.md).
-STAGES = (
+CLIPS = tuple(
+    Stream(("clip",), FRAME, batch=32, weight=0.035, num_frames=frames, look=VARIED_LOOK)
+    for frames in (2, 4, 5, 8)
+)
+# Cards of a sheet (columns, rows, their grid) with the grid that it is shrunk to.
+SHEETS = (
+    ((2, 2, LANDSCAPE), (8, 10)),
+    ((3, 2, LANDSCAPE), (7, 12)),
+    ((2, 3, LANDSCAPE), (10, 8)),
+    ((3, 2, PORTRAIT), (9, 9)),
+)
+CLOSEUPS = tuple(
+    Stream(("sheet",), grid, batch=24, weight=0.06, sheet=cards, look=VARIED_LOOK) for cards, grid in SHEETS
+)
+# Pages that can be read as they are, with the zoom tool on offer.
+READABLE = (
+    Stream(
+        ("invoice", "form", "table", "receipt"), LANDSCAPE, batch=32, weight=0.07, tools=1.0, look=VARIED_LOOK
+    ),
+)
+ALL_SKILLS = (*PAGES, *CLIPS, *CLOSEUPS, *READABLE)
+# From nothing. With --start only those of STARTED_STAGES are run.
+READING_STAGES = (
     Stage("lines", 200, LINES, 3e-3, 3e-3, 1.0, 0.3),
     Stage("small pages", 300, SMALL_PAGES, 3e-3, 3e-3, 0.7, 0.3),
     Stage("pages", 500, PAGES, 3e-3, 2.7e-3, 0.5, 0.2),
-    Stage("practice", 1550, PRACTICE, 2.5e-3, 3e-5, 0.5, 0.15),
+)
+STARTED_STAGES = (
+    Stage("skills", 1300, ALL_SKILLS, 2.5e-3, 1.2e-3, 0.5, 0.2),
+    Stage("practice", 1100, ALL_SKILLS, 1.2e-3, 3e-5, 0.4, 0.15),
 )
 HELD_OUT = (
     Stream(("invoice", "form", "table", *CHARTS), LANDSCAPE, batch=50, weight=1.0, questions=1),
     Stream(("receipt", "form", "invoice"), PORTRAIT, batch=50, weight=0.4, questions=1),
+    Stream(("invoice", "form", "table", *CHARTS), LANDSCAPE, batch=50, weight=0.8, questions=1, skills=1.0),
+    replace(CLIPS[1], questions=1, weight=0.4),
+    replace(CLOSEUPS[1], weight=0.4),
 )
 
 
-def make_optimizers(network: NanoNetwork) -> list[torch.optim.Optimizer]:
+def make_optimizers(network: NanoNetwork) -> Optimizers:
     """Muon for weight matrices, AdamW for embedding, heads, routers, norms and biases.
 
     A group's `share` is its learning rate as a share of the stage's.
@@ -115,7 +152,7 @@ def make_optimizers(network: NanoNetwork) -> list[torch.optim.Optimizer]:
     ]
 
 
-def set_rate(optimizers: list[torch.optim.Optimizer], stage: Stage, step_in_stage: int, step: int) -> float:
+def set_rate(optimizers: Optimizers, stage: Stage, step_in_stage: int, step: int) -> float:
     """Linear inside the stage, warm-up over the whole run's first steps."""
     progress = step_in_stage / max(1, stage.steps)
     rate = stage.first_rate + (stage.last_rate - stage.first_rate) * progress
@@ -151,9 +188,7 @@ def evaluate_held_out(
     return {kind: (right, asked) for kind, (right, asked) in sorted(counts.items())}
 
 
-def train_step(
-    network: NanoNetwork, optimizers: list[torch.optim.Optimizer], batch: Batch, stage: Stage
-) -> list[float]:
+def train_step(network: NanoNetwork, optimizers: Optimizers, batch: Batch, stage: Stage) -> list[float]:
     """One update; the values of `Losses` in their order."""
     losses = network.losses(batch)
     total = losses.answer + stage.reading_weight * losses.reading + stage.pointing_weight * losses.pointing
@@ -168,18 +203,18 @@ def train_step(
     return [value.item() for value in losses]
 
 
-def save(path: Path, network: NanoNetwork, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+def save(path: Path, network: NanoNetwork, optimizers: Optimizers, step: int) -> None:
     """Write a checkpoint atomically."""
     states = [optimizer.state_dict() for optimizer in optimizers]
     with replaced(path) as new:
         torch.save({"step": step, "network": network.state_dict(), "optimizers": states}, new)
 
 
-def locate(step: int) -> tuple[Stage, int, int]:
-    """The stage that `step` falls into, its index, and the step within it."""
-    for index, stage in enumerate(STAGES):
+def locate(stages: Sequence[Stage], step: int) -> tuple[Stage, int]:
+    """The stage that `step` falls into, and the step within it."""
+    for stage in stages:
         if step < stage.steps:
-            return stage, index, step
+            return stage, step
         step -= stage.steps
     raise IndexError(f"step beyond the last stage by {step}")
 
@@ -191,8 +226,8 @@ def report(log: Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def train(work: Path, seed: int) -> None:
-    """Train from the last checkpoint in `work` to the end of the last stage."""
+def open_run(work: Path, seed: int, start: Path | None) -> tuple[NanoNetwork, Optimizers, int]:
+    """Network, optimizers and steps done: of the last checkpoint in `work`, or new ones."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer_path = work / "tokenizer.model"
     if not tokenizer_path.exists():
@@ -200,17 +235,36 @@ def train(work: Path, seed: int) -> None:
     torch.manual_seed(seed)
     network = NanoNetwork(NanoShape(), NUM_CHARACTER_CLASSES)
     optimizers = make_optimizers(network)
-    step, checkpoint = 0, work / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint)
-        step = state["step"]
-        network.load_state_dict(state["network"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-    total = sum(stage.steps for stage in STAGES)
+    checkpoint = work / "checkpoint.pt"
+    if not checkpoint.exists():
+        if start is not None:
+            for note in start_from(network, tokenizer_path, start):
+                report(work / "log.txt", note)
+        return network, optimizers, 0
+    state = torch.load(checkpoint)
+    network.load_state_dict(state["network"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return network, optimizers, state["step"]
+
+
+def evaluate_and_report(network: NanoNetwork, work: Path, num_batches: int) -> None:
+    """A line of the log."""
+    counts = evaluate_held_out(network, work / "tokenizer.model", num_batches, seed=7)
+    right, asked = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
+    kinds = ", ".join(f"{kind} {a}/{b}" for kind, (a, b) in counts.items())
+    report(work / "log.txt", f"held out {right}/{asked} = {right / asked:.3f}: {kinds}")
+
+
+def train(work: Path, seed: int, stages: Sequence[Stage], start: Path | None = None) -> None:
+    """Train from the last checkpoint in `work` to the end of the last stage; start: see `start_from`."""
+    network, optimizers, step = open_run(work, seed, start)
+    total = sum(stage.steps for stage in stages)
     while step < total:
-        stage, index, step_in_stage = locate(step)
-        maker = BatchMaker(stage.streams, str(tokenizer_path), network.shape, seed * 1_000_003 + step)
+        stage, step_in_stage = locate(stages, step)
+        maker = BatchMaker(
+            stage.streams, str(work / "tokenizer.model"), network.shape, seed * 1_000_003 + step
+        )
         # One worker process, which renders on one thread.
         loader = DataLoader(
             maker, None, num_workers=1, prefetch_factor=4, worker_init_fn=lambda _: torch.set_num_threads(1)
@@ -222,7 +276,7 @@ def train(work: Path, seed: int) -> None:
             rate = set_rate(optimizers, stage, step_in_stage + offset, step)
             recent.append(train_step(network, optimizers, next(batches), stage))
             step += 1
-            if step % REPORT_EVERY == 0:
+            if step % REPORT_EVERY == 0 or step == total:
                 means = torch.tensor(recent).nanmean(0).tolist()
                 seconds = (time.perf_counter() - started) / len(recent)
                 shown = " ".join(f"{name} {mean:.3f}" for name, mean in zip(SHOWN, means, strict=True))
@@ -230,23 +284,63 @@ def train(work: Path, seed: int) -> None:
                 report(work / "log.txt", line)
                 recent, started = [], time.perf_counter()
             if step % CHECKPOINT_EVERY == 0 or step == total:
-                save(checkpoint, network, optimizers, step)
-            if index > 0 and (step % EVALUATE_EVERY == 0 or step == total):
-                counts = evaluate_held_out(network, tokenizer_path, 12 if step == total else 4, seed=7)
-                right, asked = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
-                kinds = ", ".join(f"{kind} {a}/{b}" for kind, (a, b) in counts.items())
-                report(work / "log.txt", f"held out {right}/{asked} = {right / asked:.3f}: {kinds}")
+                save(work / "checkpoint.pt", network, optimizers, step)
+            if stage.name != "lines" and (step % EVALUATE_EVERY == 0 or step == total):
+                evaluate_and_report(network, work, 20 if step == total else 6)
+
+
+def time_streams(seed: int, steps: int) -> None:
+    """Print CPU seconds of a step on each stream, and of all stages by the streams' shares.
+
+    CPU seconds of all threads hardly depend on what else the machine does; the run's own time is theirs over
+    the number of cores, as rendering goes on beside.
+    """
+    work = Path(tempfile.mkdtemp())
+    network, optimizers, _ = open_run(work, seed, None)
+    stages = (*READING_STAGES, *STARTED_STAGES)
+    stage_of = {stream: stage for stage in stages for stream in stage.streams}
+    measured: dict[Stream, float] = {}
+    for stream, stage in stage_of.items():
+        batches = iter(BatchMaker((stream,), str(work / "tokenizer.model"), network.shape, seed))
+        train_step(network, optimizers, next(batches), stage)  # compiles its shapes
+        render = train = 0.0
+        for _ in range(steps):
+            started = time.process_time()
+            batch = next(batches)
+            rendered = time.process_time()
+            train_step(network, optimizers, batch, stage)
+            render, train = render + rendered - started, train + time.process_time() - rendered
+        measured[stream] = (render + train) / steps
+        what = f"{', '.join(stream.kinds)} {stream.grid} {stream.num_frames or ''}"
+        print(
+            f"{what}: {tuple(batch.ids.shape)} render {render / steps:.2f} train {train / steps:.2f}",
+            flush=True,
+        )
+    for stage in stages:
+        weights = sum(stream.weight for stream in stage.streams)
+        mean = sum(stream.weight * measured[stream] for stream in stage.streams) / weights
+        print(f"{stage.name}: {mean:.2f} CPU s a step, {stage.steps * mean / 3600:.2f} CPU h")
 
 
 def train_nano() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and the log")
+    parser.add_argument("--work", type=Path, help="folder for checkpoints and the log")
+    parser.add_argument("--start", type=Path, help="begin with the weights of this nano, and skip its stages")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--time", type=int, metavar="STEPS", help="measure so many steps of each stream, and end"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    train(arguments.work, arguments.seed)
+    if arguments.time:
+        time_streams(arguments.seed, arguments.time)
+        return
+    if arguments.work is None:
+        parser.error("--work is needed")
+    stages = STARTED_STAGES if arguments.start else (*READING_STAGES, *STARTED_STAGES)
+    train(arguments.work, arguments.seed, stages, arguments.start)
 
 
 if __name__ == "__main__":

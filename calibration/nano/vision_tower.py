@@ -89,13 +89,17 @@ class TrainedVisionTower(nn.Module):
         return angles.cos(), angles.sin()
 
     def forward(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(batch, patches, 588) -> (batch, image tokens, hidden) float32."""
+        """(batch, frames, patches, 588) -> (batch, image tokens, hidden) float32; two frames make a token."""
+        images, frames = pixels.shape[:2]
         cos, sin = self._angles(grid)
-        x = product(pixels, self.patch_embed).float()
+        x = product(pixels.flatten(0, 1), self.patch_embed).float()
         for block in self.blocks:
             x = block(x, cos, sin)
         merged = self.norm(x).reshape(x.shape[0], grid[0] * grid[1], -1)  # (batch, image tokens, 4 * size)
         merged = self.spatial(merged)
-        merged = self.temporal(torch.cat((merged, merged), dim=-1))  # an image is its own second frame
+        pairs = merged.view(images, frames, -1, merged.shape[-1])  # (batch, frames, tokens of one, merged)
+        # An image is its own second frame.
+        first, second = (pairs, pairs) if frames == 1 else (pairs[:, ::2], pairs[:, 1::2])
+        merged = self.temporal(torch.cat((first, second), dim=-1)).flatten(1, 2)
         projected = linear(self.mlp, merged).float()
         return functional.rms_norm(projected, projected.shape[-1:], self.after_norm, 1e-5)

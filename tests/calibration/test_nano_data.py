@@ -1,0 +1,130 @@
+"""nano's training conversations: the ids that the runtime's templates write, labels on what is written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import sentencepiece
+
+from ernie_calibration.drawn_image import Run
+from ernie_calibration.images import draw_image
+from ernie_calibration.zoom_tool import ZOOM_TOOL, zoom_call
+from ernie_local.text.template import (
+    ChatTemplate,
+    ImageSlot,
+    Message,
+    Segment,
+    Variant,
+    VideoSlot,
+    encode_segments,
+)
+from ernie_local.text.tokenizer import ErnieTokenizer
+from nano.batches import MEDIA
+from nano.conversation import MediaKind, TrainingConversation, TrainingLook, TrainingTurn, image_turns
+from nano.tokenizer import train_tokenizer
+
+CALL = zoom_call((12, 345, 678, 1000), "Lyon")
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    train_tokenizer(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pieces(tokenizer_path: Path) -> sentencepiece.SentencePieceProcessor:
+    return sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path))
+
+
+@pytest.fixture(scope="module")
+def runtime(tokenizer_path: Path) -> ErnieTokenizer:
+    return ErnieTokenizer.from_directory(tokenizer_path.parent)
+
+
+def turns_on(seed: int) -> list[TrainingTurn]:
+    random = Random(seed)
+    drawn = draw_image("invoice", seed, width=308, height=196)
+    return [replace(turn, is_history=False) for turn in image_turns(random, drawn, drawn.questions, 3, 0.5)]
+
+
+def rendered(runtime: ErnieTokenizer, segments: list[Segment]) -> list[int]:
+    return list(encode_segments(runtime, segments, MEDIA).token_ids)
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("variant", ["pt", "thinking"])
+def test_each_turn_is_asked_as_the_runtime_asks_it(
+    pieces: sentencepiece.SentencePieceProcessor, runtime: ErnieTokenizer, variant: Variant, kind: MediaKind
+) -> None:
+    """In PT a finished turn is written without its empty thought, so there only the first is compared."""
+    slot = ImageSlot(6) if kind == "image" else VideoSlot(6)
+    for seed in range(3):
+        turns = turns_on(seed)[: 1 if variant == "pt" else 3]
+        conversation = TrainingConversation(pieces, variant)
+        conversation.add_turns(turns, 6, kind)
+        messages: list[Message] = []
+        for index, turn in enumerate(turns):
+            messages.append(Message("user", (*([slot] if index == 0 else []), turn.question)))
+            asked = rendered(
+                runtime, ChatTemplate(variant).segments(messages, thinking=bool(turn.thought.text))
+            )
+            assert conversation.ids[: len(asked)] == asked
+            assert conversation.labels[len(asked) - 1] < 0 <= conversation.labels[len(asked)]
+            messages.append(Message("assistant", turn.answer.text, turn.thought.text))
+        if variant == "thinking":
+            assert conversation.ids == rendered(runtime, ChatTemplate(variant).segments(messages))
+
+
+def test_a_history_turn_is_written_as_a_finished_one(
+    pieces: sentencepiece.SentencePieceProcessor, runtime: ErnieTokenizer
+) -> None:
+    first, second = turns_on(1)[:2]
+    conversation = TrainingConversation(pieces)
+    conversation.add_turns([replace(first, is_history=True), second], 4)
+    messages = [
+        Message("user", (ImageSlot(4), first.question)),
+        Message("assistant", first.answer.text),
+        Message("user", second.question),
+    ]
+    asked = rendered(runtime, ChatTemplate("pt").segments(messages, thinking=bool(second.thought.text)))
+    assert conversation.ids[: len(asked)] == asked
+
+
+@pytest.mark.parametrize("is_scored", [True, False])
+def test_a_closeup_is_what_a_chat_with_the_tool_holds(
+    pieces: sentencepiece.SentencePieceProcessor, runtime: ErnieTokenizer, is_scored: bool
+) -> None:
+    thought = Run.unprinted("Too small.")
+    look = TrainingLook(thought, CALL, 5, is_scored)
+    turn = TrainingTurn(
+        "Lyon: How much is it?", Run.unprinted("12.50"), Run.unprinted("Total 12.50"), look=look
+    )
+    conversation = TrainingConversation(pieces, "thinking", with_zoom=True)
+    conversation.add_turns([turn], 6)
+    template, tools = ChatTemplate("thinking"), [ZOOM_TOOL]
+    messages = [Message("user", (ImageSlot(6), turn.question))]
+    first = rendered(runtime, template.segments(messages, tools=tools, thinking=True))
+    messages += [Message("assistant", "", "Too small.", (CALL,)), Message("tool", (ImageSlot(5),))]
+    second = rendered(runtime, template.segments(messages, tools=tools, thinking=True))
+    messages.append(Message("assistant", "12.50", "Total 12.50"))
+    assert conversation.ids == rendered(runtime, template.segments(messages, tools=tools))
+    assert conversation.ids[: len(second)] == second
+    assert (conversation.labels[len(first)] >= 0) == is_scored
+    assert all(label < 0 for label in conversation.labels[: len(first)])
+    assert conversation.labels[len(second) - 1] < 0 <= conversation.labels[len(second)]
+    written = [label for label in conversation.labels if label >= 0]
+    assert written.count(conversation.stop) == 1 + is_scored
+    assert MEDIA.image not in written
+    called = json.dumps({"name": CALL.name, "arguments": CALL.arguments})
+    assert (called in runtime.decode(written)) == is_scored
+
+
+def test_the_schema_of_the_tool_is_a_few_pieces(pieces: sentencepiece.SentencePieceProcessor) -> None:
+    conversation = TrainingConversation(pieces, "thinking", with_zoom=True)
+    assert len(conversation.ids) < 25
