@@ -23,7 +23,7 @@ from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.config import Bank
 from ernie_local.engine import Engine
 from ernie_local.loading import LoadedModel
-from ernie_local.media.patches import Patches
+from ernie_local.media.patches import MediaPiece, Patches
 
 WARM_TOKENS = 4
 
@@ -95,7 +95,7 @@ def prefill_image(model: LoadedModel, image: Patches) -> tuple[float, float]:
     encode, seconds = network.encode_images, []
 
     def timed(
-        images: Sequence[Patches], before_stage: Callable[[], None] | None = None
+        images: Sequence[MediaPiece], before_stage: Callable[[], None] | None = None
     ) -> list[torch.Tensor]:
         start = time.perf_counter()
         features = encode(images, before_stage)

@@ -16,7 +16,7 @@ import torch
 from ernie_local.encoding import encode_in_turn
 from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.kernels.memory import send
-from ernie_local.media.patches import EncodedImage, Patches
+from ernie_local.media.patches import EncodedImage, MediaInput, MediaPatches
 from ernie_local.media.tokens import TEXT, MediaPrompt, VisionRule, token_types
 from ernie_local.model.decode_step import Mark, TokenRequest, compute_tokens, free_logits
 from ernie_local.model.ernie import ErnieModel, NextToken
@@ -130,7 +130,7 @@ class Engine:
     def prefill(
         self,
         token_ids: Sequence[int],
-        images: Sequence[Patches | EncodedImage] = (),
+        images: Sequence[MediaInput] = (),
         should_stop: StopQuestion | None = None,
         on_progress: OnProgress | None = None,
         *,
@@ -155,7 +155,7 @@ class Engine:
     def prefill_all(
         self,
         token_ids: Sequence[int],
-        images: Sequence[Patches] = (),
+        images: Sequence[MediaPatches] = (),
         *,
         out: torch.Tensor,
         as_states: bool = False,
@@ -270,7 +270,7 @@ class Engine:
     def _append(
         self,
         token_ids: Sequence[int],
-        images: Sequence[Patches | EncodedImage],
+        images: Sequence[MediaInput],
         pauses: Pauses,
         keep: Callable[[int, torch.Tensor], torch.Tensor],
         cuts: Sequence[int] = (),
@@ -335,7 +335,7 @@ class Engine:
             self.model.experts.make_room(self._cache, needed)
             self._needed_bytes = needed
 
-    def _prepare(self, token_ids: Sequence[int], images: Sequence[Patches | EncodedImage]) -> MediaPrompt:
+    def _prepare(self, token_ids: Sequence[int], images: Sequence[MediaInput]) -> MediaPrompt:
         ids = list(token_ids)
         if not ids:
             raise _empty_prompt()
@@ -362,18 +362,21 @@ def _empty_prompt() -> UsageError:
     )
 
 
-def _encode(
-    engine: Engine, images: Sequence[Patches | EncodedImage], num_tokens: int, pauses: Pauses
-) -> torch.Tensor:
+def _held_patches(image: MediaPatches) -> int:
+    """How many are in memory until they have been encoded: of a video, those of two frames."""
+    return max(piece.num_patches for piece in image.pieces)
+
+
+def _encode(engine: Engine, images: Sequence[MediaInput], num_tokens: int, pauses: Pauses) -> torch.Tensor:
     """Features of all images, (placeholders, hidden_size). num_tokens: of their prompt."""
     model = engine.model
     if not images:
         return torch.empty(0, model.config.text.hidden_size)
     experts = model.experts
-    new = [(index, image) for index, image in enumerate(images) if isinstance(image, Patches)]
+    new = [(index, image) for index, image in enumerate(images) if not isinstance(image, EncodedImage)]
     held = image_prompt_bytes(
         model.config,
-        sum(image.pixel_values.shape[0] for _, image in new),
+        sum(_held_patches(image) for _, image in new),
         sum(image.num_tokens for image in images),
         min(engine.chunk_tokens, num_tokens),
         model.dtype.itemsize,

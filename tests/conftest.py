@@ -9,7 +9,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -38,6 +38,7 @@ settings.load_profile("ernie-local")
 
 Layout = Literal["native", "saved", "hub"]
 IMAGE_TOKEN, IMAGE_START, IMAGE_END = 5, 6, 7
+VIDEO_TOKENS = 9, 8, 10  # start, placeholder, end
 FIRST_TEXT_TOKEN = 11  # above all media tokens
 
 TINY_TEXT: dict[str, Any] = {
@@ -88,6 +89,12 @@ class Oracle:
         size = (columns * side, rows * side)
         return Patches(values, (1, rows, columns), size, size, rows * columns // window)
 
+    def video(self, frames: int, rows: int, columns: int, seed: int = 0) -> Patches:
+        """Random patches of a video of so many frames."""
+        image = self.image(frames * rows, columns, 500 + seed)
+        tokens = image.num_tokens // self.config.vision.temporal_merge_size
+        return replace(image, grid=(frames, rows, columns), num_tokens=tokens)
+
     def prompt(
         self, parts: Sequence[int | Patches], seed: int = 0, tags: bool = True
     ) -> tuple[list[int], list[Patches]]:
@@ -98,8 +105,9 @@ class Oracle:
             if isinstance(part, int):
                 ids += [draw.randrange(FIRST_TEXT_TOKEN, self.config.text.vocab_size) for _ in range(part)]
             else:
-                placeholders = [IMAGE_TOKEN] * part.num_tokens
-                ids += [IMAGE_START, *placeholders, IMAGE_END] if tags else placeholders
+                start, one, end = VIDEO_TOKENS if part.grid[0] > 1 else (IMAGE_START, IMAGE_TOKEN, IMAGE_END)
+                placeholders = [one] * part.num_tokens
+                ids += [start, *placeholders, end] if tags else placeholders
         return ids, [part for part in parts if isinstance(part, Patches)]
 
     def run(
@@ -107,12 +115,16 @@ class Oracle:
     ) -> OracleOutput:
         """Teacher-forced. positions: (3, tokens) in place of those that transformers works out itself."""
         tensor = torch.tensor([list(ids)])
-        is_vision = torch.isin(tensor, torch.tensor([IMAGE_TOKEN, IMAGE_START, IMAGE_END]))
+        is_vision = torch.isin(tensor, torch.tensor([IMAGE_TOKEN, IMAGE_START, IMAGE_END, *VIDEO_TOKENS]))
         inputs: dict[str, Any] = {"moe_mm_token_type_ids": is_vision.long()}
         if images:
-            inputs["mm_token_type_ids"] = (tensor == IMAGE_TOKEN).long()
-            inputs["pixel_values"] = torch.cat([image.pixel_values for image in images])
-            inputs["image_grid_thw"] = torch.tensor([image.grid for image in images])
+            kinds = (tensor == IMAGE_TOKEN).long() + 2 * (tensor == VIDEO_TOKENS[1]).long()
+            inputs["mm_token_type_ids"] = kinds
+        for suffix, name in (("", "image"), ("_videos", "video")):
+            some = [image for image in images if (image.grid[0] > 1) == (name == "video")]
+            if some:
+                inputs[f"pixel_values{suffix}"] = torch.cat([image.pixel_values for image in some])
+                inputs[f"{name}_grid_thw"] = torch.tensor([image.grid for image in some])
         if positions is not None:
             inputs["position_ids"] = positions[:, None]
         choices = [

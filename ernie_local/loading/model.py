@@ -21,7 +21,7 @@ from ernie_local.experts.options import PagingStats
 from ernie_local.experts.paged import PagedExperts
 from ernie_local.loading.options import choose_kv_dtype
 from ernie_local.media.open_image import ImageSource
-from ernie_local.media.patches import Patches
+from ernie_local.media.patches import MediaPatches, Patches, VideoPatches
 from ernie_local.media.processor import to_patches
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.tokens import VisionRule, expand_placeholders
@@ -151,12 +151,12 @@ class LoadedModel:
         return self.recorder
 
     def logits(
-        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource | Patches] = ()
+        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource | MediaPatches] = ()
     ) -> torch.Tensor:
         """Teacher-forced logits of every position, (tokens, vocab_size) float32, on the CPU.
 
         input_ids: token ids, a sequence or a tensor of shape (tokens,) or (1, tokens). images: paths, bytes,
-        PIL images, uint8 arrays or Patches, in the order of their placeholders. Each has one placeholder,
+        PIL images, uint8 arrays or patches, in the order of their placeholders. Each has one placeholder,
         which is expanded, or one for each of its tokens. The rows of the result are those of the expanded
         ids.
         """
@@ -168,7 +168,7 @@ class LoadedModel:
         return logits
 
     def router_choices(
-        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource | Patches] = ()
+        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource | MediaPatches] = ()
     ) -> list[torch.Tensor]:
         """Experts chosen for each token: one (tokens, top_k) int64 tensor per layer, (tokens, 0) if dense.
 
@@ -178,7 +178,7 @@ class LoadedModel:
         with self.network.lock:  # as in `logits`
             return self._find_choices(*prepared)
 
-    def _find_choices(self, token_ids: list[int], patches: list[Patches]) -> list[torch.Tensor]:
+    def _find_choices(self, token_ids: list[int], patches: list[MediaPatches]) -> list[torch.Tensor]:
         engine = self._whole_prompt_engine(len(token_ids))
         record = RouteRecord(engine, len(token_ids))
         with engine.reporting_routes(record):
@@ -190,9 +190,11 @@ class LoadedModel:
         return to_patches(images, self.image_processor)
 
     def _prepare(
-        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource | Patches]
-    ) -> tuple[list[int], list[Patches]]:
-        patches = self.patches(images) if images else []
+        self, input_ids: Sequence[int] | torch.Tensor, images: Sequence[ImageSource | MediaPatches]
+    ) -> tuple[list[int], list[MediaPatches]]:
+        patches: list[MediaPatches] = []
+        for image in images:
+            patches += [image] if isinstance(image, VideoPatches) else self.patches([image])
         counts = [image.num_tokens for image in patches]
         return expand_placeholders(_to_ids(input_ids), counts, self.config.media), patches
 

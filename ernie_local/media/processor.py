@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,9 @@ from ernie_local.media.image_size import measure_image
 from ernie_local.media.open_image import ImageSource, OpenedImage, open_images
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor_config import ImageProcessorConfig
+
+if TYPE_CHECKING:
+    import torch
 
 
 def image_to_patches(image: Image.Image, config: ImageProcessorConfig) -> Patches:
@@ -24,26 +27,36 @@ def image_to_patches(image: Image.Image, config: ImageProcessorConfig) -> Patche
     report = measure_image("the image", image.size, config)
     width, height = report.resized_size
     pixels = np.asarray(image.resize((width, height), resample=Image.Resampling.BICUBIC))
-    patch, merge = config.patch_size, config.merge_size
-    rows, columns = height // patch, width // patch
-    # (h, w, channels) -> (h / merge, merge, patch, w / merge, merge, patch, channels)
-    windows = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
-    # -> (h / merge, w / merge, merge, merge, channels, patch, patch) -> (patches, channels, patch * patch)
-    codes = windows.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, patch * patch)
-    values = np.empty(codes.shape, dtype=np.float32)
-    for channel, table in enumerate(_value_table(config)):
-        values[:, channel] = table[codes[:, channel]]
-
-    import torch
-
     return Patches(
-        # (patches, channels, patch * patch) -> (patches, channels * patch * patch)
-        pixel_values=torch.from_numpy(values.reshape(rows * columns, -1)),
-        grid=(1, rows, columns),
+        pixel_values=frames_to_rows([pixels], config),
+        grid=(1, height // config.patch_size, width // config.patch_size),
         original_size=report.original_size,
         resized_size=report.resized_size,
         num_tokens=report.tokens,
     )
+
+
+def frames_to_rows(frames: Sequence[np.ndarray[Any, Any]], config: ImageProcessorConfig) -> torch.Tensor:
+    """Rescale, normalize and cut frames that have their size for the model.
+
+    frames: each (h, w, 3) uint8, all of one size -> pixel_values as of Patches.
+    """
+    import torch
+
+    patch, merge = config.patch_size, config.merge_size
+    rows, columns = (side // patch for side in frames[0].shape[:2])
+    values = np.empty((len(frames), rows * columns, 3, patch * patch), dtype=np.float32)
+    tables = _value_table(config)
+    for pixels, of_frame in zip(frames, values, strict=True):
+        # (h, w, channels) -> (h / merge, merge, patch, w / merge, merge, patch, channels)
+        windows = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+        # -> (h / merge, w / merge, merge, merge, channels, patch, patch)
+        # -> (patches, channels, patch * patch)
+        codes = windows.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, patch * patch)
+        for channel, table in enumerate(tables):
+            of_frame[:, channel] = table[codes[:, channel]]
+    # (frames, patches, channels, patch * patch) -> (frames * patches, channels * patch * patch)
+    return torch.from_numpy(values.reshape(len(frames) * rows * columns, -1))
 
 
 def to_patches(

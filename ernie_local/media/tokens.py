@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from ernie_local.config import MediaTokens, ModelConfig
-    from ernie_local.media.patches import EncodedImage, Patches
+    from ernie_local.media.patches import MediaInput
 
 VisionRule = Literal["tags", "placeholder"]
 Grid = tuple[int, int, int]  # frames, rows, columns, counted in patches
@@ -55,12 +55,15 @@ def token_types(ids: Sequence[int], media: MediaTokens, rule: VisionRule = "tags
 
 
 def expand_placeholders(ids: Sequence[int], counts: Sequence[int], media: MediaTokens) -> list[int]:
-    """Repeat each image placeholder as often as its image has tokens; `counts` has the tokens of each image.
+    """Repeat each placeholder of an image or a video as often as that has tokens.
+
+    counts: the tokens of each, in their order.
 
     Ids with sum(counts) placeholders are expanded already. UsageError for any other number than that or one
     placeholder for each image.
     """
-    found = sum(1 for token_id in ids if token_id == media.image)
+    placeholders = {media.image, media.video}
+    found = sum(1 for token_id in ids if token_id in placeholders)
     if found == sum(counts):
         return list(ids)
     if found != len(counts):
@@ -72,7 +75,7 @@ def expand_placeholders(ids: Sequence[int], counts: Sequence[int], media: MediaT
     remaining = iter(counts)
     expanded: list[int] = []
     for token_id in ids:
-        expanded.extend([token_id] * next(remaining) if token_id == media.image else [token_id])
+        expanded.extend([token_id] * next(remaining) if token_id in placeholders else [token_id])
     return expanded
 
 
@@ -188,7 +191,7 @@ class MediaPrompt:
     def of(
         cls,
         token_ids: Sequence[int],
-        images: Sequence[Patches | EncodedImage],
+        images: Sequence[MediaInput],
         config: ModelConfig,
         vision_rule: VisionRule = "tags",
         start: int = 0,

@@ -20,7 +20,7 @@ from ernie_local.errors import UsageError, parameter
 from ernie_local.kernels.gpu import find_triton
 from ernie_local.kernels.graphs import Recorder
 from ernie_local.kernels.memory import receive, send
-from ernie_local.media.patches import Patches
+from ernie_local.media.patches import MediaPiece
 from ernie_local.model.attention import AttentionStep, choose_attention, token_kernel
 from ernie_local.model.decode_graphs import DecodeGraphs
 from ernie_local.model.decoder import DecoderLayer, LayerStep
@@ -258,14 +258,14 @@ class ErnieModel(nn.Module):
         table = self.embed_tokens
         return (table.packed if isinstance(table, PackedEmbedding) else table.weight).is_cpu
 
-    def encode_images(self, images: Sequence[Patches], before_stage: Pause | None = None) -> list[Tensor]:
+    def encode_images(self, images: Sequence[MediaPiece], before_stage: Pause | None = None) -> list[Tensor]:
         """Features of each image, (num_tokens, hidden_size), that replace its placeholders' embeddings.
 
         `image_weights` are read unless they are in memory, and stay until they are dropped. Where they pass
         through a GPU they do so once for all images. before_stage: is called before each block.
         """
         self.read_image_weights()
-        groups = [images[together] for together in tower_passes([len(one.pixel_values) for one in images])]
+        groups = [images[together] for together in tower_passes([one.num_patches for one in images])]
         inputs = (
             (torch.cat([image.pixel_values for image in group]), [image.grid for image in group])
             for group in groups
@@ -286,13 +286,13 @@ class ErnieModel(nn.Module):
         """Whether vision tower and resampler pass through a GPU while images are encoded."""
         return self.image_weights is not None and self.image_weights.is_streamed
 
-    def encoding_bytes(self, images: Sequence[Patches], passes_at_once: int = 1) -> int:
+    def encoding_bytes(self, images: Sequence[MediaPiece], passes_at_once: int = 1) -> int:
         """About the memory that `encode_images` takes besides its results (measured, within a tenth).
 
         With `image_weights` where they are not always there.
         """
         weights = 0 if self.image_weights is None or not images else self.image_weights.budget_bytes
-        patch_counts = [image.pixel_values.shape[0] for image in images]
+        patch_counts = [image.num_patches for image in images]
         sizes = self.config.vision, patch_counts, self.dtype.itemsize, passes_at_once
         return weights + encoding_bytes(*sizes)
 

@@ -202,7 +202,7 @@ def test_placeholders_are_expanded_once() -> None:
     once = expand_placeholders([20, 6, 5, 7, 5, 21], [3, 2], MEDIA)
     assert once == [20, 6, 5, 5, 5, 7, 5, 5, 21]
     assert expand_placeholders(once, [3, 2], MEDIA) == once
-    assert expand_placeholders([20, 8], [], MEDIA) == [20, 8]
+    assert expand_placeholders([20, 8, 21, 5], [3, 2], MEDIA) == [20, 8, 8, 8, 21, 5, 5]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ The bound is the project's: the largest difference is at most 1e-4 of the range 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import ernie_local
-from ernie_local.media.patches import Patches
+from ernie_local.media.patches import MediaPatches, Patches, VideoPatches
 from ernie_local.media.tokens import positions_3d
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 LARGEST_SHARE_OF_RANGE = 1e-4
 
 
-def check(model: LoadedModel, ids: Sequence[int], images: Sequence[Patches], expected: OracleOutput) -> None:
+def check(
+    model: LoadedModel, ids: Sequence[int], images: Sequence[MediaPatches], expected: OracleOutput
+) -> None:
     logits = model.logits(ids, images)
     assert logits.shape == expected.logits.shape
     assert logits.dtype == torch.float32
@@ -144,3 +147,29 @@ def test_bfloat16_agrees_with_float32_on_nearly_every_first_choice(
     assert rounded.isfinite().all()
     agreement = (exact.argmax(-1) == rounded.argmax(-1)).float().mean().item()
     assert agreement >= 0.9
+
+
+def in_pairs(video: Patches) -> VideoPatches:
+    """The same video, two frames at a time."""
+    frames, rows, columns = video.grid
+    parts = video.pixel_values.split(2 * rows * columns)
+    tokens = video.num_tokens // (frames // 2)
+    return VideoPatches(
+        tuple(replace(video, pixel_values=part, grid=(2, rows, columns), num_tokens=tokens) for part in parts)
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_videos_of_random_models(
+    make_random_oracle: Callable[[int], Oracle], tmp_path: Path, seed: int
+) -> None:
+    """Of videos longer than wide and high, transformers counts the positions behind them otherwise."""
+    oracle = make_random_oracle(seed)
+    merge = oracle.config.vision.spatial_merge_size
+    videos = [oracle.video(4, 2 * merge, 3 * merge), oracle.video(2, merge, merge, 1)]
+    parts: list[int | Patches] = [3, videos[0], 2, oracle.image(merge, 2 * merge), videos[1], 5]
+    ids, media = oracle.prompt(parts, seed=seed)
+    expected = oracle.run(ids, media)
+    model = oracle.load(tmp_path, "native")
+    check(model, ids, media, expected)
+    check(model, ids, [in_pairs(one) if one.grid[0] > 1 else one for one in media], expected)
