@@ -102,14 +102,14 @@ def decode_pages(
             "open it in an image viewer and save it anew",
         )
     pages: list[Page] = []
-    with _reported(name, kind, len(data)):
+    with reporting_damage(name, kind, len(data)):
         image = decoder(io.BytesIO(data))
         num_pages = getattr(image, "n_frames", 1) if kind == "TIFF" else 1
         moves = kind != "TIFF" and getattr(image, "is_animated", False)
     notes = (_MORE_THAN_ONE.get(kind, "a moving image, of which the first frame is read"),) if moves else ()
     total_pixels = kept_pixels = 0
     for page in choose_pages(request, num_pages, name):
-        with _reported(name, kind, len(data)):
+        with reporting_damage(name, kind, len(data)):
             if page > 1:
                 image.seek(page - 1)
             check_size(image.width, image.height, name)
@@ -175,7 +175,7 @@ def to_upright_rgb(
     InputUnreadable for gray of more bits, and for colours that cannot be converted to RGB.
     """
     check_size(image.width, image.height, name)
-    with _reported(name, image.format or image.mode, None):
+    with reporting_damage(name, image.format or image.mode, None):
         image.load()
         orientation, notes = _orientation(image)
         box = None if part is None else whole_pixels(part, image.size)
@@ -287,7 +287,7 @@ def _too_large(what: str) -> InputUnreadable:
 
 
 @contextmanager
-def _reported(name: str, kind: str, num_bytes: int | None) -> Iterator[None]:
+def reporting_damage(name: str, kind: str, num_bytes: int | None) -> Iterator[None]:
     """Turn what Pillow raises into InputUnreadable, and keep its warnings off the terminal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

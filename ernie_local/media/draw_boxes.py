@@ -44,7 +44,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[DrawnBox]) -> Image.Image:
     draw = ImageDraw.Draw(copy)
     longer = max(copy.size)
     line = max(_LEAST_LINE, round(longer / _SIDE_OF_LINE))
-    font = _load_font(max(_LEAST_TEXT, round(longer / _SIDE_OF_TEXT)))
+    font = load_label_font(max(_LEAST_TEXT, round(longer / _SIDE_OF_TEXT)))
     for box in boxes:
         left, top, right, bottom = box.place
         frame = (left, top, max(left, right - 1), max(top, bottom - 1))  # Pillow draws the last pixel too
@@ -115,7 +115,7 @@ def _label_text(box: DrawnBox, font: ImageFont.FreeTypeFont) -> str:
 
 
 @lru_cache(maxsize=8)
-def _load_font(size: int) -> ImageFont.FreeTypeFont:
+def load_label_font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib brings along; not by importing it, which takes 0.2 s."""
     found = find_spec("matplotlib")
     assert found is not None, "matplotlib is a dependency"

@@ -5,7 +5,7 @@ File names are not looked at.
 
 from __future__ import annotations
 
-from ernie_local.errors import InputUnreadable
+from ernie_local.errors import InputUnreadable, parameter
 
 # (offset, bytes, format)
 _SIGNATURES = (
@@ -48,7 +48,7 @@ _CONVERSIONS = {
     "SVG": "convert it: rsvg-convert in.svg -o out.png (package librsvg2-bin)",
     "PostScript": "convert it: ps2pdf in.ps out.pdf (package ghostscript)",
     "ZIP (or an office document)": "for an office document: soffice --convert-to pdf FILE",
-    "video": "videos are not read yet; take single frames: ffmpeg -i in.mp4 -vf fps=1 frame%03d.png",
+    "video": f"give it as a video: {parameter('videos', 'clip.mp4')}",
 }
 _SHOWN_BYTES = 24
 SNIFFED_BYTES = _PDF_SEARCH_BYTES  # all that `sniff_format` looks at
@@ -66,11 +66,9 @@ def sniff_format(data: bytes, name: str, num_bytes: int | None = None, *, shows_
             "an empty file shows nothing; a download or a copy may have been cut off",
             "download or copy it again",
         )
-    found = _match(data, _SIGNATURES) or _kind_by_brands(data)
+    found = image_format(data)
     if found is not None:
         return found
-    if _PDF_MARK in data[:_PDF_SEARCH_BYTES]:
-        return "PDF"
     start = data[:_PDF_SEARCH_BYTES].decode("latin-1").lower()
     kind = "SVG" if "<svg" in start else _match(data, _KNOWN_ELSEWHERE)
     if kind is not None:
@@ -86,6 +84,12 @@ def sniff_format(data: bytes, name: str, num_bytes: int | None = None, *, shows_
         f"{READABLE} are read; this file {size}" + (f" and starts with {_show(data)}" * shows_content),
         "give the image itself; text belongs into the question",
     )
+
+
+def image_format(data: bytes) -> str | None:
+    """The format of an image or a PDF, as of `sniff_format`; None for what is none that is read here."""
+    found = _match(data, _SIGNATURES) or _kind_by_brands(data)
+    return "PDF" if found is None and _PDF_MARK in data[:_PDF_SEARCH_BYTES] else found
 
 
 def _kind_by_brands(data: bytes) -> str | None:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from PIL import Image
 
 from ernie_local.errors import InputUnreadable, UsageError
-from ernie_local.files import open_plain
 from ernie_local.media.decode import decode_pages, to_upright_rgb
 from ernie_local.media.formats import SNIFFED_BYTES, sniff_format
+from ernie_local.media.given_file import is_there, open_given, reporting_unreadable
 from ernie_local.media.image_view import CropBox, ImageView, ViewBox
 from ernie_local.media.pages import POINTS_PER_INCH, PageRequest, split_page_request
 from ernie_local.media.pdf import DEFAULT_DPI, render_pdf
@@ -84,7 +83,7 @@ def open_images(
         return _open_bytes(data, kind, "image", None, pdf_dpi, password)
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
-        is_whole = pages is not None or _exists(text)
+        is_whole = pages is not None or (text != STDIN_MARK and is_there(text))
         path_text, request = (text, pages) if is_whole else split_page_request(text)
         if path_text == STDIN_MARK:
             name = "standard input"
@@ -145,14 +144,6 @@ def _open_bytes(
     ]
 
 
-def _exists(text: str) -> bool:
-    try:
-        Path(text).stat()
-    except (OSError, ValueError):
-        return False
-    return text != STDIN_MARK
-
-
 def _read_stdin(stdin: BinaryIO | None, name: str) -> tuple[bytes, str]:
     """All bytes of a stream, and their format. It is read in pieces, as no pipe says how long it is."""
     if stdin is None:
@@ -172,44 +163,14 @@ def _read_stdin(stdin: BinaryIO | None, name: str) -> tuple[bytes, str]:
 
 def _read_file(path_text: str, shows_content: bool) -> tuple[bytes, str]:
     """All bytes of a file, and their format."""
-    path = Path(path_text)
-    try:
-        if path_text.startswith("~") and not _exists(path_text):
-            path = path.expanduser()
-        if path.is_dir():
-            raise InputUnreadable(
-                f"{path_text}: is a folder, not an image",
-                "images are given one by one, so that their order is clear",
-                "name a file in it",
-            )
-        if path.is_fifo() or path.is_char_device():
-            raise InputUnreadable(
-                f"{path_text}: is a pipe or a device, not a file",
-                "it could be read once, or without end, and a file is read again when a chat goes on",
-                f"give its bytes on standard input: {STDIN_MARK} in place of the path",
-            )
-        with open_plain(path) as file:
-            num_bytes = os.fstat(file.fileno()).st_size
-            head = file.read(SNIFFED_BYTES) or b""
-            kind = sniff_format(head, path_text, max(num_bytes, len(head)), shows_content=shows_content)
-            if num_bytes > MAX_FILE_BYTES:
-                raise _too_long(path_text, f"{num_bytes:,} bytes")
-            # A file of /proc tells a size of 0.
-            data = head + (file.read(num_bytes or _READ_BYTES) or b"")
-        return data, kind
-    except FileNotFoundError as error:
-        raise InputUnreadable(
-            f"{path_text}: no such file",
-            f"nothing is at {path.absolute()}",
-            "check the spelling (pages are written invoice.pdf:1-3), and download images from the web first",
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputUnreadable(
-            f"{path_text}: cannot be read",
-            reason,
-            "check the path and the rights to read it",
-        ) from error
+    with reporting_unreadable(path_text, "an image"), open_given(path_text, "an image") as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        head = file.read(SNIFFED_BYTES) or b""
+        kind = sniff_format(head, path_text, max(num_bytes, len(head)), shows_content=shows_content)
+        if num_bytes > MAX_FILE_BYTES:
+            raise _too_long(path_text, f"{num_bytes:,} bytes")
+        # A file of /proc tells a size of 0.
+        return head + (file.read(num_bytes or _READ_BYTES) or b""), kind
 
 
 def _too_long(name: str, size: str) -> InputUnreadable:

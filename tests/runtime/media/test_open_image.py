@@ -274,7 +274,7 @@ def test_a_cut_off_image_is_refused_wherever_the_cut_is(kind: str, arrow: Image.
         (b"\0\0\0\x1cftypmif1\0\0\0\0mif1miafavif" + b"\0" * 40, "this AVIF image cannot be decoded"),
         (b"\0\0\0\x18ftypavif" + b"\0" * 40, "this AVIF image cannot be decoded; 52 bytes"),
         (b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0" * 40, "this JPEG 2000 image cannot be decoded"),
-        (b"\0\0\0\x18ftypisom" + b"\0" * 40, "holds video data.*\n.*\n.*ffmpeg"),
+        (b"\0\0\0\x18ftypisom" + b"\0" * 40, "holds video data.*\n.*\n.*as a video"),
         (b'<?xml version="1.0"?>\n<svg width="5">', "holds SVG data"),
         (b"PK\x03\x04" + b"\0" * 40, "holds ZIP"),
         (b"icns" + b"\0" * 40, "holds icon data"),

@@ -1,0 +1,69 @@
+"""Reads chosen frames of a moving GIF or WebP by Pillow, as `video_file` does of a video."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Generator, Sequence
+from itertools import accumulate
+from typing import BinaryIO
+
+from PIL import GifImagePlugin, Image, ImageFile, WebPImagePlugin
+
+from ernie_local.errors import InputUnreadable
+from ernie_local.media.decode import check_size, reporting_damage
+
+_DECODERS = {"GIF": GifImagePlugin.GifImageFile, "WebP": WebPImagePlugin.WebPImageFile}
+_DEFAULT_MILLISECONDS = 100  # what browsers take where a file says 0
+MOST_ANIMATION_FRAMES = 100_000
+
+
+class Animation:
+    """A moving image that is open; attributes as of VideoFile.
+
+    Its frames stay for different times. It is read as a video with as many frames that all stay for their
+    average, each of which shows what the moving image shows at that time.
+    """
+
+    def __init__(self, file: BinaryIO, kind: str, name: str) -> None:
+        """InputUnreadable for a damaged file, and for one that does not move."""
+        self.name, self._kind = name, kind
+        with reporting_damage(name, kind, None):
+            self._image: ImageFile.ImageFile = _DECODERS[kind](file)
+            check_size(*self._image.size, name)
+            self.num_frames = int(getattr(self._image, "n_frames", 1))
+            if not 2 <= self.num_frames <= MOST_ANIMATION_FRAMES:
+                raise InputUnreadable(
+                    f"{name}: a {kind} image of {self.num_frames} frames, 2 to {MOST_ANIMATION_FRAMES} are "
+                    "possible",
+                    "an image that does not move is read in more detail as an image",
+                    "give it as an image",
+                )
+            durations = [self._duration(index) for index in range(self.num_frames)]
+        self._ends = list(accumulate(durations))
+        self.fps = 1000 * self.num_frames / self._ends[-1]
+        self.size = self._image.size
+        self.notes: tuple[str, ...] = ()
+
+    def __enter__(self) -> Animation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._image.close()
+
+    def read(self, indices: Sequence[int]) -> Generator[tuple[int, Image.Image], None, None]:
+        """As of VideoFile: RGB images of these ascending indices."""
+        for index in indices:
+            time = index * self._ends[-1] / self.num_frames
+            with reporting_damage(self.name, self._kind, None):
+                self._image.seek(min(bisect_right(self._ends, time), self.num_frames - 1))
+                shown = self._image.convert("RGBA")
+            flat = Image.new("RGB", shown.size, "white")
+            flat.paste(shown, mask=shown.getchannel("A"))
+            yield index, flat
+
+    def _duration(self, index: int) -> int:
+        """Milliseconds for which a frame stays."""
+        self._image.seek(index)
+        if self._kind == "WebP":  # which tells it when it has been decoded
+            self._image.load()
+        return int(self._image.info.get("duration") or 0) or _DEFAULT_MILLISECONDS
