@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ernie_local.extraction.extract import extract
     from ernie_local.extraction.reader import ReadingOptions
     from ernie_local.loading import LoadedModel, load
-    from ernie_local.session import Chat, ChatMessage, ChatTool, ImagePart, ImageView
+    from ernie_local.session import Chat, ChatMessage, ChatTool, ImagePart, ImageView, VideoPart
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "ImageView",
     "LoadedModel",
     "ReadingOptions",
+    "VideoPart",
     "__version__",
     "extract",
     "load",
@@ -33,7 +34,7 @@ def __getattr__(name: str) -> object:
         from ernie_local import loading
 
         return getattr(loading, name)
-    if name in ("Chat", "ChatMessage", "ChatTool", "ImagePart", "ImageView"):
+    if name in ("Chat", "ChatMessage", "ChatTool", "ImagePart", "ImageView", "VideoPart"):
         from ernie_local import session
 
         return getattr(session, name)

@@ -24,6 +24,7 @@ from ernie_local.media.processor_config import (
     with_fault,
     with_max_pixels,
 )
+from ernie_local.media.video_config import read_video_processor
 from ernie_local.progress import OnProgress
 from ernie_local.strict_json import read_json_object
 
@@ -92,6 +93,11 @@ class ModelFiles:
         """
         processor = with_fault(read_processor_config(self.directory, self.config.vision), self.config)
         return with_image_tokens(with_max_pixels(processor, self._max_pixels), self._image_tokens)
+
+    @_read_once
+    def video_processor(self) -> ImageProcessorConfig:
+        """How frames of videos are resized and cut."""
+        return read_video_processor(self.directory, self.image_processor)
 
     def missing_notes(self) -> list[str]:
         """A line for each file that is missing and that a default stands in for."""

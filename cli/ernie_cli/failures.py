@@ -31,6 +31,7 @@ _OPTIONS = {
     "thinking": "think",
     "thinking_budget": "think-budget",
     "variant": "template",
+    "videos": "video",
 }
 CODE_NAMES = {
     1: "failed",

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ernie_cli.console import Console
 from ernie_cli.failures import spell_options
+from ernie_cli.videos import show_video
 from ernie_local.errors import UsageError
 from ernie_local.escapes import printable_line
+from ernie_local.media.image_size import ImageReport
 
 if TYPE_CHECKING:
-    from ernie_local.media.image_size import ImageReport
     from ernie_local.media.open_image import OpenedImage
-    from ernie_local.session.image import ChatImage
+    from ernie_local.session import ChatMedia
 
 # An image that kept less than this share of its side length has lost three quarters of its pixels.
 _STRONGLY_SHRUNK = 0.5
@@ -51,10 +52,13 @@ def open_given_images(
     ]
 
 
-def show_reports(images: Sequence[ChatImage], console: Console) -> None:
-    """Say what the model will see of each image, and warn where much of it is lost."""
+def show_reports(images: Sequence[ChatMedia], console: Console) -> None:
+    """Say what the model will see of each image and video, and warn where much of an image is lost."""
     for image in images:
         report = image.report
+        if not isinstance(report, ImageReport):
+            show_video(report, console)
+            continue
         name = printable_line(report.name)
         console.note(f"{report.name} {shrink_text(report)}, {token_text(report)} ({report.scale:.2f}x)")
         for note in report.notes:

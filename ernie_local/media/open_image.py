@@ -108,7 +108,7 @@ def open_part(path: str, part: ViewBox, max_pixels: int, password: str | None = 
     `ImageView.to_original`; all pixels that it touches are taken. A page of a PDF is drawn anew, so that the
     part gets `max_pixels`, up to PART_DPI. InputUnreadable as by `open_images`.
     """
-    path_text, request = (path, None) if _exists(path) else split_page_request(path)
+    path_text, request = (path, None) if is_there(path) else split_page_request(path)
     data, kind = _read_file(path_text, shows_content=False)
     if kind == "PDF":
         square_inches = (part[2] - part[0]) * (part[3] - part[1]) / POINTS_PER_INCH**2

@@ -19,6 +19,7 @@ from ernie_local.config import ModelConfig, parse_config, read_config
 from ernie_local.errors import UsageError, parameter
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config, with_fault
+from ernie_local.media.video_config import published_video_processor, read_video_processor
 from ernie_local.packing.formats import find_format, formats_for
 from ernie_local.planner.need import WEIGHT_ITEM_BYTES, WeightBytes, expert_page_sizes, weights_in_memory
 from ernie_local.planner.rates import DecodeWork, count_decode_work
@@ -36,11 +37,13 @@ _PUBLISHED_CONFIG = Path(__file__).with_name(f"{PUBLISHED_NAME}.json")
 
 @dataclass(frozen=True)
 class ModelSize:
-    """stored: the tensors in files, and the bytes of the files; None where only config.json is known."""
+    """processor, video_processor: of images and of frames of videos. stored: the tensors in files, and the
+    bytes of the files; None where only config.json is known."""
 
     name: str
     config: ModelConfig
     processor: ImageProcessorConfig
+    video_processor: ImageProcessorConfig
     stored: tuple[tuple[ModelTensor, ...], int] | None = None
     # What was asked for before: a model has thousands of tensors.
     _weights: dict[tuple[int, bool], WeightBytes] = field(
@@ -94,7 +97,8 @@ def published_model() -> ModelSize:
     """ERNIE-4.5-VL-28B-A3B in bfloat16 as it is published, by its sizes."""
     raw = read_json_object(_PUBLISHED_CONFIG)
     config = parse_config(raw, f"{PUBLISHED_NAME} (sizes that come with the package)")
-    return ModelSize(PUBLISHED_NAME, config, ImageProcessorConfig())
+    processor = ImageProcessorConfig()
+    return ModelSize(PUBLISHED_NAME, config, processor, published_video_processor(processor))
 
 
 def read_model(directory: Path) -> ModelSize:
@@ -108,12 +112,13 @@ def read_model(directory: Path) -> ModelSize:
 
     config = read_config(directory)
     processor = with_fault(read_processor_config(directory, config.vision), config)
+    video = read_video_processor(directory, processor)
     if not any((directory / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
-        return ModelSize(str(directory), config, processor)
+        return ModelSize(str(directory), config, processor, video)
     stored = read_stored_tensors(directory)
     tensors = tuple(stored_tensors(account(directory, stored, config), config))
     file_bytes = sum(path.stat().st_size for path in {tensor.path for tensor in stored})
-    return ModelSize(str(directory), config, processor, (tensors, file_bytes))
+    return ModelSize(str(directory), config, processor, video, (tensors, file_bytes))
 
 
 def with_bits(model: ModelSize, bits: str | None, dense: str) -> ModelSize:
@@ -137,4 +142,4 @@ def with_formats(model: ModelSize, choice: FormatChoice, option: str) -> ModelSi
             f"remove {option}, or name the bfloat16 model",
         )
     config = dataclasses.replace(model.config, quantization=format_tables(model.config, choice))
-    return ModelSize(model.name, config, model.processor)
+    return ModelSize(model.name, config, model.processor, model.video_processor)

@@ -12,9 +12,11 @@ from typing import Any
 from ernie_local.errors import NoAnswer, parameter
 from ernie_local.experts.options import PagingStats
 from ernie_local.media.image_size import ImageReport
+from ernie_local.media.video_size import VideoReport
 from ernie_local.session.boxes import AnswerBox
 from ernie_local.session.generation import Generation
 from ernie_local.session.messages import FinishReason
+from ernie_local.session.times import AnswerTime
 from ernie_local.session.tools import ToolStep
 from ernie_local.text.reasoning import ToolCall
 
@@ -26,11 +28,11 @@ class Usage:
     """Counts of tokens.
 
     prompt_tokens: the whole conversation up to the answer; image_tokens of them stand for images (of all
-    turns), cached_tokens of them were there already and not computed again: from the turns before, as what
-    the model wrote in rounds of calls, or, these are restored_tokens, from the cache folder. reused_images:
-    those of its images whose tokens were computed, but whose features the vision tower had made before.
-    completion_tokens: those that the model chose, in all rounds, without the end token; reasoning_tokens are
-    the part of the reasoning.
+    turns), video_tokens for videos, cached_tokens of them were there already and not computed again: from the
+    turns before, as what the model wrote in rounds of calls, or, these are restored_tokens, from the cache
+    folder. reused_images: those of its images whose tokens were computed, but whose features the vision tower
+    had made before. completion_tokens: those that the model chose, in all rounds, without the end token;
+    reasoning_tokens are the part of the reasoning.
     """
 
     prompt_tokens: int
@@ -40,6 +42,7 @@ class Usage:
     reasoning_tokens: int
     restored_tokens: int = 0
     reused_images: int = 0
+    video_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Answer:
     to 1, by path, as in `lines[0].price` (see `structured.confidence`).
     boxes: the places in images that the text names, in its order. box_notes: what of it looks like a box and
     is none, or was cut at the edge of the image, a line each.
+    times: the moments of videos that the text names, in its order. videos: those of this turn.
     peak_memory_bytes: the most that this process has had resident; None where the system does not tell.
     paging: what this answer cost where experts are paged; None where all are in memory.
     """
@@ -84,6 +88,8 @@ class Answer:
     boxes: tuple[AnswerBox, ...] = ()
     box_notes: tuple[str, ...] = ()
     steps: tuple[ToolStep, ...] = ()
+    times: tuple[AnswerTime, ...] = ()
+    videos: tuple[VideoReport, ...] = ()
 
 
 def no_answer(generation: Generation) -> NoAnswer:

@@ -15,21 +15,22 @@ from ernie_local.reuse.cache_folder import CacheWarning
 from ernie_local.sampling import SamplingOptions
 from ernie_local.session.answering import Answering
 from ernie_local.session.generation import AnswerOptions
-from ernie_local.session.image import ChatImage, ChatImageSource, open_chat_images
+from ernie_local.session.image import ChatImageSource
 from ernie_local.session.image_tools import zoom_tool
 from ernie_local.session.messages import (
+    ChatMedia,
     ChatMessage,
     ChatTurn,
     MessagePart,
-    as_sources,
-    check_question,
-    images_of,
+    asked_message,
+    media_of,
     split_begun,
     split_turns,
 )
 from ernie_local.session.rounds import OpenQuestion
 from ernie_local.session.tools import MOST_ROUNDS, Toolbox, ToolSource
 from ernie_local.session.transcript import SavedChat, read_saved_chat, write_chat
+from ernie_local.session.video import ChatVideoSource
 from ernie_local.structured import AnswerForm, FormSource
 from ernie_local.text.reasoning import Piece
 from ernie_local.text.template import Role, TextPrompt
@@ -93,23 +94,20 @@ class Chat(Answering):
         thinking_budget: int | None = None,
         max_tokens: int | None = None,
         *,
+        videos: Iterable[ChatVideoSource] | ChatVideoSource = (),
         schema: FormSource | None = None,
         role: Role = "user",
     ) -> Generator[Piece, None, None]:
         """Ask about text and images; yields reasoning and answer in pieces, as the model writes them.
 
-        text: or texts and images in their order, as of ChatMessage. images: what `open_images` takes, what it
-        gave, or ImageParts; they stand before the text. role "tool" hands in what a tool gave. The other
-        arguments and the errors are those of `send`; this is `send` of the history and one more message.
+        text: or texts, images and videos in their order, as of ChatMessage. images, videos: what
+        `open_images` and `open_video` take or gave, or ImageParts and VideoParts; they stand before the text.
+        role "tool" hands in what a tool gave. The rest is as of `send` of the history and one more message.
         """
         with self._entry:
             self._end_running()
             started = time.perf_counter()
-            processor, context_size = self.model.image_processor, self._sequence.engine.context_size
-            asked = ChatMessage(role, text).opened(processor, context_size)
-            check_question([asked])
-            opened = open_chat_images(as_sources(images), processor, context_size)
-            question = (ChatMessage(role, (*opened, *asked.parts)),)
+            question = (self._open(asked_message(role, text, images, videos)),)
             options = _options(thinking, thinking_budget, max_tokens, schema)
             return self._start(started, self._turns, question, options)
 
@@ -143,9 +141,7 @@ class Chat(Answering):
         with self._entry:
             self._end_running()
             started = time.perf_counter()
-            processor, context_size = self.model.image_processor, self._sequence.engine.context_size
-            opened = [message.opened(processor, context_size) for message in messages]
-            said, begun = split_begun(opened)
+            said, begun = split_begun([self._open(message) for message in messages])
             turns, question = split_turns(said)
             options = _options(thinking, thinking_budget, max_tokens, schema)
             return self._start(started, turns, question, options, begun)
@@ -223,6 +219,11 @@ class Chat(Answering):
         chat._turns = saved.turns
         return chat
 
+    def _open(self, message: ChatMessage) -> ChatMessage:
+        files, context_size = self.model.files, self._sequence.engine.context_size
+        video_processor = files.video_processor if message.has_videos else None
+        return message.opened(files.image_processor, context_size, video_processor)
+
     def _start(
         self,
         started: float,
@@ -262,10 +263,10 @@ class Chat(Answering):
                 told = f"the chat is not stored in the cache: {error.what}"
                 warnings.warn(told, CacheWarning, stacklevel=2)
 
-    def _said(self) -> tuple[TextPrompt, tuple[ChatImage, ...]]:
-        """The turns as the next prompt will begin with them, and their images."""
+    def _said(self) -> tuple[TextPrompt, tuple[ChatMedia, ...]]:
+        """The turns as the next prompt will begin with them, and their images and videos."""
         messages = [message for turn in self._turns for message in turn.messages()]
-        return self.writer.prompt([message.for_template() for message in messages]), images_of(messages)
+        return self.writer.prompt([message.for_template() for message in messages]), media_of(messages)
 
 
 def _options(

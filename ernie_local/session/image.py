@@ -24,6 +24,7 @@ from ernie_local.media.processor import image_to_patches
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.tokens import Grid
 from ernie_local.media.trim import trim_margins
+from ernie_local.media.video_size import VideoReport
 from ernie_local.reuse.identity import digest_of
 
 
@@ -54,7 +55,33 @@ class ImageOrigin(NamedTuple):
     box: ViewBox
 
 
-class ChatImage:
+class KeyedMedia:
+    """What two images, or two videos, are equal by: a hash of all that the model sees of them."""
+
+    content_key: str
+    report: ImageReport | VideoReport
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.num_tokens} tokens)"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.content_key == vars(other)["content_key"]
+
+    def __hash__(self) -> int:
+        return hash(self.content_key)
+
+    @property
+    def name(self) -> str:
+        """What to call it to the user."""
+        return self.report.name
+
+    @property
+    def num_tokens(self) -> int:
+        """Placeholders that it fills in the prompt."""
+        return self.report.tokens
+
+
+class ChatImage(KeyedMedia):
     """An opened image and its size in tokens. Its patches are dropped once the engine has taken them.
 
     report: its sizes before and after resizing. view: where what the model sees lies in the original. path:
@@ -88,31 +115,17 @@ class ChatImage:
         self._processor = processor
         self._patches: Patches | None = None
 
-    def __repr__(self) -> str:
-        return f"ChatImage({self.report.name!r}, {self.report.tokens} tokens)"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ChatImage) and self.content_key == other.content_key
-
-    def __hash__(self) -> int:
-        return hash(self.content_key)
-
-    @property
-    def name(self) -> str:
-        """What to call it to the user."""
-        return self.report.name
-
-    @property
-    def num_tokens(self) -> int:
-        """Placeholders that it fills in the prompt."""
-        return self.report.tokens
-
     @property
     def grid(self) -> Grid:
         """(frames, rows, columns) of its patches."""
         width, height = self.report.resized_size
         patch_size = self._processor.patch_size
         return (1, height // patch_size, width // patch_size)
+
+    @property
+    def memory_report(self) -> ImageReport:
+        """What the planner is to count."""
+        return self.report
 
     def patches(self) -> Patches:
         """The patches, made from the pixels, or from the file where these were dropped.

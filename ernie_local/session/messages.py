@@ -11,14 +11,19 @@ from PIL import Image
 
 from ernie_local.errors import UsageError, parameter
 from ernie_local.media.open_image import OpenedImage
+from ernie_local.media.open_video import OpenedVideo
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.session.image import ChatImage, ChatImageSource, ImagePart, open_each
+from ernie_local.session.video import ChatVideo, ChatVideoSource, VideoPart, open_chat_video
 from ernie_local.text.reasoning import ToolCall
-from ernie_local.text.template import ImageSlot, Message, Role
+from ernie_local.text.template import ImageSlot, Message, Role, VideoSlot
 
 # stop: the model ended the answer; length: max_tokens or the context did; interrupted: someone stopped it.
 FinishReason = Literal["stop", "length", "interrupted"]
-MessagePart: TypeAlias = ChatImageSource  # a str is text here, and never the path of an image
+# A str is text here, and never the path of an image.
+MessagePart: TypeAlias = "ChatImageSource | VideoPart | OpenedVideo | ChatVideo"
+ChatMedia: TypeAlias = ChatImage | ChatVideo
+_VIDEOS = (VideoPart, OpenedVideo, ChatVideo)
 _ROLES_WITH_IMAGES = ("user", "tool")
 
 
@@ -26,10 +31,11 @@ _ROLES_WITH_IMAGES = ("user", "tool")
 class ChatMessage:
     """One message of a chat.
 
-    role: system, user, assistant, or tool (what a called tool gave). content: a text, or texts and images in
-    their order: a str is text, anything else is an image as `open_images` takes it, such as a Path, bytes or
-    a PIL image, or an ImagePart. reasoning and tool_calls: what an assistant thought before its text, and
-    called after it. UsageError for an unknown role, and for images of a system or an assistant.
+    role: system, user, assistant, or tool (what a called tool gave). content: a text, or texts, images and
+    videos in their order: a str is text, a VideoPart a video, anything else an image as `open_images` takes
+    it, such as a Path, bytes or a PIL image, or an ImagePart. reasoning and tool_calls: what an assistant
+    thought before its text, and called after it. UsageError for an unknown role, and for images and videos of
+    a system or an assistant.
     """
 
     role: Role
@@ -67,24 +73,45 @@ class ChatMessage:
         """Its images, as far as they have been opened."""
         return tuple(part for part in self.parts if isinstance(part, ChatImage))
 
-    def opened(self, processor: ImageProcessorConfig, context_size: int | None = None) -> ChatMessage:
-        """The same with its images opened, each page of a document an image.
+    @property
+    def media(self) -> tuple[ChatMedia, ...]:
+        """Its images and videos, as far as they have been opened."""
+        return tuple(part for part in self.parts if isinstance(part, ChatImage | ChatVideo))
 
-        context_size and errors as of `open_chat_images`.
+    @property
+    def has_videos(self) -> bool:
+        """Whether a part of it is a video, opened or not."""
+        return any(isinstance(part, _VIDEOS) for part in self.parts)
+
+    def opened(
+        self,
+        processor: ImageProcessorConfig,
+        context_size: int | None = None,
+        video_processor: ImageProcessorConfig | None = None,
+    ) -> ChatMessage:
+        """The same with its images and videos opened, each page of a document an image.
+
+        context_size and errors as of `open_chat_images` and `open_video`. video_processor: of a model, None
+        where no part is a video.
         """
-        sources = [part for part in self.parts if not isinstance(part, str)]
-        opened = iter(open_each(sources, processor, context_size))
+        sources = [part for part in self.parts if not isinstance(part, (str, *_VIDEOS))]
+        opened = iter(open_each(cast("list[ChatImageSource]", sources), processor, context_size))
         parts: list[MessagePart] = []
         for part in self.parts:
-            parts.extend([part] if isinstance(part, str) else next(opened))
+            if isinstance(part, _VIDEOS):
+                assert video_processor is not None, "whoever opens videos says how"
+                parts.append(open_chat_video(part, video_processor))
+            else:
+                parts.extend([part] if isinstance(part, str) else next(opened))
         return replace(self, content=tuple(parts))
 
     def for_template(self) -> Message:
         """As the chat template takes it; its images have been opened."""
-        parts: list[str | ImageSlot] = []
+        parts: list[str | ImageSlot | VideoSlot] = []
         for part in self.parts:
-            assert isinstance(part, str | ChatImage), "only opened messages are written down"
-            parts.append(part if isinstance(part, str) else ImageSlot(part.num_tokens))
+            assert isinstance(part, str | ChatImage | ChatVideo), "only opened messages are written down"
+            slot = VideoSlot if isinstance(part, ChatVideo) else ImageSlot
+            parts.append(part if isinstance(part, str) else slot(part.num_tokens))
         return Message(self.role, tuple(parts), self.reasoning, self.tool_calls)
 
 
@@ -128,6 +155,11 @@ class ChatTurn:
         """The images of the question, and those that tools gave."""
         return images_of(self.messages())
 
+    @property
+    def media(self) -> tuple[ChatMedia, ...]:
+        """The images and videos of the question, and what tools gave of them."""
+        return media_of(self.messages())
+
     def messages(self) -> tuple[ChatMessage, ...]:
         """The question, the rounds, and the answer."""
         answer = ChatMessage("assistant", self.answer, self.reasoning, self.tool_calls)
@@ -142,6 +174,32 @@ def messages_of(rounds: Iterable[CallRound]) -> list[ChatMessage]:
 def images_of(messages: Iterable[ChatMessage]) -> tuple[ChatImage, ...]:
     """All opened images in the order of their places in the prompt."""
     return tuple(image for message in messages for image in message.images)
+
+
+def media_of(messages: Iterable[ChatMessage]) -> tuple[ChatMedia, ...]:
+    """All opened images and videos in the order of their places in the prompt."""
+    return tuple(one for message in messages for one in message.media)
+
+
+def asked_message(
+    role: Role,
+    content: str | Sequence[MessagePart],
+    images: Iterable[ChatImageSource] | ChatImageSource,
+    videos: Iterable[ChatVideoSource] | ChatVideoSource,
+) -> ChatMessage:
+    """A message of images, then videos, then `content`; UsageError where `content` says nothing.
+
+    A str among images and videos is a path.
+    """
+    message = ChatMessage(role, content)
+    check_question([message])
+    before: list[MessagePart] = [
+        ImagePart(one) if isinstance(one, str) else one for one in as_sources(images)
+    ]
+    is_one = isinstance(videos, str | bytes | os.PathLike | VideoPart | OpenedVideo | ChatVideo)
+    several = cast("Iterable[ChatVideoSource]", [videos] if is_one else videos)
+    before += [video if isinstance(video, _VIDEOS) else VideoPart(video) for video in several]
+    return replace(message, content=(*before, *message.parts))
 
 
 def split_turns(messages: Sequence[ChatMessage]) -> tuple[tuple[ChatTurn, ...], tuple[ChatMessage, ...]]:
@@ -216,7 +274,9 @@ def with_instruction(messages: Sequence[ChatMessage], instruction: str) -> list[
 def check_question(messages: Sequence[ChatMessage]) -> None:
     """Raise UsageError unless a user or a tool says something."""
     asked = [message for message in messages if message.role in _ROLES_WITH_IMAGES]
-    if not any(message.text.strip() or message.images for message in asked):
+    if not any(
+        message.text.strip() or any(not isinstance(part, str) for part in message.parts) for message in asked
+    ):
         num_characters = sum(len(message.text) for message in asked)
         raise UsageError(
             f"a question of {num_characters} characters in {len(asked)} messages from "

@@ -14,12 +14,10 @@ from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.loading import LoadedModel, LoadOptions, load_model
 from ernie_local.model_files import ModelFiles
 from ernie_local.progress import OnProgress
-from ernie_local.session.image import ChatImage
-from ernie_local.session.messages import ChatMessage, with_instruction
+from ernie_local.session.messages import ChatMedia, ChatMessage, with_instruction
 from ernie_local.session.tools import Toolbox, ToolSource
 from ernie_local.session.writer import ChatWriter
 from ernie_local.structured import AnswerForm
-from ernie_local.text.template import user_message
 
 if TYPE_CHECKING:
     from ernie_local.planner.profile import MachineProfile
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 def check_first_question(
     files: ModelFiles,
     text: str,
-    images: Sequence[ChatImage],
+    images: Sequence[ChatMedia],
     *,
     system: str | None = None,
     thinking: bool | None = None,
@@ -43,22 +41,26 @@ def check_first_question(
     ModelUnusable without a tokenizer.
     """
     writer = ChatWriter(files, system, Toolbox(tools).descriptions, variant)
+    told = [ChatMessage("user", (*images, text))]
     if form is not None:
-        text = with_instruction([ChatMessage("user", text)], form.instruction)[0].text
-    message = user_message(text, (image.num_tokens for image in images))
+        told = with_instruction(told, form.instruction)
     num_tokens = len(
-        writer.prompt([message], writer.thinks_by_default if thinking is None else thinking).token_ids
+        writer.prompt(
+            [told[0].for_template()], writer.thinks_by_default if thinking is None else thinking
+        ).token_ids
     )
     model_limit = files.config.text.max_position_embeddings
     limit = defaults.context_tokens(context_size, model_limit)
     if num_tokens < limit:
         return
-    shorter = "a shorter question" + (f", fewer images, or {parameter('detail', 'auto')}" if images else "")
+    shorter = "a shorter question" + (
+        f", fewer or smaller images, fewer frames, or {parameter('detail', 'auto')}" if images else ""
+    )
     roomy = defaults.roomier_context(num_tokens, model_limit)
     image_tokens = sum(image.num_tokens for image in images)
     raise DoesNotFit(
         f"the question takes {num_tokens} tokens, the context has {limit}",
-        f"{image_tokens} of them are for {len(images)} images, and the answer needs at least 1 more",
+        f"{image_tokens} of them are for {len(images)} images and videos, and the answer needs at least 1",
         shorter if roomy is None else f"{parameter('context_size', roomy)}, or {shorter}",
     )
 
@@ -68,7 +70,7 @@ def open_model(
     options: LoadOptions,
     profile: MachineProfile | None = None,
     on_progress: OnProgress | None = None,
-    images: Iterable[ChatImage] = (),
+    images: Iterable[ChatMedia] = (),
 ) -> LoadedModel:
     """Load the model; without a rule in `options`, missing experts follow the fastest one of `profile`.
 
@@ -79,7 +81,7 @@ def open_model(
         options = dataclasses.replace(
             options, misses=defaults.miss_rule(options.misses, profile.best_miss_rule)
         )
-    return load_model(files, options, on_progress, [image.report for image in images])
+    return load_model(files, options, on_progress, [image.memory_report for image in images])
 
 
 def opening_notes(model: LoadedModel, options: LoadOptions) -> list[str]:

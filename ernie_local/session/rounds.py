@@ -20,15 +20,19 @@ from ernie_local.session.generation import AnswerOptions, Generation
 from ernie_local.session.image import ChatImage
 from ernie_local.session.messages import (
     CallRound,
+    ChatMedia,
     ChatMessage,
     ChatTurn,
     check_begun,
     images_of,
+    media_of,
     messages_of,
     with_instruction,
 )
 from ernie_local.session.sequence import CachedSequence
+from ernie_local.session.times import locate_times
 from ernie_local.session.tools import Toolbox, ToolContext, ToolStep, error_message
+from ernie_local.session.video import ChatVideo
 from ernie_local.session.writer import ChatWriter, check_fits, check_may_fit
 from ernie_local.text.reasoning import Piece, PieceKind
 from ernie_local.text.template import TextPrompt
@@ -85,16 +89,16 @@ class OpenQuestion:
         said = [*messages, *(message for turn in history for message in turn.messages())]
         texts = [text for message in said for text in (message.text, message.reasoning)]
         check_may_fit(texts, context_size, parts.writer.tokenizer.longest_bytes)
-        prompt, images = self._prompt()
+        prompt, media = self._prompt()
         check_fits(prompt, context_size)
-        self._begin_round(prompt, images)
+        self._begin_round(prompt, media)
 
     def pieces(self, on_progress: OnProgress | None) -> Iterator[Piece]:
         """Run to the end. The texts of rounds are parted by blank lines."""
         parts, said = self._parts, set[PieceKind]()
         while True:
             prefill = partial(
-                parts.sequence.advance_to, self._text_prompt, self._images, parts.should_stop, on_progress
+                parts.sequence.advance_to, self._text_prompt, self._media, parts.should_stop, on_progress
             )
             parted = set(said)
             for piece in self.generation.pieces(parts.sequence, prefill, self._text_prompt.token_ids):
@@ -163,9 +167,12 @@ class OpenQuestion:
         parts, generation = self._parts, self.generation
         reuse, generations = parts.sequence.reuse, [*self._ended, self.generation]
         value, confidence = generation.find_value()
-        asked, given = images_of(self._messages), images_of(messages_of(self._rounds))
+        asked, given = media_of(self._messages), images_of(messages_of(self._rounds))
+        asked_images = [one for one in asked if isinstance(one, ChatImage)]
+        asked_videos = [one for one in asked if isinstance(one, ChatVideo)]
+        videos = [one for one in self._media if isinstance(one, ChatVideo)]
         text = "\n\n".join(one.text for one in generations if one.text)
-        boxes, box_notes = locate_boxes(text, self._images, len(asked), len(given))
+        boxes, box_notes = locate_boxes(text, self._images, len(asked_images), len(given))
         paging = parts.model.paging
         return Answer(
             text=text,
@@ -175,6 +182,7 @@ class OpenQuestion:
             usage=Usage(
                 prompt_tokens=len(self._text_prompt.token_ids),
                 image_tokens=self._text_prompt.num_image_tokens,
+                video_tokens=self._text_prompt.num_video_tokens,
                 cached_tokens=max(0, reuse.cached_tokens - self._computed),
                 completion_tokens=sum(one.num_tokens for one in generations),
                 reasoning_tokens=sum(one.num_reasoning_tokens for one in generations),
@@ -187,7 +195,7 @@ class OpenQuestion:
                 decode=sum(one.decode_seconds for one in generations),
                 total=time.perf_counter() - self._started,
             ),
-            images=tuple(image.report for image in asked),
+            images=tuple(image.report for image in asked_images),
             seed=parts.sampler.seed,
             peak_memory_bytes=peak_memory_bytes(),
             paging=None
@@ -198,10 +206,12 @@ class OpenQuestion:
             boxes=boxes,
             box_notes=box_notes,
             steps=tuple(self._steps),
+            times=locate_times(text, videos, len(asked_videos)),
+            videos=tuple(video.report for video in asked_videos),
         )
 
-    def _prompt(self) -> tuple[TextPrompt, tuple[ChatImage, ...]]:
-        """The conversation with the opening of an answer, or its beginning, and all images.
+    def _prompt(self) -> tuple[TextPrompt, tuple[ChatMedia, ...]]:
+        """The conversation with the opening of an answer, or its beginning, and all images and videos.
 
         Behind the question stands what is told of the form.
         """
@@ -211,21 +221,22 @@ class OpenQuestion:
         before = [message for turn in self.history for message in turn.messages()]
         messages = [*before, *self._messages, *messages_of(self._rounds)]
         told = messages if options.form is None else with_instruction(messages, options.form.instruction)
-        written, images = [message.for_template() for message in told], images_of(messages)
+        written, media = [message.for_template() for message in told], media_of(messages)
         if begun is None:
             thinking = writer.thinks_by_default if options.thinking is None else options.thinking
-            return writer.prompt(written, thinking), images
+            return writer.prompt(written, thinking), media
         check_begun(begun, options.thinking, has_form=options.form is not None)
-        return writer.begun_prompt(written, begun.for_template()), images
+        return writer.begun_prompt(written, begun.for_template()), media
 
-    def _begin_round(self, prompt: TextPrompt, images: tuple[ChatImage, ...]) -> None:
+    def _begin_round(self, prompt: TextPrompt, media: tuple[ChatMedia, ...]) -> None:
         """Prepare everything that needs no model."""
         parts, patching = self._parts, time.perf_counter()
-        own = set(images_of(self._messages)) | set(images_of(messages_of(self._rounds)))
-        for image in set(parts.sequence.images_to_encode(prompt, images)) & own:
-            image.patches()
+        own = set(media_of(self._messages)) | set(media_of(messages_of(self._rounds)))
+        for one in set(parts.sequence.images_to_encode(prompt, media)) & own:
+            one.patches()
         self._image_seconds += time.perf_counter() - patching
-        self._text_prompt, self._images = prompt, images
+        self._text_prompt, self._media = prompt, media
+        self._images = tuple(one for one in media if isinstance(one, ChatImage))
         self._paging_of_round = parts.model.paging
         options, used = self._options, sum(one.num_tokens for one in self._ended)
         if options.max_tokens is not None:
@@ -281,7 +292,7 @@ class OpenQuestion:
         results, begun = tuple(step.result for step in steps), self._begun
         self._rounds.append(CallRound(*self._written(), generation.tool_calls, results))
         self._begun = None  # it has ended with this round
-        prompt, images = self._prompt()
+        prompt, media = self._prompt()
         if len(prompt.token_ids) + _LEAST_ROOM > context_size:
             told = error_message(
                 f"what the calls gave takes the chat to {len(prompt.token_ids)} tokens, and it may have "
@@ -289,7 +300,7 @@ class OpenQuestion:
             )
             steps = [replace(step, result=told, is_error=True, first_image=None) for step in steps]
             self._rounds[-1] = replace(self._rounds[-1], results=tuple(step.result for step in steps))
-            prompt, images = self._prompt()
+            prompt, media = self._prompt()
         for step in steps:
             if self._parts.on_step is not None:
                 self._parts.on_step(step)
@@ -304,7 +315,7 @@ class OpenQuestion:
         self._restored += reuse.restored_tokens
         self._reused += reuse.reused_images
         self._ended.append(generation)
-        self._begin_round(prompt, images)
+        self._begin_round(prompt, media)
         return True
 
     def _note_paging(self) -> None:

@@ -12,14 +12,14 @@ import torch
 
 from ernie_local.config import ModelConfig
 from ernie_local.engine import Engine
-from ernie_local.media.patches import EncodedImage, Patches
+from ernie_local.media.patches import EncodedImage, MediaInput
 from ernie_local.media.tokens import positions_3d
 from ernie_local.model.decode_step import Mark
 from ernie_local.model.limits import chunk_stops
 from ernie_local.progress import OnProgress, StopQuestion
 from ernie_local.reuse.prefixes import PlacedImage, PrefixNames, Segment, SegmentKind, image_groups_end
 from ernie_local.reuse.results import KeptResults, bytes_of
-from ernie_local.session.image import ChatImage
+from ernie_local.session.messages import ChatMedia
 from ernie_local.text.template import TextPrompt
 
 
@@ -46,7 +46,7 @@ class CachedSequence:
         self._config = config
         self._results = results
         self._token_ids: list[int] = []
-        self._images: list[tuple[int, ChatImage]] = []  # (index of the first placeholder, image)
+        self._images: list[tuple[int, ChatMedia]] = []  # (index of the first placeholder, image)
         # Where segments end whose keys and values were computed as their names say.
         self._ends: list[tuple[int, SegmentKind]] = []
 
@@ -55,7 +55,7 @@ class CachedSequence:
         """Whether `store` writes anything."""
         return self._results is not None and self._results.folder is not None
 
-    def kept_length(self, prompt: TextPrompt, images: Sequence[ChatImage]) -> int:
+    def kept_length(self, prompt: TextPrompt, images: Sequence[ChatMedia]) -> int:
         """How many of the prompt's ids need no computing: the cache holds them, and no image is cut.
 
         The last id always needs it, as its logits are what comes next.
@@ -63,7 +63,7 @@ class CachedSequence:
         length = min(max(len(prompt.token_ids) - 1, 0), len(self._token_ids), self.engine.length)
         pairs = zip(prompt.token_ids[:length], self._token_ids, strict=False)
         length = next((index for index, (new, old) in enumerate(pairs) if new != old), length)
-        for index, (span, image) in enumerate(zip(prompt.images, images, strict=True)):
+        for index, (span, image) in enumerate(zip(prompt.media, images, strict=True)):
             if span.start >= length:
                 break
             # Placeholders of two images look alike: only an image of the same pixels may stay.
@@ -72,25 +72,25 @@ class CachedSequence:
                 return span.start
         return length
 
-    def images_to_encode(self, prompt: TextPrompt, images: Sequence[ChatImage]) -> list[ChatImage]:
+    def images_to_encode(self, prompt: TextPrompt, images: Sequence[ChatMedia]) -> list[ChatMedia]:
         """The images that `advance_to` will most likely send through the vision tower."""
         stored = self._find_stored(prompt.token_ids, _placed(prompt, images))
         known = max(self.kept_length(prompt, images), stored[-1][0].stop if stored else 0)
         return [
             image
-            for span, image in zip(prompt.images, images, strict=True)
+            for span, image in zip(prompt.media, images, strict=True)
             if span.start >= known
             and (self._results is None or not self._results.has_features(image.content_key))
         ]
 
-    def trim(self, prompt: TextPrompt, images: Sequence[ChatImage]) -> None:
+    def trim(self, prompt: TextPrompt, images: Sequence[ChatMedia]) -> None:
         """Forget everything behind the part that the cache has in common with `prompt`."""
         self._rewind(self.kept_length(prompt, images))
 
     def advance_to(
         self,
         prompt: TextPrompt,
-        images: Sequence[ChatImage],
+        images: Sequence[ChatMedia],
         should_stop: StopQuestion,
         on_progress: OnProgress | None = None,
     ) -> torch.Tensor:
@@ -109,7 +109,7 @@ class CachedSequence:
             kept = len(self._token_ids)
         new_images = [
             (span.start, image)
-            for span, image in zip(prompt.images, images, strict=True)
+            for span, image in zip(prompt.media, images, strict=True)
             if span.start >= kept
         ]
         inputs = [self._input(image) for _, image in new_images]
@@ -151,7 +151,7 @@ class CachedSequence:
     def store(
         self,
         prompt: TextPrompt,
-        images: Sequence[ChatImage],
+        images: Sequence[ChatMedia],
         should_stop: StopQuestion,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -217,7 +217,7 @@ class CachedSequence:
         return self._names(token_ids, placed).find(self._results.folder.names(), next_stop)
 
     def _restore(
-        self, stored: Sequence[tuple[Segment, SegmentKind]], prompt: TextPrompt, images: Sequence[ChatImage]
+        self, stored: Sequence[tuple[Segment, SegmentKind]], prompt: TextPrompt, images: Sequence[ChatMedia]
     ) -> int:
         """Read segments from the folder behind those that are there already; how many tokens came.
 
@@ -246,14 +246,14 @@ class CachedSequence:
             self._ends.append((segment.stop, kind))
         self._images = [
             (span.start, image)
-            for span, image in zip(prompt.images, images, strict=True)
+            for span, image in zip(prompt.media, images, strict=True)
             if span.start < len(self._token_ids)
         ]
         cut = _cut_image(prompt, len(self._token_ids))
         self._rewind(len(self._token_ids) if cut is None else cut.start)
         return max(0, len(self._token_ids) - before)
 
-    def _input(self, image: ChatImage) -> Patches | EncodedImage:
+    def _input(self, image: ChatMedia) -> MediaInput:
         features = None
         if self._results is not None:
             shape = (image.num_tokens, self._config.text.hidden_size)
@@ -281,9 +281,9 @@ class CachedSequence:
 
 def _cut_image(prompt: TextPrompt, length: int) -> range | None:
     """The image of which the first `length` tokens have a part."""
-    return next((span for span in prompt.images if span.start < length < span.stop), None)
+    return next((span for span in prompt.media if span.start < length < span.stop), None)
 
 
-def _placed(prompt: TextPrompt, images: Sequence[ChatImage]) -> list[PlacedImage]:
-    pairs = zip(prompt.images, images, strict=True)
+def _placed(prompt: TextPrompt, images: Sequence[ChatMedia]) -> list[PlacedImage]:
+    pairs = zip(prompt.media, images, strict=True)
     return [PlacedImage(span.start, span.stop, image.content_key) for span, image in pairs]

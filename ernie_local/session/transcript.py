@@ -15,23 +15,32 @@ from ernie_local.files import read_plain, written_whole
 from ernie_local.media.detail import with_image_tokens
 from ernie_local.media.image_view import CropBox
 from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.media.video_sampling import VideoSampling
 from ernie_local.model_files import ModelFiles
 from ernie_local.session.image import ChatImage, ImageOrigin, open_same_image, open_zoomed
 from ernie_local.session.image_tools import zoom_tool
-from ernie_local.session.messages import CallRound, ChatMessage, ChatTurn, FinishReason, MessagePart
+from ernie_local.session.messages import (
+    CallRound,
+    ChatMedia,
+    ChatMessage,
+    ChatTurn,
+    FinishReason,
+    MessagePart,
+)
 from ernie_local.session.tools import Toolbox, ToolSource, described_name
+from ernie_local.session.video import ChatVideo, open_same_video
 from ernie_local.strict_json import show
 from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import Role
 
 FORMAT_NAME = "ernie-local chat"
-# 3: no tool was run; 2: no image was cut or bounded; 1: a turn asked with one text after its images.
+# 3: no video, and no tool was run; 2: no image was cut or bounded; 1: one text after its images a turn.
 FORMAT_VERSION = 4
 MAX_CHAT_BYTES = 64 << 20
 _LARGEST = 1e9  # side of a place in an image
 
 _Value = TypeVar("_Value")
-_OpenImage: TypeAlias = Callable[[dict[str, object]], ChatImage]
+_OpenMedia: TypeAlias = Callable[[dict[str, object]], ChatMedia]
 _ROLES: tuple[Role, ...] = get_args(Role)
 _FINISH_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
 
@@ -49,6 +58,11 @@ class SavedChat:
     def images(self) -> list[ChatImage]:
         """Those of all turns, in their order."""
         return [image for turn in self.turns for image in turn.images]
+
+    @property
+    def media(self) -> list[ChatMedia]:
+        """Images and videos of all turns, in their order."""
+        return [one for turn in self.turns for one in turn.media]
 
     def with_tools(self, tools: Sequence[ToolSource], zoom: bool = False) -> SavedChat:
         """The same with tools to run, in the places of those that the file describes by the same names.
@@ -112,8 +126,8 @@ def read_saved_chat(
         system = None if content["system"] is None else _expect(content["system"], str)
         tools = tuple(_expect(tool, dict) for tool in _expect(content["tools"], list))
         entries = [_expect(turn, dict) for turn in _expect(content["turns"], list)]
-        open_image = partial(_image_from_json, processor=files.image_processor, password=password)
-        turns = tuple(_turn_from_json(entry, open_image) for entry in entries)
+        open_media = partial(_media_from_json, files=files, password=password)
+        turns = tuple(_turn_from_json(entry, open_media) for entry in entries)
     except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(path, f"a part of it is missing or wrong: {error}") from error
     return SavedChat(system, tools, turns)
@@ -151,27 +165,69 @@ def _calls_to_json(calls: Sequence[ToolCall]) -> list[dict[str, object]]:
 
 
 def _part_to_json(number: int, part: MessagePart) -> object:
-    """A text as it is, an image as its path and size, with what was cut and the bound of its tokens."""
+    """A text as it is, an image as its path and size, with what was cut and the bound of its tokens; a video
+    as its path, size and frames, with how they were chosen."""
     if isinstance(part, str):
         return part
-    assert isinstance(part, ChatImage), "a turn holds opened images"
-    entry: dict[str, object]
-    if part.origin is not None and part.origin.path is not None:
-        size, box = part.view.original_size, part.origin.box
-        entry = {"path": part.origin.path, "original_size": list(size), "zoomed": list(box)}
-    elif part.path is None:
+    assert isinstance(part, ChatImage | ChatVideo), "a turn holds opened images and videos"
+    zoomed = part.origin if isinstance(part, ChatImage) else None
+    path = part.path if zoomed is None else zoomed.path
+    if path is None:
+        kind = "an image" if isinstance(part, ChatImage) else "a video"
         raise UsageError(
-            f"turn {number} of the chat has an image without a path ({part.name})",
-            "a saved chat names its images by their files, and this one came from memory or a pipe",
-            "save the image as a file and ask about that file",
+            f"turn {number} of the chat has {kind} without a path ({part.name})",
+            "a saved chat names its images and videos by their files, and this came from memory or a pipe",
+            "save it as a file and ask about that file",
         )
+    return _video_to_json(path, part) if isinstance(part, ChatVideo) else _image_to_json(path, part)
+
+
+def _video_to_json(path: str, video: ChatVideo) -> dict[str, object]:
+    report = video.report
+    chosen = {
+        "fps": report.wanted_fps,
+        "num_chosen": report.wanted_frames,
+        "start": report.start,
+        "end": report.end,
+    }
+    return {
+        "video": path,
+        "size": list(report.original_size),
+        "frames": report.num_frames,
+        **{key: value for key, value in chosen.items() if value is not None},
+    }
+
+
+def _image_to_json(path: str, image: ChatImage) -> dict[str, object]:
+    report, zoomed = image.report, image.origin
+    entry: dict[str, object] = {"path": path}
+    if zoomed is None:
+        entry["size"] = list(report.original_size)
+        if report.crop is not None:
+            entry["crop"] = list(report.crop)
     else:
-        entry = {"path": part.path, "size": list(part.report.original_size)}
-        if part.report.crop is not None:
-            entry["crop"] = list(part.report.crop)
-    if part.report.max_tokens is not None:
-        entry["max_tokens"] = part.report.max_tokens
+        entry |= {"original_size": list(image.view.original_size), "zoomed": list(zoomed.box)}
+    if report.max_tokens is not None:
+        entry["max_tokens"] = report.max_tokens
     return entry
+
+
+def _media_from_json(entry: dict[str, object], files: ModelFiles, password: str | None) -> ChatMedia:
+    if "video" in entry:
+        return _video_from_json(entry, files)
+    return _image_from_json(entry, files.image_processor, password)
+
+
+def _video_from_json(entry: dict[str, object], files: ModelFiles) -> ChatVideo:
+    width, height = (_expect(value, int) for value in _expect(entry["size"], list))
+    fps, start, end = (None if key not in entry else _number(entry[key]) for key in ("fps", "start", "end"))
+    frames = _expect(entry["num_chosen"], int) if "num_chosen" in entry else None
+    try:
+        sampling = VideoSampling(fps, frames, start=start, end=end)
+    except UsageError as error:
+        raise ValueError(error.what) from error
+    num_frames, path = _expect(entry["frames"], int), _expect(entry["video"], str)
+    return open_same_video(path, (width, height), num_frames, sampling, files.video_processor)
 
 
 def _image_from_json(
@@ -205,15 +261,15 @@ def _numbers(value: object, count: int) -> list[float]:
     return numbers
 
 
-def _turn_from_json(turn: dict[str, object], open_image: _OpenImage) -> ChatTurn:
+def _turn_from_json(turn: dict[str, object], open_media: _OpenMedia) -> ChatTurn:
     if "question" in turn:
         entries = [_expect(message, dict) for message in _expect(turn["question"], list)]
     else:  # version 1
         entries = [{"role": turn["role"], "content": [*_expect(turn["images"], list), turn["text"]]}]
     rounds = [_expect(one, dict) for one in _expect(turn.get("rounds", []), list)]
     return ChatTurn(
-        question=tuple(_message_from_json(entry, open_image) for entry in entries),
-        rounds=tuple(_round_from_json(one, open_image) for one in rounds),
+        question=tuple(_message_from_json(entry, open_media) for entry in entries),
+        rounds=tuple(_round_from_json(one, open_media) for one in rounds),
         thinking=_expect(turn["thinking"], bool),
         reasoning=_expect(turn["reasoning"], str),
         answer=_expect(turn["answer"], str),
@@ -222,13 +278,13 @@ def _turn_from_json(turn: dict[str, object], open_image: _OpenImage) -> ChatTurn
     )
 
 
-def _round_from_json(one: dict[str, object], open_image: _OpenImage) -> CallRound:
+def _round_from_json(one: dict[str, object], open_media: _OpenMedia) -> CallRound:
     results = [_expect(message, dict) for message in _expect(one["results"], list)]
     return CallRound(
         text=_expect(one["text"], str),
         reasoning=_expect(one["reasoning"], str),
         tool_calls=_calls_from_json(one["tool_calls"]),
-        results=tuple(_message_from_json(message, open_image) for message in results),
+        results=tuple(_message_from_json(message, open_media) for message in results),
     )
 
 
@@ -237,9 +293,9 @@ def _calls_from_json(value: object) -> tuple[ToolCall, ...]:
     return tuple(ToolCall(_expect(call["name"], str), _expect(call["arguments"], dict)) for call in calls)
 
 
-def _message_from_json(message: dict[str, object], open_image: _OpenImage) -> ChatMessage:
+def _message_from_json(message: dict[str, object], open_media: _OpenMedia) -> ChatMessage:
     content = _expect(message["content"], list)
-    parts = tuple(part if isinstance(part, str) else open_image(_expect(part, dict)) for part in content)
+    parts = tuple(part if isinstance(part, str) else open_media(_expect(part, dict)) for part in content)
     return ChatMessage(_one_of(_ROLES, message["role"]), parts)
 
 
@@ -247,6 +303,10 @@ def _expect(value: object, kind: type[_Value]) -> _Value:
     if not isinstance(value, kind):
         raise TypeError(f"{show(value)} where a {kind.__name__} belongs")
     return value
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int) else _expect(value, float)
 
 
 def _one_of(known: tuple[_Value, ...], value: object) -> _Value:

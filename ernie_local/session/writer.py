@@ -146,7 +146,8 @@ def check_fits(prompt: TextPrompt, context_size: int) -> None:
         return
     raise DoesNotFit(
         f"the prompt of {num_tokens} tokens leaves no room in the context of {context_size} tokens",
-        f"{prompt.num_image_tokens} are for {len(prompt.images)} images, and an answer needs at least 1 more",
+        f"{sum(map(len, prompt.media))} are for {len(prompt.media)} images and videos, and an answer needs at"
+        " least 1 more",
         f"a larger {parameter('context_size')}, a shorter text, a smaller {parameter('image_tokens')}, or "
         "fewer turns",
     )

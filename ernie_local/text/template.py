@@ -102,6 +102,16 @@ class TextPrompt:
         """Placeholders of all images."""
         return sum(map(len, self.images))
 
+    @property
+    def num_video_tokens(self) -> int:
+        """Placeholders of all videos."""
+        return sum(map(len, self.videos))
+
+    @property
+    def media(self) -> tuple[range, ...]:
+        """Where the placeholders of images and videos are, in the order of the prompt."""
+        return tuple(sorted((*self.images, *self.videos), key=lambda span: span.start))
+
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:

@@ -14,6 +14,7 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.media.video_config import published_video_processor
 from ernie_local.packing.formats import formats_for, largest_first
 from ernie_local.planner.gpu import GpuPlan, plan_gpu
 from ernie_local.planner.gpus import usable_bytes
@@ -88,7 +89,8 @@ def plan_in(
     config: ModelConfig, processor: ImageProcessorConfig, tables: QuantizationConfig, vram_bytes: int
 ) -> GpuPlan:
     """A usual conversation with the model in these tables, with RAM enough."""
-    model = ModelSize("the quantized model", dataclasses.replace(config, quantization=tables), processor)
+    packed = dataclasses.replace(config, quantization=tables)
+    model = ModelSize("the quantized model", packed, processor, published_video_processor(processor))
     context_size = min(USUAL_TOKENS, config.text.max_position_embeddings)
     chat = ChatPlan(context_size, "bfloat16", "bfloat16", may_shrink_cache=True)
     return plan_gpu(model, chat, vram_bytes, Budget(None))

@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 from ernie_local.errors import NoAnswer, UsageError
 from ernie_local.session import Answer, Piece, Timings, Usage
 from ernie_local.session.boxes import locate_boxes
+from ernie_local.session.times import locate_times
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -82,7 +83,9 @@ class FakeChat:
     history: tuple[Any, ...] = ()
     is_stopped: bool = False
 
-    def ask(self, text: str, images: Sequence[Any] = (), **settings: Any) -> Iterator[Piece]:
+    def ask(
+        self, text: str, images: Sequence[Any] = (), videos: Sequence[Any] = (), **settings: Any
+    ) -> Iterator[Piece]:
         self.is_stopped = False
         self.questions.append({"text": text, "images": [image.name for image in images], **settings})
         if self.error is not None:
@@ -110,11 +113,15 @@ class FakeChat:
             peak_memory_bytes=3 << 30,
             boxes=boxes,
             box_notes=box_notes,
+            times=locate_times(answer, videos, len(videos)),
         )
         if not self.last.text and not self.is_stopped:
             raise NoAnswer("no answer", "thoughts", "--think-budget 5")
         if said:
-            self.history = (*self.history, SimpleNamespace(text=text, images=tuple(images)))
+            self.history = (*self.history, self._turn(text, images, videos))
+
+    def _turn(self, text: str, images: Sequence[Any], videos: Sequence[Any]) -> Any:
+        return SimpleNamespace(text=text, images=tuple(images), media=(*images, *videos))
 
     def retry(self, **settings: Any) -> Iterator[Piece]:
         if not self.history:

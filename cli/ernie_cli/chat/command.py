@@ -14,11 +14,12 @@ from ernie_cli.chat.request import check_chat_options, read_questions
 from ernie_cli.console import Console
 from ernie_cli.form_options import note_form
 from ernie_cli.images import open_given_images, show_reports
+from ernie_cli.videos import check_given_videos, open_given_videos
 from ernie_local.errors import Interrupted
 
 if TYPE_CHECKING:
     from ernie_cli.chat.result import ChatResult
-    from ernie_local.session import Answer, AnswerBox, Chat, ChatImage
+    from ernie_local.session import Answer, Chat, ChatMedia
 
 
 def chat(options: ChatOptions, result: ChatResult) -> None:
@@ -36,6 +37,7 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
     with console.working("opening images"):
         stdin = None if sys.stdin is None else sys.stdin.buffer
         opened = open_given_images(options.images, stdin, console, options.password)
+        check_given_videos(options.videos, options.fps, options.frames)
     max_pixels, image_tokens = options.max_pixels_count(), options.image_tokens_count()
     files = model_files.find_model_files(
         downloaded(options.model, console), max_pixels=max_pixels, image_tokens=image_tokens
@@ -46,7 +48,9 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
         from ernie_local import session
 
         tools = make_tools(options, console)
-        measured = conversation.measure_images(opened, options, files)
+        images = conversation.measure_images(opened, options, files)
+        videos = open_given_videos(options.videos, options.fps, options.frames, files, console)
+        measured: list[ChatMedia] = [*images, *videos]
         session.check_first_question(
             files,
             questions[0] if questions else "",
@@ -59,27 +63,28 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
             tools=tools,
         )
         if options.draw is not None:
-            session.drawing_paths(options.draw, measured)
+            session.drawing_paths(options.draw, images)
     if options.form is not None and options.form.instruction:
         note_form(console, options.model, "--bare-question")
     if not questions or options.interactive:
         interactive.chat_line_by_line(options, files, console, measured, questions, tools)
         return
     show_reports(measured, console)
-    result.set_images([image.report for image in measured])
+    result.set_images([image.report for image in images])
+    result.set_videos([video.report for video in videos])
     opened_chat = conversation.open_chat(options, files, console, measured, tools)
     with (
         conversation.trace_written(options.trace, opened_chat, console),
         conversation.saved_at_the_end(options.save, lambda: opened_chat),
     ):
-        images: Sequence[ChatImage] = measured
-        boxes: list[AnswerBox] = []
+        attached: Sequence[ChatMedia] = measured
+        answers: list[Answer] = []
         for question in questions:
             result.begin_question()
-            boxes += _answer_once(opened_chat, options, console, question, images, result).boxes
-            images = ()
+            answers.append(_answer_once(opened_chat, options, console, question, attached, result))
+            attached = ()
         if options.draw is not None:
-            result.drawings = conversation.draw_answers(options.draw, boxes, opened_chat, console)
+            result.drawings = conversation.draw_answers(options.draw, answers, opened_chat, console)
 
 
 def _answer_once(
@@ -87,7 +92,7 @@ def _answer_once(
     options: ChatOptions,
     console: Console,
     question: str,
-    images: Sequence[ChatImage],
+    images: Sequence[ChatMedia],
     result: ChatResult,
 ) -> Answer:
     """Answer the question; raises Interrupted or NoAnswer where that is how it ended."""

@@ -53,7 +53,7 @@ def measure_images(
 
 
 def load_for_chat(
-    options: MemoryOptions, files: ModelFiles, console: Console, images: Sequence[session.ChatImage] = ()
+    options: MemoryOptions, files: ModelFiles, console: Console, images: Sequence[session.ChatMedia] = ()
 ) -> LoadedModel:
     """Load the weights as the options say; what the runtime warns of is told on the console.
 
@@ -85,7 +85,7 @@ def open_chat(
     options: ChatOptions,
     files: ModelFiles,
     console: Console,
-    images: Sequence[session.ChatImage],
+    images: Sequence[session.ChatMedia],
     tools: Sequence[session.ChatTool] = (),
 ) -> session.Chat:
     """Load the model and begin a chat, or continue the one of --load. images: of the first question."""
@@ -94,7 +94,7 @@ def open_chat(
     saved = None if options.load is None else session.read_saved_chat(options.load, files, options.password)
     saved = None if saved is None else saved.with_tools(tools)
     settings = chat_settings(options)
-    before = [] if saved is None else saved.images
+    before = [] if saved is None else saved.media
     model = load_for_chat(options, files, console, [*before, *images])
     notice = native_notice()
     if notice is not None:
@@ -167,7 +167,7 @@ def saved_at_the_end(path: Path | None, chat: Callable[[], session.Chat]) -> Ite
 def ask(
     chat: session.Chat,
     question: str | None,
-    images: Sequence[session.ChatImage],
+    images: Sequence[session.ChatMedia],
     options: ChatOptions,
     console: Console,
 ) -> session.Answer:
@@ -179,7 +179,9 @@ def ask(
     held_back: list[str] = []
     chat.on_progress = _progress_on(console)
     chat.on_step = partial(show_step, options, console)
-    pieces = chat.retry if question is None else partial(chat.ask, question, images=images)
+    videos = [one for one in images if isinstance(one, session.ChatVideo)]
+    pictures = [one for one in images if isinstance(one, session.ChatImage)]
+    pieces = chat.retry if question is None else partial(chat.ask, question, images=pictures, videos=videos)
     try:
         with (
             stop_requests(chat.stop, SIGINT),
@@ -216,10 +218,18 @@ def ask(
 
 
 def draw_answers(
-    path: Path, boxes: Sequence[session.AnswerBox], chat: session.Chat, console: Console
+    path: Path,
+    answers: Sequence[session.Answer],
+    chat: session.Chat,
+    console: Console,
 ) -> list[str]:
-    """Draw boxes on copies of the images of the chat, and tell what was drawn where; the files written."""
-    images = [image for turn in chat.history for image in turn.images]
+    """Draw boxes on copies of the images of the chat, and moments of its videos on a sheet; tell what was
+    drawn where. Returns the files written."""
+    boxes = [box for answer in answers for box in answer.boxes]
+    times = [time for answer in answers for time in answer.times]
+    media = [one for turn in chat.history for one in turn.media]
+    images = [one for one in media if isinstance(one, session.ChatImage)]
+    videos = [one for one in media if isinstance(one, session.ChatVideo)]
     notes = chat.last.box_notes if chat.last is not None else ()
     for note in notes:
         console.warn(printable_line(note))
@@ -230,11 +240,15 @@ def draw_answers(
         else:
             place = ", ".join(f"{side:.0f}" for side in box.original)
             console.note(f"box {number}{label}: {box.name} [{place}]")
+    for number, time in enumerate(times, start=1):
+        console.note(f"time {number}: {printable_line(time.name or 'a video')} {time.seconds:g} s")
     written = session.write_drawings(path, boxes, images)
+    written += session.write_sheet(session.sheet_path(path, has_images=bool(images)), times, videos)
     for drawing in written:
         console.note(f"drawn: {drawing}")
     if not written:
-        console.warn(f"nothing is drawn: the answer names no place in {len(images)} images")
+        of_videos = f" and no time in {len(videos)} videos" if videos else ""
+        console.warn(f"nothing is drawn: the answer names no place in {len(images)} images{of_videos}")
     return [str(drawing) for drawing in written]
 
 
@@ -253,6 +267,7 @@ def stats_line(answer: session.Answer, load_seconds: float) -> str:
     """Tokens, seconds and memory of an answer in one line, and one for each memory of paged experts."""
     usage, timings = answer.usage, answer.timings
     images = f" ({usage.image_tokens} of images)" if usage.image_tokens else ""
+    images += f" ({usage.video_tokens} of videos)" if usage.video_tokens else ""
     thoughts = f" ({usage.reasoning_tokens} of thoughts)" if usage.reasoning_tokens else ""
     new_tokens, seconds = usage.prompt_tokens - usage.cached_tokens, timings.image + timings.prefill
     cached = f", {usage.cached_tokens} cached" if usage.cached_tokens else ""

@@ -25,7 +25,7 @@ class AskedQuestion(NamedTuple):
     """A question of this session that is no turn of the history."""
 
     text: str
-    images: Sequence[session.ChatImage]
+    images: Sequence[session.ChatMedia]
 
 
 class SlashCommand(NamedTuple):
@@ -64,7 +64,7 @@ class InteractiveChat:
         self._tools = tools
         self._options = options
         self._console = console
-        self._waiting: list[session.ChatImage] = []
+        self._waiting: list[session.ChatMedia] = []
         self._files = files
         self._is_over = False
         self._unanswered: AskedQuestion | None = None
@@ -87,7 +87,7 @@ class InteractiveChat:
             if line.strip():
                 self._handle(line)
 
-    def attach(self, images: Sequence[session.ChatImage]) -> None:
+    def attach(self, images: Sequence[session.ChatMedia]) -> None:
         """Let images wait for the next question, and say what the model will see of them."""
         show_reports(images, self._console)
         self._waiting.extend(images)
@@ -116,13 +116,13 @@ class InteractiveChat:
                 "(to send text that starts with a slash, type a blank first)"
             )
 
-    def _ask(self, question: str, images: Sequence[session.ChatImage]) -> None:
+    def _ask(self, question: str, images: Sequence[session.ChatMedia]) -> None:
         self._unanswered = AskedQuestion(question, tuple(images))
         if self._answer(question, images):
             self._unanswered = None
             self._waiting = [image for image in self._waiting if not any(image is one for one in images)]
 
-    def _answer(self, question: str | None, images: Sequence[session.ChatImage] = ()) -> bool:
+    def _answer(self, question: str | None, images: Sequence[session.ChatMedia] = ()) -> bool:
         """Show the answer as `conversation.ask` does, and tell how it went; whether the chat keeps it."""
         before = self.chat.history
         answer = conversation.ask(self.chat, question, images, self._options, self._console)
@@ -206,12 +206,14 @@ class InteractiveChat:
     def _begin(self, chat: session.Chat) -> None:
         self.chat, self._unanswered = chat, None
 
-    @_slash_command("/draw", "FILE", "draw the boxes of the last answer on a copy of the image")
+    @_slash_command(
+        "/draw", "FILE", "draw the boxes of the last answer on its image, and the moments that it names"
+    )
     def _draw(self, argument: str) -> None:
         path = _one_path("/draw", argument)
         check_drawing_path(path)
-        boxes = () if self.chat.last is None else self.chat.last.boxes
-        conversation.draw_answers(path, boxes, self.chat, self._console)
+        answers = [] if self.chat.last is None else [self.chat.last]
+        conversation.draw_answers(path, answers, self.chat, self._console)
 
     @_slash_command("/save", "FILE", "write the chat to a file")
     def _save(self, argument: str) -> None:
@@ -257,7 +259,7 @@ def chat_line_by_line(
     options: ChatOptions,
     files: ModelFiles,
     console: Console,
-    images: Sequence[session.ChatImage],
+    images: Sequence[session.ChatMedia],
     first_prompts: Sequence[str],
     tools: Sequence[session.ChatTool] = (),
 ) -> None:

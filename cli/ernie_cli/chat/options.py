@@ -47,6 +47,21 @@ class ChatOptions(ToolOptions, FormOptions, ThinkingOptions, MemoryOptions, Imag
         help="An image, pages of a PDF (invoice.pdf:1-3), a folder, or a pattern such as 'scans/*.png'; "
         "- reads stdin. Repeatable. Images stand before the text.",
     )
+    videos: tuple[str, ...] = file_option(
+        "--video",
+        default=(),
+        help="A video, moving GIF or WebP, or a part of one (clip.mp4@00:10-00:35). Repeatable. Videos stand "
+        "between images and text. Needs pip install 'ernie-local[video]'.",
+    )
+    fps: float | None = option(
+        metavar="X",
+        min=0.001,
+        max=1000.0,
+        help="Frames of each second of a video that the model sees. Default: 2, or 16 to 180 in all.",
+    )
+    frames: int | None = option(
+        metavar="N", min=1, max=180, help="So many frames of each video instead, evenly spread."
+    )
     password: str | None = password_option()
     interactive: bool = option(
         "-i", "--interactive", default=False, help="Chat line by line even if stdin is no terminal."
@@ -89,7 +104,7 @@ class ChatOptions(ToolOptions, FormOptions, ThinkingOptions, MemoryOptions, Imag
     draw: Path | None = file_option(
         metavar="PNG",
         help="Draw the boxes that the answers name on a copy of the image, and save it in PNG; with several "
-        "images, number 2 is in NAME-2.png.",
+        "images, number 2 is in NAME-2.png. Of a video: the frames at the times that the answers name.",
     )
     save: Path | None = file_option(help="Write the chat to FILE at the end.")
     load: Path | None = file_option(help="Continue a chat written by --save.")

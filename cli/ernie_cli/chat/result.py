@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 from ernie_cli.json_object import fill_result
 
 if TYPE_CHECKING:
+    from ernie_local.media.video_size import VideoReport
     from ernie_local.session import Answer, ImageReport, ToolStep
 
 
@@ -19,6 +20,7 @@ class UsageObject:
     prompt_tokens: int | None = None
     """Of the whole prompt: system text, earlier turns of `--load`, images, the question."""
     image_tokens: int | None = None  #: Those of them that stand for images.
+    video_tokens: int | None = None  #: Those of them that stand for videos.
     cached_tokens: int | None = None
     """Those of them that were computed earlier and not again: for an earlier turn, or an earlier run with
     `--cache`; 0 for the first question without it."""
@@ -156,6 +158,32 @@ class StepObject:
 
 
 @dataclass
+class VideoObject:
+    """A video of this question. Sizes are [width, height] in pixels."""
+
+    name: str  #: With the part that is seen.
+    size: Annotated[list[int], "original_size"]  #: As it was.
+    resized: Annotated[list[int], "resized_size"]  #: Each frame as the model sees it.
+    seconds: Annotated[float, "duration"]  #: Of the whole file, at its average frame rate.
+    fps: float  #: Frames a second of the file.
+    num_frames: int  #: Of the file.
+    frames: list[int]  #: Numbers of those that the model sees, from 0.
+    times: list[float]  #: The seconds that are written on them.
+    tokens: int  #: In the prompt.
+
+
+@dataclass
+class TimeObject:
+    """A moment of a video that the answer names."""
+
+    seconds: float  #: From the start of the file.
+    text: str  #: The words for it.
+    video: int | None
+    """Number of the video, from 1 over the whole chat; null where there are several and it is not said."""
+    name: str | None  #: Of that video.
+
+
+@dataclass
 class EarlierAnswerObject:
     """An answer to a question before the last one."""
 
@@ -168,6 +196,7 @@ class EarlierAnswerObject:
     timings: TimingsObject
     boxes: list[BoxObject]
     steps: list[StepObject]
+    times: list[TimeObject]
 
 
 @dataclass
@@ -196,6 +225,9 @@ class ChatResult:
     """What of the answer looks like a box and is none, or was cut at the edge of the image."""
     steps: list[StepObject] = field(default_factory=list)
     """The calls of tools that were run on the way to the answer, in order: `--zoom`, `--tool`."""
+    videos: list[VideoObject] = field(default_factory=list)  #: In order.
+    times: list[TimeObject] = field(default_factory=list)
+    """Moments of videos, in the order of the answer."""
     drawings: list[str] = field(default_factory=list)  #: The files that `--draw` wrote.
     earlier: list[EarlierAnswerObject] = field(default_factory=list)
     """With several `-p`: the answers before that of `text`, in order."""
@@ -208,11 +240,15 @@ class ChatResult:
         self.text = self.reasoning = self.finish_reason = self.paging = self.value = None
         self.confidence = {}
         self.usage, self.timings, self.memory = UsageObject(), TimingsObject(), PeakMemoryObject()
-        self.boxes, self.box_notes, self.steps = [], [], []
+        self.boxes, self.box_notes, self.times, self.steps = [], [], [], []
 
     def set_images(self, reports: Sequence[ImageReport]) -> None:
         """Fill in what the model will see of the images."""
         self.images = [fill_result(ImageObject, report, scale=round(report.scale, 4)) for report in reports]
+
+    def set_videos(self, reports: Sequence[VideoReport]) -> None:
+        """Fill in what the model will see of the videos."""
+        self.videos = [fill_result(VideoObject, report) for report in reports]
 
     def set_answer(self, answer: Answer, load_seconds: float) -> None:
         """Fill in the answer; `load_seconds` is the time the model took to load."""
@@ -231,5 +267,6 @@ class ChatResult:
         self.boxes = [fill_result(BoxObject, box) for box in answer.boxes]
         self.box_notes = list(answer.box_notes)
         self.steps = [StepObject.of(step) for step in answer.steps]
+        self.times = [fill_result(TimeObject, time) for time in answer.times]
         self.memory = PeakMemoryObject(answer.peak_memory_bytes)
         self.paging = None if answer.paging is None else fill_result(PagingObject, answer.paging)

@@ -69,6 +69,17 @@ class VramOptions(ImageOptions, CommonOptions):
         metavar="FILE|WxH",
         help="An image in the chat, or its size such as 2480x3508. Repeatable.",
     )
+    video: tuple[str, ...] = file_option(
+        default=(),
+        metavar="FILE|LENGTH@WxH",
+        help="A video in the chat, or its length and size such as 60s@1920x1080 or 2h@1280x720. Repeatable.",
+    )
+    fps: float | None = option(
+        metavar="X", min=0.001, max=1000.0, help="Frames of each second of a video, as for chat."
+    )
+    frames: int | None = option(
+        metavar="N", min=1, max=180, help="So many frames of each video, as for chat."
+    )
     password: str | None = password_option()
     context_size: str | None = context_size_option()
     parallel: int = option(
@@ -125,6 +136,7 @@ def vram(options: VramOptions, result: VramResult) -> None:
     """
     from ernie_cli.vram import report as reports
     from ernie_cli.vram import solving, text
+    from ernie_cli.vram.videos import measured_videos, video_lines
     from ernie_local.planner.model_size import with_bits
 
     _check_options(options)
@@ -135,9 +147,11 @@ def vram(options: VramOptions, result: VramResult) -> None:
     with console.telling_warnings(), console.working("reading headers"):
         plain = reports.find_model(options)
     model = with_bits(plain, options.bits, options.dense)
-    chats = reports.converse(model, options)
+    videos = measured_videos(options, model)
+    chats = reports.converse(model, options, videos=tuple(video.as_image() for video in videos))
     has_gpu = options.sessions or options.gpu is not None or options.vram is not None
     result.set_model(model, chats.on_gpu if has_gpu else chats.on_cpu)
+    console.show(video_lines(result.set_videos(videos)))
     if options.sessions:
         console.show(text.session_lines(result.set_sessions(options, (model, chats.on_gpu))))
         return

@@ -213,10 +213,15 @@ def find_model(options: VramOptions) -> ModelSize:
     return dataclasses.replace(model, processor=with_image_tokens(processor, options.image_tokens_count()))
 
 
-def converse(model: ModelSize, options: VramOptions, images: tuple[ImageReport, ...] | None = None) -> Chats:
+def converse(
+    model: ModelSize,
+    options: VramOptions,
+    images: tuple[ImageReport, ...] | None = None,
+    videos: tuple[ImageReport, ...] = (),
+) -> Chats:
     """The conversation that the options describe; where they say nothing, what a chat would choose.
 
-    images: None for those of the options.
+    images: None for those of the options. videos: as images, which `images` has already where it is given.
 
     DoesNotFit for a context beyond the model's, or that images alone fill; ModelUnusable for images where the
     model's files do not say how they are read.
@@ -225,7 +230,7 @@ def converse(model: ModelSize, options: VramOptions, images: tuple[ImageReport, 
     model_limit = model.config.text.max_position_embeddings
     context_size = defaults.context_tokens(asked, model_limit)
     if images is None:
-        images = tuple(_measured(options, model, context_size))
+        images = (*videos, *_measured(options, model, context_size))
     may_shrink = options.kv_dtype == defaults.AUTO
     types = [_number_types(model, options, on_gpu) for on_gpu in (False, True)]
     counts = options.parallel, 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,6 +20,7 @@ from ernie_local.sizes import GIB, parse_bytes
 if TYPE_CHECKING:
     from ernie_cli.vram.command import VramOptions
     from ernie_cli.vram.report import GpuRow, Report
+    from ernie_local.media.video_size import VideoReport
 
 
 @dataclass
@@ -95,6 +96,23 @@ class PricedImageObject:
     max_tokens: int | None  #: The bound that `--image-tokens` or `--detail` has set; null without one.
     kv_bytes: int  #: In the KV cache.
     encoder_bytes: int  #: Kept free while it is encoded.
+
+
+@dataclass
+class PricedVideoObject:
+    """A video. Sizes are [width, height] in pixels."""
+
+    name: str
+    original_size: list[int]
+    resized_size: list[int]  #: Each frame as the model sees it.
+    seconds: Annotated[float, "duration"]
+    num_frames: int  #: Of the video.
+    seen_frames: int  #: Those that the model sees.
+    patches: int
+    tokens: int
+    kv_bytes: int  #: In the KV cache.
+    reader_bytes: int  #: About the memory that reading it takes, before the model is loaded.
+    stored_bytes: int  #: Of the chosen frames, on disk until they have been encoded.
 
 
 @dataclass
@@ -229,6 +247,7 @@ class VramResult:
     model: ModelSizeObject | None = None
     conversation: ConversationObject | None = None
     images: list[PricedImageObject] = field(default_factory=list)
+    videos: list[PricedVideoObject] = field(default_factory=list)  #: `images` has them, too: NAME (video).
     cpu: CpuPlanObject | None = None
     gpu: GpuPlanObject | None = None
     gpus: list[KnownGpuObject] = field(default_factory=list)
@@ -258,6 +277,21 @@ class VramResult:
             )
             for image in conversation.images
         ]
+
+    def set_videos(self, videos: Sequence[VideoReport]) -> list[tuple[VideoReport, int]]:
+        """Fill in the videos, after `set_model`; each with its bytes in the KV cache."""
+        assert self.conversation is not None, "set_model has filled it in"
+        token_bytes = self.conversation.kv_bytes_per_token
+        self.videos = [
+            fill_result(
+                PricedVideoObject,
+                video,
+                seen_frames=len(video.frames),
+                kv_bytes=video.tokens * token_bytes,
+            )
+            for video in videos
+        ]
+        return [(video, video.tokens * token_bytes) for video in videos]
 
     def set_report(self, report: Report) -> None:
         """Fill in plans and speeds."""
