@@ -32,8 +32,8 @@ def _encode_pieces(model: ErnieModel, pieces: Sequence[MediaPiece], pauses: Paus
         groups = _streamed_groups(model, pieces)
     else:
         model.experts.make_room(model, model.encoding_bytes(pieces))
-        # Products of torch may give a row other bits beside other rows, and a stop may come between images.
-        groups = [[one] for one in pieces]
+        # Together unless a stop may come between them.
+        groups = [pieces] if pauses.should_stop is None else [[one] for one in pieces]
     num_done = 0
     for group in groups if pieces else ():
         pauses.reach("images", num_done, len(pieces))

@@ -23,7 +23,7 @@ class SheetFrame:
     label: str
 
 
-def draw_sheet(frames: Sequence[SheetFrame]) -> Image.Image:
+def draw_contact_sheet(frames: Sequence[SheetFrame]) -> Image.Image:
     """The frames in rows from left to right, all of one width; at most the first MOST_SHEET_FRAMES."""
     shown = [_shrunk(frame.image) for frame in frames[:MOST_SHEET_FRAMES]]
     columns = min(_MOST_COLUMNS, len(shown))

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ernie_local.files import place_of_new_file, shared_file
-from ernie_local.media.contact_sheet import SheetFrame, draw_sheet
+from ernie_local.media.contact_sheet import SheetFrame, draw_contact_sheet
 from ernie_local.media.video_sampling import clock_text
 from ernie_local.session.video import ChatVideo
 from ernie_local.text.times import find_times
@@ -69,5 +69,5 @@ def write_sheet(path: Path, times: Sequence[AnswerTime], videos: Sequence[ChatVi
     if not frames:
         return []
     with shared_file(place_of_new_file(path), "a drawing") as new:
-        draw_sheet(frames).save(new, "PNG")
+        draw_contact_sheet(frames).save(new, "PNG")
     return [path]

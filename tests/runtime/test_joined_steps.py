@@ -260,7 +260,8 @@ def test_an_answer_goes_on_between_images(packed_nano: Path) -> None:
     model = build(packed_nano, None)
     reader, writer, found = Engine(model, 128), Engine(model, 32), list[torch.Tensor]()
     prompt, images = image_prompt(model, 3, num_images=2)
-    expected = Engine(model, 128).prefill(prompt, images)
+    # One image after the other, too: beside others, products of torch may give an image other bits.
+    expected = Engine(model, 128).prefill(prompt, images, lambda: False)
     thread = threading.Thread(target=decode_into, args=(found, writer, ids(20, 2)))
     lengths: list[int] = []
 

@@ -19,6 +19,7 @@ from ernie_local.errors import Interrupted
 
 if TYPE_CHECKING:
     from ernie_cli.chat.result import ChatResult
+    from ernie_local.media.open_image import OpenedImage
     from ernie_local.session import Answer, Chat, ChatMedia
 
 
@@ -34,10 +35,7 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
     check_chat_options(options)
     questions = read_questions(options, sys.stdin)
     console = Console(quiet=options.as_json)
-    with console.working("opening images"):
-        stdin = None if sys.stdin is None else sys.stdin.buffer
-        opened = open_given_images(options.images, stdin, console, options.password)
-        check_given_videos(options.videos, options.fps, options.frames)
+    opened = _open_images(options, console)
     max_pixels, image_tokens = options.max_pixels_count(), options.image_tokens_count()
     files = model_files.find_model_files(
         downloaded(options.model, console), max_pixels=max_pixels, image_tokens=image_tokens
@@ -85,6 +83,15 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
             attached = ()
         if options.draw is not None:
             result.drawings = conversation.draw_answers(options.draw, answers, opened_chat, console)
+
+
+def _open_images(options: ChatOptions, console: Console) -> list[OpenedImage]:
+    """Those of the first question, whose videos are looked at as well, before a model is."""
+    with console.working("opening images"):
+        stdin = None if sys.stdin is None else sys.stdin.buffer
+        opened = open_given_images(options.images, stdin, console, options.password)
+        check_given_videos(options.videos, options.fps, options.frames)
+    return opened
 
 
 def _answer_once(

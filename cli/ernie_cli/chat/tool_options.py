@@ -35,7 +35,7 @@ class ToolOptions:
     )
     yes: bool = option("--yes", default=False, help="Run programs that the model calls without asking.")
     max_rounds: int | None = option(
-        metavar="N", min=1, help="Rounds of calls, after which the model has to answer. Default: 6."
+        metavar="N", min=1, max=1000, help="Rounds of calls, after which the model has to answer. Default: 6."
     )
     steps: Path | None = file_option(
         metavar="DIR", help="Write the images that tools show to the model to DIR, as picture-N.png."
