@@ -5,6 +5,7 @@ Test files take what they need as fixtures; they may import the classes below fo
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -439,3 +440,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubDouble]:
         monkeypatch.setattr(constants, "ENDPOINT", double.endpoint)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
         yield double
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage look again at what was imported and collected."""
+    gc.collect()
+    gc.freeze()

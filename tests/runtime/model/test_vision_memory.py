@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,7 +47,9 @@ def test_encoding_takes_what_is_kept_for_it(
 ) -> None:
     """At full width, without values (meta); a GPU's attention holds nothing of patches times patches."""
     monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda q, _k, _v: torch.empty_like(q))
-    config = published_model().config
+    published = published_model().config
+    # Each block takes the same memory.
+    config = replace(published, vision=replace(published.vision, depth=3))
     patches, grids = rows * columns, [(1, rows, columns)]
     with torch.device("meta"):
         tower, resampler = VisionTower(config.vision).to(dtype), Resampler(config).to(dtype)
