@@ -1,9 +1,10 @@
-"""Measures a nano checkpoint on held-out images, as it is and with damaged experts.
+"""Measures a nano checkpoint on held-out images, clips and sheets, as it is and with damaged experts.
 
     python calibration/nano/evaluate.py --model ernie_local/nano --images 500 --json build/nano/results.json
 
-Answers come from `ernie_local.Chat`, greedy, in float32; right means equal to the last character. The damaged
-variants show that the experts matter: a bank that costs nothing to lose cannot tell quantizers apart.
+Answers are greedy, in float32. Right means equal to the last character on images, and what the kind's measure
+counts as right on skills. The damaged variants show that the experts matter: a bank that costs nothing to
+lose cannot tell quantizers apart.
 """
 
 from __future__ import annotations
@@ -16,22 +17,27 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-for folder in (".", ".."):
+for folder in (".", "..", "../quant"):
     sys.path.insert(0, str((Path(__file__).resolve().parents[1] / folder).resolve()))
 
 import torch
 from torch import Tensor
 
 import ernie_local
-from ernie_calibration.generated import held_out_samples
+from ernie_calibration.generated import SampleFamily, held_out_samples
+from ernie_calibration.scoring import score
 from ernie_local.errors import NoAnswer
 from ernie_local.experts.resident import ResidentExperts
 from ernie_local.loading import LoadedModel
+from ernie_quant.evaluation.observation import Observer
+
+# What is measured beside reading, each on its own family of samples; close-ups without the zoom tool.
+SKILL_FAMILIES: tuple[SampleFamily, ...] = ("fields", "clips", "closeups")
 
 
-def count_right(model: LoadedModel, count: int, questions_each: int) -> dict[str, list[int]]:
+def count_right(model: LoadedModel, count: int, questions_each: int) -> dict[str, list[float]]:
     """Right and asked per question kind."""
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    counts: dict[str, list[float]] = defaultdict(lambda: [0, 0])
     for sample in held_out_samples(count, questions_each=questions_each, transcript_every=0):
         for turn in sample.turns:
             chat = ernie_local.Chat(model)
@@ -40,6 +46,19 @@ def count_right(model: LoadedModel, count: int, questions_each: int) -> dict[str
             answer = "" if chat.last is None else chat.last.text
             counts[turn.kind][0] += answer == turn.answer
             counts[turn.kind][1] += 1
+    return dict(sorted(counts.items()))
+
+
+def count_skills(model: LoadedModel, count: int) -> dict[str, list[float]]:
+    """Points and questions per kind, on `count` samples of each family. A point is a right answer."""
+    counts: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    observer = Observer(model)
+    for family in SKILL_FAMILIES:
+        samples = held_out_samples(count, families=(family,), questions_each=9)
+        for observations in observer.observe(samples, lambda *_: []):
+            for asked in (observation.asked for observation in observations):
+                counts[asked.turn.kind][0] += score(asked.turn.kind, asked.answer, asked.turn.answer)
+                counts[asked.turn.kind][1] += 1
     return dict(sorted(counts.items()))
 
 
@@ -84,6 +103,7 @@ def evaluate_nano() -> None:
     parser = argparse.ArgumentParser(description="Exact answers of a nano checkpoint on held-out images.")
     parser.add_argument("--model", default="nano", help="directory or nano")
     parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--skills", type=int, default=200, help="samples of each family of skills")
     parser.add_argument("--questions-each", type=int, default=9, help="most questions asked about each image")
     parser.add_argument("--damaged", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", type=Path, help="write the counts here as well")
@@ -99,10 +119,12 @@ def evaluate_nano() -> None:
         # One question an image is enough for a damaged variant.
         counts = count_right(model, arguments.images, arguments.questions_each if name == "as trained" else 1)
         right, asked = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
-        results[name] = {"right": right, "asked": asked, "kinds": counts}
-        print(f"{name}: {right} of {asked} = {right / asked:.1%}")
-        for kind, (kind_right, kind_asked) in counts.items():
-            print(f"    {kind}: {kind_right} of {kind_asked} = {kind_right / kind_asked:.1%}", flush=True)
+        skills = count_skills(model, arguments.skills) if arguments.skills else {}
+        results[name] = {"right": right, "asked": asked, "kinds": counts, "skills": skills}
+        print(f"{name}: {right:g} of {asked} = {right / asked:.1%}")
+        figures: dict[str, list[float]] = {**counts, **skills}
+        for kind, (kind_right, kind_asked) in figures.items():
+            print(f"    {kind}: {kind_right:g} of {kind_asked} = {kind_right / kind_asked:.1%}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 

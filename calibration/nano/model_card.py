@@ -8,10 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from safetensors import safe_open
+
+from nano.shape import NanoShape
 
 HEAD = """\
 ---
@@ -26,9 +31,9 @@ rendered invoices, receipts, forms, tables and charts. It ships with ernie-local
 offline, and it is small enough to test a quantizer or a cache on. It is no substitute for the real model: it
 knows the images of `calibration/ernie_calibration/images` and little else.
 
-Two banks of 16 experts a layer (text 192 wide, vision 64), top 4, one shared expert, auxiliary-loss-free
-balancing, dense layer 0, six layers of width 192, a vision tower of one layer, a tied head, 432 SentencePiece
-tokens.
+Two banks of {experts} experts a layer (text {text} wide, vision {vision}), top 4, one shared expert,
+auxiliary-loss-free balancing, dense layer 0, six layers of width 192, a vision tower of one layer, a tied
+head, {vocabulary} SentencePiece tokens.
 
 ## Measured
 
@@ -37,6 +42,16 @@ Greedy, float32. Exact means equal to the last character.
 
 | question kind | exact | of | share |
 |---|---:|---:|---:|
+"""
+SKILLS = """
+## Skills
+
+{samples} held-out samples of each kind of page. A place is right from half overlap on, JSON if all its values
+are. Small print is asked without the zoom tool.
+
+| question kind | right | of | share |
+|---|---:|---:|---:|
+{skills}
 """
 TAIL = """
 ## What its experts carry
@@ -67,20 +82,30 @@ def count_parameters(model: Path) -> int:
     return total
 
 
-def card(results: dict[str, Any], parameters: int, images: int, note: str) -> str:
+def card(results: dict[str, Any], parameters: int, images: int, samples: int, note: str) -> str:
     """The whole page, from what evaluate.py writes; `note` opens its limits."""
 
-    def row(name: str, right: int, asked: int) -> str:
-        return f"| {name} | {right} | {asked} | {right / asked:.1%} |"
+    def row(name: str, right: float, asked: int) -> str:
+        return f"| {name} | {right:g} | {asked} | {right / asked:.1%} |"
 
     damaged = results.copy()
     whole = damaged.pop("as trained")
     kinds = [row(kind, *pair) for kind, pair in whole["kinds"].items()]
     kinds.append(row("**all**", whole["right"], whole["asked"]))
     damages = [row(name, result["right"], result["asked"]) for name, result in damaged.items()]
-    head = HEAD.format(parameters=parameters / 1e6, images=images)
+    shape = NanoShape()
+    head = HEAD.format(
+        parameters=parameters / 1e6,
+        images=images,
+        experts=shape.num_experts,
+        text=shape.text_expert_size,
+        vision=shape.vision_expert_size,
+        vocabulary=shape.vocab_size,
+    )
     tail = TAIL.format(damages="\n".join(damages), note=f"{note}\n\n" if note else "")
-    return head + "\n".join(kinds) + "\n" + tail
+    skills = [row(kind, *pair) for kind, pair in whole["skills"].items()]
+    table = SKILLS.format(samples=samples, skills="\n".join(skills)) if skills else ""
+    return head + "\n".join(kinds) + "\n" + table + tail
 
 
 def write_nano_card() -> None:
@@ -89,10 +114,11 @@ def write_nano_card() -> None:
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the model directory")
     parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--samples", type=int, default=200, help="of each family of skills")
     parser.add_argument("--note", default="", help="a paragraph that opens the limits")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text())
-    page = card(results, count_parameters(arguments.out), arguments.images, arguments.note)
+    page = card(results, count_parameters(arguments.out), arguments.images, arguments.samples, arguments.note)
     (arguments.out / "README.md").write_text(page, encoding="utf-8")
 
 
