@@ -1,0 +1,85 @@
+"""nano's trainer: its loss falls, and a run that was stopped goes on as the whole one would have."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nano import train
+from nano.network import NanoNetwork
+from nano.shape import NanoShape
+from nano.streams import NUM_CHARACTER_CLASSES, Stream
+
+SHAPE = replace(
+    NanoShape(),
+    hidden_size=96,
+    dense_size=64,
+    num_experts=8,
+    text_expert_size=32,
+    vision_expert_size=16,
+    mrope_section=(4, 4, 4),
+    vision_size=64,
+)
+LINES = Stream(("text card",), (1, 2), batch=4, weight=1.0)
+CLIP = Stream(("clip",), (5, 8), batch=2, weight=0.1, num_frames=2)
+STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "NanoShape", lambda: SHAPE)
+    monkeypatch.setattr(train, "REPORT_EVERY", 4)
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr(train, "DataLoader", lambda maker, *_, **__: maker)  # without a process of its own
+    monkeypatch.setattr(train, "WARM_UP_STEPS", 4)
+    monkeypatch.setattr(train, "evaluate_and_report", lambda *_: None)
+
+
+def weights(work: Path) -> dict[str, torch.Tensor]:
+    loaded: dict[str, torch.Tensor] = torch.load(work / "checkpoint.pt")["network"]
+    return loaded
+
+
+@pytest.mark.slow
+def test_a_few_steps_lower_the_loss_and_a_stopped_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = train.Stage("lines", STEPS, (LINES, CLIP), 3e-3, 3e-3, 1.0, 0.3)
+    train.train(tmp_path / "whole", seed=3, stages=(stage,))
+    answers = [
+        float(found) for found in re.findall(r"answer (\S+)", (tmp_path / "whole/log.txt").read_text())
+    ]
+    assert len(answers) == STEPS // 4
+    assert answers[-1] < 0.9 * answers[0]
+
+    step = train.train_step
+    done: list[None] = []
+
+    def interrupted(network: NanoNetwork, *rest: object) -> list[float]:
+        done.append(None)
+        if len(done) == 7:  # two steps behind a checkpoint
+            raise KeyboardInterrupt
+        return step(network, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(tmp_path / "parts", seed=3, stages=(stage,))
+    assert torch.load(tmp_path / "parts/checkpoint.pt")["step"] == 4
+    monkeypatch.setattr(train, "train_step", step)
+    train.train(tmp_path / "parts", seed=3, stages=(stage,))
+    again = torch.load(tmp_path / "parts/checkpoint.pt")
+    assert again["step"] == STEPS
+    first, second = weights(tmp_path / "whole"), again["network"]
+    # A run draws new batches where it goes on, so that the two are near each other, and not equal.
+    fresh = NanoNetwork(SHAPE, NUM_CHARACTER_CLASSES).state_dict()
+    assert torch.equal(first["embed"], second["embed"]) is False
+    near, far = (float((first["embed"] - one["embed"]).norm()) for one in (second, fresh))
+    assert near < 0.5 * far
+    report = (tmp_path / "parts/log.txt").read_text()
+    assert re.search(rf"^lines {STEPS} ", report, re.MULTILINE)
+    losses = [float(found) for found in re.findall(r"answer (\S+)", report)]
+    assert losses[-1] < 0.9 * losses[0]
