@@ -37,6 +37,7 @@ CHARACTERS = "".join(chr(code) for code in range(33, 127)) + "£"
 NUM_CHARACTER_CLASSES = len(CHARACTERS) + 1  # 0: nothing printed
 
 THINKING_BATCHES = 0.12
+MOST_SKILLS = 2  # of an image: their answers are long
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +185,10 @@ class Converser:
             turns = [replace(turn, thought=join((seen, turn.thought), ""))]
         else:
             share = 0.7 if self.thinks else 0.0
-            questions = self._skill_questions(drawn) if self.has_skills else drawn.questions
-            turns = image_turns(random, drawn, questions, stream.questions, thinking_share=share)
+            questions, most = drawn.questions, stream.questions
+            if self.has_skills:
+                questions, most = tuple(self._skill_questions(drawn)), min(most, MOST_SKILLS)
+            turns = image_turns(random, drawn, questions, most, thinking_share=share)
         conversation.add_turns(turns, grid[0] * grid[1])
         image = with_wear(random, drawn.image, stream.look)
         pixels = with_noise(random, image, (grid[1] * side, grid[0] * side))

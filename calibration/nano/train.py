@@ -63,20 +63,20 @@ class Stage:
     pointing_weight: float
 
 
-TEXT_ONLY = Stream((), (0, 0), batch=96, weight=0.05, questions=3)
+TEXT_ONLY = Stream((), (0, 0), batch=48, weight=0.05, questions=3)
 CHARTS = ("bar chart", "line chart")
 LANDSCAPE, PORTRAIT, FRAME = (7, 11), (10, 8), (5, 8)
 LINES = (Stream(("text card",), (3, 5), batch=64, weight=1.0, look=VARIED_LOOK),)
 SMALL_PAGES = (
-    Stream(("invoice", "form", "receipt"), (7, 9), batch=48, weight=0.45, transcripts=0.3, skills=0.2),
-    Stream((*CHARTS, "table"), (6, 10), batch=48, weight=0.45, transcripts=0.2, skills=0.2),
+    Stream(("invoice", "form", "receipt"), (7, 9), batch=36, weight=0.45, transcripts=0.3, skills=0.2),
+    Stream((*CHARTS, "table"), (6, 10), batch=36, weight=0.45, transcripts=0.2, skills=0.2),
     TEXT_ONLY,
 )
 PAGES = (
     Stream(
         ("invoice", "form", "table", *CHARTS),
         LANDSCAPE,
-        batch=48,
+        batch=36,
         weight=0.6,
         transcripts=0.12,
         skills=0.35,
@@ -85,7 +85,7 @@ PAGES = (
     Stream(
         ("receipt", "form", "invoice"),
         PORTRAIT,
-        batch=48,
+        batch=36,
         weight=0.2,
         transcripts=0.12,
         skills=0.35,
@@ -121,8 +121,8 @@ READING_STAGES = (
     Stage("pages", 500, PAGES, 3e-3, 2.7e-3, 0.5, 0.2),
 )
 STARTED_STAGES = (
-    Stage("skills", 1300, ALL_SKILLS, 2.5e-3, 1.2e-3, 0.5, 0.2),
-    Stage("practice", 1100, ALL_SKILLS, 1.2e-3, 3e-5, 0.4, 0.15),
+    Stage("skills", 1200, ALL_SKILLS, 2.5e-3, 1.2e-3, 0.5, 0.2),
+    Stage("practice", 1000, ALL_SKILLS, 1.2e-3, 3e-5, 0.4, 0.15),
 )
 HELD_OUT = (
     Stream(("invoice", "form", "table", *CHARTS), LANDSCAPE, batch=50, weight=1.0, questions=1),
