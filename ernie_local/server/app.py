@@ -26,7 +26,7 @@ from ernie_local.server.attachments import AttachmentLimits, check_attached_size
 from ernie_local.server.chat_completions import ChatCompletion, question_of
 from ernie_local.server.completions import Completion, completion_question
 from ernie_local.server.events import data_line
-from ernie_local.server.failures import ApiError, api_error
+from ernie_local.server.failures import ApiError, api_error, client_gone
 from ernie_local.server.guard import Endpoint, Guard, GuardSettings, error_response, receive_body
 from ernie_local.server.memory import ServedMemory
 from ernie_local.server.metrics import CONTENT_TYPE, Metrics
@@ -266,7 +266,7 @@ async def _unless_disconnected(request: Request, work: Awaitable[_Result]) -> _R
     try:
         await asyncio.wait([working, gone], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ApiError(499, "the client has gone")
+            raise client_gone()
         return working.result()
     finally:
         for task in (working, gone):

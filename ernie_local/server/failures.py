@@ -21,6 +21,7 @@ _FIELDS = {
     "image_tokens": "--image-tokens of the server",
     "thinking": "reasoning_effort",
     "text": "messages",
+    "videos": "ernie-local chat --video",
 }
 
 
@@ -63,6 +64,11 @@ class ApiError(Exception):
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """A request that means nothing here."""
     return ApiError(HTTPStatus.BAD_REQUEST, message, code, param)
+
+
+def client_gone() -> ApiError:
+    """For a client that has closed the connection: nobody reads it, but it is counted."""
+    return ApiError(499, "the client has gone")
 
 
 def api_error(error: BaseException, param: str | None = None) -> ApiError:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ernie_local.server.failures import ApiError
+from ernie_local.server.failures import ApiError, client_gone
 from ernie_local.sizes import format_bytes
 
 # Else what still comes of a body, or never comes, would be waited for.
@@ -93,7 +93,8 @@ class Guard:
 
 def _is_open(path: str) -> bool:
     """Whether a path needs no key: the page has to be there to ask for it."""
-    return path in ("/", "/health", "/v1/health") or path.endswith((".js", ".css"))
+    is_page_file = path.startswith("/page/") and path.endswith((".js", ".css"))
+    return is_page_file or path in ("/", "/health", "/v1/health")
 
 
 def too_large(max_bytes: int) -> ApiError:
@@ -112,7 +113,7 @@ def error_response(error: ApiError) -> Response:
 
 
 async def receive_body(request: Request, settings: GuardSettings) -> bytes:
-    """The whole body; ApiError for one that is too large or too slow."""
+    """The whole body; ApiError for one that is too large, too slow, or not sent to its end."""
     body = bytearray()
     try:
         async with asyncio.timeout(settings.body_seconds):
@@ -126,6 +127,8 @@ async def receive_body(request: Request, settings: GuardSettings) -> bytes:
             f"the request did not come within {settings.body_seconds:g} s",
             headers=_CLOSE,
         ) from None
+    except ClientDisconnect:
+        raise client_gone() from None
     return bytes(body)
 
 

@@ -85,6 +85,32 @@ def test_a_key_is_asked_for_where_there_is_one(
     assert ask(served, "GET", "/health")[0] == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/models/other.js", "/v1/models/nano.css", "/metrics.js"])
+def test_only_the_files_of_the_page_need_no_key(guarded: Callable[..., Served], path: str) -> None:
+    assert ask(guarded(api_key="secret"), "GET", path)[0] == 401
+
+
+def test_who_leaves_before_the_body_has_come_is_no_defect(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    def num_gone() -> float:
+        text = served.server.metrics.text(None).decode()
+        name = f'ernie_local_requests_total{{path="{CHAT}",status="499"}} '
+        return next((float(line[len(name) :]) for line in text.splitlines() if line.startswith(name)), 0)
+
+    before = num_gone()
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        connection.sendall(
+            f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{".encode()
+        )
+    for _ in range(200):
+        if num_gone() > before or caplog.records:
+            break
+        time.sleep(0.02)
+    assert num_gone() == before + 1
+    assert not caplog.records
+
+
 def test_a_body_that_says_to_be_too_large_is_not_read(guarded: Callable[..., Served]) -> None:
     status, answer = ask(guarded(max_body_bytes=1000), "POST", CHAT, Content_Length="1001")
     assert status == 413
