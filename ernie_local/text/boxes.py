@@ -194,7 +194,7 @@ def _in_locations(text: str) -> Iterator[_Written]:
             across, down = numbers[::2], numbers[1::2]
             corners = [min(across), min(down), max(across), max(down)]
         before = _WORDS_BEFORE.search(text, max(0, match.start() - 220), match.start())
-        label = None if before is None else before[1].strip(" \t:-")[:_MOST_LABEL_CHARACTERS] or None
+        label = None if before is None else before[1].strip(" \t:-,;")[:_MOST_LABEL_CHARACTERS] or None
         yield _Written(match.start(), corners, label, None, True)
 
 

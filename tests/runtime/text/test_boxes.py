@@ -76,6 +76,12 @@ def test_eight_location_tokens_are_the_corners_of_a_quadrilateral() -> None:
     assert [box.place for box in find_boxes(two).boxes] == [(1, 2, 3, 4), (5, 6, 7, 8)]
 
 
+def test_what_parts_boxes_in_a_sentence_is_no_label() -> None:
+    first, second = ("".join(f"<|LOC_{n}|>" for n in box) for box in ((1, 2, 3, 4), (5, 6, 7, 8)))
+    for text in (f"a cup{first}, a spoon{second}", f"a cup, {first}; a spoon: {second}"):
+        assert [box.label for box in find_boxes(text).boxes] == ["a cup", "a spoon"]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
