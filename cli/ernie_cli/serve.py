@@ -28,6 +28,7 @@ from ernie_cli.options import (
 )
 from ernie_cli.settings import API_KEY_VARIABLE
 from ernie_cli.signals import stop_requests
+from ernie_cli.status import counted
 from ernie_local.errors import UsageError
 from ernie_local.sizes import parse_bytes
 
@@ -144,7 +145,7 @@ def serve(options: ServeOptions, result: ServeResult) -> None:
         server.service = Service(chats, options.max_waiting)
         console.say(
             f"ernie-local serves {server.model_name} at {listening.url} (a page; for clients "
-            f"{listening.url}/v1), {len(chats)} answers at once"
+            f"{listening.url}/v1), {counted(len(chats), 'answer')} at once"
         )
         stopped = threading.Event()
         with stop_requests(stopped.set, SIGINT, SIGTERM):

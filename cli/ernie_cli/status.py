@@ -98,6 +98,11 @@ class StatusLine:
             self._is_drawn = False
 
 
+def counted(number: int, noun: str) -> str:
+    """1 page, 3 pages."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def duration(seconds: float) -> str:
     """Hours and minutes, or minutes, or seconds."""
     if seconds < 90:

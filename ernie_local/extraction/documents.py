@@ -14,7 +14,7 @@ from ernie_local.files import open_plain
 from ernie_local.media.draw_boxes import is_drawing
 from ernie_local.media.formats import SNIFFED_BYTES, sniff_format
 from ernie_local.media.open_image import OpenedImage, open_images
-from ernie_local.media.pages import MAX_PAGES, PageRequest
+from ernie_local.media.pages import MAX_PAGES, PageRequest, split_page_request
 
 _KINDS_WITH_PAGES = ("PDF", "TIFF")
 _SHOWN_NAMES = 5
@@ -87,9 +87,7 @@ def find_files(
     roots = [Path(os.path.abspath(path.expanduser())) for path in paths]  # noqa: PTH100  links stay
     for root, path in zip(roots, paths, strict=True):
         if not os.path.exists(root):  # noqa: PTH110  also where a folder above is closed
-            raise InputUnreadable(
-                f"{path}: no such file or folder", f"nothing is at {root}", "check the spelling of the path"
-            )
+            raise _not_there(path, root)
     folder = Path(os.path.commonpath([root if root.is_dir() else root.parent for root in roots]))
     skipped = {os.path.realpath(each) for each in leave_out}
     found: dict[Path, DocumentFile] = {}
@@ -103,6 +101,19 @@ def find_files(
                 others.append(name)
     files = sorted(found.values(), key=lambda file: by_number(file.name))
     return FoundFiles(folder, tuple(files), tuple(others))
+
+
+def _not_there(path: Path, root: Path) -> InputUnreadable:
+    document, request = split_page_request(str(path))
+    if request is not None and Path(document).expanduser().is_file():
+        return InputUnreadable(
+            f"{path}: pages cannot be chosen here",
+            f"{document} is read page by page, each is a document of its own",
+            f"{document}, and {parameter('limit', request.last)} to end early",
+        )
+    return InputUnreadable(
+        f"{path}: no such file or folder", f"nothing is at {root}", "check the spelling of the path"
+    )
 
 
 def check_found(found: FoundFiles, pattern: str | None = None) -> None:

@@ -149,7 +149,7 @@ class ChatTemplate:
         """
         if self.variant == "pt" and (tools or any(message.role == "tool" for message in messages)):
             raise UsageError(
-                f"{len(tools)} tools for a chat template without tools",
+                f"{'tools' if tools else 'the result of a tool'} for a chat template without tools",
                 "only the Thinking checkpoint was trained to call tools",
                 "leave out the tools, or load a Thinking checkpoint",
             )

@@ -242,6 +242,43 @@ def test_a_schema_comes_from_a_file(command: Command, folder: Path, use_readers:
     assert "it is not UTF-8 text" in command("extract", str(folder), "--schema", str(path)).stderr
 
 
+def test_of_broken_documents_no_speed_is_told(
+    command: Command, tmp_path: Path, use_readers: UseReaders
+) -> None:
+    use_readers()
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    result = command("extract", str(tmp_path), *WIDTH)
+    assert "1 document in " in result.stderr
+    assert "an hour" not in result.stderr
+    assert command("extract", str(tmp_path), *WIDTH, "--json").json()["documents_per_hour"] is None
+
+
+def test_pages_named_behind_a_document_are_refused_with_its_name(
+    command: Command, folder: Path, use_readers: UseReaders
+) -> None:
+    use_readers()
+    result = command("extract", f"{folder / '10.png'}:1-3", *WIDTH)
+    assert result.exit_code == 5
+    assert "pages cannot be chosen here" in result.stderr
+    assert f"try: {folder / '10.png'}, and --limit 3 to end early" in result.stderr
+    assert "no such file" in command("extract", f"{folder / '99.png'}:1-3", *WIDTH).stderr
+
+
+def test_who_closes_stdout_is_told_what_is_lost(
+    folder: Path, use_readers: UseReaders, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe", "stdout")
+
+    use_readers()
+    monkeypatch.setattr("sys.stdout", Closed())
+    assert run(["extract", str(folder), *WIDTH]) == 1
+    told = capsys.readouterr().err
+    assert "stdout: it was closed before the record of 10.png" in told
+    assert "with --out FILE" in told
+
+
 def test_no_documents_are_told(command: Command, tmp_path: Path, use_readers: UseReaders) -> None:
     use_readers()
     (tmp_path / "notes.txt").write_text("no image")

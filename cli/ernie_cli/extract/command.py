@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ernie_cli.console import Console
 from ernie_cli.extract.options import ExtractOptions
-from ernie_cli.status import duration
+from ernie_cli.status import counted, duration
 from ernie_local.errors import ErnieLocalError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def extract_fields(options: ExtractOptions, result: ExtractResult) -> None:
 def _summary(result: ExtractResult) -> str:
     """One line about the run."""
     rate = "" if result.documents_per_hour is None else f", {result.documents_per_hour:.0f} an hour"
-    parts = [f"{result.documents} documents in {duration(result.seconds)}{rate}"]
+    parts = [f"{counted(result.documents, 'document')} in {duration(result.seconds)}{rate}"]
     if result.done_before:
         parts.append(f"{result.done_before} were there before")
     for count, what in (

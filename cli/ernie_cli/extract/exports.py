@@ -15,6 +15,7 @@ from ernie_cli.console import Console
 from ernie_cli.extract.options import ExtractOptions
 from ernie_cli.extract.output import RecordOutput
 from ernie_cli.extract.result import ExtractResult
+from ernie_cli.status import counted
 from ernie_local.errors import Interrupted, Stopped, UsageError
 from ernie_local.extraction.csv_tables import csv_paths, write_csv
 from ernie_local.extraction.record import Record
@@ -122,12 +123,13 @@ def _export(
                 tables = write(path, read_records(records), schema)
                 result.tables += map(str, tables.paths)
                 names = ", ".join(map(str, tables.paths))
-                console.note(f"table: {names} ({tables.num_rows[0]} documents)")
+                console.note(f"table: {names} ({counted(tables.num_rows[0], 'document')})")
                 _warn(console, path, tables.notes)
         if options.html is not None:
             page = write_review_page(options.html, read_records(records), folder, password=options.password)
             result.tables.append(str(page.path))
-            console.note(f"page: {page.path} ({page.num_documents} documents, {page.num_images} images)")
+            seen = f"{counted(page.num_documents, 'document')}, {counted(page.num_images, 'image')}"
+            console.note(f"page: {page.path} ({seen})")
             _warn(console, page.path, page.notes)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ernie_cli.extract.options import ExtractOptions
 from ernie_cli.extract.result import ForecastObject
-from ernie_cli.status import duration
+from ernie_cli.status import counted, duration
 from ernie_cli.vram import report as reports
 from ernie_cli.vram.command import VramOptions
 from ernie_local.errors import ErnieLocalError
@@ -94,7 +94,7 @@ def forecast_lines(found: ForecastObject, done_before: int) -> Iterator[str]:
     """What people are told of it."""
     before = f", besides {done_before} that are done" if done_before else ""
     unreadable = f", {found.unreadable} of them unreadable" if found.unreadable else ""
-    yield f"{found.documents} documents{unreadable}, {found.images} images{before}"
+    yield f"{counted(found.documents, 'document')}{unreadable}, {counted(found.images, 'image')}{before}"
     thoughts = f", {found.thought_tokens:,} of them of thoughts" if found.thought_tokens else ""
     yield f"{found.prompt_tokens:,} tokens of prompts, about {found.completion_tokens:,} of answers{thoughts}"
     by = "as bench measured this machine" if found.is_measured else "at assumed speeds; bench measures them"

@@ -19,6 +19,7 @@ from ernie_cli.extract.progress import DocumentProgress
 from ernie_cli.extract.result import ExtractResult
 from ernie_cli.failures import as_option
 from ernie_cli.signals import stop_requests
+from ernie_cli.status import counted
 from ernie_local.errors import ErnieLocalError, Interrupted, Stopped
 from ernie_local.extraction.boxes import draw_record
 from ernie_local.extraction.documents import Document, FoundFiles, documents_of
@@ -116,7 +117,7 @@ class ReadingJob:
             return
         error: type[ErnieLocalError] = Interrupted if self._stop_asked == "Ctrl-C" else Stopped
         raise error(
-            f"stopped by {self._stop_asked} after {self.result.documents} documents",
+            f"stopped by {self._stop_asked} after {counted(self.result.documents, 'document')}",
             f"their records are {'on stdout' if self.options.out is None else f'in {self.options.out}'}",
             "with --out, the same command goes on from there",
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from ernie_cli.console import Console
 from ernie_cli.extract.options import ExtractOptions
 from ernie_cli.extract.result import ExtractResult
+from ernie_local.errors import ErnieLocalError
 from ernie_local.escapes import printable_json
 from ernie_local.extraction.record import Record
 from ernie_local.extraction.record_file import open_record_file
@@ -34,4 +36,15 @@ def open_output(
     elif options.as_json:
         yield RecordOutput(result.keep)
     else:
-        yield RecordOutput(lambda record: console.answer(f"{printable_json(record.to_json())}\n"))
+        yield RecordOutput(partial(_print, console))
+
+
+def _print(console: Console, record: Record) -> None:
+    try:
+        console.answer(f"{printable_json(record.to_json())}\n")
+    except BrokenPipeError as error:
+        raise ErnieLocalError(
+            f"stdout: it was closed before the record of {record.file}",
+            "what read the records has ended",
+            "with --out FILE, a run that was stopped goes on where it ended",
+        ) from error

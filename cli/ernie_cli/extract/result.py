@@ -77,7 +77,7 @@ class ExtractResult:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0  #: Of this run, without loading the model.
-    documents_per_hour: float | None = None
+    documents_per_hour: float | None = None  #: Null where no document was asked about.
     records: list[RecordObject] = field(default_factory=list)  #: Without `--out`.
     tables: list[str] = field(default_factory=list)  #: Files that `--csv`, `--xlsx` and `--html` wrote.
     forecast: ForecastObject | None = None  #: With `--dry-run`.
@@ -92,7 +92,8 @@ class ExtractResult:
         self.prompt_tokens += record.prompt_tokens
         self.completion_tokens += record.completion_tokens
         self.seconds = round(seconds, 3)
-        self.documents_per_hour = round(self.documents / seconds * 3600, 1) if seconds > 0 else None
+        if self.completion_tokens and seconds > 0:
+            self.documents_per_hour = round(self.documents / seconds * 3600, 1)
 
     def keep(self, record: Record) -> None:
         """Keep a record to be printed with the object."""
