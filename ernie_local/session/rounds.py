@@ -87,6 +87,7 @@ class OpenQuestion:
         self._last_call_is_refused = False
         context_size = parts.sequence.engine.context_size
         said = [*messages, *(message for turn in history for message in turn.messages())]
+        said += [] if begun is None else [begun]
         texts = [text for message in said for text in (message.text, message.reasoning)]
         check_may_fit(texts, context_size, parts.writer.tokenizer.longest_bytes)
         prompt, media = self._prompt()
@@ -102,10 +103,11 @@ class OpenQuestion:
             )
             parted = set(said)
             for piece in self.generation.pieces(parts.sequence, prefill, self._text_prompt.token_ids):
-                if piece.kind in parted:
-                    parted.discard(piece.kind)
-                    yield Piece(piece.kind, "\n\n")
-                said.add(piece.kind)
+                if piece.text:  # one with scores may have none
+                    if piece.kind in parted:
+                        parted.discard(piece.kind)
+                        yield Piece(piece.kind, "\n\n")
+                    said.add(piece.kind)
                 yield piece
             self._note_paging()
             if not self._goes_on() or not self._run_calls():
@@ -143,20 +145,24 @@ class OpenQuestion:
             f"a larger {parameter('max_rounds')}, or another question",
         )
 
+    @property
+    def _call_is_cut(self) -> bool:
+        """Whether a call that the chat runs was stopped, or not begun: it is as if it were not said."""
+        calls = self.generation.tool_calls
+        return self.is_interrupted and bool(calls) and self._parts.toolbox.can_run(calls)
+
     def to_turn(self) -> ChatTurn | None:
         """The question with what the model wrote; None where that says nothing."""
-        generation = self.generation
+        generation, (text, reasoning) = self.generation, self._written()
         has_begun = bool(generation.reasoning or self._rounds)
-        # What was called and not run any more is as if it were not said.
-        is_cut = self.is_interrupted and self._parts.toolbox.can_run(generation.tool_calls)
-        if not self.has_answer and not (self.is_interrupted and has_begun):
+        has_answer = bool(text.strip()) if self._call_is_cut else self.has_answer
+        if not has_answer and not (self.is_interrupted and has_begun):
             return None
-        text, reasoning = self._written()
         return ChatTurn(
             question=self._messages,
             answer=text,
             reasoning=reasoning,
-            tool_calls=() if is_cut else generation.tool_calls,
+            tool_calls=() if self._call_is_cut else generation.tool_calls,
             thinking=self._text_prompt.thought == "open",
             finish_reason=generation.finish_reason,
             rounds=tuple(self._rounds),
@@ -177,7 +183,7 @@ class OpenQuestion:
         return Answer(
             text=text,
             reasoning="\n\n".join(one.reasoning for one in generations if one.reasoning),
-            tool_calls=generation.tool_calls,
+            tool_calls=() if self._call_is_cut else generation.tool_calls,
             finish_reason=generation.finish_reason,
             usage=Usage(
                 prompt_tokens=len(self._text_prompt.token_ids),

@@ -56,11 +56,12 @@ def sheet_path(path: Path, *, has_images: bool) -> Path:
 def write_sheet(path: Path, times: Sequence[AnswerTime], videos: Sequence[ChatVideo]) -> list[Path]:
     """Draw the frames that the model saw nearest to these moments on one PNG; the file, if one is written.
 
-    videos: of the chat, as `AnswerTime.video` numbers them. ErnieLocalError where it cannot be written.
+    videos: of the chat, as `AnswerTime.video` numbers them; a moment of one that is not there any more is
+    left out. ErnieLocalError where the file cannot be written.
     """
     frames = []
     for number, time in enumerate(times, start=1):
-        if time.video is None:
+        if time.video is None or time.video > len(videos):
             continue
         video = videos[time.video - 1]
         _, pixels = video.frame_at(time.seconds)

@@ -123,8 +123,3 @@ def open_same_video(
             "restore the video, or start a new chat",
         )
     return video
-
-
-def sampling_of(report: VideoReport) -> VideoSampling:
-    """How the frames of an opened video were chosen."""
-    return VideoSampling(report.wanted_fps, report.wanted_frames, start=report.start, end=report.end)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ernie_local.errors import UsageError
+from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.session import ChatMessage, Piece
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def test_a_beginning_that_nothing_can_follow_is_refused(talk: Talks) -> None:
     with pytest.raises(UsageError, match="form"):
         one.chat.send([QUESTION, ChatMessage("assistant", "{")], schema={"type": "object"})
     assert one.chat.history == ()
+    with pytest.raises(DoesNotFit, match="100005 characters of text leave no room"):
+        go_on(talk(context_size=100), ChatMessage("assistant", "x" * 99_996), "")
 
 
 def test_a_text_goes_on_as_it_is_and_leaves_the_history(talk: Talks) -> None:

@@ -115,6 +115,8 @@ def test_moments_are_shown_on_a_sheet(chat: Talk, tmp_path: Path) -> None:
         grays = [sheet.getpixel((12 + step * 492 + 470, 40)) for step in range(3)]
     assert len(set(grays)) == 3
     assert write_sheet(tmp_path / "none.png", (), []) == []
+    chat.chat.undo()
+    assert write_sheet(tmp_path / "none.png", answer.times, []) == []
     assert sheet_path(out, has_images=True).name == "sheet-times.png"
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ernie_local.errors import NoAnswer, UsageError
-from ernie_local.session import Chat, ChatTool, ToolError, ToolStep, image_search_tool
+from ernie_local.session import Chat, ChatMessage, ChatTool, ToolError, ToolStep, image_search_tool
 from ernie_local.session.image_tools import zoom_tool
 from ernie_local.session.tools import Toolbox
 from ernie_local.text.template import encode_segments
@@ -292,6 +292,45 @@ def test_text_before_a_call_is_part_of_the_answer(talk: Talks) -> None:
     assert ask(one, *says) == "I add.\n\nTwo."
     (turn,) = one.chat.history
     assert (turn.rounds[0].text, turn.answer) == ("I add.", "Two.")
+
+
+def test_rounds_without_words_are_not_parted_where_scores_are_told(talk: Talks) -> None:
+    one = talk(variant="thinking", tools=[add])
+    one.chat.top_scores = 1
+    adds = call("add", first=1)
+    says = (look(adds), "t\n</think>\n\nI add." + adds, look(adds), "u\n</think>\n\nTwo.")
+    assert ask(one, *says) == "I add.\n\nTwo."
+
+
+def test_a_call_that_was_stopped_and_had_no_words_leaves_no_turn(talk: Talks) -> None:
+    def stop() -> None:
+        """Stop."""
+        one.chat.stop()
+
+    one = talk(variant="thinking", tools=[stop])
+    one.engine.say(call("stop"))
+    list(one.chat.ask("q", thinking=False))
+    assert one.chat.last is not None
+    assert (one.chat.last.finish_reason, one.chat.last.tool_calls) == ("interrupted", ())
+    assert one.chat.history == ()
+    begun = ChatMessage("assistant", "Well,")
+    one.engine.say(call("stop"))
+    list(one.chat.send([ChatMessage("user", "q"), begun]))
+    assert [(turn.answer, turn.tool_calls) for turn in one.chat.history] == [("Well,", ())]
+
+
+def test_an_answer_that_was_begun_goes_on_through_rounds(talk: Talks) -> None:
+    one = talk(variant="thinking", tools=[add])
+    one.engine.say(" I add." + call("add", first=1), "u\n</think>\n\nTwo.")
+    pieces = list(one.chat.send([ChatMessage("user", "q"), ChatMessage("assistant", "Well,")]))
+    text = "".join(piece.text for piece in pieces if piece.kind == "answer")
+    assert text == " I add.\n\nTwo."
+    (turn,) = one.chat.history
+    assert (turn.rounds[0].text, turn.answer) == ("Well, I add.", "Two.")
+    one.engine.say("v\n</think>\n\nThree.")
+    list(one.chat.retry())
+    (turn,) = one.chat.history
+    assert (turn.rounds, turn.answer) == ((), "Three.")
 
 
 def test_a_saved_chat_has_the_rounds_and_goes_on_with_its_tools(
