@@ -5,6 +5,7 @@ Times count at the average frame rate: frame i of n is at i / n of the duration.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -62,6 +63,13 @@ class VideoSampling:
                 f"the model was trained with at most {DEFAULT_MAX_FRAMES} frames of a video",
                 f"{parameter('frames', min(max(self.frames, 1), self.max_frames))}",
             )
+        for name, seconds in (("start", self.start), ("end", self.end)):
+            if seconds is not None and not 0 <= seconds < math.inf:
+                raise UsageError(
+                    f"{parameter(name)} is {seconds}, 0 and more are possible",
+                    "it counts the seconds from the start of the video",
+                    "clip.mp4@00:10-00:35",
+                )
         if self.end is not None and self.end <= (self.start or 0.0):
             raise UsageError(
                 f"a part of a video from {self.start or 0:g} s to {self.end:g} s",
