@@ -179,7 +179,7 @@ class Chat(Answering):
             return last
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the chat as JSON, images by their paths; UsageError for an image that has none."""
+        """Write the chat as JSON, images and videos by their paths; UsageError for one that has none."""
         saved = SavedChat(self.writer.system, self.writer.tools, self.history)
         write_chat(Path(path), saved, str(self.model.directory))
 
@@ -196,10 +196,11 @@ class Chat(Answering):
         zoom: bool = False,
         max_rounds: int = MOST_ROUNDS,
     ) -> Chat:
-        """Continue a saved chat; its images are opened now, and computed with the next question.
+        """Continue a saved chat; images and videos are opened now, and computed with the next question.
 
         password: of encrypted PDFs, which the file does not hold. tools, zoom: as of `SavedChat.with_tools`.
-        InputUnreadable where the file, or an image that it names, is missing, broken or another by now.
+        InputUnreadable where the file, or an image or video that it names, is missing, broken or another
+        by now.
         """
         saved = read_saved_chat(path, model.files, password).with_tools(tools, zoom)
         return cls.resume(saved, model, sampling, variant=variant, max_rounds=max_rounds)

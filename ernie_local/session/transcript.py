@@ -81,9 +81,9 @@ class SavedChat:
 
 
 def write_chat(path: Path, chat: SavedChat, model_name: str) -> None:
-    """Write a chat to `path`, whole or not at all; images by their paths.
+    """Write a chat to `path`, whole or not at all; images and videos by their paths.
 
-    UsageError for an image that has no path, ErnieLocalError where the file cannot be written.
+    UsageError for one that has no path, ErnieLocalError where the file cannot be written.
     """
     content = {
         "format": FORMAT_NAME,
@@ -101,10 +101,10 @@ def write_chat(path: Path, chat: SavedChat, model_name: str) -> None:
 def read_saved_chat(
     path: str | os.PathLike[str], files: ModelFiles, password: str | None = None
 ) -> SavedChat:
-    """The chat in `path` for the model of `files`, with its images opened, encrypted PDFs by `password`.
+    """The chat in `path` for the model of `files`, images and videos opened, encrypted PDFs by `password`.
 
-    InputUnreadable where the file, or an image that it names, is missing, broken, of another version, or
-    another by now.
+    InputUnreadable where the file, or an image or video that it names, is missing, broken, of another
+    version, or another by now.
     """
     path = Path(path)
     try:
