@@ -558,33 +558,6 @@ def test_a_closed_folder_is_one_error(
     assert command("extract", str(folder), *WIDTH, "--skip-errors").exit_code == 0
 
 
-@pytest.mark.slow
-def test_of_a_thousand_files_the_broken_ones_are_named(
-    command: Command, tmp_path: Path, use_readers: UseReaders
-) -> None:
-    """950 results, 50 errors by name, and exit code 1 with the count, or 0 where that is asked for."""
-    use_readers()
-    good, cut = io.BytesIO(), Image.new("RGB", (10, 9))
-    cut.save(good, "PNG")
-    broken = {f"{number:04}.png" for number in range(7, 1000, 20)}
-    for number in range(1000):
-        name = f"{number:04}.png"
-        content = good.getvalue()
-        # Cut, empty, of another kind, and of bytes that are none.
-        faults = (content[:40], b"", b"%PDF-1.7", bytes(range(256)))
-        (tmp_path / name).write_bytes(faults[number // 20 % 4] if name in broken else content)
-    out = tmp_path / "out.jsonl"
-    result = command("extract", str(tmp_path), *WIDTH, "--out", str(out), "--parallel", "2")
-    records = list(read_records(out))
-    assert {record.file for record in records if record.error is not None} == broken
-    assert (len(records), sum(record.fields == {"width": 10} for record in records)) == (1000, 950)
-    assert result.exit_code == 1
-    assert "50 of 1000 documents have no fields" in result.stderr
-    assert all(name in result.stderr for name in broken)
-    again = command("extract", str(tmp_path), *WIDTH, "--out", str(out), "--skip-errors")
-    assert again.exit_code == 0
-
-
 def _in_child(
     arguments: Sequence[str],
     prepare: Callable[[], object] | None = None,

@@ -378,5 +378,5 @@ def test_pieces_are_what_the_package_exports(talk: Talks) -> None:
 
 
 def test_tools_need_the_thinking_template(talk: Talks) -> None:
-    with pytest.raises(UsageError, match="1 tools"):
+    with pytest.raises(UsageError, match="tools for a chat template without tools"):
         talk(tools=[{"name": "zoom"}])

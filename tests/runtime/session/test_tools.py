@@ -86,7 +86,7 @@ def test_calls_are_run_until_the_model_answers(talk: Talks) -> None:
     (turn,) = one.chat.history
     assert (turn.answer, turn.reasoning, len(turn.rounds)) == ("ten", "so", 2)
     one.chat.undo()
-    assert one.chat.history == ()
+    assert [*one.chat.history] == []
 
 
 def test_a_later_question_and_a_retry_begin_with_the_rounds(talk: Talks) -> None:
@@ -312,7 +312,7 @@ def test_a_call_that_was_stopped_and_had_no_words_leaves_no_turn(talk: Talks) ->
     list(one.chat.ask("q", thinking=False))
     assert one.chat.last is not None
     assert (one.chat.last.finish_reason, one.chat.last.tool_calls) == ("interrupted", ())
-    assert one.chat.history == ()
+    assert [*one.chat.history] == []
     begun = ChatMessage("assistant", "Well,")
     one.engine.say(call("stop"))
     list(one.chat.send([ChatMessage("user", "q"), begun]))
