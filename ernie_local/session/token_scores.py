@@ -38,8 +38,11 @@ class AnswerScores:
 
     def add(self, token_id: int, *, in_answer: bool) -> None:
         """This token, the last one that was rated or one that had to come, was written."""
-        certain = self._scored(token_id, 0.0)
-        score, self._rated = self._rated or TokenScore(certain, (certain,)[: self._num_likeliest]), None
+        score, self._rated = self._rated, None
+        # What was rated may not have been written: the end of a turn that only ends its thought.
+        if score is None or score.chosen.token_id != token_id:
+            certain = self._scored(token_id, 0.0)
+            score = TokenScore(certain, (certain,)[: self._num_likeliest])
         if in_answer:
             self._waiting.append(score)
 

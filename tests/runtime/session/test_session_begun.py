@@ -9,6 +9,7 @@ import pytest
 
 from ernie_local.errors import DoesNotFit, UsageError
 from ernie_local.session import ChatMessage, Piece
+from ernie_local.structured import AnswerForm
 
 if TYPE_CHECKING:
     from tests.runtime.conftest import Talk, Talks
@@ -117,3 +118,16 @@ def test_bytes_of_scores_are_those_of_the_answer(talk: Talks) -> None:
     one.chat.top_scores = None
     one.engine.say("so</think>yes")
     assert not any(piece.scores for piece in one.chat.ask("again"))
+
+
+def test_the_end_of_a_thought_is_no_token_of_an_answer_in_a_form(talk: Talks) -> None:
+    """The model ends its turn in its thought; the answer begins with tokens that its form forces."""
+    one = talk(variant="thinking", system="")
+    one.engine.say("so")
+    one.chat.top_scores = 0
+    form = AnswerForm.from_choices(["the first", "the second"]).with_instruction("")
+    pieces = list(one.chat.ask("Which?", schema=form))
+    told = b"".join(score.chosen.text for piece in pieces for score in piece.scores).decode()
+    assert one.chat.last is not None
+    assert told == one.chat.last.text
+    assert told.startswith("the ")
