@@ -5,6 +5,7 @@ The frames of a long video are half a gigabyte, and their patches two: neither i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -46,7 +47,9 @@ class FrameStore:
         assert frame.size == self.size, (frame.size, self.size)
         data = frame.tobytes()
         try:
-            os.pwrite(self._file.fileno(), data, index * len(data))
+            num_written = os.pwrite(self._file.fileno(), data, index * len(data))
+            if num_written < len(data):  # the rest had no room
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise DoesNotFit(
                 f"the frames of a video: {format_bytes(self.num_frames * len(data))} do not fit",

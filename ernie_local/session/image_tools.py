@@ -76,6 +76,8 @@ def _zoom(arguments: Arguments, context: ToolContext) -> ChatImage:
         raise ToolError(f"label is {show(label)}, where a text belongs")
     if _INDEX_KEY in arguments:
         return _image_at(arguments[_INDEX_KEY], context).zoomed(place)
+    if not context.images:
+        raise ToolError("the chat has 0 images, and only they can be zoomed into")
     whole = [image for image in context.images if image.origin is None]
     if len(whole) != 1:
         whole = [image for image in context.asked if image.origin is None]

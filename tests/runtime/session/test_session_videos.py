@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ernie_local import ChatMessage, VideoPart
-from ernie_local.errors import InputUnreadable, UsageError
+from ernie_local.errors import DoesNotFit, InputUnreadable, UsageError
 from ernie_local.media.open_video import open_video
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.session import Chat, open_chat_video, sheet_path, write_sheet
@@ -118,6 +119,36 @@ def test_moments_are_shown_on_a_sheet(chat: Talk, tmp_path: Path) -> None:
     chat.chat.undo()
     assert write_sheet(tmp_path / "none.png", answer.times, []) == []
     assert sheet_path(out, has_images=True).name == "sheet-times.png"
+
+
+def test_a_video_cannot_be_zoomed_into_and_an_image_beside_it_can(talk: Talks, tmp_path: Path) -> None:
+    one = talk(variant="thinking", zoom=True)
+    one.chat.model.files.video_processor = SMALL
+    path = write_animation(tmp_path / "a.gif", [1000] * 20)
+    box = '<tool_call>\n{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [0, 0, 500, 500]}}\n'
+    says = "so\n</think>\n\n" + box + "</tool_call>\n"
+    one.engine.say(says, "</think>\n\nAt 0:05.")
+    list(one.chat.ask("When?", videos=path))
+    assert one.chat.last is not None
+    (step,) = one.chat.last.steps
+    assert step.result.text == "error: the chat has 0 images, and only they can be zoomed into"
+    assert [(time.seconds, time.video) for time in one.chat.last.times] == [(5.0, 1)]
+    one.engine.say(says, "</think>\n\nPicture 2: [1, 2, 30, 40] at 0:06.")
+    list(one.chat.ask("And?", images=Image.new("RGB", (112, 112))))
+    (step,) = one.chat.last.steps
+    assert (step.first_image, step.is_error) == (2, False)
+    assert [box.image for box in one.chat.last.boxes] == [2]
+    assert [(time.seconds, time.video) for time in one.chat.last.times] == [(6.0, 1)]
+    usage = one.chat.last.usage
+    (video,) = one.chat.history[0].media
+    assert usage.video_tokens == video.num_tokens
+    assert usage.image_tokens == sum(image.num_tokens for image in one.chat.history[1].images)
+
+
+def test_frames_that_fill_the_disk_are_refused(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "pwrite", lambda _file, data, _at: len(data) - 1)
+    with pytest.raises(DoesNotFit, match="the frames of a video: "):
+        open_video(clip, SMALL)
 
 
 @pytest.mark.parametrize("role", ["system", "assistant"])
