@@ -15,7 +15,7 @@ from ernie_local.server.events import DONE, PING, data_line
 from ernie_local.server.forms import call_form_of, form_of
 from ernie_local.server.logprobs import chat_logprobs
 from ernie_local.server.requests import Body, ChatRequest, message_key
-from ernie_local.server.service import Begun, ClientQuestion, Ended, Event, Silence
+from ernie_local.server.service import Begun, ClientQuestion, Ended, Event, Silence, all_of
 from ernie_local.session import Answer, FinishReason, Piece, ToolCall
 from ernie_local.text.reasoning import TokenScore
 
@@ -58,22 +58,18 @@ class ChatCompletion:
 
     async def whole(self, events: AsyncIterator[Event]) -> dict[str, Any]:
         """The object for a client that waits for all of it."""
-        texts: dict[str, list[str]] = {"reasoning": [], "answer": []}
-        scores: list[TokenScore] = []
-        ended: Ended | None = None
-        async for event in events:
-            if isinstance(event, Piece):
-                texts[event.kind].append(event.text)
-                scores += event.scores
-            elif isinstance(event, Ended):
-                ended = event
-        assert ended is not None
+        pieces, ended = await all_of(events)
+        scores = [score for piece in pieces for score in piece.scores]
+        texts = {
+            kind: "".join(piece.text for piece in pieces if piece.kind == kind)
+            for kind in ("reasoning", "answer")
+        }
         calls = _calls(ended.tool_calls)
-        content = "".join(texts["answer"])
+        content = texts["answer"]
         message: dict[str, Any] = {"role": "assistant", "content": content if content or not calls else None}
         message["refusal"] = None
         if texts["reasoning"]:
-            message["reasoning_content"] = message["reasoning"] = "".join(texts["reasoning"])
+            message["reasoning_content"] = message["reasoning"] = texts["reasoning"]
         if calls:
             message["tool_calls"] = calls
         message |= boxes_of(ended.answer)

@@ -14,7 +14,7 @@ from ernie_local.server.events import DONE, PING, data_line
 from ernie_local.server.failures import bad_request
 from ernie_local.server.logprobs import CompletionLogprobs
 from ernie_local.server.requests import Body, CompletionRequest
-from ernie_local.server.service import ClientQuestion, Ended, Event, Silence
+from ernie_local.server.service import ClientQuestion, Ended, Event, Silence, all_of
 from ernie_local.session import Piece
 
 # What OpenAI's interface says, so that a client that names none is not surprised.
@@ -74,14 +74,7 @@ class Completion:
 
     async def whole(self, events: AsyncIterator[Event]) -> dict[str, Any]:
         """The object for a client that waits for all of it."""
-        pieces: list[Piece] = []
-        ended: Ended | None = None
-        async for event in events:
-            if isinstance(event, Piece):
-                pieces.append(event)
-            elif isinstance(event, Ended):
-                ended = event
-        assert ended is not None
+        pieces, ended = await all_of(events)
         scores = [score for piece in pieces for score in piece.scores]
         text = "".join(piece.text for piece in pieces)
         choice = self._choice(Piece("answer", text, tuple(scores)), _finish_reason(ended))

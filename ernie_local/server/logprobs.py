@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,14 +26,15 @@ class CompletionLogprobs:
     """The objects of POST /v1/completions, whose tokens have places in the whole text."""
 
     def __init__(self) -> None:
-        self._written = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        self._num_written = 0  # whole characters
 
     def object(self, scores: Sequence[TokenScore]) -> dict[str, Any]:
         """That of the next tokens. The chosen token is among the likeliest ones, however unlikely."""
         offsets = []
         for one in scores:
-            offsets.append(len(self._written.decode("utf-8", "ignore")))
-            self._written += one.chosen.text
+            offsets.append(self._num_written)
+            self._num_written += len(self._decoder.decode(one.chosen.text))
         return {
             "tokens": [_spelled(one.chosen) for one in scores],
             "token_logprobs": [one.chosen.logprob for one in scores],

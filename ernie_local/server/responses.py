@@ -10,7 +10,7 @@ from typing import Any
 from ernie_local.server.conversation import call_arguments
 from ernie_local.server.events import PING, named_line
 from ernie_local.server.requests import ChatRequest
-from ernie_local.server.service import Ended, Event, Silence
+from ernie_local.server.service import Ended, Event, Silence, all_of
 from ernie_local.session import Answer, Piece, ToolCall
 
 
@@ -35,13 +35,9 @@ class ResponseWriter:
 
     async def whole(self, events: AsyncIterator[Event]) -> dict[str, Any]:
         """The object for a client that waits for all of it."""
-        ended: Ended | None = None
-        async for event in events:
-            if isinstance(event, Piece):
-                self._write(event)
-            elif isinstance(event, Ended):
-                ended = event
-        assert ended is not None
+        pieces, ended = await all_of(events)
+        for piece in pieces:
+            self._write(piece)
         self._items += _call_items(ended.tool_calls)
         return self._response(ended)
 

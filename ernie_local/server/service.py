@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -80,6 +80,19 @@ class Ended:
 
 
 Event: TypeAlias = Begun | Silence | Piece | Ended
+
+
+async def all_of(events: AsyncIterator[Event]) -> tuple[list[Piece], Ended]:
+    """The pieces of a whole answer, and how it ended."""
+    pieces: list[Piece] = []
+    ended: Ended | None = None
+    async for event in events:
+        if isinstance(event, Piece):
+            pieces.append(event)
+        elif isinstance(event, Ended):
+            ended = event
+    assert ended is not None, "an answer ends, or raises"
+    return pieces, ended
 
 
 @dataclass(eq=False)
