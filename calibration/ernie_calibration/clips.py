@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from PIL import Image
 
-from ernie_calibration.clip_stamp import write_stamp
 from ernie_calibration.drawn_image import (
     LINE_PITCH,
     PLAIN_LOOK,
     Canvas,
+    Glyph,
     Look,
     Question,
     Run,
     fit_size,
+    ink_heights,
     random_background,
     random_style,
 )
 from ernie_calibration.names import NameSource, different
+from ernie_local.media.video_sampling import stamp_text
+from ernie_local.media.video_stamp import draw_stamp, stamp_font
 
 CLIP_NUMBER, CLIP_TIME, CLIP_WORD = "clip number", "clip time", "clip word"
 FRAMES_JOINED = 2  # frames that one token of a video joins
@@ -99,6 +103,24 @@ def draw_clip(
         *_ask_words(random, times, stamps, word_runs),
     ]
     return DrawnClip(tuple(frames), times, width, height, tuple(questions))
+
+
+def write_stamp(frame: Image.Image, seconds: float, scale: float) -> Run:
+    """Write the time into the upper left corner as on the frames of a video; what is written, in page units.
+
+    scale: pixels of `frame` to a page unit. InputUnreadable without the font of the extra [video].
+    """
+    text = stamp_text(seconds)
+    draw_stamp(frame, text)
+    font = stamp_font(frame)
+    middle = sum(font.getmetrics()) / 2 / scale
+    glyphs: list[Glyph | None] = []
+    ends = (font.getlength(text[:length]) / scale for length in range(len(text) + 1))
+    for letter, (start, end) in zip(text, pairwise(ends), strict=True):
+        above, below = (middle + height / scale for height in ink_heights(font, letter))
+        box = (start, above, end, below)
+        glyphs.append(None if letter == " " else Glyph(letter, (start + end) / 2, middle, box))
+    return Run(text, tuple(glyphs))
 
 
 def _numbers(random: Random, num_frames: int) -> list[str]:

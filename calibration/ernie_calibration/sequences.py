@@ -8,13 +8,13 @@ from pathlib import Path
 
 from ernie_calibration.clips import FRAMES_JOINED
 from ernie_calibration.sample import Sample, SampleClip, SampleTurn
-from ernie_calibration.zoom_tool import ZOOM_TOOL
 from ernie_local.config import MediaTokens, read_config
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.patches import Patches
 from ernie_local.media.processor import image_to_patches, to_patches
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.model_files import ModelFiles
+from ernie_local.session.image_tools import zoom_tool
 from ernie_local.text.template import (
     END,
     ChatTemplate,
@@ -100,7 +100,7 @@ class SampleEncoder:
 
     def _encode_rounds(self, sample: Sample, patches: list[Patches], slots: list[MediaSlot]) -> EncodedSample:
         """In the Thinking template with the zoom tool, as a chat that runs calls has it at its end."""
-        template = replace(self.template, variant="thinking")
+        template, tools = replace(self.template, variant="thinking"), [zoom_tool().described()]
         messages: list[Message] = []
         answers: list[tuple[int, int]] = []
         for index, turn in enumerate(sample.turns):
@@ -110,9 +110,9 @@ class SampleEncoder:
                 patches.append(crop)
                 messages.append(Message("assistant", "", one.thought, (one.call,)))
                 messages.append(Message("tool", (ImageSlot(crop.num_tokens),)))
-            before = self._ids(template.segments(messages, tools=[ZOOM_TOOL]))
+            before = self._ids(template.segments(messages, tools=tools))
             messages.append(Message("assistant", turn.answer, turn.thought))
-            ids = self._ids(template.segments(messages, tools=[ZOOM_TOOL]))
+            ids = self._ids(template.segments(messages, tools=tools))
             answers.append((len(ids) - self._answer_length(turn), len(ids)))
             assert ids[: len(before)] == before, "a longer conversation begins with the shorter one"
         return EncodedSample(sample.name, tuple(ids), tuple(patches), tuple(answers))

@@ -26,6 +26,7 @@ from ernie_calibration.drawn_image import (
 from ernie_calibration.images import draw_image
 from ernie_calibration.names import NameSource, different
 from ernie_calibration.skills.fields import thousandths
+from ernie_local.text.reasoning import ToolCall
 
 CARD_KINDS = ("form", "receipt", "table", "invoice")
 QUESTION_FORMS = ("{title}: {question}", "In {title}: {question}", "Look at {title}. {question}")
@@ -134,3 +135,10 @@ def ask_sheet(random: Random, sheet: DrawnSheet, count: int) -> list[SheetQuesti
         text = random.choice(QUESTION_FORMS).format(title=card.heading.text, question=question.text)
         asked.append(SheetQuestion(text, card, question))
     return asked
+
+
+def zoom_call(box: tuple[int, int, int, int], label: str) -> ToolCall:
+    """A call of the published zoom tool that asks for `box`, in thousandths of the image."""
+    from ernie_local.session.image_tools import ZOOM_NAME  # with torch, which drawing does not need
+
+    return ToolCall(ZOOM_NAME, {"bbox_2d": list(box), "label": label})

@@ -19,7 +19,7 @@ import sentencepiece
 from ernie_calibration.drawn_image import DrawnImage, Glyph, Question, Run, join
 from ernie_calibration.images.forms import READ_QUESTIONS
 from ernie_calibration.names import MONTHS, NameSource
-from ernie_calibration.zoom_tool import ZOOM_TOOL
+from ernie_local.session.image_tools import zoom_tool
 from ernie_local.text.reasoning import ToolCall
 from ernie_local.text.template import THINKING_SYSTEM, Variant
 
@@ -96,7 +96,8 @@ class TrainingConversation:
         self.answer_pointers: list[Pointer] = []
         self.mention_pointers: list[Pointer] = []
         if with_zoom:
-            self._append_text(f"\n<tool_list>\n{json.dumps([ZOOM_TOOL], ensure_ascii=False)}\n</tool_list>\n")
+            tools = json.dumps([zoom_tool().described()], ensure_ascii=False)
+            self._append_text(f"\n<tool_list>\n{tools}\n</tool_list>\n")
         if variant == "thinking":
             self._append_text(f"{THINKING_SYSTEM}\n")
 

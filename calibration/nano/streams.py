@@ -15,11 +15,10 @@ from ernie_calibration.drawn_image import PLAIN_LOOK, DrawnImage, Glyph, Look, Q
 from ernie_calibration.images import draw_image
 from ernie_calibration.names import NameSource
 from ernie_calibration.scan import blur, jpeg, low_contrast, shadow
-from ernie_calibration.sheets import READABLE_THOUGHTS, ZOOM_THOUGHTS, ask_sheet, draw_sheet
+from ernie_calibration.sheets import READABLE_THOUGHTS, ZOOM_THOUGHTS, ask_sheet, draw_sheet, zoom_call
 from ernie_calibration.skills.fields import ask_absent, ask_json, ask_place, thousandths
 from ernie_calibration.skills.knowledge import ask_knowledge
 from ernie_calibration.skills.samples import SMALL_PRINT
-from ernie_calibration.zoom_tool import zoom_call
 from ernie_local.media.image_size import smart_resize
 from nano.conversation import (
     NOTHING,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from ernie_calibration.zoom_tool import ZOOM_TOOL
+from ernie_local.session.image_tools import zoom_tool
 from ernie_local.text.template import THINKING_SYSTEM
 
 SPECIAL_TOKENS = (
@@ -53,7 +53,7 @@ EXTRA_CHARACTERS = "£°äöüßÄÖÜéèêáàâíóôúñç"
 
 def symbol_pieces() -> list[str]:
     """All pieces longer than a character, in the order of their ids, as SentencePiece spells spaces."""
-    schema = json.dumps([ZOOM_TOOL], ensure_ascii=False)
+    schema = json.dumps([zoom_tool().described()], ensure_ascii=False)
     cuts = range(0, len(schema), SCHEMA_PIECE_LETTERS)
     parts = [schema[start : start + SCHEMA_PIECE_LETTERS] for start in cuts]
     texts = dict.fromkeys([*SPECIAL_TOKENS, "\n", *QUESTION_WORDS, *PHRASES, *parts])

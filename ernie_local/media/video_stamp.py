@@ -19,7 +19,7 @@ def draw_stamp(frame: Image.Image, text: str) -> None:
 
     A frame of less than 10 pixels has no room for it. InputUnreadable without the font.
     """
-    size = int(min(frame.size) * _SIZE_OF_TEXT)
+    size = _text_size(frame)
     if size < 1:
         return
     ImageDraw.Draw(frame).text(
@@ -30,6 +30,11 @@ def draw_stamp(frame: Image.Image, text: str) -> None:
         stroke_width=int(size * _SIZE_OF_OUTLINE),
         stroke_fill=(255, 255, 255),
     )
+
+
+def stamp_font(frame: Image.Image) -> ImageFont.FreeTypeFont:
+    """The font of the stamp on a frame that has room for it; InputUnreadable without it."""
+    return _load_font(_text_size(frame))
 
 
 def check_font(name: str) -> None:
@@ -43,6 +48,10 @@ def missing_extra(name: str, why: str) -> InputUnreadable:
     return InputUnreadable(
         f"{name}: is a video, which this installation cannot read", why, "pip install 'ernie-local[video]'"
     )
+
+
+def _text_size(frame: Image.Image) -> int:
+    return int(min(frame.size) * _SIZE_OF_TEXT)
 
 
 @functools.lru_cache(maxsize=4)

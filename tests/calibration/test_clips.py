@@ -8,9 +8,17 @@ import numpy
 import pytest
 from PIL import Image, ImageChops
 
-from ernie_calibration.clip_stamp import stamp_words, write_stamp
-from ernie_calibration.clips import CLIP_NUMBER, CLIP_TIME, CLIP_WORD, DrawnClip, clock, draw_clip
+from ernie_calibration.clips import (
+    CLIP_NUMBER,
+    CLIP_TIME,
+    CLIP_WORD,
+    DrawnClip,
+    clock,
+    draw_clip,
+    write_stamp,
+)
 from ernie_calibration.drawn_image import Run
+from ernie_local.media.video_sampling import stamp_text
 
 WIDTH, HEIGHT = 224, 140
 
@@ -58,7 +66,7 @@ def test_frames_differ_where_their_numbers_and_times_stand_and_nowhere_else() ->
 
 @pytest.mark.parametrize("seconds", [0.0, 3.0, 65.5, 3723.25])
 def test_a_stamp_is_a_time_in_the_upper_left_corner(seconds: float) -> None:
-    words = stamp_words(seconds).removeprefix("time: ")
+    words = stamp_text(seconds).removeprefix("time: ")
     hours, minutes, rest = words.split(":")
     assert timedelta(hours=int(hours), minutes=int(minutes), seconds=float(rest)).total_seconds() == seconds
     frame = Image.new("RGB", (2 * WIDTH, 2 * HEIGHT), (128, 128, 128))

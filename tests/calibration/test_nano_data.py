@@ -12,7 +12,8 @@ import sentencepiece
 
 from ernie_calibration.drawn_image import Run
 from ernie_calibration.images import draw_image
-from ernie_calibration.zoom_tool import ZOOM_TOOL, zoom_call
+from ernie_calibration.sheets import zoom_call
+from ernie_local.session.image_tools import zoom_tool
 from ernie_local.text.template import (
     ChatTemplate,
     ImageSlot,
@@ -107,7 +108,7 @@ def test_a_closeup_is_what_a_chat_with_the_tool_holds(
     )
     conversation = TrainingConversation(pieces, "thinking", with_zoom=True)
     conversation.add_turns([turn], 6)
-    template, tools = ChatTemplate("thinking"), [ZOOM_TOOL]
+    template, tools = ChatTemplate("thinking"), [zoom_tool().described()]
     messages = [Message("user", (ImageSlot(6), turn.question))]
     first = rendered(runtime, template.segments(messages, tools=tools, thinking=True))
     messages += [Message("assistant", "", "Too small.", (CALL,)), Message("tool", (ImageSlot(5),))]

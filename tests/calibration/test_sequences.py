@@ -9,9 +9,9 @@ import ernie_local
 from ernie_calibration.sample import Sample, SampleTurn
 from ernie_calibration.sequences import SampleEncoder
 from ernie_calibration.skills.samples import clip_samples, closeup_samples
-from ernie_calibration.zoom_tool import ZOOM_TOOL
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.errors import InputUnreadable
+from ernie_local.session.image_tools import zoom_tool
 from ernie_local.text.template import ChatTemplate, ImageSlot, Message, encode_segments, user_message
 
 IMAGE = Image.new("RGB", (308, 196), "white")
@@ -80,7 +80,7 @@ def test_a_closeup_is_a_prompt_with_tools_then_a_call_then_a_prompt_with_its_pic
     encoded, (turn,) = encoder.encode(sample), sample.turns
     sheet, crop = (ImageSlot(one.num_tokens) for one in encoded.patches)
     messages = [Message("user", (sheet, turn.question))]
-    template, tools = ChatTemplate("thinking"), [ZOOM_TOOL]
+    template, tools = ChatTemplate("thinking"), [zoom_tool().described()]
 
     def prompt() -> tuple[int, ...]:
         segments = template.segments(messages, tools=tools, thinking=True)

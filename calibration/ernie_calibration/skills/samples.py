@@ -11,10 +11,9 @@ from ernie_calibration.drawn_image import VARIED_LOOK, Question
 from ernie_calibration.images import draw_image
 from ernie_calibration.names import NameSource
 from ernie_calibration.sample import Sample, SampleClip, SampleRound, SampleTurn
-from ernie_calibration.sheets import ZOOM_THOUGHTS, ask_sheet, draw_sheet
+from ernie_calibration.sheets import ZOOM_THOUGHTS, ask_sheet, draw_sheet, zoom_call
 from ernie_calibration.skills.fields import ask_absent, ask_json, ask_place
 from ernie_calibration.skills.knowledge import ask_knowledge
-from ernie_calibration.zoom_tool import zoom_call
 
 SMALL_PRINT = "small print"
 FIELD_KINDS = ("invoice", "form", "receipt", "table", "bar chart", "line chart")
