@@ -83,10 +83,15 @@ def overlap(first: Thousandths, second: Thousandths) -> float:
     return common / (sum(areas) - common)
 
 
+def box_overlap(answer: str, expected: str) -> float:
+    """The overlap of the first box of the answer with the expected one; 0.0 without a box."""
+    found, wanted = find_boxes(answer).boxes, find_boxes(expected).boxes
+    return overlap(found[0].place, wanted[0].place) if found else 0.0
+
+
 def box_match(answer: str, expected: str) -> float:
     """1.0 if the first box of the answer overlaps the expected one by LEAST_OVERLAP, else 0.0."""
-    found, wanted = find_boxes(answer).boxes, find_boxes(expected).boxes
-    return float(bool(found) and overlap(found[0].place, wanted[0].place) >= LEAST_OVERLAP)
+    return float(box_overlap(answer, expected) >= LEAST_OVERLAP)
 
 
 def json_match(answer: str, expected: str) -> float:

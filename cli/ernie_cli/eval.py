@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ernie_cli.eval_result import EvalResult
     from ernie_quant.evaluation.run import Candidate
     from ernie_quant.evaluation.run import Result as Evaluated
-    from ernie_quant.evaluation.summary import Estimate, Summary
+    from ernie_quant.evaluation.summary import Estimate, Summary, Task
 
 _NAME_WIDTH = 18
 _COLUMNS = f"{{:<{_NAME_WIDTH}}} {{:>10}} {{:>6}} {{:>8}} {{:>7}} {{:>9}} {{:>7}} {{:>7}}"
@@ -62,7 +62,7 @@ class EvalOptions(ComputeOptions, CommonOptions):
         default="images",
         help="Kind of samples: small images (the only kind that nano reads), pages of documents, charts, "
         "texts, or all four in turn; fields: places, JSON and what is not there; clips: short videos; "
-        "closeups: print too small to read, asked without the zoom tool.",
+        "closeups: print too small to read, asked without the zoom tool and with it.",
     )
     questions_each: int = option(
         default=1,
@@ -90,8 +90,8 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
     """Measure how far checkpoints are from their reference, on documents and charts.
 
     Compares divergence and most likely tokens where an answer is written, the answers that each model gives,
-    and the experts chosen. Every third small image is also read out completely. One model at a time is in
-    memory.
+    and the experts chosen. Every third small image is also read out completely. Print that is too small is
+    asked about once more, in the Thinking template with the zoom tool. One model at a time is in memory.
     """
     from ernie_cli.progress import UnitProgress, downloaded
     from ernie_local import defaults
@@ -199,12 +199,27 @@ def _details(name: str, summary: Summary) -> Iterator[str]:
             f"{task.reference_score:.1%}",
             f"{task.score:.1%}",
         )
+        yield from _more_of_task(task)
     if summary.routing:
         yield "  same experts chosen"
         yield _LAYER_COLUMNS.format("layer", "text", "vision")
     for layer, group in groupby(summary.routing, lambda routing: routing.layer):
         shares = {routing.bank: f"{routing.agreement:.1%}" for routing in group}
         yield _LAYER_COLUMNS.format(layer, shares.get("text", ""), shares.get("vision", "")).rstrip()
+
+
+def _more_of_task(task: Task) -> Iterator[str]:
+    """Lines under its own: overlaps of boxes, and its turns asked with the zoom tool."""
+
+    def line(name: str, measure: str, before: str, now: str) -> str:
+        return _TASK_COLUMNS.format(f"  {name}", "", "", "", "", measure, before, now)
+
+    if task.overlap is not None:
+        yield line("mean overlap", "IoU", f"{task.reference_overlap:.1%}", f"{task.overlap:.1%}")
+    if (zoom := task.zoom) is not None:
+        yield line("with zoom", task.metric, f"{zoom.reference_score:.1%}", f"{zoom.score:.1%}")
+        yield line("zoom gain", task.metric, f"{zoom.reference_gain:+.1%}", f"{zoom.gain:+.1%}")
+        yield line("zoomed", "turns", str(zoom.reference_zoomed), str(zoom.zoomed))
 
 
 def _estimate(estimate: Estimate, spec: str) -> str:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -13,6 +14,9 @@ import sentencepiece
 from ernie_calibration.drawn_image import Run
 from ernie_calibration.images import draw_image
 from ernie_calibration.sheets import zoom_call
+from ernie_calibration.skills.samples import closeup_samples
+from ernie_local.media.processor import image_to_patches
+from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.session.image_tools import zoom_tool
 from ernie_local.text.template import (
     ChatTemplate,
@@ -24,9 +28,12 @@ from ernie_local.text.template import (
     encode_segments,
 )
 from ernie_local.text.tokenizer import ErnieTokenizer
+from ernie_quant.evaluation.observation import ZoomedAnswer, answer_with_zoom
 from nano.batches import MEDIA
 from nano.conversation import MediaKind, TrainingConversation, TrainingLook, TrainingTurn, image_turns
+from nano.shape import NanoShape
 from nano.tokenizer import train_tokenizer
+from tests.runtime.conftest import ScriptedModel
 
 CALL = zoom_call((12, 345, 678, 1000), "Lyon")
 
@@ -124,6 +131,35 @@ def test_a_closeup_is_what_a_chat_with_the_tool_holds(
     assert MEDIA.image not in written
     called = json.dumps({"name": CALL.name, "arguments": CALL.arguments})
     assert (called in runtime.decode(written)) == is_scored
+
+
+def test_a_sheet_is_evaluated_with_the_tokens_of_training(
+    pieces: sentencepiece.SentencePieceProcessor, runtime: ErnieTokenizer, tokenizer_path: Path
+) -> None:
+    """Of a model that writes what it is trained to write, the chat with the tool is that of training."""
+    shape = NanoShape()
+    most = shape.max_image_tokens * shape.token_pixels**2
+    processor = ImageProcessorConfig(min_pixels=4 * shape.token_pixels**2, max_pixels=most)
+    sample = next(closeup_samples(1, held_out=True))
+    (sheet,), (turn,) = sample.images, sample.turns
+    (seen,) = turn.rounds
+    whole, card = (image_to_patches(one, processor) for one in (sheet, seen.result))
+    look = TrainingLook(Run.unprinted(seen.thought), seen.call, card.num_tokens, is_scored=True)
+    answer, thought = Run.unprinted(turn.answer), Run.unprinted(turn.thought)
+    conversation = TrainingConversation(pieces, "thinking", with_zoom=True)
+    conversation.add_turns([TrainingTurn(turn.question, answer, thought, look=look)], whole.num_tokens)
+
+    written = runtime.decode([label for label in conversation.labels if label >= 0]).split("</s>")
+    model: Any = ScriptedModel(runtime, tokenizer_path.parent, 1000, MEDIA, processor)
+    engine = model.engine()
+    engine.say(*written[:2])
+    model.engine = lambda: engine
+    assert answer_with_zoom(model, turn.question, sample.images) == ZoomedAnswer(turn.answer, True)
+    (first, [image]), (_, [part]) = engine.prefills
+    assert first == conversation.ids[: len(first)]
+    assert conversation.labels[len(first) - 1] < 0 <= conversation.labels[len(first)]
+    assert engine.ids == conversation.ids[:-1], "all but the end of the answer, which is not computed"
+    assert (image.grid, part.grid) == (whole.grid, card.grid)
 
 
 def test_the_schema_of_the_tool_is_a_few_pieces(pieces: sentencepiece.SentencePieceProcessor) -> None:

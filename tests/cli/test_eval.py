@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 import ernie_local
+from ernie_calibration.generated import held_out_samples
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
+from ernie_quant.evaluation import observation
+from ernie_quant.evaluation.observation import ZoomedAnswer
 from tests.cli.running import Command
 from tests.plain_export import export_plainly
 from tests.rounding import rounded_floats
@@ -66,6 +69,44 @@ def test_the_checkpoints_cache_alone_has_the_type_that_is_asked_for(command: Com
     (found,) = said["checkpoints"]
     assert said["kv_dtype"] == "int8"
     assert 0 < found["divergence"]["mean"]["value"] < 0.01, "it reads keys and values that are rounded"
+
+
+def rows(lines: list[str]) -> dict[str, list[str]]:
+    """The last two columns of each line of the table of tasks, by what begins it."""
+    first = next(index for index, line in enumerate(lines) if line.split()[:1] == ["task"])
+    return {line[:22].strip(): line.split()[-2:] for line in lines[first:] if line.startswith("  ")}
+
+
+def test_print_that_is_too_small_is_scored_with_and_without_the_zoom_tool(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sample,) = held_out_samples(1, families=("closeups",))
+    (turn,) = sample.turns
+    given = iter([ZoomedAnswer(turn.answer, True), ZoomedAnswer("7", True)] * 2)
+    monkeypatch.setattr(observation, "answer_with_zoom", lambda *_: next(given))
+    arguments = ("eval", "nano", "nano", "--samples", "1", "--family", "closeups")
+    shown = rows(command(*arguments).stdout.splitlines())
+    assert shown["small print"] == ["0.0%", "0.0%"]
+    assert shown["with zoom"] == ["100.0%", "0.0%"]
+    assert shown["zoom gain"] == ["+100.0%", "+0.0%"]
+    assert shown["zoomed"] == ["1", "1"]
+    (found,) = command(*arguments, "--json").json()["checkpoints"]
+    (task,) = found["tasks"]
+    names = ("score", "gain", "zoomed")
+    assert task["zoom"] == dict(zip([f"reference_{name}" for name in names], (1.0, 1.0, 1), strict=True)) | (
+        dict(zip(names, (0.0, 0.0, 1), strict=True))
+    )
+    assert task["overlap"] is None
+
+
+def test_boxes_have_their_mean_overlap(command: Command) -> None:
+    arguments = ("eval", "nano", "nano", "--samples", "1", "--family", "fields", "--questions-each", "3")
+    tasks = {task["kind"]: task for task in command(*arguments, "--json").json()["checkpoints"][0]["tasks"]}
+    place = tasks.pop("place")
+    assert 0 <= place["overlap"] == place["reference_overlap"] < 1
+    assert {task["overlap"] for task in tasks.values()} == {None}
+    shown = rows(command(*arguments).stdout.splitlines())
+    assert shown["mean overlap"] == [f"{place['overlap']:.1%}"] * 2
 
 
 @pytest.mark.parametrize(

@@ -134,8 +134,9 @@ class ScriptedEngine:
 
     chunk_tokens = 2048
 
-    def __init__(self, tokenizer: ErnieTokenizer, context_size: int) -> None:
+    def __init__(self, tokenizer: ErnieTokenizer, context_size: int, media: MediaTokens = MEDIA) -> None:
         self.context_size = context_size
+        self._media = media
         self.ids: list[int] = []
         self.prefills: list[tuple[list[int], list[Patches]]] = []
         self.before_decode: Callable[[int], None] = lambda token_id: None
@@ -184,7 +185,7 @@ class ScriptedEngine:
         if on_progress is not None:
             on_progress("tokens", 0, len(ids))
         grids = [image.grid for image in images]
-        positions, following = positions_3d(ids, grids, MEDIA, 2, self._next_positions[-1])
+        positions, following = positions_3d(ids, grids, self._media, 2, self._next_positions[-1])
         # The position of a text token is what the next position was before it.
         self._next_positions = [*self._next_positions[:-1], *positions[0].tolist(), following]
         return self._append(ids)
@@ -213,11 +214,18 @@ class ScriptedModel:
     paging = results = None
     network = SimpleNamespace(dtype=torch.float32)
 
-    def __init__(self, tokenizer: ErnieTokenizer, directory: Path, context_size: int = 2000) -> None:
+    def __init__(
+        self,
+        tokenizer: ErnieTokenizer,
+        directory: Path,
+        context_size: int = 2000,
+        media: MediaTokens = MEDIA,
+        processor: ImageProcessorConfig | None = None,
+    ) -> None:
         self.directory = directory
         self.context_size = context_size
         config: Any = SimpleNamespace(
-            media=MEDIA,
+            media=media,
             text=SimpleNamespace(vocab_size=tokenizer.vocab_size),
             vision=SimpleNamespace(spatial_merge_size=2, temporal_merge_size=2),
             eos_token_ids=(2,),
@@ -225,11 +233,12 @@ class ScriptedModel:
         self.config = config
         self.files = ModelFiles(directory, config)
         self.files.tokenizer = self.tokenizer = tokenizer
-        self.files.image_processor = ImageProcessorConfig(min_pixels=28 * 28, max_pixels=28 * 28 * 16)
-        self.image_processor = self.files.image_processor
+        if processor is None:
+            processor = ImageProcessorConfig(min_pixels=28 * 28, max_pixels=28 * 28 * 16)
+        self.files.image_processor = self.image_processor = processor
 
     def engine(self) -> ScriptedEngine:
-        return ScriptedEngine(self.tokenizer, self.context_size)
+        return ScriptedEngine(self.tokenizer, self.context_size, self.config.media)
 
 
 class Talk:

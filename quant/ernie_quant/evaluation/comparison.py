@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from ernie_calibration.generated import LONG_KINDS
 from ernie_calibration.sample import SampleTurn
-from ernie_calibration.scoring import exact_match, score
+from ernie_calibration.scoring import METRIC_OF_KIND, box_overlap, exact_match, score
 from ernie_local.errors import ErnieLocalError, ModelUnusable
 from ernie_local.media.tokens import TEXT, VisionRule, token_types
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.moe import served_tokens
 from ernie_local.sampling import overflow_hint
-from ernie_quant.evaluation.observation import Observation
+from ernie_quant.evaluation.observation import Observation, ZoomedAnswer
 
 # Logits of the original's vocabulary take 0.8 MB a row in float64.
 _ROWS_AT_A_TIME = 32
@@ -27,7 +27,8 @@ class Comparison:
     """divergence: (positions,) nats; agrees: (positions,), whether both have the same most likely token.
 
     same_experts: (MoE layers, banks) sums over tokens of the share of chosen experts that are the same;
-    bank_tokens: (banks,), the tokens of each.
+    bank_tokens: (banks,), the tokens of each. zoomed: the answers of the reference and of the other model
+    with the zoom tool; None of a turn that needs no closer look.
     """
 
     document: str
@@ -38,6 +39,7 @@ class Comparison:
     bank_tokens: NDArray[numpy.int64]
     reference_answer: str
     answer: str
+    zoomed: tuple[ZoomedAnswer, ZoomedAnswer] | None
 
     @property
     def is_question(self) -> bool:
@@ -55,6 +57,23 @@ class Comparison:
         """Scores of both answers by the measure of the turn's kind."""
         kind, expected = self.turn.kind, self.turn.answer
         return score(kind, self.reference_answer, expected), score(kind, self.answer, expected)
+
+    @property
+    def zoomed_scores(self) -> tuple[float, float] | None:
+        """The same with the zoom tool; None of a turn that needs no closer look."""
+        if self.zoomed is None:
+            return None
+        kind, expected = self.turn.kind, self.turn.answer
+        before, after = (score(kind, each.text, expected) for each in self.zoomed)
+        return before, after
+
+    @property
+    def overlaps(self) -> tuple[float, float] | None:
+        """Overlaps of both answers' boxes with the expected one; None of a turn that asks for no box."""
+        if METRIC_OF_KIND[self.turn.kind] != "box":
+            return None
+        expected = self.turn.answer
+        return box_overlap(self.reference_answer, expected), box_overlap(self.answer, expected)
 
 
 def compare_turn(
@@ -104,6 +123,7 @@ def compare_turn(
         bank_tokens=in_bank.sum(dim=0).numpy(),
         reference_answer=asked.answer,
         answer=read.answer,
+        zoomed=None if asked.zoomed is None or read.zoomed is None else (asked.zoomed, read.zoomed),
     )
 
 

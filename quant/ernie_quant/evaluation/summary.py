@@ -94,6 +94,22 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
+class Zoom:
+    """The same turns, asked once more in the Thinking template with the zoom tool."""
+
+    reference_score: float
+    score: float
+    reference_gain: float
+    """What the tool gains: the reference's score with it, less the one without."""
+    gain: float
+    """The same of the checkpoint."""
+    reference_zoomed: int
+    """Turns in which the tool has shown the reference a part of the image."""
+    zoomed: int
+    """The same of the checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One kind of turn. The scores are means of `metric`, from 0 to 1."""
 
@@ -105,6 +121,13 @@ class Task:
     top1: float
     reference_score: float
     score: float
+    reference_overlap: float | None
+    """Of boxes: the mean intersection over union of the reference's with the right ones, 0 where it names
+    none; null for other measures."""
+    overlap: float | None
+    """The same of the checkpoint."""
+    zoom: Zoom | None
+    """Figures with the zoom tool; null for kinds that need no closer look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +205,9 @@ def _tasks(comparisons: Sequence[Comparison]) -> tuple[Task, ...]:
     tasks = []
     for kind in sorted({each.turn.kind for each in comparisons}):
         chosen = [each for each in comparisons if each.turn.kind == kind]
-        scores = [each.scores for each in chosen]
+        before, after = _means([each.scores for each in chosen])
+        overlaps = [each.overlaps for each in chosen if each.overlaps is not None]
+        overlap_before, overlap_after = _means(overlaps) if overlaps else (None, None)
         pooled = numpy.concatenate([each.divergence for each in chosen])
         tasks.append(
             Task(
@@ -192,8 +217,29 @@ def _tasks(comparisons: Sequence[Comparison]) -> tuple[Task, ...]:
                 positions=len(pooled),
                 divergence=float(pooled.mean()),
                 top1=float(numpy.concatenate([each.agrees for each in chosen]).mean()),
-                reference_score=sum(before for before, _ in scores) / len(scores),
-                score=sum(after for _, after in scores) / len(scores),
+                reference_score=before,
+                score=after,
+                reference_overlap=overlap_before,
+                overlap=overlap_after,
+                zoom=_zoom(chosen),
             )
         )
     return tuple(tasks)
+
+
+def _zoom(chosen: Sequence[Comparison]) -> Zoom | None:
+    """Figures of those that were asked with the zoom tool too; None without any."""
+    asked = [each for each in chosen if each.zoomed is not None]
+    if not asked:
+        return None
+    plain_before, plain_after = _means([each.scores for each in asked])
+    before, after = _means([scores for each in asked if (scores := each.zoomed_scores) is not None])
+    looks = [tuple(answer.has_zoomed for answer in each.zoomed) for each in asked if each.zoomed is not None]
+    reference_zoomed, zoomed = (sum(pair[i] for pair in looks) for i in (0, 1))
+    return Zoom(before, after, before - plain_before, after - plain_after, reference_zoomed, zoomed)
+
+
+def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The means of the first and of the second numbers."""
+    first, second = (sum(pair[i] for pair in pairs) / len(pairs) for i in (0, 1))
+    return first, second
