@@ -31,8 +31,10 @@ from ernie_local.experts.resident import ResidentExperts
 from ernie_local.loading import LoadedModel
 from ernie_quant.evaluation.observation import Observer
 
-# What is measured beside reading, each on its own family of samples; close-ups without the zoom tool.
+# What is measured beside reading, each on its own family of samples.
 SKILL_FAMILIES: tuple[SampleFamily, ...] = ("fields", "clips", "closeups")
+# Thoughts, call and answer about a close-up take at most 120 tokens where they are right.
+ZOOM_TOKENS = 400
 
 
 def count_right(model: LoadedModel, count: int, questions_each: int) -> dict[str, list[float]]:
@@ -49,17 +51,28 @@ def count_right(model: LoadedModel, count: int, questions_each: int) -> dict[str
     return dict(sorted(counts.items()))
 
 
-def count_skills(model: LoadedModel, count: int) -> dict[str, list[float]]:
-    """Points and questions per kind, on `count` samples of each family. A point is a right answer."""
+def count_skills(model: LoadedModel, count: int) -> tuple[dict[str, list[float]], int]:
+    """Points and questions per kind, on `count` samples of each family; and the number of zoomed ones.
+
+    A point is a right answer. A question that needs a closer look is asked without the zoom tool, and under
+    another name with it: then only an answer after such a look counts.
+    """
     counts: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
-    observer = Observer(model)
+    num_zoomed = 0
+    observer = Observer(model, ZOOM_TOKENS)
     for family in SKILL_FAMILIES:
         samples = held_out_samples(count, families=(family,), questions_each=9)
         for observations in observer.observe(samples, lambda *_: []):
             for asked in (observation.asked for observation in observations):
-                counts[asked.turn.kind][0] += score(asked.turn.kind, asked.answer, asked.turn.answer)
-                counts[asked.turn.kind][1] += 1
-    return dict(sorted(counts.items()))
+                kind, expected = asked.turn.kind, asked.turn.answer
+                answers = {kind: asked.answer}
+                if (zoomed := asked.zoomed) is not None:
+                    num_zoomed += zoomed.has_zoomed
+                    answers[f"{kind}, zoomed"] = zoomed.text if zoomed.has_zoomed else ""
+                for name, answer in answers.items():
+                    counts[name][0] += score(kind, answer, expected)
+                    counts[name][1] += 1
+    return dict(sorted(counts.items())), num_zoomed
 
 
 def round_to_two_bits(weight: Tensor, group_size: int = 64) -> Tensor:
@@ -119,8 +132,14 @@ def evaluate_nano() -> None:
         # One question an image is enough for a damaged variant.
         counts = count_right(model, arguments.images, arguments.questions_each if name == "as trained" else 1)
         right, asked = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
-        skills = count_skills(model, arguments.skills) if arguments.skills else {}
-        results[name] = {"right": right, "asked": asked, "kinds": counts, "skills": skills}
+        skills, num_zoomed = count_skills(model, arguments.skills) if arguments.skills else ({}, 0)
+        results[name] = {
+            "right": right,
+            "asked": asked,
+            "kinds": counts,
+            "skills": skills,
+            "zoomed": num_zoomed,
+        }
         print(f"{name}: {right:g} of {asked} = {right / asked:.1%}")
         figures: dict[str, list[float]] = {**counts, **skills}
         for kind, (kind_right, kind_asked) in figures.items():

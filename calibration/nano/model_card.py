@@ -47,7 +47,8 @@ SKILLS = """
 ## Skills
 
 {samples} held-out samples of each kind of page. A place is right from half overlap on, JSON if all its values
-are. Small print is asked without the zoom tool.
+are. Small print is asked without tools, and "zoomed" in the Thinking template with the zoom tool: there right
+is an answer after a look at a part, which {zoomed} of {samples} conversations took.
 
 | question kind | right | of | share |
 |---|---:|---:|---:|
@@ -104,7 +105,7 @@ def card(results: dict[str, Any], parameters: int, images: int, samples: int, no
     )
     tail = TAIL.format(damages="\n".join(damages), note=f"{note}\n\n" if note else "")
     skills = [row(kind, *pair) for kind, pair in whole["skills"].items()]
-    table = SKILLS.format(samples=samples, skills="\n".join(skills)) if skills else ""
+    table = SKILLS.format(samples=samples, zoomed=whole["zoomed"], skills="\n".join(skills)) if skills else ""
     return head + "\n".join(kinds) + "\n" + table + tail
 
 
