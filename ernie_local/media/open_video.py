@@ -12,11 +12,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 from PIL import Image
 
-from ernie_local.errors import InputUnreadable, UsageError
+from ernie_local.errors import DoesNotFit, InputUnreadable, UsageError, parameter
 from ernie_local.media.animation import Animation
 from ernie_local.media.formats import SNIFFED_BYTES, image_format
 from ernie_local.media.frame_store import FrameStore
@@ -35,6 +35,7 @@ from ernie_local.media.video_size import VideoReport, measure_video
 from ernie_local.media.video_stamp import check_font, draw_stamp
 
 VideoSource: TypeAlias = "str | os.PathLike[str] | bytes"
+OnFrame: TypeAlias = Callable[[int, int], None]
 _Frames: TypeAlias = Generator[tuple[int, Image.Image], None, None]
 _FRAMES_AHEAD = 4  # that wait to be drawn and resized, or to be stored
 _MOVING = ("GIF", "WebP")
@@ -55,23 +56,28 @@ def open_video(
     processor: ImageProcessorConfig,
     sampling: VideoSampling | None = None,
     *,
-    on_frame: Callable[[int, int], None] | None = None,
+    most_tokens: int | None = None,
+    on_frame: OnFrame | None = None,
 ) -> OpenedVideo:
     """Open a video, a moving GIF or WebP.
 
     source: a path, with a part of it as in "clip.mp4@00:10-00:35" unless a file has exactly that name, or
-    bytes. processor: as of `read_video_processor`. sampling: None is as the model was trained. on_frame: gets
-    how many frames are ready, and of how many.
+    bytes, of which nothing is written to disk. processor: as of `read_video_processor`. sampling: None is as
+    the model was trained. most_tokens: that there is room for. on_frame: gets how many frames are ready, and
+    of how many; what it raises ends the reading.
 
     InputUnreadable for what is no video, damaged beyond what neighbouring frames make up for, or too large;
-    UsageError for a part that is given twice; DoesNotFit where the disk has no room for the frames.
+    UsageError for a part that is given twice; DoesNotFit for more than `most_tokens`, before a frame is
+    decoded, and where the disk or the memory has no room for the frames.
     """
     sampling = sampling or VideoSampling()
     if isinstance(source, bytes):
-        return _open(io.BytesIO(source), "video", None, processor, sampling, on_frame)
+        wanted = _Wanted("video", None, processor, sampling, most_tokens)
+        return _open(io.BytesIO(source), wanted, on_frame)
     text, sampling = _path_and_part(source, sampling)
     with open_given(text, "a video") as file:
-        return _open(file, text, os.path.abspath(os.path.expanduser(text)), processor, sampling, on_frame)  # noqa: PTH100, PTH111
+        path = os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111
+        return _open(file, _Wanted(text, path, processor, sampling, most_tokens), on_frame)
 
 
 def check_video(source: str | os.PathLike[str], sampling: VideoSampling) -> None:
@@ -109,19 +115,31 @@ def _path_and_part(source: str | os.PathLike[str], sampling: VideoSampling) -> t
     return path, replace(sampling, start=start, end=end)
 
 
-def _open(
-    file: BinaryIO,
-    name: str,
-    path: str | None,
-    processor: ImageProcessorConfig,
-    sampling: VideoSampling,
-    on_frame: Callable[[int, int], None] | None,
-) -> OpenedVideo:
+class _Wanted(NamedTuple):
+    """What `open_video` was asked for. path: None for bytes."""
+
+    name: str
+    path: str | None
+    processor: ImageProcessorConfig
+    sampling: VideoSampling
+    most_tokens: int | None
+
+
+def _open(file: BinaryIO, wanted: _Wanted, on_frame: OnFrame | None) -> OpenedVideo:
+    name, path, processor, sampling, most_tokens = wanted
     with _open_source(file, name) as video:
         shown = _shown_name(name, sampling)
         report = measure_video(shown, video.size, video.num_frames, video.fps, sampling, processor)
         check_font(name)
-        store = FrameStore(report.resized_size, len(report.frames))
+        if most_tokens is not None and report.tokens > most_tokens:
+            raise DoesNotFit(
+                f"{shown}: {len(report.frames)} frames take {report.tokens} tokens, the context has room for "
+                f"{max(0, most_tokens)}",
+                f"the model sees {report.resized_size[0]} x {report.resized_size[1]} pixels of each frame",
+                f"fewer frames by {parameter('frames')} or {parameter('fps')}, a part of the video, or a "
+                f"larger {parameter('context_size')}",
+            )
+        store = FrameStore(report.resized_size, len(report.frames), in_memory=path is None)
         numbers = _fill(store, video, report, on_frame)
         notes = video.notes
         replaced = sum(number != chosen for number, chosen in zip(numbers, report.frames, strict=True))
@@ -149,7 +167,7 @@ def _open_source(file: BinaryIO, name: str) -> VideoFile | Animation:
         raise InputUnreadable(
             f"{name}: is a {kind} file, not a video",
             "it is read in more detail as an image",
-            f"give it as an image: --image {name}",
+            f"give it as an image: {parameter('images', name)}",
         )
     return VideoFile(file, name)
 
@@ -158,7 +176,7 @@ def _fill(
     store: FrameStore,
     video: VideoFile | Animation,
     report: VideoReport,
-    on_frame: Callable[[int, int], None] | None,
+    on_frame: OnFrame | None,
 ) -> list[int]:
     """Put the frames into the store, those that cannot be decoded by their neighbours; their numbers."""
     numbers: list[int | None] = [None] * len(report.frames)
@@ -186,7 +204,8 @@ def _fill(
         for number, neighbour in found.items():
             stand_in.setdefault(neighbour, []).extend(places[number])
         keep(video.read(sorted(stand_in), jumps=False), stand_in)
-    assert None not in numbers, "a frame that was decoded once is decoded again"
+    for number in _missing(numbers, report):
+        raise _undecodable(video, number, "nor one beside it twice")
     return [number for number in numbers if number is not None]
 
 
@@ -204,14 +223,17 @@ def _find_neighbours(video: VideoFile, missing: Sequence[int]) -> dict[int, int]
     for number, several in candidates.items():
         sound = next((one for one in several if one in there), None)
         if sound is None:
-            raise InputUnreadable(
-                f"{video.name}: frame {number} of {video.num_frames} cannot be decoded, nor {len(several)} "
-                "beside it",
-                f"the video is damaged around {clock_text(number / video.fps)}",
-                "a part of it that is sound, such as clip.mp4@00:00-00:10, or ffmpeg -i in.mp4 repaired.mp4",
-            )
+            raise _undecodable(video, number, f"nor {len(several)} beside it")
         found[number] = sound
     return found
+
+
+def _undecodable(video: VideoFile | Animation, number: int, neighbours: str) -> InputUnreadable:
+    return InputUnreadable(
+        f"{video.name}: frame {number} of {video.num_frames} cannot be decoded, {neighbours}",
+        f"the video is damaged around {clock_text(number / video.fps)}",
+        "a part of it that is sound, such as clip.mp4@00:00-00:10, or ffmpeg -i in.mp4 repaired.mp4",
+    )
 
 
 def _finished(

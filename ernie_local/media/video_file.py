@@ -48,7 +48,8 @@ class VideoFile:
         except ImportError as error:
             raise missing_extra(name, f"its decoder is optional: {error}") from error
         self.name, self._file = name, file
-        self._errors: type[Exception] = av.FFmpegError
+        # PyAV itself stumbles over packets of a stream that begins later in the file.
+        self._errors: tuple[type[Exception], ...] = (av.FFmpegError, IndexError)
         self._open_container: Callable[..., Any] = av.open
         self._num_bytes = file.seek(0, os.SEEK_END)
         self.notes: tuple[str, ...] = ()
@@ -80,8 +81,11 @@ class VideoFile:
         target = self._jump(wanted[0], 0) if wanted and jumps else None
         self._rewind()
         while place < len(wanted):
-            if target is not None:
-                self._container.seek(target, stream=self._stream)
+            try:
+                if target is not None:
+                    self._container.seek(target, stream=self._stream)
+            except self._errors:
+                return  # a reading without jumps may find more
             start, target = target, None
             for index, frame in self._decode(start, wanted):
                 while place < len(wanted) and wanted[place] < index:
@@ -105,7 +109,10 @@ class VideoFile:
         self._file.seek(0)
         try:
             options = {"format_whitelist": _CONTAINERS}
-            self._container = self._open_container(self._file, container_options=options)
+            # Titles and names of authors are often in no known alphabet.
+            self._container = self._open_container(
+                self._file, container_options=options, metadata_errors="replace"
+            )
         except self._errors as error:
             raise self._broken("cannot be read as a video", error) from error
         streams = self._container.streams.video

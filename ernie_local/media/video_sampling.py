@@ -5,7 +5,6 @@ Times count at the average frame rate: frame i of n is at i / n of the duration.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from ernie_local.errors import InputUnreadable, UsageError, parameter
 DEFAULT_FPS = 2.0
 DEFAULT_MIN_FRAMES, DEFAULT_MAX_FRAMES = 16, 180
 _LARGEST_FPS = 1000.0
+_MOST_SECONDS = 1e9
 # A broken frame is replaced by one at most so many frames away, and the first or last one by a farther one.
 _REACH, _REACH_AT_ENDS = 9, 19
 _CLOCK = r"(?:(?:(\d{1,3}):)?(\d{1,3}):)?(\d{1,6}(?:\.\d{1,3})?)"
@@ -64,9 +64,9 @@ class VideoSampling:
                 f"{parameter('frames', min(max(self.frames, 1), self.max_frames))}",
             )
         for name, seconds in (("start", self.start), ("end", self.end)):
-            if seconds is not None and not 0 <= seconds < math.inf:
+            if seconds is not None and not 0 <= seconds <= _MOST_SECONDS:
                 raise UsageError(
-                    f"{parameter(name)} is {seconds}, 0 and more are possible",
+                    f"{parameter(name)} is {seconds}, 0 to {_MOST_SECONDS:g} are possible",
                     "it counts the seconds from the start of the video",
                     "clip.mp4@00:10-00:35",
                 )

@@ -43,6 +43,11 @@ def check_font(name: str) -> None:
         raise missing_extra(name, f"the font of the time stamps is optional: no package {_PACKAGE}")
 
 
+def has_extra() -> bool:
+    """Whether this installation can read videos."""
+    return all(importlib.util.find_spec(package) is not None for package in ("av", _PACKAGE))
+
+
 def missing_extra(name: str, why: str) -> InputUnreadable:
     """The error for a video `name` where what the extra [video] installs is not there."""
     return InputUnreadable(

@@ -91,9 +91,9 @@ class Answering:
         num_places = sum(token_id in (media.image, media.video) for token_id in token_ids)
         if num_places or not token_ids:
             raise UsageError(
-                f"a prompt of {len(token_ids)} tokens, {num_places} of them places of images",
+                f"a prompt of {len(token_ids)} tokens, {num_places} of them places of images or videos",
                 "a completion goes on with text, and needs at least 1 token of it",
-                "ask about images in a chat",
+                "ask about images and videos in a chat",
             )
         check_ids(token_ids, self.model.config.text.vocab_size)
 

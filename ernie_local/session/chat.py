@@ -7,10 +7,12 @@ import time
 import warnings
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ernie_local.errors import ErnieLocalError, UsageError
 from ernie_local.loading import LoadedModel
+from ernie_local.progress import Pauses
 from ernie_local.reuse.cache_folder import CacheWarning
 from ernie_local.sampling import SamplingOptions
 from ernie_local.session.answering import Answering
@@ -107,7 +109,7 @@ class Chat(Answering):
         with self._entry:
             self._end_running()
             started = time.perf_counter()
-            question = (self._open(asked_message(role, text, images, videos)),)
+            question = tuple(self._opened([asked_message(role, text, images, videos)], self._turns))
             options = _options(thinking, thinking_budget, max_tokens, schema)
             return self._start(started, self._turns, question, options)
 
@@ -141,7 +143,7 @@ class Chat(Answering):
         with self._entry:
             self._end_running()
             started = time.perf_counter()
-            said, begun = split_begun([self._open(message) for message in messages])
+            said, begun = split_begun(self._opened(messages))
             turns, question = split_turns(said)
             options = _options(thinking, thinking_budget, max_tokens, schema)
             return self._start(started, turns, question, options, begun)
@@ -220,10 +222,21 @@ class Chat(Answering):
         chat._turns = saved.turns
         return chat
 
-    def _open(self, message: ChatMessage) -> ChatMessage:
+    def _opened(self, messages: Sequence[ChatMessage], turns: Iterable[ChatTurn] = ()) -> list[ChatMessage]:
+        """The messages with their images and videos opened, which share the context with those of `turns`.
+
+        Interrupted where a stop is asked for while a video is read.
+        """
+        self._stop_asked = False
         files, context_size = self.model.files, self._sequence.engine.context_size
-        video_processor = files.video_processor if message.has_videos else None
-        return message.opened(files.image_processor, context_size, video_processor)
+        room = context_size - sum(one.num_tokens for turn in turns for one in turn.media)
+        on_frame, opened = partial(Pauses(self._should_stop).reach, "frames"), list[ChatMessage]()
+        for message in messages:
+            video_processor = files.video_processor if message.has_videos else None
+            one = message.opened(files.image_processor, context_size, video_processor, room, on_frame)
+            room -= sum(media.num_tokens for media in one.media)
+            opened.append(one)
+        return opened
 
     def _start(
         self,

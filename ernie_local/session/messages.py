@@ -11,7 +11,7 @@ from PIL import Image
 
 from ernie_local.errors import UsageError, parameter
 from ernie_local.media.open_image import OpenedImage
-from ernie_local.media.open_video import OpenedVideo
+from ernie_local.media.open_video import OnFrame, OpenedVideo
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.session.image import ChatImage, ChatImageSource, ImagePart, open_each
 from ernie_local.session.video import ChatVideo, ChatVideoSource, VideoPart, open_chat_video
@@ -50,12 +50,13 @@ class ChatMessage:
                 f"a message comes from {', '.join(get_args(Role))}",
                 'ChatMessage("user", "What is the total?")',
             )
-        num_images = sum(not isinstance(part, str) for part in self.parts)
-        if num_images and self.role not in _ROLES_WITH_IMAGES:
+        num_videos = sum(isinstance(part, _VIDEOS) for part in self.parts)
+        num_images = sum(not isinstance(part, str) for part in self.parts) - num_videos
+        if num_images + num_videos and self.role not in _ROLES_WITH_IMAGES:
             raise UsageError(
-                f"a message from {self.role} with {num_images} images",
-                f"only messages from {' and '.join(_ROLES_WITH_IMAGES)} show images",
-                "move the images to a message from user",
+                f"a message from {self.role} with {num_images} images and {num_videos} videos",
+                f"only messages from {' and '.join(_ROLES_WITH_IMAGES)} show any",
+                "move them to a message from user",
             )
 
     @property
@@ -88,19 +89,26 @@ class ChatMessage:
         processor: ImageProcessorConfig,
         context_size: int | None = None,
         video_processor: ImageProcessorConfig | None = None,
+        most_tokens: int | None = None,
+        on_frame: OnFrame | None = None,
     ) -> ChatMessage:
         """The same with its images and videos opened, each page of a document an image.
 
         context_size and errors as of `open_chat_images` and `open_video`. video_processor: of a model, None
-        where no part is a video.
+        where no part is a video. most_tokens: that there is room for; images that have taken it leave none
+        for a video. on_frame: as of `open_video`.
         """
         sources = [part for part in self.parts if not isinstance(part, (str, *_VIDEOS))]
-        opened = iter(open_each(cast("list[ChatImageSource]", sources), processor, context_size))
-        parts: list[MessagePart] = []
+        images = open_each(cast("list[ChatImageSource]", sources), processor, context_size)
+        if most_tokens is not None:
+            most_tokens -= sum(image.num_tokens for group in images for image in group)
+        opened, parts = iter(images), list[MessagePart]()
         for part in self.parts:
             if isinstance(part, _VIDEOS):
                 assert video_processor is not None, "whoever opens videos says how"
-                parts.append(open_chat_video(part, video_processor))
+                video = open_chat_video(part, video_processor, most_tokens, on_frame)
+                most_tokens = None if most_tokens is None else most_tokens - video.num_tokens
+                parts.append(video)
             else:
                 parts.extend([part] if isinstance(part, str) else next(opened))
         return replace(self, content=tuple(parts))

@@ -1,4 +1,4 @@
-"""Opens the videos of a chat: their chosen frames stay on disk until a prompt needs patches of them."""
+"""Opens the videos of a chat: their chosen frames are stored until a prompt needs patches of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.image_size import ImageReport
-from ernie_local.media.open_video import OpenedVideo, VideoSource, open_video
+from ernie_local.media.open_video import OnFrame, OpenedVideo, VideoSource, open_video
 from ernie_local.media.patches import VideoPatches
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.tokens import Grid
@@ -86,14 +86,20 @@ class ChatVideo(KeyedMedia):
 ChatVideoSource: TypeAlias = "VideoSource | OpenedVideo | VideoPart | ChatVideo"
 
 
-def open_chat_video(source: ChatVideoSource, processor: ImageProcessorConfig) -> ChatVideo:
-    """Open a video for a chat; errors of `open_video`. processor: as of `read_video_processor`."""
+def open_chat_video(
+    source: ChatVideoSource,
+    processor: ImageProcessorConfig,
+    most_tokens: int | None = None,
+    on_frame: OnFrame | None = None,
+) -> ChatVideo:
+    """Open a video for a chat, unless it is open; arguments and errors of `open_video`."""
     if isinstance(source, ChatVideo):
         return source
     part = source if isinstance(source, VideoPart) else VideoPart(source)
     if isinstance(part.source, OpenedVideo):
         return ChatVideo(part.source)
-    return ChatVideo(open_video(part.source, processor, part.sampling))
+    opened = open_video(part.source, processor, part.sampling, most_tokens=most_tokens, on_frame=on_frame)
+    return ChatVideo(opened)
 
 
 def open_same_video(

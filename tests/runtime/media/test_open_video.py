@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -67,6 +70,71 @@ def test_frames_are_those_of_their_numbers(clip: Path, indices: Sequence[int]) -
 def test_containers(tmp_path: Path, suffix: str, codec: str) -> None:
     path = write_video(tmp_path / f"clip.{suffix}", 40, codec=codec, gop=10)
     assert_right_frames(frames_of(path, [0, 13, 39]), [0, 13, 39])
+
+
+def test_bytes_are_read_as_a_file_is_and_leave_nothing_on_disk(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = VideoSampling(frames=6)
+    of_file = open_video(clip, SMALL, sampling).store
+    monkeypatch.setattr(tempfile, "TemporaryFile", None)
+    store = open_video(clip.read_bytes(), SMALL, sampling).store
+    assert store.digest == of_file.digest
+    assert [store.read(index).tobytes() for index in range(6)] == [
+        of_file.read(index).tobytes() for index in range(6)
+    ]
+    pairs = zip(store.patches(SMALL).pieces, of_file.patches(SMALL).pieces, strict=True)
+    assert all(torch.equal(one.pixel_values, other.pixel_values) for one, other in pairs)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "ts", "gif"])
+def test_bytes_that_are_damaged_at_random_are_read_or_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    sound = (write_animation(path, [100] * 9) if suffix == "gif" else write_video(path, 40)).read_bytes()
+    random, num_read = np.random.default_rng(11), 0
+    for attempt in range(60):
+        data = bytearray(sound[: random.integers(1, len(sound))] if attempt % 3 == 0 else sound)
+        for place in random.integers(0, len(data), random.integers(1, 30)):
+            data[place] = random.integers(256)
+        with suppress(ErnieLocalError):
+            num_read += len(open_video(bytes(data), SMALL, VideoSampling(fps=7, min_frames=1)).report.frames)
+    assert num_read
+
+
+def test_a_jump_that_fails_costs_no_frame(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewind, asked = VideoFile._rewind, list[int]()
+
+    class Stubborn:
+        def __init__(self, container: Any) -> None:
+            self._container = container
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._container, name)
+
+        def seek(self, target: int, **_: object) -> None:
+            asked.append(target)
+            raise av.error.PermissionError(1, "not permitted")
+
+    def rewind_stubbornly(self: VideoFile) -> None:
+        rewind(self)
+        self._container = Stubborn(self._container)
+
+    monkeypatch.setattr(VideoFile, "_rewind", rewind_stubbornly)
+    opened = open_video(clip, SMALL, VideoSampling(frames=3))
+    assert asked
+    assert (opened.report.frames, opened.report.notes) == ((0, 33, 66), ())
+
+
+def test_a_title_in_no_known_alphabet_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mkv"
+    with av.open(path, "w") as container:
+        container.metadata["title"] = "Marker"
+        stream: Any = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), dtype=np.uint8), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    data = path.read_bytes().replace(b"Marker", b"M\xe4rk\xe4r")
+    assert open_video(data, SMALL).report.frames == (0,)
 
 
 def test_the_frames_between_are_not_decoded(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_a_part_is_chosen_from_as_a_video_of_its_own() -> None:
         ({"frames": 181}, "frames is 181, 1 to 180"),
         ({"frames": 0}, "frames is 0"),
         ({"start": 5.0, "end": 5.0}, "from 5 s to 5 s"),
-        ({"start": -1.0}, "start is -1.0, 0 and more"),
+        ({"start": -1.0}, "start is -1.0, 0 to 1e"),
         ({"end": math.inf}, "end is inf"),
         ({"start": math.nan}, "start is nan"),
         ({"min_frames": 20, "max_frames": 10}, "20 to 10 frames"),

@@ -134,7 +134,7 @@ def test_conversations_without_a_question_are_refused(
 
 
 def test_only_users_and_tools_show_images(image: Path) -> None:
-    with pytest.raises(UsageError, match="assistant with 1 images"):
+    with pytest.raises(UsageError, match="assistant with 1 images and 0 videos"):
         ChatMessage("assistant", [image])
 
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from ernie_local import ChatMessage, VideoPart
-from ernie_local.errors import DoesNotFit, InputUnreadable, UsageError
+from ernie_local.errors import DoesNotFit, InputUnreadable, Interrupted, UsageError
+from ernie_local.media.frame_store import FrameStore
 from ernie_local.media.open_video import open_video
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.session import Chat, open_chat_video, sheet_path, write_sheet
@@ -151,7 +152,39 @@ def test_frames_that_fill_the_disk_are_refused(clip: Path, monkeypatch: pytest.M
         open_video(clip, SMALL)
 
 
+def test_videos_of_a_conversation_share_the_context(chat: Talk, clip: Path) -> None:
+    """The second is refused before a frame of it is decoded, with what is left."""
+    context = chat.engine.context_size
+    chat.chat.model.files.video_processor = ImageProcessorConfig(min_pixels=28 * 28 * 100)
+    first = open_chat_video(VideoPart(clip, frames=2), chat.chat.model.files.video_processor)
+    num_frames = 2 * (context // first.num_tokens)
+    room = context - first.num_tokens
+    words = f"{num_frames} frames take {num_frames // 2 * first.num_tokens} tokens, .* room for {room}"
+    parts: list[Any] = [VideoPart(clip, frames=2), VideoPart(clip.read_bytes(), frames=num_frames), "Both?"]
+    with pytest.raises(DoesNotFit, match=words):
+        chat.chat.send([ChatMessage("user", parts)])
+    with pytest.raises(DoesNotFit, match=words):
+        chat.chat.send([ChatMessage("user", parts[:1]), ChatMessage("user", parts[1:])])
+    chat.ask("One?", "x", videos=parts[0])
+    with pytest.raises(DoesNotFit, match=words):
+        chat.chat.ask("Two?", videos=parts[1])
+
+
+def test_a_stop_ends_the_reading_of_a_video(chat: Talk, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = FrameStore.write
+
+    def stopping(self: FrameStore, index: int, frame: Image.Image) -> None:
+        write(self, index, frame)
+        chat.chat.stop()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FrameStore, "write", stopping)
+        with pytest.raises(Interrupted, match="after 1 of 4 frames"):
+            chat.chat.ask("What?", videos=VideoPart(clip, frames=4))
+    assert chat.ask("What?", "This.", videos=VideoPart(clip, frames=4)).finish_reason == "stop"
+
+
 @pytest.mark.parametrize("role", ["system", "assistant"])
 def test_only_users_and_tools_show_videos(clip: Path, role: str) -> None:
-    with pytest.raises(UsageError, match="with 1 images"):
+    with pytest.raises(UsageError, match="with 0 images and 1 videos"):
         ChatMessage(role, [VideoPart(clip)])  # type: ignore[arg-type]
